@@ -1,0 +1,413 @@
+"""What an experiment is: every field, its default, its range and what it means.
+
+One frozen object holds the whole experiment. It is read from TOML (`load`), changed by dotted
+overrides (`--set train.num_epochs=20`), refused as a whole when any key is unknown or any value
+out of range, and hashed (`Experiment.fingerprint`) to tell one run from another. This module
+imports neither torch nor Ray, so that `--help` and a refused config answer at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from krscale.errors import UserError, nearest
+
+StrictInt = Annotated[int, Field(strict=True)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+
+
+def parse_capacity(text: str) -> float:
+    """Return the share a capacity names: `"1/16"` is 0.0625.
+
+    Raises:
+        ValueError: If the text is not a number or fraction in (0, 1].
+    """
+    try:
+        share = float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{text!r} is not a fraction such as '1/16' or '0.05'") from None
+    if not 0.0 < share <= 1.0:
+        raise ValueError(f"a capacity lies in (0, 1], a share of the teacher's parameters: {text}")
+    return share
+
+
+class Section(BaseModel):
+    """A table of the experiment file: immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+    )
+
+
+class DataConfig(Section):
+    """Which images, and how they are cut into train, validation and test."""
+
+    source: str = "digits"
+    """A registered source: `digits` (embedded), or one that reads `path`."""
+    path: str = ""
+    """File or folder that the source reads; empty for embedded sources."""
+    seed: StrictInt = 0
+    """Seed of the split into train, validation and test."""
+    val_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2
+    """Share of the non-test images kept for validation; every selection uses it."""
+    test_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.25
+    """Share of all images kept for test, where the source has no test split of its own."""
+
+
+class ViewsConfig(Section):
+    """Seeded augmentation: the same (seed, sample, view) gives the same pixels everywhere."""
+
+    seed: StrictInt = 0
+    """Seed of every random draw of the views."""
+    num_views: Count = 4
+    """Distinct views of a sample; epoch e trains on view `e mod num_views`."""
+    crop_padding: Annotated[int, Field(strict=True, ge=0)] = 0
+    """Pixels of zero padding before a random crop back to the image's size."""
+    shift: Annotated[int, Field(strict=True, ge=0)] = 1
+    """Largest shift in pixels, borders repeated."""
+    flip: bool = False
+    """Mirror half of the views left to right."""
+    cutout: Annotated[int, Field(strict=True, ge=0)] = 0
+    """Side in pixels of a square set to zero; 0 for none."""
+    jitter: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Strength of brightness, contrast and saturation changes; needs RGB images."""
+
+
+class ModelConfig(Section):
+    """A network: a name of the zoo or `package.module:callable`, and its arguments."""
+
+    model: str = "resnet"
+    """A zoo name, or `package.module:callable` taking (num_classes, in_channels, width)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further keyword arguments of the model, e.g. `{num_blocks = 2}`."""
+    taps: tuple[str, ...] = ()
+    """Module paths whose outputs are taps, in depth order; empty takes the model's own."""
+
+
+class TeacherConfig(ModelConfig):
+    """The teacher: loaded from `weights`, or trained once and kept."""
+
+    options: dict[str, Any] = Field(default_factory=lambda: {"num_blocks": 2})
+    """Further keyword arguments of the model, e.g. `{num_blocks = 2}`."""
+    width: Count = 32
+    """The capacity dial of the teacher."""
+    weights: str = ""
+    """A state dict (`.safetensors`, or `.pt` without code); empty trains the teacher here."""
+    num_epochs: Count = 30
+    """Epochs of the teacher's own training."""
+    learning_rate: Positive = 0.1
+    """Peak learning rate of the teacher's own training (SGD, cosine)."""
+    weight_decay: Weight = 5e-4
+    """Weight decay of the teacher's own training."""
+    seed: StrictInt = 0
+    """Seed of the teacher's initialisation and sample order."""
+
+
+class StudentConfig(ModelConfig):
+    """The student's architecture; its size is a rung of the ladder."""
+
+    options: dict[str, Any] = Field(default_factory=lambda: {"num_blocks": 1})
+    """Further keyword arguments of the model, e.g. `{num_blocks = 1}`."""
+
+
+class StoreConfig(Section):
+    """The teacher's knowledge on disk."""
+
+    temperature: Positive = 4.0
+    """Temperature at which probabilities are stored; others are derived from it."""
+    top_k: Annotated[int, Field(strict=True, ge=0)] = 0
+    """Classes kept per tap and view; 0 chooses the smallest that meets `max_error`."""
+    max_error: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
+    """Largest mean total variation that truncation to the top k may cost, when `top_k` is 0."""
+    shard_rows: Count = 8192
+    """Samples in one shard file."""
+
+
+class LadderConfig(Section):
+    """The ladder of student capacities."""
+
+    capacities: tuple[str, ...] = ("1/256", "1/64", "1/16", "1/4")
+    """Student sizes as shares of the teacher's parameters, e.g. `"1/16"` or `"0.05"`."""
+
+    @field_validator("capacities")
+    @classmethod
+    def _shares(cls, capacities: tuple[str, ...]) -> tuple[str, ...]:
+        if not capacities:
+            raise ValueError("at least one capacity is needed")
+        if len({parse_capacity(c) for c in capacities}) != len(capacities):
+            raise ValueError(f"a capacity appears twice in {list(capacities)}")
+        return capacities
+
+
+class TrainConfig(Section):
+    """How one student is trained; a search may vary any of these per rung."""
+
+    num_epochs: Count = 16
+    """Epochs of a full training."""
+    global_batch_size: Count = 64
+    """Samples of one optimiser step, over all workers together."""
+    learning_rate: Positive = 0.1
+    """Peak learning rate (SGD with Nesterov momentum, linear warm-up, cosine decay)."""
+    momentum: Share = 0.9
+    """Momentum of SGD."""
+    weight_decay: Weight = 5e-4
+    """Weight decay, not applied to norms and biases."""
+    warmup_epochs: Annotated[float, Field(ge=0.0)] = 1.0
+    """Epochs of linear warm-up."""
+    seed: StrictInt = 0
+    """Seed of the student's initialisation and sample order."""
+    num_workers: Count = 1
+    """Workers that share one training; 2 or more run under Ray Train."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where students train; `auto` takes a GPU when the worker has one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16` trains under autocast; losses are always computed in fp32."""
+    compile: bool = False
+    """Compile the student with torch.compile."""
+    channels_last: bool = False
+    """Keep images and weights in channels-last memory order."""
+
+
+class DistillConfig(Section):
+    """What the student learns from: the method, its weights, and KR's own settings."""
+
+    method: str = "kr"
+    """A registered method."""
+    capacity: str = "1/16"
+    """Size of the student that `krscale distill` trains, as a share of the teacher's parameters."""
+    ce_weight: Weight = 0.5
+    """Weight of the cross-entropy with the labels."""
+    temperature: Positive = 4.0
+    """Temperature of teacher and student distributions."""
+    kd_weight: Weight = 0.9
+    """Weight of the KD term (used by methods that have it)."""
+    kr_weight: Weight = 2.0
+    """Weight of the KR term."""
+    granularity: StrictInt | Literal["network", "stage", "layer"] = "stage"
+    """Groups of taps: a number from 1 (the whole network) to the number of taps, or a level."""
+    sparsity: Share = 0.5
+    """Share of each sign's gap that the recoding penalty drops; 0 is ordinary distillation."""
+    auxiliary_weight: Weight = 0.5
+    """Factor of every group but the deepest."""
+    mixing: Literal["arithmetic", "geometric"] = "arithmetic"
+    """How the taps of a group are averaged: probabilities, or log-probabilities."""
+    parameter_weight: Weight = 0.0
+    """Weight of the data-free source: the distribution of the weights themselves."""
+
+    @field_validator("capacity")
+    @classmethod
+    def _share(cls, capacity: str) -> str:
+        parse_capacity(capacity)
+        return capacity
+
+    @field_validator("granularity")
+    @classmethod
+    def _positive(cls, granularity: int | str) -> int | str:
+        if isinstance(granularity, int) and granularity < 1:
+            raise ValueError("a granularity is at least 1, or one of network, stage, layer")
+        return granularity
+
+
+class SearchConfig(Section):
+    """The search: one study per (method, rung), all with the same budget."""
+
+    space: str = "kr"
+    """A space shipped in `search_spaces/` (by name) or the path of a TOML file."""
+    methods: tuple[str, ...] = ("plain", "kd", "kr")
+    """Methods that are tuned and compared, each with the same number of trials."""
+    trials_per_rung: Count = 8
+    """Trials of every method at every rung."""
+    num_final_seeds: Count = 3
+    """Fresh seeds with which each winner is trained again; only these are tested."""
+    sampler: Literal["tpe", "random"] = "tpe"
+    """Optuna sampler of every study."""
+    early_stopping: Literal["asha", "none"] = "asha"
+    """Early stopping within a rung; trials of different rungs are never compared."""
+    grace_epochs: Count = 4
+    """Epochs that every trial gets before it may be stopped."""
+    reduction_factor: Annotated[int, Field(strict=True, ge=2)] = 3
+    """ASHA keeps one trial in this many at each of its milestones."""
+    max_failures: Count = 16
+    """Failed trials after which the search gives up."""
+    cpus_per_trial: Positive = 1.0
+    """CPU cores reserved for a trial; its threads are set to the same number."""
+    gpus_per_trial: Weight = 0.0
+    """GPUs reserved for a trial; fractions pack several trials on one."""
+    seed: StrictInt = 0
+    """Seed of the samplers."""
+
+
+class TrackingConfig(Section):
+    """Where runs are recorded."""
+
+    uri: str = ""
+    """An MLflow tracking URI; empty uses a SQLite file beside the runs."""
+    experiment: str = "krscale"
+    """Name of the MLflow experiment."""
+    enabled: bool = True
+    """False records nothing in MLflow; the run folder is complete without it."""
+
+
+class ClusterConfig(Section):
+    """The Ray cluster."""
+
+    address: str = ""
+    """`local` starts a private Ray; empty follows Ray's own rule (`RAY_ADDRESS`, else start)."""
+    num_cpus: Annotated[int, Field(strict=True, ge=0)] = 0
+    """Cores of a Ray started here; 0 lets Ray count them."""
+    wait_seconds: Positive = 60.0
+    """How long to wait for the workers that were asked for before giving up."""
+
+
+def _default_storage() -> str:
+    return os.environ.get("KRSCALE_STORAGE_PATH", "runs")
+
+
+class Experiment(Section):
+    """Everything that determines a run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "digits"
+    """Name of the run; its folder is `storage_path/name`."""
+    storage_path: str = Field(default_factory=_default_storage)
+    """Folder of all runs, data, teachers and stores; default `$KRSCALE_STORAGE_PATH` or `runs`."""
+    data: DataConfig = DataConfig()
+    views: ViewsConfig = ViewsConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    student: StudentConfig = StudentConfig()
+    store: StoreConfig = StoreConfig()
+    ladder: LadderConfig = LadderConfig()
+    train: TrainConfig = TrainConfig()
+    distill: DistillConfig = DistillConfig()
+    search: SearchConfig = SearchConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def run_path(self) -> Path:
+        """Absolute folder of this run."""
+        return Path(self.storage_path).expanduser().resolve() / self.name
+
+    @property
+    def cache_path(self) -> Path:
+        """Absolute folder of what runs share: data, teachers and stores, each by fingerprint."""
+        return Path(self.storage_path).expanduser().resolve() / "cache"
+
+    def fingerprint(self) -> str:
+        """Hash of every field that changes results; not of where they are kept or how shown."""
+        content = self.model_dump(mode="json", exclude={"storage_path", "tracking", "cluster"})
+        return fingerprint(content)
+
+
+def fingerprint(content: Any) -> str:
+    """Return 16 hexadecimal digits that identify JSON-serialisable content."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment from TOML and apply `key.path=value` overrides.
+
+    Args:
+        path: A TOML file, or None for the embedded default (the digits experiment).
+        overrides: Assignments such as `"train.num_epochs=20"`; values are TOML, and a bare word
+            is a string.
+
+    Raises:
+        UserError: If the file cannot be read, or any key or value is refused.
+    """
+    content: dict[str, Any] = _read_toml(Path(path)) if path else {}
+    where = str(path) if path else "defaults"
+    for assignment in overrides:
+        _assign(content, assignment)
+    sources = {a.partition("=")[0].strip() for a in overrides}
+    return validate(content, where, sources)
+
+
+def validate(content: Mapping[str, Any], where: str, overridden: Iterable[str] = ()) -> Experiment:
+    """Build the experiment from plain content, or raise one `UserError` naming every mistake."""
+    try:
+        return Experiment.model_validate(content)
+    except ValidationError as error:
+        set_keys = set(overridden)
+        lines = [_explain(e, where, set_keys) for e in error.errors(include_url=False)]
+        raise UserError("\n".join(lines)) from None
+
+
+def with_values(experiment: Experiment, values: Mapping[str, Any], where: str) -> Experiment:
+    """Return a copy in which each dotted path of `values` has the given value, validated."""
+    content = experiment.model_dump(mode="python")
+    for dotted, value in values.items():
+        _put(content, dotted, value, where)
+    return validate(content, where)
+
+
+def field_paths(model: type[BaseModel] = Experiment, prefix: str = "") -> list[str]:
+    """Return every dotted path an override or a search space may name."""
+    paths: list[str] = []
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            paths += field_paths(annotation, f"{prefix}{name}.")
+        else:
+            paths.append(f"{prefix}{name}")
+    return paths
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        siblings = [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
+        guess = nearest(path.name, siblings)
+        hint = f" Did you mean {path.parent / guess}?" if guess else ""
+        raise UserError(f"{path}: no such file.{hint}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: not a readable TOML file: {error}") from None
+
+
+def _assign(content: dict[str, Any], assignment: str) -> None:
+    dotted, separator, text = assignment.partition("=")
+    if not separator or not dotted.strip():
+        raise UserError(f"--set {assignment}: expected key.path=value, e.g. train.num_epochs=20.")
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    _put(content, dotted.strip(), value, f"--set {assignment}")
+
+
+def _put(content: dict[str, Any], dotted: str, value: Any, where: str) -> None:
+    *parents, leaf = dotted.split(".")
+    table = content
+    for name in parents:
+        child = table.setdefault(name, {})
+        if not isinstance(child, dict):
+            raise UserError(f"{where}: {name!r} is a value, not a table of fields.")
+        table = child
+    table[leaf] = value
+
+
+def _explain(error: Any, where: str, overridden: set[str]) -> str:
+    """One line for one pydantic error: place, what is allowed, what was given, nearest name."""
+    location = [str(part) for part in error["loc"]]
+    dotted = ".".join(location)
+    flag = next((key for key in overridden if dotted == key or dotted.startswith(f"{key}.")), None)
+    place = f"--set {flag}" if flag else f"{where}: {dotted}"
+    if error["type"] == "extra_forbidden":
+        guess = nearest(dotted, field_paths()) or nearest(location[-1], Experiment.model_fields)
+        hint = f" Did you mean {guess!r}?" if guess else ""
+        return f"{place}: unknown key {dotted!r}.{hint} Run with --dry-run to see every key."
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{place}: {message[0].lower()}{message[1:]} (got {error['input']!r})."

@@ -1,0 +1,49 @@
+"""Errors that a user can act on, worded in one way everywhere.
+
+Every error says what was wrong, where, what is allowed, and the nearest valid name. The doors
+(`krscale.tune`, `krscale.distill`, ...) print a `UserError` as one line and exit with code 2;
+anything else is a defect of krscale and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class KrscaleError(Exception):
+    """Base of every error krscale raises on purpose."""
+
+
+class UserError(KrscaleError):
+    """Input that krscale cannot accept: a wrong key, value, file or combination."""
+
+
+class NonFiniteError(KrscaleError):
+    """A loss term became NaN or infinite; the message names the term and the step."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str | None:
+    """Return the member of `allowed` closest to `name`, or None when nothing resembles it."""
+    matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+def unknown_name(kind: str, name: str, allowed: Iterable[str], where: str = "") -> UserError:
+    """Build the error for a name that is not among the allowed ones.
+
+    Args:
+        kind: What the name stands for, in the singular: `"method"`, `"tap"`, `"key"`.
+        name: What the user wrote.
+        allowed: Every valid name.
+        where: The file and key the name came from, e.g. `"jobs/digits.toml: search.methods"`.
+
+    Returns:
+        The error, ready to be raised.
+    """
+    names = sorted(allowed)
+    guess = nearest(name, names)
+    hint = f" Did you mean {guess!r}?" if guess else ""
+    prefix = f"{where}: " if where else ""
+    listed = ", ".join(names[:30]) + (", ..." if len(names) > 30 else "")
+    return UserError(f"{prefix}unknown {kind} {name!r}.{hint} Allowed: {listed}.")

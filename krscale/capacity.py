@@ -1,0 +1,110 @@
+"""How large a network is: parameters, FLOPs, bytes, latency; and the width for a given size."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils import benchmark
+from torch.utils.flop_counter import FlopCounterMode
+
+from krscale.errors import UserError
+
+MAX_WIDTH = 1 << 16
+"""Widths beyond this are not tried: no network of the zoo is that large."""
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Return the number of parameters; shared ones count once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def num_bytes(model: nn.Module) -> int:
+    """Return the bytes of parameters and buffers in the precision they have; shared ones once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def count_flops(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
+    """Return the floating-point operations of one forward pass over one image.
+
+    A multiply-add counts as 2 FLOPs (papers that say "FLOPs" often count it as 1). Convolutions,
+    matrix products and attention count; norms, activations and pooling do not. Nothing is
+    computed: a copy of the network runs on the meta device.
+
+    Args:
+        model: The network; left as it is.
+        input_shape: `(C, H, W)` of one image.
+    """
+    shapes_only = copy.deepcopy(model).to("meta").eval()
+    image = torch.empty(1, *input_shape, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        shapes_only(image)
+    return int(counter.get_total_flops())
+
+
+def latency_ms(model: nn.Module, input_shape: tuple[int, int, int], num_threads: int = 1) -> float:
+    """Return the median milliseconds of one forward pass over one image.
+
+    Measured in inference mode on the device the network is on; meaningful only beside figures
+    taken on the same, otherwise idle machine.
+
+    Args:
+        model: The network; its train or eval mode is restored.
+        input_shape: `(C, H, W)` of one image.
+        num_threads: Threads torch may use meanwhile.
+    """
+    parameter = next(model.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    image = torch.zeros(1, *input_shape, device=device)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            timer = benchmark.Timer(
+                "model(image)", globals={"model": model, "image": image}, num_threads=num_threads
+            )
+            timer.timeit(3)  # the first passes allocate and choose kernels
+            return float(timer.blocked_autorange(min_run_time=0.2).median) * 1e3
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def find_width(build: Callable[[int], nn.Module], target: float) -> int:
+    """Return the width whose number of parameters is nearest to `target` on a log scale.
+
+    Networks are built on the meta device, so trying large ones costs neither memory nor time.
+
+    Args:
+        build: Width to network; its number of parameters must not fall as the width grows.
+        target: Wanted number of parameters. A target below the smallest network gives width 1:
+            compare `num_parameters` with the target where the distance matters.
+
+    Raises:
+        UserError: If the target is not positive, or no width up to `MAX_WIDTH` reaches it.
+    """
+    if not target > 0 or not math.isfinite(target):
+        raise UserError(f"The wanted number of parameters must be positive (got {target}).")
+
+    def size(width: int) -> int:
+        with torch.device("meta"):
+            return num_parameters(build(width))
+
+    low, high = 0, 1  # size(low) < target <= size(high), once the first loop has ended
+    while size(high) < target:
+        low, high = high, high * 2
+        if high > MAX_WIDTH:
+            raise UserError(
+                f"No width up to {MAX_WIDTH} gives {target:,.0f} parameters; width 1 has "
+                f"{size(1):,} and width {low} has {size(low):,}. Does the network use its width?"
+            )
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if size(middle) < target else (low, middle)
+    if low == 0:
+        return high
+    return low if target / size(low) <= size(high) / target else high

@@ -1,0 +1,39 @@
+"""The non-dominated front: what is worth keeping when several goals compete."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def pareto_front(points: Sequence[tuple[float, ...]], maximise: Sequence[bool]) -> list[int]:
+    """Return the indices, in ascending order, of the points that no other point dominates.
+
+    A point dominates another when it is at least as good in every goal and better in one; equal
+    points do not dominate each other, so all of them stay.
+
+    Args:
+        points: One tuple of values for each candidate, one value for each goal.
+        maximise: For each goal whether more is better.
+
+    Raises:
+        ValueError: If a point has another number of values than there are goals, or holds NaN.
+    """
+    for point in points:
+        if len(point) != len(maximise) or any(math.isnan(value) for value in point):
+            raise ValueError(f"{len(maximise)} goals need as many comparable values: {point}")
+    costs = [
+        tuple(-value if more else value for value, more in zip(point, maximise, strict=True))
+        for point in points
+    ]
+    front: list[int] = []
+    # Whatever dominates a point precedes it in lexicographic order, and whatever is dominated by
+    # a discarded point is dominated by the point that discarded it: the front so far suffices.
+    for index in sorted(range(len(costs)), key=costs.__getitem__):
+        if not any(_dominates(costs[kept], costs[index]) for kept in front):
+            front.append(index)
+    return sorted(front)
+
+
+def _dominates(better: tuple[float, ...], worse: tuple[float, ...]) -> bool:
+    return better != worse and all(b <= w for b, w in zip(better, worse, strict=True))

@@ -1,0 +1,261 @@
+"""Checkpoints of a run, and weights that travel: checksummed, atomic, free of code.
+
+A checkpoint is a folder, because that is what Ray Train carries: `state.pt`, which holds tensors
+and plain values only, and `manifest.json` with its SHA-256. Weights that leave a run are one
+`.safetensors` file. Nothing is ever unpickled: `.pt` files are read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from krscale.errors import UserError, nearest
+from krscale.files import new_folder, sha256, write_atomic, write_json
+
+STATE = "state.pt"
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+# One key, because safetensors writes several keys in no fixed order: equal weights and metadata
+# then give equal bytes, and a file of another program is not mistaken for one of ours.
+_METADATA_KEY = "krscale"
+_SUFFIXES = (".safetensors", ".pt", ".pth")
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.")
+_LISTED = 8
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write `state` as the checkpoint folder `path`, replacing an older one atomically.
+
+    Args:
+        path: Folder of the checkpoint.
+        state: Tensors, numbers, strings and None in dicts, lists and tuples.
+
+    Raises:
+        TypeError: If `state` holds anything else; it could not be read again without pickle.
+    """
+    _refuse_objects(state, "state")
+    with new_folder(path) as folder:
+        torch.save(dict(state), folder / STATE)
+        write_json(folder / MANIFEST, {"format": FORMAT, "files": {STATE: sha256(folder / STATE)}})
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint folder, its tensors on `device`, after comparing its checksum.
+
+    Raises:
+        UserError: If the folder, a file or its content is missing or broken; names the file.
+    """
+    manifest = _read_manifest(path)
+    for name, expected in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise UserError(f"{file}: missing, though the checkpoint's {MANIFEST} lists it.")
+        found = sha256(file)
+        if found != expected:
+            raise UserError(
+                f"{file}: broken: its SHA-256 is {found[:16]}..., {MANIFEST} has "
+                f"{expected[:16]}.... Use an older checkpoint, or delete this one to start anew."
+            )
+    state: dict[str, Any] = torch.load(path / STATE, map_location=device, weights_only=True)
+    return state
+
+
+def save_weights(
+    path: Path,
+    weights: nn.Module | Mapping[str, Tensor],
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write weights as safetensors, atomically; equal content gives equal bytes.
+
+    Args:
+        path: The file, ending in `.safetensors`.
+        weights: A module, or its state dict.
+        metadata: JSON-serialisable facts kept in the file's header.
+    """
+    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    # Cloned, because tied weights share storage, which safetensors refuses to write.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in state.items()
+    }
+    header = {_METADATA_KEY: json.dumps(dict(metadata or {}), sort_keys=True, allow_nan=False)}
+    write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata of a `.safetensors` file; empty when krscale did not write it.
+
+    Raises:
+        UserError: If the file cannot be read.
+    """
+    _check_exists(path, "")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file: {error}") from None
+    metadata: dict[str, Any] = json.loads(header.get(_METADATA_KEY, "{}"))
+    return metadata
+
+
+def read_weights(path: Path, where: str = "") -> dict[str, Tensor]:
+    """Read a state dict from `.safetensors`, `.pt` or `.pth`, on the CPU, running no code.
+
+    The prefixes that DDP and torch.compile put before every key, and the dictionary that training
+    scripts wrap around a state dict, are taken off.
+
+    Args:
+        path: The file.
+        where: The config key that named the file, for the error.
+
+    Raises:
+        UserError: If the file is missing, unreadable, holds code or is not a state dict.
+    """
+    prefix = f"{where}: " if where else ""
+    _check_exists(path, prefix)
+    if path.suffix not in _SUFFIXES:
+        raise UserError(
+            f"{prefix}{path}: unknown suffix {path.suffix!r}. Allowed: {', '.join(_SUFFIXES)}."
+        )
+    if path.suffix == ".safetensors":
+        try:
+            content: Any = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{prefix}{path}: not a readable safetensors file: {error}") from None
+    else:
+        content = _read_pickle(path, prefix)
+    return _unwrap(content, f"{prefix}{path}")
+
+
+def load_weights(path: Path, model: nn.Module, where: str = "") -> None:
+    """Load the weights of a file into `model`; every key and shape must match.
+
+    Args:
+        path: A file `read_weights` accepts.
+        model: Receives the weights, on its own device and in its own dtype.
+        where: The config key that named the file, for the error.
+
+    Raises:
+        UserError: As `read_weights`, or if keys or shapes differ: names them, with both shapes.
+    """
+    state = read_weights(path, where)
+    problems = _differences(state, model.state_dict())
+    if problems:
+        prefix = f"{where}: " if where else ""
+        raise UserError(
+            f"{prefix}{path} does not fit {type(model).__name__}:\n  " + "\n  ".join(problems)
+        )
+    model.load_state_dict(state)
+
+
+def _refuse_objects(value: Any, place: str) -> None:
+    """Raise for anything that `torch.load(weights_only=True)` would not read back."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _refuse_objects(item, f"{place}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            _refuse_objects(item, f"{place}[{number}]")
+    elif value is not None and type(value) not in (bool, int, float, str, Tensor, nn.Parameter):
+        raise TypeError(f"{place}: a checkpoint cannot hold a {type(value).__name__}")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file = path / MANIFEST
+    if not file.is_file():
+        raise UserError(f"{path}: not a checkpoint: it has no {MANIFEST}.")
+    try:
+        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        found, files = manifest["format"], manifest["files"]
+        _ = files[STATE]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{file}: broken: not the manifest of a checkpoint.") from None
+    if found != FORMAT:
+        raise UserError(f"{file}: format {found}; this version of krscale reads format {FORMAT}.")
+    return manifest
+
+
+def _check_exists(path: Path, prefix: str) -> None:
+    if path.is_file():
+        return
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    guess = nearest(path.name, siblings)
+    hint = f" Did you mean {path.parent / guess}?" if guess else ""
+    raise UserError(f"{prefix}{path}: no such file.{hint}")
+
+
+def _read_pickle(path: Path, prefix: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            # A newer pickle protocol warns that it may fail; whether it does is known in a moment.
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{prefix}{path}: holds more than tensors (code, or objects of other packages), or is "
+            "not a PyTorch file. Save the weights alone: torch.save(model.state_dict(), path)."
+        ) from None
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{prefix}{path}: not a readable PyTorch file: {reason}") from error
+
+
+def _unwrap(content: Any, place: str) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        raise UserError(f"{place}: not a state dict but a {type(content).__name__}.")
+    wrapper = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+    state = dict(content if wrapper is None else content[wrapper])
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise UserError(
+                f"{place}: not a state dict: {key!r} holds a {type(value).__name__}. "
+                f"A state dict may stand by itself or under {', '.join(_WRAPPERS)}."
+            )
+    if not state:
+        raise UserError(f"{place}: an empty state dict.")
+    for prefix in _PREFIXES:
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """One line for each kind of mismatch between a file's keys and a model's."""
+    shapes = [
+        f"{key} has shape {list(state[key].shape)}, the model {list(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
+    ]
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    problems = _shorten(shapes)
+    if missing:
+        problems.append("missing: " + ", ".join(_shorten(_with_guess(missing, unexpected))))
+    if unexpected:
+        problems.append("unexpected: " + ", ".join(_shorten(_with_guess(unexpected, missing))))
+    return problems
+
+
+def _with_guess(keys: Iterable[str], others: list[str]) -> list[str]:
+    # Looking for the nearest name takes long in a big file, and only the first keys are shown.
+    named = list(keys)
+    guesses = [nearest(key, others) for key in named[:_LISTED]]
+    hints = [f"{k} (nearest: {g})" if g else k for k, g in zip(named, guesses, strict=False)]
+    return hints + named[_LISTED:]
+
+
+def _shorten(lines: list[str]) -> list[str]:
+    rest = len(lines) - _LISTED
+    return lines[:_LISTED] + ([f"... and {rest} more"] if rest > 0 else [])

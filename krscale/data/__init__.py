@@ -1,1 +1,7 @@
-"""."""
+"""Images: where they come from, how they are kept, and how they are varied."""
+
+from krscale.data.arrow import Split
+from krscale.data.dataset import SPLITS, Dataset, open_data, prepare_data
+from krscale.data.sources import SOURCES, SourceData
+
+__all__ = ["SOURCES", "SPLITS", "Dataset", "SourceData", "Split", "open_data", "prepare_data"]

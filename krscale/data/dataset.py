@@ -1,0 +1,181 @@
+"""A data set on disk: built once, named by its fingerprint, memory-mapped by everyone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from filelock import FileLock
+
+from krscale.config import DataConfig, fingerprint
+from krscale.data.arrow import Split, read_split, write_split
+from krscale.data.sources import Report, Source, SplitName, open_source
+from krscale.data.splitting import channel_statistics, check_source, cut_splits
+from krscale.errors import UserError, unknown_name
+from krscale.files import new_folder, sha256, write_json
+
+FORMAT = 1
+"""Version of the files below; a change of it, or of how images are cut, builds data anew."""
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set on disk.
+
+    Attributes:
+        path: Its folder.
+        fingerprint: Hash of what determines images and splits.
+        source: Name of the source.
+        classes: Name of each class; a label is an index into them.
+        image_shape: `(C, H, W)` of every image.
+        mean: Mean of each channel over the training images, pixels in 0..1.
+        std: Standard deviation of each channel, likewise.
+        num_samples: Images of each split.
+        sha256: Hash of the file of each split.
+    """
+
+    path: Path
+    fingerprint: str
+    source: str
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_samples: Mapping[str, int]
+    sha256: Mapping[str, str]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes `K`."""
+        return len(self.classes)
+
+    def split(self, name: SplitName) -> Split:
+        """Map a split into memory; only final evaluations may open `"test"`.
+
+        Raises:
+            UserError: If there is no such split, or its file does not hold what the manifest
+                says.
+        """
+        if name not in SPLITS:
+            raise unknown_name("split", name, SPLITS)
+        path = self.path / f"{name}.arrow"
+        split = read_split(path)
+        expected = (self.num_samples[name], *self.image_shape)
+        if split.images.shape != expected:
+            raise UserError(
+                f"{path}: holds images of shape {list(split.images.shape)}, its manifest says "
+                f"{list(expected)}. Delete {self.path}; it will be built again."
+            )
+        return split
+
+    def verify(self) -> None:
+        """Raise `UserError` when the content of a split is not what was written."""
+        for name in SPLITS:
+            path = self.path / f"{name}.arrow"
+            if not path.is_file() or sha256(path) != self.sha256[name]:
+                raise UserError(
+                    f"{path}: missing or damaged (its SHA-256 is not the manifest's). "
+                    f"Delete {self.path}; it will be built again."
+                )
+
+
+def prepare_data(config: DataConfig, cache: Path, report: Report | None = None) -> Dataset:
+    """Build the data set once under `cache`; later calls, in any process, reuse it.
+
+    Args:
+        config: Source, options and fractions of the splits.
+        cache: Folder of what runs share; data sets live in `cache/data`.
+        report: Called with the items done and all items while the source is read.
+
+    Raises:
+        UserError: If the source is unknown or refuses its options, or its images cannot be
+            learned from (see `check_source`).
+    """
+    source = open_source(config)
+    identity = _identity(config, source)
+    key = fingerprint(identity)
+    path = cache / "data" / f"{config.source}-{key}"
+    if not path.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            if not path.is_dir():
+                _build(path, config, source, identity, report or _silent)
+    return open_data(path)
+
+
+def open_data(path: Path) -> Dataset:
+    """Open the folder of a data set.
+
+    Raises:
+        UserError: If it is not a data set of this version of krscale.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise UserError(
+                f"{path}: written in format {manifest['format']}, this krscale reads {FORMAT}."
+            )
+        return _from_manifest(path, manifest)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: not a data set, or a damaged one ({type(error).__name__}: {error})."
+        ) from error
+
+
+def _identity(config: DataConfig, source: Source) -> dict[str, Any]:
+    """What determines images and splits; fractions only where they are used."""
+    identity: dict[str, Any] = {"format": FORMAT, "source": config.source}
+    identity["images"] = dict(source.identity())
+    fractions = {"test": config.test_fraction, "val": config.val_fraction}
+    cuts = {name: f for name, f in fractions.items() if name not in source.own_splits}
+    if cuts:
+        identity["cuts"] = {**cuts, "seed": config.seed}
+    return identity
+
+
+def _build(
+    path: Path, config: DataConfig, source: Source, identity: dict[str, Any], report: Report
+) -> None:
+    data = source.read(report)
+    check_source(config.source, data)
+    splits = cut_splits(data, config)
+    mean, std = channel_statistics(splits["train"])
+    with new_folder(path) as folder:
+        for name, split in splits.items():
+            write_split(folder / f"{name}.arrow", split)
+        manifest = {
+            "format": FORMAT,
+            "fingerprint": fingerprint(identity),
+            "source": config.source,
+            "identity": identity,
+            "classes": data.classes,
+            "image_shape": splits["train"].images.shape[1:],
+            "mean": mean,
+            "std": std,
+            "num_samples": {name: len(split) for name, split in splits.items()},
+            "sha256": {name: sha256(folder / f"{name}.arrow") for name in splits},
+        }
+        write_json(folder / "manifest.json", manifest)
+
+
+def _from_manifest(path: Path, manifest: Mapping[str, Any]) -> Dataset:
+    channels, height, width = manifest["image_shape"]
+    return Dataset(
+        path=path,
+        fingerprint=manifest["fingerprint"],
+        source=manifest["source"],
+        classes=tuple(manifest["classes"]),
+        image_shape=(channels, height, width),
+        mean=tuple(manifest["mean"]),
+        std=tuple(manifest["std"]),
+        num_samples=dict(manifest["num_samples"]),
+        sha256=dict(manifest["sha256"]),
+    )
+
+
+def _silent(_done: int, _all: int) -> None:
+    """Report to nobody."""

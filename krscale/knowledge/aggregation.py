@@ -1,0 +1,168 @@
+"""Aggregation: the teacher's taps gathered into groups, and what each group says.
+
+Granularity is how finely the teacher's depth is cut: one group for the whole network, one for each
+stage, or one for each tap. A group says the mean of its taps' distributions, each tap weighted by
+how much it knows of the labels.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from krscale.errors import KrscaleError, UserError, unknown_name
+
+Groups = tuple[tuple[int, int], ...]
+"""Half-open ranges of taps `(start, stop)`, contiguous and in depth order."""
+
+LEVELS = ("network", "stage", "layer")
+"""Granularities with a name: one group, the architecture's stages, every tap on its own."""
+
+MIXINGS = ("arithmetic", "geometric")
+"""Means over the taps of a group: of probabilities, or of log-probabilities."""
+
+
+def split_taps(granularity: int | str, num_taps: int, stage_ends: Sequence[int]) -> Groups:
+    """Cut `num_taps` taps into contiguous groups.
+
+    A number `G` gives groups of near-equal length: group `g` of `G` ends at tap
+    `ceil(g * num_taps / G)`, the same relative depth that `student_tap` uses.
+
+    Args:
+        granularity: The number of groups, or a level: `"network"`, `"stage"`, `"layer"`.
+        num_taps: Taps of the teacher, its classifier included.
+        stage_ends: For each stage the 1-based number of its last tap; the last is `num_taps`.
+
+    Raises:
+        UserError: If the granularity is neither in `1 .. num_taps` nor a level.
+        KrscaleError: If `stage_ends` do not rise to `num_taps`.
+    """
+    if isinstance(granularity, str):
+        if granularity not in LEVELS:
+            raise unknown_name("granularity", granularity, LEVELS)
+        if granularity == "stage":
+            return _stages(num_taps, stage_ends)
+        granularity = 1 if granularity == "network" else num_taps
+    if isinstance(granularity, bool) or not 1 <= granularity <= num_taps:
+        raise UserError(
+            f"granularity {granularity!r} is out of range: the teacher has {num_taps} taps, so 1 "
+            f"to {num_taps} is allowed, or a level: {', '.join(LEVELS)}."
+        )
+    ends = [_ceil_share(g, granularity, num_taps) for g in range(granularity + 1)]
+    return tuple(itertools.pairwise(ends))
+
+
+def student_tap(group: int, num_groups: int, num_student_taps: int) -> int:
+    """Return the student's tap at the relative depth where a group of the teacher ends.
+
+    Args:
+        group: The group, counted from 1.
+        num_groups: Groups of the teacher's taps.
+        num_student_taps: Taps of the student, its classifier included.
+
+    Returns:
+        The tap, counted from 1; `num_student_taps` is the student's classifier.
+    """
+    return _ceil_share(group, num_groups, num_student_taps)
+
+
+def tap_weights(information_gain: Tensor, groups: Groups) -> Tensor:
+    """Return the share of every tap in every group, `[G, D]`: rows sum to 1.
+
+    Within a group a tap weighs in proportion to its information gain. A group whose taps know
+    nothing is represented by its deepest tap alone.
+
+    Args:
+        information_gain: `[D]`, not negative.
+        groups: The groups of the `D` taps.
+    """
+    weights = torch.zeros(len(groups), information_gain.numel(), dtype=torch.float64)
+    gains = information_gain.detach().double().cpu()
+    for row, (start, stop) in zip(weights, groups, strict=True):
+        total = gains[start:stop].sum()
+        if total > 0:
+            row[start:stop] = gains[start:stop] / total
+        else:
+            row[stop - 1] = 1.0
+    return weights.to(torch.float32).to(information_gain.device)
+
+
+def group_weights(information_gain: Tensor, groups: Groups) -> Tensor:
+    """Return how much each group teaches, `[G]` in `[0, 1]`: its mean gain, the deepest group's 1.
+
+    Where a shallower group knows more than the deepest (an over-confident teacher can have a gain
+    of 0 at its own classifier), the scale is the largest mean gain instead, so that no weight
+    exceeds 1 and none is divided by 0; the deepest group still has 1.
+
+    Args:
+        information_gain: `[D]`, not negative.
+        groups: The groups of the `D` taps.
+    """
+    gains = information_gain.detach().double().cpu()
+    means = torch.stack([gains[start:stop].mean() for start, stop in groups])
+    weights = means / means.max() if means.max() > 0 else torch.zeros_like(means)
+    weights[-1] = 1.0
+    return weights.to(torch.float32).to(information_gain.device)
+
+
+def aggregate(
+    tap_logits: Tensor,
+    information_gain: Tensor,
+    groups: Groups,
+    temperature: float,
+    mixing: str = "arithmetic",
+) -> Tensor:
+    """Return what each group says, `[B, G, K]` probabilities in fp32.
+
+    `q_g = sum_{d in g} I_d q_d / sum_{d in g} I_d` with `q_d = softmax(tap_logits_d /
+    temperature)`.
+
+    Args:
+        tap_logits: `[B, D, K]`, up to an additive constant per tap.
+        information_gain: `[D]`, not negative.
+        groups: The groups of the `D` taps.
+        temperature: Temperature of the distributions.
+        mixing: `"arithmetic"`, or `"geometric"`: `q_g ~ exp(weighted mean of h_d / temperature)`.
+    """
+    return mix_taps(tap_logits, tap_weights(information_gain, groups), temperature, mixing)
+
+
+def mix_taps(tap_logits: Tensor, weights: Tensor, temperature: float, mixing: str) -> Tensor:
+    """Return what each group says, `[B, G, K]`, from ready `weights`: two operations a batch.
+
+    Args:
+        tap_logits: `[B, D, K]`, up to an additive constant per tap.
+        weights: `[G, D]` from `tap_weights`.
+        temperature: Temperature of the distributions.
+        mixing: `"arithmetic"` or `"geometric"`.
+
+    Raises:
+        UserError: If `mixing` is neither.
+    """
+    if mixing not in MIXINGS:
+        raise unknown_name("mixing", mixing, MIXINGS)
+    scaled = tap_logits.float() / temperature
+    if mixing == "arithmetic":
+        return torch.matmul(weights, scaled.softmax(dim=-1))
+    # Only differences between classes matter: taking the largest logit off first keeps the sum of
+    # large logits with rounded weights from losing them.
+    centred = scaled - scaled.amax(dim=-1, keepdim=True)
+    return torch.matmul(weights, centred).softmax(dim=-1)
+
+
+def _ceil_share(part: int, parts: int, whole: int) -> int:
+    """Return `ceil(part * whole / parts)` in integer arithmetic."""
+    return -(-part * whole // parts)
+
+
+def _stages(num_taps: int, stage_ends: Sequence[int]) -> Groups:
+    starts = (0, *stage_ends[:-1])
+    rising = all(start < stop for start, stop in zip(starts, stage_ends, strict=True))
+    if not stage_ends or not rising or stage_ends[-1] != num_taps:
+        raise KrscaleError(
+            f"stage_ends {tuple(stage_ends)} must rise strictly and end at the last tap, {num_taps}"
+        )
+    return tuple(zip(starts, stage_ends, strict=True))

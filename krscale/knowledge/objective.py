@@ -1,0 +1,40 @@
+"""The KR objective: the recoded cross-entropy of every group, weighted and summed."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from krscale.knowledge.recoding import recoded_terms
+
+
+def kr_loss(
+    group_logits: Tensor,
+    soft_targets: Tensor,
+    weights: Tensor,
+    temperature: float,
+    sparsity: float,
+) -> Tensor:
+    """Return `temperature^2 * sum_g weights_g * CE~(q_g, p_g)` for each sample, `[B]` fp32.
+
+    The square of the temperature keeps the gradient's size when the temperature changes.
+
+    Args:
+        group_logits: `[B, G, K]`, the student's logits for each group.
+        soft_targets: `[B, G, K]`, what each of the teacher's groups says; gets no gradient.
+        weights: `[G]`, how much each group teaches.
+        temperature: Temperature of the student's distributions, the one of `soft_targets`.
+        sparsity: Share of each sign's gap to drop at most, in `[0, 1)`.
+    """
+    return kr_terms(group_logits, soft_targets, weights, temperature, sparsity)[0]
+
+
+def kr_terms(
+    group_logits: Tensor,
+    soft_targets: Tensor,
+    weights: Tensor,
+    temperature: float,
+    sparsity: float,
+) -> tuple[Tensor, Tensor]:
+    """Return `kr_loss`, `[B]`, and the active classes of every group, `[B, G]` int64."""
+    losses, active = recoded_terms(group_logits, soft_targets, temperature, sparsity)
+    return temperature**2 * (losses * weights).sum(dim=-1), active

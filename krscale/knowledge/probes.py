@@ -1,0 +1,165 @@
+"""Probes: what a tap says of the classes, and how much it knows of them.
+
+A probe is a multinomial logistic regression from a tap's pooled feature to the classes, fitted once
+with the teacher frozen. It turns blocks of any width into distributions that can be compared.
+
+Source: Alain and Bengio, Understanding intermediate layers using linear classifier probes, 2016,
+arXiv 1610.01644.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from krscale.errors import KrscaleError, UserError
+from krscale.knowledge.taps import TapOutputs, pool
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """A fitted probe; the standardisation of the features is folded into it.
+
+    Attributes:
+        weight: `[K, F]` fp32.
+        bias: `[K]` fp32.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+
+def fit_probe(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    weight_decay: float = 1e-3,
+    max_steps: int = 200,
+) -> LinearProbe:
+    """Fit a probe by L-BFGS from zero weights; the same input gives the same probe.
+
+    Features are standardised with their own statistics. A feature that is constant carries nothing
+    and gets the weight 0.
+
+    Args:
+        features: `[N, F]` pooled features of the training split.
+        labels: `[N]` int64.
+        num_classes: `K`.
+        weight_decay: Factor of half the squared norm of the weights for standardised features.
+        max_steps: Iterations of L-BFGS at most.
+
+    Raises:
+        UserError: If there is no sample, or a feature is not finite.
+    """
+    if features.shape[0] == 0:
+        raise UserError("a probe cannot be fitted to 0 samples; the training split is empty.")
+    if not bool(torch.isfinite(features).all()):
+        raise UserError("a tap of the teacher gives NaN or infinity on the training split.")
+    mean, inverse_std = _statistics(features)
+    standardised = ((features.double() - mean) * inverse_std).float()
+    weight, bias = _minimise(standardised, labels, num_classes, weight_decay, max_steps)
+    folded = weight.double() * inverse_std
+    return LinearProbe(folded.float(), (bias.double() - folded @ mean).float())
+
+
+class Probes(nn.Module):
+    """The probes of all taps but the last, which speaks through the network's own logits.
+
+    Args:
+        feature_sizes: Pooled size of each tap feature, in depth order (`D - 1` of them).
+        num_classes: `K`.
+    """
+
+    def __init__(self, feature_sizes: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        self.linears = nn.ModuleList(nn.Linear(size, num_classes) for size in feature_sizes)
+        self.requires_grad_(False)
+
+    def load(self, probes: Sequence[LinearProbe]) -> None:
+        """Take over fitted probes, in depth order."""
+        for linear, probe in zip(self.linears, probes, strict=True):
+            linear.load_state_dict({"weight": probe.weight, "bias": probe.bias})
+
+    def forward(self, outputs: TapOutputs) -> Tensor:
+        """Return what every tap says, `[B, D, K]` fp32 logits; the last tap is the classifier.
+
+        Raises:
+            KrscaleError: If `outputs` has another number of tap features than there are probes.
+        """
+        if len(outputs.features) != len(self.linears):
+            raise KrscaleError(
+                f"{len(self.linears)} probes cannot read {len(outputs.features)} tap features"
+            )
+        # A probe's logits are differences of large numbers, more than bf16 can carry.
+        with torch.autocast(outputs.logits.device.type, enabled=False):
+            pairs = zip(self.linears, outputs.features, strict=True)
+            said = [linear(pool(feature)) for linear, feature in pairs]
+            return torch.stack([*said, outputs.logits.float()], dim=1)
+
+
+def information_gain(tap_logits: Tensor, labels: Tensor) -> Tensor:
+    """Return how much label information each tap carries, `[D]` fp32 in `[0, 1]`.
+
+    `I_d = max(0, 1 - CE_d / H(Y))`, with the entropy `H(Y)` of the labels' own frequencies: 0 for a
+    tap that does no better than guessing by frequency, 1 for one that is always right and sure.
+
+    Args:
+        tap_logits: `[N, D, K]` on held-out samples, at temperature 1.
+        labels: `[N]` int64.
+
+    Raises:
+        UserError: If there is no sample.
+    """
+    num_samples, num_taps, num_classes = tap_logits.shape
+    if num_samples == 0:
+        raise UserError("information gain needs held-out samples; the validation split is empty.")
+    index = labels.view(-1, 1, 1).expand(-1, num_taps, 1)
+    correct = tap_logits.gather(-1, index).squeeze(-1).double()
+    cross_entropy = (tap_logits.double().logsumexp(dim=-1) - correct).mean(dim=0)
+    shares = torch.bincount(labels, minlength=num_classes).double() / num_samples
+    entropy = -torch.special.xlogy(shares, shares).sum()
+    if entropy <= 0.0:
+        return torch.zeros(num_taps, device=tap_logits.device)
+    gain: Tensor = 1.0 - cross_entropy / entropy
+    return gain.clamp_min(0.0).float()
+
+
+def _statistics(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and inverse standard deviation, `[F]` fp64 each; 0 inverts a constant."""
+    mean = features.mean(dim=0, dtype=torch.float64)
+    std = (features.double() - mean).square().mean(dim=0).sqrt()
+    # fp32 features that should be constant still differ in their last bits.
+    constant = std <= 1e-6 * mean.abs() + 1e-12
+    return mean, torch.where(constant, 0.0, 1.0 / std.clamp_min(1e-12))
+
+
+def _minimise(
+    features: Tensor, labels: Tensor, num_classes: int, weight_decay: float, max_steps: int
+) -> tuple[Tensor, Tensor]:
+    """Return weight `[K, F]` and bias `[K]` that minimise the penalised cross-entropy."""
+    weight = features.new_zeros(num_classes, features.shape[1]).requires_grad_()
+    bias = features.new_zeros(num_classes).requires_grad_()
+    optimiser = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=max_steps,
+        history_size=10,
+        tolerance_grad=1e-6,
+        tolerance_change=1e-9,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = F.cross_entropy(F.linear(features, weight, bias), labels)
+        loss = loss + 0.5 * weight_decay * weight.square().sum()
+        torch.autograd.backward(loss)
+        return loss
+
+    with torch.enable_grad():
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return weight.detach(), bias.detach()

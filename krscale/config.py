@@ -205,6 +205,8 @@ class DistillConfig(Section):
     """How the taps of a group are averaged: probabilities, or log-probabilities."""
     parameter_weight: Weight = 0.0
     """Weight of the data-free source: the distribution of the weights themselves."""
+    posterior: dict[str, Weight] = Field(default_factory=dict)
+    """Methods on the logits that KR is combined with, by term: e.g. `{kd = 0.9, dkd = 1.0}`."""
 
     @field_validator("capacity")
     @classmethod
@@ -327,7 +329,7 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Exper
     Raises:
         UserError: If the file cannot be read, or any key or value is refused.
     """
-    content: dict[str, Any] = _read_toml(Path(path)) if path else {}
+    content: dict[str, Any] = read_toml(Path(path)) if path else {}
     where = str(path) if path else "defaults"
     for assignment in overrides:
         _assign(content, assignment)
@@ -365,7 +367,8 @@ def field_paths(model: type[BaseModel] = Experiment, prefix: str = "") -> list[s
     return paths
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file, or raise a `UserError` that says why it cannot be read."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

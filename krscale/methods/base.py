@@ -7,12 +7,16 @@ It may own trainable parts (heads, projections); they live in training only and 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from krscale.knowledge.taps import TapOutputs
+from krscale.errors import KrscaleError
+from krscale.knowledge.taps import TapOutputs, TappedModel
 
 
 @dataclass(frozen=True)
@@ -23,8 +27,8 @@ class Batch:
         images: `[B, C, H, W]` fp32, normalised, the view already applied.
         labels: `[B]` int64.
         samples: `[B]` int64, index of each sample within its split.
-        tap_logits: `[B, D, K]` fp32, what the teacher says at each tap in depth order, its own
-            classifier last: logits up to an additive constant per tap, so that
+        tap_logits: `[B, D, K]` fp32, finite: what the teacher says at each tap in depth order, its
+            own classifier last: logits up to an additive constant per tap, so that
             `softmax(tap_logits / temperature)` is `q_d` at any temperature. None when the method
             needs no teacher.
         global_size: Samples of this batch over all workers.
@@ -35,6 +39,38 @@ class Batch:
     samples: Tensor
     tap_logits: Tensor | None
     global_size: int
+
+
+@dataclass(frozen=True)
+class MethodContext:
+    """What a method may know when it is built, besides its settings.
+
+    Attributes:
+        num_classes: `K`.
+        num_teacher_taps: `D`, the classifier included.
+        stage_ends: For each stage of the teacher the 1-based number of its last tap.
+        information_gain: `[D]`, how much each of the teacher's taps knows of the labels.
+        student_feature_sizes: Pooled size of each of the student's tap features, classifier
+            excluded.
+        student_layers: The student's own conv and linear layers by tap, classifier included.
+        teacher_histograms: `[D, bins]`, distribution of the teacher's weights by tap, or None.
+        teacher_layer_sizes: `[D]`, number of those weights by tap.
+    """
+
+    num_classes: int
+    num_teacher_taps: int
+    stage_ends: tuple[int, ...]
+    information_gain: Tensor
+    student_feature_sizes: tuple[int, ...]
+    student_layers: tuple[tuple[nn.Module, ...], ...]
+    teacher_histograms: Tensor | None
+    teacher_layer_sizes: Tensor
+
+    @classmethod
+    def without_teacher(cls, num_classes: int) -> MethodContext:
+        """Return the context of a training that no teacher takes part in."""
+        none = torch.zeros(0)
+        return cls(num_classes, 0, (), none, (), (), None, none)
 
 
 class Method(nn.Module, ABC):
@@ -55,3 +91,111 @@ class Method(nn.Module, ABC):
     def diagnostics(self) -> dict[str, Tensor]:
         """Return scalar tensors of the last forward worth logging; no gradient, no host sync."""
         return {}
+
+
+class LogitMethod(Method):
+    """A method with the labels' cross-entropy and one term that reads only the logits.
+
+    Such a term is *posterior knowledge*: it needs the teacher's last tap alone, and KR can be
+    combined with it.
+
+    Attributes:
+        term: Name of the distillation term.
+    """
+
+    term: ClassVar[str]
+
+    def __init__(self, ce_weight: float, term_weight: float) -> None:
+        super().__init__()
+        self.ce_weight = ce_weight
+        self.term_weight = term_weight
+
+    @abstractmethod
+    def distillation(
+        self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor
+    ) -> Tensor:
+        """Return the distillation term before its weight, `[B]` fp32.
+
+        Args:
+            student_logits: `[B, K]` fp32.
+            teacher_logits: `[B, K]` fp32, up to an additive constant, without gradient.
+            labels: `[B]` int64.
+        """
+
+    def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
+        """Return the terms `ce` and `term`."""
+        logits = student.logits.float()
+        distilled = self.distillation(logits, teacher_knowledge(batch)[:, -1], batch.labels)
+        return {
+            "ce": self.ce_weight * label_cross_entropy(logits, batch.labels),
+            self.term: self.term_weight * distilled,
+        }
+
+
+def label_cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy with the labels, `[B]` fp32.
+
+    Args:
+        student_logits: `[B, K]`.
+        labels: `[B]` int64.
+    """
+    return F.cross_entropy(student_logits.float(), labels, reduction="none")
+
+
+def teacher_knowledge(batch: Batch) -> Tensor:
+    """Return what the teacher says of the batch, `[B, D, K]` fp32 without gradient.
+
+    Raises:
+        KrscaleError: If the batch carries nothing of the teacher.
+    """
+    if batch.tap_logits is None:
+        raise KrscaleError(
+            "this method learns from a teacher, but the batch carries no tap_logits; "
+            "build the loader with the teacher's store"
+        )
+    return batch.tap_logits.detach().float()
+
+
+class LearnerOutput(NamedTuple):
+    """What one step of learning gives.
+
+    Attributes:
+        terms: Weighted loss terms `{name: [B]}` fp32; the loss is the sum of all, over
+            `Batch.global_size`.
+        logits: `[B, K]` fp32, the student's.
+        diagnostics: Scalars worth logging, without gradient.
+    """
+
+    terms: dict[str, Tensor]
+    logits: Tensor
+    diagnostics: dict[str, Tensor]
+
+
+class Learner(nn.Module):
+    """A student and the method it learns by, in one module.
+
+    One module because data-parallel training must see every trainable part, the student's and the
+    method's, in one forward.
+
+    Args:
+        student: The network that will be exported.
+        tap_paths: Module paths of the student's taps, in depth order.
+        method: The method, with its own trainable parts.
+    """
+
+    def __init__(self, student: nn.Module, tap_paths: Sequence[str], method: Method) -> None:
+        super().__init__()
+        self.tapped = TappedModel(student, tap_paths)
+        self.method = method
+
+    @property
+    def student(self) -> nn.Module:
+        """The student alone."""
+        return self.tapped.model
+
+    def forward(self, batch: Batch) -> LearnerOutput:
+        """Return the method's terms for `batch`; losses are computed outside any autocast."""
+        outputs = self.tapped(batch.images)
+        with torch.autocast(outputs.logits.device.type, enabled=False):
+            terms = self.method(outputs, batch)
+        return LearnerOutput(terms, outputs.logits.float(), self.method.diagnostics())

@@ -1,0 +1,43 @@
+"""Knowledge distillation: the student learns the teacher's softened distribution.
+
+Source: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, arXiv 1503.02531.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from krscale.methods.base import LogitMethod, MethodContext
+
+
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Return `temperature^2 * KL(q || p)` for each sample, `[B]` fp32; 0 where they agree.
+
+    `q` and `p` are the softmax of the teacher's and the student's logits over the temperature.
+
+    Args:
+        student_logits: `[B, K]`.
+        teacher_logits: `[B, K]`, up to an additive constant; gets no gradient.
+        temperature: Temperature of both distributions.
+    """
+    log_p = (student_logits.float() / temperature).log_softmax(dim=-1)
+    log_q = (teacher_logits.detach().float() / temperature).log_softmax(dim=-1)
+    return temperature**2 * (log_q.exp() * (log_q - log_p)).sum(dim=-1)
+
+
+class KD(LogitMethod):
+    """Cross-entropy with the labels, and `kd_loss` with the teacher's classifier."""
+
+    term = "kd"
+
+    def __init__(
+        self, context: MethodContext, *, ce_weight: float, kd_weight: float, temperature: float
+    ) -> None:
+        super().__init__(ce_weight, kd_weight)
+        self.temperature = temperature
+
+    def distillation(
+        self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor
+    ) -> Tensor:
+        """Return `kd_loss`."""
+        return kd_loss(student_logits, teacher_logits, self.temperature)

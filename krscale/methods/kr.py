@@ -1,0 +1,125 @@
+"""Knowledge Representing: groups of the teacher's taps teach, through a sparse gradient.
+
+Source of the idea: Liu, Wen, Gao, Tao, Chen, Osa, Kato, Knowledge Representing: Efficient, Sparse
+Representation of Prior Knowledge for Knowledge Distillation, CVPRW 2019, arXiv 1911.05329. The
+formulation is krscale's own; see `krscale.knowledge`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from krscale.knowledge.aggregation import (
+    group_weights,
+    mix_taps,
+    split_taps,
+    student_tap,
+    tap_weights,
+)
+from krscale.knowledge.objective import kr_terms
+from krscale.knowledge.taps import TapOutputs, pool
+from krscale.methods.base import (
+    Batch,
+    LogitMethod,
+    Method,
+    MethodContext,
+    label_cross_entropy,
+    teacher_knowledge,
+)
+
+
+class KR(Method):
+    """Cross-entropy with the labels, the KR objective, and what it is combined with.
+
+    The deepest group teaches the student's own logits. Every other group teaches an auxiliary
+    linear head on the student's tap at the same relative depth; a head that falls on the
+    classifier reads the logits.
+
+    Args:
+        context: What is known of teacher and student.
+        ce_weight: Weight of the labels' cross-entropy.
+        temperature: Temperature of all distributions.
+        kr_weight: Weight of the KR objective.
+        granularity: Groups of the teacher's taps: a number or a level.
+        sparsity: Share of each sign's gap to drop at most.
+        auxiliary_weight: Factor of every group but the deepest.
+        mixing: Mean over the taps of a group, `"arithmetic"` or `"geometric"`.
+        parameter_weight: Weight of the data-free source; 0 leaves it out.
+        posterior: Methods on the logits to combine with, each with its weight.
+    """
+
+    tap_weights: Tensor
+    group_weights: Tensor
+
+    def __init__(
+        self,
+        context: MethodContext,
+        *,
+        ce_weight: float,
+        temperature: float,
+        kr_weight: float,
+        granularity: int | str,
+        sparsity: float,
+        auxiliary_weight: float,
+        mixing: str,
+        parameter_weight: float,
+        posterior: Sequence[LogitMethod],
+    ) -> None:
+        super().__init__()
+        self.ce_weight, self.kr_weight = ce_weight, kr_weight
+        self.temperature, self.sparsity, self.mixing = temperature, sparsity, mixing
+        groups = split_taps(granularity, context.num_teacher_taps, context.stage_ends)
+        weights = group_weights(context.information_gain, groups)
+        weights[:-1] *= auxiliary_weight
+        self.register_buffer("group_weights", weights, persistent=False)
+        shares = tap_weights(context.information_gain, groups)
+        self.register_buffer("tap_weights", shares, persistent=False)
+
+        sizes = (*context.student_feature_sizes, context.num_classes)
+        self.head_taps = tuple(
+            student_tap(g, len(groups), len(sizes)) for g in range(1, len(groups))
+        )
+        self.heads = nn.ModuleList(
+            nn.Linear(sizes[tap - 1], context.num_classes) for tap in self.head_taps
+        )
+        self.posterior = nn.ModuleList(posterior)
+        self._active_classes = torch.zeros(())
+
+    def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
+        """Return the terms `ce`, `kr`, and one for each combined source."""
+        logits = student.logits.float()
+        said = teacher_knowledge(batch)
+        soft_targets = mix_taps(said, self.tap_weights, self.temperature, self.mixing)
+        loss, active = kr_terms(
+            self.group_logits(student),
+            soft_targets,
+            self.group_weights,
+            self.temperature,
+            self.sparsity,
+        )
+        # A worker may hold no sample of the last batch; its mean is 0, not NaN.
+        self._active_classes = active.sum() / max(active.numel(), 1)
+        terms = {
+            "ce": self.ce_weight * label_cross_entropy(logits, batch.labels),
+            "kr": self.kr_weight * loss,
+        }
+        for method in cast(list[LogitMethod], self.posterior):
+            distilled = method.distillation(logits, said[:, -1], batch.labels)
+            terms[method.term] = method.term_weight * distilled
+        return terms
+
+    def group_logits(self, student: TapOutputs) -> Tensor:
+        """Return the student's logits for every group, `[B, G, K]` fp32; its own come last."""
+        features = (*student.features, student.logits)
+        pooled = {tap: pool(features[tap - 1]) for tap in set(self.head_taps)}
+        heads = zip(self.heads, self.head_taps, strict=True)
+        auxiliary = [head(pooled[tap]) for head, tap in heads]
+        return torch.stack([*auxiliary, student.logits.float()], dim=1)
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Return `kr/active_classes`: classes with a gradient, mean over samples and groups."""
+        return {"kr/active_classes": self._active_classes}

@@ -1,0 +1,21 @@
+"""Plain training: the cross-entropy with the labels, no teacher. The baseline of every figure."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from krscale.knowledge.taps import TapOutputs
+from krscale.methods.base import Batch, Method, MethodContext, label_cross_entropy
+
+
+class Plain(Method):
+    """Cross-entropy with the labels at weight 1: another weight would only scale the step."""
+
+    needs_teacher = False
+
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__()
+
+    def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
+        """Return the term `ce`."""
+        return {"ce": label_cross_entropy(student.logits, batch.labels)}

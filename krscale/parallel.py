@@ -1,0 +1,208 @@
+"""Several workers as one: shares of a batch, sums, and batch norm over the whole batch.
+
+Plain `torch.distributed`: whoever starts the workers (Ray Train, torchrun, a test) initialises the
+process group; without one, everything here is that of a single worker.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This worker's place among the workers of one training.
+
+    Attributes:
+        rank: This worker's number, from 0.
+        world_size: How many workers share the training.
+        device: Where this worker computes.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @classmethod
+    def alone(cls, device: torch.device | str = "cpu") -> Workers:
+        """Return the only worker of a training on `device`."""
+        return cls(device=torch.device(device))
+
+    @classmethod
+    def from_environment(cls) -> Workers:
+        """Return this process's place in the process group; alone on the CPU without one.
+
+        With the nccl backend the device is the current GPU, which whoever started the worker has
+        chosen with `torch.cuda.set_device`.
+        """
+        if not _is_distributed():
+            return cls.alone()
+        on_gpu = dist.get_backend() == dist.Backend.NCCL
+        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else "cpu"
+        return cls(dist.get_rank(), dist.get_world_size(), torch.device(device))
+
+
+def share_of(batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
+    """Return the half-open range `(start, stop)` of a batch that worker `rank` takes.
+
+    Shares are contiguous, cover the batch, and differ by at most one sample; with fewer samples
+    than workers, some are empty.
+
+    Raises:
+        ValueError: If `rank` is not one of `world_size` workers.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} is not one of {world_size} workers")
+    size, larger = divmod(batch_size, world_size)
+    start = rank * size + min(rank, larger)
+    return start, start + size + (rank < larger)
+
+
+def sum_over_workers(tensor: Tensor) -> Tensor:
+    """Return the sum of `tensor` over all workers, on every worker; without gradient.
+
+    Every worker must call it with the same shape. A single worker gets its own tensor back.
+    """
+    if not _is_distributed():
+        return tensor
+    return _all_reduce(tensor)
+
+
+def convert_batch_norm(model: AnyModule, workers: Workers) -> AnyModule:
+    """Replace every batch norm in `model` by one whose statistics are those of all workers.
+
+    torch's own `SyncBatchNorm` needs a GPU and a sample on every worker. Parameters, buffers and
+    the names in the state dict stay the same, so weights load into the unconverted model.
+
+    Returns:
+        `model`, changed in place; a new module when `model` itself is a batch norm.
+    """
+    if workers.world_size == 1:
+        return model
+    if isinstance(model, _BatchNorm) and not isinstance(model, SharedBatchNorm):
+        return SharedBatchNorm(model, workers)  # type: ignore[return-value]
+    for name, child in model.named_children():
+        setattr(model, name, convert_batch_norm(child, workers))
+    return model
+
+
+class SharedBatchNorm(_BatchNorm):
+    """Batch norm over the samples of all workers; a worker may hold none.
+
+    With a single value per channel over all workers the variance is 0, where `nn.BatchNorm1d`
+    raises: knowing it here would make every step wait for the device.
+
+    Args:
+        norm: The batch norm to replace; its parameters and buffers are taken over.
+        workers: All workers must reach every forward and backward together.
+    """
+
+    def __init__(self, norm: _BatchNorm, workers: Workers) -> None:
+        super().__init__(
+            norm.num_features,
+            norm.eps,
+            norm.momentum,
+            affine=False,
+            track_running_stats=norm.track_running_stats,
+        )
+        self.affine = norm.affine
+        self.weight, self.bias = norm.weight, norm.bias
+        self.running_mean, self.running_var = norm.running_mean, norm.running_var
+        self.num_batches_tracked = norm.num_batches_tracked
+        self.workers = workers
+        self.train(norm.training)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2 or input.shape[1] != self.num_features:
+            raise ValueError(
+                f"expected [B, {self.num_features}, ...], got shape {list(input.shape)}"
+            )
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise `[B, C, ...]` with the statistics of all workers, or the running ones."""
+        if not self.training and self.running_mean is not None:
+            return super().forward(input)
+        self._check_input_dim(input)
+        values = input.float()
+        count, mean, variance = self._statistics(values)
+        if self.training and self.running_mean is not None:
+            self._update_running(count, mean, variance)
+        scale = torch.rsqrt(variance + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight
+        shape = (1, -1) + (1,) * (input.ndim - 2)
+        output = (values - mean.view(shape)) * scale.view(shape)
+        if self.bias is not None:
+            output = output + self.bias.view(shape)
+        return output.to(input.dtype)
+
+    def _statistics(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the count (scalar), mean `[C]` and biased variance `[C]` over all workers.
+
+        Each worker contributes count, mean and squared deviations from its own mean; merging those
+        (Chan et al., 1979) loses no digits where sums of squares would, and needs one exchange.
+        """
+        channels = self.num_features
+        over = [d for d in range(values.ndim) if d != 1]
+        count = values.numel() // channels
+        mean = values.sum(over) / max(count, 1)
+        shape = (1, -1) + (1,) * (values.ndim - 2)
+        squares = (values - mean.view(shape)).square().sum(over)
+        own = torch.cat([mean.new_full((1,), float(count)), mean, squares])
+        rows = _gather_rows(own, self.workers)
+        counts, means, squares = rows[:, :1], rows[:, 1 : channels + 1], rows[:, channels + 1 :]
+        total = counts.sum()
+        mean = (counts * means).sum(0) / total
+        variance = (squares + counts * (means - mean).square()).sum(0) / total
+        return total, mean, variance
+
+    @torch.no_grad()
+    def _update_running(self, count: Tensor, mean: Tensor, variance: Tensor) -> None:
+        assert self.num_batches_tracked is not None  # noqa: S101 - exists when statistics do
+        self.num_batches_tracked.add_(1)
+        momentum: float | Tensor = 1.0 / self.num_batches_tracked.float()
+        if self.momentum is not None:
+            momentum = self.momentum
+        unbiased = variance * (count / (count - 1.0).clamp(min=1.0))
+        for running, now in ((self.running_mean, mean), (self.running_var, unbiased)):
+            assert running is not None  # noqa: S101
+            running.add_(momentum * (now - running))
+
+
+def _gather_rows(row: Tensor, workers: Workers) -> Tensor:
+    """Stack `row [F]` of every worker to `[W, F]`, with gradients."""
+    # A sum of rows that are zero elsewhere: its gradient is again one sum.
+    place = torch.zeros(workers.world_size, 1, dtype=row.dtype, device=row.device)
+    place[workers.rank] = 1.0
+    summed: Tensor = _SumWithGradient.apply(place * row)  # type: ignore[no-untyped-call]
+    return summed
+
+
+class _SumWithGradient(torch.autograd.Function):
+    """Sum over workers; the gradient is the sum of the workers' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return _all_reduce(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _all_reduce(gradients[0])
+
+
+def _all_reduce(tensor: Tensor) -> Tensor:
+    total = tensor.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()

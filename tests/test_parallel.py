@@ -1,0 +1,263 @@
+"""Two real processes over gloo against one process on the whole batch.
+
+Run as a script this file is one of the two workers; the fixture starts both once.
+"""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from krscale.parallel import (
+    SharedBatchNorm,
+    Workers,
+    convert_batch_norm,
+    share_of,
+    sum_over_workers,
+)
+
+WORLD_SIZE = 2
+# name: (norm, shape of the whole batch, samples on worker 0)
+NORMS = {
+    "images": (lambda: nn.BatchNorm2d(3), (6, 3, 4, 5), 3),
+    "uneven": (lambda: nn.BatchNorm2d(3), (5, 3, 4, 5), 4),
+    "empty": (lambda: nn.BatchNorm2d(3), (5, 3, 4, 5), 0),
+    "vectors": (lambda: nn.BatchNorm1d(4), (7, 4), 2),
+    "sequences": (lambda: nn.BatchNorm1d(4), (3, 4, 6), 2),
+    "cumulative": (lambda: nn.BatchNorm2d(3, momentum=None), (6, 3, 2, 2), 5),
+    "no_affine": (lambda: nn.BatchNorm2d(3, affine=False), (6, 3, 2, 2), 3),
+    "no_running": (lambda: nn.BatchNorm2d(3, track_running_stats=False), (6, 3, 2, 2), 3),
+    "offset": (lambda: nn.BatchNorm2d(3, eps=1e-3), (8, 3, 4, 4), 3),
+}
+# Samples of each of the three steps; the last batches leave shares uneven, or empty.
+TRAININGS = {"even": (6, 6, 6), "uneven": (6, 6, 5), "single": (6, 6, 1)}
+
+
+def _whole_batch(name):
+    _, shape, _ = NORMS[name]
+    torch.manual_seed(3)
+    offset = 1000.0 if name == "offset" else 2.0
+    # Workers see different means, so that statistics of one alone would be wrong.
+    drift = torch.linspace(-3, 3, shape[0]).view(-1, *[1] * (len(shape) - 1))
+    return torch.randn(shape) * 1.5 + drift + offset, torch.randn(shape)
+
+
+def _norm(name):
+    torch.manual_seed(4)
+    norm = NORMS[name][0]()
+    if norm.affine:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    return norm
+
+
+def _run_norm(norm, inputs, upstream):
+    """Two training steps and one evaluation; all that could differ."""
+    inputs = inputs.clone().requires_grad_()
+    outputs = [norm(inputs), norm(inputs * 0.5 + 1)]
+    sum((output * upstream).sum() for output in outputs).backward()
+    gradients = {f"d{n}": p.grad for n, p in norm.named_parameters()}
+    norm.eval()
+    return {
+        "outputs": torch.stack([o.detach() for o in outputs]),
+        "inputs": inputs.grad,
+        "eval": norm(inputs.detach()).detach(),
+        **gradients,
+        **{n: b.clone() for n, b in norm.named_buffers()},
+    }
+
+
+def _network():
+    torch.manual_seed(5)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 6, 3, stride=2, padding=1),
+        nn.Sequential(nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        nn.Linear(6, 3),
+    )
+
+
+def _train(name, workers, wrap):
+    model = wrap(convert_batch_norm(_network(), workers))
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    generator = torch.Generator().manual_seed(6)
+    for batch_size in TRAININGS[name]:
+        images = torch.randn(batch_size, 1, 6, 6, generator=generator)
+        labels = torch.randint(3, (batch_size,), generator=generator)
+        start, stop = share_of(batch_size, workers.rank, workers.world_size)
+        losses = F.cross_entropy(model(images[start:stop]), labels[start:stop], reduction="none")
+        assert losses.shape == (stop - start,)
+        optimiser.zero_grad()
+        (losses.sum() * (workers.world_size / batch_size)).backward()
+        optimiser.step()
+    return {k.removeprefix("module."): v for k, v in model.state_dict().items()}
+
+
+def _work(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD_SIZE
+    )
+    workers = Workers.from_environment()
+    results = {"workers": (workers.rank, workers.world_size, str(workers.device))}
+    mine = torch.tensor([1.0 + rank, 10.0])
+    results["sum"], results["summed"] = sum_over_workers(mine), mine
+    for name, (_, _, split) in NORMS.items():
+        inputs, upstream = _whole_batch(name)
+        rows = slice(0, split) if rank == 0 else slice(split, None)
+        norm = convert_batch_norm(_norm(name), workers)
+        results[name] = _run_norm(norm, inputs[rows], upstream[rows])
+    for name in TRAININGS:
+        results[f"train_{name}"] = _train(name, workers, nn.parallel.DistributedDataParallel)
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workers")
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": str(root), "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, __file__]
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank), str(folder)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(WORLD_SIZE)
+    ]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD_SIZE)]
+
+
+class TestTwoProcesses:
+    def test_workers_from_environment(self, results):
+        assert [r["workers"] for r in results] == [(0, 2, "cpu"), (1, 2, "cpu")]
+
+    def test_sum_reaches_everyone_and_leaves_the_operand(self, results):
+        for rank, result in enumerate(results):
+            assert result["sum"].tolist() == [3.0, 20.0]
+            assert result["summed"].tolist() == [1.0 + rank, 10.0]
+
+    @pytest.mark.parametrize("name", NORMS)
+    def test_norm_equals_plain_norm_of_the_whole_batch(self, results, name):
+        inputs, upstream = _whole_batch(name)
+        reference = _norm(name).double()
+        expected = _run_norm(reference, inputs.double(), upstream.double())
+        first, second = (r[name] for r in results)
+        # Inputs near 1000 carry only 6e-5 of absolute precision in float32 themselves.
+        tolerance = {"rtol": 2e-4, "atol": 1e-3} if name == "offset" else {"rtol": 1e-4}
+        tolerance = {"atol": 2e-5} | tolerance
+        for key, value in expected.items():
+            if key in ("outputs", "inputs", "eval"):
+                dim = 1 if key == "outputs" else 0
+                found = torch.cat([first[key], second[key]], dim)
+            elif key.startswith("d"):
+                found = first[key] + second[key]
+            else:
+                assert torch.equal(first[key], second[key]), key
+                found = first[key]
+            torch.testing.assert_close(
+                found.double(), value.double(), **tolerance, msg=lambda m, k=key: f"{k}: {m}"
+            )
+
+    @pytest.mark.parametrize("name", TRAININGS)
+    def test_training_equals_one_process(self, results, name):
+        expected = _train(name, Workers.alone(), lambda model: model)
+        start = _network().state_dict()
+        assert not torch.allclose(expected["0.weight"], start["0.weight"], atol=1e-3)
+        for result in results:
+            found = result[f"train_{name}"]
+            assert list(found) == list(expected)
+            for key, value in expected.items():
+                torch.testing.assert_close(
+                    found[key], value, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}"
+                )
+
+
+class TestConvertBatchNorm:
+    def test_alone_changes_nothing(self):
+        model = _network()
+        before = list(model.modules())
+        assert convert_batch_norm(model, Workers.alone()) is model
+        assert all(a is b for a, b in zip(model.modules(), before, strict=True))
+
+    def test_keeps_parameters_mode_and_names(self):
+        model = _network().eval()
+        parameters, names = dict(model.named_parameters()), list(model.state_dict())
+        converted = convert_batch_norm(model, Workers(1, 2))
+        assert list(converted.state_dict()) == names
+        assert all(p is parameters[n] for n, p in converted.named_parameters())
+        norms = [m for m in converted.modules() if isinstance(m, SharedBatchNorm)]
+        assert len(norms) == 2
+        assert not any(norm.training for norm in norms)
+        again = convert_batch_norm(converted, Workers(1, 2))
+        assert [m for m in again.modules() if isinstance(m, SharedBatchNorm)] == norms
+
+    def test_evaluates_like_the_plain_model_without_a_process_group(self):
+        plain = _network().eval()
+        converted = convert_batch_norm(copy.deepcopy(plain), Workers(0, 2))
+        images = torch.randn(2, 1, 6, 6)
+        assert torch.equal(plain(images), converted(images))
+
+    def test_training_without_a_process_group_fails(self):
+        converted = convert_batch_norm(_network(), Workers(0, 2))
+        with pytest.raises(ValueError, match="process group"):
+            converted(torch.randn(2, 1, 6, 6))
+
+    def test_wrong_shape_is_refused(self):
+        norm = SharedBatchNorm(nn.BatchNorm2d(3), Workers(0, 2))
+        with pytest.raises(ValueError, match=r"expected \[B, 3, \.\.\.\], got shape \[2, 4\]"):
+            norm(torch.zeros(2, 4))
+
+
+class TestAlone:
+    def test_from_environment_without_a_process_group(self):
+        assert Workers.from_environment() == Workers(0, 1, torch.device("cpu"))
+        assert Workers.alone("cpu") == Workers()
+
+    def test_sum_is_the_operand(self):
+        tensor = torch.ones(2)
+        assert sum_over_workers(tensor) is tensor
+
+
+class TestShareOf:
+    @given(st.integers(0, 300), st.integers(1, 40))
+    def test_shares_are_even_contiguous_and_cover(self, batch_size, world_size):
+        shares = [share_of(batch_size, rank, world_size) for rank in range(world_size)]
+        covered = [n for start, stop in shares for n in range(start, stop)]
+        assert covered == list(range(batch_size))
+        sizes = [stop - start for start, stop in shares]
+        assert max(sizes) - min(sizes) <= 1
+
+    def test_by_hand(self):
+        assert [share_of(5, r, 2) for r in range(2)] == [(0, 3), (3, 5)]
+        assert [share_of(1, r, 2) for r in range(2)] == [(0, 1), (1, 1)]
+
+    @pytest.mark.parametrize("rank", [-1, 2])
+    def test_unknown_rank(self, rank):
+        with pytest.raises(ValueError, match=f"rank {rank} is not one of 2"):
+            share_of(4, rank, 2)
+
+
+if __name__ == "__main__":
+    _work(int(sys.argv[1]), sys.argv[2])

@@ -68,7 +68,7 @@ def run_tapped(model: nn.Module, paths: Sequence[str], images: Tensor) -> TapOut
     Raises:
         UserError: If a tapped block did not run, or did not return a tensor.
     """
-    network = _unwrapped(model)
+    network = unwrapped(model)
     outputs: dict[str, Any] = {}
     handles = []
     try:
@@ -94,7 +94,7 @@ def check_taps(model: nn.Module, paths: Sequence[str], where: str = "") -> None:
         UserError: Naming the path and the nearest one that exists.
     """
     prefix = f"{where}: " if where else ""
-    known = [name for name, _ in _unwrapped(model).named_modules() if name]
+    known = [name for name, _ in unwrapped(model).named_modules() if name]
     for path in paths:
         if path not in known:
             raise unknown_name("tap", path, known, where)
@@ -124,6 +124,17 @@ def pool(feature: Tensor) -> Tensor:
     )
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network within torch.compile (`_orig_mod`) and data-parallel wrappers."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
+            model = inner
+        else:
+            return model
+
+
 def _record(
     outputs: dict[str, Any], path: str, module: nn.Module, arguments: Any, output: Any
 ) -> None:
@@ -139,14 +150,3 @@ def _tensor(outputs: dict[str, Any], path: str) -> Tensor:
     raise UserError(
         f"tap {path!r}: this block returns {type(output).__name__}, not a tensor; tap another one."
     )
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """Look through torch.compile (`_orig_mod`) and data-parallel wrappers (`module`)."""
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
-            model = inner
-        else:
-            return model

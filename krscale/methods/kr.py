@@ -13,7 +13,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from krscale.errors import KrscaleError
 from krscale.knowledge.aggregation import (
+    Groups,
     group_weights,
     mix_taps,
     split_taps,
@@ -21,6 +23,7 @@ from krscale.knowledge.aggregation import (
     tap_weights,
 )
 from krscale.knowledge.objective import kr_terms
+from krscale.knowledge.parameters import ParameterSource
 from krscale.knowledge.taps import TapOutputs, pool
 from krscale.methods.base import (
     Batch,
@@ -87,6 +90,8 @@ class KR(Method):
             nn.Linear(sizes[tap - 1], context.num_classes) for tap in self.head_taps
         )
         self.posterior = nn.ModuleList(posterior)
+        self.parameter_weight = parameter_weight
+        self.parameter_source = _parameter_source(context, groups) if parameter_weight > 0 else None
         self._active_classes = torch.zeros(())
 
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
@@ -110,6 +115,10 @@ class KR(Method):
         for method in cast(list[LogitMethod], self.posterior):
             distilled = method.distillation(logits, said[:, -1], batch.labels)
             terms[method.term] = method.term_weight * distilled
+        if self.parameter_source is not None:
+            # One scalar for the whole batch: every sample carries it, so that the mean does.
+            whole = self.parameter_weight * self.parameter_source()
+            terms["parameter"] = whole.expand(logits.shape[0])
         return terms
 
     def group_logits(self, student: TapOutputs) -> Tensor:
@@ -123,3 +132,13 @@ class KR(Method):
     def diagnostics(self) -> dict[str, Tensor]:
         """Return `kr/active_classes`: classes with a gradient, mean over samples and groups."""
         return {"kr/active_classes": self._active_classes}
+
+
+def _parameter_source(context: MethodContext, groups: Groups) -> ParameterSource:
+    if context.teacher_histograms is None:
+        raise KrscaleError(
+            "parameter_weight is above 0, but the teacher's histograms are not given"
+        )
+    return ParameterSource(
+        groups, context.teacher_histograms, context.teacher_layer_sizes, context.student_layers
+    )

@@ -1,0 +1,182 @@
+"""The data-free source: the distribution of the weights themselves.
+
+The weights of each conv and linear layer are standardised, counted in soft bins, and the layers of
+a group mixed by their number of weights. The student's histogram of a group is drawn to the
+teacher's. It needs neither images nor a forward pass of the teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from krscale.errors import KrscaleError
+from krscale.knowledge.aggregation import Groups, student_tap
+from krscale.knowledge.taps import unwrapped
+
+NUM_BINS = 32
+"""Centres of the bins, evenly from `-RANGE` to `RANGE`."""
+
+RANGE = 4.0
+"""Standard deviations at which weights are clamped into the outermost bins."""
+
+SMOOTHING = 0.01
+"""Share of every histogram spread evenly before it is compared: a small layer leaves bins empty."""
+
+Layers = tuple[nn.Module, ...]
+
+
+def layers_by_tap(model: nn.Module, paths: Sequence[str]) -> tuple[Layers, ...]:
+    """Return the conv and linear layers of each of the `D = len(paths) + 1` taps.
+
+    A tap has the layers up to the end of its block, in the order in which the network registers
+    them, that no earlier tap has; the last tap has the rest, the classifier's included. A tap may
+    have none.
+
+    Args:
+        model: The network, wrapped or not.
+        paths: Module paths of its taps in depth order.
+    """
+    modules = list(unwrapped(model).named_modules())
+    ends: list[int] = []
+    for path in paths:
+        within = [i for i, (name, _) in enumerate(modules) if f"{name}.".startswith(f"{path}.")]
+        ends.append(max([*within, *ends[-1:]]))
+    ends.append(len(modules))
+    starts = [-1, *ends[:-1]]
+    return tuple(
+        tuple(m for _, m in modules[start + 1 : end + 1] if isinstance(m, (_ConvNd, nn.Linear)))
+        for start, end in zip(starts, ends, strict=True)
+    )
+
+
+def weight_histogram(layers: Sequence[nn.Module], num_bins: int = NUM_BINS) -> Tensor:
+    """Return the distribution of the standardised weights of `layers`, `[num_bins]` fp32.
+
+    Each weight is shared by its two nearest bins in proportion to their nearness, so the histogram
+    is differentiable. It sums to 1, or to 0 when there are no layers.
+
+    Args:
+        layers: Modules with a `weight`.
+        num_bins: Centres of bins, evenly from -4 to 4 standard deviations.
+    """
+    return weight_histograms([layers], num_bins)[0]
+
+
+def weight_histograms(
+    layer_groups: Sequence[Sequence[nn.Module]], num_bins: int = NUM_BINS
+) -> Tensor:
+    """Return `weight_histogram` of every group of layers at once, `[G, num_bins]` fp32."""
+    weights = [_weight(layer) for layers in layer_groups for layer in layers]
+    if not weights:
+        return torch.zeros(len(layer_groups), num_bins)
+    sizes = [sum(_weight(layer).numel() for layer in layers) for layers in layer_groups]
+    device = weights[0].device
+    values = torch.cat([_standardised(weight) for weight in weights])
+    position = (values.clamp(-RANGE, RANGE) + RANGE) * ((num_bins - 1) / (2.0 * RANGE))
+    left = position.detach().floor().clamp_max(num_bins - 2)
+    share = position - left
+    first_bins = torch.arange(len(sizes), device=device) * num_bins
+    counts = torch.tensor(sizes, device=device)
+    index = left.long() + first_bins.repeat_interleave(counts, output_size=sum(sizes))
+    totals = torch.zeros(len(sizes) * num_bins, device=device)
+    totals = totals.index_add(0, index, 1.0 - share).index_add(0, index + 1, share)
+    return totals.view(len(sizes), num_bins) / counts.clamp_min(1).unsqueeze(1)
+
+
+def mix_histograms(histograms: Tensor, sizes: Tensor, groups: Groups) -> Tensor:
+    """Return the histogram of every group of taps, `[G, bins]`: taps mixed by number of weights.
+
+    Args:
+        histograms: `[D, bins]`, by tap.
+        sizes: `[D]`, number of weights by tap.
+        groups: The groups of the `D` taps; one without weights gets zeros.
+    """
+    masses = histograms * sizes.unsqueeze(1)
+    mixed = [
+        masses[start:stop].sum(dim=0) / sizes[start:stop].sum().clamp_min(1.0)
+        for start, stop in groups
+    ]
+    return torch.stack(mixed)
+
+
+def histogram_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the cross-entropy `-sum q log p` of two histograms, `[..., bins] -> [...]` fp32.
+
+    Both are smoothed alike, so the gradient to the student is zero where they agree.
+
+    Args:
+        student: `[..., bins]`, summing to 1.
+        teacher: `[..., bins]`, summing to 1; gets no gradient.
+    """
+    return -(_smooth(teacher.detach()) * _smooth(student).log()).sum(dim=-1)
+
+
+class ParameterSource(nn.Module):
+    """The loss that draws the student's weight histograms to the teacher's, group by group.
+
+    Args:
+        groups: Groups of the teacher's taps.
+        teacher_histograms: `[D, bins]`, by tap.
+        teacher_layer_sizes: `[D]`, number of weights by tap.
+        student_layers: The student's layers by tap. They stay the student's: none becomes a
+            submodule of this one.
+
+    Raises:
+        KrscaleError: If no group has weights on both sides.
+    """
+
+    targets: Tensor
+
+    def __init__(
+        self,
+        groups: Groups,
+        teacher_histograms: Tensor,
+        teacher_layer_sizes: Tensor,
+        student_layers: Sequence[Layers],
+    ) -> None:
+        super().__init__()
+        targets = mix_histograms(teacher_histograms, teacher_layer_sizes, groups)
+        layers = [_at_depth(student_layers, g, len(groups)) for g in range(1, len(groups) + 1)]
+        kept = [g for g, group in enumerate(layers) if group and float(targets[g].sum()) > 0.0]
+        if not kept:
+            raise KrscaleError("no group of taps has conv or linear layers in teacher and student")
+        self.register_buffer("targets", targets[kept], persistent=False)
+        # A tuple hides the modules from nn.Module's registration.
+        self.layers = tuple(layers[g] for g in kept)
+
+    def forward(self) -> Tensor:
+        """Return the mean over groups of `histogram_cross_entropy`, a scalar in fp32."""
+        histograms = weight_histograms(self.layers, self.targets.shape[1])
+        return histogram_cross_entropy(histograms, self.targets).mean()
+
+
+def _at_depth(student_layers: Sequence[Layers], group: int, num_groups: int) -> Layers:
+    """Return the student's layers at a group's relative depth, `group` counted from 1."""
+    num_taps = len(student_layers)
+    stop = student_tap(group, num_groups, num_taps)
+    # With more groups than the student has taps, several groups share one tap.
+    start = min(student_tap(group - 1, num_groups, num_taps), stop - 1)
+    return tuple(layer for layers in student_layers[start:stop] for layer in layers)
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    if not isinstance(weight, Tensor):
+        raise KrscaleError(f"{type(layer).__name__} has no weight tensor")
+    return weight
+
+
+def _standardised(weight: Tensor) -> Tensor:
+    """Return the weights of one layer, flat, with mean 0 and variance 1; a constant becomes 0."""
+    values = weight.float().flatten()
+    centred = values - values.mean()
+    variance = centred.square().mean()
+    return centred / torch.where(variance > 1e-12, variance, 1.0).sqrt()
+
+
+def _smooth(histogram: Tensor) -> Tensor:
+    return (1.0 - SMOOTHING) * histogram.float() + SMOOTHING / histogram.shape[-1]

@@ -206,7 +206,23 @@ class DistillConfig(Section):
     parameter_weight: Weight = 0.0
     """Weight of the data-free source: the distribution of the weights themselves."""
     posterior: dict[str, Weight] = Field(default_factory=dict)
-    """Methods on the logits that KR is combined with, by term: e.g. `{kd = 0.9, dkd = 1.0}`."""
+    """Methods on the logits that KR is combined with, and their weights: `{dkd = 1.0}`."""
+    label_smoothing: Share = 0.1
+    """Share of every label that label smoothing spreads over all classes."""
+    dkd_weight: Weight = 1.0
+    """Weight of the DKD term as a whole."""
+    dkd_target_weight: Weight = 1.0
+    """Weight within DKD of the divergence between label and not label."""
+    dkd_nontarget_weight: Weight = 8.0
+    """Weight within DKD of the divergence among the other classes."""
+    dist_weight: Weight = 1.0
+    """Weight of the DIST term as a whole."""
+    dist_inter_weight: Weight = 1.0
+    """Weight within DIST of the correlation over the classes of a sample."""
+    dist_intra_weight: Weight = 1.0
+    """Weight within DIST of the correlation over the samples for a class."""
+    logit_standardisation_weight: Weight = 9.0
+    """Weight of the KD term on standardised logits."""
 
     @field_validator("capacity")
     @classmethod

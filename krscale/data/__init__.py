@@ -2,6 +2,18 @@
 
 from krscale.data.arrow import Split
 from krscale.data.dataset import SPLITS, Dataset, open_data, prepare_data
-from krscale.data.sources import SOURCES, SourceData
+from krscale.data.describe import Description, describe_data
+from krscale.data.sources import SOURCES, SourceData, SplitName
 
-__all__ = ["SOURCES", "SPLITS", "Dataset", "SourceData", "Split", "open_data", "prepare_data"]
+__all__ = [
+    "SOURCES",
+    "SPLITS",
+    "Dataset",
+    "Description",
+    "SourceData",
+    "Split",
+    "SplitName",
+    "describe_data",
+    "open_data",
+    "prepare_data",
+]

@@ -97,14 +97,19 @@ def prepare_data(config: DataConfig, cache: Path, report: Report | None = None) 
     """
     source = open_source(config)
     identity = _identity(config, source)
-    key = fingerprint(identity)
-    path = cache / "data" / f"{config.source}-{key}"
+    path = dataset_path(config, cache)
     if not path.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):
             if not path.is_dir():
                 _build(path, config, source, identity, report or _silent)
     return open_data(path)
+
+
+def dataset_path(config: DataConfig, cache: Path) -> Path:
+    """Return the folder that `prepare_data` builds or reuses; it need not exist."""
+    key = fingerprint(_identity(config, open_source(config)))
+    return cache / "data" / f"{config.source}-{key}"
 
 
 def open_data(path: Path) -> Dataset:

@@ -1,0 +1,314 @@
+"""From a config to things that run: data, teacher and store prepared once; a training per trial.
+
+`prepare` is called by the driver; what it returns is small, picklable and holds paths, so that
+any worker that sees the same storage can `Assets.open` it and build trainings. A worker opens the
+assets once and builds as many trainings from them as it is given trials; it never loads the
+teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from krscale.capacity import count_flops, find_width, num_parameters
+from krscale.config import Experiment, ModelConfig, fingerprint, parse_capacity
+from krscale.data import Dataset, Split, describe_data, open_data, prepare_data
+from krscale.data.loader import Loader
+from krscale.data.views import check_views
+from krscale.errors import UserError, unknown_name
+from krscale.knowledge.parameters import layers_by_tap
+from krscale.knowledge.taps import TappedModel, pool
+from krscale.loop import Training
+from krscale.methods import METHODS, MethodContext, build_method
+from krscale.methods.base import Learner
+from krscale.models import build_model
+from krscale.parallel import Workers
+from krscale.store import KnowledgeStore, prepare_store
+from krscale.teacher import (
+    TeacherFacts,
+    open_teacher,
+    prepare_teacher,
+    resolve_taps,
+)
+
+
+class Reporter(Protocol):
+    """Where `prepare` says what it is doing."""
+
+    def phase(self, title: str) -> None:
+        """A new piece of work begins."""
+
+    def advance(self, done: int, total: int) -> None:
+        """So much of it is done."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One student size of the ladder.
+
+    Attributes:
+        capacity: The share of the teacher's parameters as the user wrote it, e.g. `"1/16"`.
+        width: The dial that comes closest to it.
+        num_parameters: Of the student without heads.
+        flops: Of one forward of one image, 2 per multiply-add.
+    """
+
+    capacity: str
+    width: int
+    num_parameters: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all trials share, as paths and facts."""
+
+    data_path: str
+    teacher_path: str
+    store_path: str
+    teacher: TeacherFacts
+
+
+def prepare(experiment: Experiment, reporter: Reporter) -> Prepared:
+    """Prepare data, teacher and store; each is found in the cache or made once and kept."""
+    check_methods(experiment)
+    device = pick_device(experiment.train.device)
+    reporter.phase("data")
+    dataset = prepare_data(experiment.data, experiment.cache_path)
+    check_views(experiment.views, dataset.image_shape)
+    reporter.phase("teacher")
+    facts, teacher_path = prepare_teacher(experiment, dataset, device, reporter.advance)
+    reporter.phase("store")
+    store_path = _prepare_store(experiment, dataset, facts, teacher_path, device, reporter.advance)
+    return Prepared(str(dataset.path), str(teacher_path), str(store_path), facts)
+
+
+@dataclass(frozen=True)
+class Assets:
+    """What a worker keeps open over all its trials: mapped data, mapped store, facts."""
+
+    dataset: Dataset
+    validation: Split
+    store: KnowledgeStore
+    teacher: TeacherFacts
+
+    @classmethod
+    def open(cls, prepared: Prepared) -> Assets:
+        """Map data and store; the teacher's network is not loaded."""
+        dataset = open_data(Path(prepared.data_path))
+        store = KnowledgeStore.open(Path(prepared.store_path))
+        return cls(dataset, dataset.split("val"), store, prepared.teacher)
+
+
+def build_training(
+    experiment: Experiment, assets: Assets, width: int, workers: Workers
+) -> Training:
+    """Build student, method, loader and optimiser for one training.
+
+    Args:
+        experiment: All settings of this trial.
+        assets: The opened data and store.
+        width: The student's capacity dial.
+        workers: This worker's place.
+    """
+    settings = experiment.train
+    torch.manual_seed(settings.seed)
+    student = build_student(experiment, assets.dataset, width)
+    taps, _ = resolve_taps(student, experiment.student.taps, "student.taps")
+    context = _method_context(student, taps, assets)
+    method = build_method(
+        experiment.distill.method, context, experiment.distill.model_dump(mode="python")
+    )
+    loader = Loader(
+        assets.dataset,
+        experiment.views,
+        global_batch_size=settings.global_batch_size,
+        seed=settings.seed,
+        device=workers.device,
+        store=assets.store if method.needs_teacher else None,
+        rank=workers.rank,
+        world_size=workers.world_size,
+    )
+    learner = Learner(student, taps if method.needs_teacher else (), method)
+    return Training(learner, loader, (assets.dataset, assets.validation), settings, workers)
+
+
+def build_student(experiment: Experiment, dataset: Dataset, width: int) -> nn.Module:
+    """Build a student of the given width with fresh weights."""
+    return _student(experiment, len(dataset.classes), dataset.image_shape[0], width)
+
+
+def ladder_rungs(
+    experiment: Experiment, num_classes: int, image_shape: tuple[int, int, int]
+) -> tuple[Rung, ...]:
+    """Resolve every capacity of the ladder to a width, on meta tensors (nothing is allocated).
+
+    Raises:
+        UserError: If two capacities end at the same width.
+    """
+    return tuple(_rungs(experiment, experiment.ladder.capacities, num_classes, image_shape))
+
+
+def find_rung(experiment: Experiment, dataset: Dataset) -> Rung:
+    """Resolve `distill.capacity`."""
+    capacities = (experiment.distill.capacity,)
+    return _rungs(experiment, capacities, len(dataset.classes), dataset.image_shape)[0]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an experiment would build, known without building it.
+
+    Attributes:
+        rungs: The ladder.
+        num_taps: The teacher's taps, its classifier included.
+        teacher_parameters: Parameters of the teacher.
+        teacher_flops: Of one forward of one image, 2 per multiply-add.
+        num_train: Images of the training split.
+    """
+
+    rungs: tuple[Rung, ...]
+    num_taps: int
+    teacher_parameters: int
+    teacher_flops: int
+    num_train: int
+
+
+def describe(experiment: Experiment) -> Plan:
+    """Resolve an experiment without touching the disk; networks are built on meta tensors."""
+    check_methods(experiment)
+    source = describe_data(experiment.data, experiment.cache_path)
+    check_views(experiment.views, source.image_shape)
+    with torch.device("meta"):
+        build = _model(experiment.teacher, source.num_classes, source.image_shape[0])
+        teacher = build(experiment.teacher.width)
+    taps, _ = resolve_taps(teacher, experiment.teacher.taps, "teacher.taps")
+    return Plan(
+        ladder_rungs(experiment, source.num_classes, source.image_shape),
+        len(taps) + 1,
+        num_parameters(teacher),
+        count_flops(teacher, source.image_shape),
+        source.num_train,
+    )
+
+
+def check_methods(experiment: Experiment) -> None:
+    """Refuse method names that nobody registered, before anything is prepared."""
+    for where, names in (
+        ("search.methods", experiment.search.methods),
+        ("distill.method", (experiment.distill.method,)),
+    ):
+        for name in names:
+            if name not in METHODS:
+                raise unknown_name("method", name, METHODS, where)
+
+
+def pick_device(name: str) -> torch.device:
+    """Resolve `auto`, and refuse a GPU that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device: 'cuda' was asked for, but torch sees no GPU here.")
+    return torch.device(name)
+
+
+def _model(config: ModelConfig, num_classes: int, in_channels: int) -> Callable[[int], nn.Module]:
+    def build(width: int) -> nn.Module:
+        return build_model(
+            config.model,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            width=width,
+            options=config.options,
+        )
+
+    return build
+
+
+def _student(experiment: Experiment, num_classes: int, in_channels: int, width: int) -> nn.Module:
+    return _model(experiment.student, num_classes, in_channels)(width)
+
+
+def _rungs(
+    experiment: Experiment,
+    capacities: tuple[str, ...],
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+) -> list[Rung]:
+    channels = image_shape[0]
+    with torch.device("meta"):
+        teacher = _model(experiment.teacher, num_classes, channels)(experiment.teacher.width)
+    build = partial(_student, experiment, num_classes, channels)
+    rungs: list[Rung] = []
+    for capacity in sorted(capacities, key=parse_capacity):
+        width = find_width(build, parse_capacity(capacity) * num_parameters(teacher))
+        same = next((r for r in rungs if r.width == width), None)
+        if same:
+            raise UserError(
+                f"ladder.capacities: {same.capacity} and {capacity} of the teacher's "
+                f"{num_parameters(teacher):,} parameters both come closest to width {width} of "
+                f"{experiment.student.model!r}; leave one out, or take a larger teacher."
+            )
+        with torch.device("meta"):
+            student = build(width)
+        flops = count_flops(student, image_shape)
+        rungs.append(Rung(capacity, width, num_parameters(student), flops))
+    return rungs
+
+
+def _method_context(student: nn.Module, taps: tuple[str, ...], assets: Assets) -> MethodContext:
+    teacher = assets.teacher
+    tapped = TappedModel(student, taps).eval()
+    with torch.no_grad():
+        features = tapped(torch.zeros(1, *assets.dataset.image_shape)).features
+    tapped.train()
+    return MethodContext(
+        num_classes=len(assets.dataset.classes),
+        num_teacher_taps=len(teacher.taps) + 1,
+        stage_ends=teacher.stage_ends,
+        information_gain=torch.tensor(teacher.information_gain),
+        student_feature_sizes=tuple(pool(feature).shape[1] for feature in features),
+        student_layers=layers_by_tap(student, taps),
+        teacher_histograms=torch.tensor(teacher.histograms),
+        teacher_layer_sizes=torch.tensor(teacher.layer_sizes),
+    )
+
+
+def _prepare_store(
+    experiment: Experiment,
+    dataset: Dataset,
+    facts: TeacherFacts,
+    teacher_path: Path,
+    device: torch.device,
+    report: Callable[[int, int], None],
+) -> Path:
+    key = {
+        "teacher": facts.fingerprint,
+        "data": dataset.fingerprint,
+        "views": fingerprint(experiment.views.model_dump(mode="json")),
+        "taps": fingerprint(facts.taps),
+        "store": fingerprint(experiment.store.model_dump(mode="json")),
+    }
+    path = experiment.cache_path / "stores" / fingerprint(key)
+
+    def open_tapped() -> tuple[TappedModel, nn.Module]:
+        teacher = open_teacher(experiment, dataset, teacher_path)
+        return teacher.tapped.to(device), teacher.probes.to(device)
+
+    return prepare_store(
+        path,
+        open_tapped,
+        dataset,
+        experiment.views,
+        experiment.store,
+        key=key,
+        device=device,
+        report=report,
+    )

@@ -1,0 +1,85 @@
+"""Joining or starting Ray, and asking whether it can ever give what a run needs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+
+from krscale.config import ClusterConfig
+from krscale.errors import UserError
+
+SETTINGS = {
+    # Our listeners record trials; Tune need not write copies of every result.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # The journal is the only truth; Tune's snapshot is never read.
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    # A report of Ray Train waits for the controller's poll, every 2 s by default.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Trials without a GPU must not have CUDA_VISIBLE_DEVICES emptied behind the user's back.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+POLL_SECONDS = 1.0
+
+_private = False
+
+
+def connect(config: ClusterConfig) -> None:
+    """Join the cluster that `cluster.address` or `RAY_ADDRESS` names, or start a private one.
+
+    Raises:
+        UserError: If no cluster answers at that address.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if ray.is_initialized():
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    options: dict[str, Any] = {}
+    global _private
+    _private = address == "local"
+    if _private:
+        options = {"num_cpus": config.num_cpus or None, "include_dashboard": False}
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
+    except (ConnectionError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"cluster.address: no Ray cluster at {address!r}: {first}") from None
+
+
+def require(resources: Mapping[str, float], config: ClusterConfig, where: str) -> None:
+    """Wait until the cluster has these resources in all, free or not; give up with one error.
+
+    Args:
+        resources: Total of what must run at the same time, e.g. `{"CPU": 4.0}`.
+        config: How long to wait (`cluster.wait_seconds`) for nodes that are still joining.
+        where: The config key that asked for so much.
+
+    Raises:
+        UserError: If the cluster stays too small; says what it has and what is free.
+    """
+    deadline = time.monotonic() + config.wait_seconds
+    while True:
+        total = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        missing = {n: a for n, a in resources.items() if total.get(n, 0.0) < a}
+        if not missing:
+            return
+        if time.monotonic() >= deadline or _cannot_grow():
+            break
+        time.sleep(POLL_SECONDS)
+    free = ray.available_resources()  # type: ignore[no-untyped-call]
+    parts = [
+        f"{amount:g} {name} (the cluster has {total.get(name, 0.0):g}, "
+        f"{free.get(name, 0.0):g} of them free)"
+        for name, amount in missing.items()
+    ]
+    raise UserError(f"{where}: this needs {' and '.join(parts)}.")
+
+
+def _cannot_grow() -> bool:
+    """Whether this is a private Ray of one node, started by `connect`; no node will ever join."""
+    return _private

@@ -1,0 +1,271 @@
+"""The only training loop. It knows no method and no Ray: a learner, batches, and a schedule.
+
+A `Training` advances epoch by epoch, so that whoever drives it (a Tune trial, a Train worker, the
+teacher's own training) decides what happens between epochs: report, save, stop.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from krscale.config import TrainConfig
+from krscale.data import Dataset, Split
+from krscale.data.loader import Loader
+from krscale.data.views import normalise
+from krscale.errors import NonFiniteError
+from krscale.methods.base import Learner, LearnerOutput
+from krscale.parallel import Workers, convert_batch_norm, share_of, sum_over_workers
+
+EVALUATION_BATCH_SIZE = 1024
+
+
+class Training:
+    """One student (or teacher) in training: model, optimiser, schedule and position.
+
+    Args:
+        learner: The student and its method; trained in place.
+        loader: Batches of the training split, this worker's share of each.
+        validation: Split on which every epoch ends, and its dataset for the normalisation.
+        settings: Optimiser, schedule, precision.
+        workers: This worker's place among all of them.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        loader: Loader,
+        validation: tuple[Dataset, Split],
+        settings: TrainConfig,
+        workers: Workers,
+    ) -> None:
+        self.settings = settings
+        self.workers = workers
+        self.loader = loader
+        self.validation = validation
+        self.epoch = 0
+        self.seconds_in_steps = 0.0
+        self.learner = convert_batch_norm(learner, workers).to(workers.device)
+        if settings.channels_last:
+            self.learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.forward: nn.Module = self.learner
+        if settings.compile:
+            self.learner.compile()
+        if workers.world_size > 1:
+            self.forward = DistributedDataParallel(self.learner)
+        self.optimiser = _optimiser(self.learner, settings)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimiser, _warmup_cosine(settings, loader.num_steps)
+        )
+
+    @property
+    def student(self) -> nn.Module:
+        """The bare student, without heads or wrappers."""
+        return self.learner.student
+
+    @property
+    def finished(self) -> bool:
+        """Whether every epoch has been run."""
+        return self.epoch >= self.settings.num_epochs
+
+    def run_epoch(self) -> dict[str, float]:
+        """Train one epoch and evaluate on the validation split.
+
+        Returns:
+            Metrics over all workers: `train/<term>` and `train/loss` (means over samples),
+            `train/accuracy`, `val/accuracy`, `val/loss`, the method's diagnostics, and `epoch`.
+
+        Raises:
+            NonFiniteError: If a loss term became NaN or infinite; names the earliest one.
+        """
+        started = time.perf_counter()
+        self.forward.train()
+        sums = _Sums(self.workers.device)
+        channels_last = self.settings.channels_last
+        for batch in self.loader.epoch(self.epoch):
+            if channels_last:
+                images = batch.images.contiguous(memory_format=torch.channels_last)
+                batch = replace(batch, images=images)
+            with self._autocast():
+                output: LearnerOutput = self.forward(batch)
+            names, terms = list(output.terms), torch.stack(list(output.terms.values()))
+            # DistributedDataParallel averages gradients over workers; every sample must weigh
+            # 1 / global_size whatever share of the batch its worker holds.
+            loss = terms.sum() * (self.workers.world_size / batch.global_size)
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimiser.step()
+            self.schedule.step()
+            sums.add(names, terms.detach(), output, batch.labels)
+        metrics = sums.metrics(self.epoch, self.loader.num_steps)
+        self.seconds_in_steps += time.perf_counter() - started
+        self.epoch += 1
+        metrics |= {f"val/{k}": v for k, v in self._validate().items()}
+        metrics["epoch"] = float(self.epoch)
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a restart needs: weights, optimiser, schedule, position, RNG."""
+        return {
+            "learner": self.learner.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "epoch": self.epoch,
+            "rng": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self.learner.load_state_dict(state["learner"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.epoch = int(state["epoch"])
+        torch.set_rng_state(state["rng"])
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.settings.precision == "bf16"
+        return torch.autocast(self.workers.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def _validate(self) -> dict[str, float]:
+        dataset, split = self.validation
+        with self._autocast():
+            return evaluate(self.student, dataset, split, self.workers)
+
+
+def fit(
+    training: Training, on_epoch: Callable[[dict[str, float]], bool | None]
+) -> dict[str, float]:
+    """Run the epochs that remain; stop early when `on_epoch` returns True.
+
+    Returns:
+        The metrics of the last epoch run, or none when nothing remained.
+    """
+    metrics: dict[str, float] = {}
+    while not training.finished:
+        metrics = training.run_epoch()
+        if on_epoch(metrics):
+            break
+    return metrics
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, dataset: Dataset, split: Split, workers: Workers
+) -> dict[str, float]:
+    """Return `accuracy` and `loss` (mean cross-entropy) of a model on a split, over all workers.
+
+    The model is left in the mode (train or eval) it came in.
+    """
+    was_training = model.training
+    model.eval()
+    totals = torch.zeros(3, dtype=torch.float64, device=workers.device)
+    start, stop = share_of(len(split.labels), workers.rank, workers.world_size)
+    for first in range(start, stop, EVALUATION_BATCH_SIZE):
+        rows = slice(first, min(first + EVALUATION_BATCH_SIZE, stop))
+        pixels = torch.tensor(split.images[rows], device=workers.device)
+        labels = torch.tensor(split.labels[rows], device=workers.device)
+        logits = model(normalise(pixels, dataset.mean, dataset.std)).float()
+        totals[0] += (logits.argmax(dim=1) == labels).sum()
+        totals[1] += F.cross_entropy(logits, labels, reduction="sum")
+        totals[2] += len(labels)
+    model.train(was_training)
+    correct, loss, count = sum_over_workers(totals).tolist()
+    return {"accuracy": correct / count, "loss": loss / count}
+
+
+class _Sums:
+    """Sums of an epoch kept on the device, so that no step waits for the host."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.names: list[str] = []
+        self.terms = torch.zeros(0)
+        self.counts = torch.zeros(2, dtype=torch.float64, device=device)
+        self.diagnostics: dict[str, Tensor] = {}
+        self.first_bad = torch.zeros(0)
+        self.step = 0
+
+    def add(self, names: list[str], terms: Tensor, output: LearnerOutput, labels: Tensor) -> None:
+        """Add one batch: terms `[M, B]`, logits `[B, K]`, labels `[B]`."""
+        sums = terms.sum(dim=1, dtype=torch.float64)
+        if self.step == 0:
+            self.names = names
+            self.terms = torch.zeros_like(sums)
+            self.first_bad = torch.full_like(sums, math.inf)
+        self.terms += sums
+        # Once one term is not finite, the weights spoil every other; the earliest is the cause.
+        bad = torch.where(torch.isfinite(sums), math.inf, float(self.step))
+        self.first_bad = torch.minimum(self.first_bad, bad)
+        self.counts[0] += (output.logits.detach().argmax(dim=1) == labels).sum()
+        self.counts[1] += len(labels)
+        for name, value in output.diagnostics.items():
+            self.diagnostics[name] = self.diagnostics.get(name, 0.0) + value.detach().double()
+        self.step += 1
+
+    def metrics(self, epoch: int, num_steps: int) -> dict[str, float]:
+        """Reduce over workers and return means; the epoch's only wait for the device."""
+        diagnostics = [v for _, v in sorted(self.diagnostics.items())]
+        ones = torch.ones(1, dtype=torch.float64, device=self.device)
+        packed = torch.cat([self.terms, self.counts, ones, *(d.reshape(1) for d in diagnostics)])
+        values = sum_over_workers(packed).tolist()
+        num_terms = len(self.names)
+        # Judged on the sums over workers, so that every worker raises when one must.
+        if not all(map(math.isfinite, values[:num_terms])):
+            self._raise_non_finite(values[:num_terms], epoch, num_steps)
+        correct, count, world_size = values[num_terms : num_terms + 3]
+        metrics = {f"train/{n}": v / count for n, v in zip(self.names, values, strict=False)}
+        metrics["train/loss"] = sum(values[:num_terms]) / count
+        metrics["train/accuracy"] = correct / count
+        rest = values[num_terms + 3 :]
+        for name, value in zip(sorted(self.diagnostics), rest, strict=True):
+            metrics[name] = value / (self.step * world_size)
+        return metrics
+
+    def _raise_non_finite(self, values: list[float], epoch: int, num_steps: int) -> NoReturn:
+        first_bad = self.first_bad.tolist()
+        step = min(first_bad)
+        if step < math.inf:
+            name, where = self.names[first_bad.index(step)], f"step {int(step) + 1} of {num_steps}"
+        else:
+            bad = next(i for i, value in enumerate(values) if not math.isfinite(value))
+            name, where = self.names[bad], "on another worker"
+        raise NonFiniteError(
+            f"loss term {name!r} is not finite in epoch {epoch + 1}, {where}. "
+            f"A smaller learning rate or weight usually helps."
+        )
+
+
+def _optimiser(learner: nn.Module, settings: TrainConfig) -> torch.optim.SGD:
+    """SGD with Nesterov momentum; norms and biases are not decayed (as timm does)."""
+    decayed = [p for p in learner.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in learner.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    nesterov = settings.momentum > 0.0
+    return torch.optim.SGD(
+        groups, settings.learning_rate, settings.momentum, nesterov=nesterov, fused=True
+    )
+
+
+def _warmup_cosine(settings: TrainConfig, num_steps: int) -> Callable[[int], float]:
+    """Factor of the learning rate per step: linear warm-up, then cosine down to zero."""
+    total = max(1, settings.num_epochs * num_steps)
+    warmup = min(total - 1, round(settings.warmup_epochs * num_steps))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = (step - warmup) / max(1, total - warmup)
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+    return factor

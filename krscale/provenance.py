@@ -1,0 +1,135 @@
+"""The folder of a run: which experiment it belongs to, what made it, and who is in it now."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from krscale.config import Experiment
+from krscale.errors import UserError
+from krscale.files import write_json
+
+EXPERIMENT_FILE = "experiment.json"
+UNBOUND = {"storage_path", "tracking", "cluster"}
+"""Fields that may differ between two starts of one run: where it is kept, shown and computed."""
+_PACKAGES = ("krscale", "torch", "ray", "optuna", "mlflow", "pyarrow", "numpy")
+
+
+@contextmanager
+def run_folder(experiment: Experiment, bound: Mapping[str, Any]) -> Iterator[Path]:
+    """Claim the run's folder for this process; create it or check that it belongs to this run.
+
+    Args:
+        experiment: The resolved experiment.
+        bound: What else must be the same in every start of the run, e.g. the search space.
+
+    Yields:
+        The folder.
+
+    Raises:
+        UserError: If another process is in it, or it belongs to another experiment; names every
+            field that differs.
+    """
+    folder = experiment.run_path
+    folder.mkdir(parents=True, exist_ok=True)
+    owner = folder / ".owner"
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        process = owner.read_text(encoding="utf-8").strip() if owner.exists() else "unknown"
+        raise UserError(
+            f"name: run {experiment.name!r} is being run now by process {process} in {folder}. "
+            f"Wait for it, or choose another name."
+        ) from None
+    try:
+        owner.write_text(f"{os.getpid()}\n", encoding="utf-8")
+        _check_or_write(folder, experiment, bound)
+        write_json(folder / "environment.json", environment())
+        yield folder
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def environment() -> dict[str, Any]:
+    """Return what a reader needs to repeat the run: versions, machine, commit, command."""
+    return {
+        "command": " ".join(["python", "-m", *_module_and_arguments()]),
+        "commit": git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "num_cpus": os.cpu_count(),
+        "packages": {name: version(name) for name in _PACKAGES},
+    }
+
+
+def git_commit() -> str:
+    """Return the commit of krscale's own source, `-dirty` appended, or `unknown` outside git."""
+    git = shutil.which("git")
+    root = Path(__file__).resolve().parents[1]
+    if git is None or not (root / ".git").exists():
+        return os.environ.get("KRSCALE_COMMIT", "unknown")
+
+    def ask(*arguments: str) -> str:
+        command = [git, "-C", str(root), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    commit = ask("rev-parse", "HEAD")
+    dirty = "-dirty" if commit and ask("status", "--porcelain", "--untracked-files=no") else ""
+    return commit + dirty if commit else "unknown"
+
+
+def read_experiment(folder: Path) -> Experiment:
+    """Return the experiment a run folder belongs to."""
+    content = json.loads((folder / EXPERIMENT_FILE).read_text(encoding="utf-8"))
+    return Experiment.model_validate(content["experiment"])
+
+
+def _check_or_write(folder: Path, experiment: Experiment, bound: Mapping[str, Any]) -> None:
+    path = folder / EXPERIMENT_FILE
+    content = {"experiment": experiment.model_dump(mode="json"), "bound": dict(bound)}
+    if not path.exists():
+        write_json(path, content)
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    old = _flat(before["experiment"], UNBOUND) | _flat(before["bound"], set())
+    new = _flat(content["experiment"], UNBOUND) | _flat(content["bound"], set())
+    changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
+    if changed:
+        lines = [f"{key} was {old.get(key)!r}, is now {new.get(key)!r}" for key in changed[:5]]
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise UserError(
+            f"{folder} belongs to another experiment: {'; '.join(lines)}{more}. "
+            f"Choose another name (--set name=...), or remove the folder."
+        )
+
+
+def _flat(content: Mapping[str, Any], skip: set[str], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if key in skip and not prefix:
+            continue
+        if isinstance(value, Mapping):
+            flat |= _flat(value, skip, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _module_and_arguments() -> list[str]:
+    program = Path(sys.argv[0])
+    inside = program.suffix == ".py" and program.parent == Path(__file__).parent
+    return [f"krscale.{program.stem}" if inside else program.name, *sys.argv[1:]]

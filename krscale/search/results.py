@@ -1,0 +1,112 @@
+"""From finished studies to the curve. The test split is opened here, once, at the very end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from optuna.trial import TrialState
+
+from krscale.assemble import Assets, Prepared, Rung, build_student
+from krscale.capacity import latency_ms
+from krscale.checkpoint import load_weights
+from krscale.config import Experiment
+from krscale.curve import Curve, MethodResult, Teacher, find_pareto
+from krscale.curve import Rung as CurveRung
+from krscale.data import Split
+from krscale.loop import evaluate
+from krscale.parallel import Workers
+from krscale.provenance import git_commit
+from krscale.search.ladder import SEED, Ladder, StudyKey
+from krscale.search.trial import student_path, trial_experiment
+from krscale.teacher import open_teacher
+
+
+def collect(ladder: Ladder, prepared: Prepared) -> Curve:
+    """Test every final student once and return the curve.
+
+    Args:
+        ladder: A complete search.
+        prepared: Where data and teacher are.
+    """
+    experiment = ladder.experiment
+    assets = Assets.open(prepared)
+    test = assets.dataset.split("test")
+    rungs = tuple(
+        _rung(ladder, rung, assets, test)
+        for rung in sorted(ladder.rungs.values(), key=lambda r: r.num_parameters)
+    )
+    return Curve(
+        name=experiment.name,
+        commit=git_commit(),
+        data={
+            "source": assets.dataset.source,
+            "fingerprint": assets.dataset.fingerprint,
+            **{f"num_{split}": n for split, n in assets.dataset.num_samples.items()},
+        },
+        teacher=_teacher(experiment, prepared, assets, test),
+        rungs=rungs,
+        pareto=find_pareto(rungs),
+    )
+
+
+def _rung(ladder: Ladder, rung: Rung, assets: Assets, test: Split) -> CurveRung:
+    experiment = ladder.experiment
+    student = build_student(experiment, assets.dataset, rung.width)
+    return CurveRung(
+        capacity=rung.capacity,
+        width=rung.width,
+        num_parameters=rung.num_parameters,
+        flops=rung.flops,
+        latency_ms=latency_ms(student, assets.dataset.image_shape),
+        methods={
+            method: _method(ladder, method, rung, assets, test) for method in ladder.config.methods
+        },
+    )
+
+
+def _method(ladder: Ladder, method: str, rung: Rung, assets: Assets, test: Split) -> MethodResult:
+    tuned = ladder.counted(StudyKey(method, rung.capacity))
+    finals = [
+        trial
+        for trial in ladder.counted(StudyKey(method, rung.capacity, final=True))
+        if trial.state is TrialState.COMPLETE
+    ]
+    finals.sort(key=lambda trial: int(trial.user_attrs[SEED]))
+    seeds = [int(trial.user_attrs[SEED]) for trial in finals]
+    winner = ladder.winner(method, rung.capacity)
+    paths = [
+        student_path(ladder.experiment.run_path, method, rung.capacity, seed) for seed in seeds
+    ]
+    best = dict(winner.params) if winner else {}
+    experiment = trial_experiment(ladder.experiment, method, best, 0)
+    return MethodResult.over_seeds(
+        seeds=seeds,
+        val_accuracies=[float(trial.value or 0.0) for trial in finals],
+        test_accuracies=[_test(experiment, rung, assets, path, test) for path in paths],
+        num_trials=len(tuned),
+        num_pruned=sum(trial.state is TrialState.PRUNED for trial in tuned),
+        num_failed=sum(trial.state is TrialState.FAIL for trial in tuned),
+        best=best,
+    )
+
+
+def _test(experiment: Experiment, rung: Rung, assets: Assets, path: Path, test: Split) -> float:
+    student = build_student(experiment, assets.dataset, rung.width)
+    load_weights(path, student, where=str(path))
+    workers = Workers.alone(torch.device("cpu"))
+    return evaluate(student, assets.dataset, test, workers)["accuracy"]
+
+
+def _teacher(experiment: Experiment, prepared: Prepared, assets: Assets, test: Split) -> Teacher:
+    facts = prepared.teacher
+    teacher = open_teacher(experiment, assets.dataset, Path(prepared.teacher_path))
+    workers = Workers.alone(torch.device("cpu"))
+    return Teacher(
+        model=facts.model,
+        width=facts.width,
+        num_parameters=facts.num_parameters,
+        flops=facts.flops,
+        val_accuracy=facts.val_accuracy,
+        test_accuracy=evaluate(teacher.tapped.model, assets.dataset, test, workers)["accuracy"],
+    )

@@ -1,0 +1,196 @@
+"""The search on Ray: one Tuner for the whole ladder, fed by the ladder's own studies.
+
+Only this folder imports ray.tune. `LadderSearcher` hands out what `Ladder.next` says;
+`LadderScheduler` asks the ladder whether a trial should stop. Tune keeps actors, resources and
+failures; every decision and every record is the journal's (see `ladder.py`). A new start is a new
+Tuner: nothing of Tune's own state is ever restored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.trial import TrialState
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from krscale.assemble import Prepared, Rung
+from krscale.cluster import require
+from krscale.config import Experiment
+from krscale.errors import UserError
+from krscale.search.ladder import Assignment, Ladder, Listener, Next
+from krscale.search.space import SearchSpace
+from krscale.search.trial import StudentTrial
+
+
+@dataclass
+class _Running:
+    assignment: Assignment
+    metrics: dict[str, float]
+    pruned: bool = False
+
+
+class LadderSearcher(Searcher):
+    """Tune's view of the ladder: suggests assignments, is told how trials end."""
+
+    def __init__(self, ladder: Ladder, milestones: tuple[int, ...], max_failures: int) -> None:
+        super().__init__(metric="val/accuracy", mode="max")
+        self.ladder = ladder
+        self.milestones = milestones
+        self.max_failures = max_failures
+        self.trials: dict[str, _Running] = {}
+        self.errors: dict[str, str] = {}  # by trial; set by the scheduler, which sees Tune's trial
+        self.first_error = ""
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return the next trial's config, None to wait, or FINISHED."""
+        if self.gave_up:
+            return Searcher.FINISHED
+        upcoming = self.ladder.next()
+        if upcoming is Next.DONE:
+            return Searcher.FINISHED
+        if not isinstance(upcoming, Assignment):
+            return None
+        self.trials[trial_id] = _Running(upcoming, {})
+        return {
+            "method": upcoming.key.method,
+            "capacity": upcoming.key.capacity,
+            "final": upcoming.key.final,
+            "width": upcoming.width,
+            "seed": upcoming.seed,
+            "values": dict(upcoming.values),
+            "milestones": self.milestones,
+        }
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether so many trials failed that going on is pointless."""
+        return self.ladder.num_failed >= self.max_failures
+
+    def on_report(self, trial_id: str, history: list[dict[str, float]]) -> bool:
+        """Pass epochs to the ladder; return whether to stop the trial."""
+        running = self.trials[trial_id]
+        for metrics in history:
+            running.metrics = metrics
+            running.pruned = self.ladder.report(running.assignment, metrics)
+        return running.pruned
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tell the ladder: PRUNED if we stopped it, COMPLETE if it ran out, FAIL otherwise."""
+        running = self.trials.pop(trial_id)
+        state = TrialState.PRUNED if running.pruned else TrialState.COMPLETE
+        message = ""
+        if error or not running.metrics:
+            state, message = TrialState.FAIL, self.errors.pop(trial_id, "the trial's worker died")
+            self.first_error = self.first_error or message
+        self.ladder.finish(running.assignment, state, running.metrics, message)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the journal is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """See `save`."""
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """See `save`."""
+
+
+class LadderScheduler(FIFOScheduler):
+    """Runs trials as they come and stops one when its study says so."""
+
+    def __init__(self, searcher: LadderSearcher) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.searcher = searcher
+
+    def on_trial_result(
+        self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]
+    ) -> str:
+        """Report the epochs of this step; STOP a pruned trial."""
+        stop = self.searcher.on_report(trial.trial_id, result.get("history", []))
+        return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
+
+    def on_trial_complete(
+        self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]
+    ) -> None:
+        """Report the epochs of a trial's last step, which Tune sends here alone.
+
+        A trial that we stopped comes by as well, with the step that was already reported.
+        """
+        running = self.searcher.trials[trial.trial_id]
+        if not running.pruned:
+            self.searcher.on_report(trial.trial_id, result.get("history", []))
+            running.pruned = False  # it has run to its end: there is nothing left to stop
+
+    def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
+        """Keep the error's last line for the study and the tracker."""
+        self.searcher.errors[trial.trial_id] = _last_line(str(trial.get_error()))
+
+
+def run_search(
+    experiment: Experiment,
+    prepared: Prepared,
+    rungs: Iterable[Rung],
+    space: SearchSpace,
+    listeners: Iterable[Listener],
+) -> Ladder:
+    """Run every trial that the journal still misses, on the connected Ray.
+
+    Returns:
+        The ladder, complete.
+
+    Raises:
+        UserError: If so many trials failed that the search gave up; quotes the first error.
+    """
+    config = experiment.search
+    journal = experiment.run_path / "journal.log"
+    ladder = Ladder(journal, experiment, space, rungs, listeners)
+    searcher = LadderSearcher(ladder, _milestones(experiment), config.max_failures)
+    resources = {"CPU": config.cpus_per_trial}
+    if config.gpus_per_trial:
+        resources["GPU"] = config.gpus_per_trial
+    require(resources, experiment.cluster, "search.cpus_per_trial, search.gpus_per_trial")
+    trainable = tune.with_parameters(StudentTrial, experiment=experiment, prepared=prepared)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, resources),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=LadderScheduler(searcher),
+            num_samples=-1,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(experiment.run_path),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=0),
+        ),
+    )
+    tuner.fit()
+    if searcher.gave_up:
+        raise UserError(
+            f"search: {ladder.num_failed} trials failed (search.max_failures = "
+            f"{config.max_failures}). The first error was: {searcher.first_error}"
+        )
+    return ladder
+
+
+def _milestones(experiment: Experiment) -> tuple[int, ...]:
+    """Epochs at which early stopping decides; a report must not run past one."""
+    config = experiment.search
+    found: list[int] = []
+    epoch = config.grace_epochs
+    while config.early_stopping != "none" and epoch < experiment.train.num_epochs:
+        found.append(epoch)
+        epoch *= config.reduction_factor
+    return tuple(found)
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no error text"

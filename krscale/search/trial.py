@@ -1,0 +1,99 @@
+"""What runs inside a Tune actor: one student after another, on assets opened once.
+
+The actor is reused, so that a trial costs neither a process start nor an import of torch. It
+trains on mapped data and the mapped store; the teacher's network is never loaded here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+
+from krscale.assemble import Assets, Prepared, build_training, pick_device
+from krscale.checkpoint import save_weights
+from krscale.config import Experiment, with_values
+from krscale.loop import Training
+from krscale.parallel import Workers
+
+REPORT_SECONDS = 0.5
+"""Epochs shorter than this are reported together: a report costs the driver milliseconds."""
+
+
+def trial_experiment(
+    experiment: Experiment, method: str, values: Mapping[str, Any], seed: int
+) -> Experiment:
+    """Return the experiment of one trial: the search's own, with what was suggested."""
+    fixed = {"distill.method": method, "train.seed": seed}
+    return with_values(experiment, {**values, **fixed}, f"trial of {method}")
+
+
+def student_path(run_path: Path, method: str, capacity: str, seed: int) -> Path:
+    """Where the weights of a final student are kept."""
+    return run_path / "students" / method / capacity.replace("/", "-") / f"seed-{seed}.safetensors"
+
+
+class StudentTrial(tune.Trainable):
+    """One student's training as a Tune class trainable; the actor is reused across trials."""
+
+    training: Training
+    assets: Assets
+
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], experiment: Experiment, prepared: Prepared
+    ) -> None:
+        """Open the shared assets, once per actor, and start the first trial."""
+        torch.set_num_threads(max(1, int(experiment.search.cpus_per_trial)))
+        self.experiment = experiment
+        self.assets = Assets.open(prepared)
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Start the next trial in the same process."""
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Run epochs for at least `REPORT_SECONDS`, or up to the next early-stopping milestone."""
+        started = time.perf_counter()
+        history: list[dict[str, float]] = []
+        while not self.training.finished:
+            history.append(self.training.run_epoch())
+            if self.training.epoch in self.milestones:
+                break
+            if time.perf_counter() - started >= REPORT_SECONDS:
+                break
+        if self.training.finished and self.is_final:
+            self._keep_student()
+        return {
+            "history": history,
+            "seconds_in_steps": self.training.seconds_in_steps,
+            tune.result.DONE: self.training.finished,
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Tune asks for one when it pauses; krscale never pauses a trial."""
+        raise NotImplementedError("krscale keeps its own checkpoints")
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """See `save_checkpoint`."""
+        raise NotImplementedError("krscale keeps its own checkpoints")
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self.trial_seed = int(config["seed"])
+        self.method, self.capacity = str(config["method"]), str(config["capacity"])
+        self.is_final = bool(config["final"])
+        self.milestones = frozenset(config["milestones"])
+        experiment = trial_experiment(
+            self.experiment, self.method, config["values"], self.trial_seed
+        )
+        workers = Workers.alone(pick_device(experiment.train.device))
+        self.training = build_training(experiment, self.assets, int(config["width"]), workers)
+
+    def _keep_student(self) -> None:
+        path = student_path(self.experiment.run_path, self.method, self.capacity, self.trial_seed)
+        save_weights(path, self.training.student)

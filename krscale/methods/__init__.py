@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from krscale.errors import KrscaleError, unknown_name
@@ -15,8 +15,12 @@ from krscale.methods.base import (
     Method,
     MethodContext,
 )
+from krscale.methods.dist import DIST
+from krscale.methods.dkd import DKD
 from krscale.methods.kd import KD
 from krscale.methods.kr import KR
+from krscale.methods.label_smoothing import LabelSmoothing
+from krscale.methods.logit_standardisation import LogitStandardisation
 from krscale.methods.plain import Plain
 
 __all__ = [
@@ -29,6 +33,7 @@ __all__ = [
     "Method",
     "MethodContext",
     "build_method",
+    "check_posterior",
     "method_settings",
 ]
 
@@ -36,7 +41,11 @@ _M = TypeVar("_M", bound=Method)
 
 METHODS: dict[str, type[Method]] = {
     "plain": Plain,
+    "label_smoothing": LabelSmoothing,
     "kd": KD,
+    "dkd": DKD,
+    "dist": DIST,
+    "logit_standardisation": LogitStandardisation,
     "kr": KR,
 }
 """Every method by the name a config uses."""
@@ -76,6 +85,17 @@ def method_settings(name: str) -> tuple[str, ...]:
     return tuple(names)
 
 
+def check_posterior(terms: Iterable[str], where: str = "distill.posterior") -> None:
+    """Refuse posterior methods that nobody registered.
+
+    Raises:
+        UserError: Naming the nearest one.
+    """
+    for term in terms:
+        if term not in POSTERIORS:
+            raise unknown_name("posterior method", term, POSTERIORS, where)
+
+
 def _build(method: type[_M], context: MethodContext, settings: Mapping[str, Any]) -> _M:
     needed = _keywords(method)
     missing = sorted(set(needed) - settings.keys())
@@ -90,10 +110,9 @@ def _build(method: type[_M], context: MethodContext, settings: Mapping[str, Any]
 def _build_posterior(
     weights: Mapping[str, float], context: MethodContext, settings: Mapping[str, Any]
 ) -> list[LogitMethod]:
+    check_posterior(weights)
     built = []
     for term, weight in weights.items():
-        if term not in POSTERIORS:
-            raise unknown_name("posterior method", term, POSTERIORS, "distill.posterior")
         if weight > 0.0:
             own = {**settings, f"{term}_weight": weight}
             built.append(_build(POSTERIORS[term], context, own))

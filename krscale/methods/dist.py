@@ -1,0 +1,92 @@
+"""DIST: the student learns the teacher's rankings, by correlation instead of divergence.
+
+Source: Huang, You, Wang, Qian, Xu, Knowledge Distillation from A Stronger Teacher, NeurIPS 2022,
+arXiv 2205.10536.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from krscale.methods.base import LogitMethod, MethodContext
+
+MIN_NORM = 1e-6
+"""Below it a centred vector is rounding noise in fp32 and has no direction."""
+
+
+def dist_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float,
+    inter_weight: float,
+    intra_weight: float,
+) -> Tensor:
+    """Return `temperature^2 * (inter_weight * inter + intra_weight * intra)`, `[B]` fp32.
+
+    `inter` is one minus the Pearson correlation, over the classes, of student and teacher
+    probabilities of each sample; `intra` that over the samples of the batch, mean over the classes,
+    so every sample carries the same value. Both are 0 where student and teacher agree. With several
+    workers `intra` is taken over each worker's share of the batch.
+
+    Args:
+        student_logits: `[B, K]`.
+        teacher_logits: `[B, K]`, up to an additive constant; gets no gradient.
+        temperature: Temperature of both distributions.
+        inter_weight: Weight of the relation between classes, beta in the paper.
+        intra_weight: Weight of the relation within a class, gamma in the paper.
+    """
+    student = (student_logits.float() / temperature).softmax(dim=-1)
+    teacher = (teacher_logits.detach().float() / temperature).softmax(dim=-1)
+    inter = _uncorrelated(student, teacher, dim=1)
+    intra = _uncorrelated(student, teacher, dim=0).mean()
+    return temperature**2 * (inter_weight * inter + intra_weight * intra)
+
+
+class DIST(LogitMethod):
+    """Cross-entropy with the labels, and `dist_loss` with the teacher's classifier."""
+
+    term = "dist"
+
+    def __init__(
+        self,
+        context: MethodContext,
+        *,
+        ce_weight: float,
+        dist_weight: float,
+        temperature: float,
+        dist_inter_weight: float,
+        dist_intra_weight: float,
+    ) -> None:
+        super().__init__(ce_weight, dist_weight)
+        self.temperature = temperature
+        self.inter_weight = dist_inter_weight
+        self.intra_weight = dist_intra_weight
+
+    def distillation(
+        self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor
+    ) -> Tensor:
+        """Return `dist_loss`."""
+        return dist_loss(
+            student_logits,
+            teacher_logits,
+            self.temperature,
+            self.inter_weight,
+            self.intra_weight,
+        )
+
+
+def _uncorrelated(first: Tensor, second: Tensor, dim: int) -> Tensor:
+    """Return one minus the Pearson correlation along `dim`.
+
+    Written as half the squared distance of the two standardised directions, which is the same
+    number, but exactly 0 with gradient 0 where the two agree, even when both are constant.
+    """
+    distance = _direction(first, dim) - _direction(second, dim)
+    return 0.5 * distance.square().sum(dim=dim)
+
+
+def _direction(values: Tensor, dim: int) -> Tensor:
+    centred = values - values.mean(dim=dim, keepdim=True)
+    norm = torch.linalg.vector_norm(centred, dim=dim, keepdim=True)
+    return centred / norm.clamp_min(MIN_NORM)

@@ -82,11 +82,11 @@ def _uncorrelated(first: Tensor, second: Tensor, dim: int) -> Tensor:
     Written as half the squared distance of the two standardised directions, which is the same
     number, but exactly 0 with gradient 0 where the two agree, even when both are constant.
     """
-    distance = _direction(first, dim) - _direction(second, dim)
+    distance: Tensor = _direction(first, dim) - _direction(second, dim)
     return 0.5 * distance.square().sum(dim=dim)
 
 
 def _direction(values: Tensor, dim: int) -> Tensor:
     centred = values - values.mean(dim=dim, keepdim=True)
-    norm = torch.linalg.vector_norm(centred, dim=dim, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(centred, dim=dim, keepdim=True)
     return centred / norm.clamp_min(MIN_NORM)

@@ -1,0 +1,47 @@
+# The front door: `make run`, `make test`. Each target sets up all it needs; nothing else is global.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: run test check ui bench clean setup setup-dev constraints help
+
+PY := .venv/bin/python
+PORT ?= 5000
+export PYTHON
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: setup ## distil the ladder of the embedded example; ARGS="..." goes to krscale.tune
+	@$(PY) -m krscale.tune $(ARGS)
+
+test: setup-dev ## run the tests; ARGS="..." goes to pytest, e.g. ARGS="-m 'not cluster'"
+	@$(PY) -m pytest $(ARGS)
+
+check: setup-dev ## formatting, lint, types, the floors of the house, files
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@.venv/bin/lint-imports
+	@SKIP=ruff-check,ruff-format,mypy,lint-imports $(PY) -m pre_commit run --all-files
+
+ui: setup ## open the MLflow UI of the local runs, on this machine only; PORT=5000
+	@PORT=$(PORT) scripts/ui.sh
+
+bench: setup ## run every benchmark; benchmarks/README.md says what each measures
+	@set -e; for file in benchmarks/[a-z]*.py; do \
+		[ -e "$$file" ] || { echo "no benchmarks yet"; break; }; \
+		echo "$$file"; $(PY) "$$file" $(ARGS); \
+	done
+
+setup: ## create .venv with what a run needs (done by every target)
+	@scripts/setup.sh
+
+setup-dev: ## the same with the tools of tests and checks
+	@scripts/setup.sh dev
+
+constraints: setup-dev ## write constraints.txt from what .venv holds
+	@scripts/lock.sh
+
+clean: ## remove caches and build leftovers; .venv and runs stay
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
+	@find krscale tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from krscale.capacity import count_flops, find_width, num_parameters
-from krscale.config import Experiment, ModelConfig, fingerprint, parse_capacity
+from krscale.capacity import count_flops, num_parameters
+from krscale.config import Experiment, fingerprint
 from krscale.data import Dataset, Split, describe_data, open_data, prepare_data
 from krscale.data.loader import Loader
 from krscale.data.views import check_views
@@ -28,8 +27,8 @@ from krscale.knowledge.taps import TappedModel, pool
 from krscale.loop import Training
 from krscale.methods import METHODS, MethodContext, build_method
 from krscale.methods.base import Learner
-from krscale.models import build_model
 from krscale.parallel import Workers
+from krscale.rungs import Rung, build_student, build_teacher, ladder_rungs
 from krscale.store import KnowledgeStore, prepare_store
 from krscale.teacher import (
     TeacherFacts,
@@ -47,23 +46,6 @@ class Reporter(Protocol):
 
     def advance(self, done: int, total: int) -> None:
         """So much of it is done."""
-
-
-@dataclass(frozen=True)
-class Rung:
-    """One student size of the ladder.
-
-    Attributes:
-        capacity: The share of the teacher's parameters as the user wrote it, e.g. `"1/16"`.
-        width: The dial that comes closest to it.
-        num_parameters: Of the student without heads.
-        flops: Of one forward of one image, 2 per multiply-add.
-    """
-
-    capacity: str
-    width: int
-    num_parameters: int
-    flops: int
 
 
 @dataclass(frozen=True)
@@ -140,28 +122,6 @@ def build_training(
     return Training(learner, loader, (assets.dataset, assets.validation), settings, workers)
 
 
-def build_student(experiment: Experiment, dataset: Dataset, width: int) -> nn.Module:
-    """Build a student of the given width with fresh weights."""
-    return _student(experiment, len(dataset.classes), dataset.image_shape[0], width)
-
-
-def ladder_rungs(
-    experiment: Experiment, num_classes: int, image_shape: tuple[int, int, int]
-) -> tuple[Rung, ...]:
-    """Resolve every capacity of the ladder to a width, on meta tensors (nothing is allocated).
-
-    Raises:
-        UserError: If two capacities end at the same width.
-    """
-    return tuple(_rungs(experiment, experiment.ladder.capacities, num_classes, image_shape))
-
-
-def find_rung(experiment: Experiment, dataset: Dataset) -> Rung:
-    """Resolve `distill.capacity`."""
-    capacities = (experiment.distill.capacity,)
-    return _rungs(experiment, capacities, len(dataset.classes), dataset.image_shape)[0]
-
-
 @dataclass(frozen=True)
 class Plan:
     """What an experiment would build, known without building it.
@@ -187,11 +147,10 @@ def describe(experiment: Experiment) -> Plan:
     source = describe_data(experiment.data, experiment.cache_path)
     check_views(experiment.views, source.image_shape)
     with torch.device("meta"):
-        build = _model(experiment.teacher, source.num_classes, source.image_shape[0])
-        teacher = build(experiment.teacher.width)
+        teacher = build_teacher(experiment, source)
     taps, _ = resolve_taps(teacher, experiment.teacher.taps, "teacher.taps")
     return Plan(
-        ladder_rungs(experiment, source.num_classes, source.image_shape),
+        ladder_rungs(experiment, source),
         len(taps) + 1,
         num_parameters(teacher),
         count_flops(teacher, source.image_shape),
@@ -217,50 +176,6 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("train.device: 'cuda' was asked for, but torch sees no GPU here.")
     return torch.device(name)
-
-
-def _model(config: ModelConfig, num_classes: int, in_channels: int) -> Callable[[int], nn.Module]:
-    def build(width: int) -> nn.Module:
-        return build_model(
-            config.model,
-            num_classes=num_classes,
-            in_channels=in_channels,
-            width=width,
-            options=config.options,
-        )
-
-    return build
-
-
-def _student(experiment: Experiment, num_classes: int, in_channels: int, width: int) -> nn.Module:
-    return _model(experiment.student, num_classes, in_channels)(width)
-
-
-def _rungs(
-    experiment: Experiment,
-    capacities: tuple[str, ...],
-    num_classes: int,
-    image_shape: tuple[int, int, int],
-) -> list[Rung]:
-    channels = image_shape[0]
-    with torch.device("meta"):
-        teacher = _model(experiment.teacher, num_classes, channels)(experiment.teacher.width)
-    build = partial(_student, experiment, num_classes, channels)
-    rungs: list[Rung] = []
-    for capacity in sorted(capacities, key=parse_capacity):
-        width = find_width(build, parse_capacity(capacity) * num_parameters(teacher))
-        same = next((r for r in rungs if r.width == width), None)
-        if same:
-            raise UserError(
-                f"ladder.capacities: {same.capacity} and {capacity} of the teacher's "
-                f"{num_parameters(teacher):,} parameters both come closest to width {width} of "
-                f"{experiment.student.model!r}; leave one out, or take a larger teacher."
-            )
-        with torch.device("meta"):
-            student = build(width)
-        flops = count_flops(student, image_shape)
-        rungs.append(Rung(capacity, width, num_parameters(student), flops))
-    return rungs
 
 
 def _method_context(student: nn.Module, taps: tuple[str, ...], assets: Assets) -> MethodContext:

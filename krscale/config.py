@@ -359,7 +359,10 @@ def validate(content: Mapping[str, Any], where: str, overridden: Iterable[str] =
         return Experiment.model_validate(content)
     except ValidationError as error:
         set_keys = set(overridden)
-        lines = [_explain(e, where, set_keys) for e in error.errors(include_url=False)]
+        by_field: dict[tuple[str, ...], list[Any]] = {}
+        for found in error.errors(include_url=False):
+            by_field.setdefault(_field_of(found["loc"]), []).append(found)
+        lines = [_explain(path, found, where, set_keys) for path, found in by_field.items()]
         raise UserError("\n".join(lines)) from None
 
 
@@ -418,15 +421,23 @@ def _put(content: dict[str, Any], dotted: str, value: Any, where: str) -> None:
     table[leaf] = value
 
 
-def _explain(error: Any, where: str, overridden: set[str]) -> str:
-    """One line for one pydantic error: place, what is allowed, what was given, nearest name."""
-    location = [str(part) for part in error["loc"]]
-    dotted = ".".join(location)
+def _field_of(location: Sequence[int | str]) -> tuple[str, ...]:
+    """Drop what pydantic adds below a field: the branch of a union, the index in a list."""
+    path = tuple(str(part) for part in location)
+    known = {tuple(name.split(".")) for name in field_paths()}
+    return next((path[:end] for end in range(1, len(path)) if path[:end] in known), path)
+
+
+def _explain(path: tuple[str, ...], found: list[Any], where: str, overridden: set[str]) -> str:
+    """One line for one field: the place, what is allowed, what was given, the nearest name."""
+    dotted = ".".join(path)
     flag = next((key for key in overridden if dotted == key or dotted.startswith(f"{key}.")), None)
     place = f"--set {flag}" if flag else f"{where}: {dotted}"
-    if error["type"] == "extra_forbidden":
-        guess = nearest(dotted, field_paths()) or nearest(location[-1], Experiment.model_fields)
+    if found[0]["type"] == "extra_forbidden":
+        names = field_paths() if len(path) > 1 else list(Experiment.model_fields)
+        guess = nearest(dotted, names)
         hint = f" Did you mean {guess!r}?" if guess else ""
         return f"{place}: unknown key {dotted!r}.{hint} Run with --dry-run to see every key."
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{place}: {message[0].lower()}{message[1:]} (got {error['input']!r})."
+    messages = [error["msg"].removeprefix("Value error, ") for error in found]
+    allowed = ", or ".join(message[0].lower() + message[1:] for message in messages)
+    return f"{place}: {allowed} (got {found[0]['input']!r})."

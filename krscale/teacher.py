@@ -7,7 +7,7 @@ data and the same settings finds it there.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,8 +29,8 @@ from krscale.knowledge.taps import TapOutputs, TappedModel, check_taps, pool
 from krscale.loop import Training, evaluate
 from krscale.methods import MethodContext, build_method
 from krscale.methods.base import Learner
-from krscale.models import build_model
 from krscale.parallel import Workers
+from krscale.rungs import build_teacher
 
 PROBE_BATCH_SIZE = 512
 FORMAT = 1  # raised whenever a kept teacher or probe of an older krscale must not be reused
@@ -95,19 +95,7 @@ def resolve_taps(
             f"{where}: this model names no taps of its own (`tap_paths`); list the module paths of "
             f"its blocks in depth order, e.g. {_some_paths(model)}."
         )
-    return tuple(own), tuple(model.stage_ends)  # type: ignore[arg-type]
-
-
-def build_teacher_model(experiment: Experiment, dataset: Dataset) -> nn.Module:
-    """Build the teacher's network with fresh weights."""
-    config = experiment.teacher
-    return build_model(
-        config.model,
-        num_classes=len(dataset.classes),
-        in_channels=dataset.image_shape[0],
-        width=config.width,
-        options=config.options,
-    )
+    return tuple(own), tuple(getattr(model, "stage_ends", range(1, len(own) + 2)))
 
 
 def prepare_teacher(
@@ -140,7 +128,7 @@ def prepare_teacher(
 def open_teacher(experiment: Experiment, dataset: Dataset, folder: Path) -> Teacher:
     """Load a prepared teacher and its probes, frozen."""
     facts = _read_facts(folder)
-    model = build_teacher_model(experiment, dataset)
+    model = build_teacher(experiment, dataset)
     load_weights(folder / "teacher.safetensors", model, where=str(folder))
     tapped = TappedModel(model, facts.taps)
     state = torch.load(folder / "probes.pt", weights_only=True)
@@ -174,7 +162,7 @@ def _make_teacher(
     report: Callable[[int, int], None],
 ) -> None:
     torch.manual_seed(experiment.teacher.seed)
-    model = build_teacher_model(experiment, dataset)
+    model = build_teacher(experiment, dataset)
     taps, stage_ends = resolve_taps(model, experiment.teacher.taps, "teacher.taps")
     if experiment.teacher.weights:
         load_weights(Path(experiment.teacher.weights).expanduser(), model, where="teacher.weights")
@@ -198,7 +186,9 @@ def _make_teacher(
         taps=taps,
         stage_ends=stage_ends,
         information_gain=tuple(gain.tolist()),
-        layer_sizes=tuple(float(sum(w.weight.numel() for w in group)) for group in layers),
+        layer_sizes=tuple(
+            float(sum(p.numel() for w in group for p in w.parameters())) for group in layers
+        ),
         histograms=tuple(tuple(weight_histogram(group).tolist()) for group in layers),
     )
     save_weights(folder / "teacher.safetensors", model.cpu())
@@ -265,6 +255,11 @@ def _fit_probes(
     probes = Probes([f.shape[1] for f in outputs.features], num_classes).to(device)
     probes.load([fit_probe(feature, labels, num_classes) for feature in outputs.features])
     return probes.requires_grad_(False), [f.shape[1] for f in outputs.features]
+
+
+def _num_weights(layers: Iterable[nn.Module]) -> float:
+    named = (pair for layer in layers for pair in layer.named_parameters())
+    return float(sum(parameter.numel() for name, parameter in named if name == "weight"))
 
 
 def _read_facts(folder: Path) -> TeacherFacts:

@@ -21,8 +21,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from krscale.assemble import Rung
 from krscale.config import Experiment, SearchConfig
+from krscale.rungs import Rung
 from krscale.search.space import SearchSpace, defaults_within
 
 INTERRUPTED = "interrupted"

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 from optuna.trial import TrialState
 
-from krscale.assemble import Prepared, Rung
+from krscale.assemble import Prepared
 from krscale.config import Experiment
 from krscale.curve import Curve
 from krscale.progress import Progress
 from krscale.provenance import git_commit
+from krscale.rungs import Rung
 from krscale.search.ladder import Assignment
 from krscale.tracking import Tracker
 

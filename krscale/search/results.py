@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from optuna.trial import TrialState
 
-from krscale.assemble import Assets, Prepared, Rung, build_student
+from krscale.assemble import Assets, Prepared
 from krscale.capacity import latency_ms
 from krscale.checkpoint import load_weights
 from krscale.config import Experiment
@@ -17,6 +17,7 @@ from krscale.data import Split
 from krscale.loop import evaluate
 from krscale.parallel import Workers
 from krscale.provenance import git_commit
+from krscale.rungs import Rung, build_student
 from krscale.search.ladder import SEED, Ladder, StudyKey
 from krscale.search.trial import student_path, trial_experiment
 from krscale.teacher import open_teacher

@@ -18,10 +18,11 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from krscale.assemble import Prepared, Rung
+from krscale.assemble import Prepared
 from krscale.cluster import require
 from krscale.config import Experiment
 from krscale.errors import UserError
+from krscale.rungs import Rung
 from krscale.search.ladder import Assignment, Ladder, Listener, Next
 from krscale.search.space import SearchSpace
 from krscale.search.trial import StudentTrial

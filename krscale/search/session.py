@@ -8,13 +8,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from krscale.assemble import Prepared, Rung, ladder_rungs, prepare
+from krscale.assemble import Prepared, prepare
 from krscale.cluster import connect
 from krscale.config import Experiment
 from krscale.curve import Curve, curve_table, draw_curve, write_curve
 from krscale.data import open_data
 from krscale.progress import Progress
 from krscale.provenance import run_folder
+from krscale.rungs import Rung, ladder_rungs
 from krscale.search.listeners import ProgressListener, TrackingListener
 from krscale.search.results import collect
 from krscale.search.run import run_search
@@ -39,17 +40,12 @@ def run_session(experiment: Experiment, *, as_json: bool, quiet: bool) -> Curve:
     with Progress(quiet=quiet, planned=planned) as progress:
         prepared = prepare(experiment, progress)
         dataset = open_data(Path(prepared.data_path))
-        rungs = ladder_rungs(experiment, len(dataset.classes), dataset.image_shape)
+        rungs = ladder_rungs(experiment, dataset)
         space = load_space(experiment, num_taps=len(prepared.teacher.taps) + 1)
         with run_folder(experiment, {"space": space.describe()}) as folder:
             curve = _search(experiment, prepared, rungs, space, progress)
     _show(curve, folder, experiment, as_json)
     return curve
-
-
-def tracking_uri(experiment: Experiment) -> str:
-    """Return the MLflow URI: the configured one, or the SQLite file beside the runs."""
-    return experiment.tracking.uri or f"sqlite:///{experiment.run_path.parent / 'mlflow.db'}"
 
 
 def _search(
@@ -62,7 +58,7 @@ def _search(
     progress.phase("search")
     connect(experiment.cluster)
     tracker = Tracker(
-        tracking_uri(experiment),
+        experiment.tracking.uri,
         experiment.tracking.experiment,
         experiment.run_path,
         enabled=experiment.tracking.enabled,

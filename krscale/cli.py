@@ -1,0 +1,32 @@
+"""The console script `krscale`: one name for all doors."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from krscale.errors import unknown_name
+
+DOORS = {
+    "tune": "distil a ladder of students and show accuracy versus capacity",
+    "distill": "distil one student, on one worker or many",
+    "teach": "prepare data, teacher and its knowledge",
+    "report": "print the table of a run and redraw its figure",
+}
+
+
+def main() -> int:
+    """Run the door that the first argument names."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        print("usage: krscale DOOR [options]\n")
+        for door, purpose in DOORS.items():
+            print(f"  {door:<9}{purpose}")
+        print("\nkrscale DOOR --help says more.")
+        return 0
+    if name not in DOORS:
+        print(f"krscale: error: {unknown_name('door', name, DOORS)}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"krscale.{name}")
+    sys.argv[0:2] = [f"krscale {name}"]
+    return int(module.main())

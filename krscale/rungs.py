@@ -1,0 +1,104 @@
+"""The rungs of the ladder: capacities as shares of the teacher, resolved to widths of the student.
+
+Sizes are found on meta tensors: nothing is allocated and nothing is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from krscale.capacity import count_flops, find_width, num_parameters
+from krscale.config import Experiment, ModelConfig, parse_capacity
+from krscale.errors import UserError
+from krscale.models import build_model
+
+
+class Task(Protocol):
+    """What a network must fit: a `Dataset`, or the `Description` of one."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes `K`."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(C, H, W)`."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One student size of the ladder.
+
+    Attributes:
+        capacity: The share of the teacher's parameters as the user wrote it, e.g. `"1/16"`.
+        width: The dial that comes closest to it.
+        num_parameters: Of the student without heads.
+        flops: Of one forward of one image, 2 per multiply-add.
+    """
+
+    capacity: str
+    width: int
+    num_parameters: int
+    flops: int
+
+
+def build_teacher(experiment: Experiment, task: Task) -> nn.Module:
+    """Build the teacher's network with fresh weights."""
+    return _builder(experiment.teacher, task)(experiment.teacher.width)
+
+
+def build_student(experiment: Experiment, task: Task, width: int) -> nn.Module:
+    """Build a student of the given width with fresh weights."""
+    return _builder(experiment.student, task)(width)
+
+
+def ladder_rungs(experiment: Experiment, task: Task) -> tuple[Rung, ...]:
+    """Resolve every capacity of the ladder, smallest first.
+
+    Raises:
+        UserError: If two capacities end at the same width.
+    """
+    return _resolve(experiment, task, experiment.ladder.capacities)
+
+
+def find_rung(experiment: Experiment, task: Task) -> Rung:
+    """Resolve `distill.capacity`."""
+    return _resolve(experiment, task, (experiment.distill.capacity,))[0]
+
+
+def _resolve(experiment: Experiment, task: Task, capacities: Iterable[str]) -> tuple[Rung, ...]:
+    with torch.device("meta"):
+        teacher_parameters = num_parameters(build_teacher(experiment, task))
+    build = _builder(experiment.student, task)
+    rungs: dict[int, Rung] = {}
+    for capacity in sorted(capacities, key=parse_capacity):
+        width = find_width(build, parse_capacity(capacity) * teacher_parameters)
+        if width in rungs:
+            raise UserError(
+                f"ladder.capacities: {rungs[width].capacity} and {capacity} of the teacher's "
+                f"{teacher_parameters:,} parameters both come closest to width {width} of "
+                f"{experiment.student.model!r}; leave one out, or take a larger teacher."
+            )
+        with torch.device("meta"):
+            student = build(width)
+        flops = count_flops(student, task.image_shape)
+        rungs[width] = Rung(capacity, width, num_parameters(student), flops)
+    return tuple(rungs.values())
+
+
+def _builder(config: ModelConfig, task: Task) -> Callable[[int], nn.Module]:
+    def build(width: int) -> nn.Module:
+        return build_model(
+            config.model,
+            num_classes=task.num_classes,
+            in_channels=task.image_shape[0],
+            width=width,
+            options=config.options,
+        )
+
+    return build

@@ -1,0 +1,202 @@
+"""The ladder without Ray: equal budgets, early stopping within a study, restart, finals."""
+
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from krscale.config import Experiment, load
+from krscale.rungs import Rung
+from krscale.search.ladder import Assignment, Ladder, Next, StudyKey
+from krscale.search.space import load_space
+
+RUNGS = (Rung("1/64", 2, 1000, 10_000), Rung("1/4", 8, 16_000, 160_000))
+METHODS = ("plain", "kr")
+
+
+def experiment(**changes: object) -> Experiment:
+    settings = {
+        "search.methods": list(METHODS),
+        "search.trials_per_rung": 5,
+        "search.num_final_seeds": 2,
+        "search.grace_epochs": 2,
+        "train.num_epochs": 4,
+        **changes,
+    }
+    return load(None, [f"{key}={value!r}".replace("'", '"') for key, value in settings.items()])
+
+
+def ladder(folder: Path, config: Experiment, listeners: tuple = ()) -> Ladder:
+    return Ladder(folder / "journal.log", config, load_space(config, 6), RUNGS, listeners)
+
+
+def quality(assignment: Assignment) -> float:
+    """Better with a learning rate near 0.1: a stand-in for validation accuracy."""
+    return 1.0 - abs(float(assignment.values["train.learning_rate"]) - 0.1)
+
+
+def play(found: Ladder, assignment: Assignment) -> TrialState:
+    """Run a trial to its end as the actor would."""
+    num_epochs = found.experiment.train.num_epochs
+    metrics: dict[str, float] = {}
+    for epoch in range(1, num_epochs + 1):
+        accuracy = quality(assignment) * epoch / num_epochs
+        metrics = {"val/accuracy": accuracy, "val/loss": 1 - accuracy, "epoch": float(epoch)}
+        if found.report(assignment, metrics) and epoch < num_epochs:
+            found.finish(assignment, TrialState.PRUNED, metrics)
+            return TrialState.PRUNED
+    found.finish(assignment, TrialState.COMPLETE, metrics)
+    return TrialState.COMPLETE
+
+
+def play_all(found: Ladder) -> list[Assignment]:
+    played: list[Assignment] = []
+    while isinstance(upcoming := found.next(), Assignment):
+        played.append(upcoming)
+        play(found, upcoming)
+    assert upcoming is Next.DONE
+    return played
+
+
+def test_every_study_gets_the_same_budget_and_its_winner_fresh_seeds(tmp_path: Path) -> None:
+    found = ladder(tmp_path, experiment())
+    played = play_all(found)
+    for method in METHODS:
+        for rung in RUNGS:
+            tuned = [a for a in played if a.key == StudyKey(method, rung.capacity)]
+            finals = [a for a in played if a.key == StudyKey(method, rung.capacity, final=True)]
+            assert len(tuned) == 5
+            assert {a.seed for a in tuned} == {0}
+            assert len(finals) == 2
+            assert len({a.seed for a in finals} | {0}) == 3
+            best = max(
+                (t for t in found.counted(tuned[0].key) if t.state is TrialState.COMPLETE),
+                key=lambda t: t.value,
+            )
+            assert all(dict(a.values) == best.params for a in finals)
+
+
+def test_first_trial_is_the_users_own_setting(tmp_path: Path) -> None:
+    config = experiment(**{"train.learning_rate": 0.123})
+    found = ladder(tmp_path, config)
+    first: dict[StudyKey, Assignment] = {}
+    for assignment in play_all(found):
+        first.setdefault(assignment.key, assignment)
+    assert {a.values["train.learning_rate"] for k, a in first.items() if not k.final} == {0.123}
+
+
+def test_studies_progress_together_and_large_students_first(tmp_path: Path) -> None:
+    found = ladder(tmp_path, experiment())
+    upcoming = [found.next() for _ in range(4)]
+    assert [a.key.capacity for a in upcoming if isinstance(a, Assignment)] == [
+        "1/4", "1/4", "1/64", "1/64",
+    ]  # fmt: skip
+    assert len({a.key for a in upcoming if isinstance(a, Assignment)}) == 4
+
+
+def test_a_bad_trial_is_pruned_by_its_own_study_only(tmp_path: Path) -> None:
+    found = ladder(tmp_path, experiment(**{"search.methods": ["plain"]}))
+    large = found.next()
+    small = found.next()
+    assert isinstance(large, Assignment)
+    assert isinstance(small, Assignment)
+
+    def report(assignment: Assignment, epoch: int, accuracy: float) -> bool:
+        metrics = {"val/accuracy": accuracy, "val/loss": 0.0, "epoch": float(epoch)}
+        return found.report(assignment, metrics)
+
+    assert not report(large, 2, 0.9)
+    assert not report(small, 2, 0.1), "a small student is not compared with a large one"
+    second = found.next()
+    assert isinstance(second, Assignment)
+    assert second.key == large.key
+    assert not report(second, 1, 0.0), "nothing is stopped before the grace epochs"
+    assert report(second, 2, 0.5)
+
+
+def test_waits_while_the_last_trials_run_then_plans_finals(tmp_path: Path) -> None:
+    found = ladder(tmp_path, experiment(**{"search.methods": ["plain"]}))
+    running = [found.next() for _ in range(10)]
+    assert found.next() is Next.WAIT
+    for assignment in running:
+        assert isinstance(assignment, Assignment)
+        play(found, assignment)
+    assert isinstance(found.next(), Assignment)
+
+
+@pytest.mark.parametrize("num_before", [0, 1, 7, 20, 21, 27])
+def test_restart_finishes_with_exactly_the_planned_trials(tmp_path: Path, num_before: int) -> None:
+    """Kill with two trials running after any number of ended ones; nothing is lost or doubled."""
+    config = experiment()
+    before = ladder(tmp_path, config)
+    ended: list[Assignment] = []
+    for _ in range(num_before):
+        upcoming = before.next()
+        if isinstance(upcoming, Assignment):
+            play(before, upcoming)
+            ended.append(upcoming)
+    orphans = [a for a in (before.next(), before.next()) if isinstance(a, Assignment)]
+    del before  # a new process knows only the journal
+
+    after = ladder(tmp_path, config)
+    played = play_all(after)
+    planned = len(METHODS) * len(RUNGS) * (5 + 2)
+    assert len(ended) + len(played) == planned
+    retried = [a for a in played if any(a.values == o.values and a.key == o.key for o in orphans)]
+    assert len(retried) >= len(orphans)
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal.log")))
+    for key in after.studies:
+        study = optuna.load_study(study_name=key.name, storage=storage)
+        states = [trial.state for trial in study.trials]
+        assert TrialState.RUNNING not in states
+        assert len(after.counted(key)) == after.planned(key)
+        interrupted = [t for t in study.trials if t.user_attrs.get("interrupted")]
+        assert all(t.state is TrialState.FAIL for t in interrupted)
+        retries = [t for t in study.trials if "retry_of" in t.user_attrs]
+        assert len(retries) == len(interrupted)
+
+
+def test_a_failed_trial_is_fail_counts_and_is_never_the_winner(tmp_path: Path) -> None:
+    found = ladder(
+        tmp_path, experiment(**{"search.methods": ["plain"], "search.num_final_seeds": 1})
+    )
+    first = found.next()
+    assert isinstance(first, Assignment)
+    found.finish(first, TrialState.FAIL, {}, "loss term 'ce' is not finite")
+    play_all(found)
+    trials = found.counted(first.key)
+    assert len(trials) == 5
+    assert trials[0].state is TrialState.FAIL
+    assert trials[0].user_attrs["error"] == "loss term 'ce' is not finite"
+    winner = found.winner("plain", first.key.capacity)
+    assert winner is not None
+    assert winner.number != first.number
+
+
+def test_a_study_whose_trials_all_fail_ends_without_finals(tmp_path: Path) -> None:
+    found = ladder(tmp_path, experiment(**{"search.methods": ["plain"]}))
+    while isinstance(upcoming := found.next(), Assignment):
+        found.finish(upcoming, TrialState.FAIL, {}, "out of luck")
+    assert upcoming is Next.DONE
+    assert found.winner("plain", "1/4") is None
+    assert found.num_failed == 10
+
+
+def test_ties_in_accuracy_are_broken_by_validation_loss(tmp_path: Path) -> None:
+    found = ladder(tmp_path, experiment(**{"search.methods": ["plain"]}))
+    losses = {}
+    for loss in (0.5, 0.2, 0.9):
+        upcoming = found.next()
+        while isinstance(upcoming, Assignment) and upcoming.key.capacity != "1/4":
+            play(found, upcoming)
+            upcoming = found.next()
+        assert isinstance(upcoming, Assignment)
+        metrics = {"val/accuracy": 0.9, "val/loss": loss, "epoch": 4.0}
+        found.finish(upcoming, TrialState.COMPLETE, metrics)
+        losses[loss] = upcoming.number
+    winner = found.winner("plain", "1/4")
+    assert winner is not None
+    assert winner.number == losses[0.2]

@@ -1,0 +1,133 @@
+"""Where MLflow is: checking a tracking URI before anything runs, and keeping its secrets."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+from krscale.errors import UserError, unknown_name
+
+_WHERE = "tracking.uri"
+_SERVERS = ("http", "https")
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_USERINFO = re.compile(r"(?<=://)[^/\s'\"]*@")
+_SECRET_FIELD = re.compile(
+    r"(?i)([?&;][^=&;\s]*(?:token|passw|pwd|secret|key|sig|credential|auth)[^=&;\s]*=)[^&;\s'\"]+"
+)
+_SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+_SHORTEST_SECRET = 4
+"""Shorter ones would blank out ordinary letters of every text."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """A tracking URI that has been checked.
+
+    Attributes:
+        uri: What MLflow is given; may hold credentials, so it is never printed or stored.
+        artifact_root: Where artifacts of a new experiment go when no server decides it.
+    """
+
+    uri: str
+    artifact_root: Path | None
+
+    @property
+    def shown(self) -> str:
+        """The URI without credentials."""
+        return redact(self.uri)
+
+    @property
+    def database_file(self) -> Path | None:
+        """The SQLite file, when it is one."""
+        return _sqlite_file(self.uri) if self.uri.startswith("sqlite") else None
+
+
+def resolve_address(uri: str, storage_path: Path) -> Address:
+    """Check a tracking URI; an empty one is a SQLite file beside the runs.
+
+    Args:
+        uri: As configured.
+        storage_path: Absolute folder of all runs.
+
+    Raises:
+        UserError: If MLflow could never use the URI.
+    """
+    artifact_root = storage_path / "mlartifacts"
+    if not uri:
+        return Address(f"sqlite:///{storage_path / 'mlflow.db'}", artifact_root)
+    if uri == "databricks" or uri.startswith("databricks://"):
+        return Address(uri, None)
+    scheme, separator, _ = uri.partition("://")
+    kind = scheme.partition("+")[0].lower()
+    if not separator or kind == "file":
+        raise UserError(
+            f"{_WHERE}: {redact(uri)!r} is a folder, and MLflow no longer keeps runs in folders."
+            " Use sqlite:////absolute/path/mlflow.db or http://HOST:PORT."
+        )
+    if kind in _SERVERS:
+        return Address(_checked_server(uri), None)
+    if kind in _DATABASES:
+        return Address(_checked_database(uri, kind), artifact_root)
+    raise unknown_name(
+        "MLflow URI scheme", kind, (*_SERVERS, *_DATABASES, "databricks"), where=_WHERE
+    )
+
+
+def redact(text: str) -> str:
+    """Return the text without credentials: of URIs, and of MLflow's environment variables."""
+    for name in _SECRET_VARIABLES:
+        secret = os.environ.get(name, "")
+        if len(secret) >= _SHORTEST_SECRET:
+            text = text.replace(secret, "***")
+    return _SECRET_FIELD.sub(r"\1***", _USERINFO.sub("***@", text))
+
+
+def _checked_server(uri: str) -> str:
+    try:
+        parts = urlsplit(uri)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise UserError(f"{_WHERE}: {redact(uri)!r} is not a URL: {redact(str(error))}.") from None
+    if not host:
+        raise UserError(f"{_WHERE}: {redact(uri)!r} names no host. Use http://HOST:PORT.")
+    return uri.rstrip("/")
+
+
+def _checked_database(uri: str, kind: str) -> str:
+    try:
+        make_url(uri).get_dialect().import_dbapi()
+    except (NoSuchModuleError, ImportError) as error:
+        raise UserError(
+            f"{_WHERE}: {redact(uri)!r} needs a database driver that is not installed: {error}."
+        ) from None
+    except (ArgumentError, ValueError):
+        raise UserError(f"{_WHERE}: {redact(uri)!r} is not a database URI.") from None
+    if kind != "sqlite":
+        return uri
+    file = _sqlite_file(uri)
+    if file is None:
+        raise UserError(f"{_WHERE}: {uri!r} names no file, so nothing would be kept.")
+    if file.is_dir() or not _can_write(file):
+        raise UserError(f"{_WHERE}: {file} cannot be written as a database file.")
+    # Relative to where the driver started; workers and jobs change directory.
+    return make_url(uri).set(database=str(file)).render_as_string(hide_password=False)
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    database = make_url(uri).database
+    if not database or database == ":memory:" or database.startswith("file:"):
+        return None
+    return Path(database).expanduser().resolve()
+
+
+def _can_write(file: Path) -> bool:
+    if file.exists():
+        return os.access(file, os.W_OK)
+    folder = next(parent for parent in file.parents if parent.exists())
+    return folder.is_dir() and os.access(folder, os.W_OK)

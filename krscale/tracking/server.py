@@ -1,0 +1,207 @@
+"""The only importer of MLflow: what krscale asks of it, and what its refusals mean."""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from filelock import FileLock
+
+from krscale.tracking.address import Address, redact
+
+if TYPE_CHECKING:
+    from mlflow.entities import Experiment
+
+Kind = Literal["metrics", "params", "tags"]
+KEY_TAG = "krscale.key"
+SPOOL_TAG = "krscale.spool"
+
+_DEFAULTS = {
+    # Our own writer backs off and repeats; MLflow's default would hold one call for four minutes.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    # What goes wrong is told once, by us; logs and bars would tear the live view apart.
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # Nothing leaves the machine unless the user says so.
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+_REFUSALS = frozenset(
+    {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS",
+     "INVALID_STATE", "BAD_REQUEST"}
+)  # fmt: skip
+
+
+class ServerAway(Exception):  # noqa: N818 - a state of the world, not an error of ours
+    """MLflow cannot be used now; the same request may succeed later."""
+
+
+class Refused(Exception):  # noqa: N818
+    """MLflow will never accept this request; others may succeed."""
+
+
+class Server:
+    """A connection to MLflow and one experiment in it.
+
+    Args:
+        address: Where MLflow is.
+        experiment: Name of the experiment; created when missing.
+
+    Raises:
+        ServerAway: If MLflow cannot be reached, or will not give the experiment.
+    """
+
+    def __init__(self, address: Address, experiment: str) -> None:
+        _prepare_mlflow()
+        with _translated(connecting=True), _alone(address.database_file):
+            from mlflow import MlflowClient
+
+            self._client = MlflowClient(address.uri)
+            found = self._open_experiment(experiment, address.artifact_root)
+        self.experiment_id = str(found.experiment_id)
+        # The id alone would not tell a new database from the one it replaced.
+        self.identity = f"{found.experiment_id}@{found.creation_time}"
+
+    def find_run(self, key: str, spool: str) -> str | None:
+        """Return the id of the run that was created for this key of this spool, if any."""
+        clause = f"tags.`{KEY_TAG}` = '{key}' and tags.`{SPOOL_TAG}` = '{spool}'"
+        with _translated():
+            found = self._client.search_runs([self.experiment_id], clause, max_results=1)
+        return found[0].info.run_id if found else None
+
+    def create_run(
+        self, key: str, spool: str, name: str, parent: str | None, tags: Mapping[str, str], ms: int
+    ) -> str:
+        """Create a run, its tags in the same transaction, and return its id."""
+        marks = {KEY_TAG: key, SPOOL_TAG: spool, "mlflow.source.name": "krscale", **_user()}
+        if parent:
+            marks["mlflow.parentRunId"] = parent
+        with _translated():
+            run = self._client.create_run(
+                self.experiment_id, start_time=ms, tags={**tags, **marks}, run_name=name
+            )
+        return str(run.info.run_id)
+
+    def set_status(self, run_id: str, status: str, ms: int) -> None:
+        """Set MLflow's status: `RUNNING` again, or an end with its time."""
+        with _translated():
+            if status == "RUNNING":
+                self._client.update_run(run_id, status=status)
+            else:
+                self._client.set_terminated(run_id, status, end_time=ms)
+
+    def log(self, run_id: str, kind: Kind, items: Sequence[tuple[Any, ...]]) -> None:
+        """Log many items of one kind in as few requests as MLflow allows.
+
+        Args:
+            run_id: The run.
+            kind: `metrics` (name, value, time_ms, step), `params` or `tags` (name, text).
+            items: Tuples as named above.
+        """
+        from mlflow.entities import Metric, Param, RunTag
+
+        with _translated():
+            self._client.log_batch(
+                run_id,
+                metrics=[Metric(*item) for item in items if kind == "metrics"],
+                params=[Param(*item) for item in items if kind == "params"],
+                tags=[RunTag(*item) for item in items if kind == "tags"],
+            )
+
+    def log_artifact(self, run_id: str, path: Path, artifact_path: str) -> None:
+        """Upload a file or folder."""
+        if not path.exists():
+            raise Refused(f"{path}: no such file")
+        with _translated():
+            if path.is_dir():
+                self._client.log_artifacts(run_id, str(path), artifact_path or None)
+            else:
+                self._client.log_artifact(run_id, str(path), artifact_path or None)
+
+    def _open_experiment(self, name: str, artifact_root: Path | None) -> Experiment:
+        from mlflow.exceptions import MlflowException
+
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            location = artifact_root.as_uri() if artifact_root else None
+            try:
+                self._client.create_experiment(name, artifact_location=location)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            found = self._client.get_experiment_by_name(name)
+        if found is None or found.lifecycle_stage != "active":
+            raise ServerAway(
+                f"its experiment {name!r} is deleted; restore it there, or choose another name"
+            )
+        return found
+
+
+def _prepare_mlflow() -> None:
+    """Set quiet, quick defaults where the user set none, before MLflow is imported."""
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    # Deprecations inside MLflow's own dependencies are nothing a user of krscale can act on.
+    warnings.filterwarnings("ignore", message=".*noload.*", category=DeprecationWarning)
+    import mlflow  # noqa: F401 - configures its loggers on import, which the next line corrects
+
+    logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
+
+
+@contextmanager
+def _alone(database: Path | None) -> Iterator[None]:
+    """Let one process at a time create a SQLite file; MLflow's migrations race otherwise."""
+    if database is None:
+        yield
+        return
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{database}.lock", timeout=120):
+        yield
+
+
+@contextmanager
+def _translated(connecting: bool = False) -> Iterator[None]:
+    """Turn whatever MLflow raises into `ServerAway` or `Refused`, without credentials."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (ServerAway, Refused):
+        raise
+    except MlflowException as error:
+        if not connecting and error.error_code in _REFUSALS:
+            raise Refused(_reason(error)) from None
+        raise ServerAway(_reason(error)) from None
+    except OSError as error:
+        raise ServerAway(_reason(error)) from None
+    except Exception as error:  # noqa: BLE001 - raised again, as one of the two
+        # MLflow's stores leak errors of their drivers. One that comes with a request is tied to
+        # that request; repeating it for ever would hold up everything behind it.
+        kind = ServerAway if connecting else Refused
+        raise kind(f"{type(error).__name__}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """One short line, with the cause at the bottom of a chain of HTTP errors."""
+    text = redact(str(error))
+    if "out-of-date database schema" in text:
+        return "its database is of an older MLflow; back it up, then run: mlflow db upgrade URI"
+    cause = re.search(r"Caused by \w+\(\"?(?:<[^>]*>|[^:\"]*): ([^\"]*)", text)
+    text = cause.group(1) if cause else text
+    text = text.partition("[SQL:")[0]
+    return re.sub(r"\s+", " ", text).strip()[:300]
+
+
+def _user() -> dict[str, str]:
+    try:
+        return {"mlflow.user": getpass.getuser()}
+    except (KeyError, OSError):  # a container's user id without a name
+        return {}

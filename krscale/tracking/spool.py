@@ -1,0 +1,111 @@
+"""The write-ahead spool: every event is on disk before anything else happens to it.
+
+An event is one line of JSON in an append-only file that is never rewritten; its position is the
+number of bytes before it. The first line names the spool, so that runs in MLflow can be told
+apart from those of another run folder with the same keys.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Operation = Literal["spool", "start", "log", "artifact", "end"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing to record.
+
+    Attributes:
+        op: `start` (name, parent, tags, params), `log` (metrics, step, tags), `artifact` (path,
+            to) or `end` (status).
+        key: The run it belongs to.
+        time_ms: When it happened, milliseconds since 1970. Sending an event again with the same
+            time is recognised by MLflow, so a repetition after a crash doubles nothing.
+        content: What belongs to the operation; JSON-serialisable and finite.
+    """
+
+    op: Operation
+    key: str
+    time_ms: int
+    content: dict[str, Any] = field(default_factory=dict)
+
+
+class Spool:
+    """An append-only file of events; appending is safe from any thread.
+
+    Args:
+        path: The file; created when missing. A last line that a crash cut short is dropped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._lock = threading.Lock()
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        self._size = _whole_lines(self._file)
+        os.ftruncate(self._file, self._size)
+        if self._size == 0:
+            self.append(Event("spool", uuid.uuid4().hex, 0))
+        self.id = next(self.read(0))[0].key
+
+    @property
+    def size(self) -> int:
+        """Bytes written; the position behind the last event."""
+        return self._size
+
+    def append(self, event: Event) -> None:
+        """Write one event.
+
+        Raises:
+            OSError: If the disk is full; the file is left without a torn line.
+        """
+        line = json.dumps(asdict(event), allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        with self._lock:
+            if os.write(self._file, line) != len(line):  # the disk is nearly full
+                os.ftruncate(self._file, self._size)
+                raise OSError(errno.ENOSPC, "the disk is full", str(self.path))
+            self._size += len(line)
+
+    def read(self, position: int, count: int | None = None) -> Iterator[tuple[Event, int]]:
+        """Yield events from a position on, each with the position behind it.
+
+        Args:
+            position: Where to start; 0 or a position that was yielded before.
+            count: How many to yield at most; None for all that are written when the call starts.
+        """
+        end = self._size
+        with self.path.open("rb") as file:
+            file.seek(position)
+            while position < end and count != 0:
+                line = file.readline()
+                position += len(line)
+                count = count - 1 if count is not None else None
+                yield Event(**json.loads(line)), position
+
+    def close(self) -> None:
+        """Flush to the disk and close; appending raises `OSError` from now on."""
+        with self._lock:
+            os.fsync(self._file)
+            os.close(self._file)
+            self._file = -1
+
+
+def _whole_lines(file: int) -> int:
+    """Return the size of the file up to and including its last newline."""
+    end = os.fstat(file).st_size
+    while end > 0:
+        start = max(0, end - 65536)
+        newline = os.pread(file, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0

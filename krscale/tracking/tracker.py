@@ -1,0 +1,273 @@
+"""What the driver of a search uses: calls that return at once, and a spool behind them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from krscale.errors import UserError
+from krscale.tracking.address import redact, resolve_address
+from krscale.tracking.spool import Event, Operation, Spool
+from krscale.tracking.writer import State, Writer
+
+FOLDER = "tracking"
+_KEY = re.compile(r"[A-Za-z0-9._/=+:,-]+")
+_NAME = re.compile(r"[\w\-. :/]+")
+_STATES = {
+    "COMPLETE": "COMPLETE", "FINISHED": "COMPLETE", "PRUNED": "PRUNED", "FAIL": "FAIL",
+    "RUNNING": "RUNNING",
+}  # fmt: skip
+
+
+class Tracker:
+    """Records runs in MLflow; every call returns at once and survives a crash.
+
+    Events go to `run_path/tracking/spool.jsonl` first; one thread sends them to MLflow. A second
+    `Tracker` on the same folder, after the first was closed or killed, continues: what was not
+    sent is sent, and a key keeps its one MLflow run.
+
+    Args:
+        uri: An MLflow tracking URI; empty uses `storage_path/mlflow.db` and artifacts beside it.
+        experiment: Name of the MLflow experiment; created when missing.
+        run_path: The run's folder.
+        storage_path: The folder of all runs; None takes the parent of `run_path`.
+        enabled: False accepts every call and records nothing.
+        warn: Takes one line for the user, from any thread; None prints to stderr.
+
+    Raises:
+        UserError: If the URI cannot work, or another process records this run.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        run_path: Path,
+        *,
+        storage_path: Path | None = None,
+        enabled: bool = True,
+        warn: Callable[[str], None] | None = None,
+    ) -> None:
+        run_path = run_path.resolve()
+        storage = storage_path.resolve() if storage_path else run_path.parent
+        self._address = resolve_address(uri, storage)
+        self._run_path, self._folder = run_path, run_path / FOLDER
+        self._known: set[str] = set()
+        self._points: dict[tuple[str, str, int], float] = {}
+        self._writer: Writer | None = None
+        if not enabled:
+            return
+        self._lock = _hold(self._folder)
+        self._spool = Spool(self._folder / "spool.jsonl")
+        self._recall()
+        self._writer = Writer(
+            self._spool, self._folder, self._address, experiment, warn or _print_warning,
+            on_end=self._let_go,
+        )  # fmt: skip
+
+    def start_run(
+        self,
+        key: str,
+        name: str,
+        parent: str | None = None,
+        tags: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Create the run of a key, or set it running again when it exists.
+
+        Args:
+            key: Stable name within this folder: `"kr"`, `"kr/1-16/trial-7"`.
+            name: What MLflow shows.
+            parent: Key of the parent run, started before.
+            tags: Tag -> value.
+            params: Parameter -> value; MLflow keeps the first value of each for ever.
+        """
+        if not _KEY.fullmatch(key):
+            raise ValueError(f"a key is made of letters, digits and ._/=+:,- only: {key!r}")
+        if parent is not None:
+            self._check(parent)
+        self._known.add(key)
+        content = {
+            "name": redact(name), "parent": parent, "tags": _texts(tags), "params": _texts(params)
+        }  # fmt: skip
+        self._append("start", key, content)
+
+    def log_metrics(self, key: str, metrics: Mapping[str, float], step: int) -> None:
+        """Record values at a step; for a curve the step is the number of parameters.
+
+        A point that was recorded before with the same value is not recorded twice. NaN and
+        infinity would spoil every chart of the metric: they become the tag
+        `krscale.nonfinite.METRIC`, which says the value and the step.
+        """
+        self._check(key)
+        finite: dict[str, float] = {}
+        tags: dict[str, str] = {}
+        for name, number in metrics.items():
+            value = float(number)
+            if not math.isfinite(value):
+                tags[f"krscale.nonfinite.{_named(name)}"] = f"{value} at step {step}"
+            elif self._points.get((key, name, step)) != value:
+                finite[_named(name)] = self._points[key, name, step] = value
+        if finite or tags:
+            self._append("log", key, {"metrics": finite, "step": int(step), "tags": tags})
+
+    def set_tags(self, key: str, tags: Mapping[str, Any]) -> None:
+        """Set or change tags of a run."""
+        self._check(key)
+        self._append("log", key, {"metrics": {}, "step": 0, "tags": _texts(tags)})
+
+    def log_artifact(self, key: str, path: Path, artifact_path: str = "") -> None:
+        """Upload a file or folder; it is read when it is sent, so leave it where it is.
+
+        Args:
+            key: The run.
+            path: What to upload; inside the run's folder it may move with that folder.
+            artifact_path: Folder among the run's artifacts; empty for its root.
+        """
+        self._check(key)
+        file = path.resolve()
+        inside = file.is_relative_to(self._run_path)
+        stored = file.relative_to(self._run_path) if inside else file
+        self._append("artifact", key, {"path": str(stored), "to": artifact_path})
+
+    def end_run(self, key: str, status: str = "COMPLETE") -> None:
+        """End a run.
+
+        Args:
+            key: The run.
+            status: `COMPLETE` or `FINISHED`, `PRUNED` (MLflow: KILLED), `FAIL` (MLflow: FAILED),
+                or `RUNNING` to take an end back. The tag `krscale.state` says which.
+        """
+        self._check(key)
+        if status not in _STATES:
+            raise ValueError(f"unknown status {status!r}; allowed: {', '.join(_STATES)}")
+        self._append("end", key, {"status": _STATES[status]})
+
+    def how_to_open(self) -> str:
+        """Return what a user types or opens to see the runs, without credentials."""
+        if self._address.artifact_root is None:
+            return self._address.shown
+        return f"mlflow ui --host 127.0.0.1 --backend-store-uri {self._address.shown}"
+
+    def close(self, timeout: float = 30.0) -> int:
+        """Send what is left, for at most `timeout` seconds.
+
+        Returns:
+            Events that MLflow does not have yet; they stay in the spool. 0 when all are sent.
+        """
+        return self._writer.close(timeout) if self._writer else 0
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _let_go(self) -> None:
+        """Free the folder; only when the thread has ended, so that no two writers meet."""
+        self._spool.close()
+        self._lock.release()
+
+    def _append(self, op: Operation, key: str, content: dict[str, Any]) -> None:
+        if self._writer:
+            self._spool.append(Event(op, key, time.time_ns() // 1_000_000, content))
+            self._writer.notify()
+
+    def _check(self, key: str) -> None:
+        if key not in self._known:
+            raise ValueError(f"no run was started with the key {key!r}")
+
+    def _recall(self) -> None:
+        """Learn from the spool which runs and points an earlier process recorded."""
+        for event, _ in self._spool.read(0):
+            if event.op == "start":
+                self._known.add(event.key)
+            elif event.op == "log":
+                step = event.content["step"]
+                for name, value in event.content["metrics"].items():
+                    self._points[event.key, name, step] = value
+
+
+def sync(
+    run_path: Path,
+    uri: str = "",
+    *,
+    storage_path: Path | None = None,
+    timeout: float = 60.0,
+    warn: Callable[[str], None] | None = None,
+) -> int:
+    """Send what a run recorded while MLflow was away.
+
+    Args:
+        run_path: The run's folder.
+        uri: Where to; empty takes where the run was recorded.
+        storage_path: The folder of all runs; None takes the parent of `run_path`.
+        timeout: Seconds after which to give up.
+        warn: Takes one line for the user; None prints to stderr.
+
+    Returns:
+        Events that are still unsent.
+
+    Raises:
+        UserError: If the run recorded nothing, is being recorded now, or its URI held credentials,
+            which are not kept.
+    """
+    folder = run_path / FOLDER
+    state = State.load(folder / "state.json")
+    if state is None:
+        raise UserError(f"{run_path}: nothing was recorded here for MLflow ({folder} is missing).")
+    if not uri and "***" in state.uri:
+        raise UserError(
+            f"{run_path}: was recorded for {state.uri}, whose credentials are not kept."
+            " Give the URI again."
+        )
+    tracker = Tracker(
+        uri or state.uri, state.experiment, run_path, storage_path=storage_path, warn=warn
+    )
+    return tracker.close(timeout)
+
+
+def _hold(folder: Path) -> FileLock:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock", timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"{folder.parent}: another process is recording this run; wait for it to end."
+        ) from None
+    return lock
+
+
+def _texts(values: Mapping[str, Any] | None) -> dict[str, str]:
+    return {_named(name): redact(_text(value)) for name, value in (values or {}).items()}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple, dict)):
+        return json.dumps(value, default=str)
+    return str(value)
+
+
+def _named(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"MLflow allows letters, digits and _-. :/ in a name: {name!r}")
+    return name
+
+
+def _print_warning(line: str) -> None:
+    print(f"krscale: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,267 @@
+"""The one thread that talks to MLflow: reads the spool, sends it in batches, remembers how far."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from krscale.files import write_json
+from krscale.tracking.address import Address, redact
+from krscale.tracking.server import Kind, Refused, Server, ServerAway
+from krscale.tracking.spool import Event, Spool
+
+_BATCH_EVENTS = 1000
+_GATHER_SECONDS = 0.2
+"""How long to wait after a first event, so that those close behind travel in one request."""
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 30.0
+_STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "RUNNING": "RUNNING"}
+
+
+class State(BaseModel):
+    """How far a spool has been sent, and to where; losing it costs time, never a run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    uri: str
+    """Where to, without credentials."""
+    experiment: str
+    """Name of the experiment."""
+    identity: str = ""
+    """What tells it from another of that name, in a database that was made anew."""
+    position: int = 0
+    """Bytes of the spool that MLflow has."""
+    runs: dict[str, str] = {}
+    """Key -> MLflow run id."""
+    refused: int = 0
+    """Events that MLflow did not accept."""
+
+    @classmethod
+    def load(cls, path: Path) -> State | None:
+        """Read the state; None when there is none, or none that can be read."""
+        try:
+            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, ValidationError):
+            return None
+
+
+class Writer:
+    """Sends a spool to MLflow from its own thread.
+
+    Args:
+        spool: What to send.
+        folder: Where the position and refused events are kept.
+        address: Where MLflow is.
+        experiment: Name of the experiment.
+        warn: Takes one line for the user.
+        on_end: Called by the thread when it has ended.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        folder: Path,
+        address: Address,
+        experiment: str,
+        warn: Callable[[str], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        self._spool, self._folder, self._address = spool, folder, address
+        self._warn, self._on_end = warn, on_end
+        fresh = State(uri=address.shown, experiment=experiment)
+        kept = State.load(folder / "state.json")
+        same = kept is not None and (kept.uri, kept.experiment) == (fresh.uri, experiment)
+        # Another server or experiment gets the whole story from the beginning.
+        self._state = kept if same and kept and kept.position <= spool.size else fresh
+        write_json(folder / "state.json", self._state.model_dump())
+        self._server: Server | None = None
+        self._changed = threading.Condition()
+        self._deadline: float | None = None
+        self._away = False
+        self._told_refusal = False
+        self._thread = threading.Thread(target=self._run, name="krscale-tracking", daemon=True)
+        self._thread.start()
+
+    def notify(self) -> None:
+        """Say that the spool has grown."""
+        with self._changed:
+            self._changed.notify()
+
+    def pending(self) -> int:
+        """Return the number of events that MLflow does not have yet."""
+        return sum(1 for event, _ in self._spool.read(self._state.position) if event.op != "spool")
+
+    def close(self, timeout: float) -> int:
+        """Send what is left for at most `timeout` seconds; return the events still unsent.
+
+        A server that was away already is asked once more, not for the whole time.
+        """
+        with self._changed:
+            self._deadline = time.monotonic() + timeout
+            self._changed.notify()
+        self._thread.join(timeout)
+        return self.pending()
+
+    def _run(self) -> None:
+        try:
+            self._send_all()
+        finally:
+            self._on_end()
+
+    def _send_all(self) -> None:
+        pause = _FIRST_PAUSE
+        while self._wait_for_events():
+            try:
+                self._send_batch()
+            except (ServerAway, OSError) as reason:
+                was_away, self._away, self._server = self._away, True, None
+                if not was_away:
+                    self._tell_away(redact(str(reason)))
+                elif self._deadline is not None:
+                    return
+                self._pause(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                if self._away:
+                    self._warn(f"MLflow at {self._address.shown} is back; nothing was lost.")
+                self._away, pause = False, _FIRST_PAUSE
+
+    def _wait_for_events(self) -> bool:
+        """Block until there is something to send; False when closed and sent, or out of time."""
+        with self._changed:
+            while self._deadline is None and self._state.position >= self._spool.size:
+                self._changed.wait()
+            if self._deadline is None and not self._away:
+                self._changed.wait_for(self._closing, _GATHER_SECONDS)
+            if self._deadline is None:
+                return True
+            return self._state.position < self._spool.size and time.monotonic() < self._deadline
+
+    def _pause(self, seconds: float) -> None:
+        with self._changed:
+            if self._deadline is None:
+                self._changed.wait_for(self._closing, seconds)
+            else:
+                left = self._deadline - time.monotonic()
+                self._changed.wait(max(0.0, min(_FIRST_PAUSE, left)))
+
+    def _closing(self) -> bool:
+        return self._deadline is not None
+
+    def _tell_away(self, reason: str) -> None:
+        self._warn(
+            f"MLflow at {self._address.shown} cannot be used ({reason}). The run goes on,"
+            f" recording to {self._spool.path}; it is replayed when MLflow is back, by the next"
+            f" start, or by: krscale sync {self._folder.parent}"
+        )
+
+    def _connect(self) -> Server:
+        server = Server(self._address, self._state.experiment)
+        if server.identity != self._state.identity:
+            fresh = State(uri=self._state.uri, experiment=self._state.experiment)
+            self._state = fresh.model_copy(update={"identity": server.identity})
+        return server
+
+    def _send_batch(self) -> None:
+        server = self._server = self._server or self._connect()
+        position = self._state.position
+        waiting: dict[str, list[Event]] = {}
+        try:
+            for event, end in self._spool.read(position, _BATCH_EVENTS):
+                position = end
+                if event.op == "log":
+                    waiting.setdefault(event.key, []).append(event)
+                    continue
+                self._send_logs(server, event.key, waiting.pop(event.key, []))
+                self._send(server, event)
+            for key, events in waiting.items():
+                self._send_logs(server, key, events)
+            self._state.position = position
+        finally:
+            write_json(self._folder / "state.json", self._state.model_dump())
+
+    def _send(self, server: Server, event: Event) -> None:
+        try:
+            if event.op == "start":
+                self._start(server, event)
+            elif event.op == "artifact":
+                path = self._folder.parent / event.content["path"]
+                server.log_artifact(self._run_id(event.key), path, event.content["to"])
+            elif event.op == "end":
+                self._end(server, event)
+        except Refused as reason:
+            self._refuse(event.key, event.op, [event.content], str(reason))
+
+    def _start(self, server: Server, event: Event) -> None:
+        key, content = event.key, event.content
+        run_id = self._state.runs.get(key) or server.find_run(key, self._spool.id)
+        if run_id is None:
+            parent = self._run_id(content["parent"]) if content["parent"] else None
+            run_id = server.create_run(
+                key, self._spool.id, content["name"], parent, content["tags"], event.time_ms
+            )
+        else:
+            server.set_status(run_id, "RUNNING", event.time_ms)
+            self._log(server, key, run_id, "tags", list(content["tags"].items()))
+        self._state.runs[key] = run_id
+        self._log(server, key, run_id, "params", list(content["params"].items()))
+
+    def _end(self, server: Server, event: Event) -> None:
+        run_id, status = self._run_id(event.key), event.content["status"]
+        self._log(server, event.key, run_id, "tags", [("krscale.state", status)])
+        server.set_status(run_id, _STATUS[status], event.time_ms)
+
+    def _send_logs(self, server: Server, key: str, events: Sequence[Event]) -> None:
+        if not events:
+            return
+        metrics = [
+            (name, value, event.time_ms, event.content["step"])
+            for event in events
+            for name, value in event.content["metrics"].items()
+        ]
+        tags = {name: text for event in events for name, text in event.content["tags"].items()}
+        try:
+            run_id = self._run_id(key)
+        except Refused as reason:
+            self._refuse(key, "log", [event.content for event in events], str(reason))
+            return
+        self._log(server, key, run_id, "metrics", metrics)
+        self._log(server, key, run_id, "tags", list(tags.items()))
+
+    def _log(
+        self, server: Server, key: str, run_id: str, kind: Kind, items: Sequence[tuple[Any, ...]]
+    ) -> None:
+        """Log the items; of a batch that is refused, all but the items that are at fault."""
+        if not items:
+            return
+        try:
+            server.log(run_id, kind, items)
+        except Refused as reason:
+            if len(items) == 1:
+                self._refuse(key, kind, items, str(reason))
+                return
+            half = len(items) // 2
+            self._log(server, key, run_id, kind, items[:half])
+            self._log(server, key, run_id, kind, items[half:])
+
+    def _run_id(self, key: str) -> str:
+        try:
+            return self._state.runs[key]
+        except KeyError:
+            raise Refused(f"the run {key} was not created") from None
+
+    def _refuse(self, key: str, what: str, items: Sequence[Any], reason: str) -> None:
+        path = self._folder / "refused.jsonl"
+        line = {"key": key, "what": what, "items": list(items), "reason": redact(reason)}
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self._state.refused += len(items)
+        if not self._told_refusal:
+            self._told_refusal = True
+            self._warn(f"MLflow refused {what} of {key}: {reason}. All refusals: {path}")

@@ -159,10 +159,10 @@ def _ceil_share(part: int, parts: int, whole: int) -> int:
 
 
 def _stages(num_taps: int, stage_ends: Sequence[int]) -> Groups:
-    starts = (0, *stage_ends[:-1])
-    rising = all(start < stop for start, stop in zip(starts, stage_ends, strict=True))
-    if not stage_ends or not rising or stage_ends[-1] != num_taps:
+    groups = tuple(itertools.pairwise((0, *stage_ends)))
+    rising = all(start < stop for start, stop in groups)
+    if not groups or not rising or stage_ends[-1] != num_taps:
         raise KrscaleError(
             f"stage_ends {tuple(stage_ends)} must rise strictly and end at the last tap, {num_taps}"
         )
-    return tuple(zip(starts, stage_ends, strict=True))
+    return groups

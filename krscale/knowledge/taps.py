@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from krscale.errors import UserError, unknown_name
@@ -79,7 +80,8 @@ def run_tapped(model: nn.Module, paths: Sequence[str], images: Tensor) -> TapOut
     finally:
         for handle in handles:
             handle.remove()
-    return TapOutputs(logits, tuple(_tensor(outputs, path) for path in paths))
+    collected: TapOutputs = _collect(logits, outputs, paths)
+    return collected
 
 
 def check_taps(model: nn.Module, paths: Sequence[str], where: str = "") -> None:
@@ -139,6 +141,12 @@ def _record(
     outputs: dict[str, Any], path: str, module: nn.Module, arguments: Any, output: Any
 ) -> None:
     outputs[path] = output
+
+
+# Under torch.compile the network is traced, hooks included; nothing is gained by tracing this.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _collect(logits: Tensor, outputs: dict[str, Any], paths: Sequence[str]) -> TapOutputs:
+    return TapOutputs(logits, tuple(_tensor(outputs, path) for path in paths))
 
 
 def _tensor(outputs: dict[str, Any], path: str) -> Tensor:

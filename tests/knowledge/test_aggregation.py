@@ -1,0 +1,153 @@
+"""Groups, their weights and what they say, against hand-computed and float64 values."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from krscale.errors import KrscaleError, UserError
+from krscale.knowledge.aggregation import (
+    aggregate,
+    group_weights,
+    split_taps,
+    student_tap,
+    tap_weights,
+)
+
+GAINS = torch.tensor([0.1, 0.3, 0.0, 0.6, 0.5, 0.8])
+GROUPS = ((0, 2), (2, 4), (4, 6))
+
+
+@given(st.integers(1, 40).flatmap(lambda d: st.tuples(st.integers(1, d), st.just(d))))
+def test_numbers_cut_into_contiguous_near_equal_groups(numbers: tuple[int, int]) -> None:
+    granularity, num_taps = numbers
+    groups = split_taps(granularity, num_taps, ())
+    assert len(groups) == granularity
+    assert [tap for start, stop in groups for tap in range(start, stop)] == list(range(num_taps))
+    lengths = [stop - start for start, stop in groups]
+    assert max(lengths) - min(lengths) <= 1
+
+
+def test_levels() -> None:
+    assert split_taps("network", 6, (2, 4, 6)) == ((0, 6),)
+    assert split_taps("stage", 6, (1, 5, 6)) == ((0, 1), (1, 5), (5, 6))
+    assert split_taps("layer", 3, (2, 3)) == ((0, 1), (1, 2), (2, 3))
+    assert split_taps(1, 6, (2, 4, 6)) == split_taps("network", 6, (2, 4, 6))
+
+
+@pytest.mark.parametrize("granularity", [0, -1, 7, True])
+def test_out_of_range_names_the_range_and_the_levels(granularity: int) -> None:
+    with pytest.raises(UserError, match=r"1 to 6 is allowed, or a level: network, stage, layer"):
+        split_taps(granularity, 6, (2, 4, 6))
+
+
+def test_unknown_level_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="Did you mean 'stage'"):
+        split_taps("stages", 6, (2, 4, 6))
+
+
+@pytest.mark.parametrize("stage_ends", [(), (2, 4), (2, 2, 6), (4, 2, 6), (0, 6), (3, 7)])
+def test_stage_ends_must_rise_to_the_last_tap(stage_ends: tuple[int, ...]) -> None:
+    with pytest.raises(KrscaleError, match="stage_ends"):
+        split_taps("stage", 6, stage_ends)
+
+
+def test_student_tap_is_at_the_same_relative_depth() -> None:
+    assert [student_tap(g, 6, 3) for g in range(1, 7)] == [1, 1, 2, 2, 3, 3]
+    assert [student_tap(g, 2, 3) for g in (1, 2)] == [2, 3]
+    assert [student_tap(g, 3, 1) for g in (1, 2, 3)] == [1, 1, 1]
+
+
+@given(st.integers(1, 20), st.integers(1, 20))
+def test_student_taps_rise_to_the_classifier(num_groups: int, num_student_taps: int) -> None:
+    taps = [student_tap(g, num_groups, num_student_taps) for g in range(1, num_groups + 1)]
+    assert taps == [math.ceil(g * num_student_taps / num_groups) for g in range(1, num_groups + 1)]
+    assert taps == sorted(taps)
+    assert taps[0] >= 1
+    assert taps[-1] == num_student_taps
+
+
+def test_tap_weights_by_hand() -> None:
+    expected = torch.tensor(
+        [[0.25, 0.75, 0, 0, 0, 0], [0, 0, 0, 1.0, 0, 0], [0, 0, 0, 0, 5 / 13, 8 / 13]]
+    )
+    torch.testing.assert_close(tap_weights(GAINS, GROUPS), expected)
+
+
+def test_group_weights_by_hand() -> None:
+    expected = torch.tensor([0.2 / 0.65, 0.3 / 0.65, 1.0])
+    torch.testing.assert_close(group_weights(GAINS, GROUPS), expected)
+
+
+def test_taps_that_know_nothing_do_not_teach() -> None:
+    gains = torch.tensor([0.0, 0.0, 0.5])
+    groups = ((0, 2), (2, 3))
+    assert group_weights(gains, groups).tolist() == [0.0, 1.0]
+    assert tap_weights(gains, groups).tolist() == [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+
+
+@pytest.mark.parametrize("last", [0.0, 1e-9, 0.2])
+def test_an_uninformed_classifier_is_safe(last: float) -> None:
+    gains = torch.tensor([0.4, 0.8, last])
+    weights = group_weights(gains, ((0, 1), (1, 2), (2, 3)))
+    assert weights.tolist() == pytest.approx([0.5, 1.0, 1.0])
+    none = group_weights(torch.zeros(3), ((0, 2), (2, 3)))
+    assert none.tolist() == [0.0, 1.0]
+    assert tap_weights(torch.zeros(3), ((0, 3),)).tolist() == [[0.0, 0.0, 1.0]]
+
+
+def reference(tap_logits: Tensor, temperature: float, mixing: str) -> Tensor:
+    rows = []
+    for start, stop in GROUPS:
+        gains = GAINS[start:stop].double().view(1, -1, 1)
+        part = tap_logits[:, start:stop].double() / temperature
+        if mixing == "arithmetic":
+            rows.append((gains * part.softmax(dim=-1)).sum(dim=1) / gains.sum())
+        else:
+            rows.append(((gains * part).sum(dim=1) / gains.sum()).softmax(dim=-1))
+    return torch.stack(rows, dim=1)
+
+
+@pytest.mark.parametrize("mixing", ["arithmetic", "geometric"])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_aggregate_equals_float64(mixing: str, temperature: float) -> None:
+    logits = 5 * torch.randn(7, 6, 11, generator=torch.Generator().manual_seed(0))
+    said = aggregate(logits, GAINS, GROUPS, temperature, mixing)
+    assert said.dtype == torch.float32
+    torch.testing.assert_close(
+        said, reference(logits, temperature, mixing).float(), rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("mixing", ["arithmetic", "geometric"])
+def test_aggregate_is_a_distribution_whatever_the_constants(mixing: str) -> None:
+    logits = 5 * torch.randn(7, 6, 11, generator=torch.Generator().manual_seed(0))
+    said = aggregate(logits, GAINS, GROUPS, 4.0, mixing)
+    torch.testing.assert_close(said.sum(dim=-1), torch.ones(7, 3))
+    shifted = aggregate(logits + 100 * torch.arange(6).view(1, 6, 1), GAINS, GROUPS, 4.0, mixing)
+    torch.testing.assert_close(shifted, said, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("mixing", ["arithmetic", "geometric"])
+@pytest.mark.parametrize("scale", [1e4, 1e8])
+def test_aggregate_is_finite(mixing: str, scale: float) -> None:
+    logits = scale * torch.randn(7, 6, 11, generator=torch.Generator().manual_seed(0))
+    assert torch.isfinite(aggregate(logits, GAINS, GROUPS, 1.0, mixing)).all()
+    assert torch.isfinite(aggregate(logits.bfloat16(), GAINS, GROUPS, 1.0, mixing)).all()
+
+
+def test_one_tap_groups_say_what_their_taps_say() -> None:
+    logits = torch.randn(3, 6, 5)
+    groups = split_taps("layer", 6, ())
+    torch.testing.assert_close(aggregate(logits, GAINS, groups, 4.0), (logits / 4).softmax(dim=-1))
+
+
+def test_empty_batch_and_unknown_mixing() -> None:
+    assert aggregate(torch.zeros(0, 6, 5), GAINS, GROUPS, 4.0).shape == (0, 3, 5)
+    with pytest.raises(UserError, match="Did you mean 'geometric'"):
+        aggregate(torch.zeros(1, 6, 5), GAINS, GROUPS, 4.0, "geometrical")

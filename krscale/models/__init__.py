@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,11 +9,18 @@ from typing import Any
 from torch import nn
 
 from krscale.errors import UserError, nearest, unknown_name
+from krscale.models.foreign import import_callable, timm_builder
+from krscale.models.mobilenet import mobilenet
 from krscale.models.resnet import resnet
+from krscale.models.wide_resnet import wide_resnet
 
 __all__ = ["ZOO", "build_model"]
 
-ZOO: dict[str, Callable[..., nn.Module]] = {"resnet": resnet}
+ZOO: dict[str, Callable[..., nn.Module]] = {
+    "mobilenet": mobilenet,
+    "resnet": resnet,
+    "wide_resnet": wide_resnet,
+}
 """Networks by name; each takes (num_classes, in_channels, width) and its own options.
 
 Zoo networks expose `tap_paths`, module paths of all taps but the classifier in depth order, and
@@ -36,8 +42,8 @@ def build_model(
     """Build a network by name.
 
     Args:
-        name: A name of `ZOO`, or `package.module:callable` for a callable that takes
-            `num_classes`, `in_channels` and `width` by keyword.
+        name: A name of `ZOO`; `timm:NAME` for a network of timm; or `package.module:callable` for
+            a callable that takes `num_classes`, `in_channels` and `width` by keyword.
         num_classes: Logits `K`.
         in_channels: Channels of the images.
         width: The capacity dial.
@@ -51,7 +57,7 @@ def build_model(
         UserError: If the name is unknown, its module cannot be imported, an option is not
             accepted, or what is built is not an `nn.Module`.
     """
-    build = _import_callable(name, where) if ":" in name else _from_zoo(name, where)
+    build = _find(name, where)
     dial = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
     _check_arguments(build, name, dial, options, where)
     model = build(**dial, **options)
@@ -62,35 +68,17 @@ def build_model(
     return model
 
 
-def _from_zoo(name: str, where: str) -> Callable[..., nn.Module]:
+def _find(name: str, where: str) -> Callable[..., Any]:
+    if name.startswith("timm:"):
+        return timm_builder(name.removeprefix("timm:"), where)
+    if ":" in name:
+        return import_callable(name, where)
     if name not in ZOO:
         error = unknown_name("model", name, ZOO, f"{where}.model")
-        raise UserError(f"{error} A network of your own is written 'package.module:callable'.")
-    return ZOO[name]
-
-
-def _import_callable(name: str, where: str) -> Callable[..., Any]:
-    """Return the callable that `package.module:callable` names."""
-    module_name, _, attribute = name.partition(":")
-    if not module_name or module_name.startswith("."):
         raise UserError(
-            f"{where}.model: {name!r}: cannot import {module_name!r}; "
-            "write the full name of the module, as in 'package.module:callable'."
+            f"{error} Others are written 'timm:NAME' or, your own, 'package.module:callable'."
         )
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(
-            f"{where}.model: {name!r}: cannot import {module_name!r} ({error}). "
-            "It must be importable where krscale runs: installed, or on PYTHONPATH."
-        ) from error
-    found = getattr(module, attribute, None)
-    if found is None:
-        public = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise unknown_name(f"callable of {module_name}", attribute, public, f"{where}.model")
-    if not callable(found):
-        raise UserError(f"{where}.model: {name!r} is not callable ({type(found).__name__}).")
-    return found  # type: ignore[no-any-return]
+    return ZOO[name]
 
 
 def _check_arguments(

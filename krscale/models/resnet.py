@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
-from krscale.models.arguments import require_counts, stage_ends
+from krscale.models.staged import StagedNetwork, build_stages, require_counts
 
 
 class BasicBlock(nn.Module):
@@ -34,51 +32,9 @@ class BasicBlock(nn.Module):
         return torch.relu(residual + self.shortcut(features))
 
 
-class ResNet(nn.Module):
-    """A stem, stages of basic blocks, global mean pooling and a linear classifier.
-
-    Attributes:
-        tap_paths: Every block in depth order but the last, whose read-out the classifier is.
-        stage_ends: For each stage the 1-based number of its last tap, the classifier included.
-    """
-
-    def __init__(
-        self, num_classes: int, in_channels: int, stage_widths: Sequence[int], num_blocks: int
-    ) -> None:
-        super().__init__()
-        channels = stage_widths[0]
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-        )
-        stages: list[nn.Module] = []
-        for number, stage_width in enumerate(stage_widths):
-            blocks: list[nn.Module] = []
-            for block in range(num_blocks):
-                stride = 2 if number > 0 and block == 0 else 1
-                blocks.append(BasicBlock(channels, stage_width, stride))
-                channels = stage_width
-            stages.append(nn.Sequential(*blocks))
-        self.stages = nn.Sequential(*stages)
-        self.classifier = nn.Linear(channels, num_classes)
-        paths = [f"stages.{s}.{b}" for s in range(len(stage_widths)) for b in range(num_blocks)]
-        self.tap_paths: tuple[str, ...] = tuple(paths[:-1])
-        self.stage_ends: tuple[int, ...] = stage_ends([num_blocks] * len(stage_widths))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images `[B, in_channels, H, W]` to logits `[B, K]`."""
-        features: Tensor = self.stages(self.stem(images))
-        logits: Tensor = self.classifier(features.mean(dim=(2, 3)))
-        return logits
-
-
 def resnet(
     num_classes: int, in_channels: int, width: int, num_blocks: int = 2, num_stages: int = 3
-) -> ResNet:
+) -> StagedNetwork:
     """Build the residual network of He et al. for small images (CIFAR style).
 
     Source: He, Zhang, Ren, Sun, *Deep Residual Learning for Image Recognition*, CVPR 2016,
@@ -108,4 +64,8 @@ def resnet(
         num_stages=num_stages,
     )
     widths = [width * 2**stage for stage in range(num_stages)]
-    return ResNet(num_classes, in_channels, widths, num_blocks)
+    stem = nn.Sequential(
+        nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+    )
+    stages = build_stages(BasicBlock, width, widths, num_blocks)
+    return StagedNetwork(stem, stages, nn.Identity(), nn.Linear(widths[-1], num_classes))

@@ -7,7 +7,6 @@ from torch import nn
 
 from krscale.errors import UserError
 from krscale.models import ZOO, build_model
-from krscale.models.resnet import ResNet
 
 
 def build(name, **options):
@@ -75,7 +74,6 @@ def test_width_is_the_capacity_dial(name):
 
 def test_options_reach_the_network():
     model = build("resnet", num_blocks=1, num_stages=2)
-    assert isinstance(model, ResNet)
     assert model.stage_ends == (1, 2)
 
 
@@ -142,3 +140,58 @@ def test_errors_inside_a_foreign_network_keep_their_traceback(foreign):
     foreign.broken = broken
     with pytest.raises(ZeroDivisionError):
         build("my_models:broken")
+
+
+FAKE_TIMM = """
+from torch import nn
+
+def list_models():
+    return ["resnet18", "resnet34"]
+
+def is_model(name):
+    return name in list_models()
+
+def create_model(name, *, num_classes, in_chans, drop_rate=0.0):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(in_chans * 64, num_classes))
+    model.made = (name, drop_rate)
+    return model
+"""
+
+
+@pytest.fixture
+def timm(monkeypatch, tmp_path):
+    """Make `import timm` run the given source."""
+
+    def install(source):
+        (tmp_path / "timm.py").write_text(source)
+        monkeypatch.delitem(sys.modules, "timm", raising=False)
+        monkeypatch.syspath_prepend(tmp_path)
+
+    yield install
+    sys.modules.pop("timm", None)
+
+
+def test_timm_network(timm):
+    timm(FAKE_TIMM)
+    model = build("timm:resnet34", drop_rate=0.5)
+    assert model.made == ("resnet34", 0.5)
+    assert model(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_unknown_timm_network_names_the_nearest(timm):
+    timm(FAKE_TIMM)
+    with pytest.raises(UserError, match=r"unknown timm model 'resnet81'.*'resnet18'"):
+        build("timm:resnet81")
+
+
+def test_unknown_timm_option(timm):
+    timm(FAKE_TIMM)
+    with pytest.raises(UserError, match=r"student\.options: timm cannot build .*drop_rat"):
+        build("timm:resnet18", drop_rat=0.5)
+
+
+@pytest.mark.parametrize("error", ["ImportError", "RuntimeError"])
+def test_timm_that_cannot_be_imported_names_the_extra(timm, error):
+    timm(f"raise {error}('operator torchvision::nms does not exist')")
+    with pytest.raises(UserError, match=rf"{error}: operator .*krscale\[vision\]"):
+        build("timm:resnet18")

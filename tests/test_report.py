@@ -1,0 +1,89 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from krscale.curve import Curve, MethodResult, Rung, find_pareto, write_curve
+from krscale.report import main
+
+
+@pytest.fixture
+def storage(tmp_path, monkeypatch):
+    """A storage path that holds one finished run, `digits`, and one unfinished, `other`."""
+    monkeypatch.setenv("KRSCALE_STORAGE_PATH", str(tmp_path))
+    result = MethodResult.over_seeds(
+        seeds=(0, 1), val_accuracies=(0.8, 0.82), test_accuracies=(0.7, 0.72),
+        num_trials=2, num_pruned=0, num_failed=0, best={"distill.sparsity": 0.5},
+    )  # fmt: skip
+    rung = Rung(
+        capacity="1/4", width=8, num_parameters=99_000, flops=10**6, latency_ms=0.3,
+        methods={"plain": result, "kr": result},
+    )  # fmt: skip
+    teacher = {
+        "model": "resnet", "width": 32, "num_parameters": 396_000, "flops": 10**7,
+        "val_accuracy": 0.98, "test_accuracy": 0.97,
+    }  # fmt: skip
+    curve = Curve(
+        name="digits", commit="abc", data={"source": "digits"}, teacher=teacher, rungs=(rung,),
+        pareto=find_pareto([rung]),
+    )  # fmt: skip
+    for name in ("digits", "other", "cache"):
+        (tmp_path / name).mkdir()
+    write_curve(curve, tmp_path / "digits")
+    return tmp_path
+
+
+def test_a_run_by_name_or_by_folder_prints_the_table_and_draws_the_figure(storage, capsys):
+    figure = storage / "digits" / "curve.png"
+    for name in ("digits", str(storage / "digits")):
+        assert main([name]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert "99k" in out
+        assert "71.0" in out
+        assert out.endswith(f"Figure: {figure}\n")
+        assert figure.read_bytes().startswith(b"\x89PNG")
+        figure.unlink()
+
+
+def test_a_name_is_looked_up_in_the_storage_path_that_is_given(storage, tmp_path, monkeypatch):
+    monkeypatch.setenv("KRSCALE_STORAGE_PATH", str(storage / "elsewhere"))
+    assert main(["digits"]) == 2
+    assert main(["digits", "--storage-path", str(storage)]) == 0
+
+
+def test_json_alone_is_on_stdout(storage, capsys):
+    assert main(["digits", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == json.loads((storage / "digits" / "curve.json").read_text())
+    assert err == ""
+
+
+def test_a_run_that_is_not_there_says_what_is(storage, capsys):
+    assert main(["digitz"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert err.startswith(f"krscale: error: {storage}/digitz: no such run. Did you mean 'digits'?")
+    assert f"Runs with a curve in {storage}: digits; without one: other." in err
+    assert main(["other"]) == 2
+    assert "its search has not finished" in capsys.readouterr().err
+
+
+def test_a_figure_that_cannot_be_written_is_a_user_error(storage, capsys):
+    (storage / "digits" / "curve.png").mkdir()
+    assert main(["digits"]) == 2
+    assert "curve.png: cannot be written" in capsys.readouterr().err
+
+
+def test_the_module_runs_as_a_program(storage):
+    done = subprocess.run(
+        [sys.executable, "-m", "krscale.report", "nothing"],
+        env={**os.environ, "KRSCALE_STORAGE_PATH": str(storage)},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("krscale: error: ")

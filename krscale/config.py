@@ -128,9 +128,10 @@ class StoreConfig(Section):
     temperature: Positive = 4.0
     """Temperature at which probabilities are stored; others are derived from it."""
     top_k: Annotated[int, Field(strict=True, ge=0)] = 0
-    """Classes kept per tap and view; 0 chooses the smallest that meets `max_error`."""
+    """Classes kept per tap and view; 0 chooses the fewest that meet `max_error`. Where all classes
+    take no more room than that (4 bytes for a kept class, 2 when none is left out), all are kept."""
     max_error: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
-    """Largest mean total variation that truncation to the top k may cost, when `top_k` is 0."""
+    """Largest mean total variation that truncation may cost any tap, when `top_k` is 0."""
     shard_rows: Count = 8192
     """Samples in one shard file."""
 

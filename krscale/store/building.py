@@ -1,0 +1,273 @@
+"""Building a store: once, by one process, in shards, continued where it was interrupted."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from krscale.config import StoreConfig, ViewsConfig
+from krscale.data import Dataset
+from krscale.errors import UserError
+from krscale.store.asking import AskedTeacher, OpenTeacher
+from krscale.store.manifest import (
+    Manifest,
+    Plan,
+    broken_error,
+    broken_shards,
+    check_key,
+    read_manifest,
+    read_plan,
+    write_manifest,
+    write_plan,
+)
+from krscale.store.rows import (
+    Layout,
+    Rows,
+    cheapest_top_k,
+    check_top_k,
+    choose_top_k,
+    encode,
+    pixel_sums,
+    truncation_error,
+)
+from krscale.store.shard import ShardFile, ShardId, count_shards, whole_shards, write_shard
+
+SAMPLED_ROWS = 1024
+WAIT_SECONDS = 0.5
+
+Report = Callable[[int, int], None]
+"""Called with (views of samples done, all of them)."""
+
+
+def prepare_store(
+    path: Path,
+    open_teacher: OpenTeacher,
+    dataset: Dataset,
+    views: ViewsConfig,
+    config: StoreConfig,
+    *,
+    key: Mapping[str, str],
+    device: torch.device,
+    report: Report,
+    repair: bool = False,
+    write: Callable[[Sequence[ShardId]], None] | None = None,
+) -> Path:
+    """Find the store at `path`, or build it, or continue a build that was interrupted.
+
+    Of several processes that ask for the same store one builds it; the others wait, reporting its
+    progress. A finished store is compared with its checksums, and no teacher is loaded.
+
+    Args:
+        path: Folder of the store.
+        open_teacher: Loads teacher and probes; called only when something is to be asked.
+        dataset: Whose training split is stored.
+        views: The view policy; every view of every sample is stored.
+        config: Temperature, truncation, size of shards.
+        key: Fingerprints of all that the content depends on.
+        device: Where the teacher runs.
+        report: Called with the views of samples done and all of them.
+        repair: Rebuild the broken shards of a finished store instead of refusing it.
+        write: Writes the given shards by calling `write_shards` elsewhere, e.g. on several
+            workers at once; None writes them here, one after another.
+
+    Returns:
+        `path`, ready for `KnowledgeStore.open`.
+
+    Raises:
+        UserError: If the store has another key, is broken, or cannot be built as configured, or
+            the disk is full.
+    """
+    check_top_k(config.top_k, dataset.num_classes)
+    total = views.num_views * dataset.num_samples["train"]
+
+    def report_other() -> None:
+        report(min(count_shards(path) * config.shard_rows, total), total)
+
+    with _locked(path, report_other):
+        manifest = read_manifest(path)
+        if manifest is not None and _is_sound(path, manifest, key, repair):
+            report(total, total)
+            return path
+        plan = manifest.plan if manifest else _begin(path, key)
+        asked: AskedTeacher | None = None
+        if plan is None:
+            asked = AskedTeacher(open_teacher, dataset, views, device)
+            plan = _plan(asked, dataset, views, config, key)
+            write_plan(path, plan)
+        missing = _missing(path, plan)
+        _check_space(path, plan, missing)
+        if missing and write is not None:
+            write(missing)
+        elif missing:
+            asked = asked or AskedTeacher(open_teacher, dataset, views, device)
+            _write(path, plan, asked, missing, report)
+        write_manifest(path, plan, _all_whole(path, plan))
+    return path
+
+
+def write_shards(
+    path: Path,
+    open_teacher: OpenTeacher,
+    dataset: Dataset,
+    views: ViewsConfig,
+    shards: Sequence[ShardId],
+    *,
+    device: torch.device,
+    report: Report,
+) -> None:
+    """Write some shards of a store whose build was begun; for the `write` of `prepare_store`.
+
+    Workers may do so at the same time for different shards, while the process that called
+    `prepare_store` holds the lock.
+
+    Args:
+        path: Folder of the store.
+        open_teacher: Loads teacher and probes.
+        dataset: Whose training split is stored.
+        views: The view policy.
+        shards: Which shards.
+        device: Where the teacher runs.
+        report: Called with the views of samples done and those of `shards`, after every batch.
+
+    Raises:
+        UserError: If no build was begun, or the disk is full.
+    """
+    manifest = read_manifest(path)
+    plan = manifest.plan if manifest else read_plan(path)
+    if plan is None:
+        raise UserError(f"{path}: no store was begun here.")
+    _write(path, plan, AskedTeacher(open_teacher, dataset, views, device), shards, report)
+
+
+@contextmanager
+def _locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    while True:
+        try:
+            lock.acquire(timeout=WAIT_SECONDS)
+            break
+        except Timeout:
+            waiting()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _is_sound(path: Path, manifest: Manifest, key: Mapping[str, str], repair: bool) -> bool:
+    """Whether a finished store can be used as it is; raises when it may not be touched."""
+    check_key(path, manifest.plan.key, key)
+    broken = broken_shards(path, manifest, checksums=True)
+    if broken and not repair:
+        raise broken_error(path, broken)
+    return not broken
+
+
+def _begin(path: Path, key: Mapping[str, str]) -> Plan | None:
+    """Return the plan of an unfinished build, if there is one."""
+    plan = read_plan(path)
+    if plan is not None:
+        check_key(path, plan.key, key)
+    return plan
+
+
+def _plan(
+    asked: AskedTeacher,
+    dataset: Dataset,
+    views: ViewsConfig,
+    config: StoreConfig,
+    key: Mapping[str, str],
+) -> Plan:
+    """Choose how many classes to keep, by what truncation costs on sampled rows of view 0."""
+    num_samples = dataset.num_samples["train"]
+    num_sampled = min(num_samples, SAMPLED_ROWS)
+    samples = torch.arange(num_sampled) * num_samples // num_sampled
+    answers = [answer.tap_logits.cpu() for answer in asked.batches(0, samples)]
+    probabilities = torch.softmax(torch.cat(answers) / config.temperature, dim=-1)
+    descending = probabilities.sort(dim=-1, descending=True).values
+    _, num_taps, num_classes = descending.shape
+    if config.top_k:
+        top_k = cheapest_top_k(config.top_k, num_classes)
+    else:
+        top_k = choose_top_k(descending, config.max_error)
+    lost = torch.zeros(num_taps)
+    if top_k < num_classes:
+        lost = truncation_error(descending, top_k)
+    return Plan(
+        key=dict(key),
+        num_views=views.num_views,
+        num_samples=num_samples,
+        shard_rows=config.shard_rows,
+        layout=Layout(num_taps, num_classes, top_k, config.temperature),
+        sample_error=tuple(lost.tolist()),
+        num_sampled=num_sampled,
+    )
+
+
+def _missing(path: Path, plan: Plan) -> list[ShardId]:
+    whole = whole_shards(path, plan.shards)
+    return [shard for shard in plan.shards if shard not in whole]
+
+
+def _all_whole(path: Path, plan: Plan) -> dict[ShardId, ShardFile]:
+    files = whole_shards(path, plan.shards)
+    missing = [shard for shard in plan.shards if shard not in files]
+    if missing:
+        raise broken_error(path, missing)
+    return files
+
+
+def _check_space(path: Path, plan: Plan, missing: Sequence[ShardId]) -> None:
+    rows = sum(stop - start for start, stop in map(plan.range_of, missing))
+    needed, free = rows * plan.layout.bytes_per_row, shutil.disk_usage(path).free
+    if needed > free:
+        raise UserError(
+            f"{path}: the store needs {needed / 1e6:,.0f} MB more and the disk has "
+            f"{free / 1e6:,.0f} MB free. Free some space, or keep fewer views (views.num_views) "
+            "or classes (store.top_k, store.max_error)."
+        )
+
+
+def _write(
+    path: Path, plan: Plan, asked: AskedTeacher, shards: Sequence[ShardId], report: Report
+) -> None:
+    """Ask for the shards one after another; whole ones count as done from the start."""
+    total = plan.num_views * plan.num_samples
+    done = total - sum(stop - start for start, stop in map(plan.range_of, shards))
+
+    def report_rows(rows: int) -> None:
+        report(done + rows, total)
+
+    report_rows(0)
+    for shard in shards:
+        start, stop = plan.range_of(shard)
+        rows, pixels, lost = _ask_shard(plan, asked, shard, report_rows)
+        write_shard(path, shard, rows, pixels, lost)
+        done += stop - start
+
+
+def _ask_shard(
+    plan: Plan, asked: AskedTeacher, shard: ShardId, report_rows: Callable[[int], None]
+) -> tuple[Rows, torch.Tensor, torch.Tensor]:
+    """Return the rows of a shard, the check sums of their pixels, and what truncation lost."""
+    start, stop = plan.range_of(shard)
+    samples = torch.arange(start, stop)
+    parts: list[tuple[torch.Tensor, ...]] = []
+    lost = torch.zeros(plan.layout.num_taps, dtype=torch.float64, device=asked.device)
+    num_asked = 0
+    for answer in asked.batches(shard.view, samples):
+        rows, lost_of_rows = encode(answer.tap_logits, plan.layout)
+        lost += lost_of_rows.sum(dim=0, dtype=torch.float64)
+        tensors = (pixel_sums(answer.pixels), rows.probabilities, rows.classes)
+        parts.append(tuple(tensor for tensor in tensors if tensor is not None))
+        num_asked += len(answer.pixels)
+        report_rows(num_asked)
+    # Kept on the device until the shard is whole: a GPU then waits for the host once per shard.
+    pixels, probabilities, *classes = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    return Rows(probabilities, classes[0] if classes else None), pixels, lost.cpu()

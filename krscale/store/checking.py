@@ -1,0 +1,115 @@
+"""Checking a store against the present: the teacher is asked again about a sample of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from krscale.config import ViewsConfig
+from krscale.data import Dataset
+from krscale.errors import UserError
+from krscale.store.asking import AskedTeacher, OpenTeacher
+from krscale.store.reading import KnowledgeStore
+from krscale.store.rows import class_numbers, pixel_sums
+
+ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE = 1e-3, 0.02
+"""How far a probability may be off: fp16, and convolutions of another device (TF32: 1 %)."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A store that passed.
+
+    Attributes:
+        num_shards: Shards whose checksum was compared.
+        num_rows: Rows whose pixels and probabilities were computed again.
+        max_difference: Largest difference of a probability.
+    """
+
+    num_shards: int
+    num_rows: int
+    max_difference: float
+
+
+def check_store(
+    path: Path,
+    open_teacher: OpenTeacher,
+    dataset: Dataset,
+    views: ViewsConfig,
+    *,
+    key: Mapping[str, str],
+    device: torch.device,
+    num_rows: int = 512,
+) -> Check:
+    """Compare every checksum, then ask again about rows spread over all views and samples.
+
+    Args:
+        path: Folder of the store.
+        open_teacher: Loads teacher and probes.
+        dataset: Whose training split is stored.
+        views: The view policy.
+        key: Fingerprints that the store must have been built from.
+        device: Where the teacher runs.
+        num_rows: Rows to compute again, at least one of every view.
+
+    Raises:
+        UserError: If a shard is broken, or a row's pixels or probabilities differ; names it.
+    """
+    store = KnowledgeStore.open(path, key)
+    store.verify()
+    asked = AskedTeacher(open_teacher, dataset, views, device)
+    per_view = min(max(1, num_rows // store.num_views), store.num_samples)
+    largest = 0.0
+    for view in range(store.num_views):
+        # Each view starts elsewhere, so that together they reach more samples.
+        first = view * store.num_samples // (per_view * store.num_views)
+        samples = first + torch.arange(per_view) * store.num_samples // per_view
+        largest = max(largest, _check_rows(store, asked, view, samples))
+    return Check(len(store.manifest.shards), per_view * store.num_views, largest)
+
+
+def _check_rows(store: KnowledgeStore, asked: AskedTeacher, view: int, samples: Tensor) -> float:
+    """Return the largest difference of a probability; raise for the first row that differs."""
+    answers = list(asked.batches(view, samples))
+    sums = torch.cat([pixel_sums(answer.pixels) for answer in answers]).cpu()
+    moved = samples[sums != store.pixel_sums(view, samples)].tolist()
+    if moved:
+        raise UserError(
+            f"{store.path}: the pixels of view {view} of sample {moved[0]} (and {len(moved) - 1} "
+            f"more of {len(samples)}) are not those the teacher saw: images or view policy give "
+            "other pixels than when the store was built. Delete the store to build it anew."
+        )
+    tap_logits = torch.cat([answer.tap_logits for answer in answers]).cpu()
+    then, now = _probabilities(store, view, samples, tap_logits)
+    differences = (now - then).abs()
+    # Written so that NaN does not pass.
+    fits = differences <= ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * then
+    changed = samples[~fits.all(dim=1)].tolist()
+    largest = float(differences.max())
+    if changed:
+        raise UserError(
+            f"{store.path}: of view {view} of sample {changed[0]} (and {len(changed) - 1} more of "
+            f"{len(samples)}) the teacher now says something else: a probability differs by up to "
+            f"{largest:.4f}. Teacher or probes have changed. Delete the store to build it anew."
+        )
+    return largest
+
+
+def _probabilities(
+    store: KnowledgeStore, view: int, samples: Tensor, tap_logits: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the stored probabilities and today's, `[B, D * width]` each.
+
+    Compared are the classes that were kept, and the mass of all others: which of two equally
+    probable classes was kept last is left to chance.
+    """
+    rows = store.gather(view, samples)
+    now = torch.softmax(tap_logits / store.temperature, dim=-1)
+    if rows.classes is not None:
+        kept = now.gather(-1, class_numbers(rows.classes))
+        now = torch.cat([kept, 1.0 - kept.sum(dim=-1, keepdim=True)], dim=-1)
+    return rows.probabilities.float().flatten(1), now.flatten(1)

@@ -1,0 +1,210 @@
+"""What a store is: the plan it is built by, and the manifest that makes it a store.
+
+`plan.json` is written before the first shard and `manifest.json` after the last: a folder with
+only the first is an unfinished store, which the next build continues.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from krscale.errors import UserError
+from krscale.files import sha256, write_json
+from krscale.store.rows import Layout
+from krscale.store.shard import ShardFile, ShardId, read_shard
+
+PLAN = "plan.json"
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is decided before the first shard is written.
+
+    Attributes:
+        key: Fingerprints of what the content depends on: teacher, data, views, taps, ...
+        num_views: Views of every sample.
+        num_samples: `N`, the training samples.
+        shard_rows: Samples of a shard.
+        layout: What a row holds.
+        sample_error: Mean total variation that truncation cost at each tap, on sampled rows.
+        num_sampled: How many rows that was measured on.
+    """
+
+    key: Mapping[str, str]
+    num_views: int
+    num_samples: int
+    shard_rows: int
+    layout: Layout
+    sample_error: tuple[float, ...]
+    num_sampled: int
+
+    @property
+    def shards(self) -> list[ShardId]:
+        """Every shard, view by view."""
+        per_view = -(-self.num_samples // self.shard_rows)
+        return [ShardId(view, n) for view in range(self.num_views) for n in range(per_view)]
+
+    def range_of(self, shard: ShardId) -> tuple[int, int]:
+        """Return the half-open range of samples in a shard."""
+        start = shard.number * self.shard_rows
+        return start, min(start + self.shard_rows, self.num_samples)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A finished store.
+
+    Attributes:
+        plan: What it was built by.
+        truncation_error: Mean total variation that truncation cost at each tap, over all rows.
+        shards: The files, in the order of `Plan.shards`.
+    """
+
+    plan: Plan
+    truncation_error: tuple[float, ...]
+    shards: tuple[ShardFile, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all shards."""
+        return sum(shard.num_bytes for shard in self.shards)
+
+
+def write_plan(path: Path, plan: Plan) -> None:
+    """Begin the store in the folder `path`."""
+    write_json(path / PLAN, {"format": FORMAT, **asdict(plan)})
+
+
+def read_plan(path: Path) -> Plan | None:
+    """Return the plan of an unfinished store, or None when none was begun.
+
+    Raises:
+        UserError: If the plan cannot be read.
+    """
+    content = _read(path / PLAN)
+    return None if content is None else _plan(path / PLAN, content)
+
+
+def write_manifest(path: Path, plan: Plan, files: Mapping[ShardId, ShardFile]) -> None:
+    """Finish the store in the folder `path`; `files` are its shards."""
+    shards = tuple(files[shard] for shard in plan.shards)
+    lost = (read_shard(path / shard.file).error for shard in shards)
+    sums = [math.fsum(of_tap) for of_tap in zip(*lost, strict=True)]
+    num_rows = plan.num_views * plan.num_samples
+    error = tuple(total / num_rows for total in sums)
+    content = {"format": FORMAT, "bytes_per_view_and_tap": bytes_per_view_and_tap(plan.layout)}
+    content |= asdict(Manifest(plan, error, shards))
+    write_json(path / MANIFEST, content)
+    (path / PLAN).unlink(missing_ok=True)
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """Return the manifest of the store at `path`, or None when it is not finished.
+
+    Raises:
+        UserError: If the manifest cannot be read.
+    """
+    file = path / MANIFEST
+    content = _read(file)
+    if content is None:
+        return None
+    try:
+        return Manifest(
+            plan=_plan(file, content["plan"]),
+            truncation_error=tuple(content["truncation_error"]),
+            shards=tuple(ShardFile(**shard) for shard in content["shards"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise _broken(file, error) from None
+
+
+def check_key(path: Path, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    """Refuse a store of another key.
+
+    Raises:
+        UserError: Naming every fingerprint that differs, with both values.
+    """
+    differing = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
+    if differing:
+        lines = [
+            f"{name}: the store has {found.get(name, 'none')}, "
+            f"this run {expected.get(name, 'none')}"
+            for name in differing
+        ]
+        raise UserError(
+            f"{path}: the store was built from another {' and '.join(differing)}.\n  "
+            + "\n  ".join(lines)
+            + "\n  Use another folder, or delete this store to build it anew."
+        )
+
+
+def broken_shards(path: Path, manifest: Manifest, *, checksums: bool) -> list[ShardId]:
+    """Return the shards that are missing or not what was written.
+
+    Args:
+        path: Folder of the store.
+        manifest: Of the store.
+        checksums: Whether to read every file; otherwise sizes alone are compared.
+    """
+    broken = []
+    for shard, expected in zip(manifest.plan.shards, manifest.shards, strict=True):
+        file = path / expected.file
+        same = file.is_file() and file.stat().st_size == expected.num_bytes
+        if same and checksums:
+            same = sha256(file) == expected.sha256
+        if not same:
+            broken.append(shard)
+    return broken
+
+
+def broken_error(path: Path, shards: Iterable[ShardId]) -> UserError:
+    """Build the error for shards that do not match their checksum."""
+    names = [shard.stem for shard in shards]
+    listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    return UserError(
+        f"{path}: {len(names)} broken shard(s), whose file is missing or does not match its "
+        f"checksum: {listed}. `krscale store check RUN --repair` rebuilds only those."
+    )
+
+
+def bytes_per_view_and_tap(layout: Layout) -> float:
+    """Return what one view of one sample costs per tap, its pixel check sum included."""
+    return layout.bytes_per_row / layout.num_taps
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise _broken(file, error) from None
+    if not isinstance(content, dict) or "format" not in content:
+        raise _broken(file, "it names no format")
+    if content["format"] != FORMAT:
+        raise UserError(
+            f"{file}: format {content['format']}; this version of krscale reads format {FORMAT}. "
+            "Delete the store to build it anew."
+        )
+    return content
+
+
+def _plan(file: Path, content: Mapping[str, Any]) -> Plan:
+    try:
+        values = {name: content[name] for name in Plan.__dataclass_fields__}
+        values["layout"] = Layout(**values["layout"])
+        values["sample_error"] = tuple(values["sample_error"])
+        return Plan(**values)
+    except (KeyError, TypeError) as error:
+        raise _broken(file, error) from None
+
+
+def _broken(file: Path, reason: object) -> UserError:
+    return UserError(f"{file}: broken ({reason}). Delete the store to build it anew.")

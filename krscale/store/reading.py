@@ -1,0 +1,192 @@
+"""Reading a store: one gather of mapped rows per batch, for all taps at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from krscale.errors import UserError
+from krscale.store.manifest import (
+    Manifest,
+    broken_error,
+    broken_shards,
+    bytes_per_view_and_tap,
+    check_key,
+    read_manifest,
+)
+from krscale.store.rows import Rows, decode
+from krscale.store.shard import Shard, read_shard
+
+
+@dataclass
+class KnowledgeStore:
+    """The teacher's knowledge on disk, memory-mapped: processes on a machine share its pages.
+
+    Attributes:
+        path: Folder of the store.
+        manifest: What it holds and was built from.
+    """
+
+    path: Path
+    manifest: Manifest
+    # The shards of one view: an epoch reads one only, and every mapping holds a file open.
+    _view: int = field(default=-1, init=False, repr=False)
+    _shards: list[Shard] = field(default_factory=list, init=False, repr=False)
+
+    @classmethod
+    def open(cls, path: Path, key: Mapping[str, str] | None = None) -> KnowledgeStore:
+        """Open a finished store; missing or truncated shards are found, flipped bits are not.
+
+        Args:
+            path: Folder of the store.
+            key: Fingerprints that it must have been built from; None accepts any.
+
+        Raises:
+            UserError: If there is no finished store, its key differs (names the fingerprints), or
+                shards are missing or truncated (names them).
+        """
+        manifest = read_manifest(path)
+        if manifest is None:
+            raise UserError(f"{path}: no finished store here.")
+        if key is not None:
+            check_key(path, manifest.plan.key, key)
+        broken = broken_shards(path, manifest, checksums=False)
+        if broken:
+            raise broken_error(path, broken)
+        return cls(path, manifest)
+
+    @property
+    def num_views(self) -> int:
+        """Views of every sample."""
+        return self.manifest.plan.num_views
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the training split."""
+        return self.manifest.plan.num_samples
+
+    @property
+    def num_taps(self) -> int:
+        """Taps of the teacher, its classifier included."""
+        return self.manifest.plan.layout.num_taps
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of a distribution."""
+        return self.manifest.plan.layout.num_classes
+
+    @property
+    def top_k(self) -> int:
+        """Classes kept per tap."""
+        return self.manifest.plan.layout.top_k
+
+    @property
+    def temperature(self) -> float:
+        """At which the probabilities were stored."""
+        return self.manifest.plan.layout.temperature
+
+    def tap_logits(self, view: int, samples: Tensor) -> Tensor:
+        """Return what the teacher said of one view of the samples.
+
+        Args:
+            view: Number of the view, from 0 to `num_views - 1`.
+            samples: `[B]` int64, indices into the training split, on any device.
+
+        Returns:
+            `[B, D, K]` fp32 on the device of `samples`: logits up to a constant per tap, the mass
+            of the classes that were not kept spread evenly over them.
+        """
+        return self.decode(self.gather(view, samples).to(samples.device))
+
+    def gather(self, view: int, samples: Tensor) -> Rows:
+        """Copy the rows of the samples out of the mapped shards, still encoded, on the CPU."""
+        shards, rows = self._mapped(view), self._indices(samples)
+        probabilities = _take([shard.probabilities for shard in shards], rows)
+        layout = self.manifest.plan.layout
+        shape = (len(rows), layout.num_taps)
+        kept = torch.from_numpy(probabilities).view(*shape, layout.width)
+        if layout.is_dense:
+            return Rows(kept, None)
+        classes = _take([shard.classes for shard in shards if shard.classes is not None], rows)
+        return Rows(kept, torch.from_numpy(classes).view(*shape, layout.top_k))
+
+    def decode(self, rows: Rows) -> Tensor:
+        """Return gathered rows as `tap_logits`, on their device."""
+        return decode(rows, self.manifest.plan.layout)
+
+    def pixel_sums(self, view: int, samples: Tensor) -> Tensor:
+        """Return the check sum of each sample's pixels in a view, `[B]` int64."""
+        columns = [shard.pixels[:, None] for shard in self._mapped(view)]
+        sums = _take(columns, self._indices(samples)).reshape(-1)
+        return torch.from_numpy(sums.astype(np.int64))
+
+    def verify(self) -> None:
+        """Compare the checksum of every shard.
+
+        Raises:
+            UserError: Naming the shards that are not what was written.
+        """
+        broken = broken_shards(self.path, self.manifest, checksums=True)
+        if broken:
+            raise broken_error(self.path, broken)
+
+    def info(self) -> dict[str, Any]:
+        """Return size, fingerprints and errors, ready for JSON."""
+        plan = self.manifest.plan
+        return {
+            "path": str(self.path),
+            "num_bytes": self.manifest.num_bytes,
+            "bytes_per_view_and_tap": bytes_per_view_and_tap(plan.layout),
+            "num_samples": plan.num_samples,
+            "num_views": plan.num_views,
+            "num_taps": plan.layout.num_taps,
+            "num_classes": plan.layout.num_classes,
+            "top_k": plan.layout.top_k,
+            "temperature": plan.layout.temperature,
+            "num_shards": len(self.manifest.shards),
+            "truncation_error": list(self.manifest.truncation_error),
+            "sample_error": list(plan.sample_error),
+            "num_sampled": plan.num_sampled,
+            "fingerprints": dict(plan.key),
+        }
+
+    def _indices(self, samples: Tensor) -> npt.NDArray[np.int64]:
+        rows: npt.NDArray[np.int64] = samples.cpu().numpy()
+        if len(rows) and not 0 <= rows.min() <= rows.max() < self.num_samples:
+            raise IndexError(f"samples must lie in 0..{self.num_samples - 1}")
+        return rows
+
+    def _mapped(self, view: int) -> list[Shard]:
+        plan = self.manifest.plan
+        if not 0 <= view < plan.num_views:
+            raise IndexError(f"view {view} is not one of the {plan.num_views} that are stored")
+        if view != self._view:
+            per_view = len(self.manifest.shards) // plan.num_views
+            files = self.manifest.shards[view * per_view : (view + 1) * per_view]
+            self._shards = [read_shard(self.path / shard.file) for shard in files]
+            self._view = view
+        return self._shards
+
+
+def _take(shards: list[npt.NDArray[Any]], rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """Gather rows `[B, F]` of the concatenation of `shards`, each `[rows, F]`, without making it.
+
+    The loop is over the shards that hold a row, never over rows.
+    """
+    if len(shards) == 1:
+        return shards[0].take(rows, axis=0)
+    shard_rows = len(shards[0])
+    taken = np.empty((len(rows), shards[0].shape[1]), shards[0].dtype)
+    order = np.argsort(rows, kind="stable")
+    bounds = np.searchsorted(rows[order], np.arange(len(shards) + 1) * shard_rows)
+    for number in np.flatnonzero(np.diff(bounds)):
+        places = order[bounds[number] : bounds[number + 1]]
+        taken[places] = shards[number].take(rows[places] - number * shard_rows, axis=0)
+    return taken

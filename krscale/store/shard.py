@@ -1,0 +1,179 @@
+"""Shards: the Arrow files of a store, each whole or absent.
+
+The rows of one view of consecutive samples are one Arrow IPC file. It is written in one piece and
+its name ends in its checksum, so that an interrupted build can tell which shards are whole without
+any other record.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from krscale.errors import UserError
+from krscale.files import sha256, write_atomic
+from krscale.store.rows import Rows
+
+_FACTS = b"krscale"
+_NAMED_DIGITS = 16
+
+
+class ShardId(NamedTuple):
+    """Which shard: a view, and a number among the shards of every view."""
+
+    view: int
+    number: int
+
+    @property
+    def stem(self) -> str:
+        """Path within the store, without checksum and suffix."""
+        return f"view-{self.view:04d}/shard-{self.number:05d}"
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A whole shard on disk.
+
+    Attributes:
+        file: Path within the store.
+        sha256: Of the file.
+        num_bytes: Size of the file.
+    """
+
+    file: str
+    sha256: str
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard mapped into memory; the arrays are read-only.
+
+    Attributes:
+        probabilities: `[rows, D * width]` fp16.
+        classes: `[rows, D * top_k]`, uint16 bits as int16; None when every class is kept.
+        pixels: `[rows]` uint32, check sum of each sample's pixels in this view.
+        error: Summed over the rows, what truncation lost at each tap, `[D]`.
+    """
+
+    probabilities: npt.NDArray[np.float16]
+    classes: npt.NDArray[np.int16] | None
+    pixels: npt.NDArray[np.uint32]
+    error: tuple[float, ...]
+
+
+def write_shard(
+    path: Path, shard: ShardId, rows: Rows, pixels: torch.Tensor, error: torch.Tensor
+) -> None:
+    """Write a shard of the store at `path`, under its own name and checksum.
+
+    Args:
+        path: Folder of the store.
+        shard: Which shard.
+        rows: The encoded rows, on the CPU.
+        pixels: `[rows]` int64, check sums below 2^32.
+        error: `[D]` fp64, what truncation lost, summed over the rows.
+
+    Raises:
+        UserError: If the disk is full; nothing of the shard is left.
+    """
+    columns = {"probabilities": _tensors(rows.probabilities.numpy())}
+    if rows.classes is not None:
+        columns["classes"] = _tensors(rows.classes.numpy().view(np.uint16))
+    columns["pixels"] = pa.array(pixels.numpy().astype(np.uint32))
+    facts = json.dumps({"view": shard.view, "number": shard.number, "error": error.tolist()})
+    table = pa.table(columns).replace_schema_metadata({_FACTS: facts})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=len(pixels))
+    content = sink.getvalue()
+    digest = hashlib.sha256(content).hexdigest()
+    file = path / f"{shard.stem}-{digest[:_NAMED_DIGITS]}.arrow"
+    try:
+        write_atomic(file, lambda temporary: _write_bytes(temporary, content))
+    except OSError as error_:
+        if error_.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"{file}: the disk is full. What was written so far is kept: free some space "
+                "and start again to continue, or keep fewer views (views.num_views) or classes "
+                "(store.top_k, store.max_error)."
+            ) from error_
+        raise
+
+
+def read_shard(file: Path) -> Shard:
+    """Map a shard into memory, without comparing its checksum.
+
+    Raises:
+        UserError: If the file cannot be read; names it.
+    """
+    try:
+        batch = pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0)
+        facts = json.loads(batch.schema.metadata[_FACTS])
+        names = batch.schema.names
+        classes = _matrix(batch, "classes").view(np.int16) if "classes" in names else None
+        return Shard(
+            probabilities=_matrix(batch, "probabilities"),
+            classes=classes,
+            pixels=batch.column("pixels").to_numpy(),
+            error=tuple(facts["error"]),
+        )
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: not a readable shard of a store: {error}") from None
+
+
+def whole_shards(path: Path, shards: Iterable[ShardId]) -> dict[ShardId, ShardFile]:
+    """Return those of `shards` that exist and match the checksum in their name.
+
+    All other files in their folders, broken or left behind by a process that died, are removed;
+    call it only while holding the store's lock.
+    """
+    wanted = set(shards)
+    found: dict[ShardId, ShardFile] = {}
+    for view in sorted({shard.view for shard in wanted}):
+        folder = (path / ShardId(view, 0).stem).parent
+        for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+            shard, digest = _parse(view, file), sha256(file)
+            whole = file.stem.endswith(f"-{digest[:_NAMED_DIGITS]}")
+            if shard in wanted and shard not in found and whole:
+                name = file.relative_to(path).as_posix()
+                found[shard] = ShardFile(name, digest, file.stat().st_size)
+            else:
+                file.unlink()
+    return found
+
+
+def count_shards(path: Path) -> int:
+    """Return how many shards stand in the folder of a store, whole or not."""
+    return sum(1 for _ in path.glob("view-*/shard-*.arrow"))
+
+
+def _parse(view: int, file: Path) -> ShardId | None:
+    parts = file.name.removesuffix(".arrow").split("-")
+    if file.suffix != ".arrow" or parts[0] != "shard" or len(parts) != 3:
+        return None
+    return ShardId(view, int(parts[1])) if parts[1].isdigit() else None
+
+
+def _tensors(values: npt.NDArray[Any]) -> Any:
+    return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
+
+
+def _matrix(batch: Any, name: str) -> npt.NDArray[Any]:
+    values: npt.NDArray[Any] = batch.column(name).to_numpy_ndarray()
+    return values.reshape(len(values), -1)
+
+
+def _write_bytes(file: Path, content: Any) -> None:
+    with file.open("wb") as stream:
+        stream.write(content)

@@ -1,0 +1,263 @@
+"""The live view of a search, on stderr, so that stdout holds results only.
+
+In a terminal: a table of rungs and methods that is redrawn in place. Elsewhere (a file, a job's
+log): plain lines, at most one every few seconds. Quiet: notes only.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+Study = tuple[str, str]
+"""The method and the capacity of a rung, e.g. `("kr", "1/16")`."""
+
+_SECONDS_BETWEEN_LINES = 5.0
+_REFRESHES_PER_SECOND = 4.0
+
+
+@dataclass
+class _Cell:
+    """The trials of one study."""
+
+    planned: int
+    done: int = 0
+    running: int = 0
+    pruned: int = 0
+    failed: int = 0
+    best: float | None = None
+
+    def see(self, value: float | None) -> None:
+        """Keep the best validation accuracy; NaN is never the best."""
+        if value is not None and value == value and (self.best is None or value > self.best):
+            self.best = value
+
+    def end(self, state: str, value: float | None) -> None:
+        self.done += 1
+        self.pruned += state == "PRUNED"
+        self.failed += state == "FAIL"
+        if state != "FAIL":
+            self.see(value)
+
+
+class Progress:
+    """Shows a search while it runs; a context manager.
+
+    Args:
+        quiet: Show notes only.
+        planned: Study -> number of trials it will have; empty shows phases only.
+        num_workers: Trials that can run at once; 0 when it is not known.
+        console: Where to draw; None takes stderr.
+        clock: Seconds; replaced in tests.
+
+    Every method may be called from any thread and returns at once.
+    """
+
+    def __init__(
+        self,
+        quiet: bool,
+        planned: Mapping[Study, int],
+        *,
+        num_workers: int = 0,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = console or Console(stderr=True)
+        self._quiet, self._clock, self.num_workers = quiet, clock, num_workers
+        self._cells = {study: _Cell(count) for study, count in planned.items()}
+        self._phase, self._step = "", (0, 0)
+        self._started = clock()
+        self._first_trial: float | None = None
+        self._ended_here = 0
+        self._last_line = -_SECONDS_BETWEEN_LINES
+        self._lock = threading.RLock()
+        terminal = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._live: Live | None = None
+        if terminal and not quiet:
+            self._live = Live(
+                console=self._console,
+                get_renderable=self.render,
+                refresh_per_second=_REFRESHES_PER_SECOND,
+                transient=True,
+                # Stdout is another terminal's line only when it is a terminal too; a pipe or file
+                # must receive every byte that is printed to it.
+                redirect_stdout=sys.stdout.isatty(),
+            )
+
+    def __enter__(self) -> Progress:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._live.stop()
+        if not self._quiet and self._ended_here:
+            self._print(f"{self._counts()} in {duration(self._clock() - self._started)}")
+
+    def phase(self, title: str) -> None:
+        """A new part of the work begins: `"teacher"`, `"store"`, `"search"`."""
+        with self._lock:
+            self._phase, self._step = title, (0, 0)
+        if self._lines:
+            self._print(title)
+            self._last_line = self._clock()
+
+    def advance(self, done: int, total: int) -> None:
+        """Of the current phase, `done` of `total` steps are done."""
+        with self._lock:
+            self._step = (done, total)
+        self._maybe_line(lambda: f"{self._phase} {done}/{total}")
+
+    def trial_restored(self, study: Study, state: str, value: float | None) -> None:
+        """A trial of an earlier start counts as done, but not towards the time left."""
+        with self._lock:
+            self._cells[study].end(state, value)
+
+    def trial_started(self, study: Study) -> None:
+        """A trial runs."""
+        with self._lock:
+            self._cells[study].running += 1
+            if self._first_trial is None:
+                self._first_trial = self._clock()
+        self._maybe_line(self._summary)
+
+    def trial_report(self, study: Study, epoch: int, value: float) -> None:
+        """A running trial has a validation accuracy (in [0, 1]) after an epoch."""
+        del epoch
+        with self._lock:
+            self._cells[study].see(value)
+        self._maybe_line(self._summary)
+
+    def trial_ended(self, study: Study, state: str, value: float | None) -> None:
+        """A trial ended: `COMPLETE`, `PRUNED` or `FAIL`, with its validation accuracy if any."""
+        with self._lock:
+            cell = self._cells[study]
+            cell.running = max(0, cell.running - 1)
+            cell.end(state, value)
+            self._ended_here += 1
+        self._maybe_line(self._summary)
+
+    def note(self, text: str) -> None:
+        """Show a line that stays, above the live view; also when quiet."""
+        self._print(text)
+
+    def seconds_left(self) -> float | None:
+        """Estimate from the trials that ended here; None before two have, or when all are done."""
+        left = sum(max(0, cell.planned - cell.done) for cell in self._cells.values())
+        if self._ended_here < 2 or self._first_trial is None or left == 0:
+            return None
+        return left * (self._clock() - self._first_trial) / self._ended_here
+
+    def render(self) -> RenderableType:
+        """Return the live view as it is now."""
+        with self._lock:
+            parts: list[RenderableType] = [self._header()]
+            if any(cell.done or cell.running for cell in self._cells.values()):
+                parts += [self._table(), Text(self._footer(), style="dim")]
+            return Group(*parts)
+
+    @property
+    def _lines(self) -> bool:
+        return not self._quiet and self._live is None
+
+    def _maybe_line(self, text: Callable[[], str]) -> None:
+        if not self._lines or self._clock() - self._last_line < _SECONDS_BETWEEN_LINES:
+            return
+        self._last_line = self._clock()
+        with self._lock:
+            line = text()
+        self._print(line)
+
+    def _print(self, text: str) -> None:
+        self._console.print(Text(f"krscale: {text}"), soft_wrap=self._live is None, highlight=False)
+
+    def _header(self) -> RenderableType:
+        done, total = self._step
+        title = Text(self._phase or "starting", style="bold")
+        if not total:
+            return title
+        row = Table.grid(padding=(0, 1))
+        row.add_row(title, ProgressBar(total=total, completed=done, width=20), f"{done}/{total}")
+        return row
+
+    def _table(self) -> Table:
+        methods = list(dict.fromkeys(method for method, _ in self._cells))
+        capacities = list(dict.fromkeys(capacity for _, capacity in self._cells))
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("rung", justify="right", overflow="fold")
+        for method in methods:
+            table.add_column(method, overflow="fold")
+        for capacity in capacities:
+            cells = [self._cells.get((method, capacity)) for method in methods]
+            table.add_row(capacity, *(_cell_text(cell) if cell else Text("") for cell in cells))
+        return table
+
+    def _footer(self) -> str:
+        busy = sum(cell.running for cell in self._cells.values())
+        of_all = f"/{self.num_workers}" if self.num_workers else ""
+        left = self.seconds_left()
+        remaining = f", about {duration(left)} left" if left is not None else ""
+        return (
+            f"{self._counts()}, {busy}{of_all} workers busy\n"
+            f"elapsed {duration(self._clock() - self._started)}{remaining}\n"
+            "done/planned, best val %, r running, p pruned, f failed"
+        )
+
+    def _counts(self) -> str:
+        cells = self._cells.values()
+        done, planned = sum(c.done for c in cells), sum(c.planned for c in cells)
+        pruned, failed = sum(c.pruned for c in cells), sum(c.failed for c in cells)
+        return f"{done}/{planned} trials, {pruned} pruned, {failed} failed"
+
+    def _summary(self) -> str:
+        busy = sum(cell.running for cell in self._cells.values())
+        left = self.seconds_left()
+        remaining = f", about {duration(left)} left" if left is not None else ""
+        elapsed = duration(self._clock() - self._started)
+        return f"{self._counts()}, {busy} running, elapsed {elapsed}{remaining}{self._best()}"
+
+    def _best(self) -> str:
+        """The best validation accuracy of every method so far, whatever the rung."""
+        best: dict[str, float] = {}
+        for (method, _), cell in self._cells.items():
+            if cell.best is not None:
+                best[method] = max(best.get(method, cell.best), cell.best)
+        if not best:
+            return ""
+        return "; best val " + ", ".join(f"{name} {100 * v:.1f} %" for name, v in best.items())
+
+
+def duration(seconds: float) -> str:
+    """Return `0:07`, `12:34` or `1:02:03`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def _cell_text(cell: _Cell) -> Text:
+    text = Text(f"{cell.done}/{cell.planned}", style="green" if cell.done >= cell.planned else "")
+    text.append(f" {100 * cell.best:.1f}" if cell.best is not None else " -", style="bold")
+    text.append(" ")
+    for count, letter, style in (
+        (cell.running, "r", "cyan"), (cell.pruned, "p", "dim"), (cell.failed, "f", "red"),
+    ):  # fmt: skip
+        if count:
+            text.append(f"{count}{letter}", style=style)
+    return text

@@ -93,4 +93,4 @@ def _show(curve: Curve, folder: Path, experiment: Experiment, as_json: bool) -> 
     Console().print(curve_table(curve))
     print(f"Run: {folder} (curve.json, curve.png)")
     if experiment.tracking.enabled:
-        print(f"MLflow: make ui, or: mlflow ui --backend-store-uri {tracking_uri(experiment)}")
+        print(f"MLflow: {how_to_open}")

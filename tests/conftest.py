@@ -1,0 +1,19 @@
+"""Shared by all tests: one thread, and no trace of the user's own cluster or storage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tests share two cores with the clusters they start."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("KRSCALE_STORAGE_PATH", raising=False)
+    yield
+    torch.set_num_threads(before)

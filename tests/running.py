@@ -1,0 +1,54 @@
+"""Running krscale's doors as a user would: as processes, on small experiments."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+PATHS = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+"""Of a door's process, so that it finds the models that tests define."""
+
+SMALL = (
+    "cluster.address=local",
+    "cluster.num_cpus=2",
+    "teacher.width=8",
+    "teacher.num_epochs=3",
+    "views.num_views=2",
+    "ladder.capacities=['1/16', '1/4']",
+    "train.num_epochs=3",
+    "search.trials_per_rung=2",
+    "search.num_final_seeds=2",
+    "search.grace_epochs=1",
+)
+"""Overrides that make a whole search last seconds; accuracy is of no concern."""
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """The environment of a door started by a test."""
+    found = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONWARNINGS")}
+    return {**found, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS, **changes}
+
+
+def door(
+    name: str, arguments: Sequence[str], timeout: float = 180.0, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m krscale.NAME ARGUMENTS` to its end, as a user would."""
+    return subprocess.run(
+        [sys.executable, "-m", f"krscale.{name}", *arguments],
+        env=environment(**env),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def overrides(*settings: str) -> list[str]:
+    """Return `--set` arguments."""
+    return [part for setting in settings for part in ("--set", setting)]

@@ -1,0 +1,87 @@
+"""One student by the door: in one process, over Ray Train, interrupted, and refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from running import SMALL, door, overrides
+from safetensors.torch import load_file
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+
+# 1,078 training images leave a last batch of 1,078 - 16 * 67 = 6: shared unevenly by 4, evenly
+# by 2; a batch of 7 leaves none, 65 leaves 38. 61 leaves 41, an odd number for two workers.
+UNEVEN = "train.global_batch_size=61"
+
+
+def distil(storage: Path, *settings: str) -> dict[str, object]:
+    arguments = ["--json", *overrides(*SMALL, f"storage_path={storage}", UNEVEN, *settings)]
+    done = door("distill", arguments)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, object] = json.loads(done.stdout)
+    return result
+
+
+def test_two_workers_give_the_result_of_one(tmp_path: Path) -> None:
+    one = distil(tmp_path, "distill.granularity=3")
+    two = distil(tmp_path, "distill.granularity=3", "train.num_workers=2")
+    assert two["num_workers"] == 2
+    alone, shared = (load_file(str(result["weights"])) for result in (one, two))
+    assert alone.keys() == shared.keys()
+    for name, tensor in alone.items():
+        # Sums in another order differ by a few ulps, which training amplifies step by step.
+        torch.testing.assert_close(shared[name], tensor, rtol=1e-2, atol=1e-3, msg=name)
+    assert abs(float(str(one["val_accuracy"])) - float(str(two["val_accuracy"]))) < 0.02
+
+
+def test_same_command_again_shows_the_same_student(tmp_path: Path) -> None:
+    first = distil(tmp_path)
+    weights = Path(str(first["weights"]))
+    stamp = weights.stat().st_mtime_ns
+    assert distil(tmp_path) == first
+    assert weights.stat().st_mtime_ns == stamp
+
+
+def test_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    whole = distil(tmp_path)
+    run = Path(str(whole["weights"])).parent
+    expected = load_file(str(whole["weights"]))
+    # What a kill after two of three epochs leaves: the checkpoint, and neither weights nor result.
+    (run / "student.json").unlink()
+    (run / "student.safetensors").unlink()
+    _rewind(run, tmp_path)
+    again = distil(tmp_path)
+    assert again["weights"] == whole["weights"]
+    for name, tensor in load_file(str(again["weights"])).items():
+        torch.testing.assert_close(tensor, expected[name])
+
+
+def _rewind(run: Path, storage: Path) -> None:
+    """Put the checkpoint of the second epoch in place of the third's."""
+    from krscale.assemble import Assets, build_training, prepare
+    from krscale.checkpoint import save_checkpoint
+    from krscale.parallel import Workers
+    from krscale.progress import Progress
+    from krscale.provenance import read_experiment
+    from krscale.rungs import find_rung
+
+    experiment = read_experiment(run)
+    with Progress(quiet=True, planned={}) as progress:
+        assets = Assets.open(prepare(experiment, progress))
+    width = find_rung(experiment, assets.dataset).width
+    training = build_training(experiment, assets, width, Workers.alone())
+    training.run_epoch()
+    metrics = training.run_epoch()
+    state = {"training": training.state_dict(), "metrics": metrics}
+    save_checkpoint(run / "checkpoint", state)
+
+
+def test_more_workers_than_the_cluster_has(tmp_path: Path) -> None:
+    done = door("distill", overrides(*SMALL, f"storage_path={tmp_path}", "train.num_workers=64"))
+    assert done.returncode == 2
+    assert "train.num_workers" in done.stderr
+    assert "64 CPU" in done.stderr
+    assert "the cluster has 2" in done.stderr
+    assert "free" in done.stderr
+    assert "Traceback" not in done.stderr

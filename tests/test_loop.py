@@ -1,0 +1,151 @@
+"""The loop: it learns, it reproduces, it goes on from a checkpoint, it names what is not finite."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from krscale.config import DataConfig, TrainConfig, ViewsConfig
+from krscale.data import Dataset, prepare_data
+from krscale.data.loader import Loader
+from krscale.errors import NonFiniteError
+from krscale.knowledge.taps import TapOutputs
+from krscale.loop import Training, evaluate, fit
+from krscale.methods import MethodContext, build_method
+from krscale.methods.base import Batch, Learner, Method
+from krscale.models.resnet import resnet
+from krscale.parallel import Workers
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return prepare_data(DataConfig(), tmp_path_factory.mktemp("cache"))
+
+
+def training(dataset: Dataset, method: Method | None = None, **changes: object) -> Training:
+    settings = TrainConfig(**{"num_epochs": 2, "global_batch_size": 61, **changes})
+    torch.manual_seed(settings.seed)
+    student = resnet(num_classes=10, in_channels=1, width=4, num_blocks=1)
+    plain = build_method("plain", MethodContext.without_teacher(10), {"ce_weight": 1.0})
+    loader = Loader(
+        dataset,
+        ViewsConfig(),
+        global_batch_size=settings.global_batch_size,
+        seed=settings.seed,
+        device=torch.device("cpu"),
+        store=None,
+    )
+    learner = Learner(student, (), method or plain)
+    validation = (dataset, dataset.split("val"))
+    return Training(learner, loader, validation, settings, Workers.alone())
+
+
+def weights(found: Training) -> Mapping[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in found.student.state_dict().items()}
+
+
+def assert_same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def test_it_learns_and_reports_every_epoch(dataset: Dataset) -> None:
+    reports: list[dict[str, float]] = []
+    last = fit(training(dataset, num_epochs=6), lambda metrics: reports.append(metrics))
+    assert [report["epoch"] for report in reports] == [1, 2, 3, 4, 5, 6]
+    assert last == reports[-1]
+    assert reports[-1]["train/loss"] < reports[0]["train/loss"]
+    assert reports[-1]["val/accuracy"] > 0.7
+    assert reports[-1]["train/ce"] == reports[-1]["train/loss"]
+
+
+def test_same_seed_same_weights(dataset: Dataset) -> None:
+    first, second, other = training(dataset), training(dataset), training(dataset, seed=1)
+    for found in (first, second, other):
+        fit(found, lambda metrics: None)
+    assert_same(weights(first), weights(second))
+    assert not torch.equal(
+        first.student.state_dict()["classifier.weight"],
+        other.student.state_dict()["classifier.weight"],
+    )
+
+
+def test_going_on_from_a_state_equals_never_stopping(dataset: Dataset) -> None:
+    whole = training(dataset, num_epochs=3)
+    fit(whole, lambda metrics: None)
+    cut = training(dataset, num_epochs=3)
+    cut.run_epoch()
+    state = cut.state_dict()
+    torch.rand(3)  # the generator has moved on in the meantime
+    resumed = training(dataset, num_epochs=3)
+    resumed.load_state_dict(state)
+    assert resumed.epoch == 1
+    fit(resumed, lambda metrics: None)
+    assert_same(weights(whole), weights(resumed))
+
+
+def test_stops_when_told(dataset: Dataset) -> None:
+    found = training(dataset, num_epochs=5)
+    fit(found, lambda metrics: metrics["epoch"] == 2)
+    assert found.epoch == 2
+    assert not found.finished
+
+
+class Poisoned(Method):
+    """Two terms, the second of which turns NaN in the third step."""
+
+    needs_teacher = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = 0
+
+    def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
+        self.step += 1
+        sound = nn.functional.cross_entropy(student.logits, batch.labels, reduction="none")
+        factor = float("nan") if self.step == 3 else 1.0
+        return {"sound": sound, "poisoned": sound * factor}
+
+
+def test_the_first_term_that_is_not_finite_is_named(dataset: Dataset) -> None:
+    with pytest.raises(NonFiniteError, match=r"'poisoned' is not finite in epoch 1, step 3 of"):
+        training(dataset, Poisoned()).run_epoch()
+
+
+def test_student_is_in_train_mode_in_every_epoch(dataset: Dataset) -> None:
+    found = training(dataset, num_epochs=3)
+    modes: list[bool] = []
+    found.student.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    fit(found, lambda metrics: None)
+    per_epoch = len(modes) // 3
+    for epoch in range(3):
+        part = modes[epoch * per_epoch : (epoch + 1) * per_epoch]
+        assert part[: found.loader.num_steps] == [True] * found.loader.num_steps
+        assert part[found.loader.num_steps :] == [False] * (per_epoch - found.loader.num_steps)
+
+
+def test_norms_and_biases_are_not_decayed(dataset: Dataset) -> None:
+    found = training(dataset)
+    decayed, others = found.optimiser.param_groups
+    assert all(p.ndim > 1 for p in decayed["params"])
+    assert all(p.ndim <= 1 for p in others["params"])
+    assert others["weight_decay"] == 0.0
+    assert decayed["weight_decay"] > 0.0
+
+
+def test_evaluate_against_a_loop_over_samples(dataset: Dataset, tmp_path: Path) -> None:
+    model = training(dataset).student.eval()
+    split = dataset.split("val")
+    found = evaluate(model, dataset, split, Workers.alone())
+    correct, loss = 0, 0.0
+    for image, label in zip(split.images, split.labels, strict=True):
+        pixels = torch.tensor(image, dtype=torch.float64) / 255.0
+        normal = (pixels - dataset.mean[0]) / dataset.std[0]
+        with torch.no_grad():
+            logits = model(normal[None].float()).double()[0]
+        correct += int(logits.argmax()) == int(label)
+        loss -= float(logits.log_softmax(0)[int(label)])
+    assert found["accuracy"] == pytest.approx(correct / len(split.labels))
+    assert found["loss"] == pytest.approx(loss / len(split.labels), rel=1e-4)

@@ -51,11 +51,32 @@ class Section(BaseModel):
     )
 
 
+class GlyphsConfig(Section):
+    """The source `glyphs`: characters of many type faces, warped and noisy, in grey."""
+
+    num_classes: Annotated[int, Field(strict=True, ge=2, le=1000)] = 45
+    """Characters to tell apart; the more, the fewer faces have them all (22, 16, then 12)."""
+    image_size: Annotated[int, Field(strict=True, ge=8, le=64)] = 16
+    """Height and width in pixels."""
+    num_train: Count = 20_000
+    """Training images; every class has nearly the same number."""
+    num_val: Count = 4_000
+    """Validation images, from faces that are not in training."""
+    num_test: Count = 5_000
+    """Test images, from faces that are neither in training nor in validation."""
+    warp: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Strength of rotation, shear, stretching and bending; 1 is up to 30 degrees."""
+    noise: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Strength of background texture and pixel noise; 1 hides most glyphs."""
+    seed: StrictInt = 0
+    """Seed of every image, and of which faces are held out."""
+
+
 class DataConfig(Section):
     """Which images, and how they are cut into train, validation and test."""
 
     source: str = "digits"
-    """A registered source: `digits` (embedded), or one that reads `path`."""
+    """`digits` or `glyphs` (embedded), or `cifar10` or `cifar100`, which read `path`."""
     path: str = ""
     """File or folder that the source reads; empty for embedded sources."""
     seed: StrictInt = 0
@@ -64,6 +85,8 @@ class DataConfig(Section):
     """Share of the non-test images kept for validation; every selection uses it."""
     test_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.25
     """Share of all images kept for test, where the source has no test split of its own."""
+    glyphs: GlyphsConfig = GlyphsConfig()
+    """Settings of the source `glyphs`."""
 
 
 class ViewsConfig(Section):
@@ -128,8 +151,8 @@ class StoreConfig(Section):
     temperature: Positive = 4.0
     """Temperature at which probabilities are stored; others are derived from it."""
     top_k: Annotated[int, Field(strict=True, ge=0)] = 0
-    """Classes kept per tap and view; 0 chooses the fewest that meet `max_error`. Where all classes
-    take no more room than that (4 bytes for a kept class, 2 when none is left out), all are kept."""
+    """Classes kept per tap and view; 0 chooses the fewest that meet `max_error`. All classes are
+    kept where that takes no more room: 2 bytes each, against 4 for each of the top k."""
     max_error: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
     """Largest mean total variation that truncation may cost any tap, when `top_k` is 0."""
     shard_rows: Count = 8192

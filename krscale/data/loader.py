@@ -22,26 +22,23 @@ from krscale.errors import UserError
 from krscale.methods.base import Batch
 from krscale.parallel import share_of
 
-# Several trials may share a GPU, and each holds its own images there.
+# Several trials may share a GPU, and each holds its own copy of the images there.
 _SHARE_OF_GPU = 0.1
 
 
 class Knowledge(Protocol):
     """What the loader needs of a `KnowledgeStore`, which stands a floor above it."""
 
-    num_views: int
-    num_samples: int
+    @property
+    def num_views(self) -> int:
+        """Views of every sample."""
 
-    def gather(self, view: int, samples: Tensor) -> ...:
-        """Copy rows of the samples, on the CPU."""
+    @property
+    def num_samples(self) -> int:
+        """Samples of the training split."""
 
-
-class Knowledge(Protocol):
-    """What the teacher says of the training split: a `KnowledgeStore`, or a teacher asked anew."""
-
-    def tap_logits(self, view: int, samples: Tensor) -> Tensor:
-        """Return `[B, D, K]` fp32 for one view of the samples `[B]`, on their device."""
-        ...
+    def tap_logits(self, view: int, samples: Tensor, device: torch.device | None = None) -> Tensor:
+        """Return `[B, D, K]` on `device` for samples `[B]` on the CPU."""
 
 
 class Loader:
@@ -50,10 +47,13 @@ class Loader:
     The order of the samples depends on (seed, epoch) alone, and every worker takes an even,
     contiguous share of each global batch: together they see exactly what one would.
 
+    Attributes:
+        num_steps: Global batches of an epoch; the last may be smaller than the others.
+
     Args:
         dataset: Its training split is loaded.
         views: The view policy; epoch e trains on view `e mod num_views`.
-        global_batch_size: Samples of a step over all workers; the last batch may be smaller.
+        global_batch_size: Samples of a step over all workers.
         seed: Seed of the sample order.
         device: Where batches go.
         store: The teacher's knowledge; None leaves `Batch.tap_logits` None.
@@ -63,3 +63,123 @@ class Loader:
     Raises:
         UserError: If the store holds other views or samples than would be loaded.
     """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        views: ViewsConfig,
+        *,
+        global_batch_size: int,
+        seed: int,
+        device: torch.device,
+        store: Knowledge | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.views, self.global_batch_size, self.seed = views, global_batch_size, seed
+        self.store, self.rank, self.world_size = store, rank, world_size
+        self.device = _with_index(device)
+        self.mean, self.std = dataset.mean, dataset.std
+        images, labels = dataset.split("train").tensors()
+        self.num_samples = len(labels)
+        self.num_steps = -(-self.num_samples // global_batch_size)
+        self.images = images.to(self.device) if _fits(images, self.device) else images
+        self.labels = labels.to(self.device)
+        if store is not None:
+            _check_store(store, views, self.num_samples)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield this worker's share of every batch; a share may hold no sample.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+        """
+        order = permutation(self.num_samples, self.seed, epoch)
+        make = partial(self._batch, order, view_of_epoch(epoch, self.views))
+        if self.device.type == "cuda":
+            use_gpu = partial(torch.cuda.set_device, self.device)  # each thread has its own
+            with ThreadPoolExecutor(1, initializer=use_gpu) as pool:
+                yield from one_ahead(make, self.num_steps, pool)
+        else:
+            # The trial's cores are busy with the student; a thread beside it only gets in its way.
+            yield from map(make, range(self.num_steps))
+
+    def _batch(self, order: Tensor, view: int, step: int) -> Batch:
+        of_all = order[step * self.global_batch_size : (step + 1) * self.global_batch_size]
+        start, stop = share_of(len(of_all), self.rank, self.world_size)
+        on_host = of_all[start:stop]
+        samples = _copy(on_host, self.device)
+        if self.images.device == self.device:
+            pixels = gather_views(self.images, samples, view, self.views)
+        else:
+            gathered = _copy(self.images.index_select(0, on_host), self.device)
+            pixels = apply_views(gathered, samples, view, self.views)
+        tap_logits = None
+        if self.store is not None:
+            tap_logits = self.store.tap_logits(view, on_host, self.device)
+        return Batch(
+            images=normalise(pixels, self.mean, self.std),
+            labels=self.labels.index_select(0, samples),
+            samples=samples,
+            tap_logits=tap_logits,
+            global_size=len(of_all),
+        )
+
+
+def permutation(num_samples: int, seed: int, epoch: int) -> Tensor:
+    """Return the order of the samples in an epoch, `[N]` int64 on the CPU.
+
+    It depends on nothing else, and torch's own random state is not touched.
+    """
+    # Mixed, so that neighbouring seeds do not share the orders of neighbouring epochs.
+    mixed = np.random.SeedSequence([seed % 2**64, epoch]).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(mixed[0]))
+    return torch.randperm(num_samples, generator=generator)
+
+
+def one_ahead(
+    make: Callable[[int], Batch], num_steps: int, pool: ThreadPoolExecutor
+) -> Iterator[Batch]:
+    """Yield `make(0)`, ..., each made in `pool` while the one before is being used."""
+    if num_steps == 0:
+        return
+    pending = pool.submit(make, 0)
+    for step in range(1, num_steps + 1):
+        batch = pending.result()
+        if step < num_steps:
+            pending = pool.submit(make, step)
+        yield batch
+
+
+def _check_store(store: Knowledge, views: ViewsConfig, num_samples: int) -> None:
+    if store.num_samples != num_samples:
+        raise UserError(
+            f"the store holds {store.num_samples} samples, the training split {num_samples}: "
+            "it was built from other data."
+        )
+    if store.num_views != views.num_views:
+        raise UserError(
+            f"the store holds {store.num_views} views of every sample, views.num_views asks for "
+            f"{views.num_views}: it was built from another view policy."
+        )
+
+
+def _with_index(device: torch.device) -> torch.device:
+    """Name the GPU that `cuda` means, so that devices can be compared."""
+    if device == torch.device("cuda"):
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _fits(images: Tensor, device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True
+    _, total = torch.cuda.mem_get_info(device)
+    return images.nbytes <= _SHARE_OF_GPU * total
+
+
+def _copy(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy to the device; a GPU reads page-locked memory without the host waiting for it."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

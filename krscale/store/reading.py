@@ -92,18 +92,27 @@ class KnowledgeStore:
         """At which the probabilities were stored."""
         return self.manifest.plan.layout.temperature
 
-    def tap_logits(self, view: int, samples: Tensor) -> Tensor:
+    def tap_logits(self, view: int, samples: Tensor, device: torch.device | None = None) -> Tensor:
         """Return what the teacher said of one view of the samples.
 
         Args:
             view: Number of the view, from 0 to `num_views - 1`.
-            samples: `[B]` int64, indices into the training split, on any device.
+            samples: `[B]` int64, indices into the training split; a GPU need not be waited for
+                when they are on the CPU.
+            device: Where the result goes; None is the device of `samples`.
 
         Returns:
-            `[B, D, K]` fp32 on the device of `samples`: logits up to a constant per tap, the mass
-            of the classes that were not kept spread evenly over them.
+            `[B, D, K]` fp32: logits up to a constant per tap, the mass of the classes that were
+            not kept spread evenly over them.
+
+        Raises:
+            IndexError: If the view or a sample is not stored.
         """
-        return self.decode(self.gather(view, samples).to(samples.device))
+        rows = self.gather(view, samples)
+        device = device or samples.device
+        if device.type == "cuda":
+            rows = rows.pin_memory()
+        return decode(rows.to(device), self.manifest.plan.layout)
 
     def gather(self, view: int, samples: Tensor) -> Rows:
         """Copy the rows of the samples out of the mapped shards, still encoded, on the CPU."""
@@ -116,10 +125,6 @@ class KnowledgeStore:
             return Rows(kept, None)
         classes = _take([shard.classes for shard in shards if shard.classes is not None], rows)
         return Rows(kept, torch.from_numpy(classes).view(*shape, layout.top_k))
-
-    def decode(self, rows: Rows) -> Tensor:
-        """Return gathered rows as `tap_logits`, on their device."""
-        return decode(rows, self.manifest.plan.layout)
 
     def pixel_sums(self, view: int, samples: Tensor) -> Tensor:
         """Return the check sum of each sample's pixels in a view, `[B]` int64."""

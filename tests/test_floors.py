@@ -1,0 +1,96 @@
+"""The house stands as drawn: imports point down, and the ground floor needs torch alone."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+FORBIDDEN = (
+    *("ray", "optuna", "mlflow", "pyarrow", "pydantic", "numpy", "sklearn", "matplotlib"),
+    *("rich", "safetensors", "filelock", "timm", "torchvision"),
+)
+
+# Imports modules while every import statement of krscale's own code is checked. Blocking the
+# packages altogether would not do: torch takes numpy where it finds it, and a package that torch
+# has imported is there for everyone.
+IMPORTER = """
+import builtins, importlib, json, sys
+
+forbidden, modules = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+original = builtins.__import__
+
+
+def checked(name, globals=None, locals=None, fromlist=(), level=0):
+    importer = (globals or {}).get("__name__", "")
+    if not level and importer.partition(".")[0] == "krscale" and name.split(".")[0] in forbidden:
+        raise ImportError(f"{importer} imports {name}")
+    return original(name, globals, locals, fromlist, level)
+
+
+builtins.__import__ = checked
+for name in modules:
+    importlib.import_module(name)
+print(len(modules))
+"""
+
+
+def modules_of(*parts: str) -> list[str]:
+    """Every module at or below these parts of krscale, by file."""
+    found = []
+    for part in parts:
+        path = ROOT / "krscale" / part
+        files = sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+        assert files, part
+        for file in files:
+            names = file.relative_to(ROOT).with_suffix("").parts
+            found.append(".".join(names[:-1] if names[-1] == "__init__" else names))
+    return found
+
+
+GROUND = modules_of("errors", "files", "knowledge", "methods", "models", "capacity", "pareto")
+
+
+def import_without(forbidden: tuple[str, ...], *modules: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", IMPORTER, json.dumps(forbidden), json.dumps(modules)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_imports_point_down() -> None:
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run(
+        [str(linter)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout
+
+
+def test_ground_floor_needs_torch_alone() -> None:
+    done = import_without(FORBIDDEN, *GROUND)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == len(GROUND) >= 20
+
+
+def test_config_needs_neither_torch_nor_ray() -> None:
+    done = import_without(("torch", "ray", "optuna", "mlflow", "numpy"), "krscale.config")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("package", "module"),
+    [("pydantic", "krscale.config"), ("json", "krscale.files"), ("torch", "krscale.capacity")],
+)
+def test_the_guard_refuses(package: str, module: str) -> None:
+    """Without this the tests above could pass because nothing is ever refused."""
+    done = import_without((package,), module)
+    assert done.returncode != 0
+    assert f"imports {package}" in done.stderr

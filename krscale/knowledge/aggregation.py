@@ -147,10 +147,7 @@ def mix_taps(tap_logits: Tensor, weights: Tensor, temperature: float, mixing: st
     scaled = tap_logits.float() / temperature
     if mixing == "arithmetic":
         return torch.matmul(weights, scaled.softmax(dim=-1))
-    # Only differences between classes matter: taking the largest logit off first keeps the sum of
-    # large logits with rounded weights from losing them.
-    centred = scaled - scaled.amax(dim=-1, keepdim=True)
-    return torch.matmul(weights, centred).softmax(dim=-1)
+    return torch.matmul(weights, scaled).softmax(dim=-1)
 
 
 def _ceil_share(part: int, parts: int, whole: int) -> int:

@@ -98,9 +98,9 @@ def recoded_terms(
 
     One pass for both, so that logging the active classes does not cost a second sort.
     """
-    targets = soft_targets.detach().float()
     scaled = student_logits.float() / temperature
     with torch.no_grad():
+        targets = soft_targets.float()
         log_probabilities = scaled.log_softmax(dim=-1)
         value = -(targets * log_probabilities).sum(dim=-1)
         recoded = recode_gap(log_probabilities.exp() - targets, sparsity)

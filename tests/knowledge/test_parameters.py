@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -155,6 +157,12 @@ def test_cross_entropy_is_least_where_histograms_agree() -> None:
         assert histogram_cross_entropy(torch.tensor(other), teacher) > at_teacher + 1e-3
 
 
+def test_cross_entropy_by_hand() -> None:
+    apart = histogram_cross_entropy(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]))
+    # One hundredth is spread over the two bins, on both sides.
+    assert apart.item() == pytest.approx(-0.995 * math.log(0.005) - 0.005 * math.log(0.995))
+
+
 def source(student: Net, groups: tuple[tuple[int, int], ...]) -> ParameterSource:
     torch.manual_seed(7)
     teacher = layers_by_tap(Net(), ("layer1", "layer10"))
@@ -176,6 +184,15 @@ def test_descent_draws_the_student_to_the_teacher() -> None:
             pull().backward()
             optimiser.step()
         assert pull().item() - least < 0.7 * (first - least)
+
+
+def test_groups_take_the_students_layers_at_their_depth() -> None:
+    student = Net()
+    first, second = layers_by_tap(student, ("layer1",))
+    assert source(student, ((0, 3),)).layers == ((*first, *second),)
+    assert source(student, ((0, 1), (1, 3))).layers == (first, second)
+    # Three groups on two taps: the last two share the student's last.
+    assert source(student, ((0, 1), (1, 2), (2, 3))).layers == (first, second, second)
 
 
 def test_own_weights_give_no_gradient() -> None:

@@ -55,7 +55,9 @@ def test_same_input_same_probe() -> None:
 @pytest.mark.parametrize("constant", [0.0, 7.0, 1e6, 0.1])
 def test_a_constant_feature_weighs_nothing(constant: float) -> None:
     features, labels = clusters()
-    with_constant = torch.cat([features, torch.full((len(labels), 1), constant)], dim=1)
+    column = torch.full((len(labels), 1), constant)
+    column[::2] = column[::2].nextafter(torch.tensor(2.0 * constant))  # rounding, no information
+    with_constant = torch.cat([features, column], dim=1)
     probe = fit_probe(with_constant, labels, 4)
     plain = fit_probe(features, labels, 4)
     assert (probe.weight[:, -1] == 0).all()

@@ -1,0 +1,200 @@
+"""KR as a whole against a float64 computation, and what it is combined with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from krscale.config import DistillConfig
+from krscale.errors import KrscaleError, UserError
+from krscale.knowledge.recoding import active_classes, recode_gap
+from krscale.knowledge.taps import TapOutputs
+from krscale.methods import Batch, MethodContext, build_method
+from krscale.methods.kd import kd_loss
+from krscale.methods.kr import KR
+
+GAINS = [0.1, 0.3, 0.5, 0.8]
+
+CONTEXT = MethodContext(
+    num_classes=5,
+    num_teacher_taps=4,
+    stage_ends=(2, 3, 4),
+    information_gain=torch.tensor(GAINS),
+    student_feature_sizes=(3, 7),
+    student_layers=((nn.Linear(4, 4),), (), (nn.Linear(4, 5),)),
+    teacher_histograms=torch.full((4, 8), 1 / 8),
+    teacher_layer_sizes=torch.ones(4),
+)
+
+
+def make(context: MethodContext = CONTEXT, **changes: Any) -> KR:
+    torch.manual_seed(0)
+    built = build_method("kr", context, {**DistillConfig().model_dump(), **changes})
+    assert isinstance(built, KR)
+    return built
+
+
+def example(size: int = 6) -> tuple[TapOutputs, Batch]:
+    generator = torch.Generator().manual_seed(1)
+    features = (
+        torch.randn(size, 3, 2, 2, generator=generator),
+        torch.randn(size, 7, generator=generator),
+    )
+    logits = torch.randn(size, 5, generator=generator).requires_grad_()
+    said = 3 * torch.randn(size, 4, 5, generator=generator)
+    labels = torch.randint(0, 5, (size,), generator=generator)
+    batch = Batch(torch.zeros(size, 1), labels, torch.arange(size), said, size)
+    return TapOutputs(logits, features), batch
+
+
+def group_logits(method: KR, student: TapOutputs) -> list[Tensor]:
+    """Three stages against a student of three taps: heads on both features."""
+    pooled = (student.features[0].mean(dim=(2, 3)), student.features[1])
+    heads = [
+        nn.functional.linear(x, h.weight, h.bias) for x, h in zip(pooled, method.heads, strict=True)
+    ]
+    return [*heads, student.logits]
+
+
+def test_value_and_gradients_in_float64() -> None:
+    method = make(
+        granularity="stage",
+        sparsity=0.5,
+        temperature=2.0,
+        kr_weight=3.0,
+        auxiliary_weight=0.25,
+        ce_weight=0.7,
+    )
+    student, batch = example()
+    terms = method(student, batch)
+    q = (batch.tap_logits.double() / 2.0).softmax(dim=-1)
+    targets = [(0.1 * q[:, 0] + 0.3 * q[:, 1]) / 0.4, q[:, 2], q[:, 3]]
+    weights = [0.25 * 0.2 / 0.8, 0.25 * 0.5 / 0.8, 1.0]
+    logits = group_logits(method, student)
+    expected = torch.zeros(6, dtype=torch.float64)
+    for target, weight, z in zip(targets, weights, logits, strict=True):
+        log_p = (z.detach().double() / 2.0).log_softmax(dim=-1)
+        expected += 3.0 * 4.0 * weight * -(target * log_p).sum(dim=-1)
+    torch.testing.assert_close(terms["kr"], expected.float(), rtol=1e-4, atol=1e-5)
+    ce = -student.logits.detach().double().log_softmax(-1).gather(1, batch.labels[:, None])[:, 0]
+    torch.testing.assert_close(terms["ce"], 0.7 * ce.float(), rtol=1e-4, atol=1e-5)
+
+    outputs = (student.logits, *(head.bias for head in method.heads))
+    gradients = torch.autograd.grad(terms["kr"].sum(), outputs)
+    gaps = [
+        (z.detach() / 2.0).softmax(dim=-1) - target.float()
+        for z, target in zip(logits, targets, strict=True)
+    ]
+    recoded = [
+        3.0 * 4.0 * w * recode_gap(gap, 0.5) / 2.0 for w, gap in zip(weights, gaps, strict=True)
+    ]
+    expected_gradients = (recoded[2], recoded[0].sum(dim=0), recoded[1].sum(dim=0))
+    for got, want in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    kept = torch.stack([active_classes(gap, 0.5).float() for gap in gaps])
+    torch.testing.assert_close(method.diagnostics()["kr/active_classes"], kept.mean())
+
+
+def test_one_group_of_the_last_tap_without_sparsity_is_kd() -> None:
+    context = replace(
+        CONTEXT, num_teacher_taps=1, stage_ends=(1,), information_gain=torch.tensor([0.8])
+    )
+    method = make(context, granularity=1, sparsity=0.0, temperature=4.0, kr_weight=1.0)
+    student, batch = example()
+    batch = replace(batch, tap_logits=batch.tap_logits[:, -1:])
+    ours = method(student, batch)["kr"]
+    kd = kd_loss(student.logits, batch.tap_logits[:, -1], 4.0)
+    gradients = [torch.autograd.grad(loss.sum(), student.logits)[0] for loss in (ours, kd)]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+    q = (batch.tap_logits[:, -1] / 4.0).softmax(dim=-1)
+    entropy = -(q * q.log()).sum(dim=-1)
+    torch.testing.assert_close(ours, kd + 16.0 * entropy)  # the value keeps the entropy of q
+
+
+@pytest.mark.parametrize(
+    ("granularity", "taps"),
+    [(1, ()), (2, (2,)), ("stage", (1, 2)), ("layer", (1, 2, 3)), ("network", ())],
+)
+def test_heads_sit_at_the_groups_relative_depth(
+    granularity: int | str, taps: tuple[int, ...]
+) -> None:
+    method = make(granularity=granularity)
+    assert method.head_taps == taps
+    sizes = {1: 3, 2: 7, 3: 5}  # the third tap is the classifier: its logits
+    assert [head.in_features for head in method.heads] == [sizes[tap] for tap in taps]
+    student, batch = example()
+    assert method.group_logits(student).shape == (6, len(taps) + 1, 5)
+    assert method(student, batch)["kr"].shape == (6,)
+
+
+def test_a_student_with_only_its_classifier() -> None:
+    method = make(replace(CONTEXT, student_feature_sizes=()), granularity="layer")
+    student, batch = example()
+    loss = method(TapOutputs(student.logits, ()), batch)["kr"]
+    assert method.head_taps == (1, 1, 1)
+    assert torch.isfinite(loss).all()
+
+
+def test_auxiliary_weight_zero_teaches_the_deepest_group_alone() -> None:
+    student, batch = example()
+    terms = make(granularity="stage", auxiliary_weight=0.0)(student, batch)
+    deepest = make(granularity="stage", auxiliary_weight=7.0)
+    deepest.group_weights[:-1] = 0.0
+    assert torch.equal(terms["kr"], deepest(student, batch)["kr"])
+    assert not torch.equal(make(auxiliary_weight=1.0)(student, batch)["kr"], terms["kr"])
+
+
+def test_posterior_terms_are_those_of_their_methods() -> None:
+    student, batch = example()
+    settings = {"temperature": 3.0, "dkd_nontarget_weight": 2.5}
+    terms = make(**settings, posterior={"kd": 0.4, "dkd": 1.5, "dist": 0.0})(student, batch)
+    assert list(terms) == ["ce", "kr", "kd", "dkd"]
+    for name in ("kd", "dkd"):
+        alone = {**DistillConfig().model_dump(), **settings, f"{name}_weight": 1.0}
+        expected = build_method(name, CONTEXT, alone)(student, batch)[name]
+        torch.testing.assert_close(terms[name], {"kd": 0.4, "dkd": 1.5}[name] * expected)
+    plain = make(**settings)(student, batch)
+    assert list(plain) == ["ce", "kr"]
+    assert torch.equal(plain["kr"], terms["kr"])
+
+
+def test_parameter_term_is_the_same_for_every_sample() -> None:
+    student, batch = example()
+    terms = make(parameter_weight=0.5)(student, batch)
+    source = make(parameter_weight=2.0).parameter_source
+    assert source is not None
+    torch.testing.assert_close(terms["parameter"], (0.5 * source()).expand(6))
+    assert "parameter" not in make(parameter_weight=0.0)(student, batch)
+
+
+def test_parameter_term_needs_the_teachers_histograms() -> None:
+    context = replace(CONTEXT, teacher_histograms=None)
+    with pytest.raises(KrscaleError, match="histograms"):
+        make(context, parameter_weight=0.5)
+    make(context, parameter_weight=0.0)
+
+
+def test_more_sparsity_fewer_active_classes() -> None:
+    student, batch = example()
+    counts = []
+    for sparsity in (0.0, 0.4, 0.8):
+        method = make(sparsity=sparsity)
+        method(student, batch)
+        counts.append(method.diagnostics()["kr/active_classes"].item())
+    assert counts[0] == 5.0
+    assert counts[0] > counts[1] > counts[2] >= 2.0
+
+
+def test_granularity_out_of_range() -> None:
+    with pytest.raises(UserError, match="1 to 4 is allowed"):
+        make(granularity=5)
+
+
+def test_building_leaves_the_context_alone() -> None:
+    make(granularity="layer", auxiliary_weight=0.1, parameter_weight=1.0)
+    assert CONTEXT.information_gain.tolist() == pytest.approx(GAINS)
+    assert CONTEXT.teacher_histograms.unique().tolist() == [1 / 8]

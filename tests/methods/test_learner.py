@@ -1,0 +1,102 @@
+"""The learner joins student and method: compiled, data-parallel, and in descent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from krscale.config import DistillConfig
+from krscale.knowledge.taps import TapOutputs
+from krscale.methods import Batch, Learner, Method, MethodContext, build_method
+
+CONTEXT = MethodContext(3, 2, (1, 2), torch.tensor([0.4, 0.8]), (8,), ((), ()), None, torch.ones(2))
+
+
+def make(name: str = "kr") -> Learner:
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    settings = {**DistillConfig().model_dump(), "posterior": {"kd": 0.5}}
+    return Learner(student, ("1",), build_method(name, CONTEXT, settings))
+
+
+def make_batch(size: int = 16) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(size, 4, generator=generator)
+    labels = images[:, :3].argmax(dim=-1)
+    said = torch.stack([images[:, :3], 4 * images[:, :3]], dim=1)
+    return Batch(images, labels, torch.arange(size), said, size)
+
+
+@pytest.mark.parametrize("name", ["plain", "kd", "kr"])
+def test_descent_learns(name: str) -> None:
+    learner, batch = make(name), make_batch(64)
+    optimiser = torch.optim.SGD(learner.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(80):
+        optimiser.zero_grad()
+        torch.stack(list(learner(batch).terms.values())).sum(dim=0).mean().backward()
+        optimiser.step()
+    accuracy = (learner(batch).logits.argmax(dim=-1) == batch.labels).float().mean()
+    assert accuracy > 0.9
+
+
+def gradients(learner: nn.Module, batch: Batch) -> list[torch.Tensor]:
+    learner.zero_grad()
+    torch.stack(list(learner(batch).terms.values())).sum().backward()
+    return [p.grad.clone() for p in learner.parameters() if p.grad is not None]
+
+
+class Witness(Method):
+    """Notes what it is run under."""
+
+    def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
+        self.autocast = torch.is_autocast_enabled("cpu")
+        self.dtypes = (student.logits.dtype, student.features[0].dtype)
+        return {"ce": student.logits.float().sum(dim=-1)}
+
+
+def test_losses_are_outside_autocast_and_the_student_within() -> None:
+    witness = Witness()
+    learner = Learner(make().student, ("1",), witness)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        learner(make_batch())
+    assert not witness.autocast
+    assert witness.dtypes == (torch.bfloat16, torch.bfloat16)
+
+
+# torch.compile looks at `.grad` of what a graph is given; it silences the warning, but pytest
+# turns it on again.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_compiled_equals_eager() -> None:
+    torch._dynamo.reset()
+    learner, compiled = make(), make()
+    compiled.compile(backend="eager")
+    for size in (16, 16, 5, 0):
+        batch = make_batch(size)
+        expected, got = gradients(learner, batch), gradients(compiled, batch)
+        assert len(got) == 6
+        torch.testing.assert_close(got, expected)
+        torch.testing.assert_close(
+            compiled(batch).diagnostics["kr/active_classes"],
+            learner(batch).diagnostics["kr/active_classes"],
+        )
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    store = f"file://{tmp_path}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+def test_data_parallel_equals_alone() -> None:
+    parallel = nn.parallel.DistributedDataParallel(make())
+    for size in (16, 0, 16):
+        torch.testing.assert_close(
+            gradients(parallel, make_batch(size)), gradients(make(), make_batch(size))
+        )

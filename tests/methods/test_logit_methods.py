@@ -1,0 +1,162 @@
+"""The methods on the logits against naive float64 formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from krscale.knowledge.taps import TapOutputs
+from krscale.methods.base import Batch, MethodContext, teacher_knowledge
+from krscale.methods.dist import dist_loss
+from krscale.methods.dkd import dkd_loss
+from krscale.methods.kd import kd_loss
+from krscale.methods.label_smoothing import LabelSmoothing
+from krscale.methods.logit_standardisation import standardised_kd_loss
+
+TEMPERATURES = [1.0, 4.0]
+
+
+def example(num_classes: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(2, 5, num_classes, generator=generator)
+    return logits[0], logits[1], torch.randint(0, num_classes, (5,), generator=generator)
+
+
+def probabilities(logits: Tensor, temperature: float) -> Tensor:
+    powers = (logits.double() / temperature).exp()
+    return powers / powers.sum(dim=-1, keepdim=True)
+
+
+def divergence(q: Tensor, p: Tensor) -> Tensor:
+    return (q * (q / p).log()).sum(dim=-1)
+
+
+def assert_equal(loss: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(loss, expected.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_kd(temperature: float) -> None:
+    student, teacher, _ = example()
+    p, q = probabilities(student, temperature), probabilities(teacher, temperature)
+    assert_equal(kd_loss(student, teacher, temperature), temperature**2 * divergence(q, p))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda student, teacher, labels: kd_loss(student, teacher, 4.0),
+        lambda student, teacher, labels: dkd_loss(student, teacher, labels, 4.0, 1.0, 1.0),
+        lambda student, teacher, labels: dist_loss(student, teacher, 4.0, 1.0, 1.0),
+        lambda student, teacher, labels: standardised_kd_loss(student, teacher, 4.0),
+    ],
+    ids=["kd", "dkd", "dist", "logit_standardisation"],
+)
+def test_the_teachers_logits_get_no_gradient(loss: Callable[..., Tensor]) -> None:
+    student, teacher, labels = example()
+    student.requires_grad_()
+    teacher.requires_grad_()
+    loss(student, teacher, labels).sum().backward()
+    assert student.grad is not None
+    assert teacher.grad is None
+
+
+def test_what_the_teacher_says_is_detached() -> None:
+    said = torch.randn(5, 2, 6, dtype=torch.bfloat16, requires_grad=True)
+    batch = Batch(torch.zeros(5, 1), torch.zeros(5), torch.arange(5), said, 5)
+    knowledge = teacher_knowledge(batch)
+    assert not knowledge.requires_grad
+    assert knowledge.dtype == torch.float32
+
+
+@pytest.mark.parametrize("num_classes", [2, 6])
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_dkd(temperature: float, num_classes: int) -> None:
+    student, teacher, labels = example(num_classes)
+    expected = []
+    for p, q, label in zip(
+        probabilities(student, temperature),
+        probabilities(teacher, temperature),
+        labels.tolist(),
+        strict=True,
+    ):
+        others = [k for k in range(num_classes) if k != label]
+        binary = [torch.stack([x[label], x[others].sum()]) for x in (q, p)]
+        rest = [x[others] / x[others].sum() for x in (q, p)]
+        expected.append(0.7 * divergence(*binary) + 3.0 * divergence(*rest))
+    loss = dkd_loss(student, teacher, labels, temperature, 0.7, 3.0)
+    assert_equal(loss, temperature**2 * torch.stack(expected))
+
+
+def test_dkd_rejoins_to_kd() -> None:
+    """Weighting the other classes by the teacher's mass on them gives KD (paper, equation 5)."""
+    student, teacher, labels = example()
+    mass = 1 - probabilities(teacher, 4.0).gather(1, labels.unsqueeze(1)).squeeze(1)
+    target = dkd_loss(student, teacher, labels, 4.0, 1.0, 0.0)
+    others = dkd_loss(student, teacher, labels, 4.0, 0.0, 1.0)
+    assert_equal(kd_loss(student, teacher, 4.0), target + mass * others)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_dist(temperature: float) -> None:
+    student, teacher, _ = example()
+    p, q = probabilities(student, temperature), probabilities(teacher, temperature)
+
+    def correlation(a: Tensor, b: Tensor) -> Tensor:
+        return torch.corrcoef(torch.stack([a, b]))[0, 1]
+
+    inter = torch.stack([1 - correlation(a, b) for a, b in zip(p, q, strict=True)])
+    intra = torch.stack([1 - correlation(a, b) for a, b in zip(p.T, q.T, strict=True)]).mean()
+    loss = dist_loss(student, teacher, temperature, 0.7, 3.0)
+    assert_equal(loss, temperature**2 * (0.7 * inter + 3.0 * intra))
+
+
+def test_dist_gradient_is_that_of_correlation() -> None:
+    student, teacher, _ = example()
+    student.requires_grad_()
+    (gradient,) = torch.autograd.grad(dist_loss(student, teacher, 1.0, 1.0, 1.0).sum(), student)
+    exact = student.detach().double().requires_grad_()
+    p, q = exact.softmax(dim=-1), probabilities(teacher, 1.0)
+    expected = sum(
+        (1 - torch.cosine_similarity(p - p.mean(d, True), q - q.mean(d, True), dim=d, eps=0)).sum()
+        * scale
+        for d, scale in ((1, 1.0), (0, 5 / 6))  # five samples carry the mean over six classes
+    )
+    (expected_gradient,) = torch.autograd.grad(expected, exact)
+    assert_equal(gradient, expected_gradient)
+
+
+def test_dist_of_one_sample_has_no_relation_within_classes() -> None:
+    student, teacher, _ = example()
+    loss = dist_loss(student[:1].requires_grad_(), teacher[:1], 1.0, 0.0, 1.0)
+    assert loss.tolist() == [0.0]
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_logit_standardisation(temperature: float) -> None:
+    student, teacher, _ = example()
+    scores = [
+        (x.double() - x.double().mean(-1, True)) / x.double().std(-1, correction=0, keepdim=True)
+        for x in (student, teacher)
+    ]
+    p, q = (probabilities(x, temperature) for x in scores)
+    loss = standardised_kd_loss(student, teacher, temperature)
+    assert_equal(loss, temperature**2 * divergence(q, p))
+
+
+def test_logit_standardisation_ignores_scale() -> None:
+    student, teacher, _ = example()
+    loss = standardised_kd_loss(student, teacher, 4.0)
+    assert_equal(standardised_kd_loss(30 * student + 5, 0.1 * teacher, 4.0), loss)
+
+
+def test_label_smoothing() -> None:
+    student, _, labels = example()
+    method = LabelSmoothing(MethodContext.without_teacher(6), label_smoothing=0.3)
+    batch = Batch(torch.zeros(5, 1), labels, torch.arange(5), None, 5)
+    smoothed = 0.7 * torch.eye(6)[labels].double() + 0.3 / 6
+    expected = -(smoothed * probabilities(student, 1.0).log()).sum(dim=-1)
+    assert_equal(method(TapOutputs(student, ()), batch)["ce"], expected)

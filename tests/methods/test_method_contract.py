@@ -1,0 +1,282 @@
+"""What every registered method promises, whatever it computes."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from krscale.config import DistillConfig
+from krscale.errors import KrscaleError
+from krscale.knowledge.parameters import layers_by_tap, weight_histograms
+from krscale.knowledge.taps import TapOutputs
+from krscale.methods import (
+    METHODS,
+    POSTERIORS,
+    Batch,
+    Learner,
+    Method,
+    MethodContext,
+    build_method,
+)
+
+NUM_CLASSES, NUM_TAPS, PATHS = 6, 4, ("0", "1")
+
+COMBINED = {"parameter_weight": 0.3, "posterior": dict.fromkeys(POSTERIORS, 0.5)}
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in METHODS),
+    ("kr", {"granularity": 1}),
+    ("kr", {"granularity": "layer", "sparsity": 0.0, "mixing": "geometric"}),
+    ("kr", COMBINED),
+]
+
+every_method = pytest.mark.parametrize(
+    ("name", "changes"), CASES, ids=[f"{n}{i}" for i, (n, _) in enumerate(CASES)]
+)
+
+
+def student_network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(4, 5, 3, padding=1), nn.ReLU()),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, NUM_CLASSES),
+    )
+
+
+def context(student: nn.Module) -> MethodContext:
+    torch.manual_seed(1)
+    teacher = nn.ModuleList(nn.Linear(7, 9) for _ in range(NUM_TAPS))
+    return MethodContext(
+        num_classes=NUM_CLASSES,
+        num_teacher_taps=NUM_TAPS,
+        stage_ends=(2, 3, 4),
+        information_gain=torch.tensor([0.1, 0.3, 0.5, 0.8]),
+        student_feature_sizes=(4, 5),
+        student_layers=layers_by_tap(student, PATHS),
+        teacher_histograms=weight_histograms([[layer] for layer in teacher]).detach(),
+        teacher_layer_sizes=torch.full((NUM_TAPS,), 63.0),
+    )
+
+
+def make(name: str, changes: dict[str, Any]) -> Learner:
+    student = student_network()
+    settings = {**DistillConfig().model_dump(), **changes}
+    return Learner(student, PATHS, build_method(name, context(student), settings))
+
+
+def make_batch(size: int, scale: float = 3.0) -> Batch:
+    generator = torch.Generator().manual_seed(2)
+    return Batch(
+        images=torch.randn(size, 1, 8, 8, generator=generator),
+        labels=torch.randint(0, NUM_CLASSES, (size,), generator=generator),
+        samples=torch.arange(size),
+        tap_logits=scale * torch.randn(size, NUM_TAPS, NUM_CLASSES, generator=generator),
+        global_size=max(size, 1),
+    )
+
+
+def total(terms: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(terms.values())).sum()
+
+
+def assert_terms(terms: dict[str, Tensor], size: int) -> None:
+    assert terms
+    for name, term in terms.items():
+        assert term.shape == (size,), name
+        assert term.dtype == torch.float32, name
+        assert torch.isfinite(term).all(), name
+
+
+@every_method
+def test_terms_are_one_fp32_number_a_sample(name: str, changes: dict[str, Any]) -> None:
+    output = make(name, changes)(make_batch(7))
+    assert_terms(output.terms, 7)
+    assert "ce" in output.terms
+    assert output.logits.shape == (7, NUM_CLASSES)
+    for value in output.diagnostics.values():
+        assert value.shape == ()
+        assert not value.requires_grad
+
+
+@every_method
+def test_every_part_of_the_student_learns(name: str, changes: dict[str, Any]) -> None:
+    learner = make(name, changes)
+    total(learner(make_batch(7)).terms).backward()
+    for parameter_name, parameter in learner.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert torch.isfinite(parameter.grad).all(), parameter_name
+        assert parameter.grad.abs().sum() > 0, parameter_name
+
+
+@every_method
+def test_the_teacher_gets_no_gradient(name: str, changes: dict[str, Any]) -> None:
+    batch = make_batch(7)
+    assert batch.tap_logits is not None
+    batch.tap_logits.requires_grad_()
+    total(make(name, changes)(batch).terms).backward()
+    assert batch.tap_logits.grad is None
+
+
+@every_method
+def test_distillation_needs_the_teacher(name: str, changes: dict[str, Any]) -> None:
+    learner = make(name, changes)
+    alone = replace(make_batch(7), tap_logits=None)
+    if learner.method.needs_teacher:
+        with pytest.raises(KrscaleError, match="tap_logits"):
+            learner(alone)
+    else:
+        assert torch.equal(total(learner(alone).terms), total(learner(make_batch(7)).terms))
+
+
+@every_method
+def test_an_empty_share_of_a_batch(name: str, changes: dict[str, Any]) -> None:
+    learner = make(name, changes)
+    output = learner(make_batch(0))
+    assert_terms(output.terms, 0)
+    assert all(torch.isfinite(value) for value in output.diagnostics.values())
+    total(output.terms).backward()
+    for parameter in learner.parameters():
+        assert parameter.grad is not None  # data-parallel training waits for every gradient
+        assert (parameter.grad == 0).all()
+
+
+@every_method
+def test_losses_are_fp32_under_bf16_autocast(name: str, changes: dict[str, Any]) -> None:
+    learner = make(name, changes)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = learner(make_batch(7))
+    assert_terms(output.terms, 7)
+    assert output.logits.dtype == torch.float32
+    total(output.terms).backward()
+    for parameter in learner.parameters():
+        assert parameter.grad is not None
+        assert torch.isfinite(parameter.grad).all()
+    exact = learner(make_batch(7)).terms
+    for term in exact:
+        torch.testing.assert_close(output.terms[term], exact[term], rtol=0.1, atol=0.1)
+
+
+@every_method
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.0, 1e4])
+def test_finite_at_extreme_logits(
+    name: str, changes: dict[str, Any], dtype: torch.dtype, scale: float
+) -> None:
+    method = make(name, changes).method
+    batch = make_batch(7, scale)
+    generator = torch.Generator().manual_seed(3)
+    logits = (scale * torch.randn(7, NUM_CLASSES, generator=generator)).to(dtype)
+    labels = torch.cat([logits[:3].argmax(dim=-1), logits[3:].argmin(dim=-1)])
+    batch = replace(batch, labels=labels)  # surely right, and surely wrong
+    logits.requires_grad_()
+    features = tuple(
+        (scale * torch.randn(7, size, 3, 3, generator=generator)).to(dtype) for size in (4, 5)
+    )
+    terms = method(TapOutputs(logits, features), batch)
+    assert_terms(terms, 7)
+    total(terms).backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+
+
+def gradient_at_agreement(method: Method, batch: Batch, term: str) -> tuple[Tensor, Tensor]:
+    """The term and its gradient to student logits that equal the teacher's up to a constant."""
+    assert batch.tap_logits is not None
+    logits = (batch.tap_logits[:, -1] + 2.0).requires_grad_()
+    features = (torch.zeros(7, 4), torch.zeros(7, 5))
+    value = method(TapOutputs(logits, features), batch)[term]
+    (gradient,) = torch.autograd.grad(value.sum(), logits)
+    return value, gradient
+
+
+@pytest.mark.parametrize("name", POSTERIORS)
+@pytest.mark.parametrize("scale", [0.0, 3.0, 30.0])
+def test_logit_terms_are_zero_where_student_and_teacher_agree(name: str, scale: float) -> None:
+    value, gradient = gradient_at_agreement(make(name, {}).method, make_batch(7, scale), name)
+    assert value.abs().max() < 1e-4
+    assert gradient.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_logit_terms_are_positive_elsewhere(name: str) -> None:
+    assert (make(name, {})(make_batch(7)).terms[name] > 1e-3).all()
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("mixing", ["arithmetic", "geometric"])
+def test_kr_gives_no_gradient_where_student_and_teacher_agree(sparsity: float, mixing: str) -> None:
+    changes = {"granularity": 1, "sparsity": sparsity, "mixing": mixing}
+    batch = make_batch(7)
+    assert batch.tap_logits is not None
+    all_taps_alike = batch.tap_logits[:, -1:].expand(-1, NUM_TAPS, -1)
+    batch = replace(batch, tap_logits=all_taps_alike)
+    _, gradient = gradient_at_agreement(make("kr", changes).method, batch, "kr")
+    assert gradient.abs().max() < 1e-5
+
+
+@every_method
+def test_samples_do_not_depend_on_their_order(name: str, changes: dict[str, Any]) -> None:
+    learner = make(name, changes)
+    batch = make_batch(7)
+    assert batch.tap_logits is not None
+    order = torch.tensor([3, 1, 6, 0, 5, 2, 4])
+    shuffled = Batch(batch.images[order], batch.labels[order], order, batch.tap_logits[order], 7)
+    terms, others = learner(batch).terms, learner(shuffled).terms
+    for term in terms:
+        torch.testing.assert_close(terms[term][order], others[term], rtol=1e-4, atol=1e-5)
+
+
+@every_method
+def test_the_student_keeps_nothing_of_the_method(name: str, changes: dict[str, Any]) -> None:
+    learner = make(name, changes)
+    learner(make_batch(7))
+    assert list(learner.student.state_dict()) == list(student_network().state_dict())
+    owned = [n for n, _ in learner.method.named_parameters()]
+    assert all(n.startswith("heads.") for n in owned)
+
+
+@every_method
+def test_weights_scale_their_terms(name: str, changes: dict[str, Any]) -> None:
+    weights = [key for key in build_settings(name) if key == f"{name}_weight"]
+    if not weights:
+        assert name in ("plain", "label_smoothing")
+        return
+    heavy = {weights[0]: 3.0 * build_settings(name)[weights[0]]}
+    light = make(name, changes)(make_batch(7)).terms
+    heavier = make(name, {**changes, **heavy})(make_batch(7)).terms
+    for term in light:
+        factor = 3.0 if term == name else 1.0
+        torch.testing.assert_close(heavier[term], factor * light[term])
+
+
+def build_settings(name: str) -> dict[str, Any]:
+    content = DistillConfig().model_dump()
+    return {key: content[key] for key in content if key.endswith("_weight")}
+
+
+@every_method
+def test_a_copied_learner_learns_for_itself(name: str, changes: dict[str, Any]) -> None:
+    learner = make(name, changes)
+    learner(make_batch(7))
+    twin = copy.deepcopy(learner)
+    total(twin(make_batch(7)).terms).backward()
+    assert all(p.grad is not None for p in twin.parameters())
+    assert all(p.grad is None for p in learner.parameters())
+
+
+@every_method
+def test_state_comes_back(name: str, changes: dict[str, Any]) -> None:
+    learner, twin = make(name, changes), make(name, changes)
+    with torch.no_grad():
+        for parameter in learner.parameters():
+            parameter.add_(0.01)
+    twin.load_state_dict(learner.state_dict())
+    assert torch.equal(total(twin(make_batch(7)).terms), total(learner(make_batch(7)).terms))

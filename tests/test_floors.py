@@ -1,5 +1,6 @@
 """The house stands as drawn: imports point down, and the ground floor needs torch alone."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -72,6 +73,37 @@ def test_imports_point_down() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 broken" in done.stdout
+
+
+def imported(file: Path) -> set[str]:
+    """Every module and name a file imports, at any depth, as dotted names."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("package", "place"),
+    [
+        ("ray.train", "distributed.py"),
+        ("ray.tune", "search"),
+        ("optuna", "search"),
+        ("mlflow", "tracking/server.py"),
+    ],
+)
+def test_one_place_knows(package: str, place: str) -> None:
+    home = ROOT / "krscale"
+    importers = [
+        file.relative_to(home)
+        for file in home.rglob("*.py")
+        if any(f"{name}.".startswith(f"{package}.") for name in imported(file))
+    ]
+    assert importers, "nobody imports it: the rule is out of date"
+    assert all(file.is_relative_to(place) for file in importers), importers
 
 
 def test_ground_floor_needs_torch_alone() -> None:

@@ -49,7 +49,7 @@ class Refused(Exception):  # noqa: N818
 
 
 class Server:
-    """A connection to MLflow and one experiment in it.
+    """A connection to MLflow and one experiment in it; `prepare_mlflow` comes first.
 
     Args:
         address: Where MLflow is.
@@ -60,7 +60,6 @@ class Server:
     """
 
     def __init__(self, address: Address, experiment: str) -> None:
-        _prepare_mlflow()
         with _translated(connecting=True), _alone(address.database_file):
             from mlflow import MlflowClient
 
@@ -145,14 +144,23 @@ class Server:
         return found
 
 
-def _prepare_mlflow() -> None:
-    """Set quiet, quick defaults where the user set none, before MLflow is imported."""
+def prepare_mlflow(address: Address) -> None:
+    """Import MLflow with quiet, quick defaults where the user set none.
+
+    To be called from the main thread: two threads that import the same large packages (pandas,
+    SQLAlchemy) at once can meet half-initialised modules.
+    """
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
-    # Deprecations inside MLflow's own dependencies are nothing a user of krscale can act on.
+    # A deprecation between MLflow and its own dependency is nothing a user of krscale can act on.
     warnings.filterwarnings("ignore", message=".*noload.*", category=DeprecationWarning)
-    import mlflow  # noqa: F401 - configures its loggers on import, which the next line corrects
+    import mlflow.tracking
 
+    if address.artifact_root is None:
+        import mlflow.store.tracking.rest_store
+    else:
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+    # Repeated for an MLflow that was imported before.
     logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
 
 

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from krscale.errors import UserError
 from krscale.tracking.address import redact, resolve_address
+from krscale.tracking.server import prepare_mlflow
 from krscale.tracking.spool import Event, Operation, Spool
 from krscale.tracking.writer import State, Writer
 
@@ -66,6 +67,7 @@ class Tracker:
         self._writer: Writer | None = None
         if not enabled:
             return
+        prepare_mlflow(self._address)
         self._lock = _hold(self._folder)
         self._spool = Spool(self._folder / "spool.jsonl")
         self._recall()

@@ -80,7 +80,10 @@ def record_trial(tracker, number):
     tracker.end_run(key, "COMPLETE")
 
 
-def test_a_server_that_comes_goes_and_returns(server, storage, by_key, warnings_told, capfd):
+def test_a_server_that_comes_goes_and_returns(
+    server, storage, by_key, warnings_told, capfd, monkeypatch
+):
+    monkeypatch.setattr("krscale.tracking.writer._LONGEST_PAUSE", 1.0)
     tracker = Tracker(server.uri, "digits", storage / "run", warn=warnings_told.append)
     tracker.start_run("kr", "digits kr")
     record_trial(tracker, 0)

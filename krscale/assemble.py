@@ -28,7 +28,7 @@ from krscale.loop import Training
 from krscale.methods import METHODS, MethodContext, build_method
 from krscale.methods.base import Learner
 from krscale.parallel import Workers
-from krscale.rungs import Rung, build_student, build_teacher, ladder_rungs
+from krscale.rungs import Rung, Task, build_student, build_teacher, ladder_rungs
 from krscale.store import KnowledgeStore, prepare_store
 from krscale.teacher import (
     TeacherFacts,
@@ -148,14 +148,21 @@ def describe(experiment: Experiment) -> Plan:
     check_views(experiment.views, source.image_shape)
     with torch.device("meta"):
         teacher = build_teacher(experiment, source)
-    taps, _ = resolve_taps(teacher, experiment.teacher.taps, "teacher.taps")
     return Plan(
         ladder_rungs(experiment, source),
-        len(taps) + 1,
+        num_teacher_taps(experiment, source),
         num_parameters(teacher),
         count_flops(teacher, source.image_shape),
         source.num_train,
     )
+
+
+def num_teacher_taps(experiment: Experiment, task: Task) -> int:
+    """Return `D`, the taps of the teacher with its classifier, from a network on meta tensors."""
+    with torch.device("meta"):
+        teacher = build_teacher(experiment, task)
+    taps, _ = resolve_taps(teacher, experiment.teacher.taps, "teacher.taps")
+    return len(taps) + 1
 
 
 def check_methods(experiment: Experiment) -> None:

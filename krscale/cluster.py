@@ -16,8 +16,12 @@ from krscale.errors import UserError
 SETTINGS = {
     # Our listeners record trials; Tune need not write copies of every result.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Our own live view takes the place of Tune's tables.
+    "RAY_AIR_NEW_OUTPUT": "0",
     # The journal is the only truth; Tune's snapshot is never read.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    # Ctrl-C must reach our own code, which leaves the journal as it is; Tune would end the trials.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # A report of Ray Train waits for the controller's poll, every 2 s by default.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # Trials without a GPU must not have CUDA_VISIBLE_DEVICES emptied behind the user's back.

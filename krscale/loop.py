@@ -101,7 +101,7 @@ class Training:
             # 1 / global_size whatever share of the batch its worker holds.
             loss = terms.sum() * (self.workers.world_size / batch.global_size)
             self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.autograd.backward(loss)
             self.optimiser.step()
             self.schedule.step()
             sums.add(names, terms.detach(), output, batch.labels)

@@ -68,15 +68,14 @@ class StudentResult:
 def distil(experiment: Experiment, *, as_json: bool, quiet: bool) -> StudentResult:
     """Train one student, or continue or show the one that this experiment already trained."""
     experiment = _own_name(experiment)
-    with Progress(quiet=quiet, planned={}) as progress:
-        with run_folder(experiment, {}) as folder:
-            if not (folder / RESULT_FILE).exists():
-                prepared = prepare(experiment, progress)
-                dataset = Assets.open(prepared).dataset
-                rung = find_rung(experiment, dataset)
-                result = _train_and_test(experiment, prepared, dataset, rung, progress)
-                write_json(folder / RESULT_FILE, asdict(result))
-            result = StudentResult(**json.loads((folder / RESULT_FILE).read_text("utf-8")))
+    with Progress(quiet=quiet, planned={}) as progress, run_folder(experiment, {}) as folder:
+        if not (folder / RESULT_FILE).exists():
+            prepared = prepare(experiment, progress)
+            dataset = Assets.open(prepared).dataset
+            rung = find_rung(experiment, dataset)
+            result = _train_and_test(experiment, prepared, dataset, rung, progress)
+            write_json(folder / RESULT_FILE, asdict(result))
+        result = StudentResult(**json.loads((folder / RESULT_FILE).read_text("utf-8")))
     _show(result, as_json)
     return result
 

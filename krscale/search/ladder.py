@@ -44,6 +44,11 @@ class StudyKey:
         """Name of the Optuna study, e.g. `kr@1/16` or `kr@1/16 final`."""
         return f"{self.method}@{self.capacity}" + (" final" if self.final else "")
 
+    def trial_name(self, number: int) -> str:
+        """Name of a trial of this study, usable as a path."""
+        kind = "final" if self.final else "trial"
+        return f"{self.method}/{self.capacity.replace('/', '-')}/{kind}-{number}"
+
 
 @dataclass(frozen=True)
 class Assignment:
@@ -58,8 +63,7 @@ class Assignment:
     @property
     def name(self) -> str:
         """Stable name of the trial, usable as a path: `kr/1-16/trial-7`, `kr/1-16/final-0`."""
-        kind = "final" if self.key.final else "trial"
-        return f"{self.key.method}/{self.key.capacity.replace('/', '-')}/{kind}-{self.number}"
+        return self.key.trial_name(self.number)
 
 
 class Next(Enum):
@@ -126,7 +130,7 @@ class Ladder:
         """
         waiting = [key for key in self.studies if self._may_start(key)]
         if not waiting:
-            return Next.WAIT if self.running or not self._complete() else Next.DONE
+            return Next.WAIT if self.running else Next.DONE
         order = {key: position for position, key in enumerate(self.studies)}
         key = min(waiting, key=lambda k: (self._started(k) / self.planned(k), order[k]))
         return self._ask(key)
@@ -161,6 +165,11 @@ class Ladder:
         if not assignment.key.final and self._remaining(assignment.key) == 0:
             self._plan_finals(assignment.key)
 
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to run."""
+        return not self.running and not any(self._may_start(key) for key in self.studies)
+
     def planned(self, key: StudyKey) -> int:
         """Number of trials a study is meant to have."""
         return self.config.num_final_seeds if key.final else self.config.trials_per_rung
@@ -171,6 +180,12 @@ class Ladder:
             deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
         )
         return [trial for trial in ended if not trial.user_attrs.get(INTERRUPTED)]
+
+    def finals(self, method: str, capacity: str) -> list[FrozenTrial]:
+        """Complete final trainings of a study's winner, in the order of their seeds."""
+        ended = self.counted(StudyKey(method, capacity, final=True))
+        complete = [trial for trial in ended if trial.state is TrialState.COMPLETE]
+        return sorted(complete, key=lambda trial: int(trial.user_attrs[SEED]))
 
     def winner(self, method: str, capacity: str) -> FrozenTrial | None:
         """Best complete trial by validation accuracy, then by validation loss; None if none."""
@@ -197,31 +212,38 @@ class Ladder:
         # Restarts must not draw the first start's random numbers again.
         salt = f"{self.config.seed}/{key.name}/{len(study.get_trials(deepcopy=False))}"
         study.sampler = _sampler(self.config, zlib.crc32(salt.encode()))
-        self._recover(study)
+        self._recover(key, study)
         if not key.final and not study.get_trials(deepcopy=False):
             values = defaults_within(self.experiment, self.space.by_method[key.method])
             study.enqueue_trial(values)
         return study
 
-    def _recover(self, study: optuna.Study) -> None:
+    def _recover(self, key: StudyKey, study: optuna.Study) -> None:
+        """Tell trials that died with the last process FAIL, and enqueue their settings again."""
         for orphan in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             trial = Trial(study, orphan._trial_id)
             trial.set_user_attr(INTERRUPTED, True)
             attrs = {name: orphan.user_attrs[name] for name in (SEED,) if name in orphan.user_attrs}
             study.enqueue_trial(orphan.params, user_attrs={RETRY_OF: orphan.number, **attrs})
             study.tell(orphan.number, state=TrialState.FAIL)
+            assignment = self._assignment(key, trial)
+            for listener in self.listeners:
+                listener.on_start(assignment)
+                listener.on_end(assignment, TrialState.FAIL, {}, INTERRUPTED)
 
     def _ask(self, key: StudyKey) -> Assignment:
         study = self.studies[key]
         trial = study.ask(fixed_distributions=dict(self.space.by_method[key.method]))
-        seed = trial.user_attrs.get(SEED, self.experiment.train.seed)
-        assignment = Assignment(
-            key, trial.number, self.rungs[key.capacity].width, dict(trial.params), seed
-        )
+        assignment = self._assignment(key, trial)
         self.running[key, trial.number] = assignment, trial
         for listener in self.listeners:
             listener.on_start(assignment)
         return assignment
+
+    def _assignment(self, key: StudyKey, trial: Trial) -> Assignment:
+        seed = int(trial.user_attrs.get(SEED, self.experiment.train.seed))
+        width = self.rungs[key.capacity].width
+        return Assignment(key, trial.number, width, dict(trial.params), seed)
 
     def _started(self, key: StudyKey) -> int:
         return len(self.counted(key)) + sum(running_key == key for running_key, _ in self.running)
@@ -236,9 +258,6 @@ class Ladder:
             return True
         # A final needs a seed that only an enqueued trial carries.
         return bool(self.studies[key].get_trials(deepcopy=False, states=(TrialState.WAITING,)))
-
-    def _complete(self) -> bool:
-        return not any(self._may_start(key) for key in self.studies)
 
     def _plan_finals(self, key: StudyKey) -> None:
         """Enqueue the winner of a finished study with fresh seeds; safe to call again."""

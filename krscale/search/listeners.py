@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from optuna.trial import TrialState
 
@@ -12,7 +13,7 @@ from krscale.curve import Curve
 from krscale.progress import Progress
 from krscale.provenance import git_commit
 from krscale.rungs import Rung
-from krscale.search.ladder import Assignment
+from krscale.search.ladder import INTERRUPTED, Assignment, Ladder, StudyKey
 from krscale.tracking import Tracker
 
 
@@ -20,11 +21,17 @@ class TrackingListener:
     """Records every trial as a child of its method's run, and the curve on that run."""
 
     def __init__(
-        self, tracker: Tracker, experiment: Experiment, prepared: Prepared, rungs: tuple[Rung, ...]
+        self,
+        tracker: Tracker,
+        experiment: Experiment,
+        prepared: Prepared,
+        rungs: tuple[Rung, ...],
+        latencies: Mapping[str, float],
     ) -> None:
         self.tracker = tracker
         self.experiment = experiment
         self.rungs = {rung.capacity: rung for rung in rungs}
+        self.latencies = latencies
         self.tags = {
             "krscale.search": experiment.name,
             "krscale.commit": git_commit(),
@@ -62,6 +69,7 @@ class TrackingListener:
         capacity = {
             "capacity/num_parameters": float(rung.num_parameters),
             "capacity/flops": float(rung.flops),
+            "capacity/latency_ms": self.latencies[key.capacity],
         }
         self.tracker.log_metrics(assignment.name, capacity, step=0)
 
@@ -77,10 +85,19 @@ class TrackingListener:
             self.tracker.set_tags(assignment.name, {"krscale.error": error})
         self.tracker.end_run(assignment.name, state.name)
 
-    def on_curve(self, curve: Curve) -> None:
-        """Log the curve: one metric key for all methods, step = number of parameters."""
+    def on_curve(self, curve: Curve, ladder: Ladder) -> None:
+        """Log the curve: one metric key for all methods, step = number of parameters.
+
+        The final trainings get their own test accuracies.
+        """
         for rung in curve.rungs:
             for method, result in rung.methods.items():
+                key = StudyKey(method, rung.capacity, final=True)
+                finals = ladder.finals(method, rung.capacity)
+                for trial, accuracy in zip(finals, result.test_accuracies, strict=True):
+                    name = key.trial_name(trial.number)
+                    step = self.experiment.train.num_epochs
+                    self.tracker.log_metrics(name, {"test/accuracy": accuracy}, step=step)
                 if result.test_accuracy is None or result.val_accuracy is None:
                     continue
                 point = {
@@ -90,6 +107,11 @@ class TrackingListener:
                     "curve/latency_ms": rung.latency_ms,
                 }
                 self.tracker.log_metrics(method, point, step=rung.num_parameters)
+
+    def log_artifact(self, path: Path) -> None:
+        """Keep a file with every method's run."""
+        for method in self.experiment.search.methods:
+            self.tracker.log_artifact(method, path)
 
     def close(self, state: str) -> None:
         """End the methods' runs."""
@@ -102,6 +124,15 @@ class ProgressListener:
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
+
+    def recall(self, ladder: Ladder) -> None:
+        """Show what earlier starts of this run have already done."""
+        for key in ladder.studies:
+            for trial in ladder.counted(key):
+                study = (key.method, key.capacity)
+                self.progress.trial_started(study)
+                value = trial.user_attrs.get("val/accuracy")
+                self.progress.trial_ended(study, trial.state.name, value)
 
     def on_start(self, assignment: Assignment) -> None:
         """A trial is running."""
@@ -117,6 +148,8 @@ class ProgressListener:
         self, assignment: Assignment, state: TrialState, metrics: Mapping[str, float], error: str
     ) -> None:
         """A trial ended; an error is shown at once."""
+        if error == INTERRUPTED:
+            return  # of an earlier start; it is run again
         self.progress.trial_ended(_cell(assignment), state.name, metrics.get("val/accuracy"))
         if error:
             self.progress.note(f"{assignment.name} failed: {error}")

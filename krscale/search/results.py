@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from optuna.trial import TrialState
 
 from krscale.assemble import Assets, Prepared
-from krscale.capacity import latency_ms
 from krscale.checkpoint import load_weights
 from krscale.config import Experiment
 from krscale.curve import Curve, MethodResult, Teacher, find_pareto
@@ -19,22 +19,23 @@ from krscale.parallel import Workers
 from krscale.provenance import git_commit
 from krscale.rungs import Rung, build_student
 from krscale.search.ladder import SEED, Ladder, StudyKey
-from krscale.search.trial import student_path, trial_experiment
+from krscale.search.trial import student_path
 from krscale.teacher import open_teacher
 
 
-def collect(ladder: Ladder, prepared: Prepared) -> Curve:
+def collect(ladder: Ladder, prepared: Prepared, latencies: Mapping[str, float]) -> Curve:
     """Test every final student once and return the curve.
 
     Args:
         ladder: A complete search.
         prepared: Where data and teacher are.
+        latencies: Milliseconds of one image, by capacity.
     """
     experiment = ladder.experiment
     assets = Assets.open(prepared)
     test = assets.dataset.split("test")
     rungs = tuple(
-        _rung(ladder, rung, assets, test)
+        _rung(ladder, rung, latencies[rung.capacity], assets, test)
         for rung in sorted(ladder.rungs.values(), key=lambda r: r.num_parameters)
     )
     return Curve(
@@ -51,15 +52,13 @@ def collect(ladder: Ladder, prepared: Prepared) -> Curve:
     )
 
 
-def _rung(ladder: Ladder, rung: Rung, assets: Assets, test: Split) -> CurveRung:
-    experiment = ladder.experiment
-    student = build_student(experiment, assets.dataset, rung.width)
+def _rung(ladder: Ladder, rung: Rung, latency_ms: float, assets: Assets, test: Split) -> CurveRung:
     return CurveRung(
         capacity=rung.capacity,
         width=rung.width,
         num_parameters=rung.num_parameters,
         flops=rung.flops,
-        latency_ms=latency_ms(student, assets.dataset.image_shape),
+        latency_ms=latency_ms,
         methods={
             method: _method(ladder, method, rung, assets, test) for method in ladder.config.methods
         },
@@ -67,28 +66,20 @@ def _rung(ladder: Ladder, rung: Rung, assets: Assets, test: Split) -> CurveRung:
 
 
 def _method(ladder: Ladder, method: str, rung: Rung, assets: Assets, test: Split) -> MethodResult:
+    experiment = ladder.experiment
     tuned = ladder.counted(StudyKey(method, rung.capacity))
-    finals = [
-        trial
-        for trial in ladder.counted(StudyKey(method, rung.capacity, final=True))
-        if trial.state is TrialState.COMPLETE
-    ]
-    finals.sort(key=lambda trial: int(trial.user_attrs[SEED]))
+    finals = ladder.finals(method, rung.capacity)
     seeds = [int(trial.user_attrs[SEED]) for trial in finals]
     winner = ladder.winner(method, rung.capacity)
-    paths = [
-        student_path(ladder.experiment.run_path, method, rung.capacity, seed) for seed in seeds
-    ]
-    best = dict(winner.params) if winner else {}
-    experiment = trial_experiment(ladder.experiment, method, best, 0)
+    paths = [student_path(experiment.run_path, method, rung.capacity, seed) for seed in seeds]
     return MethodResult.over_seeds(
         seeds=seeds,
-        val_accuracies=[float(trial.value or 0.0) for trial in finals],
+        val_accuracies=[float(trial.user_attrs["val/accuracy"]) for trial in finals],
         test_accuracies=[_test(experiment, rung, assets, path, test) for path in paths],
         num_trials=len(tuned),
         num_pruned=sum(trial.state is TrialState.PRUNED for trial in tuned),
         num_failed=sum(trial.state is TrialState.FAIL for trial in tuned),
-        best=best,
+        best=dict(winner.params) if winner else {},
     )
 
 

@@ -8,8 +8,9 @@ Tuner: nothing of Tune's own state is ever restored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from optuna.trial import TrialState
@@ -22,9 +23,7 @@ from krscale.assemble import Prepared
 from krscale.cluster import require
 from krscale.config import Experiment
 from krscale.errors import UserError
-from krscale.rungs import Rung
-from krscale.search.ladder import Assignment, Ladder, Listener, Next
-from krscale.search.space import SearchSpace
+from krscale.search.ladder import Assignment, Ladder, Next
 from krscale.search.trial import StudentTrial
 
 
@@ -38,14 +37,17 @@ class _Running:
 class LadderSearcher(Searcher):
     """Tune's view of the ladder: suggests assignments, is told how trials end."""
 
-    def __init__(self, ladder: Ladder, milestones: tuple[int, ...], max_failures: int) -> None:
+    def __init__(self, ladder: Ladder, milestones: tuple[int, ...]) -> None:
         super().__init__(metric="val/accuracy", mode="max")
         self.ladder = ladder
         self.milestones = milestones
-        self.max_failures = max_failures
         self.trials: dict[str, _Running] = {}
         self.errors: dict[str, str] = {}  # by trial; set by the scheduler, which sees Tune's trial
         self.first_error = ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its searcher for `Tuner.restore`, which krscale never calls."""
+        return {}
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next trial's config, None to wait, or FINISHED."""
@@ -70,7 +72,7 @@ class LadderSearcher(Searcher):
     @property
     def gave_up(self) -> bool:
         """Whether so many trials failed that going on is pointless."""
-        return self.ladder.num_failed >= self.max_failures
+        return self.ladder.num_failed >= self.ladder.config.max_failures
 
     def on_report(self, trial_id: str, history: list[dict[str, float]]) -> bool:
         """Pass epochs to the ladder; return whether to stop the trial."""
@@ -85,11 +87,19 @@ class LadderSearcher(Searcher):
     ) -> None:
         """Tell the ladder: PRUNED if we stopped it, COMPLETE if it ran out, FAIL otherwise."""
         running = self.trials.pop(trial_id)
-        state = TrialState.PRUNED if running.pruned else TrialState.COMPLETE
         message = ""
-        if error or not running.metrics:
-            state, message = TrialState.FAIL, self.errors.pop(trial_id, "the trial's worker died")
-            self.first_error = self.first_error or message
+        if error:
+            text = self.errors.pop(trial_id)
+            self.first_error = self.first_error or text
+            state, message = TrialState.FAIL, _last_line(text)
+        elif running.pruned:
+            state = TrialState.PRUNED
+        elif running.metrics.get("epoch") == self.ladder.experiment.train.num_epochs:
+            state = TrialState.COMPLETE
+        else:
+            # Tune took the trial away before its end. It stays RUNNING in the journal, so that the
+            # next start runs it again; calling it complete would be a lie.
+            return
         self.ladder.finish(running.assignment, state, running.metrics, message)
 
     def save(self, checkpoint_path: str) -> None:
@@ -129,29 +139,27 @@ class LadderScheduler(FIFOScheduler):
             running.pruned = False  # it has run to its end: there is nothing left to stop
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
-        """Keep the error's last line for the study and the tracker."""
-        self.searcher.errors[trial.trial_id] = _last_line(str(trial.get_error()))
+        """Keep the error's text for the study, the tracker and the final message."""
+        path = trial.error_file
+        text = Path(path).read_text(encoding="utf-8") if path else "no error text"
+        self.searcher.errors[trial.trial_id] = text
 
 
-def run_search(
-    experiment: Experiment,
-    prepared: Prepared,
-    rungs: Iterable[Rung],
-    space: SearchSpace,
-    listeners: Iterable[Listener],
-) -> Ladder:
+def run_search(ladder: Ladder, prepared: Prepared) -> None:
     """Run every trial that the journal still misses, on the connected Ray.
 
-    Returns:
-        The ladder, complete.
+    Args:
+        ladder: The studies; complete afterwards.
+        prepared: Data, teacher and store, on storage that all workers see.
 
     Raises:
-        UserError: If so many trials failed that the search gave up; quotes the first error.
+        UserError: If the cluster can never give what a trial needs, or so many trials failed that
+            the search gave up; quotes the first error.
     """
-    config = experiment.search
-    journal = experiment.run_path / "journal.log"
-    ladder = Ladder(journal, experiment, space, rungs, listeners)
-    searcher = LadderSearcher(ladder, _milestones(experiment), config.max_failures)
+    experiment, config = ladder.experiment, ladder.config
+    # Its errors reach the user through the listeners, one line each, not once more in a frame.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    searcher = LadderSearcher(ladder, _milestones(experiment))
     resources = {"CPU": config.cpus_per_trial}
     if config.gpus_per_trial:
         resources["GPU"] = config.gpus_per_trial
@@ -170,15 +178,17 @@ def run_search(
             storage_path=str(experiment.run_path),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
+            checkpoint_config=tune.CheckpointConfig(
+                checkpoint_frequency=0, checkpoint_at_end=False
+            ),
         ),
     )
     tuner.fit()
     if searcher.gave_up:
         raise UserError(
             f"search: {ladder.num_failed} trials failed (search.max_failures = "
-            f"{config.max_failures}). The first error was: {searcher.first_error}"
+            f"{config.max_failures}). The first error was:\n{searcher.first_error}"
         )
-    return ladder
 
 
 def _milestones(experiment: Experiment) -> tuple[int, ...]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 from rich.console import Console
 
-from krscale.assemble import Prepared, prepare
+from krscale.assemble import Prepared, check_methods, num_teacher_taps, prepare
+from krscale.capacity import latency_ms
 from krscale.cluster import connect
 from krscale.config import Experiment
 from krscale.curve import Curve, curve_table, draw_curve, write_curve
-from krscale.data import open_data
+from krscale.data import Dataset, prepare_data
 from krscale.progress import Progress
 from krscale.provenance import run_folder
-from krscale.rungs import Rung, ladder_rungs
+from krscale.rungs import Rung, build_student, ladder_rungs
+from krscale.search.ladder import Ladder
 from krscale.search.listeners import ProgressListener, TrackingListener
 from krscale.search.results import collect
 from krscale.search.run import run_search
@@ -26,71 +27,92 @@ from krscale.tracking import Tracker
 def run_session(experiment: Experiment, *, as_json: bool, quiet: bool) -> Curve:
     """Run a search to its end, or continue it, and print its result on stdout.
 
+    Everything that can be refused is refused before the teacher trains.
+
     Args:
         experiment: The resolved experiment.
         as_json: Print the curve as JSON instead of the table.
         quiet: Show no live view on stderr.
     """
-    config = experiment.search
-    planned = {
-        (method, capacity): config.trials_per_rung + config.num_final_seeds
-        for capacity in experiment.ladder.capacities
-        for method in config.methods
-    }
-    with Progress(quiet=quiet, planned=planned) as progress:
-        prepared = prepare(experiment, progress)
-        dataset = open_data(Path(prepared.data_path))
+    check_methods(experiment)
+    with Progress(quiet=quiet, planned=_planned(experiment)) as progress:
+        progress.phase("data")
+        dataset = prepare_data(experiment.data, experiment.cache_path, progress.advance)
         rungs = ladder_rungs(experiment, dataset)
-        space = load_space(experiment, num_taps=len(prepared.teacher.taps) + 1)
+        space = load_space(experiment, num_teacher_taps(experiment, dataset))
         with run_folder(experiment, {"space": space.describe()}) as folder:
-            curve = _search(experiment, prepared, rungs, space, progress)
-    _show(curve, folder, experiment, as_json)
+            tracker = Tracker(
+                experiment.tracking.uri,
+                experiment.tracking.experiment,
+                folder,
+                enabled=experiment.tracking.enabled,
+                warn=progress.note,
+            )
+            try:
+                prepared = prepare(experiment, progress)
+                curve = _search(experiment, prepared, dataset, rungs, space, tracker, progress)
+            finally:
+                progress.phase("record")
+                tracker.close(timeout=60.0)
+    _show(curve, experiment, tracker.how_to_open() if experiment.tracking.enabled else "", as_json)
     return curve
 
 
 def _search(
     experiment: Experiment,
     prepared: Prepared,
+    dataset: Dataset,
     rungs: tuple[Rung, ...],
     space: SearchSpace,
+    tracker: Tracker,
     progress: Progress,
 ) -> Curve:
-    progress.phase("search")
-    connect(experiment.cluster)
-    tracker = Tracker(
-        experiment.tracking.uri,
-        experiment.tracking.experiment,
-        experiment.run_path,
-        enabled=experiment.tracking.enabled,
-    )
-    tracking = TrackingListener(tracker, experiment, prepared, rungs)
-    try:
-        ladder = run_search(
-            experiment, prepared, rungs, space, [tracking, ProgressListener(progress)]
+    # Measured before any trial competes for the cores.
+    latencies = {
+        rung.capacity: latency_ms(
+            build_student(experiment, dataset, rung.width), dataset.image_shape
         )
+        for rung in rungs
+    }
+    tracking = TrackingListener(tracker, experiment, prepared, rungs, latencies)
+    showing = ProgressListener(progress)
+    state = "FAIL"
+    try:
+        progress.phase("search")
+        journal = experiment.run_path / "journal.log"
+        ladder = Ladder(journal, experiment, space, rungs, [tracking, showing])
+        showing.recall(ladder)
+        if not ladder.complete:
+            connect(experiment.cluster)
+            run_search(ladder, prepared)
         progress.phase("test")
-        curve = collect(ladder, prepared)
-        path = write_curve(curve, experiment.run_path)
+        curve = collect(ladder, prepared, latencies)
+        tracking.on_curve(curve, ladder)
         figure = experiment.run_path / "curve.png"
         draw_curve(curve, figure)
-        tracking.on_curve(curve)
-        for method in experiment.search.methods:
-            tracker.log_artifact(method, path)
-            tracker.log_artifact(method, figure)
-        tracking.close("COMPLETE")
+        for path in (write_curve(curve, experiment.run_path), figure):
+            tracking.log_artifact(path)
+        state = "COMPLETE"
     finally:
-        unsent = tracker.close(timeout=60.0)
-        if unsent:
-            progress.note(f"{unsent} events wait in {experiment.run_path / 'tracking'}")
+        tracking.close(state)
     return curve
 
 
-def _show(curve: Curve, folder: Path, experiment: Experiment, as_json: bool) -> None:
+def _planned(experiment: Experiment) -> dict[tuple[str, str], int]:
+    config = experiment.search
+    return {
+        (method, capacity): config.trials_per_rung + config.num_final_seeds
+        for capacity in experiment.ladder.capacities
+        for method in config.methods
+    }
+
+
+def _show(curve: Curve, experiment: Experiment, how_to_open: str, as_json: bool) -> None:
     if as_json:
         json.dump(curve.model_dump(mode="json"), sys.stdout, indent=2)
         print()
         return
     Console().print(curve_table(curve))
-    print(f"Run: {folder} (curve.json, curve.png)")
-    if experiment.tracking.enabled:
-        print(f"MLflow: {how_to_open}")
+    print(f"Run:    {experiment.run_path} (curve.json, curve.png, journal.log)")
+    if how_to_open:
+        print(f"MLflow: make ui, or {how_to_open}")

@@ -71,6 +71,7 @@ class StudentTrial(tune.Trainable):
             self._keep_student()
         return {
             "history": history,
+            "val/accuracy": history[-1]["val/accuracy"],
             "seconds_in_steps": self.training.seconds_in_steps,
             tune.result.DONE: self.training.finished,
         }

@@ -58,11 +58,11 @@ class GlyphsConfig(Section):
     """Characters to tell apart; the more, the fewer faces have them all (22, 16, then 12)."""
     image_size: Annotated[int, Field(strict=True, ge=8, le=64)] = 16
     """Height and width in pixels."""
-    num_train: Count = 20_000
+    num_train: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 20_000
     """Training images; every class has nearly the same number."""
-    num_val: Count = 4_000
+    num_val: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 4_000
     """Validation images, from faces that are not in training."""
-    num_test: Count = 5_000
+    num_test: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 5_000
     """Test images, from faces that are neither in training nor in validation."""
     warp: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """Strength of rotation, shear, stretching and bending; 1 is up to 30 degrees."""
@@ -151,8 +151,8 @@ class StoreConfig(Section):
     temperature: Positive = 4.0
     """Temperature at which probabilities are stored; others are derived from it."""
     top_k: Annotated[int, Field(strict=True, ge=0)] = 0
-    """Classes kept per tap and view; 0 chooses the fewest that meet `max_error`. All classes are
-    kept where that takes no more room: 2 bytes each, against 4 for each of the top k."""
+    """Classes kept per tap and view; 0 chooses the fewest that meet `max_error`, and all where they
+    are at most 12. All are kept, too, where that takes no more room (2 bytes each, not 4)."""
     max_error: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
     """Largest mean total variation that truncation may cost any tap, when `top_k` is 0."""
     shard_rows: Count = 8192

@@ -2,8 +2,9 @@
 
 from krscale.data.arrow import Split
 from krscale.data.dataset import SPLITS, Dataset, open_data, prepare_data
-from krscale.data.describe import Description, describe_data
-from krscale.data.sources import SOURCES, SourceData, SplitName
+from krscale.data.describe import describe_data
+from krscale.data.source import Description, SourceData, SplitName
+from krscale.data.sources import SOURCES
 
 __all__ = [
     "SOURCES",

@@ -12,7 +12,8 @@ from filelock import FileLock
 
 from krscale.config import DataConfig, fingerprint
 from krscale.data.arrow import Split, read_split, write_split
-from krscale.data.sources import Report, Source, SplitName, open_source
+from krscale.data.source import Report, Source, SplitName
+from krscale.data.sources import open_source
 from krscale.data.splitting import channel_statistics, check_source, cut_splits
 from krscale.errors import UserError, unknown_name
 from krscale.files import new_folder, sha256, write_json

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from krscale.config import DataConfig
 from krscale.data.dataset import dataset_path, open_data
+from krscale.data.source import Description
 from krscale.data.sources import open_source
 from krscale.data.splitting import check_source, cut_splits
 
 
-@dataclass(frozen=True)
-class Description:
-    """Sizes of a data set.
-
-    Attributes:
-        num_classes: Number of classes `K`.
-        image_shape: `(C, H, W)`.
-        num_train: Images of the training split.
-    """
-
-    num_classes: int
-    image_shape: tuple[int, int, int]
-    num_train: int
-
-
 def describe_data(config: DataConfig, cache: Path) -> Description:
-    """Return the sizes of a data set: from the cache if it is there, else by reading the source.
+    """Return the sizes of a data set: from the cache, else from the source's settings or images.
 
     Nothing is written.
     """
@@ -35,7 +20,11 @@ def describe_data(config: DataConfig, cache: Path) -> Description:
     if path.is_dir():
         dataset = open_data(path)
         return Description(dataset.num_classes, dataset.image_shape, dataset.num_samples["train"])
-    data = open_source(config).read(lambda done, total: None)
+    source = open_source(config)
+    known = source.describe()
+    if known is not None:
+        return known
+    data = source.read(lambda done, total: None)
     check_source(config.source, data)
     train = cut_splits(data, config)["train"]
     channels, height, width = train.images.shape[1:]

@@ -8,7 +8,7 @@ import numpy as np
 
 from krscale.config import DataConfig
 from krscale.data.arrow import Split
-from krscale.data.sources import SourceData, SplitName
+from krscale.data.source import SourceData, SplitName
 from krscale.errors import UserError
 
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from krscale.errors import UserError
 
 MAX_CLASSES = 2**16
+# Up to this many classes are all kept when nobody says how many: 24 bytes a tap, and exact.
+FEW_CLASSES = 12
 # Half of the smallest fp16: a probability that was stored as 0 is somewhere below it.
 _SMALLEST = 2.0**-25
 
@@ -168,9 +170,11 @@ def choose_top_k(sorted_probabilities: Tensor, max_error: float) -> int:
         max_error: Largest mean total variation of any tap.
 
     Returns:
-        `top_k`; `K` when fewer would take as much room.
+        `top_k`; `K` when fewer would take as much room, or the classes are few anyway.
     """
     num_classes = sorted_probabilities.shape[-1]
+    if num_classes <= FEW_CLASSES:
+        return num_classes
     low, high = 1, num_classes
     # The tail only becomes evener as its largest entries are kept, so the error falls with k.
     while low < high:

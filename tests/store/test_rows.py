@@ -119,7 +119,8 @@ class TestTopK:
         expected = enough[0] if enough else num_classes
         if any(abs(loss - error) < 1e-5 for loss in losses):
             return
-        assert choose_top_k(descending, error) == cheapest_top_k(expected, num_classes)
+        chosen = cheapest_top_k(expected, num_classes) if num_classes > 12 else num_classes
+        assert choose_top_k(descending, error) == chosen
 
     def test_truncation_error_by_hand(self):
         descending = torch.tensor([[[0.5, 0.3, 0.2, 0.0]], [[0.25, 0.25, 0.25, 0.25]]])

@@ -27,7 +27,7 @@ check: setup-dev ## formatting, lint, types, the floors of the house, files
 ui: setup ## open the MLflow UI of the local runs, on this machine only; PORT=5000
 	@PORT=$(PORT) scripts/ui.sh
 
-bench: setup ## run every benchmark; benchmarks/README.md says what each measures
+bench: setup ## run every program in benchmarks/; ARGS="..." goes to each
 	@set -e; for file in benchmarks/[a-z]*.py; do \
 		[ -e "$$file" ] || { echo "no benchmarks yet"; break; }; \
 		echo "$$file"; $(PY) "$$file" $(ARGS); \
@@ -44,4 +44,5 @@ constraints: setup-dev ## write constraints.txt from what .venv holds
 
 clean: ## remove caches and build leftovers; .venv and runs stay
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
-	@find krscale tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find . \( -name .git -o -name .venv -o -path ./runs \) -prune -o \
+		-name __pycache__ -type d -prune -exec rm -rf {} +

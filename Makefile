@@ -9,7 +9,7 @@ PORT ?= 5000
 export PYTHON
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: setup ## distil the ladder of the embedded example; ARGS="..." goes to krscale.tune
 	@$(PY) -m krscale.tune $(ARGS)
@@ -32,6 +32,9 @@ bench: setup ## run every program in benchmarks/; ARGS="..." goes to each
 		[ -e "$$file" ] || { echo "no benchmarks yet"; break; }; \
 		echo "$$file"; $(PY) "$$file" $(ARGS); \
 	done
+
+bench-%: setup ## run one of them: make bench-step runs benchmarks/step.py
+	@$(PY) benchmarks/$*.py $(ARGS)
 
 setup: ## create .venv with what a run needs (done by every target)
 	@scripts/setup.sh

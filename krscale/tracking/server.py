@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -60,6 +61,8 @@ class Server:
     """
 
     def __init__(self, address: Address, experiment: str) -> None:
+        # Over HTTP an internal error may be a broken connection; of a database it never is.
+        self._request = partial(_translated, internal_is_refusal=address.artifact_root is not None)
         with _translated(connecting=True), _alone(address.database_file):
             from mlflow import MlflowClient
 
@@ -72,7 +75,7 @@ class Server:
     def find_run(self, key: str, spool: str) -> str | None:
         """Return the id of the run that was created for this key of this spool, if any."""
         clause = f"tags.`{KEY_TAG}` = '{key}' and tags.`{SPOOL_TAG}` = '{spool}'"
-        with _translated():
+        with self._request():
             found = self._client.search_runs([self.experiment_id], clause, max_results=1)
         return found[0].info.run_id if found else None
 
@@ -83,7 +86,7 @@ class Server:
         marks = {KEY_TAG: key, SPOOL_TAG: spool, "mlflow.source.name": "krscale", **_user()}
         if parent:
             marks["mlflow.parentRunId"] = parent
-        with _translated():
+        with self._request():
             run = self._client.create_run(
                 self.experiment_id, start_time=ms, tags={**tags, **marks}, run_name=name
             )
@@ -91,7 +94,7 @@ class Server:
 
     def set_status(self, run_id: str, status: str, ms: int) -> None:
         """Set MLflow's status: `RUNNING` again, or an end with its time."""
-        with _translated():
+        with self._request():
             if status == "RUNNING":
                 self._client.update_run(run_id, status=status)
             else:
@@ -107,7 +110,7 @@ class Server:
         """
         from mlflow.entities import Metric, Param, RunTag
 
-        with _translated():
+        with self._request():
             self._client.log_batch(
                 run_id,
                 metrics=[Metric(*item) for item in items if kind == "metrics"],
@@ -119,7 +122,7 @@ class Server:
         """Upload a file or folder."""
         if not path.exists():
             raise Refused(f"{path}: no such file")
-        with _translated():
+        with self._request():
             if path.is_dir():
                 self._client.log_artifacts(run_id, str(path), artifact_path or None)
             else:
@@ -176,16 +179,19 @@ def _alone(database: Path | None) -> Iterator[None]:
 
 
 @contextmanager
-def _translated(connecting: bool = False) -> Iterator[None]:
+def _translated(*, connecting: bool = False, internal_is_refusal: bool = False) -> Iterator[None]:
     """Turn whatever MLflow raises into `ServerAway` or `Refused`, without credentials."""
-    from mlflow.exceptions import MlflowException
+    from mlflow.exceptions import MlflowException, RestException
 
     try:
         yield
     except (ServerAway, Refused):
         raise
     except MlflowException as error:
-        if not connecting and error.error_code in _REFUSALS:
+        internal = error.error_code == "INTERNAL_ERROR" and (
+            internal_is_refusal or isinstance(error, RestException)
+        )
+        if not connecting and (internal or error.error_code in _REFUSALS):
             raise Refused(_reason(error)) from None
         raise ServerAway(_reason(error)) from None
     except OSError as error:

@@ -157,6 +157,7 @@ def test_what_mlflow_refuses_holds_up_nothing_else(storage, warnings_told, by_ke
         tracker.start_run("a", "a", params={"lr": 0.2, "depth": 1, "late": "yes"})
         tracker.log_metrics("a", {"good": 1.0}, step=0)
         tracker.log_metrics("a", {"../bad": 1.0}, step=0)
+        tracker.log_metrics("a", {"far": 1.0}, step=2**70)
         tracker.log_metrics("a", {"good": 2.0}, step=1)
         tracker.log_artifact("a", storage / "nothing-here")
         tracker.start_run("b", "b")
@@ -169,9 +170,9 @@ def test_what_mlflow_refuses_holds_up_nothing_else(storage, warnings_told, by_ke
     assert "Changing param values is not allowed" in warnings_told[0]
     lines = (storage / "run" / "tracking" / "refused.jsonl").read_text().splitlines()
     refused = [json.loads(line) for line in lines]
-    assert [line["what"] for line in refused] == ["params", "metrics", "artifact"]
+    assert [line["what"] for line in refused] == ["params", "metrics", "metrics", "artifact"]
     assert refused[0]["items"] == [["lr", "0.2"]]
-    assert refused[1]["items"][0][0] == "../bad"
+    assert [line["items"][0][0] for line in refused[1:3]] == ["../bad", "far"]
 
 
 def test_one_process_records_a_run_at_a_time(storage):
@@ -225,7 +226,7 @@ def test_nothing_but_one_line_reaches_the_terminal_while_mlflow_is_away(tmp_path
     search(tracker)
     started = time.monotonic()
     assert tracker.close(20) == 13
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
     out, err = capfd.readouterr()
     assert out == ""
     lines = err.splitlines()
@@ -290,7 +291,7 @@ def test_a_call_costs_microseconds_even_when_the_server_never_answers(tmp_path, 
     assert median < 1000
     started = time.monotonic()
     assert tracker.close(0.5) == 3001
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
 
 
 def test_a_disabled_tracker_leaves_no_trace(tmp_path):

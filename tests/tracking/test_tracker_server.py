@@ -100,12 +100,16 @@ def test_a_server_that_comes_goes_and_returns(
     wait_for(lambda: len(warnings_told) == 2)
     assert list((storage / "served").rglob("curve.png"))
 
+    tracker.log_metrics("kr", {"far": 1.0}, step=2**70)
+    wait_for(lambda: len(warnings_told) == 3)
+    assert "MLflow refused metrics of kr" in warnings_told[2]
+
     server.stop()
     record_trial(tracker, 1)
-    wait_for(lambda: len(warnings_told) == 3)
+    wait_for(lambda: len(warnings_told) == 4)
     assert tracker.close(1) == 7
     assert warnings_told[1] == f"MLflow at {server.uri} is back; nothing was lost."
-    assert "cannot be used" in warnings_told[2]
+    assert "cannot be used" in warnings_told[3]
 
     server.start()
     assert sync(storage / "run") == 0
@@ -120,5 +124,5 @@ def test_a_server_that_comes_goes_and_returns(
     assert runs["kr"].tags["krscale.nonfinite.nan"] == "nan at step 1000"
     stored = [path.read_bytes() for path in (storage / "served").rglob("curve.png")]
     assert stored == [b"png"]
-    assert len(warnings_told) == 3
+    assert len(warnings_told) == 4
     assert capfd.readouterr() == ("", "")

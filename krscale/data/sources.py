@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from krscale.config import DataConfig
+from krscale.data.cifar import Cifar10, Cifar100
 from krscale.data.digits import Digits
 from krscale.data.glyphs import Glyphs
 from krscale.data.source import Source
 from krscale.errors import unknown_name
 
-SOURCES: dict[str, Callable[[DataConfig], Source]] = {"digits": Digits, "glyphs": Glyphs}
+SOURCES: dict[str, Callable[[DataConfig], Source]] = {
+    "cifar10": Cifar10,
+    "cifar100": Cifar100,
+    "digits": Digits,
+    "glyphs": Glyphs,
+}
 """Sources by the name that `data.source` takes."""
 
 

@@ -43,8 +43,8 @@ def _cut(split: Split, fraction: float, seed: int, name: str) -> tuple[Split, Sp
         )
     except ValueError as error:
         raise UserError(
-            f"data: cannot cut {fraction:.0%} of {len(split)} images for {name} so that every "
-            f"class is on both sides: {error}"
+            f"data: cannot cut {fraction:.0%} of {len(split)} images for {name}, stratified by "
+            f"class: {error}"
         ) from error
     return _take(split, kept), _take(split, taken)
 

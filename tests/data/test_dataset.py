@@ -8,7 +8,15 @@ import pytest
 from sklearn.datasets import load_digits
 
 from krscale.config import DataConfig
-from krscale.data import SOURCES, SPLITS, SourceData, Split, open_data, prepare_data
+from krscale.data import (
+    SOURCES,
+    SPLITS,
+    SourceData,
+    Split,
+    describe_data,
+    open_data,
+    prepare_data,
+)
 from krscale.data.arrow import read_split, write_split
 from krscale.errors import UserError
 
@@ -322,3 +330,12 @@ def test_other_format_is_refused(built):
     (built.path / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
     with pytest.raises(UserError, match="written in format 99"):
         open_data(built.path)
+
+
+def test_description_is_the_same_before_and_after_building(tmp_path):
+    before = describe_data(DataConfig(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    dataset = prepare_data(DataConfig(), tmp_path)
+    assert describe_data(DataConfig(), tmp_path) == before
+    assert (before.num_classes, before.image_shape) == (10, dataset.image_shape)
+    assert before.num_train == dataset.num_samples["train"]

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from krscale.config import ViewsConfig
+from krscale.data import draws, views
 from krscale.data.draws import draw_integers
 from krscale.data.views import apply_views, check_views, gather_views, normalise, view_of_epoch
 from krscale.errors import UserError
@@ -265,3 +266,19 @@ def test_policies_that_do_not_suit_the_images(fields, shape, message):
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_policies_that_suit_the_images(name):
     check_views(policy(name), (3, 8, 8))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_tables_made_in_inference_mode_serve_training(name):
+    """The tables are kept between calls; whoever calls first must not spoil them for others."""
+    for table in (views._inside, views._outside, views._scale_and_offset, draws._keys):
+        table.cache_clear()
+    statistics = ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+    samples = torch.arange(40)
+    with torch.inference_mode():
+        first = normalise(gather_views(pictures(), samples, 2, policy(name)), *statistics)
+    second = normalise(gather_views(pictures(), samples, 2, policy(name)), *statistics)
+    weights = torch.ones(1, 3, 1, 1, requires_grad=True)
+    torch.nn.functional.conv2d(second, weights).sum().backward()
+    assert torch.equal(first, second)
+    torch.testing.assert_close(weights.grad[0, :, 0, 0], second.sum(dim=(0, 2, 3)))

@@ -84,9 +84,7 @@ def _own_name(experiment: Experiment) -> Experiment:
     """Give every student its own folder: a name may serve a search and many students."""
     parts = experiment.distill
     name = f"{experiment.name}-{parts.method}-{parts.capacity.replace('/', '-')}"
-    return with_values(
-        experiment, {"name": f"{name}-{experiment.fingerprint()[:6]}"}, "distill"
-    )
+    return with_values(experiment, {"name": f"{name}-{experiment.fingerprint()[:6]}"}, "distill")
 
 
 def _train_and_test(
@@ -123,9 +121,7 @@ def _train_and_test(
     return result
 
 
-def _start_record(
-    tracker: Tracker, experiment: Experiment, prepared: Prepared, rung: Rung
-) -> None:
+def _start_record(tracker: Tracker, experiment: Experiment, prepared: Prepared, rung: Rung) -> None:
     tags = {
         "krscale.kind": "student",
         "krscale.method": experiment.distill.method,

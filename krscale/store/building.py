@@ -26,6 +26,7 @@ from krscale.store.manifest import (
     write_plan,
 )
 from krscale.store.rows import (
+    FEW_CLASSES,
     Layout,
     Rows,
     cheapest_top_k,
@@ -184,9 +185,13 @@ def _plan(
     config: StoreConfig,
     key: Mapping[str, str],
 ) -> Plan:
-    """Choose how many classes to keep, by what truncation costs on sampled rows of view 0."""
+    """Choose how many classes to keep, by what truncation costs on sampled rows of view 0.
+
+    A number that was chosen already needs one row only, which tells how many taps there are.
+    """
     num_samples = dataset.num_samples["train"]
-    num_sampled = min(num_samples, SAMPLED_ROWS)
+    is_chosen = config.top_k > 0 or dataset.num_classes <= FEW_CLASSES
+    num_sampled = 1 if is_chosen else min(num_samples, SAMPLED_ROWS)
     samples = torch.arange(num_sampled) * num_samples // num_sampled
     answers = [answer.tap_logits.cpu() for answer in asked.batches(0, samples)]
     probabilities = torch.softmax(torch.cat(answers) / config.temperature, dim=-1)

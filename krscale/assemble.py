@@ -25,7 +25,7 @@ from krscale.errors import UserError, unknown_name
 from krscale.knowledge.parameters import layers_by_tap
 from krscale.knowledge.taps import TappedModel, pool
 from krscale.loop import Training
-from krscale.methods import METHODS, MethodContext, build_method
+from krscale.methods import METHODS, MethodContext, build_method, check_posterior
 from krscale.methods.base import Learner
 from krscale.parallel import Workers
 from krscale.rungs import Rung, Task, build_student, build_teacher, ladder_rungs
@@ -63,7 +63,7 @@ def prepare(experiment: Experiment, reporter: Reporter) -> Prepared:
     check_methods(experiment)
     device = pick_device(experiment.train.device)
     reporter.phase("data")
-    dataset = prepare_data(experiment.data, experiment.cache_path)
+    dataset = prepare_data(experiment.data, experiment.cache_path, reporter.advance)
     check_views(experiment.views, dataset.image_shape)
     reporter.phase("teacher")
     facts, teacher_path = prepare_teacher(experiment, dataset, device, reporter.advance)
@@ -174,6 +174,7 @@ def check_methods(experiment: Experiment) -> None:
         for name in names:
             if name not in METHODS:
                 raise unknown_name("method", name, METHODS, where)
+    check_posterior(experiment.distill.posterior, "distill.posterior")
 
 
 def pick_device(name: str) -> torch.device:

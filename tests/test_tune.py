@@ -18,7 +18,12 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from running import ROOT, SMALL, door, environment, overrides
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(400),
+    # MLflow's own models use a loader strategy that its database library has deprecated.
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
+]
 
 METHODS = ("plain", "kd", "kr")
 CAPACITIES = ("1/16", "1/4")
@@ -144,7 +149,10 @@ def test_report_reads_the_run(finished: tuple[Path, dict[str, Any]]) -> None:
     (run / "curve.png").unlink()
     done = door("report", [str(run)])
     assert done.returncode == 0, done.stderr
-    assert f"{curve['rungs'][0]['num_parameters']:,}" in done.stdout
+    for rung in curve["rungs"]:
+        assert rung["capacity"] in done.stdout
+        for result in rung["methods"].values():
+            assert f"{100 * result['test_accuracy']:.1f}" in done.stdout
     assert (run / "curve.png").exists()
 
 

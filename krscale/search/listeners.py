@@ -130,9 +130,8 @@ class ProgressListener:
         for key in ladder.studies:
             for trial in ladder.counted(key):
                 study = (key.method, key.capacity)
-                self.progress.trial_started(study)
                 value = trial.user_attrs.get("val/accuracy")
-                self.progress.trial_ended(study, trial.state.name, value)
+                self.progress.trial_restored(study, trial.state.name, value)
 
     def on_start(self, assignment: Assignment) -> None:
         """A trial is running."""

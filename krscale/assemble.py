@@ -22,10 +22,11 @@ from krscale.data import Dataset, Split, describe_data, open_data, prepare_data
 from krscale.data.loader import Loader
 from krscale.data.views import check_views
 from krscale.errors import UserError, unknown_name
+from krscale.knowledge.aggregation import split_taps
 from krscale.knowledge.parameters import layers_by_tap
 from krscale.knowledge.taps import TappedModel, pool
 from krscale.loop import Training
-from krscale.methods import METHODS, MethodContext, build_method, check_posterior
+from krscale.methods import METHODS, MethodContext, build_method, check_posterior, method_settings
 from krscale.methods.base import Learner
 from krscale.parallel import Workers
 from krscale.rungs import Rung, Task, build_student, build_teacher, ladder_rungs
@@ -65,6 +66,7 @@ def prepare(experiment: Experiment, reporter: Reporter) -> Prepared:
     reporter.phase("data")
     dataset = prepare_data(experiment.data, experiment.cache_path, reporter.advance)
     check_views(experiment.views, dataset.image_shape)
+    check_models(experiment, dataset)
     reporter.phase("teacher")
     facts, teacher_path = prepare_teacher(experiment, dataset, device, reporter.advance)
     reporter.phase("store")
@@ -163,6 +165,17 @@ def num_teacher_taps(experiment: Experiment, task: Task) -> int:
         teacher = build_teacher(experiment, task)
     taps, _ = resolve_taps(teacher, experiment.teacher.taps, "teacher.taps")
     return len(taps) + 1
+
+
+def check_models(experiment: Experiment, task: Task) -> None:
+    """Refuse taps and granularities that do not fit the networks, before anything trains."""
+    with torch.device("meta"):
+        teacher = build_teacher(experiment, task)
+        student = build_student(experiment, task, width=1)
+    taps, stage_ends = resolve_taps(teacher, experiment.teacher.taps, "teacher.taps")
+    resolve_taps(student, experiment.student.taps, "student.taps")
+    if "granularity" in method_settings(experiment.distill.method):
+        split_taps(experiment.distill.granularity, len(taps) + 1, stage_ends)
 
 
 def check_methods(experiment: Experiment) -> None:

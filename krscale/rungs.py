@@ -49,12 +49,12 @@ class Rung:
 
 def build_teacher(experiment: Experiment, task: Task) -> nn.Module:
     """Build the teacher's network with fresh weights."""
-    return _builder(experiment.teacher, task)(experiment.teacher.width)
+    return _builder(experiment.teacher, task, "teacher")(experiment.teacher.width)
 
 
 def build_student(experiment: Experiment, task: Task, width: int) -> nn.Module:
     """Build a student of the given width with fresh weights."""
-    return _builder(experiment.student, task)(width)
+    return _builder(experiment.student, task, "student")(width)
 
 
 def ladder_rungs(experiment: Experiment, task: Task) -> tuple[Rung, ...]:
@@ -74,7 +74,7 @@ def find_rung(experiment: Experiment, task: Task) -> Rung:
 def _resolve(experiment: Experiment, task: Task, capacities: Iterable[str]) -> tuple[Rung, ...]:
     with torch.device("meta"):
         teacher_parameters = num_parameters(build_teacher(experiment, task))
-    build = _builder(experiment.student, task)
+    build = _builder(experiment.student, task, "student")
     rungs: dict[int, Rung] = {}
     for capacity in sorted(capacities, key=parse_capacity):
         width = find_width(build, parse_capacity(capacity) * teacher_parameters)
@@ -91,7 +91,7 @@ def _resolve(experiment: Experiment, task: Task, capacities: Iterable[str]) -> t
     return tuple(rungs.values())
 
 
-def _builder(config: ModelConfig, task: Task) -> Callable[[int], nn.Module]:
+def _builder(config: ModelConfig, task: Task, where: str) -> Callable[[int], nn.Module]:
     def build(width: int) -> nn.Module:
         return build_model(
             config.model,
@@ -99,6 +99,7 @@ def _builder(config: ModelConfig, task: Task) -> Callable[[int], nn.Module]:
             in_channels=task.image_shape[0],
             width=width,
             options=config.options,
+            where=where,
         )
 
     return build

@@ -271,7 +271,7 @@ class SearchConfig(Section):
     """Methods that are tuned and compared, each with the same number of trials."""
     trials_per_rung: Count = 8
     """Trials of every method at every rung."""
-    num_final_seeds: Count = 3
+    num_final_seeds: Count = 5
     """Fresh seeds with which each winner is trained again; only these are tested."""
     sampler: Literal["tpe", "random"] = "tpe"
     """Optuna sampler of every study."""

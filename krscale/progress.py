@@ -112,8 +112,13 @@ class Progress:
             self._print(f"{self._counts()} in {duration(self._clock() - self._started)}")
 
     def phase(self, title: str) -> None:
-        """A new part of the work begins: `"teacher"`, `"store"`, `"search"`."""
+        """A new part of the work begins: `"teacher"`, `"store"`, `"search"`.
+
+        Naming the current one again changes nothing.
+        """
         with self._lock:
+            if title == self._phase:
+                return
             self._phase, self._step = title, (0, 0)
         if self._lines:
             self._print(title)

@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from krscale.config import Experiment
+from krscale.config import Experiment, validate
 from krscale.errors import UserError
 from krscale.files import write_json
 
@@ -92,10 +92,33 @@ def git_commit() -> str:
     return commit + dirty if commit else "unknown"
 
 
+def find_run(name: str, storage_path: Path) -> Path:
+    """Return the absolute folder of a run: one that exists as written, else by its name."""
+    written = Path(name).expanduser()
+    if written.is_dir():
+        return written.resolve()
+    return (storage_path.expanduser() / written).resolve()
+
+
 def read_experiment(folder: Path) -> Experiment:
-    """Return the experiment a run folder belongs to."""
-    content = json.loads((folder / EXPERIMENT_FILE).read_text(encoding="utf-8"))
-    return Experiment.model_validate(content["experiment"])
+    """Return the experiment a run folder belongs to.
+
+    Raises:
+        UserError: If the folder holds none, or one of another version of krscale.
+    """
+    path = folder / EXPERIMENT_FILE
+    if not path.is_file():
+        raise UserError(f"{folder}: not the folder of a run: it has no {EXPERIMENT_FILE}.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))["experiment"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: damaged: it holds no experiment.") from None
+    return validate(content, str(path))
+
+
+def student_path(run_path: Path, method: str, capacity: str, seed: int) -> Path:
+    """Return where the weights of a final student of a search are kept."""
+    return run_path / "students" / method / capacity.replace("/", "-") / f"seed-{seed}.safetensors"
 
 
 def _check_or_write(folder: Path, experiment: Experiment, bound: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from krscale.config import load
 from krscale.curve import curve_table, draw_curve, read_curve
 from krscale.doors import run_door
 from krscale.errors import UserError
+from krscale.provenance import find_run
 
 FIGURE_FILE = "curve.png"
 
@@ -50,14 +51,6 @@ def run(arguments: Sequence[str]) -> int:
     Console().print(curve_table(curve))
     print(f"Figure: {figure}")
     return 0
-
-
-def find_run(name: str, storage_path: Path) -> Path:
-    """Return the absolute folder of a run: one that exists as written, else by its name."""
-    written = Path(name).expanduser()
-    if written.is_dir():
-        return written.resolve()
-    return (storage_path.expanduser() / written).resolve()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,10 +16,9 @@ from krscale.curve import Rung as CurveRung
 from krscale.data import Split
 from krscale.loop import evaluate
 from krscale.parallel import Workers
-from krscale.provenance import git_commit
+from krscale.provenance import git_commit, student_path
 from krscale.rungs import Rung, build_student
 from krscale.search.ladder import SEED, Ladder, StudyKey
-from krscale.search.trial import student_path
 from krscale.teacher import open_teacher
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from krscale.checkpoint import save_weights
 from krscale.config import Experiment, with_values
 from krscale.loop import Training
 from krscale.parallel import Workers
+from krscale.provenance import student_path
 
 REPORT_SECONDS = 0.5
 """Epochs shorter than this are reported together: a report costs the driver milliseconds."""
@@ -30,11 +30,6 @@ def trial_experiment(
     """Return the experiment of one trial: the search's own, with what was suggested."""
     fixed = {"distill.method": method, "train.seed": seed}
     return with_values(experiment, {**values, **fixed}, f"trial of {method}")
-
-
-def student_path(run_path: Path, method: str, capacity: str, seed: int) -> Path:
-    """Where the weights of a final student are kept."""
-    return run_path / "students" / method / capacity.replace("/", "-") / f"seed-{seed}.safetensors"
 
 
 class StudentTrial(tune.Trainable):

@@ -8,7 +8,6 @@ teacher.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 
 from krscale.capacity import count_flops, num_parameters
-from krscale.config import Experiment, fingerprint
+from krscale.config import Experiment
 from krscale.data import Dataset, Split, describe_data, open_data, prepare_data
 from krscale.data.loader import Loader
 from krscale.data.views import check_views
@@ -29,14 +28,10 @@ from krscale.loop import Training
 from krscale.methods import METHODS, MethodContext, build_method, check_posterior, method_settings
 from krscale.methods.base import Learner
 from krscale.parallel import Workers
+from krscale.recipe import StoreRecipe
 from krscale.rungs import Rung, Task, build_student, build_teacher, ladder_rungs
-from krscale.store import KnowledgeStore, prepare_store
-from krscale.teacher import (
-    TeacherFacts,
-    open_teacher,
-    prepare_teacher,
-    resolve_taps,
-)
+from krscale.store import KnowledgeStore
+from krscale.teacher import TeacherFacts, prepare_teacher, resolve_taps
 
 
 class Reporter(Protocol):
@@ -70,7 +65,8 @@ def prepare(experiment: Experiment, reporter: Reporter) -> Prepared:
     reporter.phase("teacher")
     facts, teacher_path = prepare_teacher(experiment, dataset, device, reporter.advance)
     reporter.phase("store")
-    store_path = _prepare_store(experiment, dataset, facts, teacher_path, device, reporter.advance)
+    recipe = StoreRecipe(experiment, dataset, facts, teacher_path)
+    store_path = recipe.prepare(device, reporter.advance)
     return Prepared(str(dataset.path), str(teacher_path), str(store_path), facts)
 
 
@@ -214,37 +210,4 @@ def _method_context(student: nn.Module, taps: tuple[str, ...], assets: Assets) -
         student_layers=layers_by_tap(student, taps),
         teacher_histograms=torch.tensor(teacher.histograms),
         teacher_layer_sizes=torch.tensor(teacher.layer_sizes),
-    )
-
-
-def _prepare_store(
-    experiment: Experiment,
-    dataset: Dataset,
-    facts: TeacherFacts,
-    teacher_path: Path,
-    device: torch.device,
-    report: Callable[[int, int], None],
-) -> Path:
-    key = {
-        "teacher": facts.fingerprint,
-        "data": dataset.fingerprint,
-        "views": fingerprint(experiment.views.model_dump(mode="json")),
-        "taps": fingerprint(facts.taps),
-        "store": fingerprint(experiment.store.model_dump(mode="json")),
-    }
-    path = experiment.cache_path / "stores" / fingerprint(key)
-
-    def open_tapped() -> tuple[TappedModel, nn.Module]:
-        teacher = open_teacher(experiment, dataset, teacher_path)
-        return teacher.tapped.to(device), teacher.probes.to(device)
-
-    return prepare_store(
-        path,
-        open_tapped,
-        dataset,
-        experiment.views,
-        experiment.store,
-        key=key,
-        device=device,
-        report=report,
     )

@@ -116,12 +116,24 @@ def prepare_teacher(
         The facts, and the folder that `open_teacher` reads.
     """
     key = _fingerprint(experiment, dataset)
-    folder = experiment.cache_path / "teachers" / key
+    folder = _folder(experiment, key)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
             with new_folder(folder) as temporary:
                 _make_teacher(experiment, dataset, device, key, temporary, report)
+    return _read_facts(folder), folder
+
+
+def find_teacher(experiment: Experiment, dataset: Dataset) -> tuple[TeacherFacts, Path]:
+    """Return the facts and folder of a teacher that an earlier `prepare_teacher` kept.
+
+    Raises:
+        UserError: If there is none.
+    """
+    folder = _folder(experiment, _fingerprint(experiment, dataset))
+    if not folder.is_dir():
+        raise UserError(f"{folder}: this teacher was never prepared; `krscale teach` does so.")
     return _read_facts(folder), folder
 
 
@@ -137,6 +149,10 @@ def open_teacher(experiment: Experiment, dataset: Dataset, folder: Path) -> Teac
     tapped.eval().requires_grad_(False)
     probes.eval().requires_grad_(False)
     return Teacher(facts, tapped, probes)
+
+
+def _folder(experiment: Experiment, key: str) -> Path:
+    return experiment.cache_path / "teachers" / key
 
 
 def _fingerprint(experiment: Experiment, dataset: Dataset) -> str:

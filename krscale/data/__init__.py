@@ -1,7 +1,7 @@
 """Images: where they come from, how they are kept, and how they are varied."""
 
 from krscale.data.arrow import Split
-from krscale.data.dataset import SPLITS, Dataset, open_data, prepare_data
+from krscale.data.dataset import SPLITS, Dataset, find_data, open_data, prepare_data
 from krscale.data.describe import describe_data
 from krscale.data.source import Description, SourceData, SplitName
 from krscale.data.sources import SOURCES
@@ -15,6 +15,7 @@ __all__ = [
     "Split",
     "SplitName",
     "describe_data",
+    "find_data",
     "open_data",
     "prepare_data",
 ]

@@ -107,6 +107,18 @@ def prepare_data(config: DataConfig, cache: Path, report: Report | None = None) 
     return open_data(path)
 
 
+def find_data(config: DataConfig, cache: Path) -> Dataset:
+    """Open the data set that an earlier `prepare_data` left under `cache`.
+
+    Raises:
+        UserError: If there is none.
+    """
+    path = dataset_path(config, cache)
+    if not path.is_dir():
+        raise UserError(f"{path}: this data was never prepared; `krscale teach` does so.")
+    return open_data(path)
+
+
 def dataset_path(config: DataConfig, cache: Path) -> Path:
     """Return the folder that `prepare_data` builds or reuses; it need not exist."""
     key = fingerprint(_identity(config, open_source(config)))

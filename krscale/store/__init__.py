@@ -1,7 +1,22 @@
 """The teacher's knowledge on disk: written once, memory-mapped by every trial, verifiable."""
 
-from krscale.store.building import prepare_store, write_shards
+from krscale.store.building import Report, prepare_store, write_shards
 from krscale.store.checking import Check, check_store
+from krscale.store.finding import find_store
+from krscale.store.manifest import StoreCheckError, broken_shards
 from krscale.store.reading import KnowledgeStore
+from krscale.store.shard import ShardId, count_shards
 
-__all__ = ["Check", "KnowledgeStore", "check_store", "prepare_store", "write_shards"]
+__all__ = [
+    "Check",
+    "KnowledgeStore",
+    "Report",
+    "ShardId",
+    "StoreCheckError",
+    "broken_shards",
+    "check_store",
+    "count_shards",
+    "find_store",
+    "prepare_store",
+    "write_shards",
+]

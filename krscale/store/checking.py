@@ -11,8 +11,8 @@ from torch import Tensor
 
 from krscale.config import ViewsConfig
 from krscale.data import Dataset
-from krscale.errors import UserError
 from krscale.store.asking import AskedTeacher, OpenTeacher
+from krscale.store.manifest import StoreCheckError
 from krscale.store.reading import KnowledgeStore
 from krscale.store.rows import class_numbers, pixel_sums
 
@@ -57,7 +57,8 @@ def check_store(
         num_rows: Rows to compute again, at least one of every view.
 
     Raises:
-        UserError: If a shard is broken, or a row's pixels or probabilities differ; names it.
+        StoreCheckError: If a shard is broken, or a row's pixels or probabilities differ; names it.
+        UserError: If there is no store, or one of another key.
     """
     store = KnowledgeStore.open(path, key)
     store.verify()
@@ -78,7 +79,7 @@ def _check_rows(store: KnowledgeStore, asked: AskedTeacher, view: int, samples: 
     sums = torch.cat([pixel_sums(answer.pixels) for answer in answers]).cpu()
     moved = samples[sums != store.pixel_sums(view, samples)].tolist()
     if moved:
-        raise UserError(
+        raise StoreCheckError(
             f"{store.path}: the pixels of view {view} of sample {moved[0]} (and {len(moved) - 1} "
             f"more of {len(samples)}) are not those the teacher saw: images or view policy give "
             "other pixels than when the store was built. Delete the store to build it anew."
@@ -91,7 +92,7 @@ def _check_rows(store: KnowledgeStore, asked: AskedTeacher, view: int, samples: 
     changed = samples[~fits.all(dim=1)].tolist()
     largest = float(differences.max())
     if changed:
-        raise UserError(
+        raise StoreCheckError(
             f"{store.path}: of view {view} of sample {changed[0]} (and {len(changed) - 1} more of "
             f"{len(samples)}) the teacher now says something else: a probability differs by up to "
             f"{largest:.4f}. Teacher or probes have changed. Delete the store to build it anew."

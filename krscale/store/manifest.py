@@ -23,6 +23,10 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 
 
+class StoreCheckError(UserError):
+    """A store that is not what was written, or that teacher and views no longer agree with."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """All that is decided before the first shard is written.
@@ -131,18 +135,26 @@ def check_key(path: Path, found: Mapping[str, str], expected: Mapping[str, str])
     Raises:
         UserError: Naming every fingerprint that differs, with both values.
     """
-    differing = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
-    if differing:
-        lines = [
-            f"{name}: the store has {found.get(name, 'none')}, "
-            f"this run {expected.get(name, 'none')}"
-            for name in differing
-        ]
+    if dict(found) != dict(expected):
         raise UserError(
-            f"{path}: the store was built from another {' and '.join(differing)}.\n  "
-            + "\n  ".join(lines)
-            + "\n  Use another folder, or delete this store to build it anew."
+            f"{path}: the store was {difference(found, expected)}"
+            "\n  Use another folder, or delete this store to build it anew."
         )
+
+
+def differing(found: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
+    """Return the names of the fingerprints that two keys do not share."""
+    return [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
+
+
+def difference(found: Mapping[str, str], expected: Mapping[str, str]) -> str:
+    """Word how two keys differ: a line for every fingerprint, with both values."""
+    names = differing(found, expected)
+    lines = [
+        f"{name}: the store has {found.get(name, 'none')}, this run {expected.get(name, 'none')}"
+        for name in names
+    ]
+    return "\n  ".join([f"built from another {' and '.join(names)}.", *lines])
 
 
 def broken_shards(path: Path, manifest: Manifest, *, checksums: bool) -> list[ShardId]:
@@ -164,11 +176,11 @@ def broken_shards(path: Path, manifest: Manifest, *, checksums: bool) -> list[Sh
     return broken
 
 
-def broken_error(path: Path, shards: Iterable[ShardId]) -> UserError:
+def broken_error(path: Path, shards: Iterable[ShardId]) -> StoreCheckError:
     """Build the error for shards that do not match their checksum."""
     names = [shard.stem for shard in shards]
     listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    return UserError(
+    return StoreCheckError(
         f"{path}: {len(names)} broken shard(s), whose file is missing or does not match its "
         f"checksum: {listed}. `krscale store check RUN --repair` rebuilds only those."
     )

@@ -12,7 +12,11 @@ DOORS = {
     "distill": "distil one student, on one worker or many",
     "teach": "prepare data, teacher and its knowledge",
     "report": "print the table of a run and redraw its figure",
+    "store": "check or describe what the teacher said, as it is kept for a run",
+    "sync": "send MLflow what a run recorded while MLflow was away",
 }
+_MODULES = {"store": "store_door"}
+"""Doors whose name is that of a part of the house."""
 
 
 def main() -> int:
@@ -27,6 +31,6 @@ def main() -> int:
     if name not in DOORS:
         print(f"krscale: error: {unknown_name('door', name, DOORS)}", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"krscale.{name}")
+    module = importlib.import_module(f"krscale.{_MODULES.get(name, name)}")
     sys.argv[0:2] = [f"krscale {name}"]
     return int(module.main())

@@ -1,0 +1,167 @@
+"""`krscale store {check, info} RUN`: ask the teacher again about a run's store, or describe it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from krscale.config import Experiment, load
+from krscale.doors import run_door
+from krscale.errors import UserError
+from krscale.provenance import find_run, read_experiment
+
+if TYPE_CHECKING:
+    from krscale.recipe import StoreRecipe
+
+EXIT_DIFFERENT = 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line of this door."""
+    found = argparse.ArgumentParser(
+        prog="krscale store",
+        description="Check or describe the store of a run: what its teacher said, on disk.",
+    )
+    commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    check = commands.add_parser(
+        "check",
+        help="ask the teacher again about a sample of rows, and compare",
+        description="Compare the checksum of every shard, then compute a sample of rows again and "
+        "compare their pixels and probabilities. Exit code 0: all as it was written; 1: something "
+        "differs, which is told on stderr; 2: there is nothing to check.",
+    )
+    check.add_argument(
+        "--rows", type=_positive, default=512, metavar="N", help="rows to ask about (512)"
+    )
+    check.add_argument("--repair", action="store_true", help="rebuild broken shards, only those")
+    check.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    info = commands.add_parser("info", help="print size, truncation error and fingerprints")
+    for command in (check, info):
+        command.add_argument("run", metavar="RUN", help="a run's name or folder, or its TOML file")
+        command.add_argument(
+            "--storage-path",
+            metavar="FOLDER",
+            help="folder of all runs, where a name is looked up (default: that of the experiments)",
+        )
+        command.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="with a TOML file: the overrides of the run; repeatable",
+        )
+        command.add_argument("--json", action="store_true", help="print the result as JSON")
+    return found
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse, find the experiment, call one function."""
+    options = parser().parse_args(arguments)
+    experiment = find_experiment(options.run, options.storage_path, options.set)
+    from krscale.recipe import StoreRecipe  # torch takes seconds to import
+    from krscale.store import StoreCheckError
+
+    recipe = StoreRecipe.find(experiment)
+    try:
+        if options.command == "info":
+            show_info(recipe, as_json=options.json)
+        else:
+            check(recipe, options)
+    except StoreCheckError as error:
+        print(f"krscale: {error}", file=sys.stderr)
+        return EXIT_DIFFERENT
+    return 0
+
+
+def find_experiment(name: str, storage_path: str | None, overrides: Sequence[str]) -> Experiment:
+    """Return the experiment of a run's name or folder, or of a TOML file.
+
+    A run's folder says where its storage is now, whatever the storage was called at its start.
+    """
+    written = Path(name).expanduser()
+    if written.suffix == ".toml" or written.is_file():
+        place = [f"storage_path={json.dumps(storage_path)}"] if storage_path else []
+        return load(written, [*overrides, *place])
+    if overrides:
+        raise UserError(f"--set {overrides[0]}: a run ({name}) is what it is; give a TOML file.")
+    folder = find_run(name, Path(storage_path or load().storage_path))
+    return read_experiment(folder).model_copy(update={"storage_path": str(folder.parent)})
+
+
+def check(recipe: StoreRecipe, options: argparse.Namespace) -> None:
+    """Rebuild what is broken where that is asked for, then compare with the present."""
+    from krscale.assemble import pick_device
+    from krscale.progress import Progress
+
+    device = pick_device(recipe.experiment.train.device)
+    rebuilt = [shard.stem for shard in recipe.broken()] if options.repair else []
+    if rebuilt:
+        with Progress(quiet=options.quiet, planned={}) as progress:
+            progress.phase("repair")
+            recipe.prepare(device, progress.advance, repair=True)
+    found = recipe.check(device, options.rows)
+    if options.json:
+        content = {"path": str(recipe.path), "rebuilt": rebuilt, **asdict(found)}
+        print(json.dumps(content, indent=2))
+        return
+    for name in rebuilt:
+        print(f"Rebuilt {name}")
+    print(
+        f"{recipe.path}: {found.num_shards} shards and {found.num_rows} rows are what the teacher "
+        f"says today (largest difference of a probability: {found.max_difference:.1e})"
+    )
+
+
+def show_info(recipe: StoreRecipe, *, as_json: bool) -> None:
+    """Print what the store holds."""
+    info = recipe.open().info()
+    if as_json:
+        print(json.dumps(info, indent=2))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("store")
+    table.add_column(info["path"], overflow="fold")
+    for name, value in _lines(info):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _lines(info: dict[str, Any]) -> list[tuple[str, str]]:
+    kept = f"{info['top_k']} of {info['num_classes']}"
+    errors = ", ".join(f"{error:.4f}" for error in info["truncation_error"])
+    rows = (
+        f"{info['num_views']} views of {info['num_samples']:,} samples at {info['num_taps']} taps"
+    )
+    return [
+        ("size", f"{info['num_bytes'] / 1e6:,.1f} MB in {info['num_shards']} shards"),
+        ("rows", rows),
+        ("bytes per view and tap", f"{info['bytes_per_view_and_tap']:.2f}"),
+        ("classes kept", f"{kept}, at temperature {info['temperature']:g}"),
+        ("truncation error", f"{errors} (mean total variation of each tap)"),
+        *((f"fingerprint: {name}", print_) for name, print_ in info["fingerprints"].items()),
+    ]
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1 (got {number})")
+    return number
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; `argv` without the program's name, by default from the command line."""
+    return run_door(run, sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -279,7 +279,7 @@ class SearchConfig(Section):
     """Early stopping within a rung; trials of different rungs are never compared."""
     grace_epochs: Count = 4
     """Epochs that every trial gets before it may be stopped."""
-    reduction_factor: Annotated[int, Field(strict=True, ge=2)] = 3
+    reduction_factor: Annotated[int, Field(strict=True, ge=2)] = 2
     """ASHA keeps one trial in this many at each of its milestones."""
     max_failures: Count = 16
     """Failed trials after which the search gives up."""
@@ -336,15 +336,21 @@ class Experiment(Section):
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
 
+    @field_validator("storage_path")
+    @classmethod
+    def _absolute(cls, storage_path: str) -> str:
+        # Workers have working directories of their own.
+        return str(Path(storage_path).expanduser().resolve())
+
     @property
     def run_path(self) -> Path:
         """Absolute folder of this run."""
-        return Path(self.storage_path).expanduser().resolve() / self.name
+        return Path(self.storage_path) / self.name
 
     @property
     def cache_path(self) -> Path:
         """Absolute folder of what runs share: data, teachers and stores, each by fingerprint."""
-        return Path(self.storage_path).expanduser().resolve() / "cache"
+        return Path(self.storage_path) / "cache"
 
     def fingerprint(self) -> str:
         """Hash of every field that changes results; not of where they are kept or how shown."""

@@ -91,6 +91,15 @@ def test_fingerprint_covers_results_and_not_places() -> None:
     assert load(None, ["train.seed=1"]).fingerprint() != base.fingerprint()
 
 
+def test_storage_path_is_absolute_wherever_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = load(None, ["storage_path=here"])
+    monkeypatch.chdir("/")
+    assert found.run_path == tmp_path / "here" / "digits"
+
+
 def test_storage_path_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KRSCALE_STORAGE_PATH", "/somewhere")
     assert load().run_path == Path("/somewhere/digits")

@@ -1,6 +1,7 @@
 """The whole path for real: a search on a real Ray, its journal, its curve and its MLflow runs."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -65,7 +66,9 @@ def check_complete(run: Path) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     storage = tmp_path_factory.mktemp("storage")
-    settings = (*SMALL, f"storage_path={storage}", "name=small", WATCHED)
+    # A relative path, as by default: workers, whose folders differ, must find the same place.
+    relative = os.path.relpath(storage, ROOT)
+    settings = (*SMALL, f"storage_path={relative}", "name=small", WATCHED)
     done = door("tune", ["--json", *overrides(*settings)])
     assert done.returncode == 0, done.stderr
     return storage / "small", json.loads(done.stdout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,3 +18,12 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("KRSCALE_STORAGE_PATH", raising=False)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small finished search; tests read it and leave it as it is."""
+    from finished_run import make_finished_run
+
+    torch.set_num_threads(1)
+    return make_finished_run(tmp_path_factory.mktemp("finished"))

@@ -15,7 +15,12 @@ PIN = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9.
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 REQUIREMENTS = [
     *PROJECT["project"]["dependencies"],
-    *PROJECT["project"]["optional-dependencies"]["dev"],
+    *PROJECT["project"]["optional-dependencies"]["export"],
+    *(
+        text
+        for text in PROJECT["project"]["optional-dependencies"]["dev"]
+        if Requirement(text).name != PROJECT["project"]["name"]  # its own other extra, listed above
+    ),
     *PROJECT["build-system"]["requires"],
 ]
 

@@ -1,0 +1,16 @@
+"""A student to take away: alone, in formats that run without krscale, each one proven."""
+
+from krscale.export.card import CARD_FILE, StudentCard, read_card
+from krscale.export.formats import FORMATS, check_formats
+from krscale.export.writing import ExportedFile, export_student, open_student
+
+__all__ = [
+    "CARD_FILE",
+    "FORMATS",
+    "ExportedFile",
+    "StudentCard",
+    "check_formats",
+    "export_student",
+    "open_student",
+    "read_card",
+]

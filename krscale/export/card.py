@@ -1,0 +1,116 @@
+"""`student.json`, the card that goes with every export: what it is and how to feed it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from krscale.data import Dataset
+from krscale.errors import UserError
+
+CARD_FILE = "student.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class StudentCard:
+    """What a student is, how its images are prepared, and where it came from.
+
+    Attributes:
+        model: Name of the architecture, as in an experiment.
+        width: Its capacity dial.
+        options: Further arguments of the architecture.
+        num_parameters: Of the student, without heads.
+        flops: Of one forward of one image, 2 per multiply-add.
+        classes: Name of each class, in the order of the logits.
+        image_shape: `(C, H, W)`.
+        mean: Mean of each channel, pixels in 0..1.
+        std: Standard deviation of each channel, likewise.
+        accuracy: `val` and `test`, shares in [0, 1]; `val` is None when validation was trained on.
+        provenance: Run, commit, fingerprints, method, settings, seed.
+    """
+
+    model: str
+    width: int
+    options: Mapping[str, Any]
+    num_parameters: int
+    flops: int
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    accuracy: Mapping[str, float | None]
+    provenance: Mapping[str, Any]
+
+    @property
+    def test_accuracy(self) -> float:
+        """The test accuracy that every exported file must reach again."""
+        value = self.accuracy["test"]
+        if value is None:
+            raise ValueError("a card without a test accuracy cannot be checked")
+        return value
+
+    def fits(self, dataset: Dataset) -> bool:
+        """Whether the images and classes of a data set are those of the student."""
+        return (self.image_shape, self.classes) == (dataset.image_shape, dataset.classes)
+
+    def content(self) -> dict[str, Any]:
+        """Return the card as JSON-serialisable content, ordered for a reader."""
+        return {
+            "format": FORMAT,
+            "architecture": {
+                "model": self.model,
+                "width": self.width,
+                "options": dict(self.options),
+                "num_classes": len(self.classes),
+                "in_channels": self.image_shape[0],
+                "num_parameters": self.num_parameters,
+                "flops": self.flops,
+            },
+            "preprocessing": {
+                "image_shape": list(self.image_shape),
+                "uint8_scale": 1 / 255,
+                "mean": list(self.mean),
+                "std": list(self.std),
+                "safetensors_input": "(pixels * uint8_scale - mean) / std",
+                "graph_input": "pixels * uint8_scale; mean and std are inside the graph",
+            },
+            "classes": list(self.classes),
+            "accuracy": dict(self.accuracy),
+            "provenance": dict(self.provenance),
+        }
+
+
+def read_card(folder: Path) -> StudentCard:
+    """Read the card of an export.
+
+    Raises:
+        UserError: If the folder holds none, or one of another version.
+    """
+    path = folder / CARD_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise UserError(f"{path}: format {content['format']}; this krscale reads {FORMAT}.")
+        architecture, preprocessing = content["architecture"], content["preprocessing"]
+        channels, height, width = preprocessing["image_shape"]
+        return StudentCard(
+            model=architecture["model"],
+            width=architecture["width"],
+            options=architecture["options"],
+            num_parameters=architecture["num_parameters"],
+            flops=architecture["flops"],
+            classes=tuple(content["classes"]),
+            image_shape=(channels, height, width),
+            mean=tuple(preprocessing["mean"]),
+            std=tuple(preprocessing["std"]),
+            accuracy=content["accuracy"],
+            provenance=content["provenance"],
+        )
+    except FileNotFoundError:
+        raise UserError(f"{folder}: not an export: it has no {CARD_FILE}.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not the card of an export ({error}).") from error

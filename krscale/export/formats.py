@@ -1,0 +1,181 @@
+"""The formats a student leaves in, and what each needs.
+
+The graphs (ONNX and torch.export) take float32 images `[B, C, H, W]` in 0..1, which is what every
+image library hands out (torchvision's `ToTensor`, PIL divided by 255), and return logits `[B, K]`.
+Mean and standard deviation are inside the graph: nobody can apply the wrong ones, or forget them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from krscale.checkpoint import save_weights
+from krscale.errors import UserError, unknown_name
+from krscale.export.card import StudentCard
+
+INPUT, OUTPUT, BATCH = "images", "logits", "batch"
+OPSET = 18
+"""The oldest opset that torch writes without converting, hence what most runtimes read."""
+_METADATA = "krscale"
+
+
+class NormalisedStudent(nn.Module):
+    """A student behind its own normalisation.
+
+    Args:
+        student: Takes normalised images.
+        mean: Of each channel, pixels in 0..1.
+        std: Of each channel, likewise.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, student: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.student = student
+        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images `[B, C, H, W]` in 0..1 to logits `[B, K]`."""
+        logits: Tensor = self.student((images - self.mean) / self.std)
+        return logits
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to write a student.
+
+    Attributes:
+        file: Name of the file.
+        packages: What writing and checking it needs beyond krscale's own dependencies.
+        write: Writes the student with its card to a path.
+    """
+
+    file: str
+    packages: tuple[str, ...]
+    write: Callable[[nn.Module, StudentCard, Path], None]
+
+
+def check_formats(names: Sequence[str], where: str = "--format") -> None:
+    """Refuse formats that do not exist or cannot be written here, before any work is done.
+
+    Raises:
+        UserError: Naming the format, or the extra that brings what is missing.
+    """
+    if not names:
+        raise UserError(f"{where}: at least one format is needed. Allowed: {', '.join(FORMATS)}.")
+    for name in names:
+        if name not in FORMATS:
+            raise unknown_name("format", name, FORMATS, where)
+        for package in FORMATS[name].packages:
+            _import_extra(package, name, where)
+
+
+def example_images(card: StudentCard) -> Tensor:
+    """Return two images `[2, C, H, W]` to trace with; one would make the batch a constant."""
+    return torch.rand(2, *card.image_shape)
+
+
+def _write_safetensors(student: nn.Module, card: StudentCard, path: Path) -> None:
+    save_weights(path, student, card.content())
+
+
+def _write_pt2(student: nn.Module, card: StudentCard, path: Path) -> None:
+    program = _trace(student, card, "pt2")
+    torch.export.save(program, path, extra_files={"student.json": json.dumps(card.content())})
+
+
+def _write_onnx(student: nn.Module, card: StudentCard, path: Path) -> None:
+    traced = _trace(student, card, "onnx")
+    with _explained("onnx"), _quiet_exporter():
+        program = torch.onnx.export(
+            traced,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes={INPUT: {0: BATCH}},
+            verbose=False,
+        )
+        if program is None:
+            raise UserError("onnx: torch returned no program.")
+        program.model.metadata_props[_METADATA] = json.dumps(card.content())
+        program.save(path, external_data=False)
+    onnx = importlib.import_module("onnx")
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+FORMATS: Mapping[str, Format] = {
+    "safetensors": Format("student.safetensors", (), _write_safetensors),
+    "onnx": Format("student.onnx", ("onnx", "onnxscript", "onnxruntime"), _write_onnx),
+    "pt2": Format("student.pt2", (), _write_pt2),
+}
+"""Formats by name."""
+
+
+def _trace(student: nn.Module, card: StudentCard, name: str) -> ExportedProgram:
+    """Record the student with its normalisation, for any size of batch."""
+    model = NormalisedStudent(student, card.mean, card.std).eval()
+    with _explained(name), _quiet_exporter():
+        shapes = {INPUT: {0: Dim(BATCH)}}
+        program = torch.export.export(model, (example_images(card),), dynamic_shapes=shapes)
+    for node in program.graph.nodes:
+        # Where krscale lies on the exporting machine is nobody's business.
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn whatever the exporter raises into what the user can act on."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise UserError(
+            f"{name}: torch cannot export this network ({type(error).__name__}: {reason[:300]}). "
+            "Its forward must not depend on the values or the number of the images; "
+            "--format safetensors always works."
+        ) from error
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silence what the exporter says of itself: absent torchvision, its own deprecations."""
+    logger = logging.getLogger("torch.onnx._internal.exporter")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for category in (DeprecationWarning, FutureWarning):
+                warnings.simplefilter("ignore", category)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _import_extra(package: str, name: str, where: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        others = ",".join(key for key, value in FORMATS.items() if not value.packages)
+        raise UserError(
+            f"{where}: {name} needs the package {package!r}, which cannot be imported ({error}). "
+            f"Install the extra krscale[export], or leave it out: {where} {others}."
+        ) from error

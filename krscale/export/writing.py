@@ -1,0 +1,189 @@
+"""Writing an export: all files or none, each reloaded in a fresh process before it counts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from krscale.checkpoint import load_weights
+from krscale.data import Dataset
+from krscale.data.views import normalise
+from krscale.errors import UserError
+from krscale.export.card import CARD_FILE, StudentCard, read_card
+from krscale.export.formats import FORMATS, check_formats
+from krscale.files import new_folder, sha256, write_json
+from krscale.models import build_model
+
+NUM_COMPARED = 512
+"""Validation images on which every file is compared with the original."""
+TOLERANCE = 1e-4
+"""Largest difference of a logit, as a share of the largest logit (at least of 1)."""
+ACCURACY_TOLERANCE = 1e-3
+"""Share of the test images whose answer may flip where two logits tie to within rounding."""
+TIMEOUT_SECONDS = 1800
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """One file of an export and what a fresh process found in it.
+
+    Attributes:
+        file: Name of the file.
+        format: Its format.
+        num_bytes: Its size.
+        sha256: Hash of its content.
+        max_difference: Largest difference of a logit from the original's, on validation images.
+        num_compared: How many images that was measured on.
+        test_accuracy: Recomputed with this file on the whole test split.
+    """
+
+    file: str
+    format: str
+    num_bytes: int
+    sha256: str
+    max_difference: float
+    num_compared: int
+    test_accuracy: float
+
+
+def export_student(
+    student: nn.Module,
+    card: StudentCard,
+    dataset: Dataset,
+    folder: Path,
+    formats: Sequence[str],
+) -> tuple[ExportedFile, ...]:
+    """Write a student into `folder` and prove every file; nothing is left there otherwise.
+
+    Args:
+        student: The student without heads, on the CPU; put into eval mode.
+        card: What it is.
+        dataset: Validation images to compare on, test images to count on.
+        folder: Where to; an earlier export there is replaced when the new one is proven.
+        formats: Names of `FORMATS`.
+
+    Raises:
+        UserError: If a format cannot be written here, `folder` holds something else, or a file
+            gives other logits or another test accuracy than the original.
+    """
+    check_formats(formats)
+    check_target(folder)
+    if not card.fits(dataset):
+        raise UserError(f"{dataset.path}: its images or classes are not those of the student.")
+    student.eval()
+    with new_folder(folder) as temporary:
+        write_json(temporary / CARD_FILE, card.content())
+        for name in formats:
+            FORMATS[name].write(student, card, temporary / FORMATS[name].file)
+        found = _check_in_fresh_process(student, card, dataset, temporary, formats)
+        files = tuple(_proven(temporary, name, found[name], card) for name in formats)
+        content = card.content() | {"files": [asdict(file) for file in files]}
+        write_json(temporary / CARD_FILE, content)
+    return files
+
+
+def open_student(folder: Path) -> tuple[nn.Module, StudentCard]:
+    """Build the student of an export from its safetensors file, in eval mode.
+
+    Returns:
+        The student, which takes normalised images, and its card.
+
+    Raises:
+        UserError: If the folder is not an export, or its files do not fit each other.
+    """
+    card = read_card(folder)
+    student = build_model(
+        card.model,
+        num_classes=len(card.classes),
+        in_channels=card.image_shape[0],
+        width=card.width,
+        options=card.options,
+    )
+    load_weights(folder / FORMATS["safetensors"].file, student)
+    return student.eval(), card
+
+
+def check_target(folder: Path) -> None:
+    """Refuse to replace anything but an earlier export.
+
+    Raises:
+        UserError: If `folder` exists, is not empty and is not an export.
+    """
+    if folder.is_file() or (
+        folder.is_dir() and any(folder.iterdir()) and not (folder / CARD_FILE).is_file()
+    ):
+        raise UserError(
+            f"{folder}: holds something that is not an export of krscale; it would be replaced. "
+            "Choose another folder, or one that does not exist yet."
+        )
+
+
+@torch.inference_mode()
+def _reference(student: nn.Module, dataset: Dataset) -> Tensor:
+    """Logits `[N, K]` of the original on the first validation images."""
+    pixels = torch.tensor(dataset.split("val").images[:NUM_COMPARED])
+    logits: Tensor = student(normalise(pixels, dataset.mean, dataset.std))
+    return logits.float()
+
+
+def _check_in_fresh_process(
+    student: nn.Module, card: StudentCard, dataset: Dataset, folder: Path, formats: Sequence[str]
+) -> dict[str, Any]:
+    """Return by format what `krscale.export.checking` finds in the files of `folder`."""
+    with tempfile.TemporaryDirectory(prefix="krscale-export-") as scratch:
+        reference = Path(scratch) / "reference.safetensors"
+        save_file({"logits": _reference(student, dataset).contiguous()}, reference)
+        command = [sys.executable, "-m", "krscale.export.checking", str(folder), str(dataset.path)]
+        # A network of the user's own must be found there, too.
+        path = os.pathsep.join(part or str(Path.cwd()) for part in sys.path)
+        done = subprocess.run(  # noqa: S603
+            [*command, str(reference), *formats],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+            check=False,
+        )
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise UserError(f"{card.model}: the export cannot be loaded again: {last[0]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _proven(folder: Path, name: str, found: dict[str, Any], card: StudentCard) -> ExportedFile:
+    """Return the file with its findings, or raise when they differ from the original's."""
+    allowed = TOLERANCE * max(1.0, found["largest_logit"])
+    difference, accuracy = found["max_difference"], found["test_accuracy"]
+    # Written so that NaN is refused as well.
+    if not difference <= allowed:
+        raise UserError(
+            f"{name}: the export's logits differ from the original's by up to {difference:.2g}, "
+            f"more than {allowed:.2g}. Does the network's forward depend on values or batch size?"
+        )
+    if not abs(accuracy - card.test_accuracy) <= ACCURACY_TOLERANCE:
+        raise UserError(
+            f"{name}: the export reaches {accuracy:.4f} on test, the run's table has "
+            f"{card.test_accuracy:.4f}. Were data or weights changed since?"
+        )
+    path = folder / FORMATS[name].file
+    return ExportedFile(
+        file=path.name,
+        format=name,
+        num_bytes=path.stat().st_size,
+        sha256=sha256(path),
+        max_difference=difference,
+        num_compared=found["num_compared"],
+        test_accuracy=accuracy,
+    )

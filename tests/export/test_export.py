@@ -1,0 +1,233 @@
+"""Exports of a real student: proven, readable by others, and refused when they are not the same."""
+
+import copy
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from running import environment
+from torch import nn
+
+import krscale.export.writing as writing
+from krscale.checkpoint import load_weights
+from krscale.curve import read_curve
+from krscale.data import Dataset, open_data, prepare_data
+from krscale.errors import UserError
+from krscale.export import FORMATS, StudentCard, check_formats, export_student, open_student
+from krscale.provenance import read_experiment, student_path
+from krscale.rungs import build_student
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs/export.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def original(finished_run: Path) -> tuple[nn.Module, StudentCard, Dataset]:
+    experiment, rung = read_experiment(finished_run), read_curve(finished_run).rungs[1]
+    dataset = prepare_data(experiment.data, experiment.cache_path)
+    result = rung.methods["kr"]
+    student = build_student(experiment, dataset, rung.width)
+    load_weights(student_path(finished_run, "kr", rung.capacity, result.seeds[0]), student)
+    card = StudentCard(
+        model=experiment.student.model,
+        width=rung.width,
+        options=experiment.student.options,
+        num_parameters=rung.num_parameters,
+        flops=rung.flops,
+        classes=dataset.classes,
+        image_shape=dataset.image_shape,
+        mean=dataset.mean,
+        std=dataset.std,
+        accuracy={"val": result.val_accuracies[0], "test": result.test_accuracies[0]},
+        provenance={"run": "tiny"},
+    )
+    return student.eval(), card, dataset
+
+
+@pytest.fixture(scope="module")
+def exported(original, tmp_path_factory) -> tuple[Path, tuple]:
+    student, card, dataset = original
+    folder = tmp_path_factory.mktemp("exported") / "out"
+    return folder, export_student(student, card, dataset, folder, list(FORMATS))
+
+
+def exact_logits(student: nn.Module, card: StudentCard, images: np.ndarray) -> np.ndarray:
+    """Logits in float64, the normalisation written out."""
+    mean, std = (np.reshape(values, (1, -1, 1, 1)) for values in (card.mean, card.std))
+    normalised = torch.from_numpy((images.astype(np.float64) / 255 - mean) / std)
+    double = copy.deepcopy(student).double()
+    with torch.no_grad():
+        return double(normalised).numpy()
+
+
+def test_every_file_is_proven_and_reaches_the_table(original, exported) -> None:
+    _, card, dataset = original
+    folder, files = exported
+    assert {path.name for path in folder.iterdir()} == {
+        "student.json", *(format.file for format in FORMATS.values())
+    }  # fmt: skip
+    for file in files:
+        assert file.test_accuracy == card.test_accuracy
+        assert 0.0 <= file.max_difference < 1e-4
+        assert file.num_compared == min(512, dataset.num_samples["val"])
+        assert file.num_bytes == (folder / file.file).stat().st_size
+    listed = json.loads((folder / "student.json").read_text())["files"]
+    assert [entry["format"] for entry in listed] == list(FORMATS)
+
+
+def test_onnx_takes_any_batch_of_pixels_in_0_to_1(original, exported) -> None:
+    student, card, dataset = original
+    path = str(exported[0] / "student.onnx")
+    onnx.checker.check_model(path, full_check=True)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (entry,) = session.get_inputs()
+    assert (entry.name, entry.type, entry.shape) == ("images", "tensor(float)", ["batch", 1, 8, 8])
+    images = dataset.split("test").images
+    for size in (1, 3, 450):
+        (logits,) = session.run(None, {"images": images[:size].astype(np.float32) / 255})
+        expected = exact_logits(student, card, images[:size])
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+    held = json.loads(session.get_modelmeta().custom_metadata_map["krscale"])
+    assert held["classes"] == list(dataset.classes)
+    assert held["provenance"] == {"run": "tiny"}
+
+
+def test_no_file_tells_where_it_was_made(exported) -> None:
+    folder, _ = exported
+    root = str(DOCUMENT.parents[1]).encode()
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        assert root not in content, path.name
+        assert str(Path(torch.__file__).parent).encode() not in content, path.name
+
+
+def test_a_student_comes_back_as_a_module(original, exported) -> None:
+    student, card, dataset = original
+    again, read = open_student(exported[0])
+    assert replace(read, provenance=card.provenance) == card
+    assert not again.training
+    images = dataset.split("val").images[:5]
+    np.testing.assert_allclose(
+        exact_logits(again, read, images), exact_logits(student, card, images), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=["onnx", "pt2", "module"])
+def test_examples_of_the_document_run(block: str, original, exported, tmp_path) -> None:
+    student, card, dataset = original
+    assert len(BLOCKS) == 3
+    for file in exported[0].iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    # Two images of different answers, so that an example that ignores its image fails.
+    images = dataset.split("val").images
+    answers = exact_logits(student, card, images).argmax(axis=1)
+    for index in (0, int(np.flatnonzero(answers != answers[0])[0])):
+        Image.fromarray(images[index, 0]).save(tmp_path / "image.png")
+        done = subprocess.run(
+            [sys.executable, "-c", block], cwd=tmp_path, env=environment(),
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == card.classes[answers[index]]
+
+
+class Frozen(nn.Module):
+    """Depends on the values of its images, which no graph can follow."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scale = 2.0 if images.sum() > 0 else 1.0
+        return images.flatten(1)[:, :10] * scale
+
+
+@pytest.mark.parametrize("name", ["onnx", "pt2"])
+def test_a_network_that_no_graph_can_hold_is_explained(name, original, tmp_path) -> None:
+    _, card, dataset = original
+    with pytest.raises(UserError, match=rf"^{name}: torch cannot export.*safetensors always works"):
+        export_student(Frozen(), card, dataset, tmp_path / "out", [name])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_accuracy_than_the_table_keeps_the_earlier_export(
+    original, exported, tmp_path
+) -> None:
+    student, card, dataset = original
+    folder = tmp_path / "out"
+    shutil.copytree(exported[0], folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    wrong = replace(card, accuracy={**card.accuracy, "test": card.test_accuracy + 0.01})
+    with pytest.raises(UserError, match=r"reaches 0\.\d+ on test, the run's table has 0\.\d+"):
+        export_student(student, wrong, dataset, folder, ["safetensors"])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_other_logits_than_the_original_are_refused(original, tmp_path, monkeypatch) -> None:
+    student, card, dataset = original
+
+    before = FORMATS["safetensors"]
+
+    def write_disturbed(student: nn.Module, card: StudentCard, path: Path) -> None:
+        disturbed = copy.deepcopy(student)
+        with torch.no_grad():
+            next(disturbed.parameters()).mul_(1.001)
+        before.write(disturbed, card, path)
+
+    monkeypatch.setitem(FORMATS, "safetensors", replace(before, write=write_disturbed))
+    with pytest.raises(UserError, match="logits differ from the original's by up to"):
+        export_student(student, card, dataset, tmp_path / "out", ["safetensors"])
+
+
+def test_difference_that_is_not_a_number_is_refused(original, tmp_path) -> None:
+    _, card, _ = original
+    found = {"max_difference": float("nan"), "largest_logit": 1.0, "test_accuracy": 0.5}
+    with pytest.raises(UserError, match="differ from the original's by up to nan"):
+        writing._proven(tmp_path, "pt2", found, card)
+
+
+def test_missing_package_names_the_extra(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UserError, match=r"'onnxscript'.*krscale\[export\].*safetensors,pt2"):
+        check_formats(["safetensors", "onnx"])
+    check_formats(["safetensors", "pt2"])
+
+
+def test_unknown_or_no_format(original) -> None:
+    with pytest.raises(UserError, match=r"unknown format 'onx'\. Did you mean 'onnx'"):
+        check_formats(["onx"])
+    with pytest.raises(UserError, match="at least one format"):
+        check_formats([])
+
+
+def test_folder_of_something_else_is_not_replaced(original, tmp_path) -> None:
+    student, card, dataset = original
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(UserError, match="not an export of krscale; it would be replaced"):
+        export_student(student, card, dataset, tmp_path, ["safetensors"])
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_broken_or_missing_card(exported, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"not an export: it has no student\.json"):
+        open_student(tmp_path)
+    (tmp_path / "student.json").write_text('{"format": 1, "architecture": {}}')
+    with pytest.raises(UserError, match="not the card of an export"):
+        open_student(tmp_path)
+
+
+def test_images_of_another_data_set_are_refused(original, tmp_path) -> None:
+    student, card, dataset = original
+    other = replace(open_data(dataset.path), classes=tuple("abcdefghij"))
+    with pytest.raises(UserError, match="not those of the student"):
+        export_student(student, card, other, tmp_path / "out", ["safetensors"])

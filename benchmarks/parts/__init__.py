@@ -1,0 +1,1 @@
+"""What `benchmarks/step.py` measures, one part a file."""

@@ -1,0 +1,80 @@
+"""Clocks, ratios of things measured in turns, and what a result must say of where it came from."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+Clock = Callable[[], float]
+
+
+def clock_for(device: torch.device) -> tuple[Clock, str]:
+    """Return the clock for work in this process, and its description.
+
+    On the CPU, seconds of CPU time: with one thread they are the seconds of an idle machine, and
+    they stay right when other programs share its cores.
+    """
+    if device.type == "cuda":
+
+        def synchronised() -> float:
+            torch.cuda.synchronize(device)
+            return time.perf_counter()
+
+        return synchronised, "wall seconds"
+    return time.process_time, f"CPU seconds of the process, {torch.get_num_threads()} thread(s)"
+
+
+def take_turns(
+    work: Mapping[str, Callable[[], object]], num_rounds: int, clock: Clock
+) -> dict[str, list[float]]:
+    """Time every piece of work once per round, after one round that does not count.
+
+    In turns, so that whatever slows the machine for a while slows all of them.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for number in range(num_rounds + 1):
+        for name, run in work.items():
+            started = clock()
+            run()
+            if number > 0:
+                seconds[name].append(clock() - started)
+    return seconds
+
+
+def ratio(seconds: Mapping[str, list[float]], over: str, under: str) -> float:
+    """Return the median over rounds of the time of `over` divided by that of `under`."""
+    pairs = zip(seconds[over], seconds[under], strict=True)
+    return round(statistics.median(a / b for a, b in pairs), 3)
+
+
+def machine(device: torch.device) -> str:
+    """Describe the machine in one line."""
+    processor = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        processor = names[0].partition(":")[2].strip() if names else processor
+    parts = [f"{os.cpu_count()} x {processor}", f"torch {torch.__version__}"]
+    if device.type == "cuda":
+        parts.insert(0, torch.cuda.get_device_name(device))
+    return ", ".join(parts)
+
+
+def commit() -> str:
+    """Return the commit the numbers belong to; marked when the code differs from it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "krscale", "benchmarks")
+    return git("rev-parse", "HEAD") + ("+changes" if changed else "")

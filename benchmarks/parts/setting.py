@@ -1,0 +1,58 @@
+"""The experiment that is timed: glyphs of 45 classes, one teacher, a ladder of students."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from krscale.assemble import Assets, prepare
+from krscale.config import Experiment, load
+from krscale.teacher import Teacher, open_teacher
+
+CAPACITIES = ("1/64", "1/16", "1/4")
+# 22 bytes per tap and view, and the pixel check sum: below the goal of 24.
+TOP_K = 5
+
+
+class Setting:
+    """Prepared data, teacher and store of one experiment.
+
+    Args:
+        storage: Folder that keeps them from one run of the benchmark to the next.
+        changes: Overrides of the experiment, `"table.field=value"`.
+    """
+
+    def __init__(self, storage: Path, *changes: str) -> None:
+        self._overrides = [
+            f"storage_path={str(storage)!r}",
+            "data.source=glyphs",
+            "data.glyphs.num_classes=45",
+            f"ladder.capacities={list(CAPACITIES)}",
+            f"store.top_k={TOP_K}",
+            *changes,
+        ]
+        self.experiment = self.with_changes()
+        self.prepared = prepare(self.experiment, _Silent())
+        self.assets = Assets.open(self.prepared)
+        self.device = torch.device(self.experiment.train.device)
+
+    def with_changes(self, *changes: str) -> Experiment:
+        """Return the experiment with further overrides."""
+        return load(None, [*self._overrides, *changes])
+
+    def teacher(self) -> Teacher:
+        """Load the teacher, which the store makes superfluous and the benchmark compares with."""
+        folder = Path(self.prepared.teacher_path)
+        teacher = open_teacher(self.experiment, self.assets.dataset, folder)
+        teacher.tapped.to(self.device)
+        teacher.probes.to(self.device)
+        return teacher
+
+
+class _Silent:
+    def phase(self, title: str) -> None:
+        print(f"  preparing: {title}", flush=True)
+
+    def advance(self, done: int, total: int) -> None:
+        pass

@@ -1,0 +1,101 @@
+"""(a) The step: a student alone, with the store, and with the teacher run in every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from krscale.assemble import Rung, build_training, ladder_rungs
+from krscale.loop import Training
+from krscale.methods.base import Batch, Learner, LearnerOutput
+from krscale.parallel import Workers
+from krscale.teacher import Teacher
+from parts.measuring import Clock, clock_for, ratio, take_turns
+from parts.setting import Setting
+
+
+def measure_steps(setting: Setting, num_rounds: int) -> list[dict[str, Any]]:
+    """Return one row per student size: ratios of the seconds of whole epochs of steps."""
+    clock, _ = clock_for(setting.device)
+    teacher = setting.teacher()
+    rows = []
+    for rung in ladder_rungs(setting.experiment, setting.assets.dataset):
+        trainings = _trainings(setting, rung, teacher)
+        work: dict[str, Callable[[], object]] = {
+            name: training.run_epoch for name, training in trainings.items()
+        }
+        seconds = take_turns(work, num_rounds, clock)
+        num_steps = trainings["plain"].loader.num_steps
+        rows.append(
+            {
+                "student": f"resnet width {rung.width} ({rung.num_parameters:,} parameters)",
+                "r": round(setting.assets.teacher.flops / rung.flops, 1),
+                "r_seconds": round(_forward_ratio(trainings["plain"], teacher, clock), 1),
+                "kr_store_over_plain": ratio(seconds, "kr_store", "plain"),
+                "kd_store_over_plain": ratio(seconds, "kd_store", "plain"),
+                "online_kr_over_kr_store": ratio(seconds, "kr_online", "kr_store"),
+                "online_kd_over_kd_store": ratio(seconds, "kd_online", "kd_store"),
+                "plain_ms": round(1e3 * min(seconds["plain"]) / num_steps, 2),
+            }
+        )
+        print(f"  {rows[-1]}", flush=True)
+    return rows
+
+
+def _trainings(setting: Setting, rung: Rung, teacher: Teacher) -> dict[str, Training]:
+    def training(method: str, *, online: bool = False) -> Training:
+        experiment = setting.with_changes(f"distill.method={method}", "train.num_epochs=1000")
+        built = build_training(
+            experiment, setting.assets, rung.width, Workers.alone(setting.device)
+        )
+        built._validate = dict  # type: ignore[method-assign]  # the steps alone are timed
+        if online:
+            built.loader.store = None
+            built.forward = _Online(built.learner, teacher, last_tap_only=method == "kd")
+        return built
+
+    return {
+        "plain": training("plain"),
+        "kd_store": training("kd"),
+        "kr_store": training("kr"),
+        "kd_online": training("kd", online=True),
+        "kr_online": training("kr", online=True),
+    }
+
+
+def _forward_ratio(training: Training, teacher: Teacher, clock: Clock) -> float:
+    """Return the teacher's over the student's seconds of a forward: r as this machine has it."""
+    images = next(training.loader.epoch(0)).images
+    student, large = training.student.eval(), teacher.tapped.model
+
+    @torch.inference_mode()
+    def forward(model: nn.Module) -> None:
+        model(images)
+
+    work = {"student": lambda: forward(student), "teacher": lambda: forward(large)}
+    return ratio(take_turns(work, 5, clock), "teacher", "student")
+
+
+class _Online(nn.Module):
+    """A learner that asks the teacher in every step, as is done everywhere else."""
+
+    def __init__(self, learner: Learner, teacher: Teacher, *, last_tap_only: bool) -> None:
+        super().__init__()
+        self.learner = learner
+        self.last_tap_only = last_tap_only
+        # In a tuple, so that the student's `train()` does not reach it.
+        self.teacher = (teacher.tapped.eval(), teacher.probes.eval())
+
+    def forward(self, batch: Batch) -> LearnerOutput:
+        tapped, probes = self.teacher
+        with torch.no_grad():
+            if self.last_tap_only:
+                tap_logits = tapped.model(batch.images)[:, None].float()
+            else:
+                tap_logits = probes(tapped(batch.images))
+        output: LearnerOutput = self.learner(replace(batch, tap_logits=tap_logits))
+        return output

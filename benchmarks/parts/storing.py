@@ -1,0 +1,100 @@
+"""(b) How fast a store is built, and (c) what it keeps and what that costs a student."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from krscale.assemble import build_training, ladder_rungs
+from krscale.data.views import normalise
+from krscale.loop import fit
+from krscale.parallel import Workers
+from krscale.store import KnowledgeStore, prepare_store
+from parts.measuring import clock_for, ratio, take_turns
+from parts.setting import Setting
+
+FORWARD_BATCH_SIZE = 256
+# Two-sided 95 % quantiles of Student's t for n - 1 degrees of freedom.
+_T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 8: 2.36, 10: 2.26, 12: 2.20, 16: 2.13}
+
+
+def measure_build(setting: Setting, storage: Path, num_rounds: int) -> dict[str, Any]:
+    """Compare building a store with the teacher's bare forward of as many images."""
+    clock, _ = clock_for(setting.device)
+    experiment, dataset = setting.experiment, setting.assets.dataset
+    teacher = setting.teacher()
+    images, _labels = dataset.split("train").tensors()
+    inputs = normalise(images[:FORWARD_BATCH_SIZE].to(setting.device), dataset.mean, dataset.std)
+    num_views = experiment.views.num_views * len(images)
+    path = storage / "built"
+    wall: list[float] = []
+
+    def build() -> None:
+        shutil.rmtree(path, ignore_errors=True)
+        started = time.perf_counter()
+        prepare_store(
+            path,
+            lambda: (teacher.tapped, teacher.probes),
+            dataset,
+            experiment.views,
+            experiment.store,
+            key={},
+            device=setting.device,
+            report=lambda done, total: None,
+        )
+        wall.append(time.perf_counter() - started)
+
+    @torch.inference_mode()
+    def forward() -> None:
+        for _ in range(num_views // FORWARD_BATCH_SIZE):
+            teacher.tapped.model(inputs)
+
+    seconds = take_turns({"build": build, "forward": forward}, num_rounds, clock)
+    store = KnowledgeStore.open(path)
+    info = store.info()
+    return {
+        "bytes_per_view_and_tap": round(info["bytes_per_view_and_tap"], 2),
+        "num_taps": store.num_taps,
+        "num_classes": store.num_classes,
+        "top_k": store.top_k,
+        "truncation_error": [round(error, 4) for error in store.manifest.truncation_error],
+        "build_over_teacher_forward": ratio(seconds, "forward", "build"),
+        "views_per_second": round(num_views / min(wall)),
+    }
+
+
+def measure_accuracy(storage: Path, num_seeds: int, *changes: str) -> dict[str, Any]:
+    """Train the same students with the truncated and with the exact store; paired by seed.
+
+    Returns:
+        `accuracy_loss_points`, the mean difference in points of validation accuracy, and the half
+        width of its 95 % interval.
+    """
+    truncated = Setting(storage, *changes)
+    exact = Setting(storage, *changes, "store.top_k=45")
+    rung = ladder_rungs(truncated.experiment, truncated.assets.dataset)[1]
+    losses = []
+    for seed in range(num_seeds):
+        accuracy = {}
+        for name, setting in (("truncated", truncated), ("exact", exact)):
+            experiment = setting.with_changes("distill.method=kr", f"train.seed={seed}")
+            training = build_training(
+                experiment, setting.assets, rung.width, Workers.alone(setting.device)
+            )
+            accuracy[name] = fit(training, lambda metrics: None)["val/accuracy"]
+        losses.append(100 * (accuracy["exact"] - accuracy["truncated"]))
+        print(f"  seed {seed}: {accuracy}", flush=True)
+    spread = statistics.stdev(losses) / math.sqrt(num_seeds)
+    return {
+        "accuracy_loss_points": round(statistics.mean(losses), 2),
+        "accuracy_loss_interval": round(_T[num_seeds] * spread, 2),
+        "accuracy_num_seeds": num_seeds,
+        "accuracy_student": f"resnet width {rung.width}",
+        "teacher_val_accuracy": round(truncated.assets.teacher.val_accuracy, 4),
+    }

@@ -1,0 +1,86 @@
+"""The table of `benchmarks/results/step.json`, in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def step_table(result: Mapping[str, Any]) -> str:
+    """Return the results beside their goals; what was not measured is left out."""
+    lines = [
+        f"`{result['command']}` at `{result['commit'][:12]}` on {result['machine']}; "
+        f"steps and building in {result['clock']}, the rest in wall seconds.",
+        "",
+    ]
+    if "pairs" in result:
+        lines += [*_steps(result), ""]
+    rows = [*_store(result.get("store", {})), *_loader(result), *_memory(result)]
+    if rows:
+        lines += ["| measured | value | goal |", "|---|---|---|", *rows]
+    return "\n".join(lines)
+
+
+def _steps(result: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"Teacher: {result['teacher']}; r = teacher's / student's forward, in FLOPs (and seconds).",
+        "",
+        "| student | r | plain ms | KR + store / plain (goal 1.05) | KD + store / plain "
+        "| online KR / KR + store (goal: 0.9 (3 + r) / 3) | online KD / KD + store |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for pair in result["pairs"]:
+        goal = 0.9 * (3 + pair["r"]) / 3
+        lines.append(
+            f"| {pair['student']} | {pair['r']} ({pair['r_seconds']}) | {pair['plain_ms']} "
+            f"| {pair['kr_store_over_plain']} | {pair['kd_store_over_plain']} "
+            f"| {pair['online_kr_over_kr_store']} ({goal:.1f}) "
+            f"| {pair['online_kd_over_kd_store']} |"
+        )
+    return lines
+
+
+def _store(store: Mapping[str, Any]) -> list[str]:
+    rows = []
+    if "build_over_teacher_forward" in store:
+        rows += [
+            "| store built / teacher's bare forward (views per second) "
+            f"| {store['build_over_teacher_forward']} | 0.90 |",
+            f"| bytes per view and tap, {store['num_taps']} taps, top {store['top_k']} of "
+            f"{store['num_classes']} classes | {store['bytes_per_view_and_tap']} | 24 |",
+        ]
+    if "accuracy_loss_points" in store:
+        rows.append(
+            "| accuracy lost against the exact store, points, "
+            f"{store['accuracy_num_seeds']} seeds | {store['accuracy_loss_points']} "
+            f"± {store['accuracy_loss_interval']} | 0.1 |"
+        )
+    return rows
+
+
+def _loader(result: Mapping[str, Any]) -> list[str]:
+    goals = {
+        "dataloader_per_sample": ("DataLoader, per-sample transforms, 2 workers", "10"),
+        "dataloader_batched": ("DataLoader, batched `__getitems__` and the same views", "1"),
+        "dataloader_batched_workers": ("the same with 2 workers", "1"),
+        "bare_gather_normalised": ("bare gather and normalisation, no views", "0.8"),
+        "bare_gather": ("bare gather of uint8, no views, no normalisation", ""),
+    }
+    loader = result.get("loader", {})
+    return [
+        f"| loader / {title} | {loader[f'over_{name}']} | {goal} |"
+        for name, (title, goal) in goals.items()
+        if f"over_{name}" in loader
+    ]
+
+
+def _memory(result: Mapping[str, Any]) -> list[str]:
+    rows = [
+        f"| MB resident in {count} trial(s) together | {megabytes:,.0f} | |"
+        for count, megabytes in result.get("rss_mb", {}).items()
+    ]
+    private = result.get("private_mb_per_trial", {})
+    return rows + [
+        f"| MB private to each of 8 trials, with {size} | {megabytes:,.0f} | no growth |"
+        for size, megabytes in private.items()
+    ]

@@ -1,0 +1,120 @@
+"""Measure what the store is worth: steps, building, accuracy, loading and memory.
+
+Writes `benchmarks/results/step.json`. Runs without Ray, wherever torch does:
+
+    python benchmarks/step.py [--device cuda] [--parts steps,build,accuracy,loader,memory]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from parts.loading import measure_loader
+from parts.measuring import ROOT, clock_for, commit, machine
+from parts.memory import measure_memory
+from parts.setting import Setting
+from parts.steps import measure_steps
+from parts.storing import measure_accuracy, measure_build
+from parts.table import step_table
+
+from krscale.files import write_json
+
+RESULT = ROOT / "benchmarks" / "results" / "step.json"
+# Small, because a step takes as long whatever the number of samples.
+TIMED = (
+    "data.glyphs.image_size=32",
+    "data.glyphs.num_train=512",
+    "data.glyphs.num_val=64",
+    "data.glyphs.num_test=64",
+    "teacher.width=32",
+    "views.num_views=2",
+    "teacher.num_epochs=1",
+)
+LEARNED = (
+    "data.glyphs.num_train=4096",
+    "data.glyphs.num_val=4000",
+    "data.glyphs.num_test=64",
+    "teacher.width=16",
+    "teacher.num_epochs=12",
+    "train.num_epochs=8",
+)
+
+
+def main() -> None:
+    """Run the chosen parts and write what they found; parts left out keep their last result."""
+    arguments = _arguments()
+    torch.set_num_threads(1)
+    device = torch.device(arguments.device)
+    result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    result |= {
+        "command": shlex.join(["python", "benchmarks/step.py", *sys.argv[1:]]),
+        "commit": commit(),
+        "machine": machine(device),
+        "clock": clock_for(device)[1],
+    }
+    for name, measure in _parts(arguments).items():
+        if name in arguments.parts:
+            started = time.perf_counter()
+            print(f"{name}:", flush=True)
+            for key, value in measure().items():
+                # Two parts measure the store.
+                result[key] = result.get(key, {}) | value if key == "store" else value
+            print(f"  ({time.perf_counter() - started:.0f} s)", flush=True)
+    write_json(RESULT, result)
+    print(step_table(result))
+
+
+def _parts(arguments: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
+    storage: Path = arguments.storage
+    on_device = f"train.device={arguments.device}"
+
+    def timed() -> Setting:
+        return Setting(storage, *TIMED, on_device)
+
+    def steps() -> dict[str, Any]:
+        setting = timed()
+        facts = setting.assets.teacher
+        teacher = f"resnet width {facts.width} ({facts.num_parameters:,} parameters)"
+        return {"teacher": teacher, "pairs": measure_steps(setting, arguments.rounds)}
+
+    def build() -> dict[str, Any]:
+        return {"store": measure_build(timed(), storage, 3)}
+
+    def accuracy() -> dict[str, Any]:
+        return {"store": measure_accuracy(storage, arguments.seeds, *LEARNED, on_device)}
+
+    def loader() -> dict[str, Any]:
+        measured = measure_loader(storage, 3)
+        return {
+            "loader_over_dataloader": measured["over_dataloader_per_sample"],
+            "loader": measured,
+        }
+
+    def memory() -> dict[str, Any]:
+        return measure_memory(storage)
+
+    return {f.__name__: f for f in (steps, build, accuracy, loader, memory)}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--parts", default="steps,build,accuracy,loader,memory")
+    parser.add_argument("--rounds", type=int, default=5, help="epochs of every kind of step")
+    parser.add_argument("--seeds", type=int, default=8, help="seeds of the accuracy comparison")
+    parser.add_argument("--storage", type=Path, default=ROOT / "runs" / "benchmarks")
+    arguments = parser.parse_args()
+    arguments.parts = arguments.parts.split(",")
+    return arguments
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,9 @@ teacher.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -30,7 +32,7 @@ from krscale.methods.base import Learner
 from krscale.parallel import Workers
 from krscale.recipe import StoreRecipe
 from krscale.rungs import Rung, Task, build_student, build_teacher, ladder_rungs
-from krscale.store import KnowledgeStore
+from krscale.store import KnowledgeStore, Report, ShardId
 from krscale.teacher import TeacherFacts, prepare_teacher, resolve_taps
 
 
@@ -54,8 +56,20 @@ class Prepared:
     teacher: TeacherFacts
 
 
-def prepare(experiment: Experiment, reporter: Reporter) -> Prepared:
-    """Prepare data, teacher and store; each is found in the cache or made once and kept."""
+WriteShards = Callable[[StoreRecipe, Report, Sequence[ShardId]], None]
+"""Writes the missing shards of a store, e.g. on the workers of a cluster."""
+
+
+def prepare(
+    experiment: Experiment, reporter: Reporter, write: WriteShards | None = None
+) -> Prepared:
+    """Prepare data, teacher and store; each is found in the cache or made once and kept.
+
+    Args:
+        experiment: What to prepare.
+        reporter: Is told what is being done.
+        write: Who writes the shards of the store; None writes them in this process.
+    """
     check_methods(experiment)
     device = pick_device(experiment.train.device)
     reporter.phase("data")
@@ -66,7 +80,8 @@ def prepare(experiment: Experiment, reporter: Reporter) -> Prepared:
     facts, teacher_path = prepare_teacher(experiment, dataset, device, reporter.advance)
     reporter.phase("store")
     recipe = StoreRecipe(experiment, dataset, facts, teacher_path)
-    store_path = recipe.prepare(device, reporter.advance)
+    elsewhere = partial(write, recipe, reporter.advance) if write else None
+    store_path = recipe.prepare(device, reporter.advance, write=elsewhere)
     return Prepared(str(dataset.path), str(teacher_path), str(store_path), facts)
 
 

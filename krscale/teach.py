@@ -28,9 +28,10 @@ def run(arguments: Sequence[str]) -> int:
     experiment = load(options.experiment, options.set)
     from krscale.assemble import prepare
     from krscale.progress import Progress
+    from krscale.shard_workers import write_on_workers
 
     with Progress(quiet=options.quiet, planned={}) as progress:
-        prepared = prepare(experiment, progress)
+        prepared = prepare(experiment, progress, write_on_workers)
     teacher = prepared.teacher
     print(
         f"Teacher: {teacher.model} width {teacher.width}, {teacher.num_parameters:,} parameters, "

@@ -21,6 +21,7 @@ from krscale.search.listeners import ProgressListener, TrackingListener
 from krscale.search.results import collect
 from krscale.search.run import run_search
 from krscale.search.space import SearchSpace, load_space
+from krscale.shard_workers import write_on_workers
 from krscale.tracking import Tracker
 
 
@@ -49,7 +50,7 @@ def run_session(experiment: Experiment, *, as_json: bool, quiet: bool) -> Curve:
                 warn=progress.note,
             )
             try:
-                prepared = prepare(experiment, progress)
+                prepared = prepare(experiment, progress, write_on_workers)
                 curve = _search(experiment, prepared, dataset, rungs, space, tracker, progress)
             finally:
                 progress.phase("record")

@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from krscale.capacity import count_flops, num_parameters
-from krscale.config import Experiment
+from krscale.config import Experiment, with_values
 from krscale.data import Dataset, Split, describe_data, open_data, prepare_data
 from krscale.data.loader import Loader
 from krscale.data.views import check_views
@@ -87,10 +87,13 @@ def prepare(
 
 @dataclass(frozen=True)
 class Assets:
-    """What a worker keeps open over all its trials: mapped data, mapped store, facts."""
+    """What a worker keeps open over all its trials: mapped data, mapped store, facts.
+
+    `validation` is None when students learn from it, too.
+    """
 
     dataset: Dataset
-    validation: Split
+    validation: Split | None
     store: KnowledgeStore
     teacher: TeacherFacts
 
@@ -100,6 +103,14 @@ class Assets:
         dataset = open_data(Path(prepared.data_path))
         store = KnowledgeStore.open(Path(prepared.store_path))
         return cls(dataset, dataset.split("val"), store, prepared.teacher)
+
+
+def trial_experiment(
+    experiment: Experiment, method: str, values: dict[str, Any], seed: int
+) -> Experiment:
+    """Return the experiment of one trial: the search's own, with what was suggested."""
+    fixed = {"distill.method": method, "train.seed": seed}
+    return with_values(experiment, {**values, **fixed}, f"trial of {method}")
 
 
 def build_training(
@@ -132,7 +143,8 @@ def build_training(
         world_size=workers.world_size,
     )
     learner = Learner(student, taps if method.needs_teacher else (), method)
-    return Training(learner, loader, (assets.dataset, assets.validation), settings, workers)
+    validation = (assets.dataset, assets.validation) if assets.validation is not None else None
+    return Training(learner, loader, validation, settings, workers)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ DOORS = {
     "distill": "distil one student, on one worker or many",
     "teach": "prepare data, teacher and its knowledge",
     "report": "print the table of a run and redraw its figure",
+    "pick": "choose a student of a finished run and export it (ONNX, safetensors, pt2)",
     "store": "check or describe what the teacher said, as it is kept for a run",
     "sync": "send MLflow what a run recorded while MLflow was away",
 }

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from krscale.checkpoint import load_checkpoint, save_checkpoint
 from krscale.config import TrainConfig
 from krscale.data import Dataset, Split
 from krscale.data.loader import Loader
@@ -34,7 +36,8 @@ class Training:
     Args:
         learner: The student and its method; trained in place.
         loader: Batches of the training split, this worker's share of each.
-        validation: Split on which every epoch ends, and its dataset for the normalisation.
+        validation: Split on which every epoch ends, and its dataset for the normalisation; None
+            when there is none left to judge by, because the student learns from it too.
         settings: Optimiser, schedule, precision.
         workers: This worker's place among all of them.
     """
@@ -43,7 +46,7 @@ class Training:
         self,
         learner: Learner,
         loader: Loader,
-        validation: tuple[Dataset, Split],
+        validation: tuple[Dataset, Split] | None,
         settings: TrainConfig,
         workers: Workers,
     ) -> None:
@@ -135,6 +138,8 @@ class Training:
         return torch.autocast(self.workers.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _validate(self) -> dict[str, float]:
+        if self.validation is None:
+            return {}
         dataset, split = self.validation
         with self._autocast():
             return evaluate(self.student, dataset, split, self.workers)
@@ -154,6 +159,27 @@ def fit(
         if on_epoch(metrics):
             break
     return metrics
+
+
+def fit_or_continue(
+    training: Training, path: Path, on_epoch: Callable[[dict[str, float]], None]
+) -> dict[str, float]:
+    """Run all epochs, each kept as the checkpoint `path`; go on from there after an interruption.
+
+    Returns:
+        The metrics of the last epoch.
+    """
+    metrics: dict[str, float] = {}
+    if path.exists():
+        state = load_checkpoint(path)
+        training.load_state_dict(state["training"])
+        metrics = state["metrics"]
+
+    def keep(metrics: dict[str, float]) -> None:
+        save_checkpoint(path, {"training": training.state_dict(), "metrics": metrics})
+        on_epoch(metrics)
+
+    return fit(training, keep) or metrics
 
 
 @torch.no_grad()

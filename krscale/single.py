@@ -13,13 +13,13 @@ from rich.table import Table
 
 from krscale.assemble import Assets, Prepared, build_training, pick_device, prepare
 from krscale.capacity import latency_ms
-from krscale.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
+from krscale.checkpoint import load_weights, save_weights
 from krscale.cluster import connect
 from krscale.config import Experiment, with_values
 from krscale.data import Dataset
 from krscale.distributed import STUDENT_FILE, OnEpoch, train_on_workers
 from krscale.files import write_json
-from krscale.loop import evaluate, fit
+from krscale.loop import evaluate, fit_or_continue
 from krscale.parallel import Workers
 from krscale.progress import Progress
 from krscale.provenance import git_commit, run_folder
@@ -143,18 +143,7 @@ def _train_here(
     """Train in this process; every epoch is kept, and a training cut short goes on from there."""
     workers = Workers.alone(pick_device(experiment.train.device))
     training = build_training(experiment, Assets.open(prepared), width, workers)
-    path = experiment.run_path / CHECKPOINT
-    metrics: dict[str, float] = {}
-    if path.exists():
-        state = load_checkpoint(path)
-        training.load_state_dict(state["training"])
-        metrics = state["metrics"]
-
-    def keep(metrics: dict[str, float]) -> None:
-        save_checkpoint(path, {"training": training.state_dict(), "metrics": metrics})
-        on_epoch(metrics)
-
-    metrics = fit(training, keep) or metrics
+    metrics = fit_or_continue(training, experiment.run_path / CHECKPOINT, on_epoch)
     save_weights(experiment.run_path / STUDENT_FILE, training.student)
     return metrics
 

@@ -49,6 +49,7 @@ def make_finished_run(storage: Path, *settings: str) -> Path:
         teacher=Teacher(
             model=facts.model, width=facts.width, num_parameters=facts.num_parameters,
             flops=facts.flops, val_accuracy=facts.val_accuracy, test_accuracy=facts.val_accuracy,
+            fingerprint=facts.fingerprint,
         ),
         rungs=rungs,
         pareto=find_pareto(rungs),

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import TypedDict
@@ -40,6 +40,7 @@ class Teacher(TypedDict):
     flops: int
     val_accuracy: float
     test_accuracy: float
+    fingerprint: NotRequired[str]
 
 
 class MethodResult(_Part):

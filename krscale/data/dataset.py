@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 from filelock import FileLock
@@ -35,7 +36,7 @@ class Dataset:
         image_shape: `(C, H, W)` of every image.
         mean: Mean of each channel over the training images, pixels in 0..1.
         std: Standard deviation of each channel, likewise.
-        num_samples: Images of each split.
+        num_samples: Images of each split that it has.
         sha256: Hash of the file of each split.
     """
 
@@ -61,8 +62,8 @@ class Dataset:
             UserError: If there is no such split, or its file does not hold what the manifest
                 says.
         """
-        if name not in SPLITS:
-            raise unknown_name("split", name, SPLITS)
+        if name not in self.num_samples:
+            raise unknown_name("split", name, self.num_samples, str(self.path))
         path = self.path / f"{name}.arrow"
         split = read_split(path)
         expected = (self.num_samples[name], *self.image_shape)
@@ -75,7 +76,7 @@ class Dataset:
 
     def verify(self) -> None:
         """Raise `UserError` when the content of a split is not what was written."""
-        for name in SPLITS:
+        for name in self.sha256:
             path = self.path / f"{name}.arrow"
             if not path.is_file() or sha256(path) != self.sha256[name]:
                 raise UserError(
@@ -160,20 +161,36 @@ def _build(
 ) -> None:
     data = source.read(report)
     check_source(config.source, data)
-    splits = cut_splits(data, config)
-    mean, std = channel_statistics(splits["train"])
+    # Beside the data, since a temporary folder of the system may itself be memory.
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+        splits = cut_splits(data, config, Path(scratch))
+        mean, std = channel_statistics(splits["train"])
+        facts = {
+            "source": config.source,
+            "identity": identity,
+            "classes": data.classes,
+            "image_shape": splits["train"].image_shape,
+            "mean": mean,
+            "std": std,
+        }
+        write_data(path, splits, facts)
+
+
+def write_data(path: Path, splits: Mapping[SplitName, Split], facts: Mapping[str, Any]) -> None:
+    """Write the folder of a data set, whole or not at all.
+
+    Args:
+        path: The folder.
+        splits: Its splits.
+        facts: What the manifest says of them; `identity` determines the fingerprint.
+    """
     with new_folder(path) as folder:
         for name, split in splits.items():
             write_split(folder / f"{name}.arrow", split)
         manifest = {
             "format": FORMAT,
-            "fingerprint": fingerprint(identity),
-            "source": config.source,
-            "identity": identity,
-            "classes": data.classes,
-            "image_shape": splits["train"].images.shape[1:],
-            "mean": mean,
-            "std": std,
+            "fingerprint": fingerprint(facts["identity"]),
+            **facts,
             "num_samples": {name: len(split) for name, split in splits.items()},
             "sha256": {name: sha256(folder / f"{name}.arrow") for name in splits},
         }

@@ -2,7 +2,7 @@
 
 from krscale.export.card import CARD_FILE, StudentCard, read_card
 from krscale.export.formats import FORMATS, check_formats
-from krscale.export.writing import ExportedFile, export_student, open_student
+from krscale.export.writing import ExportedFile, check_target, export_student, open_student
 
 __all__ = [
     "CARD_FILE",
@@ -10,6 +10,7 @@ __all__ = [
     "ExportedFile",
     "StudentCard",
     "check_formats",
+    "check_target",
     "export_student",
     "open_student",
     "read_card",

@@ -100,4 +100,5 @@ def _teacher(experiment: Experiment, prepared: Prepared, assets: Assets, test: S
         flops=facts.flops,
         val_accuracy=facts.val_accuracy,
         test_accuracy=evaluate(teacher.tapped.model, assets.dataset, test, workers)["accuracy"],
+        fingerprint=facts.fingerprint,
     )

@@ -7,29 +7,20 @@ trains on mapped data and the mapped store; the teacher's network is never loade
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from ray import tune
 
-from krscale.assemble import Assets, Prepared, build_training, pick_device
+from krscale.assemble import Assets, Prepared, build_training, pick_device, trial_experiment
 from krscale.checkpoint import save_weights
-from krscale.config import Experiment, with_values
+from krscale.config import Experiment
 from krscale.loop import Training
 from krscale.parallel import Workers
 from krscale.provenance import student_path
 
 REPORT_SECONDS = 0.5
 """Epochs shorter than this are reported together: a report costs the driver milliseconds."""
-
-
-def trial_experiment(
-    experiment: Experiment, method: str, values: Mapping[str, Any], seed: int
-) -> Experiment:
-    """Return the experiment of one trial: the search's own, with what was suggested."""
-    fixed = {"distill.method": method, "train.seed": seed}
-    return with_values(experiment, {**values, **fixed}, f"trial of {method}")
 
 
 class StudentTrial(tune.Trainable):

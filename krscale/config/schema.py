@@ -62,11 +62,30 @@ class GlyphsConfig(Section):
     """Seed of every image, and of which faces are held out."""
 
 
+class FilesConfig(Section):
+    """The sources `parquet` and `image_folder`: images of one's own, however many."""
+
+    image_column: str = "image"
+    """Parquet: column of PNG or JPEG bytes (also within a struct, as `bytes`), or of raw pixels."""
+    label_column: str = "label"
+    """Parquet: column of whole numbers from 0, or of names of classes."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes; empty takes all that are found: names sorted, numbers from 0."""
+    num_channels: Literal[1, 3] = 3
+    """Encoded images are read as grey (1) or RGB (3)."""
+    image_size: Annotated[int, Field(strict=True, ge=0)] = 0
+    """Encoded images are scaled and cut to a square of so many pixels; 0 leaves them as they are,
+    which must be of one size."""
+    raw_shape: tuple[Count, ...] = ()
+    """Parquet: `[C, H, W]` of raw pixels (fixed-size binary of uint8, channel by channel)."""
+
+
 class DataConfig(Section):
     """Which images, and how they are cut into train, validation and test."""
 
     source: str = "digits"
-    """`digits` or `glyphs` (embedded), or `cifar10` or `cifar100`, which read `path`."""
+    """`digits` or `glyphs` (embedded), or `cifar10`, `cifar100`, `parquet` or `image_folder`, which
+    read `path`."""
     path: str = ""
     """File or folder that the source reads; empty for embedded sources."""
     seed: StrictInt = 0
@@ -77,6 +96,8 @@ class DataConfig(Section):
     """Share of all images kept for test, where the source has no test split of its own."""
     glyphs: GlyphsConfig = GlyphsConfig()
     """Settings of the source `glyphs`."""
+    files: FilesConfig = FilesConfig()
+    """Settings of the sources `parquet` and `image_folder`."""
 
 
 class ViewsConfig(Section):

@@ -33,6 +33,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape `(C, H, W)` of every image."""
+        return self.images.shape[1:]
+
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Return images and labels as CPU tensors that share their memory with the split.
 
@@ -47,7 +52,8 @@ def write_split(path: Path, split: Split) -> None:
     Columns: `image`, Arrow's canonical fixed-shape tensor of uint8 `[C, H, W]`, and `label`,
     int64. One batch keeps each column contiguous, which is what lets `read_split` map it.
     """
-    images = np.ascontiguousarray(split.images)
+    # Flat in between: an axis of one has any stride, which Arrow would write down as an order.
+    images = np.ascontiguousarray(split.images).reshape(-1).reshape(split.images.shape)
     columns = {"image": pa.FixedShapeTensorArray.from_numpy_ndarray(images), "label": split.labels}
     table = pa.table(columns)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:

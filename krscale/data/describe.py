@@ -8,7 +8,7 @@ from krscale.config import DataConfig
 from krscale.data.dataset import dataset_path, open_data
 from krscale.data.source import Description
 from krscale.data.sources import open_source
-from krscale.data.splitting import check_source, cut_splits
+from krscale.data.splitting import check_source, cut_rows
 
 
 def describe_data(config: DataConfig, cache: Path) -> Description:
@@ -26,6 +26,7 @@ def describe_data(config: DataConfig, cache: Path) -> Description:
         return known
     data = source.read(lambda done, total: None)
     check_source(config.source, data)
-    train = cut_splits(data, config)["train"]
-    channels, height, width = train.images.shape[1:]
-    return Description(len(data.classes), (channels, height, width), len(train))
+    train = data.splits["train"]
+    channels, height, width = train.image_shape
+    _, rows = cut_rows(data, config)["train"]
+    return Description(len(data.classes), (channels, height, width), len(rows))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from krscale.config import DataConfig
 from krscale.data.arrow import Split
+from krscale.data.stream import Stream
 from krscale.errors import UserError
 
 SplitName = Literal["train", "val", "test"]
@@ -21,11 +22,12 @@ class SourceData:
 
     Attributes:
         classes: Name of each class; a label is an index into them.
-        splits: `"train"`, and those splits the source fixes itself.
+        splits: `"train"`, and those splits the source fixes itself; streams where all images may
+            be more than the memory holds.
     """
 
     classes: tuple[str, ...]
-    splits: Mapping[SplitName, Split]
+    splits: Mapping[SplitName, Split | Stream]
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,13 @@ class Description:
 class Source(Protocol):
     """Reads or makes labelled images; built from the `data` section of an experiment."""
 
-    own_splits: ClassVar[tuple[SplitName, ...]]
-    """Splits the source fixes itself; the others are cut from its training images."""
-
     def __init__(self, config: DataConfig) -> None:
         """Check the fields of `config` that concern this source."""
+        ...
+
+    @property
+    def own_splits(self) -> tuple[SplitName, ...]:
+        """Splits the source fixes itself; the others are cut from its training images."""
         ...
 
     def identity(self) -> Mapping[str, Any]:

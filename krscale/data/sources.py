@@ -8,6 +8,8 @@ from krscale.config import DataConfig
 from krscale.data.cifar import Cifar10, Cifar100
 from krscale.data.digits import Digits
 from krscale.data.glyphs import Glyphs
+from krscale.data.image_folder import ImageFolder
+from krscale.data.parquet import Parquet
 from krscale.data.source import Source
 from krscale.errors import unknown_name
 
@@ -16,6 +18,8 @@ SOURCES: dict[str, Callable[[DataConfig], Source]] = {
     "cifar100": Cifar100,
     "digits": Digits,
     "glyphs": Glyphs,
+    "image_folder": ImageFolder,
+    "parquet": Parquet,
 }
 """Sources by the name that `data.source` takes."""
 

@@ -3,55 +3,85 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from krscale.config import DataConfig
-from krscale.data.arrow import Split
+from krscale.data.arrow import Labels, Split
 from krscale.data.source import SourceData, SplitName
+from krscale.data.stream import Stream, spill
 from krscale.errors import UserError
 
+Rows = npt.NDArray[np.int64]
 
-def cut_splits(data: SourceData, config: DataConfig) -> dict[SplitName, Split]:
+
+def cut_splits(data: SourceData, config: DataConfig, scratch: Path) -> dict[SplitName, Split]:
     """Return all three splits: those of the source, and the missing ones cut from its train.
+
+    Args:
+        data: Of the source.
+        config: Fractions and seed of the cuts.
+        scratch: Folder for images that are streamed; the splits are mapped from it.
+
+    Raises:
+        UserError: If a class has too few images to be in every split.
+    """
+    cuts = cut_rows(data, config)
+    found: dict[SplitName, Split] = {}
+    for origin, images in data.splits.items():
+        rows = {name: places for name, (whose, places) in cuts.items() if whose == origin}
+        if isinstance(images, Stream):
+            found |= spill(images, rows, scratch)
+        else:
+            found |= {name: _take(images, places) for name, places in rows.items()}
+    return {"train": found["train"], "val": found["val"], "test": found["test"]}
+
+
+def cut_rows(data: SourceData, config: DataConfig) -> dict[SplitName, tuple[SplitName, Rows]]:
+    """Return for every split the split of the source it is from, and which of its images.
 
     Cuts are stratified by class and determined by `config.seed`; images keep their order.
 
     Raises:
         UserError: If a class has too few images to be in every split.
     """
-    splits = dict(data.splits)
+    cuts: dict[SplitName, tuple[SplitName, Rows]] = {
+        name: (name, np.arange(len(split))) for name, split in data.splits.items()
+    }
+    labels = data.splits["train"].labels
     missing: list[tuple[SplitName, float]] = [
         ("test", config.test_fraction),
         ("val", config.val_fraction),
     ]
     for name, fraction in missing:
-        if name not in splits:
-            splits["train"], splits[name] = _cut(splits["train"], fraction, config.seed, name)
-    return {"train": splits["train"], "val": splits["val"], "test": splits["test"]}
+        if name not in cuts:
+            rows = cuts["train"][1]
+            kept, taken = _cut(labels[rows], fraction, config.seed, name)
+            cuts["train"], cuts[name] = ("train", rows[kept]), ("train", rows[taken])
+    return cuts
 
 
-def _cut(split: Split, fraction: float, seed: int, name: str) -> tuple[Split, Split]:
+def _cut(labels: Labels, fraction: float, seed: int, name: str) -> tuple[Rows, Rows]:
     from sklearn.model_selection import train_test_split  # slow to import, needed once
 
     try:
         kept, taken = train_test_split(
-            np.arange(len(split)),
-            test_size=fraction,
-            stratify=split.labels,
-            random_state=seed % 2**32,
+            np.arange(len(labels)), test_size=fraction, stratify=labels, random_state=seed % 2**32
         )
     except ValueError as error:
         raise UserError(
-            f"data: cannot cut {fraction:.0%} of {len(split)} images for {name}, stratified by "
+            f"data: cannot cut {fraction:.0%} of {len(labels)} images for {name}, stratified by "
             f"class: {error}"
         ) from error
-    return _take(split, kept), _take(split, taken)
+    return np.sort(kept), np.sort(taken)
 
 
-def _take(split: Split, indices: np.ndarray) -> Split:
-    order = np.sort(indices)
-    return Split(split.images[order], split.labels[order])
+def _take(split: Split, rows: Rows) -> Split:
+    if len(rows) == len(split):
+        return split
+    return Split(split.images[rows], split.labels[rows])
 
 
 def check_source(source: str, data: SourceData) -> None:
@@ -80,7 +110,22 @@ def check_source(source: str, data: SourceData) -> None:
         )
 
 
-def _check_split(where: str, split: Split, num_classes: int) -> None:
+def _check_split(where: str, split: Split | Stream, num_classes: int) -> None:
+    if isinstance(split, Split):
+        _check_images(where, split)
+    labels = split.labels
+    if len(split) == 0:
+        raise UserError(f"{where}: there are no images.")
+    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(outside):
+        first = outside[0]
+        raise UserError(
+            f"{where}: {len(outside)} labels are outside 0..{num_classes - 1}; "
+            f"the first is {labels[first]} at image {first}."
+        )
+
+
+def _check_images(where: str, split: Split) -> None:
     images, labels = split.images, split.labels
     if images.ndim != 4 or images.dtype != np.uint8:
         raise UserError(
@@ -93,17 +138,10 @@ def _check_split(where: str, split: Split, num_classes: int) -> None:
         )
     if images.size == 0:
         raise UserError(f"{where}: there are no images (shape {images.shape}).")
-    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
-    if len(outside):
-        first = outside[0]
-        raise UserError(
-            f"{where}: {len(outside)} labels are outside 0..{num_classes - 1}; "
-            f"the first is {labels[first]} at image {first}."
-        )
 
 
-def _check_same_shape(source: str, splits: Mapping[SplitName, Split]) -> None:
-    shapes = {name: split.images.shape[1:] for name, split in splits.items()}
+def _check_same_shape(source: str, splits: Mapping[SplitName, Split | Stream]) -> None:
+    shapes = {name: split.image_shape for name, split in splits.items()}
     if len(set(shapes.values())) > 1:
         raise UserError(f"{source}: images of the splits differ in shape [C, H, W]: {shapes}.")
 
@@ -116,8 +154,10 @@ def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ..
     """
     num_channels = split.images.shape[1]
     counts = np.zeros((num_channels, 256), dtype=np.int64)
-    for start in range(0, len(split), 4096):
-        chunk = split.images[start : start + 4096]
+    # numpy counts in int64: eight bytes for each of a chunk's.
+    chunk_size = max(1, 2**21 // int(np.prod(split.image_shape[1:])))
+    for start in range(0, len(split), chunk_size):
+        chunk = split.images[start : start + chunk_size]
         for channel in range(num_channels):
             counts[channel] += np.bincount(chunk[:, channel].ravel(), minlength=256)
     levels = np.arange(256) / 255

@@ -1,0 +1,255 @@
+"""The source `parquet`: a column of images, encoded or raw, and one of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from krscale.config import DataConfig
+from krscale.data.arrow import Images
+from krscale.data.decoding import Decoder, piece_size
+from krscale.data.own_files import (
+    SPLIT_NAMES,
+    Places,
+    Values,
+    class_names,
+    existing_path,
+    files_identity,
+    own_splits,
+    to_labels,
+)
+from krscale.data.source import Description, Report, SourceData, SplitName
+from krscale.data.stream import Stream
+from krscale.errors import UserError, unknown_name
+
+WANTED = "a .parquet file, or a folder with such files"
+_LABEL_ROWS = 65_536
+
+
+class Parquet:
+    """Images in Parquet files.
+
+    A folder may hold several; where the names of all begin with a split (`train-00000.parquet`, or
+    a folder `train`), they are those splits, else all are training images, from which the other
+    splits are cut.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config, self.settings = config, config.files
+        self.path = existing_path(config, WANTED)
+        self.files = _by_split(self.path)
+
+    @property
+    def own_splits(self) -> tuple[SplitName, ...]:
+        """Return the splits that have files of their own."""
+        return own_splits(self.files)
+
+    def identity(self) -> Mapping[str, Any]:
+        """Return settings, and name, size and time of every file."""
+        files = (file for found in self.files.values() for file in found)
+        return files_identity(self.config, self.path, files)
+
+    def describe(self) -> Description | None:
+        """Return None: `read` decodes one image only."""
+        return None
+
+    def read(self, report: Report) -> SourceData:
+        """Return the labels, and streams that decode the images."""
+        found = {split: self._labels(files) for split, files in self.files.items()}
+        values, where = found["train"]
+        classes = class_names(self.settings.classes, values, str(self.path))
+        if not len(values):
+            raise UserError(f"{self.path}: there are no training images.")
+        shape = self._shape(where)
+        total, done = sum(len(values) for values, _ in found.values()), 0
+
+        def count(number: int) -> None:
+            nonlocal done
+            done += number
+            report(done, total)
+
+        streams: dict[SplitName, Stream] = {}
+        for split, (values, places) in found.items():
+
+            def pieces(places: Places = places) -> Iterator[Images]:
+                for piece in self._pieces(places, shape):
+                    yield piece
+                    count(len(piece))
+
+            streams[split] = Stream(to_labels(values, classes, places), shape, pieces)
+        return SourceData(classes, streams)
+
+    def _labels(self, files: Sequence[Path]) -> tuple[Values, Places]:
+        """Return the labels of all rows as they are written, and where the rows are."""
+        name = self.settings.label_column
+        parts: list[Values] = []
+        for file in files:
+            batches = _batches(file, name, "label_column", _LABEL_ROWS)
+            columns = [_label_values(column, file) for column in batches]
+            parts.append(np.concatenate(columns) if columns else np.empty(0, np.int64))
+        rows = [len(part) for part in parts]
+        filled = [part for part in parts if len(part)]
+        if len({part.dtype == object for part in filled}) > 1:
+            raise UserError(f"{self.path}: column {name!r} holds numbers in some files only.")
+        return np.concatenate(filled or parts), Places(files, rows)
+
+    def _shape(self, places: Places) -> tuple[int, ...]:
+        """Return `(C, H, W)`, that of the first image unless it is given."""
+        column = self._first_column(places)
+        if self.settings.raw_shape:
+            _check_raw(column, places(0))
+        if not pa.types.is_fixed_size_binary(column.type):
+            decoder = Decoder(self.settings)
+            return decoder.decode(_encoded(column, places, 0)[0], places(0)).shape
+        shape, width = self.settings.raw_shape, column.type.byte_width
+        if len(shape) != 3 or int(np.prod(shape)) != width:
+            raise UserError(
+                f"data.files.raw_shape: column {self.settings.image_column!r} holds {width} bytes "
+                f"of raw pixels, which need a shape [C, H, W] of so many (got {list(shape)})."
+            )
+        if self.settings.image_size:
+            raise UserError("data.files.image_size: raw pixels cannot be scaled; leave it 0.")
+        return shape
+
+    def _first_column(self, places: Places) -> Any:
+        for file, num_rows in zip(places.files, places.num_rows, strict=True):
+            if num_rows:
+                name = self.settings.image_column
+                return next(_batches(file, name, "image_column", 1))
+        raise AssertionError("called with rows only")
+
+    def _pieces(self, places: Places, shape: tuple[int, ...]) -> Iterator[Images]:
+        columns = self._columns(places, piece_size(shape))
+        if self.settings.raw_shape:
+            start = 0
+            for column in columns:
+                yield _raw(column, shape, places, start)
+                start += len(column)
+            return
+
+        def batches() -> Iterator[list[bytes]]:
+            start = 0
+            for column in columns:
+                yield _encoded(column, places, start)
+                start += len(column)
+
+        yield from Decoder(self.settings).pieces(batches(), shape, places)
+
+    def _columns(self, places: Places, size: int) -> Iterator[Any]:
+        for file in places.files:
+            yield from _batches(file, self.settings.image_column, "image_column", size)
+
+
+def _by_split(path: Path) -> dict[SplitName, list[Path]]:
+    """Return the files of each split.
+
+    Raises:
+        UserError: If there is none, or only some are named after a split.
+    """
+    if path.is_file():
+        return {"train": [path]}
+    files = sorted(path.rglob("*.parquet"))
+    if not files:
+        raise UserError(f"data.path: {path}: no .parquet file in it; expected {WANTED}.")
+    names = {file: _split_of(file.relative_to(path)) for file in files}
+    if not any(names.values()):
+        return {"train": files}
+    unnamed = [file for file, name in names.items() if name is None]
+    if unnamed or "train" not in names.values():
+        reason = f"{unnamed[0]} is not named after a split" if unnamed else "none is named train"
+        allowed = ", ".join(SPLIT_NAMES)
+        raise UserError(
+            f"data.path: {path}: some files are named after a split, but {reason}; name all of "
+            f"them ({allowed}, alone or before a dash), or none."
+        )
+    found: dict[SplitName, list[Path]] = {}
+    for file, name in names.items():
+        if name is not None:
+            found.setdefault(name, []).append(file)
+    return found
+
+
+def _split_of(file: Path) -> SplitName | None:
+    words = [*file.parts[:-1], file.stem, file.stem.split("-")[0], file.stem.split("_")[0]]
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
+
+
+def _batches(file: Path, name: str, field: str, size: int) -> Iterator[Any]:
+    """Yield a column of a file, `size` rows at a time.
+
+    Raises:
+        UserError: If the file cannot be read, or has no such column.
+    """
+    try:
+        # Mapped and not read ahead: a row group may be larger than the memory.
+        with pq.ParquetFile(file, memory_map=True, pre_buffer=False) as parquet:
+            names = parquet.schema_arrow.names
+            if name not in names:
+                raise unknown_name("column", name, names, f"{file}: data.files.{field}")
+            for batch in parquet.iter_batches(size, columns=[name]):
+                yield batch.column(0)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{file}: not a readable Parquet file ({error}).") from None
+
+
+def _label_values(column: Any, file: Path) -> Values:
+    if column.null_count:
+        raise UserError(f"{file}: {column.null_count} labels are missing (null).")
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    kind = column.type
+    if pa.types.is_integer(kind):
+        values: Values = column.to_numpy(zero_copy_only=False)
+        return values
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return np.array(column.to_pylist(), dtype=object)
+    raise UserError(
+        f"{file}: data.files.label_column: of type {kind}; allowed: whole numbers, or text."
+    )
+
+
+def _encoded(column: Any, places: Places, start: int) -> list[bytes]:
+    """Return the bytes of every image of a column.
+
+    Raises:
+        UserError: If the column holds something else, or nothing for an image.
+    """
+    kind = column.type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        column = column.field("bytes")
+        kind = column.type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise UserError(
+            f"{places(start)}: data.files.image_column: of type {kind}; allowed: binary (PNG, "
+            "JPEG, ...), a struct with binary `bytes`, or fixed-size binary (raw pixels)."
+        )
+    _check_present(column, places, start)
+    images: list[bytes] = column.to_pylist()
+    return images
+
+
+def _raw(column: Any, shape: tuple[int, ...], places: Places, start: int) -> Images:
+    _check_raw(column, places(start))
+    _check_present(column, places, start)
+    width, first = column.type.byte_width, column.offset
+    pixels = np.frombuffer(column.buffers()[1], np.uint8)
+    return pixels[first * width : (first + len(column)) * width].reshape(-1, *shape)
+
+
+def _check_raw(column: Any, where: str) -> None:
+    if not pa.types.is_fixed_size_binary(column.type):
+        raise UserError(
+            f"{where}: data.files.raw_shape is set, but the column is of type {column.type}; "
+            "leave it empty for encoded images."
+        )
+
+
+def _check_present(column: Any, places: Places, start: int) -> None:
+    if column.null_count:
+        first = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0]
+        raise UserError(f"{places(start + int(first))}: no image (null).")

@@ -1,0 +1,77 @@
+"""Images that are read piece by piece, since all of them may not fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from krscale.data.arrow import Images, Labels, Split
+from krscale.errors import UserError
+
+Part = TypeVar("Part", bound=str)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Labelled images of one split, known by their labels before any is decoded.
+
+    Attributes:
+        labels: `[N]` int64, indices into the classes.
+        image_shape: `(C, H, W)` of every image.
+        pieces: Starts reading: uint8 `[n, C, H, W]` at a time, in the order of the labels.
+    """
+
+    labels: Labels
+    image_shape: tuple[int, ...]
+    pieces: Callable[[], Iterator[Images]]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def spill(
+    stream: Stream, rows: Mapping[Part, npt.NDArray[np.int64]], folder: Path
+) -> dict[Part, Split]:
+    """Read a stream once and leave each part of it in a file of its own.
+
+    Args:
+        stream: What to read.
+        rows: Name of a part -> its places in the stream, ascending.
+        folder: Where the files go; the splits are mapped from them, so it must outlive these.
+
+    Returns:
+        The parts, in pages that the kernel may drop: none of them is held in memory.
+
+    Raises:
+        UserError: If the stream does not hold as many images as labels.
+    """
+    files = {name: folder / f"{name}.pixels" for name in rows}
+    num_read = 0
+    with ExitStack() as stack:
+        sinks = {name: stack.enter_context(file.open("wb")) for name, file in files.items()}
+        for piece in stream.pieces():
+            for name, places in rows.items():
+                first, last = np.searchsorted(places, [num_read, num_read + len(piece)])
+                sinks[name].write(piece[places[first:last] - num_read].data)
+            num_read += len(piece)
+    if num_read != len(stream):
+        raise UserError(
+            f"{num_read} images were read where {len(stream)} labels had been: "
+            "the files changed meanwhile. Start again."
+        )
+    return {
+        name: Split(_map(file, (len(rows[name]), *stream.image_shape)), stream.labels[rows[name]])
+        for name, file in files.items()
+    }
+
+
+def _map(file: Path, shape: tuple[int, ...]) -> Images:
+    if shape[0] == 0:  # an empty file cannot be mapped
+        return np.empty(shape, np.uint8)
+    return np.memmap(file, np.uint8, mode="r", shape=shape)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 from filelock import FileLock
@@ -160,17 +161,19 @@ def _build(
 ) -> None:
     data = source.read(report)
     check_source(config.source, data)
-    splits = cut_splits(data, config)
-    mean, std = channel_statistics(splits["train"])
-    facts = {
-        "source": config.source,
-        "identity": identity,
-        "classes": data.classes,
-        "image_shape": splits["train"].images.shape[1:],
-        "mean": mean,
-        "std": std,
-    }
-    write_data(path, splits, facts)
+    # Beside the data, since a temporary folder of the system may itself be memory.
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+        splits = cut_splits(data, config, Path(scratch))
+        mean, std = channel_statistics(splits["train"])
+        facts = {
+            "source": config.source,
+            "identity": identity,
+            "classes": data.classes,
+            "image_shape": splits["train"].image_shape,
+            "mean": mean,
+            "std": std,
+        }
+        write_data(path, splits, facts)
 
 
 def write_data(path: Path, splits: Mapping[SplitName, Split], facts: Mapping[str, Any]) -> None:

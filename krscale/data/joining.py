@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from filelock import FileLock
@@ -33,13 +34,16 @@ def join_train_and_val(dataset: Dataset, cache: Path) -> Dataset:
                     "mean": dataset.mean,
                     "std": dataset.std,
                 }
-                write_data(path, {"train": _joined(dataset)}, facts)
+                # Beside the data: images may not fit in memory, nor in a temporary folder there.
+                with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+                    joined = _joined(dataset, Path(scratch) / "images")
+                    write_data(path, {"train": joined}, facts)
     return open_data(path)
 
 
-def _joined(dataset: Dataset) -> Split:
-    parts = (dataset.split("train"), dataset.split("val"))
-    return Split(
-        np.concatenate([part.images for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-    )
+def _joined(dataset: Dataset, scratch: Path) -> Split:
+    train, val = dataset.split("train"), dataset.split("val")
+    shape = (len(train) + len(val), *dataset.image_shape)
+    images = np.memmap(scratch, dtype=np.uint8, mode="w+", shape=shape)
+    images[: len(train)], images[len(train) :] = train.images, val.images
+    return Split(images, np.concatenate([train.labels, val.labels]))

@@ -136,8 +136,8 @@ def show_info(recipe: StoreRecipe, *, as_json: bool) -> None:
 
 
 def _lines(info: dict[str, Any]) -> list[tuple[str, str]]:
-    kept = f"{info['top_k']} of {info['num_classes']}"
-    errors = ", ".join(f"{error:.4f}" for error in info["truncation_error"])
+    kept = f"{info['top_k']} of {info['num_classes']}, {info['bits']} bits each"
+    errors = ", ".join(f"{error:.4f}" for error in info["encoding_error"])
     rows = (
         f"{info['num_views']} views of {info['num_samples']:,} samples at {info['num_taps']} taps"
     )
@@ -145,8 +145,11 @@ def _lines(info: dict[str, Any]) -> list[tuple[str, str]]:
         ("size", f"{info['num_bytes'] / 1e6:,.1f} MB in {info['num_shards']} shards"),
         ("rows", rows),
         ("bytes per view and tap", f"{info['bytes_per_view_and_tap']:.2f}"),
-        ("classes kept", f"{kept}, at temperature {info['temperature']:g}"),
-        ("truncation error", f"{errors} (mean total variation of each tap)"),
+        (
+            "classes kept",
+            f"{kept}, at temperature {info['temperature']:g}",
+        ),
+        ("encoding error", f"{errors} (mean total variation of each tap)"),
         *((f"fingerprint: {name}", print_) for name, print_ in info["fingerprints"].items()),
     ]
 

@@ -115,7 +115,12 @@ def test_info_as_table(storage, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     assert run(storage, "info") == 0
     out = capsys.readouterr().out
-    for text in ("MB in 6 shards", "2 views of 1,077 samples at 6 taps", "2 of 10", "truncation"):
+    for text in (
+        "MB in 6 shards",
+        "2 views of 1,077 samples at 6 taps",
+        "2 of 10, 16 bits",
+        "encoding error",
+    ):
         assert text in out
     for name in ("teacher", "data", "views", "taps", "store"):
         assert f"fingerprint: {name}" in out
@@ -126,7 +131,7 @@ def test_info_as_json(storage, capsys):
     info = json.loads(capsys.readouterr().out)
     assert info["num_bytes"] == sum(file.stat().st_size for file in shards(storage))
     assert info["bytes_per_view_and_tap"] == pytest.approx(2 * (3 + 2) + 4 / 6)
-    assert len(info["truncation_error"]) == 6
+    assert len(info["encoding_error"]) == 6
     assert set(info["fingerprints"]) == {"teacher", "data", "views", "taps", "store"}
 
 
@@ -200,7 +205,8 @@ def test_an_unfinished_store_is_told_apart(storage, capsys):
     manifest = next((storage / "cache/stores").glob("*/manifest.json"))
     content = manifest.read_text()
     plan = manifest.with_name("plan.json")
-    plan.write_text(json.dumps(json.loads(content)["plan"] | {"format": 1}))
+    held = json.loads(content)
+    plan.write_text(json.dumps(held["plan"] | {"format": held["format"]}))
     manifest.unlink()
     try:
         assert run(storage, "check", "--repair") == 2

@@ -16,8 +16,9 @@ import torch
 
 from krscale.data.loader import Loader
 from krscale.store import KnowledgeStore
+from krscale.store.layout import Layout
 from krscale.store.manifest import Plan, write_manifest
-from krscale.store.rows import Layout, Rows
+from krscale.store.rows import Rows
 from krscale.store.shard import whole_shards, write_shard
 from parts.loading import BATCH_SIZE, VIEWS, images_at, write_images
 
@@ -52,9 +53,9 @@ def _write(folder: Path, num_samples: int) -> float:
     path = folder / "store"
     for shard in plan.shards:
         start, stop = plan.range_of(shard)
-        rows = Rows(torch.rand(stop - start, 6, 100).half(), None)
+        rows = Rows(torch.rand(stop - start, 600).half(), None)
         pixels, lost = torch.zeros(stop - start, dtype=torch.int64), torch.zeros(6).double()
-        write_shard(path, shard, rows, pixels, lost)
+        write_shard(path, shard, LAYOUT, rows, pixels, lost)
     write_manifest(path, plan, whole_shards(path, plan.shards))
     files = [*folder.glob("data/*.arrow"), *path.glob("*/*.arrow")]
     return sum(file.stat().st_size for file in files) / 1e6

@@ -11,8 +11,6 @@ from krscale.config import Experiment, load
 from krscale.teacher import Teacher, open_teacher
 
 CAPACITIES = ("1/64", "1/16", "1/4")
-# 22 bytes per tap and view, and the pixel check sum: below the goal of 24.
-TOP_K = 5
 
 
 class Setting:
@@ -29,7 +27,6 @@ class Setting:
             "data.source=glyphs",
             "data.glyphs.num_classes=45",
             f"ladder.capacities={list(CAPACITIES)}",
-            f"store.top_k={TOP_K}",
             *changes,
         ]
         self.experiment = self.with_changes()

@@ -63,32 +63,33 @@ def measure_build(setting: Setting, storage: Path, num_rounds: int) -> dict[str,
         "num_taps": store.num_taps,
         "num_classes": store.num_classes,
         "top_k": store.top_k,
-        "truncation_error": [round(error, 4) for error in store.manifest.truncation_error],
+        "bits": store.manifest.plan.layout.bits,
+        "encoding_error": [round(error, 4) for error in store.manifest.encoding_error],
         "build_over_teacher_forward": ratio(seconds, "forward", "build"),
         "views_per_second": round(num_views / min(wall)),
     }
 
 
 def measure_accuracy(storage: Path, num_seeds: int, *changes: str) -> dict[str, Any]:
-    """Train the same students with the truncated and with the exact store; paired by seed.
+    """Train the same students with the chosen and with the exact store; paired by seed.
 
     Returns:
         `accuracy_loss_points`, the mean difference in points of validation accuracy, and the half
         width of its 95 % interval.
     """
-    truncated = Setting(storage, *changes)
+    chosen = Setting(storage, *changes)
     exact = Setting(storage, *changes, "store.top_k=45")
-    rung = ladder_rungs(truncated.experiment, truncated.assets.dataset)[1]
+    rung = ladder_rungs(chosen.experiment, chosen.assets.dataset)[1]
     losses = []
     for seed in range(num_seeds):
         accuracy = {}
-        for name, setting in (("truncated", truncated), ("exact", exact)):
+        for name, setting in (("chosen", chosen), ("exact", exact)):
             experiment = setting.with_changes("distill.method=kr", f"train.seed={seed}")
             training = build_training(
                 experiment, setting.assets, rung.width, Workers.alone(setting.device)
             )
             accuracy[name] = fit(training, lambda metrics: None)["val/accuracy"]
-        losses.append(100 * (accuracy["exact"] - accuracy["truncated"]))
+        losses.append(100 * (accuracy["exact"] - accuracy["chosen"]))
         print(f"  seed {seed}: {accuracy}", flush=True)
     spread = statistics.stdev(losses) / math.sqrt(num_seeds)
     return {
@@ -96,5 +97,5 @@ def measure_accuracy(storage: Path, num_seeds: int, *changes: str) -> dict[str, 
         "accuracy_loss_interval": round(_T[num_seeds] * spread, 2),
         "accuracy_num_seeds": num_seeds,
         "accuracy_student": f"resnet width {rung.width}",
-        "teacher_val_accuracy": round(truncated.assets.teacher.val_accuracy, 4),
+        "teacher_val_accuracy": round(chosen.assets.teacher.val_accuracy, 4),
     }

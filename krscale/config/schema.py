@@ -162,10 +162,11 @@ class StoreConfig(Section):
     temperature: Positive = 4.0
     """Temperature at which probabilities are stored; others are derived from it."""
     top_k: Annotated[int, Field(strict=True, ge=0)] = 0
-    """Classes kept per tap and view; 0 chooses the fewest that meet `max_error`, and all where they
-    are at most 12. All are kept, too, where that takes no more room (2 bytes each, not 4)."""
-    max_error: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
-    """Largest mean total variation that truncation may cost any tap, when `top_k` is 0."""
+    """Classes kept per tap and view, the mass of all others spread evenly; where all classes take
+    no more room, all are kept. 0 chooses what takes least room and meets `max_error`: the top k,
+    or all classes rounded to a few bits; up to 12 classes are kept exactly."""
+    max_error: Annotated[float, Field(gt=0.0, le=1.0)] = 0.08
+    """Largest mean total variation that this may cost any tap, when `top_k` is 0."""
     shard_rows: Count = 8192
     """Samples in one shard file."""
 

@@ -14,6 +14,7 @@ from krscale.config import StoreConfig, ViewsConfig
 from krscale.data import Dataset
 from krscale.errors import UserError
 from krscale.store.asking import AskedTeacher, OpenTeacher
+from krscale.store.layout import FEW_CLASSES, Layout, cheapest_top_k, check_top_k
 from krscale.store.manifest import (
     Manifest,
     Plan,
@@ -26,15 +27,12 @@ from krscale.store.manifest import (
     write_plan,
 )
 from krscale.store.rows import (
-    FEW_CLASSES,
-    Layout,
     Rows,
-    cheapest_top_k,
-    check_top_k,
-    choose_top_k,
+    choose_layout,
     encode,
+    mean_error,
     pixel_sums,
-    truncation_error,
+    variation,
 )
 from krscale.store.shard import ShardFile, ShardId, count_shards, whole_shards, write_shard
 
@@ -185,32 +183,27 @@ def _plan(
     config: StoreConfig,
     key: Mapping[str, str],
 ) -> Plan:
-    """Choose how many classes to keep, by what truncation costs on sampled rows of view 0.
+    """Choose the layout by what encoding costs sampled rows of view 0.
 
-    A number that was chosen already needs one row only, which tells how many taps there are.
+    A layout that was chosen already needs one row only, which tells how many taps there are.
     """
-    num_samples = dataset.num_samples["train"]
-    is_chosen = config.top_k > 0 or dataset.num_classes <= FEW_CLASSES
+    num_samples, num_classes = dataset.num_samples["train"], dataset.num_classes
+    is_chosen = config.top_k > 0 or num_classes <= FEW_CLASSES
     num_sampled = 1 if is_chosen else min(num_samples, SAMPLED_ROWS)
     samples = torch.arange(num_sampled) * num_samples // num_sampled
-    answers = [answer.tap_logits.cpu() for answer in asked.batches(0, samples)]
-    probabilities = torch.softmax(torch.cat(answers) / config.temperature, dim=-1)
-    descending = probabilities.sort(dim=-1, descending=True).values
-    _, num_taps, num_classes = descending.shape
-    if config.top_k:
-        top_k = cheapest_top_k(config.top_k, num_classes)
+    tap_logits = torch.cat([answer.tap_logits.cpu() for answer in asked.batches(0, samples)])
+    if is_chosen:
+        top_k = cheapest_top_k(config.top_k or num_classes, num_classes)
+        layout = Layout(tap_logits.shape[1], num_classes, top_k, config.temperature)
     else:
-        top_k = choose_top_k(descending, config.max_error)
-    lost = torch.zeros(num_taps)
-    if top_k < num_classes:
-        lost = truncation_error(descending, top_k)
+        layout = choose_layout(tap_logits, config.temperature, config.max_error)
     return Plan(
         key=dict(key),
         num_views=views.num_views,
         num_samples=num_samples,
         shard_rows=config.shard_rows,
-        layout=Layout(num_taps, num_classes, top_k, config.temperature),
-        sample_error=tuple(lost.tolist()),
+        layout=layout,
+        sample_error=tuple(mean_error(tap_logits, layout).tolist()),
         num_sampled=num_sampled,
     )
 
@@ -253,26 +246,26 @@ def _write(
     for shard in shards:
         start, stop = plan.range_of(shard)
         rows, pixels, lost = _ask_shard(plan, asked, shard, report_rows)
-        write_shard(path, shard, rows, pixels, lost)
+        write_shard(path, shard, plan.layout, rows, pixels, lost)
         done += stop - start
 
 
 def _ask_shard(
     plan: Plan, asked: AskedTeacher, shard: ShardId, report_rows: Callable[[int], None]
 ) -> tuple[Rows, torch.Tensor, torch.Tensor]:
-    """Return the rows of a shard, the check sums of their pixels, and what truncation lost."""
+    """Return the rows of a shard, the check sums of their pixels, and what encoding lost."""
     start, stop = plan.range_of(shard)
     samples = torch.arange(start, stop)
     parts: list[tuple[torch.Tensor, ...]] = []
     lost = torch.zeros(plan.layout.num_taps, dtype=torch.float64, device=asked.device)
     num_asked = 0
     for answer in asked.batches(shard.view, samples):
-        rows, lost_of_rows = encode(answer.tap_logits, plan.layout)
-        lost += lost_of_rows.sum(dim=0, dtype=torch.float64)
-        tensors = (pixel_sums(answer.pixels), rows.probabilities, rows.classes)
+        rows = encode(answer.tap_logits, plan.layout)
+        lost += variation(answer.tap_logits, rows, plan.layout).sum(dim=0, dtype=torch.float64)
+        tensors = (pixel_sums(answer.pixels), rows.values, rows.codes)
         parts.append(tuple(tensor for tensor in tensors if tensor is not None))
         num_asked += len(answer.pixels)
         report_rows(num_asked)
     # Kept on the device until the shard is whole: a GPU then waits for the host once per shard.
-    pixels, probabilities, *classes = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
-    return Rows(probabilities, classes[0] if classes else None), pixels, lost.cpu()
+    pixels, values, *codes = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    return Rows(values, codes[0] if codes else None), pixels, lost.cpu()

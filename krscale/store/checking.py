@@ -14,10 +14,7 @@ from krscale.data import Dataset
 from krscale.store.asking import AskedTeacher, OpenTeacher
 from krscale.store.manifest import StoreCheckError
 from krscale.store.reading import KnowledgeStore
-from krscale.store.rows import class_numbers, pixel_sums
-
-ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE = 1e-3, 0.02
-"""How far a probability may be off: fp16, and convolutions of another device (TF32: 1 %)."""
+from krscale.store.rows import deviations, pixel_sums
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,8 @@ class Check:
     Attributes:
         num_shards: Shards whose checksum was compared.
         num_rows: Rows whose pixels and probabilities were computed again.
-        max_difference: Largest difference of a probability.
+        max_difference: Largest difference found, of a probability, or of a log-probability where
+            logits are rounded; what rounding explains is allowed.
     """
 
     num_shards: int
@@ -74,7 +72,7 @@ def check_store(
 
 
 def _check_rows(store: KnowledgeStore, asked: AskedTeacher, view: int, samples: Tensor) -> float:
-    """Return the largest difference of a probability; raise for the first row that differs."""
+    """Return the largest difference that is allowed; raise for the first row that differs."""
     answers = list(asked.batches(view, samples))
     sums = torch.cat([pixel_sums(answer.pixels) for answer in answers]).cpu()
     moved = samples[sums != store.pixel_sums(view, samples)].tolist()
@@ -85,32 +83,15 @@ def _check_rows(store: KnowledgeStore, asked: AskedTeacher, view: int, samples: 
             "other pixels than when the store was built. Delete the store to build it anew."
         )
     tap_logits = torch.cat([answer.tap_logits for answer in answers]).cpu()
-    then, now = _probabilities(store, view, samples, tap_logits)
-    differences = (now - then).abs()
+    layout = store.manifest.plan.layout
+    differences, allowed = deviations(store.gather(view, samples), tap_logits, layout)
     # Written so that NaN does not pass.
-    fits = differences <= ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * then
-    changed = samples[~fits.all(dim=1)].tolist()
-    largest = float(differences.max())
+    fits = (differences <= allowed).flatten(1).all(dim=1)
+    changed, largest = samples[~fits].tolist(), float(differences.max())
     if changed:
         raise StoreCheckError(
             f"{store.path}: of view {view} of sample {changed[0]} (and {len(changed) - 1} more of "
-            f"{len(samples)}) the teacher now says something else: a probability differs by up to "
+            f"{len(samples)}) the teacher now says something else: it differs by up to "
             f"{largest:.4f}. Teacher or probes have changed. Delete the store to build it anew."
         )
     return largest
-
-
-def _probabilities(
-    store: KnowledgeStore, view: int, samples: Tensor, tap_logits: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the stored probabilities and today's, `[B, D * width]` each.
-
-    Compared are the classes that were kept, and the mass of all others: which of two equally
-    probable classes was kept last is left to chance.
-    """
-    rows = store.gather(view, samples)
-    now = torch.softmax(tap_logits / store.temperature, dim=-1)
-    if rows.classes is not None:
-        kept = now.gather(-1, class_numbers(rows.classes))
-        now = torch.cat([kept, 1.0 - kept.sum(dim=-1, keepdim=True)], dim=-1)
-    return rows.probabilities.float().flatten(1), now.flatten(1)

@@ -15,12 +15,12 @@ from typing import Any
 
 from krscale.errors import UserError
 from krscale.files import sha256, write_json
-from krscale.store.rows import Layout
+from krscale.store.layout import Layout
 from krscale.store.shard import ShardFile, ShardId, read_shard
 
 PLAN = "plan.json"
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 class StoreCheckError(UserError):
@@ -37,7 +37,7 @@ class Plan:
         num_samples: `N`, the training samples.
         shard_rows: Samples of a shard.
         layout: What a row holds.
-        sample_error: Mean total variation that truncation cost at each tap, on sampled rows.
+        sample_error: Mean total variation that encoding cost at each tap, on sampled rows.
         num_sampled: How many rows that was measured on.
     """
 
@@ -67,12 +67,12 @@ class Manifest:
 
     Attributes:
         plan: What it was built by.
-        truncation_error: Mean total variation that truncation cost at each tap, over all rows.
+        encoding_error: Mean total variation that encoding cost at each tap, over all rows.
         shards: The files, in the order of `Plan.shards`.
     """
 
     plan: Plan
-    truncation_error: tuple[float, ...]
+    encoding_error: tuple[float, ...]
     shards: tuple[ShardFile, ...]
 
     @property
@@ -103,7 +103,7 @@ def write_manifest(path: Path, plan: Plan, files: Mapping[ShardId, ShardFile]) -
     sums = [math.fsum(of_tap) for of_tap in zip(*lost, strict=True)]
     num_rows = plan.num_views * plan.num_samples
     error = tuple(total / num_rows for total in sums)
-    content = {"format": FORMAT, "bytes_per_view_and_tap": bytes_per_view_and_tap(plan.layout)}
+    content = {"format": FORMAT, "bytes_per_view_and_tap": plan.layout.bytes_per_view_and_tap}
     content |= asdict(Manifest(plan, error, shards))
     write_json(path / MANIFEST, content)
     (path / PLAN).unlink(missing_ok=True)
@@ -122,7 +122,7 @@ def read_manifest(path: Path) -> Manifest | None:
     try:
         return Manifest(
             plan=_plan(file, content["plan"]),
-            truncation_error=tuple(content["truncation_error"]),
+            encoding_error=tuple(content["encoding_error"]),
             shards=tuple(ShardFile(**shard) for shard in content["shards"]),
         )
     except (KeyError, TypeError) as error:
@@ -184,11 +184,6 @@ def broken_error(path: Path, shards: Iterable[ShardId]) -> StoreCheckError:
         f"{path}: {len(names)} broken shard(s), whose file is missing or does not match its "
         f"checksum: {listed}. `krscale store check RUN --repair` rebuilds only those."
     )
-
-
-def bytes_per_view_and_tap(layout: Layout) -> float:
-    """Return what one view of one sample costs per tap, its pixel check sum included."""
-    return layout.bytes_per_row / layout.num_taps
 
 
 def _read(file: Path) -> dict[str, Any] | None:

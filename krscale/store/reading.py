@@ -17,7 +17,6 @@ from krscale.store.manifest import (
     Manifest,
     broken_error,
     broken_shards,
-    bytes_per_view_and_tap,
     check_key,
     read_manifest,
 )
@@ -117,14 +116,9 @@ class KnowledgeStore:
     def gather(self, view: int, samples: Tensor) -> Rows:
         """Copy the rows of the samples out of the mapped shards, still encoded, on the CPU."""
         shards, rows = self._mapped(view), self._indices(samples)
-        probabilities = _take([shard.probabilities for shard in shards], rows)
-        layout = self.manifest.plan.layout
-        shape = (len(rows), layout.num_taps)
-        kept = torch.from_numpy(probabilities).view(*shape, layout.width)
-        if layout.is_dense:
-            return Rows(kept, None)
-        classes = _take([shard.classes for shard in shards if shard.classes is not None], rows)
-        return Rows(kept, torch.from_numpy(classes).view(*shape, layout.top_k))
+        values = torch.from_numpy(_take([shard.values for shard in shards], rows))
+        codes = [shard.codes for shard in shards if shard.codes is not None]
+        return Rows(values, torch.from_numpy(_take(codes, rows)) if codes else None)
 
     def pixel_sums(self, view: int, samples: Tensor) -> Tensor:
         """Return the check sum of each sample's pixels in a view, `[B]` int64."""
@@ -148,15 +142,16 @@ class KnowledgeStore:
         return {
             "path": str(self.path),
             "num_bytes": self.manifest.num_bytes,
-            "bytes_per_view_and_tap": bytes_per_view_and_tap(plan.layout),
+            "bytes_per_view_and_tap": plan.layout.bytes_per_view_and_tap,
             "num_samples": plan.num_samples,
             "num_views": plan.num_views,
             "num_taps": plan.layout.num_taps,
             "num_classes": plan.layout.num_classes,
             "top_k": plan.layout.top_k,
+            "bits": plan.layout.bits,
             "temperature": plan.layout.temperature,
             "num_shards": len(self.manifest.shards),
-            "truncation_error": list(self.manifest.truncation_error),
+            "encoding_error": list(self.manifest.encoding_error),
             "sample_error": list(plan.sample_error),
             "num_sampled": plan.num_sampled,
             "fingerprints": dict(plan.key),

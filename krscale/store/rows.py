@@ -1,189 +1,144 @@
-"""Rows of the store: what the teacher says of one view of one sample, in few bytes.
-
-A row holds, for every tap, a distribution over the classes at the store's temperature: either all
-`K` probabilities, or the `k` largest with their classes and the mass that remains for all others.
-"""
+"""Rows of the store: encoding what the teacher says of a view into few bytes, and back."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from krscale.errors import UserError
+from krscale.store.layout import MAX_CLASSES, ROUNDED_BITS, Layout, cheapest_top_k
 
-MAX_CLASSES = 2**16
-# Up to this many classes are all kept when nobody says how many: 24 bytes a tap, and exact.
-FEW_CLASSES = 12
 # Half of the smallest fp16: a probability that was stored as 0 is somewhere below it.
 _SMALLEST = 2.0**-25
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a row holds.
-
-    Attributes:
-        num_taps: `D`.
-        num_classes: `K`.
-        top_k: Classes kept per tap; `K` keeps all of them, in order and without their numbers.
-        temperature: At which the probabilities were taken.
-    """
-
-    num_taps: int
-    num_classes: int
-    top_k: int
-    temperature: float
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether every class is kept."""
-        return self.top_k == self.num_classes
-
-    @property
-    def width(self) -> int:
-        """Probabilities per tap: those kept and, unless all are, the remaining mass."""
-        return self.num_classes if self.is_dense else self.top_k + 1
-
-    @property
-    def bytes_per_row(self) -> int:
-        """Bytes of one view of one sample: all taps, and the check sum of its pixels."""
-        classes = 0 if self.is_dense else self.top_k
-        return 2 * self.num_taps * (self.width + classes) + 4
+_LARGEST = 65504.0  # of fp16
+# What fp16 and another device's arithmetic (TF32 convolutions: 1 %) may change.
+_ABSOLUTE, _RELATIVE = 1e-3, 0.02
 
 
 class Rows(NamedTuple):
-    """Encoded rows.
+    """Encoded rows, as they stand in a shard.
 
     Attributes:
-        probabilities: `[B, D, width]` fp16.
-        classes: `[B, D, top_k]`, the bits of uint16 as int16 (torch computes little in uint16);
-            None when every class is kept.
+        values: `[B, D * num_values]` fp16.
+        codes: None when every class is kept exactly. The classes kept, `[B, D * top_k]`, the bits
+            of uint16 as int16; or rounded logits, `[B, num_words]`, the bits of uint32 as int32
+            (torch computes little in unsigned types).
     """
 
-    probabilities: Tensor
-    classes: Tensor | None
+    values: Tensor
+    codes: Tensor | None
 
     def to(self, device: torch.device) -> Rows:
-        """Copy to a device; from pinned memory without waiting."""
-        classes = self.classes if self.classes is None else _move(self.classes, device)
-        return Rows(_move(self.probabilities, device), classes)
+        """Copy to a device; from page-locked memory without waiting."""
+        codes = self.codes if self.codes is None else self.codes.to(device, non_blocking=True)
+        return Rows(self.values.to(device, non_blocking=True), codes)
 
     def pin_memory(self) -> Rows:
         """Copy to page-locked memory, from which a GPU reads without waiting."""
-        classes = self.classes if self.classes is None else self.classes.pin_memory()
-        return Rows(self.probabilities.pin_memory(), classes)
+        codes = self.codes if self.codes is None else self.codes.pin_memory()
+        return Rows(self.values.pin_memory(), codes)
 
 
-def check_top_k(top_k: int, num_classes: int) -> None:
-    """Refuse a `top_k` that a store of these classes cannot have.
-
-    Raises:
-        UserError: If it exceeds the classes, or their numbers do not fit 16 bits.
-    """
-    if num_classes > MAX_CLASSES:
-        raise UserError(f"a store can number {MAX_CLASSES} classes; the data has {num_classes}.")
-    if top_k > num_classes:
-        raise UserError(
-            f"store.top_k: {top_k} is more than the {num_classes} classes. "
-            f"Allowed: 1 to {num_classes}, or 0 to choose by store.max_error."
-        )
-
-
-def cheapest_top_k(top_k: int, num_classes: int) -> int:
-    """Return `top_k`, or `num_classes` where keeping every class takes no more room.
-
-    A kept class costs 4 bytes (number and probability) and the remaining mass 2; without numbers,
-    every class costs 2.
-    """
-    return num_classes if 4 * top_k + 2 >= 2 * num_classes else top_k
-
-
-def encode(tap_logits: Tensor, layout: Layout) -> tuple[Rows, Tensor]:
-    """Encode what the teacher says.
-
-    Args:
-        tap_logits: `[B, D, K]` fp32.
-        layout: What to keep.
-
-    Returns:
-        The rows, and what was lost: the total variation between a tap's distribution and the one
-        that keeps the top k and spreads the rest evenly, `[B, D]` fp32.
-    """
+def encode(tap_logits: Tensor, layout: Layout) -> Rows:
+    """Encode what the teacher says, `[B, D, K]` fp32."""
+    if layout.is_rounded:
+        return _round(tap_logits, layout)
     probabilities = torch.softmax(tap_logits / layout.temperature, dim=-1)
-    if layout.is_dense:
-        return Rows(probabilities.half(), None), probabilities.new_zeros(probabilities.shape[:2])
+    if not layout.is_truncated:
+        return Rows(probabilities.half().flatten(1), None)
     kept, classes = probabilities.topk(layout.top_k, dim=-1)
     rest = (1.0 - kept.sum(dim=-1, keepdim=True)).clamp_min(0.0)
-    level = rest / (layout.num_classes - layout.top_k)
-    # What lies above the level, less the kept classes, which are all exact: what the tail loses
-    # above it equals what it gains below, so this is the whole variation.
-    above = (probabilities - level).clamp_min(0.0).sum(dim=-1)
-    lost = (above - (kept - level).clamp_min(0.0).sum(dim=-1)).clamp_min(0.0)
-    return Rows(torch.cat([kept, rest], dim=-1).half(), classes.to(torch.int16)), lost
+    values = torch.cat([kept, rest], dim=-1).half()
+    return Rows(values.flatten(1), classes.to(torch.int16).flatten(1))
 
 
 def decode(rows: Rows, layout: Layout) -> Tensor:
-    """Return `tap_logits` `[B, D, K]` fp32: temperature * log of the stored probabilities.
+    """Return `tap_logits` `[B, D, K]` fp32: logits up to a constant per tap.
 
-    They are logits up to a constant per tap, so that `softmax(tap_logits / t)` is the teacher's
-    distribution at any temperature `t`.
+    `softmax(tap_logits / t)` is the teacher's distribution at any temperature `t`, as far as the
+    layout has kept it.
     """
-    logits = rows.probabilities.float()
-    if rows.classes is None:
-        return logits.clamp_min_(_SMALLEST).log_().mul_(layout.temperature)
-    others = layout.num_classes - layout.top_k
-    logits[..., -1:] /= others
-    logits.clamp_min_(_SMALLEST).log_().mul_(layout.temperature)
-    shape = (*logits.shape[:-1], layout.num_classes)
-    tap_logits = logits[..., -1:].expand(shape).contiguous()
-    return tap_logits.scatter_(-1, class_numbers(rows.classes), logits[..., :-1])
+    values = _per_tap(rows.values, layout).float()
+    if layout.is_rounded:
+        return _levels(rows, layout).mul_(values / (2**layout.bits - 1))
+    if not layout.is_truncated:
+        return values.clamp_min_(_SMALLEST).log_().mul_(layout.temperature)
+    values[..., -1:] /= layout.num_classes - layout.top_k
+    values.clamp_min_(_SMALLEST).log_().mul_(layout.temperature)
+    shape = (*values.shape[:-1], layout.num_classes)
+    tap_logits = values[..., -1:].expand(shape).contiguous()
+    return tap_logits.scatter_(-1, _classes(rows, layout), values[..., :-1])
 
 
-def class_numbers(classes: Tensor) -> Tensor:
-    """Return the class numbers int64 that `Rows.classes` holds as the bits of uint16."""
-    return classes.long().bitwise_and_(MAX_CLASSES - 1)
+def variation(tap_logits: Tensor, rows: Rows, layout: Layout) -> Tensor:
+    """Return what encoding lost: the total variation at the store's temperature, `[B, D]`."""
+    exact, kept = (
+        torch.softmax(logits / layout.temperature, dim=-1)
+        for logits in (tap_logits, decode(rows, layout))
+    )
+    return 0.5 * (exact - kept).abs().sum(dim=-1)
 
 
-def truncation_error(sorted_probabilities: Tensor, top_k: int) -> Tensor:
-    """Return the mean total variation of keeping `top_k` classes, per tap.
+def choose_layout(tap_logits: Tensor, temperature: float, max_error: float) -> Layout:
+    """Return the layout that takes least room and of which no tap loses more than `max_error`.
 
     Args:
-        sorted_probabilities: `[N, D, K]`, descending in the last dimension.
-        top_k: Classes kept, fewer than `K`.
-
-    Returns:
-        `[D]` fp32.
-    """
-    tail = sorted_probabilities[..., top_k:]
-    level = tail.mean(dim=-1, keepdim=True)
-    return (tail - level).clamp_min(0.0).sum(dim=-1).mean(dim=0)
-
-
-def choose_top_k(sorted_probabilities: Tensor, max_error: float) -> int:
-    """Return the fewest classes to keep so that no tap loses more than `max_error`.
-
-    Args:
-        sorted_probabilities: `[N, D, K]` of sampled rows, descending in the last dimension.
+        tap_logits: `[N, D, K]` fp32 of sampled rows.
+        temperature: At which the error is measured.
         max_error: Largest mean total variation of any tap.
-
-    Returns:
-        `top_k`; `K` when fewer would take as much room, or the classes are few anyway.
     """
-    num_classes = sorted_probabilities.shape[-1]
-    if num_classes <= FEW_CLASSES:
-        return num_classes
+    _, num_taps, num_classes = tap_logits.shape
+
+    def error(layout: Layout) -> float:
+        return float(mean_error(tap_logits, layout).max())
+
+    def truncated(top_k: int) -> Layout:
+        return Layout(num_taps, num_classes, top_k, temperature)
+
     low, high = 1, num_classes
     # The tail only becomes evener as its largest entries are kept, so the error falls with k.
     while low < high:
         middle = (low + high) // 2
-        if float(truncation_error(sorted_probabilities, middle).max()) <= max_error:
-            high = middle
-        else:
-            low = middle + 1
-    return cheapest_top_k(low, num_classes)
+        low, high = (low, middle) if error(truncated(middle)) <= max_error else (middle + 1, high)
+    chosen = truncated(cheapest_top_k(low, num_classes))
+    for bits in ROUNDED_BITS:
+        rounded = Layout(num_taps, num_classes, num_classes, temperature, bits)
+        if rounded.bytes_per_row < chosen.bytes_per_row and error(rounded) <= max_error:
+            return rounded  # more bits take more room
+    return chosen
+
+
+def mean_error(tap_logits: Tensor, layout: Layout) -> Tensor:
+    """Return the mean of what encoding `[N, D, K]` loses at each tap, `[D]` fp32."""
+    return variation(tap_logits, encode(tap_logits, layout), layout).mean(dim=0)
+
+
+def deviations(rows: Rows, tap_logits: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Compare stored rows with what the teacher says now.
+
+    Args:
+        rows: What was stored.
+        tap_logits: `[B, D, K]`, what the teacher says of the same views.
+        layout: Of the rows.
+
+    Returns:
+        Differences of all that was stored (probabilities, or log-probabilities up to a constant),
+        and how large rounding and another device's arithmetic may make each, `[B, ...]` both.
+        Which of two equally probable classes was kept last is left to chance.
+    """
+    now = tap_logits / layout.temperature
+    if layout.is_rounded:
+        then = decode(rows, layout) / layout.temperature
+        steps = _per_tap(rows.values, layout).float() / (2**layout.bits - 1) / layout.temperature
+        then, now = (x - x.amax(dim=-1, keepdim=True) for x in (then, now))
+        return (now - then).abs(), 0.5 * steps + _RELATIVE + _ABSOLUTE * then.abs()
+    now = torch.softmax(now, dim=-1)
+    if layout.is_truncated:
+        kept = now.gather(-1, _classes(rows, layout))
+        now = torch.cat([kept, 1.0 - kept.sum(dim=-1, keepdim=True)], dim=-1)
+    then = _per_tap(rows.values, layout).float()
+    return (now - then).abs(), _ABSOLUTE + _RELATIVE * then
 
 
 def pixel_sums(images: Tensor) -> Tensor:
@@ -202,5 +157,39 @@ def pixel_sums(images: Tensor) -> Tensor:
     return (sums ^ (sums >> 32)) & 0xFFFFFFFF
 
 
-def _move(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.to(device, non_blocking=True)
+def _round(tap_logits: Tensor, layout: Layout) -> Rows:
+    """Round logits to even steps below the largest, and pack the steps into words."""
+    largest = 2**layout.bits - 1
+    top = tap_logits.amax(dim=-1, keepdim=True)
+    span = (top - tap_logits.amin(dim=-1, keepdim=True)).clamp(1e-6, _LARGEST)
+    levels = ((tap_logits - top) * (largest / span)).round_() + largest
+    # Room for the last word's codes, and for a span beyond fp16.
+    num_codes = layout.num_taps * layout.num_classes
+    padding = layout.num_words * layout.codes_per_word - num_codes
+    codes = torch.nn.functional.pad(levels.clamp_min_(0).long().flatten(1), (0, padding))
+    grouped = codes.view(len(codes), layout.num_words, layout.codes_per_word)
+    words = (grouped << _shifts(layout, codes.device)).sum(dim=-1)
+    return Rows(span.half().flatten(1), words.to(torch.int32))
+
+
+def _levels(rows: Rows, layout: Layout) -> Tensor:
+    """Unpack rounded logits, `[B, D, K]` fp32, counted in steps."""
+    assert rows.codes is not None  # noqa: S101 - rounded rows have them
+    shifts = _shifts(layout, rows.codes.device).int()
+    codes = (rows.codes[:, :, None] >> shifts).bitwise_and_(2**layout.bits - 1)
+    flat = codes.flatten(1)[:, : layout.num_taps * layout.num_classes]
+    return flat.float().view(len(codes), layout.num_taps, layout.num_classes)
+
+
+def _shifts(layout: Layout, device: torch.device) -> Tensor:
+    return torch.arange(layout.codes_per_word, device=device) * layout.bits
+
+
+def _classes(rows: Rows, layout: Layout) -> Tensor:
+    assert rows.codes is not None  # noqa: S101 - truncated rows have them
+    codes = rows.codes.view(len(rows.codes), layout.num_taps, layout.top_k)
+    return codes.long().bitwise_and_(MAX_CLASSES - 1)
+
+
+def _per_tap(values: Tensor, layout: Layout) -> Tensor:
+    return values.view(len(values), layout.num_taps, layout.num_values)

@@ -22,9 +22,11 @@ import torch
 
 from krscale.errors import UserError
 from krscale.files import sha256, write_atomic
+from krscale.store.layout import Layout
 from krscale.store.rows import Rows
 
 _FACTS = b"krscale"
+_VALUES, _CODES = ("probabilities", "spans"), ("classes", "levels")
 _NAMED_DIGITS = 16
 
 
@@ -60,37 +62,40 @@ class Shard:
     """A shard mapped into memory; the arrays are read-only.
 
     Attributes:
-        probabilities: `[rows, D * width]` fp16.
-        classes: `[rows, D * top_k]`, uint16 bits as int16; None when every class is kept.
+        values: `[rows, D * num_values]` fp16, as in `Rows`.
+        codes: `[rows, ...]` int16 or int32, as in `Rows`, or None.
         pixels: `[rows]` uint32, check sum of each sample's pixels in this view.
-        error: Summed over the rows, what truncation lost at each tap, `[D]`.
+        error: Summed over the rows, what encoding lost at each tap, `[D]`.
     """
 
-    probabilities: npt.NDArray[np.float16]
-    classes: npt.NDArray[np.int16] | None
+    values: npt.NDArray[np.float16]
+    codes: npt.NDArray[np.signedinteger[Any]] | None
     pixels: npt.NDArray[np.uint32]
     error: tuple[float, ...]
 
 
 def write_shard(
-    path: Path, shard: ShardId, rows: Rows, pixels: torch.Tensor, error: torch.Tensor
+    path: Path,
+    shard: ShardId,
+    layout: Layout,
+    rows: Rows,
+    pixels: torch.Tensor,
+    error: torch.Tensor,
 ) -> None:
     """Write a shard of the store at `path`, under its own name and checksum.
 
     Args:
         path: Folder of the store.
         shard: Which shard.
+        layout: Of the rows.
         rows: The encoded rows, on the CPU.
         pixels: `[rows]` int64, check sums below 2^32.
-        error: `[D]` fp64, what truncation lost, summed over the rows.
+        error: `[D]` fp64, what encoding lost, summed over the rows.
 
     Raises:
         UserError: If the disk is full; nothing of the shard is left.
     """
-    columns = {"probabilities": _tensors(rows.probabilities.numpy())}
-    if rows.classes is not None:
-        columns["classes"] = _tensors(rows.classes.numpy().view(np.uint16))
-    columns["pixels"] = pa.array(pixels.numpy().astype(np.uint32))
+    columns = _columns(layout, rows) | {"pixels": pa.array(pixels.numpy().astype(np.uint32))}
     facts = json.dumps({"view": shard.view, "number": shard.number, "error": error.tolist()})
     table = pa.table(columns).replace_schema_metadata({_FACTS: facts})
     sink = pa.BufferOutputStream()
@@ -120,11 +125,11 @@ def read_shard(file: Path) -> Shard:
     try:
         batch = pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0)
         facts = json.loads(batch.schema.metadata[_FACTS])
-        names = batch.schema.names
-        classes = _matrix(batch, "classes").view(np.int16) if "classes" in names else None
+        codes = [_matrix(batch, name) for name in _CODES if name in batch.schema.names]
+        [values] = [_matrix(batch, name) for name in _VALUES if name in batch.schema.names]
         return Shard(
-            probabilities=_matrix(batch, "probabilities"),
-            classes=classes,
+            values=values,
+            codes=codes[0].view(f"i{codes[0].itemsize}") if codes else None,
             pixels=batch.column("pixels").to_numpy(),
             error=tuple(facts["error"]),
         )
@@ -163,6 +168,19 @@ def _parse(view: int, file: Path) -> ShardId | None:
     if file.suffix != ".arrow" or parts[0] != "shard" or len(parts) != 3:
         return None
     return ShardId(view, int(parts[1])) if parts[1].isdigit() else None
+
+
+def _columns(layout: Layout, rows: Rows) -> dict[str, Any]:
+    """Name and shape the columns as other programs would like to find them."""
+    num_rows, taps = len(rows.values), layout.num_taps
+    values = rows.values.numpy().reshape(num_rows, taps, -1)
+    if rows.codes is None:
+        return {"probabilities": _tensors(values)}
+    codes = rows.codes.numpy()
+    if layout.is_rounded:
+        return {"spans": _tensors(values), "levels": _tensors(codes.view(np.uint32))}
+    classes = codes.view(np.uint16).reshape(num_rows, taps, -1)
+    return {"probabilities": _tensors(values), "classes": _tensors(classes)}
 
 
 def _tensors(values: npt.NDArray[Any]) -> Any:

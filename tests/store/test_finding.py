@@ -4,6 +4,7 @@ import pytest
 
 from krscale.errors import UserError
 from krscale.store import find_store
+from krscale.store.manifest import FORMAT
 
 NAMES = ("teacher", "data", "views", "taps", "store")
 KEY = {name: name[0] + "1" for name in NAMES}
@@ -16,7 +17,7 @@ def stores(small):
     small.prepare()
     unfinished = small.folder / "unfinished"
     unfinished.mkdir()
-    plan = json.loads((small.path / "manifest.json").read_text())["plan"] | {"format": 1}
+    plan = json.loads((small.path / "manifest.json").read_text())["plan"] | {"format": FORMAT}
     (unfinished / "plan.json").write_text(json.dumps(plan))
     return small.folder
 

@@ -1,0 +1,103 @@
+"""What a row of the store holds: every class or the most probable ones, and in how many bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from krscale.errors import UserError
+
+EXACT_BITS = 16
+ROUNDED_BITS = (3, 4, 5, 6, 8)
+MAX_CLASSES = 2**16
+# Up to this many classes are all kept exactly when nobody asks for less: 24 bytes a tap.
+FEW_CLASSES = 12
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a row holds of each tap: one of three things.
+
+    - every class, exactly (`top_k == num_classes`, 16 bits): probabilities in fp16;
+    - the top k (`top_k < num_classes`): their classes in uint16 and probabilities in fp16, and the
+      remaining mass, which is spread evenly over all others;
+    - every class, rounded (fewer than 16 bits): logits, in even steps between the tap's smallest
+      and largest, and the distance between those in fp16.
+
+    Attributes:
+        num_taps: `D`.
+        num_classes: `K`.
+        top_k: Classes kept per tap.
+        temperature: At which probabilities are stored and errors are measured.
+        bits: Of a number.
+    """
+
+    num_taps: int
+    num_classes: int
+    top_k: int
+    temperature: float
+    bits: int = EXACT_BITS
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether rows hold rounded logits."""
+        return self.bits < EXACT_BITS
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether rows leave classes out."""
+        return self.top_k < self.num_classes
+
+    @property
+    def num_values(self) -> int:
+        """Numbers in fp16 per tap: probabilities and the remaining mass, or one distance."""
+        if self.is_rounded:
+            return 1
+        return self.top_k + 1 if self.is_truncated else self.num_classes
+
+    @property
+    def codes_per_word(self) -> int:
+        """Rounded logits that share 32 bits."""
+        return 32 // self.bits
+
+    @property
+    def num_words(self) -> int:
+        """32-bit words of a row of rounded logits, all taps together."""
+        return -(-self.num_taps * self.num_classes // self.codes_per_word)
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of one view of one sample: all taps, and the check sum of its pixels."""
+        if self.is_rounded:
+            codes = 4 * self.num_words
+        else:
+            codes = 2 * self.num_taps * self.top_k if self.is_truncated else 0
+        return 2 * self.num_taps * self.num_values + codes + 4
+
+    @property
+    def bytes_per_view_and_tap(self) -> float:
+        """Bytes of a row, shared out over its taps."""
+        return self.bytes_per_row / self.num_taps
+
+
+def check_top_k(top_k: int, num_classes: int) -> None:
+    """Refuse a `top_k` that a store of these classes cannot have.
+
+    Raises:
+        UserError: If it exceeds the classes, or their numbers do not fit 16 bits.
+    """
+    if num_classes > MAX_CLASSES:
+        raise UserError(f"a store can number {MAX_CLASSES} classes; the data has {num_classes}.")
+    if top_k > num_classes:
+        raise UserError(
+            f"store.top_k: {top_k} is more than the {num_classes} classes. "
+            f"Allowed: 1 to {num_classes}, or 0 to choose by store.max_error."
+        )
+
+
+def cheapest_top_k(top_k: int, num_classes: int) -> int:
+    """Return `top_k`, or `num_classes` where keeping every class takes no more room.
+
+    A kept class costs 4 bytes (number and probability) and the remaining mass 2; without numbers,
+    every class costs 2.
+    """
+    return num_classes if 4 * top_k + 2 >= 2 * num_classes else top_k

@@ -17,7 +17,7 @@ from krscale.data.arrow import Images
 from krscale.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-PIECE_BYTES = 2**24
+PIECE_BYTES = 2**23
 """Pixels that are decoded before they are written: enough to keep all cores busy."""
 _MODES = {1: "L", 3: "RGB"}
 _DEEP = (

@@ -191,8 +191,10 @@ def _batches(file: Path, name: str, field: str, size: int) -> Iterator[Any]:
             names = parquet.schema_arrow.names
             if name not in names:
                 raise unknown_name("column", name, names, f"{file}: data.files.{field}")
-            for batch in parquet.iter_batches(size, columns=[name]):
+            for batch in parquet.iter_batches(size, columns=[name], use_threads=False):
                 yield batch.column(0)
+    except MemoryError:
+        raise
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{file}: not a readable Parquet file ({error}).") from None
 

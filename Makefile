@@ -34,7 +34,7 @@ bench: setup ## run every program in benchmarks/; ARGS="..." goes to each
 	done
 
 bench-%: setup ## run one of them: make bench-step runs benchmarks/step.py
-	@$(PY) benchmarks/$*.py $(ARGS)
+	@$(PY) benchmarks/$(subst -,_,$*).py $(ARGS)
 
 setup: ## create .venv with what a run needs (done by every target)
 	@scripts/setup.sh

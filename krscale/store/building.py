@@ -36,7 +36,7 @@ from krscale.store.rows import (
 )
 from krscale.store.shard import ShardFile, ShardId, count_shards, whole_shards, write_shard
 
-SAMPLED_ROWS = 512
+SAMPLED_ROWS = 256
 WAIT_SECONDS = 0.5
 
 Report = Callable[[int, int], None]

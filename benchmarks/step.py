@@ -1,6 +1,7 @@
 """Measure what the store is worth: steps, building, accuracy, loading and memory.
 
-Writes `benchmarks/results/step.json`. Runs without Ray, wherever torch does:
+Writes `benchmarks/results/step.json` and its section of `docs/benchmarks.md`. Runs without Ray,
+wherever torch does:
 
     python benchmarks/step.py [--device cuda] [--parts steps,build,accuracy,loader,memory]
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from parts.document import write_section
 from parts.loading import measure_loader
 from parts.measuring import ROOT, clock_for, commit, machine
 from parts.memory import measure_memory
@@ -39,7 +41,7 @@ TIMED = (
     "teacher.num_epochs=1",
 )
 LEARNED = (
-    "data.glyphs.num_train=4096",
+    "data.glyphs.num_train=6144",
     "data.glyphs.num_val=4000",
     "data.glyphs.num_test=64",
     "teacher.width=16",
@@ -69,24 +71,23 @@ def main() -> None:
                 result[key] = result.get(key, {}) | value if key == "store" else value
             print(f"  ({time.perf_counter() - started:.0f} s)", flush=True)
     write_json(RESULT, result)
-    print(step_table(result))
+    table = step_table(result)
+    write_section("step", "Step, store, loader and memory", table)
+    print(table)
 
 
 def _parts(arguments: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
     storage: Path = arguments.storage
     on_device = f"train.device={arguments.device}"
 
-    def timed() -> Setting:
-        return Setting(storage, *TIMED, on_device)
-
     def steps() -> dict[str, Any]:
-        setting = timed()
+        setting = Setting(storage, *TIMED, on_device)
         facts = setting.assets.teacher
         teacher = f"resnet width {facts.width} ({facts.num_parameters:,} parameters)"
         return {"teacher": teacher, "pairs": measure_steps(setting, arguments.rounds)}
 
     def build() -> dict[str, Any]:
-        return {"store": measure_build(timed(), storage, 3)}
+        return {"store": measure_build(Setting(storage, *LEARNED, on_device), storage, 3)}
 
     def accuracy() -> dict[str, Any]:
         return {"store": measure_accuracy(storage, arguments.seeds, *LEARNED, on_device)}
@@ -108,8 +109,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--parts", default="steps,build,accuracy,loader,memory")
-    parser.add_argument("--rounds", type=int, default=5, help="epochs of every kind of step")
-    parser.add_argument("--seeds", type=int, default=8, help="seeds of the accuracy comparison")
+    parser.add_argument("--rounds", type=int, default=4, help="epochs of every kind of step")
+    parser.add_argument("--seeds", type=int, default=6, help="seeds of the accuracy comparison")
     parser.add_argument("--storage", type=Path, default=ROOT / "runs" / "benchmarks")
     arguments = parser.parse_args()
     arguments.parts = arguments.parts.split(",")

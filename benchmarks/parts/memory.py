@@ -23,7 +23,7 @@ from krscale.store.shard import whole_shards, write_shard
 from parts.loading import BATCH_SIZE, VIEWS, images_at, write_images
 
 LAYOUT = Layout(num_taps=6, num_classes=100, top_k=100, temperature=4.0)
-SIZES = (25_000, 100_000)
+SIZES = (20_000, 80_000)
 COUNTS = (1, 8)
 
 

@@ -47,7 +47,8 @@ def _store(store: Mapping[str, Any]) -> list[str]:
             "| store built / teacher's bare forward (views per second) "
             f"| {store['build_over_teacher_forward']} | 0.90 |",
             f"| bytes per view and tap, {store['num_taps']} taps, {store['top_k']} of "
-            f"{store['num_classes']} classes in {store['bits']} bits | {store['bytes_per_view_and_tap']} | 24 |",
+            f"{store['num_classes']} classes in {store['bits']} bits "
+            f"| {store['bytes_per_view_and_tap']} | 24 |",
         ]
     if "accuracy_loss_points" in store:
         rows.append(

@@ -11,7 +11,7 @@ DOORS = {
     "tune": "distil a ladder of students and show accuracy versus capacity",
     "distill": "distil one student, on one worker or many",
     "teach": "prepare data, teacher and its knowledge",
-    "report": "print the table of a run and redraw its figure",
+    "report": "print, draw and explain the result of a run, or compare several",
     "pick": "choose a student of a finished run and export it (ONNX, safetensors, pt2)",
     "store": "check or describe what the teacher said, as it is kept for a run",
     "sync": "send MLflow what a run recorded while MLflow was away",

@@ -21,6 +21,7 @@ from krscale.errors import UserError
 from krscale.files import write_json
 
 EXPERIMENT_FILE = "experiment.json"
+ENVIRONMENT_FILE = "environment.json"
 UNBOUND = {"storage_path", "tracking", "cluster"}
 """Fields that may differ between two starts of one run: where it is kept, shown and computed."""
 _PACKAGES = ("krscale", "torch", "ray", "optuna", "mlflow", "pyarrow", "numpy")
@@ -56,7 +57,7 @@ def run_folder(experiment: Experiment, bound: Mapping[str, Any]) -> Iterator[Pat
     try:
         owner.write_text(f"{os.getpid()}\n", encoding="utf-8")
         _check_or_write(folder, experiment, bound)
-        write_json(folder / "environment.json", environment())
+        write_json(folder / ENVIRONMENT_FILE, environment())
         yield folder
     finally:
         owner.unlink(missing_ok=True)
@@ -114,6 +115,15 @@ def read_experiment(folder: Path) -> Experiment:
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: damaged: it holds no experiment.") from None
     return validate(content, str(path))
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """Return what `environment` found at the run's last start; empty when it was not kept."""
+    path = folder / ENVIRONMENT_FILE
+    if not path.is_file():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
 def student_path(run_path: Path, method: str, capacity: str, seed: int) -> Path:

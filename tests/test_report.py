@@ -1,5 +1,7 @@
+import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -45,7 +47,43 @@ def test_a_run_by_name_or_by_folder_prints_the_table_and_draws_the_figure(storag
         assert "71.0" in out
         assert out.endswith(f"Figure: {figure}\n")
         assert figure.read_bytes().startswith(b"\x89PNG")
+        page = (figure.parent / "report.html").read_text()
+        assert base64.b64encode(figure.read_bytes()).decode() in page
+        assert "it has no experiment.json" in page
+        assert len((figure.parent / "curve.csv").read_text().splitlines()) == 3
         figure.unlink()
+
+
+def test_several_runs_are_compared(storage, tmp_path, capsys):
+    shutil.copytree(storage / "digits", storage / "elsewhere" / "digits")
+    names = ["digits", str(storage / "elsewhere" / "digits")]
+    assert main([*names, "--output", str(tmp_path / "out")]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.count("71.0") == 4
+    assert "digits-2" in out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "report.html", "report.json", "curve.csv", "curve.png", "digits.png", "digits-2.png",
+    }  # fmt: skip
+    listed = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [curve["name"] for curve in listed] == ["digits", "digits-2"]
+    assert main([*names, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == listed
+    assert (storage / "reports" / "digits+digits-2" / "report.html").exists()
+    assert main(["digits", str(storage / "digits")]) == 2
+    assert "the same run is named twice" in capsys.readouterr().err
+    # Reports are no runs.
+    assert main(["digitz"]) == 2
+    assert "reports" not in capsys.readouterr().err
+
+
+def test_experiment_of_another_version_is_told_on_the_page(storage, capsys):
+    content = {"experiment": {"name": "digits", "no_such_field": 1}}
+    (storage / "digits" / "experiment.json").write_text(json.dumps(content))
+    assert main(["digits"]) == 0
+    page = (storage / "digits" / "report.html").read_text()
+    assert "The command is not known" in page
+    assert "no_such_field" in page
 
 
 def test_a_name_is_looked_up_in_the_storage_path_that_is_given(storage, tmp_path, monkeypatch):

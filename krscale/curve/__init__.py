@@ -1,8 +1,12 @@
 """The answer of a search: accuracy versus capacity, as data, as a table and as a figure."""
 
 from krscale.curve.choice import Candidate, Choice, Limits, choose
+from krscale.curve.comparison import comparison_table, differences, write_csv
 from krscale.curve.figure import draw_curve
+from krscale.curve.overlay import draw_curves
+from krscale.curve.page import ShownRun, write_page
 from krscale.curve.result import (
+    Cost,
     Curve,
     MethodResult,
     ParetoEntry,
@@ -17,16 +21,23 @@ from krscale.curve.table import curve_table
 __all__ = [
     "Candidate",
     "Choice",
+    "Cost",
     "Curve",
     "Limits",
     "MethodResult",
     "ParetoEntry",
     "Rung",
+    "ShownRun",
     "Teacher",
     "choose",
+    "comparison_table",
     "curve_table",
+    "differences",
     "draw_curve",
+    "draw_curves",
     "find_pareto",
     "read_curve",
+    "write_csv",
     "write_curve",
+    "write_page",
 ]

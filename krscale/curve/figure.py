@@ -24,7 +24,7 @@ _KNOWN = {"plain": ("#000000", "s"), "kd": ("#0072B2", "^"), "kr": ("#D55E00", "
 _FURTHER = [
     ("#009E73", "D"), ("#CC79A7", "v"), ("#56B4E9", "P"), ("#E69F00", "X"), ("#8C8C8C", "p"),
 ]  # fmt: skip
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 11.0,
     "axes.titlesize": 12.0,
     "legend.fontsize": 10.0,
@@ -48,7 +48,7 @@ def draw_curve(curve: Curve, path: Path) -> None:
         curve: The result of a search.
         path: Where to write; the suffix chooses the format (`.png`, `.pdf`, `.svg`).
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4.6), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
@@ -61,7 +61,7 @@ def draw_curve(curve: Curve, path: Path) -> None:
 
 
 def _draw_methods(axes: Axes, curve: Curve) -> None:
-    styles = _styles(curve.methods)
+    styles = styles_of(curve.methods)
     for method in curve.methods:
         points = [
             (rung.num_parameters, result)
@@ -71,7 +71,7 @@ def _draw_methods(axes: Axes, curve: Curve) -> None:
         points.sort(key=lambda point: point[0])
         colour, marker = styles[method]
         axes.errorbar(
-            [_shifted(size, method, curve.methods) for size, _ in points],
+            [shifted(size, method, curve.methods) for size, _ in points],
             [100 * (result.test_accuracy or 0.0) for _, result in points],
             yerr=[100 * (half_width(result.test_accuracies) or 0.0) for _, result in points],
             color=colour, marker=marker, markersize=6, linewidth=1.6, elinewidth=1.1, capsize=3,
@@ -83,7 +83,7 @@ def _draw_front(axes: Axes, curve: Curve) -> None:
     if not curve.pareto:
         return
     axes.plot(
-        [_shifted(entry.num_parameters, entry.method, curve.methods) for entry in curve.pareto],
+        [shifted(entry.num_parameters, entry.method, curve.methods) for entry in curve.pareto],
         [100 * entry.test_accuracy for entry in curve.pareto],
         linestyle="none", marker="o", markersize=13, markerfacecolor="none",
         markeredgecolor="#555555", markeredgewidth=1.2, label="Pareto front (by validation)",
@@ -130,14 +130,14 @@ def _seeds(curve: Curve) -> str:
     return f"mean, 95 % interval, {span} seeds"
 
 
-def _styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
+def styles_of(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Fixed colours for the three methods of every report, the rest of the palette for others."""
     others = [name for name in methods if name not in _KNOWN]
     further = {name: _FURTHER[i % len(_FURTHER)] for i, name in enumerate(others)}
     return {name: _KNOWN.get(name) or further[name] for name in methods}
 
 
-def _shifted(size: int, method: str, methods: Sequence[str]) -> float:
+def shifted(size: int, method: str, methods: Sequence[str]) -> float:
     """Move the methods apart by a few percent, so that their intervals do not hide each other."""
     offset = list(methods).index(method) - (len(methods) - 1) / 2
     return size * math.exp(0.035 * offset)

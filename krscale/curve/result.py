@@ -20,7 +20,7 @@ from krscale.files import write_json
 from krscale.pareto import pareto_front
 
 CURVE_FILE = "curve.json"
-_NOT_RUNS = frozenset({"cache", "mlartifacts", "mlruns"})
+_NOT_RUNS = frozenset({"cache", "mlartifacts", "mlruns", "reports"})
 
 Accuracy = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(strict=True, ge=0)]
@@ -136,6 +136,17 @@ class ParetoEntry(_Part):
     test_accuracy: Accuracy
 
 
+class Cost(_Part):
+    """What a search took."""
+
+    num_trials: Count
+    """Trainings that were started: tuning and final, early stopped and interrupted ones too."""
+    wall_seconds: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+    """From the first start to the last end, pauses included."""
+    trial_seconds: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+    """Sum over all trainings of how long each took."""
+
+
 class Curve(_Part):
     """Accuracy versus capacity for every method, and where it came from."""
 
@@ -151,6 +162,8 @@ class Curve(_Part):
     """The ladder, as configured."""
     pareto: tuple[ParetoEntry, ...]
     """The front, smallest student first; see `find_pareto`."""
+    cost: Cost | None = None
+    """None in curves of krscale before it was kept."""
 
     @property
     def methods(self) -> tuple[str, ...]:

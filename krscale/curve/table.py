@@ -26,25 +26,36 @@ def curve_table(curve: Curve, *, ascii_only: bool | None = None) -> Table:
     The best mean of a row is bold, students on the Pareto front carry an asterisk, and several
     seeds are shown with half their 95 % interval. Fits 60 columns with three methods.
     """
-    plain_text = _stdout_is_ascii() if ascii_only is None else ascii_only
+    plain_text = stdout_is_ascii() if ascii_only is None else ascii_only
     plus_minus = "+-" if plain_text else "±"
-    table = Table(
-        title=Text(f"{curve.name}: test accuracy in %", style="bold"),
-        caption=Text(_caption(curve, plus_minus)),
+    title = f"{curve.name}: test accuracy in %"
+    table = new_table(title, _caption(curve, plus_minus), plain_text=plain_text)
+    for heading in ("rung", "params", "FLOPs", "ms"):
+        table.add_column(heading, justify="right", overflow="fold")
+    for method in curve.methods:
+        table.add_column(method, justify="left", overflow="fold")
+    for rung in curve.rungs:
+        cells = accuracy_cells(rung, curve.methods, front_of(curve), plus_minus)
+        table.add_row(*size_cells(rung), *cells)
+    return table
+
+
+def new_table(title: str, caption: str, *, plain_text: bool) -> Table:
+    """Return an empty table in the style of all tables of accuracies."""
+    return Table(
+        title=Text(title, style="bold"),
+        caption=Text(caption),
         caption_justify="left",
         box=_ASCII_HEAD if plain_text else box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
         show_edge=False,
     )
-    for heading in ("rung", "params", "FLOPs", "ms"):
-        table.add_column(heading, justify="right", overflow="fold")
-    for method in curve.methods:
-        table.add_column(method, justify="left", overflow="fold")
-    front = {(entry.capacity, entry.method) for entry in curve.pareto}
-    for rung in curve.rungs:
-        table.add_row(*_size_cells(rung), *_accuracy_cells(rung, curve.methods, front, plus_minus))
-    return table
+
+
+def front_of(curve: Curve) -> set[tuple[str, str]]:
+    """Return capacity and method of every student on the front."""
+    return {(entry.capacity, entry.method) for entry in curve.pareto}
 
 
 def short_number(value: float) -> str:
@@ -55,15 +66,17 @@ def short_number(value: float) -> str:
     return f"{value:.0f}"
 
 
-def _size_cells(rung: Rung) -> list[Text]:
+def size_cells(rung: Rung) -> list[Text]:
+    """Return the cells of a rung's name and sizes."""
     latency = f"{rung.latency_ms:.2f}" if rung.latency_ms < 100 else f"{rung.latency_ms:.0f}"
     sizes = (short_number(rung.num_parameters), short_number(rung.flops), latency)
     return [Text(cell) for cell in (rung.capacity, *sizes)]
 
 
-def _accuracy_cells(
+def accuracy_cells(
     rung: Rung, methods: Sequence[str], front: set[tuple[str, str]], plus_minus: str
 ) -> list[Text]:
+    """Return a cell for each method: percent, interval, a mark on the front, bold the best."""
     means = [result.test_accuracy for result in rung.methods.values()]
     best = max((mean for mean in means if mean is not None), default=None)
     cells = []
@@ -101,6 +114,7 @@ def _caption(curve: Curve, plus_minus: str) -> str:
     return "\n".join(lines)
 
 
-def _stdout_is_ascii() -> bool:
+def stdout_is_ascii() -> bool:
+    """Whether stdout can show no more than ASCII."""
     encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower()
     return not encoding.startswith(("utf", "cp65001"))

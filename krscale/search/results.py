@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from krscale.assemble import Assets, Prepared
 from krscale.checkpoint import load_weights
 from krscale.config import Experiment
-from krscale.curve import Curve, MethodResult, Teacher, find_pareto
+from krscale.curve import Cost, Curve, MethodResult, Teacher, find_pareto
 from krscale.curve import Rung as CurveRung
 from krscale.data import Split
 from krscale.loop import evaluate
@@ -48,6 +48,25 @@ def collect(ladder: Ladder, prepared: Prepared, latencies: Mapping[str, float]) 
         teacher=_teacher(experiment, prepared, assets, test),
         rungs=rungs,
         pareto=find_pareto(rungs),
+        cost=_cost(ladder),
+    )
+
+
+def _cost(ladder: Ladder) -> Cost | None:
+    studies = ladder.studies.values()
+    trials = [trial for study in studies for trial in study.get_trials(deepcopy=False)]
+    spans = [
+        (trial.datetime_start, trial.datetime_complete)
+        for trial in trials
+        if trial.datetime_start is not None and trial.datetime_complete is not None
+    ]
+    if not spans:
+        return None
+    wall = max(end for _, end in spans) - min(start for start, _ in spans)
+    return Cost(
+        num_trials=len(spans),
+        wall_seconds=wall.total_seconds(),
+        trial_seconds=sum((end - start).total_seconds() for start, end in spans),
     )
 
 

@@ -44,7 +44,7 @@ def test_a_written_curve_is_read_back_and_has_every_key_of_the_format(tmp_path):
     assert path == tmp_path / "curve.json"
     assert read_curve(tmp_path) == written
     content = json.loads(path.read_text())
-    assert set(content) == {"name", "commit", "data", "teacher", "rungs", "pareto"}
+    assert set(content) == {"name", "commit", "data", "teacher", "rungs", "pareto", "cost"}
     assert set(content["rungs"][0]) == {
         "capacity", "num_parameters", "flops", "latency_ms", "methods", "width",
     }  # fmt: skip

@@ -1,0 +1,54 @@
+"""The command that runs an experiment again: only what differs from the defaults."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from krscale.config import Experiment
+
+_ELSEWHERE = {"storage_path", "tracking", "cluster"}
+"""Where a run is kept, shown and computed; no part of what it is."""
+
+
+def command_of(experiment: Experiment) -> str:
+    """Return `python -m krscale.tune` with a `--set` for each field that is not the default."""
+    parts = ["python -m krscale.tune"]
+    parts += [f"--set {shlex.quote(setting)}" for setting in settings_of(experiment)]
+    return " \\\n    ".join(parts)
+
+
+def settings_of(experiment: Experiment) -> list[str]:
+    """Return `key.path=value` for each field that is not the default, as `--set` takes it."""
+    given = experiment.model_dump(mode="json", exclude=_ELSEWHERE)
+    default = Experiment().model_dump(mode="json", exclude=_ELSEWHERE)
+    return list(_changes(given, default, ""))
+
+
+def _changes(given: Mapping[str, Any], default: Mapping[str, Any], prefix: str) -> list[str]:
+    found = []
+    for name, value in given.items():
+        path = f"{prefix}{name}"
+        if value == default[name]:
+            continue
+        if isinstance(value, Mapping) and name not in _FREE:
+            found += _changes(value, default[name], f"{path}.")
+        else:
+            found.append(f"{path}={_toml(value)}")
+    return found
+
+
+_FREE = {"options", "posterior"}
+"""Fields that are tables themselves: replaced as a whole, not key by key."""
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        pairs = (f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items())
+        return "{" + ", ".join(pairs) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    # JSON's strings, numbers and booleans are TOML's.
+    return json.dumps(value)

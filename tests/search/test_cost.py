@@ -1,0 +1,34 @@
+"""What a search took, from the journal's own times."""
+
+from datetime import datetime, timedelta
+from types import SimpleNamespace
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from krscale.search.results import _cost
+
+START = datetime(2026, 1, 1)
+
+
+def trial(number: int, start: float | None, end: float | None, state: TrialState) -> FrozenTrial:
+    def at(seconds: float | None) -> datetime | None:
+        return None if seconds is None else START + timedelta(seconds=seconds)
+
+    return FrozenTrial(
+        number=number, trial_id=number, state=state, datetime_start=at(start),
+        datetime_complete=at(end), value=0.5 if state is TrialState.COMPLETE else None, params={},
+        distributions={}, user_attrs={}, system_attrs={}, intermediate_values={},
+    )  # fmt: skip
+
+
+def test_cost_adds_trainings_and_spans_the_search() -> None:
+    first, second, empty = (optuna.create_study() for _ in range(3))
+    first.add_trial(trial(0, 0.0, 10.0, TrialState.COMPLETE))
+    first.add_trial(trial(1, 5.0, 7.5, TrialState.PRUNED))
+    second.add_trial(trial(0, 100.0, 101.0, TrialState.FAIL))
+    second.add_trial(trial(1, None, None, TrialState.WAITING))
+    found = _cost(SimpleNamespace(studies={"a": first, "b": second, "c": empty}))
+    assert found is not None
+    assert (found.num_trials, found.trial_seconds, found.wall_seconds) == (3, 13.5, 101.0)
+    assert _cost(SimpleNamespace(studies={"c": empty})) is None

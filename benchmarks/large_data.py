@@ -2,7 +2,7 @@
 
 Writes `benchmarks/results/large_data.json`:
 
-    python benchmarks/large_data.py [--images 65536] [--room 160]
+    python benchmarks/large_data.py [--images 65536] [--room 224]
 
 JPEG images in Parquet files are generated once. Then, with the kernel's limit on what a process may
 allocate (RLIMIT_DATA: all memory but mapped files) set to little more than importing krscale takes,
@@ -220,7 +220,7 @@ class _Peaks:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=65_536, help="training images")
-    parser.add_argument("--room", type=int, default=160, help="MB above what imports take")
+    parser.add_argument("--room", type=int, default=224, help="MB above what imports take")
     storage = ROOT / "runs" / "benchmarks" / "large_data"
     parser.add_argument("--storage", type=Path, default=storage)
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)

@@ -141,6 +141,7 @@ def build_training(
         store=assets.store if method.needs_teacher else None,
         rank=workers.rank,
         world_size=workers.world_size,
+        gpu_share_for_images=settings.gpu_share_for_images,
     )
     learner = Learner(student, taps if method.needs_teacher else (), method)
     validation = (assets.dataset, assets.validation) if assets.validation is not None else None

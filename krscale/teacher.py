@@ -236,6 +236,7 @@ def _train(
         seed=config.seed,
         device=device,
         store=None,
+        gpu_share_for_images=experiment.train.gpu_share_for_images,
     )
     training = Training(
         learner, loader, (dataset, dataset.split("val")), settings, Workers.alone(device)

@@ -214,6 +214,9 @@ class TrainConfig(Section):
     """Compile the student with torch.compile."""
     channels_last: bool = False
     """Keep images and weights in channels-last memory order."""
+    gpu_share_for_images: Share = 0.1
+    """Share of a GPU's memory that the training images of one student may take; when they are more,
+    they stay in mapped pages on the host. Several trials may share a GPU, each with its copy."""
 
 
 class DistillConfig(Section):

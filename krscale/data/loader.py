@@ -22,9 +22,6 @@ from krscale.errors import UserError
 from krscale.methods.base import Batch
 from krscale.parallel import share_of
 
-# Several trials may share a GPU, and each holds its own copy of the images there.
-_SHARE_OF_GPU = 0.1
-
 
 class Knowledge(Protocol):
     """What the loader needs of a `KnowledgeStore`, which stands a floor above it."""
@@ -59,6 +56,8 @@ class Loader:
         store: The teacher's knowledge; None leaves `Batch.tap_logits` None.
         rank: This worker's number.
         world_size: How many workers share each batch.
+        gpu_share_for_images: Share of a GPU's memory that images may take; when all of them are
+            more, batches are gathered from mapped pages on the host.
 
     Raises:
         UserError: If the store holds other views or samples than would be loaded.
@@ -75,6 +74,7 @@ class Loader:
         store: Knowledge | None = None,
         rank: int = 0,
         world_size: int = 1,
+        gpu_share_for_images: float = 0.1,
     ) -> None:
         self.views, self.global_batch_size, self.seed = views, global_batch_size, seed
         self.store, self.rank, self.world_size = store, rank, world_size
@@ -83,7 +83,8 @@ class Loader:
         images, labels = dataset.split("train").tensors()
         self.num_samples = len(labels)
         self.num_steps = -(-self.num_samples // global_batch_size)
-        self.images = images.to(self.device) if _fits(images, self.device) else images
+        fits = _fits(images, self.device, gpu_share_for_images)
+        self.images = images.to(self.device) if fits else images
         self.labels = labels.to(self.device)
         if store is not None:
             _check_store(store, views, self.num_samples)
@@ -171,11 +172,11 @@ def _with_index(device: torch.device) -> torch.device:
     return device
 
 
-def _fits(images: Tensor, device: torch.device) -> bool:
+def _fits(images: Tensor, device: torch.device, share: float) -> bool:
     if device.type != "cuda":
         return True
     _, total = torch.cuda.mem_get_info(device)
-    return images.nbytes <= _SHARE_OF_GPU * total
+    return images.nbytes <= share * total
 
 
 def _copy(tensor: Tensor, device: torch.device) -> Tensor:

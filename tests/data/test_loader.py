@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from krscale.config import ViewsConfig
 from krscale.data import Dataset, Split
 from krscale.data.arrow import write_split
-from krscale.data.loader import Loader, one_ahead, permutation
+from krscale.data.loader import Loader, _fits, one_ahead, permutation
 from krscale.data.views import apply_views
 from krscale.errors import UserError
 
@@ -207,3 +207,11 @@ class TestStoreMustFit:
         store.num_samples = 44
         with pytest.raises(UserError, match="holds 44 samples, the training split 43"):
             _loader(dataset, store=store)
+
+
+@pytest.mark.parametrize(("share", "fits"), [(0.0, False), (0.49, False), (0.5, True), (0.9, True)])
+def test_images_that_are_more_than_their_share_of_a_gpu_stay_on_the_host(monkeypatch, share, fits):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 2000))
+    images = torch.zeros(10, 1, 10, 10, dtype=torch.uint8)
+    assert _fits(images, torch.device("cuda", 0), share) == fits
+    assert _fits(images, torch.device("cpu"), share)

@@ -99,7 +99,7 @@ def prepare_data(config: DataConfig, cache: Path, report: Report | None = None) 
     """
     source = open_source(config)
     identity = _identity(config, source)
-    path = dataset_path(config, cache)
+    path = _path(config, identity, cache)
     if not path.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):
@@ -122,8 +122,11 @@ def find_data(config: DataConfig, cache: Path) -> Dataset:
 
 def dataset_path(config: DataConfig, cache: Path) -> Path:
     """Return the folder that `prepare_data` builds or reuses; it need not exist."""
-    key = fingerprint(_identity(config, open_source(config)))
-    return cache / "data" / f"{config.source}-{key}"
+    return _path(config, _identity(config, open_source(config)), cache)
+
+
+def _path(config: DataConfig, identity: Mapping[str, Any], cache: Path) -> Path:
+    return cache / "data" / f"{config.source}-{fingerprint(identity)}"
 
 
 def open_data(path: Path) -> Dataset:

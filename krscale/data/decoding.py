@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -25,10 +25,12 @@ _DEEP = (
     "F",
 )  # Pillow's names for more than 8 bits begin so; cutting them down loses nearly all
 
-Encoded = bytes | Path
-"""An image file, or what one would hold."""
+Encoded = bytes | str
+"""What an image file holds, or its path."""
+Where = Callable[[], str]
+"""Words where an image is; only errors need it, and there are millions of images."""
 Place = Callable[[int], str]
-"""Words where the image of a number is: its file, and its row in it."""
+"""Words where the image of a number is."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,11 @@ class Decoder:
 
     config: FilesConfig
 
-    def decode(self, encoded: Encoded, where: str) -> Images:
+    def decode(self, encoded: Encoded, where: Where) -> Images:
         """Return the pixels of one image, uint8 `[C, H, W]`.
 
         Raises:
-            UserError: If it cannot be read, naming `where`.
+            UserError: If it cannot be read; says where it is.
         """
         size = self.config.image_size
         try:
@@ -53,10 +55,10 @@ class Decoder:
                 BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=FORMATS
             ) as image:
                 if image.mode.startswith(_DEEP):
-                    raise UserError(f"{where}: more than 8 bits a channel (mode {image.mode}).")
+                    raise UserError(f"{where()}: more than 8 bits a channel (mode {image.mode}).")
                 pixels = image.convert(_MODES[self.config.num_channels])
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{where}: not a readable image ({_first_line(error)}).") from None
+            raise UserError(f"{where()}: not a readable image ({_first_line(error)}).") from None
         if size:
             pixels = ImageOps.fit(pixels, (size, size), Image.Resampling.BILINEAR)
         array = np.asarray(pixels, dtype=np.uint8)
@@ -73,7 +75,7 @@ class Decoder:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             start = 0
             for batch in batches:
-                places = [place(start + number) for number in range(len(batch))]
+                places = [partial(place, start + number) for number in range(len(batch))]
                 piece = np.empty((len(batch), *shape), np.uint8)
                 decoded = pool.map(self.decode, batch, places)
                 for number, pixels in enumerate(decoded):
@@ -83,7 +85,7 @@ class Decoder:
                 start += len(batch)
 
 
-def check_shape(found: Sequence[int], expected: Sequence[int], where: str) -> None:
+def check_shape(found: Sequence[int], expected: Sequence[int], where: Where) -> None:
     """Refuse an image of another size than the first.
 
     Raises:
@@ -91,7 +93,7 @@ def check_shape(found: Sequence[int], expected: Sequence[int], where: str) -> No
     """
     if tuple(found) != tuple(expected):
         raise UserError(
-            f"{where}: {_size(found)} pixels, where the first image has {_size(expected)}: all "
+            f"{where()}: {_size(found)} pixels, where the first image has {_size(expected)}: all "
             "must be of one size. data.files.image_size scales and cuts them to a square."
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,6 @@ from krscale.data.arrow import Images
 from krscale.data.decoding import Decoder, piece_size
 from krscale.data.own_files import (
     SPLIT_NAMES,
-    Places,
     class_names,
     existing_path,
     files_identity,
@@ -57,7 +57,7 @@ class ImageFolder:
         return {SPLIT_NAMES[folder.name]: folder for folder in _folders(self.path)}
 
     @cached_property
-    def files(self) -> Mapping[SplitName, Sequence[tuple[str, Path]]]:
+    def files(self) -> Mapping[SplitName, Sequence[tuple[str, str]]]:
         """Return class and path of every image."""
         return {name: _images(root) for name, root in self.roots.items()}
 
@@ -76,7 +76,7 @@ class ImageFolder:
         classes = class_names(self.config.files.classes, names["train"], str(self.path))
         first = self.files["train"][0][1]
         decoder = Decoder(self.config.files)
-        shape = decoder.decode(first, str(first)).shape
+        shape = decoder.decode(first, lambda: first).shape
         total, done = sum(len(found) for found in self.files.values()), 0
 
         def count(number: int) -> None:
@@ -87,12 +87,12 @@ class ImageFolder:
         streams: dict[SplitName, Stream] = {}
         for split, found in self.files.items():
             files = [file for _, file in found]
-            labels = to_labels(names[split], classes, _OneEach(files, [1] * len(files)))
+            labels = to_labels(names[split], classes, files.__getitem__)
 
-            def pieces(files: Sequence[Path] = files) -> Iterator[Images]:
+            def pieces(files: Sequence[str] = files) -> Iterator[Images]:
                 size = piece_size(shape)
                 batches = (files[start : start + size] for start in range(0, len(files), size))
-                for piece in decoder.pieces(batches, shape, lambda n: str(files[n])):
+                for piece in decoder.pieces(batches, shape, files.__getitem__):
                     yield piece
                     count(len(piece))
 
@@ -100,18 +100,11 @@ class ImageFolder:
         return SourceData(classes, streams)
 
 
-class _OneEach(Places):
-    """A file an image, which needs no row."""
-
-    def __call__(self, number: int) -> str:
-        return str(self.files[number])
-
-
 def _folders(path: Path) -> list[Path]:
     return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _images(root: Path) -> list[tuple[str, Path]]:
+def _images(root: Path) -> list[tuple[str, str]]:
     """Return class and path of every image below `root`, sorted.
 
     Raises:
@@ -120,12 +113,20 @@ def _images(root: Path) -> list[tuple[str, Path]]:
     folders = _folders(root)
     if not folders:
         raise UserError(f"data.path: {root}: no folder of a class in it; expected {WANTED}.")
-    found: list[tuple[str, Path]] = []
+    found: list[tuple[str, str]] = []
     for folder in folders:
-        files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
-        kept = [(folder.name, file) for file in files if not file.name.startswith(".")]
-        if not kept:
+        files = sorted(_files(folder))
+        if not files:
             kinds = ", ".join(sorted(SUFFIXES))
             raise UserError(f"data.path: {folder}: no image in this class ({kinds}).")
-        found += kept
+        found += [(folder.name, file) for file in files]
     return found
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Yield the images below a folder as text: a Path each would be the larger part of a scan."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            suffix = name[name.rfind(".") :].lower()
+            if suffix in SUFFIXES and not name.startswith("."):
+                yield f"{place}{os.sep}{name}"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ def existing_path(config: DataConfig, wanted: str) -> Path:
     return path
 
 
-def files_identity(config: DataConfig, root: Path, files: Iterable[Path]) -> dict[str, Any]:
+def files_identity(config: DataConfig, root: Path, files: Iterable[str]) -> dict[str, Any]:
     """Return what determines the images: settings, and name, size and time of every file.
 
     Content is not read, since that would take as long as preparing the data: a file that changes
@@ -53,8 +52,8 @@ def files_identity(config: DataConfig, root: Path, files: Iterable[Path]) -> dic
     """
     digest, num_files = hashlib.sha256(), 0
     for file in files:
-        facts = file.stat()
-        name = file.relative_to(root).as_posix() if file != root else file.name
+        facts = Path(file).stat()
+        name = file.removeprefix(str(root))
         digest.update(f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
         num_files += 1
     settings = config.files.model_dump(mode="json")
@@ -80,9 +79,9 @@ class Places:
 
     def __call__(self, number: int) -> str:
         """Word where an image is: file and row, both as other programs count them."""
-        ends = list(accumulate(self.num_rows))
+        ends = np.cumsum(self.num_rows)
         file = int(np.searchsorted(ends, number, side="right"))
-        row = number - (ends[file] - self.num_rows[file])
+        row = number - int(ends[file] - self.num_rows[file])
         return f"{self.files[file]}: row {row}"
 
 
@@ -105,7 +104,7 @@ def class_names(given: Sequence[str], found: Values, where: str) -> tuple[str, .
     return tuple(str(number) for number in range(largest + 1))
 
 
-def to_labels(values: Values, classes: Sequence[str], place: Places) -> Labels:
+def to_labels(values: Values, classes: Sequence[str], place: Callable[[int], str]) -> Labels:
     """Return `values` as indices into the classes.
 
     Raises:

@@ -51,7 +51,7 @@ class Parquet:
 
     def identity(self) -> Mapping[str, Any]:
         """Return settings, and name, size and time of every file."""
-        files = (file for found in self.files.values() for file in found)
+        files = (str(file) for found in self.files.values() for file in found)
         return files_identity(self.config, self.path, files)
 
     def describe(self) -> Description | None:
@@ -105,7 +105,7 @@ class Parquet:
             _check_raw(column, places(0))
         if not pa.types.is_fixed_size_binary(column.type):
             decoder = Decoder(self.settings)
-            return decoder.decode(_encoded(column, places, 0)[0], places(0)).shape
+            return decoder.decode(_encoded(column, places, 0)[0], lambda: places(0)).shape
         shape, width = self.settings.raw_shape, column.type.byte_width
         if len(shape) != 3 or int(np.prod(shape)) != width:
             raise UserError(

@@ -157,11 +157,13 @@ class Ladder:
         if error:
             trial.set_user_attr("error", error)
         study = self.studies[assignment.key]
+        # The journal hears last: after a crash in between the trial is still RUNNING there, and the
+        # next start tells everyone how it ended. Told first, the others would never hear of it.
+        for listener in self.listeners:
+            listener.on_end(assignment, state, metrics, error)
         objective = metrics["val/accuracy"] if state is TrialState.COMPLETE else None
         study.tell(trial, objective, state=state)
         self.num_failed += state is TrialState.FAIL
-        for listener in self.listeners:
-            listener.on_end(assignment, state, metrics, error)
         if not assignment.key.final and self._remaining(assignment.key) == 0:
             self._plan_finals(assignment.key)
 
@@ -224,12 +226,12 @@ class Ladder:
             trial = Trial(study, orphan._trial_id)
             trial.set_user_attr(INTERRUPTED, True)
             attrs = {name: orphan.user_attrs[name] for name in (SEED,) if name in orphan.user_attrs}
-            study.enqueue_trial(orphan.params, user_attrs={RETRY_OF: orphan.number, **attrs})
-            study.tell(orphan.number, state=TrialState.FAIL)
             assignment = self._assignment(key, trial)
             for listener in self.listeners:
                 listener.on_start(assignment)
                 listener.on_end(assignment, TrialState.FAIL, {}, INTERRUPTED)
+            study.tell(orphan.number, state=TrialState.FAIL)
+            study.enqueue_trial(orphan.params, user_attrs={RETRY_OF: orphan.number, **attrs})
 
     def _ask(self, key: StudyKey) -> Assignment:
         study = self.studies[key]

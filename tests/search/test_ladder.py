@@ -159,6 +159,49 @@ def test_restart_finishes_with_exactly_the_planned_trials(tmp_path: Path, num_be
         assert len(retries) == len(interrupted)
 
 
+class Recorder:
+    """Keeps the last state of every trial, as a tracker does; may die when told of an end."""
+
+    def __init__(self, *, dies: bool = False) -> None:
+        self.states: dict[str, str] = {}
+        self.dies = dies
+
+    def on_start(self, assignment: Assignment) -> None:
+        self.states[assignment.name] = "RUNNING"
+
+    def on_epoch(self, assignment: Assignment, metrics: object) -> None:
+        pass
+
+    def on_end(
+        self, assignment: Assignment, state: TrialState, metrics: object, error: str
+    ) -> None:
+        if self.dies:
+            raise KeyboardInterrupt
+        self.states[assignment.name] = state.name
+
+
+def test_a_crash_while_a_trial_ends_leaves_journal_and_records_alike(tmp_path: Path) -> None:
+    config = experiment()
+    dying = Recorder(dies=True)
+    before = ladder(tmp_path, config, (dying,))
+    first = before.next()
+    assert isinstance(first, Assignment)
+    with pytest.raises(KeyboardInterrupt):
+        play(before, first)
+    assert dying.states == {first.name: "RUNNING"}
+
+    living = Recorder()
+    after = ladder(tmp_path, config, (living,))
+    assert living.states == {first.name: "FAIL"}
+    play_all(after)
+    journal = {
+        key.trial_name(trial.number): trial.state.name
+        for key, study in after.studies.items()
+        for trial in study.trials
+    }
+    assert living.states == journal
+
+
 def test_a_failed_trial_is_fail_counts_and_is_never_the_winner(tmp_path: Path) -> None:
     found = ladder(
         tmp_path, experiment(**{"search.methods": ["plain"], "search.num_final_seeds": 1})

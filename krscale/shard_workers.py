@@ -21,9 +21,9 @@ from krscale.store import Report, ShardId, count_shards
 
 POLL_SECONDS = 0.5
 WORTH_FLOPS = 3e12
-"""Work of the teacher, about a minute of one core, below which starting workers (3 s) takes longer
-than they save: two workers of one thread are about 10 % faster than one process of two threads, and
-that is the smallest cluster there is (docs/log.md)."""
+"""Work of the teacher, about a minute of one core, below which workers are not started. An estimate
+(docs/log.md): starting them takes 3 to 5 s, and on the smallest cluster, two cores, they can save no
+more than what a second thread of one process wastes, about 10 %."""
 
 
 def write_on_workers(recipe: StoreRecipe, report: Report, shards: Sequence[ShardId]) -> None:

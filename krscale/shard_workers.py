@@ -21,9 +21,10 @@ from krscale.store import Report, ShardId, count_shards
 
 POLL_SECONDS = 0.5
 WORTH_FLOPS = 3e12
-"""Work of the teacher, about a minute of one core, below which workers are not started. An estimate
-(docs/log.md): starting them takes 3 to 5 s, and on the smallest cluster, two cores, they can save no
-more than what a second thread of one process wastes, about 10 %."""
+"""Work of the teacher, about a minute of one core, below which workers are not started.
+
+An estimate (docs/log.md): starting them takes 3 to 5 s, and on the smallest cluster, two cores,
+they save at most what a second thread of one process wastes, about 10 %."""
 
 
 def write_on_workers(recipe: StoreRecipe, report: Report, shards: Sequence[ShardId]) -> None:

@@ -44,6 +44,7 @@ def refuse(capsys: pytest.CaptureFixture[str], door: str, storage: Path, *settin
         ("data.source=digit", ["data.source", "Did you mean 'digits'"]),
         ("views.jitter=0.5", ["jitter", "RGB"]),
         ("ladder.capacities=['1/4', '0.2501']", ["ladder.capacities", "width"]),
+        ("train.num_workers=2", ["train.num_workers", "one worker", "krscale distill"]),
         ("tracking.uri=ftp://host", ["tracking.uri", "ftp"]),
     ],
 )

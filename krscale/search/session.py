@@ -13,6 +13,7 @@ from krscale.cluster import connect
 from krscale.config import Experiment
 from krscale.curve import Curve, curve_table, draw_curve, write_curve
 from krscale.data import Dataset, prepare_data
+from krscale.errors import UserError
 from krscale.progress import Progress
 from krscale.provenance import run_folder
 from krscale.rungs import Rung, build_student, ladder_rungs
@@ -36,6 +37,11 @@ def run_session(experiment: Experiment, *, as_json: bool, quiet: bool) -> Curve:
         quiet: Show no live view on stderr.
     """
     check_methods(experiment)
+    if experiment.train.num_workers > 1:
+        raise UserError(
+            f"train.num_workers: a trial of a search trains on one worker (got "
+            f"{experiment.train.num_workers}); `krscale distill` spreads one student over many."
+        )
     with Progress(quiet=quiet, planned=_planned(experiment)) as progress:
         progress.phase("data")
         dataset = prepare_data(experiment.data, experiment.cache_path, progress.advance)

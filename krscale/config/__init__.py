@@ -6,26 +6,20 @@ out of range, and hashed (`Experiment.fingerprint`) to tell one run from another
 imports neither torch nor Ray, so that `--help` and a refused config answer at once.
 """
 
-from krscale.config.reading import field_paths, load, read_toml, validate, with_values
-from krscale.config.schema import (
-    ClusterConfig,
-    DataConfig,
-    DistillConfig,
-    Experiment,
-    FilesConfig,
-    GlyphsConfig,
+from krscale.config.data import DataConfig, FilesConfig, GlyphsConfig, ViewsConfig
+from krscale.config.distillation import DistillConfig
+from krscale.config.experiment import Experiment
+from krscale.config.fields import fingerprint, parse_capacity
+from krscale.config.networks import (
     LadderConfig,
     ModelConfig,
-    SearchConfig,
     StoreConfig,
     StudentConfig,
     TeacherConfig,
-    TrackingConfig,
-    TrainConfig,
-    ViewsConfig,
-    fingerprint,
-    parse_capacity,
 )
+from krscale.config.reading import field_paths, load, read_toml, validate, with_values
+from krscale.config.searching import ClusterConfig, SearchConfig, TrackingConfig
+from krscale.config.training import TrainConfig
 
 __all__ = [
     "ClusterConfig",

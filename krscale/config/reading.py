@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from krscale.config.schema import Experiment
+from krscale.config.experiment import Experiment
 from krscale.errors import UserError, nearest
 
 

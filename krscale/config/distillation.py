@@ -1,0 +1,67 @@
+"""What a student learns from: the method, its weights, and its own settings."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from krscale.config.fields import Positive, Section, Share, StrictInt, Weight, parse_capacity
+
+
+class DistillConfig(Section):
+    """What the student learns from: the method, its weights, and KR's own settings."""
+
+    method: str = "kr"
+    """A registered method."""
+    capacity: str = "1/16"
+    """Size of the student that `krscale distill` trains, as a share of the teacher's parameters."""
+    ce_weight: Weight = 0.5
+    """Weight of the cross-entropy with the labels."""
+    temperature: Positive = 4.0
+    """Temperature of teacher and student distributions."""
+    kd_weight: Weight = 0.9
+    """Weight of the KD term (used by methods that have it)."""
+    kr_weight: Weight = 2.0
+    """Weight of the KR term."""
+    granularity: StrictInt | Literal["network", "stage", "layer"] = "stage"
+    """Groups of taps: a number from 1 (the whole network) to the number of taps, or a level."""
+    sparsity: Share = 0.5
+    """Share of each sign's gap that the recoding penalty drops; 0 is ordinary distillation."""
+    auxiliary_weight: Weight = 0.5
+    """Factor of every group but the deepest."""
+    mixing: Literal["arithmetic", "geometric"] = "arithmetic"
+    """How the taps of a group are averaged: probabilities, or log-probabilities."""
+    parameter_weight: Weight = 0.0
+    """Weight of the data-free source: the distribution of the weights themselves."""
+    posterior: dict[str, Weight] = Field(default_factory=dict)
+    """Methods on the logits that KR is combined with, and their weights: `{dkd = 1.0}`."""
+    label_smoothing: Share = 0.1
+    """Share of every label that label smoothing spreads over all classes."""
+    dkd_weight: Weight = 1.0
+    """Weight of the DKD term as a whole."""
+    dkd_target_weight: Weight = 1.0
+    """Weight within DKD of the divergence between label and not label."""
+    dkd_nontarget_weight: Weight = 8.0
+    """Weight within DKD of the divergence among the other classes."""
+    dist_weight: Weight = 1.0
+    """Weight of the DIST term as a whole."""
+    dist_inter_weight: Weight = 1.0
+    """Weight within DIST of the correlation over the classes of a sample."""
+    dist_intra_weight: Weight = 1.0
+    """Weight within DIST of the correlation over the samples for a class."""
+    logit_standardisation_weight: Weight = 9.0
+    """Weight of the KD term on standardised logits."""
+
+    @field_validator("capacity")
+    @classmethod
+    def _share(cls, capacity: str) -> str:
+        parse_capacity(capacity)
+        return capacity
+
+    @field_validator("granularity")
+    @classmethod
+    def _positive(cls, granularity: int | str) -> int | str:
+        if isinstance(granularity, int) and granularity < 1:
+            raise ValueError("a granularity is at least 1, or one of network, stage, layer")
+        return granularity

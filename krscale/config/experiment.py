@@ -1,0 +1,61 @@
+"""A whole experiment: every section, the folders that follow from it, and its fingerprint."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from krscale.config.data import DataConfig, ViewsConfig
+from krscale.config.distillation import DistillConfig
+from krscale.config.fields import Section, fingerprint
+from krscale.config.networks import LadderConfig, StoreConfig, StudentConfig, TeacherConfig
+from krscale.config.searching import ClusterConfig, SearchConfig, TrackingConfig
+from krscale.config.training import TrainConfig
+
+
+def _default_storage() -> str:
+    return os.environ.get("KRSCALE_STORAGE_PATH", "runs")
+
+
+class Experiment(Section):
+    """Everything that determines a run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "digits"
+    """Name of the run; its folder is `storage_path/name`."""
+    storage_path: str = Field(default_factory=_default_storage)
+    """Folder of all runs, data, teachers and stores; default `$KRSCALE_STORAGE_PATH` or `runs`."""
+    data: DataConfig = DataConfig()
+    views: ViewsConfig = ViewsConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    student: StudentConfig = StudentConfig()
+    store: StoreConfig = StoreConfig()
+    ladder: LadderConfig = LadderConfig()
+    train: TrainConfig = TrainConfig()
+    distill: DistillConfig = DistillConfig()
+    search: SearchConfig = SearchConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @field_validator("storage_path")
+    @classmethod
+    def _absolute(cls, storage_path: str) -> str:
+        # Workers have working directories of their own.
+        return str(Path(storage_path).expanduser().resolve())
+
+    @property
+    def run_path(self) -> Path:
+        """Absolute folder of this run."""
+        return Path(self.storage_path) / self.name
+
+    @property
+    def cache_path(self) -> Path:
+        """Absolute folder of what runs share: data, teachers and stores, each by fingerprint."""
+        return Path(self.storage_path) / "cache"
+
+    def fingerprint(self) -> str:
+        """Hash of every field that changes results; not of where they are kept or how shown."""
+        content = self.model_dump(mode="json", exclude={"storage_path", "tracking", "cluster"})
+        return fingerprint(content)

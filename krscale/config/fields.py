@@ -1,0 +1,45 @@
+"""What the sections of an experiment are made of: kinds of values, and a closed, frozen table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from fractions import Fraction
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+StrictInt = Annotated[int, Field(strict=True)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A table of the experiment file: immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+    )
+
+
+def parse_capacity(text: str) -> float:
+    """Return the share a capacity names: `"1/16"` is 0.0625.
+
+    Raises:
+        ValueError: If the text is not a number or fraction in (0, 1].
+    """
+    try:
+        share = float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{text!r} is not a fraction such as '1/16' or '0.05'") from None
+    if not 0.0 < share <= 1.0:
+        raise ValueError(f"a capacity lies in (0, 1], a share of the teacher's parameters: {text}")
+    return share
+
+
+def fingerprint(content: Any) -> str:
+    """Return 16 hexadecimal digits that identify JSON-serialisable content."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,60 @@
+"""The search, where it is recorded, and the cluster it runs on."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from krscale.config.fields import Count, Positive, Section, StrictInt, Weight
+
+
+class SearchConfig(Section):
+    """The search: one study per (method, rung), all with the same budget."""
+
+    space: str = "kr"
+    """A space shipped in `search_spaces/` (by name) or the path of a TOML file."""
+    methods: tuple[str, ...] = ("plain", "kd", "kr")
+    """Methods that are tuned and compared, each with the same number of trials."""
+    trials_per_rung: Count = 8
+    """Trials of every method at every rung."""
+    num_final_seeds: Count = 5
+    """Fresh seeds with which each winner is trained again; only these are tested."""
+    sampler: Literal["tpe", "random"] = "tpe"
+    """Optuna sampler of every study."""
+    early_stopping: Literal["asha", "none"] = "asha"
+    """Early stopping within a rung; trials of different rungs are never compared."""
+    grace_epochs: Count = 4
+    """Epochs that every trial gets before it may be stopped."""
+    reduction_factor: Annotated[int, Field(strict=True, ge=2)] = 2
+    """ASHA keeps one trial in this many at each of its milestones."""
+    max_failures: Count = 16
+    """Failed trials after which the search gives up."""
+    cpus_per_trial: Positive = 1.0
+    """CPU cores reserved for a trial; its threads are set to the same number."""
+    gpus_per_trial: Weight = 0.0
+    """GPUs reserved for a trial; fractions pack several trials on one."""
+    seed: StrictInt = 0
+    """Seed of the samplers."""
+
+
+class TrackingConfig(Section):
+    """Where runs are recorded."""
+
+    uri: str = ""
+    """An MLflow tracking URI; empty uses a SQLite file beside the runs."""
+    experiment: str = "krscale"
+    """Name of the MLflow experiment."""
+    enabled: bool = True
+    """False records nothing in MLflow; the run folder is complete without it."""
+
+
+class ClusterConfig(Section):
+    """The Ray cluster."""
+
+    address: str = ""
+    """`local` starts a private Ray; empty follows Ray's own rule (`RAY_ADDRESS`, else start)."""
+    num_cpus: Annotated[int, Field(strict=True, ge=0)] = 0
+    """Cores of a Ray started here; 0 lets Ray count them."""
+    wait_seconds: Positive = 60.0
+    """How long to wait for the workers that were asked for before giving up."""

@@ -1,0 +1,41 @@
+"""How one student is trained."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from krscale.config.fields import Count, Positive, Section, Share, StrictInt, Weight
+
+
+class TrainConfig(Section):
+    """How one student is trained; a search may vary any of these per rung."""
+
+    num_epochs: Count = 16
+    """Epochs of a full training."""
+    global_batch_size: Count = 64
+    """Samples of one optimiser step, over all workers together."""
+    learning_rate: Positive = 0.1
+    """Peak learning rate (SGD with Nesterov momentum, linear warm-up, cosine decay)."""
+    momentum: Share = 0.9
+    """Momentum of SGD."""
+    weight_decay: Weight = 5e-4
+    """Weight decay, not applied to norms and biases."""
+    warmup_epochs: Annotated[float, Field(ge=0.0)] = 1.0
+    """Epochs of linear warm-up."""
+    seed: StrictInt = 0
+    """Seed of the student's initialisation and sample order."""
+    num_workers: Count = 1
+    """Workers that share one training; 2 or more run under Ray Train."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where students train; `auto` takes a GPU when the worker has one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16` trains under autocast; losses are always computed in fp32."""
+    compile: bool = False
+    """Compile the student with torch.compile."""
+    channels_last: bool = False
+    """Keep images and weights in channels-last memory order."""
+    gpu_share_for_images: Share = 0.1
+    """Share of a GPU's memory that the training images of one student may take; when they are more,
+    they stay in mapped pages on the host. Several trials may share a GPU, each with its copy."""

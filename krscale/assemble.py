@@ -22,12 +22,12 @@ from krscale.config import Experiment, with_values
 from krscale.data import Dataset, Split, describe_data, open_data, prepare_data
 from krscale.data.loader import Loader
 from krscale.data.views import check_views
-from krscale.errors import UserError, unknown_name
+from krscale.errors import UserError
 from krscale.knowledge.aggregation import split_taps
 from krscale.knowledge.parameters import layers_by_tap
 from krscale.knowledge.taps import TappedModel, pool
 from krscale.loop import Training
-from krscale.methods import METHODS, MethodContext, build_method, check_posterior, method_settings
+from krscale.methods import MethodContext, build_method, method_settings, parse_method
 from krscale.methods.base import Learner
 from krscale.parallel import Workers
 from krscale.recipe import StoreRecipe
@@ -209,9 +209,7 @@ def check_methods(experiment: Experiment) -> None:
         ("distill.method", (experiment.distill.method,)),
     ):
         for name in names:
-            if name not in METHODS:
-                raise unknown_name("method", name, METHODS, where)
-    check_posterior(experiment.distill.posterior, "distill.posterior")
+            parse_method(name, where)
 
 
 def pick_device(name: str) -> torch.device:

@@ -83,7 +83,8 @@ def distil(experiment: Experiment, *, as_json: bool, quiet: bool) -> StudentResu
 def _own_name(experiment: Experiment) -> Experiment:
     """Give every student its own folder: a name may serve a search and many students."""
     parts = experiment.distill
-    name = f"{experiment.name}-{parts.method}-{parts.capacity.replace('/', '-')}"
+    kind = f"{parts.method}-{parts.capacity}".translate(str.maketrans("+/", "--"))
+    name = f"{experiment.name}-{kind}"
     return with_values(experiment, {"name": f"{name}-{experiment.fingerprint()[:6]}"}, "distill")
 
 

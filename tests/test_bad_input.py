@@ -35,7 +35,12 @@ def refuse(capsys: pytest.CaptureFixture[str], door: str, storage: Path, *settin
         ("train.num_epoch=3", ["Did you mean 'train.num_epochs'"]),
         ("train.num_epochs=-1", ["greater than or equal to 1", "got -1"]),
         ("search.methods=['plain', 'kdd']", ["search.methods", "'kdd'", "Did you mean 'kd'"]),
-        ("distill.posterior={dkdd=1.0}", ["distill.posterior", "Did you mean 'dkd'"]),
+        (
+            "distill.posterior={dkdd=1.0}",
+            ["distill.posterior", "Did you mean 'distill.posterior.dkd'"],
+        ),
+        ("search.methods=['kr+dkdd']", ["search.methods", "'dkdd'", "Did you mean 'dkd'"]),
+        ("distill.method=kd+dkd", ["distill.method", "cannot be combined"]),
         ("teacher.model=resent", ["teacher", "'resent'", "Did you mean 'resnet'"]),
         ("student.model=no_such_package:net", ["student", "no_such_package"]),
         ("student.options={num_block=1}", ["student.options", "Did you mean 'num_blocks'"]),

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from krscale.config.fields import Positive, Section, Share, StrictInt, Weight, parse_capacity
+
+
+class PosteriorConfig(Section):
+    """Weights of the methods on the logits when KR is combined with them, as in `kr+dkd`."""
+
+    kd: Weight = 1.0
+    """Weight of the KD term in `kr+kd`."""
+    dkd: Weight = 1.0
+    """Weight of the DKD term in `kr+dkd`."""
+    dist: Weight = 1.0
+    """Weight of the DIST term in `kr+dist`."""
+    logit_standardisation: Weight = 1.0
+    """Weight of the KD term on standardised logits in `kr+logit_standardisation`."""
 
 
 class DistillConfig(Section):
     """What the student learns from: the method, its weights, and KR's own settings."""
 
     method: str = "kr"
-    """A registered method."""
+    """A registered method, or KR with methods on the logits: `kr+dkd`, `kr+dist+kd`."""
     capacity: str = "1/16"
     """Size of the student that `krscale distill` trains, as a share of the teacher's parameters."""
     ce_weight: Weight = 0.5
@@ -34,8 +47,8 @@ class DistillConfig(Section):
     """How the taps of a group are averaged: probabilities, or log-probabilities."""
     parameter_weight: Weight = 0.0
     """Weight of the data-free source: the distribution of the weights themselves."""
-    posterior: dict[str, Weight] = Field(default_factory=dict)
-    """Methods on the logits that KR is combined with, and their weights: `{dkd = 1.0}`."""
+    posterior: PosteriorConfig = PosteriorConfig()
+    """What a combined method such as `kr+dkd` weighs its terms with."""
     label_smoothing: Share = 0.1
     """Share of every label that label smoothing spreads over all classes."""
     dkd_weight: Weight = 1.0

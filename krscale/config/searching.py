@@ -15,7 +15,8 @@ class SearchConfig(Section):
     space: str = "kr"
     """A space shipped in `search_spaces/` (by name) or the path of a TOML file."""
     methods: tuple[str, ...] = ("plain", "kd", "kr")
-    """Methods that are tuned and compared, each with the same number of trials."""
+    """Methods that are tuned and compared, each with the same number of trials; see
+    `distill.method` for their names."""
     trials_per_rung: Count = 8
     """Trials of every method at every rung."""
     num_final_seeds: Count = 5

@@ -144,6 +144,9 @@ def _question(run: ShownRun) -> str:
 
 
 def _purpose(method: str) -> str:
+    base, *terms = method.split("+")
+    if terms:
+        return f"{base} (see there) combined with {' and '.join(terms)}."
     known = METHODS.get(method)
     described = inspect.getdoc(known) if known is not None else None
     return _PURPOSES.get(method) or (described or "a method of another version.").splitlines()[0]

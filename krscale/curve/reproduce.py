@@ -40,8 +40,8 @@ def _changes(given: Mapping[str, Any], default: Mapping[str, Any], prefix: str) 
     return found
 
 
-_FREE = {"options", "posterior"}
-"""Fields that are tables themselves: replaced as a whole, not key by key."""
+_FREE = {"options"}
+"""Fields that are open tables: replaced as a whole, not key by key."""
 
 
 def _toml(value: Any) -> str:

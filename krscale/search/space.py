@@ -3,9 +3,12 @@
 [common]                          # for every method
 "train.learning_rate" = { type = "float", low = 0.02, high = 0.5, log = true }
 
-[kr]                              # for one method
+[kr]                              # for one method, and for all that combine it with others
 "distill.granularity" = { type = "int", low = 1, high = "num_taps" }
 "distill.mixing" = { type = "categorical", choices = ["arithmetic", "geometric"] }
+
+["kr+dkd"]                        # for one combination; adds to [kr] or overrides it
+"distill.posterior.dkd" = { type = "float", low = 0.1, high = 2.0, log = true }
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from optuna.distributions import (
 
 from krscale.config import Experiment, field_paths, fingerprint, read_toml, with_values
 from krscale.errors import UserError, nearest, unknown_name
-from krscale.methods import METHODS, method_settings
+from krscale.methods import METHODS, method_settings, parse_method
 
 COMMON = "common"
 SEARCHABLE = ("train.", "distill.", "student.")
@@ -88,11 +91,11 @@ def load_space(experiment: Experiment, num_taps: int) -> SearchSpace:
     path = find_space(experiment.search.space)
     content = read_toml(path)
     for table in content:
-        if table != COMMON and table not in METHODS:
-            raise unknown_name("table", table, [COMMON, *METHODS], str(path))
+        _check_table(table, path)
     by_method: dict[str, dict[str, BaseDistribution]] = {}
     for method in experiment.search.methods:
-        fields = {**content.get(COMMON, {}), **content.get(method, {})}
+        tables = (COMMON, method.partition("+")[0], method)
+        fields = {dotted: spec for t in tables for dotted, spec in content.get(t, {}).items()}
         by_method[method] = {
             dotted: _distribution(experiment, method, dotted, spec, num_taps, path)
             for dotted, spec in fields.items()
@@ -152,6 +155,13 @@ def _distribution(
     for value in _ends(distribution):
         with_values(experiment, {dotted: value}, where)
     return distribution
+
+
+def _check_table(table: str, path: Path) -> None:
+    if "+" in table:
+        parse_method(table, str(path))
+    elif table != COMMON and table not in METHODS:
+        raise unknown_name("table", table, [COMMON, *METHODS], str(path))
 
 
 def _check_path(dotted: str, method: str, where: str) -> None:

@@ -33,7 +33,8 @@ CONTEXT = MethodContext(
 
 def make(context: MethodContext = CONTEXT, **changes: Any) -> KR:
     torch.manual_seed(0)
-    built = build_method("kr", context, {**DistillConfig().model_dump(), **changes})
+    name = "+".join(["kr", *changes.get("posterior", {})])
+    built = build_method(name, context, {**DistillConfig().model_dump(), **changes})
     assert isinstance(built, KR)
     return built
 

@@ -16,7 +16,7 @@ from krscale.methods import Batch, Learner, Method, MethodContext, build_method
 CONTEXT = MethodContext(3, 2, (1, 2), torch.tensor([0.4, 0.8]), (8,), ((), ()), None, torch.ones(2))
 
 
-def make(name: str = "kr") -> Learner:
+def make(name: str = "kr+kd") -> Learner:
     torch.manual_seed(0)
     student = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     settings = {**DistillConfig().model_dump(), "posterior": {"kd": 0.5}}

@@ -22,17 +22,18 @@ from krscale.methods import (
     Method,
     MethodContext,
     build_method,
+    method_settings,
 )
 
 NUM_CLASSES, NUM_TAPS, PATHS = 6, 4, ("0", "1")
 
-COMBINED = {"parameter_weight": 0.3, "posterior": dict.fromkeys(POSTERIORS, 0.5)}
+COMBINED = "+".join(["kr", *POSTERIORS])
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in METHODS),
     ("kr", {"granularity": 1}),
     ("kr", {"granularity": "layer", "sparsity": 0.0, "mixing": "geometric"}),
-    ("kr", COMBINED),
+    (COMBINED, {"parameter_weight": 0.3}),
 ]
 
 every_method = pytest.mark.parametrize(
@@ -243,23 +244,25 @@ def test_the_student_keeps_nothing_of_the_method(name: str, changes: dict[str, A
     assert all(n.startswith("heads.") for n in owned)
 
 
-@every_method
-def test_weights_scale_their_terms(name: str, changes: dict[str, Any]) -> None:
-    weights = [key for key in build_settings(name) if key == f"{name}_weight"]
-    if not weights:
-        assert name in ("plain", "label_smoothing")
-        return
-    heavy = {weights[0]: 3.0 * build_settings(name)[weights[0]]}
-    light = make(name, changes)(make_batch(7)).terms
-    heavier = make(name, {**changes, **heavy})(make_batch(7)).terms
+@pytest.mark.parametrize("name", [name for name in METHODS if "ce_weight" in method_settings(name)])
+def test_weights_scale_their_terms(name: str) -> None:
+    weight = DistillConfig().model_dump()[f"{name}_weight"]
+    light = make(name, {})(make_batch(7)).terms
+    heavier = make(name, {f"{name}_weight": 3.0 * weight})(make_batch(7)).terms
     for term in light:
         factor = 3.0 if term == name else 1.0
         torch.testing.assert_close(heavier[term], factor * light[term])
 
 
-def build_settings(name: str) -> dict[str, Any]:
-    content = DistillConfig().model_dump()
-    return {key: content[key] for key in content if key.endswith("_weight")}
+@pytest.mark.parametrize("term", POSTERIORS)
+def test_the_weight_of_a_combined_term_scales_it_alone(term: str) -> None:
+    light, heavier = (
+        make(f"kr+{term}", {"posterior": {term: weight}})(make_batch(7)).terms
+        for weight in (0.5, 1.5)
+    )
+    assert list(light) == ["ce", "kr", term]
+    for name in light:
+        torch.testing.assert_close(heavier[name], (3.0 if name == term else 1.0) * light[name])
 
 
 @every_method

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from krscale.config import DistillConfig
+from krscale.config import DistillConfig, field_paths
 from krscale.errors import KrscaleError, UserError
 from krscale.methods import (
     METHODS,
     POSTERIORS,
     MethodContext,
     build_method,
-    check_posterior,
     method_settings,
+    parse_method,
 )
 
 CONTEXT = MethodContext(3, 2, (1, 2), torch.tensor([0.4, 0.8]), (4,), ((), ()), None, torch.ones(2))
@@ -26,20 +26,33 @@ def test_unknown_method_names_the_nearest() -> None:
         method_settings("krr")
 
 
-def test_unknown_posterior_names_the_nearest() -> None:
-    settings = {**DistillConfig().model_dump(), "posterior": {"dkdd": 1.0}}
-    message = r"distill\.posterior: unknown posterior method 'dkdd'\. Did you mean 'dkd'"
-    with pytest.raises(UserError, match=message):
-        build_method("kr", CONTEXT, settings)
-    with pytest.raises(UserError, match="unknown posterior method 'kr'"):
-        check_posterior(["kd", "kr"])
-    check_posterior(POSTERIORS)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("kr+dkdd", r"unknown term of 'kr\+dkdd' 'dkdd'\. Did you mean 'dkd'"),
+        ("kr+kr", r"unknown term of 'kr\+kr' 'kr'"),
+        ("kr+", r"unknown term of 'kr\+' ''"),
+        ("krr+dkd", r"unknown method 'krr'\. Did you mean 'kr'"),
+        ("kd+dkd", r"'kd' cannot be combined with others \(got 'kd\+dkd'\); only kr can"),
+        ("kr+kd+kd", r"'kr\+kd\+kd' names the term 'kd' twice"),
+    ],
+)
+def test_bad_combinations_are_refused(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        parse_method(name, "search.methods")
+    assert str(caught.value).startswith("search.methods: ")
 
 
-def test_a_weight_of_zero_does_not_excuse_an_unknown_posterior() -> None:
-    settings = {**DistillConfig().model_dump(), "posterior": {"nonsense": 0.0}}
-    with pytest.raises(UserError, match="nonsense"):
-        build_method("kr", CONTEXT, settings)
+def test_a_name_may_combine_kr_with_terms() -> None:
+    assert parse_method("kd") == (METHODS["kd"], ())
+    assert parse_method("kr+dist+dkd") == (METHODS["kr"], ("dist", "dkd"))
+
+
+def test_a_combination_needs_the_weights_of_its_terms() -> None:
+    settings = {**DistillConfig().model_dump(), "posterior": {"kd": 1.0}}
+    build_method("kr+kd", CONTEXT, settings)
+    with pytest.raises(KrscaleError, match=r"kr\+kd\+dist needs the settings posterior\.dist"):
+        build_method("kr+kd+dist", CONTEXT, settings)
 
 
 def test_missing_settings_are_named() -> None:
@@ -47,22 +60,26 @@ def test_missing_settings_are_named() -> None:
         build_method("kd", CONTEXT, {"ce_weight": 1.0})
 
 
-@pytest.mark.parametrize("name", METHODS)
+COMBINED = "+".join(["kr", *POSTERIORS])
+
+
+@pytest.mark.parametrize("name", [*METHODS, COMBINED])
 def test_every_setting_is_a_field_of_the_config(name: str) -> None:
-    assert set(method_settings(name)) <= set(DistillConfig.model_fields)
+    paths = {path.removeprefix("distill.") for path in field_paths()}
+    assert set(method_settings(name)) <= paths
 
 
 def test_every_field_of_the_config_is_some_methods_setting() -> None:
-    used = {setting for name in METHODS for setting in method_settings(name)}
-    assert set(DistillConfig.model_fields) - used == {"method", "capacity"}
+    used = {setting for name in (*METHODS, COMBINED) for setting in method_settings(name)}
+    assert set(field_paths(DistillConfig)) - used == {"method", "capacity"}
 
 
-def test_settings_of_posterior_methods_count_as_krs() -> None:
-    settings = method_settings("kr")
-    assert "dkd_nontarget_weight" in settings
-    assert "posterior" in settings
-    assert not {f"{name}_weight" for name in POSTERIORS} & set(settings)
-    assert len(set(settings)) == len(settings)
+def test_settings_of_a_combination() -> None:
+    alone, combined = method_settings("kr"), method_settings("kr+dkd")
+    assert set(combined) - set(alone) == {
+        "posterior.dkd", "dkd_target_weight", "dkd_nontarget_weight",
+    }  # fmt: skip
+    assert len(set(method_settings(COMBINED))) == len(method_settings(COMBINED))
 
 
 def test_settings_of_simple_methods() -> None:

@@ -82,9 +82,43 @@ def test_setting_of_another_method_is_refused(tmp_path: Path) -> None:
         read(tmp_path, text, methods='["kd"]')
 
 
-def test_unknown_table_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="unknown table 'krr'"):
-        read(tmp_path, "[krr]\n")
+COMBINED = """
+[kr]
+"distill.sparsity" = { type = "float", low = 0.0, high = 0.9 }
+"distill.kr_weight" = { type = "float", low = 0.3, high = 10.0, log = true }
+["kr+dkd"]
+"distill.kr_weight" = { type = "float", low = 0.1, high = 1.0 }
+"distill.posterior.dkd" = { type = "float", low = 0.1, high = 2.0, log = true }
+"distill.dkd_nontarget_weight" = { type = "float", low = 1.0, high = 8.0 }
+"""
+
+
+def test_a_combination_takes_the_table_of_kr_and_its_own(tmp_path: Path) -> None:
+    space = read(tmp_path, COMBINED, methods='["kr", "kr+dkd", "kr+dist"]')
+    sparsity, weight = FloatDistribution(0.0, 0.9), FloatDistribution(0.3, 10.0, log=True)
+    alone = {"distill.sparsity": sparsity, "distill.kr_weight": weight}
+    assert space.by_method["kr"] == alone
+    assert space.by_method["kr+dist"] == alone
+    assert space.by_method["kr+dkd"] == {
+        "distill.sparsity": sparsity,
+        "distill.kr_weight": FloatDistribution(0.1, 1.0),
+        "distill.posterior.dkd": FloatDistribution(0.1, 2.0, log=True),
+        "distill.dkd_nontarget_weight": FloatDistribution(1.0, 8.0),
+    }
+    assert defaults_within(load(), space.by_method["kr+dkd"])["distill.posterior.dkd"] == 1.0
+
+
+def test_the_weight_of_a_term_is_a_setting_of_its_combination_alone(tmp_path: Path) -> None:
+    line = '"distill.posterior.dkd" = { type = "float", low = 0.1, high = 2.0 }\n'
+    for table, method in (("kr", "kr"), ('"kr+dist"', "kr+dist")):
+        with pytest.raises(UserError, match="no such setting"):
+            read(tmp_path, f"[{table}]\n{line}", methods=f'["{method}"]')
+
+
+@pytest.mark.parametrize("table", ["krr", '"kr+dkdd"', '"kd+kr"'])
+def test_unknown_table_is_refused(tmp_path: Path, table: str) -> None:
+    with pytest.raises(UserError, match=r"unknown table 'krr'|Did you mean 'dkd'|cannot be comb"):
+        read(tmp_path, f"[{table}]\n")
 
 
 def test_defaults_within_leaves_out_what_the_space_does_not_contain() -> None:

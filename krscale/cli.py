@@ -13,10 +13,11 @@ DOORS = {
     "teach": "prepare data, teacher and its knowledge",
     "report": "print, draw and explain the result of a run, or compare several",
     "pick": "choose a student of a finished run and export it (ONNX, safetensors, pt2)",
+    "space": "check a search space, and list what it varies",
     "store": "check or describe what the teacher said, as it is kept for a run",
     "sync": "send MLflow what a run recorded while MLflow was away",
 }
-_MODULES = {"store": "store_door"}
+_MODULES = {"space": "space_door", "store": "store_door"}
 """Doors whose name is that of a part of the house."""
 
 

@@ -235,7 +235,8 @@ class Ladder:
 
     def _ask(self, key: StudyKey) -> Assignment:
         study = self.studies[key]
-        trial = study.ask(fixed_distributions=dict(self.space.by_method[key.method]))
+        trial = study.ask()
+        self.space.suggest(key.method, trial)
         assignment = self._assignment(key, trial)
         self.running[key, trial.number] = assignment, trial
         for listener in self.listeners:

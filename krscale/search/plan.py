@@ -6,13 +6,14 @@ import json
 
 from krscale.assemble import describe
 from krscale.config import Experiment
-from krscale.search.space import load_space
+from krscale.data import describe_data
+from krscale.search.space_check import fitting_space
 
 
 def describe_plan(experiment: Experiment) -> str:
     """Return the resolved experiment, every rung's model, and the planned work, as text."""
     plan = describe(experiment)
-    space = load_space(experiment, plan.num_taps)
+    space = fitting_space(experiment, describe_data(experiment.data, experiment.cache_path))
     config, train = experiment.search, experiment.train
     num_studies = len(config.methods) * len(plan.rungs)
     num_trials = num_studies * config.trials_per_rung

@@ -7,7 +7,7 @@ import sys
 
 from rich.console import Console
 
-from krscale.assemble import Prepared, check_methods, num_teacher_taps, prepare
+from krscale.assemble import Prepared, check_methods, prepare
 from krscale.capacity import latency_ms
 from krscale.cluster import connect
 from krscale.config import Experiment
@@ -21,7 +21,8 @@ from krscale.search.ladder import Ladder
 from krscale.search.listeners import ProgressListener, TrackingListener
 from krscale.search.results import collect
 from krscale.search.run import run_search
-from krscale.search.space import SearchSpace, load_space
+from krscale.search.space import SearchSpace
+from krscale.search.space_check import fitting_space
 from krscale.shard_workers import write_on_workers
 from krscale.tracking import Tracker
 
@@ -46,7 +47,7 @@ def run_session(experiment: Experiment, *, as_json: bool, quiet: bool) -> Curve:
         progress.phase("data")
         dataset = prepare_data(experiment.data, experiment.cache_path, progress.advance)
         rungs = ladder_rungs(experiment, dataset)
-        space = load_space(experiment, num_teacher_taps(experiment, dataset))
+        space = fitting_space(experiment, dataset)
         with run_folder(experiment, {"space": space.describe()}) as folder:
             tracker = Tracker(
                 experiment.tracking.uri,

@@ -8,6 +8,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from krscale.config import load
 from krscale.errors import UserError
 from krscale.search.space import defaults_within, find_space, load_space
+from krscale.search.space_check import check_space
 
 
 def space_file(folder: Path, text: str) -> str:
@@ -67,6 +68,15 @@ def test_unknown_space_names_the_shipped_ones() -> None:
         ('"distill.kr_weight" = { type = "float", lo = 0.1, high = 1.0 }', "Did you mean 'low'"),
         ('"distill.kr_weight" = { type = "float", low = 0.1 }', "high"),
         ('"distill.kr_weight" = 3', "expected a table"),
+        ('"distill.mixing" = { type = "categorical", choices = [] }', "at least one value"),
+        ('"distill.mixing" = { type = "categorical", choices = ["layer", "layer"] }', "twice"),
+        ('"distill.sparsity" = { type = "float", low = 0.5, high = 0.1 }', "range is inverted"),
+        ('"distill.kr_weight" = { type = "float", low = 0, high = 1, log = true }', "above 0"),
+        ('"distill.kr_weight" = { type = "float", low = 0.1, high = inf }', "finite"),
+        ('"distill.granularity" = { type = "int", low = 1, high = "taps" }', "num_taps"),
+        ('"distill.sparsity" = { type = "float", low = 0, high = 0.7, step = 0.2 }', "divisible"),
+        ('"train.num_epochs" = { type = "int", low = 1, high = 9 }', "not searched"),
+        ('"distill.posterior.dkdd" = { type = "float", low = 0, high = 1 }', "posterior.dkd'"),
         ('"distill.mixing" = { type = "categorical", choices = ["harmonic"] }', "geometric"),
     ],
 )
@@ -129,3 +139,51 @@ def test_defaults_within_leaves_out_what_the_space_does_not_contain() -> None:
     }
     found = defaults_within(load(), distributions)
     assert found == {"train.learning_rate": load().train.learning_rate}
+
+
+def test_all_mistakes_are_told_at_once_and_each_once(tmp_path: Path) -> None:
+    text = """
+        [common]
+        "train.learning_rat" = { type = "float", low = 0.1, high = 0.2 }
+        [kr]
+        "distill.sparsity" = { type = "float", low = 0.5, high = 0.1 }
+    """
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, text, methods='["plain", "kr"]')
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 2
+    assert "train.learning_rate" in lines[0]
+    assert "inverted" in lines[1]
+
+
+def test_extreme_values_are_tried_with_what_their_conditions_require(tmp_path: Path) -> None:
+    text = """
+        [kr]
+        "student.model" = { type = "categorical", choices = ["resnet", "mobilenet"] }
+        "student.options.expansion" = { type = "int", low = 2, high = 6,
+                                        when = { "student.model" = ["mobilenet"] } }
+    """.replace(",\n", ", ")
+    path = space_file(tmp_path, text)
+    tried = []
+    config = load(None, [f"search.space='{path}'", "search.methods=['kr']"])
+    load_space(config, 6, lambda changed: tried.append(changed.student))
+    assert [(s.model, s.options.get("expansion")) for s in tried] == [
+        ("resnet", None), ("mobilenet", None), ("mobilenet", 2), ("mobilenet", 6),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in find_space("kr").parent.glob("*.toml")))
+def test_every_shipped_space_fits_the_default_experiment(name: str) -> None:
+    space = check_space(load(None, [f"search.space={name}"]))
+    assert all(space.by_method.values())
+
+
+def test_what_networks_refuse_is_refused_before_anything_trains(tmp_path: Path) -> None:
+    text = '[kr]\n"distill.granularity" = { type = "int", low = 1, high = 60 }\n'
+    path = space_file(tmp_path, text)
+    with pytest.raises(UserError, match=r"distill.granularity = 60: .*the teacher has 6 taps"):
+        check_space(load(None, [f"search.space='{path}'", "search.methods=['kr']"]))
+    text = '[kr]\n"student.options.num_block" = { type = "int", low = 1, high = 2 }\n'
+    path = space_file(tmp_path, text)
+    with pytest.raises(UserError, match="Did you mean 'num_blocks'"):
+        check_space(load(None, [f"search.space='{path}'", "search.methods=['kr']"]))

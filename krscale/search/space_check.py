@@ -1,0 +1,37 @@
+"""A search space against the networks it is for, before anything trains and without a disk."""
+
+from __future__ import annotations
+
+from krscale.assemble import check_models, num_teacher_taps
+from krscale.config import Experiment, read_toml, with_values
+from krscale.data import describe_data
+from krscale.rungs import Task
+from krscale.search.space import COMMON, SearchSpace, find_space, load_space
+
+
+def fitting_space(experiment: Experiment, task: Task) -> SearchSpace:
+    """Read the experiment's space; every extreme value must give networks that can be built.
+
+    Args:
+        experiment: Names the space and the methods.
+        task: What the networks must fit.
+
+    Raises:
+        UserError: One line for every mistake.
+    """
+    return load_space(
+        experiment, num_teacher_taps(experiment, task), lambda changed: check_models(changed, task)
+    )
+
+
+def check_space(experiment: Experiment) -> SearchSpace:
+    """Read the experiment's space for its methods and for all that the file has a table of.
+
+    Raises:
+        UserError: One line for every mistake.
+    """
+    tables = read_toml(find_space(experiment.search.space))
+    methods = dict.fromkeys([*experiment.search.methods, *tables])
+    methods.pop(COMMON, None)
+    changed = with_values(experiment, {"search.methods": tuple(methods)}, "search.methods")
+    return fitting_space(changed, describe_data(experiment.data, experiment.cache_path))

@@ -91,6 +91,7 @@ class Training:
         """
         started = time.perf_counter()
         self.forward.train()
+        self.learner.method.begin_epoch(self.epoch / max(1, self.settings.num_epochs - 1))
         sums = _Sums(self.workers.device)
         channels_last = self.settings.channels_last
         for batch in self.loader.epoch(self.epoch):
@@ -105,6 +106,9 @@ class Training:
             loss = terms.sum() * (self.workers.world_size / batch.global_size)
             self.optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
+            if self.settings.max_grad_norm > 0.0:
+                # Gradients are already those of the global batch, the same on every worker.
+                nn.utils.clip_grad_norm_(self.learner.parameters(), self.settings.max_grad_norm)
             self.optimiser.step()
             self.schedule.step()
             sums.add(names, terms.detach(), output, batch.labels)

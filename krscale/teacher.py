@@ -151,6 +151,33 @@ def open_teacher(experiment: Experiment, dataset: Dataset, folder: Path) -> Teac
     return Teacher(facts, tapped, probes)
 
 
+@torch.no_grad()
+def read_taps(
+    tapped: TappedModel, dataset: Dataset, split: SplitName, device: torch.device
+) -> TapOutputs:
+    """Return pooled tap features `[N, F]` and logits `[N, K]` of a split, without augmentation."""
+    images = dataset.split(split).images
+    logits: list[Tensor] = []
+    features: list[list[Tensor]] = [[] for _ in tapped.paths]
+    for first in range(0, len(images), PROBE_BATCH_SIZE):
+        pixels = torch.tensor(images[first : first + PROBE_BATCH_SIZE], device=device)
+        outputs = tapped(normalise(pixels, dataset.mean, dataset.std))
+        logits.append(outputs.logits.float())
+        for kept, feature in zip(features, outputs.features, strict=True):
+            kept.append(pool(feature).float())
+    return TapOutputs(torch.cat(logits), tuple(torch.cat(kept) for kept in features))
+
+
+def fit_probes(tapped: TappedModel, dataset: Dataset, device: torch.device) -> Probes:
+    """Return probes fitted on the training split to every tap of a network in eval mode."""
+    outputs = read_taps(tapped, dataset, "train", device)
+    labels = torch.tensor(dataset.split("train").labels, device=device)
+    num_classes = len(dataset.classes)
+    probes = Probes([f.shape[1] for f in outputs.features], num_classes).to(device)
+    probes.load([fit_probe(feature, labels, num_classes) for feature in outputs.features])
+    return probes
+
+
 def _folder(experiment: Experiment, key: str) -> Path:
     return experiment.cache_path / "teachers" / key
 
@@ -186,9 +213,9 @@ def _make_teacher(
     else:
         _train(experiment, dataset, model, device, report)
     tapped = TappedModel(model, taps).eval().requires_grad_(False)
-    probes, sizes = _fit_probes(tapped, dataset, device)
+    probes = fit_probes(tapped, dataset, device)
     val = dataset.split("val")
-    val_logits = probes(_outputs(tapped, dataset, "val", device))
+    val_logits = probes(read_taps(tapped, dataset, "val", device))
     gain = information_gain(val_logits, torch.tensor(val.labels, device=device))
     layers = layers_by_tap(model, taps)
     facts = TeacherFacts(
@@ -202,12 +229,11 @@ def _make_teacher(
         taps=taps,
         stage_ends=stage_ends,
         information_gain=tuple(gain.tolist()),
-        layer_sizes=tuple(
-            float(sum(p.numel() for w in group for p in w.parameters())) for group in layers
-        ),
+        layer_sizes=tuple(_num_weights(group) for group in layers),
         histograms=tuple(tuple(weight_histogram(group).tolist()) for group in layers),
     )
     save_weights(folder / "teacher.safetensors", model.cpu())
+    sizes = [linear.in_features for linear in probes.linears]
     torch.save({"feature_sizes": sizes, "probes": probes.cpu().state_dict()}, folder / "probes.pt")
     write_json(folder / "facts.json", asdict(facts))
 
@@ -244,34 +270,6 @@ def _train(
     while not training.finished:
         training.run_epoch()
         report(training.epoch, config.num_epochs)
-
-
-@torch.no_grad()
-def _outputs(
-    tapped: TappedModel, dataset: Dataset, split: SplitName, device: torch.device
-) -> TapOutputs:
-    """Pooled tap features `[N, F]` and logits `[N, K]` of a whole split, without augmentation."""
-    images = dataset.split(split).images
-    logits: list[Tensor] = []
-    features: list[list[Tensor]] = [[] for _ in tapped.paths]
-    for first in range(0, len(images), PROBE_BATCH_SIZE):
-        pixels = torch.tensor(images[first : first + PROBE_BATCH_SIZE], device=device)
-        outputs = tapped(normalise(pixels, dataset.mean, dataset.std))
-        logits.append(outputs.logits.float())
-        for kept, feature in zip(features, outputs.features, strict=True):
-            kept.append(pool(feature).float())
-    return TapOutputs(torch.cat(logits), tuple(torch.cat(kept) for kept in features))
-
-
-def _fit_probes(
-    tapped: TappedModel, dataset: Dataset, device: torch.device
-) -> tuple[Probes, list[int]]:
-    outputs = _outputs(tapped, dataset, "train", device)
-    labels = torch.tensor(dataset.split("train").labels, device=device)
-    num_classes = len(dataset.classes)
-    probes = Probes([f.shape[1] for f in outputs.features], num_classes).to(device)
-    probes.load([fit_probe(feature, labels, num_classes) for feature in outputs.features])
-    return probes.requires_grad_(False), [f.shape[1] for f in outputs.features]
 
 
 def _num_weights(layers: Iterable[nn.Module]) -> float:

@@ -86,6 +86,54 @@ def test_going_on_from_a_state_equals_never_stopping(dataset: Dataset) -> None:
     assert_same(weights(whole), weights(resumed))
 
 
+def first_step(dataset: Dataset, max_grad_norm: float) -> tuple[Tensor, Tensor]:
+    """The change of all weights in the first step of plain SGD, and the gradient it followed."""
+    found = training(
+        dataset, num_epochs=1, global_batch_size=2000, warmup_epochs=0.0, learning_rate=1.0,
+        momentum=0.0, weight_decay=0.0, max_grad_norm=max_grad_norm,
+    )  # fmt: skip
+    before = nn.utils.parameters_to_vector(found.student.parameters()).detach().clone()
+    found.run_epoch()
+    after = nn.utils.parameters_to_vector(found.student.parameters()).detach()
+    gradients = [p.grad for p in found.student.parameters() if p.grad is not None]
+    return before - after, nn.utils.parameters_to_vector(gradients)
+
+
+def test_long_gradients_are_shortened_and_short_ones_left(dataset: Dataset) -> None:
+    free, gradient = first_step(dataset, 0.0)
+    torch.testing.assert_close(free, gradient, atol=1e-6, rtol=1e-3)
+    norm = gradient.norm().item()
+    assert norm > 0.1
+    limited, _ = first_step(dataset, norm / 4)
+    torch.testing.assert_close(limited, free / 4, atol=1e-6, rtol=1e-3)
+    assert torch.equal(first_step(dataset, 2 * norm)[0], free)
+
+
+class Watching(Method):
+    """Cross-entropy, and what it was told of the progress."""
+
+    needs_teacher = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[float] = []
+
+    def begin_epoch(self, progress: float) -> None:
+        self.told.append(progress)
+
+    def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
+        return {"ce": nn.functional.cross_entropy(student.logits, batch.labels, reduction="none")}
+
+
+def test_a_method_is_told_how_far_the_training_is(dataset: Dataset) -> None:
+    whole = training(dataset, method := Watching(), num_epochs=3)
+    whole.run_epoch()
+    resumed = training(dataset, after := Watching(), num_epochs=3)
+    resumed.load_state_dict(whole.state_dict())
+    fit(resumed, lambda metrics: None)
+    assert method.told + after.told == [0.0, 0.5, 1.0]
+
+
 def test_stops_when_told(dataset: Dataset) -> None:
     found = training(dataset, num_epochs=5)
     fit(found, lambda metrics: metrics["epoch"] == 2)

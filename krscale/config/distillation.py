@@ -41,6 +41,8 @@ class DistillConfig(Section):
     """Groups of taps: a number from 1 (the whole network) to the number of taps, or a level."""
     sparsity: Share = 0.5
     """Share of each sign's gap that the recoding penalty drops; 0 is ordinary distillation."""
+    sparsity_schedule: Literal["constant", "rising", "falling"] = "constant"
+    """Sparsity over the training: the same, from 0 up to `sparsity`, or from it down to 0."""
     auxiliary_weight: Weight = 0.5
     """Factor of every group but the deepest."""
     mixing: Literal["arithmetic", "geometric"] = "arithmetic"

@@ -12,7 +12,7 @@ def kr_loss(
     soft_targets: Tensor,
     weights: Tensor,
     temperature: float,
-    sparsity: float,
+    sparsity: float | Tensor,
 ) -> Tensor:
     """Return `temperature^2 * sum_g weights_g * CE~(q_g, p_g)` for each sample, `[B]` fp32.
 
@@ -33,7 +33,7 @@ def kr_terms(
     soft_targets: Tensor,
     weights: Tensor,
     temperature: float,
-    sparsity: float,
+    sparsity: float | Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return `kr_loss`, `[B]`, and the active classes of every group, `[B, G]` int64."""
     losses, active = recoded_terms(group_logits, soft_targets, temperature, sparsity)

@@ -56,11 +56,13 @@ def recoded_cross_entropy(
 
 
 def recoded_terms(
-    student_logits: Tensor, soft_targets: Tensor, temperature: float, sparsity: float
+    student_logits: Tensor, soft_targets: Tensor, temperature: float, sparsity: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return `recoded_cross_entropy` and the number of active classes, both `[...]`.
 
-    One pass for both, so that logging the active classes does not cost a second sort.
+    One pass for both, so that logging the active classes does not cost a second sort. A sparsity
+    that changes during training is a scalar tensor on the device, so that neither compiled code nor
+    the device has to wait for its value.
     """
     scaled = student_logits.float() / temperature
     with torch.no_grad():
@@ -74,10 +76,10 @@ def recoded_terms(
     return value + (linear - linear.detach()), active
 
 
-def _recode(gap: Tensor, sparsity: float) -> tuple[Tensor, Tensor]:
+def _recode(gap: Tensor, sparsity: float | Tensor) -> tuple[Tensor, Tensor]:
     """Return `recode_gap` and `active_classes`; neither has a gradient."""
     gap = gap.detach().float()
-    if sparsity == 0.0:
+    if not isinstance(sparsity, Tensor) and sparsity == 0.0:
         return gap, gap.count_nonzero(dim=-1)
     lowest, highest, negative_mass, positive_mass = _thresholds(gap, 1.0 - sparsity)
     kept = (gap <= lowest) | (gap >= highest)
@@ -89,7 +91,7 @@ def _recode(gap: Tensor, sparsity: float) -> tuple[Tensor, Tensor]:
     return negative * negative_scale + positive * positive_scale, kept.sum(dim=-1)
 
 
-def _thresholds(gap: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _thresholds(gap: Tensor, share: float | Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the mildest kept entry of each sign, and each sign's mass, `[..., 1]` each.
 
     An entry is kept when the entries of its sign that are more extreme hold less than the share

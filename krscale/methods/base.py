@@ -88,6 +88,13 @@ class Method(nn.Module, ABC):
             batch: Labels and the teacher's knowledge of the same samples.
         """
 
+    def begin_epoch(self, progress: float) -> None:
+        """Told before every epoch how far the training is, for what changes over it.
+
+        Args:
+            progress: 0 in the first epoch, 1 in the last.
+        """
+
     def diagnostics(self) -> dict[str, Tensor]:
         """Return scalar tensors of the last forward worth logging; no gradient, no host sync."""
         return {}

@@ -24,6 +24,7 @@ from krscale.knowledge.aggregation import (
 )
 from krscale.knowledge.objective import kr_terms
 from krscale.knowledge.parameters import ParameterSource
+from krscale.knowledge.schedule import scheduled
 from krscale.knowledge.taps import TapOutputs, pool
 from krscale.methods.base import (
     Batch,
@@ -49,6 +50,7 @@ class KR(Method):
         kr_weight: Weight of the KR objective.
         granularity: Groups of the teacher's taps: a number or a level.
         sparsity: Share of each sign's gap to drop at most.
+        sparsity_schedule: How the sparsity changes over the training; one of `SCHEDULES`.
         auxiliary_weight: Factor of every group but the deepest.
         mixing: Mean over the taps of a group, `"arithmetic"` or `"geometric"`.
         parameter_weight: Weight of the data-free source; 0 leaves it out.
@@ -57,6 +59,7 @@ class KR(Method):
 
     tap_weights: Tensor
     group_weights: Tensor
+    current_sparsity: Tensor
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class KR(Method):
         kr_weight: float,
         granularity: int | str,
         sparsity: float,
+        sparsity_schedule: str,
         auxiliary_weight: float,
         mixing: str,
         parameter_weight: float,
@@ -74,7 +78,11 @@ class KR(Method):
     ) -> None:
         super().__init__()
         self.ce_weight, self.kr_weight = ce_weight, kr_weight
-        self.temperature, self.sparsity, self.mixing = temperature, sparsity, mixing
+        self.temperature, self.mixing = temperature, mixing
+        self.sparsity, self.sparsity_schedule = sparsity, sparsity_schedule
+        # A tensor, so that compiled code need not be compiled again for every epoch.
+        self.register_buffer("current_sparsity", torch.tensor(sparsity), persistent=False)
+        self.begin_epoch(0.0)
         groups = split_taps(granularity, context.num_teacher_taps, context.stage_ends)
         weights = group_weights(context.information_gain, groups)
         weights[:-1] *= auxiliary_weight
@@ -104,7 +112,7 @@ class KR(Method):
             soft_targets,
             self.group_weights,
             self.temperature,
-            self.sparsity,
+            self.sparsity if self.sparsity_schedule == "constant" else self.current_sparsity,
         )
         # A worker may hold no sample of the last batch; its mean is 0, not NaN.
         self._active_classes = active.sum() / max(active.numel(), 1)
@@ -120,6 +128,10 @@ class KR(Method):
             whole = self.parameter_weight * self.parameter_source()
             terms["parameter"] = whole.expand(logits.shape[0])
         return terms
+
+    def begin_epoch(self, progress: float) -> None:
+        """Set the sparsity of this epoch."""
+        self.current_sparsity.fill_(scheduled(self.sparsity, self.sparsity_schedule, progress))
 
     def group_logits(self, student: TapOutputs) -> Tensor:
         """Return the student's logits for every group, `[B, G, K]` fp32; its own come last."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from krscale.config import DistillConfig
 from krscale.errors import KrscaleError, UserError
 from krscale.knowledge.recoding import active_classes, recode_gap
+from krscale.knowledge.schedule import scheduled
 from krscale.knowledge.taps import TapOutputs
 from krscale.methods import Batch, MethodContext, build_method
 from krscale.methods.kd import kd_loss
@@ -188,6 +189,24 @@ def test_more_sparsity_fewer_active_classes() -> None:
         counts.append(method.diagnostics()["kr/active_classes"].item())
     assert counts[0] == 5.0
     assert counts[0] > counts[1] > counts[2] >= 2.0
+
+
+@pytest.mark.parametrize("schedule", ["constant", "rising", "falling"])
+def test_the_sparsity_of_an_epoch_is_what_the_schedule_says(schedule: str) -> None:
+    student, batch = example()
+    method = make(sparsity=0.8, sparsity_schedule=schedule)
+    for progress in (0.0, 0.5, 1.0):
+        method.begin_epoch(progress)
+        got = torch.autograd.grad(method(student, batch)["kr"].sum(), student.logits)[0]
+        same = make(sparsity=scheduled(0.8, schedule, progress))
+        want = torch.autograd.grad(same(student, batch)["kr"].sum(), student.logits)[0]
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+        assert method.diagnostics() == same.diagnostics()
+
+
+def test_a_schedule_starts_by_itself_and_keeps_nothing_in_the_state() -> None:
+    assert make(sparsity=0.8, sparsity_schedule="rising").current_sparsity == 0.0
+    assert all(name.startswith("heads.") for name in make().state_dict())
 
 
 def test_granularity_out_of_range() -> None:

@@ -159,6 +159,12 @@ class Progress:
             self._ended_here += 1
         self._maybe_line(self._summary)
 
+    def trial_interrupted(self, study: Study) -> None:
+        """A trial was cut short and does not count: it will be run again."""
+        with self._lock:
+            cell = self._cells[study]
+            cell.running = max(0, cell.running - 1)
+
     def note(self, text: str) -> None:
         """Show a line that stays, above the live view; also when quiet."""
         self._print(text)

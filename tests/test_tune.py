@@ -169,7 +169,9 @@ def test_other_experiment_in_the_folder_is_refused(finished: tuple[Path, dict[st
 
 
 def test_sigkill_in_the_middle_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    settings = overrides(*SMALL, f"storage_path={tmp_path}", "name=killed")
+    # A checkpoint at every report, so that a trial of a second leaves one.
+    frequent = "search.checkpoint_seconds=0"
+    settings = overrides(*SMALL, f"storage_path={tmp_path}", "name=killed", frequent)
     command = [sys.executable, "-m", "krscale.tune", "--quiet", *settings]
     log = (tmp_path / "log").open("w")
     process = subprocess.Popen(
@@ -189,7 +191,17 @@ def test_sigkill_in_the_middle_loses_and_doubles_nothing(tmp_path: Path) -> None
         t for s in journal(tmp_path / "killed").values() for t in s.trials
         if t.user_attrs.get("interrupted")
     ]  # fmt: skip
+    assert interrupted
     assert all(t.state is TrialState.FAIL for t in interrupted)
+    continued = [
+        t for s in journal(tmp_path / "killed").values() for t in s.trials
+        if "continues" in t.user_attrs
+    ]  # fmt: skip
+    assert continued, "a running trial goes on from its checkpoint"
+    for trial in continued:
+        epochs = sorted(trial.intermediate_values)
+        assert epochs == list(range(1, len(epochs) + 1)), "early stopping sees every epoch"
+    assert not (tmp_path / "killed" / "unfinished").exists()
 
 
 def _wait_for_trials(run: Path, count: int, process: subprocess.Popen[bytes]) -> None:
@@ -198,9 +210,9 @@ def _wait_for_trials(run: Path, count: int, process: subprocess.Popen[bytes]) ->
         assert process.poll() is None, (run.parent / "log").read_text()
         if (run / "journal.log").exists():
             ended = sum(t.state.is_finished() for s in journal(run).values() for t in s.trials)
-            if ended >= count:
+            if ended >= count and any(run.glob("unfinished/*/*/*/manifest.json")):
                 return
-        time.sleep(0.2)
+        time.sleep(0.05)
     pytest.fail("the search did not get going")
 
 

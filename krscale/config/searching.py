@@ -31,6 +31,11 @@ class SearchConfig(Section):
     """ASHA keeps one trial in this many at each of its milestones."""
     max_failures: Count = 16
     """Failed trials after which the search gives up."""
+    max_retries: Annotated[int, Field(strict=True, ge=0)] = 3
+    """How often a trial is run again whose worker or node was lost, from its last checkpoint."""
+    checkpoint_seconds: Weight = 5.0
+    """A running trial keeps a checkpoint at most this often, and never spends more than a fiftieth
+    of its time on them; what is killed loses no more than the time since."""
     cpus_per_trial: Positive = 1.0
     """CPU cores reserved for a trial; its threads are set to the same number."""
     gpus_per_trial: Weight = 0.0

@@ -1,69 +1,41 @@
 """The ladder search: one Optuna study per (method, rung), asked and told by us. No Ray here.
 
 The journal is the only truth. Every start continues it: trials that were running when the last
-process died are told FAIL (`interrupted`), their settings are enqueued again (`retry_of`), and the
-count of trials comes out exact. Early stopping is Optuna's own asynchronous successive halving on
-the values in the journal, so its memory survives a restart as well, and it sees one study, hence
-one method at one capacity, at a time.
+process died are told FAIL (`interrupted`), run again from their last checkpoint (`retry_of`, see
+`retries.py`), and the count of trials comes out exact. Early stopping reads the values in the
+journal, so its memory survives a restart as well, and it sees one study, hence one method at one
+capacity, at a time.
 """
 
 from __future__ import annotations
 
+import shutil
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from krscale.config import Experiment, SearchConfig
+from krscale.config import Experiment
 from krscale.rungs import Rung
+from krscale.search.assignment import Assignment, Listener, StudyKey
+from krscale.search.journal import Journal
+from krscale.search.retries import (
+    ALONE,
+    CONTINUES,
+    SEED,
+    Cause,
+    deserves_retry,
+    run_again,
+    was_interrupted,
+)
+from krscale.search.sampling import make_pruner, make_sampler
 from krscale.search.space import SearchSpace, defaults_within
+from krscale.search.unfinished import sweep, unfinished_path
 
-INTERRUPTED = "interrupted"
-RETRY_OF = "retry_of"
-SEED = "seed"
 FINAL_SEED_OFFSET = 1000  # far from the seed that tuning used, so that finals are fresh
-
-
-@dataclass(frozen=True)
-class StudyKey:
-    """Which study: a method at a rung, while tuning or in the final trainings of its winner."""
-
-    method: str
-    capacity: str
-    final: bool = False
-
-    @property
-    def name(self) -> str:
-        """Name of the Optuna study, e.g. `kr@1/16` or `kr@1/16 final`."""
-        return f"{self.method}@{self.capacity}" + (" final" if self.final else "")
-
-    def trial_name(self, number: int) -> str:
-        """Name of a trial of this study, usable as a path."""
-        kind = "final" if self.final else "trial"
-        return f"{self.method}/{self.capacity.replace('/', '-')}/{kind}-{number}"
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """One trial to run: dotted config values for one student."""
-
-    key: StudyKey
-    number: int
-    width: int
-    values: Mapping[str, Any]
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Stable name of the trial, usable as a path: `kr/1-16/trial-7`, `kr/1-16/final-0`."""
-        return self.key.trial_name(self.number)
 
 
 class Next(Enum):
@@ -71,21 +43,6 @@ class Next(Enum):
 
     WAIT = "a running trial must end first"
     DONE = "every study is complete"
-
-
-class Listener(Protocol):
-    """Who is told what happens to trials: progress, tracking."""
-
-    def on_start(self, assignment: Assignment) -> None:
-        """A trial was handed out."""
-
-    def on_epoch(self, assignment: Assignment, metrics: Mapping[str, float]) -> None:
-        """An epoch of a trial ended."""
-
-    def on_end(
-        self, assignment: Assignment, state: TrialState, metrics: Mapping[str, float], error: str
-    ) -> None:
-        """A trial ended: COMPLETE, PRUNED or FAIL (then with the error's text)."""
 
 
 class Ladder:
@@ -114,13 +71,14 @@ class Ladder:
         self.listeners = tuple(listeners)
         self.running: dict[tuple[StudyKey, int], tuple[Assignment, Trial]] = {}
         self.num_failed = 0
-        journal.parent.mkdir(parents=True, exist_ok=True)
-        storage = JournalStorage(JournalFileBackend(str(journal)))
-        self.studies = {key: self._open(storage, key) for key in self._keys()}
+        self.run_path = journal.parent
+        self.journal = Journal(journal)
+        self.studies = {key: self._open(key) for key in self._keys()}
         for key in self.studies:
             # A crash may have come between a study's last trial and its finals.
             if not key.final and self._remaining(key) <= 0:
                 self._plan_finals(key)
+        sweep(self.run_path, self._needed_checkpoints())
 
     def next(self) -> Assignment | Next:
         """Hand out the next trial: the study furthest behind first, larger students before smaller.
@@ -156,16 +114,37 @@ class Ladder:
             trial.set_user_attr(name, value)
         if error:
             trial.set_user_attr("error", error)
-        study = self.studies[assignment.key]
         # The journal hears last: after a crash in between the trial is still RUNNING there, and the
         # next start tells everyone how it ended. Told first, the others would never hear of it.
         for listener in self.listeners:
             listener.on_end(assignment, state, metrics, error)
         objective = metrics["val/accuracy"] if state is TrialState.COMPLETE else None
-        study.tell(trial, objective, state=state)
+        self.studies[assignment.key].tell(trial, objective, state=state)
+        self.journal.sync()
+        self._forget_checkpoints(assignment)
         self.num_failed += state is TrialState.FAIL
         if not assignment.key.final and self._remaining(assignment.key) == 0:
             self._plan_finals(assignment.key)
+        if self.complete:
+            sweep(self.run_path, ())
+
+    def interrupt(
+        self, assignment: Assignment, cause: Cause, metrics: Mapping[str, float], error: str
+    ) -> None:
+        """A trial was cut short: run it again if its cause and its past allow, else it is FAIL.
+
+        Args:
+            assignment: The trial.
+            cause: What cut it short.
+            metrics: Its last ones, empty before its first epoch.
+            error: What Ray said of it.
+        """
+        _, trial = self.running[assignment.key, assignment.number]
+        if not deserves_retry(trial, cause, self.config.max_retries):
+            self.finish(assignment, TrialState.FAIL, metrics, error)
+            return
+        del self.running[assignment.key, assignment.number]
+        self._run_again(self.studies[assignment.key], assignment, cause)
 
     @property
     def complete(self) -> bool:
@@ -181,7 +160,7 @@ class Ladder:
         ended = self.studies[key].get_trials(
             deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
         )
-        return [trial for trial in ended if not trial.user_attrs.get(INTERRUPTED)]
+        return [trial for trial in ended if not was_interrupted(trial)]
 
     def finals(self, method: str, capacity: str) -> list[FrozenTrial]:
         """Complete final trainings of a study's winner, in the order of their seeds."""
@@ -206,14 +185,17 @@ class Ladder:
             for method in self.config.methods
         ]
 
-    def _open(self, storage: JournalStorage, key: StudyKey) -> optuna.Study:
+    def _open(self, key: StudyKey) -> optuna.Study:
         study = optuna.create_study(
-            storage=storage, study_name=key.name, direction="maximize", load_if_exists=True
+            storage=self.journal.storage,
+            study_name=key.name,
+            direction="maximize",
+            load_if_exists=True,
         )
-        study.pruner = _pruner(self.config, self.experiment.train.num_epochs)
+        study.pruner = make_pruner(self.config, self.experiment.train.num_epochs)
         # Restarts must not draw the first start's random numbers again.
         salt = f"{self.config.seed}/{key.name}/{len(study.get_trials(deepcopy=False))}"
-        study.sampler = _sampler(self.config, zlib.crc32(salt.encode()))
+        study.sampler = make_sampler(self.config, zlib.crc32(salt.encode()))
         self._recover(key, study)
         if not key.final and not study.get_trials(deepcopy=False):
             values = defaults_within(self.experiment, self.space.by_method[key.method])
@@ -221,17 +203,19 @@ class Ladder:
         return study
 
     def _recover(self, key: StudyKey, study: optuna.Study) -> None:
-        """Tell trials that died with the last process FAIL, and enqueue their settings again."""
+        """Run trials again that died with the last process."""
         for orphan in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            trial = Trial(study, orphan._trial_id)
-            trial.set_user_attr(INTERRUPTED, True)
-            attrs = {name: orphan.user_attrs[name] for name in (SEED,) if name in orphan.user_attrs}
-            assignment = self._assignment(key, trial)
+            assignment = self._assignment(key, Trial(study, orphan._trial_id))
             for listener in self.listeners:
                 listener.on_start(assignment)
-                listener.on_end(assignment, TrialState.FAIL, {}, INTERRUPTED)
-            study.tell(orphan.number, state=TrialState.FAIL)
-            study.enqueue_trial(orphan.params, user_attrs={RETRY_OF: orphan.number, **attrs})
+            self._run_again(study, assignment, Cause.SEARCH)
+
+    def _run_again(self, study: optuna.Study, assignment: Assignment, cause: Cause) -> None:
+        # Listeners hear before the journal, as in `finish`.
+        for listener in self.listeners:
+            listener.on_end(assignment, TrialState.FAIL, {}, cause.text)
+        own = unfinished_path(self.run_path, assignment.key, assignment.number)
+        run_again(study, assignment.number, cause, has_checkpoint=own.exists())
 
     def _ask(self, key: StudyKey) -> Assignment:
         study = self.studies[key]
@@ -244,9 +228,16 @@ class Ladder:
         return assignment
 
     def _assignment(self, key: StudyKey, trial: Trial) -> Assignment:
-        seed = int(trial.user_attrs.get(SEED, self.experiment.train.seed))
-        width = self.rungs[key.capacity].width
-        return Assignment(key, trial.number, width, dict(trial.params), seed)
+        attrs = trial.user_attrs
+        return Assignment(
+            key=key,
+            number=trial.number,
+            width=self.rungs[key.capacity].width,
+            values=dict(trial.params),
+            seed=int(attrs.get(SEED, self.experiment.train.seed)),
+            continues=attrs.get(CONTINUES),
+            alone=bool(attrs.get(ALONE, False)),
+        )
 
     def _started(self, key: StudyKey) -> int:
         return len(self.counted(key)) + sum(running_key == key for running_key, _ in self.running)
@@ -270,7 +261,7 @@ class Ladder:
         taken = {
             trial.user_attrs.get(SEED)
             for trial in study.get_trials(deepcopy=False)
-            if not trial.user_attrs.get(INTERRUPTED)
+            if not was_interrupted(trial)
         }
         if winner is None:
             return
@@ -279,18 +270,16 @@ class Ladder:
             if seed not in taken:
                 study.enqueue_trial(winner.params, user_attrs={SEED: seed})
 
+    def _needed_checkpoints(self) -> set[Path]:
+        return {
+            unfinished_path(self.run_path, key, int(trial.user_attrs[CONTINUES]))
+            for key, study in self.studies.items()
+            for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+            if CONTINUES in trial.user_attrs
+        }
 
-def _pruner(config: SearchConfig, num_epochs: int) -> optuna.pruners.BasePruner:
-    if config.early_stopping == "none" or config.grace_epochs >= num_epochs:
-        return optuna.pruners.NopPruner()
-    return optuna.pruners.SuccessiveHalvingPruner(
-        min_resource=config.grace_epochs, reduction_factor=config.reduction_factor
-    )
-
-
-def _sampler(config: SearchConfig, seed: int) -> optuna.samplers.BaseSampler:
-    if config.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    # Optuna's default of ten random trials would be the whole of a small budget.
-    num_startup = min(10, max(3, config.trials_per_rung // 4))
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=num_startup)
+    def _forget_checkpoints(self, assignment: Assignment) -> None:
+        for number in (assignment.number, assignment.continues):
+            if number is not None:
+                folder = unfinished_path(self.run_path, assignment.key, number)
+                shutil.rmtree(folder, ignore_errors=True)

@@ -13,7 +13,9 @@ from krscale.curve import Curve
 from krscale.progress import Progress
 from krscale.provenance import git_commit
 from krscale.rungs import Rung
-from krscale.search.ladder import INTERRUPTED, Assignment, Ladder, StudyKey
+from krscale.search.assignment import Assignment, StudyKey
+from krscale.search.ladder import Ladder
+from krscale.search.retries import INTERRUPTED
 from krscale.tracking import Tracker
 
 
@@ -147,8 +149,9 @@ class ProgressListener:
         self, assignment: Assignment, state: TrialState, metrics: Mapping[str, float], error: str
     ) -> None:
         """A trial ended; an error is shown at once."""
-        if error == INTERRUPTED:
-            return  # of an earlier start; it is run again
+        if error.startswith(INTERRUPTED):
+            self.progress.trial_interrupted(_cell(assignment))
+            return  # it is run again
         self.progress.trial_ended(_cell(assignment), state.name, metrics.get("val/accuracy"))
         if error:
             self.progress.note(f"{assignment.name} failed: {error}")

@@ -18,7 +18,9 @@ from krscale.loop import evaluate
 from krscale.parallel import Workers
 from krscale.provenance import git_commit, student_path
 from krscale.rungs import Rung, build_student
-from krscale.search.ladder import SEED, Ladder, StudyKey
+from krscale.search.assignment import StudyKey
+from krscale.search.ladder import Ladder
+from krscale.search.retries import SEED
 from krscale.teacher import open_teacher
 
 

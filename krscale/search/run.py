@@ -23,8 +23,10 @@ from krscale.assemble import Prepared
 from krscale.cluster import require
 from krscale.config import Experiment
 from krscale.errors import UserError
-from krscale.search.ladder import Assignment, Ladder, Next
+from krscale.search.assignment import Assignment
+from krscale.search.ladder import Ladder, Next
 from krscale.search.trial import StudentTrial
+from krscale.search.trial_error import TrialError
 
 
 @dataclass
@@ -42,7 +44,7 @@ class LadderSearcher(Searcher):
         self.ladder = ladder
         self.milestones = milestones
         self.trials: dict[str, _Running] = {}
-        self.errors: dict[str, str] = {}  # by trial; set by the scheduler, which sees Tune's trial
+        self.errors: dict[str, TrialError] = {}  # by trial; from the scheduler, which sees more
         self.first_error = ""
 
     def __getstate__(self) -> dict[str, Any]:
@@ -63,6 +65,8 @@ class LadderSearcher(Searcher):
             "method": upcoming.key.method,
             "capacity": upcoming.key.capacity,
             "final": upcoming.key.final,
+            "number": upcoming.number,
+            "continues": upcoming.continues,
             "width": upcoming.width,
             "seed": upcoming.seed,
             "values": dict(upcoming.values),
@@ -87,12 +91,10 @@ class LadderSearcher(Searcher):
     ) -> None:
         """Tell the ladder: PRUNED if we stopped it, COMPLETE if it ran out, FAIL otherwise."""
         running = self.trials.pop(trial_id)
-        message = ""
         if error:
-            text = self.errors.pop(trial_id)
-            self.first_error = self.first_error or text
-            state, message = TrialState.FAIL, _last_line(text)
-        elif running.pruned:
+            self._on_error(running, self.errors.pop(trial_id))
+            return
+        if running.pruned:
             state = TrialState.PRUNED
         elif running.metrics.get("epoch") == self.ladder.experiment.train.num_epochs:
             state = TrialState.COMPLETE
@@ -100,7 +102,16 @@ class LadderSearcher(Searcher):
             # Tune took the trial away before its end. It stays RUNNING in the journal, so that the
             # next start runs it again; calling it complete would be a lie.
             return
-        self.ladder.finish(running.assignment, state, running.metrics, message)
+        self.ladder.finish(running.assignment, state, running.metrics)
+
+    def _on_error(self, running: _Running, error: TrialError) -> None:
+        if error.cause is None:
+            self.first_error = self.first_error or error.text
+            self.ladder.finish(
+                running.assignment, TrialState.FAIL, running.metrics, error.last_line
+            )
+        else:
+            self.ladder.interrupt(running.assignment, error.cause, running.metrics, error.last_line)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the journal is the state."""
@@ -139,10 +150,11 @@ class LadderScheduler(FIFOScheduler):
             running.pruned = False  # it has run to its end: there is nothing left to stop
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
-        """Keep the error's text for the study, the tracker and the final message."""
+        """Keep the error for the study, the tracker and the final message."""
         path = trial.error_file
         text = Path(path).read_text(encoding="utf-8") if path else "no error text"
-        self.searcher.errors[trial.trial_id] = text
+        error = TrialError.of(trial.get_pickled_error(), text)
+        self.searcher.errors[trial.trial_id] = error
 
 
 def run_search(ladder: Ladder, prepared: Prepared) -> None:
@@ -200,8 +212,3 @@ def _milestones(experiment: Experiment) -> tuple[int, ...]:
         found.append(epoch)
         epoch *= config.reduction_factor
     return tuple(found)
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no error text"

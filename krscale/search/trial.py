@@ -18,6 +18,8 @@ from krscale.config import Experiment
 from krscale.loop import Training
 from krscale.parallel import Workers
 from krscale.provenance import student_path
+from krscale.search.assignment import StudyKey
+from krscale.search.unfinished import History, Keeper, go_on, unfinished_path
 
 REPORT_SECONDS = 0.5
 """Epochs shorter than this are reported together: a report costs the driver milliseconds."""
@@ -28,6 +30,9 @@ class StudentTrial(tune.Trainable):
 
     training: Training
     assets: Assets
+    keeper: Keeper
+    history: History
+    recalled: History
 
     def setup(  # type: ignore[override]
         self, config: dict[str, Any], experiment: Experiment, prepared: Prepared
@@ -44,17 +49,28 @@ class StudentTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Run epochs for at least `REPORT_SECONDS`, or up to the next early-stopping milestone."""
+        """Run epochs for at least `REPORT_SECONDS`, or up to the next early-stopping milestone.
+
+        A trial that goes on from a checkpoint reports the epochs it holds first, all at once.
+        """
+        if self.recalled:
+            history, self.recalled = self.recalled, []
+            return self._result(history)
         started = time.perf_counter()
-        history: list[dict[str, float]] = []
+        history = []
         while not self.training.finished:
             history.append(self.training.run_epoch())
             if self.training.epoch in self.milestones:
                 break
             if time.perf_counter() - started >= REPORT_SECONDS:
                 break
-        if self.training.finished and self.is_final:
+        if self.training.finished and self.key.final:
             self._keep_student()
+        self.history += history
+        self.keeper.keep(self.training, self.history)
+        return self._result(history)
+
+    def _result(self, history: History) -> dict[str, Any]:
         return {
             "history": history,
             "val/accuracy": history[-1]["val/accuracy"],
@@ -72,15 +88,23 @@ class StudentTrial(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         self.trial_seed = int(config["seed"])
-        self.method, self.capacity = str(config["method"]), str(config["capacity"])
-        self.is_final = bool(config["final"])
+        self.key = StudyKey(str(config["method"]), str(config["capacity"]), bool(config["final"]))
         self.milestones = frozenset(config["milestones"])
         experiment = trial_experiment(
-            self.experiment, self.method, config["values"], self.trial_seed
+            self.experiment, self.key.method, config["values"], self.trial_seed
         )
         workers = Workers.alone(pick_device(experiment.train.device))
         self.training = build_training(experiment, self.assets, int(config["width"]), workers)
+        run_path = self.experiment.run_path
+        self.history = []
+        if config["continues"] is not None:
+            former = unfinished_path(run_path, self.key, int(config["continues"]))
+            self.history = go_on(self.training, former)
+        self.recalled = list(self.history)
+        own = unfinished_path(run_path, self.key, int(config["number"]))
+        self.keeper = Keeper(own, self.experiment.search.checkpoint_seconds)
 
     def _keep_student(self) -> None:
-        path = student_path(self.experiment.run_path, self.method, self.capacity, self.trial_seed)
+        run_path, key = self.experiment.run_path, self.key
+        path = student_path(run_path, key.method, key.capacity, self.trial_seed)
         save_weights(path, self.training.student)

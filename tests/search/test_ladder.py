@@ -10,8 +10,11 @@ from optuna.trial import TrialState
 
 from krscale.config import Experiment, load
 from krscale.rungs import Rung
-from krscale.search.ladder import Assignment, Ladder, Next, StudyKey
+from krscale.search.assignment import Assignment, StudyKey
+from krscale.search.ladder import Ladder, Next
+from krscale.search.retries import Cause
 from krscale.search.space import load_space
+from krscale.search.unfinished import unfinished_path
 
 RUNGS = (Rung("1/64", 2, 1000, 10_000), Rung("1/4", 8, 16_000, 160_000))
 METHODS = ("plain", "kr")
@@ -200,6 +203,75 @@ def test_a_crash_while_a_trial_ends_leaves_journal_and_records_alike(tmp_path: P
         for trial in study.trials
     }
     assert living.states == journal
+
+
+def test_a_lost_worker_is_retried_from_the_checkpoint_so_often_and_no_more(tmp_path: Path) -> None:
+    one_study = {"search.methods": ["plain"], "search.max_retries": 2}
+    found = ladder(tmp_path, experiment(**one_study))
+    first = found.next()
+    assert isinstance(first, Assignment)
+    unfinished_path(tmp_path, first.key, first.number).mkdir(parents=True)
+    attempts = [first]
+    while not found.counted(first.key):
+        found.interrupt(attempts[-1], Cause.WORKER, {}, "the actor died")
+        if not found.counted(first.key):
+            attempts += [next_of(found, first.key)]
+    assert [a.values for a in attempts] == [first.values] * 3
+    assert [a.continues for a in attempts] == [None, 0, 0], "the only one that left a checkpoint"
+    assert found.counted(first.key)[0].user_attrs["error"] == "the actor died"
+    assert found.num_failed == 1
+    assert not unfinished_path(tmp_path, first.key, first.number).exists()
+    play_all(found)
+    assert len(found.counted(first.key)) == 5
+
+
+def test_out_of_memory_is_retried_alone_and_once(tmp_path: Path) -> None:
+    found = ladder(tmp_path, experiment(**{"search.methods": ["plain"]}))
+    first = found.next()
+    assert isinstance(first, Assignment)
+    assert not first.alone
+    found.interrupt(first, Cause.MEMORY, {}, "OutOfMemoryError")
+    second = next_of(found, first.key)
+    assert second.alone
+    assert second.values == first.values
+    found.interrupt(second, Cause.MEMORY, {}, "OutOfMemoryError")
+    assert [t.state for t in found.counted(first.key)] == [TrialState.FAIL]
+    play_all(found)
+    assert len(found.counted(first.key)) == 5
+
+
+def next_of(found: Ladder, key: StudyKey) -> Assignment:
+    """Play the other studies until one trial of this one is handed out."""
+    while isinstance(upcoming := found.next(), Assignment):
+        if upcoming.key == key:
+            return upcoming
+        play(found, upcoming)
+    raise AssertionError("no trial of this study was left")
+
+
+def test_early_stopping_does_not_compare_a_retry_with_its_own_past(tmp_path: Path) -> None:
+    """Values at the first milestone, one after another; a retry must change no verdict."""
+
+    def verdicts(folder: Path, *, interrupt: bool) -> list[bool]:
+        found = ladder(folder, experiment(**{"search.methods": ["plain"]}))
+        key = StudyKey("plain", "1/4")
+        stops = []
+        for accuracy in (0.5, 0.9, 0.6, 0.7):
+            upcoming = next_of(found, key)
+            metrics = {"val/accuracy": accuracy, "val/loss": 0.0, "epoch": 2.0}
+            stop = found.report(upcoming, metrics)
+            if accuracy == 0.9 and interrupt:
+                found.interrupt(upcoming, Cause.WORKER, metrics, "gone")
+                upcoming = next_of(found, key)
+                stop = found.report(upcoming, metrics)
+            stops.append(stop)
+            state = TrialState.PRUNED if stop else TrialState.COMPLETE
+            found.finish(upcoming, state, metrics)
+        return stops
+
+    expected = verdicts(tmp_path / "whole", interrupt=False)
+    assert expected == [False, False, True, False]
+    assert verdicts(tmp_path / "cut", interrupt=True) == expected
 
 
 def test_a_failed_trial_is_fail_counts_and_is_never_the_winner(tmp_path: Path) -> None:

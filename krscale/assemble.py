@@ -8,8 +8,8 @@ teacher.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from krscale.data.loader import Loader
 from krscale.data.views import check_views
 from krscale.errors import UserError
 from krscale.knowledge.aggregation import split_taps
+from krscale.knowledge.features import FeatureKind, stage_paths, stage_shapes
 from krscale.knowledge.parameters import layers_by_tap
 from krscale.knowledge.taps import TappedModel, pool
 from krscale.loop import Training
@@ -32,7 +33,8 @@ from krscale.methods.base import Learner
 from krscale.parallel import Workers
 from krscale.recipe import StoreRecipe
 from krscale.rungs import Rung, Task, build_student, build_teacher, ladder_rungs
-from krscale.store import KnowledgeStore, Report, ShardId
+from krscale.stages import check_stages, methods_of
+from krscale.store import FeatureStore, KnowledgeStore, Report, ShardId
 from krscale.teacher import TeacherFacts, prepare_teacher, resolve_taps
 
 
@@ -48,12 +50,16 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True)
 class Prepared:
-    """What all trials share, as paths and facts."""
+    """What all trials share, as paths and facts.
+
+    `feature_paths` are the stores of the features that the experiment's methods need, by kind.
+    """
 
     data_path: str
     teacher_path: str
     store_path: str
     teacher: TeacherFacts
+    feature_paths: Mapping[FeatureKind, str] = field(default_factory=dict)
 
 
 WriteShards = Callable[[StoreRecipe, Report, Sequence[ShardId]], None]
@@ -80,9 +86,40 @@ def prepare(
     facts, teacher_path = prepare_teacher(experiment, dataset, device, reporter.advance)
     reporter.phase("store")
     recipe = StoreRecipe(experiment, dataset, facts, teacher_path)
+    path = _prepare_store(recipe, device, reporter, write)
+    features = prepare_features(recipe, methods_of(experiment), device, reporter, write)
+    return Prepared(str(dataset.path), str(teacher_path), str(path), facts, features)
+
+
+def prepare_features(
+    recipe: StoreRecipe,
+    methods: Sequence[str],
+    device: torch.device,
+    reporter: Reporter,
+    write: WriteShards | None = None,
+) -> dict[FeatureKind, str]:
+    """Find or build the stores of features that methods need, and return their paths.
+
+    Args:
+        recipe: Of the store of distributions.
+        methods: By name.
+        device: Where the teacher runs.
+        reporter: Is told what is being done.
+        write: As for `prepare`.
+    """
+    paths: dict[FeatureKind, str] = {}
+    for kind, of_kind in recipe.of_features(methods).items():
+        reporter.phase(f"store {kind}")
+        paths[kind] = str(_prepare_store(of_kind, device, reporter, write))
+    return paths
+
+
+def _prepare_store(
+    recipe: StoreRecipe, device: torch.device, reporter: Reporter, write: WriteShards | None
+) -> Path:
+    """Find the store of a recipe, or build it."""
     elsewhere = partial(write, recipe, reporter.advance) if write else None
-    store_path = recipe.prepare(device, reporter.advance, write=elsewhere)
-    return Prepared(str(dataset.path), str(teacher_path), str(store_path), facts)
+    return recipe.prepare(device, reporter.advance, write=elsewhere)
 
 
 @dataclass(frozen=True)
@@ -96,13 +133,20 @@ class Assets:
     validation: Split | None
     store: KnowledgeStore
     teacher: TeacherFacts
+    features: Mapping[FeatureKind, FeatureStore] = field(default_factory=dict)
 
     @classmethod
     def open(cls, prepared: Prepared) -> Assets:
-        """Map data and store; the teacher's network is not loaded."""
+        """Map data and stores; the teacher's network is not loaded."""
         dataset = open_data(Path(prepared.data_path))
         store = KnowledgeStore.open(Path(prepared.store_path))
-        return cls(dataset, dataset.split("val"), store, prepared.teacher)
+        features = open_features(prepared.feature_paths)
+        return cls(dataset, dataset.split("val"), store, prepared.teacher, features)
+
+
+def open_features(paths: Mapping[FeatureKind, str]) -> dict[FeatureKind, FeatureStore]:
+    """Map the stores of features that `prepare_features` prepared."""
+    return {kind: FeatureStore.open(Path(path)) for kind, path in paths.items()}
 
 
 def trial_experiment(
@@ -139,11 +183,13 @@ def build_training(
         seed=settings.seed,
         device=workers.device,
         store=assets.store if method.needs_teacher else None,
+        features={kind: assets.features[kind] for kind in method.feature_kinds},
         rank=workers.rank,
         world_size=workers.world_size,
         gpu_share_for_images=settings.gpu_share_for_images,
     )
-    learner = Learner(student, taps if method.needs_teacher else (), method)
+    read = stage_paths(student, taps) if method.feature_kinds else taps
+    learner = Learner(student, read if method.needs_teacher else (), method)
     validation = (assets.dataset, assets.validation) if assets.validation is not None else None
     return Training(learner, loader, validation, settings, workers)
 
@@ -197,9 +243,10 @@ def check_models(experiment: Experiment, task: Task) -> None:
         teacher = build_teacher(experiment, task)
         student = build_student(experiment, task, width=1)
     taps, stage_ends = resolve_taps(teacher, experiment.teacher.taps, "teacher.taps")
-    resolve_taps(student, experiment.student.taps, "student.taps")
+    student_taps, _ = resolve_taps(student, experiment.student.taps, "student.taps")
     if "granularity" in method_settings(experiment.distill.method):
         split_taps(experiment.distill.granularity, len(taps) + 1, stage_ends)
+    check_stages(experiment, task, taps, student, student_taps)
 
 
 def check_methods(experiment: Experiment) -> None:
@@ -227,6 +274,7 @@ def _method_context(student: nn.Module, taps: tuple[str, ...], assets: Assets) -
     with torch.no_grad():
         features = tapped(torch.zeros(1, *assets.dataset.image_shape)).features
     tapped.train()
+    image_shape = assets.dataset.image_shape
     return MethodContext(
         num_classes=len(assets.dataset.classes),
         num_teacher_taps=len(teacher.taps) + 1,
@@ -236,4 +284,6 @@ def _method_context(student: nn.Module, taps: tuple[str, ...], assets: Assets) -
         student_layers=layers_by_tap(student, taps),
         teacher_histograms=torch.tensor(teacher.histograms),
         teacher_layer_sizes=torch.tensor(teacher.layer_sizes),
+        student_stage_shapes=stage_shapes(student, stage_paths(student, taps), image_shape),
+        teacher_shapes={kind: store.layout.shapes for kind, store in assets.features.items()},
     )

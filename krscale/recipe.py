@@ -6,8 +6,9 @@ storage; the teacher's network is loaded where it is asked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,10 +16,15 @@ from torch import nn
 
 from krscale.config import Experiment, fingerprint
 from krscale.data import Dataset, find_data
+from krscale.knowledge.features import FeatureKind, FeatureReader, Shapes, feature_shapes
 from krscale.knowledge.taps import TappedModel
+from krscale.stages import needed_kinds, teacher_stages
 from krscale.store import (
     Check,
+    FeatureLayout,
+    FeatureStore,
     KnowledgeStore,
+    MappedStore,
     Report,
     ShardId,
     broken_shards,
@@ -32,19 +38,21 @@ from krscale.teacher import TeacherFacts, find_teacher, open_teacher
 
 @dataclass(frozen=True)
 class StoreRecipe:
-    """All that the store of an experiment is built from; picklable.
+    """All that a store of an experiment is built from; picklable.
 
     Attributes:
         experiment: View policy and store settings.
         dataset: The prepared data.
         teacher: Facts of the prepared teacher.
         teacher_path: Its folder.
+        kind: Of the features that are stored; None stores the taps' distributions.
     """
 
     experiment: Experiment
     dataset: Dataset
     teacher: TeacherFacts
     teacher_path: Path
+    kind: FeatureKind | None = None
 
     @classmethod
     def find(cls, experiment: Experiment) -> StoreRecipe:
@@ -57,13 +65,30 @@ class StoreRecipe:
         facts, teacher_path = find_teacher(experiment, dataset)
         return cls(experiment, dataset, facts, teacher_path)
 
+    def of_features(self, methods: Iterable[str]) -> dict[FeatureKind, StoreRecipe]:
+        """Return the recipes of the further stores that methods need, by kind.
+
+        Each kind has a store of its own: a method that is added to a search costs the features it
+        needs, and nothing that is there is built again.
+        """
+        return {kind: replace(self, kind=kind) for kind in needed_kinds(methods)}
+
+    @cached_property
+    def stages(self) -> tuple[tuple[str, ...], Shapes]:
+        """Paths and shapes of the teacher's stages."""
+        return teacher_stages(self.experiment, self.dataset, self.teacher.taps)
+
     @property
     def key(self) -> dict[str, str]:
         """Fingerprints of all that the content of the store depends on."""
-        return {
+        shared = {
             "teacher": self.teacher.fingerprint,
             "data": self.dataset.fingerprint,
             "views": fingerprint(self.experiment.views.model_dump(mode="json")),
+        }
+        if self.kind is not None:
+            return shared | {"features": fingerprint([self.kind, *self.stages])}
+        return shared | {
             "taps": fingerprint(self.teacher.taps),
             "store": fingerprint(self.experiment.store.model_dump(mode="json")),
         }
@@ -87,6 +112,9 @@ class StoreRecipe:
         write: Callable[[Sequence[ShardId]], None] | None = None,
     ) -> Path:
         """Find the store or build it; see `prepare_store`."""
+        layout = None
+        if self.kind is not None:
+            layout = FeatureLayout(feature_shapes(self.kind, self.stages[1]))
         return prepare_store(
             self.path,
             self._opener(device),
@@ -96,6 +124,7 @@ class StoreRecipe:
             key=self.key,
             device=device,
             report=report,
+            layout=layout,
             repair=repair,
             write=write,
         )
@@ -112,7 +141,7 @@ class StoreRecipe:
             report=report,
         )
 
-    def open(self) -> KnowledgeStore:
+    def open(self) -> MappedStore:
         """Open the finished store.
 
         Raises:
@@ -120,7 +149,8 @@ class StoreRecipe:
             StoreCheckError: If shards are missing or truncated.
         """
         find_store(self.path, self.key)
-        return KnowledgeStore.open(self.path, self.key)
+        kind = KnowledgeStore if self.kind is None else FeatureStore
+        return kind.open(self.path, self.key)
 
     def broken(self) -> list[ShardId]:
         """Return the shards of the finished store that are not what was written.
@@ -147,6 +177,9 @@ class StoreRecipe:
     def _opener(self, device: torch.device) -> Callable[[], tuple[TappedModel, nn.Module]]:
         def open_tapped() -> tuple[TappedModel, nn.Module]:
             teacher = open_teacher(self.experiment, self.dataset, self.teacher_path)
-            return teacher.tapped.to(device), teacher.probes.to(device)
+            if self.kind is None:
+                return teacher.tapped.to(device), teacher.probes.to(device)
+            tapped = TappedModel(teacher.tapped.model, self.stages[0])
+            return tapped.to(device), FeatureReader(self.kind)
 
         return open_tapped

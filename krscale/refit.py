@@ -7,7 +7,14 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from krscale.assemble import Assets, Reporter, build_training, pick_device
+from krscale.assemble import (
+    Assets,
+    Reporter,
+    build_training,
+    open_features,
+    pick_device,
+    prepare_features,
+)
 from krscale.checkpoint import save_weights
 from krscale.config import Experiment
 from krscale.data import Dataset
@@ -67,4 +74,6 @@ def _assets(experiment: Experiment, dataset: Dataset, reporter: Reporter) -> Ass
     reporter.phase("store")
     recipe = StoreRecipe(experiment, joined, facts, teacher_path)
     store_path = recipe.prepare(device, reporter.advance)
-    return Assets(joined, None, KnowledgeStore.open(store_path), facts)
+    methods = (experiment.distill.method,)
+    features = open_features(prepare_features(recipe, methods, device, reporter))
+    return Assets(joined, None, KnowledgeStore.open(store_path), facts, features)

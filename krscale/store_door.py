@@ -64,14 +64,16 @@ def run(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     experiment = find_experiment(options.run, options.storage_path, options.set)
     from krscale.recipe import StoreRecipe  # torch takes seconds to import
+    from krscale.stages import methods_of
     from krscale.store import StoreCheckError
 
     recipe = StoreRecipe.find(experiment)
+    recipes = [recipe, *recipe.of_features(methods_of(experiment)).values()]
     try:
         if options.command == "info":
-            show_info(recipe, as_json=options.json)
+            show_info(recipes, as_json=options.json)
         else:
-            check(recipe, options)
+            check(recipes, options)
     except StoreCheckError as error:
         print(f"krscale: {error}", file=sys.stderr)
         return EXIT_DIFFERENT
@@ -93,8 +95,27 @@ def find_experiment(name: str, storage_path: str | None, overrides: Sequence[str
     return read_experiment(folder).model_copy(update={"storage_path": str(folder.parent)})
 
 
-def check(recipe: StoreRecipe, options: argparse.Namespace) -> None:
-    """Rebuild what is broken where that is asked for, then compare with the present."""
+def check(recipes: Sequence[StoreRecipe], options: argparse.Namespace) -> None:
+    """Rebuild what is broken where that is asked for, then compare with the present.
+
+    Args:
+        recipes: Of the distributions, and of every kind of features that the run needs.
+        options: Of the command line.
+    """
+    found = [_check_one(recipe, options) for recipe in recipes]
+    if options.json:
+        print(json.dumps(_by_kind(recipes, found), indent=2))
+        return
+    for content in found:
+        for name in content["rebuilt"]:
+            print(f"Rebuilt {name}")
+        print(
+            f"{content['path']}: {content['num_shards']} shards and {content['num_rows']} rows are "
+            f"what the teacher says today (largest difference: {content['max_difference']:.1e})"
+        )
+
+
+def _check_one(recipe: StoreRecipe, options: argparse.Namespace) -> dict[str, Any]:
     from krscale.assemble import pick_device
     from krscale.progress import Progress
 
@@ -105,51 +126,53 @@ def check(recipe: StoreRecipe, options: argparse.Namespace) -> None:
             progress.phase("repair")
             recipe.prepare(device, progress.advance, repair=True)
     found = recipe.check(device, options.rows)
-    if options.json:
-        content = {"path": str(recipe.path), "rebuilt": rebuilt, **asdict(found)}
-        print(json.dumps(content, indent=2))
-        return
-    for name in rebuilt:
-        print(f"Rebuilt {name}")
-    print(
-        f"{recipe.path}: {found.num_shards} shards and {found.num_rows} rows are what the teacher "
-        f"says today (largest difference of a probability: {found.max_difference:.1e})"
-    )
+    return {"path": str(recipe.path), "rebuilt": rebuilt, **asdict(found)}
 
 
-def show_info(recipe: StoreRecipe, *, as_json: bool) -> None:
-    """Print what the store holds."""
-    info = recipe.open().info()
+def _by_kind(recipes: Sequence[StoreRecipe], found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Join what was found: the distributions' store, and beneath it those of features by kind."""
+    features = {str(recipe.kind): part for recipe, part in zip(recipes, found, strict=True)}
+    whole = features.pop("None")
+    return whole | ({"features": features} if features else {})
+
+
+def show_info(recipes: Sequence[StoreRecipe], *, as_json: bool) -> None:
+    """Print what the stores hold."""
+    found = [recipe.open().info() for recipe in recipes]
     if as_json:
-        print(json.dumps(info, indent=2))
+        print(json.dumps(_by_kind(recipes, found), indent=2))
         return
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("store")
-    table.add_column(info["path"], overflow="fold")
-    for name, value in _lines(info):
-        table.add_row(name, value)
-    Console().print(table)
+    for recipe, info in zip(recipes, found, strict=True):
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        table.add_column("store" if recipe.kind is None else f"{recipe.kind} features")
+        table.add_column(info["path"], overflow="fold")
+        for name, value in _lines(info):
+            table.add_row(name, value)
+        Console().print(table)
 
 
 def _lines(info: dict[str, Any]) -> list[tuple[str, str]]:
-    kept = f"{info['top_k']} of {info['num_classes']}, {info['bits']} bits each"
     errors = ", ".join(f"{error:.4f}" for error in info["encoding_error"])
-    rows = (
-        f"{info['num_views']} views of {info['num_samples']:,} samples at {info['num_taps']} taps"
-    )
+    rows = f"{info['num_views']} views of {info['num_samples']:,} samples"
+    if "shapes" in info:
+        shapes = ", ".join("x".join(map(str, shape)) for shape in info["shapes"])
+        content = [("features", f"{shapes}, 16 bits each")]
+        measure = "mean relative error of each feature"
+    else:
+        rows += f" at {info['num_taps']} taps"
+        kept = f"{info['top_k']} of {info['num_classes']}, {info['bits']} bits each"
+        content = [("classes kept", f"{kept}, at temperature {info['temperature']:g}")]
+        measure = "mean total variation of each tap"
     return [
         ("size", f"{info['num_bytes'] / 1e6:,.1f} MB in {info['num_shards']} shards"),
         ("rows", rows),
         ("bytes per view and tap", f"{info['bytes_per_view_and_tap']:.2f}"),
-        (
-            "classes kept",
-            f"{kept}, at temperature {info['temperature']:g}",
-        ),
-        ("encoding error", f"{errors} (mean total variation of each tap)"),
+        *content,
+        ("encoding error", f"{errors} ({measure})"),
         *((f"fingerprint: {name}", print_) for name, print_ in info["fingerprints"].items()),
     ]
 

@@ -41,6 +41,8 @@ def run(arguments: Sequence[str]) -> int:
     print(f"Information gain of its taps, shallow to deep: {gains}")
     print(f"Data: {prepared.data_path}\nTeacher: {prepared.teacher_path}")
     print(f"Store: {prepared.store_path}")
+    for kind, path in prepared.feature_paths.items():
+        print(f"Features ({kind}): {path}")
     return 0
 
 

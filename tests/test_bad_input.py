@@ -71,6 +71,16 @@ def test_student_taps_are_refused_before_anything_trains(
     assert not (tmp_path / "cache" / "teachers").exists()
 
 
+def test_features_that_cannot_be_compared_are_refused_before_anything_trains(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    settings = ("search.methods=['at']", "student.options={num_blocks=1, num_stages=2}")
+    error = refuse(capsys, "tune", tmp_path, *settings)
+    assert "method 'at': stage 1 of the student has maps of 8x8, stage 2" in error
+    assert "of 4x4" in error
+    assert not (tmp_path / "cache" / "teachers").exists()
+
+
 def test_missing_experiment_file(capsys: pytest.CaptureFixture[str]) -> None:
     from krscale import tune
 

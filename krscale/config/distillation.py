@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import field_validator
 
-from krscale.config.fields import Positive, Section, Share, StrictInt, Weight, parse_capacity
+from krscale.config.fields import Count, Positive, Section, Share, StrictInt, Weight, parse_capacity
 
 
 class PosteriorConfig(Section):
@@ -67,6 +67,18 @@ class DistillConfig(Section):
     """Weight within DIST of the correlation over the samples for a class."""
     logit_standardisation_weight: Weight = 9.0
     """Weight of the KD term on standardised logits."""
+    fitnet_weight: Weight = 10.0
+    """Weight of the FitNet term: the middle stage's feature map."""
+    at_weight: Weight = 10.0
+    """Weight of the attention transfer term: where every stage is active."""
+    pkt_weight: Weight = 100.0
+    """Weight of the PKT term: which samples are alike to the classifier."""
+    crd_weight: Weight = 0.8
+    """Weight of the CRD term: the contrast with samples of other classes."""
+    crd_temperature: Positive = 0.07
+    """Temperature of the similarities of CRD."""
+    crd_embedding_size: Count = 128
+    """Size of the embeddings in which CRD compares student and teacher."""
 
     @field_validator("capacity")
     @classmethod

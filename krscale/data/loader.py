@@ -6,7 +6,7 @@ machine share, or the GPU's own memory when they fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Protocol
@@ -19,12 +19,13 @@ from krscale.config import ViewsConfig
 from krscale.data.dataset import Dataset
 from krscale.data.views import apply_views, gather_views, normalise, view_of_epoch
 from krscale.errors import UserError
+from krscale.knowledge.features import FeatureKind
 from krscale.methods.base import Batch
 from krscale.parallel import share_of
 
 
-class Knowledge(Protocol):
-    """What the loader needs of a `KnowledgeStore`, which stands a floor above it."""
+class Stored(Protocol):
+    """What the loader needs of any store of the teacher, which stands a floor above it."""
 
     @property
     def num_views(self) -> int:
@@ -34,8 +35,21 @@ class Knowledge(Protocol):
     def num_samples(self) -> int:
         """Samples of the training split."""
 
+
+class Knowledge(Stored, Protocol):
+    """What it needs of a `KnowledgeStore`."""
+
     def tap_logits(self, view: int, samples: Tensor, device: torch.device | None = None) -> Tensor:
         """Return `[B, D, K]` on `device` for samples `[B]` on the CPU."""
+
+
+class Features(Stored, Protocol):
+    """What it needs of a `FeatureStore`."""
+
+    def features(
+        self, view: int, samples: Tensor, device: torch.device | None = None
+    ) -> tuple[Tensor, ...]:
+        """Return the features `[B, ...]` on `device` for samples `[B]` on the CPU."""
 
 
 class Loader:
@@ -56,6 +70,7 @@ class Loader:
         seed: Seed of the sample order.
         device: Where batches go.
         store: The teacher's knowledge; None leaves `Batch.tap_logits` None.
+        features: Stores of the teacher's features by kind, for `Batch.teacher_features`.
         rank: This worker's number.
         world_size: How many workers share each batch.
         gpu_share_for_images: Share of a GPU's memory that images may take; when all of them are
@@ -74,6 +89,7 @@ class Loader:
         seed: int,
         device: torch.device,
         store: Knowledge | None = None,
+        features: Mapping[FeatureKind, Features] | None = None,
         rank: int = 0,
         world_size: int = 1,
         gpu_share_for_images: float = 0.1,
@@ -88,8 +104,9 @@ class Loader:
         fits = _fits(images, self.device, gpu_share_for_images)
         self.images = images.to(self.device) if fits else images
         self.labels = labels.to(self.device)
-        if store is not None:
-            _check_store(store, views, self.num_samples)
+        self.features = dict(features or {})
+        for stored in (store, *self.features.values()):
+            _check_store(stored, views, self.num_samples)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield this worker's share of every batch; a share may hold no sample.
@@ -127,6 +144,10 @@ class Loader:
             samples=samples,
             tap_logits=tap_logits,
             global_size=len(of_all),
+            teacher_features={
+                kind: stored.features(view, on_host, self.device)
+                for kind, stored in self.features.items()
+            },
         )
 
 
@@ -155,7 +176,9 @@ def one_ahead(
         yield batch
 
 
-def _check_store(store: Knowledge, views: ViewsConfig, num_samples: int) -> None:
+def _check_store(store: Stored | None, views: ViewsConfig, num_samples: int) -> None:
+    if store is None:
+        return
     if store.num_samples != num_samples:
         raise UserError(
             f"the store holds {store.num_samples} samples, the training split {num_samples}: "

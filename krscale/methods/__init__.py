@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from krscale.errors import KrscaleError, UserError, unknown_name
+from krscale.methods.at import AT
 from krscale.methods.base import (
     Batch,
     Learner,
@@ -19,18 +20,23 @@ from krscale.methods.base import (
     Method,
     MethodContext,
 )
+from krscale.methods.crd import CRD
 from krscale.methods.dist import DIST
 from krscale.methods.dkd import DKD
+from krscale.methods.feature_method import FeatureMethod
+from krscale.methods.fitnet import FitNet
 from krscale.methods.kd import KD
 from krscale.methods.kr import KR
 from krscale.methods.label_smoothing import LabelSmoothing
 from krscale.methods.logit_standardisation import LogitStandardisation
+from krscale.methods.pkt import PKT
 from krscale.methods.plain import Plain
 
 __all__ = [
     "METHODS",
     "POSTERIORS",
     "Batch",
+    "FeatureMethod",
     "Learner",
     "LearnerOutput",
     "LogitMethod",
@@ -50,6 +56,10 @@ METHODS: dict[str, type[Method]] = {
     "dkd": DKD,
     "dist": DIST,
     "logit_standardisation": LogitStandardisation,
+    "fitnet": FitNet,
+    "at": AT,
+    "pkt": PKT,
+    "crd": CRD,
     "kr": KR,
 }
 """Every method by the name a config uses."""

@@ -7,8 +7,8 @@ It may own trainable parts (heads, projections); they live in training only and 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from krscale.errors import KrscaleError
+from krscale.knowledge.features import FeatureKind, Shapes
 from krscale.knowledge.taps import TapOutputs, TappedModel
 
 
@@ -32,6 +33,8 @@ class Batch:
             `softmax(tap_logits / temperature)` is `q_d` at any temperature. None when the method
             needs no teacher.
         global_size: Samples of this batch over all workers.
+        teacher_features: What the method asked for beyond `tap_logits`, by kind, without gradient:
+            one tensor `[B, ...]` for each shape of that kind (`krscale.knowledge.features`).
     """
 
     images: Tensor
@@ -39,6 +42,7 @@ class Batch:
     samples: Tensor
     tap_logits: Tensor | None
     global_size: int
+    teacher_features: Mapping[FeatureKind, tuple[Tensor, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class MethodContext:
         student_layers: The student's own conv and linear layers by tap, classifier included.
         teacher_histograms: `[D, bins]`, distribution of the teacher's weights by tap, or None.
         teacher_layer_sizes: `[D]`, number of those weights by tap.
+        student_stage_shapes: Shape of the output of each of the student's stages.
+        teacher_shapes: Shapes of the teacher's stored features, by kind.
     """
 
     num_classes: int
@@ -65,6 +71,8 @@ class MethodContext:
     student_layers: tuple[tuple[nn.Module, ...], ...]
     teacher_histograms: Tensor | None
     teacher_layer_sizes: Tensor
+    student_stage_shapes: Shapes = ()
+    teacher_shapes: Mapping[FeatureKind, Shapes] = field(default_factory=dict)
 
     @classmethod
     def without_teacher(cls, num_classes: int) -> MethodContext:
@@ -78,6 +86,9 @@ class Method(nn.Module, ABC):
 
     needs_teacher: bool = True
     """Whether batches must carry `tap_logits`."""
+    feature_kinds: ClassVar[frozenset[FeatureKind]] = frozenset()
+    """What batches must carry of the teacher's features; the student is then read at its stages
+    instead of its taps."""
 
     @abstractmethod
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:

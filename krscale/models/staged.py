@@ -17,6 +17,8 @@ class StagedNetwork(nn.Module):
         tap_paths: Every block in depth order but the last, whose read-out the classifier is.
         stage_ends: For each stage the 1-based number of its last tap, the classifier included:
             3 stages of 2 blocks have D = 6 taps and end at taps 2, 4 and 6.
+        stage_paths: The module at whose output each stage is complete; for the deepest it is what
+            the classifier pools.
     """
 
     def __init__(
@@ -34,6 +36,10 @@ class StagedNetwork(nn.Module):
         paths = [f"stages.{s}.{b}" for s, blocks in enumerate(stages) for b in range(len(blocks))]
         self.tap_paths: tuple[str, ...] = tuple(paths[:-1])
         self.stage_ends: tuple[int, ...] = tuple(accumulate(len(blocks) for blocks in stages))
+        self.stage_paths: tuple[str, ...] = (
+            *(f"stages.{s}" for s in range(len(stages) - 1)),
+            "last",
+        )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -19,6 +19,7 @@ def fitting_space(experiment: Experiment, task: Task) -> SearchSpace:
     Raises:
         UserError: One line for every mistake.
     """
+    check_models(experiment, task)  # a mistake of the experiment itself is told once
     return load_space(
         experiment, num_teacher_taps(experiment, task), lambda changed: check_models(changed, task)
     )

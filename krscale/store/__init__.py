@@ -3,13 +3,17 @@
 from krscale.store.building import Report, prepare_store, write_shards
 from krscale.store.checking import Check, check_store
 from krscale.store.finding import find_store
+from krscale.store.layout import FeatureLayout
 from krscale.store.manifest import StoreCheckError, broken_shards
-from krscale.store.reading import KnowledgeStore
+from krscale.store.reading import FeatureStore, KnowledgeStore, MappedStore
 from krscale.store.shard import ShardId, count_shards
 
 __all__ = [
     "Check",
+    "FeatureLayout",
+    "FeatureStore",
     "KnowledgeStore",
+    "MappedStore",
     "Report",
     "ShardId",
     "StoreCheckError",

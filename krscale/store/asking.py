@@ -18,7 +18,8 @@ BATCH_SIZE = 256
 _MOVED_BATCHES = 8
 
 OpenTeacher = Callable[[], tuple[TappedModel, nn.Module]]
-"""Loads the tapped teacher and its probes (`TapOutputs -> [B, D, K]`) on the device."""
+"""Loads the tapped teacher and what reads it on the device: its probes (`TapOutputs -> [B, D, K]`),
+or a reader of features (`TapOutputs -> [B, F]`)."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,11 @@ class Answer:
 
     Attributes:
         pixels: `[B, C, H, W]` uint8, the views.
-        tap_logits: `[B, D, K]` fp32.
+        said: `[B, D, K]` tap logits or `[B, F]` features, fp32.
     """
 
     pixels: Tensor
-    tap_logits: Tensor
+    said: Tensor
 
 
 class AskedTeacher:
@@ -47,8 +48,8 @@ class AskedTeacher:
     def __init__(
         self, open_teacher: OpenTeacher, dataset: Dataset, views: ViewsConfig, device: torch.device
     ) -> None:
-        tapped, probes = open_teacher()
-        self.tapped, self.probes = tapped.eval(), probes.eval()
+        tapped, reader = open_teacher()
+        self.tapped, self.reader = tapped.eval(), reader.eval()
         self.images, _ = dataset.split("train").tensors()
         self.mean, self.std = dataset.mean, dataset.std
         self.views, self.device = views, device
@@ -66,4 +67,4 @@ class AskedTeacher:
     @torch.inference_mode()
     def _ask(self, pixels: Tensor) -> Answer:
         outputs = self.tapped(normalise(pixels, self.mean, self.std))
-        return Answer(pixels, self.probes(outputs))
+        return Answer(pixels, self.reader(outputs))

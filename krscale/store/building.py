@@ -14,7 +14,14 @@ from krscale.config import StoreConfig, ViewsConfig
 from krscale.data import Dataset
 from krscale.errors import UserError
 from krscale.store.asking import AskedTeacher, OpenTeacher
-from krscale.store.layout import FEW_CLASSES, Layout, cheapest_top_k, check_top_k
+from krscale.store.coding import encode, lost, mean_lost
+from krscale.store.layout import (
+    FEW_CLASSES,
+    FeatureLayout,
+    Layout,
+    cheapest_top_k,
+    check_top_k,
+)
 from krscale.store.manifest import (
     Manifest,
     Plan,
@@ -26,14 +33,7 @@ from krscale.store.manifest import (
     write_manifest,
     write_plan,
 )
-from krscale.store.rows import (
-    Rows,
-    choose_layout,
-    encode,
-    mean_error,
-    pixel_sums,
-    variation,
-)
+from krscale.store.rows import Rows, choose_layout, pixel_sums
 from krscale.store.shard import ShardFile, ShardId, count_shards, whole_shards, write_shard
 
 SAMPLED_ROWS = 256
@@ -53,6 +53,7 @@ def prepare_store(
     key: Mapping[str, str],
     device: torch.device,
     report: Report,
+    layout: FeatureLayout | None = None,
     repair: bool = False,
     write: Callable[[Sequence[ShardId]], None] | None = None,
 ) -> Path:
@@ -63,19 +64,20 @@ def prepare_store(
 
     Args:
         path: Folder of the store.
-        open_teacher: Loads teacher and probes; called only when something is to be asked.
+        open_teacher: Loads the teacher and what reads it; called only when something is asked.
         dataset: Whose training split is stored.
         views: The view policy; every view of every sample is stored.
         config: Temperature, truncation, size of shards.
         key: Fingerprints of all that the content depends on.
         device: Where the teacher runs.
         report: Called with the views of samples done and all of them.
+        layout: Of the features that are stored; None stores distributions, and chooses how.
         repair: Rebuild the broken shards of a finished store instead of refusing it.
         write: Writes the given shards by calling `write_shards` elsewhere, e.g. on several
             workers at once; None writes them here, one after another.
 
     Returns:
-        `path`, ready for `KnowledgeStore.open`.
+        `path`, ready for `KnowledgeStore.open`, or `FeatureStore.open`.
 
     Raises:
         UserError: If the store has another key, is broken, or cannot be built as configured, or
@@ -96,7 +98,7 @@ def prepare_store(
         asked: AskedTeacher | None = None
         if plan is None:
             asked = AskedTeacher(open_teacher, dataset, views, device)
-            plan = _plan(asked, dataset, views, config, key)
+            plan = _plan(asked, dataset, views, config, key, layout)
             write_plan(path, plan)
         missing = _missing(path, plan)
         _check_space(path, plan, missing)
@@ -182,30 +184,34 @@ def _plan(
     views: ViewsConfig,
     config: StoreConfig,
     key: Mapping[str, str],
+    layout: FeatureLayout | None,
 ) -> Plan:
-    """Choose the layout by what encoding costs sampled rows of view 0.
+    """Choose the layout, unless it is given, by what encoding costs sampled rows of view 0.
 
     A layout that was chosen already needs one row only, which tells how many taps there are.
     """
     num_samples, num_classes = dataset.num_samples["train"], dataset.num_classes
-    is_chosen = config.top_k > 0 or num_classes <= FEW_CLASSES
+    is_chosen = layout is not None or config.top_k > 0 or num_classes <= FEW_CLASSES
     num_sampled = 1 if is_chosen else min(num_samples, SAMPLED_ROWS)
     samples = torch.arange(num_sampled) * num_samples // num_sampled
-    tap_logits = torch.cat([answer.tap_logits.cpu() for answer in asked.batches(0, samples)])
-    if is_chosen:
-        top_k = cheapest_top_k(config.top_k or num_classes, num_classes)
-        layout = Layout(tap_logits.shape[1], num_classes, top_k, config.temperature)
-    else:
-        layout = choose_layout(tap_logits, config.temperature, config.max_error)
+    said = torch.cat([answer.said.cpu() for answer in asked.batches(0, samples)])
+    chosen = layout or _choose(said, num_classes, config)
     return Plan(
         key=dict(key),
         num_views=views.num_views,
         num_samples=num_samples,
         shard_rows=config.shard_rows,
-        layout=layout,
-        sample_error=tuple(mean_error(tap_logits, layout).tolist()),
+        layout=chosen,
+        sample_error=tuple(mean_lost(said, chosen).tolist()),
         num_sampled=num_sampled,
     )
+
+
+def _choose(tap_logits: torch.Tensor, num_classes: int, config: StoreConfig) -> Layout:
+    if config.top_k > 0 or num_classes <= FEW_CLASSES:
+        top_k = cheapest_top_k(config.top_k or num_classes, num_classes)
+        return Layout(tap_logits.shape[1], num_classes, top_k, config.temperature)
+    return choose_layout(tap_logits, config.temperature, config.max_error)
 
 
 def _missing(path: Path, plan: Plan) -> list[ShardId]:
@@ -227,8 +233,7 @@ def _check_space(path: Path, plan: Plan, missing: Sequence[ShardId]) -> None:
     if needed > free:
         raise UserError(
             f"{path}: the store needs {needed / 1e6:,.0f} MB more and the disk has "
-            f"{free / 1e6:,.0f} MB free. Free some space, or keep fewer views (views.num_views) "
-            "or classes (store.top_k, store.max_error)."
+            f"{free / 1e6:,.0f} MB free. Free some space, or {plan.layout.advice}."
         )
 
 
@@ -245,8 +250,8 @@ def _write(
     report_rows(0)
     for shard in shards:
         start, stop = plan.range_of(shard)
-        rows, pixels, lost = _ask_shard(plan, asked, shard, report_rows)
-        write_shard(path, shard, plan.layout, rows, pixels, lost)
+        rows, pixels, cost = _ask_shard(plan, asked, shard, report_rows)
+        write_shard(path, shard, plan.layout, rows, pixels, cost)
         done += stop - start
 
 
@@ -257,15 +262,15 @@ def _ask_shard(
     start, stop = plan.range_of(shard)
     samples = torch.arange(start, stop)
     parts: list[tuple[torch.Tensor, ...]] = []
-    lost = torch.zeros(plan.layout.num_taps, dtype=torch.float64, device=asked.device)
+    cost = torch.zeros(plan.layout.num_taps, dtype=torch.float64, device=asked.device)
     num_asked = 0
     for answer in asked.batches(shard.view, samples):
-        rows = encode(answer.tap_logits, plan.layout)
-        lost += variation(answer.tap_logits, rows, plan.layout).sum(dim=0, dtype=torch.float64)
+        rows = encode(answer.said, plan.layout)
+        cost += lost(answer.said, rows, plan.layout).sum(dim=0, dtype=torch.float64)
         tensors = (pixel_sums(answer.pixels), rows.values, rows.codes)
         parts.append(tuple(tensor for tensor in tensors if tensor is not None))
         num_asked += len(answer.pixels)
         report_rows(num_asked)
     # Kept on the device until the shard is whole: a GPU then waits for the host once per shard.
     pixels, values, *codes = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
-    return Rows(values, codes[0] if codes else None), pixels, lost.cpu()
+    return Rows(values, codes[0] if codes else None), pixels, cost.cpu()

@@ -12,9 +12,10 @@ from torch import Tensor
 from krscale.config import ViewsConfig
 from krscale.data import Dataset
 from krscale.store.asking import AskedTeacher, OpenTeacher
+from krscale.store.coding import deviations
 from krscale.store.manifest import StoreCheckError
-from krscale.store.reading import KnowledgeStore
-from krscale.store.rows import deviations, pixel_sums
+from krscale.store.reading import MappedStore
+from krscale.store.rows import pixel_sums
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class Check:
 
     Attributes:
         num_shards: Shards whose checksum was compared.
-        num_rows: Rows whose pixels and probabilities were computed again.
-        max_difference: Largest difference found, of a probability, or of a log-probability where
-            logits are rounded; what rounding explains is allowed.
+        num_rows: Rows whose pixels and content were computed again.
+        max_difference: Largest difference found: of a probability, of a log-probability where
+            logits are rounded, or of a feature's number; what rounding explains is allowed.
     """
 
     num_shards: int
@@ -55,10 +56,10 @@ def check_store(
         num_rows: Rows to compute again, at least one of every view.
 
     Raises:
-        StoreCheckError: If a shard is broken, or a row's pixels or probabilities differ; names it.
+        StoreCheckError: If a shard is broken, or a row's pixels or content differ; names it.
         UserError: If there is no store, or one of another key.
     """
-    store = KnowledgeStore.open(path, key)
+    store = MappedStore.open(path, key)
     store.verify()
     asked = AskedTeacher(open_teacher, dataset, views, device)
     per_view = min(max(1, num_rows // store.num_views), store.num_samples)
@@ -71,7 +72,7 @@ def check_store(
     return Check(len(store.manifest.shards), per_view * store.num_views, largest)
 
 
-def _check_rows(store: KnowledgeStore, asked: AskedTeacher, view: int, samples: Tensor) -> float:
+def _check_rows(store: MappedStore, asked: AskedTeacher, view: int, samples: Tensor) -> float:
     """Return the largest difference that is allowed; raise for the first row that differs."""
     answers = list(asked.batches(view, samples))
     sums = torch.cat([pixel_sums(answer.pixels) for answer in answers]).cpu()
@@ -82,9 +83,9 @@ def _check_rows(store: KnowledgeStore, asked: AskedTeacher, view: int, samples: 
             f"more of {len(samples)}) are not those the teacher saw: images or view policy give "
             "other pixels than when the store was built. Delete the store to build it anew."
         )
-    tap_logits = torch.cat([answer.tap_logits for answer in answers]).cpu()
+    said = torch.cat([answer.said for answer in answers]).cpu()
     layout = store.manifest.plan.layout
-    differences, allowed = deviations(store.gather(view, samples), tap_logits, layout)
+    differences, allowed = deviations(store.gather(view, samples), said, layout)
     # Written so that NaN does not pass.
     fits = (differences <= allowed).flatten(1).all(dim=1)
     changed, largest = samples[~fits].tolist(), float(differences.max())

@@ -26,7 +26,7 @@ def find_store(path: Path, key: Mapping[str, str]) -> Manifest:
 
     Raises:
         UserError: If it has another key, is unfinished or is missing; in the last case the
-            neighbour that shares most fingerprints is named, and those that differ.
+            neighbour of its kind that shares most fingerprints is named, and those that differ.
     """
     manifest = read_manifest(path)
     if manifest is not None:
@@ -35,7 +35,7 @@ def find_store(path: Path, key: Mapping[str, str]) -> Manifest:
     if read_plan(path) is not None:
         raise UserError(f"{path}: this store is not finished; `krscale teach` continues it.")
     missing = f"{path}: no such store; `krscale teach` builds it."
-    others = _neighbours(path)
+    others = {at: other for at, other in _neighbours(path).items() if other.keys() == key.keys()}
     if not others:
         raise UserError(missing)
     near = min(others, key=lambda other: len(differing(others[other], key)))

@@ -1,8 +1,11 @@
-"""What a row of the store holds: every class or the most probable ones, and in how many bits."""
+"""A row of a store: all classes or the most probable ones, in how many bits; or features."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from krscale.errors import UserError
 
@@ -55,6 +58,11 @@ class Layout:
         return self.top_k + 1 if self.is_truncated else self.num_classes
 
     @property
+    def advice(self) -> str:
+        """How the user makes the store smaller."""
+        return "keep fewer views (views.num_views) or classes (store.top_k, store.max_error)"
+
+    @property
     def codes_per_word(self) -> int:
         """Rounded logits that share 32 bits."""
         return 32 // self.bits
@@ -77,6 +85,57 @@ class Layout:
     def bytes_per_view_and_tap(self) -> float:
         """Bytes of a row, shared out over its taps."""
         return self.bytes_per_row / self.num_taps
+
+
+@dataclass(frozen=True)
+class FeatureLayout:
+    """A row of features: all their numbers in fp16, one feature after another.
+
+    Attributes:
+        shapes: Of the features.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_taps(self) -> int:
+        """Number of features; each has an error of its own."""
+        return len(self.shapes)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Numbers in each feature."""
+        return tuple(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of one view of one sample, and the check sum of its pixels."""
+        return 2 * sum(self.sizes) + 4
+
+    @property
+    def bytes_per_view_and_tap(self) -> float:
+        """Bytes of a row, shared out over its features."""
+        return self.bytes_per_row / self.num_taps
+
+    @property
+    def advice(self) -> str:
+        """How the user makes the store smaller."""
+        return "keep fewer views (views.num_views), or leave methods on features out"
+
+
+AnyLayout = Layout | FeatureLayout
+
+
+def read_layout(content: Mapping[str, Any]) -> AnyLayout:
+    """Return the layout that `dataclasses.asdict` wrote.
+
+    Raises:
+        TypeError: If it is of neither kind.
+    """
+    if "shapes" in content:
+        shapes = tuple(tuple(shape) for shape in content["shapes"])
+        return FeatureLayout(**{**content, "shapes": shapes})
+    return Layout(**content)
 
 
 def check_top_k(top_k: int, num_classes: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from krscale.errors import UserError
 from krscale.files import sha256, write_json
-from krscale.store.layout import Layout
+from krscale.store.layout import AnyLayout, read_layout
 from krscale.store.shard import ShardFile, ShardId, read_shard
 
 PLAN = "plan.json"
@@ -37,7 +37,8 @@ class Plan:
         num_samples: `N`, the training samples.
         shard_rows: Samples of a shard.
         layout: What a row holds.
-        sample_error: Mean total variation that encoding cost at each tap, on sampled rows.
+        sample_error: What encoding cost at each tap, on sampled rows: the mean total variation, or
+            the mean relative error of features.
         num_sampled: How many rows that was measured on.
     """
 
@@ -45,7 +46,7 @@ class Plan:
     num_views: int
     num_samples: int
     shard_rows: int
-    layout: Layout
+    layout: AnyLayout
     sample_error: tuple[float, ...]
     num_sampled: int
 
@@ -67,7 +68,7 @@ class Manifest:
 
     Attributes:
         plan: What it was built by.
-        encoding_error: Mean total variation that encoding cost at each tap, over all rows.
+        encoding_error: The same over all rows.
         shards: The files, in the order of `Plan.shards`.
     """
 
@@ -206,7 +207,7 @@ def _read(file: Path) -> dict[str, Any] | None:
 def _plan(file: Path, content: Mapping[str, Any]) -> Plan:
     try:
         values = {name: content[name] for name in Plan.__dataclass_fields__}
-        values["layout"] = Layout(**values["layout"])
+        values["layout"] = read_layout(values["layout"])
         values["sample_error"] = tuple(values["sample_error"])
         return Plan(**values)
     except (KeyError, TypeError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from krscale.errors import UserError
+from krscale.store.coding import decode_features
+from krscale.store.layout import FeatureLayout, Layout
 from krscale.store.manifest import (
     Manifest,
     broken_error,
@@ -25,8 +27,8 @@ from krscale.store.shard import Shard, read_shard
 
 
 @dataclass
-class KnowledgeStore:
-    """The teacher's knowledge on disk, memory-mapped: processes on a machine share its pages.
+class MappedStore:
+    """A store on disk, memory-mapped: processes on a machine share its pages.
 
     Attributes:
         path: Folder of the store.
@@ -40,7 +42,7 @@ class KnowledgeStore:
     _shards: list[Shard] = field(default_factory=list, init=False, repr=False)
 
     @classmethod
-    def open(cls, path: Path, key: Mapping[str, str] | None = None) -> KnowledgeStore:
+    def open(cls, path: Path, key: Mapping[str, str] | None = None) -> Self:
         """Open a finished store; missing or truncated shards are found, flipped bits are not.
 
         Args:
@@ -70,48 +72,6 @@ class KnowledgeStore:
     def num_samples(self) -> int:
         """Samples of the training split."""
         return self.manifest.plan.num_samples
-
-    @property
-    def num_taps(self) -> int:
-        """Taps of the teacher, its classifier included."""
-        return self.manifest.plan.layout.num_taps
-
-    @property
-    def num_classes(self) -> int:
-        """Classes of a distribution."""
-        return self.manifest.plan.layout.num_classes
-
-    @property
-    def top_k(self) -> int:
-        """Classes kept per tap."""
-        return self.manifest.plan.layout.top_k
-
-    @property
-    def temperature(self) -> float:
-        """At which the probabilities were stored."""
-        return self.manifest.plan.layout.temperature
-
-    def tap_logits(self, view: int, samples: Tensor, device: torch.device | None = None) -> Tensor:
-        """Return what the teacher said of one view of the samples.
-
-        Args:
-            view: Number of the view, from 0 to `num_views - 1`.
-            samples: `[B]` int64, indices into the training split; a GPU need not be waited for
-                when they are on the CPU.
-            device: Where the result goes; None is the device of `samples`.
-
-        Returns:
-            `[B, D, K]` fp32: logits up to a constant per tap, the mass of the classes that were
-            not kept spread evenly over them.
-
-        Raises:
-            IndexError: If the view or a sample is not stored.
-        """
-        rows = self.gather(view, samples)
-        device = device or samples.device
-        if device.type == "cuda":
-            rows = rows.pin_memory()
-        return decode(rows.to(device), self.manifest.plan.layout)
 
     def gather(self, view: int, samples: Tensor) -> Rows:
         """Copy the rows of the samples out of the mapped shards, still encoded, on the CPU."""
@@ -146,16 +106,25 @@ class KnowledgeStore:
             "num_samples": plan.num_samples,
             "num_views": plan.num_views,
             "num_taps": plan.layout.num_taps,
-            "num_classes": plan.layout.num_classes,
-            "top_k": plan.layout.top_k,
-            "bits": plan.layout.bits,
-            "temperature": plan.layout.temperature,
+            **self._content(),
             "num_shards": len(self.manifest.shards),
             "encoding_error": list(self.manifest.encoding_error),
             "sample_error": list(plan.sample_error),
             "num_sampled": plan.num_sampled,
             "fingerprints": dict(plan.key),
         }
+
+    def _content(self) -> dict[str, Any]:
+        """Return what is special to the kind of the store, for `info`."""
+        raise NotImplementedError
+
+    def _moved(self, view: int, samples: Tensor, device: torch.device | None) -> Rows:
+        """Gather the rows of the samples, and copy them to the device."""
+        rows = self.gather(view, samples)
+        device = device or samples.device
+        if device.type == "cuda":
+            rows = rows.pin_memory()
+        return rows.to(device)
 
     def _indices(self, samples: Tensor) -> npt.NDArray[np.int64]:
         rows: npt.NDArray[np.int64] = samples.cpu().numpy()
@@ -173,6 +142,82 @@ class KnowledgeStore:
             self._shards = [read_shard(self.path / shard.file) for shard in files]
             self._view = view
         return self._shards
+
+
+class KnowledgeStore(MappedStore):
+    """What the teacher says at every tap: distributions over the classes."""
+
+    @property
+    def layout(self) -> Layout:
+        """What a row holds."""
+        layout = self.manifest.plan.layout
+        assert isinstance(layout, Layout)  # noqa: S101 - its key is of no other kind
+        return layout
+
+    @property
+    def num_taps(self) -> int:
+        """Taps of the teacher, its classifier included."""
+        return self.layout.num_taps
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of a distribution."""
+        return self.layout.num_classes
+
+    @property
+    def top_k(self) -> int:
+        """Classes kept per tap."""
+        return self.layout.top_k
+
+    @property
+    def temperature(self) -> float:
+        """At which the probabilities were stored."""
+        return self.layout.temperature
+
+    def tap_logits(self, view: int, samples: Tensor, device: torch.device | None = None) -> Tensor:
+        """Return what the teacher said of one view of the samples.
+
+        Args:
+            view: Number of the view, from 0 to `num_views - 1`.
+            samples: `[B]` int64, indices into the training split; a GPU need not be waited for
+                when they are on the CPU.
+            device: Where the result goes; None is the device of `samples`.
+
+        Returns:
+            `[B, D, K]` fp32: logits up to a constant per tap, the mass of the classes that were
+            not kept spread evenly over them.
+
+        Raises:
+            IndexError: If the view or a sample is not stored.
+        """
+        return decode(self._moved(view, samples, device), self.layout)
+
+    def _content(self) -> dict[str, Any]:
+        names = ("num_classes", "top_k", "bits", "temperature")
+        return {name: getattr(self.layout, name) for name in names}
+
+
+class FeatureStore(MappedStore):
+    """Features of one kind of the teacher's stages."""
+
+    @property
+    def layout(self) -> FeatureLayout:
+        """What a row holds."""
+        layout = self.manifest.plan.layout
+        assert isinstance(layout, FeatureLayout)  # noqa: S101 - its key is of no other kind
+        return layout
+
+    def features(
+        self, view: int, samples: Tensor, device: torch.device | None = None
+    ) -> tuple[Tensor, ...]:
+        """Return the features of one view of the samples, `[B, *shape]` fp32 each.
+
+        Arguments and errors are those of `KnowledgeStore.tap_logits`.
+        """
+        return decode_features(self._moved(view, samples, device), self.layout)
+
+    def _content(self) -> dict[str, Any]:
+        return {"shapes": [list(shape) for shape in self.layout.shapes]}
 
 
 def _take(shards: list[npt.NDArray[Any]], rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:

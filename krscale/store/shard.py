@@ -22,11 +22,11 @@ import torch
 
 from krscale.errors import UserError
 from krscale.files import sha256, write_atomic
-from krscale.store.layout import Layout
+from krscale.store.layout import AnyLayout, FeatureLayout
 from krscale.store.rows import Rows
 
 _FACTS = b"krscale"
-_VALUES, _CODES = ("probabilities", "spans"), ("classes", "levels")
+_VALUES, _CODES = ("probabilities", "spans", "features"), ("classes", "levels")
 _NAMED_DIGITS = 16
 
 
@@ -62,7 +62,7 @@ class Shard:
     """A shard mapped into memory; the arrays are read-only.
 
     Attributes:
-        values: `[rows, D * num_values]` fp16, as in `Rows`.
+        values: `[rows, D * num_values]` fp16, or `[rows, F]` of features, as in `Rows`.
         codes: `[rows, ...]` int16 or int32, as in `Rows`, or None.
         pixels: `[rows]` uint32, check sum of each sample's pixels in this view.
         error: Summed over the rows, what encoding lost at each tap, `[D]`.
@@ -77,7 +77,7 @@ class Shard:
 def write_shard(
     path: Path,
     shard: ShardId,
-    layout: Layout,
+    layout: AnyLayout,
     rows: Rows,
     pixels: torch.Tensor,
     error: torch.Tensor,
@@ -110,8 +110,7 @@ def write_shard(
         if error_.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"{file}: the disk is full. What was written so far is kept: free some space "
-                "and start again to continue, or keep fewer views (views.num_views) or classes "
-                "(store.top_k, store.max_error)."
+                f"and start again to continue, or {layout.advice}."
             ) from error_
         raise
 
@@ -170,8 +169,10 @@ def _parse(view: int, file: Path) -> ShardId | None:
     return ShardId(view, int(parts[1])) if parts[1].isdigit() else None
 
 
-def _columns(layout: Layout, rows: Rows) -> dict[str, Any]:
+def _columns(layout: AnyLayout, rows: Rows) -> dict[str, Any]:
     """Name and shape the columns as other programs would like to find them."""
+    if isinstance(layout, FeatureLayout):
+        return {"features": _tensors(rows.values.numpy())}
     num_rows, taps = len(rows.values), layout.num_taps
     values = rows.values.numpy().reshape(num_rows, taps, -1)
     if rows.codes is None:

@@ -106,6 +106,22 @@ class TestEpoch:
             said = batch.samples * 10 + epoch % 3
             assert batch.tap_logits[:, 1, 2].tolist() == said.tolist()
 
+    def test_every_worker_gets_the_features_of_its_samples(self, dataset):
+        class FakeFeatures(FakeStore):
+            def features(self, view, samples, device=None):
+                said = self.tap_logits(view, samples, device)
+                return said[:, 0], said[:, :, :1]
+
+        for rank in range(3):
+            loader = _loader(
+                dataset, features={"attention": FakeFeatures()}, rank=rank, world_size=3
+            )
+            for batch in loader.epoch(1):
+                first, second = batch.teacher_features["attention"]
+                assert torch.equal(first, batch.tap_logits[:, 0])
+                assert torch.equal(second, batch.tap_logits[:, :, :1])
+        assert next(_loader(dataset).epoch(0)).teacher_features == {}
+
     def test_views_recur_but_orders_do_not(self, dataset):
         loader = _loader(dataset, global_batch_size=NUM_SAMPLES)
         first, second, again = (next(loader.epoch(epoch)) for epoch in (0, 1, 3))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from krscale.config import DistillConfig
 from krscale.errors import KrscaleError
+from krscale.knowledge.features import KINDS, feature_shapes, read_features
 from krscale.knowledge.parameters import layers_by_tap, weight_histograms
 from krscale.knowledge.taps import TapOutputs
 from krscale.methods import (
@@ -26,6 +27,8 @@ from krscale.methods import (
 )
 
 NUM_CLASSES, NUM_TAPS, PATHS = 6, 4, ("0", "1")
+STUDENT_STAGES = ((4, 8, 8), (5, 8, 8))
+TEACHER_STAGES = ((7, 8, 8), (9, 8, 8))
 
 COMBINED = "+".join(["kr", *POSTERIORS])
 
@@ -64,6 +67,8 @@ def context(student: nn.Module) -> MethodContext:
         student_layers=layers_by_tap(student, PATHS),
         teacher_histograms=weight_histograms([[layer] for layer in teacher]).detach(),
         teacher_layer_sizes=torch.full((NUM_TAPS,), 63.0),
+        student_stage_shapes=STUDENT_STAGES,
+        teacher_shapes={kind: feature_shapes(kind, TEACHER_STAGES) for kind in KINDS},
     )
 
 
@@ -75,12 +80,15 @@ def make(name: str, changes: dict[str, Any]) -> Learner:
 
 def make_batch(size: int, scale: float = 3.0) -> Batch:
     generator = torch.Generator().manual_seed(2)
+    other = torch.Generator().manual_seed(4)
+    stages = [scale * torch.randn(size, *shape, generator=other) for shape in TEACHER_STAGES]
     return Batch(
         images=torch.randn(size, 1, 8, 8, generator=generator),
         labels=torch.randint(0, NUM_CLASSES, (size,), generator=generator),
         samples=torch.arange(size),
         tap_logits=scale * torch.randn(size, NUM_TAPS, NUM_CLASSES, generator=generator),
         global_size=max(size, 1),
+        teacher_features={kind: read_features(kind, stages) for kind in KINDS},
     )
 
 
@@ -122,8 +130,10 @@ def test_the_teacher_gets_no_gradient(name: str, changes: dict[str, Any]) -> Non
     batch = make_batch(7)
     assert batch.tap_logits is not None
     batch.tap_logits.requires_grad_()
+    features = [f.requires_grad_() for of_kind in batch.teacher_features.values() for f in of_kind]
     total(make(name, changes)(batch).terms).backward()
     assert batch.tap_logits.grad is None
+    assert all(feature.grad is None for feature in features)
 
 
 @every_method
@@ -179,7 +189,7 @@ def test_finite_at_extreme_logits(
     batch = replace(batch, labels=labels)  # surely right, and surely wrong
     logits.requires_grad_()
     features = tuple(
-        (scale * torch.randn(7, size, 3, 3, generator=generator)).to(dtype) for size in (4, 5)
+        (scale * torch.randn(7, *shape, generator=generator)).to(dtype) for shape in STUDENT_STAGES
     )
     terms = method(TapOutputs(logits, features), batch)
     assert_terms(terms, 7)
@@ -229,7 +239,14 @@ def test_samples_do_not_depend_on_their_order(name: str, changes: dict[str, Any]
     batch = make_batch(7)
     assert batch.tap_logits is not None
     order = torch.tensor([3, 1, 6, 0, 5, 2, 4])
-    shuffled = Batch(batch.images[order], batch.labels[order], order, batch.tap_logits[order], 7)
+    shuffled = Batch(
+        batch.images[order],
+        batch.labels[order],
+        order,
+        batch.tap_logits[order],
+        7,
+        {kind: tuple(f[order] for f in of) for kind, of in batch.teacher_features.items()},
+    )
     terms, others = learner(batch).terms, learner(shuffled).terms
     for term in terms:
         torch.testing.assert_close(terms[term][order], others[term], rtol=1e-4, atol=1e-5)
@@ -263,6 +280,17 @@ def test_the_weight_of_a_combined_term_scales_it_alone(term: str) -> None:
     assert list(light) == ["ce", "kr", term]
     for name in light:
         torch.testing.assert_close(heavier[name], (3.0 if name == term else 1.0) * light[name])
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if METHODS[n].feature_kinds])
+def test_comparing_features_needs_them(name: str) -> None:
+    learner = make(name, {})
+    with pytest.raises(KrscaleError, match="features, but the batch carries none"):
+        learner(replace(make_batch(7), teacher_features={}))
+    alone = replace(context(student_network()), teacher_shapes={})
+    if name != "pkt":  # which fits any features
+        with pytest.raises(KrscaleError, match="shapes of the teacher's"):
+            build_method(name, alone, DistillConfig().model_dump())
 
 
 @every_method

@@ -1,0 +1,127 @@
+"""Features: what a network's stages hold, beyond what its taps say of the classes.
+
+Distributions at the taps are all that KR and the methods on logits need of a teacher. Methods that
+compare features need more of it: a vector, a map of where the network looks, or a whole feature
+map. Each of these is a *kind*, read here alike from a teacher, whose features are stored, and from
+a student.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from krscale.errors import UserError
+from krscale.knowledge.taps import TapOutputs, pool, run_tapped
+
+FeatureKind = Literal["pooled", "attention", "map"]
+"""What is read of the stages' outputs:
+
+- `pooled`: mean over positions of the deepest stage, `[B, C]`, what a linear classifier reads;
+- `attention`: `attention_map` of every stage, `[B, H, W]` each;
+- `map`: the whole output of the middle stage, `[B, C, H, W]`.
+"""
+
+KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
+
+Shapes = tuple[tuple[int, ...], ...]
+"""Shapes of several features, without the batch."""
+
+MIN_NORM = 1e-6
+"""Below it a vector has no direction; it becomes zero, with gradients that stay finite."""
+
+
+def stage_paths(model: nn.Module, taps: Sequence[str]) -> tuple[str, ...]:
+    """Return the module paths whose outputs are the features of a network's stages.
+
+    They are the network's own `stage_paths`; where it has none, or its taps were named by the
+    user, every tap is a stage.
+
+    Args:
+        model: The network.
+        taps: Its taps, resolved, without the classifier.
+    """
+    if tuple(taps) != getattr(model, "tap_paths", None):
+        return tuple(taps)
+    return tuple(getattr(model, "stage_paths", taps))
+
+
+@torch.no_grad()
+def stage_shapes(model: nn.Module, paths: Sequence[str], image_shape: Sequence[int]) -> Shapes:
+    """Return the shape of each stage's output for one image, on whatever device the network is."""
+    was_training = model.training
+    device = next(model.parameters()).device
+    outputs = run_tapped(model.eval(), paths, torch.zeros(1, *image_shape, device=device))
+    model.train(was_training)
+    return tuple(tuple(feature.shape[1:]) for feature in outputs.features)
+
+
+def read_features(kind: FeatureKind, stages: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the features of a kind, fp32.
+
+    Args:
+        kind: Which.
+        stages: The output of every stage, shallow to deep.
+
+    Raises:
+        UserError: If there is no stage, or a stage has no positions where the kind needs them.
+    """
+    if not stages:
+        raise UserError("a network without a tap but its classifier has no features; name taps.")
+    if kind == "pooled":
+        return (pool(stages[-1]),)
+    if kind == "attention":
+        return tuple(attention_map(stage) for stage in stages)
+    return (_with_positions(stages[(len(stages) - 1) // 2], "a feature map").float(),)
+
+
+def feature_shapes(kind: FeatureKind, stages: Shapes) -> Shapes:
+    """Return the shapes of `read_features` for stages of the given shapes."""
+    outputs = [torch.empty(1, *shape, device="meta") for shape in stages]
+    return tuple(tuple(feature.shape[1:]) for feature in read_features(kind, outputs))
+
+
+def attention_map(stage: Tensor) -> Tensor:
+    """Return where a stage is active: the mean over channels of the squares, of norm 1.
+
+    Source: Zagoruyko, Komodakis, Paying More Attention to Attention, ICLR 2017, arXiv 1612.03928,
+    section 3.1, with `F^2_sum`; the mean in place of the sum leaves the normalised map as it is.
+
+    Args:
+        stage: `[B, C, H, W]`.
+
+    Returns:
+        `[B, H, W]` fp32; zero where the stage is.
+    """
+    energy = _with_positions(stage, "an attention map").float().square().mean(dim=1)
+    return directions(energy.flatten(1)).view_as(energy)
+
+
+def directions(vectors: Tensor) -> Tensor:
+    """Return vectors `[B, F]` divided by their norm."""
+    return nn.functional.normalize(vectors, dim=1, eps=MIN_NORM)
+
+
+class FeatureReader(nn.Module):
+    """`read_features` of a tapped network, side by side in one row, `[B, F]` fp32."""
+
+    def __init__(self, kind: FeatureKind) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, outputs: TapOutputs) -> Tensor:
+        """Read the features of a network that was tapped at its stages."""
+        features = read_features(self.kind, outputs.features)
+        return torch.cat([feature.flatten(1) for feature in features], dim=1)
+
+
+def _with_positions(stage: Tensor, what: str) -> Tensor:
+    if stage.ndim != 4:
+        raise UserError(
+            f"a stage gives each image a tensor of shape {list(stage.shape[1:])}; {what} needs "
+            "[C, H, W]. Tap another block, or leave this method out."
+        )
+    return stage

@@ -1,0 +1,101 @@
+"""Contrastive representation distillation: a sample's two features must find each other.
+
+Source: Tian, Krishnan, Isola, Contrastive Representation Distillation, ICLR 2020, arXiv 1910.10699.
+
+What differs from the paper: the negatives are the samples of other classes in the batch (in each
+worker's share of it), not 16,384 drawn from a memory bank of the whole data set, which would be
+state that workers share. The objective is that of the authors' code, on these samples: the noise
+distribution is uniform over them, and the normaliser is exact instead of a constant estimated from
+the first batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from krscale.knowledge.features import directions, feature_shapes
+from krscale.knowledge.taps import pool
+from krscale.methods.base import MethodContext
+from krscale.methods.feature_method import FeatureMethod, shapes_of
+
+_SMALL = 1e-7
+
+
+def crd_loss(
+    student_embeddings: Tensor, teacher_embeddings: Tensor, labels: Tensor, temperature: float
+) -> Tensor:
+    """Return the noise-contrastive loss of each sample, `[B]` fp32, never negative.
+
+    With `P_ij = exp(g_i . g_j / temperature)`, normalised over sample i itself and its `N`
+    negatives, and `h_ij = P_ij / (P_ij + N / (N + 1))` (section 3.1 of the paper):
+
+        - log h_ii - sum_{j negative} log(1 - h_ij)
+
+    once with the student's embedding of i and the teacher's of j, once the other way round. A
+    sample without negatives has nothing to be told from: its loss is 0.
+
+    Args:
+        student_embeddings: `[B, E]`; only their directions matter.
+        teacher_embeddings: `[B, E]`. They come from a layer of the method's own, which learns.
+        labels: `[B]` int64; samples of one's own class are no negatives.
+        temperature: Of the similarities.
+    """
+    student, teacher = (
+        directions(student_embeddings.float()),
+        directions(teacher_embeddings.float()),
+    )
+    similarities = student @ teacher.T / temperature
+    negatives = labels[:, None] != labels[None, :]
+    return _contrast(similarities, negatives) + _contrast(similarities.T, negatives)
+
+
+class CRD(FeatureMethod):
+    """Labels, KD, and `crd_loss` of linear embeddings of what the two classifiers read.
+
+    Both embeddings are trained; they exist in training only.
+    """
+
+    term = "crd"
+    kind = "pooled"
+
+    def __init__(
+        self,
+        context: MethodContext,
+        *,
+        ce_weight: float,
+        kd_weight: float,
+        temperature: float,
+        crd_weight: float,
+        crd_temperature: float,
+        crd_embedding_size: int,
+    ) -> None:
+        super().__init__(ce_weight, kd_weight, temperature, crd_weight)
+        self.crd_temperature = crd_temperature
+        ((teacher_size,),) = shapes_of(context.teacher_shapes, "pooled")
+        ((student_size,),) = feature_shapes("pooled", context.student_stage_shapes)
+        self.heads = nn.ModuleList(
+            nn.Linear(size, crd_embedding_size) for size in (student_size, teacher_size)
+        )
+
+    def compare(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], labels: Tensor
+    ) -> Tensor:
+        """Return `crd_loss`."""
+        own, theirs = self.heads[0](pool(student[-1])), self.heads[1](teacher[0])
+        return crd_loss(own, theirs, labels, self.crd_temperature)
+
+
+def _contrast(similarities: Tensor, negatives: Tensor) -> Tensor:
+    """Return the loss of the anchors, the rows; their positives are on the diagonal."""
+    own = torch.eye(len(similarities), dtype=torch.bool, device=similarities.device)
+    log_p = similarities.masked_fill(~(negatives | own), -torch.inf).log_softmax(dim=1)
+    count = negatives.sum(dim=1)
+    noise = (count / (count + 1)).to(log_p.dtype)
+    p = log_p.exp()
+    found = (p.diagonal() + noise).log() - log_p.diagonal()
+    # -log(1 - h) = log(1 + P / noise)
+    mistaken = torch.log1p(p / noise.clamp_min(_SMALL)[:, None]).masked_fill(~negatives, 0.0)
+    return found + mistaken.sum(dim=1)

@@ -1,0 +1,101 @@
+"""What the methods that compare features have in common: labels, KD, and one term of their own."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from torch import Tensor
+
+from krscale.errors import KrscaleError
+from krscale.knowledge.features import FeatureKind, Shapes
+from krscale.knowledge.taps import TapOutputs
+from krscale.methods.base import Batch, Method, label_cross_entropy, teacher_knowledge
+from krscale.methods.kd import kd_loss
+
+
+class FeatureMethod(Method):
+    """Cross-entropy with the labels, KD with the teacher's classifier, and a term on features.
+
+    All of them are used with KD in practice, so the KD term is theirs, too; `kd_weight = 0` leaves
+    it out.
+
+    Attributes:
+        term: Name of the term on features.
+        kind: What it needs of the teacher.
+    """
+
+    term: ClassVar[str]
+    kind: ClassVar[FeatureKind]
+
+    def __init_subclass__(cls) -> None:
+        cls.feature_kinds = frozenset({cls.kind})
+
+    def __init__(
+        self, ce_weight: float, kd_weight: float, temperature: float, term_weight: float
+    ) -> None:
+        super().__init__()
+        self.ce_weight, self.kd_weight, self.temperature = ce_weight, kd_weight, temperature
+        self.term_weight = term_weight
+
+    @classmethod
+    def check_shapes(cls, student: Shapes, teacher: Shapes) -> None:
+        """Refuse networks whose features cannot be compared; here, none.
+
+        Args:
+            student: Of the output of each of the student's stages.
+            teacher: Of the teacher's features of this kind.
+
+        Raises:
+            UserError: Naming both shapes.
+        """
+
+    @abstractmethod
+    def compare(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], labels: Tensor
+    ) -> Tensor:
+        """Return the term before its weight, `[B]` fp32.
+
+        Args:
+            student: Output of each of the student's stages, `[B, ...]`.
+            teacher: The teacher's features of this kind, fp32 without gradient.
+            labels: `[B]` int64.
+        """
+
+    def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
+        """Return the terms `ce`, `kd` and `term`."""
+        logits = student.logits.float()
+        taught = kd_loss(logits, teacher_knowledge(batch)[:, -1], self.temperature)
+        said = teacher_features(batch, self.kind)
+        compared = self.compare(student.features, said, batch.labels)
+        return {
+            "ce": self.ce_weight * label_cross_entropy(logits, batch.labels),
+            "kd": self.kd_weight * taught,
+            self.term: self.term_weight * compared,
+        }
+
+
+def teacher_features(batch: Batch, kind: FeatureKind) -> list[Tensor]:
+    """Return the teacher's features of a kind, fp32 without gradient.
+
+    Raises:
+        KrscaleError: If the batch does not carry them.
+    """
+    if kind not in batch.teacher_features:
+        raise KrscaleError(
+            f"this method learns from the teacher's {kind} features, but the batch carries none; "
+            "build the loader with their store"
+        )
+    return [feature.detach().float() for feature in batch.teacher_features[kind]]
+
+
+def shapes_of(shapes: Mapping[FeatureKind, Shapes], kind: FeatureKind) -> Shapes:
+    """Return the teacher's shapes of a kind.
+
+    Raises:
+        KrscaleError: If they are not known.
+    """
+    if kind not in shapes:
+        raise KrscaleError(f"the shapes of the teacher's {kind} features are not given")
+    return shapes[kind]

@@ -1,0 +1,69 @@
+"""Probabilistic knowledge transfer: the student learns which samples the teacher finds alike.
+
+Source: Passalis, Tefas, Learning Deep Representations with Probabilistic Knowledge Transfer,
+ECCV 2018, arXiv 1803.10837.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from krscale.knowledge.features import directions
+from krscale.knowledge.taps import pool
+from krscale.methods.base import MethodContext
+from krscale.methods.feature_method import FeatureMethod
+
+_SMALL = 1e-7
+
+
+def pkt_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    """Return `sum_{j != i} q_{j|i} log(q_{j|i} / p_{j|i})` for each sample i, `[B]` fp32.
+
+    `p_{j|i} = K(x_i, x_j) / sum_{k != i} K(x_i, x_k)` with the affinity
+    `K(a, b) = (cos(a, b) + 1) / 2` of the student's features, and `q` the same of the teacher's
+    (the paper's cosine kernel). It is 0 where they agree. The features may differ in size.
+    With several workers the samples are those of each worker's share of the batch.
+
+    Args:
+        student_features: `[B, F_S]`.
+        teacher_features: `[B, F_T]`; gets no gradient.
+    """
+    p = _affinities(student_features.float())
+    q = _affinities(teacher_features.detach().float())
+    return (q * ((q + _SMALL) / (p + _SMALL)).log()).sum(dim=1)
+
+
+class PKT(FeatureMethod):
+    """Labels, KD, and `pkt_loss` of what the two classifiers read."""
+
+    term = "pkt"
+    kind = "pooled"
+
+    def __init__(
+        self,
+        context: MethodContext,
+        *,
+        ce_weight: float,
+        kd_weight: float,
+        temperature: float,
+        pkt_weight: float,
+    ) -> None:
+        super().__init__(ce_weight, kd_weight, temperature, pkt_weight)
+
+    def compare(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], labels: Tensor
+    ) -> Tensor:
+        """Return `pkt_loss`."""
+        return pkt_loss(pool(student[-1]), teacher[0])
+
+
+def _affinities(features: Tensor) -> Tensor:
+    """Return the share of every other sample in the affinities of a sample, `[B, B]`."""
+    unit = directions(features)
+    own = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+    affinities = ((unit @ unit.T + 1.0) / 2.0).clamp_min(0.0).masked_fill(own, 0.0)
+    # A sample that is alone in its share has no others.
+    return affinities / affinities.sum(dim=1, keepdim=True).clamp_min(_SMALL)

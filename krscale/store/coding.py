@@ -1,0 +1,73 @@
+"""Encoding what is said of views into rows, by the kind of the store: distributions or features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from krscale.store import rows as distributions
+from krscale.store.layout import AnyLayout, FeatureLayout
+from krscale.store.rows import Rows
+
+_LARGEST = 65504.0  # of fp16
+# What fp16 and another device's arithmetic may change, as a share of a feature's largest number.
+_RELATIVE = 0.02
+
+
+def encode(said: Tensor, layout: AnyLayout) -> Rows:
+    """Encode what the teacher says: `[B, D, K]` logits, or `[B, F]` features, fp32."""
+    if isinstance(layout, FeatureLayout):
+        return Rows(said.clamp(-_LARGEST, _LARGEST).half(), None)
+    return distributions.encode(said, layout)
+
+
+def decode_features(rows: Rows, layout: FeatureLayout) -> tuple[Tensor, ...]:
+    """Return the features `[B, *shape]`, one for each shape, fp32."""
+    parts = _split(rows.values.float(), layout)
+    return tuple(
+        part.reshape(len(part), *shape) for part, shape in zip(parts, layout.shapes, strict=True)
+    )
+
+
+def lost(said: Tensor, rows: Rows, layout: AnyLayout) -> Tensor:
+    """Return what encoding lost of each tap or feature, `[B, D]`.
+
+    Of distributions it is the total variation at the store's temperature; of features the length of
+    the difference, as a share of the feature's.
+    """
+    if not isinstance(layout, FeatureLayout):
+        return distributions.variation(said, rows, layout)
+    pairs = zip(
+        _split(said, layout),
+        _split(rows.values.float(), layout),
+        strict=True,
+    )
+    shares = [
+        (exact - kept).norm(dim=1) / exact.norm(dim=1).clamp_min(1e-6) for exact, kept in pairs
+    ]
+    return torch.stack(shares, dim=1)
+
+
+def mean_lost(said: Tensor, layout: AnyLayout) -> Tensor:
+    """Return the mean of what encoding loses of each tap or feature, `[D]` fp32."""
+    return lost(said, encode(said, layout), layout).mean(dim=0)
+
+
+def deviations(rows: Rows, said: Tensor, layout: AnyLayout) -> tuple[Tensor, Tensor]:
+    """Compare stored rows with what the teacher says now.
+
+    Returns:
+        Differences of all that was stored, and how large each may be, `[B, ...]` both.
+    """
+    if not isinstance(layout, FeatureLayout):
+        return distributions.deviations(rows, said, layout)
+    then, now = rows.values.float(), encode(said, layout).values.float()
+    largest = [
+        part.abs().amax(dim=1, keepdim=True).expand_as(part) for part in _split(then, layout)
+    ]
+    return (now - then).abs(), _RELATIVE * torch.cat(largest, dim=1)
+
+
+def _split(rows: Tensor, layout: FeatureLayout) -> list[Tensor]:
+    """Return the features in a row, `[B, size]` each."""
+    return list(torch.split(rows, list(layout.sizes), dim=1))

@@ -1,0 +1,1 @@
+"""The parts of `benchmarks/claims.py`: families, searches, measures, page and figures."""

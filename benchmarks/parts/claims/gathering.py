@@ -1,0 +1,135 @@
+"""All finished runs of the benchmark as one result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from krscale.assemble import describe
+from krscale.config import Experiment
+from krscale.curve import Curve, read_curve
+from krscale.files import write_json
+from parts.claims.cost import steps_per_epoch
+from parts.claims.families import FAMILIES, KR, LAYER_WISE, Family, partner
+from parts.claims.records import Record
+from parts.claims.residual import trace_finals
+from parts.claims.scoreboard import (
+    GOALS,
+    by_rung,
+    combination_claim,
+    gain_claim,
+    method_json,
+    residual_claim,
+    speed_claim,
+)
+from parts.claims.searching import is_finished, read_records
+from parts.measuring import machine
+
+ByDepth = dict[int, list[float]]
+"""Residual at every depth, by seed."""
+
+
+def gather(storage: Path, changes: Sequence[str], command: str) -> dict[str, Any]:
+    """Return the results of all families that are finished, in the shape of `claims.json`.
+
+    Args:
+        storage: Folder of the runs.
+        changes: Overrides of the job for all families.
+        command: What the reader would type to repeat it.
+    """
+    curves: list[Curve] = []
+    records: list[Record] = []
+    unfinished: list[str] = []
+    for family in FAMILIES:
+        experiment = family.experiment(storage, changes)
+        if is_finished(experiment):
+            curve, found = read_records(family, experiment)
+            curves.append(curve)
+            records += found
+        else:
+            unfinished.append(family.name)
+    base = FAMILIES[0].experiment(storage, changes)
+    plan = describe(base)
+    steps = steps_per_epoch(base, plan)
+    capacities = [rung.capacity for rung in plan.rungs]
+    rungs = by_rung(records, capacities)
+    residuals = _residuals(storage, changes)
+    unfinished += [f"c1 at {capacity}" for capacity in capacities if capacity not in residuals]
+    sections = {"data", "views", "teacher", "student", "ladder", "train", "search"}
+    return {
+        "command": command,
+        "commit": ", ".join(sorted({curve.commit for curve in curves})),
+        "machine": machine(torch.device("cpu")),
+        "unfinished": unfinished,
+        "task": base.model_dump(mode="json", include=sections),
+        "teacher": dict(curves[0].teacher) if curves else None,
+        "trial_seconds": round(sum(curve.cost.trial_seconds for curve in curves if curve.cost)),
+        "seeds": sorted({seed for record in records for seed in record.test}),
+        "steps_per_epoch": steps,
+        "goals": GOALS,
+        "rungs": [
+            {
+                "capacity": rung.capacity,
+                "num_parameters": rung.num_parameters,
+                "flops": rung.flops,
+                "width": rung.width,
+                "methods": {
+                    label: method_json(record, rungs[rung.capacity], steps)
+                    for label, record in rungs[rung.capacity].items()
+                },
+            }
+            for rung in plan.rungs
+        ],
+        "C1": residual_claim(residuals),
+        "C2": speed_claim(rungs, steps),
+        "C3": gain_claim(rungs),
+        "C4": combination_claim(rungs),
+    }
+
+
+def partners(storage: Path, changes: Sequence[str]) -> list[Family]:
+    """Return the searches that C1 needs beside KR's own, one per rung; none before KR has run."""
+    experiment = _kr().experiment(storage, changes)
+    if not is_finished(experiment):
+        return []
+    num_taps = describe(experiment).num_taps
+    _, records = read_records(_kr(), experiment)
+    return [partner(r.capacity, r.best, num_taps) for r in records if r.test]
+
+
+def _residuals(storage: Path, changes: Sequence[str]) -> dict[str, dict[str, ByDepth]]:
+    """Return by rung, kind and seed the residual at every depth; traced once and kept."""
+    winners = _kr().experiment(storage, changes)
+    residuals = {}
+    for other in partners(storage, changes):
+        experiment = other.experiment(storage, changes)
+        if is_finished(experiment):
+            capacity = experiment.ladder.capacities[0]
+            partner_kind, winner_kind = (
+                ("layer_wise", "aggregated")
+                if other.label == LAYER_WISE
+                else ("aggregated", "layer_wise")
+            )
+            residuals[capacity] = {
+                partner_kind: _traced(experiment, experiment, capacity),
+                winner_kind: _traced(winners, experiment, capacity),
+            }
+    return residuals
+
+
+def _traced(experiment: Experiment, keeper: Experiment, capacity: str) -> ByDepth:
+    """Trace the finals of one search at one rung, or read what an earlier start kept."""
+    kept = keeper.run_path / f"residual-{experiment.name}.json"
+    if not kept.exists():
+        rung = next(r for r in read_curve(experiment.run_path).rungs if r.capacity == capacity)
+        write_json(kept, trace_finals(experiment, capacity, rung.methods[KR].seeds))
+    content = json.loads(kept.read_text(encoding="utf-8"))
+    return {int(seed): values for seed, values in content.items()}
+
+
+def _kr() -> Family:
+    return next(family for family in FAMILIES if family.name == KR)

@@ -1,0 +1,148 @@
+"""The figures of `docs/claims.md`, drawn from the results alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+from krscale.curve.figure import STYLE
+from krscale.curve.interval import half_width
+from krscale.curve.table import short_number
+from krscale.files import write_atomic
+from parts.claims.families import COMBINED, FEATURES, KR, LOGITS, WITHOUT_SPARSITY
+
+# Okabe and Ito's palette; KR keeps its colour in every picture of krscale.
+_KR_COLOUR = "#D55E00"
+_COLOURS = ("#000000", "#8C8C8C", "#0072B2", "#009E73", "#CC79A7", "#56B4E9")
+_MARKERS = ("s", "D", "^", "v", "P", "X")
+_PANELS = (
+    ("on the logits", LOGITS),
+    ("on features", FEATURES),
+    ("with KR", (WITHOUT_SPARSITY, *COMBINED)),
+)
+
+
+def draw_figures(result: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draw what the results hold and return the files, each written atomically."""
+    drawn = {
+        "claims-accuracy.png": (_draw_accuracy, bool(result["rungs"])),
+        "claims-residual.png": (_draw_residual, bool(result["C1"]["residual_by_depth"])),
+        "claims-convergence.png": (_draw_convergence, bool(result["C2"]["rungs"])),
+    }
+    paths = []
+    for name, (draw, wanted) in drawn.items():
+        if wanted:
+            with mpl.rc_context(STYLE):
+                figure = Figure(dpi=90, layout="constrained")
+                FigureCanvasAgg(figure)
+                draw(figure, result)
+                path = folder / name
+                write_atomic(path, lambda t, f=figure: f.savefig(t, format="png"))
+                paths.append(path)
+    return paths
+
+
+def _draw_accuracy(figure: Figure, result: Mapping[str, Any]) -> None:
+    rungs = result["rungs"]
+    found = {name for rung in rungs for name in rung["methods"]}
+    panels = [(title, names) for title, names in _PANELS if found & set(names)]
+    figure.set_size_inches(4.3 * max(1, len(panels)), 4.6)
+    grid = figure.subplots(1, max(1, len(panels)), sharey=True, squeeze=False)[0]
+    for axes, (title, names) in zip(grid, panels or [("", ())], strict=True):
+        shown = [name for name in (*names, KR) if name in found]
+        for position, name in enumerate(shown):
+            style = _style(position, name)
+            shift = 1.0 + 0.03 * (position - (len(shown) - 1) / 2)
+            _draw_method(axes, rungs, name, shift, style)
+        axes.axhline(
+            100 * result["teacher"]["test_accuracy"], color="#777777", linestyle=(0, (5, 3)),
+            linewidth=1.2, label="teacher",
+        )  # fmt: skip
+        _label_sizes(axes, rungs)
+        axes.set_title(title, loc="left")
+        axes.legend(loc="lower right", fontsize=8)
+    grid[0].set_ylabel("Test accuracy (%)")
+
+
+def _draw_method(
+    axes: Axes, rungs: Sequence[Any], name: str, shift: float, style: dict[str, Any]
+) -> None:
+    points = [
+        (rung["num_parameters"], rung["methods"][name]["test_accuracy"])
+        for rung in rungs
+        if name in rung["methods"]
+    ]
+    axes.errorbar(
+        [size * shift for size, _ in points],
+        [100 * sum(values) / len(values) for _, values in points],
+        yerr=[100 * (half_width(values) or 0.0) for _, values in points],
+        markersize=5, linewidth=1.4, elinewidth=1.0, capsize=2, label=name, **style,
+    )  # fmt: skip
+
+
+def _label_sizes(axes: Axes, rungs: Sequence[Any]) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator([rung["num_parameters"] for rung in rungs]))
+    labels = [f"{short_number(rung['num_parameters'])}\n{rung['capacity']}" for rung in rungs]
+    axes.xaxis.set_major_formatter(FixedFormatter(labels))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("Student parameters")
+
+
+def _draw_residual(figure: Figure, result: Mapping[str, Any]) -> None:
+    by_rung = result["C1"]["residual_by_depth"]
+    grid = _row(figure, len(by_rung))
+    for axes, (capacity, pair) in zip(grid, by_rung.items(), strict=True):
+        for kind, colour, marker in (
+            ("layer_wise", "#0072B2", "^"),
+            ("aggregated", _KR_COLOUR, "o"),
+        ):
+            depths = list(zip(*pair[kind], strict=True))
+            axes.errorbar(
+                [(d + 1) / len(depths) for d in range(len(depths))],
+                [sum(values) / len(values) for values in depths],
+                yerr=[half_width(values) or 0.0 for values in depths],
+                color=colour, marker=marker, markersize=5, linewidth=1.4, capsize=2,
+                label=kind.replace("_", "-"),
+            )  # fmt: skip
+        axes.set_title(f"{capacity} of the teacher", loc="left")
+        axes.set_xlabel("Relative depth")
+    grid[0].set_ylabel("Residual: KL(teacher || student), nats")
+    grid[0].legend()
+
+
+def _draw_convergence(figure: Figure, result: Mapping[str, Any]) -> None:
+    rungs = result["rungs"]
+    grid = _row(figure, len(rungs))
+    shown = (("plain", "#000000", "-"), ("kd", "#0072B2", "-"),
+             (WITHOUT_SPARSITY, _KR_COLOUR, "--"), (KR, _KR_COLOUR, "-"))  # fmt: skip
+    for axes, rung in zip(grid, rungs, strict=True):
+        for name, colour, line in shown:
+            if name in rung["methods"]:
+                curves = rung["methods"][name]["val_curves"]
+                means = [100 * sum(values) / len(values) for values in zip(*curves, strict=True)]
+                steps = [result["steps_per_epoch"] * (e + 1) for e in range(len(means))]
+                axes.plot(steps, means, color=colour, linestyle=line, label=name)
+        axes.set_title(f"{rung['capacity']} of the teacher", loc="left")
+        axes.set_xlabel("Steps")
+    grid[0].set_ylabel("Validation accuracy (%), mean over seeds")
+    grid[0].legend(loc="lower right", fontsize=8)
+
+
+def _row(figure: Figure, count: int) -> list[Axes]:
+    figure.set_size_inches(3.6 * count, 3.8)
+    return list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def _style(position: int, name: str) -> dict[str, Any]:
+    if name == KR:
+        return {"color": _KR_COLOUR, "marker": "o", "zorder": 5}
+    number = position % len(_COLOURS)
+    return {"color": _COLOURS[number], "marker": _MARKERS[number]}

@@ -1,0 +1,46 @@
+"""C1: how far final students are from the teacher at every depth, traced once they have ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from krscale.assemble import prepare
+from krscale.checkpoint import load_weights
+from krscale.config import Experiment
+from krscale.data import find_data
+from krscale.provenance import student_path
+from krscale.residual import trace_residual, validation_knowledge
+from krscale.rungs import build_student, ladder_rungs
+from parts.claims.families import KR
+
+
+def trace_finals(
+    experiment: Experiment, capacity: str, seeds: Sequence[int]
+) -> dict[int, list[float]]:
+    """Return, by seed, a final student's residual at every relative depth, shallowest first.
+
+    Args:
+        experiment: A finished search with the method KR.
+        capacity: The rung.
+        seeds: Of its final trainings.
+    """
+    prepared = prepare(experiment, _Silent())
+    knowledge = validation_knowledge(experiment, prepared)
+    dataset = find_data(experiment.data, experiment.cache_path)
+    rung = next(r for r in ladder_rungs(experiment, dataset) if r.capacity == capacity)
+    traced = {}
+    for seed in seeds:
+        student = build_student(experiment, dataset, rung.width)
+        path = student_path(experiment.run_path, KR, capacity, seed)
+        load_weights(path, student, where=str(path))
+        residual = trace_residual(experiment, prepared, student, knowledge)
+        traced[seed] = [residual[depth] for depth in sorted(residual)]
+    return traced
+
+
+class _Silent:
+    def phase(self, title: str) -> None:
+        pass
+
+    def advance(self, done: int, total: int) -> None:
+        pass

@@ -1,0 +1,218 @@
+"""From records to the four claims, as the JSON that everything else is drawn from. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from parts.claims.families import (
+    COMBINED,
+    KR,
+    OPPONENTS,
+    POSTERIORS,
+    WITHOUT_SPARSITY,
+)
+from parts.claims.measures import (
+    Interval,
+    Verdict,
+    deepest_third,
+    differences,
+    overall,
+    speed,
+    steps_to_final,
+)
+from parts.claims.records import Record
+
+GOALS = {
+    "C1": {"deepest_third_reduction": 0.30},
+    "C2": {"steps_to_kd": 0.60, "steps_to_plain": 0.40},
+    "C3": {"gain_over_best_opponent": 0.01},
+    "C4": {"gain": 0.0},
+}
+REFERENCES = ("plain", "kd")
+"""Whose final accuracy is raced to in C2."""
+
+Rung = Mapping[str, Record]
+"""The records of one rung, by label."""
+Json = dict[str, Any]
+
+
+def by_rung(records: Sequence[Record], capacities: Sequence[str]) -> dict[str, dict[str, Record]]:
+    """Sort records by rung, in the order of the capacities; those without a final are left out."""
+    return {
+        capacity: {r.label: r for r in records if r.capacity == capacity and r.test}
+        for capacity in capacities
+    }
+
+
+def method_json(record: Record, rung: Rung, steps_per_epoch: int) -> Json:
+    """Return what a method reached at a rung, every seed's numbers included."""
+    seeds = sorted(record.test)
+    content: Json = {
+        "test_accuracy": [record.test[seed] for seed in seeds],
+        "val_accuracy": [record.val[seed] for seed in seeds],
+        "num_trials": record.num_trials,
+        "num_pruned": record.num_pruned,
+        "num_failed": record.num_failed,
+    }
+    for name in REFERENCES:
+        if name in rung:
+            steps = steps_to_final(record.curves, rung[name].curves, steps_per_epoch)
+            content[f"steps_to_{name}"] = [
+                None if found is None else round(found, 1) for found in steps.values()
+            ]
+    content["best"] = dict(record.best)
+    content["val_curves"] = [[round(v, 4) for v in record.curves[seed]] for seed in seeds]
+    return content
+
+
+def residual_claim(residuals: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]) -> Json:
+    """Judge C1.
+
+    Args:
+        residuals: By rung, then `layer_wise` and `aggregated`, then seed: mean divergence of the
+            student from the teacher at each depth, shallowest first.
+    """
+    reductions: list[Json] = []
+    for capacity, pair in residuals.items():
+        layer_wise, aggregated = pair["layer_wise"], pair["aggregated"]
+        found = [
+            1.0 - deepest_third(aggregated[seed]) / deepest_third(layer_wise[seed])
+            for seed in sorted(layer_wise.keys() & aggregated.keys())
+        ]
+        interval = Interval.over(found)
+        reductions.append(
+            {
+                "capacity": capacity,
+                **interval.to_json(),
+                "verdict": interval.above(0.0),
+                "goal_met": _met(interval.above(0.0), interval.mean >= 0.30),
+                "reductions": [round(value, 4) for value in found],
+            }
+        )
+    by_depth = {
+        capacity: {
+            kind: [[round(r, 5) for r in by_seed[seed]] for seed in sorted(by_seed)]
+            for kind, by_seed in pair.items()
+        }
+        for capacity, pair in residuals.items()
+    }
+    return {
+        "residual_by_depth": by_depth,
+        "deepest_third_reduction": reductions,
+        "verdict": overall([entry["verdict"] for entry in reductions]),
+    }
+
+
+def speed_claim(rungs: Mapping[str, Rung], steps_per_epoch: int) -> Json:
+    """Judge C2: steps to the final accuracy of KD and plain, and what sparsity changes."""
+    entries: list[Json] = []
+    for capacity, rung in rungs.items():
+        entry: Json = {"capacity": capacity}
+        for label in (KR, WITHOUT_SPARSITY):
+            if label in rung:
+                entry[label] = {
+                    f"steps_to_{name}": _race(rung[label], rung[name], name, steps_per_epoch)
+                    for name in REFERENCES
+                    if name in rung
+                }
+        if KR in rung and WITHOUT_SPARSITY in rung:
+            entry["accuracy_gained_by_sparsity"] = _gain(rung[KR], rung[WITHOUT_SPARSITY])
+        entries.append(entry)
+    verdicts = {
+        name: overall(
+            [
+                entry[KR][f"steps_to_{name}"]["verdict"]
+                for entry in entries
+                if f"steps_to_{name}" in entry.get(KR, {})
+            ]
+        )
+        for name in REFERENCES
+    }
+    return {"rungs": entries, "verdict": verdicts}
+
+
+def gain_claim(rungs: Mapping[str, Rung]) -> Json:
+    """Judge C3: KR against the opponent that was best on validation, and against each."""
+    best: list[Json] = []
+    each: list[Json] = []
+    family: list[Json] = []
+    for capacity, rung in rungs.items():
+        opponents = [name for name in OPPONENTS if name in rung]
+        if KR not in rung or not opponents:
+            continue
+        opponent = best_on_validation(rung, opponents)
+        gain = _gain(rung[KR], rung[opponent])
+        gain["goal_met"] = _met(gain["verdict"], gain["mean"] >= 0.01)
+        best.append({"capacity": capacity, "opponent": opponent, **gain})
+        each.append(
+            {
+                "capacity": capacity,
+                "gain": {name: _gain(rung[KR], rung[name]) for name in opponents},
+            }
+        )
+        ours = best_on_validation(
+            rung, [name for name in (KR, WITHOUT_SPARSITY, *COMBINED) if name in rung]
+        )
+        family.append(
+            {
+                "capacity": capacity,
+                "method": ours,
+                "opponent": opponent,
+                **_gain(rung[ours], rung[opponent]),
+            }
+        )
+    return {
+        "gain_over_best_opponent": best,
+        "gain_over_each": each,
+        "gain_of_best_kr_variant": family,
+        "verdict": overall([entry["verdict"] for entry in best]),
+    }
+
+
+def combination_claim(rungs: Mapping[str, Rung]) -> Json:
+    """Judge C4: KR with each method on the logits against that method alone."""
+    content: Json = {}
+    for name in POSTERIORS:
+        entries = [
+            {"capacity": capacity, **_gain(rung[f"{KR}+{name}"], rung[name])}
+            for capacity, rung in rungs.items()
+            if f"{KR}+{name}" in rung and name in rung
+        ]
+        if entries:
+            verdict = overall([entry["verdict"] for entry in entries])
+            content[name] = {"gain": entries, "verdict": verdict}
+    verdicts = [entry["verdict"] for found in content.values() for entry in found["gain"]]
+    return {"methods": content, "verdict": overall(verdicts).replace("rung", "pair")}
+
+
+def best_on_validation(rung: Rung, names: Sequence[str]) -> str:
+    """Return the method with the best mean validation accuracy; the test split has no say."""
+
+    def mean(name: str) -> float:
+        values = rung[name].val.values()
+        return math.fsum(values) / len(values) if values else -math.inf
+
+    return max(names, key=mean)
+
+
+def _race(ours: Record, theirs: Record, name: str, steps_per_epoch: int) -> Json:
+    found = speed(ours.curves, theirs.curves, steps_per_epoch)
+    goal = GOALS["C2"][f"steps_to_{name}"]
+    met = _met(found.verdict, found.interval.mean <= goal)
+    return {**found.to_json(), "verdict": found.verdict, "goal_met": met}
+
+
+def _gain(ours: Record, theirs: Record) -> Json:
+    gains = differences(ours.test, theirs.test)
+    interval = Interval.over(gains)
+    return {
+        **interval.to_json(),
+        "verdict": interval.above(0.0),
+        "differences": [round(gain, 5) for gain in gains],
+    }
+
+
+def _met(verdict: Verdict, far_enough: bool) -> bool:
+    return verdict == "holds" and far_enough

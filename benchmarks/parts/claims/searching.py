@@ -1,0 +1,82 @@
+"""Every family searched by krscale itself, and what its run folder says afterwards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from krscale import tune
+from krscale.assemble import describe
+from krscale.config import Experiment
+from krscale.curve import Curve, read_curve
+from krscale.curve.result import CURVE_FILE
+from krscale.provenance import read_experiment
+from krscale.search.assignment import StudyKey
+from krscale.search.retries import SEED
+from krscale.search.space import load_space
+from parts.claims.families import JOB, Family
+from parts.claims.records import Record
+
+
+def search(family: Family, storage: Path, changes: Sequence[str], *, quiet: bool) -> None:
+    """Run the search of a family to its end, or continue it; a finished one stays untouched.
+
+    Raises:
+        UserError: Whatever `krscale tune` refuses, e.g. when the folder holds another experiment.
+    """
+    experiment = family.experiment(storage, changes)
+    if is_finished(experiment):
+        return
+    overrides = family.overrides(storage, changes)
+    arguments = [str(JOB), *(part for change in overrides for part in ("--set", change))]
+    tune.run([*arguments, "--quiet"] if quiet else arguments)
+
+
+def is_finished(experiment: Experiment) -> bool:
+    """Say whether this very experiment, its search space included, has run to its end."""
+    folder = experiment.run_path
+    if not (folder / CURVE_FILE).is_file():
+        return False
+    same = read_experiment(folder).fingerprint() == experiment.fingerprint()
+    bound = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))["bound"]
+    space = load_space(experiment, describe(experiment).num_taps).describe()
+    return same and bound["space"] == space
+
+
+def read_records(family: Family, experiment: Experiment) -> tuple[Curve, list[Record]]:
+    """Return the curve of a finished family, and a record per method and rung."""
+    curve = read_curve(experiment.run_path)
+    journal = JournalFileBackend(str(experiment.run_path / "journal.log"))
+    storage = JournalStorage(journal)
+    records = [
+        Record(
+            label=family.label_of(method),
+            capacity=rung.capacity,
+            test=dict(zip(result.seeds, result.test_accuracies, strict=True)),
+            val=dict(zip(result.seeds, result.val_accuracies, strict=True)),
+            curves=_final_curves(storage, method, rung.capacity),
+            num_trials=result.num_trials,
+            num_pruned=result.num_pruned,
+            num_failed=result.num_failed,
+            best=result.best,
+        )
+        for rung in curve.rungs
+        for method, result in rung.methods.items()
+    ]
+    return curve, records
+
+
+def _final_curves(storage: JournalStorage, method: str, capacity: str) -> dict[int, list[float]]:
+    name = StudyKey(method, capacity, final=True).name
+    study = optuna.load_study(study_name=name, storage=storage)
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return {
+        int(trial.user_attrs[SEED]): [v for _, v in sorted(trial.intermediate_values.items())]
+        for trial in complete
+    }

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks.claims_records import record
+from parts.claims.page import page
+from parts.claims.pictures import draw_figures
+from parts.claims.scoreboard import (
+    by_rung,
+    combination_claim,
+    gain_claim,
+    method_json,
+    residual_claim,
+    speed_claim,
+)
+
+from krscale.config import load
+
+
+@pytest.fixture
+def result() -> dict[str, Any]:
+    """A result in which KR loses to KD at one rung and wins at the other."""
+    records = [
+        record("kr", [0.40, 0.41, 0.42], capacity="1/32"),
+        record("kd", [0.50, 0.51, 0.52], capacity="1/32"),
+        record("plain", [0.30, 0.31, 0.32], capacity="1/32"),
+        record("kr", [0.80, 0.81, 0.82], capacity="1/4"),
+        record("kd", [0.70, 0.71, 0.72], capacity="1/4"),
+        record("kr+kd", [0.70, 0.71, 0.72], capacity="1/4"),
+    ]
+    rungs = by_rung(records, ["1/32", "1/4"])
+    traced = {"layer_wise": {1: [3.0, 2.0, 1.0]}, "aggregated": {1: [3.0, 2.0, 0.5]}}
+    sizes = {"1/32": 5000, "1/4": 40000}
+    return {
+        "command": "python benchmarks/claims.py",
+        "commit": "0123456789abcdef",
+        "machine": "2 x test",
+        "unfinished": ["features"],
+        "task": load(None, []).model_dump(mode="json"),
+        "teacher": {
+            "model": "resnet",
+            "width": 16,
+            "num_parameters": 170_000,
+            "test_accuracy": 0.9,
+        },
+        "trial_seconds": 7200,
+        "seeds": [1000, 1001, 1002],
+        "steps_per_epoch": 10,
+        "rungs": [
+            {
+                "capacity": capacity,
+                "num_parameters": sizes[capacity],
+                "flops": 1000,
+                "width": 4,
+                "methods": {name: method_json(r, rung, 10) for name, r in rung.items()},
+            }
+            for capacity, rung in rungs.items()
+        ],
+        "C1": residual_claim({"1/4": traced}),
+        "C2": speed_claim(rungs, 10),
+        "C3": gain_claim(rungs),
+        "C4": combination_claim(rungs),
+    }
+
+
+def test_the_page_says_what_is_unfinished_and_where_kr_loses(result: dict[str, Any]) -> None:
+    text = page(result, {})
+    assert "**Unfinished.** Not measured yet: features." in text
+    assert "- at 1/32, `kd` is better than `kr` by +10.0 points" in text
+    assert "| 1/4 | `kd` | +10.0 [+10.0 to +10.0] | holds | yes |" in text
+    assert "C3: holds at 1 of 2 rungs, does not hold at 1 of 2 rungs." in text
+    assert "**41.0 ± 2.5**" not in text  # bold is the best of its rung, which is KD here
+    assert "**51.0 ± 2.5**" in text
+
+
+def test_a_page_before_anything_was_measured_can_be_written(result: dict[str, Any]) -> None:
+    empty = {
+        **result,
+        "teacher": None,
+        "rungs": [{**rung, "methods": {}} for rung in result["rungs"]],
+        "C1": residual_claim({}),
+        "C2": speed_claim({}, 10),
+        "C3": gain_claim({}),
+        "C4": combination_claim({}),
+    }
+    assert page(empty, {}).count("Not measured yet.") == 5
+
+
+def test_every_figure_is_drawn_and_shown(result: dict[str, Any], tmp_path: Path) -> None:
+    figures = draw_figures(result, tmp_path)
+    assert [path.name for path in figures] == [
+        "claims-accuracy.png",
+        "claims-residual.png",
+        "claims-convergence.png",
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures)
+    text = page(result, {path.stem: Path("images") / path.name for path in figures})
+    assert text.count("](images/claims-") == 3

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from krscale.config import DataConfig, TrainConfig, ViewsConfig
 from krscale.data import Dataset, prepare_data
@@ -160,6 +161,34 @@ class Poisoned(Method):
 def test_the_first_term_that_is_not_finite_is_named(dataset: Dataset) -> None:
     with pytest.raises(NonFiniteError, match=r"'poisoned' is not finite in epoch 1, step 3 of"):
         training(dataset, Poisoned()).run_epoch()
+
+
+class NoReading(TorchDispatchMode):
+    """Refuses what makes the host wait for the value of a tensor on a GPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        assert func.overloadpacket not in (
+            torch.ops.aten._local_scalar_dense,
+            torch.ops.aten.nonzero,
+            torch.ops.aten.equal,
+        ), f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+class Reading(Poisoned):
+    """Looks at its own loss in every step."""
+
+    def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
+        sound = nn.functional.cross_entropy(student.logits, batch.labels, reduction="none")
+        return {"sound": sound / max(1.0, float(sound.detach().max()))}
+
+
+def test_no_step_waits_for_the_device(dataset: Dataset) -> None:
+    with NoReading():
+        metrics = training(dataset).run_epoch()
+    assert metrics["train/loss"] > 0
+    with NoReading(), pytest.raises(AssertionError, match="_local_scalar_dense"):
+        training(dataset, Reading()).run_epoch()
 
 
 def test_student_is_in_train_mode_in_every_epoch(dataset: Dataset) -> None:

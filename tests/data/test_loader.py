@@ -131,6 +131,18 @@ class TestEpoch:
         assert not torch.equal(sorted_images(first), sorted_images(second))
         assert not torch.equal(first.samples, again.samples)
 
+    @pytest.mark.parametrize(("num_views", "differ"), [(1, 1), (6, 6)])
+    def test_one_view_for_all_epochs_or_one_for_each(self, dataset, num_views, differ):
+        views = ViewsConfig(num_views=num_views, shift=1, flip=True)
+        loader = _loader(dataset, views=views, store=None)
+        epochs = [list(loader.epoch(epoch)) for epoch in range(6)]
+        order = [torch.cat([b.samples for b in batches]).argsort() for batches in epochs]
+        seen = {
+            torch.cat([b.images for b in batches])[places].numpy().tobytes()
+            for batches, places in zip(epochs, order, strict=True)
+        }
+        assert len(seen) == differ
+
     def test_empty_share(self, dataset):
         loader = _loader(dataset, global_batch_size=42, rank=1, world_size=2)
         *_, last = loader.epoch(0)

@@ -126,6 +126,20 @@ def test_every_part_of_the_student_learns(name: str, changes: dict[str, Any]) ->
 
 
 @every_method
+def test_nothing_is_read_back_to_the_host(name: str, changes: dict[str, Any]) -> None:
+    """Meta tensors hold no values: whatever makes a step wait for the device raises."""
+    learner, batch = make(name, changes).to("meta"), make_batch(7)
+    moved = {
+        field: value.to("meta") for field, value in vars(batch).items() if torch.is_tensor(value)
+    }
+    on_meta = replace(batch, **moved)
+    # Past the learner's own forward, as there is no autocast for meta tensors.
+    terms = learner.method(learner.tapped(on_meta.images), on_meta)
+    total(terms).backward()
+    assert all(value.is_meta for value in learner.method.diagnostics().values())
+
+
+@every_method
 def test_the_teacher_gets_no_gradient(name: str, changes: dict[str, Any]) -> None:
     batch = make_batch(7)
     assert batch.tap_logits is not None

@@ -12,6 +12,7 @@ DOORS = {
     "distill": "distil one student, on one worker or many",
     "teach": "prepare data, teacher and its knowledge",
     "report": "print, draw and explain the result of a run, or compare several",
+    "insight": "say which settings mattered, and which won at which capacity",
     "pick": "choose a student of a finished run and export it (ONNX, safetensors, pt2)",
     "space": "check a search space, and list what it varies",
     "store": "check or describe what the teacher said, as it is kept for a run",

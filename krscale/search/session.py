@@ -17,6 +17,7 @@ from krscale.errors import UserError
 from krscale.progress import Progress
 from krscale.provenance import run_folder
 from krscale.rungs import Rung, build_student, ladder_rungs
+from krscale.search.insight_figure import record_insight
 from krscale.search.ladder import Ladder
 from krscale.search.listeners import ProgressListener, TrackingListener
 from krscale.search.results import collect
@@ -98,7 +99,8 @@ def _search(
         tracking.on_curve(curve, ladder)
         figure = experiment.run_path / "curve.png"
         draw_curve(curve, figure)
-        for path in (write_curve(curve, experiment.run_path), figure):
+        _, insight_files = record_insight(experiment.run_path)
+        for path in (write_curve(curve, experiment.run_path), figure, *insight_files):
             tracking.log_artifact(path)
         state = "COMPLETE"
     finally:

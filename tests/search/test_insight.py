@@ -1,0 +1,120 @@
+"""Insight from a journal: what mattered, what came near the best, and who can open it."""
+
+import json
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from krscale.insight import main
+from krscale.search.insight import find_insight
+from krscale.search.insight_figure import draw_insight
+
+BEST_GRANULARITY = {"1/64": 2, "1/4": 5}
+
+
+def write_journal(run: Path, num_trials: int = 24) -> None:
+    """Two rungs whose best granularity differs; sparsity hardly matters, decay not at all."""
+    run.mkdir()
+    storage = JournalStorage(JournalFileBackend(str(run / "journal.log")))
+    for capacity, best in BEST_GRANULARITY.items():
+        study = optuna.create_study(
+            storage=storage, study_name=f"kr@{capacity}", direction="maximize",
+            sampler=optuna.samplers.RandomSampler(seed=best),
+        )  # fmt: skip
+        for number in range(num_trials):
+            trial = study.ask()
+            granularity = trial.suggest_int("distill.granularity", 1, 6)
+            sparsity = trial.suggest_float("distill.sparsity", 0.0, 0.9)
+            trial.suggest_float("train.weight_decay", 1e-5, 1e-3, log=True)
+            if granularity > 1:
+                trial.suggest_float("distill.auxiliary_weight", 0.1, 2.0)
+            value = 0.9 - 0.02 * abs(granularity - best) - 0.003 * sparsity
+            if number == 0:
+                trial.set_user_attr("interrupted", "the search was interrupted")
+                study.tell(trial, state=TrialState.FAIL)
+            elif number == 1:
+                study.tell(trial, state=TrialState.FAIL)
+            elif number == 2:
+                trial.report(0.99, 1)  # what early stopping saw is not what a whole trial reaches
+                study.tell(trial, state=TrialState.PRUNED)
+            else:
+                study.tell(trial, value)
+    optuna.create_study(storage=storage, study_name="kr@1/4 final")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "found"
+    write_journal(folder)
+    return folder
+
+
+def test_what_won_and_what_mattered_at_each_rung(run: Path) -> None:
+    insight = find_insight(run)
+    assert [study.capacity for study in insight.studies] == ["1/64", "1/4"], "smallest first"
+    for study in insight.studies:
+        assert (study.num_complete, study.num_pruned, study.num_failed) == (21, 1, 1)
+        best = BEST_GRANULARITY[study.capacity]
+        assert study.best["distill.granularity"] == best
+        assert study.near_best["distill.granularity"] == [best, best]
+        assert study.best_accuracy == pytest.approx(0.9, abs=0.003)
+        shares = study.importance.shares
+        assert next(iter(shares)) == "distill.granularity"
+        assert shares["distill.granularity"] > 0.9
+        assert sum(shares.values()) == pytest.approx(1.0)
+        assert study.importance.left_out == ("distill.auxiliary_weight",)
+        assert len(study.settings) == 21
+
+
+def test_few_trials_explain_nothing_and_say_so(tmp_path: Path) -> None:
+    write_journal(tmp_path / "short", num_trials=8)
+    for study in find_insight(tmp_path / "short").studies:
+        assert study.importance.shares == {}
+        assert study.importance.reason == "5 trials ran to their end; 8 are needed"
+        assert study.best_accuracy is not None
+
+
+def test_the_door_writes_data_and_figure(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((run / "insight.json").read_text())
+    assert (run / "insight.png").stat().st_size > 20_000
+    assert main([str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "within half a point" in out
+    assert "21 whole, 1 stopped, 1 failed" in out
+
+
+def test_no_figure_without_granularity_and_sparsity(tmp_path: Path) -> None:
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal.log")))
+    study = optuna.create_study(storage=storage, study_name="plain@1/4", direction="maximize")
+    study.tell(study.ask(), 0.5)
+    assert not draw_insight(find_insight(tmp_path), tmp_path / "insight.png")
+    assert not (tmp_path / "insight.png").exists()
+
+
+def test_a_folder_without_a_search_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path)]) == 2
+    assert "no search was run here" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")  # of another program
+def test_optuna_dashboard_opens_the_journal_as_it_is(run: Path) -> None:
+    from optuna_dashboard import wsgi
+
+    app = wsgi(JournalStorage(JournalFileBackend(str(run / "journal.log"))))
+    status: list[str] = []
+    environ = {
+        "REQUEST_METHOD": "GET", "PATH_INFO": "/api/studies", "SERVER_NAME": "localhost",
+        "SERVER_PORT": "80", "wsgi.url_scheme": "http",
+    }  # fmt: skip
+    body = b"".join(app(environ, lambda code, headers, *_: status.append(code)))
+    assert status[0].startswith("200")
+    names = {study["study_name"] for study in json.loads(body)["study_summaries"]}
+    assert names == {"kr@1/64", "kr@1/4", "kr@1/4 final"}

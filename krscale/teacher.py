@@ -252,6 +252,7 @@ def _train(
         weight_decay=config.weight_decay,
         global_batch_size=experiment.train.global_batch_size,
         seed=config.seed,
+        max_grad_norm=0.0,  # cross-entropy alone needs none, and kept teachers had none
     )
     context = MethodContext.without_teacher(len(dataset.classes))
     learner = Learner(model, (), build_method("plain", context, {"ce_weight": 1.0}))

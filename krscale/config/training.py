@@ -22,7 +22,7 @@ class TrainConfig(Section):
     """Momentum of SGD."""
     weight_decay: Weight = 5e-4
     """Weight decay, not applied to norms and biases."""
-    max_grad_norm: Weight = 0.0
+    max_grad_norm: Weight = 2.0
     """Longer gradients are shortened to this norm, over all weights together; 0 sets no limit."""
     warmup_epochs: Annotated[float, Field(ge=0.0)] = 1.0
     """Epochs of linear warm-up."""

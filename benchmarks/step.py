@@ -3,7 +3,7 @@
 Writes `benchmarks/results/step.json` and its section of `docs/benchmarks.md`. Runs without Ray,
 wherever torch does:
 
-    python benchmarks/step.py [--device cuda] [--parts steps,build,accuracy,loader,memory]
+    python benchmarks/step.py [--device cuda] [--parts steps,options,build,accuracy,loader,memory]
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from parts.document import write_section
 from parts.loading import measure_loader
 from parts.measuring import ROOT, clock_for, commit, machine
 from parts.memory import measure_memory
+from parts.options import measure_options
 from parts.setting import Setting
 from parts.steps import measure_steps
 from parts.storing import measure_accuracy, measure_build
@@ -46,7 +47,8 @@ LEARNED = (
     "data.glyphs.num_test=64",
     "teacher.width=16",
     "teacher.num_epochs=12",
-    "train.num_epochs=8",
+    # Short, for the sake of many seeds: how far two trainings drift apart hides the difference.
+    "train.num_epochs=4",
 )
 
 
@@ -61,6 +63,7 @@ def main() -> None:
         "commit": commit(),
         "machine": machine(device),
         "clock": clock_for(device)[1],
+        "device": device.type,
     }
     for name, measure in _parts(arguments).items():
         if name in arguments.parts:
@@ -86,6 +89,9 @@ def _parts(arguments: argparse.Namespace) -> dict[str, Callable[[], dict[str, An
         teacher = f"resnet width {facts.width} ({facts.num_parameters:,} parameters)"
         return {"teacher": teacher, "pairs": measure_steps(setting, arguments.rounds)}
 
+    def options() -> dict[str, Any]:
+        return {"options": measure_options(Setting(storage, *TIMED, on_device), 2)}
+
     def build() -> dict[str, Any]:
         return {"store": measure_build(Setting(storage, *LEARNED, on_device), storage, 3)}
 
@@ -102,15 +108,15 @@ def _parts(arguments: argparse.Namespace) -> dict[str, Callable[[], dict[str, An
     def memory() -> dict[str, Any]:
         return measure_memory(storage)
 
-    return {f.__name__: f for f in (steps, build, accuracy, loader, memory)}
+    return {f.__name__: f for f in (steps, options, build, accuracy, loader, memory)}
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--parts", default="steps,build,accuracy,loader,memory")
+    parser.add_argument("--parts", default="steps,options,build,accuracy,loader,memory")
     parser.add_argument("--rounds", type=int, default=4, help="epochs of every kind of step")
-    parser.add_argument("--seeds", type=int, default=6, help="seeds of the accuracy comparison")
+    parser.add_argument("--seeds", type=int, default=20, help="seeds of the accuracy comparison")
     parser.add_argument("--storage", type=Path, default=ROOT / "runs" / "benchmarks")
     arguments = parser.parse_args()
     arguments.parts = arguments.parts.split(",")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from krscale.assemble import build_training, ladder_rungs
+from krscale.curve.interval import half_width
 from krscale.data.views import normalise
 from krscale.loop import fit
 from krscale.parallel import Workers
@@ -20,8 +21,6 @@ from parts.measuring import clock_for, ratio, take_turns
 from parts.setting import Setting
 
 FORWARD_BATCH_SIZE = 256
-# Two-sided 95 % quantiles of Student's t for n - 1 degrees of freedom.
-_T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 8: 2.36, 10: 2.26, 12: 2.20, 16: 2.13}
 
 
 def measure_build(setting: Setting, storage: Path, num_rounds: int) -> dict[str, Any]:
@@ -92,10 +91,9 @@ def measure_accuracy(storage: Path, num_seeds: int, *changes: str) -> dict[str, 
             accuracy[name] = fit(training, lambda metrics: None)["val/accuracy"]
         losses.append(100 * (accuracy["exact"] - accuracy["chosen"]))
         print(f"  seed {seed}: {accuracy}", flush=True)
-    spread = statistics.stdev(losses) / math.sqrt(num_seeds)
     return {
         "accuracy_loss_points": round(statistics.mean(losses), 2),
-        "accuracy_loss_interval": round(_T[num_seeds] * spread, 2),
+        "accuracy_loss_interval": round(half_width(losses) or math.inf, 2),
         "accuracy_num_seeds": num_seeds,
         "accuracy_student": f"resnet width {rung.width}",
         "teacher_val_accuracy": round(chosen.assets.teacher.val_accuracy, 4),

@@ -1,0 +1,44 @@
+"""(a) The step's settings: channels-last, bf16 and torch.compile against the default."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from krscale.assemble import build_training, ladder_rungs
+from krscale.parallel import Workers
+from parts.measuring import clock_for, ratio, take_turns
+from parts.setting import Setting
+
+OPTIONS = {
+    "channels_last": ("train.channels_last=true",),
+    "bf16": ("train.precision='bf16'",),
+    "bf16_channels_last": ("train.precision='bf16'", "train.channels_last=true"),
+    "compile": ("train.compile=true",),
+}
+
+
+def measure_options(setting: Setting, num_rounds: int) -> list[dict[str, Any]]:
+    """Return one row per student size: a step of KR with the store, over the default step.
+
+    The first round, in which `compile` compiles, does not count.
+    """
+    clock, _ = clock_for(setting.device)
+    rows = []
+    for rung in ladder_rungs(setting.experiment, setting.assets.dataset):
+        epochs: dict[str, Callable[[], object]] = {}
+        for name, changes in {"default": (), **OPTIONS}.items():
+            experiment = setting.with_changes(
+                "distill.method=kr", "train.num_epochs=1000", *changes
+            )
+            training = build_training(
+                experiment, setting.assets, rung.width, Workers.alone(setting.device)
+            )
+            training._validate = dict  # type: ignore[method-assign]  # the steps alone are timed
+            epochs[name] = training.run_epoch
+        seconds = take_turns(epochs, num_rounds, clock)
+        row: dict[str, Any] = {"student": f"resnet width {rung.width}"}
+        row |= {name: ratio(seconds, name, "default") for name in OPTIONS}
+        rows.append(row)
+        print(f"  {row}", flush=True)
+    return rows

@@ -77,7 +77,8 @@ def weight_histograms(
     device = weights[0].device
     values = torch.cat([_standardised(weight) for weight in weights])
     position = (values.clamp(-RANGE, RANGE) + RANGE) * ((num_bins - 1) / (2.0 * RANGE))
-    left = position.detach().floor().clamp_max(num_bins - 2)
+    # A weight that is NaN must make the histogram NaN, not an index that does not exist.
+    left = position.detach().nan_to_num(0.0).floor().clamp_max(num_bins - 2)
     share = position - left
     first_bins = torch.arange(len(sizes), device=device) * num_bins
     counts = torch.tensor(sizes, device=device)

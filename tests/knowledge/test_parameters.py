@@ -97,6 +97,13 @@ def test_a_constant_layer_is_safe(value: float) -> None:
     assert torch.isfinite(layer.weight.grad).all()
 
 
+def test_a_weight_that_is_nan_shows_in_the_histogram() -> None:
+    layer = nn.Linear(4, 4)
+    with torch.no_grad():
+        layer.weight[0, 0] = torch.nan
+    assert weight_histogram([layer]).isnan().any()
+
+
 def test_outliers_fall_into_the_outermost_bins() -> None:
     weight = torch.zeros(1, 101)
     weight[0, 0] = 1.0  # ten standard deviations from the mean

@@ -25,7 +25,8 @@ def make_dataset(path: Path, num_classes: int, num_samples: int) -> Dataset:
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (num_samples, *IMAGE_SHAPE), dtype=np.uint8)
     labels = generator.integers(0, num_classes, num_samples)
-    write_split(path / "train.arrow", Split(images, labels))
+    if not (path / "train.arrow").exists():
+        write_split(path / "train.arrow", Split(images, labels))
     return Dataset(
         path=path,
         fingerprint="data",

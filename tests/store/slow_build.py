@@ -21,7 +21,6 @@ def main() -> None:
         if small.num_opened:
             time.sleep(1000.0 if done >= hang_at else float(sys.argv[2]))
 
-    small.dataset  # noqa: B018 - written now: both processes write the same bytes
     print("ready", flush=True)
     sys.stdin.readline()
     small.prepare(report)

@@ -426,6 +426,7 @@ class TestProcesses:
 
     def _start(self, small, *arguments):
         script = Path(__file__).with_name("slow_build.py")
+        small.dataset  # noqa: B018 - written before the first process starts, then only read
         return subprocess.Popen(
             [sys.executable, str(script), str(small.folder), *map(str, arguments)],
             stdin=subprocess.PIPE,

@@ -50,20 +50,20 @@ class Workers:
         return cls(dist.get_rank(), dist.get_world_size(), torch.device(device))
 
 
-def share_of(batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
-    """Return the half-open range `(start, stop)` of a batch that worker `rank` takes.
+def share_of(num_samples: int, share: int, num_shares: int) -> tuple[int, int]:
+    """Return the half-open range `(start, stop)` of samples in one of several even shares.
 
-    Shares are contiguous, cover the batch, and differ by at most one sample; with fewer samples
-    than workers, some are empty.
+    A worker takes such a share of a batch, and a step of an epoch. Shares are contiguous, cover
+    all samples, and differ by at most one; with fewer samples than shares, some are empty.
 
     Raises:
-        ValueError: If `rank` is not one of `world_size` workers.
+        ValueError: If `share` is not one of `num_shares`, counted from 0.
     """
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} is not one of {world_size} workers")
-    size, larger = divmod(batch_size, world_size)
-    start = rank * size + min(rank, larger)
-    return start, start + size + (rank < larger)
+    if not 0 <= share < num_shares:
+        raise ValueError(f"share {share} is not one of {num_shares}")
+    size, larger = divmod(num_samples, num_shares)
+    start = share * size + min(share, larger)
+    return start, start + size + (share < larger)
 
 
 def sum_over_workers(tensor: Tensor) -> Tensor:

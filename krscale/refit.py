@@ -16,10 +16,10 @@ from krscale.assemble import (
     prepare_features,
 )
 from krscale.checkpoint import save_weights
-from krscale.config import Experiment, with_values
+from krscale.config import Experiment
 from krscale.data import Dataset
 from krscale.data.joining import join_train_and_val
-from krscale.loop import Training, fit_or_continue
+from krscale.loop import fit_or_continue
 from krscale.parallel import Workers
 from krscale.recipe import StoreRecipe
 from krscale.store import KnowledgeStore
@@ -54,7 +54,8 @@ def refit(
     with FileLock(folder / ".lock"):
         if not weights.exists():
             assets = _assets(experiment, dataset, reporter)
-            training = _training(experiment, assets, width)
+            workers = Workers.alone(pick_device(experiment.train.device))
+            training = build_training(experiment, assets, width, workers)
             reporter.phase("train")
             num_epochs = experiment.train.num_epochs
             fit_or_continue(
@@ -63,24 +64,6 @@ def refit(
             save_weights(weights, training.student)
         shutil.rmtree(checkpoint, ignore_errors=True)
     return weights
-
-
-def _training(experiment: Experiment, assets: Assets, width: int) -> Training:
-    """Build the training; more images must not end every epoch in a batch of a few.
-
-    Batch norm's running statistics and a full step would hang on those few: on the digits, a last
-    batch of 3 in place of 45 cost 5 points of test accuracy (docs/log.md).
-    """
-    size = full_batch_size(assets.dataset.num_samples["train"], experiment.train.global_batch_size)
-    settings = with_values(experiment, {"train.global_batch_size": size}, "refit")
-    workers = Workers.alone(pick_device(experiment.train.device))
-    return build_training(settings, assets, width, workers)
-
-
-def full_batch_size(num_samples: int, at_most: int) -> int:
-    """Return the largest size of batch whose last batch is at least half full."""
-    sizes = range(at_most, 0, -1)
-    return next(size for size in sizes if 2 * ((num_samples - 1) % size + 1) >= size)
 
 
 def _assets(experiment: Experiment, dataset: Dataset, reporter: Reporter) -> Assets:

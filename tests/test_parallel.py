@@ -256,7 +256,7 @@ class TestShareOf:
 
     @pytest.mark.parametrize("rank", [-1, 2])
     def test_unknown_rank(self, rank):
-        with pytest.raises(ValueError, match=f"rank {rank} is not one of 2"):
+        with pytest.raises(ValueError, match=f"share {rank} is not one of 2"):
             share_of(4, rank, 2)
 
 

@@ -1,7 +1,6 @@
 """`krscale pick` on a finished run: what is chosen, exported, trained again, and refused."""
 
 import json
-import math
 import re
 import shutil
 import subprocess
@@ -13,8 +12,6 @@ import onnxruntime
 import pytest
 import torch
 from finished_run import BEST
-from hypothesis import given
-from hypothesis import strategies as st
 from running import environment
 from safetensors.torch import load_file
 
@@ -25,7 +22,6 @@ from krscale.delivery import Order, choose_student, deliver
 from krscale.pick import main
 from krscale.progress import Progress
 from krscale.provenance import read_experiment, student_path
-from krscale.refit import full_batch_size
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -129,15 +125,6 @@ def refit_again(run: Path, output: Path, epochs: list[int]) -> dict[str, torch.T
     assert delivery.card.accuracy["val"] is None
     assert delivery.card.provenance["trained_on"] == ["train", "val"]
     return load_file(delivery.folder / "student.safetensors")
-
-
-@given(st.integers(1, 10**6), st.integers(1, 512))
-def test_last_batch_of_a_refit_is_at_least_half_full(num_samples: int, at_most: int) -> None:
-    size = full_batch_size(num_samples, at_most)
-    assert 1 <= size <= at_most
-    last = num_samples - (math.ceil(num_samples / size) - 1) * size
-    assert size / 2 <= last <= size
-    assert full_batch_size(1077 + 270, 64) == 62  # 21 batches and 45, not 21 and 3
 
 
 def test_refit_learns_from_validation_too_and_survives_an_interruption(

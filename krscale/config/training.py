@@ -15,7 +15,8 @@ class TrainConfig(Section):
     num_epochs: Count = 16
     """Epochs of a full training."""
     global_batch_size: Count = 64
-    """Samples of one optimiser step, over all workers together."""
+    """Samples of one optimiser step at most, over all workers; an epoch is shared evenly over its
+    steps."""
     learning_rate: Positive = 0.1
     """Peak learning rate (SGD with Nesterov momentum, linear warm-up, cosine decay)."""
     momentum: Share = 0.9

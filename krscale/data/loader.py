@@ -56,15 +56,17 @@ class Loader:
     """Shuffled, augmented batches of the training split, with what the teacher says of them.
 
     The order of the samples depends on (seed, epoch) alone, and every worker takes an even,
-    contiguous share of each global batch: together they see exactly what one would.
+    contiguous share of each global batch: together they see exactly what one would. An epoch is
+    shared evenly over its steps: cutting full batches would leave a last one of a few images, which
+    spoils the statistics of batch norm and takes a whole step (docs/log.md).
 
     Attributes:
-        num_steps: Global batches of an epoch; the last may be smaller than the others.
+        num_steps: Global batches of an epoch; their sizes differ by at most one sample.
 
     Args:
         dataset: Its training split is loaded.
         views: The view policy; epoch e trains on view `e mod num_views`.
-        global_batch_size: Samples of a step over all workers.
+        global_batch_size: Samples of a step over all workers, at most.
         seed: Seed of the sample order.
         device: Where batches go.
         store: The teacher's knowledge; None leaves `Batch.tap_logits` None.
@@ -92,7 +94,7 @@ class Loader:
         world_size: int = 1,
         gpu_share_for_images: float = 0.1,
     ) -> None:
-        self.views, self.global_batch_size, self.seed = views, global_batch_size, seed
+        self.views, self.seed = views, seed
         self.store, self.rank, self.world_size = store, rank, world_size
         self.device = _with_index(device)
         self.mean, self.std = dataset.mean, dataset.std
@@ -123,7 +125,8 @@ class Loader:
             yield from map(make, range(self.num_steps))
 
     def _batch(self, order: Tensor, view: int, step: int) -> Batch:
-        of_all = order[step * self.global_batch_size : (step + 1) * self.global_batch_size]
+        first, last = share_of(self.num_samples, step, self.num_steps)
+        of_all = order[first:last]
         start, stop = share_of(len(of_all), self.rank, self.world_size)
         on_host = of_all[start:stop]
         samples = _copy(on_host, self.device)

@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: run test check ui bench claims clean setup setup-dev constraints help
+.PHONY: run test test-browser check ui bench claims clean setup setup-dev constraints help
 
 PY := .venv/bin/python
 PORT ?= 5000
@@ -16,6 +16,9 @@ run: setup ## distil the ladder of the embedded example; ARGS="..." goes to krsc
 
 test: setup-dev ## run the tests; ARGS="..." goes to pytest, e.g. ARGS="-m 'not cluster'"
 	@$(PY) -m pytest $(ARGS)
+
+test-browser: setup-dev ## look at MLflow in a real Chromium (Debian: chromium, chromium-driver)
+	@$(PY) -m pytest -m browser $(ARGS)
 
 check: setup-dev ## formatting, lint, types, the floors of the house, files
 	@$(PY) -m ruff check .

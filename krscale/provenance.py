@@ -12,13 +12,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from krscale.config import Experiment, validate
 from krscale.errors import UserError
 from krscale.files import write_json
+
+if TYPE_CHECKING:
+    from krscale.assemble import Prepared
 
 EXPERIMENT_FILE = "experiment.json"
 ENVIRONMENT_FILE = "environment.json"
@@ -91,6 +94,29 @@ def git_commit() -> str:
     commit = ask("rev-parse", "HEAD")
     dirty = "-dirty" if commit and ask("status", "--porcelain", "--untracked-files=no") else ""
     return commit + dirty if commit else "unknown"
+
+
+def ray_job() -> str:
+    """Return the id under which `ray job submit` knows this process; empty outside a job."""
+    # What Ray's supervisor gives the entry point, and Ray itself reads in `ray.init`.
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    return str(config.get("metadata", {}).get("job_submission_id", ""))
+
+
+def origin_tags(experiment: Experiment, prepared: Prepared) -> dict[str, str]:
+    """Return what a result comes from, as tags: code, job, experiment, data, teacher, store."""
+    commit, _, dirty = git_commit().partition("-")
+    job = ray_job()
+    return {
+        "krscale.commit": commit,
+        "krscale.dirty": "true" if dirty else "false",
+        "mlflow.source.git.commit": commit,  # MLflow's own column "Version"
+        "krscale.experiment": experiment.fingerprint(),
+        "krscale.data": prepared.teacher.data_fingerprint,
+        "krscale.teacher": prepared.teacher.fingerprint,
+        "krscale.store": Path(prepared.store_path).name,
+        **({"krscale.ray_job": job} if job else {}),
+    }
 
 
 def find_run(name: str, storage_path: Path) -> Path:

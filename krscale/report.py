@@ -21,6 +21,7 @@ from krscale.curve import (
     draw_curves,
     read_curve,
     write_csv,
+    write_interactive,
     write_page,
 )
 from krscale.doors import run_door
@@ -29,6 +30,7 @@ from krscale.files import write_json
 from krscale.provenance import find_run, read_environment, read_experiment
 
 FIGURE_FILE = "curve.png"
+INTERACTIVE_FILE = "curve.html"
 CSV_FILE = "curve.csv"
 PAGE_FILE = "report.html"
 JSON_FILE = "report.json"
@@ -104,6 +106,7 @@ def _write_files(paths: Sequence[Path], curves: Sequence[Curve], output: Path) -
         draw_curves(curves, output / FIGURE_FILE)
         overlay = (output / FIGURE_FILE).read_bytes()
         write_json(output / JSON_FILE, _content(curves))
+    write_interactive(curves, output / INTERACTIVE_FILE)
     write_csv(curves, output / CSV_FILE)
     write_page(shown, output / PAGE_FILE, overlay)
 
@@ -131,7 +134,7 @@ def _print(curves: Sequence[Curve], output: Path, *, as_json: bool) -> None:
     Console().print(curve_table(curves[0]) if len(curves) == 1 else comparison_table(curves))
     print(f"Page:   {output / PAGE_FILE} (one file; opens without a network)")
     print(f"CSV:    {output / CSV_FILE}")
-    print(f"Figure: {output / FIGURE_FILE}")
+    print(f"Figure: {output / FIGURE_FILE}, to explore in a browser: {output / INTERACTIVE_FILE}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

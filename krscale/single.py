@@ -16,15 +16,15 @@ from krscale.capacity import latency_ms
 from krscale.checkpoint import load_weights, save_weights
 from krscale.cluster import connect
 from krscale.config import Experiment, with_values
-from krscale.data import Dataset
+from krscale.data import Dataset, open_data
 from krscale.distributed import STUDENT_FILE, OnEpoch, train_on_workers
 from krscale.files import write_json
 from krscale.loop import evaluate, fit_or_continue
 from krscale.parallel import Workers
 from krscale.progress import Progress
-from krscale.provenance import git_commit, run_folder
+from krscale.provenance import git_commit, origin_tags, run_folder
 from krscale.rungs import Rung, build_student, find_rung
-from krscale.tracking import Tracker
+from krscale.tracking import Tracker, datasets_used
 
 RESULT_FILE = "student.json"
 CHECKPOINT = "checkpoint"
@@ -113,7 +113,7 @@ def _train_and_test(
         else:
             metrics = _train_here(experiment, prepared, rung.width, on_epoch)
         result = _test(experiment, prepared, dataset, rung, metrics)
-        final = {"test/accuracy": result.test_accuracy, "capacity/latency_ms": result.latency_ms}
+        final = {"test/accuracy": result.test_accuracy, "size/latency_ms": result.latency_ms}
         tracker.log_metrics("student", final, step=experiment.train.num_epochs)
         state = "COMPLETE"
     finally:
@@ -127,14 +127,13 @@ def _start_record(tracker: Tracker, experiment: Experiment, prepared: Prepared, 
         "krscale.kind": "student",
         "krscale.method": experiment.distill.method,
         "krscale.rung": rung.capacity,
-        "krscale.commit": git_commit(),
-        "krscale.data": prepared.teacher.data_fingerprint,
-        "krscale.teacher": prepared.teacher.fingerprint,
+        **origin_tags(experiment, prepared),
     }
     sections = experiment.model_dump(mode="json", include={"distill", "train"})
     params = {f"{s}.{k}": v for s, fields in sections.items() for k, v in fields.items()}
-    tracker.start_run("student", name=experiment.name, tags=tags, params=params)
-    size = {"capacity/num_parameters": rung.num_parameters, "capacity/flops": rung.flops}
+    datasets = datasets_used(open_data(Path(prepared.data_path)), experiment.data)
+    tracker.start_run("student", name=experiment.name, tags=tags, params=params, datasets=datasets)
+    size = {"size/num_parameters": rung.num_parameters, "size/flops": rung.flops}
     tracker.log_metrics("student", {k: float(v) for k, v in size.items()}, step=0)
 
 

@@ -158,6 +158,9 @@ def test_a_job_streams_ends_well_and_leaves_its_curve(head: Head) -> None:
     assert rung["capacity"] == "1/4"
     assert set(rung["methods"]) == {"plain", "kd", "kr"}
     assert str(head.storage) in done.output
+    spool = (head.storage / "digits" / "tracking" / "spool.jsonl").read_text().splitlines()
+    tags = json.loads(spool[1])["content"]["tags"]
+    assert tags["krscale.ray_job"] in done.output, "the id that `ray job submit` printed"
 
 
 def test_a_refused_config_fails_the_job(head: Head) -> None:

@@ -45,7 +45,8 @@ def test_a_run_by_name_or_by_folder_prints_the_table_and_draws_the_figure(storag
         assert err == ""
         assert "99k" in out
         assert "71.0" in out
-        assert out.endswith(f"Figure: {figure}\n")
+        assert f"Figure: {figure}, to explore in a browser: {figure.with_suffix('.html')}" in out
+        assert figure.with_suffix(".html").stat().st_size > 10**6
         assert figure.read_bytes().startswith(b"\x89PNG")
         page = (figure.parent / "report.html").read_text()
         assert base64.b64encode(figure.read_bytes()).decode() in page
@@ -63,7 +64,8 @@ def test_several_runs_are_compared(storage, tmp_path, capsys):
     assert out.count("71.0") == 4
     assert "digits-2" in out
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "report.html", "report.json", "curve.csv", "curve.png", "digits.png", "digits-2.png",
+        "report.html", "report.json", "curve.csv", "curve.png", "curve.html", "digits.png",
+        "digits-2.png",
     }  # fmt: skip
     listed = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [curve["name"] for curve in listed] == ["digits", "digits-2"]

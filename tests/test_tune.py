@@ -1,5 +1,6 @@
 """The whole path for real: a search on a real Ray, its journal, its curve and its MLflow runs."""
 
+import itertools
 import json
 import os
 import signal
@@ -28,7 +29,7 @@ pytestmark = [
 
 METHODS = ("plain", "kd", "kr")
 CAPACITIES = ("1/16", "1/4")
-TRIALS, FINALS = 2, 2
+TRIALS, FINALS, NUM_EPOCHS = 2, 2, 3
 WATCHED = "teacher.model=watched_teacher:Watched"
 
 
@@ -105,18 +106,29 @@ def test_journal_and_mlflow_agree(finished: tuple[Path, dict[str, Any]]) -> None
 def test_mlflow_overlays_the_curves_of_all_methods(finished: tuple[Path, dict[str, Any]]) -> None:
     run, curve = finished
     client = MlflowClient(f"sqlite:///{run.parent / 'mlflow.db'}")
-    expected = {rung["num_parameters"]: rung["methods"] for rung in curve["rungs"]}
+    sizes = {
+        "curve": lambda rung: rung["num_parameters"],
+        "curve_by_flops": lambda rung: rung["flops"],
+        "curve_by_latency": lambda rung: round(1000 * rung["latency_ms"]),
+    }
     for parent in mlflow_runs(run.parent):
         if "mlflow.parentRunId" in parent.data.tags:
             continue
         method = parent.data.tags["krscale.method"]
-        history = client.get_metric_history(parent.info.run_id, "curve/test_accuracy")
-        assert {m.step: m.value for m in history} == {
-            size: methods[method]["test_accuracy"] for size, methods in expected.items()
-        }
+        for axis, split in itertools.product(sizes, ("test", "val")):
+            history = client.get_metric_history(parent.info.run_id, f"{axis}/{split}_accuracy")
+            assert {m.step: m.value for m in history} == {
+                sizes[axis](rung): rung["methods"][method][f"{split}_accuracy"]
+                for rung in curve["rungs"]
+            }
         artifacts = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
         assert {"curve.png", "curve.json"} <= artifacts
         assert parent.info.status == "FINISHED"
+        used = {d.tags[0].value: d.dataset for d in parent.inputs.dataset_inputs}
+        assert set(used) == {"train", "val", "test"}
+        assert {dataset.digest for dataset in used.values()} == {curve["data"]["fingerprint"]}
+        number = json.loads(used["train"].profile)["num_images"]
+        assert number == curve["data"]["num_train"]
 
 
 def test_children_hold_params_epochs_and_capacity(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -125,12 +137,18 @@ def test_children_hold_params_epochs_and_capacity(finished: tuple[Path, dict[str
     children = [r for r in mlflow_runs(run.parent) if r.data.tags.get("krscale.kind") == "trial"]
     for child in children:
         assert "train.learning_rate" in child.data.params
-        assert child.data.metrics["capacity/num_parameters"] > 0
+        assert child.data.metrics["size/num_parameters"] > 0
         epochs = client.get_metric_history(child.info.run_id, "val/accuracy")
         assert [m.step for m in epochs] == list(range(1, len(epochs) + 1))
-        assert {"krscale.rung", "krscale.method", "krscale.commit", "krscale.data"} <= set(
-            child.data.tags
-        )
+        tags = child.data.tags
+        assert tags["krscale.budget"] == f"{len(epochs)} of {NUM_EPOCHS} epochs"
+        assert child.info.run_name.startswith(tags["krscale.method"])
+        assert child.info.run_name.endswith(f"cap={tags['krscale.rung']}")
+        assert tags["krscale.dirty"] in ("true", "false")
+        assert "dirty" not in tags["krscale.commit"]
+        store = run.parent / "cache" / "stores" / tags["krscale.store"]
+        assert store.is_dir()
+        assert {"krscale.data", "krscale.teacher", "krscale.search"} <= set(tags)
     assert any("kr/active_classes" in child.data.metrics for child in children)
 
 
@@ -143,7 +161,7 @@ def test_same_command_again_runs_nothing_anew(finished: tuple[Path, dict[str, An
     assert {name: len(study.trials) for name, study in journal(run).items()} == before
     again = json.loads(done.stdout)
     for old, new in zip(curve["rungs"], again["rungs"], strict=True):
-        assert old["methods"] == new["methods"]
+        assert old == new
     check_complete(run)
 
 

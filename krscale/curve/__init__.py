@@ -3,6 +3,7 @@
 from krscale.curve.choice import Candidate, Choice, Limits, choose
 from krscale.curve.comparison import comparison_table, differences, write_csv
 from krscale.curve.figure import draw_curve
+from krscale.curve.interactive import write_interactive
 from krscale.curve.overlay import draw_curves
 from krscale.curve.page import ShownRun, write_page
 from krscale.curve.result import (
@@ -39,5 +40,6 @@ __all__ = [
     "read_curve",
     "write_csv",
     "write_curve",
+    "write_interactive",
     "write_page",
 ]

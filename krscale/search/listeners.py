@@ -9,14 +9,19 @@ from optuna.trial import TrialState
 
 from krscale.assemble import Prepared
 from krscale.config import Experiment
-from krscale.curve import Curve
+from krscale.curve import Curve, MethodResult
+from krscale.curve import Rung as CurveRung
+from krscale.data import open_data
 from krscale.progress import Progress
-from krscale.provenance import git_commit
+from krscale.provenance import origin_tags
 from krscale.rungs import Rung
 from krscale.search.assignment import Assignment, StudyKey
 from krscale.search.ladder import Ladder
 from krscale.search.retries import INTERRUPTED
-from krscale.tracking import Tracker
+from krscale.tracking import Tracker, datasets_used
+
+MICROSECONDS = 1000
+"""Per millisecond: MLflow's steps are whole numbers, so latency is an axis in microseconds."""
 
 
 class TrackingListener:
@@ -34,12 +39,8 @@ class TrackingListener:
         self.experiment = experiment
         self.rungs = {rung.capacity: rung for rung in rungs}
         self.latencies = latencies
-        self.tags = {
-            "krscale.search": experiment.name,
-            "krscale.commit": git_commit(),
-            "krscale.data": prepared.teacher.data_fingerprint,
-            "krscale.teacher": prepared.teacher.fingerprint,
-        }
+        self.tags = {"krscale.search": experiment.name, **origin_tags(experiment, prepared)}
+        self.datasets = datasets_used(open_data(Path(prepared.data_path)), experiment.data)
         for method in experiment.search.methods:
             tracker.start_run(
                 method,
@@ -51,6 +52,7 @@ class TrackingListener:
                     "num_epochs": experiment.train.num_epochs,
                     "teacher": f"{prepared.teacher.model} width {prepared.teacher.width}",
                 },
+                datasets=self.datasets,
             )
 
     def on_start(self, assignment: Assignment) -> None:
@@ -67,13 +69,14 @@ class TrackingListener:
                 "krscale.kind": "final" if key.final else "trial",
             },
             params={**assignment.values, "train.seed": assignment.seed, "width": rung.width},
+            datasets=[used for used in self.datasets if used.context != "test"],
         )
-        capacity = {
-            "capacity/num_parameters": float(rung.num_parameters),
-            "capacity/flops": float(rung.flops),
-            "capacity/latency_ms": self.latencies[key.capacity],
+        size = {
+            "size/num_parameters": float(rung.num_parameters),
+            "size/flops": float(rung.flops),
+            "size/latency_ms": self.latencies[key.capacity],
         }
-        self.tracker.log_metrics(assignment.name, capacity, step=0)
+        self.tracker.log_metrics(assignment.name, size, step=0)
 
     def on_epoch(self, assignment: Assignment, metrics: Mapping[str, float]) -> None:
         """Log the metrics of an epoch."""
@@ -82,33 +85,61 @@ class TrackingListener:
     def on_end(
         self, assignment: Assignment, state: TrialState, metrics: Mapping[str, float], error: str
     ) -> None:
-        """End the child run in the state that Optuna has."""
+        """End the child run in the state that Optuna has, with the budget it reached."""
+        num_epochs = self.experiment.train.num_epochs
+        tags = {"krscale.budget": f"{int(metrics.get('epoch', 0))} of {num_epochs} epochs"}
         if error:
-            self.tracker.set_tags(assignment.name, {"krscale.error": error})
+            tags["krscale.error"] = error
+        self.tracker.set_tags(assignment.name, tags)
         self.tracker.end_run(assignment.name, state.name)
 
     def on_curve(self, curve: Curve, ladder: Ladder) -> None:
-        """Log the curve: one metric key for all methods, step = number of parameters.
-
-        The final trainings get their own test accuracies.
-        """
+        """Log the curve on the methods' runs, and the test accuracy of every final training."""
         for rung in curve.rungs:
             for method, result in rung.methods.items():
-                key = StudyKey(method, rung.capacity, final=True)
-                finals = ladder.finals(method, rung.capacity)
-                for trial, accuracy in zip(finals, result.test_accuracies, strict=True):
-                    name = key.trial_name(trial.number)
-                    step = self.experiment.train.num_epochs
-                    self.tracker.log_metrics(name, {"test/accuracy": accuracy}, step=step)
-                if result.test_accuracy is None or result.val_accuracy is None:
-                    continue
-                point = {
-                    "curve/test_accuracy": result.test_accuracy,
-                    "curve/val_accuracy": result.val_accuracy,
-                    "curve/flops": float(rung.flops),
-                    "curve/latency_ms": rung.latency_ms,
-                }
-                self.tracker.log_metrics(method, point, step=rung.num_parameters)
+                self._log_finals(ladder, rung.capacity, method, result)
+                self._log_points(rung, method, result)
+        for method in curve.methods:
+            self._log_best(curve, method)
+
+    def _log_finals(self, ladder: Ladder, capacity: str, method: str, result: MethodResult) -> None:
+        key = StudyKey(method, capacity, final=True)
+        finals = ladder.finals(method, capacity)
+        for trial, accuracy in zip(finals, result.test_accuracies, strict=True):
+            step = self.experiment.train.num_epochs
+            name = key.trial_name(trial.number)
+            self.tracker.log_metrics(name, {"test/accuracy": accuracy}, step=step)
+
+    def _log_points(self, rung: CurveRung, method: str, result: MethodResult) -> None:
+        """Log one student of the curve: one key per axis for all methods, step = the size."""
+        if result.test_accuracy is None or result.val_accuracy is None:
+            return
+        for chart, size in (
+            ("curve", rung.num_parameters),
+            ("curve_by_flops", rung.flops),
+            ("curve_by_latency", round(MICROSECONDS * rung.latency_ms)),
+        ):
+            point = {
+                f"{chart}/test_accuracy": result.test_accuracy,
+                f"{chart}/val_accuracy": result.val_accuracy,
+            }
+            self.tracker.log_metrics(method, point, step=size)
+        sizes = {"size/flops": float(rung.flops), "size/latency_ms": rung.latency_ms}
+        self.tracker.log_metrics(method, sizes, step=rung.num_parameters)
+
+    def _log_best(self, curve: Curve, method: str) -> None:
+        """Log one number a run, for MLflow's table: the student that is best on validation."""
+        results = [r.methods[method] for r in curve.rungs if method in r.methods]
+        finished = [r for r in results if r.val_accuracy is not None]
+        if not finished:
+            return
+        best = max(finished, key=lambda result: result.val_accuracy or 0.0)
+        found = {
+            "best_val_accuracy": best.val_accuracy or 0.0,
+            "test_accuracy_of_best": best.test_accuracy or 0.0,
+            "teacher_test_accuracy": curve.teacher["test_accuracy"],
+        }
+        self.tracker.log_metrics(method, found, step=0)
 
     def log_artifact(self, path: Path) -> None:
         """Keep a file with every method's run."""
@@ -164,7 +195,7 @@ def run_name(assignment: Assignment) -> str:
     if "distill.granularity" in values:
         parts.append(f"G={values['distill.granularity']}")
     if "distill.sparsity" in values:
-        parts.append(f"s={values['distill.sparsity']:.2f}")
+        parts.append(f"s={values['distill.sparsity']:.2g}")
     parts.append(f"cap={assignment.key.capacity}")
     if assignment.key.final:
         parts.append(f"seed={assignment.seed}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 from rich.console import Console
 
@@ -11,9 +12,10 @@ from krscale.assemble import Prepared, check_methods, prepare
 from krscale.capacity import latency_ms
 from krscale.cluster import connect
 from krscale.config import Experiment
-from krscale.curve import Curve, curve_table, draw_curve, write_curve
+from krscale.curve import Curve, curve_table, draw_curve, write_curve, write_interactive
 from krscale.data import Dataset, prepare_data
 from krscale.errors import UserError
+from krscale.files import write_json
 from krscale.progress import Progress
 from krscale.provenance import run_folder
 from krscale.rungs import Rung, build_student, ladder_rungs
@@ -26,6 +28,8 @@ from krscale.search.space import SearchSpace
 from krscale.search.space_check import fitting_space
 from krscale.shard_workers import write_on_workers
 from krscale.tracking import Tracker
+
+LATENCY_FILE = "latency.json"
 
 
 def run_session(experiment: Experiment, *, as_json: bool, quiet: bool) -> Curve:
@@ -76,13 +80,7 @@ def _search(
     tracker: Tracker,
     progress: Progress,
 ) -> Curve:
-    # Measured before any trial competes for the cores.
-    latencies = {
-        rung.capacity: latency_ms(
-            build_student(experiment, dataset, rung.width), dataset.image_shape
-        )
-        for rung in rungs
-    }
+    latencies = _latencies(experiment, dataset, rungs)
     tracking = TrackingListener(tracker, experiment, prepared, rungs, latencies)
     showing = ProgressListener(progress)
     state = "FAIL"
@@ -97,15 +95,38 @@ def _search(
         progress.phase("test")
         curve = collect(ladder, prepared, latencies)
         tracking.on_curve(curve, ladder)
-        figure = experiment.run_path / "curve.png"
-        draw_curve(curve, figure)
         _, insight_files = record_insight(experiment.run_path)
-        for path in (write_curve(curve, experiment.run_path), figure, *insight_files):
+        for path in (*_write(curve, experiment.run_path), *insight_files):
             tracking.log_artifact(path)
         state = "COMPLETE"
     finally:
         tracking.close(state)
     return curve
+
+
+def _latencies(
+    experiment: Experiment, dataset: Dataset, rungs: tuple[Rung, ...]
+) -> dict[str, float]:
+    """Milliseconds of one image by capacity, measured before any trial competes for the cores.
+
+    Once a run: measured again, the points of the first start would stand beside those of the next
+    one on every axis of latency.
+    """
+    path = experiment.run_path / LATENCY_FILE
+    if not path.exists():
+        students = {r.capacity: build_student(experiment, dataset, r.width) for r in rungs}
+        measured = {c: latency_ms(model, dataset.image_shape) for c, model in students.items()}
+        write_json(path, measured)
+    found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _write(curve: Curve, folder: Path) -> list[Path]:
+    """Write the result as data, as a picture and as a figure to explore; return the files."""
+    figure, interactive = folder / "curve.png", folder / "curve.html"
+    draw_curve(curve, figure)
+    write_interactive([curve], interactive)
+    return [write_curve(curve, folder), figure, interactive]
 
 
 def _planned(experiment: Experiment) -> dict[tuple[str, str], int]:
@@ -123,6 +144,6 @@ def _show(curve: Curve, experiment: Experiment, how_to_open: str, as_json: bool)
         print()
         return
     Console().print(curve_table(curve))
-    print(f"Run:    {experiment.run_path} (curve.json, curve.png, journal.log)")
+    print(f"Run:    {experiment.run_path} (curve.json, curve.png, curve.html, journal.log)")
     if how_to_open:
         print(f"MLflow: make ui, or {how_to_open}")

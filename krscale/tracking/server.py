@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from filelock import FileLock
 
 from krscale.tracking.address import Address, redact
+from krscale.tracking.datasets import tensor_schema
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment
@@ -117,6 +118,32 @@ class Server:
                 params=[Param(*item) for item in items if kind == "params"],
                 tags=[RunTag(*item) for item in items if kind == "tags"],
             )
+
+    def log_datasets(self, run_id: str, datasets: Sequence[Mapping[str, Any]]) -> None:
+        """Say what a run uses; saying it again changes nothing.
+
+        Args:
+            run_id: The run.
+            datasets: Contents of `DatasetUsed`.
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    name=used["name"],
+                    digest=used["digest"],
+                    source_type="krscale",
+                    source=used["source"],
+                    schema=tensor_schema(used["image_shape"]),
+                    profile=used["profile"],
+                ),
+                [InputTag("mlflow.data.context", used["context"])],
+            )
+            for used in datasets
+        ]
+        with self._request():
+            self._client.log_inputs(run_id, inputs)
 
     def log_artifact(self, run_id: str, path: Path, artifact_path: str) -> None:
         """Upload a file or folder."""

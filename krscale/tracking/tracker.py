@@ -7,7 +7,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from krscale.errors import UserError
 from krscale.tracking.address import redact, resolve_address
+from krscale.tracking.datasets import DatasetUsed
 from krscale.tracking.server import prepare_mlflow
 from krscale.tracking.spool import Event, Operation, Spool
 from krscale.tracking.writer import State, Writer
@@ -83,6 +84,7 @@ class Tracker:
         parent: str | None = None,
         tags: Mapping[str, Any] | None = None,
         params: Mapping[str, Any] | None = None,
+        datasets: Sequence[DatasetUsed] = (),
     ) -> None:
         """Create the run of a key, or set it running again when it exists.
 
@@ -92,6 +94,7 @@ class Tracker:
             parent: Key of the parent run, started before.
             tags: Tag -> value.
             params: Parameter -> value; MLflow keeps the first value of each for ever.
+            datasets: What it learns from and is tested on.
         """
         if not _KEY.fullmatch(key):
             raise ValueError(f"a key is made of letters, digits and ._/=+:,- only: {key!r}")
@@ -99,7 +102,8 @@ class Tracker:
             self._check(parent)
         self._known.add(key)
         content = {
-            "name": redact(name), "parent": parent, "tags": _texts(tags), "params": _texts(params)
+            "name": redact(name), "parent": parent, "tags": _texts(tags), "params": _texts(params),
+            "datasets": [dataset.content() for dataset in datasets],
         }  # fmt: skip
         self._append("start", key, content)
 

@@ -211,6 +211,8 @@ class Writer:
             self._log(server, key, run_id, "tags", list(content["tags"].items()))
         self._state.runs[key] = run_id
         self._log(server, key, run_id, "params", list(content["params"].items()))
+        if datasets := content.get("datasets"):  # spools of older versions have none
+            server.log_datasets(run_id, datasets)
 
     def _end(self, server: Server, event: Event) -> None:
         run_id, status = self._run_id(event.key), event.content["status"]

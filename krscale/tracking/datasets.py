@@ -1,0 +1,70 @@
+"""What a run learned from and was tested on, in MLflow's words for a dataset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from krscale.config import DataConfig
+from krscale.data import Dataset
+from krscale.tracking.address import redact
+
+
+@dataclass(frozen=True)
+class DatasetUsed:
+    """One split of a data set, as MLflow shows it.
+
+    Attributes:
+        name: Name of the source.
+        digest: Fingerprint of the data.
+        context: What it was used for: `train`, `val` or `test`.
+        source: JSON: the settings it was read with.
+        profile: JSON: how many images of how many classes.
+        image_shape: `(C, H, W)`.
+    """
+
+    name: str
+    digest: str
+    context: str
+    source: str
+    profile: str
+    image_shape: tuple[int, int, int]
+
+    def content(self) -> dict[str, Any]:
+        """Return it for the spool."""
+        return asdict(self)
+
+
+def datasets_used(dataset: Dataset, config: DataConfig) -> list[DatasetUsed]:
+    """Describe every split of a data set.
+
+    Args:
+        dataset: The prepared data.
+        config: What it was prepared from.
+    """
+    source = config.model_dump(mode="json", exclude_defaults=True) | {"source": dataset.source}
+    return [
+        DatasetUsed(
+            name=dataset.source,
+            digest=dataset.fingerprint,
+            context=split,
+            source=redact(json.dumps(source)),
+            profile=json.dumps({"num_images": number, "num_classes": dataset.num_classes}),
+            image_shape=dataset.image_shape,
+        )
+        for split, number in dataset.num_samples.items()
+    ]
+
+
+def tensor_schema(image_shape: Sequence[int]) -> str:
+    """Return MLflow's JSON for a tensor of uint8 images `[N, C, H, W]` and one of labels `[N]`."""
+
+    def tensor(name: str, kind: str, shape: Sequence[int]) -> str:
+        spec = {"type": "tensor", "tensor-spec": {"dtype": kind, "shape": list(shape)}}
+        return json.dumps([{**spec, "name": name}])
+
+    features = tensor("images", "uint8", (-1, *image_shape))
+    targets = tensor("labels", "int64", (-1,))
+    return json.dumps({"mlflow_tensorspec": {"features": features, "targets": targets}})

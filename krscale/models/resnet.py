@@ -33,7 +33,12 @@ class BasicBlock(nn.Module):
 
 
 def resnet(
-    num_classes: int, in_channels: int, width: int, num_blocks: int = 2, num_stages: int = 3
+    num_classes: int,
+    in_channels: int,
+    width: int,
+    num_blocks: int = 2,
+    num_stages: int = 3,
+    stem_channels: int | None = None,
 ) -> StagedNetwork:
     """Build the residual network of He et al. for small images (CIFAR style).
 
@@ -48,6 +53,8 @@ def resnet(
             resolution. The number of parameters grows with its square.
         num_blocks: Basic blocks in each stage.
         num_stages: Stages.
+        stem_channels: Channels of the stem; None gives it the width of the first stage. ResNet32x4
+            and ResNet8x4 of the distillation literature have width 64 and a stem of 32.
 
     Returns:
         A network with `D = num_stages * num_blocks` taps.
@@ -55,6 +62,7 @@ def resnet(
     Raises:
         UserError: If an argument is not a whole number of at least 1.
     """
+    stem_channels = width if stem_channels is None else stem_channels
     require_counts(
         "resnet",
         num_classes=num_classes,
@@ -62,10 +70,13 @@ def resnet(
         width=width,
         num_blocks=num_blocks,
         num_stages=num_stages,
+        stem_channels=stem_channels,
     )
     widths = [width * 2**stage for stage in range(num_stages)]
     stem = nn.Sequential(
-        nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        nn.Conv2d(in_channels, stem_channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(stem_channels),
+        nn.ReLU(),
     )
-    stages = build_stages(BasicBlock, width, widths, num_blocks)
+    stages = build_stages(BasicBlock, stem_channels, widths, num_blocks)
     return StagedNetwork(stem, stages, nn.Identity(), nn.Linear(widths[-1], num_classes))

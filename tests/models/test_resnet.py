@@ -38,6 +38,18 @@ def test_classic_resnet20_has_its_published_size():
     assert 0.26e6 < sum(p.numel() for p in model.parameters()) < 0.28e6
 
 
+def test_a_stem_of_its_own_width_gives_the_published_resnet8x4():
+    # By hand: stem 3 -> 32, then three blocks 32 -> 64 -> 128 -> 256, each with a projection.
+    blocks = sum(
+        9 * a * b + 9 * b * b + a * b + 6 * b for a, b in ((32, 64), (64, 128), (128, 256))
+    )
+    expected = 9 * 3 * 32 + 2 * 32 + blocks + 256 * 100 + 100
+    model = resnet(100, 3, 64, num_blocks=1, stem_channels=32)
+    assert sum(p.numel() for p in model.parameters()) == expected == 1_233_540
+    with pytest.raises(UserError, match="stem_channels"):
+        resnet(100, 3, 64, stem_channels=0)
+
+
 @pytest.mark.parametrize("size", [8, 16, 28, 32, 64])
 def test_logits_and_resolution_of_every_stage(size):
     model = resnet(num_classes=11, in_channels=2, width=4, num_blocks=1)

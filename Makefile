@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: run test test-browser check ui bench claims clean setup setup-dev constraints help
+.PHONY: run test test-browser check ui bench claims drill clean setup setup-dev constraints help
 
 PY := .venv/bin/python
 PORT ?= 5000
@@ -30,9 +30,9 @@ check: setup-dev ## formatting, lint, types, the floors of the house, files
 ui: setup ## open the MLflow UI of the local runs, on this machine only; PORT=5000
 	@PORT=$(PORT) scripts/ui.sh
 
-bench: setup ## run every program in benchmarks/ but claims.py, which takes hours; ARGS="..." goes to each
+bench: setup ## run every program in benchmarks/ but the two that take hours; ARGS="..." goes to each
 	@set -e; for file in benchmarks/[a-z]*.py; do \
-		[ "$$file" != benchmarks/claims.py ] || continue; \
+		case "$$file" in benchmarks/claims.py|benchmarks/drill.py) continue;; esac; \
 		echo "$$file"; $(PY) "$$file" $(ARGS); \
 	done
 
@@ -41,6 +41,9 @@ bench-%: setup ## run one of them: make bench-step runs benchmarks/step.py
 
 claims: setup ## measure the paper's claims (hours; ARGS=--quick: minutes, ARGS=--dry-run: the plan)
 	@$(PY) benchmarks/claims.py $(ARGS)
+
+drill: setup ## kill searches at random moments, resume them, look for what was lost or doubled
+	@$(PY) benchmarks/drill.py $(ARGS)
 
 setup: ## create .venv with what a run needs (done by every target)
 	@scripts/setup.sh

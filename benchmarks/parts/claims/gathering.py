@@ -12,6 +12,7 @@ import torch
 from krscale.assemble import describe
 from krscale.config import Experiment
 from krscale.curve import Curve, read_curve
+from krscale.errors import UserError
 from krscale.files import write_json
 from parts.claims.cost import steps_per_epoch
 from parts.claims.families import FAMILIES, KR, LAYER_WISE, Family, partner
@@ -40,6 +41,9 @@ def gather(storage: Path, changes: Sequence[str], command: str) -> dict[str, Any
         storage: Folder of the runs.
         changes: Overrides of the job for all families.
         command: What the reader would type to repeat it.
+
+    Raises:
+        UserError: If the families did not all learn from one teacher.
     """
     curves: list[Curve] = []
     records: list[Record] = []
@@ -52,6 +56,7 @@ def gather(storage: Path, changes: Sequence[str], command: str) -> dict[str, Any
             records += found
         else:
             unfinished.append(family.name)
+    _check_one_teacher(curves)
     base = FAMILIES[0].experiment(storage, changes)
     plan = describe(base)
     steps = steps_per_epoch(base, plan)
@@ -129,6 +134,15 @@ def _traced(experiment: Experiment, keeper: Experiment, capacity: str) -> ByDept
         write_json(kept, trace_finals(experiment, capacity, rung.methods[KR].seeds))
     content = json.loads(kept.read_text(encoding="utf-8"))
     return {int(seed): values for seed, values in content.items()}
+
+
+def _check_one_teacher(curves: Sequence[Curve]) -> None:
+    teachers = {curve.teacher.get("fingerprint", ""): curve.name for curve in curves}
+    if len(teachers) > 1:
+        raise UserError(
+            f"{' and '.join(teachers.values())} learned from different teachers and cannot be "
+            f"compared: remove the older run, and start again."
+        )
 
 
 def _kr() -> Family:

@@ -21,7 +21,7 @@ from krscale.loop import evaluate
 from krscale.parallel import Workers
 from krscale.provenance import git_commit, read_experiment, student_path
 from krscale.refit import refit
-from krscale.rungs import build_student
+from krscale.rungs import build_student, find_rung
 
 
 @dataclass(frozen=True)
@@ -148,14 +148,15 @@ def _student(
     reporter: Reporter,
 ) -> tuple[nn.Module, dict[str, float | None]]:
     """Return the student and its accuracies: those of the table, or of its refit."""
-    student = build_student(trial, dataset, picked.rung.width)
+    width = find_rung(trial, dataset).width  # of the architecture that won
+    student = build_student(trial, dataset, width)
     if not order.refit:
         place = picked.best_seed
         seed = picked.result.seeds[place]
         load_weights(student_path(run_path, picked.method, picked.rung.capacity, seed), student)
         val, test = picked.result.val_accuracies[place], picked.result.test_accuracies[place]
         return student, {"val": val, "test": test}
-    load_weights(refit(trial, dataset, picked.rung.width, run_path, reporter), student)
+    load_weights(refit(trial, dataset, width, run_path, reporter), student)
     reporter.phase("test")
     alone = Workers.alone(torch.device("cpu"))
     test = evaluate(student, dataset, dataset.split("test"), alone)["accuracy"]
@@ -171,7 +172,7 @@ def _card(
     accuracy: dict[str, float | None],
     refitted: bool,
 ) -> StudentCard:
-    rung, result = picked.rung, picked.result
+    rung, result = find_rung(trial, dataset), picked.result
     return StudentCard(
         model=trial.student.model,
         width=rung.width,

@@ -34,6 +34,11 @@ def write_json(path: Path, content: Any) -> None:
     write_atomic(path, lambda temporary: _write_text(temporary, text))
 
 
+def read_json(path: Path) -> Any:
+    """Read what `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends without an exception.

@@ -8,8 +8,9 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from krscale.config import Experiment, validate
 from krscale.errors import UserError
-from krscale.files import write_json
+from krscale.files import read_json, write_json
 
 if TYPE_CHECKING:
     from krscale.assemble import Prepared
@@ -27,16 +28,41 @@ EXPERIMENT_FILE = "experiment.json"
 ENVIRONMENT_FILE = "environment.json"
 UNBOUND = {"storage_path", "tracking", "cluster"}
 """Fields that may differ between two starts of one run: where it is kept, shown and computed."""
+BUDGETS = frozenset({"search.trials_per_rung", "search.num_final_seeds"})
+"""Fields that may grow in a run that has begun, or shrink to what has run."""
+FREE = (
+    "search.max_wall_seconds",
+    "search.max_epochs",
+    "search.target_accuracy",
+    "search.max_failures",
+    "search.max_retries",
+    "search.checkpoint_seconds",
+)
+"""Fields that may differ between two starts: they end or protect a search, and change no trial."""
+SPACE = ("search.space", "space.")
+"""Where the search space is found among the fields of a run."""
 _PACKAGES = ("krscale", "torch", "ray", "optuna", "mlflow", "pyarrow", "numpy")
 
 
+Spent = Callable[[Path], Mapping[str, int]]
+"""How much of each of `BUDGETS` a run has used."""
+
+
 @contextmanager
-def run_folder(experiment: Experiment, bound: Mapping[str, Any]) -> Iterator[Path]:
+def run_folder(
+    experiment: Experiment,
+    bound: Mapping[str, Any],
+    *,
+    spent: Spent = lambda folder: {},
+    renewed: tuple[str, ...] = (),
+) -> Iterator[Path]:
     """Claim the run's folder for this process; create it or check that it belongs to this run.
 
     Args:
         experiment: The resolved experiment.
         bound: What else must be the same in every start of the run, e.g. the search space.
+        spent: Asked when a budget is smaller than before.
+        renewed: Fields, by the beginning of their dotted name, that may differ knowingly.
 
     Yields:
         The folder.
@@ -48,18 +74,21 @@ def run_folder(experiment: Experiment, bound: Mapping[str, Any]) -> Iterator[Pat
     folder = experiment.run_path
     folder.mkdir(parents=True, exist_ok=True)
     owner = folder / ".owner"
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / ".lock")  # the kernel releases it when its process dies
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        process = owner.read_text(encoding="utf-8").strip() if owner.exists() else "unknown"
+        who = owner.read_text(encoding="utf-8").strip() if owner.exists() else "another process"
         raise UserError(
-            f"name: run {experiment.name!r} is being run now by process {process} in {folder}. "
+            f"name: run {experiment.name!r} is being run now by {who}, in {folder}. "
             f"Wait for it, or choose another name."
         ) from None
     try:
-        owner.write_text(f"{os.getpid()}\n", encoding="utf-8")
-        _check_or_write(folder, experiment, bound)
+        now = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
+        owner.write_text(
+            f"process {os.getpid()} on {platform.node()}, since {now}\n", encoding="utf-8"
+        )
+        _check_or_write(folder, experiment, bound, spent, renewed)
         write_json(folder / ENVIRONMENT_FILE, environment())
         yield folder
     finally:
@@ -157,23 +186,62 @@ def student_path(run_path: Path, method: str, capacity: str, seed: int) -> Path:
     return run_path / "students" / method / capacity.replace("/", "-") / f"seed-{seed}.safetensors"
 
 
-def _check_or_write(folder: Path, experiment: Experiment, bound: Mapping[str, Any]) -> None:
+def _check_or_write(
+    folder: Path,
+    experiment: Experiment,
+    bound: Mapping[str, Any],
+    spent: Spent,
+    renewed: tuple[str, ...],
+) -> None:
     path = folder / EXPERIMENT_FILE
     content = {"experiment": experiment.model_dump(mode="json"), "bound": dict(bound)}
-    if not path.exists():
-        write_json(path, content)
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    old = _flat(before["experiment"], UNBOUND) | _flat(before["bound"], set())
-    new = _flat(content["experiment"], UNBOUND) | _flat(content["bound"], set())
-    changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
-    if changed:
-        lines = [f"{key} was {old.get(key)!r}, is now {new.get(key)!r}" for key in changed[:5]]
-        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        raise UserError(
-            f"{folder} belongs to another experiment: {'; '.join(lines)}{more}. "
-            f"Choose another name (--set name=...), or remove the folder."
+    if path.exists():
+        before = read_json(path)
+        old = _flat(before["experiment"], UNBOUND) | _flat(before["bound"], set())
+        new = _flat(content["experiment"], UNBOUND) | _flat(content["bound"], set())
+        changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
+        free = (*FREE, *renewed)
+        _refuse_changes(
+            folder,
+            old,
+            new,
+            [key for key in changed if not key.startswith(free) and key not in BUDGETS],
         )
+        _refuse_less(folder, old, new, spent)
+    write_json(path, content)
+
+
+def _refuse_changes(
+    folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], changed: list[str]
+) -> None:
+    if not changed:
+        return
+    lines = [f"{key} was {old.get(key)!r}, is now {new.get(key)!r}" for key in changed[:5]]
+    more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+    if all(key.startswith(SPACE) for key in changed):
+        raise UserError(
+            f"search.space: the space of {folder} has changed: {'; '.join(lines)}{more}. "
+            f"--new-space goes on knowingly: methods whose space has changed start anew, and what "
+            f"they tried before is kept but does not count. Or choose another name "
+            f"(--set name=...)."
+        )
+    raise UserError(
+        f"{folder} belongs to another experiment: {'; '.join(lines)}{more}. "
+        f"Choose another name (--set name=...), or remove the folder."
+    )
+
+
+def _refuse_less(
+    folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], spent: Spent
+) -> None:
+    smaller = [key for key in sorted(BUDGETS) if new[key] < old.get(key, new[key])]
+    used = spent(folder) if smaller else {}
+    for key in smaller:
+        if new[key] < used.get(key, 0):
+            raise UserError(
+                f"{key}: {used[key]} have run in {folder} already (got {new[key]}). Give at least "
+                f"so many, e.g. --set {key}={old[key]}, or choose another name (--set name=...)."
+            )
 
 
 def _flat(content: Mapping[str, Any], skip: set[str], prefix: str = "") -> dict[str, Any]:

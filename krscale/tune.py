@@ -6,8 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from krscale.config import load
 from krscale.doors import add_experiment_arguments, run_door
+from krscale.search.extending import load_or_extend
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,6 +24,12 @@ def parser() -> argparse.ArgumentParser:
         help="print the resolved experiment, the models of every rung and the planned work; "
         "touch nothing",
     )
+    found.add_argument(
+        "--new-space",
+        action="store_true",
+        help="go on though the search space has changed: methods whose space has changed start "
+        "anew",
+    )
     found.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     found.add_argument("--quiet", action="store_true", help="no live view")
     return found
@@ -32,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: Sequence[str]) -> int:
     """Parse, call one function, print."""
     options = parser().parse_args(arguments)
-    experiment = load(options.experiment, options.set)
+    experiment = load_or_extend(options.experiment, options.set)
     if options.dry_run:
         from krscale.search.plan import describe_plan
 
@@ -41,7 +47,7 @@ def run(arguments: Sequence[str]) -> int:
     # Ray, Optuna and MLflow take seconds to import; a refused config must not wait for them.
     from krscale.search.session import run_session
 
-    run_session(experiment, as_json=options.json, quiet=options.quiet)
+    run_session(experiment, as_json=options.json, quiet=options.quiet, new_space=options.new_space)
     return 0
 
 

@@ -21,14 +21,34 @@ class SearchConfig(Section):
     """Trials of every method at every rung."""
     num_final_seeds: Count = 5
     """Fresh seeds with which each winner is trained again; only these are tested."""
-    sampler: Literal["tpe", "random"] = "tpe"
-    """Optuna sampler of every study."""
-    early_stopping: Literal["asha", "none"] = "asha"
-    """Early stopping within a rung; trials of different rungs are never compared."""
+    sampler: Literal["tpe", "gp", "cmaes", "nsgaii", "random", "grid"] = "tpe"
+    """Optuna sampler of every study; `grid` needs choices, whole numbers or steps, `cmaes` the
+    extra `krscale[samplers]`."""
+    early_stopping: Literal["asha", "median", "none"] = "asha"
+    """Early stopping within a rung; trials of different rungs are never compared. `median` stops
+    what is worse than the median of the trials that ended, at the same epoch."""
+    transfer: bool = True
+    """Try the best settings of the next smaller and the next larger rung of a method early on."""
+    max_wall_seconds: Weight = 0.0
+    """Once trials have run for so long, over all starts of the run, none is started any more; 0 is
+    no limit. Winners are trained again with fresh seeds after that."""
+    max_epochs: Annotated[int, Field(strict=True, ge=0)] = 0
+    """Once all trials together have trained so many epochs, none is started any more; 0 is no
+    limit. The final trainings of the winners do not count."""
+    target_accuracy: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """A study with a trial of this validation accuracy starts no more; 0 is no target."""
     grace_epochs: Count = 4
     """Epochs that every trial gets before it may be stopped."""
     reduction_factor: Annotated[int, Field(strict=True, ge=2)] = 2
     """ASHA keeps one trial in this many at each of its milestones."""
+    max_parameters: Annotated[int, Field(strict=True, ge=0)] = 0
+    """Larger students are never trained; 0 is no limit. Rungs beyond it are left out, and where a
+    space varies the architecture, so is every suggestion beyond it."""
+    max_flops: Annotated[int, Field(strict=True, ge=0)] = 0
+    """The same for FLOPs of one image, 2 per multiply-add."""
+    max_latency_ms: Weight = 0.0
+    """The same for milliseconds of one image on one CPU thread of the machine that runs the search,
+    measured on the untrained student."""
     max_failures: Count = 16
     """Failed trials after which the search gives up."""
     max_retries: Annotated[int, Field(strict=True, ge=0)] = 3

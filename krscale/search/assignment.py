@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from optuna.trial import TrialState
 
+from krscale.rungs import Rung
+
 
 @dataclass(frozen=True)
 class StudyKey:
@@ -35,26 +37,23 @@ class Assignment:
     Attributes:
         key: The study it belongs to.
         number: Its number in that study.
-        width: The student's capacity dial.
+        name: Its stable name, usable as a path: `kr/1-16/trial-7`, `kr/1-16/final-0`.
+        rung: The student's size.
         values: Dotted path of the experiment -> value.
         seed: Of the student's initialisation and sample order.
-        continues: Number of the interrupted trial whose checkpoint it goes on from; None starts
+        continues: Name of the interrupted trial whose checkpoint it goes on from; empty starts
             from the beginning.
-        alone: Whether it gets a machine for itself, because it ran out of memory beside others.
+        alone: Whether it runs while no other does, because it ran out of memory beside others.
     """
 
     key: StudyKey
     number: int
-    width: int
+    name: str
+    rung: Rung
     values: Mapping[str, Any]
     seed: int
-    continues: int | None = None
+    continues: str = ""
     alone: bool = False
-
-    @property
-    def name(self) -> str:
-        """Stable name of the trial, usable as a path: `kr/1-16/trial-7`, `kr/1-16/final-0`."""
-        return self.key.trial_name(self.number)
 
 
 class Listener(Protocol):

@@ -23,7 +23,9 @@ from pydantic import BaseModel, ConfigDict
 from krscale.config import parse_capacity
 from krscale.errors import UserError
 from krscale.files import write_json
-from krscale.search.retries import was_interrupted
+from krscale.search.assignment import StudyKey
+from krscale.search.studies import present_studies
+from krscale.search.tally import Tally
 
 INSIGHT_FILE = "insight.json"
 FIGURE_FILE = "insight.png"
@@ -109,8 +111,8 @@ def find_insight(run_path: Path) -> Insight:
     if not journal.is_file():
         raise UserError(f"{run_path}: no search was run here: there is no journal.log.")
     storage = JournalStorage(JournalFileBackend(str(journal)))
-    tuned = [name for name in optuna.get_all_study_names(storage) if not name.endswith(" final")]
-    studies = [_study(optuna.load_study(study_name=name, storage=storage)) for name in tuned]
+    tuned = {k: study for k, study in present_studies(storage).items() if not k.final}
+    studies = [_study(key, study) for key, study in tuned.items()]
     studies.sort(key=lambda study: parse_capacity(study.capacity))
     return Insight(name=run_path.name, studies=tuple(studies))
 
@@ -122,17 +124,16 @@ def write_insight(insight: Insight, folder: Path) -> Path:
     return path
 
 
-def _study(study: optuna.Study) -> StudyInsight:
-    method, _, capacity = study.study_name.partition("@")
-    trials = study.get_trials(deepcopy=False)
+def _study(key: StudyKey, study: optuna.Study) -> StudyInsight:
+    trials = Tally(key, study).counted()
     complete = [t for t in trials if t.state is TrialState.COMPLETE]
     best = max(complete, key=lambda t: t.values[0], default=None)
     return StudyInsight(
-        method=method,
-        capacity=capacity,
+        method=key.method,
+        capacity=key.capacity,
         num_complete=len(complete),
         num_pruned=sum(t.state is TrialState.PRUNED for t in trials),
-        num_failed=sum(t.state is TrialState.FAIL and not was_interrupted(t) for t in trials),
+        num_failed=sum(t.state is TrialState.FAIL for t in trials),
         best_accuracy=best.values[0] if best else None,
         best=dict(best.params) if best else {},
         near_best=_near(complete, best.values[0]) if best else {},

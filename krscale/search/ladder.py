@@ -9,9 +9,8 @@ capacity, at a time.
 
 from __future__ import annotations
 
-import shutil
-import zlib
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from krscale.config import Experiment
 from krscale.rungs import Rung
 from krscale.search.assignment import Assignment, Listener, StudyKey
+from krscale.search.budgets import Budget, ended_by
 from krscale.search.journal import Journal
 from krscale.search.retries import (
     ALONE,
@@ -29,13 +29,18 @@ from krscale.search.retries import (
     Cause,
     deserves_retry,
     run_again,
-    was_interrupted,
 )
-from krscale.search.sampling import make_pruner, make_sampler
-from krscale.search.space import SearchSpace, defaults_within
-from krscale.search.unfinished import sweep, unfinished_path
+from krscale.search.sampling import num_grid_points, num_startup
+from krscale.search.sizes import FixedSizes, Sizes
+from krscale.search.space import SearchSpace
+from krscale.search.studies import StudyOpener, trial_name
+from krscale.search.tally import FinalTally, Tally
+from krscale.search.transfer import transfer
+from krscale.search.unfinished import forget, sweep, unfinished_path
 
 FINAL_SEED_OFFSET = 1000  # far from the seed that tuning used, so that finals are fresh
+MAX_FORBIDDEN = 50
+"""Suggestions in a row that break a limit, after which a study is given up."""
 
 
 class Next(Enum):
@@ -54,6 +59,8 @@ class Ladder:
         space: Distributions of every method.
         rungs: The student sizes.
         listeners: Told of every event, in order.
+        sizes: How large a student is, and whether it is allowed; None takes every rung as it is.
+        clock: Seconds; replaced in tests.
     """
 
     def __init__(
@@ -63,43 +70,63 @@ class Ladder:
         space: SearchSpace,
         rungs: Iterable[Rung],
         listeners: Iterable[Listener] = (),
+        *,
+        sizes: Sizes | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.experiment = experiment
-        self.config = experiment.search
-        self.space = space
-        self.rungs = {rung.capacity: rung for rung in rungs}
+        self.experiment, self.config, self.space = experiment, experiment.search, space
+        self.rungs = {r.capacity: r for r in sorted(rungs, key=lambda r: r.num_parameters)}
+        self.sizes = sizes or FixedSizes(self.rungs)
         self.listeners = tuple(listeners)
-        self.running: dict[tuple[StudyKey, int], tuple[Assignment, Trial]] = {}
+        self.running: dict[str, tuple[Assignment, Trial]] = {}
+        self.parked: list[tuple[Assignment, Trial]] = []
         self.num_failed = 0
         self.run_path = journal.parent
         self.journal = Journal(journal)
-        self.studies = {key: self._open(key) for key in self._keys()}
-        for key in self.studies:
-            # A crash may have come between a study's last trial and its finals.
-            if not key.final and self._remaining(key) <= 0:
-                self._plan_finals(key)
-        sweep(self.run_path, self._needed_checkpoints())
+        self.tallies: dict[StudyKey, Tally] = {}
+        opener = StudyOpener(self.journal.storage, experiment, space)
+        for key in self._keys():
+            study = opener.open(key)
+            tuning = self.tallies.get(StudyKey(key.method, key.capacity))
+            self.tallies[key] = FinalTally(key, study, tuning) if tuning else Tally(key, study)
+            self._recover(self.tallies[key])
+        tuned = [tally.counted() for key, tally in self.tallies.items() if not key.final]
+        self.budget = Budget(self.config, (trial for trials in tuned for trial in trials), clock)
+        sweep(self.run_path, {unfinished_path(self.run_path, n) for n in self._continued()})
+
+    @property
+    def studies(self) -> dict[StudyKey, optuna.Study]:
+        """Optuna's studies."""
+        return {key: tally.study for key, tally in self.tallies.items()}
 
     def next(self) -> Assignment | Next:
         """Hand out the next trial: the study furthest behind first, larger students before smaller.
 
         Large students first keeps the tail of the search short; even progress lets every study
-        learn from its own trials.
+        learn from its own trials. A study that waits for its last trials holds up no other. Trials
+        that must run alone come when nothing else is left to start, one at a time.
         """
-        waiting = [key for key in self.studies if self._may_start(key)]
-        if not waiting:
-            return Next.WAIT if self.running else Next.DONE
-        order = {key: position for position, key in enumerate(self.studies)}
-        key = min(waiting, key=lambda k: (self._started(k) / self.planned(k), order[k]))
-        return self._ask(key)
+        if any(assignment.alone for assignment, _ in self.running.values()):
+            return Next.WAIT
+        while key := self._furthest_behind():
+            asked = self._ask(key)
+            if asked and not asked[0].alone:
+                return self._hand_out(*asked)
+            self.parked += [asked] if asked else []
+        if self.parked and len(self.running) == 0:
+            return self._hand_out(*self.parked.pop(0))
+        return Next.WAIT if self.running or self.parked else Next.DONE
 
     def report(self, assignment: Assignment, metrics: Mapping[str, float]) -> bool:
         """Record one epoch; return whether the trial should stop now."""
         for listener in self.listeners:
             listener.on_epoch(assignment, metrics)
-        _, trial = self.running[assignment.key, assignment.number]
+        _, trial = self.running[assignment.name]
         trial.report(metrics["val/accuracy"], int(metrics["epoch"]))
-        return not assignment.key.final and trial.should_prune()
+        if assignment.key.final:
+            return False
+        self.budget.num_epochs += 1
+        return trial.should_prune()
 
     def finish(
         self,
@@ -109,7 +136,7 @@ class Ladder:
         error: str = "",
     ) -> None:
         """Tell the study how a trial ended, with its last metrics and, if it failed, why."""
-        _, trial = self.running.pop((assignment.key, assignment.number))
+        tally, (_, trial) = self.tallies[assignment.key], self.running.pop(assignment.name)
         for name, value in metrics.items():
             trial.set_user_attr(name, value)
         if error:
@@ -119,12 +146,14 @@ class Ladder:
         for listener in self.listeners:
             listener.on_end(assignment, state, metrics, error)
         objective = metrics["val/accuracy"] if state is TrialState.COMPLETE else None
-        self.studies[assignment.key].tell(trial, objective, state=state)
+        tally.study.tell(trial, objective, state=state)
         self.journal.sync()
-        self._forget_checkpoints(assignment)
+        tally.num_running -= 1
+        tally.recount()
+        if not assignment.key.final:
+            self._final_of(assignment.key).recount()  # the winner may be another now
+        forget(self.run_path, assignment.name, assignment.continues)
         self.num_failed += state is TrialState.FAIL
-        if not assignment.key.final and self._remaining(assignment.key) == 0:
-            self._plan_finals(assignment.key)
         if self.complete:
             sweep(self.run_path, ())
 
@@ -139,28 +168,36 @@ class Ladder:
             metrics: Its last ones, empty before its first epoch.
             error: What Ray said of it.
         """
-        _, trial = self.running[assignment.key, assignment.number]
+        _, trial = self.running[assignment.name]
         if not deserves_retry(trial, cause, self.config.max_retries):
             self.finish(assignment, TrialState.FAIL, metrics, error)
             return
-        del self.running[assignment.key, assignment.number]
-        self._run_again(self.studies[assignment.key], assignment, cause)
+        del self.running[assignment.name]
+        tally = self.tallies[assignment.key]
+        tally.num_running -= 1
+        if not assignment.key.final:
+            self.budget.num_epochs -= int(metrics.get("epoch", 0))  # its next attempt recalls them
+        self._run_again(tally, assignment, cause)
 
     @property
     def complete(self) -> bool:
         """Whether nothing is left to run."""
-        return not self.running and not any(self._may_start(key) for key in self.studies)
+        return not self.running and not self.parked and self._furthest_behind() is None
 
     def planned(self, key: StudyKey) -> int:
         """Number of trials a study is meant to have."""
-        return self.config.num_final_seeds if key.final else self.config.trials_per_rung
+        if key.final:
+            return self.config.num_final_seeds
+        points = num_grid_points(self.tallies[key].study)
+        return min(self.config.trials_per_rung, points or self.config.trials_per_rung)
+
+    def ended_by(self, key: StudyKey) -> str:
+        """Return why a tuning study starts no more trials; empty while it does."""
+        return ended_by(self.tallies[key], self.planned(key), self.budget)
 
     def counted(self, key: StudyKey) -> list[FrozenTrial]:
         """Ended trials that count towards the plan: all but the interrupted ones."""
-        ended = self.studies[key].get_trials(
-            deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-        )
-        return [trial for trial in ended if not was_interrupted(trial)]
+        return self.tallies[key].counted()
 
     def finals(self, method: str, capacity: str) -> list[FrozenTrial]:
         """Complete final trainings of a study's winner, in the order of their seeds."""
@@ -170,116 +207,110 @@ class Ladder:
 
     def winner(self, method: str, capacity: str) -> FrozenTrial | None:
         """Best complete trial by validation accuracy, then by validation loss; None if none."""
-        study = self.studies[StudyKey(method, capacity)]
-        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if not complete:
-            return None
-        return max(complete, key=lambda t: (t.value, -t.user_attrs.get("val/loss", 0.0)))
+        return self.tallies[StudyKey(method, capacity)].winner()
+
+    def trial_name(self, key: StudyKey, number: int) -> str:
+        """Name of a trial, as in `Assignment.name`."""
+        return trial_name(self.tallies[key].study, key, number)
 
     def _keys(self) -> list[StudyKey]:
-        widest_first = sorted(self.rungs.values(), key=lambda rung: -rung.num_parameters)
         return [
-            StudyKey(method, rung.capacity, final)
+            StudyKey(method, capacity, final)
             for final in (False, True)
-            for rung in widest_first
+            for capacity in reversed(self.rungs)
             for method in self.config.methods
         ]
 
-    def _open(self, key: StudyKey) -> optuna.Study:
-        study = optuna.create_study(
-            storage=self.journal.storage,
-            study_name=key.name,
-            direction="maximize",
-            load_if_exists=True,
+    def _furthest_behind(self) -> StudyKey | None:
+        for key in self.tallies:
+            if not key.final and self.ended_by(key) and not self.tallies[key].num_running:
+                self._plan_finals(key)
+        may_start = [key for key in self.tallies if self._may_start(key)]
+        # The first of equals, and larger students come first.
+        return min(
+            may_start, key=lambda k: self.tallies[k].num_started / self.planned(k), default=None
         )
-        study.pruner = make_pruner(self.config, self.experiment.train.num_epochs)
-        # Restarts must not draw the first start's random numbers again.
-        salt = f"{self.config.seed}/{key.name}/{len(study.get_trials(deepcopy=False))}"
-        study.sampler = make_sampler(self.config, zlib.crc32(salt.encode()))
-        self._recover(key, study)
-        if not key.final and not study.get_trials(deepcopy=False):
-            values = defaults_within(self.experiment, self.space.by_method[key.method])
-            study.enqueue_trial(values)
-        return study
 
-    def _recover(self, key: StudyKey, study: optuna.Study) -> None:
-        """Run trials again that died with the last process."""
-        for orphan in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            assignment = self._assignment(key, Trial(study, orphan._trial_id))
-            for listener in self.listeners:
-                listener.on_start(assignment)
-            self._run_again(study, assignment, Cause.SEARCH)
+    def _may_start(self, key: StudyKey) -> bool:
+        if not key.final:
+            return not self.ended_by(key)
+        tuning = StudyKey(key.method, key.capacity)
+        tuned = self.ended_by(tuning) and not self.tallies[tuning].num_running
+        # A final needs a seed that only an enqueued trial carries.
+        return bool(tuned) and self.tallies[key].num_waiting > 0
 
-    def _run_again(self, study: optuna.Study, assignment: Assignment, cause: Cause) -> None:
-        # Listeners hear before the journal, as in `finish`.
-        for listener in self.listeners:
-            listener.on_end(assignment, TrialState.FAIL, {}, cause.text)
-        own = unfinished_path(self.run_path, assignment.key, assignment.number)
-        run_again(study, assignment.number, cause, has_checkpoint=own.exists())
+    def _final_of(self, key: StudyKey) -> FinalTally:
+        final = self.tallies[StudyKey(key.method, key.capacity, final=True)]
+        assert isinstance(final, FinalTally)  # noqa: S101
+        return final
 
-    def _ask(self, key: StudyKey) -> Assignment:
-        study = self.studies[key]
-        trial = study.ask()
-        self.space.suggest(key.method, trial)
-        assignment = self._assignment(key, trial)
-        self.running[key, trial.number] = assignment, trial
+    def _plan_finals(self, key: StudyKey) -> None:
+        final = self._final_of(key)
+        if final.num_started + final.num_waiting < self.planned(final.key):
+            first = self.experiment.train.seed + FINAL_SEED_OFFSET
+            final.plan(list(range(first, first + self.planned(final.key))))
+            self.tallies[key].study.set_user_attr("ended_by", self.ended_by(key))
+
+    def _ask(self, key: StudyKey) -> tuple[Assignment, Trial] | None:
+        """Ask a study for its next trial; None if it finds no student that is allowed."""
+        tally = self.tallies[key]
+        if self.config.transfer and self.config.sampler != "grid" and not key.final:
+            transfer(
+                key, self.tallies, list(self.rungs), self.planned(key), num_startup(self.config)
+            )
+        for _ in range(MAX_FORBIDDEN):
+            trial = tally.study.ask()
+            values = self.space.suggest(key.method, trial)
+            excess = self.sizes.excess(key.capacity, values)
+            if not excess:
+                tally.num_running += 1
+                tally.recount()
+                return self._assignment(key, trial), trial
+            tally.forbid(trial, excess)
+        tally.given_up = True
+        return None
+
+    def _hand_out(self, assignment: Assignment, trial: Trial) -> Assignment:
+        self.running[assignment.name] = assignment, trial
         for listener in self.listeners:
             listener.on_start(assignment)
         return assignment
 
     def _assignment(self, key: StudyKey, trial: Trial) -> Assignment:
-        attrs = trial.user_attrs
+        attrs, values = trial.user_attrs, dict(trial.params)
+        continues = attrs.get(CONTINUES)
         return Assignment(
             key=key,
             number=trial.number,
-            width=self.rungs[key.capacity].width,
-            values=dict(trial.params),
+            name=self.trial_name(key, trial.number),
+            rung=self.sizes.rung(key.capacity, values),
+            values=values,
             seed=int(attrs.get(SEED, self.experiment.train.seed)),
-            continues=attrs.get(CONTINUES),
+            continues="" if continues is None else self.trial_name(key, int(continues)),
             alone=bool(attrs.get(ALONE, False)),
         )
 
-    def _started(self, key: StudyKey) -> int:
-        return len(self.counted(key)) + sum(running_key == key for running_key, _ in self.running)
+    def _recover(self, tally: Tally) -> None:
+        """Run trials again that died with the last process."""
+        for orphan in tally.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            assignment = self._assignment(tally.key, Trial(tally.study, orphan._trial_id))
+            for listener in self.listeners:
+                listener.on_start(assignment)
+            self._run_again(tally, assignment, Cause.SEARCH)
 
-    def _remaining(self, key: StudyKey) -> int:
-        return self.planned(key) - len(self.counted(key))
+    def _run_again(self, tally: Tally, assignment: Assignment, cause: Cause) -> None:
+        # Listeners hear before the journal, as in `finish`.
+        for listener in self.listeners:
+            listener.on_end(assignment, TrialState.FAIL, {}, cause.text)
+        own = unfinished_path(self.run_path, assignment.name)
+        run_again(tally.study, assignment.number, cause, has_checkpoint=own.exists())
+        tally.recount()
 
-    def _may_start(self, key: StudyKey) -> bool:
-        if self._started(key) >= self.planned(key):
-            return False
-        if not key.final:
-            return True
-        # A final needs a seed that only an enqueued trial carries.
-        return bool(self.studies[key].get_trials(deepcopy=False, states=(TrialState.WAITING,)))
-
-    def _plan_finals(self, key: StudyKey) -> None:
-        """Enqueue the winner of a finished study with fresh seeds; safe to call again."""
-        winner = self.winner(key.method, key.capacity)
-        final = StudyKey(key.method, key.capacity, final=True)
-        study = self.studies[final]
-        taken = {
-            trial.user_attrs.get(SEED)
-            for trial in study.get_trials(deepcopy=False)
-            if not was_interrupted(trial)
-        }
-        if winner is None:
-            return
-        for position in range(self.planned(final)):
-            seed = self.experiment.train.seed + FINAL_SEED_OFFSET + position
-            if seed not in taken:
-                study.enqueue_trial(winner.params, user_attrs={SEED: seed})
-
-    def _needed_checkpoints(self) -> set[Path]:
-        return {
-            unfinished_path(self.run_path, key, int(trial.user_attrs[CONTINUES]))
-            for key, study in self.studies.items()
-            for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    def _continued(self) -> list[str]:
+        """Return the names of interrupted trials from which a waiting one goes on."""
+        return [
+            self.trial_name(key, int(trial.user_attrs[CONTINUES]))
+            for key, tally in self.tallies.items()
+            for trial in tally.waiting()
             if CONTINUES in trial.user_attrs
-        }
-
-    def _forget_checkpoints(self, assignment: Assignment) -> None:
-        for number in (assignment.number, assignment.continues):
-            if number is not None:
-                folder = unfinished_path(self.run_path, assignment.key, number)
-                shutil.rmtree(folder, ignore_errors=True)
+        ]

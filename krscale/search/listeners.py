@@ -57,7 +57,7 @@ class TrackingListener:
 
     def on_start(self, assignment: Assignment) -> None:
         """Start the child run, with what was suggested and how large the student is."""
-        key, rung = assignment.key, self.rungs[assignment.key.capacity]
+        key, rung = assignment.key, assignment.rung
         self.tracker.start_run(
             assignment.name,
             name=run_name(assignment),
@@ -107,7 +107,7 @@ class TrackingListener:
         finals = ladder.finals(method, capacity)
         for trial, accuracy in zip(finals, result.test_accuracies, strict=True):
             step = self.experiment.train.num_epochs
-            name = key.trial_name(trial.number)
+            name = ladder.trial_name(key, trial.number)
             self.tracker.log_metrics(name, {"test/accuracy": accuracy}, step=step)
 
     def _log_points(self, rung: CurveRung, method: str, result: MethodResult) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 from optuna.trial import TrialState
+from torch import nn
 
-from krscale.assemble import Assets, Prepared
+from krscale.assemble import Assets, Prepared, trial_experiment
 from krscale.checkpoint import load_weights
 from krscale.config import Experiment
 from krscale.curve import Cost, Curve, MethodResult, Teacher, find_pareto
@@ -92,19 +93,22 @@ def _method(ladder: Ladder, method: str, rung: Rung, assets: Assets, test: Split
     seeds = [int(trial.user_attrs[SEED]) for trial in finals]
     winner = ladder.winner(method, rung.capacity)
     paths = [student_path(experiment.run_path, method, rung.capacity, seed) for seed in seeds]
+    best = dict(winner.params) if winner else {}
+    architecture = trial_experiment(experiment, method, best, experiment.train.seed)
+    width = ladder.sizes.rung(rung.capacity, best).width
+    student = build_student(architecture, assets.dataset, width)
     return MethodResult.over_seeds(
         seeds=seeds,
         val_accuracies=[float(trial.user_attrs["val/accuracy"]) for trial in finals],
-        test_accuracies=[_test(experiment, rung, assets, path, test) for path in paths],
+        test_accuracies=[_test(student, assets, path, test) for path in paths],
         num_trials=len(tuned),
         num_pruned=sum(trial.state is TrialState.PRUNED for trial in tuned),
         num_failed=sum(trial.state is TrialState.FAIL for trial in tuned),
-        best=dict(winner.params) if winner else {},
+        best=best,
     )
 
 
-def _test(experiment: Experiment, rung: Rung, assets: Assets, path: Path, test: Split) -> float:
-    student = build_student(experiment, assets.dataset, rung.width)
+def _test(student: nn.Module, assets: Assets, path: Path, test: Split) -> float:
     load_weights(path, student, where=str(path))
     workers = Workers.alone(torch.device("cpu"))
     return evaluate(student, assets.dataset, test, workers)["accuracy"]

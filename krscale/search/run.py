@@ -21,10 +21,10 @@ from ray.tune.search import Searcher
 
 from krscale.assemble import Prepared
 from krscale.cluster import require
-from krscale.config import Experiment
 from krscale.errors import UserError
 from krscale.search.assignment import Assignment
 from krscale.search.ladder import Ladder, Next
+from krscale.search.sampling import milestones
 from krscale.search.trial import StudentTrial
 from krscale.search.trial_error import TrialError
 
@@ -65,9 +65,9 @@ class LadderSearcher(Searcher):
             "method": upcoming.key.method,
             "capacity": upcoming.key.capacity,
             "final": upcoming.key.final,
-            "number": upcoming.number,
+            "name": upcoming.name,
             "continues": upcoming.continues,
-            "width": upcoming.width,
+            "width": upcoming.rung.width,
             "seed": upcoming.seed,
             "values": dict(upcoming.values),
             "milestones": self.milestones,
@@ -171,7 +171,7 @@ def run_search(ladder: Ladder, prepared: Prepared) -> None:
     experiment, config = ladder.experiment, ladder.config
     # Its errors reach the user through the listeners, one line each, not once more in a frame.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    searcher = LadderSearcher(ladder, _milestones(experiment))
+    searcher = LadderSearcher(ladder, milestones(config, experiment.train.num_epochs))
     resources = {"CPU": config.cpus_per_trial}
     if config.gpus_per_trial:
         resources["GPU"] = config.gpus_per_trial
@@ -201,14 +201,5 @@ def run_search(ladder: Ladder, prepared: Prepared) -> None:
             f"search: {ladder.num_failed} trials failed (search.max_failures = "
             f"{config.max_failures}). The first error was:\n{searcher.first_error}"
         )
-
-
-def _milestones(experiment: Experiment) -> tuple[int, ...]:
-    """Epochs at which early stopping decides; a report must not run past one."""
-    config = experiment.search
-    found: list[int] = []
-    epoch = config.grace_epochs
-    while config.early_stopping != "none" and epoch < experiment.train.num_epochs:
-        found.append(epoch)
-        epoch *= config.reduction_factor
-    return tuple(found)
+    if searcher.first_error and not any(tally.winner() for tally in ladder.tallies.values()):
+        raise UserError(f"search: every trial failed. The first error was:\n{searcher.first_error}")

@@ -9,30 +9,36 @@ from pathlib import Path
 from rich.console import Console
 
 from krscale.assemble import Prepared, check_methods, prepare
-from krscale.capacity import latency_ms
 from krscale.cluster import connect
 from krscale.config import Experiment
 from krscale.curve import Curve, curve_table, draw_curve, write_curve, write_interactive
-from krscale.data import Dataset, prepare_data
+from krscale.curve.result import CURVE_FILE
+from krscale.data import prepare_data
 from krscale.errors import UserError
-from krscale.files import write_json
+from krscale.files import read_json, write_json
 from krscale.progress import Progress
-from krscale.provenance import run_folder
-from krscale.rungs import Rung, build_student, ladder_rungs
+from krscale.provenance import SPACE, run_folder
+from krscale.rungs import Rung, ladder_rungs
+from krscale.search.extending import remember_budgets
 from krscale.search.insight_figure import record_insight
 from krscale.search.ladder import Ladder
 from krscale.search.listeners import ProgressListener, TrackingListener
 from krscale.search.results import collect
 from krscale.search.run import run_search
+from krscale.search.sizes import StudentSizes
 from krscale.search.space import SearchSpace
 from krscale.search.space_check import fitting_space
+from krscale.search.studies import trials_that_ran
 from krscale.shard_workers import write_on_workers
 from krscale.tracking import Tracker
 
+JOURNAL = "journal.log"
 LATENCY_FILE = "latency.json"
 
 
-def run_session(experiment: Experiment, *, as_json: bool, quiet: bool) -> Curve:
+def run_session(
+    experiment: Experiment, *, as_json: bool, quiet: bool, new_space: bool = False
+) -> Curve:
     """Run a search to its end, or continue it, and print its result on stdout.
 
     Everything that can be refused is refused before the teacher trains.
@@ -41,6 +47,7 @@ def run_session(experiment: Experiment, *, as_json: bool, quiet: bool) -> Curve:
         experiment: The resolved experiment.
         as_json: Print the curve as JSON instead of the table.
         quiet: Show no live view on stderr.
+        new_space: Go on with a run whose search space was another; see `studies.py`.
     """
     check_methods(experiment)
     if experiment.train.num_workers > 1:
@@ -51,9 +58,15 @@ def run_session(experiment: Experiment, *, as_json: bool, quiet: bool) -> Curve:
     with Progress(quiet=quiet, planned=_planned(experiment)) as progress:
         progress.phase("data")
         dataset = prepare_data(experiment.data, experiment.cache_path, progress.advance)
-        rungs = ladder_rungs(experiment, dataset)
+        sizes = StudentSizes(experiment, dataset)
+        rungs = sizes.allowed(ladder_rungs(experiment, dataset), progress.note)
         space = fitting_space(experiment, dataset)
-        with run_folder(experiment, {"space": space.describe()}) as folder:
+        with run_folder(
+            experiment,
+            {"space": space.describe()},
+            spent=lambda folder: trials_that_ran(folder / JOURNAL),
+            renewed=SPACE if new_space else (),
+        ) as folder:
             tracker = Tracker(
                 experiment.tracking.uri,
                 experiment.tracking.experiment,
@@ -63,7 +76,7 @@ def run_session(experiment: Experiment, *, as_json: bool, quiet: bool) -> Curve:
             )
             try:
                 prepared = prepare(experiment, progress, write_on_workers)
-                curve = _search(experiment, prepared, dataset, rungs, space, tracker, progress)
+                curve = _search(experiment, prepared, sizes, rungs, space, tracker, progress)
             finally:
                 progress.phase("record")
                 tracker.close(timeout=60.0)
@@ -74,50 +87,49 @@ def run_session(experiment: Experiment, *, as_json: bool, quiet: bool) -> Curve:
 def _search(
     experiment: Experiment,
     prepared: Prepared,
-    dataset: Dataset,
+    sizes: StudentSizes,
     rungs: tuple[Rung, ...],
     space: SearchSpace,
     tracker: Tracker,
     progress: Progress,
 ) -> Curve:
-    latencies = _latencies(experiment, dataset, rungs)
+    latencies = _latencies(experiment.run_path, sizes, rungs)
     tracking = TrackingListener(tracker, experiment, prepared, rungs, latencies)
     showing = ProgressListener(progress)
     state = "FAIL"
     try:
         progress.phase("search")
-        journal = experiment.run_path / "journal.log"
-        ladder = Ladder(journal, experiment, space, rungs, [tracking, showing])
+        journal = experiment.run_path / JOURNAL
+        ladder = Ladder(journal, experiment, space, rungs, [tracking, showing], sizes=sizes)
         showing.recall(ladder)
         if not ladder.complete:
+            _set_aside(experiment.run_path / CURVE_FILE)
             connect(experiment.cluster)
             run_search(ladder, prepared)
+            _say_what_ended(ladder, progress)
         progress.phase("test")
         curve = collect(ladder, prepared, latencies)
         tracking.on_curve(curve, ladder)
         _, insight_files = record_insight(experiment.run_path)
         for path in (*_write(curve, experiment.run_path), *insight_files):
             tracking.log_artifact(path)
+        remember_budgets(experiment)
         state = "COMPLETE"
     finally:
         tracking.close(state)
     return curve
 
 
-def _latencies(
-    experiment: Experiment, dataset: Dataset, rungs: tuple[Rung, ...]
-) -> dict[str, float]:
+def _latencies(folder: Path, sizes: StudentSizes, rungs: tuple[Rung, ...]) -> dict[str, float]:
     """Milliseconds of one image by capacity, measured before any trial competes for the cores.
 
     Once a run: measured again, the points of the first start would stand beside those of the next
     one on every axis of latency.
     """
-    path = experiment.run_path / LATENCY_FILE
+    path = folder / LATENCY_FILE
     if not path.exists():
-        students = {r.capacity: build_student(experiment, dataset, r.width) for r in rungs}
-        measured = {c: latency_ms(model, dataset.image_shape) for c, model in students.items()}
-        write_json(path, measured)
-    found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+        write_json(path, {r.capacity: sizes.latency_ms(r.capacity, {}) for r in rungs})
+    found: dict[str, float] = read_json(path)
     return found
 
 
@@ -127,6 +139,22 @@ def _write(curve: Curve, folder: Path) -> list[Path]:
     draw_curve(curve, figure)
     write_interactive([curve], interactive)
     return [write_curve(curve, folder), figure, interactive]
+
+
+def _set_aside(curve: Path) -> None:
+    """A search that goes on replaces its students; the old curve would no longer be theirs."""
+    if curve.exists():
+        curve.replace(curve.with_name(f"{curve.stem}.before.json"))
+
+
+def _say_what_ended(ladder: Ladder, progress: Progress) -> None:
+    """Say what ended studies that had fewer trials than planned; the journal has it, too."""
+    reasons: dict[str, list[str]] = {}
+    for key in ladder.tallies:
+        if not key.final and len(ladder.counted(key)) < ladder.planned(key):
+            reasons.setdefault(ladder.ended_by(key), []).append(key.name)
+    for reason, names in reasons.items():
+        progress.note(f"no more trials of {', '.join(names)}: {reason}")
 
 
 def _planned(experiment: Experiment) -> dict[tuple[str, str], int]:

@@ -97,11 +97,10 @@ class StudentTrial(tune.Trainable):
         self.training = build_training(experiment, self.assets, int(config["width"]), workers)
         run_path = self.experiment.run_path
         self.history = []
-        if config["continues"] is not None:
-            former = unfinished_path(run_path, self.key, int(config["continues"]))
-            self.history = go_on(self.training, former)
+        if config["continues"]:
+            self.history = go_on(self.training, unfinished_path(run_path, config["continues"]))
         self.recalled = list(self.history)
-        own = unfinished_path(run_path, self.key, int(config["number"]))
+        own = unfinished_path(run_path, config["name"])
         self.keeper = Keeper(own, self.experiment.search.checkpoint_seconds)
 
     def _keep_student(self) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 from krscale.checkpoint import load_checkpoint, save_checkpoint
 from krscale.errors import UserError
 from krscale.loop import Training
-from krscale.search.assignment import StudyKey
 
 MAX_SHARE = 0.02
 """Share of a trial's time that its checkpoints may take."""
@@ -24,9 +23,9 @@ MAX_SHARE = 0.02
 History = list[dict[str, float]]
 
 
-def unfinished_path(run_path: Path, key: StudyKey, number: int) -> Path:
+def unfinished_path(run_path: Path, trial_name: str) -> Path:
     """Return the checkpoint folder of a trial that has not ended."""
-    return run_path / "unfinished" / key.trial_name(number)
+    return run_path / "unfinished" / trial_name
 
 
 def sweep(run_path: Path, needed: Collection[Path]) -> None:
@@ -37,6 +36,12 @@ def sweep(run_path: Path, needed: Collection[Path]) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     if not needed:
         shutil.rmtree(root, ignore_errors=True)
+
+
+def forget(run_path: Path, *trial_names: str) -> None:
+    """Remove the checkpoints of trials; an empty name is none."""
+    for name in filter(None, trial_names):
+        shutil.rmtree(unfinished_path(run_path, name), ignore_errors=True)
 
 
 class Keeper:

@@ -4,64 +4,24 @@ from pathlib import Path
 
 import optuna
 import pytest
+from ladder_play import (
+    METHODS,
+    RUNGS,
+    Assignment,
+    Next,
+    experiment,
+    ladder,
+    next_of,
+    play,
+    play_all,
+)
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from krscale.config import Experiment, load
-from krscale.rungs import Rung
-from krscale.search.assignment import Assignment, StudyKey
-from krscale.search.ladder import Ladder, Next
+from krscale.search.assignment import StudyKey
 from krscale.search.retries import Cause
-from krscale.search.space import load_space
 from krscale.search.unfinished import unfinished_path
-
-RUNGS = (Rung("1/64", 2, 1000, 10_000), Rung("1/4", 8, 16_000, 160_000))
-METHODS = ("plain", "kr")
-
-
-def experiment(**changes: object) -> Experiment:
-    settings = {
-        "search.methods": list(METHODS),
-        "search.trials_per_rung": 5,
-        "search.num_final_seeds": 2,
-        "search.grace_epochs": 2,
-        "train.num_epochs": 4,
-        **changes,
-    }
-    return load(None, [f"{key}={value!r}".replace("'", '"') for key, value in settings.items()])
-
-
-def ladder(folder: Path, config: Experiment, listeners: tuple = ()) -> Ladder:
-    return Ladder(folder / "journal.log", config, load_space(config, 6), RUNGS, listeners)
-
-
-def quality(assignment: Assignment) -> float:
-    """Better with a learning rate near 0.1: a stand-in for validation accuracy."""
-    return 1.0 - abs(float(assignment.values["train.learning_rate"]) - 0.1)
-
-
-def play(found: Ladder, assignment: Assignment) -> TrialState:
-    """Run a trial to its end as the actor would."""
-    num_epochs = found.experiment.train.num_epochs
-    metrics: dict[str, float] = {}
-    for epoch in range(1, num_epochs + 1):
-        accuracy = quality(assignment) * epoch / num_epochs
-        metrics = {"val/accuracy": accuracy, "val/loss": 1 - accuracy, "epoch": float(epoch)}
-        if found.report(assignment, metrics) and epoch < num_epochs:
-            found.finish(assignment, TrialState.PRUNED, metrics)
-            return TrialState.PRUNED
-    found.finish(assignment, TrialState.COMPLETE, metrics)
-    return TrialState.COMPLETE
-
-
-def play_all(found: Ladder) -> list[Assignment]:
-    played: list[Assignment] = []
-    while isinstance(upcoming := found.next(), Assignment):
-        played.append(upcoming)
-        play(found, upcoming)
-    assert upcoming is Next.DONE
-    return played
 
 
 def test_every_study_gets_the_same_budget_and_its_winner_fresh_seeds(tmp_path: Path) -> None:
@@ -210,17 +170,19 @@ def test_a_lost_worker_is_retried_from_the_checkpoint_so_often_and_no_more(tmp_p
     found = ladder(tmp_path, experiment(**one_study))
     first = found.next()
     assert isinstance(first, Assignment)
-    unfinished_path(tmp_path, first.key, first.number).mkdir(parents=True)
+    unfinished_path(tmp_path, first.name).mkdir(parents=True)
     attempts = [first]
     while not found.counted(first.key):
         found.interrupt(attempts[-1], Cause.WORKER, {}, "the actor died")
         if not found.counted(first.key):
             attempts += [next_of(found, first.key)]
     assert [a.values for a in attempts] == [first.values] * 3
-    assert [a.continues for a in attempts] == [None, 0, 0], "the only one that left a checkpoint"
+    assert [a.continues for a in attempts] == ["", first.name, first.name], (
+        "the only one that left a checkpoint"
+    )
     assert found.counted(first.key)[0].user_attrs["error"] == "the actor died"
     assert found.num_failed == 1
-    assert not unfinished_path(tmp_path, first.key, first.number).exists()
+    assert not unfinished_path(tmp_path, first.name).exists()
     play_all(found)
     assert len(found.counted(first.key)) == 5
 
@@ -231,22 +193,20 @@ def test_out_of_memory_is_retried_alone_and_once(tmp_path: Path) -> None:
     assert isinstance(first, Assignment)
     assert not first.alone
     found.interrupt(first, Cause.MEMORY, {}, "OutOfMemoryError")
-    second = next_of(found, first.key)
-    assert second.alone
-    assert second.values == first.values
-    found.interrupt(second, Cause.MEMORY, {}, "OutOfMemoryError")
-    assert [t.state for t in found.counted(first.key)] == [TrialState.FAIL]
+    while isinstance(upcoming := found.next(), Assignment) and not upcoming.alone:
+        beside = found.next()
+        assert not isinstance(beside, Assignment) or not beside.alone, "only when none is running"
+        for running in (upcoming, beside):
+            if isinstance(running, Assignment):
+                play(found, running)
+    assert isinstance(upcoming, Assignment)
+    assert (upcoming.key, upcoming.values) == (first.key, first.values)
+    assert found.next() is Next.WAIT, "nothing starts beside it"
+    found.interrupt(upcoming, Cause.MEMORY, {}, "OutOfMemoryError")
+    assert TrialState.FAIL in [t.state for t in found.counted(first.key)]
+    assert found.num_failed == 1
     play_all(found)
     assert len(found.counted(first.key)) == 5
-
-
-def next_of(found: Ladder, key: StudyKey) -> Assignment:
-    """Play the other studies until one trial of this one is handed out."""
-    while isinstance(upcoming := found.next(), Assignment):
-        if upcoming.key == key:
-            return upcoming
-        play(found, upcoming)
-    raise AssertionError("no trial of this study was left")
 
 
 def test_early_stopping_does_not_compare_a_retry_with_its_own_past(tmp_path: Path) -> None:

@@ -37,10 +37,16 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
 def start(assets: Assets, number: int, continues: int | None = None) -> StudentTrial:
     """Begin a trial as Tune does in its actor, without Ray."""
     config = {
-        "method": KEY.method, "capacity": KEY.capacity, "final": False, "number": number,
-        "continues": continues, "width": 3, "seed": 5, "values": {"train.learning_rate": 0.05},
+        "method": KEY.method,
+        "capacity": KEY.capacity,
+        "final": False,
+        "name": KEY.trial_name(number),
+        "continues": "" if continues is None else KEY.trial_name(continues),
+        "width": 3,
+        "seed": 5,
+        "values": {"train.learning_rate": 0.05},
         "milestones": tuple(range(1, NUM_EPOCHS)),
-    }  # fmt: skip
+    }
     trial = object.__new__(StudentTrial)
     trial.setup(config, *assets)
     return trial
@@ -87,7 +93,7 @@ def test_interrupted_twice_goes_on_from_the_second_checkpoint(assets: Assets) ->
 @pytest.mark.usefixtures("eager")
 def test_a_broken_checkpoint_costs_its_epochs_only(assets: Assets) -> None:
     run(start(assets, number=20), num_steps=2)
-    state = unfinished_path(assets[0].run_path, KEY, 20) / "state.pt"
+    state = unfinished_path(assets[0].run_path, KEY.trial_name(20)) / "state.pt"
     state.write_bytes(state.read_bytes()[:100])
     results = run(start(assets, number=21, continues=20))
     assert sum(len(result["history"]) for result in results) == NUM_EPOCHS
@@ -96,7 +102,7 @@ def test_a_broken_checkpoint_costs_its_epochs_only(assets: Assets) -> None:
 def test_short_trials_write_no_checkpoint(assets: Assets) -> None:
     experiment = with_values(assets[0], {"search.checkpoint_seconds": 5.0}, "test")
     run(start((experiment, assets[1]), number=30))
-    assert not unfinished_path(experiment.run_path, KEY, 30).exists()
+    assert not unfinished_path(experiment.run_path, KEY.trial_name(30)).exists()
 
 
 def test_slow_storage_is_written_to_less_often(
@@ -126,7 +132,7 @@ def test_slow_storage_is_written_to_less_often(
 
 
 def test_sweep_leaves_only_what_a_waiting_trial_needs(tmp_path: Path) -> None:
-    kept, gone = (unfinished_path(tmp_path, KEY, number) for number in (1, 2))
+    kept, gone = (unfinished_path(tmp_path, KEY.trial_name(number)) for number in (1, 2))
     for folder in (kept, gone):
         folder.mkdir(parents=True)
     sweep(tmp_path, {kept})

@@ -1,0 +1,114 @@
+"""How large the student of a trial is, and whether a limit forbids it, before anything trains."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+from krscale.capacity import latency_ms
+from krscale.config import Experiment, with_values
+from krscale.errors import UserError
+from krscale.rungs import Rung, Task, build_student, find_rung
+
+
+class Sizes(Protocol):
+    """What the ladder asks about students."""
+
+    def rung(self, capacity: str, values: Mapping[str, Any]) -> Rung:
+        """Return the size of a student with these settings."""
+
+    def excess(self, capacity: str, values: Mapping[str, Any]) -> dict[str, float]:
+        """Return by how much (a share of the limit) it is beyond each limit that it breaks."""
+
+
+class FixedSizes:
+    """Every rung as it is, without limits."""
+
+    def __init__(self, rungs: Mapping[str, Rung]) -> None:
+        self.rungs = rungs
+
+    def rung(self, capacity: str, values: Mapping[str, Any]) -> Rung:
+        """Return the rung."""
+        del values
+        return self.rungs[capacity]
+
+    def excess(self, capacity: str, values: Mapping[str, Any]) -> dict[str, float]:
+        """Return nothing: all are allowed."""
+        del capacity, values
+        return {}
+
+
+class StudentSizes:
+    """Students as the experiment builds them, their architecture varied by a trial.
+
+    A trial that changes the architecture gets the width at which that architecture comes closest
+    to its rung's share of the teacher: a rung stays a size, whatever is searched at it. Sizes are
+    found on meta tensors; latency is measured on an untrained student, on this machine.
+    """
+
+    def __init__(self, experiment: Experiment, task: Task) -> None:
+        self.experiment, self.task = experiment, task
+        self._rungs: dict[str, Rung] = {}
+        self._latencies: dict[str, float] = {}
+
+    def rung(self, capacity: str, values: Mapping[str, Any]) -> Rung:
+        """Return the size of a student with these settings."""
+        key, experiment = self._student(capacity, values)
+        if key not in self._rungs:
+            self._rungs[key] = find_rung(experiment, self.task)
+        return self._rungs[key]
+
+    def excess(self, capacity: str, values: Mapping[str, Any]) -> dict[str, float]:
+        """Return by how much (a share of the limit) it is beyond each limit that it breaks."""
+        limits = self.experiment.search
+        rung = self.rung(capacity, values)
+        found: dict[str, tuple[float, float]] = {
+            "search.max_parameters": (rung.num_parameters, limits.max_parameters),
+            "search.max_flops": (rung.flops, limits.max_flops),
+        }
+        if limits.max_latency_ms:
+            latency = self.latency_ms(capacity, values)
+            found["search.max_latency_ms"] = (latency, limits.max_latency_ms)
+        return {
+            name: amount / limit - 1.0
+            for name, (amount, limit) in found.items()
+            if limit and amount > limit
+        }
+
+    def allowed(self, rungs: Iterable[Rung], say: Callable[[str], None]) -> tuple[Rung, ...]:
+        """Return the rungs that no limit forbids, and say of the others why they are left out.
+
+        Raises:
+            UserError: If none is left.
+        """
+        kept, refused = [], []
+        for rung in rungs:
+            excess = self.excess(rung.capacity, {})
+            if not excess:
+                kept.append(rung)
+                continue
+            for limit, amount in excess.items():
+                value = getattr(self.experiment.search, limit.removeprefix("search."))
+                refused.append(
+                    f"rung {rung.capacity} is left out: {amount:.0%} beyond {limit} = {value:,}"
+                )
+        if not kept:
+            raise UserError("\n".join([*refused, "ladder.capacities: no rung is left to search."]))
+        for line in refused:
+            say(line)
+        return tuple(kept)
+
+    def latency_ms(self, capacity: str, values: Mapping[str, Any]) -> float:
+        """Return the milliseconds of one image through an untrained student on one CPU thread."""
+        key, experiment = self._student(capacity, values)
+        if key not in self._latencies:
+            student = build_student(experiment, self.task, self.rung(capacity, values).width)
+            self._latencies[key] = latency_ms(student, self.task.image_shape)
+        return self._latencies[key]
+
+    def _student(self, capacity: str, values: Mapping[str, Any]) -> tuple[str, Experiment]:
+        own = {path: value for path, value in values.items() if path.startswith("student.")}
+        key = json.dumps([capacity, own], sort_keys=True)
+        settings = {**own, "distill.capacity": capacity}
+        return key, with_values(self.experiment, settings, f"student at {capacity}")

@@ -1,0 +1,100 @@
+"""Sizes of students before they exist, and the limits on them."""
+
+from pathlib import Path
+
+import pytest
+from ladder_play import Assignment, play
+from optuna.trial import TrialState
+
+from krscale.config import Experiment, load
+from krscale.data import describe_data
+from krscale.errors import UserError
+from krscale.rungs import ladder_rungs
+from krscale.search.assignment import StudyKey
+from krscale.search.ladder import Ladder
+from krscale.search.sizes import StudentSizes
+from krscale.search.space import load_space
+
+SPACE = """
+[common]
+"train.learning_rate" = { type = "float", low = 0.03, high = 0.5, log = true }
+"student.options.num_blocks" = { type = "int", low = 1, high = 3 }
+"""
+
+
+def experiment(folder: Path, *settings: str) -> Experiment:
+    (folder / "space.toml").write_text(SPACE)
+    return load(
+        None,
+        [
+            f"search.space={folder / 'space.toml'}",
+            "search.methods=['plain']",
+            "ladder.capacities=['1/64', '1/4']",
+            "search.trials_per_rung=6",
+            "search.num_final_seeds=1",
+            *settings,
+        ],
+    )
+
+
+def sizes_of(config: Experiment) -> StudentSizes:
+    return StudentSizes(config, describe_data(config.data, config.cache_path))
+
+
+def test_another_architecture_keeps_the_size_of_its_rung(tmp_path: Path) -> None:
+    sizes = sizes_of(experiment(tmp_path))
+    one, three = (sizes.rung("1/4", {"student.options.num_blocks": n}) for n in (1, 3))
+    assert three.width < one.width
+    assert three.num_parameters == pytest.approx(one.num_parameters, rel=0.1)
+    assert sizes.rung("1/4", {}) == one, "the experiment's own has one block"
+
+
+def test_rungs_beyond_a_limit_are_left_out_with_a_word(tmp_path: Path) -> None:
+    config = experiment(tmp_path, "search.max_parameters=100000")
+    said: list[str] = []
+    task = describe_data(config.data, config.cache_path)
+    kept = sizes_of(config).allowed(ladder_rungs(config, task), said.append)
+    assert [rung.capacity for rung in kept] == ["1/64"]
+    assert said == ["rung 1/4 is left out: 74% beyond search.max_parameters = 100,000"]
+
+
+def test_no_rung_left_is_refused(tmp_path: Path) -> None:
+    config = experiment(tmp_path, "search.max_latency_ms=1e-6")
+    task = describe_data(config.data, config.cache_path)
+    with pytest.raises(UserError, match=r"(?s)search.max_latency_ms.*no rung is left"):
+        sizes_of(config).allowed(ladder_rungs(config, task), print)
+
+
+def test_forbidden_students_cost_no_trial_and_teach_the_sampler(tmp_path: Path) -> None:
+    config = experiment(tmp_path)
+    task = describe_data(config.data, config.cache_path)
+    flops = {n: sizes_of(config).rung("1/4", {"student.options.num_blocks": n}).flops
+             for n in (1, 2, 3)}  # fmt: skip
+    smallest, limit = min(flops, key=flops.__getitem__), sorted(flops.values())[0]
+    config = experiment(tmp_path, f"search.max_flops={limit}", "ladder.capacities=['1/4']")
+    space = load_space(config, 6)
+    rungs = ladder_rungs(config, task)
+    found = Ladder(tmp_path / "journal.log", config, space, rungs, sizes=sizes_of(config))
+    blocks = []
+    while isinstance(upcoming := found.next(), Assignment):
+        blocks.append(upcoming.values["student.options.num_blocks"])
+        play(found, upcoming)
+    key = StudyKey("plain", "1/4")
+    assert blocks == [smallest] * 7, "six trials and one final, none of them forbidden"
+    assert len(found.counted(key)) == 6
+    forbidden = [t for t in found.studies[key].trials if "forbidden" in t.user_attrs]
+    assert forbidden
+    for trial in forbidden:
+        assert trial.state is TrialState.PRUNED
+        assert trial.constraints["search.max_flops"] > 0
+
+
+def test_a_study_without_an_allowed_student_ends(tmp_path: Path) -> None:
+    config = experiment(tmp_path, "search.max_parameters=10", "ladder.capacities=['1/4']")
+    task = describe_data(config.data, config.cache_path)
+    found = Ladder(
+        tmp_path / "journal.log", config, load_space(config, 6), ladder_rungs(config, task),
+        sizes=sizes_of(config),
+    )  # fmt: skip
+    assert found.complete or not isinstance(found.next(), Assignment)
+    assert "limit" in found.ended_by(StudyKey("plain", "1/4"))

@@ -137,7 +137,23 @@ def _accuracy(result: Json) -> str:
             cells.append(f"**{cell}**" if name == best[rung["capacity"]] else cell)
         rows.append((f"`{name}`", *cells))
     head = ("test accuracy, %", *(rung["capacity"] for rung in rungs))
-    return _table(head, rows) + "\n\n± is half the 95 % interval over the seeds; bold: best mean."
+    note = "± is half the 95 % interval over the seeds; bold: best mean."
+    return "\n\n".join([_table(head, rows), note, _tuning(result)])
+
+
+def _tuning(result: Json) -> str:
+    """Say how far the tuning got: with few trials it is luck, and the reader must know."""
+    studies = [m for rung in result["rungs"] for m in rung["methods"].values()]
+    first = result["task"]["train"]["learning_rate"]
+    kept = sum(study["best"].get("train.learning_rate") == first for study in studies)
+    trials = sum(study["num_trials"] for study in studies)
+    pruned = sum(study["num_pruned"] for study in studies)
+    return (
+        f"How far the tuning got: {pruned} of {trials} trials were stopped early, and in {kept} of "
+        f"{len(studies)} studies the winner is the first trial, with every setting at its default. "
+        "The fewer trials, the more a method's place in this table is luck in the draw of its "
+        "settings; the intervals do not hold that part."
+    )
 
 
 def _residual(result: Json) -> str:

@@ -84,6 +84,12 @@ def require(resources: Mapping[str, float], config: ClusterConfig, where: str) -
     raise UserError(f"{where}: this needs {' and '.join(parts)}.")
 
 
+def num_places(resources: Mapping[str, float]) -> int:
+    """Return how many trials with these resources fit into the connected cluster as it is now."""
+    total = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return int(min(total.get(name, 0.0) // amount for name, amount in resources.items()))
+
+
 def _cannot_grow() -> bool:
     """Whether this is a private Ray of one node, started by `connect`; no node will ever join."""
     return _private

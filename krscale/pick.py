@@ -46,6 +46,12 @@ def parser() -> argparse.ArgumentParser:
         help="formats, of safetensors, onnx and pt2 (default: all)",
     )
     found.add_argument("--output", metavar="DIR", help="default: RUN/export/<capacity>-<method>")
+    found.add_argument(
+        "--no-register", action="store_true", help="leave MLflow's model registry alone"
+    )
+    found.add_argument(
+        "--uri", default="", help="MLflow to register it in (default: where the run was recorded)"
+    )
     found.add_argument("--storage-path", metavar="FOLDER", help="where a run's name is looked up")
     found.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     found.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -58,6 +64,7 @@ def run(arguments: Sequence[str]) -> int:
     from krscale.curve import Limits
     from krscale.delivery import Order, choose_student, deliver
     from krscale.progress import Progress
+    from krscale.registry import register
 
     limits = Limits(
         num_parameters=_count("--max-params", options.max_params),
@@ -75,8 +82,12 @@ def run(arguments: Sequence[str]) -> int:
         print("\n".join(["Why: " + choice.reasons[0], *choice.reasons[1:]]), flush=True)
     with Progress(quiet=options.quiet, planned={}) as progress:
         delivery = deliver(run_path, curve, choice, order, progress)
+        registered = ""
+        if not options.no_register:
+            progress.phase("register")
+            registered = register(run_path, delivery, options.uri, progress.note)
     if options.json:
-        print(json.dumps(delivery.content(), indent=2))
+        print(json.dumps({**delivery.content(), "registered": registered}, indent=2))
         return 0
     print(_weights(delivery))
     table = Table("file", "bytes", "largest difference", "test accuracy, recomputed")
@@ -87,6 +98,8 @@ def run(arguments: Sequence[str]) -> int:
         )  # fmt: skip
     Console().print(table)
     print(f"Folder: {delivery.folder}")
+    if registered:
+        print(f"MLflow: {registered}")
     return 0
 
 

@@ -80,6 +80,7 @@ class Progress:
         self._started = clock()
         self._first_trial: float | None = None
         self._ended_here = 0
+        self._running, self._worker_seconds, self._counted_until = 0, 0.0, self._started
         self._last_line = -_SECONDS_BETWEEN_LINES
         self._lock = threading.RLock()
         terminal = self._console.is_terminal and not self._console.is_dumb_terminal
@@ -138,6 +139,7 @@ class Progress:
     def trial_started(self, study: Study) -> None:
         """A trial runs."""
         with self._lock:
+            self._count_work(1)
             self._cells[study].running += 1
             if self._first_trial is None:
                 self._first_trial = self._clock()
@@ -154,6 +156,7 @@ class Progress:
         """A trial ended: `COMPLETE`, `PRUNED` or `FAIL`, with its validation accuracy if any."""
         with self._lock:
             cell = self._cells[study]
+            self._count_work(-1)
             cell.running = max(0, cell.running - 1)
             cell.end(state, value)
             self._ended_here += 1
@@ -163,6 +166,7 @@ class Progress:
         """A trial was cut short and does not count: it will be run again."""
         with self._lock:
             cell = self._cells[study]
+            self._count_work(-1)
             cell.running = max(0, cell.running - 1)
 
     def note(self, text: str) -> None:
@@ -176,6 +180,10 @@ class Progress:
             return None
         return left * (self._clock() - self._first_trial) / self._ended_here
 
+    def worker_seconds(self) -> float:
+        """Time that workers have spent on trials here: ten workers for a minute are ten minutes."""
+        return self._worker_seconds + self._running * (self._clock() - self._counted_until)
+
     def render(self) -> RenderableType:
         """Return the live view as it is now."""
         with self._lock:
@@ -187,6 +195,11 @@ class Progress:
     @property
     def _lines(self) -> bool:
         return not self._quiet and self._live is None
+
+    def _count_work(self, change: int) -> None:
+        """Add the time since the last change of the number of running trials."""
+        self._worker_seconds, self._counted_until = self.worker_seconds(), self._clock()
+        self._running = max(0, self._running + change)
 
     def _maybe_line(self, text: Callable[[], str]) -> None:
         if not self._lines or self._clock() - self._last_line < _SECONDS_BETWEEN_LINES:
@@ -217,19 +230,33 @@ class Progress:
             table.add_column(method, overflow="fold")
         for capacity in capacities:
             cells = [self._cells.get((method, capacity)) for method in methods]
-            table.add_row(capacity, *(_cell_text(cell) if cell else Text("") for cell in cells))
+            best = max((c.best for c in cells if c and c.best is not None), default=None)
+            texts = (_cell_text(cell, best) if cell else Text("") for cell in cells)
+            table.add_row(capacity, *texts)
         return table
 
     def _footer(self) -> str:
         busy = sum(cell.running for cell in self._cells.values())
         of_all = f"/{self.num_workers}" if self.num_workers else ""
-        left = self.seconds_left()
-        remaining = f", about {duration(left)} left" if left is not None else ""
         return (
             f"{self._counts()}, {busy}{of_all} workers busy\n"
-            f"elapsed {duration(self._clock() - self._started)}{remaining}\n"
-            "done/planned, best val %, r running, p pruned, f failed"
+            f"elapsed {duration(self._clock() - self._started)}{self._left()}\n"
+            f"{self._cost()}\n"
+            "done/planned, best val % (bold: of its rung), r running, p pruned, f failed"
         )
+
+    def _left(self) -> str:
+        left = self.seconds_left()
+        return f", about {duration(left)} left" if left is not None else ""
+
+    def _cost(self) -> str:
+        """What waiting for the end costs: the workers' time, spent and still to spend."""
+        left = self.seconds_left()
+        more = ""
+        if left is not None and self._ended_here:
+            remaining = sum(max(0, cell.planned - cell.done) for cell in self._cells.values())
+            more = f", about {duration(remaining * self.worker_seconds() / self._ended_here)} more"
+        return f"worker time {duration(self.worker_seconds())} spent{more}"
 
     def _counts(self) -> str:
         cells = self._cells.values()
@@ -239,20 +266,19 @@ class Progress:
 
     def _summary(self) -> str:
         busy = sum(cell.running for cell in self._cells.values())
-        left = self.seconds_left()
-        remaining = f", about {duration(left)} left" if left is not None else ""
         elapsed = duration(self._clock() - self._started)
-        return f"{self._counts()}, {busy} running, elapsed {elapsed}{remaining}{self._best()}"
+        return f"{self._counts()}, {busy} running, elapsed {elapsed}{self._left()}{self._best()}"
 
     def _best(self) -> str:
-        """The best validation accuracy of every method so far, whatever the rung."""
-        best: dict[str, float] = {}
-        for (method, _), cell in self._cells.items():
+        """The best validation accuracy of every rung so far, and the method that reached it."""
+        best: dict[str, tuple[float, str]] = {}
+        for (method, capacity), cell in self._cells.items():
             if cell.best is not None:
-                best[method] = max(best.get(method, cell.best), cell.best)
+                best[capacity] = max(best.get(capacity, (0.0, "")), (cell.best, method))
         if not best:
             return ""
-        return "; best val " + ", ".join(f"{name} {100 * v:.1f} %" for name, v in best.items())
+        found = (f"{rung} {name} {100 * value:.1f} %" for rung, (value, name) in best.items())
+        return "; best val " + ", ".join(found)
 
 
 def duration(seconds: float) -> str:
@@ -262,9 +288,10 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def _cell_text(cell: _Cell) -> Text:
+def _cell_text(cell: _Cell, best_of_rung: float | None) -> Text:
     text = Text(f"{cell.done}/{cell.planned}", style="green" if cell.done >= cell.planned else "")
-    text.append(f" {100 * cell.best:.1f}" if cell.best is not None else " -", style="bold")
+    style = "bold" if cell.best == best_of_rung else "dim"
+    text.append(f" {100 * cell.best:.1f}" if cell.best is not None else " -", style=style)
     text.append(" ")
     for count, letter, style in (
         (cell.running, "r", "cyan"), (cell.pruned, "p", "dim"), (cell.failed, "f", "red"),

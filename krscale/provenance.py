@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from krscale.config import Experiment, validate
 from krscale.errors import UserError
 from krscale.files import read_json, write_json
+from krscale.secrecy import redact
 
 if TYPE_CHECKING:
     from krscale.assemble import Prepared
@@ -99,7 +100,7 @@ def run_folder(
 def environment() -> dict[str, Any]:
     """Return what a reader needs to repeat the run: versions, machine, commit, command."""
     return {
-        "command": " ".join(["python", "-m", *_module_and_arguments()]),
+        "command": redact(" ".join(["python", "-m", *_module_and_arguments()])),
         "commit": git_commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -195,6 +196,7 @@ def _check_or_write(
 ) -> None:
     path = folder / EXPERIMENT_FILE
     content = {"experiment": experiment.model_dump(mode="json"), "bound": dict(bound)}
+    content["experiment"]["tracking"]["uri"] = redact(experiment.tracking.uri)
     if path.exists():
         before = read_json(path)
         old = _flat(before["experiment"], UNBOUND) | _flat(before["bound"], set())

@@ -4,12 +4,14 @@ import pty
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from krscale.progress import Progress, duration
 
+ARTIFACTS = Path(__file__).with_name("artifacts")
 METHODS, CAPACITIES = ("plain", "kd", "kr"), ("1/256", "1/64", "1/16", "1/4")
 PLANNED = {(method, capacity): 11 for capacity in CAPACITIES for method in METHODS}
 
@@ -70,6 +72,39 @@ def test_the_view_fits_and_shows_every_study(width, encoding):
     assert "48/132 trials, 24 pruned, 12 failed, 12/16 workers busy" in lines
     # 48 of 132 took 60 seconds, so 84 take 105.
     assert "elapsed 1:00, about 1:45 left" in lines
+    # 12 trials ran for the whole minute; the 48 that ended took no time of their own.
+    assert "worker time 12:00 spent, about 21:00 more" in lines
+
+
+@pytest.mark.parametrize("width", [60, 140])
+def test_a_terminal_is_captured_as_it_looks(width, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    console = Console(file=io.StringIO(), width=width, height=40, force_terminal=True, record=True)
+    progress = busy_search(Clock())
+    console.print(progress.render())
+    ARTIFACTS.mkdir(exist_ok=True)
+    picture = console.export_svg(title=f"krscale tune, {width} columns", clear=False)
+    (ARTIFACTS / f"terminal-{width}.svg").write_text(picture, encoding="utf-8")
+    lines = console.export_text(styles=True).splitlines()
+    bold = [line for line in lines if "\x1b[1m" in line and "4/11" in line]
+    assert len(bold) == len(CAPACITIES), "the best of every rung stands out"
+    assert all(line.count("\x1b[1m") == 1 for line in bold)
+
+
+def test_worker_time_is_that_of_all_workers_together():
+    clock = Clock()
+    progress = Progress(False, {("kr", "1/4"): 4}, console=captured(), clock=clock)
+    clock.now += 100
+    for _ in range(2):
+        progress.trial_started(("kr", "1/4"))
+    clock.now += 10
+    progress.trial_ended(("kr", "1/4"), "COMPLETE", 0.8)
+    clock.now += 5
+    assert progress.worker_seconds() == pytest.approx(2 * 10 + 5)
+    progress.trial_ended(("kr", "1/4"), "COMPLETE", 0.8)
+    clock.now += 5
+    assert progress.worker_seconds() == pytest.approx(25)
+    assert "worker time 0:25 spent, about 0:25 more" in shown(progress, 60)
 
 
 def test_before_the_first_trial_there_is_no_table():
@@ -134,7 +169,7 @@ def test_without_a_terminal_lines_are_few_but_phases_and_notes_are_all_there():
     search = [line for line in lines if "elapsed" in line]
     assert 1 <= len(search) <= 2
     assert "running" in search[0]
-    assert "best val kr 50.0 %" in search[0]
+    assert "best val 1/4 kr 50.0 %" in search[0]
     assert lines[-1] == "krscale: 100/1000 trials, 100 pruned, 0 failed in 0:30"
     assert "\x1b" not in text_of(console)
 

@@ -21,6 +21,7 @@ from ray.tune.search import Searcher
 
 from krscale.assemble import Prepared
 from krscale.cluster import require
+from krscale.config import SearchConfig
 from krscale.errors import UserError
 from krscale.search.assignment import Assignment
 from krscale.search.ladder import Ladder, Next
@@ -172,9 +173,7 @@ def run_search(ladder: Ladder, prepared: Prepared) -> None:
     # Its errors reach the user through the listeners, one line each, not once more in a frame.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     searcher = LadderSearcher(ladder, milestones(config, experiment.train.num_epochs))
-    resources = {"CPU": config.cpus_per_trial}
-    if config.gpus_per_trial:
-        resources["GPU"] = config.gpus_per_trial
+    resources = trial_resources(config)
     require(resources, experiment.cluster, "search.cpus_per_trial, search.gpus_per_trial")
     trainable = tune.with_parameters(StudentTrial, experiment=experiment, prepared=prepared)
     tuner = tune.Tuner(
@@ -203,3 +202,9 @@ def run_search(ladder: Ladder, prepared: Prepared) -> None:
         )
     if searcher.first_error and not any(tally.winner() for tally in ladder.tallies.values()):
         raise UserError(f"search: every trial failed. The first error was:\n{searcher.first_error}")
+
+
+def trial_resources(config: SearchConfig) -> dict[str, float]:
+    """Return what Ray reserves for one trial."""
+    resources = {"CPU": config.cpus_per_trial, "GPU": config.gpus_per_trial}
+    return {name: amount for name, amount in resources.items() if amount}

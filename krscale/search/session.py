@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
 from krscale.assemble import Prepared, check_methods, prepare
-from krscale.cluster import connect
+from krscale.cluster import connect, num_places
 from krscale.config import Experiment
 from krscale.curve import Curve, curve_table, draw_curve, write_curve, write_interactive
 from krscale.curve.result import CURVE_FILE
@@ -24,7 +25,7 @@ from krscale.search.insight_figure import record_insight
 from krscale.search.ladder import Ladder
 from krscale.search.listeners import ProgressListener, TrackingListener
 from krscale.search.results import collect
-from krscale.search.run import run_search
+from krscale.search.run import run_search, trial_resources
 from krscale.search.sizes import StudentSizes
 from krscale.search.space import SearchSpace
 from krscale.search.space_check import fitting_space
@@ -105,6 +106,7 @@ def _search(
         if not ladder.complete:
             _set_aside(experiment.run_path / CURVE_FILE)
             connect(experiment.cluster)
+            progress.num_workers = num_places(trial_resources(experiment.search))
             run_search(ladder, prepared)
             _say_what_ended(ladder, progress)
         progress.phase("test")
@@ -172,6 +174,22 @@ def _show(curve: Curve, experiment: Experiment, how_to_open: str, as_json: bool)
         print()
         return
     Console().print(curve_table(curve))
-    print(f"Run:    {experiment.run_path} (curve.json, curve.png, curve.html, journal.log)")
+    run = experiment.run_path
+    print(f"Run:    {run} (curve.json, curve.png, curve.html, journal.log)")
+    print("Next:")
+    for command, purpose in _next_steps(curve, experiment, how_to_open):
+        print(f"  {command}\n      {purpose}")
+
+
+def _next_steps(curve: Curve, experiment: Experiment, how_to_open: str) -> list[tuple[str, str]]:
+    """What a user can do with a finished search: command, and what it is good for."""
+    run = shlex.quote(str(experiment.run_path))
+    steps = [(f"krscale report {run}", "a page that explains it to anyone: report.html")]
+    if curve.pareto:
+        size = curve.pareto[len(curve.pareto) // 2].num_parameters
+        steps.append(
+            (f"krscale pick {run} --max-params {size}", "the best student that fits, as ONNX")
+        )
     if how_to_open:
-        print(f"MLflow: make ui, or {how_to_open}")
+        steps.append((f"make ui, or {how_to_open}", "all trials, and the curves overlaid"))
+    return steps

@@ -1,7 +1,19 @@
 """Recording runs in MLflow without ever making training wait, lose or double one."""
 
-from krscale.tracking.address import redact
+from krscale.secrecy import redact
 from krscale.tracking.datasets import DatasetUsed, datasets_used
-from krscale.tracking.tracker import Tracker, sync
+from krscale.tracking.models import HASH_TAG, Registration, save_onnx_model
+from krscale.tracking.replay import reopen, sync
+from krscale.tracking.tracker import Tracker
 
-__all__ = ["DatasetUsed", "Tracker", "datasets_used", "redact", "sync"]
+__all__ = [
+    "HASH_TAG",
+    "DatasetUsed",
+    "Registration",
+    "Tracker",
+    "datasets_used",
+    "redact",
+    "reopen",
+    "save_onnx_model",
+    "sync",
+]

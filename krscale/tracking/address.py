@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,17 +11,11 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from krscale.errors import UserError, unknown_name
+from krscale.secrecy import redact
 
 _WHERE = "tracking.uri"
 _SERVERS = ("http", "https")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-_USERINFO = re.compile(r"(?<=://)[^/\s'\"]*@")
-_SECRET_FIELD = re.compile(
-    r"(?i)([?&;][^=&;\s]*(?:token|passw|pwd|secret|key|sig|credential|auth)[^=&;\s]*=)[^&;\s'\"]+"
-)
-_SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
-_SHORTEST_SECRET = 4
-"""Shorter ones would blank out ordinary letters of every text."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +70,6 @@ def resolve_address(uri: str, storage_path: Path) -> Address:
     raise unknown_name(
         "MLflow URI scheme", kind, (*_SERVERS, *_DATABASES, "databricks"), where=_WHERE
     )
-
-
-def redact(text: str) -> str:
-    """Return the text without credentials: of URIs, and of MLflow's environment variables."""
-    for name in _SECRET_VARIABLES:
-        secret = os.environ.get(name, "")
-        if len(secret) >= _SHORTEST_SECRET:
-            text = text.replace(secret, "***")
-    return _SECRET_FIELD.sub(r"\1***", _USERINFO.sub("***@", text))
 
 
 def _checked_server(uri: str) -> str:

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
 
-from krscale.tracking.address import Address, redact
+from krscale.secrecy import redact
+from krscale.tracking.address import Address
 from krscale.tracking.datasets import tensor_schema
+from krscale.tracking.models import HASH_TAG
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment
@@ -63,8 +65,10 @@ class Server:
 
     def __init__(self, address: Address, experiment: str) -> None:
         # Over HTTP an internal error may be a broken connection; of a database it never is.
-        self._request = partial(_translated, internal_is_refusal=address.artifact_root is not None)
-        with _translated(connecting=True), _alone(address.database_file):
+        self._request = partial(
+            _translated, address.shown, internal_is_refusal=address.artifact_root is not None
+        )
+        with _translated(address.shown, connecting=True), _alone(address.database_file):
             from mlflow import MlflowClient
 
             self._client = MlflowClient(address.uri)
@@ -155,6 +159,46 @@ class Server:
             else:
                 self._client.log_artifact(run_id, str(path), artifact_path or None)
 
+    def register(self, run_id: str, folder: Path, wanted: Mapping[str, Any]) -> None:
+        """Put a model into the registry; one that is there already only gets its alias.
+
+        Args:
+            run_id: The run it comes from.
+            folder: The model as MLflow's flavours save it.
+            wanted: Content of a `Registration`.
+        """
+        if not folder.is_dir():
+            raise Refused(f"{folder}: no such folder")
+        name, tags = wanted["name"], wanted["tags"]
+        with self._request():
+            version = self._find_version(name, tags[HASH_TAG])
+            if version is None:
+                model = self._client.create_logged_model(
+                    self.experiment_id, name=f"{name}-{wanted['alias']}", source_run_id=run_id,
+                    tags=tags, model_type="onnx",
+                )  # fmt: skip
+                self._client.log_model_artifacts(model.model_id, str(folder))
+                model = self._client.finalize_logged_model(model.model_id, "READY")
+                version = self._client.create_model_version(
+                    name, source=model.artifact_location, run_id=run_id, model_id=model.model_id,
+                    tags=tags, description=wanted["description"],
+                ).version  # fmt: skip
+            self._client.set_registered_model_alias(name, wanted["alias"], version)
+
+    def _find_version(self, name: str, digest: str) -> str | None:
+        """Return the version with this content, if any; create the registered model if missing."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        for found in self._client.search_model_versions(f"name='{name}'"):
+            if found.tags.get(HASH_TAG) == digest:
+                return str(found.version)
+        return None
+
     def _open_experiment(self, name: str, artifact_root: Path | None) -> Experiment:
         from mlflow.exceptions import MlflowException
 
@@ -206,7 +250,9 @@ def _alone(database: Path | None) -> Iterator[None]:
 
 
 @contextmanager
-def _translated(*, connecting: bool = False, internal_is_refusal: bool = False) -> Iterator[None]:
+def _translated(
+    shown: str, *, connecting: bool = False, internal_is_refusal: bool = False
+) -> Iterator[None]:
     """Turn whatever MLflow raises into `ServerAway` or `Refused`, without credentials."""
     from mlflow.exceptions import MlflowException, RestException
 
@@ -219,22 +265,24 @@ def _translated(*, connecting: bool = False, internal_is_refusal: bool = False) 
             internal_is_refusal or isinstance(error, RestException)
         )
         if not connecting and (internal or error.error_code in _REFUSALS):
-            raise Refused(_reason(error)) from None
-        raise ServerAway(_reason(error)) from None
+            raise Refused(_reason(error, shown)) from None
+        raise ServerAway(_reason(error, shown)) from None
     except OSError as error:
-        raise ServerAway(_reason(error)) from None
+        raise ServerAway(_reason(error, shown)) from None
     except Exception as error:  # noqa: BLE001 - raised again, as one of the two
         # MLflow's stores leak errors of their drivers. One that comes with a request is tied to
         # that request; repeating it for ever would hold up everything behind it.
         kind = ServerAway if connecting else Refused
-        raise kind(f"{type(error).__name__}: {_reason(error)}") from None
+        raise kind(f"{type(error).__name__}: {_reason(error, shown)}") from None
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, shown: str) -> str:
     """One short line, with the cause at the bottom of a chain of HTTP errors."""
     text = redact(str(error))
     if "out-of-date database schema" in text:
-        return "its database is of an older MLflow; back it up, then run: mlflow db upgrade URI"
+        return (
+            f"its database is of an older MLflow; back it up, then run: mlflow db upgrade {shown}"
+        )
     cause = re.search(r"Caused by \w+\(\"?(?:<[^>]*>|[^:\"]*): ([^\"]*)", text)
     text = cause.group(1) if cause else text
     text = text.partition("[SQL:")[0]

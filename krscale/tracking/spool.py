@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Operation = Literal["spool", "start", "log", "artifact", "end"]
+Operation = Literal["spool", "start", "log", "artifact", "model", "end"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Event:
 
     Attributes:
         op: `start` (name, parent, tags, params), `log` (metrics, step, tags), `artifact` (path,
-            to) or `end` (status).
+            to), `model` (path, registration) or `end` (status).
         key: The run it belongs to.
         time_ms: When it happened, milliseconds since 1970. Sending an event again with the same
             time is recognised by MLflow, so a repetition after a crash doubles nothing.

@@ -15,15 +15,19 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from krscale.errors import UserError
-from krscale.tracking.address import redact, resolve_address
+from krscale.secrecy import redact
+from krscale.tracking.address import resolve_address
 from krscale.tracking.datasets import DatasetUsed
+from krscale.tracking.models import Registration
 from krscale.tracking.server import prepare_mlflow
 from krscale.tracking.spool import Event, Operation, Spool
-from krscale.tracking.writer import State, Writer
+from krscale.tracking.writer import Writer
 
 FOLDER = "tracking"
 _KEY = re.compile(r"[A-Za-z0-9._/=+:,-]+")
 _NAME = re.compile(r"[\w\-. :/]+")
+_CHARTS = "/#/experiments/{}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+"""Without it MLflow 3 opens an experiment on a page for language models, which is empty."""
 _STATES = {
     "COMPLETE": "COMPLETE", "FINISHED": "COMPLETE", "PRUNED": "PRUNED", "FAIL": "FAIL",
     "RUNNING": "RUNNING",
@@ -140,10 +144,24 @@ class Tracker:
             artifact_path: Folder among the run's artifacts; empty for its root.
         """
         self._check(key)
-        file = path.resolve()
-        inside = file.is_relative_to(self._run_path)
-        stored = file.relative_to(self._run_path) if inside else file
-        self._append("artifact", key, {"path": str(stored), "to": artifact_path})
+        self._append("artifact", key, {"path": self._stored(path), "to": artifact_path})
+
+    def register_model(self, key: str, folder: Path, registration: Registration) -> None:
+        """Put a model into MLflow's registry.
+
+        Args:
+            key: The run it comes from.
+            folder: What `save_onnx_model` wrote; read when it is sent, so leave it where it is.
+            registration: Under which name, alias and tags.
+        """
+        self._check(key)
+        content = {"path": self._stored(folder), "registration": registration.content()}
+        self._append("model", key, content)
+
+    @property
+    def num_refused(self) -> int:
+        """How much MLflow has refused, in all starts of this run."""
+        return self._writer.refused if self._writer else 0
 
     def end_run(self, key: str, status: str = "COMPLETE") -> None:
         """End a run.
@@ -161,7 +179,8 @@ class Tracker:
     def how_to_open(self) -> str:
         """Return what a user types or opens to see the runs, without credentials."""
         if self._address.artifact_root is None:
-            return self._address.shown
+            experiment = self._writer.experiment_id if self._writer else ""
+            return self._address.shown + (_CHARTS.format(experiment) if experiment else "")
         return f"mlflow ui --host 127.0.0.1 --backend-store-uri {self._address.shown}"
 
     def close(self, timeout: float = 30.0) -> int:
@@ -182,6 +201,12 @@ class Tracker:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _stored(self, path: Path) -> str:
+        """Inside the run's folder a path is kept relative to it, so that the folder may move."""
+        file = path.resolve()
+        inside = file.is_relative_to(self._run_path)
+        return str(file.relative_to(self._run_path) if inside else file)
 
     def _let_go(self) -> None:
         """Free the folder; only when the thread has ended, so that no two writers meet."""
@@ -206,45 +231,6 @@ class Tracker:
                 step = event.content["step"]
                 for name, value in event.content["metrics"].items():
                     self._points[event.key, name, step] = value
-
-
-def sync(
-    run_path: Path,
-    uri: str = "",
-    *,
-    storage_path: Path | None = None,
-    timeout: float = 60.0,
-    warn: Callable[[str], None] | None = None,
-) -> int:
-    """Send what a run recorded while MLflow was away.
-
-    Args:
-        run_path: The run's folder.
-        uri: Where to; empty takes where the run was recorded.
-        storage_path: The folder of all runs; None takes the parent of `run_path`.
-        timeout: Seconds after which to give up.
-        warn: Takes one line for the user; None prints to stderr.
-
-    Returns:
-        Events that are still unsent.
-
-    Raises:
-        UserError: If the run recorded nothing, is being recorded now, or its URI held credentials,
-            which are not kept.
-    """
-    folder = run_path / FOLDER
-    state = State.load(folder / "state.json")
-    if state is None:
-        raise UserError(f"{run_path}: nothing was recorded here for MLflow ({folder} is missing).")
-    if not uri and "***" in state.uri:
-        raise UserError(
-            f"{run_path}: was recorded for {state.uri}, whose credentials are not kept."
-            " Give the URI again."
-        )
-    tracker = Tracker(
-        uri or state.uri, state.experiment, run_path, storage_path=storage_path, warn=warn
-    )
-    return tracker.close(timeout)
 
 
 def _hold(folder: Path) -> FileLock:

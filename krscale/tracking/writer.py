@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from krscale.files import write_json
-from krscale.tracking.address import Address, redact
+from krscale.secrecy import redact
+from krscale.tracking.address import Address
 from krscale.tracking.server import Kind, Refused, Server, ServerAway
 from krscale.tracking.spool import Event, Spool
 
@@ -92,6 +93,16 @@ class Writer:
         """Say that the spool has grown."""
         with self._changed:
             self._changed.notify()
+
+    @property
+    def experiment_id(self) -> str:
+        """MLflow's number of the experiment; empty before it answered for the first time."""
+        return self._state.identity.partition("@")[0]
+
+    @property
+    def refused(self) -> int:
+        """Number of things that MLflow has not accepted."""
+        return self._state.refused
 
     def pending(self) -> int:
         """Return the number of events that MLflow does not have yet."""
@@ -193,6 +204,9 @@ class Writer:
             elif event.op == "artifact":
                 path = self._folder.parent / event.content["path"]
                 server.log_artifact(self._run_id(event.key), path, event.content["to"])
+            elif event.op == "model":
+                path = self._folder.parent / event.content["path"]
+                server.register(self._run_id(event.key), path, event.content["registration"])
             elif event.op == "end":
                 self._end(server, event)
         except Refused as reason:

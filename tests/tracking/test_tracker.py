@@ -263,7 +263,7 @@ def test_an_older_database_names_the_command_that_upgrades_it(storage, warnings_
     search(tracker)
     assert tracker.close(5) > 0
     assert len(warnings_told) == 1
-    assert "mlflow db upgrade" in warnings_told[0]
+    assert f"mlflow db upgrade sqlite:///{storage}/mlflow.db" in warnings_told[0]
 
 
 def test_the_users_own_mlflow_settings_win(storage, monkeypatch):

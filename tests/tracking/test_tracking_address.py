@@ -1,7 +1,8 @@
 import pytest
 
 from krscale.errors import UserError
-from krscale.tracking.address import redact, resolve_address
+from krscale.secrecy import redact
+from krscale.tracking.address import resolve_address
 
 
 def test_the_default_is_a_database_beside_the_runs(tmp_path):

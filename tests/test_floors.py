@@ -92,7 +92,7 @@ def imported(file: Path) -> set[str]:
         ("ray.train", "distributed.py"),
         ("ray.tune", "search"),
         ("optuna", "search"),
-        ("mlflow", "tracking/server.py"),
+        ("mlflow", "tracking"),
     ],
 )
 def test_one_place_knows(package: str, place: str) -> None:

@@ -1,4 +1,4 @@
-"""The only importer of MLflow: what krscale asks of it, and what its refusals mean."""
+"""What krscale asks of MLflow, and what its refusals mean."""
 
 from __future__ import annotations
 

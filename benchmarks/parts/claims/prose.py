@@ -76,6 +76,9 @@ $ make claims ARGS="--storage runs/claims-large --set data.glyphs.num_train=2000
       --set train.num_epochs=20 --set search.trials_per_rung=20 --set search.num_final_seeds=10"
 ```
 
+The numbers belong to the commit named at the top and to the job as it was there; where the job has
+changed since, the [log](log.md) says why, and a new run will say what that changes.
+
 The task is [`jobs/claims.toml`](../jobs/claims.toml), what is tuned
 [`search_spaces/claims.toml`](../search_spaces/claims.toml). Every family of methods is a run of
 krscale in `runs/claims`, with its own journal; `krscale report` shows each by itself.

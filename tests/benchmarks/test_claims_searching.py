@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from parts.claims.families import FAMILIES, QUICK, Family
+from parts.claims.searching import is_finished, read_records
+
+from krscale.assemble import describe
+from krscale.config import Experiment
+from krscale.curve import Curve, MethodResult, Rung, Teacher, write_curve
+from krscale.search.space import load_space
+
+KR = next(family for family in FAMILIES if family.name == "kr")
+SEEDS = (1000, 1001)
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Experiment:
+    """The folder of a finished search of KR, as far as the benchmark reads it."""
+    experiment = KR.experiment(tmp_path, QUICK)
+    space = load_space(experiment, describe(experiment).num_taps).describe()
+    content = {"experiment": experiment.model_dump(mode="json"), "bound": {"space": space}}
+    experiment.run_path.mkdir(parents=True)
+    (experiment.run_path / "experiment.json").write_text(json.dumps(content))
+    result = MethodResult.over_seeds(
+        seeds=SEEDS, val_accuracies=(0.3, 0.4), test_accuracies=(0.2, 0.3),
+        num_trials=2, num_pruned=1, num_failed=0, best={"distill.granularity": 3},
+    )  # fmt: skip
+    curve = Curve(
+        name=experiment.name, commit="abc", data={},
+        teacher=Teacher(
+            model="resnet", width=16, num_parameters=1, flops=1, val_accuracy=0.5, test_accuracy=0.5
+        ),
+        rungs=(Rung(
+            capacity="1/4", width=12, num_parameters=1, flops=1, latency_ms=1.0,
+            methods={"kr": result},
+        ),),
+        pareto=(),
+    )  # fmt: skip
+    write_curve(curve, experiment.run_path)
+    return experiment
+
+
+def test_a_search_is_finished_for_the_very_same_experiment_alone(finished: Experiment) -> None:
+    storage = Path(finished.storage_path)
+    assert is_finished(finished)
+    assert not is_finished(KR.experiment(storage, [*QUICK, "train.num_epochs=5"]))
+    assert not is_finished(Family("other", ("kr",)).experiment(storage, QUICK))
+
+
+def test_a_search_of_another_space_is_not_finished(finished: Experiment) -> None:
+    path = finished.run_path / "experiment.json"
+    content = json.loads(path.read_text())
+    content["bound"]["space"]["kr"].pop("distill.sparsity")
+    path.write_text(json.dumps(content))
+    assert not is_finished(finished)
+
+
+def test_final_curves_come_from_the_journal_by_seed(finished: Experiment) -> None:
+    storage = JournalStorage(JournalFileBackend(str(finished.run_path / "journal.log")))
+    study = optuna.create_study(storage=storage, study_name="kr@1/4 final", direction="maximize")
+    for seed, values in ((1001, (0.1, 0.4)), (1000, (0.2, 0.3))):
+        trial = study.ask()
+        trial.set_user_attr("seed", seed)
+        for epoch, value in enumerate(values, start=1):
+            trial.report(value, epoch)
+        study.tell(trial, values[-1])
+    lost = study.ask()
+    lost.set_user_attr("seed", 1002)
+    study.tell(lost, state=TrialState.FAIL)
+
+    _, (record,) = read_records(KR, finished)
+    assert record.label == "kr"
+    assert record.curves == {1000: [0.2, 0.3], 1001: [0.1, 0.4]}
+    assert record.test == {1000: 0.2, 1001: 0.3}
+    assert record.val == {1000: 0.3, 1001: 0.4}
+    assert record.best == {"distill.granularity": 3}

@@ -7,6 +7,7 @@ trains on mapped data and the mapped store; the teacher's network is never loade
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -25,6 +26,15 @@ REPORT_SECONDS = 0.5
 """Epochs shorter than this are reported together: a report costs the driver milliseconds."""
 
 
+def use_threads(cpus_per_trial: float) -> None:
+    """Let torch use as many threads as the trial has cores, one where it shares a core."""
+    torch.set_num_threads(max(1, int(cpus_per_trial)))
+    # torch's second pool, as large as the machine, is left out as well. It can be set only before
+    # the first work, which in a fresh actor is now.
+    with suppress(RuntimeError):
+        torch.set_num_interop_threads(1)
+
+
 class StudentTrial(tune.Trainable):
     """One student's training as a Tune class trainable; the actor is reused across trials."""
 
@@ -38,7 +48,7 @@ class StudentTrial(tune.Trainable):
         self, config: dict[str, Any], experiment: Experiment, prepared: Prepared
     ) -> None:
         """Open the shared assets, once per actor, and start the first trial."""
-        torch.set_num_threads(max(1, int(experiment.search.cpus_per_trial)))
+        use_threads(experiment.search.cpus_per_trial)
         self.experiment = experiment
         self.assets = Assets.open(prepared)
         self._begin(config)

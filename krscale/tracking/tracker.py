@@ -219,7 +219,8 @@ class Tracker:
             self._writer.notify()
 
     def _check(self, key: str) -> None:
-        if key not in self._known:
+        # Without records nothing is known of the runs that an earlier process started.
+        if self._writer and key not in self._known:
             raise ValueError(f"no run was started with the key {key!r}")
 
     def _recall(self) -> None:

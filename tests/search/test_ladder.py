@@ -80,6 +80,17 @@ def test_a_bad_trial_is_pruned_by_its_own_study_only(tmp_path: Path) -> None:
     assert report(second, 2, 0.5)
 
 
+def test_one_trial_at_a_time_is_repeated_by_the_same_seed_alone(tmp_path: Path) -> None:
+    def trials(name: str, seed: int) -> list[tuple[str, dict[str, object]]]:
+        config = experiment(**{"search.seed": seed, "search.transfer": True})
+        found = ladder(tmp_path / name, config)
+        return [(a.name, dict(a.values)) for a in play_all(found)]
+
+    first = trials("first", seed=1)
+    assert trials("again", seed=1) == first
+    assert trials("other", seed=2) != first
+
+
 def test_waits_while_the_last_trials_run_then_plans_finals(tmp_path: Path) -> None:
     found = ladder(tmp_path, experiment(**{"search.methods": ["plain"]}))
     running = [found.next() for _ in range(10)]

@@ -150,7 +150,7 @@ def _tuning(result: Json) -> str:
     pruned = sum(study["num_pruned"] for study in studies)
     return (
         f"How far the tuning got: {pruned} of {trials} trials were stopped early, and in {kept} of "
-        f"{len(studies)} studies the winner is the first trial, with every setting at its default. "
+        f"{len(studies)} studies the winner kept the first trial's learning rate. "
         "The fewer trials, the more a method's place in this table is luck in the draw of its "
         "settings; the intervals do not hold that part."
     )

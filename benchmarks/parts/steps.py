@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,10 +10,10 @@ from torch import nn
 
 from krscale.assemble import Rung, build_training, ladder_rungs
 from krscale.loop import Training
-from krscale.methods.base import Batch, Learner, LearnerOutput
 from krscale.parallel import Workers
 from krscale.teacher import Teacher
 from parts.measuring import Clock, clock_for, ratio, take_turns
+from parts.online import Online
 from parts.setting import Setting
 
 
@@ -59,7 +58,7 @@ def _trainings(setting: Setting, rung: Rung, teacher: Teacher) -> dict[str, Trai
         built._validate = dict  # type: ignore[method-assign]  # the steps alone are timed
         if online:
             built.loader.store = None
-            built.forward = _Online(built.learner, teacher, last_tap_only=method == "kd")
+            built.forward = Online(built.learner, teacher, last_tap_only=method == "kd")
         return built
 
     return {
@@ -82,24 +81,3 @@ def _forward_ratio(training: Training, teacher: Teacher, clock: Clock) -> float:
 
     work = {"student": lambda: forward(student), "teacher": lambda: forward(large)}
     return ratio(take_turns(work, 5, clock), "teacher", "student")
-
-
-class _Online(nn.Module):
-    """A learner that asks the teacher in every step, as is done everywhere else."""
-
-    def __init__(self, learner: Learner, teacher: Teacher, *, last_tap_only: bool) -> None:
-        super().__init__()
-        self.learner = learner
-        self.last_tap_only = last_tap_only
-        # In a tuple, so that the student's `train()` does not reach it.
-        self.teacher = (teacher.tapped.eval(), teacher.probes.eval())
-
-    def forward(self, batch: Batch) -> LearnerOutput:
-        tapped, probes = self.teacher
-        with torch.no_grad():
-            if self.last_tap_only:
-                tap_logits = tapped.model(batch.images)[:, None].float()
-            else:
-                tap_logits = probes(tapped(batch.images))
-        output: LearnerOutput = self.learner(replace(batch, tap_logits=tap_logits))
-        return output

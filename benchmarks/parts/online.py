@@ -1,0 +1,39 @@
+"""A learner that asks the teacher in every step, as is done everywhere else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from krscale.methods.base import Batch, Learner, LearnerOutput
+from krscale.teacher import Teacher
+
+
+class Online(nn.Module):
+    """Wraps a learner so that its batches carry what the teacher says now.
+
+    Args:
+        learner: The student and its method.
+        teacher: Run in every step.
+        last_tap_only: KD needs no more than the teacher's own logits.
+    """
+
+    def __init__(self, learner: Learner, teacher: Teacher, *, last_tap_only: bool) -> None:
+        super().__init__()
+        self.learner = learner
+        self.last_tap_only = last_tap_only
+        # In a tuple, so that the student's `train()` does not reach it.
+        self.teacher = (teacher.tapped.eval(), teacher.probes.eval())
+
+    def forward(self, batch: Batch) -> LearnerOutput:
+        """Ask the teacher, then do as the learner does."""
+        tapped, probes = self.teacher
+        with torch.no_grad():
+            if self.last_tap_only:
+                tap_logits = tapped.model(batch.images)[:, None].float()
+            else:
+                tap_logits = probes(tapped(batch.images))
+        output: LearnerOutput = self.learner(replace(batch, tap_logits=tap_logits))
+        return output

@@ -1,0 +1,164 @@
+"""(a) The product against stock recipes, (b) its efficiency, (c) starts, (d) no-op trials."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from krscale.cluster import connect
+from krscale.config import Experiment
+from krscale.rungs import Rung, ladder_rungs
+from krscale.search.space_check import fitting_space
+from parts.contenders import (
+    METHOD,
+    run_bare_students,
+    run_optuna_loop,
+    run_stock_ray,
+    with_threads,
+)
+from parts.noop_trial import NoopTrial
+from parts.setting import Setting
+from parts.watched_search import Watch, watched_search
+
+NUM_WORKERS = 2
+os.environ.setdefault("RAY_worker_niceness", "0")
+# Ray's default of 15 makes its workers give way to whatever else runs on the machine, the loop in a
+# single process does not, and the two are compared.
+TASK = (
+    "data.glyphs.num_train=1024",
+    "data.glyphs.num_val=256",
+    "data.glyphs.num_test=64",
+    "teacher.width=32",
+    "teacher.num_epochs=1",
+    "views.num_views=2",
+    "train.device=cpu",
+    "cluster.address=local",
+    f"cluster.num_cpus={NUM_WORKERS}",
+    "tracking.enabled=false",
+    "ladder.capacities=['1/32']",
+    "search.early_stopping=none",
+    "train.num_epochs=4",
+)
+LONG_EPOCHS, LONG_TRIALS = 16, 6
+"""For the efficiency: whole trials of 20 seconds and more."""
+
+
+def measure_contenders(storage: Path, num_trials: int) -> dict[str, Any]:
+    """Run the same trials with the product, with stock Ray Tune and in a bare Optuna loop."""
+    setting = _setting(storage, METHOD, num_trials)
+    rung = ladder_rungs(setting.experiment, setting.assets.dataset)[0]
+    space = fitting_space(setting.experiment, setting.assets.dataset)
+    arguments = setting.experiment, setting.prepared, rung, space, num_trials
+    seconds = {"bare_students": run_bare_students(*arguments[:3], num_trials)}
+    print(f"  {seconds}", flush=True)
+    connect(setting.experiment.cluster)
+    try:
+        watches = [_product(storage, setting, (rung,))]
+        seconds["stock_ray"] = run_stock_ray(*arguments)
+        print(f"  {seconds}", flush=True)
+        # Once more, so that what slowed the machine meanwhile does not count for one side alone.
+        watches.append(_product(storage, setting, (rung,)))
+    finally:
+        ray.shutdown()
+    seconds["optuna_loop"] = with_threads(NUM_WORKERS, lambda: run_optuna_loop(*arguments))
+    seconds["krscale"] = statistics.mean(watch.wall for watch in watches)
+    r = setting.assets.teacher.flops / rung.flops
+    print(f"  {seconds}, r {r:.1f}, gaps {[watch.gaps for watch in watches]}", flush=True)
+    return {
+        "stock_ray_over_krscale": round(seconds["stock_ray"] / seconds["krscale"], 2),
+        "optuna_loop_over_krscale": round(seconds["optuna_loop"] / seconds["krscale"], 2),
+        "contenders": {
+            "r": round(r, 1),
+            "bound": round((3 + r) / 3, 1),
+            "num_trials": num_trials,
+            "num_epochs": setting.experiment.train.num_epochs,
+            "student": f"resnet width {rung.width} ({rung.num_parameters:,} parameters)",
+            "seconds": {name: round(value, 1) for name, value in seconds.items()},
+            "krscale_each": [round(watch.wall, 1) for watch in watches],
+            "gaps_s": [round(gap, 3) for watch in watches for gap in watch.gaps],
+        },
+    }
+
+
+def measure_efficiency(storage: Path) -> dict[str, Any]:
+    """Return the share of the workers' time that is spent in training steps, and trial starts."""
+    setting = _setting(storage, METHOD, LONG_TRIALS, f"train.num_epochs={LONG_EPOCHS}")
+    rungs = ladder_rungs(setting.experiment, setting.assets.dataset)
+    connect(setting.experiment.cluster)
+    try:
+        watch = _product(storage, setting, rungs)
+    finally:
+        ray.shutdown()
+    worker_seconds = NUM_WORKERS * watch.wall
+    # Before the first step lie what Ray starts once and the imports of the workers.
+    first = min(watch.begun.values())
+    last = max(watch.begun[name] + length for name, length in watch.lengths.items())
+    in_steps = sum(watch.steps.values())
+    print(f"  {watch}", flush=True)
+    return {
+        "efficiency": round(in_steps / worker_seconds, 3),
+        "trial_start_s": round(statistics.median(watch.gaps), 3),
+        "long_trials": {
+            "num_trials": len(watch.lengths),
+            "trial_seconds": [round(length, 1) for length in watch.lengths.values()],
+            "gaps_s": [round(gap, 3) for gap in watch.gaps],
+            "wall_s": round(watch.wall, 1),
+            "efficiency_from_first_step": round(in_steps / (NUM_WORKERS * (last - first)), 3),
+            "of_trials_in_steps": round(in_steps / sum(watch.lengths.values()), 3),
+        },
+    }
+
+
+def measure_noop(storage: Path, num_trials: int) -> dict[str, Any]:
+    """Return how many trials that do nothing pass through searcher, journal and Tune a second."""
+    capacities = ["1/128", "1/64", "1/32", "1/16"]
+    methods = ["plain", "kd"]
+    per_study = num_trials // (len(capacities) * len(methods))
+    setting = _setting(
+        storage, "plain", per_study, f"ladder.capacities={capacities}",
+        f"search.methods={methods}", "train.num_epochs=1",
+    )  # fmt: skip
+    rungs = ladder_rungs(setting.experiment, setting.assets.dataset)
+    connect(setting.experiment.cluster)
+    try:
+        before = time.process_time()
+        watch = _product(storage, setting, rungs, NoopTrial)
+        cpu = time.process_time() - before
+    finally:
+        ray.shutdown()
+    return {
+        "noop_trials_per_s": round(len(watch.lengths) / watch.wall, 2),
+        "noop": {
+            "num_trials": len(watch.lengths),
+            "num_studies": len(capacities) * len(methods),
+            "wall_s": round(watch.wall, 1),
+            "driver_cpu_ms_per_trial": round(1e3 * cpu / len(watch.lengths), 1),
+            "ray_seconds_per_trial": round(cpu / len(watch.lengths), 4),
+        },
+    }
+
+
+def _setting(storage: Path, method: str, num_trials: int, *changes: str) -> Setting:
+    return Setting(
+        storage, *TASK, f"search.methods=['{method}']", f"search.trials_per_rung={num_trials}",
+        *changes,
+    )  # fmt: skip
+
+
+def _product(
+    storage: Path, setting: Setting, rungs: tuple[Rung, ...], trainable: type | None = None
+) -> Watch:
+    experiment: Experiment = setting.experiment
+    folder = storage / "search"
+    shutil.rmtree(folder, ignore_errors=True)
+    experiment = experiment.model_copy(update={"name": "search"})
+    space = fitting_space(experiment, setting.assets.dataset)
+    watch = watched_search(folder, experiment, setting.prepared, rungs, space, trainable)
+    print(f"  krscale: {watch.wall:.1f} s, {len(watch.lengths)} trials", flush=True)
+    return watch

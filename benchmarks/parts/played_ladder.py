@@ -1,0 +1,78 @@
+"""The product's own ladder of studies, played over a surrogate: no Ray, no training, no clock."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from optuna.trial import TrialState
+
+from krscale.config import Experiment, load
+from krscale.rungs import Rung
+from krscale.search.assignment import Assignment
+from krscale.search.ladder import Ladder
+from krscale.search.space import load_space
+from parts.recording import CAPACITIES, TASK
+from parts.surrogate import Surrogate
+
+NUM_TAPS = 6
+"""Of the recorded teacher."""
+SIZES = {capacity: 1_000 * 4**place for place, capacity in enumerate(CAPACITIES)}
+"""Parameters of the rungs, as far as the ladder cares: their order."""
+
+
+class TunedOnly(Ladder):
+    """A ladder without finals."""
+
+    def planned(self, key: object) -> int:
+        """Return the trials of a study: none for finals."""
+        return 0 if key.final else super().planned(key)  # type: ignore[attr-defined,arg-type]
+
+
+def search_experiment(*changes: str) -> Experiment:
+    """Return the recorded task's experiment with changes of its search."""
+    return load(None, [*TASK, *changes])
+
+
+def play(
+    surrogate: Surrogate,
+    experiment: Experiment,
+    on_end: Callable[[Assignment, int, float | None], bool],
+) -> None:
+    """Run trials one after the other until the ladder is complete or `on_end` says stop.
+
+    Args:
+        surrogate: Where the curves come from.
+        experiment: Of `search_experiment`.
+        on_end: Is given the trial, the epochs it took, and its accuracy (None if it was stopped
+            early); returns whether to go on.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        ladder = open_ladder(Path(folder), experiment)
+        while isinstance(upcoming := ladder.next(), Assignment):
+            curve = surrogate.curve(upcoming.key.capacity, upcoming.values)
+            epochs, accuracy = play_trial(ladder, upcoming, curve)
+            if not on_end(upcoming, epochs, accuracy):
+                return
+
+
+def open_ladder(folder: Path, experiment: Experiment) -> Ladder:
+    """Open the studies of an experiment in a folder."""
+    rungs = [Rung(c, 1, size, 10 * size) for c, size in SIZES.items()]
+    space = load_space(experiment, NUM_TAPS)
+    return TunedOnly(folder / "journal.log", experiment, space, rungs)
+
+
+def play_trial(
+    ladder: Ladder, assignment: Assignment, curve: list[float]
+) -> tuple[int, float | None]:
+    """Report a curve epoch by epoch; return the epochs it came to, and its end if it got there."""
+    metrics: Mapping[str, float] = {}
+    for epoch, accuracy in enumerate(curve, start=1):
+        metrics = {"val/accuracy": accuracy, "val/loss": 1 - accuracy, "epoch": float(epoch)}
+        if ladder.report(assignment, metrics) and epoch < len(curve):
+            ladder.finish(assignment, TrialState.PRUNED, metrics)
+            return epoch, None
+    ladder.finish(assignment, TrialState.COMPLETE, metrics)
+    return len(curve), curve[-1]

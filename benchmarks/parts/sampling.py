@@ -1,0 +1,99 @@
+"""(e) How many trials a search needs, against random search, and what neighbours' settings buy."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from scipy.stats import t as student_t
+
+from krscale.search.assignment import Assignment
+from parts.played_ladder import play, search_experiment
+from parts.surrogate import Surrogate
+
+REFERENCE_TRIALS = 200
+NEAR = 0.005
+"""Half a point of accuracy."""
+FEW_TRIALS = 8
+"""The default budget of a rung, where a good first trial matters most."""
+
+
+def measure_sampling(surrogate: Surrogate, seeds: Sequence[int]) -> dict[str, Any]:
+    """Compare the trials needed to come near the best of a long search, rung by rung.
+
+    Early stopping is on for both, as the product has it; a trial that is stopped counts whole.
+    """
+    best = _best(surrogate, "search.sampler=tpe", f"search.trials_per_rung={REFERENCE_TRIALS}",
+                 "search.seed=1000", "search.early_stopping=none")  # fmt: skip
+    rows = []
+    for seed in seeds:
+        row = {
+            kind: _needed(surrogate, best, f"search.sampler={kind}", f"search.seed={seed}")
+            for kind in ("tpe", "random")
+        }
+        rows.append({**row, "ratio": sum(row["tpe"].values()) / sum(row["random"].values())})
+        print(f"  seed {seed}: {rows[-1]}", flush=True)
+    return {
+        "trials_vs_random": _interval([row["ratio"] for row in rows]),
+        "sampling": {"reference_best": best, "seeds": rows, "cap": REFERENCE_TRIALS},
+    }
+
+
+def measure_transfer(surrogate: Surrogate, seeds: Sequence[int]) -> dict[str, Any]:
+    """Compare the best trial of each rung after few trials, with and without transfer."""
+    gains = []
+    for seed in seeds:
+        found = {
+            transfer: _best(
+                surrogate, f"search.transfer={transfer}", f"search.seed={seed}",
+                f"search.trials_per_rung={FEW_TRIALS}",
+            )
+            for transfer in ("true", "false")
+        }  # fmt: skip
+        gains += [100 * (found["true"][c] - found["false"][c]) for c in found["true"]]
+        print(f"  seed {seed}: {found}", flush=True)
+    return {
+        "transfer_gain_points": round(statistics.mean(gains), 3),
+        "transfer": {**_interval(gains), "trials_per_rung": FEW_TRIALS, "num_pairs": len(gains)},
+    }
+
+
+def _best(surrogate: Surrogate, *changes: str) -> dict[str, float]:
+    """Return the best accuracy of each rung after a whole search."""
+    best: dict[str, float] = {}
+
+    def on_end(assignment: Assignment, epochs: int, accuracy: float | None) -> bool:
+        if accuracy is not None:
+            capacity = assignment.key.capacity
+            best[capacity] = max(best.get(capacity, 0.0), accuracy)
+        return True
+
+    play(surrogate, search_experiment(*changes), on_end)
+    return best
+
+
+def _needed(surrogate: Surrogate, best: dict[str, float], *changes: str) -> dict[str, int]:
+    """Return the trials after which each rung first came near its best; the cap if it did not."""
+    counts = dict.fromkeys(best, 0)
+    needed: dict[str, int] = {}
+
+    def on_end(assignment: Assignment, epochs: int, accuracy: float | None) -> bool:
+        capacity = assignment.key.capacity
+        counts[capacity] += 1
+        if accuracy is not None and accuracy >= best[capacity] - NEAR:
+            needed.setdefault(capacity, counts[capacity])
+        return len(needed) < len(best)
+
+    budget = f"search.trials_per_rung={REFERENCE_TRIALS}"
+    play(surrogate, search_experiment(*changes, budget), on_end)
+    return {capacity: needed.get(capacity, REFERENCE_TRIALS) for capacity in best}
+
+
+def _interval(values: Sequence[float]) -> dict[str, float]:
+    """Return mean and 95 % interval."""
+    mean = statistics.mean(values)
+    spread = statistics.stdev(values) / math.sqrt(len(values))
+    half = float(student_t.ppf(0.975, len(values) - 1)) * spread
+    return {"mean": round(mean, 3), "low": round(mean - half, 3), "high": round(mean + half, 3)}

@@ -15,7 +15,7 @@ run: setup ## distil the ladder of the embedded example; ARGS="..." goes to krsc
 	@$(PY) -m krscale.tune $(ARGS)
 
 test: setup-dev ## run the tests; ARGS="..." goes to pytest, e.g. ARGS="-m 'not cluster'"
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 test-browser: setup-dev ## look at MLflow in a real Chromium (Debian: chromium, chromium-driver)
 	@$(PY) -m pytest -m browser $(ARGS)

@@ -6,6 +6,8 @@
 
 PY := .venv/bin/python
 PORT ?= 5000
+# Files stay whole, as a cluster or a search is often shared by the tests of one.
+TEST_PROCESSES = --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export PYTHON
 
 help: ## show this list
@@ -15,7 +17,7 @@ run: setup ## distil the ladder of the embedded example; ARGS="..." goes to krsc
 	@$(PY) -m krscale.tune $(ARGS)
 
 test: setup-dev ## run the tests; ARGS="..." goes to pytest, e.g. ARGS="-m 'not cluster'"
-	@$(PY) -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	@$(PY) -m pytest $(TEST_PROCESSES) $(ARGS)
 
 test-browser: setup-dev ## look at MLflow in a real Chromium (Debian: chromium, chromium-driver)
 	@$(PY) -m pytest -m browser $(ARGS)

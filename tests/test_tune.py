@@ -126,7 +126,8 @@ def test_mlflow_overlays_the_curves_of_all_methods(finished: tuple[Path, dict[st
         assert parent.info.status == "FINISHED"
         used = {d.tags[0].value: d.dataset for d in parent.inputs.dataset_inputs}
         assert set(used) == {"train", "val", "test"}
-        assert {dataset.digest for dataset in used.values()} == {curve["data"]["fingerprint"]}
+        fingerprint = curve["data"]["fingerprint"]
+        assert all(used[split].digest == f"{fingerprint}-{split}" for split in used)
         number = json.loads(used["train"].profile)["num_images"]
         assert number == curve["data"]["num_train"]
 

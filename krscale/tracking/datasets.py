@@ -18,7 +18,8 @@ class DatasetUsed:
 
     Attributes:
         name: Name of the source.
-        digest: Fingerprint of the data.
+        digest: Fingerprint of the data, and the split: MLflow keeps what has one name and digest
+            as one data set.
         context: What it was used for: `train`, `val` or `test`.
         source: JSON: the settings it was read with.
         profile: JSON: how many images of how many classes.
@@ -48,7 +49,7 @@ def datasets_used(dataset: Dataset, config: DataConfig) -> list[DatasetUsed]:
     return [
         DatasetUsed(
             name=dataset.source,
-            digest=dataset.fingerprint,
+            digest=f"{dataset.fingerprint}-{split}",
             context=split,
             source=redact(json.dumps(source)),
             profile=json.dumps({"num_images": number, "num_classes": dataset.num_classes}),

@@ -132,7 +132,11 @@ def test_nothing_is_read_back_to_the_host(name: str, changes: dict[str, Any]) ->
     moved = {
         field: value.to("meta") for field, value in vars(batch).items() if torch.is_tensor(value)
     }
-    on_meta = replace(batch, **moved)
+    features = {
+        kind: tuple(feature.to("meta") for feature in of_kind)
+        for kind, of_kind in batch.teacher_features.items()
+    }
+    on_meta = replace(batch, **moved, teacher_features=features)
     # Past the learner's own forward, as there is no autocast for meta tensors.
     terms = learner.method(learner.tapped(on_meta.images), on_meta)
     total(terms).backward()

@@ -10,17 +10,16 @@ import torch
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what takes a browser minutes, unless `-m` asks for it (`make test-browser`)."""
+    """Put the slow tests first, and leave out those of the browser unless `-m` asks for them.
+
+    First, so that neither of two test processes ends long before the other.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
     if "browser" in config.option.markexpr:
         return
     left_out = [item for item in items if item.get_closest_marker("browser")]
     items[:] = [item for item in items if not item.get_closest_marker("browser")]
     config.hook.pytest_deselected(items=left_out)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the slow tests first, so that neither of two test processes ends long before the other."""
-    items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
 
 
 @pytest.fixture(autouse=True)

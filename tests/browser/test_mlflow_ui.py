@@ -1,0 +1,120 @@
+"""MLflow as a person meets it: a real server, a real Chromium, two searches side by side.
+
+The searches are recorded by the listener that a search uses, from a small finished run; what the
+browser shows is kept in `tests/artifacts`.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+from chromium import chromium, keep_screenshot, wait_for
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
+
+from krscale.curve import draw_curve, read_curve, write_interactive
+from krscale.tracking import Tracker
+
+RUNS = [f"{name} {method}" for name in ("digits", "digits-wide") for method in ("plain", "kr")]
+pytestmark = [pytest.mark.browser, pytest.mark.cluster, pytest.mark.timeout(600)]
+
+
+def record(run: Path, name: str) -> None:
+    """Record a finished run as its search would, under a name of its own."""
+    curve = read_curve(run).model_copy(update={"name": name})
+    folder = run.parent / name
+    folder.mkdir()
+    draw_curve(curve, folder / "curve.png")
+    write_interactive([curve], folder / "curve.html")
+    with Tracker("", "krscale", folder) as tracker:
+        for method in curve.methods:
+            tracker.start_run(method, f"{name} {method}", tags={"krscale.kind": "search"})
+            for rung in curve.rungs:
+                result = rung.methods[method]
+                points = {
+                    "curve/test_accuracy": result.test_accuracy or 0.0,
+                    "curve/val_accuracy": result.val_accuracy or 0.0,
+                }
+                tracker.log_metrics(method, points, step=rung.num_parameters)
+                key = f"{method}/{rung.capacity.replace('/', '-')}/trial-0"
+                tracker.start_run(key, f"{method} s=0.3 cap={rung.capacity}", parent=method)
+                tracker.log_metrics(key, {"val/accuracy": result.val_accuracy or 0.0}, step=1)
+                tracker.end_run(key)
+            for file in ("curve.png", "curve.html"):
+                tracker.log_artifact(method, folder / file)
+            tracker.end_run(method)
+
+
+@pytest.fixture(scope="module")
+def server(finished_run, tmp_path_factory):
+    storage = tmp_path_factory.mktemp("browser")
+    shutil.copytree(finished_run, storage / "tiny")
+    for name in ("digits", "digits-wide"):
+        record(storage / "tiny", name)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+            "--workers", "1", "--backend-store-uri", f"sqlite:///{storage}/mlflow.db",
+            "--artifacts-destination", str(storage / "mlartifacts"),
+        ],
+        env={
+            **os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        },
+        cwd=storage, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(
+            lambda: urllib.request.urlopen(f"{uri}/health", timeout=5).status == 200, "server", 180
+        )
+        yield uri
+    finally:
+        os.killpg(process.pid, 9)
+        process.wait(30)
+
+
+def runs_shown(driver: Chrome) -> list[str]:
+    links = driver.find_elements(By.CSS_SELECTOR, ".ag-row a")
+    return [link.text for link in links if link.text]
+
+
+def are_drawn(driver: Chrome, names: list[str]) -> bool:
+    """Whether one chart has a line for each of these runs, and names it."""
+    text = driver.execute_script("return document.body.innerText")
+    count = """return Math.max(0, ...[...document.querySelectorAll('.js-plotly-plot')].map(
+        chart => chart.querySelectorAll('.scatterlayer .js-line').length))"""
+    named = all(f"{name} (curve/test_accuracy)" in text for name in names)
+    return named and driver.execute_script(count) >= len(names)
+
+
+def open_charts(driver: Chrome, server: str) -> None:
+    """Open the address that `make ui` prints."""
+    view = "workflowType=machine_learning&compareRunsMode=CHART"
+    driver.get("about:blank")  # or nothing is loaded again where only the part behind # changes
+    driver.get(f"{server}/#/experiments/1/runs?{view}")
+    wait_for(lambda: len(runs_shown(driver)) >= 4, "four top-level runs")
+
+
+def test_a_person_finds_the_curves_of_two_searches_and_their_trials(server, tmp_path) -> None:
+    with chromium(tmp_path / "profile") as driver:
+        open_charts(driver, server)
+        wait_for(lambda: are_drawn(driver, RUNS), "two methods of two searches in one chart")
+        for button in driver.find_elements(By.CSS_SELECTOR, "button[aria-label='Close']"):
+            button.click()  # MLflow's assistant covers a third of the page
+        first = driver.find_element(By.CSS_SELECTOR, ".js-plotly-plot")
+        empty = driver.find_elements(By.XPATH, "//*[contains(text(), 'No charts')]")
+        assert all(note.location["y"] > first.location["y"] for note in empty)
+        keep_screenshot(driver, "mlflow-charts")
+
+        expand = driver.find_element(By.CSS_SELECTOR, ".ag-row button .anticon, .ag-row button svg")
+        expand.click()
+        wait_for(lambda: any("cap=1/16" in name for name in runs_shown(driver)), "its trials")
+        keep_screenshot(driver, "mlflow-trials")

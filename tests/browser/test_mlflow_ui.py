@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -118,3 +119,39 @@ def test_a_person_finds_the_curves_of_two_searches_and_their_trials(server, tmp_
         expand.click()
         wait_for(lambda: any("cap=1/16" in name for name in runs_shown(driver)), "its trials")
         keep_screenshot(driver, "mlflow-trials")
+
+
+def test_a_person_compares_two_searches(server, tmp_path) -> None:
+    compared = ["digits kr", "digits-wide kr"]
+    with chromium(tmp_path / "profile") as driver:
+        open_charts(driver, server)
+        wait_for(lambda: are_drawn(driver, RUNS), "the charts, after which rows stand still")
+        for name in compared:
+            row = driver.find_element(By.LINK_TEXT, name).find_element(
+                By.XPATH, "./ancestor::div[@role='row']"
+            )
+            box = f".ag-row[row-index='{row.get_attribute('row-index')}'] input[type='checkbox']"
+            driver.execute_script("document.querySelector(arguments[0]).click()", box)
+            time.sleep(1)  # a click is lost while MLflow redraws its rows
+        button = (By.XPATH, "//button[normalize-space()='Compare']")
+        wait_for(lambda: driver.find_element(*button), "the button").click()
+        body = "return document.body.innerText"
+        wait_for(lambda: "Comparing 2 Runs" in driver.execute_script(body), "what is compared")
+        keep_screenshot(driver, "mlflow-compare")
+        metric = wait_for(lambda: driver.find_element(By.LINK_TEXT, "curve/test_accuracy"), "link")
+        driver.get(metric.get_attribute("href"))
+        wait_for(lambda: are_drawn(driver, compared), "the curves of both searches")
+        keep_screenshot(driver, "mlflow-compared-curves")
+
+
+def test_a_person_opens_the_figure_of_a_search(server, tmp_path) -> None:
+    with chromium(tmp_path / "profile") as driver:
+        open_charts(driver, server)
+        run = driver.find_element(By.LINK_TEXT, "digits kr").get_attribute("href")
+        driver.get(f"{run.partition('?')[0]}/artifacts/curve.html")
+        frame = wait_for(lambda: driver.find_element(By.TAG_NAME, "iframe"), "the artifact")
+        driver.switch_to.frame(frame)
+        points = "return document.querySelectorAll('.scatterlayer .point').length"
+        wait_for(lambda: driver.execute_script(points) >= 4, "the figure to explore")
+        driver.switch_to.default_content()
+        keep_screenshot(driver, "mlflow-figure")

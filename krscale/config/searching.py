@@ -17,7 +17,7 @@ class SearchConfig(Section):
     methods: tuple[str, ...] = ("plain", "kd", "kr")
     """Methods that are tuned and compared, each with the same number of trials; see
     `distill.method` for their names."""
-    trials_per_rung: Count = 6
+    trials_per_rung: Count = 8
     """Trials of every method at every rung."""
     num_final_seeds: Count = 5
     """Fresh seeds with which each winner is trained again; only these are tested."""

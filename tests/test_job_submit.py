@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -39,6 +40,20 @@ class Head:
     address: str
     env: dict[str, str]
     storage: Path
+    process: subprocess.Popen[bytes]
+    logs: tuple[Path, Path]
+
+    def story(self) -> str:
+        """Whether the head lives, and the ends of its logs: for the message of a failed test."""
+        printed, session = self.logs
+        files = [printed, *sorted((session / "logs").glob("*.err"))]
+        files += [session / "logs" / name for name in ("raylet.out", "dashboard.log")]
+        ends = [
+            f"{file.name}:\n{file.read_text(errors='replace')[-1500:]}"
+            for file in files
+            if file.is_file() and file.stat().st_size
+        ]
+        return "\n".join([f"head's exit code: {self.process.poll()}", *ends])
 
 
 @dataclass(frozen=True)
@@ -51,11 +66,17 @@ class Submission:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on, from the kernel: they lie above those of Ray's workers."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+    """Ports nobody listens on, between those of Ray's workers and those the kernel hands out.
+
+    A port from the kernel may go to any connection of the tests beside this one before Ray binds
+    it, and a head that loses one of its ports dies later, at the first job.
+    """
+    ports: list[int] = []
+    candidates = random.SystemRandom().sample(range(20_000, 32_000), 1_000)
+    while len(ports) < count:
+        port = candidates.pop()
+        with suppress(OSError), socket.create_server(("", port)):
+            ports.append(port)
     return ports
 
 
@@ -97,12 +118,16 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     )
     # The job must find krscale in what was uploaded, and nowhere else.
     del env["PYTHONPATH"]
-    gcs, dashboard, client, agent = free_ports(4)
+    options = (
+        *("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port"),
+        *("dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port"),
+        *("node-manager-port", "object-manager-port"),
+    )
+    ports = dict(zip(options, free_ports(len(options)), strict=True))
     command = [
         *(RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"),
-        *("--temp-dir", temporary, "--port", gcs, "--ray-client-server-port", client),
-        *("--dashboard-host=127.0.0.1", "--dashboard-port", dashboard),
-        *("--dashboard-agent-listen-port", agent),
+        *("--temp-dir", temporary, "--dashboard-host=127.0.0.1"),
+        *(f"--{option}={port}" for option, port in ports.items()),
     ]
     log = home / "head.log"
     with log.open("wb") as output:
@@ -115,9 +140,10 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             start_new_session=True,
         )
     try:
-        address = f"http://127.0.0.1:{dashboard}"
+        address = f"http://127.0.0.1:{ports['dashboard-port']}"
         wait_until_up(process, address, token, log)
-        yield Head(address, env, home / "krscale-runs")
+        logs = (log, temporary / "session_latest")
+        yield Head(address, env, home / "krscale-runs", process, logs)
     finally:
         stop(process)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -151,7 +177,7 @@ def submit(head: Head, *arguments: str) -> Submission:
 
 def test_a_job_streams_ends_well_and_leaves_its_curve(head: Head) -> None:
     done = submit(head, "-m", "krscale.tune", "jobs/digits.toml", *overrides(*SETTINGS))
-    assert done.code == 0, done.output
+    assert done.code == 0, done.output + head.story()
     assert done.seconds_ahead > 2.0, "nothing came before the end:\n" + done.output
     curve = json.loads((head.storage / "digits" / "curve.json").read_text())
     (rung,) = curve["rungs"]
@@ -166,6 +192,7 @@ def test_a_job_streams_ends_well_and_leaves_its_curve(head: Head) -> None:
 def test_a_refused_config_fails_the_job(head: Head) -> None:
     done = submit(head, "-m", "krscale.tune", "jobs/digits.toml", *overrides("train.num_epoch=3"))
     assert done.code != 0
-    assert "unknown key 'train.num_epoch'. Did you mean 'train.num_epochs'?" in done.output
+    unknown = "unknown key 'train.num_epoch'. Did you mean 'train.num_epochs'?"
+    assert unknown in done.output, done.output + head.story()
     assert "exit code 2" in done.output
     assert "Traceback" not in done.output

@@ -12,7 +12,7 @@ from krscale.config.fields import Count, Positive, Section, Share, StrictInt, We
 class TrainConfig(Section):
     """How one student is trained; a search may vary any of these per rung."""
 
-    num_epochs: Count = 16
+    num_epochs: Count = 12
     """Epochs of a full training."""
     global_batch_size: Count = 64
     """Samples of one optimiser step at most, over all workers; an epoch is shared evenly over its

@@ -29,7 +29,7 @@ class TeacherConfig(ModelConfig):
     """The capacity dial of the teacher."""
     weights: str = ""
     """A state dict (`.safetensors`, or `.pt` without code); empty trains the teacher here."""
-    num_epochs: Count = 20
+    num_epochs: Count = 30
     """Epochs of the teacher's own training."""
     learning_rate: Positive = 0.1
     """Peak learning rate of the teacher's own training (SGD, cosine)."""

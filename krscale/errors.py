@@ -19,6 +19,10 @@ class UserError(KrscaleError):
     """Input that krscale cannot accept: a wrong key, value, file or combination."""
 
 
+class DiskFullError(UserError):
+    """There is no room for a file; the message names it."""
+
+
 class NonFiniteError(KrscaleError):
     """A loss term became NaN or infinite; the message names the term and the step."""
 

@@ -14,7 +14,7 @@ from krscale.checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from krscale.errors import UserError
+from krscale.errors import DiskFullError, UserError
 
 
 def _state():
@@ -86,7 +86,7 @@ class TestCheckpoint:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(torch, "save", fail)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(DiskFullError, match="disk is full"):
             save_checkpoint(tmp_path / "c", {"epoch": 2})
         assert load_checkpoint(tmp_path / "c") == {"epoch": 1}
         assert [p.name for p in tmp_path.iterdir()] == ["c"]

@@ -7,7 +7,6 @@ any other record.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 from collections.abc import Iterable
@@ -20,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from krscale.errors import UserError
+from krscale.errors import DiskFullError, UserError
 from krscale.files import sha256, write_atomic
 from krscale.store.layout import AnyLayout, FeatureLayout
 from krscale.store.rows import Rows
@@ -93,7 +92,7 @@ def write_shard(
         error: `[D]` fp64, what encoding lost, summed over the rows.
 
     Raises:
-        UserError: If the disk is full; nothing of the shard is left.
+        DiskFullError: If the disk is full; nothing of the shard is left.
     """
     columns = _columns(layout, rows) | {"pixels": pa.array(pixels.numpy().astype(np.uint32))}
     facts = json.dumps({"view": shard.view, "number": shard.number, "error": error.tolist()})
@@ -106,13 +105,8 @@ def write_shard(
     file = path / f"{shard.stem}-{digest[:_NAMED_DIGITS]}.arrow"
     try:
         write_atomic(file, lambda temporary: _write_bytes(temporary, content))
-    except OSError as error_:
-        if error_.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"{file}: the disk is full. What was written so far is kept: free some space "
-                f"and start again to continue, or {layout.advice}."
-            ) from error_
-        raise
+    except DiskFullError as full:
+        raise DiskFullError(f"{full} Or {layout.advice}.") from full
 
 
 def read_shard(file: Path) -> Shard:

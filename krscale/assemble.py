@@ -26,7 +26,7 @@ from krscale.errors import UserError
 from krscale.knowledge.aggregation import split_taps
 from krscale.knowledge.features import FeatureKind, stage_paths, stage_shapes
 from krscale.knowledge.parameters import layers_by_tap
-from krscale.knowledge.taps import TappedModel, pool
+from krscale.knowledge.taps import TappedModel
 from krscale.loop import Training
 from krscale.methods import MethodContext, build_method, method_settings, parse_method
 from krscale.methods.base import Learner
@@ -280,7 +280,7 @@ def _method_context(student: nn.Module, taps: tuple[str, ...], assets: Assets) -
         num_teacher_taps=len(teacher.taps) + 1,
         stage_ends=teacher.stage_ends,
         information_gain=torch.tensor(teacher.information_gain),
-        student_feature_sizes=tuple(pool(feature).shape[1] for feature in features),
+        student_shapes=tuple(tuple(feature.shape[1:]) for feature in features),
         student_layers=layers_by_tap(student, taps),
         teacher_histograms=torch.tensor(teacher.histograms),
         teacher_layer_sizes=torch.tensor(teacher.layer_sizes),

@@ -39,12 +39,14 @@ class DistillConfig(Section):
     """Weight of the KR term."""
     granularity: StrictInt | Literal["network", "stage", "layer"] = "stage"
     """Groups of taps: a number from 1 (the whole network) to the number of taps, or a level."""
-    sparsity: Share = 0.5
+    sparsity: Share = 0.3
     """Share of each sign's gap that the recoding penalty drops; 0 is ordinary distillation."""
     sparsity_schedule: Literal["constant", "rising", "falling"] = "constant"
     """Sparsity over the training: the same, from 0 up to `sparsity`, or from it down to 0."""
-    auxiliary_weight: Weight = 0.5
+    auxiliary_weight: Weight = 1.0
     """Factor of every group but the deepest."""
+    head_grid: Count = 4
+    """Auxiliary heads read a tap's means over so many times so many cells, not over all of it."""
     mixing: Literal["arithmetic", "geometric"] = "arithmetic"
     """How the taps of a group are averaged: probabilities, or log-probabilities."""
     parameter_weight: Weight = 0.0

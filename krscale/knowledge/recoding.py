@@ -2,8 +2,9 @@
 
 The gap `delta = p - q` between what the student and the teacher say sums to zero over the classes.
 Among its positive entries, and among its negative ones, the smallest that together hold at most
-the share `sparsity` of that sign's mass are dropped, and the kept ones are scaled up so that the
-sign keeps its mass. The result is sparse, as strong as before, and still sums to zero.
+the share `sparsity` of that sign's mass are dropped. The kept ones of each sign are scaled so that
+both signs have the same mass, and all together so that the gap keeps its Euclidean norm. The result
+is sparse, moves the logits as far as before, and still sums to zero.
 """
 
 from __future__ import annotations
@@ -81,18 +82,19 @@ def _recode(gap: Tensor, sparsity: float | Tensor) -> tuple[Tensor, Tensor]:
     gap = gap.detach().float()
     if not isinstance(sparsity, Tensor) and sparsity == 0.0:
         return gap, gap.count_nonzero(dim=-1)
-    lowest, highest, negative_mass, positive_mass = _thresholds(gap, 1.0 - sparsity)
+    lowest, highest = _thresholds(gap, 1.0 - sparsity)
     kept = (gap <= lowest) | (gap >= highest)
     survivors = gap * kept  # not torch.where, slow on a CPU where the mask is irregular
     negative, positive = survivors.clamp_max(0.0), survivors.clamp_min(0.0)
     tiny = torch.finfo(torch.float32).tiny
-    negative_scale = negative_mass / negative.sum(dim=-1, keepdim=True).clamp_max(-tiny)
-    positive_scale = positive_mass / positive.sum(dim=-1, keepdim=True).clamp_min(tiny)
-    return negative * negative_scale + positive * positive_scale, kept.sum(dim=-1)
+    balanced = negative / -negative.sum(dim=-1, keepdim=True).clamp_max(-tiny)
+    balanced += positive / positive.sum(dim=-1, keepdim=True).clamp_min(tiny)
+    norm = torch.linalg.vector_norm(balanced, dim=-1, keepdim=True).clamp_min(tiny)
+    return balanced * (torch.linalg.vector_norm(gap, dim=-1, keepdim=True) / norm), kept.sum(dim=-1)
 
 
-def _thresholds(gap: Tensor, share: float | Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the mildest kept entry of each sign, and each sign's mass, `[..., 1]` each.
+def _thresholds(gap: Tensor, share: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mildest kept entry of each sign, `[..., 1]` each.
 
     An entry is kept when the entries of its sign that are more extreme hold less than the share
     that must survive. Sorting the signed gap once serves both signs: the prefix sum before an
@@ -110,7 +112,7 @@ def _thresholds(gap: Tensor, share: float | Tensor) -> tuple[Tensor, Tensor, Ten
     infinity = float("inf")
     lowest = torch.where(kept_negative, ranked, -infinity).amax(dim=-1, keepdim=True)
     highest = torch.where(kept_positive, ranked, infinity).amin(dim=-1, keepdim=True)
-    return lowest, highest, negative_mass, positive_mass
+    return lowest, highest
 
 
 def _ascending(gap: Tensor) -> Tensor:

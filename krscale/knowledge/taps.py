@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from krscale.errors import UserError, unknown_name
 
@@ -104,20 +105,29 @@ def check_taps(model: nn.Module, paths: Sequence[str], where: str = "") -> None:
             raise UserError(f"{prefix}tap {path!r} is named twice; every tap may appear once.")
 
 
-def pool(feature: Tensor) -> Tensor:
-    """Return one vector per sample, `[B, F]` fp32: the mean over positions of a tap's feature.
+def pool(feature: Tensor, grid: int = 1) -> Tensor:
+    """Return one vector per sample, `[B, F]` fp32: means over positions of a tap's feature.
 
     Args:
         feature: `[B, C, H, W]` (mean over height and width), `[B, T, C]` (mean over tokens), or
             `[B, C]` (as it is).
+        grid: Cut an image into `grid x grid` cells, and tokens into `grid^2` runs, or as many as
+            there are, and take the mean of each: `F` is the number of cells times `C`.
 
     Raises:
         UserError: If the feature has another number of dimensions.
     """
     if feature.ndim == 4:
-        return feature.float().mean(dim=(2, 3))
+        if grid == 1:
+            return feature.float().mean(dim=(2, 3))
+        height, width = feature.shape[2:]
+        cells = min(grid, height), min(grid, width)
+        return F.adaptive_avg_pool2d(feature.float(), cells).flatten(1)
     if feature.ndim == 3:
-        return feature.float().mean(dim=1)
+        if grid == 1:
+            return feature.float().mean(dim=1)
+        runs = min(grid**2, feature.shape[1])
+        return F.adaptive_avg_pool1d(feature.float().transpose(1, 2), runs).flatten(1)
     if feature.ndim == 2:
         return feature.float()
     raise UserError(

@@ -54,7 +54,7 @@ class MethodContext:
         num_teacher_taps: `D`, the classifier included.
         stage_ends: For each stage of the teacher the 1-based number of its last tap.
         information_gain: `[D]`, how much each of the teacher's taps knows of the labels.
-        student_feature_sizes: Pooled size of each of the student's tap features, classifier
+        student_shapes: Shape of each of the student's tap features for one image, classifier
             excluded.
         student_layers: The student's own conv and linear layers by tap, classifier included.
         teacher_histograms: `[D, bins]`, distribution of the teacher's weights by tap, or None.
@@ -67,7 +67,7 @@ class MethodContext:
     num_teacher_taps: int
     stage_ends: tuple[int, ...]
     information_gain: Tensor
-    student_feature_sizes: tuple[int, ...]
+    student_shapes: Shapes
     student_layers: tuple[tuple[nn.Module, ...], ...]
     teacher_histograms: Tensor | None
     teacher_layer_sizes: Tensor

@@ -41,7 +41,8 @@ class KR(Method):
 
     The deepest group teaches the student's own logits. Every other group teaches an auxiliary
     linear head on the student's tap at the same relative depth; a head that falls on the
-    classifier reads the logits.
+    classifier reads the logits. Heads see where in the image a feature is: from the mean over all
+    of it, the few channels of a small student's early taps would have to tell the classes apart.
 
     Args:
         context: What is known of teacher and student.
@@ -52,6 +53,7 @@ class KR(Method):
         sparsity: Share of each sign's gap to drop at most.
         sparsity_schedule: How the sparsity changes over the training; one of `SCHEDULES`.
         auxiliary_weight: Factor of every group but the deepest.
+        head_grid: Auxiliary heads read the means over `head_grid x head_grid` cells of a tap.
         mixing: Mean over the taps of a group, `"arithmetic"` or `"geometric"`.
         parameter_weight: Weight of the data-free source; 0 leaves it out.
         posterior: Methods on the logits to combine with, each with its weight.
@@ -72,6 +74,7 @@ class KR(Method):
         sparsity: float,
         sparsity_schedule: str,
         auxiliary_weight: float,
+        head_grid: int,
         mixing: str,
         parameter_weight: float,
         posterior: Sequence[LogitMethod],
@@ -90,10 +93,12 @@ class KR(Method):
         shares = tap_weights(context.information_gain, groups)
         self.register_buffer("tap_weights", shares, persistent=False)
 
-        sizes = (*context.student_feature_sizes, context.num_classes)
+        shapes = (*context.student_shapes, (context.num_classes,))
         self.head_taps = tuple(
-            student_tap(g, len(groups), len(sizes)) for g in range(1, len(groups))
+            student_tap(g, len(groups), len(shapes)) for g in range(1, len(groups))
         )
+        self.head_grid = head_grid
+        sizes = [pool(torch.zeros(1, *shape), head_grid).shape[1] for shape in shapes]
         self.heads = nn.ModuleList(
             nn.Linear(sizes[tap - 1], context.num_classes) for tap in self.head_taps
         )
@@ -136,7 +141,7 @@ class KR(Method):
     def group_logits(self, student: TapOutputs) -> Tensor:
         """Return the student's logits for every group, `[B, G, K]` fp32; its own come last."""
         features = (*student.features, student.logits)
-        pooled = {tap: pool(features[tap - 1]) for tap in set(self.head_taps)}
+        pooled = {tap: pool(features[tap - 1], self.head_grid) for tap in set(self.head_taps)}
         heads = zip(self.heads, self.head_taps, strict=True)
         auxiliary = [head(pooled[tap]) for head, tap in heads]
         return torch.stack([*auxiliary, student.logits.float()], dim=1)

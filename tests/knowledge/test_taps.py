@@ -162,6 +162,11 @@ def test_a_block_that_returns_no_tensor(net: Net, images: Tensor) -> None:
         TappedModel(net, ("pair",))(images)
 
 
+QUADRANTS = [
+    (rows, columns) for rows in (slice(2), slice(2, 4)) for columns in (slice(2), slice(2, 4))
+]
+
+
 def test_pool() -> None:
     image = torch.arange(24.0).view(1, 2, 3, 4)
     torch.testing.assert_close(pool(image), torch.tensor([[5.5, 17.5]]))
@@ -171,3 +176,13 @@ def test_pool() -> None:
     assert pool(image.bfloat16()).dtype == torch.float32
     with pytest.raises(UserError, match=r"shape \[3\]"):
         pool(torch.zeros(3))
+
+
+def test_pool_on_a_grid() -> None:
+    image = torch.arange(32.0).view(1, 2, 4, 4)
+    halves = [image[..., rows, columns].mean(dim=(2, 3)) for rows, columns in QUADRANTS]
+    torch.testing.assert_close(pool(image, 2), torch.stack(halves, dim=2).flatten(1))
+    torch.testing.assert_close(pool(image, 9), image.flatten(1))  # no more cells than there are
+    tokens = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [5.0, 5.0], [7.0, 1.0]]])
+    torch.testing.assert_close(pool(tokens, 2), tokens.transpose(1, 2).flatten(1))
+    torch.testing.assert_close(pool(tokens[0], 2), tokens[0])

@@ -25,7 +25,7 @@ CONTEXT = MethodContext(
     num_teacher_taps=4,
     stage_ends=(2, 3, 4),
     information_gain=torch.tensor(GAINS),
-    student_feature_sizes=(3, 7),
+    student_shapes=((3, 2, 2), (7,)),
     student_layers=((nn.Linear(4, 4),), (), (nn.Linear(4, 5),)),
     teacher_histograms=torch.full((4, 8), 1 / 8),
     teacher_layer_sizes=torch.ones(4),
@@ -55,7 +55,7 @@ def example(size: int = 6) -> tuple[TapOutputs, Batch]:
 
 def group_logits(method: KR, student: TapOutputs) -> list[Tensor]:
     """Three stages against a student of three taps: heads on both features."""
-    pooled = (student.features[0].mean(dim=(2, 3)), student.features[1])
+    pooled = (student.features[0].flatten(1), student.features[1])  # a grid of 4 finds 2x2 cells
     heads = [
         nn.functional.linear(x, h.weight, h.bias) for x, h in zip(pooled, method.heads, strict=True)
     ]
@@ -126,7 +126,7 @@ def test_heads_sit_at_the_groups_relative_depth(
 ) -> None:
     method = make(granularity=granularity)
     assert method.head_taps == taps
-    sizes = {1: 3, 2: 7, 3: 5}  # the third tap is the classifier: its logits
+    sizes = {1: 3 * 2 * 2, 2: 7, 3: 5}  # the third tap is the classifier: its logits
     assert [head.in_features for head in method.heads] == [sizes[tap] for tap in taps]
     student, batch = example()
     assert method.group_logits(student).shape == (6, len(taps) + 1, 5)
@@ -134,7 +134,7 @@ def test_heads_sit_at_the_groups_relative_depth(
 
 
 def test_a_student_with_only_its_classifier() -> None:
-    method = make(replace(CONTEXT, student_feature_sizes=()), granularity="layer")
+    method = make(replace(CONTEXT, student_shapes=()), granularity="layer")
     student, batch = example()
     loss = method(TapOutputs(student.logits, ()), batch)["kr"]
     assert method.head_taps == (1, 1, 1)

@@ -13,7 +13,9 @@ from krscale.config import DistillConfig
 from krscale.knowledge.taps import TapOutputs
 from krscale.methods import Batch, Learner, Method, MethodContext, build_method
 
-CONTEXT = MethodContext(3, 2, (1, 2), torch.tensor([0.4, 0.8]), (8,), ((), ()), None, torch.ones(2))
+CONTEXT = MethodContext(
+    3, 2, (1, 2), torch.tensor([0.4, 0.8]), ((8,),), ((), ()), None, torch.ones(2)
+)
 
 
 def make(name: str = "kr+kd") -> Learner:

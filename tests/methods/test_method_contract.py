@@ -63,7 +63,7 @@ def context(student: nn.Module) -> MethodContext:
         num_teacher_taps=NUM_TAPS,
         stage_ends=(2, 3, 4),
         information_gain=torch.tensor([0.1, 0.3, 0.5, 0.8]),
-        student_feature_sizes=(4, 5),
+        student_shapes=((4, 8, 8), (5, 8, 8)),
         student_layers=layers_by_tap(student, PATHS),
         teacher_histograms=weight_histograms([[layer] for layer in teacher]).detach(),
         teacher_layer_sizes=torch.full((NUM_TAPS,), 63.0),

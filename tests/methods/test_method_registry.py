@@ -16,7 +16,9 @@ from krscale.methods import (
     parse_method,
 )
 
-CONTEXT = MethodContext(3, 2, (1, 2), torch.tensor([0.4, 0.8]), (4,), ((), ()), None, torch.ones(2))
+CONTEXT = MethodContext(
+    3, 2, (1, 2), torch.tensor([0.4, 0.8]), ((4,),), ((), ()), None, torch.ones(2)
+)
 
 
 def test_unknown_method_names_the_nearest() -> None:

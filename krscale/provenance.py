@@ -198,8 +198,7 @@ def _check_or_write(
     content = {"experiment": experiment.model_dump(mode="json"), "bound": dict(bound)}
     content["experiment"]["tracking"]["uri"] = redact(experiment.tracking.uri)
     if path.exists():
-        before = read_json(path)
-        old = _flat(before["experiment"], UNBOUND) | _flat(before["bound"], set())
+        old = _flat(_begun_with(folder), UNBOUND) | _flat(read_json(path)["bound"], set())
         new = _flat(content["experiment"], UNBOUND) | _flat(content["bound"], set())
         changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
         free = (*FREE, *renewed)
@@ -211,6 +210,24 @@ def _check_or_write(
         )
         _refuse_less(folder, old, new, spent)
     write_json(path, content)
+
+
+def _begun_with(folder: Path) -> dict[str, Any]:
+    """Return the experiment of a run that has begun, as this version of krscale understands it.
+
+    Fields that are newer than the run have today's defaults (CONTRIBUTING.md, Style).
+    """
+    path = folder / EXPERIMENT_FILE
+    stored = read_json(path)["experiment"]
+    bound = {key: value for key, value in stored.items() if key not in UNBOUND}
+    try:
+        return validate(bound, str(path)).model_dump(mode="json")
+    except UserError as error:
+        commit = read_environment(folder).get("commit", "unknown")
+        raise UserError(
+            f"{folder} was begun by another version of krscale (commit {commit}): {error} "
+            f"Continue it with that one, or choose another name (--set name=...)."
+        ) from None
 
 
 def _refuse_changes(

@@ -1,5 +1,6 @@
 """A search that goes on: with more trials, in another space, and who may not."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,51 @@ def test_a_budget_may_grow_and_shrink_to_what_ran_but_not_below(tmp_path: Path) 
         start(experiment(**small, **{"search.trials_per_rung": 2}))
     with pytest.raises(UserError, match=r"belongs to another experiment: train\.num_epochs was 4"):
         start(experiment(**small, **{"train.num_epochs": 5}))
+
+
+def rewrite(run: Path, **changes: object) -> None:
+    """Make a run one of another version: sections of its experiment.json replaced."""
+    content = json.loads((run / "experiment.json").read_text())
+    content["experiment"] |= changes
+    (run / "experiment.json").write_text(json.dumps(content))
+
+
+def test_a_run_older_than_a_field_goes_on_while_the_field_has_its_default(tmp_path: Path) -> None:
+    small = {**ONE, "storage_path": str(tmp_path), "name": "one"}
+    config = experiment(**small)
+    start(config)
+    distill = config.model_dump(mode="json")["distill"]
+    del distill["crd_embedding_size"], distill["posterior"]
+    rewrite(config.run_path, distill=distill, tracking={"no_longer": 1})
+    with pytest.raises(UserError, match=r"distill\.crd_embedding_size was 128, is now 64"):
+        start(experiment(**small, **{"distill.crd_embedding_size": 64}))
+    with pytest.raises(UserError, match=r"distill\.posterior\.dkd was 1\.0, is now 0\.5"):
+        start(experiment(**small, **{"distill.posterior.dkd": 0.5}))
+    start(config)
+    assert "crd_embedding_size" in (config.run_path / "experiment.json").read_text()
+
+
+def test_a_table_of_free_names_is_not_filled_up_with_the_default_one(tmp_path: Path) -> None:
+    small = {**ONE, "storage_path": str(tmp_path), "name": "one"}
+    config = experiment(**small, **{"teacher.options": {}})
+    start(config)
+    start(config)
+    with pytest.raises(UserError, match=r"teacher\.options\.num_blocks was None, is now 2"):
+        start(experiment(**small))
+
+
+def test_a_field_that_is_no_more_is_named(tmp_path: Path) -> None:
+    config = experiment(**ONE, storage_path=str(tmp_path), name="one")
+    start(config)
+    content = config.model_dump(mode="json")
+    rewrite(config.run_path, distill={**content["distill"], "granularty": 3})
+    with pytest.raises(UserError) as caught:
+        start(config)
+    error = str(caught.value)
+    assert "was begun by another version of krscale (commit " in error
+    assert "distill.granularty: unknown key" in error
+    assert "Did you mean 'distill.granularity'?" in error
+    assert "--set name=" in error
 
 
 def space_file(folder: Path, high: float) -> dict[str, object]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
@@ -24,6 +24,7 @@ from krscale.curve import (
     write_interactive,
     write_page,
 )
+from krscale.curve.findings import INSIGHT_FIGURE_FILE, read_insight
 from krscale.doors import run_door
 from krscale.errors import UserError
 from krscale.files import write_json
@@ -34,6 +35,7 @@ INTERACTIVE_FILE = "curve.html"
 CSV_FILE = "curve.csv"
 PAGE_FILE = "report.html"
 JSON_FILE = "report.json"
+Found = TypeVar("Found")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -112,13 +114,33 @@ def _write_files(paths: Sequence[Path], curves: Sequence[Curve], output: Path) -
 
 
 def _shown(path: Path, curve: Curve, figure: bytes) -> ShownRun:
-    environment = read_environment(path)
+    experiment, problem = _or_problem(read_experiment, path)
+    insight, insight_problem = _or_problem(read_insight, path)
+    drawn = path / INSIGHT_FIGURE_FILE
+    return ShownRun(
+        curve,
+        figure,
+        experiment,
+        read_environment(path),
+        problem,
+        insight=insight,
+        insight_figure=drawn.read_bytes() if insight and drawn.is_file() else None,
+        insight_problem=insight_problem
+        or f"This was not kept for this run; `krscale insight {path.name}` finds it in the "
+        f"journal of the search, and the next page shows it.",
+    )
+
+
+def _or_problem(read: Callable[[Path], Found], path: Path) -> tuple[Found | None, str]:
+    """Read a file of a run, or say why not.
+
+    The curve of an older krscale can be read though other files have keys unknown today; the page
+    says so.
+    """
     try:
-        return ShownRun(curve, figure, read_experiment(path), environment)
+        return read(path), ""
     except UserError as error:
-        # The curve of an older krscale can be read though its experiment has keys unknown today;
-        # the page says so.
-        return ShownRun(curve, figure, None, environment, str(error))
+        return None, str(error)
 
 
 def _content(curves: Sequence[Curve]) -> Any:

@@ -88,6 +88,27 @@ def test_experiment_of_another_version_is_told_on_the_page(storage, capsys):
     assert "no_such_field" in page
 
 
+def test_insight_of_the_run_is_on_the_page_whatever_its_version(storage, capsys):
+    page, file = storage / "digits" / "report.html", storage / "digits" / "insight.json"
+    assert main(["digits"]) == 0
+    assert "`krscale insight digits` finds it" in page.read_text()
+    study = {
+        "method": "kr", "capacity": "1/4", "num_complete": 7, "num_pruned": 1, "num_failed": 0,
+        "best_accuracy": 0.8, "best": {"distill.sparsity": 0.5},
+        "near_best": {"distill.sparsity": [0.25, 0.75]},
+        "importance": {"shares": {}, "num_trials": 7, "left_out": [], "reason": "too few"},
+        "settings": [],
+    }  # fmt: skip
+    file.write_text(json.dumps({"name": "digits", "studies": [study]}))  # before there was learning
+    assert main(["digits"]) == 0
+    assert "0.25 to 0.75" in page.read_text()
+    assert "`krscale insight digits` finds it" in page.read_text(), "convergence"
+    file.write_text("{}")
+    assert main(["digits"]) == 0
+    assert "insight.json: damaged, or of another version" in page.read_text()
+    assert capsys.readouterr().err == ""
+
+
 def test_a_name_is_looked_up_in_the_storage_path_that_is_given(storage, tmp_path, monkeypatch):
     monkeypatch.setenv("KRSCALE_STORAGE_PATH", str(storage / "elsewhere"))
     assert main(["digits"]) == 2

@@ -176,6 +176,10 @@ def test_report_reads_the_run(finished: tuple[Path, dict[str, Any]]) -> None:
         for result in rung["methods"].values():
             assert f"{100 * result['test_accuracy']:.1f}" in done.stdout
     assert (run / "curve.png").exists()
+    page = (run / "report.html").read_text()
+    for title in ("Which granularity and sparsity won where", "Convergence: was it long enough?"):
+        assert f">{title}</h2>" in page
+    assert "was not kept for this run" not in page, "the search wrote its insight"
 
 
 def test_other_experiment_in_the_folder_is_refused(finished: tuple[Path, dict[str, Any]]) -> None:

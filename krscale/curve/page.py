@@ -14,8 +14,10 @@ from typing import Any
 from krscale.config import Experiment
 from krscale.curve.choice import Candidate, find_candidates
 from krscale.curve.comparison import differences
+from krscale.curve.findings import Insight
 from krscale.curve.html import Cell, bullets, code, document, heading, image, paragraph, table
 from krscale.curve.interval import half_width
+from krscale.curve.page_settings import convergence, other_settings, winning_settings
 from krscale.curve.reproduce import command_of
 from krscale.curve.result import Curve, MethodResult
 from krscale.curve.table import front_of, short_number
@@ -50,6 +52,9 @@ class ShownRun:
         experiment: What was asked; None where it cannot be read.
         environment: Versions, machine and command of its last start; empty where not kept.
         problem: Why the experiment cannot be read.
+        insight: What its journal says of its settings; None where it cannot be read.
+        insight_figure: The figure of the insight, a PNG.
+        insight_problem: Why there is no insight, or not all of it, and what makes it.
     """
 
     curve: Curve
@@ -57,6 +62,9 @@ class ShownRun:
     experiment: Experiment | None
     environment: Mapping[str, Any]
     problem: str = ""
+    insight: Insight | None = None
+    insight_figure: bytes | None = None
+    insight_problem: str = ""
 
 
 def write_page(runs: Sequence[ShownRun], path: Path, overlay: bytes | None = None) -> None:
@@ -87,13 +95,19 @@ def _sections(run: ShownRun, level: int) -> list[str]:
         "Accuracy versus capacity": [image(run.figure, f"Figure of {run.curve.name}")],
         "Every student": [_students(run.curve)],
         "The students worth keeping": [_front(run.curve)],
-        "Which settings won": [_settings(run.curve)],
+        "Which granularity and sparsity won where": winning_settings(
+            run.curve, run.insight, run.insight_figure, run.insight_problem
+        ),
+        "The other settings of the winners": other_settings(run.curve),
+        "Convergence: was it long enough?": convergence(
+            run.curve, run.insight, run.insight_problem
+        ),
         "What the search cost": [paragraph(_cost(run.curve))],
         "How to reproduce it": _reproduction(run),
     }
     parts = [paragraph(_answer(run.curve), "answer")]
     for title, content in sections.items():
-        parts += [heading(level, title), *content]
+        parts += [heading(level, title), *content] if content else []
     return parts
 
 
@@ -199,27 +213,6 @@ def _front(curve: Curve) -> str:
     return table(
         ("size", "method", "parameters", "validation %", "test %"), rows, caption, num_text=2
     )
-
-
-def _settings(curve: Curve) -> str:
-    names = sorted({n for r in curve.rungs for m in r.methods.values() for n in m.best})
-    rows: list[list[Cell]] = [
-        [("text", rung.capacity), ("text", method), *(("", _value(result, n)) for n in names)]
-        for method in curve.methods
-        for rung in curve.rungs
-        if (result := rung.methods.get(method)) and result.best
-    ]
-    shown = [name.removeprefix("distill.").removeprefix("train.") for name in names]
-    caption = (
-        "Settings of the winning trial. granularity: into how many groups the teacher's depths "
-        "were gathered; sparsity: which share of the differences to the teacher was left out."
-    )
-    return table(("size", "method", *shown), rows, caption, num_text=2)
-
-
-def _value(result: MethodResult, name: str) -> str:
-    value = result.best.get(name, "")
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _cost(curve: Curve) -> str:

@@ -1,15 +1,21 @@
 """What a search found out about its settings, from the journal alone: nothing is run again.
 
-Two questions. *Which settings mattered?* Per method and rung, the share of the variance of
+Three questions. *Which settings mattered?* Per method and rung, the share of the variance of
 validation accuracy that each setting explains (functional ANOVA over a random forest: Hutter, Hoos
 and Leyton-Brown, ICML 2014, as Optuna implements it). *Which granularity and sparsity win at which
 capacity?* Every trial that ran to its end, and the range of those that came near the best: trials
-have one seed each, so that the best alone says little.
+have one seed each, so that the best alone says little. *Was it long enough?* The best after each
+trial, and the final trainings after each epoch.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import math
+import statistics
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,87 +24,16 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from pydantic import BaseModel, ConfigDict
 
 from krscale.config import parse_capacity
+from krscale.curve.findings import NEAR, Importance, Insight, Setting, StudyInsight
 from krscale.errors import UserError
-from krscale.files import write_json
-from krscale.search.assignment import StudyKey
 from krscale.search.studies import present_studies
-from krscale.search.tally import Tally
+from krscale.search.tally import FinalTally, Tally
 
-INSIGHT_FILE = "insight.json"
-FIGURE_FILE = "insight.png"
-NEAR = 0.005
-"""A trial within half a point of the best is near it."""
 MIN_TRIALS = 8
 """Fewer complete trials than this, or than twice the settings, explain nothing."""
 _GRANULARITY, _SPARSITY = "distill.granularity", "distill.sparsity"
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Importance(_Record):
-    """How much each setting mattered in one study; `shares` add up to 1.
-
-    Attributes:
-        shares: By setting, the largest first; empty where it cannot be said.
-        num_trials: Complete trials it rests on.
-        left_out: Settings that were not searched in every trial, and have no share.
-        reason: Why it cannot be said; empty when it can.
-    """
-
-    shares: dict[str, float]
-    num_trials: int
-    left_out: tuple[str, ...] = ()
-    reason: str = ""
-
-
-class Setting(_Record):
-    """What one complete trial was given of granularity and sparsity, and how good it was."""
-
-    granularity: int | None
-    sparsity: float | None
-    val_accuracy: float
-
-
-class StudyInsight(_Record):
-    """One method at one rung.
-
-    Attributes:
-        near_best: Of the trials within half a point of the best, the values of each setting: lowest
-            and highest number, or every choice.
-        settings: Granularity and sparsity of each complete trial; empty where neither is searched.
-    """
-
-    method: str
-    capacity: str
-    num_complete: int
-    num_pruned: int
-    num_failed: int
-    best_accuracy: float | None
-    best: dict[str, Any]
-    near_best: dict[str, list[Any]]
-    importance: Importance
-    settings: tuple[Setting, ...]
-
-
-class Insight(_Record):
-    """A whole search, the smallest rung first."""
-
-    name: str
-    studies: tuple[StudyInsight, ...]
-
-    def of_method(self, method: str) -> list[StudyInsight]:
-        """Return the studies of a method, the smallest rung first."""
-        return [study for study in self.studies if study.method == method]
-
-    @property
-    def methods(self) -> list[str]:
-        """Methods in the order of the search."""
-        return list(dict.fromkeys(study.method for study in self.studies))
 
 
 def find_insight(run_path: Path) -> Insight:
@@ -111,35 +46,49 @@ def find_insight(run_path: Path) -> Insight:
     if not journal.is_file():
         raise UserError(f"{run_path}: no search was run here: there is no journal.log.")
     storage = JournalStorage(JournalFileBackend(str(journal)))
-    tuned = {k: study for k, study in present_studies(storage).items() if not k.final}
-    studies = [_study(key, study) for key, study in tuned.items()]
+    present = present_studies(storage)
+    studies = [
+        _study(tally, present.get(dataclasses.replace(key, final=True)))
+        for key, study in present.items()
+        if not key.final and (tally := Tally(key, study))
+    ]
     studies.sort(key=lambda study: parse_capacity(study.capacity))
     return Insight(name=run_path.name, studies=tuple(studies))
 
 
-def write_insight(insight: Insight, folder: Path) -> Path:
-    """Write `insight.json` and return its path."""
-    path = folder / INSIGHT_FILE
-    write_json(path, insight.model_dump(mode="json"))
-    return path
-
-
-def _study(key: StudyKey, study: optuna.Study) -> StudyInsight:
-    trials = Tally(key, study).counted()
+def _study(tally: Tally, finals: optuna.Study | None) -> StudyInsight:
+    trials = tally.counted()
     complete = [t for t in trials if t.state is TrialState.COMPLETE]
-    best = max(complete, key=lambda t: t.values[0], default=None)
+    best = tally.winner()
     return StudyInsight(
-        method=key.method,
-        capacity=key.capacity,
+        method=tally.key.method,
+        capacity=tally.key.capacity,
         num_complete=len(complete),
         num_pruned=sum(t.state is TrialState.PRUNED for t in trials),
         num_failed=sum(t.state is TrialState.FAIL for t in trials),
         best_accuracy=best.values[0] if best else None,
         best=dict(best.params) if best else {},
         near_best=_near(complete, best.values[0]) if best else {},
-        importance=_importance(study, complete),
+        importance=_importance(tally.study, complete),
         settings=_settings(complete),
+        best_so_far=_best_so_far(trials),
+        learning=_learning(FinalTally(tally.key, finals, tally).counted()) if finals else (),
     )
+
+
+def _best_so_far(trials: Iterable[FrozenTrial]) -> tuple[float | None, ...]:
+    # In the order in which they ended: that is what a shorter search would have known.
+    ended = sorted(trials, key=lambda trial: trial.datetime_complete or datetime.max)
+    values = [t.values[0] if t.state is TrialState.COMPLETE else -math.inf for t in ended]
+    best = itertools.accumulate(values, max)
+    return tuple(value if math.isfinite(value) else None for value in best)
+
+
+def _learning(finals: Iterable[FrozenTrial]) -> tuple[float, ...]:
+    """Return the mean over the trainings that ran to their end, by epoch."""
+    whole = [t.intermediate_values for t in finals if t.state is TrialState.COMPLETE]
+    epochs = sorted(set.intersection(*map(set, whole))) if whole else []
+    return tuple(statistics.fmean(values[epoch] for values in whole) for epoch in epochs)
 
 
 def _importance(study: optuna.Study, complete: Sequence[FrozenTrial]) -> Importance:

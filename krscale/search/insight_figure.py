@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -15,35 +15,38 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from krscale.curve.figure import STYLE
-from krscale.files import write_atomic
-from krscale.search.insight import (
-    FIGURE_FILE,
+from krscale.curve.findings import (
+    INSIGHT_FIGURE_FILE,
     NEAR,
     Insight,
     StudyInsight,
-    find_insight,
     write_insight,
 )
+from krscale.files import write_atomic
+from krscale.search.insight import find_insight
 
+_Row = Callable[[Sequence[Axes], Sequence[StudyInsight]], None]
 SHOWN_RANGE = 0.05
 """Colours span so much below the best of a rung; what is worse looks alike."""
+_LEVELS = ("network", "stage", "layer")
 
 
 def record_insight(run_path: Path) -> tuple[Insight, list[Path]]:
     """Compute a run's insight, write data and figure into its folder; return it and the files."""
     insight = find_insight(run_path)
     files = [write_insight(insight, run_path)]
-    if draw_insight(insight, run_path / FIGURE_FILE):
-        files.append(run_path / FIGURE_FILE)
+    if draw_insight(insight, run_path / INSIGHT_FIGURE_FILE):
+        files.append(run_path / INSIGHT_FIGURE_FILE)
     return insight, files
 
 
 def draw_insight(insight: Insight, path: Path) -> bool:
     """Draw the figure and write it atomically.
 
-    A column per rung. Two rows for each method that varies granularity or sparsity: every complete
+    A column per rung. A row for each method that varies granularity or sparsity: every complete
     trial by its sparsity and granularity, coloured by how far it stayed behind the best of its
-    rung, those near the best ringed and the best as a star; and how much each setting mattered.
+    rung, those near the best ringed and the best as a star. Below it, where there were trials
+    enough to say it, how much each setting mattered.
 
     Returns:
         False, with nothing written, when no method varied either.
@@ -53,20 +56,25 @@ def draw_insight(insight: Insight, path: Path) -> bool:
         return False
     num_rungs = len({study.capacity for study in insight.studies})
     with mpl.rc_context(STYLE):
-        size = (2.2 + 2.9 * num_rungs, 5.4 * len(methods))
+        rows = [(method, draw) for method in methods for draw in _rows(insight.of_method(method))]
+        size = (2.2 + 2.9 * num_rungs, 0.4 + 2.7 * len(rows))
         figure = Figure(figsize=size, dpi=130, layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(2 * len(methods), num_rungs, squeeze=False)
-        for row, method in enumerate(methods):
-            studies = insight.of_method(method)
-            _draw_settings(figure, axes[2 * row], studies)
-            _draw_importance(axes[2 * row + 1], studies)
+        for axes, (method, draw) in zip(
+            figure.subplots(len(rows), num_rungs, squeeze=False), rows, strict=True
+        ):
+            draw(axes, insight.of_method(method))
         figure.suptitle(f"{insight.name}: which settings win at which capacity", x=0.01, ha="left")
         write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
     return True
 
 
-def _draw_settings(figure: Figure, axes: Sequence[Axes], studies: Sequence[StudyInsight]) -> None:
+def _rows(studies: Sequence[StudyInsight]) -> list[_Row]:
+    explained = any(study.importance.shares for study in studies)
+    return [_draw_settings, _draw_importance] if explained else [_draw_settings]
+
+
+def _draw_settings(axes: Sequence[Axes], studies: Sequence[StudyInsight]) -> None:
     colours = Normalize(-100 * SHOWN_RANGE, 0)
     for ax, study in itertools.zip_longest(axes, studies):
         if study is None:
@@ -75,7 +83,7 @@ def _draw_settings(figure: Figure, axes: Sequence[Axes], studies: Sequence[Study
         best = study.best_accuracy or 0.0
         worst_first = sorted(study.settings, key=lambda s: s.val_accuracy)
         x = [s.sparsity if s.sparsity is not None else 0.0 for s in worst_first]
-        y = [s.granularity if s.granularity is not None else 1 for s in worst_first]
+        y = [_height(s.granularity) for s in worst_first]
         behind = [100 * (s.val_accuracy - best) for s in worst_first]
         rings = ["#000000" if b >= -100 * NEAR else "none" for b in behind]
         ax.scatter(x, y, c=behind, cmap="viridis", norm=colours, s=42, edgecolors=rings)
@@ -85,12 +93,22 @@ def _draw_settings(figure: Figure, axes: Sequence[Axes], studies: Sequence[Study
         ax.set_xlabel("sparsity")
         ax.set_xlim(-0.04, 1.0)
         ax.set_ylim(0.5, max([*y, 2]) + 0.5)
-        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+        if any(isinstance(s.granularity, str) for s in worst_first):
+            ax.set_yticks(range(1, 1 + len(_LEVELS)), _LEVELS)
+        else:
+            ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_ylabel("granularity (groups of taps)")
-    figure.colorbar(
+    axes[0].figure.colorbar(
         ScalarMappable(colours, "viridis"), ax=list(axes), extend="min", pad=0.01,
         label="points behind\nthe best trial",
     )  # fmt: skip
+
+
+def _height(granularity: int | str | None) -> int:
+    """Levels stand in the order of their number of groups; a network as a whole is one."""
+    if isinstance(granularity, str):
+        return 1 + _LEVELS.index(granularity)
+    return 1 if granularity is None else granularity
 
 
 def _draw_importance(axes: Sequence[Axes], studies: Sequence[StudyInsight]) -> None:

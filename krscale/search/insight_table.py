@@ -7,7 +7,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from krscale.search.insight import Insight, StudyInsight
+from krscale.curve.findings import Insight, StudyInsight
 
 
 def insight_tables(insight: Insight) -> list[Table]:

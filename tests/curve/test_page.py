@@ -25,6 +25,7 @@ from krscale.curve import (
     write_csv,
     write_page,
 )
+from krscale.curve.findings import Importance, Insight, StudyInsight
 from krscale.curve.reproduce import command_of, settings_of
 
 VOID = {"meta", "link", "img", "br"}
@@ -98,7 +99,8 @@ def page(tmp_path, *runs: ShownRun, overlay: bytes | None = None) -> Reader:
 
 
 def test_page_answers_and_explains(tmp_path) -> None:
-    experiment = load(None, ["search.trials_per_rung=6", "search.num_final_seeds=2"])
+    settings = ["search.trials_per_rung=6", "search.num_final_seeds=2", "train.num_epochs=16"]
+    experiment = load(None, settings)
     environment = {"packages": {"torch": "2.13.0"}, "python": "3.11", "platform": "Linux"}
     found = page(tmp_path, ShownRun(make(), PNG, experiment, environment)).text
     for expected in (
@@ -119,6 +121,77 @@ def test_page_answers_and_explains(tmp_path) -> None:
         "Made with: torch 2.13.0, Python 3.11, Linux.",
     ):
         assert expected in found, expected
+
+
+def study(method: str, capacity: str, **changes: object) -> StudyInsight:
+    content = {
+        "method": method, "capacity": capacity, "num_complete": 3, "num_pruned": 2,
+        "num_failed": 1, "best_accuracy": 0.965, "best": {}, "near_best": {}, "settings": (),
+        "importance": Importance(shares={}, num_trials=3, reason="too few"),
+    }  # fmt: skip
+    return StudyInsight(**(content | changes))
+
+
+def rows_of(text: str, title: str) -> list[list[str]]:
+    """The cells of the table under a heading, read by another parser than ours."""
+    section = text.split(f">{title}</h2>")[1].split("<h2>")[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", section)
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+
+
+WHERE = "Which granularity and sparsity won where"
+LONG_ENOUGH = "Convergence: was it long enough?"
+
+
+def test_which_granularity_and_sparsity_won_where(tmp_path) -> None:
+    near = {"distill.granularity": [2, 5], "distill.sparsity": [0.25, 0.25]}
+    insight = Insight(name="digits", studies=(study("kr", "1/16", near_best=near),))
+    run = ShownRun(make(), PNG, None, {}, insight=insight, insight_figure=PNG)
+    found = page(tmp_path, run)
+    text = (tmp_path / "report.html").read_text()
+    assert rows_of(text, WHERE) == [
+        ["size", "method", "granularity", "near-best granularity", "sparsity",
+         "near-best sparsity", "whole trials"],
+        ["1/16", "kr", "3", "2 to 5", "-", "0.25", "3"],
+    ]  # fmt: skip
+    assert "Granularity is the number of groups" in found.text
+    assert sum(tag == "img" for tag, _ in found.tags) == 2, "the curve and the trials"
+    assert rows_of(text, "The other settings of the winners")[1] == ["1/16", "plain", "0.123"]
+
+
+def test_a_run_without_insight_has_its_winners_and_says_how_to_know_more(tmp_path) -> None:
+    found = page(tmp_path, ShownRun(make(), PNG, None, {}, insight_problem="Do krscale insight."))
+    assert rows_of((tmp_path / "report.html").read_text(), WHERE) == [
+        ["size", "method", "granularity", "sparsity"], ["1/16", "kr", "3", "-"],
+    ]  # fmt: skip
+    assert found.text.count("Do krscale insight.") == 2, "settings and convergence"
+    rungs = tuple(r.model_copy(update={"methods": {"plain": result(0.5)}}) for r in make().rungs)
+    assert WHERE not in page(tmp_path, ShownRun(make(rungs=rungs, pareto=()), PNG, None, {})).text
+
+
+def test_convergence_of_the_search_and_of_the_trainings(tmp_path) -> None:
+    insight = Insight(
+        name="digits",
+        studies=(
+            study(
+                "kr", "1/16", best_so_far=(None, 0.90, 0.96, 0.961, 0.964),
+                # Near its end after two epochs, but not to stay.
+                learning=(0.5, 0.96, 0.7, 0.955, 0.96),
+            ),
+            study("plain", "1/4", best_so_far=(None, None)),
+        ),
+    )  # fmt: skip
+    page(tmp_path, ShownRun(make(), PNG, None, {}, insight=insight))
+    text = (tmp_path / "report.html").read_text()
+    assert rows_of(text, LONG_ENOUGH) == [
+        ["size", "method", "trials", "epochs"],
+        ["1/4", "plain", "-", "-"],
+        ["1/16", "kr", "3 of 5", "4 of 5"],
+    ]
+    section = text.split(LONG_ENOUGH)[1]
+    picture = base64.b64decode(re.search(r"base64,([^\"]*)", section)[1])
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 5_000
 
 
 def test_page_loads_nothing_and_runs_nothing(tmp_path) -> None:

@@ -43,7 +43,14 @@ def write_journal(run: Path, num_trials: int = 24) -> None:
                 study.tell(trial, state=TrialState.PRUNED)
             else:
                 study.tell(trial, value)
-    optuna.create_study(storage=storage, study_name="kr@1/4 final")
+        finals = optuna.create_study(storage=storage, study_name=f"kr@{capacity} final")
+        winner = max(study.get_trials(states=(TrialState.COMPLETE,)), key=lambda t: t.value)
+        for seed in range(2):
+            finals.enqueue_trial(winner.params, user_attrs={"seed": seed})
+            trial = finals.ask(winner.distributions)
+            for epoch in (1, 2, 3):
+                trial.report(0.25 * epoch + 0.1 * seed, epoch)
+            finals.tell(trial, 0.85)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +75,11 @@ def test_what_won_and_what_mattered_at_each_rung(run: Path) -> None:
         assert sum(shares.values()) == pytest.approx(1.0)
         assert study.importance.left_out == ("distill.auxiliary_weight",)
         assert len(study.settings) == 21
+        assert len(study.best_so_far) == 23, "the interrupted trial does not count"
+        assert study.best_so_far[:2] == (None, None), "neither a failed nor a stopped trial is"
+        assert study.best_so_far[-1] == study.best_accuracy
+        assert list(study.best_so_far[2:]) == sorted(study.best_so_far[2:])
+        assert study.learning == pytest.approx((0.3, 0.55, 0.8)), "the mean over two seeds"
 
 
 def test_few_trials_explain_nothing_and_say_so(tmp_path: Path) -> None:
@@ -87,6 +99,19 @@ def test_the_door_writes_data_and_figure(run: Path, capsys: pytest.CaptureFixtur
     out = capsys.readouterr().out
     assert "within half a point" in out
     assert "21 whole, 1 stopped, 1 failed" in out
+
+
+def test_levels_of_granularity_are_drawn_in_their_order(tmp_path: Path) -> None:
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal.log")))
+    study = optuna.create_study(storage=storage, study_name="kr@1/4", direction="maximize")
+    for level in ("network", "layer"):
+        study.enqueue_trial({"distill.granularity": level})
+        trial = study.ask()
+        trial.suggest_categorical("distill.granularity", ["network", "stage", "layer"])
+        study.tell(trial, 0.5)
+    insight = find_insight(tmp_path)
+    assert [s.granularity for s in insight.studies[0].settings] == ["network", "layer"]
+    assert draw_insight(insight, tmp_path / "insight.png")
 
 
 def test_no_figure_without_granularity_and_sparsity(tmp_path: Path) -> None:
@@ -117,4 +142,4 @@ def test_optuna_dashboard_opens_the_journal_as_it_is(run: Path) -> None:
     body = b"".join(app(environ, lambda code, headers, *_: status.append(code)))
     assert status[0].startswith("200")
     names = {study["study_name"] for study in json.loads(body)["study_summaries"]}
-    assert names == {"kr@1/64", "kr@1/4", "kr@1/4 final"}
+    assert names == {"kr@1/64", "kr@1/64 final", "kr@1/4", "kr@1/4 final"}

@@ -97,6 +97,7 @@ def _train_and_test(
         experiment.tracking.experiment,
         experiment.run_path,
         enabled=experiment.tracking.enabled,
+        system_metrics=experiment.tracking.system_metrics,
     )
     _start_record(tracker, experiment, prepared, rung)
 

@@ -16,10 +16,11 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 REQUIREMENTS = [
     *PROJECT["project"]["dependencies"],
     *PROJECT["project"]["optional-dependencies"]["export"],
+    *PROJECT["project"]["optional-dependencies"]["system"],
     *(
         text
         for text in PROJECT["project"]["optional-dependencies"]["dev"]
-        if Requirement(text).name != PROJECT["project"]["name"]  # its own other extra, listed above
+        if Requirement(text).name != PROJECT["project"]["name"]  # its own extras, listed above
     ),
     *PROJECT["build-system"]["requires"],
 ]

@@ -73,6 +73,9 @@ class TrackingConfig(Section):
     """Name of the MLflow experiment."""
     enabled: bool = True
     """False records nothing in MLflow; the run folder is complete without it."""
+    system_metrics: bool = False
+    """Record how busy the machine is on which the command was started (processors, memory, disk,
+    network, GPUs), every 10 seconds; needs the extra `krscale[system]`."""
 
 
 class ClusterConfig(Section):

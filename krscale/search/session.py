@@ -73,6 +73,7 @@ def run_session(
                 experiment.tracking.experiment,
                 folder,
                 enabled=experiment.tracking.enabled,
+                system_metrics=experiment.tracking.system_metrics,
                 warn=progress.note,
             )
             try:

@@ -21,6 +21,7 @@ from krscale.tracking.datasets import DatasetUsed
 from krscale.tracking.models import Registration
 from krscale.tracking.server import prepare_mlflow
 from krscale.tracking.spool import Event, Operation, Spool
+from krscale.tracking.system import PREFIX, SystemMonitor
 from krscale.tracking.writer import Writer
 
 FOLDER = "tracking"
@@ -45,6 +46,7 @@ class Tracker:
         uri: An MLflow tracking URI; empty uses `storage_path/mlflow.db` and artifacts beside it.
         experiment: Name of the MLflow experiment; created when missing.
         run_path: The run's folder.
+        system_metrics: Records for runs without a parent how busy this machine is.
         storage_path: The folder of all runs; None takes the parent of `run_path`.
         enabled: False accepts every call and records nothing.
         warn: Takes one line for the user, from any thread; None prints to stderr.
@@ -59,6 +61,7 @@ class Tracker:
         experiment: str,
         run_path: Path,
         *,
+        system_metrics: bool = False,
         storage_path: Path | None = None,
         enabled: bool = True,
         warn: Callable[[str], None] | None = None,
@@ -68,9 +71,11 @@ class Tracker:
         self._address = resolve_address(uri, storage)
         self._run_path, self._folder = run_path, run_path / FOLDER
         self._known: set[str] = set()
+        self._monitor: SystemMonitor | None = None
         self._points: dict[tuple[str, str, int], float] = {}
         self._writer: Writer | None = None
         if not enabled:
+        self._monitor = SystemMonitor(self.log_metrics) if system_metrics else None
             return
         prepare_mlflow(self._address)
         self._lock = _hold(self._folder)
@@ -108,6 +113,8 @@ class Tracker:
         content = {
             "name": redact(name), "parent": parent, "tags": _texts(tags), "params": _texts(params),
             "datasets": [dataset.content() for dataset in datasets],
+        if self._monitor and parent is None:
+            self._monitor.watch(key, first_step=self._next_system_step(key))
         }  # fmt: skip
         self._append("start", key, content)
 
@@ -172,6 +179,8 @@ class Tracker:
                 or `RUNNING` to take an end back. The tag `krscale.state` says which.
         """
         self._check(key)
+        if self._monitor:
+            self._monitor.leave(key)
         if status not in _STATES:
             raise ValueError(f"unknown status {status!r}; allowed: {', '.join(_STATES)}")
         self._append("end", key, {"status": _STATES[status]})
@@ -193,6 +202,8 @@ class Tracker:
 
     def __enter__(self) -> Tracker:
         return self
+        if self._monitor:
+            self._monitor.close()
 
     def __exit__(
         self,
@@ -227,6 +238,10 @@ class Tracker:
         """Learn from the spool which runs and points an earlier process recorded."""
         for event, _ in self._spool.read(0):
             if event.op == "start":
+    def _next_system_step(self, key: str) -> int:
+        steps = (s for of, name, s in self._points if of == key and name.startswith(PREFIX))
+        return 1 + max(steps, default=-1)
+
                 self._known.add(event.key)
             elif event.op == "log":
                 step = event.content["step"]

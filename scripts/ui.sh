@@ -3,31 +3,59 @@
 set -eu
 cd "$(dirname "$0")/.."
 port=${PORT:-5000}
-database=$(.venv/bin/python -c '
-from krscale.config import Experiment
-
-print(Experiment().cache_path.parent / "mlflow.db")
-')
-if [ ! -f "$database" ]; then
-    # MLflow would create it, and race with the first run that does.
-    echo "ui: there is no $database yet; 'make run' makes it." >&2
-    exit 1
-fi
-id=$(.venv/bin/python - "$database" <<'PYTHON'
+# Which database, and the address that shows its curves; or why there is nothing to show.
+found=$(.venv/bin/python - "$port" <<'PYTHON'
+import socket
 import sqlite3
 import sys
 
 from krscale.config import Experiment
+from krscale.tracking.address import charts_at
 
+experiment, port = Experiment(), int(sys.argv[1])
+database = experiment.cache_path.parent / "mlflow.db"
+if not database.is_file():
+    # MLflow would create it, and race with the first run that does.
+    sys.exit(f"ui: there is no {database} yet; 'make run' makes it.")
+with socket.socket() as probe:
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind(("127.0.0.1", port))
+    except OSError:
+        sys.exit(f"ui: port {port} is in use; choose another: make ui PORT={port + 1}")
 ask = "select experiment_id from experiments where name = ?"
-with sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True) as connection:
-    row = connection.execute(ask, (Experiment().tracking.experiment,)).fetchone()
-print(row[0] if row else 0)
+with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+    row = connection.execute(ask, (experiment.tracking.experiment,)).fetchone()
+print(database)
+print(charts_at(f"http://127.0.0.1:{port}", str(row[0]) if row else ""))
 PYTHON
 )
-# The address says what is to be seen: MLflow 3 opens an experiment on a page for language models.
-view="workflowType=machine_learning&compareRunsMode=CHART"
-echo "MLflow, with Ctrl-C to end it: http://127.0.0.1:$port/#/experiments/$id/runs?$view"
+database=${found%%
+*}
+address=${found##*
+}
+echo "Starting MLflow; Ctrl-C ends it."
+# Told once there is an answer, and below what the server says of itself: the address that it names
+# opens on a page for language models.
+.venv/bin/python - "$port" "$address" $$ <<'PYTHON' &
+import os
+import sys
+import time
+import urllib.request
+
+port, address, server = sys.argv[1:]
+while True:
+    try:
+        os.kill(int(server), 0)
+    except ProcessLookupError:
+        sys.exit()
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+        break
+    except OSError:
+        time.sleep(0.5)
+print(f"\nThe curves of all searches:\n    {address}\n", flush=True)
+PYTHON
 # One worker and no job runner: 6 s and 0.5 GB instead of 25 s and 2 GB.
 MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false exec .venv/bin/python -m mlflow server \
     --backend-store-uri "sqlite:///$database" \

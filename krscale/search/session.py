@@ -82,7 +82,8 @@ def run_session(
             finally:
                 progress.phase("record")
                 tracker.close(timeout=60.0)
-    _show(curve, experiment, tracker.how_to_open() if experiment.tracking.enabled else "", as_json)
+    how_to_open = tracker.how_to_open() if experiment.tracking.enabled else ("", "")
+    _show(curve, experiment, how_to_open, as_json)
     return curve
 
 
@@ -169,7 +170,9 @@ def _planned(experiment: Experiment) -> dict[tuple[str, str], int]:
     }
 
 
-def _show(curve: Curve, experiment: Experiment, how_to_open: str, as_json: bool) -> None:
+def _show(
+    curve: Curve, experiment: Experiment, how_to_open: tuple[str, str], as_json: bool
+) -> None:
     if as_json:
         json.dump(curve.model_dump(mode="json"), sys.stdout, indent=2)
         print()
@@ -182,7 +185,9 @@ def _show(curve: Curve, experiment: Experiment, how_to_open: str, as_json: bool)
         print(f"  {command}\n      {purpose}")
 
 
-def _next_steps(curve: Curve, experiment: Experiment, how_to_open: str) -> list[tuple[str, str]]:
+def _next_steps(
+    curve: Curve, experiment: Experiment, how_to_open: tuple[str, str]
+) -> list[tuple[str, str]]:
     """What a user can do with a finished search: command, and what it is good for."""
     run = shlex.quote(str(experiment.run_path))
     steps = [(f"krscale report {run}", "a page that explains it to anyone: report.html")]
@@ -191,6 +196,12 @@ def _next_steps(curve: Curve, experiment: Experiment, how_to_open: str) -> list[
         steps.append(
             (f"krscale pick {run} --max-params {size}", "the best student that fits, as ONNX")
         )
-    if how_to_open:
-        steps.append((f"make ui, or {how_to_open}", "all trials, and the curves overlaid"))
+    command, address = how_to_open
+    seen = "all trials, and the curves overlaid"
+    if command:
+        # `make ui` serves the storage that is the default where it is called.
+        known = not experiment.tracking.uri and experiment.storage_path == Experiment().storage_path
+        steps.append((f"make ui, or {command}" if known else command, f"{seen}: {address}"))
+    elif address:
+        steps.append((address, seen))
     return steps

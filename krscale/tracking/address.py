@@ -13,6 +13,8 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from krscale.errors import UserError, unknown_name
 from krscale.secrecy import redact
 
+LOCAL_SERVER = "http://127.0.0.1:5000"
+"""Where `mlflow ui` and `make ui` are found unless they are told another port."""
 _WHERE = "tracking.uri"
 _SERVERS = ("http", "https")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -70,6 +72,21 @@ def resolve_address(uri: str, storage_path: Path) -> Address:
     raise unknown_name(
         "MLflow URI scheme", kind, (*_SERVERS, *_DATABASES, "databricks"), where=_WHERE
     )
+
+
+def charts_at(server: str, experiment_id: str) -> str:
+    """Return the address that opens an experiment on the curves of its runs.
+
+    Without `workflowType` MLflow 3 opens a page for language models, which is empty for us.
+
+    Args:
+        server: Where MLflow is, e.g. `http://127.0.0.1:5000`.
+        experiment_id: MLflow's number of the experiment; the server alone is returned when empty.
+    """
+    if not experiment_id:
+        return server
+    view = "workflowType=machine_learning&compareRunsMode=CHART"
+    return f"{server}/#/experiments/{experiment_id}/runs?{view}"
 
 
 def _checked_server(uri: str) -> str:

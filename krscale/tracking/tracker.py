@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from krscale.errors import UserError
 from krscale.secrecy import redact
-from krscale.tracking.address import resolve_address
+from krscale.tracking.address import LOCAL_SERVER, charts_at, resolve_address
 from krscale.tracking.datasets import DatasetUsed
 from krscale.tracking.models import Registration
 from krscale.tracking.server import prepare_mlflow
@@ -27,8 +27,6 @@ from krscale.tracking.writer import Writer
 FOLDER = "tracking"
 _KEY = re.compile(r"[A-Za-z0-9._/=+:,-]+")
 _NAME = re.compile(r"[\w\-. :/]+")
-_CHARTS = "/#/experiments/{}/runs?workflowType=machine_learning&compareRunsMode=CHART"
-"""Without it MLflow 3 opens an experiment on a page for language models, which is empty."""
 _STATES = {
     "COMPLETE": "COMPLETE", "FINISHED": "COMPLETE", "PRUNED": "PRUNED", "FAIL": "FAIL",
     "RUNNING": "RUNNING",
@@ -46,9 +44,9 @@ class Tracker:
         uri: An MLflow tracking URI; empty uses `storage_path/mlflow.db` and artifacts beside it.
         experiment: Name of the MLflow experiment; created when missing.
         run_path: The run's folder.
-        system_metrics: Records for runs without a parent how busy this machine is.
         storage_path: The folder of all runs; None takes the parent of `run_path`.
         enabled: False accepts every call and records nothing.
+        system_metrics: Records for runs without a parent how busy this machine is.
         warn: Takes one line for the user, from any thread; None prints to stderr.
 
     Raises:
@@ -61,9 +59,9 @@ class Tracker:
         experiment: str,
         run_path: Path,
         *,
-        system_metrics: bool = False,
         storage_path: Path | None = None,
         enabled: bool = True,
+        system_metrics: bool = False,
         warn: Callable[[str], None] | None = None,
     ) -> None:
         run_path = run_path.resolve()
@@ -71,13 +69,13 @@ class Tracker:
         self._address = resolve_address(uri, storage)
         self._run_path, self._folder = run_path, run_path / FOLDER
         self._known: set[str] = set()
-        self._monitor: SystemMonitor | None = None
         self._points: dict[tuple[str, str, int], float] = {}
         self._writer: Writer | None = None
+        self._monitor: SystemMonitor | None = None
         if not enabled:
-        self._monitor = SystemMonitor(self.log_metrics) if system_metrics else None
             return
         prepare_mlflow(self._address)
+        self._monitor = SystemMonitor(self.log_metrics) if system_metrics else None
         self._lock = _hold(self._folder)
         self._spool = Spool(self._folder / "spool.jsonl")
         self._recall()
@@ -113,10 +111,10 @@ class Tracker:
         content = {
             "name": redact(name), "parent": parent, "tags": _texts(tags), "params": _texts(params),
             "datasets": [dataset.content() for dataset in datasets],
-        if self._monitor and parent is None:
-            self._monitor.watch(key, first_step=self._next_system_step(key))
         }  # fmt: skip
         self._append("start", key, content)
+        if self._monitor and parent is None:
+            self._monitor.watch(key, first_step=self._next_system_step(key))
 
     def log_metrics(self, key: str, metrics: Mapping[str, float], step: int) -> None:
         """Record values at a step; for a curve the step is the number of parameters.
@@ -179,18 +177,24 @@ class Tracker:
                 or `RUNNING` to take an end back. The tag `krscale.state` says which.
         """
         self._check(key)
-        if self._monitor:
-            self._monitor.leave(key)
         if status not in _STATES:
             raise ValueError(f"unknown status {status!r}; allowed: {', '.join(_STATES)}")
+        if self._monitor:
+            self._monitor.leave(key)
         self._append("end", key, {"status": _STATES[status]})
 
-    def how_to_open(self) -> str:
-        """Return what a user types or opens to see the runs, without credentials."""
+    def how_to_open(self) -> tuple[str, str]:
+        """Return what a user types and then opens to see the curves, without credentials.
+
+        Returns:
+            The command that serves the runs, empty where a server does so already; and the address
+            of their charts.
+        """
+        experiment = self._writer.experiment_id if self._writer else ""
         if self._address.artifact_root is None:
-            experiment = self._writer.experiment_id if self._writer else ""
-            return self._address.shown + (_CHARTS.format(experiment) if experiment else "")
-        return f"mlflow ui --host 127.0.0.1 --backend-store-uri {self._address.shown}"
+            return "", charts_at(self._address.shown, experiment)
+        command = f"mlflow ui --host 127.0.0.1 --backend-store-uri {self._address.shown}"
+        return command, charts_at(LOCAL_SERVER, experiment)
 
     def close(self, timeout: float = 30.0) -> int:
         """Send what is left, for at most `timeout` seconds.
@@ -198,12 +202,12 @@ class Tracker:
         Returns:
             Events that MLflow does not have yet; they stay in the spool. 0 when all are sent.
         """
+        if self._monitor:
+            self._monitor.close()
         return self._writer.close(timeout) if self._writer else 0
 
     def __enter__(self) -> Tracker:
         return self
-        if self._monitor:
-            self._monitor.close()
 
     def __exit__(
         self,
@@ -234,14 +238,14 @@ class Tracker:
         if self._writer and key not in self._known:
             raise ValueError(f"no run was started with the key {key!r}")
 
-    def _recall(self) -> None:
-        """Learn from the spool which runs and points an earlier process recorded."""
-        for event, _ in self._spool.read(0):
-            if event.op == "start":
     def _next_system_step(self, key: str) -> int:
         steps = (s for of, name, s in self._points if of == key and name.startswith(PREFIX))
         return 1 + max(steps, default=-1)
 
+    def _recall(self) -> None:
+        """Learn from the spool which runs and points an earlier process recorded."""
+        for event, _ in self._spool.read(0):
+            if event.op == "start":
                 self._known.add(event.key)
             elif event.op == "log":
                 step = event.content["step"]

@@ -5,16 +5,16 @@ browser shows is kept in `tests/artifacts`.
 """
 
 import os
+import re
 import shutil
 import socket
 import subprocess
-import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 from chromium import chromium, keep_screenshot, wait_for
+from running import ROOT
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
@@ -52,31 +52,26 @@ def record(run: Path, name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(finished_run, tmp_path_factory):
+def charts(finished_run, tmp_path_factory):
+    """What `make ui` says is to be opened."""
     storage = tmp_path_factory.mktemp("browser")
     shutil.copytree(finished_run, storage / "tiny")
     for name in ("digits", "digits-wide"):
         record(storage / "tiny", name)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-            "--workers", "1", "--backend-store-uri", f"sqlite:///{storage}/mlflow.db",
-            "--artifacts-destination", str(storage / "mlartifacts"),
-        ],
-        env={
-            **os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-        },
-        cwd=storage, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    uri = f"http://127.0.0.1:{port}"
+    said = storage / "said.txt"
+    with said.open("w") as file:
+        process = subprocess.Popen(
+            [ROOT / "scripts" / "ui.sh"], start_new_session=True, stdout=file, stderr=file,
+            env={
+                **os.environ, "PORT": str(port), "KRSCALE_STORAGE_PATH": str(storage),
+                "MLFLOW_DISABLE_TELEMETRY": "true",
+            },
+        )  # fmt: skip
     try:
-        wait_for(
-            lambda: urllib.request.urlopen(f"{uri}/health", timeout=5).status == 200, "server", 180
-        )
-        yield uri
+        address = re.compile(rf"^ +(http://127\.0\.0\.1:{port}/\S+)$", re.MULTILINE)
+        yield wait_for(lambda: address.search(said.read_text()), "the address", 180)[1]
     finally:
         os.killpg(process.pid, 9)
         process.wait(30)
@@ -96,17 +91,15 @@ def are_drawn(driver: Chrome, names: list[str]) -> bool:
     return named and driver.execute_script(count) >= len(names)
 
 
-def open_charts(driver: Chrome, server: str) -> None:
-    """Open the address that `make ui` prints."""
-    view = "workflowType=machine_learning&compareRunsMode=CHART"
+def open_charts(driver: Chrome, address: str) -> None:
     driver.get("about:blank")  # or nothing is loaded again where only the part behind # changes
-    driver.get(f"{server}/#/experiments/1/runs?{view}")
+    driver.get(address)
     wait_for(lambda: len(runs_shown(driver)) >= 4, "four top-level runs")
 
 
-def test_a_person_finds_the_curves_of_two_searches_and_their_trials(server, tmp_path) -> None:
+def test_a_person_finds_the_curves_of_two_searches_and_their_trials(charts, tmp_path) -> None:
     with chromium(tmp_path / "profile") as driver:
-        open_charts(driver, server)
+        open_charts(driver, charts)
         wait_for(lambda: are_drawn(driver, RUNS), "two methods of two searches in one chart")
         for button in driver.find_elements(By.CSS_SELECTOR, "button[aria-label='Close']"):
             button.click()  # MLflow's assistant covers a third of the page
@@ -121,10 +114,10 @@ def test_a_person_finds_the_curves_of_two_searches_and_their_trials(server, tmp_
         keep_screenshot(driver, "mlflow-trials")
 
 
-def test_a_person_compares_two_searches(server, tmp_path) -> None:
+def test_a_person_compares_two_searches(charts, tmp_path) -> None:
     compared = ["digits kr", "digits-wide kr"]
     with chromium(tmp_path / "profile") as driver:
-        open_charts(driver, server)
+        open_charts(driver, charts)
         wait_for(lambda: are_drawn(driver, RUNS), "the charts, after which rows stand still")
         for name in compared:
             row = driver.find_element(By.LINK_TEXT, name).find_element(
@@ -144,9 +137,9 @@ def test_a_person_compares_two_searches(server, tmp_path) -> None:
         keep_screenshot(driver, "mlflow-compared-curves")
 
 
-def test_a_person_opens_the_figure_of_a_search(server, tmp_path) -> None:
+def test_a_person_opens_the_figure_of_a_search(charts, tmp_path) -> None:
     with chromium(tmp_path / "profile") as driver:
-        open_charts(driver, server)
+        open_charts(driver, charts)
         run = driver.find_element(By.LINK_TEXT, "digits kr").get_attribute("href")
         driver.get(f"{run.partition('?')[0]}/artifacts/curve.html")
         frame = wait_for(lambda: driver.find_element(By.TAG_NAME, "iframe"), "the artifact")

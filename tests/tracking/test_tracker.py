@@ -72,9 +72,13 @@ def test_mlflow_itself_reads_what_was_recorded(storage):
 
     with Tracker("", "digits", storage / "run") as tracker:
         search(tracker)
-        uri = tracker.how_to_open().rpartition(" ")[2]
+    command, address = tracker.how_to_open()
+    uri = command.rpartition(" ")[2]
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("digits")
+    charts = "workflowType=machine_learning&compareRunsMode=CHART"
+    place = f"/#/experiments/{experiment.experiment_id}/runs?{charts}"
+    assert address == f"http://127.0.0.1:5000{place}"
     children = client.search_runs(
         [experiment.experiment_id], "tags.`krscale.state` = 'PRUNED'", max_results=10
     )
@@ -208,7 +212,7 @@ def test_secrets_reach_neither_mlflow_nor_the_disk_nor_the_terminal(storage, mon
             params={"x": {"db": "postgresql://u:s3cr3t-pw@h/d?password=s3cr3t-pw"}},
         )  # fmt: skip
     with Tracker("http://u:s3cr3t-pw@127.0.0.1:9", "digits", storage / "run") as tracker:
-        assert tracker.how_to_open() == "http://***@127.0.0.1:9"
+        assert tracker.how_to_open() == ("", "http://***@127.0.0.1:9")
         assert tracker.close(5) > 0
     files = [p for p in (storage / "run").rglob("*") if p.is_file()]
     assert len(files) > 1

@@ -87,7 +87,8 @@ def require(resources: Mapping[str, float], config: ClusterConfig, where: str) -
 def num_places(resources: Mapping[str, float]) -> int:
     """Return how many trials with these resources fit into the connected cluster as it is now."""
     total = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return int(min(total.get(name, 0.0) // amount for name, amount in resources.items()))
+    # Ray counts in ten-thousandths; a quotient of floats may fall just short of a whole number.
+    return int(min(total.get(name, 0.0) / amount + 1e-6 for name, amount in resources.items()))
 
 
 def _cannot_grow() -> bool:

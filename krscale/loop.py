@@ -24,7 +24,7 @@ from krscale.data import Dataset, Split
 from krscale.data.loader import Loader
 from krscale.data.views import normalise
 from krscale.errors import NonFiniteError
-from krscale.methods.base import Learner, LearnerOutput
+from krscale.methods.base import Batch, Learner, LearnerOutput
 from krscale.parallel import Workers, convert_batch_norm, share_of, sum_over_workers
 
 EVALUATION_BATCH_SIZE = 1024
@@ -93,31 +93,32 @@ class Training:
         self.forward.train()
         self.learner.method.begin_epoch(self.epoch / max(1, self.settings.num_epochs - 1))
         sums = _Sums(self.workers.device)
-        channels_last = self.settings.channels_last
         for batch in self.loader.epoch(self.epoch):
-            if channels_last:
-                images = batch.images.contiguous(memory_format=torch.channels_last)
-                batch = replace(batch, images=images)
-            with self._autocast():
-                output: LearnerOutput = self.forward(batch)
-            names, terms = list(output.terms), torch.stack(list(output.terms.values()))
-            # DistributedDataParallel averages gradients over workers; every sample must weigh
-            # 1 / global_size whatever share of the batch its worker holds.
-            loss = terms.sum() * (self.workers.world_size / batch.global_size)
-            self.optimiser.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            if self.settings.max_grad_norm > 0.0:
-                # Gradients are already those of the global batch, the same on every worker.
-                nn.utils.clip_grad_norm_(self.learner.parameters(), self.settings.max_grad_norm)
-            self.optimiser.step()
-            self.schedule.step()
-            sums.add(names, terms.detach(), output, batch.labels)
+            output, terms = self._step(batch)
+            sums.add(list(output.terms), terms, output, batch.labels)
         metrics = sums.metrics(self.epoch, self.loader.num_steps)
         self.seconds_in_steps += time.perf_counter() - started
         self.epoch += 1
         metrics |= {f"val/{k}": v for k, v in self._validate().items()}
         metrics["epoch"] = float(self.epoch)
         return metrics
+
+    def rehearse(self) -> None:
+        """Take two steps and judge one batch, so that memory peaks as in a whole training.
+
+        Two, because the optimiser has its momentum only from the second on. The weights move: what
+        has rehearsed is thrown away.
+        """
+        self.forward.train()
+        self.learner.method.begin_epoch(0.0)
+        for epoch in range(2):
+            self._step(next(self.loader.epoch(epoch)))
+        if self.validation is not None:
+            dataset, split = self.validation
+            images, labels = split.images, split.labels
+            first = Split(images[:EVALUATION_BATCH_SIZE], labels[:EVALUATION_BATCH_SIZE])
+            with self._autocast():
+                evaluate(self.student, dataset, first, self.workers)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a restart needs: weights, optimiser, schedule, position, RNG."""
@@ -136,6 +137,26 @@ class Training:
         self.schedule.load_state_dict(state["schedule"])
         self.epoch = int(state["epoch"])
         torch.set_rng_state(state["rng"])
+
+    def _step(self, batch: Batch) -> tuple[LearnerOutput, Tensor]:
+        """Train on one batch; return what the learner said, and its terms `[M, B]`, detached."""
+        if self.settings.channels_last:
+            images = batch.images.contiguous(memory_format=torch.channels_last)
+            batch = replace(batch, images=images)
+        with self._autocast():
+            output: LearnerOutput = self.forward(batch)
+        terms = torch.stack(list(output.terms.values()))
+        # DistributedDataParallel averages gradients over workers; every sample must weigh
+        # 1 / global_size whatever share of the batch its worker holds.
+        loss = terms.sum() * (self.workers.world_size / batch.global_size)
+        self.optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        if self.settings.max_grad_norm > 0.0:
+            # Gradients are already those of the global batch, the same on every worker.
+            nn.utils.clip_grad_norm_(self.learner.parameters(), self.settings.max_grad_norm)
+        self.optimiser.step()
+        self.schedule.step()
+        return output, terms.detach()
 
     def _autocast(self) -> torch.autocast:
         enabled = self.settings.precision == "bf16"

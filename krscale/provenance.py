@@ -38,8 +38,10 @@ FREE = (
     "search.max_failures",
     "search.max_retries",
     "search.checkpoint_seconds",
+    "search.gpus_per_trial",
 )
-"""Fields that may differ between two starts: they end or protect a search, and change no trial."""
+"""Fields that may differ between two starts: they end, protect or place a search, and change no
+trial."""
 SPACE = ("search.space", "space.")
 """Where the search space is found among the fields of a run."""
 _PACKAGES = ("krscale", "torch", "ray", "optuna", "mlflow", "pyarrow", "numpy")

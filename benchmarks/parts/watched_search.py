@@ -69,7 +69,8 @@ def watched_search(
     ladder = TunedOnly(folder / "journal.log", experiment, space, rungs)
     with _looking_on(watch, trainable or product.StudentTrial):
         started = time.perf_counter()
-        product.run_search(ladder, prepared)
+        resources = {"CPU": experiment.search.cpus_per_trial}
+        product.run_search(ladder, prepared, resources)
         watch.wall = time.perf_counter() - started
     return watch
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from krscale.config.fields import Count, Positive, Section, StrictInt, Weight
 
@@ -58,10 +58,18 @@ class SearchConfig(Section):
     of its time on them; what is killed loses no more than the time since."""
     cpus_per_trial: Positive = 1.0
     """CPU cores reserved for a trial; its threads are set to the same number."""
-    gpus_per_trial: Weight = 0.0
-    """GPUs reserved for a trial; fractions pack several trials on one."""
+    gpus_per_trial: Literal["auto"] | Weight = "auto"
+    """GPUs reserved for a trial; fractions pack several on one, 0 reserves none. `auto` measures
+    what the largest student takes and packs as many as fit; without a GPU it is 0."""
     seed: StrictInt = 0
     """Seed of the samplers."""
+
+    @field_validator("gpus_per_trial")
+    @classmethod
+    def _whole_beyond_one(cls, gpus: float | str) -> float | str:
+        if isinstance(gpus, float) and gpus > 1.0 and not gpus.is_integer():
+            raise ValueError("a trial takes a share of one GPU, or whole GPUs")
+        return gpus
 
 
 class TrackingConfig(Section):

@@ -9,6 +9,7 @@ Tuner: nothing of Tune's own state is ever restored.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from ray.tune.search import Searcher
 
 from krscale.assemble import Prepared
 from krscale.cluster import require
-from krscale.config import SearchConfig
 from krscale.errors import UserError
 from krscale.search.assignment import Assignment
 from krscale.search.ladder import Ladder, Next
@@ -158,12 +158,13 @@ class LadderScheduler(FIFOScheduler):
         self.searcher.errors[trial.trial_id] = error
 
 
-def run_search(ladder: Ladder, prepared: Prepared) -> None:
+def run_search(ladder: Ladder, prepared: Prepared, resources: Mapping[str, float]) -> None:
     """Run every trial that the journal still misses, on the connected Ray.
 
     Args:
         ladder: The studies; complete afterwards.
         prepared: Data, teacher and store, on storage that all workers see.
+        resources: What Ray reserves for one trial (see `packing.py`).
 
     Raises:
         UserError: If the cluster can never give what a trial needs, or so many trials failed that
@@ -173,11 +174,10 @@ def run_search(ladder: Ladder, prepared: Prepared) -> None:
     # Its errors reach the user through the listeners, one line each, not once more in a frame.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     searcher = LadderSearcher(ladder, milestones(config, experiment.train.num_epochs))
-    resources = trial_resources(config)
     require(resources, experiment.cluster, "search.cpus_per_trial, search.gpus_per_trial")
     trainable = tune.with_parameters(StudentTrial, experiment=experiment, prepared=prepared)
     tuner = tune.Tuner(
-        tune.with_resources(trainable, resources),
+        tune.with_resources(trainable, dict(resources)),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=LadderScheduler(searcher),
@@ -202,9 +202,3 @@ def run_search(ladder: Ladder, prepared: Prepared) -> None:
         )
     if searcher.first_error and not any(tally.winner() for tally in ladder.tallies.values()):
         raise UserError(f"search: every trial failed. The first error was:\n{searcher.first_error}")
-
-
-def trial_resources(config: SearchConfig) -> dict[str, float]:
-    """Return what Ray reserves for one trial."""
-    resources = {"CPU": config.cpus_per_trial, "GPU": config.gpus_per_trial}
-    return {name: amount for name, amount in resources.items() if amount}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -24,8 +25,9 @@ from krscale.search.extending import remember_budgets
 from krscale.search.insight_figure import record_insight
 from krscale.search.ladder import Ladder
 from krscale.search.listeners import ProgressListener, TrackingListener
+from krscale.search.packing import candidates, gpus_per_trial, trial_resources
 from krscale.search.results import collect
-from krscale.search.run import run_search, trial_resources
+from krscale.search.run import run_search
 from krscale.search.sizes import StudentSizes
 from krscale.search.space import SearchSpace
 from krscale.search.space_check import fitting_space
@@ -108,8 +110,11 @@ def _search(
         if not ladder.complete:
             _set_aside(experiment.run_path / CURVE_FILE)
             connect(experiment.cluster)
-            progress.num_workers = num_places(trial_resources(experiment.search))
-            run_search(ladder, prepared)
+            students = partial(candidates, experiment, space, sizes, rungs[-1].capacity)
+            gpus = gpus_per_trial(experiment, prepared, students, progress.note)
+            resources = trial_resources(experiment.search, gpus)
+            progress.num_workers = num_places(resources)
+            run_search(ladder, prepared, resources)
             _say_what_ended(ladder, progress)
         progress.phase("test")
         curve = collect(ladder, prepared, latencies)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from optuna.trial import TrialState
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -154,8 +154,17 @@ class LadderScheduler(FIFOScheduler):
         """Keep the error for the study, the tracker and the final message."""
         path = trial.error_file
         text = Path(path).read_text(encoding="utf-8") if path else "no error text"
-        error = TrialError.of(trial.get_pickled_error(), text)
-        self.searcher.errors[trial.trial_id] = error
+        self.searcher.errors[trial.trial_id] = TrialError.of(_exception(trial), text)
+
+
+def _exception(trial: TuneTrial) -> BaseException | None:
+    """Return what Tune has just written down of a trial's error, in this process.
+
+    `Trial.get_pickled_error` looks into the run's storage, where Tune copies it only later.
+    """
+    path = trial.pickled_error_file
+    found: BaseException | None = cloudpickle.loads(Path(path).read_bytes()) if path else None
+    return found
 
 
 def run_search(ladder: Ladder, prepared: Prepared, resources: Mapping[str, float]) -> None:

@@ -138,8 +138,7 @@ def milestones(config: SearchConfig, num_epochs: int) -> tuple[int, ...]:
     if config.early_stopping == "none":
         return ()
     if config.early_stopping == "median":
-        # From there on it decides at any epoch, so at whichever is reported.
-        return (config.grace_epochs,)
+        return tuple(range(config.grace_epochs, num_epochs))
     found: list[int] = []
     epoch = config.grace_epochs
     while epoch < num_epochs:

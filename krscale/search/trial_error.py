@@ -14,8 +14,9 @@ _MEMORY = re.compile(
     r"\b(torch\.)?(cuda\.)?OutOfMemoryError\b"  # torch's, and Ray's by name
     r"|\bMemoryError\b"  # Python's, numpy's
     r"|can't allocate memory|DefaultCPUAllocator"  # torch's on the CPU is a RuntimeError
-    r"|running low on memory|\bOOM\b"  # Ray's memory monitor
+    r"|running low on memory"  # Ray's memory monitor
 )
+"""Not the word OOM: Ray names it among the causes that the death of any worker may have."""
 
 
 @dataclass(frozen=True)

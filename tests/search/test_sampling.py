@@ -120,5 +120,5 @@ def test_median_stops_the_worse_half_after_grace_and_enough_trials(tmp_path: Pat
 
 def test_reports_do_not_run_past_a_decision() -> None:
     assert milestones(config(early_stopping="asha", grace_epochs=2), 16) == (2, 4, 8)
-    assert milestones(config(early_stopping="median", grace_epochs=2), 16) == (2,)
+    assert milestones(config(early_stopping="median", grace_epochs=2), 6) == (2, 3, 4, 5)
     assert milestones(config(early_stopping="none"), 16) == ()

@@ -22,6 +22,17 @@ ray::StudentTrial.train() (pid=7)
 """
 
 
+# Ray's own words after a SIGKILL from whomever, shortened.
+KILLED = """The actor died unexpectedly before finishing this task.
+	class_name: with_resources.<locals>.ResourceTrainable
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit \
+detail: Worker unexpectedly exits with a connection error code 2. End of file. Some common causes \
+include: (1) the process was killed by the OOM killer due to high memory usage, (2) ray stop \
+--force was called, or (3) the worker crashed unexpectedly due to SIGSEGV or another unexpected \
+error. If the process was killed by the kernel OOM killer (verifiable by checking for OOM in dmesg \
+of the OOMing node), consider enabling resource isolation via --enable-resource-isolation."""
+
+
 def task_error(cause: Exception) -> RayTaskError:
     return RayTaskError("train", f"{TRACEBACK}{type(cause).__name__}: {cause}", cause)
 
@@ -48,6 +59,11 @@ def test_memory(error: RayError) -> None:
 )
 def test_a_lost_worker(error: RayError) -> None:
     assert judge(error) is Cause.WORKER
+
+
+def test_a_killed_worker_is_lost_whatever_ray_thinks_may_have_killed_it() -> None:
+    text = f"Failure # 1 (occurred at 2026-11-25_05-40-44)\n{KILLED}\n"
+    assert TrialError.of(ActorDiedError(), text).cause is Cause.WORKER
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,58 @@
+"""A student that meets trouble while it trains, as its option `fate` says; calm by default.
+
+Each training notes the threads of its process in `folder`.
+"""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from threadpoolctl import threadpool_info
+from torch import Tensor, nn
+
+from krscale.models.resnet import resnet
+
+SECONDS_OF_A_STEP = 0.02
+"""Of what is to be killed: an epoch of digits, 17 steps, then takes a third of a second, and a
+trial has kept a checkpoint before its fourth."""
+STEPS_BEFORE_DEATH = 3 * 17 + 5
+
+
+class Troubled(nn.Module):
+    def __init__(self, fate: str = "calm", folder: str = "", **arguments: Any) -> None:
+        super().__init__()
+        self.fate, self.folder, self.num_steps = fate, Path(folder), 0
+        self.net = resnet(**arguments)
+        self.tap_paths = tuple(f"net.{path}" for path in self.net.tap_paths)
+        self.stage_ends = self.net.stage_ends
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled() and images.device.type == "cpu":
+            self._meet_fate()
+        return self.net(images)
+
+    def _meet_fate(self) -> None:
+        (self.folder / f"threads-{os.getpid()}.json").write_text(json.dumps(threads()))
+        if self.fate == "out of memory":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        died = self.folder / "died"
+        if self.fate == "killed once" and not died.exists():
+            time.sleep(SECONDS_OF_A_STEP)
+            self.num_steps += 1
+            if self.num_steps > STEPS_BEFORE_DEATH:
+                died.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def threads() -> dict[str, int]:
+    """Return how many threads each library of this process would use."""
+    found = {f"pool {pool['filepath']}": pool["num_threads"] for pool in threadpool_info()}
+    for line in torch.__config__.parallel_info().splitlines():
+        name, separator, number = line.strip().partition("() : ")
+        if separator and name.endswith(("num_threads", "max_threads", "interop_threads")):
+            found[name] = int(number)
+    return found

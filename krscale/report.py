@@ -19,6 +19,8 @@ from krscale.curve import (
     curve_table,
     draw_curve,
     draw_curves,
+    front_headings,
+    front_table,
     read_curve,
     write_csv,
     write_interactive,
@@ -154,6 +156,8 @@ def _print(curves: Sequence[Curve], output: Path, *, as_json: bool) -> None:
         print(json.dumps(_content(curves), indent=2))
         return
     Console().print(curve_table(curves[0]) if len(curves) == 1 else comparison_table(curves))
+    if len(curves) == 1 and front_headings(curves[0]):
+        Console().print(front_table(curves[0]))
     print(f"Page:   {output / PAGE_FILE} (one file; opens without a network)")
     print(f"CSV:    {output / CSV_FILE}")
     print(f"Figure: {output / FIGURE_FILE}, to explore in a browser: {output / INTERACTIVE_FILE}")

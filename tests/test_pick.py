@@ -16,12 +16,17 @@ from running import environment
 from safetensors.torch import load_file
 
 import krscale.refit
-from krscale.curve import Limits, read_curve
+from krscale.checkpoint import save_weights
+from krscale.config import with_values
+from krscale.curve import Limits, MethodResult, Size, find_pareto, read_curve, write_curve
 from krscale.data import open_data, prepare_data
 from krscale.delivery import Order, choose_student, deliver
+from krscale.loop import evaluate
+from krscale.parallel import Workers
 from krscale.pick import main
 from krscale.progress import Progress
 from krscale.provenance import read_experiment, student_path
+from krscale.rungs import build_student, find_rung
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -195,6 +200,49 @@ def broken(finished_run, tmp_path) -> Path:
     """A copy to break."""
     shutil.copytree(finished_run.parent, tmp_path / "runs")
     return tmp_path / "runs" / finished_run.name
+
+
+def test_the_architecture_that_won_is_what_leaves(broken, tmp_path, capsys) -> None:
+    """At 1/16 a deeper and narrower network won than the experiment has."""
+    best = {**BEST, "student.options.num_blocks": 2, "student.options.num_stages": 3}
+    experiment = read_experiment(broken)
+    dataset = prepare_data(experiment.data, broken.parent / "cache")
+    won = with_values(experiment, {**best, "distill.capacity": "1/16"}, "test")
+    size = find_rung(won, dataset)
+    curve = read_curve(broken)
+    rung = curve.rungs[0]
+    assert size.width != rung.width
+    assert size.flops != rung.flops
+    student = build_student(won, dataset, size.width)
+    seed = rung.methods["kr"].seeds[0]
+    save_weights(student_path(broken, "kr", "1/16", seed), student)
+    accuracy = evaluate(student, dataset, dataset.split("test"), Workers.alone())["accuracy"]
+    result = MethodResult.over_seeds(
+        seeds=[seed], val_accuracies=[0.9], test_accuracies=[accuracy], num_trials=1,
+        num_pruned=0, num_failed=0, best=best,
+        size=Size(width=size.width, num_parameters=size.num_parameters, flops=size.flops,
+                  latency_ms=1.0),
+    )  # fmt: skip
+    rungs = (rung.model_copy(update={"methods": {"kr": result}}),)
+    write_curve(curve.model_copy(update={"rungs": rungs, "pareto": find_pareto(rungs)}), broken)
+    arguments = ["--format", "safetensors,onnx", "--quiet", "--no-register"]
+    assert main([str(broken), "--max-flops", str(size.flops), *arguments]) == 0
+    out = capsys.readouterr().out
+    assert f"{size.num_parameters:,} parameters, {size.flops:,} FLOPs" in out
+    folder = broken / "export" / "1-16-kr"
+    card = json.loads((folder / "student.json").read_text())
+    assert card["architecture"]["width"] == size.width
+    assert card["architecture"]["options"] == {"num_blocks": 2, "num_stages": 3}
+    shipped = load_file(folder / "student.safetensors")
+    assert sum(t.numel() for n, t in shipped.items() if n in dict(student.named_parameters())) == (
+        size.num_parameters
+    )
+    session = onnxruntime.InferenceSession(str(folder / "student.onnx"))
+    split = dataset.split("test")
+    (logits,) = session.run(None, {"images": split.images.astype(np.float32) / 255})
+    assert (logits.argmax(1) == split.labels).mean() == accuracy
+    assert main([str(broken), "--max-flops", str(size.flops - 1), *arguments]) == 2
+    assert f"It is picked with --max-flops {size.flops}" in capsys.readouterr().err
 
 
 def test_weights_that_are_gone_or_of_another_training(broken, capsys) -> None:

@@ -18,10 +18,16 @@ from krscale.config.networks import (
     TeacherConfig,
 )
 from krscale.config.reading import field_paths, load, read_toml, validate, with_values
-from krscale.config.searching import ClusterConfig, SearchConfig, TrackingConfig
+from krscale.config.searching import (
+    OBJECTIVES,
+    ClusterConfig,
+    SearchConfig,
+    TrackingConfig,
+)
 from krscale.config.training import TrainConfig
 
 __all__ = [
+    "OBJECTIVES",
     "ClusterConfig",
     "DataConfig",
     "DistillConfig",

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from krscale.config.fields import Count, Positive, Section, StrictInt, Weight
+from krscale.errors import nearest
+
+OBJECTIVES: Mapping[str, Literal["maximize", "minimize"]] = {
+    "val/accuracy": "maximize",
+    "num_parameters": "minimize",
+    "flops": "minimize",
+    "latency_ms": "minimize",
+}
+"""What a search can improve, and in which direction."""
 
 
 class SearchConfig(Section):
@@ -27,6 +37,11 @@ class SearchConfig(Section):
     early_stopping: Literal["asha", "median", "none"] = "asha"
     """Early stopping within a rung; trials of different rungs are never compared. `median` stops
     what is worse than the median of the trials that ended, at the same epoch."""
+    objectives: tuple[str, ...] = ("val/accuracy",)
+    """What a study improves: `val/accuracy` (more is better), and after it any of `num_parameters`,
+    `flops` and `latency_ms` (less is better), which differ where the space varies `student.*`. With
+    several, every study looks for the front of trials that no other beats in all of them; the most
+    accurate one on validation is trained again. Needs `early_stopping = "none"`."""
     transfer: bool = True
     """Try the best settings of the next smaller and the next larger rung of a method early on."""
     max_wall_seconds: Weight = 0.0
@@ -70,6 +85,32 @@ class SearchConfig(Section):
         if isinstance(gpus, float) and gpus > 1.0 and not gpus.is_integer():
             raise ValueError("a trial takes a share of one GPU, or whole GPUs")
         return gpus
+
+    @field_validator("objectives")
+    @classmethod
+    def _objectives_go_together(
+        cls, objectives: tuple[str, ...], info: ValidationInfo
+    ) -> tuple[str, ...]:
+        for name in objectives:
+            if name not in OBJECTIVES:
+                guess = nearest(name, OBJECTIVES)
+                hint = f"; did you mean {guess!r}?" if guess else "."
+                raise ValueError(f"no objective {name!r}{hint} Allowed: {', '.join(OBJECTIVES)}")
+        if objectives[:1] != ("val/accuracy",) or len(set(objectives)) < len(objectives):
+            raise ValueError("'val/accuracy' comes first, and none comes twice")
+        # Fields above this one are known here, unless they were refused themselves.
+        sampler, stopping = info.data.get("sampler"), info.data.get("early_stopping")
+        if len(objectives) > 1 and sampler == "cmaes":
+            raise ValueError(
+                "search.sampler = 'cmaes' improves one objective; 'tpe', 'gp', 'nsgaii', 'random' "
+                "and 'grid' take several"
+            )
+        if len(objectives) > 1 and stopping not in (None, "none"):
+            raise ValueError(
+                f"search.early_stopping = {stopping!r} would stop the smaller students, which are "
+                f"less accurate and wanted here; set search.early_stopping = 'none'"
+            )
+        return objectives
 
 
 class TrackingConfig(Section):

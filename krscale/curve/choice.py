@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from krscale.curve.interval import half_width
-from krscale.curve.result import Curve, MethodResult, Rung
+from krscale.curve.result import Curve
+from krscale.curve.students import MethodResult, Rung
 from krscale.errors import UserError
 
 _SIZES = ("num_parameters", "flops", "latency_ms")
@@ -71,7 +72,7 @@ class Candidate:
 
     def size(self, name: str) -> float:
         """Return `num_parameters`, `flops` or `latency_ms`."""
-        return float(getattr(self.rung, name))
+        return float(getattr(self.rung.size_of(self.method), name))
 
     def describe(self) -> str:
         """Return sizes and validation accuracy in words."""
@@ -83,7 +84,7 @@ class Candidate:
         return {
             "capacity": self.rung.capacity,
             "method": self.method,
-            **{name: getattr(self.rung, name) for name in _SIZES},
+            **self.rung.size_of(self.method).model_dump(include=set(_SIZES)),
             "val_accuracy": self.val_accuracy,
         }
 
@@ -190,10 +191,10 @@ def _compare(picked: Candidate, other: Candidate) -> str:
 def _impossible(candidates: Sequence[Candidate], limits: Limits) -> UserError:
     nearest = min(candidates, key=lambda c: (_violation(c, limits), _order(c, limits)))
     options = {
-        "num_parameters": f"--max-params {nearest.rung.num_parameters}",
-        "flops": f"--max-flops {nearest.rung.flops}",
+        "num_parameters": f"--max-params {nearest.size('num_parameters'):.0f}",
+        "flops": f"--max-flops {nearest.size('flops'):.0f}",
         # Rounded outwards, so that what is shown is feasible when typed.
-        "latency_ms": f"--max-latency-ms {nearest.rung.latency_ms + 5e-5:.4f}",
+        "latency_ms": f"--max-latency-ms {nearest.size('latency_ms') + 5e-5:.4f}",
     }
     shown = [options[name] for name in limits.sizes]
     if limits.min_accuracy is not None:

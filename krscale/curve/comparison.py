@@ -82,7 +82,8 @@ def write_csv(curves: Sequence[Curve], path: Path) -> None:
             for method, result in rung.methods.items():
                 row = {
                     "run": curve.name,
-                    **rung.model_dump(include=set(CSV_COLUMNS)),
+                    "capacity": rung.capacity,
+                    **rung.size_of(method).model_dump(),
                     "method": method,
                     "on_front": int((rung.capacity, method) in front_of(curve)),
                     "num_seeds": len(result.seeds),

@@ -64,7 +64,7 @@ def _draw_methods(axes: Axes, curve: Curve) -> None:
     styles = styles_of(curve.methods)
     for method in curve.methods:
         points = [
-            (rung.num_parameters, result)
+            (rung.size_of(method).num_parameters, result)
             for rung in curve.rungs
             if (result := rung.methods.get(method)) and result.test_accuracy is not None
         ]

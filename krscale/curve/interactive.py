@@ -14,7 +14,8 @@ from typing import Any
 from krscale.curve.figure import shifted, styles_of
 from krscale.curve.html import document, paragraph
 from krscale.curve.interval import half_width
-from krscale.curve.result import Curve, MethodResult, ParetoEntry, Rung
+from krscale.curve.result import Curve, ParetoEntry
+from krscale.curve.students import MethodResult, Rung, Size
 from krscale.curve.table import short_number
 from krscale.files import write_atomic
 
@@ -35,7 +36,7 @@ _NOTE = (
     "front of validation accuracy and parameters. Hover for details; click a name in the legend "
     "to hide it; the buttons change the axis."
 )
-_Point = Rung | ParetoEntry
+_Point = Size | ParetoEntry
 
 
 def write_interactive(curves: Sequence[Curve], path: Path) -> None:
@@ -70,7 +71,7 @@ def _figure(curves: Sequence[Curve]) -> dict[str, Any]:
         dash = _DASHES[number % len(_DASHES)]
         for method in curve.methods:
             found = _finished(curve, method)
-            points.append([(rung, method) for rung, _ in found])
+            points.append([(rung.size_of(method), method) for rung, _ in found])
             traces.append(_line(found, method, methods, prefix, dash))
         points.append([(entry, entry.method) for entry in curve.pareto])
         traces.append(_rings(curve, methods, prefix))
@@ -110,7 +111,7 @@ def _line(
         "type": "scatter",
         "mode": "lines+markers",
         "name": f"{prefix}{escape(method)}",
-        "x": _places([(rung, method) for rung, _ in found], "num_parameters", methods),
+        "x": _places([(r.size_of(method), method) for r, _ in found], "num_parameters", methods),
         "y": [100 * (result.test_accuracy or 0.0) for _, result in found],
         "error_y": {
             "array": [100 * (half_width(result.test_accuracies) or 0.0) for _, result in found],
@@ -119,7 +120,7 @@ def _line(
         },
         "line": {"color": colour, "dash": dash, "width": 2},
         "marker": {"color": colour, "symbol": _MARKERS[marker], "size": 9},
-        "text": [_details(rung, result) for rung, result in found],
+        "text": [_details(rung, rung.size_of(method), result) for rung, result in found],
         "hovertemplate": f"<b>{prefix}{escape(method)}</b> %{{text}}<extra></extra>",
     }
 
@@ -143,7 +144,7 @@ def _places(points: Sequence[tuple[_Point, str]], axis: str, methods: Sequence[s
     return [shifted(getattr(point, axis), method, methods) for point, method in points]
 
 
-def _details(rung: Rung, result: MethodResult) -> str:
+def _details(rung: Rung, size: Size, result: MethodResult) -> str:
     """Return what a reader wants to know of one student."""
     settings = [
         f"{name.rpartition('.')[2]} {value:.3g}" if isinstance(value, float) else
@@ -156,8 +157,8 @@ def _details(rung: Rung, result: MethodResult) -> str:
     lines = [
         f"at {rung.capacity} of the teacher",
         f"test {100 * test:.1f}{interval} %, validation {100 * val:.1f} %",
-        f"{rung.num_parameters:,} parameters, {short_number(rung.flops)} FLOPs, "
-        f"{rung.latency_ms:.2f} ms",
+        f"{size.num_parameters:,} parameters, {short_number(size.flops)} FLOPs, "
+        f"{size.latency_ms:.2f} ms",
         f"{len(result.seeds)} seeds; {result.num_trials} trials before",
         ", ".join(settings),
     ]

@@ -35,7 +35,7 @@ def draw_curves(curves: Sequence[Curve], path: Path) -> None:
             for method in curve.methods:
                 colour, marker = styles[method]
                 points = [
-                    (rung.num_parameters, result)
+                    (rung.size_of(method).num_parameters, result)
                     for rung in sorted(curve.rungs, key=lambda r: r.num_parameters)
                     if (result := rung.methods.get(method)) and result.test_accuracy is not None
                 ]

@@ -15,11 +15,13 @@ from krscale.config import Experiment
 from krscale.curve.choice import Candidate, find_candidates
 from krscale.curve.comparison import differences
 from krscale.curve.findings import Insight
+from krscale.curve.front import FRONT_CAPTION, FRONT_TITLE, front_headings, front_rows
 from krscale.curve.html import Cell, bullets, code, document, heading, image, paragraph, table
 from krscale.curve.interval import half_width
 from krscale.curve.page_settings import convergence, other_settings, winning_settings
 from krscale.curve.reproduce import command_of
-from krscale.curve.result import Curve, MethodResult
+from krscale.curve.result import Curve
+from krscale.curve.students import MethodResult
 from krscale.curve.table import front_of, short_number
 from krscale.files import write_atomic
 from krscale.methods import METHODS
@@ -95,6 +97,7 @@ def _sections(run: ShownRun, level: int) -> list[str]:
         "Accuracy versus capacity": [image(run.figure, f"Figure of {run.curve.name}")],
         "Every student": [_students(run.curve)],
         "The students worth keeping": [_front(run.curve)],
+        FRONT_TITLE: _trials(run.curve),
         "Which granularity and sparsity won where": winning_settings(
             run.curve, run.insight, run.insight_figure, run.insight_problem
         ),
@@ -115,9 +118,9 @@ def _answer(curve: Curve) -> str:
     if not curve.pareto:
         return "No training of this search was finished."
     candidates = find_candidates(curve)
-    best = max(candidates, key=lambda c: (c.val_accuracy, -c.rung.num_parameters))
+    best = max(candidates, key=lambda c: (c.val_accuracy, -c.size("num_parameters")))
     near = [c for c in candidates if c.val_accuracy >= best.val_accuracy - CLOSE_ENOUGH]
-    small = min(near, key=lambda c: (c.rung.num_parameters, -c.val_accuracy))
+    small = min(near, key=lambda c: (c.size("num_parameters"), -c.val_accuracy))
     teacher = curve.teacher
     text = (
         f"The teacher has {teacher['num_parameters']:,} parameters and answers "
@@ -134,7 +137,7 @@ def _student(candidate: Candidate) -> str:
     share = candidate.result.test_accuracy or 0.0
     return (
         f"{candidate.method} at {candidate.rung.capacity} of the teacher's size, "
-        f"{candidate.rung.num_parameters:,} parameters, with {_percent(share)} on test"
+        f"{candidate.size('num_parameters'):,.0f} parameters, with {_percent(share)} on test"
     )
 
 
@@ -213,6 +216,15 @@ def _front(curve: Curve) -> str:
     return table(
         ("size", "method", "parameters", "validation %", "test %"), rows, caption, num_text=2
     )
+
+
+def _trials(curve: Curve) -> list[str]:
+    headings = front_headings(curve)
+    rows: list[list[Cell]] = [
+        [("text", row[0]), ("text", row[1]), *(("", cell) for cell in row[2:])]
+        for row in front_rows(curve)
+    ]
+    return [table(headings, rows, FRONT_CAPTION, num_text=2)] if headings else []
 
 
 def _cost(curve: Curve) -> str:

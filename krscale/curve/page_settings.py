@@ -8,7 +8,8 @@ from typing import Any
 from krscale.curve.convergence import draw_convergence, epochs_needed, trials_needed
 from krscale.curve.findings import Insight, StudyInsight
 from krscale.curve.html import Cell, image, paragraph, table
-from krscale.curve.result import Curve, MethodResult
+from krscale.curve.result import Curve
+from krscale.curve.students import MethodResult
 
 _SHOWN_APART = {"distill.granularity": "granularity", "distill.sparsity": "sparsity"}
 _TEXTS = ("size", "method")

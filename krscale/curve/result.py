@@ -7,28 +7,20 @@ to be read.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 from typing_extensions import TypedDict
 
+from krscale.curve.students import Accuracy, Count, Milliseconds, Part, Rung
 from krscale.errors import UserError, nearest
 from krscale.files import write_json
 from krscale.pareto import pareto_front
 
 CURVE_FILE = "curve.json"
 _NOT_RUNS = frozenset({"cache", "mlartifacts", "mlruns", "reports"})
-
-Accuracy = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
-Count = Annotated[int, Field(strict=True, ge=0)]
-Milliseconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Teacher(TypedDict):
@@ -43,88 +35,7 @@ class Teacher(TypedDict):
     fingerprint: NotRequired[str]
 
 
-class MethodResult(_Part):
-    """What one method reached at one rung: its winner, trained again with fresh seeds."""
-
-    test_accuracy: Accuracy | None
-    """Mean over the seeds; None when no trial of the method finished at this rung."""
-    test_accuracies: tuple[Accuracy, ...]
-    """One per seed."""
-    val_accuracy: Accuracy | None
-    """Mean over the seeds."""
-    val_accuracies: tuple[Accuracy, ...]
-    """One per seed."""
-    seeds: tuple[int, ...]
-    """Seeds of the final trainings, in the order of the accuracies."""
-    num_trials: Count
-    """Trials of the search, of every state."""
-    num_pruned: Count
-    """Trials that early stopping ended."""
-    num_failed: Count
-    """Trials that ended in an error or a NaN."""
-    best: dict[str, Any]
-    """Settings of the winner: dotted path of the experiment -> value."""
-
-    @classmethod
-    def over_seeds(
-        cls,
-        *,
-        seeds: Sequence[int],
-        val_accuracies: Sequence[float],
-        test_accuracies: Sequence[float],
-        num_trials: int,
-        num_pruned: int,
-        num_failed: int,
-        best: dict[str, Any],
-    ) -> MethodResult:
-        """Build the result from one accuracy per seed; the means are taken here."""
-        return cls(
-            test_accuracy=_mean(test_accuracies),
-            test_accuracies=tuple(test_accuracies),
-            val_accuracy=_mean(val_accuracies),
-            val_accuracies=tuple(val_accuracies),
-            seeds=tuple(seeds),
-            num_trials=num_trials,
-            num_pruned=num_pruned,
-            num_failed=num_failed,
-            best=best,
-        )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> MethodResult:
-        lengths = {len(self.seeds), len(self.val_accuracies), len(self.test_accuracies)}
-        if len(lengths) != 1:
-            raise ValueError("one val and one test accuracy per seed are needed")
-        for mean, values in (
-            (self.test_accuracy, self.test_accuracies),
-            (self.val_accuracy, self.val_accuracies),
-        ):
-            expected = _mean(values)
-            if (mean is None) != (expected is None):
-                raise ValueError("a mean without values, or values without a mean")
-            if mean is not None and expected is not None and abs(mean - expected) > 1e-6:
-                raise ValueError(f"{mean} is not the mean of {list(values)}")
-        return self
-
-
-class Rung(_Part):
-    """One student size."""
-
-    capacity: str
-    """Share of the teacher's parameters that was asked for, e.g. `"1/16"`."""
-    width: Count
-    """The student's capacity dial."""
-    num_parameters: Count
-    """Parameters of the student alone."""
-    flops: Count
-    """Operations of one forward pass of one image, two per multiply-add."""
-    latency_ms: Milliseconds
-    """Median milliseconds of one forward pass of one image on one CPU thread."""
-    methods: dict[str, MethodResult]
-    """Result by method name."""
-
-
-class ParetoEntry(_Part):
+class ParetoEntry(Part):
     """A student that no other beats both in validation accuracy and in parameters."""
 
     capacity: str
@@ -136,7 +47,7 @@ class ParetoEntry(_Part):
     test_accuracy: Accuracy
 
 
-class Cost(_Part):
+class Cost(Part):
     """What a search took."""
 
     num_trials: Count
@@ -147,7 +58,7 @@ class Cost(_Part):
     """Sum over all trainings of how long each took."""
 
 
-class Curve(_Part):
+class Curve(Part):
     """Accuracy versus capacity for every method, and where it came from."""
 
     name: str
@@ -181,9 +92,7 @@ def find_pareto(rungs: Sequence[Rung]) -> tuple[ParetoEntry, ...]:
         ParetoEntry(
             capacity=rung.capacity,
             method=method,
-            num_parameters=rung.num_parameters,
-            flops=rung.flops,
-            latency_ms=rung.latency_ms,
+            **rung.size_of(method).model_dump(exclude={"width"}),
             val_accuracy=result.val_accuracy,
             test_accuracy=result.test_accuracy,
         )
@@ -244,7 +153,3 @@ def _first(error: Exception) -> str:
         problem = error.errors(include_url=False)[0]
         return f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
     return str(error)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None

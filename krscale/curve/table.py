@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from krscale.curve.interval import half_width
-from krscale.curve.result import Curve, MethodResult, Rung
+from krscale.curve.result import Curve
+from krscale.curve.students import MethodResult, Rung
 
 _ASCII_HEAD = box.Box("    \n    \n -- \n" + "    \n" * 5, ascii=True)
 """`box.SIMPLE_HEAD` in ASCII; rich's own substitute adds borders that do not fit 60 columns."""

@@ -44,6 +44,7 @@ class Assignment:
         continues: Name of the interrupted trial whose checkpoint it goes on from; empty starts
             from the beginning.
         alone: Whether it runs while no other does, because it ran out of memory beside others.
+        latency_ms: Of its student before training; None unless it is an objective.
     """
 
     key: StudyKey
@@ -54,6 +55,7 @@ class Assignment:
     seed: int
     continues: str = ""
     alone: bool = False
+    latency_ms: float | None = None
 
 
 class Listener(Protocol):

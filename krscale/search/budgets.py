@@ -37,7 +37,7 @@ class Budget:
             for trial in trials
             if trial.datetime_start is not None and trial.datetime_complete is not None
         )
-        self.num_epochs = sum(len(trial.intermediate_values) for trial in trials)
+        self.num_epochs = sum(int(trial.user_attrs.get("epoch", 0)) for trial in trials)
 
     @property
     def seconds(self) -> float:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -22,6 +23,7 @@ from krscale.rungs import Rung
 from krscale.search.assignment import Assignment, Listener, StudyKey
 from krscale.search.budgets import Budget, ended_by
 from krscale.search.journal import Journal
+from krscale.search.objectives import objectives_of, trial_values
 from krscale.search.retries import (
     ALONE,
     CONTINUES,
@@ -122,11 +124,13 @@ class Ladder:
         for listener in self.listeners:
             listener.on_epoch(assignment, metrics)
         _, trial = self.running[assignment.name]
-        trial.report(metrics["val/accuracy"], int(metrics["epoch"]))
+        single = len(objectives_of(assignment.key, self.config.objectives)) == 1
+        if single:  # with several, Optuna keeps no epochs
+            trial.report(metrics["val/accuracy"], int(metrics["epoch"]))
         if assignment.key.final:
             return False
         self.budget.num_epochs += 1
-        return trial.should_prune()
+        return single and trial.should_prune()
 
     def finish(
         self,
@@ -145,8 +149,10 @@ class Ladder:
         # next start tells everyone how it ended. Told first, the others would never hear of it.
         for listener in self.listeners:
             listener.on_end(assignment, state, metrics, error)
-        objective = metrics["val/accuracy"] if state is TrialState.COMPLETE else None
-        tally.study.tell(trial, objective, state=state)
+        objectives = objectives_of(assignment.key, self.config.objectives)
+        complete = state is TrialState.COMPLETE
+        values = trial_values(objectives, assignment, metrics) if complete else None
+        tally.study.tell(trial, values, state=state)
         self.journal.sync()
         tally.num_running -= 1
         tally.recount()
@@ -288,7 +294,12 @@ class Ladder:
             seed=int(attrs.get(SEED, self.experiment.train.seed)),
             continues="" if continues is None else self.trial_name(key, int(continues)),
             alone=bool(attrs.get(ALONE, False)),
+            latency_ms=self._latency_ms(key, values),
         )
+
+    def _latency_ms(self, key: StudyKey, values: Mapping[str, Any]) -> float | None:
+        wanted = "latency_ms" in self.config.objectives
+        return self.sizes.latency_ms(key.capacity, values) if wanted else None
 
     def _recover(self, tally: Tally) -> None:
         """Run trials again that died with the last process."""

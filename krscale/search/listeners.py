@@ -22,6 +22,8 @@ from krscale.tracking import Tracker, datasets_used
 
 MICROSECONDS = 1000
 """Per millisecond: MLflow's steps are whole numbers, so latency is an axis in microseconds."""
+_AXES = {"": "num_parameters", "_by_flops": "flops", "_by_latency": "latency_ms"}
+"""What a chart's key ends with, and the size that is its step."""
 
 
 class TrackingListener:
@@ -74,8 +76,12 @@ class TrackingListener:
         size = {
             "size/num_parameters": float(rung.num_parameters),
             "size/flops": float(rung.flops),
-            "size/latency_ms": self.latencies[key.capacity],
         }
+        latency = assignment.latency_ms
+        if latency is None and rung == self.rungs[key.capacity]:
+            latency = self.latencies[key.capacity]
+        if latency is not None:  # of an architecture of its own it is measured only where asked for
+            size["size/latency_ms"] = latency
         self.tracker.log_metrics(assignment.name, size, step=0)
 
     def on_epoch(self, assignment: Assignment, metrics: Mapping[str, float]) -> None:
@@ -99,6 +105,7 @@ class TrackingListener:
             for method, result in rung.methods.items():
                 self._log_finals(ladder, rung.capacity, method, result)
                 self._log_points(rung, method, result)
+                self._log_front(ladder, rung.capacity, method, result)
         for method in curve.methods:
             self._log_best(curve, method)
 
@@ -114,18 +121,30 @@ class TrackingListener:
         """Log one student of the curve: one key per axis for all methods, step = the size."""
         if result.test_accuracy is None or result.val_accuracy is None:
             return
-        for chart, size in (
-            ("curve", rung.num_parameters),
-            ("curve_by_flops", rung.flops),
-            ("curve_by_latency", round(MICROSECONDS * rung.latency_ms)),
-        ):
+        size = rung.size_of(method)
+        for suffix, name in _AXES.items():
             point = {
-                f"{chart}/test_accuracy": result.test_accuracy,
-                f"{chart}/val_accuracy": result.val_accuracy,
+                f"curve{suffix}/test_accuracy": result.test_accuracy,
+                f"curve{suffix}/val_accuracy": result.val_accuracy,
             }
-            self.tracker.log_metrics(method, point, step=size)
-        sizes = {"size/flops": float(rung.flops), "size/latency_ms": rung.latency_ms}
-        self.tracker.log_metrics(method, sizes, step=rung.num_parameters)
+            self.tracker.log_metrics(method, point, step=_step(name, getattr(size, name)))
+        sizes = {"size/flops": float(size.flops), "size/latency_ms": size.latency_ms}
+        self.tracker.log_metrics(method, sizes, step=size.num_parameters)
+
+    def _log_front(self, ladder: Ladder, capacity: str, method: str, result: MethodResult) -> None:
+        """Log the trials that no other beats: as a curve by every objective, and by a tag."""
+        if not result.front:
+            return
+        for found in result.front:
+            accuracy = found.objectives["val/accuracy"]
+            for suffix, name in _AXES.items():
+                if name in found.objectives:
+                    point, step = {f"front{suffix}/val_accuracy": accuracy}, found.objectives[name]
+                    self.tracker.log_metrics(method, point, step=_step(name, step))
+        key, numbers = StudyKey(method, capacity), {found.number for found in result.front}
+        for trial in ladder.counted(key):
+            tag = {"krscale.front": "true" if trial.number in numbers else "false"}
+            self.tracker.set_tags(ladder.trial_name(key, trial.number), tag)
 
     def _log_best(self, curve: Curve, method: str) -> None:
         """Log one number a run, for MLflow's table: the student that is best on validation."""
@@ -200,6 +219,10 @@ def run_name(assignment: Assignment) -> str:
     if assignment.key.final:
         parts.append(f"seed={assignment.seed}")
     return " ".join(parts)
+
+
+def _step(size: str, value: float) -> int:
+    return round(MICROSECONDS * value if size == "latency_ms" else value)
 
 
 def _cell(assignment: Assignment) -> tuple[str, str]:

@@ -29,6 +29,8 @@ def describe_plan(experiment: Experiment) -> str:
             f"  rung {rung.capacity:<11} {experiment.student.model} width {rung.width}: "
             f"{rung.num_parameters:,} parameters (1/{1 / share:.0f}), {rung.flops:,} FLOPs"
         )
+    if len(config.objectives) > 1:
+        lines += ["", f"Objectives of every study: {', '.join(config.objectives)}"]
     lines += ["", "Search space:"]
     for method, fields in space.describe().items():
         lines += [f"  {method}: {path} ~ {text}" for path, text in fields.items()]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from optuna.trial import TrialState
@@ -12,7 +12,7 @@ from torch import nn
 from krscale.assemble import Assets, Prepared, trial_experiment
 from krscale.checkpoint import load_weights
 from krscale.config import Experiment
-from krscale.curve import Cost, Curve, MethodResult, Teacher, find_pareto
+from krscale.curve import Cost, Curve, FrontTrial, MethodResult, Size, Teacher, find_pareto
 from krscale.curve import Rung as CurveRung
 from krscale.data import Split
 from krscale.loop import evaluate
@@ -21,23 +21,23 @@ from krscale.provenance import git_commit, student_path
 from krscale.rungs import Rung, build_student
 from krscale.search.assignment import StudyKey
 from krscale.search.ladder import Ladder
+from krscale.search.objectives import front
 from krscale.search.retries import SEED
 from krscale.teacher import open_teacher
 
 
-def collect(ladder: Ladder, prepared: Prepared, latencies: Mapping[str, float]) -> Curve:
+def collect(ladder: Ladder, prepared: Prepared) -> Curve:
     """Test every final student once and return the curve.
 
     Args:
         ladder: A complete search.
         prepared: Where data and teacher are.
-        latencies: Milliseconds of one image, by capacity.
     """
     experiment = ladder.experiment
     assets = Assets.open(prepared)
     test = assets.dataset.split("test")
     rungs = tuple(
-        _rung(ladder, rung, latencies[rung.capacity], assets, test)
+        _rung(ladder, rung, assets, test)
         for rung in sorted(ladder.rungs.values(), key=lambda r: r.num_parameters)
     )
     return Curve(
@@ -73,13 +73,13 @@ def _cost(ladder: Ladder) -> Cost | None:
     )
 
 
-def _rung(ladder: Ladder, rung: Rung, latency_ms: float, assets: Assets, test: Split) -> CurveRung:
+def _rung(ladder: Ladder, rung: Rung, assets: Assets, test: Split) -> CurveRung:
     return CurveRung(
         capacity=rung.capacity,
         width=rung.width,
         num_parameters=rung.num_parameters,
         flops=rung.flops,
-        latency_ms=latency_ms,
+        latency_ms=ladder.sizes.latency_ms(rung.capacity, {}),
         methods={
             method: _method(ladder, method, rung, assets, test) for method in ladder.config.methods
         },
@@ -88,15 +88,16 @@ def _rung(ladder: Ladder, rung: Rung, latency_ms: float, assets: Assets, test: S
 
 def _method(ladder: Ladder, method: str, rung: Rung, assets: Assets, test: Split) -> MethodResult:
     experiment = ladder.experiment
-    tuned = ladder.counted(StudyKey(method, rung.capacity))
+    key = StudyKey(method, rung.capacity)
+    tuned = ladder.counted(key)
     finals = ladder.finals(method, rung.capacity)
     seeds = [int(trial.user_attrs[SEED]) for trial in finals]
     winner = ladder.winner(method, rung.capacity)
     paths = [student_path(experiment.run_path, method, rung.capacity, seed) for seed in seeds]
     best = dict(winner.params) if winner else {}
     architecture = trial_experiment(experiment, method, best, experiment.train.seed)
-    width = ladder.sizes.rung(rung.capacity, best).width
-    student = build_student(architecture, assets.dataset, width)
+    size = _own_size(ladder, rung, best)
+    student = build_student(architecture, assets.dataset, size.width if size else rung.width)
     return MethodResult.over_seeds(
         seeds=seeds,
         val_accuracies=[float(trial.user_attrs["val/accuracy"]) for trial in finals],
@@ -105,7 +106,36 @@ def _method(ladder: Ladder, method: str, rung: Rung, assets: Assets, test: Split
         num_pruned=sum(trial.state is TrialState.PRUNED for trial in tuned),
         num_failed=sum(trial.state is TrialState.FAIL for trial in tuned),
         best=best,
+        size=size,
+        front=_front(ladder, key),
     )
+
+
+def _own_size(ladder: Ladder, rung: Rung, best: dict[str, Any]) -> Size | None:
+    """Return the size of a winner whose architecture was searched, at the size of its rung."""
+    own = ladder.sizes.rung(rung.capacity, best)
+    if own == rung:
+        return None
+    return Size(
+        width=own.width,
+        num_parameters=own.num_parameters,
+        flops=own.flops,
+        latency_ms=ladder.sizes.latency_ms(rung.capacity, best),
+    )
+
+
+def _front(ladder: Ladder, key: StudyKey) -> list[FrontTrial]:
+    names = ladder.config.objectives
+    if len(names) == 1:
+        return []
+    return [
+        FrontTrial(
+            number=trial.number,
+            objectives=dict(zip(names, trial.values, strict=True)),
+            settings=dict(trial.params),
+        )
+        for trial in front(ladder.studies[key])
+    ]
 
 
 def _test(student: nn.Module, assets: Assets, path: Path, test: Split) -> float:

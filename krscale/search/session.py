@@ -13,11 +13,18 @@ from rich.console import Console
 from krscale.assemble import Prepared, check_methods, prepare
 from krscale.cluster import connect, num_places
 from krscale.config import Experiment
-from krscale.curve import Curve, curve_table, draw_curve, write_curve, write_interactive
+from krscale.curve import (
+    Curve,
+    curve_table,
+    draw_curve,
+    front_headings,
+    front_table,
+    write_curve,
+    write_interactive,
+)
 from krscale.curve.result import CURVE_FILE
 from krscale.data import prepare_data
 from krscale.errors import UserError
-from krscale.files import read_json, write_json
 from krscale.progress import Progress
 from krscale.provenance import SPACE, run_folder
 from krscale.rungs import Rung, ladder_rungs
@@ -98,7 +105,9 @@ def _search(
     tracker: Tracker,
     progress: Progress,
 ) -> Curve:
-    latencies = _latencies(experiment.run_path, sizes, rungs)
+    sizes.keep_latencies(experiment.run_path / LATENCY_FILE)
+    # Measured now, before any trial competes for the cores.
+    latencies = {rung.capacity: sizes.latency_ms(rung.capacity, {}) for rung in rungs}
     tracking = TrackingListener(tracker, experiment, prepared, rungs, latencies)
     showing = ProgressListener(progress)
     state = "FAIL"
@@ -117,7 +126,7 @@ def _search(
             run_search(ladder, prepared, resources)
             _say_what_ended(ladder, progress)
         progress.phase("test")
-        curve = collect(ladder, prepared, latencies)
+        curve = collect(ladder, prepared)
         tracking.on_curve(curve, ladder)
         _, insight_files = record_insight(experiment.run_path)
         for path in (*_write(curve, experiment.run_path), *insight_files):
@@ -127,19 +136,6 @@ def _search(
     finally:
         tracking.close(state)
     return curve
-
-
-def _latencies(folder: Path, sizes: StudentSizes, rungs: tuple[Rung, ...]) -> dict[str, float]:
-    """Milliseconds of one image by capacity, measured before any trial competes for the cores.
-
-    Once a run: measured again, the points of the first start would stand beside those of the next
-    one on every axis of latency.
-    """
-    path = folder / LATENCY_FILE
-    if not path.exists():
-        write_json(path, {r.capacity: sizes.latency_ms(r.capacity, {}) for r in rungs})
-    found: dict[str, float] = read_json(path)
-    return found
 
 
 def _write(curve: Curve, folder: Path) -> list[Path]:
@@ -183,6 +179,8 @@ def _show(
         print()
         return
     Console().print(curve_table(curve))
+    if front_headings(curve):
+        Console().print(front_table(curve))
     run = experiment.run_path
     print(f"Run:    {run} (curve.json, curve.png, curve.html, journal.log)")
     print("Next:")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from krscale.capacity import latency_ms
 from krscale.config import Experiment, with_values
 from krscale.errors import UserError
+from krscale.files import read_json, write_json
 from krscale.rungs import Rung, Task, build_student, find_rung
 
 
@@ -20,6 +22,9 @@ class Sizes(Protocol):
 
     def excess(self, capacity: str, values: Mapping[str, Any]) -> dict[str, float]:
         """Return by how much (a share of the limit) it is beyond each limit that it breaks."""
+
+    def latency_ms(self, capacity: str, values: Mapping[str, Any]) -> float:
+        """Return the milliseconds of one image through an untrained student on one CPU thread."""
 
 
 class FixedSizes:
@@ -38,19 +43,34 @@ class FixedSizes:
         del capacity, values
         return {}
 
+    def latency_ms(self, capacity: str, values: Mapping[str, Any]) -> float:
+        """Nothing is built here, so nothing can be measured."""
+        raise NotImplementedError(f"the latency at {capacity} with {values} is not known")
+
 
 class StudentSizes:
     """Students as the experiment builds them, their architecture varied by a trial.
 
     A trial that changes the architecture gets the width at which that architecture comes closest
     to its rung's share of the teacher: a rung stays a size, whatever is searched at it. Sizes are
-    found on meta tensors; latency is measured on an untrained student, on this machine.
+    found on meta tensors; latency is measured on an untrained student, on this machine, once.
     """
 
     def __init__(self, experiment: Experiment, task: Task) -> None:
         self.experiment, self.task = experiment, task
         self._rungs: dict[str, Rung] = {}
         self._latencies: dict[str, float] = {}
+        self._file: Path | None = None
+
+    def keep_latencies(self, path: Path) -> None:
+        """Keep what is measured in a file; what it holds of earlier starts is not measured again.
+
+        Measured twice, one student would stand at two places on every axis of latency.
+        """
+        if path.exists():
+            self._latencies |= read_json(path)
+        self._file = path
+        write_json(path, self._latencies)
 
     def rung(self, capacity: str, values: Mapping[str, Any]) -> Rung:
         """Return the size of a student with these settings."""
@@ -105,10 +125,12 @@ class StudentSizes:
         if key not in self._latencies:
             student = build_student(experiment, self.task, self.rung(capacity, values).width)
             self._latencies[key] = latency_ms(student, self.task.image_shape)
+            if self._file is not None:
+                write_json(self._file, self._latencies)
         return self._latencies[key]
 
     def _student(self, capacity: str, values: Mapping[str, Any]) -> tuple[str, Experiment]:
         own = {path: value for path, value in values.items() if path.startswith("student.")}
-        key = json.dumps([capacity, own], sort_keys=True)
+        key = f"{capacity} {json.dumps(own, sort_keys=True)}" if own else capacity
         settings = {**own, "distill.capacity": capacity}
         return key, with_values(self.experiment, settings, f"student at {capacity}")

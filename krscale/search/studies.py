@@ -19,6 +19,7 @@ from optuna.storages import BaseStorage
 from krscale.config import Experiment
 from krscale.search.assignment import StudyKey
 from krscale.search.journal import Journal
+from krscale.search.objectives import directions, objectives_of
 from krscale.search.retries import SEED
 from krscale.search.sampling import make_pruner, make_sampler
 from krscale.search.space import SearchSpace, defaults_within
@@ -59,10 +60,14 @@ class StudyOpener:
 
     def _find(self, key: StudyKey) -> optuna.Study:
         described = self.described[key.method]
+        objectives = objectives_of(key, self.experiment.search.objectives)
         for version in itertools.count(1):
             name = key.name if version == 1 else f"{key.name} #{version}"
             study = optuna.create_study(
-                storage=self.storage, study_name=name, direction="maximize", load_if_exists=True
+                storage=self.storage,
+                study_name=name,
+                directions=directions(objectives),
+                load_if_exists=True,
             )
             attrs = study.user_attrs
             if _VERSION not in attrs:

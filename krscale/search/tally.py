@@ -12,6 +12,7 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from krscale.search.assignment import StudyKey
+from krscale.search.objectives import merit
 from krscale.search.retries import SEED, was_interrupted
 
 FORBIDDEN = "forbidden"
@@ -41,7 +42,7 @@ class Tally:
         self.num_waiting = len(self.waiting())
         self.num_counted = len(self.counted())
         winner = self.winner()
-        self.best = float(winner.value or 0.0) if winner else 0.0
+        self.best = float(winner.values[0]) if winner else 0.0
 
     @property
     def num_started(self) -> int:
@@ -70,11 +71,11 @@ class Tally:
         self.study.tell(trial, state=TrialState.PRUNED)
 
     def winner(self) -> FrozenTrial | None:
-        """Return the best complete trial by validation accuracy, then loss; None if none."""
+        """Return the best complete trial by validation accuracy, then `merit`; None if none."""
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if not complete:
             return None
-        return max(complete, key=lambda t: (t.value, -t.user_attrs.get("val/loss", 0.0)))
+        return max(complete, key=lambda trial: merit(self.study, trial))
 
 
 class FinalTally(Tally):

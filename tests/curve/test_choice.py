@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krscale.curve import Curve, MethodResult, Rung, find_pareto
+from krscale.curve import Curve, MethodResult, Rung, Size, find_pareto
 from krscale.curve.choice import Limits, choose, find_candidates
 from krscale.errors import UserError
 from krscale.pareto import pareto_front
@@ -42,6 +42,24 @@ CURVE = make(
     (10_000, {"plain": result(0.88, 0.90), "kr": result(0.92, 0.96)}),
     (100_000, {"plain": result(0.95, 0.95), "kr": result(0.97, 0.97)}),
 )
+
+
+def test_a_student_with_an_architecture_of_its_own_is_as_large_as_itself() -> None:
+    slow = Size(width=3, num_parameters=1_010, flops=40_000, latency_ms=4.0)
+    deep = result(0.95, 0.95).model_copy(update={"size": slow})
+    curve = make((1_000, {"plain": result(0.8, 0.8), "kr": deep}))
+    assert choose(curve, Limits(flops=40_000)).picked.method == "kr"
+    assert choose(curve, Limits(flops=39_999)).picked.method == "plain", "the rung has 10,000"
+    assert choose(curve, Limits(latency_ms=3.9)).picked.method == "plain"
+    assert choose(curve, Limits(num_parameters=1_010)).picked.facts() == {
+        "capacity": "1/400", "method": "kr", "num_parameters": 1_010, "flops": 40_000,
+        "latency_ms": 4.0, "val_accuracy": 0.95,
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"picked with --max-params 1010 --min-accuracy 0\.95"):
+        choose(curve, Limits(num_parameters=900, min_accuracy=0.95))
+    (small, large) = curve.pareto
+    assert (small.method, small.flops) == ("plain", 10_000)
+    assert (large.method, large.flops, large.latency_ms) == ("kr", 40_000, 4.0)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,21 @@
+import io
 import json
 import math
 
 import pytest
 from pydantic import ValidationError
+from rich.console import Console
 
-from krscale.curve import Curve, MethodResult, Rung, find_pareto, read_curve, write_curve
+from krscale.curve import (
+    Curve,
+    FrontTrial,
+    MethodResult,
+    Rung,
+    find_pareto,
+    front_table,
+    read_curve,
+    write_curve,
+)
 from krscale.curve.interval import half_width
 from krscale.errors import UserError
 
@@ -57,6 +68,37 @@ def test_a_written_curve_is_read_back_and_has_every_key_of_the_format(tmp_path):
         "capacity", "method", "num_parameters", "flops", "latency_ms", "val_accuracy",
         "test_accuracy",
     }  # fmt: skip
+
+
+def test_a_curve_written_before_sizes_and_fronts_is_read(tmp_path):
+    written = curve(rung("1/4", 9, kr=result([0.5], [0.5])))
+    path = write_curve(written, tmp_path)
+    content = json.loads(path.read_text())
+    for name in ("size", "front"):
+        del content["rungs"][0]["methods"]["kr"][name]
+    path.write_text(json.dumps(content))
+    assert read_curve(tmp_path) == written
+    assert written.rungs[0].size_of("kr").flops == 90
+
+
+def test_the_front_of_trials_is_kept_and_shown(tmp_path):
+    front = [
+        FrontTrial(
+            number=n, objectives={"val/accuracy": accuracy, "flops": flops},
+            settings={"student.options.num_blocks": blocks, "student.model": "resnet",
+                      "train.learning_rate": 0.1},
+        )
+        for n, accuracy, flops, blocks in ((4, 0.9, 39_600, 3), (1, 0.85, 12_000, 1))
+    ]  # fmt: skip
+    written = curve(rung("1/4", 9, kr=result([0.5], [0.5], front=front)))
+    write_curve(written, tmp_path)
+    assert read_curve(tmp_path) == written
+    shown = Console(width=80, file=io.StringIO())
+    shown.print(front_table(written, ascii_only=True))
+    lines = [line.split() for line in shown.file.getvalue().splitlines()]
+    assert ["rung", "method", "validation", "%", "FLOPs", "student"] in lines
+    assert ["1/4", "kr", "90.0", "39.6k", "resnet", "num_blocks=3"] in lines
+    assert ["1/4", "kr", "85.0", "12k", "resnet", "num_blocks=1"] in lines
 
 
 def test_the_front_is_chosen_by_validation_never_by_test():

@@ -15,6 +15,7 @@ from krscale.config import Experiment, load
 from krscale.curve import (
     Cost,
     Curve,
+    FrontTrial,
     MethodResult,
     Rung,
     ShownRun,
@@ -192,6 +193,23 @@ def test_convergence_of_the_search_and_of_the_trainings(tmp_path) -> None:
     picture = base64.b64decode(re.search(r"base64,([^\"]*)", section)[1])
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 5_000
+
+
+def test_page_shows_the_front_of_a_search_with_several_objectives(tmp_path) -> None:
+    curve = make()
+    assert "The front of every study" not in page(tmp_path, ShownRun(curve, PNG, None, {})).text
+    found = FrontTrial(
+        number=3, objectives={"val/accuracy": 0.912, "latency_ms": 0.4321},
+        settings={"student.options.num_blocks": 2},
+    )  # fmt: skip
+    small = curve.rungs[0]
+    methods = {**small.methods, "kr": small.methods["kr"].model_copy(update={"front": (found,)})}
+    several = curve.model_copy(
+        update={"rungs": (small.model_copy(update={"methods": methods}), *curve.rungs[1:])}
+    )
+    text = page(tmp_path, ShownRun(several, PNG, None, {})).text
+    assert "The front of every study" in text
+    assert "1/16 kr 91.2 0.43 num_blocks=2" in text
 
 
 def test_page_loads_nothing_and_runs_nothing(tmp_path) -> None:

@@ -49,6 +49,26 @@ def test_another_architecture_keeps_the_size_of_its_rung(tmp_path: Path) -> None
     assert sizes.rung("1/4", {}) == one, "the experiment's own has one block"
 
 
+def test_latencies_are_measured_once_a_run_and_per_architecture(tmp_path, monkeypatch) -> None:
+    measured = iter([3.0, 5.0, 7.0])
+    monkeypatch.setattr("krscale.search.sizes.latency_ms", lambda *_: next(measured))
+    path, deep = tmp_path / "latency.json", {"student.options.num_blocks": 3}
+    first = sizes_of(experiment(tmp_path))
+    first.keep_latencies(path)
+    assert [first.latency_ms("1/4", v) for v in ({}, deep, {"train.learning_rate": 0.1})] == [
+        3,
+        5,
+        3,
+    ]
+    again = sizes_of(experiment(tmp_path))
+    again.keep_latencies(path)
+    assert [again.latency_ms("1/4", values) for values in ({}, deep)] == [3, 5]
+    path.write_text('{"1/4": 2.0}')  # as an older krscale wrote it
+    old = sizes_of(experiment(tmp_path))
+    old.keep_latencies(path)
+    assert [old.latency_ms("1/4", values) for values in ({}, deep)] == [2, 7]
+
+
 def test_rungs_beyond_a_limit_are_left_out_with_a_word(tmp_path: Path) -> None:
     config = experiment(tmp_path, "search.max_parameters=100000")
     said: list[str] = []

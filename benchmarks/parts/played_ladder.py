@@ -5,14 +5,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from optuna.trial import TrialState
 
 from krscale.config import Experiment, load
 from krscale.rungs import Rung
-from krscale.search.assignment import Assignment
+from krscale.search.assignment import Assignment, StudyKey
 from krscale.search.ladder import Ladder
 from krscale.search.space import load_space
+from krscale.search.turns import Turns
 from parts.recording import CAPACITIES, TASK
 from parts.surrogate import Surrogate
 
@@ -22,12 +24,18 @@ SIZES = {capacity: 1_000 * 4**place for place, capacity in enumerate(CAPACITIES)
 """Parameters of the rungs, as far as the ladder cares: their order."""
 
 
+class _NoFinals(Turns):
+    def planned(self, key: StudyKey) -> int:
+        """Return the trials of a study: none for finals."""
+        return 0 if key.final else super().planned(key)
+
+
 class TunedOnly(Ladder):
     """A ladder without finals."""
 
-    def planned(self, key: object) -> int:
-        """Return the trials of a study: none for finals."""
-        return 0 if key.final else super().planned(key)  # type: ignore[attr-defined,arg-type]
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.turns = _NoFinals(self.experiment, self.tallies, self.budget)
 
 
 def search_experiment(*changes: str) -> Experiment:

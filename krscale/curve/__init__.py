@@ -8,6 +8,7 @@ from krscale.curve.interactive import write_interactive
 from krscale.curve.overlay import draw_curves
 from krscale.curve.page import ShownRun, write_page
 from krscale.curve.result import (
+    Budgets,
     Cost,
     Curve,
     ParetoEntry,
@@ -20,6 +21,7 @@ from krscale.curve.students import FrontTrial, MethodResult, Rung, Size
 from krscale.curve.table import curve_table
 
 __all__ = [
+    "Budgets",
     "Candidate",
     "Choice",
     "Cost",

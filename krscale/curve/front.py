@@ -71,7 +71,7 @@ def _number(objective: str, value: float) -> str:
 
 
 def _architecture(settings: Mapping[str, Any]) -> str:
-    parts = []
+    parts: list[str] = []
     for path, value in settings.items():
         if path == "student.model":
             parts.insert(0, str(value))

@@ -234,6 +234,9 @@ def _cost(curve: Curve) -> str:
         f"{sum(r.num_pruned for r in results)} and {sum(r.num_failed for r in results)} failed; "
         f"then {sum(len(r.seeds) for r in results)} final trainings."
     )
+    early = {r.ended_by for r in results} - {"trials_per_rung", None}
+    if early:
+        text += f" Some tuning ended before its last trial: {', '.join(sorted(map(str, early)))}."
     if curve.cost is None:
         return text
     return (

@@ -58,6 +58,16 @@ class Cost(Part):
     """Sum over all trainings of how long each took."""
 
 
+class Budgets(Part):
+    """What a search was allowed, as in the config's `search`; 0 is no limit."""
+
+    trials_per_rung: Count
+    num_final_seeds: Count
+    max_wall_seconds: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+    max_epochs: Count
+    target_accuracy: Accuracy
+
+
 class Curve(Part):
     """Accuracy versus capacity for every method, and where it came from."""
 
@@ -75,6 +85,8 @@ class Curve(Part):
     """The front, smallest student first; see `find_pareto`."""
     cost: Cost | None = None
     """None in curves of krscale before it was kept."""
+    budgets: Budgets | None = None
+    """None in curves of krscale before they were kept."""
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -66,6 +66,9 @@ class MethodResult(Part):
     """Settings of the winner: dotted path of the experiment -> value."""
     size: Size | None = None
     """The winner's own, where the architecture was searched; None where it is the rung's."""
+    ended_by: str | None = None
+    """The field of `search` that ended its tuning, e.g. `max_epochs`; `size_limits` where nearly
+    every suggestion was too large; None in curves of krscale before it was kept."""
     front: tuple[FrontTrial, ...] = ()
     """Of a search with several objectives, the most accurate first: it is the winner."""
 
@@ -81,6 +84,7 @@ class MethodResult(Part):
         num_failed: int,
         best: dict[str, Any],
         size: Size | None = None,
+        ended_by: str | None = None,
         front: Sequence[FrontTrial] = (),
     ) -> MethodResult:
         """Build the result from one accuracy per seed; the means are taken here."""
@@ -95,6 +99,7 @@ class MethodResult(Part):
             num_failed=num_failed,
             best=best,
             size=size,
+            ended_by=ended_by,
             front=tuple(front),
         )
 

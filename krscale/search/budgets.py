@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import datetime
 
 from optuna.trial import FrozenTrial
@@ -12,6 +13,19 @@ from krscale.config import SearchConfig
 from krscale.search.tally import Tally
 
 Span = tuple[datetime, datetime]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why a study starts no more trials.
+
+    Attributes:
+        name: One of `tally.ENDINGS`, for the journal, `curve.json` and MLflow.
+        text: The same in the user's words.
+    """
+
+    name: str
+    text: str
 
 
 class Budget:
@@ -44,25 +58,27 @@ class Budget:
         """Time in which at least one trial ran, earlier starts included."""
         return self.seconds_before + self.clock() - self.started
 
-    def spent(self) -> str:
-        """Return which limit has been reached, in the user's words; empty while none has."""
-        limits = self.config
-        if limits.max_wall_seconds and self.seconds >= limits.max_wall_seconds:
-            return f"search.max_wall_seconds = {limits.max_wall_seconds:g} has passed"
-        if limits.max_epochs and self.num_epochs >= limits.max_epochs:
-            return f"search.max_epochs = {limits.max_epochs:,} are spent"
-        return ""
+    def spent(self) -> Ending | None:
+        """Return the limit of the whole search that has been reached; None while none has."""
+        seconds, epochs = self.config.max_wall_seconds, self.config.max_epochs
+        if seconds and self.seconds >= seconds:
+            name = "max_wall_seconds"
+            return Ending(name, f"search.{name} = {seconds:g} has passed")
+        if epochs and self.num_epochs >= epochs:
+            return Ending("max_epochs", f"search.max_epochs = {epochs:,} are spent")
+        return None
 
 
-def ended_by(tally: Tally, planned: int, budget: Budget) -> str:
-    """Return why a tuning study starts no more trials, in the user's words; empty while it does."""
+def find_ending(tally: Tally, planned: int, budget: Budget) -> Ending | None:
+    """Return why a tuning study starts no more trials; None while it does."""
     target = budget.config.target_accuracy
     if tally.num_started >= planned:
-        return f"all {planned} trials were started"
+        return Ending("trials_per_rung", f"all {planned} trials were started")
     if target and tally.best >= target:
-        return f"search.target_accuracy = {target:g} was reached"
+        return Ending("target_accuracy", f"search.target_accuracy = {target:g} was reached")
     if tally.given_up:
-        return "nearly every suggestion broke a limit of the student's size"
+        text = "nearly every suggestion broke a limit of the student's size"
+        return Ending("size_limits", text)
     return budget.spent()
 
 

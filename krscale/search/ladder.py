@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from krscale.config import Experiment
 from krscale.rungs import Rung
 from krscale.search.assignment import Assignment, Listener, StudyKey
-from krscale.search.budgets import Budget, ended_by
+from krscale.search.budgets import Budget
 from krscale.search.journal import Journal
 from krscale.search.objectives import objectives_of, trial_values
 from krscale.search.retries import (
@@ -32,15 +32,15 @@ from krscale.search.retries import (
     deserves_retry,
     run_again,
 )
-from krscale.search.sampling import num_grid_points, num_startup
+from krscale.search.sampling import num_startup
 from krscale.search.sizes import FixedSizes, Sizes
 from krscale.search.space import SearchSpace
 from krscale.search.studies import StudyOpener, trial_name
 from krscale.search.tally import FinalTally, Tally
 from krscale.search.transfer import transfer
+from krscale.search.turns import Turns
 from krscale.search.unfinished import forget, sweep, unfinished_path
 
-FINAL_SEED_OFFSET = 1000  # far from the seed that tuning used, so that finals are fresh
 MAX_FORBIDDEN = 50
 """Suggestions in a row that break a limit, after which a study is given up."""
 
@@ -94,6 +94,7 @@ class Ladder:
             self._recover(self.tallies[key])
         tuned = [tally.counted() for key, tally in self.tallies.items() if not key.final]
         self.budget = Budget(self.config, (trial for trials in tuned for trial in trials), clock)
+        self.turns = Turns(experiment, self.tallies, self.budget)
         sweep(self.run_path, {unfinished_path(self.run_path, n) for n in self._continued()})
 
     @property
@@ -110,7 +111,7 @@ class Ladder:
         """
         if any(assignment.alone for assignment, _ in self.running.values()):
             return Next.WAIT
-        while key := self._furthest_behind():
+        while key := self.turns.furthest_behind():
             asked = self._ask(key)
             if asked and not asked[0].alone:
                 return self._hand_out(*asked)
@@ -157,7 +158,7 @@ class Ladder:
         tally.num_running -= 1
         tally.recount()
         if not assignment.key.final:
-            self._final_of(assignment.key).recount()  # the winner may be another now
+            self.turns.final_of(assignment.key).recount()  # the winner may be another now
         forget(self.run_path, assignment.name, assignment.continues)
         self.num_failed += state is TrialState.FAIL
         if self.complete:
@@ -188,18 +189,16 @@ class Ladder:
     @property
     def complete(self) -> bool:
         """Whether nothing is left to run."""
-        return not self.running and not self.parked and self._furthest_behind() is None
+        return not self.running and not self.parked and self.turns.furthest_behind() is None
 
     def planned(self, key: StudyKey) -> int:
         """Number of trials a study is meant to have."""
-        if key.final:
-            return self.config.num_final_seeds
-        points = num_grid_points(self.tallies[key].study)
-        return min(self.config.trials_per_rung, points or self.config.trials_per_rung)
+        return self.turns.planned(key)
 
     def ended_by(self, key: StudyKey) -> str:
         """Return why a tuning study starts no more trials; empty while it does."""
-        return ended_by(self.tallies[key], self.planned(key), self.budget)
+        ending = self.turns.ending(key)
+        return ending.text if ending else ""
 
     def counted(self, key: StudyKey) -> list[FrozenTrial]:
         """Ended trials that count towards the plan: all but the interrupted ones."""
@@ -227,36 +226,6 @@ class Ladder:
             for method in self.config.methods
         ]
 
-    def _furthest_behind(self) -> StudyKey | None:
-        for key in self.tallies:
-            if not key.final and self.ended_by(key) and not self.tallies[key].num_running:
-                self._plan_finals(key)
-        may_start = [key for key in self.tallies if self._may_start(key)]
-        # The first of equals, and larger students come first.
-        return min(
-            may_start, key=lambda k: self.tallies[k].num_started / self.planned(k), default=None
-        )
-
-    def _may_start(self, key: StudyKey) -> bool:
-        if not key.final:
-            return not self.ended_by(key)
-        tuning = StudyKey(key.method, key.capacity)
-        tuned = self.ended_by(tuning) and not self.tallies[tuning].num_running
-        # A final needs a seed that only an enqueued trial carries.
-        return bool(tuned) and self.tallies[key].num_waiting > 0
-
-    def _final_of(self, key: StudyKey) -> FinalTally:
-        final = self.tallies[StudyKey(key.method, key.capacity, final=True)]
-        assert isinstance(final, FinalTally)  # noqa: S101
-        return final
-
-    def _plan_finals(self, key: StudyKey) -> None:
-        final = self._final_of(key)
-        if final.num_started + final.num_waiting < self.planned(final.key):
-            first = self.experiment.train.seed + FINAL_SEED_OFFSET
-            final.plan(list(range(first, first + self.planned(final.key))))
-            self.tallies[key].study.set_user_attr("ended_by", self.ended_by(key))
-
     def _ask(self, key: StudyKey) -> tuple[Assignment, Trial] | None:
         """Ask a study for its next trial; None if it finds no student that is allowed."""
         tally = self.tallies[key]
@@ -264,6 +233,7 @@ class Ladder:
             transfer(
                 key, self.tallies, list(self.rungs), self.planned(key), num_startup(self.config)
             )
+        tally.reopen()
         for _ in range(MAX_FORBIDDEN):
             trial = tally.study.ask()
             values = self.space.suggest(key.method, trial)

@@ -108,6 +108,9 @@ class TrackingListener:
                 self._log_front(ladder, rung.capacity, method, result)
         for method in curve.methods:
             self._log_best(curve, method)
+            ended_by = {r.methods[method].ended_by for r in curve.rungs if method in r.methods}
+            names = ", ".join(sorted(name for name in ended_by if name))
+            self.tracker.set_tags(method, {"krscale.ended_by": names})
 
     def _log_finals(self, ladder: Ladder, capacity: str, method: str, result: MethodResult) -> None:
         key = StudyKey(method, capacity, final=True)

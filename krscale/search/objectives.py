@@ -8,6 +8,7 @@ by itself, and the config refuses early stopping.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import optuna
 from optuna.study import StudyDirection
@@ -23,8 +24,8 @@ def objectives_of(key: StudyKey, objectives: Sequence[str]) -> Sequence[str]:
     return ("val/accuracy",) if key.final else objectives
 
 
-def directions(objectives: Sequence[str]) -> list[str]:
-    """Return `maximize` or `minimize` for each objective, as Optuna wants it."""
+def directions(objectives: Sequence[str]) -> list[Literal["maximize", "minimize"]]:
+    """Return the direction of each objective, as Optuna wants it."""
     return [OBJECTIVES[name] for name in objectives]
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from krscale.assemble import Assets, Prepared, trial_experiment
 from krscale.checkpoint import load_weights
 from krscale.config import Experiment
-from krscale.curve import Cost, Curve, FrontTrial, MethodResult, Size, Teacher, find_pareto
+from krscale.curve import Budgets, Cost, Curve, FrontTrial, MethodResult, Size, Teacher, find_pareto
 from krscale.curve import Rung as CurveRung
 from krscale.data import Split
 from krscale.loop import evaluate
@@ -52,6 +52,7 @@ def collect(ladder: Ladder, prepared: Prepared) -> Curve:
         rungs=rungs,
         pareto=find_pareto(rungs),
         cost=_cost(ladder),
+        budgets=Budgets(**ladder.config.model_dump(include=set(Budgets.model_fields))),
     )
 
 
@@ -107,6 +108,7 @@ def _method(ladder: Ladder, method: str, rung: Rung, assets: Assets, test: Split
         num_failed=sum(trial.state is TrialState.FAIL for trial in tuned),
         best=best,
         size=size,
+        ended_by=ladder.tallies[key].ended_by or None,
         front=_front(ladder, key),
     )
 

@@ -17,6 +17,10 @@ from krscale.search.retries import SEED, was_interrupted
 
 FORBIDDEN = "forbidden"
 """User attribute of a suggestion that broke a limit and was never trained: what it broke."""
+ENDED_BY = "ended_by"
+"""User attribute of a study: which of `ENDINGS` ended its tuning; empty while it goes on."""
+ENDINGS = ("trials_per_rung", "target_accuracy", "max_wall_seconds", "max_epochs", "size_limits")
+"""The settings of `search` that end a study, and the limits on its students all together."""
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -29,12 +33,15 @@ class Tally:
         num_running: Trials that were handed out and have not ended.
         best: Best validation accuracy of a complete trial, 0 before there is one.
         given_up: Whether too many of its suggestions broke a limit.
+        ended_by: What the journal says ended it, one of `ENDINGS`; empty while it goes on.
     """
 
     def __init__(self, key: StudyKey, study: optuna.Study) -> None:
         self.key, self.study = key, study
         self.num_running = 0
         self.given_up = False
+        noted = study.user_attrs.get(ENDED_BY, "")
+        self.ended_by: str = noted if noted in ENDINGS else ""  # krscale wrote sentences once
         self.recount()
 
     def recount(self) -> None:
@@ -48,6 +55,20 @@ class Tally:
     def num_started(self) -> int:
         """Trials that count or will."""
         return self.num_counted + self.num_running
+
+    def end(self, name: str) -> None:
+        """Note what ended the study, once: what would end it later is not what did."""
+        if not self.ended_by:
+            self._note(name)
+
+    def reopen(self) -> None:
+        """Take back that the study has ended, because it goes on."""
+        if self.ended_by:
+            self._note("")
+
+    def _note(self, name: str) -> None:
+        self.study.set_user_attr(ENDED_BY, name)
+        self.ended_by = name
 
     def counted(self) -> list[FrozenTrial]:
         """Return ended trials that count: not the interrupted ones, nor forbidden suggestions."""

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from krscale.curve import (
+    Budgets,
     Curve,
     FrontTrial,
     MethodResult,
@@ -55,7 +56,9 @@ def test_a_written_curve_is_read_back_and_has_every_key_of_the_format(tmp_path):
     assert path == tmp_path / "curve.json"
     assert read_curve(tmp_path) == written
     content = json.loads(path.read_text())
-    assert set(content) == {"name", "commit", "data", "teacher", "rungs", "pareto", "cost"}
+    assert set(content) == {
+        "name", "commit", "data", "teacher", "rungs", "pareto", "cost", "budgets",
+    }  # fmt: skip
     assert set(content["rungs"][0]) == {
         "capacity", "num_parameters", "flops", "latency_ms", "methods", "width",
     }  # fmt: skip
@@ -70,15 +73,29 @@ def test_a_written_curve_is_read_back_and_has_every_key_of_the_format(tmp_path):
     }  # fmt: skip
 
 
-def test_a_curve_written_before_sizes_and_fronts_is_read(tmp_path):
+def test_a_curve_written_before_sizes_fronts_and_budgets_is_read(tmp_path):
     written = curve(rung("1/4", 9, kr=result([0.5], [0.5])))
     path = write_curve(written, tmp_path)
     content = json.loads(path.read_text())
-    for name in ("size", "front"):
+    for name in ("size", "front", "ended_by"):
         del content["rungs"][0]["methods"]["kr"][name]
+    del content["budgets"], content["cost"]
     path.write_text(json.dumps(content))
     assert read_curve(tmp_path) == written
     assert written.rungs[0].size_of("kr").flops == 90
+
+
+def test_what_ended_a_search_and_what_it_was_allowed_is_kept(tmp_path):
+    budgets = Budgets(
+        trials_per_rung=8, num_final_seeds=5, max_wall_seconds=0.0, max_epochs=40,
+        target_accuracy=0.0,
+    )  # fmt: skip
+    ended = result([0.5], [0.5], ended_by="max_epochs")
+    written = curve(rung("1/4", 9, kr=ended)).model_copy(update={"budgets": budgets})
+    content = json.loads(write_curve(written, tmp_path).read_text())
+    assert read_curve(tmp_path) == written
+    reason = content["rungs"][0]["methods"]["kr"]["ended_by"]
+    assert content["budgets"][reason] == 40
 
 
 def test_the_front_of_trials_is_kept_and_shown(tmp_path):

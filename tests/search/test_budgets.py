@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 # Simulated trials are told to the ladder as the driver would; see the helpers there.
-from ladder_play import Assignment, Ladder, Next, experiment, ladder, play_all, quality
+from ladder_play import Assignment, Ladder, Next, experiment, ladder, play, play_all, quality
 from optuna.trial import TrialState
 
 from krscale.search.assignment import StudyKey
@@ -66,7 +66,7 @@ def test_wall_time_ends_tuning_and_the_winners_are_trained(tmp_path: Path) -> No
         if not key.final:
             assert 0 < len(found.counted(key)) < 20
             assert found.ended_by(key) == "search.max_wall_seconds = 10 has passed"
-            assert "max_wall_seconds" in found.studies[key].user_attrs["ended_by"]
+            assert found.studies[key].user_attrs["ended_by"] == "max_wall_seconds"
             assert len(found.finals(key.method, key.capacity)) == 2
 
 
@@ -100,6 +100,41 @@ def test_a_study_that_reached_the_target_starts_no_more(tmp_path: Path) -> None:
         assert sum(a.key == key for a in played) == (2 if key.final else 1)
         if not key.final:
             assert "target_accuracy" in found.ended_by(key)
+            assert found.tallies[key].ended_by == "target_accuracy"
+
+
+def test_what_ended_a_study_is_kept_until_it_goes_on(tmp_path: Path) -> None:
+    now = [0.0]
+    settings = {"search.methods": ["plain"], "search.trials_per_rung": 3}
+    limited = experiment(**settings, **{"search.max_wall_seconds": 50.0})
+    found = ladder(tmp_path, limited, clock=lambda: now[0])
+    key = StudyKey("plain", "1/4")
+    assert found.tallies[key].ended_by == ""
+    while isinstance(upcoming := found.next(), Assignment):
+        now[0] += 100.0 * upcoming.key.final  # the time passes while finals run
+        play(found, upcoming)
+    assert found.tallies[key].ended_by == "trials_per_rung", "not the limit that passed later"
+
+    # A larger budget: it goes on, and what ends it now is something else, though no other wins.
+    more = {**settings, "search.trials_per_rung": 30, "search.max_epochs": 30}
+    again = ladder(tmp_path, experiment(**more))
+    assert again.tallies[key].ended_by == "trials_per_rung"
+    upcoming = again.next()
+    assert isinstance(upcoming, Assignment)
+    assert again.tallies[upcoming.key].ended_by == ""
+    play(again, upcoming)
+    play_all(again)
+    assert {again.tallies[k].ended_by for k in again.studies if not k.final} == {"max_epochs"}
+    reread = ladder(tmp_path, experiment(**more))
+    assert reread.next() is Next.DONE
+    assert reread.tallies[key].ended_by == "max_epochs"
+
+    # An older krscale wrote a sentence there.
+    reread.studies[key].set_user_attr("ended_by", "search.max_epochs = 30 are spent")
+    last = ladder(tmp_path, experiment(**more))
+    assert last.tallies[key].ended_by == ""
+    assert last.complete
+    assert last.tallies[key].ended_by == "max_epochs"
 
 
 def test_only_time_with_running_trials_counts() -> None:

@@ -39,9 +39,9 @@ def journal(run: Path) -> dict[str, optuna.Study]:
     return {name: optuna.load_study(study_name=name, storage=storage) for name in names}
 
 
-def mlflow_runs(storage: Path, name: str = "krscale") -> list[Run]:
+def mlflow_runs(storage: Path) -> list[Run]:
     client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name(name)
+    experiment = client.get_experiment_by_name("krscale")
     assert experiment is not None
     return list(client.search_runs([experiment.experiment_id], max_results=1000))
 
@@ -183,67 +183,6 @@ def test_report_reads_the_run(finished: tuple[Path, dict[str, Any]]) -> None:
     for title in ("Which granularity and sparsity won where", "Convergence: was it long enough?"):
         assert f">{title}</h2>" in page
     assert "was not kept for this run" not in page, "the search wrote its insight"
-
-
-SHAPES = """
-[common]
-"train.learning_rate" = { type = "float", low = 0.03, high = 0.5, log = true }
-"student.options.num_blocks" = { type = "int", low = 1, high = 3 }
-"""
-
-
-def test_a_search_with_two_objectives_is_extended(
-    finished: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
-    storage, space = finished[0].parent, tmp_path / "shapes.toml"
-    space.write_text(SHAPES)
-    settings = overrides(
-        *SMALL, WATCHED, f"storage_path={storage}", "name=shapes", "tracking.experiment=shapes",
-        f"search.space={space}", "search.methods=['plain']", "ladder.capacities=['1/4']",
-        "search.objectives=['val/accuracy', 'flops']", "search.early_stopping=none",
-        "search.num_final_seeds=1",
-    )  # fmt: skip
-    done = door("tune", [*settings, "--json"])
-    assert done.returncode == 0, done.stderr
-    before = journal(storage / "shapes")
-    done = door("tune", [*settings, "--set", "search.trials_per_rung=+3"])
-    assert done.returncode == 0, done.stderr
-    assert "The front of every study" in done.stdout
-
-    study, finals = (journal(storage / "shapes")[n] for n in ("plain@1/4", "plain@1/4 final"))
-    assert len(study.trials) == 2 + 3
-    assert study.trials[:2] == before["plain@1/4"].trials
-    winner = max(
-        study.trials, key=lambda t: (*t.values[:1], -t.values[1], -t.user_attrs["val/loss"])
-    )
-    stayed = before["plain@1/4 final"].trials[0].params == winner.params
-    assert len(finals.trials) == (1 if stayed else 2)
-    assert finals.trials[-1].params == winner.params
-
-    rung = json.loads((storage / "shapes" / "curve.json").read_text())["rungs"][0]
-    result = rung["methods"]["plain"]
-    assert result["num_trials"] == 5
-    assert result["best"] == winner.params
-    front = {found["number"]: found["objectives"] for found in result["front"]}
-    assert front == {
-        t.number: {"val/accuracy": t.values[0], "flops": t.values[1]} for t in study.best_trials
-    }
-    own = result["size"] or rung  # the rung's where the winner has the experiment's own shape
-    assert own["flops"] == winner.values[1]
-
-    runs = mlflow_runs(storage, "shapes")
-    children = [r for r in runs if r.data.tags["krscale.kind"] == "trial"]
-    assert len(children) == 5
-    tagged = [r for r in children if r.data.tags["krscale.front"] == "true"]
-    assert sorted(r.data.metrics["size/flops"] for r in tagged) == sorted(
-        objectives["flops"] for objectives in front.values()
-    )
-    assert sum(r.data.tags["krscale.kind"] == "final" for r in runs) == len(finals.trials)
-    (parent,) = (r for r in runs if r.data.tags["krscale.kind"] == "search")
-    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
-    history = client.get_metric_history(parent.info.run_id, "front_by_flops/val_accuracy")
-    points = {(m.step, m.value) for m in history}
-    assert points >= {(int(o["flops"]), o["val/accuracy"]) for o in front.values()}
 
 
 def test_other_experiment_in_the_folder_is_refused(finished: tuple[Path, dict[str, Any]]) -> None:

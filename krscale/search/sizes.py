@@ -122,8 +122,11 @@ class StudentSizes:
     def latency_ms(self, capacity: str, values: Mapping[str, Any]) -> float:
         """Return the milliseconds of one image through an untrained student on one CPU thread."""
         key, experiment = self._student(capacity, values)
+        rung = self.rung(capacity, values)
+        if rung == self.rung(capacity, {}):
+            key = capacity  # the experiment's own student, its settings spelled out
         if key not in self._latencies:
-            student = build_student(experiment, self.task, self.rung(capacity, values).width)
+            student = build_student(experiment, self.task, rung.width)
             self._latencies[key] = latency_ms(student, self.task.image_shape)
             if self._file is not None:
                 write_json(self._file, self._latencies)

@@ -60,6 +60,7 @@ def test_latencies_are_measured_once_a_run_and_per_architecture(tmp_path, monkey
         5,
         3,
     ]
+    assert first.latency_ms("1/4", {"student.options.num_blocks": 1}) == 3, "the same student"
     again = sizes_of(experiment(tmp_path))
     again.keep_latencies(path)
     assert [again.latency_ms("1/4", values) for values in ({}, deep)] == [3, 5]

@@ -1,0 +1,151 @@
+"""A search from the command line to its curve, trained in this process instead of on Ray."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ladder_play import Assignment, Ladder, Next
+from optuna.trial import TrialState
+from running import overrides
+
+from krscale.assemble import Assets, Prepared, build_training, trial_experiment
+from krscale.checkpoint import save_weights
+from krscale.curve import read_curve
+from krscale.parallel import Workers
+from krscale.provenance import student_path
+from krscale.search import session
+from krscale.search.assignment import StudyKey
+from krscale.search.insight import find_insight
+from krscale.search.objectives import front
+from krscale.tune import run
+
+SPACE = """
+[common]
+"train.learning_rate" = { type = "float", low = 0.03, high = 0.5, log = true }
+"student.options.num_blocks" = { type = "int", low = 1, high = 3 }
+"""
+SETTINGS = (
+    "name=shapes",
+    "teacher.width=8",
+    "teacher.num_epochs=1",
+    "views.num_views=1",
+    "train.num_epochs=1",
+    "ladder.capacities=['1/4']",
+    "search.methods=['plain']",
+    "search.objectives=['val/accuracy', 'latency_ms']",
+    "search.early_stopping=none",
+    "search.trials_per_rung=2",
+    "search.num_final_seeds=1",
+    "search.gpus_per_trial=0",
+)
+
+
+class Records:
+    """What a search told its tracker."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.parents: dict[str, str | None] = {}
+        self.tags: dict[str, dict[str, str]] = {}
+        self.points: dict[str, set[tuple[str, int, float]]] = {}
+        Records.last = self
+
+    last: "Records"
+
+    def start_run(self, key: str, *, parent: str | None = None, tags: Any, **_: Any) -> None:
+        self.parents[key], self.tags[key] = parent, dict(tags)
+
+    def set_tags(self, key: str, tags: dict[str, str]) -> None:
+        self.tags.setdefault(key, {}).update(tags)
+
+    def log_metrics(self, key: str, metrics: dict[str, float], *, step: int) -> None:
+        points = self.points.setdefault(key, set())
+        points |= {(name, step, value) for name, value in metrics.items()}
+
+    def how_to_open(self) -> tuple[str, str]:
+        return "", ""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+@pytest.fixture
+def ladders(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Ladder, list[Assignment]]]:
+    """The ladder of each search that is run, and the trials that it ran."""
+    found: list[tuple[Ladder, list[Assignment]]] = []
+
+    def run_here(ladder: Ladder, prepared: Prepared, *_: Any) -> None:
+        """Do what Ray's workers do, one trial after the other."""
+        assets, ran = Assets.open(prepared), []
+        while isinstance(upcoming := ladder.next(), Assignment):
+            ran.append(upcoming)
+            key, config = upcoming.key, ladder.experiment
+            values = dict(upcoming.values)
+            experiment = trial_experiment(config, key.method, values, upcoming.seed)
+            training = build_training(experiment, assets, upcoming.rung.width, Workers.alone())
+            metrics = training.run_epoch()
+            assert not ladder.report(upcoming, metrics)
+            if key.final:
+                path = student_path(config.run_path, key.method, key.capacity, upcoming.seed)
+                save_weights(path, training.student)
+            ladder.finish(upcoming, TrialState.COMPLETE, metrics)
+        assert upcoming is Next.DONE
+        found.append((ladder, ran))
+
+    monkeypatch.setattr(session, "connect", lambda cluster: None)
+    monkeypatch.setattr(session, "num_places", lambda resources: 1)
+    monkeypatch.setattr(session, "write_on_workers", None)
+    monkeypatch.setattr(session, "run_search", run_here)
+    monkeypatch.setattr(session, "Tracker", Records)
+    return found
+
+
+def test_a_search_with_two_objectives_is_extended(
+    ladders: list[tuple[Ladder, list[Assignment]]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "space.toml").write_text(SPACE)
+    settings = overrides(
+        *SETTINGS, f"storage_path={tmp_path}", f"search.space={tmp_path / 'space.toml'}"
+    )
+    assert run([*settings, "--quiet", "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert run([*settings, "--quiet", "--set", "search.trials_per_rung=+3"]) == 0
+    assert "The front of every study" in capsys.readouterr().out
+
+    (before, ran_before), (after, ran) = ladders
+    key, final = StudyKey("plain", "1/4"), StudyKey("plain", "1/4", final=True)
+    assert [a.key for a in ran_before] == [key, key, final]
+    old, new = before.winner("plain", "1/4"), after.winner("plain", "1/4")
+    assert old is not None
+    assert new is not None
+    # Three trials that are new, and a final only where another has won.
+    assert [a.key for a in ran] == [key] * 3 + [final] * (old.params != new.params)
+    assert [a.number for a in ran[:3]] == [2, 3, 4]
+    assert [t.params for t in after.finals("plain", "1/4")] == [new.params]
+
+    curve = read_curve(tmp_path / "shapes")
+    assert curve.budgets is not None
+    assert (first["budgets"]["trials_per_rung"], curve.budgets.trials_per_rung) == (2, 5)
+    (rung,) = curve.rungs
+    result = rung.methods["plain"]
+    assert (result.num_trials, result.ended_by, result.best) == (5, "trials_per_rung", new.params)
+    chosen = front(after.studies[key])
+    assert [found.number for found in result.front] == [trial.number for trial in chosen]
+    assert list(result.front[0].objectives.values()) == new.values
+    assert rung.size_of("plain").latency_ms == new.values[1], "measured once, wherever it is told"
+    assert find_insight(tmp_path / "shapes").studies[0].best == new.params
+
+    records = Records.last
+    trials = {after.trial_name(key, n) for n in range(5)}
+    shown = {name for name in trials if records.tags[name].get("krscale.front") == "true"}
+    assert shown == {after.trial_name(key, trial.number) for trial in chosen}
+    assert records.tags["plain"]["krscale.ended_by"] == "trials_per_rung"
+    for trial in chosen:
+        accuracy, latency = trial.values
+        point = ("front_by_latency/val_accuracy", round(1000 * latency), accuracy)
+        assert point in records.points["plain"]
+    for assignment in ran:
+        size = ("size/latency_ms", 0, assignment.latency_ms)
+        assert size in records.points[assignment.name]

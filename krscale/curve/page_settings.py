@@ -79,7 +79,7 @@ def other_settings(curve: Curve) -> list[str]:
         for capacity, method, r in won
     ]
     shown = [name.removeprefix("distill.").removeprefix("train.") for name in names]
-    caption = "All other settings of the winning trials."
+    caption = "Chosen by validation accuracy. An empty cell: no setting of this method."
     return [table(("size", "method", *shown), rows, caption, num_text=2)]
 
 

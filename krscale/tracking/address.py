@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
@@ -75,9 +75,10 @@ def resolve_address(uri: str, storage_path: Path) -> Address:
 
 
 def charts_at(server: str, experiment_id: str) -> str:
-    """Return the address that opens an experiment on the curves of its runs.
+    """Return the address that opens an experiment on the curves of its searches.
 
-    Without `workflowType` MLflow 3 opens a page for language models, which is empty for us.
+    Without `workflowType` MLflow 3 opens a page for language models, which is empty for us. Without
+    the filter it draws what is among the newest hundred runs, and one search has more trials.
 
     Args:
         server: Where MLflow is, e.g. `http://127.0.0.1:5000`.
@@ -85,8 +86,12 @@ def charts_at(server: str, experiment_id: str) -> str:
     """
     if not experiment_id:
         return server
-    view = "workflowType=machine_learning&compareRunsMode=CHART"
-    return f"{server}/#/experiments/{experiment_id}/runs?{view}"
+    view = {
+        "workflowType": "machine_learning",
+        "compareRunsMode": "CHART",
+        "searchFilter": "tags.`krscale.kind`='search'",
+    }
+    return f"{server}/#/experiments/{experiment_id}/runs?{urlencode(view)}"
 
 
 def _checked_server(uri: str) -> str:

@@ -4,6 +4,7 @@ import statistics
 import subprocess
 import sys
 import time
+from urllib.parse import parse_qsl
 
 import pytest
 
@@ -13,7 +14,8 @@ from krscale.tracking import Tracker, sync
 
 def search(tracker, num_trials=2, num_epochs=3):
     """Record what a small search records."""
-    tracker.start_run("kr", "digits kr", tags={"krscale.method": "kr"}, params={"trials": 2})
+    tags = {"krscale.method": "kr", "krscale.kind": "search"}
+    tracker.start_run("kr", "digits kr", tags=tags, params={"trials": 2})
     for i in range(num_trials):
         key = f"kr/1-16/trial-{i}"
         tracker.start_run(key, f"kr G={i} cap=1/16", parent="kr", params={"lr": 0.1, "taps": [1]})
@@ -76,9 +78,13 @@ def test_mlflow_itself_reads_what_was_recorded(storage):
     uri = command.rpartition(" ")[2]
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("digits")
-    charts = "workflowType=machine_learning&compareRunsMode=CHART"
-    place = f"/#/experiments/{experiment.experiment_id}/runs?{charts}"
-    assert address == f"http://127.0.0.1:5000{place}"
+    place, _, view = address.partition("?")
+    assert place == f"http://127.0.0.1:5000/#/experiments/{experiment.experiment_id}/runs"
+    asked = dict(parse_qsl(view))
+    assert asked["workflowType"] == "machine_learning"
+    assert asked["compareRunsMode"] == "CHART"
+    tops = client.search_runs([experiment.experiment_id], asked["searchFilter"])
+    assert [run.info.run_name for run in tops] == ["digits kr"], "the curves, and no trial"
     children = client.search_runs(
         [experiment.experiment_id], "tags.`krscale.state` = 'PRUNED'", max_results=10
     )

@@ -37,7 +37,9 @@ def test_a_defect_keeps_its_traceback():
 
 def test_a_real_interrupt_is_one_line_and_130():
     code = (
-        "import sys, time; from krscale.doors import run_door\n"
+        "import signal, sys, time; from krscale.doors import run_door\n"
+        # A test run that was started in the background would hand on that SIGINT is ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def door(argv):\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "sys.exit(run_door(door, []))"
     )

@@ -47,10 +47,15 @@ class TrackingListener:
             tracker.start_run(
                 method,
                 name=f"{experiment.name} {method}",
-                tags={**self.tags, "krscale.method": method, "krscale.kind": "search"},
+                tags={
+                    **self.tags,
+                    "krscale.method": method,
+                    "krscale.kind": "search",
+                    # A tag, since a search may be extended and MLflow's params never change.
+                    "krscale.trials_per_rung": str(experiment.search.trials_per_rung),
+                },
                 params={
                     "method": method,
-                    "trials_per_rung": experiment.search.trials_per_rung,
                     "num_epochs": experiment.train.num_epochs,
                     "teacher": f"{prepared.teacher.model} width {prepared.teacher.width}",
                 },

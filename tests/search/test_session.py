@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from ladder_play import Assignment, Ladder, Next
@@ -44,16 +44,17 @@ SETTINGS = (
 class Records:
     """What a search told its tracker."""
 
+    params: ClassVar[dict[str, Any]]
+    last: ClassVar["Records"]
+
     def __init__(self, *_: Any, **__: Any) -> None:
-        self.parents: dict[str, str | None] = {}
         self.tags: dict[str, dict[str, str]] = {}
         self.points: dict[str, set[tuple[str, int, float]]] = {}
         Records.last = self
 
-    last: "Records"
-
-    def start_run(self, key: str, *, parent: str | None = None, tags: Any, **_: Any) -> None:
-        self.parents[key], self.tags[key] = parent, dict(tags)
+    def start_run(self, key: str, *, tags: Any, params: Any, **_: Any) -> None:
+        self.tags[key] = dict(tags)
+        assert self.params.setdefault(key, params) == params, "MLflow refuses params that change"
 
     def set_tags(self, key: str, tags: dict[str, str]) -> None:
         self.tags.setdefault(key, {}).update(tags)
@@ -97,6 +98,7 @@ def ladders(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Ladder, list[Assignme
     monkeypatch.setattr(session, "write_on_workers", None)
     monkeypatch.setattr(session, "run_search", run_here)
     monkeypatch.setattr(session, "Tracker", Records)
+    monkeypatch.setattr(Records, "params", {}, raising=False)
     return found
 
 
@@ -142,6 +144,7 @@ def test_a_search_with_two_objectives_is_extended(
     shown = {name for name in trials if records.tags[name].get("krscale.front") == "true"}
     assert shown == {after.trial_name(key, trial.number) for trial in chosen}
     assert records.tags["plain"]["krscale.ended_by"] == "trials_per_rung"
+    assert records.tags["plain"]["krscale.trials_per_rung"] == "5"
     for trial in chosen:
         accuracy, latency = trial.values
         point = ("front_by_latency/val_accuracy", round(1000 * latency), accuracy)

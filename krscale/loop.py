@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from krscale.config import TrainConfig
 from krscale.data import Dataset, Split
 from krscale.data.loader import Loader
 from krscale.data.views import normalise
-from krscale.errors import NonFiniteError
+from krscale.epoch_sums import EpochSums
 from krscale.methods.base import Batch, Learner, LearnerOutput
 from krscale.parallel import Workers, convert_batch_norm, share_of, sum_over_workers
 
@@ -92,7 +92,7 @@ class Training:
         started = time.perf_counter()
         self.forward.train()
         self.learner.method.begin_epoch(self.epoch / max(1, self.settings.num_epochs - 1))
-        sums = _Sums(self.workers.device)
+        sums = EpochSums(self.workers.device)
         for batch in self.loader.epoch(self.epoch):
             output, terms = self._step(batch)
             sums.add(list(output.terms), terms, output, batch.labels)
@@ -230,68 +230,6 @@ def evaluate(
     model.train(was_training)
     correct, loss, count = sum_over_workers(totals).tolist()
     return {"accuracy": correct / count, "loss": loss / count}
-
-
-class _Sums:
-    """Sums of an epoch kept on the device, so that no step waits for the host."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.names: list[str] = []
-        self.terms = torch.zeros(0)
-        self.counts = torch.zeros(2, dtype=torch.float64, device=device)
-        self.diagnostics: dict[str, Tensor] = {}
-        self.first_bad = torch.zeros(0)
-        self.step = 0
-
-    def add(self, names: list[str], terms: Tensor, output: LearnerOutput, labels: Tensor) -> None:
-        """Add one batch: terms `[M, B]`, logits `[B, K]`, labels `[B]`."""
-        sums = terms.sum(dim=1, dtype=torch.float64)
-        if self.step == 0:
-            self.names = names
-            self.terms = torch.zeros_like(sums)
-            self.first_bad = torch.full_like(sums, math.inf)
-        self.terms += sums
-        # Once one term is not finite, the weights spoil every other; the earliest is the cause.
-        bad = torch.where(torch.isfinite(sums), math.inf, float(self.step))
-        self.first_bad = torch.minimum(self.first_bad, bad)
-        self.counts[0] += (output.logits.detach().argmax(dim=1) == labels).sum()
-        self.counts[1] += len(labels)
-        for name, value in output.diagnostics.items():
-            self.diagnostics[name] = self.diagnostics.get(name, 0.0) + value.detach().double()
-        self.step += 1
-
-    def metrics(self, epoch: int, num_steps: int) -> dict[str, float]:
-        """Reduce over workers and return means; the epoch's only wait for the device."""
-        diagnostics = [v for _, v in sorted(self.diagnostics.items())]
-        ones = torch.ones(1, dtype=torch.float64, device=self.device)
-        packed = torch.cat([self.terms, self.counts, ones, *(d.reshape(1) for d in diagnostics)])
-        values = sum_over_workers(packed).tolist()
-        num_terms = len(self.names)
-        # Judged on the sums over workers, so that every worker raises when one must.
-        if not all(map(math.isfinite, values[:num_terms])):
-            self._raise_non_finite(values[:num_terms], epoch, num_steps)
-        correct, count, world_size = values[num_terms : num_terms + 3]
-        metrics = {f"train/{n}": v / count for n, v in zip(self.names, values, strict=False)}
-        metrics["train/loss"] = sum(values[:num_terms]) / count
-        metrics["train/accuracy"] = correct / count
-        rest = values[num_terms + 3 :]
-        for name, value in zip(sorted(self.diagnostics), rest, strict=True):
-            metrics[name] = value / (self.step * world_size)
-        return metrics
-
-    def _raise_non_finite(self, values: list[float], epoch: int, num_steps: int) -> NoReturn:
-        first_bad = self.first_bad.tolist()
-        step = min(first_bad)
-        if step < math.inf:
-            name, where = self.names[first_bad.index(step)], f"step {int(step) + 1} of {num_steps}"
-        else:
-            bad = next(i for i, value in enumerate(values) if not math.isfinite(value))
-            name, where = self.names[bad], "on another worker"
-        raise NonFiniteError(
-            f"loss term {name!r} is not finite in epoch {epoch + 1}, {where}. "
-            f"A smaller learning rate or weight usually helps."
-        )
 
 
 def _optimiser(learner: nn.Module, settings: TrainConfig) -> torch.optim.SGD:

@@ -243,11 +243,15 @@ def _probe_on_worker(
     pending = task.remote(experiment, prepared, students, read)
     try:
         require({"GPU": 1.0}, experiment.cluster, "search.gpus_per_trial")
+    except UserError:
+        # Never once it may have run: cancelling a task that has just ended aborts the driver
+        # (Ray 2.60, "Tried to complete task that was not pending").
+        ray.cancel(pending, force=True)
+        raise
+    try:
         found: GpuMemory | None = ray.get(pending)
-        return found
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None
         raise
-    finally:
-        ray.cancel(pending, force=True)
+    return found

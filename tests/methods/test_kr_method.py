@@ -133,6 +133,18 @@ def test_heads_sit_at_the_groups_relative_depth(
     assert method(student, batch)["kr"].shape == (6,)
 
 
+@pytest.mark.parametrize(("head_grid", "cells"), [(1, 1), (2, 4), (3, 4)])
+def test_heads_read_the_cells_of_a_grid(head_grid: int, cells: int) -> None:
+    method = make(granularity="stage", head_grid=head_grid)
+    assert [head.in_features for head in method.heads] == [3 * cells, 7]
+    student, _ = example()
+    said = method.group_logits(student)[:, 0]
+    # A shift of the image is seen by a head with cells, and by none that reads one mean.
+    shifted = TapOutputs(student.logits, (student.features[0].flip(3), student.features[1]))
+    unmoved = torch.allclose(method.group_logits(shifted)[:, 0], said, atol=1e-6)
+    assert unmoved == (cells == 1)
+
+
 def test_a_student_with_only_its_classifier() -> None:
     method = make(replace(CONTEXT, student_shapes=()), granularity="layer")
     student, batch = example()

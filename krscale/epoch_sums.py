@@ -1,0 +1,83 @@
+"""What an epoch adds up to: its metrics, and which loss term was the first to break."""
+
+from __future__ import annotations
+
+import math
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from krscale.errors import NonFiniteError
+from krscale.methods.base import LearnerOutput
+from krscale.parallel import sum_over_workers
+
+
+class EpochSums:
+    """Sums of an epoch kept on the device, so that no step waits for the host.
+
+    Args:
+        device: Where the steps run.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.names: list[str] = []
+        self.terms = torch.zeros(0)
+        self.counts = torch.zeros(2, dtype=torch.float64, device=device)
+        self.diagnostics: dict[str, Tensor] = {}
+        self.first_bad = torch.zeros(0)
+        self.step = 0
+
+    def add(self, names: list[str], terms: Tensor, output: LearnerOutput, labels: Tensor) -> None:
+        """Add one batch: terms `[M, B]`, logits `[B, K]`, labels `[B]`."""
+        sums = terms.sum(dim=1, dtype=torch.float64)
+        if self.step == 0:
+            self.names = names
+            self.terms = torch.zeros_like(sums)
+            self.first_bad = torch.full_like(sums, math.inf)
+        self.terms += sums
+        # Once one term is not finite, the weights spoil every other; the earliest is the cause.
+        bad = torch.where(torch.isfinite(sums), math.inf, float(self.step))
+        self.first_bad = torch.minimum(self.first_bad, bad)
+        self.counts[0] += (output.logits.detach().argmax(dim=1) == labels).sum()
+        self.counts[1] += len(labels)
+        for name, value in output.diagnostics.items():
+            self.diagnostics[name] = self.diagnostics.get(name, 0.0) + value.detach().double()
+        self.step += 1
+
+    def metrics(self, epoch: int, num_steps: int) -> dict[str, float]:
+        """Reduce over workers and return means; the epoch's only wait for the device.
+
+        Raises:
+            NonFiniteError: If a term became NaN or infinite; names the earliest one and its step.
+        """
+        diagnostics = [v for _, v in sorted(self.diagnostics.items())]
+        ones = torch.ones(1, dtype=torch.float64, device=self.device)
+        packed = torch.cat([self.terms, self.counts, ones, *(d.reshape(1) for d in diagnostics)])
+        values = sum_over_workers(packed).tolist()
+        num_terms = len(self.names)
+        # Judged on the sums over workers, so that every worker raises when one must.
+        if not all(map(math.isfinite, values[:num_terms])):
+            self._raise_non_finite(values[:num_terms], epoch, num_steps)
+        correct, count, world_size = values[num_terms : num_terms + 3]
+        metrics = {f"train/{n}": v / count for n, v in zip(self.names, values, strict=False)}
+        metrics["train/loss"] = sum(values[:num_terms]) / count
+        metrics["train/accuracy"] = correct / count
+        rest = values[num_terms + 3 :]
+        for name, value in zip(sorted(self.diagnostics), rest, strict=True):
+            metrics[name] = value / (self.step * world_size)
+        return metrics
+
+    def _raise_non_finite(self, values: list[float], epoch: int, num_steps: int) -> NoReturn:
+        first_bad = self.first_bad.tolist()
+        step = min(first_bad)
+        if step < math.inf:
+            name, where = self.names[first_bad.index(step)], f"step {int(step) + 1} of {num_steps}"
+        else:
+            bad = next(i for i, value in enumerate(values) if not math.isfinite(value))
+            name, where = self.names[bad], "on another worker"
+        raise NonFiniteError(
+            f"loss term {name!r} is not finite in epoch {epoch + 1}, {where}. "
+            f"A smaller learning rate or weight usually helps."
+        )

@@ -72,8 +72,8 @@ def main() -> None:
             for key, value in measure().items():
                 # Two parts measure the store.
                 result[key] = result.get(key, {}) | value if key == "store" else value
+            write_json(RESULT, result)
             print(f"  ({time.perf_counter() - started:.0f} s)", flush=True)
-    write_json(RESULT, result)
     table = step_table(result)
     write_section("step", "Step, store, loader and memory", table)
     print(table)
@@ -90,7 +90,7 @@ def _parts(arguments: argparse.Namespace) -> dict[str, Callable[[], dict[str, An
         return {"teacher": teacher, "pairs": measure_steps(setting, arguments.rounds)}
 
     def options() -> dict[str, Any]:
-        return {"options": measure_options(Setting(storage, *TIMED, on_device), 2)}
+        return {"options": measure_options(Setting(storage, *TIMED, on_device), 1)}
 
     def build() -> dict[str, Any]:
         return {"store": measure_build(Setting(storage, *LEARNED, on_device), storage, 3)}
@@ -115,8 +115,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--parts", default="steps,options,build,accuracy,loader,memory")
-    parser.add_argument("--rounds", type=int, default=4, help="epochs of every kind of step")
-    parser.add_argument("--seeds", type=int, default=20, help="seeds of the accuracy comparison")
+    parser.add_argument("--rounds", type=int, default=2, help="epochs of every kind of step")
+    parser.add_argument("--seeds", type=int, default=6, help="of the accuracy comparison")
     parser.add_argument("--storage", type=Path, default=ROOT / "runs" / "benchmarks")
     arguments = parser.parse_args()
     arguments.parts = arguments.parts.split(",")

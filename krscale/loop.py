@@ -20,10 +20,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from krscale.checkpoint import load_checkpoint, save_checkpoint
 from krscale.config import TrainConfig
+from krscale.config.training import NO_CHANNELS_LAST_ON_CPU
 from krscale.data import Dataset, Split
 from krscale.data.loader import Loader
 from krscale.data.views import normalise
 from krscale.epoch_sums import EpochSums
+from krscale.errors import UserError
 from krscale.methods.base import Batch, Learner, LearnerOutput
 from krscale.parallel import Workers, convert_batch_norm, share_of, sum_over_workers
 
@@ -58,6 +60,8 @@ class Training:
         self.seconds_in_steps = 0.0
         self.learner = convert_batch_norm(learner, workers).to(workers.device)
         if settings.channels_last:
+            if workers.device.type == "cpu":  # `auto` has found no GPU
+                raise UserError(f"train.channels_last: {NO_CHANNELS_LAST_ON_CPU}.")
             self.learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward: nn.Module = self.learner
         if settings.compile:

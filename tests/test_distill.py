@@ -32,9 +32,20 @@ def distil(storage: Path, *settings: str) -> dict[str, object]:
     return result
 
 
-def test_two_workers_give_the_result_of_one(tmp_path: Path) -> None:
-    one = distil(tmp_path, *CALM)
-    two = distil(tmp_path, *CALM, "train.num_workers=2")
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all, so that the teacher is trained once."""
+    return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture(scope="module")
+def student(storage: Path) -> dict[str, object]:
+    return distil(storage)
+
+
+def test_two_workers_give_the_result_of_one(storage: Path) -> None:
+    one = distil(storage, *CALM, "name=alone")
+    two = distil(storage, *CALM, "name=shared", "train.num_workers=2")
     assert two["num_workers"] == 2
     alone, shared = (load_file(str(result["weights"])) for result in (one, two))
     assert alone.keys() == shared.keys()
@@ -44,29 +55,31 @@ def test_two_workers_give_the_result_of_one(tmp_path: Path) -> None:
     assert two["test_accuracy"] == one["test_accuracy"]
 
 
-def test_same_command_again_shows_the_same_student(tmp_path: Path) -> None:
-    first = distil(tmp_path)
-    weights = Path(str(first["weights"]))
+def test_same_command_again_shows_the_same_student(
+    storage: Path, student: dict[str, object]
+) -> None:
+    weights = Path(str(student["weights"]))
     stamp = weights.stat().st_mtime_ns
-    assert distil(tmp_path) == first
+    assert distil(storage) == student
     assert weights.stat().st_mtime_ns == stamp
 
 
-def test_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    whole = distil(tmp_path)
-    run = Path(str(whole["weights"])).parent
-    expected = load_file(str(whole["weights"]))
+def test_interrupted_training_goes_on_to_the_same_weights(
+    storage: Path, student: dict[str, object]
+) -> None:
+    run = Path(str(student["weights"])).parent
+    expected = load_file(str(student["weights"]))
     # What a kill after two of three epochs leaves: the checkpoint, and neither weights nor result.
     (run / "student.json").unlink()
     (run / "student.safetensors").unlink()
-    _rewind(run, tmp_path)
-    again = distil(tmp_path)
-    assert again["weights"] == whole["weights"]
+    _rewind(run)
+    again = distil(storage)
+    assert again["weights"] == student["weights"]
     for name, tensor in load_file(str(again["weights"])).items():
         torch.testing.assert_close(tensor, expected[name])
 
 
-def _rewind(run: Path, storage: Path) -> None:
+def _rewind(run: Path) -> None:
     """Put the checkpoint of the second epoch in place of the third's."""
     from krscale.assemble import Assets, build_training, prepare
     from krscale.checkpoint import save_checkpoint
@@ -86,8 +99,9 @@ def _rewind(run: Path, storage: Path) -> None:
     save_checkpoint(run / "checkpoint", state)
 
 
-def test_more_workers_than_the_cluster_has(tmp_path: Path) -> None:
-    done = door("distill", overrides(*SMALL, f"storage_path={tmp_path}", "train.num_workers=64"))
+def test_more_workers_than_the_cluster_has(storage: Path) -> None:
+    many = (f"storage_path={storage}", "name=many", "train.num_workers=64")
+    done = door("distill", overrides(*SMALL, *many))
     assert done.returncode == 2
     assert "train.num_workers" in done.stderr
     assert "64 CPU" in done.stderr

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from krscale.config import DataConfig, TrainConfig, ViewsConfig
 from krscale.data import Dataset, prepare_data
 from krscale.data.loader import Loader
-from krscale.errors import NonFiniteError
+from krscale.errors import NonFiniteError, UserError
 from krscale.knowledge.taps import TapOutputs
 from krscale.loop import Training, evaluate, fit
 from krscale.methods import MethodContext, build_method
@@ -181,6 +181,14 @@ class Reading(Poisoned):
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
         sound = nn.functional.cross_entropy(student.logits, batch.labels, reduction="none")
         return {"sound": sound / max(1.0, float(sound.detach().max()))}
+
+
+def test_channels_last_is_refused_where_it_would_abort_the_process(dataset: Dataset) -> None:
+    with pytest.raises(UserError, match=r"train.channels_last: true needs a GPU"):
+        training(dataset, channels_last=True)
+    with pytest.raises(ValueError, match="true needs a GPU"):
+        TrainConfig(device="cpu", channels_last=True)
+    assert TrainConfig(device="cuda", channels_last=True).channels_last
 
 
 def test_no_step_waits_for_the_device(dataset: Dataset) -> None:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from krscale.config.fields import Count, Positive, Section, Share, StrictInt, Weight
+
+NO_CHANNELS_LAST_ON_CPU = (
+    "true needs a GPU (train.device = 'cuda'): in this memory order, the gradient of a strided 1x1 "
+    "convolution of fewer than 8 channels writes past its buffer on CPUs, and aborts the process"
+)
+"""Seen with torch 2.13 (oneDNN, jit_1x1, AVX2): `docs/log.md`, 2026-11-25."""
 
 
 class TrainConfig(Section):
@@ -38,7 +44,14 @@ class TrainConfig(Section):
     compile: bool = False
     """Compile the student with torch.compile."""
     channels_last: bool = False
-    """Keep images and weights in channels-last memory order."""
+    """Keep images and weights in channels-last memory order; on GPUs only."""
     gpu_share_for_images: Share = 0.1
     """Share of a GPU's memory that the training images of one student may take; when they are more,
     they stay in mapped pages on the host. Several trials may share a GPU, each with its copy."""
+
+    @field_validator("channels_last")
+    @classmethod
+    def _not_on_cpu(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("device") == "cpu":
+            raise ValueError(NO_CHANNELS_LAST_ON_CPU)
+        return value

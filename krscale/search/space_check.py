@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from krscale.assemble import check_models, num_teacher_taps
-from krscale.config import Experiment, read_toml, with_values
+from krscale.config import Experiment, fingerprint, read_toml, with_values
 from krscale.data import describe_data
 from krscale.rungs import Task
 from krscale.search.space import COMMON, SearchSpace, find_space, load_space
+
+SHAPING: dict[str, Any] = {"teacher": True, "student": True, "distill": {"method", "granularity"}}
+"""All that `check_models` reads of what a space can change."""
 
 
 def fitting_space(experiment: Experiment, task: Task) -> SearchSpace:
@@ -20,9 +25,16 @@ def fitting_space(experiment: Experiment, task: Task) -> SearchSpace:
         UserError: One line for every mistake.
     """
     check_models(experiment, task)  # a mistake of the experiment itself is told once
-    return load_space(
-        experiment, num_teacher_taps(experiment, task), lambda changed: check_models(changed, task)
-    )
+    fitting: set[str] = set()
+
+    def check(changed: Experiment) -> None:
+        # Most fields do not shape networks, and building one takes a tenth of a second.
+        shaping = fingerprint(changed.model_dump(mode="json", include=SHAPING))
+        if shaping not in fitting:
+            check_models(changed, task)
+            fitting.add(shaping)
+
+    return load_space(experiment, num_teacher_taps(experiment, task), check)
 
 
 def check_space(experiment: Experiment) -> SearchSpace:

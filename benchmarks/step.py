@@ -116,7 +116,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--parts", default="steps,options,build,accuracy,loader,memory")
     parser.add_argument("--rounds", type=int, default=2, help="epochs of every kind of step")
-    parser.add_argument("--seeds", type=int, default=6, help="of the accuracy comparison")
+    parser.add_argument("--seeds", type=int, default=4, help="of the accuracy comparison")
     parser.add_argument("--storage", type=Path, default=ROOT / "runs" / "benchmarks")
     arguments = parser.parse_args()
     arguments.parts = arguments.parts.split(",")

@@ -152,9 +152,12 @@ def origin_tags(experiment: Experiment, prepared: Prepared) -> dict[str, str]:
 
 
 def find_run(name: str, storage_path: Path) -> Path:
-    """Return the absolute folder of a run: one that exists as written, else by its name."""
+    """Return the absolute folder of a run: as written where that is a path, else by its name.
+
+    A mistyped path is a path too, so that an error tells what there is beside it.
+    """
     written = Path(name).expanduser()
-    if written.is_dir():
+    if written.is_dir() or (len(written.parts) > 1 and written.parent.is_dir()):
         return written.resolve()
     return (storage_path.expanduser() / written).resolve()
 

@@ -19,6 +19,7 @@ CALM = (
     "student.model=smooth_student:Smooth",
     "student.options={}",
     "train.learning_rate=0.01",
+    "train.num_epochs=2",
     "distill.sparsity=0.0",
     "distill.granularity=2",
 )

@@ -21,6 +21,12 @@ SPACE = """
 """
 
 
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all, so that the teacher is trained once."""
+    return tmp_path_factory.mktemp("storage")
+
+
 def space(folder: Path) -> str:
     path = folder / "space.toml"
     path.write_text(SPACE, encoding="utf-8")
@@ -28,9 +34,9 @@ def space(folder: Path) -> str:
 
 
 def test_nan_is_fail_in_optuna_and_mlflow_and_ends_the_search_with_its_first_error(
-    tmp_path: Path,
+    storage: Path,
 ) -> None:
-    settings = (*SMALL, *ONE_STUDY, space(tmp_path), f"storage_path={tmp_path}", "name=poisoned")
+    settings = (*SMALL, *ONE_STUDY, space(storage), f"storage_path={storage}", "name=poisoned")
     done = door(
         "tune",
         overrides(*settings, "train.learning_rate=1e30", "search.max_failures=2"),
@@ -38,19 +44,19 @@ def test_nan_is_fail_in_optuna_and_mlflow_and_ends_the_search_with_its_first_err
     assert done.returncode == 2, done.stderr
     assert "2 trials failed (search.max_failures = 2)" in done.stderr
     assert "NonFiniteError: loss term 'ce' is not finite in epoch 1" in done.stderr
-    states = [t.state for study in journal(tmp_path / "poisoned").values() for t in study.trials]
+    states = [t.state for study in journal(storage / "poisoned").values() for t in study.trials]
     assert states == [TrialState.FAIL] * 2
-    statuses = {r.data.tags["krscale.kind"]: r.info.status for r in mlflow_runs(tmp_path)}
+    statuses = {r.data.tags["krscale.kind"]: r.info.status for r in mlflow_runs(storage)}
     assert statuses == {"search": "FAILED", "trial": "FAILED"}
 
 
-def test_mlflow_away_is_said_spooled_and_does_not_stop_the_search(tmp_path: Path) -> None:
-    settings = (*SMALL, *ONE_STUDY, space(tmp_path), f"storage_path={tmp_path}", "name=away")
+def test_mlflow_away_is_said_spooled_and_does_not_stop_the_search(storage: Path) -> None:
+    settings = (*SMALL, *ONE_STUDY, space(storage), f"storage_path={storage}", "name=away")
     done = door("tune", ["--json", *overrides(*settings, "tracking.uri=http://127.0.0.1:9")])
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rungs"][0]["methods"]["plain"]["num_trials"] == 2
     assert "http://127.0.0.1:9" in done.stderr
     assert "cannot be used" in done.stderr
     assert "Traceback" not in done.stderr
-    spool = (tmp_path / "away" / "tracking" / "spool.jsonl").read_text().splitlines()
+    spool = (storage / "away" / "tracking" / "spool.jsonl").read_text().splitlines()
     assert any("curve/test_accuracy" in line for line in spool)

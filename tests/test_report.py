@@ -122,6 +122,13 @@ def test_json_alone_is_on_stdout(storage, capsys):
     assert err == ""
 
 
+def test_a_mistyped_path_is_looked_for_where_it_points(storage, capsys, monkeypatch):
+    monkeypatch.chdir(storage.parent)
+    assert main([f"{storage.name}/digitz"]) == 2
+    expected = f"krscale: error: {storage}/digitz: no such run. Did you mean 'digits'?"
+    assert capsys.readouterr().err.startswith(expected)
+
+
 def test_a_run_that_is_not_there_says_what_is(storage, capsys):
     assert main(["digitz"]) == 2
     out, err = capsys.readouterr()

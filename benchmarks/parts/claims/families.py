@@ -108,13 +108,13 @@ FAMILIES = (
 """In the order in which they run: what most claims need comes first."""
 
 QUICK = (
-    "data.glyphs.num_train=1024",
-    "data.glyphs.num_val=1000",
-    "data.glyphs.num_test=1000",
+    "data.glyphs.num_train=640",
+    "data.glyphs.num_val=500",
+    "data.glyphs.num_test=500",
     "teacher.num_epochs=8",
-    "train.num_epochs=4",
+    "train.num_epochs=3",
     "search.grace_epochs=1",
     "search.trials_per_rung=2",
-    "search.num_final_seeds=3",
+    "search.num_final_seeds=2",
 )
 """Sizes of `--quick`: the whole path in minutes, its numbers say little."""

@@ -72,6 +72,8 @@ def main() -> None:
             for key, value in measure().items():
                 # Two parts measure the store.
                 result[key] = result.get(key, {}) | value if key == "store" else value
+            measured_by = {"command": result["command"], "commit": result["commit"]}
+            result.setdefault("parts", {})[name] = measured_by
             write_json(RESULT, result)
             print(f"  ({time.perf_counter() - started:.0f} s)", flush=True)
     table = step_table(result)

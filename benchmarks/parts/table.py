@@ -9,7 +9,7 @@ from typing import Any
 def step_table(result: Mapping[str, Any]) -> str:
     """Return the results beside their goals; what was not measured is left out."""
     lines = [
-        f"`{result['command']}` at `{result['commit'][:12]}` on {result['machine']}; "
+        f"{_commands(result)} on {result['machine']}; "
         f"steps and building in {result['clock']}, the rest in wall seconds.",
         "",
     ]
@@ -21,6 +21,14 @@ def step_table(result: Mapping[str, Any]) -> str:
     if rows:
         lines += ["| measured | value | goal |", "|---|---|---|", *rows]
     return "\n".join(lines)
+
+
+def _commands(result: Mapping[str, Any]) -> str:
+    """Say which command measured what, and at which commit; parts may be of several runs."""
+    parts: dict[str, list[str]] = {}
+    for name, by in result["parts"].items():
+        parts.setdefault(f"`{by['command']}` at `{by['commit'][:12]}`", []).append(name)
+    return "; ".join(f"{command} ({', '.join(names)})" for command, names in parts.items())
 
 
 def _steps(result: Mapping[str, Any]) -> list[str]:

@@ -139,9 +139,9 @@ def test_heads_read_the_cells_of_a_grid(head_grid: int, cells: int) -> None:
     assert [head.in_features for head in method.heads] == [3 * cells, 7]
     student, _ = example()
     said = method.group_logits(student)[:, 0]
-    # A shift of the image is seen by a head with cells, and by none that reads one mean.
-    shifted = TapOutputs(student.logits, (student.features[0].flip(3), student.features[1]))
-    unmoved = torch.allclose(method.group_logits(shifted)[:, 0], said, atol=1e-6)
+    # A mirrored image is seen by a head with cells, and by none that reads one mean.
+    mirrored = TapOutputs(student.logits, (student.features[0].flip(3), student.features[1]))
+    unmoved = torch.allclose(method.group_logits(mirrored)[:, 0], said, atol=1e-6)
     assert unmoved == (cells == 1)
 
 

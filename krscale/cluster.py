@@ -72,7 +72,7 @@ def require(resources: Mapping[str, float], config: ClusterConfig, where: str) -
         missing = {n: a for n, a in resources.items() if total.get(n, 0.0) < a}
         if not missing:
             return
-        if time.monotonic() >= deadline or _cannot_grow():
+        if time.monotonic() >= deadline or not can_grow():
             break
         time.sleep(POLL_SECONDS)
     free = ray.available_resources()  # type: ignore[no-untyped-call]
@@ -85,12 +85,18 @@ def require(resources: Mapping[str, float], config: ClusterConfig, where: str) -
 
 
 def num_places(resources: Mapping[str, float]) -> int:
-    """Return how many trials with these resources fit into the connected cluster as it is now."""
-    total = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    """Return how many trials with these resources fit into the connected cluster as it is now.
+
+    Counted node by node: a trial cannot use the halves of two nodes.
+    """
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
     # Ray counts in ten-thousandths; a quotient of floats may fall just short of a whole number.
-    return int(min(total.get(name, 0.0) / amount + 1e-6 for name, amount in resources.items()))
+    return sum(
+        int(min(node.get(name, 0.0) / amount + 1e-6 for name, amount in resources.items()))
+        for node in (entry["Resources"] for entry in nodes if entry["Alive"])
+    )
 
 
-def _cannot_grow() -> bool:
-    """Whether this is a private Ray of one node, started by `connect`; no node will ever join."""
-    return _private
+def can_grow() -> bool:
+    """Return whether nodes may join: not in a private Ray of one node, started by `connect`."""
+    return not _private

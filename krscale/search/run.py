@@ -25,25 +25,31 @@ from krscale.cluster import require
 from krscale.errors import UserError
 from krscale.search.assignment import Assignment
 from krscale.search.ladder import Ladder, Next
+from krscale.search.places import Places
 from krscale.search.sampling import milestones
 from krscale.search.trial import StudentTrial
 from krscale.search.trial_error import TrialError
+
+NO_LIMIT = 1_000_000
+"""Of Tune's own; without a number it keeps no more than one trial waiting (see `places.py`)."""
 
 
 @dataclass
 class _Running:
     assignment: Assignment
     metrics: dict[str, float]
+    begun: bool = False  # on a worker; until then it waits for one
     pruned: bool = False
 
 
 class LadderSearcher(Searcher):
     """Tune's view of the ladder: suggests assignments, is told how trials end."""
 
-    def __init__(self, ladder: Ladder, milestones: tuple[int, ...]) -> None:
+    def __init__(self, ladder: Ladder, milestones: tuple[int, ...], places: Places) -> None:
         super().__init__(metric="val/accuracy", mode="max")
         self.ladder = ladder
         self.milestones = milestones
+        self.places = places
         self.trials: dict[str, _Running] = {}
         self.errors: dict[str, TrialError] = {}  # by trial; from the scheduler, which sees more
         self.first_error = ""
@@ -52,10 +58,17 @@ class LadderSearcher(Searcher):
         """Tune pickles its searcher for `Tuner.restore`, which krscale never calls."""
         return {}
 
+    def set_max_concurrency(self, max_concurrent: int) -> bool:
+        """Say that the limit is kept here: `places` knows it, and it changes with the cluster."""
+        return True
+
     def suggest(self, trial_id: str) -> Any:
         """Return the next trial's config, None to wait, or FINISHED."""
         if self.gave_up:
             return Searcher.FINISHED
+        num_begun = sum(running.begun for running in self.trials.values())
+        if not self.places.has_room(num_begun, len(self.trials) - num_begun):
+            return None
         upcoming = self.ladder.next()
         if upcoming is Next.DONE:
             return Searcher.FINISHED
@@ -131,6 +144,14 @@ class LadderScheduler(FIFOScheduler):
         super().__init__()  # type: ignore[no-untyped-call]
         self.searcher = searcher
 
+    def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
+        """Name none: Tune then gives free workers to trials in the order they were handed out.
+
+        A trial that is named gets the worker that has just become free, whether or not one of its
+        own is starting, which then is thrown away (see `places.py`).
+        """
+        return None
+
     def on_trial_result(
         self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]
     ) -> str:
@@ -155,6 +176,19 @@ class LadderScheduler(FIFOScheduler):
         path = trial.error_file
         text = Path(path).read_text(encoding="utf-8") if path else "no error text"
         self.searcher.errors[trial.trial_id] = TrialError.of(_exception(trial), text)
+
+
+class _Starts(tune.Callback):
+    """Notes which trials have a worker."""
+
+    def __init__(self, searcher: LadderSearcher) -> None:
+        self.searcher = searcher
+
+    def on_trial_start(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        """Called for a worker that is used again, too."""
+        self.searcher.trials[trial.trial_id].begun = True
 
 
 def _exception(trial: TuneTrial) -> BaseException | None:
@@ -182,8 +216,10 @@ def run_search(ladder: Ladder, prepared: Prepared, resources: Mapping[str, float
     experiment, config = ladder.experiment, ladder.config
     # Its errors reach the user through the listeners, one line each, not once more in a frame.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    searcher = LadderSearcher(ladder, milestones(config, experiment.train.num_epochs))
     require(resources, experiment.cluster, "search.cpus_per_trial, search.gpus_per_trial")
+    searcher = LadderSearcher(
+        ladder, milestones(config, experiment.train.num_epochs), Places(resources)
+    )
     trainable = tune.with_parameters(StudentTrial, experiment=experiment, prepared=prepared)
     tuner = tune.Tuner(
         tune.with_resources(trainable, dict(resources)),
@@ -192,11 +228,13 @@ def run_search(ladder: Ladder, prepared: Prepared, resources: Mapping[str, float
             scheduler=LadderScheduler(searcher),
             num_samples=-1,
             reuse_actors=True,
+            max_concurrent_trials=NO_LIMIT,
         ),
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(experiment.run_path),
             verbose=0,
+            callbacks=[_Starts(searcher)],
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(
                 checkpoint_frequency=0, checkpoint_at_end=False

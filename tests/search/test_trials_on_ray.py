@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 import ray
 import torch
+from brief_trial import BriefTrial
 from optuna.trial import FrozenTrial, TrialState
 from running import PATHS
 
-from krscale.assemble import prepare
+from krscale.assemble import Prepared, prepare
 from krscale.cluster import SETTINGS, num_places
 from krscale.config import Experiment, load
 from krscale.data import prepare_data
 from krscale.progress import Progress
 from krscale.rungs import ladder_rungs
+from krscale.search import run
 from krscale.search.assignment import Assignment, StudyKey
 from krscale.search.ladder import Ladder
 from krscale.search.packing import (
@@ -91,10 +93,10 @@ class OneMillisecond(StudentSizes):
         return 1.0
 
 
-def search(
+def run_trials(
     experiment: Experiment, watcher: Watcher, resources: Mapping[str, float]
-) -> tuple[Ladder, dict[str, Any]]:
-    """Run a search as the session does, without MLflow; return it and its curve."""
+) -> tuple[Ladder, Prepared]:
+    """Run a search as the session does, without MLflow."""
     dataset = prepare_data(experiment.data, experiment.cache_path)
     with Progress(quiet=True, planned={}) as progress:
         prepared = prepare(experiment, progress)
@@ -106,6 +108,14 @@ def search(
         sizes=OneMillisecond(experiment, dataset),
     )  # fmt: skip
     run_search(ladder, prepared, resources)
+    return ladder, prepared
+
+
+def search(
+    experiment: Experiment, watcher: Watcher, resources: Mapping[str, float]
+) -> tuple[Ladder, dict[str, Any]]:
+    """Run a search; return it and its curve."""
+    ladder, prepared = run_trials(experiment, watcher, resources)
     return ladder, collect(ladder, prepared).model_dump(mode="json")
 
 
@@ -276,6 +286,29 @@ def test_places_are_whole_trials_whatever_floats_make_of_their_shares() -> None:
     assert num_places({"CPU": 0.1}) == 10 * NUM_CPUS
     assert num_places({"CPU": 0.1, "GPU": gpu_share(7)}) == 7
     assert num_places({"CPU": 1.5}) == 2
+
+
+def test_a_second_worker_comes_up_though_trials_end_sooner_than_it_starts(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "StudentTrial", BriefTrial)
+    experiment = load(
+        None,
+        [
+            *SETTINGS_OF_ALL,
+            f"storage_path={storage}",
+            "name=brief",
+            "search.methods=['plain']",
+            "search.sampler=random",
+            "search.trials_per_rung=400",
+            "search.target_accuracy=0.9",
+            "train.num_epochs=1",
+        ],
+    )
+    watcher = Watcher()
+    run_trials(experiment, watcher, {"CPU": NUM_CPUS / 2})
+    assert len(list((experiment.run_path / "workers").iterdir())) == 2
+    assert watcher.most == 3, "a trial for every place, and one that a growing cluster would see"
 
 
 @pytest.mark.parametrize("setting", ["search.gpus_per_trial=0.25", "train.device=cpu"])

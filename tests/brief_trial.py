@@ -1,0 +1,33 @@
+"""A trial that ends sooner than a worker starts; it notes where it ran."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from krscale.assemble import Prepared
+from krscale.config import Experiment
+
+
+class BriefTrial(tune.Trainable):
+    """Reaches an accuracy of 1 once two workers have run trials, and half of it before."""
+
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], experiment: Experiment, prepared: Prepared
+    ) -> None:
+        self.workers = Path(experiment.run_path) / "workers"
+        self.workers.mkdir(exist_ok=True)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        return True
+
+    def step(self) -> dict[str, Any]:
+        (self.workers / str(os.getpid())).touch()
+        time.sleep(0.1)
+        accuracy = 1.0 if len(list(self.workers.iterdir())) > 1 else 0.5
+        metrics = {"val/accuracy": accuracy, "val/loss": 1.0, "epoch": 1.0}
+        return {"history": [metrics], "val/accuracy": accuracy, tune.result.DONE: True}

@@ -35,8 +35,9 @@ def _contenders(result: Mapping[str, Any]) -> list[str]:
     found = result["contenders"]
     seconds = found["seconds"]
     setting = (
-        f"{found['num_trials']} trials of {found['num_epochs']} epochs, r = {found['r']}, "
-        f"bound {found['bound']}"
+        f"{found['num_trials']} trials of {found['num_epochs']} epochs, {found['student']} of a "
+        f"teacher {found['teacher']}; r = {found['r']} in FLOPs, {found['r_seconds']} in seconds; "
+        f"bound {found['bound']}, {found['bound_seconds']}"
     )
     return [
         f"| stock Ray Tune, teacher in every step / krscale, wall ({setting}) "

@@ -37,7 +37,7 @@ def measure_steps(setting: Setting, num_rounds: int) -> list[dict[str, Any]]:
             {
                 "student": f"resnet width {rung.width} ({rung.num_parameters:,} parameters)",
                 "r": round(setting.assets.teacher.flops / rung.flops, 1),
-                "r_seconds": round(_forward_ratio(trainings["plain"], teacher, clock), 1),
+                "r_seconds": round(forward_ratio(trainings["plain"], teacher, clock), 1),
                 "kr_store_over_plain": ratio(near, "kr_store", "plain"),
                 "kd_store_over_plain": ratio(near, "kd_store", "plain"),
                 "online_kr_over_kr_store": ratio(far, "kr_online", "kr_store"),
@@ -70,7 +70,7 @@ def _trainings(setting: Setting, rung: Rung, teacher: Teacher) -> dict[str, Trai
     }
 
 
-def _forward_ratio(training: Training, teacher: Teacher, clock: Clock) -> float:
+def forward_ratio(training: Training, teacher: Teacher, clock: Clock) -> float:
     """Return the teacher's over the student's seconds of a forward: r as this machine has it."""
     images = next(training.loader.epoch(0)).images
     student, large = training.student.eval(), teacher.tapped.model

@@ -76,5 +76,6 @@ def commit() -> str:
         command = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "krscale", "benchmarks")
+    code = ("krscale", "benchmarks", ":!benchmarks/results")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
     return git("rev-parse", "HEAD") + ("+changes" if changed else "")

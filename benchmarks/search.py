@@ -94,7 +94,7 @@ def _parts(
         }
 
     def transfer() -> dict[str, Any]:
-        return measure_transfer(Surrogate(read_recorded()), range(4 * arguments.seeds))
+        return measure_transfer(Surrogate(read_recorded()), range(12 * arguments.seeds))
 
     def simulation() -> dict[str, Any]:
         rate = result.get("noop", {}).get("ray_seconds_per_trial", RAY_SECONDS_PER_TRIAL)

@@ -81,22 +81,28 @@ def _noop(result: Mapping[str, Any]) -> list[str]:
 def _sampling(result: Mapping[str, Any]) -> list[str]:
     rows = []
     if "trials_vs_random" in result:
-        found, surrogate = result["trials_vs_random"], result["surrogate"]
+        surrogate, seeds = result["surrogate"], result["sampling"]["seeds"]["none"]
         rows.append(
             "| trials to come within 0.5 point of the best of "
-            f"{result['sampling']['cap']} / those of random search, "
-            f"{len(result['sampling']['seeds'])} seeds, *on a surrogate* of "
-            f"{surrogate['points_per_rung']} recorded learning curves a rung "
-            f"| {found['mean']} ({found['low']} to {found['high']}) | 0.33 |"
+            f"{result['sampling']['cap']} / those of random search, no early stopping, "
+            f"{len(seeds)} seeds, *on a surrogate* of {surrogate['points_per_rung']} recorded "
+            f"learning curves a rung | {_interval(result['trials_vs_random'])} | 0.33 |"
+        )
+        rows.append(
+            "| the same, both with the default early stopping "
+            f"| {_interval(result['trials_vs_random_with_early_stopping'])} | |"
         )
     if "transfer" in result:
         found = result["transfer"]
         rows.append(
             f"| points gained by neighbours' settings, {found['trials_per_rung']} trials a rung, "
-            f"on the same surrogate | {result['transfer_gain_points']} ({found['low']} to "
-            f"{found['high']}) | |"
+            f"on the same surrogate | {_interval(found)} | |"
         )
     return rows
+
+
+def _interval(found: Mapping[str, float]) -> str:
+    return f"{found['mean']} ({found['low']} to {found['high']})"
 
 
 def _simulated(result: Mapping[str, Any]) -> list[str]:

@@ -86,7 +86,8 @@ def _sampling(result: Mapping[str, Any]) -> list[str]:
             "| trials to come within 0.5 point of the best of "
             f"{result['sampling']['cap']} / those of random search, no early stopping, "
             f"{len(seeds)} seeds, *on a surrogate* of {surrogate['points_per_rung']} recorded "
-            f"learning curves a rung | {_interval(result['trials_vs_random'])} | 0.33 |"
+            f"learning curves a rung; who does not come near counts with {result['sampling']['cap']}, "
+            f"which favours random search | {_interval(result['trials_vs_random'])} | 0.33 |"
         )
         rows.append(
             "| the same, both with the default early stopping "

@@ -82,12 +82,13 @@ def _sampling(result: Mapping[str, Any]) -> list[str]:
     rows = []
     if "trials_vs_random" in result:
         surrogate, seeds = result["surrogate"], result["sampling"]["seeds"]["none"]
+        cap = result["sampling"]["cap"]
         rows.append(
-            "| trials to come within 0.5 point of the best of "
-            f"{result['sampling']['cap']} / those of random search, no early stopping, "
+            f"| trials to come within 0.5 point of the best of {cap} / those of random search, "
+            "no early stopping, "
             f"{len(seeds)} seeds, *on a surrogate* of {surrogate['points_per_rung']} recorded "
-            f"learning curves a rung; who does not come near counts with {result['sampling']['cap']}, "
-            f"which favours random search | {_interval(result['trials_vs_random'])} | 0.33 |"
+            f"learning curves a rung; who does not come near counts with {cap}, which favours "
+            f"random search | {_interval(result['trials_vs_random'])} | 0.33 |"
         )
         rows.append(
             "| the same, both with the default early stopping "

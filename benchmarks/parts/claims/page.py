@@ -50,8 +50,10 @@ def page(result: Json, figures: Mapping[str, Path]) -> str:
 
 
 def _state(result: Json) -> str:
+    # Commits between two families, of documents above all, leave each with a commit of its own.
+    commits = sorted({commit.strip()[:12] for commit in result["commit"].split(",")})
     lines = [
-        f"`{result['command']}` at commit `{result['commit'][:12]}` on {result['machine']}; "
+        f"`{result['command']}` at commit `{', '.join(commits)}` on {result['machine']}; "
         f"{result['trial_seconds'] / 3600:.1f} hours of trainings, one core each, beside other "
         f"work; seeds {', '.join(map(str, result['seeds']))}. Every seed's numbers are in "
         "`benchmarks/results/claims.json`."

@@ -77,7 +77,7 @@ REPEAT = """\
 ## Repeat it
 
 ```console
-$ make claims                          # about two hours on two cores; the same command continues
+$ make claims                          # one to two hours on two cores; the same command continues
 $ make claims ARGS=--dry-run           # the plan, and what it costs on this machine
 $ make claims ARGS=--quick             # the whole path in minutes; results in runs/claims-quick
 $ make claims ARGS="--storage runs/claims-large --set data.glyphs.num_train=20000 \\

@@ -112,7 +112,11 @@ def environment() -> dict[str, Any]:
 
 
 def git_commit() -> str:
-    """Return the commit of krscale's own source, `-dirty` appended, or `unknown` outside git."""
+    """Return the commit of krscale's own source, or `unknown` outside git.
+
+    `-dirty` is appended where the package or its search spaces differ from it; what lies beside
+    them, results above all, changes no run.
+    """
     git = shutil.which("git")
     root = Path(__file__).resolve().parents[1]
     if git is None or not (root / ".git").exists():
@@ -124,8 +128,9 @@ def git_commit() -> str:
         return done.stdout.strip() if done.returncode == 0 else ""
 
     commit = ask("rev-parse", "HEAD")
-    dirty = "-dirty" if commit and ask("status", "--porcelain", "--untracked-files=no") else ""
-    return commit + dirty if commit else "unknown"
+    code = ("krscale", "search_spaces")
+    changed = commit and ask("status", "--porcelain", "--untracked-files=no", "--", *code)
+    return (commit + ("-dirty" if changed else "")) or "unknown"
 
 
 def ray_job() -> str:

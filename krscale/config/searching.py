@@ -42,8 +42,9 @@ class SearchConfig(Section):
     `flops` and `latency_ms` (less is better), which differ where the space varies `student.*`. With
     several, every study looks for the front of trials that no other beats in all of them; the most
     accurate one on validation is trained again. Needs `early_stopping = "none"`."""
-    transfer: bool = True
-    """Try the best settings of the next smaller and the next larger rung of a method early on."""
+    transfer: bool = False
+    """Try the best settings of the next smaller and the next larger rung of a method early on. At
+    8 trials a rung that cost accuracy where it was measured (docs/benchmarks.md)."""
     max_wall_seconds: Weight = 0.0
     """Once trials have run for so long, over all starts of the run, none is started any more; 0 is
     no limit. Winners are trained again with fresh seeds after that."""

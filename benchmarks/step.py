@@ -3,7 +3,7 @@
 Writes `benchmarks/results/step.json` and its section of `docs/benchmarks.md`. Runs without Ray,
 wherever torch does:
 
-    python benchmarks/step.py [--device cuda] [--parts steps,options,build,accuracy,loader,memory]
+    python benchmarks/step.py [--device cuda] [--parts steps,options,widths,build,accuracy,loader,memory]
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from parts.setting import Setting
 from parts.steps import measure_steps
 from parts.storing import measure_accuracy, measure_build
 from parts.table import step_table
+from parts.widths import measure_widths
 
 from krscale.files import write_json
 
@@ -94,6 +95,9 @@ def _parts(arguments: argparse.Namespace) -> dict[str, Callable[[], dict[str, An
     def options() -> dict[str, Any]:
         return {"options": measure_options(Setting(storage, *TIMED, on_device), 1)}
 
+    def widths() -> dict[str, Any]:
+        return {"widths": measure_widths(Setting(storage, *TIMED, on_device), arguments.rounds)}
+
     def build() -> dict[str, Any]:
         return {"store": measure_build(Setting(storage, *LEARNED, on_device), storage, 3)}
 
@@ -110,13 +114,13 @@ def _parts(arguments: argparse.Namespace) -> dict[str, Callable[[], dict[str, An
     def memory() -> dict[str, Any]:
         return measure_memory(storage)
 
-    return {f.__name__: f for f in (steps, options, build, accuracy, loader, memory)}
+    return {f.__name__: f for f in (steps, options, widths, build, accuracy, loader, memory)}
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--parts", default="steps,options,build,accuracy,loader,memory")
+    parser.add_argument("--parts", default="steps,options,widths,build,accuracy,loader,memory")
     parser.add_argument("--rounds", type=int, default=2, help="epochs of every kind of step")
     parser.add_argument("--seeds", type=int, default=4, help="of the accuracy comparison")
     parser.add_argument("--storage", type=Path, default=ROOT / "runs" / "benchmarks")

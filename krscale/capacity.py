@@ -74,15 +74,16 @@ def latency_ms(model: nn.Module, input_shape: tuple[int, int, int], num_threads:
             module.training = training
 
 
-def find_width(build: Callable[[int], nn.Module], target: float) -> int:
+def find_width(build: Callable[[int], nn.Module], target: float, multiple: int = 1) -> int:
     """Return the width whose number of parameters is nearest to `target` on a log scale.
 
     Networks are built on the meta device, so trying large ones costs neither memory nor time.
 
     Args:
         build: Width to network; its number of parameters must not fall as the width grows.
-        target: Wanted number of parameters. A target below the smallest network gives width 1:
-            compare `num_parameters` with the target where the distance matters.
+        target: Wanted number of parameters. A target below the smallest network gives the least
+            width: compare `num_parameters` with the target where the distance matters.
+        multiple: Only multiples of it are tried.
 
     Raises:
         UserError: If the target is not positive, or no width up to `MAX_WIDTH` reaches it.
@@ -90,21 +91,21 @@ def find_width(build: Callable[[int], nn.Module], target: float) -> int:
     if not target > 0 or not math.isfinite(target):
         raise UserError(f"The wanted number of parameters must be positive (got {target}).")
 
-    def size(width: int) -> int:
+    def size(step: int) -> int:
         with torch.device("meta"):
-            return num_parameters(build(width))
+            return num_parameters(build(step * multiple))
 
     low, high = 0, 1  # size(low) < target <= size(high), once the first loop has ended
     while size(high) < target:
         low, high = high, high * 2
-        if high > MAX_WIDTH:
+        if high * multiple > MAX_WIDTH:
             raise UserError(
-                f"No width up to {MAX_WIDTH} gives {target:,.0f} parameters; width 1 has "
-                f"{size(1):,} and width {low} has {size(low):,}. Does the network use its width?"
+                f"No width up to {MAX_WIDTH} gives {target:,.0f} parameters; width {multiple} has "
+                f"{size(1):,} and width {low * multiple} has {size(low):,}. "
+                f"Does the network use its width?"
             )
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if size(middle) < target else (low, middle)
-    if low == 0:
-        return high
-    return low if target / size(low) <= size(high) / target else high
+    nearest_below = low > 0 and target / size(low) <= size(high) / target
+    return multiple * (low if nearest_below else high)

@@ -13,9 +13,12 @@ import torch
 from torch import nn
 
 from krscale.capacity import count_flops, find_width, num_parameters
-from krscale.config import Experiment, ModelConfig, parse_capacity
+from krscale.config import Experiment, ModelConfig, parse_capacity, with_values
 from krscale.errors import UserError
 from krscale.models import build_model
+
+MAX_ROUNDING = 2.0
+"""How many times larger `student.width_multiple` may make a student, or smaller."""
 
 
 class Task(Protocol):
@@ -36,7 +39,7 @@ class Rung:
 
     Attributes:
         capacity: The share of the teacher's parameters as the user wrote it, e.g. `"1/16"`.
-        width: The dial that comes closest to it.
+        width: The dial that comes closest to it, of the multiples of `student.width_multiple`.
         num_parameters: Of the student without heads.
         flops: Of one forward of one image, 2 per multiply-add.
     """
@@ -61,9 +64,16 @@ def ladder_rungs(experiment: Experiment, task: Task) -> tuple[Rung, ...]:
     """Resolve every capacity of the ladder, smallest first.
 
     Raises:
-        UserError: If two capacities end at the same width.
+        UserError: If two capacities end at the same width, or `student.width_multiple` is too
+            coarse for one.
     """
-    return _resolve(experiment, task, experiment.ladder.capacities)
+    rungs = _resolve(experiment, task, experiment.ladder.capacities)
+    if experiment.student.width_multiple > 1:
+        exact = with_values(experiment, {"student.width_multiple": 1}, "student.width_multiple")
+        for rung in rungs:
+            free = _resolve(exact, task, (rung.capacity,))[0]
+            _require_near(rung, free, experiment.student.width_multiple)
+    return rungs
 
 
 def find_rung(experiment: Experiment, task: Task) -> Rung:
@@ -75,13 +85,17 @@ def _resolve(experiment: Experiment, task: Task, capacities: Iterable[str]) -> t
     with torch.device("meta"):
         teacher_parameters = num_parameters(build_teacher(experiment, task))
     build = _builder(experiment.student, task, "student")
+    multiple = experiment.student.width_multiple
     rungs: dict[int, Rung] = {}
     for capacity in sorted(capacities, key=parse_capacity):
-        width = find_width(build, parse_capacity(capacity) * teacher_parameters)
+        width = find_width(build, parse_capacity(capacity) * teacher_parameters, multiple)
         if width in rungs:
+            among = (
+                f", of multiples of student.width_multiple = {multiple}," if multiple > 1 else ""
+            )
             raise UserError(
                 f"ladder.capacities: {rungs[width].capacity} and {capacity} of the teacher's "
-                f"{teacher_parameters:,} parameters both come closest to width {width} of "
+                f"{teacher_parameters:,} parameters both come closest{among} to width {width} of "
                 f"{experiment.student.model!r}; leave one out, or take a larger teacher."
             )
         with torch.device("meta"):
@@ -89,6 +103,18 @@ def _resolve(experiment: Experiment, task: Task, capacities: Iterable[str]) -> t
         flops = count_flops(student, task.image_shape)
         rungs[width] = Rung(capacity, width, num_parameters(student), flops)
     return tuple(rungs.values())
+
+
+def _require_near(rung: Rung, free: Rung, multiple: int) -> None:
+    """Refuse a multiple so coarse that the rung would be another size than was asked for."""
+    ratio = rung.num_parameters / free.num_parameters
+    if max(ratio, 1 / ratio) > MAX_ROUNDING:
+        raise UserError(
+            f"student.width_multiple: {multiple} is too coarse for capacity {rung.capacity}: width "
+            f"{rung.width} has {ratio:.1f} times the parameters of width {free.width}, which comes "
+            f"closest; at most {MAX_ROUNDING:g} times are allowed. Take a smaller multiple, or "
+            f"leave the capacity out."
+        )
 
 
 def _builder(config: ModelConfig, task: Task, where: str) -> Callable[[int], nn.Module]:

@@ -49,6 +49,8 @@ def refuse(capsys: pytest.CaptureFixture[str], door: str, storage: Path, *settin
         ("data.source=digit", ["data.source", "Did you mean 'digits'"]),
         ("views.jitter=0.5", ["jitter", "RGB"]),
         ("ladder.capacities=['1/4', '0.2501']", ["ladder.capacities", "width"]),
+        ("student.width_multiple=0", ["student.width_multiple", "greater than or equal to 1"]),
+        ("student.width_multiple=64", ["of multiples of student.width_multiple = 64"]),
         ("train.num_workers=2", ["train.num_workers", "one worker", "krscale distill"]),
         ("tracking.uri=ftp://host", ["tracking.uri", "ftp"]),
     ],

@@ -79,6 +79,17 @@ def test_find_width_agrees_with_trying_every_width(target):
     assert find_width(build, target) == best
 
 
+@pytest.mark.parametrize("target", [300, 40_000, 120_000, 700_000])
+def test_find_width_tries_multiples_alone_where_asked(target):
+    def build(width):
+        return resnet(10, 1, width, num_blocks=1)
+
+    with torch.device("meta"):
+        sizes = {width: num_parameters(build(width)) for width in range(8, 140, 8)}
+    best = min(sizes, key=lambda width: abs(math.log(sizes[width] / target)))
+    assert find_width(build, target, multiple=8) == best
+
+
 def test_find_width_needs_no_memory():
     width = find_width(lambda width: resnet(10, 3, width), 1e11)
     with torch.device("meta"):

@@ -14,6 +14,8 @@ from parts.played_ladder import play, search_experiment
 from parts.surrogate import Surrogate
 
 REFERENCE_TRIALS = 200
+CAP = 1000
+"""Who has not come near after so many trials counts with them."""
 NEAR = 0.005
 """Half a point of accuracy."""
 FEW_TRIALS = 8
@@ -36,8 +38,11 @@ def measure_sampling(surrogate: Surrogate, seeds: Sequence[int]) -> dict[str, An
     return {
         "trials_vs_random": ratios["none"],
         "trials_vs_random_with_early_stopping": ratios["asha"],
-        "sampling": {"reference_best": best, "seeds": found, "cap": REFERENCE_TRIALS},
-    }
+        "sampling": {
+            "reference_trials": REFERENCE_TRIALS, "reference_best": best, "seeds": found,
+            "cap": CAP,
+        },
+    }  # fmt: skip
 
 
 def _against_random(
@@ -101,9 +106,8 @@ def _needed(surrogate: Surrogate, best: dict[str, float], *changes: str) -> dict
             needed.setdefault(capacity, counts[capacity])
         return len(needed) < len(best)
 
-    budget = f"search.trials_per_rung={REFERENCE_TRIALS}"
-    play(surrogate, search_experiment(*changes, budget), on_end)
-    return {capacity: needed.get(capacity, REFERENCE_TRIALS) for capacity in best}
+    play(surrogate, search_experiment(*changes, f"search.trials_per_rung={CAP}"), on_end)
+    return {capacity: needed.get(capacity, CAP) for capacity in best}
 
 
 def _interval(values: Sequence[float]) -> dict[str, float]:

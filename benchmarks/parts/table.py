@@ -17,6 +17,8 @@ def step_table(result: Mapping[str, Any]) -> str:
         lines += [*_steps(result), ""]
     if "options" in result:
         lines += [*_options(result), ""]
+    if "widths" in result:
+        lines += [*_widths(result["widths"]), ""]
     rows = [*_store(result.get("store", {})), *_loader(result), *_memory(result)]
     if rows:
         lines += ["| measured | value | goal |", "|---|---|---|", *rows]
@@ -65,6 +67,21 @@ def _options(result: Mapping[str, Any]) -> list[str]:
     if result["device"] == "cpu":
         lines += ["", "GPU: not measured, none at hand."]
     return lines
+
+
+def _widths(rows: list[Mapping[str, Any]]) -> list[str]:
+    return [
+        "A plain step, and the latency of one image, over those of width 16 "
+        "(`student.width_multiple`):",
+        "",
+        "| width | parameters | step | latency |",
+        "|---|---|---|---|",
+        *(
+            f"| {row['width']} | {row['num_parameters']:,} | {row['step']:.2f} "
+            f"| {row['latency']:.2f} |"
+            for row in rows
+        ),
+    ]
 
 
 def _store(store: Mapping[str, Any]) -> list[str]:

@@ -44,6 +44,10 @@ class StudentConfig(ModelConfig):
 
     options: dict[str, Any] = Field(default_factory=lambda: {"num_blocks": 1})
     """Further keyword arguments of the model, e.g. `{num_blocks = 1}`."""
+    width_multiple: Count = 1
+    """Widths of students are multiples of this. Processors compute channels in blocks (16 of them
+    with AVX-512, 8 on most others and on GPUs), and a network one channel wider than a block can
+    take twice the time."""
 
 
 class StoreConfig(Section):

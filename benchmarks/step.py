@@ -3,7 +3,8 @@
 Writes `benchmarks/results/step.json` and its section of `docs/benchmarks.md`. Runs without Ray,
 wherever torch does:
 
-    python benchmarks/step.py [--device cuda] [--parts steps,options,widths,build,accuracy,loader,memory]
+    python benchmarks/step.py [--device cuda]
+        [--parts steps,options,widths,build,accuracy,loader,memory]
 """
 
 from __future__ import annotations

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from krscale.config import ClusterConfig
 from krscale.errors import UserError
@@ -55,33 +58,59 @@ def connect(config: ClusterConfig) -> None:
         raise UserError(f"cluster.address: no Ray cluster at {address!r}: {first}") from None
 
 
-def require(resources: Mapping[str, float], config: ClusterConfig, where: str) -> None:
-    """Wait until the cluster has these resources in all, free or not; give up with one error.
+def require(
+    resources: Mapping[str, float], config: ClusterConfig, where: str, num_places_needed: int = 1
+) -> None:
+    """Wait until the cluster has these resources, free or not; give up with one error.
+
+    A cluster that grows is asked to: nodes join for what is waiting.
 
     Args:
-        resources: Total of what must run at the same time, e.g. `{"CPU": 4.0}`.
+        resources: What one worker or trial reserves, on one node, e.g. `{"CPU": 4.0}`.
         config: How long to wait (`cluster.wait_seconds`) for nodes that are still joining.
         where: The config key that asked for so much.
+        num_places_needed: How many of them must run at the same time.
 
     Raises:
-        UserError: If the cluster stays too small; says what it has and what is free.
+        UserError: If the cluster stays too small; says what its nodes have.
     """
-    deadline = time.monotonic() + config.wait_seconds
-    while True:
-        total = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        missing = {n: a for n, a in resources.items() if total.get(n, 0.0) < a}
-        if not missing:
-            return
-        if time.monotonic() >= deadline or not can_grow():
-            break
-        time.sleep(POLL_SECONDS)
-    free = ray.available_resources()  # type: ignore[no-untyped-call]
-    parts = [
-        f"{amount:g} {name} (the cluster has {total.get(name, 0.0):g}, "
-        f"{free.get(name, 0.0):g} of them free)"
-        for name, amount in missing.items()
-    ]
-    raise UserError(f"{where}: this needs {' and '.join(parts)}.")
+    if num_places(resources) >= num_places_needed:
+        return
+    if can_grow():
+        deadline = time.monotonic() + config.wait_seconds
+        with _asked_for(resources, num_places_needed):
+            while time.monotonic() < deadline:
+                if num_places(resources) >= num_places_needed:
+                    return
+                time.sleep(POLL_SECONDS)
+    each = " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
+    places = "one place" if num_places_needed == 1 else f"{num_places_needed} places"
+    raise UserError(
+        f"{where}: this needs {places} of {each} on one node; the cluster has "
+        f"{num_places(resources)}, with {_describe_nodes(resources)}."
+    )
+
+
+@contextmanager
+def _asked_for(resources: Mapping[str, float], count: int) -> Iterator[None]:
+    """Let an autoscaler see the demand; given up at the end, whether nodes came or not."""
+    demand = placement_group([dict(resources)] * count, strategy="PACK")
+    try:
+        yield
+    finally:
+        remove_placement_group(demand)
+
+
+def _describe_nodes(names: Iterable[str]) -> str:
+    """Say what the nodes have of the resources, alike ones together."""
+    nodes = Counter(
+        " and ".join(f"{entry['Resources'].get(name, 0.0):g} {name}" for name in names)
+        for entry in ray.nodes()  # type: ignore[no-untyped-call]
+        if entry["Alive"]
+    )
+    return ", ".join(
+        f"{count} {'node' if count == 1 else 'nodes'} of {has}" for has, count in nodes.items()
+    )
 
 
 def num_places(resources: Mapping[str, float]) -> int:

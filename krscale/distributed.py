@@ -60,8 +60,7 @@ def train_on_workers(
     settings = experiment.train
     use_gpu = _uses_gpu(settings)
     each = {"CPU": 1.0, **({"GPU": 1.0} if use_gpu else {})}
-    total = {name: amount * settings.num_workers for name, amount in each.items()}
-    require(total, experiment.cluster, "train.num_workers")
+    require(each, experiment.cluster, "train.num_workers", settings.num_workers)
     queue = Queue()
     listener = threading.Thread(target=_pass_on, args=(queue, on_epoch), daemon=True)
     listener.start()

@@ -5,7 +5,10 @@ from typing import Any
 import pytest
 import ray
 
-from krscale.cluster import num_places
+from krscale import cluster
+from krscale.cluster import num_places, require
+from krscale.config import ClusterConfig
+from krscale.errors import UserError
 
 
 def node(*, alive: bool = True, **resources: float) -> dict[str, Any]:
@@ -18,3 +21,51 @@ def test_a_trial_has_its_place_on_one_node(monkeypatch: pytest.MonkeyPatch) -> N
     assert num_places({"CPU": 2.0}) == 2, "not three from the halves of two nodes, nor the dead"
     assert num_places({"CPU": 1.0, "GPU": 0.5}) == 2, "only one node has a GPU"
     assert num_places({"CPU": 4.0}) == 0
+
+
+def test_what_no_node_can_hold_is_refused_at_once_where_none_can_join(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        ray, "nodes", lambda: [node(CPU=3.0), node(CPU=3.0), node(CPU=2.0, GPU=1.0)]
+    )
+    monkeypatch.setattr(cluster, "can_grow", lambda: False)
+    with pytest.raises(UserError) as refused:
+        require({"CPU": 4.0}, ClusterConfig(), "search.cpus_per_trial")
+    assert str(refused.value) == (
+        "search.cpus_per_trial: this needs one place of 4 CPU on one node; the cluster has 0, "
+        "with 2 nodes of 3 CPU, 1 node of 2 CPU."
+    )
+    with pytest.raises(
+        UserError, match=r"train.num_workers: .* 2 places of 1 CPU and 1 GPU .* has 1"
+    ):
+        require({"CPU": 1.0, "GPU": 1.0}, ClusterConfig(), "train.num_workers", 2)
+    require({"CPU": 1.0}, ClusterConfig(), "train.num_workers", 8)
+
+
+def test_a_cluster_that_grows_is_asked_for_nodes_until_they_have_joined(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes, asked, given_up = [node(CPU=1.0)], [], []
+
+    def ask(bundles: list[dict[str, float]], strategy: str) -> str:
+        del strategy
+        asked.extend(bundles)
+        return "demand"
+
+    def wait(seconds: float) -> None:
+        del seconds
+        nodes.append(node(CPU=4.0))
+
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(cluster, "can_grow", lambda: True)
+    monkeypatch.setattr(cluster, "placement_group", ask)
+    monkeypatch.setattr(cluster, "remove_placement_group", given_up.append)
+    monkeypatch.setattr(cluster.time, "sleep", wait)
+    require({"CPU": 4.0}, ClusterConfig(), "search.cpus_per_trial", 2)
+    assert len(nodes) == 3
+    assert asked == [{"CPU": 4.0}] * 2
+    assert given_up == ["demand"]
+    with pytest.raises(UserError, match="3 places of 8 CPU"):
+        require({"CPU": 8.0}, ClusterConfig(wait_seconds=1e-3), "search.cpus_per_trial", 3)
+    assert given_up == ["demand"] * 2

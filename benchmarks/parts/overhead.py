@@ -46,9 +46,10 @@ COMMON = (
 LARGE = (
     *COMMON,
     "data.glyphs.image_size=32",
-    "data.glyphs.num_train=512",
-    "data.glyphs.num_val=256",
+    "data.glyphs.num_train=448",
+    "data.glyphs.num_val=128",
     "data.glyphs.num_test=64",
+    "views.num_views=1",
     "teacher.width=128",
     "student.width_multiple=16",
     "train.num_epochs=4",
@@ -73,7 +74,8 @@ def measure_contenders(storage: Path, num_trials: int) -> dict[str, Any]:
     rung = ladder_rungs(setting.experiment, setting.assets.dataset)[0]
     space = fitting_space(setting.experiment, setting.assets.dataset)
     arguments = setting.experiment, setting.prepared, rung, space, num_trials
-    seconds = {"bare_students": run_bare_students(*arguments[:3], num_trials)}
+    # Half of them are timed: they differ in nothing.
+    seconds = {"bare_students": 2 * run_bare_students(*arguments[:3], num_trials // 2)}
     print(f"  {seconds}", flush=True)
     connect(setting.experiment.cluster)
     try:
@@ -103,6 +105,7 @@ def measure_contenders(storage: Path, num_trials: int) -> dict[str, Any]:
             "teacher": f"resnet width {setting.assets.teacher.width}",
             "num_trials": num_trials,
             "num_epochs": setting.experiment.train.num_epochs,
+            "width_multiple": setting.experiment.student.width_multiple,
             "student": f"resnet width {rung.width} ({rung.num_parameters:,} parameters)",
             "seconds": {name: round(value, 1) for name, value in seconds.items()},
             "krscale_each": [round(watch.wall, 1) for watch in watches],

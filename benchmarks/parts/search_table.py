@@ -36,7 +36,8 @@ def _contenders(result: Mapping[str, Any]) -> list[str]:
     seconds = found["seconds"]
     setting = (
         f"{found['num_trials']} trials of {found['num_epochs']} epochs, {found['student']} of a "
-        f"teacher {found['teacher']}; r = {found['r']} in FLOPs, {found['r_seconds']} in seconds; "
+        f"teacher {found['teacher']}, widths in multiples of {found['width_multiple']}; "
+        f"r = {found['r']} in FLOPs, {found['r_seconds']} in seconds; "
         f"bound {found['bound']}, {found['bound_seconds']}"
     )
     return [

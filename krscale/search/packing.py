@@ -184,7 +184,7 @@ def gpus_per_trial(
     config = experiment.search
     if config.gpus_per_trial != "auto":
         return config.gpus_per_trial
-    if not _has_gpus(experiment):
+    if not has_gpus(experiment):
         return 0.0
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()  # the teacher was trained in this process, maybe on the same GPU
@@ -204,6 +204,13 @@ def gpus_per_trial(
     return share
 
 
+def has_gpus(experiment: Experiment) -> bool:
+    """Return whether trials are to run on GPUs; those asked for by name may still have to join."""
+    if experiment.train.device == "auto":
+        return bool(ray.cluster_resources().get("GPU"))  # type: ignore[no-untyped-call]
+    return experiment.train.device == "cuda"
+
+
 def _corners(space: SearchSpace, method: str) -> Iterator[dict[str, Any]]:
     """Yield settings in which every field has each of its extreme values, conditions followed."""
     ends = {path: extremes(found) for path, found in space.by_method[method].items()}
@@ -213,13 +220,6 @@ def _corners(space: SearchSpace, method: str) -> Iterator[dict[str, Any]]:
             if all(condition.holds(values) for condition in space.conditions_of(method, path)):
                 values[path] = extreme[number % len(extreme)]
         yield values
-
-
-def _has_gpus(experiment: Experiment) -> bool:
-    """Whether trials are to run on GPUs; those asked for by name may still have to join."""
-    if experiment.train.device == "auto":
-        return bool(ray.cluster_resources().get("GPU"))  # type: ignore[no-untyped-call]
-    return experiment.train.device == "cuda"
 
 
 def _cpus_per_gpu() -> float:
@@ -237,19 +237,11 @@ def _probe_on_worker(
     students: Sequence[Candidate],
     read: MemoryReader,
 ) -> GpuMemory | None:
+    require({"GPU": 1.0}, experiment.cluster, "search.gpus_per_trial")
     # The process ends with its task, and gives back what it took of the GPU.
     task: Any = ray.remote(num_cpus=0, num_gpus=1, max_calls=1)(probe)
-    # Asked for before waiting: a cluster that grows does so for what is pending.
-    pending = task.remote(experiment, prepared, students, read)
     try:
-        require({"GPU": 1.0}, experiment.cluster, "search.gpus_per_trial")
-    except UserError:
-        # Never once it may have run: cancelling a task that has just ended aborts the driver
-        # (Ray 2.60, "Tried to complete task that was not pending").
-        ray.cancel(pending, force=True)
-        raise
-    try:
-        found: GpuMemory | None = ray.get(pending)
+        found: GpuMemory | None = ray.get(task.remote(experiment, prepared, students, read))
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None

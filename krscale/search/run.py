@@ -22,9 +22,11 @@ from ray.tune.search import Searcher
 
 from krscale.assemble import Prepared
 from krscale.cluster import require
+from krscale.config.training import NO_CHANNELS_LAST_ON_CPU
 from krscale.errors import UserError
 from krscale.search.assignment import Assignment
 from krscale.search.ladder import Ladder, Next
+from krscale.search.packing import has_gpus
 from krscale.search.places import Places
 from krscale.search.sampling import milestones
 from krscale.search.trial import StudentTrial
@@ -217,6 +219,11 @@ def run_search(ladder: Ladder, prepared: Prepared, resources: Mapping[str, float
     # Its errors reach the user through the listeners, one line each, not once more in a frame.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     require(resources, experiment.cluster, "search.cpus_per_trial, search.gpus_per_trial")
+    if experiment.train.channels_last and not has_gpus(experiment):
+        raise UserError(
+            f"train.channels_last: {NO_CHANNELS_LAST_ON_CPU}; the cluster has no GPU, so trials "
+            f"would train on CPUs."
+        )
     searcher = LadderSearcher(
         ladder, milestones(config, experiment.train.num_epochs), Places(resources)
     )

@@ -170,7 +170,7 @@ def test_without_a_gpu_nothing_is_trained(assets: Assets, monkeypatch: pytest.Mo
 def test_gpus_that_torch_does_not_see_are_left_alone_with_a_word(
     assets: Assets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "_has_gpus", lambda experiment: True)
+    monkeypatch.setattr(packing, "has_gpus", lambda experiment: True)
     monkeypatch.setattr(packing, "_probe_on_worker", lambda *_: None)
     said: list[str] = []
     assert gpus_per_trial(*assets, list, said.append) == 0.0

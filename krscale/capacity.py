@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.utils import benchmark
 from torch.utils.flop_counter import FlopCounterMode
 
 from krscale.errors import UserError
@@ -57,6 +56,8 @@ def latency_ms(model: nn.Module, input_shape: tuple[int, int, int], num_threads:
         input_shape: `(C, H, W)` of one image.
         num_threads: Threads torch may use meanwhile.
     """
+    from torch.utils import benchmark  # a fifth of a second, which most processes need not pay
+
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     image = torch.zeros(1, *input_shape, device=device)

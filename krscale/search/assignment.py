@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-from optuna.trial import TrialState
+from typing import TYPE_CHECKING, Any, Protocol
 
 from krscale.rungs import Rung
+
+if TYPE_CHECKING:  # workers import this file, and have no use for Optuna
+    from optuna.trial import TrialState
 
 
 @dataclass(frozen=True)

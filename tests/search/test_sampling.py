@@ -7,11 +7,11 @@ import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from krscale.config import SearchConfig
+from krscale.config import SearchConfig, load
 from krscale.errors import UserError
 from krscale.search import sampling
-from krscale.search.sampling import make_pruner, make_sampler, milestones
-from krscale.search.space import SearchSpace
+from krscale.search.sampling import EXPLORE_EVERY, make_pruner, make_sampler, milestones
+from krscale.search.space import SearchSpace, load_space
 
 X = FloatDistribution(0.0, 1.0)
 SPACE = SearchSpace("space.toml", {"plain": {"x": X, "n": IntDistribution(1, 3)}})
@@ -67,12 +67,47 @@ def test_tpe_does_learn_from_pruned_trials() -> None:
     assert near >= 12, "one in five would by chance"
 
 
+def test_tpe_that_has_settled_still_looks_elsewhere_now_and_then() -> None:
+    """Fails if a study cannot leave the corner where its first trials were best."""
+    study = optuna.create_study(
+        direction="maximize", sampler=make_sampler(config(), SPACE, "plain", 0)
+    )
+    for i in range(200):
+        study.add_trial(ended(0.005 * i, -abs(0.005 * i - 0.2), TrialState.COMPLETE))
+    found: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(200):
+        trial = study.ask()
+        explores = trial.number % EXPLORE_EVERY == EXPLORE_EVERY - 1
+        found[explores].append(SPACE.suggest("plain", trial)["x"])
+        study.tell(trial, state=TrialState.FAIL)
+    assert len(found[True]) == 20
+    assert max(found[False]) - min(found[False]) < 0.4
+    assert min(found[True]) < 0.15
+    assert max(found[True]) > 0.85
+
+
+def test_trials_at_random_follow_conditions_too() -> None:
+    experiment = load(None, ["search.space=kr_plus_posterior"])
+    space = load_space(experiment, 6)
+    conditional = [method for method in space.by_method if space.is_conditional(method)]
+    assert conditional
+    for method in conditional:
+        sampler = make_sampler(experiment.search, space, method, 0)
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        for number in range(3 * EXPLORE_EVERY):
+            trial = study.ask()
+            values = space.suggest(method, trial)
+            for path in values:
+                assert all(c.holds(values) for c in space.conditions_of(method, path))
+            study.tell(trial, number)
+
+
 @pytest.mark.parametrize("name", ["tpe", "gp", "cmaes", "nsgaii", "random"])
 def test_same_seed_same_suggestions(name: str) -> None:
     def suggestions() -> list[float]:
         sampler = make_sampler(config(sampler=name), SPACE, "plain", 3)
         study = optuna.create_study(direction="maximize", sampler=sampler)
-        for _ in range(7):
+        for _ in range(EXPLORE_EVERY + 1):
             trial = study.ask()
             study.tell(trial, SPACE.suggest("plain", trial)["x"])
         return [trial.params["x"] for trial in study.trials]

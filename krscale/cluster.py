@@ -27,6 +27,9 @@ SETTINGS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # A report of Ray Train waits for the controller's poll, every 2 s by default.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # A Ray started here would start idle workers beside those that actors bring up for themselves:
+    # twice the imports on the same cores, most of a second of every start.
+    "RAY_prestart_worker_first_driver": "0",
     # Trials without a GPU must not have CUDA_VISIBLE_DEVICES emptied behind the user's back.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

@@ -1,5 +1,7 @@
 """How many trials share a GPU: the arithmetic, what is tried, and the probe with a stand-in GPU."""
 
+from unittest.mock import create_autospec
+
 import pytest
 import torch
 from hypothesis import given
@@ -165,6 +167,26 @@ def test_without_a_gpu_nothing_is_trained(assets: Assets, monkeypatch: pytest.Mo
     monkeypatch.setattr(packing, "build_training", None)
     assert probe(*assets, tried(assets[0]), lambda device: None) is None
     assert read_memory(torch.device("cpu")) is None
+
+
+def test_what_lies_beside_the_allocator_counts_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's own answers are pretended, but asked for as torch has them."""
+    device = torch.device("cuda")
+    answers = {
+        "mem_get_info": (60 * GIB, 80 * GIB),  # 20 taken: 5 by the allocator now, 15 beside it
+        "memory_reserved": 5 * GIB,
+        "max_memory_reserved": 9 * GIB,
+        "get_device_name": "A GPU",
+    }
+    asked = {
+        name: create_autospec(getattr(torch.cuda, name), return_value=answers[name])
+        for name in answers
+    }
+    for name, ask in asked.items():
+        monkeypatch.setattr(torch.cuda, name, ask)
+    assert read_memory(device) == GpuMemory("A GPU", 80 * GIB, (9 + 15) * GIB)
+    for ask in asked.values():
+        ask.assert_called_once_with(device)
 
 
 def test_gpus_that_torch_does_not_see_are_left_alone_with_a_word(

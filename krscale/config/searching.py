@@ -36,7 +36,9 @@ class SearchConfig(Section):
     extra `krscale[samplers]`."""
     early_stopping: Literal["asha", "median", "none"] = "asha"
     """Early stopping within a rung; trials of different rungs are never compared. `median` stops
-    what is worse than the median of the trials that ended, at the same epoch."""
+    what is worse than the median of the trials that ended, at the same epoch. Where hundreds of
+    trials of a few epochs look for the last half point, `none` finds it sooner
+    (docs/benchmarks.md)."""
     objectives: tuple[str, ...] = ("val/accuracy",)
     """What a study improves: `val/accuracy` (more is better), and after it any of `num_parameters`,
     `flops` and `latency_ms` (less is better), which differ where the space varies `student.*`. With

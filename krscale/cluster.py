@@ -87,11 +87,14 @@ def require(
                     return
                 time.sleep(POLL_SECONDS)
     each = " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
-    places = "one place" if num_places_needed == 1 else f"{num_places_needed} places"
-    raise UserError(
-        f"{where}: this needs {places} of {each} on one node; the cluster has "
-        f"{num_places(resources)}, with {_describe_nodes(resources)}."
-    )
+    if num_places_needed == 1:
+        needs = f"{each} on one node; the cluster has"
+    else:
+        needs = (
+            f"{num_places_needed} times {each}, each on one node; the cluster has room for "
+            f"{num_places(resources)}, on"
+        )
+    raise UserError(f"{where}: this needs {needs} {_describe_nodes(resources)}.")
 
 
 @contextmanager

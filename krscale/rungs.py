@@ -68,17 +68,33 @@ def ladder_rungs(experiment: Experiment, task: Task) -> tuple[Rung, ...]:
             coarse for one.
     """
     rungs = _resolve(experiment, task, experiment.ladder.capacities)
-    if experiment.student.width_multiple > 1:
-        exact = with_values(experiment, {"student.width_multiple": 1}, "student.width_multiple")
-        for rung in rungs:
-            free = _resolve(exact, task, (rung.capacity,))[0]
-            _require_near(rung, free, experiment.student.width_multiple)
+    for rung in rungs:
+        _require_near(experiment, task, rung)
     return rungs
 
 
 def find_rung(experiment: Experiment, task: Task) -> Rung:
-    """Resolve `distill.capacity`."""
+    """Resolve `distill.capacity`.
+
+    Raises:
+        UserError: If `student.width_multiple` is too coarse for it.
+    """
+    rung = nearest_rung(experiment, task)
+    _require_near(experiment, task, rung)
+    return rung
+
+
+def nearest_rung(experiment: Experiment, task: Task) -> Rung:
+    """Resolve `distill.capacity`, however far `student.width_multiple` takes it from there."""
     return _resolve(experiment, task, (experiment.distill.capacity,))[0]
+
+
+def rounding(experiment: Experiment, task: Task, rung: Rung) -> float:
+    """Return how many times larger or smaller `student.width_multiple` makes a rung; at least 1."""
+    if experiment.student.width_multiple == 1:
+        return 1.0
+    ratio = rung.num_parameters / _free(experiment, task, rung).num_parameters
+    return max(ratio, 1 / ratio)
 
 
 def _resolve(experiment: Experiment, task: Task, capacities: Iterable[str]) -> tuple[Rung, ...]:
@@ -105,15 +121,22 @@ def _resolve(experiment: Experiment, task: Task, capacities: Iterable[str]) -> t
     return tuple(rungs.values())
 
 
-def _require_near(rung: Rung, free: Rung, multiple: int) -> None:
+def _free(experiment: Experiment, task: Task, rung: Rung) -> Rung:
+    """Return the rung as it would be without a multiple."""
+    free = {"student.width_multiple": 1}
+    return _resolve(with_values(experiment, free, "student"), task, (rung.capacity,))[0]
+
+
+def _require_near(experiment: Experiment, task: Task, rung: Rung) -> None:
     """Refuse a multiple so coarse that the rung would be another size than was asked for."""
-    ratio = rung.num_parameters / free.num_parameters
-    if max(ratio, 1 / ratio) > MAX_ROUNDING:
+    if rounding(experiment, task, rung) > MAX_ROUNDING:
+        free = _free(experiment, task, rung)
         raise UserError(
-            f"student.width_multiple: {multiple} is too coarse for capacity {rung.capacity}: width "
-            f"{rung.width} has {ratio:.1f} times the parameters of width {free.width}, which comes "
-            f"closest; at most {MAX_ROUNDING:g} times are allowed. Take a smaller multiple, or "
-            f"leave the capacity out."
+            f"student.width_multiple: {experiment.student.width_multiple} is too coarse for "
+            f"capacity {rung.capacity}: width {rung.width} has "
+            f"{rung.num_parameters / free.num_parameters:.1f} times the parameters of width "
+            f"{free.width}, which comes closest; at most {MAX_ROUNDING:g} times are allowed. Take "
+            f"a smaller multiple, or leave the capacity out."
         )
 
 

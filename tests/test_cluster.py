@@ -33,11 +33,11 @@ def test_what_no_node_can_hold_is_refused_at_once_where_none_can_join(
     with pytest.raises(UserError) as refused:
         require({"CPU": 4.0}, ClusterConfig(), "search.cpus_per_trial")
     assert str(refused.value) == (
-        "search.cpus_per_trial: this needs one place of 4 CPU on one node; the cluster has 0, "
-        "with 2 nodes of 3 CPU, 1 node of 2 CPU."
+        "search.cpus_per_trial: this needs 4 CPU on one node; the cluster has "
+        "2 nodes of 3 CPU, 1 node of 2 CPU."
     )
     with pytest.raises(
-        UserError, match=r"train.num_workers: .* 2 places of 1 CPU and 1 GPU .* has 1"
+        UserError, match=r"train.num_workers: .* 2 times 1 CPU and 1 GPU, .* room for 1, on"
     ):
         require({"CPU": 1.0, "GPU": 1.0}, ClusterConfig(), "train.num_workers", 2)
     require({"CPU": 1.0}, ClusterConfig(), "train.num_workers", 8)
@@ -66,6 +66,6 @@ def test_a_cluster_that_grows_is_asked_for_nodes_until_they_have_joined(
     assert len(nodes) == 3
     assert asked == [{"CPU": 4.0}] * 2
     assert given_up == ["demand"]
-    with pytest.raises(UserError, match="3 places of 8 CPU"):
+    with pytest.raises(UserError, match="3 times 8 CPU, each on one node"):
         require({"CPU": 8.0}, ClusterConfig(wait_seconds=1e-3), "search.cpus_per_trial", 3)
     assert given_up == ["demand"] * 2

@@ -105,6 +105,6 @@ def test_more_workers_than_the_cluster_has(storage: Path) -> None:
     done = door("distill", overrides(*SMALL, *many))
     assert done.returncode == 2
     assert "train.num_workers" in done.stderr
-    assert "64 places of 1 CPU" in done.stderr
-    assert "the cluster has 2, with 1 node of 2 CPU" in done.stderr
+    assert "64 times 1 CPU, each on one node" in done.stderr
+    assert "the cluster has room for 2, on 1 node of 2 CPU" in done.stderr
     assert "Traceback" not in done.stderr

@@ -49,6 +49,10 @@ def test_a_multiple_that_changes_the_size_is_refused() -> None:
         UserError, match=r"width_multiple: 32 .* 1/64: width 32 has .* of width \d+,"
     ):
         rungs_of("student.width_multiple=32", "ladder.capacities=['1/64']")
+    one = ["teacher.width=64", "student.width_multiple=32", "distill.capacity=1/64"]
+    config = load(None, one)
+    with pytest.raises(UserError, match="too coarse for capacity 1/64"):
+        find_rung(config, describe_data(config.data, config.cache_path))
 
 
 def test_rungs_that_a_multiple_throws_together_are_refused() -> None:

@@ -46,7 +46,7 @@ class StudentConfig(ModelConfig):
     """Further keyword arguments of the model, e.g. `{num_blocks = 1}`."""
     width_multiple: Count = 1
     """Widths of students are multiples of this. Processors compute channels in blocks (16 of them
-    with AVX-512, 8 on most others and on GPUs), and a network one channel wider than a block can
+    with AVX-512, commonly 8 elsewhere), and a network one channel wider than a block can
     take twice the time."""
 
 

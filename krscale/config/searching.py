@@ -32,8 +32,8 @@ class SearchConfig(Section):
     num_final_seeds: Count = 5
     """Fresh seeds with which each winner is trained again; only these are tested."""
     sampler: Literal["tpe", "gp", "cmaes", "nsgaii", "random", "grid"] = "tpe"
-    """Optuna sampler of every study; `grid` needs choices, whole numbers or steps, `cmaes` the
-    extra `krscale[samplers]`."""
+    """Optuna sampler of every study; `tpe` draws every tenth trial at random, `grid`
+    needs choices, whole numbers or steps, `cmaes` the extra `krscale[samplers]`."""
     early_stopping: Literal["asha", "median", "none"] = "asha"
     """Early stopping within a rung; trials of different rungs are never compared. `median` stops
     what is worse than the median of the trials that ended, at the same epoch. Where hundreds of

@@ -23,9 +23,9 @@ from krscale.errors import UserError
 from krscale.search.retries import was_interrupted
 from krscale.search.space import SearchSpace
 
-_MAX_GRID = 1_000_000
 EXPLORE_EVERY = 10
 """One in so many trials of TPE is drawn at random."""
+_MAX_GRID = 1_000_000
 _MAX_POPULATION = 50
 """Optuna's own for NSGA-II; a small budget needs several generations of a smaller one."""
 
@@ -117,7 +117,7 @@ class _ExploringTPE(optuna.samplers.TPESampler):
     TPE alone settles: of long studies a few never came near the best, and looked again and again
     where random search had long left (`docs/log.md`, 2026-11-25). Trials at random are a way out
     of any corner, and what Hyperband with TPE does for the same reason (Falkner, Klein and Hutter,
-    *BOHB*, ICML 2018, section 4.1), there with a third of them.
+    *BOHB*, ICML 2018), with a larger share of them.
     """
 
     def __init__(self, *, seed: int, **options: Any) -> None:

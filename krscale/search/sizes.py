@@ -11,7 +11,7 @@ from krscale.capacity import latency_ms
 from krscale.config import Experiment, with_values
 from krscale.errors import UserError
 from krscale.files import read_json, write_json
-from krscale.rungs import Rung, Task, build_student, find_rung
+from krscale.rungs import MAX_ROUNDING, Rung, Task, build_student, nearest_rung, rounding
 
 
 class Sizes(Protocol):
@@ -59,6 +59,7 @@ class StudentSizes:
     def __init__(self, experiment: Experiment, task: Task) -> None:
         self.experiment, self.task = experiment, task
         self._rungs: dict[str, Rung] = {}
+        self._roundings: dict[str, float] = {}
         self._latencies: dict[str, float] = {}
         self._file: Path | None = None
 
@@ -76,14 +77,18 @@ class StudentSizes:
         """Return the size of a student with these settings."""
         key, experiment = self._student(capacity, values)
         if key not in self._rungs:
-            self._rungs[key] = find_rung(experiment, self.task)
+            self._rungs[key] = nearest_rung(experiment, self.task)
+            self._roundings[key] = rounding(experiment, self.task, self._rungs[key])
         return self._rungs[key]
 
     def excess(self, capacity: str, values: Mapping[str, Any]) -> dict[str, float]:
         """Return by how much (a share of the limit) it is beyond each limit that it breaks."""
         limits = self.experiment.search
         rung = self.rung(capacity, values)
+        rounded = self._roundings[self._student(capacity, values)[0]]
         found: dict[str, tuple[float, float]] = {
+            # A rung stays a size; an architecture may be too thin for so coarse a multiple.
+            "student.width_multiple": (rounded, MAX_ROUNDING),
             "search.max_parameters": (rung.num_parameters, limits.max_parameters),
             "search.max_flops": (rung.flops, limits.max_flops),
         }

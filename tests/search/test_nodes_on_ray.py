@@ -87,8 +87,7 @@ def test_a_trial_that_no_node_can_hold_is_refused(cluster: Cluster) -> None:
     finally:
         ray.shutdown()
     assert str(refused.value) == (
-        "search.cpus_per_trial: this needs one place of 2 CPU on one node; the cluster has 0, "
-        "with 2 nodes of 1 CPU."
+        "search.cpus_per_trial: this needs 2 CPU on one node; the cluster has 2 nodes of 1 CPU."
     )
 
 

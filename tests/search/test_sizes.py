@@ -49,6 +49,18 @@ def test_another_architecture_keeps_the_size_of_its_rung(tmp_path: Path) -> None
     assert sizes.rung("1/4", {}) == one, "the experiment's own has one block"
 
 
+def test_an_architecture_too_thin_for_the_multiple_is_forbidden(tmp_path: Path) -> None:
+    """Fails if it trains at another size than its rung, or ends the search with an error."""
+    coarse = "student.width_multiple=16", "ladder.capacities=['1/4']", "teacher.width=32"
+    config = experiment(tmp_path, *coarse)
+    sizes = sizes_of(config)
+    deep = {"student.options.num_blocks": 12}
+    assert sizes.rung("1/4", deep).width == 16
+    assert sizes.excess("1/4", {}) == {}
+    assert list(sizes.excess("1/4", deep)) == ["student.width_multiple"]
+    assert sizes_of(experiment(tmp_path)).excess("1/4", deep) == {}
+
+
 def test_latencies_are_measured_once_a_run_and_per_architecture(tmp_path, monkeypatch) -> None:
     measured = iter([3.0, 5.0, 7.0])
     monkeypatch.setattr("krscale.search.sizes.latency_ms", lambda *_: next(measured))

@@ -7,7 +7,7 @@ import sys
 
 from krscale.errors import unknown_name
 
-DOORS = {
+COMMANDS = {
     "tune": "distil a ladder of students and show accuracy versus capacity",
     "distill": "distil one student, on one worker or many",
     "teach": "prepare data, teacher and its knowledge",
@@ -18,22 +18,20 @@ DOORS = {
     "store": "check or describe what the teacher said, as it is kept for a run",
     "sync": "send MLflow what a run recorded while MLflow was away",
 }
-_MODULES = {"space": "space_command", "store": "store_command"}
-"""Commands whose name is that of a part of the house."""
 
 
 def main() -> int:
     """Run the command that the first argument names."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
-        print("usage: krscale DOOR [options]\n")
-        for command, purpose in DOORS.items():
+        print("usage: krscale COMMAND [options]\n")
+        for command, purpose in COMMANDS.items():
             print(f"  {command:<9}{purpose}")
-        print("\nkrscale DOOR --help says more.")
+        print("\nkrscale COMMAND --help says more.")
         return 0
-    if name not in DOORS:
-        print(f"krscale: error: {unknown_name('command', name, DOORS)}", file=sys.stderr)
+    if name not in COMMANDS:
+        print(f"krscale: error: {unknown_name('command', name, COMMANDS)}", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"krscale.{_MODULES.get(name, name)}")
+    module = importlib.import_module(f"krscale.cli.{name}")
     sys.argv[0:2] = [f"krscale {name}"]
     return int(module.main())

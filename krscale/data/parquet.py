@@ -141,7 +141,7 @@ class Parquet:
         yield from Decoder(self.settings).pieces(batches(), shape, locations)
 
     def _columns(self, locations: ImageLocations, size: int) -> Iterator[Any]:
-        for file in places.files:
+        for file in locations.files:
             yield from _batches(file, self.settings.image_column, "image_column", size)
 
 

@@ -6,17 +6,29 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Accuracy = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(strict=True, ge=0)]
 Milliseconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
+_RENAMED = {"rungs": "sizes", "trials_per_rung": "trials_per_size"}
+"""Names that fields, and settings that are values, had in older versions of krscale."""
+
+
 class Part(BaseModel):
     """A part of `curve.json`: immutable, and closed to unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_new_names(cls, content: Any) -> Any:
+        """Read curves that were written when fields had other names."""
+        if not isinstance(content, dict):
+            return content
+        return {_RENAMED.get(name, name): value for name, value in content.items()}
 
 
 class Size(Part):
@@ -71,6 +83,11 @@ class MethodResult(Part):
     every suggestion was too large; None in curves of krscale before it was kept."""
     front: tuple[FrontTrial, ...] = ()
     """Of a search with several objectives, the most accurate first: it is the winner."""
+
+    @field_validator("ended_by")
+    @classmethod
+    def _new_name(cls, ended_by: str | None) -> str | None:
+        return _RENAMED.get(ended_by, ended_by) if ended_by else ended_by
 
     @classmethod
     def over_seeds(

@@ -118,7 +118,7 @@ def git_commit() -> str:
     them, results above all, changes no run.
     """
     git = shutil.which("git")
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if git is None or not (root / ".git").exists():
         return os.environ.get("KRSCALE_COMMIT", "unknown")
 
@@ -150,7 +150,7 @@ def origin_tags(experiment: Experiment, prepared: Prepared) -> dict[str, str]:
         "mlflow.source.git.commit": commit,  # MLflow's own column "Version"
         "krscale.experiment": experiment.fingerprint(),
         "krscale.data": prepared.teacher.data_fingerprint,
-        "krscale.setup.teacher": prepared.teacher.fingerprint,
+        "krscale.teacher": prepared.teacher.fingerprint,
         "krscale.store": Path(prepared.store_path).name,
         **({"krscale.ray_job": job} if job else {}),
     }
@@ -287,5 +287,5 @@ def _flat(content: Mapping[str, Any], skip: set[str], prefix: str = "") -> dict[
 
 def _module_and_arguments() -> list[str]:
     program = Path(sys.argv[0])
-    inside = program.suffix == ".py" and program.parent == Path(__file__).parent
+    inside = program.suffix == ".py" and program.parent == Path(__file__).parents[1]
     return [f"krscale.{program.stem}" if inside else program.name, *sys.argv[1:]]

@@ -40,7 +40,7 @@ def trace_residual(
     by their classifiers.
 
     Args:
-        experiment: LoadedTeacher, and `student.taps`.
+        experiment: Teacher, and `student.taps`.
         prepared: Where data and teacher are.
         student: A trained student without heads; left as it was, on its device.
         knowledge: Result of `validation_knowledge`; None asks the teacher now.

@@ -48,9 +48,9 @@ def find_insight(run_path: Path) -> Insight:
     storage = JournalStorage(JournalFileBackend(str(journal)))
     present = present_studies(storage)
     studies = [
-        _study(study, present.get(dataclasses.replace(key, final=True)))
+        _study(tuning, present.get(dataclasses.replace(key, final=True)))
         for key, study in present.items()
-        if not key.final and (study := TuningStudy(key, study))
+        if not key.final and (tuning := TuningStudy(key, study))
     ]
     studies.sort(key=lambda study: parse_capacity(study.capacity))
     return Insight(name=run_path.name, studies=tuple(studies))

@@ -12,7 +12,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from krscale.config import Experiment, load, read_toml
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 WORKER_PORTS = range(10002, 20000)
 
 

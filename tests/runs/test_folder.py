@@ -28,7 +28,7 @@ def test_results_beside_the_code_do_not_make_its_commit_dirty(
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "--quiet", "--message", "all")
     commit = git(tmp_path, "rev-parse", "HEAD")
-    monkeypatch.setattr(run_folders, "__file__", str(tmp_path / "krscale" / "provenance.py"))
+    monkeypatch.setattr(run_folders, "__file__", str(tmp_path / "krscale" / "runs" / "folder.py"))
     (tmp_path / "docs" / "claims.md").write_text("written by a run\n")
     assert git_commit() == commit
     (tmp_path / "search_spaces" / "kr.toml").write_text("another space\n")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from krscale.config import Experiment, load
+from krscale.config import RENAMED, Experiment, load
 from krscale.errors import UserError
 from krscale.files import read_json, write_json
 from krscale.runs.folder import BUDGETS
@@ -30,7 +30,7 @@ def load_or_extend(path: str | None, overrides: Sequence[str]) -> Experiment:
         UserError: If something else than a budget is added to, or the run has never finished.
     """
     found = [(text, _GROWTH.fullmatch(text)) for text in overrides]
-    added = {match["field"]: int(match["by"]) for _, match in found if match}
+    added = {RENAMED.get(m["field"], m["field"]): int(m["by"]) for _, m in found if m}
     plain = [text for text, match in found if not match]
     experiment = load(path, plain)
     if not added:
@@ -53,7 +53,7 @@ def remember_budgets(experiment: Experiment) -> None:
 def _finished_budgets(folder: Path) -> dict[str, int]:
     path = folder / FINISHED_FILE
     if path.is_file():
-        return {field: int(value) for field, value in read_json(path).items()}
+        return {RENAMED.get(name, name): int(value) for name, value in read_json(path).items()}
     raise UserError(
         f"{folder}: nothing to add to: no search has finished there. Give the whole number instead "
         f"of an addition, and choose the run with name and storage_path."

@@ -61,7 +61,8 @@ class Ladder:
         space: Distributions of every method.
         sizes: The student sizes.
         listeners: Told of every event, in order.
-        size_resolver: How large a student is, and whether it is allowed; None takes every size as it is.
+        size_resolver: How large a student is, and whether it is allowed; None takes every size as
+            it is.
         clock: Seconds; replaced in tests.
     """
 

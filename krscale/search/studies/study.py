@@ -21,6 +21,8 @@ ENDED_BY = "ended_by"
 """User attribute of a study: which of `ENDINGS` ended its tuning; empty while it goes on."""
 ENDINGS = ("trials_per_size", "target_accuracy", "max_wall_seconds", "max_epochs", "size_limits")
 """The settings of `search` that end a study, and the limits on its students all together."""
+_RENAMED_ENDINGS = {"trials_per_rung": "trials_per_size"}
+"""Journals hold the name that a setting had when they were written."""
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -41,6 +43,7 @@ class TuningStudy:
         self.num_running = 0
         self.given_up = False
         noted = study.user_attrs.get(ENDED_BY, "")
+        noted = _RENAMED_ENDINGS.get(noted, noted)
         self.ended_by: str = noted if noted in ENDINGS else ""  # krscale wrote sentences once
         self.recount()
 

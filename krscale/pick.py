@@ -1,0 +1,8 @@
+"""`python -m krscale.pick`: the same as `krscale pick`."""
+
+import sys
+
+from krscale.cli.pick import main
+
+if __name__ == "__main__":
+    sys.exit(main())

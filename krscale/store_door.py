@@ -1,0 +1,8 @@
+"""`python -m krscale.store_door`: `krscale store` by an older name that scripts use."""
+
+import sys
+
+from krscale.cli.store import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,8 @@
+"""`python -m krscale.teach`: the same as `krscale teach`."""
+
+import sys
+
+from krscale.cli.teach import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,8 @@
+"""`python -m krscale.tune`: the same as `krscale tune`."""
+
+import sys
+
+from krscale.cli.tune import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,11 +8,10 @@ from krscale.config import Experiment, load, with_values
 from krscale.models.capacity import latency_ms
 from krscale.parallel import Workers
 from krscale.progress import Progress
-from krscale.report import Curve, MethodResult, StudentSize, TeacherRecord, find_pareto, write_curve
+from krscale.report import Curve, CurveSize, MethodResult, TeacherRecord, find_pareto, write_curve
 from krscale.runs.folder import git_commit, run_folder, student_path
 from krscale.setup.assemble import Assets, build_training, prepare
-from krscale.setup.sizes import StudentSize as Size
-from krscale.setup.sizes import ladder_sizes
+from krscale.setup.sizes import StudentSize, ladder_sizes
 from krscale.training.checkpoint import save_weights
 from krscale.training.loop import evaluate, fit
 
@@ -58,10 +57,10 @@ def make_finished_run(storage: Path, *settings: str) -> Path:
     return folder
 
 
-def _size(experiment: Experiment, assets: Assets, size: Size) -> StudentSize:
+def _size(experiment: Experiment, assets: Assets, size: StudentSize) -> CurveSize:
     methods = {method: _method(experiment, assets, size, method) for method in METHODS}
     training = build_training(experiment, assets, size.width, Workers.alone())
-    return StudentSize(
+    return CurveSize(
         capacity=size.capacity, width=size.width, num_parameters=size.num_parameters,
         flops=size.flops, latency_ms=latency_ms(training.student, assets.dataset.image_shape),
         methods=methods,

@@ -128,7 +128,7 @@ def _simulated(result: Mapping[str, Any]) -> list[str]:
         f"| *simulated*: {found['num_trials']:,} trials of {found['trial_seconds']:.0f} s on "
         f"{found['num_workers']:,} workers: workers busy | {found['workers_busy']} | |",
         f"| its driver: busy ({parts}) | {found['driver_busy']} | |",
-        f"| querying for a trial, the first and the last tenth, ms | {first}, {last} | |",
+        f"| asking for a trial, the first and the last tenth, ms | {first}, {last} | |",
         f"| journal, MB; opening it again, s | {found['journal_megabytes']}; "
         f"{found['reopen_seconds']} | |",
         "| seconds that a trial must last for this driver to keep 95 % of so many workers busy "

@@ -11,7 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 from krscale.config import Experiment
-from krscale.search import run as product
+from krscale.search.on_ray import run as product
 from krscale.search.space.space import SearchSpace
 from krscale.setup.assemble import Prepared
 from krscale.setup.sizes import StudentSize

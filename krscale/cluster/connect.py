@@ -1,4 +1,4 @@
-"""Joining or starting Ray, and querying whether it can ever give what a run needs."""
+"""Joining or starting Ray, and checking whether it can ever give what a run needs."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from parts.claims.families import FAMILIES, QUICK, Family
 from parts.claims.searching import is_finished, read_records
 
 from krscale.config import Experiment
-from krscale.report import Curve, MethodResult, StudentSize, TeacherRecord, write_curve
+from krscale.report import Curve, CurveSize, MethodResult, TeacherRecord, write_curve
 from krscale.search.space.space import load_space
 from krscale.setup.assemble import describe
 
@@ -37,7 +37,7 @@ def finished(tmp_path: Path) -> Experiment:
         teacher=TeacherRecord(
             model="resnet", width=16, num_parameters=1, flops=1, val_accuracy=0.5, test_accuracy=0.5
         ),
-        sizes=(StudentSize(
+        sizes=(CurveSize(
             capacity="1/4", width=12, num_parameters=1, flops=1, latency_ms=1.0,
             methods={"kr": result},
         ),),

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(120)
 
 def refuse(capsys: pytest.CaptureFixture[str], command: str, storage: Path, *settings: str) -> str:
     """Run a command in this process and return its error, whole."""
-    module = importlib.import_module(f"krscale.{command}")
+    module = importlib.import_module(f"krscale.cli.{command}")
     arguments = overrides("teacher.num_epochs=1", f"storage_path={storage}", *settings)
     code = run_command(module.run, arguments)
     printed = capsys.readouterr()

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
+from recorded import journal, mlflow_runs
 from running import SMALL, command, overrides
-from test_tune import journal, mlflow_runs
 
 pytestmark = [
     pytest.mark.cluster,

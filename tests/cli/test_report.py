@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from krscale.cli.report import main
-from krscale.report import Curve, MethodResult, StudentSize, find_pareto, write_curve
+from krscale.report import Curve, CurveSize, MethodResult, find_pareto, write_curve
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def storage(tmp_path, monkeypatch):
         seeds=(0, 1), val_accuracies=(0.8, 0.82), test_accuracies=(0.7, 0.72),
         num_trials=2, num_pruned=0, num_failed=0, best={"distill.sparsity": 0.5},
     )  # fmt: skip
-    size = StudentSize(
+    size = CurveSize(
         capacity="1/4", width=8, num_parameters=99_000, flops=10**6, latency_ms=0.3,
         methods={"plain": result, "kr": result},
     )  # fmt: skip

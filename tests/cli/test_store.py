@@ -11,7 +11,7 @@ from krscale.config import load
 from krscale.progress import Progress
 from krscale.runs.folder import run_folder
 from krscale.setup.assemble import prepare
-from krscale.store import querying
+from krscale.store import teacher_inference
 
 SETTINGS = (
     "teacher.width=2",
@@ -72,7 +72,7 @@ def test_check_as_json(storage, capsys):
 
 
 def test_one_pixel_of_one_view_is_caught(storage, capsys, monkeypatch):
-    apply_views = querying.apply_views
+    apply_views = teacher_inference.apply_views
 
     def changed(images, samples, view, policy):
         views = apply_views(images, samples, view, policy)
@@ -80,7 +80,7 @@ def test_one_pixel_of_one_view_is_caught(storage, capsys, monkeypatch):
             views[:, 0, 3, 4] ^= 1
         return views
 
-    monkeypatch.setattr(querying, "apply_views", changed)
+    monkeypatch.setattr(teacher_inference, "apply_views", changed)
     assert run(storage, "check", "--rows", "2") == 1
     out, err = capsys.readouterr()
     assert out == ""

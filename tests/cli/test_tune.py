@@ -11,13 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import optuna
 import pytest
-from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from recorded import journal, mlflow_runs
 from running import ROOT, SMALL, command, environment, overrides
 
 pytestmark = [
@@ -31,19 +28,6 @@ METHODS = ("plain", "kd", "kr")
 CAPACITIES = ("1/16", "1/4")
 TRIALS, FINALS, NUM_EPOCHS = 2, 2, 3
 WATCHED = "teacher.model=watched_teacher:Watched"
-
-
-def journal(run: Path) -> dict[str, optuna.Study]:
-    storage = JournalStorage(JournalFileBackend(str(run / "journal.log")))
-    names = optuna.get_all_study_names(storage)
-    return {name: optuna.load_study(study_name=name, storage=storage) for name in names}
-
-
-def mlflow_runs(storage: Path) -> list[Run]:
-    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("krscale")
-    assert experiment is not None
-    return list(client.search_runs([experiment.experiment_id], max_results=1000))
 
 
 def check_complete(run: Path, num_sizes: int = len(CAPACITIES)) -> None:

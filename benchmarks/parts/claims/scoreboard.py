@@ -33,7 +33,7 @@ GOALS = {
 REFERENCES = ("plain", "kd")
 """Whose final accuracy is raced to in C2."""
 
-StudentSize = Mapping[str, Record]
+SizeRecords = Mapping[str, Record]
 """The records of one size, by label."""
 Json = dict[str, Any]
 
@@ -46,7 +46,7 @@ def by_size(records: Sequence[Record], capacities: Sequence[str]) -> dict[str, d
     }
 
 
-def method_json(record: Record, size: StudentSize, steps_per_epoch: int) -> Json:
+def method_json(record: Record, size: SizeRecords, steps_per_epoch: int) -> Json:
     """Return what a method reached at a size, every seed's numbers included."""
     seeds = sorted(record.test)
     content: Json = {
@@ -105,7 +105,7 @@ def residual_claim(residuals: Mapping[str, Mapping[str, Mapping[int, Sequence[fl
     }
 
 
-def speed_claim(sizes: Mapping[str, StudentSize], steps_per_epoch: int) -> Json:
+def speed_claim(sizes: Mapping[str, SizeRecords], steps_per_epoch: int) -> Json:
     """Judge C2: steps to the final accuracy of KD and plain, and what sparsity changes."""
     entries: list[Json] = []
     for capacity, size in sizes.items():
@@ -133,7 +133,7 @@ def speed_claim(sizes: Mapping[str, StudentSize], steps_per_epoch: int) -> Json:
     return {"sizes": entries, "verdict": verdicts}
 
 
-def gain_claim(sizes: Mapping[str, StudentSize]) -> Json:
+def gain_claim(sizes: Mapping[str, SizeRecords]) -> Json:
     """Judge C3: KR against the opponent that was best on validation, and against each."""
     best: list[Json] = []
     each: list[Json] = []
@@ -171,7 +171,7 @@ def gain_claim(sizes: Mapping[str, StudentSize]) -> Json:
     }
 
 
-def combination_claim(sizes: Mapping[str, StudentSize]) -> Json:
+def combination_claim(sizes: Mapping[str, SizeRecords]) -> Json:
     """Judge C4: KR with each method on the logits against that method alone."""
     content: Json = {}
     for name in POSTERIORS:
@@ -187,7 +187,7 @@ def combination_claim(sizes: Mapping[str, StudentSize]) -> Json:
     return {"methods": content, "verdict": overall(verdicts).replace("size", "pair")}
 
 
-def best_on_validation(size: StudentSize, names: Sequence[str]) -> str:
+def best_on_validation(size: SizeRecords, names: Sequence[str]) -> str:
     """Return the method with the best mean validation accuracy; the test split has no say."""
 
     def mean(name: str) -> float:

@@ -11,7 +11,7 @@ from krscale.config import Experiment, load
 from krscale.data import describe_data
 from krscale.errors import UserError
 from krscale.progress import Progress
-from krscale.search import packing
+from krscale.search.on_ray import gpu_packing as packing
 from krscale.search.on_ray.gpu_packing import (
     GpuMemory,
     ProbeCandidate,

@@ -7,7 +7,7 @@ import pytest
 
 from krscale.config import load
 from krscale.errors import UserError
-from krscale.search import run
+from krscale.search.on_ray import run
 
 
 def test_settings_of_gpus_are_refused_once_where_the_cluster_has_none(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from krscale.search import places
+from krscale.search.on_ray import slots
 from krscale.search.on_ray.slots import REFRESH_SECONDS, Slots
 
 
@@ -13,8 +13,8 @@ class Cluster:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, can_grow: bool) -> None:
         self.size, self.looks, self.now = 2, 0, 100.0
-        monkeypatch.setattr(places, "num_slots", self.num_slots)
-        monkeypatch.setattr(places, "can_grow", lambda: can_grow)
+        monkeypatch.setattr(slots, "num_slots", self.num_slots)
+        monkeypatch.setattr(slots, "can_grow", lambda: can_grow)
         self.slots = Slots({"CPU": 1.0}, clock=lambda: self.now)
 
     def num_slots(self, resources: Mapping[str, float]) -> int:
@@ -23,7 +23,7 @@ class Cluster:
 
 
 def test_every_place_gets_a_trial_at_once_and_none_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    has_room = Cluster(monkeypatch, can_grow=False).places.has_room
+    has_room = Cluster(monkeypatch, can_grow=False).slots.has_room
     assert has_room(num_begun=0, num_waiting=0)
     assert has_room(num_begun=0, num_waiting=1), "the others need not have begun"
     assert has_room(num_begun=1, num_waiting=0)
@@ -32,7 +32,7 @@ def test_every_place_gets_a_trial_at_once_and_none_waits(monkeypatch: pytest.Mon
 
 
 def test_one_waits_where_that_makes_the_cluster_grow(monkeypatch: pytest.MonkeyPatch) -> None:
-    has_room = Cluster(monkeypatch, can_grow=True).places.has_room
+    has_room = Cluster(monkeypatch, can_grow=True).slots.has_room
     assert has_room(num_begun=2, num_waiting=0)
     assert not has_room(num_begun=2, num_waiting=1)
     assert not has_room(num_begun=1, num_waiting=1), "it would take the place of who waits"

@@ -17,7 +17,7 @@ from krscale.cluster.connect import SETTINGS, num_slots
 from krscale.config import Experiment, load
 from krscale.data import prepare_data
 from krscale.progress import Progress
-from krscale.search import run
+from krscale.search.on_ray import run
 from krscale.search.on_ray.gpu_packing import (
     GpuMemory,
     candidates,

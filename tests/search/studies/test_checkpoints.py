@@ -8,8 +8,8 @@ import torch
 
 from krscale.config import Experiment, load, with_values
 from krscale.progress import Progress
-from krscale.search import unfinished
 from krscale.search.on_ray.trial import StudentTrial
+from krscale.search.studies import checkpoints as unfinished
 from krscale.search.studies.checkpoints import Keeper, checkpoint_path, sweep
 from krscale.search.studies.trial_spec import StudyKey
 from krscale.setup.assemble import Prepared, prepare

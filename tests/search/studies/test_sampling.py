@@ -9,8 +9,8 @@ from optuna.trial import TrialState, create_trial
 
 from krscale.config import SearchConfig, load
 from krscale.errors import UserError
-from krscale.search import sampling
 from krscale.search.space.space import SearchSpace, load_space
+from krscale.search.studies import sampling
 from krscale.search.studies.sampling import EXPLORE_EVERY, make_pruner, make_sampler, milestones
 
 X = FloatDistribution(0.0, 1.0)

@@ -36,7 +36,9 @@ from PIL import Image
 from krscale.config import Experiment, load
 from krscale.files import write_json
 from krscale.parallel import Workers
-from krscale.setup.assemble import Assets, build_training, prepare
+from krscale.setup.build import Assets, build_training
+from krscale.setup.networks import Networks
+from krscale.setup.prepare import prepare
 from krscale.setup.sizes import find_size
 
 RESULT = ROOT / "benchmarks" / "results" / "large_data.json"
@@ -160,7 +162,7 @@ def _measure(storage: Path, folder: Path, room: int) -> dict[str, Any]:
 
 
 def _train(experiment: Experiment, assets: Assets) -> dict[str, float]:
-    width = find_size(experiment, assets.dataset).width
+    width = find_size(Networks.resolve(experiment, assets.dataset)).width
     workers = Workers.alone(torch.device("cpu"))
     return build_training(experiment, assets, width, workers).run_epoch()
 

@@ -10,7 +10,7 @@ from typing import Any
 from ray import tune
 
 from krscale.config import Experiment
-from krscale.setup.assemble import Prepared
+from krscale.setup.prepare import Prepared
 
 
 class BriefTrial(tune.Trainable):

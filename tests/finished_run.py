@@ -10,7 +10,9 @@ from krscale.parallel import Workers
 from krscale.progress import Progress
 from krscale.report import Curve, CurveSize, MethodResult, TeacherRecord, find_pareto, write_curve
 from krscale.runs.folder import git_commit, run_folder, student_path
-from krscale.setup.assemble import Assets, build_training, prepare
+from krscale.setup.build import Assets, build_training
+from krscale.setup.networks import Networks
+from krscale.setup.prepare import prepare
 from krscale.setup.sizes import StudentSize, ladder_sizes
 from krscale.training.checkpoint import save_weights
 from krscale.training.loop import evaluate, fit
@@ -38,7 +40,8 @@ def make_finished_run(storage: Path, *settings: str) -> Path:
         prepared = prepare(experiment, progress)
     assets = Assets.open(prepared)
     sizes = tuple(
-        _size(experiment, assets, size) for size in ladder_sizes(experiment, assets.dataset)
+        _size(experiment, assets, size)
+        for size in ladder_sizes(Networks.resolve(experiment, assets.dataset))
     )
     facts = prepared.teacher
     curve = Curve(

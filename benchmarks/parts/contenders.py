@@ -21,7 +21,8 @@ from ray.tune.search.optuna import OptunaSearch
 from krscale.config import Experiment
 from krscale.parallel import Workers
 from krscale.search.space.space import SearchSpace
-from krscale.setup.assemble import Assets, Prepared, build_training, trial_experiment
+from krscale.setup.build import Assets, build_training, trial_experiment
+from krscale.setup.prepare import Prepared
 from krscale.setup.sizes import StudentSize
 from krscale.setup.teacher import open_teacher
 from krscale.training.loop import Training

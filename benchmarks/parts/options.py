@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from krscale.parallel import Workers
-from krscale.setup.assemble import build_training, ladder_sizes
+from krscale.setup.build import build_training
+from krscale.setup.networks import Networks
+from krscale.setup.sizes import ladder_sizes
 from parts.measuring import clock_for, ratio, take_turns
 from parts.setting import Setting
 
@@ -31,7 +33,9 @@ def measure_options(setting: Setting, num_rounds: int) -> list[dict[str, Any]]:
     clock, _ = clock_for(setting.device)
     names = ON_CPU if setting.device.type == "cpu" else tuple(OPTIONS)
     rows = []
-    for size in ladder_sizes(setting.experiment, setting.assets.dataset)[:NUM_STUDENTS]:
+    for size in ladder_sizes(Networks.resolve(setting.experiment, setting.assets.dataset))[
+        :NUM_STUDENTS
+    ]:
         epochs: dict[str, Callable[[], object]] = {}
         for name in ("default", *names):
             experiment = setting.with_changes(

@@ -15,7 +15,8 @@ from krscale.cluster.connect import connect
 from krscale.config import Experiment
 from krscale.parallel import Workers
 from krscale.search.space.check import fitting_space
-from krscale.setup.assemble import build_training
+from krscale.setup.build import build_training
+from krscale.setup.networks import Networks
 from krscale.setup.sizes import StudentSize, ladder_sizes
 from parts.contenders import (
     METHOD,
@@ -71,8 +72,8 @@ LONG_TRIALS = 16
 def measure_contenders(storage: Path, num_trials: int) -> dict[str, Any]:
     """Run the same trials with the product, with stock Ray Tune and in a bare Optuna loop."""
     setting = _setting(storage, LARGE, METHOD, num_trials)
-    size = ladder_sizes(setting.experiment, setting.assets.dataset)[0]
-    space = fitting_space(setting.experiment, setting.assets.dataset)
+    size = ladder_sizes(Networks.resolve(setting.experiment, setting.assets.dataset))[0]
+    space = fitting_space(Networks.resolve(setting.experiment, setting.assets.dataset))
     arguments = setting.experiment, setting.prepared, size, space, num_trials
     timed = max(1, num_trials // 2)  # they differ in nothing
     bare = run_bare_students(*arguments[:3], timed) * num_trials / timed
@@ -118,7 +119,7 @@ def measure_contenders(storage: Path, num_trials: int) -> dict[str, Any]:
 def measure_efficiency(storage: Path) -> dict[str, Any]:
     """Return the share of the workers' time that is spent in training steps, and trial starts."""
     setting = _setting(storage, LONG, METHOD, LONG_TRIALS)
-    sizes = ladder_sizes(setting.experiment, setting.assets.dataset)
+    sizes = ladder_sizes(Networks.resolve(setting.experiment, setting.assets.dataset))
     connect(setting.experiment.cluster)
     try:
         watch = _product(storage, setting, sizes)
@@ -153,7 +154,7 @@ def measure_noop(storage: Path, num_trials: int) -> dict[str, Any]:
         storage, LONG, "plain", per_study, f"ladder.capacities={capacities}",
         f"search.methods={methods}", "train.num_epochs=1",
     )  # fmt: skip
-    sizes = ladder_sizes(setting.experiment, setting.assets.dataset)
+    sizes = ladder_sizes(Networks.resolve(setting.experiment, setting.assets.dataset))
     connect(setting.experiment.cluster)
     try:
         before = time.process_time()
@@ -195,7 +196,7 @@ def _product(
     folder = storage / "search"
     shutil.rmtree(folder, ignore_errors=True)
     experiment = experiment.model_copy(update={"name": "search"})
-    space = fitting_space(experiment, setting.assets.dataset)
+    space = fitting_space(Networks.resolve(experiment, setting.assets.dataset))
     watch = watched_search(folder, experiment, setting.prepared, sizes, space, trainable)
     print(f"  krscale: {watch.wall:.1f} s, {len(watch.lengths)} trials", flush=True)
     return watch

@@ -19,7 +19,8 @@ from krscale.errors import NonFiniteError
 from krscale.files import write_atomic
 from krscale.parallel import Workers
 from krscale.search.space.check import fitting_space
-from krscale.setup.assemble import build_training, trial_experiment
+from krscale.setup.build import build_training, trial_experiment
+from krscale.setup.networks import Networks
 from krscale.setup.sizes import ladder_sizes
 from parts.measuring import ROOT, commit
 from parts.setting import Setting
@@ -55,7 +56,7 @@ def record_curves(storage: Path, num_points: int, minutes: float, seed: int = 0)
     """
     torch.set_num_threads(1)
     setting = Setting(storage, *TASK)
-    sizes = ladder_sizes(setting.experiment, setting.assets.dataset)
+    sizes = ladder_sizes(Networks.resolve(setting.experiment, setting.assets.dataset))
     recorded = read_recorded() if RECORDED.exists() else _empty(setting, seed)
     deadline = time.perf_counter() + 60 * minutes
     for number, values in enumerate(_points(setting, num_points, seed)):
@@ -78,7 +79,7 @@ def read_recorded() -> dict[str, Any]:
 
 
 def _points(setting: Setting, num_points: int, seed: int) -> Iterator[dict[str, Any]]:
-    space = fitting_space(setting.experiment, setting.assets.dataset)
+    space = fitting_space(Networks.resolve(setting.experiment, setting.assets.dataset))
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     for _ in range(num_points):
         yield space.suggest(METHOD, study.ask())

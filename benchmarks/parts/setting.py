@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from krscale.config import Experiment, load
-from krscale.setup.assemble import Assets, prepare
+from krscale.setup.build import Assets
+from krscale.setup.prepare import prepare
 from krscale.setup.teacher import LoadedTeacher, open_teacher
 
 CAPACITIES = ("1/64", "1/16", "1/4")

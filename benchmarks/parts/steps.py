@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from krscale.parallel import Workers
-from krscale.setup.assemble import StudentSize, build_training, ladder_sizes
+from krscale.setup.build import build_training
+from krscale.setup.networks import Networks
+from krscale.setup.sizes import StudentSize, ladder_sizes
 from krscale.setup.teacher import LoadedTeacher
 from krscale.training.loop import Training
 from parts.measuring import Clock, clock_for, ratio, take_turns
@@ -22,7 +24,7 @@ def measure_steps(setting: Setting, num_rounds: int) -> list[dict[str, Any]]:
     clock, _ = clock_for(setting.device)
     teacher = setting.teacher()
     rows = []
-    for size in ladder_sizes(setting.experiment, setting.assets.dataset):
+    for size in ladder_sizes(Networks.resolve(setting.experiment, setting.assets.dataset)):
         trainings = _trainings(setting, size, teacher)
         epochs: dict[str, Callable[[], object]] = {
             name: training.run_epoch for name, training in trainings.items()

@@ -14,8 +14,10 @@ import torch
 from krscale.data.views import normalise
 from krscale.parallel import Workers
 from krscale.report.interval import half_width
-from krscale.setup.assemble import build_training, ladder_sizes
-from krscale.store import KnowledgeStore, prepare_store
+from krscale.setup.build import build_training
+from krscale.setup.networks import Networks
+from krscale.setup.sizes import ladder_sizes
+from krscale.store import KnowledgeStore, StoreSpec, prepare_store
 from krscale.training.loop import fit
 from parts.measuring import clock_for, ratio, take_turns
 from parts.setting import Setting
@@ -39,14 +41,16 @@ def measure_build(setting: Setting, storage: Path, num_rounds: int) -> dict[str,
         shutil.rmtree(path, ignore_errors=True)
         started = time.perf_counter()
         prepare_store(
-            path,
-            lambda: (teacher.tapped, teacher.probes),
-            dataset,
-            views,
-            experiment.store,
-            key={},
-            device=setting.device,
-            report=lambda done, total: None,
+            StoreSpec(
+                path,
+                {},
+                dataset,
+                views,
+                experiment.store,
+                lambda: (teacher.tapped, teacher.probes),
+                setting.device,
+            ),
+            lambda done, total: None,
         )
         wall.append(time.perf_counter() - started)
 
@@ -79,7 +83,7 @@ def measure_accuracy(storage: Path, num_seeds: int, *changes: str) -> dict[str, 
     """
     chosen = Setting(storage, *changes)
     exact = Setting(storage, *changes, "store.top_k=45")
-    size = ladder_sizes(chosen.experiment, chosen.assets.dataset)[1]
+    size = ladder_sizes(Networks.resolve(chosen.experiment, chosen.assets.dataset))[1]
     losses = []
     for seed in range(num_seeds):
         accuracy = {}

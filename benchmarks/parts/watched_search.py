@@ -13,7 +13,7 @@ from unittest.mock import patch
 from krscale.config import Experiment
 from krscale.search.on_ray import run as product
 from krscale.search.space.space import SearchSpace
-from krscale.setup.assemble import Prepared
+from krscale.setup.prepare import Prepared
 from krscale.setup.sizes import StudentSize
 from parts.played_ladder import TunedOnly
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from krscale.models.capacity import latency_ms, num_parameters
 from krscale.parallel import Workers
-from krscale.setup.assemble import build_training
+from krscale.setup.build import build_training
 from parts.measuring import clock_for, ratio, take_turns
 from parts.setting import Setting
 

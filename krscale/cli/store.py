@@ -16,7 +16,7 @@ from krscale.errors import UserError
 from krscale.runs.folder import find_run, read_experiment
 
 if TYPE_CHECKING:
-    from krscale.setup.store_spec import StoreRecipe
+    from krscale.setup.recipe import StoreRecipe
 
 EXIT_DIFFERENT = 1
 
@@ -63,8 +63,8 @@ def run(arguments: Sequence[str]) -> int:
     """Parse, find the experiment, call one function."""
     options = parser().parse_args(arguments)
     experiment = find_experiment(options.run, options.storage_path, options.set)
-    from krscale.setup.stages import methods_of
-    from krscale.setup.store_spec import StoreRecipe  # torch takes seconds to import
+    from krscale.setup.methods import methods_of
+    from krscale.setup.recipe import StoreRecipe  # torch takes seconds to import
     from krscale.store import StoreCheckError
 
     recipe = StoreRecipe.find(experiment)
@@ -117,15 +117,18 @@ def check(recipes: Sequence[StoreRecipe], options: argparse.Namespace) -> None:
 
 def _check_one(recipe: StoreRecipe, options: argparse.Namespace) -> dict[str, Any]:
     from krscale.progress import Progress
-    from krscale.setup.assemble import pick_device
+    from krscale.setup.prepare import pick_device
+    from krscale.store import broken_shards, check_store, find_store, prepare_store
 
-    device = pick_device(recipe.experiment.train.device)
-    rebuilt = [shard.stem for shard in recipe.broken()] if options.repair else []
+    spec = recipe.spec(pick_device(recipe.experiment.train.device))
+    manifest = find_store(spec.path, spec.key)
+    broken = broken_shards(spec.path, manifest, checksums=True) if options.repair else []
+    rebuilt = [shard.stem for shard in broken]
     if rebuilt:
         with Progress(quiet=options.quiet, planned={}) as progress:
             progress.phase("repair")
-            recipe.prepare(device, progress.advance, repair=True)
-    found = recipe.check(device, options.rows)
+            prepare_store(spec, progress.advance, repair=True)
+    found = check_store(spec, options.rows)
     return {"path": str(recipe.path), "rebuilt": rebuilt, **asdict(found)}
 
 

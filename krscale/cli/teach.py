@@ -28,7 +28,7 @@ def run(arguments: Sequence[str]) -> int:
     experiment = load(options.experiment, options.set)
     from krscale.cluster.store_shards import write_on_workers
     from krscale.progress import Progress
-    from krscale.setup.assemble import prepare
+    from krscale.setup.prepare import prepare
 
     with Progress(quiet=options.quiet, planned={}) as progress:
         prepared = prepare(experiment, progress, write_on_workers)

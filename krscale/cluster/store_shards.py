@@ -15,9 +15,9 @@ from ray.exceptions import RayTaskError
 
 from krscale.cluster.connect import connect
 from krscale.errors import UserError
-from krscale.setup.assemble import pick_device
-from krscale.setup.store_spec import StoreRecipe
-from krscale.store import Report, ShardId, count_shards
+from krscale.setup.prepare import pick_device
+from krscale.setup.recipe import StoreRecipe
+from krscale.store import Report, ShardId, count_shards, write_shards
 
 POLL_SECONDS = 0.5
 WORTH_FLOPS = 3e12
@@ -48,7 +48,7 @@ def write_on_workers(recipe: StoreRecipe, report: Report, shards: Sequence[Shard
         resource = _resource(settings.device)
         num_workers = int(ray.cluster_resources().get(resource, 0.0))  # type: ignore[no-untyped-call]
     if num_workers < 2 or len(shards) < 2:
-        recipe.write(shards, pick_device(settings.device), report)
+        write_shards(recipe.spec(pick_device(settings.device)), shards, report)
         return
     _write_all(recipe, shards, resource, report)
 
@@ -61,13 +61,12 @@ def _write_all(
     )
     shared = ray.put(recipe)
     pending = [task.remote(shared, shard) for shard in shards]
-    per_shard = recipe.experiment.store.shard_rows
+    per_shard, num_rows = recipe.experiment.store.shard_rows, recipe.num_rows
     try:
         while pending:
             done, pending = ray.wait(pending, num_returns=len(pending), timeout=POLL_SECONDS)
             ray.get(done)
-            rows = min(count_shards(recipe.path) * per_shard, recipe.num_rows)
-            report(rows, recipe.num_rows)
+            report(min(count_shards(recipe.path) * per_shard, num_rows), num_rows)
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None
@@ -81,7 +80,8 @@ def _write_all(
 def _write_one(recipe: StoreRecipe, shard: ShardId) -> None:
     """Write one shard, in a worker."""
     torch.set_num_threads(1)
-    recipe.write([shard], pick_device(recipe.experiment.train.device), lambda done, total: None)
+    spec = recipe.spec(pick_device(recipe.experiment.train.device))
+    write_shards(spec, [shard], lambda done, total: None)
 
 
 def _flops(recipe: StoreRecipe, shards: Sequence[ShardId]) -> float:

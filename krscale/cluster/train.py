@@ -27,7 +27,8 @@ from krscale.config import Experiment, TrainConfig
 from krscale.errors import KrscaleError
 from krscale.files import write_atomic
 from krscale.parallel import Workers
-from krscale.setup.assemble import Assets, Prepared, build_training
+from krscale.setup.build import Assets, build_training
+from krscale.setup.prepare import Prepared
 from krscale.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from krscale.training.loop import fit
 

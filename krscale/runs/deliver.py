@@ -18,8 +18,10 @@ from krscale.parallel import Workers
 from krscale.report import Candidate, Choice, Curve, Limits, choose, read_curve
 from krscale.runs.folder import git_commit, read_experiment, student_path
 from krscale.runs.refit import refit
-from krscale.setup.assemble import Reporter, trial_experiment
-from krscale.setup.sizes import build_student, find_size
+from krscale.setup.build import trial_experiment
+from krscale.setup.networks import Networks, build_student
+from krscale.setup.prepare import Reporter
+from krscale.setup.sizes import StudentSize, find_size
 from krscale.training.checkpoint import load_weights
 from krscale.training.loop import evaluate
 
@@ -114,8 +116,9 @@ def deliver(
         {**picked.result.best, "distill.capacity": picked.size.capacity},
         picked.result.seeds[picked.best_seed],
     )
-    student, accuracy = _student(run_path, trial, dataset, picked, order, reporter)
-    card = _card(student, curve, trial, dataset, picked, accuracy, order.refit)
+    size = find_size(Networks.resolve(trial, dataset))  # of the architecture that won
+    student, accuracy = _student(run_path, trial, dataset, size, picked, order, reporter)
+    card = _card(student, size, curve, trial, dataset, picked, accuracy, order.refit)
     reporter.phase("export")
     folder = _target(run_path, order, picked)
     files = export_student(student, card, dataset, folder, order.formats)
@@ -143,20 +146,20 @@ def _student(
     run_path: Path,
     trial: Experiment,
     dataset: Dataset,
+    size: StudentSize,
     picked: Candidate,
     order: Order,
     reporter: Reporter,
 ) -> tuple[nn.Module, dict[str, float | None]]:
     """Return the student and its accuracies: those of the table, or of its refit."""
-    width = find_size(trial, dataset).width  # of the architecture that won
-    student = build_student(trial, dataset, width)
+    student = build_student(trial, dataset, size.width)
     if not order.refit:
         place = picked.best_seed
         seed = picked.result.seeds[place]
         load_weights(student_path(run_path, picked.method, picked.size.capacity, seed), student)
         val, test = picked.result.val_accuracies[place], picked.result.test_accuracies[place]
         return student, {"val": val, "test": test}
-    load_weights(refit(trial, dataset, width, run_path, reporter), student)
+    load_weights(refit(trial, dataset, size.width, run_path, reporter), student)
     reporter.phase("test")
     alone = Workers.alone(torch.device("cpu"))
     test = evaluate(student, dataset, dataset.split("test"), alone)["accuracy"]
@@ -165,6 +168,7 @@ def _student(
 
 def _card(
     student: nn.Module,
+    size: StudentSize,
     curve: Curve,
     trial: Experiment,
     dataset: Dataset,
@@ -172,7 +176,7 @@ def _card(
     accuracy: dict[str, float | None],
     refitted: bool,
 ) -> StudentCard:
-    size, result = find_size(trial, dataset), picked.result
+    result = picked.result
     return StudentCard(
         model=trial.student.model,
         width=size.width,

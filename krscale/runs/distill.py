@@ -20,8 +20,10 @@ from krscale.models.capacity import latency_ms
 from krscale.parallel import Workers
 from krscale.progress import Progress
 from krscale.runs.folder import git_commit, origin_tags, run_folder
-from krscale.setup.assemble import Assets, Prepared, build_training, pick_device, prepare
-from krscale.setup.sizes import StudentSize, build_student, find_size
+from krscale.setup.build import Assets, build_training
+from krscale.setup.networks import build_student
+from krscale.setup.prepare import Prepared, Setup, pick_device, prepare_knowledge
+from krscale.setup.sizes import StudentSize, find_size
 from krscale.tracking import Tracker, datasets_used
 from krscale.training.checkpoint import load_weights, save_weights
 from krscale.training.loop import evaluate, fit_or_continue
@@ -70,9 +72,9 @@ def distil(experiment: Experiment, *, as_json: bool, quiet: bool) -> StudentResu
     experiment = _own_name(experiment)
     with Progress(quiet=quiet, planned={}) as progress, run_folder(experiment, {}) as folder:
         if not (folder / RESULT_FILE).exists():
-            prepared = prepare(experiment, progress)
-            dataset = Assets.open(prepared).dataset
-            size = find_size(experiment, dataset)
+            setup = Setup.resolve(experiment, progress)
+            prepared = prepare_knowledge(setup, progress)
+            dataset, size = setup.dataset, find_size(setup.networks)
             result = _train_and_test(experiment, prepared, dataset, size, progress)
             write_json(folder / RESULT_FILE, asdict(result))
         result = StudentResult(**json.loads((folder / RESULT_FILE).read_text("utf-8")))

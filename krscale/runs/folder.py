@@ -23,7 +23,7 @@ from krscale.files import read_json, write_json
 from krscale.redaction import redact
 
 if TYPE_CHECKING:
-    from krscale.setup.assemble import Prepared
+    from krscale.setup.prepare import Prepared
 
 EXPERIMENT_FILE = "experiment.json"
 ENVIRONMENT_FILE = "environment.json"

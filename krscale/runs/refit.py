@@ -11,17 +11,12 @@ from krscale.config import Experiment
 from krscale.data import Dataset
 from krscale.data.joining import join_train_and_val
 from krscale.parallel import Workers
-from krscale.setup.assemble import (
-    Assets,
-    Reporter,
-    build_training,
-    open_features,
-    pick_device,
-    prepare_features,
-)
-from krscale.setup.store_spec import StoreRecipe
+from krscale.setup.build import Assets, build_training, open_features
+from krscale.setup.networks import Networks
+from krscale.setup.prepare import Reporter, pick_device, prepare_features
+from krscale.setup.recipe import StoreRecipe
 from krscale.setup.teacher import prepare_teacher
-from krscale.store import KnowledgeStore
+from krscale.store import KnowledgeStore, prepare_store
 from krscale.training.checkpoint import save_weights
 from krscale.training.loop import fit_or_continue
 
@@ -72,8 +67,9 @@ def _assets(experiment: Experiment, dataset: Dataset, reporter: Reporter) -> Ass
     facts, teacher_path = prepare_teacher(experiment, dataset, device, reporter.advance)
     joined = join_train_and_val(dataset, experiment.cache_path)
     reporter.phase("store")
-    recipe = StoreRecipe(experiment, joined, facts, teacher_path)
-    store_path = recipe.prepare(device, reporter.advance)
+    networks = Networks.resolve(experiment, joined)
+    recipe = StoreRecipe(networks, joined, facts, teacher_path)
+    store_path = prepare_store(recipe.spec(device), reporter.advance)
     methods = (experiment.distill.method,)
     features = open_features(prepare_features(recipe, methods, device, reporter))
     return Assets(joined, None, KnowledgeStore.open(store_path), facts, features)

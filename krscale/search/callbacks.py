@@ -15,7 +15,7 @@ from krscale.runs.folder import origin_tags
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.retries import INTERRUPTED
 from krscale.search.studies.trial_spec import Assignment, StudyKey
-from krscale.setup.assemble import Prepared
+from krscale.setup.prepare import Prepared
 from krscale.setup.sizes import StudentSize
 from krscale.tracking import Tracker, datasets_used
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 
 from krscale.config import Experiment
-from krscale.data import describe_data
 from krscale.search.space.check import fitting_space
-from krscale.setup.assemble import describe
+from krscale.setup.plan import describe
 
 
 def describe_plan(experiment: Experiment) -> str:
     """Return the resolved experiment, every size's model, and the planned work, as text."""
     plan = describe(experiment)
-    space = fitting_space(experiment, describe_data(experiment.data, experiment.cache_path))
+    space = fitting_space(plan.networks)
     config, train = experiment.search, experiment.train
     num_studies = len(config.methods) * len(plan.sizes)
     num_trials = num_studies * config.trials_per_size

@@ -28,8 +28,10 @@ from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.objectives import front
 from krscale.search.studies.retries import SEED
 from krscale.search.studies.trial_spec import StudyKey
-from krscale.setup.assemble import Assets, Prepared, trial_experiment
-from krscale.setup.sizes import StudentSize, build_student
+from krscale.setup.build import Assets, trial_experiment
+from krscale.setup.networks import build_student
+from krscale.setup.prepare import Prepared
+from krscale.setup.sizes import StudentSize
 from krscale.setup.teacher import open_teacher
 from krscale.training.checkpoint import load_weights
 from krscale.training.loop import evaluate

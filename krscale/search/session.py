@@ -13,7 +13,6 @@ from rich.console import Console
 from krscale.cluster.connect import connect, num_slots
 from krscale.cluster.store_shards import write_on_workers
 from krscale.config import Experiment
-from krscale.data import prepare_data
 from krscale.errors import UserError
 from krscale.progress import Progress
 from krscale.report import (
@@ -38,7 +37,7 @@ from krscale.search.studies.extending import remember_budgets
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.opening import trials_that_ran
 from krscale.search.studies.size_resolver import StudentSizeResolver
-from krscale.setup.assemble import Prepared, check_methods, prepare
+from krscale.setup.prepare import Prepared, Setup, prepare_knowledge
 from krscale.setup.sizes import StudentSize, ladder_sizes
 from krscale.tracking import Tracker
 
@@ -59,18 +58,16 @@ def run_session(
         quiet: Show no live view on stderr.
         new_space: Go on with a run whose search space was another; see `studies.py`.
     """
-    check_methods(experiment)
     if experiment.train.num_workers > 1:
         raise UserError(
             f"train.num_workers: a trial of a search trains on one worker (got "
             f"{experiment.train.num_workers}); `krscale distill` spreads one student over many."
         )
     with Progress(quiet=quiet, planned=_planned(experiment)) as progress:
-        progress.phase("data")
-        dataset = prepare_data(experiment.data, experiment.cache_path, progress.advance)
-        size_resolver = StudentSizeResolver(experiment, dataset)
-        sizes = size_resolver.allowed(ladder_sizes(experiment, dataset), progress.note)
-        space = fitting_space(experiment, dataset)
+        setup = Setup.resolve(experiment, progress)
+        size_resolver = StudentSizeResolver(setup.networks)
+        sizes = size_resolver.allowed(ladder_sizes(setup.networks), progress.note)
+        space = fitting_space(setup.networks)
         with run_folder(
             experiment,
             {"space": space.describe()},
@@ -86,7 +83,7 @@ def run_session(
                 warn=progress.note,
             )
             try:
-                prepared = prepare(experiment, progress, write_on_workers)
+                prepared = prepare_knowledge(setup, progress, write_on_workers)
                 curve = _search(
                     experiment, prepared, size_resolver, sizes, space, tracker, progress
                 )

@@ -23,12 +23,12 @@ from krscale.errors import UserError
 from krscale.files import new_folder, sha256, write_json
 from krscale.knowledge.parameters import layers_by_tap, weight_histogram
 from krscale.knowledge.probes import Probes, fit_probe, information_gain
-from krscale.knowledge.taps import TapOutputs, TappedModel, check_taps, pool
+from krscale.knowledge.taps import TapOutputs, TappedModel, pool
 from krscale.methods import MethodContext, build_method
 from krscale.methods.base import Learner
 from krscale.models.capacity import count_flops, num_parameters
 from krscale.parallel import Workers
-from krscale.setup.sizes import build_teacher
+from krscale.setup.networks import build_teacher, resolve_taps
 from krscale.training.checkpoint import load_weights, save_weights
 from krscale.training.loop import Training, evaluate
 
@@ -76,26 +76,6 @@ class LoadedTeacher:
     facts: TeacherFacts
     tapped: TappedModel
     probes: Probes
-
-
-def resolve_taps(
-    model: nn.Module, paths: tuple[str, ...], where: str
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return the tap paths of a model and the last tap of each of its stages.
-
-    Raises:
-        UserError: If a path does not exist, or the model names no taps and the config neither.
-    """
-    own = getattr(model, "tap_paths", None)
-    if paths and paths != own:
-        check_taps(model, paths, where)
-        return paths, tuple(range(1, len(paths) + 2))
-    if own is None:
-        raise UserError(
-            f"{where}: this model names no taps of its own (`tap_paths`); list the module paths of "
-            f"its blocks in depth order, e.g. {_some_paths(model)}."
-        )
-    return tuple(own), tuple(getattr(model, "stage_ends", range(1, len(own) + 2)))
 
 
 def prepare_teacher(
@@ -284,8 +264,3 @@ def _read_facts(folder: Path) -> TeacherFacts:
         content[name] = tuple(content[name])
     content["histograms"] = tuple(tuple(row) for row in content["histograms"])
     return TeacherFacts(**content)
-
-
-def _some_paths(model: nn.Module) -> str:
-    paths = [name for name, child in model.named_modules() if name and len(list(child.children()))]
-    return json.dumps(paths[:3] or [name for name, _ in model.named_children()][:3])

@@ -7,6 +7,7 @@ from krscale.store.layout import FeatureLayout
 from krscale.store.manifest import StoreCheckError, broken_shards
 from krscale.store.reading import FeatureStore, KnowledgeStore, MappedStore
 from krscale.store.shard import ShardId, count_shards
+from krscale.store.spec import StoreSpec
 
 __all__ = [
     "Check",
@@ -17,6 +18,7 @@ __all__ = [
     "Report",
     "ShardId",
     "StoreCheckError",
+    "StoreSpec",
     "broken_shards",
     "check_store",
     "count_shards",

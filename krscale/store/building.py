@@ -10,13 +10,11 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from krscale.config import StoreConfig, ViewsConfig
-from krscale.data import Dataset
+from krscale.config import StoreConfig
 from krscale.errors import UserError
 from krscale.store.coding import encode, lost, mean_lost
 from krscale.store.layout import (
     FEW_CLASSES,
-    FeatureLayout,
     Layout,
     cheapest_top_k,
     check_top_k,
@@ -34,7 +32,8 @@ from krscale.store.manifest import (
 )
 from krscale.store.rows import Rows, choose_layout, pixel_sums
 from krscale.store.shard import ShardFile, ShardId, count_shards, whole_shards, write_shard
-from krscale.store.teacher_inference import AskedTeacher, OpenTeacher
+from krscale.store.spec import StoreSpec
+from krscale.store.teacher_inference import TeacherInference
 
 SAMPLED_ROWS = 256
 WAIT_SECONDS = 0.5
@@ -44,105 +43,78 @@ Report = Callable[[int, int], None]
 
 
 def prepare_store(
-    path: Path,
-    open_teacher: OpenTeacher,
-    dataset: Dataset,
-    views: ViewsConfig,
-    config: StoreConfig,
-    *,
-    key: Mapping[str, str],
-    device: torch.device,
+    spec: StoreSpec,
     report: Report,
-    layout: FeatureLayout | None = None,
+    *,
     repair: bool = False,
     write: Callable[[Sequence[ShardId]], None] | None = None,
 ) -> Path:
-    """Find the store at `path`, or build it, or continue a build that was interrupted.
+    """Find the store of `spec`, or build it, or continue a build that was interrupted.
 
     Of several processes that ask for the same store one builds it; the others wait, reporting its
     progress. A finished store is compared with its checksums, and no teacher is loaded.
 
     Args:
-        path: Folder of the store.
-        open_teacher: Loads the teacher and what reads it; called only when something is asked.
-        dataset: Whose training split is stored.
-        views: The view policy; every view of every sample is stored.
-        config: Temperature, truncation, size of shards.
-        key: Fingerprints of all that the content depends on.
-        device: Where the teacher runs.
+        spec: What the store is made of.
         report: Called with the views of samples done and all of them.
-        layout: Of the features that are stored; None stores distributions, and chooses how.
         repair: Rebuild the broken shards of a finished store instead of refusing it.
         write: Writes the given shards by calling `write_shards` elsewhere, e.g. on several
             workers at once; None writes them here, one after another.
 
     Returns:
-        `path`, ready for `KnowledgeStore.open`, or `FeatureStore.open`.
+        The folder, ready for `KnowledgeStore.open`, or `FeatureStore.open`.
 
     Raises:
         UserError: If the store has another key, is broken, or cannot be built as configured, or
             the disk is full.
     """
-    check_top_k(config.top_k, dataset.num_classes)
-    total = views.num_views * dataset.num_samples["train"]
+    path, dataset = spec.path, spec.dataset
+    check_top_k(spec.settings.top_k, dataset.num_classes)
+    total = spec.num_rows
 
     def report_other() -> None:
-        report(min(count_shards(path) * config.shard_rows, total), total)
+        report(min(count_shards(path) * spec.settings.shard_rows, total), total)
 
     with _locked(path, report_other):
         manifest = read_manifest(path)
-        if manifest is not None and _is_sound(path, manifest, key, repair):
+        if manifest is not None and _is_sound(path, manifest, spec.key, repair):
             report(total, total)
             return path
-        plan = manifest.plan if manifest else _begin(path, key)
-        asked: AskedTeacher | None = None
+        plan = manifest.plan if manifest else _begin(path, spec.key)
+        teacher: TeacherInference | None = None
         if plan is None:
-            asked = AskedTeacher(open_teacher, dataset, views, device)
-            plan = _plan(asked, dataset, views, config, key, layout)
+            teacher = TeacherInference(spec)
+            plan = _plan(teacher, spec)
             write_plan(path, plan)
         missing = _missing(path, plan)
         _check_space(path, plan, missing)
         if missing and write is not None:
             write(missing)
         elif missing:
-            asked = asked or AskedTeacher(open_teacher, dataset, views, device)
-            _write(path, plan, asked, missing, report)
+            _write(path, plan, teacher or TeacherInference(spec), missing, report)
         write_manifest(path, plan, _all_whole(path, plan))
     return path
 
 
-def write_shards(
-    path: Path,
-    open_teacher: OpenTeacher,
-    dataset: Dataset,
-    views: ViewsConfig,
-    shards: Sequence[ShardId],
-    *,
-    device: torch.device,
-    report: Report,
-) -> None:
+def write_shards(spec: StoreSpec, shards: Sequence[ShardId], report: Report) -> None:
     """Write some shards of a store whose build was begun; for the `write` of `prepare_store`.
 
     Workers may do so at the same time for different shards, while the process that called
     `prepare_store` holds the lock.
 
     Args:
-        path: Folder of the store.
-        open_teacher: Loads teacher and probes.
-        dataset: Whose training split is stored.
-        views: The view policy.
+        spec: What the store is made of.
         shards: Which shards.
-        device: Where the teacher runs.
         report: Called with the views of samples done and those of `shards`, after every batch.
 
     Raises:
         UserError: If no build was begun, or the disk is full.
     """
-    manifest = read_manifest(path)
-    plan = manifest.plan if manifest else read_plan(path)
+    manifest = read_manifest(spec.path)
+    plan = manifest.plan if manifest else read_plan(spec.path)
     if plan is None:
-        raise UserError(f"{path}: no store was begun here.")
-    _write(path, plan, AskedTeacher(open_teacher, dataset, views, device), shards, report)
+        raise UserError(f"{spec.path}: no store was begun here.")
+    _write(spec.path, plan, TeacherInference(spec), shards, report)
 
 
 @contextmanager
@@ -178,31 +150,25 @@ def _begin(path: Path, key: Mapping[str, str]) -> StorePlan | None:
     return plan
 
 
-def _plan(
-    asked: AskedTeacher,
-    dataset: Dataset,
-    views: ViewsConfig,
-    config: StoreConfig,
-    key: Mapping[str, str],
-    layout: FeatureLayout | None,
-) -> StorePlan:
+def _plan(teacher: TeacherInference, spec: StoreSpec) -> StorePlan:
     """Choose the layout, unless it is given, by what encoding costs sampled rows of view 0.
 
     A layout that was chosen already needs one row only, which tells how many taps there are.
     """
-    num_samples, num_classes = dataset.num_samples["train"], dataset.num_classes
-    is_chosen = layout is not None or config.top_k > 0 or num_classes <= FEW_CLASSES
+    settings, num_classes = spec.settings, spec.dataset.num_classes
+    num_samples = spec.dataset.num_samples["train"]
+    is_chosen = spec.layout is not None or settings.top_k > 0 or num_classes <= FEW_CLASSES
     num_sampled = 1 if is_chosen else min(num_samples, SAMPLED_ROWS)
     samples = torch.arange(num_sampled) * num_samples // num_sampled
-    said = torch.cat([answer.said.cpu() for answer in asked.batches(0, samples)])
-    chosen = layout or _choose(said, num_classes, config)
+    outputs = torch.cat([batch.outputs.cpu() for batch in teacher.batches(0, samples)])
+    chosen = spec.layout or _choose(outputs, num_classes, settings)
     return StorePlan(
-        key=dict(key),
-        num_views=views.num_views,
+        key=dict(spec.key),
+        num_views=spec.views.num_views,
         num_samples=num_samples,
-        shard_rows=config.shard_rows,
+        shard_rows=settings.shard_rows,
         layout=chosen,
-        sample_error=tuple(mean_lost(said, chosen).tolist()),
+        sample_error=tuple(mean_lost(outputs, chosen).tolist()),
         num_sampled=num_sampled,
     )
 
@@ -238,9 +204,13 @@ def _check_space(path: Path, plan: StorePlan, missing: Sequence[ShardId]) -> Non
 
 
 def _write(
-    path: Path, plan: StorePlan, asked: AskedTeacher, shards: Sequence[ShardId], report: Report
+    path: Path,
+    plan: StorePlan,
+    teacher: TeacherInference,
+    shards: Sequence[ShardId],
+    report: Report,
 ) -> None:
-    """Ask for the shards one after another; whole ones count as done from the start."""
+    """Write the shards one after another; whole ones count as done from the start."""
     total = plan.num_views * plan.num_samples
     done = total - sum(stop - start for start, stop in map(plan.range_of, shards))
 
@@ -250,27 +220,27 @@ def _write(
     report_rows(0)
     for shard in shards:
         start, stop = plan.range_of(shard)
-        rows, pixels, cost = _ask_shard(plan, asked, shard, report_rows)
+        rows, pixels, cost = _compute_shard(plan, teacher, shard, report_rows)
         write_shard(path, shard, plan.layout, rows, pixels, cost)
         done += stop - start
 
 
-def _ask_shard(
-    plan: StorePlan, asked: AskedTeacher, shard: ShardId, report_rows: Callable[[int], None]
+def _compute_shard(
+    plan: StorePlan, teacher: TeacherInference, shard: ShardId, report_rows: Callable[[int], None]
 ) -> tuple[Rows, torch.Tensor, torch.Tensor]:
     """Return the rows of a shard, the check sums of their pixels, and what encoding lost."""
     start, stop = plan.range_of(shard)
     samples = torch.arange(start, stop)
     parts: list[tuple[torch.Tensor, ...]] = []
-    cost = torch.zeros(plan.layout.num_taps, dtype=torch.float64, device=asked.device)
-    num_asked = 0
-    for answer in asked.batches(shard.view, samples):
-        rows = encode(answer.said, plan.layout)
-        cost += lost(answer.said, rows, plan.layout).sum(dim=0, dtype=torch.float64)
-        tensors = (pixel_sums(answer.pixels), rows.values, rows.codes)
+    cost = torch.zeros(plan.layout.num_taps, dtype=torch.float64, device=teacher.device)
+    num_done = 0
+    for batch in teacher.batches(shard.view, samples):
+        rows = encode(batch.outputs, plan.layout)
+        cost += lost(batch.outputs, rows, plan.layout).sum(dim=0, dtype=torch.float64)
+        tensors = (pixel_sums(batch.pixels), rows.values, rows.codes)
         parts.append(tuple(tensor for tensor in tensors if tensor is not None))
-        num_asked += len(answer.pixels)
-        report_rows(num_asked)
+        num_done += len(batch.pixels)
+        report_rows(num_done)
     # Kept on the device until the shard is whole: a GPU then waits for the host once per shard.
     pixels, values, *codes = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
     return Rows(values, codes[0] if codes else None), pixels, cost.cpu()

@@ -9,7 +9,7 @@ import pytest
 
 from krscale.config import load
 from krscale.search.plan import describe_plan
-from krscale.setup.assemble import describe
+from krscale.setup.plan import describe
 
 JOBS = Path(__file__).parents[2] / "jobs"
 

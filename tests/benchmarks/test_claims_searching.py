@@ -14,7 +14,7 @@ from parts.claims.searching import is_finished, read_records
 from krscale.config import Experiment
 from krscale.report import Curve, CurveSize, MethodResult, TeacherRecord, write_curve
 from krscale.search.space.space import load_space
-from krscale.setup.assemble import describe
+from krscale.setup.plan import describe
 
 KR = next(family for family in FAMILIES if family.name == "kr")
 SEEDS = (1000, 1001)

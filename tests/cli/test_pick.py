@@ -24,7 +24,8 @@ from krscale.progress import Progress
 from krscale.report import Limits, MethodResult, Size, find_pareto, read_curve, write_curve
 from krscale.runs.deliver import Order, choose_student, deliver
 from krscale.runs.folder import read_experiment, student_path
-from krscale.setup.sizes import build_student, find_size
+from krscale.setup.networks import Networks, build_student
+from krscale.setup.sizes import find_size
 from krscale.training.checkpoint import save_weights
 from krscale.training.loop import evaluate
 
@@ -208,7 +209,7 @@ def test_the_architecture_that_won_is_what_leaves(broken, tmp_path, capsys) -> N
     experiment = read_experiment(broken)
     dataset = prepare_data(experiment.data, broken.parent / "cache")
     won = with_values(experiment, {**best, "distill.capacity": "1/16"}, "test")
-    own = find_size(won, dataset)
+    own = find_size(Networks.resolve(won, dataset))
     curve = read_curve(broken)
     size = curve.sizes[0]
     assert own.width != size.width

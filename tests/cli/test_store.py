@@ -10,7 +10,7 @@ from krscale.cli.store import main
 from krscale.config import load
 from krscale.progress import Progress
 from krscale.runs.folder import run_folder
-from krscale.setup.assemble import prepare
+from krscale.setup.prepare import prepare
 from krscale.store import teacher_inference
 
 SETTINGS = (

@@ -12,9 +12,11 @@ from krscale.cluster.store_shards import write_on_workers
 from krscale.config import Experiment, load
 from krscale.data import prepare_data
 from krscale.errors import UserError
-from krscale.setup.assemble import prepare
-from krscale.setup.store_spec import StoreRecipe
+from krscale.setup.networks import Networks
+from krscale.setup.prepare import prepare
+from krscale.setup.recipe import StoreRecipe
 from krscale.setup.teacher import prepare_teacher
+from krscale.store import prepare_store
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -57,7 +59,7 @@ def experiment(tmp_path: Path) -> Experiment:
 def recipe(experiment: Experiment) -> StoreRecipe:
     dataset = prepare_data(experiment.data, experiment.cache_path)
     facts, path = prepare_teacher(experiment, dataset, CPU, lambda done, total: None)
-    return StoreRecipe(experiment, dataset, facts, path)
+    return StoreRecipe(Networks.resolve(experiment, dataset), dataset, facts, path)
 
 
 def contents(recipe: StoreRecipe) -> dict[str, bytes]:
@@ -69,7 +71,7 @@ def test_little_work_starts_no_cluster(recipe: StoreRecipe) -> None:
     assert not ray.is_initialized()
     steps: list[tuple[int, int]] = []
     write = partial(write_on_workers, recipe, lambda *step: steps.append(step))
-    recipe.prepare(CPU, lambda *step: None, write=write)
+    prepare_store(recipe.spec(CPU), lambda *step: None, write=write)
     assert not ray.is_initialized()
     assert steps[-1] == (2 * 1077, 2 * 1077)
     recipe.open().verify()
@@ -78,12 +80,12 @@ def test_little_work_starts_no_cluster(recipe: StoreRecipe) -> None:
 def test_the_store_of_many_is_that_of_one_byte_for_byte(
     experiment: Experiment, recipe: StoreRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe.prepare(CPU, lambda *step: None)
+    prepare_store(recipe.spec(CPU), lambda *step: None)
     alone = contents(recipe)
     assert len(alone) == 2 * 4 + 1
     moved = recipe.path.rename(recipe.path.with_name("alone"))
     monkeypatch.setattr(store_shards, "WORTH_FLOPS", 0.0)
-    monkeypatch.setattr(StoreRecipe, "write", refuse)  # in this process only
+    monkeypatch.setattr(store_shards, "write_shards", refuse)  # in this process only
     reporter = Quiet()
     prepared = prepare(experiment, reporter, write_on_workers)
     assert prepared.store_path == str(recipe.path)
@@ -96,7 +98,7 @@ def test_the_store_of_many_is_that_of_one_byte_for_byte(
     before = {file: file.stat().st_mtime_ns for file in recipe.path.rglob("*.arrow")}
     write = partial(write_on_workers, recipe, lambda *step: None)
     monkeypatch.undo()
-    recipe.prepare(CPU, lambda *step: None, repair=True, write=write)
+    prepare_store(recipe.spec(CPU), lambda *step: None, repair=True, write=write)
     assert contents(recipe) == alone
     assert all(file.stat().st_mtime_ns == time for file, time in before.items())
 

@@ -24,7 +24,7 @@ from krscale.errors import UserError
 from krscale.export import FORMATS, StudentCard, check_formats, export_student, open_student
 from krscale.report import read_curve
 from krscale.runs.folder import read_experiment, student_path
-from krscale.setup.sizes import build_student
+from krscale.setup.networks import build_student
 from krscale.training.checkpoint import load_weights
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/export.md"

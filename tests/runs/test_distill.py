@@ -8,6 +8,8 @@ import torch
 from running import SMALL, command, overrides
 from safetensors.torch import load_file
 
+from krscale.setup.networks import Networks
+
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 # 1,077 images are 13 batches of 77 and one of 76: two workers hold unequal shares of all but one.
@@ -85,14 +87,15 @@ def _rewind(run: Path) -> None:
     from krscale.parallel import Workers
     from krscale.progress import Progress
     from krscale.runs.folder import read_experiment
-    from krscale.setup.assemble import Assets, build_training, prepare
+    from krscale.setup.build import Assets, build_training
+    from krscale.setup.prepare import prepare
     from krscale.setup.sizes import find_size
     from krscale.training.checkpoint import save_checkpoint
 
     experiment = read_experiment(run)
     with Progress(quiet=True, planned={}) as progress:
         assets = Assets.open(prepare(experiment, progress))
-    width = find_size(experiment, assets.dataset).width
+    width = find_size(Networks.resolve(experiment, assets.dataset)).width
     training = build_training(experiment, assets, width, Workers.alone())
     training.run_epoch()
     metrics = training.run_epoch()

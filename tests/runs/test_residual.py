@@ -10,7 +10,8 @@ from krscale.data import open_data
 from krscale.parallel import Workers
 from krscale.progress import Progress
 from krscale.runs.residual import trace_residual, validation_knowledge
-from krscale.setup.assemble import Assets, Prepared, build_training, prepare
+from krscale.setup.build import Assets, build_training
+from krscale.setup.prepare import Prepared, prepare
 from krscale.setup.teacher import open_teacher
 from krscale.training.loop import fit
 

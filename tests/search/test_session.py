@@ -17,7 +17,8 @@ from krscale.search import session
 from krscale.search.insight import find_insight
 from krscale.search.studies.objectives import front
 from krscale.search.studies.trial_spec import StudyKey
-from krscale.setup.assemble import Assets, Prepared, build_training, trial_experiment
+from krscale.setup.build import Assets, build_training, trial_experiment
+from krscale.setup.prepare import Prepared
 from krscale.training.checkpoint import save_weights
 
 SPACE = """

@@ -5,6 +5,7 @@ import pytest
 from krscale.config import load
 from krscale.data import describe_data
 from krscale.errors import UserError
+from krscale.setup.networks import Networks
 from krscale.setup.sizes import find_size, ladder_sizes
 
 
@@ -12,7 +13,7 @@ def sizes_of(*settings: str):
     config = load(
         None, ["teacher.width=64", "ladder.capacities=['1/64', '1/16', '1/4']", *settings]
     )
-    return ladder_sizes(config, describe_data(config.data, config.cache_path))
+    return ladder_sizes(Networks.resolve(config, describe_data(config.data, config.cache_path)))
 
 
 def test_rungs_come_smallest_first_and_near_their_share() -> None:
@@ -39,7 +40,7 @@ def test_one_student_gets_the_width_of_its_size() -> None:
     config = load(None, ["teacher.width=64", "student.width_multiple=8", "distill.capacity=1/16"])
     task = describe_data(config.data, config.cache_path)
     assert (
-        find_size(config, task)
+        find_size(Networks.resolve(config, task))
         == sizes_of("student.width_multiple=8", "ladder.capacities=['1/16']")[0]
     )
 
@@ -52,7 +53,7 @@ def test_a_multiple_that_changes_the_size_is_refused() -> None:
     one = ["teacher.width=64", "student.width_multiple=32", "distill.capacity=1/64"]
     config = load(None, one)
     with pytest.raises(UserError, match="too coarse for capacity 1/64"):
-        find_size(config, describe_data(config.data, config.cache_path))
+        find_size(Networks.resolve(config, describe_data(config.data, config.cache_path)))
 
 
 def test_rungs_that_a_multiple_throws_together_are_refused() -> None:

@@ -1,6 +1,6 @@
 """A small teacher, its data and its store; also imported by `slow_build.py`, which is a script."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from krscale.data.arrow import write_split
 from krscale.data.views import apply_views
 from krscale.knowledge.probes import Probes
 from krscale.knowledge.taps import TappedModel
-from krscale.store import KnowledgeStore, prepare_store
+from krscale.store import KnowledgeStore, StoreSpec, prepare_store
 
 IMAGE_SHAPE = (1, 6, 6)
 MEAN, STD = (0.4,), (0.3,)
@@ -91,18 +91,21 @@ class Small:
         tapped.register_forward_pre_hook(count)
         return tapped, probes
 
-    def prepare(self, report=None, **arguments) -> KnowledgeStore:
-        prepare_store(
+    def spec(self, **changes) -> StoreSpec:
+        spec = StoreSpec(
             self.path,
-            self.open_teacher,
+            self.key,
             self.dataset,
             self.views,
             self.config,
-            key=self.key,
-            device=torch.device("cpu"),
-            report=report or (lambda *counts: self.reports.append(counts)),
-            **arguments,
+            self.open_teacher,
+            torch.device("cpu"),
         )
+        return replace(spec, **changes)
+
+    def prepare(self, report=None, layout=None, **arguments) -> KnowledgeStore:
+        report = report or (lambda *counts: self.reports.append(counts))
+        prepare_store(self.spec(layout=layout), report, **arguments)
         return KnowledgeStore.open(self.path, self.key)
 
     def exact(self, view: int) -> torch.Tensor:

@@ -87,8 +87,7 @@ def test_another_key_is_refused(small):
 def test_a_check_asks_the_teacher_again_and_a_broken_shard_is_repaired_alone(small):
     of(small)
     prepare(small)
-    arguments = {"key": small.key, "device": CPU, "num_rows": 12}
-    check = check_store(small.path, small.open_teacher, small.dataset, small.views, **arguments)
+    check = check_store(small.spec(), 12)
     assert check.num_rows == 12
 
     def other():
@@ -98,8 +97,8 @@ def test_a_check_asks_the_teacher_again_and_a_broken_shard_is_repaired_alone(sma
                 parameter.add_(0.2 * torch.randn_like(parameter))
         return tapped, reader
 
-    with pytest.raises(StoreCheckError, match="says something else"):
-        check_store(small.path, other, small.dataset, small.views, **arguments)
+    with pytest.raises(StoreCheckError, match="outputs are others"):
+        check_store(small.spec(open_teacher=other), 12)
     before = small.files()
     broken = sorted(small.path.glob("view-0001/*"))[1]
     broken.write_bytes(broken.read_bytes()[:-100])

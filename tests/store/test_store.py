@@ -185,15 +185,7 @@ class TestBuild:
         def write(shards):
             assert len(shards) == 12
             for part in (shards[1::2], shards[::2]):
-                write_shards(
-                    small.path,
-                    small.open_teacher,
-                    small.dataset,
-                    small.views,
-                    part,
-                    device=torch.device("cpu"),
-                    report=lambda *_: None,
-                )
+                write_shards(small.spec(), part, lambda *_: None)
 
         small.prepare(write=write)
         assert small.num_opened == 3
@@ -208,15 +200,7 @@ class TestBuild:
 
     def test_writing_where_nothing_was_begun(self, small):
         with pytest.raises(UserError, match="no store was begun here"):
-            write_shards(
-                small.path,
-                small.open_teacher,
-                small.dataset,
-                small.views,
-                [],
-                device=torch.device("cpu"),
-                report=lambda *_: None,
-            )
+            write_shards(small.spec(), [], lambda *_: None)
 
     def test_more_classes_than_there_are(self, small):
         small.config = StoreConfig(top_k=6)
@@ -356,15 +340,8 @@ class TestDiskFull:
 
 class TestCheck:
     def _check(self, small, **changes):
-        return check_store(
-            small.path,
-            small.open_teacher,
-            small.dataset,
-            changes.pop("views", small.views),
-            key=changes.pop("key", small.key),
-            device=torch.device("cpu"),
-            **changes,
-        )
+        num_rows = changes.pop("num_rows", 512)
+        return check_store(small.spec(**changes), num_rows)
 
     @pytest.mark.parametrize(("num_classes", "top_k"), LAYOUTS)
     def test_passes(self, small, num_classes, top_k):
@@ -412,7 +389,7 @@ class TestCheck:
 
         small.open_teacher = changed
         with pytest.raises(
-            UserError, match=r"the teacher now says something else: it differs by up to"
+            UserError, match=r"the teacher's outputs are others now: they differ by up to"
         ):
             self._check(small)
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from krscale.config import Experiment
 from krscale.data import describe_data
-from krscale.setup.assemble import Plan, describe
-from krscale.setup.sizes import build_student, build_teacher
+from krscale.setup.networks import build_student, build_teacher
+from krscale.setup.plan import ExperimentPlan, describe
 from parts.claims.families import Family
 
 _STEPS = 12  # that are timed; the first third only warms up
@@ -73,7 +73,7 @@ def teacher_seconds(experiment: Experiment) -> float:
     return _BESIDES_STEP * step * steps_per_epoch(experiment, plan) * experiment.teacher.num_epochs
 
 
-def steps_per_epoch(experiment: Experiment, plan: Plan) -> int:
+def steps_per_epoch(experiment: Experiment, plan: ExperimentPlan) -> int:
     """Return the optimiser steps of an epoch, as the loader takes them."""
     return -(-plan.num_train // experiment.train.global_batch_size)
 

@@ -13,7 +13,7 @@ from krscale.config import Experiment
 from krscale.errors import UserError
 from krscale.files import write_json
 from krscale.report import Curve, read_curve
-from krscale.setup.assemble import describe
+from krscale.setup.plan import describe
 from parts.claims.cost import steps_per_epoch
 from parts.claims.families import FAMILIES, KR, LAYER_WISE, Family, partner
 from parts.claims.records import Record

@@ -8,8 +8,9 @@ from krscale.config import Experiment
 from krscale.data import find_data
 from krscale.runs.folder import student_path
 from krscale.runs.residual import trace_residual, validation_knowledge
-from krscale.setup.assemble import prepare
-from krscale.setup.sizes import build_student, ladder_sizes
+from krscale.setup.networks import Networks, build_student
+from krscale.setup.prepare import prepare
+from krscale.setup.sizes import ladder_sizes
 from krscale.training.checkpoint import load_weights
 from parts.claims.families import KR
 
@@ -27,7 +28,9 @@ def trace_finals(
     prepared = prepare(experiment, _Silent())
     knowledge = validation_knowledge(experiment, prepared)
     dataset = find_data(experiment.data, experiment.cache_path)
-    size = next(r for r in ladder_sizes(experiment, dataset) if r.capacity == capacity)
+    size = next(
+        r for r in ladder_sizes(Networks.resolve(experiment, dataset)) if r.capacity == capacity
+    )
     traced = {}
     for seed in seeds:
         student = build_student(experiment, dataset, size.width)

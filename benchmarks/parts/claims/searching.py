@@ -19,7 +19,7 @@ from krscale.runs.folder import read_experiment
 from krscale.search.space.space import load_space
 from krscale.search.studies.retries import SEED
 from krscale.search.studies.trial_spec import StudyKey
-from krscale.setup.assemble import describe
+from krscale.setup.plan import describe
 from parts.claims.families import JOB, Family
 from parts.claims.records import Record
 

@@ -23,7 +23,8 @@ from krscale.parallel import Workers
 from krscale.search.space.distributions import extremes
 from krscale.search.space.space import SearchSpace
 from krscale.search.studies.size_resolver import SizeResolver
-from krscale.setup.assemble import Assets, Prepared, build_training, pick_device, trial_experiment
+from krscale.setup.build import Assets, build_training, trial_experiment
+from krscale.setup.prepare import Prepared, pick_device
 
 PACKING_FILE = "packing.json"
 SPARE_SHARE = 0.1

@@ -30,7 +30,7 @@ from krscale.search.on_ray.trial_error import TrialError
 from krscale.search.studies.ladder import Ladder, Next
 from krscale.search.studies.sampling import milestones
 from krscale.search.studies.trial_spec import Assignment
-from krscale.setup.assemble import Prepared
+from krscale.setup.prepare import Prepared
 
 NO_LIMIT = 1_000_000
 """Of Tune's own; without a number it keeps no more than one trial waiting (see `places.py`)."""

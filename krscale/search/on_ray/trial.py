@@ -18,7 +18,8 @@ from krscale.parallel import Workers
 from krscale.runs.folder import student_path
 from krscale.search.studies.checkpoints import History, Keeper, checkpoint_path, go_on
 from krscale.search.studies.trial_spec import StudyKey
-from krscale.setup.assemble import Assets, Prepared, build_training, pick_device, trial_experiment
+from krscale.setup.build import Assets, build_training, trial_experiment
+from krscale.setup.prepare import Prepared, pick_device
 from krscale.training.checkpoint import save_weights
 from krscale.training.loop import Training
 

@@ -7,34 +7,32 @@ from typing import Any
 from krscale.config import Experiment, fingerprint, read_toml, with_values
 from krscale.data import describe_data
 from krscale.search.space.space import COMMON, SearchSpace, find_space, load_space
-from krscale.setup.assemble import check_models, num_teacher_taps
-from krscale.setup.sizes import Task
+from krscale.setup.networks import Networks
 
 SHAPING: dict[str, Any] = {"teacher": True, "student": True, "distill": {"method", "granularity"}}
-"""All that `check_models` reads of what a space can change."""
+"""All that `Networks.check` reads of what a space can change."""
 
 
-def fitting_space(experiment: Experiment, task: Task) -> SearchSpace:
+def fitting_space(networks: Networks) -> SearchSpace:
     """Read the experiment's space; every extreme value must give networks that can be built.
 
     Args:
-        experiment: Names the space and the methods.
-        task: What the networks must fit.
+        networks: Of the experiment, which names the space and the methods.
 
     Raises:
         UserError: One line for every mistake.
     """
-    check_models(experiment, task)  # a mistake of the experiment itself is told once
+    networks.check()  # a mistake of the experiment itself is reported once
     fitting: set[str] = set()
 
     def check(changed: Experiment) -> None:
         # Most fields do not shape networks, and building one takes a tenth of a second.
         shaping = fingerprint(changed.model_dump(mode="json", include=SHAPING))
         if shaping not in fitting:
-            check_models(changed, task)
+            networks.of(changed).check()
             fitting.add(shaping)
 
-    return load_space(experiment, num_teacher_taps(experiment, task), check)
+    return load_space(networks.experiment, networks.teacher.num_taps, check)
 
 
 def check_space(experiment: Experiment) -> SearchSpace:
@@ -47,4 +45,5 @@ def check_space(experiment: Experiment) -> SearchSpace:
     methods = dict.fromkeys([*experiment.search.methods, *tables])
     methods.pop(COMMON, None)
     changed = with_values(experiment, {"search.methods": tuple(methods)}, "search.methods")
-    return fitting_space(changed, describe_data(experiment.data, experiment.cache_path))
+    source = describe_data(experiment.data, experiment.cache_path)
+    return fitting_space(Networks.resolve(changed, source))

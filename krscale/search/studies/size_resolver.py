@@ -7,18 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from krscale.config import Experiment, with_values
 from krscale.errors import UserError
 from krscale.files import read_json, write_json
 from krscale.models.capacity import latency_ms
-from krscale.setup.sizes import (
-    MAX_ROUNDING,
-    StudentSize,
-    Task,
-    build_student,
-    nearest_size,
-    rounding,
-)
+from krscale.setup.networks import Networks
+from krscale.setup.sizes import MAX_ROUNDING, StudentSize, nearest_size, rounding
 
 
 class SizeResolver(Protocol):
@@ -63,8 +56,8 @@ class StudentSizeResolver:
     found on meta tensors; latency is measured on an untrained student, on this machine, once.
     """
 
-    def __init__(self, experiment: Experiment, task: Task) -> None:
-        self.experiment, self.task = experiment, task
+    def __init__(self, networks: Networks) -> None:
+        self.experiment, self.networks = networks.experiment, networks
         self._sizes: dict[str, StudentSize] = {}
         self._roundings: dict[str, float] = {}
         self._latencies: dict[str, float] = {}
@@ -82,10 +75,10 @@ class StudentSizeResolver:
 
     def size(self, capacity: str, values: Mapping[str, Any]) -> StudentSize:
         """Return the size of a student with these settings."""
-        key, experiment = self._student(capacity, values)
+        key, networks = self._student(capacity, values)
         if key not in self._sizes:
-            self._sizes[key] = nearest_size(experiment, self.task)
-            self._roundings[key] = rounding(experiment, self.task, self._sizes[key])
+            self._sizes[key] = nearest_size(networks)
+            self._roundings[key] = rounding(networks, self._sizes[key])
         return self._sizes[key]
 
     def excess(self, capacity: str, values: Mapping[str, Any]) -> dict[str, float]:
@@ -135,19 +128,19 @@ class StudentSizeResolver:
 
     def latency_ms(self, capacity: str, values: Mapping[str, Any]) -> float:
         """Return the milliseconds of one image through an untrained student on one CPU thread."""
-        key, experiment = self._student(capacity, values)
+        key, networks = self._student(capacity, values)
         size = self.size(capacity, values)
         if size == self.size(capacity, {}):
             key = capacity  # the experiment's own student, its settings spelled out
         if key not in self._latencies:
-            student = build_student(experiment, self.task, size.width)
-            self._latencies[key] = latency_ms(student, self.task.image_shape)
+            student = networks.build_student(size.width)
+            self._latencies[key] = latency_ms(student, networks.image_shape)
             if self._file is not None:
                 write_json(self._file, self._latencies)
         return self._latencies[key]
 
-    def _student(self, capacity: str, values: Mapping[str, Any]) -> tuple[str, Experiment]:
+    def _student(self, capacity: str, values: Mapping[str, Any]) -> tuple[str, Networks]:
         own = {path: value for path, value in values.items() if path.startswith("student.")}
         key = f"{capacity} {json.dumps(own, sort_keys=True)}" if own else capacity
         settings = {**own, "distill.capacity": capacity}
-        return key, with_values(self.experiment, settings, f"student at {capacity}")
+        return key, self.networks.with_values(settings, f"student at {capacity}")

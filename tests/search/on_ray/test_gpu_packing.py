@@ -25,7 +25,8 @@ from krscale.search.on_ray.gpu_packing import (
 )
 from krscale.search.space.space import load_space
 from krscale.search.studies.size_resolver import StudentSizeResolver
-from krscale.setup.assemble import Prepared, prepare
+from krscale.setup.networks import Networks
+from krscale.setup.prepare import Prepared, prepare
 from krscale.training.loop import Training, evaluate
 
 GIB = 2**30
@@ -104,7 +105,7 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
 
 def tried(experiment: Experiment, *limits: str) -> list[ProbeCandidate]:
     task = describe_data(experiment.data, experiment.cache_path)
-    size_resolver = StudentSizeResolver(experiment, task)
+    size_resolver = StudentSizeResolver(Networks.resolve(experiment, task))
     return candidates(experiment, load_space(experiment, 4), size_resolver, "1/4")
 
 

@@ -31,7 +31,8 @@ from krscale.search.space.check import fitting_space
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.size_resolver import StudentSizeResolver
 from krscale.search.studies.trial_spec import Assignment, StudyKey
-from krscale.setup.assemble import Prepared, prepare
+from krscale.setup.networks import Networks
+from krscale.setup.prepare import Prepared, prepare
 from krscale.setup.sizes import ladder_sizes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -100,8 +101,8 @@ def run_trials(
     dataset = prepare_data(experiment.data, experiment.cache_path)
     with Progress(quiet=True, planned={}) as progress:
         prepared = prepare(experiment, progress)
-    sizes = ladder_sizes(experiment, dataset)
-    space = fitting_space(experiment, dataset)
+    sizes = ladder_sizes(Networks.resolve(experiment, dataset))
+    space = fitting_space(Networks.resolve(experiment, dataset))
     experiment.run_path.mkdir(parents=True)
     ladder = Ladder(
         experiment.run_path / "journal.log", experiment, space, sizes, [watcher],
@@ -252,7 +253,11 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def packed(storage: Path, *settings: str, **reader: Any) -> tuple[float, list[str], Path]:
     experiment = load(None, [*SETTINGS_OF_ALL, f"storage_path={storage}", *settings])
     dataset = prepare_data(experiment.data, experiment.cache_path)
-    space, sizes = fitting_space(experiment, dataset), StudentSizeResolver(experiment, dataset)
+    networks = Networks.resolve(experiment, dataset)
+    space, sizes = (
+        fitting_space(networks),
+        StudentSizeResolver(networks),
+    )
     with Progress(quiet=True, planned={}) as progress:
         prepared = prepare(experiment, progress)
     said: list[str] = []

@@ -12,7 +12,7 @@ from krscale.search.on_ray.trial import StudentTrial
 from krscale.search.studies import checkpoints as unfinished
 from krscale.search.studies.checkpoints import Keeper, checkpoint_path, sweep
 from krscale.search.studies.trial_spec import StudyKey
-from krscale.setup.assemble import Prepared, prepare
+from krscale.setup.prepare import Prepared, prepare
 
 KEY = StudyKey("kr", "1/16")
 NUM_EPOCHS = 4

@@ -13,6 +13,7 @@ from krscale.search.space.space import load_space
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.size_resolver import StudentSizeResolver
 from krscale.search.studies.trial_spec import StudyKey
+from krscale.setup.networks import Networks
 from krscale.setup.sizes import ladder_sizes
 
 SPACE = """
@@ -38,7 +39,9 @@ def experiment(folder: Path, *settings: str) -> Experiment:
 
 
 def sizes_of(config: Experiment) -> StudentSizeResolver:
-    return StudentSizeResolver(config, describe_data(config.data, config.cache_path))
+    return StudentSizeResolver(
+        Networks.resolve(config, describe_data(config.data, config.cache_path))
+    )
 
 
 def test_another_architecture_keeps_the_size_of_its_size(tmp_path: Path) -> None:
@@ -88,7 +91,7 @@ def test_rungs_beyond_a_limit_are_left_out_with_a_word(tmp_path: Path) -> None:
     config = experiment(tmp_path, "search.max_parameters=100000")
     said: list[str] = []
     task = describe_data(config.data, config.cache_path)
-    kept = sizes_of(config).allowed(ladder_sizes(config, task), said.append)
+    kept = sizes_of(config).allowed(ladder_sizes(Networks.resolve(config, task)), said.append)
     assert [size.capacity for size in kept] == ["1/64"]
     assert said == ["size 1/4 is left out: 74% beyond search.max_parameters = 100,000"]
 
@@ -97,7 +100,7 @@ def test_no_size_left_is_refused(tmp_path: Path) -> None:
     config = experiment(tmp_path, "search.max_latency_ms=1e-6")
     task = describe_data(config.data, config.cache_path)
     with pytest.raises(UserError, match=r"(?s)search.max_latency_ms.*no size is left"):
-        sizes_of(config).allowed(ladder_sizes(config, task), print)
+        sizes_of(config).allowed(ladder_sizes(Networks.resolve(config, task)), print)
 
 
 def test_forbidden_students_cost_no_trial_and_teach_the_sampler(tmp_path: Path) -> None:
@@ -108,7 +111,7 @@ def test_forbidden_students_cost_no_trial_and_teach_the_sampler(tmp_path: Path) 
     smallest, limit = min(flops, key=flops.__getitem__), sorted(flops.values())[0]
     config = experiment(tmp_path, f"search.max_flops={limit}", "ladder.capacities=['1/4']")
     space = load_space(config, 6)
-    sizes = ladder_sizes(config, task)
+    sizes = ladder_sizes(Networks.resolve(config, task))
     found = Ladder(tmp_path / "journal.log", config, space, sizes, size_resolver=sizes_of(config))
     blocks = []
     while isinstance(upcoming := found.next(), Assignment):
@@ -128,7 +131,8 @@ def test_a_study_without_an_allowed_student_ends(tmp_path: Path) -> None:
     config = experiment(tmp_path, "search.max_parameters=10", "ladder.capacities=['1/4']")
     task = describe_data(config.data, config.cache_path)
     found = Ladder(
-        tmp_path / "journal.log", config, load_space(config, 6), ladder_sizes(config, task),
+        tmp_path / "journal.log", config, load_space(config, 6),
+        ladder_sizes(Networks.resolve(config, task)),
         size_resolver=sizes_of(config),
     )  # fmt: skip
     assert found.complete or not isinstance(found.next(), Assignment)

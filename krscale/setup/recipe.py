@@ -1,14 +1,12 @@
-"""The recipe of a store: all that the store of an experiment is built from, and where it is.
+"""Which stores an experiment needs, in a form that travels to any worker that sees the storage.
 
-A recipe holds paths and settings only, so that it travels to any worker that sees the same
-storage; the teacher's network is loaded where it is asked.
+A recipe holds paths and settings only; the teacher's network is loaded where it runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -16,39 +14,34 @@ from torch import nn
 
 from krscale.config import Experiment, fingerprint
 from krscale.data import Dataset, find_data
-from krscale.knowledge.features import FeatureKind, FeatureReader, Shapes, feature_shapes
+from krscale.knowledge.features import FeatureKind, FeatureReader, feature_shapes
 from krscale.knowledge.taps import TappedModel
-from krscale.setup.stages import needed_kinds, teacher_stages
+from krscale.setup.methods import needed_kinds
+from krscale.setup.networks import Networks
 from krscale.setup.teacher import TeacherFacts, find_teacher, open_teacher
 from krscale.store import (
-    Check,
     FeatureLayout,
     FeatureStore,
     KnowledgeStore,
     MappedStore,
-    Report,
-    ShardId,
-    broken_shards,
-    check_store,
+    StoreSpec,
     find_store,
-    prepare_store,
-    write_shards,
 )
 
 
 @dataclass(frozen=True)
 class StoreRecipe:
-    """All that a store of an experiment is built from; picklable.
+    """One store of an experiment; picklable.
 
     Attributes:
-        experiment: View policy and store settings.
+        networks: Of the experiment, with its view policy and store settings.
         dataset: The prepared data.
         teacher: Facts of the prepared teacher.
         teacher_path: Its folder.
         kind: Of the features that are stored; None stores the taps' distributions.
     """
 
-    experiment: Experiment
+    networks: Networks
     dataset: Dataset
     teacher: TeacherFacts
     teacher_path: Path
@@ -63,7 +56,12 @@ class StoreRecipe:
         """
         dataset = find_data(experiment.data, experiment.cache_path)
         facts, teacher_path = find_teacher(experiment, dataset)
-        return cls(experiment, dataset, facts, teacher_path)
+        return cls(Networks.resolve(experiment, dataset), dataset, facts, teacher_path)
+
+    @property
+    def experiment(self) -> Experiment:
+        """Whose store it is."""
+        return self.networks.experiment
 
     def of_features(self, methods: Iterable[str]) -> dict[FeatureKind, StoreRecipe]:
         """Return the recipes of the further stores that methods need, by kind.
@@ -72,11 +70,6 @@ class StoreRecipe:
         needs, and nothing that is there is built again.
         """
         return {kind: replace(self, kind=kind) for kind in needed_kinds(methods)}
-
-    @cached_property
-    def stages(self) -> tuple[tuple[str, ...], Shapes]:
-        """Paths and shapes of the teacher's stages."""
-        return teacher_stages(self.experiment, self.dataset, self.teacher.taps)
 
     @property
     def key(self) -> dict[str, str]:
@@ -87,7 +80,9 @@ class StoreRecipe:
             "views": fingerprint(self.experiment.views.model_dump(mode="json")),
         }
         if self.kind is not None:
-            return shared | {"features": fingerprint([self.kind, *self.stages])}
+            network = self.networks.teacher
+            features = fingerprint([self.kind, network.stage_paths, network.stage_shapes])
+            return shared | {"features": features}
         return shared | {
             "taps": fingerprint(self.teacher.taps),
             "store": fingerprint(self.experiment.store.model_dump(mode="json")),
@@ -103,42 +98,20 @@ class StoreRecipe:
         """Views of samples in the whole store."""
         return self.experiment.views.num_views * self.dataset.num_samples["train"]
 
-    def prepare(
-        self,
-        device: torch.device,
-        report: Report,
-        *,
-        repair: bool = False,
-        write: Callable[[Sequence[ShardId]], None] | None = None,
-    ) -> Path:
-        """Find the store or build it; see `prepare_store`."""
+    def spec(self, device: torch.device) -> StoreSpec:
+        """Return what the store is made of, the teacher on this device."""
         layout = None
         if self.kind is not None:
-            layout = FeatureLayout(feature_shapes(self.kind, self.stages[1]))
-        return prepare_store(
+            layout = FeatureLayout(feature_shapes(self.kind, self.networks.teacher.stage_shapes))
+        return StoreSpec(
             self.path,
-            self._opener(device),
+            self.key,
             self.dataset,
             self.experiment.views,
             self.experiment.store,
-            key=self.key,
-            device=device,
-            report=report,
-            layout=layout,
-            repair=repair,
-            write=write,
-        )
-
-    def write(self, shards: Sequence[ShardId], device: torch.device, report: Report) -> None:
-        """Write some shards of a store that was begun; see `write_shards`."""
-        write_shards(
-            self.path,
             self._opener(device),
-            self.dataset,
-            self.experiment.views,
-            shards,
-            device=device,
-            report=report,
+            device,
+            layout,
         )
 
     def open(self) -> MappedStore:
@@ -152,34 +125,12 @@ class StoreRecipe:
         kind = KnowledgeStore if self.kind is None else FeatureStore
         return kind.open(self.path, self.key)
 
-    def broken(self) -> list[ShardId]:
-        """Return the shards of the finished store that are not what was written.
-
-        Raises:
-            UserError: If it is missing, unfinished or of another key.
-        """
-        manifest = find_store(self.path, self.key)
-        return broken_shards(self.path, manifest, checksums=True)
-
-    def check(self, device: torch.device, num_rows: int) -> Check:
-        """Ask the teacher again about a sample of rows; see `check_store`."""
-        find_store(self.path, self.key)
-        return check_store(
-            self.path,
-            self._opener(device),
-            self.dataset,
-            self.experiment.views,
-            key=self.key,
-            device=device,
-            num_rows=num_rows,
-        )
-
     def _opener(self, device: torch.device) -> Callable[[], tuple[TappedModel, nn.Module]]:
         def open_tapped() -> tuple[TappedModel, nn.Module]:
             teacher = open_teacher(self.experiment, self.dataset, self.teacher_path)
             if self.kind is None:
                 return teacher.tapped.to(device), teacher.probes.to(device)
-            tapped = TappedModel(teacher.tapped.model, self.stages[0])
+            tapped = TappedModel(teacher.tapped.model, self.networks.teacher.stage_paths)
             return tapped.to(device), FeatureReader(self.kind)
 
         return open_tapped

@@ -11,7 +11,8 @@ from krscale.errors import NonFiniteError
 from krscale.knowledge.probes import information_gain
 from krscale.parallel import Workers
 from krscale.progress import Progress
-from krscale.setup.assemble import Assets, Prepared, build_training, prepare
+from krscale.setup.build import Assets, build_training
+from krscale.setup.prepare import Prepared, prepare
 from krscale.setup.teacher import open_teacher, read_taps
 from krscale.training.loop import Training
 

@@ -1,0 +1,122 @@
+"""From a trial's settings to its training: student, method, loader and optimiser.
+
+A worker opens the assets once and builds as many trainings from them as it is given trials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from krscale.config import Experiment, with_values
+from krscale.data import Dataset, Split, open_data
+from krscale.data.loader import Loader
+from krscale.knowledge.features import FeatureKind, stage_paths, stage_shapes
+from krscale.knowledge.parameters import layers_by_tap
+from krscale.knowledge.taps import TappedModel
+from krscale.methods import MethodContext, build_method
+from krscale.methods.base import Learner
+from krscale.parallel import Workers
+from krscale.setup.networks import build_student, resolve_taps
+from krscale.setup.prepare import Prepared
+from krscale.setup.teacher import TeacherFacts
+from krscale.store import FeatureStore, KnowledgeStore
+from krscale.training.loop import Training
+
+
+@dataclass(frozen=True)
+class Assets:
+    """What a worker keeps open over all its trials: mapped data, mapped store, facts.
+
+    `validation` is None when students learn from it, too.
+    """
+
+    dataset: Dataset
+    validation: Split | None
+    store: KnowledgeStore
+    teacher: TeacherFacts
+    features: Mapping[FeatureKind, FeatureStore] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, prepared: Prepared) -> Assets:
+        """Map data and stores; the teacher's network is not loaded."""
+        dataset = open_data(Path(prepared.data_path))
+        store = KnowledgeStore.open(Path(prepared.store_path))
+        features = open_features(prepared.feature_paths)
+        return cls(dataset, dataset.split("val"), store, prepared.teacher, features)
+
+
+def open_features(paths: Mapping[FeatureKind, str]) -> dict[FeatureKind, FeatureStore]:
+    """Map the stores of features that `prepare_features` prepared."""
+    return {kind: FeatureStore.open(Path(path)) for kind, path in paths.items()}
+
+
+def trial_experiment(
+    experiment: Experiment, method: str, values: dict[str, Any], seed: int
+) -> Experiment:
+    """Return the experiment of one trial: the search's own, with what was suggested."""
+    fixed = {"distill.method": method, "train.seed": seed}
+    return with_values(experiment, {**values, **fixed}, f"trial of {method}")
+
+
+def build_training(
+    experiment: Experiment, assets: Assets, width: int, workers: Workers
+) -> Training:
+    """Build student, method, loader and optimiser for one training.
+
+    Args:
+        experiment: All settings of this trial.
+        assets: The opened data and store.
+        width: The student's capacity dial.
+        workers: This worker's place.
+    """
+    settings = experiment.train
+    torch.manual_seed(settings.seed)
+    student = build_student(experiment, assets.dataset, width)
+    taps, _ = resolve_taps(student, experiment.student.taps, "student.taps")
+    context = _method_context(student, taps, assets)
+    method = build_method(
+        experiment.distill.method, context, experiment.distill.model_dump(mode="python")
+    )
+    loader = Loader(
+        assets.dataset,
+        experiment.views,
+        global_batch_size=settings.global_batch_size,
+        seed=settings.seed,
+        device=workers.device,
+        store=assets.store if method.needs_teacher else None,
+        features={kind: assets.features[kind] for kind in method.feature_kinds},
+        rank=workers.rank,
+        world_size=workers.world_size,
+        gpu_share_for_images=settings.gpu_share_for_images,
+    )
+    read = stage_paths(student, taps) if method.feature_kinds else taps
+    learner = Learner(student, read if method.needs_teacher else (), method)
+    validation = (assets.dataset, assets.validation) if assets.validation is not None else None
+    return Training(learner, loader, validation, settings, workers)
+
+
+def _method_context(student: nn.Module, taps: tuple[str, ...], assets: Assets) -> MethodContext:
+    teacher = assets.teacher
+    tapped = TappedModel(student, taps).eval()
+    with torch.no_grad():
+        features = tapped(torch.zeros(1, *assets.dataset.image_shape)).features
+    tapped.train()
+    image_shape = assets.dataset.image_shape
+    return MethodContext(
+        num_classes=len(assets.dataset.classes),
+        num_teacher_taps=len(teacher.taps) + 1,
+        stage_ends=teacher.stage_ends,
+        information_gain=torch.tensor(teacher.information_gain),
+        student_shapes=tuple(tuple(feature.shape[1:]) for feature in features),
+        student_layers=layers_by_tap(student, taps),
+        teacher_histograms=torch.tensor(teacher.histograms),
+        teacher_layer_sizes=torch.tensor(teacher.layer_sizes),
+        student_stage_shapes=stage_shapes(student, stage_paths(student, taps), image_shape),
+        teacher_shapes={kind: store.layout.shapes for kind, store in assets.features.items()},
+    )

@@ -1,0 +1,194 @@
+"""Teacher and student of an experiment, resolved once on meta tensors and handed down.
+
+Nothing is allocated and nothing is trained: taps, stages, shapes and sizes follow from the
+architectures alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from krscale.config import Experiment, ModelConfig, with_values
+from krscale.errors import UserError
+from krscale.knowledge.aggregation import split_taps
+from krscale.knowledge.features import Shapes, feature_shapes, stage_paths, stage_shapes
+from krscale.knowledge.taps import check_taps
+from krscale.methods import FeatureMethod, method_settings, parse_method
+from krscale.models import build_model
+from krscale.models.capacity import count_flops, num_parameters
+from krscale.setup.methods import methods_of
+
+
+class Task(Protocol):
+    """What a network must fit: a `Dataset`, or the `Description` of one."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes `K`."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(C, H, W)`."""
+
+
+@dataclass(frozen=True)
+class TeacherNetwork:
+    """What follows from the teacher's architecture.
+
+    Attributes:
+        taps: Module paths of its taps, the classifier excluded.
+        stage_ends: For each stage the 1-based number of its last tap.
+        stage_paths: Module paths of its stages.
+        stage_shapes: Shape of the output of each stage for one image.
+        num_parameters: All of its parameters.
+        flops: Of one forward of one image, 2 per multiply-add.
+    """
+
+    taps: tuple[str, ...]
+    stage_ends: tuple[int, ...]
+    stage_paths: tuple[str, ...]
+    stage_shapes: Shapes
+    num_parameters: int
+    flops: int
+
+    @property
+    def num_taps(self) -> int:
+        """`D`, the classifier included."""
+        return len(self.taps) + 1
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of an experiment for one task.
+
+    Attributes:
+        experiment: Names teacher, student and methods.
+        num_classes: `K`.
+        image_shape: `(C, H, W)`.
+        teacher: What follows from the teacher's architecture.
+    """
+
+    experiment: Experiment
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    teacher: TeacherNetwork
+
+    @classmethod
+    def resolve(cls, experiment: Experiment, task: Task) -> Networks:
+        """Build the teacher once on meta tensors and read off what follows from it.
+
+        Raises:
+            UserError: If the teacher cannot be built or its taps do not exist.
+        """
+        with torch.device("meta"):
+            teacher = build_teacher(experiment, task)
+        taps, stage_ends = resolve_taps(teacher, experiment.teacher.taps, "teacher.taps")
+        stages = stage_paths(teacher, taps)
+        return cls(
+            experiment,
+            task.num_classes,
+            task.image_shape,
+            TeacherNetwork(
+                taps,
+                stage_ends,
+                stages,
+                stage_shapes(teacher, stages, task.image_shape),
+                num_parameters(teacher),
+                count_flops(teacher, task.image_shape),
+            ),
+        )
+
+    def with_values(self, values: Mapping[str, Any], where: str) -> Networks:
+        """Return the networks of the experiment with other values, the teacher resolved as it is.
+
+        Args:
+            values: Dotted path of the experiment -> value.
+            where: Where the values come from, for the message of an error.
+        """
+        return self.of(with_values(self.experiment, values, where))
+
+    def of(self, experiment: Experiment) -> Networks:
+        """Return the networks of a variant; the teacher is resolved again only where it differs."""
+        if experiment.teacher != self.experiment.teacher:
+            return Networks.resolve(experiment, self)
+        return replace(self, experiment=experiment)
+
+    def build_student(self, width: int) -> nn.Module:
+        """Build a student of the given width with fresh weights."""
+        return build_student(self.experiment, self, width)
+
+    def check(self) -> None:
+        """Refuse taps, granularities and features that do not fit, before anything trains.
+
+        Raises:
+            UserError: Naming the setting, or the method and both shapes.
+        """
+        experiment, teacher = self.experiment, self.teacher
+        with torch.device("meta"):
+            student = self.build_student(width=1)
+        taps, _ = resolve_taps(student, experiment.student.taps, "student.taps")
+        if "granularity" in method_settings(experiment.distill.method):
+            split_taps(experiment.distill.granularity, teacher.num_taps, teacher.stage_ends)
+        methods = (parse_method(name)[0] for name in methods_of(experiment))
+        compared = [method for method in methods if issubclass(method, FeatureMethod)]
+        if compared:
+            own = stage_shapes(student, stage_paths(student, taps), self.image_shape)
+        for method in compared:
+            method.check_shapes(own, feature_shapes(method.kind, teacher.stage_shapes))
+
+
+def build_teacher(experiment: Experiment, task: Task) -> nn.Module:
+    """Build the teacher's network with fresh weights."""
+    return builder(experiment.teacher, task, "teacher")(experiment.teacher.width)
+
+
+def build_student(experiment: Experiment, task: Task, width: int) -> nn.Module:
+    """Build a student of the given width with fresh weights."""
+    return builder(experiment.student, task, "student")(width)
+
+
+def builder(config: ModelConfig, task: Task, where: str) -> Callable[[int], nn.Module]:
+    """Return a function from a width to a network of this kind for the task."""
+
+    def build(width: int) -> nn.Module:
+        return build_model(
+            config.model,
+            num_classes=task.num_classes,
+            in_channels=task.image_shape[0],
+            width=width,
+            options=config.options,
+            where=where,
+        )
+
+    return build
+
+
+def resolve_taps(
+    model: nn.Module, paths: tuple[str, ...], where: str
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return the tap paths of a model and the last tap of each of its stages.
+
+    Raises:
+        UserError: If a path does not exist, or the model names no taps and the config neither.
+    """
+    own = getattr(model, "tap_paths", None)
+    if paths and paths != own:
+        check_taps(model, paths, where)
+        return paths, tuple(range(1, len(paths) + 2))
+    if own is None:
+        raise UserError(
+            f"{where}: this model names no taps of its own (`tap_paths`); list the module paths of "
+            f"its blocks in depth order, e.g. {_some_paths(model)}."
+        )
+    return tuple(own), tuple(getattr(model, "stage_ends", range(1, len(own) + 2)))
+
+
+def _some_paths(model: nn.Module) -> str:
+    paths = [name for name, child in model.named_modules() if name and len(list(child.children()))]
+    return json.dumps(paths[:3] or [name for name, _ in model.named_children()][:3])

@@ -1,0 +1,51 @@
+"""What an experiment would build, known without building it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from krscale.config import Experiment
+from krscale.data import describe_data
+from krscale.data.views import check_views
+from krscale.setup.methods import check_methods
+from krscale.setup.networks import Networks
+from krscale.setup.sizes import StudentSize, ladder_sizes
+
+
+@dataclass(frozen=True)
+class ExperimentPlan:
+    """What an experiment would build.
+
+    Attributes:
+        networks: Teacher and student, resolved for the data.
+        sizes: The ladder.
+        num_train: Images of the training split.
+    """
+
+    networks: Networks
+    sizes: tuple[StudentSize, ...]
+    num_train: int
+
+    @property
+    def num_taps(self) -> int:
+        """The teacher's taps, its classifier included."""
+        return self.networks.teacher.num_taps
+
+    @property
+    def teacher_parameters(self) -> int:
+        """Parameters of the teacher."""
+        return self.networks.teacher.num_parameters
+
+    @property
+    def teacher_flops(self) -> int:
+        """Of one forward of one image, 2 per multiply-add."""
+        return self.networks.teacher.flops
+
+
+def describe(experiment: Experiment) -> ExperimentPlan:
+    """Resolve an experiment without touching the disk; networks are built on meta tensors."""
+    check_methods(experiment)
+    source = describe_data(experiment.data, experiment.cache_path)
+    check_views(experiment.views, source.image_shape)
+    networks = Networks.resolve(experiment, source)
+    return ExperimentPlan(networks, ladder_sizes(networks), source.num_train)

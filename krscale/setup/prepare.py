@@ -1,0 +1,153 @@
+"""Data, networks, teacher and stores of an experiment, prepared once and shared by all trials.
+
+What `prepare` returns is small and picklable and holds paths, so that any worker that sees the
+same storage can open it (`build.py`) and never loads the teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from krscale.config import Experiment
+from krscale.data import Dataset, prepare_data
+from krscale.data.views import check_views
+from krscale.errors import UserError
+from krscale.knowledge.features import FeatureKind
+from krscale.setup.methods import check_methods, methods_of
+from krscale.setup.networks import Networks
+from krscale.setup.recipe import StoreRecipe
+from krscale.setup.teacher import TeacherFacts, prepare_teacher
+from krscale.store import Report, ShardId, prepare_store
+
+
+class Reporter(Protocol):
+    """Where `prepare` says what it is doing."""
+
+    def phase(self, title: str) -> None:
+        """A new piece of work begins."""
+
+    def advance(self, done: int, total: int) -> None:
+        """So much of it is done."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """An experiment with its data and networks, resolved once and handed down.
+
+    Attributes:
+        experiment: What was asked for.
+        dataset: Its data, on disk.
+        networks: Teacher and student, resolved for this data.
+    """
+
+    experiment: Experiment
+    dataset: Dataset
+    networks: Networks
+
+    @classmethod
+    def resolve(cls, experiment: Experiment, reporter: Reporter) -> Setup:
+        """Prepare the data and resolve the networks; refuse what does not fit together.
+
+        Raises:
+            UserError: If methods, views, networks or taps are refused.
+        """
+        check_methods(experiment)
+        reporter.phase("data")
+        dataset = prepare_data(experiment.data, experiment.cache_path, reporter.advance)
+        check_views(experiment.views, dataset.image_shape)
+        networks = Networks.resolve(experiment, dataset)
+        networks.check()
+        return cls(experiment, dataset, networks)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all trials share, as paths and facts.
+
+    `feature_paths` are the stores of the features that the experiment's methods need, by kind.
+    """
+
+    data_path: str
+    teacher_path: str
+    store_path: str
+    teacher: TeacherFacts
+    feature_paths: Mapping[FeatureKind, str] = field(default_factory=dict)
+
+
+WriteShards = Callable[[StoreRecipe, Report, Sequence[ShardId]], None]
+"""Writes the missing shards of a store, e.g. on the workers of a cluster."""
+
+
+def prepare(
+    experiment: Experiment, reporter: Reporter, write: WriteShards | None = None
+) -> Prepared:
+    """Prepare data, teacher and stores; each is found in the cache or made once and kept.
+
+    Args:
+        experiment: What to prepare.
+        reporter: Is told what is being done.
+        write: Who writes the shards of the store; None writes them in this process.
+    """
+    pick_device(experiment.train.device)  # a GPU that is not there is refused before the work
+    return prepare_knowledge(Setup.resolve(experiment, reporter), reporter, write)
+
+
+def prepare_knowledge(
+    setup: Setup, reporter: Reporter, write: WriteShards | None = None
+) -> Prepared:
+    """Prepare teacher and stores of what was resolved; see `prepare`."""
+    experiment, dataset = setup.experiment, setup.dataset
+    device = pick_device(experiment.train.device)
+    reporter.phase("teacher")
+    facts, teacher_path = prepare_teacher(experiment, dataset, device, reporter.advance)
+    reporter.phase("store")
+    recipe = StoreRecipe(setup.networks, dataset, facts, teacher_path)
+    path = _prepare_store(recipe, device, reporter, write)
+    features = prepare_features(recipe, methods_of(experiment), device, reporter, write)
+    return Prepared(str(dataset.path), str(teacher_path), str(path), facts, features)
+
+
+def prepare_features(
+    recipe: StoreRecipe,
+    methods: Sequence[str],
+    device: torch.device,
+    reporter: Reporter,
+    write: WriteShards | None = None,
+) -> dict[FeatureKind, str]:
+    """Find or build the stores of features that methods need, and return their paths.
+
+    Args:
+        recipe: Of the store of distributions.
+        methods: By name.
+        device: Where the teacher runs.
+        reporter: Is told what is being done.
+        write: As for `prepare`.
+    """
+    paths: dict[FeatureKind, str] = {}
+    for kind, of_kind in recipe.of_features(methods).items():
+        reporter.phase(f"store {kind}")
+        paths[kind] = str(_prepare_store(of_kind, device, reporter, write))
+    return paths
+
+
+def _prepare_store(
+    recipe: StoreRecipe, device: torch.device, reporter: Reporter, write: WriteShards | None
+) -> Path:
+    """Find the store of a recipe, or build it."""
+    elsewhere = partial(write, recipe, reporter.advance) if write else None
+    return prepare_store(recipe.spec(device), reporter.advance, write=elsewhere)
+
+
+def pick_device(name: str) -> torch.device:
+    """Resolve `auto`, and refuse a GPU that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device: 'cuda' was asked for, but torch sees no GPU here.")
+    return torch.device(name)

@@ -17,7 +17,14 @@ from krscale.config.networks import (
     StudentConfig,
     TeacherConfig,
 )
-from krscale.config.reading import field_paths, load, read_toml, validate, with_values
+from krscale.config.reading import (
+    field_paths,
+    load,
+    read_toml,
+    search_ranges,
+    validate,
+    with_values,
+)
 from krscale.config.searching import (
     OBJECTIVES,
     ClusterConfig,
@@ -48,6 +55,7 @@ __all__ = [
     "load",
     "parse_capacity",
     "read_toml",
+    "search_ranges",
     "validate",
     "with_values",
 ]

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from krscale.config.experiment import Experiment
+from krscale.config.ranges import SearchChoices, SearchRange
 from krscale.errors import UserError, nearest
 
 
@@ -63,6 +64,21 @@ def field_paths(model: type[BaseModel] = Experiment, prefix: str = "") -> list[s
         else:
             paths.append(f"{prefix}{name}")
     return paths
+
+
+def search_ranges(
+    model: type[BaseModel] = Experiment, prefix: str = ""
+) -> dict[str, SearchRange | SearchChoices]:
+    """Return where fields are searched by default, by dotted path; of those that declare it."""
+    found: dict[str, SearchRange | SearchChoices] = {}
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            found |= search_ranges(annotation, f"{prefix}{name}.")
+        for declared in field.metadata:
+            if isinstance(declared, SearchRange | SearchChoices):
+                found[f"{prefix}{name}"] = declared
+    return found
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from krscale.config.methods import ATSettings
 from krscale.errors import UserError
 from krscale.knowledge.aggregation import student_tap
 from krscale.knowledge.features import Shapes, attention_map, feature_shapes
@@ -43,19 +44,12 @@ class AT(FeatureMethod):
     pooled before the squares are taken, as published code does.
     """
 
+    settings_class = ATSettings
     term = "at"
     kind = "attention"
 
-    def __init__(
-        self,
-        context: MethodContext,
-        *,
-        ce_weight: float,
-        kd_weight: float,
-        temperature: float,
-        at_weight: float,
-    ) -> None:
-        super().__init__(ce_weight, kd_weight, temperature, at_weight)
+    def __init__(self, context: MethodContext, settings: ATSettings) -> None:
+        super().__init__(context, settings)
         self.check_shapes(
             context.student_stage_shapes, shapes_of(context.teacher_shapes, "attention")
         )

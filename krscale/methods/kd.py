@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from krscale.methods.base import LogitMethod, MethodContext
+from krscale.config.methods import KDSettings
+from krscale.methods.base import LogitMethod
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -28,13 +29,8 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
 class KD(LogitMethod):
     """Cross-entropy with the labels, and `kd_loss` with the teacher's classifier."""
 
+    settings_class = KDSettings
     term = "kd"
-
-    def __init__(
-        self, context: MethodContext, *, ce_weight: float, kd_weight: float, temperature: float
-    ) -> None:
-        super().__init__(ce_weight, kd_weight)
-        self.temperature = temperature
 
     def distillation(
         self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from krscale.methods.base import LogitMethod, MethodContext
+from krscale.config.methods import LogitStandardisationSettings
+from krscale.methods.base import LogitMethod
 from krscale.methods.kd import kd_loss
 
 
@@ -32,18 +33,8 @@ def standardised_kd_loss(
 class LogitStandardisation(LogitMethod):
     """Cross-entropy with the labels, and `standardised_kd_loss` with the teacher's classifier."""
 
+    settings_class = LogitStandardisationSettings
     term = "logit_standardisation"
-
-    def __init__(
-        self,
-        context: MethodContext,
-        *,
-        ce_weight: float,
-        logit_standardisation_weight: float,
-        temperature: float,
-    ) -> None:
-        super().__init__(ce_weight, logit_standardisation_weight)
-        self.temperature = temperature
 
     def distillation(
         self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from krscale.config.methods import LabelSmoothingSettings
 from krscale.knowledge.taps import TapOutputs
 from krscale.methods.base import Batch, MethodContext, teacher_knowledge
 from krscale.methods.dist import dist_loss
@@ -155,7 +156,8 @@ def test_logit_standardisation_ignores_scale() -> None:
 
 def test_label_smoothing() -> None:
     student, _, labels = example()
-    method = LabelSmoothing(MethodContext.without_teacher(6), label_smoothing=0.3)
+    settings = LabelSmoothingSettings(label_smoothing=0.3)
+    method = LabelSmoothing(MethodContext.without_teacher(6), settings)
     batch = Batch(torch.zeros(5, 1), labels, torch.arange(5), None, 5)
     smoothed = 0.7 * torch.eye(6)[labels].double() + 0.3 / 6
     expected = -(smoothed * probabilities(student, 1.0).log()).sum(dim=-1)

@@ -2,6 +2,7 @@
 
 [common]                          # for every method
 "train.learning_rate" = { type = "float", low = 0.02, high = 0.5, log = true }
+"train.weight_decay" = "default"  # the range that the field declares (`krscale.config`)
 
 [kr]                              # for one method, and for all that combine it with others
 "distill.granularity" = { type = "int", low = 1, high = "num_taps" }
@@ -28,7 +29,14 @@ from krscale.config import Experiment, field_paths, fingerprint, read_toml, with
 from krscale.errors import UserError, nearest, unknown_name
 from krscale.methods import METHODS, method_settings, parse_method
 from krscale.search.space.conditions import Condition, check_condition, in_order, read_conditions
-from krscale.search.space.distributions import contains, extremes, read_distribution, suggest
+from krscale.search.space.distributions import (
+    DEFAULT,
+    contains,
+    extremes,
+    read_distribution,
+    suggest,
+    with_default_range,
+)
 
 COMMON = "common"
 SEARCHABLE = ("train.", "distill.", "student.")
@@ -193,8 +201,10 @@ class _MethodReader:
     def _read_field(self, dotted: str, spec: Any) -> None:
         where = self._where(dotted)
         _check_path(dotted, self.method, where)
+        spec = {"type": DEFAULT} if spec == DEFAULT else spec
         spec = dict(spec) if isinstance(spec, Mapping) else {}
         when = spec.pop("when", None)
+        spec = with_default_range(spec, dotted, where)
         self.distributions[dotted] = read_distribution(spec, self.num_taps, where)
         self.conditions[dotted] = (
             () if when is None else read_conditions(when, self.num_taps, where)

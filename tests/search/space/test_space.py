@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from krscale.config import load
+from krscale.config import load, search_ranges
 from krscale.errors import UserError
+from krscale.methods import METHODS, method_settings
 from krscale.search.space.check import check_space
 from krscale.search.space.space import defaults_within, find_space, load_space
 
@@ -44,6 +45,52 @@ def test_reads_optuna_words(tmp_path: Path) -> None:
     }
 
 
+def test_default_is_the_range_that_the_field_declares(tmp_path: Path) -> None:
+    space = read(
+        tmp_path,
+        """
+        [kr]
+        "train.weight_decay" = "default"
+        "distill.granularity" = "default"
+        "distill.mixing" = "default"
+        "distill.sparsity" = { type = "default", when = { "distill.granularity" = { low = 2 } } }
+        """,
+        num_taps=7,
+    )
+    assert space.by_method["kr"] == {
+        "train.weight_decay": FloatDistribution(1e-5, 5e-3, log=True),
+        "distill.granularity": IntDistribution(1, 7),
+        "distill.mixing": CategoricalDistribution(("arithmetic", "geometric")),
+        "distill.sparsity": FloatDistribution(0.0, 0.9),
+    }
+    written = read(
+        tmp_path,
+        """
+        [kr]
+        "train.weight_decay" = { type = "float", low = 1e-5, high = 5e-3, log = true }
+        "distill.granularity" = { type = "int", low = 1, high = "num_taps" }
+        "distill.mixing" = { type = "categorical", choices = ["arithmetic", "geometric"] }
+        "distill.sparsity" = { type = "float", low = 0.0, high = 0.9,
+                               when = { "distill.granularity" = { low = 2 } } }
+        """.replace(",\n", ", "),
+        num_taps=7,
+    )
+    assert space.describe() == written.describe(), "a journal cannot tell the two apart"
+
+
+@pytest.mark.parametrize("path", search_ranges())
+def test_every_declared_range_is_allowed_and_contains_the_default(
+    tmp_path: Path, path: str
+) -> None:
+    term = path.removeprefix("distill.posterior.")
+    name = path.removeprefix("distill.")
+    methods = [f"kr+{term}"] if term != path else [*METHODS]
+    [method, *_] = [m for m in methods if path.startswith("train.") or name in method_settings(m)]
+    space = read(tmp_path, f'["{method}"]\n"{path}" = "default"\n', methods=f'["{method}"]')
+    within = defaults_within(load(), space.by_method[method])
+    assert path in within or path == "distill.granularity"  # whose default is a level
+
+
 def test_shipped_space_is_found_by_name_and_valid() -> None:
     assert find_space("kr").name == "kr.toml"
     space = load_space(load(), num_taps=6)
@@ -67,7 +114,7 @@ def test_unknown_space_names_the_shipped_ones() -> None:
         ('"distill.kr_weight" = { type = "flaot", low = 0.1, high = 1.0 }', "Did you mean 'float'"),
         ('"distill.kr_weight" = { type = "float", lo = 0.1, high = 1.0 }', "Did you mean 'low'"),
         ('"distill.kr_weight" = { type = "float", low = 0.1 }', "high"),
-        ('"distill.kr_weight" = 3', "expected a table"),
+        ('"distill.kr_weight" = 3', 'expected "default", or a table'),
         ('"distill.mixing" = { type = "categorical", choices = [] }', "at least one value"),
         ('"distill.mixing" = { type = "categorical", choices = ["layer", "layer"] }', "twice"),
         ('"distill.sparsity" = { type = "float", low = 0.5, high = 0.1 }', "range is inverted"),
@@ -76,6 +123,12 @@ def test_unknown_space_names_the_shipped_ones() -> None:
         ('"distill.granularity" = { type = "int", low = 1, high = "taps" }', "num_taps"),
         ('"distill.sparsity" = { type = "float", low = 0, high = 0.7, step = 0.2 }', "divisible"),
         ('"train.num_epochs" = { type = "int", low = 1, high = 9 }', "not searched"),
+        ('"train.num_epochs" = "default"', "not searched"),
+        ('"distill.head_grid" = "default"', r"declares no range.*distill.kr_weight, distill.gran"),
+        ('"student.options.num_blocks" = "default"', "declares no range"),
+        ('"distill.sparsity" = "defalt"', 'expected "default", or a table'),
+        ('"distill.sparsity" = { type = "defalt" }', "Did you mean 'default'"),
+        ('"distill.sparsity" = { type = "default", high = 0.5 }', "no further keys .got high"),
         ('"distill.posterior.dkdd" = { type = "float", low = 0, high = 1 }', "posterior.dkd'"),
         ('"distill.mixing" = { type = "categorical", choices = ["harmonic"] }', "geometric"),
     ],

@@ -160,6 +160,11 @@ class LogitMethod(Method):
         }
 
 
+def at_least_fp32(values: Tensor) -> Tensor:
+    """Return values in fp32, or in fp64 where they have that already."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def label_cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:
     """Return the cross-entropy with the labels, `[B]` fp32.
 

@@ -22,6 +22,7 @@ from krscale.config.reading import (
     load,
     read_toml,
     search_ranges,
+    used_with,
     validate,
     with_values,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "parse_capacity",
     "read_toml",
     "search_ranges",
+    "used_with",
     "validate",
     "with_values",
 ]

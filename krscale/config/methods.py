@@ -11,19 +11,37 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from krscale.config.fields import Count, Positive, Section, Share, StrictInt, Weight
-from krscale.config.ranges import SearchChoices, SearchRange
+from krscale.config.ranges import SearchChoices, SearchRange, UsedWith
 
 SparsitySchedule = Literal["constant", "rising", "falling"]
 Mixing = Literal["arithmetic", "geometric"]
+ATReduction = Literal["mean", "sum"]
 SettingsTable = Section | Mapping[str, Any]
 """Settings of several methods: a `DistillConfig`, or a plain table."""
 
 
 class MethodSettings(Section):
     """Base of the settings of a method."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _used(cls, given: Any) -> Any:
+        """Refuse a setting that is set, but not used, because of another one's default."""
+        for name in given if isinstance(given, dict) else ():
+            field = cls.model_fields.get(name)
+            for needed in field.metadata if field else ():
+                if not isinstance(needed, UsedWith) or needed.field in given:
+                    continue
+                default = cls.model_fields[needed.field].default
+                if default != needed.value:
+                    raise ValueError(
+                        f"{name} is used with {needed.field} = {needed.value!r} alone, and "
+                        f"{needed.field} is {default!r} unless it is set: set it, too"
+                    )
+        return given
 
     @classmethod
     def of(cls, settings: SettingsTable, **changes: Any) -> Self:
@@ -108,8 +126,17 @@ class FitNetSettings(KDSettings):
 class ATSettings(KDSettings):
     """Settings of attention transfer."""
 
-    at_weight: Annotated[Weight, SearchRange(0.3, 300.0, log=True)] = 10.0
-    """Weight of the attention transfer term: where every stage is active."""
+    at_reduction: Annotated[ATReduction, SearchChoices(get_args(ATReduction))] = "mean"
+    """Over a stage's positions: their mean, as in the authors' code, or half their sum, as in their
+    equation, by which stages of many positions weigh more."""
+    at_mean_weight: Annotated[
+        Weight, SearchRange(10.0, 10000.0, log=True), UsedWith("at_reduction", "mean")
+    ] = 1000.0
+    """Weight of the attention transfer term with the mean; the authors' is 1000."""
+    at_weight: Annotated[
+        Weight, SearchRange(0.3, 300.0, log=True), UsedWith("at_reduction", "sum")
+    ] = 10.0
+    """Weight of the attention transfer term with the sum."""
 
 
 class PKTSettings(KDSettings):

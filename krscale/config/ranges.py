@@ -1,7 +1,7 @@
-"""Where a field is searched by default: what `"default"` stands for in a search space.
+"""What a field declares beside its type: where it is searched by default, and when it is used.
 
-A field declares it beside its type, `Annotated[Weight, SearchRange(0.3, 10.0, log=True)]`. It lies
-within what the field allows, and is no limit: a space may give a range of its own.
+`Annotated[Weight, SearchRange(0.3, 10.0, log=True)]`: the range is what `"default"` stands for in a
+search space. It lies within what the field allows, and is no limit: a space may give its own.
 """
 
 from __future__ import annotations
@@ -45,3 +45,16 @@ class SearchChoices:
     def table(self) -> Mapping[str, Any]:
         """Return it as a search space writes it."""
         return {"type": "categorical", "choices": list(self.choices)}
+
+
+@dataclass(frozen=True)
+class UsedWith:
+    """Another field of the same section must have a value for this one to matter.
+
+    Attributes:
+        field: Name of the other field.
+        value: What it must be.
+    """
+
+    field: str
+    value: Any

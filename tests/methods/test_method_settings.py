@@ -21,7 +21,7 @@ every_setting = pytest.mark.parametrize(("name", "field"), SETTINGS)
 
 OTHER_VALUES: dict[str, Any] = {"granularity": "network", "parameter_weight": 0.5}
 """Where twice or another choice would not do."""
-TOGETHER_WITH: dict[str, dict[str, Any]] = {}
+TOGETHER_WITH: dict[str, dict[str, Any]] = {"at_weight": {"at_reduction": "sum"}}
 """What else must be set for a setting to matter."""
 
 
@@ -86,7 +86,7 @@ def test_every_setting_is_bounded(name: str, field: str) -> None:
         refused += ["no such choice", 0]
     for value in refused:
         with pytest.raises(ValidationError):
-            cls(**{field: value})
+            cls(**{field: value, **TOGETHER_WITH.get(field, {})})
 
 
 @pytest.mark.parametrize("name", METHODS)

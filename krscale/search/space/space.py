@@ -25,7 +25,14 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 
-from krscale.config import Experiment, field_paths, fingerprint, read_toml, with_values
+from krscale.config import (
+    Experiment,
+    field_paths,
+    fingerprint,
+    read_toml,
+    used_with,
+    with_values,
+)
 from krscale.errors import UserError, nearest, unknown_name
 from krscale.methods import METHODS, method_settings, parse_method
 from krscale.search.space.conditions import Condition, check_condition, in_order, read_conditions
@@ -213,6 +220,21 @@ class _MethodReader:
     def _check_conditions(self, dotted: str, _spec: Any) -> None:
         for condition in self.conditions[dotted]:
             check_condition(condition, self.distributions, self._where(dotted))
+        self._check_used(dotted)
+
+    def _check_used(self, dotted: str) -> None:
+        """Refuse a field that no trial would use, because of another field's value."""
+        needed = used_with().get(dotted)
+        if needed is None:
+            return
+        other = f"{dotted.rpartition('.')[0]}.{needed.field}"
+        own = own_value(self.experiment.model_dump(mode="python"), other)
+        if other not in self.distributions and own != needed.value:
+            raise UserError(
+                f"{self._where(dotted)}: it is used with {other} = {needed.value!r} alone, which "
+                f"is {own!r} in this experiment: set it (--set {other}={needed.value}), or search "
+                f"{other} as well."
+            )
 
     def _check_values(self, dotted: str, _spec: Any) -> None:
         where = self._where(dotted)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FixedTrial
 
 from krscale.config import load, search_ranges
 from krscale.errors import UserError
@@ -78,6 +79,35 @@ def test_default_is_the_range_that_the_field_declares(tmp_path: Path) -> None:
     assert space.describe() == written.describe(), "a journal cannot tell the two apart"
 
 
+def test_a_field_that_no_trial_would_use_is_refused(tmp_path: Path) -> None:
+    line = '"distill.at_weight" = { type = "float", low = 0.3, high = 300, log = true }'
+    with pytest.raises(UserError, match=r"at_weight: it is used with distill.at_reduction = 'sum'"):
+        read(tmp_path, f"[at]\n{line}\n", methods='["at"]')
+    both = f'[at]\n{line}\n"distill.at_reduction" = "default"\n'
+    assert len(read(tmp_path, both, methods='["at"]').by_method["at"]) == 2
+    path = space_file(tmp_path, f"[at]\n{line}\n")
+    summed = [f"search.space='{path}'", "search.methods=['at']", "distill.at_reduction=sum"]
+    assert list(load_space(load(None, summed), 6).by_method["at"]) == ["distill.at_weight"]
+
+
+@pytest.mark.parametrize("name", ["kr", "claims"])
+def test_attention_transfer_is_searched_in_both_forms(name: str) -> None:
+    space = load_space(load(None, [f"search.space={name}", "search.methods=['at']"]), 6)
+    fields = space.by_method["at"]
+    assert fields["distill.at_reduction"] == CategoricalDistribution(("mean", "sum"))
+    for reduction, weight, other in (
+        ("mean", "at_mean_weight", "at_weight"), ("sum", "at_weight", "at_mean_weight")
+    ):  # fmt: skip
+        fixed = {path: distribution.low for path, distribution in fields.items()
+                 if path != "distill.at_reduction"}  # fmt: skip
+        trial = FixedTrial({**fixed, "distill.at_reduction": reduction})
+        values = space.suggest("at", trial)
+        assert f"distill.{weight}" in values
+        assert f"distill.{other}" not in values
+    published = {"distill.at_reduction": "mean", "distill.at_mean_weight": 1000.0}
+    assert published.items() <= defaults_within(load(), fields).items(), "the authors' own"
+
+
 @pytest.mark.parametrize("path", search_ranges())
 def test_every_declared_range_is_allowed_and_contains_the_default(
     tmp_path: Path, path: str
@@ -86,7 +116,9 @@ def test_every_declared_range_is_allowed_and_contains_the_default(
     name = path.removeprefix("distill.")
     methods = [f"kr+{term}"] if term != path else [*METHODS]
     [method, *_] = [m for m in methods if path.startswith("train.") or name in method_settings(m)]
-    space = read(tmp_path, f'["{method}"]\n"{path}" = "default"\n', methods=f'["{method}"]')
+    needed = '"distill.at_reduction" = "default"\n' if path == "distill.at_weight" else ""
+    text = f'["{method}"]\n{needed}"{path}" = "default"\n'
+    space = read(tmp_path, text, methods=f'["{method}"]')
     within = defaults_within(load(), space.by_method[method])
     assert path in within or path == "distill.granularity"  # whose default is a level
 

@@ -52,7 +52,8 @@ def modules_of(*parts: str) -> list[str]:
     return found
 
 
-GROUND = modules_of("errors", "files", "knowledge", "methods", "models", "pareto")
+GROUND = modules_of("errors", "files", "knowledge", "models", "pareto")
+METHODS = modules_of("methods")
 
 
 def import_without(forbidden: tuple[str, ...], *modules: str) -> subprocess.CompletedProcess[str]:
@@ -109,7 +110,20 @@ def test_one_place_knows(package: str, place: str) -> None:
 def test_ground_floor_needs_torch_alone() -> None:
     done = import_without(FORBIDDEN, *GROUND)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == len(GROUND) >= 20
+    assert int(done.stdout) == len(GROUND) >= 16
+
+
+def test_methods_need_torch_and_their_settings() -> None:
+    """Their settings are pydantic's, but only `krscale.config` knows that."""
+    done = import_without(tuple(set(FORBIDDEN) - {"pydantic"}), *METHODS)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == len(METHODS) >= 14
+    importers = [
+        file.name
+        for file in (ROOT / "krscale" / "methods").rglob("*.py")
+        if any(name.partition(".")[0] == "pydantic" for name in imported(file))
+    ]
+    assert importers == []
 
 
 def test_config_needs_neither_torch_nor_ray() -> None:

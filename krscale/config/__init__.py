@@ -17,7 +17,16 @@ from krscale.config.networks import (
     StudentConfig,
     TeacherConfig,
 )
-from krscale.config.reading import RENAMED, field_paths, load, read_toml, validate, with_values
+from krscale.config.reading import (
+    RENAMED,
+    field_paths,
+    load,
+    read_toml,
+    search_ranges,
+    used_with,
+    validate,
+    with_values,
+)
 from krscale.config.searching import (
     OBJECTIVES,
     ClusterConfig,
@@ -49,6 +58,8 @@ __all__ = [
     "load",
     "parse_capacity",
     "read_toml",
+    "search_ranges",
+    "used_with",
     "validate",
     "with_values",
 ]

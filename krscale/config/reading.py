@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from krscale.config.experiment import Experiment
+from krscale.config.ranges import SearchChoices, SearchRange, UsedWith
 from krscale.errors import UserError, nearest
 
 RENAMED = {"search.trials_per_rung": "search.trials_per_size"}
@@ -71,6 +72,17 @@ def field_paths(model: type[BaseModel] = Experiment, prefix: str = "") -> list[s
     return paths
 
 
+def search_ranges() -> dict[str, SearchRange | SearchChoices]:
+    """Return where fields are searched by default, by dotted path; of those that declare it."""
+    declared = _declarations(Experiment, "")
+    return {path: d for path, d in declared if isinstance(d, SearchRange | SearchChoices)}
+
+
+def used_with() -> dict[str, UsedWith]:
+    """Return what fields need another field to be, by dotted path; of those that declare it."""
+    return {path: d for path, d in _declarations(Experiment, "") if isinstance(d, UsedWith)}
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file, or raise a `UserError` that says why it cannot be read."""
     try:
@@ -82,6 +94,15 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such file.{hint}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: not a readable TOML file: {error}") from None
+
+
+def _declarations(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Yield what fields declare beside their type, with the field's dotted path."""
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from _declarations(annotation, f"{prefix}{name}.")
+        yield from ((f"{prefix}{name}", declared) for declared in field.metadata)
 
 
 def _assign(content: dict[str, Any], assignment: str) -> None:

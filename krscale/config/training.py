@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from krscale.config.fields import Count, Positive, Section, Share, StrictInt, Weight
+from krscale.config.ranges import SearchRange
 
 NO_CHANNELS_LAST_ON_CPU = (
     "true needs a GPU (train.device = 'cuda'): in this memory order, the gradient of a strided 1x1 "
@@ -23,11 +24,11 @@ class TrainConfig(Section):
     global_batch_size: Count = 64
     """Samples of one optimiser step at most, over all workers; an epoch is shared evenly over its
     steps."""
-    learning_rate: Positive = 0.1
+    learning_rate: Annotated[Positive, SearchRange(0.03, 0.5, log=True)] = 0.1
     """Peak learning rate (SGD with Nesterov momentum, linear warm-up, cosine decay)."""
     momentum: Share = 0.9
     """Momentum of SGD."""
-    weight_decay: Weight = 5e-4
+    weight_decay: Annotated[Weight, SearchRange(1e-5, 5e-3, log=True)] = 5e-4
     """Weight decay, not applied to norms and biases."""
     max_grad_norm: Weight = 2.0
     """Longer gradients are shortened to this norm, over all weights together; 0 sets no limit."""

@@ -6,11 +6,8 @@ key of `POSTERIORS` and weighted by `distill.posterior.TERM`.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
-from typing import Any, TypeVar
-
-from krscale.errors import KrscaleError, UserError, unknown_name
+from krscale.config.methods import KRSettings, SettingsTable
+from krscale.errors import UserError, unknown_name
 from krscale.methods.at import AT
 from krscale.methods.base import (
     Batch,
@@ -46,8 +43,6 @@ __all__ = [
     "method_settings",
     "parse_method",
 ]
-
-_M = TypeVar("_M", bound=Method)
 
 METHODS: dict[str, type[Method]] = {
     "plain": Plain,
@@ -85,11 +80,9 @@ def parse_method(name: str, where: str = "") -> tuple[type[Method], tuple[str, .
     if base not in METHODS:
         raise unknown_name("method", base, METHODS, where)
     prefix = f"{where}: " if where else ""
-    if terms and "posterior" not in _keywords(METHODS[base]):
-        combinable = [m for m in METHODS if "posterior" in _keywords(METHODS[m])]
+    if terms and METHODS[base] is not KR:
         raise UserError(
-            f"{prefix}method {base!r} cannot be combined with others (got {name!r}); only "
-            f"{', '.join(combinable)} can."
+            f"{prefix}method {base!r} cannot be combined with others (got {name!r}); only kr can."
         )
     for term in terms:
         if term not in POSTERIORS:
@@ -99,29 +92,27 @@ def parse_method(name: str, where: str = "") -> tuple[type[Method], tuple[str, .
     return METHODS[base], tuple(terms)
 
 
-def build_method(name: str, context: MethodContext, settings: Mapping[str, Any]) -> Method:
-    """Build a method from the settings it names.
+def build_method(name: str, context: MethodContext, settings: SettingsTable) -> Method:
+    """Build a method from its part of a table of settings.
 
     Args:
         name: See `parse_method`.
         context: What is known of teacher and student.
-        settings: At least `method_settings(name)`, with dots as nested mappings; others are
-            ignored, so that one table serves every method. A term of weight 0 is left out.
+        settings: A `DistillConfig`, or a table with the names of `method_settings(name)`, with dots
+            as nested tables. Others are passed over, so that one table serves every method; what it
+            lacks has its default. A term of weight 0 is left out.
 
     Raises:
         UserError: If the method, or a term it is combined with, is unknown.
-        KrscaleError: If a setting that the method needs is missing.
     """
     method, terms = parse_method(name)
-    weights = settings.get("posterior", {})
-    if missing := [f"posterior.{term}" for term in terms if term not in weights]:
-        raise KrscaleError(f"{name} needs the settings {', '.join(missing)}")
-    combined = [
-        _build(POSTERIORS[term], context, {**settings, f"{term}_weight": weights[term]})
-        for term in terms
-        if weights[term] > 0.0
-    ]
-    return _build(method, context, {**settings, "posterior": combined})
+    own = method.settings_class.of(settings)
+    if not terms:
+        return method(context, own)
+    assert isinstance(own, KRSettings)  # noqa: S101  # parse_method refuses terms of any other
+    weights = dict(own.posterior)
+    combined = [_build_term(t, context, settings, weights[t]) for t in terms if weights[t] > 0.0]
+    return KR(context, own, combined)
 
 
 def method_settings(name: str) -> tuple[str, ...]:
@@ -133,23 +124,16 @@ def method_settings(name: str) -> tuple[str, ...]:
         UserError: If the method is unknown.
     """
     method, terms = parse_method(name)
-    names = [keyword for keyword in _keywords(method) if keyword != "posterior"]
+    names = [field for field in method.settings_class.model_fields if field != "posterior"]
     for term in terms:
         names.append(f"posterior.{term}")
-        keywords = _keywords(POSTERIORS[term])
-        names += [k for k in keywords if k not in names and k != f"{term}_weight"]
+        fields = POSTERIORS[term].settings_class.model_fields
+        names += [f for f in fields if f not in names and f != f"{term}_weight"]
     return tuple(names)
 
 
-def _build(method: type[_M], context: MethodContext, settings: Mapping[str, Any]) -> _M:
-    needed = _keywords(method)
-    missing = sorted(set(needed) - settings.keys())
-    if missing:
-        raise KrscaleError(f"{method.__name__} needs the settings {', '.join(missing)}")
-    return method(context, **{keyword: settings[keyword] for keyword in needed})
-
-
-def _keywords(method: type[Method]) -> tuple[str, ...]:
-    """Return the keyword-only arguments of a method's constructor."""
-    parameters = inspect.signature(method).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+def _build_term(
+    term: str, context: MethodContext, settings: SettingsTable, weight: float
+) -> LogitMethod:
+    method = POSTERIORS[term]
+    return method(context, method.settings_class.of(settings, **{f"{term}_weight": weight}))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from krscale.config.methods import ATReduction, ATSettings
 from krscale.errors import UserError
 from krscale.knowledge.aggregation import student_tap
 from krscale.knowledge.features import Shapes, attention_map, feature_shapes
@@ -17,22 +18,30 @@ from krscale.methods.base import MethodContext
 from krscale.methods.feature_method import FeatureMethod, shapes_of
 
 
-def at_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
-    """Return `1/2 * sum_j ||Q_S^j - Q_T^j||^2` for each sample, `[B]` fp32; 0 where they agree.
+def at_loss(
+    student_maps: Sequence[Tensor],
+    teacher_maps: Sequence[Tensor],
+    reduction: ATReduction = "mean",
+) -> Tensor:
+    """Return the distance of the maps `Q` for each sample, `[B]` fp32; 0 where they agree.
 
-    `Q` is a map of norm 1. Equation 2 of the paper has the norm itself, whose gradient is of length
-    1 at any distance; its authors' code has the square, and so has this. They take the mean over
-    positions, which lets small maps weigh more; here it is the sum, as in the equation.
+    - `"mean"`: `sum_j mean_positions (Q_S^j - Q_T^j)^2`, the authors' code, which published
+      comparisons use too. Stages with few positions weigh more.
+    - `"sum"`: `1/2 * sum_j ||Q_S^j - Q_T^j||^2`, after equation 2 of the paper, but squared as in
+      the code: the norm itself has a gradient of length 1 at any distance. All stages weigh alike.
 
     Args:
         student_maps: One `[B, H, W]` for each pair of stages, of norm 1.
         teacher_maps: The same of the teacher; gets no gradient.
+        reduction: What becomes of a stage's positions.
     """
-    distances = [
-        (student.float() - teacher.detach().float()).square().flatten(1).sum(dim=1)
+    squares = [
+        (student.float() - teacher.detach().float()).square().flatten(1)
         for student, teacher in zip(student_maps, teacher_maps, strict=True)
     ]
-    return 0.5 * torch.stack(distances).sum(dim=0)
+    if reduction == "mean":
+        return torch.stack([stage.mean(dim=1) for stage in squares]).sum(dim=0)
+    return 0.5 * torch.stack([stage.sum(dim=1) for stage in squares]).sum(dim=0)
 
 
 class AT(FeatureMethod):
@@ -40,22 +49,19 @@ class AT(FeatureMethod):
 
     A stage meets the teacher's at the same relative depth: with equally many stages, one to one.
     Maps of unequal size are refused: the teacher's are stored as maps, so that they cannot be
-    pooled before the squares are taken, as published code does.
+    pooled before the squares are taken, as published code does. Each reduction has a weight of its
+    own, because the sum is larger by the number of positions.
     """
 
+    settings_class = ATSettings
     term = "at"
     kind = "attention"
 
-    def __init__(
-        self,
-        context: MethodContext,
-        *,
-        ce_weight: float,
-        kd_weight: float,
-        temperature: float,
-        at_weight: float,
-    ) -> None:
-        super().__init__(ce_weight, kd_weight, temperature, at_weight)
+    def __init__(self, context: MethodContext, settings: ATSettings) -> None:
+        super().__init__(context, settings)
+        self.reduction = settings.at_reduction
+        if self.reduction == "mean":
+            self.term_weight = settings.at_mean_weight
         self.check_shapes(
             context.student_stage_shapes, shapes_of(context.teacher_shapes, "attention")
         )
@@ -80,4 +86,4 @@ class AT(FeatureMethod):
         """Return `at_loss`."""
         count = len(student)
         met = [teacher[student_tap(n, count, len(teacher)) - 1] for n in range(1, count + 1)]
-        return at_loss([attention_map(stage) for stage in student], met)
+        return at_loss([attention_map(stage) for stage in student], met, self.reduction)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from krscale.config.methods import DistillationSettings, MethodSettings
 from krscale.errors import KrscaleError
 from krscale.knowledge.features import FeatureKind, Shapes
 from krscale.knowledge.taps import TapOutputs, TappedModel
@@ -82,8 +83,14 @@ class MethodContext:
 
 
 class Method(nn.Module, ABC):
-    """Base of all methods; subclasses are registered in `krscale.methods.METHODS`."""
+    """Base of all methods; subclasses are registered in `krscale.methods.METHODS`.
 
+    The constructor of a registered method takes `(context: MethodContext, settings)`, the settings
+    being an instance of its `settings_class`.
+    """
+
+    settings_class: ClassVar[type[MethodSettings]]
+    """What the method can be told: each setting's meaning, default, and allowed values."""
     needs_teacher: bool = True
     """Whether batches must carry `tap_logits`."""
     feature_kinds: ClassVar[frozenset[FeatureKind]] = frozenset()
@@ -117,16 +124,19 @@ class LogitMethod(Method):
     Such a term is *posterior knowledge*: it needs the teacher's last tap alone, and KR can be
     combined with it.
 
+    The weight of the term is its setting `TERM_weight`; in a combination with KR, `posterior.TERM`.
+
     Attributes:
         term: Name of the distillation term.
     """
 
+    settings_class: ClassVar[type[DistillationSettings]]
     term: ClassVar[str]
 
-    def __init__(self, ce_weight: float, term_weight: float) -> None:
+    def __init__(self, context: MethodContext, settings: DistillationSettings) -> None:
         super().__init__()
-        self.ce_weight = ce_weight
-        self.term_weight = term_weight
+        self.ce_weight, self.temperature = settings.ce_weight, settings.temperature
+        self.term_weight: float = getattr(settings, f"{self.term}_weight")
 
     @abstractmethod
     def distillation(
@@ -148,6 +158,11 @@ class LogitMethod(Method):
             "ce": self.ce_weight * label_cross_entropy(logits, batch.labels),
             self.term: self.term_weight * distilled,
         }
+
+
+def at_least_fp32(values: Tensor) -> Tensor:
+    """Return values in fp32, or in fp64 where they have that already."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def label_cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from krscale.config.methods import CRDSettings
 from krscale.knowledge.features import directions, feature_shapes
 from krscale.knowledge.taps import pool
 from krscale.methods.base import MethodContext
@@ -58,26 +59,17 @@ class CRD(FeatureMethod):
     Both embeddings are trained; they exist in training only.
     """
 
+    settings_class = CRDSettings
     term = "crd"
     kind = "pooled"
 
-    def __init__(
-        self,
-        context: MethodContext,
-        *,
-        ce_weight: float,
-        kd_weight: float,
-        temperature: float,
-        crd_weight: float,
-        crd_temperature: float,
-        crd_embedding_size: int,
-    ) -> None:
-        super().__init__(ce_weight, kd_weight, temperature, crd_weight)
-        self.crd_temperature = crd_temperature
+    def __init__(self, context: MethodContext, settings: CRDSettings) -> None:
+        super().__init__(context, settings)
+        self.crd_temperature = settings.crd_temperature
         ((teacher_size,),) = shapes_of(context.teacher_shapes, "pooled")
         ((student_size,),) = feature_shapes("pooled", context.student_stage_shapes)
         self.heads = nn.ModuleList(
-            nn.Linear(size, crd_embedding_size) for size in (student_size, teacher_size)
+            nn.Linear(size, settings.crd_embedding_size) for size in (student_size, teacher_size)
         )
 
     def compare(

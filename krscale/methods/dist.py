@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from krscale.config.methods import DISTSettings
 from krscale.methods.base import LogitMethod, MethodContext
 
 MIN_NORM = 1e-6
@@ -46,22 +47,13 @@ def dist_loss(
 class DIST(LogitMethod):
     """Cross-entropy with the labels, and `dist_loss` with the teacher's classifier."""
 
+    settings_class = DISTSettings
     term = "dist"
 
-    def __init__(
-        self,
-        context: MethodContext,
-        *,
-        ce_weight: float,
-        dist_weight: float,
-        temperature: float,
-        dist_inter_weight: float,
-        dist_intra_weight: float,
-    ) -> None:
-        super().__init__(ce_weight, dist_weight)
-        self.temperature = temperature
-        self.inter_weight = dist_inter_weight
-        self.intra_weight = dist_intra_weight
+    def __init__(self, context: MethodContext, settings: DISTSettings) -> None:
+        super().__init__(context, settings)
+        self.inter_weight = settings.dist_inter_weight
+        self.intra_weight = settings.dist_intra_weight
 
     def distillation(
         self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor

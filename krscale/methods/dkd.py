@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from krscale.config.methods import DKDSettings
 from krscale.methods.base import LogitMethod, MethodContext
 
 
@@ -46,22 +47,13 @@ def dkd_loss(
 class DKD(LogitMethod):
     """Cross-entropy with the labels, and `dkd_loss` with the teacher's classifier."""
 
+    settings_class = DKDSettings
     term = "dkd"
 
-    def __init__(
-        self,
-        context: MethodContext,
-        *,
-        ce_weight: float,
-        dkd_weight: float,
-        temperature: float,
-        dkd_target_weight: float,
-        dkd_nontarget_weight: float,
-    ) -> None:
-        super().__init__(ce_weight, dkd_weight)
-        self.temperature = temperature
-        self.target_weight = dkd_target_weight
-        self.nontarget_weight = dkd_nontarget_weight
+    def __init__(self, context: MethodContext, settings: DKDSettings) -> None:
+        super().__init__(context, settings)
+        self.target_weight = settings.dkd_target_weight
+        self.nontarget_weight = settings.dkd_nontarget_weight
 
     def distillation(
         self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor

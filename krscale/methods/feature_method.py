@@ -8,10 +8,17 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from krscale.config.methods import KDSettings
 from krscale.errors import KrscaleError
 from krscale.knowledge.features import FeatureKind, Shapes
 from krscale.knowledge.taps import TapOutputs
-from krscale.methods.base import Batch, Method, label_cross_entropy, teacher_knowledge
+from krscale.methods.base import (
+    Batch,
+    Method,
+    MethodContext,
+    label_cross_entropy,
+    teacher_knowledge,
+)
 from krscale.methods.kd import kd_loss
 
 
@@ -19,25 +26,25 @@ class FeatureMethod(Method):
     """Cross-entropy with the labels, KD with the teacher's classifier, and a term on features.
 
     All of them are used with KD in practice, so the KD term is theirs, too; `kd_weight = 0` leaves
-    it out.
+    it out. The weight of the term on features is its setting `TERM_weight`.
 
     Attributes:
         term: Name of the term on features.
         kind: What it needs of the teacher.
     """
 
+    settings_class: ClassVar[type[KDSettings]]
     term: ClassVar[str]
     kind: ClassVar[FeatureKind]
 
     def __init_subclass__(cls) -> None:
         cls.feature_kinds = frozenset({cls.kind})
 
-    def __init__(
-        self, ce_weight: float, kd_weight: float, temperature: float, term_weight: float
-    ) -> None:
+    def __init__(self, context: MethodContext, settings: KDSettings) -> None:
         super().__init__()
-        self.ce_weight, self.kd_weight, self.temperature = ce_weight, kd_weight, temperature
-        self.term_weight = term_weight
+        self.ce_weight, self.temperature = settings.ce_weight, settings.temperature
+        self.kd_weight = settings.kd_weight
+        self.term_weight: float = getattr(settings, f"{self.term}_weight")
 
     @classmethod
     def check_shapes(cls, student: Shapes, teacher: Shapes) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from krscale.config.methods import FitNetSettings
 from krscale.errors import UserError
 from krscale.knowledge.features import Shapes, feature_shapes, read_features
 from krscale.methods.base import MethodContext
@@ -37,19 +38,12 @@ class FitNet(FeatureMethod):
     difference of the two maps; here maps of unequal size are refused, so that it is 1x1.
     """
 
+    settings_class = FitNetSettings
     term = "fitnet"
     kind = "map"
 
-    def __init__(
-        self,
-        context: MethodContext,
-        *,
-        ce_weight: float,
-        kd_weight: float,
-        temperature: float,
-        fitnet_weight: float,
-    ) -> None:
-        super().__init__(ce_weight, kd_weight, temperature, fitnet_weight)
+    def __init__(self, context: MethodContext, settings: FitNetSettings) -> None:
+        super().__init__(context, settings)
         teacher = shapes_of(context.teacher_shapes, "map")
         self.check_shapes(context.student_stage_shapes, teacher)
         (guided,) = feature_shapes("map", context.student_stage_shapes)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from krscale.methods.base import LogitMethod, MethodContext
+from krscale.config.methods import KDSettings
+from krscale.methods.base import LogitMethod, at_least_fp32
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -20,21 +21,16 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
         teacher_logits: `[B, K]`, up to an additive constant; gets no gradient.
         temperature: Temperature of both distributions.
     """
-    log_p = (student_logits.float() / temperature).log_softmax(dim=-1)
-    log_q = (teacher_logits.detach().float() / temperature).log_softmax(dim=-1)
+    log_p = (at_least_fp32(student_logits) / temperature).log_softmax(dim=-1)
+    log_q = (at_least_fp32(teacher_logits.detach()) / temperature).log_softmax(dim=-1)
     return temperature**2 * (log_q.exp() * (log_q - log_p)).sum(dim=-1)
 
 
 class KD(LogitMethod):
     """Cross-entropy with the labels, and `kd_loss` with the teacher's classifier."""
 
+    settings_class = KDSettings
     term = "kd"
-
-    def __init__(
-        self, context: MethodContext, *, ce_weight: float, kd_weight: float, temperature: float
-    ) -> None:
-        super().__init__(ce_weight, kd_weight)
-        self.temperature = temperature
 
     def distillation(
         self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor

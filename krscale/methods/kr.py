@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from krscale.config.methods import KRSettings
 from krscale.errors import KrscaleError
 from krscale.knowledge.aggregation import (
     Groups,
@@ -46,19 +47,11 @@ class KR(Method):
 
     Args:
         context: What is known of teacher and student.
-        ce_weight: Weight of the labels' cross-entropy.
-        temperature: Temperature of all distributions.
-        kr_weight: Weight of the KR objective.
-        granularity: Groups of the teacher's taps: a number or a level.
-        sparsity: Share of each sign's gap to drop at most.
-        sparsity_schedule: How the sparsity changes over the training; one of `SCHEDULES`.
-        auxiliary_weight: Factor of every group but the deepest.
-        head_grid: Auxiliary heads read the means over `head_grid x head_grid` cells of a tap.
-        mixing: Mean over the taps of a group, `"arithmetic"` or `"geometric"`.
-        parameter_weight: Weight of the data-free source; 0 leaves it out.
-        posterior: Methods on the logits to combine with, each with its weight.
+        settings: KR's own.
+        combined: Methods on the logits to combine with, each with its weight.
     """
 
+    settings_class = KRSettings
     tap_weights: Tensor
     group_weights: Tensor
     current_sparsity: Tensor
@@ -66,29 +59,19 @@ class KR(Method):
     def __init__(
         self,
         context: MethodContext,
-        *,
-        ce_weight: float,
-        temperature: float,
-        kr_weight: float,
-        granularity: int | str,
-        sparsity: float,
-        sparsity_schedule: str,
-        auxiliary_weight: float,
-        head_grid: int,
-        mixing: str,
-        parameter_weight: float,
-        posterior: Sequence[LogitMethod],
+        settings: KRSettings,
+        combined: Sequence[LogitMethod] = (),
     ) -> None:
         super().__init__()
-        self.ce_weight, self.kr_weight = ce_weight, kr_weight
-        self.temperature, self.mixing = temperature, mixing
-        self.sparsity, self.sparsity_schedule = sparsity, sparsity_schedule
+        self.ce_weight, self.kr_weight = settings.ce_weight, settings.kr_weight
+        self.temperature, self.mixing = settings.temperature, settings.mixing
+        self.sparsity, self.sparsity_schedule = settings.sparsity, settings.sparsity_schedule
         # A tensor, so that compiled code need not be compiled again for every epoch.
-        self.register_buffer("current_sparsity", torch.tensor(sparsity), persistent=False)
+        self.register_buffer("current_sparsity", torch.tensor(self.sparsity), persistent=False)
         self.begin_epoch(0.0)
-        groups = split_taps(granularity, context.num_teacher_taps, context.stage_ends)
+        groups = split_taps(settings.granularity, context.num_teacher_taps, context.stage_ends)
         weights = group_weights(context.information_gain, groups)
-        weights[:-1] *= auxiliary_weight
+        weights[:-1] *= settings.auxiliary_weight
         self.register_buffer("group_weights", weights, persistent=False)
         shares = tap_weights(context.information_gain, groups)
         self.register_buffer("tap_weights", shares, persistent=False)
@@ -97,14 +80,16 @@ class KR(Method):
         self.head_taps = tuple(
             student_tap(g, len(groups), len(shapes)) for g in range(1, len(groups))
         )
-        self.head_grid = head_grid
-        sizes = [pool(torch.zeros(1, *shape), head_grid).shape[1] for shape in shapes]
+        self.head_grid = settings.head_grid
+        sizes = [pool(torch.zeros(1, *shape), self.head_grid).shape[1] for shape in shapes]
         self.heads = nn.ModuleList(
             nn.Linear(sizes[tap - 1], context.num_classes) for tap in self.head_taps
         )
-        self.posterior = nn.ModuleList(posterior)
-        self.parameter_weight = parameter_weight
-        self.parameter_source = _parameter_source(context, groups) if parameter_weight > 0 else None
+        self.posterior = nn.ModuleList(combined)
+        self.parameter_weight = settings.parameter_weight
+        self.parameter_source = (
+            _parameter_source(context, groups) if self.parameter_weight > 0 else None
+        )
         self._active_classes = torch.zeros(())
 
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:

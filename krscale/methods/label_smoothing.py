@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from krscale.config.methods import LabelSmoothingSettings
 from krscale.knowledge.taps import TapOutputs
 from krscale.methods.base import Batch, Method, MethodContext
 
@@ -18,11 +19,12 @@ from krscale.methods.base import Batch, Method, MethodContext
 class LabelSmoothing(Method):
     """Cross-entropy with `(1 - label_smoothing) * label + label_smoothing / K`."""
 
+    settings_class = LabelSmoothingSettings
     needs_teacher = False
 
-    def __init__(self, context: MethodContext, *, label_smoothing: float) -> None:
+    def __init__(self, context: MethodContext, settings: LabelSmoothingSettings) -> None:
         super().__init__()
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = settings.label_smoothing
 
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
         """Return the term `ce`."""

@@ -6,11 +6,17 @@ arXiv 2403.01427.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import math
+
+import torch
 from torch import Tensor
 
-from krscale.methods.base import LogitMethod, MethodContext
+from krscale.config.methods import LogitStandardisationSettings
+from krscale.methods.base import LogitMethod, at_least_fp32
 from krscale.methods.kd import kd_loss
+
+SMALL = 1e-7
+"""Added to the deviation, as the authors' code does: logits that are all alike give zeros."""
 
 
 def standardised_kd_loss(
@@ -18,32 +24,27 @@ def standardised_kd_loss(
 ) -> Tensor:
     """Return `kd_loss` of the standardised logits, `[B]` fp32; 0 where their shapes agree.
 
-    Each sample's logits are brought to mean 0 and variance 1 over the classes, which makes the
-    temperature relative to each one's own spread.
+    Each sample's logits are brought to mean 0 and deviation 1 over the classes (`standardise`),
+    which makes the temperature relative to each one's own spread. The gradient is the steeper the
+    smaller the student's spread, and stays finite where that is 0.
+
+    With two classes only the order of the two logits is left: the loss is 0 where student and
+    teacher agree on it and a constant where they do not, and it has no gradient. The student then
+    learns from the labels alone.
 
     Args:
         student_logits: `[B, K]`.
         teacher_logits: `[B, K]`, up to an additive constant; gets no gradient.
         temperature: Temperature of both distributions after standardisation.
     """
-    return kd_loss(_standardise(student_logits), _standardise(teacher_logits), temperature)
+    return kd_loss(standardise(student_logits), standardise(teacher_logits), temperature)
 
 
 class LogitStandardisation(LogitMethod):
     """Cross-entropy with the labels, and `standardised_kd_loss` with the teacher's classifier."""
 
+    settings_class = LogitStandardisationSettings
     term = "logit_standardisation"
-
-    def __init__(
-        self,
-        context: MethodContext,
-        *,
-        ce_weight: float,
-        logit_standardisation_weight: float,
-        temperature: float,
-    ) -> None:
-        super().__init__(ce_weight, logit_standardisation_weight)
-        self.temperature = temperature
 
     def distillation(
         self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor
@@ -52,6 +53,21 @@ class LogitStandardisation(LogitMethod):
         return standardised_kd_loss(student_logits, teacher_logits, self.temperature)
 
 
-def _standardise(logits: Tensor) -> Tensor:
-    """Return `[B, K]` z-scores: a layer norm over the classes without affine part."""
-    return F.layer_norm(logits.float(), logits.shape[-1:], eps=1e-6)
+def standardise(logits: Tensor) -> Tensor:
+    """Return the z-scores of every sample's logits, `[B, K]` fp32 (fp64 of fp64 logits).
+
+    That is `(z - mean) / (SMALL + s)` with the unbiased deviation `s` (divided by K - 1), as in the
+    authors' code. Of two logits it is `-1/sqrt(2)` and `1/sqrt(2)` whatever their distance, and a
+    quotient of rounding errors where they are close; there it is taken from their order, and has
+    no gradient.
+
+    Args:
+        logits: `[B, K]`, K at least 2.
+    """
+    logits = at_least_fp32(logits)
+    centred = logits - logits.mean(dim=-1, keepdim=True)
+    if logits.shape[-1] == 2:
+        return centred.sign() / math.sqrt(2.0)
+    # Not `torch.std`, which warns of an empty batch.
+    norm: Tensor = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
+    return centred / (SMALL + norm / math.sqrt(logits.shape[-1] - 1))

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from krscale.config.methods import PKTSettings
 from krscale.knowledge.features import directions
 from krscale.knowledge.taps import pool
-from krscale.methods.base import MethodContext
 from krscale.methods.feature_method import FeatureMethod
 
 _SMALL = 1e-7
@@ -39,19 +39,9 @@ def pkt_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 class PKT(FeatureMethod):
     """Labels, KD, and `pkt_loss` of what the two classifiers read."""
 
+    settings_class = PKTSettings
     term = "pkt"
     kind = "pooled"
-
-    def __init__(
-        self,
-        context: MethodContext,
-        *,
-        ce_weight: float,
-        kd_weight: float,
-        temperature: float,
-        pkt_weight: float,
-    ) -> None:
-        super().__init__(ce_weight, kd_weight, temperature, pkt_weight)
 
     def compare(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], labels: Tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from krscale.config.methods import PlainSettings
 from krscale.knowledge.taps import TapOutputs
 from krscale.methods.base import Batch, Method, MethodContext, label_cross_entropy
 
@@ -11,9 +12,10 @@ from krscale.methods.base import Batch, Method, MethodContext, label_cross_entro
 class Plain(Method):
     """Cross-entropy with the labels at weight 1: another weight would only scale the step."""
 
+    settings_class = PlainSettings
     needs_teacher = False
 
-    def __init__(self, context: MethodContext) -> None:
+    def __init__(self, context: MethodContext, settings: PlainSettings) -> None:
         super().__init__()
 
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:

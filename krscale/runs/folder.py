@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from krscale.config import Experiment, validate
+from krscale.config.older import MENDED, uses_mended_method, with_former_defaults
 from krscale.errors import UserError
 from krscale.files import read_json, write_json
 from krscale.redaction import redact
@@ -178,7 +179,8 @@ def read_experiment(folder: Path) -> Experiment:
         raise UserError(f"{folder}: not the folder of a run: it has no {EXPERIMENT_FILE}.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))["experiment"]
-    except (ValueError, KeyError, TypeError):
+        content = with_former_defaults(content)
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: damaged: it holds no experiment.") from None
     return validate(content, str(path))
 
@@ -208,7 +210,9 @@ def _check_or_write(
     content = {"experiment": experiment.model_dump(mode="json"), "bound": dict(bound)}
     content["experiment"]["tracking"]["uri"] = redact(experiment.tracking.uri)
     if path.exists():
-        old = _flat(_begun_with(folder), UNBOUND) | _flat(read_json(path)["bound"], set())
+        stored = read_json(path)
+        written = _flat(stored["experiment"], UNBOUND)
+        old = _flat(_begun_with(folder), UNBOUND) | _flat(stored["bound"], set())
         new = _flat(content["experiment"], UNBOUND) | _flat(content["bound"], set())
         changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
         free = (*FREE, *renewed)
@@ -217,6 +221,7 @@ def _check_or_write(
             old,
             new,
             [key for key in changed if not key.startswith(free) and key not in BUDGETS],
+            newer=old.keys() - written.keys(),
         )
         _refuse_less(folder, old, new, spent)
     write_json(path, content)
@@ -225,13 +230,16 @@ def _check_or_write(
 def _begun_with(folder: Path) -> dict[str, Any]:
     """Return the experiment of a run that has begun, as this version of krscale understands it.
 
-    Fields that are newer than the run have today's defaults (CONTRIBUTING.md, Style).
+    Fields that are newer than the run have today's defaults (CONTRIBUTING.md, Style), but for
+    those in `config/older.py`.
     """
     path = folder / EXPERIMENT_FILE
     stored = read_json(path)["experiment"]
     bound = {key: value for key, value in stored.items() if key not in UNBOUND}
     try:
-        return validate(bound, str(path)).model_dump(mode="json")
+        if uses_mended_method(bound):
+            raise UserError(f"{MENDED!r}, one of its methods, computed another loss then.")
+        return validate(with_former_defaults(bound), str(path)).model_dump(mode="json")
     except UserError as error:
         commit = read_environment(folder).get("commit", "unknown")
         raise UserError(
@@ -241,7 +249,11 @@ def _begun_with(folder: Path) -> dict[str, Any]:
 
 
 def _refuse_changes(
-    folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], changed: list[str]
+    folder: Path,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    changed: list[str],
+    newer: Set[str],
 ) -> None:
     if not changed:
         return
@@ -254,8 +266,13 @@ def _refuse_changes(
             f"they tried before is kept but does not count. Or choose another name "
             f"(--set name=...)."
         )
+    hints = [
+        f"The run is older than {key}: --set {key}={old[key]} goes on as it was begun. "
+        for key in changed
+        if key in newer and not key.startswith(SPACE)
+    ]
     raise UserError(
-        f"{folder} belongs to another experiment: {'; '.join(lines)}{more}. "
+        f"{folder} belongs to another experiment: {'; '.join(lines)}{more}. {''.join(hints)}"
         f"Choose another name (--set name=...), or remove the folder."
     )
 

@@ -80,9 +80,7 @@ def build_training(
     student = build_student(experiment, assets.dataset, width)
     taps, _ = resolve_taps(student, experiment.student.taps, "student.taps")
     context = _method_context(student, taps, assets)
-    method = build_method(
-        experiment.distill.method, context, experiment.distill.model_dump(mode="python")
-    )
+    method = build_method(experiment.distill.method, context, experiment.distill)
     loader = Loader(
         assets.dataset,
         experiment.views,

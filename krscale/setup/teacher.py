@@ -235,7 +235,7 @@ def _train(
         max_grad_norm=0.0,  # cross-entropy alone needs none, and kept teachers had none
     )
     context = MethodContext.without_teacher(len(dataset.classes))
-    learner = Learner(model, (), build_method("plain", context, {"ce_weight": 1.0}))
+    learner = Learner(model, (), build_method("plain", context, {}))
     loader = Loader(
         dataset,
         experiment.views,

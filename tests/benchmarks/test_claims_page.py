@@ -19,6 +19,15 @@ from parts.claims.scoreboard import (
 from krscale.config import load
 
 
+def test_results_of_a_former_loss_are_marked(result: dict[str, Any]) -> None:
+    assert "older than two changes" not in page(result, {})
+    methods = result["sizes"][0]["methods"]
+    methods["at"] = {**methods["kd"], "best": {"distill.at_weight": 10.0}}
+    assert "`at` summed over positions" in page(result, {})
+    methods["at"]["best"] = {"distill.at_reduction": "sum", "distill.at_weight": 10.0}
+    assert "older than two changes" not in page(result, {})
+
+
 @pytest.fixture
 def result() -> dict[str, Any]:
     """A result in which KR loses to KD at one size and wins at the other."""

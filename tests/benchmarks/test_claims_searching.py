@@ -81,3 +81,20 @@ def test_final_curves_come_from_the_journal_by_seed(finished: Experiment) -> Non
     assert record.test == {1000: 0.2, 1001: 0.3}
     assert record.val == {1000: 0.3, 1001: 0.4}
     assert record.best == {"distill.granularity": 3}
+
+
+def test_attention_transfer_of_the_former_loss_is_not_finished(tmp_path: Path) -> None:
+    """Its results are never taken for those of today's; other families of then stay finished."""
+    for methods, kept in ((("at", "pkt"), False), (("kd", "pkt"), True)):
+        family = Family("-".join(methods), methods)
+        experiment = family.experiment(tmp_path, QUICK)
+        content = experiment.model_dump(mode="json")
+        for name in ("at_reduction", "at_mean_weight"):
+            del content["distill"][name]
+        space = load_space(experiment, describe(experiment).num_taps).describe()
+        experiment.run_path.mkdir(parents=True)
+        (experiment.run_path / "experiment.json").write_text(
+            json.dumps({"experiment": content, "bound": {"space": space}})
+        )
+        (experiment.run_path / "curve.json").write_text("{}")
+        assert is_finished(experiment) == kept

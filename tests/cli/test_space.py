@@ -30,6 +30,20 @@ def test_the_table_reads_without_a_terminal(capsys: pytest.CaptureFixture[str]) 
     assert "stage (outside)" in out
 
 
+def test_a_default_range_is_shown_as_what_it_stands_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('[kr]\n"distill.sparsity" = "default"\n"distill.granularity" = "default"\n')
+    arguments = ["check", str(path), "--set", "search.methods=['kr']"]
+    assert main([*arguments, "--json"]) == 0
+    sparsity, granularity = json.loads(capsys.readouterr().out)
+    assert (sparsity["type"], sparsity["range"]) == ("float", "0 .. 0.9")
+    assert (granularity["type"], granularity["range"]) == ("int", "1 .. 6")
+    assert main(arguments) == 0
+    assert "float 0 .. 0.9" in capsys.readouterr().out
+
+
 def test_a_refused_space_ends_with_2_and_a_line_for_each_mistake(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from krscale.config import DistillConfig
+from krscale.config import DistillConfig, load
+from krscale.config.methods import ATReduction, ATSettings
 from krscale.errors import UserError
 from krscale.knowledge.features import FeatureKind, Shapes, attention_map, feature_shapes
 from krscale.methods import METHODS, Batch, MethodContext, build_method
@@ -35,15 +36,60 @@ class TestAT:
         torch.testing.assert_close(attention_map(stage), torch.tensor([[[1.0, 0.0]]]))
         other = torch.tensor([[[[math.sqrt(3.0), 2.0]]]])  # squares 3 and 4: (0.6, 0.8)
         torch.testing.assert_close(attention_map(other), torch.tensor([[[0.6, 0.8]]]))
-        # ((1 - 0.6)^2 + 0.8^2) / 2 = 0.4 for one pair, twice that for two.
+        # (1 - 0.6)^2 + 0.8^2 = 0.8: 0.4 is half of it, and the mean over two positions.
         pair = [attention_map(stage)], [attention_map(other)]
-        torch.testing.assert_close(at_loss(*pair), torch.tensor([0.4]))
-        torch.testing.assert_close(at_loss(pair[0] * 2, pair[1] * 2), torch.tensor([0.8]))
+        for reduction in ("mean", "sum"):
+            loss = at_loss(*pair, reduction)
+            torch.testing.assert_close(loss, torch.tensor([0.4]))
+            loss = at_loss(pair[0] * 2, pair[1] * 2, reduction)
+            torch.testing.assert_close(loss, torch.tensor([0.8]))
+        # A third position where nothing is: the same sum, over three positions.
+        wider = [[F.pad(maps[0], (0, 1))] for maps in pair]
+        torch.testing.assert_close(at_loss(*wider, "mean"), torch.tensor([0.8 / 3]))
+        torch.testing.assert_close(at_loss(*wider, "sum"), torch.tensor([0.4]))
 
-    def test_zero_at_equality_whatever_the_scale(self) -> None:
+    def test_the_default_is_the_authors_loss_and_its_gradient(self) -> None:
+        def at(x: Tensor) -> Tensor:
+            return F.normalize(x.pow(2).mean(1).view(x.size(0), -1))
+
+        shapes = ((4, 16, 16), (5, 8, 8), (6, 4, 4))
+        student = [torch.randn(7, *s, dtype=torch.float64, requires_grad=True) for s in shapes]
+        teacher = [torch.randn(7, *s, dtype=torch.float64) for s in shapes]
+        published = 1000.0 * sum(
+            (at(x) - at(y)).pow(2).mean() for x, y in zip(student, teacher, strict=True)
+        )
+        wanted = torch.autograd.grad(published, student)
+        settings = ATSettings(ce_weight=0.0, kd_weight=0.0)
+        method = AT(context("attention", shapes, shapes), settings)
+        own = [x.detach().float().requires_grad_() for x in student]
+        maps = [attention_map(y.float()) for y in teacher]
+        loss = method.term_weight * method.compare(own, maps, torch.zeros(7)).mean()
+        torch.testing.assert_close(loss, published.detach().float(), rtol=1e-5, atol=0.0)
+        gradients = torch.autograd.grad(loss, own)
+        for got, want in zip(gradients, wanted, strict=True):
+            torch.testing.assert_close(got, want.float(), rtol=1e-3, atol=1e-6)
+
+    def test_each_reduction_has_a_weight_of_its_own(self) -> None:
+        shapes = ((2, 4, 4), (3, 2, 2))
+        for reduction, weight in (("mean", 3.0), ("sum", 5.0)):
+            settings = ATSettings(at_reduction=reduction, at_mean_weight=3.0, at_weight=5.0)
+            assert AT(context("attention", shapes, shapes), settings).term_weight == weight
+
+    def test_a_weight_that_is_not_used_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="at_weight is used with at_reduction = 'sum' alone"):
+            ATSettings(at_weight=5.0)
+        with pytest.raises(UserError, match=r"distill: at_weight is used with .* set it, too"):
+            load(None, ["distill.at_weight=5"])
+        assert (
+            load(None, ["distill.at_weight=5", "distill.at_reduction=sum"]).distill.at_weight == 5
+        )
+        assert load(None, ["distill.at_mean_weight=5"]).distill.at_mean_weight == 5
+
+    @pytest.mark.parametrize("reduction", ["mean", "sum"])
+    def test_zero_at_equality_whatever_the_scale(self, reduction: ATReduction) -> None:
         stage = torch.rand(3, 4, 5, 5)
         own = (2.0 * stage).requires_grad_()
-        loss = at_loss([attention_map(own)], [attention_map(stage)])
+        loss = at_loss([attention_map(own)], [attention_map(stage)], reduction)
         loss.sum().backward()
         assert loss.abs().max() < 1e-10
         assert own.grad is not None
@@ -51,7 +97,7 @@ class TestAT:
 
     def test_stages_meet_at_the_same_relative_depth(self) -> None:
         student, teacher = ((2, 4, 4), (2, 2, 2)), ((3, 4, 4),) * 2 + ((3, 2, 2),) * 2
-        settings = DistillConfig(at_weight=1.0).model_dump()
+        settings = DistillConfig(at_mean_weight=1.0).model_dump()
         method = build_method("at", context("attention", student, teacher), settings)
         assert isinstance(method, AT)
         maps = [attention_map(torch.rand(5, *shape)) for shape in teacher]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
+from krscale.config.methods import LabelSmoothingSettings
 from krscale.knowledge.taps import TapOutputs
 from krscale.methods.base import Batch, MethodContext, teacher_knowledge
 from krscale.methods.dist import dist_loss
 from krscale.methods.dkd import dkd_loss
 from krscale.methods.kd import kd_loss
 from krscale.methods.label_smoothing import LabelSmoothing
-from krscale.methods.logit_standardisation import standardised_kd_loss
+from krscale.methods.logit_standardisation import standardise, standardised_kd_loss
 
 TEMPERATURES = [1.0, 4.0]
 
@@ -139,7 +141,7 @@ def test_dist_of_one_sample_has_no_relation_within_classes() -> None:
 def test_logit_standardisation(temperature: float) -> None:
     student, teacher, _ = example()
     scores = [
-        (x.double() - x.double().mean(-1, True)) / x.double().std(-1, correction=0, keepdim=True)
+        (x.double() - x.double().mean(-1, True)) / x.double().std(-1, correction=1, keepdim=True)
         for x in (student, teacher)
     ]
     p, q = (probabilities(x, temperature) for x in scores)
@@ -153,9 +155,90 @@ def test_logit_standardisation_ignores_scale() -> None:
     assert_equal(standardised_kd_loss(30 * student + 5, 0.1 * teacher, 4.0), loss)
 
 
+def test_standardising_by_hand() -> None:
+    # Mean 2; squares 4 + 1 + 0 + 9 = 14 over K - 1 = 3: the deviation is sqrt(14 / 3).
+    scores = standardise(torch.tensor([[0.0, 1.0, 2.0, 5.0]]))
+    expected = torch.tensor([[-2.0, -1.0, 0.0, 3.0]]) / math.sqrt(14 / 3)
+    torch.testing.assert_close(scores, expected)
+    # Mean 0; squares 1 + 0 + 1 = 2 over 2: already of deviation 1.
+    own = torch.tensor([[-1.0, 0.0, 1.0]])
+    torch.testing.assert_close(standardise(own), own)
+    # Against equal scores of the teacher, q = 1/3: T^2 * sum q log(q / p) at T = 1.
+    loss = standardised_kd_loss(own, torch.zeros(1, 3), 1.0)
+    by_hand = math.log(math.exp(-1) + 1 + math.exp(1)) - math.log(3)
+    torch.testing.assert_close(loss, torch.tensor([by_hand]))
+
+
+def authors(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """The formula of the authors' code, in float64: mean over classes, unbiased deviation."""
+    scores = [
+        (x - x.mean(-1, True)) / (1e-7 + ((x - x.mean(-1, True)) ** 2).sum(-1, True).div(
+            x.shape[-1] - 1).sqrt())
+        for x in (student, teacher)
+    ]  # fmt: skip
+    p, q = ((s / temperature).softmax(-1) for s in scores)
+    return temperature**2 * divergence(q, p)
+
+
+@pytest.mark.parametrize("num_classes", [3, 10, 100])
+@pytest.mark.parametrize("spread", [1e-4, 1e-3, 1e-2, 1.0, 30.0])
+def test_logit_standardisation_learns_as_its_authors_at_any_spread(
+    num_classes: int, spread: float
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn(2, 5, num_classes, generator=generator, dtype=torch.float64)
+    exact = (spread * noise[0]).float().double().requires_grad_()
+    (wanted,) = torch.autograd.grad(authors(exact, noise[1], 2.0).sum(), exact)
+    student = exact.detach().float().requires_grad_()
+    loss = standardised_kd_loss(student, noise[1].float(), 2.0)
+    (gradient,) = torch.autograd.grad(loss.sum(), student)
+    assert torch.cosine_similarity(gradient.double(), wanted, dim=-1).min() > 1 - 1e-4
+    lengths = gradient.double().norm(dim=-1) / wanted.norm(dim=-1)
+    torch.testing.assert_close(lengths, torch.ones(5, dtype=torch.float64), rtol=1e-3, atol=0.0)
+
+
+def test_gradient_of_logit_standardisation_in_float64() -> None:
+    generator = torch.Generator().manual_seed(4)
+    student, teacher = torch.randn(2, 4, 7, generator=generator, dtype=torch.float64)
+    student.requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: standardised_kd_loss(z, teacher, 2.0), (student,))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-8, 1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_two_classes_leave_logit_standardisation_the_order_alone(
+    scale: float, offset: float
+) -> None:
+    order = torch.tensor([[-1.0, 1.0], [1.0, -1.0]])
+    student = (offset + scale * order).requires_grad_()
+    distinct = bool((student[:, 0] != student[:, 1]).all())
+    for teacher, agrees in ((3.0 * order, True), (-0.01 * order, False)):
+        loss = standardised_kd_loss(student, teacher, 2.0)
+        (gradient,) = torch.autograd.grad(loss.sum(), student)
+        assert gradient.abs().max() == 0.0
+        # At T = 2 the scores +-1/sqrt(2) are log-odds of 1/sqrt(2): KL = odds * tanh(odds / 2).
+        odds = 1 / math.sqrt(2.0)
+        apart = 4.0 * odds * math.tanh(odds / 2.0)
+        if distinct:
+            expected = torch.full((2,), 0.0 if agrees else apart)
+            torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+        assert torch.isfinite(loss).all()
+
+
+@pytest.mark.parametrize("num_classes", [3, 10])
+def test_logit_standardisation_of_equal_logits_is_finite(num_classes: int) -> None:
+    student = torch.full((2, num_classes), 5.0, requires_grad=True)
+    loss = standardised_kd_loss(student, torch.arange(2.0 * num_classes).view(2, -1), 2.0)
+    (gradient,) = torch.autograd.grad(loss.sum(), student)
+    assert torch.isfinite(loss).all()
+    assert torch.isfinite(gradient).all()
+    assert gradient.abs().max() <= 2.0 / 1e-7  # T / SMALL, times a difference of probabilities
+
+
 def test_label_smoothing() -> None:
     student, _, labels = example()
-    method = LabelSmoothing(MethodContext.without_teacher(6), label_smoothing=0.3)
+    settings = LabelSmoothingSettings(label_smoothing=0.3)
+    method = LabelSmoothing(MethodContext.without_teacher(6), settings)
     batch = Batch(torch.zeros(5, 1), labels, torch.arange(5), None, 5)
     smoothed = 0.7 * torch.eye(6)[labels].double() + 0.3 / 6
     expected = -(smoothed * probabilities(student, 1.0).log()).sum(dim=-1)

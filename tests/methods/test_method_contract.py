@@ -34,6 +34,7 @@ COMBINED = "+".join(["kr", *POSTERIORS])
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in METHODS),
+    ("at", {"at_reduction": "sum"}),
     ("kr", {"granularity": 1}),
     ("kr", {"granularity": "layer", "sparsity": 0.0, "mixing": "geometric"}),
     (COMBINED, {"parameter_weight": 0.3}),
@@ -281,9 +282,10 @@ def test_the_student_keeps_nothing_of_the_method(name: str, changes: dict[str, A
 
 @pytest.mark.parametrize("name", [name for name in METHODS if "ce_weight" in method_settings(name)])
 def test_weights_scale_their_terms(name: str) -> None:
-    weight = DistillConfig().model_dump()[f"{name}_weight"]
+    setting = {"at": "at_mean_weight"}.get(name, f"{name}_weight")
+    weight = DistillConfig().model_dump()[setting]
     light = make(name, {})(make_batch(7)).terms
-    heavier = make(name, {f"{name}_weight": 3.0 * weight})(make_batch(7)).terms
+    heavier = make(name, {setting: 3.0 * weight})(make_batch(7)).terms
     for term in light:
         factor = 3.0 if term == name else 1.0
         torch.testing.assert_close(heavier[term], factor * light[term])

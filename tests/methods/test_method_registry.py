@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from krscale.config import DistillConfig, field_paths
-from krscale.errors import KrscaleError, UserError
+from krscale.config.methods import KDSettings, KRSettings, PosteriorConfig, SettingsTable
+from krscale.errors import UserError
 from krscale.methods import (
     METHODS,
     POSTERIORS,
@@ -50,16 +51,29 @@ def test_a_name_may_combine_kr_with_terms() -> None:
     assert parse_method("kr+dist+dkd") == (METHODS["kr"], ("dist", "dkd"))
 
 
-def test_a_combination_needs_the_weights_of_its_terms() -> None:
-    settings = {**DistillConfig().model_dump(), "posterior": {"kd": 1.0}}
-    build_method("kr+kd", CONTEXT, settings)
-    with pytest.raises(KrscaleError, match=r"kr\+kd\+dist needs the settings posterior\.dist"):
-        build_method("kr+kd+dist", CONTEXT, settings)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        DistillConfig(temperature=3.0, posterior={"kd": 0.7}, kd_weight=5.0),
+        KRSettings(temperature=3.0, posterior={"kd": 0.7}),
+        {"temperature": 3.0, "posterior": {"kd": 0.7}, "of another method": 1},
+    ],
+    ids=["config", "own settings", "table"],
+)
+def test_a_term_of_a_combination_has_the_weight_posterior_gives(settings: SettingsTable) -> None:
+    method = build_method("kr+kd+dist", CONTEXT, settings)
+    kd, dist = method.posterior
+    assert (kd.term_weight, kd.temperature) == (0.7, 3.0)
+    assert dist.term_weight == PosteriorConfig().dist
 
 
-def test_missing_settings_are_named() -> None:
-    with pytest.raises(KrscaleError, match="KD needs the settings kd_weight, temperature"):
-        build_method("kd", CONTEXT, {"ce_weight": 1.0})
+def test_a_method_takes_its_own_part_of_a_table() -> None:
+    distill = DistillConfig(kd_weight=3.0, temperature=2.0)
+    assert KDSettings.of(distill) == KDSettings(kd_weight=3.0, temperature=2.0)
+    assert KDSettings.of(distill, kd_weight=1.5).kd_weight == 1.5
+    assert KDSettings.of({"kd_weight": 3.0, "sparsity": 0.9}) == KDSettings(kd_weight=3.0)
+    with pytest.raises(ValueError, match="kd_weight"):
+        KDSettings.of({"kd_weight": -1.0})
 
 
 COMBINED = "+".join(["kr", *POSTERIORS])

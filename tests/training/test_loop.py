@@ -29,7 +29,7 @@ def training(dataset: Dataset, method: Method | None = None, **changes: object) 
     settings = TrainConfig(**{"num_epochs": 2, "global_batch_size": 61, **changes})
     torch.manual_seed(settings.seed)
     student = resnet(num_classes=10, in_channels=1, width=4, num_blocks=1)
-    plain = build_method("plain", MethodContext.without_teacher(10), {"ce_weight": 1.0})
+    plain = build_method("plain", MethodContext.without_teacher(10), {})
     loader = Loader(
         dataset,
         ViewsConfig(),

@@ -140,7 +140,20 @@ def _accuracy(result: Json) -> str:
         rows.append((f"`{name}`", *cells))
     head = ("test accuracy, %", *(size["capacity"] for size in sizes))
     note = "± is half the 95 % interval over the seeds; bold: best mean."
-    return "\n\n".join([_table(head, rows), note, _tuning(result)])
+    parts = [_table(head, rows), note, _former_losses(result), _tuning(result)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _former_losses(result: Json) -> str:
+    """Say which results are of losses that have changed since; empty when none is."""
+    winners = [size["methods"]["at"] for size in result["sizes"] if "at" in size["methods"]]
+    if all("distill.at_reduction" in winner["best"] for winner in winners):
+        return ""
+    return (
+        "These results are older than two changes: `at` summed over positions (today "
+        '`distill.at_reduction = "sum"`; the default is the mean, as in the authors\' code), and '
+        "`logit_standardisation` divided by the biased deviation."
+    )
 
 
 def _tuning(result: Json) -> str:

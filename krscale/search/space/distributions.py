@@ -3,6 +3,8 @@
 { type = "float", low = 0.02, high = 0.5, log = true }
 { type = "int", low = 1, high = "num_taps" }
 { type = "categorical", choices = ["arithmetic", "geometric"] }
+"default"                        # the range that the field declares itself
+{ type = "default" }             # the same, where a condition is to be added
 """
 
 from __future__ import annotations
@@ -20,8 +22,11 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from krscale.errors import UserError, unknown_name
+from krscale.config import search_ranges
+from krscale.errors import UserError, nearest, unknown_name
 
+DEFAULT = "default"
+"""What a space may write, alone or as a type, for the range that a field declares itself."""
 NUM_TAPS = "num_taps"
 """What a space may write for the number of the teacher's taps."""
 
@@ -30,6 +35,36 @@ _TYPES: Mapping[str, tuple[type[BaseDistribution], frozenset[str]]] = {
     "int": (IntDistribution, frozenset({"low", "high", "log", "step"})),
     "categorical": (CategoricalDistribution, frozenset({"choices"})),
 }
+
+
+def with_default_range(spec: Mapping[str, Any], dotted: str, where: str) -> Mapping[str, Any]:
+    """Return a field's table, with the range that the field declares where it names `"default"`.
+
+    Args:
+        spec: The table, without its condition.
+        dotted: Path of the field.
+        where: File and field, for errors.
+
+    Raises:
+        UserError: If the field declares none (names the fields that do), or the table has further
+            keys.
+    """
+    if spec.get("type") != DEFAULT:
+        return spec
+    if extra := sorted(spec.keys() - {"type"}):
+        raise UserError(
+            f'{where}: "{DEFAULT}" is a whole range and takes no further keys '
+            f"(got {', '.join(extra)}); write type, low and high for a range of your own."
+        )
+    declared = search_ranges()
+    if dotted not in declared:
+        guess = nearest(dotted, declared)
+        hint = f" Did you mean {guess!r}?" if guess else ""
+        raise UserError(
+            f'{where}: this field declares no range, so it cannot be "{DEFAULT}".{hint} Write its '
+            f"type and range. These fields declare one: {', '.join(declared)}."
+        )
+    return declared[dotted].table()
 
 
 def read_distribution(spec: Mapping[str, Any], num_taps: int, where: str) -> BaseDistribution:
@@ -46,10 +81,11 @@ def read_distribution(spec: Mapping[str, Any], num_taps: int, where: str) -> Bas
     """
     if "type" not in spec:
         raise UserError(
-            f'{where}: expected a table such as {{ type = "float", low = 0, high = 1 }}.'
+            f'{where}: expected "{DEFAULT}", or a table such as '
+            f'{{ type = "float", low = 0, high = 1 }}.'
         )
     if spec["type"] not in _TYPES:
-        raise unknown_name("type", str(spec["type"]), _TYPES, where)
+        raise unknown_name("type", str(spec["type"]), [*_TYPES, DEFAULT], where)
     kind, allowed = _TYPES[spec["type"]]
     arguments = {key: value for key, value in spec.items() if key != "type"}
     for key in arguments:

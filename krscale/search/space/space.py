@@ -2,6 +2,7 @@
 
 [common]                          # for every method
 "train.learning_rate" = { type = "float", low = 0.02, high = 0.5, log = true }
+"train.weight_decay" = "default"  # the range that the field declares (`krscale.config`)
 
 [kr]                              # for one method, and for all that combine it with others
 "distill.granularity" = { type = "int", low = 1, high = "num_taps" }
@@ -24,11 +25,25 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 
-from krscale.config import Experiment, field_paths, fingerprint, read_toml, with_values
+from krscale.config import (
+    Experiment,
+    field_paths,
+    fingerprint,
+    read_toml,
+    used_with,
+    with_values,
+)
 from krscale.errors import UserError, nearest, unknown_name
 from krscale.methods import METHODS, method_settings, parse_method
 from krscale.search.space.conditions import Condition, check_condition, in_order, read_conditions
-from krscale.search.space.distributions import contains, extremes, read_distribution, suggest
+from krscale.search.space.distributions import (
+    DEFAULT,
+    contains,
+    extremes,
+    read_distribution,
+    suggest,
+    with_default_range,
+)
 
 COMMON = "common"
 SEARCHABLE = ("train.", "distill.", "student.")
@@ -193,8 +208,10 @@ class _MethodReader:
     def _read_field(self, dotted: str, spec: Any) -> None:
         where = self._where(dotted)
         _check_path(dotted, self.method, where)
+        spec = {"type": DEFAULT} if spec == DEFAULT else spec
         spec = dict(spec) if isinstance(spec, Mapping) else {}
         when = spec.pop("when", None)
+        spec = with_default_range(spec, dotted, where)
         self.distributions[dotted] = read_distribution(spec, self.num_taps, where)
         self.conditions[dotted] = (
             () if when is None else read_conditions(when, self.num_taps, where)
@@ -203,6 +220,21 @@ class _MethodReader:
     def _check_conditions(self, dotted: str, _spec: Any) -> None:
         for condition in self.conditions[dotted]:
             check_condition(condition, self.distributions, self._where(dotted))
+        self._check_used(dotted)
+
+    def _check_used(self, dotted: str) -> None:
+        """Refuse a field that no trial would use, because of another field's value."""
+        needed = used_with().get(dotted)
+        if needed is None:
+            return
+        other = f"{dotted.rpartition('.')[0]}.{needed.field}"
+        own = own_value(self.experiment.model_dump(mode="python"), other)
+        if other not in self.distributions and own != needed.value:
+            raise UserError(
+                f"{self._where(dotted)}: it is used with {other} = {needed.value!r} alone, which "
+                f"is {own!r} in this experiment: set it (--set {other}={needed.value}), or search "
+                f"{other} as well."
+            )
 
     def _check_values(self, dotted: str, _spec: Any) -> None:
         where = self._where(dotted)

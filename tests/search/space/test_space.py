@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FixedTrial
 
-from krscale.config import load
+from krscale.config import load, search_ranges
 from krscale.errors import UserError
+from krscale.methods import METHODS, method_settings
 from krscale.search.space.check import check_space
 from krscale.search.space.space import defaults_within, find_space, load_space
 
@@ -44,6 +46,83 @@ def test_reads_optuna_words(tmp_path: Path) -> None:
     }
 
 
+def test_default_is_the_range_that_the_field_declares(tmp_path: Path) -> None:
+    space = read(
+        tmp_path,
+        """
+        [kr]
+        "train.weight_decay" = "default"
+        "distill.granularity" = "default"
+        "distill.mixing" = "default"
+        "distill.sparsity" = { type = "default", when = { "distill.granularity" = { low = 2 } } }
+        """,
+        num_taps=7,
+    )
+    assert space.by_method["kr"] == {
+        "train.weight_decay": FloatDistribution(1e-5, 5e-3, log=True),
+        "distill.granularity": IntDistribution(1, 7),
+        "distill.mixing": CategoricalDistribution(("arithmetic", "geometric")),
+        "distill.sparsity": FloatDistribution(0.0, 0.9),
+    }
+    written = read(
+        tmp_path,
+        """
+        [kr]
+        "train.weight_decay" = { type = "float", low = 1e-5, high = 5e-3, log = true }
+        "distill.granularity" = { type = "int", low = 1, high = "num_taps" }
+        "distill.mixing" = { type = "categorical", choices = ["arithmetic", "geometric"] }
+        "distill.sparsity" = { type = "float", low = 0.0, high = 0.9,
+                               when = { "distill.granularity" = { low = 2 } } }
+        """.replace(",\n", ", "),
+        num_taps=7,
+    )
+    assert space.describe() == written.describe(), "a journal cannot tell the two apart"
+
+
+def test_a_field_that_no_trial_would_use_is_refused(tmp_path: Path) -> None:
+    line = '"distill.at_weight" = { type = "float", low = 0.3, high = 300, log = true }'
+    with pytest.raises(UserError, match=r"at_weight: it is used with distill.at_reduction = 'sum'"):
+        read(tmp_path, f"[at]\n{line}\n", methods='["at"]')
+    both = f'[at]\n{line}\n"distill.at_reduction" = "default"\n'
+    assert len(read(tmp_path, both, methods='["at"]').by_method["at"]) == 2
+    path = space_file(tmp_path, f"[at]\n{line}\n")
+    summed = [f"search.space='{path}'", "search.methods=['at']", "distill.at_reduction=sum"]
+    assert list(load_space(load(None, summed), 6).by_method["at"]) == ["distill.at_weight"]
+
+
+@pytest.mark.parametrize("name", ["kr", "claims"])
+def test_attention_transfer_is_searched_in_both_forms(name: str) -> None:
+    space = load_space(load(None, [f"search.space={name}", "search.methods=['at']"]), 6)
+    fields = space.by_method["at"]
+    assert fields["distill.at_reduction"] == CategoricalDistribution(("mean", "sum"))
+    for reduction, weight, other in (
+        ("mean", "at_mean_weight", "at_weight"), ("sum", "at_weight", "at_mean_weight")
+    ):  # fmt: skip
+        fixed = {path: distribution.low for path, distribution in fields.items()
+                 if path != "distill.at_reduction"}  # fmt: skip
+        trial = FixedTrial({**fixed, "distill.at_reduction": reduction})
+        values = space.suggest("at", trial)
+        assert f"distill.{weight}" in values
+        assert f"distill.{other}" not in values
+    published = {"distill.at_reduction": "mean", "distill.at_mean_weight": 1000.0}
+    assert published.items() <= defaults_within(load(), fields).items(), "the authors' own"
+
+
+@pytest.mark.parametrize("path", search_ranges())
+def test_every_declared_range_is_allowed_and_contains_the_default(
+    tmp_path: Path, path: str
+) -> None:
+    term = path.removeprefix("distill.posterior.")
+    name = path.removeprefix("distill.")
+    methods = [f"kr+{term}"] if term != path else [*METHODS]
+    [method, *_] = [m for m in methods if path.startswith("train.") or name in method_settings(m)]
+    needed = '"distill.at_reduction" = "default"\n' if path == "distill.at_weight" else ""
+    text = f'["{method}"]\n{needed}"{path}" = "default"\n'
+    space = read(tmp_path, text, methods=f'["{method}"]')
+    within = defaults_within(load(), space.by_method[method])
+    assert path in within or path == "distill.granularity"  # whose default is a level
+
+
 def test_shipped_space_is_found_by_name_and_valid() -> None:
     assert find_space("kr").name == "kr.toml"
     space = load_space(load(), num_taps=6)
@@ -67,7 +146,7 @@ def test_unknown_space_names_the_shipped_ones() -> None:
         ('"distill.kr_weight" = { type = "flaot", low = 0.1, high = 1.0 }', "Did you mean 'float'"),
         ('"distill.kr_weight" = { type = "float", lo = 0.1, high = 1.0 }', "Did you mean 'low'"),
         ('"distill.kr_weight" = { type = "float", low = 0.1 }', "high"),
-        ('"distill.kr_weight" = 3', "expected a table"),
+        ('"distill.kr_weight" = 3', 'expected "default", or a table'),
         ('"distill.mixing" = { type = "categorical", choices = [] }', "at least one value"),
         ('"distill.mixing" = { type = "categorical", choices = ["layer", "layer"] }', "twice"),
         ('"distill.sparsity" = { type = "float", low = 0.5, high = 0.1 }', "range is inverted"),
@@ -76,6 +155,12 @@ def test_unknown_space_names_the_shipped_ones() -> None:
         ('"distill.granularity" = { type = "int", low = 1, high = "taps" }', "num_taps"),
         ('"distill.sparsity" = { type = "float", low = 0, high = 0.7, step = 0.2 }', "divisible"),
         ('"train.num_epochs" = { type = "int", low = 1, high = 9 }', "not searched"),
+        ('"train.num_epochs" = "default"', "not searched"),
+        ('"distill.head_grid" = "default"', r"declares no range.*distill.kr_weight, distill.gran"),
+        ('"student.options.num_blocks" = "default"', "declares no range"),
+        ('"distill.sparsity" = "defalt"', 'expected "default", or a table'),
+        ('"distill.sparsity" = { type = "defalt" }', "Did you mean 'default'"),
+        ('"distill.sparsity" = { type = "default", high = 0.5 }', "no further keys .got high"),
         ('"distill.posterior.dkdd" = { type = "float", low = 0, high = 1 }', "posterior.dkd'"),
         ('"distill.mixing" = { type = "categorical", choices = ["harmonic"] }', "geometric"),
     ],

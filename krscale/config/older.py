@@ -1,0 +1,49 @@
+"""Experiments stored by older versions of krscale, as this one understands them.
+
+A field that is newer than a stored experiment has today's default, because a new field's default is
+what the code did before. Where a default differs from that on purpose, this module says what the
+code did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_NEWER = "at_reduction"
+"""The field of `[distill]` that came with the losses changed below: older experiments lack it."""
+MENDED = "logit_standardisation"
+"""A method that computed another loss before; no setting brings that back."""
+
+
+def with_former_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stored experiment with the fields it lacks, where today's default would be wrong.
+
+    Attention transfer summed over positions before `distill.at_reduction` was there. An experiment
+    that does not use it gets today's default, which changes nothing in it.
+
+    Args:
+        stored: All sections of an experiment that its version of krscale had written out.
+    """
+    if not _is_older(stored):
+        return dict(stored)
+    former = {_NEWER: "sum"} if "at" in _methods(stored) else {_NEWER: "mean"}
+    return {**stored, "distill": {**stored["distill"], **former}}
+
+
+def uses_mended_method(stored: Mapping[str, Any]) -> bool:
+    """Return whether a stored experiment has trials whose loss is another today."""
+    return _is_older(stored) and MENDED in _methods(stored)
+
+
+def _is_older(stored: Mapping[str, Any]) -> bool:
+    distill = stored.get("distill")
+    return isinstance(distill, Mapping) and _NEWER not in distill
+
+
+def _methods(stored: Mapping[str, Any]) -> set[str]:
+    """Return all methods of an experiment, those that others are combined with too."""
+    search = stored.get("search")
+    searched = search.get("methods", ()) if isinstance(search, Mapping) else ()
+    names = [*searched, stored["distill"].get("method", "")]
+    return {part for name in names for part in str(name).split("+")}

@@ -1,4 +1,4 @@
-"""Teacher, student, the ladder of student sizes, and what the teacher knows on disk."""
+"""Teacher, student, the ladder of student sizes, and the store of the teacher's knowledge."""
 
 from __future__ import annotations
 

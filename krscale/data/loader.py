@@ -53,7 +53,7 @@ class Features(Stored, Protocol):
 
 
 class Loader:
-    """Shuffled, augmented batches of the training split, with what the teacher says of them.
+    """Shuffled, augmented batches of the training split, with the teacher's outputs for them.
 
     The order of the samples depends on (seed, epoch) alone, and every worker takes an even,
     contiguous share of each global batch: together they see exactly what one would. An epoch is

@@ -1,7 +1,7 @@
 """Views: seeded augmentation, computed in batches on the device, the same on every machine.
 
 A view of an image is a pure function of (seed, sample, view number). All pixel arithmetic is on
-integers, so the teacher can be asked once about each view, on any machine, and students see the
+integers, so the teacher need run only once for each view, on any machine, and students see the
 very same pixels. The operations, in this order: flip, crop, shift, jitter, cutout.
 
 Pixels move by copying whole blocks of memory: in a flat batch, a shift of an image by (rows,

@@ -1,8 +1,8 @@
-"""Aggregation: the teacher's taps gathered into groups, and what each group says.
+"""Aggregation: the teacher's taps gathered into groups, and each group's distribution.
 
 Granularity is how finely the teacher's depth is cut: one group for the whole network, one for each
-stage, or one for each tap. A group says the mean of its taps' distributions, each tap weighted by
-how much it knows of the labels.
+stage, or one for each tap. A group's distribution is the mean of its taps', each tap weighted by
+its information gain on the labels.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def student_tap(group: int, num_groups: int, num_student_taps: int) -> int:
 def tap_weights(information_gain: Tensor, groups: Groups) -> Tensor:
     """Return the share of every tap in every group, `[G, D]`: rows sum to 1.
 
-    Within a group a tap weighs in proportion to its information gain. A group whose taps know
+    Within a group a tap weighs in proportion to its information gain. A group whose taps carry
     nothing is represented by its deepest tap alone.
 
     Args:
@@ -93,7 +93,7 @@ def tap_weights(information_gain: Tensor, groups: Groups) -> Tensor:
 def group_weights(information_gain: Tensor, groups: Groups) -> Tensor:
     """Return how much each group teaches, `[G]` in `[0, 1]`: its mean gain, the deepest group's 1.
 
-    Where a shallower group knows more than the deepest (an over-confident teacher can have a gain
+    Where a shallower group carries more information than the deepest (an over-confident teacher can have a gain
     of 0 at its own classifier), the scale is the largest mean gain instead, so that no weight
     exceeds 1 and none is divided by 0; the deepest group still has 1.
 
@@ -115,7 +115,7 @@ def aggregate(
     temperature: float,
     mixing: str = "arithmetic",
 ) -> Tensor:
-    """Return what each group says, `[B, G, K]` probabilities in fp32.
+    """Return the distribution of each group, `[B, G, K]` probabilities in fp32.
 
     `q_g = sum_{d in g} I_d q_d / sum_{d in g} I_d` with `q_d = softmax(tap_logits_d /
     temperature)`.
@@ -131,7 +131,7 @@ def aggregate(
 
 
 def mix_taps(tap_logits: Tensor, weights: Tensor, temperature: float, mixing: str) -> Tensor:
-    """Return what each group says, `[B, G, K]`, from ready `weights`: two operations a batch.
+    """Return the distribution of each group, `[B, G, K]`, from ready `weights`: two operations a batch.
 
     Args:
         tap_logits: `[B, D, K]`, up to an additive constant per tap.

@@ -1,4 +1,4 @@
-"""Features: what a network's stages hold, beyond what its taps say of the classes.
+"""Features: outputs of a network's stages beyond the distributions of its taps.
 
 Distributions at the taps are all that KR and the methods on logits need of a teacher. Methods that
 compare features need more of it: a vector, a map of where the network looks, or a whole feature

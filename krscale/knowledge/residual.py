@@ -1,6 +1,6 @@
 """Residual tracing: how far the student is from the teacher, by relative depth.
 
-What the paper says of residual that accumulates in the deeper layers (claim C1) is measured as a
+The residual that the paper says accumulates in the deeper layers (claim C1) is measured as a
 divergence between the distributions that the two networks hold at the same relative depth.
 """
 
@@ -22,18 +22,18 @@ def residual_by_depth(
     1 both classifiers are compared.
 
     Args:
-        teacher_logits: `[N, D, K]`, what the teacher says at its taps, in depth order.
-        student_logits: `[N, D_student, K]`, what the student says of the same samples.
+        teacher_logits: `[N, D, K]`, the teacher's logits at its taps, in depth order.
+        student_logits: `[N, D_student, K]`, the student's logits for the same samples.
         temperature: Temperature of both distributions.
 
     Raises:
-        KrscaleError: If the two do not speak of the same samples and classes.
+        KrscaleError: If the two are not of the same samples and classes.
     """
     num_taps, num_student_taps = teacher_logits.shape[1], student_logits.shape[1]
     if teacher_logits[:, 0].shape != student_logits[:, 0].shape:
         raise KrscaleError(
             f"teacher {tuple(teacher_logits.shape)} and student {tuple(student_logits.shape)} do "
-            f"not speak of the same samples and classes"
+            f"not have the same samples and classes"
         )
     taps = [student_tap(tap, num_taps, num_student_taps) - 1 for tap in range(1, num_taps + 1)]
     log_q = (teacher_logits.double() / temperature).log_softmax(dim=-1)

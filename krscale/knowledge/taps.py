@@ -20,7 +20,7 @@ from krscale.errors import UserError, unknown_name
 
 @dataclass(frozen=True)
 class TapOutputs:
-    """What a tapped network says of a batch.
+    """The outputs of a tapped network for a batch.
 
     Attributes:
         logits: `[B, K]`, the network's own output.

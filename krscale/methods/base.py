@@ -1,6 +1,6 @@
 """What a method is: a small module that turns student outputs and a batch into loss terms.
 
-A method never sees the teacher, only what the teacher *said* about the batch (`Batch.tap_logits`).
+A method never sees the teacher, only its stored outputs for the batch (`Batch.tap_logits`).
 It may own trainable parts (heads, projections); they live in training only and are never exported.
 """
 
@@ -29,12 +29,12 @@ class Batch:
         images: `[B, C, H, W]` fp32, normalised, the view already applied.
         labels: `[B]` int64.
         samples: `[B]` int64, index of each sample within its split.
-        tap_logits: `[B, D, K]` fp32, finite: what the teacher says at each tap in depth order, its
+        tap_logits: `[B, D, K]` fp32, finite: the teacher's logits at each tap in depth order, its
             own classifier last: logits up to an additive constant per tap, so that
             `softmax(tap_logits / temperature)` is `q_d` at any temperature. None when the method
             needs no teacher.
         global_size: Samples of this batch over all workers.
-        teacher_features: What the method asked for beyond `tap_logits`, by kind, without gradient:
+        teacher_features: What the method requires beyond `tap_logits`, by kind, without gradient:
             one tensor `[B, ...]` for each shape of that kind (`krscale.knowledge.features`).
     """
 
@@ -48,13 +48,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class MethodContext:
-    """What a method may know when it is built, besides its settings.
+    """What a method is built from, besides its settings.
 
     Attributes:
         num_classes: `K`.
         num_teacher_taps: `D`, the classifier included.
         stage_ends: For each stage of the teacher the 1-based number of its last tap.
-        information_gain: `[D]`, how much each of the teacher's taps knows of the labels.
+        information_gain: `[D]`, the information gain of each of the teacher's taps.
         student_shapes: Shape of each of the student's tap features for one image, classifier
             excluded.
         student_layers: The student's own conv and linear layers by tap, classifier included.
@@ -90,7 +90,7 @@ class Method(nn.Module, ABC):
     """
 
     settings_class: ClassVar[type[MethodSettings]]
-    """What the method can be told: each setting's meaning, default, and allowed values."""
+    """The method's settings: each one's meaning, default, and allowed values."""
     needs_teacher: bool = True
     """Whether batches must carry `tap_logits`."""
     feature_kinds: ClassVar[frozenset[FeatureKind]] = frozenset()
@@ -176,7 +176,7 @@ def label_cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def teacher_knowledge(batch: Batch) -> Tensor:
-    """Return what the teacher says of the batch, `[B, D, K]` fp32 without gradient.
+    """Return the teacher's tap logits for the batch, `[B, D, K]` fp32 without gradient.
 
     Raises:
         KrscaleError: If the batch carries nothing of the teacher.

@@ -36,7 +36,7 @@ def crd_loss(
         - log h_ii - sum_{j negative} log(1 - h_ij)
 
     once with the student's embedding of i and the teacher's of j, once the other way round. A
-    sample without negatives has nothing to be told from: its loss is 0.
+    sample without negatives has nothing to be contrasted with: its loss is 0.
 
     Args:
         student_embeddings: `[B, E]`; only their directions matter.

@@ -43,7 +43,7 @@ class KR(Method):
     The deepest group teaches the student's own logits. Every other group teaches an auxiliary
     linear head on the student's tap at the same relative depth; a head that falls on the
     classifier reads the logits. Heads see where in the image a feature is: from the mean over all
-    of it, the few channels of a small student's early taps would have to tell the classes apart.
+    of it, the few channels of a small student's early taps would have to separate the classes.
 
     Args:
         context: What is known of teacher and student.
@@ -95,8 +95,8 @@ class KR(Method):
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
         """Return the terms `ce`, `kr`, and one for each combined source."""
         logits = student.logits.float()
-        said = teacher_knowledge(batch)
-        soft_targets = mix_taps(said, self.tap_weights, self.temperature, self.mixing)
+        tap_logits = teacher_knowledge(batch)
+        soft_targets = mix_taps(tap_logits, self.tap_weights, self.temperature, self.mixing)
         loss, active = kr_terms(
             self.group_logits(student),
             soft_targets,
@@ -111,7 +111,7 @@ class KR(Method):
             "kr": self.kr_weight * loss,
         }
         for method in cast(list[LogitMethod], self.posterior):
-            distilled = method.distillation(logits, said[:, -1], batch.labels)
+            distilled = method.distillation(logits, tap_logits[:, -1], batch.labels)
             terms[method.term] = method.term_weight * distilled
         if self.parameter_source is not None:
             # One scalar for the whole batch: every sample carries it, so that the mean does.

@@ -30,7 +30,7 @@ def num_bytes(model: nn.Module) -> int:
 def count_flops(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
     """Return the floating-point operations of one forward pass over one image.
 
-    A multiply-add counts as 2 FLOPs (papers that say "FLOPs" often count it as 1). Convolutions,
+    A multiply-add counts as 2 FLOPs (papers that write "FLOPs" often count it as 1). Convolutions,
     matrix products and attention count; norms, activations and pooling do not. Nothing is
     computed: a copy of the network runs on the meta device.
 

@@ -27,7 +27,7 @@ from krscale.store import Report, ShardId, prepare_store
 
 
 class Reporter(Protocol):
-    """Where `prepare` says what it is doing."""
+    """Where `prepare` reports its progress."""
 
     def phase(self, title: str) -> None:
         """A new piece of work begins."""
@@ -41,7 +41,7 @@ class Setup:
     """An experiment with its data and networks, resolved once and handed down.
 
     Attributes:
-        experiment: What was asked for.
+        experiment: All settings.
         dataset: Its data, on disk.
         networks: Teacher and student, resolved for this data.
     """
@@ -91,7 +91,7 @@ def prepare(
 
     Args:
         experiment: What to prepare.
-        reporter: Is told what is being done.
+        reporter: Gets the progress.
         write: Who writes the shards of the store; None writes them in this process.
     """
     pick_device(experiment.train.device)  # a GPU that is not there is refused before the work
@@ -126,7 +126,7 @@ def prepare_features(
         recipe: Of the store of distributions.
         methods: By name.
         device: Where the teacher runs.
-        reporter: Is told what is being done.
+        reporter: Gets the progress.
         write: As for `prepare`.
     """
     paths: dict[FeatureKind, str] = {}
@@ -149,5 +149,5 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("train.device: 'cuda' was asked for, but torch sees no GPU here.")
+        raise UserError("train.device: 'cuda' is set, but torch sees no GPU here.")
     return torch.device(name)

@@ -38,7 +38,7 @@ FORMAT = 1  # raised whenever a kept teacher or probe of an older krscale must n
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """What the rest of the house needs to know of a teacher, without loading it.
+    """What other modules need of a teacher, without loading it.
 
     Attributes:
         fingerprint: Identifies weights, probes and taps.

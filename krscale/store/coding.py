@@ -1,4 +1,4 @@
-"""Encoding what is said of views into rows, by the kind of the store: distributions or features."""
+"""Encoding the teacher's outputs for views into rows, by the kind of the store: distributions or features."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _LARGEST = 65504.0  # of fp16
 _RELATIVE = 0.02
 
 
-def encode(said: Tensor, layout: AnyLayout) -> Rows:
-    """Encode what the teacher says: `[B, D, K]` logits, or `[B, F]` features, fp32."""
+def encode(outputs: Tensor, layout: AnyLayout) -> Rows:
+    """Encode the teacher's outputs: `[B, D, K]` logits, or `[B, F]` features, fp32."""
     if isinstance(layout, FeatureLayout):
-        return Rows(said.clamp(-_LARGEST, _LARGEST).half(), None)
-    return distributions.encode(said, layout)
+        return Rows(outputs.clamp(-_LARGEST, _LARGEST).half(), None)
+    return distributions.encode(outputs, layout)
 
 
 def decode_features(rows: Rows, layout: FeatureLayout) -> tuple[Tensor, ...]:
@@ -29,16 +29,16 @@ def decode_features(rows: Rows, layout: FeatureLayout) -> tuple[Tensor, ...]:
     )
 
 
-def lost(said: Tensor, rows: Rows, layout: AnyLayout) -> Tensor:
+def lost(outputs: Tensor, rows: Rows, layout: AnyLayout) -> Tensor:
     """Return what encoding lost of each tap or feature, `[B, D]`.
 
     Of distributions it is the total variation at the store's temperature; of features the length of
     the difference, as a share of the feature's.
     """
     if not isinstance(layout, FeatureLayout):
-        return distributions.variation(said, rows, layout)
+        return distributions.variation(outputs, rows, layout)
     pairs = zip(
-        _split(said, layout),
+        _split(outputs, layout),
         _split(rows.values.float(), layout),
         strict=True,
     )
@@ -48,20 +48,20 @@ def lost(said: Tensor, rows: Rows, layout: AnyLayout) -> Tensor:
     return torch.stack(shares, dim=1)
 
 
-def mean_lost(said: Tensor, layout: AnyLayout) -> Tensor:
+def mean_lost(outputs: Tensor, layout: AnyLayout) -> Tensor:
     """Return the mean of what encoding loses of each tap or feature, `[D]` fp32."""
-    return lost(said, encode(said, layout), layout).mean(dim=0)
+    return lost(outputs, encode(outputs, layout), layout).mean(dim=0)
 
 
-def deviations(rows: Rows, said: Tensor, layout: AnyLayout) -> tuple[Tensor, Tensor]:
-    """Compare stored rows with what the teacher says now.
+def deviations(rows: Rows, outputs: Tensor, layout: AnyLayout) -> tuple[Tensor, Tensor]:
+    """Compare stored rows with the teacher's outputs now.
 
     Returns:
         Differences of all that was stored, and how large each may be, `[B, ...]` both.
     """
     if not isinstance(layout, FeatureLayout):
-        return distributions.deviations(rows, said, layout)
-    then, now = rows.values.float(), encode(said, layout).values.float()
+        return distributions.deviations(rows, outputs, layout)
+    then, now = rows.values.float(), encode(outputs, layout).values.float()
     largest = [
         part.abs().amax(dim=1, keepdim=True).expand_as(part) for part in _split(then, layout)
     ]

@@ -12,7 +12,7 @@ from krscale.errors import UserError
 EXACT_BITS = 16
 ROUNDED_BITS = (3, 4, 5, 6, 8)
 MAX_CLASSES = 2**16
-# Up to this many classes are all kept exactly when nobody asks for less: 24 bytes a tap.
+# Up to this many classes are all kept exactly unless fewer are configured: 24 bytes a tap.
 FEW_CLASSES = 12
 
 

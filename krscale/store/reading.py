@@ -145,7 +145,7 @@ class MappedStore:
 
 
 class KnowledgeStore(MappedStore):
-    """What the teacher says at every tap: distributions over the classes."""
+    """The teacher's distributions over the classes, at every tap."""
 
     @property
     def layout(self) -> Layout:
@@ -175,7 +175,7 @@ class KnowledgeStore(MappedStore):
         return self.layout.temperature
 
     def tap_logits(self, view: int, samples: Tensor, device: torch.device | None = None) -> Tensor:
-        """Return what the teacher said of one view of the samples.
+        """Return the teacher's logits for one view of the samples.
 
         Args:
             view: Number of the view, from 0 to `num_views - 1`.

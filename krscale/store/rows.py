@@ -1,4 +1,4 @@
-"""Rows of the store: encoding what the teacher says of a view into few bytes, and back."""
+"""Rows of the store: encoding the teacher's outputs for a view into few bytes, and back."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Rows(NamedTuple):
 
 
 def encode(tap_logits: Tensor, layout: Layout) -> Rows:
-    """Encode what the teacher says, `[B, D, K]` fp32."""
+    """Encode the teacher's logits, `[B, D, K]` fp32."""
     if layout.is_rounded:
         return _round(tap_logits, layout)
     probabilities = torch.softmax(tap_logits / layout.temperature, dim=-1)
@@ -115,11 +115,11 @@ def mean_error(tap_logits: Tensor, layout: Layout) -> Tensor:
 
 
 def deviations(rows: Rows, tap_logits: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Compare stored rows with what the teacher says now.
+    """Compare stored rows with the teacher's outputs now.
 
     Args:
         rows: What was stored.
-        tap_logits: `[B, D, K]`, what the teacher says of the same views.
+        tap_logits: `[B, D, K]`, the teacher's logits for the same views.
         layout: Of the rows.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The only training loop. It knows no method and no Ray: a learner, batches, and a schedule.
+"""The only training loop. It depends on no method and not on Ray: a learner, batches, and a schedule.
 
 A `Training` advances epoch by epoch, so that whoever drives it (a Tune trial, a Train worker, the
 teacher's own training) decides what happens between epochs: report, save, stop.
@@ -143,7 +143,7 @@ class Training:
         torch.set_rng_state(state["rng"])
 
     def _step(self, batch: Batch) -> tuple[LearnerOutput, Tensor]:
-        """Train on one batch; return what the learner said, and its terms `[M, B]`, detached."""
+        """Train on one batch; return the learner's output, and its terms `[M, B]`, detached."""
         if self.settings.channels_last:
             images = batch.images.contiguous(memory_format=torch.channels_last)
             batch = replace(batch, images=images)

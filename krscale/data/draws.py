@@ -1,7 +1,7 @@
 """Random draws that are a pure function of (seed, view, sample): a hash, not a stream.
 
-A stream of random numbers depends on what was drawn before; a hash does not. Any process can compute
-for the draws of any samples in any order, on any device, and gets the same integers.
+A stream of random numbers depends on what was drawn before; a hash does not. Any process can
+compute the draws of any samples in any order, on any device, and gets the same integers.
 """
 
 from __future__ import annotations

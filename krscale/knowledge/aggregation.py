@@ -93,9 +93,9 @@ def tap_weights(information_gain: Tensor, groups: Groups) -> Tensor:
 def group_weights(information_gain: Tensor, groups: Groups) -> Tensor:
     """Return how much each group teaches, `[G]` in `[0, 1]`: its mean gain, the deepest group's 1.
 
-    Where a shallower group carries more information than the deepest (an over-confident teacher can have a gain
-    of 0 at its own classifier), the scale is the largest mean gain instead, so that no weight
-    exceeds 1 and none is divided by 0; the deepest group still has 1.
+    Where a shallower group carries more information than the deepest (an over-confident teacher can
+    have a gain of 0 at its own classifier), the scale is the largest mean gain instead, so that no
+    weight exceeds 1 and none is divided by 0; the deepest group still has 1.
 
     Args:
         information_gain: `[D]`, not negative.
@@ -131,7 +131,7 @@ def aggregate(
 
 
 def mix_taps(tap_logits: Tensor, weights: Tensor, temperature: float, mixing: str) -> Tensor:
-    """Return the distribution of each group, `[B, G, K]`, from ready `weights`: two operations a batch.
+    """Return the distribution of each group, `[B, G, K]`, from ready `weights`: two operations.
 
     Args:
         tap_logits: `[B, D, K]`, up to an additive constant per tap.

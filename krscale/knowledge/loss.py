@@ -20,7 +20,7 @@ def kr_loss(
 
     Args:
         group_logits: `[B, G, K]`, the student's logits for each group.
-        soft_targets: `[B, G, K]`, the distribution of each of the teacher's groups; gets no gradient.
+        soft_targets: `[B, G, K]`, the distributions of the teacher's groups; get no gradient.
         weights: `[G]`, how much each group teaches.
         temperature: Temperature of the student's distributions, the one of `soft_targets`.
         sparsity: Share of each sign's gap to drop at most, in `[0, 1)`.

@@ -1,6 +1,7 @@
 """The sparse recoding penalty: a distillation gradient that keeps only the largest gaps.
 
-The gap `delta = p - q` between the student's and the teacher's distribution sums to zero over the classes.
+The gap `delta = p - q` of the student's and the teacher's distribution sums to zero over the
+classes.
 Among its positive entries, and among its negative ones, the smallest that together hold at most
 the share `sparsity` of that sign's mass are dropped. The kept ones of each sign are scaled so that
 both signs have the same mass, and all together so that the gap keeps its Euclidean norm. The result

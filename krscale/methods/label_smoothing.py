@@ -1,6 +1,6 @@
 """Label smoothing: part of every label is spread over all classes; no teacher.
 
-The control for every distillation method: soft targets without any information on how the classes relate.
+The control for every distillation method: soft targets without information on the classes.
 
 Source: Szegedy, Vanhoucke, Ioffe, Shlens, Wojna, Rethinking the Inception Architecture for Computer
 Vision, CVPR 2016, arXiv 1512.00567.

@@ -1,4 +1,4 @@
-"""Encoding the teacher's outputs for views into rows, by the kind of the store: distributions or features."""
+"""Encoding the teacher's outputs into rows, by the kind of the store: distributions or features."""
 
 from __future__ import annotations
 

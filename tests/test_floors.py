@@ -52,7 +52,9 @@ def modules_of(*parts: str) -> list[str]:
     return found
 
 
-GROUND = modules_of("errors", "files", "knowledge", "methods", "models", "capacity", "pareto")
+GROUND = modules_of(
+    "errors", "files", "metrics", "knowledge", "methods", "models", "capacity", "pareto"
+)
 
 
 def import_without(forbidden: tuple[str, ...], *modules: str) -> subprocess.CompletedProcess[str]:

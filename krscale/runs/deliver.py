@@ -22,6 +22,7 @@ from krscale.setup.assemble import Reporter, trial_experiment
 from krscale.setup.sizes import build_student, find_size
 from krscale.training.checkpoint import load_weights
 from krscale.training.loop import evaluate
+from krscale.training.metrics import ACCURACY
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def _student(
     load_weights(refit(trial, dataset, width, run_path, reporter), student)
     reporter.phase("test")
     alone = Workers.alone(torch.device("cpu"))
-    test = evaluate(student, dataset, dataset.split("test"), alone)["accuracy"]
+    test = evaluate(student, dataset, dataset.split("test"), alone)[ACCURACY.name]
     return student, {"val": None, "test": test}
 
 

@@ -25,6 +25,7 @@ from krscale.setup.sizes import StudentSize, build_student, find_size
 from krscale.tracking import Tracker, datasets_used
 from krscale.training.checkpoint import load_weights, save_weights
 from krscale.training.loop import evaluate, fit_or_continue
+from krscale.training.metrics import ACCURACY, TEST_ACCURACY, VAL_ACCURACY
 
 RESULT_FILE = "student.json"
 CHECKPOINT = "checkpoint"
@@ -118,7 +119,7 @@ def _train_and_test(
         else:
             metrics = _train_here(experiment, prepared, size.width, on_epoch)
         result = _test(experiment, prepared, dataset, size, metrics)
-        final = {"test/accuracy": result.test_accuracy, "size/latency_ms": result.latency_ms}
+        final = {TEST_ACCURACY: result.test_accuracy, "size/latency_ms": result.latency_ms}
         tracker.log_metrics("student", final, step=experiment.train.num_epochs)
         state = "COMPLETE"
     finally:
@@ -176,8 +177,8 @@ def _test(
         flops=size.flops,
         latency_ms=latency_ms(student, dataset.image_shape),
         num_workers=experiment.train.num_workers,
-        val_accuracy=metrics["val/accuracy"],
-        test_accuracy=evaluate(student, dataset, dataset.split("test"), alone)["accuracy"],
+        val_accuracy=metrics[VAL_ACCURACY],
+        test_accuracy=evaluate(student, dataset, dataset.split("test"), alone)[ACCURACY.name],
         teacher_val_accuracy=prepared.teacher.val_accuracy,
         weights=str(Path(weights)),
     )

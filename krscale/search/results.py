@@ -33,6 +33,7 @@ from krscale.setup.sizes import StudentSize, build_student
 from krscale.setup.teacher import open_teacher
 from krscale.training.checkpoint import load_weights
 from krscale.training.loop import evaluate
+from krscale.training.metrics import ACCURACY, VAL_ACCURACY
 
 
 def collect(ladder: Ladder, prepared: Prepared) -> Curve:
@@ -112,7 +113,7 @@ def _method(
     student = build_student(architecture, assets.dataset, own.width if own else size.width)
     return MethodResult.over_seeds(
         seeds=seeds,
-        val_accuracies=[float(trial.user_attrs["val/accuracy"]) for trial in finals],
+        val_accuracies=[float(trial.user_attrs[VAL_ACCURACY]) for trial in finals],
         test_accuracies=[_test(student, assets, path, test) for path in paths],
         num_trials=len(tuned),
         num_pruned=sum(trial.state is TrialState.PRUNED for trial in tuned),
@@ -154,7 +155,7 @@ def _front(ladder: Ladder, key: StudyKey) -> list[FrontTrial]:
 def _test(student: nn.Module, assets: Assets, path: Path, test: Split) -> float:
     load_weights(path, student, where=str(path))
     workers = Workers.alone(torch.device("cpu"))
-    return evaluate(student, assets.dataset, test, workers)["accuracy"]
+    return evaluate(student, assets.dataset, test, workers)[ACCURACY.name]
 
 
 def _teacher(
@@ -169,6 +170,6 @@ def _teacher(
         num_parameters=facts.num_parameters,
         flops=facts.flops,
         val_accuracy=facts.val_accuracy,
-        test_accuracy=evaluate(teacher.tapped.model, assets.dataset, test, workers)["accuracy"],
+        test_accuracy=evaluate(teacher.tapped.model, assets.dataset, test, workers)[ACCURACY.name],
         fingerprint=facts.fingerprint,
     )

@@ -31,6 +31,7 @@ from krscale.parallel import Workers
 from krscale.setup.sizes import build_teacher
 from krscale.training.checkpoint import load_weights, save_weights
 from krscale.training.loop import Training, evaluate
+from krscale.training.metrics import ACCURACY
 
 PROBE_BATCH_SIZE = 512
 FORMAT = 1  # raised whenever a kept teacher or probe of an older krscale must not be reused
@@ -225,7 +226,7 @@ def _make_teacher(
         width=experiment.teacher.width,
         num_parameters=num_parameters(model),
         flops=count_flops(model, dataset.image_shape),
-        val_accuracy=evaluate(model, dataset, val, Workers.alone(device))["accuracy"],
+        val_accuracy=evaluate(model, dataset, val, Workers.alone(device))[ACCURACY.name],
         taps=taps,
         stage_ends=stage_ends,
         information_gain=tuple(gain.tolist()),

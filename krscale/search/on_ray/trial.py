@@ -21,6 +21,7 @@ from krscale.search.studies.trial_spec import StudyKey
 from krscale.setup.assemble import Assets, Prepared, build_training, pick_device, trial_experiment
 from krscale.training.checkpoint import save_weights
 from krscale.training.loop import Training
+from krscale.training.metrics import VAL_ACCURACY
 
 REPORT_SECONDS = 0.5
 """Epochs shorter than this are reported together: a report costs the driver milliseconds."""
@@ -83,7 +84,7 @@ class StudentTrial(tune.Trainable):
     def _result(self, history: History) -> dict[str, Any]:
         return {
             "history": history,
-            "val/accuracy": history[-1]["val/accuracy"],
+            VAL_ACCURACY: history[-1][VAL_ACCURACY],
             "seconds_in_steps": self.training.seconds_in_steps,
             tune.result.DONE: self.training.finished,
         }

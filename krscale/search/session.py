@@ -36,6 +36,7 @@ from krscale.search.space.check import fitting_space
 from krscale.search.space.space import SearchSpace
 from krscale.search.studies.extending import remember_budgets
 from krscale.search.studies.ladder import Ladder
+from krscale.search.studies.objectives import check_objectives
 from krscale.search.studies.opening import trials_that_ran
 from krscale.search.studies.size_resolver import StudentSizeResolver
 from krscale.setup.assemble import Prepared, check_methods, prepare
@@ -70,6 +71,7 @@ def run_session(
         dataset = prepare_data(experiment.data, experiment.cache_path, progress.advance)
         size_resolver = StudentSizeResolver(experiment, dataset)
         sizes = size_resolver.allowed(ladder_sizes(experiment, dataset), progress.note)
+        check_objectives(experiment.search.objectives, dataset.num_classes)
         space = fitting_space(experiment, dataset)
         with run_folder(
             experiment,
@@ -121,6 +123,7 @@ def _search(
         )
         showing.recall(ladder)
         if not ladder.complete:
+            _say_small_grids(ladder, progress)
             _set_aside(experiment.run_path / CURVE_FILE)
             connect(experiment.cluster)
             students = partial(candidates, experiment, space, size_resolver, sizes[-1].capacity)
@@ -154,6 +157,18 @@ def _set_aside(curve: Path) -> None:
     """A search that goes on replaces its students; the old curve would no longer be theirs."""
     if curve.exists():
         curve.replace(curve.with_name(f"{curve.stem}.before.json"))
+
+
+def _say_small_grids(ladder: Ladder, progress: Progress) -> None:
+    """Say, before anything trains, which methods will have fewer trials than were asked for."""
+    wanted = ladder.config.trials_per_size
+    planned = {key.method: ladder.planned(key) for key in ladder.studies if not key.final}
+    smaller = [f"{count} points for {name}" for name, count in planned.items() if count < wanted]
+    if smaller:
+        progress.note(
+            f"search.sampler = 'grid': the grid has {', '.join(smaller)}; a study tries each point "
+            f"once and ends before its search.trials_per_size = {wanted}"
+        )
 
 
 def _say_what_ended(ladder: Ladder, progress: Progress) -> None:

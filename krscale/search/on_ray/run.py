@@ -28,9 +28,10 @@ from krscale.search.on_ray.slots import Slots
 from krscale.search.on_ray.trial import StudentTrial
 from krscale.search.on_ray.trial_error import TrialError
 from krscale.search.studies.ladder import Ladder, Next
-from krscale.search.studies.sampling import milestones
+from krscale.search.studies.pruners import milestones
 from krscale.search.studies.trial_spec import Assignment
 from krscale.setup.assemble import Prepared
+from krscale.training.metrics import VAL_ACCURACY
 
 NO_LIMIT = 1_000_000
 """Of Tune's own; without a number it keeps no more than one trial waiting (see `places.py`)."""
@@ -48,7 +49,7 @@ class LadderSearcher(Searcher):
     """Tune's view of the ladder: suggests assignments, is told how trials end."""
 
     def __init__(self, ladder: Ladder, milestones: tuple[int, ...], places: Slots) -> None:
-        super().__init__(metric="val/accuracy", mode="max")
+        super().__init__(metric=VAL_ACCURACY, mode="max")
         self.ladder = ladder
         self.milestones = milestones
         self.slots = places

@@ -18,7 +18,6 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from krscale.setup.assemble import build_training, ladder_sizes
 from parts.measuring import ROOT
 from parts.setting import Setting
 
@@ -26,6 +25,8 @@ from krscale.config import search_ranges
 from krscale.config.ranges import SearchRange
 from krscale.parallel import Workers
 from krscale.report.interval import half_width
+from krscale.setup.build import build_training
+from krscale.setup.sizes import ladder_sizes
 from krscale.training.loop import fit
 
 WEIGHTS = {"mean": "distill.at_mean_weight", "sum": "distill.at_weight"}

@@ -112,6 +112,11 @@ class Progress:
         if not self._quiet and self._ended_here:
             self._print(f"{self._counts()} in {duration(self._clock() - self._started)}")
 
+    def plan(self, study: Study, num_trials: int) -> None:
+        """A study will have so many trials; known better than when this was made."""
+        with self._lock:
+            self._cells[study].planned = num_trials
+
     def phase(self, title: str) -> None:
         """A new part of the work begins: `"teacher"`, `"store"`, `"search"`.
 

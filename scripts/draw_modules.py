@@ -18,7 +18,17 @@ COLUMN = 26
 FLOORS = (
     (
         "Ground: torch and the standard library",
-        ("errors", "redaction", "files", "pareto", "knowledge", "models", "config", "methods"),
+        (
+            "errors",
+            "redaction",
+            "files",
+            "metrics",
+            "pareto",
+            "knowledge",
+            "models",
+            "config",
+            "methods",
+        ),
     ),
     (
         "First floor: learning in one process, without Ray, Optuna or MLflow",

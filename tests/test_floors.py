@@ -52,7 +52,7 @@ def modules_of(*parts: str) -> list[str]:
     return found
 
 
-GROUND = modules_of("errors", "files", "knowledge", "models", "pareto")
+GROUND = modules_of("errors", "files", "metrics", "knowledge", "models", "pareto")
 METHODS = modules_of("methods")
 
 

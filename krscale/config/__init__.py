@@ -10,6 +10,7 @@ from krscale.config.data import DataConfig, FilesConfig, GlyphsConfig, ViewsConf
 from krscale.config.distillation import DistillConfig
 from krscale.config.experiment import Experiment
 from krscale.config.fields import fingerprint, parse_capacity
+from krscale.config.hints import field_paths, nearest_fields
 from krscale.config.networks import (
     LadderConfig,
     ModelConfig,
@@ -19,7 +20,6 @@ from krscale.config.networks import (
 )
 from krscale.config.reading import (
     RENAMED,
-    field_paths,
     load,
     read_toml,
     search_ranges,
@@ -28,15 +28,15 @@ from krscale.config.reading import (
     with_values,
 )
 from krscale.config.searching import (
-    OBJECTIVES,
     ClusterConfig,
     SearchConfig,
     TrackingConfig,
+    method_identity,
+    objective_directions,
 )
 from krscale.config.training import TrainConfig
 
 __all__ = [
-    "OBJECTIVES",
     "RENAMED",
     "ClusterConfig",
     "DataConfig",
@@ -56,6 +56,9 @@ __all__ = [
     "field_paths",
     "fingerprint",
     "load",
+    "method_identity",
+    "nearest_fields",
+    "objective_directions",
     "parse_capacity",
     "read_toml",
     "search_ranges",

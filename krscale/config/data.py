@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from krscale.config.fields import Count, Section, StrictInt
+from krscale.config.fields import Count, Names, Section, StrictInt
 
 
 class GlyphsConfig(Section):
@@ -37,7 +37,7 @@ class FilesConfig(Section):
     """Parquet: column of PNG or JPEG bytes (also within a struct, as `bytes`), or of raw pixels."""
     label_column: str = "label"
     """Parquet: column of whole numbers from 0, or of names of classes."""
-    classes: tuple[str, ...] = ()
+    classes: Names = ()
     """Names of the classes; empty takes all that are found: names sorted, numbers from 0."""
     num_channels: Literal[1, 3] = 3
     """Encoded images are read as grey (1) or RGB (3)."""

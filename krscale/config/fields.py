@@ -4,16 +4,55 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Hashable, Sequence
 from fractions import Fraction
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 StrictInt = Annotated[int, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+
+
+def refuse_repeats(
+    values: Sequence[str], identity: Callable[[str], Hashable] = lambda value: value
+) -> None:
+    """Refuse a list that names one thing twice.
+
+    Args:
+        values: What a user listed.
+        identity: Equal for values that mean the same, such as `"1/4"` and `"0.25"`.
+
+    Raises:
+        ValueError: Naming the two.
+    """
+    seen: dict[Hashable, str] = {}
+    for value in values:
+        first = seen.setdefault(identity(value), value)
+        if first != value:
+            raise ValueError(f"{first!r} and {value!r} are the same; leave one out")
+        if list(values).count(value) > 1:
+            raise ValueError(f"{value!r} is named twice")
+
+
+def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    refuse_repeats(values)
+    return values
+
+
+def _not_empty(values: tuple[str, ...]) -> tuple[str, ...]:
+    if not values:
+        raise ValueError("at least one is needed")
+    return values
+
+
+Names = Annotated[tuple[str, ...], AfterValidator(_distinct)]
+"""A list of different names; it may be empty."""
+SomeNames = Annotated[Names, AfterValidator(_not_empty)]
+"""A list of different names, at least one."""
 
 
 class Section(BaseModel):
@@ -31,6 +70,8 @@ def parse_capacity(text: str) -> float:
         ValueError: If the text is not a number or fraction in (0, 1].
     """
     try:
+        if any(letter.isspace() for letter in text):  # it is part of names and of paths
+            raise ValueError
         share = float(Fraction(text))
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"{text!r} is not a fraction such as '1/16' or '0.05'") from None

@@ -6,7 +6,17 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from krscale.config.fields import Count, Positive, Section, StrictInt, Weight, parse_capacity
+from krscale.config.fields import (
+    Count,
+    Names,
+    Positive,
+    Section,
+    SomeNames,
+    StrictInt,
+    Weight,
+    parse_capacity,
+    refuse_repeats,
+)
 
 
 class ModelConfig(Section):
@@ -16,7 +26,7 @@ class ModelConfig(Section):
     """A zoo name, or `package.module:callable` taking (num_classes, in_channels, width)."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further keyword arguments of the model, e.g. `{num_blocks = 2}`."""
-    taps: tuple[str, ...] = ()
+    taps: Names = ()
     """Module paths whose outputs are taps, in depth order; empty takes the model's own."""
 
 
@@ -68,14 +78,11 @@ class StoreConfig(Section):
 class LadderConfig(Section):
     """The ladder of student capacities."""
 
-    capacities: tuple[str, ...] = ("1/256", "1/64", "1/16", "1/4")
+    capacities: SomeNames = ("1/256", "1/64", "1/16", "1/4")
     """Student sizes as shares of the teacher's parameters, e.g. `"1/16"` or `"0.05"`."""
 
     @field_validator("capacities")
     @classmethod
     def _shares(cls, capacities: tuple[str, ...]) -> tuple[str, ...]:
-        if not capacities:
-            raise ValueError("at least one capacity is needed")
-        if len({parse_capacity(c) for c in capacities}) != len(capacities):
-            raise ValueError(f"a capacity appears twice in {list(capacities)}")
+        refuse_repeats(capacities, parse_capacity)
         return capacities

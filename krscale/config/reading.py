@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from krscale.config.experiment import Experiment
+from krscale.config.hints import expected_form, explain_unknown, field_paths
 from krscale.config.ranges import SearchChoices, SearchRange, UsedWith
 from krscale.errors import UserError, nearest
 
@@ -58,18 +59,6 @@ def with_values(experiment: Experiment, values: Mapping[str, Any], where: str) -
     for dotted, value in values.items():
         _put(content, dotted, value, where)
     return validate(content, where)
-
-
-def field_paths(model: type[BaseModel] = Experiment, prefix: str = "") -> list[str]:
-    """Return every dotted path an override or a search space may name."""
-    paths: list[str] = []
-    for name, field in model.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            paths += field_paths(annotation, f"{prefix}{name}.")
-        else:
-            paths.append(f"{prefix}{name}")
-    return paths
 
 
 def search_ranges() -> dict[str, SearchRange | SearchChoices]:
@@ -157,13 +146,21 @@ def _field_of(location: Sequence[int | str]) -> tuple[str, ...]:
 def _explain(path: tuple[str, ...], found: list[Any], where: str, overridden: set[str]) -> str:
     """One line for one field: the place, what is allowed, what was given, the nearest name."""
     dotted = ".".join(path)
-    flag = next((key for key in overridden if dotted == key or dotted.startswith(f"{key}.")), None)
+    flag = next((key for key in sorted(overridden) if _one_within(key, dotted)), None)
     place = f"--set {flag}" if flag else f"{where}: {dotted}"
     if found[0]["type"] == "extra_forbidden":
-        names = field_paths() if len(path) > 1 else list(Experiment.model_fields)
-        guess = nearest(dotted, names)
-        hint = f" Did you mean {guess!r}?" if guess else ""
-        return f"{place}: unknown key {dotted!r}.{hint} Run with --dry-run to see every key."
-    messages = [error["msg"].removeprefix("Value error, ") for error in found]
-    allowed = ", or ".join(message[0].lower() + message[1:] for message in messages)
+        hint = explain_unknown(path)
+        return f"{place}: unknown key {dotted!r}. {hint} Run with --dry-run to see every key."
+    allowed = ", or ".join(_message(path, error, overridden=flag is not None) for error in found)
     return f"{place}: {allowed} (got {found[0]['input']!r})."
+
+
+def _one_within(first: str, second: str) -> bool:
+    """Whether two dotted names are the same, or one is a part of the other."""
+    return f"{first}.".startswith(f"{second}.") or f"{second}.".startswith(f"{first}.")
+
+
+def _message(path: tuple[str, ...], error: Any, *, overridden: bool) -> str:
+    form = expected_form(path, error["type"], error["input"], overridden=overridden)
+    message: str = form or error["msg"].removeprefix("Value error, ")
+    return message if form else message[0].lower() + message[1:]

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from krscale.config.fields import Count, Positive, Section, StrictInt, Weight
+from krscale.config.fields import (
+    Count,
+    Positive,
+    Section,
+    SomeNames,
+    StrictInt,
+    Weight,
+    refuse_repeats,
+)
 from krscale.errors import nearest
+from krscale.metrics import VAL_ACCURACY, Direction, val_metrics
 
-OBJECTIVES: Mapping[str, Literal["maximize", "minimize"]] = {
-    "val/accuracy": "maximize",
-    "num_parameters": "minimize",
-    "flops": "minimize",
-    "latency_ms": "minimize",
-}
-"""What a search can improve, and in which direction."""
+_SIZES = ("num_parameters", "flops", "latency_ms")
+
+
+def objective_directions() -> dict[str, Direction]:
+    """Return what a search can improve, and in which direction: metrics, and sizes of students."""
+    metrics = {name: metric.direction for name, metric in val_metrics().items()}
+    return {**metrics, **dict.fromkeys(_SIZES, "minimize")}
+
+
+def method_identity(name: str) -> tuple[str, ...]:
+    """Return what two names of one method have in common: `kr+kd+dkd` is `kr+dkd+kd`."""
+    base, *terms = name.split("+")
+    return (base, *sorted(terms))
 
 
 class SearchConfig(Section):
@@ -24,7 +38,7 @@ class SearchConfig(Section):
 
     space: str = "kr"
     """A space shipped in `search_spaces/` (by name) or the path of a TOML file."""
-    methods: tuple[str, ...] = ("plain", "kd", "kr")
+    methods: SomeNames = ("plain", "kd", "kr")
     """Methods that are tuned and compared, each with the same number of trials; see
     `distill.method` for their names."""
     trials_per_size: Count = 8
@@ -39,11 +53,12 @@ class SearchConfig(Section):
     what is worse than the median of the trials that ended, at the same epoch. Where hundreds of
     trials of a few epochs look for the last half point, `none` finds it sooner
     (docs/benchmarks.md)."""
-    objectives: tuple[str, ...] = ("val/accuracy",)
+    objectives: SomeNames = (VAL_ACCURACY,)
     """What a study improves: `val/accuracy` (more is better), and after it any of `num_parameters`,
-    `flops` and `latency_ms` (less is better), which differ where the space varies `student.*`. With
-    several, every study looks for the front of trials that no other beats in all of them; the most
-    accurate one on validation is trained again. Needs `early_stopping = "none"`."""
+    `flops` and `latency_ms` (less is better), which differ where the space varies `student.*`, or
+    another metric such as `val/loss`. With several, every study looks for the front of trials that
+    no other beats in all of them; the most accurate one on validation is trained again. Needs
+    `early_stopping = "none"`."""
     transfer: bool = False
     """Try the best settings of the next smaller and the next larger size of a method early on. At
     8 trials a size that cost accuracy where it was measured (docs/benchmarks.md)."""
@@ -89,18 +104,28 @@ class SearchConfig(Section):
             raise ValueError("a trial takes a share of one GPU, or whole GPUs")
         return gpus
 
+    @field_validator("methods")
+    @classmethod
+    def _methods_differ(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        for name in methods:
+            _, *terms = name.split("+")
+            if twice := next((term for term in terms if terms.count(term) > 1), None):
+                raise ValueError(f"{name!r} names {twice!r} twice")
+        refuse_repeats(methods, method_identity)
+        return methods
+
     @field_validator("objectives")
     @classmethod
     def _objectives_go_together(
         cls, objectives: tuple[str, ...], info: ValidationInfo
     ) -> tuple[str, ...]:
         for name in objectives:
-            if name not in OBJECTIVES:
-                guess = nearest(name, OBJECTIVES)
+            if name not in (allowed := objective_directions()):
+                guess = nearest(name, allowed)
                 hint = f"; did you mean {guess!r}?" if guess else "."
-                raise ValueError(f"no objective {name!r}{hint} Allowed: {', '.join(OBJECTIVES)}")
-        if objectives[:1] != ("val/accuracy",) or len(set(objectives)) < len(objectives):
-            raise ValueError("'val/accuracy' comes first, and none comes twice")
+                raise ValueError(f"no objective {name!r}{hint} Allowed: {', '.join(allowed)}")
+        if objectives[0] != VAL_ACCURACY:
+            raise ValueError(f"{VAL_ACCURACY!r} comes first")
         # Fields above this one are known here, unless they were refused themselves.
         sampler, stopping = info.data.get("sampler"), info.data.get("early_stopping")
         if len(objectives) > 1 and sampler == "cmaes":
@@ -110,8 +135,8 @@ class SearchConfig(Section):
             )
         if len(objectives) > 1 and stopping not in (None, "none"):
             raise ValueError(
-                f"search.early_stopping = {stopping!r} would stop the smaller students, which are "
-                f"less accurate and wanted here; set search.early_stopping = 'none'"
+                f"search.early_stopping = {stopping!r} stops trials by their accuracy alone, "
+                f"also those that the other objectives want; set search.early_stopping = 'none'"
             )
         return objectives
 

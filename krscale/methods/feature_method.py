@@ -74,8 +74,8 @@ class FeatureMethod(Method):
         """Return the terms `ce`, `kd` and `term`."""
         logits = student.logits.float()
         taught = kd_loss(logits, teacher_knowledge(batch)[:, -1], self.temperature)
-        known = teacher_features(batch, self.kind)
-        compared = self.compare(student.features, known, batch.labels)
+        features = teacher_features(batch, self.kind)
+        compared = self.compare(student.features, features, batch.labels)
         return {
             "ce": self.ce_weight * label_cross_entropy(logits, batch.labels),
             "kd": self.kd_weight * taught,

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
+from krscale.metrics import VAL_ACCURACY, val_metrics
 from krscale.report.result import Curve
 from krscale.report.table import new_table, short_number, stdout_is_ascii
 
@@ -21,7 +22,7 @@ FRONT_CAPTION = (
     "All their settings are in curve.json."
 )
 _HEADINGS = {
-    "val/accuracy": "validation %",
+    VAL_ACCURACY: "validation %",
     "num_parameters": "params",
     "flops": "FLOPs",
     "latency_ms": "ms",
@@ -34,7 +35,7 @@ def front_headings(curve: Curve) -> list[str]:
         (list(r.front[0].objectives) for size in curve.sizes for r in size.methods.values()
          if r.front), [],
     )  # fmt: skip
-    return ["size", "method", *(_HEADINGS[n] for n in names), "student"] if names else []
+    return ["size", "method", *map(_heading, names), "student"] if names else []
 
 
 def front_rows(curve: Curve) -> list[list[str]]:
@@ -57,16 +58,22 @@ def front_table(curve: Curve, *, ascii_only: bool | None = None) -> Table:
     plain_text = stdout_is_ascii() if ascii_only is None else ascii_only
     table = new_table(FRONT_TITLE, FRONT_CAPTION, plain_text=plain_text)
     for heading in front_headings(curve):
-        is_number = heading in _HEADINGS.values()
+        is_number = heading not in ("size", "method", "student")
         table.add_column(heading, justify="right" if is_number else "left", overflow="fold")
     for row in front_rows(curve):
         table.add_row(*row)
     return table
 
 
+def _heading(objective: str) -> str:
+    metric = val_metrics().get(objective)
+    unit = " %" if metric and metric.shown == "percent" else ""
+    return _HEADINGS.get(objective, f"{objective}{unit}")
+
+
 def _number(objective: str, value: float) -> str:
-    if objective == "val/accuracy":
-        return f"{100 * value:.1f}"
+    if metric := val_metrics().get(objective):
+        return metric.text(value)
     return f"{value:.2f}" if objective == "latency_ms" else short_number(value)
 
 

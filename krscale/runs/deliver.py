@@ -14,6 +14,7 @@ from krscale.config import Experiment, with_values
 from krscale.data import Dataset, prepare_data
 from krscale.errors import UserError
 from krscale.export import ExportedFile, StudentCard, check_formats, check_target, export_student
+from krscale.metrics import ACCURACY
 from krscale.parallel import Workers
 from krscale.report import Candidate, Choice, Curve, Limits, choose, read_curve
 from krscale.runs.folder import git_commit, read_experiment, student_path
@@ -162,7 +163,7 @@ def _student(
     load_weights(refit(trial, dataset, size.width, run_path, reporter), student)
     reporter.phase("test")
     alone = Workers.alone(torch.device("cpu"))
-    test = evaluate(student, dataset, dataset.split("test"), alone)["accuracy"]
+    test = evaluate(student, dataset, dataset.split("test"), alone)[ACCURACY.name]
     return student, {"val": None, "test": test}
 
 

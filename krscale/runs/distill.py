@@ -16,6 +16,7 @@ from krscale.cluster.train import STUDENT_FILE, OnEpoch, train_on_workers
 from krscale.config import Experiment, with_values
 from krscale.data import Dataset, open_data
 from krscale.files import write_json
+from krscale.metrics import ACCURACY, TEST_ACCURACY, VAL_ACCURACY
 from krscale.models.capacity import latency_ms
 from krscale.parallel import Workers
 from krscale.progress import Progress
@@ -120,7 +121,7 @@ def _train_and_test(
         else:
             metrics = _train_here(experiment, prepared, size.width, on_epoch)
         result = _test(experiment, prepared, dataset, size, metrics)
-        final = {"test/accuracy": result.test_accuracy, "size/latency_ms": result.latency_ms}
+        final = {TEST_ACCURACY: result.test_accuracy, "size/latency_ms": result.latency_ms}
         tracker.log_metrics("student", final, step=experiment.train.num_epochs)
         state = "COMPLETE"
     finally:
@@ -178,8 +179,8 @@ def _test(
         flops=size.flops,
         latency_ms=latency_ms(student, dataset.image_shape),
         num_workers=experiment.train.num_workers,
-        val_accuracy=metrics["val/accuracy"],
-        test_accuracy=evaluate(student, dataset, dataset.split("test"), alone)["accuracy"],
+        val_accuracy=metrics[VAL_ACCURACY],
+        test_accuracy=evaluate(student, dataset, dataset.split("test"), alone)[ACCURACY.name],
         teacher_val_accuracy=prepared.teacher.val_accuracy,
         weights=str(Path(weights)),
     )

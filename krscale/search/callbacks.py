@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 
 from krscale.config import Experiment
 from krscale.data import open_data
+from krscale.metrics import TEST_ACCURACY, VAL_ACCURACY
 from krscale.progress import Progress
 from krscale.report import Curve, CurveSize, MethodResult
 from krscale.runs.folder import origin_tags
@@ -93,13 +94,14 @@ class TrackingListener:
         self.tracker.log_metrics(assignment.name, dict(metrics), step=int(metrics["epoch"]))
 
     def on_end(
-        self, assignment: Assignment, state: TrialState, metrics: Mapping[str, float], error: str
+        self, assignment: Assignment, state: TrialState, metrics: Mapping[str, float], reason: str
     ) -> None:
-        """End the child run in the state that Optuna has, with the budget it reached."""
+        """End the child run in the state that Optuna has, with the budget it reached and why."""
         num_epochs = self.experiment.train.num_epochs
         tags = {"krscale.budget": f"{int(metrics.get('epoch', 0))} of {num_epochs} epochs"}
-        if error:
-            tags["krscale.error"] = error
+        if reason:
+            tag = "krscale.stopped" if state is TrialState.PRUNED else "krscale.error"
+            tags[tag] = reason
         self.tracker.set_tags(assignment.name, tags)
         self.tracker.end_run(assignment.name, state.name)
 
@@ -122,7 +124,7 @@ class TrackingListener:
         for trial, accuracy in zip(finals, result.test_accuracies, strict=True):
             step = self.experiment.train.num_epochs
             name = ladder.trial_name(key, trial.number)
-            self.tracker.log_metrics(name, {"test/accuracy": accuracy}, step=step)
+            self.tracker.log_metrics(name, {TEST_ACCURACY: accuracy}, step=step)
 
     def _log_points(self, size: CurveSize, method: str, result: MethodResult) -> None:
         """Log one student of the curve: one key per axis for all methods, step = the size."""
@@ -143,7 +145,7 @@ class TrackingListener:
         if not result.front:
             return
         for found in result.front:
-            accuracy = found.objectives["val/accuracy"]
+            accuracy = found.objectives[VAL_ACCURACY]
             for suffix, name in _AXES.items():
                 if name in found.objectives:
                     point, step = {f"front{suffix}/val_accuracy": accuracy}, found.objectives[name]
@@ -185,11 +187,15 @@ class ProgressListener:
         self.progress = progress
 
     def recall(self, ladder: Ladder) -> None:
-        """Show what earlier starts of this run have already done."""
+        """Show what is planned, and what earlier starts of this run have already done."""
         for key in ladder.optuna_studies:
+            if not key.final:
+                final = StudyKey(key.method, key.capacity, final=True)
+                num_trials = ladder.planned(key) + ladder.planned(final)
+                self.progress.plan((key.method, key.capacity), num_trials)
             for trial in ladder.counted(key):
                 study = (key.method, key.capacity)
-                value = trial.user_attrs.get("val/accuracy")
+                value = trial.user_attrs.get(VAL_ACCURACY)
                 self.progress.trial_restored(study, trial.state.name, value)
 
     def on_start(self, assignment: Assignment) -> None:
@@ -198,20 +204,18 @@ class ProgressListener:
 
     def on_epoch(self, assignment: Assignment, metrics: Mapping[str, float]) -> None:
         """A trial has a new validation accuracy."""
-        self.progress.trial_report(
-            _cell(assignment), int(metrics["epoch"]), metrics["val/accuracy"]
-        )
+        self.progress.trial_report(_cell(assignment), int(metrics["epoch"]), metrics[VAL_ACCURACY])
 
     def on_end(
-        self, assignment: Assignment, state: TrialState, metrics: Mapping[str, float], error: str
+        self, assignment: Assignment, state: TrialState, metrics: Mapping[str, float], reason: str
     ) -> None:
         """A trial ended; an error is shown at once."""
-        if error.startswith(INTERRUPTED):
+        if reason.startswith(INTERRUPTED):
             self.progress.trial_interrupted(_cell(assignment))
             return  # it is run again
-        self.progress.trial_ended(_cell(assignment), state.name, metrics.get("val/accuracy"))
-        if error:
-            self.progress.note(f"{assignment.name} failed: {error}")
+        self.progress.trial_ended(_cell(assignment), state.name, metrics.get(VAL_ACCURACY))
+        if state is TrialState.FAIL and reason:
+            self.progress.note(f"{assignment.name} failed: {reason}")
 
 
 def run_name(assignment: Assignment) -> str:

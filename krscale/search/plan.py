@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from krscale.config import Experiment
 from krscale.search.space.check import fitting_space
+from krscale.search.studies.objectives import check_objectives
+from krscale.search.studies.samplers import num_planned
 from krscale.setup.plan import describe
 
 
 def describe_plan(experiment: Experiment) -> str:
     """Return the resolved experiment, every size's model, and the planned work, as text."""
     plan = describe(experiment)
-    space = fitting_space(plan.networks)
     config, train = experiment.search, experiment.train
+    check_objectives(config.objectives, plan.networks.num_classes)
+    space = fitting_space(plan.networks)
+    per_study = {method: num_planned(config, space, method) for method in config.methods}
     num_studies = len(config.methods) * len(plan.sizes)
-    num_trials = num_studies * config.trials_per_size
+    num_trials = sum(per_study.values()) * len(plan.sizes)
     num_finals = num_studies * config.num_final_seeds
     lines = [json.dumps(experiment.model_dump(mode="json"), indent=2), "", "Models:"]
     lines.append(
@@ -34,13 +39,13 @@ def describe_plan(experiment: Experiment) -> str:
     for method, fields in space.describe().items():
         lines += [f"  {method}: {path} ~ {text}" for path, text in fields.items()]
     # A backward pass costs about twice the forward: three forwards a sample.
-    epochs = len(config.methods) * (config.trials_per_size + config.num_final_seeds)
+    epochs = sum(per_study.values()) + len(config.methods) * config.num_final_seeds
     work = 3 * train.num_epochs * plan.num_train * sum(r.flops for r in plan.sizes) * epochs
     store = experiment.views.num_views * plan.num_train * plan.teacher_flops
     lines += [
         "",
         "Planned work:",
-        f"  {num_studies} studies x {config.trials_per_size} trials = {num_trials} trials, at most "
+        f"  {_trials(per_study, len(plan.sizes))} = {num_trials} trials, at most "
         f"{train.num_epochs} epochs each; then {num_finals} final trainings of the winners",
         f"  students: at most {work / 1e12:.2f} TFLOP; teacher's knowledge, once: "
         f"{store / 1e12:.3f} TFLOP ({experiment.views.num_views} views of "
@@ -48,3 +53,16 @@ def describe_plan(experiment: Experiment) -> str:
         f"  run folder: {experiment.run_path}",
     ]
     return "\n".join(lines)
+
+
+def _trials(per_study: Mapping[str, int], num_sizes: int) -> str:
+    """Return the trials of all studies; by method where a grid makes them differ."""
+    methods_by_count: dict[int, list[str]] = {}
+    for method, count in per_study.items():
+        methods_by_count.setdefault(count, []).append(method)
+    parts = [
+        f"{len(methods) * num_sizes} studies x {count} trials"
+        + (f" ({', '.join(methods)})" if len(methods_by_count) > 1 else "")
+        for count, methods in methods_by_count.items()
+    ]
+    return " + ".join(parts)

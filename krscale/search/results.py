@@ -11,6 +11,7 @@ from torch import nn
 
 from krscale.config import Experiment
 from krscale.data import Split
+from krscale.metrics import ACCURACY, VAL_ACCURACY
 from krscale.parallel import Workers
 from krscale.report import (
     Budgets,
@@ -114,7 +115,7 @@ def _method(
     student = build_student(architecture, assets.dataset, own.width if own else size.width)
     return MethodResult.over_seeds(
         seeds=seeds,
-        val_accuracies=[float(trial.user_attrs["val/accuracy"]) for trial in finals],
+        val_accuracies=[float(trial.user_attrs[VAL_ACCURACY]) for trial in finals],
         test_accuracies=[_test(student, assets, path, test) for path in paths],
         num_trials=len(tuned),
         num_pruned=sum(trial.state is TrialState.PRUNED for trial in tuned),
@@ -156,7 +157,7 @@ def _front(ladder: Ladder, key: StudyKey) -> list[FrontTrial]:
 def _test(student: nn.Module, assets: Assets, path: Path, test: Split) -> float:
     load_weights(path, student, where=str(path))
     workers = Workers.alone(torch.device("cpu"))
-    return evaluate(student, assets.dataset, test, workers)["accuracy"]
+    return evaluate(student, assets.dataset, test, workers)[ACCURACY.name]
 
 
 def _teacher(
@@ -171,6 +172,6 @@ def _teacher(
         num_parameters=facts.num_parameters,
         flops=facts.flops,
         val_accuracy=facts.val_accuracy,
-        test_accuracy=evaluate(teacher.tapped.model, assets.dataset, test, workers)["accuracy"],
+        test_accuracy=evaluate(teacher.tapped.model, assets.dataset, test, workers)[ACCURACY.name],
         fingerprint=facts.fingerprint,
     )

@@ -35,6 +35,7 @@ from krscale.search.space.check import fitting_space
 from krscale.search.space.space import SearchSpace
 from krscale.search.studies.extending import remember_budgets
 from krscale.search.studies.ladder import Ladder
+from krscale.search.studies.objectives import check_objectives
 from krscale.search.studies.opening import trials_that_ran
 from krscale.search.studies.size_resolver import StudentSizeResolver
 from krscale.setup.prepare import Prepared, Setup, prepare_knowledge
@@ -67,6 +68,7 @@ def run_session(
         setup = Setup.resolve(experiment, progress)
         size_resolver = StudentSizeResolver(setup.networks)
         sizes = size_resolver.allowed(ladder_sizes(setup.networks), progress.note)
+        check_objectives(experiment.search.objectives, setup.dataset.num_classes)
         space = fitting_space(setup.networks)
         with run_folder(
             experiment,
@@ -118,6 +120,7 @@ def _search(
         )
         showing.recall(ladder)
         if not ladder.complete:
+            _say_small_grids(ladder, progress)
             _set_aside(experiment.run_path / CURVE_FILE)
             connect(experiment.cluster)
             students = partial(candidates, experiment, space, size_resolver, sizes[-1].capacity)
@@ -151,6 +154,18 @@ def _set_aside(curve: Path) -> None:
     """A search that goes on replaces its students; the old curve would no longer be theirs."""
     if curve.exists():
         curve.replace(curve.with_name(f"{curve.stem}.before.json"))
+
+
+def _say_small_grids(ladder: Ladder, progress: Progress) -> None:
+    """Say, before anything trains, which methods will have fewer trials than were asked for."""
+    wanted = ladder.config.trials_per_size
+    planned = {key.method: ladder.planned(key) for key in ladder.studies if not key.final}
+    smaller = [f"{count} points for {name}" for name, count in planned.items() if count < wanted]
+    if smaller:
+        progress.note(
+            f"search.sampler = 'grid': the grid has {', '.join(smaller)}; a study tries each point "
+            f"once and ends before its search.trials_per_size = {wanted}"
+        )
 
 
 def _say_what_ended(ladder: Ladder, progress: Progress) -> None:

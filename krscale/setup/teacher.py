@@ -26,6 +26,7 @@ from krscale.knowledge.probes import Probes, fit_probe, information_gain
 from krscale.knowledge.taps import TapOutputs, TappedModel, pool
 from krscale.methods import MethodContext, build_method
 from krscale.methods.base import Learner
+from krscale.metrics import ACCURACY
 from krscale.models.capacity import count_flops, num_parameters
 from krscale.parallel import Workers
 from krscale.setup.networks import build_teacher, resolve_taps
@@ -205,7 +206,7 @@ def _make_teacher(
         width=experiment.teacher.width,
         num_parameters=num_parameters(model),
         flops=count_flops(model, dataset.image_shape),
-        val_accuracy=evaluate(model, dataset, val, Workers.alone(device))["accuracy"],
+        val_accuracy=evaluate(model, dataset, val, Workers.alone(device))[ACCURACY.name],
         taps=taps,
         stage_ends=stage_ends,
         information_gain=tuple(gain.tolist()),

@@ -238,6 +238,16 @@ def prepare_mlflow(address: Address) -> None:
     logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
 
 
+def longest_value(kind: Kind) -> int | None:
+    """Return how many characters MLflow keeps of a parameter or tag; None where it cuts nothing."""
+    from mlflow.environment_variables import MLFLOW_TRUNCATE_LONG_VALUES
+    from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
+
+    if kind == "metrics" or not MLFLOW_TRUNCATE_LONG_VALUES.get():  # type: ignore[no-untyped-call]
+        return None
+    return int(MAX_PARAM_VAL_LENGTH if kind == "params" else MAX_TAG_VAL_LENGTH)
+
+
 @contextmanager
 def _alone(database: Path | None) -> Iterator[None]:
     """Let one process at a time create a SQLite file; MLflow's migrations race otherwise."""

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from krscale.files import write_json
 from krscale.redaction import redact
 from krscale.tracking.address import Address
-from krscale.tracking.server import Kind, Refused, Server, ServerAway
+from krscale.tracking.server import Kind, Refused, Server, ServerAway, longest_value
 from krscale.tracking.spool import Event, Spool
 
 _BATCH_EVENTS = 1000
@@ -86,6 +86,7 @@ class Writer:
         self._deadline: float | None = None
         self._away = False
         self._told_refusal = False
+        self._told_cut = False
         self._thread = threading.Thread(target=self._run, name="krscale-tracking", daemon=True)
         self._thread.start()
 
@@ -256,6 +257,7 @@ class Writer:
         """Log the items; of a batch that is refused, all but the items that are at fault."""
         if not items:
             return
+        self._tell_cut(key, kind, items)
         try:
             server.log(run_id, kind, items)
         except Refused as reason:
@@ -265,6 +267,21 @@ class Writer:
             half = len(items) // 2
             self._log(server, key, run_id, kind, items[:half])
             self._log(server, key, run_id, kind, items[half:])
+
+    def _tell_cut(self, key: str, kind: Kind, items: Sequence[tuple[Any, ...]]) -> None:
+        """Say once that MLflow cuts long values; it does so without a word."""
+        limit = None if self._told_cut else longest_value(kind)
+        if limit is None:
+            return
+        for name, text in ((item[0], item[1]) for item in items):
+            if len(text) > limit:
+                self._told_cut = True
+                self._warn(
+                    f"MLflow keeps the first {limit:,} characters of {kind[:-1]} {name} of {key}, "
+                    f"which has {len(text):,}; the whole, and that of others as long, is in "
+                    f"{self._spool.path}"
+                )
+                return
 
     def _run_id(self, key: str) -> str:
         try:

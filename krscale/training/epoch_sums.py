@@ -10,6 +10,7 @@ from torch import Tensor
 
 from krscale.errors import NonFiniteError
 from krscale.methods.base import LearnerOutput
+from krscale.metrics import ACCURACY, TRAIN_ACCURACY, TRAIN_LOSS
 from krscale.parallel import sum_over_workers
 
 
@@ -40,7 +41,7 @@ class EpochSums:
         # Once one term is not finite, the weights spoil every other; the earliest is the cause.
         bad = torch.where(torch.isfinite(sums), math.inf, float(self.step))
         self.first_bad = torch.minimum(self.first_bad, bad)
-        self.counts[0] += (output.logits.detach().argmax(dim=1) == labels).sum()
+        self.counts[0] += ACCURACY.total(output.logits.detach(), labels)
         self.counts[1] += len(labels)
         for name, value in output.diagnostics.items():
             self.diagnostics[name] = self.diagnostics.get(name, 0.0) + value.detach().double()
@@ -62,8 +63,8 @@ class EpochSums:
             self._raise_non_finite(values[:num_terms], epoch, num_steps)
         correct, count, world_size = values[num_terms : num_terms + 3]
         metrics = {f"train/{n}": v / count for n, v in zip(self.names, values, strict=False)}
-        metrics["train/loss"] = sum(values[:num_terms]) / count
-        metrics["train/accuracy"] = correct / count
+        metrics[TRAIN_LOSS] = sum(values[:num_terms]) / count
+        metrics[TRAIN_ACCURACY] = correct / count
         rest = values[num_terms + 3 :]
         for name, value in zip(sorted(self.diagnostics), rest, strict=True):
             metrics[name] = value / (self.step * world_size)

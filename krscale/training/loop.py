@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from krscale.config import TrainConfig
@@ -25,6 +24,7 @@ from krscale.data.loader import Loader
 from krscale.data.views import normalise
 from krscale.errors import UserError
 from krscale.methods.base import Batch, Learner, LearnerOutput
+from krscale.metrics import metrics_for
 from krscale.parallel import Workers, convert_batch_norm, share_of, sum_over_workers
 from krscale.training.checkpoint import load_checkpoint, save_checkpoint
 from krscale.training.epoch_sums import EpochSums
@@ -88,7 +88,8 @@ class Training:
 
         Returns:
             Metrics over all workers: `train/<term>` and `train/loss` (means over samples),
-            `train/accuracy`, `val/accuracy`, `val/loss`, the method's diagnostics, and `epoch`.
+            `train/accuracy`, `val/<metric>` of every metric (`krscale/metrics.py`), the method's
+            diagnostics, and `epoch`.
 
         Raises:
             NonFiniteError: If a loss term became NaN or infinite; names the earliest one.
@@ -215,25 +216,27 @@ def fit_or_continue(
 def evaluate(
     model: nn.Module, dataset: Dataset, split: Split, workers: Workers
 ) -> dict[str, float]:
-    """Return `accuracy` and `loss` (mean cross-entropy) of a model on a split, over all workers.
+    """Return every metric (`krscale/metrics.py`) of a model on a split, over all workers.
 
-    The model is left in the mode (train or eval) it came in.
+    Each is a mean over the samples, by its name. The model is left in the mode (train or eval) it
+    came in.
     """
     was_training = model.training
     model.eval()
-    totals = torch.zeros(3, dtype=torch.float64, device=workers.device)
+    metrics = metrics_for(dataset.num_classes)
+    totals = torch.zeros(len(metrics) + 1, dtype=torch.float64, device=workers.device)
     start, stop = share_of(len(split.labels), workers.rank, workers.world_size)
     for first in range(start, stop, EVALUATION_BATCH_SIZE):
         rows = slice(first, min(first + EVALUATION_BATCH_SIZE, stop))
         pixels = torch.tensor(split.images[rows], device=workers.device)
         labels = torch.tensor(split.labels[rows], device=workers.device)
         logits = model(normalise(pixels, dataset.mean, dataset.std)).float()
-        totals[0] += (logits.argmax(dim=1) == labels).sum()
-        totals[1] += F.cross_entropy(logits, labels, reduction="sum")
-        totals[2] += len(labels)
+        for position, metric in enumerate(metrics):
+            totals[position] += metric.total(logits, labels)
+        totals[-1] += len(labels)
     model.train(was_training)
-    correct, loss, count = sum_over_workers(totals).tolist()
-    return {"accuracy": correct / count, "loss": loss / count}
+    *sums, count = sum_over_workers(totals).tolist()
+    return {metric.name: total / count for metric, total in zip(metrics, sums, strict=True)}
 
 
 def _optimiser(learner: nn.Module, settings: TrainConfig) -> torch.optim.SGD:

@@ -87,6 +87,11 @@ def test_journal_and_mlflow_agree(finished: tuple[Path, dict[str, Any]]) -> None
     killed = sum(r.info.status == "KILLED" for r in mlflow_runs(run.parent))
     pruned = [t for s in journal(run).values() for t in s.trials if t.state is TrialState.PRUNED]
     assert killed == len(pruned)
+    reasons = sorted(t.user_attrs["stopped"] for t in pruned)
+    tags = (r.data.tags.get("krscale.stopped") for r in mlflow_runs(run.parent))
+    assert sorted(tag for tag in tags if tag) == reasons
+    for reason in reasons:
+        assert reason.startswith("asha stopped it after epoch ")
 
 
 def test_mlflow_overlays_the_curves_of_all_methods(finished: tuple[Path, dict[str, Any]]) -> None:

@@ -1,10 +1,18 @@
 """The experiment file: read, overridden, refused with one clear error per mistake."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from krscale.config import Experiment, field_paths, load, parse_capacity, with_values
+from krscale.config import (
+    Experiment,
+    field_paths,
+    load,
+    nearest_fields,
+    parse_capacity,
+    with_values,
+)
 from krscale.errors import UserError
 
 
@@ -51,7 +59,38 @@ def test_every_field_path_can_be_overridden() -> None:
         ("distill.granularity=stages", ["'network', 'stage' or 'layer'", "got 'stages'"]),
         ("distill.sparsity=1.0", ["less than 1", "got 1.0"]),
         ("ladder.capacities=['2']", ["(0, 1]"]),
-        ("ladder.capacities=['1/4', '0.25']", ["twice"]),
+        ("ladder.capacities=['1/4', '1/2', '0.25']", ["'1/4' and '0.25' are the same"]),
+        ("ladder.capacities=['2/8', '1/4']", ["'2/8' and '1/4' are the same"]),
+        ("ladder.capacities=['1/4', '1/4']", ["'1/4' is named twice"]),
+        ("ladder.capacities=[' 1/4']", ["' 1/4' is not a fraction"]),
+        ("ladder.capacities=[0.25]", ["expected text in quotes, e.g. '0.25'", "got 0.25"]),
+        ("search.methods=['kd', 'kr', 'kd']", ["'kd' is named twice"]),
+        ("search.methods=['kr+dkd+dkd']", ["'kr+dkd+dkd' names 'dkd' twice"]),
+        (
+            "search.methods=['kr+kd+dkd', 'kd', 'kr+dkd+kd']",
+            ["'kr+kd+dkd' and 'kr+dkd+kd' are the same"],
+        ),
+        (
+            "search.methods=plain,kr",
+            ["expected a list, e.g. --set \"search.methods=['plain', 'kr']\"", "got 'plain,kr'"],
+        ),
+        ("search.methods=[plain, kr]", ["--set \"search.methods=['plain', 'kr']\""]),
+        ("search.methods=kr", ["--set \"search.methods=['kr']\""]),
+        ("search.methods=3", ["--set \"search.methods=['plain', 'kd', 'kr']\""]),
+        ("data.files.raw_shape=3,32,32", ['--set "data.files.raw_shape=[3, 32, 32]"']),
+        ("teacher.options=num_blocks=2", ["expected a table of names and values", "{num_blocks"]),
+        ("data.files=3", ["data.files is a section, not a value; it has: image_column, "]),
+        ("train.optimizer=adam", ["train has: num_epochs, global_batch_size, learning_rate, "]),
+        ("optimizer=adam", ["An experiment has: name, storage_path, data, "]),
+        ("distill.posterior.xyz=1", ["distill.posterior has: kd, dkd, dist, "]),
+        ("distill.posteriors.kd=1", ["--set distill.posteriors.kd", "'distill.posterior'?"]),
+        ("train.epochs=3", ["Did you mean 'train.num_epochs'?"]),
+        ("train.batch_size=3", ["Did you mean 'train.global_batch_size'?"]),
+        ("train.lr=3", ["Did you mean 'train.learning_rate'?"]),
+        ("store.topk=3", ["Did you mean 'store.top_k'?"]),
+        ("search.num_epochs=3", ["'teacher.num_epochs' or 'train.num_epochs'?"]),
+        ("num_epochs=3", ["'teacher.num_epochs' or 'train.num_epochs'?"]),
+        ("train.trials_per_size=3", ["Did you mean 'search.trials_per_size'?"]),
         ("distill.kr_weight=nan", ["finite"]),
         ("name=../elsewhere", ["--set name", "got '../elsewhere'"]),
         ("train=3", ["--set train"]),
@@ -65,6 +104,59 @@ def test_mistakes_are_named(override: str, parts: list[str]) -> None:
     for part in parts:
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+ARE_NO_SETS = {"data.files.raw_shape"}
+"""Lists in which a value may come twice: sizes, in an order."""
+
+
+def value_of(content: Any, dotted: str) -> Any:
+    for name in dotted.split("."):
+        content = content[name]
+    return content
+
+
+LISTS = [
+    dotted
+    for dotted in field_paths()
+    if isinstance(value_of(load().model_dump(mode="python"), dotted), tuple)
+]
+
+
+@pytest.mark.parametrize("dotted", LISTS)
+def test_every_list_is_a_set_and_has_a_member_where_one_is_needed(dotted: str) -> None:
+    """Fails if a list is added to the config and nobody thinks of its repetitions."""
+    default = value_of(load().model_dump(mode="python"), dotted)
+    twice = [*(default or ("a",)), (default or ("a",))[0]]
+    if dotted in ARE_NO_SETS:
+        assert load(None, [f"{dotted}=[3, 32, 32]"])
+    else:
+        with pytest.raises(UserError, match=rf"^--set {dotted}: .* is named twice"):
+            load(None, [f"{dotted}={twice}"])
+    if default:
+        with pytest.raises(UserError, match=rf"^--set {dotted}: at least one is needed"):
+            load(None, [f"{dotted}=[]"])
+    else:
+        assert load(None, [f"{dotted}=[]"]) == load(), "empty means that krscale chooses"
+
+
+def test_the_lists_are_those_we_know() -> None:
+    assert {"search.methods", "ladder.capacities", "student.taps", *ARE_NO_SETS} < set(LISTS)
+
+
+def test_a_list_in_a_file_is_shown_as_a_file_has_it(tmp_path: Path) -> None:
+    path = toml(tmp_path, '[search]\nmethods = "plain, kr"\n')
+    with pytest.raises(UserError, match=r"expected a list, e.g. methods = \['plain', 'kr'\] "):
+        load(path)
+
+
+def test_no_field_is_suggested_for_the_name_of_its_section() -> None:
+    """Every name shares `train.` with `train.compile`, and that makes none of them alike."""
+    for dotted in field_paths():
+        section = dotted.rpartition(".")[0]
+        found = nearest_fields(f"{section}.xyzzyxyzzy" if section else "xyzzyxyzzy", field_paths())
+        assert found == []
+        assert nearest_fields(dotted, field_paths()) == [dotted]
 
 
 def test_every_mistake_of_a_file_is_listed_once(tmp_path: Path) -> None:

@@ -153,3 +153,40 @@ def test_a_search_with_two_objectives_is_extended(
     for assignment in ran:
         size = ("size/latency_ms", 0, assignment.latency_ms)
         assert size in records.points[assignment.name]
+
+
+def test_a_grid_smaller_than_its_trials_is_said_once_and_before_they_run(
+    ladders: list[tuple[Ladder, list[Assignment]]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "space.toml").write_text(
+        """
+        [plain]
+        "train.momentum" = { type = "categorical", choices = [0.8, 0.9] }
+        [label_smoothing]
+        "distill.label_smoothing" = { type = "float", low = 0.1, high = 0.3, step = 0.1 }
+        """
+    )
+    settings = overrides(
+        *SETTINGS, f"storage_path={tmp_path}", f"search.space={tmp_path / 'space.toml'}",
+        "search.objectives=['val/accuracy']", "search.sampler=grid", "search.trials_per_size=3",
+        "search.methods=['plain', 'label_smoothing']",
+    )  # fmt: skip
+    assert run([*settings, "--dry-run"]) == 0
+    assert "1 studies x 2 trials (plain) + 1 studies x 3 trials (label_smoothing) = 5 trials" in (
+        capsys.readouterr().out
+    )
+    assert run(settings) == 0
+    error = capsys.readouterr().err
+    note = (
+        "search.sampler = 'grid': the grid has 2 points for plain; a study tries each point once "
+        "and ends before its search.trials_per_size = 3"
+    )
+    assert error.count(note) == error.count("grid") // note.count("grid") == 1
+    assert "7/7 trials" in error, "two and three, and a final each"
+    curve = read_curve(tmp_path / "shapes")
+    ended_by = {name: found.ended_by for name, found in curve.sizes[0].methods.items()}
+    assert ended_by == {"plain": "grid", "label_smoothing": "trials_per_size"}
+    assert run(settings) == 0
+    assert "grid" not in capsys.readouterr().err, "nothing is left to run"

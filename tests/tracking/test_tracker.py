@@ -161,6 +161,28 @@ def test_values_that_are_not_finite_become_tags(storage, by_key):
     assert run.tags["krscale.nonfinite.x"] == "-inf at step 7"
 
 
+@pytest.mark.parametrize("kind", ["params", "tags"])
+def test_a_value_that_mlflow_cuts_is_said_once_and_kept_whole(storage, warnings_told, by_key, kind):
+    long = "".join(f"{number:05}" for number in range(2_000))
+    values = {"names": long, "more": long}
+    with Tracker("", "digits", storage / "run", warn=warnings_told.append) as tracker:
+        for key in ("kr", "kd"):
+            tracker.start_run(key, key, params=values if kind == "params" else None)
+            if kind == "tags":
+                tracker.set_tags(key, values)
+    recorded = by_key(storage / "mlflow.db")["kr"]
+    kept = (recorded.params if kind == "params" else recorded.tags)["names"]
+    assert long.startswith(kept)
+    assert len(kept) < len(long)
+    assert len(warnings_told) == 1, warnings_told
+    name = "param" if kind == "params" else "tag"
+    assert f"MLflow keeps the first {len(kept):,} characters of {name} names" in warnings_told[0]
+    assert "has 10,000" in warnings_told[0]
+    spool = storage / "run" / "tracking" / "spool.jsonl"
+    assert str(spool) in warnings_told[0]
+    assert long in spool.read_text()
+
+
 def test_what_mlflow_refuses_holds_up_nothing_else(storage, warnings_told, by_key):
     with Tracker("", "digits", storage / "run", warn=warnings_told.append) as tracker:
         tracker.start_run("a", "a", params={"lr": 0.1, "depth": 1})

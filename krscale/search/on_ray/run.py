@@ -23,12 +23,13 @@ from ray.tune.search import Searcher
 from krscale.cluster.connect import require
 from krscale.config.training import NO_CHANNELS_LAST_ON_CPU
 from krscale.errors import UserError
+from krscale.metrics import VAL_ACCURACY
 from krscale.search.on_ray.gpu_packing import has_gpus
 from krscale.search.on_ray.slots import Slots
 from krscale.search.on_ray.trial import StudentTrial
 from krscale.search.on_ray.trial_error import TrialError
 from krscale.search.studies.ladder import Ladder, Next
-from krscale.search.studies.sampling import milestones
+from krscale.search.studies.pruners import milestones
 from krscale.search.studies.trial_spec import Assignment
 from krscale.setup.prepare import Prepared
 
@@ -48,7 +49,7 @@ class LadderSearcher(Searcher):
     """Tune's view of the ladder: suggests assignments, is told how trials end."""
 
     def __init__(self, ladder: Ladder, milestones: tuple[int, ...], places: Slots) -> None:
-        super().__init__(metric="val/accuracy", mode="max")
+        super().__init__(metric=VAL_ACCURACY, mode="max")
         self.ladder = ladder
         self.milestones = milestones
         self.slots = places

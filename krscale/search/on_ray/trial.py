@@ -14,6 +14,7 @@ import torch
 from ray import tune
 
 from krscale.config import Experiment
+from krscale.metrics import VAL_ACCURACY
 from krscale.parallel import Workers
 from krscale.runs.folder import student_path
 from krscale.search.studies.checkpoints import History, Keeper, checkpoint_path, go_on
@@ -84,7 +85,7 @@ class StudentTrial(tune.Trainable):
     def _result(self, history: History) -> dict[str, Any]:
         return {
             "history": history,
-            "val/accuracy": history[-1]["val/accuracy"],
+            VAL_ACCURACY: history[-1][VAL_ACCURACY],
             "seconds_in_steps": self.training.seconds_in_steps,
             tune.result.DONE: self.training.finished,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from krscale.config import Experiment, fingerprint, read_toml, with_values
+from krscale.config import Experiment, fingerprint, method_identity, read_toml, with_values
 from krscale.data import describe_data
 from krscale.search.space.space import COMMON, SearchSpace, find_space, load_space
 from krscale.setup.networks import Networks
@@ -42,8 +42,10 @@ def check_space(experiment: Experiment) -> SearchSpace:
         UserError: One line for every mistake.
     """
     tables = read_toml(find_space(experiment.search.space))
-    methods = dict.fromkeys([*experiment.search.methods, *tables])
-    methods.pop(COMMON, None)
-    changed = with_values(experiment, {"search.methods": tuple(methods)}, "search.methods")
+    methods: dict[tuple[str, ...], str] = {}
+    for name in (*experiment.search.methods, *tables):
+        if name != COMMON:
+            methods.setdefault(method_identity(name), name)
+    changed = with_values(experiment, {"search.methods": tuple(methods.values())}, "search.methods")
     source = describe_data(experiment.data, experiment.cache_path)
     return fitting_space(Networks.resolve(changed, source))

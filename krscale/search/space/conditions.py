@@ -119,6 +119,8 @@ def in_order(conditions: Mapping[str, tuple[Condition, ...]], where: str) -> lis
 
 def _read(path: str, wanted: Any, num_taps: int, where: str) -> Condition:
     if isinstance(wanted, list) and wanted:
+        if twice := [value for value in wanted if wanted.count(value) > 1]:
+            raise UserError(f"{where}: {twice[0]!r} is named twice (got {wanted}).")
         return Condition(path, choices=tuple(wanted))
     if not isinstance(wanted, Mapping) or not wanted:
         raise UserError(

@@ -17,23 +17,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from krscale.config import (
     Experiment,
     field_paths,
     fingerprint,
+    method_identity,
+    nearest_fields,
     read_toml,
     used_with,
     with_values,
 )
-from krscale.errors import UserError, nearest, unknown_name
+from krscale.errors import UserError, unknown_name
 from krscale.methods import METHODS, method_settings, parse_method
 from krscale.search.space.conditions import Condition, check_condition, in_order, read_conditions
 from krscale.search.space.distributions import (
@@ -143,15 +145,15 @@ def load_space(
     """
     path = find_space(experiment.search.space)
     content = read_toml(path)
-    for table in content:
-        _check_table(table, path)
+    tables = _tables_by_method(content, path)
     mistakes: list[str] = []
     by_method: dict[str, dict[str, BaseDistribution]] = {}
     conditions: dict[str, dict[str, tuple[Condition, ...]]] = {}
     for method in experiment.search.methods:
-        tables = (COMMON, method.partition("+")[0], method)
+        identity = method_identity(method)
         reader = _MethodReader(path, method, experiment, num_taps, check)
-        reader.read({dotted: spec for t in tables for dotted, spec in content.get(t, {}).items()})
+        wanted = ((COMMON,), identity[:1], identity)
+        reader.read({dotted: spec for t in wanted for dotted, spec in tables.get(t, {}).items()})
         by_method[method], conditions[method] = reader.distributions, reader.conditions
         mistakes += [line for line in reader.mistakes if line not in mistakes]
     if mistakes:
@@ -237,14 +239,18 @@ class _MethodReader:
             )
 
     def _check_values(self, dotted: str, _spec: Any) -> None:
-        where = self._where(dotted)
-        for value in extremes(self.distributions[dotted]):
+        where, distribution = self._where(dotted), self.distributions[dotted]
+        accepted: list[tuple[Any, Any]] = []
+        for value in extremes(distribution):
             values = {**self._required(dotted), dotted: value, "distill.method": self.method}
             changed = with_values(self.experiment, values, where)
             try:
                 self.check(changed)
             except UserError as error:
                 raise UserError(f"{where} = {value!r}: {error}") from None
+            accepted.append((value, own_value(changed.model_dump(mode="python"), dotted)))
+        if isinstance(distribution, CategoricalDistribution):
+            _refuse_same(accepted, where)
 
     def _required(self, dotted: str) -> dict[str, Any]:
         """Return values of other fields with which this one is searched."""
@@ -277,6 +283,31 @@ class _MethodReader:
                 self.mistakes += str(error).splitlines()
 
 
+def _tables_by_method(
+    content: Mapping[str, Any], path: Path
+) -> dict[tuple[str, ...], Mapping[str, Any]]:
+    """Return the tables of a space by what their names stand for (`method_identity`)."""
+    names: dict[tuple[str, ...], str] = {}
+    for table in content:
+        _check_table(table, path)
+        first = names.setdefault(method_identity(table), table)
+        if first != table:
+            raise UserError(
+                f"{path}: the tables {first!r} and {table!r} are of the same method; make them one."
+            )
+    return {identity: content[table] for identity, table in names.items()}
+
+
+def _refuse_same(choices: Sequence[tuple[Any, Any]], where: str) -> None:
+    """Refuse two choices, each with the value that the config makes of it, that are one."""
+    for position, (written, value) in enumerate(choices):
+        for earlier, other in choices[:position]:
+            if value == other:
+                raise UserError(
+                    f"{where}: choices: {earlier!r} and {written!r} are the same; leave one out."
+                )
+
+
 def _check_table(table: str, path: Path) -> None:
     if "+" in table:
         parse_method(table, str(path))
@@ -294,8 +325,8 @@ def _check_path(dotted: str, method: str, where: str) -> None:
     if dotted.startswith("student.options."):
         return  # the networks themselves know these
     if dotted not in allowed:
-        guess = nearest(dotted, allowed)
-        hint = f" Did you mean {guess!r}?" if guess else ""
+        found = nearest_fields(dotted, allowed)
+        hint = f" Did you mean {' or '.join(map(repr, found))}?" if found else ""
         raise UserError(
             f"{where}: no such field to search.{hint} A space may vary fields of train, distill "
             f"and student; the others are shared by all trials."

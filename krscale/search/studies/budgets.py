@@ -72,13 +72,14 @@ class Budget:
 def find_ending(study: TuningStudy, planned: int, budget: Budget) -> Ending | None:
     """Return why a tuning study starts no more trials; None while it does."""
     target = budget.config.target_accuracy
+    if study.num_started >= planned < budget.config.trials_per_size:
+        return Ending("grid", f"all {planned} points of the grid were started")
     if study.num_started >= planned:
         return Ending("trials_per_size", f"all {planned} trials were started")
     if target and study.best >= target:
         return Ending("target_accuracy", f"search.target_accuracy = {target:g} was reached")
     if study.given_up:
-        text = "nearly every suggestion broke a limit of the student's size"
-        return Ending("size_limits", text)
+        return Ending("size_limits", study.given_up)
     return budget.spent()
 
 

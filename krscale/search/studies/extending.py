@@ -27,7 +27,8 @@ def load_or_extend(path: str | None, overrides: Sequence[str]) -> Experiment:
         overrides: Assignments of `--set`.
 
     Raises:
-        UserError: If something else than a budget is added to, or the run has never finished.
+        UserError: If something else than a budget is added to, it is added to more than once, or
+            the run has never finished.
     """
     found = [(text, _GROWTH.fullmatch(text)) for text in overrides]
     added = {RENAMED.get(m["field"], m["field"]): int(m["by"]) for _, m in found if m}
@@ -40,6 +41,11 @@ def load_or_extend(path: str | None, overrides: Sequence[str]) -> Experiment:
             raise UserError(
                 f"--set {field}=+{added[field]}: only {' and '.join(sorted(BUDGETS))} can be added "
                 f"to; give the value itself."
+            )
+        given = [match[0].strip() for _, match in found if match and match["field"] == field]
+        if len(given) > 1:
+            raise UserError(
+                f"--set {field}: is added to {len(given)} times ({', '.join(given)}); add once."
             )
     before = _finished_budgets(experiment.run_path)
     return load(path, [*plain, *(f"{field}={before[field] + by}" for field, by in added.items())])

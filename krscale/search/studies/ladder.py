@@ -19,12 +19,14 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from krscale.config import Experiment
+from krscale.metrics import VAL_ACCURACY
 from krscale.search.space.space import SearchSpace
 from krscale.search.studies.budgets import Budget
 from krscale.search.studies.checkpoints import checkpoint_path, forget, sweep
 from krscale.search.studies.journal import Journal
 from krscale.search.studies.objectives import objectives_of, trial_values
 from krscale.search.studies.opening import StudyOpener, trial_name
+from krscale.search.studies.pruners import STOPPED, Stop, find_stop
 from krscale.search.studies.retries import (
     ALONE,
     CONTINUES,
@@ -33,7 +35,7 @@ from krscale.search.studies.retries import (
     deserves_retry,
     run_again,
 )
-from krscale.search.studies.sampling import num_startup
+from krscale.search.studies.samplers import is_used_up, num_startup
 from krscale.search.studies.scheduling import StudyScheduler
 from krscale.search.studies.size_resolver import FixedSizeResolver, SizeResolver
 from krscale.search.studies.study import FinalStudy, TuningStudy
@@ -83,6 +85,7 @@ class Ladder:
         self.listeners = tuple(listeners)
         self.running: dict[str, tuple[Assignment, Trial]] = {}
         self.parked: list[tuple[Assignment, Trial]] = []
+        self.stops: dict[str, Stop] = {}
         self.num_failed = 0
         self.run_path = journal.parent
         self.journal = Journal(journal)
@@ -90,9 +93,10 @@ class Ladder:
         opener = StudyOpener(self.journal.storage, experiment, space)
         for key in self._keys():
             study = opener.open(key)
-            tuning = self.studies.get(StudyKey(key.method, key.capacity))
             self.studies[key] = (
-                FinalStudy(key, study, tuning) if tuning else TuningStudy(key, study)
+                FinalStudy(key, study, self.studies[StudyKey(key.method, key.capacity)])
+                if key.final
+                else TuningStudy(key, study)
             )
             self._recover(self.studies[key])
         tuned = [study.counted() for key, study in self.studies.items() if not key.final]
@@ -130,11 +134,15 @@ class Ladder:
         _, trial = self.running[assignment.name]
         single = len(objectives_of(assignment.key, self.config.objectives)) == 1
         if single:  # with several, Optuna keeps no epochs
-            trial.report(metrics["val/accuracy"], int(metrics["epoch"]))
+            trial.report(metrics[VAL_ACCURACY], int(metrics["epoch"]))
         if assignment.key.final:
             return False
         self.budget.num_epochs += 1
-        return single and trial.should_prune()
+        stop = find_stop(trial, self.experiment.train.num_epochs) if single else None
+        self.stops.pop(assignment.name, None)  # of an epoch that the trial went beyond
+        if stop:
+            self.stops[assignment.name] = stop
+        return stop is not None
 
     def finish(
         self,
@@ -143,16 +151,21 @@ class Ladder:
         metrics: Mapping[str, float],
         error: str = "",
     ) -> None:
-        """Tell the study how a trial ended, with its last metrics and, if it failed, why."""
+        """Tell the study how a trial ended, with its last metrics.
+
+        Why it failed is `error`; why it was stopped is known since its last report.
+        """
         study, (_, trial) = self.studies[assignment.key], self.running.pop(assignment.name)
+        stop = self.stops.pop(assignment.name, None)
+        reason = stop.text if stop and state is TrialState.PRUNED else error
         for name, value in metrics.items():
             trial.set_user_attr(name, value)
-        if error:
-            trial.set_user_attr("error", error)
+        if reason:
+            trial.set_user_attr(STOPPED if state is TrialState.PRUNED else "error", reason)
         # The journal hears last: after a crash in between the trial is still RUNNING there, and the
         # next start tells everyone how it ended. Told first, the others would never hear of it.
         for listener in self.listeners:
-            listener.on_end(assignment, state, metrics, error)
+            listener.on_end(assignment, state, metrics, reason)
         objectives = objectives_of(assignment.key, self.config.objectives)
         complete = state is TrialState.COMPLETE
         values = trial_values(objectives, assignment, metrics) if complete else None
@@ -237,16 +250,21 @@ class Ladder:
                 key, self.studies, list(self.sizes), self.planned(key), num_startup(self.config)
             )
         study.reopen()
+        study.require_room(self.planned(key))
         for _ in range(MAX_FORBIDDEN):
+            if not study.num_waiting and is_used_up(study.optuna):
+                study.give_up("every other point of the grid breaks a limit of the student's size")
+                return None
             trial = study.optuna.ask()
             values = self.space.suggest(key.method, trial)
-            excess = self.size_resolver.excess(key.capacity, values)
+            # A winner is allowed: it was trained.
+            excess = {} if key.final else self.size_resolver.excess(key.capacity, values)
             if not excess:
                 study.num_running += 1
                 study.recount()
                 return self._assignment(key, trial), trial
             study.forbid(trial, excess)
-        study.given_up = True
+        study.give_up("nearly every suggestion broke a limit of the student's size")
         return None
 
     def _hand_out(self, assignment: Assignment, trial: Trial) -> Assignment:

@@ -1,32 +1,49 @@
 """What a search improves: the objectives of its studies, and the values of a trial.
 
-Every objective but accuracy is a size of the student, known before it trains. Optuna neither keeps
-the epochs of trials with several objectives nor stops such trials early; the ladder counts epochs
-by itself, and the config refuses early stopping.
+An objective is a metric on the validation split (`krscale/metrics.py`), or a size of the student,
+which is known before it trains. Optuna neither keeps the epochs of trials with several objectives
+nor stops such trials early; the ladder counts epochs by itself, and the config refuses early
+stopping.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from krscale.config import OBJECTIVES
+from krscale.config import objective_directions
+from krscale.errors import UserError
+from krscale.metrics import METRICS, VAL_ACCURACY, Direction, metric_key, val_metrics
 from krscale.pareto import pareto_front
 from krscale.search.studies.trial_spec import Assignment, StudyKey
 
 
 def objectives_of(key: StudyKey, objectives: Sequence[str]) -> Sequence[str]:
     """Return the objectives of one study: finals only tell how accurate the winner becomes."""
-    return ("val/accuracy",) if key.final else objectives
+    return (VAL_ACCURACY,) if key.final else objectives
 
 
-def directions(objectives: Sequence[str]) -> list[Literal["maximize", "minimize"]]:
+def directions(objectives: Sequence[str]) -> list[Direction]:
     """Return the direction of each objective, as Optuna wants it."""
-    return [OBJECTIVES[name] for name in objectives]
+    return [objective_directions()[name] for name in objectives]
+
+
+def check_objectives(objectives: Sequence[str], num_classes: int) -> None:
+    """Refuse an objective that says nothing of so few classes.
+
+    Raises:
+        UserError: Naming it.
+    """
+    for name in objectives:
+        metric = val_metrics().get(name)
+        if metric and num_classes < metric.min_classes:
+            raise UserError(
+                f"search.objectives: {name!r} needs at least {metric.min_classes} classes; these "
+                f"images have {num_classes}."
+            )
 
 
 def trial_values(
@@ -40,7 +57,7 @@ def trial_values(
         metrics: Its last ones.
     """
     known: dict[str, float] = {
-        "val/accuracy": metrics["val/accuracy"],
+        **metrics,
         "num_parameters": assignment.size.num_parameters,
         "flops": assignment.size.flops,
     }
@@ -52,11 +69,14 @@ def trial_values(
 def merit(study: optuna.Study, trial: FrozenTrial) -> tuple[float, ...]:
     """Return what the best complete trial of a study has most of.
 
-    Accuracy counts first, the other objectives among equally accurate trials, the validation loss
-    last: the best trial is on the front.
+    Accuracy counts first, the other objectives among equally accurate trials, the metrics that
+    break ties last: the best trial is on the front.
     """
     gains = (v if more else -v for v, more in zip(trial.values, _maximise(study), strict=True))
-    return (*gains, -float(trial.user_attrs.get("val/loss", 0.0)))
+    ties = [metric for metric in METRICS.values() if metric.breaks_ties]
+    # A journal may be older than a metric.
+    recorded = (float(trial.user_attrs.get(metric_key("val", metric), 0.0)) for metric in ties)
+    return (*gains, *(m.gain(value) for m, value in zip(ties, recorded, strict=True)))
 
 
 def front(study: optuna.Study) -> list[FrozenTrial]:

@@ -20,8 +20,9 @@ from krscale.config import Experiment
 from krscale.search.space.space import SearchSpace, defaults_within
 from krscale.search.studies.journal import Journal
 from krscale.search.studies.objectives import directions, objectives_of
+from krscale.search.studies.pruners import make_pruner
 from krscale.search.studies.retries import SEED
-from krscale.search.studies.sampling import make_pruner, make_sampler
+from krscale.search.studies.samplers import make_sampler
 from krscale.search.studies.study import TuningStudy
 from krscale.search.studies.trial_spec import StudyKey
 

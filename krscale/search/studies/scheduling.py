@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from krscale.config import Experiment
 from krscale.search.studies.budgets import Budget, Ending, find_ending
-from krscale.search.studies.sampling import num_grid_points
+from krscale.search.studies.samplers import num_grid_points
 from krscale.search.studies.study import FinalStudy, TuningStudy
 from krscale.search.studies.trial_spec import StudyKey
 
@@ -65,8 +65,10 @@ class StudyScheduler:
             return self.ending(key) is None
         tuning = StudyKey(key.method, key.capacity)
         tuned = self.ending(tuning) is not None and not self.studies[tuning].num_running
-        # A final needs a seed that only an enqueued trial carries.
-        return tuned and self.studies[key].num_waiting > 0
+        # A final needs a seed that only an enqueued trial carries. More of them may wait than are
+        # wanted now, if `num_final_seeds` has become smaller.
+        final = self.studies[key]
+        return tuned and final.num_waiting > 0 and final.num_started < self.planned(key)
 
     def _plan_finals(self, key: StudyKey) -> None:
         final = self.final_of(key)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from krscale.errors import KrscaleError
 from krscale.search.studies.objectives import merit
 from krscale.search.studies.retries import SEED, was_interrupted
 from krscale.search.studies.trial_spec import StudyKey
@@ -19,8 +20,11 @@ FORBIDDEN = "forbidden"
 """User attribute of a suggestion that broke a limit and was never trained: what it broke."""
 ENDED_BY = "ended_by"
 """User attribute of a study: which of `ENDINGS` ended its tuning; empty while it goes on."""
-ENDINGS = ("trials_per_size", "target_accuracy", "max_wall_seconds", "max_epochs", "size_limits")
-"""The settings of `search` that end a study, and the limits on its students all together."""
+ENDINGS = (
+    "trials_per_size", "grid", "target_accuracy", "max_wall_seconds", "max_epochs", "size_limits",
+)  # fmt: skip
+"""The settings of `search` that end a study, a grid that has fewer points than trials were planned,
+and the limits on its students all together."""
 _RENAMED_ENDINGS = {"trials_per_rung": "trials_per_size"}
 """Journals hold the name that a setting had when they were written."""
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -34,14 +38,14 @@ class TuningStudy:
         num_waiting: Trials that are enqueued.
         num_running: Trials that were handed out and have not ended.
         best: Best validation accuracy of a complete trial, 0 before there is one.
-        given_up: Whether too many of its suggestions broke a limit.
+        given_up: Why it finds no student that is allowed; empty while it does.
         ended_by: What the journal says ended it, one of `ENDINGS`; empty while it goes on.
     """
 
     def __init__(self, key: StudyKey, study: optuna.Study) -> None:
         self.key, self.optuna = key, study
         self.num_running = 0
-        self.given_up = False
+        self.given_up = ""
         noted = study.user_attrs.get(ENDED_BY, "")
         noted = _RENAMED_ENDINGS.get(noted, noted)
         self.ended_by: str = noted if noted in ENDINGS else ""  # krscale wrote sentences once
@@ -63,6 +67,30 @@ class TuningStudy:
         """Note what ended the study, once: what would end it later is not what did."""
         if not self.ended_by:
             self._note(name)
+
+    def give_up(self, reason: str) -> None:
+        """Start no more trials, because no student that is allowed is found."""
+        self.given_up = reason
+
+    def require_room(self, planned: int) -> None:
+        """Refuse to start a trial beyond the plan; counted from the study, not from memory.
+
+        Raises:
+            KrscaleError: If as many trials as planned have been started; a defect of krscale.
+        """
+        trials = self.optuna.get_trials(deepcopy=False)
+        num_started = sum(map(self._is_of_plan, trials))
+        if num_started >= planned:
+            raise KrscaleError(
+                f"internal error: the study {self.key.name} has started {num_started} trials and "
+                f"would start another; its plan is {planned}. The search stops here. What it has "
+                f"found is in the journal; please report this."
+            )
+
+    def _is_of_plan(self, trial: FrozenTrial) -> bool:
+        """Return whether a trial was started and counts, or will when it has ended."""
+        started = trial.state is not TrialState.WAITING
+        return started and not was_interrupted(trial) and FORBIDDEN not in trial.user_attrs
 
     def reopen(self) -> None:
         """Take back that the study has ended, because it goes on."""
@@ -108,6 +136,10 @@ class FinalStudy(TuningStudy):
     def __init__(self, key: StudyKey, study: optuna.Study, tuning: TuningStudy) -> None:
         self.tuning = tuning
         super().__init__(key, study)
+
+    def _is_of_plan(self, trial: FrozenTrial) -> bool:
+        winner = self.tuning.winner()
+        return winner is not None and trial.params == winner.params and super()._is_of_plan(trial)
 
     def counted(self) -> list[FrozenTrial]:
         """Return ended trainings of the present winner's settings."""

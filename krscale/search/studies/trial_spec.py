@@ -69,9 +69,9 @@ class Listener(Protocol):
         """An epoch of a trial ended."""
 
     def on_end(
-        self, assignment: Assignment, state: TrialState, metrics: Mapping[str, float], error: str
+        self, assignment: Assignment, state: TrialState, metrics: Mapping[str, float], reason: str
     ) -> None:
-        """A trial ended: COMPLETE, PRUNED or FAIL (then with the error's text).
+        """A trial ended: COMPLETE, PRUNED (then with why it was stopped) or FAIL (with the error).
 
         A trial that was cut short and is run again is FAIL; its text begins with `INTERRUPTED`.
         """

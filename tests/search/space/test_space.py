@@ -149,6 +149,12 @@ def test_unknown_space_names_the_shipped_ones() -> None:
         ('"distill.kr_weight" = 3', 'expected "default", or a table'),
         ('"distill.mixing" = { type = "categorical", choices = [] }', "at least one value"),
         ('"distill.mixing" = { type = "categorical", choices = ["layer", "layer"] }', "twice"),
+        (
+            '"distill.kr_weight" = { type = "categorical", choices = [0.5, 1, "0.5"] }',
+            "choices: 0.5 and '0.5' are the same",
+        ),
+        ('"train.optimizer" = { type = "float", low = 0, high = 1 }', "search. A space may vary"),
+        ('"train.lr" = { type = "float", low = 0, high = 1 }', "Did you mean 'train.learning_rate"),
         ('"distill.sparsity" = { type = "float", low = 0.5, high = 0.1 }', "range is inverted"),
         ('"distill.kr_weight" = { type = "float", low = 0, high = 1, log = true }', "above 0"),
         ('"distill.kr_weight" = { type = "float", low = 0.1, high = inf }', "finite"),
@@ -214,6 +220,30 @@ def test_the_weight_of_a_term_is_a_setting_of_its_combination_alone(tmp_path: Pa
 def test_unknown_table_is_refused(tmp_path: Path, table: str) -> None:
     with pytest.raises(UserError, match=r"unknown table 'krr'|Did you mean 'dkd'|cannot be comb"):
         read(tmp_path, f"[{table}]\n")
+
+
+def test_a_table_is_found_by_the_method_it_means(tmp_path: Path) -> None:
+    """Fails if a table is passed over because its terms are in another order."""
+    text = """
+    ["kr+kd+dkd"]
+    "distill.posterior.dkd" = { type = "float", low = 0.1, high = 2.0 }
+    """
+    space = read(tmp_path, text, methods='["kr+dkd+kd"]')
+    assert list(space.by_method["kr+dkd+kd"]) == ["distill.posterior.dkd"]
+    path = tmp_path / "space.toml"
+    checked = check_space(load(None, [f"search.space='{path}'", "search.methods=['kr+dkd+kd']"]))
+    assert list(checked.by_method) == ["kr+dkd+kd"], "one method, named in two ways"
+
+
+def test_two_tables_of_one_method_are_refused(tmp_path: Path) -> None:
+    text = """
+    ["kr+kd+dkd"]
+    "distill.posterior.dkd" = { type = "float", low = 0.1, high = 2.0 }
+    ["kr+dkd+kd"]
+    "distill.posterior.kd" = { type = "float", low = 0.1, high = 2.0 }
+    """
+    with pytest.raises(UserError, match=r"space.toml: the tables 'kr\+kd\+dkd' and 'kr\+dkd\+kd'"):
+        read(tmp_path, text)
 
 
 def test_defaults_within_leaves_out_what_the_space_does_not_contain() -> None:

@@ -90,6 +90,28 @@ def test_additions_count_from_the_finished_budget_so_a_crash_adds_nothing_twice(
 
 
 @pytest.mark.parametrize(
+    "overrides",
+    [
+        ("search.trials_per_size=+4", "search.trials_per_size=+4"),
+        ("search.trials_per_size=+4", "search.trials_per_size=+8"),
+        ("search.num_final_seeds=+1", " search.num_final_seeds = +4"),
+    ],
+)
+def test_two_additions_to_one_budget_are_refused(
+    tmp_path: Path, overrides: tuple[str, str]
+) -> None:
+    """Fails if one of the two is dropped without a word."""
+    finished(tmp_path, **ONE)
+    field = overrides[0].partition("=")[0]
+    with pytest.raises(UserError, match=rf"--set {field}: is added to 2 times .*; add once"):
+        extend(tmp_path, *overrides)
+    both = extend(tmp_path, "search.trials_per_size=+4", "search.num_final_seeds=+1").search
+    assert (both.trials_per_size, both.num_final_seeds) == (9, 3)
+    again = extend(tmp_path, "search.trials_per_size=5", "search.trials_per_size=+4").search
+    assert again.trials_per_size == 9, "the command that began the run, and an addition"
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("train.num_epochs=+3", "only search.num_final_seeds and search.trials_per_size"),

@@ -1,11 +1,11 @@
-"""Optuna's samplers and pruners by the names of the config."""
+"""Optuna's samplers by the names of `search.sampler`: where the next trial is looked for."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
 import warnings
-from typing import Any, cast
+from typing import Any
 
 import optuna
 from optuna.distributions import (
@@ -14,14 +14,12 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from krscale.config import SearchConfig
 from krscale.errors import UserError
 from krscale.search.space.space import SearchSpace
-from krscale.search.studies.retries import was_interrupted
 
 EXPLORE_EVERY = 10
 """One in so many trials of TPE is drawn at random."""
@@ -96,7 +94,8 @@ def grid(space: SearchSpace, method: str) -> dict[str, list[Any]]:
             values[path] = list(range(distribution.low, distribution.high + 1, distribution.step))
         elif isinstance(distribution, FloatDistribution) and distribution.step is not None:
             count = round((distribution.high - distribution.low) / distribution.step) + 1
-            values[path] = [distribution.low + i * distribution.step for i in range(count)]
+            steps = (distribution.low + i * distribution.step for i in range(count))
+            values[path] = [min(value, distribution.high) for value in steps]  # 0.1 + 2 * 0.1 > 0.3
         else:
             raise UserError(
                 f"search.sampler: 'grid' needs a finite number of values, and {space.source}: "
@@ -165,33 +164,27 @@ def num_grid_points(study: optuna.Study) -> int | None:
     return math.prod(map(len, study.sampler._search_space.values()))
 
 
-def make_pruner(config: SearchConfig, num_epochs: int) -> BasePruner:
-    """Return the early stopping of one study, of the kind `search.early_stopping` names."""
-    if config.early_stopping == "none" or config.grace_epochs >= num_epochs:
-        return NopPruner()
-    if config.early_stopping == "median":
-        return _WithoutInterrupted(
-            MedianPruner(n_startup_trials=num_startup(config), n_warmup_steps=config.grace_epochs)
-        )
-    return _WithoutInterrupted(
-        SuccessiveHalvingPruner(
-            min_resource=config.grace_epochs, reduction_factor=config.reduction_factor
-        )
-    )
+def num_planned(config: SearchConfig, space: SearchSpace, method: str) -> int:
+    """Return how many trials each study of a method is meant to have: a grid may have fewer points.
+
+    Raises:
+        UserError: If the space is to be searched on a grid and cannot be.
+    """
+    if config.sampler != "grid":
+        return config.trials_per_size
+    points = math.prod(map(len, grid(space, method).values()))
+    return min(config.trials_per_size, points)
 
 
-def milestones(config: SearchConfig, num_epochs: int) -> tuple[int, ...]:
-    """Return the epochs at which early stopping decides; a report must not run past one."""
-    if config.early_stopping == "none":
-        return ()
-    if config.early_stopping == "median":
-        return tuple(range(config.grace_epochs, num_epochs))
-    found: list[int] = []
-    epoch = config.grace_epochs
-    while epoch < num_epochs:
-        found.append(epoch)
-        epoch *= config.reduction_factor
-    return tuple(found)
+def is_used_up(study: optuna.Study) -> bool:
+    """Return whether a study is searched on a grid of which every point has been asked for.
+
+    Optuna's sampler would go on with points that were tried before.
+    """
+    if not isinstance(study.sampler, _Grid):
+        return False
+    points = {t.system_attrs.get("grid_id") for t in study.get_trials(deepcopy=False)} - {None}
+    return len(points) >= (num_grid_points(study) or 0)
 
 
 def _require(package: str, sampler: str) -> None:
@@ -200,27 +193,3 @@ def _require(package: str, sampler: str) -> None:
             f"search.sampler: {sampler!r} needs the package {package}. Install it with "
             f"pip install 'krscale[samplers]', or choose another sampler."
         )
-
-
-class _WithoutInterrupted(BasePruner):
-    """Hides interrupted trials: each is run again, and would be compared with itself."""
-
-    def __init__(self, pruner: BasePruner) -> None:
-        self.pruner = pruner
-
-    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        return self.pruner.prune(cast(optuna.Study, _Without(study)), trial)
-
-
-class _Without:
-    """A study as pruners see it."""
-
-    def __init__(self, study: optuna.Study) -> None:
-        self._study = study
-
-    def get_trials(self, *arguments: Any, **options: Any) -> list[FrozenTrial]:
-        found = self._study.get_trials(*arguments, **options)
-        return [trial for trial in found if not was_interrupted(trial)]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)

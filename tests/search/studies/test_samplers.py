@@ -1,17 +1,24 @@
-"""Samplers and early stopping by name, and what a pruned trial teaches."""
-
-from pathlib import Path
+"""Samplers by name, what a pruned trial teaches them, and grids."""
 
 import optuna
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
 from krscale.config import SearchConfig, load
 from krscale.errors import UserError
 from krscale.search.space.space import SearchSpace, load_space
-from krscale.search.studies import sampling
-from krscale.search.studies.sampling import EXPLORE_EVERY, make_pruner, make_sampler, milestones
+from krscale.search.studies import samplers
+from krscale.search.studies.samplers import (
+    EXPLORE_EVERY,
+    grid,
+    is_used_up,
+    make_sampler,
+    num_grid_points,
+    num_planned,
+)
 
 X = FloatDistribution(0.0, 1.0)
 SPACE = SearchSpace("space.toml", {"plain": {"x": X, "n": IntDistribution(1, 3)}})
@@ -118,11 +125,32 @@ def test_same_seed_same_suggestions(name: str) -> None:
 def test_grid_visits_every_point_once() -> None:
     sampler = make_sampler(config(sampler="grid"), STEPS, "plain", 0)
     study = optuna.create_study(sampler=sampler)
-    assert sampling.num_grid_points(study) == 6
+    assert num_grid_points(study) == 6
     for _ in range(6):
+        assert not is_used_up(study)
         trial = study.ask()
         study.tell(trial, STEPS.suggest("plain", trial)["x"])
+    assert is_used_up(study)
     assert len({(t.params["x"], t.params["n"]) for t in study.trials}) == 6
+
+
+@given(low=st.integers(0, 30), step=st.integers(1, 30), count=st.integers(1, 12))
+def test_every_point_of_a_grid_lies_in_its_range(low: int, step: int, count: int) -> None:
+    """In tenths, hundredths, ...: 0.1 + 2 * 0.1 is more than 0.3."""
+    for unit in (10, 100, 1000):
+        high = low + step * (count - 1)
+        x = FloatDistribution(low / unit, high / unit, step=step / unit)
+        (values,) = grid(SearchSpace("space.toml", {"plain": {"x": x}}), "plain").values()
+        assert len(values) == round((x.high - x.low) / x.step) + 1
+        assert all(x._contains(value) for value in values)
+
+
+def test_a_grid_has_no_more_trials_than_points() -> None:
+    for wanted, planned in ((4, 4), (6, 6), (8, 6)):
+        assert (
+            num_planned(config(sampler="grid", trials_per_size=wanted), STEPS, "plain") == planned
+        )
+    assert num_planned(config(trials_per_size=8), STEPS, "plain") == 8
 
 
 def test_grid_refuses_what_has_no_finite_number_of_values() -> None:
@@ -131,29 +159,6 @@ def test_grid_refuses_what_has_no_finite_number_of_values() -> None:
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(samplers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"'cmaes' needs the package cmaes.*krscale\[samplers\]"):
         make_sampler(config(sampler="cmaes"), SPACE, "plain", 0)
-
-
-def test_median_stops_the_worse_half_after_grace_and_enough_trials(tmp_path: Path) -> None:
-    settings = config(early_stopping="median", grace_epochs=2, trials_per_size=12)
-    study = optuna.create_study(direction="maximize", pruner=make_pruner(settings, 4))
-
-    def stops(accuracy: float, epoch: int) -> bool:
-        trial = study.ask()
-        trial.report(accuracy, epoch)
-        stop = trial.should_prune()
-        study.tell(trial, accuracy, state=TrialState.COMPLETE)
-        return stop
-
-    assert [stops(accuracy, 2) for accuracy in (0.5, 0.1, 0.9)] == [False] * 3, "too few to judge"
-    assert stops(0.4, 2)
-    assert not stops(0.6, 2)
-    assert not stops(0.0, 1), "still in its grace epochs"
-
-
-def test_reports_do_not_run_past_a_decision() -> None:
-    assert milestones(config(early_stopping="asha", grace_epochs=2), 16) == (2, 4, 8)
-    assert milestones(config(early_stopping="median", grace_epochs=2), 6) == (2, 3, 4, 5)
-    assert milestones(config(early_stopping="none"), 16) == ()

@@ -1,0 +1,125 @@
+"""What an error about a field suggests: the name that was meant, and a value of the right form."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from krscale.config.experiment import Experiment
+
+_SLIP, _ALIKE = 0.9, 0.75
+"""Share of letters that two names have in common where one is a slip of the other, or may be."""
+_MOST = 3
+"""More suggestions than this are a list, and no help."""
+
+
+def field_paths(model: type[BaseModel] = Experiment, prefix: str = "") -> list[str]:
+    """Return every dotted path an override or a search space may name."""
+    paths: list[str] = []
+    for name, field in model.model_fields.items():
+        if section := _as_section(field.annotation):
+            paths += field_paths(section, f"{prefix}{name}.")
+        else:
+            paths.append(f"{prefix}{name}")
+    return paths
+
+
+def nearest_fields(dotted: str, allowed: Iterable[str]) -> list[str]:
+    """Return the fields that a wrong name most likely stands for; empty when none resembles it.
+
+    A slip or a shorter form of a name of the same section comes first (`train.epochs`), then the
+    same name in other sections (`search.num_epochs`), then what resembles it, here before there.
+    What all names of a section have in common, its own name, makes none of them alike.
+
+    Args:
+        dotted: What the user wrote, e.g. `train.optimizer`.
+        allowed: Dotted paths.
+    """
+    section, _, name = dotted.rpartition(".")
+    names = list(allowed)
+    here = [path for path in names if path.rpartition(".")[0] == section]
+    same = [path for path in names if path.rpartition(".")[2] == name]
+    if found := _most_alike(name, here, _ALIKE if not same else _SLIP):
+        return found[:1]
+    return (same or _most_alike(name, names, _ALIKE))[:_MOST]
+
+
+def explain_unknown(path: Sequence[str]) -> str:
+    """Return the sentences on a key that does not exist: what was meant, or what there is."""
+    dotted, section = ".".join(path), _section(path[:-1])
+    prefix = "".join(f"{name}." for name in path[:-1])
+    here = [f"{prefix}{name}" for name in section.model_fields]
+    if found := nearest_fields(dotted, [*here, *field_paths()]):
+        return f"Did you mean {' or '.join(map(repr, dict.fromkeys(found)))}?"
+    owner = ".".join(path[:-1]) or "An experiment"
+    return f"{owner} has: {', '.join(section.model_fields)}."
+
+
+def expected_form(path: Sequence[str], kind: str, value: Any, *, overridden: bool) -> str | None:
+    """Return what a value of another form should look like; None where pydantic's words do.
+
+    Args:
+        path: The field.
+        kind: Pydantic's name of the error.
+        value: What was given.
+        overridden: Whether it came with `--set`, not from a file.
+    """
+    dotted = ".".join(path)
+    if kind == "tuple_type":
+        return f"expected a list, e.g. {_written(path, _as_list(path, value), overridden)}"
+    if kind == "string_type":
+        return f"expected text in quotes, e.g. {str(value)!r}"
+    if kind == "dict_type":
+        example = _written(path, "{num_blocks = 2}", overridden)
+        return f"expected a table of names and values, e.g. {example}"
+    if kind == "model_type":
+        fields = _section(path).model_fields
+        return f"{dotted} is a section, not a value; it has: {', '.join(fields)}"
+    return None
+
+
+def _written(path: Sequence[str], value: str, overridden: bool) -> str:
+    return f'--set "{".".join(path)}={value}"' if overridden else f"{path[-1]} = {value}"
+
+
+def _section(path: Sequence[str]) -> type[BaseModel]:
+    """Return the section at a path, all of whose parts exist."""
+    found: type[BaseModel] = Experiment
+    for name in path:
+        found = _as_section(found.model_fields[name].annotation) or found
+    return found
+
+
+def _as_section(annotation: Any) -> type[BaseModel] | None:
+    is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return annotation if is_section else None
+
+
+def _as_list(path: Sequence[str], value: Any) -> str:
+    """Return what was given as a list, or the field's default where that cannot be said."""
+    field = _section(path[:-1]).model_fields[path[-1]]
+    parts = value.strip("[]() ").split(",") if isinstance(value, str) else []
+    items = [item for part in parts if (item := part.strip(" '\""))] or list(field.default)
+    of_text = get_args(field.annotation)[:1] == (str,)
+    return "[" + ", ".join(repr(item) if of_text else str(item) for item in items) + "]"
+
+
+def _most_alike(name: str, paths: Iterable[str], least: float) -> list[str]:
+    scores = {path: _likeness(name, path.rpartition(".")[2]) for path in paths}
+    found = [path for path, score in scores.items() if score >= least]
+    return sorted(found, key=lambda path: -scores[path])
+
+
+def _likeness(name: str, field: str) -> float:
+    written, known = _words(name), _words(field)
+    is_shorter = written <= known or known <= written  # `epochs`, `batch_size`
+    is_initials = name.lower() == "".join(word[0] for word in field.split("_"))  # `lr`
+    alike = difflib.SequenceMatcher(None, name.lower(), field).ratio()
+    return max(alike, _SLIP) if is_shorter or is_initials else alike
+
+
+def _words(name: str) -> set[str]:
+    return {word.removesuffix("s") for word in name.lower().replace("-", "_").split("_")}

@@ -146,7 +146,7 @@ class _SuccessiveHalving(_Explaining):
         self, trial: FrozenTrial, others: Sequence[FrozenTrial]
     ) -> tuple[float, float, str]:
         # Optuna notes the value of each trial at each milestone; the last one stopped this trial.
-        reached = [name for name in trial.system_attrs if name.startswith("completed_size_")]
+        reached = [name for name in trial.system_attrs if name.startswith("completed_rung_")]
         milestone = max(reached, key=lambda name: int(name.rpartition("_")[2]))
         value = float(trial.system_attrs[milestone])
         values = [value, *(float(o.system_attrs[milestone]) for o in others

@@ -75,7 +75,7 @@ def test_finals_that_are_miscounted_stop_at_their_plan(
     forget_ended_trials(monkeypatch, FinalStudy)
     winner = found.winner("plain", "1/4")
     assert winner is not None
-    found.studies[key].enqueue_trial(winner.params, user_attrs={"seed": 1})
+    found.optuna_studies[key].enqueue_trial(winner.params, user_attrs={"seed": 1})
     found.studies[key].recount()
     with pytest.raises(KrscaleError, match=r"plain@1/4 final has started 2 trials .* plan is 2"):
         found.next()
@@ -88,7 +88,7 @@ def test_trials_that_are_cut_short_do_not_fill_the_plan(tmp_path: Path) -> None:
         found.interrupt(next_of(found, key), Cause.WORKER, {}, "gone")
     play_all(found)
     assert len(found.counted(key)) == 5
-    assert len(found.studies[key].trials) == 5 + 12
+    assert len(found.optuna_studies[key].trials) == 5 + 12
 
 
 def test_finals_that_wait_from_a_larger_plan_are_not_run(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_settings_that_win_are_trained_again_whatever_the_limits_say(tmp_path: P
             return {} if self.allowed else {"slow": 1.0}
 
     sizes = Shrinking({size.capacity: size for size in RUNGS})
-    found = ladder(tmp_path, experiment(**ONE), sizes=sizes)
+    found = ladder(tmp_path, experiment(**ONE), size_resolver=sizes)
     while isinstance(upcoming := found.next(), Assignment) and not upcoming.key.final:
         play(found, upcoming)
     sizes.allowed = False
@@ -149,7 +149,7 @@ def test_a_grid_is_tried_point_by_point_and_never_twice(
     sizes = (OnlyMuchMomentum if forbids else FixedSizeResolver)(
         {size.capacity: size for size in RUNGS}
     )
-    found = ladder(tmp_path, config, sizes=sizes)
+    found = ladder(tmp_path, config, size_resolver=sizes)
     key = StudyKey("plain", "1/4")
     first = next_of(found, key)
     found.interrupt(first, Cause.WORKER, {}, "gone")  # its point is tried again, no other twice
@@ -231,7 +231,7 @@ def test_a_trial_that_went_beyond_a_verdict_is_not_said_to_be_stopped(tmp_path: 
     metrics = {"val/accuracy": 0.95, "val/loss": 0.0, "epoch": 4.0}
     found.report(worse, metrics)
     found.finish(worse, TrialState.COMPLETE, metrics)
-    assert STOPPED not in found.studies[key].trials[worse.number].user_attrs
+    assert STOPPED not in found.optuna_studies[key].trials[worse.number].user_attrs
 
 
 def continued(folder: Path, listener: Reasons | None = None) -> Ladder:

@@ -13,7 +13,8 @@ from krscale.setup.assemble import describe
 def describe_plan(experiment: Experiment) -> str:
     """Return the resolved experiment, every size's model, and the planned work, as text."""
     plan = describe(experiment)
-    space = fitting_space(experiment, describe_data(experiment.data, experiment.cache_path))
+    source = describe_data(experiment.data, experiment.cache_path)
+    space = fitting_space(experiment, source)
     config, train = experiment.search, experiment.train
     num_studies = len(config.methods) * len(plan.sizes)
     num_trials = num_studies * config.trials_per_size
@@ -48,4 +49,6 @@ def describe_plan(experiment: Experiment) -> str:
         f"{plan.num_train:,} images)",
         f"  run folder: {experiment.run_path}",
     ]
+    if source.notes:
+        lines += ["", "Data:", *(f"  {note}" for note in source.notes)]
     return "\n".join(lines)

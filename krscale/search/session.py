@@ -67,7 +67,9 @@ def run_session(
         )
     with Progress(quiet=quiet, planned=_planned(experiment)) as progress:
         progress.phase("data")
-        dataset = prepare_data(experiment.data, experiment.cache_path, progress.advance)
+        dataset = prepare_data(
+            experiment.data, experiment.cache_path, progress.advance, progress.note
+        )
         size_resolver = StudentSizeResolver(experiment, dataset)
         sizes = size_resolver.allowed(ladder_sizes(experiment, dataset), progress.note)
         space = fitting_space(experiment, dataset)

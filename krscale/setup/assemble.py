@@ -47,6 +47,9 @@ class Reporter(Protocol):
     def advance(self, done: int, total: int) -> None:
         """So much of it is done."""
 
+    def note(self, text: str) -> None:
+        """What the user should read once."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -79,7 +82,7 @@ def prepare(
     check_methods(experiment)
     device = pick_device(experiment.train.device)
     reporter.phase("data")
-    dataset = prepare_data(experiment.data, experiment.cache_path, reporter.advance)
+    dataset = prepare_data(experiment.data, experiment.cache_path, reporter.advance, reporter.note)
     check_views(experiment.views, dataset.image_shape)
     check_models(experiment, dataset)
     reporter.phase("teacher")

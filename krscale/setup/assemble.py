@@ -29,7 +29,7 @@ from krscale.knowledge.taps import TappedModel
 from krscale.methods import MethodContext, build_method, method_settings, parse_method
 from krscale.methods.base import Learner
 from krscale.models.capacity import count_flops, num_parameters
-from krscale.parallel import Workers
+from krscale.parallel import Workers, check_batch_norm
 from krscale.setup.sizes import StudentSize, Task, build_student, build_teacher, ladder_sizes
 from krscale.setup.stages import check_stages, methods_of
 from krscale.setup.store_spec import StoreRecipe
@@ -250,6 +250,10 @@ def check_models(experiment: Experiment, task: Task) -> None:
     if "granularity" in method_settings(experiment.distill.method):
         split_taps(experiment.distill.granularity, len(taps) + 1, stage_ends)
     check_stages(experiment, task, taps, student, student_taps)
+    batch = (task.num_train, experiment.train.global_batch_size)
+    if not experiment.teacher.weights:
+        check_batch_norm(teacher, task.image_shape, batch, "teacher")
+    check_batch_norm(student, task.image_shape, batch, "student")
 
 
 def check_methods(experiment: Experiment) -> None:

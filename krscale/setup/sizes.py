@@ -32,6 +32,10 @@ class Task(Protocol):
     def image_shape(self) -> tuple[int, int, int]:
         """`(C, H, W)`."""
 
+    @property
+    def num_train(self) -> int:
+        """Images of the training split."""
+
 
 @dataclass(frozen=True)
 class StudentSize:

@@ -10,7 +10,12 @@ from krscale.search.space.space import COMMON, SearchSpace, find_space, load_spa
 from krscale.setup.assemble import check_models, num_teacher_taps
 from krscale.setup.sizes import Task
 
-SHAPING: dict[str, Any] = {"teacher": True, "student": True, "distill": {"method", "granularity"}}
+SHAPING: dict[str, Any] = {
+    "teacher": True,
+    "student": True,
+    "distill": {"method", "granularity"},
+    "train": {"global_batch_size"},
+}
 """All that `check_models` reads of what a space can change."""
 
 

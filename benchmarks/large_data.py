@@ -197,6 +197,9 @@ class _Phases:
     def advance(self, done: int, total: int) -> None:
         """Nobody watches."""
 
+    def note(self, text: str) -> None:
+        print(f"  {text}", file=sys.stderr, flush=True)
+
 
 class _Peaks:
     """Looks at the process every 20 ms."""

@@ -6,6 +6,8 @@ process group; without one, everything here is that of a single worker.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -13,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from krscale.errors import UserError
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -94,11 +98,95 @@ def convert_batch_norm(model: AnyModule, workers: Workers) -> AnyModule:
     return model
 
 
+def smallest_batch(num_samples: int, global_batch_size: int) -> int:
+    """Return the samples of the smallest global batch, where an epoch is shared over its steps."""
+    return num_samples // -(-num_samples // global_batch_size)
+
+
+def check_batch_norm(
+    model: nn.Module, image_shape: tuple[int, ...], batch: tuple[int, int], where: str
+) -> None:
+    """Refuse a network that would normalise a single value per channel, whose variance is 0.
+
+    That takes a batch of one image and maps of 1x1. The shares of workers do not matter: batch norm
+    is over all of them. Without running statistics it happens in eval mode, too.
+
+    Args:
+        model: Runs on an image of zeros in eval mode, if need be; nothing in it changes.
+        image_shape: `(C, H, W)`.
+        batch: Samples of an epoch, and of a global batch at most.
+        where: What the network is.
+
+    Raises:
+        UserError: Naming the batch norm and the batch size.
+    """
+    was_training = model.training
+    model.train()  # a network may keep norms in eval mode: they are not trained
+    norms = {
+        module: f"{where}: batch norm {name!r}"
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm)
+        and (module.running_mean is None or (module.training and smallest_batch(*batch) == 1))
+    }
+
+    def check(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].numel() > inputs[0].shape[1]:
+            return
+        if norm.running_mean is None:
+            raise UserError(
+                f"{norms[norm]} keeps no running statistics, so it cannot judge a single image: "
+                "its maps are 1x1 there, and one value has no variance. Leave out "
+                "track_running_stats=False."
+            )
+        raise UserError(
+            f"{norms[norm]} cannot be trained with train.global_batch_size = {batch[1]}: "
+            f"{batch[0]} training images then give batches of a single one, whose maps are 1x1 "
+            "there, and one value has no variance. Use 3 or more."
+        )
+
+    handles = [norm.register_forward_pre_hook(check) for norm in norms]
+    try:
+        if not norms:
+            return
+        like = next(iter(model.parameters()), torch.empty(0))
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, *image_shape, dtype=like.dtype, device=like.device))
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def explain_single_values(num_images: int, global_size: int) -> Iterator[None]:
+    """Name the batch where a norm that `check_batch_norm` does not know meets a single value.
+
+    Args:
+        num_images: This worker's share of the batch.
+        global_size: The whole batch.
+
+    Raises:
+        UserError: Instead of torch's error.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"train.global_batch_size: a norm of the network got a single value per channel in a "
+            f"batch of {global_size}, of which this worker has {num_images} ({error}). Use a "
+            "larger batch, fewer workers (train.num_workers), or nn.BatchNorm modules, which are "
+            "shared by all workers."
+        ) from error
+
+
 class SharedBatchNorm(_BatchNorm):
     """Batch norm over the samples of all workers; a worker may hold none.
 
     With a single value per channel over all workers the variance is 0, where `nn.BatchNorm1d`
-    raises: knowing it here would make every step wait for the device.
+    raises: knowing it here would make every step wait for the device. `check_batch_norm` refuses it
+    before the first step.
 
     Args:
         norm: The batch norm to replace; its parameters and buffers are taken over.

@@ -54,3 +54,6 @@ class _Silent:
 
     def advance(self, done: int, total: int) -> None:
         pass
+
+    def note(self, text: str) -> None:
+        print(f"  {text}", flush=True)

@@ -62,6 +62,9 @@ class DataConfig(Section):
     """Share of the non-test images kept for validation; every selection uses it."""
     test_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.25
     """Share of all images kept for test, where the source has no test split of its own."""
+    allow_duplicates: bool = False
+    """Whether two splits may hold the same image, pixel by pixel; `false` keeps copies in one split
+    where krscale cuts, and refuses them in splits of your own."""
     glyphs: GlyphsConfig = GlyphsConfig()
     """Settings of the source `glyphs`."""
     files: FilesConfig = FilesConfig()

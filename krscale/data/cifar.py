@@ -142,7 +142,7 @@ class _Cifar:
             np.concatenate([batch.labels for batch in batches[:-1]]),
         )
         classes = version.read_classes(files[version.classes], f"{self.path}: {version.classes}")
-        return SourceData(classes, {"train": train, "test": batches[-1]})
+        return SourceData(classes, {"train": train, "test": batches[-1]}, published=True)
 
     def _read_files(self) -> tuple[Version, dict[str, bytes]]:
         if self.path.is_dir():

@@ -13,9 +13,10 @@ from filelock import FileLock
 
 from krscale.config import DataConfig, fingerprint
 from krscale.data.arrow import Split, read_split, write_split
-from krscale.data.source import Report, Source, SplitName
+from krscale.data.cutting import cut_splits
+from krscale.data.source import Note, Report, Source, SplitName
 from krscale.data.sources import open_source
-from krscale.data.splitting import channel_statistics, check_source, cut_splits
+from krscale.data.splitting import channel_statistics, check_source
 from krscale.errors import UserError, unknown_name
 from krscale.files import new_folder, sha256, write_json
 
@@ -55,6 +56,11 @@ class Dataset:
         """Number of classes `K`."""
         return len(self.classes)
 
+    @property
+    def num_train(self) -> int:
+        """Images of the training split."""
+        return self.num_samples["train"]
+
     def split(self, name: SplitName) -> Split:
         """Map a split into memory; only final evaluations may open `"test"`.
 
@@ -85,17 +91,21 @@ class Dataset:
                 )
 
 
-def prepare_data(config: DataConfig, cache: Path, report: Report | None = None) -> Dataset:
+def prepare_data(
+    config: DataConfig, cache: Path, report: Report | None = None, note: Note | None = None
+) -> Dataset:
     """Build the data set once under `cache`; later calls, in any process, reuse it.
 
     Args:
         config: Source, options and fractions of the splits.
         cache: Folder of what runs share; data sets live in `cache/data`.
         report: Called with the items done and all items while the source is read.
+        note: Called, when the data set is built, with what the user should know of it: files that
+            were passed over, copies of images.
 
     Raises:
         UserError: If the source is unknown or refuses its options, or its images cannot be
-            learned from (see `check_source`).
+            learned from (see `check_source`), or not be cut (see `cut_splits`).
     """
     source = open_source(config)
     identity = _identity(config, source)
@@ -104,7 +114,10 @@ def prepare_data(config: DataConfig, cache: Path, report: Report | None = None) 
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):
             if not path.is_dir():
-                _build(path, config, source, identity, report or _silent)
+                notes = _build(path, config, source, identity, report or _silent)
+                if note:
+                    for text in notes:
+                        note(text)
     return open_data(path)
 
 
@@ -156,27 +169,34 @@ def _identity(config: DataConfig, source: Source) -> dict[str, Any]:
     cuts = {name: f for name, f in fractions.items() if name not in source.own_splits}
     if cuts:
         identity["cuts"] = {**cuts, "seed": config.seed}
+    if config.allow_duplicates:  # left out otherwise, as in data sets older than the setting
+        identity["allow_duplicates"] = True
     return identity
 
 
 def _build(
     path: Path, config: DataConfig, source: Source, identity: dict[str, Any], report: Report
-) -> None:
+) -> list[str]:
+    """Build the folder and return what the user should know of its content."""
     data = source.read(report)
     check_source(config.source, data)
     # Beside the data, since a temporary folder of the system may itself be memory.
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-        splits = cut_splits(data, config, Path(scratch))
-        mean, std = channel_statistics(splits["train"])
+        cut = cut_splits(data, config, Path(scratch))
+        train = cut.splits["train"]
+        mean, std = channel_statistics(train)
         facts = {
             "source": config.source,
-            "identity": identity,
+            # Known only now, so it is in the fingerprint but not in the name of the folder.
+            "identity": identity | ({"rules": cut.rules} if cut.rules else {}),
             "classes": data.classes,
-            "image_shape": splits["train"].image_shape,
+            "image_shape": train.image_shape,
             "mean": mean,
             "std": std,
+            "notes": [*data.notes, *cut.notes],
         }
-        write_data(path, splits, facts)
+        write_data(path, cut.splits, facts)
+    return [*data.notes, *cut.notes]
 
 
 def write_data(path: Path, splits: Mapping[SplitName, Split], facts: Mapping[str, Any]) -> None:

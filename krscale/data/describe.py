@@ -14,7 +14,7 @@ from krscale.data.splitting import check_source, cut_rows
 def describe_data(config: DataConfig, cache: Path) -> Description:
     """Return the sizes of a data set: from the cache, else from the source's settings or images.
 
-    Nothing is written.
+    Nothing is written. Copies of images are not looked for, since that takes decoding all of them.
     """
     path = dataset_path(config, cache)
     if path.is_dir():
@@ -28,5 +28,5 @@ def describe_data(config: DataConfig, cache: Path) -> Description:
     check_source(config.source, data)
     train = data.splits["train"]
     channels, height, width = train.image_shape
-    _, rows = cut_rows(data, config)["train"]
-    return Description(len(data.classes), (channels, height, width), len(rows))
+    _, rows = cut_rows(data, config).rows["train"]
+    return Description(len(data.classes), (channels, height, width), len(rows), data.notes)

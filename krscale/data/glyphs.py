@@ -75,7 +75,7 @@ class Glyphs:
             name: Split(images[number], renderers[number].labels(torch.arange(size)).numpy())
             for number, (name, size) in enumerate(zip(_SPLITS, sizes, strict=True))
         }
-        return SourceData(tuple(characters), splits)
+        return SourceData(tuple(characters), splits, published=True)
 
 
 def hold_out(face_set: FaceSet, seed: int) -> dict[SplitName, tuple[str, ...]]:

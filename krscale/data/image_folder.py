@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,31 @@ from krscale.config import DataConfig
 from krscale.data.arrow import Images
 from krscale.data.decoding import Decoder, piece_size
 from krscale.data.own_files import (
-    SPLIT_NAMES,
+    alike,
+    check_text,
     class_names,
     existing_path,
     files_identity,
     own_splits,
+    splits_of_folders,
     to_labels,
 )
-from krscale.data.source import Description, Report, SourceData, SplitName
+from krscale.data.source import Description, Place, Report, SourceData, SplitName
 from krscale.data.stream import Stream
+from krscale.data.walking import Found, is_hidden_folder, printable, walk
 from krscale.errors import UserError
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+Pieces = Iterator[Images]
 WANTED = "CLASS/IMAGE.png in it, or train/CLASS/IMAGE.png (and val/..., test/...)"
 
 
 class ImageFolder:
     """Image files, whose folder is their class.
 
-    Files of other types and hidden ones are passed over. Where every folder is named after a split,
-    classes are the folders in these, and no image crosses from one split to another.
+    Files of other types, hidden ones and those of systems are passed over and counted. Where every
+    folder is named after a split, classes are the folders in these, and no image crosses from one
+    split to another.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -41,25 +46,28 @@ class ImageFolder:
         self.path = existing_path(config, f"a folder with {WANTED}")
         if not self.path.is_dir():
             raise UserError(f"data.path: {self.path}: not a folder; expected {WANTED}.")
-        names = [folder.name for folder in _folders(self.path)]
-        self.is_split = "train" in names and all(name in SPLIT_NAMES for name in names)
+        self.top, folders = _folders(self.path)
+        self.roots: dict[SplitName, Path] = {"train": self.path}
+        splits = splits_of_folders([folder.name for folder in folders], str(self.path))
+        if splits:
+            self.roots = {splits[folder.name]: folder for folder in folders}
 
     @property
     def own_splits(self) -> tuple[SplitName, ...]:
         """Return the splits that have a folder of their own."""
         return own_splits(self.roots)
 
-    @property
-    def roots(self) -> dict[SplitName, Path]:
-        """Return the folder of classes of each split."""
-        if not self.is_split:
-            return {"train": self.path}
-        return {SPLIT_NAMES[folder.name]: folder for folder in _folders(self.path)}
-
     @cached_property
     def files(self) -> Mapping[SplitName, Sequence[tuple[str, str]]]:
         """Return class and path of every image."""
-        return {name: _images(root) for name, root in self.roots.items()}
+        found: dict[SplitName, list[tuple[str, str]]] = {}
+        self.seen = Found()
+        if self.path not in self.roots.values():
+            self.seen.add(self.top)
+        for name, root in self.roots.items():
+            found[name] = _images(root, self.seen)
+        self.seen.check(self.path)
+        return found
 
     def identity(self) -> Mapping[str, Any]:
         """Return settings, and name, size and time of every file."""
@@ -73,10 +81,13 @@ class ImageFolder:
     def read(self, report: Report) -> SourceData:
         """Return the labels, and streams that decode the images."""
         names = {s: np.array([name for name, _ in f], object) for s, f in self.files.items()}
-        classes = class_names(self.config.files.classes, names["train"], str(self.path))
-        first = self.files["train"][0][1]
+        paths = {s: [file for _, file in f] for s, f in self.files.items()}
+        locations = {split: _Names(files) for split, files in paths.items()}
+        given = self.config.files.classes
+        classes = class_names(given, names["train"], locations["train"])
+        first = paths["train"][0]
         decoder = Decoder(self.config.files)
-        shape = decoder.decode(first, lambda: first).shape
+        shape = decoder.decode(first, partial(locations["train"], 0)).shape
         total, done = sum(len(found) for found in self.files.values()), 0
 
         def count(number: int) -> None:
@@ -85,48 +96,67 @@ class ImageFolder:
             report(done, total)
 
         streams: dict[SplitName, Stream] = {}
-        for split, found in self.files.items():
-            files = [file for _, file in found]
-            labels = to_labels(names[split], classes, files.__getitem__)
+        for split, files in paths.items():
+            labels = to_labels(names[split], classes, locations[split])
 
-            def pieces(files: Sequence[str] = files) -> Iterator[Images]:
+            def pieces(files: Sequence[str] = files, place: Place = locations[split]) -> Pieces:
                 size = piece_size(shape)
                 batches = (files[start : start + size] for start in range(0, len(files), size))
-                for piece in decoder.pieces(batches, shape, files.__getitem__):
+                for piece in decoder.pieces(batches, shape, place):
                     yield piece
                     count(len(piece))
 
             streams[split] = Stream(labels, shape, pieces)
-        return SourceData(classes, streams)
+        notes = (*self.seen.notes(self.path), *alike(classes, str(self.path)))
+        return SourceData(classes, streams, locations, notes)
 
 
-def _folders(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+@dataclass(frozen=True)
+class _Names:
+    """Words where an image is: its path, in characters that can be written down."""
+
+    files: Sequence[str]
+
+    def __call__(self, number: int) -> str:
+        return printable(self.files[number])
 
 
-def _images(root: Path) -> list[tuple[str, str]]:
-    """Return class and path of every image below `root`, sorted.
+def _folders(path: Path) -> tuple[Found, list[Path]]:
+    """Return the folders in a folder, sorted, and what else is in it.
+
+    Raises:
+        UserError: If a name is not text.
+    """
+    found, folders = Found(), []
+    for entry in sorted(path.iterdir()):
+        if entry.name.startswith(".") or (entry.is_dir() and is_hidden_folder(entry.name)):
+            found.hidden[entry.name] += 1
+        elif entry.is_dir():
+            check_text(entry.name, str(entry))
+            folders.append(entry)
+        elif entry.suffix.lower() in SUFFIXES:
+            found.outside.append(str(entry))
+        else:
+            found.others[entry.suffix.lower() or "no suffix"] += 1
+    return found, folders
+
+
+def _images(root: Path, seen: Found) -> list[tuple[str, str]]:
+    """Return class and path of every image below `root`, sorted; the rest is added to `seen`.
 
     Raises:
         UserError: If there is no class, or one without an image.
     """
-    folders = _folders(root)
+    beside, folders = _folders(root)
+    seen.add(beside)
     if not folders:
         raise UserError(f"data.path: {root}: no folder of a class in it; expected {WANTED}.")
-    found: list[tuple[str, str]] = []
+    images: list[tuple[str, str]] = []
     for folder in folders:
-        files = sorted(_files(folder))
-        if not files:
+        found = walk(folder, SUFFIXES)
+        if not found.files and not found.broken:
             kinds = ", ".join(sorted(SUFFIXES))
             raise UserError(f"data.path: {folder}: no image in this class ({kinds}).")
-        found += [(folder.name, file) for file in files]
-    return found
-
-
-def _files(folder: Path) -> Iterator[str]:
-    """Yield the images below a folder as text: a Path each would be the larger part of a scan."""
-    for place, _, names in os.walk(folder):
-        for name in names:
-            suffix = name[name.rfind(".") :].lower()
-            if suffix in SUFFIXES and not name.startswith("."):
-                yield f"{place}{os.sep}{name}"
+        images += [(folder.name, file) for file in sorted(found.files)]
+        seen.add(found)
+    return images

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ import numpy.typing as npt
 
 from krscale.config import DataConfig
 from krscale.data.arrow import Labels
-from krscale.data.source import SplitName
+from krscale.data.source import Place, SplitName
+from krscale.data.walking import printable
 from krscale.errors import UserError, nearest
 
 MAX_CLASSES = 2**16
@@ -25,6 +28,8 @@ SPLIT_NAMES: dict[str, SplitName] = {
     "test": "test",
 }
 """Names of folders, or first words of file names, that say which split is in them."""
+OTHER_NAMES: dict[str, SplitName] = {**SPLIT_NAMES, "training": "train", "testing": "test"}
+"""Read in any case, but only where no name is one of `SPLIT_NAMES` as it is written there."""
 
 Values = npt.NDArray[Any]
 """Labels as they are written: `[N]` whole numbers, or `[N]` names as objects."""
@@ -52,9 +57,13 @@ def files_identity(config: DataConfig, root: Path, files: Iterable[str]) -> dict
     """
     digest, num_files = hashlib.sha256(), 0
     for file in files:
-        facts = Path(file).stat()
+        try:
+            facts = Path(file).stat()
+        except OSError as error:
+            raise UserError(f"{printable(file)}: cannot be read ({error.strerror}).") from None
         name = file.removeprefix(str(root))
-        digest.update(f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+        # A name may hold bytes that are no UTF-8; they come back as they are on the disk.
+        digest.update(os.fsencode(f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\n"))
         num_files += 1
     settings = config.files.model_dump(mode="json")
     return {"files": digest.hexdigest(), "num_files": num_files, **settings}
@@ -65,46 +74,130 @@ def own_splits(files: Mapping[SplitName, object]) -> tuple[SplitName, ...]:
     return tuple(name for name in files if name != "train")
 
 
+def splits_of_folders(names: Sequence[str], where: str) -> dict[str, SplitName]:
+    """Return the split that each folder is named after; nothing unless all of them are.
+
+    Raises:
+        UserError: If two are named after the same split.
+    """
+    table: Mapping[str, SplitName] = SPLIT_NAMES
+    found = {name: table[name] for name in names if name in table}
+    if not found:
+        table = OTHER_NAMES
+        found = {name: table[name.lower()] for name in names if name.lower() in table}
+    if len(found) < len(names) or "train" not in found.values():
+        return {}
+    for split in table.values():
+        same = [name for name in names if found[name] == split]
+        if len(same) > 1:
+            raise UserError(
+                f"data.path: {where}: {' and '.join(same)} are both named after the split "
+                f"{split}; put them together, or rename one."
+            )
+    return found
+
+
 @dataclass(frozen=True)
 class ImageLocations:
-    """Where the images of a split are.
+    """Where the values of a column are, split by split.
 
     Attributes:
         files: In order.
-        num_rows: Images in each.
+        num_rows: Rows of each.
+        column: Its name.
+        start: Row at which the first file begins.
     """
 
     files: Sequence[Path]
     num_rows: Sequence[int]
+    column: str
+    start: int = 0
 
     def __call__(self, number: int) -> str:
-        """Word where an image is: file and row, both as other programs count them."""
+        """Word where a value is: file, column and row, all as other programs count them."""
         ends = np.cumsum(self.num_rows)
         file = int(np.searchsorted(ends, number, side="right"))
-        row = number - int(ends[file] - self.num_rows[file])
-        return f"{self.files[file]}: row {row}"
+        row = number - int(ends[file] - self.num_rows[file]) + (0 if file else self.start)
+        return f"{self.files[file]}: column {self.column!r}: row {row}"
 
 
-def class_names(given: Sequence[str], found: Values, where: str) -> tuple[str, ...]:
+def class_names(given: Sequence[str], found: Values, place: Place) -> tuple[str, ...]:
     """Return the names of the classes: those given, else those found in the training images.
 
+    Args:
+        given: `data.files.classes`.
+        found: Labels of the training images as they are written.
+        place: Words where each of them is.
+
     Raises:
-        UserError: If the labels are numbers too large to be classes.
+        UserError: If numbers are too large to be classes, or names are empty or differ only in what
+            nobody sees.
     """
     if given:
         return tuple(given)
     if found.dtype == object:
-        return tuple(sorted(set(found)))
+        names = tuple(sorted(set(found)))
+        _check_names(names, found, place)
+        return names
+    first = int(np.argmax(found)) if len(found) else 0
     largest = int(found.max(initial=-1))
     if largest >= MAX_CLASSES:
         raise UserError(
-            f"{where}: the label {largest} would make more than {MAX_CLASSES} classes; is "
+            f"{place(first)}: the label {largest} would make more than {MAX_CLASSES} classes; is "
             "data.files.label_column the right one?"
         )
     return tuple(str(number) for number in range(largest + 1))
 
 
-def to_labels(values: Values, classes: Sequence[str], place: Callable[[int], str]) -> Labels:
+def _check_names(names: Sequence[str], found: Values, place: Place) -> None:
+    by_look: dict[str, str] = {}
+    for name in names:
+        where = place(int(np.flatnonzero(found == name)[0]))
+        check_text(name, where)
+        look = same_look(name)
+        if not look:
+            raise UserError(f"{where}: the label {name!r} is empty.")
+        if look in by_look:
+            raise UserError(
+                f"{where}: the class {name!a} looks like the class {by_look[look]!a}: they "
+                "differ in spaces at their ends or in the Unicode form of a letter; make them one."
+            )
+        by_look[look] = name
+
+
+def same_look(name: str) -> str:
+    """Return what is seen of a name: without spaces at its ends, in one Unicode form."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def check_text(name: str, where: str) -> None:
+    """Refuse the name of a class that cannot be written down.
+
+    Raises:
+        UserError: If it holds bytes that are no UTF-8.
+    """
+    if printable(name) != name:
+        raise UserError(
+            f"data.path: {printable(where)}: the name of a class is not UTF-8: rename it."
+        )
+
+
+def alike(classes: Sequence[str], where: str) -> tuple[str, ...]:
+    """Say which names of classes differ in case only, in one line, or nothing.
+
+    They are not refused: letters are classes of their own.
+    """
+    by_case: dict[str, list[str]] = {}
+    for name in classes:
+        if len(name) > 1:
+            by_case.setdefault(name.casefold(), []).append(name)
+    same = [" / ".join(names) for names in by_case.values() if len(names) > 1]
+    if not same:
+        return ()
+    return (f"{where}: classes that differ in case only: {', '.join(same[:5])}.",)
+
+
+def to_labels(values: Values, classes: Sequence[str], place: Place) -> Labels:
     """Return `values` as indices into the classes.
 
     Raises:
@@ -123,8 +216,12 @@ def to_labels(values: Values, classes: Sequence[str], place: Callable[[int], str
 
 def _outside(value: Any, classes: Sequence[str], where: str, count: int) -> UserError:
     allowed = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
-    guess = nearest(value, classes) if isinstance(value, str) else None
-    hint = f" Did you mean {guess!r}?" if guess else ""
+    hint = ""
+    if isinstance(value, str):
+        same = next((name for name in classes if same_look(name) == same_look(value)), None)
+        guess = same or nearest(value, classes)
+        hint = f" Did you mean {ascii(guess) if same else repr(guess)}?" if guess else ""
+        value = ascii(value) if same else printable(value)
     number = "" if isinstance(value, str) else f" (numbers 0..{len(classes) - 1})"
     more = f" and {count - 1} more" if count > 1 else ""
     return UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ import pyarrow.parquet as pq
 from krscale.config import DataConfig
 from krscale.data.arrow import Images
 from krscale.data.decoding import Decoder, piece_size
+from krscale.data.label_column import label_values
 from krscale.data.own_files import (
+    OTHER_NAMES,
     SPLIT_NAMES,
     ImageLocations,
     Values,
+    alike,
     class_names,
     existing_path,
     files_identity,
@@ -25,6 +29,7 @@ from krscale.data.own_files import (
 )
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.data.stream import Stream
+from krscale.data.walking import Found, is_hidden_folder, printable, walk
 from krscale.errors import UserError, unknown_name
 
 WANTED = "a .parquet file, or a folder with such files"
@@ -42,7 +47,11 @@ class Parquet:
     def __init__(self, config: DataConfig) -> None:
         self.config, self.settings = config, config.files
         self.path = existing_path(config, WANTED)
-        self.files = _by_split(self.path)
+        self.seen = Found()
+        if self.path.is_dir():
+            self.seen = walk(self.path, frozenset((".parquet",)), _is_hidden)
+            self.seen.check(self.path)
+        self.files = _by_split(self.path, sorted(map(Path, self.seen.files)))
 
     @property
     def own_splits(self) -> tuple[SplitName, ...]:
@@ -62,10 +71,13 @@ class Parquet:
         """Return the labels, and streams that decode the images."""
         found = {split: self._labels(files) for split, files in self.files.items()}
         values, where = found["train"]
-        classes = class_names(self.settings.classes, values, str(self.path))
         if not len(values):
             raise UserError(f"{self.path}: there are no training images.")
-        shape = self._shape(where)
+        classes = class_names(self.settings.classes, values, where)
+        locations = {
+            s: replace(p, column=self.settings.image_column) for s, (_, p) in found.items()
+        }
+        shape = self._shape(locations["train"])
         total, done = sum(len(values) for values, _ in found.values()), 0
 
         def count(number: int) -> None:
@@ -74,29 +86,34 @@ class Parquet:
             report(done, total)
 
         streams: dict[SplitName, Stream] = {}
-        for split, (values, locations) in found.items():
+        for split, (values, where) in found.items():
 
-            def pieces(locations: ImageLocations = locations) -> Iterator[Images]:
+            def pieces(locations: ImageLocations = locations[split]) -> Iterator[Images]:
                 for piece in self._pieces(locations, shape):
                     yield piece
                     count(len(piece))
 
-            streams[split] = Stream(to_labels(values, classes, locations), shape, pieces)
-        return SourceData(classes, streams)
+            streams[split] = Stream(to_labels(values, classes, where), shape, pieces)
+        notes = (*self.seen.notes(self.path), *alike(classes, str(self.path)))
+        return SourceData(classes, streams, locations, notes)
 
     def _labels(self, files: Sequence[Path]) -> tuple[Values, ImageLocations]:
         """Return the labels of all rows as they are written, and where the rows are."""
         name = self.settings.label_column
         parts: list[Values] = []
         for file in files:
-            batches = _batches(file, name, "label_column", _LABEL_ROWS)
-            columns = [_label_values(column, file) for column in batches]
+            start, columns = 0, []
+            for column in _batches(file, name, "label_column", _LABEL_ROWS):
+                columns.append(
+                    label_values(column, ImageLocations([file], [len(column)], name, start))
+                )
+                start += len(column)
             parts.append(np.concatenate(columns) if columns else np.empty(0, np.int64))
         rows = [len(part) for part in parts]
         filled = [part for part in parts if len(part)]
         if len({part.dtype == object for part in filled}) > 1:
             raise UserError(f"{self.path}: column {name!r} holds numbers in some files only.")
-        return np.concatenate(filled or parts), ImageLocations(files, rows)
+        return np.concatenate(filled or parts), ImageLocations(files, rows, name)
 
     def _shape(self, locations: ImageLocations) -> tuple[int, ...]:
         """Return `(C, H, W)`, that of the first image unless it is given."""
@@ -145,7 +162,12 @@ class Parquet:
             yield from _batches(file, self.settings.image_column, "image_column", size)
 
 
-def _by_split(path: Path) -> dict[SplitName, list[Path]]:
+def _is_hidden(name: str) -> bool:
+    """Whether a folder holds no data: by the rule of Hadoop, Spark and Arrow, `_temporary` too."""
+    return is_hidden_folder(name) or (name.startswith("_") and "=" not in name)
+
+
+def _by_split(path: Path, files: Sequence[Path]) -> dict[SplitName, list[Path]]:
     """Return the files of each split.
 
     Raises:
@@ -153,12 +175,16 @@ def _by_split(path: Path) -> dict[SplitName, list[Path]]:
     """
     if path.is_file():
         return {"train": [path]}
-    files = sorted(path.rglob("*.parquet"))
     if not files:
         raise UserError(f"data.path: {path}: no .parquet file in it; expected {WANTED}.")
+    for file in files:
+        if printable(str(file)) != str(file):
+            raise UserError(f"{printable(str(file))}: the name is not UTF-8; rename it.")
     names = {file: _split_of(file.relative_to(path)) for file in files}
     if not any(names.values()):
-        return {"train": files}
+        names = _in_any_case(path, files)
+    if not any(names.values()):
+        return {"train": list(files)}
     unnamed = [file for file, name in names.items() if name is None]
     if unnamed or "train" not in names.values():
         reason = f"{unnamed[0]} is not named after a split" if unnamed else "none is named train"
@@ -174,9 +200,21 @@ def _by_split(path: Path) -> dict[SplitName, list[Path]]:
     return found
 
 
-def _split_of(file: Path) -> SplitName | None:
-    words = [*file.parts[:-1], file.stem, file.stem.split("-")[0], file.stem.split("_")[0]]
-    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
+def _split_of(file: Path, table: Mapping[str, SplitName] = SPLIT_NAMES) -> SplitName | None:
+    # A folder may be named as a file: Spark writes `train.parquet/part-00000.parquet`.
+    folders = [part.removesuffix(".parquet") for part in file.parts[:-1]]
+    words = [*folders, file.stem, file.stem.split("-")[0], file.stem.split("_")[0]]
+    return next((table[word] for word in words if word in table), None)
+
+
+def _in_any_case(path: Path, files: Sequence[Path]) -> dict[Path, SplitName | None]:
+    """Return the split of each file where all are named after one in any case, else no split."""
+    names = {
+        file: _split_of(Path(str(file.relative_to(path)).lower()), OTHER_NAMES) for file in files
+    }
+    if None in names.values() or "train" not in names.values():
+        return dict.fromkeys(files)
+    return names
 
 
 def _batches(file: Path, name: str, field: str, size: int) -> Iterator[Any]:
@@ -197,22 +235,6 @@ def _batches(file: Path, name: str, field: str, size: int) -> Iterator[Any]:
         raise
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{file}: not a readable Parquet file ({error}).") from None
-
-
-def _label_values(column: Any, file: Path) -> Values:
-    if column.null_count:
-        raise UserError(f"{file}: {column.null_count} labels are missing (null).")
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    kind = column.type
-    if pa.types.is_integer(kind):
-        values: Values = column.to_numpy(zero_copy_only=False)
-        return values
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return np.array(column.to_pylist(), dtype=object)
-    raise UserError(
-        f"{file}: data.files.label_column: of type {kind}; allowed: whole numbers, or text."
-    )
 
 
 def _encoded(column: Any, locations: ImageLocations, start: int) -> list[bytes]:

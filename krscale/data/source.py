@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from krscale.config import DataConfig
@@ -14,6 +14,10 @@ from krscale.errors import UserError
 SplitName = Literal["train", "val", "test"]
 Report = Callable[[int, int], None]
 """Called with the number of items done and the number of all items."""
+Note = Callable[[str], None]
+"""Called with a sentence that the user should read once."""
+Place = Callable[[int], str]
+"""Words where the image of a number is."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,22 @@ class SourceData:
         classes: Name of each class; a label is an index into them.
         splits: `"train"`, and those splits the source fixes itself; streams where all images may
             be more than the memory holds.
+        places: Where the images of a split are, in words; of none, they are numbered.
+        notes: What the user should know of the files, a sentence each.
+        published: Whether authors have published these splits, or krscale has drawn them: images
+            that two of them share are mentioned, since the user cannot move them. They are refused
+            in files of the user's own.
     """
 
     classes: tuple[str, ...]
     splits: Mapping[SplitName, Split | Stream]
+    places: Mapping[SplitName, Place] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    published: bool = False
+
+    def place(self, name: SplitName, number: int) -> str:
+        """Word where an image of a split is."""
+        return self.places[name](number) if name in self.places else f"image {number}"
 
 
 @dataclass(frozen=True)
@@ -38,11 +54,13 @@ class Description:
         num_classes: Number of classes `K`.
         image_shape: `(C, H, W)`.
         num_train: Images of the training split.
+        notes: What the user should know of the files, a sentence each.
     """
 
     num_classes: int
     image_shape: tuple[int, int, int]
     num_train: int
+    notes: tuple[str, ...] = ()
 
 
 class Source(Protocol):

@@ -3,46 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from krscale.config import DataConfig
-from krscale.data.arrow import Labels, Split
+from krscale.data.arrow import Split
 from krscale.data.source import SourceData, SplitName
-from krscale.data.stream import Stream, spill
+from krscale.data.stratify import Rows, stratify
+from krscale.data.stream import Stream
 from krscale.errors import UserError
 
-Rows = npt.NDArray[np.int64]
 
+@dataclass(frozen=True)
+class RowCut:
+    """Which images each split gets.
 
-def cut_splits(data: SourceData, config: DataConfig, scratch: Path) -> dict[SplitName, Split]:
-    """Return all three splits: those of the source, and the missing ones cut from its train.
-
-    Args:
-        data: Of the source.
-        config: Fractions and seed of the cuts.
-        scratch: Folder for images that are streamed; the splits are mapped from it.
-
-    Raises:
-        UserError: If a class has too few images to be in every split.
+    Attributes:
+        rows: For every split the split of the source it is from, and which of its images.
+        proportional: Whether the cut is scikit-learn's; see `stratify`.
     """
-    cuts = cut_rows(data, config)
-    found: dict[SplitName, Split] = {}
-    for origin, images in data.splits.items():
-        rows = {name: places for name, (whose, places) in cuts.items() if whose == origin}
-        if isinstance(images, Stream):
-            found |= spill(images, rows, scratch)
-        else:
-            found |= {name: _take(images, places) for name, places in rows.items()}
-    return {"train": found["train"], "val": found["val"], "test": found["test"]}
+
+    rows: dict[SplitName, tuple[SplitName, Rows]]
+    proportional: bool
+
+    def of(self, origin: SplitName) -> dict[SplitName, Rows]:
+        """Return the splits that are from one split of the source."""
+        return {name: rows for name, (whose, rows) in self.rows.items() if whose == origin}
+
+    @property
+    def rules(self) -> dict[str, str]:
+        """What was done unlike scikit-learn does it, for the identity of the data set."""
+        return {} if self.proportional else {"classes": "each in every split"}
 
 
-def cut_rows(data: SourceData, config: DataConfig) -> dict[SplitName, tuple[SplitName, Rows]]:
+def cut_rows(data: SourceData, config: DataConfig, groups: Rows | None = None) -> RowCut:
     """Return for every split the split of the source it is from, and which of its images.
 
     Cuts are stratified by class and determined by `config.seed`; images keep their order.
+
+    Args:
+        data: Of the source; only labels are read.
+        config: Fractions and seed.
+        groups: For each image of the source's train the number of the first image of its group;
+            a group is cut as one image with the label of its first. None: each is a group.
 
     Raises:
         UserError: If a class has too few images to be in every split.
@@ -50,38 +54,27 @@ def cut_rows(data: SourceData, config: DataConfig) -> dict[SplitName, tuple[Spli
     cuts: dict[SplitName, tuple[SplitName, Rows]] = {
         name: (name, np.arange(len(split))) for name, split in data.splits.items()
     }
-    labels = data.splits["train"].labels
-    missing: list[tuple[SplitName, float]] = [
+    wanted: list[tuple[SplitName, float]] = [
         ("test", config.test_fraction),
         ("val", config.val_fraction),
     ]
-    for name, fraction in missing:
-        if name not in cuts:
-            rows = cuts["train"][1]
-            kept, taken = _cut(labels[rows], fraction, config.seed, name)
-            cuts["train"], cuts[name] = ("train", rows[kept]), ("train", rows[taken])
-    return cuts
-
-
-def _cut(labels: Labels, fraction: float, seed: int, name: str) -> tuple[Rows, Rows]:
-    from sklearn.model_selection import train_test_split  # slow to import, needed once
-
+    missing = [(name, fraction) for name, fraction in wanted if name not in cuts]
+    if not missing:
+        return RowCut(cuts, True)
+    labels = data.splits["train"].labels
+    groups = np.arange(len(labels)) if groups is None else groups
+    firsts, group_of = np.unique(groups, return_inverse=True)
     try:
-        kept, taken = train_test_split(
-            np.arange(len(labels)), test_size=fraction, stratify=labels, random_state=seed % 2**32
-        )
-    except ValueError as error:
-        raise UserError(
-            f"data: cannot cut {fraction:.0%} of {len(labels)} images for {name}, stratified by "
-            f"class: {error}"
-        ) from error
-    return np.sort(kept), np.sort(taken)
-
-
-def _take(split: Split, rows: Rows) -> Split:
-    if len(rows) == len(split):
-        return split
-    return Split(split.images[rows], split.labels[rows])
+        found, proportional = stratify(labels[firsts], data.classes, missing, config.seed)
+    except UserError as error:
+        copies = len(firsts) < len(labels)
+        hint = " data.allow_duplicates = true would count copies as images." if copies else ""
+        raise UserError(f"{config.path or config.source}: {error}{hint}") from None
+    for name, taken in found.items():
+        inside = np.zeros(len(firsts), bool)
+        inside[taken] = True
+        cuts[name] = ("train", np.flatnonzero(inside[group_of]))
+    return RowCut(cuts, proportional)
 
 
 def check_source(source: str, data: SourceData) -> None:

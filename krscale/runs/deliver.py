@@ -134,7 +134,7 @@ def _target(run_path: Path, order: Order, picked: Candidate) -> Path:
 
 
 def _data_of_the_run(experiment: Experiment, curve: Curve, reporter: Reporter) -> Dataset:
-    dataset = prepare_data(experiment.data, experiment.cache_path, reporter.advance)
+    dataset = prepare_data(experiment.data, experiment.cache_path, reporter.advance, reporter.note)
     if dataset.fingerprint != curve.data["fingerprint"]:
         raise UserError(
             f"{dataset.path}: the data is not what the run was trained on: its fingerprint is "

@@ -52,6 +52,8 @@ def describe_plan(experiment: Experiment) -> str:
         f"{plan.num_train:,} images)",
         f"  run folder: {experiment.run_path}",
     ]
+    if plan.notes:
+        lines += ["", "Data:", *(f"  {note}" for note in plan.notes)]
     return "\n".join(lines)
 
 

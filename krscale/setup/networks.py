@@ -22,6 +22,7 @@ from krscale.knowledge.taps import check_taps
 from krscale.methods import FeatureMethod, method_settings, parse_method
 from krscale.models import build_model
 from krscale.models.capacity import count_flops, num_parameters
+from krscale.parallel import check_batch_norm
 from krscale.setup.methods import methods_of
 
 
@@ -35,6 +36,10 @@ class Task(Protocol):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """`(C, H, W)`."""
+
+    @property
+    def num_train(self) -> int:
+        """Images of the training split."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +76,14 @@ class Networks:
         experiment: Names teacher, student and methods.
         num_classes: `K`.
         image_shape: `(C, H, W)`.
+        num_train: Images of the training split.
         teacher: What follows from the teacher's architecture.
     """
 
     experiment: Experiment
     num_classes: int
     image_shape: tuple[int, int, int]
+    num_train: int
     teacher: TeacherNetwork
 
     @classmethod
@@ -84,16 +91,20 @@ class Networks:
         """Build the teacher once on meta tensors and read off what follows from it.
 
         Raises:
-            UserError: If the teacher cannot be built or its taps do not exist.
+            UserError: If the teacher cannot be built or trained, or its taps do not exist.
         """
         with torch.device("meta"):
             teacher = build_teacher(experiment, task)
         taps, stage_ends = resolve_taps(teacher, experiment.teacher.taps, "teacher.taps")
         stages = stage_paths(teacher, taps)
+        if not experiment.teacher.weights:  # it will be trained
+            batch = (task.num_train, experiment.train.global_batch_size)
+            check_batch_norm(teacher, task.image_shape, batch, "teacher")
         return cls(
             experiment,
             task.num_classes,
             task.image_shape,
+            task.num_train,
             TeacherNetwork(
                 taps,
                 stage_ends,
@@ -141,6 +152,8 @@ class Networks:
             own = stage_shapes(student, stage_paths(student, taps), self.image_shape)
         for method in compared:
             method.check_shapes(own, feature_shapes(method.kind, teacher.stage_shapes))
+        batch = (self.num_train, experiment.train.global_batch_size)
+        check_batch_norm(student, self.image_shape, batch, "student")
 
 
 def build_teacher(experiment: Experiment, task: Task) -> nn.Module:

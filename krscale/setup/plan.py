@@ -19,12 +19,17 @@ class ExperimentPlan:
     Attributes:
         networks: Teacher and student, resolved for the data.
         sizes: The ladder.
-        num_train: Images of the training split.
+        notes: On the data, e.g. what was passed over.
     """
 
     networks: Networks
     sizes: tuple[StudentSize, ...]
-    num_train: int
+    notes: tuple[str, ...]
+
+    @property
+    def num_train(self) -> int:
+        """Images of the training split."""
+        return self.networks.num_train
 
     @property
     def num_taps(self) -> int:
@@ -48,4 +53,4 @@ def describe(experiment: Experiment) -> ExperimentPlan:
     source = describe_data(experiment.data, experiment.cache_path)
     check_views(experiment.views, source.image_shape)
     networks = Networks.resolve(experiment, source)
-    return ExperimentPlan(networks, ladder_sizes(networks), source.num_train)
+    return ExperimentPlan(networks, ladder_sizes(networks), tuple(source.notes))

@@ -35,6 +35,9 @@ class Reporter(Protocol):
     def advance(self, done: int, total: int) -> None:
         """So much of it is done."""
 
+    def note(self, text: str) -> None:
+        """Show what the user should read once."""
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -59,7 +62,9 @@ class Setup:
         """
         check_methods(experiment)
         reporter.phase("data")
-        dataset = prepare_data(experiment.data, experiment.cache_path, reporter.advance)
+        dataset = prepare_data(
+            experiment.data, experiment.cache_path, reporter.advance, reporter.note
+        )
         check_views(experiment.views, dataset.image_shape)
         networks = Networks.resolve(experiment, dataset)
         networks.check()

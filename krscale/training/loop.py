@@ -25,7 +25,14 @@ from krscale.data.views import normalise
 from krscale.errors import UserError
 from krscale.methods.base import Batch, Learner, LearnerOutput
 from krscale.metrics import metrics_for
-from krscale.parallel import Workers, convert_batch_norm, share_of, sum_over_workers
+from krscale.parallel import (
+    Workers,
+    check_batch_norm,
+    convert_batch_norm,
+    explain_single_values,
+    share_of,
+    sum_over_workers,
+)
 from krscale.training.checkpoint import load_checkpoint, save_checkpoint
 from krscale.training.epoch_sums import EpochSums
 
@@ -52,6 +59,8 @@ class Training:
         settings: TrainConfig,
         workers: Workers,
     ) -> None:
+        batch = (loader.num_samples, settings.global_batch_size)
+        check_batch_norm(learner.student, loader.images.shape[1:], batch, "the network")
         self.settings = settings
         self.workers = workers
         self.loader = loader
@@ -148,7 +157,7 @@ class Training:
         if self.settings.channels_last:
             images = batch.images.contiguous(memory_format=torch.channels_last)
             batch = replace(batch, images=images)
-        with self._autocast():
+        with self._autocast(), explain_single_values(len(batch.labels), batch.global_size):
             output: LearnerOutput = self.forward(batch)
         terms = torch.stack(list(output.terms.values()))
         # DistributedDataParallel averages gradients over workers; every sample must weigh

@@ -83,6 +83,39 @@ def test_features_that_cannot_be_compared_are_refused_before_anything_trains(
     assert not (tmp_path / "cache" / "teachers").exists()
 
 
+@pytest.mark.parametrize("command", ["tune", "teach", "distill"])
+@pytest.mark.parametrize("network", ["teacher", "student"])
+def test_batches_of_one_image_are_refused_before_anything_trains(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str, network: str
+) -> None:
+    settings = (f"{network}.model=narrow_student:Narrow", f"{network}.options={{}}")
+    error = refuse(
+        capsys,
+        command,
+        tmp_path,
+        *settings,
+        "train.global_batch_size=2",
+        "ladder.capacities=['1/2']",
+    )
+    assert f"{network}: batch norm 'first.1'" in error
+    assert "train.global_batch_size = 2: 1077 training images" in error
+    assert not (tmp_path / "cache" / "teachers").exists()
+
+
+def test_a_searched_batch_size_is_checked(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    space = tmp_path / "space.toml"
+    space.write_text('[plain."train.global_batch_size"]\ntype = "int"\nlow = 2\nhigh = 64\n')
+    settings = (
+        "student.model=narrow_student:Narrow",
+        "student.options={}",
+        "search.methods=['plain']",
+    )
+    error = refuse(capsys, "tune", tmp_path, *settings, f"search.space={space}")
+    assert "train.global_batch_size = 2" in error
+
+
 def test_missing_experiment_file(capsys: pytest.CaptureFixture[str]) -> None:
     from krscale.cli import tune
 

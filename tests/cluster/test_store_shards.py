@@ -43,6 +43,9 @@ class Quiet:
     def advance(self, done: int, total: int) -> None:
         self.steps.append((done, total))
 
+    def note(self, text: str) -> None:
+        pass
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _cluster():

@@ -85,6 +85,34 @@ def test_digits_are_scikit_learns_cut_three_ways(digits):
     assert all_rows(digits) == expected
 
 
+def test_digits_hold_no_copies(digits):
+    assert len({image for image, _ in all_rows(digits)}) == 1797
+
+
+def test_digits_are_cut_as_they_always_were(digits):
+    from sklearn.model_selection import train_test_split
+
+    labels = load_digits().target
+    rest, test = train_test_split(np.arange(1797), test_size=0.25, stratify=labels, random_state=0)
+    rest = np.sort(rest)
+    train, val = train_test_split(rest, test_size=0.2, stratify=labels[rest], random_state=0)
+    for name, chosen in (("train", train), ("val", val), ("test", test)):
+        assert digits.split(name).labels.tolist() == labels[np.sort(chosen)].tolist()
+    assert digits.path.name == f"digits-{digits.fingerprint}"
+
+
+def test_a_setting_that_came_later_leaves_older_data_sets_theirs(prepare):
+    source = made_source(SourceData(("a", "b", "c"), {"train": random_split()}))
+    manifest = json.loads((prepare(source).path / "manifest.json").read_text())
+    assert manifest["identity"] == {
+        "format": 1,
+        "source": "made",
+        "images": {},
+        "cuts": {"test": 0.25, "val": 0.2, "seed": 0},
+    }
+    assert prepare(source, allow_duplicates=True).fingerprint != manifest["fingerprint"]
+
+
 def test_digits_splits_are_stratified(digits):
     whole = np.bincount(load_digits().target) / 1797
     for name in SPLITS:
@@ -256,7 +284,11 @@ def changed_labels(index, value):
         ),
         (("a", "b", "c"), {"train": Split(good().images / 255, good().labels)}, "must be uint8"),
         (("a", "b", "c"), {"train": Split(good().images, good().labels[1:])}, "60 images need"),
-        (("a", "b", "c"), {"train": random_split(4)}, "cannot cut 25% of 4 images for test"),
+        (
+            ("a", "b", "c"),
+            {"train": random_split(4)},
+            "made: 3 of 3 classes .* 'a' has 2, 'b' has 1",
+        ),
     ],
 )
 def test_bad_data_is_refused_and_leaves_no_folder(prepare, tmp_path, classes, splits, message):
@@ -279,7 +311,8 @@ def test_embedded_source_refuses_a_path(tmp_path):
 def test_constant_images_keep_a_finite_scale(prepare):
     split = random_split()
     split.images[:] = 51
-    data = prepare(made_source(SourceData(("a", "b", "c"), {"train": split})))
+    source = made_source(SourceData(("a", "b", "c"), {"train": split}))
+    data = prepare(source, allow_duplicates=True)
     assert data.mean == pytest.approx((0.2,))
     assert data.std == pytest.approx((1 / 255,))
 

@@ -1,5 +1,9 @@
 """Image files in a folder per class."""
 
+import os
+import shutil
+import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +11,7 @@ import pytest
 from PIL import Image
 
 from krscale.config import DataConfig, FilesConfig
-from krscale.data import SPLITS, decoding, prepare_data
+from krscale.data import SPLITS, decoding, describe_data, prepare_data
 from krscale.errors import UserError
 
 CLASSES = ("ant", "bee", "cat")
@@ -145,3 +149,119 @@ def test_paths(tmp_path):
         prepare(tmp_path / "file", tmp_path / "cache")
     with pytest.raises(UserError, match="no such file or folder"):
         prepare(tmp_path / "nothing", tmp_path / "cache")
+
+
+def test_copies_in_hidden_folders_are_no_images(tmp_path):
+    expected = fill(tmp_path / "data", num_images=30)
+    clean = prepare(tmp_path / "data", tmp_path / "cache")
+    for hidden in ("ant/.ipynb_checkpoints", "bee/.cache/deep", "cat/@eaDir", "__MACOSX/ant"):
+        shutil.copytree(tmp_path / "data/ant", tmp_path / "data" / hidden)
+    (tmp_path / "data/ant/._00.png").write_bytes(b"not an image")
+    (tmp_path / "data/readme.md").write_text("not an image")
+    shutil.copy(tmp_path / "data/ant/00.png", tmp_path / "data/stray.png")
+    notes = []
+    settings = DataConfig(source="image_folder", path=str(tmp_path / "data"))
+    assert prepare_data(settings, tmp_path / "cache").path == clean.path
+    dataset = prepare_data(settings, tmp_path / "other", None, notes.append)
+    assert sum(dataset.num_samples.values()) == 90
+    assert rows(dataset) == expected
+    assert len(notes) == 1
+    assert "folders and files: 5 (" in notes[0]
+    assert "other types: 1 (.md 1)" in notes[0]
+    assert "outside the folders of classes: 1 (stray.png 1)" in notes[0]
+    assert describe_data(settings, tmp_path / "nothing").notes == tuple(notes)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux only")
+def test_names_of_files_need_not_be_text(tmp_path):
+    expected = fill(tmp_path / "data")
+    (tmp_path / "data/ant/03.png").rename(
+        os.fsdecode(os.fsencode(tmp_path / "data/ant") + b"/caf\xe9.png")
+    )
+    assert rows(prepare(tmp_path / "data", tmp_path / "cache")) == expected
+    (tmp_path / "data/ant/00.png").unlink()
+    path = os.fsencode(tmp_path / "data/ant") + b"/caf\xe9.png"
+    Path(os.fsdecode(path)).write_bytes(b"text")
+    with pytest.raises(UserError, match=r"caf\\udce9\.png: not a readable image") as caught:
+        prepare(tmp_path / "data", tmp_path / "cache")
+    str(caught.value).encode()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux only")
+def test_names_of_classes_must_be_text(tmp_path):
+    fill(tmp_path / "data")
+    (tmp_path / "data/ant").rename(os.fsdecode(os.fsencode(tmp_path / "data") + b"/caf\xe9"))
+    with pytest.raises(UserError, match=r"caf\\udce9: the name of a class is not UTF-8"):
+        prepare(tmp_path / "data", tmp_path / "cache")
+
+
+@pytest.mark.timeout(30)
+def test_what_is_no_file_does_not_hang(tmp_path):
+    fill(tmp_path / "data")
+    os.mkfifo(tmp_path / "data/bee/pipe.png")
+    (tmp_path / "data/cat/gone.png").symlink_to("nowhere.png")
+    with pytest.raises(UserError, match="2 of 38 data files are not regular files"):
+        prepare(tmp_path / "data", tmp_path / "cache")
+
+
+def test_images_may_be_links(tmp_path):
+    expected = fill(tmp_path / "elsewhere")
+    for path in (tmp_path / "elsewhere").rglob("*.png"):
+        link = tmp_path / "data" / path.relative_to(tmp_path / "elsewhere")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    assert rows(prepare(tmp_path / "data", tmp_path / "cache")) == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux only")
+def test_classes_that_look_alike_are_refused(tmp_path):
+    names = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
+    fill(tmp_path / "data", classes=(*names, "tea"))
+    with pytest.raises(UserError, match=r"'caf\\xe9' looks like the class 'cafe\\u0301'"):
+        prepare(tmp_path / "data", tmp_path / "cache")
+
+
+def test_a_class_in_another_unicode_form_is_explained(tmp_path):
+    names = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
+    fill(tmp_path / "data/train", classes=(names[0], "tea"))
+    fill(tmp_path / "data/test", classes=(names[1], "tea"), seed=5000)
+    with pytest.raises(UserError, match=r"label 'cafe\\u0301' .*mean 'caf\\xe9'"):
+        prepare(tmp_path / "data", tmp_path / "cache")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux only")
+def test_classes_that_differ_in_case_are_said(tmp_path):
+    fill(tmp_path / "data", classes=("Cat", "cat", "dog"))
+    notes = []
+    settings = DataConfig(source="image_folder", path=str(tmp_path / "data"))
+    assert prepare_data(settings, tmp_path / "c", None, notes.append).classes == (
+        "Cat", "cat", "dog",
+    )  # fmt: skip
+    assert len(notes) == 1
+    assert "differ in case only: Cat / cat" in notes[0]
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("training", "testing")])
+def test_splits_in_other_words(tmp_path, train, test):
+    fill(tmp_path / "data" / train)
+    expected = fill(tmp_path / "data" / test, num_images=3, seed=5000)
+    dataset = prepare(tmp_path / "data", tmp_path / "cache")
+    assert dataset.classes == CLASSES
+    assert rows(dataset, ("test",)) == expected
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path):
+    for number, name in enumerate(("train", "val", "validation")):
+        fill(tmp_path / "data" / name, seed=5000 * number)
+    with pytest.raises(UserError, match="val and validation are both named after the split val"):
+        prepare(tmp_path / "data", tmp_path / "cache")
+
+
+def test_an_image_in_two_splits_is_named(tmp_path):
+    fill(tmp_path / "data/train")
+    fill(tmp_path / "data/test", num_images=3, seed=5000)
+    shutil.copy(tmp_path / "data/train/bee/04.png", tmp_path / "data/test/bee/again.png")
+    message = r"pixel by pixel: 1: train/bee/04\.png \((train|val)\) = test/bee/again\.png \(test\)"
+    with pytest.raises(UserError, match=message):
+        prepare(tmp_path / "data", tmp_path / "cache")
+    assert list((tmp_path / "cache").rglob("*.arrow")) == []

@@ -19,12 +19,12 @@ NUM_TRAIN = 4096
 ROOM_MB = 144
 
 
-def write(file: Path, num_images: int) -> None:
+def write(file: Path, num_images: int, seed: int) -> None:
     """Write images of noise, as raw pixels, without holding them all here either."""
     width = int(np.prod(SHAPE))
     schema = pa.schema([("image", pa.binary(width)), ("label", pa.int64())])
     options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     with pq.ParquetWriter(file, schema, write_batch_size=64, **options) as writer:
         for _ in range(0, num_images, 256):
             pixels = pa.py_buffer(generator.bytes(256 * width))
@@ -36,8 +36,8 @@ def write(file: Path, num_images: int) -> None:
 def test_an_epoch_of_data_that_cannot_be_held(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    for name, num_images in (("train", NUM_TRAIN), ("val", 256), ("test", 256)):
-        write(data / f"{name}.parquet", num_images)
+    for seed, (name, num_images) in enumerate((("train", NUM_TRAIN), ("val", 256), ("test", 256))):
+        write(data / f"{name}.parquet", num_images, seed)
     program = Path(__file__).with_name("within_memory.py")
     done = subprocess.run(
         [sys.executable, program, data, tmp_path / "cache", str(ROOM_MB), json.dumps(SHAPE)],

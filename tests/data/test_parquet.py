@@ -1,6 +1,8 @@
 """Images in Parquet files: read as they are, and refused by file and row."""
 
 import io
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +141,53 @@ def test_labels_may_be_names(tmp_path, images, labels, kind):
     assert rows(given) == expected(images, labels)
 
 
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "uint32", "uint64", "dictionary", "float64"])
+def test_labels_of_any_whole_type(tmp_path, images, labels, kind):
+    if kind == "dictionary":
+        values = pa.DictionaryArray.from_arrays(
+            labels.astype(np.uint8), pa.array([0, 1, 2], pa.uint8())
+        )
+    else:
+        values = pa.array(labels.astype(kind))
+    write(tmp_path / "data.parquet", [encode(i) for i in images], values)
+    dataset = prepare(tmp_path / "data.parquet", tmp_path / "cache")
+    assert dataset.classes == ("0", "1", "2")
+    assert rows(dataset) == expected(images, labels)
+
+
+def test_folders_that_are_no_data(tmp_path, images, labels):
+    encoded = [encode(i) for i in images]
+    write(tmp_path / "data/kind=a/part-0.parquet", encoded[:20], labels[:20])
+    write(tmp_path / "data/_kind=b/part-0.parquet", encoded[20:], labels[20:])
+    for name in ("_temporary/0", ".ipynb_checkpoints", "_delta_log", "kind=a/.cache", "__MACOSX"):
+        write(tmp_path / f"data/{name}/part-0.parquet", encoded, labels)
+    (tmp_path / "data/_SUCCESS").touch()
+    (tmp_path / "data/kind=a/.part-0.parquet.crc").touch()
+    notes = []
+    dataset = prepare_data(config(tmp_path / "data"), tmp_path / "cache", None, notes.append)
+    assert rows(dataset) == expected(images, labels)
+    assert len(notes) == 1
+    assert "folders and files: 6 (" in notes[0]
+
+
+def test_folders_that_spark_names_as_files(tmp_path, images, labels):
+    encoded = [encode(i) for i in images]
+    write(tmp_path / "data/train.parquet/part-0.parquet", encoded[:36], labels[:36])
+    write(tmp_path / "data/test.parquet/part-0.parquet", encoded[36:], labels[36:])
+    dataset = prepare(tmp_path / "data", tmp_path / "cache")
+    assert np.array_equal(dataset.split("test").images, images[36:])
+
+
+def test_names_of_splits_in_another_case(tmp_path, images, labels):
+    encoded = [encode(i) for i in images]
+    write(tmp_path / "data/Train-0.parquet", encoded[:36], labels[:36])
+    write(tmp_path / "data/Test-0.parquet", encoded[36:], labels[36:])
+    dataset = prepare(tmp_path / "data", tmp_path / "cache")
+    assert np.array_equal(dataset.split("test").images, images[36:])
+    write(tmp_path / "data/more.parquet", [encode(i) for i in make_images(3, seed=1)], labels[:3])
+    assert sum(prepare(tmp_path / "data", tmp_path / "cache").num_samples.values()) == 51
+
+
 def test_other_columns_and_grey(tmp_path, labels):
     path = tmp_path / "data.parquet"
     images = make_images(shape=(1, 6, 5))
@@ -243,7 +292,7 @@ class TestRefused:
         for number in range(2):
             part = slice(24 * number, 24 * number + 24)
             write(tmp_path / f"data/{number}.parquet", encoded[part], labels[part])
-        message = r"data/1\.parquet: row 9: not a readable image \("
+        message = r"data/1\.parquet: column 'image': row 9: not a readable image \("
         self.refused(tmp_path / "data", tmp_path, message)
 
     def test_a_missing_image(self, tmp_path, images, labels):
@@ -291,7 +340,7 @@ class TestRefused:
         [
             (-1, (), r"row 30: the label -1 is outside the 3 classes \(numbers 0\.\.2\): 0, 1, 2"),
             (3, ("a", "b", "c"), r"row 30: the label 3 is outside the 3 classes"),
-            (70_000, (), "label 70000 would make more than 65536 classes"),
+            (70_000, (), r"row 30: the label 70000 would make more than 65536 classes"),
             (9, (), "6 of 10 classes have no training image: 3, 4, 5, 6, 7, 8"),
         ],
     )
@@ -310,7 +359,47 @@ class TestRefused:
     def test_missing_labels(self, tmp_path, images, labels):
         values = pa.array([None, *labels[1:].tolist()])
         write(tmp_path / "data.parquet", [encode(i) for i in images], values)
-        self.refused(tmp_path / "data.parquet", tmp_path, r"1 labels are missing \(null\)")
+        self.refused(
+            tmp_path / "data.parquet", tmp_path, r"column 'label': row 0: the label is missing"
+        )
+
+    def test_rows_are_counted_within_their_file(self, tmp_path, images, labels, monkeypatch):
+        monkeypatch.setattr("krscale.data.parquet._LABEL_ROWS", 5)
+        encoded = [encode(i) for i in images]
+        write(tmp_path / "data/0.parquet", encoded[:20], labels[:20])
+        values = pa.array([None if n == 13 else int(v) for n, v in enumerate(labels[20:])])
+        write(tmp_path / "data/1.parquet", encoded[20:], values)
+        self.refused(
+            tmp_path / "data", tmp_path, r"data/1\.parquet: column 'label': row 13: .*null"
+        )
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("", "row 5: the label '' is empty"),
+            ("  ", "row 5: the label '  ' is empty"),
+            ("bee ", "row 5: the class 'bee ' looks like the class 'bee'"),
+        ],
+    )
+    def test_names_that_nobody_means(self, tmp_path, images, labels, name, message):
+        names = np.array(["cat", "ant", "bee"], dtype=object)[labels]
+        names[5] = name
+        write(tmp_path / "data.parquet", [encode(i) for i in images], pa.array(names))
+        self.refused(tmp_path / "data.parquet", tmp_path, message)
+
+    @pytest.mark.timeout(30)
+    def test_what_is_no_file(self, tmp_path, images, labels):
+        write(tmp_path / "data/0.parquet", [encode(i) for i in images], labels)
+        os.mkfifo(tmp_path / "data/1.parquet")
+        self.refused(tmp_path / "data", tmp_path, r"1\.parquet: a named pipe")
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux only")
+    def test_a_name_that_is_no_text(self, tmp_path, images, labels):
+        write(tmp_path / "data/0.parquet", [encode(i) for i in images], labels)
+        (tmp_path / "data/0.parquet").rename(
+            os.fsdecode(os.fsencode(tmp_path / "data") + b"/\xe9.parquet")
+        )
+        self.refused(tmp_path / "data", tmp_path, r"udce9\.parquet: the name is not UTF-8")
 
     def test_paths(self, tmp_path, images, labels):
         self.refused(tmp_path / "no.parquet", tmp_path, r"no\.parquet: no such file or folder")

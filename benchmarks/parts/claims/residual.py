@@ -47,3 +47,6 @@ class _Silent:
 
     def advance(self, done: int, total: int) -> None:
         pass
+
+    def note(self, text: str) -> None:
+        pass

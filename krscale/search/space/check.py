@@ -9,7 +9,12 @@ from krscale.data import describe_data
 from krscale.search.space.space import COMMON, SearchSpace, find_space, load_space
 from krscale.setup.networks import Networks
 
-SHAPING: dict[str, Any] = {"teacher": True, "student": True, "distill": {"method", "granularity"}}
+SHAPING: dict[str, Any] = {
+    "teacher": True,
+    "student": True,
+    "distill": {"method", "granularity"},
+    "train": {"global_batch_size"},
+}
 """All that `Networks.check` reads of what a space can change."""
 
 

@@ -1,0 +1,62 @@
+"""Images of which two splits hold a copy: what is learned must not be judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+
+from krscale.data.arrow import Images
+from krscale.data.source import SplitName
+
+Digests = npt.NDArray[np.uint64]
+_DIGEST_BYTES = 8  # two of a million images are taken for one with a chance of 1 in 37 million
+
+
+def digests(images: Images) -> Digests:
+    """Return a hash of the pixels of each image `[N, C, H, W]`: `[N]`."""
+    found = bytearray()
+    for image in images:  # one at a time: all of them may be more than the memory holds
+        found += blake2b(np.ascontiguousarray(image).data, digest_size=_DIGEST_BYTES).digest()
+    return np.frombuffer(bytes(found), np.uint64)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Images that are in two splits.
+
+    Attributes:
+        names: The two splits.
+        first: `[n]`, for each such image of the second split one of the first with its pixels.
+        second: `[n]`, the images of the second split.
+    """
+
+    names: tuple[SplitName, SplitName]
+    first: npt.NDArray[np.int64]
+    second: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.second)
+
+
+def shared_images(splits: Mapping[SplitName, Digests]) -> list[Shared]:
+    """Return what any two splits share; pairs that share nothing are left out."""
+    found = []
+    for one, other in combinations(splits, 2):
+        known, index = np.unique(splits[one], return_index=True)
+        at = np.searchsorted(known, splits[other]).clip(max=max(len(known) - 1, 0))
+        second = np.flatnonzero(known[at] == splits[other]) if len(known) else at[:0]
+        if len(second):
+            found.append(Shared((one, other), index[at[second]], second))
+    return found
+
+
+def groups_of_copies(found: Digests) -> npt.NDArray[np.int64]:
+    """Return for each image `[N]` the number of the first image with the same pixels."""
+    _, first, group = np.unique(found, return_index=True, return_inverse=True)
+    numbers: npt.NDArray[np.int64] = first[group]
+    return numbers

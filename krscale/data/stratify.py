@@ -1,0 +1,98 @@
+"""Sharing labelled items among splits, so that every split holds every class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from krscale.data.arrow import Labels
+from krscale.data.source import SplitName
+from krscale.errors import UserError
+
+Rows = npt.NDArray[np.int64]
+Fractions = Sequence[tuple[SplitName, float]]
+"""Splits in the order in which they are cut, each with its share of what the one before left."""
+_LISTED = 10  # classes that a message names
+
+
+def stratify(
+    labels: Labels, classes: Sequence[str], fractions: Fractions, seed: int
+) -> tuple[dict[SplitName, Rows], bool]:
+    """Cut splits from items; those that remain are `train`.
+
+    scikit-learn's stratified cut is taken wherever it gives every class to every split. Where it
+    leaves one out, or refuses, each class gives the rounded share of its own items, at least one.
+
+    Args:
+        labels: `[N]` indices into the classes.
+        classes: Their names.
+        fractions: What to cut.
+        seed: Of the draws.
+
+    Returns:
+        The items of each split, ascending, and whether scikit-learn's cut was taken.
+
+    Raises:
+        UserError: If a class has fewer items than there are splits; names it.
+    """
+    cut = _proportional(labels, fractions, seed)
+    if cut and all(_holds_all(labels[rows], len(classes)) for rows in cut.values()):
+        return cut, True
+    _check_enough(labels, classes, 1 + len(fractions))
+    return _class_by_class(labels, len(classes), fractions, seed), False
+
+
+def _proportional(labels: Labels, fractions: Fractions, seed: int) -> dict[SplitName, Rows] | None:
+    """Return scikit-learn's stratified cut; None where it refuses."""
+    from sklearn.model_selection import train_test_split  # slow to import, needed once
+
+    left = np.arange(len(labels))
+    cut: dict[SplitName, Rows] = {}
+    for name, fraction in fractions:
+        of_left = np.arange(len(left))
+        try:
+            kept, taken = train_test_split(
+                of_left, test_size=fraction, stratify=labels[left], random_state=seed % 2**32
+            )
+        except ValueError:  # a class has a single item, or a split fewer items than classes
+            return None
+        left, cut[name] = left[np.sort(kept)], left[np.sort(taken)]
+    return {"train": left, **cut}
+
+
+def _class_by_class(
+    labels: Labels, num_classes: int, fractions: Fractions, seed: int
+) -> dict[SplitName, Rows]:
+    # RandomState, as scikit-learn does: its draws are promised never to change.
+    order = np.random.RandomState(seed % 2**32).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    counts = np.bincount(labels, minlength=num_classes)
+    number = np.empty(len(labels), np.int64)  # of an item within its class, in drawn order
+    number[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    first = np.zeros(num_classes, np.int64)
+    cut: dict[SplitName, Rows] = {}
+    for later, (name, fraction) in reversed(list(enumerate(reversed(fractions), start=1))):
+        left = counts - first
+        last = first + np.clip(np.rint(fraction * left).astype(np.int64), 1, left - later)
+        inside = (number >= first[labels]) & (number < last[labels])
+        cut[name], first = np.flatnonzero(inside), last
+    return {"train": np.flatnonzero(number >= first[labels]), **cut}
+
+
+def _holds_all(labels: Labels, num_classes: int) -> bool:
+    return bool(np.bincount(labels, minlength=num_classes).all())
+
+
+def _check_enough(labels: Labels, classes: Sequence[str], needed: int) -> None:
+    counts = np.bincount(labels, minlength=len(classes))
+    few = np.flatnonzero(counts < needed)
+    if len(few):
+        listed = ", ".join(f"{classes[n]!r} has {counts[n]}" for n in few[:_LISTED])
+        more = ", ..." if len(few) > _LISTED else ""
+        raise UserError(
+            f"{len(few)} of {len(classes)} classes have too few different images for a share in "
+            f"every split: {listed}{more}; at least {needed} are needed. Add images, leave the "
+            "class out, or bring splits of your own."
+        )

@@ -1,0 +1,183 @@
+"""Which files of a folder are data, at every depth, and what is passed over."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from krscale.errors import UserError
+
+SYSTEM_FOLDERS = frozenset(
+    (
+        "__macosx",  # beside the content of archives that macOS packs
+        "@eadir",  # thumbnails and indices of Synology
+        "#recycle",  # bins of network drives and of Windows
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+        "__pycache__",
+    )
+)
+"""Folders, in lower case, that systems leave among the files of their users."""
+SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini", "icon\r"))
+_LISTED = 5  # files or kinds of files that a message names
+
+
+@dataclass
+class Found:
+    """What a walk has seen.
+
+    Attributes:
+        files: Data files, as text: a `Path` each would be the larger part of a walk.
+        hidden: Folders and files that are hidden or a system's own, by name.
+        others: Files that are not data, by suffix.
+        links: Links to folders, which are not followed.
+        broken: Data files by name that are no files: their path, and what they are.
+        outside: Data files where none belong.
+    """
+
+    files: list[str] = field(default_factory=list)
+    hidden: Counter[str] = field(default_factory=Counter)
+    others: Counter[str] = field(default_factory=Counter)
+    links: list[str] = field(default_factory=list)
+    broken: list[tuple[str, str]] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+
+    def add(self, other: Found) -> None:
+        """Take over what another walk has seen."""
+        self.files += other.files
+        self.hidden += other.hidden
+        self.others += other.others
+        self.links += other.links
+        self.broken += other.broken
+        self.outside += other.outside
+
+    def check(self, where: Path) -> None:
+        """Refuse data files that cannot be opened, or would never end.
+
+        Raises:
+            UserError: Naming the first of them.
+        """
+        if not self.broken:
+            return
+        first = "; ".join(
+            f"{printable(file)}: {what}" for file, what in sorted(self.broken)[:_LISTED]
+        )
+        more = "; ..." if len(self.broken) > _LISTED else ""
+        raise UserError(
+            f"data.path: {where}: {len(self.broken)} of {len(self.broken) + len(self.files)} "
+            f"data files are not regular files; remove or replace them: {first}{more}"
+        )
+
+    def notes(self, where: Path) -> tuple[str, ...]:
+        """Say what was passed over, in one line, or nothing."""
+        parts = []
+        if self.hidden:
+            parts.append(_counted(self.hidden, "hidden or system folders and files"))
+        if self.links:
+            names = Counter(Path(link).name for link in self.links)
+            parts.append(_counted(names, "links to folders"))
+        if self.others:
+            parts.append(_counted(self.others, "files of other types"))
+        if self.outside:
+            names = Counter(Path(file).name for file in self.outside)
+            parts.append(_counted(names, "images outside the folders of classes"))
+        return (f"{where}: passed over: {'; '.join(parts)}.",) if parts else ()
+
+
+def is_hidden_folder(name: str) -> bool:
+    """Whether a folder is hidden or a system's own: `.cache`, `__MACOSX`."""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+
+
+def walk(
+    root: Path, suffixes: frozenset[str], hidden: Callable[[str], bool] = is_hidden_folder
+) -> Found:
+    """Find the data files below a folder, in no order.
+
+    Args:
+        root: Where to start; it may itself be hidden, or a link.
+        suffixes: Of data files, in lower case; `.png` finds `A.PNG`.
+        hidden: Whether a folder of this name is passed over with all that is in it.
+
+    Raises:
+        UserError: If a folder cannot be read.
+    """
+    found, folders = Found(), [str(root)]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    _sort_in(entry, found, folders, suffixes, hidden)
+        except OSError as error:
+            raise UserError(
+                f"data.path: {printable(folder)}: this folder cannot be read ({error.strerror})."
+            ) from None
+    return found
+
+
+def _sort_in(
+    entry: os.DirEntry[str],
+    found: Found,
+    folders: list[str],
+    suffixes: frozenset[str],
+    hidden: Callable[[str], bool],
+) -> None:
+    name = entry.name
+    if entry.is_dir(follow_symlinks=False):
+        if hidden(name):
+            found.hidden[name] += 1
+        else:
+            folders.append(entry.path)
+    elif name.startswith(".") or name.lower() in SYSTEM_FILES:
+        # `._x.png` is what macOS keeps beside `x.png` on file systems of others.
+        found.hidden["._*" if name.startswith("._") else name] += 1
+    elif (suffix := _suffix(name)) not in suffixes:
+        if _is_folder(entry):
+            found.links.append(entry.path)
+        else:
+            found.others[suffix or "no suffix"] += 1
+    elif kind := _not_a_file(entry):
+        found.broken.append((entry.path, kind))
+    else:
+        found.files.append(entry.path)
+
+
+def _suffix(name: str) -> str:
+    """What `Path.suffix` is, without a `Path` for each of a million files."""
+    _, dot, end = name.rpartition(".")
+    return f".{end.lower()}" if dot else ""
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle leads to no folder
+        return False
+
+
+def _not_a_file(entry: os.DirEntry[str]) -> str | None:
+    """Say what an entry is, unless it is a regular file or a link to one."""
+    try:
+        if entry.is_file():
+            return None
+        if entry.is_dir():
+            return "a link to a folder"
+    except OSError as error:
+        return f"cannot be followed ({error.strerror})"
+    return "a link to nothing" if entry.is_symlink() else "a named pipe, a socket or a device"
+
+
+def printable(path: str) -> str:
+    """Return a path with the bytes that are no UTF-8 escaped, so that it can be written down."""
+    return path.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _counted(names: Counter[str], kind: str) -> str:
+    most = ", ".join(f"{printable(name)} {n}" for name, n in names.most_common(_LISTED))
+    more = ", ..." if len(names) > _LISTED else ""
+    return f"{kind}: {names.total()} ({most}{more})"

@@ -150,7 +150,7 @@ def origin_tags(experiment: Experiment, prepared: Prepared) -> dict[str, str]:
         "mlflow.source.git.commit": commit,  # MLflow's own column "Version"
         "krscale.experiment": experiment.fingerprint(),
         "krscale.data": prepared.teacher.data_fingerprint,
-        "krscale.setup.teacher": prepared.teacher.fingerprint,
+        "krscale.teacher": prepared.teacher.fingerprint,
         "krscale.store": Path(prepared.store_path).name,
         **({"krscale.ray_job": job} if job else {}),
     }

@@ -9,14 +9,15 @@ arXiv 1610.01644.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from krscale.errors import KrscaleError, UserError
+from krscale.knowledge.logistic import fit_logistic
 from krscale.knowledge.taps import TapOutputs, pool
 
 
@@ -34,37 +35,32 @@ class LinearProbe:
 
 
 def fit_probe(
-    features: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    *,
-    weight_decay: float = 1e-3,
-    max_steps: int = 200,
+    features: Tensor, labels: Tensor, num_classes: int, *, weight_decay: float = 1e-3
 ) -> LinearProbe:
-    """Fit a probe by L-BFGS from zero weights; the same input gives the same probe.
+    """Fit a probe to its one optimum in float64: it depends on the input, not on the processor.
 
     Features are standardised with their own statistics. A feature that is constant carries nothing
-    and gets the weight 0.
+    and gets the weight 0. When it stops, and how far from the optimum the weights may then be, is
+    said in `krscale.knowledge.logistic`.
 
     Args:
         features: `[N, F]` pooled features of the training split.
         labels: `[N]` int64.
         num_classes: `K`.
-        weight_decay: Factor of half the squared norm of the weights for standardised features.
-        max_steps: Iterations of L-BFGS at most.
+        weight_decay: Factor of half the squared norm of the weights for standardised features;
+            more than 0.
 
     Raises:
-        UserError: If there is no sample, or a feature is not finite.
+        UserError: If there is no sample, a feature is not finite, or the optimum is not reached.
     """
     if features.shape[0] == 0:
         raise UserError("a probe cannot be fitted to 0 samples; the training split is empty.")
     if not bool(torch.isfinite(features).all()):
         raise UserError("a tap of the teacher gives NaN or infinity on the training split.")
-    mean, inverse_std = _statistics(features)
-    standardised = ((features.double() - mean) * inverse_std).float()
-    weight, bias = _minimise(standardised, labels, num_classes, weight_decay, max_steps)
-    folded = weight.double() * inverse_std
-    return LinearProbe(folded.float(), (bias.double() - folded @ mean).float())
+    inputs, mean, inverse_std = _standardise(features)
+    weights = fit_logistic(inputs, labels, num_classes, weight_decay)
+    folded = weights[:, :-1] * inverse_std
+    return LinearProbe(folded.float(), (weights[:, -1] - folded @ mean).float())
 
 
 class Probes(nn.Module):
@@ -129,37 +125,19 @@ def information_gain(tap_logits: Tensor, labels: Tensor) -> Tensor:
     return gain.clamp_min(0.0).float()
 
 
-def _statistics(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and inverse standard deviation, `[F]` fp64 each; 0 inverts a constant."""
-    mean = features.mean(dim=0, dtype=torch.float64)
-    std = (features.double() - mean).square().mean(dim=0).sqrt()
+def _standardise(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return standardised features with a column of ones, their mean and inverse deviation.
+
+    All are fp64: `[N, F + 1]`, `[F]` and `[F]`; the inverse deviation of a constant feature is 0.
+    """
+    inputs = features.new_ones(len(features), features.shape[1] + 1, dtype=torch.float64)
+    standardised = inputs[:, :-1]  # a view: no second copy of what may be large
+    standardised.copy_(features.detach())
+    mean = standardised.mean(dim=0)
+    standardised -= mean
+    std = torch.linalg.vector_norm(standardised, dim=0) / math.sqrt(len(features))
     # fp32 features that should be constant still differ in their last bits.
     constant = std <= 1e-6 * mean.abs() + 1e-12
-    return mean, torch.where(constant, 0.0, 1.0 / std.clamp_min(1e-12))
-
-
-def _minimise(
-    features: Tensor, labels: Tensor, num_classes: int, weight_decay: float, max_steps: int
-) -> tuple[Tensor, Tensor]:
-    """Return weight `[K, F]` and bias `[K]` that minimise the penalised cross-entropy."""
-    weight = features.new_zeros(num_classes, features.shape[1]).requires_grad_()
-    bias = features.new_zeros(num_classes).requires_grad_()
-    optimiser = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=max_steps,
-        history_size=10,
-        tolerance_grad=1e-6,
-        tolerance_change=1e-9,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        loss = F.cross_entropy(F.linear(features, weight, bias), labels)
-        loss = loss + 0.5 * weight_decay * weight.square().sum()
-        torch.autograd.backward(loss)
-        return loss
-
-    with torch.enable_grad():
-        optimiser.step(closure)  # type: ignore[no-untyped-call]
-    return weight.detach(), bias.detach()
+    inverse_std = torch.where(constant, 0.0, 1.0 / std.clamp_min(1e-12))
+    standardised *= inverse_std
+    return inputs, mean, inverse_std

@@ -27,7 +27,8 @@ def reference(features: Tensor, labels: Tensor, weight_decay: float) -> Tensor:
     """Probabilities by scikit-learn's solver in float64 on standardised features."""
     exact = features.double()
     exact = (exact - exact.mean(dim=0)) / exact.std(dim=0, correction=0)
-    solver = LogisticRegression(C=1 / (len(labels) * weight_decay), tol=1e-10, max_iter=10_000)
+    strength = 1 / (len(labels) * weight_decay)
+    solver = LogisticRegression(C=strength, solver="newton-cg", tol=1e-10, max_iter=10_000)
     solver.fit(exact.numpy(), labels.numpy())
     return torch.tensor(solver.predict_proba(exact.numpy()))
 
@@ -38,7 +39,8 @@ def test_equals_scikit_learn(weight_decay: float) -> None:
     probe = fit_probe(features, labels, 4, weight_decay=weight_decay)
     logits = features.double() @ probe.weight.double().T + probe.bias.double()
     expected = reference(features, labels, weight_decay)
-    torch.testing.assert_close(logits.softmax(dim=-1), expected, rtol=0, atol=1e-3)
+    # The stored weights are fp32, and the features' means are ten times their deviations.
+    torch.testing.assert_close(logits.softmax(dim=-1), expected, rtol=0, atol=5e-5)
     assert probe.weight.dtype == probe.bias.dtype == torch.float32
 
 
@@ -61,7 +63,26 @@ def test_a_constant_feature_weighs_nothing(constant: float) -> None:
     probe = fit_probe(with_constant, labels, 4)
     plain = fit_probe(features, labels, 4)
     assert (probe.weight[:, -1] == 0).all()
-    torch.testing.assert_close(probe.weight[:, :-1], plain.weight, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(probe.weight[:, :-1], plain.weight, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(probe.bias, plain.bias, rtol=1e-5, atol=1e-5)
+
+
+def test_sums_in_another_order_give_the_same_probe() -> None:
+    """Another processor adds in another order; here the samples and the features are reordered."""
+    features, labels = clusters()
+    plain = fit_probe(features, labels, 4)
+    samples = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
+    columns = torch.tensor([3, 0, 5, 1, 4, 2])
+    other = fit_probe(features[samples][:, columns], labels[samples], 4)
+    torch.testing.assert_close(other.weight, plain.weight[:, columns], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(other.bias, plain.bias, rtol=1e-6, atol=1e-6)
+
+
+def test_autocast_changes_nothing() -> None:
+    features, labels = clusters()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        probe = fit_probe(features, labels, 4)
+    assert torch.equal(probe.weight, fit_probe(features, labels, 4).weight)
 
 
 def test_absent_classes_are_learnt_to_be_rare() -> None:

@@ -23,8 +23,8 @@ class DiskFullError(UserError):
     """There is no room for a file; the message names it."""
 
 
-class NonFiniteError(KrscaleError):
-    """A loss term became NaN or infinite; the message names the term and the step."""
+class NonFiniteError(UserError):
+    """A loss term became NaN or infinite; the message names the term, the epoch and the step."""
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""How torch's threads wait for each other in a process of krscale."""
+"""How torch's threads wait for each other in a command of krscale, and in its workers."""
 
 import re
 import subprocess
@@ -7,16 +7,37 @@ import sys
 import pytest
 from running import environment
 
+COMMAND = (
+    "import sys; from krscale.cli.common import run_command\n"
+    "def work(argv):\n    import krscale.models.capacity  # which loads torch\n    return 0\n"
+    "sys.exit(run_command(work, []))"
+)
+WORKER = """
+import os, sys
+import ray
+from krscale.cluster.connect import connect
+from krscale.config import ClusterConfig
+
+@ray.remote(num_cpus=1)
+def look():
+    return os.environ.get("OMP_WAIT_POLICY"), "torch" in sys.modules
+
+connect(ClusterConfig(address="local", num_cpus=1))
+print(ray.get(look.remote()))
+"""
+
+
+def run(code: str, **own: str) -> "subprocess.CompletedProcess[str]":
+    env = environment(OMP_DISPLAY_ENV="VERBOSE", OMP_NUM_THREADS="2")
+    env.pop("OMP_WAIT_POLICY", None)  # an earlier test may have run a command in this process
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**env, **own}, capture_output=True, text=True, check=True
+    )
+
 
 def spins(**own: str) -> int:
     """Return how often a waiting thread looks again before it sleeps, as torch's OpenMP read it."""
-    env = environment(OMP_DISPLAY_ENV="VERBOSE", OMP_NUM_THREADS="2")
-    env.pop("OMP_WAIT_POLICY", None)  # the process of the tests has imported krscale
-    code = "import krscale.models.capacity"  # which loads torch
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**env, **own}, capture_output=True, text=True, check=True
-    )
-    found = re.search(r"GOMP_SPINCOUNT = '(\w+)'", done.stderr)
+    found = re.search(r"GOMP_SPINCOUNT = '(\w+)'", run(COMMAND, **own).stderr)
     if found is None:
         pytest.skip("this torch was built with another OpenMP than GNU's")
     return int(found[1])
@@ -25,3 +46,20 @@ def spins(**own: str) -> int:
 def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise() -> None:
     assert spins() == 0
     assert spins(OMP_WAIT_POLICY="active") > 0
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["app", "tune", "distill", "teach", "insight", "space", "store", "pick", "sync"],
+)
+def test_a_command_loads_torch_only_after_it_has_said_so(module: str) -> None:
+    done = run(f"import sys, krscale.cli.{module}; print('torch' in sys.modules)")
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("own", "expected"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")]
+)
+def test_a_worker_of_a_private_ray_has_it_before_torch(own: dict[str, str], expected: str) -> None:
+    assert run(WORKER, **own).stdout == f"('{expected}', False)\n"

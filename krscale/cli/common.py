@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from krscale.errors import UserError
+from krscale.interruption import exit_code, received, stop_signals
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141
 
 
@@ -22,25 +24,44 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
         argv: Arguments without the program's name.
 
     Returns:
-        What the function returned; 2 after a `UserError`, told on stderr; 130 after Ctrl-C;
-        141 when whoever read stdout went away. Any other exception is a defect of krscale and
-        passes with its traceback.
+        What the function returned; 2 after a `UserError`, told on stderr; 130 after Ctrl-C, 143
+        after SIGTERM, 129 after SIGHUP; 141 when whoever read stdout went away. Any other exception
+        is a defect of krscale and passes with its traceback.
     """
-    try:
-        code = function(argv)
-        sys.stdout.flush()
-    except UserError as error:
-        for line in str(error).splitlines():
-            print(f"krscale: error: {line}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("krscale: interrupted; the same command again continues.", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # Python flushes stdout once more at exit, which would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_CLOSED_PIPE
+    # Threads that wait for each other sleep instead of spinning: beside a busy neighbour two that
+    # spin are several times slower than one, and on free cores sleeping costs little (docs/log.md).
+    # OpenMP reads this when torch is loaded, which commands do later, when they know their work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    with stop_signals():
+        try:
+            code = function(argv)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            return _interrupted()
+        except Exception as error:
+            if received() is not None:
+                return _interrupted(error)
+            if isinstance(error, UserError):
+                for line in str(error).splitlines():
+                    print(f"krscale: error: {line}", file=sys.stderr)
+                return EXIT_USER_ERROR
+            if isinstance(error, BrokenPipeError):
+                # Python flushes stdout once more at exit, which would fail again.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return EXIT_CLOSED_PIPE
+            raise
     return code
+
+
+def _interrupted(error: Exception | None = None) -> int:
+    """Say how to go on, and what else went wrong on the way out: often only what was cut short."""
+    stopped_by = received() or signal.SIGINT
+    by = "" if stopped_by is signal.SIGINT else f" by {stopped_by.name}"
+    with suppress(OSError):
+        if error is not None:
+            print(f"krscale: while stopping: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"krscale: interrupted{by}; the same command again continues.", file=sys.stderr)
+    return exit_code()
 
 
 def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 
 from krscale.cli.common import add_experiment_arguments, run_command
-from krscale.config import load
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,6 +25,9 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: Sequence[str]) -> int:
     """Parse, call one function."""
     options = parser().parse_args(arguments)
+    # Imported here, where a signal already ends the command in its own way.
+    from krscale.config import load
+
     experiment = load(options.experiment, options.set)
     # Ray and MLflow take seconds to import; a refused config must not wait for them.
     from krscale.runs.distill import distil

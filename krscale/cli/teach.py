@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 
 from krscale.cli.common import add_experiment_arguments, run_command
-from krscale.config import load
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,6 +24,9 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: Sequence[str]) -> int:
     """Parse, call one function, print."""
     options = parser().parse_args(arguments)
+    # Imported here, where a signal already ends the command in its own way.
+    from krscale.config import load
+
     experiment = load(options.experiment, options.set)
     from krscale.cluster.store_shards import write_on_workers
     from krscale.progress import Progress

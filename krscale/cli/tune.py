@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 
 from krscale.cli.common import add_experiment_arguments, run_command
-from krscale.search.studies.extending import load_or_extend
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,6 +37,9 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: Sequence[str]) -> int:
     """Parse, call one function, print."""
     options = parser().parse_args(arguments)
+    # Imported here, where a signal already ends the command in its own way.
+    from krscale.search.studies.extending import load_or_extend
+
     experiment = load_or_extend(options.experiment, options.set)
     if options.dry_run:
         from krscale.search.plan import describe_plan

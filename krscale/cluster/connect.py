@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -13,8 +14,10 @@ from typing import Any
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from krscale.cluster.access import check_answers, joining, use_own_token
 from krscale.config import ClusterConfig
 from krscale.errors import UserError
+from krscale.interruption import listen_again, own_exit_as_interrupt
 
 SETTINGS = {
     # Our listeners record trials; Tune need not write copies of every result.
@@ -32,7 +35,12 @@ SETTINGS = {
     "RAY_prestart_worker_first_driver": "0",
     # Trials without a GPU must not have CUDA_VISIBLE_DEVICES emptied behind the user's back.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Threads of a trial that wait for each other sleep (see `cli.common.run_command`).
+    "OMP_WAIT_POLICY": "passive",
 }
+WORKERS_TOO = ("OMP_WAIT_POLICY",)
+"""Settings of this process that its workers on a cluster need before they load torch. Those of a
+private Ray inherit the whole environment."""
 POLL_SECONDS = 1.0
 
 _private = False
@@ -42,23 +50,39 @@ def connect(config: ClusterConfig) -> None:
     """Join the cluster that `cluster.address` or `RAY_ADDRESS` names, or start a private one.
 
     Raises:
-        UserError: If no cluster answers at that address.
+        UserError: If no cluster answers at that address, or it demands a token that is not here.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
         return
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
-    options: dict[str, Any] = {}
     global _private
     _private = address == "local"
     if _private:
-        options = {"num_cpus": config.num_cpus or None, "include_dashboard": False}
+        use_own_token()
+        _init(address, num_cpus=config.num_cpus or None, include_dashboard=False)
+        return
+    where = "cluster.address" if config.address else "RAY_ADDRESS"
+    check_answers(address, where)
+    with joining(address, where):
+        _init(address, runtime_env={"env_vars": _worker_variables()})
+
+
+def _init(address: str, **options: Any) -> None:
+    """Call `ray.init`, which replaces the handlers of signals by its own."""
     try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
-    except (ConnectionError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"cluster.address: no Ray cluster at {address!r}: {first}") from None
+        with own_exit_as_interrupt():
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
+    finally:
+        listen_again()
+
+
+def _worker_variables() -> dict[str, str]:
+    """Return what workers get of this process's environment; Ray refuses what a job sets itself."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    given = (job.get("runtime_env") or {}).get("env_vars") or {}
+    return {name: os.environ[name] for name in WORKERS_TOO if name not in given}
 
 
 def require(

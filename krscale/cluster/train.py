@@ -18,13 +18,13 @@ from typing import Any
 import ray
 import torch
 from ray import train
-from ray.train import UserCallback
+from ray.train import TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
 
 from krscale.cluster.connect import require
 from krscale.config import Experiment, TrainConfig
-from krscale.errors import KrscaleError
+from krscale.errors import KrscaleError, NonFiniteError, UserError
 from krscale.files import write_atomic
 from krscale.parallel import Workers
 from krscale.setup.build import Assets, build_training
@@ -56,7 +56,8 @@ def train_on_workers(
         The metrics of the last epoch, over all workers.
 
     Raises:
-        UserError: If the cluster can never give so many workers.
+        UserError: If the cluster can never give so many workers, or what one of them found cannot
+            be trained: a loss that is not finite, a setting that does not fit.
     """
     settings = experiment.train
     use_gpu = _uses_gpu(settings)
@@ -65,8 +66,8 @@ def train_on_workers(
     queue = Queue()
     listener = threading.Thread(target=_pass_on, args=(queue, on_epoch), daemon=True)
     listener.start()
-    trainer = TorchTrainer(
-        _worker,
+    trainer = _Trainer(
+        _worker,  # type: ignore[arg-type]  # Ray's annotation does not know of return values yet
         train_loop_config={
             "experiment": experiment.model_dump(mode="json"),
             "prepared": prepared,
@@ -86,16 +87,31 @@ def train_on_workers(
     )
     try:
         result = trainer.fit()
+    except TrainingFailedError as error:
+        found = _user_error(error)
+        if found is None:
+            raise
+        raise found from None
     finally:
         queue.put(None)
         listener.join()
         queue.shutdown()
+    broke = getattr(result, "return_value", None)
+    if broke is not None:
+        raise NonFiniteError(broke)
     if result.checkpoint is None or result.metrics is None:
         raise KrscaleError("Ray Train ended without a checkpoint")
     with result.checkpoint.as_directory() as checkpoint:
         kept = Path(checkpoint) / STUDENT_FILE
         write_atomic(folder / STUDENT_FILE, lambda path: _copy(kept, path))
     return dict(result.metrics)
+
+
+class _Trainer(TorchTrainer):
+    """Leaves Ctrl-C to the command, which cleans up; Ray would end the process by itself."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Register none."""
 
 
 class _Epochs(UserCallback):
@@ -116,8 +132,20 @@ def _pass_on(queue: Queue, on_epoch: OnEpoch) -> None:
         on_epoch(metrics)
 
 
-def _worker(config: dict[str, Any]) -> None:
-    """The training of one rank, in a Ray Train worker."""
+def _user_error(error: TrainingFailedError) -> UserError | None:
+    """Return the mistake of the user that made workers fail, None if it was none."""
+    failures = getattr(error, "worker_failures", {}).values()
+    bare = (getattr(failure, "_base_exc", failure) for failure in failures)
+    return next((each for each in bare if isinstance(each, UserError)), None)
+
+
+def _worker(config: dict[str, Any]) -> str | None:
+    """The training of one rank, in a Ray Train worker.
+
+    Returns:
+        What broke, if a loss was not finite: all ranks find it in the same epoch and end together.
+        As an exception it would make Ray start the group again, only to find the same.
+    """
     torch.set_num_threads(1)
     experiment = Experiment.model_validate(config["experiment"])
     workers = Workers.from_environment()
@@ -138,7 +166,11 @@ def _worker(config: dict[str, Any]) -> None:
                 save_weights(Path(temporary) / STUDENT_FILE, training.student)
             train.report(metrics, checkpoint=train.Checkpoint.from_directory(temporary))
 
-    fit(training, report)
+    try:
+        fit(training, report)
+    except NonFiniteError as error:
+        return str(error)
+    return None
 
 
 def _uses_gpu(settings: TrainConfig) -> bool:

@@ -25,7 +25,7 @@ from krscale.setup.build import Assets, build_training
 from krscale.setup.networks import build_student
 from krscale.setup.prepare import Prepared, Setup, pick_device, prepare_knowledge
 from krscale.setup.sizes import StudentSize, find_size
-from krscale.tracking import Tracker, datasets_used
+from krscale.tracking import Tracker, datasets_used, recording_seconds
 from krscale.training.checkpoint import load_weights, save_weights
 from krscale.training.loop import evaluate, fit_or_continue
 
@@ -106,28 +106,44 @@ def _train_and_test(
         enabled=experiment.tracking.enabled,
         system_metrics=experiment.tracking.system_metrics,
     )
-    _start_record(tracker, experiment, prepared, size)
 
     def on_epoch(metrics: dict[str, float]) -> None:
         tracker.log_metrics("student", metrics, step=int(metrics["epoch"]))
         progress.advance(int(metrics["epoch"]), experiment.train.num_epochs)
 
-    state = "FAIL"
     try:
-        if experiment.train.num_workers > 1:
-            connect(experiment.cluster)
-            folder = experiment.run_path
-            metrics = train_on_workers(experiment, prepared, size.width, folder, on_epoch)
-        else:
-            metrics = _train_here(experiment, prepared, size.width, on_epoch)
-        result = _test(experiment, prepared, dataset, size, metrics)
+        try:
+            _start_record(tracker, experiment, prepared, size)
+            metrics = _train(experiment, prepared, size.width, on_epoch)
+            result = _test(experiment, prepared, dataset, size, metrics)
+        except BaseException as error:
+            _end_badly(tracker, error)
+            raise
         final = {TEST_ACCURACY: result.test_accuracy, "size/latency_ms": result.latency_ms}
         tracker.log_metrics("student", final, step=experiment.train.num_epochs)
-        state = "COMPLETE"
+        tracker.end_run("student", "COMPLETE")
     finally:
-        tracker.end_run("student", state)
-        tracker.close(timeout=60.0)
+        tracker.close(recording_seconds())
     return result
+
+
+def _train(
+    experiment: Experiment, prepared: Prepared, width: int, on_epoch: OnEpoch
+) -> dict[str, float]:
+    if experiment.train.num_workers == 1:
+        return _train_here(experiment, prepared, width, on_epoch)
+    connect(experiment.cluster)
+    return train_on_workers(experiment, prepared, width, experiment.run_path, on_epoch)
+
+
+def _end_badly(tracker: Tracker, error: BaseException) -> None:
+    """End the run as failed, with the reason, so that MLflow does not show it running."""
+    if not tracker.has_run("student"):
+        return
+    stopped = isinstance(error, KeyboardInterrupt)
+    reason = "interrupted" if stopped else f"{type(error).__name__}: {error}"
+    tracker.set_tags("student", {"krscale.error": reason})
+    tracker.end_run("student", "FAIL")
 
 
 def _start_record(
@@ -138,6 +154,7 @@ def _start_record(
         "krscale.method": experiment.distill.method,
         "krscale.size": size.capacity,
         **origin_tags(experiment, prepared),
+        "krscale.error": "",  # of an earlier start that was cut short
     }
     sections = experiment.model_dump(mode="json", include={"distill", "train"})
     params = {f"{s}.{k}": v for s, fields in sections.items() for k, v in fields.items()}

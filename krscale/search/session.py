@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import optuna
 from rich.console import Console
 
 from krscale.cluster.connect import connect, num_slots
@@ -40,7 +41,7 @@ from krscale.search.studies.opening import trials_that_ran
 from krscale.search.studies.size_resolver import StudentSizeResolver
 from krscale.setup.prepare import Prepared, Setup, prepare_knowledge
 from krscale.setup.sizes import StudentSize, ladder_sizes
-from krscale.tracking import Tracker
+from krscale.tracking import Tracker, recording_seconds
 
 JOURNAL = "journal.log"
 LATENCY_FILE = "latency.json"
@@ -59,6 +60,8 @@ def run_session(
         quiet: Show no live view on stderr.
         new_space: Go on with a run whose search space was another; see `studies.py`.
     """
+    # Optuna would note every study that is opened, between the lines of the live view.
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     if experiment.train.num_workers > 1:
         raise UserError(
             f"train.num_workers: a trial of a search trains on one worker (got "
@@ -91,7 +94,7 @@ def run_session(
                 )
             finally:
                 progress.phase("record")
-                tracker.close(timeout=60.0)
+                tracker.close(recording_seconds())
     how_to_open = tracker.how_to_open() if experiment.tracking.enabled else ("", "")
     _show(curve, experiment, how_to_open, as_json)
     return curve

@@ -19,7 +19,7 @@ from krscale.config import Experiment, TrainConfig, fingerprint
 from krscale.data import Dataset, SplitName
 from krscale.data.loader import Loader
 from krscale.data.views import normalise
-from krscale.errors import UserError
+from krscale.errors import NonFiniteError, UserError
 from krscale.files import new_folder, sha256, write_json
 from krscale.knowledge.parameters import layers_by_tap, weight_histogram
 from krscale.knowledge.probes import Probes, fit_probe, information_gain
@@ -250,7 +250,11 @@ def _train(
         learner, loader, (dataset, dataset.split("val")), settings, Workers.alone(device)
     )
     while not training.finished:
-        training.run_epoch()
+        try:
+            training.run_epoch()
+        except NonFiniteError as error:
+            rate = f"teacher.learning_rate is {config.learning_rate:g}"
+            raise NonFiniteError(f"teacher: {error} ({rate})") from None
         report(training.epoch, config.num_epochs)
 
 

@@ -4,7 +4,7 @@ from krscale.redaction import redact
 from krscale.tracking.datasets import DatasetUsed, datasets_used
 from krscale.tracking.models import HASH_TAG, Registration, save_onnx_model
 from krscale.tracking.replay import reopen, sync
-from krscale.tracking.tracker import Tracker
+from krscale.tracking.tracker import Tracker, recording_seconds
 
 __all__ = [
     "HASH_TAG",
@@ -12,6 +12,7 @@ __all__ = [
     "Registration",
     "Tracker",
     "datasets_used",
+    "recording_seconds",
     "redact",
     "reopen",
     "save_onnx_model",

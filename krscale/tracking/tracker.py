@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from krscale.errors import UserError
+from krscale.interruption import received
 from krscale.redaction import redact
 from krscale.tracking.address import LOCAL_SERVER, charts_at, resolve_address
 from krscale.tracking.datasets import DatasetUsed
@@ -163,6 +164,10 @@ class Tracker:
         content = {"path": self._stored(folder), "registration": registration.content()}
         self._append("model", key, content)
 
+    def has_run(self, key: str) -> bool:
+        """Return whether a run of this key was started, here or by an earlier process."""
+        return key in self._known
+
     @property
     def num_refused(self) -> int:
         """How much MLflow has refused, in all starts of this run."""
@@ -251,6 +256,14 @@ class Tracker:
                 step = event.content["step"]
                 for name, value in event.content["metrics"].items():
                     self._points[event.key, name, step] = value
+
+
+def recording_seconds() -> float:
+    """Return how long the end of a command may wait for MLflow; short once it was told to stop.
+
+    Whoever sends SIGTERM sends SIGKILL soon after. What is not sent stays in the spool.
+    """
+    return 60.0 if received() is None else 10.0
 
 
 def _hold(folder: Path) -> FileLock:

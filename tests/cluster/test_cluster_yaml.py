@@ -67,7 +67,7 @@ def test_every_node_wants_the_token_and_the_dashboard_is_local(cluster: dict[str
 def test_job_excludes_what_must_not_be_uploaded() -> None:
     environment = read("jobs/runtime_env.yaml")
     assert {".git", ".venv", "/runs/"} <= set(environment["excludes"])
-    assert set(environment["env_vars"]) == {"KRSCALE_STORAGE_PATH"}
+    assert set(environment["env_vars"]) == {"KRSCALE_STORAGE_PATH", "RAY_JOB_STOP_WAIT_TIME_S"}
 
 
 def test_digits_toml_spells_out_the_defaults() -> None:

@@ -1,12 +1,17 @@
-"""`ray job submit` for real: a head as the README starts it, our runtime environment, our job."""
+"""A cluster as the README starts it, on a machine where krscale ran before: jobs, joining, tokens.
+
+The commands are read from the README; only ports and folders are this test's own.
+"""
 
 import json
 import os
 import random
-import secrets
+import re
+import shlex
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -34,14 +39,37 @@ SETTINGS = (
 
 
 @dataclass(frozen=True)
+class Commands:
+    """What the README prints for a cluster, in its order."""
+
+    export: str
+    token: str
+    start: str
+    submit: str
+
+    @classmethod
+    def read(cls) -> "Commands":
+        text = (ROOT / "README.md").read_text(encoding="utf-8")
+        block = text.split("**On a cluster.**")[1].split("```")[1]
+        lines = block.replace("\\\n", " ").splitlines()
+        return cls(*(line.removeprefix("$ ") for line in lines if line.startswith("$ ")))
+
+
+@dataclass(frozen=True)
 class Head:
     """A running head: where jobs go, with which environment, and where its results land."""
 
+    commands: Commands
     address: str
+    port: int
     env: dict[str, str]
     storage: Path
     process: subprocess.Popen[bytes]
     logs: tuple[Path, Path]
+
+    @property
+    def token_file(self) -> Path:
+        return Path(self.env["HOME"]) / ".ray" / "auth_token"
 
     def story(self) -> str:
         """Whether the head lives, and the ends of its logs: for the message of a failed test."""
@@ -80,17 +108,17 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def wait_until_up(process: subprocess.Popen[bytes], address: str, token: str, log: Path) -> None:
-    request = urllib.request.Request(
-        f"{address}/api/version", headers={"Authorization": f"Bearer {token}"}
-    )
-    deadline = time.monotonic() + 60
+def wait_until_up(process: subprocess.Popen[bytes], address: str, token: Path, log: Path) -> None:
+    deadline = time.monotonic() + 90
     while time.monotonic() < deadline and process.poll() is None:
-        refused = suppress(urllib.error.URLError, ConnectionError, TimeoutError)
-        with refused, urllib.request.urlopen(request, timeout=5):
-            return
+        refused = suppress(urllib.error.URLError, ConnectionError, TimeoutError, FileNotFoundError)
+        with refused:
+            headers = {"Authorization": f"Bearer {token.read_text()}"}
+            request = urllib.request.Request(f"{address}/api/version", headers=headers)
+            with urllib.request.urlopen(request, timeout=5):
+                return
         time.sleep(0.3)
-    pytest.fail(f"no Ray head at {address} within 60 s:\n{log.read_text()}")
+    pytest.fail(f"no Ray head at {address} within 90 s:\n{log.read_text()}")
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -103,36 +131,74 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     process.wait(timeout=10)
 
 
+def shell(
+    script: str, env: dict[str, str], timeout: float = 180.0
+) -> subprocess.CompletedProcess[str]:
+    """Run what a user types into a shell of their own."""
+    return subprocess.run(
+        ["bash", "-c", script], env=env, cwd=ROOT, capture_output=True, text=True,
+        timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+def tune(storage: Path, *settings: str, before: str = ":") -> str:
+    """Return the command of a search that lasts seconds."""
+    tiny = (f"storage_path={storage}", "search.methods=['plain']", "search.trials_per_size=1")
+    arguments = ["--json", *overrides(*SETTINGS, *tiny, *settings)]
+    return f"{before}; {shlex.join([sys.executable, '-m', 'krscale.tune', *arguments])}"
+
+
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    home = tmp_path_factory.mktemp("home")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def temporary() -> Iterator[Path]:
     # Ray's sockets live below it, and the path of a socket has at most 107 characters.
-    temporary = Path(tempfile.mkdtemp(prefix="kr", dir="/tmp"))
-    token = secrets.token_hex(32)
-    env = environment(
+    folder = Path(tempfile.mkdtemp(prefix="kr", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def env(home: Path, temporary: Path) -> dict[str, str]:
+    """The environment of a shell on a fresh machine."""
+    found = environment(
         HOME=str(home),
         PATH=f"{RAY.parent}{os.pathsep}{os.environ['PATH']}",
-        RAY_AUTH_MODE="token",
-        RAY_AUTH_TOKEN=token,
+        RAY_TMPDIR=str(temporary),
         MPLCONFIGDIR=matplotlib.get_configdir(),
     )
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "OMP_WAIT_POLICY"):
+        found.pop(name, None)
     # The job must find krscale in what was uploaded, and nowhere else.
-    del env["PYTHONPATH"]
+    del found["PYTHONPATH"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def head(home: Path, temporary: Path, env: dict[str, str]) -> Iterator[Head]:
+    commands = Commands.read()
+    # What `make run` runs comes first, with a Ray of its own.
+    first = shell(tune(home / "first", "cluster.address="), env)
+    assert first.returncode == 0, first.stderr
+    assert not (home / ".ray").exists(), "krscale leaves no token on the machine"
     options = (
         *("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port"),
         *("dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port"),
         *("node-manager-port", "object-manager-port"),
     )
     ports = dict(zip(options, free_ports(len(options)), strict=True))
-    command = [
-        *(RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"),
-        *("--temp-dir", temporary, "--dashboard-host=127.0.0.1"),
+    own = [
+        *("--block", "--num-cpus=2", "--disable-usage-stats", f"--temp-dir={temporary}"),
         *(f"--{option}={port}" for option, port in ports.items()),
     ]
+    start = f"exec {commands.start} {shlex.join(own)}"
     log = home / "head.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [str(part) for part in command],
+            ["bash", "-c", "\n".join([commands.export, commands.token, start])],
             env=env,
             cwd=home,
             stdout=output,
@@ -141,25 +207,28 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         )
     try:
         address = f"http://127.0.0.1:{ports['dashboard-port']}"
-        wait_until_up(process, address, token, log)
+        wait_until_up(process, address, home / ".ray" / "auth_token", log)
         logs = (log, temporary / "session_latest")
-        yield Head(address, env, home / "krscale-runs", process, logs)
+        storage = home / "krscale-runs"
+        yield Head(commands, address, ports["port"], env, storage, process, logs)
     finally:
         stop(process)
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def submit_command(head: Head, *arguments: str) -> str:
+    """The README's command, with this head's address and another job."""
+    command = head.commands.submit.replace("http://127.0.0.1:8265", head.address)
+    assert command != head.commands.submit
+    submit, separator, _ = command.partition(" -- ")
+    return f"{head.commands.export}; exec {submit}{separator}{shlex.join(['python', *arguments])}"
 
 
 def submit(head: Head, *arguments: str) -> Submission:
     """Submit `python ARGUMENTS` as the README says, and read what streams back."""
-    command = [
-        *(str(RAY), "job", "submit", "--address", head.address),
-        *("--working-dir", ".", "--runtime-env", "jobs/runtime_env.yaml"),
-        *("--", "python", *arguments),
-    ]
     lines: list[str] = []
     first = None
     with subprocess.Popen(
-        command,
+        ["bash", "-c", submit_command(head, *arguments)],
         env=head.env,
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -191,8 +260,109 @@ def test_a_job_streams_ends_well_and_leaves_its_curve(head: Head) -> None:
 
 def test_a_refused_config_fails_the_job(head: Head) -> None:
     done = submit(head, "-m", "krscale.tune", "jobs/digits.toml", *overrides("train.num_epoch=3"))
-    assert done.code != 0
+    assert done.code == 1, "Ray's, as the README says; krscale's own is 2"
     unknown = "unknown key 'train.num_epoch'. Did you mean 'train.num_epochs'?"
     assert unknown in done.output, done.output + head.story()
     assert "exit code 2" in done.output
     assert "Traceback" not in done.output
+
+
+def test_a_stopped_job_leaves_no_trial_running(head: Head) -> None:
+    slow = ("name=stopped", "train.num_epochs=500", "search.early_stopping=none")
+    arguments = ("-m", "krscale.tune", "jobs/digits.toml", *overrides(*SETTINGS, *slow))
+    with subprocess.Popen(
+        ["bash", "-c", submit_command(head, *arguments)],
+        env=head.env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        output = ""
+        for line in process.stdout:
+            output += line
+            if re.search(r"[12] running", line):
+                job = re.findall(r"raysubmit_\w+", output)[0]
+                asked = f"{head.commands.export}; ray job stop --no-wait --address {head.address} "
+                stopped = shell(asked + job, head.env)
+                assert stopped.returncode == 0, stopped.stderr
+    assert "krscale: interrupted by SIGTERM; the same command again continues." in output, (
+        output + head.story()
+    )
+    assert process.returncode == 0, "Ray's of a job that was stopped, as the README says"
+    database = sqlite3.connect(head.storage / "mlflow.db")
+    states = database.execute(
+        "select status, count(*) from runs where run_uuid in (select run_uuid from tags where "
+        "key = 'krscale.search' and value = 'stopped') group by status"
+    ).fetchall()
+    database.close()
+    assert [status for status, _ in states] == ["FAILED"], states
+
+
+def test_workers_of_a_job_have_what_must_be_set_before_torch(head: Head) -> None:
+    code = (
+        "import os, sys, ray\n"
+        "from krscale.cluster.connect import connect\n"
+        "from krscale.config import ClusterConfig\n"
+        "@ray.remote\n"
+        "def look():\n"
+        "    return os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules\n"
+        "connect(ClusterConfig())\n"
+        "print('worker:', ray.get(look.remote()))\n"
+    )
+    done = submit(head, "-c", code)
+    assert "worker: ('passive', False)" in done.output, done.output + head.story()
+
+
+def test_only_its_owner_can_read_the_token(head: Head) -> None:
+    assert oct(head.token_file.stat().st_mode & 0o777) == "0o600"
+    forgotten = submit_command(head, "-c", "pass").removeprefix(f"{head.commands.export}; ")
+    done = shell(forgotten, head.env)
+    assert done.returncode == 1
+    assert "Missing authentication token" in done.stderr + done.stdout, "as the README says"
+
+
+def test_a_search_joins_the_cluster_of_its_node_by_auto(head: Head, home: Path) -> None:
+    joined = tune(home / "joined", "cluster.address=auto", before=head.commands.export)
+    done = shell(joined, head.env)
+    assert done.returncode == 0, done.stderr + head.story()
+    assert json.loads(done.stdout)["sizes"]
+
+
+def test_a_search_by_itself_runs_beside_the_cluster(head: Head, home: Path) -> None:
+    # The cluster came first, then `make run`, in a shell where the token was demanded or not.
+    for name, before in (("beside", head.commands.export), ("plain", ":")):
+        done = shell(tune(home / name, "cluster.address=", before=before), head.env)
+        assert done.returncode == 0, done.stderr
+
+
+def test_an_error_says_which_of_mode_and_token_is_missing(head: Head, home: Path) -> None:
+    code = (
+        "import sys; from krscale.cli.common import run_command\n"
+        "def join(argv):\n"
+        "    from krscale.cluster.connect import connect\n"
+        "    from krscale.config import ClusterConfig\n"
+        "    connect(ClusterConfig(address=argv[0]))\n    return 0\n"
+        "sys.exit(run_command(join, sys.argv[1:]))"
+    )
+    elsewhere = home / "elsewhere"
+    elsewhere.mkdir()
+    address = f"127.0.0.1:{head.port}"
+    missing, unsent, other = "and there is none here", "but it is not sent", "is not the cluster's"
+    cases = (
+        ("auto", {"HOME": str(elsewhere)}, missing),
+        ("auto", {"HOME": str(elsewhere), "RAY_AUTH_MODE": "token"}, missing),
+        (address, {"HOME": str(elsewhere)}, missing),
+        (address, {}, unsent),
+        (address, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "another"}, other),
+        (address, {"RAY_AUTH_MODE": "token"}, None),
+    )
+    for where, own, expected in cases:
+        command = shlex.join([sys.executable, "-c", code, where])
+        done = shell(command, head.env | own, timeout=60)
+        if expected is None:
+            assert done.returncode == 0, done.stderr
+            continue
+        assert done.returncode == 2, done.stderr
+        error = done.stderr.splitlines()[-1]
+        start = f"krscale: error: cluster.address: the Ray cluster at {where!r} demands a token"
+        assert error.startswith(start), done.stderr
+        assert expected in error
+        assert "Traceback" not in done.stderr

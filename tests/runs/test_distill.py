@@ -111,3 +111,31 @@ def test_more_workers_than_the_cluster_has(storage: Path) -> None:
     assert "64 times 1 CPU, each on one node" in done.stderr
     assert "the cluster has room for 2, on 1 node of 2 CPU" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+POISONED = ("student.model=poisoned_student:Poisoned", "student.options={}")
+NOT_FINITE = "loss term 'ce' is not finite in epoch 1, step 1 of 17"
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "error"),
+    [
+        ("distill", ("train.learning_rate=1e30",), "loss term 'ce' is not finite in epoch 1, step"),
+        ("distill", POISONED, NOT_FINITE),
+        ("distill", (*POISONED, "train.num_workers=2"), NOT_FINITE),
+        (
+            "teach",
+            ("teacher.learning_rate=1e30",),
+            "teacher: loss term 'ce' is not finite in epoch",
+        ),
+    ],
+)
+def test_a_loss_that_is_not_finite_is_one_line(
+    name: str, settings: tuple[str, ...], error: str, storage: Path
+) -> None:
+    done = command(name, ["--quiet", *overrides(*SMALL, f"storage_path={storage}", *settings)])
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("krscale: error: ")
+    assert error in last
+    assert "Traceback" not in done.stderr

@@ -121,6 +121,11 @@ class LadderSearcher(Searcher):
             return
         self.ladder.finish(running.assignment, state, running.metrics)
 
+    def leave(self) -> None:
+        """Tell the ladder that nobody waits for the running trials any longer."""
+        for running in self.trials.values():
+            self.ladder.leave(running.assignment, running.metrics)
+
     def _on_error(self, running: _Running, error: TrialError) -> None:
         if error.cause is None:
             self.first_error = self.first_error or error.text
@@ -249,7 +254,11 @@ def run_search(ladder: Ladder, prepared: Prepared, resources: Mapping[str, float
             ),
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except BaseException:  # Ctrl-C and the like above all
+        searcher.leave()
+        raise
     if searcher.gave_up:
         raise UserError(
             f"search: {ladder.num_failed} trials failed (search.max_failures = "

@@ -341,6 +341,3 @@ def _check_path(dotted: str, method: str, where: str) -> None:
 def _shipped_folders() -> tuple[Path, ...]:
     package = Path(__file__).parents[2]
     return package / "search_spaces", package.parent / "search_spaces"
-
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -202,6 +202,18 @@ class Ladder:
             self.budget.num_epochs -= int(metrics.get("epoch", 0))  # its next attempt recalls them
         self._run_again(study, assignment, cause)
 
+    def leave(self, assignment: Assignment, metrics: Mapping[str, float]) -> None:
+        """The search stops while a trial runs: listeners are told, so that nobody shows it running.
+
+        The journal still has it RUNNING, by which the next start knows that it is to be run again.
+
+        Args:
+            assignment: The trial.
+            metrics: Its last ones, empty before its first epoch.
+        """
+        for listener in self.listeners:
+            listener.on_end(assignment, TrialState.FAIL, metrics, Cause.SEARCH.text)
+
     @property
     def complete(self) -> bool:
         """Whether nothing is left to run."""

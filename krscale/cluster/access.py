@@ -1,0 +1,171 @@
+"""What stands between krscale and a Ray cluster: its address, and its token.
+
+Ray itself waits many minutes for an address where nothing answers, and calls a missing token a
+failed connection. Both are found out here, within seconds and by name.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ray._private.services import canonicalize_bootstrap_address
+from ray._raylet import (  # type: ignore[attr-defined]
+    AuthenticationMode,
+    AuthenticationTokenLoader,
+    get_authentication_mode,
+)
+from ray.exceptions import AuthenticationError
+
+from krscale.errors import UserError
+
+CONNECT_SECONDS = 5.0
+"""How long an address may take to answer; that of a head that has started answers at once."""
+_POLL_SECONDS = 0.2
+_NUM_ATTEMPTS = 3
+_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""What a client of gRPC sends first: HTTP/2's preface and an empty frame of settings."""
+_SETTINGS_FRAME = 4
+_DASHBOARD_PORT = 8265
+_DASHBOARD = (
+    "jobs are submitted to the dashboard (ray job submit --address http://HOST:8265); a run joins "
+    "the head's own port, HOST:6379 by default"
+)
+
+
+def use_own_token() -> None:
+    """Give the Ray that is started next a token of its own, which ends with this process.
+
+    Ray would write one to ~/.ray/auth_token, readable by every user of the machine; and because of
+    that file a later `ray start` would demand a token that nobody has heard of. The processes of
+    this Ray inherit it through the environment, which other users cannot read. A mode or a token
+    that the user has set is left alone.
+    """
+    names = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    mode = os.environ.get("RAY_AUTH_MODE", "token").lower()
+    if mode != "token" or any(os.environ.get(name) for name in names):
+        return
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def check_answers(address: str, where: str) -> None:
+    """Make sure that a Ray cluster answers at an address, within `CONNECT_SECONDS`.
+
+    Args:
+        address: As Ray takes it: `HOST:PORT`, `auto`, or `ray://HOST:PORT`.
+        where: What gave it, for the error: `cluster.address` or `RAY_ADDRESS`.
+
+    Raises:
+        UserError: If the address is none, nothing listens there, or something else than Ray does.
+    """
+    if address.startswith(("http://", "https://")):
+        raise UserError(f"{where}: {address!r} is no address of a Ray cluster: {_DASHBOARD}.")
+    try:
+        found = address.removeprefix("ray://")
+        if found == address:
+            found = canonicalize_bootstrap_address(address) or ""
+    except (ConnectionError, ValueError, OSError) as error:
+        raise _no_cluster(address, where, _first_line(error)) from None
+    host, _, port = found.rpartition(":")
+    if not host or not port.isdecimal():
+        raise _no_cluster(address, where, "an address is HOST:PORT, or 'auto' on the head's node")
+    try:
+        speaks_grpc = _greet(host.strip("[]"), int(port))
+    except (OSError, OverflowError) as error:
+        reason = f"{found}: {getattr(error, 'strerror', None) or error}"
+        hint = f"; {_DASHBOARD}" if int(port) == _DASHBOARD_PORT else ""
+        raise _no_cluster(address, where, reason + hint) from None
+    if not speaks_grpc:
+        raise _no_cluster(address, where, f"what listens there is not Ray's head: {_DASHBOARD}")
+
+
+@contextmanager
+def joining(address: str, where: str) -> Iterator[None]:
+    """Join a cluster in this block: a few attempts, and errors that say what is missing.
+
+    Args:
+        address: Of the cluster; for the errors.
+        where: What gave it.
+
+    Raises:
+        UserError: If the cluster demands a token that is missing here or is another, or it cannot
+            be joined for another reason.
+    """
+    name = "RAY_gcs_server_port_wait_time_s"  # how often Ray asks for the head; 20 times unless set
+    given = os.environ.get(name)
+    os.environ[name] = given or str(_NUM_ATTEMPTS)
+    try:
+        yield
+    except AuthenticationError:
+        raise UserError(_token_message(address, where)) from None
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if "InvalidAuthToken" in f"{error} {error.__cause__}":
+            raise UserError(_token_message(address, where)) from None
+        raise _no_cluster(address, where, _first_line(error)) from None
+    finally:
+        if given is None:
+            del os.environ[name]
+
+
+def _token_message(address: str, where: str) -> str:
+    """Say which of mode and token is missing."""
+    start = f"{where}: the Ray cluster at {address!r} demands a token"
+    get = (
+        "On the cluster's head `ray get-auth-token` prints it; store it here in ~/.ray/auth_token "
+        "(chmod 600)"
+    )
+    if not AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+        return f"{start}, and there is none here. {get} and `export RAY_AUTH_MODE=token`."
+    if get_authentication_mode() != AuthenticationMode.TOKEN:
+        return f"{start}; there is one here, but it is not sent. `export RAY_AUTH_MODE=token`."
+    return f"{start}, and the one here is not the cluster's. {get}."
+
+
+def _greet(host: str, port: int) -> bool:
+    """Connect; return whether what listens speaks gRPC, as Ray's head does.
+
+    Raises:
+        OSError: If nothing answers in time.
+    """
+    deadline = time.monotonic() + CONNECT_SECONDS
+    while True:
+        left = max(0.1, deadline - time.monotonic())
+        try:
+            with socket.create_connection((host, port), timeout=left) as connection:
+                return _encrypted() or _returns_settings(connection)
+        except socket.gaierror:
+            raise
+        except OSError:
+            if time.monotonic() + _POLL_SECONDS >= deadline:
+                raise
+            time.sleep(_POLL_SECONDS)
+
+
+def _returns_settings(connection: socket.socket) -> bool:
+    connection.sendall(_HTTP2_GREETING)
+    try:
+        answer = connection.recv(9)
+    except TimeoutError:
+        return False
+    return len(answer) > 3 and answer[:1] == b"\0" and answer[3] == _SETTINGS_FRAME
+
+
+def _encrypted() -> bool:
+    return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+
+
+def _no_cluster(address: str, where: str, reason: str) -> UserError:
+    return UserError(
+        f"{where}: no Ray cluster at {address!r}: {reason.rstrip('.')}. Start one (ray start "
+        f"--head), or leave cluster.address and RAY_ADDRESS empty for a Ray of this run's own."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

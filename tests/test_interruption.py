@@ -1,0 +1,200 @@
+"""What Ctrl-C, SIGTERM and SIGHUP do to a command, in processes of their own."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from running import environment
+
+from krscale import interruption
+from krscale.interruption import own_exit_as_interrupt, received, stop_signals
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+NAMES = {signal.SIGINT: "", signal.SIGTERM: " by SIGTERM", signal.SIGHUP: " by SIGHUP"}
+WAITING = "def work(argv):\n    print('ready', flush=True)\n    time.sleep(60)\n"
+CLEANING = (
+    "def work(argv):\n"
+    "    try:\n        print('ready', flush=True)\n        time.sleep(60)\n"
+    "    finally:\n        print('cleaning', flush=True)\n        time.sleep({seconds})\n"
+    "        print('clean', flush=True)\n"
+)
+AFTERWARDS = (
+    "def ray_shuts_down():\n    print('leaving', flush=True)\n    time.sleep(60)\n"
+    "atexit.register(ray_shuts_down)\n"
+)
+
+
+def start(work: str, before: str = "", **streams: int) -> "subprocess.Popen[str]":
+    """Start a command whose work is given; SIGINT is not ignored, whoever started the tests."""
+    code = (
+        "import atexit, signal, sys, time; from krscale.cli.common import run_command\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"{before}{work}sys.exit(run_command(work, []))"
+    )
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment(), text=True, **streams)
+
+
+def wait_for(process: "subprocess.Popen[str]", line: str) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline() == f"{line}\n"
+
+
+@pytest.mark.parametrize("stop", CODES)
+def test_each_signal_ends_a_command_in_its_own_code(stop: signal.Signals) -> None:
+    process = start(WAITING)
+    wait_for(process, "ready")
+    process.send_signal(stop)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == CODES[stop]
+    assert err == f"krscale: interrupted{NAMES[stop]}; the same command again continues.\n"
+
+
+@pytest.mark.parametrize("stop", CODES)
+def test_what_was_begun_is_cleaned_up_though_the_same_signal_comes_twice(
+    stop: signal.Signals,
+) -> None:
+    process = start(CLEANING.format(seconds=0.5))
+    wait_for(process, "ready")
+    process.send_signal(stop)
+    wait_for(process, "cleaning")
+    process.send_signal(stop)  # as a closing terminal does, or a scheduler that signals the group
+    out, err = process.communicate(timeout=30)
+    assert out == "clean\n"
+    assert process.returncode == CODES[stop]
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("second", CODES)
+def test_a_second_request_ends_the_cleaning(second: signal.Signals) -> None:
+    process = start(CLEANING.format(seconds=60))
+    wait_for(process, "ready")
+    process.send_signal(signal.SIGTERM)
+    wait_for(process, "cleaning")
+    time.sleep(1.2 * interruption.SAME_REQUEST_SECONDS)
+    process.send_signal(second)
+    out, err = process.communicate(timeout=30)
+    assert (out, process.returncode) == ("", 143), "the first signal is the reason"
+    assert err == "krscale: interrupted by SIGTERM; the same command again continues.\n"
+
+
+@pytest.mark.parametrize("second", CODES)
+def test_a_signal_while_the_process_leaves_ends_it_at_once_without_a_traceback(
+    second: signal.Signals,
+) -> None:
+    process = start(WAITING, AFTERWARDS)
+    wait_for(process, "ready")
+    process.send_signal(signal.SIGTERM)
+    wait_for(process, "leaving")
+    process.send_signal(second)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert err == "krscale: interrupted by SIGTERM; the same command again continues.\n"
+
+
+@pytest.mark.parametrize("error", ["UserError('every trial failed')", "OSError('gone')"])
+def test_what_fails_because_of_the_signal_is_no_traceback(error: str) -> None:
+    work = (
+        "from krscale.errors import UserError\n"
+        "def work(argv):\n"
+        "    try:\n        print('ready', flush=True)\n        time.sleep(60)\n"
+        f"    except KeyboardInterrupt:\n        raise {error} from None\n"
+    )
+    process = start(work)
+    wait_for(process, "ready")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 143
+    first, last = err.splitlines()
+    assert first.startswith(f"krscale: while stopping: {error.partition('(')[0]}: ")
+    assert last == "krscale: interrupted by SIGTERM; the same command again continues."
+
+
+def test_a_signal_that_is_ignored_from_the_start_stays_ignored() -> None:
+    # As under `nohup`: the terminal closes, the search goes on.
+    work = "def work(argv):\n    print('ready', flush=True)\n    return int(input())\n"
+    process = start(work, "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n", stdin=subprocess.PIPE)
+    wait_for(process, "ready")
+    process.send_signal(signal.SIGHUP)
+    _, err = process.communicate("7\n", timeout=30)
+    assert (process.returncode, err) == (7, "")
+
+
+def test_a_closed_terminal_does_not_break_the_cleaning(tmp_path: Path) -> None:
+    ready, clean = tmp_path / "ready", tmp_path / "clean"
+    work = (
+        "from pathlib import Path\n"
+        "def work(argv):\n"
+        f"    try:\n        Path({str(ready)!r}).touch()\n        time.sleep(60)\n"
+        "    finally:\n        print('x' * 100_000, flush=True)\n"
+        "        print('x' * 100_000, file=sys.stderr, flush=True)\n"
+        f"        Path({str(clean)!r}).touch()\n"
+    )
+    master, slave = pty.openpty()
+    terminal = os.ttyname(slave)
+    code = (
+        "import os, sys, time; from krscale.cli.common import run_command\n"
+        # The first terminal that the leader of a session opens is its own.
+        f"for each in (0, 1, 2): os.dup2(os.open({terminal!r}, os.O_RDWR), each)\n"
+        f"{work}sys.exit(run_command(work, []))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment(), start_new_session=True
+    )
+    deadline = time.monotonic() + 30
+    while not ready.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.close(slave)
+    os.close(master)  # the window: the kernel sends SIGHUP to what runs in it
+    assert process.wait(timeout=30) == 129
+    assert clean.exists()
+
+
+def test_rays_own_handler_of_sigterm_means_the_same() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(KeyboardInterrupt), stop_signals(), own_exit_as_interrupt():
+            raise SystemExit(signal.SIGTERM)
+        assert received() is signal.SIGTERM
+        with pytest.raises(SystemExit), stop_signals(), own_exit_as_interrupt():
+            raise SystemExit(2)
+        assert received() is None
+        with pytest.raises(SystemExit), own_exit_as_interrupt():  # in a host's own program
+            raise SystemExit(signal.SIGTERM)
+    finally:
+        for each in CODES:
+            signal.signal(each, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_handlers_are_as_before_once_the_work_is_done() -> None:
+    before = {each: signal.getsignal(each) for each in CODES}
+    with stop_signals():
+        assert all(signal.getsignal(each) != before[each] for each in CODES)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as ray.init replaces it by its own
+        interruption.listen_again()
+        assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    assert {each: signal.getsignal(each) for each in CODES} == before
+    interruption.listen_again()
+    assert {each: signal.getsignal(each) for each in CODES} == before
+
+
+def test_another_thread_changes_no_handler() -> None:
+    seen = []
+
+    def work() -> None:
+        with stop_signals():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]

@@ -1,0 +1,156 @@
+"""Commands that are told to stop: what they leave, and that the same command goes on from there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from running import ROOT, SMALL, environment, overrides
+from running import command as run_command
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+
+MESSAGE = "krscale: interrupted{by}; the same command again continues."
+# A checkpoint after every report, and more epochs than a test waits for.
+LONG = ("train.num_epochs=60", "search.early_stopping=none", "search.checkpoint_seconds=0")
+TINY = ("search.methods=['plain']", "search.num_final_seeds=1", "ladder.capacities=['1/4']")
+SLOW_TEACHER = ("teacher.num_epochs=2000",)
+
+
+class Command:
+    """A command in a session of its own, as in a terminal, with its log."""
+
+    def __init__(self, name: str, storage: Path, *settings: str) -> None:
+        self.arguments = overrides(*SMALL, f"storage_path={storage}", "name=stopped", *settings)
+        self.log = storage / f"{name}.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", f"krscale.{name}", *self.arguments],
+                env=environment(), cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def wait_until(self, begun: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 150
+        while not begun():
+            assert self.process.poll() is None, self.text
+            assert time.monotonic() < deadline, self.text
+            time.sleep(0.05)
+
+    def stop(self, stop: signal.Signals, *, group: bool = False, seconds: float = 60.0) -> str:
+        """Send a signal; return the log of a command that then ended as it should."""
+        (os.killpg if group else os.kill)(self.process.pid, stop)
+        code = self.process.wait(timeout=seconds)
+        assert code == 128 + stop, self.text
+        by = "" if stop is signal.SIGINT else f" by {stop.name}"
+        assert self.text.splitlines()[-1] == MESSAGE.format(by=by), self.text
+        assert "Traceback" not in self.text
+        assert "***" not in self.text, "Ray's own report of a fatal signal"
+        return self.text
+
+    def left_processes(self) -> str:
+        """Processes of the session that outlive the command by a few seconds."""
+        left = ""
+        for _ in range(50):
+            command = ["ps", "-o", "pid=,args=", "-s", str(self.process.pid)]
+            left = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+            if not left:
+                break
+            time.sleep(0.2)
+        return left
+
+
+def mlflow_states(storage: Path) -> list[tuple[str, str]]:
+    """Status and error of every run that MLflow has."""
+    with sqlite3.connect(storage / "mlflow.db") as database:
+        found = database.execute(
+            "select r.status, coalesce(t.value, '') from runs r left join tags t "
+            "on t.run_uuid = r.run_uuid and t.key = 'krscale.error'"
+        ).fetchall()
+    database.close()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("stop", "group"),
+    [(signal.SIGTERM, False), (signal.SIGHUP, False), (signal.SIGTERM, True)],
+    ids=["SIGTERM", "SIGHUP", "SIGTERM to the group"],
+)
+def test_a_search_keeps_and_marks_its_running_trials(
+    stop: signal.Signals, group: bool, tmp_path: Path
+) -> None:
+    command = Command("tune", tmp_path, *LONG, *TINY)
+    kept = "stopped/unfinished/*/*/*/manifest.json"
+    command.wait_until(lambda: any(tmp_path.glob(kept)))
+    command.stop(stop, group=group)
+    states = mlflow_states(tmp_path)
+    assert "RUNNING" not in {status for status, _ in states}
+    assert ("FAILED", "interrupted: the search was interrupted") in states
+    assert any(tmp_path.glob(kept)), "the running trials' checkpoints"
+    assert not command.left_processes()
+    if group:
+        return  # the workers died too; that a search goes on then is told by test_tune.py
+    done = run_command("tune", ["--json", *command.arguments])
+    assert done.returncode == 0, done.stderr
+    spool = (tmp_path / "stopped/tracking/spool.jsonl").read_text()
+    assert json.loads(done.stdout)["sizes"]
+    journal = (tmp_path / "stopped/journal.log").read_text()
+    assert '"continues"' in journal, "a trial went on from its checkpoint"
+    assert spool.count('"op":"start"') >= 3
+
+
+def test_a_search_that_is_stopped_while_ray_starts(tmp_path: Path) -> None:
+    command = Command("tune", tmp_path, *TINY)
+    command.wait_until(lambda: "krscale: search" in command.text)
+    time.sleep(0.7)
+    command.stop(signal.SIGTERM)
+    assert "RUNNING" not in {status for status, _ in mlflow_states(tmp_path)}
+    assert not command.left_processes()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_teach_is_stopped_before_there_is_any_ray(stop: signal.Signals, tmp_path: Path) -> None:
+    command = Command("teach", tmp_path, *SLOW_TEACHER)
+    command.wait_until(lambda: "krscale: teacher" in command.text)
+    command.stop(stop)
+    assert not command.left_processes()
+
+
+@pytest.mark.parametrize(
+    ("stop", "num_workers"),
+    [(signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGINT, 2)],
+)
+def test_a_single_student_is_kept_and_marked(
+    stop: signal.Signals, num_workers: int, tmp_path: Path
+) -> None:
+    workers = (f"train.num_workers={num_workers}", "cluster.num_cpus=2", "train.num_epochs=30")
+    command = Command("distill", tmp_path, "distill.capacity=1/16", *workers)
+    command.wait_until(lambda: "krscale: train " in command.text)
+    command.stop(stop)
+    assert mlflow_states(tmp_path) == [("FAILED", "interrupted")]
+    assert not command.left_processes()
+    again = run_command("distill", ["--json", *command.arguments])
+    assert again.returncode == 0, again.stderr
+    assert mlflow_states(tmp_path) == [("FINISHED", "")]
+
+
+def test_a_command_that_waits_for_mlflow_is_stopped_at_once(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
+        uri = f"tracking.uri=http://127.0.0.1:{silent.getsockname()[1]}"
+        command = Command("tune", tmp_path, *TINY, "search.trials_per_size=1", uri)
+        command.wait_until(lambda: "krscale: record" in command.text)
+        command.stop(signal.SIGTERM, seconds=30)
+    assert not command.left_processes()
+    assert (tmp_path / "stopped/curve.json").exists()

@@ -1,4 +1,4 @@
-# The front door: `make run`, `make test`. Each target sets up all it needs; nothing else is global.
+# The front command: `make run`, `make test`. Each target sets up all it needs; nothing else is global.
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

@@ -28,7 +28,7 @@ from parts.claims.pictures import draw_figures
 from parts.claims.searching import search
 from parts.measuring import ROOT
 
-from krscale.doors import run_door
+from krscale.cli.common import run_command
 from krscale.files import write_json
 
 
@@ -88,7 +88,7 @@ def _plan(families: Sequence[Family], storage: Path, changes: Sequence[str]) -> 
     total = teacher_seconds(first)
     each = ", ".join(f"{found:.1f}" for found in seconds)
     lines = [
-        f"one training at each rung, smallest first: {each} CPU seconds",
+        f"one training at each size, smallest first: {each} CPU seconds",
         f"teacher: {total:.0f} CPU seconds",
     ]
     for family in families:
@@ -100,7 +100,7 @@ def _plan(families: Sequence[Family], storage: Path, changes: Sequence[str]) -> 
         )
     search_config = first.search
     finals = (search_config.num_final_seeds + 1) * sum(seconds)
-    lines.append(f"C1: the other granularity at every rung: {finals:.0f} CPU seconds")
+    lines.append(f"C1: the other granularity at every size: {finals:.0f} CPU seconds")
     lines.append(f"together: {(total + finals) / 3600:.2f} CPU hours; divide by the cores")
     return "\n".join(lines)
 
@@ -128,4 +128,4 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(run_door(run, sys.argv[1:]))
+    sys.exit(run_command(run, sys.argv[1:]))

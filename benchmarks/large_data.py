@@ -33,11 +33,11 @@ import torch
 from parts.measuring import ROOT, commit, machine
 from PIL import Image
 
-from krscale.assemble import Assets, build_training, prepare
 from krscale.config import Experiment, load
 from krscale.files import write_json
 from krscale.parallel import Workers
-from krscale.rungs import find_rung
+from krscale.setup.assemble import Assets, build_training, prepare
+from krscale.setup.sizes import find_size
 
 RESULT = ROOT / "benchmarks" / "results" / "large_data.json"
 # What the limit counts beside memory in use: Arrow's own allocator reserves 1 GB of addresses at
@@ -160,7 +160,7 @@ def _measure(storage: Path, folder: Path, room: int) -> dict[str, Any]:
 
 
 def _train(experiment: Experiment, assets: Assets) -> dict[str, float]:
-    width = find_rung(experiment, assets.dataset).width
+    width = find_size(experiment, assets.dataset).width
     workers = Workers.alone(torch.device("cpu"))
     return build_training(experiment, assets, width, workers).run_epoch()
 

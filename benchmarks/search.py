@@ -84,10 +84,10 @@ def _parts(
     def sampling() -> dict[str, Any]:
         recorded = read_recorded()
         found = measure_sampling(Surrogate(recorded), range(arguments.seeds))
-        num_points = len(next(iter(recorded["rungs"].values())))
+        num_points = len(next(iter(recorded["sizes"].values())))
         return found | {
             "surrogate": {
-                "points_per_rung": num_points,
+                "points_per_size": num_points,
                 "rank_correlation": Surrogate(recorded).agreement(recorded),
                 "recorded_at": recorded["commit"],
             }
@@ -116,7 +116,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=8, help="of each contender")
     parser.add_argument("--noop-trials", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=5, help="of the samplers")
-    parser.add_argument("--points", type=int, default=120, help="recorded at every rung")
+    parser.add_argument("--points", type=int, default=120, help="recorded at every size")
     parser.add_argument("--minutes", type=float, default=30, help="for recording")
     parser.add_argument("--simulated-trials", type=int, default=10_000)
     parser.add_argument("--simulated-workers", type=int, default=1_000)

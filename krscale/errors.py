@@ -1,6 +1,6 @@
 """Errors that a user can act on, worded in one way everywhere.
 
-Every error says what was wrong, where, what is allowed, and the nearest valid name. The doors
+Every error says what was wrong, where, what is allowed, and the nearest valid name. The commands
 (`krscale.tune`, `krscale.distill`, ...) print a `UserError` as one line and exit with code 2;
 anything else is a defect of krscale and keeps its traceback.
 """

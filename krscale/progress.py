@@ -1,6 +1,6 @@
 """The live view of a search, on stderr, so that stdout holds results only.
 
-In a terminal: a table of rungs and methods that is redrawn in place. Elsewhere (a file, a job's
+In a terminal: a table of sizes and methods that is redrawn in place. Elsewhere (a file, a job's
 log): plain lines, at most one every few seconds. Quiet: notes only.
 """
 
@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 Study = tuple[str, str]
-"""The method and the capacity of a rung, e.g. `("kr", "1/16")`."""
+"""The method and the capacity of a size, e.g. `("kr", "1/16")`."""
 
 _SECONDS_BETWEEN_LINES = 5.0
 _REFRESHES_PER_SECOND = 4.0
@@ -225,7 +225,7 @@ class Progress:
         methods = list(dict.fromkeys(method for method, _ in self._cells))
         capacities = list(dict.fromkeys(capacity for _, capacity in self._cells))
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-        table.add_column("rung", justify="right", overflow="fold")
+        table.add_column("size", justify="right", overflow="fold")
         for method in methods:
             table.add_column(method, overflow="fold")
         for capacity in capacities:
@@ -242,7 +242,7 @@ class Progress:
             f"{self._counts()}, {busy}{of_all} workers busy\n"
             f"elapsed {duration(self._clock() - self._started)}{self._left()}\n"
             f"{self._cost()}\n"
-            "done/planned, best val % (bold: of its rung), r running, p pruned, f failed"
+            "done/planned, best val % (bold: of its size), r running, p pruned, f failed"
         )
 
     def _left(self) -> str:
@@ -270,14 +270,14 @@ class Progress:
         return f"{self._counts()}, {busy} running, elapsed {elapsed}{self._left()}{self._best()}"
 
     def _best(self) -> str:
-        """The best validation accuracy of every rung so far, and the method that reached it."""
+        """The best validation accuracy of every size so far, and the method that reached it."""
         best: dict[str, tuple[float, str]] = {}
         for (method, capacity), cell in self._cells.items():
             if cell.best is not None:
                 best[capacity] = max(best.get(capacity, (0.0, "")), (cell.best, method))
         if not best:
             return ""
-        found = (f"{rung} {name} {100 * value:.1f} %" for rung, (value, name) in best.items())
+        found = (f"{size} {name} {100 * value:.1f} %" for size, (value, name) in best.items())
         return "; best val " + ", ".join(found)
 
 
@@ -288,9 +288,9 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def _cell_text(cell: _Cell, best_of_rung: float | None) -> Text:
+def _cell_text(cell: _Cell, best_of_size: float | None) -> Text:
     text = Text(f"{cell.done}/{cell.planned}", style="green" if cell.done >= cell.planned else "")
-    style = "bold" if cell.best == best_of_rung else "dim"
+    style = "bold" if cell.best == best_of_size else "dim"
     text.append(f" {100 * cell.best:.1f}" if cell.best is not None else " -", style=style)
     text.append(" ")
     for count, letter, style in (

@@ -1,60 +1,8 @@
-"""`python -m krscale.sync RUN`: send MLflow what a run recorded while MLflow was away."""
+"""`python -m krscale.sync`: the same as `krscale sync`."""
 
-from __future__ import annotations
-
-import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from krscale.config import load
-from krscale.doors import run_door
-from krscale.errors import UserError
-from krscale.provenance import find_run
-
-EXIT_UNSENT = 1
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the command line of this door."""
-    found = argparse.ArgumentParser(
-        prog="krscale sync",
-        description="Send MLflow what a run recorded while MLflow was away. Nothing that it "
-        "already has is recorded twice. Exit code 1: some events are still unsent.",
-    )
-    found.add_argument("run", metavar="RUN", help="a run's folder, or its name")
-    found.add_argument("--uri", default="", help="where to (default: where it was recorded)")
-    found.add_argument(
-        "--storage-path",
-        metavar="FOLDER",
-        help="folder of all runs, where a name is looked up (default: that of the experiments)",
-    )
-    found.add_argument(
-        "--timeout", type=float, default=60.0, metavar="SECONDS", help="give up after (60)"
-    )
-    return found
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Parse, send, say what is left."""
-    options = parser().parse_args(arguments)
-    folder = find_run(options.run, Path(options.storage_path or load().storage_path))
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such run.")
-    from krscale.tracking import sync  # MLflow takes seconds to import
-
-    unsent = sync(folder, options.uri, timeout=options.timeout)
-    if unsent:
-        print(f"{folder}: {unsent} events are still unsent; the same command again goes on.")
-        return EXIT_UNSENT
-    print(f"{folder}: MLflow has every event.")
-    return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; `argv` without the program's name, by default from the command line."""
-    return run_door(run, sys.argv[1:] if argv is None else argv)
-
+from krscale.cli.sync import main
 
 if __name__ == "__main__":
     sys.exit(main())

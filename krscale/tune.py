@@ -1,60 +1,8 @@
-"""`python -m krscale.tune [EXPERIMENT.toml]`: distil a ladder of students and show the curve."""
+"""`python -m krscale.tune`: the same as `krscale tune`."""
 
-from __future__ import annotations
-
-import argparse
 import sys
-from collections.abc import Sequence
 
-from krscale.doors import add_experiment_arguments, run_door
-from krscale.search.extending import load_or_extend
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the command line of this door."""
-    found = argparse.ArgumentParser(
-        prog="krscale tune",
-        description="Search a ladder of student sizes with Ray Tune and Optuna; end with the "
-        "table and figure of test accuracy versus capacity.",
-    )
-    add_experiment_arguments(found)
-    found.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the resolved experiment, the models of every rung and the planned work; "
-        "touch nothing",
-    )
-    found.add_argument(
-        "--new-space",
-        action="store_true",
-        help="go on though the search space has changed: methods whose space has changed start "
-        "anew",
-    )
-    found.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
-    found.add_argument("--quiet", action="store_true", help="no live view")
-    return found
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Parse, call one function, print."""
-    options = parser().parse_args(arguments)
-    experiment = load_or_extend(options.experiment, options.set)
-    if options.dry_run:
-        from krscale.search.plan import describe_plan
-
-        print(describe_plan(experiment))
-        return 0
-    # Ray, Optuna and MLflow take seconds to import; a refused config must not wait for them.
-    from krscale.search.session import run_session
-
-    run_session(experiment, as_json=options.json, quiet=options.quiet, new_space=options.new_space)
-    return 0
-
-
-def main() -> int:
-    """Entry point."""
-    return run_door(run, sys.argv[1:])
-
+from krscale.cli.tune import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,8 +9,8 @@ from typing import Any
 
 from ray import tune
 
-from krscale.assemble import Prepared
 from krscale.config import Experiment
+from krscale.setup.assemble import Prepared
 
 
 class BriefTrial(tune.Trainable):

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from krscale.assemble import Assets, build_training, prepare
-from krscale.capacity import latency_ms
-from krscale.checkpoint import save_weights
 from krscale.config import Experiment, load, with_values
-from krscale.curve import Curve, MethodResult, Rung, Teacher, find_pareto, write_curve
-from krscale.loop import evaluate, fit
+from krscale.models.capacity import latency_ms
 from krscale.parallel import Workers
 from krscale.progress import Progress
-from krscale.provenance import git_commit, run_folder, student_path
-from krscale.rungs import Rung as Size
-from krscale.rungs import ladder_rungs
+from krscale.report import Curve, CurveSize, MethodResult, TeacherRecord, find_pareto, write_curve
+from krscale.runs.folder import git_commit, run_folder, student_path
+from krscale.setup.assemble import Assets, build_training, prepare
+from krscale.setup.sizes import StudentSize, ladder_sizes
+from krscale.training.checkpoint import save_weights
+from krscale.training.loop import evaluate, fit
 
 METHODS = ("plain", "kr")
 SEEDS = (1000, 1001)
@@ -33,35 +32,35 @@ SETTINGS = (
 
 
 def make_finished_run(storage: Path, *settings: str) -> Path:
-    """Train two seeds of two methods at two rungs for two epochs each; return the run's folder."""
+    """Train two seeds of two methods at two sizes for two epochs each; return the run's folder."""
     experiment = load(None, [*SETTINGS, f"storage_path={storage}", *settings])
     with Progress(quiet=True, planned={}) as progress, run_folder(experiment, {}) as folder:
         prepared = prepare(experiment, progress)
     assets = Assets.open(prepared)
-    rungs = tuple(
-        _rung(experiment, assets, size) for size in ladder_rungs(experiment, assets.dataset)
+    sizes = tuple(
+        _size(experiment, assets, size) for size in ladder_sizes(experiment, assets.dataset)
     )
     facts = prepared.teacher
     curve = Curve(
         name=experiment.name,
         commit=git_commit(),
         data={"source": "digits", "fingerprint": assets.dataset.fingerprint, "num_test": 450},
-        teacher=Teacher(
+        teacher=TeacherRecord(
             model=facts.model, width=facts.width, num_parameters=facts.num_parameters,
             flops=facts.flops, val_accuracy=facts.val_accuracy, test_accuracy=facts.val_accuracy,
             fingerprint=facts.fingerprint,
         ),
-        rungs=rungs,
-        pareto=find_pareto(rungs),
+        sizes=sizes,
+        pareto=find_pareto(sizes),
     )  # fmt: skip
     write_curve(curve, folder)
     return folder
 
 
-def _rung(experiment: Experiment, assets: Assets, size: Size) -> Rung:
+def _size(experiment: Experiment, assets: Assets, size: StudentSize) -> CurveSize:
     methods = {method: _method(experiment, assets, size, method) for method in METHODS}
     training = build_training(experiment, assets, size.width, Workers.alone())
-    return Rung(
+    return CurveSize(
         capacity=size.capacity, width=size.width, num_parameters=size.num_parameters,
         flops=size.flops, latency_ms=latency_ms(training.student, assets.dataset.image_shape),
         methods=methods,

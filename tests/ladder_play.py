@@ -8,17 +8,17 @@ from typing import Any
 from optuna.trial import TrialState
 
 from krscale.config import Experiment, load
-from krscale.rungs import Rung
-from krscale.search.assignment import Assignment, StudyKey
-from krscale.search.ladder import Ladder, Next
-from krscale.search.space import load_space
+from krscale.search.space.space import load_space
+from krscale.search.studies.ladder import Ladder, Next
+from krscale.search.studies.trial_spec import Assignment, StudyKey
+from krscale.setup.sizes import StudentSize
 
 __all__ = [
     "METHODS", "RUNGS", "Assignment", "Ladder", "Next", "experiment", "ladder", "next_of", "play",
     "play_all", "quality",
 ]  # fmt: skip
 
-RUNGS = (Rung("1/64", 2, 1000, 10_000), Rung("1/4", 8, 16_000, 160_000))
+RUNGS = (StudentSize("1/64", 2, 1000, 10_000), StudentSize("1/4", 8, 16_000, 160_000))
 METHODS = ("plain", "kr")
 
 
@@ -26,7 +26,7 @@ def experiment(**changes: object) -> Experiment:
     """A small search of two methods; dotted changes of it."""
     settings = {
         "search.methods": list(METHODS),
-        "search.trials_per_rung": 5,
+        "search.trials_per_size": 5,
         "search.num_final_seeds": 2,
         "search.grace_epochs": 2,
         "search.transfer": False,

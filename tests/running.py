@@ -1,4 +1,4 @@
-"""Running krscale's doors as a user would: as processes, on small experiments."""
+"""Running krscale's commands as a user would: as processes, on small experiments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 PATHS = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
-"""Of a door's process, so that it finds the models that tests define."""
+"""Of a command's process, so that it finds the models that tests define."""
 
 SMALL = (
     "cluster.address=local",
@@ -21,7 +21,7 @@ SMALL = (
     "views.num_views=2",
     "ladder.capacities=['1/16', '1/4']",
     "train.num_epochs=3",
-    "search.trials_per_rung=2",
+    "search.trials_per_size=2",
     "search.num_final_seeds=2",
     "search.grace_epochs=1",
 )
@@ -29,12 +29,12 @@ SMALL = (
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """The environment of a door started by a test."""
+    """The environment of a command started by a test."""
     found = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONWARNINGS")}
     return {**found, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS, **changes}
 
 
-def door(
+def command(
     name: str, arguments: Sequence[str], timeout: float = 180.0, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m krscale.NAME ARGUMENTS` to its end, as a user would."""

@@ -119,7 +119,11 @@ def test_config_needs_neither_torch_nor_ray() -> None:
 
 @pytest.mark.parametrize(
     ("package", "module"),
-    [("pydantic", "krscale.config"), ("json", "krscale.files"), ("torch", "krscale.capacity")],
+    [
+        ("pydantic", "krscale.config"),
+        ("json", "krscale.files"),
+        ("torch", "krscale.models.capacity"),
+    ],
 )
 def test_the_guard_refuses(package: str, module: str) -> None:
     """Without this the tests above could pass because nothing is ever refused."""

@@ -87,7 +87,7 @@ def test_a_terminal_is_captured_as_it_looks(width, monkeypatch):
     (ARTIFACTS / f"terminal-{width}.svg").write_text(picture, encoding="utf-8")
     lines = console.export_text(styles=True).splitlines()
     bold = [line for line in lines if "\x1b[1m" in line and "4/11" in line]
-    assert len(bold) == len(CAPACITIES), "the best of every rung stands out"
+    assert len(bold) == len(CAPACITIES), "the best of every size stands out"
     assert all(line.count("\x1b[1m") == 1 for line in bold)
 
 

@@ -12,7 +12,7 @@ def spins(**own: str) -> int:
     """Return how often a waiting thread looks again before it sleeps, as torch's OpenMP read it."""
     env = environment(OMP_DISPLAY_ENV="VERBOSE", OMP_NUM_THREADS="2")
     env.pop("OMP_WAIT_POLICY", None)  # the process of the tests has imported krscale
-    code = "import krscale.capacity"  # which loads torch
+    code = "import krscale.models.capacity"  # which loads torch
     done = subprocess.run(
         [sys.executable, "-c", code], env={**env, **own}, capture_output=True, text=True, check=True
     )

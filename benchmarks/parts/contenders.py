@@ -18,13 +18,13 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from krscale.assemble import Assets, Prepared, build_training, trial_experiment
 from krscale.config import Experiment
-from krscale.loop import Training
 from krscale.parallel import Workers
-from krscale.rungs import Rung
-from krscale.search.space import SearchSpace
-from krscale.teacher import open_teacher
+from krscale.search.space.space import SearchSpace
+from krscale.setup.assemble import Assets, Prepared, build_training, trial_experiment
+from krscale.setup.sizes import StudentSize
+from krscale.setup.teacher import open_teacher
+from krscale.training.loop import Training
 from parts.online import Online
 
 METHOD = "kd"
@@ -44,12 +44,16 @@ def online_training(
 
 
 def run_stock_ray(
-    experiment: Experiment, prepared: Prepared, rung: Rung, space: SearchSpace, num_trials: int
+    experiment: Experiment,
+    prepared: Prepared,
+    size: StudentSize,
+    space: SearchSpace,
+    num_trials: int,
 ) -> float:
     """Return the wall seconds of OptunaSearch, ASHAScheduler and a function trainable."""
 
     def train(config: dict[str, Any]) -> None:
-        training = online_training(experiment, prepared, rung.width, config["values"])
+        training = online_training(experiment, prepared, size.width, config["values"])
         while not training.finished:
             tune.report({"accuracy": training.run_epoch()["val/accuracy"]})
 
@@ -76,14 +80,18 @@ def run_stock_ray(
 
 
 def run_optuna_loop(
-    experiment: Experiment, prepared: Prepared, rung: Rung, space: SearchSpace, num_trials: int
+    experiment: Experiment,
+    prepared: Prepared,
+    size: StudentSize,
+    space: SearchSpace,
+    num_trials: int,
 ) -> float:
     """Return the wall seconds of `study.optimize` with a MedianPruner, in this process."""
     num_epochs = experiment.train.num_epochs
 
     def objective(trial: optuna.Trial) -> float:
         values = space.suggest(METHOD, trial)
-        training = online_training(experiment, prepared, rung.width, values)
+        training = online_training(experiment, prepared, size.width, values)
         accuracy = 0.0
         while not training.finished:
             accuracy = training.run_epoch()["val/accuracy"]
@@ -101,7 +109,7 @@ def run_optuna_loop(
 
 
 def run_bare_students(
-    experiment: Experiment, prepared: Prepared, rung: Rung, num_trials: int
+    experiment: Experiment, prepared: Prepared, size: StudentSize, num_trials: int
 ) -> float:
     """Return the wall seconds of as many plain trainings in a row: no search does without."""
     assets = Assets.open(prepared)
@@ -109,7 +117,7 @@ def run_bare_students(
 
     def train_all() -> None:
         for _ in range(num_trials):
-            training = build_training(own, assets, rung.width, Workers.alone())
+            training = build_training(own, assets, size.width, Workers.alone())
             while not training.finished:
                 training.run_epoch()
 

@@ -26,7 +26,7 @@ SETTINGS = (
     "ladder.capacities=['1/16']",
     "train.num_epochs=3",
     "search.methods=['plain', 'kr']",
-    "search.trials_per_rung=4",
+    "search.trials_per_size=4",
     "search.num_final_seeds=2",
     "search.grace_epochs=1",
 )

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from krscale.methods.base import Batch, Learner, LearnerOutput
-from krscale.teacher import Teacher
+from krscale.setup.teacher import LoadedTeacher
 
 
 class Online(nn.Module):
@@ -20,7 +20,7 @@ class Online(nn.Module):
         last_tap_only: KD needs no more than the teacher's own logits.
     """
 
-    def __init__(self, learner: Learner, teacher: Teacher, *, last_tap_only: bool) -> None:
+    def __init__(self, learner: Learner, teacher: LoadedTeacher, *, last_tap_only: bool) -> None:
         super().__init__()
         self.learner = learner
         self.last_tap_only = last_tap_only

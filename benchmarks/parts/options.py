@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from krscale.assemble import build_training, ladder_rungs
 from krscale.parallel import Workers
+from krscale.setup.assemble import build_training, ladder_sizes
 from parts.measuring import clock_for, ratio, take_turns
 from parts.setting import Setting
 
@@ -31,19 +31,19 @@ def measure_options(setting: Setting, num_rounds: int) -> list[dict[str, Any]]:
     clock, _ = clock_for(setting.device)
     names = ON_CPU if setting.device.type == "cpu" else tuple(OPTIONS)
     rows = []
-    for rung in ladder_rungs(setting.experiment, setting.assets.dataset)[:NUM_STUDENTS]:
+    for size in ladder_sizes(setting.experiment, setting.assets.dataset)[:NUM_STUDENTS]:
         epochs: dict[str, Callable[[], object]] = {}
         for name in ("default", *names):
             experiment = setting.with_changes(
                 "distill.method=kr", "train.num_epochs=1000", *OPTIONS.get(name, ())
             )
             training = build_training(
-                experiment, setting.assets, rung.width, Workers.alone(setting.device)
+                experiment, setting.assets, size.width, Workers.alone(setting.device)
             )
             training._validate = dict  # type: ignore[method-assign]  # the steps alone are timed
             epochs[name] = training.run_epoch
         seconds = take_turns(epochs, num_rounds, clock)
-        row: dict[str, Any] = {"student": f"resnet width {rung.width}"}
+        row: dict[str, Any] = {"student": f"resnet width {size.width}"}
         row |= {name: ratio(seconds, name, "default") for name in names}
         rows.append(row)
         print(f"  {row}", flush=True)

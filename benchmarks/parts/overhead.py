@@ -11,12 +11,12 @@ from typing import Any
 
 import ray
 
-from krscale.assemble import build_training
-from krscale.cluster import connect
+from krscale.cluster.connect import connect
 from krscale.config import Experiment
 from krscale.parallel import Workers
-from krscale.rungs import Rung, ladder_rungs
-from krscale.search.space_check import fitting_space
+from krscale.search.space.check import fitting_space
+from krscale.setup.assemble import build_training
+from krscale.setup.sizes import StudentSize, ladder_sizes
 from parts.contenders import (
     METHOD,
     run_bare_students,
@@ -71,26 +71,26 @@ LONG_TRIALS = 16
 def measure_contenders(storage: Path, num_trials: int) -> dict[str, Any]:
     """Run the same trials with the product, with stock Ray Tune and in a bare Optuna loop."""
     setting = _setting(storage, LARGE, METHOD, num_trials)
-    rung = ladder_rungs(setting.experiment, setting.assets.dataset)[0]
+    size = ladder_sizes(setting.experiment, setting.assets.dataset)[0]
     space = fitting_space(setting.experiment, setting.assets.dataset)
-    arguments = setting.experiment, setting.prepared, rung, space, num_trials
+    arguments = setting.experiment, setting.prepared, size, space, num_trials
     timed = max(1, num_trials // 2)  # they differ in nothing
     bare = run_bare_students(*arguments[:3], timed) * num_trials / timed
     seconds = {"bare_students": bare}
     print(f"  {seconds}", flush=True)
     connect(setting.experiment.cluster)
     try:
-        watches = [_product(storage, setting, (rung,))]
+        watches = [_product(storage, setting, (size,))]
         seconds["stock_ray"] = run_stock_ray(*arguments)
         print(f"  {seconds}", flush=True)
         # Once more, so that what slowed the machine meanwhile does not count for one side alone.
-        watches.append(_product(storage, setting, (rung,)))
+        watches.append(_product(storage, setting, (size,)))
     finally:
         ray.shutdown()
     seconds["optuna_loop"] = with_threads(NUM_WORKERS, lambda: run_optuna_loop(*arguments))
     seconds["krscale"] = statistics.mean(watch.wall for watch in watches)
-    r = setting.assets.teacher.flops / rung.flops
-    r_seconds = forward_seconds_ratio(setting, rung)
+    r = setting.assets.teacher.flops / size.flops
+    r_seconds = forward_seconds_ratio(setting, size)
     print(
         f"  {seconds}, r {r:.1f} ({r_seconds:.1f}), gaps {[watch.gaps for watch in watches]}",
         flush=True,
@@ -107,7 +107,7 @@ def measure_contenders(storage: Path, num_trials: int) -> dict[str, Any]:
             "num_trials": num_trials,
             "num_epochs": setting.experiment.train.num_epochs,
             "width_multiple": setting.experiment.student.width_multiple,
-            "student": f"resnet width {rung.width} ({rung.num_parameters:,} parameters)",
+            "student": f"resnet width {size.width} ({size.num_parameters:,} parameters)",
             "seconds": {name: round(value, 1) for name, value in seconds.items()},
             "krscale_each": [round(watch.wall, 1) for watch in watches],
             "gaps_s": [round(gap, 3) for watch in watches for gap in watch.gaps],
@@ -118,10 +118,10 @@ def measure_contenders(storage: Path, num_trials: int) -> dict[str, Any]:
 def measure_efficiency(storage: Path) -> dict[str, Any]:
     """Return the share of the workers' time that is spent in training steps, and trial starts."""
     setting = _setting(storage, LONG, METHOD, LONG_TRIALS)
-    rungs = ladder_rungs(setting.experiment, setting.assets.dataset)
+    sizes = ladder_sizes(setting.experiment, setting.assets.dataset)
     connect(setting.experiment.cluster)
     try:
-        watch = _product(storage, setting, rungs)
+        watch = _product(storage, setting, sizes)
     finally:
         ray.shutdown()
     worker_seconds = NUM_WORKERS * watch.wall
@@ -153,11 +153,11 @@ def measure_noop(storage: Path, num_trials: int) -> dict[str, Any]:
         storage, LONG, "plain", per_study, f"ladder.capacities={capacities}",
         f"search.methods={methods}", "train.num_epochs=1",
     )  # fmt: skip
-    rungs = ladder_rungs(setting.experiment, setting.assets.dataset)
+    sizes = ladder_sizes(setting.experiment, setting.assets.dataset)
     connect(setting.experiment.cluster)
     try:
         before = time.process_time()
-        watch = _product(storage, setting, rungs, NoopTrial)
+        watch = _product(storage, setting, sizes, NoopTrial)
         cpu = time.process_time() - before
     finally:
         ray.shutdown()
@@ -173,9 +173,9 @@ def measure_noop(storage: Path, num_trials: int) -> dict[str, Any]:
     }
 
 
-def forward_seconds_ratio(setting: Setting, rung: Rung) -> float:
+def forward_seconds_ratio(setting: Setting, size: StudentSize) -> float:
     """Return r in seconds: the teacher's over the student's forward, as this machine has it."""
-    training = build_training(setting.experiment, setting.assets, rung.width, Workers.alone())
+    training = build_training(setting.experiment, setting.assets, size.width, Workers.alone())
     return forward_ratio(training, setting.teacher(), time.process_time)
 
 
@@ -183,19 +183,19 @@ def _setting(
     storage: Path, task: tuple[str, ...], method: str, num_trials: int, *changes: str
 ) -> Setting:
     return Setting(
-        storage, *task, f"search.methods=['{method}']", f"search.trials_per_rung={num_trials}",
+        storage, *task, f"search.methods=['{method}']", f"search.trials_per_size={num_trials}",
         *changes,
     )  # fmt: skip
 
 
 def _product(
-    storage: Path, setting: Setting, rungs: tuple[Rung, ...], trainable: type | None = None
+    storage: Path, setting: Setting, sizes: tuple[StudentSize, ...], trainable: type | None = None
 ) -> Watch:
     experiment: Experiment = setting.experiment
     folder = storage / "search"
     shutil.rmtree(folder, ignore_errors=True)
     experiment = experiment.model_copy(update={"name": "search"})
     space = fitting_space(experiment, setting.assets.dataset)
-    watch = watched_search(folder, experiment, setting.prepared, rungs, space, trainable)
+    watch = watched_search(folder, experiment, setting.prepared, sizes, space, trainable)
     print(f"  krscale: {watch.wall:.1f} s, {len(watch.lengths)} trials", flush=True)
     return watch

@@ -10,21 +10,21 @@ from typing import Any
 from optuna.trial import TrialState
 
 from krscale.config import Experiment, load
-from krscale.rungs import Rung
-from krscale.search.assignment import Assignment, StudyKey
-from krscale.search.ladder import Ladder
-from krscale.search.space import load_space
-from krscale.search.turns import Turns
+from krscale.search.space.space import load_space
+from krscale.search.studies.ladder import Ladder
+from krscale.search.studies.scheduling import StudyScheduler
+from krscale.search.studies.trial_spec import Assignment, StudyKey
+from krscale.setup.sizes import StudentSize
 from parts.recording import CAPACITIES, TASK
 from parts.surrogate import Surrogate
 
 NUM_TAPS = 6
 """Of the recorded teacher."""
 SIZES = {capacity: 1_000 * 4**place for place, capacity in enumerate(CAPACITIES)}
-"""Parameters of the rungs, as far as the ladder cares: their order."""
+"""Parameters of the sizes, as far as the ladder cares: their order."""
 
 
-class _NoFinals(Turns):
+class _NoFinals(StudyScheduler):
     def planned(self, key: StudyKey) -> int:
         """Return the trials of a study: none for finals."""
         return 0 if key.final else super().planned(key)
@@ -35,7 +35,7 @@ class TunedOnly(Ladder):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.turns = _NoFinals(self.experiment, self.tallies, self.budget)
+        self.scheduler = _NoFinals(self.experiment, self.studies, self.budget)
 
 
 def search_experiment(*changes: str) -> Experiment:
@@ -67,9 +67,9 @@ def play(
 
 def open_ladder(folder: Path, experiment: Experiment) -> Ladder:
     """Open the studies of an experiment in a folder."""
-    rungs = [Rung(c, 1, size, 10 * size) for c, size in SIZES.items()]
+    sizes = [StudentSize(c, 1, size, 10 * size) for c, size in SIZES.items()]
     space = load_space(experiment, NUM_TAPS)
-    return TunedOnly(folder / "journal.log", experiment, space, rungs)
+    return TunedOnly(folder / "journal.log", experiment, space, sizes)
 
 
 def play_trial(

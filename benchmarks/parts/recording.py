@@ -15,12 +15,12 @@ from typing import Any
 import optuna
 import torch
 
-from krscale.assemble import build_training, trial_experiment
 from krscale.errors import NonFiniteError
 from krscale.files import write_atomic
 from krscale.parallel import Workers
-from krscale.rungs import ladder_rungs
-from krscale.search.space_check import fitting_space
+from krscale.search.space.check import fitting_space
+from krscale.setup.assemble import build_training, trial_experiment
+from krscale.setup.sizes import ladder_sizes
 from parts.measuring import ROOT, commit
 from parts.setting import Setting
 
@@ -43,7 +43,7 @@ TASK = (
 
 
 def record_curves(storage: Path, num_points: int, minutes: float, seed: int = 0) -> None:
-    """Train at random points, the same ones at every rung, until there are enough of them.
+    """Train at random points, the same ones at every size, until there are enough of them.
 
     Continues what was recorded before.
 
@@ -55,17 +55,17 @@ def record_curves(storage: Path, num_points: int, minutes: float, seed: int = 0)
     """
     torch.set_num_threads(1)
     setting = Setting(storage, *TASK)
-    rungs = ladder_rungs(setting.experiment, setting.assets.dataset)
+    sizes = ladder_sizes(setting.experiment, setting.assets.dataset)
     recorded = read_recorded() if RECORDED.exists() else _empty(setting, seed)
     deadline = time.perf_counter() + 60 * minutes
     for number, values in enumerate(_points(setting, num_points, seed)):
-        for rung in rungs:
-            rows = recorded["rungs"].setdefault(rung.capacity, [])
+        for size in sizes:
+            rows = recorded["sizes"].setdefault(size.capacity, [])
             if number < len(rows):
                 continue
             if time.perf_counter() > deadline:
                 return
-            rows.append(_train(setting, rung.width, values))
+            rows.append(_train(setting, size.width, values))
             _write(recorded)
         if number % 10 == 0:
             print(f"  recorded {number + 1} points", flush=True)
@@ -106,19 +106,19 @@ def _empty(setting: Setting, seed: int) -> dict[str, Any]:
         "settings": list(TASK),
         "seed": seed,
         "teacher_val_accuracy": round(facts.val_accuracy, 4),
-        "rungs": {},
+        "sizes": {},
     }
 
 
 def _write(recorded: dict[str, Any]) -> None:
     """Write it with one row per line."""
-    head = {key: value for key, value in recorded.items() if key != "rungs"}
+    head = {key: value for key, value in recorded.items() if key != "sizes"}
     lines = [f'"{key}": {json.dumps(value)},' for key, value in head.items()]
     tables = []
-    for capacity, rows in recorded["rungs"].items():
+    for capacity, rows in recorded["sizes"].items():
         body = ",\n".join(json.dumps(row) for row in rows)
         tables.append(f'"{capacity}": [\n{body}\n]')
-    text = "{\n" + "\n".join(lines) + '\n"rungs": {\n' + ",\n".join(tables) + "\n}\n}\n"
+    text = "{\n" + "\n".join(lines) + '\n"sizes": {\n' + ",\n".join(tables) + "\n}\n}\n"
 
     def write(path: Path) -> None:
         path.write_text(text, encoding="utf-8")

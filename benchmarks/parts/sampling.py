@@ -9,7 +9,7 @@ from typing import Any
 
 from scipy.stats import t as student_t
 
-from krscale.search.assignment import Assignment
+from krscale.search.studies.trial_spec import Assignment
 from parts.played_ladder import play, search_experiment
 from parts.surrogate import Surrogate
 
@@ -19,16 +19,16 @@ CAP = 1000
 NEAR = 0.005
 """Half a point of accuracy."""
 FEW_TRIALS = 8
-"""The default budget of a rung, where a good first trial matters most."""
+"""The default budget of a size, where a good first trial matters most."""
 
 
 def measure_sampling(surrogate: Surrogate, seeds: Sequence[int]) -> dict[str, Any]:
-    """Compare the trials needed to come near the best of a long search, rung by rung.
+    """Compare the trials needed to come near the best of a long search, size by size.
 
     Of whole trials, as in the search that is the reference, and with the early stopping that is the
     default of the product; there, a trial that is stopped counts whole.
     """
-    best = _best(surrogate, "search.sampler=tpe", f"search.trials_per_rung={REFERENCE_TRIALS}",
+    best = _best(surrogate, "search.sampler=tpe", f"search.trials_per_size={REFERENCE_TRIALS}",
                  "search.seed=1000", "search.early_stopping=none")  # fmt: skip
     found = {
         stopping: _against_random(surrogate, best, seeds, f"search.early_stopping={stopping}")
@@ -62,13 +62,13 @@ def _against_random(
 
 
 def measure_transfer(surrogate: Surrogate, seeds: Sequence[int]) -> dict[str, Any]:
-    """Compare the best trial of each rung after few trials, with and without transfer."""
+    """Compare the best trial of each size after few trials, with and without transfer."""
     gains = []
     for seed in seeds:
         found = {
             transfer: _best(
                 surrogate, f"search.transfer={transfer}", f"search.seed={seed}",
-                f"search.trials_per_rung={FEW_TRIALS}",
+                f"search.trials_per_size={FEW_TRIALS}",
             )
             for transfer in ("true", "false")
         }  # fmt: skip
@@ -76,12 +76,12 @@ def measure_transfer(surrogate: Surrogate, seeds: Sequence[int]) -> dict[str, An
         print(f"  seed {seed}: {found}", flush=True)
     return {
         "transfer_gain_points": round(statistics.mean(gains), 3),
-        "transfer": {**_interval(gains), "trials_per_rung": FEW_TRIALS, "num_pairs": len(gains)},
+        "transfer": {**_interval(gains), "trials_per_size": FEW_TRIALS, "num_pairs": len(gains)},
     }
 
 
 def _best(surrogate: Surrogate, *changes: str) -> dict[str, float]:
-    """Return the best accuracy of each rung after a whole search."""
+    """Return the best accuracy of each size after a whole search."""
     best: dict[str, float] = {}
 
     def on_end(assignment: Assignment, epochs: int, accuracy: float | None) -> bool:
@@ -95,7 +95,7 @@ def _best(surrogate: Surrogate, *changes: str) -> dict[str, float]:
 
 
 def _needed(surrogate: Surrogate, best: dict[str, float], *changes: str) -> dict[str, int]:
-    """Return the trials after which each rung first came near its best; the cap if it did not."""
+    """Return the trials after which each size first came near its best; the cap if it did not."""
     counts = dict.fromkeys(best, 0)
     needed: dict[str, int] = {}
 
@@ -106,7 +106,7 @@ def _needed(surrogate: Surrogate, best: dict[str, float], *changes: str) -> dict
             needed.setdefault(capacity, counts[capacity])
         return len(needed) < len(best)
 
-    play(surrogate, search_experiment(*changes, f"search.trials_per_rung={CAP}"), on_end)
+    play(surrogate, search_experiment(*changes, f"search.trials_per_size={CAP}"), on_end)
     return {capacity: needed.get(capacity, CAP) for capacity in best}
 
 

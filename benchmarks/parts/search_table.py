@@ -87,7 +87,7 @@ def _sampling(result: Mapping[str, Any]) -> list[str]:
         rows.append(
             f"| trials to come within 0.5 point of the best of {found['reference_trials']} / those "
             f"of random search, no early stopping, {len(seeds)} seeds, *on a surrogate* of "
-            f"{surrogate['points_per_rung']} recorded learning curves a rung; who does not come "
+            f"{surrogate['points_per_size']} recorded learning curves a size; who does not come "
             f"near counts with {found['cap']:,}: {_capped(seeds, found['cap'])} "
             f"| {_interval(result['trials_vs_random'])} | 0.33 |"
         )
@@ -99,7 +99,7 @@ def _sampling(result: Mapping[str, Any]) -> list[str]:
     if "transfer" in result:
         found = result["transfer"]
         rows.append(
-            f"| points gained by neighbours' settings, {found['trials_per_rung']} trials a rung, "
+            f"| points gained by neighbours' settings, {found['trials_per_size']} trials a size, "
             f"on the same surrogate | {_interval(found)} | |"
         )
     return rows

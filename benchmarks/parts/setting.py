@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from krscale.assemble import Assets, prepare
 from krscale.config import Experiment, load
-from krscale.teacher import Teacher, open_teacher
+from krscale.setup.assemble import Assets, prepare
+from krscale.setup.teacher import LoadedTeacher, open_teacher
 
 CAPACITIES = ("1/64", "1/16", "1/4")
 
@@ -38,7 +38,7 @@ class Setting:
         """Return the experiment with further overrides."""
         return load(None, [*self._overrides, *changes])
 
-    def teacher(self) -> Teacher:
+    def teacher(self) -> LoadedTeacher:
         """Load the teacher, which the store makes superfluous and the benchmark compares with."""
         folder = Path(self.prepared.teacher_path)
         teacher = open_teacher(self.experiment, self.assets.dataset, folder)

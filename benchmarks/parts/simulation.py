@@ -20,14 +20,14 @@ from typing import Any, TypeVar
 import numpy as np
 from optuna.trial import TrialState
 
-from krscale.search.assignment import Assignment
-from krscale.search.ladder import Ladder
+from krscale.search.studies.ladder import Ladder
+from krscale.search.studies.trial_spec import Assignment
 from parts.played_ladder import SIZES, open_ladder, search_experiment
 from parts.surrogate import Surrogate
 
 _T = TypeVar("_T")
 METHODS = ("kr", "kr+kd", "kr+dkd", "kr+dist")
-"""Together with the rungs so many studies; the curves are those of `kr` for all of them."""
+"""Together with the sizes so many studies; the curves are those of `kr` for all of them."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ def simulate(
     """
     per_study = num_trials // (len(SIZES) * len(METHODS))
     experiment = search_experiment(
-        f"search.methods={list(METHODS)}", f"search.trials_per_rung={per_study}"
+        f"search.methods={list(METHODS)}", f"search.trials_per_size={per_study}"
     )
     with tempfile.TemporaryDirectory() as folder:
         ladder = open_ladder(Path(folder), experiment)

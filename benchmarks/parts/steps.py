@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from krscale.assemble import Rung, build_training, ladder_rungs
-from krscale.loop import Training
 from krscale.parallel import Workers
-from krscale.teacher import Teacher
+from krscale.setup.assemble import StudentSize, build_training, ladder_sizes
+from krscale.setup.teacher import LoadedTeacher
+from krscale.training.loop import Training
 from parts.measuring import Clock, clock_for, ratio, take_turns
 from parts.online import Online
 from parts.setting import Setting
@@ -22,8 +22,8 @@ def measure_steps(setting: Setting, num_rounds: int) -> list[dict[str, Any]]:
     clock, _ = clock_for(setting.device)
     teacher = setting.teacher()
     rows = []
-    for rung in ladder_rungs(setting.experiment, setting.assets.dataset):
-        trainings = _trainings(setting, rung, teacher)
+    for size in ladder_sizes(setting.experiment, setting.assets.dataset):
+        trainings = _trainings(setting, size, teacher)
         epochs: dict[str, Callable[[], object]] = {
             name: training.run_epoch for name, training in trainings.items()
         }
@@ -35,8 +35,8 @@ def measure_steps(setting: Setting, num_rounds: int) -> list[dict[str, Any]]:
         num_steps = trainings["plain"].loader.num_steps
         rows.append(
             {
-                "student": f"resnet width {rung.width} ({rung.num_parameters:,} parameters)",
-                "r": round(setting.assets.teacher.flops / rung.flops, 1),
+                "student": f"resnet width {size.width} ({size.num_parameters:,} parameters)",
+                "r": round(setting.assets.teacher.flops / size.flops, 1),
                 "r_seconds": round(forward_ratio(trainings["plain"], teacher, clock), 1),
                 "kr_store_over_plain": ratio(near, "kr_store", "plain"),
                 "kd_store_over_plain": ratio(near, "kd_store", "plain"),
@@ -49,11 +49,11 @@ def measure_steps(setting: Setting, num_rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _trainings(setting: Setting, rung: Rung, teacher: Teacher) -> dict[str, Training]:
+def _trainings(setting: Setting, size: StudentSize, teacher: LoadedTeacher) -> dict[str, Training]:
     def training(method: str, *, online: bool = False) -> Training:
         experiment = setting.with_changes(f"distill.method={method}", "train.num_epochs=1000")
         built = build_training(
-            experiment, setting.assets, rung.width, Workers.alone(setting.device)
+            experiment, setting.assets, size.width, Workers.alone(setting.device)
         )
         built._validate = dict  # type: ignore[method-assign]  # the steps alone are timed
         if online:
@@ -70,7 +70,7 @@ def _trainings(setting: Setting, rung: Rung, teacher: Teacher) -> dict[str, Trai
     }
 
 
-def forward_ratio(training: Training, teacher: Teacher, clock: Clock) -> float:
+def forward_ratio(training: Training, teacher: LoadedTeacher, clock: Clock) -> float:
     """Return the teacher's over the student's seconds of a forward: r as this machine has it."""
     images = next(training.loader.epoch(0)).images
     student, large = training.student.eval(), teacher.tapped.model

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from krscale.assemble import build_training, ladder_rungs
-from krscale.curve.interval import half_width
 from krscale.data.views import normalise
-from krscale.loop import fit
 from krscale.parallel import Workers
+from krscale.report.interval import half_width
+from krscale.setup.assemble import build_training, ladder_sizes
 from krscale.store import KnowledgeStore, prepare_store
+from krscale.training.loop import fit
 from parts.measuring import clock_for, ratio, take_turns
 from parts.setting import Setting
 
@@ -79,14 +79,14 @@ def measure_accuracy(storage: Path, num_seeds: int, *changes: str) -> dict[str, 
     """
     chosen = Setting(storage, *changes)
     exact = Setting(storage, *changes, "store.top_k=45")
-    rung = ladder_rungs(chosen.experiment, chosen.assets.dataset)[1]
+    size = ladder_sizes(chosen.experiment, chosen.assets.dataset)[1]
     losses = []
     for seed in range(num_seeds):
         accuracy = {}
         for name, setting in (("chosen", chosen), ("exact", exact)):
             experiment = setting.with_changes("distill.method=kr", f"train.seed={seed}")
             training = build_training(
-                experiment, setting.assets, rung.width, Workers.alone(setting.device)
+                experiment, setting.assets, size.width, Workers.alone(setting.device)
             )
             accuracy[name] = fit(training, lambda metrics: None)["val/accuracy"]
         losses.append(100 * (accuracy["exact"] - accuracy["chosen"]))
@@ -95,6 +95,6 @@ def measure_accuracy(storage: Path, num_seeds: int, *changes: str) -> dict[str, 
         "accuracy_loss_points": round(statistics.mean(losses), 2),
         "accuracy_loss_interval": round(half_width(losses) or math.inf, 2),
         "accuracy_num_seeds": num_seeds,
-        "accuracy_student": f"resnet width {rung.width}",
+        "accuracy_student": f"resnet width {size.width}",
         "teacher_val_accuracy": round(chosen.assets.teacher.val_accuracy, 4),
     }

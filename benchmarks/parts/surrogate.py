@@ -1,6 +1,6 @@
 """Learning curves at any point of the space, predicted from those that were recorded.
 
-A forest of extremely randomised trees per rung (Geurts, Ernst and Wehenkel, 2006), as is usual for
+A forest of extremely randomised trees per size (Geurts, Ernst and Wehenkel, 2006), as is usual for
 benchmarks of searches (Eggensperger et al., AAAI 2015). It is noiseless, and knows nothing that
 lies between the recorded points: it compares ways to search, not students.
 """
@@ -18,7 +18,7 @@ LOGARITHMIC = ("train.learning_rate", "distill.kr_weight", "distill.temperature"
 
 
 class Surrogate:
-    """The learning curve of every rung as a function of the settings.
+    """The learning curve of every size as a function of the settings.
 
     Args:
         recorded: What `recording.read_recorded` returns. Trainings that did not end, because a
@@ -26,12 +26,12 @@ class Surrogate:
     """
 
     def __init__(self, recorded: Mapping[str, Any], guessing: float = 0.05) -> None:
-        rows = next(iter(recorded["rungs"].values()))
+        rows = next(iter(recorded["sizes"].values()))
         self.fields = sorted(rows[0]["values"])
         self.num_epochs = max(len(row["curve"]) for row in rows)
         self.forests = {}
         self.seconds = {}
-        for capacity, points in recorded["rungs"].items():
+        for capacity, points in recorded["sizes"].items():
             inputs = [self._inputs(point["values"]) for point in points]
             curves = [point["curve"] or [guessing] * self.num_epochs for point in points]
             forest = ExtraTreesRegressor(n_estimators=40, min_samples_leaf=2, random_state=0)
@@ -45,13 +45,13 @@ class Surrogate:
         return found
 
     def agreement(self, recorded: Mapping[str, Any]) -> dict[str, float]:
-        """Return how well held-out curves' ends are predicted: rank correlation, by rung."""
+        """Return how well held-out curves' ends are predicted: rank correlation, by size."""
         from scipy.stats import spearmanr
         from sklearn.base import clone
         from sklearn.model_selection import cross_val_predict
 
         found = {}
-        for capacity, points in recorded["rungs"].items():
+        for capacity, points in recorded["sizes"].items():
             whole = [p for p in points if p["curve"]]
             inputs = [self._inputs(point["values"]) for point in whole]
             ends = [point["curve"][-1] for point in whole]

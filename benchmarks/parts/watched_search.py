@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from krscale.assemble import Prepared
 from krscale.config import Experiment
-from krscale.rungs import Rung
-from krscale.search import run as product
-from krscale.search.space import SearchSpace
+from krscale.search.on_ray import run as product
+from krscale.search.space.space import SearchSpace
+from krscale.setup.assemble import Prepared
+from krscale.setup.sizes import StudentSize
 from parts.played_ladder import TunedOnly
 
 
@@ -51,7 +51,7 @@ def watched_search(
     folder: Path,
     experiment: Experiment,
     prepared: Prepared,
-    rungs: tuple[Rung, ...],
+    sizes: tuple[StudentSize, ...],
     space: SearchSpace,
     trainable: type | None = None,
 ) -> Watch:
@@ -61,12 +61,12 @@ def watched_search(
         folder: Of the journal.
         experiment: The search.
         prepared: Data, teacher, store.
-        rungs: The students.
+        sizes: The students.
         space: What is searched.
         trainable: Runs in the actors instead of the product's.
     """
     watch = Watch()
-    ladder = TunedOnly(folder / "journal.log", experiment, space, rungs)
+    ladder = TunedOnly(folder / "journal.log", experiment, space, sizes)
     with _looking_on(watch, trainable or product.StudentTrial):
         started = time.perf_counter()
         resources = {"CPU": experiment.search.cpus_per_trial}

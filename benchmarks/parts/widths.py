@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from krscale.assemble import build_training
-from krscale.capacity import latency_ms, num_parameters
+from krscale.models.capacity import latency_ms, num_parameters
 from krscale.parallel import Workers
+from krscale.setup.assemble import build_training
 from parts.measuring import clock_for, ratio, take_turns
 from parts.setting import Setting
 

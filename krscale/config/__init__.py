@@ -17,7 +17,7 @@ from krscale.config.networks import (
     StudentConfig,
     TeacherConfig,
 )
-from krscale.config.reading import field_paths, load, read_toml, validate, with_values
+from krscale.config.reading import RENAMED, field_paths, load, read_toml, validate, with_values
 from krscale.config.searching import (
     OBJECTIVES,
     ClusterConfig,
@@ -28,6 +28,7 @@ from krscale.config.training import TrainConfig
 
 __all__ = [
     "OBJECTIVES",
+    "RENAMED",
     "ClusterConfig",
     "DataConfig",
     "DistillConfig",

@@ -40,7 +40,7 @@ class TeacherConfig(ModelConfig):
 
 
 class StudentConfig(ModelConfig):
-    """The student's architecture; its size is a rung of the ladder."""
+    """The student's architecture; its size is a size of the ladder."""
 
     options: dict[str, Any] = Field(default_factory=lambda: {"num_blocks": 1})
     """Further keyword arguments of the model, e.g. `{num_blocks = 1}`."""

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ValidationError
 from krscale.config.experiment import Experiment
 from krscale.errors import UserError, nearest
 
+RENAMED = {"search.trials_per_rung": "search.trials_per_size"}
+"""Dotted paths of older experiments and commands, and what they are called now; both are read."""
+
 
 def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Experiment:
     """Read an experiment from TOML and apply `key.path=value` overrides.
@@ -26,14 +29,17 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Exper
     """
     content: dict[str, Any] = read_toml(Path(path)) if path else {}
     where = str(path) if path else "defaults"
+    content = dict(_with_new_names(content, where))
     for assignment in overrides:
         _assign(content, assignment)
-    sources = {a.partition("=")[0].strip() for a in overrides}
+    given = {a.partition("=")[0].strip() for a in overrides}
+    sources = {RENAMED.get(key, key) for key in given}
     return validate(content, where, sources)
 
 
 def validate(content: Mapping[str, Any], where: str, overridden: Iterable[str] = ()) -> Experiment:
     """Build the experiment from plain content, or raise one `UserError` naming every mistake."""
+    content = _with_new_names(content, where)
     try:
         return Experiment.model_validate(content)
     except ValidationError as error:
@@ -86,7 +92,27 @@ def _assign(content: dict[str, Any], assignment: str) -> None:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    _put(content, dotted.strip(), value, f"--set {assignment}")
+    dotted = dotted.strip()
+    _put(content, RENAMED.get(dotted, dotted), value, f"--set {assignment}")
+
+
+def _with_new_names(content: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Return the content with the keys of `RENAMED` under their new names.
+
+    Raises:
+        UserError: If a field stands there under both names.
+    """
+    for old, new in RENAMED.items():
+        section, _, old_key = old.partition(".")
+        new_key = new.partition(".")[2]
+        table = content.get(section)
+        if not isinstance(table, Mapping) or old_key not in table:
+            continue
+        if new_key in table:
+            raise UserError(f"{where}: {old} is the older name of {new}; give one of them.")
+        renamed = {new_key if key == old_key else key: value for key, value in table.items()}
+        content = {**content, section: renamed}
+    return content
 
 
 def _put(content: dict[str, Any], dotted: str, value: Any, where: str) -> None:

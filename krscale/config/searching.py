@@ -20,22 +20,22 @@ OBJECTIVES: Mapping[str, Literal["maximize", "minimize"]] = {
 
 
 class SearchConfig(Section):
-    """The search: one study per (method, rung), all with the same budget."""
+    """The search: one study per (method, size), all with the same budget."""
 
     space: str = "kr"
     """A space shipped in `search_spaces/` (by name) or the path of a TOML file."""
     methods: tuple[str, ...] = ("plain", "kd", "kr")
     """Methods that are tuned and compared, each with the same number of trials; see
     `distill.method` for their names."""
-    trials_per_rung: Count = 8
-    """Trials of every method at every rung."""
+    trials_per_size: Count = 8
+    """Trials of every method at every size."""
     num_final_seeds: Count = 5
     """Fresh seeds with which each winner is trained again; only these are tested."""
     sampler: Literal["tpe", "gp", "cmaes", "nsgaii", "random", "grid"] = "tpe"
     """Optuna sampler of every study; `tpe` draws every tenth trial at random, `grid`
     needs choices, whole numbers or steps, `cmaes` the extra `krscale[samplers]`."""
     early_stopping: Literal["asha", "median", "none"] = "asha"
-    """Early stopping within a rung; trials of different rungs are never compared. `median` stops
+    """Early stopping within a size; trials of different sizes are never compared. `median` stops
     what is worse than the median of the trials that ended, at the same epoch. Where hundreds of
     trials of a few epochs look for the last half point, `none` finds it sooner
     (docs/benchmarks.md)."""
@@ -45,8 +45,8 @@ class SearchConfig(Section):
     several, every study looks for the front of trials that no other beats in all of them; the most
     accurate one on validation is trained again. Needs `early_stopping = "none"`."""
     transfer: bool = False
-    """Try the best settings of the next smaller and the next larger rung of a method early on. At
-    8 trials a rung that cost accuracy where it was measured (docs/benchmarks.md)."""
+    """Try the best settings of the next smaller and the next larger size of a method early on. At
+    8 trials a size that cost accuracy where it was measured (docs/benchmarks.md)."""
     max_wall_seconds: Weight = 0.0
     """Once trials have run for so long, over all starts of the run, none is started any more; 0 is
     no limit. Winners are trained again with fresh seeds after that."""
@@ -60,7 +60,7 @@ class SearchConfig(Section):
     reduction_factor: Annotated[int, Field(strict=True, ge=2)] = 2
     """ASHA keeps one trial in this many at each of its milestones."""
     max_parameters: Annotated[int, Field(strict=True, ge=0)] = 0
-    """Larger students are never trained; 0 is no limit. Rungs beyond it are left out, and where a
+    """Larger students are never trained; 0 is no limit. Sizes beyond it are left out, and where a
     space varies the architecture, so is every suggestion beyond it."""
     max_flops: Annotated[int, Field(strict=True, ge=0)] = 0
     """The same for FLOPs of one image, 2 per multiply-add."""

@@ -16,7 +16,7 @@ NO_CHANNELS_LAST_ON_CPU = (
 
 
 class TrainConfig(Section):
-    """How one student is trained; a search may vary any of these per rung."""
+    """How one student is trained; a search may vary any of these per size."""
 
     num_epochs: Count = 12
     """Epochs of a full training."""

@@ -35,7 +35,7 @@ Place = Callable[[int], str]
 
 @dataclass(frozen=True)
 class Decoder:
-    """Turns files into pixels.
+    """StudyScheduler files into pixels.
 
     Args:
         config: Channels and size that are wanted.

@@ -66,7 +66,7 @@ def own_splits(files: Mapping[SplitName, object]) -> tuple[SplitName, ...]:
 
 
 @dataclass(frozen=True)
-class Places:
+class ImageLocations:
     """Where the images of a split are.
 
     Attributes:

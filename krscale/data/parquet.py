@@ -15,7 +15,7 @@ from krscale.data.arrow import Images
 from krscale.data.decoding import Decoder, piece_size
 from krscale.data.own_files import (
     SPLIT_NAMES,
-    Places,
+    ImageLocations,
     Values,
     class_names,
     existing_path,
@@ -74,17 +74,17 @@ class Parquet:
             report(done, total)
 
         streams: dict[SplitName, Stream] = {}
-        for split, (values, places) in found.items():
+        for split, (values, locations) in found.items():
 
-            def pieces(places: Places = places) -> Iterator[Images]:
-                for piece in self._pieces(places, shape):
+            def pieces(locations: ImageLocations = locations) -> Iterator[Images]:
+                for piece in self._pieces(locations, shape):
                     yield piece
                     count(len(piece))
 
-            streams[split] = Stream(to_labels(values, classes, places), shape, pieces)
+            streams[split] = Stream(to_labels(values, classes, locations), shape, pieces)
         return SourceData(classes, streams)
 
-    def _labels(self, files: Sequence[Path]) -> tuple[Values, Places]:
+    def _labels(self, files: Sequence[Path]) -> tuple[Values, ImageLocations]:
         """Return the labels of all rows as they are written, and where the rows are."""
         name = self.settings.label_column
         parts: list[Values] = []
@@ -96,16 +96,16 @@ class Parquet:
         filled = [part for part in parts if len(part)]
         if len({part.dtype == object for part in filled}) > 1:
             raise UserError(f"{self.path}: column {name!r} holds numbers in some files only.")
-        return np.concatenate(filled or parts), Places(files, rows)
+        return np.concatenate(filled or parts), ImageLocations(files, rows)
 
-    def _shape(self, places: Places) -> tuple[int, ...]:
+    def _shape(self, locations: ImageLocations) -> tuple[int, ...]:
         """Return `(C, H, W)`, that of the first image unless it is given."""
-        column = self._first_column(places)
+        column = self._first_column(locations)
         if self.settings.raw_shape:
-            _check_raw(column, places(0))
+            _check_raw(column, locations(0))
         if not pa.types.is_fixed_size_binary(column.type):
             decoder = Decoder(self.settings)
-            return decoder.decode(_encoded(column, places, 0)[0], lambda: places(0)).shape
+            return decoder.decode(_encoded(column, locations, 0)[0], lambda: locations(0)).shape
         shape, width = self.settings.raw_shape, column.type.byte_width
         if len(shape) != 3 or int(np.prod(shape)) != width:
             raise UserError(
@@ -116,32 +116,32 @@ class Parquet:
             raise UserError("data.files.image_size: raw pixels cannot be scaled; leave it 0.")
         return shape
 
-    def _first_column(self, places: Places) -> Any:
-        for file, num_rows in zip(places.files, places.num_rows, strict=True):
+    def _first_column(self, locations: ImageLocations) -> Any:
+        for file, num_rows in zip(locations.files, locations.num_rows, strict=True):
             if num_rows:
                 name = self.settings.image_column
                 return next(_batches(file, name, "image_column", 1))
         raise AssertionError("called with rows only")
 
-    def _pieces(self, places: Places, shape: tuple[int, ...]) -> Iterator[Images]:
-        columns = self._columns(places, piece_size(shape))
+    def _pieces(self, locations: ImageLocations, shape: tuple[int, ...]) -> Iterator[Images]:
+        columns = self._columns(locations, piece_size(shape))
         if self.settings.raw_shape:
             start = 0
             for column in columns:
-                yield _raw(column, shape, places, start)
+                yield _raw(column, shape, locations, start)
                 start += len(column)
             return
 
         def batches() -> Iterator[list[bytes]]:
             start = 0
             for column in columns:
-                yield _encoded(column, places, start)
+                yield _encoded(column, locations, start)
                 start += len(column)
 
-        yield from Decoder(self.settings).pieces(batches(), shape, places)
+        yield from Decoder(self.settings).pieces(batches(), shape, locations)
 
-    def _columns(self, places: Places, size: int) -> Iterator[Any]:
-        for file in places.files:
+    def _columns(self, locations: ImageLocations, size: int) -> Iterator[Any]:
+        for file in locations.files:
             yield from _batches(file, self.settings.image_column, "image_column", size)
 
 
@@ -215,7 +215,7 @@ def _label_values(column: Any, file: Path) -> Values:
     )
 
 
-def _encoded(column: Any, places: Places, start: int) -> list[bytes]:
+def _encoded(column: Any, locations: ImageLocations, start: int) -> list[bytes]:
     """Return the bytes of every image of a column.
 
     Raises:
@@ -227,17 +227,17 @@ def _encoded(column: Any, places: Places, start: int) -> list[bytes]:
         kind = column.type
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         raise UserError(
-            f"{places(start)}: data.files.image_column: of type {kind}; allowed: binary (PNG, "
+            f"{locations(start)}: data.files.image_column: of type {kind}; allowed: binary (PNG, "
             "JPEG, ...), a struct with binary `bytes`, or fixed-size binary (raw pixels)."
         )
-    _check_present(column, places, start)
+    _check_present(column, locations, start)
     images: list[bytes] = column.to_pylist()
     return images
 
 
-def _raw(column: Any, shape: tuple[int, ...], places: Places, start: int) -> Images:
-    _check_raw(column, places(start))
-    _check_present(column, places, start)
+def _raw(column: Any, shape: tuple[int, ...], locations: ImageLocations, start: int) -> Images:
+    _check_raw(column, locations(start))
+    _check_present(column, locations, start)
     width, first = column.type.byte_width, column.offset
     pixels = np.frombuffer(column.buffers()[1], np.uint8)
     return pixels[first * width : (first + len(column)) * width].reshape(-1, *shape)
@@ -251,7 +251,7 @@ def _check_raw(column: Any, where: str) -> None:
         )
 
 
-def _check_present(column: Any, places: Places, start: int) -> None:
+def _check_present(column: Any, locations: ImageLocations, start: int) -> None:
     if column.null_count:
         first = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0]
-        raise UserError(f"{places(start + int(first))}: no image (null).")
+        raise UserError(f"{locations(start + int(first))}: no image (null).")

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from krscale.checkpoint import save_weights
 from krscale.errors import UserError, unknown_name
 from krscale.export.card import StudentCard
+from krscale.training.checkpoint import save_weights
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 OPSET = 18

@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from krscale.checkpoint import load_weights
 from krscale.data import Dataset
 from krscale.data.views import normalise
 from krscale.errors import UserError
@@ -24,6 +23,7 @@ from krscale.export.card import CARD_FILE, StudentCard, read_card
 from krscale.export.formats import FORMATS, check_formats
 from krscale.files import new_folder, sha256, write_json
 from krscale.models import build_model
+from krscale.training.checkpoint import load_weights
 
 NUM_COMPARED = 512
 """Validation images on which every file is compared with the original."""

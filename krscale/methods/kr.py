@@ -22,7 +22,7 @@ from krscale.knowledge.aggregation import (
     student_tap,
     tap_weights,
 )
-from krscale.knowledge.objective import kr_terms
+from krscale.knowledge.loss import kr_terms
 from krscale.knowledge.parameters import ParameterSource
 from krscale.knowledge.schedule import scheduled
 from krscale.knowledge.taps import TapOutputs, pool

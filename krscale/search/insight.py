@@ -1,6 +1,6 @@
 """What a search found out about its settings, from the journal alone: nothing is run again.
 
-Three questions. *Which settings mattered?* Per method and rung, the share of the variance of
+Three questions. *Which settings mattered?* Per method and size, the share of the variance of
 validation accuracy that each setting explains (functional ANOVA over a random forest: Hutter, Hoos
 and Leyton-Brown, ICML 2014, as Optuna implements it). *Which granularity and sparsity win at which
 capacity?* Every trial that ran to its end, and the range of those that came near the best: trials
@@ -26,10 +26,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from krscale.config import parse_capacity
-from krscale.curve.findings import NEAR, Importance, Insight, Setting, StudyInsight
 from krscale.errors import UserError
-from krscale.search.studies import present_studies
-from krscale.search.tally import FinalTally, Tally
+from krscale.report.findings import NEAR, Importance, Insight, Setting, StudyInsight
+from krscale.search.studies.opening import present_studies
+from krscale.search.studies.study import FinalStudy, TuningStudy
 
 MIN_TRIALS = 8
 """Fewer complete trials than this, or than twice the settings, explain nothing."""
@@ -48,31 +48,31 @@ def find_insight(run_path: Path) -> Insight:
     storage = JournalStorage(JournalFileBackend(str(journal)))
     present = present_studies(storage)
     studies = [
-        _study(tally, present.get(dataclasses.replace(key, final=True)))
+        _study(tuning, present.get(dataclasses.replace(key, final=True)))
         for key, study in present.items()
-        if not key.final and (tally := Tally(key, study))
+        if not key.final and (tuning := TuningStudy(key, study))
     ]
     studies.sort(key=lambda study: parse_capacity(study.capacity))
     return Insight(name=run_path.name, studies=tuple(studies))
 
 
-def _study(tally: Tally, finals: optuna.Study | None) -> StudyInsight:
-    trials = tally.counted()
+def _study(study: TuningStudy, finals: optuna.Study | None) -> StudyInsight:
+    trials = study.counted()
     complete = [t for t in trials if t.state is TrialState.COMPLETE]
-    best = tally.winner()
+    best = study.winner()
     return StudyInsight(
-        method=tally.key.method,
-        capacity=tally.key.capacity,
+        method=study.key.method,
+        capacity=study.key.capacity,
         num_complete=len(complete),
         num_pruned=sum(t.state is TrialState.PRUNED for t in trials),
         num_failed=sum(t.state is TrialState.FAIL for t in trials),
         best_accuracy=best.values[0] if best else None,
         best=dict(best.params) if best else {},
         near_best=_near(complete, best.values[0]) if best else {},
-        importance=_importance(tally.study, complete),
+        importance=_importance(study.optuna, complete),
         settings=_settings(complete),
         best_so_far=_best_so_far(trials),
-        learning=_learning(FinalTally(tally.key, finals, tally).counted()) if finals else (),
+        learning=_learning(FinalStudy(study.key, finals, study).counted()) if finals else (),
     )
 
 

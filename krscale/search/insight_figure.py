@@ -1,4 +1,4 @@
-"""Insight as a figure: per rung, what granularity and sparsity were worth, and what mattered."""
+"""Insight as a figure: per size, what granularity and sparsity were worth, and what mattered."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from krscale.curve.figure import STYLE
-from krscale.curve.findings import (
+from krscale.files import write_atomic
+from krscale.report.figure import STYLE
+from krscale.report.findings import (
     INSIGHT_FIGURE_FILE,
     NEAR,
     Insight,
     StudyInsight,
     write_insight,
 )
-from krscale.files import write_atomic
 from krscale.search.insight import find_insight
 
 _Row = Callable[[Sequence[Axes], Sequence[StudyInsight]], None]
 SHOWN_RANGE = 0.05
-"""Colours span so much below the best of a rung; what is worse looks alike."""
+"""Colours span so much below the best of a size; what is worse looks alike."""
 _LEVELS = ("network", "stage", "layer")
 
 
@@ -43,9 +43,9 @@ def record_insight(run_path: Path) -> tuple[Insight, list[Path]]:
 def draw_insight(insight: Insight, path: Path) -> bool:
     """Draw the figure and write it atomically.
 
-    A column per rung. A row for each method that varies granularity or sparsity: every complete
+    A column per size. A row for each method that varies granularity or sparsity: every complete
     trial by its sparsity and granularity, coloured by how far it stayed behind the best of its
-    rung, those near the best ringed and the best as a star. Below it, where there were trials
+    size, those near the best ringed and the best as a star. Below it, where there were trials
     enough to say it, how much each setting mattered.
 
     Returns:
@@ -54,14 +54,14 @@ def draw_insight(insight: Insight, path: Path) -> bool:
     methods = [m for m in insight.methods if any(s.settings for s in insight.of_method(m))]
     if not methods:
         return False
-    num_rungs = len({study.capacity for study in insight.studies})
+    num_sizes = len({study.capacity for study in insight.studies})
     with mpl.rc_context(STYLE):
         rows = [(method, draw) for method in methods for draw in _rows(insight.of_method(method))]
-        size = (2.2 + 2.9 * num_rungs, 0.4 + 2.7 * len(rows))
+        size = (2.2 + 2.9 * num_sizes, 0.4 + 2.7 * len(rows))
         figure = Figure(figsize=size, dpi=130, layout="constrained")
         FigureCanvasAgg(figure)
         for axes, (method, draw) in zip(
-            figure.subplots(len(rows), num_rungs, squeeze=False), rows, strict=True
+            figure.subplots(len(rows), num_sizes, squeeze=False), rows, strict=True
         ):
             draw(axes, insight.of_method(method))
         figure.suptitle(f"{insight.name}: which settings win at which capacity", x=0.01, ha="left")

@@ -1,4 +1,4 @@
-"""Insight in a terminal: per method and rung, what was best, what came near it, what mattered."""
+"""Insight in a terminal: per method and size, what was best, what came near it, what mattered."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from krscale.curve.findings import Insight, StudyInsight
+from krscale.report.findings import Insight, StudyInsight
 
 
 def insight_tables(insight: Insight) -> list[Table]:
-    """Return a table per method: a line per rung and setting."""
+    """Return a table per method: a line per size and setting."""
     return [_table(method, insight.of_method(method)) for method in insight.methods]
 
 

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import json
 
-from krscale.assemble import describe
 from krscale.config import Experiment
 from krscale.data import describe_data
-from krscale.search.space_check import fitting_space
+from krscale.search.space.check import fitting_space
+from krscale.setup.assemble import describe
 
 
 def describe_plan(experiment: Experiment) -> str:
-    """Return the resolved experiment, every rung's model, and the planned work, as text."""
+    """Return the resolved experiment, every size's model, and the planned work, as text."""
     plan = describe(experiment)
     space = fitting_space(experiment, describe_data(experiment.data, experiment.cache_path))
     config, train = experiment.search, experiment.train
-    num_studies = len(config.methods) * len(plan.rungs)
-    num_trials = num_studies * config.trials_per_rung
+    num_studies = len(config.methods) * len(plan.sizes)
+    num_trials = num_studies * config.trials_per_size
     num_finals = num_studies * config.num_final_seeds
     lines = [json.dumps(experiment.model_dump(mode="json"), indent=2), "", "Models:"]
     lines.append(
         f"  teacher          {experiment.teacher.model} width {experiment.teacher.width}: "
         f"{plan.teacher_parameters:,} parameters, {plan.teacher_flops:,} FLOPs"
     )
-    for rung in plan.rungs:
-        share = rung.num_parameters / plan.teacher_parameters
+    for size in plan.sizes:
+        share = size.num_parameters / plan.teacher_parameters
         lines.append(
-            f"  rung {rung.capacity:<11} {experiment.student.model} width {rung.width}: "
-            f"{rung.num_parameters:,} parameters (1/{1 / share:.0f}), {rung.flops:,} FLOPs"
+            f"  size {size.capacity:<11} {experiment.student.model} width {size.width}: "
+            f"{size.num_parameters:,} parameters (1/{1 / share:.0f}), {size.flops:,} FLOPs"
         )
     if len(config.objectives) > 1:
         lines += ["", f"Objectives of every study: {', '.join(config.objectives)}"]
@@ -35,13 +35,13 @@ def describe_plan(experiment: Experiment) -> str:
     for method, fields in space.describe().items():
         lines += [f"  {method}: {path} ~ {text}" for path, text in fields.items()]
     # A backward pass costs about twice the forward: three forwards a sample.
-    epochs = len(config.methods) * (config.trials_per_rung + config.num_final_seeds)
-    work = 3 * train.num_epochs * plan.num_train * sum(r.flops for r in plan.rungs) * epochs
+    epochs = len(config.methods) * (config.trials_per_size + config.num_final_seeds)
+    work = 3 * train.num_epochs * plan.num_train * sum(r.flops for r in plan.sizes) * epochs
     store = experiment.views.num_views * plan.num_train * plan.teacher_flops
     lines += [
         "",
         "Planned work:",
-        f"  {num_studies} studies x {config.trials_per_rung} trials = {num_trials} trials, at most "
+        f"  {num_studies} studies x {config.trials_per_size} trials = {num_trials} trials, at most "
         f"{train.num_epochs} epochs each; then {num_finals} final trainings of the winners",
         f"  students: at most {work / 1e12:.2f} TFLOP; teacher's knowledge, once: "
         f"{store / 1e12:.3f} TFLOP ({experiment.views.num_views} views of "

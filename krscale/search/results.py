@@ -9,21 +9,30 @@ import torch
 from optuna.trial import TrialState
 from torch import nn
 
-from krscale.assemble import Assets, Prepared, trial_experiment
-from krscale.checkpoint import load_weights
 from krscale.config import Experiment
-from krscale.curve import Budgets, Cost, Curve, FrontTrial, MethodResult, Size, Teacher, find_pareto
-from krscale.curve import Rung as CurveRung
 from krscale.data import Split
-from krscale.loop import evaluate
 from krscale.parallel import Workers
-from krscale.provenance import git_commit, student_path
-from krscale.rungs import Rung, build_student
-from krscale.search.assignment import StudyKey
-from krscale.search.ladder import Ladder
-from krscale.search.objectives import front
-from krscale.search.retries import SEED
-from krscale.teacher import open_teacher
+from krscale.report import (
+    Budgets,
+    Cost,
+    Curve,
+    CurveSize,
+    FrontTrial,
+    MethodResult,
+    Size,
+    TeacherRecord,
+    find_pareto,
+)
+from krscale.runs.folder import git_commit, student_path
+from krscale.search.studies.ladder import Ladder
+from krscale.search.studies.objectives import front
+from krscale.search.studies.retries import SEED
+from krscale.search.studies.trial_spec import StudyKey
+from krscale.setup.assemble import Assets, Prepared, trial_experiment
+from krscale.setup.sizes import StudentSize, build_student
+from krscale.setup.teacher import open_teacher
+from krscale.training.checkpoint import load_weights
+from krscale.training.loop import evaluate
 
 
 def collect(ladder: Ladder, prepared: Prepared) -> Curve:
@@ -36,9 +45,9 @@ def collect(ladder: Ladder, prepared: Prepared) -> Curve:
     experiment = ladder.experiment
     assets = Assets.open(prepared)
     test = assets.dataset.split("test")
-    rungs = tuple(
-        _rung(ladder, rung, assets, test)
-        for rung in sorted(ladder.rungs.values(), key=lambda r: r.num_parameters)
+    sizes = tuple(
+        _size(ladder, size, assets, test)
+        for size in sorted(ladder.sizes.values(), key=lambda r: r.num_parameters)
     )
     return Curve(
         name=experiment.name,
@@ -49,15 +58,15 @@ def collect(ladder: Ladder, prepared: Prepared) -> Curve:
             **{f"num_{split}": n for split, n in assets.dataset.num_samples.items()},
         },
         teacher=_teacher(experiment, prepared, assets, test),
-        rungs=rungs,
-        pareto=find_pareto(rungs),
+        sizes=sizes,
+        pareto=find_pareto(sizes),
         cost=_cost(ladder),
         budgets=Budgets(**ladder.config.model_dump(include=set(Budgets.model_fields))),
     )
 
 
 def _cost(ladder: Ladder) -> Cost | None:
-    studies = ladder.studies.values()
+    studies = ladder.optuna_studies.values()
     trials = [trial for study in studies for trial in study.get_trials(deepcopy=False)]
     spans = [
         (trial.datetime_start, trial.datetime_complete)
@@ -74,31 +83,33 @@ def _cost(ladder: Ladder) -> Cost | None:
     )
 
 
-def _rung(ladder: Ladder, rung: Rung, assets: Assets, test: Split) -> CurveRung:
-    return CurveRung(
-        capacity=rung.capacity,
-        width=rung.width,
-        num_parameters=rung.num_parameters,
-        flops=rung.flops,
-        latency_ms=ladder.sizes.latency_ms(rung.capacity, {}),
+def _size(ladder: Ladder, size: StudentSize, assets: Assets, test: Split) -> CurveSize:
+    return CurveSize(
+        capacity=size.capacity,
+        width=size.width,
+        num_parameters=size.num_parameters,
+        flops=size.flops,
+        latency_ms=ladder.size_resolver.latency_ms(size.capacity, {}),
         methods={
-            method: _method(ladder, method, rung, assets, test) for method in ladder.config.methods
+            method: _method(ladder, method, size, assets, test) for method in ladder.config.methods
         },
     )
 
 
-def _method(ladder: Ladder, method: str, rung: Rung, assets: Assets, test: Split) -> MethodResult:
+def _method(
+    ladder: Ladder, method: str, size: StudentSize, assets: Assets, test: Split
+) -> MethodResult:
     experiment = ladder.experiment
-    key = StudyKey(method, rung.capacity)
+    key = StudyKey(method, size.capacity)
     tuned = ladder.counted(key)
-    finals = ladder.finals(method, rung.capacity)
+    finals = ladder.finals(method, size.capacity)
     seeds = [int(trial.user_attrs[SEED]) for trial in finals]
-    winner = ladder.winner(method, rung.capacity)
-    paths = [student_path(experiment.run_path, method, rung.capacity, seed) for seed in seeds]
+    winner = ladder.winner(method, size.capacity)
+    paths = [student_path(experiment.run_path, method, size.capacity, seed) for seed in seeds]
     best = dict(winner.params) if winner else {}
     architecture = trial_experiment(experiment, method, best, experiment.train.seed)
-    size = _own_size(ladder, rung, best)
-    student = build_student(architecture, assets.dataset, size.width if size else rung.width)
+    own = _own_size(ladder, size, best)
+    student = build_student(architecture, assets.dataset, own.width if own else size.width)
     return MethodResult.over_seeds(
         seeds=seeds,
         val_accuracies=[float(trial.user_attrs["val/accuracy"]) for trial in finals],
@@ -107,22 +118,22 @@ def _method(ladder: Ladder, method: str, rung: Rung, assets: Assets, test: Split
         num_pruned=sum(trial.state is TrialState.PRUNED for trial in tuned),
         num_failed=sum(trial.state is TrialState.FAIL for trial in tuned),
         best=best,
-        size=size,
-        ended_by=ladder.tallies[key].ended_by or None,
+        size=own,
+        ended_by=ladder.studies[key].ended_by or None,
         front=_front(ladder, key),
     )
 
 
-def _own_size(ladder: Ladder, rung: Rung, best: dict[str, Any]) -> Size | None:
-    """Return the size of a winner whose architecture was searched, at the size of its rung."""
-    own = ladder.sizes.rung(rung.capacity, best)
-    if own == rung:
+def _own_size(ladder: Ladder, size: StudentSize, best: dict[str, Any]) -> Size | None:
+    """Return the size of a winner whose architecture was searched, at the size of its size."""
+    own = ladder.size_resolver.size(size.capacity, best)
+    if own == size:
         return None
     return Size(
         width=own.width,
         num_parameters=own.num_parameters,
         flops=own.flops,
-        latency_ms=ladder.sizes.latency_ms(rung.capacity, best),
+        latency_ms=ladder.size_resolver.latency_ms(size.capacity, best),
     )
 
 
@@ -136,7 +147,7 @@ def _front(ladder: Ladder, key: StudyKey) -> list[FrontTrial]:
             objectives=dict(zip(names, trial.values, strict=True)),
             settings=dict(trial.params),
         )
-        for trial in front(ladder.studies[key])
+        for trial in front(ladder.optuna_studies[key])
     ]
 
 
@@ -146,11 +157,13 @@ def _test(student: nn.Module, assets: Assets, path: Path, test: Split) -> float:
     return evaluate(student, assets.dataset, test, workers)["accuracy"]
 
 
-def _teacher(experiment: Experiment, prepared: Prepared, assets: Assets, test: Split) -> Teacher:
+def _teacher(
+    experiment: Experiment, prepared: Prepared, assets: Assets, test: Split
+) -> TeacherRecord:
     facts = prepared.teacher
     teacher = open_teacher(experiment, assets.dataset, Path(prepared.teacher_path))
     workers = Workers.alone(torch.device("cpu"))
-    return Teacher(
+    return TeacherRecord(
         model=facts.model,
         width=facts.width,
         num_parameters=facts.num_parameters,

@@ -10,10 +10,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from krscale.assemble import Prepared, check_methods, prepare
-from krscale.cluster import connect, num_places
+from krscale.cluster.connect import connect, num_slots
+from krscale.cluster.store_shards import write_on_workers
 from krscale.config import Experiment
-from krscale.curve import (
+from krscale.data import prepare_data
+from krscale.errors import UserError
+from krscale.progress import Progress
+from krscale.report import (
     Curve,
     curve_table,
     draw_curve,
@@ -22,24 +25,21 @@ from krscale.curve import (
     write_curve,
     write_interactive,
 )
-from krscale.curve.result import CURVE_FILE
-from krscale.data import prepare_data
-from krscale.errors import UserError
-from krscale.progress import Progress
-from krscale.provenance import SPACE, run_folder
-from krscale.rungs import Rung, ladder_rungs
-from krscale.search.extending import remember_budgets
+from krscale.report.result import CURVE_FILE
+from krscale.runs.folder import SPACE, run_folder
+from krscale.search.callbacks import ProgressListener, TrackingListener
 from krscale.search.insight_figure import record_insight
-from krscale.search.ladder import Ladder
-from krscale.search.listeners import ProgressListener, TrackingListener
-from krscale.search.packing import candidates, gpus_per_trial, trial_resources
+from krscale.search.on_ray.gpu_packing import candidates, gpus_per_trial, trial_resources
+from krscale.search.on_ray.run import run_search
 from krscale.search.results import collect
-from krscale.search.run import run_search
-from krscale.search.sizes import StudentSizes
-from krscale.search.space import SearchSpace
-from krscale.search.space_check import fitting_space
-from krscale.search.studies import trials_that_ran
-from krscale.shard_workers import write_on_workers
+from krscale.search.space.check import fitting_space
+from krscale.search.space.space import SearchSpace
+from krscale.search.studies.extending import remember_budgets
+from krscale.search.studies.ladder import Ladder
+from krscale.search.studies.opening import trials_that_ran
+from krscale.search.studies.size_resolver import StudentSizeResolver
+from krscale.setup.assemble import Prepared, check_methods, prepare
+from krscale.setup.sizes import StudentSize, ladder_sizes
 from krscale.tracking import Tracker
 
 JOURNAL = "journal.log"
@@ -68,8 +68,8 @@ def run_session(
     with Progress(quiet=quiet, planned=_planned(experiment)) as progress:
         progress.phase("data")
         dataset = prepare_data(experiment.data, experiment.cache_path, progress.advance)
-        sizes = StudentSizes(experiment, dataset)
-        rungs = sizes.allowed(ladder_rungs(experiment, dataset), progress.note)
+        size_resolver = StudentSizeResolver(experiment, dataset)
+        sizes = size_resolver.allowed(ladder_sizes(experiment, dataset), progress.note)
         space = fitting_space(experiment, dataset)
         with run_folder(
             experiment,
@@ -87,7 +87,9 @@ def run_session(
             )
             try:
                 prepared = prepare(experiment, progress, write_on_workers)
-                curve = _search(experiment, prepared, sizes, rungs, space, tracker, progress)
+                curve = _search(
+                    experiment, prepared, size_resolver, sizes, space, tracker, progress
+                )
             finally:
                 progress.phase("record")
                 tracker.close(timeout=60.0)
@@ -99,30 +101,32 @@ def run_session(
 def _search(
     experiment: Experiment,
     prepared: Prepared,
-    sizes: StudentSizes,
-    rungs: tuple[Rung, ...],
+    size_resolver: StudentSizeResolver,
+    sizes: tuple[StudentSize, ...],
     space: SearchSpace,
     tracker: Tracker,
     progress: Progress,
 ) -> Curve:
-    sizes.keep_latencies(experiment.run_path / LATENCY_FILE)
+    size_resolver.keep_latencies(experiment.run_path / LATENCY_FILE)
     # Measured now, before any trial competes for the cores.
-    latencies = {rung.capacity: sizes.latency_ms(rung.capacity, {}) for rung in rungs}
-    tracking = TrackingListener(tracker, experiment, prepared, rungs, latencies)
+    latencies = {size.capacity: size_resolver.latency_ms(size.capacity, {}) for size in sizes}
+    tracking = TrackingListener(tracker, experiment, prepared, sizes, latencies)
     showing = ProgressListener(progress)
     state = "FAIL"
     try:
         progress.phase("search")
         journal = experiment.run_path / JOURNAL
-        ladder = Ladder(journal, experiment, space, rungs, [tracking, showing], sizes=sizes)
+        ladder = Ladder(
+            journal, experiment, space, sizes, [tracking, showing], size_resolver=size_resolver
+        )
         showing.recall(ladder)
         if not ladder.complete:
             _set_aside(experiment.run_path / CURVE_FILE)
             connect(experiment.cluster)
-            students = partial(candidates, experiment, space, sizes, rungs[-1].capacity)
+            students = partial(candidates, experiment, space, size_resolver, sizes[-1].capacity)
             gpus = gpus_per_trial(experiment, prepared, students, progress.note)
             resources = trial_resources(experiment.search, gpus)
-            progress.num_workers = num_places(resources)
+            progress.num_workers = num_slots(resources)
             run_search(ladder, prepared, resources)
             _say_what_ended(ladder, progress)
         progress.phase("test")
@@ -155,7 +159,7 @@ def _set_aside(curve: Path) -> None:
 def _say_what_ended(ladder: Ladder, progress: Progress) -> None:
     """Say what ended studies that had fewer trials than planned; the journal has it, too."""
     reasons: dict[str, list[str]] = {}
-    for key in ladder.tallies:
+    for key in ladder.studies:
         if not key.final and len(ladder.counted(key)) < ladder.planned(key):
             reasons.setdefault(ladder.ended_by(key), []).append(key.name)
     for reason, names in reasons.items():
@@ -165,7 +169,7 @@ def _say_what_ended(ladder: Ladder, progress: Progress) -> None:
 def _planned(experiment: Experiment) -> dict[tuple[str, str], int]:
     config = experiment.search
     return {
-        (method, capacity): config.trials_per_rung + config.num_final_seeds
+        (method, capacity): config.trials_per_size + config.num_final_seeds
         for capacity in experiment.ladder.capacities
         for method in config.methods
     }

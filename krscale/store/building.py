@@ -13,7 +13,6 @@ from filelock import FileLock, Timeout
 from krscale.config import StoreConfig, ViewsConfig
 from krscale.data import Dataset
 from krscale.errors import UserError
-from krscale.store.asking import AskedTeacher, OpenTeacher
 from krscale.store.coding import encode, lost, mean_lost
 from krscale.store.layout import (
     FEW_CLASSES,
@@ -24,7 +23,7 @@ from krscale.store.layout import (
 )
 from krscale.store.manifest import (
     Manifest,
-    Plan,
+    StorePlan,
     broken_error,
     broken_shards,
     check_key,
@@ -35,6 +34,7 @@ from krscale.store.manifest import (
 )
 from krscale.store.rows import Rows, choose_layout, pixel_sums
 from krscale.store.shard import ShardFile, ShardId, count_shards, whole_shards, write_shard
+from krscale.store.teacher_inference import AskedTeacher, OpenTeacher
 
 SAMPLED_ROWS = 256
 WAIT_SECONDS = 0.5
@@ -170,7 +170,7 @@ def _is_sound(path: Path, manifest: Manifest, key: Mapping[str, str], repair: bo
     return not broken
 
 
-def _begin(path: Path, key: Mapping[str, str]) -> Plan | None:
+def _begin(path: Path, key: Mapping[str, str]) -> StorePlan | None:
     """Return the plan of an unfinished build, if there is one."""
     plan = read_plan(path)
     if plan is not None:
@@ -185,7 +185,7 @@ def _plan(
     config: StoreConfig,
     key: Mapping[str, str],
     layout: FeatureLayout | None,
-) -> Plan:
+) -> StorePlan:
     """Choose the layout, unless it is given, by what encoding costs sampled rows of view 0.
 
     A layout that was chosen already needs one row only, which tells how many taps there are.
@@ -196,7 +196,7 @@ def _plan(
     samples = torch.arange(num_sampled) * num_samples // num_sampled
     said = torch.cat([answer.said.cpu() for answer in asked.batches(0, samples)])
     chosen = layout or _choose(said, num_classes, config)
-    return Plan(
+    return StorePlan(
         key=dict(key),
         num_views=views.num_views,
         num_samples=num_samples,
@@ -214,12 +214,12 @@ def _choose(tap_logits: torch.Tensor, num_classes: int, config: StoreConfig) -> 
     return choose_layout(tap_logits, config.temperature, config.max_error)
 
 
-def _missing(path: Path, plan: Plan) -> list[ShardId]:
+def _missing(path: Path, plan: StorePlan) -> list[ShardId]:
     whole = whole_shards(path, plan.shards)
     return [shard for shard in plan.shards if shard not in whole]
 
 
-def _all_whole(path: Path, plan: Plan) -> dict[ShardId, ShardFile]:
+def _all_whole(path: Path, plan: StorePlan) -> dict[ShardId, ShardFile]:
     files = whole_shards(path, plan.shards)
     missing = [shard for shard in plan.shards if shard not in files]
     if missing:
@@ -227,7 +227,7 @@ def _all_whole(path: Path, plan: Plan) -> dict[ShardId, ShardFile]:
     return files
 
 
-def _check_space(path: Path, plan: Plan, missing: Sequence[ShardId]) -> None:
+def _check_space(path: Path, plan: StorePlan, missing: Sequence[ShardId]) -> None:
     rows = sum(stop - start for start, stop in map(plan.range_of, missing))
     needed, free = rows * plan.layout.bytes_per_row, shutil.disk_usage(path).free
     if needed > free:
@@ -238,7 +238,7 @@ def _check_space(path: Path, plan: Plan, missing: Sequence[ShardId]) -> None:
 
 
 def _write(
-    path: Path, plan: Plan, asked: AskedTeacher, shards: Sequence[ShardId], report: Report
+    path: Path, plan: StorePlan, asked: AskedTeacher, shards: Sequence[ShardId], report: Report
 ) -> None:
     """Ask for the shards one after another; whole ones count as done from the start."""
     total = plan.num_views * plan.num_samples
@@ -256,7 +256,7 @@ def _write(
 
 
 def _ask_shard(
-    plan: Plan, asked: AskedTeacher, shard: ShardId, report_rows: Callable[[int], None]
+    plan: StorePlan, asked: AskedTeacher, shard: ShardId, report_rows: Callable[[int], None]
 ) -> tuple[Rows, torch.Tensor, torch.Tensor]:
     """Return the rows of a shard, the check sums of their pixels, and what encoding lost."""
     start, stop = plan.range_of(shard)

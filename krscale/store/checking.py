@@ -11,11 +11,11 @@ from torch import Tensor
 
 from krscale.config import ViewsConfig
 from krscale.data import Dataset
-from krscale.store.asking import AskedTeacher, OpenTeacher
 from krscale.store.coding import deviations
 from krscale.store.manifest import StoreCheckError
 from krscale.store.reading import MappedStore
 from krscale.store.rows import pixel_sums
+from krscale.store.teacher_inference import AskedTeacher, OpenTeacher
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class StoreCheckError(UserError):
 
 
 @dataclass(frozen=True)
-class Plan:
+class StorePlan:
     """All that is decided before the first shard is written.
 
     Attributes:
@@ -69,10 +69,10 @@ class Manifest:
     Attributes:
         plan: What it was built by.
         encoding_error: The same over all rows.
-        shards: The files, in the order of `Plan.shards`.
+        shards: The files, in the order of `StorePlan.shards`.
     """
 
-    plan: Plan
+    plan: StorePlan
     encoding_error: tuple[float, ...]
     shards: tuple[ShardFile, ...]
 
@@ -82,12 +82,12 @@ class Manifest:
         return sum(shard.num_bytes for shard in self.shards)
 
 
-def write_plan(path: Path, plan: Plan) -> None:
+def write_plan(path: Path, plan: StorePlan) -> None:
     """Begin the store in the folder `path`."""
     write_json(path / PLAN, {"format": FORMAT, **asdict(plan)})
 
 
-def read_plan(path: Path) -> Plan | None:
+def read_plan(path: Path) -> StorePlan | None:
     """Return the plan of an unfinished store, or None when none was begun.
 
     Raises:
@@ -97,7 +97,7 @@ def read_plan(path: Path) -> Plan | None:
     return None if content is None else _plan(path / PLAN, content)
 
 
-def write_manifest(path: Path, plan: Plan, files: Mapping[ShardId, ShardFile]) -> None:
+def write_manifest(path: Path, plan: StorePlan, files: Mapping[ShardId, ShardFile]) -> None:
     """Finish the store in the folder `path`; `files` are its shards."""
     shards = tuple(files[shard] for shard in plan.shards)
     lost = (read_shard(path / shard.file).error for shard in shards)
@@ -204,12 +204,12 @@ def _read(file: Path) -> dict[str, Any] | None:
     return content
 
 
-def _plan(file: Path, content: Mapping[str, Any]) -> Plan:
+def _plan(file: Path, content: Mapping[str, Any]) -> StorePlan:
     try:
-        values = {name: content[name] for name in Plan.__dataclass_fields__}
+        values = {name: content[name] for name in StorePlan.__dataclass_fields__}
         values["layout"] = read_layout(values["layout"])
         values["sample_error"] = tuple(values["sample_error"])
-        return Plan(**values)
+        return StorePlan(**values)
     except (KeyError, TypeError) as error:
         raise _broken(file, error) from None
 

@@ -1,6 +1,6 @@
 """Recording runs in MLflow without ever making training wait, lose or double one."""
 
-from krscale.secrecy import redact
+from krscale.redaction import redact
 from krscale.tracking.datasets import DatasetUsed, datasets_used
 from krscale.tracking.models import HASH_TAG, Registration, save_onnx_model
 from krscale.tracking.replay import reopen, sync

@@ -11,7 +11,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from krscale.errors import UserError, unknown_name
-from krscale.secrecy import redact
+from krscale.redaction import redact
 
 LOCAL_SERVER = "http://127.0.0.1:5000"
 """Where `mlflow ui` and `make ui` are found unless they are told another port."""

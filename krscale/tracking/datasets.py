@@ -9,7 +9,7 @@ from typing import Any
 
 from krscale.config import DataConfig
 from krscale.data import Dataset
-from krscale.secrecy import redact
+from krscale.redaction import redact
 
 
 @dataclass(frozen=True)

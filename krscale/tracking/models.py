@@ -23,7 +23,7 @@ class Registration:
 
     Attributes:
         name: Name of the registered model: all students of a run are versions of it.
-        alias: Name of this version: its rung. A later student of the rung takes it over.
+        alias: Name of this version: its size. A later student of the size takes it over.
         tags: Tag -> text of the version; `HASH_TAG` among them.
         description: A line for a reader.
     """

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
 
-from krscale.secrecy import redact
+from krscale.redaction import redact
 from krscale.tracking.address import Address
 from krscale.tracking.datasets import tensor_schema
 from krscale.tracking.models import HASH_TAG

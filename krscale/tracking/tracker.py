@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from krscale.errors import UserError
-from krscale.secrecy import redact
+from krscale.redaction import redact
 from krscale.tracking.address import LOCAL_SERVER, charts_at, resolve_address
 from krscale.tracking.datasets import DatasetUsed
 from krscale.tracking.models import Registration

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from krscale.files import write_json
-from krscale.secrecy import redact
+from krscale.redaction import redact
 from krscale.tracking.address import Address
 from krscale.tracking.server import Kind, Refused, Server, ServerAway
 from krscale.tracking.spool import Event, Spool

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from krscale.assemble import describe
 from krscale.config import load
 from krscale.search.plan import describe_plan
+from krscale.setup.assemble import describe
 
 JOBS = Path(__file__).parents[2] / "jobs"
 
@@ -42,5 +42,5 @@ def test_the_published_pairs_have_their_published_sizes(
     experiment = load(str(JOBS / job), [f"data.path={str(folder)!r}"])
     plan = describe(experiment)
     assert plan.teacher_parameters == teacher
-    assert [rung.num_parameters for rung in plan.rungs] == [student]
+    assert [size.num_parameters for size in plan.sizes] == [student]
     assert "kr+dkd: distill.posterior.dkd" in describe_plan(experiment)

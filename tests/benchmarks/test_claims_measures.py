@@ -83,10 +83,10 @@ def test_a_student_that_never_got_there_keeps_speed_from_being_proven() -> None:
 def test_verdicts_are_summed_up_in_words() -> None:
     assert overall([]) == "not measured"
     assert overall(["holds"]) == "holds"
-    assert overall(["holds", "holds"]) == "holds at every rung"
+    assert overall(["holds", "holds"]) == "holds at every size"
     assert (
         overall(["holds", "undecided", "undecided"])
-        == "holds at 1 of 3 rungs, undecided at 2 of 3 rungs"
+        == "holds at 1 of 3 sizes, undecided at 2 of 3 sizes"
     )
 
 

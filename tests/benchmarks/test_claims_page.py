@@ -8,7 +8,7 @@ from benchmarks.claims_records import record
 from parts.claims.page import page
 from parts.claims.pictures import draw_figures
 from parts.claims.scoreboard import (
-    by_rung,
+    by_size,
     combination_claim,
     gain_claim,
     method_json,
@@ -21,7 +21,7 @@ from krscale.config import load
 
 @pytest.fixture
 def result() -> dict[str, Any]:
-    """A result in which KR loses to KD at one rung and wins at the other."""
+    """A result in which KR loses to KD at one size and wins at the other."""
     records = [
         record("kr", [0.40, 0.41, 0.42], capacity="1/32"),
         record("kd", [0.50, 0.51, 0.52], capacity="1/32"),
@@ -30,7 +30,7 @@ def result() -> dict[str, Any]:
         record("kd", [0.70, 0.71, 0.72], capacity="1/4"),
         record("kr+kd", [0.70, 0.71, 0.72], capacity="1/4"),
     ]
-    rungs = by_rung(records, ["1/32", "1/4"])
+    sizes = by_size(records, ["1/32", "1/4"])
     traced = {"layer_wise": {1: [3.0, 2.0, 1.0]}, "aggregated": {1: [3.0, 2.0, 0.5]}}
     sizes = {"1/32": 5000, "1/4": 40000}
     return {
@@ -48,20 +48,20 @@ def result() -> dict[str, Any]:
         "trial_seconds": 7200,
         "seeds": [1000, 1001, 1002],
         "steps_per_epoch": 10,
-        "rungs": [
+        "sizes": [
             {
                 "capacity": capacity,
                 "num_parameters": sizes[capacity],
                 "flops": 1000,
                 "width": 4,
-                "methods": {name: method_json(r, rung, 10) for name, r in rung.items()},
+                "methods": {name: method_json(r, size, 10) for name, r in size.items()},
             }
-            for capacity, rung in rungs.items()
+            for capacity, size in sizes.items()
         ],
         "C1": residual_claim({"1/4": traced}),
-        "C2": speed_claim(rungs, 10),
-        "C3": gain_claim(rungs),
-        "C4": combination_claim(rungs),
+        "C2": speed_claim(sizes, 10),
+        "C3": gain_claim(sizes),
+        "C4": combination_claim(sizes),
     }
 
 
@@ -70,8 +70,8 @@ def test_the_page_says_what_is_unfinished_and_where_kr_loses(result: dict[str, A
     assert "**Unfinished.** Not measured yet: features." in text
     assert "- at 1/32, `kd` is better than `kr` by +10.0 points" in text
     assert "| 1/4 | `kd` | +10.0 [+10.0 to +10.0] | holds | yes |" in text
-    assert "C3: holds at 1 of 2 rungs, does not hold at 1 of 2 rungs." in text
-    assert "**41.0 ± 2.5**" not in text  # bold is the best of its rung, which is KD here
+    assert "C3: holds at 1 of 2 sizes, does not hold at 1 of 2 sizes." in text
+    assert "**41.0 ± 2.5**" not in text  # bold is the best of its size, which is KD here
     assert "**51.0 ± 2.5**" in text
 
 
@@ -79,7 +79,7 @@ def test_a_page_before_anything_was_measured_can_be_written(result: dict[str, An
     empty = {
         **result,
         "teacher": None,
-        "rungs": [{**rung, "methods": {}} for rung in result["rungs"]],
+        "sizes": [{**size, "methods": {}} for size in result["sizes"]],
         "C1": residual_claim({}),
         "C2": speed_claim({}, 10),
         "C3": gain_claim({}),

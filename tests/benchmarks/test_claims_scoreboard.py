@@ -4,7 +4,7 @@ import pytest
 from benchmarks.claims_records import record
 from parts.claims.scoreboard import (
     best_on_validation,
-    by_rung,
+    by_size,
     combination_claim,
     gain_claim,
     method_json,
@@ -19,9 +19,9 @@ def test_the_opponent_is_chosen_on_validation_not_on_test() -> None:
         record("kd", [0.50, 0.51, 0.52], val=[0.7, 0.7, 0.7]),
         record("dkd", [0.58, 0.58, 0.58], val=[0.6, 0.6, 0.6]),
     ]
-    rungs = by_rung(records, ["1/4"])
-    assert best_on_validation(rungs["1/4"], ["kd", "dkd"]) == "kd"
-    found = gain_claim(rungs)["gain_over_best_opponent"][0]
+    sizes = by_size(records, ["1/4"])
+    assert best_on_validation(sizes["1/4"], ["kd", "dkd"]) == "kd"
+    found = gain_claim(sizes)["gain_over_best_opponent"][0]
     assert found["opponent"] == "kd"
     assert found["mean"] == pytest.approx(0.10)
     assert found["differences"] == pytest.approx([0.1, 0.1, 0.1])
@@ -31,26 +31,26 @@ def test_the_opponent_is_chosen_on_validation_not_on_test() -> None:
 
 def test_a_small_sure_gain_is_a_claim_that_holds_and_a_goal_that_is_missed() -> None:
     records = [record("kr", [0.505, 0.515, 0.525]), record("plain", [0.50, 0.51, 0.52])]
-    found = gain_claim(by_rung(records, ["1/4"]))["gain_over_best_opponent"][0]
+    found = gain_claim(by_size(records, ["1/4"]))["gain_over_best_opponent"][0]
     assert found["verdict"] == "holds"
     assert not found["goal_met"]
 
 
 def test_a_loss_is_called_a_loss() -> None:
     records = [record("kr", [0.40, 0.41, 0.42]), record("plain", [0.50, 0.51, 0.52])]
-    claim = gain_claim(by_rung(records, ["1/4"]))
+    claim = gain_claim(by_size(records, ["1/4"]))
     assert claim["verdict"] == "does not hold"
     assert claim["gain_over_each"][0]["gain"]["plain"]["mean"] == pytest.approx(-0.10)
 
 
-def test_combinations_are_compared_with_the_method_alone_at_every_rung() -> None:
+def test_combinations_are_compared_with_the_method_alone_at_every_size() -> None:
     records = [
         record("kr+kd", [0.6, 0.6, 0.6], capacity="1/4"),
         record("kd", [0.5, 0.5, 0.5], capacity="1/4"),
         record("kr+kd", [0.3, 0.4, 0.5], capacity="1/32"),
         record("kd", [0.4, 0.4, 0.4], capacity="1/32"),
     ]
-    claim = combination_claim(by_rung(records, ["1/32", "1/4"]))
+    claim = combination_claim(by_size(records, ["1/32", "1/4"]))
     verdicts = [entry["verdict"] for entry in claim["methods"]["kd"]["gain"]]
     assert verdicts == ["undecided", "holds"]
     assert claim["verdict"] == "holds at 1 of 2 pairs, undecided at 1 of 2 pairs"
@@ -63,8 +63,8 @@ def test_speed_races_to_the_end_of_plain_and_kd() -> None:
         record("kd", [0.5, 0.5, 0.5]),
         record("plain", [0.95, 0.95, 0.95]),
     ]
-    claim = speed_claim(by_rung(records, ["1/4"]), 10)
-    races = claim["rungs"][0]["kr"]
+    claim = speed_claim(by_size(records, ["1/4"]), 10)
+    races = claim["sizes"][0]["kr"]
     assert races["steps_to_kd"]["mean"] == pytest.approx(0.75)
     assert races["steps_to_kd"]["verdict"] == "holds"
     assert not races["steps_to_kd"]["goal_met"]
@@ -74,8 +74,8 @@ def test_speed_races_to_the_end_of_plain_and_kd() -> None:
 
 def test_every_seeds_numbers_are_kept() -> None:
     records = [record("kd", [0.5, 0.6, 0.7]), record("plain", [0.5, 0.65, 0.6])]
-    rung = by_rung(records, ["1/4"])["1/4"]
-    content = method_json(rung["kd"], rung, 10)
+    size = by_size(records, ["1/4"])["1/4"]
+    content = method_json(size["kd"], size, 10)
     assert content["test_accuracy"] == [0.5, 0.6, 0.7]
     assert content["steps_to_kd"] == [20.0, 20.0, 20.0]
     assert content["steps_to_plain"] == [20.0, None, pytest.approx(18.3)]
@@ -97,5 +97,5 @@ def test_the_residual_of_the_deepest_third_is_compared_by_seed() -> None:
 def test_a_method_without_finals_is_left_out() -> None:
     empty = record("kr", [0.5, 0.5, 0.5])
     empty = type(empty)(**{**vars(empty), "test": {}})
-    assert by_rung([empty], ["1/4"]) == {"1/4": {}}
+    assert by_size([empty], ["1/4"]) == {"1/4": {}}
     assert gain_claim({"1/4": {}})["verdict"] == "not measured"

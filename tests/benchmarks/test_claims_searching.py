@@ -11,10 +11,10 @@ from optuna.trial import TrialState
 from parts.claims.families import FAMILIES, QUICK, Family
 from parts.claims.searching import is_finished, read_records
 
-from krscale.assemble import describe
 from krscale.config import Experiment
-from krscale.curve import Curve, MethodResult, Rung, Teacher, write_curve
-from krscale.search.space import load_space
+from krscale.report import Curve, CurveSize, MethodResult, TeacherRecord, write_curve
+from krscale.search.space.space import load_space
+from krscale.setup.assemble import describe
 
 KR = next(family for family in FAMILIES if family.name == "kr")
 SEEDS = (1000, 1001)
@@ -34,10 +34,10 @@ def finished(tmp_path: Path) -> Experiment:
     )  # fmt: skip
     curve = Curve(
         name=experiment.name, commit="abc", data={},
-        teacher=Teacher(
+        teacher=TeacherRecord(
             model="resnet", width=16, num_parameters=1, flops=1, val_accuracy=0.5, test_accuracy=0.5
         ),
-        rungs=(Rung(
+        sizes=(CurveSize(
             capacity="1/4", width=12, num_parameters=1, flops=1, latency_ms=1.0,
             methods={"kr": result},
         ),),

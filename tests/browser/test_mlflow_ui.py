@@ -18,11 +18,11 @@ from running import ROOT
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
-from krscale.curve import draw_curve, read_curve, write_interactive
+from krscale.report import draw_curve, read_curve, write_interactive
 from krscale.tracking import Tracker
 
 NUM_TRIALS = 30
-"""Per method and rung: with them one search has more runs than MLflow loads at first, a hundred."""
+"""Per method and size: with them one search has more runs than MLflow loads at first, a hundred."""
 RUNS = [f"{name} {method}" for name in ("digits", "digits-wide") for method in ("plain", "kr")]
 pytestmark = [pytest.mark.browser, pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -37,16 +37,16 @@ def record(run: Path, name: str) -> None:
     with Tracker("", "krscale", folder) as tracker:
         for method in curve.methods:
             tracker.start_run(method, f"{name} {method}", tags={"krscale.kind": "search"})
-            for rung in curve.rungs:
-                result = rung.methods[method]
+            for size in curve.sizes:
+                result = size.methods[method]
                 points = {
                     "curve/test_accuracy": result.test_accuracy or 0.0,
                     "curve/val_accuracy": result.val_accuracy or 0.0,
                 }
-                tracker.log_metrics(method, points, step=rung.num_parameters)
+                tracker.log_metrics(method, points, step=size.num_parameters)
                 for number in range(NUM_TRIALS):
-                    key = f"{method}/{rung.capacity.replace('/', '-')}/trial-{number}"
-                    tracker.start_run(key, f"{method} s=0.3 cap={rung.capacity}", parent=method)
+                    key = f"{method}/{size.capacity.replace('/', '-')}/trial-{number}"
+                    tracker.start_run(key, f"{method} s=0.3 cap={size.capacity}", parent=method)
                     tracker.log_metrics(key, {"val/accuracy": result.val_accuracy or 0.0}, step=1)
                     tracker.end_run(key)
             for file in ("curve.png", "curve.html"):

@@ -19,13 +19,13 @@ from running import environment
 from torch import nn
 
 import krscale.export.writing as writing
-from krscale.checkpoint import load_weights
-from krscale.curve import read_curve
 from krscale.data import Dataset, open_data, prepare_data
 from krscale.errors import UserError
 from krscale.export import FORMATS, StudentCard, check_formats, export_student, open_student
-from krscale.provenance import read_experiment, student_path
-from krscale.rungs import build_student
+from krscale.report import read_curve
+from krscale.runs.folder import read_experiment, student_path
+from krscale.setup.sizes import build_student
+from krscale.training.checkpoint import load_weights
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/export.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
@@ -35,17 +35,17 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture(scope="module")
 def original(finished_run: Path) -> tuple[nn.Module, StudentCard, Dataset]:
-    experiment, rung = read_experiment(finished_run), read_curve(finished_run).rungs[1]
+    experiment, size = read_experiment(finished_run), read_curve(finished_run).sizes[1]
     dataset = prepare_data(experiment.data, experiment.cache_path)
-    result = rung.methods["kr"]
-    student = build_student(experiment, dataset, rung.width)
-    load_weights(student_path(finished_run, "kr", rung.capacity, result.seeds[0]), student)
+    result = size.methods["kr"]
+    student = build_student(experiment, dataset, size.width)
+    load_weights(student_path(finished_run, "kr", size.capacity, result.seeds[0]), student)
     card = StudentCard(
         model=experiment.student.model,
-        width=rung.width,
+        width=size.width,
         options=experiment.student.options,
-        num_parameters=rung.num_parameters,
-        flops=rung.flops,
+        num_parameters=size.num_parameters,
+        flops=size.flops,
         classes=dataset.classes,
         image_shape=dataset.image_shape,
         mean=dataset.mean,

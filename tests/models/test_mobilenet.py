@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from krscale.capacity import count_flops
 from krscale.errors import UserError
+from krscale.models.capacity import count_flops
 from krscale.models.mobilenet import mobilenet
 from krscale.models.resnet import resnet
 

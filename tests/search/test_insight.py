@@ -9,7 +9,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from krscale.insight import main
+from krscale.cli.insight import main
 from krscale.search.insight import find_insight
 from krscale.search.insight_figure import draw_insight
 
@@ -17,7 +17,7 @@ BEST_GRANULARITY = {"1/64": 2, "1/4": 5}
 
 
 def write_journal(run: Path, num_trials: int = 24) -> None:
-    """Two rungs whose best granularity differs; sparsity hardly matters, decay not at all."""
+    """Two sizes whose best granularity differs; sparsity hardly matters, decay not at all."""
     run.mkdir()
     storage = JournalStorage(JournalFileBackend(str(run / "journal.log")))
     for capacity, best in BEST_GRANULARITY.items():
@@ -60,7 +60,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_what_won_and_what_mattered_at_each_rung(run: Path) -> None:
+def test_what_won_and_what_mattered_at_each_size(run: Path) -> None:
     insight = find_insight(run)
     assert [study.capacity for study in insight.studies] == ["1/64", "1/4"], "smallest first"
     for study in insight.studies:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from krscale.config import Experiment, load
-from krscale.curve import Curve
+from krscale.report import Curve
 from krscale.search.session import _next_steps
 
 CURVE = Curve.model_construct(pareto=())

@@ -9,16 +9,16 @@ from ladder_play import Assignment, Ladder, Next
 from optuna.trial import TrialState
 from running import overrides
 
-from krscale.assemble import Assets, Prepared, build_training, trial_experiment
-from krscale.checkpoint import save_weights
-from krscale.curve import read_curve
+from krscale.cli.tune import run
 from krscale.parallel import Workers
-from krscale.provenance import student_path
+from krscale.report import read_curve
+from krscale.runs.folder import student_path
 from krscale.search import session
-from krscale.search.assignment import StudyKey
 from krscale.search.insight import find_insight
-from krscale.search.objectives import front
-from krscale.tune import run
+from krscale.search.studies.objectives import front
+from krscale.search.studies.trial_spec import StudyKey
+from krscale.setup.assemble import Assets, Prepared, build_training, trial_experiment
+from krscale.training.checkpoint import save_weights
 
 SPACE = """
 [common]
@@ -35,7 +35,7 @@ SETTINGS = (
     "search.methods=['plain']",
     "search.objectives=['val/accuracy', 'latency_ms']",
     "search.early_stopping=none",
-    "search.trials_per_rung=2",
+    "search.trials_per_size=2",
     "search.num_final_seeds=1",
     "search.gpus_per_trial=0",
 )
@@ -83,7 +83,7 @@ def ladders(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Ladder, list[Assignme
             key, config = upcoming.key, ladder.experiment
             values = dict(upcoming.values)
             experiment = trial_experiment(config, key.method, values, upcoming.seed)
-            training = build_training(experiment, assets, upcoming.rung.width, Workers.alone())
+            training = build_training(experiment, assets, upcoming.size.width, Workers.alone())
             metrics = training.run_epoch()
             assert not ladder.report(upcoming, metrics)
             if key.final:
@@ -94,7 +94,7 @@ def ladders(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Ladder, list[Assignme
         found.append((ladder, ran))
 
     monkeypatch.setattr(session, "connect", lambda cluster: None)
-    monkeypatch.setattr(session, "num_places", lambda resources: 1)
+    monkeypatch.setattr(session, "num_slots", lambda resources: 1)
     monkeypatch.setattr(session, "write_on_workers", None)
     monkeypatch.setattr(session, "run_search", run_here)
     monkeypatch.setattr(session, "Tracker", Records)
@@ -113,7 +113,7 @@ def test_a_search_with_two_objectives_is_extended(
     )
     assert run([*settings, "--quiet", "--json"]) == 0
     first = json.loads(capsys.readouterr().out)
-    assert run([*settings, "--quiet", "--set", "search.trials_per_rung=+3"]) == 0
+    assert run([*settings, "--quiet", "--set", "search.trials_per_size=+3"]) == 0
     assert "The front of every study" in capsys.readouterr().out
 
     (before, ran_before), (after, ran) = ladders
@@ -129,22 +129,22 @@ def test_a_search_with_two_objectives_is_extended(
 
     curve = read_curve(tmp_path / "shapes")
     assert curve.budgets is not None
-    assert (first["budgets"]["trials_per_rung"], curve.budgets.trials_per_rung) == (2, 5)
-    (rung,) = curve.rungs
-    result = rung.methods["plain"]
-    assert (result.num_trials, result.ended_by, result.best) == (5, "trials_per_rung", new.params)
+    assert (first["budgets"]["trials_per_size"], curve.budgets.trials_per_size) == (2, 5)
+    (size,) = curve.sizes
+    result = size.methods["plain"]
+    assert (result.num_trials, result.ended_by, result.best) == (5, "trials_per_size", new.params)
     chosen = front(after.studies[key])
     assert [found.number for found in result.front] == [trial.number for trial in chosen]
     assert list(result.front[0].objectives.values()) == new.values
-    assert rung.size_of("plain").latency_ms == new.values[1], "measured once, wherever it is told"
+    assert size.size_of("plain").latency_ms == new.values[1], "measured once, wherever it is told"
     assert find_insight(tmp_path / "shapes").studies[0].best == new.params
 
     records = Records.last
     trials = {after.trial_name(key, n) for n in range(5)}
     shown = {name for name in trials if records.tags[name].get("krscale.front") == "true"}
     assert shown == {after.trial_name(key, trial.number) for trial in chosen}
-    assert records.tags["plain"]["krscale.ended_by"] == "trials_per_rung"
-    assert records.tags["plain"]["krscale.trials_per_rung"] == "5"
+    assert records.tags["plain"]["krscale.ended_by"] == "trials_per_size"
+    assert records.tags["plain"]["krscale.trials_per_size"] == "5"
     for trial in chosen:
         accuracy, latency = trial.values
         point = ("front_by_latency/val_accuracy", round(1000 * latency), accuracy)

@@ -10,7 +10,14 @@ import torch
 
 from krscale.config import StoreConfig, ViewsConfig
 from krscale.errors import UserError
-from krscale.store import KnowledgeStore, asking, building, check_store, shard, write_shards
+from krscale.store import (
+    KnowledgeStore,
+    building,
+    check_store,
+    shard,
+    teacher_inference,
+    write_shards,
+)
 from krscale.store.manifest import FORMAT
 
 # Exact, truncated, and rounded rows.
@@ -371,7 +378,7 @@ class TestCheck:
 
     def test_one_pixel_of_the_views_is_caught(self, small, monkeypatch):
         small.prepare()
-        apply_views = asking.apply_views
+        apply_views = teacher_inference.apply_views
 
         def changed(images, samples, view, policy):
             views = apply_views(images, samples, view, policy)
@@ -379,7 +386,7 @@ class TestCheck:
                 views[samples == 7, 0, 2, 3] ^= 1
             return views
 
-        monkeypatch.setattr(asking, "apply_views", changed)
+        monkeypatch.setattr(teacher_inference, "apply_views", changed)
         with pytest.raises(UserError, match=r"pixels of view 1 of sample 7 \(and 0 more of 50\)"):
             self._check(small)
 

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 from krscale.tracking import HASH_TAG, Registration, Tracker, save_onnx_model, sync
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
-WANTED = Registration("krscale-digits", "rung-1-16", {HASH_TAG: "f00d"}, "the best at 1/16")
+WANTED = Registration("krscale-digits", "size-1-16", {HASH_TAG: "f00d"}, "the best at 1/16")
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def model(tmp_path):
     return tmp_path / "student.onnx"
 
 
-def test_a_student_is_loaded_by_its_rung_and_registered_once(storage, model):
+def test_a_student_is_loaded_by_its_size_and_registered_once(storage, model):
     folder = storage / "run" / "registered" / "1-16-kr"
     save_onnx_model(model, folder, (1, 2, 2), 2)
     tracker = Tracker("http://127.0.0.1:9", "digits", storage / "run", warn=lambda _: None)
@@ -48,7 +48,7 @@ def test_a_student_is_loaded_by_its_rung_and_registered_once(storage, model):
     before = mlflow.get_tracking_uri()
     client = mlflow.MlflowClient(uri)
     (version,) = client.search_model_versions("name='krscale-digits'")
-    by_alias = client.get_model_version_by_alias("krscale-digits", "rung-1-16")
+    by_alias = client.get_model_version_by_alias("krscale-digits", "size-1-16")
     assert by_alias.version == version.version
     assert client.get_run(version.run_id).info.run_name == "digits kr"
     try:

@@ -1,7 +1,7 @@
 import pytest
 
 from krscale.errors import UserError
-from krscale.secrecy import redact
+from krscale.redaction import redact
 from krscale.tracking.address import resolve_address
 
 

@@ -1,4 +1,4 @@
-"""What a full run will cost, before it starts: trainings counted, one step of each rung timed."""
+"""What a full run will cost, before it starts: trainings counted, one step of each size timed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from krscale.assemble import Plan, describe
 from krscale.config import Experiment
 from krscale.data import describe_data
-from krscale.rungs import build_student, build_teacher
+from krscale.setup.assemble import Plan, describe
+from krscale.setup.sizes import build_student, build_teacher
 from parts.claims.families import Family
 
 _STEPS = 12  # that are timed; the first third only warms up
@@ -36,27 +36,27 @@ class Cost:
 
 
 def family_cost(family: Family, experiment: Experiment, seconds: Sequence[float]) -> Cost:
-    """Estimate a family's work from the CPU seconds of one full training at each of its rungs."""
+    """Estimate a family's work from the CPU seconds of one full training at each of its sizes."""
     search, num_methods = experiment.search, len(family.methods)
-    share = _STOPPED if search.early_stopping != "none" and search.trials_per_rung > 1 else 1.0
-    each = share * search.trials_per_rung + search.num_final_seeds
+    share = _STOPPED if search.early_stopping != "none" and search.trials_per_size > 1 else 1.0
+    each = share * search.trials_per_size + search.num_final_seeds
     num_studies = num_methods * len(seconds)
     return Cost(
-        num_studies * search.trials_per_rung,
+        num_studies * search.trials_per_size,
         num_studies * search.num_final_seeds,
         num_methods * each * sum(seconds),
     )
 
 
 def training_seconds(experiment: Experiment) -> list[float]:
-    """Return the CPU seconds of one full training at each rung, smallest first."""
+    """Return the CPU seconds of one full training at each size, smallest first."""
     plan = describe(experiment)
     task = describe_data(experiment.data, experiment.cache_path)
     num_steps = steps_per_epoch(experiment, plan) * experiment.train.num_epochs
     batch_size = experiment.train.global_batch_size
     seconds = []
-    for rung in plan.rungs:
-        student = build_student(experiment, task, rung.width)
+    for size in plan.sizes:
+        student = build_student(experiment, task, size.width)
         step = _step_seconds(student, batch_size, task.image_shape, task.num_classes)
         seconds.append(_BESIDES_STEP * step * num_steps)
     return seconds

@@ -63,13 +63,13 @@ class Family:
 
 
 def partner(capacity: str, best: Mapping[str, Any], num_taps: int) -> Family:
-    """Return the final trainings that C1 compares with those of KR's winner at a rung.
+    """Return the final trainings that C1 compares with those of KR's winner at a size.
 
     The same settings and seeds, nothing tuned, another granularity: every tap by itself; or, where
     the winner already has that, half as many groups.
 
     Args:
-        capacity: The rung.
+        capacity: The size.
         best: The winner's settings.
         num_taps: The teacher's taps, the classifier included.
     """
@@ -81,7 +81,7 @@ def partner(capacity: str, best: Mapping[str, Any], num_taps: int) -> Family:
         (
             f"ladder.capacities={json.dumps([capacity])}",
             "search.space=fixed",
-            "search.trials_per_rung=1",
+            "search.trials_per_size=1",
             *(f"{path}={json.dumps(value)}" for path, value in settings.items()),
         ),
         LAYER_WISE if layer_wise else AGGREGATED,
@@ -114,7 +114,7 @@ QUICK = (
     "teacher.num_epochs=8",
     "train.num_epochs=3",
     "search.grace_epochs=1",
-    "search.trials_per_rung=2",
+    "search.trials_per_size=2",
     "search.num_final_seeds=2",
 )
-"""Sizes of `--quick`: the whole path in minutes, its numbers say little."""
+"""SizeResolver of `--quick`: the whole path in minutes, its numbers say little."""

@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 
-from krscale.assemble import describe
 from krscale.config import Experiment
-from krscale.curve import Curve, read_curve
 from krscale.errors import UserError
 from krscale.files import write_json
+from krscale.report import Curve, read_curve
+from krscale.setup.assemble import describe
 from parts.claims.cost import steps_per_epoch
 from parts.claims.families import FAMILIES, KR, LAYER_WISE, Family, partner
 from parts.claims.records import Record
 from parts.claims.residual import trace_finals
 from parts.claims.scoreboard import (
     GOALS,
-    by_rung,
+    by_size,
     combination_claim,
     gain_claim,
     method_json,
@@ -60,8 +60,8 @@ def gather(storage: Path, changes: Sequence[str], command: str) -> dict[str, Any
     base = FAMILIES[0].experiment(storage, changes)
     plan = describe(base)
     steps = steps_per_epoch(base, plan)
-    capacities = [rung.capacity for rung in plan.rungs]
-    rungs = by_rung(records, capacities)
+    capacities = [size.capacity for size in plan.sizes]
+    sizes = by_size(records, capacities)
     residuals = _residuals(storage, changes)
     unfinished += [f"c1 at {capacity}" for capacity in capacities if capacity not in residuals]
     sections = {"data", "views", "teacher", "student", "ladder", "train", "search"}
@@ -76,28 +76,28 @@ def gather(storage: Path, changes: Sequence[str], command: str) -> dict[str, Any
         "seeds": sorted({seed for record in records for seed in record.test}),
         "steps_per_epoch": steps,
         "goals": GOALS,
-        "rungs": [
+        "sizes": [
             {
-                "capacity": rung.capacity,
-                "num_parameters": rung.num_parameters,
-                "flops": rung.flops,
-                "width": rung.width,
+                "capacity": size.capacity,
+                "num_parameters": size.num_parameters,
+                "flops": size.flops,
+                "width": size.width,
                 "methods": {
-                    label: method_json(record, rungs[rung.capacity], steps)
-                    for label, record in rungs[rung.capacity].items()
+                    label: method_json(record, sizes[size.capacity], steps)
+                    for label, record in sizes[size.capacity].items()
                 },
             }
-            for rung in plan.rungs
+            for size in plan.sizes
         ],
         "C1": residual_claim(residuals),
-        "C2": speed_claim(rungs, steps),
-        "C3": gain_claim(rungs),
-        "C4": combination_claim(rungs),
+        "C2": speed_claim(sizes, steps),
+        "C3": gain_claim(sizes),
+        "C4": combination_claim(sizes),
     }
 
 
 def partners(storage: Path, changes: Sequence[str]) -> list[Family]:
-    """Return the searches that C1 needs beside KR's own, one per rung; none before KR has run."""
+    """Return the searches that C1 needs beside KR's own, one per size; none before KR has run."""
     experiment = _kr().experiment(storage, changes)
     if not is_finished(experiment):
         return []
@@ -107,7 +107,7 @@ def partners(storage: Path, changes: Sequence[str]) -> list[Family]:
 
 
 def _residuals(storage: Path, changes: Sequence[str]) -> dict[str, dict[str, ByDepth]]:
-    """Return by rung, kind and seed the residual at every depth; traced once and kept."""
+    """Return by size, kind and seed the residual at every depth; traced once and kept."""
     winners = _kr().experiment(storage, changes)
     residuals = {}
     for other in partners(storage, changes):
@@ -127,11 +127,11 @@ def _residuals(storage: Path, changes: Sequence[str]) -> dict[str, dict[str, ByD
 
 
 def _traced(experiment: Experiment, keeper: Experiment, capacity: str) -> ByDepth:
-    """Trace the finals of one search at one rung, or read what an earlier start kept."""
+    """Trace the finals of one search at one size, or read what an earlier start kept."""
     kept = keeper.run_path / f"residual-{experiment.name}.json"
     if not kept.exists():
-        rung = next(r for r in read_curve(experiment.run_path).rungs if r.capacity == capacity)
-        write_json(kept, trace_finals(experiment, capacity, rung.methods[KR].seeds))
+        size = next(r for r in read_curve(experiment.run_path).sizes if r.capacity == capacity)
+        write_json(kept, trace_finals(experiment, capacity, size.methods[KR].seeds))
     content = json.loads(kept.read_text(encoding="utf-8"))
     return {int(seed): values for seed, values in content.items()}
 

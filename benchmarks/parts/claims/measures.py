@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from krscale.curve.interval import half_width
+from krscale.report.interval import half_width
 
 Verdict = Literal["holds", "does not hold", "undecided", "not measured"]
 
@@ -138,14 +138,14 @@ def speed(ours: Curves, theirs: Curves, steps_per_epoch: int) -> Speed:
 
 
 def overall(verdicts: Sequence[Verdict]) -> str:
-    """Sum up the verdicts of the rungs in words."""
+    """Sum up the verdicts of the sizes in words."""
     if not verdicts:
         return "not measured"
     counts = {v: verdicts.count(v) for v in ("holds", "does not hold", "undecided")}
     for verdict, count in counts.items():
         if count == len(verdicts):
-            return f"{verdict} at every rung" if len(verdicts) > 1 else verdict
-    parts = [f"{verdict} at {n} of {len(verdicts)} rungs" for verdict, n in counts.items() if n]
+            return f"{verdict} at every size" if len(verdicts) > 1 else verdict
+    parts = [f"{verdict} at {n} of {len(verdicts)} sizes" for verdict, n in counts.items() if n]
     return ", ".join(parts)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from krscale.curve.interval import half_width
 from krscale.files import write_atomic
+from krscale.report.interval import half_width
 from parts.claims.families import FEATURES, KR, LOGITS
 from parts.claims.prose import CHOSEN, CIFAR, HEAD, HOW_TO_READ, REPEAT, STATED, TRIED
 
@@ -68,7 +68,7 @@ def _state(result: Json) -> str:
 
 def _summary(result: Json) -> str:
     c1, c2, c3, c4 = (result[f"C{number}"] for number in range(1, 5))
-    races = [e[KR] for e in c2["rungs"] if KR in e]
+    races = [e[KR] for e in c2["sizes"] if KR in e]
     to_kd = [race["steps_to_kd"] for race in races if "steps_to_kd" in race]
     to_plain = [race["steps_to_plain"] for race in races if "steps_to_plain" in race]
     gains = [gain for found in c4["methods"].values() for gain in found["gain"]]
@@ -80,14 +80,14 @@ def _summary(result: Json) -> str:
          _span(to_kd, _percent), _goals(to_kd), c2["verdict"]["kd"]),
         ("C2 steps to plain training's", "at most 40 % of plain's",
          _span(to_plain, _percent), _goals(to_plain), c2["verdict"]["plain"]),
-        ("C3 gain over the best tuned opponent", "at least 1.0 point at every rung",
+        ("C3 gain over the best tuned opponent", "at least 1.0 point at every size",
          _span(c3["gain_over_best_opponent"], _points), _goals(c3["gain_over_best_opponent"]),
          c3["verdict"]),
-        ("C4 KR with a method over that method alone", "above 0 at every rung",
+        ("C4 KR with a method over that method alone", "above 0 at every size",
          _span(gains, _points), "", c4["verdict"]),
     ]  # fmt: skip
     return _table(
-        ("claim", "goal", "measured, from rung to rung", "goal met", "the claim itself"), rows
+        ("claim", "goal", "measured, from size to size", "goal met", "the claim itself"), rows
     )
 
 
@@ -101,7 +101,7 @@ def _task(result: Json) -> str:
         "faces that training never shows. Students are residual networks with one block in each of "
         f"three stages (3 taps), trained for {train['num_epochs']} epochs of "
         f"{result['steps_per_epoch']} steps.",
-        f"Every method at every rung: {search['trials_per_rung']} trials (the first with its "
+        f"Every method at every size: {search['trials_per_size']} trials (the first with its "
         f"defaults, then TPE; asynchronous halving from epoch {search['grace_epochs']}), chosen by "
         f"validation accuracy; the winner is trained again with {search['num_final_seeds']} fresh "
         "seeds, and only these see the test split, once.",
@@ -112,40 +112,40 @@ def _task(result: Json) -> str:
             f"{teacher['num_parameters']:,} parameters, {_share(teacher['test_accuracy'])} % on "
             f"test after {task['teacher']['num_epochs']} epochs."
         )
-    rungs = [
-        (rung["capacity"], str(rung["width"]), f"{rung['num_parameters']:,}", f"{rung['flops']:,}")
-        for rung in result["rungs"]
+    sizes = [
+        (size["capacity"], str(size["width"]), f"{size['num_parameters']:,}", f"{size['flops']:,}")
+        for size in result["sizes"]
     ]
-    return "\n\n".join([*lines, _table(("rung", "width", "parameters", "FLOPs"), rungs)])
+    return "\n\n".join([*lines, _table(("size", "width", "parameters", "FLOPs"), sizes)])
 
 
 def _accuracy(result: Json) -> str:
-    rungs = result["rungs"]
-    names = list(dict.fromkeys(name for rung in rungs for name in rung["methods"]))
+    sizes = result["sizes"]
+    names = list(dict.fromkeys(name for size in sizes for name in size["methods"]))
     best = {
-        rung["capacity"]: max(
-            rung["methods"],
-            key=lambda name, m=rung["methods"]: _mean(m[name]["test_accuracy"]),
+        size["capacity"]: max(
+            size["methods"],
+            key=lambda name, m=size["methods"]: _mean(m[name]["test_accuracy"]),
             default="",
         )
-        for rung in rungs
+        for size in sizes
     }
     rows = []
     for name in names:
         cells = []
-        for rung in rungs:
-            values = rung["methods"].get(name, {}).get("test_accuracy", [])
+        for size in sizes:
+            values = size["methods"].get(name, {}).get("test_accuracy", [])
             cell = _with_half(values) if values else "-"
-            cells.append(f"**{cell}**" if name == best[rung["capacity"]] else cell)
+            cells.append(f"**{cell}**" if name == best[size["capacity"]] else cell)
         rows.append((f"`{name}`", *cells))
-    head = ("test accuracy, %", *(rung["capacity"] for rung in rungs))
+    head = ("test accuracy, %", *(size["capacity"] for size in sizes))
     note = "± is half the 95 % interval over the seeds; bold: best mean."
     return "\n\n".join([_table(head, rows), note, _tuning(result)])
 
 
 def _tuning(result: Json) -> str:
     """Say how far the tuning got: with few trials it is luck, and the reader must know."""
-    studies = [m for rung in result["rungs"] for m in rung["methods"].values()]
+    studies = [m for size in result["sizes"] for m in size["methods"].values()]
     first = result["task"]["train"]["learning_rate"]
     kept = sum(study["best"].get("train.learning_rate") == first for study in studies)
     trials = sum(study["num_trials"] for study in studies)
@@ -173,11 +173,11 @@ def _residual(result: Json) -> str:
     return (
         "Residual: mean KL divergence of the student from the teacher on validation, both read by "
         "linear probes at the same relative depth. The two students of a pair share seed, data and "
-        "every setting but the granularity: the settings are those of KR's winner at the rung, "
+        "every setting but the granularity: the settings are those of KR's winner at the size, "
         "tuned with the granularity free; the other side was not tuned again, which favours the "
         "winner's side. Depths from the shallowest to the classifiers, mean over the seeds.\n\n"
         + _table(
-            ("rung", "layer by layer", "aggregated", "deepest third lower by", "claim", "goal met"),
+            ("size", "layer by layer", "aggregated", "deepest third lower by", "claim", "goal met"),
             rows,
         )
         + f"\n\nC1: {claim['verdict']}."
@@ -186,7 +186,7 @@ def _residual(result: Json) -> str:
 
 def _speed(result: Json) -> str:
     rows = []
-    for entry in result["C2"]["rungs"]:
+    for entry in result["C2"]["sizes"]:
         for label in (KR, "kr_without_sparsity"):
             races = entry.get(label, {})
             if races:
@@ -199,7 +199,7 @@ def _speed(result: Json) -> str:
     gained = [
         (entry["capacity"], _interval(entry["accuracy_gained_by_sparsity"], _points),
          entry["accuracy_gained_by_sparsity"]["verdict"])
-        for entry in result["C2"]["rungs"] if "accuracy_gained_by_sparsity" in entry
+        for entry in result["C2"]["sizes"] if "accuracy_gained_by_sparsity" in entry
     ]  # fmt: skip
     text = (
         "Steps until a student's validation accuracy first reaches the accuracy with which KD's "
@@ -208,11 +208,11 @@ def _speed(result: Json) -> str:
         "linearly in between. A student that never gets there counts with all its steps; how "
         "many did not stands in brackets, and then the ratio is a lower bound. All anneal their "
         "learning rate over the same number of epochs, which ties the largest gains to the end.\n\n"
-        + _table(("rung", "method", "steps to KD's accuracy", "steps to plain's"), rows)
+        + _table(("size", "method", "steps to KD's accuracy", "steps to plain's"), rows)
     )
     if gained:
         text += "\n\nWhat sparsity changes in test accuracy, both tuned as long, in points:\n\n"
-        text += _table(("rung", "KR minus KR without sparsity", "better with sparsity"), gained)
+        text += _table(("size", "KR minus KR without sparsity", "better with sparsity"), gained)
     verdict = result["C2"]["verdict"]
     return text + f"\n\nC2: against KD {verdict['kd']}; against plain {verdict['plain']}."
 
@@ -240,13 +240,13 @@ def _gains(result: Json) -> str:
     return "\n\n".join(
         [
             "Test accuracy of KR minus that of the opponent with the best *validation* accuracy at "
-            "the rung, paired by seed, in points with the 95 % interval:",
-            _table(("rung", "best opponent", "KR minus it", "KR is better", "goal met"), first),
+            "the size, paired by seed, in points with the 95 % interval:",
+            _table(("size", "best opponent", "KR minus it", "KR is better", "goal met"), first),
             "KR minus each opponent:",
             _table(("opponent", *capacities), each),
             "The best of all methods with KR in them against the best of all without (both chosen "
             "on validation; beside the claim, since several KR methods had a budget each):",
-            _table(("rung", "with KR", "without", "difference"), variants),
+            _table(("size", "with KR", "without", "difference"), variants),
             f"C3: {claim['verdict']}.",
         ]
     )
@@ -256,15 +256,15 @@ def _combinations(result: Json) -> str:
     methods = result["C4"]["methods"]
     if not methods:
         return "Not measured yet."
-    capacities = [rung["capacity"] for rung in result["rungs"]]
+    capacities = [size["capacity"] for size in result["sizes"]]
     rows = []
     for name, found in methods.items():
-        by_rung = {entry["capacity"]: entry for entry in found["gain"]}
-        cells = [_interval(by_rung[c], _points) if c in by_rung else "-" for c in capacities]
+        by_size = {entry["capacity"]: entry for entry in found["gain"]}
+        cells = [_interval(by_size[c], _points) if c in by_size else "-" for c in capacities]
         rows.append((f"`kr+{name}` minus `{name}`", *cells, found["verdict"]))
     return (
         _table(("in points", *capacities, "better in combination"), rows)
-        + f"\n\nC4: {result['C4']['verdict']} of method and rung."
+        + f"\n\nC4: {result['C4']['verdict']} of method and size."
     )
 
 
@@ -287,7 +287,7 @@ def _losses(result: Json) -> str:
     lines += [
         f"- at {entry['capacity']}, KR without sparsity is better than with it by "
         f"{_points(-entry['accuracy_gained_by_sparsity']['mean'])} points."
-        for entry in result["C2"]["rungs"]
+        for entry in result["C2"]["sizes"]
         if entry.get("accuracy_gained_by_sparsity", {}).get("verdict") == "does not hold"
     ]
     if not result["C3"]["gain_over_each"]:

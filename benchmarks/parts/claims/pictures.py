@@ -12,10 +12,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from krscale.curve.figure import STYLE
-from krscale.curve.interval import half_width
-from krscale.curve.table import short_number
 from krscale.files import write_atomic
+from krscale.report.figure import STYLE
+from krscale.report.interval import half_width
+from krscale.report.table import short_number
 from parts.claims.families import COMBINED, FEATURES, KR, LOGITS, WITHOUT_SPARSITY
 
 # Okabe and Ito's palette; KR keeps its colour in every picture of krscale.
@@ -32,9 +32,9 @@ _PANELS = (
 def draw_figures(result: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw what the results hold and return the files, each written atomically."""
     drawn = {
-        "claims-accuracy.png": (_draw_accuracy, bool(result["rungs"])),
+        "claims-accuracy.png": (_draw_accuracy, bool(result["sizes"])),
         "claims-residual.png": (_draw_residual, bool(result["C1"]["residual_by_depth"])),
-        "claims-convergence.png": (_draw_convergence, bool(result["C2"]["rungs"])),
+        "claims-convergence.png": (_draw_convergence, bool(result["C2"]["sizes"])),
     }
     paths = []
     for name, (draw, wanted) in drawn.items():
@@ -50,8 +50,8 @@ def draw_figures(result: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def _draw_accuracy(figure: Figure, result: Mapping[str, Any]) -> None:
-    rungs = result["rungs"]
-    found = {name for rung in rungs for name in rung["methods"]}
+    sizes = result["sizes"]
+    found = {name for size in sizes for name in size["methods"]}
     panels = [(title, names) for title, names in _PANELS if found & set(names)]
     figure.set_size_inches(4.3 * max(1, len(panels)), 4.6)
     grid = figure.subplots(1, max(1, len(panels)), sharey=True, squeeze=False)[0]
@@ -60,24 +60,24 @@ def _draw_accuracy(figure: Figure, result: Mapping[str, Any]) -> None:
         for position, name in enumerate(shown):
             style = _style(position, name)
             shift = 1.0 + 0.03 * (position - (len(shown) - 1) / 2)
-            _draw_method(axes, rungs, name, shift, style)
+            _draw_method(axes, sizes, name, shift, style)
         axes.axhline(
             100 * result["teacher"]["test_accuracy"], color="#777777", linestyle=(0, (5, 3)),
             linewidth=1.2, label="teacher",
         )  # fmt: skip
-        _label_sizes(axes, rungs)
+        _label_sizes(axes, sizes)
         axes.set_title(title, loc="left")
         axes.legend(loc="lower right", fontsize=8)
     grid[0].set_ylabel("Test accuracy (%)")
 
 
 def _draw_method(
-    axes: Axes, rungs: Sequence[Any], name: str, shift: float, style: dict[str, Any]
+    axes: Axes, sizes: Sequence[Any], name: str, shift: float, style: dict[str, Any]
 ) -> None:
     points = [
-        (rung["num_parameters"], rung["methods"][name]["test_accuracy"])
-        for rung in rungs
-        if name in rung["methods"]
+        (size["num_parameters"], size["methods"][name]["test_accuracy"])
+        for size in sizes
+        if name in size["methods"]
     ]
     axes.errorbar(
         [size * shift for size, _ in points],
@@ -87,19 +87,19 @@ def _draw_method(
     )  # fmt: skip
 
 
-def _label_sizes(axes: Axes, rungs: Sequence[Any]) -> None:
+def _label_sizes(axes: Axes, sizes: Sequence[Any]) -> None:
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator([rung["num_parameters"] for rung in rungs]))
-    labels = [f"{short_number(rung['num_parameters'])}\n{rung['capacity']}" for rung in rungs]
+    axes.xaxis.set_major_locator(FixedLocator([size["num_parameters"] for size in sizes]))
+    labels = [f"{short_number(size['num_parameters'])}\n{size['capacity']}" for size in sizes]
     axes.xaxis.set_major_formatter(FixedFormatter(labels))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("Student parameters")
 
 
 def _draw_residual(figure: Figure, result: Mapping[str, Any]) -> None:
-    by_rung = result["C1"]["residual_by_depth"]
-    grid = _row(figure, len(by_rung))
-    for axes, (capacity, pair) in zip(grid, by_rung.items(), strict=True):
+    by_size = result["C1"]["residual_by_depth"]
+    grid = _row(figure, len(by_size))
+    for axes, (capacity, pair) in zip(grid, by_size.items(), strict=True):
         for kind, colour, marker in (
             ("layer_wise", "#0072B2", "^"),
             ("aggregated", _KR_COLOUR, "o"),
@@ -119,18 +119,18 @@ def _draw_residual(figure: Figure, result: Mapping[str, Any]) -> None:
 
 
 def _draw_convergence(figure: Figure, result: Mapping[str, Any]) -> None:
-    rungs = result["rungs"]
-    grid = _row(figure, len(rungs))
+    sizes = result["sizes"]
+    grid = _row(figure, len(sizes))
     shown = (("plain", "#000000", "-"), ("kd", "#0072B2", "-"),
              (WITHOUT_SPARSITY, _KR_COLOUR, "--"), (KR, _KR_COLOUR, "-"))  # fmt: skip
-    for axes, rung in zip(grid, rungs, strict=True):
+    for axes, size in zip(grid, sizes, strict=True):
         for name, colour, line in shown:
-            if name in rung["methods"]:
-                curves = rung["methods"][name]["val_curves"]
+            if name in size["methods"]:
+                curves = size["methods"][name]["val_curves"]
                 means = [100 * sum(values) / len(values) for values in zip(*curves, strict=True)]
                 steps = [result["steps_per_epoch"] * (e + 1) for e in range(len(means))]
                 axes.plot(steps, means, color=colour, linestyle=line, label=name)
-        axes.set_title(f"{rung['capacity']} of the teacher", loc="left")
+        axes.set_title(f"{size['capacity']} of the teacher", loc="left")
         axes.set_xlabel("Steps")
     grid[0].set_ylabel("Validation accuracy (%), mean over seeds")
     grid[0].legend(loc="lower right", fontsize=8)

@@ -29,7 +29,7 @@ find with the same number of trials.
 
 **What came before this run.** In the first full run (commit 5e9f9a8: 2,048 images, 8 epochs; its
 results are in the history of `benchmarks/results/claims.json`) KR was below the best opponent by
-8.4 to 24.6 points at every rung. Then the job was made longer, for all methods alike, and the
+8.4 to 24.6 points at every size. Then the job was made longer, for all methods alike, and the
 formulation of KR was changed in two places: its heads read a grid of cells, and its recoding
 keeps the norm of the gap. Both were chosen by the validation accuracy of trainings on this task
 ([log](log.md)), so KR had an attention that its opponents' formulas had not. The seeds and the
@@ -40,7 +40,7 @@ HOW_TO_READ = """\
 ## How to read the tables
 
 Differences are paired by seed: both students see the same images in the same order. Brackets hold
-the 95 % interval of the mean over the seeds (Student's t). A claim *holds* at a rung when its whole
+the 95 % interval of the mean over the seeds (Student's t). A claim *holds* at a size when its whole
 interval is on the right side, *does not hold* when the whole interval is on the other, and is
 *undecided* otherwise. Intervals speak of seeds, not of other data, other tuning runs or other
 teachers, and with so many of them a few are on one side by chance: nothing was corrected for that.
@@ -81,7 +81,7 @@ $ make claims                          # one to two hours on two cores; the same
 $ make claims ARGS=--dry-run           # the plan, and what it costs on this machine
 $ make claims ARGS=--quick             # the whole path in minutes; results in runs/claims-quick
 $ make claims ARGS="--storage runs/claims-large --set data.glyphs.num_train=20000 \\
-      --set train.num_epochs=20 --set search.trials_per_rung=20 --set search.num_final_seeds=10"
+      --set train.num_epochs=20 --set search.trials_per_size=20 --set search.num_final_seeds=10"
 ```
 
 The numbers belong to the commit named at the top and to the job as it was there; where the job has

@@ -1,4 +1,4 @@
-"""What a finished search says of one method at one rung."""
+"""What a finished search says of one method at one size."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Record:
-    """What one method reached at one rung.
+    """What one method reached at one size.
 
     Attributes:
         label: The method, as the results call it.
-        capacity: The rung.
+        capacity: The size.
         test: Test accuracy by seed.
         val: Final validation accuracy by seed.
         curves: Validation accuracy at the end of every epoch, by seed.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from krscale.assemble import prepare
-from krscale.checkpoint import load_weights
 from krscale.config import Experiment
 from krscale.data import find_data
-from krscale.provenance import student_path
-from krscale.residual import trace_residual, validation_knowledge
-from krscale.rungs import build_student, ladder_rungs
+from krscale.runs.folder import student_path
+from krscale.runs.residual import trace_residual, validation_knowledge
+from krscale.setup.assemble import prepare
+from krscale.setup.sizes import build_student, ladder_sizes
+from krscale.training.checkpoint import load_weights
 from parts.claims.families import KR
 
 
@@ -21,16 +21,16 @@ def trace_finals(
 
     Args:
         experiment: A finished search with the method KR.
-        capacity: The rung.
+        capacity: The size.
         seeds: Of its final trainings.
     """
     prepared = prepare(experiment, _Silent())
     knowledge = validation_knowledge(experiment, prepared)
     dataset = find_data(experiment.data, experiment.cache_path)
-    rung = next(r for r in ladder_rungs(experiment, dataset) if r.capacity == capacity)
+    size = next(r for r in ladder_sizes(experiment, dataset) if r.capacity == capacity)
     traced = {}
     for seed in seeds:
-        student = build_student(experiment, dataset, rung.width)
+        student = build_student(experiment, dataset, size.width)
         path = student_path(experiment.run_path, KR, capacity, seed)
         load_weights(path, student, where=str(path))
         residual = trace_residual(experiment, prepared, student, knowledge)

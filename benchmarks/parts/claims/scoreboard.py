@@ -33,21 +33,21 @@ GOALS = {
 REFERENCES = ("plain", "kd")
 """Whose final accuracy is raced to in C2."""
 
-Rung = Mapping[str, Record]
-"""The records of one rung, by label."""
+SizeRecords = Mapping[str, Record]
+"""The records of one size, by label."""
 Json = dict[str, Any]
 
 
-def by_rung(records: Sequence[Record], capacities: Sequence[str]) -> dict[str, dict[str, Record]]:
-    """Sort records by rung, in the order of the capacities; those without a final are left out."""
+def by_size(records: Sequence[Record], capacities: Sequence[str]) -> dict[str, dict[str, Record]]:
+    """Sort records by size, in the order of the capacities; those without a final are left out."""
     return {
         capacity: {r.label: r for r in records if r.capacity == capacity and r.test}
         for capacity in capacities
     }
 
 
-def method_json(record: Record, rung: Rung, steps_per_epoch: int) -> Json:
-    """Return what a method reached at a rung, every seed's numbers included."""
+def method_json(record: Record, size: SizeRecords, steps_per_epoch: int) -> Json:
+    """Return what a method reached at a size, every seed's numbers included."""
     seeds = sorted(record.test)
     content: Json = {
         "test_accuracy": [record.test[seed] for seed in seeds],
@@ -57,8 +57,8 @@ def method_json(record: Record, rung: Rung, steps_per_epoch: int) -> Json:
         "num_failed": record.num_failed,
     }
     for name in REFERENCES:
-        if name in rung:
-            steps = steps_to_final(record.curves, rung[name].curves, steps_per_epoch)
+        if name in size:
+            steps = steps_to_final(record.curves, size[name].curves, steps_per_epoch)
             content[f"steps_to_{name}"] = [
                 None if found is None else round(found, 1) for found in steps.values()
             ]
@@ -71,7 +71,7 @@ def residual_claim(residuals: Mapping[str, Mapping[str, Mapping[int, Sequence[fl
     """Judge C1.
 
     Args:
-        residuals: By rung, then `layer_wise` and `aggregated`, then seed: mean divergence of the
+        residuals: By size, then `layer_wise` and `aggregated`, then seed: mean divergence of the
             student from the teacher at each depth, shallowest first.
     """
     reductions: list[Json] = []
@@ -105,20 +105,20 @@ def residual_claim(residuals: Mapping[str, Mapping[str, Mapping[int, Sequence[fl
     }
 
 
-def speed_claim(rungs: Mapping[str, Rung], steps_per_epoch: int) -> Json:
+def speed_claim(sizes: Mapping[str, SizeRecords], steps_per_epoch: int) -> Json:
     """Judge C2: steps to the final accuracy of KD and plain, and what sparsity changes."""
     entries: list[Json] = []
-    for capacity, rung in rungs.items():
+    for capacity, size in sizes.items():
         entry: Json = {"capacity": capacity}
         for label in (KR, WITHOUT_SPARSITY):
-            if label in rung:
+            if label in size:
                 entry[label] = {
-                    f"steps_to_{name}": _race(rung[label], rung[name], name, steps_per_epoch)
+                    f"steps_to_{name}": _race(size[label], size[name], name, steps_per_epoch)
                     for name in REFERENCES
-                    if name in rung
+                    if name in size
                 }
-        if KR in rung and WITHOUT_SPARSITY in rung:
-            entry["accuracy_gained_by_sparsity"] = _gain(rung[KR], rung[WITHOUT_SPARSITY])
+        if KR in size and WITHOUT_SPARSITY in size:
+            entry["accuracy_gained_by_sparsity"] = _gain(size[KR], size[WITHOUT_SPARSITY])
         entries.append(entry)
     verdicts = {
         name: overall(
@@ -130,37 +130,37 @@ def speed_claim(rungs: Mapping[str, Rung], steps_per_epoch: int) -> Json:
         )
         for name in REFERENCES
     }
-    return {"rungs": entries, "verdict": verdicts}
+    return {"sizes": entries, "verdict": verdicts}
 
 
-def gain_claim(rungs: Mapping[str, Rung]) -> Json:
+def gain_claim(sizes: Mapping[str, SizeRecords]) -> Json:
     """Judge C3: KR against the opponent that was best on validation, and against each."""
     best: list[Json] = []
     each: list[Json] = []
     family: list[Json] = []
-    for capacity, rung in rungs.items():
-        opponents = [name for name in OPPONENTS if name in rung]
-        if KR not in rung or not opponents:
+    for capacity, size in sizes.items():
+        opponents = [name for name in OPPONENTS if name in size]
+        if KR not in size or not opponents:
             continue
-        opponent = best_on_validation(rung, opponents)
-        gain = _gain(rung[KR], rung[opponent])
+        opponent = best_on_validation(size, opponents)
+        gain = _gain(size[KR], size[opponent])
         gain["goal_met"] = _met(gain["verdict"], gain["mean"] >= 0.01)
         best.append({"capacity": capacity, "opponent": opponent, **gain})
         each.append(
             {
                 "capacity": capacity,
-                "gain": {name: _gain(rung[KR], rung[name]) for name in opponents},
+                "gain": {name: _gain(size[KR], size[name]) for name in opponents},
             }
         )
         ours = best_on_validation(
-            rung, [name for name in (KR, WITHOUT_SPARSITY, *COMBINED) if name in rung]
+            size, [name for name in (KR, WITHOUT_SPARSITY, *COMBINED) if name in size]
         )
         family.append(
             {
                 "capacity": capacity,
                 "method": ours,
                 "opponent": opponent,
-                **_gain(rung[ours], rung[opponent]),
+                **_gain(size[ours], size[opponent]),
             }
         )
     return {
@@ -171,27 +171,27 @@ def gain_claim(rungs: Mapping[str, Rung]) -> Json:
     }
 
 
-def combination_claim(rungs: Mapping[str, Rung]) -> Json:
+def combination_claim(sizes: Mapping[str, SizeRecords]) -> Json:
     """Judge C4: KR with each method on the logits against that method alone."""
     content: Json = {}
     for name in POSTERIORS:
         entries = [
-            {"capacity": capacity, **_gain(rung[f"{KR}+{name}"], rung[name])}
-            for capacity, rung in rungs.items()
-            if f"{KR}+{name}" in rung and name in rung
+            {"capacity": capacity, **_gain(size[f"{KR}+{name}"], size[name])}
+            for capacity, size in sizes.items()
+            if f"{KR}+{name}" in size and name in size
         ]
         if entries:
             verdict = overall([entry["verdict"] for entry in entries])
             content[name] = {"gain": entries, "verdict": verdict}
     verdicts = [entry["verdict"] for found in content.values() for entry in found["gain"]]
-    return {"methods": content, "verdict": overall(verdicts).replace("rung", "pair")}
+    return {"methods": content, "verdict": overall(verdicts).replace("size", "pair")}
 
 
-def best_on_validation(rung: Rung, names: Sequence[str]) -> str:
+def best_on_validation(size: SizeRecords, names: Sequence[str]) -> str:
     """Return the method with the best mean validation accuracy; the test split has no say."""
 
     def mean(name: str) -> float:
-        values = rung[name].val.values()
+        values = size[name].val.values()
         return math.fsum(values) / len(values) if values else -math.inf
 
     return max(names, key=mean)

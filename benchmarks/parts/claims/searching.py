@@ -11,15 +11,15 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from krscale import tune
-from krscale.assemble import describe
+from krscale.cli import tune
 from krscale.config import Experiment
-from krscale.curve import Curve, read_curve
-from krscale.curve.result import CURVE_FILE
-from krscale.provenance import read_experiment
-from krscale.search.assignment import StudyKey
-from krscale.search.retries import SEED
-from krscale.search.space import load_space
+from krscale.report import Curve, read_curve
+from krscale.report.result import CURVE_FILE
+from krscale.runs.folder import read_experiment
+from krscale.search.space.space import load_space
+from krscale.search.studies.retries import SEED
+from krscale.search.studies.trial_spec import StudyKey
+from krscale.setup.assemble import describe
 from parts.claims.families import JOB, Family
 from parts.claims.records import Record
 
@@ -50,24 +50,24 @@ def is_finished(experiment: Experiment) -> bool:
 
 
 def read_records(family: Family, experiment: Experiment) -> tuple[Curve, list[Record]]:
-    """Return the curve of a finished family, and a record per method and rung."""
+    """Return the curve of a finished family, and a record per method and size."""
     curve = read_curve(experiment.run_path)
     journal = JournalFileBackend(str(experiment.run_path / "journal.log"))
     storage = JournalStorage(journal)
     records = [
         Record(
             label=family.label_of(method),
-            capacity=rung.capacity,
+            capacity=size.capacity,
             test=dict(zip(result.seeds, result.test_accuracies, strict=True)),
             val=dict(zip(result.seeds, result.val_accuracies, strict=True)),
-            curves=_final_curves(storage, method, rung.capacity),
+            curves=_final_curves(storage, method, size.capacity),
             num_trials=result.num_trials,
             num_pruned=result.num_pruned,
             num_failed=result.num_failed,
             best=result.best,
         )
-        for rung in curve.rungs
-        for method, result in rung.methods.items()
+        for size in curve.sizes
+        for method, result in size.methods.items()
     ]
     return curve, records
 

@@ -1,0 +1,67 @@
+"""`python -m krscale.insight RUN`: which settings mattered, and which win at which capacity."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from krscale.cli.common import run_command
+from krscale.config import load
+from krscale.errors import UserError
+from krscale.runs.folder import find_run
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line of this command."""
+    found = argparse.ArgumentParser(
+        prog="krscale insight",
+        description="Say of a search, finished or not, which settings mattered at which size, and "
+        "which granularity and sparsity came near the best; from its journal alone. Writes "
+        "insight.json and insight.png into the run's folder.",
+    )
+    found.add_argument("run", metavar="RUN", help="a run's folder, or its name")
+    found.add_argument(
+        "--storage-path",
+        metavar="FOLDER",
+        help="folder of all runs, where a name is looked up (default: that of the experiments)",
+    )
+    found.add_argument("--json", action="store_true", help="print it as JSON on stdout")
+    return found
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse, compute, write, print."""
+    options = parser().parse_args(arguments)
+    folder = find_run(options.run, Path(options.storage_path or load().storage_path))
+    if not folder.is_dir():
+        raise UserError(f"{options.run}: no such run in {folder.parent}.")
+    # Optuna and matplotlib take seconds to import.
+    from krscale.search.insight_figure import record_insight
+    from krscale.search.insight_table import insight_tables
+
+    insight, files = record_insight(folder)
+    if options.json:
+        print(json.dumps(insight.model_dump(mode="json"), indent=2))
+        return 0
+    from rich.console import Console
+
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    for table in insight_tables(insight):
+        console.print(table)
+        console.print()
+    for file in files:
+        print(f"{'Data' if file.suffix == '.json' else 'Figure'}: {file}")
+    print(f"More: optuna-dashboard {folder / 'journal.log'} (pip install optuna-dashboard)")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; `argv` without the program's name, by default from the command line."""
+    return run_command(run, sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

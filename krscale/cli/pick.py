@@ -1,0 +1,155 @@
+"""`python -m krscale.pick RUN`: choose a student of a finished search, and take it away."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from krscale.cli.common import run_command
+from krscale.config import load
+from krscale.errors import UserError
+from krscale.runs.folder import find_run
+
+if TYPE_CHECKING:
+    from krscale.runs.deliver import Delivery
+
+_UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line of this command."""
+    found = argparse.ArgumentParser(
+        prog="krscale pick",
+        description="Choose a student of a finished search by validation accuracy, say why, and "
+        "export it without heads. With limits on its size, the most accurate within them; with "
+        "--min-accuracy, the smallest that reaches it.",
+    )
+    found.add_argument("run", metavar="RUN", help="a run's folder, or its name")
+    found.add_argument("--max-params", metavar="N", help="most parameters, e.g. 20000 or 20k")
+    found.add_argument("--max-flops", metavar="N", help="most FLOPs per image, e.g. 2.5M")
+    found.add_argument("--max-latency-ms", metavar="X", help="most ms per image, as in the table")
+    found.add_argument("--min-accuracy", metavar="A", help="validation accuracy: 0.95 or 95%%")
+    found.add_argument(
+        "--refit", action="store_true", help="train it again on train and validation"
+    )
+    found.add_argument(
+        "--format",
+        default="safetensors,onnx,pt2",
+        metavar="A,B",
+        help="formats, of safetensors, onnx and pt2 (default: all)",
+    )
+    found.add_argument("--output", metavar="DIR", help="default: RUN/export/<capacity>-<method>")
+    found.add_argument(
+        "--no-register", action="store_true", help="leave MLflow's model registry alone"
+    )
+    found.add_argument(
+        "--uri", default="", help="MLflow to register it in (default: where the run was recorded)"
+    )
+    found.add_argument("--storage-path", metavar="FOLDER", help="where a run's name is looked up")
+    found.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    found.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    return found
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse, choose, deliver, print."""
+    options = parser().parse_args(arguments)
+    from krscale.progress import Progress
+    from krscale.report import Limits
+    from krscale.runs.deliver import Order, choose_student, deliver
+    from krscale.runs.register import register
+
+    limits = Limits(
+        num_parameters=_count("--max-params", options.max_params),
+        flops=_count("--max-flops", options.max_flops),
+        latency_ms=_number("--max-latency-ms", options.max_latency_ms),
+        min_accuracy=_share("--min-accuracy", options.min_accuracy),
+    )
+    formats = tuple(part.strip() for part in options.format.split(",") if part.strip())
+    output = Path(options.output) if options.output else None
+    order = Order(limits, options.refit, formats, output)
+    run_path = find_run(options.run, Path(options.storage_path or load().storage_path))
+    curve, choice = choose_student(run_path, order)
+    if not options.json:
+        print(f"Picked {choice.picked.describe()}.")
+        print("\n".join(["Why: " + choice.reasons[0], *choice.reasons[1:]]), flush=True)
+    with Progress(quiet=options.quiet, planned={}) as progress:
+        delivery = deliver(run_path, curve, choice, order, progress)
+        registered = ""
+        if not options.no_register:
+            progress.phase("register")
+            registered = register(run_path, delivery, options.uri, progress.note)
+    if options.json:
+        print(json.dumps({**delivery.content(), "registered": registered}, indent=2))
+        return 0
+    print(_weights(delivery))
+    table = Table("file", "bytes", "largest difference", "test accuracy, recomputed")
+    for file in delivery.files:
+        table.add_row(
+            file.file, f"{file.num_bytes:,}", f"{file.max_difference:.1e}",
+            f"{file.test_accuracy:.2%}",
+        )  # fmt: skip
+    Console().print(table)
+    print(f"Folder: {delivery.folder}")
+    if registered:
+        print(f"MLflow: {registered}")
+    return 0
+
+
+def _weights(delivery: Delivery) -> str:
+    """Say which training the files hold, and how it stands to the mean that the table shows."""
+    result, val = delivery.choice.picked.result, delivery.card.accuracy["val"]
+    test = f"{delivery.card.test_accuracy:.2%} on test"
+    mean = f"the table's mean over {len(result.seeds)} seeds is {result.test_accuracy:.2%}"
+    if val is None:
+        return f"Weights: trained on train and validation; {test} ({mean})."
+    seed = delivery.card.provenance["seed"]
+    return f"Weights: seed {seed}, the best on validation ({val:.2%}); {test} ({mean})."
+
+
+def _number(flag: str, text: str | None) -> float | None:
+    """Return a positive number, `k`, `M` and `G` allowed as in the table."""
+    if text is None:
+        return None
+    unit = _UNITS.get(text[-1:], 1)
+    try:
+        value = float(text[:-1] if unit > 1 else text) * unit
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < float("inf"):
+        raise UserError(f"{flag}: expected a positive number such as 20000 or 20k (got {text!r}).")
+    return value
+
+
+def _count(flag: str, text: str | None) -> int | None:
+    value = _number(flag, text)
+    return None if value is None else int(value)
+
+
+def _share(flag: str, text: str | None) -> float | None:
+    if text is None:
+        return None
+    percent = text.endswith("%")
+    try:
+        value = float(text.removesuffix("%")) / (100 if percent else 1)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= 1.0:
+        raise UserError(f"{flag}: expected a share such as 0.95, or 95% (got {text!r}).")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; `argv` without the program's name, by default from the command line."""
+    return run_command(run, sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

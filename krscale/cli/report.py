@@ -1,0 +1,172 @@
+"""`python -m krscale.report RUN [RUN ...]`: tables, figure and page of finished runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+
+from krscale.cli.common import run_command
+from krscale.config import load
+from krscale.errors import UserError
+from krscale.files import write_json
+from krscale.report import (
+    Curve,
+    ShownRun,
+    comparison_table,
+    curve_table,
+    draw_curve,
+    draw_curves,
+    front_headings,
+    front_table,
+    read_curve,
+    write_csv,
+    write_interactive,
+    write_page,
+)
+from krscale.report.findings import INSIGHT_FIGURE_FILE, read_insight
+from krscale.runs.folder import find_run, read_environment, read_experiment
+
+FIGURE_FILE = "curve.png"
+INTERACTIVE_FILE = "curve.html"
+CSV_FILE = "curve.csv"
+PAGE_FILE = "report.html"
+JSON_FILE = "report.json"
+Found = TypeVar("Found")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line of this command."""
+    found = argparse.ArgumentParser(
+        prog="krscale report",
+        description="Print test accuracy versus capacity of finished runs, and write the figure, "
+        f"{CSV_FILE} and {PAGE_FILE}, which explains it to anyone. Several runs are compared.",
+    )
+    found.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder, or its name")
+    found.add_argument(
+        "--storage-path",
+        metavar="FOLDER",
+        help="folder of all runs, where a name is looked up (default: that of the experiments)",
+    )
+    found.add_argument(
+        "--output",
+        metavar="FOLDER",
+        help="where the files go (default: the run's folder; of several, storage/reports)",
+    )
+    found.add_argument("--json", action="store_true", help="print the curves as JSON on stdout")
+    return found
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse, read, write, print."""
+    options = parser().parse_args(arguments)
+    storage = Path(options.storage_path or load().storage_path)
+    paths = [find_run(name, storage) for name in options.runs]
+    if len(set(paths)) < len(paths):
+        raise UserError(f"the same run is named twice: {' '.join(options.runs)}.")
+    curves = _told_apart([read_curve(path) for path in paths])
+    output = _output(options.output, paths, curves)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        _write_files(paths, curves, output)
+    except OSError as error:
+        file = error.filename2 or error.filename or output  # the second is where it was moved
+        raise UserError(f"{file}: cannot be written: {error.strerror or error}.") from None
+    _print(curves, output, as_json=options.json)
+    return 0
+
+
+def _told_apart(curves: Sequence[Curve]) -> list[Curve]:
+    """Number runs of one name, which may come from several storages."""
+    found: list[Curve] = []
+    for curve in curves:
+        number = 1 + sum(curve.name == other.name for other in curves[: len(found)])
+        name = curve.name if number == 1 else f"{curve.name}-{number}"
+        found.append(curve.model_copy(update={"name": name}))
+    return found
+
+
+def _output(given: str | None, paths: Sequence[Path], curves: Sequence[Curve]) -> Path:
+    if given:
+        return Path(given).expanduser().resolve()
+    if len(paths) == 1:
+        return paths[0]
+    return paths[0].parent / "reports" / "+".join(curve.name for curve in curves)[:200]
+
+
+def _write_files(paths: Sequence[Path], curves: Sequence[Curve], output: Path) -> None:
+    shown = []
+    for path, curve in zip(paths, curves, strict=True):
+        figure = output / (FIGURE_FILE if len(paths) == 1 else f"{curve.name}.png")
+        draw_curve(curve, figure)
+        shown.append(_shown(path, curve, figure.read_bytes()))
+    overlay = None
+    if len(curves) > 1:
+        draw_curves(curves, output / FIGURE_FILE)
+        overlay = (output / FIGURE_FILE).read_bytes()
+        write_json(output / JSON_FILE, _content(curves))
+    write_interactive(curves, output / INTERACTIVE_FILE)
+    write_csv(curves, output / CSV_FILE)
+    write_page(shown, output / PAGE_FILE, overlay)
+
+
+def _shown(path: Path, curve: Curve, figure: bytes) -> ShownRun:
+    experiment, problem = _or_problem(read_experiment, path)
+    insight, insight_problem = _or_problem(read_insight, path)
+    drawn = path / INSIGHT_FIGURE_FILE
+    return ShownRun(
+        curve,
+        figure,
+        experiment,
+        read_environment(path),
+        problem,
+        insight=insight,
+        insight_figure=drawn.read_bytes() if insight and drawn.is_file() else None,
+        insight_problem=insight_problem
+        or f"This was not kept for this run; `krscale insight {path.name}` finds it in the "
+        f"journal of the search, and the next page shows it.",
+    )
+
+
+def _or_problem(read: Callable[[Path], Found], path: Path) -> tuple[Found | None, str]:
+    """Read a file of a run, or say why not.
+
+    The curve of an older krscale can be read though other files have keys unknown today; the page
+    says so.
+    """
+    try:
+        return read(path), ""
+    except UserError as error:
+        return None, str(error)
+
+
+def _content(curves: Sequence[Curve]) -> Any:
+    """One curve as `curve.json` has it; several as a list of them."""
+    found = [curve.model_dump(mode="json") for curve in curves]
+    return found[0] if len(found) == 1 else found
+
+
+def _print(curves: Sequence[Curve], output: Path, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(_content(curves), indent=2))
+        return
+    Console().print(curve_table(curves[0]) if len(curves) == 1 else comparison_table(curves))
+    if len(curves) == 1 and front_headings(curves[0]):
+        Console().print(front_table(curves[0]))
+    print(f"Page:   {output / PAGE_FILE} (one file; opens without a network)")
+    print(f"CSV:    {output / CSV_FILE}")
+    print(f"Figure: {output / FIGURE_FILE}, to explore in a browser: {output / INTERACTIVE_FILE}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; `argv` without the program's name, by default from the command line."""
+    return run_command(run, sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""`krscale space check FILE`: what a search space varies, or what is wrong with it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from krscale.cli.common import run_command
+from krscale.config import load
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line of this command."""
+    found = argparse.ArgumentParser(
+        prog="krscale space", description="Search spaces: the fields that a search varies."
+    )
+    commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    check = commands.add_parser(
+        "check",
+        help="check every field of a space against an experiment, and list them",
+        description="List, per method, every field of a space with its type, range, condition and "
+        "the experiment's own value. Exit code 2: the space is refused, with a line for each "
+        "mistake. Trains nothing and writes nothing.",
+    )
+    check.add_argument("space", metavar="SPACE", help="a TOML file, or the name of a shipped space")
+    check.add_argument(
+        "--experiment",
+        metavar="EXPERIMENT.toml",
+        help="whose networks and values it is checked against (default: the embedded experiment)",
+    )
+    check.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change its fields"
+    )
+    check.add_argument("--json", action="store_true", help="print the fields as JSON on stdout")
+    return found
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse, check, print."""
+    options = parser().parse_args(arguments)
+    space = f"search.space={json.dumps(options.space)}"
+    experiment = load(options.experiment, [*options.set, space])
+    # Torch and Optuna take seconds to import; a refused config must not wait for them.
+    from krscale.search.space.check import check_space
+    from krscale.search.space.table import space_rows, space_tables
+
+    found = check_space(experiment)
+    if options.json:
+        print(json.dumps(space_rows(found, experiment), indent=2))
+        return 0
+    from rich.console import Console
+
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    for table in space_tables(found, experiment):
+        console.print(table)
+        console.print()
+    print(f"{found.source}: nothing to object to")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; `argv` without the program's name, by default from the command line."""
+    return run_command(run, sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""`krscale store {check, info} RUN`: ask the teacher again about a run's store, or describe it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from krscale.cli.common import run_command
+from krscale.config import Experiment, load
+from krscale.errors import UserError
+from krscale.runs.folder import find_run, read_experiment
+
+if TYPE_CHECKING:
+    from krscale.setup.store_spec import StoreRecipe
+
+EXIT_DIFFERENT = 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line of this command."""
+    found = argparse.ArgumentParser(
+        prog="krscale store",
+        description="Check or describe the store of a run: what its teacher said, on disk.",
+    )
+    commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    check = commands.add_parser(
+        "check",
+        help="ask the teacher again about a sample of rows, and compare",
+        description="Compare the checksum of every shard, then compute a sample of rows again and "
+        "compare their pixels and probabilities. Exit code 0: all as it was written; 1: something "
+        "differs, which is told on stderr; 2: there is nothing to check.",
+    )
+    check.add_argument(
+        "--rows", type=_positive, default=512, metavar="N", help="rows to ask about (512)"
+    )
+    check.add_argument("--repair", action="store_true", help="rebuild broken shards, only those")
+    check.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    info = commands.add_parser("info", help="print size, truncation error and fingerprints")
+    for command in (check, info):
+        command.add_argument("run", metavar="RUN", help="a run's name or folder, or its TOML file")
+        command.add_argument(
+            "--storage-path",
+            metavar="FOLDER",
+            help="folder of all runs, where a name is looked up (default: that of the experiments)",
+        )
+        command.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="with a TOML file: the overrides of the run; repeatable",
+        )
+        command.add_argument("--json", action="store_true", help="print the result as JSON")
+    return found
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse, find the experiment, call one function."""
+    options = parser().parse_args(arguments)
+    experiment = find_experiment(options.run, options.storage_path, options.set)
+    from krscale.setup.stages import methods_of
+    from krscale.setup.store_spec import StoreRecipe  # torch takes seconds to import
+    from krscale.store import StoreCheckError
+
+    recipe = StoreRecipe.find(experiment)
+    recipes = [recipe, *recipe.of_features(methods_of(experiment)).values()]
+    try:
+        if options.command == "info":
+            show_info(recipes, as_json=options.json)
+        else:
+            check(recipes, options)
+    except StoreCheckError as error:
+        print(f"krscale: {error}", file=sys.stderr)
+        return EXIT_DIFFERENT
+    return 0
+
+
+def find_experiment(name: str, storage_path: str | None, overrides: Sequence[str]) -> Experiment:
+    """Return the experiment of a run's name or folder, or of a TOML file.
+
+    A run's folder says where its storage is now, whatever the storage was called at its start.
+    """
+    written = Path(name).expanduser()
+    if written.suffix == ".toml" or written.is_file():
+        place = [f"storage_path={json.dumps(storage_path)}"] if storage_path else []
+        return load(written, [*overrides, *place])
+    if overrides:
+        raise UserError(f"--set {overrides[0]}: a run ({name}) is what it is; give a TOML file.")
+    folder = find_run(name, Path(storage_path or load().storage_path))
+    return read_experiment(folder).model_copy(update={"storage_path": str(folder.parent)})
+
+
+def check(recipes: Sequence[StoreRecipe], options: argparse.Namespace) -> None:
+    """Rebuild what is broken where that is asked for, then compare with the present.
+
+    Args:
+        recipes: Of the distributions, and of every kind of features that the run needs.
+        options: Of the command line.
+    """
+    found = [_check_one(recipe, options) for recipe in recipes]
+    if options.json:
+        print(json.dumps(_by_kind(recipes, found), indent=2))
+        return
+    for content in found:
+        for name in content["rebuilt"]:
+            print(f"Rebuilt {name}")
+        print(
+            f"{content['path']}: {content['num_shards']} shards and {content['num_rows']} rows are "
+            f"what the teacher says today (largest difference: {content['max_difference']:.1e})"
+        )
+
+
+def _check_one(recipe: StoreRecipe, options: argparse.Namespace) -> dict[str, Any]:
+    from krscale.progress import Progress
+    from krscale.setup.assemble import pick_device
+
+    device = pick_device(recipe.experiment.train.device)
+    rebuilt = [shard.stem for shard in recipe.broken()] if options.repair else []
+    if rebuilt:
+        with Progress(quiet=options.quiet, planned={}) as progress:
+            progress.phase("repair")
+            recipe.prepare(device, progress.advance, repair=True)
+    found = recipe.check(device, options.rows)
+    return {"path": str(recipe.path), "rebuilt": rebuilt, **asdict(found)}
+
+
+def _by_kind(recipes: Sequence[StoreRecipe], found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Join what was found: the distributions' store, and beneath it those of features by kind."""
+    features = {str(recipe.kind): part for recipe, part in zip(recipes, found, strict=True)}
+    whole = features.pop("None")
+    return whole | ({"features": features} if features else {})
+
+
+def show_info(recipes: Sequence[StoreRecipe], *, as_json: bool) -> None:
+    """Print what the stores hold."""
+    found = [recipe.open().info() for recipe in recipes]
+    if as_json:
+        print(json.dumps(_by_kind(recipes, found), indent=2))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    for recipe, info in zip(recipes, found, strict=True):
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        table.add_column("store" if recipe.kind is None else f"{recipe.kind} features")
+        table.add_column(info["path"], overflow="fold")
+        for name, value in _lines(info):
+            table.add_row(name, value)
+        Console().print(table)
+
+
+def _lines(info: dict[str, Any]) -> list[tuple[str, str]]:
+    errors = ", ".join(f"{error:.4f}" for error in info["encoding_error"])
+    rows = f"{info['num_views']} views of {info['num_samples']:,} samples"
+    if "shapes" in info:
+        shapes = ", ".join("x".join(map(str, shape)) for shape in info["shapes"])
+        content = [("features", f"{shapes}, 16 bits each")]
+        measure = "mean relative error of each feature"
+    else:
+        rows += f" at {info['num_taps']} taps"
+        kept = f"{info['top_k']} of {info['num_classes']}, {info['bits']} bits each"
+        content = [("classes kept", f"{kept}, at temperature {info['temperature']:g}")]
+        measure = "mean total variation of each tap"
+    return [
+        ("size", f"{info['num_bytes'] / 1e6:,.1f} MB in {info['num_shards']} shards"),
+        ("rows", rows),
+        ("bytes per view and tap", f"{info['bytes_per_view_and_tap']:.2f}"),
+        *content,
+        ("encoding error", f"{errors} ({measure})"),
+        *((f"fingerprint: {name}", print_) for name, print_ in info["fingerprints"].items()),
+    ]
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1 (got {number})")
+    return number
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; `argv` without the program's name, by default from the command line."""
+    return run_command(run, sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Many workers: joining or starting Ray, one training over Ray Train, shards of a store."""

@@ -1,0 +1,96 @@
+"""Shards of a store written by all workers of a Ray cluster at once.
+
+Every shard is one task that loads the teacher, asks it and writes the file: a worker that dies
+costs its shard, not the build, and a slow node holds up nobody. The process that wants the store
+holds its lock and says what is missing (see `prepare_store`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ray
+import torch
+from ray.exceptions import RayTaskError
+
+from krscale.cluster.connect import connect
+from krscale.errors import UserError
+from krscale.setup.assemble import pick_device
+from krscale.setup.store_spec import StoreRecipe
+from krscale.store import Report, ShardId, count_shards
+
+POLL_SECONDS = 0.5
+WORTH_FLOPS = 3e12
+"""Work of the teacher, about a minute of one core, below which workers are not started.
+
+An estimate (docs/log.md): starting them takes 3 to 5 s, and on the smallest cluster, two cores,
+they save at most what a second thread of one process wastes, about 10 %."""
+
+
+def write_on_workers(recipe: StoreRecipe, report: Report, shards: Sequence[ShardId]) -> None:
+    """Write shards of a store that was begun, on several workers where that is faster.
+
+    Joins or starts Ray only when the work is worth it; a cluster of one core leaves the shards to
+    this process. The files are the same either way.
+
+    Args:
+        recipe: What the store is built from; its storage is seen by all workers.
+        report: Called with the views of samples done and all of them.
+        shards: Which shards.
+
+    Raises:
+        UserError: If a worker's disk is full, or the cluster cannot be reached.
+    """
+    settings = recipe.experiment.train
+    num_workers = 0
+    if _flops(recipe, shards) >= WORTH_FLOPS:
+        connect(recipe.experiment.cluster)
+        resource = _resource(settings.device)
+        num_workers = int(ray.cluster_resources().get(resource, 0.0))  # type: ignore[no-untyped-call]
+    if num_workers < 2 or len(shards) < 2:
+        recipe.write(shards, pick_device(settings.device), report)
+        return
+    _write_all(recipe, shards, resource, report)
+
+
+def _write_all(
+    recipe: StoreRecipe, shards: Sequence[ShardId], resource: str, report: Report
+) -> None:
+    task = ray.remote(_write_one).options(
+        num_cpus=1, num_gpus=int(resource == "GPU"), scheduling_strategy="SPREAD"
+    )
+    shared = ray.put(recipe)
+    pending = [task.remote(shared, shard) for shard in shards]
+    per_shard = recipe.experiment.store.shard_rows
+    try:
+        while pending:
+            done, pending = ray.wait(pending, num_returns=len(pending), timeout=POLL_SECONDS)
+            ray.get(done)
+            rows = min(count_shards(recipe.path) * per_shard, recipe.num_rows)
+            report(rows, recipe.num_rows)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+    finally:
+        # Whoever builds the store next must find nobody else writing.
+        for left in pending:
+            ray.cancel(left, force=True)
+
+
+def _write_one(recipe: StoreRecipe, shard: ShardId) -> None:
+    """Write one shard, in a worker."""
+    torch.set_num_threads(1)
+    recipe.write([shard], pick_device(recipe.experiment.train.device), lambda done, total: None)
+
+
+def _flops(recipe: StoreRecipe, shards: Sequence[ShardId]) -> float:
+    rows = min(len(shards) * recipe.experiment.store.shard_rows, recipe.num_rows)
+    return float(rows) * recipe.teacher.flops
+
+
+def _resource(device: str) -> str:
+    if device == "cpu":
+        return "CPU"
+    gpus = ray.cluster_resources().get("GPU", 0.0)  # type: ignore[no-untyped-call]
+    return "GPU" if device == "cuda" or gpus else "CPU"

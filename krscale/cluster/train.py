@@ -1,0 +1,151 @@
+"""One training over many workers: the only importer of ray.train.
+
+Every worker builds the same training for its own rank; gradients, batch-norm statistics and
+metrics are those of the global batch, so the number of workers does not change the result. After
+every epoch all workers report and the first one's checkpoint is kept; when a worker dies, Ray
+starts the group again from there.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import train
+from ray.train import UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.queue import Queue
+
+from krscale.cluster.connect import require
+from krscale.config import Experiment, TrainConfig
+from krscale.errors import KrscaleError
+from krscale.files import write_atomic
+from krscale.parallel import Workers
+from krscale.setup.assemble import Assets, Prepared, build_training
+from krscale.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from krscale.training.loop import fit
+
+STUDENT_FILE = "student.safetensors"
+MAX_FAILURES = 3  # restarts of the worker group before the run is given up
+
+OnEpoch = Callable[[dict[str, float]], None]
+
+
+def train_on_workers(
+    experiment: Experiment, prepared: Prepared, width: int, folder: Path, on_epoch: OnEpoch
+) -> dict[str, float]:
+    """Train one student with Ray Train and keep its weights in `folder/student.safetensors`.
+
+    A `folder` that holds an unfinished training is continued from its last epoch.
+
+    Args:
+        experiment: All settings; `train.num_workers` workers are used.
+        prepared: Data, teacher and store, on storage that all workers see.
+        width: The student's capacity dial.
+        folder: Folder of the run.
+        on_epoch: Called on the driver with the metrics of every epoch.
+
+    Returns:
+        The metrics of the last epoch, over all workers.
+
+    Raises:
+        UserError: If the cluster can never give so many workers.
+    """
+    settings = experiment.train
+    use_gpu = _uses_gpu(settings)
+    each = {"CPU": 1.0, **({"GPU": 1.0} if use_gpu else {})}
+    require(each, experiment.cluster, "train.num_workers", settings.num_workers)
+    queue = Queue()
+    listener = threading.Thread(target=_pass_on, args=(queue, on_epoch), daemon=True)
+    listener.start()
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "experiment": experiment.model_dump(mode="json"),
+            "prepared": prepared,
+            "width": width,
+        },
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=train.ScalingConfig(
+            num_workers=settings.num_workers, use_gpu=use_gpu, resources_per_worker=each
+        ),
+        run_config=train.RunConfig(
+            name="train",
+            storage_path=str(folder),
+            failure_config=train.FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=train.CheckpointConfig(num_to_keep=2),
+            callbacks=[_Epochs(queue)],  # type: ignore[list-item]
+        ),
+    )
+    try:
+        result = trainer.fit()
+    finally:
+        queue.put(None)
+        listener.join()
+        queue.shutdown()
+    if result.checkpoint is None or result.metrics is None:
+        raise KrscaleError("Ray Train ended without a checkpoint")
+    with result.checkpoint.as_directory() as checkpoint:
+        kept = Path(checkpoint) / STUDENT_FILE
+        write_atomic(folder / STUDENT_FILE, lambda path: _copy(kept, path))
+    return dict(result.metrics)
+
+
+class _Epochs(UserCallback):
+    """Sends every epoch's metrics from Ray Train's controller, another process, to the driver."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+    ) -> None:
+        """All workers reported the same sums; the first one's are passed on."""
+        self.queue.put(dict(metrics[0]))
+
+
+def _pass_on(queue: Queue, on_epoch: OnEpoch) -> None:
+    while (metrics := queue.get()) is not None:
+        on_epoch(metrics)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """The training of one rank, in a Ray Train worker."""
+    torch.set_num_threads(1)
+    experiment = Experiment.model_validate(config["experiment"])
+    workers = Workers.from_environment()
+    assets = Assets.open(config["prepared"])
+    training = build_training(experiment, assets, config["width"], workers)
+    latest = train.get_checkpoint()
+    if latest is not None:
+        with latest.as_directory() as path:
+            training.load_state_dict(load_checkpoint(Path(path) / "state"))
+
+    def report(metrics: dict[str, float]) -> None:
+        if workers.rank != 0:
+            train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as temporary:
+            save_checkpoint(Path(temporary) / "state", training.state_dict())
+            if training.finished:
+                save_weights(Path(temporary) / STUDENT_FILE, training.student)
+            train.report(metrics, checkpoint=train.Checkpoint.from_directory(temporary))
+
+    fit(training, report)
+
+
+def _uses_gpu(settings: TrainConfig) -> bool:
+    if settings.device == "auto":
+        gpus = ray.cluster_resources().get("GPU", 0.0)  # type: ignore[no-untyped-call]
+        return bool(gpus >= settings.num_workers)
+    return settings.device == "cuda"
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)

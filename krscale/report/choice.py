@@ -1,0 +1,213 @@
+"""Choosing a student of a finished search: by validation accuracy and size, never by test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from krscale.errors import UserError
+from krscale.report.interval import half_width
+from krscale.report.result import Curve
+from krscale.report.students import CurveSize, MethodResult
+
+_SIZES = ("num_parameters", "flops", "latency_ms")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the user asked for; None where nothing was asked.
+
+    Attributes:
+        num_parameters: Most parameters of the student.
+        flops: Most operations of one forward of one image, 2 per multiply-add.
+        latency_ms: Most milliseconds of one image on one CPU thread, as the search measured it.
+        min_accuracy: Least validation accuracy, a share in [0, 1].
+    """
+
+    num_parameters: int | None = None
+    flops: int | None = None
+    latency_ms: float | None = None
+    min_accuracy: float | None = None
+
+    @property
+    def on_sizes(self) -> dict[str, float]:
+        """The sizes that were limited, by the name of the size's field."""
+        found = {name: getattr(self, name) for name in _SIZES}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def describe(self) -> str:
+        """Return the limits in words: `at most 20,000 parameters and 95.0 % on validation`."""
+        parts = [f"at most {_size(name, value)}" for name, value in self.on_sizes.items()]
+        if self.min_accuracy is not None:
+            parts.append(f"at least {100 * self.min_accuracy:.1f} % on validation")
+        return " and ".join(parts)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One student of the curve: a method's winner at a size."""
+
+    size: CurveSize
+    method: str
+    result: MethodResult
+
+    @property
+    def name(self) -> str:
+        """Name for a reader: `kr at 1/16`."""
+        return f"{self.method} at {self.size.capacity}"
+
+    @property
+    def val_accuracy(self) -> float:
+        """Mean over the final seeds."""
+        if self.result.val_accuracy is None:
+            raise ValueError(f"{self.name} has no finished training")
+        return self.result.val_accuracy
+
+    @property
+    def best_seed(self) -> int:
+        """Position of the final training with the best validation accuracy; ties: the first."""
+        values = self.result.val_accuracies
+        return max(range(len(values)), key=values.__getitem__)
+
+    def measure(self, name: str) -> float:
+        """Return `num_parameters`, `flops` or `latency_ms`."""
+        return float(getattr(self.size.size_of(self.method), name))
+
+    def describe(self) -> str:
+        """Return sizes and validation accuracy in words."""
+        sizes = ", ".join(_size(name, self.measure(name)) for name in _SIZES)
+        return f"{self.name}: {sizes}; {100 * self.val_accuracy:.1f} % on validation"
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a program needs to know of it."""
+        return {
+            "capacity": self.size.capacity,
+            "method": self.method,
+            **self.size.size_of(self.method).model_dump(include=set(_SIZES)),
+            "val_accuracy": self.val_accuracy,
+        }
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was picked, and why.
+
+    Attributes:
+        picked: The student.
+        runner_up: The next best within the limits, if any.
+        reasons: Lines for a reader.
+    """
+
+    picked: Candidate
+    runner_up: Candidate | None
+    reasons: tuple[str, ...]
+
+
+def choose(curve: Curve, limits: Limits) -> Choice:
+    """Choose the best student within the limits.
+
+    With limits on sizes alone it is the most accurate on validation; of equals the smallest. With
+    `min_accuracy` it is the smallest that reaches it, by the size that was limited, or else by
+    parameters; of equals the most accurate. Either way no other student within the limits is
+    better in one of these and at least as good in the others: the choice is on the Pareto front.
+
+    Raises:
+        UserError: If no limit is given, the search has no finished student, or none is within the
+            limits; names the nearest.
+    """
+    candidates = find_candidates(curve)
+    if not limits.on_sizes and limits.min_accuracy is None:
+        raise UserError(
+            "a limit is needed: --max-params, --max-flops, --max-latency-ms or --min-accuracy."
+        )
+    feasible = sorted((c for c in candidates if _fits(c, limits)), key=lambda c: _order(c, limits))
+    if not feasible:
+        raise _impossible(candidates, limits)
+    picked, runner_up = feasible[0], feasible[1] if len(feasible) > 1 else None
+    reasons = [_reason(limits, len(feasible), len(candidates))]
+    if runner_up:
+        reasons.append(_compare(picked, runner_up))
+    return Choice(picked, runner_up, tuple(reasons))
+
+
+def find_candidates(curve: Curve) -> list[Candidate]:
+    """Return every student of the curve that was trained to the end.
+
+    Raises:
+        UserError: If there is none.
+    """
+    found = [
+        Candidate(size, method, result)
+        for size in curve.sizes
+        for method, result in size.methods.items()
+        if result.val_accuracy is not None
+    ]
+    if not found:
+        sizes = ", ".join(size.capacity for size in curve.sizes) or "no size"
+        raise UserError(f"run {curve.name!r} has no finished student (sizes: {sizes}).")
+    return found
+
+
+def _fits(candidate: Candidate, limits: Limits) -> bool:
+    enough = limits.min_accuracy is None or candidate.val_accuracy >= limits.min_accuracy
+    return enough and all(
+        candidate.measure(name) <= limit for name, limit in limits.on_sizes.items()
+    )
+
+
+def _violation(candidate: Candidate, limits: Limits) -> float:
+    """Factor by which the worst limit is missed."""
+    factors = [candidate.measure(name) / limit for name, limit in limits.on_sizes.items()]
+    if limits.min_accuracy:
+        accuracy = candidate.val_accuracy
+        factors.append(limits.min_accuracy / accuracy if accuracy > 0 else float("inf"))
+    return max(factors, default=0.0)
+
+
+def _order(candidate: Candidate, limits: Limits) -> tuple[Any, ...]:
+    names = (*limits.on_sizes, *(name for name in _SIZES if name not in limits.on_sizes))
+    sizes = tuple(candidate.measure(name) for name in names)
+    if limits.min_accuracy is None:
+        return (-candidate.val_accuracy, *sizes, candidate.method)
+    return (sizes[0], -candidate.val_accuracy, *sizes[1:], candidate.method)
+
+
+def _reason(limits: Limits, num_feasible: int, num_all: int) -> str:
+    if num_feasible == 1:
+        return f"the only one of {num_all} students with {limits.describe()}."
+    best = "the smallest" if limits.min_accuracy is not None else "the most accurate on validation"
+    return f"{best} of the {num_feasible} (of {num_all}) students with {limits.describe()}."
+
+
+def _compare(picked: Candidate, other: Candidate) -> str:
+    gap = 100 * (other.val_accuracy - picked.val_accuracy)
+    spreads = [half_width(c.result.val_accuracies) for c in (picked, other)]
+    line = f"Runner-up {other.describe()} ({gap:+.1f} points"
+    if None not in spreads:
+        together = 100 * sum(spread or 0.0 for spread in spreads)
+        line += "; 95 % intervals " + ("overlap" if abs(gap) <= together else "do not overlap")
+    return line + ")."
+
+
+def _impossible(candidates: Sequence[Candidate], limits: Limits) -> UserError:
+    nearest = min(candidates, key=lambda c: (_violation(c, limits), _order(c, limits)))
+    options = {
+        "num_parameters": f"--max-params {nearest.measure('num_parameters'):.0f}",
+        "flops": f"--max-flops {nearest.measure('flops'):.0f}",
+        # Rounded outwards, so that what is shown is feasible when typed.
+        "latency_ms": f"--max-latency-ms {nearest.measure('latency_ms') + 5e-5:.4f}",
+    }
+    shown = [options[name] for name in limits.on_sizes]
+    if limits.min_accuracy is not None:
+        shown.append(f"--min-accuracy {int(nearest.val_accuracy * 1e4) / 1e4:.4f}")
+    return UserError(
+        f"none of {len(candidates)} students has {limits.describe()}. "
+        f"Nearest: {nearest.describe()}. It is picked with {' '.join(shown)}."
+    )
+
+
+def _size(name: str, value: float) -> str:
+    if name == "latency_ms":
+        return f"{value:.3g} ms"
+    return f"{value:,.0f} " + ("parameters" if name == "num_parameters" else "FLOPs")

@@ -1,0 +1,109 @@
+"""Several searches beside each other: the table, CSV, and whether they can be compared at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from krscale.files import write_atomic
+from krscale.report.interval import half_width
+from krscale.report.result import Curve
+from krscale.report.table import (
+    accuracy_cells,
+    front_of,
+    new_table,
+    size_cells,
+    stdout_is_ascii,
+)
+
+CSV_COLUMNS = (
+    "run", "capacity", "width", "num_parameters", "flops", "latency_ms", "method", "on_front",
+    "num_seeds", "val_accuracy", "test_accuracy", "test_half_width", "num_trials", "num_pruned",
+    "num_failed", "settings",
+)  # fmt: skip
+
+
+def comparison_table(curves: Sequence[Curve], *, ascii_only: bool | None = None) -> Table:
+    """Return one table for several runs: a row per run and size, a column per method.
+
+    Args:
+        curves: Results of searches, in the order of the rows.
+        ascii_only: Use no character outside ASCII; None decides by the encoding of stdout.
+    """
+    plain_text = stdout_is_ascii() if ascii_only is None else ascii_only
+    plus_minus = "+-" if plain_text else "±"
+    methods = list(dict.fromkeys(name for curve in curves for name in curve.methods))
+    teachers = [
+        f"teacher of {curve.name}: {100 * curve.teacher['test_accuracy']:.1f} %" for curve in curves
+    ]
+    notes = [*teachers, *differences(curves), "* Pareto front of its run, by validation"]
+    table = new_table("test accuracy in %", "\n".join(notes), plain_text=plain_text)
+    table.add_column("run", overflow="fold")
+    for heading in ("size", "params", "FLOPs", "ms"):
+        table.add_column(heading, justify="right", overflow="fold")
+    for method in methods:
+        table.add_column(method, justify="left", overflow="fold")
+    for curve in curves:
+        for number, size in enumerate(curve.sizes):
+            name = Text(curve.name if number == 0 else "")
+            cells = accuracy_cells(size, methods, front_of(curve), plus_minus)
+            table.add_row(name, *size_cells(size), *cells)
+    return table
+
+
+def differences(curves: Sequence[Curve]) -> list[str]:
+    """Return in words what makes the runs hard to compare; nothing when nothing does."""
+    found = []
+    for what, values in (
+        ("data", [curve.data.get("fingerprint") for curve in curves]),
+        ("teachers", [curve.teacher.get("fingerprint") for curve in curves]),
+        ("commits of krscale", [_short(curve.commit) for curve in curves]),
+        ("numbers of trials per student", [_budget(curve) for curve in curves]),
+    ):
+        if len(set(values)) > 1:
+            listed = ", ".join(f"{c.name} {v}" for c, v in zip(curves, values, strict=True))
+            found.append(f"different {what}: {listed}")
+    return found
+
+
+def write_csv(curves: Sequence[Curve], path: Path) -> None:
+    """Write every student of every run as one row, accuracies as shares in [0, 1]."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for curve in curves:
+        for size in curve.sizes:
+            for method, result in size.methods.items():
+                row = {
+                    "run": curve.name,
+                    "capacity": size.capacity,
+                    **size.size_of(method).model_dump(),
+                    "method": method,
+                    "on_front": int((size.capacity, method) in front_of(curve)),
+                    "num_seeds": len(result.seeds),
+                    "test_half_width": half_width(result.test_accuracies),
+                    **result.model_dump(include=set(CSV_COLUMNS)),
+                    "settings": json.dumps(result.best, sort_keys=True),
+                }
+                writer.writerow(row)
+    write_atomic(path, lambda temporary: _write(temporary, text.getvalue()))
+
+
+def _short(commit: str) -> str:
+    found, dash, mark = commit.partition("-")
+    return found[:8] + dash + mark
+
+
+def _budget(curve: Curve) -> str:
+    counts = {r.num_trials for size in curve.sizes for r in size.methods.values()}
+    return "-".join(str(count) for count in sorted({min(counts), max(counts)})) if counts else "0"
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,86 @@
+"""Whether a search and its trainings were long enough: the best by trial, accuracy by epoch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from krscale.report.figure import STYLE, styles_of
+from krscale.report.findings import NEAR, Insight, StudyInsight
+
+
+def trials_needed(study: StudyInsight) -> int | None:
+    """Return after how many trials the best was within half a point of the best of all."""
+    best = study.best_so_far
+    if not best or best[-1] is None:
+        return None
+    enough = best[-1] - NEAR
+    return next(n for n, value in enumerate(best, 1) if value is not None and value >= enough)
+
+
+def epochs_needed(study: StudyInsight) -> int | None:
+    """Return after how many epochs accuracy stayed within half a point of its end, or above."""
+    learning = study.learning
+    if not learning:
+        return None
+    below = [n for n, value in enumerate(learning, 1) if value < learning[-1] - NEAR]
+    return max(below, default=0) + 1
+
+
+def draw_convergence(insight: Insight) -> bytes | None:
+    """Draw what a search and its final trainings reached with how much, as a PNG.
+
+    A column per size. Above, the best validation accuracy after each trial; below, that of the
+    final trainings after each epoch, a mean over their seeds. A line per method.
+
+    Returns:
+        None where neither is known.
+    """
+    known = [study for study in insight.studies if study.best_so_far or study.learning]
+    if not known:
+        return None
+    capacities = list(dict.fromkeys(study.capacity for study in known))
+    styles = styles_of(insight.methods)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(1.2 + 2.5 * len(capacities), 5.2), dpi=130, layout="constrained")
+        FigureCanvasAgg(figure)
+        above, below = figure.subplots(2, len(capacities), squeeze=False, sharey="row")
+        for column, capacity in enumerate(capacities):
+            here = [study for study in known if study.capacity == capacity]
+            for study in here:
+                style = styles[study.method]
+                _draw_line(above[column], study.method, study.best_so_far, style, steps=True)
+                _draw_line(below[column], study.method, study.learning, style, steps=False)
+            above[column].set_title(capacity, loc="left")
+            above[column].set_xlabel("trials")
+            below[column].set_xlabel("epochs")
+        above[0].set_ylabel("best so far (%)")
+        below[0].set_ylabel("final trainings (%)")
+        handles, labels = above[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
+        content = io.BytesIO()
+        figure.savefig(content, format="png")
+    return content.getvalue()
+
+
+def _draw_line(
+    ax: Axes,
+    method: str,
+    values: Sequence[float | None],
+    style: tuple[str, str],
+    *,
+    steps: bool,
+) -> None:
+    colour, marker = style
+    points = [(n, 100 * value) for n, value in enumerate(values, 1) if value is not None]
+    ax.plot(
+        [n for n, _ in points], [value for _, value in points], color=colour, marker=marker,
+        markersize=4, linewidth=1.4, label=method, drawstyle="steps-post" if steps else "default",
+    )  # fmt: skip
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))

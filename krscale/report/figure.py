@@ -1,0 +1,155 @@
+"""The curve as a figure: test accuracy over the student's parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+from krscale.files import write_atomic
+from krscale.report.axes import accuracy_range, bars, finished, marked, percent, size_range
+from krscale.report.result import Curve
+from krscale.report.table import short_number
+
+# Okabe and Ito's palette: told apart with every common kind of colour blindness, and in print.
+_KNOWN = {"plain": ("#000000", "s"), "kd": ("#0072B2", "^"), "kr": ("#D55E00", "o")}
+_FURTHER = [
+    ("#009E73", "D"), ("#CC79A7", "v"), ("#56B4E9", "P"), ("#E69F00", "X"), ("#8C8C8C", "p"),
+]  # fmt: skip
+STYLE: Any = {
+    "font.size": 11.0,
+    "axes.titlesize": 12.0,
+    "legend.fontsize": 10.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E0E0E0",
+}
+
+
+def draw_curve(curve: Curve, path: Path) -> None:
+    """Draw the figure and write it atomically.
+
+    One line per method (mean over seeds, 95 % intervals), the teacher as a dashed line, students
+    on the Pareto front ringed.
+
+    Args:
+        curve: The result of a search.
+        path: Where to write; the suffix chooses the format (`.png`, `.pdf`, `.svg`).
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 4.6), dpi=150, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        _draw_methods(axes, curve)
+        _draw_front(axes, curve)
+        _draw_teacher(axes, curve)
+        _label(axes, curve)
+        kind = path.suffix.removeprefix(".") or "png"
+        write_atomic(path, lambda temporary: figure.savefig(temporary, format=kind))
+
+
+def _draw_methods(axes: Axes, curve: Curve) -> None:
+    styles = styles_of(curve.methods)
+    for method in curve.methods:
+        found = finished(curve, method)
+        results = [result for _, result in found]
+        colour, marker = styles[method]
+        # A marker at 100 % stands half above the axis, and is not cut.
+        axes.errorbar(
+            plotted_sizes(curve, method, curve.methods), [percent(result) for result in results],
+            yerr=bars(results), color=colour, marker=marker, markersize=6, linewidth=1.6,
+            elinewidth=1.1, capsize=3, label=method, clip_on=False, zorder=3,
+        )  # fmt: skip
+
+
+def _draw_front(axes: Axes, curve: Curve) -> None:
+    if not curve.pareto:
+        return
+    axes.plot(
+        [shifted(entry.num_parameters, entry.method, curve.methods) for entry in curve.pareto],
+        [100 * entry.test_accuracy for entry in curve.pareto],
+        linestyle="none", marker="o", markersize=13, markerfacecolor="none",
+        markeredgecolor="#555555", markeredgewidth=1.2, label="Pareto front (by validation)",
+        clip_on=False,
+    )  # fmt: skip
+
+
+def _draw_teacher(axes: Axes, curve: Curve) -> None:
+    teacher = curve.teacher
+    axes.axhline(
+        100 * teacher["test_accuracy"], color="#777777", linestyle=(0, (5, 3)), linewidth=1.3,
+        label=f"teacher ({short_number(teacher['num_parameters'])} parameters)",
+    )  # fmt: skip
+
+
+def _label(axes: Axes, curve: Curve) -> None:
+    label_sizes(axes, [curve], curve.methods)
+    axes.set_ylabel("Test accuracy (%)")
+    axes.set_title(f"{curve.name}: accuracy versus capacity", loc="left", pad=12)
+    axes.set_ylim(*accuracy_range([curve]))
+    handles, labels = axes.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda i: labels[i] not in curve.methods)
+    axes.legend(
+        [handles[i] for i in order], [labels[i] for i in order],
+        loc="best", frameon=True, framealpha=0.9, edgecolor="none",
+        title=_seeds(curve), alignment="left",
+    )  # fmt: skip
+
+
+def label_sizes(axes: Axes, curves: Sequence[Curve], methods: Sequence[str]) -> None:
+    """Make the horizontal axis logarithmic, as long as the data, with a mark at each size.
+
+    Args:
+        axes: Where the methods are drawn.
+        curves: Results of searches; of a single one, the shares of the teacher stand below.
+        methods: All methods that are drawn.
+    """
+    axes.set_xscale("log")
+    drawn = [x for curve in curves for m in curve.methods for x in plotted_sizes(curve, m, methods)]
+    sizes = {size.num_parameters: size.capacity for curve in curves for size in curve.sizes}
+    ends = size_range(drawn or sizes)
+    shown = marked(sizes, ends)
+    alone = len(curves) == 1
+    labels = [f"{short_number(x)}\n{sizes[int(x)]}" if alone else short_number(x) for x in shown]
+    axes.set_xlim(*ends)
+    axes.xaxis.set_major_locator(FixedLocator(shown))
+    axes.xaxis.set_major_formatter(FixedFormatter(labels))
+    axes.xaxis.set_minor_locator(NullLocator())
+    below = " (below: share of the teacher's)" if alone else ""
+    axes.set_xlabel(f"Student parameters{below}, log scale")
+
+
+def plotted_sizes(curve: Curve, method: str, methods: Sequence[str]) -> list[float]:
+    """Return where a method's finished students stand on the axis of parameters."""
+    sizes = [size.size_of(method).num_parameters for size, _ in finished(curve, method)]
+    return [shifted(size, method, methods) for size in sizes]
+
+
+def _seeds(curve: Curve) -> str:
+    counts = {len(r.seeds) for size in curve.sizes for r in size.methods.values() if r.seeds}
+    if not counts or max(counts) < 2:
+        return "one seed"
+    span = "-".join(str(n) for n in sorted({min(counts), max(counts)}))
+    return f"mean, 95 % interval, {span} seeds"
+
+
+def styles_of(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Fixed colours for the three methods of every report, the rest of the palette for others."""
+    others = [name for name in methods if name not in _KNOWN]
+    further = {name: _FURTHER[i % len(_FURTHER)] for i, name in enumerate(others)}
+    return {name: _KNOWN.get(name) or further[name] for name in methods}
+
+
+def shifted(size: int, method: str, methods: Sequence[str]) -> float:
+    """Move the methods apart by a few percent, so that their intervals do not hide each other."""
+    offset = list(methods).index(method) - (len(methods) - 1) / 2
+    return size * math.exp(0.035 * offset)

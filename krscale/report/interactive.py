@@ -1,0 +1,237 @@
+"""The curve as a figure to explore: one HTML file that opens without a network.
+
+The page holds plotly.js itself (5 MB), so that it works from a disk, in a mail and as an artifact
+that MLflow shows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from krscale.files import write_atomic
+from krscale.report.axes import accuracy_range, bars, finished, marked, percent, size_range
+from krscale.report.figure import shifted, styles_of
+from krscale.report.html import document, paragraph
+from krscale.report.interval import half_width
+from krscale.report.result import Curve, ParetoEntry
+from krscale.report.students import CurveSize, MethodResult, Size
+from krscale.report.table import short_number
+
+_AXES = {
+    "num_parameters": ("Parameters", "Student parameters, log scale"),
+    "flops": ("FLOPs", "FLOPs of one image (2 per multiply-add), log scale"),
+    "latency_ms": ("Latency", "Milliseconds of one image on one CPU thread, log scale"),
+}
+"""Field of a size -> its button, and the title of its axis."""
+_MARKERS = {
+    "s": "square", "^": "triangle-up", "o": "circle", "D": "diamond", "v": "triangle-down",
+    "P": "cross", "X": "x", "p": "pentagon",
+}  # fmt: skip
+"""Markers of the printed figure in plotly's words."""
+_DASHES = ("solid", "dash", "dot", "dashdot")
+_BEHAVIOUR = {
+    "displaylogo": False,
+    "responsive": True,
+    # plotly resets to the first range, that of parameters, whatever the buttons have chosen since.
+    "doubleClick": "autosize",
+    # plotly's own buttons would also upload the chart to its makers' servers.
+    "modeBarButtonsToRemove": [
+        "resetScale2d", "select2d", "lasso2d", "sendChartToCloud", "sendDataToCloud",
+    ],
+    "plotlyServerURL": "",
+}  # fmt: skip
+_NOTE = (
+    "Points are means over the seeds, bars their 95 % intervals; ringed students are on the Pareto "
+    "front of validation accuracy and parameters. Hover for details; click a name in the legend "
+    "to hide it; drag to zoom, double-click to see all again; the buttons change the axis."
+)
+_SHARES = " Under each size stands the student's share of the teacher's parameters."
+_Point = Size | ParetoEntry
+
+
+def write_interactive(curves: Sequence[Curve], path: Path) -> None:
+    """Draw the methods of one run, or of several, and write the page atomically.
+
+    Args:
+        curves: Results of searches; the line style tells several apart.
+        path: Where to write the HTML.
+    """
+    import plotly.io  # takes a second; only those who draw pay for it
+
+    chart = plotly.io.to_html(
+        _figure(curves),
+        config=_BEHAVIOUR,
+        include_plotlyjs=True,
+        include_mathjax=False,
+        full_html=False,
+        default_height="34rem",
+        validate=False,
+    )
+    title = f"Accuracy versus capacity: {', '.join(curve.name for curve in curves)}"
+    note = _NOTE + (_SHARES if len(curves) == 1 else "")
+    text = document(title, [chart, paragraph(note, "note")])
+    write_atomic(path, lambda temporary: _write(temporary, text))
+
+
+def _figure(curves: Sequence[Curve]) -> dict[str, Any]:
+    methods = list(dict.fromkeys(name for curve in curves for name in curve.methods))
+    traces: list[dict[str, Any]] = []
+    points: list[list[tuple[_Point, str]]] = []
+    for number, curve in enumerate(curves):
+        prefix = f"{escape(curve.name)}: " if len(curves) > 1 else ""
+        dash = _DASHES[number % len(_DASHES)]
+        for method in curve.methods:
+            found = finished(curve, method)
+            points.append([(size.size_of(method), method) for size, _ in found])
+            traces.append(_line(found, method, methods, prefix, dash))
+        points.append([(entry, entry.method) for entry in curve.pareto])
+        traces.append(_rings(curve, methods, prefix))
+    axes = {}
+    buttons = []
+    for field, (label, _) in _AXES.items():
+        places = [_places(of_trace, field, methods) for of_trace in points]
+        axes[field] = _size_axis(curves, field, [x for of_trace in places for x in of_trace])
+        changed = {f"xaxis.{name}": value for name, value in axes[field].items()}
+        buttons.append({"label": label, "method": "update", "args": [{"x": places}, changed]})
+    return {"data": traces, "layout": _layout(curves, axes["num_parameters"], buttons)}
+
+
+def _size_axis(curves: Sequence[Curve], field: str, drawn: Sequence[float]) -> dict[str, Any]:
+    """Return what of the horizontal axis depends on the kind of size, in plotly's words."""
+    sizes = {getattr(size, field): size.capacity for curve in curves for size in curve.sizes}
+    ends = size_range(drawn or sizes)
+    shown = marked(sizes, ends)
+    number = (lambda x: f"{x:.2g}") if field == "latency_ms" else short_number
+    return {
+        "title": {"text": _AXES[field][1]},
+        "range": [math.log10(end) for end in ends],
+        "tickvals": shown,
+        "ticktext": [
+            f"{number(x)}<br>{escape(sizes[x])}" if len(curves) == 1 else number(x) for x in shown
+        ],
+    }
+
+
+def _line(
+    found: Sequence[tuple[CurveSize, MethodResult]],
+    method: str,
+    methods: Sequence[str],
+    prefix: str,
+    dash: str,
+) -> dict[str, Any]:
+    colour, marker = styles_of(methods)[method]
+    below, above = bars([result for _, result in found])
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": f"{prefix}{escape(method)}",
+        "x": _places([(r.size_of(method), method) for r, _ in found], "num_parameters", methods),
+        "y": [percent(result) for _, result in found],
+        "error_y": {
+            "symmetric": False,
+            "array": above,
+            "arrayminus": below,
+            "thickness": 1.2,
+            "width": 4,
+        },
+        # A marker at 100 % stands half above the axis, and is not cut.
+        "cliponaxis": False,
+        "line": {"color": colour, "dash": dash, "width": 2},
+        "marker": {"color": colour, "symbol": _MARKERS[marker], "size": 9},
+        "text": [_details(size, size.size_of(method), result) for size, result in found],
+        "hovertemplate": f"<b>{prefix}{escape(method)}</b> %{{text}}<extra></extra>",
+    }
+
+
+def _rings(curve: Curve, methods: Sequence[str], prefix: str) -> dict[str, Any]:
+    front = [(entry, entry.method) for entry in curve.pareto]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": f"{prefix}Pareto front",
+        "x": _places(front, "num_parameters", methods),
+        "y": [100 * entry.test_accuracy for entry in curve.pareto],
+        "marker": {
+            "symbol": "circle-open", "size": 18, "color": "#555555", "line": {"width": 1.5},
+        },
+        "hoverinfo": "skip",
+        "cliponaxis": False,
+    }  # fmt: skip
+
+
+def _places(points: Sequence[tuple[_Point, str]], axis: str, methods: Sequence[str]) -> list[float]:
+    return [shifted(getattr(point, axis), method, methods) for point, method in points]
+
+
+def _details(size: CurveSize, own: Size, result: MethodResult) -> str:
+    """Return what a reader wants to know of one student."""
+    settings = [
+        f"{name.rpartition('.')[2]} {value:.3g}" if isinstance(value, float) else
+        f"{name.rpartition('.')[2]} {value}"
+        for name, value in result.best.items()
+    ]  # fmt: skip
+    test, val = result.test_accuracy or 0.0, result.val_accuracy or 0.0
+    spread = half_width(result.test_accuracies)
+    interval = f" ± {100 * spread:.1f}" if spread is not None else ""
+    lines = [
+        f"at {size.capacity} of the teacher",
+        f"test {100 * test:.1f}{interval} %, validation {100 * val:.1f} %",
+        f"{own.num_parameters:,} parameters, {short_number(own.flops)} FLOPs, "
+        f"{own.latency_ms:.2f} ms",
+        f"{len(result.seeds)} seeds; {result.num_trials} trials before",
+        ", ".join(settings),
+    ]
+    return "<br>".join(escape(line) for line in lines if line)
+
+
+def _layout(
+    curves: Sequence[Curve], sizes: dict[str, Any], buttons: list[dict[str, Any]]
+) -> dict[str, Any]:
+    names = ", ".join(escape(curve.name) for curve in curves)
+    teachers = {
+        100 * curve.teacher["test_accuracy"]: curve.teacher["num_parameters"] for curve in curves
+    }
+    line = {"dash": "dash", "width": 1.5, "color": "#777777"}
+    return {
+        "plot_bgcolor": "#FFFFFF",
+        "title": {"text": f"{names}: accuracy versus capacity", "x": 0.01},
+        "xaxis": {
+            **sizes, "type": "log", "showline": True, "linecolor": "#444444",
+            "gridcolor": "#E0E0E0",
+        },
+        "yaxis": {
+            "title": {"text": "Test accuracy (%)"}, "gridcolor": "#E0E0E0",
+            "range": list(accuracy_range(curves)), "zeroline": False,
+            "autorangeoptions": {"clipmin": 0, "clipmax": 100},
+        },
+        "shapes": [
+            {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": line}
+            for y in teachers
+        ],
+        "annotations": [
+            {
+                # Teachers of several runs are often equally good: not one label on another.
+                "xref": "paper", "x": number % 2, "xanchor": ("left", "right")[number % 2],
+                "y": y, "yanchor": "bottom", "showarrow": False, "font": {"color": "#555555"},
+                "text": f"teacher: {short_number(size)} parameters, {y:.1f} %",
+            }
+            for number, (y, size) in enumerate(teachers.items())
+        ],
+        "updatemenus": [
+            {
+                "type": "buttons", "direction": "right", "buttons": buttons, "showactive": True,
+                "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom",
+            }
+        ],
+        "legend": {"orientation": "h", "y": -0.2},
+        "hovermode": "closest",
+        "margin": {"l": 60, "r": 20, "t": 70, "b": 40},
+    }  # fmt: skip
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,279 @@
+"""`report.html`: searches explained to someone who never saw krscale, in one file, offline.
+
+Plain HTML without scripts: every figure is inside, nothing is loaded from anywhere.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from krscale.config import Experiment
+from krscale.files import write_atomic
+from krscale.methods import METHODS
+from krscale.report.choice import Candidate, find_candidates
+from krscale.report.comparison import differences
+from krscale.report.findings import Insight
+from krscale.report.front import FRONT_CAPTION, FRONT_TITLE, front_headings, front_rows
+from krscale.report.html import Cell, bullets, code, document, heading, image, paragraph, table
+from krscale.report.interval import half_width
+from krscale.report.page_settings import convergence, other_settings, winning_settings
+from krscale.report.reproduce import command_of
+from krscale.report.result import Curve
+from krscale.report.students import MethodResult
+from krscale.report.table import front_of, short_number
+
+CLOSE_ENOUGH = 0.01
+"""A student this near to the best on validation counts as enough in the summary."""
+
+_SPLITS = ("train", "val", "test")
+_INTRODUCTION = (
+    "A large, accurate image classifier (the teacher) is to be replaced by a small one (a "
+    "student). This page shows how accurate students of several sizes become, and which way of "
+    "training them is best. Every size and way of training got the same number of trials. All "
+    "choices were made on validation images; the test images were read once, at the end."
+)
+_PURPOSES = {
+    "plain": "learns from the labels alone; the other methods have to beat it.",
+    "kd": "classic distillation: learns from the labels and from the teacher's probabilities.",
+    "kr": "Knowledge Representing: learns from the labels and from what the teacher knows at "
+    "several depths, leaving out the smallest differences.",
+}
+
+
+@dataclass(frozen=True)
+class ShownRun:
+    """All that the page says of one run.
+
+    Attributes:
+        curve: Its result.
+        figure: Its figure, a PNG.
+        experiment: What was asked; None where it cannot be read.
+        environment: Versions, machine and command of its last start; empty where not kept.
+        problem: Why the experiment cannot be read.
+        insight: What its journal says of its settings; None where it cannot be read.
+        insight_figure: The figure of the insight, a PNG.
+        insight_problem: Why there is no insight, or not all of it, and what makes it.
+    """
+
+    curve: Curve
+    figure: bytes
+    experiment: Experiment | None
+    environment: Mapping[str, Any]
+    problem: str = ""
+    insight: Insight | None = None
+    insight_figure: bytes | None = None
+    insight_problem: str = ""
+
+
+def write_page(runs: Sequence[ShownRun], path: Path, overlay: bytes | None = None) -> None:
+    """Write the page atomically.
+
+    Args:
+        runs: What to show, in this order.
+        path: Where to.
+        overlay: A figure of all runs together, a PNG.
+    """
+    names = ", ".join(run.curve.name for run in runs)
+    title = f"Accuracy versus capacity: {names}"
+    parts = [heading(1, title), paragraph(_INTRODUCTION)]
+    if overlay is not None:
+        parts += [heading(2, "All runs together"), image(overlay, f"All runs: {names}")]
+        parts += [paragraph(line + ".", "note") for line in differences([r.curve for r in runs])]
+    for run in runs:
+        if len(runs) > 1:
+            parts.append(heading(2, f"Run {run.curve.name}"))
+        parts += _sections(run, level=3 if len(runs) > 1 else 2)
+    text = document(title, parts)
+    write_atomic(path, lambda temporary: _write(temporary, text))
+
+
+def _sections(run: ShownRun, level: int) -> list[str]:
+    sections = {
+        "What was asked": [_question(run)],
+        "Accuracy versus capacity": [image(run.figure, f"Figure of {run.curve.name}")],
+        "Every student": [_students(run.curve)],
+        "The students worth keeping": [_front(run.curve)],
+        FRONT_TITLE: _trials(run.curve),
+        "Which granularity and sparsity won where": winning_settings(
+            run.curve, run.insight, run.insight_figure, run.insight_problem
+        ),
+        "The other settings of the winners": other_settings(run.curve),
+        "Convergence: was it long enough?": convergence(
+            run.curve, run.insight, run.insight_problem
+        ),
+        "What the search cost": [paragraph(_cost(run.curve))],
+        "How to reproduce it": _reproduction(run),
+    }
+    parts = [paragraph(_answer(run.curve), "answer")]
+    for title, content in sections.items():
+        parts += [heading(level, title), *content] if content else []
+    return parts
+
+
+def _answer(curve: Curve) -> str:
+    if not curve.pareto:
+        return "No training of this search was finished."
+    candidates = find_candidates(curve)
+    best = max(candidates, key=lambda c: (c.val_accuracy, -c.measure("num_parameters")))
+    near = [c for c in candidates if c.val_accuracy >= best.val_accuracy - CLOSE_ENOUGH]
+    small = min(near, key=lambda c: (c.measure("num_parameters"), -c.val_accuracy))
+    teacher = curve.teacher
+    text = (
+        f"The teacher has {teacher['num_parameters']:,} parameters and answers "
+        f"{_percent(teacher['test_accuracy'])} of the test images correctly. "
+        f"The most accurate student on validation is {_student(best)}."
+    )
+    if small == best:
+        return text
+    points = f"{100 * CLOSE_ENOUGH:.0f} percentage point"
+    return f"{text} The smallest one within {points} of it on validation is {_student(small)}."
+
+
+def _student(candidate: Candidate) -> str:
+    share = candidate.result.test_accuracy or 0.0
+    return (
+        f"{candidate.method} at {candidate.size.capacity} of the teacher's size, "
+        f"{candidate.measure('num_parameters'):,.0f} parameters, with {_percent(share)} on test"
+    )
+
+
+def _question(run: ShownRun) -> str:
+    curve, data, teacher = run.curve, run.curve.data, run.curve.teacher
+    counts = [f"{data[f'num_{s}']:,} for {s}" for s in _SPLITS if f"num_{s}" in data]
+    sizes = [f"{r.capacity} ({short_number(r.num_parameters)} parameters)" for r in curve.sizes]
+    lines = [
+        f"Images: {data.get('source', 'unknown')}; {', '.join(counts) or 'number unknown'}.",
+        f"Teacher: {teacher['model']} of width {teacher['width']}.",
+        f"Students, as shares of the teacher's size: {', '.join(sizes)}.",
+    ]
+    if run.experiment is not None:
+        search = run.experiment.search
+        lines.append(
+            f"Budget: {search.trials_per_size} trials of up to {run.experiment.train.num_epochs} "
+            "epochs for each way of training at each size; each winner was trained again with "
+            f"{search.num_final_seeds} fresh seeds, and these are what the figure shows."
+        )
+    return bullets([*lines, *(f"{name}: {_purpose(name)}" for name in curve.methods)])
+
+
+def _purpose(method: str) -> str:
+    base, *terms = method.split("+")
+    if terms:
+        return f"{base} (see there) combined with {' and '.join(terms)}."
+    known = METHODS.get(method)
+    described = inspect.getdoc(known) if known is not None else None
+    return _PURPOSES.get(method) or (described or "a method of another version.").splitlines()[0]
+
+
+def _students(curve: Curve) -> str:
+    front = front_of(curve)
+    rows: list[list[Cell]] = []
+    for size in curve.sizes:
+        means = [r.test_accuracy for r in size.methods.values() if r.test_accuracy is not None]
+        row: list[Cell] = [
+            ("text", size.capacity), ("", f"{size.num_parameters:,}"), ("", f"{size.flops:,}"),
+            ("", f"{size.latency_ms:.2f}"),
+        ]  # fmt: skip
+        for method in curve.methods:
+            result = size.methods.get(method)
+            shown = _accuracy(result) if result else "-"
+            mark = "*" if (size.capacity, method) in front else ""
+            is_best = bool(result and means and result.test_accuracy == max(means))
+            row.append(("best" if is_best else "", shown + mark))
+        rows.append(row)
+    caption = (
+        "Test accuracy in percent: mean over the seeds ± half the 95 % interval. Bold: best of its "
+        "size. *: worth keeping, see below. FLOPs: per image, 2 per multiply-add; ms: one image on "
+        "one CPU thread."
+    )
+    return table(("size", "parameters", "FLOPs", "ms", *curve.methods), rows, caption)
+
+
+def _accuracy(result: MethodResult) -> str:
+    if result.test_accuracy is None:
+        return "-"
+    spread = half_width(result.test_accuracies)
+    mean = f"{100 * result.test_accuracy:.1f}"
+    return mean if spread is None else f"{mean} ± {100 * spread:.1f}"
+
+
+def _front(curve: Curve) -> str:
+    rows: list[list[Cell]] = [
+        [
+            ("text", entry.capacity), ("text", entry.method), ("", f"{entry.num_parameters:,}"),
+            ("", f"{100 * entry.val_accuracy:.1f}"), ("", f"{100 * entry.test_accuracy:.1f}"),
+        ]
+        for entry in curve.pareto
+    ]  # fmt: skip
+    caption = (
+        "The Pareto front: no other student has both fewer parameters and a higher validation "
+        "accuracy. `krscale pick` exports one of them."
+    )
+    return table(
+        ("size", "method", "parameters", "validation %", "test %"), rows, caption, num_text=2
+    )
+
+
+def _trials(curve: Curve) -> list[str]:
+    headings = front_headings(curve)
+    rows: list[list[Cell]] = [
+        [("text", row[0]), ("text", row[1]), *(("", cell) for cell in row[2:])]
+        for row in front_rows(curve)
+    ]
+    return [table(headings, rows, FRONT_CAPTION, num_text=2)] if headings else []
+
+
+def _cost(curve: Curve) -> str:
+    results = [r for size in curve.sizes for r in size.methods.values()]
+    text = (
+        f"{sum(r.num_trials for r in results)} trials, of which early stopping ended "
+        f"{sum(r.num_pruned for r in results)} and {sum(r.num_failed for r in results)} failed; "
+        f"then {sum(len(r.seeds) for r in results)} final trainings."
+    )
+    early = {r.ended_by for r in results} - {"trials_per_size", None}
+    if early:
+        text += f" Some tuning ended before its last trial: {', '.join(sorted(map(str, early)))}."
+    if curve.cost is None:
+        return text
+    return (
+        f"{text} Together {_duration(curve.cost.trial_seconds)} of training, within "
+        f"{_duration(curve.cost.wall_seconds)} from the first start to the last end."
+    )
+
+
+def _reproduction(run: ShownRun) -> list[str]:
+    curve, environment = run.curve, run.environment
+    parts = [paragraph(f"With krscale at commit {curve.commit}:")]
+    if run.experiment is None:
+        parts.append(paragraph(f"The command is not known: {run.problem}", "note"))
+    else:
+        parts.append(code(command_of(run.experiment)))
+    marks = {"data": curve.data.get("fingerprint"), "teacher": curve.teacher.get("fingerprint")}
+    known = [f"{name} {mark}" for name, mark in marks.items() if mark]
+    made = [f"{name} {version}" for name, version in environment.get("packages", {}).items()]
+    made += [f"Python {environment['python']}"] if "python" in environment else []
+    made += [str(environment["platform"])] if "platform" in environment else []
+    for label, facts in (("Fingerprints", known), ("Made with", made)):
+        if facts:
+            parts.append(paragraph(f"{label}: {', '.join(facts)}.", "note"))
+    return parts
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

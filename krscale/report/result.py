@@ -1,0 +1,167 @@
+"""`curve.json`, the machine-readable result of a search: its shape, writing and reading.
+
+Accuracies are shares in [0, 1]. Selection uses validation accuracy only; test accuracies are there
+to be read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NotRequired
+
+from pydantic import Field, ValidationError
+from typing_extensions import TypedDict
+
+from krscale.errors import UserError, nearest
+from krscale.files import write_json
+from krscale.pareto import pareto_front
+from krscale.report.students import Accuracy, Count, CurveSize, Milliseconds, Part
+
+CURVE_FILE = "curve.json"
+_NOT_RUNS = frozenset({"cache", "mlartifacts", "mlruns", "reports"})
+
+
+class TeacherRecord(TypedDict):
+    """The model the knowledge came from."""
+
+    model: str
+    width: int
+    num_parameters: int
+    flops: int
+    val_accuracy: float
+    test_accuracy: float
+    fingerprint: NotRequired[str]
+
+
+class ParetoEntry(Part):
+    """A student that no other beats both in validation accuracy and in parameters."""
+
+    capacity: str
+    method: str
+    num_parameters: Count
+    flops: Count
+    latency_ms: Milliseconds
+    val_accuracy: Accuracy
+    test_accuracy: Accuracy
+
+
+class Cost(Part):
+    """What a search took."""
+
+    num_trials: Count
+    """Trainings that were started: tuning and final, early stopped and interrupted ones too."""
+    wall_seconds: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+    """From the first start to the last end, pauses included."""
+    trial_seconds: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+    """Sum over all trainings of how long each took."""
+
+
+class Budgets(Part):
+    """What a search was allowed, as in the config's `search`; 0 is no limit."""
+
+    trials_per_size: Count
+    num_final_seeds: Count
+    max_wall_seconds: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+    max_epochs: Count
+    target_accuracy: Accuracy
+
+
+class Curve(Part):
+    """Accuracy versus capacity for every method, and where it came from."""
+
+    name: str
+    """Name of the run."""
+    commit: str
+    """Git commit of the code that ran, `-dirty` appended when the tree had changes."""
+    data: dict[str, Any]
+    """Source, fingerprint and sizes of the data."""
+    teacher: TeacherRecord
+    """The model the knowledge came from."""
+    sizes: tuple[CurveSize, ...]
+    """The ladder, as configured."""
+    pareto: tuple[ParetoEntry, ...]
+    """The front, smallest student first; see `find_pareto`."""
+    cost: Cost | None = None
+    """None in curves of krscale before it was kept."""
+    budgets: Budgets | None = None
+    """None in curves of krscale before they were kept."""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Every method of any size, in order of first appearance."""
+        return tuple(dict.fromkeys(name for size in self.sizes for name in size.methods))
+
+
+def find_pareto(sizes: Sequence[CurveSize]) -> tuple[ParetoEntry, ...]:
+    """Return the front over all sizes and methods, smallest student first.
+
+    A student is on the front when none has both at least its mean validation accuracy and at most
+    its parameters. The test accuracy is carried along, never consulted.
+    """
+    entries = [
+        ParetoEntry(
+            capacity=size.capacity,
+            method=method,
+            **size.size_of(method).model_dump(exclude={"width"}),
+            val_accuracy=result.val_accuracy,
+            test_accuracy=result.test_accuracy,
+        )
+        for size in sizes
+        for method, result in size.methods.items()
+        if result.val_accuracy is not None and result.test_accuracy is not None
+    ]
+    points = [(entry.val_accuracy, float(entry.num_parameters)) for entry in entries]
+    chosen = [entries[i] for i in pareto_front(points, maximise=(True, False))] if points else []
+    return tuple(sorted(chosen, key=lambda entry: (entry.num_parameters, entry.method)))
+
+
+def write_curve(curve: Curve, run_path: Path) -> Path:
+    """Write `curve.json` into the run folder, atomically, and return its path."""
+    path = run_path / CURVE_FILE
+    write_json(path, curve.model_dump(mode="json"))
+    return path
+
+
+def read_curve(run_path: Path) -> Curve:
+    """Read the curve of a run.
+
+    Raises:
+        UserError: If there is no such run, it has no curve yet, or its `curve.json` is not one.
+    """
+    path = run_path / CURVE_FILE
+    if not path.is_file():
+        raise _no_curve(run_path)
+    try:
+        return Curve.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: not a curve of this version of krscale: {_first(error)}"
+        ) from None
+
+
+def _no_curve(run_path: Path) -> UserError:
+    """Say what is missing, and which runs beside it could be read instead."""
+    storage = run_path.parent
+    folders = sorted(p for p in storage.iterdir() if p.is_dir()) if storage.is_dir() else []
+    runs = [p for p in folders if p.name not in _NOT_RUNS and not p.name.startswith(".")]
+    finished = [p.name for p in runs if (p / CURVE_FILE).is_file()]
+    unfinished = [p.name for p in runs if p.name not in finished]
+    if run_path.is_dir():
+        problem = f"{run_path}: no {CURVE_FILE} in this run; its search has not finished."
+    else:
+        guess = nearest(run_path.name, finished + unfinished)
+        hint = f" Did you mean {guess!r}?" if guess else ""
+        problem = f"{run_path}: no such run.{hint}"
+    return UserError(
+        f"{problem} Runs with a curve in {storage}: {', '.join(finished) or 'none'};"
+        f" without one: {', '.join(unfinished) or 'none'}."
+    )
+
+
+def _first(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        problem = error.errors(include_url=False)[0]
+        return f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
+    return str(error)

@@ -1,0 +1,163 @@
+"""The students of a curve: what each method reached at each size. Parts of `curve.json`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Accuracy = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Count = Annotated[int, Field(strict=True, ge=0)]
+Milliseconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+_RENAMED = {"rungs": "sizes", "trials_per_rung": "trials_per_size"}
+"""Names that fields, and settings that are values, had in older versions of krscale."""
+
+
+class Part(BaseModel):
+    """A part of `curve.json`: immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_new_names(cls, content: Any) -> Any:
+        """Read curves that were written when fields had other names."""
+        if not isinstance(content, dict):
+            return content
+        return {_RENAMED.get(name, name): value for name, value in content.items()}
+
+
+class Size(Part):
+    """How large a student is."""
+
+    width: Count
+    """Its capacity dial."""
+    num_parameters: Count
+    """Of the student alone."""
+    flops: Count
+    """Operations of one forward pass of one image, two per multiply-add."""
+    latency_ms: Milliseconds
+    """Median milliseconds of one forward pass of one image on one CPU thread."""
+
+
+class FrontTrial(Part):
+    """A trial that no other of its study beats in all objectives."""
+
+    number: Count
+    """Its number in the study."""
+    objectives: dict[str, float]
+    """What it reached, by objective; trained once, with the search's seed."""
+    settings: dict[str, Any]
+    """Dotted path of the experiment -> value."""
+
+
+class MethodResult(Part):
+    """What one method reached at one size: its winner, trained again with fresh seeds."""
+
+    test_accuracy: Accuracy | None
+    """Mean over the seeds; None when no trial of the method finished at this size."""
+    test_accuracies: tuple[Accuracy, ...]
+    """One per seed."""
+    val_accuracy: Accuracy | None
+    """Mean over the seeds."""
+    val_accuracies: tuple[Accuracy, ...]
+    """One per seed."""
+    seeds: tuple[int, ...]
+    """Seeds of the final trainings, in the order of the accuracies."""
+    num_trials: Count
+    """Trials of the search, of every state."""
+    num_pruned: Count
+    """Trials that early stopping ended."""
+    num_failed: Count
+    """Trials that ended in an error or a NaN."""
+    best: dict[str, Any]
+    """Settings of the winner: dotted path of the experiment -> value."""
+    size: Size | None = None
+    """The winner's own, where the architecture was searched; None where it is the size's."""
+    ended_by: str | None = None
+    """The field of `search` that ended its tuning, e.g. `max_epochs`; `size_limits` where nearly
+    every suggestion was too large; None in curves of krscale before it was kept."""
+    front: tuple[FrontTrial, ...] = ()
+    """Of a search with several objectives, the most accurate first: it is the winner."""
+
+    @field_validator("ended_by")
+    @classmethod
+    def _new_name(cls, ended_by: str | None) -> str | None:
+        return _RENAMED.get(ended_by, ended_by) if ended_by else ended_by
+
+    @classmethod
+    def over_seeds(
+        cls,
+        *,
+        seeds: Sequence[int],
+        val_accuracies: Sequence[float],
+        test_accuracies: Sequence[float],
+        num_trials: int,
+        num_pruned: int,
+        num_failed: int,
+        best: dict[str, Any],
+        size: Size | None = None,
+        ended_by: str | None = None,
+        front: Sequence[FrontTrial] = (),
+    ) -> MethodResult:
+        """Build the result from one accuracy per seed; the means are taken here."""
+        return cls(
+            test_accuracy=_mean(test_accuracies),
+            test_accuracies=tuple(test_accuracies),
+            val_accuracy=_mean(val_accuracies),
+            val_accuracies=tuple(val_accuracies),
+            seeds=tuple(seeds),
+            num_trials=num_trials,
+            num_pruned=num_pruned,
+            num_failed=num_failed,
+            best=best,
+            size=size,
+            ended_by=ended_by,
+            front=tuple(front),
+        )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MethodResult:
+        lengths = {len(self.seeds), len(self.val_accuracies), len(self.test_accuracies)}
+        if len(lengths) != 1:
+            raise ValueError("one val and one test accuracy per seed are needed")
+        for mean, values in (
+            (self.test_accuracy, self.test_accuracies),
+            (self.val_accuracy, self.val_accuracies),
+        ):
+            expected = _mean(values)
+            if (mean is None) != (expected is None):
+                raise ValueError("a mean without values, or values without a mean")
+            if mean is not None and expected is not None and abs(mean - expected) > 1e-6:
+                raise ValueError(f"{mean} is not the mean of {list(values)}")
+        return self
+
+
+class CurveSize(Part):
+    """One student size."""
+
+    capacity: str
+    """Share of the teacher's parameters that was asked for, e.g. `"1/16"`."""
+    width: Count
+    """The student's capacity dial."""
+    num_parameters: Count
+    """Parameters of the student alone."""
+    flops: Count
+    """Operations of one forward pass of one image, two per multiply-add."""
+    latency_ms: Milliseconds
+    """Median milliseconds of one forward pass of one image on one CPU thread."""
+    methods: dict[str, MethodResult]
+    """Result by method name."""
+
+    def size_of(self, method: str) -> Size:
+        """Return the size of a method's winner: its own where it has one, else the size's."""
+        own = self.methods[method].size
+        return own or Size.model_validate(self.model_dump(include=set(Size.model_fields)))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None

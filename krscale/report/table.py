@@ -1,0 +1,121 @@
+"""The curve as a table for a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from krscale.report.interval import half_width
+from krscale.report.result import Curve
+from krscale.report.students import CurveSize, MethodResult
+
+_ASCII_HEAD = box.Box("    \n    \n -- \n" + "    \n" * 5, ascii=True)
+"""`box.SIMPLE_HEAD` in ASCII; rich's own substitute adds borders that do not fit 60 columns."""
+
+
+def curve_table(curve: Curve, *, ascii_only: bool | None = None) -> Table:
+    """Return the table: a row per size, test accuracy in percent for every method.
+
+    Args:
+        curve: The result of a search.
+        ascii_only: Use no character outside ASCII; None decides by the encoding of stdout.
+
+    The best mean of a row is bold, students on the Pareto front carry an asterisk, and several
+    seeds are shown with half their 95 % interval. Fits 60 columns with three methods.
+    """
+    plain_text = stdout_is_ascii() if ascii_only is None else ascii_only
+    plus_minus = "+-" if plain_text else "±"
+    title = f"{curve.name}: test accuracy in %"
+    table = new_table(title, _caption(curve, plus_minus), plain_text=plain_text)
+    for heading in ("size", "params", "FLOPs", "ms"):
+        table.add_column(heading, justify="right", overflow="fold")
+    for method in curve.methods:
+        table.add_column(method, justify="left", overflow="fold")
+    for size in curve.sizes:
+        cells = accuracy_cells(size, curve.methods, front_of(curve), plus_minus)
+        table.add_row(*size_cells(size), *cells)
+    return table
+
+
+def new_table(title: str, caption: str, *, plain_text: bool) -> Table:
+    """Return an empty table in the style of all tables of accuracies."""
+    return Table(
+        title=Text(title, style="bold"),
+        caption=Text(caption),
+        caption_justify="left",
+        box=_ASCII_HEAD if plain_text else box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+
+
+def front_of(curve: Curve) -> set[tuple[str, str]]:
+    """Return capacity and method of every student on the front."""
+    return {(entry.capacity, entry.method) for entry in curve.pareto}
+
+
+def short_number(value: float) -> str:
+    """Return a count in at most five characters: `312`, `1.24k`, `39.6k`, `1.24M`."""
+    for divisor, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * divisor:
+            return f"{value / divisor:.3g}{suffix}"
+    return f"{value:.0f}"
+
+
+def size_cells(size: CurveSize) -> list[Text]:
+    """Return the cells of a size's name and sizes."""
+    latency = f"{size.latency_ms:.2f}" if size.latency_ms < 100 else f"{size.latency_ms:.0f}"
+    sizes = (short_number(size.num_parameters), short_number(size.flops), latency)
+    return [Text(cell) for cell in (size.capacity, *sizes)]
+
+
+def accuracy_cells(
+    size: CurveSize, methods: Sequence[str], front: set[tuple[str, str]], plus_minus: str
+) -> list[Text]:
+    """Return a cell for each method: percent, interval, a mark on the front, bold the best."""
+    means = [result.test_accuracy for result in size.methods.values()]
+    best = max((mean for mean in means if mean is not None), default=None)
+    cells = []
+    for method in methods:
+        result = size.methods.get(method)
+        if result is None or result.test_accuracy is None:
+            cells.append(Text("-"))
+            continue
+        mark = "*" if (size.capacity, method) in front else ""
+        style = "bold" if result.test_accuracy == best else ""
+        cells.append(Text(_accuracy(result, plus_minus) + mark, style=style))
+    return cells
+
+
+def _accuracy(result: MethodResult, plus_minus: str) -> str:
+    if result.test_accuracy is None:
+        raise ValueError("a method without a finished trial has no accuracy")
+    mean = f"{100 * result.test_accuracy:.1f}"
+    spread = half_width(result.test_accuracies)
+    return mean if spread is None else f"{mean}{plus_minus}{100 * spread:.1f}"
+
+
+def _caption(curve: Curve, plus_minus: str) -> str:
+    counts = {len(r.seeds) for size in curve.sizes for r in size.methods.values() if r.seeds}
+    lines = []
+    if counts and max(counts) > 1:
+        seeds = "-".join(str(n) for n in sorted({min(counts), max(counts)}))
+        lines.append(f"{plus_minus} 95 % interval over {seeds} seeds; bold: best of its size")
+    lines.append("* Pareto front: validation accuracy, parameters")
+    teacher = curve.teacher
+    lines.append(
+        f"teacher {teacher['model']} width {teacher['width']}:"
+        f" {short_number(teacher['num_parameters'])} params, {100 * teacher['test_accuracy']:.1f} %"
+    )
+    return "\n".join(lines)
+
+
+def stdout_is_ascii() -> bool:
+    """Whether stdout can show no more than ASCII."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower()
+    return not encoding.startswith(("utf", "cp65001"))

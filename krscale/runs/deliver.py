@@ -1,0 +1,207 @@
+"""From a finished search to a student to take away: choose, train again if asked, export."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from krscale.config import Experiment, with_values
+from krscale.data import Dataset, prepare_data
+from krscale.errors import UserError
+from krscale.export import ExportedFile, StudentCard, check_formats, check_target, export_student
+from krscale.parallel import Workers
+from krscale.report import Candidate, Choice, Curve, Limits, choose, read_curve
+from krscale.runs.folder import git_commit, read_experiment, student_path
+from krscale.runs.refit import refit
+from krscale.setup.assemble import Reporter, trial_experiment
+from krscale.setup.sizes import build_student, find_size
+from krscale.training.checkpoint import load_weights
+from krscale.training.loop import evaluate
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the user wants.
+
+    Attributes:
+        limits: Which student.
+        refit: Whether to train it again on train and validation.
+        formats: Names of the formats it leaves in.
+        output: The folder it leaves in; None for one in the run's `export`.
+    """
+
+    limits: Limits
+    refit: bool
+    formats: tuple[str, ...]
+    output: Path | None = None
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A student that was chosen and exported.
+
+    Attributes:
+        choice: Which, and why.
+        card: What it is.
+        folder: Where it is.
+        files: The files, as a fresh process found them.
+    """
+
+    choice: Choice
+    card: StudentCard
+    folder: Path
+    files: tuple[ExportedFile, ...]
+
+    def content(self) -> dict[str, Any]:
+        """Return all of it as JSON-serialisable content."""
+        other = self.choice.runner_up
+        return {
+            "picked": self.choice.picked.facts(),
+            "runner_up": other.facts() if other else None,
+            "reasons": list(self.choice.reasons),
+            "student": self.card.content(),
+            "folder": str(self.folder),
+            "files": [asdict(file) for file in self.files],
+        }
+
+
+def choose_student(run_path: Path, order: Order) -> tuple[Curve, Choice]:
+    """Choose from a run's curve, having refused whatever would fail later.
+
+    Raises:
+        UserError: If the run has no curve, the formats or the folder cannot be, or no student is
+            within the limits.
+    """
+    check_formats(order.formats)
+    curve = read_curve(run_path)
+    choice = choose(curve, order.limits)
+    check_target(_target(run_path, order, choice.picked))
+    return curve, choice
+
+
+def deliver(
+    run_path: Path, curve: Curve, choice: Choice, order: Order, reporter: Reporter
+) -> Delivery:
+    """Export what `choose_student` chose.
+
+    Args:
+        run_path: Folder of the run; it may have been moved together with the cache beside it.
+        curve: The run's curve.
+        choice: What was chosen from it.
+        order: What the user wants.
+        reporter: Is told what is being done.
+
+    Raises:
+        UserError: If data or weights are not those of the run any more, or an export is not the
+            student that the run trained.
+    """
+    picked = choice.picked
+    experiment = with_values(
+        read_experiment(run_path),
+        {"storage_path": str(run_path.parent), "name": run_path.name},
+        str(run_path),
+    )
+    reporter.phase("data")
+    dataset = _data_of_the_run(experiment, curve, reporter)
+    trial = trial_experiment(
+        experiment,
+        picked.method,
+        {**picked.result.best, "distill.capacity": picked.size.capacity},
+        picked.result.seeds[picked.best_seed],
+    )
+    student, accuracy = _student(run_path, trial, dataset, picked, order, reporter)
+    card = _card(student, curve, trial, dataset, picked, accuracy, order.refit)
+    reporter.phase("export")
+    folder = _target(run_path, order, picked)
+    files = export_student(student, card, dataset, folder, order.formats)
+    return Delivery(choice, card, folder, files)
+
+
+def _target(run_path: Path, order: Order, picked: Candidate) -> Path:
+    if order.output is not None:
+        return order.output.expanduser().resolve()
+    name = f"{picked.size.capacity.replace('/', '-')}-{picked.method}"
+    return run_path / "export" / (name + "-refit" * order.refit)
+
+
+def _data_of_the_run(experiment: Experiment, curve: Curve, reporter: Reporter) -> Dataset:
+    dataset = prepare_data(experiment.data, experiment.cache_path, reporter.advance)
+    if dataset.fingerprint != curve.data["fingerprint"]:
+        raise UserError(
+            f"{dataset.path}: the data is not what the run was trained on: its fingerprint is "
+            f"{dataset.fingerprint}, the curve has {curve.data['fingerprint']}."
+        )
+    return dataset
+
+
+def _student(
+    run_path: Path,
+    trial: Experiment,
+    dataset: Dataset,
+    picked: Candidate,
+    order: Order,
+    reporter: Reporter,
+) -> tuple[nn.Module, dict[str, float | None]]:
+    """Return the student and its accuracies: those of the table, or of its refit."""
+    width = find_size(trial, dataset).width  # of the architecture that won
+    student = build_student(trial, dataset, width)
+    if not order.refit:
+        place = picked.best_seed
+        seed = picked.result.seeds[place]
+        load_weights(student_path(run_path, picked.method, picked.size.capacity, seed), student)
+        val, test = picked.result.val_accuracies[place], picked.result.test_accuracies[place]
+        return student, {"val": val, "test": test}
+    load_weights(refit(trial, dataset, width, run_path, reporter), student)
+    reporter.phase("test")
+    alone = Workers.alone(torch.device("cpu"))
+    test = evaluate(student, dataset, dataset.split("test"), alone)["accuracy"]
+    return student, {"val": None, "test": test}
+
+
+def _card(
+    student: nn.Module,
+    curve: Curve,
+    trial: Experiment,
+    dataset: Dataset,
+    picked: Candidate,
+    accuracy: dict[str, float | None],
+    refitted: bool,
+) -> StudentCard:
+    size, result = find_size(trial, dataset), picked.result
+    return StudentCard(
+        model=trial.student.model,
+        width=size.width,
+        options=trial.student.options,
+        num_parameters=size.num_parameters,
+        flops=size.flops,
+        classes=dataset.classes,
+        image_shape=dataset.image_shape,
+        mean=dataset.mean,
+        std=dataset.std,
+        accuracy=accuracy,
+        provenance={
+            "krscale": version("krscale"),
+            "run": curve.name,
+            "commit": curve.commit,
+            "exported_by_commit": git_commit(),
+            "capacity": size.capacity,
+            "method": picked.method,
+            "settings": dict(result.best),
+            "seed": trial.train.seed,
+            "num_epochs": trial.train.num_epochs,
+            "trained_on": ["train", "val"] if refitted else ["train"],
+            "experiment": trial.fingerprint(),
+            "data": {"source": dataset.source, "fingerprint": dataset.fingerprint},
+            "teacher": dict(curve.teacher),
+            "over_seeds": {
+                "seeds": list(result.seeds),
+                "val_accuracies": list(result.val_accuracies),
+                "test_accuracies": list(result.test_accuracies),
+            },
+        },
+    )

@@ -1,0 +1,202 @@
+"""One student from config to weights: `krscale distill`, in this process or over Ray Train."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from krscale.cluster.connect import connect
+from krscale.cluster.train import STUDENT_FILE, OnEpoch, train_on_workers
+from krscale.config import Experiment, with_values
+from krscale.data import Dataset, open_data
+from krscale.files import write_json
+from krscale.models.capacity import latency_ms
+from krscale.parallel import Workers
+from krscale.progress import Progress
+from krscale.runs.folder import git_commit, origin_tags, run_folder
+from krscale.setup.assemble import Assets, Prepared, build_training, pick_device, prepare
+from krscale.setup.sizes import StudentSize, build_student, find_size
+from krscale.tracking import Tracker, datasets_used
+from krscale.training.checkpoint import load_weights, save_weights
+from krscale.training.loop import evaluate, fit_or_continue
+
+RESULT_FILE = "student.json"
+CHECKPOINT = "checkpoint"
+
+
+@dataclass(frozen=True)
+class StudentResult:
+    """A trained student and how good it is.
+
+    Attributes:
+        name: Name of the run.
+        commit: Commit of krscale.
+        method: What it learned by.
+        capacity: Share of the teacher's parameters that was asked for.
+        width: Its dial.
+        num_parameters: Without heads.
+        flops: Of one forward of one image.
+        latency_ms: Of one image on one CPU thread.
+        num_workers: Workers that trained it.
+        val_accuracy: At the last epoch.
+        test_accuracy: Read once, at the end.
+        teacher_val_accuracy: The teacher's, for comparison.
+        weights: Path of the weights.
+    """
+
+    name: str
+    commit: str
+    method: str
+    capacity: str
+    width: int
+    num_parameters: int
+    flops: int
+    latency_ms: float
+    num_workers: int
+    val_accuracy: float
+    test_accuracy: float
+    teacher_val_accuracy: float
+    weights: str
+
+
+def distil(experiment: Experiment, *, as_json: bool, quiet: bool) -> StudentResult:
+    """Train one student, or continue or show the one that this experiment already trained."""
+    experiment = _own_name(experiment)
+    with Progress(quiet=quiet, planned={}) as progress, run_folder(experiment, {}) as folder:
+        if not (folder / RESULT_FILE).exists():
+            prepared = prepare(experiment, progress)
+            dataset = Assets.open(prepared).dataset
+            size = find_size(experiment, dataset)
+            result = _train_and_test(experiment, prepared, dataset, size, progress)
+            write_json(folder / RESULT_FILE, asdict(result))
+        result = StudentResult(**json.loads((folder / RESULT_FILE).read_text("utf-8")))
+    _show(result, as_json)
+    return result
+
+
+def _own_name(experiment: Experiment) -> Experiment:
+    """Give every student its own folder: a name may serve a search and many students."""
+    parts = experiment.distill
+    kind = f"{parts.method}-{parts.capacity}".translate(str.maketrans("+/", "--"))
+    name = f"{experiment.name}-{kind}"
+    return with_values(experiment, {"name": f"{name}-{experiment.fingerprint()[:6]}"}, "distill")
+
+
+def _train_and_test(
+    experiment: Experiment,
+    prepared: Prepared,
+    dataset: Dataset,
+    size: StudentSize,
+    progress: Progress,
+) -> StudentResult:
+    progress.phase("train")
+    tracker = Tracker(
+        experiment.tracking.uri,
+        experiment.tracking.experiment,
+        experiment.run_path,
+        enabled=experiment.tracking.enabled,
+        system_metrics=experiment.tracking.system_metrics,
+    )
+    _start_record(tracker, experiment, prepared, size)
+
+    def on_epoch(metrics: dict[str, float]) -> None:
+        tracker.log_metrics("student", metrics, step=int(metrics["epoch"]))
+        progress.advance(int(metrics["epoch"]), experiment.train.num_epochs)
+
+    state = "FAIL"
+    try:
+        if experiment.train.num_workers > 1:
+            connect(experiment.cluster)
+            folder = experiment.run_path
+            metrics = train_on_workers(experiment, prepared, size.width, folder, on_epoch)
+        else:
+            metrics = _train_here(experiment, prepared, size.width, on_epoch)
+        result = _test(experiment, prepared, dataset, size, metrics)
+        final = {"test/accuracy": result.test_accuracy, "size/latency_ms": result.latency_ms}
+        tracker.log_metrics("student", final, step=experiment.train.num_epochs)
+        state = "COMPLETE"
+    finally:
+        tracker.end_run("student", state)
+        tracker.close(timeout=60.0)
+    return result
+
+
+def _start_record(
+    tracker: Tracker, experiment: Experiment, prepared: Prepared, size: StudentSize
+) -> None:
+    tags = {
+        "krscale.kind": "student",
+        "krscale.method": experiment.distill.method,
+        "krscale.size": size.capacity,
+        **origin_tags(experiment, prepared),
+    }
+    sections = experiment.model_dump(mode="json", include={"distill", "train"})
+    params = {f"{s}.{k}": v for s, fields in sections.items() for k, v in fields.items()}
+    datasets = datasets_used(open_data(Path(prepared.data_path)), experiment.data)
+    tracker.start_run("student", name=experiment.name, tags=tags, params=params, datasets=datasets)
+    sizes = {"size/num_parameters": size.num_parameters, "size/flops": size.flops}
+    tracker.log_metrics("student", {k: float(v) for k, v in sizes.items()}, step=0)
+
+
+def _train_here(
+    experiment: Experiment, prepared: Prepared, width: int, on_epoch: OnEpoch
+) -> dict[str, float]:
+    """Train in this process; every epoch is kept, and a training cut short goes on from there."""
+    workers = Workers.alone(pick_device(experiment.train.device))
+    training = build_training(experiment, Assets.open(prepared), width, workers)
+    metrics = fit_or_continue(training, experiment.run_path / CHECKPOINT, on_epoch)
+    save_weights(experiment.run_path / STUDENT_FILE, training.student)
+    return metrics
+
+
+def _test(
+    experiment: Experiment,
+    prepared: Prepared,
+    dataset: Dataset,
+    size: StudentSize,
+    metrics: dict[str, float],
+) -> StudentResult:
+    student = build_student(experiment, dataset, size.width)
+    weights = experiment.run_path / STUDENT_FILE
+    load_weights(weights, student, where=str(weights))
+    alone = Workers.alone(torch.device("cpu"))
+    return StudentResult(
+        name=experiment.name,
+        commit=git_commit(),
+        method=experiment.distill.method,
+        capacity=size.capacity,
+        width=size.width,
+        num_parameters=size.num_parameters,
+        flops=size.flops,
+        latency_ms=latency_ms(student, dataset.image_shape),
+        num_workers=experiment.train.num_workers,
+        val_accuracy=metrics["val/accuracy"],
+        test_accuracy=evaluate(student, dataset, dataset.split("test"), alone)["accuracy"],
+        teacher_val_accuracy=prepared.teacher.val_accuracy,
+        weights=str(Path(weights)),
+    )
+
+
+def _show(result: StudentResult, as_json: bool) -> None:
+    if as_json:
+        json.dump(asdict(result), sys.stdout, indent=2)
+        print()
+        return
+    table = Table("student", "parameters", "FLOPs", "latency", "val", "test", "teacher's val")
+    table.add_row(
+        f"{result.method} {result.capacity}",
+        f"{result.num_parameters:,}",
+        f"{result.flops:,}",
+        f"{result.latency_ms:.2f} ms",
+        f"{result.val_accuracy:.2%}",
+        f"{result.test_accuracy:.2%}",
+        f"{result.teacher_val_accuracy:.2%}",
+    )
+    Console().print(table)
+    print(f"Weights: {result.weights}")

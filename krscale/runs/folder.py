@@ -1,0 +1,291 @@
+"""The folder of a run: which experiment it belongs to, what made it, and who is in it now."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from krscale.config import Experiment, validate
+from krscale.errors import UserError
+from krscale.files import read_json, write_json
+from krscale.redaction import redact
+
+if TYPE_CHECKING:
+    from krscale.setup.assemble import Prepared
+
+EXPERIMENT_FILE = "experiment.json"
+ENVIRONMENT_FILE = "environment.json"
+UNBOUND = {"storage_path", "tracking", "cluster"}
+"""Fields that may differ between two starts of one run: where it is kept, shown and computed."""
+BUDGETS = frozenset({"search.trials_per_size", "search.num_final_seeds"})
+"""Fields that may grow in a run that has begun, or shrink to what has run."""
+FREE = (
+    "search.max_wall_seconds",
+    "search.max_epochs",
+    "search.target_accuracy",
+    "search.max_failures",
+    "search.max_retries",
+    "search.checkpoint_seconds",
+    "search.gpus_per_trial",
+)
+"""Fields that may differ between two starts: they end, protect or place a search, and change no
+trial."""
+SPACE = ("search.space", "space.")
+"""Where the search space is found among the fields of a run."""
+_PACKAGES = ("krscale", "torch", "ray", "optuna", "mlflow", "pyarrow", "numpy")
+
+
+Spent = Callable[[Path], Mapping[str, int]]
+"""How much of each of `BUDGETS` a run has used."""
+
+
+@contextmanager
+def run_folder(
+    experiment: Experiment,
+    bound: Mapping[str, Any],
+    *,
+    spent: Spent = lambda folder: {},
+    renewed: tuple[str, ...] = (),
+) -> Iterator[Path]:
+    """Claim the run's folder for this process; create it or check that it belongs to this run.
+
+    Args:
+        experiment: The resolved experiment.
+        bound: What else must be the same in every start of the run, e.g. the search space.
+        spent: Asked when a budget is smaller than before.
+        renewed: Fields, by the beginning of their dotted name, that may differ knowingly.
+
+    Yields:
+        The folder.
+
+    Raises:
+        UserError: If another process is in it, or it belongs to another experiment; names every
+            field that differs.
+    """
+    folder = experiment.run_path
+    folder.mkdir(parents=True, exist_ok=True)
+    owner = folder / ".owner"
+    lock = FileLock(folder / ".lock")  # the kernel releases it when its process dies
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = owner.read_text(encoding="utf-8").strip() if owner.exists() else "another process"
+        raise UserError(
+            f"name: run {experiment.name!r} is being run now by {who}, in {folder}. "
+            f"Wait for it, or choose another name."
+        ) from None
+    try:
+        now = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
+        owner.write_text(
+            f"process {os.getpid()} on {platform.node()}, since {now}\n", encoding="utf-8"
+        )
+        _check_or_write(folder, experiment, bound, spent, renewed)
+        write_json(folder / ENVIRONMENT_FILE, environment())
+        yield folder
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def environment() -> dict[str, Any]:
+    """Return what a reader needs to repeat the run: versions, machine, commit, command."""
+    return {
+        "command": redact(" ".join(["python", "-m", *_module_and_arguments()])),
+        "commit": git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "num_cpus": os.cpu_count(),
+        "packages": {name: version(name) for name in _PACKAGES},
+    }
+
+
+def git_commit() -> str:
+    """Return the commit of krscale's own source, or `unknown` outside git.
+
+    `-dirty` is appended where the package or its search spaces differ from it; what lies beside
+    them, results above all, changes no run.
+    """
+    git = shutil.which("git")
+    root = Path(__file__).resolve().parents[2]
+    if git is None or not (root / ".git").exists():
+        return os.environ.get("KRSCALE_COMMIT", "unknown")
+
+    def ask(*arguments: str) -> str:
+        command = [git, "-C", str(root), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    commit = ask("rev-parse", "HEAD")
+    code = ("krscale", "search_spaces")
+    changed = commit and ask("status", "--porcelain", "--untracked-files=no", "--", *code)
+    return (commit + ("-dirty" if changed else "")) or "unknown"
+
+
+def ray_job() -> str:
+    """Return the id under which `ray job submit` knows this process; empty outside a job."""
+    # What Ray's supervisor gives the entry point, and Ray itself reads in `ray.init`.
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    return str(config.get("metadata", {}).get("job_submission_id", ""))
+
+
+def origin_tags(experiment: Experiment, prepared: Prepared) -> dict[str, str]:
+    """Return what a result comes from, as tags: code, job, experiment, data, teacher, store."""
+    commit, _, dirty = git_commit().partition("-")
+    job = ray_job()
+    return {
+        "krscale.commit": commit,
+        "krscale.dirty": "true" if dirty else "false",
+        "mlflow.source.git.commit": commit,  # MLflow's own column "Version"
+        "krscale.experiment": experiment.fingerprint(),
+        "krscale.data": prepared.teacher.data_fingerprint,
+        "krscale.teacher": prepared.teacher.fingerprint,
+        "krscale.store": Path(prepared.store_path).name,
+        **({"krscale.ray_job": job} if job else {}),
+    }
+
+
+def find_run(name: str, storage_path: Path) -> Path:
+    """Return the absolute folder of a run: as written where that is a path, else by its name.
+
+    A mistyped path is a path too, so that an error tells what there is beside it.
+    """
+    written = Path(name).expanduser()
+    if written.is_dir() or (len(written.parts) > 1 and written.parent.is_dir()):
+        return written.resolve()
+    return (storage_path.expanduser() / written).resolve()
+
+
+def read_experiment(folder: Path) -> Experiment:
+    """Return the experiment a run folder belongs to.
+
+    Raises:
+        UserError: If the folder holds none, or one of another version of krscale.
+    """
+    path = folder / EXPERIMENT_FILE
+    if not path.is_file():
+        raise UserError(f"{folder}: not the folder of a run: it has no {EXPERIMENT_FILE}.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))["experiment"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: damaged: it holds no experiment.") from None
+    return validate(content, str(path))
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """Return what `environment` found at the run's last start; empty when it was not kept."""
+    path = folder / ENVIRONMENT_FILE
+    if not path.is_file():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def student_path(run_path: Path, method: str, capacity: str, seed: int) -> Path:
+    """Return where the weights of a final student of a search are kept."""
+    return run_path / "students" / method / capacity.replace("/", "-") / f"seed-{seed}.safetensors"
+
+
+def _check_or_write(
+    folder: Path,
+    experiment: Experiment,
+    bound: Mapping[str, Any],
+    spent: Spent,
+    renewed: tuple[str, ...],
+) -> None:
+    path = folder / EXPERIMENT_FILE
+    content = {"experiment": experiment.model_dump(mode="json"), "bound": dict(bound)}
+    content["experiment"]["tracking"]["uri"] = redact(experiment.tracking.uri)
+    if path.exists():
+        old = _flat(_begun_with(folder), UNBOUND) | _flat(read_json(path)["bound"], set())
+        new = _flat(content["experiment"], UNBOUND) | _flat(content["bound"], set())
+        changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
+        free = (*FREE, *renewed)
+        _refuse_changes(
+            folder,
+            old,
+            new,
+            [key for key in changed if not key.startswith(free) and key not in BUDGETS],
+        )
+        _refuse_less(folder, old, new, spent)
+    write_json(path, content)
+
+
+def _begun_with(folder: Path) -> dict[str, Any]:
+    """Return the experiment of a run that has begun, as this version of krscale understands it.
+
+    Fields that are newer than the run have today's defaults (CONTRIBUTING.md, Style).
+    """
+    path = folder / EXPERIMENT_FILE
+    stored = read_json(path)["experiment"]
+    bound = {key: value for key, value in stored.items() if key not in UNBOUND}
+    try:
+        return validate(bound, str(path)).model_dump(mode="json")
+    except UserError as error:
+        commit = read_environment(folder).get("commit", "unknown")
+        raise UserError(
+            f"{folder} was begun by another version of krscale (commit {commit}): {error} "
+            f"Continue it with that one, or choose another name (--set name=...)."
+        ) from None
+
+
+def _refuse_changes(
+    folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], changed: list[str]
+) -> None:
+    if not changed:
+        return
+    lines = [f"{key} was {old.get(key)!r}, is now {new.get(key)!r}" for key in changed[:5]]
+    more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+    if all(key.startswith(SPACE) for key in changed):
+        raise UserError(
+            f"search.space: the space of {folder} has changed: {'; '.join(lines)}{more}. "
+            f"--new-space goes on knowingly: methods whose space has changed start anew, and what "
+            f"they tried before is kept but does not count. Or choose another name "
+            f"(--set name=...)."
+        )
+    raise UserError(
+        f"{folder} belongs to another experiment: {'; '.join(lines)}{more}. "
+        f"Choose another name (--set name=...), or remove the folder."
+    )
+
+
+def _refuse_less(
+    folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], spent: Spent
+) -> None:
+    smaller = [key for key in sorted(BUDGETS) if new[key] < old.get(key, new[key])]
+    used = spent(folder) if smaller else {}
+    for key in smaller:
+        if new[key] < used.get(key, 0):
+            raise UserError(
+                f"{key}: {used[key]} have run in {folder} already (got {new[key]}). Give at least "
+                f"so many, e.g. --set {key}={old[key]}, or choose another name (--set name=...)."
+            )
+
+
+def _flat(content: Mapping[str, Any], skip: set[str], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if key in skip and not prefix:
+            continue
+        if isinstance(value, Mapping):
+            flat |= _flat(value, skip, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _module_and_arguments() -> list[str]:
+    program = Path(sys.argv[0])
+    inside = program.suffix == ".py" and program.parent == Path(__file__).parents[1]
+    return [f"krscale.{program.stem}" if inside else program.name, *sys.argv[1:]]

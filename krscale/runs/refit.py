@@ -1,0 +1,79 @@
+"""A chosen student trained once more, on train and validation together."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from filelock import FileLock
+
+from krscale.config import Experiment
+from krscale.data import Dataset
+from krscale.data.joining import join_train_and_val
+from krscale.parallel import Workers
+from krscale.setup.assemble import (
+    Assets,
+    Reporter,
+    build_training,
+    open_features,
+    pick_device,
+    prepare_features,
+)
+from krscale.setup.store_spec import StoreRecipe
+from krscale.setup.teacher import prepare_teacher
+from krscale.store import KnowledgeStore
+from krscale.training.checkpoint import save_weights
+from krscale.training.loop import fit_or_continue
+
+WEIGHTS_FILE = "student.safetensors"
+CHECKPOINT = "checkpoint"
+
+
+def refit(
+    experiment: Experiment, dataset: Dataset, width: int, run_path: Path, reporter: Reporter
+) -> Path:
+    """Train a student on train and validation, or find or continue an earlier such training.
+
+    The teacher stays the one of the search: it has seen train alone, and what it says of the
+    validation images is asked now. Nothing is left to judge the epochs by, so there are as many as
+    the search had.
+
+    Args:
+        experiment: All settings of this one training.
+        dataset: The data of the search.
+        width: The student's capacity dial.
+        run_path: Folder of the run; trainings are kept in its `refit`, by fingerprint.
+        reporter: Is told what is being done.
+
+    Returns:
+        The file of the weights.
+    """
+    folder = run_path / "refit" / experiment.fingerprint()
+    weights, checkpoint = folder / WEIGHTS_FILE, folder / CHECKPOINT
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if not weights.exists():
+            assets = _assets(experiment, dataset, reporter)
+            workers = Workers.alone(pick_device(experiment.train.device))
+            training = build_training(experiment, assets, width, workers)
+            reporter.phase("train")
+            num_epochs = experiment.train.num_epochs
+            fit_or_continue(
+                training, checkpoint, lambda metrics: reporter.advance(training.epoch, num_epochs)
+            )
+            save_weights(weights, training.student)
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    return weights
+
+
+def _assets(experiment: Experiment, dataset: Dataset, reporter: Reporter) -> Assets:
+    device = pick_device(experiment.train.device)
+    reporter.phase("teacher")
+    facts, teacher_path = prepare_teacher(experiment, dataset, device, reporter.advance)
+    joined = join_train_and_val(dataset, experiment.cache_path)
+    reporter.phase("store")
+    recipe = StoreRecipe(experiment, joined, facts, teacher_path)
+    store_path = recipe.prepare(device, reporter.advance)
+    methods = (experiment.distill.method,)
+    features = open_features(prepare_features(recipe, methods, device, reporter))
+    return Assets(joined, None, KnowledgeStore.open(store_path), facts, features)

@@ -1,0 +1,89 @@
+"""A student that was picked, registered in MLflow beside the run that it comes from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from krscale.errors import UserError
+from krscale.redaction import redact
+from krscale.runs.deliver import Delivery
+from krscale.runs.folder import read_experiment
+from krscale.tracking import HASH_TAG, Registration, reopen, save_onnx_model
+
+FOLDER = "registered"
+SECONDS = 30.0
+"""How long to wait for MLflow; what it does not have by then stays in the run's spool."""
+
+
+def register(run_path: Path, delivery: Delivery, uri: str, warn: Callable[[str], None]) -> str:
+    """Register the ONNX file of a delivery, with its signature, an example and its size's alias.
+
+    Args:
+        run_path: Folder of the run.
+        delivery: What was exported.
+        uri: Where to; empty takes where the run was recorded.
+        warn: Takes a line for the user, e.g. that MLflow is away.
+
+    Returns:
+        What came of it, in one line for the user; empty for a run that MLflow was to know nothing
+        of. The student is exported already, so nothing here is an error.
+    """
+    experiment = read_experiment(run_path)
+    if not experiment.tracking.enabled:
+        return ""
+    onnx = next((file for file in delivery.files if file.format == "onnx"), None)
+    if onnx is None:
+        return "not registered: the registry takes the ONNX file, which was not asked for."
+    card, picked = delivery.card, delivery.choice.picked
+    wanted = registration(experiment.tracking.experiment, delivery, onnx.sha256)
+    try:
+        tracker = reopen(run_path, uri, warn=warn)
+    except UserError as error:
+        return f"not registered: {error}"
+    refused = tracker.num_refused
+    folder = run_path / FOLDER / delivery.folder.name
+    try:
+        source = delivery.folder / onnx.file
+        save_onnx_model(source, folder, card.image_shape, len(card.classes))
+        tracker.register_model(picked.method, folder, wanted)
+    finally:
+        unsent = tracker.close(SECONDS)
+    if unsent:
+        return f"waiting for MLflow; krscale sync {run_path} registers {wanted.uri} later."
+    if tracker.num_refused > refused:
+        return f"MLflow refused it; see {run_path / 'tracking' / 'refused.jsonl'}"
+    return wanted.uri
+
+
+def registration(experiment: str, delivery: Delivery, digest: str) -> Registration:
+    """Return under which names and tags a student is registered.
+
+    Args:
+        experiment: Name of the MLflow experiment.
+        delivery: What was exported.
+        digest: SHA-256 of the ONNX file.
+    """
+    card, picked = delivery.card, delivery.choice.picked
+    origin = card.provenance
+    accuracies = {f"{split}_accuracy": value for split, value in card.accuracy.items()}
+    tags = {
+        HASH_TAG: digest,
+        "krscale.search": origin["run"],
+        "krscale.method": picked.method,
+        "krscale.size": picked.size.capacity,
+        "krscale.seed": origin["seed"],
+        "krscale.trained_on": "+".join(origin["trained_on"]),
+        "krscale.commit": origin["commit"],
+        "krscale.data": origin["data"]["fingerprint"],
+        "num_parameters": card.num_parameters,
+        "flops": card.flops,
+        **{name: f"{value:.4f}" for name, value in accuracies.items() if value is not None},
+    }
+    return Registration(
+        name=re.sub(r"[/:]", "-", f"{experiment}-{origin['run']}"),
+        alias=re.sub(r"[^\w-]", "-", f"size-{picked.size.capacity}"),
+        tags={name: redact(str(value)) for name, value in tags.items()},
+        description=f"{picked.describe()}. Takes images in 0..1, returns logits.",
+    )

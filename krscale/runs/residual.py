@@ -1,0 +1,66 @@
+"""Residual tracing of trained students: an analysis beside training, where the teacher may run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from krscale.config import Experiment
+from krscale.data import Dataset, open_data
+from krscale.knowledge.residual import residual_by_depth
+from krscale.knowledge.taps import TappedModel
+from krscale.setup.assemble import Prepared
+from krscale.setup.teacher import fit_probes, open_teacher, read_taps, resolve_taps
+
+
+def validation_knowledge(experiment: Experiment, prepared: Prepared) -> Tensor:
+    """Return what the teacher says at its taps of the validation images, `[N, D, K]` fp32.
+
+    Without augmentation, by the probes it taught with. It depends on the teacher alone: ask once
+    and hand it to `trace_residual` for every student.
+    """
+    dataset = open_data(Path(prepared.data_path))
+    teacher = open_teacher(experiment, dataset, Path(prepared.teacher_path))
+    return _said(teacher.tapped, teacher.probes, dataset)
+
+
+def trace_residual(
+    experiment: Experiment,
+    prepared: Prepared,
+    student: nn.Module,
+    knowledge: Tensor | None = None,
+    temperature: float = 1.0,
+) -> dict[float, float]:
+    """Return `{relative depth: mean KL(teacher || student)}` in nats, on validation.
+
+    At every depth both networks are read the same way: by linear probes that are fitted on the
+    training split to the frozen network's own taps, whatever the student learned by, and at depth 1
+    by their classifiers.
+
+    Args:
+        experiment: Teacher, and `student.taps`.
+        prepared: Where data and teacher are.
+        student: A trained student without heads; left as it was, on its device.
+        knowledge: Result of `validation_knowledge`; None asks the teacher now.
+        temperature: Temperature of the compared distributions.
+    """
+    dataset = open_data(Path(prepared.data_path))
+    if knowledge is None:
+        knowledge = validation_knowledge(experiment, prepared)
+    taps, _ = resolve_taps(student, experiment.student.taps, "student.taps")
+    was_training = student.training
+    tapped = TappedModel(student, taps).eval()
+    device = next(student.parameters()).device
+    probes = fit_probes(tapped, dataset, device)
+    said = _said(tapped, probes, dataset)
+    student.train(was_training)
+    return residual_by_depth(knowledge.to(device), said, temperature)
+
+
+@torch.no_grad()
+def _said(tapped: TappedModel, probes: nn.Module, dataset: Dataset) -> Tensor:
+    device = next(tapped.parameters()).device
+    said: Tensor = probes(read_taps(tapped, dataset, "val", device))
+    return said

@@ -1,0 +1,236 @@
+"""Who hears of trials: the tracker (MLflow) and the live view. Each turns events into its words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from optuna.trial import TrialState
+
+from krscale.config import Experiment
+from krscale.data import open_data
+from krscale.progress import Progress
+from krscale.report import Curve, CurveSize, MethodResult
+from krscale.runs.folder import origin_tags
+from krscale.search.studies.ladder import Ladder
+from krscale.search.studies.retries import INTERRUPTED
+from krscale.search.studies.trial_spec import Assignment, StudyKey
+from krscale.setup.assemble import Prepared
+from krscale.setup.sizes import StudentSize
+from krscale.tracking import Tracker, datasets_used
+
+MICROSECONDS = 1000
+"""Per millisecond: MLflow's steps are whole numbers, so latency is an axis in microseconds."""
+_AXES = {"": "num_parameters", "_by_flops": "flops", "_by_latency": "latency_ms"}
+"""What a chart's key ends with, and the size that is its step."""
+
+
+class TrackingListener:
+    """Records every trial as a child of its method's run, and the curve on that run."""
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        experiment: Experiment,
+        prepared: Prepared,
+        sizes: tuple[StudentSize, ...],
+        latencies: Mapping[str, float],
+    ) -> None:
+        self.tracker = tracker
+        self.experiment = experiment
+        self.sizes = {size.capacity: size for size in sizes}
+        self.latencies = latencies
+        self.tags = {"krscale.search": experiment.name, **origin_tags(experiment, prepared)}
+        self.datasets = datasets_used(open_data(Path(prepared.data_path)), experiment.data)
+        for method in experiment.search.methods:
+            tracker.start_run(
+                method,
+                name=f"{experiment.name} {method}",
+                tags={
+                    **self.tags,
+                    "krscale.method": method,
+                    "krscale.kind": "search",
+                    # A tag, since a search may be extended and MLflow's params never change.
+                    "krscale.trials_per_size": str(experiment.search.trials_per_size),
+                },
+                params={
+                    "method": method,
+                    "num_epochs": experiment.train.num_epochs,
+                    "teacher": f"{prepared.teacher.model} width {prepared.teacher.width}",
+                },
+                datasets=self.datasets,
+            )
+
+    def on_start(self, assignment: Assignment) -> None:
+        """Start the child run, with what was suggested and how large the student is."""
+        key, size = assignment.key, assignment.size
+        self.tracker.start_run(
+            assignment.name,
+            name=run_name(assignment),
+            parent=key.method,
+            tags={
+                **self.tags,
+                "krscale.method": key.method,
+                "krscale.size": key.capacity,
+                "krscale.kind": "final" if key.final else "trial",
+            },
+            params={**assignment.values, "train.seed": assignment.seed, "width": size.width},
+            datasets=[used for used in self.datasets if used.context != "test"],
+        )
+        sizes = {
+            "size/num_parameters": float(size.num_parameters),
+            "size/flops": float(size.flops),
+        }
+        latency = assignment.latency_ms
+        if latency is None and size == self.sizes[key.capacity]:
+            latency = self.latencies[key.capacity]
+        if latency is not None:  # of an architecture of its own it is measured only where asked for
+            sizes["size/latency_ms"] = latency
+        self.tracker.log_metrics(assignment.name, sizes, step=0)
+
+    def on_epoch(self, assignment: Assignment, metrics: Mapping[str, float]) -> None:
+        """Log the metrics of an epoch."""
+        self.tracker.log_metrics(assignment.name, dict(metrics), step=int(metrics["epoch"]))
+
+    def on_end(
+        self, assignment: Assignment, state: TrialState, metrics: Mapping[str, float], error: str
+    ) -> None:
+        """End the child run in the state that Optuna has, with the budget it reached."""
+        num_epochs = self.experiment.train.num_epochs
+        tags = {"krscale.budget": f"{int(metrics.get('epoch', 0))} of {num_epochs} epochs"}
+        if error:
+            tags["krscale.error"] = error
+        self.tracker.set_tags(assignment.name, tags)
+        self.tracker.end_run(assignment.name, state.name)
+
+    def on_curve(self, curve: Curve, ladder: Ladder) -> None:
+        """Log the curve on the methods' runs, and the test accuracy of every final training."""
+        for size in curve.sizes:
+            for method, result in size.methods.items():
+                self._log_finals(ladder, size.capacity, method, result)
+                self._log_points(size, method, result)
+                self._log_front(ladder, size.capacity, method, result)
+        for method in curve.methods:
+            self._log_best(curve, method)
+            ended_by = {r.methods[method].ended_by for r in curve.sizes if method in r.methods}
+            names = ", ".join(sorted(name for name in ended_by if name))
+            self.tracker.set_tags(method, {"krscale.ended_by": names})
+
+    def _log_finals(self, ladder: Ladder, capacity: str, method: str, result: MethodResult) -> None:
+        key = StudyKey(method, capacity, final=True)
+        finals = ladder.finals(method, capacity)
+        for trial, accuracy in zip(finals, result.test_accuracies, strict=True):
+            step = self.experiment.train.num_epochs
+            name = ladder.trial_name(key, trial.number)
+            self.tracker.log_metrics(name, {"test/accuracy": accuracy}, step=step)
+
+    def _log_points(self, size: CurveSize, method: str, result: MethodResult) -> None:
+        """Log one student of the curve: one key per axis for all methods, step = the size."""
+        if result.test_accuracy is None or result.val_accuracy is None:
+            return
+        own = size.size_of(method)
+        for suffix, name in _AXES.items():
+            point = {
+                f"curve{suffix}/test_accuracy": result.test_accuracy,
+                f"curve{suffix}/val_accuracy": result.val_accuracy,
+            }
+            self.tracker.log_metrics(method, point, step=_step(name, getattr(own, name)))
+        sizes = {"size/flops": float(own.flops), "size/latency_ms": own.latency_ms}
+        self.tracker.log_metrics(method, sizes, step=own.num_parameters)
+
+    def _log_front(self, ladder: Ladder, capacity: str, method: str, result: MethodResult) -> None:
+        """Log the trials that no other beats: as a curve by every objective, and by a tag."""
+        if not result.front:
+            return
+        for found in result.front:
+            accuracy = found.objectives["val/accuracy"]
+            for suffix, name in _AXES.items():
+                if name in found.objectives:
+                    point, step = {f"front{suffix}/val_accuracy": accuracy}, found.objectives[name]
+                    self.tracker.log_metrics(method, point, step=_step(name, step))
+        key, numbers = StudyKey(method, capacity), {found.number for found in result.front}
+        for trial in ladder.counted(key):
+            tag = {"krscale.front": "true" if trial.number in numbers else "false"}
+            self.tracker.set_tags(ladder.trial_name(key, trial.number), tag)
+
+    def _log_best(self, curve: Curve, method: str) -> None:
+        """Log one number a run, for MLflow's table: the student that is best on validation."""
+        results = [r.methods[method] for r in curve.sizes if method in r.methods]
+        finished = [r for r in results if r.val_accuracy is not None]
+        if not finished:
+            return
+        best = max(finished, key=lambda result: result.val_accuracy or 0.0)
+        found = {
+            "best_val_accuracy": best.val_accuracy or 0.0,
+            "test_accuracy_of_best": best.test_accuracy or 0.0,
+            "teacher_test_accuracy": curve.teacher["test_accuracy"],
+        }
+        self.tracker.log_metrics(method, found, step=0)
+
+    def log_artifact(self, path: Path) -> None:
+        """Keep a file with every method's run."""
+        for method in self.experiment.search.methods:
+            self.tracker.log_artifact(method, path)
+
+    def close(self, state: str) -> None:
+        """End the methods' runs."""
+        for method in self.experiment.search.methods:
+            self.tracker.end_run(method, state)
+
+
+class ProgressListener:
+    """Feeds the live view."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def recall(self, ladder: Ladder) -> None:
+        """Show what earlier starts of this run have already done."""
+        for key in ladder.optuna_studies:
+            for trial in ladder.counted(key):
+                study = (key.method, key.capacity)
+                value = trial.user_attrs.get("val/accuracy")
+                self.progress.trial_restored(study, trial.state.name, value)
+
+    def on_start(self, assignment: Assignment) -> None:
+        """A trial is running."""
+        self.progress.trial_started(_cell(assignment))
+
+    def on_epoch(self, assignment: Assignment, metrics: Mapping[str, float]) -> None:
+        """A trial has a new validation accuracy."""
+        self.progress.trial_report(
+            _cell(assignment), int(metrics["epoch"]), metrics["val/accuracy"]
+        )
+
+    def on_end(
+        self, assignment: Assignment, state: TrialState, metrics: Mapping[str, float], error: str
+    ) -> None:
+        """A trial ended; an error is shown at once."""
+        if error.startswith(INTERRUPTED):
+            self.progress.trial_interrupted(_cell(assignment))
+            return  # it is run again
+        self.progress.trial_ended(_cell(assignment), state.name, metrics.get("val/accuracy"))
+        if error:
+            self.progress.note(f"{assignment.name} failed: {error}")
+
+
+def run_name(assignment: Assignment) -> str:
+    """Return a name that reads in a list of runs: `kr G=3 s=0.3 cap=1/16`."""
+    values = assignment.values
+    parts = [assignment.key.method]
+    if "distill.granularity" in values:
+        parts.append(f"G={values['distill.granularity']}")
+    if "distill.sparsity" in values:
+        parts.append(f"s={values['distill.sparsity']:.2g}")
+    parts.append(f"cap={assignment.key.capacity}")
+    if assignment.key.final:
+        parts.append(f"seed={assignment.seed}")
+    return " ".join(parts)
+
+
+def _step(size: str, value: float) -> int:
+    return round(MICROSECONDS * value if size == "latency_ms" else value)
+
+
+def _cell(assignment: Assignment) -> tuple[str, str]:
+    return assignment.key.method, assignment.key.capacity

@@ -1,0 +1,1 @@
+"""The studies on Ray Tune: searcher, scheduler, trials, and how many run at once."""

@@ -1,0 +1,251 @@
+"""How many trials share a GPU: measured on the largest student before the search, then reserved.
+
+Ray hands out shares of a GPU, but knows nothing of its memory. So the largest student takes a few
+steps on a GPU of the cluster, in a process of its own, with every method and the ends of its search
+space; what that process held at its peak is what a trial needs. The driver may have no GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayTaskError
+
+from krscale.cluster.connect import require
+from krscale.config import Experiment, SearchConfig, with_values
+from krscale.errors import UserError
+from krscale.files import write_json
+from krscale.parallel import Workers
+from krscale.search.space.distributions import extremes
+from krscale.search.space.space import SearchSpace
+from krscale.search.studies.size_resolver import SizeResolver
+from krscale.setup.assemble import Assets, Prepared, build_training, pick_device, trial_experiment
+
+PACKING_FILE = "packing.json"
+SPARE_SHARE = 0.1
+"""Of a GPU's memory left free: allocators fragment, and a probe of a few steps sees not all."""
+_SMALLEST_SHARE = 10_000
+"""Ray counts GPUs in ten-thousandths."""
+
+
+@dataclass(frozen=True)
+class GpuMemory:
+    """A GPU and what one process took of it.
+
+    Attributes:
+        name: What the GPU is called.
+        total_bytes: Its memory.
+        peak_bytes: The most the process held: tensors, the allocator's cache, and CUDA's context
+            with its kernels.
+    """
+
+    name: str
+    total_bytes: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class ProbeCandidate:
+    """A student that a trial might train, and the settings it would have."""
+
+    method: str
+    width: int
+    values: Mapping[str, Any]
+
+
+MemoryReader = Callable[[torch.device], GpuMemory | None]
+
+
+def trial_resources(config: SearchConfig, gpus_per_trial: float) -> dict[str, float]:
+    """Return what Ray reserves for one trial."""
+    resources = {"CPU": config.cpus_per_trial, "GPU": gpus_per_trial}
+    return {name: amount for name, amount in resources.items() if amount}
+
+
+def trials_per_gpu(memory: GpuMemory, cpus_per_gpu: float, cpus_per_trial: float) -> int:
+    """Return how many trials share a GPU: as many as its memory holds and its cores can feed.
+
+    Args:
+        memory: What one trial takes, and of how much.
+        cpus_per_gpu: Cores of the GPU's machine, for each of its GPUs.
+        cpus_per_trial: Cores of a trial.
+    """
+    in_memory = int(memory.total_bytes * (1.0 - SPARE_SHARE) // memory.peak_bytes)
+    on_cores = int(cpus_per_gpu / cpus_per_trial + 1e-6)
+    return max(1, min(in_memory, on_cores, _SMALLEST_SHARE))
+
+
+def gpu_share(num_trials: int) -> float:
+    """Return the share with which so many trials fit one GPU, rounded down to what Ray can count.
+
+    A seventh rounded to the nearest ten-thousandth, as Ray does, would leave room for six.
+    """
+    return _SMALLEST_SHARE // num_trials / _SMALLEST_SHARE
+
+
+def candidates(
+    experiment: Experiment, space: SearchSpace, size_resolver: SizeResolver, capacity: str
+) -> list[ProbeCandidate]:
+    """Return students of a size that between them use every method and both ends of every field.
+
+    What a limit forbids is left out, as it is in the search.
+    """
+    found = []
+    for method in experiment.search.methods:
+        for values in ({}, *_corners(space, method)):
+            if not size_resolver.excess(capacity, values):
+                found.append(
+                    ProbeCandidate(method, size_resolver.size(capacity, values).width, values)
+                )
+    return found
+
+
+def read_memory(device: torch.device) -> GpuMemory | None:
+    """Return what this process has taken of a GPU at its peak; None on the CPU.
+
+    What other processes hold on that GPU counts as well: CUDA tells them apart for nobody. So the
+    estimate is too large on a GPU that is shared, never too small.
+    """
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    cached = torch.cuda.memory_reserved(device)
+    beside = total - free - cached
+    peak = torch.cuda.max_memory_reserved(device) + beside
+    return GpuMemory(torch.cuda.get_device_name(device), total, peak)
+
+
+def probe(
+    experiment: Experiment,
+    prepared: Prepared,
+    students: Sequence[ProbeCandidate],
+    read: MemoryReader = read_memory,
+) -> GpuMemory | None:
+    """Train every candidate for two steps, one after another as in a trial's actor.
+
+    Args:
+        experiment: The search.
+        prepared: Data, teacher and store.
+        students: What to train.
+        read: Says what this process has taken of the device.
+
+    Returns:
+        The memory at its peak, or None where this process has no GPU.
+
+    Raises:
+        UserError: If a student does not fit the GPU at all, or `train.device` asks for a GPU that
+            torch does not see.
+    """
+    device = pick_device(experiment.train.device)
+    if read(device) is None:
+        return None
+    assets = Assets.open(prepared)
+    for student in students:
+        own = trial_experiment(
+            experiment, student.method, dict(student.values), experiment.train.seed
+        )
+        # Compiled code takes no more memory, and minutes to make.
+        own = with_values(own, {"train.compile": False}, "probe")
+        try:
+            build_training(own, assets, student.width, Workers.alone(device)).rehearse()
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"search: a student of width {student.width} with method {student.method!r} does "
+                f"not fit a GPU by itself ({str(error).splitlines()[0].rstrip('.')}). Take a "
+                f"smaller train.global_batch_size, or leave out the largest of ladder.capacities."
+            ) from None
+    return read(device)
+
+
+def gpus_per_trial(
+    experiment: Experiment,
+    prepared: Prepared,
+    students: Callable[[], Sequence[ProbeCandidate]],
+    say: Callable[[str], None],
+    read: MemoryReader = read_memory,
+) -> float:
+    """Return the GPUs that Ray reserves for a trial, on the connected Ray.
+
+    A number in `search.gpus_per_trial` is taken as it is. With `auto`, a worker with a GPU
+    measures; the result is said, and kept as `packing.json` in the run folder.
+
+    Args:
+        experiment: The search.
+        prepared: Data, teacher and store, on storage that all workers see.
+        students: Called for what to try, when there is a GPU.
+        say: Told in one line what was found.
+        read: As for `probe`.
+
+    Raises:
+        UserError: As `probe`, or if `train.device` asks for a GPU and the cluster has none.
+    """
+    config = experiment.search
+    if config.gpus_per_trial != "auto":
+        return config.gpus_per_trial
+    if not has_gpus(experiment):
+        return 0.0
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()  # the teacher was trained in this process, maybe on the same GPU
+    memory = _probe_on_worker(experiment, prepared, students(), read)
+    if memory is None:
+        say("search.gpus_per_trial: Ray has GPUs, but torch sees none; trials run on CPUs.")
+        return 0.0
+    together = trials_per_gpu(memory, _cpus_per_gpu(), config.cpus_per_trial)
+    share = gpu_share(together)
+    found = asdict(memory) | {"spare_share": SPARE_SHARE, "trials_per_gpu": together}
+    write_json(experiment.run_path / PACKING_FILE, found | {"gpus_per_trial": share})
+    say(
+        f"search.gpus_per_trial = {share:g}: {together} trials share a GPU; the largest student "
+        f"takes {memory.peak_bytes / 2**30:.2f} of {memory.total_bytes / 2**30:.1f} GiB "
+        f"({memory.name})"
+    )
+    return share
+
+
+def has_gpus(experiment: Experiment) -> bool:
+    """Return whether trials are to run on GPUs; those asked for by name may still have to join."""
+    if experiment.train.device == "auto":
+        return bool(ray.cluster_resources().get("GPU"))  # type: ignore[no-untyped-call]
+    return experiment.train.device == "cuda"
+
+
+def _corners(space: SearchSpace, method: str) -> Iterator[dict[str, Any]]:
+    """Yield settings in which every field has each of its extreme values, conditions followed."""
+    ends = {path: extremes(found) for path, found in space.by_method[method].items()}
+    for number in range(max(map(len, ends.values()), default=0)):
+        values: dict[str, Any] = {}
+        for path, extreme in ends.items():
+            if all(condition.holds(values) for condition in space.conditions_of(method, path)):
+                values[path] = extreme[number % len(extreme)]
+        yield values
+
+
+def _cpus_per_gpu() -> float:
+    """Cores for each GPU, of the machine that has most of them."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return max(
+        (float(node.get("CPU", 0.0)) / node["GPU"] for node in nodes if node.get("GPU")),
+        default=1.0,
+    )
+
+
+def _probe_on_worker(
+    experiment: Experiment,
+    prepared: Prepared,
+    students: Sequence[ProbeCandidate],
+    read: MemoryReader,
+) -> GpuMemory | None:
+    require({"GPU": 1.0}, experiment.cluster, "search.gpus_per_trial")
+    # The process ends with its task, and gives back what it took of the GPU.
+    task: Any = ray.remote(num_cpus=0, num_gpus=1, max_calls=1)(probe)
+    try:
+        found: GpuMemory | None = ray.get(task.remote(experiment, prepared, students, read))
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+    return found

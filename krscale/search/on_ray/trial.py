@@ -1,0 +1,119 @@
+"""What runs inside a Tune actor: one student after another, on assets opened once.
+
+The actor is reused, so that a trial costs neither a process start nor an import of torch. It
+trains on mapped data and the mapped store; the teacher's network is never loaded here.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import Any
+
+import torch
+from ray import tune
+
+from krscale.config import Experiment
+from krscale.parallel import Workers
+from krscale.runs.folder import student_path
+from krscale.search.studies.checkpoints import History, Keeper, checkpoint_path, go_on
+from krscale.search.studies.trial_spec import StudyKey
+from krscale.setup.assemble import Assets, Prepared, build_training, pick_device, trial_experiment
+from krscale.training.checkpoint import save_weights
+from krscale.training.loop import Training
+
+REPORT_SECONDS = 0.5
+"""Epochs shorter than this are reported together: a report costs the driver milliseconds."""
+
+
+def use_threads(cpus_per_trial: float) -> None:
+    """Let torch use as many threads as the trial has cores, one where it shares a core."""
+    torch.set_num_threads(max(1, int(cpus_per_trial)))
+    # torch's second pool, as large as the machine, is left out as well. It can be set only before
+    # the first work, which in a fresh actor is now.
+    with suppress(RuntimeError):
+        torch.set_num_interop_threads(1)
+
+
+class StudentTrial(tune.Trainable):
+    """One student's training as a Tune class trainable; the actor is reused across trials."""
+
+    training: Training
+    assets: Assets
+    keeper: Keeper
+    history: History
+    recalled: History
+
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], experiment: Experiment, prepared: Prepared
+    ) -> None:
+        """Open the shared assets, once per actor, and start the first trial."""
+        use_threads(experiment.search.cpus_per_trial)
+        self.experiment = experiment
+        self.assets = Assets.open(prepared)
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Start the next trial in the same process."""
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Run epochs for at least `REPORT_SECONDS`, or up to the next early-stopping milestone.
+
+        A trial that goes on from a checkpoint reports the epochs it holds first, all at once.
+        """
+        if self.recalled:
+            history, self.recalled = self.recalled, []
+            return self._result(history)
+        started = time.perf_counter()
+        history = []
+        while not self.training.finished:
+            history.append(self.training.run_epoch())
+            if self.training.epoch in self.milestones:
+                break
+            if time.perf_counter() - started >= REPORT_SECONDS:
+                break
+        if self.training.finished and self.key.final:
+            self._keep_student()
+        self.history += history
+        self.keeper.keep(self.training, self.history)
+        return self._result(history)
+
+    def _result(self, history: History) -> dict[str, Any]:
+        return {
+            "history": history,
+            "val/accuracy": history[-1]["val/accuracy"],
+            "seconds_in_steps": self.training.seconds_in_steps,
+            tune.result.DONE: self.training.finished,
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Tune asks for one when it pauses; krscale never pauses a trial."""
+        raise NotImplementedError("krscale keeps its own checkpoints")
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """See `save_checkpoint`."""
+        raise NotImplementedError("krscale keeps its own checkpoints")
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self.trial_seed = int(config["seed"])
+        self.key = StudyKey(str(config["method"]), str(config["capacity"]), bool(config["final"]))
+        self.milestones = frozenset(config["milestones"])
+        experiment = trial_experiment(
+            self.experiment, self.key.method, config["values"], self.trial_seed
+        )
+        workers = Workers.alone(pick_device(experiment.train.device))
+        self.training = build_training(experiment, self.assets, int(config["width"]), workers)
+        run_path = self.experiment.run_path
+        self.history = []
+        if config["continues"]:
+            self.history = go_on(self.training, checkpoint_path(run_path, config["continues"]))
+        self.recalled = list(self.history)
+        own = checkpoint_path(run_path, config["name"])
+        self.keeper = Keeper(own, self.experiment.search.checkpoint_seconds)
+
+    def _keep_student(self) -> None:
+        run_path, key = self.experiment.run_path, self.key
+        path = student_path(run_path, key.method, key.capacity, self.trial_seed)
+        save_weights(path, self.training.student)

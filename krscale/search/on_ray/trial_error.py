@@ -1,0 +1,55 @@
+"""What Ray says of a trial that died: its user's mistake, its memory, or its worker."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
+
+from krscale.search.studies.retries import Cause
+
+_LOST = (RayActorError, WorkerCrashedError, NodeDiedError)
+_MEMORY = re.compile(
+    r"\b(torch\.)?(cuda\.)?OutOfMemoryError\b"  # torch's, and Ray's by name
+    r"|\bMemoryError\b"  # Python's, numpy's
+    r"|can't allocate memory|DefaultCPUAllocator"  # torch's on the CPU is a RuntimeError
+    r"|running low on memory"  # Ray's memory monitor
+)
+"""Not the word OOM: Ray names it among the causes that the death of any worker may have."""
+
+
+@dataclass(frozen=True)
+class TrialError:
+    """A trial's error.
+
+    Attributes:
+        text: All of it, with its traceback.
+        cause: Why it is no fault of the trial itself; None if it is.
+    """
+
+    text: str
+    cause: Cause | None
+
+    @classmethod
+    def of(cls, error: BaseException | None, text: str) -> TrialError:
+        """Judge an error by its exception, or by its text where Ray kept no more."""
+        if isinstance(error, OutOfMemoryError) or _MEMORY.search(_ending(text)):
+            return cls(text, Cause.MEMORY)
+        # An exception in an actor's first trial comes as the actor's death, but is the trial's own.
+        if isinstance(error, _LOST) and not getattr(error, "actor_init_failed", False):
+            return cls(text, Cause.WORKER)
+        return cls(text, None)
+
+    @property
+    def last_line(self) -> str:
+        """Its last line, which names the exception."""
+        lines = _ending(self.text).splitlines()
+        return lines[-1].strip() if lines else "no error text"
+
+
+def _ending(text: str) -> str:
+    """The last exception: its line, and those of its message that follow it."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    traceback = [i for i, line in enumerate(lines) if line.startswith("  File ")]
+    return "\n".join(lines[traceback[-1] + 1 :] if traceback else lines)

@@ -1,0 +1,52 @@
+"""A search space as one reads it: per method the fields, their ranges, when they are searched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from krscale.config import Experiment
+from krscale.search.space.distributions import contains, describe_range
+from krscale.search.space.space import SearchSpace, own_value
+
+_OUTSIDE = " (outside)"
+
+
+def space_rows(space: SearchSpace, experiment: Experiment) -> list[dict[str, Any]]:
+    """Return one row per method and field: its type, range, condition and the experiment's value.
+
+    `inside` says whether the space contains the experiment's own value, which is then tried first.
+    """
+    content = experiment.model_dump(mode="json")
+    return [
+        {
+            "method": method,
+            "field": path,
+            "type": type(distribution).__name__.removesuffix("Distribution").lower(),
+            "range": describe_range(distribution),
+            "when": " and ".join(map(str, space.conditions_of(method, path))),
+            "own_value": own_value(content, path),
+            "inside": contains(distribution, own_value(content, path)),
+        }
+        for method, fields in space.by_method.items()
+        for path, distribution in fields.items()
+    ]
+
+
+def space_tables(space: SearchSpace, experiment: Experiment) -> list[Table]:
+    """Return a table per method; `(outside)`: the space does not contain the own value."""
+    tables: dict[str, Table] = {}
+    for row in space_rows(space, experiment):
+        if row["method"] not in tables:
+            table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+            table.add_column(row["method"], no_wrap=True)
+            for title in ("range", "own value", "when"):
+                table.add_column(title, overflow="fold")
+            tables[row["method"]] = table
+        own = f"{row['own_value']}{'' if row['inside'] else _OUTSIDE}"
+        tables[row["method"]].add_row(
+            row["field"], f"{row['type']} {row['range']}", own, row["when"]
+        )
+    return list(tables.values())

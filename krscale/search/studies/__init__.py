@@ -1,0 +1,1 @@
+"""One Optuna study for each method and size: which trial comes next, which ends, which won."""

@@ -1,0 +1,93 @@
+"""What ends a search before every study has had its planned trials."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from optuna.trial import FrozenTrial
+
+from krscale.config import SearchConfig
+from krscale.search.studies.study import TuningStudy
+
+Span = tuple[datetime, datetime]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why a study starts no more trials.
+
+    Attributes:
+        name: One of `study.ENDINGS`, for the journal, `curve.json` and MLflow.
+        text: The same in the user's words.
+    """
+
+    name: str
+    text: str
+
+
+class Budget:
+    """What tuning may cost, over all starts of a run, and what it has cost.
+
+    Args:
+        config: The limits; 0 is none.
+        past: Trials of earlier starts that count.
+        clock: Seconds; replaced in tests.
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        past: Iterable[FrozenTrial],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        trials = list(past)
+        self.config, self.clock = config, clock
+        self.started = clock()
+        self.seconds_before = busy_seconds(
+            (trial.datetime_start, trial.datetime_complete)
+            for trial in trials
+            if trial.datetime_start is not None and trial.datetime_complete is not None
+        )
+        self.num_epochs = sum(int(trial.user_attrs.get("epoch", 0)) for trial in trials)
+
+    @property
+    def seconds(self) -> float:
+        """Time in which at least one trial ran, earlier starts included."""
+        return self.seconds_before + self.clock() - self.started
+
+    def spent(self) -> Ending | None:
+        """Return the limit of the whole search that has been reached; None while none has."""
+        seconds, epochs = self.config.max_wall_seconds, self.config.max_epochs
+        if seconds and self.seconds >= seconds:
+            name = "max_wall_seconds"
+            return Ending(name, f"search.{name} = {seconds:g} has passed")
+        if epochs and self.num_epochs >= epochs:
+            return Ending("max_epochs", f"search.max_epochs = {epochs:,} are spent")
+        return None
+
+
+def find_ending(study: TuningStudy, planned: int, budget: Budget) -> Ending | None:
+    """Return why a tuning study starts no more trials; None while it does."""
+    target = budget.config.target_accuracy
+    if study.num_started >= planned:
+        return Ending("trials_per_size", f"all {planned} trials were started")
+    if target and study.best >= target:
+        return Ending("target_accuracy", f"search.target_accuracy = {target:g} was reached")
+    if study.given_up:
+        text = "nearly every suggestion broke a limit of the student's size"
+        return Ending("size_limits", text)
+    return budget.spent()
+
+
+def busy_seconds(spans: Iterable[Span]) -> float:
+    """Return the seconds that lie in at least one span."""
+    total, reached = 0.0, None
+    for start, end in sorted(spans):
+        begin = start if reached is None else max(start, reached)
+        if end > begin:
+            total += (end - begin).total_seconds()
+            reached = end
+    return total

@@ -1,0 +1,83 @@
+"""Checkpoints of trials that have not ended, so that an interrupted one goes on where it was.
+
+Each attempt writes its own folder, `unfinished/<trial name>` in the run's: a worker of a search
+that was killed may still write there while the next start already trains. The ladder removes a
+folder when nothing can go on from it any more.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from krscale.errors import UserError
+from krscale.training.checkpoint import load_checkpoint, save_checkpoint
+from krscale.training.loop import Training
+
+MAX_SHARE = 0.02
+"""Share of a trial's time that its checkpoints may take."""
+
+History = list[dict[str, float]]
+
+
+def checkpoint_path(run_path: Path, trial_name: str) -> Path:
+    """Return the checkpoint folder of a trial that has not ended."""
+    return run_path / "unfinished" / trial_name
+
+
+def sweep(run_path: Path, needed: Collection[Path]) -> None:
+    """Remove every checkpoint but those that a waiting trial goes on from."""
+    root = run_path / "unfinished"
+    for folder in root.glob("*/*/*"):
+        if folder not in needed:
+            shutil.rmtree(folder, ignore_errors=True)
+    if not needed:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def forget(run_path: Path, *trial_names: str) -> None:
+    """Remove the checkpoints of trials; an empty name is none."""
+    for name in filter(None, trial_names):
+        shutil.rmtree(checkpoint_path(run_path, name), ignore_errors=True)
+
+
+class Keeper:
+    """Keeps one trial's checkpoint, at a bounded cost.
+
+    Args:
+        path: Its folder.
+        min_seconds: Least time between two checkpoints, and before the first.
+        clock: Seconds; replaced in tests.
+    """
+
+    def __init__(
+        self, path: Path, min_seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.path, self.min_seconds, self.clock = path, min_seconds, clock
+        self.next_at = clock() + min_seconds
+
+    def keep(self, training: Training, history: History) -> None:
+        """Write the training as it stands between two epochs, if it is time to."""
+        started = self.clock()
+        if started < self.next_at or training.finished:
+            return
+        save_checkpoint(self.path, {"training": training.state_dict(), "history": history})
+        ended = self.clock()
+        self.next_at = ended + max(self.min_seconds, (ended - started) / MAX_SHARE)
+
+
+def go_on(training: Training, path: Path) -> History:
+    """Load a checkpoint into a fresh training; return the metrics of the epochs it has run.
+
+    A checkpoint that cannot be read, because its writer died or still writes, costs the epochs it
+    held and nothing else: the training then starts from its beginning, with the same result.
+    """
+    try:
+        state: Mapping[str, Any] = load_checkpoint(path)
+    except (UserError, OSError):
+        return []
+    training.load_state_dict(state["training"])
+    return [dict(metrics) for metrics in state["history"]]

@@ -1,0 +1,300 @@
+"""The ladder search: one Optuna study per (method, size), asked and told by us. No Ray here.
+
+The journal is the only truth. Every start continues it: trials that were running when the last
+process died are told FAIL (`interrupted`), run again from their last checkpoint (`retry_of`, see
+`retries.py`), and the count of trials comes out exact. Early stopping reads the values in the
+journal, so its memory survives a restart as well, and it sees one study, hence one method at one
+capacity, at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from krscale.config import Experiment
+from krscale.search.space.space import SearchSpace
+from krscale.search.studies.budgets import Budget
+from krscale.search.studies.checkpoints import checkpoint_path, forget, sweep
+from krscale.search.studies.journal import Journal
+from krscale.search.studies.objectives import objectives_of, trial_values
+from krscale.search.studies.opening import StudyOpener, trial_name
+from krscale.search.studies.retries import (
+    ALONE,
+    CONTINUES,
+    SEED,
+    Cause,
+    deserves_retry,
+    run_again,
+)
+from krscale.search.studies.sampling import num_startup
+from krscale.search.studies.scheduling import StudyScheduler
+from krscale.search.studies.size_resolver import FixedSizeResolver, SizeResolver
+from krscale.search.studies.study import FinalStudy, TuningStudy
+from krscale.search.studies.transfer import transfer
+from krscale.search.studies.trial_spec import Assignment, Listener, StudyKey
+from krscale.setup.sizes import StudentSize
+
+MAX_FORBIDDEN = 50
+"""Suggestions in a row that break a limit, after which a study is given up."""
+
+
+class Next(Enum):
+    """What `Ladder.next` says when there is no trial to start."""
+
+    WAIT = "a running trial must end first"
+    DONE = "every study is complete"
+
+
+class Ladder:
+    """All studies of a search, with equal budgets, and which trial comes next.
+
+    Args:
+        journal: File of Optuna's journal; continued when it exists.
+        experiment: The search's settings; its own values are each study's first trial.
+        space: Distributions of every method.
+        sizes: The student sizes.
+        listeners: Told of every event, in order.
+        size_resolver: How large a student is, and whether it is allowed; None takes every size as
+            it is.
+        clock: Seconds; replaced in tests.
+    """
+
+    def __init__(
+        self,
+        journal: Path,
+        experiment: Experiment,
+        space: SearchSpace,
+        sizes: Iterable[StudentSize],
+        listeners: Iterable[Listener] = (),
+        *,
+        size_resolver: SizeResolver | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.experiment, self.config, self.space = experiment, experiment.search, space
+        self.sizes = {r.capacity: r for r in sorted(sizes, key=lambda r: r.num_parameters)}
+        self.size_resolver = size_resolver or FixedSizeResolver(self.sizes)
+        self.listeners = tuple(listeners)
+        self.running: dict[str, tuple[Assignment, Trial]] = {}
+        self.parked: list[tuple[Assignment, Trial]] = []
+        self.num_failed = 0
+        self.run_path = journal.parent
+        self.journal = Journal(journal)
+        self.studies: dict[StudyKey, TuningStudy] = {}
+        opener = StudyOpener(self.journal.storage, experiment, space)
+        for key in self._keys():
+            study = opener.open(key)
+            tuning = self.studies.get(StudyKey(key.method, key.capacity))
+            self.studies[key] = (
+                FinalStudy(key, study, tuning) if tuning else TuningStudy(key, study)
+            )
+            self._recover(self.studies[key])
+        tuned = [study.counted() for key, study in self.studies.items() if not key.final]
+        self.budget = Budget(self.config, (trial for trials in tuned for trial in trials), clock)
+        self.scheduler = StudyScheduler(experiment, self.studies, self.budget)
+        sweep(self.run_path, {checkpoint_path(self.run_path, n) for n in self._continued()})
+
+    @property
+    def optuna_studies(self) -> dict[StudyKey, optuna.Study]:
+        """Optuna's studies."""
+        return {key: study.optuna for key, study in self.studies.items()}
+
+    def next(self) -> Assignment | Next:
+        """Hand out the next trial: the study furthest behind first, larger students before smaller.
+
+        Large students first keeps the tail of the search short; even progress lets every study
+        learn from its own trials. A study that waits for its last trials holds up no other. Trials
+        that must run alone come when nothing else is left to start, one at a time.
+        """
+        if any(assignment.alone for assignment, _ in self.running.values()):
+            return Next.WAIT
+        while key := self.scheduler.furthest_behind():
+            asked = self._ask(key)
+            if asked and not asked[0].alone:
+                return self._hand_out(*asked)
+            self.parked += [asked] if asked else []
+        if self.parked and len(self.running) == 0:
+            return self._hand_out(*self.parked.pop(0))
+        return Next.WAIT if self.running or self.parked else Next.DONE
+
+    def report(self, assignment: Assignment, metrics: Mapping[str, float]) -> bool:
+        """Record one epoch; return whether the trial should stop now."""
+        for listener in self.listeners:
+            listener.on_epoch(assignment, metrics)
+        _, trial = self.running[assignment.name]
+        single = len(objectives_of(assignment.key, self.config.objectives)) == 1
+        if single:  # with several, Optuna keeps no epochs
+            trial.report(metrics["val/accuracy"], int(metrics["epoch"]))
+        if assignment.key.final:
+            return False
+        self.budget.num_epochs += 1
+        return single and trial.should_prune()
+
+    def finish(
+        self,
+        assignment: Assignment,
+        state: TrialState,
+        metrics: Mapping[str, float],
+        error: str = "",
+    ) -> None:
+        """Tell the study how a trial ended, with its last metrics and, if it failed, why."""
+        study, (_, trial) = self.studies[assignment.key], self.running.pop(assignment.name)
+        for name, value in metrics.items():
+            trial.set_user_attr(name, value)
+        if error:
+            trial.set_user_attr("error", error)
+        # The journal hears last: after a crash in between the trial is still RUNNING there, and the
+        # next start tells everyone how it ended. Told first, the others would never hear of it.
+        for listener in self.listeners:
+            listener.on_end(assignment, state, metrics, error)
+        objectives = objectives_of(assignment.key, self.config.objectives)
+        complete = state is TrialState.COMPLETE
+        values = trial_values(objectives, assignment, metrics) if complete else None
+        study.optuna.tell(trial, values, state=state)
+        self.journal.sync()
+        study.num_running -= 1
+        study.recount()
+        if not assignment.key.final:
+            self.scheduler.final_of(assignment.key).recount()  # the winner may be another now
+        forget(self.run_path, assignment.name, assignment.continues)
+        self.num_failed += state is TrialState.FAIL
+        if self.complete:
+            sweep(self.run_path, ())
+
+    def interrupt(
+        self, assignment: Assignment, cause: Cause, metrics: Mapping[str, float], error: str
+    ) -> None:
+        """A trial was cut short: run it again if its cause and its past allow, else it is FAIL.
+
+        Args:
+            assignment: The trial.
+            cause: What cut it short.
+            metrics: Its last ones, empty before its first epoch.
+            error: What Ray said of it.
+        """
+        _, trial = self.running[assignment.name]
+        if not deserves_retry(trial, cause, self.config.max_retries):
+            self.finish(assignment, TrialState.FAIL, metrics, error)
+            return
+        del self.running[assignment.name]
+        study = self.studies[assignment.key]
+        study.num_running -= 1
+        if not assignment.key.final:
+            self.budget.num_epochs -= int(metrics.get("epoch", 0))  # its next attempt recalls them
+        self._run_again(study, assignment, cause)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to run."""
+        return not self.running and not self.parked and self.scheduler.furthest_behind() is None
+
+    def planned(self, key: StudyKey) -> int:
+        """Number of trials a study is meant to have."""
+        return self.scheduler.planned(key)
+
+    def ended_by(self, key: StudyKey) -> str:
+        """Return why a tuning study starts no more trials; empty while it does."""
+        ending = self.scheduler.ending(key)
+        return ending.text if ending else ""
+
+    def counted(self, key: StudyKey) -> list[FrozenTrial]:
+        """Ended trials that count towards the plan: all but the interrupted ones."""
+        return self.studies[key].counted()
+
+    def finals(self, method: str, capacity: str) -> list[FrozenTrial]:
+        """Complete final trainings of a study's winner, in the order of their seeds."""
+        ended = self.counted(StudyKey(method, capacity, final=True))
+        complete = [trial for trial in ended if trial.state is TrialState.COMPLETE]
+        return sorted(complete, key=lambda trial: int(trial.user_attrs[SEED]))
+
+    def winner(self, method: str, capacity: str) -> FrozenTrial | None:
+        """Best complete trial by validation accuracy, then by validation loss; None if none."""
+        return self.studies[StudyKey(method, capacity)].winner()
+
+    def trial_name(self, key: StudyKey, number: int) -> str:
+        """Name of a trial, as in `Assignment.name`."""
+        return trial_name(self.studies[key].optuna, key, number)
+
+    def _keys(self) -> list[StudyKey]:
+        return [
+            StudyKey(method, capacity, final)
+            for final in (False, True)
+            for capacity in reversed(self.sizes)
+            for method in self.config.methods
+        ]
+
+    def _ask(self, key: StudyKey) -> tuple[Assignment, Trial] | None:
+        """Ask a study for its next trial; None if it finds no student that is allowed."""
+        study = self.studies[key]
+        if self.config.transfer and self.config.sampler != "grid" and not key.final:
+            transfer(
+                key, self.studies, list(self.sizes), self.planned(key), num_startup(self.config)
+            )
+        study.reopen()
+        for _ in range(MAX_FORBIDDEN):
+            trial = study.optuna.ask()
+            values = self.space.suggest(key.method, trial)
+            excess = self.size_resolver.excess(key.capacity, values)
+            if not excess:
+                study.num_running += 1
+                study.recount()
+                return self._assignment(key, trial), trial
+            study.forbid(trial, excess)
+        study.given_up = True
+        return None
+
+    def _hand_out(self, assignment: Assignment, trial: Trial) -> Assignment:
+        self.running[assignment.name] = assignment, trial
+        for listener in self.listeners:
+            listener.on_start(assignment)
+        return assignment
+
+    def _assignment(self, key: StudyKey, trial: Trial) -> Assignment:
+        attrs, values = trial.user_attrs, dict(trial.params)
+        continues = attrs.get(CONTINUES)
+        return Assignment(
+            key=key,
+            number=trial.number,
+            name=self.trial_name(key, trial.number),
+            size=self.size_resolver.size(key.capacity, values),
+            values=values,
+            seed=int(attrs.get(SEED, self.experiment.train.seed)),
+            continues="" if continues is None else self.trial_name(key, int(continues)),
+            alone=bool(attrs.get(ALONE, False)),
+            latency_ms=self._latency_ms(key, values),
+        )
+
+    def _latency_ms(self, key: StudyKey, values: Mapping[str, Any]) -> float | None:
+        wanted = "latency_ms" in self.config.objectives
+        return self.size_resolver.latency_ms(key.capacity, values) if wanted else None
+
+    def _recover(self, study: TuningStudy) -> None:
+        """Run trials again that died with the last process."""
+        for orphan in study.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            assignment = self._assignment(study.key, Trial(study.optuna, orphan._trial_id))
+            for listener in self.listeners:
+                listener.on_start(assignment)
+            self._run_again(study, assignment, Cause.SEARCH)
+
+    def _run_again(self, study: TuningStudy, assignment: Assignment, cause: Cause) -> None:
+        # Listeners hear before the journal, as in `finish`.
+        for listener in self.listeners:
+            listener.on_end(assignment, TrialState.FAIL, {}, cause.text)
+        own = checkpoint_path(self.run_path, assignment.name)
+        run_again(study.optuna, assignment.number, cause, has_checkpoint=own.exists())
+        study.recount()
+
+    def _continued(self) -> list[str]:
+        """Return the names of interrupted trials from which a waiting one goes on."""
+        return [
+            self.trial_name(key, int(trial.user_attrs[CONTINUES]))
+            for key, study in self.studies.items()
+            for trial in study.waiting()
+            if CONTINUES in trial.user_attrs
+        ]

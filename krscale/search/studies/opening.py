@@ -1,0 +1,115 @@
+"""Opening studies in the journal: new ones, known ones, and a new one where the space has changed.
+
+Optuna cannot continue a study whose choices have changed, and trials of two spaces are not of one
+search. A method whose space has changed (`--new-space`) gets a new study, `kr@1/16 #2`, with a
+budget of its own; the old one stays in the journal, to be looked at, and is continued if the old
+space comes back.
+"""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from pathlib import Path
+
+import optuna
+from optuna.samplers import RandomSampler
+from optuna.storages import BaseStorage
+
+from krscale.config import Experiment
+from krscale.search.space.space import SearchSpace, defaults_within
+from krscale.search.studies.journal import Journal
+from krscale.search.studies.objectives import directions, objectives_of
+from krscale.search.studies.retries import SEED
+from krscale.search.studies.sampling import make_pruner, make_sampler
+from krscale.search.studies.study import TuningStudy
+from krscale.search.studies.trial_spec import StudyKey
+
+_SPACE = "space"
+_VERSION = "version"
+
+
+class StudyOpener:
+    """Opens or creates the studies of one search.
+
+    Args:
+        storage: Of the journal.
+        experiment: The search's settings; its own values are each study's first trial.
+        space: Distributions of every method.
+    """
+
+    def __init__(self, storage: BaseStorage, experiment: Experiment, space: SearchSpace) -> None:
+        self.storage, self.experiment, self.space = storage, experiment, space
+        self.described = space.describe()
+
+    def open(self, key: StudyKey) -> optuna.Study:
+        """Return the study of this key and the present space, with its sampler and pruner."""
+        study = self._find(key)
+        config = self.experiment.search
+        num_trials = len(study.get_trials(deepcopy=False))
+        # Restarts must not draw the first start's random numbers again.
+        seed = zlib.crc32(f"{config.seed}/{key.name}/{num_trials}".encode())
+        study.pruner = make_pruner(config, self.experiment.train.num_epochs)
+        if key.final:
+            study.sampler = RandomSampler(seed=seed)  # every final is enqueued
+            return study
+        study.sampler = make_sampler(config, self.space, key.method, seed)
+        if not num_trials and config.sampler != "grid":
+            study.enqueue_trial(defaults_within(self.experiment, self.space.by_method[key.method]))
+        return study
+
+    def _find(self, key: StudyKey) -> optuna.Study:
+        described = self.described[key.method]
+        objectives = objectives_of(key, self.experiment.search.objectives)
+        for version in itertools.count(1):
+            name = key.name if version == 1 else f"{key.name} #{version}"
+            study = optuna.create_study(
+                storage=self.storage,
+                study_name=name,
+                directions=directions(objectives),
+                load_if_exists=True,
+            )
+            attrs = study.user_attrs
+            if _VERSION not in attrs:
+                study.set_user_attr(_SPACE, described)
+                study.set_user_attr(_VERSION, version)
+                return study
+            if attrs[_SPACE] == described:
+                return study
+        raise AssertionError("unreachable")
+
+
+def present_studies(storage: BaseStorage) -> dict[StudyKey, optuna.Study]:
+    """Return the studies of a journal; of one whose space has changed, the last that was begun."""
+    found: dict[StudyKey, optuna.Study] = {}
+    for name in optuna.get_all_study_names(storage):  # in the order in which they were created
+        base, _, _ = name.partition(" #")
+        method, _, place = base.partition("@")
+        capacity, _, kind = place.partition(" ")
+        key = StudyKey(method, capacity, final=kind == "final")
+        found[key] = optuna.load_study(study_name=name, storage=storage)
+    return found
+
+
+def trials_that_ran(journal: Path) -> dict[str, int]:
+    """Return how much of each budget (`provenance.BUDGETS`) the studies of a journal have used."""
+    used = {"search.trials_per_size": 0, "search.num_final_seeds": 0}
+    if not journal.exists():
+        return used
+    for key, study in present_studies(Journal(journal).storage).items():
+        counted = TuningStudy(key, study).counted()
+        seeds = {trial.user_attrs.get(SEED) for trial in counted}
+        budget, amount = (
+            ("search.num_final_seeds", len(seeds))
+            if key.final
+            else ("search.trials_per_size", len(counted))
+        )
+        used[budget] = max(used[budget], amount)
+    return used
+
+
+def trial_name(study: optuna.Study, key: StudyKey, number: int) -> str:
+    """Return the name of a trial, usable as a path; unique over all versions of a study."""
+    version = study.user_attrs.get(_VERSION, 1)
+    name = key.trial_name(number)
+    return name if version == 1 else f"{name}-space-{version}"

@@ -1,0 +1,226 @@
+"""Optuna's samplers and pruners by the names of the config."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import warnings
+from typing import Any, cast
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial
+
+from krscale.config import SearchConfig
+from krscale.errors import UserError
+from krscale.search.space.space import SearchSpace
+from krscale.search.studies.retries import was_interrupted
+
+EXPLORE_EVERY = 10
+"""One in so many trials of TPE is drawn at random."""
+_MAX_GRID = 1_000_000
+_MAX_POPULATION = 50
+"""Optuna's own for NSGA-II; a small budget needs several generations of a smaller one."""
+
+
+def make_sampler(config: SearchConfig, space: SearchSpace, method: str, seed: int) -> BaseSampler:
+    """Return a new sampler of the kind `search.sampler` names, for one study of a method.
+
+    A pruned trial is known to TPE, which ranks it below every trial that ended; the others learn
+    from complete trials alone. So none takes the accuracy of a training that was cut short for one
+    that was reached.
+
+    Raises:
+        UserError: If the kind needs a package that is not installed, or cannot search this space.
+    """
+    start = num_startup(config)
+    match config.sampler:
+        case "tpe":
+            with warnings.catch_warnings():
+                # Optuna calls `group` experimental; conditional spaces need it.
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                return _ExploringTPE(
+                    seed=seed, n_startup_trials=start, multivariate=True, constant_liar=True,
+                    group=space.is_conditional(method),
+                )  # fmt: skip
+        case "gp":
+            return optuna.samplers.GPSampler(
+                seed=seed, n_startup_trials=start, warn_independent_sampling=False
+            )
+        case "cmaes":
+            _require("cmaes", config.sampler)
+            return optuna.samplers.CmaEsSampler(
+                seed=seed, n_startup_trials=start, warn_independent_sampling=False
+            )
+        case "nsgaii":
+            population = min(_MAX_POPULATION, max(4, config.trials_per_size // 4))
+            return optuna.samplers.NSGAIISampler(seed=seed, population_size=population)
+        case "grid":
+            return _Grid(grid(space, method), seed=config.seed)
+        case "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+
+
+def num_startup(config: SearchConfig) -> int:
+    """Return after how many trials of a study its past is worth learning from.
+
+    Optuna's default of ten would be the whole of a small budget.
+    """
+    return min(10, max(3, config.trials_per_size // 4))
+
+
+def grid(space: SearchSpace, method: str) -> dict[str, list[Any]]:
+    """Return the values of every field of a method.
+
+    Raises:
+        UserError: If a field has no finite number of values, fields depend on each other, or the
+            grid is beyond counting.
+    """
+    if space.is_conditional(method):
+        raise UserError(
+            f"search.sampler: 'grid' needs fields that do not depend on each other; those of "
+            f"{method} in {space.source} do. Allowed here: every other sampler."
+        )
+    values: dict[str, list[Any]] = {}
+    for path, distribution in space.by_method[method].items():
+        if isinstance(distribution, CategoricalDistribution):
+            values[path] = list(distribution.choices)
+        elif isinstance(distribution, IntDistribution):
+            values[path] = list(range(distribution.low, distribution.high + 1, distribution.step))
+        elif isinstance(distribution, FloatDistribution) and distribution.step is not None:
+            count = round((distribution.high - distribution.low) / distribution.step) + 1
+            values[path] = [distribution.low + i * distribution.step for i in range(count)]
+        else:
+            raise UserError(
+                f"search.sampler: 'grid' needs a finite number of values, and {space.source}: "
+                f"{path} has none. Give it a step, or choices."
+            )
+    num_points = math.prod(map(len, values.values()))
+    if num_points > _MAX_GRID:
+        raise UserError(
+            f"search.sampler: the grid of {method} in {space.source} has {num_points:,} points; "
+            f"at most {_MAX_GRID:,} are allowed."
+        )
+    return values
+
+
+class _ExploringTPE(optuna.samplers.TPESampler):
+    """Optuna's TPE, with a trial at random now and then.
+
+    TPE alone settles: of long studies a few never came near the best, and looked again and again
+    where random search had long left (`docs/log.md`, 2026-11-25). Trials at random are a way out
+    of any corner, and what Hyperband with TPE does for the same reason (Falkner, Klein and Hutter,
+    *BOHB*, ICML 2018), with a larger share of them.
+    """
+
+    def __init__(self, *, seed: int, **options: Any) -> None:
+        super().__init__(seed=seed, **options)
+        self._at_random = optuna.samplers.RandomSampler(seed=seed)
+
+    def reseed_rng(self) -> None:
+        super().reseed_rng()
+        self._at_random.reseed_rng()
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        if _explores(trial):
+            return {}  # so every parameter is asked for by itself, below
+        return super().sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        if _explores(trial):
+            return self._at_random.sample_independent(study, trial, param_name, param_distribution)
+        return super().sample_independent(study, trial, param_name, param_distribution)
+
+
+def _explores(trial: FrozenTrial) -> bool:
+    return trial.number % EXPLORE_EVERY == EXPLORE_EVERY - 1
+
+
+class _Grid(optuna.samplers.GridSampler):
+    """Optuna's grid, for studies that are asked and told."""
+
+    def after_trial(self, *_: Any) -> None:
+        """Optuna would stop its own loop here; the ladder knows how many points there are."""
+
+
+def num_grid_points(study: optuna.Study) -> int | None:
+    """Return how many trials a study's grid has; None when it is not searched on a grid."""
+    if not isinstance(study.sampler, _Grid):
+        return None
+    return math.prod(map(len, study.sampler._search_space.values()))
+
+
+def make_pruner(config: SearchConfig, num_epochs: int) -> BasePruner:
+    """Return the early stopping of one study, of the kind `search.early_stopping` names."""
+    if config.early_stopping == "none" or config.grace_epochs >= num_epochs:
+        return NopPruner()
+    if config.early_stopping == "median":
+        return _WithoutInterrupted(
+            MedianPruner(n_startup_trials=num_startup(config), n_warmup_steps=config.grace_epochs)
+        )
+    return _WithoutInterrupted(
+        SuccessiveHalvingPruner(
+            min_resource=config.grace_epochs, reduction_factor=config.reduction_factor
+        )
+    )
+
+
+def milestones(config: SearchConfig, num_epochs: int) -> tuple[int, ...]:
+    """Return the epochs at which early stopping decides; a report must not run past one."""
+    if config.early_stopping == "none":
+        return ()
+    if config.early_stopping == "median":
+        return tuple(range(config.grace_epochs, num_epochs))
+    found: list[int] = []
+    epoch = config.grace_epochs
+    while epoch < num_epochs:
+        found.append(epoch)
+        epoch *= config.reduction_factor
+    return tuple(found)
+
+
+def _require(package: str, sampler: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"search.sampler: {sampler!r} needs the package {package}. Install it with "
+            f"pip install 'krscale[samplers]', or choose another sampler."
+        )
+
+
+class _WithoutInterrupted(BasePruner):
+    """Hides interrupted trials: each is run again, and would be compared with itself."""
+
+    def __init__(self, pruner: BasePruner) -> None:
+        self.pruner = pruner
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        return self.pruner.prune(cast(optuna.Study, _Without(study)), trial)
+
+
+class _Without:
+    """A study as pruners see it."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+
+    def get_trials(self, *arguments: Any, **options: Any) -> list[FrozenTrial]:
+        found = self._study.get_trials(*arguments, **options)
+        return [trial for trial in found if not was_interrupted(trial)]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)

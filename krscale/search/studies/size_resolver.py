@@ -1,0 +1,153 @@
+"""How large the student of a trial is, and whether a limit forbids it, before anything trains."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from krscale.config import Experiment, with_values
+from krscale.errors import UserError
+from krscale.files import read_json, write_json
+from krscale.models.capacity import latency_ms
+from krscale.setup.sizes import (
+    MAX_ROUNDING,
+    StudentSize,
+    Task,
+    build_student,
+    nearest_size,
+    rounding,
+)
+
+
+class SizeResolver(Protocol):
+    """What the ladder asks about students."""
+
+    def size(self, capacity: str, values: Mapping[str, Any]) -> StudentSize:
+        """Return the size of a student with these settings."""
+
+    def excess(self, capacity: str, values: Mapping[str, Any]) -> dict[str, float]:
+        """Return by how much (a share of the limit) it is beyond each limit that it breaks."""
+
+    def latency_ms(self, capacity: str, values: Mapping[str, Any]) -> float:
+        """Return the milliseconds of one image through an untrained student on one CPU thread."""
+
+
+class FixedSizeResolver:
+    """Every size as it is, without limits."""
+
+    def __init__(self, sizes: Mapping[str, StudentSize]) -> None:
+        self.sizes = sizes
+
+    def size(self, capacity: str, values: Mapping[str, Any]) -> StudentSize:
+        """Return the size."""
+        del values
+        return self.sizes[capacity]
+
+    def excess(self, capacity: str, values: Mapping[str, Any]) -> dict[str, float]:
+        """Return nothing: all are allowed."""
+        del capacity, values
+        return {}
+
+    def latency_ms(self, capacity: str, values: Mapping[str, Any]) -> float:
+        """Nothing is built here, so nothing can be measured."""
+        raise NotImplementedError(f"the latency at {capacity} with {values} is not known")
+
+
+class StudentSizeResolver:
+    """Students as the experiment builds them, their architecture varied by a trial.
+
+    A trial that changes the architecture gets the width at which that architecture comes closest
+    to its size's share of the teacher: a size stays a size, whatever is searched at it. Sizes are
+    found on meta tensors; latency is measured on an untrained student, on this machine, once.
+    """
+
+    def __init__(self, experiment: Experiment, task: Task) -> None:
+        self.experiment, self.task = experiment, task
+        self._sizes: dict[str, StudentSize] = {}
+        self._roundings: dict[str, float] = {}
+        self._latencies: dict[str, float] = {}
+        self._file: Path | None = None
+
+    def keep_latencies(self, path: Path) -> None:
+        """Keep what is measured in a file; what it holds of earlier starts is not measured again.
+
+        Measured twice, one student would stand at two places on every axis of latency.
+        """
+        if path.exists():
+            self._latencies |= read_json(path)
+        self._file = path
+        write_json(path, self._latencies)
+
+    def size(self, capacity: str, values: Mapping[str, Any]) -> StudentSize:
+        """Return the size of a student with these settings."""
+        key, experiment = self._student(capacity, values)
+        if key not in self._sizes:
+            self._sizes[key] = nearest_size(experiment, self.task)
+            self._roundings[key] = rounding(experiment, self.task, self._sizes[key])
+        return self._sizes[key]
+
+    def excess(self, capacity: str, values: Mapping[str, Any]) -> dict[str, float]:
+        """Return by how much (a share of the limit) it is beyond each limit that it breaks."""
+        limits = self.experiment.search
+        size = self.size(capacity, values)
+        rounded = self._roundings[self._student(capacity, values)[0]]
+        found: dict[str, tuple[float, float]] = {
+            # A size stays a size; an architecture may be too thin for so coarse a multiple.
+            "student.width_multiple": (rounded, MAX_ROUNDING),
+            "search.max_parameters": (size.num_parameters, limits.max_parameters),
+            "search.max_flops": (size.flops, limits.max_flops),
+        }
+        if limits.max_latency_ms:
+            latency = self.latency_ms(capacity, values)
+            found["search.max_latency_ms"] = (latency, limits.max_latency_ms)
+        return {
+            name: amount / limit - 1.0
+            for name, (amount, limit) in found.items()
+            if limit and amount > limit
+        }
+
+    def allowed(
+        self, sizes: Iterable[StudentSize], say: Callable[[str], None]
+    ) -> tuple[StudentSize, ...]:
+        """Return the sizes that no limit forbids, and say of the others why they are left out.
+
+        Raises:
+            UserError: If none is left.
+        """
+        kept, refused = [], []
+        for size in sizes:
+            excess = self.excess(size.capacity, {})
+            if not excess:
+                kept.append(size)
+                continue
+            for limit, amount in excess.items():
+                value = getattr(self.experiment.search, limit.removeprefix("search."))
+                refused.append(
+                    f"size {size.capacity} is left out: {amount:.0%} beyond {limit} = {value:,}"
+                )
+        if not kept:
+            raise UserError("\n".join([*refused, "ladder.capacities: no size is left to search."]))
+        for line in refused:
+            say(line)
+        return tuple(kept)
+
+    def latency_ms(self, capacity: str, values: Mapping[str, Any]) -> float:
+        """Return the milliseconds of one image through an untrained student on one CPU thread."""
+        key, experiment = self._student(capacity, values)
+        size = self.size(capacity, values)
+        if size == self.size(capacity, {}):
+            key = capacity  # the experiment's own student, its settings spelled out
+        if key not in self._latencies:
+            student = build_student(experiment, self.task, size.width)
+            self._latencies[key] = latency_ms(student, self.task.image_shape)
+            if self._file is not None:
+                write_json(self._file, self._latencies)
+        return self._latencies[key]
+
+    def _student(self, capacity: str, values: Mapping[str, Any]) -> tuple[str, Experiment]:
+        own = {path: value for path, value in values.items() if path.startswith("student.")}
+        key = f"{capacity} {json.dumps(own, sort_keys=True)}" if own else capacity
+        settings = {**own, "distill.capacity": capacity}
+        return key, with_values(self.experiment, settings, f"student at {capacity}")

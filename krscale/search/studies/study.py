@@ -1,0 +1,151 @@
+"""One study of the ladder with its trials counted: what ended, what counts, who won.
+
+Counts are kept in memory, because choosing among many studies for every trial must not read the
+journal; the journal has one writer (`journal.py`), so they stay true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from krscale.search.studies.objectives import merit
+from krscale.search.studies.retries import SEED, was_interrupted
+from krscale.search.studies.trial_spec import StudyKey
+
+FORBIDDEN = "forbidden"
+"""User attribute of a suggestion that broke a limit and was never trained: what it broke."""
+ENDED_BY = "ended_by"
+"""User attribute of a study: which of `ENDINGS` ended its tuning; empty while it goes on."""
+ENDINGS = ("trials_per_size", "target_accuracy", "max_wall_seconds", "max_epochs", "size_limits")
+"""The settings of `search` that end a study, and the limits on its students all together."""
+_RENAMED_ENDINGS = {"trials_per_rung": "trials_per_size"}
+"""Journals hold the name that a setting had when they were written."""
+_ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+class TuningStudy:
+    """A tuning study and its counts.
+
+    Attributes:
+        num_counted: Ended trials that count towards the plan.
+        num_waiting: Trials that are enqueued.
+        num_running: Trials that were handed out and have not ended.
+        best: Best validation accuracy of a complete trial, 0 before there is one.
+        given_up: Whether too many of its suggestions broke a limit.
+        ended_by: What the journal says ended it, one of `ENDINGS`; empty while it goes on.
+    """
+
+    def __init__(self, key: StudyKey, study: optuna.Study) -> None:
+        self.key, self.optuna = key, study
+        self.num_running = 0
+        self.given_up = False
+        noted = study.user_attrs.get(ENDED_BY, "")
+        noted = _RENAMED_ENDINGS.get(noted, noted)
+        self.ended_by: str = noted if noted in ENDINGS else ""  # krscale wrote sentences once
+        self.recount()
+
+    def recount(self) -> None:
+        """Read the counts from the journal."""
+        self.num_waiting = len(self.waiting())
+        self.num_counted = len(self.counted())
+        winner = self.winner()
+        self.best = float(winner.values[0]) if winner else 0.0
+
+    @property
+    def num_started(self) -> int:
+        """Trials that count or will."""
+        return self.num_counted + self.num_running
+
+    def end(self, name: str) -> None:
+        """Note what ended the study, once: what would end it later is not what did."""
+        if not self.ended_by:
+            self._note(name)
+
+    def reopen(self) -> None:
+        """Take back that the study has ended, because it goes on."""
+        if self.ended_by:
+            self._note("")
+
+    def _note(self, name: str) -> None:
+        self.optuna.set_user_attr(ENDED_BY, name)
+        self.ended_by = name
+
+    def counted(self) -> list[FrozenTrial]:
+        """Return ended trials that count: not the interrupted ones, nor forbidden suggestions."""
+        ended = self.optuna.get_trials(deepcopy=False, states=_ENDED)
+        return [t for t in ended if not was_interrupted(t) and FORBIDDEN not in t.user_attrs]
+
+    def waiting(self) -> list[FrozenTrial]:
+        """Return enqueued trials."""
+        return list(self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
+    def forbid(self, trial: Trial, excess: Mapping[str, float]) -> None:
+        """Tell a suggestion off that breaks limits: known to samplers, not part of the budget.
+
+        Args:
+            trial: As it was asked for.
+            excess: By how much it is beyond each limit.
+        """
+        for limit, amount in excess.items():
+            trial.set_constraint(limit, amount)
+        trial.set_user_attr(FORBIDDEN, ", ".join(excess))
+        self.optuna.tell(trial, state=TrialState.PRUNED)
+
+    def winner(self) -> FrozenTrial | None:
+        """Return the best complete trial by validation accuracy, then `merit`; None if none."""
+        complete = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if not complete:
+            return None
+        return max(complete, key=lambda trial: merit(self.optuna, trial))
+
+
+class FinalStudy(TuningStudy):
+    """The final trainings of a tuning study's winner; those of a former winner do not count."""
+
+    def __init__(self, key: StudyKey, study: optuna.Study, tuning: TuningStudy) -> None:
+        self.tuning = tuning
+        super().__init__(key, study)
+
+    def counted(self) -> list[FrozenTrial]:
+        """Return ended trainings of the present winner's settings."""
+        winner = self.tuning.winner()
+        return [t for t in super().counted() if winner is not None and t.params == winner.params]
+
+    def waiting(self) -> list[FrozenTrial]:
+        """Return enqueued trainings of the present winner's settings."""
+        winner = self.tuning.winner()
+        return [
+            trial
+            for trial in super().waiting()
+            if winner is not None and trial.system_attrs["fixed_params"] == winner.params
+        ]
+
+    def plan(self, seeds: list[int]) -> None:
+        """Enqueue the winner with each seed that it has not been trained with; safe to repeat.
+
+        What waits for a former winner is taken off the queue.
+        """
+        winner = self.tuning.winner()
+        if winner is None:
+            return
+        if len(super().waiting()) > len(self.waiting()):
+            self._empty_queue(len(super().waiting()))
+        taken = {
+            trial.user_attrs.get(SEED)
+            for trial in self.optuna.get_trials(deepcopy=False)
+            if trial.state is TrialState.WAITING
+            or (trial.params == winner.params and not was_interrupted(trial))
+        }
+        for seed in seeds:
+            if seed not in taken:
+                self.optuna.enqueue_trial(winner.params, user_attrs={SEED: seed})
+        self.recount()
+
+    def _empty_queue(self, length: int) -> None:
+        for _ in range(length):
+            trial = self.optuna.ask()
+            trial.set_user_attr(FORBIDDEN, "another trial has won since")
+            self.optuna.tell(trial, state=TrialState.FAIL)

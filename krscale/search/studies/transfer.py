@@ -1,0 +1,52 @@
+"""The best settings of neighbouring sizes, tried early: what suits a student often suits the next.
+
+They are trials of the study's own budget, like any other; a study that has had its first half is
+left to its own sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from krscale.search.studies.study import TuningStudy
+from krscale.search.studies.trial_spec import StudyKey
+
+TRANSFERRED_FROM = "transferred_from"
+"""User attribute: the trial whose settings these were, e.g. `kr@1/16 trial 5`."""
+
+
+def transfer(
+    key: StudyKey,
+    studies: Mapping[StudyKey, TuningStudy],
+    capacities: Sequence[str],
+    num_planned: int,
+    num_startup: int,
+) -> None:
+    """Enqueue the winners of the neighbouring sizes in one study, each neighbour's once.
+
+    Args:
+        key: The study whose next trial is about to be asked for.
+        studies: All studies.
+        capacities: The sizes by size.
+        num_planned: Trials of a study.
+        num_startup: Ended trials without which a neighbour's best means little.
+    """
+    study = studies[key]
+    if study.num_waiting or not 0 < study.num_started < max(2, num_planned // 2):
+        return
+    trials = study.optuna.get_trials(deepcopy=False)
+    sources = {str(t.user_attrs.get(TRANSFERRED_FROM, "")).partition(" ")[0] for t in trials}
+    tried = [t.params or t.system_attrs.get("fixed_params") for t in trials]
+    position = capacities.index(key.capacity)
+    for neighbour in capacities[max(0, position - 1) : position + 2]:
+        other = studies[StudyKey(key.method, neighbour)]
+        winner = other.winner()
+        if neighbour == key.capacity or other.key.name in sources or winner is None:
+            continue
+        if other.num_counted < num_startup:
+            continue
+        if winner.params not in tried and study.num_started + study.num_waiting < num_planned:
+            source = f"{other.key.name} trial {winner.number}"
+            study.optuna.enqueue_trial(winner.params, user_attrs={TRANSFERRED_FROM: source})
+            study.recount()
+            tried.append(winner.params)

@@ -1,0 +1,1 @@
+"""From an experiment to what runs: networks, sizes, teacher and store, each resolved once."""

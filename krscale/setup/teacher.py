@@ -1,0 +1,291 @@
+"""The teacher: loaded from a file or trained once, its probes fitted, its facts kept.
+
+Everything lives in `cache/teachers/<fingerprint>/`, so that the next experiment with the same
+data and the same settings finds it there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+
+from krscale.config import Experiment, TrainConfig, fingerprint
+from krscale.data import Dataset, SplitName
+from krscale.data.loader import Loader
+from krscale.data.views import normalise
+from krscale.errors import UserError
+from krscale.files import new_folder, sha256, write_json
+from krscale.knowledge.parameters import layers_by_tap, weight_histogram
+from krscale.knowledge.probes import Probes, fit_probe, information_gain
+from krscale.knowledge.taps import TapOutputs, TappedModel, check_taps, pool
+from krscale.methods import MethodContext, build_method
+from krscale.methods.base import Learner
+from krscale.models.capacity import count_flops, num_parameters
+from krscale.parallel import Workers
+from krscale.setup.sizes import build_teacher
+from krscale.training.checkpoint import load_weights, save_weights
+from krscale.training.loop import Training, evaluate
+
+PROBE_BATCH_SIZE = 512
+FORMAT = 1  # raised whenever a kept teacher or probe of an older krscale must not be reused
+
+
+@dataclass(frozen=True)
+class TeacherFacts:
+    """What the rest of the house needs to know of a teacher, without loading it.
+
+    Attributes:
+        fingerprint: Identifies weights, probes and taps.
+        data_fingerprint: Of the data its probes were fitted on.
+        model: Name of the architecture.
+        width: Its capacity dial.
+        num_parameters: Trainable and fixed parameters.
+        flops: Of one forward of one image, 2 per multiply-add.
+        val_accuracy: Share of the validation split it gets right.
+        taps: Module paths of its taps; the classifier is a further, last tap.
+        stage_ends: Number of the last tap of every stage.
+        information_gain: One per tap, from the validation split.
+        layer_sizes: Parameters of the layers of every tap.
+        histograms: `[D][bins]`, distribution of the weights of every tap.
+    """
+
+    fingerprint: str
+    data_fingerprint: str
+    model: str
+    width: int
+    num_parameters: int
+    flops: int
+    val_accuracy: float
+    taps: tuple[str, ...]
+    stage_ends: tuple[int, ...]
+    information_gain: tuple[float, ...]
+    layer_sizes: tuple[float, ...]
+    histograms: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class LoadedTeacher:
+    """A teacher in memory, in eval mode and without gradients."""
+
+    facts: TeacherFacts
+    tapped: TappedModel
+    probes: Probes
+
+
+def resolve_taps(
+    model: nn.Module, paths: tuple[str, ...], where: str
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return the tap paths of a model and the last tap of each of its stages.
+
+    Raises:
+        UserError: If a path does not exist, or the model names no taps and the config neither.
+    """
+    own = getattr(model, "tap_paths", None)
+    if paths and paths != own:
+        check_taps(model, paths, where)
+        return paths, tuple(range(1, len(paths) + 2))
+    if own is None:
+        raise UserError(
+            f"{where}: this model names no taps of its own (`tap_paths`); list the module paths of "
+            f"its blocks in depth order, e.g. {_some_paths(model)}."
+        )
+    return tuple(own), tuple(getattr(model, "stage_ends", range(1, len(own) + 2)))
+
+
+def prepare_teacher(
+    experiment: Experiment,
+    dataset: Dataset,
+    device: torch.device,
+    report: Callable[[int, int], None],
+) -> tuple[TeacherFacts, Path]:
+    """Find the teacher in the cache, or load / train it, fit its probes and keep it.
+
+    Args:
+        experiment: Which teacher, which data.
+        dataset: The prepared data.
+        device: Where to train.
+        report: Called with (epochs done, epochs planned) while training.
+
+    Returns:
+        The facts, and the folder that `open_teacher` reads.
+    """
+    key = _fingerprint(experiment, dataset)
+    folder = _folder(experiment, key)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            with new_folder(folder) as temporary:
+                _make_teacher(experiment, dataset, device, key, temporary, report)
+    return _read_facts(folder), folder
+
+
+def find_teacher(experiment: Experiment, dataset: Dataset) -> tuple[TeacherFacts, Path]:
+    """Return the facts and folder of a teacher that an earlier `prepare_teacher` kept.
+
+    Raises:
+        UserError: If there is none.
+    """
+    folder = _folder(experiment, _fingerprint(experiment, dataset))
+    if not folder.is_dir():
+        raise UserError(f"{folder}: this teacher was never prepared; `krscale teach` does so.")
+    return _read_facts(folder), folder
+
+
+def open_teacher(experiment: Experiment, dataset: Dataset, folder: Path) -> LoadedTeacher:
+    """Load a prepared teacher and its probes, frozen."""
+    facts = _read_facts(folder)
+    model = build_teacher(experiment, dataset)
+    load_weights(folder / "teacher.safetensors", model, where=str(folder))
+    tapped = TappedModel(model, facts.taps)
+    state = torch.load(folder / "probes.pt", weights_only=True)
+    probes = Probes(state["feature_sizes"], len(dataset.classes))
+    probes.load_state_dict(state["probes"])
+    tapped.eval().requires_grad_(False)
+    probes.eval().requires_grad_(False)
+    return LoadedTeacher(facts, tapped, probes)
+
+
+@torch.no_grad()
+def read_taps(
+    tapped: TappedModel, dataset: Dataset, split: SplitName, device: torch.device
+) -> TapOutputs:
+    """Return pooled tap features `[N, F]` and logits `[N, K]` of a split, without augmentation."""
+    images = dataset.split(split).images
+    logits: list[Tensor] = []
+    features: list[list[Tensor]] = [[] for _ in tapped.paths]
+    for first in range(0, len(images), PROBE_BATCH_SIZE):
+        pixels = torch.tensor(images[first : first + PROBE_BATCH_SIZE], device=device)
+        outputs = tapped(normalise(pixels, dataset.mean, dataset.std))
+        logits.append(outputs.logits.float())
+        for kept, feature in zip(features, outputs.features, strict=True):
+            kept.append(pool(feature).float())
+    return TapOutputs(torch.cat(logits), tuple(torch.cat(kept) for kept in features))
+
+
+def fit_probes(tapped: TappedModel, dataset: Dataset, device: torch.device) -> Probes:
+    """Return probes fitted on the training split to every tap of a network in eval mode."""
+    outputs = read_taps(tapped, dataset, "train", device)
+    labels = torch.tensor(dataset.split("train").labels, device=device)
+    num_classes = len(dataset.classes)
+    probes = Probes([f.shape[1] for f in outputs.features], num_classes).to(device)
+    probes.load([fit_probe(feature, labels, num_classes) for feature in outputs.features])
+    return probes
+
+
+def _folder(experiment: Experiment, key: str) -> Path:
+    return experiment.cache_path / "teachers" / key
+
+
+def _fingerprint(experiment: Experiment, dataset: Dataset) -> str:
+    content = experiment.teacher.model_dump(mode="json") | {"format": FORMAT}
+    content["data"] = dataset.fingerprint
+    if experiment.teacher.weights:
+        path = Path(experiment.teacher.weights).expanduser()
+        if not path.is_file():
+            raise UserError(f"teacher.weights: no such file: {path}.")
+        content["weights"] = sha256(path)
+    else:
+        content["views"] = experiment.views.model_dump(mode="json")
+        content["global_batch_size"] = experiment.train.global_batch_size
+    return fingerprint(content)
+
+
+def _make_teacher(
+    experiment: Experiment,
+    dataset: Dataset,
+    device: torch.device,
+    key: str,
+    folder: Path,
+    report: Callable[[int, int], None],
+) -> None:
+    torch.manual_seed(experiment.teacher.seed)
+    model = build_teacher(experiment, dataset)
+    taps, stage_ends = resolve_taps(model, experiment.teacher.taps, "teacher.taps")
+    if experiment.teacher.weights:
+        load_weights(Path(experiment.teacher.weights).expanduser(), model, where="teacher.weights")
+        model.to(device)
+    else:
+        _train(experiment, dataset, model, device, report)
+    tapped = TappedModel(model, taps).eval().requires_grad_(False)
+    probes = fit_probes(tapped, dataset, device)
+    val = dataset.split("val")
+    val_logits = probes(read_taps(tapped, dataset, "val", device))
+    gain = information_gain(val_logits, torch.tensor(val.labels, device=device))
+    layers = layers_by_tap(model, taps)
+    facts = TeacherFacts(
+        fingerprint=key,
+        data_fingerprint=dataset.fingerprint,
+        model=experiment.teacher.model,
+        width=experiment.teacher.width,
+        num_parameters=num_parameters(model),
+        flops=count_flops(model, dataset.image_shape),
+        val_accuracy=evaluate(model, dataset, val, Workers.alone(device))["accuracy"],
+        taps=taps,
+        stage_ends=stage_ends,
+        information_gain=tuple(gain.tolist()),
+        layer_sizes=tuple(_num_weights(group) for group in layers),
+        histograms=tuple(tuple(weight_histogram(group).tolist()) for group in layers),
+    )
+    save_weights(folder / "teacher.safetensors", model.cpu())
+    sizes = [linear.in_features for linear in probes.linears]
+    torch.save({"feature_sizes": sizes, "probes": probes.cpu().state_dict()}, folder / "probes.pt")
+    write_json(folder / "facts.json", asdict(facts))
+
+
+def _train(
+    experiment: Experiment,
+    dataset: Dataset,
+    model: nn.Module,
+    device: torch.device,
+    report: Callable[[int, int], None],
+) -> None:
+    config = experiment.teacher
+    settings = TrainConfig(
+        num_epochs=config.num_epochs,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        global_batch_size=experiment.train.global_batch_size,
+        seed=config.seed,
+        max_grad_norm=0.0,  # cross-entropy alone needs none, and kept teachers had none
+    )
+    context = MethodContext.without_teacher(len(dataset.classes))
+    learner = Learner(model, (), build_method("plain", context, {"ce_weight": 1.0}))
+    loader = Loader(
+        dataset,
+        experiment.views,
+        global_batch_size=settings.global_batch_size,
+        seed=config.seed,
+        device=device,
+        store=None,
+        gpu_share_for_images=experiment.train.gpu_share_for_images,
+    )
+    training = Training(
+        learner, loader, (dataset, dataset.split("val")), settings, Workers.alone(device)
+    )
+    while not training.finished:
+        training.run_epoch()
+        report(training.epoch, config.num_epochs)
+
+
+def _num_weights(layers: Iterable[nn.Module]) -> float:
+    named = (pair for layer in layers for pair in layer.named_parameters())
+    return float(sum(parameter.numel() for name, parameter in named if name == "weight"))
+
+
+def _read_facts(folder: Path) -> TeacherFacts:
+    content = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    for name in ("taps", "stage_ends", "information_gain", "layer_sizes"):
+        content[name] = tuple(content[name])
+    content["histograms"] = tuple(tuple(row) for row in content["histograms"])
+    return TeacherFacts(**content)
+
+
+def _some_paths(model: nn.Module) -> str:
+    paths = [name for name, child in model.named_modules() if name and len(list(child.children()))]
+    return json.dumps(paths[:3] or [name for name, _ in model.named_children()][:3])

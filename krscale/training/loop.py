@@ -1,0 +1,264 @@
+"""The only training loop. It knows no method and no Ray: a learner, batches, and a schedule.
+
+A `Training` advances epoch by epoch, so that whoever drives it (a Tune trial, a Train worker, the
+teacher's own training) decides what happens between epochs: report, save, stop.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from krscale.config import TrainConfig
+from krscale.config.training import NO_CHANNELS_LAST_ON_CPU
+from krscale.data import Dataset, Split
+from krscale.data.loader import Loader
+from krscale.data.views import normalise
+from krscale.errors import UserError
+from krscale.methods.base import Batch, Learner, LearnerOutput
+from krscale.parallel import Workers, convert_batch_norm, share_of, sum_over_workers
+from krscale.training.checkpoint import load_checkpoint, save_checkpoint
+from krscale.training.epoch_sums import EpochSums
+
+EVALUATION_BATCH_SIZE = 1024
+
+
+class Training:
+    """One student (or teacher) in training: model, optimiser, schedule and position.
+
+    Args:
+        learner: The student and its method; trained in place.
+        loader: Batches of the training split, this worker's share of each.
+        validation: Split on which every epoch ends, and its dataset for the normalisation; None
+            when there is none left to judge by, because the student learns from it too.
+        settings: Optimiser, schedule, precision.
+        workers: This worker's place among all of them.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        loader: Loader,
+        validation: tuple[Dataset, Split] | None,
+        settings: TrainConfig,
+        workers: Workers,
+    ) -> None:
+        self.settings = settings
+        self.workers = workers
+        self.loader = loader
+        self.validation = validation
+        self.epoch = 0
+        self.seconds_in_steps = 0.0
+        self.learner = convert_batch_norm(learner, workers).to(workers.device)
+        if settings.channels_last:
+            if workers.device.type == "cpu":  # `auto` has found no GPU
+                raise UserError(f"train.channels_last: {NO_CHANNELS_LAST_ON_CPU}.")
+            self.learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.forward: nn.Module = self.learner
+        if settings.compile:
+            self.learner.compile()
+        if workers.world_size > 1:
+            self.forward = DistributedDataParallel(self.learner)
+        self.optimiser = _optimiser(self.learner, settings)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimiser, _warmup_cosine(settings, loader.num_steps)
+        )
+
+    @property
+    def student(self) -> nn.Module:
+        """The bare student, without heads or wrappers."""
+        return self.learner.student
+
+    @property
+    def finished(self) -> bool:
+        """Whether every epoch has been run."""
+        return self.epoch >= self.settings.num_epochs
+
+    def run_epoch(self) -> dict[str, float]:
+        """Train one epoch and evaluate on the validation split.
+
+        Returns:
+            Metrics over all workers: `train/<term>` and `train/loss` (means over samples),
+            `train/accuracy`, `val/accuracy`, `val/loss`, the method's diagnostics, and `epoch`.
+
+        Raises:
+            NonFiniteError: If a loss term became NaN or infinite; names the earliest one.
+        """
+        started = time.perf_counter()
+        self.forward.train()
+        self.learner.method.begin_epoch(self.epoch / max(1, self.settings.num_epochs - 1))
+        sums = EpochSums(self.workers.device)
+        for batch in self.loader.epoch(self.epoch):
+            output, terms = self._step(batch)
+            sums.add(list(output.terms), terms, output, batch.labels)
+        metrics = sums.metrics(self.epoch, self.loader.num_steps)
+        self.seconds_in_steps += time.perf_counter() - started
+        self.epoch += 1
+        metrics |= {f"val/{k}": v for k, v in self._validate().items()}
+        metrics["epoch"] = float(self.epoch)
+        return metrics
+
+    def rehearse(self) -> None:
+        """Take two steps and judge one batch, so that memory peaks as in a whole training.
+
+        Two, because the optimiser has its momentum only from the second on. The weights move: what
+        has rehearsed is thrown away.
+        """
+        self.forward.train()
+        self.learner.method.begin_epoch(0.0)
+        for epoch in range(2):
+            self._step(next(self.loader.epoch(epoch)))
+        if self.validation is not None:
+            dataset, split = self.validation
+            images, labels = split.images, split.labels
+            first = Split(images[:EVALUATION_BATCH_SIZE], labels[:EVALUATION_BATCH_SIZE])
+            with self._autocast():
+                evaluate(self.student, dataset, first, self.workers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a restart needs: weights, optimiser, schedule, position, RNG."""
+        return {
+            "learner": self.learner.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "epoch": self.epoch,
+            "rng": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self.learner.load_state_dict(state["learner"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.epoch = int(state["epoch"])
+        torch.set_rng_state(state["rng"])
+
+    def _step(self, batch: Batch) -> tuple[LearnerOutput, Tensor]:
+        """Train on one batch; return what the learner said, and its terms `[M, B]`, detached."""
+        if self.settings.channels_last:
+            images = batch.images.contiguous(memory_format=torch.channels_last)
+            batch = replace(batch, images=images)
+        with self._autocast():
+            output: LearnerOutput = self.forward(batch)
+        terms = torch.stack(list(output.terms.values()))
+        # DistributedDataParallel averages gradients over workers; every sample must weigh
+        # 1 / global_size whatever share of the batch its worker holds.
+        loss = terms.sum() * (self.workers.world_size / batch.global_size)
+        self.optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        if self.settings.max_grad_norm > 0.0:
+            # Gradients are already those of the global batch, the same on every worker.
+            nn.utils.clip_grad_norm_(self.learner.parameters(), self.settings.max_grad_norm)
+        self.optimiser.step()
+        self.schedule.step()
+        return output, terms.detach()
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.settings.precision == "bf16"
+        return torch.autocast(self.workers.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def _validate(self) -> dict[str, float]:
+        if self.validation is None:
+            return {}
+        dataset, split = self.validation
+        with self._autocast():
+            return evaluate(self.student, dataset, split, self.workers)
+
+
+def fit(
+    training: Training, on_epoch: Callable[[dict[str, float]], bool | None]
+) -> dict[str, float]:
+    """Run the epochs that remain; stop early when `on_epoch` returns True.
+
+    Returns:
+        The metrics of the last epoch run, or none when nothing remained.
+    """
+    metrics: dict[str, float] = {}
+    while not training.finished:
+        metrics = training.run_epoch()
+        if on_epoch(metrics):
+            break
+    return metrics
+
+
+def fit_or_continue(
+    training: Training, path: Path, on_epoch: Callable[[dict[str, float]], None]
+) -> dict[str, float]:
+    """Run all epochs, each kept as the checkpoint `path`; go on from there after an interruption.
+
+    Returns:
+        The metrics of the last epoch.
+    """
+    metrics: dict[str, float] = {}
+    if path.exists():
+        state = load_checkpoint(path)
+        training.load_state_dict(state["training"])
+        metrics = state["metrics"]
+
+    def keep(metrics: dict[str, float]) -> None:
+        save_checkpoint(path, {"training": training.state_dict(), "metrics": metrics})
+        on_epoch(metrics)
+
+    return fit(training, keep) or metrics
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, dataset: Dataset, split: Split, workers: Workers
+) -> dict[str, float]:
+    """Return `accuracy` and `loss` (mean cross-entropy) of a model on a split, over all workers.
+
+    The model is left in the mode (train or eval) it came in.
+    """
+    was_training = model.training
+    model.eval()
+    totals = torch.zeros(3, dtype=torch.float64, device=workers.device)
+    start, stop = share_of(len(split.labels), workers.rank, workers.world_size)
+    for first in range(start, stop, EVALUATION_BATCH_SIZE):
+        rows = slice(first, min(first + EVALUATION_BATCH_SIZE, stop))
+        pixels = torch.tensor(split.images[rows], device=workers.device)
+        labels = torch.tensor(split.labels[rows], device=workers.device)
+        logits = model(normalise(pixels, dataset.mean, dataset.std)).float()
+        totals[0] += (logits.argmax(dim=1) == labels).sum()
+        totals[1] += F.cross_entropy(logits, labels, reduction="sum")
+        totals[2] += len(labels)
+    model.train(was_training)
+    correct, loss, count = sum_over_workers(totals).tolist()
+    return {"accuracy": correct / count, "loss": loss / count}
+
+
+def _optimiser(learner: nn.Module, settings: TrainConfig) -> torch.optim.SGD:
+    """SGD with Nesterov momentum; norms and biases are not decayed (as timm does)."""
+    decayed = [p for p in learner.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in learner.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    nesterov = settings.momentum > 0.0
+    return torch.optim.SGD(
+        groups, settings.learning_rate, settings.momentum, nesterov=nesterov, fused=True
+    )
+
+
+def _warmup_cosine(settings: TrainConfig, num_steps: int) -> Callable[[int], float]:
+    """Factor of the learning rate per step: linear warm-up, then cosine down to zero."""
+    total = max(1, settings.num_epochs * num_steps)
+    warmup = min(total - 1, round(settings.warmup_epochs * num_steps))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = (step - warmup) / max(1, total - warmup)
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+    return factor

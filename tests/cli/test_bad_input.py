@@ -1,0 +1,157 @@
+"""Every mistake a user can make at a command: one clear error, exit code 2, no traceback."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from running import overrides
+
+from krscale.cli.common import run_command
+from krscale.errors import UserError
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def refuse(capsys: pytest.CaptureFixture[str], command: str, storage: Path, *settings: str) -> str:
+    """Run a command in this process and return its error, whole."""
+    module = importlib.import_module(f"krscale.cli.{command}")
+    arguments = overrides("teacher.num_epochs=1", f"storage_path={storage}", *settings)
+    code = run_command(module.run, arguments)
+    printed = capsys.readouterr()
+    assert code == 2, printed.err
+    assert printed.out == ""
+    assert "Traceback" not in printed.err
+    lines = printed.err.splitlines()
+    errors = [line.removeprefix("krscale: error: ") for line in lines if ": error: " in line]
+    assert 1 <= len(errors) <= 3, printed.err
+    return "\n".join(errors)
+
+
+@pytest.mark.parametrize(
+    ("setting", "parts"),
+    [
+        ("train.num_epoch=3", ["Did you mean 'train.num_epochs'"]),
+        ("train.num_epochs=-1", ["greater than or equal to 1", "got -1"]),
+        ("search.methods=['plain', 'kdd']", ["search.methods", "'kdd'", "Did you mean 'kd'"]),
+        (
+            "distill.posterior={dkdd=1.0}",
+            ["distill.posterior", "Did you mean 'distill.posterior.dkd'"],
+        ),
+        ("search.methods=['kr+dkdd']", ["search.methods", "'dkdd'", "Did you mean 'dkd'"]),
+        ("distill.method=kd+dkd", ["distill.method", "cannot be combined"]),
+        ("teacher.model=resent", ["teacher", "'resent'", "Did you mean 'resnet'"]),
+        ("student.model=no_such_package:net", ["student", "no_such_package"]),
+        ("student.options={num_block=1}", ["student.options", "Did you mean 'num_blocks'"]),
+        ("teacher.taps=['stages.0.9']", ["teacher.taps", "'stages.0.9'", "Did you mean"]),
+        ("search.space=nowhere.toml", ["search.space", "nowhere.toml"]),
+        ("data.source=digit", ["data.source", "Did you mean 'digits'"]),
+        ("views.jitter=0.5", ["jitter", "RGB"]),
+        ("ladder.capacities=['1/4', '0.2501']", ["ladder.capacities", "width"]),
+        ("student.width_multiple=0", ["student.width_multiple", "greater than or equal to 1"]),
+        ("student.width_multiple=64", ["of multiples of student.width_multiple = 64"]),
+        ("train.num_workers=2", ["train.num_workers", "one worker", "krscale distill"]),
+        ("tracking.uri=ftp://host", ["tracking.uri", "ftp"]),
+    ],
+)
+def test_tune_refuses_before_anything_trains(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, setting: str, parts: list[str]
+) -> None:
+    error = refuse(capsys, "tune", tmp_path, setting)
+    for part in parts:
+        assert part in error
+    assert not (tmp_path / "cache" / "teachers").exists()
+
+
+def test_student_taps_are_refused_before_anything_trains(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    error = refuse(capsys, "tune", tmp_path, "student.taps=['stages.7']")
+    assert "student.taps" in error
+    assert "'stages.7'" in error
+    assert not (tmp_path / "cache" / "teachers").exists()
+
+
+def test_features_that_cannot_be_compared_are_refused_before_anything_trains(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    settings = ("search.methods=['at']", "student.options={num_blocks=1, num_stages=2}")
+    error = refuse(capsys, "tune", tmp_path, *settings)
+    assert "method 'at': stage 1 of the student has maps of 8x8, stage 2" in error
+    assert "of 4x4" in error
+    assert not (tmp_path / "cache" / "teachers").exists()
+
+
+def test_missing_experiment_file(capsys: pytest.CaptureFixture[str]) -> None:
+    from krscale.cli import tune
+
+    assert run_command(tune.run, ["jobs/digit.toml"]) == 2
+    error = capsys.readouterr().err
+    assert "jobs/digit.toml: no such file. Did you mean jobs/digits.toml?" in error
+
+
+def test_granularity_beyond_the_taps(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    error = refuse(capsys, "distill", tmp_path, "distill.granularity=40")
+    assert "granularity" in error
+    assert "6" in error
+
+
+@pytest.mark.parametrize("content", ["text", "list", "other model"])
+def test_teacher_file_that_cannot_serve(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str
+) -> None:
+    path = tmp_path / "teacher.pt"
+    if content == "text":
+        path.write_text("not weights")
+    elif content == "list":
+        torch.save([torch.zeros(3)], path)
+    else:
+        torch.save({"classifier.weight": torch.zeros(7, 3)}, path)
+    error = refuse(capsys, "teach", tmp_path, f"teacher.weights={path}")
+    assert "teacher.weights" in error
+    assert "teacher.pt" in error
+    if content == "other model":
+        assert "[7, 3]" in error, "both shapes are named"
+
+
+def test_teacher_file_with_code_is_not_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (tmp_path / "owned",))  # type: ignore[return-value]
+
+    torch.save({"classifier.weight": Evil()}, tmp_path / "teacher.pt")
+    refuse(capsys, "teach", tmp_path, f"teacher.weights={tmp_path / 'teacher.pt'}")
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.zeros(1797, dtype=np.int64), "class"),
+        (np.full(1797, 12), "12"),
+        (np.zeros(0, dtype=np.int64), "no images"),
+    ],
+)
+def test_data_that_cannot_be_learned_from(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    labels: np.ndarray,
+    message: str,
+) -> None:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    digits.target, digits.images = labels, digits.images[: len(labels)]
+    monkeypatch.setattr("sklearn.datasets.load_digits", lambda: digits)
+    error = refuse(capsys, "teach", tmp_path)
+    assert message in error
+    assert "digits" in error
+
+
+def test_errors_are_user_errors_not_assertions() -> None:
+    assert issubclass(UserError, Exception)
+    assert not issubclass(UserError, ValueError), "a command must not swallow defects with mistakes"

@@ -1,0 +1,77 @@
+import argparse
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from krscale.cli.common import add_experiment_arguments, run_command
+from krscale.errors import UserError
+
+
+def raising(error):
+    def command(argv):
+        raise error
+
+    return command
+
+
+def test_a_door_gets_its_arguments_and_its_code_is_returned():
+    seen = []
+    assert run_command(lambda argv: seen.append(argv) or 7, ["a", "--b"]) == 7
+    assert seen == [["a", "--b"]]
+
+
+def test_every_line_of_a_user_error_is_told_on_stderr(capsys):
+    assert run_command(raising(UserError("x.toml: bad\nx.toml: worse")), []) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "krscale: error: x.toml: bad\nkrscale: error: x.toml: worse\n"
+
+
+def test_a_defect_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_command(raising(ZeroDivisionError()), [])
+
+
+def test_a_real_interrupt_is_one_line_and_130():
+    code = (
+        "import signal, sys, time; from krscale.cli.common import run_command\n"
+        # A test run that was started in the background would hand on that SIGINT is ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "def command(argv):\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "sys.exit(run_command(command, []))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == "krscale: interrupted; the same command again continues.\n"
+
+
+def test_a_reader_that_went_away_is_no_traceback():
+    code = (
+        "import sys; from krscale.cli.common import run_command\n"
+        "def command(argv):\n    print('x' * 1_000_000)\n    return 0\n"
+        "sys.exit(run_command(command, []))"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, check=False, timeout=30
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_the_arguments_of_experiments():
+    parser = argparse.ArgumentParser()
+    add_experiment_arguments(parser)
+    assert vars(parser.parse_args([])) == {"experiment": None, "set": []}
+    options = parser.parse_args(["x.toml", "--set", "a=1", "--set", "b.c=2"])
+    assert options.experiment == "x.toml"
+    assert options.set == ["a=1", "b.c=2"]

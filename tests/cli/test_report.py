@@ -1,0 +1,157 @@
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from krscale.cli.report import main
+from krscale.report import Curve, CurveSize, MethodResult, find_pareto, write_curve
+
+
+@pytest.fixture
+def storage(tmp_path, monkeypatch):
+    """A storage path that holds one finished run, `digits`, and one unfinished, `other`."""
+    monkeypatch.setenv("KRSCALE_STORAGE_PATH", str(tmp_path))
+    result = MethodResult.over_seeds(
+        seeds=(0, 1), val_accuracies=(0.8, 0.82), test_accuracies=(0.7, 0.72),
+        num_trials=2, num_pruned=0, num_failed=0, best={"distill.sparsity": 0.5},
+    )  # fmt: skip
+    size = CurveSize(
+        capacity="1/4", width=8, num_parameters=99_000, flops=10**6, latency_ms=0.3,
+        methods={"plain": result, "kr": result},
+    )  # fmt: skip
+    teacher = {
+        "model": "resnet", "width": 32, "num_parameters": 396_000, "flops": 10**7,
+        "val_accuracy": 0.98, "test_accuracy": 0.97,
+    }  # fmt: skip
+    curve = Curve(
+        name="digits", commit="abc", data={"source": "digits"}, teacher=teacher, sizes=(size,),
+        pareto=find_pareto([size]),
+    )  # fmt: skip
+    for name in ("digits", "other", "cache"):
+        (tmp_path / name).mkdir()
+    write_curve(curve, tmp_path / "digits")
+    return tmp_path
+
+
+def test_a_run_by_name_or_by_folder_prints_the_table_and_draws_the_figure(storage, capsys):
+    figure = storage / "digits" / "curve.png"
+    for name in ("digits", str(storage / "digits")):
+        assert main([name]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert "99k" in out
+        assert "71.0" in out
+        assert f"Figure: {figure}, to explore in a browser: {figure.with_suffix('.html')}" in out
+        assert figure.with_suffix(".html").stat().st_size > 10**6
+        assert figure.read_bytes().startswith(b"\x89PNG")
+        page = (figure.parent / "report.html").read_text()
+        assert base64.b64encode(figure.read_bytes()).decode() in page
+        assert "it has no experiment.json" in page
+        assert len((figure.parent / "curve.csv").read_text().splitlines()) == 3
+        figure.unlink()
+
+
+def test_several_runs_are_compared(storage, tmp_path, capsys):
+    shutil.copytree(storage / "digits", storage / "elsewhere" / "digits")
+    names = ["digits", str(storage / "elsewhere" / "digits")]
+    assert main([*names, "--output", str(tmp_path / "out")]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.count("71.0") == 4
+    assert "digits-2" in out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "report.html", "report.json", "curve.csv", "curve.png", "curve.html", "digits.png",
+        "digits-2.png",
+    }  # fmt: skip
+    listed = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [curve["name"] for curve in listed] == ["digits", "digits-2"]
+    assert main([*names, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == listed
+    assert (storage / "reports" / "digits+digits-2" / "report.html").exists()
+    assert main(["digits", str(storage / "digits")]) == 2
+    assert "the same run is named twice" in capsys.readouterr().err
+    # Reports are no runs.
+    assert main(["digitz"]) == 2
+    assert "reports" not in capsys.readouterr().err
+
+
+def test_experiment_of_another_version_is_told_on_the_page(storage, capsys):
+    content = {"experiment": {"name": "digits", "no_such_field": 1}}
+    (storage / "digits" / "experiment.json").write_text(json.dumps(content))
+    assert main(["digits"]) == 0
+    page = (storage / "digits" / "report.html").read_text()
+    assert "The command is not known" in page
+    assert "no_such_field" in page
+
+
+def test_insight_of_the_run_is_on_the_page_whatever_its_version(storage, capsys):
+    page, file = storage / "digits" / "report.html", storage / "digits" / "insight.json"
+    assert main(["digits"]) == 0
+    assert "`krscale insight digits` finds it" in page.read_text()
+    study = {
+        "method": "kr", "capacity": "1/4", "num_complete": 7, "num_pruned": 1, "num_failed": 0,
+        "best_accuracy": 0.8, "best": {"distill.sparsity": 0.5},
+        "near_best": {"distill.sparsity": [0.25, 0.75]},
+        "importance": {"shares": {}, "num_trials": 7, "left_out": [], "reason": "too few"},
+        "settings": [],
+    }  # fmt: skip
+    file.write_text(json.dumps({"name": "digits", "studies": [study]}))  # before there was learning
+    assert main(["digits"]) == 0
+    assert "0.25 to 0.75" in page.read_text()
+    assert "`krscale insight digits` finds it" in page.read_text(), "convergence"
+    file.write_text("{}")
+    assert main(["digits"]) == 0
+    assert "insight.json: damaged, or of another version" in page.read_text()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_name_is_looked_up_in_the_storage_path_that_is_given(storage, tmp_path, monkeypatch):
+    monkeypatch.setenv("KRSCALE_STORAGE_PATH", str(storage / "elsewhere"))
+    assert main(["digits"]) == 2
+    assert main(["digits", "--storage-path", str(storage)]) == 0
+
+
+def test_json_alone_is_on_stdout(storage, capsys):
+    assert main(["digits", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == json.loads((storage / "digits" / "curve.json").read_text())
+    assert err == ""
+
+
+def test_a_mistyped_path_is_looked_for_where_it_points(storage, capsys, monkeypatch):
+    monkeypatch.chdir(storage.parent)
+    assert main([f"{storage.name}/digitz"]) == 2
+    expected = f"krscale: error: {storage}/digitz: no such run. Did you mean 'digits'?"
+    assert capsys.readouterr().err.startswith(expected)
+
+
+def test_a_run_that_is_not_there_says_what_is(storage, capsys):
+    assert main(["digitz"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert err.startswith(f"krscale: error: {storage}/digitz: no such run. Did you mean 'digits'?")
+    assert f"Runs with a curve in {storage}: digits; without one: other." in err
+    assert main(["other"]) == 2
+    assert "its search has not finished" in capsys.readouterr().err
+
+
+def test_a_figure_that_cannot_be_written_is_a_user_error(storage, capsys):
+    (storage / "digits" / "curve.png").mkdir()
+    assert main(["digits"]) == 2
+    assert "curve.png: cannot be written" in capsys.readouterr().err
+
+
+def test_the_module_runs_as_a_program(storage):
+    done = subprocess.run(
+        [sys.executable, "-m", "krscale.report", "nothing"],
+        env={**os.environ, "KRSCALE_STORAGE_PATH": str(storage)},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("krscale: error: ")

@@ -1,0 +1,47 @@
+"""`krscale space check`: what it lists and how it ends."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from krscale.cli.space import main
+
+
+def test_lists_every_method_of_the_file_with_own_values(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["check", "kr_plus_posterior", "--set", "distill.sparsity=0.25", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["method"] for row in rows} >= {"plain", "kd", "dkd", "dist", "kr", "kr+dkd"}
+    kr = {row["field"]: row for row in rows if row["method"] == "kr"}
+    assert kr["distill.sparsity"]["own_value"] == 0.25
+    assert kr["distill.auxiliary_weight"]["when"] == "distill.granularity >= 2"
+    assert not kr["distill.granularity"]["inside"], "'stage' is no number of groups"
+    combined = {row["field"]: row for row in rows if row["method"] == "kr+dkd"}
+    assert combined.keys() > kr.keys()
+    assert combined["distill.posterior.dkd"]["own_value"] == 1.0
+
+
+def test_the_table_reads_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "kr"]) == 0
+    out = capsys.readouterr().out
+    assert "float 0.03 .. 0.5, log" in out
+    assert "stage (outside)" in out
+
+
+def test_a_refused_space_ends_with_2_and_a_line_for_each_mistake(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        '[kr]\n"distill.sparsty" = { type = "float", low = 0, high = 1 }\n'
+        '"distill.kr_weight" = { type = "float", low = 0, high = 1, log = true }\n'
+    )
+    assert main(["check", str(path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 2
+    assert "Did you mean 'distill.sparsity'" in lines[0]
+    assert "above 0" in lines[1]

@@ -1,0 +1,105 @@
+"""The files that Ray and Kubernetes read are what those programs accept."""
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from krscale.config import Experiment, load, read_toml
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKER_PORTS = range(10002, 20000)
+
+
+def read(path: str) -> Any:
+    return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def cluster() -> dict[str, Any]:
+    content: dict[str, Any] = read("ray_cluster.yaml")
+    return content
+
+
+def starts(cluster: dict[str, Any]) -> list[str]:
+    commands = cluster["head_start_ray_commands"] + cluster["worker_start_ray_commands"]
+    return [command for command in commands if "ray start" in command]
+
+
+def test_ray_accepts_the_cluster_file(cluster: dict[str, Any]) -> None:
+    prepared = prepare_config(copy.deepcopy(cluster))
+    validate_config(prepared)
+    assert prepared["available_node_types"]["cpu_worker"]["max_workers"] == 8
+    assert prepared["available_node_types"]["gpu_worker"]["node_config"]["BlockDeviceMappings"]
+
+
+def test_ray_refuses_a_misspelt_key(cluster: dict[str, Any]) -> None:
+    cluster["max_worker"] = cluster.pop("max_workers")
+    with pytest.raises(jsonschema.ValidationError, match="max_worker"):
+        validate_config(prepare_config(cluster))
+
+
+def test_workers_join_the_port_of_the_head_outside_the_worker_ports(
+    cluster: dict[str, Any],
+) -> None:
+    head, worker = starts(cluster)
+    port = re.search(r" --port=(\d+)", head)
+    joined = re.search(r"\$RAY_HEAD_IP:(\d+)", worker)
+    assert port is not None
+    assert joined is not None
+    assert port[1] == joined[1]
+    fixed = [int(number) for start in (head, worker) for number in re.findall(r"port=(\d+)", start)]
+    assert len(fixed) >= 4
+    assert not set(fixed) & set(WORKER_PORTS)
+
+
+def test_every_node_wants_the_token_and_the_dashboard_is_local(cluster: dict[str, Any]) -> None:
+    assert all("RAY_AUTH_MODE=token" in start for start in starts(cluster))
+    assert "--dashboard-host=127.0.0.1" in starts(cluster)[0]
+    assert any(path.endswith(".ray/auth_token") for path in cluster["file_mounts"])
+
+
+def test_job_excludes_what_must_not_be_uploaded() -> None:
+    environment = read("jobs/runtime_env.yaml")
+    assert {".git", ".venv", "/runs/"} <= set(environment["excludes"])
+    assert set(environment["env_vars"]) == {"KRSCALE_STORAGE_PATH"}
+
+
+def test_digits_toml_spells_out_the_defaults() -> None:
+    assert load(ROOT / "jobs/digits.toml").fingerprint() == Experiment().fingerprint()
+    defaults = Experiment().model_dump(mode="json")
+    for section, content in read_toml(ROOT / "jobs/digits.toml").items():
+        values = content.items() if isinstance(content, dict) else [(None, content)]
+        for key, value in values:
+            default = defaults[section] if key is None else defaults[section][key]
+            assert value == default, f"{section}.{key}"
+
+
+def test_rayjob_is_whole() -> None:
+    job = read("jobs/rayjob.yaml")
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    spec = job["spec"]
+    experiment = spec["entrypoint"].split()[-1].removeprefix("/krscale/")
+    assert (ROOT / experiment).is_file()
+    storage = yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]["KRSCALE_STORAGE_PATH"]
+    assert spec["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    groups = [spec["rayClusterSpec"]["headGroupSpec"], *spec["rayClusterSpec"]["workerGroupSpecs"]]
+    for group in groups:
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        (mount,) = container["volumeMounts"]
+        assert mount["mountPath"] == storage
+        assert mount["name"] in {volume["name"] for volume in pod["volumes"]}
+        assert container["image"] == spec["submitterPodTemplate"]["spec"]["containers"][0]["image"]
+
+
+def test_cluster_files_name_the_pinned_ray() -> None:
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    version = re.search(r"^ray==(.+)$", pins, re.MULTILINE)
+    assert version is not None
+    assert read("jobs/rayjob.yaml")["spec"]["rayClusterSpec"]["rayVersion"] == version[1]

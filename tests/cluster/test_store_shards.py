@@ -1,0 +1,115 @@
+"""The shards of a store, written by the workers of a real Ray."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+
+from krscale.cluster import store_shards
+from krscale.cluster.store_shards import write_on_workers
+from krscale.config import Experiment, load
+from krscale.data import prepare_data
+from krscale.errors import UserError
+from krscale.setup.assemble import prepare
+from krscale.setup.store_spec import StoreRecipe
+from krscale.setup.teacher import prepare_teacher
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+SETTINGS = (
+    "teacher.width=4",
+    "teacher.num_epochs=1",
+    "views.num_views=2",
+    "store.shard_rows=300",
+    "store.top_k=2",
+    "cluster.address=local",
+    "cluster.num_cpus=2",
+    "cluster.wait_seconds=5",
+)
+CPU = torch.device("cpu")
+
+
+class Quiet:
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, int]] = []
+
+    def phase(self, title: str) -> None:
+        self.steps.clear()
+
+    def advance(self, done: int, total: int) -> None:
+        self.steps.append((done, total))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cluster():
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    return load(None, [*SETTINGS, f"storage_path={tmp_path}"])
+
+
+@pytest.fixture
+def recipe(experiment: Experiment) -> StoreRecipe:
+    dataset = prepare_data(experiment.data, experiment.cache_path)
+    facts, path = prepare_teacher(experiment, dataset, CPU, lambda done, total: None)
+    return StoreRecipe(experiment, dataset, facts, path)
+
+
+def contents(recipe: StoreRecipe) -> dict[str, bytes]:
+    files = sorted(recipe.path.rglob("*"))
+    return {f.relative_to(recipe.path).as_posix(): f.read_bytes() for f in files if f.is_file()}
+
+
+def test_little_work_starts_no_cluster(recipe: StoreRecipe) -> None:
+    assert not ray.is_initialized()
+    steps: list[tuple[int, int]] = []
+    write = partial(write_on_workers, recipe, lambda *step: steps.append(step))
+    recipe.prepare(CPU, lambda *step: None, write=write)
+    assert not ray.is_initialized()
+    assert steps[-1] == (2 * 1077, 2 * 1077)
+    recipe.open().verify()
+
+
+def test_the_store_of_many_is_that_of_one_byte_for_byte(
+    experiment: Experiment, recipe: StoreRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe.prepare(CPU, lambda *step: None)
+    alone = contents(recipe)
+    assert len(alone) == 2 * 4 + 1
+    moved = recipe.path.rename(recipe.path.with_name("alone"))
+    monkeypatch.setattr(store_shards, "WORTH_FLOPS", 0.0)
+    monkeypatch.setattr(StoreRecipe, "write", refuse)  # in this process only
+    reporter = Quiet()
+    prepared = prepare(experiment, reporter, write_on_workers)
+    assert prepared.store_path == str(recipe.path)
+    assert contents(recipe) == alone
+    assert reporter.steps[-1] == (2 * 1077, 2 * 1077)
+    assert [done for done, _ in reporter.steps] == sorted(done for done, _ in reporter.steps)
+    # Only what is missing is written.
+    lost = next((moved / "view-0001").glob("shard-00002-*"))
+    (recipe.path / lost.relative_to(moved)).unlink()
+    before = {file: file.stat().st_mtime_ns for file in recipe.path.rglob("*.arrow")}
+    write = partial(write_on_workers, recipe, lambda *step: None)
+    monkeypatch.undo()
+    recipe.prepare(CPU, lambda *step: None, repair=True, write=write)
+    assert contents(recipe) == alone
+    assert all(file.stat().st_mtime_ns == time for file, time in before.items())
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("the driver wrote shards itself")
+
+
+def test_a_mistake_in_a_worker_reaches_the_user_as_one(
+    recipe: StoreRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_shards, "WORTH_FLOPS", 0.0)
+    recipe.path.mkdir(parents=True)
+    shards = [(0, number) for number in range(4)]
+    with pytest.raises(UserError, match=r"^\S+: no store was begun here\.$"):
+        write_on_workers(recipe, lambda *step: None, shards)  # type: ignore[arg-type]

@@ -1,0 +1,41 @@
+"""The KR objective against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from krscale.knowledge.loss import kr_loss, kr_terms
+from krscale.knowledge.recoding import active_classes, recode_gap
+
+WEIGHTS = torch.tensor([0.2, 0.0, 1.0])
+
+
+def test_value_and_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 3, 8, generator=generator).requires_grad_()
+    targets = torch.randn(5, 3, 8, generator=generator).softmax(dim=-1)
+    loss = kr_loss(logits, targets, WEIGHTS, 4.0, 0.5)
+    log_p = (logits.detach().double() / 4.0).log_softmax(dim=-1)
+    cross_entropies = -(targets.double() * log_p).sum(dim=-1)
+    torch.testing.assert_close(loss, (16.0 * cross_entropies @ WEIGHTS.double()).float())
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    expected = 16.0 / 4.0 * WEIGHTS.view(3, 1) * recode_gap(log_p.exp() - targets, 0.5)
+    torch.testing.assert_close(gradient, expected.float(), rtol=1e-4, atol=1e-6)
+
+
+def test_active_classes_of_every_group() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 3, 8, generator=generator)
+    targets = torch.randn(5, 3, 8, generator=generator).softmax(dim=-1)
+    _, active = kr_terms(logits, targets, WEIGHTS, 4.0, 0.5)
+    assert torch.equal(active, active_classes((logits / 4.0).softmax(dim=-1) - targets, 0.5))
+    assert active.float().mean() < 8
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+def test_empty_batch(sparsity: float) -> None:
+    logits = torch.zeros(0, 3, 8, requires_grad=True)
+    loss = kr_loss(logits, torch.zeros(0, 3, 8), WEIGHTS, 4.0, sparsity)
+    assert loss.shape == (0,)
+    loss.sum().backward()

@@ -1,0 +1,107 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from krscale.errors import UserError
+from krscale.models.capacity import count_flops, find_width, latency_ms, num_bytes, num_parameters
+from krscale.models.resnet import resnet
+
+
+def test_parameters_and_bytes_by_hand():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    assert num_parameters(model) == 16 + 8
+    # fp32 parameters, running mean and variance, and an int64 counter.
+    assert num_bytes(model) == 4 * (24 + 8) + 8
+    assert num_bytes(model.bfloat16()) == 2 * (24 + 8) + 8
+
+
+def test_shared_parameters_count_once():
+    first = nn.Linear(5, 5, bias=False)
+    model = nn.Sequential(first, nn.ReLU(), first)
+    assert num_parameters(model) == 25
+    assert num_bytes(model) == 100
+
+
+def test_flops_of_a_convolution_and_a_linear_layer_by_hand():
+    model = nn.Sequential(
+        nn.Conv2d(3, 5, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(5 * 64, 7, bias=False),
+    )
+    convolution = 2 * 64 * 5 * 3 * 9  # 2 FLOPs for each multiply-add
+    assert count_flops(model, (3, 8, 8)) == convolution + 2 * 320 * 7
+
+
+def test_flops_leave_the_network_as_it_is():
+    model = resnet(10, 1, 2).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    count_flops(model, (1, 8, 8))
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_flops_of_a_resnet_grow_with_the_image_area():
+    model = resnet(10, 1, 4)
+    classifier = 2 * 16 * 10
+    small, large = (count_flops(model, (1, size, size)) - classifier for size in (8, 16))
+    assert large == 4 * small
+
+
+def test_latency_is_positive_and_restores_modes():
+    model = resnet(10, 1, 2).train()
+    model.stages.eval()
+    threads = torch.get_num_threads()
+    before = model.stem[1].running_mean.clone()
+    assert 0 < latency_ms(model, (1, 8, 8)) < 1000
+    assert model.training
+    assert not model.stages.training
+    assert torch.equal(model.stem[1].running_mean, before)
+    assert torch.get_num_threads() == threads
+
+
+def test_latency_orders_small_and_large():
+    small = latency_ms(nn.Linear(8, 8), (1, 1, 8))
+    large = latency_ms(nn.Linear(2048, 2048), (1, 1, 2048))
+    assert small < large
+
+
+@pytest.mark.parametrize("target", [1, 300, 2_000, 40_000, 700_000, 3_000_001])
+def test_find_width_agrees_with_trying_every_width(target):
+    def build(width):
+        return resnet(10, 1, width, num_blocks=1)
+
+    with torch.device("meta"):
+        sizes = {width: num_parameters(build(width)) for width in range(1, 140)}
+    best = min(sizes, key=lambda width: abs(math.log(sizes[width] / target)))
+    assert find_width(build, target) == best
+
+
+@pytest.mark.parametrize("target", [300, 40_000, 120_000, 700_000])
+def test_find_width_tries_multiples_alone_where_asked(target):
+    def build(width):
+        return resnet(10, 1, width, num_blocks=1)
+
+    with torch.device("meta"):
+        sizes = {width: num_parameters(build(width)) for width in range(8, 140, 8)}
+    best = min(sizes, key=lambda width: abs(math.log(sizes[width] / target)))
+    assert find_width(build, target, multiple=8) == best
+
+
+def test_find_width_needs_no_memory():
+    width = find_width(lambda width: resnet(10, 3, width), 1e11)
+    with torch.device("meta"):
+        assert num_parameters(resnet(10, 3, width)) == pytest.approx(1e11, rel=0.01)
+
+
+def test_find_width_refuses_a_network_without_a_dial():
+    with pytest.raises(UserError, match=r"width 1 has 10 .* Does the network use its width"):
+        find_width(lambda width: nn.Linear(4, 2), 1000)
+
+
+@pytest.mark.parametrize("target", [0, -3, math.nan, math.inf])
+def test_find_width_refuses_targets_that_are_no_size(target):
+    with pytest.raises(UserError, match="must be positive"):
+        find_width(lambda width: nn.Linear(width, 1), target)

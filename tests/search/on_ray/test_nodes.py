@@ -1,0 +1,123 @@
+"""A search on a cluster of two nodes: neither is large enough, and one is lost."""
+
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import ray
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from ray.cluster_utils import Cluster
+from running import ROOT, environment, overrides
+
+from krscale.cluster.connect import SETTINGS, connect, require
+from krscale.config import ClusterConfig
+from krscale.errors import UserError
+from krscale.search.studies.retries import was_interrupted
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+NUM_TRIALS, NUM_FINALS = 4, 1
+SEARCH = (
+    "teacher.width=8",
+    "teacher.num_epochs=1",
+    "views.num_views=2",
+    "ladder.capacities=['1/4']",
+    "train.num_epochs=16",
+    "search.methods=['plain']",
+    f"search.trials_per_size={NUM_TRIALS}",
+    f"search.num_final_seeds={NUM_FINALS}",
+    "search.early_stopping=none",
+    "search.checkpoint_seconds=0",
+)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Two nodes of one core, as two raylets on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**SETTINGS, "PYTHONPATH": environment()["PYTHONPATH"]}.items():
+            patch.setenv(name, value)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        # Not pytest's folder: sockets may not have long paths.
+        with TemporaryDirectory(prefix="kr", ignore_cleanup_errors=True) as folder:
+            head = {"num_cpus": 1, "include_dashboard": False, "temp_dir": folder}
+            cluster = Cluster(initialize_head=True, head_node_args=head)
+            try:
+                cluster.add_node(num_cpus=1)
+                cluster.wait_for_nodes()
+                yield cluster
+            finally:
+                cluster.shutdown()
+
+
+def start(cluster: Cluster, storage: Path) -> subprocess.Popen[str]:
+    where = f"storage_path={storage}", "name=lost", f"cluster.address={cluster.address}"
+    return subprocess.Popen(
+        [sys.executable, "-m", "krscale.tune", "--quiet", *overrides(*SEARCH, *where)],
+        cwd=ROOT, env=environment(), text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def trials_of(journal: Path) -> dict[str, list[FrozenTrial]]:
+    if not journal.exists():
+        return {}
+    storage = JournalStorage(JournalFileBackend(str(journal)))
+    return {
+        study.study_name: storage.get_all_trials(study._study_id)
+        for study in storage.get_all_studies()
+    }
+
+
+def test_a_trial_that_no_node_can_hold_is_refused(cluster: Cluster) -> None:
+    """The two nodes have two cores between them, which no trial can use."""
+    config = ClusterConfig(address=cluster.address, wait_seconds=1.0)
+    connect(config)
+    try:
+        require({"CPU": 1.0}, config, "search.cpus_per_trial", 2)
+        with pytest.raises(UserError) as refused:
+            require({"CPU": 2.0}, config, "search.cpus_per_trial")
+    finally:
+        ray.shutdown()
+    assert str(refused.value) == (
+        "search.cpus_per_trial: this needs 2 CPU on one node; the cluster has 2 nodes of 1 CPU."
+    )
+
+
+def test_what_a_lost_node_was_training_goes_on_elsewhere(cluster: Cluster, tmp_path: Path) -> None:
+    """Fails if the search hangs, ends with an error, or loses or doubles a trial."""
+    journal = tmp_path / "lost" / "journal.log"
+    process = start(cluster, tmp_path)
+    try:
+        while process.poll() is None and not _two_are_training(journal):
+            time.sleep(0.5)
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        (lost,) = cluster.worker_nodes
+        cluster.remove_node(lost, allow_graceful=False)
+        _, errors = process.communicate()
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    studies = trials_of(journal)
+    assert sorted(map(len, map(_ended_well, studies.values()))) == [NUM_FINALS, NUM_TRIALS]
+    interrupted = [t for found in studies.values() for t in found if was_interrupted(t)]
+    assert len(interrupted) == 1, "the trial on the lost node, and no other"
+    states = Counter(t.state for found in studies.values() for t in found)
+    assert states == {TrialState.COMPLETE: NUM_TRIALS + NUM_FINALS, TrialState.FAIL: 1}
+
+
+def _two_are_training(journal: Path) -> bool:
+    trials = [trial for found in trials_of(journal).values() for trial in found]
+    training = [t for t in trials if t.state is TrialState.RUNNING and t.intermediate_values]
+    return len(training) == 2
+
+
+def _ended_well(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in trials if trial.state is TrialState.COMPLETE]

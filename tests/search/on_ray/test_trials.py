@@ -1,0 +1,318 @@
+"""Trials on a real Ray: their threads, what befalls them, and whether they can be repeated."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from brief_trial import BriefTrial
+from optuna.trial import FrozenTrial, TrialState
+from running import PATHS
+
+from krscale.cluster.connect import SETTINGS, num_slots
+from krscale.config import Experiment, load
+from krscale.data import prepare_data
+from krscale.progress import Progress
+from krscale.search.on_ray import run
+from krscale.search.on_ray.gpu_packing import (
+    GpuMemory,
+    candidates,
+    gpu_share,
+    gpus_per_trial,
+    trial_resources,
+)
+from krscale.search.on_ray.run import run_search
+from krscale.search.results import collect
+from krscale.search.space.check import fitting_space
+from krscale.search.studies.ladder import Ladder
+from krscale.search.studies.size_resolver import StudentSizeResolver
+from krscale.search.studies.trial_spec import Assignment, StudyKey
+from krscale.setup.assemble import Prepared, prepare
+from krscale.setup.sizes import ladder_sizes
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+NUM_CPUS = 4
+SETTINGS_OF_ALL = (
+    "teacher.width=4",
+    "teacher.num_epochs=1",
+    "views.num_views=2",
+    "ladder.capacities=['1/4']",
+    "search.num_final_seeds=1",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cluster() -> Iterator[None]:
+    """A Ray that believes it has a GPU; torch knows that there is none."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SETTINGS.items():
+            patch.setenv(name, value)
+        patch.setenv("PYTHONPATH", PATHS)
+        patch.delenv("OMP_NUM_THREADS", raising=False)  # the tests' own; a user has none
+        patch.delenv("RAY_ADDRESS", raising=False)
+        ray.init(
+            address="local", num_cpus=NUM_CPUS, num_gpus=1, include_dashboard=False,
+            logging_level="ERROR", log_to_driver=False,
+        )  # fmt: skip
+        yield
+        ray.shutdown()
+
+
+class Watcher:
+    """Which trials ran beside which."""
+
+    def __init__(self) -> None:
+        self.running: set[str] = set()
+        self.beside: dict[str, set[str]] = {}
+        self.most = 0
+
+    def on_start(self, assignment: Assignment) -> None:
+        self.running.add(assignment.name)
+        self.most = max(self.most, len(self.running))
+        for name in self.running:
+            self.beside.setdefault(name, set()).update(self.running - {name})
+
+    def on_epoch(self, assignment: Assignment, metrics: Mapping[str, float]) -> None:
+        """Of no concern."""
+
+    def on_end(
+        self, assignment: Assignment, state: TrialState, metrics: Mapping[str, float], error: str
+    ) -> None:
+        self.running.remove(assignment.name)
+
+
+class OneMillisecond(StudentSizeResolver):
+    """SizeResolver that do not depend on the clock, so that searches can be compared."""
+
+    def latency_ms(self, capacity: str, values: Mapping[str, Any]) -> float:
+        return 1.0
+
+
+def run_trials(
+    experiment: Experiment, watcher: Watcher, resources: Mapping[str, float]
+) -> tuple[Ladder, Prepared]:
+    """Run a search as the session does, without MLflow."""
+    dataset = prepare_data(experiment.data, experiment.cache_path)
+    with Progress(quiet=True, planned={}) as progress:
+        prepared = prepare(experiment, progress)
+    sizes = ladder_sizes(experiment, dataset)
+    space = fitting_space(experiment, dataset)
+    experiment.run_path.mkdir(parents=True)
+    ladder = Ladder(
+        experiment.run_path / "journal.log", experiment, space, sizes, [watcher],
+        sizes=OneMillisecond(experiment, dataset),
+    )  # fmt: skip
+    run_search(ladder, prepared, resources)
+    return ladder, prepared
+
+
+def search(
+    experiment: Experiment, watcher: Watcher, resources: Mapping[str, float]
+) -> tuple[Ladder, dict[str, Any]]:
+    """Run a search; return it and its curve."""
+    ladder, prepared = run_trials(experiment, watcher, resources)
+    return ladder, collect(ladder, prepared).model_dump(mode="json")
+
+
+TROUBLES = """
+[common."student.options.fate"]
+type = "categorical"
+choices = ["killed once", "out of memory", "calm"]
+"""
+Troubled = tuple[Path, Ladder, Watcher]
+
+
+@pytest.fixture(scope="module")
+def troubled(tmp_path_factory: pytest.TempPathFactory) -> Troubled:
+    folder = tmp_path_factory.mktemp("troubled")
+    (folder / "space.toml").write_text(TROUBLES)
+    experiment = load(
+        None,
+        [
+            *SETTINGS_OF_ALL,
+            f"storage_path={folder}",
+            f"search.space={folder / 'space.toml'}",
+            "student.model=troubled_student:Troubled",
+            f"student.options={{fate = 'calm', folder = '{folder}'}}",
+            "search.methods=['plain']",
+            "search.trials_per_size=3",
+            "search.sampler=grid",
+            "search.early_stopping=none",
+            "search.cpus_per_trial=2",
+            "search.checkpoint_seconds=0",
+            "train.num_epochs=6",
+        ],
+    )
+    watcher = Watcher()
+    ladder, _ = search(experiment, watcher, trial_resources(experiment.search, 0.0))
+    return folder, ladder, watcher
+
+
+def attempts(ladder: Ladder, fate: str) -> list[FrozenTrial]:
+    trials = ladder.optuna_studies[StudyKey("plain", "1/4")].trials
+    return [trial for trial in trials if trial.params["student.options.fate"] == fate]
+
+
+def test_a_trial_uses_the_threads_of_its_cpus_and_no_more(troubled: Troubled) -> None:
+    folder, _, watcher = troubled
+    assert watcher.most > 1, "trials ran side by side"
+    noted = [json.loads(path.read_text()) for path in folder.glob("threads-*.json")]
+    assert noted
+    for found in noted:
+        assert found["at::get_num_threads"] == 2
+        assert found["at::get_num_interop_threads"] == 1
+        assert found["omp_get_max_threads"] == found["mkl_get_max_threads"] == 2
+        assert all(1 <= number <= 2 for number in found.values()), found
+
+
+def test_out_of_memory_is_tried_alone_and_then_fails(troubled: Troubled) -> None:
+    _, ladder, watcher = troubled
+    first, second = attempts(ladder, "out of memory")
+    assert first.user_attrs["interrupted"] == "it ran out of memory"
+    assert second.user_attrs["retry_of"] == first.number
+    assert "interrupted" not in second.user_attrs
+    assert "CUDA out of memory" in second.user_attrs["error"]
+    assert first.state is second.state is TrialState.FAIL
+    key = StudyKey("plain", "1/4")
+    assert watcher.beside[ladder.trial_name(key, second.number)] == set(), "alone"
+
+
+def test_a_killed_worker_costs_no_trial_and_no_epoch_that_was_kept(troubled: Troubled) -> None:
+    folder, ladder, _ = troubled
+    assert (folder / "died").exists()
+    first, second = attempts(ladder, "killed once")
+    assert first.user_attrs["interrupted"] == "its worker was lost"
+    assert second.user_attrs["continues"] == first.number
+    assert second.state is TrialState.COMPLETE
+    assert list(second.intermediate_values) == list(range(1, 7))
+    kept = first.intermediate_values
+    assert len(kept) < 6
+    assert kept.items() <= second.intermediate_values.items(), "recalled, not trained again"
+
+
+def test_the_search_ends_with_the_planned_trials_whatever_befell_them(troubled: Troubled) -> None:
+    _, ladder, _ = troubled
+    assert ladder.complete
+    counted = ladder.counted(StudyKey("plain", "1/4"))
+    assert sorted(trial.state.name for trial in counted) == ["COMPLETE", "COMPLETE", "FAIL"]
+    assert len(ladder.finals("plain", "1/4")) == 1
+    assert not (ladder.run_path / "unfinished").exists()
+
+
+def test_one_trial_at_a_time_repeats_every_trial_and_every_number(
+    tmp_path: Path,
+) -> None:
+    def numbers(name: str) -> Any:
+        """Of a search with a storage of its own, so that its teacher is trained anew, too."""
+        experiment = load(
+            None,
+            [
+                *SETTINGS_OF_ALL,
+                f"storage_path={tmp_path / name}",
+                f"name={name}",
+                "search.methods=['kr']",
+                "search.trials_per_size=3",
+                "search.grace_epochs=1",
+                "train.num_epochs=3",
+            ],
+        )
+        watcher = Watcher()
+        ladder, curve = search(experiment, watcher, {"CPU": NUM_CPUS})
+        trials = {
+            key.name: [
+                (t.number, t.state.name, t.params, t.intermediate_values, t.user_attrs)
+                for t in study.trials
+            ]
+            for key, study in ladder.optuna_studies.items()
+        }
+        return trials, curve["sizes"], curve["teacher"]
+
+    assert numbers("first") == numbers("again")
+
+
+def fake_reader():
+    """A reader of memory for a machine without a GPU; nested, so that it travels by value."""
+
+    def read(device: torch.device) -> GpuMemory:
+        return GpuMemory(f"{device} of {os.getpid()}", 16 * 2**30, 5 * 2**30)
+
+    return read
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("storage")
+
+
+def packed(storage: Path, *settings: str, **reader: Any) -> tuple[float, list[str], Path]:
+    experiment = load(None, [*SETTINGS_OF_ALL, f"storage_path={storage}", *settings])
+    dataset = prepare_data(experiment.data, experiment.cache_path)
+    space, sizes = fitting_space(experiment, dataset), StudentSizeResolver(experiment, dataset)
+    with Progress(quiet=True, planned={}) as progress:
+        prepared = prepare(experiment, progress)
+    said: list[str] = []
+    found = gpus_per_trial(
+        experiment, prepared, lambda: candidates(experiment, space, sizes, "1/4"), said.append,
+        **reader,
+    )  # fmt: skip
+    return found, said, experiment.run_path / "packing.json"
+
+
+def test_a_worker_measures_and_what_it_found_is_said_and_kept(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cancel(*_: Any, **__: Any) -> None:
+        raise AssertionError("a task cancelled at its end may abort the driver")
+
+    monkeypatch.setattr(ray, "cancel", cancel)
+    found, said, kept = packed(storage, "name=measured", read=fake_reader())
+    assert found == 0.5, "two of 5 GiB in 16 less a tenth"
+    content = json.loads(kept.read_text())
+    assert content["gpus_per_trial"] == 0.5
+    assert content["trials_per_gpu"] == 2
+    assert content["name"] != f"cpu of {os.getpid()}", "not the driver"
+    assert said == [
+        "search.gpus_per_trial = 0.5: 2 trials share a GPU; the largest student takes 5.00 of "
+        f"16.0 GiB ({content['name']})"
+    ]
+
+
+def test_places_are_whole_trials_whatever_floats_make_of_their_shares() -> None:
+    assert num_slots({"CPU": 0.1}) == 10 * NUM_CPUS
+    assert num_slots({"CPU": 0.1, "GPU": gpu_share(7)}) == 7
+    assert num_slots({"CPU": 1.5}) == 2
+
+
+def test_a_second_worker_comes_up_though_trials_end_sooner_than_it_starts(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "StudentTrial", BriefTrial)
+    experiment = load(
+        None,
+        [
+            *SETTINGS_OF_ALL,
+            f"storage_path={storage}",
+            "name=brief",
+            "search.methods=['plain']",
+            "search.sampler=random",
+            "search.trials_per_size=400",
+            "search.target_accuracy=0.9",
+            "train.num_epochs=1",
+        ],
+    )
+    watcher = Watcher()
+    run_trials(experiment, watcher, {"CPU": NUM_CPUS / 2})
+    assert len(list((experiment.run_path / "workers").iterdir())) == 2
+    assert watcher.most <= 3, "a trial for every place, and one that a growing cluster would see"
+
+
+@pytest.mark.parametrize("setting", ["search.gpus_per_trial=0.25", "train.device=cpu"])
+def test_nothing_is_measured_where_nothing_is_to_be_known(storage: Path, setting: str) -> None:
+    found, said, _ = packed(storage, setting, read=fake_reader())
+    assert found == (0.25 if "0.25" in setting else 0.0)
+    assert said == []

@@ -1,0 +1,168 @@
+"""What ends a search: time, epochs, a target; and that no worker is idle before that."""
+
+import heapq
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+# Simulated trials are told to the ladder as the driver would; see the helpers there.
+from ladder_play import Assignment, Ladder, Next, experiment, ladder, play, play_all, quality
+from optuna.trial import TrialState
+
+from krscale.search.studies.budgets import busy_seconds
+from krscale.search.studies.transfer import TRANSFERRED_FROM
+from krscale.search.studies.trial_spec import StudyKey
+
+
+def simulate(
+    found: Ladder, num_workers: int, seconds_per_epoch: dict[str, float], now: list[float]
+) -> tuple[float, float]:
+    """Run a ladder on workers with a clock of its own; return the end and the idle time.
+
+    Idle counts only while the ladder has something to start.
+    """
+    busy: list[tuple[float, str, int, Assignment]] = []
+    idle = 0.0
+    while True:
+        while len(busy) < num_workers and isinstance(upcoming := found.next(), Assignment):
+            step = seconds_per_epoch[upcoming.key.capacity]
+            heapq.heappush(busy, (now[0] + step, upcoming.name, 1, upcoming))
+        if not busy:
+            assert upcoming is Next.DONE
+            return now[0], idle
+        at, name, epoch, assignment = heapq.heappop(busy)
+        if len(busy) + 1 < num_workers and upcoming is not Next.WAIT:
+            idle += (num_workers - len(busy) - 1) * (at - now[0])
+        now[0] = at
+        accuracy = quality(assignment) * epoch / 4
+        metrics = {"val/accuracy": accuracy, "val/loss": 1 - accuracy, "epoch": float(epoch)}
+        stop = found.report(assignment, metrics)
+        if epoch == 4 or stop:
+            state = TrialState.COMPLETE if epoch == 4 else TrialState.PRUNED
+            found.finish(assignment, state, metrics)
+        else:
+            step = seconds_per_epoch[assignment.key.capacity]
+            heapq.heappush(busy, (now[0] + step, name, epoch + 1, assignment))
+
+
+def test_a_slow_size_leaves_no_worker_idle(tmp_path: Path) -> None:
+    now = [0.0]
+    config = experiment(**{"search.trials_per_size": 8, "search.early_stopping": "none"})
+    found = ladder(tmp_path, config, clock=lambda: now[0])
+    end, idle = simulate(found, 3, {"1/64": 1.0, "1/4": 20.0}, now)
+    assert idle == 0.0
+    # 2 methods x (8 + 2) trials x 4 epochs at each size: what three busy workers need at least.
+    work = 2 * 10 * 4 * (1.0 + 20.0)
+    assert end < work / 3 + 4 * 20.0, "longer by at most one of the longest trials"
+
+
+def test_wall_time_ends_tuning_and_the_winners_are_trained(tmp_path: Path) -> None:
+    now = [0.0]
+    config = experiment(**{"search.max_wall_seconds": 10.0, "search.trials_per_size": 1000})
+    found = ladder(tmp_path, config, clock=lambda: now[0])
+    simulate(found, 2, {"1/64": 1.0, "1/4": 1.0}, now)
+    for key in found.studies:
+        if not key.final:
+            assert 0 < len(found.counted(key)) < 20
+            assert found.ended_by(key) == "search.max_wall_seconds = 10 has passed"
+            assert found.studies[key].user_attrs["ended_by"] == "max_wall_seconds"
+            assert len(found.finals(key.method, key.capacity)) == 2
+
+
+def test_epochs_are_a_budget_over_all_starts(tmp_path: Path) -> None:
+    settings = {"search.methods": ["plain"], "search.trials_per_size": 20}
+    config = experiment(**settings, **{"search.max_epochs": 30})
+    found = ladder(tmp_path, config)
+    first = found.next()
+    assert isinstance(first, Assignment)
+    found.report(first, {"val/accuracy": 0.5, "val/loss": 0.5, "epoch": 1.0})
+    del found  # killed: that epoch is recalled by the next attempt, not trained twice
+    again = ladder(tmp_path, config)
+    play_all(again)
+    tuned = [k for k in again.studies if not k.final]
+    epochs = sum(len(t.intermediate_values) for k in tuned for t in again.counted(k))
+    assert 30 <= epochs < 34
+    assert again.budget.num_epochs == epochs
+    assert "max_epochs" in again.ended_by(tuned[0])
+    more = ladder(tmp_path, experiment(**settings, **{"search.max_epochs": 40}))
+    assert not more.complete
+
+
+def test_a_study_that_reached_the_target_starts_no_more(tmp_path: Path) -> None:
+    config = experiment(
+        **{"search.target_accuracy": 0.999, "train.learning_rate": 0.1, "search.trials_per_size": 9}
+    )
+    found = ladder(tmp_path, config)
+    played = play_all(found)
+    for key in found.studies:
+        # The user's own setting, tried first, is the best possible one here.
+        assert sum(a.key == key for a in played) == (2 if key.final else 1)
+        if not key.final:
+            assert "target_accuracy" in found.ended_by(key)
+            assert found.studies[key].ended_by == "target_accuracy"
+
+
+def test_what_ended_a_study_is_kept_until_it_goes_on(tmp_path: Path) -> None:
+    now = [0.0]
+    settings = {"search.methods": ["plain"], "search.trials_per_size": 3}
+    limited = experiment(**settings, **{"search.max_wall_seconds": 50.0})
+    found = ladder(tmp_path, limited, clock=lambda: now[0])
+    key = StudyKey("plain", "1/4")
+    assert found.studies[key].ended_by == ""
+    while isinstance(upcoming := found.next(), Assignment):
+        now[0] += 100.0 * upcoming.key.final  # the time passes while finals run
+        play(found, upcoming)
+    assert found.studies[key].ended_by == "trials_per_size", "not the limit that passed later"
+
+    # A larger budget: it goes on, and what ends it now is something else, though no other wins.
+    more = {**settings, "search.trials_per_size": 30, "search.max_epochs": 30}
+    again = ladder(tmp_path, experiment(**more))
+    assert again.studies[key].ended_by == "trials_per_size"
+    upcoming = again.next()
+    assert isinstance(upcoming, Assignment)
+    assert again.studies[upcoming.key].ended_by == ""
+    play(again, upcoming)
+    play_all(again)
+    assert {again.studies[k].ended_by for k in again.studies if not k.final} == {"max_epochs"}
+    reread = ladder(tmp_path, experiment(**more))
+    assert reread.next() is Next.DONE
+    assert reread.studies[key].ended_by == "max_epochs"
+
+    # An older krscale wrote a sentence there.
+    reread.studies[key].set_user_attr("ended_by", "search.max_epochs = 30 are spent")
+    last = ladder(tmp_path, experiment(**more))
+    assert last.studies[key].ended_by == ""
+    assert last.complete
+    assert last.studies[key].ended_by == "max_epochs"
+
+
+def test_only_time_with_running_trials_counts() -> None:
+    start = datetime(2026, 1, 1)
+    spans = [(0, 10), (5, 12), (6, 8), (20, 21)]
+    at = [(start + timedelta(seconds=a), start + timedelta(seconds=b)) for a, b in spans]
+    assert busy_seconds(reversed(at)) == 13.0
+
+
+@pytest.mark.parametrize("transfer", [True, False])
+def test_neighbours_lend_their_best_settings_within_the_budget(
+    tmp_path: Path, transfer: bool
+) -> None:
+    settings = {"search.methods": ["plain"], "search.trials_per_size": 10}
+    # A poor setting of the user's own, so that a neighbour's best is another.
+    config = experiment(**settings, **{"search.transfer": transfer, "train.learning_rate": 0.45})
+    found = ladder(tmp_path, config)
+    play_all(found)
+    lent = [
+        (key, trial) for key in found.studies for trial in found.counted(key)
+        if TRANSFERRED_FROM in trial.user_attrs
+    ]  # fmt: skip
+    assert bool(lent) is transfer
+    for key, trial in lent:
+        other, _, number = trial.user_attrs[TRANSFERRED_FROM].rpartition(" trial ")
+        assert other != key.name
+        source = found.studies[StudyKey("plain", other.removeprefix("plain@"))].trials[int(number)]
+        assert trial.params == source.params
+        assert trial.number <= 6
+    for key in found.studies:
+        assert len(found.counted(key)) == found.planned(key)

@@ -1,0 +1,142 @@
+"""A trial that was cut short goes on from its checkpoint, and ends as if nothing had happened."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from krscale.config import Experiment, load, with_values
+from krscale.progress import Progress
+from krscale.search.on_ray.trial import StudentTrial
+from krscale.search.studies import checkpoints as unfinished
+from krscale.search.studies.checkpoints import Keeper, checkpoint_path, sweep
+from krscale.search.studies.trial_spec import StudyKey
+from krscale.setup.assemble import Prepared, prepare
+
+KEY = StudyKey("kr", "1/16")
+NUM_EPOCHS = 4
+Assets = tuple[Experiment, Prepared]
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
+    settings = (
+        f"storage_path={tmp_path_factory.mktemp('storage')}",
+        "teacher.width=4",
+        "teacher.num_epochs=1",
+        "views.num_views=2",
+        f"train.num_epochs={NUM_EPOCHS}",
+        "search.checkpoint_seconds=0",
+    )
+    experiment = load(None, settings)
+    with Progress(quiet=True, planned={}) as progress:
+        return experiment, prepare(experiment, progress)
+
+
+def start(assets: Assets, number: int, continues: int | None = None) -> StudentTrial:
+    """Begin a trial as Tune does in its actor, without Ray."""
+    config = {
+        "method": KEY.method,
+        "capacity": KEY.capacity,
+        "final": False,
+        "name": KEY.trial_name(number),
+        "continues": "" if continues is None else KEY.trial_name(continues),
+        "width": 3,
+        "seed": 5,
+        "values": {"train.learning_rate": 0.05},
+        "milestones": tuple(range(1, NUM_EPOCHS)),
+    }
+    trial = object.__new__(StudentTrial)
+    trial.setup(config, *assets)
+    return trial
+
+
+def run(trial: StudentTrial, num_steps: int = NUM_EPOCHS + 1) -> list[dict[str, Any]]:
+    results = []
+    while len(results) < num_steps and not (results and results[-1]["done"]):
+        results.append(trial.step())
+    return results
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints after every epoch, whatever they cost."""
+    monkeypatch.setattr(unfinished, "MAX_SHARE", 1e9)
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_continued_trial_ends_exactly_like_an_uninterrupted_one(assets: Assets) -> None:
+    whole = start(assets, number=0)
+    expected = [metrics for result in run(whole) for metrics in result["history"]]
+    assert len(expected) == NUM_EPOCHS
+
+    killed = start(assets, number=1)
+    run(killed, num_steps=2)
+    del killed
+    torch.manual_seed(99)  # whatever the next process did before
+    continued = start(assets, number=2, continues=1)
+    results = run(continued)
+    assert [len(result["history"]) for result in results] == [2, 1, 1], "two epochs are recalled"
+    assert [metrics for result in results for metrics in result["history"]] == expected
+    for name, tensor in whole.training.student.state_dict().items():
+        assert torch.equal(tensor, continued.training.student.state_dict()[name]), name
+
+
+@pytest.mark.usefixtures("eager")
+def test_interrupted_twice_goes_on_from_the_second_checkpoint(assets: Assets) -> None:
+    run(start(assets, number=10), num_steps=1)
+    run(start(assets, number=11, continues=10), num_steps=2)
+    assert len(start(assets, number=12, continues=11).recalled) == 2
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_broken_checkpoint_costs_its_epochs_only(assets: Assets) -> None:
+    run(start(assets, number=20), num_steps=2)
+    state = checkpoint_path(assets[0].run_path, KEY.trial_name(20)) / "state.pt"
+    state.write_bytes(state.read_bytes()[:100])
+    results = run(start(assets, number=21, continues=20))
+    assert sum(len(result["history"]) for result in results) == NUM_EPOCHS
+
+
+def test_short_trials_write_no_checkpoint(assets: Assets) -> None:
+    experiment = with_values(assets[0], {"search.checkpoint_seconds": 5.0}, "test")
+    run(start((experiment, assets[1]), number=30))
+    assert not checkpoint_path(experiment.run_path, KEY.trial_name(30)).exists()
+
+
+def test_slow_storage_is_written_to_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    writes = []
+
+    def write_for_two_seconds(path: Path, state: object) -> None:
+        nonlocal now
+        writes.append(now)
+        now += 2.0
+
+    class Endless:
+        finished = False
+
+        def state_dict(self) -> dict[str, int]:
+            return {}
+
+    monkeypatch.setattr(unfinished, "save_checkpoint", write_for_two_seconds)
+    keeper = Keeper(tmp_path, 5.0, clock=lambda: now)
+    while now < 1000:
+        keeper.keep(Endless(), [])  # type: ignore[arg-type]
+        now += 1.0
+    assert writes[0] == 5.0
+    assert 2.0 * len(writes) <= 1000 * unfinished.MAX_SHARE + 2.0
+
+
+def test_sweep_leaves_only_what_a_waiting_trial_needs(tmp_path: Path) -> None:
+    kept, gone = (checkpoint_path(tmp_path, KEY.trial_name(number)) for number in (1, 2))
+    for folder in (kept, gone):
+        folder.mkdir(parents=True)
+    sweep(tmp_path, {kept})
+    assert kept.exists()
+    assert not gone.exists()
+    sweep(tmp_path, set())
+    assert not (tmp_path / "unfinished").exists()

@@ -1,0 +1,241 @@
+"""A search that goes on: with more trials, in another space, and who may not."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ladder_play import Assignment, experiment, ladder, play, play_all
+
+from krscale.config import Experiment, load
+from krscale.errors import UserError
+from krscale.runs.folder import SPACE, run_folder
+from krscale.search.space.space import load_space
+from krscale.search.studies.extending import load_or_extend, remember_budgets
+from krscale.search.studies.ladder import Next
+from krscale.search.studies.opening import trials_that_ran
+from krscale.search.studies.trial_spec import StudyKey
+
+ONE = {"search.methods": ["plain"]}
+
+
+def test_more_trials_and_finals_of_a_new_winner_only(tmp_path: Path) -> None:
+    # The user's own setting is poor, so that a later trial wins.
+    poor = {**ONE, "train.learning_rate": 0.49}
+    before = ladder(tmp_path, experiment(**poor, **{"search.trials_per_size": 1}))
+    play_all(before)
+    key = StudyKey("plain", "1/4")
+    former = before.winner("plain", "1/4")
+    assert former is not None
+
+    after = ladder(tmp_path, experiment(**poor, **{"search.trials_per_size": 6}))
+    played = play_all(after)
+    winner = after.winner("plain", "1/4")
+    assert winner is not None
+    assert winner.params != former.params
+    tuned = [a for a in played if a.key == key]
+    finals = [a for a in played if a.key == StudyKey("plain", "1/4", final=True)]
+    assert len(tuned) == 5, "one had run"
+    assert [dict(a.values) for a in finals] == [winner.params] * 2
+    assert [t.params for t in after.finals("plain", "1/4")] == [winner.params] * 2
+    assert [t.user_attrs["seed"] for t in after.finals("plain", "1/4")] == [1000, 1001]
+
+
+def test_a_winner_that_stays_is_not_trained_again(tmp_path: Path) -> None:
+    best = {**ONE, "train.learning_rate": 0.1}
+    play_all(ladder(tmp_path, experiment(**best, **{"search.trials_per_size": 2})))
+    more = ladder(tmp_path, experiment(**best, **{"search.trials_per_size": 4}))
+    assert all(not a.key.final for a in play_all(more))
+
+
+def test_finals_that_wait_for_a_former_winner_are_not_run(tmp_path: Path) -> None:
+    poor = {**ONE, "train.learning_rate": 0.49}
+    before = ladder(tmp_path, experiment(**poor, **{"search.trials_per_size": 1}))
+    while isinstance(upcoming := before.next(), Assignment) and not upcoming.key.final:
+        play(before, upcoming)
+    del before  # killed with its finals planned, one of them running
+
+    after = ladder(tmp_path, experiment(**poor, **{"search.trials_per_size": 6}))
+    for assignment in play_all(after):
+        if assignment.key.final:
+            winner = after.winner("plain", assignment.key.capacity)
+            assert winner is not None
+            assert dict(assignment.values) == winner.params
+
+
+def finished(folder: Path, **changes: object) -> Experiment:
+    """A run that finished with 5 trials a study."""
+    config = experiment(**changes, storage_path=str(folder), name="one")
+    with run_folder(config, {}):
+        play_all(ladder(config.run_path, config))
+        remember_budgets(config)
+    return config
+
+
+def extend(folder: Path, *overrides: str) -> Experiment:
+    where = (f"storage_path={folder}", "name=one")
+    return load_or_extend(None, [*where, *overrides])
+
+
+def test_additions_count_from_the_finished_budget_so_a_crash_adds_nothing_twice(
+    tmp_path: Path,
+) -> None:
+    finished(tmp_path, **ONE)
+    first = extend(tmp_path, "search.trials_per_size=+8")
+    assert first.search.trials_per_size == 13
+    assert extend(tmp_path, "search.trials_per_size=+8") == first, "the same command after a crash"
+    remember_budgets(first)
+    assert extend(tmp_path, "search.trials_per_size=+8").search.trials_per_size == 21
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.num_epochs=+3", "only search.num_final_seeds and search.trials_per_size"),
+        ("search.trials_per_size=+8", "nothing to add to: no search has finished"),
+    ],
+)
+def test_what_cannot_be_added_to_is_refused(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        extend(tmp_path, override)
+
+
+def start(config: Experiment, renewed: tuple[str, ...] = ()) -> None:
+    """Begin as a search does: claim the folder."""
+    space = load_space(config, 6).describe()
+    with run_folder(
+        config,
+        {"space": space},
+        spent=lambda folder: trials_that_ran(folder / "journal.log"),
+        renewed=renewed,
+    ):
+        pass
+
+
+def test_a_budget_may_grow_and_shrink_to_what_ran_but_not_below(tmp_path: Path) -> None:
+    small = {**ONE, "storage_path": str(tmp_path), "name": "one", "search.num_final_seeds": 1}
+    config = experiment(**small)
+    start(config)
+    found = ladder(config.run_path, config)
+    for _ in range(6):
+        upcoming = found.next()
+        assert isinstance(upcoming, Assignment)
+        play(found, upcoming)
+    start(experiment(**small, **{"search.trials_per_size": 50}))
+    start(experiment(**small, **{"search.trials_per_size": 3, "search.max_epochs": 7}))
+    with pytest.raises(UserError, match=r"search.trials_per_size: 3 have run .*\(got 2\)"):
+        start(experiment(**small, **{"search.trials_per_size": 2}))
+    with pytest.raises(UserError, match=r"belongs to another experiment: train\.num_epochs was 4"):
+        start(experiment(**small, **{"train.num_epochs": 5}))
+
+
+def rewrite(run: Path, **changes: object) -> None:
+    """Make a run one of another version: sections of its experiment.json replaced."""
+    content = json.loads((run / "experiment.json").read_text())
+    content["experiment"] |= changes
+    (run / "experiment.json").write_text(json.dumps(content))
+
+
+def test_a_run_older_than_a_field_goes_on_while_the_field_has_its_default(tmp_path: Path) -> None:
+    small = {**ONE, "storage_path": str(tmp_path), "name": "one"}
+    config = experiment(**small)
+    start(config)
+    distill = config.model_dump(mode="json")["distill"]
+    del distill["crd_embedding_size"], distill["posterior"]
+    rewrite(config.run_path, distill=distill, tracking={"no_longer": 1})
+    with pytest.raises(UserError, match=r"distill\.crd_embedding_size was 128, is now 64"):
+        start(experiment(**small, **{"distill.crd_embedding_size": 64}))
+    with pytest.raises(UserError, match=r"distill\.posterior\.dkd was 1\.0, is now 0\.5"):
+        start(experiment(**small, **{"distill.posterior.dkd": 0.5}))
+    start(config)
+    assert "crd_embedding_size" in (config.run_path / "experiment.json").read_text()
+
+
+def test_a_table_of_free_names_is_not_filled_up_with_the_default_one(tmp_path: Path) -> None:
+    small = {**ONE, "storage_path": str(tmp_path), "name": "one"}
+    config = experiment(**small, **{"teacher.options": {}})
+    start(config)
+    start(config)
+    with pytest.raises(UserError, match=r"teacher\.options\.num_blocks was None, is now 2"):
+        start(experiment(**small))
+
+
+def test_a_field_that_is_no_more_is_named(tmp_path: Path) -> None:
+    config = experiment(**ONE, storage_path=str(tmp_path), name="one")
+    start(config)
+    content = config.model_dump(mode="json")
+    rewrite(config.run_path, distill={**content["distill"], "granularty": 3})
+    with pytest.raises(UserError) as caught:
+        start(config)
+    error = str(caught.value)
+    assert "was begun by another version of krscale (commit " in error
+    assert "distill.granularty: unknown key" in error
+    assert "Did you mean 'distill.granularity'?" in error
+    assert "--set name=" in error
+
+
+def space_file(folder: Path, high: float) -> dict[str, object]:
+    path = folder / "space.toml"
+    path.write_text(
+        f"""
+        [plain]
+        "train.learning_rate" = {{ type = "float", low = 0.01, high = {high} }}
+        [kr]
+        "train.learning_rate" = {{ type = "float", low = 0.01, high = 0.5 }}
+        """
+    )
+    return {"search.space": str(path), "storage_path": str(folder), "name": "one"}
+
+
+def test_a_changed_space_is_said_and_gone_on_with_knowingly(tmp_path: Path) -> None:
+    old = experiment(**space_file(tmp_path, high=0.5))
+    start(old)
+    before = ladder(old.run_path, old)
+    former = play_all(before)
+
+    new = experiment(**space_file(tmp_path, high=0.3))
+    with pytest.raises(UserError) as caught:
+        start(new)
+    error = str(caught.value)
+    assert "space.plain.train.learning_rate was 'FloatDistribution(high=0.5" in error
+    assert "is now 'FloatDistribution(high=0.3" in error
+    assert "space.kr" not in error
+    assert "--new-space" in error
+
+    start(new, renewed=SPACE)
+    after = ladder(new.run_path, new)
+    played = play_all(after)
+    assert {a.key.method for a in played} == {"plain"}, "the space of kr is as it was"
+    assert len(played) == 2 * (5 + 2)
+    assert not {a.name for a in played} & {a.name for a in former}, "MLflow tells them apart"
+    back = experiment(**space_file(tmp_path, high=0.5))
+    assert ladder(back.run_path, back).next() is Next.DONE, "the old space has had its trials"
+
+
+HOLD = """
+import sys
+from krscale.config import load
+from krscale.runs.folder import run_folder
+with run_folder(load(None, [f"storage_path={sys.argv[1]}", "name=one"]), {}):
+    print("inside", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_start_names_the_first_and_a_dead_one_does_not_block(tmp_path: Path) -> None:
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    config = load(None, [f"storage_path={tmp_path}", "name=one"])
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"inside\n"
+        message = rf"run now by process {first.pid} on \S+, since 20"
+        with pytest.raises(UserError, match=message), run_folder(config, {}):
+            pass
+    finally:
+        first.kill()
+        first.communicate()
+    with run_folder(config, {}):
+        pass

@@ -1,0 +1,36 @@
+"""The journal after its writer was killed at the worst moments."""
+
+from pathlib import Path
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from krscale.search.studies.journal import Journal
+
+
+def study(journal: Journal) -> optuna.Study:
+    return optuna.create_study(storage=journal.storage, study_name="one", load_if_exists=True)
+
+
+def test_optuna_itself_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "journal.log"
+    found = study(Journal(path))
+    trial = found.ask()
+    trial.report(0.5, 1)
+    found.tell(trial, 0.25)
+    plain = JournalStorage(JournalFileBackend(str(path)))
+    read = optuna.load_study(study_name="one", storage=plain).trials
+    assert [(t.value, t.intermediate_values) for t in read] == [(0.25, {1: 0.5})]
+
+
+def test_half_a_line_and_a_lock_are_cleared_away(tmp_path: Path) -> None:
+    path = tmp_path / "journal.log"
+    found = study(Journal(path))
+    found.tell(found.ask(), 1.0)
+    with path.open("a") as file:
+        file.write('{"op_code":4,"wor')
+    Path(f"{path}.lock").symlink_to(path)  # Optuna's own lock, whose holder died
+    again = study(Journal(path))
+    again.tell(again.ask(), 2.0)
+    assert [t.value for t in study(Journal(path)).trials] == [1.0, 2.0]

@@ -1,0 +1,73 @@
+"""From a config to a training: where the gains come from, and which term is not finite."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from krscale.config import Experiment, load
+from krscale.data import open_data
+from krscale.errors import NonFiniteError
+from krscale.knowledge.probes import information_gain
+from krscale.parallel import Workers
+from krscale.progress import Progress
+from krscale.setup.assemble import Assets, Prepared, build_training, prepare
+from krscale.setup.teacher import open_teacher, read_taps
+from krscale.training.loop import Training
+
+SETTINGS = (
+    "teacher.width=4",
+    "teacher.num_epochs=2",
+    "views.num_views=1",
+    "distill.method=kr+dkd+kd",
+    "distill.parameter_weight=0.1",
+)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Prepared]:
+    folder = tmp_path_factory.mktemp("assemble")
+    experiment = load(None, [*SETTINGS, f"storage_path={folder}"])
+    with Progress(quiet=True, planned={}) as progress:
+        return experiment, prepare(experiment, progress)
+
+
+def test_information_gain_is_that_of_held_out_images(prepared: tuple[Experiment, Prepared]) -> None:
+    experiment, facts = prepared
+    dataset = open_data(Path(facts.data_path))
+    teacher = open_teacher(experiment, dataset, Path(facts.teacher_path))
+    gains = {}
+    for split in ("train", "val"):
+        said = teacher.probes(read_taps(teacher.tapped, dataset, split, torch.device("cpu")))
+        gains[split] = information_gain(said, torch.tensor(dataset.split(split).labels)).tolist()
+    assert facts.teacher.information_gain == pytest.approx(gains["val"], abs=1e-4)
+    assert facts.teacher.information_gain != pytest.approx(gains["train"], abs=1e-4)
+
+
+def spoil_head(training: Training) -> None:
+    with torch.no_grad():
+        training.learner.method.get_submodule("heads.0").weight[0, 0] = torch.nan
+
+
+def spoil_posterior(training: Training) -> None:
+    training.learner.method.get_submodule("posterior.1").term_weight = float("nan")
+
+
+def spoil_parameter_source(training: Training) -> None:
+    training.learner.method.parameter_weight = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "term"),
+    [(spoil_head, "kr"), (spoil_posterior, "kd"), (spoil_parameter_source, "parameter")],
+)
+def test_whatever_term_of_kr_is_not_finite_is_named(
+    prepared: tuple[Experiment, Prepared], spoil, term: str
+) -> None:
+    experiment, facts = prepared
+    training = build_training(experiment, Assets.open(facts), 2, Workers.alone())
+    spoil(training)
+    with pytest.raises(
+        NonFiniteError, match=f"loss term '{term}' is not finite in epoch 1, step 1"
+    ):
+        training.run_epoch()

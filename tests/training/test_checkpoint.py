@@ -1,0 +1,288 @@
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from krscale.errors import DiskFullError, UserError
+from krscale.training.checkpoint import (
+    load_checkpoint,
+    load_weights,
+    read_metadata,
+    read_weights,
+    save_checkpoint,
+    save_weights,
+)
+
+
+def _state():
+    return {
+        "model": {"weight": torch.arange(6.0).view(2, 3), "steps": torch.tensor(7)},
+        "optimiser": {"param_groups": [{"lr": 0.1, "betas": (0.9, 0.99), "nesterov": True}]},
+        "random": torch.random.get_rng_state(),
+        "epoch": 3,
+        "name": "digits",
+        "best": None,
+    }
+
+
+def _network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+class _Code:
+    def __reduce__(self):
+        return (print, ("code ran",))
+
+
+class TestCheckpoint:
+    def test_round_trip_keeps_values_and_types(self, tmp_path):
+        state = _state()
+        save_checkpoint(tmp_path / "c", state)
+        loaded = load_checkpoint(tmp_path / "c")
+        assert torch.equal(loaded["model"]["weight"], state["model"]["weight"])
+        assert loaded["model"]["weight"].dtype == torch.float32
+        assert torch.equal(loaded["random"], state["random"])
+        assert loaded["optimiser"] == state["optimiser"]
+        assert (loaded["epoch"], loaded["name"], loaded["best"]) == (3, "digits", None)
+
+    def test_optimiser_continues_exactly(self, tmp_path):
+        def trained(steps, model, optimiser, start=0):
+            for step in range(start, start + steps):
+                inputs = torch.randn(5, 3, generator=torch.Generator().manual_seed(step))
+                optimiser.zero_grad()
+                model(inputs).square().sum().backward()
+                optimiser.step()
+
+        whole = _network()
+        trained(6, whole, torch.optim.SGD(whole.parameters(), lr=0.01, momentum=0.9))
+        first = _network()
+        optimiser = torch.optim.SGD(first.parameters(), lr=0.01, momentum=0.9)
+        trained(3, first, optimiser)
+        path = tmp_path / "c"
+        save_checkpoint(path, {"model": first.state_dict(), "sgd": optimiser.state_dict()})
+        second = _network()
+        state = load_checkpoint(path)
+        second.load_state_dict(state["model"])
+        optimiser = torch.optim.SGD(second.parameters(), lr=0.5)
+        optimiser.load_state_dict(state["sgd"])
+        trained(3, second, optimiser, start=3)
+        for key, value in whole.state_dict().items():
+            assert torch.equal(value, second.state_dict()[key]), key
+
+    def test_replaces_an_older_checkpoint_and_leaves_nothing_beside_it(self, tmp_path):
+        save_checkpoint(tmp_path / "c", {"epoch": 1})
+        save_checkpoint(tmp_path / "c", {"epoch": 2})
+        assert load_checkpoint(tmp_path / "c") == {"epoch": 2}
+        assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+    def test_failed_save_keeps_the_older_one(self, tmp_path, monkeypatch):
+        save_checkpoint(tmp_path / "c", {"epoch": 1})
+
+        def fail(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(torch, "save", fail)
+        with pytest.raises(DiskFullError, match="disk is full"):
+            save_checkpoint(tmp_path / "c", {"epoch": 2})
+        assert load_checkpoint(tmp_path / "c") == {"epoch": 1}
+        assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+    def test_refuses_what_only_pickle_could_read_back(self, tmp_path):
+        with pytest.raises(TypeError, match=r"state\['a'\]\[1\].*a checkpoint cannot hold a _Code"):
+            save_checkpoint(tmp_path / "c", {"a": [1, _Code()]})
+        assert not (tmp_path / "c").exists()
+
+    @pytest.mark.parametrize("change", ["flip", "truncate", "append"])
+    def test_broken_state_is_named(self, tmp_path, change):
+        save_checkpoint(tmp_path / "c", _state())
+        file = tmp_path / "c" / "state.pt"
+        content = bytearray(file.read_bytes())
+        if change == "flip":
+            content[len(content) // 2] ^= 1
+        elif change == "truncate":
+            del content[-1:]
+        else:
+            content.append(0)
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=r"state\.pt: broken: its SHA-256"):
+            load_checkpoint(tmp_path / "c")
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1, "files": {}}', '{"files": 3'])
+    def test_broken_manifest_is_named(self, tmp_path, text):
+        save_checkpoint(tmp_path / "c", {"epoch": 1})
+        (tmp_path / "c" / "manifest.json").write_text(text)
+        with pytest.raises(UserError, match=r"manifest\.json: broken"):
+            load_checkpoint(tmp_path / "c")
+
+    def test_missing_parts_are_named(self, tmp_path):
+        with pytest.raises(UserError, match="not a checkpoint"):
+            load_checkpoint(tmp_path / "c")
+        save_checkpoint(tmp_path / "c", {"epoch": 1})
+        (tmp_path / "c" / "state.pt").unlink()
+        with pytest.raises(UserError, match=r"state\.pt: missing"):
+            load_checkpoint(tmp_path / "c")
+
+    def test_a_newer_format_is_refused(self, tmp_path):
+        save_checkpoint(tmp_path / "c", {"epoch": 1})
+        file = tmp_path / "c" / "manifest.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 2}))
+        with pytest.raises(UserError, match="format 2; this version of krscale reads format 1"):
+            load_checkpoint(tmp_path / "c")
+
+
+class TestSaveWeights:
+    def test_round_trip_with_metadata(self, tmp_path):
+        path = tmp_path / "student.safetensors"
+        metadata = {"classes": ["a", "b"], "mean": [0.5], "width": 3, "name": "ü"}
+        save_weights(path, _network(), metadata)
+        assert read_metadata(path) == metadata
+        other = _network()
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.zero_()
+        load_weights(path, other)
+        for key, value in _network().state_dict().items():
+            assert torch.equal(other.state_dict()[key], value), key
+
+    def test_equal_content_gives_equal_bytes(self, tmp_path):
+        for name in ("a", "b"):
+            save_weights(tmp_path / f"{name}.safetensors", _network(), {"x": 1, "y": 2, "z": 3})
+        assert (tmp_path / "a.safetensors").read_bytes() == (
+            tmp_path / "b.safetensors"
+        ).read_bytes()
+
+    def test_tied_and_channels_last_weights(self, tmp_path):
+        model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Linear(4, 4), nn.Linear(4, 4))
+        model.to(memory_format=torch.channels_last)
+        model[2].weight = model[1].weight
+        save_weights(tmp_path / "w.safetensors", model, {})
+        state = read_weights(tmp_path / "w.safetensors")
+        assert torch.equal(state["0.weight"], model[0].weight)
+        assert torch.equal(state["2.weight"], model[1].weight)
+
+    def test_metadata_of_other_programs_is_empty(self, tmp_path):
+        save_file({"w": torch.ones(2)}, tmp_path / "w.safetensors", metadata={"format": "pt"})
+        assert read_metadata(tmp_path / "w.safetensors") == {}
+
+
+class TestReadWeights:
+    @pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "model_state_dict"])
+    @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+    @pytest.mark.parametrize("suffix", [".pt", ".pth"])
+    def test_wrappers_and_prefixes_are_taken_off(self, tmp_path, wrapper, prefix, suffix):
+        expected = _network().state_dict()
+        content = {prefix + key: value for key, value in expected.items()}
+        if wrapper:
+            content = {"epoch": 9, wrapper: content, "optimizer": {"state": {}}}
+        path = tmp_path / f"teacher{suffix}"
+        torch.save(content, path)
+        state = read_weights(path)
+        assert list(state) == list(expected)
+        assert all(torch.equal(state[key], expected[key]) for key in expected)
+
+    def test_a_submodule_called_model_is_not_a_wrapper(self, tmp_path):
+        model = nn.ModuleDict({"model": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+        torch.save(model.state_dict(), tmp_path / "w.pt")
+        assert list(read_weights(tmp_path / "w.pt")) == list(model.state_dict())
+
+    def test_code_does_not_run(self, tmp_path, capsys):
+        torch.save({"weight": _Code()}, tmp_path / "w.pt")
+        (tmp_path / "plain.pt").write_bytes(pickle.dumps(_Code()))
+        for name in ("w.pt", "plain.pt"):
+            with pytest.raises(UserError, match=r"teacher\.weights: .*holds more than tensors"):
+                read_weights(tmp_path / name, "teacher.weights")
+        assert capsys.readouterr().out == ""
+
+    def test_a_whole_module_is_refused(self, tmp_path):
+        torch.save(_network(), tmp_path / "w.pt")
+        with pytest.raises(UserError, match="Save the weights alone"):
+            read_weights(tmp_path / "w.pt")
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ([torch.ones(1)], "not a state dict but a list"),
+            (torch.ones(1), "not a state dict but a Tensor"),
+            ({"epoch": 3, "w": torch.ones(1)}, "'epoch' holds a int"),
+            ({"net": {"w": torch.ones(1)}}, "'net' holds a dict"),
+            ({}, "an empty state dict"),
+        ],
+    )
+    def test_not_a_state_dict(self, tmp_path, content, message):
+        torch.save(content, tmp_path / "w.pt")
+        with pytest.raises(UserError, match=message):
+            read_weights(tmp_path / "w.pt")
+
+    @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+    @pytest.mark.parametrize("content", [b"", b"\x00", b"hello world", bytes(range(256)) * 9])
+    def test_garbage(self, tmp_path, suffix, content):
+        (tmp_path / f"w{suffix}").write_bytes(content)
+        with pytest.raises(UserError, match=rf"w\{suffix}"):
+            read_weights(tmp_path / f"w{suffix}")
+
+    def test_truncated(self, tmp_path):
+        torch.save(_network().state_dict(), tmp_path / "w.pt")
+        save_weights(tmp_path / "w.safetensors", _network(), {})
+        for name in ("w.pt", "w.safetensors"):
+            content = (tmp_path / name).read_bytes()
+            for length in range(0, len(content), max(1, len(content) // 60)):
+                (tmp_path / name).write_bytes(content[:length])
+                with pytest.raises(UserError, match=name):
+                    read_weights(tmp_path / name)
+
+    def test_any_flipped_byte_reads_or_is_a_user_error(self, tmp_path):
+        torch.save({"w": torch.ones(3)}, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
+        content = (tmp_path / "w.pt").read_bytes()
+        refused = 0
+        for position in range(len(content)):
+            broken = bytearray(content)
+            broken[position] ^= 0x15
+            (tmp_path / "w.pt").write_bytes(broken)
+            try:
+                read_weights(tmp_path / "w.pt")
+            except UserError:
+                refused += 1
+        assert refused > len(content) // 2
+
+    def test_missing_file_names_the_nearest(self, tmp_path):
+        (tmp_path / "teacher.pt").touch()
+        with pytest.raises(UserError, match=r"no such file\. Did you mean .*teacher\.pt"):
+            read_weights(tmp_path / "techer.pt")
+
+    def test_unknown_suffix(self, tmp_path):
+        (tmp_path / "w.bin").touch()
+        with pytest.raises(UserError, match=r"unknown suffix '\.bin'. Allowed: \.safetensors"):
+            read_weights(tmp_path / "w.bin")
+
+
+class TestLoadWeights:
+    def test_every_mismatch_is_named_with_both_shapes(self, tmp_path):
+        state = _network().state_dict()
+        state["0.weight"] = torch.zeros(5, 3)
+        state["2.bais"] = state.pop("2.bias")
+        save_weights(tmp_path / "w.safetensors", state, {})
+        with pytest.raises(UserError) as caught:
+            load_weights(tmp_path / "w.safetensors", _network(), "teacher.weights")
+        text = str(caught.value)
+        assert text.startswith("teacher.weights: ")
+        assert "0.weight has shape [5, 3], the model [4, 3]" in text
+        assert "missing: 2.bias (nearest: 2.bais)" in text
+        assert "unexpected: 2.bais (nearest: 2.bias)" in text
+
+    def test_a_mismatch_changes_nothing(self, tmp_path):
+        save_weights(tmp_path / "w.safetensors", {"0.weight": torch.zeros(4, 3)}, {})
+        model = _network()
+        with pytest.raises(UserError, match="missing"):
+            load_weights(tmp_path / "w.safetensors", model)
+        assert torch.equal(model[0].weight, _network()[0].weight)
+
+    def test_long_lists_are_shortened(self, tmp_path):
+        wide = {f"layer{n}.weight": torch.zeros(1) for n in range(500)}
+        save_weights(tmp_path / "w.safetensors", wide, {})
+        with pytest.raises(UserError, match="and 492 more") as caught:
+            load_weights(tmp_path / "w.safetensors", _network())
+        assert len(str(caught.value)) < 2000

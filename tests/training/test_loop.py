@@ -1,0 +1,236 @@
+"""The loop: it learns, it reproduces, it goes on from a checkpoint, it names what is not finite."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from krscale.config import DataConfig, TrainConfig, ViewsConfig
+from krscale.data import Dataset, prepare_data
+from krscale.data.loader import Loader
+from krscale.errors import NonFiniteError, UserError
+from krscale.knowledge.taps import TapOutputs
+from krscale.methods import MethodContext, build_method
+from krscale.methods.base import Batch, Learner, Method
+from krscale.models.resnet import resnet
+from krscale.parallel import Workers
+from krscale.training.loop import Training, evaluate, fit
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return prepare_data(DataConfig(), tmp_path_factory.mktemp("cache"))
+
+
+def training(dataset: Dataset, method: Method | None = None, **changes: object) -> Training:
+    settings = TrainConfig(**{"num_epochs": 2, "global_batch_size": 61, **changes})
+    torch.manual_seed(settings.seed)
+    student = resnet(num_classes=10, in_channels=1, width=4, num_blocks=1)
+    plain = build_method("plain", MethodContext.without_teacher(10), {"ce_weight": 1.0})
+    loader = Loader(
+        dataset,
+        ViewsConfig(),
+        global_batch_size=settings.global_batch_size,
+        seed=settings.seed,
+        device=torch.device("cpu"),
+        store=None,
+    )
+    learner = Learner(student, (), method or plain)
+    validation = (dataset, dataset.split("val"))
+    return Training(learner, loader, validation, settings, Workers.alone())
+
+
+def weights(found: Training) -> Mapping[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in found.student.state_dict().items()}
+
+
+def assert_same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def test_it_learns_and_reports_every_epoch(dataset: Dataset) -> None:
+    reports: list[dict[str, float]] = []
+    last = fit(training(dataset, num_epochs=6), lambda metrics: reports.append(metrics))
+    assert [report["epoch"] for report in reports] == [1, 2, 3, 4, 5, 6]
+    assert last == reports[-1]
+    assert reports[-1]["train/loss"] < reports[0]["train/loss"]
+    assert reports[-1]["val/accuracy"] > 0.7
+    assert reports[-1]["train/ce"] == reports[-1]["train/loss"]
+
+
+def test_same_seed_same_weights(dataset: Dataset) -> None:
+    first, second, other = training(dataset), training(dataset), training(dataset, seed=1)
+    for found in (first, second, other):
+        fit(found, lambda metrics: None)
+    assert_same(weights(first), weights(second))
+    assert not torch.equal(
+        first.student.state_dict()["classifier.weight"],
+        other.student.state_dict()["classifier.weight"],
+    )
+
+
+def test_going_on_from_a_state_equals_never_stopping(dataset: Dataset) -> None:
+    whole = training(dataset, num_epochs=3)
+    fit(whole, lambda metrics: None)
+    cut = training(dataset, num_epochs=3)
+    cut.run_epoch()
+    state = cut.state_dict()
+    torch.rand(3)  # the generator has moved on in the meantime
+    resumed = training(dataset, num_epochs=3)
+    resumed.load_state_dict(state)
+    assert resumed.epoch == 1
+    fit(resumed, lambda metrics: None)
+    assert_same(weights(whole), weights(resumed))
+
+
+def first_step(dataset: Dataset, max_grad_norm: float) -> tuple[Tensor, Tensor]:
+    """The change of all weights in the first step of plain SGD, and the gradient it followed."""
+    found = training(
+        dataset, num_epochs=1, global_batch_size=2000, warmup_epochs=0.0, learning_rate=1.0,
+        momentum=0.0, weight_decay=0.0, max_grad_norm=max_grad_norm,
+    )  # fmt: skip
+    before = nn.utils.parameters_to_vector(found.student.parameters()).detach().clone()
+    found.run_epoch()
+    after = nn.utils.parameters_to_vector(found.student.parameters()).detach()
+    gradients = [p.grad for p in found.student.parameters() if p.grad is not None]
+    return before - after, nn.utils.parameters_to_vector(gradients)
+
+
+def test_long_gradients_are_shortened_and_short_ones_left(dataset: Dataset) -> None:
+    free, gradient = first_step(dataset, 0.0)
+    torch.testing.assert_close(free, gradient, atol=1e-6, rtol=1e-3)
+    norm = gradient.norm().item()
+    assert norm > 0.1
+    limited, _ = first_step(dataset, norm / 4)
+    torch.testing.assert_close(limited, free / 4, atol=1e-6, rtol=1e-3)
+    assert torch.equal(first_step(dataset, 2 * norm)[0], free)
+
+
+class Watching(Method):
+    """Cross-entropy, and what it was told of the progress."""
+
+    needs_teacher = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[float] = []
+
+    def begin_epoch(self, progress: float) -> None:
+        self.told.append(progress)
+
+    def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
+        return {"ce": nn.functional.cross_entropy(student.logits, batch.labels, reduction="none")}
+
+
+def test_a_method_is_told_how_far_the_training_is(dataset: Dataset) -> None:
+    whole = training(dataset, method := Watching(), num_epochs=3)
+    whole.run_epoch()
+    resumed = training(dataset, after := Watching(), num_epochs=3)
+    resumed.load_state_dict(whole.state_dict())
+    fit(resumed, lambda metrics: None)
+    assert method.told + after.told == [0.0, 0.5, 1.0]
+
+
+def test_stops_when_told(dataset: Dataset) -> None:
+    found = training(dataset, num_epochs=5)
+    fit(found, lambda metrics: metrics["epoch"] == 2)
+    assert found.epoch == 2
+    assert not found.finished
+
+
+class Poisoned(Method):
+    """Two terms, the second of which turns NaN in the third step."""
+
+    needs_teacher = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = 0
+
+    def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
+        self.step += 1
+        sound = nn.functional.cross_entropy(student.logits, batch.labels, reduction="none")
+        factor = float("nan") if self.step == 3 else 1.0
+        return {"sound": sound, "poisoned": sound * factor}
+
+
+def test_the_first_term_that_is_not_finite_is_named(dataset: Dataset) -> None:
+    with pytest.raises(NonFiniteError, match=r"'poisoned' is not finite in epoch 1, step 3 of"):
+        training(dataset, Poisoned()).run_epoch()
+
+
+class NoReading(TorchDispatchMode):
+    """Refuses what makes the host wait for the value of a tensor on a GPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        assert func.overloadpacket not in (
+            torch.ops.aten._local_scalar_dense,
+            torch.ops.aten.nonzero,
+            torch.ops.aten.equal,
+        ), f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+class Reading(Poisoned):
+    """Looks at its own loss in every step."""
+
+    def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
+        sound = nn.functional.cross_entropy(student.logits, batch.labels, reduction="none")
+        return {"sound": sound / max(1.0, float(sound.detach().max()))}
+
+
+def test_channels_last_is_refused_where_it_would_abort_the_process(dataset: Dataset) -> None:
+    with pytest.raises(UserError, match=r"train.channels_last: true needs a GPU"):
+        training(dataset, channels_last=True)
+    with pytest.raises(ValueError, match="true needs a GPU"):
+        TrainConfig(device="cpu", channels_last=True)
+    assert TrainConfig(device="cuda", channels_last=True).channels_last
+
+
+def test_no_step_waits_for_the_device(dataset: Dataset) -> None:
+    with NoReading():
+        metrics = training(dataset).run_epoch()
+    assert metrics["train/loss"] > 0
+    with NoReading(), pytest.raises(AssertionError, match="_local_scalar_dense"):
+        training(dataset, Reading()).run_epoch()
+
+
+def test_student_is_in_train_mode_in_every_epoch(dataset: Dataset) -> None:
+    found = training(dataset, num_epochs=3)
+    modes: list[bool] = []
+    found.student.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    fit(found, lambda metrics: None)
+    per_epoch = len(modes) // 3
+    for epoch in range(3):
+        part = modes[epoch * per_epoch : (epoch + 1) * per_epoch]
+        assert part[: found.loader.num_steps] == [True] * found.loader.num_steps
+        assert part[found.loader.num_steps :] == [False] * (per_epoch - found.loader.num_steps)
+
+
+def test_norms_and_biases_are_not_decayed(dataset: Dataset) -> None:
+    found = training(dataset)
+    decayed, others = found.optimiser.param_groups
+    assert all(p.ndim > 1 for p in decayed["params"])
+    assert all(p.ndim <= 1 for p in others["params"])
+    assert others["weight_decay"] == 0.0
+    assert decayed["weight_decay"] > 0.0
+
+
+def test_evaluate_against_a_loop_over_samples(dataset: Dataset, tmp_path: Path) -> None:
+    model = training(dataset).student.eval()
+    split = dataset.split("val")
+    found = evaluate(model, dataset, split, Workers.alone())
+    correct, loss = 0, 0.0
+    for image, label in zip(split.images, split.labels, strict=True):
+        pixels = torch.tensor(image, dtype=torch.float64) / 255.0
+        normal = (pixels - dataset.mean[0]) / dataset.std[0]
+        with torch.no_grad():
+            logits = model(normal[None].float()).double()[0]
+        correct += int(logits.argmax()) == int(label)
+        loss -= float(logits.log_softmax(0)[int(label)])
+    assert found["accuracy"] == pytest.approx(correct / len(split.labels))
+    assert found["loss"] == pytest.approx(loss / len(split.labels), rel=1e-4)

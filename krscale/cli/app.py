@@ -21,6 +21,7 @@ COMMANDS = {
     "pick": "choose a student of a finished run, and export it",
     "space": "check a search space, and list what it varies",
     "store": "check or describe the stored predictions of a run's teacher",
+    "ui": "open MLflow on the curves of all searches",
     "sync": "send MLflow what a run recorded while MLflow was away",
 }
 """Name -> its line in `krscale --help`. `krscale.cli.NAME` has `configure` and `run`."""

@@ -30,7 +30,7 @@ check: setup-dev ## formatting, lint, types, the floors of the house, files
 	@SKIP=ruff-check,ruff-format,mypy,lint-imports $(PY) -m pre_commit run --all-files
 
 ui: setup ## open the MLflow UI of the local runs, on this machine only; PORT=5000
-	@PORT=$(PORT) scripts/ui.sh
+	@$(PY) -m krscale ui --port $(PORT)
 
 bench: setup ## run every program in benchmarks/ but the two that take hours; ARGS="..." goes to each
 	@set -e; for file in benchmarks/[a-z]*.py; do \

@@ -2,7 +2,7 @@
 
 import sys
 
-from krscale.cli.insight import main
+from krscale.cli.app import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["insight", *sys.argv[1:]]))

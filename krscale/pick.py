@@ -2,7 +2,7 @@
 
 import sys
 
-from krscale.cli.pick import main
+from krscale.cli.app import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["pick", *sys.argv[1:]]))

@@ -2,7 +2,7 @@
 
 import sys
 
-from krscale.cli.sync import main
+from krscale.cli.app import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["sync", *sys.argv[1:]]))

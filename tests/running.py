@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,6 +47,13 @@ def command(
         timeout=timeout,
         check=False,
     )
+
+
+def in_process(name: str) -> Callable[[Sequence[str]], int]:
+    """Return what runs `krscale NAME ARGUMENTS` in the test's own process: it gives exit codes."""
+    from krscale.cli.app import main
+
+    return lambda arguments: main([name, *arguments])
 
 
 def overrides(*settings: str) -> list[str]:

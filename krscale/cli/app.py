@@ -1,11 +1,16 @@
-"""The console script `krscale`: one name for all commands."""
+"""The console script `krscale`: one parser for all commands, and one way in for all of them."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import re
 import sys
+from collections.abc import Sequence
+from typing import Any
 
-from krscale.errors import unknown_name
+from krscale.cli.common import run_command
+from krscale.errors import nearest
 
 COMMANDS = {
     "tune": "distil a ladder of students and show accuracy versus capacity",
@@ -13,25 +18,81 @@ COMMANDS = {
     "teach": "prepare data, teacher and its knowledge",
     "report": "print, draw and explain the result of a run, or compare several",
     "insight": "say which settings mattered, and which won at which capacity",
-    "pick": "choose a student of a finished run and export it (ONNX, safetensors, pt2)",
+    "pick": "choose a student of a finished run, and export it",
     "space": "check a search space, and list what it varies",
-    "store": "check or describe what the teacher said, as it is kept for a run",
+    "store": "check or describe the stored predictions of a run's teacher",
+    "ui": "open MLflow on the curves of all searches",
     "sync": "send MLflow what a run recorded while MLflow was away",
 }
+"""Name -> its line in `krscale --help`. `krscale.cli.NAME` has `configure` and `run`."""
 
 
-def main() -> int:
-    """Run the command that the first argument names."""
-    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if name in ("-h", "--help"):
-        print("usage: krscale COMMAND [options]\n")
-        for command, purpose in COMMANDS.items():
-            print(f"  {command:<9}{purpose}")
-        print("\nkrscale COMMAND --help says more.")
+class _Parser(argparse.ArgumentParser):
+    """A parser that names the nearest valid command or option; commands' parsers are of it too."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; a parser inside another one answers for its own options, with its own usage."""
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            first = unknown[0].partition("=")[0]
+            known = re.findall(r"(?<![\w-])--[\w-]+", self.format_help())
+            hint = _hint(first, known) if first.startswith("--") else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}.{hint}")
+        return options, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        # What argparse calls for each value. Its own message lists the choices without a hint.
+        if action.choices is not None and value not in action.choices:
+            allowed = [str(choice) for choice in action.choices]
+            problem = f"unknown {str(action.metavar).lower()} {str(value)!r}."
+            hint = _hint(str(value), allowed)
+            raise argparse.ArgumentError(None, f"{problem}{hint} Allowed: {', '.join(allowed)}.")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of `krscale`, with a parser for each command.
+
+    Commands import torch, Ray and MLflow when they run, so that `--help` and a wrong argument are
+    answered at once.
+    """
+    parser = _Parser(
+        prog="krscale",
+        description="Which student size is enough, trained how, and how accurate will it be?",
+        epilog="krscale COMMAND --help says more.",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
+    for name, purpose in COMMANDS.items():
+        module = importlib.import_module(f"krscale.cli.{name}")
+        command = commands.add_parser(name, help=purpose, description=module.DESCRIPTION)
+        module.configure(command)
+        command.set_defaults(function=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the arguments name, and return its exit code.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process.
+    """
+    return run_command(_run, sys.argv[1:] if argv is None else argv)
+
+
+def _run(argv: Sequence[str]) -> int:
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    if options.version:
+        from importlib.metadata import version
+
+        print(f"krscale {version('krscale')}")
         return 0
-    if name not in COMMANDS:
-        print(f"krscale: error: {unknown_name('command', name, COMMANDS)}", file=sys.stderr)
-        return 2
-    module = importlib.import_module(f"krscale.cli.{name}")
-    sys.argv[0:2] = [f"krscale {name}"]
-    return int(module.main())
+    if "function" not in options:
+        parser.print_help()
+        return 0
+    return int(options.function(options))
+
+
+def _hint(name: str, allowed: Sequence[str]) -> str:
+    guess = nearest(name, allowed)
+    return f" Did you mean {guess!r}?" if guess else ""

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
 
-from krscale.cli.common import add_experiment_arguments, run_command
+from krscale.cli.common import add_experiment_arguments
 
-
-def parser() -> argparse.ArgumentParser:
-    """Return the command line of this command."""
-    found = argparse.ArgumentParser(
-        prog="krscale distill",
-        description="Train one student of size distill.capacity with the method distill.method; "
-        "with train.num_workers of 2 or more, through Ray Train.",
-    )
-    add_experiment_arguments(found)
-    found.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
-    found.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    return found
+DESCRIPTION = (
+    "Train one student of size distill.capacity with the method distill.method; "
+    "with train.num_workers of 2 or more, through Ray Train."
+)
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Parse, call one function."""
-    options = parser().parse_args(arguments)
-    # Imported here, where a signal already ends the command in its own way.
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    add_experiment_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Call one function."""
+    # Imported here, so that --help and wrong arguments are answered at once.
     from krscale.config import load
 
     experiment = load(options.experiment, options.set)
@@ -34,12 +30,3 @@ def run(arguments: Sequence[str]) -> int:
 
     distil(experiment, as_json=options.json, quiet=options.quiet)
     return 0
-
-
-def main() -> int:
-    """Entry point."""
-    return run_command(run, sys.argv[1:])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,36 +5,32 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from krscale.cli.common import run_command
 from krscale.config import load
 from krscale.errors import UserError
 from krscale.runs.folder import find_run
 
+DESCRIPTION = (
+    "Say of a search, finished or not, which settings mattered at which size, and "
+    "which granularity and sparsity came near the best; from its journal alone. Writes "
+    "insight.json and insight.png into the run's folder."
+)
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command line of this command."""
-    found = argparse.ArgumentParser(
-        prog="krscale insight",
-        description="Say of a search, finished or not, which settings mattered at which size, and "
-        "which granularity and sparsity came near the best; from its journal alone. Writes "
-        "insight.json and insight.png into the run's folder.",
-    )
-    found.add_argument("run", metavar="RUN", help="a run's folder, or its name")
-    found.add_argument(
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or its name")
+    parser.add_argument(
         "--storage-path",
         metavar="FOLDER",
         help="folder of all runs, where a name is looked up (default: that of the experiments)",
     )
-    found.add_argument("--json", action="store_true", help="print it as JSON on stdout")
-    return found
+    parser.add_argument("--json", action="store_true", help="print it as JSON on stdout")
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Parse, compute, write, print."""
-    options = parser().parse_args(arguments)
+def run(options: argparse.Namespace) -> int:
+    """Compute, write, print."""
     folder = find_run(options.run, Path(options.storage_path or load().storage_path))
     if not folder.is_dir():
         raise UserError(f"{options.run}: no such run in {folder.parent}.")
@@ -56,12 +52,3 @@ def run(arguments: Sequence[str]) -> int:
         print(f"{'Data' if file.suffix == '.json' else 'Figure'}: {file}")
     print(f"More: optuna-dashboard {folder / 'journal.log'} (pip install optuna-dashboard)")
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; `argv` without the program's name, by default from the command line."""
-    return run_command(run, sys.argv[1:] if argv is None else argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
-from krscale.cli.common import run_command
 from krscale.config import load
 from krscale.errors import UserError
 from krscale.runs.folder import find_run
@@ -22,45 +16,43 @@ if TYPE_CHECKING:
 
 _UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
 
+DESCRIPTION = (
+    "Choose a student of a finished search by validation accuracy, say why, and "
+    "export it without heads. With limits on its size, the most accurate within them; with "
+    "--min-accuracy, the smallest that reaches it."
+)
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command line of this command."""
-    found = argparse.ArgumentParser(
-        prog="krscale pick",
-        description="Choose a student of a finished search by validation accuracy, say why, and "
-        "export it without heads. With limits on its size, the most accurate within them; with "
-        "--min-accuracy, the smallest that reaches it.",
-    )
-    found.add_argument("run", metavar="RUN", help="a run's folder, or its name")
-    found.add_argument("--max-params", metavar="N", help="most parameters, e.g. 20000 or 20k")
-    found.add_argument("--max-flops", metavar="N", help="most FLOPs per image, e.g. 2.5M")
-    found.add_argument("--max-latency-ms", metavar="X", help="most ms per image, as in the table")
-    found.add_argument("--min-accuracy", metavar="A", help="validation accuracy: 0.95 or 95%%")
-    found.add_argument(
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or its name")
+    parser.add_argument("--max-params", metavar="N", help="most parameters, e.g. 20000 or 20k")
+    parser.add_argument("--max-flops", metavar="N", help="most FLOPs per image, e.g. 2.5M")
+    parser.add_argument("--max-latency-ms", metavar="X", help="most ms per image, as in the table")
+    parser.add_argument("--min-accuracy", metavar="A", help="validation accuracy: 0.95 or 95%%")
+    parser.add_argument(
         "--refit", action="store_true", help="train it again on train and validation"
     )
-    found.add_argument(
+    parser.add_argument(
         "--format",
         default="safetensors,onnx,pt2",
         metavar="A,B",
         help="formats, of safetensors, onnx and pt2 (default: all)",
     )
-    found.add_argument("--output", metavar="DIR", help="default: RUN/export/<capacity>-<method>")
-    found.add_argument(
+    parser.add_argument("--output", metavar="DIR", help="default: RUN/export/<capacity>-<method>")
+    parser.add_argument(
         "--no-register", action="store_true", help="leave MLflow's model registry alone"
     )
-    found.add_argument(
+    parser.add_argument(
         "--uri", default="", help="MLflow to register it in (default: where the run was recorded)"
     )
-    found.add_argument("--storage-path", metavar="FOLDER", help="where a run's name is looked up")
-    found.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
-    found.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    return found
+    parser.add_argument("--storage-path", metavar="FOLDER", help="where a run's name is looked up")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Parse, choose, deliver, print."""
-    options = parser().parse_args(arguments)
+def run(options: argparse.Namespace) -> int:
+    """Choose, deliver, print."""
     from krscale.progress import Progress
     from krscale.report import Limits
     from krscale.runs.deliver import Order, choose_student, deliver
@@ -89,6 +81,9 @@ def run(arguments: Sequence[str]) -> int:
     if options.json:
         print(json.dumps({**delivery.content(), "registered": registered}, indent=2))
         return 0
+    from rich.console import Console
+    from rich.table import Table
+
     print(_weights(delivery))
     table = Table("file", "bytes", "largest difference", "test accuracy, recomputed")
     for file in delivery.files:
@@ -144,12 +139,3 @@ def _share(flag: str, text: str | None) -> float | None:
     if not 0.0 <= value <= 1.0:
         raise UserError(f"{flag}: expected a share such as 0.95, or 95% (got {text!r}).")
     return value
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; `argv` without the program's name, by default from the command line."""
-    return run_command(run, sys.argv[1:] if argv is None else argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.console import Console
-
-from krscale.cli.common import run_command
 from krscale.config import load
 from krscale.errors import UserError
 from krscale.files import write_json
-from krscale.report import (
-    Curve,
-    ShownRun,
-    comparison_table,
-    curve_table,
-    draw_curve,
-    draw_curves,
-    front_headings,
-    front_table,
-    read_curve,
-    write_csv,
-    write_interactive,
-    write_page,
-)
-from krscale.report.findings import INSIGHT_FIGURE_FILE, read_insight
 from krscale.runs.folder import find_run, read_environment, read_experiment
+
+if TYPE_CHECKING:
+    from krscale.report import Curve, ShownRun
 
 FIGURE_FILE = "curve.png"
 INTERACTIVE_FILE = "curve.html"
@@ -39,36 +23,36 @@ PAGE_FILE = "report.html"
 JSON_FILE = "report.json"
 Found = TypeVar("Found")
 
+DESCRIPTION = (
+    "Print test accuracy versus capacity of finished runs, and write the figure, "
+    f"{CSV_FILE} and {PAGE_FILE}, which explains it to anyone. Several runs are compared."
+)
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command line of this command."""
-    found = argparse.ArgumentParser(
-        prog="krscale report",
-        description="Print test accuracy versus capacity of finished runs, and write the figure, "
-        f"{CSV_FILE} and {PAGE_FILE}, which explains it to anyone. Several runs are compared.",
-    )
-    found.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder, or its name")
-    found.add_argument(
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder, or its name")
+    parser.add_argument(
         "--storage-path",
         metavar="FOLDER",
         help="folder of all runs, where a name is looked up (default: that of the experiments)",
     )
-    found.add_argument(
+    parser.add_argument(
         "--output",
         metavar="FOLDER",
         help="where the files go (default: the run's folder; of several, storage/reports)",
     )
-    found.add_argument("--json", action="store_true", help="print the curves as JSON on stdout")
-    return found
+    parser.add_argument("--json", action="store_true", help="print the curves as JSON on stdout")
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Parse, read, write, print."""
-    options = parser().parse_args(arguments)
+def run(options: argparse.Namespace) -> int:
+    """Read, write, print."""
     storage = Path(options.storage_path or load().storage_path)
     paths = [find_run(name, storage) for name in options.runs]
     if len(set(paths)) < len(paths):
         raise UserError(f"the same run is named twice: {' '.join(options.runs)}.")
+    from krscale.report import read_curve  # torch and matplotlib take seconds to import
+
     curves = _told_apart([read_curve(path) for path in paths])
     output = _output(options.output, paths, curves)
     try:
@@ -100,6 +84,8 @@ def _output(given: str | None, paths: Sequence[Path], curves: Sequence[Curve]) -
 
 
 def _write_files(paths: Sequence[Path], curves: Sequence[Curve], output: Path) -> None:
+    from krscale.report import draw_curve, draw_curves, write_csv, write_interactive, write_page
+
     shown = []
     for path, curve in zip(paths, curves, strict=True):
         figure = output / (FIGURE_FILE if len(paths) == 1 else f"{curve.name}.png")
@@ -116,6 +102,9 @@ def _write_files(paths: Sequence[Path], curves: Sequence[Curve], output: Path) -
 
 
 def _shown(path: Path, curve: Curve, figure: bytes) -> ShownRun:
+    from krscale.report import ShownRun
+    from krscale.report.findings import INSIGHT_FIGURE_FILE, read_insight
+
     experiment, problem = _or_problem(read_experiment, path)
     insight, insight_problem = _or_problem(read_insight, path)
     drawn = path / INSIGHT_FIGURE_FILE
@@ -155,18 +144,13 @@ def _print(curves: Sequence[Curve], output: Path, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(_content(curves), indent=2))
         return
+    from rich.console import Console
+
+    from krscale.report import comparison_table, curve_table, front_headings, front_table
+
     Console().print(curve_table(curves[0]) if len(curves) == 1 else comparison_table(curves))
     if len(curves) == 1 and front_headings(curves[0]):
         Console().print(front_table(curves[0]))
     print(f"Page:   {output / PAGE_FILE} (one file; opens without a network)")
     print(f"CSV:    {output / CSV_FILE}")
     print(f"Figure: {output / FIGURE_FILE}, to explore in a browser: {output / INTERACTIVE_FILE}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; `argv` without the program's name, by default from the command line."""
-    return run_command(run, sys.argv[1:] if argv is None else argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

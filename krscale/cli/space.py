@@ -5,18 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 
-from krscale.cli.common import run_command
 from krscale.config import load
 
+DESCRIPTION = "Search spaces: the fields that a search varies."
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command line of this command."""
-    found = argparse.ArgumentParser(
-        prog="krscale space", description="Search spaces: the fields that a search varies."
-    )
-    commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     check = commands.add_parser(
         "check",
         help="check every field of a space against an experiment, and list them",
@@ -34,12 +31,10 @@ def parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change its fields"
     )
     check.add_argument("--json", action="store_true", help="print the fields as JSON on stdout")
-    return found
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Parse, check, print."""
-    options = parser().parse_args(arguments)
+def run(options: argparse.Namespace) -> int:
+    """Check, print."""
     space = f"search.space={json.dumps(options.space)}"
     experiment = load(options.experiment, [*options.set, space])
     # Torch and Optuna take seconds to import; a refused config must not wait for them.
@@ -58,12 +53,3 @@ def run(arguments: Sequence[str]) -> int:
         console.print()
     print(f"{found.source}: nothing to object to")
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; `argv` without the program's name, by default from the command line."""
-    return run_command(run, sys.argv[1:] if argv is None else argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from krscale.cli.common import run_command
 from krscale.config import Experiment, load
 from krscale.errors import UserError
 from krscale.runs.folder import find_run, read_experiment
@@ -20,14 +19,12 @@ if TYPE_CHECKING:
 
 EXIT_DIFFERENT = 1
 
+DESCRIPTION = "Check or describe the store of a run: what its teacher said, on disk."
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command line of this command."""
-    found = argparse.ArgumentParser(
-        prog="krscale store",
-        description="Check or describe the store of a run: what its teacher said, on disk.",
-    )
-    commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     check = commands.add_parser(
         "check",
         help="ask the teacher again about a sample of rows, and compare",
@@ -56,12 +53,10 @@ def parser() -> argparse.ArgumentParser:
             help="with a TOML file: the overrides of the run; repeatable",
         )
         command.add_argument("--json", action="store_true", help="print the result as JSON")
-    return found
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Parse, find the experiment, call one function."""
-    options = parser().parse_args(arguments)
+def run(options: argparse.Namespace) -> int:
+    """Find the experiment, call one function."""
     experiment = find_experiment(options.run, options.storage_path, options.set)
     from krscale.setup.methods import methods_of
     from krscale.setup.recipe import StoreRecipe  # torch takes seconds to import
@@ -185,12 +180,3 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1 (got {number})")
     return number
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; `argv` without the program's name, by default from the command line."""
-    return run_command(run, sys.argv[1:] if argv is None else argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,41 +3,36 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from krscale.cli.common import run_command
 from krscale.config import load
 from krscale.errors import UserError
 from krscale.runs.folder import find_run
 
 EXIT_UNSENT = 1
 
+DESCRIPTION = (
+    "Send MLflow what a run recorded while MLflow was away. Nothing that it "
+    "already has is recorded twice. Exit code 1: some events are still unsent."
+)
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command line of this command."""
-    found = argparse.ArgumentParser(
-        prog="krscale sync",
-        description="Send MLflow what a run recorded while MLflow was away. Nothing that it "
-        "already has is recorded twice. Exit code 1: some events are still unsent.",
-    )
-    found.add_argument("run", metavar="RUN", help="a run's folder, or its name")
-    found.add_argument("--uri", default="", help="where to (default: where it was recorded)")
-    found.add_argument(
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or its name")
+    parser.add_argument("--uri", default="", help="where to (default: where it was recorded)")
+    parser.add_argument(
         "--storage-path",
         metavar="FOLDER",
         help="folder of all runs, where a name is looked up (default: that of the experiments)",
     )
-    found.add_argument(
+    parser.add_argument(
         "--timeout", type=float, default=60.0, metavar="SECONDS", help="give up after (60)"
     )
-    return found
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Parse, send, say what is left."""
-    options = parser().parse_args(arguments)
+def run(options: argparse.Namespace) -> int:
+    """Send, say what is left."""
     folder = find_run(options.run, Path(options.storage_path or load().storage_path))
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run.")
@@ -49,12 +44,3 @@ def run(arguments: Sequence[str]) -> int:
         return EXIT_UNSENT
     print(f"{folder}: MLflow has every event.")
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; `argv` without the program's name, by default from the command line."""
-    return run_command(run, sys.argv[1:] if argv is None else argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
 
-from krscale.cli.common import add_experiment_arguments, run_command
+from krscale.cli.common import add_experiment_arguments
 
-
-def parser() -> argparse.ArgumentParser:
-    """Return the command line of this command."""
-    found = argparse.ArgumentParser(
-        prog="krscale teach",
-        description="Prepare the data, train or load the teacher, fit its probes and fill the "
-        "store that all trials share. A later search finds them there.",
-    )
-    add_experiment_arguments(found)
-    found.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    return found
+DESCRIPTION = (
+    "Prepare the data, train or load the teacher, fit its probes and fill the "
+    "store that all trials share. A later search finds them there."
+)
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Parse, call one function, print."""
-    options = parser().parse_args(arguments)
-    # Imported here, where a signal already ends the command in its own way.
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    add_experiment_arguments(parser)
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Call one function, print."""
+    # Imported here, so that --help and wrong arguments are answered at once.
     from krscale.config import load
 
     experiment = load(options.experiment, options.set)
@@ -46,12 +42,3 @@ def run(arguments: Sequence[str]) -> int:
     for kind, path in prepared.feature_paths.items():
         print(f"Features ({kind}): {path}")
     return 0
-
-
-def main() -> int:
-    """Entry point."""
-    return run_command(run, sys.argv[1:])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

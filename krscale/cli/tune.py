@@ -3,41 +3,37 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
 
-from krscale.cli.common import add_experiment_arguments, run_command
+from krscale.cli.common import add_experiment_arguments
+
+DESCRIPTION = (
+    "Search a ladder of student sizes with Ray Tune and Optuna; end with the "
+    "table and figure of test accuracy versus capacity."
+)
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command line of this command."""
-    found = argparse.ArgumentParser(
-        prog="krscale tune",
-        description="Search a ladder of student sizes with Ray Tune and Optuna; end with the "
-        "table and figure of test accuracy versus capacity.",
-    )
-    add_experiment_arguments(found)
-    found.add_argument(
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    add_experiment_arguments(parser)
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="print the resolved experiment, the models of every size and the planned work; "
         "touch nothing",
     )
-    found.add_argument(
+    parser.add_argument(
         "--new-space",
         action="store_true",
         help="go on though the search space has changed: methods whose space has changed start "
         "anew",
     )
-    found.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
-    found.add_argument("--quiet", action="store_true", help="no live view")
-    return found
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    parser.add_argument("--quiet", action="store_true", help="no live view")
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Parse, call one function, print."""
-    options = parser().parse_args(arguments)
-    # Imported here, where a signal already ends the command in its own way.
+def run(options: argparse.Namespace) -> int:
+    """Call one function, print."""
+    # Imported here, so that --help and wrong arguments are answered at once.
     from krscale.search.studies.extending import load_or_extend
 
     experiment = load_or_extend(options.experiment, options.set)
@@ -51,12 +47,3 @@ def run(arguments: Sequence[str]) -> int:
 
     run_session(experiment, as_json=options.json, quiet=options.quiet, new_space=options.new_space)
     return 0
-
-
-def main() -> int:
-    """Entry point."""
-    return run_command(run, sys.argv[1:])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,7 +2,7 @@
 
 import sys
 
-from krscale.cli.report import main
+from krscale.cli.app import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["report", *sys.argv[1:]]))

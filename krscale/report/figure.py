@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from krscale.files import write_atomic
-from krscale.report.interval import half_width
+from krscale.report.axes import accuracy_range, bars, finished, marked, percent, size_range
 from krscale.report.result import Curve
 from krscale.report.table import short_number
 
@@ -34,8 +33,6 @@ STYLE: Any = {
     "axes.axisbelow": True,
     "grid.color": "#E0E0E0",
 }
-_MIN_TICK_RATIO = 1.6
-"""Sizes closer than this factor would print their labels over each other."""
 
 
 def draw_curve(curve: Curve, path: Path) -> None:
@@ -63,19 +60,14 @@ def draw_curve(curve: Curve, path: Path) -> None:
 def _draw_methods(axes: Axes, curve: Curve) -> None:
     styles = styles_of(curve.methods)
     for method in curve.methods:
-        points = [
-            (size.size_of(method).num_parameters, result)
-            for size in curve.sizes
-            if (result := size.methods.get(method)) and result.test_accuracy is not None
-        ]
-        points.sort(key=lambda point: point[0])
+        found = finished(curve, method)
+        results = [result for _, result in found]
         colour, marker = styles[method]
+        # A marker at 100 % stands half above the axis, and is not cut.
         axes.errorbar(
-            [shifted(size, method, curve.methods) for size, _ in points],
-            [100 * (result.test_accuracy or 0.0) for _, result in points],
-            yerr=[100 * (half_width(result.test_accuracies) or 0.0) for _, result in points],
-            color=colour, marker=marker, markersize=6, linewidth=1.6, elinewidth=1.1, capsize=3,
-            label=method,
+            plotted_sizes(curve, method, curve.methods), [percent(result) for result in results],
+            yerr=bars(results), color=colour, marker=marker, markersize=6, linewidth=1.6,
+            elinewidth=1.1, capsize=3, label=method, clip_on=False, zorder=3,
         )  # fmt: skip
 
 
@@ -87,6 +79,7 @@ def _draw_front(axes: Axes, curve: Curve) -> None:
         [100 * entry.test_accuracy for entry in curve.pareto],
         linestyle="none", marker="o", markersize=13, markerfacecolor="none",
         markeredgecolor="#555555", markeredgewidth=1.2, label="Pareto front (by validation)",
+        clip_on=False,
     )  # fmt: skip
 
 
@@ -99,20 +92,10 @@ def _draw_teacher(axes: Axes, curve: Curve) -> None:
 
 
 def _label(axes: Axes, curve: Curve) -> None:
-    axes.set_xscale("log")
-    sizes = sorted({(size.num_parameters, size.capacity) for size in curve.sizes})
-    ratios = [b / a for (a, _), (b, _) in itertools.pairwise(sizes)]
-    if sizes and all(ratio >= _MIN_TICK_RATIO for ratio in ratios):
-        labels = [f"{short_number(size)}\n{capacity}" for size, capacity in sizes]
-        axes.xaxis.set_major_locator(FixedLocator([size for size, _ in sizes]))
-        axes.xaxis.set_major_formatter(FixedFormatter(labels))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel("Student parameters (below: share of the teacher's), log scale")
-    else:
-        axes.set_xlabel("Student parameters, log scale")
+    label_sizes(axes, [curve], curve.methods)
     axes.set_ylabel("Test accuracy (%)")
-    axes.set_title(f"{curve.name}: accuracy versus capacity", loc="left")
-    axes.set_ylim(top=min(axes.get_ylim()[1], 101.0), bottom=max(axes.get_ylim()[0], -1.0))
+    axes.set_title(f"{curve.name}: accuracy versus capacity", loc="left", pad=12)
+    axes.set_ylim(*accuracy_range([curve]))
     handles, labels = axes.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: labels[i] not in curve.methods)
     axes.legend(
@@ -120,6 +103,35 @@ def _label(axes: Axes, curve: Curve) -> None:
         loc="best", frameon=True, framealpha=0.9, edgecolor="none",
         title=_seeds(curve), alignment="left",
     )  # fmt: skip
+
+
+def label_sizes(axes: Axes, curves: Sequence[Curve], methods: Sequence[str]) -> None:
+    """Make the horizontal axis logarithmic, as long as the data, with a mark at each size.
+
+    Args:
+        axes: Where the methods are drawn.
+        curves: Results of searches; of a single one, the shares of the teacher stand below.
+        methods: All methods that are drawn.
+    """
+    axes.set_xscale("log")
+    drawn = [x for curve in curves for m in curve.methods for x in plotted_sizes(curve, m, methods)]
+    sizes = {size.num_parameters: size.capacity for curve in curves for size in curve.sizes}
+    ends = size_range(drawn or sizes)
+    shown = marked(sizes, ends)
+    alone = len(curves) == 1
+    labels = [f"{short_number(x)}\n{sizes[int(x)]}" if alone else short_number(x) for x in shown]
+    axes.set_xlim(*ends)
+    axes.xaxis.set_major_locator(FixedLocator(shown))
+    axes.xaxis.set_major_formatter(FixedFormatter(labels))
+    axes.xaxis.set_minor_locator(NullLocator())
+    below = " (below: share of the teacher's)" if alone else ""
+    axes.set_xlabel(f"Student parameters{below}, log scale")
+
+
+def plotted_sizes(curve: Curve, method: str, methods: Sequence[str]) -> list[float]:
+    """Return where a method's finished students stand on the axis of parameters."""
+    sizes = [size.size_of(method).num_parameters for size, _ in finished(curve, method)]
+    return [shifted(size, method, methods) for size in sizes]
 
 
 def _seeds(curve: Curve) -> str:

@@ -6,12 +6,14 @@ that MLflow shows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from krscale.files import write_atomic
+from krscale.report.axes import accuracy_range, bars, finished, marked, percent, size_range
 from krscale.report.figure import shifted, styles_of
 from krscale.report.html import document, paragraph
 from krscale.report.interval import half_width
@@ -31,11 +33,23 @@ _MARKERS = {
 }  # fmt: skip
 """Markers of the printed figure in plotly's words."""
 _DASHES = ("solid", "dash", "dot", "dashdot")
+_BEHAVIOUR = {
+    "displaylogo": False,
+    "responsive": True,
+    # plotly resets to the first range, that of parameters, whatever the buttons have chosen since.
+    "doubleClick": "autosize",
+    # plotly's own buttons would also upload the chart to its makers' servers.
+    "modeBarButtonsToRemove": [
+        "resetScale2d", "select2d", "lasso2d", "sendChartToCloud", "sendDataToCloud",
+    ],
+    "plotlyServerURL": "",
+}  # fmt: skip
 _NOTE = (
     "Points are means over the seeds, bars their 95 % intervals; ringed students are on the Pareto "
     "front of validation accuracy and parameters. Hover for details; click a name in the legend "
-    "to hide it; the buttons change the axis."
+    "to hide it; drag to zoom, double-click to see all again; the buttons change the axis."
 )
+_SHARES = " Under each size stands the student's share of the teacher's parameters."
 _Point = Size | ParetoEntry
 
 
@@ -50,7 +64,7 @@ def write_interactive(curves: Sequence[Curve], path: Path) -> None:
 
     chart = plotly.io.to_html(
         _figure(curves),
-        config={"displaylogo": False, "responsive": True},
+        config=_BEHAVIOUR,
         include_plotlyjs=True,
         include_mathjax=False,
         full_html=False,
@@ -58,7 +72,8 @@ def write_interactive(curves: Sequence[Curve], path: Path) -> None:
         validate=False,
     )
     title = f"Accuracy versus capacity: {', '.join(curve.name for curve in curves)}"
-    text = document(title, [chart, paragraph(_NOTE, "note")])
+    note = _NOTE + (_SHARES if len(curves) == 1 else "")
+    text = document(title, [chart, paragraph(note, "note")])
     write_atomic(path, lambda temporary: _write(temporary, text))
 
 
@@ -70,33 +85,35 @@ def _figure(curves: Sequence[Curve]) -> dict[str, Any]:
         prefix = f"{escape(curve.name)}: " if len(curves) > 1 else ""
         dash = _DASHES[number % len(_DASHES)]
         for method in curve.methods:
-            found = _finished(curve, method)
+            found = finished(curve, method)
             points.append([(size.size_of(method), method) for size, _ in found])
             traces.append(_line(found, method, methods, prefix, dash))
         points.append([(entry, entry.method) for entry in curve.pareto])
         traces.append(_rings(curve, methods, prefix))
-    buttons = [
-        {
-            "label": label,
-            "method": "update",
-            "args": [
-                {"x": [_places(of_trace, axis, methods) for of_trace in points]},
-                {"xaxis.title.text": title},
-            ],
-        }
-        for axis, (label, title) in _AXES.items()
-    ]
-    return {"data": traces, "layout": _layout(curves, buttons)}
+    axes = {}
+    buttons = []
+    for field, (label, _) in _AXES.items():
+        places = [_places(of_trace, field, methods) for of_trace in points]
+        axes[field] = _size_axis(curves, field, [x for of_trace in places for x in of_trace])
+        changed = {f"xaxis.{name}": value for name, value in axes[field].items()}
+        buttons.append({"label": label, "method": "update", "args": [{"x": places}, changed]})
+    return {"data": traces, "layout": _layout(curves, axes["num_parameters"], buttons)}
 
 
-def _finished(curve: Curve, method: str) -> list[tuple[CurveSize, MethodResult]]:
-    """Return the sizes where a method has a finished student, smallest first."""
-    sizes = sorted(curve.sizes, key=lambda size: size.num_parameters)
-    return [
-        (size, result)
-        for size in sizes
-        if (result := size.methods.get(method)) and result.test_accuracy is not None
-    ]
+def _size_axis(curves: Sequence[Curve], field: str, drawn: Sequence[float]) -> dict[str, Any]:
+    """Return what of the horizontal axis depends on the kind of size, in plotly's words."""
+    sizes = {getattr(size, field): size.capacity for curve in curves for size in curve.sizes}
+    ends = size_range(drawn or sizes)
+    shown = marked(sizes, ends)
+    number = (lambda x: f"{x:.2g}") if field == "latency_ms" else short_number
+    return {
+        "title": {"text": _AXES[field][1]},
+        "range": [math.log10(end) for end in ends],
+        "tickvals": shown,
+        "ticktext": [
+            f"{number(x)}<br>{escape(sizes[x])}" if len(curves) == 1 else number(x) for x in shown
+        ],
+    }
 
 
 def _line(
@@ -107,17 +124,22 @@ def _line(
     dash: str,
 ) -> dict[str, Any]:
     colour, marker = styles_of(methods)[method]
+    below, above = bars([result for _, result in found])
     return {
         "type": "scatter",
         "mode": "lines+markers",
         "name": f"{prefix}{escape(method)}",
         "x": _places([(r.size_of(method), method) for r, _ in found], "num_parameters", methods),
-        "y": [100 * (result.test_accuracy or 0.0) for _, result in found],
+        "y": [percent(result) for _, result in found],
         "error_y": {
-            "array": [100 * (half_width(result.test_accuracies) or 0.0) for _, result in found],
+            "symmetric": False,
+            "array": above,
+            "arrayminus": below,
             "thickness": 1.2,
             "width": 4,
         },
+        # A marker at 100 % stands half above the axis, and is not cut.
+        "cliponaxis": False,
         "line": {"color": colour, "dash": dash, "width": 2},
         "marker": {"color": colour, "symbol": _MARKERS[marker], "size": 9},
         "text": [_details(size, size.size_of(method), result) for size, result in found],
@@ -137,6 +159,7 @@ def _rings(curve: Curve, methods: Sequence[str], prefix: str) -> dict[str, Any]:
             "symbol": "circle-open", "size": 18, "color": "#555555", "line": {"width": 1.5},
         },
         "hoverinfo": "skip",
+        "cliponaxis": False,
     }  # fmt: skip
 
 
@@ -165,7 +188,9 @@ def _details(size: CurveSize, own: Size, result: MethodResult) -> str:
     return "<br>".join(escape(line) for line in lines if line)
 
 
-def _layout(curves: Sequence[Curve], buttons: list[dict[str, Any]]) -> dict[str, Any]:
+def _layout(
+    curves: Sequence[Curve], sizes: dict[str, Any], buttons: list[dict[str, Any]]
+) -> dict[str, Any]:
     names = ", ".join(escape(curve.name) for curve in curves)
     teachers = {
         100 * curve.teacher["test_accuracy"]: curve.teacher["num_parameters"] for curve in curves
@@ -175,13 +200,13 @@ def _layout(curves: Sequence[Curve], buttons: list[dict[str, Any]]) -> dict[str,
         "plot_bgcolor": "#FFFFFF",
         "title": {"text": f"{names}: accuracy versus capacity", "x": 0.01},
         "xaxis": {
-            "type": "log", "title": {"text": _AXES["num_parameters"][1]}, "exponentformat": "SI",
-            "showline": True, "linecolor": "#444444", "gridcolor": "#E0E0E0", "dtick": "D2",
+            **sizes, "type": "log", "showline": True, "linecolor": "#444444",
+            "gridcolor": "#E0E0E0",
         },
         "yaxis": {
             "title": {"text": "Test accuracy (%)"}, "gridcolor": "#E0E0E0",
-            # An interval may reach beyond 100 %; the picture need not.
-            "autorangeoptions": {"minallowed": -1, "maxallowed": 101},
+            "range": list(accuracy_range(curves)), "zeroline": False,
+            "autorangeoptions": {"clipmin": 0, "clipmax": 100},
         },
         "shapes": [
             {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": line}
@@ -189,11 +214,12 @@ def _layout(curves: Sequence[Curve], buttons: list[dict[str, Any]]) -> dict[str,
         ],
         "annotations": [
             {
-                "xref": "paper", "x": 0, "y": y, "showarrow": False, "xanchor": "left",
-                "yanchor": "bottom", "font": {"color": "#555555"},
+                # Teachers of several runs are often equally good: not one label on another.
+                "xref": "paper", "x": number % 2, "xanchor": ("left", "right")[number % 2],
+                "y": y, "yanchor": "bottom", "showarrow": False, "font": {"color": "#555555"},
                 "text": f"teacher: {short_number(size)} parameters, {y:.1f} %",
             }
-            for y, size in teachers.items()
+            for number, (y, size) in enumerate(teachers.items())
         ],
         "updatemenus": [
             {

@@ -10,8 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from krscale.files import write_atomic
-from krscale.report.figure import STYLE, shifted, styles_of
-from krscale.report.interval import half_width
+from krscale.report.axes import accuracy_range, bars, finished, percent
+from krscale.report.figure import STYLE, label_sizes, plotted_sizes, styles_of
 from krscale.report.result import Curve
 
 _LINES = ("-", "--", ":", "-.")
@@ -34,23 +34,17 @@ def draw_curves(curves: Sequence[Curve], path: Path) -> None:
             line = _LINES[number % len(_LINES)]
             for method in curve.methods:
                 colour, marker = styles[method]
-                points = [
-                    (size.size_of(method).num_parameters, result)
-                    for size in sorted(curve.sizes, key=lambda r: r.num_parameters)
-                    if (result := size.methods.get(method)) and result.test_accuracy is not None
-                ]
+                results = [result for _, result in finished(curve, method)]
                 axes.errorbar(
-                    [shifted(size, method, methods) for size, _ in points],
-                    [100 * (result.test_accuracy or 0.0) for _, result in points],
-                    yerr=[100 * (half_width(r.test_accuracies) or 0.0) for _, r in points],
-                    color=colour, marker=marker, linestyle=line, markersize=5, linewidth=1.5,
-                    elinewidth=1.0, capsize=2.5, label=f"{curve.name}: {method}",
+                    plotted_sizes(curve, method, methods), [percent(r) for r in results],
+                    yerr=bars(results), color=colour, marker=marker, linestyle=line, markersize=5,
+                    linewidth=1.5, elinewidth=1.0, capsize=2.5, label=f"{curve.name}: {method}",
+                    clip_on=False, zorder=3,
                 )  # fmt: skip
-        axes.set_xscale("log")
-        axes.set_xlabel("Student parameters, log scale")
+        label_sizes(axes, curves, methods)
         axes.set_ylabel("Test accuracy (%)")
-        axes.set_title("Accuracy versus capacity", loc="left")
-        axes.set_ylim(top=min(axes.get_ylim()[1], 101.0), bottom=max(axes.get_ylim()[0], -1.0))
+        axes.set_title("Accuracy versus capacity", loc="left", pad=12)
+        axes.set_ylim(*accuracy_range(curves))
         axes.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none", fontsize=8.5)
         kind = path.suffix.removeprefix(".") or "png"
         write_atomic(path, lambda temporary: figure.savefig(temporary, format=kind))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from krscale.config import DataConfig
-from krscale.data import Dataset
 from krscale.redaction import redact
+
+if TYPE_CHECKING:
+    from krscale.data import Dataset  # needs torch, which nothing else here does
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,17 @@ The searches are recorded by the listener that a search uses, from a small finis
 browser shows is kept in `tests/artifacts`.
 """
 
-import os
 import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from chromium import chromium, keep_screenshot, wait_for
-from running import ROOT
+from running import environment
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
@@ -56,7 +56,7 @@ def record(run: Path, name: str) -> None:
 
 @pytest.fixture(scope="module")
 def charts(finished_run, tmp_path_factory):
-    """What `make ui` says is to be opened."""
+    """The address that `krscale ui` prints."""
     storage = tmp_path_factory.mktemp("browser")
     shutil.copytree(finished_run, storage / "tiny")
     for name in ("digits", "digits-wide"):
@@ -66,18 +66,16 @@ def charts(finished_run, tmp_path_factory):
     said = storage / "said.txt"
     with said.open("w") as file:
         process = subprocess.Popen(
-            [ROOT / "scripts" / "ui.sh"], start_new_session=True, stdout=file, stderr=file,
-            env={
-                **os.environ, "PORT": str(port), "KRSCALE_STORAGE_PATH": str(storage),
-                "MLFLOW_DISABLE_TELEMETRY": "true",
-            },
+            [sys.executable, "-m", "krscale", "ui", "--port", str(port)],
+            start_new_session=True, stdout=file, stderr=file,
+            env=environment(KRSCALE_STORAGE_PATH=str(storage)),
         )  # fmt: skip
     try:
         address = re.compile(rf"^ +(http://127\.0\.0\.1:{port}/\S+)$", re.MULTILINE)
         yield wait_for(lambda: address.search(said.read_text()), "the address", 180)[1]
     finally:
-        os.killpg(process.pid, 9)
-        process.wait(30)
+        process.terminate()
+        assert process.wait(30) == 143
 
 
 def runs_shown(driver: Chrome) -> list[str]:

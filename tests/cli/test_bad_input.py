@@ -1,6 +1,5 @@
 """Every mistake a user can make at a command: one clear error, exit code 2, no traceback."""
 
-import importlib
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import torch
 from running import overrides
 
-from krscale.cli.common import run_command
+from krscale.cli.app import main
 from krscale.errors import UserError
 
 pytestmark = pytest.mark.timeout(120)
@@ -16,9 +15,8 @@ pytestmark = pytest.mark.timeout(120)
 
 def refuse(capsys: pytest.CaptureFixture[str], command: str, storage: Path, *settings: str) -> str:
     """Run a command in this process and return its error, whole."""
-    module = importlib.import_module(f"krscale.cli.{command}")
     arguments = overrides("teacher.num_epochs=1", f"storage_path={storage}", *settings)
-    code = run_command(module.run, arguments)
+    code = main([command, *arguments])
     printed = capsys.readouterr()
     assert code == 2, printed.err
     assert printed.out == ""
@@ -117,9 +115,7 @@ def test_a_searched_batch_size_is_checked(
 
 
 def test_missing_experiment_file(capsys: pytest.CaptureFixture[str]) -> None:
-    from krscale.cli import tune
-
-    assert run_command(tune.run, ["jobs/digit.toml"]) == 2
+    assert main(["tune", "jobs/digit.toml"]) == 2
     error = capsys.readouterr().err
     assert "jobs/digit.toml: no such file. Did you mean jobs/digits.toml?" in error
 

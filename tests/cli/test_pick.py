@@ -12,11 +12,10 @@ import onnxruntime
 import pytest
 import torch
 from finished_run import BEST
-from running import environment
+from running import environment, in_process
 from safetensors.torch import load_file
 
 import krscale.runs.refit
-from krscale.cli.pick import main
 from krscale.config import with_values
 from krscale.data import open_data, prepare_data
 from krscale.parallel import Workers
@@ -30,6 +29,7 @@ from krscale.training.checkpoint import save_weights
 from krscale.training.loop import evaluate
 
 pytestmark = pytest.mark.timeout(300)
+main = in_process("pick")
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +73,8 @@ def test_json_alone_is_on_stdout_and_nothing_heavy_is_imported(run, tmp_path) ->
         "--format", "safetensors", "--output", str(tmp_path / "ship"),
     ]  # fmt: skip
     code = (
-        "import sys\nfrom krscale.cli.pick import main\n"
-        f"assert main({arguments!r}) == 0\n"
+        "import sys\nfrom krscale.cli.app import main\n"
+        f"assert main({['pick', *arguments]!r}) == 0\n"
         "heavy = {'ray', 'optuna', 'mlflow'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

@@ -6,9 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from running import in_process
 
-from krscale.cli.report import main
 from krscale.report import Curve, CurveSize, MethodResult, find_pareto, write_curve
+
+main = in_process("report")
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from running import in_process
 
-from krscale.cli.space import main
+main = in_process("space")
 
 
 def test_lists_every_method_of_the_file_with_own_values(

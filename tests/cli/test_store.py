@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from running import in_process
 
-from krscale.cli.store import main
 from krscale.config import load
 from krscale.progress import Progress
 from krscale.runs.folder import run_folder
 from krscale.setup.prepare import prepare
 from krscale.store import teacher_inference
 
+main = in_process("store")
 SETTINGS = (
     "teacher.width=2",
     "teacher.num_epochs=1",
@@ -224,12 +225,3 @@ def test_no_such_run(storage, capsys):
 def test_a_finished_run_takes_no_overrides(storage, capsys):
     assert run(storage, "info", "--set", "views.shift=0") == 2
     assert "give a TOML file" in capsys.readouterr().err
-
-
-def test_the_console_script_has_the_command(monkeypatch, capsys):
-    from krscale.cli import app as cli
-
-    monkeypatch.setattr("sys.argv", ["krscale", "store", "--help"])
-    with pytest.raises(SystemExit, match="0"):
-        cli.main()
-    assert "usage: krscale store" in capsys.readouterr().out

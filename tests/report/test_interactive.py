@@ -1,10 +1,13 @@
 """The figure to explore: what is in it, and that a real browser shows it without a network."""
 
+import itertools
 import re
+import time
 
 import plotly.graph_objects
 import pytest
 from chromium import chromium, keep_screenshot, requested, wait_for
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 
 from krscale.report import (
@@ -56,7 +59,8 @@ def test_points_intervals_front_and_teacher_are_in_the_figure() -> None:
     assert [trace["name"] for trace in figure["data"]] == ["plain", "kr", "Pareto front"]
     assert plain["y"] == pytest.approx([89.0, 98.0])
     # Two seeds 2 points apart: t_{1, 0.975} * sqrt(2) / sqrt(2) = 12.706
-    assert plain["error_y"]["array"] == pytest.approx([12.706, 12.706], abs=1e-3)
+    assert plain["error_y"]["arrayminus"] == pytest.approx([12.706, 12.706], abs=1e-3)
+    assert plain["error_y"]["array"] == pytest.approx([11.0, 2.0]), "no accuracy is above 100 %"
     assert kr["x"] == pytest.approx([3_000], rel=0.05), "a size without a student is left out"
     assert front["y"] == pytest.approx([95.0, 98.0])
     assert [shape["y0"] for shape in figure["layout"]["shapes"]] == [98.9]
@@ -106,6 +110,10 @@ def test_figure_and_page_open_from_disk(tmp_path, offline) -> None:
     title = "return document.querySelector('.xtitle').textContent"
     wait_for(lambda: "FLOPs of one image" in offline.execute_script(title), "the other axis")
     keep_screenshot(offline, "curve")
+    titles = "return [...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title)"
+    shown = offline.execute_script(titles)
+    assert "Autoscale" in shown
+    assert not [title for title in shown if "hare" in title or "loud" in title], "it would upload"
 
     draw_curve(curve, tmp_path / "curve.png")
     picture = (tmp_path / "curve.png").read_bytes()
@@ -113,3 +121,59 @@ def test_figure_and_page_open_from_disk(tmp_path, offline) -> None:
     offline.get((tmp_path / "report.html").as_uri())
     assert offline.execute_script("return document.images[0].naturalWidth") > 500
     keep_screenshot(offline, "report")
+
+
+RANGES = """const {xaxis, yaxis} = document.querySelector('.js-plotly-plot')._fullLayout;
+return [xaxis.range.map(end => Math.pow(10, end)), yaxis.range]"""
+HEIGHTS = """return [...document.querySelectorAll('.scatterlayer .trace')].map(trace =>
+    [...trace.querySelectorAll('.point')].map(p => {
+        const box = p.getBoundingClientRect(); return (box.top + box.bottom) / 2}))"""
+PLOT = """const box = document.querySelector('.nsewdrag').getBoundingClientRect();
+return [box.top, box.bottom]"""
+
+
+def close_methods() -> Curve:
+    """Four methods at four sizes, all within three points."""
+    sizes = tuple(
+        CurveSize(
+            capacity=f"1/{4 ** (4 - i)}", width=i + 1, num_parameters=1_000 * 4**i,
+            flops=50_000 * 4**i, latency_ms=0.2 * (i + 1),
+            methods={
+                method: result(0.96 + 0.006 * j + 0.002 * i)
+                for j, method in enumerate(("plain", "kd", "kr", "dkd"))
+            },
+        )
+        for i in range(4)
+    )  # fmt: skip
+    return make().model_copy(update={"sizes": sizes, "pareto": ()})
+
+
+def test_a_reader_sees_the_curves_apart(tmp_path, offline) -> None:
+    write_interactive([close_methods()], tmp_path / "curve.html")
+    offline.get((tmp_path / "curve.html").as_uri())
+    points = "return document.querySelectorAll('.scatterlayer .point').length"
+    wait_for(lambda: offline.execute_script(points) == 16, "16 students")
+    keep_screenshot(offline, "curve-four-methods")
+    sizes, accuracies = offline.execute_script(RANGES)
+    assert 95.0 < accuracies[0] < 96.0
+    assert 98.9 < accuracies[1] < 99.9
+    assert 500 < sizes[0] < 1_000
+    assert 64_000 < sizes[1] < 100_000
+    top, bottom = offline.execute_script(PLOT)
+    heights = [of_method for of_method in offline.execute_script(HEIGHTS) if of_method]
+    assert all(top < y < bottom for of_method in heights for y in of_method)
+    first = [of_method[0] for of_method in heights]
+    apart = [a - b for a, b in itertools.pairwise(first)]
+    assert len(apart) == 3
+    assert min(apart) > 0.1 * (bottom - top), "of 0.6 points, where 0 to 100 would be 2 pixels"
+
+    # A double click shows all students again on the axis that is chosen, not on the first one.
+    offline.find_elements(By.CSS_SELECTOR, ".updatemenu-button")[1].click()
+    wait_for(lambda: offline.execute_script(RANGES)[0][0] > 10_000, "the axis of FLOPs")
+    plot = offline.find_element(By.CSS_SELECTOR, ".nsewdrag")
+    ActionChains(offline).move_to_element_with_offset(plot, 50, 90).double_click().perform()
+    time.sleep(1)
+    sizes, accuracies = offline.execute_script(RANGES)
+    assert 25_000 < sizes[0] < 50_000
+    assert 50_000 * 64 < sizes[1] < 50_000 * 128
+    assert accuracies[1] <= 100

@@ -8,11 +8,12 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from running import in_process
 
-from krscale.cli.insight import main
 from krscale.search.insight import find_insight
 from krscale.search.insight_figure import draw_insight
 
+main = in_process("insight")
 BEST_GRANULARITY = {"1/64": 2, "1/4": 5}
 
 

@@ -7,9 +7,8 @@ from typing import Any, ClassVar
 import pytest
 from ladder_play import Assignment, Ladder, Next
 from optuna.trial import TrialState
-from running import overrides
+from running import in_process, overrides
 
-from krscale.cli.tune import run
 from krscale.parallel import Workers
 from krscale.report import read_curve
 from krscale.runs.folder import student_path
@@ -21,6 +20,7 @@ from krscale.setup.build import Assets, build_training, trial_experiment
 from krscale.setup.prepare import Prepared
 from krscale.training.checkpoint import save_weights
 
+run = in_process("tune")
 SPACE = """
 [common]
 "train.learning_rate" = { type = "float", low = 0.03, high = 0.5, log = true }

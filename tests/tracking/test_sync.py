@@ -4,9 +4,11 @@ import subprocess
 import sys
 
 import pytest
+from running import in_process
 
-from krscale.cli.sync import main
 from krscale.tracking import Tracker
+
+main = in_process("sync")
 
 
 @pytest.fixture
@@ -45,7 +47,8 @@ def test_a_run_that_does_not_exist_is_not_made(tmp_path, capsys):
 
 
 def test_help_answers_without_mlflow():
-    code = "import sys; from krscale.cli.sync import main\ntry:\n    main(['--help'])\nfinally:\n"
+    code = "import sys; from krscale.cli.app import main\n"
+    code += "try:\n    main(['sync', '--help'])\nfinally:\n"
     code += "    assert 'mlflow' not in sys.modules and 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,93 @@
+"""What the axes of the figures show: the range of the data, and marks that do not overlap.
+
+One rule for the picture and for the page to explore, so that both show the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from krscale.report.interval import half_width
+from krscale.report.result import Curve
+from krscale.report.students import CurveSize, MethodResult
+
+_PADDING = 0.06
+"""Share of the data's span that is left free on each side."""
+_LEAST_POINTS = 0.5
+"""Percentage points left free on each side, however near to each other the accuracies are."""
+_LEAST_FACTOR = 1.15
+"""Factor left free on each side of the sizes, however near to each other they are."""
+_LABEL_SHARE = 0.09
+"""Share of the axis that a label takes; nearer marks would print over each other."""
+
+
+def finished(curve: Curve, method: str) -> list[tuple[CurveSize, MethodResult]]:
+    """Return where a method has a finished student, smallest student first."""
+    found = [
+        (size, result)
+        for size in curve.sizes
+        if (result := size.methods.get(method)) and result.test_accuracy is not None
+    ]
+    return sorted(found, key=lambda entry: entry[0].size_of(method).num_parameters)
+
+
+def percent(result: MethodResult) -> float:
+    """Return the mean test accuracy of a finished student in percent."""
+    return 100 * (result.test_accuracy or 0.0)
+
+
+def bars(results: Sequence[MethodResult]) -> tuple[list[float], list[float]]:
+    """Return how far the 95 % intervals reach below and above the means, in percentage points.
+
+    They end at 0 and 100 %, where accuracies do; few seeds give wider intervals.
+    """
+    below, above = [], []
+    for result in results:
+        width = 100 * (half_width(result.test_accuracies) or 0.0)
+        below.append(min(width, percent(result)))
+        above.append(min(width, 100 - percent(result)))
+    return below, above
+
+
+def accuracy_range(curves: Sequence[Curve]) -> tuple[float, float]:
+    """Return the ends of an axis of test accuracy in percent.
+
+    All means, their intervals and the teachers, and a little room around them; never below 0 or
+    above 100.
+    """
+    values = [100 * curve.teacher["test_accuracy"] for curve in curves]
+    for curve in curves:
+        for method in curve.methods:
+            results = [result for _, result in finished(curve, method)]
+            for result, below, above in zip(results, *bars(results), strict=True):
+                values += [percent(result) - below, percent(result) + above]
+    low, high = min(values, default=0.0), max(values, default=100.0)
+    room = max(_PADDING * (high - low), _LEAST_POINTS)
+    return max(0.0, low - room), min(100.0, high + room)
+
+
+def size_range(sizes: Iterable[float]) -> tuple[float, float]:
+    """Return the ends of a logarithmic axis of sizes, in their unit, with room around them.
+
+    Sizes that a logarithmic axis cannot show (0) are left out.
+    """
+    logs = [math.log(size) for size in sizes if size > 0]
+    low, high = min(logs, default=0.0), max(logs, default=math.log(10.0))
+    room = max(_PADDING * (high - low), math.log(_LEAST_FACTOR))
+    return math.exp(low - room), math.exp(high + room)
+
+
+def marked(sizes: Iterable[float], ends: tuple[float, float]) -> list[float]:
+    """Return the sizes that are labelled on a logarithmic axis: all that have room for a label.
+
+    Args:
+        sizes: Sizes of students.
+        ends: Of the axis, see `size_range`.
+    """
+    gap = _LABEL_SHARE * math.log(ends[1] / ends[0])
+    shown: list[float] = []
+    for size in sorted({size for size in sizes if size > 0}):
+        if not shown or math.log(size / shown[-1]) >= gap:
+            shown.append(size)
+    return shown

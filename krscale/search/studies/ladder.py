@@ -139,7 +139,6 @@ class Ladder:
             return False
         self.budget.num_epochs += 1
         stop = find_stop(trial, self.experiment.train.num_epochs) if single else None
-        self.stops.pop(assignment.name, None)  # of an epoch that the trial went beyond
         if stop:
             self.stops[assignment.name] = stop
         return stop is not None

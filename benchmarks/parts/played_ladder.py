@@ -13,7 +13,8 @@ from krscale.config import Experiment, load
 from krscale.search.space.space import load_space
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.scheduling import StudyScheduler
-from krscale.search.studies.trial_spec import Assignment, StudyKey
+from krscale.search.studies.study import FinalStudy
+from krscale.search.studies.trial_spec import Assignment
 from krscale.setup.sizes import StudentSize
 from parts.recording import CAPACITIES, TASK
 from parts.surrogate import Surrogate
@@ -25,9 +26,11 @@ SIZES = {capacity: 1_000 * 4**place for place, capacity in enumerate(CAPACITIES)
 
 
 class _NoFinals(StudyScheduler):
-    def planned(self, key: StudyKey) -> int:
-        """Return the trials of a study: none for finals."""
-        return 0 if key.final else super().planned(key)
+    def _may_start(self, finals: FinalStudy) -> bool:
+        return False
+
+    def _plan_finals(self, finals: FinalStudy) -> None:
+        """Plan none."""
 
 
 class TunedOnly(Ladder):
@@ -35,7 +38,7 @@ class TunedOnly(Ladder):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.scheduler = _NoFinals(self.experiment, self.studies, self.budget)
+        self.scheduler = _NoFinals(self.experiment, self.tuning, self.finals, self.budget)
 
 
 def search_experiment(*changes: str) -> Experiment:

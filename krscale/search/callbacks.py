@@ -15,7 +15,7 @@ from krscale.report import Curve, CurveSize, MethodResult
 from krscale.runs.folder import origin_tags
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.retries import INTERRUPTED
-from krscale.search.studies.trial_spec import Assignment, StudyKey
+from krscale.search.studies.trial_spec import Assignment, FinalKey, TuningKey
 from krscale.setup.prepare import Prepared
 from krscale.setup.sizes import StudentSize
 from krscale.tracking import Tracker, datasets_used
@@ -73,7 +73,7 @@ class TrackingListener:
                 **self.tags,
                 "krscale.method": key.method,
                 "krscale.size": key.capacity,
-                "krscale.kind": "final" if key.final else "trial",
+                "krscale.kind": key.kind,
             },
             params={**assignment.values, "train.seed": assignment.seed, "width": size.width},
             datasets=[used for used in self.datasets if used.context != "test"],
@@ -119,8 +119,8 @@ class TrackingListener:
             self.tracker.set_tags(method, {"krscale.ended_by": names})
 
     def _log_finals(self, ladder: Ladder, capacity: str, method: str, result: MethodResult) -> None:
-        key = StudyKey(method, capacity, final=True)
-        finals = ladder.finals(method, capacity)
+        key = FinalKey(method, capacity)
+        finals = ladder.finals[FinalKey(method, capacity)].complete()
         for trial, accuracy in zip(finals, result.test_accuracies, strict=True):
             step = self.experiment.train.num_epochs
             name = ladder.trial_name(key, trial.number)
@@ -150,7 +150,7 @@ class TrackingListener:
                 if name in found.objectives:
                     point, step = {f"front{suffix}/val_accuracy": accuracy}, found.objectives[name]
                     self.tracker.log_metrics(method, point, step=_step(name, step))
-        key, numbers = StudyKey(method, capacity), {found.number for found in result.front}
+        key, numbers = TuningKey(method, capacity), {found.number for found in result.front}
         for trial in ladder.counted(key):
             tag = {"krscale.front": "true" if trial.number in numbers else "false"}
             self.tracker.set_tags(ladder.trial_name(key, trial.number), tag)
@@ -188,15 +188,14 @@ class ProgressListener:
 
     def recall(self, ladder: Ladder) -> None:
         """Show what is planned, and what earlier starts of this run have already done."""
-        for key in ladder.optuna_studies:
-            if not key.final:
-                final = StudyKey(key.method, key.capacity, final=True)
-                num_trials = ladder.planned(key) + ladder.planned(final)
-                self.progress.plan((key.method, key.capacity), num_trials)
-            for trial in ladder.counted(key):
-                study = (key.method, key.capacity)
+        for key in ladder.tuning:
+            num_trials = ladder.planned(key) + ladder.planned(key.finals)
+            self.progress.plan((key.method, key.capacity), num_trials)
+        for of_any, study in ladder.studies.items():
+            for trial in study.counted():
                 value = trial.user_attrs.get(VAL_ACCURACY)
-                self.progress.trial_restored(study, trial.state.name, value)
+                cell = (of_any.method, of_any.capacity)
+                self.progress.trial_restored(cell, trial.state.name, value)
 
     def on_start(self, assignment: Assignment) -> None:
         """A trial is running."""
@@ -227,7 +226,7 @@ def run_name(assignment: Assignment) -> str:
     if "distill.sparsity" in values:
         parts.append(f"s={values['distill.sparsity']:.2g}")
     parts.append(f"cap={assignment.key.capacity}")
-    if assignment.key.final:
+    if isinstance(assignment.key, FinalKey):
         parts.append(f"seed={assignment.seed}")
     return " ".join(parts)
 

@@ -10,7 +10,6 @@ trial, and the final trainings after each epoch.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import statistics
@@ -30,6 +29,7 @@ from krscale.errors import UserError
 from krscale.report.findings import NEAR, Importance, Insight, Setting, StudyInsight
 from krscale.search.studies.opening import present_studies
 from krscale.search.studies.study import FinalStudy, TuningStudy
+from krscale.search.studies.trial_spec import FinalKey, TuningKey
 
 MIN_TRIALS = 8
 """Fewer complete trials than this, or than twice the settings, explain nothing."""
@@ -48,16 +48,16 @@ def find_insight(run_path: Path) -> Insight:
     storage = JournalStorage(JournalFileBackend(str(journal)))
     present = present_studies(storage)
     studies = [
-        _study(tuning, present.get(dataclasses.replace(key, final=True)))
+        _study(TuningStudy(key, study), present.get(key.finals))
         for key, study in present.items()
-        if not key.final and (tuning := TuningStudy(key, study))
+        if isinstance(key, TuningKey)
     ]
     studies.sort(key=lambda study: parse_capacity(study.capacity))
     return Insight(name=run_path.name, studies=tuple(studies))
 
 
 def _study(study: TuningStudy, finals: optuna.Study | None) -> StudyInsight:
-    trials = study.counted()
+    trials, finals_key = study.counted(), FinalKey(study.key.method, study.key.capacity)
     complete = [t for t in trials if t.state is TrialState.COMPLETE]
     best = study.winner()
     return StudyInsight(
@@ -72,7 +72,7 @@ def _study(study: TuningStudy, finals: optuna.Study | None) -> StudyInsight:
         importance=_importance(study.optuna, complete),
         settings=_settings(complete),
         best_so_far=_best_so_far(trials),
-        learning=_learning(FinalStudy(study.key, finals, study).counted()) if finals else (),
+        learning=_learning(FinalStudy(finals_key, finals, study).counted()) if finals else (),
     )
 
 

@@ -28,7 +28,7 @@ from krscale.runs.folder import git_commit, student_path
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.objectives import front
 from krscale.search.studies.retries import SEED
-from krscale.search.studies.trial_spec import StudyKey
+from krscale.search.studies.trial_spec import TuningKey
 from krscale.setup.build import Assets, trial_experiment
 from krscale.setup.networks import build_student
 from krscale.setup.prepare import Prepared
@@ -103,9 +103,9 @@ def _method(
     ladder: Ladder, method: str, size: StudentSize, assets: Assets, test: Split
 ) -> MethodResult:
     experiment = ladder.experiment
-    key = StudyKey(method, size.capacity)
+    key = TuningKey(method, size.capacity)
     tuned = ladder.counted(key)
-    finals = ladder.finals(method, size.capacity)
+    finals = ladder.finals[key.finals].complete()
     seeds = [int(trial.user_attrs[SEED]) for trial in finals]
     winner = ladder.winner(method, size.capacity)
     paths = [student_path(experiment.run_path, method, size.capacity, seed) for seed in seeds]
@@ -122,7 +122,7 @@ def _method(
         num_failed=sum(trial.state is TrialState.FAIL for trial in tuned),
         best=best,
         size=own,
-        ended_by=ladder.studies[key].ended_by or None,
+        ended_by=ladder.tuning[key].ended_by or None,
         front=_front(ladder, key),
     )
 
@@ -140,7 +140,7 @@ def _own_size(ladder: Ladder, size: StudentSize, best: dict[str, Any]) -> Size |
     )
 
 
-def _front(ladder: Ladder, key: StudyKey) -> list[FrontTrial]:
+def _front(ladder: Ladder, key: TuningKey) -> list[FrontTrial]:
     names = ladder.config.objectives
     if len(names) == 1:
         return []

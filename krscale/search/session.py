@@ -162,7 +162,7 @@ def _set_aside(curve: Path) -> None:
 def _say_small_grids(ladder: Ladder, progress: Progress) -> None:
     """Say, before anything trains, which methods will have fewer trials than were asked for."""
     wanted = ladder.config.trials_per_size
-    planned = {key.method: ladder.planned(key) for key in ladder.studies if not key.final}
+    planned = {key.method: ladder.planned(key) for key in ladder.tuning}
     smaller = [f"{count} points for {name}" for name, count in planned.items() if count < wanted]
     if smaller:
         progress.note(
@@ -174,8 +174,8 @@ def _say_small_grids(ladder: Ladder, progress: Progress) -> None:
 def _say_what_ended(ladder: Ladder, progress: Progress) -> None:
     """Say what ended studies that had fewer trials than planned; the journal has it, too."""
     reasons: dict[str, list[str]] = {}
-    for key in ladder.studies:
-        if not key.final and len(ladder.counted(key)) < ladder.planned(key):
+    for key in ladder.tuning:
+        if len(ladder.counted(key)) < ladder.planned(key):
             reasons.setdefault(ladder.ended_by(key), []).append(key.name)
     for reason, names in reasons.items():
         progress.note(f"no more trials of {', '.join(names)}: {reason}")

@@ -15,7 +15,7 @@ from krscale.runs.folder import student_path
 from krscale.search import session
 from krscale.search.insight import find_insight
 from krscale.search.studies.objectives import front
-from krscale.search.studies.trial_spec import StudyKey
+from krscale.search.studies.trial_spec import FinalKey, TuningKey
 from krscale.setup.build import Assets, build_training, trial_experiment
 from krscale.setup.prepare import Prepared
 from krscale.training.checkpoint import save_weights
@@ -87,7 +87,7 @@ def ladders(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Ladder, list[Assignme
             training = build_training(experiment, assets, upcoming.size.width, Workers.alone())
             metrics = training.run_epoch()
             assert not ladder.report(upcoming, metrics)
-            if key.final:
+            if isinstance(key, FinalKey):
                 path = student_path(config.run_path, key.method, key.capacity, upcoming.seed)
                 save_weights(path, training.student)
             ladder.finish(upcoming, TrialState.COMPLETE, metrics)
@@ -118,7 +118,7 @@ def test_a_search_with_two_objectives_is_extended(
     assert "The front of every study" in capsys.readouterr().out
 
     (before, ran_before), (after, ran) = ladders
-    key, final = StudyKey("plain", "1/4"), StudyKey("plain", "1/4", final=True)
+    key, final = TuningKey("plain", "1/4"), FinalKey("plain", "1/4")
     assert [a.key for a in ran_before] == [key, key, final]
     old, new = before.winner("plain", "1/4"), after.winner("plain", "1/4")
     assert old is not None
@@ -126,7 +126,7 @@ def test_a_search_with_two_objectives_is_extended(
     # Three trials that are new, and a final only where another has won.
     assert [a.key for a in ran] == [key] * 3 + [final] * (old.params != new.params)
     assert [a.number for a in ran[:3]] == [2, 3, 4]
-    assert [t.params for t in after.finals("plain", "1/4")] == [new.params]
+    assert [t.params for t in after.finals[FinalKey("plain", "1/4")].complete()] == [new.params]
 
     curve = read_curve(tmp_path / "shapes")
     assert curve.budgets is not None

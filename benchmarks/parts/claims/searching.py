@@ -18,7 +18,7 @@ from krscale.report.result import CURVE_FILE
 from krscale.runs.folder import read_experiment
 from krscale.search.space.space import load_space
 from krscale.search.studies.retries import SEED
-from krscale.search.studies.trial_spec import StudyKey
+from krscale.search.studies.trial_spec import FinalKey
 from krscale.setup.plan import describe
 from parts.claims.families import JOB, Family
 from parts.claims.records import Record
@@ -73,7 +73,7 @@ def read_records(family: Family, experiment: Experiment) -> tuple[Curve, list[Re
 
 
 def _final_curves(storage: JournalStorage, method: str, capacity: str) -> dict[int, list[float]]:
-    name = StudyKey(method, capacity, final=True).name
+    name = FinalKey(method, capacity).name
     study = optuna.load_study(study_name=name, storage=storage)
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return {

@@ -81,7 +81,7 @@ class LadderSearcher(Searcher):
         return {
             "method": upcoming.key.method,
             "capacity": upcoming.key.capacity,
-            "final": upcoming.key.final,
+            "kind": upcoming.key.kind,
             "name": upcoming.name,
             "continues": upcoming.continues,
             "width": upcoming.size.width,
@@ -264,5 +264,5 @@ def run_search(ladder: Ladder, prepared: Prepared, resources: Mapping[str, float
             f"search: {ladder.num_failed} trials failed (search.max_failures = "
             f"{config.max_failures}). The first error was:\n{searcher.first_error}"
         )
-    if searcher.first_error and not any(study.winner() for study in ladder.studies.values()):
+    if searcher.first_error and not any(study.winner() for study in ladder.tuning.values()):
         raise UserError(f"search: every trial failed. The first error was:\n{searcher.first_error}")

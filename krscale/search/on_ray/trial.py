@@ -18,7 +18,7 @@ from krscale.metrics import VAL_ACCURACY
 from krscale.parallel import Workers
 from krscale.runs.folder import student_path
 from krscale.search.studies.checkpoints import History, Keeper, checkpoint_path, go_on
-from krscale.search.studies.trial_spec import StudyKey
+from krscale.search.studies.trial_spec import FinalKey
 from krscale.setup.build import Assets, build_training, trial_experiment
 from krscale.setup.prepare import Prepared, pick_device
 from krscale.training.checkpoint import save_weights
@@ -76,7 +76,7 @@ class StudentTrial(tune.Trainable):
                 break
             if time.perf_counter() - started >= REPORT_SECONDS:
                 break
-        if self.training.finished and self.key.final:
+        if self.training.finished and self.is_final:
             self._keep_student()
         self.history += history
         self.keeper.keep(self.training, self.history)
@@ -100,10 +100,11 @@ class StudentTrial(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         self.trial_seed = int(config["seed"])
-        self.key = StudyKey(str(config["method"]), str(config["capacity"]), bool(config["final"]))
+        self.method, self.capacity = str(config["method"]), str(config["capacity"])
+        self.is_final = config["kind"] == FinalKey.kind
         self.milestones = frozenset(config["milestones"])
         experiment = trial_experiment(
-            self.experiment, self.key.method, config["values"], self.trial_seed
+            self.experiment, self.method, config["values"], self.trial_seed
         )
         workers = Workers.alone(pick_device(experiment.train.device))
         self.training = build_training(experiment, self.assets, int(config["width"]), workers)
@@ -116,6 +117,6 @@ class StudentTrial(tune.Trainable):
         self.keeper = Keeper(own, self.experiment.search.checkpoint_seconds)
 
     def _keep_student(self) -> None:
-        run_path, key = self.experiment.run_path, self.key
-        path = student_path(run_path, key.method, key.capacity, self.trial_seed)
+        run_path = self.experiment.run_path
+        path = student_path(run_path, self.method, self.capacity, self.trial_seed)
         save_weights(path, self.training.student)

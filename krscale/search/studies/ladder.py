@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -24,7 +24,7 @@ from krscale.search.space.space import SearchSpace
 from krscale.search.studies.budgets import Budget
 from krscale.search.studies.checkpoints import checkpoint_path, forget, sweep
 from krscale.search.studies.journal import Journal
-from krscale.search.studies.objectives import objectives_of, trial_values
+from krscale.search.studies.objectives import trial_values
 from krscale.search.studies.opening import StudyOpener, trial_name
 from krscale.search.studies.pruners import STOPPED, Stop, find_stop
 from krscale.search.studies.retries import (
@@ -38,9 +38,9 @@ from krscale.search.studies.retries import (
 from krscale.search.studies.samplers import is_used_up, num_startup
 from krscale.search.studies.scheduling import StudyScheduler
 from krscale.search.studies.size_resolver import FixedSizeResolver, SizeResolver
-from krscale.search.studies.study import FinalStudy, TuningStudy
+from krscale.search.studies.study import FinalStudy, Study, TuningStudy
 from krscale.search.studies.transfer import transfer
-from krscale.search.studies.trial_spec import Assignment, Listener, StudyKey
+from krscale.search.studies.trial_spec import Assignment, FinalKey, Listener, StudyKey, TuningKey
 from krscale.setup.sizes import StudentSize
 
 MAX_FORBIDDEN = 50
@@ -89,20 +89,24 @@ class Ladder:
         self.num_failed = 0
         self.run_path = journal.parent
         self.journal = Journal(journal)
-        self.studies: dict[StudyKey, TuningStudy] = {}
         opener = StudyOpener(self.journal.storage, experiment, space)
+        self.tuning: dict[TuningKey, TuningStudy] = {}
+        self.finals: dict[FinalKey, FinalStudy] = {}
         for key in self._keys():
-            study = opener.open(key)
-            self.studies[key] = (
-                FinalStudy(key, study, self.studies[StudyKey(key.method, key.capacity)])
-                if key.final
-                else TuningStudy(key, study)
-            )
-            self._recover(self.studies[key])
-        tuned = [study.counted() for key, study in self.studies.items() if not key.final]
+            self.tuning[key] = opener.open_tuning(key)
+            self._recover(self.tuning[key])
+        for key, tuning in self.tuning.items():
+            self.finals[key.finals] = opener.open_finals(tuning)
+            self._recover(self.finals[key.finals])
+        tuned = [study.counted() for study in self.tuning.values()]
         self.budget = Budget(self.config, (trial for trials in tuned for trial in trials), clock)
-        self.scheduler = StudyScheduler(experiment, self.studies, self.budget)
+        self.scheduler = StudyScheduler(experiment, self.tuning, self.finals, self.budget)
         sweep(self.run_path, {checkpoint_path(self.run_path, n) for n in self._continued()})
+
+    @property
+    def studies(self) -> dict[StudyKey, Study]:
+        """All studies: those that tune, then the final trainings."""
+        return dict([*self.tuning.items(), *self.finals.items()])
 
     @property
     def optuna_studies(self) -> dict[StudyKey, optuna.Study]:
@@ -118,8 +122,8 @@ class Ladder:
         """
         if any(assignment.alone for assignment, _ in self.running.values()):
             return Next.WAIT
-        while key := self.scheduler.furthest_behind():
-            asked = self._ask(key)
+        while study := self.scheduler.furthest_behind():
+            asked = self._ask(study)
             if asked and not asked[0].alone:
                 return self._hand_out(*asked)
             self.parked += [asked] if asked else []
@@ -132,10 +136,11 @@ class Ladder:
         for listener in self.listeners:
             listener.on_epoch(assignment, metrics)
         _, trial = self.running[assignment.name]
-        single = len(objectives_of(assignment.key, self.config.objectives)) == 1
+        study = self._study(assignment.key)
+        single = len(study.objectives(self.config)) == 1
         if single:  # with several, Optuna keeps no epochs
             trial.report(metrics[VAL_ACCURACY], int(metrics["epoch"]))
-        if assignment.key.final:
+        if isinstance(study, FinalStudy):
             return False
         self.budget.num_epochs += 1
         stop = find_stop(trial, self.experiment.train.num_epochs) if single else None
@@ -154,7 +159,7 @@ class Ladder:
 
         Why it failed is `error`; why it was stopped is known since its last report.
         """
-        study, (_, trial) = self.studies[assignment.key], self.running.pop(assignment.name)
+        study, (_, trial) = self._study(assignment.key), self.running.pop(assignment.name)
         stop = self.stops.pop(assignment.name, None)
         reason = stop.text if stop and state is TrialState.PRUNED else error
         for name, value in metrics.items():
@@ -165,15 +170,15 @@ class Ladder:
         # next start tells everyone how it ended. Told first, the others would never hear of it.
         for listener in self.listeners:
             listener.on_end(assignment, state, metrics, reason)
-        objectives = objectives_of(assignment.key, self.config.objectives)
         complete = state is TrialState.COMPLETE
+        objectives = study.objectives(self.config)
         values = trial_values(objectives, assignment, metrics) if complete else None
         study.optuna.tell(trial, values, state=state)
         self.journal.sync()
         study.num_running -= 1
         study.recount()
-        if not assignment.key.final:
-            self.scheduler.final_of(assignment.key).recount()  # the winner may be another now
+        if isinstance(assignment.key, TuningKey):
+            self.finals[assignment.key.finals].recount()  # the winner may be another now
         forget(self.run_path, assignment.name, assignment.continues)
         self.num_failed += state is TrialState.FAIL
         if self.complete:
@@ -195,9 +200,9 @@ class Ladder:
             self.finish(assignment, TrialState.FAIL, metrics, error)
             return
         del self.running[assignment.name]
-        study = self.studies[assignment.key]
+        study = self._study(assignment.key)
         study.num_running -= 1
-        if not assignment.key.final:
+        if isinstance(study, TuningStudy):
             self.budget.num_epochs -= int(metrics.get("epoch", 0))  # its next attempt recalls them
         self._run_again(study, assignment, cause)
 
@@ -220,63 +225,67 @@ class Ladder:
 
     def planned(self, key: StudyKey) -> int:
         """Number of trials a study is meant to have."""
-        return self.scheduler.planned(key)
+        return self._study(key).planned(self.config)
 
-    def ended_by(self, key: StudyKey) -> str:
+    def ended_by(self, key: TuningKey) -> str:
         """Return why a tuning study starts no more trials; empty while it does."""
-        ending = self.scheduler.ending(key)
+        ending = self.scheduler.ending(self.tuning[key])
         return ending.text if ending else ""
 
     def counted(self, key: StudyKey) -> list[FrozenTrial]:
         """Ended trials that count towards the plan: all but the interrupted ones."""
-        return self.studies[key].counted()
-
-    def finals(self, method: str, capacity: str) -> list[FrozenTrial]:
-        """Complete final trainings of a study's winner, in the order of their seeds."""
-        ended = self.counted(StudyKey(method, capacity, final=True))
-        complete = [trial for trial in ended if trial.state is TrialState.COMPLETE]
-        return sorted(complete, key=lambda trial: int(trial.user_attrs[SEED]))
+        return self._study(key).counted()
 
     def winner(self, method: str, capacity: str) -> FrozenTrial | None:
         """Best complete trial by validation accuracy, then by validation loss; None if none."""
-        return self.studies[StudyKey(method, capacity)].winner()
+        return self.tuning[TuningKey(method, capacity)].winner()
 
     def trial_name(self, key: StudyKey, number: int) -> str:
         """Name of a trial, as in `Assignment.name`."""
-        return trial_name(self.studies[key].optuna, key, number)
+        return trial_name(self._study(key).optuna, key, number)
 
-    def _keys(self) -> list[StudyKey]:
+    def _keys(self) -> list[TuningKey]:
         return [
-            StudyKey(method, capacity, final)
-            for final in (False, True)
+            TuningKey(method, capacity)
             for capacity in reversed(self.sizes)
             for method in self.config.methods
         ]
 
-    def _ask(self, key: StudyKey) -> tuple[Assignment, Trial] | None:
+    def _study(self, key: StudyKey) -> Study:
+        """Return one study; `studies` would build the dictionary of all for it."""
+        return self.tuning[key] if isinstance(key, TuningKey) else self.finals[cast(FinalKey, key)]
+
+    def _ask(self, study: Study) -> tuple[Assignment, Trial] | None:
         """Ask a study for its next trial; None if it finds no student that is allowed."""
-        study = self.studies[key]
-        if self.config.transfer and self.config.sampler != "grid" and not key.final:
-            transfer(
-                key, self.studies, list(self.sizes), self.planned(key), num_startup(self.config)
-            )
+        study.require_room(self.config)
+        if isinstance(study, TuningStudy):
+            return self._ask_tuning(study)
+        trial = study.optuna.ask()  # an enqueued one; its student is allowed, as it was trained
+        self.space.suggest(study.key.method, trial)
+        return self._start(study, trial)
+
+    def _ask_tuning(self, study: TuningStudy) -> tuple[Assignment, Trial] | None:
+        key, planned = TuningKey(study.key.method, study.key.capacity), study.planned(self.config)
+        if self.config.transfer and self.config.sampler != "grid":
+            transfer(key, self.tuning, list(self.sizes), planned, num_startup(self.config))
         study.reopen()
-        study.require_room(self.planned(key))
         for _ in range(MAX_FORBIDDEN):
             if not study.num_waiting and is_used_up(study.optuna):
                 study.give_up("every other point of the grid breaks a limit of the student's size")
                 return None
             trial = study.optuna.ask()
             values = self.space.suggest(key.method, trial)
-            # A winner is allowed: it was trained.
-            excess = {} if key.final else self.size_resolver.excess(key.capacity, values)
+            excess = self.size_resolver.excess(key.capacity, values)
             if not excess:
-                study.num_running += 1
-                study.recount()
-                return self._assignment(key, trial), trial
+                return self._start(study, trial)
             study.forbid(trial, excess)
         study.give_up("nearly every suggestion broke a limit of the student's size")
         return None
+
+    def _start(self, study: Study, trial: Trial) -> tuple[Assignment, Trial]:
+        study.num_running += 1
+        study.recount()
+        return self._assignment(study.key, trial), trial
 
     def _hand_out(self, assignment: Assignment, trial: Trial) -> Assignment:
         self.running[assignment.name] = assignment, trial
@@ -303,7 +312,7 @@ class Ladder:
         wanted = "latency_ms" in self.config.objectives
         return self.size_resolver.latency_ms(key.capacity, values) if wanted else None
 
-    def _recover(self, study: TuningStudy) -> None:
+    def _recover(self, study: Study) -> None:
         """Run trials again that died with the last process."""
         for orphan in study.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             assignment = self._assignment(study.key, Trial(study.optuna, orphan._trial_id))
@@ -311,7 +320,7 @@ class Ladder:
                 listener.on_start(assignment)
             self._run_again(study, assignment, Cause.SEARCH)
 
-    def _run_again(self, study: TuningStudy, assignment: Assignment, cause: Cause) -> None:
+    def _run_again(self, study: Study, assignment: Assignment, cause: Cause) -> None:
         # Listeners hear before the journal, as in `finish`.
         for listener in self.listeners:
             listener.on_end(assignment, TrialState.FAIL, {}, cause.text)

@@ -16,14 +16,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from krscale.config import objective_directions
 from krscale.errors import UserError
-from krscale.metrics import METRICS, VAL_ACCURACY, Direction, metric_key, val_metrics
+from krscale.metrics import METRICS, Direction, metric_key, val_metrics
 from krscale.pareto import pareto_front
-from krscale.search.studies.trial_spec import Assignment, StudyKey
-
-
-def objectives_of(key: StudyKey, objectives: Sequence[str]) -> Sequence[str]:
-    """Return the objectives of one study: finals only tell how accurate the winner becomes."""
-    return (VAL_ACCURACY,) if key.final else objectives
+from krscale.search.studies.trial_spec import Assignment
 
 
 def directions(objectives: Sequence[str]) -> list[Direction]:

@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import itertools
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
+from optuna.pruners import NopPruner
 from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage
 
 from krscale.config import Experiment
 from krscale.search.space.space import SearchSpace, defaults_within
 from krscale.search.studies.journal import Journal
-from krscale.search.studies.objectives import directions, objectives_of
+from krscale.search.studies.objectives import directions
 from krscale.search.studies.pruners import make_pruner
 from krscale.search.studies.retries import SEED
 from krscale.search.studies.samplers import make_sampler
-from krscale.search.studies.study import TuningStudy
-from krscale.search.studies.trial_spec import StudyKey
+from krscale.search.studies.study import FinalStudy, TuningStudy, counted
+from krscale.search.studies.trial_spec import FinalKey, StudyKey, TuningKey
 
 _SPACE = "space"
 _VERSION = "version"
@@ -43,25 +45,28 @@ class StudyOpener:
         self.storage, self.experiment, self.space = storage, experiment, space
         self.described = space.describe()
 
-    def open(self, key: StudyKey) -> optuna.Study:
+    def open_tuning(self, key: TuningKey) -> TuningStudy:
         """Return the study of this key and the present space, with its sampler and pruner."""
-        study = self._find(key)
         config = self.experiment.search
+        study = self._find(key, TuningStudy.objectives(config))
         num_trials = len(study.get_trials(deepcopy=False))
         # Restarts must not draw the first start's random numbers again.
         seed = zlib.crc32(f"{config.seed}/{key.name}/{num_trials}".encode())
         study.pruner = make_pruner(config, self.experiment.train.num_epochs)
-        if key.final:
-            study.sampler = RandomSampler(seed=seed)  # every final is enqueued
-            return study
         study.sampler = make_sampler(config, self.space, key.method, seed)
         if not num_trials and config.sampler != "grid":
             study.enqueue_trial(defaults_within(self.experiment, self.space.by_method[key.method]))
-        return study
+        return TuningStudy(key, study)
 
-    def _find(self, key: StudyKey) -> optuna.Study:
+    def open_finals(self, tuning: TuningStudy) -> FinalStudy:
+        """Return the final trainings of a study's winner; all of them are enqueued, none drawn."""
+        key = FinalKey(tuning.key.method, tuning.key.capacity)
+        study = self._find(key, FinalStudy.objectives(self.experiment.search))
+        study.sampler, study.pruner = RandomSampler(), NopPruner()
+        return FinalStudy(key, study, tuning)
+
+    def _find(self, key: StudyKey, objectives: Sequence[str]) -> optuna.Study:
         described = self.described[key.method]
-        objectives = objectives_of(key, self.experiment.search.objectives)
         for version in itertools.count(1):
             name = key.name if version == 1 else f"{key.name} #{version}"
             study = optuna.create_study(
@@ -87,7 +92,8 @@ def present_studies(storage: BaseStorage) -> dict[StudyKey, optuna.Study]:
         base, _, _ = name.partition(" #")
         method, _, place = base.partition("@")
         capacity, _, kind = place.partition(" ")
-        key = StudyKey(method, capacity, final=kind == "final")
+        role = FinalKey if kind == FinalKey.kind else TuningKey
+        key = role(method, capacity)
         found[key] = optuna.load_study(study_name=name, storage=storage)
     return found
 
@@ -98,13 +104,11 @@ def trials_that_ran(journal: Path) -> dict[str, int]:
     if not journal.exists():
         return used
     for key, study in present_studies(Journal(journal).storage).items():
-        counted = TuningStudy(key, study).counted()
-        seeds = {trial.user_attrs.get(SEED) for trial in counted}
-        budget, amount = (
-            ("search.num_final_seeds", len(seeds))
-            if key.final
-            else ("search.trials_per_size", len(counted))
-        )
+        trials = counted(study)
+        if isinstance(key, FinalKey):
+            budget, amount = "search.num_final_seeds", len({t.user_attrs.get(SEED) for t in trials})
+        else:
+            budget, amount = "search.trials_per_size", len(trials)
         used[budget] = max(used[budget], amount)
     return used
 

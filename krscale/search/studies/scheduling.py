@@ -1,4 +1,4 @@
-"""Whose turn it is: which study gets the next trial, when one has had its share, and its finals."""
+"""Scheduling: which study gets the next trial, when one has ended, and the finals of its winner."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Mapping
 
 from krscale.config import Experiment
 from krscale.search.studies.budgets import Budget, Ending, find_ending
-from krscale.search.studies.samplers import num_grid_points
-from krscale.search.studies.study import FinalStudy, TuningStudy
-from krscale.search.studies.trial_spec import StudyKey
+from krscale.search.studies.study import FinalStudy, Study, TuningStudy
+from krscale.search.studies.trial_spec import FinalKey, TuningKey
 
 FINAL_SEED_OFFSET = 1000  # far from the seed that tuning used, so that finals are fresh
 
@@ -18,60 +17,47 @@ class StudyScheduler:
 
     Args:
         experiment: The search's settings.
-        studies: All studies, the largest students first.
-        budget: What ends them early.
+        tuning: The tuning studies, the largest students first.
+        finals: The final trainings of each one's winner, in the same order.
+        budget: What ends the tuning early.
     """
 
     def __init__(
-        self, experiment: Experiment, studies: Mapping[StudyKey, TuningStudy], budget: Budget
+        self,
+        experiment: Experiment,
+        tuning: Mapping[TuningKey, TuningStudy],
+        finals: Mapping[FinalKey, FinalStudy],
+        budget: Budget,
     ) -> None:
         self.config, self.first_seed = experiment.search, experiment.train.seed + FINAL_SEED_OFFSET
-        self.studies, self.budget = studies, budget
+        self.tuning, self.finals, self.budget = tuning, finals, budget
 
-    def furthest_behind(self) -> StudyKey | None:
-        """Return the study whose turn it is; None if none may start a trial.
+    def furthest_behind(self) -> Study | None:
+        """Return the study that gets the next trial; None if none may start one.
 
         What ended is noted in the journal here, and the finals of its winner are enqueued.
         """
-        for key in self.studies:
-            if not key.final and not self.studies[key].num_running and (end := self.ending(key)):
-                self.studies[key].end(end.name)
-                self._plan_finals(key)
-        may_start = [key for key in self.studies if self._may_start(key)]
+        for key, study in self.tuning.items():
+            if not study.num_running and (end := self.ending(study)):
+                study.end(end.name)
+                self._plan_finals(self.finals[key.finals])
+        open_ones = [study for study in self.tuning.values() if self.ending(study) is None]
+        may_start = [*open_ones, *filter(self._may_start, self.finals.values())]
         # The first of equals, and larger students come first.
-        return min(
-            may_start, key=lambda k: self.studies[k].num_started / self.planned(k), default=None
-        )
+        return min(may_start, key=lambda s: s.num_started / s.planned(self.config), default=None)
 
-    def planned(self, key: StudyKey) -> int:
-        """Return how many trials a study is meant to have."""
-        if key.final:
-            return self.config.num_final_seeds
-        points = num_grid_points(self.studies[key].optuna)
-        return min(self.config.trials_per_size, points or self.config.trials_per_size)
-
-    def ending(self, key: StudyKey) -> Ending | None:
+    def ending(self, study: TuningStudy) -> Ending | None:
         """Return why a tuning study starts no more trials; None while it does."""
-        return find_ending(self.studies[key], self.planned(key), self.budget)
+        return find_ending(study, study.planned(self.config), self.budget)
 
-    def final_of(self, key: StudyKey) -> FinalStudy:
-        """Return the finals of a tuning study."""
-        final = self.studies[StudyKey(key.method, key.capacity, final=True)]
-        assert isinstance(final, FinalStudy)  # noqa: S101
-        return final
-
-    def _may_start(self, key: StudyKey) -> bool:
-        if not key.final:
-            return self.ending(key) is None
-        tuning = StudyKey(key.method, key.capacity)
-        tuned = self.ending(tuning) is not None and not self.studies[tuning].num_running
+    def _may_start(self, finals: FinalStudy) -> bool:
+        tuned = self.ending(finals.tuning) is not None and not finals.tuning.num_running
         # A final needs a seed that only an enqueued trial carries. More of them may wait than are
         # wanted now, if `num_final_seeds` has become smaller.
-        final = self.studies[key]
-        return tuned and final.num_waiting > 0 and final.num_started < self.planned(key)
+        has_room = finals.num_started < finals.planned(self.config)
+        return tuned and finals.num_waiting > 0 and has_room
 
-    def _plan_finals(self, key: StudyKey) -> None:
-        final = self.final_of(key)
-        if final.num_started + final.num_waiting < self.planned(final.key):
-            seeds = range(self.first_seed, self.first_seed + self.planned(final.key))
-            final.plan(list(seeds))
+    def _plan_finals(self, finals: FinalStudy) -> None:
+        planned = finals.planned(self.config)
+        if finals.num_started + finals.num_waiting < planned:
+            finals.plan(list(range(self.first_seed, self.first_seed + planned)))

@@ -6,15 +6,19 @@ journal; the journal has one writer (`journal.py`), so they stay true.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from krscale.config import SearchConfig
 from krscale.errors import KrscaleError
+from krscale.metrics import VAL_ACCURACY
 from krscale.search.studies.objectives import merit
 from krscale.search.studies.retries import SEED, was_interrupted
-from krscale.search.studies.trial_spec import StudyKey
+from krscale.search.studies.samplers import num_grid_points
+from krscale.search.studies.trial_spec import FinalKey, StudyKey, TuningKey
 
 FORBIDDEN = "forbidden"
 """User attribute of a suggestion that broke a limit and was never trained: what it broke."""
@@ -30,55 +34,52 @@ _RENAMED_ENDINGS = {"trials_per_rung": "trials_per_size"}
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
-class TuningStudy:
-    """A tuning study and its counts.
+def counted(study: optuna.Study) -> list[FrozenTrial]:
+    """Return ended trials that count: not the interrupted ones, nor forbidden suggestions."""
+    ended = study.get_trials(deepcopy=False, states=_ENDED)
+    return [t for t in ended if not was_interrupted(t) and FORBIDDEN not in t.user_attrs]
+
+
+class Study(ABC):
+    """One Optuna study of the ladder and its counts.
 
     Attributes:
         num_counted: Ended trials that count towards the plan.
         num_waiting: Trials that are enqueued.
         num_running: Trials that were handed out and have not ended.
-        best: Best validation accuracy of a complete trial, 0 before there is one.
-        given_up: Why it finds no student that is allowed; empty while it does.
-        ended_by: What the journal says ended it, one of `ENDINGS`; empty while it goes on.
     """
 
     def __init__(self, key: StudyKey, study: optuna.Study) -> None:
         self.key, self.optuna = key, study
         self.num_running = 0
-        self.given_up = ""
-        noted = study.user_attrs.get(ENDED_BY, "")
-        noted = _RENAMED_ENDINGS.get(noted, noted)
-        self.ended_by: str = noted if noted in ENDINGS else ""  # krscale wrote sentences once
         self.recount()
+
+    @staticmethod
+    @abstractmethod
+    def objectives(config: SearchConfig) -> Sequence[str]:
+        """Return what its trials improve."""
+
+    @abstractmethod
+    def planned(self, config: SearchConfig) -> int:
+        """Return how many trials it is meant to have."""
 
     def recount(self) -> None:
         """Read the counts from the journal."""
         self.num_waiting = len(self.waiting())
         self.num_counted = len(self.counted())
-        winner = self.winner()
-        self.best = float(winner.values[0]) if winner else 0.0
 
     @property
     def num_started(self) -> int:
         """Trials that count or will."""
         return self.num_counted + self.num_running
 
-    def end(self, name: str) -> None:
-        """Note what ended the study, once: what would end it later is not what did."""
-        if not self.ended_by:
-            self._note(name)
-
-    def give_up(self, reason: str) -> None:
-        """Start no more trials, because no student that is allowed is found."""
-        self.given_up = reason
-
-    def require_room(self, planned: int) -> None:
+    def require_room(self, config: SearchConfig) -> None:
         """Refuse to start a trial beyond the plan; counted from the study, not from memory.
 
         Raises:
             KrscaleError: If as many trials as planned have been started; a defect of krscale.
         """
-        trials = self.optuna.get_trials(deepcopy=False)
+        planned, trials = self.planned(config), self.optuna.get_trials(deepcopy=False)
         num_started = sum(map(self._is_of_plan, trials))
         if num_started >= planned:
             raise KrscaleError(
@@ -92,6 +93,56 @@ class TuningStudy:
         started = trial.state is not TrialState.WAITING
         return started and not was_interrupted(trial) and FORBIDDEN not in trial.user_attrs
 
+    def counted(self) -> list[FrozenTrial]:
+        """Return ended trials that count, see `counted`."""
+        return counted(self.optuna)
+
+    def waiting(self) -> list[FrozenTrial]:
+        """Return enqueued trials."""
+        return list(self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
+
+class TuningStudy(Study):
+    """The trials that search the settings of a method at a size.
+
+    Attributes:
+        best: Best validation accuracy of a complete trial, 0 before there is one.
+        given_up: Why it finds no student that is allowed; empty while it does.
+        ended_by: What the journal says ended it, one of `ENDINGS`; empty while it goes on.
+    """
+
+    def __init__(self, key: TuningKey, study: optuna.Study) -> None:
+        super().__init__(key, study)
+        self.given_up = ""
+        noted = study.user_attrs.get(ENDED_BY, "")
+        noted = _RENAMED_ENDINGS.get(noted, noted)
+        self.ended_by: str = noted if noted in ENDINGS else ""  # krscale wrote sentences once
+
+    @staticmethod
+    def objectives(config: SearchConfig) -> Sequence[str]:
+        """Return those of the search."""
+        return config.objectives
+
+    def planned(self, config: SearchConfig) -> int:
+        """Return `search.trials_per_size`, or the points of a smaller grid."""
+        points = num_grid_points(self.optuna)
+        return min(config.trials_per_size, points or config.trials_per_size)
+
+    def recount(self) -> None:
+        """Read the counts, and the best trial, from the journal."""
+        super().recount()
+        winner = self.winner()
+        self.best = float(winner.values[0]) if winner else 0.0
+
+    def end(self, name: str) -> None:
+        """Note what ended the study, once: what would end it later is not what did."""
+        if not self.ended_by:
+            self._note(name)
+
+    def give_up(self, reason: str) -> None:
+        """Start no more trials, because no student that is allowed is found."""
+        self.given_up = reason
+
     def reopen(self) -> None:
         """Take back that the study has ended, because it goes on."""
         if self.ended_by:
@@ -100,15 +151,6 @@ class TuningStudy:
     def _note(self, name: str) -> None:
         self.optuna.set_user_attr(ENDED_BY, name)
         self.ended_by = name
-
-    def counted(self) -> list[FrozenTrial]:
-        """Return ended trials that count: not the interrupted ones, nor forbidden suggestions."""
-        ended = self.optuna.get_trials(deepcopy=False, states=_ENDED)
-        return [t for t in ended if not was_interrupted(t) and FORBIDDEN not in t.user_attrs]
-
-    def waiting(self) -> list[FrozenTrial]:
-        """Return enqueued trials."""
-        return list(self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
     def forbid(self, trial: Trial, excess: Mapping[str, float]) -> None:
         """Tell a suggestion off that breaks limits: known to samplers, not part of the budget.
@@ -130,12 +172,22 @@ class TuningStudy:
         return max(complete, key=lambda trial: merit(self.optuna, trial))
 
 
-class FinalStudy(TuningStudy):
+class FinalStudy(Study):
     """The final trainings of a tuning study's winner; those of a former winner do not count."""
 
-    def __init__(self, key: StudyKey, study: optuna.Study, tuning: TuningStudy) -> None:
+    def __init__(self, key: FinalKey, study: optuna.Study, tuning: TuningStudy) -> None:
         self.tuning = tuning
         super().__init__(key, study)
+
+    @staticmethod
+    def objectives(config: SearchConfig) -> Sequence[str]:
+        """Return the accuracy: finals only show how accurate the winner becomes."""
+        del config
+        return (VAL_ACCURACY,)
+
+    def planned(self, config: SearchConfig) -> int:
+        """Return `search.num_final_seeds`."""
+        return config.num_final_seeds
 
     def _is_of_plan(self, trial: FrozenTrial) -> bool:
         winner = self.tuning.winner()
@@ -154,6 +206,11 @@ class FinalStudy(TuningStudy):
             for trial in super().waiting()
             if winner is not None and trial.system_attrs["fixed_params"] == winner.params
         ]
+
+    def complete(self) -> list[FrozenTrial]:
+        """Return the complete trainings of the present winner, in the order of their seeds."""
+        done = [trial for trial in self.counted() if trial.state is TrialState.COMPLETE]
+        return sorted(done, key=lambda trial: int(trial.user_attrs[SEED]))
 
     def plan(self, seeds: list[int]) -> None:
         """Enqueue the winner with each seed that it has not been trained with; safe to repeat.

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from krscale.search.studies.study import TuningStudy
-from krscale.search.studies.trial_spec import StudyKey
+from krscale.search.studies.trial_spec import TuningKey
 
 TRANSFERRED_FROM = "transferred_from"
 """User attribute: the trial whose settings these were, e.g. `kr@1/16 trial 5`."""
 
 
 def transfer(
-    key: StudyKey,
-    studies: Mapping[StudyKey, TuningStudy],
+    key: TuningKey,
+    studies: Mapping[TuningKey, TuningStudy],
     capacities: Sequence[str],
     num_planned: int,
     num_startup: int,
@@ -25,9 +25,9 @@ def transfer(
     """Enqueue the winners of the neighbouring sizes in one study, each neighbour's once.
 
     Args:
-        key: The study whose next trial is about to be asked for.
-        studies: All studies.
-        capacities: The sizes by size.
+        key: The study that gets the next trial.
+        studies: All tuning studies.
+        capacities: The sizes, smallest first.
         num_planned: Trials of a study.
         num_startup: Ended trials without which a neighbour's best means little.
     """
@@ -39,7 +39,7 @@ def transfer(
     tried = [t.params or t.system_attrs.get("fixed_params") for t in trials]
     position = capacities.index(key.capacity)
     for neighbour in capacities[max(0, position - 1) : position + 2]:
-        other = studies[StudyKey(key.method, neighbour)]
+        other = studies[TuningKey(key.method, neighbour)]
         winner = other.winner()
         if neighbour == key.capacity or other.key.name in sources or winner is None:
             continue

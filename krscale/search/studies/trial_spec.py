@@ -1,10 +1,10 @@
-"""What is handed out and told about: studies, trials, and who hears of them."""
+"""The names of studies, what one trial is, and the interface of listeners to trials."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from krscale.setup.sizes import StudentSize
 
@@ -14,21 +14,51 @@ if TYPE_CHECKING:  # workers import this file, and have no use for Optuna
 
 @dataclass(frozen=True)
 class StudyKey:
-    """Which study: a method at a size, while tuning or in the final trainings of its winner."""
+    """A method at a size, in one of two roles: `TuningKey` or `FinalKey`."""
+
+    kind: ClassVar[str]
+    """First part of the names of its trials."""
 
     method: str
     capacity: str
-    final: bool = False
 
     @property
     def name(self) -> str:
-        """Name of the Optuna study, e.g. `kr@1/16` or `kr@1/16 final`."""
-        return f"{self.method}@{self.capacity}" + (" final" if self.final else "")
+        """Name of the Optuna study."""
+        return f"{self.method}@{self.capacity}"
 
     def trial_name(self, number: int) -> str:
         """Name of a trial of this study, usable as a path."""
-        kind = "final" if self.final else "trial"
-        return f"{self.method}/{self.capacity.replace('/', '-')}/{kind}-{number}"
+        return f"{self.method}/{self.capacity.replace('/', '-')}/{self.kind}-{number}"
+
+
+@dataclass(frozen=True)
+class TuningKey(StudyKey):
+    """The study that searches the settings of a method at a size, e.g. `kr@1/16`."""
+
+    kind: ClassVar[str] = "trial"
+
+    @property
+    def finals(self) -> FinalKey:
+        """The final trainings of its winner."""
+        return FinalKey(self.method, self.capacity)
+
+
+@dataclass(frozen=True)
+class FinalKey(StudyKey):
+    """The trainings of that study's winner with fresh seeds, e.g. `kr@1/16 final`."""
+
+    kind: ClassVar[str] = "final"
+
+    @property
+    def name(self) -> str:
+        """Name of the Optuna study."""
+        return f"{super().name} {self.kind}"
+
+    @property
+    def tuning(self) -> TuningKey:
+        """The study whose winner is trained."""
+        return TuningKey(self.method, self.capacity)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from krscale.search.results import collect
 from krscale.search.space.check import fitting_space
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.size_resolver import StudentSizeResolver
-from krscale.search.studies.trial_spec import Assignment, StudyKey
+from krscale.search.studies.trial_spec import Assignment, FinalKey, TuningKey
 from krscale.setup.networks import Networks
 from krscale.setup.prepare import Prepared, prepare
 from krscale.setup.sizes import ladder_sizes
@@ -155,7 +155,7 @@ def troubled(tmp_path_factory: pytest.TempPathFactory) -> Troubled:
 
 
 def attempts(ladder: Ladder, fate: str) -> list[FrozenTrial]:
-    trials = ladder.optuna_studies[StudyKey("plain", "1/4")].trials
+    trials = ladder.optuna_studies[TuningKey("plain", "1/4")].trials
     return [trial for trial in trials if trial.params["student.options.fate"] == fate]
 
 
@@ -179,7 +179,7 @@ def test_out_of_memory_is_tried_alone_and_then_fails(troubled: Troubled) -> None
     assert "interrupted" not in second.user_attrs
     assert "CUDA out of memory" in second.user_attrs["error"]
     assert first.state is second.state is TrialState.FAIL
-    key = StudyKey("plain", "1/4")
+    key = TuningKey("plain", "1/4")
     assert watcher.beside[ladder.trial_name(key, second.number)] == set(), "alone"
 
 
@@ -199,9 +199,9 @@ def test_a_killed_worker_costs_no_trial_and_no_epoch_that_was_kept(troubled: Tro
 def test_the_search_ends_with_the_planned_trials_whatever_befell_them(troubled: Troubled) -> None:
     _, ladder, _ = troubled
     assert ladder.complete
-    counted = ladder.counted(StudyKey("plain", "1/4"))
+    counted = ladder.counted(TuningKey("plain", "1/4"))
     assert sorted(trial.state.name for trial in counted) == ["COMPLETE", "COMPLETE", "FAIL"]
-    assert len(ladder.finals("plain", "1/4")) == 1
+    assert len(ladder.finals[FinalKey("plain", "1/4")].complete()) == 1
     assert not (ladder.run_path / "unfinished").exists()
 
 

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from krscale.search.studies.budgets import busy_seconds
 from krscale.search.studies.transfer import TRANSFERRED_FROM
-from krscale.search.studies.trial_spec import StudyKey
+from krscale.search.studies.trial_spec import FinalKey, TuningKey
 
 
 def simulate(
@@ -63,11 +63,11 @@ def test_wall_time_ends_tuning_and_the_winners_are_trained(tmp_path: Path) -> No
     found = ladder(tmp_path, config, clock=lambda: now[0])
     simulate(found, 2, {"1/64": 1.0, "1/4": 1.0}, now)
     for key in found.optuna_studies:
-        if not key.final:
+        if not isinstance(key, FinalKey):
             assert 0 < len(found.counted(key)) < 20
             assert found.ended_by(key) == "search.max_wall_seconds = 10 has passed"
             assert found.optuna_studies[key].user_attrs["ended_by"] == "max_wall_seconds"
-            assert len(found.finals(key.method, key.capacity)) == 2
+            assert len(found.finals[FinalKey(key.method, key.capacity)].complete()) == 2
 
 
 def test_epochs_are_a_budget_over_all_starts(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_epochs_are_a_budget_over_all_starts(tmp_path: Path) -> None:
     del found  # killed: that epoch is recalled by the next attempt, not trained twice
     again = ladder(tmp_path, config)
     play_all(again)
-    tuned = [k for k in again.optuna_studies if not k.final]
+    tuned = [k for k in again.optuna_studies if not isinstance(k, FinalKey)]
     epochs = sum(len(t.intermediate_values) for k in tuned for t in again.counted(k))
     assert 30 <= epochs < 34
     assert again.budget.num_epochs == epochs
@@ -97,8 +97,8 @@ def test_a_study_that_reached_the_target_starts_no_more(tmp_path: Path) -> None:
     played = play_all(found)
     for key in found.optuna_studies:
         # The user's own setting, tried first, is the best possible one here.
-        assert sum(a.key == key for a in played) == (2 if key.final else 1)
-        if not key.final:
+        assert sum(a.key == key for a in played) == (2 if isinstance(key, FinalKey) else 1)
+        if not isinstance(key, FinalKey):
             assert "target_accuracy" in found.ended_by(key)
             assert found.studies[key].ended_by == "target_accuracy"
 
@@ -108,10 +108,10 @@ def test_what_ended_a_study_is_kept_until_it_goes_on(tmp_path: Path) -> None:
     settings = {"search.methods": ["plain"], "search.trials_per_size": 3}
     limited = experiment(**settings, **{"search.max_wall_seconds": 50.0})
     found = ladder(tmp_path, limited, clock=lambda: now[0])
-    key = StudyKey("plain", "1/4")
+    key = TuningKey("plain", "1/4")
     assert found.studies[key].ended_by == ""
     while isinstance(upcoming := found.next(), Assignment):
-        now[0] += 100.0 * upcoming.key.final  # the time passes while finals run
+        now[0] += 100.0 * isinstance(upcoming.key, FinalKey)  # the time passes while finals run
         play(found, upcoming)
     assert found.studies[key].ended_by == "trials_per_size", "not the limit that passed later"
 
@@ -124,7 +124,9 @@ def test_what_ended_a_study_is_kept_until_it_goes_on(tmp_path: Path) -> None:
     assert again.studies[upcoming.key].ended_by == ""
     play(again, upcoming)
     play_all(again)
-    assert {again.studies[k].ended_by for k in again.studies if not k.final} == {"max_epochs"}
+    assert {again.studies[k].ended_by for k in again.studies if not isinstance(k, FinalKey)} == {
+        "max_epochs"
+    }
     reread = ladder(tmp_path, experiment(**more))
     assert reread.next() is Next.DONE
     assert reread.studies[key].ended_by == "max_epochs"
@@ -161,7 +163,7 @@ def test_neighbours_lend_their_best_settings_within_the_budget(
     for key, trial in lent:
         other, _, number = trial.user_attrs[TRANSFERRED_FROM].rpartition(" trial ")
         assert other != key.name
-        source = found.optuna_studies[StudyKey("plain", other.removeprefix("plain@"))].trials[
+        source = found.optuna_studies[TuningKey("plain", other.removeprefix("plain@"))].trials[
             int(number)
         ]
         assert trial.params == source.params

@@ -11,10 +11,10 @@ from krscale.progress import Progress
 from krscale.search.on_ray.trial import StudentTrial
 from krscale.search.studies import checkpoints as unfinished
 from krscale.search.studies.checkpoints import Keeper, checkpoint_path, sweep
-from krscale.search.studies.trial_spec import StudyKey
+from krscale.search.studies.trial_spec import TuningKey
 from krscale.setup.prepare import Prepared, prepare
 
-KEY = StudyKey("kr", "1/16")
+KEY = TuningKey("kr", "1/16")
 NUM_EPOCHS = 4
 Assets = tuple[Experiment, Prepared]
 
@@ -39,7 +39,7 @@ def start(assets: Assets, number: int, continues: int | None = None) -> StudentT
     config = {
         "method": KEY.method,
         "capacity": KEY.capacity,
-        "final": False,
+        "kind": "trial",
         "name": KEY.trial_name(number),
         "continues": "" if continues is None else KEY.trial_name(continues),
         "width": 3,

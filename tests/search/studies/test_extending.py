@@ -15,7 +15,7 @@ from krscale.search.space.space import load_space
 from krscale.search.studies.extending import load_or_extend, remember_budgets
 from krscale.search.studies.ladder import Next
 from krscale.search.studies.opening import trials_that_ran
-from krscale.search.studies.trial_spec import StudyKey
+from krscale.search.studies.trial_spec import FinalKey, TuningKey
 
 ONE = {"search.methods": ["plain"]}
 
@@ -25,7 +25,7 @@ def test_more_trials_and_finals_of_a_new_winner_only(tmp_path: Path) -> None:
     poor = {**ONE, "train.learning_rate": 0.49}
     before = ladder(tmp_path, experiment(**poor, **{"search.trials_per_size": 1}))
     play_all(before)
-    key = StudyKey("plain", "1/4")
+    key = TuningKey("plain", "1/4")
     former = before.winner("plain", "1/4")
     assert former is not None
 
@@ -35,30 +35,37 @@ def test_more_trials_and_finals_of_a_new_winner_only(tmp_path: Path) -> None:
     assert winner is not None
     assert winner.params != former.params
     tuned = [a for a in played if a.key == key]
-    finals = [a for a in played if a.key == StudyKey("plain", "1/4", final=True)]
+    finals = [a for a in played if a.key == FinalKey("plain", "1/4")]
     assert len(tuned) == 5, "one had run"
     assert [dict(a.values) for a in finals] == [winner.params] * 2
-    assert [t.params for t in after.finals("plain", "1/4")] == [winner.params] * 2
-    assert [t.user_attrs["seed"] for t in after.finals("plain", "1/4")] == [1000, 1001]
+    assert [t.params for t in after.finals[FinalKey("plain", "1/4")].complete()] == [
+        winner.params
+    ] * 2
+    assert [t.user_attrs["seed"] for t in after.finals[FinalKey("plain", "1/4")].complete()] == [
+        1000,
+        1001,
+    ]
 
 
 def test_a_winner_that_stays_is_not_trained_again(tmp_path: Path) -> None:
     best = {**ONE, "train.learning_rate": 0.1}
     play_all(ladder(tmp_path, experiment(**best, **{"search.trials_per_size": 2})))
     more = ladder(tmp_path, experiment(**best, **{"search.trials_per_size": 4}))
-    assert all(not a.key.final for a in play_all(more))
+    assert all(not isinstance(a.key, FinalKey) for a in play_all(more))
 
 
 def test_finals_that_wait_for_a_former_winner_are_not_run(tmp_path: Path) -> None:
     poor = {**ONE, "train.learning_rate": 0.49}
     before = ladder(tmp_path, experiment(**poor, **{"search.trials_per_size": 1}))
-    while isinstance(upcoming := before.next(), Assignment) and not upcoming.key.final:
+    while isinstance(upcoming := before.next(), Assignment) and not isinstance(
+        upcoming.key, FinalKey
+    ):
         play(before, upcoming)
     del before  # killed with its finals planned, one of them running
 
     after = ladder(tmp_path, experiment(**poor, **{"search.trials_per_size": 6}))
     for assignment in play_all(after):
-        if assignment.key.final:
+        if isinstance(assignment.key, FinalKey):
             winner = after.winner("plain", assignment.key.capacity)
             assert winner is not None
             assert dict(assignment.values) == winner.params

@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 
 from krscale.search.studies.checkpoints import checkpoint_path
 from krscale.search.studies.retries import Cause
-from krscale.search.studies.trial_spec import StudyKey
+from krscale.search.studies.trial_spec import FinalKey, StudyKey, TuningKey
 
 
 def test_every_study_gets_the_same_budget_and_its_winner_fresh_seeds(tmp_path: Path) -> None:
@@ -29,8 +29,8 @@ def test_every_study_gets_the_same_budget_and_its_winner_fresh_seeds(tmp_path: P
     played = play_all(found)
     for method in METHODS:
         for size in RUNGS:
-            tuned = [a for a in played if a.key == StudyKey(method, size.capacity)]
-            finals = [a for a in played if a.key == StudyKey(method, size.capacity, final=True)]
+            tuned = [a for a in played if a.key == TuningKey(method, size.capacity)]
+            finals = [a for a in played if a.key == FinalKey(method, size.capacity)]
             assert len(tuned) == 5
             assert {a.seed for a in tuned} == {0}
             assert len(finals) == 2
@@ -48,7 +48,9 @@ def test_first_trial_is_the_users_own_setting(tmp_path: Path) -> None:
     first: dict[StudyKey, Assignment] = {}
     for assignment in play_all(found):
         first.setdefault(assignment.key, assignment)
-    assert {a.values["train.learning_rate"] for k, a in first.items() if not k.final} == {0.123}
+    assert {
+        a.values["train.learning_rate"] for k, a in first.items() if not isinstance(k, FinalKey)
+    } == {0.123}
 
 
 def test_studies_progress_together_and_large_students_first(tmp_path: Path) -> None:
@@ -225,7 +227,7 @@ def test_early_stopping_does_not_compare_a_retry_with_its_own_past(tmp_path: Pat
 
     def verdicts(folder: Path, *, interrupt: bool) -> list[bool]:
         found = ladder(folder, experiment(**{"search.methods": ["plain"]}))
-        key = StudyKey("plain", "1/4")
+        key = TuningKey("plain", "1/4")
         stops = []
         for accuracy in (0.5, 0.9, 0.6, 0.7):
             upcoming = next_of(found, key)

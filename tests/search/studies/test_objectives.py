@@ -16,10 +16,10 @@ from krscale.errors import UserError
 from krscale.runs.folder import run_folder
 from krscale.search.studies.objectives import front
 from krscale.search.studies.size_resolver import FixedSizeResolver
-from krscale.search.studies.trial_spec import StudyKey
+from krscale.search.studies.trial_spec import FinalKey, TuningKey
 
 TWO = {"search.objectives": ["val/accuracy", "latency_ms"], "search.early_stopping": "none"}
-TUNING = [StudyKey("plain", size.capacity) for size in RUNGS]
+TUNING = [TuningKey("plain", size.capacity) for size in RUNGS]
 
 
 class SizeResolver(FixedSizeResolver):
@@ -61,7 +61,7 @@ def test_every_study_ends_with_optunas_own_front_and_its_most_accurate_trial_won
         winner = found.winner(key.method, key.capacity)
         assert winner is not None
         assert winner.number == chosen[0].number
-        finals = [a for a in played if a.key == StudyKey(key.method, key.capacity, final=True)]
+        finals = [a for a in played if a.key == FinalKey(key.method, key.capacity)]
         assert [dict(a.values) for a in finals] == [winner.params] * 2
         for trial in found.counted(key):
             assert trial.values[1] == 10.0 * trial.params["train.learning_rate"]
@@ -69,7 +69,7 @@ def test_every_study_ends_with_optunas_own_front_and_its_most_accurate_trial_won
 
 def test_among_equally_accurate_trials_the_one_on_the_front_wins(tmp_path: Path) -> None:
     found = search(tmp_path)
-    key = StudyKey("plain", "1/4")
+    key = TuningKey("plain", "1/4")
     # As accurate as the other, with the smaller loss; but slower, hence not on the front.
     for latency, loss in ((3.0, 0.1), (2.0, 0.9)):
         trial = found.optuna_studies[key].ask()

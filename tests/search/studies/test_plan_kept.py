@@ -18,7 +18,7 @@ from krscale.search.studies.pruners import STOPPED
 from krscale.search.studies.retries import Cause
 from krscale.search.studies.size_resolver import FixedSizeResolver
 from krscale.search.studies.study import FinalStudy, TuningStudy
-from krscale.search.studies.trial_spec import StudyKey
+from krscale.search.studies.trial_spec import FinalKey, TuningKey
 
 ONE = {"search.methods": ["plain"]}
 GRID = """
@@ -70,7 +70,7 @@ def test_finals_that_are_miscounted_stop_at_their_plan(
 ) -> None:
     found = ladder(tmp_path, experiment(**ONE))
     play_all(found)
-    key = StudyKey("plain", "1/4", final=True)
+    key = FinalKey("plain", "1/4")
     assert len(found.counted(key)) == 2
     forget_ended_trials(monkeypatch, FinalStudy)
     winner = found.winner("plain", "1/4")
@@ -83,7 +83,7 @@ def test_finals_that_are_miscounted_stop_at_their_plan(
 
 def test_trials_that_are_cut_short_do_not_fill_the_plan(tmp_path: Path) -> None:
     found = ladder(tmp_path, experiment(**ONE, **{"search.max_retries": 50}))
-    key = StudyKey("plain", "1/4")
+    key = TuningKey("plain", "1/4")
     for _ in range(12):
         found.interrupt(next_of(found, key), Cause.WORKER, {}, "gone")
     play_all(found)
@@ -95,14 +95,14 @@ def test_finals_that_wait_from_a_larger_plan_are_not_run(tmp_path: Path) -> None
     before = ladder(tmp_path, experiment(**ONE, **{"search.num_final_seeds": 4}))
     while isinstance(upcoming := before.next(), Assignment):
         play(before, upcoming)
-        if upcoming.key.final:
+        if isinstance(upcoming.key, FinalKey):
             break
     del before  # killed with three finals of that study waiting
     after = ladder(tmp_path, experiment(**ONE, **{"search.num_final_seeds": 2}))
     play_all(after)
     assert after.complete
     for size in RUNGS:
-        finals = after.finals("plain", size.capacity)
+        finals = after.finals[FinalKey("plain", size.capacity)].complete()
         assert [trial.user_attrs["seed"] for trial in finals] == [1000, 1001]
 
 
@@ -117,7 +117,9 @@ def test_settings_that_win_are_trained_again_whatever_the_limits_say(tmp_path: P
 
     sizes = Shrinking({size.capacity: size for size in RUNGS})
     found = ladder(tmp_path, experiment(**ONE), size_resolver=sizes)
-    while isinstance(upcoming := found.next(), Assignment) and not upcoming.key.final:
+    while isinstance(upcoming := found.next(), Assignment) and not isinstance(
+        upcoming.key, FinalKey
+    ):
         play(found, upcoming)
     sizes.allowed = False
     finals = [upcoming]
@@ -150,7 +152,7 @@ def test_a_grid_is_tried_point_by_point_and_never_twice(
         {size.capacity: size for size in RUNGS}
     )
     found = ladder(tmp_path, config, size_resolver=sizes)
-    key = StudyKey("plain", "1/4")
+    key = TuningKey("plain", "1/4")
     first = next_of(found, key)
     found.interrupt(first, Cause.WORKER, {}, "gone")  # its point is tried again, no other twice
     played = [a for a in play_all(found) if a.key == key]
@@ -222,7 +224,7 @@ def test_a_trial_that_went_beyond_a_verdict_is_not_said_to_be_stopped(tmp_path: 
         metrics = {"val/accuracy": accuracy, "val/loss": 0.0, "epoch": float(epoch)}
         return found.report(assignment, metrics)
 
-    key = StudyKey("plain", "1/4")
+    key = TuningKey("plain", "1/4")
     best = next_of(found, key)
     assert not report(best, 2, 0.9)
     worse = next_of(found, key)
@@ -251,10 +253,12 @@ def test_a_journal_of_3afaaac_is_continued(tmp_path: Path) -> None:
     reasons = Reasons()
     found = continued(tmp_path, reasons)
     played = play_all(found)
-    assert [a.key.final for a in played].count(False) == 2, "those that were running"
-    assert [a.key.final for a in played].count(True) == 2 * 2
+    assert [isinstance(a.key, FinalKey) for a in played].count(False) == 2, (
+        "those that were running"
+    )
+    assert [isinstance(a.key, FinalKey) for a in played].count(True) == 2 * 2
     for size in RUNGS:
-        trials = found.counted(StudyKey("plain", size.capacity))
+        trials = found.counted(TuningKey("plain", size.capacity))
         assert len(trials) == 6
         stopped = [t for t in trials if t.state is TrialState.PRUNED]
         assert [t for t in stopped if t.number < 5], "they were stopped before there were reasons"

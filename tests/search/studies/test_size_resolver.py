@@ -12,7 +12,7 @@ from krscale.errors import UserError
 from krscale.search.space.space import load_space
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.size_resolver import StudentSizeResolver
-from krscale.search.studies.trial_spec import StudyKey
+from krscale.search.studies.trial_spec import TuningKey
 from krscale.setup.networks import Networks
 from krscale.setup.sizes import ladder_sizes
 
@@ -117,7 +117,7 @@ def test_forbidden_students_cost_no_trial_and_teach_the_sampler(tmp_path: Path) 
     while isinstance(upcoming := found.next(), Assignment):
         blocks.append(upcoming.values["student.options.num_blocks"])
         play(found, upcoming)
-    key = StudyKey("plain", "1/4")
+    key = TuningKey("plain", "1/4")
     assert blocks == [smallest] * 7, "six trials and one final, none of them forbidden"
     assert len(found.counted(key)) == 6
     forbidden = [t for t in found.optuna_studies[key].trials if "forbidden" in t.user_attrs]
@@ -136,4 +136,4 @@ def test_a_study_without_an_allowed_student_ends(tmp_path: Path) -> None:
         size_resolver=sizes_of(config),
     )  # fmt: skip
     assert found.complete or not isinstance(found.next(), Assignment)
-    assert "limit" in found.ended_by(StudyKey("plain", "1/4"))
+    assert "limit" in found.ended_by(TuningKey("plain", "1/4"))

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from krscale.errors import UserError
+from krscale.redaction import redact
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -30,7 +31,7 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
         code = function(argv)
         sys.stdout.flush()
     except UserError as error:
-        for line in str(error).splitlines():
+        for line in redact(str(error)).splitlines():
             print(f"krscale: error: {line}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:

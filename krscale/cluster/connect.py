@@ -15,6 +15,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from krscale.config import ClusterConfig
 from krscale.errors import UserError
+from krscale.redaction import redact
 
 SETTINGS = {
     # Our listeners record trials; Tune need not write copies of every result.
@@ -58,7 +59,9 @@ def connect(config: ClusterConfig) -> None:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
     except (ConnectionError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise UserError(f"cluster.address: no Ray cluster at {address!r}: {first}") from None
+        raise UserError(
+            redact(f"cluster.address: no Ray cluster at {address!r}: {first}")
+        ) from None
 
 
 def require(

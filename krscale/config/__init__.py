@@ -8,7 +8,7 @@ imports neither torch nor Ray, so that `--help` and a refused config answer at o
 
 from krscale.config.data import DataConfig, FilesConfig, GlyphsConfig, ViewsConfig
 from krscale.config.distillation import DistillConfig
-from krscale.config.experiment import Experiment
+from krscale.config.experiment import RESERVED_NAMES, Experiment
 from krscale.config.fields import fingerprint, parse_capacity
 from krscale.config.networks import (
     LadderConfig,
@@ -18,6 +18,7 @@ from krscale.config.networks import (
     TeacherConfig,
 )
 from krscale.config.reading import field_paths, load, read_toml, validate, with_values
+from krscale.config.records import as_record, read_record
 from krscale.config.searching import (
     OBJECTIVES,
     ClusterConfig,
@@ -28,6 +29,7 @@ from krscale.config.training import TrainConfig
 
 __all__ = [
     "OBJECTIVES",
+    "RESERVED_NAMES",
     "ClusterConfig",
     "DataConfig",
     "DistillConfig",
@@ -43,10 +45,12 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "ViewsConfig",
+    "as_record",
     "field_paths",
     "fingerprint",
     "load",
     "parse_capacity",
+    "read_record",
     "read_toml",
     "validate",
     "with_values",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from krscale.cluster.connect import connect
 from krscale.cluster.train import STUDENT_FILE, OnEpoch, train_on_workers
-from krscale.config import Experiment, with_values
+from krscale.config import Experiment, read_record, with_values
 from krscale.data import Dataset, open_data
 from krscale.files import write_json
 from krscale.models.capacity import latency_ms
@@ -75,9 +75,22 @@ def distil(experiment: Experiment, *, as_json: bool, quiet: bool) -> StudentResu
             size = find_size(experiment, dataset)
             result = _train_and_test(experiment, prepared, dataset, size, progress)
             write_json(folder / RESULT_FILE, asdict(result))
-        result = StudentResult(**json.loads((folder / RESULT_FILE).read_text("utf-8")))
+        result = read_result(folder)
     _show(result, as_json)
     return result
+
+
+def read_result(folder: Path) -> StudentResult:
+    """Read what became of the student of a run folder.
+
+    Raises:
+        DamagedFileError: If `student.json` is not what was written.
+    """
+    path = folder / RESULT_FILE
+    rebuild = "Delete it; the same command trains what is missing and tests the student again."
+    result = read_record(path, StudentResult, rebuild)
+    # The folder may have been moved since.
+    return replace(result, weights=str(folder / STUDENT_FILE))
 
 
 def _own_name(experiment: Experiment) -> Experiment:

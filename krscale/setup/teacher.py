@@ -15,12 +15,12 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from krscale.config import Experiment, TrainConfig, fingerprint
+from krscale.config import Experiment, TrainConfig, fingerprint, read_record
 from krscale.data import Dataset, SplitName
 from krscale.data.loader import Loader
 from krscale.data.views import normalise
 from krscale.errors import UserError
-from krscale.files import new_folder, sha256, write_json
+from krscale.files import damaged, new_folder, reading, sha256, write_json
 from krscale.knowledge.parameters import layers_by_tap, weight_histogram
 from krscale.knowledge.probes import Probes, fit_probe, information_gain
 from krscale.knowledge.taps import TapOutputs, TappedModel, check_taps, pool
@@ -29,7 +29,7 @@ from krscale.methods.base import Learner
 from krscale.models.capacity import count_flops, num_parameters
 from krscale.parallel import Workers
 from krscale.setup.sizes import build_teacher
-from krscale.training.checkpoint import load_weights, save_weights
+from krscale.training.checkpoint import load_weights, read_tensors, save_weights
 from krscale.training.loop import Training, evaluate
 
 PROBE_BATCH_SIZE = 512
@@ -143,9 +143,11 @@ def open_teacher(experiment: Experiment, dataset: Dataset, folder: Path) -> Load
     model = build_teacher(experiment, dataset)
     load_weights(folder / "teacher.safetensors", model, where=str(folder))
     tapped = TappedModel(model, facts.taps)
-    state = torch.load(folder / "probes.pt", weights_only=True)
-    probes = Probes(state["feature_sizes"], len(dataset.classes))
-    probes.load_state_dict(state["probes"])
+    file = folder / "probes.pt"
+    state = read_tensors(file)
+    with reading(file, _rebuild(folder)):
+        probes = Probes(state["feature_sizes"], len(dataset.classes))
+        probes.load_state_dict(state["probes"])
     tapped.eval().requires_grad_(False)
     probes.eval().requires_grad_(False)
     return LoadedTeacher(facts, tapped, probes)
@@ -279,11 +281,18 @@ def _num_weights(layers: Iterable[nn.Module]) -> float:
 
 
 def _read_facts(folder: Path) -> TeacherFacts:
-    content = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-    for name in ("taps", "stage_ends", "information_gain", "layer_sizes"):
-        content[name] = tuple(content[name])
-    content["histograms"] = tuple(tuple(row) for row in content["histograms"])
-    return TeacherFacts(**content)
+    path, rebuild = folder / "facts.json", _rebuild(folder)
+    facts = read_record(path, TeacherFacts, rebuild)
+    num_taps = len(facts.taps) + 1  # the classifier is a tap, too
+    for name in ("information_gain", "layer_sizes", "histograms"):
+        number = len(getattr(facts, name))
+        if number != num_taps:
+            raise damaged(path, f"{name}: {number} values for {num_taps} taps", rebuild)
+    return facts
+
+
+def _rebuild(folder: Path) -> str:
+    return f"Delete the folder {folder}; `krscale teach` makes the teacher again."
 
 
 def _some_paths(model: nn.Module) -> str:

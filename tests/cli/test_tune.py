@@ -152,7 +152,7 @@ def test_children_hold_params_epochs_and_capacity(finished: tuple[Path, dict[str
         assert "dirty" not in tags["krscale.commit"]
         store = run.parent / "cache" / "stores" / tags["krscale.store"]
         assert store.is_dir()
-        assert {"krscale.data", "krscale.setup.teacher", "krscale.search"} <= set(tags)
+        assert {"krscale.data", "krscale.teacher", "krscale.search"} <= set(tags)
     assert any("kr/active_classes" in child.data.metrics for child in children)
 
 

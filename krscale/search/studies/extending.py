@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from krscale.config import Experiment, load
+from krscale.config import Experiment, load, read_record
 from krscale.errors import UserError
-from krscale.files import read_json, write_json
+from krscale.files import reading, write_json
 from krscale.runs.folder import BUDGETS
 
 FINISHED_FILE = "finished.json"
@@ -53,7 +53,13 @@ def remember_budgets(experiment: Experiment) -> None:
 def _finished_budgets(folder: Path) -> dict[str, int]:
     path = folder / FINISHED_FILE
     if path.is_file():
-        return {field: int(value) for field, value in read_json(path).items()}
+        rebuild = (
+            "Give the whole number instead of an addition; the search writes the file again when "
+            "it ends."
+        )
+        budgets = read_record(path, dict[str, int], rebuild)
+        with reading(path, rebuild):
+            return {field: budgets[field] for field in BUDGETS}
     raise UserError(
         f"{folder}: nothing to add to: no search has finished there. Give the whole number instead "
         f"of an addition, and choose the run with name and storage_path."

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from krscale.config import Experiment, with_values
+from krscale.config import Experiment, read_record, with_values
 from krscale.errors import UserError
-from krscale.files import read_json, write_json
+from krscale.files import write_json
 from krscale.models.capacity import latency_ms
 from krscale.setup.sizes import (
     MAX_ROUNDING,
@@ -76,7 +76,8 @@ class StudentSizeResolver:
         Measured twice, one student would stand at two places on every axis of latency.
         """
         if path.exists():
-            self._latencies |= read_json(path)
+            rebuild = "Delete it: latencies are measured again, and may differ from the first ones."
+            self._latencies |= read_record(path, dict[str, float], rebuild)
         self._file = path
         write_json(path, self._latencies)
 

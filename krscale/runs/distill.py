@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -22,7 +23,7 @@ from krscale.progress import Progress
 from krscale.runs.folder import git_commit, origin_tags, run_folder
 from krscale.setup.assemble import Assets, Prepared, build_training, pick_device, prepare
 from krscale.setup.sizes import StudentSize, build_student, find_size
-from krscale.tracking import Tracker, datasets_used
+from krscale.tracking import Tracker, datasets_used, has_record
 from krscale.training.checkpoint import load_weights, save_weights
 from krscale.training.loop import evaluate, fit_or_continue
 
@@ -69,13 +70,16 @@ def distil(experiment: Experiment, *, as_json: bool, quiet: bool) -> StudentResu
     """Train one student, or continue or show the one that this experiment already trained."""
     experiment = _own_name(experiment)
     with Progress(quiet=quiet, planned={}) as progress, run_folder(experiment, {}) as folder:
-        if not (folder / RESULT_FILE).exists():
+        has_ended = (folder / RESULT_FILE).exists()
+        if not has_ended:
             prepared = prepare(experiment, progress)
             dataset = Assets.open(prepared).dataset
             size = find_size(experiment, dataset)
             result = _train_and_test(experiment, prepared, dataset, size, progress)
             write_json(folder / RESULT_FILE, asdict(result))
         result = read_result(folder)
+        if has_ended and experiment.tracking.enabled and not has_record(folder):
+            _record_late(experiment, result, progress)
     _show(result, as_json)
     return result
 
@@ -149,12 +153,54 @@ def _start_record(
         "krscale.size": size.capacity,
         **origin_tags(experiment, prepared),
     }
-    sections = experiment.model_dump(mode="json", include={"distill", "train"})
-    params = {f"{s}.{k}": v for s, fields in sections.items() for k, v in fields.items()}
     datasets = datasets_used(open_data(Path(prepared.data_path)), experiment.data)
-    tracker.start_run("student", name=experiment.name, tags=tags, params=params, datasets=datasets)
+    tracker.start_run(
+        "student",
+        name=experiment.name,
+        tags=tags,
+        params=_params(experiment),
+        datasets=datasets,
+    )
     sizes = {"size/num_parameters": size.num_parameters, "size/flops": size.flops}
     tracker.log_metrics("student", {k: float(v) for k, v in sizes.items()}, step=0)
+
+
+def _record_late(experiment: Experiment, result: StudentResult, progress: Progress) -> None:
+    """Record a student that ended while nothing was recorded, from what its folder has of it."""
+    with Tracker(
+        experiment.tracking.uri,
+        experiment.tracking.experiment,
+        experiment.run_path,
+        warn=progress.note,
+    ) as tracker:
+        tags = {
+            "krscale.kind": "student",
+            "krscale.method": result.method,
+            "krscale.size": result.capacity,
+            "krscale.commit": result.commit,
+            "krscale.experiment": experiment.fingerprint(),
+            "krscale.recorded": f"later, from {RESULT_FILE}",
+        }
+        tracker.start_run("student", name=experiment.name, tags=tags, params=_params(experiment))
+        sizes = {"num_parameters": result.num_parameters, "flops": result.flops}
+        found = {f"size/{name}": float(value) for name, value in sizes.items()}
+        tracker.log_metrics("student", found, step=0)
+        final = {
+            "val/accuracy": result.val_accuracy,
+            "test/accuracy": result.test_accuracy,
+            "size/latency_ms": result.latency_ms,
+        }
+        tracker.log_metrics("student", final, step=experiment.train.num_epochs)
+        tracker.end_run("student")
+    progress.note(
+        f"{result.name} ended while nothing was recorded; MLflow has its settings, size and final "
+        f"accuracy now. The metrics of its epochs were not kept."
+    )
+
+
+def _params(experiment: Experiment) -> dict[str, Any]:
+    sections = experiment.model_dump(mode="json", include={"distill", "train"})
+    return {f"{s}.{k}": v for s, fields in sections.items() for k, v in fields.items()}
 
 
 def _train_here(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from krscale.config import Experiment, read_record, validate
+from krscale.config import Experiment, TrackingConfig, as_record, read_record, validate
 from krscale.errors import UserError
 from krscale.files import follow, read_json, reading, write_json
 from krscale.redaction import redact, redact_all
@@ -185,12 +185,23 @@ def read_experiment(folder: Path) -> Experiment:
     return validate(_stored(folder)["experiment"], str(path))
 
 
-def storage_at_start(folder: Path) -> Path | None:
-    """Return where the storage of a run was when the run was last started; None if unknown."""
+def last_start(folder: Path) -> tuple[TrackingConfig, Path] | None:
+    """Return where a run was recorded when it was last started, and where its storage was then.
+
+    Returns:
+        None for a folder that does not say it.
+
+    Raises:
+        DamagedFileError: If `experiment.json` is not what was written.
+    """
     path = folder / EXPERIMENT_FILE
     if not path.is_file():
         return None
-    return _storage_of(path, read_json(path, _BEGIN_ANEW))
+    content = read_json(path, _BEGIN_ANEW)
+    storage = _storage_of(path, content)
+    with reading(path, _BEGIN_ANEW):
+        tracking = content["experiment"]["tracking"]
+    return as_record(path, tracking, TrackingConfig, _BEGIN_ANEW), storage
 
 
 def read_environment(folder: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from krscale.config import Experiment
+from krscale.redaction import redact
 from krscale.search.space.space import SearchSpace
 from krscale.search.studies.budgets import Budget
 from krscale.search.studies.checkpoints import checkpoint_path, forget, sweep
@@ -147,7 +148,7 @@ class Ladder:
         for name, value in metrics.items():
             trial.set_user_attr(name, value)
         if error:
-            trial.set_user_attr("error", error)
+            trial.set_user_attr("error", redact(error))
         # The journal hears last: after a crash in between the trial is still RUNNING there, and the
         # next start tells everyone how it ended. Told first, the others would never hear of it.
         for listener in self.listeners:
@@ -220,6 +221,22 @@ class Ladder:
         """Name of a trial, as in `Assignment.name`."""
         return trial_name(self.studies[key].optuna, key, number)
 
+    def assignment(self, key: StudyKey, trial: Trial | FrozenTrial) -> Assignment:
+        """Return a trial of a study, also an ended one, as it is or was handed out."""
+        attrs, values = trial.user_attrs, dict(trial.params)
+        continues = attrs.get(CONTINUES)
+        return Assignment(
+            key=key,
+            number=trial.number,
+            name=self.trial_name(key, trial.number),
+            size=self.size_resolver.size(key.capacity, values),
+            values=values,
+            seed=int(attrs.get(SEED, self.experiment.train.seed)),
+            continues="" if continues is None else self.trial_name(key, int(continues)),
+            alone=bool(attrs.get(ALONE, False)),
+            latency_ms=self._latency_ms(key, values),
+        )
+
     def _keys(self) -> list[StudyKey]:
         return [
             StudyKey(method, capacity, final)
@@ -243,7 +260,7 @@ class Ladder:
             if not excess:
                 study.num_running += 1
                 study.recount()
-                return self._assignment(key, trial), trial
+                return self.assignment(key, trial), trial
             study.forbid(trial, excess)
         study.given_up = True
         return None
@@ -254,21 +271,6 @@ class Ladder:
             listener.on_start(assignment)
         return assignment
 
-    def _assignment(self, key: StudyKey, trial: Trial) -> Assignment:
-        attrs, values = trial.user_attrs, dict(trial.params)
-        continues = attrs.get(CONTINUES)
-        return Assignment(
-            key=key,
-            number=trial.number,
-            name=self.trial_name(key, trial.number),
-            size=self.size_resolver.size(key.capacity, values),
-            values=values,
-            seed=int(attrs.get(SEED, self.experiment.train.seed)),
-            continues="" if continues is None else self.trial_name(key, int(continues)),
-            alone=bool(attrs.get(ALONE, False)),
-            latency_ms=self._latency_ms(key, values),
-        )
-
     def _latency_ms(self, key: StudyKey, values: Mapping[str, Any]) -> float | None:
         wanted = "latency_ms" in self.config.objectives
         return self.size_resolver.latency_ms(key.capacity, values) if wanted else None
@@ -276,7 +278,7 @@ class Ladder:
     def _recover(self, study: TuningStudy) -> None:
         """Run trials again that died with the last process."""
         for orphan in study.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            assignment = self._assignment(study.key, Trial(study.optuna, orphan._trial_id))
+            assignment = self.assignment(study.key, Trial(study.optuna, orphan._trial_id))
             for listener in self.listeners:
                 listener.on_start(assignment)
             self._run_again(study, assignment, Cause.SEARCH)

@@ -23,6 +23,10 @@ class DiskFullError(UserError):
     """There is no room for a file; the message names it."""
 
 
+class DamagedFileError(UserError):
+    """A file that krscale wrote is not what was written; the message names it and the place."""
+
+
 class NonFiniteError(UserError):
     """A loss term became NaN or infinite; the message names the term, the epoch and the step."""
 

@@ -1,9 +1,13 @@
-"""Writing files so that a crash, or a full disk, never leaves half of one under its real name."""
+"""Writing files so that a crash, or a full disk, never leaves half of one under its real name.
+
+And reading them again: whatever is wrong with a file that krscale wrote is a `DamagedFileError`.
+"""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -13,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from krscale.errors import DiskFullError
+from krscale.errors import DamagedFileError, DiskFullError, UserError
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
@@ -41,9 +45,86 @@ def write_json(path: Path, content: Any) -> None:
     write_atomic(path, lambda temporary: _write_text(temporary, text))
 
 
-def read_json(path: Path) -> Any:
-    """Read what `write_json` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: Path, rebuild: str = "") -> Any:
+    """Read what `write_json` wrote.
+
+    Args:
+        path: The file.
+        rebuild: A sentence for the error: what can still be used, and what makes the file again.
+
+    Raises:
+        DamagedFileError: If it is missing or not JSON; names the file and the line.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+        return json.loads(text, parse_constant=_refuse_constant)
+    except FileNotFoundError:
+        raise DamagedFileError(_joined(f"{path}: this file is missing.", rebuild)) from None
+    except OSError as error:
+        raise damaged(path, f"it cannot be read ({error.strerror or error})", rebuild) from None
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}: {error.msg}" if text else "it is empty"
+        raise damaged(path, place, rebuild) from None
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, _reason(error), rebuild) from None
+
+
+@contextmanager
+def reading(path: Path, rebuild: str = "") -> Iterator[None]:
+    """Turn what goes wrong while the content of a file is taken apart into one error.
+
+    Args:
+        path: The file, for the error.
+        rebuild: As for `read_json`.
+
+    Raises:
+        DamagedFileError: Instead of a `KeyError`, `TypeError`, `ValueError` and their like.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise damaged(path, _reason(error), rebuild) from None
+
+
+def damaged(path: Path, place: str, rebuild: str = "") -> DamagedFileError:
+    """Build the error for a file that krscale wrote and that is something else now.
+
+    Args:
+        path: The file.
+        place: Where in it, and what is wrong there.
+        rebuild: As for `read_json`.
+    """
+    return DamagedFileError(_joined(f"{path}: damaged: {place}.", rebuild))
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file to `NAME.damaged`, or `NAME.damaged-2` and so on; return that."""
+    for number in itertools.count(1):
+        aside = path.with_name(f"{path.name}.damaged" + (f"-{number}" if number > 1 else ""))
+        if not aside.exists():
+            path.rename(aside)
+            return aside
+    raise AssertionError("unreachable")
+
+
+def follow(path: Path, before: Path, now: Path) -> Path:
+    """Return where a file is after the folder around it was moved or copied.
+
+    Args:
+        path: Where it was, absolute.
+        before: Where the folder was then.
+        now: Where the folder is now.
+
+    Returns:
+        The same place within `now`, unless nothing is there and the old place still exists; `path`
+        itself where it was not in the folder.
+    """
+    if before == now or not path.is_relative_to(before):
+        return path
+    moved = now / path.relative_to(before)
+    return moved if moved.exists() or not path.exists() else path
 
 
 @contextmanager
@@ -109,6 +190,25 @@ def _is_disk_full(error: Exception, folder: Path) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return os.statvfs(folder).f_bavail == 0
+
+
+def _joined(problem: str, rebuild: str) -> str:
+    return f"{problem} {rebuild}".strip()
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}, which is no number")
+
+
+def _reason(error: Exception) -> str:
+    """Say what is wrong with a content, as the end of a sentence."""
+    if isinstance(error, KeyError):
+        return f"the field {error.args[0]!r} is missing" if error.args else "a field is missing"
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is not text ({error.reason})"
+    if isinstance(error, RecursionError):
+        return "its content is nested too deeply"
+    return str(error).rstrip(".") or type(error).__name__
 
 
 def _write_text(path: Path, text: str) -> None:

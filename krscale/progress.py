@@ -20,6 +20,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from krscale.redaction import redact
+
 Study = tuple[str, str]
 """The method and the capacity of a size, e.g. `("kr", "1/16")`."""
 
@@ -175,8 +177,8 @@ class Progress:
             cell.running = max(0, cell.running - 1)
 
     def note(self, text: str) -> None:
-        """Show a line that stays, above the live view; also when quiet."""
-        self._print(text)
+        """Show a line that stays, above the live view; also when quiet. Credentials are hidden."""
+        self._print(redact(text))
 
     def seconds_left(self) -> float | None:
         """Estimate from the trials that ended here; None before two have, or when all are done."""

@@ -4,20 +4,56 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
+from typing import Any
 
+_HIDDEN = "***"
 _USERINFO = re.compile(r"(?<=://)[^/\s'\"]*@")
+_ODD_USERINFO = re.compile(r"(?<=://)[^/\s:@]*:(?!\d+(?:[/?#]|$))[^\s@\"]*@(?:[^\s/@\"]*@)*")
+"""A password may hold a slash or a quote, though it should be written in percents there."""
 _SECRET_FIELD = re.compile(
-    r"(?i)([?&;][^=&;\s]*(?:token|passw|pwd|secret|key|sig|credential|auth)[^=&;\s]*=)[^&;\s'\"]+"
+    r"(?i)([?&;#][^=&;\s]*(?:token|passw|pwd|secret|key|sig|credential|auth)[^=&;\s]*=)[^&;\s'\"]+"
 )
 _SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+_SECRET_NAME = re.compile(
+    r"(?i)(?:token|passw(?:or)?d|secret|secret_?key|access_?key|api_?key|credentials?)$"
+)
 _SHORTEST_SECRET = 4
 """Shorter ones would blank out ordinary letters of every text."""
+_SHORTEST_BY_NAME = 8
+"""The same where only the name of a variable suggests that it holds a secret."""
 
 
 def redact(text: str) -> str:
-    """Return the text without credentials: of URIs, and of MLflow's environment variables."""
-    for name in _SECRET_VARIABLES:
-        secret = os.environ.get(name, "")
-        if len(secret) >= _SHORTEST_SECRET:
-            text = text.replace(secret, "***")
-    return _SECRET_FIELD.sub(r"\1***", _USERINFO.sub("***@", text))
+    """Return the text without credentials: of URIs, and of secret environment variables."""
+    for secret in _secrets():
+        text = text.replace(secret, _HIDDEN)
+    for pattern in (_USERINFO, _ODD_USERINFO):
+        text = pattern.sub(f"{_HIDDEN}@", text)
+    return _SECRET_FIELD.sub(rf"\1{_HIDDEN}", text)
+
+
+def redact_all(content: Any) -> Any:
+    """Return plain content, as of JSON or TOML, with every text in it redacted."""
+    if isinstance(content, str):
+        return redact(content)
+    if isinstance(content, Mapping):
+        return {key: redact_all(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [redact_all(item) for item in content]
+    return content
+
+
+def _secrets() -> list[str]:
+    """Return the values of secret environment variables, the longest first."""
+    found = [os.environ.get(name, "") for name in _SECRET_VARIABLES]
+    found = [secret for secret in found if len(secret) >= _SHORTEST_SECRET]
+    found += [
+        value
+        for name, value in os.environ.items()
+        # A file that holds the secret is none itself.
+        if len(value) >= _SHORTEST_BY_NAME
+        and _SECRET_NAME.search(name)
+        and not value.startswith(("/", "~"))
+    ]
+    return sorted(set(found), key=len, reverse=True)

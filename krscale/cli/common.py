@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from krscale.errors import UserError
 from krscale.interruption import exit_code, received, stop_signals
+from krscale.redaction import redact
 
 EXIT_USER_ERROR = 2
 EXIT_CLOSED_PIPE = 141
@@ -42,7 +43,7 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
             if received() is not None:
                 return _interrupted(error)
             if isinstance(error, UserError):
-                for line in str(error).splitlines():
+                for line in redact(str(error)).splitlines():
                     print(f"krscale: error: {line}", file=sys.stderr)
                 return EXIT_USER_ERROR
             if isinstance(error, BrokenPipeError):
@@ -59,7 +60,8 @@ def _interrupted(error: Exception | None = None) -> int:
     by = "" if stopped_by is signal.SIGINT else f" by {stopped_by.name}"
     with suppress(OSError):
         if error is not None:
-            print(f"krscale: while stopping: {type(error).__name__}: {error}", file=sys.stderr)
+            text = redact(f"krscale: while stopping: {type(error).__name__}: {error}")
+            print(text, file=sys.stderr)
         print(f"krscale: interrupted{by}; the same command again continues.", file=sys.stderr)
     return exit_code()
 

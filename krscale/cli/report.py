@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -117,8 +118,8 @@ def _shown(path: Path, curve: Curve, figure: bytes) -> ShownRun:
         insight=insight,
         insight_figure=drawn.read_bytes() if insight and drawn.is_file() else None,
         insight_problem=insight_problem
-        or f"This was not kept for this run; `krscale insight {path.name}` finds it in the "
-        f"journal of the search, and the next page shows it.",
+        or f"This was not kept for this run; `krscale insight {shlex.quote(str(path))}` finds it "
+        f"in the journal of the search, and the next page shows it.",
     )
 
 

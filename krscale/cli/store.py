@@ -87,7 +87,7 @@ def find_experiment(name: str, storage_path: str | None, overrides: Sequence[str
     if overrides:
         raise UserError(f"--set {overrides[0]}: a run ({name}) is what it is; give a TOML file.")
     folder = find_run(name, Path(storage_path or load().storage_path))
-    return read_experiment(folder).model_copy(update={"storage_path": str(folder.parent)})
+    return read_experiment(folder)
 
 
 def check(recipes: Sequence[StoreRecipe], options: argparse.Namespace) -> None:

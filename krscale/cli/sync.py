@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from krscale.config import load
-from krscale.errors import UserError
-from krscale.runs.folder import find_run
+from krscale.errors import DamagedFileError, UserError
+from krscale.runs.folder import find_run, last_start
 
 EXIT_UNSENT = 1
 
@@ -36,9 +36,15 @@ def run(options: argparse.Namespace) -> int:
     folder = find_run(options.run, Path(options.storage_path or load().storage_path))
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run.")
-    from krscale.tracking import sync  # MLflow takes seconds to import
+    from krscale.tracking import Begun, print_warning, sync  # MLflow takes seconds to import
 
-    unsent = sync(folder, options.uri, timeout=options.timeout)
+    try:
+        known = last_start(folder)
+    except DamagedFileError as error:  # what was recorded may say enough
+        print_warning(str(error))
+        known = None
+    begun = Begun(*known) if known else None
+    unsent = sync(folder, options.uri, begun=begun, timeout=options.timeout)
     if unsent:
         print(f"{folder}: {unsent} events are still unsent; the same command again goes on.")
         return EXIT_UNSENT

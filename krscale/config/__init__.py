@@ -8,7 +8,7 @@ imports neither torch nor Ray, so that `--help` and a refused config answer at o
 
 from krscale.config.data import DataConfig, FilesConfig, GlyphsConfig, ViewsConfig
 from krscale.config.distillation import DistillConfig
-from krscale.config.experiment import Experiment
+from krscale.config.experiment import RESERVED_NAMES, Experiment
 from krscale.config.fields import fingerprint, parse_capacity
 from krscale.config.hints import field_paths, nearest_fields
 from krscale.config.networks import (
@@ -27,6 +27,7 @@ from krscale.config.reading import (
     validate,
     with_values,
 )
+from krscale.config.records import as_record, read_record
 from krscale.config.searching import (
     ClusterConfig,
     SearchConfig,
@@ -38,6 +39,7 @@ from krscale.config.training import TrainConfig
 
 __all__ = [
     "RENAMED",
+    "RESERVED_NAMES",
     "ClusterConfig",
     "DataConfig",
     "DistillConfig",
@@ -53,6 +55,7 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "ViewsConfig",
+    "as_record",
     "field_paths",
     "fingerprint",
     "load",
@@ -60,6 +63,7 @@ __all__ = [
     "nearest_fields",
     "objective_directions",
     "parse_capacity",
+    "read_record",
     "read_toml",
     "search_ranges",
     "used_with",

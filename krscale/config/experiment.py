@@ -20,11 +20,16 @@ def _default_storage() -> str:
     return os.environ.get("KRSCALE_STORAGE_PATH", "runs")
 
 
+RESERVED_NAMES = frozenset({"cache", "mlartifacts", "mlflow.db", "mlruns", "reports"})
+"""What a storage holds beside the runs; no run can be called so."""
+
+
 class Experiment(Section):
     """Everything that determines a run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "digits"
-    """Name of the run; its folder is `storage_path/name`."""
+    """Name of the run; its folder is `storage_path/name`. Not `cache`, `mlartifacts`, `mlflow.db`,
+    `mlruns` or `reports`, which lie there as well."""
     storage_path: str = Field(default_factory=_default_storage)
     """Folder of all runs, data, teachers and stores; default `$KRSCALE_STORAGE_PATH` or `runs`."""
     data: DataConfig = DataConfig()
@@ -38,6 +43,18 @@ class Experiment(Section):
     search: SearchConfig = SearchConfig()
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _free(cls, name: str) -> str:
+        # Some file systems do not tell capitals; SQLite and its locks add an ending to the name.
+        lower = name.lower()
+        if lower in RESERVED_NAMES or lower.startswith(("mlflow.db.", "mlflow.db-")):
+            raise ValueError(
+                f"the storage keeps {', '.join(sorted(RESERVED_NAMES))} beside the runs; choose "
+                f"another name"
+            )
+        return name
 
     @field_validator("storage_path")
     @classmethod

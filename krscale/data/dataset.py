@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,14 @@ from typing import Any, get_args
 
 from filelock import FileLock
 
-from krscale.config import DataConfig, fingerprint
+from krscale.config import DataConfig, as_record, fingerprint
 from krscale.data.arrow import Split, read_split, write_split
 from krscale.data.cutting import cut_splits
 from krscale.data.source import Note, Report, Source, SplitName
 from krscale.data.sources import open_source
 from krscale.data.splitting import channel_statistics, check_source
 from krscale.errors import UserError, unknown_name
-from krscale.files import new_folder, sha256, write_json
+from krscale.files import damaged, new_folder, read_json, reading, sha256, write_json
 
 FORMAT = 1
 """Version of the files below; a change of it, or of how images are cut, builds data anew."""
@@ -148,17 +147,19 @@ def open_data(path: Path) -> Dataset:
     Raises:
         UserError: If it is not a data set of this version of krscale.
     """
-    try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
+    file = path / "manifest.json"
+    rebuild = f"Delete the folder {path}; the data is prepared again by whatever needs it."
+    content = read_json(file, rebuild)
+    with reading(file, rebuild):
+        if content["format"] != FORMAT:
             raise UserError(
-                f"{path}: written in format {manifest['format']}, this krscale reads {FORMAT}."
+                f"{path}: written in format {content['format']}, this krscale reads {FORMAT}. "
+                f"{rebuild}"
             )
-        return _from_manifest(path, manifest)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: not a data set, or a damaged one ({type(error).__name__}: {error})."
-        ) from error
+    manifest = as_record(file, content, _Manifest, rebuild)
+    if set(manifest.num_samples) != set(manifest.sha256):
+        raise damaged(file, "num_samples and sha256 are not of the same splits", rebuild)
+    return Dataset(path=path, **{name: getattr(manifest, name) for name in _FIELDS})
 
 
 def _identity(config: DataConfig, source: Source) -> dict[str, Any]:
@@ -220,19 +221,21 @@ def write_data(path: Path, splits: Mapping[SplitName, Split], facts: Mapping[str
         write_json(folder / "manifest.json", manifest)
 
 
-def _from_manifest(path: Path, manifest: Mapping[str, Any]) -> Dataset:
-    channels, height, width = manifest["image_shape"]
-    return Dataset(
-        path=path,
-        fingerprint=manifest["fingerprint"],
-        source=manifest["source"],
-        classes=tuple(manifest["classes"]),
-        image_shape=(channels, height, width),
-        mean=tuple(manifest["mean"]),
-        std=tuple(manifest["std"]),
-        num_samples=dict(manifest["num_samples"]),
-        sha256=dict(manifest["sha256"]),
-    )
+@dataclass(frozen=True)
+class _Manifest:
+    """What `manifest.json` says, besides what a reader of it does not need."""
+
+    fingerprint: str
+    source: str
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_samples: dict[str, int]
+    sha256: dict[str, str]
+
+
+_FIELDS = tuple(_Manifest.__dataclass_fields__)
 
 
 def _silent(_done: int, _all: int) -> None:

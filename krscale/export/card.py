@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from krscale.config import as_record
 from krscale.data import Dataset
 from krscale.errors import UserError
+from krscale.files import read_json, reading
 
 CARD_FILE = "student.json"
 FORMAT = 1
@@ -91,26 +92,13 @@ def read_card(folder: Path) -> StudentCard:
         UserError: If the folder holds none, or one of another version.
     """
     path = folder / CARD_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+    if not path.is_file():
+        raise UserError(f"{folder}: not an export: it has no {CARD_FILE}.")
+    rebuild = "`krscale pick` exports the student again."
+    content = read_json(path, rebuild)
+    with reading(path, rebuild):
         if content["format"] != FORMAT:
             raise UserError(f"{path}: format {content['format']}; this krscale reads {FORMAT}.")
-        architecture, preprocessing = content["architecture"], content["preprocessing"]
-        channels, height, width = preprocessing["image_shape"]
-        return StudentCard(
-            model=architecture["model"],
-            width=architecture["width"],
-            options=architecture["options"],
-            num_parameters=architecture["num_parameters"],
-            flops=architecture["flops"],
-            classes=tuple(content["classes"]),
-            image_shape=(channels, height, width),
-            mean=tuple(preprocessing["mean"]),
-            std=tuple(preprocessing["std"]),
-            accuracy=content["accuracy"],
-            provenance=content["provenance"],
-        )
-    except FileNotFoundError:
-        raise UserError(f"{folder}: not an export: it has no {CARD_FILE}.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not the card of an export ({error}).") from error
+        fields = {**content["architecture"], **content["preprocessing"], **content}
+        _ = content["accuracy"]["test"]
+    return as_record(path, fields, StudentCard, rebuild)

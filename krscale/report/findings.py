@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from krscale.errors import UserError
+from krscale.config import read_record
 from krscale.files import write_json
 
 INSIGHT_FILE = "insight.json"
@@ -109,10 +110,6 @@ def read_insight(folder: Path) -> Insight | None:
     path = folder / INSIGHT_FILE
     if not path.is_file():
         return None
-    try:
-        return Insight.model_validate_json(path.read_bytes())
-    except ValidationError:
-        raise UserError(
-            f"{path}: damaged, or of another version of krscale; "
-            f"`krscale insight {folder}` makes it again."
-        ) from None
+    command = f"krscale insight {shlex.quote(str(folder))}"
+    rebuild = f"It may be of another version of krscale. `{command}` makes it again."
+    return read_record(path, Insight, rebuild)

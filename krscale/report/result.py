@@ -6,21 +6,20 @@ to be read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
-from pydantic import Field, ValidationError
+from pydantic import Field, field_validator
 from typing_extensions import TypedDict
 
+from krscale.config import RESERVED_NAMES, read_record
 from krscale.errors import UserError, nearest
 from krscale.files import write_json
 from krscale.pareto import pareto_front
 from krscale.report.students import Accuracy, Count, CurveSize, Milliseconds, Part
 
 CURVE_FILE = "curve.json"
-_NOT_RUNS = frozenset({"cache", "mlartifacts", "mlruns", "reports"})
 
 
 class TeacherRecord(TypedDict):
@@ -88,6 +87,16 @@ class Curve(Part):
     budgets: Budgets | None = None
     """None in curves of krscale before they were kept."""
 
+    @field_validator("data")
+    @classmethod
+    def _text_and_numbers(cls, data: dict[str, Any]) -> dict[str, Any]:
+        for name, value in data.items():
+            if name.startswith("num_") and type(value) is not int:
+                raise ValueError(f"{name} is not a whole number (got {value!r})")
+            if name in ("source", "fingerprint") and not isinstance(value, str):
+                raise ValueError(f"{name} is not text (got {value!r})")
+        return data
+
     @property
     def methods(self) -> tuple[str, ...]:
         """Every method of any size, in order of first appearance."""
@@ -133,19 +142,18 @@ def read_curve(run_path: Path) -> Curve:
     path = run_path / CURVE_FILE
     if not path.is_file():
         raise _no_curve(run_path)
-    try:
-        return Curve.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: not a curve of this version of krscale: {_first(error)}"
-        ) from None
+    rebuild = (
+        f"It may be of another version of krscale. Delete it, and the command that ran the search "
+        f"makes it again from {run_path / 'journal.log'}."
+    )
+    return read_record(path, Curve, rebuild)
 
 
 def _no_curve(run_path: Path) -> UserError:
     """Say what is missing, and which runs beside it could be read instead."""
     storage = run_path.parent
     folders = sorted(p for p in storage.iterdir() if p.is_dir()) if storage.is_dir() else []
-    runs = [p for p in folders if p.name not in _NOT_RUNS and not p.name.startswith(".")]
+    runs = [p for p in folders if p.name not in RESERVED_NAMES and not p.name.startswith(".")]
     finished = [p.name for p in runs if (p / CURVE_FILE).is_file()]
     unfinished = [p.name for p in runs if p.name not in finished]
     if run_path.is_dir():
@@ -158,10 +166,3 @@ def _no_curve(run_path: Path) -> UserError:
         f"{problem} Runs with a curve in {storage}: {', '.join(finished) or 'none'};"
         f" without one: {', '.join(unfinished) or 'none'}."
     )
-
-
-def _first(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        problem = error.errors(include_url=False)[0]
-        return f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
-    return str(error)

@@ -135,10 +135,11 @@ def _target(run_path: Path, order: Order, picked: Candidate) -> Path:
 
 def _data_of_the_run(experiment: Experiment, curve: Curve, reporter: Reporter) -> Dataset:
     dataset = prepare_data(experiment.data, experiment.cache_path, reporter.advance, reporter.note)
-    if dataset.fingerprint != curve.data["fingerprint"]:
+    expected = curve.data.get("fingerprint", "none")
+    if dataset.fingerprint != expected:
         raise UserError(
             f"{dataset.path}: the data is not what the run was trained on: its fingerprint is "
-            f"{dataset.fingerprint}, the curve has {curve.data['fingerprint']}."
+            f"{dataset.fingerprint}, the curve has {expected}."
         )
     return dataset
 

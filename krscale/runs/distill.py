@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from krscale.cluster.connect import connect
 from krscale.cluster.train import STUDENT_FILE, OnEpoch, train_on_workers
-from krscale.config import Experiment, with_values
+from krscale.config import Experiment, read_record, with_values
 from krscale.data import Dataset, open_data
 from krscale.files import write_json
 from krscale.metrics import ACCURACY, TEST_ACCURACY, VAL_ACCURACY
@@ -25,7 +26,7 @@ from krscale.setup.build import Assets, build_training
 from krscale.setup.networks import build_student
 from krscale.setup.prepare import Prepared, Setup, pick_device, prepare_knowledge
 from krscale.setup.sizes import StudentSize, find_size
-from krscale.tracking import Tracker, datasets_used, recording_seconds
+from krscale.tracking import Tracker, datasets_used, has_record, recording_seconds
 from krscale.training.checkpoint import load_weights, save_weights
 from krscale.training.loop import evaluate, fit_or_continue
 
@@ -72,15 +73,31 @@ def distil(experiment: Experiment, *, as_json: bool, quiet: bool) -> StudentResu
     """Train one student, or continue or show the one that this experiment already trained."""
     experiment = _own_name(experiment)
     with Progress(quiet=quiet, planned={}) as progress, run_folder(experiment, {}) as folder:
-        if not (folder / RESULT_FILE).exists():
+        has_ended = (folder / RESULT_FILE).exists()
+        if not has_ended:
             setup = Setup.resolve(experiment, progress)
             prepared = prepare_knowledge(setup, progress)
             dataset, size = setup.dataset, find_size(setup.networks)
             result = _train_and_test(experiment, prepared, dataset, size, progress)
             write_json(folder / RESULT_FILE, asdict(result))
-        result = StudentResult(**json.loads((folder / RESULT_FILE).read_text("utf-8")))
+        result = read_result(folder)
+        if has_ended and experiment.tracking.enabled and not has_record(folder):
+            _record_late(experiment, result, progress)
     _show(result, as_json)
     return result
+
+
+def read_result(folder: Path) -> StudentResult:
+    """Read what became of the student of a run folder.
+
+    Raises:
+        DamagedFileError: If `student.json` is not what was written.
+    """
+    path = folder / RESULT_FILE
+    rebuild = "Delete it; the same command trains what is missing and tests the student again."
+    result = read_record(path, StudentResult, rebuild)
+    # The folder may have been moved since.
+    return replace(result, weights=str(folder / STUDENT_FILE))
 
 
 def _own_name(experiment: Experiment) -> Experiment:
@@ -156,12 +173,54 @@ def _start_record(
         **origin_tags(experiment, prepared),
         "krscale.error": "",  # of an earlier start that was cut short
     }
-    sections = experiment.model_dump(mode="json", include={"distill", "train"})
-    params = {f"{s}.{k}": v for s, fields in sections.items() for k, v in fields.items()}
     datasets = datasets_used(open_data(Path(prepared.data_path)), experiment.data)
-    tracker.start_run("student", name=experiment.name, tags=tags, params=params, datasets=datasets)
+    tracker.start_run(
+        "student",
+        name=experiment.name,
+        tags=tags,
+        params=_params(experiment),
+        datasets=datasets,
+    )
     sizes = {"size/num_parameters": size.num_parameters, "size/flops": size.flops}
     tracker.log_metrics("student", {k: float(v) for k, v in sizes.items()}, step=0)
+
+
+def _record_late(experiment: Experiment, result: StudentResult, progress: Progress) -> None:
+    """Record a student that ended while nothing was recorded, from what its folder has of it."""
+    with Tracker(
+        experiment.tracking.uri,
+        experiment.tracking.experiment,
+        experiment.run_path,
+        warn=progress.note,
+    ) as tracker:
+        tags = {
+            "krscale.kind": "student",
+            "krscale.method": result.method,
+            "krscale.size": result.capacity,
+            "krscale.commit": result.commit,
+            "krscale.experiment": experiment.fingerprint(),
+            "krscale.recorded": f"later, from {RESULT_FILE}",
+        }
+        tracker.start_run("student", name=experiment.name, tags=tags, params=_params(experiment))
+        sizes = {"num_parameters": result.num_parameters, "flops": result.flops}
+        found = {f"size/{name}": float(value) for name, value in sizes.items()}
+        tracker.log_metrics("student", found, step=0)
+        final = {
+            "val/accuracy": result.val_accuracy,
+            "test/accuracy": result.test_accuracy,
+            "size/latency_ms": result.latency_ms,
+        }
+        tracker.log_metrics("student", final, step=experiment.train.num_epochs)
+        tracker.end_run("student")
+    progress.note(
+        f"{result.name} ended while nothing was recorded; MLflow has its settings, size and final "
+        f"accuracy now. The metrics of its epochs were not kept."
+    )
+
+
+def _params(experiment: Experiment) -> dict[str, Any]:
+    sections = experiment.model_dump(mode="json", include={"distill", "train"})
+    return {f"{s}.{k}": v for s, fields in sections.items() for k, v in fields.items()}
 
 
 def _train_here(

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from krscale.config import Experiment, validate
+from krscale.config import Experiment, TrackingConfig, as_record, read_record, validate
 from krscale.config.older import MENDED, uses_mended_method, with_former_defaults
 from krscale.errors import UserError
-from krscale.files import read_json, write_json
-from krscale.redaction import redact
+from krscale.files import follow, read_json, reading, write_json
+from krscale.redaction import redact, redact_all
 
 if TYPE_CHECKING:
     from krscale.setup.prepare import Prepared
@@ -45,6 +45,7 @@ FREE = (
 trial."""
 SPACE = ("search.space", "space.")
 """Where the search space is found among the fields of a run."""
+_BEGIN_ANEW = "Restore it from a copy; deleted, the command that began the run writes it again."
 _PACKAGES = ("krscale", "torch", "ray", "optuna", "mlflow", "pyarrow", "numpy")
 
 
@@ -82,7 +83,9 @@ def run_folder(
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        who = owner.read_text(encoding="utf-8").strip() if owner.exists() else "another process"
+        who = "another process"
+        if owner.exists():
+            who = owner.read_text(encoding="utf-8", errors="replace").strip() or who
         raise UserError(
             f"name: run {experiment.name!r} is being run now by {who}, in {folder}. "
             f"Wait for it, or choose another name."
@@ -171,18 +174,35 @@ def find_run(name: str, storage_path: Path) -> Path:
 def read_experiment(folder: Path) -> Experiment:
     """Return the experiment a run folder belongs to.
 
+    Its `storage_path` is where the folder is now, and what lies in the storage follows it, wherever
+    that was when the run was started.
+
     Raises:
-        UserError: If the folder holds none, or one of another version of krscale.
+        UserError: If the folder holds none, or one of another version of krscale, or damaged.
     """
     path = folder / EXPERIMENT_FILE
     if not path.is_file():
         raise UserError(f"{folder}: not the folder of a run: it has no {EXPERIMENT_FILE}.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))["experiment"]
-        content = with_former_defaults(content)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path}: damaged: it holds no experiment.") from None
-    return validate(content, str(path))
+    return validate(with_former_defaults(_stored(folder)["experiment"]), str(path))
+
+
+def last_start(folder: Path) -> tuple[TrackingConfig, Path] | None:
+    """Return where a run was recorded when it was last started, and where its storage was then.
+
+    Returns:
+        None for a folder that does not say it.
+
+    Raises:
+        DamagedFileError: If `experiment.json` is not what was written.
+    """
+    path = folder / EXPERIMENT_FILE
+    if not path.is_file():
+        return None
+    content = read_json(path, _BEGIN_ANEW)
+    storage = _storage_of(path, content)
+    with reading(path, _BEGIN_ANEW):
+        tracking = content["experiment"]["tracking"]
+    return as_record(path, tracking, TrackingConfig, _BEGIN_ANEW), storage
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
@@ -190,8 +210,8 @@ def read_environment(folder: Path) -> dict[str, Any]:
     path = folder / ENVIRONMENT_FILE
     if not path.is_file():
         return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    rebuild = "Delete it; the next start of the run writes it again."
+    return read_record(path, dict[str, Any], rebuild)
 
 
 def student_path(run_path: Path, method: str, capacity: str, seed: int) -> Path:
@@ -207,12 +227,12 @@ def _check_or_write(
     renewed: tuple[str, ...],
 ) -> None:
     path = folder / EXPERIMENT_FILE
-    content = {"experiment": experiment.model_dump(mode="json"), "bound": dict(bound)}
-    content["experiment"]["tracking"]["uri"] = redact(experiment.tracking.uri)
+    content = redact_all({"experiment": experiment.model_dump(mode="json"), "bound": dict(bound)})
     if path.exists():
-        stored = read_json(path)
+        stored = _stored(folder)
+        begun_with = redact_all(_begun_with(folder, stored["experiment"]))
         written = _flat(stored["experiment"], UNBOUND)
-        old = _flat(_begun_with(folder), UNBOUND) | _flat(stored["bound"], set())
+        old = _flat(begun_with, UNBOUND) | _flat(redact_all(stored["bound"]), set())
         new = _flat(content["experiment"], UNBOUND) | _flat(content["bound"], set())
         changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
         free = (*FREE, *renewed)
@@ -227,14 +247,41 @@ def _check_or_write(
     write_json(path, content)
 
 
-def _begun_with(folder: Path) -> dict[str, Any]:
+def _stored(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return `experiment` and `bound` of `experiment.json`, paths as they are where it is now."""
+    path = folder / EXPERIMENT_FILE
+    content = read_json(path, _BEGIN_ANEW)
+    before, now = _storage_of(path, content), folder.resolve().parent
+    with reading(path, _BEGIN_ANEW):
+        found = {name: dict(content[name]) for name in ("experiment", "bound")}
+    found = {name: _following(part, before, now) for name, part in found.items()}
+    found["experiment"]["storage_path"] = str(now)
+    return found
+
+
+def _storage_of(path: Path, content: Any) -> Path:
+    with reading(path, _BEGIN_ANEW):
+        return Path(content["experiment"]["storage_path"])
+
+
+def _following(content: Any, before: Path, now: Path) -> Any:
+    """Return plain content, each absolute path in it that lay in a folder as it is now."""
+    if isinstance(content, str):
+        return str(follow(Path(content), before, now)) if content.startswith("/") else content
+    if isinstance(content, Mapping):
+        return {key: _following(value, before, now) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_following(item, before, now) for item in content]
+    return content
+
+
+def _begun_with(folder: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return the experiment of a run that has begun, as this version of krscale understands it.
 
     Fields that are newer than the run have today's defaults (CONTRIBUTING.md, Style), but for
     those in `config/older.py`.
     """
     path = folder / EXPERIMENT_FILE
-    stored = read_json(path)["experiment"]
     bound = {key: value for key, value in stored.items() if key not in UNBOUND}
     try:
         if uses_mended_method(bound):

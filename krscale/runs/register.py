@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 from krscale.errors import UserError
 from krscale.redaction import redact
 from krscale.runs.deliver import Delivery
-from krscale.runs.folder import read_experiment
-from krscale.tracking import HASH_TAG, Registration, reopen, save_onnx_model
+from krscale.runs.folder import last_start, read_experiment
+from krscale.tracking import HASH_TAG, Begun, Registration, reopen, save_onnx_model
 
 FOLDER = "registered"
 SECONDS = 30.0
@@ -39,11 +40,18 @@ def register(run_path: Path, delivery: Delivery, uri: str, warn: Callable[[str],
     card, picked = delivery.card, delivery.choice.picked
     wanted = registration(experiment.tracking.experiment, delivery, onnx.sha256)
     try:
-        tracker = reopen(run_path, uri, warn=warn)
+        known = last_start(run_path)
+        tracker = reopen(run_path, uri, begun=Begun(*known) if known else None, warn=warn)
     except UserError as error:
         return f"not registered: {error}"
     refused = tracker.num_refused
     folder = run_path / FOLDER / delivery.folder.name
+    if not tracker.knows(picked.method):
+        tracker.close(SECONDS)
+        return (
+            f"not registered: the record of this run in {run_path / 'tracking'} is lost. The "
+            f"command that ran the search records it again from its journal."
+        )
     try:
         source = delivery.folder / onnx.file
         save_onnx_model(source, folder, card.image_shape, len(card.classes))
@@ -51,7 +59,8 @@ def register(run_path: Path, delivery: Delivery, uri: str, warn: Callable[[str],
     finally:
         unsent = tracker.close(SECONDS)
     if unsent:
-        return f"waiting for MLflow; krscale sync {run_path} registers {wanted.uri} later."
+        command = f"krscale sync {shlex.quote(str(run_path))}"
+        return f"waiting for MLflow; {command} registers {wanted.uri} later."
     if tracker.num_refused > refused:
         return f"MLflow refused it; see {run_path / 'tracking' / 'refused.jsonl'}"
     return wanted.uri

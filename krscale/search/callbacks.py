@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from krscale.config import Experiment
 from krscale.data import open_data
@@ -15,6 +16,7 @@ from krscale.report import Curve, CurveSize, MethodResult
 from krscale.runs.folder import origin_tags
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.retries import INTERRUPTED
+from krscale.search.studies.study import FORBIDDEN
 from krscale.search.studies.trial_spec import Assignment, FinalKey, TuningKey
 from krscale.setup.prepare import Prepared
 from krscale.setup.sizes import StudentSize
@@ -62,8 +64,50 @@ class TrackingListener:
                 datasets=self.datasets,
             )
 
+    def recall(self, ladder: Ladder) -> list[str]:
+        """Record trials that ended while nothing was recorded, from what the journal has of them.
+
+        Returns:
+            What the user is to know of it, a line each.
+        """
+        if not self.tracker.enabled:
+            return []
+        number = 0
+        for key, study in ladder.optuna_studies.items():
+            for trial in study.get_trials(deepcopy=False):
+                name = ladder.trial_name(key, trial.number)
+                ran = trial.state.is_finished() and FORBIDDEN not in trial.user_attrs
+                if ran and not self.tracker.has_ended(name):
+                    self._record_late(ladder.assignment(key, trial), trial)
+                    number += 1
+        if not number:
+            return []
+        return [
+            f"{number} trials ended while nothing was recorded of them; MLflow gets them now from "
+            f"{ladder.journal.path}: settings, sizes, states, last metrics and the validation "
+            f"accuracy of each epoch. The other metrics of their epochs were not kept."
+        ]
+
+    def _record_late(self, assignment: Assignment, trial: FrozenTrial) -> None:
+        start, end = _milliseconds(trial.datetime_start), _milliseconds(trial.datetime_complete)
+        self._start(assignment, start)
+        for epoch, accuracy in sorted(trial.intermediate_values.items()):
+            point = {"val/accuracy": accuracy}
+            self.tracker.log_metrics(assignment.name, point, step=epoch, time_ms=end)
+        attrs = trial.user_attrs
+        metrics = {name: value for name, value in attrs.items() if isinstance(value, float)}
+        step = int(metrics.get("epoch", 0))
+        self.tracker.log_metrics(assignment.name, metrics, step=step, time_ms=end)
+        self.tracker.set_tags(assignment.name, {"krscale.recorded": "later, from the journal"})
+        interrupted = attrs.get(INTERRUPTED)
+        error = attrs.get("error") or (f"{INTERRUPTED}: {interrupted}" if interrupted else "")
+        self._end(assignment, trial.state, metrics, error, end)
+
     def on_start(self, assignment: Assignment) -> None:
         """Start the child run, with what was suggested and how large the student is."""
+        self._start(assignment)
+
+    def _start(self, assignment: Assignment, time_ms: int | None = None) -> None:
         key, size = assignment.key, assignment.size
         self.tracker.start_run(
             assignment.name,
@@ -77,6 +121,7 @@ class TrackingListener:
             },
             params={**assignment.values, "train.seed": assignment.seed, "width": size.width},
             datasets=[used for used in self.datasets if used.context != "test"],
+            time_ms=time_ms,
         )
         sizes = {
             "size/num_parameters": float(size.num_parameters),
@@ -87,7 +132,7 @@ class TrackingListener:
             latency = self.latencies[key.capacity]
         if latency is not None:  # of an architecture of its own it is measured only where asked for
             sizes["size/latency_ms"] = latency
-        self.tracker.log_metrics(assignment.name, sizes, step=0)
+        self.tracker.log_metrics(assignment.name, sizes, step=0, time_ms=time_ms)
 
     def on_epoch(self, assignment: Assignment, metrics: Mapping[str, float]) -> None:
         """Log the metrics of an epoch."""
@@ -97,13 +142,23 @@ class TrackingListener:
         self, assignment: Assignment, state: TrialState, metrics: Mapping[str, float], reason: str
     ) -> None:
         """End the child run in the state that Optuna has, with the budget it reached and why."""
+        self._end(assignment, state, metrics, reason)
+
+    def _end(
+        self,
+        assignment: Assignment,
+        state: TrialState,
+        metrics: Mapping[str, float],
+        reason: str,
+        time_ms: int | None = None,
+    ) -> None:
         num_epochs = self.experiment.train.num_epochs
         tags = {"krscale.budget": f"{int(metrics.get('epoch', 0))} of {num_epochs} epochs"}
         if reason:
             tag = "krscale.stopped" if state is TrialState.PRUNED else "krscale.error"
             tags[tag] = reason
         self.tracker.set_tags(assignment.name, tags)
-        self.tracker.end_run(assignment.name, state.name)
+        self.tracker.end_run(assignment.name, state.name, time_ms=time_ms)
 
     def on_curve(self, curve: Curve, ladder: Ladder) -> None:
         """Log the curve on the methods' runs, and the test accuracy of every final training."""
@@ -229,6 +284,11 @@ def run_name(assignment: Assignment) -> str:
     if isinstance(assignment.key, FinalKey):
         parts.append(f"seed={assignment.seed}")
     return " ".join(parts)
+
+
+def _milliseconds(moment: datetime | None) -> int | None:
+    """Return a time of the journal, local and without a zone, in milliseconds since 1970."""
+    return None if moment is None else round(1000 * moment.timestamp())
 
 
 def _step(size: str, value: float) -> int:

@@ -20,13 +20,13 @@ from typing import Any
 
 import optuna
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from krscale.config import parse_capacity
 from krscale.errors import UserError
+from krscale.files import damaged
 from krscale.report.findings import NEAR, Importance, Insight, Setting, StudyInsight
+from krscale.search.studies.journal import JOURNAL, read_journal
 from krscale.search.studies.opening import present_studies
 from krscale.search.studies.study import FinalStudy, TuningStudy
 from krscale.search.studies.trial_spec import FinalKey, TuningKey
@@ -42,11 +42,12 @@ def find_insight(run_path: Path) -> Insight:
     Raises:
         UserError: If the folder holds no journal.
     """
-    journal = run_path / "journal.log"
+    journal = run_path / JOURNAL
     if not journal.is_file():
-        raise UserError(f"{run_path}: no search was run here: there is no journal.log.")
-    storage = JournalStorage(JournalFileBackend(str(journal)))
-    present = present_studies(storage)
+        raise UserError(f"{run_path}: no search was run here: there is no {JOURNAL}.")
+    present = present_studies(read_journal(journal))
+    if not present:
+        raise damaged(journal, "it holds no study", "Restore it from a copy, or search again.")
     studies = [
         _study(TuningStudy(key, study), present.get(key.finals))
         for key, study in present.items()

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 
 from krscale.config import Experiment
+from krscale.redaction import redact_all
 from krscale.search.space.check import fitting_space
 from krscale.search.studies.objectives import check_objectives
 from krscale.search.studies.samplers import num_planned
@@ -22,7 +23,7 @@ def describe_plan(experiment: Experiment) -> str:
     num_studies = len(config.methods) * len(plan.sizes)
     num_trials = sum(per_study.values()) * len(plan.sizes)
     num_finals = num_studies * config.num_final_seeds
-    lines = [json.dumps(experiment.model_dump(mode="json"), indent=2), "", "Models:"]
+    lines = [json.dumps(redact_all(experiment.model_dump(mode="json")), indent=2), "", "Models:"]
     lines.append(
         f"  teacher          {experiment.teacher.model} width {experiment.teacher.width}: "
         f"{plan.teacher_parameters:,} parameters, {plan.teacher_flops:,} FLOPs"

@@ -34,16 +34,16 @@ from krscale.search.on_ray.run import run_search
 from krscale.search.results import collect
 from krscale.search.space.check import fitting_space
 from krscale.search.space.space import SearchSpace
-from krscale.search.studies.extending import remember_budgets
+from krscale.search.studies.extending import finished_budgets, remember_budgets
+from krscale.search.studies.journal import JOURNAL, refuse_lost_journal
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.objectives import check_objectives
-from krscale.search.studies.opening import trials_that_ran
+from krscale.search.studies.opening import VERSION, trials_that_ran
 from krscale.search.studies.size_resolver import StudentSizeResolver
 from krscale.setup.prepare import Prepared, Setup, prepare_knowledge
 from krscale.setup.sizes import StudentSize, ladder_sizes
 from krscale.tracking import Tracker, recording_seconds
 
-JOURNAL = "journal.log"
 LATENCY_FILE = "latency.json"
 
 
@@ -118,10 +118,13 @@ def _search(
     try:
         progress.phase("search")
         journal = experiment.run_path / JOURNAL
+        refuse_lost_journal(experiment.run_path)
         ladder = Ladder(
             journal, experiment, space, sizes, [tracking, showing], size_resolver=size_resolver
         )
         showing.recall(ladder)
+        for line in (*_lost_trials(ladder), *tracking.recall(ladder)):
+            progress.note(line)
         if not ladder.complete:
             _say_small_grids(ladder, progress)
             _set_aside(experiment.run_path / CURVE_FILE)
@@ -130,7 +133,7 @@ def _search(
             gpus = gpus_per_trial(experiment, prepared, students, progress.note)
             resources = trial_resources(experiment.search, gpus)
             progress.num_workers = num_slots(resources)
-            run_search(ladder, prepared, resources)
+            run_search(ladder, prepared, resources, progress.note)
             _say_what_ended(ladder, progress)
         progress.phase("test")
         curve = collect(ladder, prepared)
@@ -143,6 +146,30 @@ def _search(
     finally:
         tracking.close(state)
     return curve
+
+
+def _lost_trials(ladder: Ladder) -> list[str]:
+    """Say which studies have fewer trials than when their search finished, in a line for the user.
+
+    A journal that was cut at the end of a line is whole in itself; only what the run folder
+    remembers tells that there was more.
+    """
+    budgets = finished_budgets(ladder.run_path)
+    if budgets is None:
+        return []
+    before = budgets["search.trials_per_size"]
+    lost = []
+    for key, study in ladder.tuning.items():
+        found, wanted = study.num_counted, min(before, ladder.planned(key))
+        same_space = study.optuna.user_attrs.get(VERSION, 1) == 1
+        if not study.ended_by and found < wanted and same_space:
+            lost.append(f"{key.name} ({found} of {wanted})")
+    if not lost:
+        return []
+    return [
+        f"{ladder.journal.path} holds fewer trials than when its search finished: "
+        f"{', '.join(lost)}. What is missing is run again."
+    ]
 
 
 def _write(curve: Curve, folder: Path) -> list[Path]:

@@ -6,7 +6,6 @@ data and the same settings finds it there.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,12 +14,12 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from krscale.config import Experiment, TrainConfig, fingerprint
+from krscale.config import Experiment, TrainConfig, fingerprint, read_record
 from krscale.data import Dataset, SplitName
 from krscale.data.loader import Loader
 from krscale.data.views import normalise
 from krscale.errors import NonFiniteError, UserError
-from krscale.files import new_folder, sha256, write_json
+from krscale.files import damaged, new_folder, reading, sha256, write_json
 from krscale.knowledge.parameters import layers_by_tap, weight_histogram
 from krscale.knowledge.probes import Probes, fit_probe, information_gain
 from krscale.knowledge.taps import TapOutputs, TappedModel, pool
@@ -30,7 +29,7 @@ from krscale.metrics import ACCURACY
 from krscale.models.capacity import count_flops, num_parameters
 from krscale.parallel import Workers
 from krscale.setup.networks import build_teacher, resolve_taps
-from krscale.training.checkpoint import load_weights, save_weights
+from krscale.training.checkpoint import load_weights, read_tensors, save_weights
 from krscale.training.loop import Training, evaluate
 
 PROBE_BATCH_SIZE = 512
@@ -124,9 +123,11 @@ def open_teacher(experiment: Experiment, dataset: Dataset, folder: Path) -> Load
     model = build_teacher(experiment, dataset)
     load_weights(folder / "teacher.safetensors", model, where=str(folder))
     tapped = TappedModel(model, facts.taps)
-    state = torch.load(folder / "probes.pt", weights_only=True)
-    probes = Probes(state["feature_sizes"], len(dataset.classes))
-    probes.load_state_dict(state["probes"])
+    file = folder / "probes.pt"
+    state = read_tensors(file)
+    with reading(file, _rebuild(folder)):
+        probes = Probes(state["feature_sizes"], len(dataset.classes))
+        probes.load_state_dict(state["probes"])
     tapped.eval().requires_grad_(False)
     probes.eval().requires_grad_(False)
     return LoadedTeacher(facts, tapped, probes)
@@ -264,8 +265,15 @@ def _num_weights(layers: Iterable[nn.Module]) -> float:
 
 
 def _read_facts(folder: Path) -> TeacherFacts:
-    content = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-    for name in ("taps", "stage_ends", "information_gain", "layer_sizes"):
-        content[name] = tuple(content[name])
-    content["histograms"] = tuple(tuple(row) for row in content["histograms"])
-    return TeacherFacts(**content)
+    path, rebuild = folder / "facts.json", _rebuild(folder)
+    facts = read_record(path, TeacherFacts, rebuild)
+    num_taps = len(facts.taps) + 1  # the classifier is a tap, too
+    for name in ("information_gain", "layer_sizes", "histograms"):
+        number = len(getattr(facts, name))
+        if number != num_taps:
+            raise damaged(path, f"{name}: {number} values for {num_taps} taps", rebuild)
+    return facts
+
+
+def _rebuild(folder: Path) -> str:
+    return f"Delete the folder {folder}; `krscale teach` makes the teacher again."

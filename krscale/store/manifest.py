@@ -6,21 +6,22 @@ only the first is an unfinished store, which the next build continues.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from krscale.config import as_record
 from krscale.errors import UserError
-from krscale.files import sha256, write_json
+from krscale.files import damaged, read_json, reading, sha256, write_json
 from krscale.store.layout import AnyLayout, read_layout
 from krscale.store.shard import ShardFile, ShardId, read_shard
 
 PLAN = "plan.json"
 MANIFEST = "manifest.json"
 FORMAT = 2
+_REBUILD = "Delete the folder of the store; `krscale teach` builds it anew."
 
 
 class StoreCheckError(UserError):
@@ -120,14 +121,14 @@ def read_manifest(path: Path) -> Manifest | None:
     content = _read(file)
     if content is None:
         return None
-    try:
-        return Manifest(
-            plan=_plan(file, content["plan"]),
-            encoding_error=tuple(content["encoding_error"]),
-            shards=tuple(ShardFile(**shard) for shard in content["shards"]),
-        )
-    except (KeyError, TypeError) as error:
-        raise _broken(file, error) from None
+    with reading(file, _REBUILD):
+        plan = _plan(file, content["plan"])
+        error = as_record(file, content["encoding_error"], tuple[float, ...], _REBUILD)
+        shards = as_record(file, content["shards"], tuple[ShardFile, ...], _REBUILD)
+    if len(shards) != len(plan.shards):
+        reason = f"shards: {len(shards)} are listed, the plan has {len(plan.shards)}"
+        raise damaged(file, reason, _REBUILD)
+    return Manifest(plan, error, shards)
 
 
 def check_key(path: Path, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
@@ -188,14 +189,11 @@ def broken_error(path: Path, shards: Iterable[ShardId]) -> StoreCheckError:
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not file.exists():
         return None
-    except (OSError, ValueError) as error:
-        raise _broken(file, error) from None
+    content = read_json(file, _REBUILD)
     if not isinstance(content, dict) or "format" not in content:
-        raise _broken(file, "it names no format")
+        raise damaged(file, "it names no format", _REBUILD)
     if content["format"] != FORMAT:
         raise UserError(
             f"{file}: format {content['format']}; this version of krscale reads format {FORMAT}. "
@@ -205,14 +203,22 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 
 def _plan(file: Path, content: Mapping[str, Any]) -> StorePlan:
-    try:
-        values = {name: content[name] for name in StorePlan.__dataclass_fields__}
-        values["layout"] = read_layout(values["layout"])
-        values["sample_error"] = tuple(values["sample_error"])
-        return StorePlan(**values)
-    except (KeyError, TypeError) as error:
-        raise _broken(file, error) from None
+    with reading(file, _REBUILD):
+        layout = read_layout(content["layout"])
+        as_record(file, asdict(layout), type(layout), _REBUILD)
+        fields = as_record(file, content, _PlanFields, _REBUILD)
+    if min(fields.num_views, fields.num_samples, fields.shard_rows) < 1:
+        raise damaged(file, "a number of views, samples or rows is not positive", _REBUILD)
+    return StorePlan(layout=layout, **asdict(fields))
 
 
-def _broken(file: Path, reason: object) -> UserError:
-    return UserError(f"{file}: broken ({reason}). Delete the store to build it anew.")
+@dataclass(frozen=True)
+class _PlanFields:
+    """A plan as JSON has it, but for its layout."""
+
+    key: dict[str, str]
+    num_views: int
+    num_samples: int
+    shard_rows: int
+    sample_error: tuple[float, ...]
+    num_sampled: int

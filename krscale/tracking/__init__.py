@@ -3,15 +3,18 @@
 from krscale.redaction import redact
 from krscale.tracking.datasets import DatasetUsed, datasets_used
 from krscale.tracking.models import HASH_TAG, Registration, save_onnx_model
-from krscale.tracking.replay import reopen, sync
-from krscale.tracking.tracker import Tracker, recording_seconds
+from krscale.tracking.replay import Begun, has_record, reopen, sync
+from krscale.tracking.tracker import Tracker, print_warning, recording_seconds
 
 __all__ = [
     "HASH_TAG",
+    "Begun",
     "DatasetUsed",
     "Registration",
     "Tracker",
     "datasets_used",
+    "has_record",
+    "print_warning",
     "recording_seconds",
     "redact",
     "reopen",

@@ -11,10 +11,13 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from krscale.errors import UserError, unknown_name
+from krscale.files import follow
 from krscale.redaction import redact
 
 LOCAL_SERVER = "http://127.0.0.1:5000"
 """Where `mlflow ui` and `make ui` are found unless they are told another port."""
+DATABASE = "mlflow.db"
+"""In the storage, where no URI is configured."""
 _WHERE = "tracking.uri"
 _SERVERS = ("http", "https")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -55,7 +58,7 @@ def resolve_address(uri: str, storage_path: Path) -> Address:
     """
     artifact_root = storage_path / "mlartifacts"
     if not uri:
-        return Address(f"sqlite:///{storage_path / 'mlflow.db'}", artifact_root)
+        return Address(sqlite_uri(storage_path / DATABASE), artifact_root)
     if uri == "databricks" or uri.startswith("databricks://"):
         return Address(uri, None)
     scheme, separator, _ = uri.partition("://")
@@ -72,6 +75,45 @@ def resolve_address(uri: str, storage_path: Path) -> Address:
     raise unknown_name(
         "MLflow URI scheme", kind, (*_SERVERS, *_DATABASES, "databricks"), where=_WHERE
     )
+
+
+def sqlite_uri(file: Path, query: str = "") -> str:
+    """Return the URI with which SQLAlchemy, and so MLflow, opens this very file.
+
+    Args:
+        file: Absolute path of the database.
+        query: What follows the question mark.
+
+    Raises:
+        UserError: If no URI names it.
+    """
+    quoted = str(file).replace("%", "%25").replace("?", "%3F")
+    # MLflow makes the folder of what it finds behind `sqlite:///`, without reading the percents.
+    driver = "sqlite" if quoted == str(file) else "sqlite+pysqlite"
+    end = f"?{query}" if query else ""
+    # SQLAlchemy 2.0 reads no percents either.
+    for path in (quoted, str(file)):
+        uri = f"{driver}:///{path}{end}"
+        if make_url(uri).database == str(file):
+            return uri
+    raise UserError(
+        f"{_WHERE}: no URI of the installed SQLAlchemy names {file}; use a folder without a "
+        f"question mark in its name."
+    )
+
+
+def follow_uri(uri: str, before: Path, now: Path) -> str:
+    """Return a tracking URI after the storage was moved; only that of a file in it changes.
+
+    Args:
+        uri: As it was.
+        before: The storage at that time.
+        now: Where the storage is.
+    """
+    file = _sqlite_file(uri) if uri.startswith("sqlite") else None
+    if file is None or (moved := follow(file, before, now)) == file:
+        return uri
+    return sqlite_uri(moved, uri.partition("?")[2])
 
 
 def charts_at(server: str, experiment_id: str) -> str:
@@ -122,7 +164,7 @@ def _checked_database(uri: str, kind: str) -> str:
     if file.is_dir() or not _can_write(file):
         raise UserError(f"{_WHERE}: {file} cannot be written as a database file.")
     # Relative to where the driver started; workers and jobs change directory.
-    return make_url(uri).set(database=str(file)).render_as_string(hide_password=False)
+    return sqlite_uri(file, uri.partition("?")[2])
 
 
 def _sqlite_file(uri: str) -> Path | None:

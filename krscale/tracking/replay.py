@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+from krscale.config import TrackingConfig
 from krscale.errors import UserError
-from krscale.tracking.tracker import FOLDER, Tracker
-from krscale.tracking.writer import State
+from krscale.redaction import redact
+from krscale.tracking.address import DATABASE, sqlite_uri
+from krscale.tracking.tracker import FOLDER, SPOOL_FILE, Tracker, print_warning
+from krscale.tracking.writer import STATE_FILE, State
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a run folder says of its last start.
+
+    Attributes:
+        tracking: Where it was to be recorded; credentials are not kept.
+        storage: Where its storage was then.
+    """
+
+    tracking: TrackingConfig
+    storage: Path
+
+
+def has_record(run_path: Path) -> bool:
+    """Whether anything of a run was ever recorded for MLflow."""
+    return any((run_path / FOLDER / name).is_file() for name in (STATE_FILE, SPOOL_FILE))
 
 
 def sync(
@@ -15,6 +38,7 @@ def sync(
     uri: str = "",
     *,
     storage_path: Path | None = None,
+    begun: Begun | None = None,
     timeout: float = 60.0,
     warn: Callable[[str], None] | None = None,
 ) -> int:
@@ -24,6 +48,7 @@ def sync(
         run_path: The run's folder.
         uri: Where to; empty takes where the run was recorded.
         storage_path: The folder of all runs; None takes the parent of `run_path`.
+        begun: What the run folder says of its last start, if it does.
         timeout: Seconds after which to give up.
         warn: Takes one line for the user; None prints to stderr.
 
@@ -34,7 +59,8 @@ def sync(
         UserError: If the run recorded nothing, is being recorded now, or its URI held credentials,
             which are not kept.
     """
-    return reopen(run_path, uri, storage_path=storage_path, warn=warn).close(timeout)
+    tracker = reopen(run_path, uri, storage_path=storage_path, begun=begun, warn=warn)
+    return tracker.close(timeout)
 
 
 def reopen(
@@ -42,6 +68,7 @@ def reopen(
     uri: str = "",
     *,
     storage_path: Path | None = None,
+    begun: Begun | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> Tracker:
     """Return a tracker that goes on where a run was recorded; arguments as of `sync`.
@@ -51,13 +78,21 @@ def reopen(
             which are not kept.
     """
     folder = run_path / FOLDER
-    state = State.load(folder / "state.json")
-    if state is None:
+    if not has_record(run_path):
         raise UserError(f"{run_path}: nothing was recorded here for MLflow ({folder} is missing).")
+    storage = (storage_path or run_path.parent).resolve()
+    before = begun.storage if begun else None
+    state = State.load(folder, warn or print_warning)
+    if state is None:
+        config = begun.tracking if begun else TrackingConfig()
+        found = config.uri or sqlite_uri((before or storage) / DATABASE)
+        state = State(uri=redact(found), experiment=config.experiment)
+    state = state.followed(storage, before)
     if not uri and "***" in state.uri:
+        command = f"krscale sync {shlex.quote(str(run_path))} --uri URI"
         raise UserError(
             f"{run_path}: was recorded for {state.uri}, whose credentials are not kept."
-            " Give the URI again."
+            f" Give the URI again: {command}"
         )
     return Tracker(
         uri or state.uri, state.experiment, run_path, storage_path=storage_path, warn=warn

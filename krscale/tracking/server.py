@@ -6,6 +6,7 @@ import getpass
 import logging
 import os
 import re
+import shlex
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from krscale.redaction import redact
 from krscale.tracking.address import Address
 from krscale.tracking.datasets import tensor_schema
 from krscale.tracking.models import HASH_TAG
+from krscale.tracking.moving import follow_artifacts
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment
@@ -71,6 +73,8 @@ class Server:
         with _translated(address.shown, connecting=True), _alone(address.database_file):
             from mlflow import MlflowClient
 
+            if address.database_file and address.artifact_root:
+                follow_artifacts(address.database_file, address.artifact_root)
             self._client = MlflowClient(address.uri)
             found = self._open_experiment(experiment, address.artifact_root)
         self.experiment_id = str(found.experiment_id)
@@ -291,7 +295,8 @@ def _reason(error: Exception, shown: str) -> str:
     text = redact(str(error))
     if "out-of-date database schema" in text:
         return (
-            f"its database is of an older MLflow; back it up, then run: mlflow db upgrade {shown}"
+            f"its database is of an older MLflow; back it up, then run: "
+            f"mlflow db upgrade {shlex.quote(shown)}"
         )
     cause = re.search(r"Caused by \w+\(\"?(?:<[^>]*>|[^:\"]*): ([^\"]*)", text)
     text = cause.group(1) if cause else text

@@ -91,6 +91,12 @@ class Spool:
                 count = count - 1 if count is not None else None
                 yield Event(**json.loads(line)), position
 
+    def is_boundary(self, position: int) -> bool:
+        """Whether an event begins at this position, or the file ends there."""
+        if not 0 < position <= self._size:
+            return position == 0
+        return os.pread(self._file, 1, position - 1) == b"\n"
+
     def close(self) -> None:
         """Flush to the disk and close; appending raises `OSError` from now on."""
         with self._lock:

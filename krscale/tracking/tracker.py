@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +21,7 @@ from krscale.interruption import received
 from krscale.redaction import redact
 from krscale.tracking.address import LOCAL_SERVER, charts_at, resolve_address
 from krscale.tracking.datasets import DatasetUsed
+from krscale.tracking.mending import mend_spool
 from krscale.tracking.models import Registration
 from krscale.tracking.server import prepare_mlflow
 from krscale.tracking.spool import Event, Operation, Spool
@@ -26,6 +29,7 @@ from krscale.tracking.system import PREFIX, SystemMonitor
 from krscale.tracking.writer import Writer
 
 FOLDER = "tracking"
+SPOOL_FILE = "spool.jsonl"
 _KEY = re.compile(r"[A-Za-z0-9._/=+:,-]+")
 _NAME = re.compile(r"[\w\-. :/]+")
 _STATES = {
@@ -68,8 +72,9 @@ class Tracker:
         run_path = run_path.resolve()
         storage = storage_path.resolve() if storage_path else run_path.parent
         self._address = resolve_address(uri, storage)
-        self._run_path, self._folder = run_path, run_path / FOLDER
+        self._run_path, self._folder, self._storage = run_path, run_path / FOLDER, storage
         self._known: set[str] = set()
+        self._ended: set[str] = set()
         self._points: dict[tuple[str, str, int], float] = {}
         self._writer: Writer | None = None
         self._monitor: SystemMonitor | None = None
@@ -78,11 +83,13 @@ class Tracker:
         prepare_mlflow(self._address)
         self._monitor = SystemMonitor(self.log_metrics) if system_metrics else None
         self._lock = _hold(self._folder)
-        self._spool = Spool(self._folder / "spool.jsonl")
+        say = warn or print_warning
+        mended = mend_spool(self._folder / SPOOL_FILE, say)
+        self._spool = Spool(self._folder / SPOOL_FILE)
         self._recall()
         self._writer = Writer(
-            self._spool, self._folder, self._address, experiment, warn or _print_warning,
-            on_end=self._let_go,
+            self._spool, self._folder, storage, self._address, experiment, say,
+            on_end=self._let_go, mended=mended,
         )  # fmt: skip
 
     def start_run(
@@ -93,6 +100,8 @@ class Tracker:
         tags: Mapping[str, Any] | None = None,
         params: Mapping[str, Any] | None = None,
         datasets: Sequence[DatasetUsed] = (),
+        *,
+        time_ms: int | None = None,
     ) -> None:
         """Create the run of a key, or set it running again when it exists.
 
@@ -103,6 +112,7 @@ class Tracker:
             tags: Tag -> value.
             params: Parameter -> value; MLflow keeps the first value of each for ever.
             datasets: What it learns from and is tested on.
+            time_ms: When, in milliseconds since 1970; None is now.
         """
         if not _KEY.fullmatch(key):
             raise ValueError(f"a key is made of letters, digits and ._/=+:,- only: {key!r}")
@@ -113,11 +123,14 @@ class Tracker:
             "name": redact(name), "parent": parent, "tags": _texts(tags), "params": _texts(params),
             "datasets": [dataset.content() for dataset in datasets],
         }  # fmt: skip
-        self._append("start", key, content)
+        self._ended.discard(key)
+        self._append("start", key, content, time_ms)
         if self._monitor and parent is None:
             self._monitor.watch(key, first_step=self._next_system_step(key))
 
-    def log_metrics(self, key: str, metrics: Mapping[str, float], step: int) -> None:
+    def log_metrics(
+        self, key: str, metrics: Mapping[str, float], step: int, *, time_ms: int | None = None
+    ) -> None:
         """Record values at a step; for a curve the step is the number of parameters.
 
         A point that was recorded before with the same value is not recorded twice. NaN and
@@ -134,7 +147,8 @@ class Tracker:
             elif self._points.get((key, name, step)) != value:
                 finite[_named(name)] = self._points[key, name, step] = value
         if finite or tags:
-            self._append("log", key, {"metrics": finite, "step": int(step), "tags": tags})
+            content = {"metrics": finite, "step": int(step), "tags": tags}
+            self._append("log", key, content, time_ms)
 
     def set_tags(self, key: str, tags: Mapping[str, Any]) -> None:
         """Set or change tags of a run."""
@@ -169,24 +183,39 @@ class Tracker:
         return key in self._known
 
     @property
+    def enabled(self) -> bool:
+        """Whether anything is recorded."""
+        return self._writer is not None
+
+    def knows(self, key: str) -> bool:
+        """Whether a run was started with this key, now or by an earlier process."""
+        return key in self._known
+
+    def has_ended(self, key: str) -> bool:
+        """Whether the end of a run was recorded, and no new start since."""
+        return key in self._ended
+
+    @property
     def num_refused(self) -> int:
         """How much MLflow has refused, in all starts of this run."""
         return self._writer.refused if self._writer else 0
 
-    def end_run(self, key: str, status: str = "COMPLETE") -> None:
+    def end_run(self, key: str, status: str = "COMPLETE", *, time_ms: int | None = None) -> None:
         """End a run.
 
         Args:
             key: The run.
             status: `COMPLETE` or `FINISHED`, `PRUNED` (MLflow: KILLED), `FAIL` (MLflow: FAILED),
                 or `RUNNING` to take an end back. The tag `krscale.state` says which.
+            time_ms: When, in milliseconds since 1970; None is now.
         """
         self._check(key)
         if status not in _STATES:
             raise ValueError(f"unknown status {status!r}; allowed: {', '.join(_STATES)}")
         if self._monitor:
             self._monitor.leave(key)
-        self._append("end", key, {"status": _STATES[status]})
+        self._note_end(key, _STATES[status])
+        self._append("end", key, {"status": _STATES[status]}, time_ms)
 
     def how_to_open(self) -> tuple[str, str]:
         """Return what a user types and then opens to see the curves, without credentials.
@@ -198,7 +227,8 @@ class Tracker:
         experiment = self._writer.experiment_id if self._writer else ""
         if self._address.artifact_root is None:
             return "", charts_at(self._address.shown, experiment)
-        command = f"mlflow ui --host 127.0.0.1 --backend-store-uri {self._address.shown}"
+        uri = shlex.quote(self._address.shown)
+        command = f"mlflow ui --host 127.0.0.1 --backend-store-uri {uri}"
         return command, charts_at(LOCAL_SERVER, experiment)
 
     def close(self, timeout: float = 30.0) -> int:
@@ -223,19 +253,22 @@ class Tracker:
         self.close()
 
     def _stored(self, path: Path) -> str:
-        """Inside the run's folder a path is kept relative to it, so that the folder may move."""
+        """Inside the storage a path is kept relative to the run's folder, so that it may move."""
         file = path.resolve()
-        inside = file.is_relative_to(self._run_path)
-        return str(file.relative_to(self._run_path) if inside else file)
+        inside = file.is_relative_to(self._storage)
+        return os.path.relpath(file, self._run_path) if inside else str(file)
 
     def _let_go(self) -> None:
         """Free the folder; only when the thread has ended, so that no two writers meet."""
         self._spool.close()
         self._lock.release()
 
-    def _append(self, op: Operation, key: str, content: dict[str, Any]) -> None:
+    def _append(
+        self, op: Operation, key: str, content: dict[str, Any], time_ms: int | None = None
+    ) -> None:
         if self._writer:
-            self._spool.append(Event(op, key, time.time_ns() // 1_000_000, content))
+            now = time.time_ns() // 1_000_000
+            self._spool.append(Event(op, key, now if time_ms is None else time_ms, content))
             self._writer.notify()
 
     def _check(self, key: str) -> None:
@@ -252,10 +285,16 @@ class Tracker:
         for event, _ in self._spool.read(0):
             if event.op == "start":
                 self._known.add(event.key)
+                self._ended.discard(event.key)
+            elif event.op == "end":
+                self._note_end(event.key, event.content["status"])
             elif event.op == "log":
                 step = event.content["step"]
                 for name, value in event.content["metrics"].items():
                     self._points[event.key, name, step] = value
+
+    def _note_end(self, key: str, status: str) -> None:
+        (self._ended.discard if status == "RUNNING" else self._ended.add)(key)
 
 
 def recording_seconds() -> float:
@@ -294,5 +333,6 @@ def _named(name: str) -> str:
     return name
 
 
-def _print_warning(line: str) -> None:
+def print_warning(line: str) -> None:
+    """Say a line to the user of a library, on stderr."""
     print(f"krscale: {line}", file=sys.stderr, flush=True)

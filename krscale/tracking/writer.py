@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import shlex
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from krscale.files import write_json
 from krscale.redaction import redact
-from krscale.tracking.address import Address
+from krscale.tracking.address import Address, follow_uri
+from krscale.tracking.mending import read_or_set_aside
 from krscale.tracking.server import Kind, Refused, Server, ServerAway, longest_value
 from krscale.tracking.spool import Event, Spool
 
+STATE_FILE = "state.json"
 _BATCH_EVENTS = 1000
 _GATHER_SECONDS = 0.2
 """How long to wait after a first event, so that those close behind travel in one request."""
@@ -42,14 +45,25 @@ class State(BaseModel):
     """Key -> MLflow run id."""
     refused: int = 0
     """Events that MLflow did not accept."""
+    storage: str = ""
+    """The storage at that time: what `uri` names in it is elsewhere once it has been moved."""
 
     @classmethod
-    def load(cls, path: Path) -> State | None:
-        """Read the state; None when there is none, or none that can be read."""
-        try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
-        except (FileNotFoundError, ValueError, ValidationError):
-            return None
+    def load(cls, folder: Path, say: Callable[[str], None]) -> State | None:
+        """Read the state of a record; None when there is none, or a damaged one, which is said."""
+        lost = "MLflow is told everything again, and recognises what it has."
+        return read_or_set_aside(folder / STATE_FILE, cls, say, lost)
+
+    def followed(self, storage: Path, before: Path | None = None) -> State:
+        """Return the state as it reads where the storage is now.
+
+        Args:
+            storage: Where that is.
+            before: Where it was, for a state that does not say it.
+        """
+        was = Path(self.storage) if self.storage else before
+        uri = follow_uri(self.uri, was, storage) if was else self.uri
+        return self.model_copy(update={"uri": uri, "storage": str(storage)})
 
 
 class Writer:
@@ -58,29 +72,36 @@ class Writer:
     Args:
         spool: What to send.
         folder: Where the position and refused events are kept.
+        storage: Folder of all runs.
         address: Where MLflow is.
         experiment: Name of the experiment.
         warn: Takes one line for the user.
         on_end: Called by the thread when it has ended.
+        mended: Whether positions in the spool have changed since the last start.
     """
 
     def __init__(
         self,
         spool: Spool,
         folder: Path,
+        storage: Path,
         address: Address,
         experiment: str,
         warn: Callable[[str], None],
         on_end: Callable[[], None],
+        *,
+        mended: bool = False,
     ) -> None:
         self._spool, self._folder, self._address = spool, folder, address
         self._warn, self._on_end = warn, on_end
-        fresh = State(uri=address.shown, experiment=experiment)
-        kept = State.load(folder / "state.json")
-        same = kept is not None and (kept.uri, kept.experiment) == (fresh.uri, experiment)
+        self._state = State(uri=address.shown, experiment=experiment, storage=str(storage))
+        kept = State.load(folder, warn)
+        kept = kept.followed(storage) if kept else None
         # Another server or experiment gets the whole story from the beginning.
-        self._state = kept if same and kept and kept.position <= spool.size else fresh
-        write_json(folder / "state.json", self._state.model_dump())
+        if kept and (kept.uri, kept.experiment) == (address.shown, experiment):
+            here = not mended and spool.is_boundary(kept.position)
+            self._state = kept if here else kept.model_copy(update={"position": 0})
+        write_json(folder / STATE_FILE, self._state.model_dump())
         self._server: Server | None = None
         self._changed = threading.Condition()
         self._deadline: float | None = None
@@ -170,14 +191,14 @@ class Writer:
         self._warn(
             f"MLflow at {self._address.shown} cannot be used ({reason}). The run goes on,"
             f" recording to {self._spool.path}; it is replayed when MLflow is back, by the next"
-            f" start, or by: krscale sync {self._folder.parent}"
+            f" start, or by: krscale sync {shlex.quote(str(self._folder.parent))}"
         )
 
     def _connect(self) -> Server:
         server = Server(self._address, self._state.experiment)
         if server.identity != self._state.identity:
-            fresh = State(uri=self._state.uri, experiment=self._state.experiment)
-            self._state = fresh.model_copy(update={"identity": server.identity})
+            anew = {"identity": server.identity, "position": 0, "runs": {}, "refused": 0}
+            self._state = self._state.model_copy(update=anew)
         return server
 
     def _send_batch(self) -> None:
@@ -196,7 +217,7 @@ class Writer:
                 self._send_logs(server, key, events)
             self._state.position = position
         finally:
-            write_json(self._folder / "state.json", self._state.model_dump())
+            write_json(self._folder / STATE_FILE, self._state.model_dump())
 
     def _send(self, server: Server, event: Event) -> None:
         try:

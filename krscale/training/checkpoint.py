@@ -11,6 +11,7 @@ import json
 import pickle
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from krscale.errors import UserError, nearest
-from krscale.files import new_folder, sha256, write_atomic, write_json
+from krscale.config import read_record
+from krscale.errors import DamagedFileError, UserError, nearest
+from krscale.files import damaged, new_folder, sha256, write_atomic, write_json
 
 STATE = "state.pt"
 MANIFEST = "manifest.json"
@@ -33,6 +35,15 @@ _SUFFIXES = (".safetensors", ".pt", ".pth")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
 _LISTED = 8
+_START_ANEW = "Use an older checkpoint, or delete this one to start anew."
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What a checkpoint consists of: file -> its SHA-256."""
+
+    format: int
+    files: dict[str, str]
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -58,7 +69,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         UserError: If the folder, a file or its content is missing or broken; names the file.
     """
     manifest = _read_manifest(path)
-    for name, expected in manifest["files"].items():
+    for name, expected in manifest.files.items():
         file = path / name
         if not file.is_file():
             raise UserError(f"{file}: missing, though the checkpoint's {MANIFEST} lists it.")
@@ -66,10 +77,24 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         if found != expected:
             raise UserError(
                 f"{file}: broken: its SHA-256 is {found[:16]}..., {MANIFEST} has "
-                f"{expected[:16]}.... Use an older checkpoint, or delete this one to start anew."
+                f"{expected[:16]}.... {_START_ANEW}"
             )
     state: dict[str, Any] = torch.load(path / STATE, map_location=device, weights_only=True)
     return state
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """Read a `.pt` file that krscale wrote without a checksum, on the CPU, running no code.
+
+    Raises:
+        UserError: If it is missing, unreadable or no dictionary; names the file.
+    """
+    if not path.is_file():
+        raise DamagedFileError(f"{path}: this file is missing.")
+    content = _read_pickle(path, "")
+    if not isinstance(content, dict):
+        raise damaged(path, f"it holds a {type(content).__name__}")
+    return content
 
 
 def save_weights(
@@ -106,8 +131,11 @@ def read_metadata(path: Path) -> dict[str, Any]:
             header = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file: {error}") from None
-    metadata: dict[str, Any] = json.loads(header.get(_METADATA_KEY, "{}"))
-    return metadata
+    try:
+        metadata = json.loads(header.get(_METADATA_KEY, "{}"))
+    except ValueError as error:
+        raise damaged(path, f"its metadata is not JSON: {error}") from None
+    return dict(metadata) if isinstance(metadata, Mapping) else {}
 
 
 def read_weights(path: Path, where: str = "") -> dict[str, Tensor]:
@@ -172,18 +200,17 @@ def _refuse_objects(value: Any, place: str) -> None:
         raise TypeError(f"{place}: a checkpoint cannot hold a {type(value).__name__}")
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _read_manifest(path: Path) -> _Manifest:
     file = path / MANIFEST
     if not file.is_file():
         raise UserError(f"{path}: not a checkpoint: it has no {MANIFEST}.")
-    try:
-        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        found, files = manifest["format"], manifest["files"]
-        _ = files[STATE]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{file}: broken: not the manifest of a checkpoint.") from None
-    if found != FORMAT:
-        raise UserError(f"{file}: format {found}; this version of krscale reads format {FORMAT}.")
+    manifest = read_record(file, _Manifest, _START_ANEW)
+    if manifest.format != FORMAT:
+        raise UserError(
+            f"{file}: format {manifest.format}; this version of krscale reads format {FORMAT}."
+        )
+    if STATE not in manifest.files:
+        raise damaged(file, f"it does not list {STATE}", _START_ANEW)
     return manifest
 
 

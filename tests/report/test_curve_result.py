@@ -174,7 +174,7 @@ def test_a_run_that_does_not_exist_says_which_do(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", '{"name": "x"}', '{"nam": 1}', "NaN"])
 def test_a_file_that_is_no_curve_is_a_user_error(tmp_path, text):
     (tmp_path / "curve.json").write_text(text)
-    with pytest.raises(UserError, match=r"curve\.json: not a curve of this version"):
+    with pytest.raises(UserError, match=r"curve\.json: damaged: .* another version of krscale"):
         read_curve(tmp_path)
 
 

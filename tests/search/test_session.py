@@ -60,7 +60,7 @@ class Records:
     def set_tags(self, key: str, tags: dict[str, str]) -> None:
         self.tags.setdefault(key, {}).update(tags)
 
-    def log_metrics(self, key: str, metrics: dict[str, float], *, step: int) -> None:
+    def log_metrics(self, key: str, metrics: dict[str, float], *, step: int, **_: Any) -> None:
         points = self.points.setdefault(key, set())
         points |= {(name, step, value) for name, value in metrics.items()}
 

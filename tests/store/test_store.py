@@ -242,7 +242,7 @@ class TestWrongStore:
     def test_broken_manifest(self, small, text):
         small.prepare()
         (small.path / "manifest.json").write_text(text)
-        with pytest.raises(UserError, match=r"manifest\.json: broken"):
+        with pytest.raises(UserError, match=r"manifest\.json: damaged: "):
             KnowledgeStore.open(small.path)
 
     def test_newer_format(self, small):

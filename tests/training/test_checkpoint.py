@@ -115,7 +115,7 @@ class TestCheckpoint:
     def test_broken_manifest_is_named(self, tmp_path, text):
         save_checkpoint(tmp_path / "c", {"epoch": 1})
         (tmp_path / "c" / "manifest.json").write_text(text)
-        with pytest.raises(UserError, match=r"manifest\.json: broken"):
+        with pytest.raises(UserError, match=r"manifest\.json: damaged: "):
             load_checkpoint(tmp_path / "c")
 
     def test_missing_parts_are_named(self, tmp_path):

@@ -9,7 +9,7 @@ Tuner: nothing of Tune's own state is ever restored.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,18 @@ class _Running:
 class LadderSearcher(Searcher):
     """Tune's view of the ladder: suggests assignments, is told how trials end."""
 
-    def __init__(self, ladder: Ladder, milestones: tuple[int, ...], places: Slots) -> None:
+    def __init__(
+        self,
+        ladder: Ladder,
+        milestones: tuple[int, ...],
+        slots: Slots,
+        say: Callable[[str], None] = print,
+    ) -> None:
         super().__init__(metric=VAL_ACCURACY, mode="max")
         self.ladder = ladder
         self.milestones = milestones
-        self.slots = places
+        self.slots = slots
+        self.say = say
         self.trials: dict[str, _Running] = {}
         self.errors: dict[str, TrialError] = {}  # by trial; from the scheduler, which sees more
         self.first_error = ""
@@ -95,10 +102,12 @@ class LadderSearcher(Searcher):
         """Whether so many trials failed that going on is pointless."""
         return self.ladder.num_failed >= self.ladder.config.max_failures
 
-    def on_report(self, trial_id: str, history: list[dict[str, float]]) -> bool:
-        """Pass epochs to the ladder; return whether to stop the trial."""
+    def on_report(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Pass the epochs of a result to the ladder; return whether to stop the trial."""
         running = self.trials[trial_id]
-        for metrics in history:
+        if note := result.get("note"):
+            self.say(note)
+        for metrics in result.get("history", []):
             running.metrics = metrics
             running.pruned = self.ladder.report(running.assignment, metrics)
         return running.pruned
@@ -164,7 +173,7 @@ class LadderScheduler(FIFOScheduler):
         self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]
     ) -> str:
         """Report the epochs of this step; STOP a pruned trial."""
-        stop = self.searcher.on_report(trial.trial_id, result.get("history", []))
+        stop = self.searcher.on_report(trial.trial_id, result)
         return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
 
     def on_trial_complete(
@@ -176,7 +185,7 @@ class LadderScheduler(FIFOScheduler):
         """
         running = self.searcher.trials[trial.trial_id]
         if not running.pruned:
-            self.searcher.on_report(trial.trial_id, result.get("history", []))
+            self.searcher.on_report(trial.trial_id, result)
             running.pruned = False  # it has run to its end: there is nothing left to stop
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
@@ -209,13 +218,19 @@ def _exception(trial: TuneTrial) -> BaseException | None:
     return found
 
 
-def run_search(ladder: Ladder, prepared: Prepared, resources: Mapping[str, float]) -> None:
+def run_search(
+    ladder: Ladder,
+    prepared: Prepared,
+    resources: Mapping[str, float],
+    say: Callable[[str], None] = print,
+) -> None:
     """Run every trial that the journal still misses, on the connected Ray.
 
     Args:
         ladder: The studies; complete afterwards.
         prepared: Data, teacher and store, on storage that all workers see.
         resources: What Ray reserves for one trial (see `packing.py`).
+        say: Takes a line for the user.
 
     Raises:
         UserError: If the cluster can never give what a trial needs, or so many trials failed that
@@ -231,7 +246,7 @@ def run_search(ladder: Ladder, prepared: Prepared, resources: Mapping[str, float
             f"would train on CPUs."
         )
     searcher = LadderSearcher(
-        ladder, milestones(config, experiment.train.num_epochs), Slots(resources)
+        ladder, milestones(config, experiment.train.num_epochs), Slots(resources), say
     )
     trainable = tune.with_parameters(StudentTrial, experiment=experiment, prepared=prepared)
     tuner = tune.Tuner(

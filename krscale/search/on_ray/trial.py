@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,6 +46,8 @@ class StudentTrial(tune.Trainable):
     keeper: Keeper
     history: History
     recalled: History
+    note: str
+    """What the user is to know, told with the next result."""
 
     def setup(  # type: ignore[override]
         self, config: dict[str, Any], experiment: Experiment, prepared: Prepared
@@ -83,8 +86,10 @@ class StudentTrial(tune.Trainable):
         return self._result(history)
 
     def _result(self, history: History) -> dict[str, Any]:
+        note, self.note = self.note, ""
         return {
             "history": history,
+            "note": note,
             VAL_ACCURACY: history[-1][VAL_ACCURACY],
             "seconds_in_steps": self.training.seconds_in_steps,
             tune.result.DONE: self.training.finished,
@@ -107,11 +112,19 @@ class StudentTrial(tune.Trainable):
             self.experiment, self.method, config["values"], self.trial_seed
         )
         workers = Workers.alone(pick_device(experiment.train.device))
-        self.training = build_training(experiment, self.assets, int(config["width"]), workers)
+        build = partial(build_training, experiment, self.assets, int(config["width"]), workers)
+        self.training = build()
         run_path = self.experiment.run_path
-        self.history = []
+        self.history, self.note = [], ""
         if config["continues"]:
-            self.history = go_on(self.training, checkpoint_path(run_path, config["continues"]))
+            before = checkpoint_path(run_path, config["continues"])
+            self.history, problem = go_on(self.training, before)
+            if problem:
+                self.training = build()
+                self.note = (
+                    f"{config['name']} cannot go on from the checkpoint of {config['continues']} "
+                    f"and starts from the beginning: {problem}"
+                )
         self.recalled = list(self.history)
         own = checkpoint_path(run_path, config["name"])
         self.keeper = Keeper(own, self.experiment.search.checkpoint_seconds)

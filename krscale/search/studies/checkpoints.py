@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from krscale.errors import UserError
+from krscale.files import reading
 from krscale.training.checkpoint import load_checkpoint, save_checkpoint
 from krscale.training.loop import Training
 
@@ -69,15 +70,19 @@ class Keeper:
         self.next_at = ended + max(self.min_seconds, (ended - started) / MAX_SHARE)
 
 
-def go_on(training: Training, path: Path) -> History:
-    """Load a checkpoint into a fresh training; return the metrics of the epochs it has run.
+def go_on(training: Training, path: Path) -> tuple[History, str]:
+    """Load a checkpoint into a fresh training.
 
-    A checkpoint that cannot be read, because its writer died or still writes, costs the epochs it
-    held and nothing else: the training then starts from its beginning, with the same result.
+    Returns:
+        The metrics of the epochs it has run, and an empty text. For a checkpoint that cannot be
+        read, because it is damaged or its writer died or still writes: no epochs, and why. The
+        training may hold half of it then, and is to be built again; it starts from its beginning,
+        with the same result.
     """
     try:
         state: Mapping[str, Any] = load_checkpoint(path)
-    except (UserError, OSError):
-        return []
-    training.load_state_dict(state["training"])
-    return [dict(metrics) for metrics in state["history"]]
+        with reading(path, ""):
+            training.load_state_dict(state["training"])
+            return [dict(metrics) for metrics in state["history"]], ""
+    except (UserError, OSError, RuntimeError) as error:  # RuntimeError: tensors of another shape
+        return [], str(error)

@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from krscale.config import RENAMED, Experiment, load
+from krscale.config import RENAMED, Experiment, load, read_record
 from krscale.errors import UserError
-from krscale.files import read_json, write_json
+from krscale.files import reading, write_json
 from krscale.runs.folder import BUDGETS
 
 FINISHED_FILE = "finished.json"
@@ -47,7 +47,12 @@ def load_or_extend(path: str | None, overrides: Sequence[str]) -> Experiment:
             raise UserError(
                 f"--set {field}: is added to {len(given)} times ({', '.join(given)}); add once."
             )
-    before = _finished_budgets(experiment.run_path)
+    before = finished_budgets(experiment.run_path)
+    if before is None:
+        raise UserError(
+            f"{experiment.run_path}: nothing to add to: no search has finished there. Give the "
+            f"whole number instead of an addition, and choose the run with name and storage_path."
+        )
     return load(path, [*plain, *(f"{field}={before[field] + by}" for field, by in added.items())])
 
 
@@ -56,14 +61,22 @@ def remember_budgets(experiment: Experiment) -> None:
     write_json(experiment.run_path / FINISHED_FILE, _budgets(experiment))
 
 
-def _finished_budgets(folder: Path) -> dict[str, int]:
+def finished_budgets(folder: Path) -> dict[str, int] | None:
+    """Return the budgets with which the search of a run last finished; None if it never did.
+
+    Raises:
+        DamagedFileError: If the run folder does not say it any more.
+    """
     path = folder / FINISHED_FILE
-    if path.is_file():
-        return {RENAMED.get(name, name): int(value) for name, value in read_json(path).items()}
-    raise UserError(
-        f"{folder}: nothing to add to: no search has finished there. Give the whole number instead "
-        f"of an addition, and choose the run with name and storage_path."
+    if not path.is_file():
+        return None
+    rebuild = (
+        "Delete it, and give the whole number instead of an addition; the search writes it again "
+        "when it ends."
     )
+    budgets = read_record(path, dict[str, int], rebuild)
+    with reading(path, rebuild):
+        return {field: budgets[field] for field in BUDGETS}
 
 
 def _budgets(experiment: Experiment) -> dict[str, int]:

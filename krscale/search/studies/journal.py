@@ -5,11 +5,12 @@ What a killed process left behind, its lock and half a line, is cleared away at 
 after Optuna's half a minute, or never. And not every value needs to reach the disk before training
 goes on: what was written survives the death of the process; the disk is waited for where a trial
 ends (`sync`).
+
+Every line carries a checksum of itself, which Optuna ignores (`journal_check.py`).
 """
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -17,24 +18,65 @@ from typing import Any
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
+from krscale.files import damaged
+from krscale.search.studies.journal_check import encode_line, open_checked
+
+JOURNAL = "journal.log"
+_LEFT_BY_A_SEARCH = (
+    "curve.json", "curve.before.json", "finished.json", "insight.json", "students", "unfinished",
+    "tune",
+)  # fmt: skip
+
 
 class Journal:
     """Optuna's storage in a file of its own.
 
     Args:
-        path: The file; continued when it exists.
+        path: The file; continued when it exists. A last line that a crash cut short is dropped.
+
+    Raises:
+        DamagedFileError: If a line before the last one is not what was written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_away(path)
-        self.storage = JournalStorage(_Backend(path))
+        self.storage = open_checked(path, _Backend(path))
 
     def sync(self) -> None:
         """Wait until all that was written is on the disk."""
         with self.path.open("ab") as file:
             os.fsync(file.fileno())
+
+
+def read_journal(path: Path) -> JournalStorage:
+    """Open a journal to read it, while a search may be writing it.
+
+    Raises:
+        DamagedFileError: If a line is not what was written.
+    """
+    return open_checked(path, JournalFileBackend(str(path)))
+
+
+def refuse_lost_journal(run_path: Path) -> None:
+    """Refuse to search anew where an earlier search has left results, but no journal.
+
+    Raises:
+        DamagedFileError: Naming what was left.
+    """
+    path = run_path / JOURNAL
+    if path.is_file() and b"\n" in path.read_bytes():
+        return
+    left = [name for name in _LEFT_BY_A_SEARCH if (run_path / name).exists()]
+    if left:
+        raise damaged(
+            path,
+            f"it {'is empty' if path.is_file() else 'is missing'}, though a search has run here: "
+            f"{', '.join(left)} {'is' if len(left) == 1 else 'are'} left of it",
+            "Restore the journal from a copy. What is left can still be used as it is; to search "
+            "anew, choose another name (--set name=...) or remove the folder.",
+        )
 
 
 class _Backend(JournalFileBackend):
@@ -46,11 +88,11 @@ class _Backend(JournalFileBackend):
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Append one JSON document a line, in one write."""
-        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        lines = b"".join(encode_line(log) for log in logs)
         self._symlink_lock.acquire()
         try:
             with self._path.open("ab") as file:
-                file.write(lines.encode("utf-8"))
+                file.write(lines)
         finally:
             self._symlink_lock.release()
 

@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from krscale.config import Experiment
 from krscale.metrics import VAL_ACCURACY
+from krscale.redaction import redact
 from krscale.search.space.space import SearchSpace
 from krscale.search.studies.budgets import Budget
 from krscale.search.studies.checkpoints import checkpoint_path, forget, sweep
@@ -165,7 +166,7 @@ class Ladder:
         for name, value in metrics.items():
             trial.set_user_attr(name, value)
         if reason:
-            trial.set_user_attr(STOPPED if state is TrialState.PRUNED else "error", reason)
+            trial.set_user_attr(STOPPED if state is TrialState.PRUNED else "error", redact(reason))
         # The journal hears last: after a crash in between the trial is still RUNNING there, and the
         # next start tells everyone how it ended. Told first, the others would never hear of it.
         for listener in self.listeners:
@@ -244,6 +245,22 @@ class Ladder:
         """Name of a trial, as in `Assignment.name`."""
         return trial_name(self._study(key).optuna, key, number)
 
+    def assignment(self, key: StudyKey, trial: Trial | FrozenTrial) -> Assignment:
+        """Return a trial of a study, also an ended one, as it is or was handed out."""
+        attrs, values = trial.user_attrs, dict(trial.params)
+        continues = attrs.get(CONTINUES)
+        return Assignment(
+            key=key,
+            number=trial.number,
+            name=self.trial_name(key, trial.number),
+            size=self.size_resolver.size(key.capacity, values),
+            values=values,
+            seed=int(attrs.get(SEED, self.experiment.train.seed)),
+            continues="" if continues is None else self.trial_name(key, int(continues)),
+            alone=bool(attrs.get(ALONE, False)),
+            latency_ms=self._latency_ms(key, values),
+        )
+
     def _keys(self) -> list[TuningKey]:
         return [
             TuningKey(method, capacity)
@@ -285,28 +302,13 @@ class Ladder:
     def _start(self, study: Study, trial: Trial) -> tuple[Assignment, Trial]:
         study.num_running += 1
         study.recount()
-        return self._assignment(study.key, trial), trial
+        return self.assignment(study.key, trial), trial
 
     def _hand_out(self, assignment: Assignment, trial: Trial) -> Assignment:
         self.running[assignment.name] = assignment, trial
         for listener in self.listeners:
             listener.on_start(assignment)
         return assignment
-
-    def _assignment(self, key: StudyKey, trial: Trial) -> Assignment:
-        attrs, values = trial.user_attrs, dict(trial.params)
-        continues = attrs.get(CONTINUES)
-        return Assignment(
-            key=key,
-            number=trial.number,
-            name=self.trial_name(key, trial.number),
-            size=self.size_resolver.size(key.capacity, values),
-            values=values,
-            seed=int(attrs.get(SEED, self.experiment.train.seed)),
-            continues="" if continues is None else self.trial_name(key, int(continues)),
-            alone=bool(attrs.get(ALONE, False)),
-            latency_ms=self._latency_ms(key, values),
-        )
 
     def _latency_ms(self, key: StudyKey, values: Mapping[str, Any]) -> float | None:
         wanted = "latency_ms" in self.config.objectives
@@ -315,7 +317,7 @@ class Ladder:
     def _recover(self, study: Study) -> None:
         """Run trials again that died with the last process."""
         for orphan in study.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            assignment = self._assignment(study.key, Trial(study.optuna, orphan._trial_id))
+            assignment = self.assignment(study.key, Trial(study.optuna, orphan._trial_id))
             for listener in self.listeners:
                 listener.on_start(assignment)
             self._run_again(study, assignment, Cause.SEARCH)

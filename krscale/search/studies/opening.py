@@ -29,7 +29,7 @@ from krscale.search.studies.study import FinalStudy, TuningStudy, counted
 from krscale.search.studies.trial_spec import FinalKey, StudyKey, TuningKey
 
 _SPACE = "space"
-_VERSION = "version"
+VERSION = "version"
 
 
 class StudyOpener:
@@ -76,9 +76,9 @@ class StudyOpener:
                 load_if_exists=True,
             )
             attrs = study.user_attrs
-            if _VERSION not in attrs:
+            if VERSION not in attrs:
                 study.set_user_attr(_SPACE, described)
-                study.set_user_attr(_VERSION, version)
+                study.set_user_attr(VERSION, version)
                 return study
             if attrs[_SPACE] == described:
                 return study
@@ -115,6 +115,6 @@ def trials_that_ran(journal: Path) -> dict[str, int]:
 
 def trial_name(study: optuna.Study, key: StudyKey, number: int) -> str:
     """Return the name of a trial, usable as a path; unique over all versions of a study."""
-    version = study.user_attrs.get(_VERSION, 1)
+    version = study.user_attrs.get(VERSION, 1)
     name = key.trial_name(number)
     return name if version == 1 else f"{name}-space-{version}"

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from krscale.config import read_record
 from krscale.errors import UserError
-from krscale.files import read_json, write_json
+from krscale.files import write_json
 from krscale.models.capacity import latency_ms
 from krscale.setup.networks import Networks
 from krscale.setup.sizes import MAX_ROUNDING, StudentSize, nearest_size, rounding
@@ -69,7 +70,8 @@ class StudentSizeResolver:
         Measured twice, one student would stand at two places on every axis of latency.
         """
         if path.exists():
-            self._latencies |= read_json(path)
+            rebuild = "Delete it: latencies are measured again, and may differ from the first ones."
+            self._latencies |= read_record(path, dict[str, float], rebuild)
         self._file = path
         write_json(path, self._latencies)
 

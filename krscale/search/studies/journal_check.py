@@ -1,0 +1,167 @@
+"""Whether a journal is what was written: each line by its checksum, all together by replaying them.
+
+Optuna drops what it cannot place, a value of a trial that does not exist for example, without a
+word. A search that went on from there would have lost trials and not know it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from optuna.storages import JournalStorage
+from optuna.storages.journal import BaseJournalBackend
+
+from krscale.errors import DamagedFileError
+from krscale.files import damaged
+
+_CHECKSUM = re.compile(rb',"crc":(\d+)\}$')
+_CREATE_STUDY, _DELETE_STUDY, _CREATE_TRIAL = 0, 1, 4
+"""Optuna's numbers for entries that begin or end a study, or begin a trial."""
+
+
+def encode_line(log: dict[str, Any]) -> bytes:
+    """Return an entry of the journal as its line, with the checksum that `open_checked` reads."""
+    text = json.dumps(log, separators=(",", ":")).encode()
+    return b'%s,"crc":%d}\n' % (text[:-1], zlib.crc32(text))
+
+
+def open_checked(path: Path, backend: BaseJournalBackend) -> JournalStorage:
+    """Open a journal, unless Optuna could not read it or would read it as something else.
+
+    Lines of older versions of krscale, and of other programs, have no checksum; they must be
+    entries that fit together.
+
+    Args:
+        path: The journal. A last line without an end is not looked at: it is being written, or its
+            writer died.
+        backend: Optuna's way to the file.
+
+    Raises:
+        DamagedFileError: Names the first line that is damaged, and what can still be used.
+    """
+    entries = _check_lines(path)
+    try:
+        return JournalStorage(backend)
+    except Exception as error:
+        first = _first_refused(entries)
+        if not _replay(entries[: first + 1]):
+            raise  # not of what the file holds
+        reason = _worded(error)
+        raise _damage(path, first + 1, entries[:first], len(entries), reason) from None
+
+
+def _check_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the entries of a journal, each checked by itself and for what it refers to."""
+    lines = path.read_bytes().split(b"\n")[:-1]
+    entries: list[dict[str, Any]] = []
+    studies: dict[str, int] = {}
+    num_studies = num_trials = 0
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = _decode(line)
+            _check_place(entry, num_studies, num_trials)
+        except (ValueError, KeyError) as error:
+            raise _damage(path, number, entries, len(lines), _worded(error)) from None
+        entries.append(entry)
+        kind = entry["op_code"]
+        if kind == _CREATE_STUDY and entry["study_name"] not in studies:
+            studies[entry["study_name"]] = num_studies
+            num_studies += 1
+        elif kind == _DELETE_STUDY:
+            studies = {name: at for name, at in studies.items() if at != entry["study_id"]}
+        num_trials += kind == _CREATE_TRIAL
+    return entries
+
+
+class _Lines(BaseJournalBackend):
+    """Entries in memory, for Optuna to replay."""
+
+    def __init__(self, entries: Sequence[dict[str, Any]]) -> None:
+        self.entries = entries
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        """Yield the entries from a number on."""
+        yield from self.entries[log_number_from:]
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Nothing is written."""
+        raise NotImplementedError
+
+
+def _decode(line: bytes) -> dict[str, Any]:
+    """Return the entry of a line.
+
+    Raises:
+        ValueError: If it is none.
+        KeyError: If it has no kind.
+    """
+    found = _CHECKSUM.search(line)
+    if found and zlib.crc32(line[: found.start()] + b"}") != int(found[1]):
+        raise ValueError("its checksum is another")
+    entry = json.loads(line.decode("utf-8"))
+    if not isinstance(entry, dict):
+        raise ValueError("it is no entry")
+    if type(entry["op_code"]) is not int:
+        raise ValueError("its op_code is no number")
+    return entry
+
+
+def _check_place(entry: dict[str, Any], num_studies: int, num_trials: int) -> None:
+    """Refuse an entry of a study or trial that no line before it began."""
+    if entry["op_code"] == _CREATE_STUDY and not isinstance(entry["study_name"], str):
+        raise ValueError("the name of its study is no text")
+    for name, number in (("study_id", num_studies), ("trial_id", num_trials)):
+        if name not in entry:
+            continue
+        if type(entry[name]) is not int or not 0 <= entry[name] < number:
+            raise ValueError(f"{name} {entry[name]!r} was never begun")
+
+
+def _replay(entries: Sequence[dict[str, Any]]) -> str:
+    """Let Optuna read the entries; return why it cannot, empty if it can."""
+    try:
+        JournalStorage(_Lines(entries))
+    except Exception as error:  # noqa: BLE001 - whatever Optuna raises, the journal is the cause
+        return _worded(error)
+    return ""
+
+
+def _first_refused(entries: Sequence[dict[str, Any]]) -> int:
+    """Return the index of the entry that Optuna cannot read."""
+    low, high = 0, len(entries)  # it reads `low` entries, and not `high`
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _replay(entries[:middle]):
+            high = middle
+        else:
+            low = middle
+    return low
+
+
+def _worded(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"its field {error.args[0]!r} is missing"
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start + 1} is not text"
+    if isinstance(error, json.JSONDecodeError):
+        return f"column {error.colno}: {error.msg}"
+    return str(error) or type(error).__name__
+
+
+def _damage(
+    path: Path, line: int, whole: Sequence[dict[str, Any]], num_lines: int, reason: str
+) -> DamagedFileError:
+    num_trials = sum(entry["op_code"] == _CREATE_TRIAL for entry in whole)
+    file, aside = (shlex.quote(str(p)) for p in (path, path.with_name(f"{path.name}.damaged")))
+    return damaged(
+        path,
+        f"line {line} of {num_lines}: {reason}",
+        f"Restore it from a copy. Or go on with the {len(whole)} lines before it, which hold "
+        f"{num_trials} trials: cp {file} {aside} && head -n {len(whole)} {aside} > {file}",
+    )

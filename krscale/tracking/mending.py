@@ -1,0 +1,146 @@
+"""Damaged files of a run's record: set aside and said, never an end of the training.
+
+What can be read of a spool stays; MLflow is told all of it again and recognises what it has.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from krscale.config import read_record
+from krscale.errors import DamagedFileError
+from krscale.files import set_aside, write_atomic
+from krscale.tracking.spool import Event, Operation
+
+Say = Callable[[str], None]
+Record = TypeVar("Record", bound=BaseModel)
+
+
+class _Content(BaseModel):
+    """What an operation needs; further fields are of other versions of krscale."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _Start(_Content):
+    name: str
+    parent: str | None
+    tags: dict[str, str]
+    params: dict[str, str]
+    datasets: list[dict[str, Any]] = []
+
+
+class _Log(_Content):
+    metrics: dict[str, float]
+    step: int
+    tags: dict[str, str]
+
+
+class _Artifact(_Content):
+    path: str
+    to: str
+
+
+class _Registration(_Content):
+    name: str
+    alias: str
+    tags: dict[str, str]
+    description: str
+
+
+class _Model(_Content):
+    path: str
+    registration: _Registration
+
+
+class _End(_Content):
+    status: Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING"]
+
+
+_CONTENTS: dict[Operation, type[_Content]] = {
+    "start": _Start, "log": _Log, "artifact": _Artifact, "model": _Model, "end": _End,
+}  # fmt: skip
+_EVENT = TypeAdapter(Event)
+
+
+def read_or_set_aside(path: Path, kind: type[Record], say: Say, lost: str) -> Record | None:
+    """Read a small file of the record; None when there is none, or a damaged one.
+
+    Args:
+        path: The file; renamed to `NAME.damaged` when it cannot be read.
+        kind: What it holds.
+        say: Takes a line for the user.
+        lost: What follows from its loss, as a sentence.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return read_record(path, kind)
+    except DamagedFileError as error:
+        say(f"{error} It was set aside as {set_aside(path).name}. {lost}")
+        return None
+
+
+def mend_spool(path: Path, say: Say) -> bool:
+    """Take unreadable lines out of a spool; the file as it was stays beside it.
+
+    Args:
+        path: The spool; it need not exist. A last line without an end is left to `Spool`.
+        say: Takes a line for the user.
+
+    Returns:
+        Whether positions in the spool have changed.
+    """
+    if not path.is_file():
+        return False
+    lines = path.read_bytes().split(b"\n")[:-1]
+    reasons = [_problem(line) for line in lines]
+    if lines and not reasons[0] and json.loads(lines[0])["op"] != "spool":
+        reasons[0] = "it does not name the spool"
+    if not any(reasons):
+        return False
+    first = next(number for number, reason in enumerate(reasons) if reason)
+    whole = [line for line, reason in zip(lines, reasons, strict=True) if not reason]
+    if reasons[0]:
+        name = Event("spool", uuid.uuid4().hex, 0)
+        whole.insert(0, json.dumps(asdict(name), separators=(",", ":")).encode())
+    number = sum(map(bool, reasons))
+    aside = set_aside(path)
+    content = b"".join(line + b"\n" for line in whole)
+    write_atomic(path, lambda temporary: _write(temporary, content))
+    renamed = (
+        " Its first line, which named it, is lost: MLflow may keep what it has and get all of it "
+        "once more."
+    )
+    say(
+        f"{path}: damaged: line {first + 1}: {reasons[first]}. {number} of {len(lines)} events "
+        f"are lost for MLflow; the others are kept, and the file as it was is {aside.name}."
+        + renamed
+        * bool(reasons[0])
+    )
+    return True
+
+
+def _problem(line: bytes) -> str:
+    """Say why a line is no event; empty if it is one."""
+    try:
+        event = _EVENT.validate_json(line, strict=True)
+        kind = _CONTENTS.get(event.op)
+        if kind is not None:
+            kind.model_validate(event.content)
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        return ": ".join(filter(None, (".".join(map(str, found["loc"])), found["msg"])))
+    return ""
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    path.chmod(0o600)

@@ -30,7 +30,7 @@ from krscale.parallel import Workers
 from krscale.report import FrontTrial
 from krscale.report.front import front_table
 from krscale.search.studies.objectives import check_objectives, merit
-from krscale.search.studies.size_resolver import FixedSizes
+from krscale.search.studies.size_resolver import FixedSizeResolver
 from krscale.training.loop import EVALUATION_BATCH_SIZE, evaluate
 
 
@@ -135,7 +135,9 @@ def test_a_new_metric_is_an_objective_and_shown(tmp_path: Path, margin: Metric) 
         **{"search.methods": ["plain"], "search.early_stopping": "none",
            "search.objectives": ["val/accuracy", "val/margin"]}
     )  # fmt: skip
-    found = ladder(tmp_path, config, sizes=FixedSizes({size.capacity: size for size in RUNGS}))
+    found = ladder(
+        tmp_path, config, size_resolver=FixedSizeResolver({size.capacity: size for size in RUNGS})
+    )
     finish_all(
         found,
         [

@@ -15,6 +15,7 @@ from krscale.progress import Progress
 from krscale.report import Curve, CurveSize, MethodResult
 from krscale.runs.folder import origin_tags
 from krscale.search.studies.ladder import Ladder
+from krscale.search.studies.pruners import STOPPED
 from krscale.search.studies.retries import INTERRUPTED
 from krscale.search.studies.study import FORBIDDEN
 from krscale.search.studies.trial_spec import Assignment, FinalKey, TuningKey
@@ -92,7 +93,7 @@ class TrackingListener:
         start, end = _milliseconds(trial.datetime_start), _milliseconds(trial.datetime_complete)
         self._start(assignment, start)
         for epoch, accuracy in sorted(trial.intermediate_values.items()):
-            point = {"val/accuracy": accuracy}
+            point = {VAL_ACCURACY: accuracy}
             self.tracker.log_metrics(assignment.name, point, step=epoch, time_ms=end)
         attrs = trial.user_attrs
         metrics = {name: value for name, value in attrs.items() if isinstance(value, float)}
@@ -100,8 +101,10 @@ class TrackingListener:
         self.tracker.log_metrics(assignment.name, metrics, step=step, time_ms=end)
         self.tracker.set_tags(assignment.name, {"krscale.recorded": "later, from the journal"})
         interrupted = attrs.get(INTERRUPTED)
-        error = attrs.get("error") or (f"{INTERRUPTED}: {interrupted}" if interrupted else "")
-        self._end(assignment, trial.state, metrics, error, end)
+        reason = attrs.get("error") or attrs.get(STOPPED, "")
+        if interrupted and not reason:
+            reason = f"{INTERRUPTED}: {interrupted}"
+        self._end(assignment, trial.state, metrics, reason, end)
 
     def on_start(self, assignment: Assignment) -> None:
         """Start the child run, with what was suggested and how large the student is."""

@@ -135,7 +135,8 @@ def test_a_new_metric_is_an_objective_and_shown(tmp_path: Path, margin: Metric) 
         **{"search.methods": ["plain"], "search.early_stopping": "none",
            "search.objectives": ["val/accuracy", "val/margin"]}
     )  # fmt: skip
-    found = ladder(
+    resolver = FixedSizeResolver({size.capacity: size for size in RUNGS})
+    found = ladder(tmp_path, config, size_resolver=resolver)
         tmp_path, config, size_resolver=FixedSizeResolver({size.capacity: size for size in RUNGS})
     )
     finish_all(
@@ -146,7 +147,7 @@ def test_a_new_metric_is_an_objective_and_shown(tmp_path: Path, margin: Metric) 
             {"val/accuracy": 0.9, "val/margin": 2.0},
         ],
     )
-    study = next(s for key, s in found.studies.items() if key.name == "plain@1/4")
+    study = next(s for key, s in found.optuna_studies.items() if key.name == "plain@1/4")
     assert study.directions == [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]
     assert [trial.number for trial in study.best_trials] == [2]
     assert study.trials[2].values == [0.9, 2.0]
@@ -165,11 +166,11 @@ def test_a_new_metric_breaks_ties(tmp_path: Path, margin: Metric) -> None:
     winner = found.winner("plain", "1/4")
     assert winner is not None
     assert winner.number == 2
-    assert merit(found.studies[next(iter(found.studies))], winner) == (0.9, -0.5, -1.0)
+    assert merit(found.optuna_studies[next(iter(found.studies))], winner) == (0.9, -0.5, -1.0)
 
 
 def test_metrics_in_the_table_of_the_front_are_numbers_or_percentages(margin: Metric) -> None:
-    from curve.test_curve_result import curve, result, size
+    from report.test_curve_result import curve, result, size
 
     objectives = {VAL_ACCURACY: 0.9, "val/top5_accuracy": 0.973, "val/margin": 1.25, "of old": 2.0}
     front = [FrontTrial(number=0, objectives=objectives, settings={})]

@@ -137,8 +137,6 @@ def test_a_new_metric_is_an_objective_and_shown(tmp_path: Path, margin: Metric) 
     )  # fmt: skip
     resolver = FixedSizeResolver({size.capacity: size for size in RUNGS})
     found = ladder(tmp_path, config, size_resolver=resolver)
-        tmp_path, config, size_resolver=FixedSizeResolver({size.capacity: size for size in RUNGS})
-    )
     finish_all(
         found,
         [

@@ -4,7 +4,8 @@ Both forms get the same number of weights, evenly (on a log scale) over the rang
 them uses, and the same seeds; the weight with the best mean validation accuracy is trained again
 with fresh seeds. Weight 0, which leaves KD, is the reference. The test split is never read.
 
-    python benchmarks/attention.py [--weights 5] [--seeds 4] [--set train.num_epochs=16]
+    python benchmarks/attention.py [--forms mean sum] [--weights 5] [--seeds 4]
+        [--set train.num_epochs=16]
 
 Prints a line per training and the table; writes nothing.
 """
@@ -54,7 +55,7 @@ def main() -> None:
     tuning, fresh = range(options.seeds), range(1000, 1000 + options.seeds)
     rows = [("kd", 0.0, compare.accuracies("mean", 0.0, fresh))]
     found: dict[str, list[float]] = {}
-    for form in WEIGHTS:
+    for form in options.forms:
         tried = {w: mean(compare.accuracies(form, w, tuning)) for w in grid(form, options.weights)}
         print(f"{form}: " + ", ".join(f"{w:.3g}: {100 * a:.2f}" for w, a in tried.items()))
         best = max(tried, key=lambda weight, of=tried: of[weight])
@@ -63,8 +64,9 @@ def main() -> None:
     print("form weight validation accuracy over fresh seeds, %")
     for name, weight, accuracies in rows:
         print(f"{name} {weight:.3g} {_with_half([100 * a for a in accuracies])}")
-    pairs = zip(found["mean"], found["sum"], strict=True)
-    print(f"mean minus sum, points: {_with_half([100 * (a - b) for a, b in pairs])}")
+    if len(found) == len(WEIGHTS):
+        pairs = zip(found["mean"], found["sum"], strict=True)
+        print(f"mean minus sum, points: {_with_half([100 * (a - b) for a, b in pairs])}")
 
 
 class Comparison:
@@ -104,6 +106,7 @@ def _with_half(values: Sequence[float]) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--forms", nargs="+", choices=WEIGHTS, default=list(WEIGHTS))
     parser.add_argument("--weights", type=int, default=5, help="weights of each form")
     parser.add_argument("--seeds", type=int, default=4, help="of the tuning, and fresh ones")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")

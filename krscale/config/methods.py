@@ -130,9 +130,10 @@ class ATSettings(KDSettings):
     """Over a stage's positions: their mean, as in the authors' code, or half their sum, as in their
     equation, by which stages of many positions weigh more."""
     at_mean_weight: Annotated[
-        Weight, SearchRange(10.0, 10000.0, log=True), UsedWith("at_reduction", "mean")
-    ] = 1000.0
-    """Weight of the attention transfer term with the mean; the authors' is 1000."""
+        Weight, SearchRange(3.0, 3000.0, log=True), UsedWith("at_reduction", "mean")
+    ] = 100.0
+    """Weight of the attention transfer term with the mean. The authors' is 1000, on maps of 32x32
+    positions and fewer; small images want less."""
     at_weight: Annotated[
         Weight, SearchRange(0.3, 300.0, log=True), UsedWith("at_reduction", "sum")
     ] = 10.0

@@ -59,7 +59,7 @@ class TestAT:
             (at(x) - at(y)).pow(2).mean() for x, y in zip(student, teacher, strict=True)
         )
         wanted = torch.autograd.grad(published, student)
-        settings = ATSettings(ce_weight=0.0, kd_weight=0.0)
+        settings = ATSettings(ce_weight=0.0, kd_weight=0.0, at_mean_weight=1000.0)
         method = AT(context("attention", shapes, shapes), settings)
         own = [x.detach().float().requires_grad_() for x in student]
         maps = [attention_map(y.float()) for y in teacher]

@@ -190,16 +190,20 @@ class ProgressListener:
             for trial in ladder.counted(key):
                 study = (key.method, key.capacity)
                 value = trial.user_attrs.get("val/accuracy")
-                self.progress.trial_restored(study, trial.state.name, value)
+                epochs = trial.user_attrs.get("epoch")
+                self.progress.trial_restored(
+                    study, trial.state.name, value, final=key.final, epochs=epochs
+                )
 
     def on_start(self, assignment: Assignment) -> None:
         """A trial is running."""
-        self.progress.trial_started(_cell(assignment))
+        name, final = assignment.name, assignment.key.final
+        self.progress.trial_started(_cell(assignment), name, final=final)
 
     def on_epoch(self, assignment: Assignment, metrics: Mapping[str, float]) -> None:
         """A trial has a new validation accuracy."""
         self.progress.trial_report(
-            _cell(assignment), int(metrics["epoch"]), metrics["val/accuracy"]
+            _cell(assignment), int(metrics["epoch"]), metrics["val/accuracy"], assignment.name
         )
 
     def on_end(
@@ -207,9 +211,10 @@ class ProgressListener:
     ) -> None:
         """A trial ended; an error is shown at once."""
         if error.startswith(INTERRUPTED):
-            self.progress.trial_interrupted(_cell(assignment))
+            self.progress.trial_interrupted(_cell(assignment), assignment.name)
             return  # it is run again
-        self.progress.trial_ended(_cell(assignment), state.name, metrics.get("val/accuracy"))
+        accuracy = metrics.get("val/accuracy")
+        self.progress.trial_ended(_cell(assignment), state.name, accuracy, assignment.name)
         if error:
             self.progress.note(f"{assignment.name} failed: {error}")
 

@@ -37,9 +37,11 @@ from krscale.search.space.space import SearchSpace
 from krscale.search.studies.extending import remember_budgets
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.opening import trials_that_ran
+from krscale.search.studies.sampling import expected_share
 from krscale.search.studies.size_resolver import StudentSizeResolver
 from krscale.setup.assemble import Prepared, check_methods, prepare
 from krscale.setup.sizes import StudentSize, ladder_sizes
+from krscale.time_left import Workload
 from krscale.tracking import Tracker
 
 JOURNAL = "journal.log"
@@ -65,7 +67,8 @@ def run_session(
             f"train.num_workers: a trial of a search trains on one worker (got "
             f"{experiment.train.num_workers}); `krscale distill` spreads one student over many."
         )
-    with Progress(quiet=quiet, planned=_planned(experiment)) as progress:
+    planned, workload = _planned(experiment), _workload(experiment)
+    with Progress(quiet=quiet, planned=planned, workload=workload) as progress:
         progress.phase("data")
         dataset = prepare_data(experiment.data, experiment.cache_path, progress.advance)
         size_resolver = StudentSizeResolver(experiment, dataset)
@@ -119,6 +122,13 @@ def _search(
         ladder = Ladder(
             journal, experiment, space, sizes, [tracking, showing], size_resolver=size_resolver
         )
+        # Sizes beyond a limit are not among them, and a grid may have fewer points than trials.
+        planned = {
+            (key.method, key.capacity): ladder.planned(key) + experiment.search.num_final_seeds
+            for key in ladder.studies
+            if not key.final
+        }
+        progress.plan(planned, {size.capacity: size.flops for size in sizes})
         showing.recall(ladder)
         if not ladder.complete:
             _set_aside(experiment.run_path / CURVE_FILE)
@@ -173,6 +183,14 @@ def _planned(experiment: Experiment) -> dict[tuple[str, str], int]:
         for capacity in experiment.ladder.capacities
         for method in config.methods
     }
+
+
+def _workload(experiment: Experiment) -> Workload:
+    return Workload(
+        num_finals=experiment.search.num_final_seeds,
+        num_epochs=experiment.train.num_epochs,
+        expected_share=expected_share(experiment.search, experiment.train.num_epochs),
+    )
 
 
 def _show(

@@ -11,7 +11,13 @@ from krscale.config import SearchConfig, load
 from krscale.errors import UserError
 from krscale.search.space.space import SearchSpace, load_space
 from krscale.search.studies import sampling
-from krscale.search.studies.sampling import EXPLORE_EVERY, make_pruner, make_sampler, milestones
+from krscale.search.studies.sampling import (
+    EXPLORE_EVERY,
+    expected_share,
+    make_pruner,
+    make_sampler,
+    milestones,
+)
 
 X = FloatDistribution(0.0, 1.0)
 SPACE = SearchSpace("space.toml", {"plain": {"x": X, "n": IntDistribution(1, 3)}})
@@ -157,3 +163,18 @@ def test_reports_do_not_run_past_a_decision() -> None:
     assert milestones(config(early_stopping="asha", grace_epochs=2), 16) == (2, 4, 8)
     assert milestones(config(early_stopping="median", grace_epochs=2), 6) == (2, 3, 4, 5)
     assert milestones(config(early_stopping="none"), 16) == ()
+
+
+def test_the_share_of_its_epochs_that_a_trial_is_expected_to_get():
+    # 4 epochs for all, 4 more for a half, 4 more for a quarter.
+    asha = config(early_stopping="asha", grace_epochs=4, reduction_factor=2)
+    assert expected_share(asha, 12) == pytest.approx(7 / 12)
+    assert expected_share(asha, 4) == 1.0, "its grace is all there is"
+    assert expected_share(asha, 3) == 1.0
+    thirds = config(early_stopping="asha", grace_epochs=1, reduction_factor=3)
+    assert expected_share(thirds, 9) == pytest.approx((1 + 2 / 3 + 6 / 9) / 9)
+    # A third for all, and half of the rest for those in the middle.
+    assert expected_share(config(early_stopping="median", grace_epochs=4), 12) == pytest.approx(
+        2 / 3
+    )
+    assert expected_share(config(early_stopping="none"), 12) == 1.0

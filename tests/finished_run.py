@@ -67,7 +67,7 @@ def _size(experiment: Experiment, assets: Assets, size: StudentSize) -> CurveSiz
     )  # fmt: skip
 
 
-def _method(experiment: Experiment, assets: Assets, size: Size, method: str) -> MethodResult:
+def _method(experiment: Experiment, assets: Assets, size: CurveSize, method: str) -> MethodResult:
     val, test = [], []
     for seed in SEEDS:
         values = {**BEST, "distill.method": method, "train.seed": seed}

@@ -32,7 +32,7 @@ def result() -> dict[str, Any]:
     ]
     sizes = by_size(records, ["1/32", "1/4"])
     traced = {"layer_wise": {1: [3.0, 2.0, 1.0]}, "aggregated": {1: [3.0, 2.0, 0.5]}}
-    sizes = {"1/32": 5000, "1/4": 40000}
+    num_parameters = {"1/32": 5000, "1/4": 40000}
     return {
         "command": "python benchmarks/claims.py",
         "commit": "0123456789abcdef",
@@ -51,7 +51,7 @@ def result() -> dict[str, Any]:
         "sizes": [
             {
                 "capacity": capacity,
-                "num_parameters": sizes[capacity],
+                "num_parameters": num_parameters[capacity],
                 "flops": 1000,
                 "width": 4,
                 "methods": {name: method_json(r, size, 10) for name, r in size.items()},

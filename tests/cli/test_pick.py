@@ -208,37 +208,37 @@ def test_the_architecture_that_won_is_what_leaves(broken, tmp_path, capsys) -> N
     experiment = read_experiment(broken)
     dataset = prepare_data(experiment.data, broken.parent / "cache")
     won = with_values(experiment, {**best, "distill.capacity": "1/16"}, "test")
-    size = find_size(won, dataset)
+    own = find_size(won, dataset)
     curve = read_curve(broken)
     size = curve.sizes[0]
-    assert size.width != size.width
-    assert size.flops != size.flops
-    student = build_student(won, dataset, size.width)
+    assert own.width != size.width
+    assert own.flops != size.flops
+    student = build_student(won, dataset, own.width)
     seed = size.methods["kr"].seeds[0]
     save_weights(student_path(broken, "kr", "1/16", seed), student)
     accuracy = evaluate(student, dataset, dataset.split("test"), Workers.alone())["accuracy"]
     result = MethodResult.over_seeds(
         seeds=[seed], val_accuracies=[0.9], test_accuracies=[accuracy], num_trials=1,
         num_pruned=0, num_failed=0, best=best,
-        size=Size(width=size.width, num_parameters=size.num_parameters, flops=size.flops,
+        size=Size(width=own.width, num_parameters=own.num_parameters, flops=own.flops,
                   latency_ms=1.0),
     )  # fmt: skip
     sizes = (size.model_copy(update={"methods": {"kr": result}}),)
     write_curve(curve.model_copy(update={"sizes": sizes, "pareto": find_pareto(sizes)}), broken)
     arguments = ["--format", "safetensors", "--quiet", "--no-register"]
-    assert main([str(broken), "--max-flops", str(size.flops), *arguments]) == 0
+    assert main([str(broken), "--max-flops", str(own.flops), *arguments]) == 0
     out = capsys.readouterr().out
-    assert f"{size.num_parameters:,} parameters, {size.flops:,} FLOPs" in out
+    assert f"{own.num_parameters:,} parameters, {own.flops:,} FLOPs" in out
     folder = broken / "export" / "1-16-kr"
     card = json.loads((folder / "student.json").read_text())
-    assert card["architecture"]["width"] == size.width
+    assert card["architecture"]["width"] == own.width
     assert card["architecture"]["options"] == {"num_blocks": 2, "num_stages": 3}
     kept, shipped = student.state_dict(), load_file(folder / "student.safetensors")
     assert kept.keys() == shipped.keys()
     assert all(kept[name].equal(shipped[name]) for name in kept)
     assert card["files"][0]["test_accuracy"] == accuracy, "as a fresh process found it"
-    assert main([str(broken), "--max-flops", str(size.flops - 1), *arguments]) == 2
-    assert f"It is picked with --max-flops {size.flops}" in capsys.readouterr().err
+    assert main([str(broken), "--max-flops", str(own.flops - 1), *arguments]) == 2
+    assert f"It is picked with --max-flops {own.flops}" in capsys.readouterr().err
 
 
 def test_weights_that_are_gone_or_of_another_training(broken, capsys) -> None:

@@ -133,7 +133,7 @@ def test_a_search_with_two_objectives_is_extended(
     (size,) = curve.sizes
     result = size.methods["plain"]
     assert (result.num_trials, result.ended_by, result.best) == (5, "trials_per_size", new.params)
-    chosen = front(after.studies[key])
+    chosen = front(after.optuna_studies[key])
     assert [found.number for found in result.front] == [trial.number for trial in chosen]
     assert list(result.front[0].objectives.values()) == new.values
     assert size.size_of("plain").latency_ms == new.values[1], "measured once, wherever it is told"

@@ -62,11 +62,11 @@ def test_wall_time_ends_tuning_and_the_winners_are_trained(tmp_path: Path) -> No
     config = experiment(**{"search.max_wall_seconds": 10.0, "search.trials_per_size": 1000})
     found = ladder(tmp_path, config, clock=lambda: now[0])
     simulate(found, 2, {"1/64": 1.0, "1/4": 1.0}, now)
-    for key in found.studies:
+    for key in found.optuna_studies:
         if not key.final:
             assert 0 < len(found.counted(key)) < 20
             assert found.ended_by(key) == "search.max_wall_seconds = 10 has passed"
-            assert found.studies[key].user_attrs["ended_by"] == "max_wall_seconds"
+            assert found.optuna_studies[key].user_attrs["ended_by"] == "max_wall_seconds"
             assert len(found.finals(key.method, key.capacity)) == 2
 
 
@@ -80,7 +80,7 @@ def test_epochs_are_a_budget_over_all_starts(tmp_path: Path) -> None:
     del found  # killed: that epoch is recalled by the next attempt, not trained twice
     again = ladder(tmp_path, config)
     play_all(again)
-    tuned = [k for k in again.studies if not k.final]
+    tuned = [k for k in again.optuna_studies if not k.final]
     epochs = sum(len(t.intermediate_values) for k in tuned for t in again.counted(k))
     assert 30 <= epochs < 34
     assert again.budget.num_epochs == epochs
@@ -95,7 +95,7 @@ def test_a_study_that_reached_the_target_starts_no_more(tmp_path: Path) -> None:
     )
     found = ladder(tmp_path, config)
     played = play_all(found)
-    for key in found.studies:
+    for key in found.optuna_studies:
         # The user's own setting, tried first, is the best possible one here.
         assert sum(a.key == key for a in played) == (2 if key.final else 1)
         if not key.final:
@@ -130,7 +130,7 @@ def test_what_ended_a_study_is_kept_until_it_goes_on(tmp_path: Path) -> None:
     assert reread.studies[key].ended_by == "max_epochs"
 
     # An older krscale wrote a sentence there.
-    reread.studies[key].set_user_attr("ended_by", "search.max_epochs = 30 are spent")
+    reread.optuna_studies[key].set_user_attr("ended_by", "search.max_epochs = 30 are spent")
     last = ladder(tmp_path, experiment(**more))
     assert last.studies[key].ended_by == ""
     assert last.complete
@@ -154,15 +154,17 @@ def test_neighbours_lend_their_best_settings_within_the_budget(
     found = ladder(tmp_path, config)
     play_all(found)
     lent = [
-        (key, trial) for key in found.studies for trial in found.counted(key)
+        (key, trial) for key in found.optuna_studies for trial in found.counted(key)
         if TRANSFERRED_FROM in trial.user_attrs
     ]  # fmt: skip
     assert bool(lent) is transfer
     for key, trial in lent:
         other, _, number = trial.user_attrs[TRANSFERRED_FROM].rpartition(" trial ")
         assert other != key.name
-        source = found.studies[StudyKey("plain", other.removeprefix("plain@"))].trials[int(number)]
+        source = found.optuna_studies[StudyKey("plain", other.removeprefix("plain@"))].trials[
+            int(number)
+        ]
         assert trial.params == source.params
         assert trial.number <= 6
-    for key in found.studies:
+    for key in found.optuna_studies:
         assert len(found.counted(key)) == found.planned(key)

@@ -28,7 +28,7 @@ def test_cost_adds_trainings_and_spans_the_search() -> None:
     first.add_trial(trial(1, 5.0, 7.5, TrialState.PRUNED))
     second.add_trial(trial(0, 100.0, 101.0, TrialState.FAIL))
     second.add_trial(trial(1, None, None, TrialState.WAITING))
-    found = _cost(SimpleNamespace(studies={"a": first, "b": second, "c": empty}))
+    found = _cost(SimpleNamespace(optuna_studies={"a": first, "b": second, "c": empty}))
     assert found is not None
     assert (found.num_trials, found.trial_seconds, found.wall_seconds) == (3, 13.5, 101.0)
-    assert _cost(SimpleNamespace(studies={"c": empty})) is None
+    assert _cost(SimpleNamespace(optuna_studies={"c": empty})) is None

@@ -170,7 +170,7 @@ def test_a_crash_while_a_trial_ends_leaves_journal_and_records_alike(tmp_path: P
     play_all(after)
     journal = {
         key.trial_name(trial.number): trial.state.name
-        for key, study in after.studies.items()
+        for key, study in after.optuna_studies.items()
         for trial in study.trials
     }
     assert living.states == journal

@@ -50,7 +50,7 @@ def test_every_study_ends_with_optunas_own_front_and_its_most_accurate_trial_won
     found = search(tmp_path, **{"search.sampler": sampler, "search.trials_per_size": budget})
     played = play_all(found)
     for key in TUNING:
-        study = found.studies[key]
+        study = found.optuna_studies[key]
         assert study.directions == [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]
         assert len(found.counted(key)) == budget
         chosen = front(study)
@@ -72,10 +72,10 @@ def test_among_equally_accurate_trials_the_one_on_the_front_wins(tmp_path: Path)
     key = StudyKey("plain", "1/4")
     # As accurate as the other, with the smaller loss; but slower, hence not on the front.
     for latency, loss in ((3.0, 0.1), (2.0, 0.9)):
-        trial = found.studies[key].ask()
+        trial = found.optuna_studies[key].ask()
         trial.suggest_float("train.learning_rate", 0.01, 0.5)
         trial.set_user_attr("val/loss", loss)
-        found.studies[key].tell(trial, [0.5, latency])
+        found.optuna_studies[key].tell(trial, [0.5, latency])
     winner = found.winner("plain", "1/4")
     assert winner is not None
     assert winner.values == [0.5, 2.0]
@@ -99,7 +99,7 @@ def test_a_killed_search_goes_on_and_its_epochs_stay_spent(tmp_path: Path) -> No
     assert after.budget.num_epochs == 20
     again = next(a for a in played if dict(a.values) == dict(running.values))
     assert again.latency_ms == running.latency_ms
-    states = [t.state for key in TUNING for t in after.studies[key].trials]
+    states = [t.state for key in TUNING for t in after.optuna_studies[key].trials]
     assert states.count(TrialState.FAIL) == 1
     assert TrialState.RUNNING not in states
 
@@ -109,15 +109,15 @@ def test_forbidden_students_are_kept_off_the_front(tmp_path: Path) -> None:
     play_all(found)
     for key in TUNING:
         assert len(found.counted(key)) == 12
-        assert any("forbidden" in t.user_attrs for t in found.studies[key].trials)
-        assert all(t.values[1] <= 1.5 for t in front(found.studies[key]))
+        assert any("forbidden" in t.user_attrs for t in found.optuna_studies[key].trials)
+        assert all(t.values[1] <= 1.5 for t in front(found.optuna_studies[key]))
 
 
 def test_one_objective_leaves_the_journal_as_it_was(tmp_path: Path) -> None:
     config = experiment(**{"search.methods": ["plain"]})
     found = ladder(tmp_path, config)
     play_all(found)
-    for study in found.studies.values():
+    for study in found.optuna_studies.values():
         assert study.directions == [StudyDirection.MAXIMIZE]
         assert all(len(t.intermediate_values) > 0 for t in study.trials)
     assert config.search.objectives == ("val/accuracy",)

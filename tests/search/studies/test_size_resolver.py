@@ -117,7 +117,7 @@ def test_forbidden_students_cost_no_trial_and_teach_the_sampler(tmp_path: Path) 
     key = StudyKey("plain", "1/4")
     assert blocks == [smallest] * 7, "six trials and one final, none of them forbidden"
     assert len(found.counted(key)) == 6
-    forbidden = [t for t in found.studies[key].trials if "forbidden" in t.user_attrs]
+    forbidden = [t for t in found.optuna_studies[key].trials if "forbidden" in t.user_attrs]
     assert forbidden
     for trial in forbidden:
         assert trial.state is TrialState.PRUNED

@@ -21,9 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from krscale.redaction import redact
-
-Study = tuple[str, str]
-"""The method and the capacity of a size, e.g. `("kr", "1/16")`."""
+from krscale.time_left import Study, TimeLeft, Workload
 
 _SECONDS_BETWEEN_LINES = 5.0
 _REFRESHES_PER_SECOND = 4.0
@@ -59,6 +57,7 @@ class Progress:
     Args:
         quiet: Show notes only.
         planned: Study -> number of trials it will have; empty shows phases only.
+        workload: What the trainings of every study are, from which the time left is estimated.
         num_workers: Trials that can run at once; 0 when it is not known.
         console: Where to draw; None takes stderr.
         clock: Seconds; replaced in tests.
@@ -71,17 +70,17 @@ class Progress:
         quiet: bool,
         planned: Mapping[Study, int],
         *,
+        workload: Workload | None = None,
         num_workers: int = 0,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._console = console or Console(stderr=True)
         self._quiet, self._clock, self.num_workers = quiet, clock, num_workers
-        self._cells = {study: _Cell(count) for study, count in planned.items()}
+        self._workload = workload or Workload()
+        self.plan(planned)
         self._phase, self._step = "", (0, 0)
         self._started = clock()
-        self._first_trial: float | None = None
-        self._ended_here = 0
         self._running, self._worker_seconds, self._counted_until = 0, 0.0, self._started
         self._last_line = -_SECONDS_BETWEEN_LINES
         self._lock = threading.RLock()
@@ -114,10 +113,16 @@ class Progress:
         if not self._quiet and self._ended_here:
             self._print(f"{self._counts()} in {duration(self._clock() - self._started)}")
 
-    def plan(self, study: Study, num_trials: int) -> None:
-        """A study will have so many trials; known better than when this was made."""
-        with self._lock:
-            self._cells[study].planned = num_trials
+    def plan(self, planned: Mapping[Study, int], costs: Mapping[str, float] | None = None) -> None:
+        """Begin anew with these studies; to be called before the first trial.
+
+        Args:
+            planned: Study -> number of trials it will have.
+            costs: Capacity -> FLOPs of its student.
+        """
+        self._cells = {study: _Cell(count) for study, count in planned.items()}
+        self.time_left = TimeLeft(planned, self._workload, costs)
+        self._ended_here = 0
 
     def phase(self, title: str) -> None:
         """A new part of the work begins: `"teacher"`, `"store"`, `"search"`.
@@ -138,28 +143,36 @@ class Progress:
             self._step = (done, total)
         self._maybe_line(lambda: f"{self._phase} {done}/{total}")
 
-    def trial_restored(self, study: Study, state: str, value: float | None) -> None:
-        """A trial of an earlier start counts as done, but not towards the time left."""
+    def trial_restored(
+        self,
+        study: Study,
+        state: str,
+        value: float | None,
+        *,
+        final: bool = False,
+        epochs: float | None = None,
+    ) -> None:
+        """A trial of an earlier start counts as done, after so many epochs where that is known."""
         with self._lock:
             self._cells[study].end(state, value)
+            self.time_left.restored(study, final=final, epochs=epochs)
 
-    def trial_started(self, study: Study) -> None:
-        """A trial runs."""
+    def trial_started(self, study: Study, name: str = "", *, final: bool = False) -> None:
+        """A trial runs; `final` where it trains a winner again."""
         with self._lock:
             self._count_work(1)
             self._cells[study].running += 1
-            if self._first_trial is None:
-                self._first_trial = self._clock()
+            self.time_left.started(study, name, self._clock(), final=final)
         self._maybe_line(self._summary)
 
-    def trial_report(self, study: Study, epoch: int, value: float) -> None:
+    def trial_report(self, study: Study, epoch: int, value: float, name: str = "") -> None:
         """A running trial has a validation accuracy (in [0, 1]) after an epoch."""
-        del epoch
         with self._lock:
             self._cells[study].see(value)
+            self.time_left.reported(study, name, epoch, self._clock())
         self._maybe_line(self._summary)
 
-    def trial_ended(self, study: Study, state: str, value: float | None) -> None:
+    def trial_ended(self, study: Study, state: str, value: float | None, name: str = "") -> None:
         """A trial ended: `COMPLETE`, `PRUNED` or `FAIL`, with its validation accuracy if any."""
         with self._lock:
             cell = self._cells[study]
@@ -167,25 +180,25 @@ class Progress:
             cell.running = max(0, cell.running - 1)
             cell.end(state, value)
             self._ended_here += 1
+            self.time_left.ended(study, name, self._clock(), counts=True)
         self._maybe_line(self._summary)
 
-    def trial_interrupted(self, study: Study) -> None:
+    def trial_interrupted(self, study: Study, name: str = "") -> None:
         """A trial was cut short and does not count: it will be run again."""
         with self._lock:
             cell = self._cells[study]
             self._count_work(-1)
             cell.running = max(0, cell.running - 1)
+            self.time_left.ended(study, name, self._clock(), counts=False)
 
     def note(self, text: str) -> None:
         """Show a line that stays, above the live view; also when quiet. Credentials are hidden."""
         self._print(redact(text))
 
     def seconds_left(self) -> float | None:
-        """Estimate from the trials that ended here; None before two have, or when all are done."""
-        left = sum(max(0, cell.planned - cell.done) for cell in self._cells.values())
-        if self._ended_here < 2 or self._first_trial is None or left == 0:
-            return None
-        return left * (self._clock() - self._first_trial) / self._ended_here
+        """Estimate the time left; None before enough is done, and when all is."""
+        with self._lock:
+            return self.time_left.seconds(self._clock(), self.num_workers)
 
     def worker_seconds(self) -> float:
         """Time that workers have spent on trials here: ten workers for a minute are ten minutes."""
@@ -254,16 +267,16 @@ class Progress:
 
     def _left(self) -> str:
         left = self.seconds_left()
-        return f", about {duration(left)} left" if left is not None else ""
+        if left is not None:
+            return f", about {duration(left)} left"
+        all_done = all(cell.done >= cell.planned for cell in self._cells.values())
+        return "" if all_done else ", estimating the time left"
 
     def _cost(self) -> str:
         """What waiting for the end costs: the workers' time, spent and still to spend."""
-        left = self.seconds_left()
-        more = ""
-        if left is not None and self._ended_here:
-            remaining = sum(max(0, cell.planned - cell.done) for cell in self._cells.values())
-            more = f", about {duration(remaining * self.worker_seconds() / self._ended_here)} more"
-        return f"worker time {duration(self.worker_seconds())} spent{more}"
+        more = self.time_left.worker_seconds(self._clock())
+        text = f", about {duration(more)} more" if more is not None else ""
+        return f"worker time {duration(self.worker_seconds())} spent{text}"
 
     def _counts(self) -> str:
         cells = self._cells.values()

@@ -21,6 +21,7 @@ FLOORS = (
         (
             "errors",
             "redaction",
+            "interruption",
             "files",
             "metrics",
             "pareto",
@@ -35,7 +36,7 @@ FLOORS = (
         ("parallel", "data", "store", "training", "setup", "export"),
     ),
     ("Second floor: many workers", ("cluster",)),
-    ("Third floor: runs", ("progress", "report", "tracking", "runs", "search")),
+    ("Third floor: runs", ("time_left", "progress", "report", "tracking", "runs", "search")),
     ("Commands", ("cli",)),
 )
 

@@ -46,6 +46,7 @@ def busy_search(clock):
         for number, state in enumerate(["COMPLETE", "PRUNED", "PRUNED", "FAIL"]):
             progress.trial_started(study)
             progress.trial_report(study, 3, 0.5 + 0.01 * number)
+            clock.now += 40
             progress.trial_ended(study, state, 0.8 + index / 100 if number == 0 else None)
         progress.trial_started(study)
     return progress
@@ -70,10 +71,11 @@ def test_the_view_fits_and_shows_every_study(width, encoding):
     assert "search" in lines[0]
     assert "48/132" in lines[0]
     assert "48/132 trials, 24 pruned, 12 failed, 12/16 workers busy" in lines
-    # 48 of 132 took 60 seconds, so 84 take 105.
-    assert "elapsed 1:00, about 1:45 left" in lines
-    # 12 trials ran for the whole minute; the 48 that ended took no time of their own.
-    assert "worker time 12:00 spent, about 21:00 more" in lines
+    # 6 trials of each of the 12 studies are to be started, 40 s each, on 16 workers; what runs has
+    # run for longer.
+    assert "elapsed 33:00, about 3:00 left" in lines
+    # 160 s of each study, while 0, 1, ... 11 others ran; then 12 trials for a minute.
+    assert "worker time 3:40:00 spent, about 48:00 more" in lines
 
 
 @pytest.mark.parametrize("width", [60, 140])
@@ -104,7 +106,28 @@ def test_worker_time_is_that_of_all_workers_together():
     progress.trial_ended(("kr", "1/4"), "COMPLETE", 0.8)
     clock.now += 5
     assert progress.worker_seconds() == pytest.approx(25)
-    assert "worker time 0:25 spent, about 0:25 more" in shown(progress, 60)
+    # Both were the first of their workers: how long those took to start is not known.
+    text = shown(progress, 60)
+    assert "worker time 0:25 spent\n" in text
+    assert "estimating the time left" in text
+    progress.trial_started(("kr", "1/4"))
+    clock.now += 7
+    progress.trial_ended(("kr", "1/4"), "COMPLETE", 0.8)
+    assert "worker time 0:32 spent, about 0:07 more" in shown(progress, 60)
+
+
+def test_what_is_planned_may_turn_out_to_be_less():
+    clock = Clock()
+    progress = Progress(False, PLANNED, console=captured(), clock=clock)
+    progress.plan({("kr", "1/4"): 3}, {"1/4": 1000.0})
+    for _ in range(2):
+        progress.trial_started(("kr", "1/4"))
+        clock.now += 5
+        progress.trial_ended(("kr", "1/4"), "COMPLETE", 0.8)
+    assert progress.seconds_left() == pytest.approx(5.0)
+    text = shown(progress, 60)
+    assert "2/3 trials" in text
+    assert "1/256" not in text
 
 
 def test_before_the_first_trial_there_is_no_table():

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from krscale.files import write_atomic
+from markupsafe import Markup, escape
+
 from krscale.report.axes import accuracy_range, bars, finished, marked, percent, size_range
 from krscale.report.figure import shifted, styles_of
-from krscale.report.html import document, paragraph
 from krscale.report.interval import half_width
+from krscale.report.rendering import printable, write_rendered
 from krscale.report.result import Curve, ParetoEntry
 from krscale.report.students import CurveSize, MethodResult, Size
 from krscale.report.table import short_number
@@ -44,12 +44,6 @@ _BEHAVIOUR = {
     ],
     "plotlyServerURL": "",
 }  # fmt: skip
-_NOTE = (
-    "Points are means over the seeds, bars their 95 % intervals; ringed students are on the Pareto "
-    "front of validation accuracy and parameters. Hover for details; click a name in the legend "
-    "to hide it; drag to zoom, double-click to see all again; the buttons change the axis."
-)
-_SHARES = " Under each size stands the student's share of the teacher's parameters."
 _Point = Size | ParetoEntry
 
 
@@ -72,9 +66,8 @@ def write_interactive(curves: Sequence[Curve], path: Path) -> None:
         validate=False,
     )
     title = f"Accuracy versus capacity: {', '.join(curve.name for curve in curves)}"
-    note = _NOTE + (_SHARES if len(curves) == 1 else "")
-    text = document(title, [chart, paragraph(note, "note")])
-    write_atomic(path, lambda temporary: _write(temporary, text))
+    content = Markup(chart)  # noqa: S704 - plotly escapes what its script holds
+    write_rendered(path, "curve.html.j2", title=title, chart=content, num_runs=len(curves))
 
 
 def _figure(curves: Sequence[Curve]) -> dict[str, Any]:
@@ -82,7 +75,7 @@ def _figure(curves: Sequence[Curve]) -> dict[str, Any]:
     traces: list[dict[str, Any]] = []
     points: list[list[tuple[_Point, str]]] = []
     for number, curve in enumerate(curves):
-        prefix = f"{escape(curve.name)}: " if len(curves) > 1 else ""
+        prefix = f"{_escaped(curve.name)}: " if len(curves) > 1 else ""
         dash = _DASHES[number % len(_DASHES)]
         for method in curve.methods:
             found = finished(curve, method)
@@ -111,7 +104,7 @@ def _size_axis(curves: Sequence[Curve], field: str, drawn: Sequence[float]) -> d
         "range": [math.log10(end) for end in ends],
         "tickvals": shown,
         "ticktext": [
-            f"{number(x)}<br>{escape(sizes[x])}" if len(curves) == 1 else number(x) for x in shown
+            f"{number(x)}<br>{_escaped(sizes[x])}" if len(curves) == 1 else number(x) for x in shown
         ],
     }
 
@@ -128,7 +121,7 @@ def _line(
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "name": f"{prefix}{escape(method)}",
+        "name": f"{prefix}{_escaped(method)}",
         "x": _places([(r.size_of(method), method) for r, _ in found], "num_parameters", methods),
         "y": [percent(result) for _, result in found],
         "error_y": {
@@ -143,7 +136,7 @@ def _line(
         "line": {"color": colour, "dash": dash, "width": 2},
         "marker": {"color": colour, "symbol": _MARKERS[marker], "size": 9},
         "text": [_details(size, size.size_of(method), result) for size, result in found],
-        "hovertemplate": f"<b>{prefix}{escape(method)}</b> %{{text}}<extra></extra>",
+        "hovertemplate": f"<b>{prefix}{_escaped(method)}</b> %{{text}}<extra></extra>",
     }
 
 
@@ -185,13 +178,13 @@ def _details(size: CurveSize, own: Size, result: MethodResult) -> str:
         f"{len(result.seeds)} seeds; {result.num_trials} trials before",
         ", ".join(settings),
     ]
-    return "<br>".join(escape(line) for line in lines if line)
+    return "<br>".join(_escaped(line) for line in lines if line)
 
 
 def _layout(
     curves: Sequence[Curve], sizes: dict[str, Any], buttons: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    names = ", ".join(escape(curve.name) for curve in curves)
+    names = ", ".join(_escaped(curve.name) for curve in curves)
     teachers = {
         100 * curve.teacher["test_accuracy"]: curve.teacher["num_parameters"] for curve in curves
     }
@@ -233,5 +226,6 @@ def _layout(
     }  # fmt: skip
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def _escaped(text: str) -> str:
+    """Escape a text for plotly, which shows a few tags of HTML."""
+    return str(escape(printable(text)))

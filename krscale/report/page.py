@@ -1,6 +1,7 @@
 """`report.html`: searches explained to someone who never saw krscale, in one file, offline.
 
-Plain HTML without scripts: every figure is inside, nothing is loaded from anywhere.
+Plain HTML without scripts: every figure is inside, nothing is loaded from anywhere. What it says
+everywhere stands in `templates/`; this file has what differs from run to run.
 """
 
 from __future__ import annotations
@@ -12,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from krscale.config import Experiment
-from krscale.files import write_atomic
 from krscale.methods import METHODS
 from krscale.report.choice import Candidate, find_candidates
 from krscale.report.comparison import differences
 from krscale.report.findings import Insight
 from krscale.report.front import FRONT_CAPTION, FRONT_TITLE, front_headings, front_rows
-from krscale.report.html import Cell, bullets, code, document, heading, image, paragraph, table
 from krscale.report.interval import half_width
 from krscale.report.page_settings import convergence, other_settings, winning_settings
+from krscale.report.rendering import Cell, Table, texts, write_rendered
 from krscale.report.reproduce import command_of
 from krscale.report.result import Curve
 from krscale.report.students import MethodResult
@@ -30,12 +30,6 @@ CLOSE_ENOUGH = 0.01
 """A student this near to the best on validation counts as enough in the summary."""
 
 _SPLITS = ("train", "val", "test")
-_INTRODUCTION = (
-    "A large, accurate image classifier (the teacher) is to be replaced by a small one (a "
-    "student). This page shows how accurate students of several sizes become, and which way of "
-    "training them is best. Every size and way of training got the same number of trials. All "
-    "choices were made on validation images; the test images were read once, at the end."
-)
 _PURPOSES = {
     "plain": "learns from the labels alone; the other methods have to beat it.",
     "kd": "classic distillation: learns from the labels and from the teacher's probabilities.",
@@ -78,40 +72,41 @@ def write_page(runs: Sequence[ShownRun], path: Path, overlay: bytes | None = Non
         overlay: A figure of all runs together, a PNG.
     """
     names = ", ".join(run.curve.name for run in runs)
-    title = f"Accuracy versus capacity: {names}"
-    parts = [heading(1, title), paragraph(_INTRODUCTION)]
-    if overlay is not None:
-        parts += [heading(2, "All runs together"), image(overlay, f"All runs: {names}")]
-        parts += [paragraph(line + ".", "note") for line in differences([r.curve for r in runs])]
-    for run in runs:
-        if len(runs) > 1:
-            parts.append(heading(2, f"Run {run.curve.name}"))
-        parts += _sections(run, level=3 if len(runs) > 1 else 2)
-    text = document(title, parts)
-    write_atomic(path, lambda temporary: _write(temporary, text))
+    write_rendered(
+        path,
+        "report.html.j2",
+        title=f"Accuracy versus capacity: {names}",
+        names=names,
+        overlay=overlay,
+        differences=differences([run.curve for run in runs]),
+        runs=[_content(run) for run in runs],
+    )
 
 
-def _sections(run: ShownRun, level: int) -> list[str]:
-    sections = {
-        "What was asked": [_question(run)],
-        "Accuracy versus capacity": [image(run.figure, f"Figure of {run.curve.name}")],
-        "Every student": [_students(run.curve)],
-        "The students worth keeping": [_front(run.curve)],
-        FRONT_TITLE: _trials(run.curve),
-        "Which granularity and sparsity won where": winning_settings(
-            run.curve, run.insight, run.insight_figure, run.insight_problem
-        ),
-        "The other settings of the winners": other_settings(run.curve),
-        "Convergence: was it long enough?": convergence(
-            run.curve, run.insight, run.insight_problem
-        ),
-        "What the search cost": [paragraph(_cost(run.curve))],
-        "How to reproduce it": _reproduction(run),
+def _content(run: ShownRun) -> dict[str, Any]:
+    """Return what the page says of one run, as `run.html.j2` names it."""
+    curve = run.curve
+    return {
+        "curve": curve,
+        "figure": run.figure,
+        "answer": _answer(curve),
+        "question": _question(run),
+        "students": _students(curve),
+        "front": _front(curve),
+        "trials_title": FRONT_TITLE,
+        "trials_caption": FRONT_CAPTION,
+        "trials": _trials(curve),
+        "winning": winning_settings(curve, run.insight),
+        "other_settings": other_settings(curve),
+        "convergence": convergence(curve, run.insight),
+        "insight": run.insight,
+        "insight_figure": run.insight_figure,
+        "insight_problem": run.insight_problem,
+        "cost": _cost(curve),
+        "command": command_of(run.experiment) if run.experiment is not None else "",
+        "problem": run.problem,
+        "made": _made(run),
     }
-    parts = [paragraph(_answer(run.curve), "answer")]
-    for title, content in sections.items():
-        parts += [heading(level, title), *content] if content else []
-    return parts
 
 
 def _answer(curve: Curve) -> str:
@@ -141,7 +136,7 @@ def _student(candidate: Candidate) -> str:
     )
 
 
-def _question(run: ShownRun) -> str:
+def _question(run: ShownRun) -> list[str]:
     curve, data, teacher = run.curve, run.curve.data, run.curve.teacher
     counts = [f"{data[f'num_{s}']:,} for {s}" for s in _SPLITS if f"num_{s}" in data]
     sizes = [f"{r.capacity} ({short_number(r.num_parameters)} parameters)" for r in curve.sizes]
@@ -157,7 +152,7 @@ def _question(run: ShownRun) -> str:
             "epochs for each way of training at each size; each winner was trained again with "
             f"{search.num_final_seeds} fresh seeds, and these are what the figure shows."
         )
-    return bullets([*lines, *(f"{name}: {_purpose(name)}" for name in curve.methods)])
+    return [*lines, *(f"{name}: {_purpose(name)}" for name in curve.methods)]
 
 
 def _purpose(method: str) -> str:
@@ -169,28 +164,21 @@ def _purpose(method: str) -> str:
     return _PURPOSES.get(method) or (described or "a method of another version.").splitlines()[0]
 
 
-def _students(curve: Curve) -> str:
+def _students(curve: Curve) -> Table:
     front = front_of(curve)
-    rows: list[list[Cell]] = []
+    rows = []
     for size in curve.sizes:
         means = [r.test_accuracy for r in size.methods.values() if r.test_accuracy is not None]
-        row: list[Cell] = [
-            ("text", size.capacity), ("", f"{size.num_parameters:,}"), ("", f"{size.flops:,}"),
-            ("", f"{size.latency_ms:.2f}"),
-        ]  # fmt: skip
+        sizes = (f"{size.num_parameters:,}", f"{size.flops:,}", f"{size.latency_ms:.2f}")
+        row = texts([size.capacity, *sizes], 1)
         for method in curve.methods:
             result = size.methods.get(method)
             shown = _accuracy(result) if result else "-"
             mark = "*" if (size.capacity, method) in front else ""
             is_best = bool(result and means and result.test_accuracy == max(means))
-            row.append(("best" if is_best else "", shown + mark))
+            row.append(Cell(shown + mark, "best" if is_best else ""))
         rows.append(row)
-    caption = (
-        "Test accuracy in percent: mean over the seeds ± half the 95 % interval. Bold: best of its "
-        "size. *: worth keeping, see below. FLOPs: per image, 2 per multiply-add; ms: one image on "
-        "one CPU thread."
-    )
-    return table(("size", "parameters", "FLOPs", "ms", *curve.methods), rows, caption)
+    return Table(("size", "parameters", "FLOPs", "ms", *curve.methods), rows)
 
 
 def _accuracy(result: MethodResult) -> str:
@@ -201,30 +189,24 @@ def _accuracy(result: MethodResult) -> str:
     return mean if spread is None else f"{mean} ± {100 * spread:.1f}"
 
 
-def _front(curve: Curve) -> str:
-    rows: list[list[Cell]] = [
-        [
-            ("text", entry.capacity), ("text", entry.method), ("", f"{entry.num_parameters:,}"),
-            ("", f"{100 * entry.val_accuracy:.1f}"), ("", f"{100 * entry.test_accuracy:.1f}"),
-        ]
+def _front(curve: Curve) -> Table:
+    rows = [
+        texts(
+            [
+                entry.capacity, entry.method, f"{entry.num_parameters:,}",
+                f"{100 * entry.val_accuracy:.1f}", f"{100 * entry.test_accuracy:.1f}",
+            ],
+            2,
+        )
         for entry in curve.pareto
     ]  # fmt: skip
-    caption = (
-        "The Pareto front: no other student has both fewer parameters and a higher validation "
-        "accuracy. `krscale pick` exports one of them."
-    )
-    return table(
-        ("size", "method", "parameters", "validation %", "test %"), rows, caption, num_text=2
-    )
+    return Table(("size", "method", "parameters", "validation %", "test %"), rows, num_text=2)
 
 
-def _trials(curve: Curve) -> list[str]:
+def _trials(curve: Curve) -> Table | None:
     headings = front_headings(curve)
-    rows: list[list[Cell]] = [
-        [("text", row[0]), ("text", row[1]), *(("", cell) for cell in row[2:])]
-        for row in front_rows(curve)
-    ]
-    return [table(headings, rows, FRONT_CAPTION, num_text=2)] if headings else []
+    rows = [texts(row, 2) for row in front_rows(curve)]
+    return Table(headings, rows, num_text=2) if headings else None
 
 
 def _cost(curve: Curve) -> str:
@@ -245,22 +227,17 @@ def _cost(curve: Curve) -> str:
     )
 
 
-def _reproduction(run: ShownRun) -> list[str]:
+def _made(run: ShownRun) -> list[tuple[str, list[str]]]:
+    """Return what the run was made of and with, by label."""
     curve, environment = run.curve, run.environment
-    parts = [paragraph(f"With krscale at commit {curve.commit}:")]
-    if run.experiment is None:
-        parts.append(paragraph(f"The command is not known: {run.problem}", "note"))
-    else:
-        parts.append(code(command_of(run.experiment)))
     marks = {"data": curve.data.get("fingerprint"), "teacher": curve.teacher.get("fingerprint")}
     known = [f"{name} {mark}" for name, mark in marks.items() if mark]
     made = [f"{name} {version}" for name, version in environment.get("packages", {}).items()]
     made += [f"Python {environment['python']}"] if "python" in environment else []
     made += [str(environment["platform"])] if "platform" in environment else []
-    for label, facts in (("Fingerprints", known), ("Made with", made)):
-        if facts:
-            parts.append(paragraph(f"{label}: {', '.join(facts)}.", "note"))
-    return parts
+    return [
+        (label, facts) for label, facts in (("Fingerprints", known), ("Made with", made)) if facts
+    ]
 
 
 def _percent(share: float) -> str:
@@ -273,7 +250,3 @@ def _duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

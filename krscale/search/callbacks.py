@@ -245,32 +245,35 @@ class ProgressListener:
         self.progress = progress
 
     def recall(self, ladder: Ladder) -> None:
-        """Show what is planned, and what earlier starts of this run have already done."""
-        for key in ladder.tuning:
-            num_trials = ladder.planned(key) + ladder.planned(key.finals)
-            self.progress.plan((key.method, key.capacity), num_trials)
-        for of_any, study in ladder.studies.items():
+        """Show what earlier starts of this run have already done."""
+        for key, study in ladder.studies.items():
+            final = isinstance(key, FinalKey)
             for trial in study.counted():
-                value = trial.user_attrs.get(VAL_ACCURACY)
-                cell = (of_any.method, of_any.capacity)
-                self.progress.trial_restored(cell, trial.state.name, value)
+                value, epochs = trial.user_attrs.get(VAL_ACCURACY), trial.user_attrs.get("epoch")
+                self.progress.trial_restored(
+                    (key.method, key.capacity), trial.state.name, value, final=final, epochs=epochs
+                )
 
     def on_start(self, assignment: Assignment) -> None:
         """A trial is running."""
-        self.progress.trial_started(_cell(assignment))
+        name, final = assignment.name, isinstance(assignment.key, FinalKey)
+        self.progress.trial_started(_cell(assignment), name, final=final)
 
     def on_epoch(self, assignment: Assignment, metrics: Mapping[str, float]) -> None:
         """A trial has a new validation accuracy."""
-        self.progress.trial_report(_cell(assignment), int(metrics["epoch"]), metrics[VAL_ACCURACY])
+        self.progress.trial_report(
+            _cell(assignment), int(metrics["epoch"]), metrics[VAL_ACCURACY], assignment.name
+        )
 
     def on_end(
         self, assignment: Assignment, state: TrialState, metrics: Mapping[str, float], reason: str
     ) -> None:
         """A trial ended; an error is shown at once."""
         if reason.startswith(INTERRUPTED):
-            self.progress.trial_interrupted(_cell(assignment))
+            self.progress.trial_interrupted(_cell(assignment), assignment.name)
             return  # it is run again
-        self.progress.trial_ended(_cell(assignment), state.name, metrics.get(VAL_ACCURACY))
+        accuracy = metrics.get(VAL_ACCURACY)
+        self.progress.trial_ended(_cell(assignment), state.name, accuracy, assignment.name)
         if state is TrialState.FAIL and reason:
             self.progress.note(f"{assignment.name} failed: {reason}")
 

@@ -39,9 +39,11 @@ from krscale.search.studies.journal import JOURNAL, refuse_lost_journal
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.objectives import check_objectives
 from krscale.search.studies.opening import VERSION, trials_that_ran
+from krscale.search.studies.pruners import expected_share
 from krscale.search.studies.size_resolver import StudentSizeResolver
 from krscale.setup.prepare import Prepared, Setup, prepare_knowledge
 from krscale.setup.sizes import StudentSize, ladder_sizes
+from krscale.time_left import Workload
 from krscale.tracking import Tracker, recording_seconds
 
 LATENCY_FILE = "latency.json"
@@ -67,7 +69,8 @@ def run_session(
             f"train.num_workers: a trial of a search trains on one worker (got "
             f"{experiment.train.num_workers}); `krscale distill` spreads one student over many."
         )
-    with Progress(quiet=quiet, planned=_planned(experiment)) as progress:
+    planned, workload = _planned(experiment), _workload(experiment)
+    with Progress(quiet=quiet, planned=planned, workload=workload) as progress:
         setup = Setup.resolve(experiment, progress)
         size_resolver = StudentSizeResolver(setup.networks)
         sizes = size_resolver.allowed(ladder_sizes(setup.networks), progress.note)
@@ -122,6 +125,12 @@ def _search(
         ladder = Ladder(
             journal, experiment, space, sizes, [tracking, showing], size_resolver=size_resolver
         )
+        # Sizes beyond a limit are not among them, and a grid may have fewer points than trials.
+        planned = {
+            (key.method, key.capacity): ladder.planned(key) + ladder.planned(key.finals)
+            for key in ladder.tuning
+        }
+        progress.plan(planned, {size.capacity: size.flops for size in sizes})
         showing.recall(ladder)
         for line in (*_lost_trials(ladder), *tracking.recall(ladder)):
             progress.note(line)
@@ -215,6 +224,14 @@ def _planned(experiment: Experiment) -> dict[tuple[str, str], int]:
         for capacity in experiment.ladder.capacities
         for method in config.methods
     }
+
+
+def _workload(experiment: Experiment) -> Workload:
+    return Workload(
+        num_finals=experiment.search.num_final_seeds,
+        num_epochs=experiment.train.num_epochs,
+        expected_share=expected_share(experiment.search, experiment.train.num_epochs),
+    )
 
 
 def _show(

@@ -82,11 +82,12 @@ def test_buttons_move_every_point_to_the_other_axes() -> None:
 
 
 def test_a_name_cannot_break_out(tmp_path) -> None:
-    evil = '</script><script>alert("x")</script>'
+    evil = '</script><script>alert("x")</script>\x00\x1b\ud800'
     write_interactive([make(evil)], tmp_path / "curve.html")
     text = (tmp_path / "curve.html").read_text(encoding="utf-8")
-    assert evil not in text
-    assert "alert(" not in re.sub(r"&lt;script&gt;alert\(&quot;", "", text)
+    assert evil[:-3] not in text
+    assert "alert(" not in re.sub(r"&lt;script&gt;alert\(&#34;", "", text)
+    assert "\x00\x1b" not in text
 
 
 @pytest.fixture
@@ -121,6 +122,28 @@ def test_figure_and_page_open_from_disk(tmp_path, offline) -> None:
     offline.get((tmp_path / "report.html").as_uri())
     assert offline.execute_script("return document.images[0].naturalWidth") > 500
     keep_screenshot(offline, "report")
+
+
+def test_hostile_names_are_shown_and_do_nothing(tmp_path, offline) -> None:
+    evil = '"><img src=x onerror="window.hacked=1"> & {{ 7 * 7 }}'
+    students = tuple(
+        size.model_copy(
+            update={"capacity": evil, "methods": {evil: result(0.9), "kr": result(0.8)}}
+        )
+        for size in make().sizes
+    )
+    curve = make(evil).model_copy(update={"sizes": students, "pareto": ()})
+    write_interactive([curve], tmp_path / "curve.html")
+    offline.get((tmp_path / "curve.html").as_uri())
+    shown = "return [...document.querySelectorAll('text')].map(text => text.textContent)"
+    wait_for(lambda: f"{evil}: accuracy versus capacity" in offline.execute_script(shown), "title")
+    assert evil in offline.execute_script(shown), "the method in the legend"
+    write_page([ShownRun(curve, b"", None, {}, evil)], tmp_path / "report.html")
+    offline.get((tmp_path / "report.html").as_uri())
+    assert f"Run {evil}" not in offline.page_source
+    assert offline.title == f"Accuracy versus capacity: {evil}"
+    assert offline.execute_script("return window.hacked") is None
+    assert len(offline.find_elements(By.TAG_NAME, "img")) == 1
 
 
 RANGES = """const {xaxis, yaxis} = document.querySelector('.js-plotly-plot')._fullLayout;

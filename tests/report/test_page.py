@@ -236,6 +236,72 @@ def test_names_cannot_break_out(tmp_path) -> None:
     assert reader.text.count(evil) >= 6
 
 
+HOSTILE = {
+    "a script": "<script>window.x = 1</script>",
+    "an attribute": '" onerror="alert(1)" x="',
+    "another one": "' onmouseover='alert(1)",
+    "the end of a tag": "--></style></title></table>",
+    "a template": "{{ 7 * 7 }}{% raw %}{# #}",
+    "an entity": "&lt;b&gt; &amp; &#60;",
+    "control characters": "a\x00b\x08c\x1b[31md\x7fe\x85",
+    "turned text": "a\u202egnp.exe\u2066",
+    "half a pair": "a\ud800b\uffff",
+    "lines": "a\nb\r\nc\td",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_every_value_is_escaped(tmp_path, text) -> None:
+    """A hostile text in every field that a page shows, beside a harmless one for comparison."""
+
+    def tags_with(text: str) -> tuple[list[tuple[str, list[str]]], Reader]:
+        sizes = tuple(
+            size.model_copy(
+                update={
+                    "capacity": text,
+                    "methods": {
+                        text: result(0.9, 0.9, **{text: text, "distill.granularity": text}),
+                        "kr": result(0.8, 0.8).model_copy(
+                            update={
+                                "front": (
+                                    FrontTrial(
+                                        number=1, objectives={"val/accuracy": 0.5},
+                                        settings={"student.options.x": text},
+                                    ),
+                                ),
+                                "ended_by": text,
+                            }
+                        ),
+                    },
+                }
+            )
+            for size in make().sizes
+        )  # fmt: skip
+        curve = make(text, commit=text, sizes=sizes, pareto=find_pareto(sizes)).model_copy(
+            update={
+                "data": {"source": text, "fingerprint": text},
+                "teacher": {**make().teacher, "model": text, "fingerprint": text},
+            }
+        )
+        near = {"distill.granularity": [text]}
+        insight = Insight(name=text, studies=(study(text, text, near_best=near),))
+        environment = {"packages": {text: text}, "python": text, "platform": text}
+        known = ShownRun(curve, PNG, None, environment, text, insight, PNG, text)
+        unknown = ShownRun(curve, PNG, None, {}, text, insight_problem=text)
+        found = page(tmp_path, known, unknown, overlay=PNG)
+        return [(tag, sorted(attributes)) for tag, attributes in found.tags], found
+
+    expected, _ = tags_with("harmless")
+    tags, found = tags_with(text)
+    assert tags == expected, "no text adds a tag or an attribute"
+    written = (tmp_path / "report.html").read_bytes().decode("utf-8")
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\uffff]", written)
+    if text.isprintable():
+        assert found.text.count(re.sub(r"\s+", " ", text)) >= 20
+    else:
+        assert found.text.count("\N{REPLACEMENT CHARACTER}") >= 20
+
+
 def test_search_without_a_finished_training(tmp_path) -> None:
     sizes = tuple(r.model_copy(update={"methods": {"kr": result(0.5)}}) for r in make().sizes)
     curve = make(sizes=sizes, pareto=(), cost=None)

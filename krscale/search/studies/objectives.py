@@ -12,12 +12,11 @@ from collections.abc import Mapping, Sequence
 
 import optuna
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from krscale.config import objective_directions
 from krscale.errors import UserError
 from krscale.metrics import METRICS, Direction, metric_key, val_metrics
-from krscale.pareto import pareto_front
 from krscale.search.studies.trial_spec import Assignment
 
 
@@ -75,10 +74,12 @@ def merit(study: optuna.Study, trial: FrozenTrial) -> tuple[float, ...]:
 
 
 def front(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the complete trials that no other beats in all objectives, the most accurate first."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    chosen = pareto_front([tuple(trial.values) for trial in complete], _maximise(study))
-    return sorted((complete[i] for i in chosen), key=lambda t: merit(study, t), reverse=True)
+    """Return the complete trials that no other beats in all objectives, the most accurate first.
+
+    Of equal ones all stay. Suggestions that broke a limit carry Optuna's constraints and are never
+    complete, so they are not among them.
+    """
+    return sorted(study.best_trials, key=lambda trial: merit(study, trial), reverse=True)
 
 
 def _maximise(study: optuna.Study) -> list[bool]:

@@ -79,6 +79,27 @@ def milestones(config: SearchConfig, num_epochs: int) -> tuple[int, ...]:
     return tuple(found)
 
 
+def expected_share(config: SearchConfig, num_epochs: int) -> float:
+    """Return the share of its epochs that a trial may be expected to get, on average.
+
+    Each milestone of ASHA keeps one trial in `reduction_factor`; `median` stops half of the trials
+    somewhere after their grace.
+    """
+    grace = min(1.0, config.grace_epochs / num_epochs)
+    if config.early_stopping == "none":
+        return 1.0
+    if config.early_stopping == "median":
+        return (1.0 + grace) / 2
+    reached, kept, before = 0.0, 1.0, 0
+    for epoch in (*milestones(config, num_epochs), num_epochs):
+        reached, kept, before = (
+            reached + kept * (epoch - before),
+            kept / config.reduction_factor,
+            epoch,
+        )
+    return reached / num_epochs
+
+
 def find_stop(trial: Trial, num_epochs: int) -> Stop | None:
     """Return why a trial should stop now, after what it has reported; None while it goes on.
 

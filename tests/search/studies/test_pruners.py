@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from krscale.config import SearchConfig
-from krscale.search.studies.pruners import Stop, find_stop, make_pruner, milestones
+from krscale.search.studies.pruners import Stop, expected_share, find_stop, make_pruner, milestones
 from krscale.search.studies.retries import INTERRUPTED
 
 
@@ -129,3 +129,18 @@ def test_what_it_says_is_what_optuna_decided(
             whole = [t.intermediate_values[stop.epoch] for t in played.study.trials
                      if t.state is TrialState.COMPLETE]  # fmt: skip
             assert stop.threshold == pytest.approx(statistics.median(whole))
+
+
+def test_the_share_of_its_epochs_that_a_trial_is_expected_to_get():
+    # 4 epochs for all, 4 more for a half, 4 more for a quarter.
+    asha = config(early_stopping="asha", grace_epochs=4, reduction_factor=2)
+    assert expected_share(asha, 12) == pytest.approx(7 / 12)
+    assert expected_share(asha, 4) == 1.0, "its grace is all there is"
+    assert expected_share(asha, 3) == 1.0
+    thirds = config(early_stopping="asha", grace_epochs=1, reduction_factor=3)
+    assert expected_share(thirds, 9) == pytest.approx((1 + 2 / 3 + 6 / 9) / 9)
+    # A third for all, and half of the rest for those in the middle.
+    assert expected_share(config(early_stopping="median", grace_epochs=4), 12) == pytest.approx(
+        2 / 3
+    )
+    assert expected_share(config(early_stopping="none"), 12) == 1.0

@@ -1,0 +1,88 @@
+"""Pages from the templates beside this file; every value in them is escaped."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from krscale.files import write_atomic
+
+_UNPRINTABLE = re.compile(
+    # Control characters but tab and newline, what turns the direction of text, halves of pairs
+    # (which no file in UTF-8 can hold), and what is no character at all.
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table; `kind` is `""` (a number), `"text"` (to the left) or `"best"` (bold)."""
+
+    text: str
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a page; the first `num_text` headings stand to the left."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    num_text: int = 1
+
+
+def texts(row: Sequence[str], num_text: int) -> list[Cell]:
+    """Return a row whose first `num_text` cells stand to the left."""
+    return [Cell(text, "text" if i < num_text else "") for i, text in enumerate(row)]
+
+
+def printable(text: str) -> str:
+    """Replace what a page should not hold by the sign for an unknown character."""
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def write_rendered(path: Path, template: str, **values: Any) -> None:
+    """Fill a template and write it atomically.
+
+    Args:
+        path: Where to.
+        template: Its name, e.g. `report.html.j2`.
+        values: What it names. All are escaped but `Markup`.
+    """
+    text = _templates().get_template(template).render(values)
+    write_atomic(path, lambda temporary: _write(temporary, text))
+
+
+@cache
+def _templates() -> Environment:
+    found = Environment(
+        loader=PackageLoader("krscale.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    found.filters["data_uri"] = _data_uri
+    return found
+
+
+def _finalize(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 import pytest
-from krscale.search.studies.sampling import expected_share
+from krscale.search.studies.pruners import expected_share
 from ladder_play import Assignment, experiment, ladder, quality
 from optuna.trial import TrialState
 from rich.console import Console

@@ -67,7 +67,7 @@ def train_on_workers(
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
-            "experiment": experiment.model_dump(mode="json"),
+            "experiment": experiment.without_credentials().model_dump(mode="json"),
             "prepared": prepared,
             "width": width,
         },

@@ -19,6 +19,11 @@ from typing import Any
 
 from krscale.errors import DamagedFileError, DiskFullError, UserError
 
+_OF_ITS_CONTENT = (
+    LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError
+)  # fmt: skip
+"""What is raised where content is not as expected; torch raises a `RuntimeError` for a shape."""
+
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, then fsync and rename it into place.
@@ -84,7 +89,7 @@ def reading(path: Path, rebuild: str = "") -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except _OF_ITS_CONTENT as error:
         raise damaged(path, _reason(error), rebuild) from None
 
 
@@ -208,7 +213,7 @@ def _reason(error: Exception) -> str:
         return f"byte {error.start} is not text ({error.reason})"
     if isinstance(error, RecursionError):
         return "its content is nested too deeply"
-    return str(error).rstrip(".") or type(error).__name__
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -107,13 +107,16 @@ def _shown(path: Path, curve: Curve, figure: bytes) -> ShownRun:
     from krscale.report.findings import INSIGHT_FIGURE_FILE, read_insight
 
     experiment, problem = _or_problem(read_experiment, path)
+    environment, environment_problem = _or_problem(read_environment, path)
+    if environment_problem:  # versions and machine; the page does without
+        print(f"krscale: {environment_problem}", file=sys.stderr)
     insight, insight_problem = _or_problem(read_insight, path)
     drawn = path / INSIGHT_FIGURE_FILE
     return ShownRun(
         curve,
         figure,
         experiment,
-        read_environment(path),
+        environment or {},
         problem,
         insight=insight,
         insight_figure=drawn.read_bytes() if insight and drawn.is_file() else None,

@@ -69,7 +69,7 @@ def train_on_workers(
     trainer = _Trainer(
         _worker,  # type: ignore[arg-type]  # Ray's annotation does not know of return values yet
         train_loop_config={
-            "experiment": experiment.model_dump(mode="json"),
+            "experiment": experiment.without_credentials().model_dump(mode="json"),
             "prepared": prepared,
             "width": width,
         },

@@ -14,6 +14,7 @@ from krscale.config.fields import Section, fingerprint
 from krscale.config.networks import LadderConfig, StoreConfig, StudentConfig, TeacherConfig
 from krscale.config.searching import ClusterConfig, SearchConfig, TrackingConfig
 from krscale.config.training import TrainConfig
+from krscale.redaction import redact
 
 
 def _default_storage() -> str:
@@ -71,6 +72,15 @@ class Experiment(Section):
     def cache_path(self) -> Path:
         """Absolute folder of what runs share: data, teachers and stores, each by fingerprint."""
         return Path(self.storage_path) / "cache"
+
+    def without_credentials(self) -> Experiment:
+        """Return it as workers get it, which record nothing and join no cluster.
+
+        What they are given may be written down: Ray keeps the parameters of trials on disk.
+        """
+        tracking = self.tracking.model_copy(update={"uri": redact(self.tracking.uri)})
+        cluster = self.cluster.model_copy(update={"address": redact(self.cluster.address)})
+        return self.model_copy(update={"tracking": tracking, "cluster": cluster})
 
     def fingerprint(self) -> str:
         """Hash of every field that changes results; not of where they are kept or how shown."""

@@ -54,8 +54,17 @@ class StorePlan:
     @property
     def shards(self) -> list[ShardId]:
         """Every shard, view by view."""
-        per_view = -(-self.num_samples // self.shard_rows)
+        per_view = self._shards_of_a_view
         return [ShardId(view, n) for view in range(self.num_views) for n in range(per_view)]
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards."""
+        return self.num_views * self._shards_of_a_view
+
+    @property
+    def _shards_of_a_view(self) -> int:
+        return -(-self.num_samples // self.shard_rows)
 
     def range_of(self, shard: ShardId) -> tuple[int, int]:
         """Return the half-open range of samples in a shard."""
@@ -125,8 +134,8 @@ def read_manifest(path: Path) -> Manifest | None:
         plan = _plan(file, content["plan"])
         error = as_record(file, content["encoding_error"], tuple[float, ...], _REBUILD)
         shards = as_record(file, content["shards"], tuple[ShardFile, ...], _REBUILD)
-    if len(shards) != len(plan.shards):
-        reason = f"shards: {len(shards)} are listed, the plan has {len(plan.shards)}"
+    if len(shards) != plan.num_shards:
+        reason = f"shards: {len(shards)} are listed, the plan has {plan.num_shards}"
         raise damaged(file, reason, _REBUILD)
     return Manifest(plan, error, shards)
 

@@ -4,13 +4,13 @@ import io
 from pathlib import Path
 
 import pytest
-from krscale.search.studies.pruners import expected_share
 from ladder_play import Assignment, experiment, ladder, quality
 from optuna.trial import TrialState
 from rich.console import Console
 
 from krscale.progress import Progress
 from krscale.search.callbacks import ProgressListener
+from krscale.search.studies.pruners import expected_share
 from krscale.time_left import Workload
 
 SECONDS = {"1/4": 20.0, "1/64": 1.0}

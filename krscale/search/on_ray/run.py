@@ -248,7 +248,9 @@ def run_search(
     searcher = LadderSearcher(
         ladder, milestones(config, experiment.train.num_epochs), Slots(resources), say
     )
-    trainable = tune.with_parameters(StudentTrial, experiment=experiment, prepared=prepared)
+    trainable = tune.with_parameters(
+        StudentTrial, experiment=experiment.without_credentials(), prepared=prepared
+    )
     tuner = tune.Tuner(
         tune.with_resources(trainable, dict(resources)),
         tune_config=tune.TuneConfig(

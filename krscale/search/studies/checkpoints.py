@@ -81,8 +81,8 @@ def go_on(training: Training, path: Path) -> tuple[History, str]:
     """
     try:
         state: Mapping[str, Any] = load_checkpoint(path)
-        with reading(path, ""):
+        with reading(path):
             training.load_state_dict(state["training"])
             return [dict(metrics) for metrics in state["history"]], ""
-    except (UserError, OSError, RuntimeError) as error:  # RuntimeError: tensors of another shape
+    except (UserError, OSError) as error:
         return [], str(error)

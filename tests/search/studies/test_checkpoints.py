@@ -1,5 +1,7 @@
 """A trial that was cut short goes on from its checkpoint, and ends as if nothing had happened."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,14 @@ import torch
 
 from krscale.config import Experiment, load, with_values
 from krscale.progress import Progress
+from krscale.search.on_ray.run import LadderSearcher
+from krscale.search.on_ray.run import _Running as Running
 from krscale.search.on_ray.trial import StudentTrial
 from krscale.search.studies import checkpoints as unfinished
 from krscale.search.studies.checkpoints import Keeper, checkpoint_path, sweep
 from krscale.search.studies.trial_spec import TuningKey
 from krscale.setup.prepare import Prepared, prepare
+from krscale.training.checkpoint import load_checkpoint, save_checkpoint
 
 KEY = TuningKey("kr", "1/16")
 NUM_EPOCHS = 4
@@ -90,13 +95,77 @@ def test_interrupted_twice_goes_on_from_the_second_checkpoint(assets: Assets) ->
     assert len(start(assets, number=12, continues=11).recalled) == 2
 
 
-@pytest.mark.usefixtures("eager")
-def test_a_broken_checkpoint_costs_its_epochs_only(assets: Assets) -> None:
-    run(start(assets, number=20), num_steps=2)
-    state = checkpoint_path(assets[0].run_path, KEY.trial_name(20)) / "state.pt"
+def cut(folder: Path) -> None:
+    state = folder / "state.pt"
     state.write_bytes(state.read_bytes()[:100])
-    results = run(start(assets, number=21, continues=20))
-    assert sum(len(result["history"]) for result in results) == NUM_EPOCHS
+
+
+def without_training(folder: Path) -> None:
+    save_checkpoint(folder, {"history": []})
+
+
+def of_another_student(folder: Path) -> None:
+    """Whole, and loaded up to the first weight that does not fit."""
+    state = load_checkpoint(folder)
+    weights = state["training"]["learner"]
+    name = list(weights)[-1]
+    weights[name] = torch.zeros(3, 1, 4)
+    save_checkpoint(folder, state)
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize(
+    ("number", "spoil", "reason"),
+    [
+        (20, cut, "state.pt: broken: its SHA-256 is"),
+        (22, lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json: damaged"),
+        (24, shutil.rmtree, "not a checkpoint"),
+        (26, without_training, "the field 'training' is missing"),
+        (28, of_another_student, "size mismatch"),
+    ],
+)
+def test_a_broken_checkpoint_is_named_and_costs_its_epochs_only(
+    assets: Assets, number: int, spoil: Callable[[Path], object], reason: str
+) -> None:
+    whole = start(assets, number=100 + number)
+    expected = [metrics for result in run(whole) for metrics in result["history"]]
+    run(start(assets, number=number), num_steps=2)
+    folder = checkpoint_path(assets[0].run_path, KEY.trial_name(number))
+    spoil(folder)
+    results = run(start(assets, number=number + 1, continues=number))
+    assert [metrics for result in results for metrics in result["history"]] == expected
+    notes = [result["note"] for result in results]
+    assert notes[0].startswith(
+        f"{KEY.trial_name(number + 1)} cannot go on from the checkpoint of "
+        f"{KEY.trial_name(number)} and starts from the beginning: {folder}"
+    )
+    assert reason in notes[0]
+    assert set(notes[1:]) == {""}, "it is said once"
+
+
+@pytest.mark.usefixtures("eager")
+def test_nothing_is_said_of_a_whole_one(assets: Assets) -> None:
+    run(start(assets, number=40), num_steps=2)
+    results = run(start(assets, number=41, continues=40))
+    assert {result["note"] for result in results} == {""}
+
+
+def test_a_note_of_a_worker_reaches_the_user() -> None:
+    class Counting:
+        reported = 0
+
+        def report(self, assignment: object, metrics: dict[str, float]) -> bool:
+            self.reported += 1
+            return False
+
+    said: list[str] = []
+    ladder = Counting()
+    searcher = LadderSearcher(ladder, (), None, said.append)  # type: ignore[arg-type]
+    searcher.trials["x"] = Running(None, {})  # type: ignore[arg-type]
+    searcher.on_report("x", {"note": "damaged", "history": [{"epoch": 1.0}, {"epoch": 2.0}]})
+    searcher.on_report("x", {"note": "", "history": [{"epoch": 3.0}]})
+    assert said == ["damaged"]
+    assert ladder.reported == 3
 
 
 def test_short_trials_write_no_checkpoint(assets: Assets) -> None:

@@ -1,0 +1,72 @@
+"""A whole small search through its own command, trained in this process instead of on Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+from running import overrides
+
+from krscale.cli.tune import run
+from krscale.parallel import Workers
+from krscale.runs.folder import student_path
+from krscale.search import session
+from krscale.search.studies.ladder import Ladder, Next
+from krscale.search.studies.trial_spec import Assignment
+from krscale.setup.build import Assets, build_training, trial_experiment
+from krscale.setup.prepare import Prepared
+from krscale.training.checkpoint import save_weights
+
+SETTINGS = (
+    "name=small",
+    "teacher.width=8",
+    "teacher.num_epochs=1",
+    "views.num_views=1",
+    "train.num_epochs=2",
+    "ladder.capacities=['1/16']",
+    "search.methods=['plain', 'kr']",
+    "search.early_stopping=none",
+    "search.trials_per_size=2",
+    "search.num_final_seeds=1",
+    "search.gpus_per_trial=0",
+)
+
+
+def train_here(ladder: Ladder, prepared: Prepared, *_: Any) -> None:
+    """Do what Ray's workers do, one trial after the other."""
+    assets = Assets.open(prepared)
+    while isinstance(upcoming := ladder.next(), Assignment):
+        key, config = upcoming.key, ladder.experiment
+        experiment = trial_experiment(config, key.method, dict(upcoming.values), upcoming.seed)
+        training = build_training(experiment, assets, upcoming.size.width, Workers.alone())
+        metrics: dict[str, float] = {}
+        while not training.finished:
+            metrics = training.run_epoch()
+            ladder.report(upcoming, metrics)
+        if key.final:
+            path = student_path(config.run_path, key.method, key.capacity, upcoming.seed)
+            save_weights(path, training.student)
+        ladder.finish(upcoming, TrialState.COMPLETE, metrics)
+    assert upcoming is Next.DONE
+
+
+@contextmanager
+def without_ray(train: Any = train_here) -> Iterator[None]:
+    """Let `krscale.tune` run its trials by `train`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "connect", lambda cluster: None)
+        patch.setattr(session, "num_places", lambda resources: 1)
+        patch.setattr(session, "write_on_workers", None)
+        patch.setattr(session, "run_search", train)
+        yield
+
+
+def search(storage: Path, *settings: str, train: Any = train_here) -> Path:
+    """Run or continue the search of a storage to its end; return the run's folder."""
+    with without_ray(train):
+        assert run([*overrides(*SETTINGS, f"storage_path={storage}", *settings), "--quiet"]) == 0
+    return storage / "small"

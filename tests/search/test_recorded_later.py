@@ -1,0 +1,153 @@
+"""A search that ended, or went on, while nothing was recorded: MLflow gets it from the journal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from finished_search import search, train_here
+from optuna.trial import TrialState
+
+from krscale.search.studies.journal import read_journal
+from krscale.search.studies.ladder import Ladder
+from krscale.search.studies.opening import present_studies
+from krscale.search.studies.trial_spec import Assignment
+
+URI = "tracking.uri=http://127.0.0.1:9"  # nobody answers: what is recorded stays in the spool
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    from krscale.tracking import Tracker
+
+    close = Tracker.close
+    monkeypatch.setattr(Tracker, "close", lambda self, timeout=1.0: close(self, 1.0))
+
+
+@pytest.fixture(scope="module")
+def unrecorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage with a finished search of which nothing was recorded."""
+    storage = tmp_path_factory.mktemp("unrecorded") / "storage"
+    search(storage, "tracking.enabled=false")
+    assert not (storage / "small" / "tracking").exists()
+    return storage
+
+
+@pytest.fixture
+def storage(unrecorded: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(unrecorded, tmp_path / "storage"))
+
+
+def events(storage: Path) -> list[dict]:
+    lines = (storage / "small" / "tracking" / "spool.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines[1:]]
+
+
+def of_run(found: list[dict], key: str) -> dict:
+    """What MLflow would have of a run."""
+    mine = [event for event in found if event["key"] == key]
+    starts = [event for event in mine if event["op"] == "start"]
+    metrics: dict[tuple[str, int], float] = {}
+    for event in mine:
+        if event["op"] == "log":
+            step = event["content"]["step"]
+            metrics |= {(name, step): v for name, v in event["content"]["metrics"].items()}
+    ends = [event for event in mine if event["op"] == "end"]
+    return {
+        "params": starts[0]["content"]["params"], "parent": starts[0]["content"]["parent"],
+        "start": starts[0]["time_ms"], "metrics": metrics, "num_starts": len(starts),
+        "state": ends[-1]["content"]["status"], "end": ends[-1]["time_ms"],
+    }  # fmt: skip
+
+
+def check_whole(storage: Path) -> None:
+    """Every trial of the journal is in the record, with its own numbers."""
+    found = events(storage)
+    number = 0
+    for key, study in present_studies(read_journal(storage / "small" / "journal.log")).items():
+        for trial in study.get_trials():
+            run = of_run(found, key.trial_name(trial.number))
+            assert run["parent"] == key.method
+            for name, value in trial.params.items():
+                assert run["params"][name] == str(value)
+            assert run["state"] == trial.state.name
+            for epoch, accuracy in trial.intermediate_values.items():
+                assert run["metrics"]["val/accuracy", epoch] == accuracy
+            assert run["metrics"]["val/loss", 2] == trial.user_attrs["val/loss"]
+            assert trial.datetime_start is not None
+            assert run["start"] <= 1000 * trial.datetime_complete.timestamp()
+            assert ("test/accuracy", 2) in run["metrics"] or not key.final
+            number += 1
+    assert number == 6
+    for method in ("plain", "kr"):
+        assert of_run(found, method)["state"] == "COMPLETE"
+
+
+def test_a_finished_search_that_was_not_recorded(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search(storage, URI)
+    err = capsys.readouterr().err
+    assert "6 trials ended while nothing was recorded of them" in err
+    assert "The other metrics of their epochs were not kept" in err
+    check_whole(storage)
+    size = len(events(storage))
+    search(storage, URI)
+    assert "nothing was recorded" not in capsys.readouterr().err
+    again = events(storage)[size:]
+    assert {event["key"] for event in again if event["op"] == "start"} == {"plain", "kr"}
+
+
+@pytest.mark.parametrize("what", ["folder", "spool", "emptied", "half"])
+def test_a_record_that_is_lost(
+    storage: Path, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search(storage, URI)
+    folder = storage / "small" / "tracking"
+    spool = folder / "spool.jsonl"
+    if what == "folder":
+        shutil.rmtree(folder)
+    elif what == "spool":
+        spool.unlink()
+    elif what == "emptied":
+        spool.write_bytes(b"")
+    else:
+        spool.write_bytes(spool.read_bytes()[: spool.stat().st_size // 2])
+    capsys.readouterr()
+    search(storage, URI)
+    assert "trials ended while nothing was recorded of them" in capsys.readouterr().err
+    check_whole(storage)
+
+
+class StoppedError(Exception):
+    pass
+
+
+def test_a_search_that_was_interrupted_and_went_on_unrecorded(storage: Path) -> None:
+    """Its first trial was recorded and did not end; others ran while nothing was recorded."""
+    shutil.rmtree(storage / "small")
+
+    def stop(ladder: Ladder, *_: object) -> None:
+        upcoming = ladder.next()
+        assert isinstance(upcoming, Assignment)
+        ladder.report(upcoming, {"val/accuracy": 0.25, "val/loss": 1.0, "epoch": 1.0})
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        search(storage, URI, train=stop)
+    search(storage, "tracking.enabled=false", train=train_here)
+    search(storage, URI)
+    found = events(storage)
+    states = [
+        of_run(found, key.trial_name(trial.number))["state"]
+        for key, study in present_studies(read_journal(storage / "small/journal.log")).items()
+        for trial in study.get_trials()
+    ]
+    assert sorted(states) == ["COMPLETE"] * 6 + ["FAIL"]
+    interrupted = [e for e in found if "krscale.error" in e["content"].get("tags", {})]
+    assert [e["content"]["tags"]["krscale.error"] for e in interrupted] == [
+        "interrupted: the search was interrupted"
+    ]
+    assert TrialState.FAIL.name in states

@@ -1,0 +1,164 @@
+"""No credential is printed by any command, nor written into any file, whatever goes wrong."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from finished_run import SETTINGS as STUDENT
+from finished_search import SETTINGS, train_here, without_ray
+from running import overrides
+
+from krscale.cli.common import run_command
+from krscale.config import load
+from krscale.progress import Progress
+from krscale.redaction import redact, redact_all
+from krscale.search.studies.ladder import Ladder
+from krscale.search.studies.trial_spec import Assignment
+from krscale.tracking import Tracker
+
+CANARY = "c4n4ry-s3cr3t"
+URIS = (
+    f"http://user:{CANARY}@127.0.0.1:9",
+    f"http://127.0.0.1:9/?access_token={CANARY}",
+    f"http://{CANARY}@127.0.0.1:9",
+)
+ADDRESS = f"cluster.address=ray://user:{CANARY}@127.0.0.1:9"
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(autouse=True)
+def _secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a user's environment holds, and no long waiting for servers that are not there."""
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", f"{CANARY}-1")
+    monkeypatch.setenv("SOME_SERVICE_API_KEY", f"{CANARY}-2")
+    close = Tracker.close
+    monkeypatch.setattr(Tracker, "close", lambda self, timeout=1.0: close(self, 1.0))
+
+
+def call(monkeypatch: pytest.MonkeyPatch, command: str, *arguments: str) -> int:
+    """Run a command as its process would, command line included."""
+    monkeypatch.setattr(sys, "argv", [f"krscale.{command}", *arguments])
+    with without_ray(train):
+        return run_command(importlib.import_module(f"krscale.{command}").run, arguments)
+
+
+def train(ladder: Ladder, *others: object) -> None:
+    """Fail one trial with an error that quotes a credential, then train the others."""
+    upcoming = ladder.next()
+    if isinstance(upcoming, Assignment):
+        from optuna.trial import TrialState
+
+        error = f"OSError: http://user:{CANARY}@store: unreachable"
+        ladder.finish(upcoming, TrialState.FAIL, {}, error)
+    train_here(ladder, *others)  # type: ignore[arg-type]
+
+
+def leaks(folder: Path) -> list[str]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return [str(path) for path in files if CANARY.encode() in path.read_bytes()]
+
+
+def test_every_door_and_every_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "small")
+    for uri in URIS:
+        secret = overrides(f"tracking.uri={uri}", ADDRESS, f"storage_path={tmp_path}")
+        small = [*overrides(*SETTINGS), *secret]
+        assert call(monkeypatch, "tune", *small, "--dry-run") == 0
+        assert call(monkeypatch, "tune", *small, "--quiet") == 0
+        assert call(monkeypatch, "tune", *small, "--quiet", "--json") == 0
+        assert call(monkeypatch, "teach", *small, "--quiet") == 0
+    student = [s for s in STUDENT if "tracking" not in s]
+    assert call(monkeypatch, "distill", *overrides(*student), *secret, "--quiet") == 0
+    assert call(monkeypatch, "insight", run) == 0
+    assert call(monkeypatch, "report", run) == 0
+    assert call(monkeypatch, "store_command", "info", run) == 0
+    pick = ("pick", run, "--max-params", "1M", "--quiet")
+    assert call(monkeypatch, *pick) == 0
+    assert call(monkeypatch, *pick, "--uri", URIS[0]) == 0
+    assert call(monkeypatch, "sync", run) == 2, "credentials are not kept"
+    assert call(monkeypatch, "sync", run, "--uri", URIS[1], "--timeout", "1") == 1
+    out, err = capfd.readouterr()
+    assert CANARY not in out + err
+    assert "***@127.0.0.1:9" in out
+    assert "krscale sync" in err
+    assert "OSError: http://***@store: unreachable" in err
+    assert leaks(tmp_path) == []
+    written = json.loads((tmp_path / "small" / "experiment.json").read_text())["experiment"]
+    assert written["cluster"]["address"] == "ray://***@127.0.0.1:9"
+    assert any(path.name == "spool.jsonl" for path in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        f"tracking=http://user:{CANARY}@host",
+        f"tracking.uri=['http://user:{CANARY}@host']",
+        f"tracking.urii=http://user:{CANARY}@host",
+        f"tracking.uri=htp://user:{CANARY}@host",
+        f"tracking.uri=http://user:{CANARY}@host:port",
+        f"tracking.uri=http://user:a/{CANARY}@host",
+        f"tracking.uri=postgresql://user:{CANARY}@host/db",
+        f"cluster.address=['ray://user:{CANARY}@host']",
+        f"search.methods=['http://user:{CANARY}@host']",
+        f"name=http://user:{CANARY}@host",
+        f"http://user:{CANARY}@host",
+        f"data.path=s3://user:{CANARY}@host/x",
+        f"data.source=s3://user:{CANARY}@host/x",
+    ],
+)
+def test_no_refusal_quotes_one(
+    setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = overrides(*SETTINGS, f"storage_path={tmp_path}", setting)
+    call(monkeypatch, "tune", *settings, "--dry-run")
+    call(monkeypatch, "tune", *settings, "--quiet")
+    out, err = capfd.readouterr()
+    assert CANARY not in out + err
+    assert leaks(tmp_path) == []
+
+
+def test_notes_hide_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(quiet=True, planned={}) as progress:
+        progress.note(f"http://user:{CANARY}@host is away")
+    assert capsys.readouterr().err == "krscale: http://***@host is away\n"
+
+
+def test_workers_get_none() -> None:
+    experiment = load(None, [f"tracking.uri={URIS[0]}", ADDRESS])
+    given = experiment.without_credentials()
+    assert CANARY not in given.model_dump_json()
+    assert given.fingerprint() == experiment.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (f"http://u:a/{CANARY}@host:5/x", "http://***@host:5/x"),
+        (f"http://u:a'{CANARY}@host/x", "http://***@host/x"),
+        (f"http://u:{CANARY}@b@host/x", "http://***@host/x"),
+        (f"http://host/#access_token={CANARY}&x=1", "http://host/#access_token=***&x=1"),
+        (f"key {CANARY}-2 given", "key *** given"),
+        ("http://host:5000/a@b", "http://host:5000/a@b"),
+        ("http://host:5000 and ann@host", "http://host:5000 and ann@host"),
+        ("sqlite:////a:b@c/d.db", "sqlite:////a:b@c/d.db"),
+        ('{"a": "http://host:x", "b": "c@d"}', '{"a": "http://host:x", "b": "c@d"}'),
+    ],
+)
+def test_what_is_hidden_and_what_is_not(text: str, shown: str) -> None:
+    assert redact(text) == shown
+    assert redact(shown) == shown
+    assert redact_all({"a": [text, 1, None, {"b": text}]}) == {"a": [shown, 1, None, {"b": shown}]}
+
+
+def test_a_variable_that_names_a_file_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/home/ann/key.json")
+    monkeypatch.setenv("TOKEN", "short")
+    monkeypatch.setenv("MONKEY", "in the middle")
+    text = "/home/ann/key.json is short and in the middle"
+    assert redact(text) == text

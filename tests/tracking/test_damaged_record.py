@@ -1,0 +1,118 @@
+"""A damaged record for MLflow never stops a training: it is set aside, and said."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from krscale.tracking import Tracker, sync
+
+
+def record(run: Path, said: list[str], epochs: int = 4) -> None:
+    with Tracker("", "digits", run, warn=said.append) as tracker:
+        tracker.start_run("kr", "digits kr", tags={"a": "b"}, params={"c": 1})
+        tracker.start_run("kr/1", "trial", parent="kr")
+        for epoch in range(epochs):
+            tracker.log_metrics("kr/1", {"accuracy": epoch / 8}, step=epoch)
+        tracker.end_run("kr/1")
+        tracker.end_run("kr")
+        assert tracker.close(30) == 0
+
+
+@pytest.fixture
+def run(storage: Path) -> Path:
+    said: list[str] = []
+    record(storage / "run", said)
+    assert said == []
+    return storage / "run"
+
+
+def spoils(content: bytes) -> list[bytes]:
+    """The contents of a damaged file."""
+    draw = random.Random(0)
+    found = [
+        b"",
+        content[: len(content) // 2],
+        b"\xff" * 100,
+        draw.randbytes(200),
+        b"[]\n",
+        b"{}\n",
+    ]
+    for _ in range(10):
+        flipped = bytearray(content)
+        flipped[draw.randrange(len(flipped))] ^= 1 << draw.randrange(8)
+        found.append(bytes(flipped))
+    return found
+
+
+@pytest.mark.parametrize("name", ["state.json", "spool.jsonl"])
+def test_any_damage_is_survived(name: str, run: Path, storage: Path, read_runs) -> None:
+    path = run / "tracking" / name
+    whole = path.read_bytes()
+    for content in spoils(whole):
+        path.write_bytes(content)
+        said: list[str] = []
+        record(run, said)
+        for line in said:
+            assert str(path) in line
+            assert ".damaged" in line
+    lost_ids = len({r.tags["krscale.spool"] for r in read_runs(storage / "mlflow.db")})
+    assert lost_ids == 1 or name == "spool.jsonl"
+
+
+def test_a_state_is_set_aside_and_everything_sent_again(run: Path, storage: Path, by_key) -> None:
+    path = run / "tracking" / "state.json"
+    content = json.loads(path.read_text())
+    for number, spoilt in enumerate(("{", json.dumps({**content, "runs": 3}), "[]")):
+        path.write_text(spoilt)
+        said: list[str] = []
+        record(run, said)
+        (line,) = said
+        assert line.startswith(f"{path}: damaged: ")
+        aside = f"state.json.damaged{f'-{number + 1}' if number else ''}"
+        assert aside in line
+        assert (path.parent / aside).read_text() == spoilt
+        assert len(by_key(storage / "mlflow.db")["kr/1"].metrics) == 4
+
+
+def test_a_position_within_an_event_is_no_position(run: Path, storage: Path, by_key) -> None:
+    path = run / "tracking" / "state.json"
+    content = json.loads(path.read_text())
+    for position in (content["position"] - 3, 1, -5, 10**9):
+        path.write_text(json.dumps({**content, "position": position}))
+        said: list[str] = []
+        record(run, said)
+        assert said == []
+        assert len(by_key(storage / "mlflow.db")["kr/1"].metrics) == 4
+
+
+def test_of_a_spool_the_readable_events_are_kept(run: Path, storage: Path, by_key) -> None:
+    path = run / "tracking" / "spool.jsonl"
+    content = path.read_bytes()
+    lines = content.splitlines(keepends=True)
+    at = next(n for n, line in enumerate(lines) if b'"step":2' in line)
+    step = lines[at].replace(b'"step":2', b'"step":"two"')
+    path.write_bytes(b"".join([*lines[:at], step, b"\x00\xff\n", *lines[at + 1 :]]))
+    spoilt = path.read_bytes()
+    said: list[str] = []
+    record(run, said, epochs=5)
+    (line,) = said
+    assert line.startswith(f"{path}: damaged: line {at + 1}: step: ")
+    assert f"2 of {len(lines) + 1} events are lost for MLflow" in line
+    assert path.with_name("spool.jsonl.damaged").read_bytes() == spoilt
+    runs = by_key(storage / "mlflow.db")
+    assert len(runs["kr/1"].metrics) == 5
+    assert path.stat().st_mode & 0o077 == 0
+
+
+def test_a_damaged_state_does_not_hide_where_a_run_was_recorded(
+    run: Path, storage: Path, by_key
+) -> None:
+    (run / "tracking" / "state.json").write_text("{")
+    said: list[str] = []
+    assert sync(run, warn=said.append) == 0
+    assert "state.json: damaged" in said[0]
+    assert len(by_key(storage / "mlflow.db")["kr/1"].metrics) == 4

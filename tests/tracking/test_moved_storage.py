@@ -1,0 +1,170 @@
+"""A storage that is moved or copied takes its records, and its artifacts, with it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import pytest
+
+from krscale.config import TrackingConfig
+from krscale.tracking import Begun, Tracker, sync
+from krscale.tracking.address import follow_uri, sqlite_uri
+from krscale.tracking.moving import follow_artifacts
+
+
+@pytest.fixture
+def first(tmp_path, empty_database) -> Path:
+    """A storage that has not been moved yet."""
+    (tmp_path / "A").mkdir()
+    shutil.copy(empty_database, tmp_path / "A" / "mlflow.db")
+    return tmp_path / "A"
+
+
+def record(storage: Path, name: str = "figure.txt", value: float = 0.5) -> None:
+    figure = storage / "run" / name
+    figure.parent.mkdir(exist_ok=True)
+    figure.write_text("drawn")
+    with Tracker("", "digits", storage / "run") as tracker:
+        tracker.start_run("kr", "digits kr")
+        tracker.log_metrics("kr", {"accuracy": value}, step=1)
+        tracker.log_artifact("kr", figure)
+        tracker.end_run("kr")
+        assert tracker.close(30) == 0
+
+
+def artifact_folders(database: Path) -> set[Path]:
+    with closing(sqlite3.connect(database)) as connection:
+        rows = connection.execute(
+            "select artifact_uri from runs union select artifact_location from experiments "
+            "where name = 'digits'"
+        )
+        return {Path(url2pathname(urlsplit(uri).path)) for (uri,) in rows}
+
+
+def as_older_versions_wrote_it(run: Path) -> None:
+    """Their state does not say where its storage was."""
+    path = run / "tracking" / "state.json"
+    content = json.loads(path.read_text())
+    del content["storage"]
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("how", ["sync", "tracker"])
+def test_what_is_recorded_after_a_move_goes_to_the_new_place(first, by_key, how, older):
+    record(first)
+    if older:
+        as_older_versions_wrote_it(first / "run")
+    second = first.rename(first.with_name("B"))
+    if how == "sync":
+        assert sync(second / "run", begun=Begun(TrackingConfig(), first)) == 0
+    record(second, "later.txt", 0.75)
+    assert not first.exists(), "the old folder is not made again"
+    recorded = by_key(second / "mlflow.db")  # fails where a key has two runs
+    assert [value for _, value, _ in recorded["kr"].metrics] == [0.5, 0.75]
+    root = second / "mlartifacts"
+    folder = root / recorded["kr"].id / "artifacts"
+    assert {f.name for f in folder.iterdir()} == {"figure.txt", "later.txt"}
+    assert artifact_folders(second / "mlflow.db") == {root, folder}
+
+
+def test_mlflow_itself_finds_the_artifacts(first):
+    from mlflow import MlflowClient
+
+    record(first)
+    second = first.rename(first.with_name("B"))
+    assert sync(second / "run") == 0
+    record(second, "later.txt", 0.75)
+    client = MlflowClient(f"sqlite:///{second}/mlflow.db")
+    experiment = client.get_experiment_by_name("digits")
+    (run,) = client.search_runs([experiment.experiment_id])
+    path = client.download_artifacts(run.info.run_id, "figure.txt", str(second))
+    assert Path(path).read_text() == "drawn"
+
+
+def test_a_copy_records_into_itself_and_leaves_the_first_alone(first, by_key):
+    record(first)
+    second = Path(shutil.copytree(first, first.with_name("B")))
+    before = (first / "mlflow.db").read_bytes()
+    record(second, "later.txt", 0.75)
+    assert (first / "mlflow.db").read_bytes() == before
+    assert not list((first / "mlartifacts").rglob("later.txt"))
+    assert len(list((second / "mlartifacts").rglob("later.txt"))) == 1
+    assert len(by_key(second / "mlflow.db")["kr"].metrics) == 2
+
+
+def test_moved_twice(first, by_key):
+    record(first)
+    second = first.rename(first.with_name("B"))
+    assert sync(second / "run") == 0
+    third = second.rename(first.with_name("C"))
+    # experiment.json still names the first one.
+    assert sync(third / "run", begun=Begun(TrackingConfig(), first)) == 0
+    record(third, "later.txt", 0.75)
+    assert sorted(p.name for p in first.parent.iterdir()) == ["C"]
+    assert len(by_key(third / "mlflow.db")["kr"].metrics) == 2
+
+
+def test_a_run_that_left_its_storage_is_recorded_where_it_was(first, by_key):
+    record(first)
+    other = first.with_name("B")
+    other.mkdir()
+    run = (first / "run").rename(other / "run")
+    assert sync(run) == 0
+    assert [p.name for p in other.iterdir()] == ["run"]
+    assert len(by_key(first / "mlflow.db")["kr"].metrics) == 1
+
+
+def test_artifacts_of_another_storage_in_this_database_stay_there(first, tmp_path):
+    """Two storages may share a database: nothing of it was moved."""
+    other = tmp_path / "X" / "run"
+    figure = other / "figure.txt"
+    figure.parent.mkdir(parents=True)
+    figure.write_text("drawn")
+    with Tracker(sqlite_uri(first / "mlflow.db"), "digits", other) as tracker:
+        tracker.start_run("kr", "digits kr")
+        tracker.log_artifact("kr", figure)
+        assert tracker.close(30) == 0
+    record(first)
+    found = artifact_folders(first / "mlflow.db")
+    assert all(folder.is_relative_to(tmp_path / "X" / "mlartifacts") for folder in found)
+    assert len(list((tmp_path / "X" / "mlartifacts").rglob("figure.txt"))) == 2
+
+
+def test_a_folder_of_a_similar_name_is_another(tmp_path):
+    database = tmp_path / "B" / "mlflow.db"
+    database.parent.mkdir()
+    rows = ["file:///gone/A/mlartifacts", "file:///gone/A/mlartifacts2", "file:///gone/A/x"]
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("create table experiments (name, artifact_location)")
+        connection.execute("create table runs (artifact_uri)")
+        connection.executemany("insert into experiments values ('', ?)", [(r,) for r in rows])
+        connection.execute("insert into runs values ('file:///gone/A/mlartifacts/1/artifacts')")
+    root = tmp_path / "B" / "mlartifacts"
+    assert follow_artifacts(database, root) == [Path("/gone/A/mlartifacts")]
+    assert follow_artifacts(database, root) == []
+    with closing(sqlite3.connect(database)) as connection:
+        found = [uri for (uri,) in connection.execute("select artifact_location from experiments")]
+        assert found == [root.as_uri(), *rows[1:]]
+        (run,) = connection.execute("select artifact_uri from runs").fetchone()
+    assert run == f"{root.as_uri()}/1/artifacts"
+
+
+def test_only_files_in_the_storage_follow_it(tmp_path):
+    before, now = tmp_path / "A", tmp_path / "B"
+    assert follow_uri(f"sqlite:///{before}/sub/x.db?timeout=5", before, now) == (
+        f"sqlite:///{now}/sub/x.db?timeout=5"
+    )
+    for uri in (
+        "http://host:5000",
+        "sqlite:////elsewhere/x.db",
+        "postgresql://u@h/d",
+        "databricks",
+    ):
+        assert follow_uri(uri, before, now) == uri

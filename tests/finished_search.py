@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 from optuna.trial import TrialState
-from running import overrides
+from running import in_process, overrides
 
-from krscale.cli.tune import run
 from krscale.parallel import Workers
 from krscale.runs.folder import student_path
 from krscale.search import session
 from krscale.search.studies.ladder import Ladder, Next
-from krscale.search.studies.trial_spec import Assignment
+from krscale.search.studies.trial_spec import Assignment, FinalKey
 from krscale.setup.build import Assets, build_training, trial_experiment
 from krscale.setup.prepare import Prepared
 from krscale.training.checkpoint import save_weights
@@ -47,7 +46,7 @@ def train_here(ladder: Ladder, prepared: Prepared, *_: Any) -> None:
         while not training.finished:
             metrics = training.run_epoch()
             ladder.report(upcoming, metrics)
-        if key.final:
+        if isinstance(key, FinalKey):
             path = student_path(config.run_path, key.method, key.capacity, upcoming.seed)
             save_weights(path, training.student)
         ladder.finish(upcoming, TrialState.COMPLETE, metrics)
@@ -68,5 +67,10 @@ def without_ray(train: Any = train_here) -> Iterator[None]:
 def search(storage: Path, *settings: str, train: Any = train_here) -> Path:
     """Run or continue the search of a storage to its end; return the run's folder."""
     with without_ray(train):
-        assert run([*overrides(*SETTINGS, f"storage_path={storage}", *settings), "--quiet"]) == 0
+        assert (
+            in_process("tune")(
+                [*overrides(*SETTINGS, f"storage_path={storage}", *settings), "--quiet"]
+            )
+            == 0
+        )
     return storage / "small"

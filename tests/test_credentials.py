@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -10,9 +9,8 @@ from pathlib import Path
 import pytest
 from finished_run import SETTINGS as STUDENT
 from finished_search import SETTINGS, train_here, without_ray
-from running import overrides
+from running import in_process, overrides
 
-from krscale.cli.common import run_command
 from krscale.config import load
 from krscale.progress import Progress
 from krscale.redaction import redact, redact_all
@@ -43,7 +41,7 @@ def call(monkeypatch: pytest.MonkeyPatch, command: str, *arguments: str) -> int:
     """Run a command as its process would, command line included."""
     monkeypatch.setattr(sys, "argv", [f"krscale.{command}", *arguments])
     with without_ray(train):
-        return run_command(importlib.import_module(f"krscale.{command}").run, arguments)
+        return in_process(command)(arguments)
 
 
 def train(ladder: Ladder, *others: object) -> None:

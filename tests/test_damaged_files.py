@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import random
 import re
@@ -14,9 +13,8 @@ from typing import Any
 
 import pytest
 from finished_search import SETTINGS, search, without_ray
-from running import overrides
+from running import in_process, overrides
 
-from krscale.cli.common import run_command
 from krscale.config import load
 from krscale.data import open_data
 from krscale.errors import UserError
@@ -29,7 +27,8 @@ from krscale.runs.folder import last_start, read_environment, read_experiment, r
 from krscale.search.insight import find_insight
 from krscale.search.studies.extending import finished_budgets
 from krscale.search.studies.journal import Journal, refuse_lost_journal
-from krscale.search.studies.size_resolver import StudentSizes
+from krscale.search.studies.size_resolver import StudentSizeResolver
+from krscale.setup.networks import Networks
 from krscale.setup.recipe import StoreRecipe
 from krscale.setup.teacher import open_teacher
 from krscale.store import KnowledgeStore
@@ -114,7 +113,7 @@ def splits_of(file: Path) -> None:
 def latencies_of(file: Path) -> None:
     experiment = experiment_of(file)
     data = open_data(next((Path(experiment.storage_path) / "cache" / "data").glob("digits-*")))
-    sizes = StudentSizes(experiment, data)
+    sizes = StudentSizeResolver(Networks.resolve(experiment, data))
     sizes.keep_latencies(file)
     assert sizes.latency_ms("1/16", {}) >= 0.0
 
@@ -252,8 +251,7 @@ def test_fields_within_fields(storage: Path) -> None:
 
 
 def call(command: str, *arguments: str) -> int:
-    module = importlib.import_module(f"krscale.{command}")
-    return run_command(module.run, arguments)
+    return in_process(command)(arguments)
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,14 @@ from pathlib import Path
 
 import pytest
 from finished_search import search
+from running import in_process
 
-from krscale.cli.common import run_command
-from krscale.cli.tune import run
 from krscale.config import RESERVED_NAMES, load
 from krscale.errors import UserError
 
 
 @pytest.mark.parametrize(
-    "name", [*RESERVED_NAMES, "Cache", "MLFLOW.DB", "mlflow.db.lock", "mlflow.db-journal"]
+    "name", [*sorted(RESERVED_NAMES), "Cache", "MLFLOW.DB", "mlflow.db.lock", "mlflow.db-journal"]
 )
 def test_a_reserved_name_is_refused_and_the_reserved_ones_named(name: str) -> None:
     with pytest.raises(UserError, match=r"name: the storage keeps cache, mlartifacts, mlflow\.db"):
@@ -31,7 +30,7 @@ def test_others_are_free(name: str) -> None:
 
 
 def test_at_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(run, ["--set", "name=mlflow.db", "--set", f"storage_path={tmp_path}"]) == 2
+    assert in_process("tune")(["--set", "name=mlflow.db", "--set", f"storage_path={tmp_path}"]) == 2
     assert "--set name: the storage keeps cache" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 

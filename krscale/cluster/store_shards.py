@@ -8,7 +8,6 @@ holds its lock and says what is missing (see `prepare_store`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import ray
 import torch
@@ -60,7 +59,7 @@ def _write_all(
     task = ray.remote(_write_one).options(
         num_cpus=1, num_gpus=int(resource == "GPU"), scheduling_strategy="SPREAD"
     )
-    shared = ray.put(replace(recipe, experiment=recipe.experiment.without_credentials()))
+    shared = ray.put(recipe.without_credentials())
     pending = [task.remote(shared, shard) for shard in shards]
     per_shard, num_rows = recipe.experiment.store.shard_rows, recipe.num_rows
     try:

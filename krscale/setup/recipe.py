@@ -63,6 +63,11 @@ class StoreRecipe:
         """Whose store it is."""
         return self.networks.experiment
 
+    def without_credentials(self) -> StoreRecipe:
+        """Return the same without credentials, as it is handed to workers."""
+        networks = replace(self.networks, experiment=self.experiment.without_credentials())
+        return replace(self, networks=networks)
+
     def of_features(self, methods: Iterable[str]) -> dict[FeatureKind, StoreRecipe]:
         """Return the recipes of the further stores that methods need, by kind.
 

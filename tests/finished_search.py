@@ -58,7 +58,7 @@ def without_ray(train: Any = train_here) -> Iterator[None]:
     """Let `krscale.tune` run its trials by `train`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "connect", lambda cluster: None)
-        patch.setattr(session, "num_places", lambda resources: 1)
+        patch.setattr(session, "num_slots", lambda resources: 1)
         patch.setattr(session, "write_on_workers", None)
         patch.setattr(session, "run_search", train)
         yield
@@ -67,10 +67,6 @@ def without_ray(train: Any = train_here) -> Iterator[None]:
 def search(storage: Path, *settings: str, train: Any = train_here) -> Path:
     """Run or continue the search of a storage to its end; return the run's folder."""
     with without_ray(train):
-        assert (
-            in_process("tune")(
-                [*overrides(*SETTINGS, f"storage_path={storage}", *settings), "--quiet"]
-            )
-            == 0
-        )
+        arguments = overrides(*SETTINGS, f"storage_path={storage}", *settings)
+        assert in_process("tune")([*arguments, "--quiet"]) == 0
     return storage / "small"

@@ -82,7 +82,8 @@ def test_several_runs_are_compared(storage, tmp_path, capsys):
 
 
 def test_experiment_of_another_version_is_told_on_the_page(storage, capsys):
-    content = {"experiment": {"name": "digits", "no_such_field": 1}}
+    settings = {"name": "digits", "storage_path": str(storage), "no_such_field": 1}
+    content = {"experiment": settings, "bound": {}}
     (storage / "digits" / "experiment.json").write_text(json.dumps(content))
     assert main(["digits"]) == 0
     page = (storage / "digits" / "report.html").read_text()
@@ -93,7 +94,7 @@ def test_experiment_of_another_version_is_told_on_the_page(storage, capsys):
 def test_insight_of_the_run_is_on_the_page_whatever_its_version(storage, capsys):
     page, file = storage / "digits" / "report.html", storage / "digits" / "insight.json"
     assert main(["digits"]) == 0
-    assert "`krscale insight digits` finds it" in page.read_text()
+    assert f"`krscale insight {storage / 'digits'}` finds it" in page.read_text()
     study = {
         "method": "kr", "capacity": "1/4", "num_complete": 7, "num_pruned": 1, "num_failed": 0,
         "best_accuracy": 0.8, "best": {"distill.sparsity": 0.5},
@@ -104,7 +105,7 @@ def test_insight_of_the_run_is_on_the_page_whatever_its_version(storage, capsys)
     file.write_text(json.dumps({"name": "digits", "studies": [study]}))  # before there was learning
     assert main(["digits"]) == 0
     assert "0.25 to 0.75" in page.read_text()
-    assert "`krscale insight digits` finds it" in page.read_text(), "convergence"
+    assert f"`krscale insight {storage / 'digits'}` finds it" in page.read_text(), "convergence"
     file.write_text("{}")
     assert main(["digits"]) == 0
     assert "insight.json: damaged, or of another version" in page.read_text()

@@ -354,7 +354,7 @@ def test_missing_split_is_refused(built):
 @pytest.mark.parametrize("damage", ["{", "{}", '{"format": 1}', "[]"])
 def test_damaged_manifest_is_refused(built, damage):
     (built.path / "manifest.json").write_text(damage)
-    with pytest.raises(UserError, match="not a data set, or a damaged one"):
+    with pytest.raises(UserError, match=r"manifest\.json: damaged"):
         open_data(built.path)
 
 

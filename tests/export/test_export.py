@@ -222,7 +222,7 @@ def test_broken_or_missing_card(exported, tmp_path) -> None:
     with pytest.raises(UserError, match=r"not an export: it has no student\.json"):
         open_student(tmp_path)
     (tmp_path / "student.json").write_text('{"format": 1, "architecture": {}}')
-    with pytest.raises(UserError, match="not the card of an export"):
+    with pytest.raises(UserError, match=r"student\.json: damaged"):
         open_student(tmp_path)
 
 

@@ -78,7 +78,7 @@ class TestAT:
     def test_a_weight_that_is_not_used_is_refused(self) -> None:
         with pytest.raises(ValueError, match="at_weight is used with at_reduction = 'sum' alone"):
             ATSettings(at_weight=5.0)
-        with pytest.raises(UserError, match=r"distill: at_weight is used with .* set it, too"):
+        with pytest.raises(UserError, match=r"at_weight is used with .* set it, too"):
             load(None, ["distill.at_weight=5"])
         assert (
             load(None, ["distill.at_weight=5", "distill.at_reduction=sum"]).distill.at_weight == 5

@@ -75,7 +75,7 @@ def test_every_door_and_every_file(
     assert call(monkeypatch, "distill", *overrides(*student), *secret, "--quiet") == 0
     assert call(monkeypatch, "insight", run) == 0
     assert call(monkeypatch, "report", run) == 0
-    assert call(monkeypatch, "store_command", "info", run) == 0
+    assert call(monkeypatch, "store", "info", run) == 0
     pick = ("pick", run, "--max-params", "1M", "--quiet")
     assert call(monkeypatch, *pick) == 0
     assert call(monkeypatch, *pick, "--uri", URIS[0]) == 0

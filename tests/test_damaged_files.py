@@ -50,6 +50,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         teacher_val_accuracy=0.75, weights=str(run / "student.safetensors"),
     )  # fmt: skip
     write_json(run / "student.json", asdict(student))
+    write_json(run / "bound.json", read_json(run / "experiment.json")["bound"])
     card = StudentCard(
         model="resnet", width=3, options={}, num_parameters=10, flops=20, classes=("a", "b"),
         image_shape=(1, 8, 8), mean=(0.5,), std=(0.5,), accuracy={"val": 0.5, "test": 0.5},
@@ -86,16 +87,8 @@ def claim(file: Path) -> None:
     """Begin a start of the run."""
     storage = f"storage_path={file.parent.parent}"
     experiment = load(None, [*SETTINGS, "tracking.enabled=false", storage])
-    bound = read_json(file)["bound"] if file.stat().st_size and is_json(file) else {}
-    with run_folder(experiment, bound):
+    with run_folder(experiment, read_json(file.with_name("bound.json"))):
         pass
-
-
-def is_json(file: Path) -> bool:
-    try:
-        return "bound" in json.loads(file.read_bytes())
-    except (ValueError, TypeError):
-        return False
 
 
 def teacher_of(file: Path) -> None:
@@ -261,10 +254,10 @@ def call(command: str, *arguments: str) -> int:
         ("pick", ["RUN", "--max-params", "1M", "--no-register", "--quiet"], "small/curve.json"),
         ("pick", ["RUN", "--max-params", "1M", "--no-register", "--quiet"],
          "small/experiment.json"),
-        ("store_command", ["info", "RUN"], "small/experiment.json"),
-        ("store_command", ["info", "RUN"], "cache/stores/*/manifest.json"),
-        ("store_command", ["info", "RUN"], "cache/teachers/*/facts.json"),
-        ("store_command", ["info", "RUN"], "cache/data/*/manifest.json"),
+        ("store", ["info", "RUN"], "small/experiment.json"),
+        ("store", ["info", "RUN"], "cache/stores/*/manifest.json"),
+        ("store", ["info", "RUN"], "cache/teachers/*/facts.json"),
+        ("store", ["info", "RUN"], "cache/data/*/manifest.json"),
         ("teach", ["SETTINGS"], "cache/teachers/*/facts.json"),
         ("teach", ["SETTINGS"], "cache/stores/*/manifest.json"),
         ("tune", ["SETTINGS"], "small/experiment.json"),

@@ -60,7 +60,11 @@ def sync(
             which are not kept.
     """
     tracker = reopen(run_path, uri, storage_path=storage_path, begun=begun, warn=warn)
-    return tracker.close(timeout)
+    try:
+        tracker.connect()
+    finally:
+        unsent = tracker.close(timeout)
+    return unsent
 
 
 def reopen(

@@ -231,6 +231,11 @@ class Tracker:
         command = f"mlflow ui --host 127.0.0.1 --backend-store-uri {uri}"
         return command, charts_at(LOCAL_SERVER, experiment)
 
+    def connect(self) -> None:
+        """Open a database even if nothing is to be sent: one that was moved is put in order."""
+        if self._writer and self._address.database_file:
+            self._writer.connect()
+
     def close(self, timeout: float = 30.0) -> int:
         """Send what is left, for at most `timeout` seconds.
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
+from krscale.config import fingerprint
 from krscale.files import write_json
 from krscale.redaction import redact
 from krscale.tracking.address import Address, follow_uri
@@ -47,6 +48,21 @@ class State(BaseModel):
     """Events that MLflow did not accept."""
     storage: str = ""
     """The storage at that time: what `uri` names in it is elsewhere once it has been moved."""
+    checksum: str = ""
+    """Of all the rest; empty in the files of older versions."""
+
+    @model_validator(mode="after")
+    def _as_written(self) -> State:
+        if self.checksum and self.checksum != self._fingerprint():
+            raise ValueError("its checksum is another")
+        return self
+
+    def _fingerprint(self) -> str:
+        return fingerprint(self.model_dump(exclude={"checksum"}))
+
+    def write(self, folder: Path) -> None:
+        """Keep the state beside the spool."""
+        write_json(folder / STATE_FILE, self.model_dump() | {"checksum": self._fingerprint()})
 
     @classmethod
     def load(cls, folder: Path, say: Callable[[str], None]) -> State | None:
@@ -63,7 +79,7 @@ class State(BaseModel):
         """
         was = Path(self.storage) if self.storage else before
         uri = follow_uri(self.uri, was, storage) if was else self.uri
-        return self.model_copy(update={"uri": uri, "storage": str(storage)})
+        return self.model_copy(update={"uri": uri, "storage": str(storage), "checksum": ""})
 
 
 class Writer:
@@ -101,15 +117,22 @@ class Writer:
         if kept and (kept.uri, kept.experiment) == (address.shown, experiment):
             here = not mended and spool.is_boundary(kept.position)
             self._state = kept if here else kept.model_copy(update={"position": 0})
-        write_json(folder / STATE_FILE, self._state.model_dump())
+        self._state.write(folder)
         self._server: Server | None = None
         self._changed = threading.Condition()
         self._deadline: float | None = None
         self._away = False
+        self._unasked = False
         self._told_refusal = False
         self._told_cut = False
         self._thread = threading.Thread(target=self._run, name="krscale-tracking", daemon=True)
         self._thread.start()
+
+    def connect(self) -> None:
+        """Let the thread connect even if there is nothing to send."""
+        with self._changed:
+            self._unasked = True
+            self._changed.notify()
 
     def notify(self) -> None:
         """Say that the spool has grown."""
@@ -168,13 +191,16 @@ class Writer:
     def _wait_for_events(self) -> bool:
         """Block until there is something to send; False when closed and sent, or out of time."""
         with self._changed:
-            while self._deadline is None and self._state.position >= self._spool.size:
+            while self._deadline is None and not self._has_work():
                 self._changed.wait()
             if self._deadline is None and not self._away:
                 self._changed.wait_for(self._closing, _GATHER_SECONDS)
             if self._deadline is None:
                 return True
-            return self._state.position < self._spool.size and time.monotonic() < self._deadline
+            return self._has_work() and time.monotonic() < self._deadline
+
+    def _has_work(self) -> bool:
+        return self._unasked or self._state.position < self._spool.size
 
     def _pause(self, seconds: float) -> None:
         with self._changed:
@@ -203,6 +229,7 @@ class Writer:
 
     def _send_batch(self) -> None:
         server = self._server = self._server or self._connect()
+        self._unasked = False
         position = self._state.position
         waiting: dict[str, list[Event]] = {}
         try:
@@ -217,7 +244,7 @@ class Writer:
                 self._send_logs(server, key, events)
             self._state.position = position
         finally:
-            write_json(self._folder / STATE_FILE, self._state.model_dump())
+            self._state.write(self._folder)
 
     def _send(self, server: Server, event: Event) -> None:
         try:

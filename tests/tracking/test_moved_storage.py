@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import pytest
+from running import environment
 
 from krscale.config import TrackingConfig
 from krscale.tracking import Begun, Tracker, sync
@@ -24,6 +27,27 @@ def first(tmp_path, empty_database) -> Path:
     (tmp_path / "A").mkdir()
     shutil.copy(empty_database, tmp_path / "A" / "mlflow.db")
     return tmp_path / "A"
+
+
+BEFORE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_moved_storage import record
+record(Path(sys.argv[2]))
+"""
+
+
+def record_in_another_process(storage: Path) -> None:
+    """As before a move: MLflow remembers folders and open files for as long as a process lives."""
+    here = str(Path(__file__).parent)
+    arguments = [sys.executable, "-c", BEFORE, here, str(storage)]
+    subprocess.run(arguments, env=environment(), check=True, timeout=120)
+
+
+def sync_in_another_process(storage: Path) -> None:
+    arguments = [sys.executable, "-m", "krscale.sync", str(storage / "run")]
+    subprocess.run(arguments, env=environment(), check=True, timeout=120)
 
 
 def record(storage: Path, name: str = "figure.txt", value: float = 0.5) -> None:
@@ -51,14 +75,14 @@ def as_older_versions_wrote_it(run: Path) -> None:
     """Their state does not say where its storage was."""
     path = run / "tracking" / "state.json"
     content = json.loads(path.read_text())
-    del content["storage"]
+    del content["storage"], content["checksum"]
     path.write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize("how", ["sync", "tracker"])
 def test_what_is_recorded_after_a_move_goes_to_the_new_place(first, by_key, how, older):
-    record(first)
+    record_in_another_process(first)
     if older:
         as_older_versions_wrote_it(first / "run")
     second = first.rename(first.with_name("B"))
@@ -77,10 +101,9 @@ def test_what_is_recorded_after_a_move_goes_to_the_new_place(first, by_key, how,
 def test_mlflow_itself_finds_the_artifacts(first):
     from mlflow import MlflowClient
 
-    record(first)
+    record_in_another_process(first)
     second = first.rename(first.with_name("B"))
-    assert sync(second / "run") == 0
-    record(second, "later.txt", 0.75)
+    assert sync(second / "run") == 0, "which mends it though there is nothing to send"
     client = MlflowClient(f"sqlite:///{second}/mlflow.db")
     experiment = client.get_experiment_by_name("digits")
     (run,) = client.search_runs([experiment.experiment_id])
@@ -89,7 +112,7 @@ def test_mlflow_itself_finds_the_artifacts(first):
 
 
 def test_a_copy_records_into_itself_and_leaves_the_first_alone(first, by_key):
-    record(first)
+    record_in_another_process(first)
     second = Path(shutil.copytree(first, first.with_name("B")))
     before = (first / "mlflow.db").read_bytes()
     record(second, "later.txt", 0.75)
@@ -100,9 +123,9 @@ def test_a_copy_records_into_itself_and_leaves_the_first_alone(first, by_key):
 
 
 def test_moved_twice(first, by_key):
-    record(first)
+    record_in_another_process(first)
     second = first.rename(first.with_name("B"))
-    assert sync(second / "run") == 0
+    sync_in_another_process(second)
     third = second.rename(first.with_name("C"))
     # experiment.json still names the first one.
     assert sync(third / "run", begun=Begun(TrackingConfig(), first)) == 0

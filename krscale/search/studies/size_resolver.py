@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from krscale.config import read_record
 from krscale.errors import UserError
-from krscale.files import write_json
+from krscale.files import damaged, write_json
 from krscale.models.capacity import latency_ms
 from krscale.setup.networks import Networks
 from krscale.setup.sizes import MAX_ROUNDING, StudentSize, nearest_size, rounding
@@ -71,7 +72,11 @@ class StudentSizeResolver:
         """
         if path.exists():
             rebuild = "Delete it: latencies are measured again, and may differ from the first ones."
-            self._latencies |= read_record(path, dict[str, float], rebuild)
+            kept = read_record(path, dict[str, float], rebuild)
+            for key, latency in kept.items():
+                if not 0.0 < latency < math.inf:
+                    raise damaged(path, f"{key}: no latency (got {latency})", rebuild)
+            self._latencies |= kept
         self._file = path
         write_json(path, self._latencies)
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 
-from krscale.config import Experiment
+import torch
+
+from krscale.config import Experiment, TrainConfig
 from krscale.data import describe_data
+from krscale.parallel import Workers
+from krscale.precision import resolve_precision
 from krscale.search.space.check import fitting_space
-from krscale.setup.assemble import describe
+from krscale.setup.assemble import describe, pick_device
 
 
 def describe_plan(experiment: Experiment) -> str:
@@ -46,6 +50,17 @@ def describe_plan(experiment: Experiment) -> str:
         f"  students: at most {work / 1e12:.2f} TFLOP; teacher's knowledge, once: "
         f"{store / 1e12:.3f} TFLOP ({experiment.views.num_views} views of "
         f"{plan.num_train:,} images)",
+        f"  precision: {_precision(train)}",
         f"  run folder: {experiment.run_path}",
     ]
     return "\n".join(lines)
+
+
+def _precision(train: TrainConfig) -> str:
+    """Return what students train in, as far as this machine can tell."""
+    if train.precision != "auto":
+        return train.precision
+    if train.device == "cuda" and not torch.cuda.is_available():
+        return "auto: bf16 where the GPU that trains computes it natively; none is here to tell"
+    found = resolve_precision("auto", Workers.alone(pick_device(train.device)))
+    return f"auto: {found} on this machine"

@@ -26,6 +26,7 @@ from krscale.data.views import normalise
 from krscale.errors import UserError
 from krscale.methods.base import Batch, Learner, LearnerOutput
 from krscale.parallel import Workers, convert_batch_norm, share_of, sum_over_workers
+from krscale.precision import resolve_precision
 from krscale.training.checkpoint import load_checkpoint, save_checkpoint
 from krscale.training.epoch_sums import EpochSums
 
@@ -58,6 +59,7 @@ class Training:
         self.validation = validation
         self.epoch = 0
         self.seconds_in_steps = 0.0
+        self.precision = resolve_precision(settings.precision, workers)
         self.learner = convert_batch_norm(learner, workers).to(workers.device)
         if settings.channels_last:
             if workers.device.type == "cpu":  # `auto` has found no GPU
@@ -88,7 +90,8 @@ class Training:
 
         Returns:
             Metrics over all workers: `train/<term>` and `train/loss` (means over samples),
-            `train/accuracy`, `val/accuracy`, `val/loss`, the method's diagnostics, and `epoch`.
+            `train/accuracy`, `val/accuracy`, `val/loss`, the method's diagnostics, and `epoch`;
+            where `train.precision` is `auto`, `train/bf16` as well: 1 if the epoch ran in bf16.
 
         Raises:
             NonFiniteError: If a loss term became NaN or infinite; names the earliest one.
@@ -104,6 +107,8 @@ class Training:
         self.seconds_in_steps += time.perf_counter() - started
         self.epoch += 1
         metrics |= {f"val/{k}": v for k, v in self._validate().items()}
+        if self.settings.precision == "auto":
+            metrics["train/bf16"] = float(self.precision == "bf16")
         metrics["epoch"] = float(self.epoch)
         return metrics
 
@@ -163,7 +168,7 @@ class Training:
         return output, terms.detach()
 
     def _autocast(self) -> torch.autocast:
-        enabled = self.settings.precision == "bf16"
+        enabled = self.precision == "bf16"
         return torch.autocast(self.workers.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _validate(self) -> dict[str, float]:

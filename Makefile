@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: run test test-browser check ui bench claims drill clean setup setup-dev constraints help
+.PHONY: run test test-processors test-browser check ui bench claims drill clean setup setup-dev constraints help
 
 PY := .venv/bin/python
 PORT ?= 5000
@@ -11,13 +11,16 @@ TEST_PROCESSES = --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export PYTHON
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: setup ## distil the ladder of the embedded example; ARGS="..." goes to krscale.tune
 	@$(PY) -m krscale.tune $(ARGS)
 
 test: setup-dev ## run the tests; ARGS="..." goes to pytest, e.g. ARGS="-m 'not cluster'"
 	@$(PY) -m pytest $(TEST_PROCESSES) $(ARGS)
+
+test-processors: setup-dev ## run the tests that compute as other processors would (minutes)
+	@$(PY) scripts/processors.py $(TEST_PROCESSES) $(ARGS)
 
 test-browser: setup-dev ## look at MLflow in a real Chromium (Debian: chromium, chromium-driver)
 	@$(PY) -m pytest -m browser $(ARGS)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+# Unset outside `make test-processors`.
+NUM_THREADS = int(os.environ.get("KRSCALE_TEST_THREADS", "1"))
+
+# An example that takes long says that the machine is busy, and nothing of krscale.
+settings.register_profile("krscale", deadline=None)
+settings.load_profile("krscale")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -23,10 +32,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _few_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tests share two cores with the clusters they start."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(NUM_THREADS)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("KRSCALE_STORAGE_PATH", raising=False)
     yield
@@ -38,5 +47,5 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small finished search; tests read it and leave it as it is."""
     from finished_run import make_finished_run
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(NUM_THREADS)
     return make_finished_run(tmp_path_factory.mktemp("finished"))

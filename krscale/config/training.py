@@ -16,6 +16,9 @@ NO_CHANNELS_LAST_ON_CPU = (
 """Seen with torch 2.13 (oneDNN, jit_1x1, AVX2): `docs/log.md`, 2026-11-25."""
 
 
+Precision = Literal["fp32", "bf16", "auto"]
+
+
 class TrainConfig(Section):
     """How one student is trained; a search may vary any of these per size."""
 
@@ -40,8 +43,10 @@ class TrainConfig(Section):
     """Workers that share one training; 2 or more run under Ray Train."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where students train; `auto` takes a GPU when the worker has one."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16` trains under autocast; losses are always computed in fp32."""
+    precision: Precision = "fp32"
+    """`bf16` trains under autocast; losses are always computed in fp32. `auto` is `bf16` where the
+    device that trains has instructions for it (AMX or AVX512_BF16, GPUs from Ampere on), else
+    `fp32`."""
     compile: bool = False
     """Compile the student with torch.compile."""
     channels_last: bool = False

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from krscale.config import Experiment
+import torch
+
+from krscale.config import Experiment, TrainConfig
+from krscale.parallel import Workers
 from krscale.redaction import redact_all
 from krscale.search.space.check import fitting_space
 from krscale.search.studies.objectives import check_objectives
 from krscale.search.studies.samplers import num_planned
 from krscale.setup.plan import describe
+from krscale.setup.prepare import pick_device
+from krscale.training.precision import resolve_precision
 
 
 def describe_plan(experiment: Experiment) -> str:
@@ -51,6 +56,7 @@ def describe_plan(experiment: Experiment) -> str:
         f"  students: at most {work / 1e12:.2f} TFLOP; teacher's knowledge, once: "
         f"{store / 1e12:.3f} TFLOP ({experiment.views.num_views} views of "
         f"{plan.num_train:,} images)",
+        f"  precision: {_precision(train)}",
         f"  run folder: {experiment.run_path}",
     ]
     if plan.notes:
@@ -69,3 +75,13 @@ def _trials(per_study: Mapping[str, int], num_sizes: int) -> str:
         for count, methods in methods_by_count.items()
     ]
     return " + ".join(parts)
+
+
+def _precision(train: TrainConfig) -> str:
+    """Return what students train in, as far as this machine can tell."""
+    if train.precision != "auto":
+        return train.precision
+    if train.device == "cuda" and not torch.cuda.is_available():
+        return "auto: bf16 where the GPU that trains computes it natively; none is here to tell"
+    found = resolve_precision("auto", Workers.alone(pick_device(train.device)))
+    return f"auto: {found} on this machine"

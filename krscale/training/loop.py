@@ -35,6 +35,7 @@ from krscale.parallel import (
 )
 from krscale.training.checkpoint import load_checkpoint, save_checkpoint
 from krscale.training.epoch_sums import EpochSums
+from krscale.training.precision import resolve_precision
 
 EVALUATION_BATCH_SIZE = 1024
 
@@ -67,6 +68,7 @@ class Training:
         self.validation = validation
         self.epoch = 0
         self.seconds_in_steps = 0.0
+        self.precision = resolve_precision(settings.precision, workers)
         self.learner = convert_batch_norm(learner, workers).to(workers.device)
         if settings.channels_last:
             if workers.device.type == "cpu":  # `auto` has found no GPU
@@ -98,7 +100,8 @@ class Training:
         Returns:
             Metrics over all workers: `train/<term>` and `train/loss` (means over samples),
             `train/accuracy`, `val/<metric>` of every metric (`krscale/metrics.py`), the method's
-            diagnostics, and `epoch`.
+            diagnostics, and `epoch`;
+            where `train.precision` is `auto`, `train/bf16` as well: 1 if the epoch ran in bf16.
 
         Raises:
             NonFiniteError: If a loss term became NaN or infinite; names the earliest one.
@@ -114,6 +117,8 @@ class Training:
         self.seconds_in_steps += time.perf_counter() - started
         self.epoch += 1
         metrics |= {f"val/{k}": v for k, v in self._validate().items()}
+        if self.settings.precision == "auto":
+            metrics["train/bf16"] = float(self.precision == "bf16")
         metrics["epoch"] = float(self.epoch)
         return metrics
 
@@ -173,7 +178,7 @@ class Training:
         return output, terms.detach()
 
     def _autocast(self) -> torch.autocast:
-        enabled = self.settings.precision == "bf16"
+        enabled = self.precision == "bf16"
         return torch.autocast(self.workers.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _validate(self) -> dict[str, float]:

@@ -281,4 +281,6 @@ def test_tables_made_in_inference_mode_serve_training(name):
     weights = torch.ones(1, 3, 1, 1, requires_grad=True)
     torch.nn.functional.conv2d(second, weights).sum().backward()
     assert torch.equal(first, second)
-    torch.testing.assert_close(weights.grad[0, :, 0, 0], second.sum(dim=(0, 2, 3)))
+    exact = second.double().sum(dim=(0, 2, 3)).float()
+    # Thousands of pixels are added in fp32, in an order that the processor chooses.
+    torch.testing.assert_close(weights.grad[0, :, 0, 0], exact, rtol=1e-5, atol=1e-2)

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from krscale.precision import computes_bf16
+from krscale.training.precision import computes_bf16
 from krscale.setup.assemble import build_training, ladder_sizes
 from parts.measuring import clock_for, commit, machine, ratio, take_turns
 from parts.setting import Setting

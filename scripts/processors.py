@@ -17,11 +17,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = (
-    "tests/knowledge", "tests/methods", "tests/models", "tests/store/test_rows.py",
-    "tests/store/test_features.py", "tests/data/test_views.py", "tests/data/test_loader.py",
-    "tests/data/test_joining.py", "tests/test_loop.py", "tests/test_parallel.py",
-    "tests/test_precision.py", "tests/test_capacity.py", "tests/test_checkpoint.py",
-    "tests/test_residual_tracing.py", "tests/search/test_unfinished.py",
+    "tests/knowledge", "tests/methods", "tests/models", "tests/training", "tests/test_parallel.py",
+    "tests/store/test_rows.py", "tests/store/test_features.py", "tests/data/test_views.py",
+    "tests/data/test_loader.py", "tests/data/test_joining.py", "tests/runs/test_residual.py",
+    "tests/search/studies/test_checkpoints.py",
 )  # fmt: skip
 """Where rounding matters, and nothing waits for a cluster or a server."""
 VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")

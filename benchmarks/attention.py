@@ -27,6 +27,7 @@ from krscale.config.ranges import SearchRange
 from krscale.parallel import Workers
 from krscale.report.interval import half_width
 from krscale.setup.build import build_training
+from krscale.setup.networks import Networks
 from krscale.setup.sizes import ladder_sizes
 from krscale.training.loop import fit
 
@@ -74,7 +75,7 @@ class Comparison:
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        self.size = ladder_sizes(setting.experiment, setting.assets.dataset)[1]
+        self.size = ladder_sizes(Networks.resolve(setting.experiment, setting.assets.dataset))[1]
 
     def accuracies(self, form: str, weight: float, seeds: Sequence[int]) -> list[float]:
         """Return the validation accuracy of each seed."""

@@ -12,15 +12,17 @@ import tempfile
 from pathlib import Path
 
 import torch
-from krscale.training.precision import computes_bf16
-from krscale.setup.assemble import build_training, ladder_sizes
 from parts.measuring import clock_for, commit, machine, ratio, take_turns
 from parts.setting import Setting
 from scipy import stats
 
 from krscale.models.capacity import num_parameters
 from krscale.parallel import Workers
+from krscale.setup.build import build_training
+from krscale.setup.networks import Networks
+from krscale.setup.sizes import ladder_sizes
 from krscale.training.loop import Training, evaluate
+from krscale.training.precision import computes_bf16
 
 PRECISIONS = ("fp32", "bf16")
 NUM_ROUNDS = 6
@@ -91,7 +93,7 @@ def _training(setting: Setting, name: str, seed: int, num_epochs: int = 12) -> T
         f"train.seed={seed}",
         f"train.num_epochs={num_epochs}",
     )
-    (size,) = ladder_sizes(experiment, setting.assets.dataset)
+    (size,) = ladder_sizes(Networks.resolve(experiment, setting.assets.dataset))
     return build_training(experiment, setting.assets, size.width, Workers.alone(setting.device))
 
 

@@ -17,7 +17,7 @@ import torch
 from krscale.data.loader import Loader
 from krscale.store import KnowledgeStore
 from krscale.store.layout import Layout
-from krscale.store.manifest import Plan, write_manifest
+from krscale.store.manifest import StorePlan, write_manifest
 from krscale.store.rows import Rows
 from krscale.store.shard import whole_shards, write_shard
 from parts.loading import BATCH_SIZE, VIEWS, images_at, write_images
@@ -49,7 +49,7 @@ def measure_memory(storage: Path) -> dict[str, Any]:
 def _write(folder: Path, num_samples: int) -> float:
     """Write images and a store of random content; return their size in MB."""
     write_images(folder / "data", num_samples)
-    plan = Plan({}, VIEWS.num_views, num_samples, 8192, LAYOUT, (0.0,) * 6, 1)
+    plan = StorePlan({}, VIEWS.num_views, num_samples, 8192, LAYOUT, (0.0,) * 6, 1)
     path = folder / "store"
     for shard in plan.shards:
         start, stop = plan.range_of(shard)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +55,8 @@ def run(arguments: Sequence[str]) -> int:
         console.print()
     for file in files:
         print(f"{'Data' if file.suffix == '.json' else 'Figure'}: {file}")
-    print(f"More: optuna-dashboard {folder / 'journal.log'} (pip install optuna-dashboard)")
+    journal = shlex.quote(str(folder / "journal.log"))
+    print(f"More: optuna-dashboard {journal} (pip install optuna-dashboard)")
     return 0
 
 

@@ -7,8 +7,16 @@ import stat
 import pytest
 
 from krscale import files
-from krscale.errors import DiskFullError
-from krscale.files import new_folder, read_json, write_atomic, write_json
+from krscale.errors import DamagedFileError, DiskFullError, UserError
+from krscale.files import (
+    follow,
+    new_folder,
+    read_json,
+    reading,
+    set_aside,
+    write_atomic,
+    write_json,
+)
 
 
 def full(path):
@@ -73,3 +81,76 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path):
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o644
     assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (b"", "it is empty"),
+        (b'{"a": 1,\n"b" 2}', "line 2, column 5: "),
+        (b'{"a": NaN}', "it holds NaN"),
+        (b'{"a": "\xff"}', "byte 7 is not text"),
+        (b"[" * 100_000, ""),
+    ],
+)
+def test_what_is_not_json_is_named_with_its_place(tmp_path, content, place):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(DamagedFileError) as caught:
+        read_json(path, "Make it again.")
+    assert str(caught.value).startswith(f"{path}: damaged: {place}")
+    assert str(caught.value).endswith(". Make it again.")
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    with pytest.raises(DamagedFileError, match=r"a\.json: this file is missing\. Make it\."):
+        read_json(tmp_path / "a.json", "Make it.")
+    with pytest.raises(DamagedFileError, match="cannot be read"):
+        read_json(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("look", "place"),
+    [
+        (lambda: {}["width"], "the field 'width' is missing"),
+        (lambda: int("x"), "invalid literal for int"),
+        (lambda: iter(3), "'int' object is not iterable"),
+        (lambda: [].missing, "'list' object has no attribute 'missing'"),
+    ],
+)
+def test_what_goes_wrong_with_a_content_names_the_file(tmp_path, look, place):
+    with pytest.raises(DamagedFileError) as caught, reading(tmp_path / "a.json"):
+        look()
+    assert str(caught.value).startswith(f"{tmp_path}/a.json: damaged: {place}")
+
+
+def test_errors_of_a_user_and_of_the_system_pass(tmp_path):
+    for error in (UserError("of another file"), OSError("disk")):
+        with pytest.raises(type(error)) as caught, reading(tmp_path / "a.json"):
+            raise error
+        assert caught.value is error
+
+
+def test_nothing_that_was_set_aside_is_lost(tmp_path):
+    path = tmp_path / "a.jsonl"
+    for number in range(3):
+        path.write_text(str(number))
+        set_aside(path)
+    found = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert found == {
+        "a.jsonl.damaged": "0", "a.jsonl.damaged-2": "1", "a.jsonl.damaged-3": "2",
+    }  # fmt: skip
+
+
+def test_a_file_follows_its_folder(tmp_path):
+    before, now = tmp_path / "A", tmp_path / "B"
+    now.mkdir()
+    file = before / "x.db"
+    assert follow(file, before, now) == now / "x.db", "neither is there: the folder was moved"
+    before.mkdir()
+    file.touch()
+    assert follow(file, before, now) == file, "it stayed behind"
+    (now / "x.db").touch()
+    assert follow(file, before, now) == now / "x.db", "of a copy, its own"
+    assert follow(tmp_path / "A2" / "x", before, now) == tmp_path / "A2" / "x"
+    assert follow(file, before, before) == file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -50,5 +51,6 @@ def run(options: argparse.Namespace) -> int:
         console.print()
     for file in files:
         print(f"{'Data' if file.suffix == '.json' else 'Figure'}: {file}")
-    print(f"More: optuna-dashboard {folder / 'journal.log'} (pip install optuna-dashboard)")
+    journal = shlex.quote(str(folder / "journal.log"))
+    print(f"More: optuna-dashboard {journal} (pip install optuna-dashboard)")
     return 0

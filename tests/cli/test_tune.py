@@ -187,10 +187,10 @@ def test_sigkill_in_the_middle_loses_and_doubles_nothing(tmp_path: Path) -> None
     # A checkpoint at every report, so that a trial of a second leaves one.
     own = ("search.checkpoint_seconds=0", "ladder.capacities=['1/16']")
     settings = overrides(*SMALL, f"storage_path={tmp_path}", "name=killed", *own)
-    command = [sys.executable, "-m", "krscale.tune", "--quiet", *settings]
+    argv = [sys.executable, "-m", "krscale.tune", "--quiet", *settings]
     log = (tmp_path / "log").open("w")
     process = subprocess.Popen(
-        command, env=environment(), cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+        argv, env=environment(), cwd=ROOT, stdout=log, stderr=log, start_new_session=True
     )
     try:
         _wait_for_trials(tmp_path / "killed", 4, process)

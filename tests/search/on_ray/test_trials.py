@@ -101,12 +101,12 @@ def run_trials(
     dataset = prepare_data(experiment.data, experiment.cache_path)
     with Progress(quiet=True, planned={}) as progress:
         prepared = prepare(experiment, progress)
-    sizes = ladder_sizes(Networks.resolve(experiment, dataset))
-    space = fitting_space(Networks.resolve(experiment, dataset))
+    networks = Networks.resolve(experiment, dataset)
+    sizes, space = ladder_sizes(networks), fitting_space(networks)
     experiment.run_path.mkdir(parents=True)
     ladder = Ladder(
         experiment.run_path / "journal.log", experiment, space, sizes, [watcher],
-        sizes=OneMillisecond(experiment, dataset),
+        size_resolver=OneMillisecond(networks),
     )  # fmt: skip
     run_search(ladder, prepared, resources)
     return ladder, prepared

@@ -145,7 +145,7 @@ def tune(storage: Path, *settings: str, before: str = ":") -> str:
     """Return the command of a search that lasts seconds."""
     tiny = (f"storage_path={storage}", "search.methods=['plain']", "search.trials_per_size=1")
     arguments = ["--json", *overrides(*SETTINGS, *tiny, *settings)]
-    return f"{before}; {shlex.join([sys.executable, '-m', 'krscale.tune', *arguments])}"
+    return f"{before}\n{shlex.join([sys.executable, '-m', 'krscale.tune', *arguments])}"
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +220,7 @@ def submit_command(head: Head, *arguments: str) -> str:
     command = head.commands.submit.replace("http://127.0.0.1:8265", head.address)
     assert command != head.commands.submit
     submit, separator, _ = command.partition(" -- ")
-    return f"{head.commands.export}; exec {submit}{separator}{shlex.join(['python', *arguments])}"
+    return f"{head.commands.export}\nexec {submit}{separator}{shlex.join(['python', *arguments])}"
 
 
 def submit(head: Head, *arguments: str) -> Submission:
@@ -280,7 +280,7 @@ def test_a_stopped_job_leaves_no_trial_running(head: Head) -> None:
             output += line
             if re.search(r"[12] running", line):
                 job = re.findall(r"raysubmit_\w+", output)[0]
-                asked = f"{head.commands.export}; ray job stop --no-wait --address {head.address} "
+                asked = f"{head.commands.export}\nray job stop --no-wait --address {head.address} "
                 stopped = shell(asked + job, head.env)
                 assert stopped.returncode == 0, stopped.stderr
     assert "krscale: interrupted by SIGTERM; the same command again continues." in output, (
@@ -313,7 +313,7 @@ def test_workers_of_a_job_have_what_must_be_set_before_torch(head: Head) -> None
 
 def test_only_its_owner_can_read_the_token(head: Head) -> None:
     assert oct(head.token_file.stat().st_mode & 0o777) == "0o600"
-    forgotten = submit_command(head, "-c", "pass").removeprefix(f"{head.commands.export}; ")
+    forgotten = submit_command(head, "-c", "pass").removeprefix(f"{head.commands.export}\n")
     done = shell(forgotten, head.env)
     assert done.returncode == 1
     assert "Missing authentication token" in done.stderr + done.stdout, "as the README says"

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from parts.measuring import clock_for, commit, machine, ratio, take_turns
+from parts.measuring import clock_for, commit, machine, ratio, interleave
 from parts.setting import Setting
 from scipy import stats
 
@@ -52,7 +52,7 @@ def _time(setting: Setting) -> None:
     for training in epochs.values():
         training._validate = dict  # type: ignore[method-assign]  # the steps alone are timed
     work = {name: training.run_epoch for name, training in epochs.items()}
-    seconds = take_turns(work, NUM_ROUNDS, clock)
+    seconds = interleave(work, NUM_ROUNDS, clock)
     students = num_parameters(epochs["fp32"].student)
     print(
         f"a KR step of a student of {students:,} parameters in bf16 takes "

@@ -8,9 +8,11 @@ Ray catches the exception inside its own calls and raises a new one.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +33,7 @@ class _Stop:
     received: signal.Signals | None = None
     at = 0.0
     listening: tuple[signal.Signals, ...] = ()
+    hangs: Callable[[], bool] | None = None
 
 
 _stop = _Stop()
@@ -49,7 +52,7 @@ def stop_signals() -> Iterator[None]:
         yield
         return
     before: dict[signal.Signals, Handler] = {each: signal.getsignal(each) for each in STOP_SIGNALS}
-    _stop.received = None
+    _stop.received, _stop.hangs = None, None
     _stop.listening = tuple(each for each in STOP_SIGNALS if before[each] != signal.SIG_IGN)
     listen_again()
     try:
@@ -79,6 +82,31 @@ def received() -> signal.Signals | None:
 def exit_code() -> int:
     """Return what shells expect of a process that a signal ended: 130, 143 or 129."""
     return 128 + (_stop.received or signal.SIGINT)
+
+
+def leave_early_if(hangs: Callable[[], bool]) -> None:
+    """Let a stopped command skip the exit of its libraries where that would hang.
+
+    Args:
+        hangs: Called when the process exits after a signal; whether the libraries' own exit would
+            wait for something that is gone.
+    """
+    _stop.hangs = hangs
+
+
+def watch_exit() -> None:
+    """Watch over the exit of this process; call it last, when all work is recorded."""
+    if _stop.received is not None and _stop.hangs is not None:
+        atexit.register(_leave_early, _stop.hangs)  # what is registered last runs first
+
+
+def _leave_early(hangs: Callable[[], bool]) -> None:
+    if not hangs():
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(exit_code())
 
 
 @contextmanager

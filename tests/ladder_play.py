@@ -14,11 +14,11 @@ from krscale.search.studies.trial_spec import Assignment, StudyKey
 from krscale.setup.sizes import StudentSize
 
 __all__ = [
-    "METHODS", "RUNGS", "Assignment", "Ladder", "Next", "experiment", "ladder", "next_of", "play",
+    "METHODS", "SIZES", "Assignment", "Ladder", "Next", "experiment", "ladder", "next_of", "play",
     "play_all", "quality",
 ]  # fmt: skip
 
-RUNGS = (StudentSize("1/64", 2, 1000, 10_000), StudentSize("1/4", 8, 16_000, 160_000))
+SIZES = (StudentSize("1/64", 2, 1000, 10_000), StudentSize("1/4", 8, 16_000, 160_000))
 METHODS = ("plain", "kr")
 
 
@@ -46,7 +46,7 @@ def experiment(**changes: object) -> Experiment:
 def ladder(folder: Path, config: Experiment, listeners: tuple = (), **options: Any) -> Ladder:
     """Open the ladder of a folder, as a new process would."""
     space = load_space(config, 6)
-    return Ladder(folder / "journal.log", config, space, RUNGS, listeners, **options)
+    return Ladder(folder / "journal.log", config, space, SIZES, listeners, **options)
 
 
 def quality(assignment: Assignment) -> float:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ladder_play import RUNGS, Assignment, experiment, ladder
+from ladder_play import SIZES, Assignment, experiment, ladder
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from rich.console import Console
@@ -135,7 +135,7 @@ def test_a_new_metric_is_an_objective_and_shown(tmp_path: Path, margin: Metric) 
         **{"search.methods": ["plain"], "search.early_stopping": "none",
            "search.objectives": ["val/accuracy", "val/margin"]}
     )  # fmt: skip
-    resolver = FixedSizeResolver({size.capacity: size for size in RUNGS})
+    resolver = FixedSizeResolver({size.capacity: size for size in SIZES})
     found = ladder(tmp_path, config, size_resolver=resolver)
     finish_all(
         found,

@@ -21,7 +21,7 @@ from krscale.data import Dataset, Split
 from krscale.data.arrow import write_split
 from krscale.data.loader import Loader
 from krscale.data.views import gather_views, normalise
-from parts.measuring import take_turns
+from parts.measuring import interleave
 
 NUM_SAMPLES, IMAGE_SHAPE, BATCH_SIZE = 50_000, (3, 32, 32), 256
 MEAN, STD = (0.5, 0.48, 0.44), (0.27, 0.26, 0.27)
@@ -75,7 +75,7 @@ def measure_loader(storage: Path, num_rounds: int) -> dict[str, Any]:
         "bare_gather": lambda: _exhaust(_bare(images, labels, to_float=False)),
         "bare_gather_normalised": lambda: _exhaust(_bare(images, labels, to_float=True)),
     }
-    seconds = take_turns(work, num_rounds, time.perf_counter)
+    seconds = interleave(work, num_rounds, time.perf_counter)
     rates = {name: NUM_SAMPLES / statistics.median(times) for name, times in seconds.items()}
     over = {
         f"over_{name}": round(rates["krscale"] / rate, 2)

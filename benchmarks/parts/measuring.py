@@ -33,7 +33,7 @@ def clock_for(device: torch.device) -> tuple[Clock, str]:
     return time.process_time, f"CPU seconds of the process, {torch.get_num_threads()} thread(s)"
 
 
-def take_turns(
+def interleave(
     work: Mapping[str, Callable[[], object]], num_rounds: int, clock: Clock
 ) -> dict[str, list[float]]:
     """Time every piece of work once per round, after one round that does not count.

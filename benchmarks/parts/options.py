@@ -9,7 +9,7 @@ from krscale.parallel import Workers
 from krscale.setup.build import build_training
 from krscale.setup.networks import Networks
 from krscale.setup.sizes import ladder_sizes
-from parts.measuring import clock_for, ratio, take_turns
+from parts.measuring import clock_for, ratio, interleave
 from parts.setting import Setting
 
 ON_CPU = ("bf16", "compile")
@@ -46,7 +46,7 @@ def measure_options(setting: Setting, num_rounds: int) -> list[dict[str, Any]]:
             )
             training._validate = dict  # type: ignore[method-assign]  # the steps alone are timed
             epochs[name] = training.run_epoch
-        seconds = take_turns(epochs, num_rounds, clock)
+        seconds = interleave(epochs, num_rounds, clock)
         row: dict[str, Any] = {"student": f"resnet width {size.width}"}
         row |= {name: ratio(seconds, name, "default") for name in names}
         rows.append(row)

@@ -14,7 +14,7 @@ from krscale.setup.networks import Networks
 from krscale.setup.sizes import StudentSize, ladder_sizes
 from krscale.setup.teacher import LoadedTeacher
 from krscale.training.loop import Training
-from parts.measuring import Clock, clock_for, ratio, take_turns
+from parts.measuring import Clock, clock_for, ratio, interleave
 from parts.online import Online
 from parts.setting import Setting
 
@@ -32,8 +32,8 @@ def measure_steps(setting: Setting, num_rounds: int) -> list[dict[str, Any]]:
         stored = {name: epochs[name] for name in ("plain", "kd_store", "kr_store")}
         online = {name: run for name, run in epochs.items() if name != "plain"}
         # The ratios near 1 need more rounds; the teacher makes its rounds long.
-        near = take_turns(stored, 2 * num_rounds, clock)
-        far = take_turns(online, num_rounds, clock)
+        near = interleave(stored, 2 * num_rounds, clock)
+        far = interleave(online, num_rounds, clock)
         num_steps = trainings["plain"].loader.num_steps
         rows.append(
             {
@@ -82,4 +82,4 @@ def forward_ratio(training: Training, teacher: LoadedTeacher, clock: Clock) -> f
         model(images)
 
     work = {"student": lambda: forward(student), "teacher": lambda: forward(large)}
-    return ratio(take_turns(work, 5, clock), "teacher", "student")
+    return ratio(interleave(work, 5, clock), "teacher", "student")

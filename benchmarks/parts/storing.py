@@ -19,7 +19,7 @@ from krscale.setup.networks import Networks
 from krscale.setup.sizes import ladder_sizes
 from krscale.store import KnowledgeStore, StoreSpec, prepare_store
 from krscale.training.loop import fit
-from parts.measuring import clock_for, ratio, take_turns
+from parts.measuring import clock_for, ratio, interleave
 from parts.setting import Setting
 
 FORWARD_BATCH_SIZE = 256
@@ -59,7 +59,7 @@ def measure_build(setting: Setting, storage: Path, num_rounds: int) -> dict[str,
         for _ in range(num_views // FORWARD_BATCH_SIZE):
             teacher.tapped.model(inputs)
 
-    seconds = take_turns({"build": build, "forward": forward}, num_rounds, clock)
+    seconds = interleave({"build": build, "forward": forward}, num_rounds, clock)
     store = KnowledgeStore.open(path)
     info = store.info()
     return {

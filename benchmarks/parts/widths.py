@@ -8,7 +8,7 @@ from typing import Any
 from krscale.models.capacity import latency_ms, num_parameters
 from krscale.parallel import Workers
 from krscale.setup.build import build_training
-from parts.measuring import clock_for, ratio, take_turns
+from parts.measuring import clock_for, ratio, interleave
 from parts.setting import Setting
 
 WIDTHS = (12, 15, 16, 17, 24, 31, 32, 33)
@@ -27,7 +27,7 @@ def measure_widths(setting: Setting, num_rounds: int) -> list[dict[str, Any]]:
     for width, training in trainings.items():
         training._validate = dict  # type: ignore[method-assign]  # the steps alone are timed
         epochs[str(width)] = training.run_epoch
-    seconds = take_turns(epochs, num_rounds, clock)
+    seconds = interleave(epochs, num_rounds, clock)
     shape = setting.assets.dataset.image_shape
     latency = {width: latency_ms(training.student, shape) for width, training in trainings.items()}
     rows = [

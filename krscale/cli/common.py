@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from krscale.errors import UserError
-from krscale.interruption import exit_code, received, stop_signals
+from krscale.interruption import exit_code, received, stop_signals, watch_exit
 from krscale.redaction import redact
 
 EXIT_USER_ERROR = 2
@@ -63,6 +63,7 @@ def _interrupted(error: Exception | None = None) -> int:
             text = redact(f"krscale: while stopping: {type(error).__name__}: {error}")
             print(text, file=sys.stderr)
         print(f"krscale: interrupted{by}; the same command again continues.", file=sys.stderr)
+    watch_exit()
     return exit_code()
 
 

@@ -17,7 +17,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from krscale.cluster.access import check_answers, joining, use_own_token
 from krscale.config import ClusterConfig
 from krscale.errors import UserError
-from krscale.interruption import listen_again, own_exit_as_interrupt
+from krscale.interruption import leave_early_if, listen_again, own_exit_as_interrupt
 
 SETTINGS = {
     # Our listeners record trials; Tune need not write copies of every result.
@@ -42,6 +42,8 @@ WORKERS_TOO = ("OMP_WAIT_POLICY",)
 """Settings of this process that its workers on a cluster need before they load torch. Those of a
 private Ray inherit the whole environment."""
 POLL_SECONDS = 1.0
+DYING_SECONDS = 0.5
+"""What Ray's processes, told to end together with this one, may need for it."""
 
 _private = False
 
@@ -62,11 +64,29 @@ def connect(config: ClusterConfig) -> None:
     if _private:
         use_own_token()
         _init(address, num_cpus=config.num_cpus or None, include_dashboard=False)
+        leave_early_if(_head_is_gone)
         return
     where = "cluster.address" if config.address else "RAY_ADDRESS"
     check_answers(address, where)
     with joining(address, where):
         _init(address, runtime_env={"env_vars": _worker_variables()})
+
+
+def _head_is_gone() -> bool:
+    """Return whether processes of the private Ray have died.
+
+    A signal to the whole process group ends them as well. Ray then waits at exit for a minute for
+    the answer of a process that is gone, with Python's lock held, and exits with 1.
+    """
+    node = ray._private.worker._global_node
+    if node is None:
+        return False
+    deadline = time.monotonic() + DYING_SECONDS
+    while not node.dead_processes():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _init(address: str, **options: Any) -> None:

@@ -108,7 +108,7 @@ def test_insight_of_the_run_is_on_the_page_whatever_its_version(storage, capsys)
     assert f"`krscale insight {storage / 'digits'}` finds it" in page.read_text(), "convergence"
     file.write_text("{}")
     assert main(["digits"]) == 0
-    assert "insight.json: damaged, or of another version" in page.read_text()
+    assert "insight.json: damaged: the field" in page.read_text()
     assert capsys.readouterr().err == ""
 
 

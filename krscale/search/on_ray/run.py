@@ -34,7 +34,7 @@ from krscale.search.studies.trial_spec import Assignment
 from krscale.setup.prepare import Prepared
 
 NO_LIMIT = 1_000_000
-"""Of Tune's own; without a number it keeps no more than one trial waiting (see `places.py`)."""
+"""Of Tune's own; without a number it keeps no more than one trial waiting (see `slots.py`)."""
 
 
 @dataclass
@@ -69,7 +69,7 @@ class LadderSearcher(Searcher):
         return {}
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
-        """Say that the limit is kept here: `places` knows it, and it changes with the cluster."""
+        """Say that the limit is kept here: `slots` knows it, and it changes with the cluster."""
         return True
 
     def suggest(self, trial_id: str) -> Any:
@@ -165,7 +165,7 @@ class LadderScheduler(FIFOScheduler):
         """Name none: Tune then gives free workers to trials in the order they were handed out.
 
         A trial that is named gets the worker that has just become free, whether or not one of its
-        own is starting, which then is thrown away (see `places.py`).
+        own is starting, which then is thrown away (see `slots.py`).
         """
         return None
 

@@ -76,6 +76,7 @@ def finished_budgets(folder: Path) -> dict[str, int] | None:
     )
     budgets = read_record(path, dict[str, int], rebuild)
     with reading(path, rebuild):
+        budgets = {RENAMED.get(field, field): number for field, number in budgets.items()}
         return {field: budgets[field] for field in BUDGETS}
 
 

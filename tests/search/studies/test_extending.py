@@ -96,6 +96,14 @@ def test_additions_count_from_the_finished_budget_so_a_crash_adds_nothing_twice(
     assert extend(tmp_path, "search.trials_per_size=+8").search.trials_per_size == 21
 
 
+def test_a_search_that_finished_when_sizes_were_rungs_grows(tmp_path: Path) -> None:
+    budgets = {"search.trials_per_rung": 5, "search.num_final_seeds": 2}
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "finished.json").write_text(json.dumps(budgets))
+    for name in ("search.trials_per_rung", "search.trials_per_size"):
+        assert extend(tmp_path, f"{name}=+8").search.trials_per_size == 13
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

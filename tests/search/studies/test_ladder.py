@@ -6,7 +6,7 @@ import optuna
 import pytest
 from ladder_play import (
     METHODS,
-    RUNGS,
+    SIZES,
     Assignment,
     Next,
     experiment,
@@ -28,7 +28,7 @@ def test_every_study_gets_the_same_budget_and_its_winner_fresh_seeds(tmp_path: P
     found = ladder(tmp_path, experiment())
     played = play_all(found)
     for method in METHODS:
-        for size in RUNGS:
+        for size in SIZES:
             tuned = [a for a in played if a.key == TuningKey(method, size.capacity)]
             finals = [a for a in played if a.key == FinalKey(method, size.capacity)]
             assert len(tuned) == 5
@@ -119,7 +119,7 @@ def test_restart_finishes_with_exactly_the_planned_trials(tmp_path: Path, num_be
 
     after = ladder(tmp_path, config)
     played = play_all(after)
-    planned = len(METHODS) * len(RUNGS) * (5 + 2)
+    planned = len(METHODS) * len(SIZES) * (5 + 2)
     assert len(ended) + len(played) == planned
     retried = [a for a in played if any(a.values == o.values and a.key == o.key for o in orphans)]
     assert len(retried) >= len(orphans)

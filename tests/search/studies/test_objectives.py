@@ -7,7 +7,7 @@ from typing import Any
 
 import optuna
 import pytest
-from ladder_play import RUNGS, Assignment, experiment, ladder, play, play_all
+from ladder_play import SIZES, Assignment, experiment, ladder, play, play_all
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
@@ -19,14 +19,14 @@ from krscale.search.studies.size_resolver import FixedSizeResolver
 from krscale.search.studies.trial_spec import FinalKey, TuningKey
 
 TWO = {"search.objectives": ["val/accuracy", "latency_ms"], "search.early_stopping": "none"}
-TUNING = [TuningKey("plain", size.capacity) for size in RUNGS]
+TUNING = [TuningKey("plain", size.capacity) for size in SIZES]
 
 
 class SizeResolver(FixedSizeResolver):
     """Students that are slower the larger their learning rate; some are too slow to be allowed."""
 
     def __init__(self, slowest: float = 10.0) -> None:
-        super().__init__({size.capacity: size for size in RUNGS})
+        super().__init__({size.capacity: size for size in SIZES})
         self.slowest = slowest
 
     def latency_ms(self, capacity: str, values: Mapping[str, Any]) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 import pytest
-from ladder_play import RUNGS, Assignment, Ladder, Next, experiment, ladder, next_of, play, play_all
+from ladder_play import SIZES, Assignment, Ladder, Next, experiment, ladder, next_of, play, play_all
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -101,7 +101,7 @@ def test_finals_that_wait_from_a_larger_plan_are_not_run(tmp_path: Path) -> None
     after = ladder(tmp_path, experiment(**ONE, **{"search.num_final_seeds": 2}))
     play_all(after)
     assert after.complete
-    for size in RUNGS:
+    for size in SIZES:
         finals = after.finals[FinalKey("plain", size.capacity)].complete()
         assert [trial.user_attrs["seed"] for trial in finals] == [1000, 1001]
 
@@ -115,7 +115,7 @@ def test_settings_that_win_are_trained_again_whatever_the_limits_say(tmp_path: P
         def excess(self, capacity: str, values: Mapping[str, Any]) -> dict[str, float]:
             return {} if self.allowed else {"slow": 1.0}
 
-    sizes = Shrinking({size.capacity: size for size in RUNGS})
+    sizes = Shrinking({size.capacity: size for size in SIZES})
     found = ladder(tmp_path, experiment(**ONE), size_resolver=sizes)
     while isinstance(upcoming := found.next(), Assignment) and not isinstance(
         upcoming.key, FinalKey
@@ -149,7 +149,7 @@ def test_a_grid_is_tried_point_by_point_and_never_twice(
     settings = {**space_of(tmp_path, GRID), "search.sampler": "grid"}
     config = experiment(**settings, **{"search.trials_per_size": num_trials})
     sizes = (OnlyMuchMomentum if forbids else FixedSizeResolver)(
-        {size.capacity: size for size in RUNGS}
+        {size.capacity: size for size in SIZES}
     )
     found = ladder(tmp_path, config, size_resolver=sizes)
     key = TuningKey("plain", "1/4")
@@ -257,7 +257,7 @@ def test_a_journal_of_3afaaac_is_continued(tmp_path: Path) -> None:
         "those that were running"
     )
     assert [isinstance(a.key, FinalKey) for a in played].count(True) == 2 * 2
-    for size in RUNGS:
+    for size in SIZES:
         trials = found.counted(TuningKey("plain", size.capacity))
         assert len(trials) == 6
         stopped = [t for t in trials if t.state is TrialState.PRUNED]

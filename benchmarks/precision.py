@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from parts.measuring import clock_for, commit, machine, ratio, interleave
+from parts.measuring import clock_for, commit, interleave, machine, ratio
 from parts.setting import Setting
 from scipy import stats
 

@@ -9,7 +9,7 @@ from krscale.parallel import Workers
 from krscale.setup.build import build_training
 from krscale.setup.networks import Networks
 from krscale.setup.sizes import ladder_sizes
-from parts.measuring import clock_for, ratio, interleave
+from parts.measuring import clock_for, interleave, ratio
 from parts.setting import Setting
 
 ON_CPU = ("bf16", "compile")

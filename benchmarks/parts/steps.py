@@ -14,7 +14,7 @@ from krscale.setup.networks import Networks
 from krscale.setup.sizes import StudentSize, ladder_sizes
 from krscale.setup.teacher import LoadedTeacher
 from krscale.training.loop import Training
-from parts.measuring import Clock, clock_for, ratio, interleave
+from parts.measuring import Clock, clock_for, interleave, ratio
 from parts.online import Online
 from parts.setting import Setting
 

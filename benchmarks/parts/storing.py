@@ -19,7 +19,7 @@ from krscale.setup.networks import Networks
 from krscale.setup.sizes import ladder_sizes
 from krscale.store import KnowledgeStore, StoreSpec, prepare_store
 from krscale.training.loop import fit
-from parts.measuring import clock_for, ratio, interleave
+from parts.measuring import clock_for, interleave, ratio
 from parts.setting import Setting
 
 FORWARD_BATCH_SIZE = 256

@@ -8,7 +8,7 @@ from typing import Any
 from krscale.models.capacity import latency_ms, num_parameters
 from krscale.parallel import Workers
 from krscale.setup.build import build_training
-from parts.measuring import clock_for, ratio, interleave
+from parts.measuring import clock_for, interleave, ratio
 from parts.setting import Setting
 
 WIDTHS = (12, 15, 16, 17, 24, 31, 32, 33)

@@ -78,7 +78,7 @@ def _head_is_gone() -> bool:
     A signal to the whole process group ends them as well. Ray then waits at exit for a minute for
     the answer of a process that is gone, with Python's lock held, and exits with 1.
     """
-    node = ray._private.worker._global_node
+    node: Any = ray._private.worker._global_node  # None after `ray.shutdown`
     if node is None:
         return False
     deadline = time.monotonic() + DYING_SECONDS

@@ -28,7 +28,7 @@ class Metric:
         total: Logits `[B, K]` in fp32 and labels `[B]` to the sum over the samples, a scalar.
             Sums of batches and of workers are added in float64 and divided by all samples.
         shown: As a percentage, or as the number it is.
-        min_classes: With fewer classes it says nothing and is left out.
+        min_classes: With fewer classes it carries no information and is left out.
         breaks_ties: Whether it decides between trials that are equal in all objectives.
     """
 

@@ -25,7 +25,7 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
         argv: Arguments without the program's name.
 
     Returns:
-        What the function returned; 2 after a `UserError`, told on stderr; 130 after Ctrl-C, 143
+        What the function returned; 2 after a `UserError`, printed on stderr; 130 after Ctrl-C, 143
         after SIGTERM, 129 after SIGHUP; 141 when whoever read stdout went away. Any other exception
         is a defect of krscale and passes with its traceback.
     """

@@ -1,4 +1,4 @@
-"""`krscale store {check, info} RUN`: ask the teacher again about a run's store, or describe it."""
+"""`krscale store {check, info} RUN`: compare a run's store with its teacher, or describe it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EXIT_DIFFERENT = 1
 
-DESCRIPTION = "Check or describe the store of a run: what its teacher said, on disk."
+DESCRIPTION = "Check or describe the store of a run: its teacher's knowledge on disk."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -27,13 +27,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     check = commands.add_parser(
         "check",
-        help="ask the teacher again about a sample of rows, and compare",
+        help="run the teacher again on a sample of rows, and compare",
         description="Compare the checksum of every shard, then compute a sample of rows again and "
         "compare their pixels and probabilities. Exit code 0: all as it was written; 1: something "
-        "differs, which is told on stderr; 2: there is nothing to check.",
+        "differs, which is printed on stderr; 2: there is nothing to check.",
     )
     check.add_argument(
-        "--rows", type=_positive, default=512, metavar="N", help="rows to ask about (512)"
+        "--rows", type=_positive, default=512, metavar="N", help="rows to compare (512)"
     )
     check.add_argument("--repair", action="store_true", help="rebuild broken shards, only those")
     check.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -91,7 +91,7 @@ def find_experiment(name: str, storage_path: str | None, overrides: Sequence[str
 
 
 def check(recipes: Sequence[StoreRecipe], options: argparse.Namespace) -> None:
-    """Rebuild what is broken where that is asked for, then compare with the present.
+    """Rebuild what is broken where the option is given, then compare with the present.
 
     Args:
         recipes: Of the distributions, and of every kind of features that the run needs.
@@ -106,7 +106,7 @@ def check(recipes: Sequence[StoreRecipe], options: argparse.Namespace) -> None:
             print(f"Rebuilt {name}")
         print(
             f"{content['path']}: {content['num_shards']} shards and {content['num_rows']} rows are "
-            f"what the teacher says today (largest difference: {content['max_difference']:.1e})"
+            f"what the teacher gives today (largest difference: {content['max_difference']:.1e})"
         )
 
 

@@ -1,8 +1,8 @@
 """Shards of a store written by all workers of a Ray cluster at once.
 
-Every shard is one task that loads the teacher, asks it and writes the file: a worker that dies
+Every shard is one task that loads the teacher, runs it and writes the file: a worker that dies
 costs its shard, not the build, and a slow node holds up nobody. The process that wants the store
-holds its lock and says what is missing (see `prepare_store`).
+holds its lock and names what is missing (see `prepare_store`).
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ def _explained(name: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Silence what the exporter says of itself: absent torchvision, its own deprecations."""
+    """Silence the exporter's own messages: absent torchvision, its own deprecations."""
     logger = logging.getLogger("torch.onnx._internal.exporter")
     level = logger.level
     logger.setLevel(logging.ERROR)

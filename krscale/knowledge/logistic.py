@@ -5,7 +5,7 @@ the gradient says that the optimum is reached, and not until rounding stops it: 
 round differently end at the same weights.
 
 Newton's method; each step is solved by conjugate gradients, so that the Hessian is never stored.
-The preconditioner is the Hessian as it would be if what a sample's class is said nothing of its
+The preconditioner is the Hessian as it would be if a sample's class were independent of its
 features: then classes come apart, and all share the axes of the features' covariance. Weights that
 sum to 0 over the classes are enough, since the loss sees only differences; keeping every step among
 them spares conjugate gradients the one direction in which almost nothing curves.

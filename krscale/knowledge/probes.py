@@ -1,4 +1,4 @@
-"""Probes: what a tap says of the classes, and how much it knows of them.
+"""Probes: the class distribution at a tap, and the information gain it carries.
 
 A probe is a multinomial logistic regression from a tap's pooled feature to the classes, fitted once
 with the teacher frozen. It turns blocks of any width into distributions that can be compared.
@@ -41,7 +41,7 @@ def fit_probe(
 
     Features are standardised with their own statistics. A feature that is constant carries nothing
     and gets the weight 0. When it stops, and how far from the optimum the weights may then be, is
-    said in `krscale.knowledge.logistic`.
+    stated in `krscale.knowledge.logistic`.
 
     Args:
         features: `[N, F]` pooled features of the training split.
@@ -82,7 +82,7 @@ class Probes(nn.Module):
             linear.load_state_dict({"weight": probe.weight, "bias": probe.bias})
 
     def forward(self, outputs: TapOutputs) -> Tensor:
-        """Return what every tap says, `[B, D, K]` fp32 logits; the last tap is the classifier.
+        """Return the logits of every tap, `[B, D, K]` fp32; the last tap is the classifier.
 
         Raises:
             KrscaleError: If `outputs` has another number of tap features than there are probes.
@@ -94,8 +94,8 @@ class Probes(nn.Module):
         # A probe's logits are differences of large numbers, more than bf16 can carry.
         with torch.autocast(outputs.logits.device.type, enabled=False):
             pairs = zip(self.linears, outputs.features, strict=True)
-            said = [linear(pool(feature)) for linear, feature in pairs]
-            return torch.stack([*said, outputs.logits.float()], dim=1)
+            logits = [linear(pool(feature)) for linear, feature in pairs]
+            return torch.stack([*logits, outputs.logits.float()], dim=1)
 
 
 def information_gain(tap_logits: Tensor, labels: Tensor) -> Tensor:

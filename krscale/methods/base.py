@@ -107,7 +107,7 @@ class Method(nn.Module, ABC):
         """
 
     def begin_epoch(self, progress: float) -> None:
-        """Told before every epoch how far the training is, for what changes over it.
+        """Called before every epoch with the progress of the training, for what changes over it.
 
         Args:
             progress: 0 in the first epoch, 1 in the last.

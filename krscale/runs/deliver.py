@@ -97,7 +97,7 @@ def deliver(
         curve: The run's curve.
         choice: What was chosen from it.
         order: What the user wants.
-        reporter: Is told what is being done.
+        reporter: Receives what is being done.
 
     Raises:
         UserError: If data or weights are not those of the run any more, or an export is not the

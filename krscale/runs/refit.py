@@ -29,16 +29,16 @@ def refit(
 ) -> Path:
     """Train a student on train and validation, or find or continue an earlier such training.
 
-    The teacher stays the one of the search: it has seen train alone, and what it says of the
-    validation images is asked now. Nothing is left to judge the epochs by, so there are as many as
-    the search had.
+    The teacher stays the one of the search: it has seen train alone, and its knowledge of the
+    validation images is computed now. Nothing is left to judge the epochs by, so there are as
+    many as the search had.
 
     Args:
         experiment: All settings of this one training.
         dataset: The data of the search.
         width: The student's capacity dial.
         run_path: Folder of the run; trainings are kept in its `refit`, by fingerprint.
-        reporter: Is told what is being done.
+        reporter: Receives what is being done.
 
     Returns:
         The file of the weights.

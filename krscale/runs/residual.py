@@ -17,14 +17,14 @@ from krscale.setup.teacher import fit_probes, open_teacher, read_taps
 
 
 def validation_knowledge(experiment: Experiment, prepared: Prepared) -> Tensor:
-    """Return what the teacher says at its taps of the validation images, `[N, D, K]` fp32.
+    """Return the teacher's logits at its taps for the validation images, `[N, D, K]` fp32.
 
-    Without augmentation, by the probes it taught with. It depends on the teacher alone: ask once
+    Without augmentation, by the probes of its store. It depends on the teacher alone: compute it once
     and hand it to `trace_residual` for every student.
     """
     dataset = open_data(Path(prepared.data_path))
     teacher = open_teacher(experiment, dataset, Path(prepared.teacher_path))
-    return _said(teacher.tapped, teacher.probes, dataset)
+    return _tap_logits(teacher.tapped, teacher.probes, dataset)
 
 
 def trace_residual(
@@ -44,7 +44,7 @@ def trace_residual(
         experiment: Teacher, and `student.taps`.
         prepared: Where data and teacher are.
         student: A trained student without heads; left as it was, on its device.
-        knowledge: Result of `validation_knowledge`; None asks the teacher now.
+        knowledge: Result of `validation_knowledge`; None runs the teacher now.
         temperature: Temperature of the compared distributions.
     """
     dataset = open_data(Path(prepared.data_path))
@@ -55,13 +55,13 @@ def trace_residual(
     tapped = TappedModel(student, taps).eval()
     device = next(student.parameters()).device
     probes = fit_probes(tapped, dataset, device)
-    said = _said(tapped, probes, dataset)
+    logits = _tap_logits(tapped, probes, dataset)
     student.train(was_training)
-    return residual_by_depth(knowledge.to(device), said, temperature)
+    return residual_by_depth(knowledge.to(device), logits, temperature)
 
 
 @torch.no_grad()
-def _said(tapped: TappedModel, probes: nn.Module, dataset: Dataset) -> Tensor:
+def _tap_logits(tapped: TappedModel, probes: nn.Module, dataset: Dataset) -> Tensor:
     device = next(tapped.parameters()).device
-    said: Tensor = probes(read_taps(tapped, dataset, "val", device))
-    return said
+    logits: Tensor = probes(read_taps(tapped, dataset, "val", device))
+    return logits

@@ -100,7 +100,7 @@ def _free(networks: Networks, size: StudentSize) -> StudentSize:
 
 
 def _require_near(networks: Networks, size: StudentSize) -> None:
-    """Refuse a multiple so coarse that the size would be another size than was asked for."""
+    """Refuse a multiple so coarse that the size would be another size than the one requested."""
     if rounding(networks, size) > MAX_ROUNDING:
         free, multiple = _free(networks, size), networks.experiment.student.width_multiple
         raise UserError(

@@ -51,7 +51,7 @@ def prepare_store(
 ) -> Path:
     """Find the store of `spec`, or build it, or continue a build that was interrupted.
 
-    Of several processes that ask for the same store one builds it; the others wait, reporting its
+    Of several processes that need the same store one builds it; the others wait, reporting its
     progress. A finished store is compared with its checksums, and no teacher is loaded.
 
     Args:

@@ -1,4 +1,4 @@
-"""The only training loop. It knows neither methods nor Ray: a learner, batches, and a schedule.
+"""The only training loop. It imports neither methods nor Ray: a learner, batches, and a schedule.
 
 A `Training` advances epoch by epoch, so that whoever drives it (a Tune trial, a Train worker, the
 teacher's own training) decides what happens between epochs: report, save, stop.

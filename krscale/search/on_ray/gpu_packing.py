@@ -132,7 +132,7 @@ def probe(
         experiment: The search.
         prepared: Data, teacher and store.
         students: What to train.
-        read: Says what this process has taken of the device.
+        read: Returns what this process has taken of the device.
 
     Returns:
         The memory at its peak, or None where this process has no GPU.
@@ -172,13 +172,13 @@ def gpus_per_trial(
     """Return the GPUs that Ray reserves for a trial, on the connected Ray.
 
     A number in `search.gpus_per_trial` is taken as it is. With `auto`, a worker with a GPU
-    measures; the result is said, and kept as `packing.json` in the run folder.
+    measures; the result is printed, and kept as `packing.json` in the run folder.
 
     Args:
         experiment: The search.
         prepared: Data, teacher and store, on storage that all workers see.
         students: Called for what to try, when there is a GPU.
-        say: Told in one line what was found.
+        say: Receives one line with what was found.
         read: As for `probe`.
 
     Raises:

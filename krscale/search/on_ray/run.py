@@ -46,7 +46,7 @@ class _Running:
 
 
 class LadderSearcher(Searcher):
-    """Tune's view of the ladder: suggests assignments, is told how trials end."""
+    """Tune's view of the ladder: suggests assignments and receives how trials end."""
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ test-processors: setup-dev ## run the tests that compute as other processors wou
 test-browser: setup-dev ## look at MLflow in a real Chromium (Debian: chromium, chromium-driver)
 	@$(PY) -m pytest -m browser $(ARGS)
 
-check: setup-dev ## formatting, lint, types, the floors of the house, files
+check: setup-dev ## formatting, lint, types, the direction of imports, files
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy

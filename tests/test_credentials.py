@@ -60,7 +60,7 @@ def leaks(folder: Path) -> list[str]:
     return [str(path) for path in files if CANARY.encode() in path.read_bytes()]
 
 
-def test_every_door_and_every_file(
+def test_every_command_and_every_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = str(tmp_path / "small")

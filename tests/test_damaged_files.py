@@ -265,7 +265,7 @@ def call(command: str, *arguments: str) -> int:
         ("tune", ["SETTINGS", "--set", "search.trials_per_size=+1"], "small/finished.json"),
     ],
 )  # fmt: skip
-def test_a_door_ends_with_the_error(
+def test_a_command_ends_with_the_error(
     command: str,
     arguments: list[str],
     pattern: str,

@@ -1,4 +1,4 @@
-"""The house stands as drawn: imports point down, and the ground floor needs torch alone."""
+"""Imports point down as the contracts list, and the ground floor needs torch alone."""
 
 import ast
 import json

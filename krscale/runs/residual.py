@@ -19,8 +19,8 @@ from krscale.setup.teacher import fit_probes, open_teacher, read_taps
 def validation_knowledge(experiment: Experiment, prepared: Prepared) -> Tensor:
     """Return the teacher's logits at its taps for the validation images, `[N, D, K]` fp32.
 
-    Without augmentation, by the probes of its store. It depends on the teacher alone: compute it once
-    and hand it to `trace_residual` for every student.
+    Without augmentation, by the probes of its store. It depends on the teacher alone: compute it
+    once and hand it to `trace_residual` for every student.
     """
     dataset = open_data(Path(prepared.data_path))
     teacher = open_teacher(experiment, dataset, Path(prepared.teacher_path))

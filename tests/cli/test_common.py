@@ -17,7 +17,7 @@ def raising(error):
     return command
 
 
-def test_a_door_gets_its_arguments_and_its_code_is_returned():
+def test_a_command_gets_its_arguments_and_its_code_is_returned():
     seen = []
     assert run_command(lambda argv: seen.append(argv) or 7, ["a", "--b"]) == 7
     assert seen == [["a", "--b"]]

@@ -91,7 +91,7 @@ def test_few_trials_explain_nothing_and_say_so(tmp_path: Path) -> None:
         assert study.best_accuracy is not None
 
 
-def test_the_door_writes_data_and_figure(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_data_and_figure(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((run / "insight.json").read_text())

@@ -2,12 +2,13 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: run test test-processors test-browser check ui bench claims drill clean setup setup-dev constraints help
+.PHONY: run test test-processors test-browser test-drills check ui bench claims drill clean setup setup-dev constraints help
 
 PY := .venv/bin/python
 PORT ?= 5000
-# Files stay whole, as a cluster or a search is often shared by the tests of one.
-TEST_PROCESSES = --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Files stay whole, as a cluster or a search is often shared by the tests of one. Three processes keep
+# two cores busy, since a test of a cluster waits for Ray's processes for much of its time.
+TEST_PROCESSES = --numprocesses 3 --dist loadfile --no-loadscope-reorder
 export PYTHON
 
 help: ## show this list
@@ -24,6 +25,9 @@ test-processors: setup-dev ## run the tests that compute as other processors wou
 
 test-browser: setup-dev ## look at MLflow in a real Chromium (Debian: chromium, chromium-driver)
 	@$(PY) -m pytest -m browser $(ARGS)
+
+test-drills: setup-dev ## the longer tests with killed nodes and commands (minutes)
+	@$(PY) -m pytest -m drill $(ARGS)
 
 check: setup-dev ## formatting, lint, types, the direction of imports, files
 	@$(PY) -m ruff check .

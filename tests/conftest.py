@@ -18,16 +18,19 @@ settings.register_profile("krscale", deadline=None)
 settings.load_profile("krscale")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the slow tests first, and leave out those of the browser unless `-m` asks for them.
+LEFT_OUT = ("browser", "drill")
+"""Markers of tests that run only where `-m` asks for them; each has a make target of its own."""
 
-    First, so that neither of two test processes ends long before the other.
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the slow tests first, and leave out what `LEFT_OUT` names.
+
+    First, so that none of the test processes ends long before the others.
     """
     items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
-    if "browser" in config.option.markexpr:
-        return
-    left_out = [item for item in items if item.get_closest_marker("browser")]
-    items[:] = [item for item in items if not item.get_closest_marker("browser")]
+    markers = [marker for marker in LEFT_OUT if marker not in config.option.markexpr]
+    left_out = [item for item in items if any(map(item.get_closest_marker, markers))]
+    items[:] = [item for item in items if not any(map(item.get_closest_marker, markers))]
     config.hook.pytest_deselected(items=left_out)
 
 

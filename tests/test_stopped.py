@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 MESSAGE = "krscale: interrupted{by}; the same command again continues."
 # A checkpoint after every report, and more epochs than a test waits for.
-LONG = ("train.num_epochs=60", "search.early_stopping=none", "search.checkpoint_seconds=0")
+LONG = ("train.num_epochs=30", "search.early_stopping=none", "search.checkpoint_seconds=0")
 TINY = ("search.methods=['plain']", "search.num_final_seeds=1", "ladder.capacities=['1/4']")
 SLOW_TEACHER = ("teacher.num_epochs=2000",)
 
@@ -91,8 +91,11 @@ def mlflow_states(storage: Path) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(
     ("stop", "group"),
-    [(signal.SIGTERM, False), (signal.SIGHUP, False), (signal.SIGTERM, True)],
-    ids=["SIGTERM", "SIGHUP", "SIGTERM to the group"],
+    [
+        pytest.param(signal.SIGTERM, False, id="SIGTERM"),
+        pytest.param(signal.SIGTERM, True, id="SIGTERM to the group"),
+        pytest.param(signal.SIGHUP, False, id="SIGHUP", marks=pytest.mark.drill),
+    ],
 )
 def test_a_search_keeps_and_marks_its_running_trials(
     stop: signal.Signals, group: bool, tmp_path: Path
@@ -106,8 +109,8 @@ def test_a_search_keeps_and_marks_its_running_trials(
     assert ("FAILED", "interrupted: the search was interrupted") in states
     assert any(tmp_path.glob(kept)), "the running trials' checkpoints"
     assert not command.left_processes()
-    if group:
-        return  # the workers died too; that a search goes on then is told by test_tune.py
+    if group or stop is signal.SIGHUP:
+        return  # the same folder as after SIGTERM; of workers that died too, see test_tune.py
     done = run_command("tune", ["--json", *command.arguments])
     assert done.returncode == 0, done.stderr
     spool = (tmp_path / "stopped/tracking/spool.jsonl").read_text()
@@ -135,14 +138,15 @@ def test_teach_is_stopped_before_there_is_any_ray(stop: signal.Signals, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("stop", "num_workers"),
-    [(signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGINT, 2)],
+    ("stop", "num_workers", "num_epochs"),
+    [(signal.SIGINT, 1, 30), (signal.SIGTERM, 2, 8)],  # the first report comes after 5 seconds
 )
 def test_a_single_student_is_kept_and_marked(
-    stop: signal.Signals, num_workers: int, tmp_path: Path
+    stop: signal.Signals, num_workers: int, num_epochs: int, tmp_path: Path
 ) -> None:
-    workers = (f"train.num_workers={num_workers}", "cluster.num_cpus=2", "train.num_epochs=30")
-    command = Command("distill", tmp_path, "distill.capacity=1/16", *workers)
+    workers = (f"train.num_workers={num_workers}", "cluster.num_cpus=2")
+    settings = ("distill.capacity=1/16", f"train.num_epochs={num_epochs}", *workers)
+    command = Command("distill", tmp_path, *settings)
     command.wait_until(lambda: "krscale: train " in command.text)
     command.stop(stop)
     assert mlflow_states(tmp_path) == [("FAILED", "interrupted")]

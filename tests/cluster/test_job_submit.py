@@ -191,7 +191,7 @@ def head(home: Path, temporary: Path, env: dict[str, str]) -> Iterator[Head]:
     )
     ports = dict(zip(options, free_ports(len(options)), strict=True))
     own = [
-        *("--block", "--num-cpus=2", "--disable-usage-stats", f"--temp-dir={temporary}"),
+        *("--block", "--num-cpus=2", "--disable-usage-stats"),
         *(f"--{option}={port}" for option, port in ports.items()),
     ]
     start = f"exec {commands.start} {shlex.join(own)}"
@@ -208,7 +208,7 @@ def head(home: Path, temporary: Path, env: dict[str, str]) -> Iterator[Head]:
     try:
         address = f"http://127.0.0.1:{ports['dashboard-port']}"
         wait_until_up(process, address, home / ".ray" / "auth_token", log)
-        logs = (log, temporary / "session_latest")
+        logs = (log, temporary / "ray" / "session_latest")
         storage = home / "krscale-runs"
         yield Head(commands, address, ports["port"], env, storage, process, logs)
     finally:
@@ -326,11 +326,18 @@ def test_a_search_joins_the_cluster_of_its_node_by_auto(head: Head, home: Path) 
     assert json.loads(done.stdout)["sizes"]
 
 
-def test_a_search_by_itself_runs_beside_the_cluster(head: Head, home: Path) -> None:
+def test_a_search_by_itself_runs_beside_the_cluster(head: Head) -> None:
+    code = (
+        "import ray\n"
+        "from krscale.cluster.connect import connect\n"
+        "from krscale.config import ClusterConfig\n"
+        "connect(ClusterConfig(num_cpus=1))\n"
+        "print('CPUs:', ray.cluster_resources()['CPU'])\n"
+    )
     # The cluster came first, then `make run`, in a shell where the token was demanded or not.
-    for name, before in (("beside", head.commands.export), ("plain", ":")):
-        done = shell(tune(home / name, "cluster.address=", before=before), head.env)
-        assert done.returncode == 0, done.stderr
+    for before in (head.commands.export, ":"):
+        done = shell(f"{before}\n{shlex.join([sys.executable, '-c', code])}", head.env)
+        assert "CPUs: 1.0" in done.stdout, done.stderr
 
 
 def test_an_error_says_which_of_mode_and_token_is_missing(head: Head, home: Path) -> None:

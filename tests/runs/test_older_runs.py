@@ -72,6 +72,7 @@ def test_a_finished_search_has_nothing_left_to_do(storage: Path) -> None:
             assert found.test_accuracy == pytest.approx(kept.test_accuracy, abs=0.01)
 
 
+@pytest.mark.drill
 def test_a_killed_search_goes_on_from_its_checkpoints(storage: Path) -> None:
     tune(storage, *CUT)
     studies = journal(storage / "cut")

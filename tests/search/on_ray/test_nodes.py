@@ -91,6 +91,7 @@ def test_a_trial_that_no_node_can_hold_is_refused(cluster: Cluster) -> None:
     )
 
 
+@pytest.mark.drill
 def test_what_a_lost_node_was_training_goes_on_elsewhere(cluster: Cluster, tmp_path: Path) -> None:
     """Fails if the search hangs, ends with an error, or loses or doubles a trial."""
     journal = tmp_path / "lost" / "journal.log"

@@ -9,9 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import ray
+from ray._private import services
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from krscale.cluster.access import check_answers, joining, use_own_token
@@ -63,7 +65,8 @@ def connect(config: ClusterConfig) -> None:
     _private = address == "local"
     if _private:
         use_own_token()
-        _init(address, num_cpus=config.num_cpus or None, include_dashboard=False)
+        with _own_process_groups():
+            _init(address, num_cpus=config.num_cpus or None, include_dashboard=False)
         leave_early_if(_head_is_gone)
         return
     where = "cluster.address" if config.address else "RAY_ADDRESS"
@@ -72,11 +75,31 @@ def connect(config: ClusterConfig) -> None:
         _init(address, runtime_env={"env_vars": _worker_variables()})
 
 
+@contextmanager
+def _own_process_groups() -> Iterator[None]:
+    """Let Ray start each of its processes in a process group of its own.
+
+    A signal to this process's group (a closed terminal, `timeout`, a batch system) then reaches
+    this process alone, which records what it has and ends Ray. Were Ray's processes to end first,
+    Ray would end this one with them, in the middle of that; Ray has no option for it. On Linux they
+    still end with this process, however it ends.
+    """
+    if os.name != "posix":
+        yield
+        return
+    popen = services.ConsolePopen
+    setattr(services, "ConsolePopen", partial(popen, process_group=0))  # noqa: B010 - a type
+    try:
+        yield
+    finally:
+        setattr(services, "ConsolePopen", popen)  # noqa: B010
+
+
 def _head_is_gone() -> bool:
     """Return whether processes of the private Ray have died.
 
-    A signal to the whole process group ends them as well. Ray then waits at exit for a minute for
-    the answer of a process that is gone, with Python's lock held, and exits with 1.
+    A signal to all processes of a job or container ends them as well. Ray then waits at exit for a
+    minute for the answer of a process that is gone, with Python's lock held, and exits with 1.
     """
     node: Any = ray._private.worker._global_node  # None after `ray.shutdown`
     if node is None:

@@ -1,4 +1,4 @@
-"""The private Ray of a command: its processes, and what becomes of them when the command is killed."""
+"""The private Ray of a command: its processes, and how they end when the command is killed."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ LINGERING = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 def others(session: int) -> dict[int, tuple[int, str]]:
     """Id -> process group and command of the session's processes, without its leader."""
-    command = ["ps", "-o", "pid=,pgid=,args=", "-s", str(session)]
+    command = ["ps", "-ww", "-o", "pid=,pgid=,args=", "-s", str(session)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     rows = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
     return {int(pid): (int(group), args) for pid, group, args in rows if int(pid) != session}
@@ -39,7 +39,7 @@ def test_its_processes_are_in_other_groups_and_end_with_the_command() -> None:
         assert process.stdout.readline() == "connected\n"
         started = others(process.pid)
         process.kill()
-    assert any("gcs_server" in args for _, args in started.values())
+    assert any("gcs_server" in args for _, args in started.values()), started
     assert [args for group, args in started.values() if group == process.pid] == []
     deadline = time.monotonic() + 30
     while left := [a for _, a in others(process.pid).values() if not a.startswith(LINGERING)]:

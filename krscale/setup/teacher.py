@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -29,6 +30,7 @@ from krscale.metrics import ACCURACY
 from krscale.models.capacity import count_flops, num_parameters
 from krscale.parallel import Workers
 from krscale.setup.networks import build_teacher, resolve_taps
+from krscale.setup.teacher_code import kept_folder, read_code
 from krscale.training.checkpoint import load_weights, read_tensors, save_weights
 from krscale.training.loop import Training, evaluate
 
@@ -95,13 +97,12 @@ def prepare_teacher(
     Returns:
         The facts, and the folder that `open_teacher` reads.
     """
-    key = _fingerprint(experiment, dataset)
-    folder = _folder(experiment, key)
+    folder = _folder(experiment, dataset)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
             with new_folder(folder) as temporary:
-                _make_teacher(experiment, dataset, device, key, temporary, report)
+                _make_teacher(experiment, dataset, device, folder.name, temporary, report)
     return _read_facts(folder), folder
 
 
@@ -111,7 +112,7 @@ def find_teacher(experiment: Experiment, dataset: Dataset) -> tuple[TeacherFacts
     Raises:
         UserError: If there is none.
     """
-    folder = _folder(experiment, _fingerprint(experiment, dataset))
+    folder = _folder(experiment, dataset)
     if not folder.is_dir():
         raise UserError(f"{folder}: this teacher was never prepared; `krscale teach` does so.")
     return _read_facts(folder), folder
@@ -160,11 +161,28 @@ def fit_probes(tapped: TappedModel, dataset: Dataset, device: torch.device) -> P
     return probes
 
 
-def _folder(experiment: Experiment, key: str) -> Path:
-    return experiment.cache_path / "teachers" / key
+def _folder(experiment: Experiment, dataset: Dataset) -> Path:
+    """Return where the teacher of an experiment is kept, or will be."""
+    teachers, content = experiment.cache_path / "teachers", _content(experiment, dataset)
+    code = read_code(experiment, dataset)
+    plain, coded = (teachers / fingerprint(content | key) for key in ({}, code.key()))
+    return kept_folder(plain, coded, code, lambda folder: _fits(experiment, dataset, folder))
 
 
-def _fingerprint(experiment: Experiment, dataset: Dataset) -> str:
+def _fits(experiment: Experiment, dataset: Dataset, folder: Path) -> bool:
+    """Whether a kept teacher's weights do in today's code what they did when it was kept."""
+    try:
+        teacher = open_teacher(experiment, dataset, folder)
+    except UserError:  # its weights do not fit the network
+        return False
+    model, val = teacher.tapped.model, dataset.split("val")
+    found = evaluate(model, dataset, val, Workers.alone(torch.device("cpu")))[ACCURACY.name]
+    # One image may fall on the other side on another processor.
+    return abs(found - teacher.facts.val_accuracy) * len(val) < 1.5
+
+
+def _content(experiment: Experiment, dataset: Dataset) -> dict[str, Any]:
+    """Return what a kept teacher depends on, but for the code of its network."""
     content = experiment.teacher.model_dump(mode="json") | {"format": FORMAT}
     content["data"] = dataset.fingerprint
     if experiment.teacher.weights:
@@ -175,7 +193,7 @@ def _fingerprint(experiment: Experiment, dataset: Dataset) -> str:
     else:
         content["views"] = experiment.views.model_dump(mode="json")
         content["global_batch_size"] = experiment.train.global_batch_size
-    return fingerprint(content)
+    return content
 
 
 def _make_teacher(

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from krscale.data.arrow import Labels, Split
+from krscale.data.counting import count
 from krscale.data.duplicates import Digests, digests
 from krscale.data.source import SplitName
 from krscale.files import damaged, write_atomic
@@ -130,7 +131,9 @@ def compare_lists(before: Path, now: Path) -> Difference:
     of those that are left over, files of one path are one image that has changed.
     """
     old, new = _by_image(before), _by_image(now)
-    found, gone, came = Difference(), {}, {}
+    gone: dict[str, Line] = {}
+    came: dict[str, Line] = {}
+    found = Difference()
     for image in old.keys() | new.keys():
         was, now_is = old.get(image, []), new.get(image, [])
         both = Counter(line.split for line in was) & Counter(line.split for line in now_is)
@@ -168,10 +171,10 @@ def compare_counts(before: Mapping[str, int], now: Mapping[str, int]) -> str:
 
 def count_by_class(classes: Sequence[str], labels: Mapping[SplitName, Labels]) -> dict[str, int]:
     """Return the number of images of each class in all splits."""
-    counts = np.zeros(len(classes), np.int64)
-    for found in labels.values():
-        counts += np.bincount(found, minlength=len(classes))
-    return {name: int(count) for name, count in zip(classes, counts, strict=True)}
+    found: Counter[str] = Counter(dict.fromkeys(classes, 0))
+    for of_split in labels.values():
+        found.update(count(classes, of_split))
+    return dict(found)
 
 
 def _by_image(path: Path) -> dict[tuple[str, str], list[Line]]:

@@ -50,11 +50,13 @@ def cut_splits(data: SourceData, config: DataConfig, scratch: Path) -> Cut:
         scratch: Folder for images that are streamed; the splits are mapped from it.
 
     Raises:
-        UserError: If a class has too few images to be in every split, or two splits of the user's
-            own share images.
+        UserError: If images cannot be read, a class has too few to be in every split, or two
+            splits of the user's own share some.
     """
     cut = cut_rows(data, config)
     splits = _read(data, cut, scratch)
+    if data.seen is not None:
+        data.seen.refuse(_where(config))
     found = {name: digests(split.images) for name, split in splits.items()}
     shared = shared_images(found)
     rules, notes = cut.rules, _absent_classes(data, config, splits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
@@ -14,7 +14,10 @@ from filelock import FileLock
 from krscale.config import DataConfig, as_record, fingerprint, read_record
 from krscale.data.arrow import Split, read_split, write_split
 from krscale.data.content import SPLITS_FILE, Content, Paths, count_by_class, write_split_list
+from krscale.data.counting import describe_counts
 from krscale.data.cutting import Cut, cut_splits
+from krscale.data.seen import Fault, UnreadableError, skipped_notes
+from krscale.data.skipping import without
 from krscale.data.source import Note, Report, Source, SourceData, SplitName
 from krscale.data.sources import open_source
 from krscale.data.splitting import channel_statistics, check_source
@@ -99,6 +102,11 @@ class Dataset:
         rebuild = f"Delete it; it is written again from the images in {self.path}."
         return read_record(file, DatasetContent, rebuild)
 
+    def summary(self) -> str:
+        """Say in one line how many images of how many classes there are."""
+        labels = {name: self.split(name).labels for name in _names(self)}
+        return describe_counts(self.source, self.classes, self.image_shape, labels)
+
     def verify(self) -> None:
         """Raise `UserError` when the content of a split is not what was written."""
         for name in self.sha256:
@@ -171,7 +179,8 @@ def dataset_path(config: DataConfig, cache: Path) -> Path:
 
 
 def _path(config: DataConfig, identity: Mapping[str, Any], cache: Path) -> Path:
-    return cache / "data" / f"{config.source}-{fingerprint(identity)}"
+    name = config.source.replace(":", ".")  # of a callable: a folder cannot be called so everywhere
+    return cache / "data" / f"{name}-{fingerprint(identity)}"
 
 
 def open_data(path: Path) -> Dataset:
@@ -217,7 +226,7 @@ def _build(
     check_source(config.source, data)
     # Beside the data, since a temporary folder of the system may itself be memory.
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-        cut = cut_splits(data, config, Path(scratch))
+        data, cut, skipped = _cut(data, config, Path(scratch))
         train = cut.splits["train"]
         mean, std = channel_statistics(train)
         content = Content.of(data.classes, cut.splits)
@@ -234,9 +243,35 @@ def _build(
             "mean": mean,
             "std": std,
             "notes": [*data.notes, *cut.notes],
+            "skipped": [str(fault) for fault in skipped],
         }
         write_data(path, cut.splits, facts, content, paths)
     return [*data.notes, *cut.notes]
+
+
+def _cut(
+    data: SourceData, config: DataConfig, scratch: Path
+) -> tuple[SourceData, Cut, tuple[Fault, ...]]:
+    """Cut the splits; where that is allowed, once more without the images that cannot be read.
+
+    Returns:
+        The source as it was cut, its splits, and what was left out.
+    """
+    where, skipped = config.path or config.source, tuple[Fault, ...]()
+    try:
+        cut = cut_splits(data, config, scratch)
+    except UnreadableError as error:
+        if not config.skip_unreadable:
+            raise
+        skipped = error.faults
+        data = without(data, skipped)
+        check_source(config.source, data)
+        (scratch / "readable").mkdir()
+        cut = cut_splits(data, config, scratch / "readable")
+    notes = (*data.notes, *skipped_notes(where, skipped))
+    if data.seen is not None:
+        notes += data.seen.notes(where, config.background)
+    return replace(data, notes=notes), cut, skipped
 
 
 def write_data(

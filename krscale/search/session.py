@@ -79,6 +79,8 @@ def run_session(
     planned, workload = _planned(experiment), _workload(experiment)
     with Progress(quiet=quiet, planned=planned, workload=workload) as progress:
         setup = Setup.resolve(experiment, progress)
+        if not quiet:
+            progress.note(setup.dataset.summary())
         size_resolver = StudentSizeResolver(setup.networks)
         sizes = size_resolver.allowed(ladder_sizes(setup.networks), progress.note)
         check_objectives(experiment.search.objectives, setup.dataset.num_classes)

@@ -142,7 +142,7 @@ def _is_ours(name: str) -> bool:
 def _is_own(module: ModuleType) -> bool:
     """Whether a module is the user's own, and not that of a library."""
     file = getattr(module, "__file__", None)
-    return bool(file) and not str(Path(file).resolve()).startswith(_LIBRARIES)
+    return bool(file) and not str(Path(str(file)).resolve()).startswith(_LIBRARIES)
 
 
 def _source(module: ModuleType) -> str | None:

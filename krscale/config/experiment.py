@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from krscale.config.data import DataConfig, ViewsConfig
 from krscale.config.distillation import DistillConfig
-from krscale.config.fields import Section, fingerprint
+from krscale.config.fields import Section, fingerprint, leave_out_default
 from krscale.config.networks import LadderConfig, StoreConfig, StudentConfig, TeacherConfig
 from krscale.config.searching import ClusterConfig, SearchConfig, TrackingConfig
 from krscale.config.training import TrainConfig
@@ -23,6 +23,18 @@ def _default_storage() -> str:
 
 RESERVED_NAMES = frozenset({"cache", "mlartifacts", "mlflow.db", "mlruns", "reports"})
 """What a storage holds beside the runs; no run can be called so."""
+
+
+_LATER = (
+    "data.background",
+    "data.skip_unreadable",
+    "data.map_labels",
+    "data.files.path_column",
+    "data.files.split_column",
+    "data.files.channels",
+)
+"""Fields that came when runs were kept under fingerprints already (folders of `krscale distill`,
+refits): they are left out of these where they have their default."""
 
 
 class Experiment(Section):
@@ -85,4 +97,6 @@ class Experiment(Section):
     def fingerprint(self) -> str:
         """Hash of every field that changes results; not of where they are kept or how shown."""
         content = self.model_dump(mode="json", exclude={"storage_path", "tracking", "cluster"})
+        for path in _LATER:
+            leave_out_default(content, path, type(self))
         return fingerprint(content)

@@ -63,6 +63,22 @@ class Section(BaseModel):
     )
 
 
+def leave_out_default(content: dict[str, Any], path: str, model: type[BaseModel]) -> None:
+    """Remove a field from dumped sections, in place, if it has its default.
+
+    Args:
+        content: What `model_dump(mode="json")` of `model` returned.
+        path: Dotted path of the field.
+        model: The outermost section.
+    """
+    *sections, name = path.split(".")
+    default: Any = model.model_construct()
+    for section in sections:
+        content, default = content[section], getattr(default, section)
+    if content[name] == default.model_dump(mode="json")[name]:
+        del content[name]
+
+
 def parse_capacity(text: str) -> float:
     """Return the share a capacity names: `"1/16"` is 0.0625.
 

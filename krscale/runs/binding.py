@@ -1,4 +1,4 @@
-"""What a run folder is bound to besides its settings: its data, and its teacher's code and weights.
+"""What a run folder is bound to besides its settings: its data, networks' code, teacher's weights.
 
 All of it is in `origin.json`, and which image is in which split in `splits.csv`. Another start of
 the run compares them, so that students of two data sets or two teachers never meet in one study.
@@ -7,7 +7,7 @@ the run compares them, so that students of two data sets or two teachers never m
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from krscale.files import sha256, write_atomic, write_json
 from krscale.report import read_curve
 from krscale.report.result import CURVE_FILE
 from krscale.setup.prepare import Setup
-from krscale.setup.teacher_code import Code, compare_code, read_code
+from krscale.setup.teacher_code import Code, compare_code, read_code, read_student_code
 
 ORIGIN_FILE = "origin.json"
 _WEIGHTS_FILE = "teacher.safetensors"  # in the folder of a kept teacher
@@ -40,6 +40,7 @@ class Origin:
         data: Digest of the content of its data.
         images: Number of images of each class.
         code: Of the teacher's network; see `Code`.
+        student: Of the students' network.
         given: Hash of the file `teacher.weights`; empty where the teacher is trained here.
         weights: Hash of the kept teacher's weights; empty until there are any.
     """
@@ -47,12 +48,13 @@ class Origin:
     data: str
     images: dict[str, int]
     code: Code
+    student: Code = field(default_factory=Code)
     given: str = ""
     weights: str = ""
 
 
 def bind(folder: Path, setup: Setup, *, new_data: bool = False) -> tuple[str, ...]:
-    """Bind a run folder to data and teacher's code, or check that they are those of the run.
+    """Bind a run folder to data and networks' code, or check that they are those of the run.
 
     Called before anything is trained, since a changed teacher would be. A folder that is older
     than this record gets it now, unless its result is of other data.
@@ -76,7 +78,7 @@ def bind(folder: Path, setup: Setup, *, new_data: bool = False) -> tuple[str, ..
         before = read_record(path, Origin, "Restore it from a copy, or choose another name.")
         changes = [
             *_data_changes(folder, before, now, setup.dataset),
-            *_teacher_changes(before, now),
+            *_network_changes(before, now),
         ]
         now = now if changes else replace(now, weights=before.weights)
     if changes and not new_data:
@@ -137,6 +139,7 @@ def _origin(setup: Setup) -> Origin:
         content.digest,
         content.images,
         read_code(experiment, setup.dataset),
+        read_student_code(experiment, setup.dataset),
         given=sha256(given) if experiment.teacher.weights and given.is_file() else "",
     )
 
@@ -173,10 +176,14 @@ def _older_changes(folder: Path, dataset: Dataset) -> list[str]:
     return ["its result is of other data (an older krscale did not note which images)"]
 
 
-def _teacher_changes(before: Origin, now: Origin) -> list[str]:
+def _network_changes(before: Origin, now: Origin) -> list[str]:
     changes = []
-    if changed := compare_code(before.code, now.code):
-        changes.append(f"the code of the teacher has changed: {changed}")
+    for whose, old, new in (
+        ("teacher", before.code, now.code),
+        ("student", before.student, now.student),
+    ):
+        if changed := compare_code(old, new):
+            changes.append(f"the code of the {whose} has changed: {changed}")
     if before.given != now.given:
         changes.append("the file teacher.weights has changed")
     return changes

@@ -1,4 +1,4 @@
-"""Which code a teacher of the user's own is made of, so that a changed one is another teacher.
+"""Which code networks of the user's own are made of, so that a changed one is another network.
 
 Networks of krscale's own zoo are not looked at: `teacher.FORMAT` tells their versions apart.
 """
@@ -11,6 +11,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,7 @@ from torch import nn
 
 from krscale.config import Experiment, fingerprint, read_record
 from krscale.files import write_json
-from krscale.setup.networks import Task, build_teacher
+from krscale.setup.networks import Task, build_student, build_teacher
 from krscale.training.checkpoint import load_weights
 
 CODE_FILE = "code.json"
@@ -60,17 +61,13 @@ def read_code(experiment: Experiment, task: Task) -> Code:
         experiment: Names the teacher.
         task: What it is built for.
     """
-    name = experiment.teacher.model
-    if ":" not in name:
-        return Code()
-    with torch.device("meta"):
-        model = build_teacher(experiment, task)
-    found = _modules(model, name.partition(":")[0])
-    sources = {module.__name__: _source(module) for module in found}
-    known = {module: _hash(text) for module, text in sorted(sources.items()) if text is not None}
-    if len(known) == len(sources):
-        return Code(known)
-    return Code(known, _outputs(experiment, task))
+    build = partial(build_teacher, experiment, task)
+    return _read(experiment.teacher.model, build, experiment.teacher.weights, task)
+
+
+def read_student_code(experiment: Experiment, task: Task) -> Code:
+    """Return the code of an experiment's students; arguments as of `read_code`."""
+    return _read(experiment.student.model, partial(build_student, experiment, task, 1), "", task)
 
 
 def compare_code(before: Code, now: Code) -> str:
@@ -105,6 +102,26 @@ def kept_folder(plain: Path, coded: Path, code: Code, fits: Callable[[Path], boo
         write_json(record, asdict(code))
     known = read_record(record, Code, f"Delete the folder {plain}; the teacher is made again.")
     return coded if compare_code(known, code) else plain
+
+
+def _read(name: str, build: Callable[[], nn.Module], weights: str, task: Task) -> Code:
+    if ":" not in name:
+        return Code()
+    found = _modules(_build_empty(build), name.partition(":")[0])
+    sources = {module.__name__: _source(module) for module in found}
+    known = {module: _hash(text) for module, text in sorted(sources.items()) if text is not None}
+    if len(known) == len(sources):
+        return Code(known)
+    return Code(known, _outputs(build, weights, task))
+
+
+def _build_empty(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a network without its weights, where it can be."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except (RuntimeError, NotImplementedError):  # its constructor looks at values
+        return build()
 
 
 def _modules(model: nn.Module, named: str) -> set[ModuleType]:
@@ -159,12 +176,12 @@ def _hash(source: str) -> str:
     return hashlib.sha256(code.encode()).hexdigest()[:32]
 
 
-def _outputs(experiment: Experiment, task: Task) -> tuple[float, ...]:
+def _outputs(build: Callable[[], nn.Module], weights: str, task: Task) -> tuple[float, ...]:
     with torch.random.fork_rng():
         torch.manual_seed(_SEED)
-        model = build_teacher(experiment, task).eval()
+        model = build().eval()
         inputs = torch.randn(_NUM_PROBED, *task.image_shape)
-    if experiment.teacher.weights:
-        load_weights(Path(experiment.teacher.weights).expanduser(), model, where="teacher.weights")
+    if weights:
+        load_weights(Path(weights).expanduser(), model, where="teacher.weights")
     with torch.no_grad():
         return tuple(model(inputs).float().flatten().tolist())

@@ -255,6 +255,15 @@ def test_other_code_is_another_teacher(experiment: Experiment, folder: Path, net
     assert (folder / "earlier-1").is_dir()
 
 
+def test_other_code_is_another_student(experiment: Experiment, folder: Path, network: Path) -> None:
+    own = with_values(experiment, {"student.model": "bound_net:Net", "student.options": {}}, "test")
+    start(own, folder)
+    (network / "bound_parts.py").write_text(PARTS.format(factor=3))
+    again(network)
+    with pytest.raises(UserError, match="the code of the student has changed: module bound_parts"):
+        start(own, folder)
+
+
 def test_other_weights_are_another_teacher(
     experiment: Experiment, folder: Path, tmp_path: Path
 ) -> None:

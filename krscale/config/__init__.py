@@ -14,6 +14,7 @@ from krscale.config.hints import field_paths, nearest_fields
 from krscale.config.networks import (
     LadderConfig,
     ModelConfig,
+    PreprocessingConfig,
     StoreConfig,
     StudentConfig,
     TeacherConfig,
@@ -48,6 +49,7 @@ __all__ = [
     "GlyphsConfig",
     "LadderConfig",
     "ModelConfig",
+    "PreprocessingConfig",
     "SearchConfig",
     "StoreConfig",
     "StudentConfig",

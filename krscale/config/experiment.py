@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
@@ -85,4 +85,18 @@ class Experiment(Section):
     def fingerprint(self) -> str:
         """Hash of every field that changes results; not of where they are kept or how shown."""
         content = self.model_dump(mode="json", exclude={"storage_path", "tracking", "cluster"})
-        return fingerprint(content)
+        return fingerprint(_without_newer_defaults(content))
+
+
+_NEWER = ("teacher.preprocessing", "student.preprocessing", "teacher.allow_poor")
+"""Fields that came after fingerprints had been written down: left out where they are as they are by
+default, so that what was kept under a fingerprint is found again."""
+
+
+def _without_newer_defaults(content: dict[str, Any]) -> dict[str, Any]:
+    default = Experiment().model_dump(mode="json")
+    for dotted in _NEWER:
+        section, _, name = dotted.partition(".")
+        if content[section][name] == default[section][name]:
+            del content[section][name]
+    return content

@@ -20,7 +20,6 @@ from safetensors.numpy import load_file
 
 from krscale.data import Split, open_data
 from krscale.data.arrow import Images
-from krscale.data.views import normalise
 from krscale.export.formats import FORMATS, INPUT
 from krscale.export.writing import open_student
 
@@ -65,7 +64,7 @@ def _open_safetensors(folder: Path) -> Predict:
 
     @torch.inference_mode()
     def predict(images: Images) -> Logits:
-        logits: Logits = student(normalise(torch.tensor(images), card.mean, card.std)).numpy()
+        logits: Logits = student(card.prepare(torch.tensor(images))).numpy()
         return logits
 
     return predict

@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from krscale.data import Dataset
-from krscale.data.views import normalise
 from krscale.errors import UserError
 from krscale.export.card import CARD_FILE, StudentCard, read_card
 from krscale.export.formats import FORMATS, check_formats
 from krscale.files import new_folder, sha256, write_json
 from krscale.models import build_model
+from krscale.models.preprocessing import preprocessing_of_network, set_preprocessing
 from krscale.training.checkpoint import load_weights
 
 NUM_COMPARED = 512
@@ -97,7 +97,7 @@ def open_student(folder: Path) -> tuple[nn.Module, StudentCard]:
     """Build the student of an export from its safetensors file, in eval mode.
 
     Returns:
-        The student, which takes normalised images, and its card.
+        The student, which takes what `StudentCard.prepare` returns, and its card.
 
     Raises:
         UserError: If the folder is not an export, or its files do not fit each other.
@@ -111,6 +111,7 @@ def open_student(folder: Path) -> tuple[nn.Module, StudentCard]:
         options=card.options,
     )
     load_weights(folder / FORMATS["safetensors"].file, student)
+    set_preprocessing(student, card.preprocessing)
     return student.eval(), card
 
 
@@ -132,8 +133,9 @@ def check_target(folder: Path) -> None:
 @torch.inference_mode()
 def _reference(student: nn.Module, dataset: Dataset) -> Tensor:
     """Logits `[N, K]` of the original on the first validation images."""
+    preprocessing = preprocessing_of_network(student)
     pixels = torch.tensor(dataset.split("val").images[:NUM_COMPARED])
-    logits: Tensor = student(normalise(pixels, dataset.mean, dataset.std))
+    logits: Tensor = student(preprocessing.apply(pixels, dataset.mean, dataset.std))
     return logits.float()
 
 

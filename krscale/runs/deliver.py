@@ -15,6 +15,7 @@ from krscale.data import Dataset, prepare_data
 from krscale.errors import UserError
 from krscale.export import ExportedFile, StudentCard, check_formats, check_target, export_student
 from krscale.metrics import ACCURACY
+from krscale.models.preprocessing import preprocessing_of_network
 from krscale.parallel import Workers
 from krscale.report import Candidate, Choice, Curve, Limits, choose, read_curve
 from krscale.runs.folder import git_commit, read_experiment, student_path
@@ -179,6 +180,7 @@ def _card(
     refitted: bool,
 ) -> StudentCard:
     result = picked.result
+    inputs = preprocessing_of_network(student).resolved(dataset.mean, dataset.std)
     return StudentCard(
         model=trial.student.model,
         width=size.width,
@@ -187,8 +189,12 @@ def _card(
         flops=size.flops,
         classes=dataset.classes,
         image_shape=dataset.image_shape,
-        mean=dataset.mean,
-        std=dataset.std,
+        mean=inputs.mean or (),
+        std=inputs.std or (),
+        pixel_range=inputs.pixel_range,
+        channel_order=inputs.channel_order,
+        input_size=inputs.input_size,
+        interpolation=inputs.interpolation,
         accuracy=accuracy,
         provenance={
             "krscale": version("krscale"),

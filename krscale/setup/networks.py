@@ -22,7 +22,15 @@ from krscale.knowledge.taps import check_taps
 from krscale.methods import FeatureMethod, method_settings, parse_method
 from krscale.models import build_model
 from krscale.models.capacity import count_flops, num_parameters
+from krscale.models.preprocessing import (
+    DEFAULT,
+    Preprocessing,
+    input_shape,
+    preprocessing_of_network,
+    set_preprocessing,
+)
 from krscale.parallel import check_batch_norm
+from krscale.setup.inputs import choose_preprocessing, may_differ
 from krscale.setup.methods import methods_of
 
 
@@ -53,6 +61,7 @@ class TeacherNetwork:
         stage_shapes: Shape of the output of each stage for one image.
         num_parameters: All of its parameters.
         flops: Of one forward of one image, 2 per multiply-add.
+        preprocessing: From the pixels of a view to its input.
     """
 
     taps: tuple[str, ...]
@@ -61,6 +70,7 @@ class TeacherNetwork:
     stage_shapes: Shapes
     num_parameters: int
     flops: int
+    preprocessing: Preprocessing = DEFAULT
 
     @property
     def num_taps(self) -> int:
@@ -97,9 +107,10 @@ class Networks:
             teacher = build_teacher(experiment, task)
         taps, stage_ends = resolve_taps(teacher, experiment.teacher.taps, "teacher.taps")
         stages = stage_paths(teacher, taps)
+        shape = input_shape(teacher, task.image_shape)
         if not experiment.teacher.weights:  # it will be trained
             batch = (task.num_train, experiment.train.global_batch_size)
-            check_batch_norm(teacher, task.image_shape, batch, "teacher")
+            check_batch_norm(teacher, shape, batch, "teacher")
         return cls(
             experiment,
             task.num_classes,
@@ -109,9 +120,10 @@ class Networks:
                 taps,
                 stage_ends,
                 stages,
-                stage_shapes(teacher, stages, task.image_shape),
+                stage_shapes(teacher, stages, shape),
                 num_parameters(teacher),
-                count_flops(teacher, task.image_shape),
+                count_flops(teacher, shape),
+                preprocessing_of_network(teacher),
             ),
         )
 
@@ -146,14 +158,30 @@ class Networks:
         taps, _ = resolve_taps(student, experiment.student.taps, "student.taps")
         if "granularity" in method_settings(experiment.distill.method):
             split_taps(experiment.distill.granularity, teacher.num_taps, teacher.stage_ends)
+        shape = input_shape(student, self.image_shape)
         methods = (parse_method(name)[0] for name in methods_of(experiment))
         compared = [method for method in methods if issubclass(method, FeatureMethod)]
         if compared:
-            own = stage_shapes(student, stage_paths(student, taps), self.image_shape)
+            own = stage_shapes(student, stage_paths(student, taps), shape)
         for method in compared:
             method.check_shapes(own, feature_shapes(method.kind, teacher.stage_shapes))
         batch = (self.num_train, experiment.train.global_batch_size)
-        check_batch_norm(student, self.image_shape, batch, "student")
+        check_batch_norm(student, shape, batch, "student")
+
+    def describe_inputs(self) -> tuple[str, ...]:
+        """Return how the images of each network are prepared, a line each, where there is a choice.
+
+        Networks that are trained here with nothing said of it take the data as it is.
+        """
+        lines = []
+        if may_differ(self.experiment.teacher):
+            lines.append(f"teacher takes images as {self.teacher.preprocessing.describe()}")
+        if may_differ(self.experiment.student):
+            with torch.device("meta"):
+                student = self.build_student(width=1)
+            said = preprocessing_of_network(student).describe()
+            lines.append(f"students take images as {said}")
+        return tuple(lines)
 
 
 def build_teacher(experiment: Experiment, task: Task) -> nn.Module:
@@ -167,10 +195,10 @@ def build_student(experiment: Experiment, task: Task, width: int) -> nn.Module:
 
 
 def builder(config: ModelConfig, task: Task, where: str) -> Callable[[int], nn.Module]:
-    """Return a function from a width to a network of this kind for the task."""
+    """Return a function from a width to a network of this kind, which knows its preprocessing."""
 
     def build(width: int) -> nn.Module:
-        return build_model(
+        network = build_model(
             config.model,
             num_classes=task.num_classes,
             in_channels=task.image_shape[0],
@@ -178,8 +206,19 @@ def builder(config: ModelConfig, task: Task, where: str) -> Callable[[int], nn.M
             options=config.options,
             where=where,
         )
+        chosen = choose_preprocessing(config, network, task.image_shape[0], where)
+        set_preprocessing(network, chosen)
+        return network
 
     return build
+
+
+def teacher_preprocessing(experiment: Experiment, task: Task) -> Preprocessing:
+    """Return how the teacher's images are prepared; it is built only where it must be asked."""
+    if not may_differ(experiment.teacher):
+        return DEFAULT
+    with torch.device("meta"):
+        return preprocessing_of_network(build_teacher(experiment, task))
 
 
 def resolve_taps(

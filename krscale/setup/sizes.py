@@ -10,6 +10,7 @@ import torch
 from krscale.config import parse_capacity
 from krscale.errors import UserError
 from krscale.models.capacity import count_flops, find_width, num_parameters
+from krscale.models.preprocessing import input_shape
 from krscale.setup.networks import Networks
 
 MAX_ROUNDING = 2.0
@@ -88,7 +89,7 @@ def _resolve(networks: Networks, capacities: Iterable[str]) -> tuple[StudentSize
             )
         with torch.device("meta"):
             student = build(width)
-        flops = count_flops(student, networks.image_shape)
+        flops = count_flops(student, input_shape(student, networks.image_shape))
         sizes[width] = StudentSize(capacity, width, num_parameters(student), flops)
     return tuple(sizes.values())
 

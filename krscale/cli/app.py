@@ -19,6 +19,7 @@ COMMANDS = {
     "report": "print, draw and explain the result of a run, or compare several",
     "insight": "say which settings mattered, and which won at which capacity",
     "pick": "choose a student of a finished run, and export it",
+    "data": "say what a source of images holds, and what is wrong with it",
     "teacher": "check which preprocessing and class order suit a teacher",
     "space": "check a search space, and list what it varies",
     "store": "check or describe the stored predictions of a run's teacher",

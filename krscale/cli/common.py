@@ -82,3 +82,13 @@ def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="change any field by its dotted path, e.g. --set train.num_epochs=20; repeatable",
     )
+
+
+def add_new_data_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--new-data`, which commands with a run folder take."""
+    parser.add_argument(
+        "--new-data",
+        action="store_true",
+        help="where the images or the teacher are others than when the run began: put its results "
+        "aside within the run folder, and begin again",
+    )

@@ -88,7 +88,14 @@ class Experiment(Section):
         return fingerprint(_without_newer_defaults(content))
 
 
-_NEWER = ("teacher.preprocessing", "student.preprocessing", "teacher.allow_poor")
+_NEWER = (
+    "data.background",
+    "data.skip_unreadable",
+    "data.map_labels",
+    "teacher.preprocessing",
+    "student.preprocessing",
+    "teacher.allow_poor",
+)
 """Fields that came after fingerprints had been written down: left out where they are as they are by
 default, so that what was kept under a fingerprint is found again."""
 

@@ -12,6 +12,8 @@ from typing import Any
 
 _NEWER = "at_reduction"
 """The field of `[distill]` that came with the losses changed below: older experiments lack it."""
+_BACKGROUND = "background"
+"""The field of `[data]` that came with the reading of transparency."""
 MENDED = "logit_standardisation"
 """A method that computed another loss before; no setting brings that back."""
 
@@ -21,12 +23,15 @@ def with_former_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
 
     Attention transfer summed over positions before `distill.at_reduction` was there. An experiment
     that does not use it gets today's default, which changes nothing in it. A network that came with
-    weights was normalised by the data's statistics, whatever its own metadata said.
+    weights was normalised by the data's statistics, whatever its own metadata said. Before
+    `data.background` was there, transparent images were read as if they were not.
 
     Args:
         stored: All sections of an experiment that its version of krscale had written out.
     """
     stored = _with_former_preprocessing(stored)
+    if _took_colours_as_they_are(stored):
+        stored = {**stored, "data": {**stored["data"], _BACKGROUND: "ignore"}}
     if not _is_older(stored):
         return dict(stored)
     former = {_NEWER: "sum"} if "at" in _methods(stored) else {_NEWER: "mean"}
@@ -51,6 +56,13 @@ def _with_former_preprocessing(stored: Mapping[str, Any]) -> dict[str, Any]:
         if ":" in str(network.get("model")) and (network.get("weights") or pretrained):
             found[name] = {**network, "preprocessing": {"normalisation": "data"}}
     return found
+
+
+def _took_colours_as_they_are(stored: Mapping[str, Any]) -> bool:
+    data = stored.get("data")
+    if not isinstance(data, Mapping) or _BACKGROUND in data:
+        return False
+    return data.get("source") in ("image_folder", "parquet")
 
 
 def _is_older(stored: Mapping[str, Any]) -> bool:

@@ -137,7 +137,7 @@ def _target(run_path: Path, order: Order, picked: Candidate) -> Path:
 def _data_of_the_run(experiment: Experiment, curve: Curve, reporter: Reporter) -> Dataset:
     dataset = prepare_data(experiment.data, experiment.cache_path, reporter.advance, reporter.note)
     expected = curve.data.get("fingerprint", "none")
-    if dataset.fingerprint != expected:
+    if expected not in (dataset.fingerprint, dataset.identity):
         raise UserError(
             f"{dataset.path}: the data is not what the run was trained on: its fingerprint is "
             f"{dataset.fingerprint}, the curve has {expected}."

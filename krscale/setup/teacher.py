@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -30,6 +31,7 @@ from krscale.models.preprocessing import DEFAULT, input_shape, preprocessing_of_
 from krscale.parallel import Workers
 from krscale.setup.inputs import is_foreign
 from krscale.setup.networks import build_teacher, resolve_taps, teacher_preprocessing
+from krscale.setup.teacher_code import kept_folder, read_code
 from krscale.setup.teacher_quality import find_faults, require_fit
 from krscale.training.checkpoint import load_weights, read_tensors, save_weights
 from krscale.training.loop import Training, evaluate
@@ -102,13 +104,12 @@ def prepare_teacher(
     Raises:
         UserError: If it is not fit to teach (`teacher.allow_poor`), or cannot be made.
     """
-    key = _fingerprint(experiment, dataset)
-    folder = _folder(experiment, key)
+    folder = _folder(experiment, dataset)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
             with new_folder(folder) as temporary:
-                _make_teacher(experiment, dataset, device, key, temporary, report)
+                _make_teacher(experiment, dataset, device, folder.name, temporary, report)
     facts = _read_facts(folder)
     require_fit(experiment, facts.faults, facts.val_accuracy, facts.information_gain)
     return facts, folder
@@ -120,7 +121,7 @@ def find_teacher(experiment: Experiment, dataset: Dataset) -> tuple[TeacherFacts
     Raises:
         UserError: If there is none.
     """
-    folder = _folder(experiment, _fingerprint(experiment, dataset))
+    folder = _folder(experiment, dataset)
     if not folder.is_dir():
         raise UserError(f"{folder}: this teacher was never prepared; `krscale teach` does so.")
     return _read_facts(folder), folder
@@ -185,11 +186,28 @@ def fit_probes(tapped: TappedModel, dataset: Dataset, device: torch.device) -> P
     return probes
 
 
-def _folder(experiment: Experiment, key: str) -> Path:
-    return experiment.cache_path / "teachers" / key
+def _folder(experiment: Experiment, dataset: Dataset) -> Path:
+    """Return where the teacher of an experiment is kept, or will be."""
+    teachers, content = experiment.cache_path / "teachers", _content(experiment, dataset)
+    code = read_code(experiment, dataset)
+    plain, coded = (teachers / fingerprint(content | key) for key in ({}, code.key()))
+    return kept_folder(plain, coded, code, lambda folder: _fits(experiment, dataset, folder))
 
 
-def _fingerprint(experiment: Experiment, dataset: Dataset) -> str:
+def _fits(experiment: Experiment, dataset: Dataset, folder: Path) -> bool:
+    """Whether a kept teacher's weights do in today's code what they did when it was kept."""
+    try:
+        teacher = open_teacher(experiment, dataset, folder)
+    except UserError:  # its weights do not fit the network
+        return False
+    model, val = teacher.tapped.model, dataset.split("val")
+    found = evaluate(model, dataset, val, Workers.alone(torch.device("cpu")))[ACCURACY.name]
+    # One image may fall on the other side on another processor.
+    return abs(found - teacher.facts.val_accuracy) * len(val) < 1.5
+
+
+def _content(experiment: Experiment, dataset: Dataset) -> dict[str, Any]:
+    """Return what a kept teacher depends on, but for the code of its network."""
     # Left out where they change nothing, as of teachers older than these settings.
     content = experiment.teacher.model_dump(mode="json", exclude={"preprocessing", "allow_poor"})
     content["format"] = FORMAT
@@ -205,7 +223,7 @@ def _fingerprint(experiment: Experiment, dataset: Dataset) -> str:
     else:
         content["views"] = experiment.views.model_dump(mode="json")
         content["global_batch_size"] = experiment.train.global_batch_size
-    return fingerprint(content)
+    return content
 
 
 def _make_teacher(

@@ -61,7 +61,11 @@ class Experiment(Section):
     @classmethod
     def _absolute(cls, storage_path: str) -> str:
         # Workers have working directories of their own.
-        return str(Path(storage_path).expanduser().resolve())
+        path = Path(storage_path).expanduser().resolve()
+        for part in (path, *path.parents):
+            if part.is_file():
+                raise ValueError(f"{part} is a file; a folder is needed, which krscale makes")
+        return str(path)
 
     @property
     def run_path(self) -> Path:

@@ -12,6 +12,27 @@ from krscale.config.experiment import Experiment
 
 _SLIP, _ALIKE = 0.9, 0.75
 """Share of letters that two names have in common where one is a slip of the other, or may be."""
+_MEANT = {
+    "optim": "optimizer",
+    "optimiser": "optimizer",
+    "scheduler": "schedule",
+    "lr_scheduler": "schedule",
+    "lr_schedule": "schedule",
+    "ema": "ema_decay",
+    "model_ema": "ema_decay",
+    "checkpoint": "weights",
+    "ckpt": "weights",
+    "pretrained": "options",
+    "arch": "model",
+    "architecture": "model",
+    "network": "model",
+    "sizes": "capacities",
+    "num_trials": "trials_per_size",
+    "trials": "trials_per_size",
+    "dataset": "source",
+    "output_dir": "storage_path",
+}
+"""What other programs call a field: no letters tell that they mean the same."""
 _MOST = 3
 """More suggestions than this are a list, and no help."""
 
@@ -42,6 +63,10 @@ def nearest_fields(dotted: str, allowed: Iterable[str]) -> list[str]:
     names = list(allowed)
     here = [path for path in names if path.rpartition(".")[0] == section]
     same = [path for path in names if path.rpartition(".")[2] == name]
+    if meant := _MEANT.get(name.lower()):
+        found = [path for path in names if path.rpartition(".")[2] == meant]
+        if found := [path for path in found if path in here] or found:
+            return found[:_MOST]
     if found := _most_alike(name, here, _ALIKE if not same else _SLIP):
         return found[:1]
     return (same or _most_alike(name, names, _ALIKE))[:_MOST]

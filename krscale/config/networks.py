@@ -18,16 +18,23 @@ from krscale.config.fields import (
     refuse_repeats,
 )
 
+_NEWER_OF_TEACHERS = ("output_key", "weights_key")
+"""Fields that teachers have got since some were kept by fingerprint."""
+
 
 class ModelConfig(Section):
-    """A network: a name of the zoo or `package.module:callable`, and its arguments."""
+    """A network: of the zoo, of a library or of one's own, and its arguments."""
 
     model: str = "resnet"
-    """A zoo name, or `package.module:callable` taking (num_classes, in_channels, width)."""
+    """A zoo name; `timm:NAME`, `torchvision:NAME` or `hf:FOLDER`; or `package.module:callable`,
+    which gets the number of classes, the channels and the width, as far as it takes them."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further keyword arguments of the model, e.g. `{num_blocks = 2}`."""
     taps: Names = ()
     """Module paths whose outputs are taps, in depth order; empty takes the model's own."""
+    output_key: str = ""
+    """Name or position of the logits among several outputs, e.g. `"logits"` or `"0"`; empty takes
+    `logits`, or the only tensor."""
 
 
 class TeacherConfig(ModelConfig):
@@ -38,7 +45,11 @@ class TeacherConfig(ModelConfig):
     width: Count = 32
     """The capacity dial of the teacher."""
     weights: str = ""
-    """A state dict (`.safetensors`, or `.pt` without code); empty trains the teacher here."""
+    """A state dict (`.safetensors`, or `.pt`, `.pth`, `.ckpt` without code); `own` keeps the
+    weights that the model is built with; empty trains the teacher here."""
+    weights_key: str = ""
+    """Which weights of the file, where there are several: a table such as `model_ema`, or the
+    beginning of names; empty takes the only ones that fit."""
     num_epochs: Count = 30
     """Epochs of the teacher's own training."""
     learning_rate: Positive = 0.1
@@ -47,6 +58,15 @@ class TeacherConfig(ModelConfig):
     """Weight decay of the teacher's own training."""
     seed: StrictInt = 0
     """Seed of the teacher's initialisation and sample order."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells one teacher from another, without newer fields that are not used.
+
+        So that teachers which an older krscale kept are found again.
+        """
+        content = self.model_dump(mode="json")
+        defaults = {name: type(self).model_fields[name].default for name in _NEWER_OF_TEACHERS}
+        return {k: v for k, v in content.items() if k not in defaults or v != defaults[k]}
 
 
 class StudentConfig(ModelConfig):

@@ -146,7 +146,9 @@ def _field_of(location: Sequence[int | str]) -> tuple[str, ...]:
 def _explain(path: tuple[str, ...], found: list[Any], where: str, overridden: set[str]) -> str:
     """One line for one field: the place, what is allowed, what was given, the nearest name."""
     dotted = ".".join(path)
-    flag = next((key for key in sorted(overridden) if _one_within(key, dotted)), None)
+    flags = [key for key in sorted(overridden) if _one_within(key, dotted)]
+    # What is wrong with a section as a whole may come from any of its fields.
+    flag = flags[0] if len(flags) == 1 else next((key for key in flags if key == dotted), None)
     place = f"--set {flag}" if flag else f"{where}: {dotted}"
     if found[0]["type"] == "extra_forbidden":
         hint = explain_unknown(path)

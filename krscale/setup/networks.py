@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -20,8 +21,9 @@ from krscale.knowledge.aggregation import split_taps
 from krscale.knowledge.features import Shapes, feature_shapes, stage_paths, stage_shapes
 from krscale.knowledge.taps import check_taps
 from krscale.methods import FeatureMethod, method_settings, parse_method
-from krscale.models import build_model
+from krscale.models import ZOO, build_model
 from krscale.models.capacity import count_flops, num_parameters
+from krscale.models.probing import build_for_shapes, check_network
 from krscale.parallel import check_batch_norm
 from krscale.setup.methods import methods_of
 
@@ -93,8 +95,7 @@ class Networks:
         Raises:
             UserError: If the teacher cannot be built or trained, or its taps do not exist.
         """
-        with torch.device("meta"):
-            teacher = build_teacher(experiment, task)
+        teacher = shapes_only(experiment.teacher, task, "teacher", experiment.teacher.width)
         taps, stage_ends = resolve_taps(teacher, experiment.teacher.taps, "teacher.taps")
         stages = stage_paths(teacher, taps)
         if not experiment.teacher.weights:  # it will be trained
@@ -141,8 +142,7 @@ class Networks:
             UserError: Naming the setting, or the method and both shapes.
         """
         experiment, teacher = self.experiment, self.teacher
-        with torch.device("meta"):
-            student = self.build_student(width=1)
+        student = shapes_only(experiment.student, self, "student", width=1)
         taps, _ = resolve_taps(student, experiment.student.taps, "student.taps")
         if "granularity" in method_settings(experiment.distill.method):
             split_taps(experiment.distill.granularity, teacher.num_taps, teacher.stage_ends)
@@ -176,10 +176,26 @@ def builder(config: ModelConfig, task: Task, where: str) -> Callable[[int], nn.M
             in_channels=task.image_shape[0],
             width=width,
             options=config.options,
+            output_key=config.output_key,
             where=where,
         )
 
     return build
+
+
+def shapes_only(config: ModelConfig, task: Task, where: str, width: int) -> nn.Module:
+    """Return a network to read shapes off, on meta tensors if possible, proven to give logits.
+
+    Raises:
+        UserError: If it cannot be built, does not run on these images, or gives no logits.
+    """
+    build = partial(builder(config, task, where), width)
+    if config.model in ZOO:
+        with torch.device("meta"):
+            return build()
+    model = build_for_shapes(build, task.image_shape)
+    check_network(model, task.num_classes, task.image_shape, where)
+    return model
 
 
 def resolve_taps(

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-
 from krscale.config import parse_capacity
 from krscale.errors import UserError
-from krscale.models.capacity import count_flops, find_width, num_parameters
+from krscale.models import ZOO
+from krscale.models.capacity import count_flops, find_width, num_parameters, on_meta
 from krscale.setup.networks import Networks
 
 MAX_ROUNDING = 2.0
@@ -75,6 +74,7 @@ def _resolve(networks: Networks, capacities: Iterable[str]) -> tuple[StudentSize
     build = networks.build_student
     multiple = experiment.student.width_multiple
     sizes: dict[int, StudentSize] = {}
+    _require_dial(networks)
     for capacity in sorted(capacities, key=parse_capacity):
         width = find_width(build, parse_capacity(capacity) * teacher_parameters, multiple)
         if width in sizes:
@@ -86,11 +86,24 @@ def _resolve(networks: Networks, capacities: Iterable[str]) -> tuple[StudentSize
                 f"{teacher_parameters:,} parameters both come closest{among} to width {width} of "
                 f"{experiment.student.model!r}; leave one out, or take a larger teacher."
             )
-        with torch.device("meta"):
-            student = build(width)
+        student = on_meta(build, width)
         flops = count_flops(student, networks.image_shape)
         sizes[width] = StudentSize(capacity, width, num_parameters(student), flops)
     return tuple(sizes.values())
+
+
+def _require_dial(networks: Networks) -> None:
+    """Refuse a student that is equally large at every width: it cannot have the ladder's sizes."""
+    student = networks.experiment.student
+    if student.model in ZOO:
+        return
+    small, large = (num_parameters(on_meta(networks.build_student, width)) for width in (1, 256))
+    if small == large:
+        raise UserError(
+            f"student.model: {student.model!r} has {small:,} parameters at every width; it ignores "
+            "its capacity dial, so it cannot have the sizes of a ladder. Give it an argument "
+            "`width` that makes it larger."
+        )
 
 
 def _free(networks: Networks, size: StudentSize) -> StudentSize:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -18,7 +18,7 @@ from krscale.config.fields import (
     refuse_repeats,
 )
 
-_NEWER_OF_TEACHERS = ("output_key", "weights_key")
+_NEWER_OF_TEACHERS = ("output_key", "tap_layout", "weights_key")
 """Fields that teachers have got since some were kept by fingerprint."""
 
 
@@ -35,6 +35,9 @@ class ModelConfig(Section):
     output_key: str = ""
     """Name or position of the logits among several outputs, e.g. `"logits"` or `"0"`; empty takes
     `logits`, or the only tensor."""
+    tap_layout: Literal["auto", "channels_first", "channels_last"] = "auto"
+    """Where the channels of all taps with positions are; `auto` finds it out, and asks where it
+    cannot."""
 
 
 class TeacherConfig(ModelConfig):

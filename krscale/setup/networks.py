@@ -25,6 +25,7 @@ from krscale.models import ZOO, build_model
 from krscale.models.capacity import count_flops, num_parameters
 from krscale.models.probing import build_for_shapes, check_network
 from krscale.parallel import check_batch_norm
+from krscale.setup.layouts import settle_taps
 from krscale.setup.methods import methods_of
 
 
@@ -170,7 +171,7 @@ def builder(config: ModelConfig, task: Task, where: str) -> Callable[[int], nn.M
     """Return a function from a width to a network of this kind for the task."""
 
     def build(width: int) -> nn.Module:
-        return build_model(
+        network = build_model(
             config.model,
             num_classes=task.num_classes,
             in_channels=task.image_shape[0],
@@ -179,6 +180,9 @@ def builder(config: ModelConfig, task: Task, where: str) -> Callable[[int], nn.M
             output_key=config.output_key,
             where=where,
         )
+        if config.model not in ZOO:  # whose taps are known
+            settle_taps(network, config, task.image_shape, where)
+        return network
 
     return build
 

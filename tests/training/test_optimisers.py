@@ -67,9 +67,7 @@ def test_what_torch_does_not_have_is_refused(changes: dict[str, object], message
 
 
 def test_other_optimisers_need_a_learning_rate() -> None:
-    with pytest.raises(
-        UserError, match=r"train\.learning_rate must be given"
-    ):
+    with pytest.raises(UserError, match=r"train\.learning_rate must be given"):
         load(None, ["train.optimizer=adamw"])
     assert load(None, ["train.optimizer=adamw", "train.learning_rate=1e-3"])
 

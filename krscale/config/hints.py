@@ -83,6 +83,15 @@ def explain_unknown(path: Sequence[str]) -> str:
     return f"{owner} has: {', '.join(section.model_fields)}."
 
 
+def explain_item(path: Sequence[str], name: str) -> str:
+    """Return the sentences on a key that a table of a list of tables does not have."""
+    table = _table_of_list(path)
+    names = list(table.model_fields) if table else []
+    if found := nearest_fields(name, names):
+        return f"Did you mean {' or '.join(map(repr, found))}?"
+    return f"Each table of {'.'.join(path)} has: {', '.join(names)}."
+
+
 def expected_form(path: Sequence[str], kind: str, value: Any, *, overridden: bool) -> str | None:
     """Return what a value of another form should look like; None where pydantic's words do.
 
@@ -93,6 +102,8 @@ def expected_form(path: Sequence[str], kind: str, value: Any, *, overridden: boo
         overridden: Whether it came with `--set`, not from a file.
     """
     dotted = ".".join(path)
+    if _table_of_list(path) and kind in ("tuple_type", "model_type"):
+        return f"expected a list of tables, each written [[{dotted}]] with its keys below"
     if kind == "tuple_type":
         return f"expected a list, e.g. {_written(path, _as_list(path, value), overridden)}"
     if kind == "string_type":
@@ -116,6 +127,13 @@ def _section(path: Sequence[str]) -> type[BaseModel]:
     for name in path:
         found = _as_section(found.model_fields[name].annotation) or found
     return found
+
+
+def _table_of_list(path: Sequence[str]) -> type[BaseModel] | None:
+    """Return what the tables of a list of tables are; None for any other field."""
+    field = _section(path[:-1]).model_fields.get(path[-1]) if path else None
+    parts = get_args(field.annotation) if field else ()
+    return next((found for part in parts if (found := _as_section(part))), None)
 
 
 def _as_section(annotation: Any) -> type[BaseModel] | None:

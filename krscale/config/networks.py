@@ -98,11 +98,34 @@ class StoreConfig(Section):
     """Samples in one shard file."""
 
 
+class LadderStudent(ModelConfig):
+    """One student of a ladder of one's own: a table `[[ladder.students]]`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]*$", max_length=60)]
+    """What tables, figures and folders call it; it begins with a letter."""
+    width: Count = 1
+    """The capacity dial, for networks that have one."""
+    weights: str = ""
+    """A state dict that it starts from (as `teacher.weights`); empty starts from what it is built
+    with."""
+    weights_key: str = ""
+    """Which weights of the file, where there are several (as `teacher.weights_key`)."""
+
+
 class LadderConfig(Section):
     """The ladder of student capacities."""
 
     capacities: SomeNames = ("1/256", "1/64", "1/16", "1/4")
     """Student sizes as shares of the teacher's parameters, e.g. `"1/16"` or `"0.05"`."""
+    students: tuple[LadderStudent, ...] = ()
+    """Students of one's own, one table each with `name`, `model`, `options`, `weights`, ...; they
+    stand in place of `capacities` and `[student]`."""
+
+    @field_validator("students")
+    @classmethod
+    def _names(cls, students: tuple[LadderStudent, ...]) -> tuple[LadderStudent, ...]:
+        refuse_repeats([student.name for student in students], str.lower)
+        return students
 
     @field_validator("capacities")
     @classmethod

@@ -13,7 +13,7 @@ from krscale.errors import UserError
 from krscale.files import sha256
 from krscale.models import is_pretrained
 from krscale.models.probing import check_weights_are_finite
-from krscale.setup.networks import Networks, Task, builder, shapes_only
+from krscale.setup.networks import Networks, Task, builder, shapes_only, student_table
 from krscale.training.checkpoint import fit_weights, load_weights
 
 OWN = "own"
@@ -21,7 +21,7 @@ OWN = "own"
 
 
 def check_weights(networks: Networks) -> tuple[str, ...]:
-    """Refuse a teacher's weights that do not fit, before anything trains.
+    """Refuse weights of teacher and students that do not fit, before anything trains.
 
     Returns:
         Notes on what was chosen of a file, or dropped.
@@ -29,7 +29,19 @@ def check_weights(networks: Networks) -> tuple[str, ...]:
     Raises:
         UserError: Naming the file, and all that does not fit.
     """
-    teacher = networks.experiment.teacher
+    experiment = networks.experiment
+    notes = _check_teacher(experiment.teacher, networks)
+    for student in experiment.ladder.students:
+        if student.weights:
+            where = student_table(student)
+            network = shapes_only(student, networks, where, student.width)
+            place = f"{where}.weights"
+            found = fit_weights(_path(student.weights), network, place, student.weights_key)
+            notes += found.notes
+    return notes
+
+
+def _check_teacher(teacher: TeacherConfig, networks: Networks) -> tuple[str, ...]:
     if not teacher.weights:
         _refuse_to_train_anew(teacher)
         return ()
@@ -52,6 +64,18 @@ def load_teacher_weights(experiment: Experiment, model: nn.Module) -> None:
     if teacher.weights != OWN:
         load_weights(_path(teacher.weights), model, "teacher.weights", teacher.weights_key)
     check_weights_are_finite(model, "teacher.weights")
+
+
+def load_student_weights(experiment: Experiment, student: nn.Module) -> None:
+    """Load the weights that a student of the user's own starts from, if any.
+
+    Raises:
+        UserError: If they do not fit, or are not finite.
+    """
+    own = experiment.own_student
+    if own is not None and own.weights:
+        where = f"{student_table(own)}.weights"
+        load_weights(_path(own.weights), student, where, own.weights_key)
 
 
 def weights_identity(experiment: Experiment, task: Task) -> str:

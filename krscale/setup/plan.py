@@ -56,6 +56,6 @@ def describe(experiment: Experiment) -> ExperimentPlan:
     source = describe_data(experiment.data, experiment.cache_path)
     check_views(experiment.views, source.image_shape)
     networks = Networks.resolve(experiment, source)
-    return ExperimentPlan(
-        networks, ladder_sizes(networks), (*source.notes, *check_weights(networks))
-    )
+    networks.check()
+    notes = (*source.notes, *check_weights(networks))
+    return ExperimentPlan(networks, ladder_sizes(networks), notes)

@@ -35,6 +35,7 @@ class StudentCard:
         std: Standard deviation of each channel, likewise.
         accuracy: `val` and `test`, shares in [0, 1]; `val` is None when validation was trained on.
         provenance: Run, commit, fingerprints, method, settings, seed.
+        output_key: Which of several outputs of the architecture are the logits; empty finds them.
         pixel_range: What pixels are before they are normalised, `0..1` or `0..255`.
         channel_order: Of what the student takes, `rgb` or `bgr`; `image_shape` is red first.
         input_size: Height and width that the student takes; None is that of `image_shape`.
@@ -52,6 +53,7 @@ class StudentCard:
     std: tuple[float, ...]
     accuracy: Mapping[str, float | None]
     provenance: Mapping[str, Any]
+    output_key: str = ""
     pixel_range: str = "0..1"
     channel_order: str = "rgb"
     input_size: tuple[int, int] | None = None
@@ -93,6 +95,7 @@ class StudentCard:
                 "model": self.model,
                 "width": self.width,
                 "options": dict(self.options),
+                "output_key": self.output_key,
                 "num_classes": len(self.classes),
                 "in_channels": self.image_shape[0],
                 "num_parameters": self.num_parameters,

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from krscale.config import ModelConfig, PreprocessingConfig, TeacherConfig
+from krscale.models import is_pretrained
 from krscale.models.metadata import preprocessing_of
 from krscale.models.preprocessing import DEFAULT, PRESETS, Numbers, Preprocessing
 
@@ -23,8 +24,8 @@ def is_foreign(teacher: TeacherConfig) -> bool:
 
 def starts_with_weights(config: ModelConfig) -> bool:
     """Return whether a network begins with weights that were trained with some preprocessing."""
-    given = getattr(config, "weights", "") or config.options.get("pretrained")
-    return bool(given) or config.model.startswith(_FOLDER)
+    given = bool(getattr(config, "weights", ""))
+    return given or is_pretrained(config.model, config.options)
 
 
 def choose_preprocessing(

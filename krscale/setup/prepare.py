@@ -25,7 +25,9 @@ from krscale.setup.networks import Networks
 from krscale.setup.recipe import StoreRecipe
 from krscale.setup.teacher import TeacherFacts, prepare_teacher
 from krscale.setup.teacher_quality import describe_teacher
+from krscale.setup.weights import check_weights
 from krscale.store import Report, ShardId, prepare_store
+from krscale.training.optimisers import check_optimiser
 
 
 class Reporter(Protocol):
@@ -63,6 +65,7 @@ class Setup:
             UserError: If methods, views, networks or taps are refused.
         """
         check_methods(experiment)
+        check_optimiser(experiment.train)
         reporter.phase("data")
         dataset = prepare_data(
             experiment.data, experiment.cache_path, reporter.advance, reporter.note
@@ -72,6 +75,8 @@ class Setup:
         networks.check()
         for line in networks.describe_inputs():
             reporter.note(line)
+        for note in check_weights(networks):
+            reporter.note(note)
         return cls(experiment, dataset, networks)
 
 

@@ -19,7 +19,7 @@ from krscale.config import Experiment, TrainConfig, fingerprint, read_record
 from krscale.data import Dataset, SplitName
 from krscale.data.loader import Loader
 from krscale.errors import NonFiniteError, UserError
-from krscale.files import damaged, new_folder, reading, sha256, write_json
+from krscale.files import damaged, new_folder, reading, write_json
 from krscale.knowledge.parameters import layers_by_tap, weight_histogram
 from krscale.knowledge.probes import Probes, fit_probe, information_gain
 from krscale.knowledge.taps import TapOutputs, TappedModel, pool
@@ -33,6 +33,7 @@ from krscale.setup.inputs import is_foreign
 from krscale.setup.networks import build_teacher, resolve_taps, teacher_preprocessing
 from krscale.setup.teacher_code import kept_folder, read_code
 from krscale.setup.teacher_quality import find_faults, require_fit
+from krscale.setup.weights import load_teacher_weights, weights_identity
 from krscale.training.checkpoint import load_weights, read_tensors, save_weights
 from krscale.training.loop import Training, evaluate
 
@@ -208,19 +209,14 @@ def _fits(experiment: Experiment, dataset: Dataset, folder: Path) -> bool:
 
 def _content(experiment: Experiment, dataset: Dataset) -> dict[str, Any]:
     """Return what a kept teacher depends on, but for the code of its network."""
-    # Left out where they change nothing, as of teachers older than these settings.
-    content = experiment.teacher.model_dump(mode="json", exclude={"preprocessing", "allow_poor"})
-    content["format"] = FORMAT
+    content = experiment.teacher.identity() | {"format": FORMAT}
     preprocessing = teacher_preprocessing(experiment, dataset)
     if preprocessing != DEFAULT:
         content["preprocessing"] = asdict(preprocessing)
     content["data"] = dataset.fingerprint
-    if experiment.teacher.weights:
-        path = Path(experiment.teacher.weights).expanduser()
-        if not path.is_file():
-            raise UserError(f"teacher.weights: no such file: {path}.")
-        content["weights"] = sha256(path)
-    else:
+    if weights := weights_identity(experiment, dataset):
+        content["weights"] = weights
+    if not experiment.teacher.weights:
         content["views"] = experiment.views.model_dump(mode="json")
         content["global_batch_size"] = experiment.train.global_batch_size
     return content
@@ -267,11 +263,6 @@ def _make_teacher(
     sizes = [linear.in_features for linear in probes.linears]
     torch.save({"feature_sizes": sizes, "probes": probes.cpu().state_dict()}, folder / "probes.pt")
     write_json(folder / "facts.json", asdict(facts))
-
-
-def load_teacher_weights(experiment: Experiment, model: nn.Module) -> None:
-    """Load `teacher.weights` into a teacher's network."""
-    load_weights(Path(experiment.teacher.weights).expanduser(), model, where="teacher.weights")
 
 
 def _train(

@@ -21,8 +21,8 @@ from torch import nn
 from krscale.config import Experiment, fingerprint, read_record
 from krscale.files import write_json
 from krscale.models.preprocessing import input_shape
-from krscale.setup.networks import Task, build_teacher
-from krscale.training.checkpoint import load_weights
+from krscale.setup.networks import Task, build_teacher, shapes_only
+from krscale.setup.weights import load_teacher_weights
 
 CODE_FILE = "code.json"
 _LIBRARIES = tuple(
@@ -64,8 +64,7 @@ def read_code(experiment: Experiment, task: Task) -> Code:
     name = experiment.teacher.model
     if ":" not in name:
         return Code()
-    with torch.device("meta"):
-        model = build_teacher(experiment, task)
+    model = shapes_only(experiment.teacher, task, "teacher", experiment.teacher.width)
     found = _modules(model, name.partition(":")[0])
     sources = {module.__name__: _source(module) for module in found}
     known = {module: _hash(text) for module, text in sorted(sources.items()) if text is not None}
@@ -166,6 +165,6 @@ def _outputs(experiment: Experiment, task: Task) -> tuple[float, ...]:
         model = build_teacher(experiment, task).eval()
         inputs = torch.randn(_NUM_PROBED, *input_shape(model, task.image_shape))
     if experiment.teacher.weights:
-        load_weights(Path(experiment.teacher.weights).expanduser(), model, where="teacher.weights")
+        load_teacher_weights(experiment, model)
     with torch.no_grad():
         return tuple(model(inputs).float().flatten().tolist())

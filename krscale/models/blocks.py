@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from krscale.errors import UserError
-from krscale.knowledge.taps import LAYOUTS_ATTRIBUTE, settle_layouts
+from krscale.knowledge.layouts import find_layouts, other_size
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,17 @@ def list_blocks(model: nn.Module, image_shape: Sequence[int]) -> tuple[Block, ..
         image_shape: `(C, H, W)`.
     """
     ran = _run(model, image_shape)
+    try:
+        others = {path: tuple(o.shape) for path, o in _run(model, other_size(image_shape))}
+    except Exception:  # noqa: BLE001 - many networks take images of one size only
+        others = {}
     suggested = set(suggested_taps(model, [path for path, _ in ran]))
     blocks = []
     for path, output in ran:
-        layout = _layout(model, path, image_shape) if output.ndim > 2 else ""
         kind = type(model.get_submodule(path)).__name__
-        blocks.append(Block(path, kind, tuple(output.shape[1:]), layout, path in suggested))
+        shape = tuple(output.shape)
+        layout = _layout(model, path, shape, others.get(path))
+        blocks.append(Block(path, kind, shape[1:], layout, path in suggested))
     return tuple(blocks)
 
 
@@ -62,6 +67,14 @@ def suggested_taps(model: nn.Module, paths: Sequence[str]) -> list[str]:
     """
     if own := getattr(model, "tap_paths", None):
         return list(own)
+    kinds = {name: type(child) for name, child in model.named_children() if name in paths}
+    side_by_side = [
+        [path for path in paths if kinds.get(path) is kind]
+        for kind in set(kinds.values())
+        if not issubclass(kind, nn.Sequential)
+    ]
+    if len(most := max(side_by_side, key=len, default=[])) > 2:
+        return most[:-1]
     items = [path for path in paths if _is_item(model, path)]
 
     def below(path: str) -> list[str]:
@@ -78,10 +91,9 @@ def suggested_taps(model: nn.Module, paths: Sequence[str]) -> list[str]:
 
 def _is_item(model: nn.Module, path: str) -> bool:
     """Whether a block with parts of its own stands in a list of modules."""
-    parent, _, name = path.rpartition(".")
+    parent = model.get_submodule(path.rpartition(".")[0])
     has_parts = any(True for _ in model.get_submodule(path).children())
-    in_list = isinstance(model.get_submodule(parent), nn.Sequential | nn.ModuleList)
-    return name.isdigit() and has_parts and in_list
+    return has_parts and isinstance(parent, nn.Sequential | nn.ModuleList)
 
 
 def _is_stage(block: nn.Module) -> bool:
@@ -127,12 +139,11 @@ def _record(
     outputs.append((path, output))
 
 
-def _layout(model: nn.Module, path: str, image_shape: Sequence[int]) -> str:
-    before = getattr(model, LAYOUTS_ATTRIBUTE, {})
+def _layout(
+    model: nn.Module, path: str, shape: tuple[int, ...], other: tuple[int, ...] | None
+) -> str:
+    others = None if other is None else {path: other}
     try:
-        settle_layouts(model, (path,), image_shape)
-        return str(getattr(model, LAYOUTS_ATTRIBUTE)[path])
+        return find_layouts(model, {path: shape}, others).get(path, "")
     except UserError:
         return "?"
-    finally:
-        setattr(model, LAYOUTS_ATTRIBUTE, before)

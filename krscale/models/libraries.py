@@ -7,7 +7,8 @@ shapes are wanted, and for students that get their weights from a file, none are
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -121,21 +122,26 @@ def _hf(folder: str, where: str) -> Build:
         _check_hf(config, path, num_classes, in_channels, pretrained and not new_head, where)
         if config.num_labels != num_classes:
             config.num_labels = num_classes
-        with _explained("transformers", str(path), options, where):
-            model: nn.Module
+        with _explained("transformers", str(path), options, where), _no_bars(transformers):
             if fresh or not pretrained:
-                model = auto.from_config(config, trust_remote_code=False)
-            else:
-                _require_safetensors(path, where)
-                model = auto.from_pretrained(
-                    path,
-                    config=config,
-                    local_files_only=True,
-                    use_safetensors=True,
-                    trust_remote_code=False,
-                    ignore_mismatched_sizes=new_head,
-                    dtype=torch.float32,
-                )
+                model: nn.Module = auto.from_config(config, trust_remote_code=False)
+                return model
+            _require_safetensors(path, where)
+            model, found = auto.from_pretrained(
+                path,
+                config=config,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=new_head,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+        if found["missing_keys"] and not new_head:  # transformers would fill them at random
+            raise UserError(
+                f"{where}.model: {path} lacks weights: {', '.join(sorted(found['missing_keys']))}. "
+                f"{where}.options = {{ new_head = true }} takes the others."
+            )
         return model
 
     return build
@@ -163,6 +169,19 @@ def _import_library(package: str, extra: str, form: str, where: str) -> Any:
                 else "."
             )
         ) from error
+
+
+@contextmanager
+def _no_bars(transformers: Any) -> Iterator[None]:
+    """Keep transformers from drawing a bar for every network that is built."""
+    logging = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 class _explained:  # noqa: N801 - reads as a statement where it is used

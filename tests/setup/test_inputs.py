@@ -157,7 +157,7 @@ def test_the_teacher_is_as_good_as_it_was_where_it_was_trained(own) -> None:
     said = [note for note in notes if " images as " in note]
     assert len(said) == 2
     assert "teacher takes images as 32x32 (bilinear), BGR in 0..255, mean 90, 110, 130" in said[0]
-    assert "students take images as 24x24 (bilinear), RGB in 0..1, mean 0.5, std 0.5" in said[1]
+    assert "student takes images as 24x24 (bilinear), RGB in 0..1, mean 0.5, std 0.5" in said[1]
     recipe = StoreRecipe.find(experiment)
     assert check_store(recipe.spec(CPU), 40).max_difference < 0.01
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class StudentCard:
         channel_order: Of what the student takes, `rgb` or `bgr`; `image_shape` is red first.
         input_size: Height and width that the student takes; None is that of `image_shape`.
         interpolation: How images are scaled to it.
+        decoding: How image files become pixels of `image_shape` (`krscale.export.raw_files`).
     """
 
     model: str
@@ -58,6 +59,7 @@ class StudentCard:
     channel_order: str = "rgb"
     input_size: tuple[int, int] | None = None
     interpolation: str = "bilinear"
+    decoding: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -102,6 +104,7 @@ class StudentCard:
                 "flops": self.flops,
             },
             "preprocessing": {
+                "decoding": dict(self.decoding),
                 "image_shape": list(self.image_shape),
                 "uint8_scale": 1 / 255,
                 "mean": list(self.mean),

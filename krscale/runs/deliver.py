@@ -13,7 +13,15 @@ from torch import nn
 from krscale.config import Experiment, with_values
 from krscale.data import Dataset, prepare_data
 from krscale.errors import UserError
-from krscale.export import ExportedFile, StudentCard, check_formats, check_target, export_student
+from krscale.export import (
+    ExportedFile,
+    StudentCard,
+    check_formats,
+    check_target,
+    decoding_of,
+    export_student,
+    find_raw_files,
+)
 from krscale.metrics import ACCURACY
 from krscale.models.preprocessing import preprocessing_of_network
 from krscale.parallel import Workers
@@ -123,7 +131,8 @@ def deliver(
     card = _card(student, size, curve, trial, dataset, picked, accuracy, order.refit)
     reporter.phase("export")
     folder = _target(run_path, order, picked)
-    files = export_student(student, card, dataset, folder, order.formats)
+    raw = find_raw_files(dataset, experiment.data, reporter.note)
+    files = export_student(student, card, dataset, folder, order.formats, raw)
     return Delivery(choice, card, folder, files)
 
 
@@ -195,6 +204,7 @@ def _card(
         channel_order=inputs.channel_order,
         input_size=inputs.input_size,
         interpolation=inputs.interpolation,
+        decoding=decoding_of(trial.data),
         accuracy=accuracy,
         output_key=trial.any_student.output_key,
         provenance={

@@ -44,6 +44,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="an option of the network, e.g. --option num_blocks=2; repeatable",
     )
+    parser.add_argument(
+        "--output-key",
+        default="",
+        metavar="NAME",
+        help="which of several outputs are the logits, as in an experiment",
+    )
     parser.add_argument("--json", action="store_true", help="print the blocks as JSON")
 
 
@@ -68,10 +74,12 @@ def run(options: argparse.Namespace) -> int:
         in_channels=options.image[0],
         width=options.width,
         options=arguments,
+        output_key=options.output_key,
         fresh=True,
+        where="network",
     )
     model = build_for_shapes(build, options.image)
-    check_network(model, options.classes, options.image, "MODEL")
+    check_network(model, options.classes, options.image, "network")
     blocks = list_blocks(model, options.image)
     if options.json:
         print(json.dumps([vars(block) for block in blocks], indent=2))

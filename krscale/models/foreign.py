@@ -61,8 +61,8 @@ def located(error: BaseException) -> str:
 
 
 def _import_error(name: str, module_name: str, error: Exception, where: str) -> UserError:
-    absent = isinstance(error, ModuleNotFoundError) and error.name is not None
-    if absent and f"{module_name}.".startswith(f"{error.name}."):
+    absent = error.name if isinstance(error, ModuleNotFoundError) else None
+    if absent and f"{module_name}.".startswith(f"{absent}."):
         return UserError(
             f"{where}.model: {name!r}: cannot import {module_name!r} ({error}). "
             "It must be importable where krscale runs: installed, or on PYTHONPATH."

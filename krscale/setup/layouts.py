@@ -35,8 +35,8 @@ def settle_taps(
     if not paths or any(path not in modules for path in paths):
         return
     options = json.dumps(config.options, sort_keys=True, default=str)
-    architecture = (type(network), config.model, options, config.tap_layout)
-    found = _known(*architecture, paths, tuple(image_shape))
+    kind, shape = type(network), tuple(image_shape)
+    found = _known(kind, config.model, options, paths, shape, config.tap_layout)  # type: ignore[arg-type]
     if not found:
         declared = "" if config.tap_layout == "auto" else config.tap_layout
         try:

@@ -50,12 +50,13 @@ def build_optimiser(learner: nn.Module, settings: TrainConfig) -> torch.optim.Op
     kind = _class_of(settings.optimizer)
     options = _options(kind, settings)
     try:
-        return kind(groups, lr=settings.learning_rate, **options)
+        found: torch.optim.Optimizer = kind(groups, lr=settings.learning_rate, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"train.optimizer_options: torch.optim.{kind.__name__} refuses "
             f"{settings.optimizer_options}: {error}"
         ) from error
+    return found
 
 
 def learning_rate_factor(settings: TrainConfig, num_steps: int) -> Callable[[int], float]:

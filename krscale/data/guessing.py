@@ -8,6 +8,11 @@ from pathlib import Path
 from krscale.data.sources import SOURCES
 from krscale.errors import UserError, nearest
 
+_CIFAR = {
+    "cifar100": ("cifar-100-", "fine_label_names.txt"),
+    "cifar10": ("cifar-10-", "batches.meta"),
+}
+"""What names of files of these sources begin with."""
 _BY_SUFFIX = {
     ".csv": "image_list",
     ".tsv": "image_list",
@@ -39,9 +44,9 @@ def guess_source(text: str) -> list[str]:
 def _kind(path: Path) -> str:
     """Return the source that reads a path, by the names of files."""
     names = [path.name] if path.is_file() else [entry.name for entry in path.iterdir()]
-    for prefix in ("cifar-100", "cifar-10"):
-        if any(name.startswith(f"{prefix}-") for name in (path.name, *names)):
-            return prefix.replace("-", "")
+    for source, first in _CIFAR.items():
+        if any(name.startswith(first) for name in (path.name, *names)):
+            return source
     if path.is_file():
         return _BY_SUFFIX.get(path.suffix.lower(), "parquet")
     if {"state.json", "dataset_dict.json"} & set(names):

@@ -345,7 +345,7 @@ class TestRefused:
             (
                 9,
                 (),
-                r"row 30: labels are numbers up to 9, but no training image has 3, 4, 5, 6, 7, 8",
+                r"row 30: labels are numbers up to 9, but no training image has 3, 4, 5, 6",
             ),
         ],
     )

@@ -90,7 +90,8 @@ def _run_explained(
     except Exception as error:
         raise UserError(
             f"{where}: the network does not run on images of shape {list(image_shape)} in {mode} "
-            f"mode: {located(error)}."
+            f"mode: {located(error)}. For a network of one size, {where}.preprocessing.input_size "
+            "scales them."
         ) from error
     if not isinstance(output, Tensor):
         raise UserError(f"{where}: the network returns {type(output).__name__}, not a tensor.")

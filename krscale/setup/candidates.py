@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 from krscale.data import Dataset, Split
+from krscale.errors import UserError
 from krscale.models.metadata import preprocessing_of
 from krscale.models.preprocessing import PRESETS, Preprocessing, preprocessing_of_network
 
 SIDES = (32, 64, 96, 128, 224)
-"""Sizes that networks are commonly trained at."""
+"""Sizes that networks are commonly trained at; those far from the data's own are not tried."""
 NEAREST = 0.05
 """Share of the images by which one way must be better than another to count as another way."""
 SURE = 1e-3
@@ -101,6 +102,9 @@ def try_candidates(network: nn.Module, dataset: Dataset, num_images: int) -> Tri
         network: Trained, on its device, with the experiment's preprocessing; left in eval mode.
         dataset: Its validation split is asked about.
         num_images: At most so many images, spread over the split.
+
+    Raises:
+        UserError: If the network can be asked in none of them.
     """
     trial = _Trial(network.eval(), dataset, num_images)
     own = trial.configured
@@ -108,8 +112,14 @@ def try_candidates(network: nn.Module, dataset: Dataset, num_images: int) -> Tri
     sizes = {own.input_size, None} | ({said.input_size} if said else set())
     for size in sorted(sizes, key=lambda size: (size != own.input_size, size or (0, 0))):
         trial.ask(_normalisations(own, said, trial.num_channels), size)
+    if not trial.found:
+        reasons = "; ".join(f"{size}: {reason}" for size, reason in trial.refused.items())
+        raise UserError(f"teacher: the network takes no images of these sizes: {reasons}.")
     few = [("as set", own), *((one.name, one.preprocessing) for one in trial.best(_FEW))]
+    height, width = dataset.image_shape[1:]
     for side in SIDES:
+        if min(height, width) > 2 * side or 8 * max(height, width) < side:
+            continue  # nobody takes images so much smaller, or larger, than the network's
         trial.ask(few, (side, side))
     size = trial.best()[0].preprocessing.input_size
     trial.ask(_normalisations(own, said, trial.num_channels), size)

@@ -45,6 +45,7 @@ def preprocessing_of(network: nn.Module | None, folder: Path | None = None) -> P
         said = getattr(network, name, None)
         if isinstance(said, Preprocessing):
             return said
+        # A module is a part of the network, which does by itself what it says.
         if said is not None and not isinstance(said, nn.Module):
             found = _of_fields(said, f"{type(network).__name__}.{name}")
             if found is not None:

@@ -6,9 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from libraries import library
 from torch import nn
 
 from krscale.errors import UserError
+from krscale.models import build_model
 from krscale.models.metadata import HF_FILE, preprocessing_of
 from krscale.models.preprocessing import Preprocessing
 
@@ -108,3 +111,43 @@ def test_what_cannot_be_followed_is_said(tmp_path: Path) -> None:
             preprocessing_of(nn.Identity(), tmp_path)
     with pytest.raises(UserError, match="one of mean and std"):
         preprocessing_of(network(pretrained_cfg={"mean": (0.5,)}))
+
+
+def test_real_networks_say_what_their_libraries_do() -> None:
+    timm = library("timm")
+    model = timm.create_model("test_vit", num_classes=4)
+    data = timm.data.resolve_data_config({}, model=model)
+    expected = Preprocessing(
+        data["mean"], data["std"], input_size=data["input_size"][1:],
+        interpolation=data["interpolation"],
+    )  # fmt: skip
+    assert preprocessing_of(model) == expected
+
+
+def test_real_weights_say_how_they_were_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = library("torchvision").models
+    kind = models.get_model_weights("resnet18")
+    state = models.resnet18().state_dict()
+    monkeypatch.setattr(kind, "get_state_dict", lambda self, **options: state)
+    model = build_model(
+        "torchvision:resnet18", num_classes=7, in_channels=3, width=1, options={"pretrained": True}
+    )
+    expected = Preprocessing(*IMAGENET, input_size=(224, 224), interpolation="bilinear")
+    assert preprocessing_of(model) == expected
+    assert [name for name, _ in model.named_children()][-1] == "fc", "and has no part more"
+
+
+def test_a_real_folder_says_what_its_processor_does(tmp_path: Path) -> None:
+    transformers = library("transformers")
+    if not hasattr(transformers, "ViTImageProcessor"):
+        pytest.skip("this version has no ViTImageProcessor")
+    processor = transformers.ViTImageProcessor(size={"height": 48, "width": 48})
+    processor.save_pretrained(tmp_path)
+    found = preprocessing_of(None, tmp_path)
+    assert found is not None
+    pixels = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
+    expected = processor(list(pixels), return_tensors="pt")["pixel_values"]
+    # It rounds to whole levels between scaling and normalising.
+    torch.testing.assert_close(
+        found.apply(pixels, (0.5,) * 3, (0.5,) * 3), expected, atol=0.02, rtol=0
+    )

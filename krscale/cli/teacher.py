@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from krscale.cli.common import add_experiment_arguments
+from krscale.cli.common import add_experiment_arguments, positive
 
 if TYPE_CHECKING:
     from krscale.data import Dataset
@@ -32,7 +32,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_experiment_arguments(check)
     check.add_argument(
-        "--images", type=int, default=512, metavar="N", help="validation images to ask about (512)"
+        "--images",
+        type=positive,
+        default=0,
+        metavar="N",
+        help="validation images to ask about (512, or ten for each class)",
     )
     check.add_argument("--json", action="store_true", help="print the result as JSON")
     check.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -53,7 +57,8 @@ def run(options: argparse.Namespace) -> int:
         dataset = Setup.resolve(experiment, progress).dataset
         progress.phase("teacher")
         network = foreign_teacher(experiment, dataset, device)
-        tried = try_candidates(network, dataset, max(2, options.images))
+        number = options.images or max(512, 10 * dataset.num_classes)
+        tried = try_candidates(network, dataset, max(2, number))
     has_names = bool(experiment.data.path) and not dataset.source.startswith("cifar")
     content = as_content(tried, dataset, "data.files.classes" if has_names else OUTPUTS)
     if options.json:

@@ -26,6 +26,8 @@ NEAREST = 0.05
 """Share of the images by which one way must be better than another to count as another way."""
 SURE = 1e-3
 """Probability of a difference by chance below which it counts."""
+IMAGES_PER_CLASS = 6
+"""Fewer images of a class say nothing of the order of the classes."""
 _CAFFE = ((103.939, 116.779, 123.68), (1.0,))
 _BATCH_SIZE = 128
 _FEW = 4
@@ -92,7 +94,9 @@ class Tried:
         return is_better(one == self.labels, other == self.labels)
 
 
-def try_candidates(network: nn.Module, dataset: Dataset, num_images: int) -> Tried:
+def try_candidates(
+    network: nn.Module, dataset: Dataset, num_images: int, *, other_sizes: bool = True
+) -> Tried:
     """Ask a network about validation images in every usual way.
 
     First all normalisations at the sizes that are likely, then the best few at others, then all
@@ -102,6 +106,7 @@ def try_candidates(network: nn.Module, dataset: Dataset, num_images: int) -> Tri
         network: Trained, on its device, with the experiment's preprocessing; left in eval mode.
         dataset: Its validation split is asked about.
         num_images: At most so many images, spread over the split.
+        other_sizes: Whether to try other input sizes than the experiment's, too.
 
     Raises:
         UserError: If the network can be asked in none of them.
@@ -109,12 +114,16 @@ def try_candidates(network: nn.Module, dataset: Dataset, num_images: int) -> Tri
     trial = _Trial(network.eval(), dataset, num_images)
     own = trial.configured
     said = preprocessing_of(network)
-    sizes = {own.input_size, None} | ({said.input_size} if said else set())
+    sizes = {own.input_size}
+    if other_sizes:
+        sizes |= {None} | ({said.input_size} if said else set())
     for size in sorted(sizes, key=lambda size: (size != own.input_size, size or (0, 0))):
         trial.ask(_normalisations(own, said, trial.num_channels), size)
     if not trial.found:
         reasons = "; ".join(f"{size}: {reason}" for size, reason in trial.refused.items())
         raise UserError(f"teacher: the network takes no images of these sizes: {reasons}.")
+    if not other_sizes:
+        return trial.result()
     few = [("as set", own), *((one.name, one.preprocessing) for one in trial.best(_FEW))]
     height, width = dataset.image_shape[1:]
     for side in SIDES:
@@ -222,18 +231,12 @@ class _Trial:
             self.refused.setdefault(size_name(preprocessing, self.dataset), reason)
             return
         labels, num_classes = self.split.labels, self.dataset.num_classes
-        even = np.arange(len(labels)) % 2 == 0
-        right = np.zeros(len(labels), bool)
-        for half in (even, ~even):
-            order = np.array(_order(answers[half], labels[half], num_classes))
-            right[~half] = answers[~half] == order[labels[~half]]
+        right, order = answers == labels, tuple(range(num_classes))
+        accuracy = reordered = float(right.mean())
+        if len(labels) >= IMAGES_PER_CLASS * num_classes:
+            reordered, order = _reordered(answers, labels, num_classes)
         self.found[preprocessing] = Candidate(
-            name,
-            preprocessing,
-            float((answers == labels).mean()),
-            float(right.mean()),
-            _order(answers, labels, num_classes),
-            answers,
+            name, preprocessing, accuracy, reordered, order, answers
         )
 
     @torch.inference_mode()
@@ -279,6 +282,18 @@ def _presets(interpolation: str, num_channels: int) -> Iterator[tuple[str, Prepr
 
 def _fits(preprocessing: Preprocessing, num_channels: int) -> bool:
     return preprocessing.mean is None or len(preprocessing.mean) in (1, num_channels)
+
+
+def _reordered(
+    answers: Classes, labels: Classes, num_classes: int
+) -> tuple[float, tuple[int, ...]]:
+    """Return the accuracy with the classes in the order that suits best, and that order."""
+    even = np.arange(len(labels)) % 2 == 0
+    right = np.zeros(len(labels), bool)
+    for half in (even, ~even):
+        order = np.array(_order(answers[half], labels[half], num_classes))
+        right[~half] = answers[~half] == order[labels[~half]]
+    return float(right.mean()), _order(answers, labels, num_classes)
 
 
 def _order(answers: Classes, labels: Classes, num_classes: int) -> tuple[int, ...]:

@@ -25,7 +25,8 @@ MIN_EPOCHS = 10
 NO_GAIN = 0.05
 """Information gain below which a classifier knows next to nothing of the classes."""
 NUM_TRIED = 256
-"""Validation images that other ways to prepare them are tried on, where a teacher looks poor."""
+"""Validation images that other ways to prepare them are tried on: other normalisations always,
+other sizes where a teacher looks poor."""
 _GUESS = 0.01  # probability of guessing so well
 
 
@@ -60,15 +61,18 @@ def find_faults(
         right[-1], labels.cpu().numpy(), gain[-1]
     ):
         faults.append("it is no better than guessing the most frequent class")
-    if not foreign or gain[-1] >= max(gain):
-        return tuple(faults)  # a classifier that knows more than every probe is fed as it should be
+    if not foreign:
+        return tuple(faults)
     best = int(np.argmax(gain))
-    if is_better(right[best], right[-1]):
+    if best < len(gain) - 1 and is_better(right[best], right[-1]):
         faults.append(
             f"a linear probe of its tap {best + 1} gets {right[best].mean():.1%} right, more than "
             "its own classifier"
         )
-    return (*faults, *_better_ways(try_candidates(network, dataset, NUM_TRIED)))
+    # A classifier that knows more than every probe gets images of the size that it should.
+    suspect = bool(faults) or gain[-1] < max(gain) or len(gain) == 1
+    tried = try_candidates(network, dataset, NUM_TRIED, other_sizes=suspect)
+    return (*faults, *_better_ways(tried))
 
 
 def require_fit(

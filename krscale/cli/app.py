@@ -20,6 +20,8 @@ COMMANDS = {
     "insight": "say which settings mattered, and which won at which capacity",
     "pick": "choose a student of a finished run, and export it",
     "data": "say what a source of images holds, and what is wrong with it",
+    "taps": "list the blocks of a network that can be taps, with shapes",
+    "teacher": "check which preprocessing and class order suit a teacher",
     "space": "check a search space, and list what it varies",
     "store": "check or describe the stored predictions of a run's teacher",
     "ui": "open MLflow on the curves of all searches",

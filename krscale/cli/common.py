@@ -92,3 +92,11 @@ def add_new_data_argument(parser: argparse.ArgumentParser) -> None:
         help="where the images or the teacher are others than when the run began: put its results "
         "aside within the run folder, and begin again",
     )
+
+
+def positive(text: str) -> int:
+    """Read a whole number of at least 1, as the type of an argument."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1 (got {number})")
+    return number

@@ -63,22 +63,6 @@ class Section(BaseModel):
     )
 
 
-def leave_out_default(content: dict[str, Any], path: str, model: type[BaseModel]) -> None:
-    """Remove a field from dumped sections, in place, if it has its default.
-
-    Args:
-        content: What `model_dump(mode="json")` of `model` returned.
-        path: Dotted path of the field.
-        model: The outermost section.
-    """
-    *sections, name = path.split(".")
-    default: Any = model.model_construct()
-    for section in sections:
-        content, default = content[section], getattr(default, section)
-    if content[name] == default.model_dump(mode="json")[name]:
-        del content[name]
-
-
 def parse_capacity(text: str) -> float:
     """Return the share a capacity names: `"1/16"` is 0.0625.
 
@@ -94,6 +78,11 @@ def parse_capacity(text: str) -> float:
     if not 0.0 < share <= 1.0:
         raise ValueError(f"a capacity lies in (0, 1], a share of the teacher's parameters: {text}")
     return share
+
+
+def is_share(text: str) -> bool:
+    """Whether a size is written as a share of the teacher, and not the name of a student."""
+    return not text[:1].isalpha()
 
 
 def fingerprint(content: Any) -> str:

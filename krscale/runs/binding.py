@@ -17,8 +17,10 @@ from krscale.errors import UserError
 from krscale.files import sha256, write_atomic, write_json
 from krscale.report import read_curve
 from krscale.report.result import CURVE_FILE
+from krscale.setup.networks import student_table
 from krscale.setup.prepare import Setup
 from krscale.setup.teacher_code import Code, compare_code, read_code, read_student_code
+from krscale.setup.weights import weights_identity
 
 ORIGIN_FILE = "origin.json"
 _WEIGHTS_FILE = "teacher.safetensors"  # in the folder of a kept teacher
@@ -40,16 +42,16 @@ class Origin:
         data: Digest of the content of its data.
         images: Number of images of each class.
         code: Of the teacher's network; see `Code`.
-        student: Of the students' network.
-        given: Hash of the file `teacher.weights`; empty where the teacher is trained here.
+        students: Of the students' networks, by their table.
+        given: Hash of the weights that networks are given, by their table.
         weights: Hash of the kept teacher's weights; empty until there are any.
     """
 
     data: str
     images: dict[str, int]
     code: Code
-    student: Code = field(default_factory=Code)
-    given: str = ""
+    students: dict[str, Code] = field(default_factory=dict)
+    given: dict[str, str] = field(default_factory=dict)
     weights: str = ""
 
 
@@ -133,14 +135,18 @@ def put_aside(folder: Path) -> Path:
 
 
 def _origin(setup: Setup) -> Origin:
-    content, experiment = setup.dataset.content(), setup.experiment
-    given = Path(experiment.teacher.weights).expanduser()
+    content, experiment, dataset = setup.dataset.content(), setup.experiment, setup.dataset
+    students = experiment.ladder.students or (experiment.student,)
+    given = {"teacher": weights_identity(experiment, dataset)}
+    for student in experiment.ladder.students:
+        path = Path(student.weights).expanduser()
+        given[student_table(student)] = sha256(path) if path.is_file() else ""
     return Origin(
         content.digest,
         content.images,
-        read_code(experiment, setup.dataset),
-        read_student_code(experiment, setup.dataset),
-        given=sha256(given) if experiment.teacher.weights and given.is_file() else "",
+        read_code(experiment, dataset),
+        {student_table(student): read_student_code(student, dataset) for student in students},
+        {table: weights for table, weights in given.items() if weights},
     )
 
 
@@ -178,12 +184,16 @@ def _older_changes(folder: Path, dataset: Dataset) -> list[str]:
 
 def _network_changes(before: Origin, now: Origin) -> list[str]:
     changes = []
-    for whose, old, new in (
-        ("teacher", before.code, now.code),
-        ("student", before.student, now.student),
-    ):
+    codes = {"teacher": (before.code, now.code)}
+    for table in before.students.keys() & now.students.keys():
+        codes[table] = before.students[table], now.students[table]
+    for table, (old, new) in sorted(codes.items()):
         if changed := compare_code(old, new):
-            changes.append(f"the code of the {whose} has changed: {changed}")
-    if before.given != now.given:
-        changes.append("the file teacher.weights has changed")
+            changes.append(f"the code of {table} has changed: {changed}")
+    tables = sorted(before.given.keys() | now.given.keys())
+    changes += [
+        f"the weights of {table} have changed"
+        for table in tables
+        if before.given.get(table) != now.given.get(table)
+    ]
     return changes

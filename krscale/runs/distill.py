@@ -19,6 +19,7 @@ from krscale.data import Dataset, open_data
 from krscale.files import write_json
 from krscale.metrics import ACCURACY, TEST_ACCURACY, VAL_ACCURACY
 from krscale.models.capacity import latency_ms
+from krscale.models.preprocessing import input_shape
 from krscale.parallel import Workers
 from krscale.progress import Progress
 from krscale.runs.binding import ORIGIN_FILE, bind, bind_weights
@@ -256,7 +257,7 @@ def _test(
     size: StudentSize,
     metrics: dict[str, float],
 ) -> StudentResult:
-    student = build_student(experiment, dataset, size.width)
+    student = build_student(experiment, dataset, size.width, fresh=True)
     weights = experiment.run_path / STUDENT_FILE
     load_weights(weights, student, where=str(weights))
     alone = Workers.alone(torch.device("cpu"))
@@ -268,7 +269,7 @@ def _test(
         width=size.width,
         num_parameters=size.num_parameters,
         flops=size.flops,
-        latency_ms=latency_ms(student, dataset.image_shape),
+        latency_ms=latency_ms(student, input_shape(student, dataset.image_shape)),
         num_workers=experiment.train.num_workers,
         val_accuracy=metrics[VAL_ACCURACY],
         test_accuracy=evaluate(student, dataset, dataset.split("test"), alone)[ACCURACY.name],

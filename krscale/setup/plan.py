@@ -13,6 +13,8 @@ from krscale.errors import UserError
 from krscale.setup.methods import check_methods
 from krscale.setup.networks import Networks
 from krscale.setup.sizes import StudentSize, ladder_sizes
+from krscale.setup.weights import check_weights
+from krscale.training.optimisers import check_optimiser
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,12 @@ def describe(experiment: Experiment) -> ExperimentPlan:
         UserError: For whatever `tune` would refuse before it trains.
     """
     check_methods(experiment)
+    check_optimiser(experiment.train)
     source = describe_data(experiment.data, experiment.cache_path)
     check_views(experiment.views, source.image_shape)
     networks = Networks.resolve(experiment, source)
-    notes = _look(experiment) or tuple(source.notes)
+    networks.check()
+    notes = (*(_look(experiment) or source.notes), *check_weights(networks))
     return ExperimentPlan(networks, ladder_sizes(networks), notes)
 
 

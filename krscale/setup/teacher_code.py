@@ -19,10 +19,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from krscale.config import Experiment, fingerprint, read_record
+from krscale.config import Experiment, StudentConfig, fingerprint, read_record
+from krscale.config.networks import LadderStudent
 from krscale.files import write_json
-from krscale.setup.networks import Task, build_student, build_teacher
-from krscale.training.checkpoint import load_weights
+from krscale.models.preprocessing import input_shape
+from krscale.setup.networks import Task, build_teacher, builder, shapes_only, student_table
+from krscale.setup.weights import load_teacher_weights
 
 CODE_FILE = "code.json"
 _LIBRARIES = tuple(
@@ -61,13 +63,28 @@ def read_code(experiment: Experiment, task: Task) -> Code:
         experiment: Names the teacher.
         task: What it is built for.
     """
-    build = partial(build_teacher, experiment, task)
-    return _read(experiment.teacher.model, build, experiment.teacher.weights, task)
+    teacher = experiment.teacher
+
+    def with_weights() -> nn.Module:
+        model = build_teacher(experiment, task)
+        if teacher.weights:
+            load_teacher_weights(experiment, model)
+        return model
+
+    empty = partial(shapes_only, teacher, task, "teacher", teacher.width)
+    return _read(teacher.model, empty, with_weights, task)
 
 
-def read_student_code(experiment: Experiment, task: Task) -> Code:
-    """Return the code of an experiment's students; arguments as of `read_code`."""
-    return _read(experiment.student.model, partial(build_student, experiment, task, 1), "", task)
+def read_student_code(config: StudentConfig | LadderStudent, task: Task) -> Code:
+    """Return the code of a student.
+
+    Args:
+        config: Names it.
+        task: What it is built for.
+    """
+    where, width = student_table(config), config.width if isinstance(config, LadderStudent) else 1
+    empty = partial(shapes_only, config, task, where, width)
+    return _read(config.model, empty, partial(builder(config, task, where), width), task)
 
 
 def compare_code(before: Code, now: Code) -> str:
@@ -104,24 +121,23 @@ def kept_folder(plain: Path, coded: Path, code: Code, fits: Callable[[Path], boo
     return coded if compare_code(known, code) else plain
 
 
-def _read(name: str, build: Callable[[], nn.Module], weights: str, task: Task) -> Code:
+def _read(
+    name: str, empty: Callable[[], nn.Module], build: Callable[[], nn.Module], task: Task
+) -> Code:
+    """Return the code of a network.
+
+    Args:
+        name: As the experiment names it.
+        empty: Builds it to read shapes off.
+        build: Builds it with its weights.
+        task: What it is built for.
+    """
     if ":" not in name:
         return Code()
-    found = _modules(_build_empty(build), name.partition(":")[0])
+    found = _modules(empty(), name.partition(":")[0])
     sources = {module.__name__: _source(module) for module in found}
     known = {module: _hash(text) for module, text in sorted(sources.items()) if text is not None}
-    if len(known) == len(sources):
-        return Code(known)
-    return Code(known, _outputs(build, weights, task))
-
-
-def _build_empty(build: Callable[[], nn.Module]) -> nn.Module:
-    """Build a network without its weights, where it can be."""
-    try:
-        with torch.device("meta"):
-            return build()
-    except (RuntimeError, NotImplementedError):  # its constructor looks at values
-        return build()
+    return Code(known, () if len(known) == len(sources) else _outputs(build, task))
 
 
 def _modules(model: nn.Module, named: str) -> set[ModuleType]:
@@ -176,12 +192,10 @@ def _hash(source: str) -> str:
     return hashlib.sha256(code.encode()).hexdigest()[:32]
 
 
-def _outputs(build: Callable[[], nn.Module], weights: str, task: Task) -> tuple[float, ...]:
+def _outputs(build: Callable[[], nn.Module], task: Task) -> tuple[float, ...]:
     with torch.random.fork_rng():
         torch.manual_seed(_SEED)
         model = build().eval()
-        inputs = torch.randn(_NUM_PROBED, *task.image_shape)
-    if weights:
-        load_weights(Path(weights).expanduser(), model, where="teacher.weights")
+        inputs = torch.randn(_NUM_PROBED, *input_shape(model, task.image_shape))
     with torch.no_grad():
         return tuple(model(inputs).float().flatten().tolist())

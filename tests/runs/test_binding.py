@@ -245,7 +245,7 @@ def test_other_code_is_another_teacher(experiment: Experiment, folder: Path, net
     assert start(own, folder) == (), "a comment changes nothing"
     (network / "bound_parts.py").write_text(PARTS.format(factor=3))
     again(network)
-    with pytest.raises(UserError, match="the code of the teacher has changed: module bound_parts"):
+    with pytest.raises(UserError, match="the code of teacher has changed: module bound_parts"):
         start(own, folder)
     now = prepare_knowledge(Setup.resolve(own, Silent()), Silent())
     assert now.teacher_path != before.teacher_path
@@ -260,7 +260,7 @@ def test_other_code_is_another_student(experiment: Experiment, folder: Path, net
     start(own, folder)
     (network / "bound_parts.py").write_text(PARTS.format(factor=3))
     again(network)
-    with pytest.raises(UserError, match="the code of the student has changed: module bound_parts"):
+    with pytest.raises(UserError, match="the code of student has changed: module bound_parts"):
         start(own, folder)
 
 

@@ -20,6 +20,7 @@ from krscale.config import (
     LadderStudent,
     ModelConfig,
     StudentConfig,
+    TeacherConfig,
     with_values,
 )
 from krscale.errors import UserError
@@ -267,7 +268,8 @@ def shapes_only(config: ModelConfig, task: Task, where: str, width: int) -> nn.M
         with torch.device("meta"):
             return build()
     model = build_for_shapes(build, task.image_shape)
-    check_network(model, task.num_classes, task.image_shape, where)
+    trained_here = not (isinstance(config, TeacherConfig) and config.weights)
+    check_network(model, task.num_classes, task.image_shape, where, trained_here=trained_here)
     return model
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from krscale.errors import UserError
 from krscale.models.foreign import located
 from krscale.models.outputs import LogitsReader
+from krscale.models.preprocessing import input_shape
 
 BATCH = 2
 """Images of the pass; batch norm in train mode needs more than one."""
@@ -32,7 +33,7 @@ def build_for_shapes(build: Callable[[], nn.Module], image_shape: Sequence[int])
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # e.g. weights copied to nowhere
             model = build()
-        _run(model, image_shape)
+        _run(model, input_shape(model, image_shape))
     except Exception:  # noqa: BLE001 - whatever it is, the real build says it better
         return build()
     return model
@@ -58,6 +59,7 @@ def check_network(
     Raises:
         UserError: If it does not run, or gives anything but finite logits `[B, K]`.
     """
+    image_shape = input_shape(model, image_shape)
     for training in (False, True)[: 1 + trained_here]:
         logits = _run_explained(model, image_shape, training, where)
         _check_logits(logits, num_classes, image_shape, where)
@@ -94,7 +96,8 @@ def _run_explained(
     except Exception as error:
         raise UserError(
             f"{where}: the network does not run on images of shape {list(image_shape)} in {mode} "
-            f"mode: {located(error)}."
+            f"mode: {located(error)}. For a network of one size, {where}.preprocessing.input_size "
+            "scales them."
         ) from error
     if not isinstance(output, Tensor):
         raise UserError(f"{where}: the network returns {type(output).__name__}, not a tensor.")

@@ -160,6 +160,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Prep
         "teacher.model=odd_networks:trained",
         f"teacher.options={{path='{folder / 'net.safetensors'}'}}",
         "teacher.weights=own",
+        "teacher.allow_poor=true",
         LADDER % (folder / "narrow.pt"),
     )
     with Progress(quiet=True, planned={}) as progress:

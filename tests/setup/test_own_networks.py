@@ -140,6 +140,24 @@ def test_a_teacher_whose_outputs_are_not_finite_does_not_teach(tmp_path: Path) -
     assert not list(tmp_path.glob("cache/stores/*"))
 
 
+@pytest.mark.parametrize("weights", ["", "teacher.weights=own"])
+def test_weights_that_a_network_is_built_with_must_be_finite(weights: str) -> None:
+    settings = ["teacher.options={form='NaN'}", *([weights] if weights else [])]
+    assert "teacher: the weights hold NaN or infinity: head.bias" in refused(*settings)
+    student = ("student.model=odd_networks:Net", "student.options={form='NaN'}")
+    assert "student: the weights hold NaN or infinity: head.bias" in refused(*student)
+
+
+def test_a_teacher_that_loads_weights_is_told_from_one_that_draws_them(tmp_path: Path) -> None:
+    save_file(Net(10).state_dict(), tmp_path / "net.safetensors")
+    loads = ("teacher.model=odd_networks:trained",
+             f"teacher.options={{path='{tmp_path / 'net.safetensors'}'}}")  # fmt: skip
+    _, notes = resolved(*loads)
+    assert "odd_networks:trained gives the same weights whatever the seed" in notes[0]
+    assert resolved(*loads, "teacher.weights=own")[1] == ()
+    assert resolved()[1] == ()
+
+
 def test_what_was_dropped_of_weights_is_noted(tmp_path: Path) -> None:
     state = {f"net.{name}": value for name, value in Net(10, width=300).state_dict().items()}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "w.ckpt")

@@ -48,14 +48,26 @@ def _check_student(student: StudentConfig | LadderStudent, networks: Networks) -
     width = student.width if isinstance(student, LadderStudent) else 1
     if student.model not in ZOO:
         check_weights_are_finite(_built(student, networks, where, width), where)
-    if not isinstance(student, LadderStudent) or not student.weights:
+    if not isinstance(student, LadderStudent):
+        return ()
+    _refuse_idle_key(student.weights, student.weights_key, where)
+    if not student.weights:
         return ()
     network = shapes_only(student, networks, where, width)
     place = f"{where}.weights"
     return fit_weights(_path(student.weights), network, place, student.weights_key).notes
 
 
+def _refuse_idle_key(weights: str, key: str, where: str) -> None:
+    if key and weights in ("", OWN):
+        raise UserError(
+            f"{where}.weights_key: {key!r} chooses among the weights of a file, and "
+            f"{where}.weights names none."
+        )
+
+
 def _check_teacher(teacher: TeacherConfig, networks: Networks) -> tuple[str, ...]:
+    _refuse_idle_key(teacher.weights, teacher.weights_key, "teacher")
     if teacher.model not in ZOO and teacher.weights in ("", OWN):
         built = _built(teacher, networks, "teacher", teacher.width, teacher.seed)
         check_weights_are_finite(built, "teacher")

@@ -86,6 +86,18 @@ def test_what_does_not_is_refused_by_the_plan(
     assert len(found.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["teacher.weights_key=ema"], "teacher.weights_key: 'ema' chooses among the weights of a"),
+        (["teacher.weights_key=ema", "teacher.weights=own"], "teacher.weights names none"),
+        (["student.tap_layout=channels_last"], "student.tap_layout: 'channels_last' is set, but"),
+    ],
+)
+def test_settings_that_would_mean_nothing_are_refused(settings: list[str], message: str) -> None:
+    assert message in refused(*settings)
+
+
 def test_a_plan_refuses_it_too() -> None:
     with pytest.raises(UserError, match="student: the network gives 3 logits"):
         describe(experiment("student.model=odd_networks:Net", "student.options={form='three'}"))

@@ -242,7 +242,12 @@ def builder(
         )
         chosen = choose_preprocessing(config, network, task.image_shape[0], where)
         set_preprocessing(network, chosen)
-        if config.model not in ZOO:  # whose taps are known
+        if config.model in ZOO and config.tap_layout != "auto":
+            raise UserError(
+                f"{where}.tap_layout: {config.tap_layout!r} is set, but the taps of {config.model} "
+                "are known; leave it out."
+            )
+        if config.model not in ZOO:
             settle_taps(network, config, input_shape(network, task.image_shape), where)
         return network
 

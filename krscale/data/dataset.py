@@ -318,10 +318,10 @@ def _content_record(content: Content) -> dict[str, Any]:
 
 
 def _paths(data: SourceData, cut: Cut, root: Path) -> Paths | None:
-    """Return where each image is, relative to the path of the source; None if it has no files."""
+    """Return where each image is, from the folder of the source on; None if it has no files."""
     if not data.places:
         return None
-    start = f"{root}{os.sep}"
+    start = f"{root if root.is_dir() else root.parent}{os.sep}"
     return {
         name: [data.place(origin, int(row)).removeprefix(start) for row in rows]
         for name, (origin, rows) in cut.rows.rows.items()

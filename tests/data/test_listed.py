@@ -77,6 +77,7 @@ class TestList:
         assert found.classes == CLASSES
         listed = (found.path / "splits.csv").read_text().splitlines()
         assert len(listed) == NUM + 1
+        assert {line.split(",")[0] for line in listed[1:]} == set(files)
 
     def test_other_columns_absolute_paths_and_numbers(self, tmp_path, files):
         lines = (f"{n % 3}\t{tmp_path}/data/{file}" for n, file in enumerate(files))

@@ -18,6 +18,7 @@ from krscale.errors import UserError
 from krscale.runs import binding
 from krscale.runs.binding import ORIGIN_FILE, bind, bind_weights
 from krscale.setup.prepare import Setup, prepare_knowledge
+from krscale.training.checkpoint import save_weights
 
 CLASSES = ("ant", "bee", "cat")
 NETWORK = """
@@ -262,6 +263,37 @@ def test_other_code_is_another_student(experiment: Experiment, folder: Path, net
     again(network)
     with pytest.raises(UserError, match="the code of student has changed: module bound_parts"):
         start(own, folder)
+
+
+def test_weights_that_are_given(
+    experiment: Experiment, folder: Path, network: Path, tmp_path: Path
+) -> None:
+    importlib.invalidate_caches()
+    net = importlib.import_module("bound_net").Net
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("teacher", "small")}
+    for file in files.values():
+        save_weights(file, net(num_classes=3, in_channels=3, width=4))
+    own = {"model": "bound_net:Net", "options": {}}
+    student = {**own, "name": "small", "weights": str(files["small"])}
+    values = {
+        "teacher.model": own["model"],
+        "teacher.options": {},
+        "teacher.weights": str(files["teacher"]),
+        "ladder.students": [student],
+    }
+    given = with_values(experiment, values, "test")
+    start(given, folder)
+    for name, table in (("small", r"ladder\.students\.small"), ("teacher", "teacher")):
+        before = files[name].read_bytes()
+        save_weights(files[name], net(num_classes=3, in_channels=3, width=4))
+        with pytest.raises(UserError, match=f"the weights of {table} have changed"):
+            start(given, folder)
+        files[name].write_bytes(before)
+        assert start(given, folder) == ()
+    (network / "bound_parts.py").write_text(PARTS.format(factor=3))
+    again(network)
+    with pytest.raises(UserError, match=r"the code of ladder\.students\.small has changed"):
+        start(given, folder)
 
 
 def test_other_weights_are_another_teacher(

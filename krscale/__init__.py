@@ -1,1 +1,24 @@
-"""krscale: which student size is enough, trained how, and how accurate will it be?"""
+"""krscale: which student size is enough, trained how, and how accurate will it be?
+
+For a training loop of one's own there are the losses of `krscale.losses`, imported when they are
+first used, so that `import krscale` costs nothing.
+"""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from krscale import losses
+
+__all__ = ["losses"]
+
+
+def __getattr__(name: str) -> object:
+    # Not `from krscale import losses`, which would ask this function again.
+    import importlib
+
+    if name == "losses":
+        return importlib.import_module("krscale.losses")
+    raise AttributeError(f"module 'krscale' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -29,6 +29,7 @@ FLOORS = (
             "models",
             "config",
             "methods",
+            "losses",
         ),
     ),
     (

@@ -53,7 +53,7 @@ def modules_of(*parts: str) -> list[str]:
 
 
 GROUND = modules_of("errors", "files", "metrics", "knowledge", "models", "pareto")
-METHODS = modules_of("methods")
+METHODS = modules_of("methods", "losses")
 
 
 def import_without(forbidden: tuple[str, ...], *modules: str) -> subprocess.CompletedProcess[str]:

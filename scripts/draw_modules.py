@@ -20,6 +20,7 @@ FLOORS = (
         "Ground: torch and the standard library",
         (
             "errors",
+            "extras",
             "redaction",
             "interruption",
             "files",
@@ -30,6 +31,7 @@ FLOORS = (
             "config",
             "methods",
             "losses",
+            "kr",
         ),
     ),
     (

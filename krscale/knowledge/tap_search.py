@@ -4,7 +4,8 @@ A tap must hold all that the rest of the network goes on with. That is not guess
 network runs on two images, and once more for each candidate with the candidate's two outputs
 exchanged. If its logits are exchanged by that, everything the classifier learns of an image passes
 through this block; the inside of a residual block, an auxiliary classifier or a parallel branch
-fails the test.
+fails the test. A student may have a classifier that still says the same of everything; then the
+last output that differs stands for the logits.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from krscale.errors import UserError
 from krscale.knowledge.taps import unwrapped
@@ -114,6 +117,8 @@ class _Search:
         read: Takes the logits out of what the network returns.
         logits: `[2, K]`.
         outputs: What could be a tap gave, in the order in which it ended.
+        addresses: Where these lie in memory.
+        witness: The module whose output must be exchanged; None for the logits.
         tested: Whether everything passes through a block.
     """
 
@@ -122,6 +127,8 @@ class _Search:
     read: Callable[[Any], Tensor]
     logits: Tensor
     outputs: dict[str, Tensor]
+    addresses: dict[str, int]
+    witness: str | None
     tested: dict[str, bool] = field(default_factory=dict)
 
     @classmethod
@@ -129,7 +136,7 @@ class _Search:
         """Run the network once."""
         if len(images) < 2 or torch.equal(images[0], images[1]):
             raise UserError("taps are found with two images that differ; the loader gave no two.")
-        seen: list[tuple[str, Any]] = []
+        seen: list[tuple[str, Any, Any]] = []
         handles = [
             module.register_forward_hook(_noting(seen, name))
             for name, module in network.named_modules()
@@ -140,15 +147,25 @@ class _Search:
         finally:
             for handle in handles:
                 handle.remove()
-        if torch.equal(logits[0], logits[1]):
-            raise UserError("the network gives two different images the same logits.")
-        times = Counter(name for name, _ in seen)
-        outputs = {
-            name: output
-            for name, output in seen
-            if times[name] == 1 and _may_be_tap(output, len(images), logits)
-        }
-        return cls(network, images, read, logits, outputs)
+        times = Counter(name for name, _, _ in seen)
+        usable = [
+            (name, original, copy)
+            for name, original, copy in seen
+            if times[name] == 1 and _may_be_tap(copy, len(images), logits)
+        ]
+        differing = [name for name, _, copy in usable if not torch.equal(copy[0], copy[1])]
+        alike = torch.equal(logits[0], logits[1])
+        if alike and not differing:
+            raise UserError("the network gives two different images the same outputs.")
+        return cls(
+            network,
+            images,
+            read,
+            logits,
+            {name: copy for name, _, copy in usable},
+            {name: original.data_ptr() for name, original, _ in usable},
+            differing[-1] if alike else None,
+        )
 
     def repeated(self) -> list[str]:
         """Return the blocks whose class occurs more than once, the outermost ones."""
@@ -194,35 +211,48 @@ class _Search:
     def is_passed_by_all(self, name: str) -> bool:
         """Whether the logits follow when this block's two outputs are exchanged."""
         if name not in self.tested:
-            exchanged = self.outputs[name].flip(0)
-            handle = self.network.get_submodule(name).register_forward_hook(
-                lambda module, arguments, output: exchanged
-            )
-            try:
-                logits = self.read(self.network(self.images))
-            finally:
-                handle.remove()
-            spread = (self.logits[0] - self.logits[1]).abs().max()
-            error = (logits.flip(0) - self.logits).abs().max()
+            expected = self.logits if self.witness is None else self.outputs[self.witness]
+            found = self._run_exchanging(name)
+            spread = (expected[0] - expected[1]).abs().max()
+            error = (found.flip(0) - expected).abs().max()
             self.tested[name] = bool(error <= _TOLERANCE * spread)
         return self.tested[name]
+
+    def _run_exchanging(self, name: str) -> Tensor:
+        """Return what the witness gives when the two outputs of a block are exchanged."""
+        exchanged = self.outputs[name].flip(0)
+        seen: list[tuple[str, Any, Any]] = []
+        modules = dict(self.network.named_modules())
+        handles = [modules[name].register_forward_hook(lambda *_: exchanged)]
+        if self.witness is not None:
+            handles.append(modules[self.witness].register_forward_hook(_noting(seen, "")))
+        try:
+            logits = self.read(self.network(self.images))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return seen[0][2] if seen else logits
 
     def distinct(self, names: list[str]) -> list[str]:
         """Return the taps in depth order: no two of one output, no vectors where there are maps."""
         ordered = [name for name in self.outputs if name in names]
         kept: list[str] = []
         for name in ordered:
-            output = self.outputs[name]
-            if not any(_same(output, self.outputs[other]) for other in kept):
+            if not any(self._are_one(name, other) for other in kept):
                 kept.append(name)
         maps = [name for name in kept if self.outputs[name].ndim > 2]
         return maps or kept
 
+    def _are_one(self, first: str, second: str) -> bool:
+        # Equal values are not enough: a fresh residual block may give what it gets.
+        same = _same(self.outputs[first], self.outputs[second])
+        return same and self.addresses[first] == self.addresses[second]
 
-def _noting(seen: list[tuple[str, Any]], name: str) -> Callable[..., None]:
+
+def _noting(seen: list[tuple[str, Any, Any]], name: str) -> Callable[..., None]:
     def hook(module: nn.Module, arguments: Any, output: Any) -> None:
-        # A copy: the next layer may work in place.
-        seen.append((name, output.clone() if isinstance(output, Tensor) else output))
+        # A copy, as the next layer may work in place; the original, so that its address stays its.
+        seen.append((name, output, output.clone() if isinstance(output, Tensor) else output))
 
     return hook
 
@@ -241,8 +271,12 @@ def _same(first: Tensor, second: Tensor) -> bool:
     return first.shape == second.shape and torch.equal(first, second)
 
 
+_LAYERS = (nn.Linear, nn.LayerNorm, nn.GroupNorm, _BatchNorm, _ConvNd)
+
+
 def _has_children(module: nn.Module) -> bool:
-    return next(module.children(), None) is not None
+    # A norm with an activation in it is a layer, as libraries have them.
+    return not isinstance(module, _LAYERS) and next(module.children(), None) is not None
 
 
 def _is_sequence(module: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from foreign_networks import (
     LikeVGG,
     LikeViT,
     Perceptron,
+    Residual,
     Stages,
     WithDict,
     WithObject,
@@ -154,10 +155,27 @@ def test_nothing_to_tap(images: Tensor) -> None:
 def test_images_that_say_nothing(images: Tensor) -> None:
     with pytest.raises(UserError, match="two images that differ"):
         tapped(LikeResNet(), images[:1].expand(2, -1, -1, -1))
-    dead = LikeResNet()
-    nn.init.zeros_(dead.fc.weight)
-    with pytest.raises(UserError, match="two different images the same logits"):
-        tapped(dead, images)
+
+    class Dead(LikeResNet):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.zeros(len(x), 3) * super().forward(0 * x)
+
+    with pytest.raises(UserError, match="two different images the same outputs"):
+        tapped(Dead(), images)
+
+
+@pytest.mark.parametrize("network", [LikeResNet, LikeViT, LikeVGG])
+def test_a_fresh_student_that_says_nothing_yet(network: type[nn.Module], images: Tensor) -> None:
+    """Classifiers and the ends of residual branches often start at zero."""
+    torch.manual_seed(0)
+    expected = tapped(network(), images)
+    fresh = network()
+    nn.init.zeros_([m for m in fresh.modules() if isinstance(m, nn.Linear)][-1].weight)
+    for block in fresh.modules():
+        if isinstance(block, Residual):
+            nn.init.zeros_(block.body[-1].weight)
+    found = tapped(fresh, images)
+    assert (found.paths, found.stage_ends) == (expected.paths, expected.stage_ends)
 
 
 @pytest.mark.parametrize(

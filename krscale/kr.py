@@ -24,10 +24,10 @@ from krscale.knowledge.measuring import (
 )
 from krscale.knowledge.parameters import layers_by_tap, weight_histograms
 from krscale.knowledge.probes import Probes
-from krscale.knowledge.tapped_network import TappedNetwork
-from krscale.knowledge.taps import TapOutputs, unwrapped
+from krscale.knowledge.taps import TapOutputs
 from krscale.methods import MethodContext
 from krscale.methods.kr import KR
+from krscale.models.tapped import TappedNetwork, device_of
 
 Reduction = Literal["mean", "none"]
 
@@ -89,7 +89,7 @@ class KRLoss(nn.Module):
         self.method = KR(_context(teacher, student, knowledge, settings), settings)
         self._shown: dict[str, Tensor] = {}
         self.register_load_state_dict_post_hook(_weigh_again)  # type: ignore[no-untyped-call]
-        self.to(_device(student.network))
+        self.to(device_of(student.network))
 
     @classmethod
     def from_networks(
@@ -132,7 +132,7 @@ class KRLoss(nn.Module):
             UserError: If settings, batches or networks do not fit together.
         """
         chosen = _settings(settings)
-        device = _device(teacher)
+        device = device_of(teacher)
         images, batches = first_images(train_loader, "train_loader")
         shape = tuple(images.shape[1:])
         teachers = TappedNetwork.of(teacher.eval(), images, teacher_taps, "teacher")
@@ -145,7 +145,7 @@ class KRLoss(nn.Module):
             check_teacher(knowledge, teachers.paths)
         take_from_first_worker([knowledge.information_gain, knowledge.accuracy], device)
         loss = cls(teachers, students, knowledge, chosen, shape, reduction)
-        take_from_first_worker([*loss.buffers(), *loss.parameters()], _device(student))
+        take_from_first_worker([*loss.buffers(), *loss.parameters()], device_of(student))
         return loss
 
     @classmethod
@@ -333,11 +333,6 @@ def _numel(layer: nn.Module) -> int:
 
 def _weigh_again(loss: KRLoss, incompatible: Any) -> None:
     loss.method.weigh(loss.information_gain)
-
-
-def _device(network: nn.Module) -> torch.device:
-    parameter = next(unwrapped(network).parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
 
 
 def _check_classes(teacher: TappedNetwork, student: TappedNetwork) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,11 +49,17 @@ class WithDict(LikeResNet):
         return {"logits": super().forward(x), "features": x}
 
 
+@dataclass
+class Output:
+    logits: Tensor
+    hidden_states: Tensor | None = None
+
+
 class WithObject(LikeResNet):
     """Returns an object with logits, as transformers do."""
 
     def forward(self, x: Tensor) -> Any:
-        return SimpleNamespace(logits=super().forward(x), hidden_states=None)
+        return Output(super().forward(x), x)
 
 
 class TransformerBlock(nn.Module):

@@ -19,6 +19,7 @@ COMMANDS = {
     "report": "print, draw and explain the result of a run, or compare several",
     "insight": "say which settings mattered, and which won at which capacity",
     "pick": "choose a student of a finished run, and export it",
+    "taps": "list the blocks of a network that can be taps, with shapes",
     "space": "check a search space, and list what it varies",
     "store": "check or describe the stored predictions of a run's teacher",
     "ui": "open MLflow on the curves of all searches",

@@ -6,12 +6,18 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from krscale.config.data import DataConfig, ViewsConfig
 from krscale.config.distillation import DistillConfig
-from krscale.config.fields import Section, fingerprint
-from krscale.config.networks import LadderConfig, StoreConfig, StudentConfig, TeacherConfig
+from krscale.config.fields import Section, fingerprint, is_share
+from krscale.config.networks import (
+    LadderConfig,
+    LadderStudent,
+    StoreConfig,
+    StudentConfig,
+    TeacherConfig,
+)
 from krscale.config.searching import ClusterConfig, SearchConfig, TrackingConfig
 from krscale.config.training import TrainConfig
 from krscale.redaction import redact
@@ -57,11 +63,43 @@ class Experiment(Section):
             )
         return name
 
+    @model_validator(mode="after")
+    def _known_student(self) -> Experiment:
+        capacity = self.distill.capacity
+        names = [student.name for student in self.ladder.students]
+        if not is_share(capacity) and capacity not in names:
+            there = f"one of {', '.join(names)} or " if names else ""
+            raise ValueError(
+                f"distill.capacity: {capacity!r} is no student of [[ladder.students]]; allowed: "
+                f"{there}a share such as '1/16'"
+            )
+        return self
+
     @field_validator("storage_path")
     @classmethod
     def _absolute(cls, storage_path: str) -> str:
         # Workers have working directories of their own.
-        return str(Path(storage_path).expanduser().resolve())
+        path = Path(storage_path).expanduser().resolve()
+        for part in (path, *path.parents):
+            if part.is_file():
+                raise ValueError(f"{part} is a file; a folder is needed, which krscale makes")
+        return str(path)
+
+    @property
+    def own_student(self) -> LadderStudent | None:
+        """The student of `[[ladder.students]]` that `distill.capacity` names; None for a share."""
+        students = (s for s in self.ladder.students if s.name == self.distill.capacity)
+        return next(students, None)
+
+    @property
+    def any_student(self) -> LadderStudent | StudentConfig:
+        """The student that `distill.capacity` names, or the one with a capacity dial."""
+        return self.own_student or self.student
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """What the sizes of the ladder are called: names of its students, or shares."""
+        return tuple(s.name for s in self.ladder.students) or self.ladder.capacities
 
     @property
     def run_path(self) -> Path:

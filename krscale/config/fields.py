@@ -80,6 +80,11 @@ def parse_capacity(text: str) -> float:
     return share
 
 
+def is_share(text: str) -> bool:
+    """Whether a size is written as a share of the teacher, and not the name of a student."""
+    return not text[:1].isalpha()
+
+
 def fingerprint(content: Any) -> str:
     """Return 16 hexadecimal digits that identify JSON-serialisable content."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))

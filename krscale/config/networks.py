@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -18,16 +18,26 @@ from krscale.config.fields import (
     refuse_repeats,
 )
 
+_NEWER_OF_TEACHERS = ("output_key", "tap_layout", "weights_key")
+"""Fields that teachers have got since some were kept by fingerprint."""
+
 
 class ModelConfig(Section):
-    """A network: a name of the zoo or `package.module:callable`, and its arguments."""
+    """A network: of the zoo, of a library or of one's own, and its arguments."""
 
     model: str = "resnet"
-    """A zoo name, or `package.module:callable` taking (num_classes, in_channels, width)."""
+    """A zoo name; `timm:NAME`, `torchvision:NAME` or `hf:FOLDER`; or `package.module:callable`,
+    which gets the number of classes, the channels and the width, as far as it takes them."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further keyword arguments of the model, e.g. `{num_blocks = 2}`."""
     taps: Names = ()
     """Module paths whose outputs are taps, in depth order; empty takes the model's own."""
+    output_key: str = ""
+    """Name or position of the logits among several outputs, e.g. `"logits"` or `"0"`; empty takes
+    `logits`, or the only tensor."""
+    tap_layout: Literal["auto", "channels_first", "channels_last"] = "auto"
+    """Where the channels of all taps with positions are; `auto` finds it out, and asks where it
+    cannot."""
 
 
 class TeacherConfig(ModelConfig):
@@ -38,7 +48,11 @@ class TeacherConfig(ModelConfig):
     width: Count = 32
     """The capacity dial of the teacher."""
     weights: str = ""
-    """A state dict (`.safetensors`, or `.pt` without code); empty trains the teacher here."""
+    """A state dict (`.safetensors`, or `.pt`, `.pth`, `.ckpt` without code); `own` keeps the
+    weights that the model is built with; empty trains the teacher here."""
+    weights_key: str = ""
+    """Which weights of the file, where there are several: a table such as `model_ema`, or the
+    beginning of names; empty takes the only ones that fit."""
     num_epochs: Count = 30
     """Epochs of the teacher's own training."""
     learning_rate: Positive = 0.1
@@ -47,6 +61,15 @@ class TeacherConfig(ModelConfig):
     """Weight decay of the teacher's own training."""
     seed: StrictInt = 0
     """Seed of the teacher's initialisation and sample order."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells one teacher from another, without newer fields that are not used.
+
+        So that teachers which an older krscale kept are found again.
+        """
+        content = self.model_dump(mode="json")
+        defaults = {name: type(self).model_fields[name].default for name in _NEWER_OF_TEACHERS}
+        return {k: v for k, v in content.items() if k not in defaults or v != defaults[k]}
 
 
 class StudentConfig(ModelConfig):
@@ -75,11 +98,34 @@ class StoreConfig(Section):
     """Samples in one shard file."""
 
 
+class LadderStudent(ModelConfig):
+    """One student of a ladder of one's own: a table `[[ladder.students]]`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]*$", max_length=60)]
+    """What tables, figures and folders call it; it begins with a letter."""
+    width: Count = 1
+    """The capacity dial, for networks that have one."""
+    weights: str = ""
+    """A state dict that it starts from (as `teacher.weights`); empty starts from what it is built
+    with."""
+    weights_key: str = ""
+    """Which weights of the file, where there are several (as `teacher.weights_key`)."""
+
+
 class LadderConfig(Section):
     """The ladder of student capacities."""
 
     capacities: SomeNames = ("1/256", "1/64", "1/16", "1/4")
     """Student sizes as shares of the teacher's parameters, e.g. `"1/16"` or `"0.05"`."""
+    students: tuple[LadderStudent, ...] = ()
+    """Students of one's own, one table each with `name`, `model`, `options`, `weights`, ...; they
+    stand in place of `capacities` and `[student]`."""
+
+    @field_validator("students")
+    @classmethod
+    def _names(cls, students: tuple[LadderStudent, ...]) -> tuple[LadderStudent, ...]:
+        refuse_repeats([student.name for student in students], str.lower)
+        return students
 
     @field_validator("capacities")
     @classmethod

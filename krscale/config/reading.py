@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from krscale.config.experiment import Experiment
-from krscale.config.hints import expected_form, explain_unknown, field_paths
+from krscale.config.hints import expected_form, explain_item, explain_unknown, field_paths
 from krscale.config.ranges import SearchChoices, SearchRange, UsedWith
 from krscale.errors import UserError, nearest
 
@@ -146,13 +146,35 @@ def _field_of(location: Sequence[int | str]) -> tuple[str, ...]:
 def _explain(path: tuple[str, ...], found: list[Any], where: str, overridden: set[str]) -> str:
     """One line for one field: the place, what is allowed, what was given, the nearest name."""
     dotted = ".".join(path)
-    flag = next((key for key in sorted(overridden) if _one_within(key, dotted)), None)
+    flags = [key for key in sorted(overridden) if _one_within(key, dotted)]
+    # What is wrong with a section as a whole may come from any of its fields.
+    flag = flags[0] if len(flags) == 1 else next((key for key in flags if key == dotted), None)
     place = f"--set {flag}" if flag else f"{where}: {dotted}"
+    if within := _within_list(path, found[0]["loc"]):
+        return f"{place}: {within}: {_explain_item(path, within, found[0])}"
     if found[0]["type"] == "extra_forbidden":
         hint = explain_unknown(path)
         return f"{place}: unknown key {dotted!r}. {hint} Run with --dry-run to see every key."
+    if not path:  # several sections do not go together
+        return f"{where}: {found[0]['msg'].removeprefix('Value error, ')}."
     allowed = ", or ".join(_message(path, error, overridden=flag is not None) for error in found)
     return f"{place}: {allowed} (got {found[0]['input']!r})."
+
+
+def _within_list(path: tuple[str, ...], location: Sequence[int | str]) -> str:
+    """Return the place of a mistake below a list of tables, e.g. `table 2, model`; or nothing."""
+    rest = location[len(path) :]
+    if len(rest) < 2 or not isinstance(rest[0], int) or not isinstance(rest[1], str):
+        return ""
+    return f"table {rest[0] + 1}, {'.'.join(map(str, rest[1:]))}"
+
+
+def _explain_item(path: tuple[str, ...], within: str, error: Any) -> str:
+    name = within.rpartition(" ")[2]
+    if error["type"] != "extra_forbidden":
+        message = error["msg"].removeprefix("Value error, ")
+        return f"{message[0].lower()}{message[1:]} (got {error['input']!r})."
+    return f"unknown key {name!r}. {explain_item(path, name)}"
 
 
 def _one_within(first: str, second: str) -> bool:

@@ -32,6 +32,7 @@ class StudentCard:
         std: Standard deviation of each channel, likewise.
         accuracy: `val` and `test`, shares in [0, 1]; `val` is None when validation was trained on.
         provenance: Run, commit, fingerprints, method, settings, seed.
+        output_key: Which of several outputs of the architecture are the logits; empty finds them.
     """
 
     model: str
@@ -45,6 +46,7 @@ class StudentCard:
     std: tuple[float, ...]
     accuracy: Mapping[str, float | None]
     provenance: Mapping[str, Any]
+    output_key: str = ""
 
     @property
     def test_accuracy(self) -> float:
@@ -66,6 +68,7 @@ class StudentCard:
                 "model": self.model,
                 "width": self.width,
                 "options": dict(self.options),
+                "output_key": self.output_key,
                 "num_classes": len(self.classes),
                 "in_channels": self.image_shape[0],
                 "num_parameters": self.num_parameters,

@@ -109,6 +109,8 @@ def open_student(folder: Path) -> tuple[nn.Module, StudentCard]:
         in_channels=card.image_shape[0],
         width=card.width,
         options=card.options,
+        output_key=card.output_key,
+        fresh=True,
     )
     load_weights(folder / FORMATS["safetensors"].file, student)
     return student.eval(), card

@@ -223,7 +223,7 @@ class _Search:
         exchanged = self.outputs[name].flip(0)
         seen: list[tuple[str, Any, Any]] = []
         modules = dict(self.network.named_modules())
-        handles = [modules[name].register_forward_hook(lambda *_: exchanged)]
+        handles = [modules[name].register_forward_hook(_giving(exchanged))]
         if self.witness is not None:
             handles.append(modules[self.witness].register_forward_hook(_noting(seen, "")))
         try:
@@ -251,10 +251,30 @@ class _Search:
 
 def _noting(seen: list[tuple[str, Any, Any]], name: str) -> Callable[..., None]:
     def hook(module: nn.Module, arguments: Any, output: Any) -> None:
+        given = _single(output)
         # A copy, as the next layer may work in place; the original, so that its address stays its.
-        seen.append((name, output, output.clone() if isinstance(output, Tensor) else output))
+        seen.append((name, given, None if given is None else given.clone()))
 
     return hook
+
+
+def _giving(feature: Tensor) -> Callable[..., Any]:
+    """Return a hook that puts a feature in the place of the block's own."""
+
+    def hook(module: nn.Module, arguments: Any, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return feature
+        return type(output)(feature if isinstance(item, Tensor) else item for item in output)
+
+    return hook
+
+
+def _single(output: Any) -> Tensor | None:
+    """Return a block's tensor; some give it as the only one in a tuple."""
+    if type(output) in (tuple, list):
+        tensors = [item for item in output if isinstance(item, Tensor)]
+        return tensors[0] if len(tensors) == 1 else None
+    return output if isinstance(output, Tensor) else None
 
 
 def _may_be_tap(output: Any, batch_size: int, logits: Tensor) -> bool:

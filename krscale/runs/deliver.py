@@ -154,7 +154,7 @@ def _student(
     reporter: Reporter,
 ) -> tuple[nn.Module, dict[str, float | None]]:
     """Return the student and its accuracies: those of the table, or of its refit."""
-    student = build_student(trial, dataset, size.width)
+    student = build_student(trial, dataset, size.width, fresh=True)
     if not order.refit:
         place = picked.best_seed
         seed = picked.result.seeds[place]
@@ -180,9 +180,9 @@ def _card(
 ) -> StudentCard:
     result = picked.result
     return StudentCard(
-        model=trial.student.model,
+        model=trial.any_student.model,
         width=size.width,
-        options=trial.student.options,
+        options=trial.any_student.options,
         num_parameters=size.num_parameters,
         flops=size.flops,
         classes=dataset.classes,
@@ -190,6 +190,7 @@ def _card(
         mean=dataset.mean,
         std=dataset.std,
         accuracy=accuracy,
+        output_key=trial.any_student.output_key,
         provenance={
             "krscale": version("krscale"),
             "run": curve.name,

@@ -241,7 +241,7 @@ def _test(
     size: StudentSize,
     metrics: dict[str, float],
 ) -> StudentResult:
-    student = build_student(experiment, dataset, size.width)
+    student = build_student(experiment, dataset, size.width, fresh=True)
     weights = experiment.run_path / STUDENT_FILE
     load_weights(weights, student, where=str(weights))
     alone = Workers.alone(torch.device("cpu"))

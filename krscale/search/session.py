@@ -221,7 +221,7 @@ def _planned(experiment: Experiment) -> dict[tuple[str, str], int]:
     config = experiment.search
     return {
         (method, capacity): config.trials_per_size + config.num_final_seeds
-        for capacity in experiment.ladder.capacities
+        for capacity in experiment.sizes
         for method in config.methods
     }
 

@@ -25,6 +25,7 @@ from krscale.parallel import Workers
 from krscale.setup.networks import build_student, resolve_taps
 from krscale.setup.prepare import Prepared
 from krscale.setup.teacher import TeacherFacts
+from krscale.setup.weights import load_student_weights
 from krscale.store import FeatureStore, KnowledgeStore
 from krscale.training.loop import Training
 
@@ -78,7 +79,8 @@ def build_training(
     settings = experiment.train
     torch.manual_seed(settings.seed)
     student = build_student(experiment, assets.dataset, width)
-    taps, _ = resolve_taps(student, experiment.student.taps, "student.taps")
+    load_student_weights(experiment, student)
+    taps, _ = resolve_taps(student, experiment.any_student.taps, "student.taps")
     context = _method_context(student, taps, assets)
     method = build_method(experiment.distill.method, context, experiment.distill)
     loader = Loader(

@@ -9,20 +9,29 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from krscale.config import Experiment, ModelConfig, with_values
+from krscale.config import (
+    Experiment,
+    LadderStudent,
+    ModelConfig,
+    StudentConfig,
+    with_values,
+)
 from krscale.errors import UserError
 from krscale.knowledge.aggregation import split_taps
 from krscale.knowledge.features import Shapes, feature_shapes, stage_paths, stage_shapes
 from krscale.knowledge.taps import check_taps
 from krscale.methods import FeatureMethod, method_settings, parse_method
-from krscale.models import build_model
+from krscale.models import ZOO, build_model
 from krscale.models.capacity import count_flops, num_parameters
+from krscale.models.probing import build_for_shapes, check_network
 from krscale.parallel import check_batch_norm
+from krscale.setup.layouts import settle_taps
 from krscale.setup.methods import methods_of
 
 
@@ -93,8 +102,7 @@ class Networks:
         Raises:
             UserError: If the teacher cannot be built or trained, or its taps do not exist.
         """
-        with torch.device("meta"):
-            teacher = build_teacher(experiment, task)
+        teacher = shapes_only(experiment.teacher, task, "teacher", experiment.teacher.width)
         taps, stage_ends = resolve_taps(teacher, experiment.teacher.taps, "teacher.taps")
         stages = stage_paths(teacher, taps)
         if not experiment.teacher.weights:  # it will be trained
@@ -141,11 +149,16 @@ class Networks:
             UserError: Naming the setting, or the method and both shapes.
         """
         experiment, teacher = self.experiment, self.teacher
-        with torch.device("meta"):
-            student = self.build_student(width=1)
-        taps, _ = resolve_taps(student, experiment.student.taps, "student.taps")
         if "granularity" in method_settings(experiment.distill.method):
             split_taps(experiment.distill.granularity, teacher.num_taps, teacher.stage_ends)
+        for student in experiment.ladder.students or (experiment.student,):
+            self._check_student(student)
+
+    def _check_student(self, config: StudentConfig | LadderStudent) -> None:
+        experiment, teacher, where = self.experiment, self.teacher, student_table(config)
+        width = config.width if isinstance(config, LadderStudent) else 1
+        student = shapes_only(config, self, where, width)
+        taps, _ = resolve_taps(student, config.taps, f"{where}.taps")
         methods = (parse_method(name)[0] for name in methods_of(experiment))
         compared = [method for method in methods if issubclass(method, FeatureMethod)]
         if compared:
@@ -153,7 +166,7 @@ class Networks:
         for method in compared:
             method.check_shapes(own, feature_shapes(method.kind, teacher.stage_shapes))
         batch = (self.num_train, experiment.train.global_batch_size)
-        check_batch_norm(student, self.image_shape, batch, "student")
+        check_batch_norm(student, self.image_shape, batch, where)
 
 
 def build_teacher(experiment: Experiment, task: Task) -> nn.Module:
@@ -161,25 +174,62 @@ def build_teacher(experiment: Experiment, task: Task) -> nn.Module:
     return builder(experiment.teacher, task, "teacher")(experiment.teacher.width)
 
 
-def build_student(experiment: Experiment, task: Task, width: int) -> nn.Module:
-    """Build a student of the given width with fresh weights."""
-    return builder(experiment.student, task, "student")(width)
+def build_student(
+    experiment: Experiment, task: Task, width: int, *, fresh: bool = False
+) -> nn.Module:
+    """Build the student that an experiment trains, with the weights that it is built with.
+
+    Args:
+        experiment: Names the student.
+        task: What it must fit.
+        width: Its capacity dial.
+        fresh: Load no pretrained weights, because others take their place.
+    """
+    config = experiment.any_student
+    return builder(config, task, student_table(config), fresh=fresh)(width)
 
 
-def builder(config: ModelConfig, task: Task, where: str) -> Callable[[int], nn.Module]:
+def student_table(config: StudentConfig | LadderStudent) -> str:
+    """Return how errors call the table of a student."""
+    return f"ladder.students.{config.name}" if isinstance(config, LadderStudent) else "student"
+
+
+def builder(
+    config: ModelConfig, task: Task, where: str, *, fresh: bool = False
+) -> Callable[[int], nn.Module]:
     """Return a function from a width to a network of this kind for the task."""
 
     def build(width: int) -> nn.Module:
-        return build_model(
+        network = build_model(
             config.model,
             num_classes=task.num_classes,
             in_channels=task.image_shape[0],
             width=width,
             options=config.options,
+            output_key=config.output_key,
+            fresh=fresh,
             where=where,
         )
+        if config.model not in ZOO:  # whose taps are known
+            settle_taps(network, config, task.image_shape, where)
+        return network
 
     return build
+
+
+def shapes_only(config: ModelConfig, task: Task, where: str, width: int) -> nn.Module:
+    """Return a network to read shapes off, on meta tensors if possible, proven to give logits.
+
+    Raises:
+        UserError: If it cannot be built, does not run on these images, or gives no logits.
+    """
+    build = partial(builder(config, task, where), width)
+    if config.model in ZOO:
+        with torch.device("meta"):
+            return build()
+    model = build_for_shapes(build, task.image_shape)
+    check_network(model, task.num_classes, task.image_shape, where)
+    return model
 
 
 def resolve_taps(
@@ -197,7 +247,8 @@ def resolve_taps(
     if own is None:
         raise UserError(
             f"{where}: this model names no taps of its own (`tap_paths`); list the module paths of "
-            f"its blocks in depth order, e.g. {_some_paths(model)}."
+            f"its blocks in depth order, e.g. {_some_paths(model)}. "
+            "`krscale taps MODEL` lists and proposes them."
         )
     return tuple(own), tuple(getattr(model, "stage_ends", range(1, len(own) + 2)))
 

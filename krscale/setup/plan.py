@@ -10,6 +10,8 @@ from krscale.data.views import check_views
 from krscale.setup.methods import check_methods
 from krscale.setup.networks import Networks
 from krscale.setup.sizes import StudentSize, ladder_sizes
+from krscale.setup.weights import check_weights
+from krscale.training.optimisers import check_optimiser
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,10 @@ class ExperimentPlan:
 def describe(experiment: Experiment) -> ExperimentPlan:
     """Resolve an experiment without touching the disk; networks are built on meta tensors."""
     check_methods(experiment)
+    check_optimiser(experiment.train)
     source = describe_data(experiment.data, experiment.cache_path)
     check_views(experiment.views, source.image_shape)
     networks = Networks.resolve(experiment, source)
-    return ExperimentPlan(networks, ladder_sizes(networks), tuple(source.notes))
+    networks.check()
+    notes = (*source.notes, *check_weights(networks))
+    return ExperimentPlan(networks, ladder_sizes(networks), notes)

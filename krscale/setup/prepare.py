@@ -23,7 +23,9 @@ from krscale.setup.methods import check_methods, methods_of
 from krscale.setup.networks import Networks
 from krscale.setup.recipe import StoreRecipe
 from krscale.setup.teacher import TeacherFacts, prepare_teacher
+from krscale.setup.weights import check_weights
 from krscale.store import Report, ShardId, prepare_store
+from krscale.training.optimisers import check_optimiser
 
 
 class Reporter(Protocol):
@@ -61,6 +63,7 @@ class Setup:
             UserError: If methods, views, networks or taps are refused.
         """
         check_methods(experiment)
+        check_optimiser(experiment.train)
         reporter.phase("data")
         dataset = prepare_data(
             experiment.data, experiment.cache_path, reporter.advance, reporter.note
@@ -68,6 +71,8 @@ class Setup:
         check_views(experiment.views, dataset.image_shape)
         networks = Networks.resolve(experiment, dataset)
         networks.check()
+        for note in check_weights(networks):
+            reporter.note(note)
         return cls(experiment, dataset, networks)
 
 

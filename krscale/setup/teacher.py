@@ -19,7 +19,7 @@ from krscale.data import Dataset, SplitName
 from krscale.data.loader import Loader
 from krscale.data.views import normalise
 from krscale.errors import NonFiniteError, UserError
-from krscale.files import damaged, new_folder, reading, sha256, write_json
+from krscale.files import damaged, new_folder, reading, write_json
 from krscale.knowledge.parameters import layers_by_tap, weight_histogram
 from krscale.knowledge.probes import Probes, fit_probe, information_gain
 from krscale.knowledge.taps import TapOutputs, TappedModel, pool
@@ -29,6 +29,7 @@ from krscale.metrics import ACCURACY
 from krscale.models.capacity import count_flops, num_parameters
 from krscale.parallel import Workers
 from krscale.setup.networks import build_teacher, resolve_taps
+from krscale.setup.weights import load_teacher_weights, weights_identity
 from krscale.training.checkpoint import load_weights, read_tensors, save_weights
 from krscale.training.loop import Training, evaluate
 
@@ -165,14 +166,11 @@ def _folder(experiment: Experiment, key: str) -> Path:
 
 
 def _fingerprint(experiment: Experiment, dataset: Dataset) -> str:
-    content = experiment.teacher.model_dump(mode="json") | {"format": FORMAT}
+    content = experiment.teacher.identity() | {"format": FORMAT}
     content["data"] = dataset.fingerprint
-    if experiment.teacher.weights:
-        path = Path(experiment.teacher.weights).expanduser()
-        if not path.is_file():
-            raise UserError(f"teacher.weights: no such file: {path}.")
-        content["weights"] = sha256(path)
-    else:
+    if weights := weights_identity(experiment, dataset):
+        content["weights"] = weights
+    if not experiment.teacher.weights:
         content["views"] = experiment.views.model_dump(mode="json")
         content["global_batch_size"] = experiment.train.global_batch_size
     return fingerprint(content)
@@ -190,7 +188,7 @@ def _make_teacher(
     model = build_teacher(experiment, dataset)
     taps, stage_ends = resolve_taps(model, experiment.teacher.taps, "teacher.taps")
     if experiment.teacher.weights:
-        load_weights(Path(experiment.teacher.weights).expanduser(), model, where="teacher.weights")
+        load_teacher_weights(experiment, model)
         model.to(device)
     else:
         _train(experiment, dataset, model, device, report)

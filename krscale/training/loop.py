@@ -6,7 +6,6 @@ teacher's own training) decides what happens between epochs: report, save, stop.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -33,8 +32,10 @@ from krscale.parallel import (
     share_of,
     sum_over_workers,
 )
+from krscale.training.averaging import AveragedStudent
 from krscale.training.checkpoint import load_checkpoint, save_checkpoint
 from krscale.training.epoch_sums import EpochSums
+from krscale.training.optimisers import build_optimiser, learning_rate_factor
 from krscale.training.precision import resolve_precision
 
 EVALUATION_BATCH_SIZE = 1024
@@ -79,15 +80,18 @@ class Training:
             self.learner.compile()
         if workers.world_size > 1:
             self.forward = DistributedDataParallel(self.learner)
-        self.optimiser = _optimiser(self.learner, settings)
+        self.optimiser = build_optimiser(self.learner, settings)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimiser, _warmup_cosine(settings, loader.num_steps)
+            self.optimiser, learning_rate_factor(settings, loader.num_steps)
         )
+        self.average: AveragedStudent | None = None
+        if settings.ema_decay > 0.0:
+            self.average = AveragedStudent(self.learner.student, settings.ema_decay)
 
     @property
     def student(self) -> nn.Module:
-        """The bare student, without heads or wrappers."""
-        return self.learner.student
+        """The bare student, without heads or wrappers; averaged where `train.ema_decay` says so."""
+        return self.learner.student if self.average is None else self.average.model
 
     @property
     def finished(self) -> bool:
@@ -141,7 +145,9 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a restart needs: weights, optimiser, schedule, position, RNG."""
+        average = {} if self.average is None else {"average": self.average.state_dict()}
         return {
+            **average,
             "learner": self.learner.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -154,6 +160,8 @@ class Training:
         self.learner.load_state_dict(state["learner"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.epoch = int(state["epoch"])
         torch.set_rng_state(state["rng"])
 
@@ -175,6 +183,8 @@ class Training:
             nn.utils.clip_grad_norm_(self.learner.parameters(), self.settings.max_grad_norm)
         self.optimiser.step()
         self.schedule.step()
+        if self.average is not None:
+            self.average.update(self.learner.student)
         return output, terms.detach()
 
     def _autocast(self) -> torch.autocast:
@@ -251,31 +261,3 @@ def evaluate(
     model.train(was_training)
     *sums, count = sum_over_workers(totals).tolist()
     return {metric.name: total / count for metric, total in zip(metrics, sums, strict=True)}
-
-
-def _optimiser(learner: nn.Module, settings: TrainConfig) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; norms and biases are not decayed (as timm does)."""
-    decayed = [p for p in learner.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in learner.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    nesterov = settings.momentum > 0.0
-    return torch.optim.SGD(
-        groups, settings.learning_rate, settings.momentum, nesterov=nesterov, fused=True
-    )
-
-
-def _warmup_cosine(settings: TrainConfig, num_steps: int) -> Callable[[int], float]:
-    """Factor of the learning rate per step: linear warm-up, then cosine down to zero."""
-    total = max(1, settings.num_epochs * num_steps)
-    warmup = min(total - 1, round(settings.warmup_epochs * num_steps))
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        progress = (step - warmup) / max(1, total - warmup)
-        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-
-    return factor

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from krscale.errors import UserError
 from krscale.knowledge.tap_search import MAX_TAPS, FoundTaps, find_taps
-from krscale.knowledge.tapped_network import TappedNetwork, logits_of
 from krscale.models import build_model
+from krscale.models.tapped import TappedNetwork, _logits
 
 BLOCKS = ("layer1.0", "layer1.1", "layer2.0")
 
@@ -60,7 +60,7 @@ def test_found(
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
     outputs = found(images)
     assert [tuple(f.shape[1:]) for f in outputs.features] == list(found.shapes)
-    assert torch.equal(outputs.logits, logits_of(model(images)))
+    assert torch.equal(outputs.logits, _logits(model(images)))
     assert model.training
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -79,9 +79,12 @@ def test_a_module_keeps_the_mode_it_had(images: Tensor) -> None:
 def test_channels_last_maps_are_turned(size: int) -> None:
     images = torch.randn(4, 1, size, size, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
-    found = tapped(ChannelsLast(), images, "layers.0", "layers.1", "stem")
-    assert found.channels_last == (True, True, False)  # at 12, 6 rows, columns and channels
-    assert [shape[0] for shape in found.shapes] == [6, 8, 6]
+    network = ChannelsLast()
+    found = tapped(network, images, "layers.0", "layers.1", "stem")
+    assert [shape[0] for shape in found.shapes] == [6, 8, 6]  # at 12, 6 rows and columns, too
+    assert tapped(network, images, "layers.2").shapes[0][0] == 8
+    features = found(images).features
+    assert [feature.shape[1] for feature in features] == [6, 8, 6], "others' layouts stay known"
 
 
 class OneSize(nn.Module):
@@ -96,20 +99,17 @@ class OneSize(nn.Module):
         return logits
 
 
-def test_layers_tell_the_layout_where_sizes_do_not(images: Tensor) -> None:
+def test_a_layout_that_cannot_be_told_is_asked_for(images: Tensor) -> None:
     torch.manual_seed(0)
-    assert tapped(OneSize(ChannelsLast()), images).channels_last == (True, True)
-    wide = tapped(OneSize(LikeResNet(12)), images, "network.layer1.0")
-    assert wide.shapes == ((12, 12, 12),)
-    assert wide.channels_last == (False,)
-
-
-def test_a_layout_that_cannot_be_told_is_refused(images: Tensor) -> None:
-    torch.manual_seed(0)
-    network = ChannelsLast()
-    network.layers[0].beside = nn.Conv2d(1, 1, 1)
-    with pytest.raises(UserError, match=r"teacher: tap 'network.layers.0'.*\[6, 6, 6\].*channels"):
-        tapped(OneSize(network), images)
+    network = OneSize(ChannelsLast())
+    with pytest.raises(
+        UserError, match=r"teacher\.taps: 'network\.layers\.0' .*teacher\.tap_layout"
+    ):
+        tapped(network, images)
+    network.tap_layout = "channels_last"  # type: ignore[assignment]
+    feature = tapped(network, images)(images).features[0]
+    expected = network.network.layers[0](network.network.stem(images).movedim(1, -1))
+    torch.testing.assert_close(feature, expected.movedim(-1, 1))
 
 
 def test_own_taps_come_first_and_given_ones_before_them(images: Tensor) -> None:
@@ -131,7 +131,7 @@ def test_wrappers_are_looked_through(images: Tensor) -> None:
 
 def test_many_blocks_are_thinned_out(images: Tensor) -> None:
     torch.manual_seed(0)
-    found = find_taps(LikeViT(40), images, logits_of)
+    found = find_taps(LikeViT(40), images, _logits)
     assert len(found.paths) == MAX_TAPS
     numbers = [int(path.partition(".")[2]) for path in found.paths]
     assert numbers == sorted(set(numbers))
@@ -178,14 +178,23 @@ def test_a_fresh_student_that_says_nothing_yet(network: type[nn.Module], images:
     assert (found.paths, found.stage_ends) == (expected.paths, expected.stage_ends)
 
 
-@pytest.mark.parametrize(
-    ("output", "said"),
-    [
-        ({"scores": torch.zeros(2, 3)}, "returns dict, and no tensor of logits"),
-        ((torch.zeros(2, 3), torch.zeros(2, 3)), "returns tuple"),
-        (torch.zeros(2, 3, 1, 1), r"\[2, 3, 1, 1\], and not \[B, K\]"),
-    ],
-)
-def test_logits_that_are_not_there(output: object, said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        logits_of(output)
+def test_logits_that_are_not_there(images: Tensor) -> None:
+    class Odd(LikeResNet):
+        def forward(self, x: Tensor) -> object:
+            return self.odd(super().forward(x))
+
+    network = Odd()
+    for odd, said in [
+        (
+            lambda logits: {"scores": logits, "more": logits},
+            r"returns dict \(scores, more\), and nothing",
+        ),
+        (lambda logits: (logits, logits), "returns tuple"),
+        (lambda logits: "yes", r"returns str \(no tensor\)"),
+        (lambda logits: logits[:, :, None].repeat(1, 1, 2), r"\[2, 3, 2\], and not \[B, K\]"),
+    ]:
+        network.odd = odd
+        with pytest.raises(UserError, match=said):
+            tapped(network, images)
+    network.odd = lambda logits: logits[:, :, None, None]
+    assert tapped(network, images).num_classes == 3

@@ -208,7 +208,7 @@ class TestReadWeights:
             ([torch.ones(1)], "not a state dict but a list"),
             (torch.ones(1), "not a state dict but a Tensor"),
             ({"epoch": 3, "w": torch.ones(1)}, "'epoch' holds a int"),
-            ({"net": {"w": torch.ones(1)}}, "'net' holds a dict"),
+            ({"notes": {"w": "x"}}, "'notes' holds a dict"),
             ({}, "an empty state dict"),
         ],
     )

@@ -1,0 +1,129 @@
+"""Weights that networks come with: checked before anything trains, loaded, and told apart."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from krscale.config import Experiment, TeacherConfig
+from krscale.errors import UserError
+from krscale.files import sha256
+from krscale.models import is_pretrained
+from krscale.models.probing import check_weights_are_finite
+from krscale.setup.networks import Networks, Task, builder, shapes_only, student_table
+from krscale.training.checkpoint import fit_weights, load_weights
+
+OWN = "own"
+"""In place of a file: the weights that the model is built with."""
+
+
+def check_weights(networks: Networks) -> tuple[str, ...]:
+    """Refuse weights of teacher and students that do not fit, before anything trains.
+
+    Returns:
+        Notes on what was chosen of a file, or dropped.
+
+    Raises:
+        UserError: Naming the file, and all that does not fit.
+    """
+    experiment = networks.experiment
+    notes = _check_teacher(experiment.teacher, networks)
+    for student in experiment.ladder.students:
+        if student.weights:
+            where = student_table(student)
+            network = shapes_only(student, networks, where, student.width)
+            place = f"{where}.weights"
+            found = fit_weights(_path(student.weights), network, place, student.weights_key)
+            notes += found.notes
+    return notes
+
+
+def _check_teacher(teacher: TeacherConfig, networks: Networks) -> tuple[str, ...]:
+    if not teacher.weights:
+        _refuse_to_train_anew(teacher)
+        return ()
+    if teacher.weights == OWN:
+        check_weights_are_finite(_built(teacher, networks), "teacher")
+        return ()
+    network = shapes_only(teacher, networks, "teacher", teacher.width)
+    return fit_weights(
+        _path(teacher.weights), network, "teacher.weights", teacher.weights_key
+    ).notes
+
+
+def load_teacher_weights(experiment: Experiment, model: nn.Module) -> None:
+    """Load the weights that an experiment names into its teacher; its own stay as they are.
+
+    Raises:
+        UserError: If they do not fit, or are not finite.
+    """
+    teacher = experiment.teacher
+    if teacher.weights != OWN:
+        load_weights(_path(teacher.weights), model, "teacher.weights", teacher.weights_key)
+    check_weights_are_finite(model, "teacher.weights")
+
+
+def load_student_weights(experiment: Experiment, student: nn.Module) -> None:
+    """Load the weights that a student of the user's own starts from, if any.
+
+    Raises:
+        UserError: If they do not fit, or are not finite.
+    """
+    own = experiment.own_student
+    if own is not None and own.weights:
+        where = f"{student_table(own)}.weights"
+        load_weights(_path(own.weights), student, where, own.weights_key)
+
+
+def weights_identity(experiment: Experiment, task: Task) -> str:
+    """Return what identifies the weights that the teacher comes with; empty where it has none.
+
+    Raises:
+        UserError: If the file is not there.
+    """
+    teacher = experiment.teacher
+    if teacher.weights == OWN or (
+        not teacher.weights and is_pretrained(teacher.model, teacher.options)
+    ):
+        return _state_hash(_built(teacher, task))
+    if not teacher.weights:
+        return ""
+    path = _path(teacher.weights)
+    if not path.is_file():
+        raise UserError(f"teacher.weights: no such file: {path}.")
+    return sha256(path)
+
+
+def _refuse_to_train_anew(teacher: TeacherConfig) -> None:
+    """Refuse to train a teacher that has been trained on these classes, unless that is said."""
+    options = teacher.options
+    known = teacher.model.startswith("hf:") and is_pretrained(teacher.model, options)
+    if known and not options.get("new_head"):
+        raise UserError(
+            f"teacher.weights: {teacher.model} has weights for these classes, and would be "
+            "trained anew. teacher.weights = 'own' keeps them; teacher.options = { new_head = true "
+            "} trains on from there, { pretrained = false } from the beginning."
+        )
+
+
+def _path(weights: str) -> Path:
+    return Path(weights).expanduser()
+
+
+def _built(teacher: TeacherConfig, task: Task) -> nn.Module:
+    """Return the teacher as it is built, fresh weights drawn from its seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(teacher.seed)
+        return builder(teacher, task, "teacher")(teacher.width)
+
+
+def _state_hash(model: nn.Module) -> str:
+    """Return a hash of names and values of a state dict."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -63,6 +63,7 @@ class KRLoss(nn.Module):
     Attributes:
         settings: KR's own, as in the `[distill]` section of an experiment.
         image_shape: `(C, H, W)` of the images that probes and heads were fitted to.
+        context: What a method is built from, should another one be wanted.
     """
 
     information_gain: Tensor
@@ -86,7 +87,8 @@ class KRLoss(nn.Module):
         self.probes = without_parameters(knowledge.probes)
         self.register_buffer("information_gain", knowledge.information_gain)
         self.register_buffer("tap_accuracy", knowledge.accuracy)
-        self.method = KR(_context(teacher, student, knowledge, settings), settings)
+        self.context = _context(teacher, student, knowledge, settings)
+        self.method = KR(self.context, settings)
         self._shown: dict[str, Tensor] = {}
         self.register_load_state_dict_post_hook(_weigh_again)  # type: ignore[no-untyped-call]
         self.to(device_of(student.network))
@@ -242,6 +244,16 @@ class KRLoss(nn.Module):
     def begin_epoch(self, progress: float) -> None:
         """Say how far the training is, 0 to 1, where `sparsity_schedule` lets sparsity change."""
         self.method.begin_epoch(progress)
+
+    @property
+    def student_paths(self) -> tuple[str, ...]:
+        """Module paths of the student's taps, in depth order."""
+        return self._networks[1].paths
+
+    def teacher_says(self, images: Tensor) -> Tensor:
+        """Return what every tap of the teacher says, `[B, D, K]` fp32 logits; no gradient."""
+        said: Tensor = self.probes(self.teacher(images)).detach()
+        return said
 
     @property
     def taps(self) -> tuple[Tap, ...]:

@@ -36,7 +36,7 @@ FLOORS = (
     ),
     (
         "First floor: learning in one process, without Ray, Optuna or MLflow",
-        ("parallel", "data", "store", "training", "setup", "export"),
+        ("parallel", "data", "store", "training", "setup", "export", "on_objects"),
     ),
     ("Second floor: many workers", ("cluster",)),
     ("Third floor: runs", ("time_left", "progress", "report", "tracking", "runs", "search")),

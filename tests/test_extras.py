@@ -35,7 +35,7 @@ class Without:
 
 
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
-import torch, krscale
+import torch, krscale, krscale.errors
 
 torch.manual_seed(0)
 
@@ -57,6 +57,13 @@ logits = student(images), teacher(images), labels
 assert krscale.losses.dkd(*logits).shape == (60,)
 assert all(parameter.grad is not None for parameter in student.parameters())
 assert not missing & set(sys.modules), missing & set(sys.modules)
+
+try:
+    krscale.distill
+except krscale.errors.UserError as error:
+    assert "krscale[search]" in str(error)
+else:
+    raise AssertionError("it needs more than the core")
 
 from krscale.cli.app import main
 

@@ -36,6 +36,7 @@ def given(tmp_path: Path) -> dict[str, Any]:
         "teacher": teacher,
         "student": student,
         "train_loader": loader,
+        "val_loader": DataLoader(TensorDataset(images[30:], labels[30:]), batch_size=15),
         "images": images[:30],
         "labels": labels[:30],
         "path": tmp_path / "kr.pt",
@@ -65,7 +66,9 @@ def test_examples_that_need_torch_alone(
         if "# distributed" not in block and not any(name in block for name in LIBRARIES):
             run(block, names)
     assert len(compiled) == 1
-    assert capsys.readouterr().out.count("'kr':") == 2
+    out = capsys.readouterr().out
+    assert out.count("'kr':") == 2
+    assert "of validation right after 3 epochs" in out
     assert 0.0 <= float(names["accuracy"]) <= 1.0
     assert names["loss"].requires_grad
     assert names["combined"].shape == ()

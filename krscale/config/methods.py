@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import ValidationError, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from krscale.config.fields import Count, Positive, Section, Share, StrictInt, Weight
 from krscale.config.ranges import SearchChoices, SearchRange, UsedWith
-from krscale.errors import UserError, unknown_name
 
 SparsitySchedule = Literal["constant", "rising", "falling"]
 Mixing = Literal["arithmetic", "geometric"]
@@ -59,30 +58,6 @@ class MethodSettings(Section):
         values = dict(settings)
         own = {name: values[name] for name in cls.model_fields if name in values}
         return cls.model_validate(own | changes)
-
-    @classmethod
-    def from_keywords(cls, values: Mapping[str, Any], where: str) -> Self:
-        """Return the settings that keyword arguments name, the rest at their defaults.
-
-        Args:
-            values: As they were given.
-            where: The function that takes them, for the message.
-
-        Raises:
-            UserError: Naming every unknown setting with the nearest one, and every wrong value.
-        """
-        for name in values:
-            if name not in cls.model_fields:
-                raise unknown_name("setting", name, cls.model_fields, where)
-        try:
-            return cls.model_validate(dict(values))
-        except ValidationError as error:
-            found = [
-                f"{where}: {'.'.join(map(str, e['loc'][:1])) or 'settings'}: {e['msg']} "
-                f"(got {e['input']!r})."
-                for e in error.errors(include_url=False)
-            ]
-            raise UserError("\n".join(found)) from None
 
 
 class PlainSettings(MethodSettings):

@@ -62,7 +62,7 @@ class TappedNetwork:
                 paths, ends = _taps_of(inner, images, tuple(paths), where)
                 _settle(inner, paths, images, where)
                 outputs = run_tapped(inner, paths, images)
-                logits = _logits(outputs.logits)
+                logits = logits_of(outputs.logits)
         except UserError as error:
             message = str(error)
             place = "" if message.startswith(where) else f"{where}: "
@@ -75,7 +75,7 @@ class TappedNetwork:
     def __call__(self, images: Tensor) -> TapOutputs:
         """Run the network once, in whatever modes it is."""
         outputs = run_tapped(self.network, self.paths, images)
-        return TapOutputs(_logits(outputs.logits), outputs.features)
+        return TapOutputs(logits_of(outputs.logits), outputs.features)
 
 
 def device_of(network: nn.Module) -> torch.device:
@@ -84,7 +84,7 @@ def device_of(network: nn.Module) -> torch.device:
     return torch.device("cpu") if parameter is None else parameter.device
 
 
-def _logits(output: Any) -> Tensor:
+def logits_of(output: Any) -> Tensor:
     """Return the logits `[B, K]` within what a network returns."""
     try:
         logits = without_positions(find_logits(output))
@@ -105,7 +105,7 @@ def _taps_of(
     """Return the taps, and the last tap of each stage where the network itself says it."""
     own: tuple[str, ...] | None = getattr(network, "tap_paths", None)
     if own is None and not given:
-        return find_taps(network, images, _logits).paths, None
+        return find_taps(network, images, logits_of).paths, None
     chosen = given or tuple(own or ())
     check_taps(network, chosen, where)
     if own is not None and chosen == tuple(own):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from krscale.errors import UserError
 from krscale.knowledge.tap_search import MAX_TAPS, FoundTaps, find_taps
 from krscale.models import build_model
-from krscale.models.tapped import TappedNetwork, _logits
+from krscale.models.tapped import TappedNetwork, logits_of
 
 BLOCKS = ("layer1.0", "layer1.1", "layer2.0")
 
@@ -60,7 +60,7 @@ def test_found(
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
     outputs = found(images)
     assert [tuple(f.shape[1:]) for f in outputs.features] == list(found.shapes)
-    assert torch.equal(outputs.logits, _logits(model(images)))
+    assert torch.equal(outputs.logits, logits_of(model(images)))
     assert model.training
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -131,7 +131,7 @@ def test_wrappers_are_looked_through(images: Tensor) -> None:
 
 def test_many_blocks_are_thinned_out(images: Tensor) -> None:
     torch.manual_seed(0)
-    found = find_taps(LikeViT(40), images, _logits)
+    found = find_taps(LikeViT(40), images, logits_of)
     assert len(found.paths) == MAX_TAPS
     numbers = [int(path.partition(".")[2]) for path in found.paths]
     assert numbers == sorted(set(numbers))

@@ -85,3 +85,21 @@ def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="change any field by its dotted path, e.g. --set train.num_epochs=20; repeatable",
     )
+
+
+def add_new_data_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--new-data`, which commands with a run folder take."""
+    parser.add_argument(
+        "--new-data",
+        action="store_true",
+        help="where the images or the teacher are others than when the run began: put its results "
+        "aside within the run folder, and begin again",
+    )
+
+
+def positive(text: str) -> int:
+    """Read a whole number of at least 1, as the type of an argument."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1 (got {number})")
+    return number

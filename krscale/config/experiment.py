@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -123,4 +123,29 @@ class Experiment(Section):
     def fingerprint(self) -> str:
         """Hash of every field that changes results; not of where they are kept or how shown."""
         content = self.model_dump(mode="json", exclude={"storage_path", "tracking", "cluster"})
-        return fingerprint(content)
+        return fingerprint(_without_newer_defaults(content))
+
+
+_NEWER = (
+    *(f"data.{name}" for name in ("background", "skip_unreadable", "map_labels")),
+    *(f"data.files.{name}" for name in ("channels", "path_column", "split_column")),
+    *(f"teacher.{name}" for name in ("allow_poor", "output_key", "preprocessing", "tap_layout")),
+    "teacher.weights_key",
+    *(f"student.{name}" for name in ("output_key", "preprocessing", "tap_layout")),
+    "ladder.students",
+    *(f"train.{name}" for name in ("ema_decay", "optimizer", "optimizer_options", "schedule")),
+)
+"""Fields that came after fingerprints had been written down: left out where they are as they are by
+default, so that what was kept under a fingerprint is found again."""
+
+
+def _without_newer_defaults(content: dict[str, Any]) -> dict[str, Any]:
+    default = Experiment().model_dump(mode="json")
+    for dotted in _NEWER:
+        *sections, name = dotted.split(".")
+        table, as_before = content, default
+        for section in sections:
+            table, as_before = table[section], as_before[section]
+        if table[name] == as_before[name]:
+            del table[name]
+    return content

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from krscale.config.fields import (
     Count,
@@ -20,6 +20,53 @@ from krscale.config.fields import (
 
 _NEWER_OF_TEACHERS = ("output_key", "tap_layout", "weights_key")
 """Fields that teachers have got since some were kept by fingerprint."""
+
+
+def _listed(value: Any) -> Any:
+    """Let one number stand for a list of one."""
+    return (value,) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class PreprocessingConfig(Section):
+    """From the pixels of a view to the input of a network; teacher and student may differ in it.
+
+    What is left as it is comes from the network's own metadata where it starts with weights (timm's
+    `pretrained_cfg`, torchvision's weights, a Hugging Face folder), else it is the data's own
+    normalisation at the data's own size. The size is its own only where it is not trained here.
+    """
+
+    normalisation: Literal["auto", "data", "imagenet", "half", "none"] = "auto"
+    """Mean and standard deviation by name: `data` (of the training images), `imagenet`, `half`
+    (0.5 and 0.5: pixels in -1..1), `none`; `auto` as the network itself says, or `data`."""
+    mean: Annotated[tuple[Number, ...], BeforeValidator(_listed)] = ()
+    """Mean of each channel in the order that the network takes them, or one number for all, in
+    units of `pixel_range`; with `std`, in place of `normalisation`."""
+    std: Annotated[
+        tuple[Annotated[float, Field(gt=0.0, allow_inf_nan=False)], ...], BeforeValidator(_listed)
+    ] = ()
+    """Standard deviation of each channel, likewise."""
+    pixel_range: Literal["auto", "0..1", "0..255"] = "auto"
+    """What pixels are before they are normalised; `auto` as the network itself says, or `0..1`."""
+    channel_order: Literal["auto", "rgb", "bgr"] = "auto"
+    """Order of the channels that the network takes; `auto` as it says itself, or `rgb`."""
+    input_size: Annotated[tuple[Count, ...], BeforeValidator(_listed), Field(max_length=2)] = ()
+    """Height and width that the network takes, or one number for both: the view is scaled until it
+    covers them, and what is over is cut; empty as the network itself says, or the data's size."""
+    interpolation: Literal["auto", "nearest", "bilinear", "bicubic", "lanczos"] = "auto"
+    """How views are scaled to `input_size`; `auto` as the network itself says, or `bilinear`."""
+
+    @model_validator(mode="after")
+    def _one_normalisation(self) -> PreprocessingConfig:
+        if bool(self.mean) != bool(self.std):
+            raise ValueError("mean and std go together; one of them is missing")
+        if self.mean and self.normalisation != "auto":
+            raise ValueError(
+                f"mean and std stand for normalisation = {self.normalisation!r}; give one of them"
+            )
+        return self
 
 
 class ModelConfig(Section):
@@ -38,6 +85,7 @@ class ModelConfig(Section):
     tap_layout: Literal["auto", "channels_first", "channels_last"] = "auto"
     """Where the channels of all taps with positions are; `auto` finds it out, and asks where it
     cannot."""
+    preprocessing: PreprocessingConfig = PreprocessingConfig()
 
 
 class TeacherConfig(ModelConfig):
@@ -61,13 +109,17 @@ class TeacherConfig(ModelConfig):
     """Weight decay of the teacher's own training."""
     seed: StrictInt = 0
     """Seed of the teacher's initialisation and sample order."""
+    allow_poor: bool = False
+    """Whether a teacher may teach that is no better than guessing, or worse than its own taps, or
+    that would be better with another preprocessing."""
 
     def identity(self) -> dict[str, Any]:
         """Return what tells one teacher from another, without newer fields that are not used.
 
         So that teachers which an older krscale kept are found again.
         """
-        content = self.model_dump(mode="json")
+        # What its preprocessing comes to is told apart by whoever resolves it.
+        content = self.model_dump(mode="json", exclude={"preprocessing", "allow_poor"})
         defaults = {name: type(self).model_fields[name].default for name in _NEWER_OF_TEACHERS}
         return {k: v for k, v in content.items() if k not in defaults or v != defaults[k]}
 

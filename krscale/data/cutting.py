@@ -28,11 +28,13 @@ class Cut:
 
     Attributes:
         splits: All three.
+        rows: Which images of the source each of them has.
         rules: What was done unlike `cut_rows` does it at first; part of the data set's identity.
         notes: What the user should know of it, a sentence each.
     """
 
     splits: dict[SplitName, Split]
+    rows: RowCut
     rules: dict[str, str]
     notes: tuple[str, ...]
 
@@ -48,16 +50,18 @@ def cut_splits(data: SourceData, config: DataConfig, scratch: Path) -> Cut:
         scratch: Folder for images that are streamed; the splits are mapped from it.
 
     Raises:
-        UserError: If a class has too few images to be in every split, or two splits of the user's
-            own share images.
+        UserError: If images cannot be read, a class has too few to be in every split, or two
+            splits of the user's own share some.
     """
     cut = cut_rows(data, config)
     splits = _read(data, cut, scratch)
+    if data.seen is not None:
+        data.seen.refuse(_where(config))
     found = {name: digests(split.images) for name, split in splits.items()}
     shared = shared_images(found)
     rules, notes = cut.rules, _absent_classes(data, config, splits)
     if shared and config.allow_duplicates:
-        return Cut(splits, rules, (*notes, *(_count(config, pair) for pair in shared)))
+        return Cut(splits, cut, rules, (*notes, *(_count(config, pair) for pair in shared)))
     fixed = [pair for pair in shared if len({cut.rows[name][0] for name in pair.names}) > 1]
     if fixed and not data.published:
         raise _refusal(data, config, cut, fixed)
@@ -68,7 +72,8 @@ def cut_splits(data: SourceData, config: DataConfig, scratch: Path) -> Cut:
         splits |= _recut(splits, cut.of("train"), again.of("train"), scratch)
         rules = again.rules | {"copies": "in one split"}
         notes += (_count_copies(config, groups, data.splits["train"].labels),)
-    return Cut(splits, rules, notes)
+        cut = again
+    return Cut(splits, cut, rules, notes)
 
 
 def _read(data: SourceData, cut: RowCut, scratch: Path) -> dict[SplitName, Split]:

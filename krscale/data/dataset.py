@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 from filelock import FileLock
 
-from krscale.config import DataConfig, as_record, fingerprint
+from krscale.config import DataConfig, as_record, fingerprint, read_record
 from krscale.data.arrow import Split, read_split, write_split
-from krscale.data.cutting import cut_splits
-from krscale.data.source import Note, Report, Source, SplitName
+from krscale.data.content import SPLITS_FILE, Content, Paths, count_by_class, write_split_list
+from krscale.data.counting import describe_counts
+from krscale.data.cutting import Cut, cut_splits
+from krscale.data.seen import Fault, UnreadableError, skipped_notes
+from krscale.data.skipping import without
+from krscale.data.source import Note, Report, Source, SourceData, SplitName
 from krscale.data.sources import open_source
 from krscale.data.splitting import channel_statistics, check_source
 from krscale.errors import UserError, unknown_name
 from krscale.files import damaged, new_folder, read_json, reading, sha256, write_json
 
+CONTENT_FILE = "content.json"
 FORMAT = 1
 """Version of the files below; a change of it, or of how images are cut, builds data anew."""
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
@@ -30,7 +36,8 @@ class Dataset:
 
     Attributes:
         path: Its folder.
-        fingerprint: Hash of what determines images and splits.
+        fingerprint: Hash of what determines images and splits; of the content itself where it was
+            read from files of the user's own.
         source: Name of the source.
         classes: Name of each class; a label is an index into them.
         image_shape: `(C, H, W)` of every image.
@@ -38,6 +45,8 @@ class Dataset:
         std: Standard deviation of each channel, likewise.
         num_samples: Images of each split that it has.
         sha256: Hash of the file of each split.
+        identity: Hash of the files and settings it was built from; data sets that krscale built
+            earlier have it as their fingerprint, and their runs know them by it.
     """
 
     path: Path
@@ -49,6 +58,7 @@ class Dataset:
     std: tuple[float, ...]
     num_samples: Mapping[str, int]
     sha256: Mapping[str, str]
+    identity: str = ""
 
     @property
     def num_classes(self) -> int:
@@ -79,6 +89,24 @@ class Dataset:
             )
         return split
 
+    def content(self) -> DatasetContent:
+        """Return what the data set holds; read from its images where it is older than the record.
+
+        Raises:
+            DamagedFileError: If the record is not what was written.
+        """
+        file = self.path / CONTENT_FILE
+        if not file.is_file():
+            found = Content.of(self.classes, {name: self.split(name) for name in _names(self)})
+            write_json(file, _content_record(found))
+        rebuild = f"Delete it; it is written again from the images in {self.path}."
+        return read_record(file, DatasetContent, rebuild)
+
+    def summary(self) -> str:
+        """Say in one line how many images of how many classes there are."""
+        labels = {name: self.split(name).labels for name in _names(self)}
+        return describe_counts(self.source, self.classes, self.image_shape, labels)
+
     def verify(self) -> None:
         """Raise `UserError` when the content of a split is not what was written."""
         for name in self.sha256:
@@ -88,6 +116,19 @@ class Dataset:
                     f"{path}: missing or damaged (its SHA-256 is not the manifest's). "
                     f"Delete {self.path}; it will be built again."
                 )
+
+
+@dataclass(frozen=True)
+class DatasetContent:
+    """What a data set holds, in a form that can be kept and compared.
+
+    Attributes:
+        digest: Of the pixels and labels of all images; see `Content.digest`.
+        images: Number of images of each class in all splits.
+    """
+
+    digest: str
+    images: dict[str, int]
 
 
 def prepare_data(
@@ -138,7 +179,8 @@ def dataset_path(config: DataConfig, cache: Path) -> Path:
 
 
 def _path(config: DataConfig, identity: Mapping[str, Any], cache: Path) -> Path:
-    return cache / "data" / f"{config.source}-{fingerprint(identity)}"
+    name = config.source.replace(":", ".")  # of a callable: a folder cannot be called so everywhere
+    return cache / "data" / f"{name}-{fingerprint(identity)}"
 
 
 def open_data(path: Path) -> Dataset:
@@ -159,7 +201,8 @@ def open_data(path: Path) -> Dataset:
     manifest = as_record(file, content, _Manifest, rebuild)
     if set(manifest.num_samples) != set(manifest.sha256):
         raise damaged(file, "num_samples and sha256 are not of the same splits", rebuild)
-    return Dataset(path=path, **{name: getattr(manifest, name) for name in _FIELDS})
+    known = {name: getattr(manifest, name) for name in _FIELDS}
+    return Dataset(path=path, identity=fingerprint(content.get("identity")), **known)
 
 
 def _identity(config: DataConfig, source: Source) -> dict[str, Any]:
@@ -183,34 +226,78 @@ def _build(
     check_source(config.source, data)
     # Beside the data, since a temporary folder of the system may itself be memory.
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-        cut = cut_splits(data, config, Path(scratch))
+        data, cut, skipped = _cut(data, config, Path(scratch))
         train = cut.splits["train"]
         mean, std = channel_statistics(train)
+        content = Content.of(data.classes, cut.splits)
+        paths = _paths(data, cut, Path(config.path).expanduser())
+        # Known only now, so it is in the fingerprint but not in the name of the folder.
+        identity = identity | ({"rules": cut.rules} if cut.rules else {})
         facts = {
             "source": config.source,
-            # Known only now, so it is in the fingerprint but not in the name of the folder.
-            "identity": identity | ({"rules": cut.rules} if cut.rules else {}),
+            # Files that were copied, or only touched, are the same images.
+            "fingerprint": fingerprint(content.digest if paths else identity),
+            "identity": identity,
             "classes": data.classes,
             "image_shape": train.image_shape,
             "mean": mean,
             "std": std,
             "notes": [*data.notes, *cut.notes],
+            "skipped": [str(fault) for fault in skipped],
         }
-        write_data(path, cut.splits, facts)
+        write_data(path, cut.splits, facts, content, paths)
     return [*data.notes, *cut.notes]
 
 
-def write_data(path: Path, splits: Mapping[SplitName, Split], facts: Mapping[str, Any]) -> None:
+def _cut(
+    data: SourceData, config: DataConfig, scratch: Path
+) -> tuple[SourceData, Cut, tuple[Fault, ...]]:
+    """Cut the splits; where that is allowed, once more without the images that cannot be read.
+
+    Returns:
+        The source as it was cut, its splits, and what was left out.
+    """
+    where, skipped = config.path or config.source, tuple[Fault, ...]()
+    try:
+        cut = cut_splits(data, config, scratch)
+    except UnreadableError as error:
+        if not config.skip_unreadable:
+            raise
+        skipped = error.faults
+        data = without(data, skipped)
+        check_source(config.source, data)
+        (scratch / "readable").mkdir()
+        cut = cut_splits(data, config, scratch / "readable")
+    notes = (*data.notes, *skipped_notes(where, skipped))
+    if data.seen is not None:
+        notes += data.seen.notes(where, config.background)
+    return replace(data, notes=notes), cut, skipped
+
+
+def write_data(
+    path: Path,
+    splits: Mapping[SplitName, Split],
+    facts: Mapping[str, Any],
+    content: Content | None = None,
+    paths: Paths | None = None,
+) -> None:
     """Write the folder of a data set, whole or not at all.
 
     Args:
         path: The folder.
         splits: Its splits.
-        facts: What the manifest says of them; `identity` determines the fingerprint.
+        facts: What the manifest says of them; `identity` determines the fingerprint, unless that
+            is among them.
+        content: Of the splits; None leaves it to whoever asks for it.
+        paths: Where each image was found; None where there are no files.
     """
     with new_folder(path) as folder:
         for name, split in splits.items():
             write_split(folder / f"{name}.arrow", split)
+        if content is not None:
+            write_json(folder / CONTENT_FILE, _content_record(content))
+            if paths:
+                write_split_list(folder / SPLITS_FILE, content, paths)
         manifest = {
             "format": FORMAT,
             "fingerprint": fingerprint(facts["identity"]),
@@ -219,6 +306,26 @@ def write_data(path: Path, splits: Mapping[SplitName, Split], facts: Mapping[str
             "sha256": {name: sha256(folder / f"{name}.arrow") for name in splits},
         }
         write_json(folder / "manifest.json", manifest)
+
+
+def _content_record(content: Content) -> dict[str, Any]:
+    images = count_by_class(content.classes, content.labels)
+    return {"digest": content.digest, "images": images}
+
+
+def _paths(data: SourceData, cut: Cut, root: Path) -> Paths | None:
+    """Return where each image is, relative to the path of the source; None if it has no files."""
+    if not data.places:
+        return None
+    start = f"{root}{os.sep}"
+    return {
+        name: [data.place(origin, int(row)).removeprefix(start) for row in rows]
+        for name, (origin, rows) in cut.rows.rows.items()
+    }
+
+
+def _names(dataset: Dataset) -> tuple[SplitName, ...]:
+    return tuple(name for name in SPLITS if name in dataset.num_samples)
 
 
 @dataclass(frozen=True)

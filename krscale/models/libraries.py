@@ -85,6 +85,12 @@ def _torchvision(name: str, where: str) -> Build:
             if chosen and not fresh:
                 state = models.get_model_weights(name)[chosen].get_state_dict(check_hash=True)
                 _load_all_but_head(model, state, f"torchvision:{name}", where)
+        if chosen:  # how its images were prepared (`krscale.models.metadata`)
+            shown = models.get_model_weights(name)[chosen].transforms()
+            names = ("mean", "std", "crop_size", "interpolation")
+            # As they are, a module, they would become a part of the network.
+            said = {key: getattr(shown, key, None) for key in names}
+            model.transforms = said  # type: ignore[assignment]
         return _with_channels(model, in_channels, chosen is not None, where)
 
     return build

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from krscale.errors import UserError
 from krscale.models.foreign import located
 from krscale.models.outputs import LogitsReader
+from krscale.models.preprocessing import input_shape
 
 BATCH = 2
 """Images of the pass; batch norm in train mode needs more than one."""
@@ -32,14 +33,19 @@ def build_for_shapes(build: Callable[[], nn.Module], image_shape: Sequence[int])
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # e.g. weights copied to nowhere
             model = build()
-        _run(model, image_shape)
+        _run(model, input_shape(model, image_shape))
     except Exception:  # noqa: BLE001 - whatever it is, the real build says it better
         return build()
     return model
 
 
 def check_network(
-    model: nn.Module, num_classes: int, image_shape: Sequence[int], where: str
+    model: nn.Module,
+    num_classes: int,
+    image_shape: Sequence[int],
+    where: str,
+    *,
+    trained_here: bool = True,
 ) -> None:
     """Run a network once in eval and once in train mode; nothing in it changes.
 
@@ -48,14 +54,16 @@ def check_network(
         num_classes: Logits `K` that it must give.
         image_shape: `(C, H, W)`.
         where: The config table of the network, for errors.
+        trained_here: False leaves out train mode, which some networks have no use for.
 
     Raises:
         UserError: If it does not run, or gives anything but finite logits `[B, K]`.
     """
-    for training in (False, True):
+    image_shape = input_shape(model, image_shape)
+    for training in (False, True)[: 1 + trained_here]:
         logits = _run_explained(model, image_shape, training, where)
         _check_logits(logits, num_classes, image_shape, where)
-    _check_key(model, image_shape, where)
+    _check_key(model, image_shape, where, trained_here)
 
 
 def check_weights_are_finite(model: nn.Module, where: str) -> None:
@@ -88,7 +96,8 @@ def _run_explained(
     except Exception as error:
         raise UserError(
             f"{where}: the network does not run on images of shape {list(image_shape)} in {mode} "
-            f"mode: {located(error)}."
+            f"mode: {located(error)}. For a network of one size, {where}.preprocessing.input_size "
+            "scales them."
         ) from error
     if not isinstance(output, Tensor):
         raise UserError(f"{where}: the network returns {type(output).__name__}, not a tensor.")
@@ -133,7 +142,9 @@ def _check_logits(logits: Tensor, num_classes: int, image_shape: Sequence[int], 
     )
 
 
-def _check_key(model: nn.Module, image_shape: Sequence[int], where: str) -> None:
+def _check_key(
+    model: nn.Module, image_shape: Sequence[int], where: str, trained_here: bool
+) -> None:
     """Refuse a key where the network returns a tensor in both modes: it would mean nothing."""
     readers = [hook for hook in model._forward_hooks.values() if isinstance(hook, LogitsReader)]
     if not any(reader.key for reader in readers):
@@ -145,7 +156,7 @@ def _check_key(model: nn.Module, image_shape: Sequence[int], where: str) -> None
 
     handle = model.register_forward_hook(look, prepend=True)
     try:
-        for training in (False, True):
+        for training in (False, True)[: 1 + trained_here]:
             _run(model, image_shape, training)
     finally:
         handle.remove()

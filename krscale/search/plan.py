@@ -41,6 +41,7 @@ def describe_plan(experiment: Experiment) -> str:
             f"  size {size.capacity:<11} {models[size.capacity]} width {size.width}: "
             f"{size.num_parameters:,} parameters (1/{1 / share:.0f}), {size.flops:,} FLOPs"
         )
+    lines += [f"  {line}" for line in plan.networks.describe_inputs()]
     if len(config.objectives) > 1:
         lines += ["", f"Objectives of every study: {', '.join(config.objectives)}"]
     lines += ["", "Search space:"]

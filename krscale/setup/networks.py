@@ -20,6 +20,7 @@ from krscale.config import (
     LadderStudent,
     ModelConfig,
     StudentConfig,
+    TeacherConfig,
     with_values,
 )
 from krscale.errors import UserError
@@ -29,8 +30,16 @@ from krscale.knowledge.taps import check_taps
 from krscale.methods import FeatureMethod, method_settings, parse_method
 from krscale.models import ZOO, build_model
 from krscale.models.capacity import count_flops, num_parameters
+from krscale.models.preprocessing import (
+    DEFAULT,
+    Preprocessing,
+    input_shape,
+    preprocessing_of_network,
+    set_preprocessing,
+)
 from krscale.models.probing import build_for_shapes, check_network
 from krscale.parallel import check_batch_norm
+from krscale.setup.inputs import choose_preprocessing, may_differ
 from krscale.setup.layouts import settle_taps
 from krscale.setup.methods import methods_of
 
@@ -62,6 +71,7 @@ class TeacherNetwork:
         stage_shapes: Shape of the output of each stage for one image.
         num_parameters: All of its parameters.
         flops: Of one forward of one image, 2 per multiply-add.
+        preprocessing: From the pixels of a view to its input.
     """
 
     taps: tuple[str, ...]
@@ -70,6 +80,7 @@ class TeacherNetwork:
     stage_shapes: Shapes
     num_parameters: int
     flops: int
+    preprocessing: Preprocessing = DEFAULT
 
     @property
     def num_taps(self) -> int:
@@ -105,9 +116,10 @@ class Networks:
         teacher = shapes_only(experiment.teacher, task, "teacher", experiment.teacher.width)
         taps, stage_ends = resolve_taps(teacher, experiment.teacher.taps, "teacher.taps")
         stages = stage_paths(teacher, taps)
+        shape = input_shape(teacher, task.image_shape)
         if not experiment.teacher.weights:  # it will be trained
             batch = (task.num_train, experiment.train.global_batch_size)
-            check_batch_norm(teacher, task.image_shape, batch, "teacher")
+            check_batch_norm(teacher, shape, batch, "teacher")
         return cls(
             experiment,
             task.num_classes,
@@ -117,9 +129,10 @@ class Networks:
                 taps,
                 stage_ends,
                 stages,
-                stage_shapes(teacher, stages, task.image_shape),
+                stage_shapes(teacher, stages, shape),
                 num_parameters(teacher),
-                count_flops(teacher, task.image_shape),
+                count_flops(teacher, shape),
+                preprocessing_of_network(teacher),
             ),
         )
 
@@ -159,14 +172,31 @@ class Networks:
         width = config.width if isinstance(config, LadderStudent) else 1
         student = shapes_only(config, self, where, width)
         taps, _ = resolve_taps(student, config.taps, f"{where}.taps")
+        shape = input_shape(student, self.image_shape)
         methods = (parse_method(name)[0] for name in methods_of(experiment))
         compared = [method for method in methods if issubclass(method, FeatureMethod)]
         if compared:
-            own = stage_shapes(student, stage_paths(student, taps), self.image_shape)
+            own = stage_shapes(student, stage_paths(student, taps), shape)
         for method in compared:
             method.check_shapes(own, feature_shapes(method.kind, teacher.stage_shapes))
         batch = (self.num_train, experiment.train.global_batch_size)
-        check_batch_norm(student, self.image_shape, batch, where)
+        check_batch_norm(student, shape, batch, where)
+
+    def describe_inputs(self) -> tuple[str, ...]:
+        """Return how the images of each network are prepared, a line each, where there is a choice.
+
+        Networks that are trained here with nothing said of it take the data as it is.
+        """
+        lines = []
+        if may_differ(self.experiment.teacher):
+            lines.append(f"teacher takes images as {self.teacher.preprocessing.describe()}")
+        for config in self.experiment.ladder.students or (self.experiment.student,):
+            if may_differ(config):
+                where = student_table(config)
+                width = config.width if isinstance(config, LadderStudent) else 1
+                said = preprocessing_of_network(shapes_only(config, self, where, width))
+                lines.append(f"{where} takes images as {said.describe()}")
+        return tuple(lines)
 
 
 def build_teacher(experiment: Experiment, task: Task) -> nn.Module:
@@ -197,7 +227,7 @@ def student_table(config: StudentConfig | LadderStudent) -> str:
 def builder(
     config: ModelConfig, task: Task, where: str, *, fresh: bool = False
 ) -> Callable[[int], nn.Module]:
-    """Return a function from a width to a network of this kind for the task."""
+    """Return a function from a width to a network of this kind, which knows its preprocessing."""
 
     def build(width: int) -> nn.Module:
         network = build_model(
@@ -210,11 +240,21 @@ def builder(
             fresh=fresh,
             where=where,
         )
+        chosen = choose_preprocessing(config, network, task.image_shape[0], where)
+        set_preprocessing(network, chosen)
         if config.model not in ZOO:  # whose taps are known
-            settle_taps(network, config, task.image_shape, where)
+            settle_taps(network, config, input_shape(network, task.image_shape), where)
         return network
 
     return build
+
+
+def teacher_preprocessing(experiment: Experiment, task: Task) -> Preprocessing:
+    """Return how the teacher's images are prepared; it is built only where it must be asked."""
+    if not may_differ(experiment.teacher):
+        return DEFAULT
+    teacher = experiment.teacher
+    return preprocessing_of_network(shapes_only(teacher, task, "teacher", teacher.width))
 
 
 def shapes_only(config: ModelConfig, task: Task, where: str, width: int) -> nn.Module:
@@ -228,7 +268,8 @@ def shapes_only(config: ModelConfig, task: Task, where: str, width: int) -> nn.M
         with torch.device("meta"):
             return build()
     model = build_for_shapes(build, task.image_shape)
-    check_network(model, task.num_classes, task.image_shape, where)
+    trained_here = not (isinstance(config, TeacherConfig) and config.weights)
+    check_network(model, task.num_classes, task.image_shape, where, trained_here=trained_here)
     return model
 
 

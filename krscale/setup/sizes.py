@@ -9,6 +9,7 @@ from krscale.config import LadderStudent, is_share, parse_capacity
 from krscale.errors import UserError
 from krscale.models import ZOO
 from krscale.models.capacity import count_flops, find_width, num_parameters, on_meta
+from krscale.models.preprocessing import input_shape
 from krscale.setup.networks import Networks, builder, student_table
 
 MAX_ROUNDING = 2.0
@@ -94,7 +95,7 @@ def _resolve(networks: Networks, capacities: Iterable[str]) -> tuple[StudentSize
                 f"{experiment.student.model!r}; leave one out, or take a larger teacher."
             )
         student = on_meta(build, width)
-        flops = count_flops(student, networks.image_shape)
+        flops = count_flops(student, input_shape(student, networks.image_shape))
         sizes[width] = StudentSize(capacity, width, num_parameters(student), flops)
     return tuple(sizes.values())
 
@@ -103,7 +104,7 @@ def _own_size(networks: Networks, student: LadderStudent) -> StudentSize:
     """Return the size of a student of the user's own."""
     build = builder(student, networks, student_table(student))
     network = on_meta(build, student.width)
-    flops = count_flops(network, networks.image_shape)
+    flops = count_flops(network, input_shape(network, networks.image_shape))
     return StudentSize(student.name, student.width, num_parameters(network), flops)
 
 

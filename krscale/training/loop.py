@@ -20,10 +20,10 @@ from krscale.config import TrainConfig
 from krscale.config.training import NO_CHANNELS_LAST_ON_CPU
 from krscale.data import Dataset, Split
 from krscale.data.loader import Loader
-from krscale.data.views import normalise
 from krscale.errors import UserError
 from krscale.methods.base import Batch, Learner, LearnerOutput
 from krscale.metrics import metrics_for
+from krscale.models.preprocessing import preprocessing_of_network
 from krscale.parallel import (
     Workers,
     check_batch_norm,
@@ -62,7 +62,8 @@ class Training:
         workers: Workers,
     ) -> None:
         batch = (loader.num_samples, settings.global_batch_size)
-        check_batch_norm(learner.student, loader.images.shape[1:], batch, "the network")
+        shape = loader.preprocessing.input_shape(loader.images.shape[1:])
+        check_batch_norm(learner.student, shape, batch, "the network")
         self.settings = settings
         self.workers = workers
         self.loader = loader
@@ -242,19 +243,19 @@ def evaluate(
 ) -> dict[str, float]:
     """Return every metric (`krscale/metrics.py`) of a model on a split, over all workers.
 
-    Each is a mean over the samples, by its name. The model is left in the mode (train or eval) it
-    came in.
+    Each is a mean over the samples, by its name. Images are prepared as the model takes them. It is
+    left in the mode (train or eval) it came in.
     """
     was_training = model.training
     model.eval()
-    metrics = metrics_for(dataset.num_classes)
+    metrics, prepared = metrics_for(dataset.num_classes), preprocessing_of_network(model)
     totals = torch.zeros(len(metrics) + 1, dtype=torch.float64, device=workers.device)
     start, stop = share_of(len(split.labels), workers.rank, workers.world_size)
     for first in range(start, stop, EVALUATION_BATCH_SIZE):
         rows = slice(first, min(first + EVALUATION_BATCH_SIZE, stop))
         pixels = torch.tensor(split.images[rows], device=workers.device)
         labels = torch.tensor(split.labels[rows], device=workers.device)
-        logits = model(normalise(pixels, dataset.mean, dataset.std)).float()
+        logits = model(prepared.apply(pixels, dataset.mean, dataset.std)).float()
         for position, metric in enumerate(metrics):
             totals[position] += metric.total(logits, labels)
         totals[-1] += len(labels)

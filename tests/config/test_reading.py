@@ -114,8 +114,19 @@ def test_mistakes_are_named(override: str, parts: list[str]) -> None:
     assert "\n" not in str(caught.value)
 
 
-ARE_NO_SETS = {"data.files.raw_shape"}
-"""Lists in which a value may come twice: sizes, in an order."""
+ARE_NO_SETS = {
+    "data.files.raw_shape": ["data.files.raw_shape=[3, 32, 32]"],
+    **{
+        f"{network}.preprocessing.{name}": [
+            f"{network}.preprocessing.mean=[0.5, 0.5, 0.4]",
+            f"{network}.preprocessing.std=[0.2, 0.2, 0.3]",
+            f"{network}.preprocessing.input_size=[32, 32]",
+        ]
+        for network in ("teacher", "student")
+        for name in ("mean", "std", "input_size")
+    },
+}
+"""Lists in which a value may come twice, with settings in which it does: numbers in an order."""
 OF_TABLES = {"ladder.students"}
 """Lists of tables, each with a name."""
 
@@ -142,7 +153,7 @@ def test_every_list_is_a_set_and_has_a_member_where_one_is_needed(dotted: str) -
     if member:
         twice = f"[{member}, {member}]"
     if dotted in ARE_NO_SETS:
-        assert load(None, [f"{dotted}=[3, 32, 32]"])
+        assert load(None, ARE_NO_SETS[dotted])
     else:
         with pytest.raises(UserError, match=rf"^--set {dotted}: .* is named twice"):
             load(None, [f"{dotted}={twice}"])

@@ -200,7 +200,8 @@ def test_from_a_folder_to_students_of_other_libraries(folder: Path, tmp_path: Pa
     )
     chosen: Experiment = load(None, [
         f"storage_path={tmp_path}", f"teacher.model=hf:{folder}", "teacher.options={}",
-        "teacher.weights=own", "teacher.taps=['vit.layers.0', 'vit.layers.1']",
+        "teacher.weights=own", "teacher.allow_poor=true",
+        "teacher.taps=['vit.layers.0', 'vit.layers.1']",
         "views.num_views=1", "train.num_epochs=1", students,
     ])  # fmt: skip
     with Progress(quiet=True, planned={}) as progress:

@@ -121,6 +121,25 @@ def test_weights_that_do_not_fit_are_refused_by_the_plan(
     assert message in found
 
 
+def test_a_teacher_with_weights_need_not_run_in_train_mode(tmp_path: Path) -> None:
+    torch.save(Net(10, width=300).state_dict(), tmp_path / "w.pt")
+    weights = f"teacher.weights={tmp_path / 'w.pt'}"
+    resolved("teacher.options={form='eval only'}", weights)
+    assert "in train mode: ValueError" in refused("teacher.options={form='eval only'}")
+
+
+def test_a_teacher_whose_outputs_are_not_finite_does_not_teach(tmp_path: Path) -> None:
+    chosen = experiment(
+        f"storage_path={tmp_path}", "teacher.weights=own", "teacher.options={form='overflow'}"
+    )
+    with (
+        Progress(quiet=True, planned={}) as progress,
+        pytest.raises(UserError, match=r"teacher: .*NaN or inf"),
+    ):
+        prepare(chosen, progress)
+    assert not list(tmp_path.glob("cache/stores/*"))
+
+
 def test_what_was_dropped_of_weights_is_noted(tmp_path: Path) -> None:
     state = {f"net.{name}": value for name, value in Net(10, width=300).state_dict().items()}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "w.ckpt")
@@ -141,6 +160,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Prep
         "teacher.model=odd_networks:trained",
         f"teacher.options={{path='{folder / 'net.safetensors'}'}}",
         "teacher.weights=own",
+        "teacher.allow_poor=true",
         LADDER % (folder / "narrow.pt"),
     )
     with Progress(quiet=True, planned={}) as progress:

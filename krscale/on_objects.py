@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from krscale.config import DistillConfig, TrainConfig
-from krscale.data.loader import Loader
 from krscale.errors import UserError, unknown_name
 from krscale.knowledge.measuring import check_images, check_labels, first_images, read_pair
 from krscale.knowledge.tap_search import evaluating
@@ -23,6 +22,7 @@ from krscale.kr import KRLoss, Tap
 from krscale.methods import Batch, Learner, build_method, method_settings, parse_method
 from krscale.metrics import VAL_ACCURACY, metrics_for
 from krscale.models.capacity import num_parameters
+from krscale.models.preprocessing import DEFAULT
 from krscale.models.tapped import device_of, logits_of
 from krscale.parallel import Workers
 from krscale.training.loop import Training
@@ -111,7 +111,7 @@ def distill(
     learner.tapped = _Tapped(student, loss.student_paths)
     own = training_settings.model_copy(update={"global_batch_size": batches.batch_size})
     workers = Workers.alone(batches.device)
-    training = Training(learner, cast(Loader, batches), None, own, workers)
+    training = Training(learner, batches, None, own, workers)
     curve: list[dict[str, float]] = []
     while not training.finished:
         metrics = training.run_epoch()
@@ -142,6 +142,7 @@ class _TaughtBatches:
     def __init__(self, loader: Iterable[Any], loss: KRLoss, device: torch.device) -> None:
         self.loader, self.loss, self.device = loader, loss, device
         self.images, _ = first_images(loader, "data[0]")
+        self.preprocessing = DEFAULT  # the images come as the networks take them
         self.batch_size = len(self.images)
         self.num_steps = len(loader)  # type: ignore[arg-type]  # `_loaders` has checked it
         self.num_samples = self.batch_size * self.num_steps

@@ -34,6 +34,10 @@ class Net(nn.Module):
 
     def forward(self, images: Tensor) -> object:
         maps = self.first(images)
+        if self.form == "eval only" and self.training:
+            raise ValueError
+        if self.form == "overflow":
+            maps = maps.exp().exp() * 1e30
         if self.form == "looks at values" and bool(images.isnan().any()):
             raise ValueError
         logits = self.head(maps.mean(dim=(2, 3), keepdim=True))

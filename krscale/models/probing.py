@@ -40,7 +40,12 @@ def build_for_shapes(build: Callable[[], nn.Module], image_shape: Sequence[int])
 
 
 def check_network(
-    model: nn.Module, num_classes: int, image_shape: Sequence[int], where: str
+    model: nn.Module,
+    num_classes: int,
+    image_shape: Sequence[int],
+    where: str,
+    *,
+    trained_here: bool = True,
 ) -> None:
     """Run a network once in eval and once in train mode; nothing in it changes.
 
@@ -49,15 +54,16 @@ def check_network(
         num_classes: Logits `K` that it must give.
         image_shape: `(C, H, W)`.
         where: The config table of the network, for errors.
+        trained_here: False leaves out train mode, which some networks have no use for.
 
     Raises:
         UserError: If it does not run, or gives anything but finite logits `[B, K]`.
     """
     image_shape = input_shape(model, image_shape)
-    for training in (False, True):
+    for training in (False, True)[: 1 + trained_here]:
         logits = _run_explained(model, image_shape, training, where)
         _check_logits(logits, num_classes, image_shape, where)
-    _check_key(model, image_shape, where)
+    _check_key(model, image_shape, where, trained_here)
 
 
 def check_weights_are_finite(model: nn.Module, where: str) -> None:
@@ -136,7 +142,9 @@ def _check_logits(logits: Tensor, num_classes: int, image_shape: Sequence[int], 
     )
 
 
-def _check_key(model: nn.Module, image_shape: Sequence[int], where: str) -> None:
+def _check_key(
+    model: nn.Module, image_shape: Sequence[int], where: str, trained_here: bool
+) -> None:
     """Refuse a key where the network returns a tensor in both modes: it would mean nothing."""
     readers = [hook for hook in model._forward_hooks.values() if isinstance(hook, LogitsReader)]
     if not any(reader.key for reader in readers):
@@ -148,7 +156,7 @@ def _check_key(model: nn.Module, image_shape: Sequence[int], where: str) -> None
 
     handle = model.register_forward_hook(look, prepend=True)
     try:
-        for training in (False, True):
+        for training in (False, True)[: 1 + trained_here]:
             _run(model, image_shape, training)
     finally:
         handle.remove()

@@ -20,6 +20,7 @@ from krscale.config import (
     LadderStudent,
     ModelConfig,
     StudentConfig,
+    TeacherConfig,
     with_values,
 )
 from krscale.errors import UserError
@@ -241,7 +242,12 @@ def builder(
         )
         chosen = choose_preprocessing(config, network, task.image_shape[0], where)
         set_preprocessing(network, chosen)
-        if config.model not in ZOO:  # whose taps are known
+        if config.model in ZOO and config.tap_layout != "auto":
+            raise UserError(
+                f"{where}.tap_layout: {config.tap_layout!r} is set, but the taps of {config.model} "
+                "are known; leave it out."
+            )
+        if config.model not in ZOO:
             settle_taps(network, config, input_shape(network, task.image_shape), where)
         return network
 
@@ -267,7 +273,8 @@ def shapes_only(config: ModelConfig, task: Task, where: str, width: int) -> nn.M
         with torch.device("meta"):
             return build()
     model = build_for_shapes(build, task.image_shape)
-    check_network(model, task.num_classes, task.image_shape, where)
+    trained_here = not (isinstance(config, TeacherConfig) and config.weights)
+    check_network(model, task.num_classes, task.image_shape, where, trained_here=trained_here)
     return model
 
 

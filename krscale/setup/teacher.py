@@ -6,7 +6,7 @@ data and the same settings finds it there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -174,7 +174,18 @@ def read_taps(
         logits.append(outputs.logits.float())
         for kept, feature in zip(features, outputs.features, strict=True):
             kept.append(pool(feature).float())
-    return TapOutputs(torch.cat(logits), tuple(torch.cat(kept) for kept in features))
+    outputs = TapOutputs(torch.cat(logits), tuple(torch.cat(kept) for kept in features))
+    _refuse_non_finite(outputs, tapped.paths, split)
+    return outputs
+
+
+def _refuse_non_finite(outputs: TapOutputs, paths: Sequence[str], split: SplitName) -> None:
+    for what, values in (*zip(paths, outputs.features, strict=True), ("logits", outputs.logits)):
+        if not bool(values.isfinite().all()):
+            raise UserError(
+                f"teacher: {what!r} is NaN or infinite for images of the {split} split; it cannot "
+                "teach. Its weights are broken, or its images are not what it was trained on."
+            )
 
 
 def fit_probes(tapped: TappedModel, dataset: Dataset, device: torch.device) -> Probes:

@@ -8,10 +8,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from krscale.config import Experiment, TeacherConfig
+from krscale.config import (
+    Experiment,
+    LadderStudent,
+    ModelConfig,
+    StudentConfig,
+    TeacherConfig,
+)
 from krscale.errors import UserError
 from krscale.files import sha256
-from krscale.models import is_pretrained
+from krscale.models import ZOO, is_pretrained
+from krscale.models.libraries import LIBRARIES
 from krscale.models.probing import check_weights_are_finite
 from krscale.setup.networks import Networks, Task, builder, shapes_only, student_table
 from krscale.training.checkpoint import fit_weights, load_weights
@@ -31,22 +38,43 @@ def check_weights(networks: Networks) -> tuple[str, ...]:
     """
     experiment = networks.experiment
     notes = _check_teacher(experiment.teacher, networks)
-    for student in experiment.ladder.students:
-        if student.weights:
-            where = student_table(student)
-            network = shapes_only(student, networks, where, student.width)
-            place = f"{where}.weights"
-            found = fit_weights(_path(student.weights), network, place, student.weights_key)
-            notes += found.notes
+    for student in experiment.ladder.students or (experiment.student,):
+        notes += _check_student(student, networks)
     return notes
 
 
+def _check_student(student: StudentConfig | LadderStudent, networks: Networks) -> tuple[str, ...]:
+    where = student_table(student)
+    width = student.width if isinstance(student, LadderStudent) else 1
+    if student.model not in ZOO:
+        check_weights_are_finite(_built(student, networks, where, width), where)
+    if not isinstance(student, LadderStudent):
+        return ()
+    _refuse_idle_key(student.weights, student.weights_key, where)
+    if not student.weights:
+        return ()
+    network = shapes_only(student, networks, where, width)
+    place = f"{where}.weights"
+    return fit_weights(_path(student.weights), network, place, student.weights_key).notes
+
+
+def _refuse_idle_key(weights: str, key: str, where: str) -> None:
+    if key and weights in ("", OWN):
+        raise UserError(
+            f"{where}.weights_key: {key!r} chooses among the weights of a file, and "
+            f"{where}.weights names none."
+        )
+
+
 def _check_teacher(teacher: TeacherConfig, networks: Networks) -> tuple[str, ...]:
+    _refuse_idle_key(teacher.weights, teacher.weights_key, "teacher")
+    if teacher.model not in ZOO and teacher.weights in ("", OWN):
+        built = _built(teacher, networks, "teacher", teacher.width, teacher.seed)
+        check_weights_are_finite(built, "teacher")
     if not teacher.weights:
         _refuse_to_train_anew(teacher)
-        return ()
+        return _note_on_own_weights(teacher, networks)
     if teacher.weights == OWN:
-        check_weights_are_finite(_built(teacher, networks), "teacher")
         return ()
     network = shapes_only(teacher, networks, "teacher", teacher.width)
     return fit_weights(
@@ -88,7 +116,7 @@ def weights_identity(experiment: Experiment, task: Task) -> str:
     if teacher.weights == OWN or (
         not teacher.weights and is_pretrained(teacher.model, teacher.options)
     ):
-        return _state_hash(_built(teacher, task))
+        return _state_hash(_built(teacher, task, "teacher", teacher.width, teacher.seed))
     if not teacher.weights:
         return ""
     path = _path(teacher.weights)
@@ -109,15 +137,34 @@ def _refuse_to_train_anew(teacher: TeacherConfig) -> None:
         )
 
 
+def _note_on_own_weights(teacher: TeacherConfig, networks: Networks) -> tuple[str, ...]:
+    """Say that a callable loads weights, which a training would change: the seed changes none."""
+    if teacher.model in ZOO or teacher.model.partition(":")[0] in LIBRARIES:
+        return ()
+    first, second = (_built(teacher, networks, "teacher", teacher.width, s) for s in (0, 1))
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    drawn = [(a.numel(), bool(torch.equal(a, b))) for a, b in pairs if a.ndim > 1]
+    if sum(count for count, same in drawn if same) * 2 <= sum(count for count, _ in drawn):
+        return ()
+    return (
+        f"teacher: {teacher.model} gives the same weights whatever the seed, so it seems to load "
+        "some. They will be trained further; teacher.weights = 'own' keeps them as they are",
+    )
+
+
 def _path(weights: str) -> Path:
     return Path(weights).expanduser()
 
 
-def _built(teacher: TeacherConfig, task: Task) -> nn.Module:
-    """Return the teacher as it is built, fresh weights drawn from its seed."""
+def _built(config: ModelConfig, task: Task, where: str, width: int, seed: int = 0) -> nn.Module:
+    """Return a network as it is built, fresh weights drawn from a seed.
+
+    Weights of libraries that are downloaded are left out: they are finite.
+    """
+    downloaded = config.model.partition(":")[0] in ("timm", "torchvision")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(teacher.seed)
-        return builder(teacher, task, "teacher")(teacher.width)
+        torch.manual_seed(seed)
+        return builder(config, task, where, fresh=downloaded and where != "teacher")(width)
 
 
 def _state_hash(model: nn.Module) -> str:

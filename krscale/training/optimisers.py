@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -119,11 +119,12 @@ def _class_of(name: str) -> Any:
 def _options(kind: Any, settings: TrainConfig) -> dict[str, Any]:
     """Return the keyword arguments of an optimiser beside parameters, rate and weight decay."""
     known = inspect.signature(kind).parameters
+    elsewhere = _SET_ELSEWHERE | ({"momentum": "train.momentum"} if kind is torch.optim.SGD else {})
     for name in settings.optimizer_options:
-        if name in _SET_ELSEWHERE:
-            raise UserError(f"train.optimizer_options: {name!r} is set by {_SET_ELSEWHERE[name]}.")
+        if name in elsewhere:
+            raise UserError(f"train.optimizer_options: {name!r} is set by {elsewhere[name]}.")
         if name not in known:
-            allowed = [option for option in known if option not in _SET_ELSEWHERE]
+            allowed = _own_options(known)
             guess = nearest(name, allowed)
             hint = f" Did you mean {guess!r}?" if guess else ""
             raise UserError(
@@ -135,9 +136,19 @@ def _options(kind: Any, settings: TrainConfig) -> dict[str, Any]:
             f"train.weight_decay: {kind.__name__} has none; set it to 0 (got "
             f"{settings.weight_decay:g})."
         )
+    default = TrainConfig.model_fields["momentum"].default
+    if kind is not torch.optim.SGD and settings.momentum != default:
+        raise UserError(
+            f"train.momentum: {settings.momentum:g} is for SGD; what {kind.__name__} takes of this "
+            f"kind goes into train.optimizer_options (it has: {', '.join(_own_options(known))})."
+        )
     own: dict[str, Any] = {}
     if kind is torch.optim.SGD:
         own = {"momentum": settings.momentum, "nesterov": settings.momentum > 0.0}
     if kind in (torch.optim.SGD, torch.optim.AdamW):
         own["fused"] = True
     return own | settings.optimizer_options
+
+
+def _own_options(known: Iterable[str]) -> list[str]:
+    return [option for option in known if option not in _SET_ELSEWHERE]

@@ -1,5 +1,6 @@
 """A ladder of one's own: `[[ladder.students]]`, named, and every mistake in its place."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,10 @@ def test_mistakes_are_named(tmp_path: Path, text: str, override: str, message: s
     with pytest.raises(UserError, match=message) as caught:
         load(write(tmp_path, text), [override] if override else [])
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_examples_of_the_document_are_experiments(tmp_path: Path) -> None:
+    document = Path(__file__).parents[2] / "docs" / "networks.md"
+    examples = re.findall(r"```toml\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(examples) >= 3
+    assert [load(write(tmp_path, text)).name for text in examples] == ["digits"] * len(examples)

@@ -86,6 +86,18 @@ def test_what_does_not_is_refused_by_the_plan(
     assert len(found.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["teacher.weights_key=ema"], "teacher.weights_key: 'ema' chooses among the weights of a"),
+        (["teacher.weights_key=ema", "teacher.weights=own"], "teacher.weights names none"),
+        (["student.tap_layout=channels_last"], "student.tap_layout: 'channels_last' is set, but"),
+    ],
+)
+def test_settings_that_would_mean_nothing_are_refused(settings: list[str], message: str) -> None:
+    assert message in refused(*settings)
+
+
 def test_a_plan_refuses_it_too() -> None:
     with pytest.raises(UserError, match="student: the network gives 3 logits"):
         describe(experiment("student.model=odd_networks:Net", "student.options={form='three'}"))
@@ -119,6 +131,43 @@ def test_weights_that_do_not_fit_are_refused_by_the_plan(
     found = refused(f"teacher.weights={tmp_path / 'w.ckpt'}")
     assert found.startswith("teacher.weights: ")
     assert message in found
+
+
+def test_a_teacher_with_weights_need_not_run_in_train_mode(tmp_path: Path) -> None:
+    torch.save(Net(10, width=300).state_dict(), tmp_path / "w.pt")
+    weights = f"teacher.weights={tmp_path / 'w.pt'}"
+    resolved("teacher.options={form='eval only'}", weights)
+    assert "in train mode: ValueError" in refused("teacher.options={form='eval only'}")
+
+
+def test_a_teacher_whose_outputs_are_not_finite_does_not_teach(tmp_path: Path) -> None:
+    chosen = experiment(
+        f"storage_path={tmp_path}", "teacher.weights=own", "teacher.options={form='overflow'}"
+    )
+    with (
+        Progress(quiet=True, planned={}) as progress,
+        pytest.raises(UserError, match=r"teacher: .*NaN or inf"),
+    ):
+        prepare(chosen, progress)
+    assert not list(tmp_path.glob("cache/stores/*"))
+
+
+@pytest.mark.parametrize("weights", ["", "teacher.weights=own"])
+def test_weights_that_a_network_is_built_with_must_be_finite(weights: str) -> None:
+    settings = ["teacher.options={form='NaN'}", *([weights] if weights else [])]
+    assert "teacher: the weights hold NaN or infinity: head.bias" in refused(*settings)
+    student = ("student.model=odd_networks:Net", "student.options={form='NaN'}")
+    assert "student: the weights hold NaN or infinity: head.bias" in refused(*student)
+
+
+def test_a_teacher_that_loads_weights_is_told_from_one_that_draws_them(tmp_path: Path) -> None:
+    save_file(Net(10).state_dict(), tmp_path / "net.safetensors")
+    loads = ("teacher.model=odd_networks:trained",
+             f"teacher.options={{path='{tmp_path / 'net.safetensors'}'}}")  # fmt: skip
+    _, notes = resolved(*loads)
+    assert "odd_networks:trained gives the same weights whatever the seed" in notes[0]
+    assert resolved(*loads, "teacher.weights=own")[1] == ()
+    assert resolved()[1] == ()
 
 
 def test_what_was_dropped_of_weights_is_noted(tmp_path: Path) -> None:

@@ -58,6 +58,8 @@ def test_options_reach_the_optimiser() -> None:
         ({"optimizer_options": {"beta": 1}, "optimizer": "adamw"}, r"'beta'.*'betas'"),
         ({"optimizer_options": {"lr": 1.0}}, r"'lr' is set by train\.learning_rate"),
         ({"optimizer": "adamw", "optimizer_options": {"betas": [2, 3]}}, r"AdamW refuses"),
+        ({"optimizer_options": {"momentum": 0.5}}, r"'momentum' is set by train\.momentum"),
+        ({"optimizer": "adamw", "momentum": 0.5}, r"train\.momentum: 0\.5 is for SGD; .*betas"),
         ({"optimizer": "rprop"}, r"train\.weight_decay: Rprop has none"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from krscale.cli.app import main
 from krscale.config import Experiment, with_values
 from krscale.errors import UserError
 from krscale.runs import binding
@@ -310,3 +312,43 @@ def test_other_weights_are_another_teacher(
     (kept / "teacher.safetensors").write_bytes(b"two")
     with pytest.raises(UserError, match="other weights than when the run began"):
         bind_weights(folder, kept)
+
+
+def test_a_damaged_record_is_named(experiment: Experiment, folder: Path) -> None:
+    start(experiment, folder)
+    for content in ("{", "[]", '{"data": 3}'):
+        (folder / ORIGIN_FILE).write_text(content)
+        with pytest.raises(UserError, match=r"origin\.json: damaged"):
+            start(experiment, folder)
+
+
+def test_the_same_command_on_other_images(
+    experiment: Experiment, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["distill", "--quiet", "--json"]
+    for setting in (
+        "data.source=image_folder",
+        f"data.path={images}",
+        f"storage_path={tmp_path / 'runs'}",
+        "teacher.width=8",
+        "teacher.num_epochs=1",
+        "train.num_epochs=1",
+        "train.global_batch_size=8",
+        "views.num_views=1",
+        "distill.capacity=1/4",
+        "teacher.allow_poor=true",
+        "tracking.enabled=false",
+    ):
+        arguments += ["--set", setting]
+    assert main(arguments) == 0, capsys.readouterr().err
+    before = json.loads(capsys.readouterr().out)
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out) == before, "it is shown again"
+    for number in range(4):
+        (images / f"cat/{number:02}.png").unlink()
+    assert main(arguments) == 2
+    assert "4 images removed (cat 4)" in capsys.readouterr().err
+    assert main([*arguments, "--new-data"]) == 0
+    (weights,) = (tmp_path / "runs").glob("*/student.safetensors")
+    assert (weights.parent / "earlier-1" / weights.name).exists()
+    assert main(arguments) == 0

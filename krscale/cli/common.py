@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from krscale.errors import UserError
+from krscale.extras import missing_extra
 from krscale.interruption import exit_code, received, stop_signals, watch_exit
 from krscale.redaction import redact
 
@@ -25,7 +26,8 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
         argv: Arguments without the program's name.
 
     Returns:
-        What the function returned; 2 after a `UserError`, printed on stderr; 130 after Ctrl-C, 143
+        What the function returned; 2 after a `UserError`, or where a package of an extra is
+        missing, printed on stderr; 130 after Ctrl-C, 143
         after SIGTERM, 129 after SIGHUP; 141 when whoever read stdout went away. Any other exception
         is a defect of krscale and passes with its traceback.
     """
@@ -42,8 +44,9 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
         except Exception as error:
             if received() is not None:
                 return _interrupted(error)
-            if isinstance(error, UserError):
-                for line in redact(str(error)).splitlines():
+            refused = missing_extra(error) or error
+            if isinstance(refused, UserError):
+                for line in redact(str(refused)).splitlines():
                     print(f"krscale: error: {line}", file=sys.stderr)
                 return EXIT_USER_ERROR
             if isinstance(error, BrokenPipeError):
@@ -82,3 +85,21 @@ def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="change any field by its dotted path, e.g. --set train.num_epochs=20; repeatable",
     )
+
+
+def add_new_data_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--new-data`, which commands with a run folder take."""
+    parser.add_argument(
+        "--new-data",
+        action="store_true",
+        help="where the images or the teacher are others than when the run began: put its results "
+        "aside within the run folder, and begin again",
+    )
+
+
+def positive(text: str) -> int:
+    """Read a whole number of at least 1, as the type of an argument."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1 (got {number})")
+    return number

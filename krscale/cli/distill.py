@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from krscale.cli.common import add_experiment_arguments
+from krscale.cli.common import add_experiment_arguments, add_new_data_argument
 
 DESCRIPTION = (
     "Train one student of size distill.capacity with the method distill.method; "
@@ -15,6 +15,7 @@ DESCRIPTION = (
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     add_experiment_arguments(parser)
+    add_new_data_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
@@ -28,5 +29,5 @@ def run(options: argparse.Namespace) -> int:
     # Ray and MLflow take seconds to import; a refused config must not wait for them.
     from krscale.runs.distill import distil
 
-    distil(experiment, as_json=options.json, quiet=options.quiet)
+    distil(experiment, as_json=options.json, quiet=options.quiet, new_data=options.new_data)
     return 0

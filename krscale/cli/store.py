@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from krscale.cli.common import positive
 from krscale.config import Experiment, load
 from krscale.errors import UserError
 from krscale.runs.folder import find_run, read_experiment
@@ -33,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "differs, which is printed on stderr; 2: there is nothing to check.",
     )
     check.add_argument(
-        "--rows", type=_positive, default=512, metavar="N", help="rows to compare (512)"
+        "--rows", type=positive, default=512, metavar="N", help="rows to compare (512)"
     )
     check.add_argument("--repair", action="store_true", help="rebuild broken shards, only those")
     check.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -173,10 +174,3 @@ def _lines(info: dict[str, Any]) -> list[tuple[str, str]]:
         ("encoding error", f"{errors} ({measure})"),
         *((f"fingerprint: {name}", print_) for name, print_ in info["fingerprints"].items()),
     ]
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1 (got {number})")
-    return number

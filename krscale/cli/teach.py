@@ -26,10 +26,14 @@ def run(options: argparse.Namespace) -> int:
     experiment = load(options.experiment, options.set)
     from krscale.cluster.store_shards import write_on_workers
     from krscale.progress import Progress
-    from krscale.setup.prepare import prepare
+    from krscale.setup.prepare import Setup, pick_device, prepare_knowledge
 
     with Progress(quiet=options.quiet, planned={}) as progress:
-        prepared = prepare(experiment, progress, write_on_workers)
+        pick_device(experiment.train.device)  # a GPU that is not there is refused before the work
+        setup = Setup.resolve(experiment, progress)
+        if not options.quiet:
+            progress.note(setup.dataset.summary())
+        prepared = prepare_knowledge(setup, progress, write_on_workers)
     teacher = prepared.teacher
     print(
         f"Teacher: {teacher.model} width {teacher.width}, {teacher.num_parameters:,} parameters, "

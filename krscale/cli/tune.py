@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from krscale.cli.common import add_experiment_arguments
+from krscale.cli.common import add_experiment_arguments, add_new_data_argument
 
 DESCRIPTION = (
     "Search a ladder of student sizes with Ray Tune and Optuna; end with the "
@@ -27,6 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="go on though the search space has changed: methods whose space has changed start "
         "anew",
     )
+    add_new_data_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     parser.add_argument("--quiet", action="store_true", help="no live view")
 
@@ -45,5 +46,11 @@ def run(options: argparse.Namespace) -> int:
     # Ray, Optuna and MLflow take seconds to import; a refused config must not wait for them.
     from krscale.search.session import run_session
 
-    run_session(experiment, as_json=options.json, quiet=options.quiet, new_space=options.new_space)
+    run_session(
+        experiment,
+        as_json=options.json,
+        quiet=options.quiet,
+        new_space=options.new_space,
+        new_data=options.new_data,
+    )
     return 0

@@ -9,11 +9,13 @@ imports neither torch nor Ray, so that `--help` and a refused config answer at o
 from krscale.config.data import DataConfig, FilesConfig, GlyphsConfig, ViewsConfig
 from krscale.config.distillation import DistillConfig
 from krscale.config.experiment import RESERVED_NAMES, Experiment
-from krscale.config.fields import fingerprint, parse_capacity
+from krscale.config.fields import fingerprint, is_share, parse_capacity
 from krscale.config.hints import field_paths, nearest_fields
 from krscale.config.networks import (
     LadderConfig,
+    LadderStudent,
     ModelConfig,
+    PreprocessingConfig,
     StoreConfig,
     StudentConfig,
     TeacherConfig,
@@ -47,7 +49,9 @@ __all__ = [
     "FilesConfig",
     "GlyphsConfig",
     "LadderConfig",
+    "LadderStudent",
     "ModelConfig",
+    "PreprocessingConfig",
     "SearchConfig",
     "StoreConfig",
     "StudentConfig",
@@ -58,6 +62,7 @@ __all__ = [
     "as_record",
     "field_paths",
     "fingerprint",
+    "is_share",
     "load",
     "method_identity",
     "nearest_fields",

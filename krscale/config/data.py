@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from krscale.config.fields import Count, Names, Section, StrictInt
+
+_COLOUR = re.compile("#[0-9a-fA-F]{6}")
+
+
+def _background(value: str) -> str:
+    if value not in ("white", "black", "ignore") and not _COLOUR.fullmatch(value):
+        raise ValueError(f"{value!r} is not white, black, #rrggbb (e.g. '#808080') or ignore")
+    return value
 
 
 class GlyphsConfig(Section):
@@ -31,12 +40,18 @@ class GlyphsConfig(Section):
 
 
 class FilesConfig(Section):
-    """The sources `parquet` and `image_folder`: images of one's own, however many."""
+    """Sources of files: images of one's own, however many."""
 
     image_column: str = "image"
-    """Parquet: column of PNG or JPEG bytes (also within a struct, as `bytes`), or of raw pixels."""
+    """Parquet, `hf_disk`: column of PNG or JPEG bytes (also within a struct, as `bytes`), or of raw
+    pixels."""
     label_column: str = "label"
-    """Parquet: column of whole numbers from 0, or of names of classes."""
+    """Parquet, `hf_disk`, `image_list`: column of whole numbers from 0, or of names of classes."""
+    path_column: str = "path"
+    """`image_list`: column of paths, absolute or from the folder of the list."""
+    split_column: str = ""
+    """`image_list`: column of train, val or test; empty takes a column `split` where there is
+    one."""
     classes: Names = ()
     """Names of the classes; empty takes all that are found: names sorted, numbers from 0."""
     num_channels: Literal[1, 3] = 3
@@ -46,14 +61,18 @@ class FilesConfig(Section):
     which must be of one size."""
     raw_shape: tuple[Count, ...] = ()
     """Parquet: `[C, H, W]` of raw pixels (fixed-size binary of uint8, channel by channel)."""
+    channels: Literal["auto", "first", "last"] = "auto"
+    """Arrays: which axis of an image holds its channels; `auto` takes the one that is 1 or 3
+    long."""
 
 
 class DataConfig(Section):
     """Which images, and how they are cut into train, validation and test."""
 
     source: str = "digits"
-    """`digits` or `glyphs` (embedded), or `cifar10`, `cifar100`, `parquet` or `image_folder`, which
-    read `path`."""
+    """`digits` or `glyphs` (embedded); `image_folder`, `image_list`, `parquet`, `hf_disk`, `numpy`,
+    `idx`, `cifar10` or `cifar100`, which read `path`; or `package.module:callable`, which returns
+    (images, labels) or (images, labels, class_names)."""
     path: str = ""
     """File or folder that the source reads; empty for embedded sources."""
     seed: StrictInt = 0
@@ -65,10 +84,18 @@ class DataConfig(Section):
     allow_duplicates: bool = False
     """Whether two splits may hold the same image, pixel by pixel; `false` keeps copies in one split
     where krscale cuts, and refuses them in splits of your own."""
+    background: Annotated[str, AfterValidator(_background)] = "white"
+    """Colour that transparent images are laid on: `white`, `black`, `#rrggbb`; `ignore` takes the
+    colours that the transparent pixels have in the file, as krscale did before."""
+    skip_unreadable: bool = False
+    """Whether images that cannot be read are left out; they are listed either way."""
+    map_labels: bool = False
+    """Labels that are numbers with gaps (0, 1, 3): whether the numbers that there are become the
+    classes, in their order."""
     glyphs: GlyphsConfig = GlyphsConfig()
     """Settings of the source `glyphs`."""
     files: FilesConfig = FilesConfig()
-    """Settings of the sources `parquet` and `image_folder`."""
+    """Settings of sources that read files."""
 
 
 class ViewsConfig(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import field_validator
 
-from krscale.config.fields import Section, parse_capacity
+from krscale.config.fields import Section, is_share, parse_capacity
 from krscale.config.methods import (
     ATSettings,
     CRDSettings,
@@ -25,12 +25,14 @@ class MethodChoice(Section):
     method: str = "kr"
     """A registered method, or KR with methods on the logits: `kr+dkd`, `kr+dist+kd`."""
     capacity: str = "1/16"
-    """Size of the student that `krscale distill` trains, as a share of the teacher's parameters."""
+    """Size of the student that `krscale distill` trains, as a share of the teacher's parameters; or
+    the name of one of `[[ladder.students]]`."""
 
     @field_validator("capacity")
     @classmethod
     def _share(cls, capacity: str) -> str:
-        parse_capacity(capacity)
+        if is_share(capacity):
+            parse_capacity(capacity)
         return capacity
 
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from krscale.config.data import DataConfig, ViewsConfig
 from krscale.config.distillation import DistillConfig
-from krscale.config.fields import Section, fingerprint
-from krscale.config.networks import LadderConfig, StoreConfig, StudentConfig, TeacherConfig
+from krscale.config.fields import Section, fingerprint, is_share
+from krscale.config.networks import (
+    LadderConfig,
+    LadderStudent,
+    StoreConfig,
+    StudentConfig,
+    TeacherConfig,
+)
 from krscale.config.searching import ClusterConfig, SearchConfig, TrackingConfig
 from krscale.config.training import TrainConfig
 from krscale.redaction import redact
@@ -57,11 +63,43 @@ class Experiment(Section):
             )
         return name
 
+    @model_validator(mode="after")
+    def _known_student(self) -> Experiment:
+        capacity = self.distill.capacity
+        names = [student.name for student in self.ladder.students]
+        if not is_share(capacity) and capacity not in names:
+            there = f"one of {', '.join(names)} or " if names else ""
+            raise ValueError(
+                f"distill.capacity: {capacity!r} is no student of [[ladder.students]]; allowed: "
+                f"{there}a share such as '1/16'"
+            )
+        return self
+
     @field_validator("storage_path")
     @classmethod
     def _absolute(cls, storage_path: str) -> str:
         # Workers have working directories of their own.
-        return str(Path(storage_path).expanduser().resolve())
+        path = Path(storage_path).expanduser().resolve()
+        for part in (path, *path.parents):
+            if part.is_file():
+                raise ValueError(f"{part} is a file; a folder is needed, which krscale makes")
+        return str(path)
+
+    @property
+    def own_student(self) -> LadderStudent | None:
+        """The student of `[[ladder.students]]` that `distill.capacity` names; None for a share."""
+        students = (s for s in self.ladder.students if s.name == self.distill.capacity)
+        return next(students, None)
+
+    @property
+    def any_student(self) -> LadderStudent | StudentConfig:
+        """The student that `distill.capacity` names, or the one with a capacity dial."""
+        return self.own_student or self.student
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """What the sizes of the ladder are called: names of its students, or shares."""
+        return tuple(s.name for s in self.ladder.students) or self.ladder.capacities
 
     @property
     def run_path(self) -> Path:
@@ -85,4 +123,29 @@ class Experiment(Section):
     def fingerprint(self) -> str:
         """Hash of every field that changes results; not of where they are kept or how shown."""
         content = self.model_dump(mode="json", exclude={"storage_path", "tracking", "cluster"})
-        return fingerprint(content)
+        return fingerprint(_without_newer_defaults(content))
+
+
+_NEWER = (
+    *(f"data.{name}" for name in ("background", "skip_unreadable", "map_labels")),
+    *(f"data.files.{name}" for name in ("channels", "path_column", "split_column")),
+    *(f"teacher.{name}" for name in ("allow_poor", "output_key", "preprocessing", "tap_layout")),
+    "teacher.weights_key",
+    *(f"student.{name}" for name in ("output_key", "preprocessing", "tap_layout")),
+    "ladder.students",
+    *(f"train.{name}" for name in ("ema_decay", "optimizer", "optimizer_options", "schedule")),
+)
+"""Fields that came after fingerprints had been written down: left out where they are as they are by
+default, so that what was kept under a fingerprint is found again."""
+
+
+def _without_newer_defaults(content: dict[str, Any]) -> dict[str, Any]:
+    default = Experiment().model_dump(mode="json")
+    for dotted in _NEWER:
+        *sections, name = dotted.split(".")
+        table, as_before = content, default
+        for section in sections:
+            table, as_before = table[section], as_before[section]
+        if table[name] == as_before[name]:
+            del table[name]
+    return content

@@ -12,6 +12,27 @@ from krscale.config.experiment import Experiment
 
 _SLIP, _ALIKE = 0.9, 0.75
 """Share of letters that two names have in common where one is a slip of the other, or may be."""
+_MEANT = {
+    "optim": "optimizer",
+    "optimiser": "optimizer",
+    "scheduler": "schedule",
+    "lr_scheduler": "schedule",
+    "lr_schedule": "schedule",
+    "ema": "ema_decay",
+    "model_ema": "ema_decay",
+    "checkpoint": "weights",
+    "ckpt": "weights",
+    "pretrained": "options",
+    "arch": "model",
+    "architecture": "model",
+    "network": "model",
+    "sizes": "capacities",
+    "num_trials": "trials_per_size",
+    "trials": "trials_per_size",
+    "dataset": "source",
+    "output_dir": "storage_path",
+}
+"""What other programs call a field: no letters tell that they mean the same."""
 _MOST = 3
 """More suggestions than this are a list, and no help."""
 
@@ -42,6 +63,10 @@ def nearest_fields(dotted: str, allowed: Iterable[str]) -> list[str]:
     names = list(allowed)
     here = [path for path in names if path.rpartition(".")[0] == section]
     same = [path for path in names if path.rpartition(".")[2] == name]
+    if meant := _MEANT.get(name.lower()):
+        found = [path for path in names if path.rpartition(".")[2] == meant]
+        if found := [path for path in found if path in here] or found:
+            return found[:_MOST]
     if found := _most_alike(name, here, _ALIKE if not same else _SLIP):
         return found[:1]
     return (same or _most_alike(name, names, _ALIKE))[:_MOST]
@@ -58,6 +83,15 @@ def explain_unknown(path: Sequence[str]) -> str:
     return f"{owner} has: {', '.join(section.model_fields)}."
 
 
+def explain_item(path: Sequence[str], name: str) -> str:
+    """Return the sentences on a key that a table of a list of tables does not have."""
+    table = _table_of_list(path)
+    names = list(table.model_fields) if table else []
+    if found := nearest_fields(name, names):
+        return f"Did you mean {' or '.join(map(repr, found))}?"
+    return f"Each table of {'.'.join(path)} has: {', '.join(names)}."
+
+
 def expected_form(path: Sequence[str], kind: str, value: Any, *, overridden: bool) -> str | None:
     """Return what a value of another form should look like; None where pydantic's words do.
 
@@ -68,6 +102,8 @@ def expected_form(path: Sequence[str], kind: str, value: Any, *, overridden: boo
         overridden: Whether it came with `--set`, not from a file.
     """
     dotted = ".".join(path)
+    if _table_of_list(path) and kind in ("tuple_type", "model_type"):
+        return f"expected a list of tables, each written [[{dotted}]] with its keys below"
     if kind == "tuple_type":
         return f"expected a list, e.g. {_written(path, _as_list(path, value), overridden)}"
     if kind == "string_type":
@@ -91,6 +127,13 @@ def _section(path: Sequence[str]) -> type[BaseModel]:
     for name in path:
         found = _as_section(found.model_fields[name].annotation) or found
     return found
+
+
+def _table_of_list(path: Sequence[str]) -> type[BaseModel] | None:
+    """Return what the tables of a list of tables are; None for any other field."""
+    field = _section(path[:-1]).model_fields.get(path[-1]) if path else None
+    parts = get_args(field.annotation) if field else ()
+    return next((found for part in parts if (found := _as_section(part))), None)
 
 
 def _as_section(annotation: Any) -> type[BaseModel] | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from krscale.config.fields import (
     Count,
@@ -18,16 +18,74 @@ from krscale.config.fields import (
     refuse_repeats,
 )
 
+_NEWER_OF_TEACHERS = ("output_key", "tap_layout", "weights_key")
+"""Fields that teachers have got since some were kept by fingerprint."""
+
+
+def _listed(value: Any) -> Any:
+    """Let one number stand for a list of one."""
+    return (value,) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class PreprocessingConfig(Section):
+    """From the pixels of a view to the input of a network; teacher and student may differ in it.
+
+    What is left as it is comes from the network's own metadata where it starts with weights (timm's
+    `pretrained_cfg`, torchvision's weights, a Hugging Face folder), else it is the data's own
+    normalisation at the data's own size. The size is its own only where it is not trained here.
+    """
+
+    normalisation: Literal["auto", "data", "imagenet", "half", "none"] = "auto"
+    """Mean and standard deviation by name: `data` (of the training images), `imagenet`, `half`
+    (0.5 and 0.5: pixels in -1..1), `none`; `auto` as the network itself says, or `data`."""
+    mean: Annotated[tuple[Number, ...], BeforeValidator(_listed)] = ()
+    """Mean of each channel in the order that the network takes them, or one number for all, in
+    units of `pixel_range`; with `std`, in place of `normalisation`."""
+    std: Annotated[
+        tuple[Annotated[float, Field(gt=0.0, allow_inf_nan=False)], ...], BeforeValidator(_listed)
+    ] = ()
+    """Standard deviation of each channel, likewise."""
+    pixel_range: Literal["auto", "0..1", "0..255"] = "auto"
+    """What pixels are before they are normalised; `auto` as the network itself says, or `0..1`."""
+    channel_order: Literal["auto", "rgb", "bgr"] = "auto"
+    """Order of the channels that the network takes; `auto` as it says itself, or `rgb`."""
+    input_size: Annotated[tuple[Count, ...], BeforeValidator(_listed), Field(max_length=2)] = ()
+    """Height and width that the network takes, or one number for both: the view is scaled until it
+    covers them, and what is over is cut; empty as the network itself says, or the data's size."""
+    interpolation: Literal["auto", "nearest", "bilinear", "bicubic", "lanczos"] = "auto"
+    """How views are scaled to `input_size`; `auto` as the network itself says, or `bilinear`."""
+
+    @model_validator(mode="after")
+    def _one_normalisation(self) -> PreprocessingConfig:
+        if bool(self.mean) != bool(self.std):
+            raise ValueError("mean and std go together; one of them is missing")
+        if self.mean and self.normalisation != "auto":
+            raise ValueError(
+                f"mean and std stand for normalisation = {self.normalisation!r}; give one of them"
+            )
+        return self
+
 
 class ModelConfig(Section):
-    """A network: a name of the zoo or `package.module:callable`, and its arguments."""
+    """A network: of the zoo, of a library or of one's own, and its arguments."""
 
     model: str = "resnet"
-    """A zoo name, or `package.module:callable` taking (num_classes, in_channels, width)."""
+    """A zoo name; `timm:NAME`, `torchvision:NAME` or `hf:FOLDER`; or `package.module:callable`,
+    which gets the number of classes, the channels and the width, as far as it takes them."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further keyword arguments of the model, e.g. `{num_blocks = 2}`."""
     taps: Names = ()
     """Module paths whose outputs are taps, in depth order; empty takes the model's own."""
+    output_key: str = ""
+    """Name or position of the logits among several outputs, e.g. `"logits"` or `"0"`; empty takes
+    `logits`, or the only tensor."""
+    tap_layout: Literal["auto", "channels_first", "channels_last"] = "auto"
+    """Where the channels of all taps with positions are; `auto` finds it out, and asks where it
+    cannot."""
+    preprocessing: PreprocessingConfig = PreprocessingConfig()
 
 
 class TeacherConfig(ModelConfig):
@@ -38,7 +96,11 @@ class TeacherConfig(ModelConfig):
     width: Count = 32
     """The capacity dial of the teacher."""
     weights: str = ""
-    """A state dict (`.safetensors`, or `.pt` without code); empty trains the teacher here."""
+    """A state dict (`.safetensors`, or `.pt`, `.pth`, `.ckpt` without code); `own` keeps the
+    weights that the model is built with; empty trains the teacher here."""
+    weights_key: str = ""
+    """Which weights of the file, where there are several: a table such as `model_ema`, or the
+    beginning of names; empty takes the only ones that fit."""
     num_epochs: Count = 30
     """Epochs of the teacher's own training."""
     learning_rate: Positive = 0.1
@@ -47,6 +109,19 @@ class TeacherConfig(ModelConfig):
     """Weight decay of the teacher's own training."""
     seed: StrictInt = 0
     """Seed of the teacher's initialisation and sample order."""
+    allow_poor: bool = False
+    """Whether a teacher may teach that is no better than guessing, or worse than its own taps, or
+    that would be better with another preprocessing."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells one teacher from another, without newer fields that are not used.
+
+        So that teachers which an older krscale kept are found again.
+        """
+        # What its preprocessing comes to is told apart by whoever resolves it.
+        content = self.model_dump(mode="json", exclude={"preprocessing", "allow_poor"})
+        defaults = {name: type(self).model_fields[name].default for name in _NEWER_OF_TEACHERS}
+        return {k: v for k, v in content.items() if k not in defaults or v != defaults[k]}
 
 
 class StudentConfig(ModelConfig):
@@ -75,11 +150,34 @@ class StoreConfig(Section):
     """Samples in one shard file."""
 
 
+class LadderStudent(ModelConfig):
+    """One student of a ladder of one's own: a table `[[ladder.students]]`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]*$", max_length=60)]
+    """What tables, figures and folders call it; it begins with a letter."""
+    width: Count = 1
+    """The capacity dial, for networks that have one."""
+    weights: str = ""
+    """A state dict that it starts from (as `teacher.weights`); empty starts from what it is built
+    with."""
+    weights_key: str = ""
+    """Which weights of the file, where there are several (as `teacher.weights_key`)."""
+
+
 class LadderConfig(Section):
     """The ladder of student capacities."""
 
     capacities: SomeNames = ("1/256", "1/64", "1/16", "1/4")
     """Student sizes as shares of the teacher's parameters, e.g. `"1/16"` or `"0.05"`."""
+    students: tuple[LadderStudent, ...] = ()
+    """Students of one's own, one table each with `name`, `model`, `options`, `weights`, ...; they
+    stand in place of `capacities` and `[student]`."""
+
+    @field_validator("students")
+    @classmethod
+    def _names(cls, students: tuple[LadderStudent, ...]) -> tuple[LadderStudent, ...]:
+        refuse_repeats([student.name for student in students], str.lower)
+        return students
 
     @field_validator("capacities")
     @classmethod

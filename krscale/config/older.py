@@ -12,6 +12,8 @@ from typing import Any
 
 _NEWER = "at_reduction"
 """The field of `[distill]` that came with the losses changed below: older experiments lack it."""
+_BACKGROUND = "background"
+"""The field of `[data]` that came with the reading of transparency."""
 MENDED = "logit_standardisation"
 """A method that computed another loss before; no setting brings that back."""
 
@@ -20,11 +22,16 @@ def with_former_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return a stored experiment with the fields it lacks, where today's default would be wrong.
 
     Attention transfer summed over positions before `distill.at_reduction` was there. An experiment
-    that does not use it gets today's default, which changes nothing in it.
+    that does not use it gets today's default, which changes nothing in it. A network that came with
+    weights was normalised by the data's statistics, whatever its own metadata said. Before
+    `data.background` was there, transparent images were read as if they were not.
 
     Args:
         stored: All sections of an experiment that its version of krscale had written out.
     """
+    stored = _with_former_preprocessing(stored)
+    if _took_colours_as_they_are(stored):
+        stored = {**stored, "data": {**stored["data"], _BACKGROUND: "ignore"}}
     if not _is_older(stored):
         return dict(stored)
     former = {_NEWER: "sum"} if "at" in _methods(stored) else {_NEWER: "mean"}
@@ -34,6 +41,28 @@ def with_former_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
 def uses_mended_method(stored: Mapping[str, Any]) -> bool:
     """Return whether a stored experiment has trials whose loss is another today."""
     return _is_older(stored) and MENDED in _methods(stored)
+
+
+def _with_former_preprocessing(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the experiment with what networks with weights of their own were normalised by."""
+    found = dict(stored)
+    for name in ("teacher", "student"):
+        network = found.get(name)
+        if not isinstance(network, Mapping) or "preprocessing" in network:
+            continue
+        options = network.get("options")
+        pretrained = options.get("pretrained") if isinstance(options, Mapping) else False
+        # Networks of the zoo say nothing of themselves.
+        if ":" in str(network.get("model")) and (network.get("weights") or pretrained):
+            found[name] = {**network, "preprocessing": {"normalisation": "data"}}
+    return found
+
+
+def _took_colours_as_they_are(stored: Mapping[str, Any]) -> bool:
+    data = stored.get("data")
+    if not isinstance(data, Mapping) or _BACKGROUND in data:
+        return False
+    return data.get("source") in ("image_folder", "parquet")
 
 
 def _is_older(stored: Mapping[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from krscale.config.experiment import Experiment
-from krscale.config.hints import expected_form, explain_unknown, field_paths
+from krscale.config.hints import expected_form, explain_item, explain_unknown, field_paths
 from krscale.config.ranges import SearchChoices, SearchRange, UsedWith
 from krscale.errors import UserError, nearest
 
@@ -22,14 +22,15 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Exper
     """Read an experiment from TOML and apply `key.path=value` overrides.
 
     Args:
-        path: A TOML file, or None for the embedded default (the digits experiment).
+        path: A TOML file; one that ships with krscale, as `jobs/NAME.toml` from anywhere; or None
+            for the embedded default (the digits experiment).
         overrides: Assignments such as `"train.num_epochs=20"`; values are TOML, and a bare word
             is a string.
 
     Raises:
         UserError: If the file cannot be read, or any key or value is refused.
     """
-    content: dict[str, Any] = read_toml(Path(path)) if path else {}
+    content: dict[str, Any] = read_toml(_experiment_file(Path(path))) if path else {}
     where = str(path) if path else "defaults"
     content = dict(_with_new_names(content, where))
     for assignment in overrides:
@@ -70,6 +71,15 @@ def search_ranges() -> dict[str, SearchRange | SearchChoices]:
 def used_with() -> dict[str, UsedWith]:
     """Return what fields need another field to be, by dotted path; of those that declare it."""
     return {path: d for path, d in _declarations(Experiment, "") if isinstance(d, UsedWith)}
+
+
+def _experiment_file(path: Path) -> Path:
+    """Return the file itself, or the job of this name that ships with krscale."""
+    if path.exists() or path.parent.is_dir() or path.parent != Path("jobs"):
+        return path
+    package = Path(__file__).parents[1]
+    folder = next((f for f in (package / "jobs", package.parent / "jobs") if f.is_dir()), None)
+    return folder / path.name if folder else path
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -146,13 +156,35 @@ def _field_of(location: Sequence[int | str]) -> tuple[str, ...]:
 def _explain(path: tuple[str, ...], found: list[Any], where: str, overridden: set[str]) -> str:
     """One line for one field: the place, what is allowed, what was given, the nearest name."""
     dotted = ".".join(path)
-    flag = next((key for key in sorted(overridden) if _one_within(key, dotted)), None)
+    flags = [key for key in sorted(overridden) if _one_within(key, dotted)]
+    # What is wrong with a section as a whole may come from any of its fields.
+    flag = flags[0] if len(flags) == 1 else next((key for key in flags if key == dotted), None)
     place = f"--set {flag}" if flag else f"{where}: {dotted}"
+    if within := _within_list(path, found[0]["loc"]):
+        return f"{place}: {within}: {_explain_item(path, within, found[0])}"
     if found[0]["type"] == "extra_forbidden":
         hint = explain_unknown(path)
         return f"{place}: unknown key {dotted!r}. {hint} Run with --dry-run to see every key."
+    if not path:  # several sections do not go together
+        return f"{where}: {found[0]['msg'].removeprefix('Value error, ')}."
     allowed = ", or ".join(_message(path, error, overridden=flag is not None) for error in found)
     return f"{place}: {allowed} (got {found[0]['input']!r})."
+
+
+def _within_list(path: tuple[str, ...], location: Sequence[int | str]) -> str:
+    """Return the place of a mistake below a list of tables, e.g. `table 2, model`; or nothing."""
+    rest = location[len(path) :]
+    if len(rest) < 2 or not isinstance(rest[0], int) or not isinstance(rest[1], str):
+        return ""
+    return f"table {rest[0] + 1}, {'.'.join(map(str, rest[1:]))}"
+
+
+def _explain_item(path: tuple[str, ...], within: str, error: Any) -> str:
+    name = within.rpartition(" ")[2]
+    if error["type"] != "extra_forbidden":
+        message = error["msg"].removeprefix("Value error, ")
+        return f"{message[0].lower()}{message[1:]} (got {error['input']!r})."
+    return f"unknown key {name!r}. {explain_item(path, name)}"
 
 
 def _one_within(first: str, second: str) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from krscale.config.fields import Count, Positive, Section, Share, StrictInt, Weight
 from krscale.config.ranges import SearchRange
@@ -28,9 +28,20 @@ class TrainConfig(Section):
     """Samples of one optimiser step at most, over all workers; an epoch is shared evenly over its
     steps."""
     learning_rate: Annotated[Positive, SearchRange(0.03, 0.5, log=True)] = 0.1
-    """Peak learning rate (SGD with Nesterov momentum, linear warm-up, cosine decay)."""
+    """Peak learning rate, after a linear warm-up. The default is that of SGD: other optimisers need
+    one that is given, and a search looks from 0.3 times to 5 times of it."""
+    optimizer: str = "sgd"
+    """`sgd` (with Nesterov momentum), `adamw`, or another class of `torch.optim` by its name."""
+    optimizer_options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the optimiser, e.g. `{betas = [0.9, 0.99]}`."""
+    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up: to 0 along a cosine or a line, to a tenth at
+    one half of the training and again at three quarters, or not at all."""
+    ema_decay: Share = 0.0
+    """Decay of an exponential moving average of the weights, e.g. 0.999, which is judged, kept and
+    exported in place of the last weights; 0 keeps none."""
     momentum: Share = 0.9
-    """Momentum of SGD."""
+    """Momentum of SGD; other optimisers have theirs in `optimizer_options`."""
     weight_decay: Annotated[Weight, SearchRange(1e-5, 5e-3, log=True)] = 5e-4
     """Weight decay, not applied to norms and biases."""
     max_grad_norm: Weight = 2.0
@@ -54,6 +65,15 @@ class TrainConfig(Section):
     gpu_share_for_images: Share = 0.1
     """Share of a GPU's memory that the training images of one student may take; when they are more,
     they stay in mapped pages on the host. Several trials may share a GPU, each with its copy."""
+
+    @model_validator(mode="after")
+    def _own_learning_rate(self) -> TrainConfig:
+        if self.optimizer.lower() != "sgd" and "learning_rate" not in self.model_fields_set:
+            raise ValueError(
+                f"train.learning_rate must be given with train.optimizer = {self.optimizer!r}: the "
+                f"default is that of SGD; adamw often takes 0.001"
+            )
+        return self
 
     @field_validator("channels_last")
     @classmethod

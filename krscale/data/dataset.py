@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 from filelock import FileLock
 
-from krscale.config import DataConfig, as_record, fingerprint
-from krscale.data.arrow import Split, read_split, write_split
-from krscale.data.cutting import cut_splits
+from krscale.config import DataConfig, as_record, fingerprint, read_record
+from krscale.data.arrow import Split, read_split
+from krscale.data.building import CONTENT_FILE, FORMAT, build_data, content_record
+from krscale.data.content import Content
+from krscale.data.counting import describe_counts
 from krscale.data.source import Note, Report, Source, SplitName
 from krscale.data.sources import open_source
-from krscale.data.splitting import channel_statistics, check_source
 from krscale.errors import UserError, unknown_name
-from krscale.files import damaged, new_folder, read_json, reading, sha256, write_json
+from krscale.files import damaged, read_json, reading, sha256, write_json
 
-FORMAT = 1
-"""Version of the files below; a change of it, or of how images are cut, builds data anew."""
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
 
@@ -30,7 +28,8 @@ class Dataset:
 
     Attributes:
         path: Its folder.
-        fingerprint: Hash of what determines images and splits.
+        fingerprint: Hash of what determines images and splits; of the content itself where it was
+            read from files of the user's own.
         source: Name of the source.
         classes: Name of each class; a label is an index into them.
         image_shape: `(C, H, W)` of every image.
@@ -38,6 +37,8 @@ class Dataset:
         std: Standard deviation of each channel, likewise.
         num_samples: Images of each split that it has.
         sha256: Hash of the file of each split.
+        identity: Hash of the files and settings it was built from; data sets that krscale built
+            earlier have it as their fingerprint, and their runs know them by it.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class Dataset:
     std: tuple[float, ...]
     num_samples: Mapping[str, int]
     sha256: Mapping[str, str]
+    identity: str = ""
 
     @property
     def num_classes(self) -> int:
@@ -79,6 +81,28 @@ class Dataset:
             )
         return split
 
+    def content(self) -> DatasetContent:
+        """Return what the data set holds; read from its images where it is older than the record.
+
+        Raises:
+            DamagedFileError: If the record is not what was written.
+        """
+        file = self.path / CONTENT_FILE
+        if not file.is_file():
+            found = Content.of(self.classes, {name: self.split(name) for name in _names(self)})
+            record = content_record(found)
+            try:
+                write_json(file, record)
+            except OSError:  # a cache that others have prepared may not be written to
+                return DatasetContent(**record)
+        rebuild = f"Delete it; it is written again from the images in {self.path}."
+        return read_record(file, DatasetContent, rebuild)
+
+    def summary(self) -> str:
+        """Say in one line how many images of how many classes there are."""
+        labels = {name: self.split(name).labels for name in _names(self)}
+        return describe_counts(self.source, self.classes, self.image_shape, labels)
+
     def verify(self) -> None:
         """Raise `UserError` when the content of a split is not what was written."""
         for name in self.sha256:
@@ -88,6 +112,19 @@ class Dataset:
                     f"{path}: missing or damaged (its SHA-256 is not the manifest's). "
                     f"Delete {self.path}; it will be built again."
                 )
+
+
+@dataclass(frozen=True)
+class DatasetContent:
+    """What a data set holds, in a form that can be kept and compared.
+
+    Attributes:
+        digest: Of the pixels and labels of all images; see `Content.digest`.
+        images: Number of images of each class in all splits.
+    """
+
+    digest: str
+    images: dict[str, int]
 
 
 def prepare_data(
@@ -113,7 +150,7 @@ def prepare_data(
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):
             if not path.is_dir():
-                notes = _build(path, config, source, identity, report or _silent)
+                notes = build_data(path, config, source, identity, report or _silent)
                 if note:
                     for text in notes:
                         note(text)
@@ -138,7 +175,8 @@ def dataset_path(config: DataConfig, cache: Path) -> Path:
 
 
 def _path(config: DataConfig, identity: Mapping[str, Any], cache: Path) -> Path:
-    return cache / "data" / f"{config.source}-{fingerprint(identity)}"
+    name = config.source.replace(":", ".")  # of a callable: a folder cannot be called so everywhere
+    return cache / "data" / f"{name}-{fingerprint(identity)}"
 
 
 def open_data(path: Path) -> Dataset:
@@ -159,7 +197,8 @@ def open_data(path: Path) -> Dataset:
     manifest = as_record(file, content, _Manifest, rebuild)
     if set(manifest.num_samples) != set(manifest.sha256):
         raise damaged(file, "num_samples and sha256 are not of the same splits", rebuild)
-    return Dataset(path=path, **{name: getattr(manifest, name) for name in _FIELDS})
+    known = {name: getattr(manifest, name) for name in _FIELDS}
+    return Dataset(path=path, identity=fingerprint(content.get("identity")), **known)
 
 
 def _identity(config: DataConfig, source: Source) -> dict[str, Any]:
@@ -175,50 +214,8 @@ def _identity(config: DataConfig, source: Source) -> dict[str, Any]:
     return identity
 
 
-def _build(
-    path: Path, config: DataConfig, source: Source, identity: dict[str, Any], report: Report
-) -> list[str]:
-    """Build the folder and return what the user should know of its content."""
-    data = source.read(report)
-    check_source(config.source, data)
-    # Beside the data, since a temporary folder of the system may itself be memory.
-    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-        cut = cut_splits(data, config, Path(scratch))
-        train = cut.splits["train"]
-        mean, std = channel_statistics(train)
-        facts = {
-            "source": config.source,
-            # Known only now, so it is in the fingerprint but not in the name of the folder.
-            "identity": identity | ({"rules": cut.rules} if cut.rules else {}),
-            "classes": data.classes,
-            "image_shape": train.image_shape,
-            "mean": mean,
-            "std": std,
-            "notes": [*data.notes, *cut.notes],
-        }
-        write_data(path, cut.splits, facts)
-    return [*data.notes, *cut.notes]
-
-
-def write_data(path: Path, splits: Mapping[SplitName, Split], facts: Mapping[str, Any]) -> None:
-    """Write the folder of a data set, whole or not at all.
-
-    Args:
-        path: The folder.
-        splits: Its splits.
-        facts: What the manifest says of them; `identity` determines the fingerprint.
-    """
-    with new_folder(path) as folder:
-        for name, split in splits.items():
-            write_split(folder / f"{name}.arrow", split)
-        manifest = {
-            "format": FORMAT,
-            "fingerprint": fingerprint(facts["identity"]),
-            **facts,
-            "num_samples": {name: len(split) for name, split in splits.items()},
-            "sha256": {name: sha256(folder / f"{name}.arrow") for name in splits},
-        }
-        write_json(folder / "manifest.json", manifest)
+def _names(dataset: Dataset) -> tuple[SplitName, ...]:
+    return tuple(name for name in SPLITS if name in dataset.num_samples)
 
 
 @dataclass(frozen=True)

@@ -1,101 +1,171 @@
-"""PNG and JPEG files as pixels: one shape for all, and a clear word about those that do not fit."""
+"""Image files as pixels: one shape for all, and a clear word about those that do not fit."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageColor, ImageOps
 
 from krscale.config import FilesConfig
 from krscale.data.arrow import Images
+from krscale.data.seen import Fault, Seen
 from krscale.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 PIECE_BYTES = 2**23
 """Pixels that are decoded before they are written: enough to keep all cores busy."""
+IGNORED = "ignore"
+"""The `data.background` that takes colours as they are, however transparent."""
 _MODES = {1: "L", 3: "RGB"}
-_DEEP = (
-    "I",
-    "F",
-)  # Pillow's names for more than 8 bits begin so; cutting them down loses nearly all
 
 Encoded = bytes | str
 """What an image file holds, or its path."""
-Where = Callable[[], str]
-"""Words where an image is; only errors need it, and there are millions of images."""
 Place = Callable[[int], str]
 """Words where the image of a number is."""
 
 
 @dataclass(frozen=True)
-class Decoder:
-    """StudyScheduler files into pixels.
+class Decoded:
+    """One image.
 
-    Args:
+    Attributes:
+        pixels: uint8 `[C, H, W]`; None where it cannot be read.
+        mode: As the file has it, in Pillow's words.
+        size: `(H, W)` as the file has it.
+        transparent: Whether it was laid on the background.
+        brightest: Largest value of 16 bits; None where there are 8.
+        problem: Why it cannot be read.
+    """
+
+    pixels: Images | None
+    mode: str = ""
+    size: tuple[int, int] = (0, 0)
+    transparent: bool = False
+    brightest: int | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Turns files into pixels.
+
+    Attributes:
         config: Channels and size that are wanted.
+        background: A colour, or `"ignore"`; see `data.background`.
+        seen: Is told what every image is.
     """
 
     config: FilesConfig
+    background: str
+    seen: Seen = field(default_factory=Seen)
 
-    def decode(self, encoded: Encoded, where: Where) -> Images:
-        """Return the pixels of one image, uint8 `[C, H, W]`.
+    def decode(self, encoded: Encoded) -> Decoded:
+        """Return one image."""
+        source = BytesIO(encoded) if isinstance(encoded, bytes) else encoded
+        if not (encoded if isinstance(encoded, bytes) else _num_bytes(encoded)):
+            return Decoded(None, problem="it is empty (0 bytes)")
+        try:
+            with Image.open(source, formats=FORMATS) as image:
+                return self._read(image)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return Decoded(None, problem=_first_line(error))
+
+    def first_shape(self, images: Iterator[Encoded], place: Place) -> tuple[int, ...]:
+        """Return the shape of the first image that can be read.
 
         Raises:
-            UserError: If it cannot be read; says where it is.
+            UserError: If none can.
         """
-        size = self.config.image_size
-        try:
-            with Image.open(
-                BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=FORMATS
-            ) as image:
-                if image.mode.startswith(_DEEP):
-                    raise UserError(f"{where()}: more than 8 bits a channel (mode {image.mode}).")
-                pixels = image.convert(_MODES[self.config.num_channels])
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{where()}: not a readable image ({_first_line(error)}).") from None
-        if size:
-            pixels = ImageOps.fit(pixels, (size, size), Image.Resampling.BILINEAR)
-        array = np.asarray(pixels, dtype=np.uint8)
-        return array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)
+        problems = []
+        for encoded in images:
+            found = self.decode(encoded)
+            if found.pixels is not None:
+                return found.pixels.shape
+            problems.append(found.problem)
+        raise UserError(
+            f"{place(0)}: not a readable image ({problems[0]}), nor is any other of the "
+            f"{len(problems)} images there."
+        )
 
     def pieces(
-        self, batches: Iterator[Sequence[Encoded]], shape: tuple[int, ...], place: Place
+        self,
+        batches: Iterator[Sequence[Encoded]],
+        shape: tuple[int, ...],
+        place: Place,
+        split: str = "train",
     ) -> Iterator[Images]:
         """Decode batch by batch on all cores: uint8 `[n, C, H, W]` for each.
 
-        Raises:
-            UserError: If an image cannot be read or is not of `shape`; names it.
+        An image that cannot be read, or is not of `shape`, is black; `seen` has it as a fault, and
+        refuses them all together at the end.
         """
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             start = 0
             for batch in batches:
-                places = [partial(place, start + number) for number in range(len(batch))]
-                piece = np.empty((len(batch), *shape), np.uint8)
-                decoded = pool.map(self.decode, batch, places)
-                for number, pixels in enumerate(decoded):
-                    check_shape(pixels.shape, shape, places[number])
-                    piece[number] = pixels
+                piece = np.zeros((len(batch), *shape), np.uint8)
+                for number, found in enumerate(pool.map(self.decode, batch)):
+                    self._note(found)
+                    fault = _fault(found, shape)
+                    if fault:
+                        at, unreadable = place(start + number), found.pixels is None
+                        faults = self.seen.unreadable if unreadable else self.seen.misfits
+                        faults.append(Fault(split, start + number, at, fault))
+                    elif found.pixels is not None:
+                        piece[number] = found.pixels
                 yield piece
                 start += len(batch)
 
+    def _read(self, image: Image.Image) -> Decoded:
+        mode, size = image.mode, (image.height, image.width)
+        wanted, brightest = _MODES[self.config.num_channels], None
+        transparent = False
+        if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):
+            image, brightest, transparent = self._from_16_bits(image)
+        elif mode[0] in "IF":  # Pillow's names for 32 bits; cutting them down loses nearly all
+            return Decoded(None, mode, size, problem=f"32 bits a channel (mode {mode})")
+        elif self.background != IGNORED and image.has_transparency_data:
+            image, transparent = self._on_background(image)
+        pixels = image.convert(wanted)
+        if side := self.config.image_size:
+            pixels = ImageOps.fit(pixels, (side, side), Image.Resampling.BILINEAR)
+        array = np.asarray(pixels, dtype=np.uint8)
+        array = array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)
+        return Decoded(array, mode, size, transparent, brightest)
 
-def check_shape(found: Sequence[int], expected: Sequence[int], where: Where) -> None:
-    """Refuse an image of another size than the first.
+    def _from_16_bits(self, image: Image.Image) -> tuple[Image.Image, int, bool]:
+        """Return the upper eight bits, which is what Pillow takes of colours with 16 bits."""
+        values = np.asarray(image).astype(np.int64)
+        clear = np.zeros(values.shape, bool)
+        if self.background != IGNORED and "transparency" in image.info:
+            clear = values == image.info["transparency"]
+        levels = (values >> 8).clip(0, 255).astype(np.uint8)
+        found = Image.fromarray(levels).convert("RGB")
+        if clear.any():
+            found.paste(ImageColor.getrgb(self.background), mask=Image.fromarray(clear))
+        return found, int(values.max(initial=0)), bool(clear.any())
 
-    Raises:
-        UserError: Naming the image and both sizes.
-    """
-    if tuple(found) != tuple(expected):
-        raise UserError(
-            f"{where()}: {_size(found)} pixels, where the first image has {_size(expected)}: all "
-            "must be of one size. data.files.image_size scales and cuts them to a square."
-        )
+    def _on_background(self, image: Image.Image) -> tuple[Image.Image, bool]:
+        layer = image.convert("RGBA")
+        if layer.getchannel("A").getextrema()[0] == 255:
+            return image, False
+        below = Image.new("RGBA", layer.size, ImageColor.getrgb(self.background))
+        return Image.alpha_composite(below, layer), True
+
+    def _note(self, found: Decoded) -> None:
+        if found.pixels is None:
+            return
+        self.seen.modes[found.mode] += 1
+        self.seen.sizes[found.size] += 1
+        self.seen.transparent += found.transparent
+        if found.brightest is not None:
+            self.seen.deep += 1
+            self.seen.brightest = max(self.seen.brightest, found.brightest)
 
 
 def piece_size(shape: Sequence[int]) -> int:
@@ -103,8 +173,21 @@ def piece_size(shape: Sequence[int]) -> int:
     return max(1, PIECE_BYTES // int(np.prod(shape)))
 
 
-def _size(shape: Sequence[int]) -> str:
-    return f"{shape[1]}x{shape[2]}"
+def _fault(found: Decoded, shape: Sequence[int]) -> str:
+    """Say what is wrong with an image; nothing where all is well."""
+    if found.pixels is None:
+        return f"not a readable image ({found.problem})"
+    if found.pixels.shape != tuple(shape):
+        size, first = found.pixels.shape[1:], shape[1:]
+        return f"{size[0]}x{size[1]} pixels, where the first image has {first[0]}x{first[1]}"
+    return ""
+
+
+def _num_bytes(path: str) -> int:
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return 1  # opening it will say why
 
 
 def _first_line(error: BaseException) -> str:

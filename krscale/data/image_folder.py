@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from krscale.config import DataConfig
-from krscale.data.arrow import Images
-from krscale.data.decoding import Decoder, piece_size
+from krscale.data.encoded import Part, encoded_data, of_files
 from krscale.data.own_files import (
-    alike,
     check_text,
-    class_names,
     existing_path,
     files_identity,
     own_splits,
     splits_of_folders,
-    to_labels,
 )
-from krscale.data.source import Description, Place, Report, SourceData, SplitName
-from krscale.data.stream import Stream
-from krscale.data.walking import Found, is_hidden_folder, printable, walk
+from krscale.data.source import Description, Report, SourceData, SplitName
+from krscale.data.walking import SYSTEM_FOLDERS, Found, is_hidden_folder, printable, walk
 from krscale.errors import UserError
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
-Pieces = Iterator[Images]
 WANTED = "CLASS/IMAGE.png in it, or train/CLASS/IMAGE.png (and val/..., test/...)"
 
 
@@ -80,44 +74,22 @@ class ImageFolder:
 
     def read(self, report: Report) -> SourceData:
         """Return the labels, and streams that decode the images."""
-        names = {s: np.array([name for name, _ in f], object) for s, f in self.files.items()}
-        paths = {s: [file for _, file in f] for s, f in self.files.items()}
-        locations = {split: _Names(files) for split, files in paths.items()}
-        given = self.config.files.classes
-        classes = class_names(given, names["train"], locations["train"])
-        first = paths["train"][0]
-        decoder = Decoder(self.config.files)
-        shape = decoder.decode(first, partial(locations["train"], 0)).shape
-        total, done = sum(len(found) for found in self.files.values()), 0
-
-        def count(number: int) -> None:
-            nonlocal done
-            done += number
-            report(done, total)
-
-        streams: dict[SplitName, Stream] = {}
-        for split, files in paths.items():
-            labels = to_labels(names[split], classes, locations[split])
-
-            def pieces(files: Sequence[str] = files, place: Place = locations[split]) -> Pieces:
-                size = piece_size(shape)
-                batches = (files[start : start + size] for start in range(0, len(files), size))
-                for piece in decoder.pieces(batches, shape, place):
-                    yield piece
-                    count(len(piece))
-
-            streams[split] = Stream(labels, shape, pieces)
-        notes = (*self.seen.notes(self.path), *alike(classes, str(self.path)))
-        return SourceData(classes, streams, locations, notes)
+        parts: dict[SplitName, Part] = {}
+        for split, found in self.files.items():
+            files = [file for _, file in found]
+            names = np.array([name for name, _ in found], object)
+            parts[split] = Part(names, of_files(files), Names(files))
+        return encoded_data(parts, self.config, report, self.seen.notes(self.path))
 
 
 @dataclass(frozen=True)
-class _Names:
+class Names:
     """Words where an image is: its path, in characters that can be written down."""
 
     files: Sequence[str]
 
     def __call__(self, number: int) -> str:
+        """Return the path of an image."""
         return printable(self.files[number])
 
 
@@ -131,6 +103,8 @@ def _folders(path: Path) -> tuple[Found, list[Path]]:
     for entry in sorted(path.iterdir()):
         if entry.name.startswith(".") or (entry.is_dir() and is_hidden_folder(entry.name)):
             found.hidden[entry.name] += 1
+            if num_images := _num_images(entry):
+                found.classes[entry.name] = num_images
         elif entry.is_dir():
             check_text(entry.name, str(entry))
             folders.append(entry)
@@ -139,6 +113,16 @@ def _folders(path: Path) -> tuple[Found, list[Path]]:
         else:
             found.others[entry.suffix.lower() or "no suffix"] += 1
     return found, folders
+
+
+def _num_images(entry: Path) -> int:
+    """Return the number of images in a folder that is passed over, in itself and no deeper."""
+    if not entry.is_dir() or entry.name.lower() in SYSTEM_FOLDERS:
+        return 0
+    try:
+        return sum(file.suffix.lower() in SUFFIXES for file in entry.iterdir())
+    except OSError:
+        return 0
 
 
 def _images(root: Path, seen: Found) -> list[tuple[str, str]]:

@@ -10,7 +10,8 @@ from filelock import FileLock
 
 from krscale.config import fingerprint
 from krscale.data.arrow import Split
-from krscale.data.dataset import FORMAT, Dataset, open_data, write_data
+from krscale.data.building import FORMAT, write_data
+from krscale.data.dataset import Dataset, open_data
 
 
 def join_train_and_val(dataset: Dataset, cache: Path) -> Dataset:

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from krscale.config import ViewsConfig
 from krscale.data.dataset import Dataset
-from krscale.data.views import apply_views, gather_views, normalise, view_of_epoch
+from krscale.data.views import apply_views, gather_views, view_of_epoch
 from krscale.errors import UserError
 from krscale.knowledge.features import FeatureKind
 from krscale.methods.base import Batch
+from krscale.models.preprocessing import DEFAULT, Preprocessing
 from krscale.parallel import share_of
 
 
@@ -75,6 +76,7 @@ class Loader:
         world_size: How many workers share each batch.
         gpu_share_for_images: Share of a GPU's memory that images may take; when all of them are
             more, batches are gathered from mapped pages on the host.
+        preprocessing: Of the network that learns.
 
     Raises:
         UserError: If the store holds other views or samples than would be loaded.
@@ -93,11 +95,13 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         gpu_share_for_images: float = 0.1,
+        preprocessing: Preprocessing = DEFAULT,
     ) -> None:
         self.views, self.seed = views, seed
         self.store, self.rank, self.world_size = store, rank, world_size
         self.device = _with_index(device)
         self.mean, self.std = dataset.mean, dataset.std
+        self.preprocessing = preprocessing
         images, labels = dataset.split("train").tensors()
         self.num_samples = len(labels)
         self.num_steps = -(-self.num_samples // global_batch_size)
@@ -139,7 +143,7 @@ class Loader:
         if self.store is not None:
             tap_logits = self.store.tap_logits(view, on_host, self.device)
         return Batch(
-            images=normalise(pixels, self.mean, self.std),
+            images=self.preprocessing.apply(pixels, self.mean, self.std),
             labels=self.labels.index_select(0, samples),
             samples=samples,
             tap_logits=tap_logits,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krscale.config import DataConfig
+from krscale.config import DataConfig, FilesConfig
 from krscale.data.arrow import Labels
 from krscale.data.source import Place, SplitName
 from krscale.data.walking import printable
@@ -65,8 +65,23 @@ def files_identity(config: DataConfig, root: Path, files: Iterable[str]) -> dict
         # A name may hold bytes that are no UTF-8; they come back as they are on the disk.
         digest.update(os.fsencode(f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\n"))
         num_files += 1
+    return {"files": digest.hexdigest(), "num_files": num_files, **_settings(config)}
+
+
+def _settings(config: DataConfig) -> dict[str, Any]:
+    """Return what changes the images that are read from files.
+
+    Fields that came later are left out where they say what krscale did before there were any, so
+    that data sets which are older are found.
+    """
     settings = config.files.model_dump(mode="json")
-    return {"files": digest.hexdigest(), "num_files": num_files, **settings}
+    for name in ("path_column", "split_column", "channels"):
+        if settings[name] == FilesConfig.model_fields[name].default:
+            del settings[name]
+    if config.background != "ignore":
+        settings["background"] = config.background
+    later = {"map_labels": config.map_labels, "skip_unreadable": config.skip_unreadable}
+    return settings | {name: True for name, is_set in later.items() if is_set}
 
 
 def own_splits(files: Mapping[SplitName, object]) -> tuple[SplitName, ...]:
@@ -121,18 +136,23 @@ class ImageLocations:
         return f"{self.files[file]}: column {self.column!r}: row {row}"
 
 
-def class_names(given: Sequence[str], found: Values, place: Place) -> tuple[str, ...]:
+def class_names(
+    given: Sequence[str], found: Values, place: Place, map_labels: bool = False
+) -> tuple[str, ...]:
     """Return the names of the classes: those given, else those found in the training images.
 
     Args:
         given: `data.files.classes`.
         found: Labels of the training images as they are written.
         place: Words where each of them is.
+        map_labels: Whether numbers are classes as they come, and not indices from 0.
 
     Raises:
-        UserError: If numbers are too large to be classes, or names are empty or differ only in what
-            nobody sees.
+        UserError: If numbers leave some out without `map_labels`, or are too large to be classes,
+            or names are empty or differ only in what nobody sees.
     """
+    if map_labels and found.dtype != object:
+        return _mapped_names(given, found, place)
     if given:
         return tuple(given)
     if found.dtype == object:
@@ -146,7 +166,54 @@ def class_names(given: Sequence[str], found: Values, place: Place) -> tuple[str,
             f"{place(first)}: the label {largest} would make more than {MAX_CLASSES} classes; is "
             "data.files.label_column the right one?"
         )
+    present = np.unique(found)
+    if len(present) <= largest:
+        absent = np.setdiff1d(np.arange(largest + 1), present)
+        raise UserError(
+            f"{place(first)}: labels are numbers up to {largest}, but no training image has "
+            f"{_some(absent)}. data.map_labels = true makes classes of the numbers that there are "
+            f"({_some(present)}); or is data.files.label_column another one?"
+        )
     return tuple(str(number) for number in range(largest + 1))
+
+
+def _mapped_names(given: Sequence[str], found: Values, place: Place) -> tuple[str, ...]:
+    present = np.unique(found)
+    if len(present) > MAX_CLASSES or (len(present) and present[0] < 0):
+        first = int(np.argmin(found))
+        raise UserError(
+            f"{place(first)}: labels are {len(present)} different numbers, the smallest "
+            f"{present[0]}; data.map_labels takes at most {MAX_CLASSES}, from 0 on."
+        )
+    if given and len(given) != len(present):
+        raise UserError(
+            f"data.files.classes: {len(given)} names for the {len(present)} labels that there are: "
+            f"{_some(present)}."
+        )
+    return tuple(given) or tuple(str(number) for number in present)
+
+
+def name_numbers(
+    names: Sequence[str], classes: tuple[str, ...], found: Values, map_labels: bool
+) -> tuple[str, ...]:
+    """Return the names that files give to their numbers, where classes are numbers.
+
+    Args:
+        names: Of the numbers from 0; there may be more than are found.
+        classes: As of `class_names`.
+        found: Labels of the training images as they are written.
+        map_labels: As of `class_names`.
+    """
+    if found.dtype == object or int(found.max(initial=-1)) >= len(names):
+        return classes
+    if map_labels:
+        return tuple(names[number] for number in np.unique(found))
+    return tuple(names[: len(classes)])
+
+
+def _some(numbers: Values) -> str:
+    listed = ", ".join(str(number) for number in numbers[:10])
+    return listed + (", ..." if len(numbers) > 10 else "")
 
 
 def _check_names(names: Sequence[str], found: Values, place: Place) -> None:
@@ -197,8 +264,17 @@ def alike(classes: Sequence[str], where: str) -> tuple[str, ...]:
     return (f"{where}: classes that differ in case only: {', '.join(same[:5])}.",)
 
 
-def to_labels(values: Values, classes: Sequence[str], place: Place) -> Labels:
+def to_labels(
+    values: Values, classes: Sequence[str], place: Place, mapped: Values | None = None
+) -> Labels:
     """Return `values` as indices into the classes.
+
+    Args:
+        values: Labels as they are written.
+        classes: Names of the classes.
+        place: Words where each of them is.
+        mapped: With `data.map_labels`, the labels of the training images: the i-th smallest number
+            is class i.
 
     Raises:
         UserError: Naming the first image whose label is outside the classes.
@@ -206,6 +282,10 @@ def to_labels(values: Values, classes: Sequence[str], place: Place) -> Labels:
     if values.dtype == object:
         numbers = {name: number for number, name in enumerate(classes)}
         labels = np.array([numbers.get(name, -1) for name in values], dtype=np.int64)
+    elif mapped is not None:
+        known = np.unique(mapped)
+        at = np.searchsorted(known, values).clip(max=len(known) - 1)
+        labels = np.where(known[at] == values, at, -1)
     else:
         labels = values.astype(np.int64)
     outside = np.flatnonzero((labels < 0) | (labels >= len(classes)))

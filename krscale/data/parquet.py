@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from krscale.data.own_files import (
     class_names,
     existing_path,
     files_identity,
+    name_numbers,
     own_splits,
     to_labels,
 )
@@ -73,11 +75,16 @@ class Parquet:
         values, where = found["train"]
         if not len(values):
             raise UserError(f"{self.path}: there are no training images.")
-        classes = class_names(self.settings.classes, values, where)
+        classes = class_names(self.settings.classes, values, where, self.config.map_labels)
+        if not self.settings.classes:
+            names = hugging_face_names(self.files["train"][0], self.settings.label_column)
+            classes = name_numbers(names, classes, values, self.config.map_labels)
         locations = {
             s: replace(p, column=self.settings.image_column) for s, (_, p) in found.items()
         }
-        shape = self._shape(locations["train"])
+        decoder = Decoder(self.settings, self.config.background)
+        shape = self._shape(locations["train"], decoder)
+        mapped = self.config.map_labels
         total, done = sum(len(values) for values, _ in found.values()), 0
 
         def count(number: int) -> None:
@@ -88,14 +95,16 @@ class Parquet:
         streams: dict[SplitName, Stream] = {}
         for split, (values, where) in found.items():
 
-            def pieces(locations: ImageLocations = locations[split]) -> Iterator[Images]:
-                for piece in self._pieces(locations, shape):
+            def pieces(split: SplitName = split) -> Iterator[Images]:
+                for piece in self._pieces(locations[split], shape, decoder, split):
                     yield piece
                     count(len(piece))
 
-            streams[split] = Stream(to_labels(values, classes, where), shape, pieces)
+            labels = to_labels(values, classes, where, found["train"][0] if mapped else None)
+            streams[split] = Stream(labels, shape, pieces)
         notes = (*self.seen.notes(self.path), *alike(classes, str(self.path)))
-        return SourceData(classes, streams, locations, notes)
+        seen = None if self.settings.raw_shape else decoder.seen
+        return SourceData(classes, streams, locations, notes, seen=seen)
 
     def _labels(self, files: Sequence[Path]) -> tuple[Values, ImageLocations]:
         """Return the labels of all rows as they are written, and where the rows are."""
@@ -115,14 +124,13 @@ class Parquet:
             raise UserError(f"{self.path}: column {name!r} holds numbers in some files only.")
         return np.concatenate(filled or parts), ImageLocations(files, rows, name)
 
-    def _shape(self, locations: ImageLocations) -> tuple[int, ...]:
+    def _shape(self, locations: ImageLocations, decoder: Decoder) -> tuple[int, ...]:
         """Return `(C, H, W)`, that of the first image unless it is given."""
         column = self._first_column(locations)
         if self.settings.raw_shape:
             _check_raw(column, locations(0))
         if not pa.types.is_fixed_size_binary(column.type):
-            decoder = Decoder(self.settings)
-            return decoder.decode(_encoded(column, locations, 0)[0], lambda: locations(0)).shape
+            return decoder.first_shape(self._each_encoded(locations), locations)
         shape, width = self.settings.raw_shape, column.type.byte_width
         if len(shape) != 3 or int(np.prod(shape)) != width:
             raise UserError(
@@ -140,7 +148,9 @@ class Parquet:
                 return next(_batches(file, name, "image_column", 1))
         raise AssertionError("called with rows only")
 
-    def _pieces(self, locations: ImageLocations, shape: tuple[int, ...]) -> Iterator[Images]:
+    def _pieces(
+        self, locations: ImageLocations, shape: tuple[int, ...], decoder: Decoder, split: SplitName
+    ) -> Iterator[Images]:
         columns = self._columns(locations, piece_size(shape))
         if self.settings.raw_shape:
             start = 0
@@ -155,11 +165,26 @@ class Parquet:
                 yield _encoded(column, locations, start)
                 start += len(column)
 
-        yield from Decoder(self.settings).pieces(batches(), shape, locations)
+        yield from decoder.pieces(batches(), shape, locations, split)
+
+    def _each_encoded(self, locations: ImageLocations) -> Iterator[bytes]:
+        start = 0
+        for column in self._columns(locations, 1):
+            yield from _encoded(column, locations, start)
+            start += len(column)
 
     def _columns(self, locations: ImageLocations, size: int) -> Iterator[Any]:
         for file in locations.files:
             yield from _batches(file, self.settings.image_column, "image_column", size)
+
+
+def hugging_face_names(file: Path, column: str) -> tuple[str, ...]:
+    """Return the names of classes that Hugging Face's datasets write into a file, or nothing."""
+    try:
+        content = json.loads((pq.read_schema(file).metadata or {})[b"huggingface"])
+        return tuple(str(name) for name in content["info"]["features"][column]["names"])
+    except (KeyError, TypeError, ValueError, OSError, pa.ArrowException):
+        return ()  # what is wrong with the file is said by whoever reads its rows
 
 
 def _is_hidden(name: str) -> bool:

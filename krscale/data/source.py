@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from krscale.config import DataConfig
 from krscale.data.arrow import Split
+from krscale.data.seen import Seen
 from krscale.data.stream import Stream
 from krscale.errors import UserError
 
@@ -33,6 +34,8 @@ class SourceData:
         published: Whether authors have published these splits, or krscale has drawn them: images
             that two of them share are mentioned, since the user cannot move them. They are refused
             in files of the user's own.
+        seen: What decoding meets with, filled while the streams are read; None where nothing is
+            decoded.
     """
 
     classes: tuple[str, ...]
@@ -40,6 +43,7 @@ class SourceData:
     places: Mapping[SplitName, Place] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     published: bool = False
+    seen: Seen | None = None
 
     def place(self, name: SplitName, number: int) -> str:
         """Word where an image of a split is."""

@@ -7,18 +7,27 @@ from collections.abc import Callable
 from krscale.config import DataConfig
 from krscale.data.cifar import Cifar10, Cifar100
 from krscale.data.digits import Digits
+from krscale.data.function import Function
 from krscale.data.glyphs import Glyphs
+from krscale.data.hf_disk import HfDisk
+from krscale.data.idx import Idx
 from krscale.data.image_folder import ImageFolder
+from krscale.data.image_list import ImageList
+from krscale.data.numpy_files import NumpyFiles
 from krscale.data.parquet import Parquet
 from krscale.data.source import Source
-from krscale.errors import unknown_name
+from krscale.errors import UserError, unknown_name
 
 SOURCES: dict[str, Callable[[DataConfig], Source]] = {
     "cifar10": Cifar10,
     "cifar100": Cifar100,
     "digits": Digits,
     "glyphs": Glyphs,
+    "hf_disk": HfDisk,
+    "idx": Idx,
     "image_folder": ImageFolder,
+    "image_list": ImageList,
+    "numpy": NumpyFiles,
     "parquet": Parquet,
 }
 """Sources by the name that `data.source` takes."""
@@ -30,6 +39,9 @@ def open_source(config: DataConfig) -> Source:
     Raises:
         UserError: If no source has this name, or it refuses a field of `config`.
     """
+    if ":" in config.source:
+        return Function(config)
     if config.source not in SOURCES:
-        raise unknown_name("source", config.source, SOURCES, "data.source")
+        error = unknown_name("source", config.source, SOURCES, "data.source")
+        raise UserError(f"{error} Your own is written 'package.module:callable'.")
     return SOURCES[config.source](config)

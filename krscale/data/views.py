@@ -11,7 +11,6 @@ rows and images lies outside the image and is blanked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -20,6 +19,9 @@ from torch import Tensor
 from krscale.config import ViewsConfig
 from krscale.data.draws import draw_integers
 from krscale.errors import UserError
+from krscale.models.preprocessing import normalise
+
+__all__ = ["apply_views", "check_views", "gather_views", "normalise", "view_of_epoch"]
 
 _ONE = 256  # jitter factors are multiples of 1 / _ONE
 _COEFFICIENT_BITS = 10
@@ -86,18 +88,6 @@ def gather_views(data: Tensor, samples: Tensor, view: int, policy: ViewsConfig) 
         `[B, C, H, W]` uint8.
     """
     return _views(data, samples, samples, view, policy)
-
-
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return `(images / 255 - mean) / std` in fp32.
-
-    Args:
-        images: `[B, C, H, W]` uint8.
-        mean: Of each channel, pixels in 0..1.
-        std: Of each channel, likewise.
-    """
-    scale, offset = _scale_and_offset(tuple(mean), tuple(std), images.device)
-    return images.to(torch.float32).mul_(scale).sub_(offset)
 
 
 def _views(data: Tensor, rows: Tensor, samples: Tensor, view: int, policy: ViewsConfig) -> Tensor:
@@ -250,16 +240,3 @@ def _expand(keep: Tensor, height: int, width: int) -> Tensor:
 
 def _coordinates(size: int, device: torch.device) -> Tensor:
     return torch.arange(size, device=device)
-
-
-@lru_cache(maxsize=32)
-def _scale_and_offset(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return `1 / (255 std)` and `mean / std`, `[C, 1, 1]` each."""
-    scale = [1 / (255 * s) for s in std]
-    offset = [m / s for m, s in zip(mean, std, strict=True)]
-    return (
-        torch.tensor(scale, device=device)[:, None, None],
-        torch.tensor(offset, device=device)[:, None, None],
-    )

@@ -37,6 +37,7 @@ class Found:
         links: Links to folders, which are not followed.
         broken: Data files by name that are no files: their path, and what they are.
         outside: Data files where none belong.
+        classes: Hidden folders that hold data files where folders of classes belong, and how many.
     """
 
     files: list[str] = field(default_factory=list)
@@ -45,6 +46,7 @@ class Found:
     links: list[str] = field(default_factory=list)
     broken: list[tuple[str, str]] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
+    classes: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Found) -> None:
         """Take over what another walk has seen."""
@@ -54,6 +56,7 @@ class Found:
         self.links += other.links
         self.broken += other.broken
         self.outside += other.outside
+        self.classes += other.classes
 
     def check(self, where: Path) -> None:
         """Refuse data files that cannot be opened, or would never end.
@@ -73,7 +76,7 @@ class Found:
         )
 
     def notes(self, where: Path) -> tuple[str, ...]:
-        """Say what was passed over, in one line, or nothing."""
+        """Say what was passed over: in one line, and one more where it looks like classes."""
         parts = []
         if self.hidden:
             parts.append(_counted(self.hidden, "hidden or system folders and files"))
@@ -85,7 +88,14 @@ class Found:
         if self.outside:
             names = Counter(Path(file).name for file in self.outside)
             parts.append(_counted(names, "images outside the folders of classes"))
-        return (f"{where}: passed over: {'; '.join(parts)}.",) if parts else ()
+        notes = [f"{where}: passed over: {'; '.join(parts)}."] if parts else []
+        if self.classes:
+            listed = ", ".join(f"{printable(name)!r} ({n})" for name, n in self.classes.items())
+            notes.append(
+                f"{where}: folders with images that are not classes, as their names begin with a "
+                f"dot: {listed}. Rename them if they should be."
+            )
+        return tuple(notes)
 
 
 def is_hidden_folder(name: str) -> bool:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from krscale.config import as_record
 from krscale.data import Dataset
 from krscale.errors import UserError
 from krscale.files import read_json, reading
+from krscale.models.preprocessing import Preprocessing
 
 CARD_FILE = "student.json"
 FORMAT = 1
@@ -28,10 +31,16 @@ class StudentCard:
         flops: Of one forward of one image, 2 per multiply-add.
         classes: Name of each class, in the order of the logits.
         image_shape: `(C, H, W)`.
-        mean: Mean of each channel, pixels in 0..1.
+        mean: Mean of each channel as the student takes them, in units of `pixel_range`.
         std: Standard deviation of each channel, likewise.
         accuracy: `val` and `test`, shares in [0, 1]; `val` is None when validation was trained on.
         provenance: Run, commit, fingerprints, method, settings, seed.
+        output_key: Which of several outputs of the architecture are the logits; empty finds them.
+        pixel_range: What pixels are before they are normalised, `0..1` or `0..255`.
+        channel_order: Of what the student takes, `rgb` or `bgr`; `image_shape` is red first.
+        input_size: Height and width that the student takes; None is that of `image_shape`.
+        interpolation: How images are scaled to it.
+        decoding: How image files become pixels of `image_shape` (`krscale.export.raw_files`).
     """
 
     model: str
@@ -45,6 +54,28 @@ class StudentCard:
     std: tuple[float, ...]
     accuracy: Mapping[str, float | None]
     provenance: Mapping[str, Any]
+    output_key: str = ""
+    pixel_range: str = "0..1"
+    channel_order: str = "rgb"
+    input_size: tuple[int, int] | None = None
+    interpolation: str = "bilinear"
+    decoding: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """From the pixels of an image of `image_shape` to the input of the student."""
+        return Preprocessing(
+            self.mean,
+            self.std,
+            self.pixel_range,
+            self.channel_order,
+            self.input_size,
+            self.interpolation,
+        )
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """Return the input of the student for images `[B, *image_shape]` uint8."""
+        return self.preprocessing.apply(pixels, self.mean, self.std)
 
     @property
     def test_accuracy(self) -> float:
@@ -66,23 +97,40 @@ class StudentCard:
                 "model": self.model,
                 "width": self.width,
                 "options": dict(self.options),
+                "output_key": self.output_key,
                 "num_classes": len(self.classes),
                 "in_channels": self.image_shape[0],
                 "num_parameters": self.num_parameters,
                 "flops": self.flops,
             },
             "preprocessing": {
+                "decoding": dict(self.decoding),
                 "image_shape": list(self.image_shape),
                 "uint8_scale": 1 / 255,
                 "mean": list(self.mean),
                 "std": list(self.std),
-                "safetensors_input": "(pixels * uint8_scale - mean) / std",
-                "graph_input": "pixels * uint8_scale; mean and std are inside the graph",
+                "pixel_range": self.pixel_range,
+                "channel_order": self.channel_order,
+                "input_size": list(self.input_size) if self.input_size else None,
+                "interpolation": self.interpolation,
+                "safetensors_input": self._safetensors_input(),
+                "graph_input": "pixels * uint8_scale; all else is inside the graph",
             },
             "classes": list(self.classes),
             "accuracy": dict(self.accuracy),
             "provenance": dict(self.provenance),
         }
+
+    def _safetensors_input(self) -> str:
+        """Say in a formula what the bare weights take."""
+        steps = "pixels"
+        if self.channel_order == "bgr":
+            steps += " in order blue, green, red"
+        if self.input_size:
+            height, width = self.input_size
+            steps = f"({steps}, scaled to cover {height}x{width} and cut to it)"
+        factor = " * uint8_scale" if self.pixel_range == "0..1" else ""
+        return f"({steps}{factor} - mean) / std"
 
 
 def read_card(folder: Path) -> StudentCard:

@@ -1,12 +1,14 @@
-"""`python -m krscale.export.checking FOLDER DATA REFERENCE FORMAT...`: what a stranger gets.
+"""`python -m krscale.export.checking FOLDER DATA REFERENCE RAW FORMAT...`: what a stranger gets.
 
 Run in a process of its own, so that nothing of the exporting one can help: every file is loaded as
-its user would load it, compared with the original's logits, and tested. Prints one line of JSON.
+its user would load it, compared with the original's logits, and tested; and the script beside them
+starts from the image files themselves. Prints one line of JSON.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -20,9 +22,10 @@ from safetensors.numpy import load_file
 
 from krscale.data import Split, open_data
 from krscale.data.arrow import Images
-from krscale.data.views import normalise
+from krscale.export.card import CARD_FILE
 from krscale.export.formats import FORMATS, INPUT
-from krscale.export.writing import open_student
+from krscale.export.writing import PREDICT, PREDICT_FILE, open_student
+from krscale.files import read_json
 
 BATCH_SIZE = 256
 
@@ -33,11 +36,14 @@ Predict = Callable[[Images], Logits]
 
 def main(arguments: Sequence[str]) -> int:
     """Check every format and print what was found."""
-    folder, data, reference, *formats = arguments
+    folder, data, reference, raw, *formats = arguments
     dataset = open_data(Path(data))
     expected = load_file(reference)["logits"]
     images, test = dataset.split("val").images[: len(expected)], dataset.split("test")
     found = {name: _check(OPENERS[name](Path(folder)), images, expected, test) for name in formats}
+    files = json.loads(Path(raw).read_text(encoding="utf-8"))
+    if files:
+        found[PREDICT] = _check_raw(Path(folder), files, test, formats)
     print(json.dumps(found))
     return 0
 
@@ -55,6 +61,39 @@ def _check(predict: Predict, images: Images, expected: Logits, test: Split) -> d
     }
 
 
+def _check_raw(
+    folder: Path, raw: dict[str, list[str]], test: Split, formats: Sequence[str]
+) -> dict[str, Any]:
+    """Read files as the script of the export does, and let it classify them."""
+    spec = importlib.util.spec_from_file_location("predict", folder / PREDICT_FILE)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{PREDICT_FILE} cannot be loaded")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    files, labels = [Path(file) for file in raw["files"]], raw["labels"]
+    card = read_json(folder / CARD_FILE)
+    classes, preprocessing = card["classes"], card["preprocessing"]
+    difference = right = 0
+    predict = OPENERS[formats[0]](folder) if "onnx" not in formats else None
+    for start in range(0, len(files), BATCH_SIZE):
+        part = slice(start, start + BATCH_SIZE)
+        pixels = np.stack([script.load_pixels(file, preprocessing) for file in files[part]])
+        stored = test.images[part].astype(np.int16)
+        difference = max(difference, int(np.abs(pixels - stored).max()))
+        if predict is not None:
+            answers = predict(pixels).argmax(axis=1)
+            right += sum(classes[a] == name for a, name in zip(answers, labels[part], strict=True))
+    accuracy = right / len(files)
+    if predict is None:
+        accuracy = script.Student(folder).accuracy(list(zip(files, labels, strict=True)))
+    return {
+        "max_difference": difference / 255,
+        "largest_logit": 1.0,
+        "num_compared": len(files),
+        "test_accuracy": accuracy,
+    }
+
+
 def _in_batches(predict: Predict, images: Images) -> Logits:
     starts = range(0, len(images), BATCH_SIZE)
     return np.concatenate([predict(images[start : start + BATCH_SIZE]) for start in starts])
@@ -65,7 +104,7 @@ def _open_safetensors(folder: Path) -> Predict:
 
     @torch.inference_mode()
     def predict(images: Images) -> Logits:
-        logits: Logits = student(normalise(torch.tensor(images), card.mean, card.std)).numpy()
+        logits: Logits = student(card.prepare(torch.tensor(images))).numpy()
         return logits
 
     return predict

@@ -2,7 +2,8 @@
 
 The graphs (ONNX and torch.export) take float32 images `[B, C, H, W]` in 0..1, which is what every
 image library hands out (torchvision's `ToTensor`, PIL divided by 255), and return logits `[B, K]`.
-Mean and standard deviation are inside the graph: nobody can apply the wrong ones, or forget them.
+The student's own preprocessing (size, order of channels, mean and standard deviation) is inside the
+graph: nobody can apply the wrong one, or forget it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from torch.export import Dim, ExportedProgram
 
 from krscale.errors import UserError, unknown_name
 from krscale.export.card import StudentCard
+from krscale.models.preprocessing import PIXEL_RANGES
+from krscale.models.resizing import resize_weights
 from krscale.training.checkpoint import save_weights
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
@@ -31,26 +34,41 @@ OPSET = 18
 _METADATA = "krscale"
 
 
-class NormalisedStudent(nn.Module):
-    """A student behind its own normalisation.
+class PreparedStudent(nn.Module):
+    """A student behind its own preprocessing.
 
     Args:
-        student: Takes normalised images.
-        mean: Of each channel, pixels in 0..1.
-        std: Of each channel, likewise.
+        student: Takes images as `card` says.
+        card: What it is.
     """
 
     mean: Tensor
     std: Tensor
+    rows: Tensor
+    columns: Tensor
 
-    def __init__(self, student: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, student: nn.Module, card: StudentCard) -> None:
         super().__init__()
         self.student = student
-        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1))
+        self.unit = 255.0 / PIXEL_RANGES[card.pixel_range]
+        self.is_bgr = card.channel_order == "bgr"
+        self.is_scaled = card.input_size not in (None, card.image_shape[1:])
+        self.register_buffer("mean", torch.tensor(card.mean).reshape(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(card.std).reshape(1, -1, 1, 1))
+        if card.input_size is not None and self.is_scaled:
+            sizes = (card.image_shape[1:], card.input_size)
+            rows, columns = resize_weights(*sizes, card.interpolation, torch.device("cpu"))
+            self.register_buffer("rows", rows)
+            self.register_buffer("columns", columns)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images `[B, C, H, W]` in 0..1 to logits `[B, K]`."""
+        if self.unit != 1.0:
+            images = images * self.unit
+        if self.is_bgr:
+            images = images.flip(1)
+        if self.is_scaled:
+            images = self.rows @ images @ self.columns
         logits: Tensor = self.student((images - self.mean) / self.std)
         return logits
 
@@ -128,8 +146,8 @@ FORMATS: Mapping[str, Format] = {
 
 
 def _trace(student: nn.Module, card: StudentCard, name: str) -> ExportedProgram:
-    """Record the student with its normalisation, for any size of batch."""
-    model = NormalisedStudent(student, card.mean, card.std).eval()
+    """Record the student with its preprocessing, for any size of batch."""
+    model = PreparedStudent(student, card).eval()
     with _explained(name), _quiet_exporter():
         shapes = {INPUT: {0: Dim(BATCH)}}
         program = torch.export.export(model, (example_images(card),), dynamic_shapes=shapes)

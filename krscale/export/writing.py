@@ -17,12 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from krscale.data import Dataset
-from krscale.data.views import normalise
 from krscale.errors import UserError
 from krscale.export.card import CARD_FILE, StudentCard, read_card
 from krscale.export.formats import FORMATS, check_formats
+from krscale.export.raw_files import RawFiles
 from krscale.files import new_folder, sha256, write_json
 from krscale.models import build_model
+from krscale.models.preprocessing import preprocessing_of_network, set_preprocessing
 from krscale.training.checkpoint import load_weights
 
 NUM_COMPARED = 512
@@ -31,6 +32,10 @@ TOLERANCE = 1e-4
 """Largest difference of a logit, as a share of the largest logit (at least of 1)."""
 ACCURACY_TOLERANCE = 1e-3
 """Share of the test images whose answer may flip where two logits tie to within rounding."""
+PIXEL_TOLERANCE = 3 / 255
+"""Largest difference of a pixel read from its file again: another decoder may round otherwise."""
+PREDICT, PREDICT_FILE = "predict", "predict.py"
+"""The script that goes with every export, as a format and as a file."""
 TIMEOUT_SECONDS = 1800
 
 
@@ -43,7 +48,8 @@ class ExportedFile:
         format: Its format.
         num_bytes: Its size.
         sha256: Hash of its content.
-        max_difference: Largest difference of a logit from the original's, on validation images.
+        max_difference: Largest difference of a logit from the original's, on validation images; of
+            the script, of a pixel (1 is white) in the files of the test split.
         num_compared: How many images that was measured on.
         test_accuracy: Recomputed with this file on the whole test split.
     """
@@ -63,6 +69,7 @@ def export_student(
     dataset: Dataset,
     folder: Path,
     formats: Sequence[str],
+    raw: RawFiles | None = None,
 ) -> tuple[ExportedFile, ...]:
     """Write a student into `folder` and prove every file; nothing is left there otherwise.
 
@@ -72,6 +79,8 @@ def export_student(
         dataset: Validation images to compare on, test images to count on.
         folder: Where to; an earlier export there is replaced when the new one is proven.
         formats: Names of `FORMATS`.
+        raw: The files of the test split, from which the script is proven; None where there are
+            none.
 
     Raises:
         UserError: If a format cannot be written here, `folder` holds something else, or a file
@@ -86,8 +95,10 @@ def export_student(
         write_json(temporary / CARD_FILE, card.content())
         for name in formats:
             FORMATS[name].write(student, card, temporary / FORMATS[name].file)
-        found = _check_in_fresh_process(student, card, dataset, temporary, formats)
-        files = tuple(_proven(temporary, name, found[name], card) for name in formats)
+        script = Path(__file__).with_name(PREDICT_FILE).read_bytes()
+        (temporary / PREDICT_FILE).write_bytes(script)
+        found = _check_in_fresh_process(student, card, dataset, temporary, formats, raw)
+        files = tuple(_proven(temporary, name, found[name], card) for name in found)
         content = card.content() | {"files": [asdict(file) for file in files]}
         write_json(temporary / CARD_FILE, content)
     return files
@@ -97,7 +108,7 @@ def open_student(folder: Path) -> tuple[nn.Module, StudentCard]:
     """Build the student of an export from its safetensors file, in eval mode.
 
     Returns:
-        The student, which takes normalised images, and its card.
+        The student, which takes what `StudentCard.prepare` returns, and its card.
 
     Raises:
         UserError: If the folder is not an export, or its files do not fit each other.
@@ -109,8 +120,11 @@ def open_student(folder: Path) -> tuple[nn.Module, StudentCard]:
         in_channels=card.image_shape[0],
         width=card.width,
         options=card.options,
+        output_key=card.output_key,
+        fresh=True,
     )
     load_weights(folder / FORMATS["safetensors"].file, student)
+    set_preprocessing(student, card.preprocessing)
     return student.eval(), card
 
 
@@ -132,23 +146,31 @@ def check_target(folder: Path) -> None:
 @torch.inference_mode()
 def _reference(student: nn.Module, dataset: Dataset) -> Tensor:
     """Logits `[N, K]` of the original on the first validation images."""
+    preprocessing = preprocessing_of_network(student)
     pixels = torch.tensor(dataset.split("val").images[:NUM_COMPARED])
-    logits: Tensor = student(normalise(pixels, dataset.mean, dataset.std))
+    logits: Tensor = student(preprocessing.apply(pixels, dataset.mean, dataset.std))
     return logits.float()
 
 
 def _check_in_fresh_process(
-    student: nn.Module, card: StudentCard, dataset: Dataset, folder: Path, formats: Sequence[str]
+    student: nn.Module,
+    card: StudentCard,
+    dataset: Dataset,
+    folder: Path,
+    formats: Sequence[str],
+    raw: RawFiles | None,
 ) -> dict[str, Any]:
     """Return by format what `krscale.export.checking` finds in the files of `folder`."""
     with tempfile.TemporaryDirectory(prefix="krscale-export-") as scratch:
         reference = Path(scratch) / "reference.safetensors"
         save_file({"logits": _reference(student, dataset).contiguous()}, reference)
+        files = Path(scratch) / "raw.json"
+        write_json(files, asdict(raw) if raw else {})
         command = [sys.executable, "-m", "krscale.export.checking", str(folder), str(dataset.path)]
         # A network of the user's own must be found there, too.
         path = os.pathsep.join(part or str(Path.cwd()) for part in sys.path)
         done = subprocess.run(  # noqa: S603
-            [*command, str(reference), *formats],
+            [*command, str(reference), str(files), *formats],
             env={**os.environ, "PYTHONPATH": path},
             capture_output=True,
             text=True,
@@ -166,8 +188,13 @@ def _proven(folder: Path, name: str, found: dict[str, Any], card: StudentCard) -
     """Return the file with its findings, or raise when they differ from the original's."""
     allowed = TOLERANCE * max(1.0, found["largest_logit"])
     difference, accuracy = found["max_difference"], found["test_accuracy"]
+    if name == PREDICT and difference > PIXEL_TOLERANCE:
+        raise UserError(
+            f"{PREDICT_FILE}: a file of the test split has other pixels than when the data was "
+            f"prepared: by up to {255 * difference:.0f} of 255. Were files changed since?"
+        )
     # Written so that NaN is refused as well.
-    if not difference <= allowed:
+    if name != PREDICT and not difference <= allowed:
         raise UserError(
             f"{name}: the export's logits differ from the original's by up to {difference:.2g}, "
             f"more than {allowed:.2g}. Does the network's forward depend on values or batch size?"
@@ -177,7 +204,7 @@ def _proven(folder: Path, name: str, found: dict[str, Any], card: StudentCard) -
             f"{name}: the export reaches {accuracy:.4f} on test, the run's table has "
             f"{card.test_accuracy:.4f}. Were data or weights changed since?"
         )
-    path = folder / FORMATS[name].file
+    path = folder / (PREDICT_FILE if name == PREDICT else FORMATS[name].file)
     return ExportedFile(
         file=path.name,
         format=name,

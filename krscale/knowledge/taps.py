@@ -6,7 +6,7 @@ own classifier, whose output the network returns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from krscale.errors import UserError, unknown_name
+from krscale.knowledge.layouts import USUAL, find_layouts, other_size, usual_layout, zeros
+
+LAYOUTS_ATTRIBUTE = "krscale_tap_layouts"
+"""Where a network keeps the layouts of its taps, by path."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,9 @@ class TapOutputs:
 
     Attributes:
         logits: `[B, K]`, the network's own output.
-        features: One tensor per tap path in depth order, as the block gave it: `[B, C, H, W]`,
-            `[B, T, C]` or `[B, C]`. The classifier is not among them.
+        features: One tensor per tap path in depth order: `[B, C, H, W]`, `[B, T, C]` or `[B, C]`,
+            as the block gave it, but for its layout (`settle_layouts`). The classifier is not among
+            them.
     """
 
     logits: Tensor
@@ -81,8 +86,76 @@ def run_tapped(model: nn.Module, paths: Sequence[str], images: Tensor) -> TapOut
     finally:
         for handle in handles:
             handle.remove()
-    collected: TapOutputs = _collect(logits, outputs, paths)
+    layouts = getattr(network, LAYOUTS_ATTRIBUTE, {})
+    collected: TapOutputs = _collect(logits, outputs, paths, layouts)
     return collected
+
+
+def settle_layouts(
+    model: nn.Module,
+    paths: Sequence[str],
+    image_shape: Sequence[int],
+    declared: str = "",
+    where: str = "model",
+) -> None:
+    """Find out where the channels of a network's taps are, and keep it with the network.
+
+    From then on its taps are read as `[B, C, H, W]`, `[B, T, C]` or `[B, C]`.
+
+    Args:
+        model: The network; on meta tensors this computes nothing.
+        paths: Module paths of its taps.
+        image_shape: `(C, H, W)`.
+        declared: `"channels_first"` or `"channels_last"`; empty finds it out.
+        where: The config table of the network, for errors.
+
+    Raises:
+        UserError: If nothing tells where the channels of a tap are.
+    """
+    network = unwrapped(model)
+    setattr(network, LAYOUTS_ATTRIBUTE, {})
+    shapes = _shapes(model, paths, image_shape)
+    others = _shapes_reached(model, paths, other_size(image_shape))
+    setattr(network, LAYOUTS_ATTRIBUTE, find_layouts(network, shapes, others, declared, where))
+
+
+@torch.no_grad()
+def _shapes(
+    model: nn.Module, paths: Sequence[str], image_shape: Sequence[int]
+) -> dict[str, tuple[int, ...]]:
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            features = run_tapped(model.eval(), paths, zeros(model, image_shape)).features
+    finally:
+        for module, training in modes:
+            module.training = training
+    return {path: tuple(f.shape) for path, f in zip(paths, features, strict=True)}
+
+
+@torch.no_grad()
+def _shapes_reached(
+    model: nn.Module, paths: Sequence[str], image_shape: Sequence[int]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the taps that run, though a later layer may want another size."""
+    outputs: dict[str, Any] = {}
+    network = unwrapped(model)
+    modes = [(module, module.training) for module in model.modules()]
+    handles = [
+        network.get_submodule(path).register_forward_hook(partial(_record, outputs, path))
+        for path in paths
+    ]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model.eval()(zeros(model, image_shape))
+    except Exception:  # noqa: BLE001, S110 - many networks take images of one size only
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes:
+            module.training = training
+    return {path: tuple(_tensor(outputs, path).shape) for path in outputs}
 
 
 def check_taps(model: nn.Module, paths: Sequence[str], where: str = "") -> None:
@@ -160,12 +233,23 @@ def _record(
 
 # Under torch.compile the network is traced, hooks included; nothing is gained by tracing this.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _collect(logits: Tensor, outputs: dict[str, Any], paths: Sequence[str]) -> TapOutputs:
-    return TapOutputs(logits, tuple(_tensor(outputs, path) for path in paths))
+def _collect(
+    logits: Tensor, outputs: dict[str, Any], paths: Sequence[str], layouts: Mapping[str, str]
+) -> TapOutputs:
+    features = (_tensor(outputs, path) for path in paths)
+    if layouts:
+        pairs = zip(features, paths, strict=True)
+        features = (usual_layout(f, layouts.get(path, USUAL.get(f.ndim, ""))) for f, path in pairs)
+    return TapOutputs(logits, tuple(features))
 
 
 def _tensor(outputs: dict[str, Any], path: str) -> Tensor:
     output = outputs.get(path)
+    if isinstance(output, tuple | list):  # e.g. the layers of transformers' encoders
+        tensors = [item for item in output if isinstance(item, Tensor)]
+        output = tensors[0] if len(tensors) == 1 else output
+    if isinstance(output, Mapping):
+        output = output.get("last_hidden_state", output)
     if isinstance(output, Tensor):
         return output
     if path not in outputs:

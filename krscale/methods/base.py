@@ -26,7 +26,7 @@ class Batch:
     """One worker's share of a global batch, on the device.
 
     Attributes:
-        images: `[B, C, H, W]` fp32, normalised, the view already applied.
+        images: `[B, C, H, W]` fp32, the view prepared as the student takes it.
         labels: `[B]` int64.
         samples: `[B]` int64, index of each sample within its split.
         tap_logits: `[B, D, K]` fp32, finite: the teacher's logits at each tap in depth order, its

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
-from krscale.errors import UserError, nearest, unknown_name
-from krscale.models.foreign import import_callable, timm_builder
+from krscale.errors import UserError, unknown_name
+from krscale.models.arguments import arguments_for, call_with
+from krscale.models.foreign import import_callable, located
+from krscale.models.libraries import LIBRARIES, is_pretrained, library_builder
 from krscale.models.mobilenet import mobilenet
+from krscale.models.outputs import read_logits, unwrap_all
 from krscale.models.resnet import resnet
 from krscale.models.wide_resnet import wide_resnet
 
-__all__ = ["ZOO", "build_model"]
+__all__ = ["ZOO", "build_model", "is_pretrained"]
 
 ZOO: dict[str, Callable[..., nn.Module]] = {
     "mobilenet": mobilenet,
@@ -27,8 +30,6 @@ Zoo networks expose `tap_paths`, module paths of all taps but the classifier in 
 `stage_ends`, the 1-based number of the last tap of each stage.
 """
 
-_DIAL = ("num_classes", "in_channels", "width")
-
 
 def build_model(
     name: str,
@@ -37,86 +38,84 @@ def build_model(
     in_channels: int,
     width: int,
     options: Mapping[str, Any],
+    output_key: str = "",
+    fresh: bool = False,
     where: str = "model",
 ) -> nn.Module:
     """Build a network by name.
 
     Args:
-        name: A name of `ZOO`; `timm:NAME` for a network of timm; or `package.module:callable` for
-            a callable that takes `num_classes`, `in_channels` and `width` by keyword.
+        name: A name of `ZOO`; `timm:NAME`, `torchvision:NAME` or `hf:FOLDER` for a network of these
+            libraries; or `package.module:callable` for one of the user's own, which takes any of
+            the three numbers below by keyword, under any usual name.
         num_classes: Logits `K`.
         in_channels: Channels of the images.
-        width: The capacity dial.
+        width: The capacity dial, for networks that have one.
         options: Further keyword arguments of the network.
+        output_key: Which of several outputs are the logits; empty finds them by itself.
+        fresh: Load no pretrained weights, because others will take their place.
         where: The config table the name came from, e.g. `"teacher"`; used in errors.
 
     Returns:
-        The network, mapping images `[B, in_channels, H, W]` to logits `[B, K]`.
+        The network, mapping images `[B, in_channels, H, W]` to logits `[B, K]`, whatever it
+        returned by itself; without wrappers for compilation or data-parallel training.
 
     Raises:
         UserError: If the name is unknown, its module cannot be imported, an option is not
-            accepted, or what is built is not an `nn.Module`.
+            accepted, building it fails, or what is built is not an `nn.Module`.
     """
-    build = _find(name, where)
     dial = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
-    _check_arguments(build, name, dial, options, where)
-    model = build(**dial, **options)
-    if not isinstance(model, nn.Module):
+    if name in ZOO:
+        if output_key:
+            raise UserError(
+                f"{where}.output_key: {output_key!r} is set, but {name} returns a single tensor; "
+                "leave the key out."
+            )
+        return ZOO[name](**arguments_for(ZOO[name], name, dial, options, where))
+    if from_library := library_builder(name, where):
+        _refuse_dial(options, where)
+        shapes_only = torch.empty(0).device.type == "meta"
+        built: Any = from_library(num_classes, in_channels, fresh or shapes_only, **options)
+    else:
+        built = _build_own(name, dial, options, where)
+    if not isinstance(built, nn.Module):
         raise UserError(
-            f"{where}.model: {name} returned {type(model).__name__}, not a torch.nn.Module."
+            f"{where}.model: {name} returned {type(built).__name__}, not a torch.nn.Module."
         )
+    model = unwrap_all(built)
+    read_logits(model, output_key, where)
     return model
 
 
-def _find(name: str, where: str) -> Callable[..., Any]:
-    if name.startswith("timm:"):
-        return timm_builder(name.removeprefix("timm:"), where)
+def _build_own(name: str, dial: Mapping[str, int], options: Mapping[str, Any], where: str) -> Any:
+    build = _find_own(name, where)
+    arguments = arguments_for(build, name, dial, options, where)
+    try:
+        return call_with(build, arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{where}.model: {name} fails when it is built with {_written(arguments)}: "
+            f"{located(error)}."
+        ) from error
+
+
+def _find_own(name: str, where: str) -> Callable[..., Any]:
     if ":" in name:
         return import_callable(name, where)
-    if name not in ZOO:
-        error = unknown_name("model", name, ZOO, f"{where}.model")
-        raise UserError(
-            f"{error} Others are written 'timm:NAME' or, your own, 'package.module:callable'."
-        )
-    return ZOO[name]
+    error = unknown_name("model", name, ZOO, f"{where}.model")
+    others = ", ".join(f"'{library}:...'" for library in LIBRARIES)
+    raise UserError(f"{error} Others are written {others} or, your own, 'package.module:callable'.")
 
 
-def _check_arguments(
-    build: Callable[..., Any],
-    name: str,
-    dial: Mapping[str, int],
-    options: Mapping[str, Any],
-    where: str,
-) -> None:
-    """Refuse options the callable does not take, before it runs."""
-    twice = [option for option in options if option in dial]
-    if twice:
-        raise UserError(
-            f"{where}.options: {twice[0]!r} is set by krscale itself "
-            f"({', '.join(_DIAL)}) and cannot be an option."
-        )
-    try:
-        signature = inspect.signature(build)
-    except ValueError:
-        return  # a callable written in C may have no signature; the call itself then decides
-    kinds = {p.kind for p in signature.parameters.values()}
-    if inspect.Parameter.VAR_KEYWORD not in kinds:
-        allowed = [p for p in signature.parameters if p not in dial]
-        for option in options:
-            if option not in allowed:
-                raise _unknown_option(name, option, allowed, where)
-    try:
-        signature.bind(**dial, **options)
-    except TypeError as error:
-        raise UserError(
-            f"{where}: {name} must take {', '.join(_DIAL)} by keyword, and its options "
-            f"{sorted(options)}: {error}."
-        ) from None
+def _refuse_dial(options: Mapping[str, Any], where: str) -> None:
+    for option in ("num_classes", "in_channels", "in_chans", "width", "num_labels"):
+        if option in options:
+            raise UserError(
+                f"{where}.options: {option!r} is set by krscale itself and cannot be an option."
+            )
 
 
-def _unknown_option(name: str, option: str, allowed: list[str], where: str) -> UserError:
-    if allowed:
-        return unknown_name(f"option of {name}", option, allowed, f"{where}.options")
-    guess = nearest(option, _DIAL)
-    hint = f" Did you mean {where}.{guess}?" if guess else ""
-    return UserError(f"{where}.options: unknown option {option!r}.{hint} {name} takes none.")
+def _written(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"

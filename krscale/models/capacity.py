@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -32,17 +33,37 @@ def count_flops(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
 
     A multiply-add counts as 2 FLOPs (papers that write "FLOPs" often count it as 1). Convolutions,
     matrix products and attention count; norms, activations and pooling do not. Nothing is
-    computed: a copy of the network runs on the meta device.
+    computed: a copy of the network runs on the meta device. One that cannot run there, because it
+    looks at values, runs where it is.
 
     Args:
         model: The network; left as it is.
         input_shape: `(C, H, W)` of one image.
     """
-    shapes_only = copy.deepcopy(model).to("meta").eval()
-    image = torch.empty(1, *input_shape, device="meta")
+    own = next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        return _count(copy.deepcopy(model).to("meta"), input_shape, torch.device("meta"))
+    except Exception:
+        if own.type == "meta":
+            raise
+    return _count(copy.deepcopy(model), input_shape, own)
+
+
+def _count(model: nn.Module, input_shape: tuple[int, int, int], device: torch.device) -> int:
+    image = torch.zeros(1, *input_shape, device=device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        shapes_only(image)
+        model.eval()(image)
     return int(counter.get_total_flops())
+
+
+def on_meta(build: Callable[[int], nn.Module], width: int) -> nn.Module:
+    """Return a network on meta tensors, or on the CPU where its constructor looks at values."""
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # weights copied to nowhere
+            return build(width)
+    except Exception:  # noqa: BLE001 - whatever it is, the real build says it better
+        return build(width)
 
 
 def latency_ms(model: nn.Module, input_shape: tuple[int, int, int], num_threads: int = 1) -> float:
@@ -93,8 +114,7 @@ def find_width(build: Callable[[int], nn.Module], target: float, multiple: int =
         raise UserError(f"The wanted number of parameters must be positive (got {target}).")
 
     def size(step: int) -> int:
-        with torch.device("meta"):
-            return num_parameters(build(step * multiple))
+        return num_parameters(on_meta(build, step * multiple))
 
     low, high = 0, 1  # size(low) < target <= size(high), once the first loop has ended
     while size(high) < target:

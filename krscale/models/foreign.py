@@ -1,9 +1,13 @@
-"""Networks from outside the zoo: `timm:NAME` and `package.module:callable`."""
+"""A callable of the user's own, `package.module:callable`: found, and its mistakes located."""
 
 from __future__ import annotations
 
 import importlib
+import site
+import sysconfig
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -25,54 +29,59 @@ def import_callable(name: str, where: str) -> Callable[..., Any]:
         )
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(
-            f"{where}.model: {name!r}: cannot import {module_name!r} ({error}). "
-            "It must be importable where krscale runs: installed, or on PYTHONPATH."
-        ) from error
+    except Exception as error:
+        raise _import_error(name, module_name, error, where) from error
     found = getattr(module, attribute, None)
     if found is None:
         public = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         raise unknown_name(f"callable of {module_name}", attribute, public, f"{where}.model")
+    if isinstance(found, nn.Module):
+        raise UserError(
+            f"{where}.model: {name!r} is a network that is built already ({type(found).__name__}); "
+            "name its class, or a function that returns it, so that every student is a new one."
+        )
     if not callable(found):
         raise UserError(f"{where}.model: {name!r} is not callable ({type(found).__name__}).")
     return found  # type: ignore[no-any-return]
 
 
-def timm_builder(name: str, where: str) -> Callable[..., nn.Module]:
-    """Return a function that builds the network `name` of the timm library.
+def located(error: BaseException) -> str:
+    """Return an error as `Type: message (file, line N)`, the line in the user's own code.
 
-    timm networks have no capacity dial: `width` does not change them, so they serve as teachers,
-    not as a ladder of students. Options go to `timm.create_model`, e.g. `{pretrained = true}`.
-
-    Raises:
-        UserError: If timm cannot be imported, or has no network of this name.
+    The place is the last one outside of installed packages and krscale; where there is none, there
+    is no place.
     """
-    timm = _import_timm(where)
-    if not timm.is_model(name):
-        raise unknown_name("timm model", name, timm.list_models(), f"{where}.model")
-
-    def build(num_classes: int, in_channels: int, width: int, **options: Any) -> nn.Module:
-        try:
-            model: nn.Module = timm.create_model(
-                name, num_classes=num_classes, in_chans=in_channels, **options
-            )
-        except TypeError as error:  # how timm reports an option that the network does not take
-            raise UserError(
-                f"{where}.options: timm cannot build {name!r} with {sorted(options)}: {error}"
-            ) from error
-        return model
-
-    return build
+    message = str(error).strip().splitlines() or [""]
+    text = f"{type(error).__name__}: {message[0]}".rstrip(": ")
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if _is_users(frame.filename)]
+    return f"{text} ({own[-1].filename}, line {own[-1].lineno})" if own else text
 
 
-def _import_timm(where: str) -> Any:
-    try:
-        return importlib.import_module("timm")
-    except (ImportError, RuntimeError) as error:
-        # RuntimeError: a torchvision that was built for another torch, which timm imports.
-        raise UserError(
-            f"{where}.model: models written 'timm:NAME' need timm, which cannot be imported "
-            f"({type(error).__name__}: {error}). Install the extra krscale[vision], with a "
-            "torchvision that matches the installed torch."
-        ) from error
+def _import_error(name: str, module_name: str, error: Exception, where: str) -> UserError:
+    absent = error.name if isinstance(error, ModuleNotFoundError) else None
+    if absent and f"{module_name}.".startswith(f"{absent}."):
+        return UserError(
+            f"{where}.model: {name!r}: cannot import {module_name!r} ({error}). "
+            "It must be importable where krscale runs: installed, or on PYTHONPATH."
+        )
+    return UserError(
+        f"{where}.model: {name!r}: cannot import {module_name!r}: {located(error)}. "
+        "The module is there; the mistake is in it, or in what it imports."
+    )
+
+
+def _is_users(filename: str) -> bool:
+    """Whether a file is neither installed, nor Python's or krscale's own."""
+    path = Path(filename)
+    if not path.is_absolute() or not path.exists():  # "<frozen importlib>", "<string>"
+        return False
+    not_users = [
+        Path(__file__).parents[1],
+        Path(sysconfig.get_paths()["stdlib"]),
+        *(Path(folder) for folder in site.getsitepackages()),
+    ]
+    parts = {"site-packages", "dist-packages"} & set(path.parts)
+    return not parts and not any(path.is_relative_to(folder) for folder in not_users)

@@ -13,6 +13,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from krscale.config import is_share
 from krscale.report.axes import accuracy_range, bars, finished, marked, percent, size_range
 from krscale.report.figure import shifted, styles_of
 from krscale.report.interval import half_width
@@ -171,7 +172,7 @@ def _details(size: CurveSize, own: Size, result: MethodResult) -> str:
     spread = half_width(result.test_accuracies)
     interval = f" ± {100 * spread:.1f}" if spread is not None else ""
     lines = [
-        f"at {size.capacity} of the teacher",
+        f"at {size.capacity} of the teacher" if is_share(size.capacity) else size.capacity,
         f"test {100 * test:.1f}{interval} %, validation {100 * val:.1f} %",
         f"{own.num_parameters:,} parameters, {short_number(own.flops)} FLOPs, "
         f"{own.latency_ms:.2f} ms",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from krscale.config import Experiment
+from krscale.config import Experiment, is_share
 from krscale.methods import METHODS
 from krscale.report.choice import Candidate, find_candidates
 from krscale.report.comparison import differences
@@ -128,10 +128,14 @@ def _answer(curve: Curve) -> str:
     return f"{text} The smallest one within {points} of it on validation is {_student(small)}."
 
 
+def _size_in_words(capacity: str) -> str:
+    return f"{capacity} of the teacher's size" if is_share(capacity) else f"student {capacity}"
+
+
 def _student(candidate: Candidate) -> str:
     share = candidate.result.test_accuracy or 0.0
     return (
-        f"{candidate.method} at {candidate.size.capacity} of the teacher's size, "
+        f"{candidate.method} at {_size_in_words(candidate.size.capacity)}, "
         f"{candidate.measure('num_parameters'):,.0f} parameters, with {_percent(share)} on test"
     )
 
@@ -143,7 +147,9 @@ def _question(run: ShownRun) -> list[str]:
     lines = [
         f"Images: {data.get('source', 'unknown')}; {', '.join(counts) or 'number unknown'}.",
         f"Teacher: {teacher['model']} of width {teacher['width']}.",
-        f"Students, as shares of the teacher's size: {', '.join(sizes)}.",
+        f"Students, as shares of the teacher's size or by name: {', '.join(sizes)}."
+        if not all(is_share(size.capacity) for size in curve.sizes)
+        else f"Students, as shares of the teacher's size: {', '.join(sizes)}.",
     ]
     if run.experiment is not None:
         search = run.experiment.search

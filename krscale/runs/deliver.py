@@ -13,8 +13,17 @@ from torch import nn
 from krscale.config import Experiment, with_values
 from krscale.data import Dataset, prepare_data
 from krscale.errors import UserError
-from krscale.export import ExportedFile, StudentCard, check_formats, check_target, export_student
+from krscale.export import (
+    ExportedFile,
+    StudentCard,
+    check_formats,
+    check_target,
+    decoding_of,
+    export_student,
+    find_raw_files,
+)
 from krscale.metrics import ACCURACY
+from krscale.models.preprocessing import preprocessing_of_network
 from krscale.parallel import Workers
 from krscale.report import Candidate, Choice, Curve, Limits, choose, read_curve
 from krscale.runs.folder import git_commit, read_experiment, student_path
@@ -122,7 +131,8 @@ def deliver(
     card = _card(student, size, curve, trial, dataset, picked, accuracy, order.refit)
     reporter.phase("export")
     folder = _target(run_path, order, picked)
-    files = export_student(student, card, dataset, folder, order.formats)
+    raw = find_raw_files(dataset, experiment.data, reporter.note)
+    files = export_student(student, card, dataset, folder, order.formats, raw)
     return Delivery(choice, card, folder, files)
 
 
@@ -136,7 +146,7 @@ def _target(run_path: Path, order: Order, picked: Candidate) -> Path:
 def _data_of_the_run(experiment: Experiment, curve: Curve, reporter: Reporter) -> Dataset:
     dataset = prepare_data(experiment.data, experiment.cache_path, reporter.advance, reporter.note)
     expected = curve.data.get("fingerprint", "none")
-    if dataset.fingerprint != expected:
+    if expected not in (dataset.fingerprint, dataset.identity):
         raise UserError(
             f"{dataset.path}: the data is not what the run was trained on: its fingerprint is "
             f"{dataset.fingerprint}, the curve has {expected}."
@@ -154,7 +164,7 @@ def _student(
     reporter: Reporter,
 ) -> tuple[nn.Module, dict[str, float | None]]:
     """Return the student and its accuracies: those of the table, or of its refit."""
-    student = build_student(trial, dataset, size.width)
+    student = build_student(trial, dataset, size.width, fresh=True)
     if not order.refit:
         place = picked.best_seed
         seed = picked.result.seeds[place]
@@ -179,17 +189,24 @@ def _card(
     refitted: bool,
 ) -> StudentCard:
     result = picked.result
+    inputs = preprocessing_of_network(student).resolved(dataset.mean, dataset.std)
     return StudentCard(
-        model=trial.student.model,
+        model=trial.any_student.model,
         width=size.width,
-        options=trial.student.options,
+        options=trial.any_student.options,
         num_parameters=size.num_parameters,
         flops=size.flops,
         classes=dataset.classes,
         image_shape=dataset.image_shape,
-        mean=dataset.mean,
-        std=dataset.std,
+        mean=inputs.mean or (),
+        std=inputs.std or (),
+        pixel_range=inputs.pixel_range,
+        channel_order=inputs.channel_order,
+        input_size=inputs.input_size,
+        interpolation=inputs.interpolation,
+        decoding=decoding_of(trial.data),
         accuracy=accuracy,
+        output_key=trial.any_student.output_key,
         provenance={
             "krscale": version("krscale"),
             "run": curve.name,

@@ -19,8 +19,10 @@ from krscale.data import Dataset, open_data
 from krscale.files import write_json
 from krscale.metrics import ACCURACY, TEST_ACCURACY, VAL_ACCURACY
 from krscale.models.capacity import latency_ms
+from krscale.models.preprocessing import input_shape
 from krscale.parallel import Workers
 from krscale.progress import Progress
+from krscale.runs.binding import ORIGIN_FILE, bind, bind_weights
 from krscale.runs.folder import git_commit, origin_tags, run_folder
 from krscale.setup.build import Assets, build_training
 from krscale.setup.networks import build_student
@@ -69,14 +71,28 @@ class StudentResult:
     weights: str
 
 
-def distil(experiment: Experiment, *, as_json: bool, quiet: bool) -> StudentResult:
-    """Train one student, or continue or show the one that this experiment already trained."""
+def distil(
+    experiment: Experiment, *, as_json: bool, quiet: bool, new_data: bool = False
+) -> StudentResult:
+    """Train one student, or continue or show the one that this experiment already trained.
+
+    Args:
+        experiment: What to train.
+        as_json: Print the result as JSON instead of the table.
+        quiet: Show no progress on stderr.
+        new_data: Put the results of other data, or of another teacher, aside and begin again.
+    """
     experiment = _own_name(experiment)
     with Progress(quiet=quiet, planned={}) as progress, run_folder(experiment, {}) as folder:
         has_ended = (folder / RESULT_FILE).exists()
-        if not has_ended:
+        if not has_ended or (folder / ORIGIN_FILE).exists():
             setup = Setup.resolve(experiment, progress)
+            for line in bind(folder, setup, new_data=new_data):
+                progress.note(line)
+            has_ended = (folder / RESULT_FILE).exists()  # unless it was put aside
+        if not has_ended:
             prepared = prepare_knowledge(setup, progress)
+            bind_weights(folder, Path(prepared.teacher_path))
             dataset, size = setup.dataset, find_size(setup.networks)
             result = _train_and_test(experiment, prepared, dataset, size, progress)
             write_json(folder / RESULT_FILE, asdict(result))
@@ -241,7 +257,7 @@ def _test(
     size: StudentSize,
     metrics: dict[str, float],
 ) -> StudentResult:
-    student = build_student(experiment, dataset, size.width)
+    student = build_student(experiment, dataset, size.width, fresh=True)
     weights = experiment.run_path / STUDENT_FILE
     load_weights(weights, student, where=str(weights))
     alone = Workers.alone(torch.device("cpu"))
@@ -253,7 +269,7 @@ def _test(
         width=size.width,
         num_parameters=size.num_parameters,
         flops=size.flops,
-        latency_ms=latency_ms(student, dataset.image_shape),
+        latency_ms=latency_ms(student, input_shape(student, dataset.image_shape)),
         num_workers=experiment.train.num_workers,
         val_accuracy=metrics[VAL_ACCURACY],
         test_accuracy=evaluate(student, dataset, dataset.split("test"), alone)[ACCURACY.name],

@@ -50,7 +50,7 @@ def trace_residual(
     dataset = open_data(Path(prepared.data_path))
     if knowledge is None:
         knowledge = validation_knowledge(experiment, prepared)
-    taps, _ = resolve_taps(student, experiment.student.taps, "student.taps")
+    taps, _ = resolve_taps(student, experiment.any_student.taps, "student.taps")
     was_training = student.training
     tapped = TappedModel(student, taps).eval()
     device = next(student.parameters()).device

@@ -22,7 +22,7 @@ import optuna
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
-from krscale.config import parse_capacity
+from krscale.config import is_share, parse_capacity
 from krscale.errors import UserError
 from krscale.files import damaged
 from krscale.report.findings import NEAR, Importance, Insight, Setting, StudyInsight
@@ -53,7 +53,8 @@ def find_insight(run_path: Path) -> Insight:
         for key, study in present.items()
         if isinstance(key, TuningKey)
     ]
-    studies.sort(key=lambda study: parse_capacity(study.capacity))
+    shares = {study.capacity for study in studies if is_share(study.capacity)}
+    studies.sort(key=lambda s: parse_capacity(s.capacity) if s.capacity in shares else 0.0)
     return Insight(name=run_path.name, studies=tuple(studies))
 
 

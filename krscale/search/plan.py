@@ -33,12 +33,15 @@ def describe_plan(experiment: Experiment) -> str:
         f"  teacher          {experiment.teacher.model} width {experiment.teacher.width}: "
         f"{plan.teacher_parameters:,} parameters, {plan.teacher_flops:,} FLOPs"
     )
+    named = {student.name: student.model for student in experiment.ladder.students}
+    models = {s.capacity: named.get(s.capacity, experiment.student.model) for s in plan.sizes}
     for size in plan.sizes:
         share = size.num_parameters / plan.teacher_parameters
         lines.append(
-            f"  size {size.capacity:<11} {experiment.student.model} width {size.width}: "
+            f"  size {size.capacity:<11} {models[size.capacity]} width {size.width}: "
             f"{size.num_parameters:,} parameters (1/{1 / share:.0f}), {size.flops:,} FLOPs"
         )
+    lines += [f"  {line}" for line in plan.networks.describe_inputs()]
     if len(config.objectives) > 1:
         lines += ["", f"Objectives of every study: {', '.join(config.objectives)}"]
     lines += ["", "Search space:"]

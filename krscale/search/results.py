@@ -110,9 +110,11 @@ def _method(
     winner = ladder.winner(method, size.capacity)
     paths = [student_path(experiment.run_path, method, size.capacity, seed) for seed in seeds]
     best = dict(winner.params) if winner else {}
-    architecture = trial_experiment(experiment, method, best, experiment.train.seed)
+    settings = {**best, "distill.capacity": size.capacity}
+    architecture = trial_experiment(experiment, method, settings, experiment.train.seed)
     own = _own_size(ladder, size, best)
-    student = build_student(architecture, assets.dataset, own.width if own else size.width)
+    width = own.width if own else size.width
+    student = build_student(architecture, assets.dataset, width, fresh=True)
     return MethodResult.over_seeds(
         seeds=seeds,
         val_accuracies=[float(trial.user_attrs[VAL_ACCURACY]) for trial in finals],

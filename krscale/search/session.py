@@ -26,6 +26,7 @@ from krscale.report import (
     write_interactive,
 )
 from krscale.report.result import CURVE_FILE
+from krscale.runs.binding import bind, bind_weights
 from krscale.runs.folder import SPACE, run_folder
 from krscale.search.callbacks import ProgressListener, TrackingListener
 from krscale.search.insight_figure import record_insight
@@ -50,7 +51,12 @@ LATENCY_FILE = "latency.json"
 
 
 def run_session(
-    experiment: Experiment, *, as_json: bool, quiet: bool, new_space: bool = False
+    experiment: Experiment,
+    *,
+    as_json: bool,
+    quiet: bool,
+    new_space: bool = False,
+    new_data: bool = False,
 ) -> Curve:
     """Run a search to its end, or continue it, and print its result on stdout.
 
@@ -61,6 +67,7 @@ def run_session(
         as_json: Print the curve as JSON instead of the table.
         quiet: Show no live view on stderr.
         new_space: Go on with a run whose search space was another; see `studies.py`.
+        new_data: Put the results of other data, or of another teacher, aside and begin again.
     """
     # Optuna would note every study that is opened, between the lines of the live view.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -72,6 +79,8 @@ def run_session(
     planned, workload = _planned(experiment), _workload(experiment)
     with Progress(quiet=quiet, planned=planned, workload=workload) as progress:
         setup = Setup.resolve(experiment, progress)
+        if not quiet:
+            progress.note(setup.dataset.summary())
         size_resolver = StudentSizeResolver(setup.networks)
         sizes = size_resolver.allowed(ladder_sizes(setup.networks), progress.note)
         check_objectives(experiment.search.objectives, setup.dataset.num_classes)
@@ -82,6 +91,8 @@ def run_session(
             spent=lambda folder: trials_that_ran(folder / JOURNAL),
             renewed=SPACE if new_space else (),
         ) as folder:
+            for line in bind(folder, setup, new_data=new_data):
+                progress.note(line)
             tracker = Tracker(
                 experiment.tracking.uri,
                 experiment.tracking.experiment,
@@ -92,6 +103,7 @@ def run_session(
             )
             try:
                 prepared = prepare_knowledge(setup, progress, write_on_workers)
+                bind_weights(folder, Path(prepared.teacher_path))
                 curve = _search(
                     experiment, prepared, size_resolver, sizes, space, tracker, progress
                 )
@@ -221,7 +233,7 @@ def _planned(experiment: Experiment) -> dict[tuple[str, str], int]:
     config = experiment.search
     return {
         (method, capacity): config.trials_per_size + config.num_final_seeds
-        for capacity in experiment.ladder.capacities
+        for capacity in experiment.sizes
         for method in config.methods
     }
 

@@ -21,10 +21,12 @@ from krscale.knowledge.parameters import layers_by_tap
 from krscale.knowledge.taps import TappedModel
 from krscale.methods import MethodContext, build_method
 from krscale.methods.base import Learner
+from krscale.models.preprocessing import input_shape, preprocessing_of_network
 from krscale.parallel import Workers
 from krscale.setup.networks import build_student, resolve_taps
 from krscale.setup.prepare import Prepared
 from krscale.setup.teacher import TeacherFacts
+from krscale.setup.weights import load_student_weights
 from krscale.store import FeatureStore, KnowledgeStore
 from krscale.training.loop import Training
 
@@ -78,7 +80,8 @@ def build_training(
     settings = experiment.train
     torch.manual_seed(settings.seed)
     student = build_student(experiment, assets.dataset, width)
-    taps, _ = resolve_taps(student, experiment.student.taps, "student.taps")
+    load_student_weights(experiment, student)
+    taps, _ = resolve_taps(student, experiment.any_student.taps, "student.taps")
     context = _method_context(student, taps, assets)
     method = build_method(experiment.distill.method, context, experiment.distill)
     loader = Loader(
@@ -92,6 +95,7 @@ def build_training(
         rank=workers.rank,
         world_size=workers.world_size,
         gpu_share_for_images=settings.gpu_share_for_images,
+        preprocessing=preprocessing_of_network(student),
     )
     read = stage_paths(student, taps) if method.feature_kinds else taps
     learner = Learner(student, read if method.needs_teacher else (), method)
@@ -102,10 +106,10 @@ def build_training(
 def _method_context(student: nn.Module, taps: tuple[str, ...], assets: Assets) -> MethodContext:
     teacher = assets.teacher
     tapped = TappedModel(student, taps).eval()
+    shape = input_shape(student, assets.dataset.image_shape)
     with torch.no_grad():
-        features = tapped(torch.zeros(1, *assets.dataset.image_shape)).features
+        features = tapped(torch.zeros(1, *shape)).features
     tapped.train()
-    image_shape = assets.dataset.image_shape
     return MethodContext(
         num_classes=len(assets.dataset.classes),
         num_teacher_taps=len(teacher.taps) + 1,
@@ -115,6 +119,6 @@ def _method_context(student: nn.Module, taps: tuple[str, ...], assets: Assets) -
         student_layers=layers_by_tap(student, taps),
         teacher_histograms=torch.tensor(teacher.histograms),
         teacher_layer_sizes=torch.tensor(teacher.layer_sizes),
-        student_stage_shapes=stage_shapes(student, stage_paths(student, taps), image_shape),
+        student_stage_shapes=stage_shapes(student, stage_paths(student, taps), shape),
         teacher_shapes={kind: store.layout.shapes for kind, store in assets.features.items()},
     )

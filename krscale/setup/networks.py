@@ -9,20 +9,38 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from krscale.config import Experiment, ModelConfig, with_values
+from krscale.config import (
+    Experiment,
+    LadderStudent,
+    ModelConfig,
+    StudentConfig,
+    TeacherConfig,
+    with_values,
+)
 from krscale.errors import UserError
 from krscale.knowledge.aggregation import split_taps
 from krscale.knowledge.features import Shapes, feature_shapes, stage_paths, stage_shapes
 from krscale.knowledge.taps import check_taps
 from krscale.methods import FeatureMethod, method_settings, parse_method
-from krscale.models import build_model
+from krscale.models import ZOO, build_model
 from krscale.models.capacity import count_flops, num_parameters
+from krscale.models.preprocessing import (
+    DEFAULT,
+    Preprocessing,
+    input_shape,
+    preprocessing_of_network,
+    set_preprocessing,
+)
+from krscale.models.probing import build_for_shapes, check_network
 from krscale.parallel import check_batch_norm
+from krscale.setup.inputs import choose_preprocessing, may_differ
+from krscale.setup.layouts import settle_taps
 from krscale.setup.methods import methods_of
 
 
@@ -53,6 +71,7 @@ class TeacherNetwork:
         stage_shapes: Shape of the output of each stage for one image.
         num_parameters: All of its parameters.
         flops: Of one forward of one image, 2 per multiply-add.
+        preprocessing: From the pixels of a view to its input.
     """
 
     taps: tuple[str, ...]
@@ -61,6 +80,7 @@ class TeacherNetwork:
     stage_shapes: Shapes
     num_parameters: int
     flops: int
+    preprocessing: Preprocessing = DEFAULT
 
     @property
     def num_taps(self) -> int:
@@ -93,13 +113,13 @@ class Networks:
         Raises:
             UserError: If the teacher cannot be built or trained, or its taps do not exist.
         """
-        with torch.device("meta"):
-            teacher = build_teacher(experiment, task)
+        teacher = shapes_only(experiment.teacher, task, "teacher", experiment.teacher.width)
         taps, stage_ends = resolve_taps(teacher, experiment.teacher.taps, "teacher.taps")
         stages = stage_paths(teacher, taps)
+        shape = input_shape(teacher, task.image_shape)
         if not experiment.teacher.weights:  # it will be trained
             batch = (task.num_train, experiment.train.global_batch_size)
-            check_batch_norm(teacher, task.image_shape, batch, "teacher")
+            check_batch_norm(teacher, shape, batch, "teacher")
         return cls(
             experiment,
             task.num_classes,
@@ -109,9 +129,10 @@ class Networks:
                 taps,
                 stage_ends,
                 stages,
-                stage_shapes(teacher, stages, task.image_shape),
+                stage_shapes(teacher, stages, shape),
                 num_parameters(teacher),
-                count_flops(teacher, task.image_shape),
+                count_flops(teacher, shape),
+                preprocessing_of_network(teacher),
             ),
         )
 
@@ -141,19 +162,41 @@ class Networks:
             UserError: Naming the setting, or the method and both shapes.
         """
         experiment, teacher = self.experiment, self.teacher
-        with torch.device("meta"):
-            student = self.build_student(width=1)
-        taps, _ = resolve_taps(student, experiment.student.taps, "student.taps")
         if "granularity" in method_settings(experiment.distill.method):
             split_taps(experiment.distill.granularity, teacher.num_taps, teacher.stage_ends)
+        for student in experiment.ladder.students or (experiment.student,):
+            self._check_student(student)
+
+    def _check_student(self, config: StudentConfig | LadderStudent) -> None:
+        experiment, teacher, where = self.experiment, self.teacher, student_table(config)
+        width = config.width if isinstance(config, LadderStudent) else 1
+        student = shapes_only(config, self, where, width)
+        taps, _ = resolve_taps(student, config.taps, f"{where}.taps")
+        shape = input_shape(student, self.image_shape)
         methods = (parse_method(name)[0] for name in methods_of(experiment))
         compared = [method for method in methods if issubclass(method, FeatureMethod)]
         if compared:
-            own = stage_shapes(student, stage_paths(student, taps), self.image_shape)
+            own = stage_shapes(student, stage_paths(student, taps), shape)
         for method in compared:
             method.check_shapes(own, feature_shapes(method.kind, teacher.stage_shapes))
         batch = (self.num_train, experiment.train.global_batch_size)
-        check_batch_norm(student, self.image_shape, batch, "student")
+        check_batch_norm(student, shape, batch, where)
+
+    def describe_inputs(self) -> tuple[str, ...]:
+        """Return how the images of each network are prepared, a line each, where there is a choice.
+
+        Networks that are trained here with nothing said of it take the data as it is.
+        """
+        lines = []
+        if may_differ(self.experiment.teacher):
+            lines.append(f"teacher takes images as {self.teacher.preprocessing.describe()}")
+        for config in self.experiment.ladder.students or (self.experiment.student,):
+            if may_differ(config):
+                where = student_table(config)
+                width = config.width if isinstance(config, LadderStudent) else 1
+                said = preprocessing_of_network(shapes_only(config, self, where, width))
+                lines.append(f"{where} takes images as {said.describe()}")
+        return tuple(lines)
 
 
 def build_teacher(experiment: Experiment, task: Task) -> nn.Module:
@@ -161,25 +204,78 @@ def build_teacher(experiment: Experiment, task: Task) -> nn.Module:
     return builder(experiment.teacher, task, "teacher")(experiment.teacher.width)
 
 
-def build_student(experiment: Experiment, task: Task, width: int) -> nn.Module:
-    """Build a student of the given width with fresh weights."""
-    return builder(experiment.student, task, "student")(width)
+def build_student(
+    experiment: Experiment, task: Task, width: int, *, fresh: bool = False
+) -> nn.Module:
+    """Build the student that an experiment trains, with the weights that it is built with.
+
+    Args:
+        experiment: Names the student.
+        task: What it must fit.
+        width: Its capacity dial.
+        fresh: Load no pretrained weights, because others take their place.
+    """
+    config = experiment.any_student
+    return builder(config, task, student_table(config), fresh=fresh)(width)
 
 
-def builder(config: ModelConfig, task: Task, where: str) -> Callable[[int], nn.Module]:
-    """Return a function from a width to a network of this kind for the task."""
+def student_table(config: StudentConfig | LadderStudent) -> str:
+    """Return how errors call the table of a student."""
+    return f"ladder.students.{config.name}" if isinstance(config, LadderStudent) else "student"
+
+
+def builder(
+    config: ModelConfig, task: Task, where: str, *, fresh: bool = False
+) -> Callable[[int], nn.Module]:
+    """Return a function from a width to a network of this kind, which knows its preprocessing."""
 
     def build(width: int) -> nn.Module:
-        return build_model(
+        network = build_model(
             config.model,
             num_classes=task.num_classes,
             in_channels=task.image_shape[0],
             width=width,
             options=config.options,
+            output_key=config.output_key,
+            fresh=fresh,
             where=where,
         )
+        chosen = choose_preprocessing(config, network, task.image_shape[0], where)
+        set_preprocessing(network, chosen)
+        if config.model in ZOO and config.tap_layout != "auto":
+            raise UserError(
+                f"{where}.tap_layout: {config.tap_layout!r} is set, but the taps of {config.model} "
+                "are known; leave it out."
+            )
+        if config.model not in ZOO:
+            settle_taps(network, config, input_shape(network, task.image_shape), where)
+        return network
 
     return build
+
+
+def teacher_preprocessing(experiment: Experiment, task: Task) -> Preprocessing:
+    """Return how the teacher's images are prepared; it is built only where it must be asked."""
+    if not may_differ(experiment.teacher):
+        return DEFAULT
+    teacher = experiment.teacher
+    return preprocessing_of_network(shapes_only(teacher, task, "teacher", teacher.width))
+
+
+def shapes_only(config: ModelConfig, task: Task, where: str, width: int) -> nn.Module:
+    """Return a network to read shapes off, on meta tensors if possible, proven to give logits.
+
+    Raises:
+        UserError: If it cannot be built, does not run on these images, or gives no logits.
+    """
+    build = partial(builder(config, task, where), width)
+    if config.model in ZOO:
+        with torch.device("meta"):
+            return build()
+    model = build_for_shapes(build, task.image_shape)
+    trained_here = not (isinstance(config, TeacherConfig) and config.weights)
+    check_network(model, task.num_classes, task.image_shape, where, trained_here=trained_here)
+    return model
 
 
 def resolve_taps(
@@ -197,7 +293,8 @@ def resolve_taps(
     if own is None:
         raise UserError(
             f"{where}: this model names no taps of its own (`tap_paths`); list the module paths of "
-            f"its blocks in depth order, e.g. {_some_paths(model)}."
+            f"its blocks in depth order, e.g. {_some_paths(model)}. "
+            "`krscale taps MODEL` lists and proposes them."
         )
     return tuple(own), tuple(getattr(model, "stage_ends", range(1, len(own) + 2)))
 

@@ -6,10 +6,15 @@ from dataclasses import dataclass
 
 from krscale.config import Experiment
 from krscale.data import describe_data
+from krscale.data.check import check_data
+from krscale.data.dataset import dataset_path
 from krscale.data.views import check_views
+from krscale.errors import UserError
 from krscale.setup.methods import check_methods
 from krscale.setup.networks import Networks
 from krscale.setup.sizes import StudentSize, ladder_sizes
+from krscale.setup.weights import check_weights
+from krscale.training.optimisers import check_optimiser
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,7 @@ class ExperimentPlan:
     Attributes:
         networks: Teacher and student, resolved for the data.
         sizes: The ladder.
-        notes: On the data, e.g. what was passed over.
+        notes: On the data: what there is, and e.g. what was passed over.
     """
 
     networks: Networks
@@ -48,9 +53,29 @@ class ExperimentPlan:
 
 
 def describe(experiment: Experiment) -> ExperimentPlan:
-    """Resolve an experiment without touching the disk; networks are built on meta tensors."""
+    """Resolve an experiment without touching the disk; networks are built on meta tensors.
+
+    Files of images that were never prepared are all looked at.
+
+    Raises:
+        UserError: For whatever `tune` would refuse before it trains.
+    """
     check_methods(experiment)
+    check_optimiser(experiment.train)
     source = describe_data(experiment.data, experiment.cache_path)
     check_views(experiment.views, source.image_shape)
     networks = Networks.resolve(experiment, source)
-    return ExperimentPlan(networks, ladder_sizes(networks), tuple(source.notes))
+    networks.check()
+    notes = (*(_look(experiment) or source.notes), *check_weights(networks))
+    return ExperimentPlan(networks, ladder_sizes(networks), notes)
+
+
+def _look(experiment: Experiment) -> tuple[str, ...]:
+    """Say what files hold, unless they were prepared, and so looked at, before."""
+    data = experiment.data
+    if not data.path or dataset_path(data, experiment.cache_path).is_dir():
+        return ()
+    found = check_data(data)
+    if found.problems:
+        raise UserError("\n".join(found.problems))
+    return (found.summary(), *found.notes)

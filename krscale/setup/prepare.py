@@ -19,11 +19,15 @@ from krscale.data import Dataset, prepare_data
 from krscale.data.views import check_views
 from krscale.errors import UserError
 from krscale.knowledge.features import FeatureKind
+from krscale.setup.inputs import is_foreign
 from krscale.setup.methods import check_methods, methods_of
 from krscale.setup.networks import Networks
 from krscale.setup.recipe import StoreRecipe
 from krscale.setup.teacher import TeacherFacts, prepare_teacher
+from krscale.setup.teacher_quality import describe_teacher
+from krscale.setup.weights import check_weights
 from krscale.store import Report, ShardId, prepare_store
+from krscale.training.optimisers import check_optimiser
 
 
 class Reporter(Protocol):
@@ -61,6 +65,7 @@ class Setup:
             UserError: If methods, views, networks or taps are refused.
         """
         check_methods(experiment)
+        check_optimiser(experiment.train)
         reporter.phase("data")
         dataset = prepare_data(
             experiment.data, experiment.cache_path, reporter.advance, reporter.note
@@ -68,6 +73,10 @@ class Setup:
         check_views(experiment.views, dataset.image_shape)
         networks = Networks.resolve(experiment, dataset)
         networks.check()
+        for line in networks.describe_inputs():
+            reporter.note(line)
+        for note in check_weights(networks):
+            reporter.note(note)
         return cls(experiment, dataset, networks)
 
 
@@ -111,6 +120,9 @@ def prepare_knowledge(
     device = pick_device(experiment.train.device)
     reporter.phase("teacher")
     facts, teacher_path = prepare_teacher(experiment, dataset, device, reporter.advance)
+    if is_foreign(experiment.teacher):
+        gain = facts.information_gain
+        reporter.note(describe_teacher(facts.val_accuracy, gain, facts.taps))
     reporter.phase("store")
     recipe = StoreRecipe(setup.networks, dataset, facts, teacher_path)
     path = _prepare_store(recipe, device, reporter, write)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-
-from krscale.config import parse_capacity
+from krscale.config import LadderStudent, is_share, parse_capacity
 from krscale.errors import UserError
-from krscale.models.capacity import count_flops, find_width, num_parameters
-from krscale.setup.networks import Networks
+from krscale.models import ZOO
+from krscale.models.capacity import count_flops, find_width, num_parameters, on_meta
+from krscale.models.preprocessing import input_shape
+from krscale.setup.networks import Networks, builder, student_table
 
 MAX_ROUNDING = 2.0
 """How many times larger `student.width_multiple` may make a student, or smaller."""
@@ -21,7 +21,8 @@ class StudentSize:
     """One student size of the ladder.
 
     Attributes:
-        capacity: The share of the teacher's parameters as the user wrote it, e.g. `"1/16"`.
+        capacity: The share of the teacher's parameters as the user wrote it, e.g. `"1/16"`; or the
+            name of a student of `[[ladder.students]]`.
         width: The dial that comes closest to it, of the multiples of `student.width_multiple`.
         num_parameters: Of the student without heads.
         flops: Of one forward of one image, 2 per multiply-add.
@@ -40,7 +41,11 @@ def ladder_sizes(networks: Networks) -> tuple[StudentSize, ...]:
         UserError: If two capacities end at the same width, or `student.width_multiple` is too
             coarse for one.
     """
-    sizes = _resolve(networks, networks.experiment.ladder.capacities)
+    experiment = networks.experiment
+    if experiment.ladder.students:
+        own = (_own_size(networks, student) for student in experiment.ladder.students)
+        return tuple(sorted(own, key=lambda size: size.num_parameters))
+    sizes = _resolve(networks, experiment.ladder.capacities)
     for size in sizes:
         _require_near(networks, size)
     return sizes
@@ -59,12 +64,14 @@ def find_size(networks: Networks) -> StudentSize:
 
 def nearest_size(networks: Networks) -> StudentSize:
     """Resolve `distill.capacity`, however far `student.width_multiple` takes it from there."""
+    if (student := networks.experiment.own_student) is not None:
+        return _own_size(networks, student)
     return _resolve(networks, (networks.experiment.distill.capacity,))[0]
 
 
 def rounding(networks: Networks, size: StudentSize) -> float:
     """Return how many times larger or smaller `student.width_multiple` makes a size; at least 1."""
-    if networks.experiment.student.width_multiple == 1:
+    if networks.experiment.student.width_multiple == 1 or not is_share(size.capacity):
         return 1.0
     ratio = size.num_parameters / _free(networks, size).num_parameters
     return max(ratio, 1 / ratio)
@@ -75,6 +82,7 @@ def _resolve(networks: Networks, capacities: Iterable[str]) -> tuple[StudentSize
     build = networks.build_student
     multiple = experiment.student.width_multiple
     sizes: dict[int, StudentSize] = {}
+    _require_dial(networks)
     for capacity in sorted(capacities, key=parse_capacity):
         width = find_width(build, parse_capacity(capacity) * teacher_parameters, multiple)
         if width in sizes:
@@ -86,11 +94,32 @@ def _resolve(networks: Networks, capacities: Iterable[str]) -> tuple[StudentSize
                 f"{teacher_parameters:,} parameters both come closest{among} to width {width} of "
                 f"{experiment.student.model!r}; leave one out, or take a larger teacher."
             )
-        with torch.device("meta"):
-            student = build(width)
-        flops = count_flops(student, networks.image_shape)
+        student = on_meta(build, width)
+        flops = count_flops(student, input_shape(student, networks.image_shape))
         sizes[width] = StudentSize(capacity, width, num_parameters(student), flops)
     return tuple(sizes.values())
+
+
+def _own_size(networks: Networks, student: LadderStudent) -> StudentSize:
+    """Return the size of a student of the user's own."""
+    build = builder(student, networks, student_table(student))
+    network = on_meta(build, student.width)
+    flops = count_flops(network, input_shape(network, networks.image_shape))
+    return StudentSize(student.name, student.width, num_parameters(network), flops)
+
+
+def _require_dial(networks: Networks) -> None:
+    """Refuse a student that is equally large at every width: it cannot have the ladder's sizes."""
+    student = networks.experiment.student
+    if student.model in ZOO:
+        return
+    small, large = (num_parameters(on_meta(networks.build_student, width)) for width in (1, 256))
+    if small == large:
+        raise UserError(
+            f"student.model: {student.model!r} has {small:,} parameters at every width; it ignores "
+            "its capacity dial, so it cannot have the sizes of a ladder. Give it an argument "
+            "`width` that makes it larger, or list students one by one in [[ladder.students]]."
+        )
 
 
 def _free(networks: Networks, size: StudentSize) -> StudentSize:

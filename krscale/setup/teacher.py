@@ -6,9 +6,10 @@ data and the same settings finds it there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -17,9 +18,8 @@ from torch import Tensor, nn
 from krscale.config import Experiment, TrainConfig, fingerprint, read_record
 from krscale.data import Dataset, SplitName
 from krscale.data.loader import Loader
-from krscale.data.views import normalise
 from krscale.errors import NonFiniteError, UserError
-from krscale.files import damaged, new_folder, reading, sha256, write_json
+from krscale.files import damaged, new_folder, reading, write_json
 from krscale.knowledge.parameters import layers_by_tap, weight_histogram
 from krscale.knowledge.probes import Probes, fit_probe, information_gain
 from krscale.knowledge.taps import TapOutputs, TappedModel, pool
@@ -27,8 +27,13 @@ from krscale.methods import MethodContext, build_method
 from krscale.methods.base import Learner
 from krscale.metrics import ACCURACY
 from krscale.models.capacity import count_flops, num_parameters
+from krscale.models.preprocessing import DEFAULT, input_shape, preprocessing_of_network
 from krscale.parallel import Workers
-from krscale.setup.networks import build_teacher, resolve_taps
+from krscale.setup.inputs import is_foreign
+from krscale.setup.networks import build_teacher, resolve_taps, teacher_preprocessing
+from krscale.setup.teacher_code import kept_folder, read_code
+from krscale.setup.teacher_quality import find_faults, require_fit
+from krscale.setup.weights import load_teacher_weights, weights_identity
 from krscale.training.checkpoint import load_weights, read_tensors, save_weights
 from krscale.training.loop import Training, evaluate
 
@@ -53,6 +58,7 @@ class TeacherFacts:
         information_gain: One per tap, from the validation split.
         layer_sizes: Parameters of the layers of every tap.
         histograms: `[D][bins]`, distribution of the weights of every tap.
+        faults: What spoke against it when it was measured, a phrase each.
     """
 
     fingerprint: str
@@ -67,6 +73,7 @@ class TeacherFacts:
     information_gain: tuple[float, ...]
     layer_sizes: tuple[float, ...]
     histograms: tuple[tuple[float, ...], ...]
+    faults: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,15 +101,19 @@ def prepare_teacher(
 
     Returns:
         The facts, and the folder that `open_teacher` reads.
+
+    Raises:
+        UserError: If it is not fit to teach (`teacher.allow_poor`), or cannot be made.
     """
-    key = _fingerprint(experiment, dataset)
-    folder = _folder(experiment, key)
+    folder = _folder(experiment, dataset)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
             with new_folder(folder) as temporary:
-                _make_teacher(experiment, dataset, device, key, temporary, report)
-    return _read_facts(folder), folder
+                _make_teacher(experiment, dataset, device, folder.name, temporary, report)
+    facts = _read_facts(folder)
+    require_fit(experiment, facts.faults, facts.val_accuracy, facts.information_gain)
+    return facts, folder
 
 
 def find_teacher(experiment: Experiment, dataset: Dataset) -> tuple[TeacherFacts, Path]:
@@ -111,7 +122,7 @@ def find_teacher(experiment: Experiment, dataset: Dataset) -> tuple[TeacherFacts
     Raises:
         UserError: If there is none.
     """
-    folder = _folder(experiment, _fingerprint(experiment, dataset))
+    folder = _folder(experiment, dataset)
     if not folder.is_dir():
         raise UserError(f"{folder}: this teacher was never prepared; `krscale teach` does so.")
     return _read_facts(folder), folder
@@ -133,21 +144,48 @@ def open_teacher(experiment: Experiment, dataset: Dataset, folder: Path) -> Load
     return LoadedTeacher(facts, tapped, probes)
 
 
+def foreign_teacher(experiment: Experiment, dataset: Dataset, device: torch.device) -> nn.Module:
+    """Return a teacher that comes trained, as it is, in eval mode on the device.
+
+    Raises:
+        UserError: If the experiment trains its teacher, or the weights do not fit.
+    """
+    if not is_foreign(experiment.teacher):
+        raise UserError(
+            "teacher.weights: empty, so the teacher is trained here, with the preprocessing that "
+            "it teaches with; there is nothing to find out. Name the weights of a trained one."
+        )
+    model = build_teacher(experiment, dataset)
+    load_teacher_weights(experiment, model)
+    return model.to(device).eval().requires_grad_(False)
+
+
 @torch.no_grad()
 def read_taps(
     tapped: TappedModel, dataset: Dataset, split: SplitName, device: torch.device
 ) -> TapOutputs:
     """Return pooled tap features `[N, F]` and logits `[N, K]` of a split, without augmentation."""
-    images = dataset.split(split).images
+    images, prepared = dataset.split(split).images, preprocessing_of_network(tapped.model)
     logits: list[Tensor] = []
     features: list[list[Tensor]] = [[] for _ in tapped.paths]
     for first in range(0, len(images), PROBE_BATCH_SIZE):
         pixels = torch.tensor(images[first : first + PROBE_BATCH_SIZE], device=device)
-        outputs = tapped(normalise(pixels, dataset.mean, dataset.std))
+        outputs = tapped(prepared.apply(pixels, dataset.mean, dataset.std))
         logits.append(outputs.logits.float())
         for kept, feature in zip(features, outputs.features, strict=True):
             kept.append(pool(feature).float())
-    return TapOutputs(torch.cat(logits), tuple(torch.cat(kept) for kept in features))
+    outputs = TapOutputs(torch.cat(logits), tuple(torch.cat(kept) for kept in features))
+    _refuse_non_finite(outputs, tapped.paths, split)
+    return outputs
+
+
+def _refuse_non_finite(outputs: TapOutputs, paths: Sequence[str], split: SplitName) -> None:
+    for what, values in (*zip(paths, outputs.features, strict=True), ("logits", outputs.logits)):
+        if not bool(values.isfinite().all()):
+            raise UserError(
+                f"teacher: {what!r} is NaN or infinite for images of the {split} split; it cannot "
+                "teach. Its weights are broken, or its images are not what it was trained on."
+            )
 
 
 def fit_probes(tapped: TappedModel, dataset: Dataset, device: torch.device) -> Probes:
@@ -160,22 +198,39 @@ def fit_probes(tapped: TappedModel, dataset: Dataset, device: torch.device) -> P
     return probes
 
 
-def _folder(experiment: Experiment, key: str) -> Path:
-    return experiment.cache_path / "teachers" / key
+def _folder(experiment: Experiment, dataset: Dataset) -> Path:
+    """Return where the teacher of an experiment is kept, or will be."""
+    teachers, content = experiment.cache_path / "teachers", _content(experiment, dataset)
+    code = read_code(experiment, dataset)
+    plain, coded = (teachers / fingerprint(content | key) for key in ({}, code.key()))
+    return kept_folder(plain, coded, code, lambda folder: _fits(experiment, dataset, folder))
 
 
-def _fingerprint(experiment: Experiment, dataset: Dataset) -> str:
-    content = experiment.teacher.model_dump(mode="json") | {"format": FORMAT}
+def _fits(experiment: Experiment, dataset: Dataset, folder: Path) -> bool:
+    """Whether a kept teacher's weights do in today's code what they did when it was kept."""
+    try:
+        teacher = open_teacher(experiment, dataset, folder)
+    except UserError:  # its weights do not fit the network
+        return False
+    model, val = teacher.tapped.model, dataset.split("val")
+    found = evaluate(model, dataset, val, Workers.alone(torch.device("cpu")))[ACCURACY.name]
+    # One image may fall on the other side on another processor.
+    return abs(found - teacher.facts.val_accuracy) * len(val) < 1.5
+
+
+def _content(experiment: Experiment, dataset: Dataset) -> dict[str, Any]:
+    """Return what a kept teacher depends on, but for the code of its network."""
+    content = experiment.teacher.identity() | {"format": FORMAT}
+    preprocessing = teacher_preprocessing(experiment, dataset)
+    if preprocessing != DEFAULT:
+        content["preprocessing"] = asdict(preprocessing)
     content["data"] = dataset.fingerprint
-    if experiment.teacher.weights:
-        path = Path(experiment.teacher.weights).expanduser()
-        if not path.is_file():
-            raise UserError(f"teacher.weights: no such file: {path}.")
-        content["weights"] = sha256(path)
-    else:
+    if weights := weights_identity(experiment, dataset):
+        content["weights"] = weights
+    if not experiment.teacher.weights:
         content["views"] = experiment.views.model_dump(mode="json")
         content["global_batch_size"] = experiment.train.global_batch_size
-    return fingerprint(content)
+    return content
 
 
 def _make_teacher(
@@ -189,8 +244,8 @@ def _make_teacher(
     torch.manual_seed(experiment.teacher.seed)
     model = build_teacher(experiment, dataset)
     taps, stage_ends = resolve_taps(model, experiment.teacher.taps, "teacher.taps")
-    if experiment.teacher.weights:
-        load_weights(Path(experiment.teacher.weights).expanduser(), model, where="teacher.weights")
+    if is_foreign(experiment.teacher):
+        load_teacher_weights(experiment, model)
         model.to(device)
     else:
         _train(experiment, dataset, model, device, report)
@@ -206,13 +261,14 @@ def _make_teacher(
         model=experiment.teacher.model,
         width=experiment.teacher.width,
         num_parameters=num_parameters(model),
-        flops=count_flops(model, dataset.image_shape),
+        flops=count_flops(model, input_shape(model, dataset.image_shape)),
         val_accuracy=evaluate(model, dataset, val, Workers.alone(device))[ACCURACY.name],
         taps=taps,
         stage_ends=stage_ends,
         information_gain=tuple(gain.tolist()),
         layer_sizes=tuple(_num_weights(group) for group in layers),
         histograms=tuple(tuple(weight_histogram(group).tolist()) for group in layers),
+        faults=find_faults(experiment, dataset, model, val_logits, gain.tolist()),
     )
     save_weights(folder / "teacher.safetensors", model.cpu())
     sizes = [linear.in_features for linear in probes.linears]
@@ -246,6 +302,7 @@ def _train(
         device=device,
         store=None,
         gpu_share_for_images=experiment.train.gpu_share_for_images,
+        preprocessing=preprocessing_of_network(model),
     )
     training = Training(
         learner, loader, (dataset, dataset.split("val")), settings, Workers.alone(device)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from krscale.data.views import apply_views, normalise
+from krscale.data.views import apply_views
+from krscale.models.preprocessing import preprocessing_of_network
 from krscale.store.spec import StoreSpec
 
 BATCH_SIZE = 256
@@ -40,6 +41,7 @@ class TeacherInference:
         tapped, reader = spec.open_teacher()
         self.tapped, self.reader = tapped.eval(), reader.eval()
         self.images, _ = spec.dataset.split("train").tensors()
+        self.preprocessing = preprocessing_of_network(tapped.model)
         self.mean, self.std = spec.dataset.mean, spec.dataset.std
         self.views, self.device = spec.views, spec.device
 
@@ -55,5 +57,5 @@ class TeacherInference:
 
     @torch.inference_mode()
     def _forward(self, pixels: Tensor) -> TeacherBatch:
-        outputs = self.tapped(normalise(pixels, self.mean, self.std))
+        outputs = self.tapped(self.preprocessing.apply(pixels, self.mean, self.std))
         return TeacherBatch(pixels, self.reader(outputs))

@@ -7,10 +7,11 @@ and plain values only, and `manifest.json` with its SHA-256. Weights that leave 
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from krscale.config import read_record
 from krscale.errors import DamagedFileError, UserError, nearest
 from krscale.files import damaged, new_folder, sha256, write_atomic, write_json
+from krscale.models.state_dicts import Fitted, State, fit, refuse_non_finite, unwrap, without_noise
 
 STATE = "state.pt"
 MANIFEST = "manifest.json"
@@ -31,10 +33,7 @@ FORMAT = 1
 # One key, because safetensors writes several keys in no fixed order: equal weights and metadata
 # then give equal bytes, and a file of another program is not mistaken for one of ours.
 _METADATA_KEY = "krscale"
-_SUFFIXES = (".safetensors", ".pt", ".pth")
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.")
-_LISTED = 8
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".tar")
 _START_ANEW = "Use an older checkpoint, or delete this one to start anew."
 
 
@@ -138,8 +137,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return dict(metadata) if isinstance(metadata, Mapping) else {}
 
 
-def read_weights(path: Path, where: str = "") -> dict[str, Tensor]:
-    """Read a state dict from `.safetensors`, `.pt` or `.pth`, on the CPU, running no code.
+def read_weights(path: Path, where: str = "") -> State:
+    """Read a state dict from `.safetensors`, `.pt`, `.pth` or `.ckpt`, on the CPU, running no code.
 
     The prefixes that DDP and torch.compile put before every key, and the dictionary that training
     scripts wrap around a state dict, are taken off.
@@ -151,6 +150,12 @@ def read_weights(path: Path, where: str = "") -> dict[str, Tensor]:
     Raises:
         UserError: If the file is missing, unreadable, holds code or is not a state dict.
     """
+    state, _ = _read(path, where, "")
+    return without_noise(state)
+
+
+def _read(path: Path, where: str, key: str) -> tuple[State, list[str]]:
+    """Return the state dict of a file as it is, and notes on which was chosen."""
     prefix = f"{where}: " if where else ""
     _check_exists(path, prefix)
     if path.suffix not in _SUFFIXES:
@@ -164,28 +169,47 @@ def read_weights(path: Path, where: str = "") -> dict[str, Tensor]:
             raise UserError(f"{prefix}{path}: not a readable safetensors file: {error}") from None
     else:
         content = _read_pickle(path, prefix)
-    return _unwrap(content, f"{prefix}{path}")
+    return unwrap(content, f"{prefix}{path}", key, where.rpartition(".")[0])
 
 
-def load_weights(path: Path, model: nn.Module, where: str = "") -> None:
-    """Load the weights of a file into `model`; every key and shape must match.
+def fit_weights(path: Path, model: nn.Module, where: str = "", key: str = "") -> Fitted:
+    """Read the weights of a file under the names of `model`, which is left as it is.
+
+    Names are freed of what wrappers put before them, and of any beginning without which they all
+    fit.
 
     Args:
         path: A file `read_weights` accepts.
-        model: Receives the weights, on its own device and in its own dtype.
+        model: Whose names and shapes they must have; it may be on meta tensors.
         where: The config key that named the file, for the error.
+        key: The table to take where there are several, or the beginning of names.
 
     Raises:
-        UserError: As `read_weights`, or if keys or shapes differ: names them, with both shapes.
+        UserError: As `read_weights`, or if keys or shapes differ: names them, with both shapes; or
+            if a weight is not finite.
     """
-    state = read_weights(path, where)
-    problems = _differences(state, model.state_dict())
-    if problems:
-        prefix = f"{where}: " if where else ""
-        raise UserError(
-            f"{prefix}{path} does not fit {type(model).__name__}:\n  " + "\n  ".join(problems)
-        )
-    model.load_state_dict(state)
+    place = f"{where}: {path}" if where else str(path)
+    state, notes = _read(path, where, key)
+    fitted = fit(state, model, place, key)
+    refuse_non_finite(fitted.state, place)
+    return Fitted(fitted.state, (*notes, *fitted.notes))
+
+
+def load_weights(path: Path, model: nn.Module, where: str = "", key: str = "") -> tuple[str, ...]:
+    """Load the weights of a file into `model`, see `fit_weights`.
+
+    Args:
+        path: As for `fit_weights`.
+        model: Receives the weights, on its own device and in its own dtype.
+        where: As for `fit_weights`.
+        key: As for `fit_weights`.
+
+    Returns:
+        Notes on what was chosen or dropped.
+    """
+    fitted = fit_weights(path, model, where, key)
+    model.load_state_dict(fitted.state)
+    return fitted.notes
 
 
 def _refuse_objects(value: Any, place: str) -> None:
@@ -228,7 +252,9 @@ def _read_pickle(path: Path, prefix: str) -> Any:
         with warnings.catch_warnings():
             # A newer pickle protocol warns that it may fail; whether it does is known in a moment.
             warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # Command line arguments, which training scripts like to keep; a class without code.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
             f"{prefix}{path}: holds more than tensors (code, or objects of other packages), or is "
@@ -237,52 +263,3 @@ def _read_pickle(path: Path, prefix: str) -> Any:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{prefix}{path}: not a readable PyTorch file: {reason}") from error
-
-
-def _unwrap(content: Any, place: str) -> dict[str, Tensor]:
-    if not isinstance(content, Mapping):
-        raise UserError(f"{place}: not a state dict but a {type(content).__name__}.")
-    wrapper = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
-    state = dict(content if wrapper is None else content[wrapper])
-    for key, value in state.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise UserError(
-                f"{place}: not a state dict: {key!r} holds a {type(value).__name__}. "
-                f"A state dict may stand by itself or under {', '.join(_WRAPPERS)}."
-            )
-    if not state:
-        raise UserError(f"{place}: an empty state dict.")
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
-
-
-def _differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """One line for each kind of mismatch between a file's keys and a model's."""
-    shapes = [
-        f"{key} has shape {list(state[key].shape)}, the model {list(expected[key].shape)}"
-        for key in expected
-        if key in state and state[key].shape != expected[key].shape
-    ]
-    missing = [key for key in expected if key not in state]
-    unexpected = [key for key in state if key not in expected]
-    problems = _shorten(shapes)
-    if missing:
-        problems.append("missing: " + ", ".join(_shorten(_with_guess(missing, unexpected))))
-    if unexpected:
-        problems.append("unexpected: " + ", ".join(_shorten(_with_guess(unexpected, missing))))
-    return problems
-
-
-def _with_guess(keys: Iterable[str], others: list[str]) -> list[str]:
-    # Looking for the nearest name takes long in a big file, and only the first keys are shown.
-    named = list(keys)
-    guesses = [nearest(key, others) for key in named[:_LISTED]]
-    hints = [f"{k} (nearest: {g})" if g else k for k, g in zip(named, guesses, strict=False)]
-    return hints + named[_LISTED:]
-
-
-def _shorten(lines: list[str]) -> list[str]:
-    rest = len(lines) - _LISTED
-    return lines[:_LISTED] + ([f"... and {rest} more"] if rest > 0 else [])

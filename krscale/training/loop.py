@@ -6,12 +6,11 @@ teacher's own training) decides what happens between epochs: report, save, stop.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 from krscale.config import TrainConfig
 from krscale.config.training import NO_CHANNELS_LAST_ON_CPU
 from krscale.data import Dataset, Split
-from krscale.data.loader import Loader
-from krscale.data.views import normalise
 from krscale.errors import UserError
 from krscale.methods.base import Batch, Learner, LearnerOutput
 from krscale.metrics import metrics_for
+from krscale.models.preprocessing import Preprocessing, preprocessing_of_network
 from krscale.parallel import (
     Workers,
     check_batch_norm,
@@ -33,11 +31,32 @@ from krscale.parallel import (
     share_of,
     sum_over_workers,
 )
+from krscale.training.averaging import AveragedStudent
 from krscale.training.checkpoint import load_checkpoint, save_checkpoint
 from krscale.training.epoch_sums import EpochSums
+from krscale.training.optimisers import build_optimiser, learning_rate_factor
 from krscale.training.precision import resolve_precision
 
 EVALUATION_BATCH_SIZE = 1024
+
+
+class Batches(Protocol):
+    """What a training reads: a `Loader`, or anything like it.
+
+    Attributes:
+        images: `[N, C, H, W]`; only their shape is read.
+        preprocessing: From these to what the network takes.
+        num_samples: Of an epoch.
+        num_steps: Batches of an epoch.
+    """
+
+    images: Tensor
+    preprocessing: Preprocessing
+    num_samples: int
+    num_steps: int
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch, on the device."""
 
 
 class Training:
@@ -55,13 +74,14 @@ class Training:
     def __init__(
         self,
         learner: Learner,
-        loader: Loader,
+        loader: Batches,
         validation: tuple[Dataset, Split] | None,
         settings: TrainConfig,
         workers: Workers,
     ) -> None:
         batch = (loader.num_samples, settings.global_batch_size)
-        check_batch_norm(learner.student, loader.images.shape[1:], batch, "the network")
+        shape = loader.preprocessing.input_shape(loader.images.shape[1:])
+        check_batch_norm(learner.student, shape, batch, "the network")
         self.settings = settings
         self.workers = workers
         self.loader = loader
@@ -79,15 +99,18 @@ class Training:
             self.learner.compile()
         if workers.world_size > 1:
             self.forward = DistributedDataParallel(self.learner)
-        self.optimiser = _optimiser(self.learner, settings)
+        self.optimiser = build_optimiser(self.learner, settings)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimiser, _warmup_cosine(settings, loader.num_steps)
+            self.optimiser, learning_rate_factor(settings, loader.num_steps)
         )
+        self.average: AveragedStudent | None = None
+        if settings.ema_decay > 0.0:
+            self.average = AveragedStudent(self.learner.student, settings.ema_decay)
 
     @property
     def student(self) -> nn.Module:
-        """The bare student, without heads or wrappers."""
-        return self.learner.student
+        """The bare student, without heads or wrappers; averaged where `train.ema_decay` says so."""
+        return self.learner.student if self.average is None else self.average.model
 
     @property
     def finished(self) -> bool:
@@ -141,7 +164,9 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a restart needs: weights, optimiser, schedule, position, RNG."""
+        average = {} if self.average is None else {"average": self.average.state_dict()}
         return {
+            **average,
             "learner": self.learner.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -154,6 +179,8 @@ class Training:
         self.learner.load_state_dict(state["learner"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.epoch = int(state["epoch"])
         torch.set_rng_state(state["rng"])
 
@@ -175,6 +202,8 @@ class Training:
             nn.utils.clip_grad_norm_(self.learner.parameters(), self.settings.max_grad_norm)
         self.optimiser.step()
         self.schedule.step()
+        if self.average is not None:
+            self.average.update(self.learner.student)
         return output, terms.detach()
 
     def _autocast(self) -> torch.autocast:
@@ -232,50 +261,22 @@ def evaluate(
 ) -> dict[str, float]:
     """Return every metric (`krscale/metrics.py`) of a model on a split, over all workers.
 
-    Each is a mean over the samples, by its name. The model is left in the mode (train or eval) it
-    came in.
+    Each is a mean over the samples, by its name. Images are prepared as the model takes them. It is
+    left in the mode (train or eval) it came in.
     """
     was_training = model.training
     model.eval()
-    metrics = metrics_for(dataset.num_classes)
+    metrics, prepared = metrics_for(dataset.num_classes), preprocessing_of_network(model)
     totals = torch.zeros(len(metrics) + 1, dtype=torch.float64, device=workers.device)
     start, stop = share_of(len(split.labels), workers.rank, workers.world_size)
     for first in range(start, stop, EVALUATION_BATCH_SIZE):
         rows = slice(first, min(first + EVALUATION_BATCH_SIZE, stop))
         pixels = torch.tensor(split.images[rows], device=workers.device)
         labels = torch.tensor(split.labels[rows], device=workers.device)
-        logits = model(normalise(pixels, dataset.mean, dataset.std)).float()
+        logits = model(prepared.apply(pixels, dataset.mean, dataset.std)).float()
         for position, metric in enumerate(metrics):
             totals[position] += metric.total(logits, labels)
         totals[-1] += len(labels)
     model.train(was_training)
     *sums, count = sum_over_workers(totals).tolist()
     return {metric.name: total / count for metric, total in zip(metrics, sums, strict=True)}
-
-
-def _optimiser(learner: nn.Module, settings: TrainConfig) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; norms and biases are not decayed (as timm does)."""
-    decayed = [p for p in learner.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in learner.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    nesterov = settings.momentum > 0.0
-    return torch.optim.SGD(
-        groups, settings.learning_rate, settings.momentum, nesterov=nesterov, fused=True
-    )
-
-
-def _warmup_cosine(settings: TrainConfig, num_steps: int) -> Callable[[int], float]:
-    """Factor of the learning rate per step: linear warm-up, then cosine down to zero."""
-    total = max(1, settings.num_epochs * num_steps)
-    warmup = min(total - 1, round(settings.warmup_epochs * num_steps))
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        progress = (step - warmup) / max(1, total - warmup)
-        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-
-    return factor

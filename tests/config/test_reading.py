@@ -74,14 +74,22 @@ def test_every_field_path_can_be_overridden() -> None:
             "search.methods=plain,kr",
             ["expected a list, e.g. --set \"search.methods=['plain', 'kr']\"", "got 'plain,kr'"],
         ),
+        ("train.optimiser=sgd", ["Did you mean 'train.optimizer'"]),
+        ("train.scheduler=cosine", ["Did you mean 'train.schedule'"]),
+        ("train.ema=0.99", ["Did you mean 'train.ema_decay'"]),
+        ("teacher.checkpoint=w.pt", ["Did you mean 'teacher.weights'"]),
+        ("student.arch=resnet", ["Did you mean 'student.model'"]),
+        ("ladder.sizes=['1/4']", ["Did you mean 'ladder.capacities'"]),
+        (f"storage_path={__file__}", ["--set storage_path", "test_reading.py is a file"]),
+        (f"storage_path={__file__}/runs", ["test_reading.py is a file; a folder is needed"]),
         ("search.methods=[plain, kr]", ["--set \"search.methods=['plain', 'kr']\""]),
         ("search.methods=kr", ["--set \"search.methods=['kr']\""]),
         ("search.methods=3", ["--set \"search.methods=['plain', 'kd', 'kr']\""]),
         ("data.files.raw_shape=3,32,32", ['--set "data.files.raw_shape=[3, 32, 32]"']),
         ("teacher.options=num_blocks=2", ["expected a table of names and values", "{num_blocks"]),
         ("data.files=3", ["data.files is a section, not a value; it has: image_column, "]),
-        ("train.optimizer=adam", ["train has: num_epochs, global_batch_size, learning_rate, "]),
-        ("optimizer=adam", ["An experiment has: name, storage_path, data, "]),
+        ("train.optimizer=adam", ["defaults: train: ", "train.learning_rate must be given"]),
+        ("optimizer=adam", ["Did you mean 'train.optimizer'"]),
         ("distill.posterior.xyz=1", ["distill.posterior has: kd, dkd, dist, "]),
         ("distill.posteriors.kd=1", ["--set distill.posteriors.kd", "'distill.posterior'?"]),
         ("train.epochs=3", ["Did you mean 'train.num_epochs'?"]),
@@ -106,8 +114,21 @@ def test_mistakes_are_named(override: str, parts: list[str]) -> None:
     assert "\n" not in str(caught.value)
 
 
-ARE_NO_SETS = {"data.files.raw_shape"}
-"""Lists in which a value may come twice: sizes, in an order."""
+ARE_NO_SETS = {
+    "data.files.raw_shape": ["data.files.raw_shape=[3, 32, 32]"],
+    **{
+        f"{network}.preprocessing.{name}": [
+            f"{network}.preprocessing.mean=[0.5, 0.5, 0.4]",
+            f"{network}.preprocessing.std=[0.2, 0.2, 0.3]",
+            f"{network}.preprocessing.input_size=[32, 32]",
+        ]
+        for network in ("teacher", "student")
+        for name in ("mean", "std", "input_size")
+    },
+}
+"""Lists in which a value may come twice, with settings in which it does: numbers in an order."""
+OF_TABLES = {"ladder.students"}
+"""Lists of tables, each with a name."""
 
 
 def value_of(content: Any, dotted: str) -> Any:
@@ -127,9 +148,12 @@ LISTS = [
 def test_every_list_is_a_set_and_has_a_member_where_one_is_needed(dotted: str) -> None:
     """Fails if a list is added to the config and nobody thinks of its repetitions."""
     default = value_of(load().model_dump(mode="python"), dotted)
+    member = "{name = 'a', model = 'resnet'}" if dotted in OF_TABLES else None
     twice = [*(default or ("a",)), (default or ("a",))[0]]
+    if member:
+        twice = f"[{member}, {member}]"
     if dotted in ARE_NO_SETS:
-        assert load(None, [f"{dotted}=[3, 32, 32]"])
+        assert load(None, ARE_NO_SETS[dotted])
     else:
         with pytest.raises(UserError, match=rf"^--set {dotted}: .* is named twice"):
             load(None, [f"{dotted}={twice}"])
@@ -206,3 +230,18 @@ def test_parse_capacity(text: str, share: float) -> None:
 def test_parse_capacity_refuses(text: str) -> None:
     with pytest.raises(ValueError, match=r"fraction|\(0, 1\]"):
         parse_capacity(text)
+
+
+def test_jobs_that_ship_are_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = load("jobs/digits.toml")
+    monkeypatch.chdir(tmp_path)
+    assert load("jobs/digits.toml").search == here.search  # storage is beside the folder one is in
+    with pytest.raises(UserError, match=r"digit\.toml: no such file\. Did you mean .*digits\.toml"):
+        load("jobs/digit.toml")
+    (tmp_path / "jobs").mkdir()  # one's own folder is meant, then
+    with pytest.raises(UserError, match=r"jobs/digits\.toml: no such file"):
+        load("jobs/digits.toml")
+    with pytest.raises(UserError, match=r"digits\.toml: no such file"):
+        load("digits.toml")

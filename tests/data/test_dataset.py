@@ -192,7 +192,7 @@ def test_splits_of_the_source_stay_as_they_are(prepare):
 
 def test_crash_leaves_nothing_and_the_next_call_builds(prepare, tmp_path, monkeypatch):
     source = made_source(SourceData(("a", "b", "c"), {"train": random_split()}))
-    monkeypatch.setattr("krscale.data.dataset.write_split", crash_on_second_call())
+    monkeypatch.setattr("krscale.data.building.write_split", crash_on_second_call())
     with pytest.raises(OSError, match="disk full"):
         prepare(source)
     assert [p for p in (tmp_path / "data").iterdir() if p.is_dir()] == []

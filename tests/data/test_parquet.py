@@ -308,11 +308,12 @@ class TestRefused:
         message = r"row 20: 5x5 pixels, where the first image has 6x5.*data\.files\.image_size"
         self.refused(tmp_path / "data.parquet", tmp_path, message)
 
-    def test_more_than_eight_bits(self, tmp_path, images, labels):
+    def test_more_than_sixteen_bits(self, tmp_path, images, labels):
         buffer = io.BytesIO()
-        Image.fromarray(np.full((6, 5), 70, np.uint16)).save(buffer, "PNG")
+        Image.fromarray(np.full((6, 5), 70, np.int32)).save(buffer, "TIFF")
         write(tmp_path / "data.parquet", [buffer.getvalue()] * NUM_IMAGES, labels)
-        self.refused(tmp_path / "data.parquet", tmp_path, "row 0: more than 8 bits a channel")
+        message = r"row 0: not a readable image \(32 bits a channel"
+        self.refused(tmp_path / "data.parquet", tmp_path, message)
 
     @pytest.mark.parametrize(
         ("names", "message"),
@@ -341,7 +342,11 @@ class TestRefused:
             (-1, (), r"row 30: the label -1 is outside the 3 classes \(numbers 0\.\.2\): 0, 1, 2"),
             (3, ("a", "b", "c"), r"row 30: the label 3 is outside the 3 classes"),
             (70_000, (), r"row 30: the label 70000 would make more than 65536 classes"),
-            (9, (), "6 of 10 classes have no training image: 3, 4, 5, 6, 7, 8"),
+            (
+                9,
+                (),
+                r"row 30: labels are numbers up to 9, but no training image has 3, 4, 5, 6",
+            ),
         ],
     )
     def test_labels_outside_the_classes(self, tmp_path, images, labels, value, classes, message):

@@ -12,6 +12,7 @@ from krscale.data import draws, views
 from krscale.data.draws import draw_integers
 from krscale.data.views import apply_views, check_views, gather_views, normalise, view_of_epoch
 from krscale.errors import UserError
+from krscale.models import preprocessing
 
 OPERATIONS = {
     "none": {},
@@ -271,7 +272,8 @@ def test_policies_that_suit_the_images(name):
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_tables_made_in_inference_mode_serve_training(name):
     """The tables are kept between calls; whoever calls first must not spoil them for others."""
-    for table in (views._inside, views._outside, views._scale_and_offset, draws._keys):
+    tables = (views._inside, views._outside, preprocessing._scale_and_offset, draws._keys)
+    for table in tables:
         table.cache_clear()
     statistics = ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
     samples = torch.arange(40)

@@ -21,7 +21,14 @@ from torch import nn
 import krscale.export.writing as writing
 from krscale.data import Dataset, open_data, prepare_data
 from krscale.errors import UserError
-from krscale.export import FORMATS, StudentCard, check_formats, export_student, open_student
+from krscale.export import (
+    FORMATS,
+    StudentCard,
+    check_formats,
+    decoding_of,
+    export_student,
+    open_student,
+)
 from krscale.report import read_curve
 from krscale.runs.folder import read_experiment, student_path
 from krscale.setup.networks import build_student
@@ -50,6 +57,7 @@ def original(finished_run: Path) -> tuple[nn.Module, StudentCard, Dataset]:
         image_shape=dataset.image_shape,
         mean=dataset.mean,
         std=dataset.std,
+        decoding=decoding_of(experiment.data),
         accuracy={"val": result.val_accuracies[0], "test": result.test_accuracies[0]},
         provenance={"run": "tiny"},
     )
@@ -76,7 +84,7 @@ def test_every_file_is_proven_and_reaches_the_table(original, exported) -> None:
     _, card, dataset = original
     folder, files = exported
     assert {path.name for path in folder.iterdir()} == {
-        "student.json", *(format.file for format in FORMATS.values())
+        "student.json", "predict.py", *(format.file for format in FORMATS.values())
     }  # fmt: skip
     for file in files:
         assert file.test_accuracy == card.test_accuracy

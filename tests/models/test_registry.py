@@ -29,6 +29,19 @@ def foreign(monkeypatch):
     module.tiny = tiny
     module.anything = anything
     module.fixed = lambda num_classes: nn.Linear(1, num_classes)
+    module.unclear = lambda depth, k, *, num_classes: nn.Linear(1, num_classes)
+    module.passes_on = lambda num_classes, **settings: other(num_classes, **settings)
+    module.built = nn.Linear(1, 1)
+
+    def other(n_labels, in_chans=3):
+        return nn.Linear(in_chans, n_labels)
+
+    class Named(nn.Linear):
+        def __init__(self, n_labels=5, in_chans=3, depth=1):
+            super().__init__(in_chans * depth, n_labels)
+
+    module.Named = Named
+    module.compiled = lambda n_classes: nn.DataParallel(nn.Linear(1, n_classes))
     module.no_module = lambda num_classes, in_channels, width: "weights"
     module.number = 3
     monkeypatch.setitem(sys.modules, "my_models", module)
@@ -107,9 +120,42 @@ def test_foreign_option_is_checked(foreign):
         build("my_models:tiny", biass=False)
 
 
-def test_foreign_network_without_the_dial_is_refused(foreign):
-    with pytest.raises(UserError, match="my_models:fixed must take num_classes, in_channels"):
-        build("my_models:fixed")
+def test_foreign_network_gets_what_it_takes(foreign):
+    assert build("my_models:fixed").weight.shape == (10, 1)
+
+
+def test_foreign_network_may_call_its_arguments_otherwise(foreign):
+    assert build("my_models:Named", depth=2).weight.shape == (10, 2)
+
+
+def test_what_nobody_takes_is_left_out(foreign):
+    assert build("my_models:passes_on").weight.shape == (10, 3)
+
+
+def test_what_is_missing_is_named(foreign):
+    with pytest.raises(UserError, match=r"my_models:unclear needs 'depth', 'k', which.*depth = "):
+        build("my_models:unclear")
+    assert build("my_models:unclear", depth=1, k=2).weight.shape == (10, 1)
+
+
+def test_names_of_what_krscale_sets_are_no_options(foreign):
+    with pytest.raises(UserError, match=r"student\.options: 'n_labels' is set by krscale"):
+        build("my_models:Named", n_labels=7)
+
+
+def test_a_network_that_is_built_already_is_refused(foreign):
+    with pytest.raises(UserError, match=r"is a network that is built already \(Linear\)"):
+        build("my_models:built")
+
+
+def test_wrappers_are_taken_off(foreign):
+    assert set(build("my_models:compiled").state_dict()) == {"weight", "bias"}
+
+
+def test_a_key_for_a_network_of_the_zoo_is_refused():
+    with pytest.raises(UserError, match=r"student\.output_key: 'logits' is set, but resnet"):
+        build_model("resnet", num_classes=2, in_channels=1, width=1, options={},
+                    output_key="logits", where="student")  # fmt: skip
 
 
 def test_foreign_callable_that_builds_no_network(foreign):
@@ -133,13 +179,27 @@ def test_foreign_module_that_cannot_be_imported(name):
         build(name)
 
 
-def test_errors_inside_a_foreign_network_keep_their_traceback(foreign):
-    def broken(num_classes, in_channels, width):
-        raise ZeroDivisionError("in the user's own code")
-
-    foreign.broken = broken
-    with pytest.raises(ZeroDivisionError):
-        build("my_models:broken")
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def net(num_classes:\n", r"SyntaxError: .*broken_net\.py, line 1"),
+        ("import os\nimport no_such_thing\n", r"no_such_thing.*broken_net\.py, line 2"),
+        ("1 / 0\n", r"ZeroDivisionError: division by zero .*broken_net\.py, line 1"),
+        ("from os import no_such_name\n", r"ImportError: .*broken_net\.py, line 1"),
+        (
+            "def helper():\n    raise KeyError('x')\ndef net(num_classes):\n    helper()\n",
+            r"fails when it is built with num_classes=10: KeyError: 'x' .*broken_net\.py, line 2",
+        ),
+    ],
+)
+def test_a_mistake_in_a_users_module_is_located(monkeypatch, tmp_path, source, message):
+    (tmp_path / "broken_net.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        with pytest.raises(UserError, match=message):
+            build("broken_net:net")
+    finally:
+        sys.modules.pop("broken_net", None)
 
 
 FAKE_TIMM = """

@@ -1,5 +1,6 @@
 import json
 import pickle
+from argparse import Namespace
 
 import pytest
 import torch
@@ -184,6 +185,19 @@ class TestReadWeights:
         assert list(state) == list(expected)
         assert all(torch.equal(state[key], expected[key]) for key in expected)
 
+    def test_a_lightning_checkpoint_with_arguments(self, tmp_path):
+        state = {f"model.{key}": value for key, value in _network().state_dict().items()}
+        content = {
+            "epoch": 3, "state_dict": state, "hyper_parameters": {"args": Namespace(lr=0.1)},
+            "pytorch-lightning_version": "2.5.0", "optimizer_states": [{"state": {}}],
+        }  # fmt: skip
+        torch.save(content, tmp_path / "last.ckpt")
+        model = _network()
+        nn.init.zeros_(model[0].weight)
+        notes = load_weights(tmp_path / "last.ckpt", model, "teacher.weights")
+        assert torch.equal(model[0].weight, _network()[0].weight)
+        assert "without their beginning 'model.'" in " ".join(notes)
+
     def test_a_submodule_called_model_is_not_a_wrapper(self, tmp_path):
         model = nn.ModuleDict({"model": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
         torch.save(model.state_dict(), tmp_path / "w.pt")
@@ -208,7 +222,7 @@ class TestReadWeights:
             ([torch.ones(1)], "not a state dict but a list"),
             (torch.ones(1), "not a state dict but a Tensor"),
             ({"epoch": 3, "w": torch.ones(1)}, "'epoch' holds a int"),
-            ({"net": {"w": torch.ones(1)}}, "'net' holds a dict"),
+            ({"notes": {"w": "x"}}, "'notes' holds a dict"),
             ({}, "an empty state dict"),
         ],
     )

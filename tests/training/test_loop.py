@@ -234,3 +234,19 @@ def test_evaluate_against_a_loop_over_samples(dataset: Dataset, tmp_path: Path) 
         loss -= float(logits.log_softmax(0)[int(label)])
     assert found["accuracy"] == pytest.approx(correct / len(split.labels))
     assert found["loss"] == pytest.approx(loss / len(split.labels), rel=1e-4)
+
+
+def test_averaged_weights_are_judged_kept_and_continued(dataset: Dataset) -> None:
+    settings = {"num_epochs": 3, "ema_decay": 0.9, "learning_rate": 0.01, "optimizer": "adamw"}
+    whole = training(dataset, **settings)
+    metrics = fit(whole, lambda metrics: None)
+    assert whole.student is not whole.learner.student
+    found = evaluate(whole.student, dataset, dataset.split("val"), Workers.alone())
+    assert found["accuracy"] == metrics["val/accuracy"]
+    cut = training(dataset, **settings)
+    cut.run_epoch()
+    state = cut.state_dict()
+    resumed = training(dataset, **settings)
+    resumed.load_state_dict(state)
+    fit(resumed, lambda metrics: None)
+    assert_same(weights(whole), weights(resumed))

@@ -96,8 +96,10 @@ def candidates(
     What a limit forbids is left out, as it is in the search.
     """
     found = []
+    named = {"distill.capacity": capacity} if experiment.ladder.students else {}
     for method in experiment.search.methods:
-        for values in ({}, *_corners(space, method)):
+        for corner in ({}, *_corners(space, method)):
+            values = {**corner, **named}
             if not size_resolver.excess(capacity, values):
                 found.append(
                     ProbeCandidate(method, size_resolver.size(capacity, values).width, values)

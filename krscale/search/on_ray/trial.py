@@ -108,9 +108,8 @@ class StudentTrial(tune.Trainable):
         self.method, self.capacity = str(config["method"]), str(config["capacity"])
         self.is_final = config["kind"] == FinalKey.kind
         self.milestones = frozenset(config["milestones"])
-        experiment = trial_experiment(
-            self.experiment, self.method, config["values"], self.trial_seed
-        )
+        values = {**config["values"], "distill.capacity": self.capacity}
+        experiment = trial_experiment(self.experiment, self.method, values, self.trial_seed)
         workers = Workers.alone(pick_device(experiment.train.device))
         build = partial(build_training, experiment, self.assets, int(config["width"]), workers)
         self.training = build()

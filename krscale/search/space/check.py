@@ -6,6 +6,7 @@ from typing import Any
 
 from krscale.config import Experiment, fingerprint, method_identity, read_toml, with_values
 from krscale.data import describe_data
+from krscale.errors import UserError
 from krscale.search.space.space import COMMON, SearchSpace, find_space, load_space
 from krscale.setup.networks import Networks
 
@@ -37,7 +38,22 @@ def fitting_space(networks: Networks) -> SearchSpace:
             networks.of(changed).check()
             fitting.add(shaping)
 
-    return load_space(networks.experiment, networks.teacher.num_taps, check)
+    space = load_space(networks.experiment, networks.teacher.num_taps, check)
+    _refuse_student_fields(networks.experiment, space)
+    return space
+
+
+def _refuse_student_fields(experiment: Experiment, space: SearchSpace) -> None:
+    """Refuse to search the student where every size has one of its own."""
+    if not experiment.ladder.students:
+        return
+    for method, fields in space.describe().items():
+        for dotted in fields:
+            if dotted.startswith("student."):
+                raise UserError(
+                    f"{experiment.search.space}: {method}.{dotted}: the students of "
+                    "[[ladder.students]] are what they are; leave it out of the space."
+                )
 
 
 def check_space(experiment: Experiment) -> SearchSpace:

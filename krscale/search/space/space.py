@@ -32,6 +32,7 @@ from krscale.config import (
     method_identity,
     nearest_fields,
     read_toml,
+    search_ranges,
     used_with,
     with_values,
 )
@@ -184,6 +185,9 @@ def own_value(content: Mapping[str, Any], dotted: str) -> Any:
     return value
 
 
+_RATE = "train.learning_rate"
+
+
 class _MethodReader:
     """Reads the fields of one method; keeps every mistake, so that all are told at once."""
 
@@ -213,11 +217,26 @@ class _MethodReader:
         spec = {"type": DEFAULT} if spec == DEFAULT else spec
         spec = dict(spec) if isinstance(spec, Mapping) else {}
         when = spec.pop("when", None)
+        if dotted == _RATE and spec.get("type") == DEFAULT:
+            spec |= self._range_of_rate()
         spec = with_default_range(spec, dotted, where)
         self.distributions[dotted] = read_distribution(spec, self.num_taps, where)
         self.conditions[dotted] = (
             () if when is None else read_conditions(when, self.num_taps, where)
         )
+
+    def _range_of_rate(self) -> dict[str, Any]:
+        """Return what to search of the learning rate of an optimiser whose range nobody declared.
+
+        It is as wide around the experiment's own rate as SGD's is around its default.
+        """
+        train = self.experiment.train
+        if train.optimizer.lower() == "sgd":
+            return {}
+        default = type(train).model_fields["learning_rate"].default
+        declared = search_ranges()[_RATE].table()
+        low, high = (declared[end] / default * train.learning_rate for end in ("low", "high"))
+        return {"type": "float", "low": low, "high": high, "log": True}
 
     def _check_conditions(self, dotted: str, _spec: Any) -> None:
         for condition in self.conditions[dotted]:

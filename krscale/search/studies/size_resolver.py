@@ -12,6 +12,7 @@ from krscale.config import read_record
 from krscale.errors import UserError
 from krscale.files import damaged, write_json
 from krscale.models.capacity import latency_ms
+from krscale.models.preprocessing import input_shape
 from krscale.setup.networks import Networks
 from krscale.setup.sizes import MAX_ROUNDING, StudentSize, nearest_size, rounding
 
@@ -141,7 +142,7 @@ class StudentSizeResolver:
             key = capacity  # the experiment's own student, its settings spelled out
         if key not in self._latencies:
             student = networks.build_student(size.width)
-            self._latencies[key] = latency_ms(student, networks.image_shape)
+            self._latencies[key] = latency_ms(student, input_shape(student, networks.image_shape))
             if self._file is not None:
                 write_json(self._file, self._latencies)
         return self._latencies[key]

@@ -154,7 +154,7 @@ def test_unknown_space_names_the_shipped_ones() -> None:
             '"distill.kr_weight" = { type = "categorical", choices = [0.5, 1, "0.5"] }',
             "choices: 0.5 and '0.5' are the same",
         ),
-        ('"train.optimizer" = { type = "float", low = 0, high = 1 }', "search. A space may vary"),
+        ('"train.nesterov" = { type = "float", low = 0, high = 1 }', "search. A space may vary"),
         ('"train.lr" = { type = "float", low = 0, high = 1 }', "Did you mean 'train.learning_rate"),
         ('"distill.sparsity" = { type = "float", low = 0.5, high = 0.1 }', "range is inverted"),
         ('"distill.kr_weight" = { type = "float", low = 0, high = 1, log = true }', "above 0"),

@@ -1,0 +1,175 @@
+"""Images and labels that are arrays already: of NumPy files, IDX files, or a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from krscale.config import DataConfig
+from krscale.data.arrow import Images, Split
+from krscale.data.own_files import Values, alike, class_names, to_labels
+from krscale.data.source import Place, SourceData, SplitName
+from krscale.errors import UserError
+
+Array = npt.NDArray[Any]
+_CHANNELS = (1, 3)
+_CHUNK = 4096  # images that are converted at once: a float array is four times the pixels
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Images and labels of one split as they were found.
+
+    Attributes:
+        images: `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`.
+        labels: `[N]` or `[N, 1]`.
+        where: What they were read from, in words.
+    """
+
+    images: Array
+    labels: Array
+    where: str
+
+
+def source_data(
+    splits: Mapping[SplitName, Arrays], names: Sequence[str], config: DataConfig, where: str
+) -> SourceData:
+    """Return arrays as the data of a source.
+
+    Args:
+        splits: At least `"train"`.
+        names: Names of the classes; empty takes `data.files.classes`, or what the labels say.
+        config: The data section.
+        where: The source, in words.
+
+    Raises:
+        UserError: If they are no images and labels.
+    """
+    values = {name: _labels(arrays) for name, arrays in splits.items()}
+    places: dict[SplitName, Place] = {n: _Rows(arrays.where) for n, arrays in splits.items()}
+    given, mapped = tuple(config.files.classes) or tuple(names), config.map_labels
+    classes = class_names(given, values["train"], places["train"], mapped)
+    known = values["train"] if mapped else None
+    notes: list[str] = []
+    found: dict[SplitName, Split] = {}
+    for name, arrays in splits.items():
+        images, note = to_images(arrays.images, config.files.channels, arrays.where)
+        labels = to_labels(values[name], classes, places[name], known)
+        if len(images) != len(labels):
+            raise UserError(f"{arrays.where}: {len(images)} images, but {len(labels)} labels.")
+        found[name] = Split(images, labels)
+        notes += [note] if note else []
+    return SourceData(classes, found, places, (*notes, *alike(classes, where)))
+
+
+def to_images(array: Array, channels: str, where: str) -> tuple[Images, str]:
+    """Return images as uint8 `[N, C, H, W]`, and what was done to their values.
+
+    Args:
+        array: `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`: uint8, other whole numbers or floats
+            in 0..255, floats in 0..1, or uint16.
+        channels: `"first"`, `"last"`, or `"auto"`, which goes by the axis that is 1 or 3 long.
+        where: What they were read from, in words.
+
+    Raises:
+        UserError: If shape or values are of no images.
+    """
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.ndim == 4:
+        array = _channels_first(array, channels, where)
+    else:
+        raise UserError(
+            f"{where}: images of shape {list(array.shape)}; expected [N, H, W], [N, H, W, C] or "
+            "[N, C, H, W]."
+        )
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array), ""
+    convert, note = _conversion(array, where)
+    images = np.empty(array.shape, np.uint8)
+    for start in range(0, len(array), _CHUNK):
+        images[start : start + _CHUNK] = convert(array[start : start + _CHUNK])
+    return images, note
+
+
+def _channels_first(array: Array, channels: str, where: str) -> Array:
+    first, last = array.shape[1] in _CHANNELS, array.shape[3] in _CHANNELS
+    if channels == "auto" and first == last:
+        problem = "two axes may be the channels" if first else "no axis is 1 or 3 long"
+        raise UserError(
+            f"{where}: images of shape {list(array.shape)}: {problem}; 1 or 3 channels are read. "
+            "data.files.channels = 'first' or 'last' says where they are."
+        )
+    is_last = last if channels == "auto" else channels == "last"
+    found = np.moveaxis(array, 3, 1) if is_last else array
+    if found.shape[1] not in _CHANNELS:
+        raise UserError(f"{where}: images of {found.shape[1]} channels; 1 (grey) or 3 are read.")
+    return found
+
+
+def _conversion(array: Array, where: str) -> tuple[Callable[[Array], Array], str]:
+    """Return how values become 0..255, and a sentence on it."""
+    if array.dtype.kind not in "uif" or not array.size:
+        raise UserError(f"{where}: images of type {array.dtype}; expected numbers, best uint8.")
+    least, most = float(array.min()), float(array.max())
+    found = f"{array.dtype} from {least:g} to {most:g}"
+    if array.dtype == np.uint16 and most > 255:
+        return (
+            lambda part: part >> 8,
+            f"{where}: images are {found}; scaled from 0..65535 to 0..255.",
+        )
+    if array.dtype.kind == "f" and least >= 0 and most <= 1:
+        return lambda part: np.rint(part * 255), f"{where}: images are {found}; scaled to 0..255."
+    if least >= 0 and most <= 255 and (array.dtype.kind != "f" or _whole(array)):
+        return lambda part: part, ""
+    raise UserError(
+        f"{where}: images are {found}; expected 0..255 (best uint8), or floats in 0..1. Values "
+        "that are normalised already are not read: give them as they were before."
+    )
+
+
+def _whole(array: Array) -> bool:
+    chunks = (array[start : start + _CHUNK] for start in range(0, len(array), _CHUNK))
+    return all(bool((chunk == np.rint(chunk)).all()) for chunk in chunks)
+
+
+def _labels(arrays: Arrays) -> Values:
+    labels = arrays.labels
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        raise UserError(
+            f"{arrays.where}: labels of shape {list(labels.shape)}; expected one for each image: "
+            "[N] or [N, 1]."
+        )
+    if labels.dtype.kind in "USO":
+        return np.array([_text(label, arrays.where) for label in labels], dtype=object)
+    if labels.dtype.kind in "ui" or (
+        labels.dtype.kind in "fb" and (labels == np.rint(labels)).all()
+    ):
+        return labels.astype(np.int64)
+    raise UserError(
+        f"{arrays.where}: labels of type {labels.dtype}; expected whole numbers or text."
+    )
+
+
+def _text(label: Any, where: str) -> str:
+    if isinstance(label, bytes):
+        return label.decode("utf-8", "backslashreplace")
+    if not isinstance(label, str):
+        raise UserError(f"{where}: the label {label!r} is no text, where others are.")
+    return label
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Words where an image of an array is."""
+
+    where: str
+
+    def __call__(self, number: int) -> str:
+        return f"{self.where}: image {number}"

@@ -1,0 +1,131 @@
+"""Building the folder of a data set: the source is read, cut, and written with what is known."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from krscale.config import DataConfig, fingerprint
+from krscale.data.arrow import Split, write_split
+from krscale.data.content import SPLITS_FILE, Content, Paths, count_by_class, write_split_list
+from krscale.data.cutting import Cut, cut_splits
+from krscale.data.seen import Fault, UnreadableError, skipped_notes
+from krscale.data.skipping import without
+from krscale.data.source import Report, Source, SourceData, SplitName
+from krscale.data.splitting import channel_statistics, check_source
+from krscale.files import new_folder, sha256, write_json
+
+CONTENT_FILE = "content.json"
+FORMAT = 1
+"""Version of the files below; a change of it, or of how images are cut, builds data anew."""
+
+
+def build_data(
+    path: Path, config: DataConfig, source: Source, identity: dict[str, Any], report: Report
+) -> list[str]:
+    """Build the folder and return what the user should know of its content."""
+    data = source.read(report)
+    check_source(config.source, data)
+    # Beside the data, since a temporary folder of the system may itself be memory.
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+        data, cut, skipped = _cut(data, config, Path(scratch))
+        train = cut.splits["train"]
+        mean, std = channel_statistics(train)
+        content = Content.of(data.classes, cut.splits, cut.pixels)
+        paths = _paths(data, cut, Path(config.path).expanduser())
+        # Known only now, so it is in the fingerprint but not in the name of the folder.
+        identity = identity | ({"rules": cut.rules} if cut.rules else {})
+        facts = {
+            "source": config.source,
+            # Files that were copied, or only touched, are the same images.
+            "fingerprint": fingerprint(content.digest if paths else identity),
+            "identity": identity,
+            "classes": data.classes,
+            "image_shape": train.image_shape,
+            "mean": mean,
+            "std": std,
+            "notes": [*data.notes, *cut.notes],
+            "skipped": [str(fault) for fault in skipped],
+        }
+        write_data(path, cut.splits, facts, content, paths)
+    return [*data.notes, *cut.notes]
+
+
+def _cut(
+    data: SourceData, config: DataConfig, scratch: Path
+) -> tuple[SourceData, Cut, tuple[Fault, ...]]:
+    """Cut the splits; where that is allowed, once more without the images that cannot be read.
+
+    Returns:
+        The source as it was cut, its splits, and what was left out.
+    """
+    where, skipped = config.path or config.source, tuple[Fault, ...]()
+    try:
+        cut = cut_splits(data, config, scratch)
+    except UnreadableError as error:
+        if not config.skip_unreadable:
+            raise
+        skipped = error.faults
+        data = without(data, skipped)
+        check_source(config.source, data)
+        (scratch / "readable").mkdir()
+        cut = cut_splits(data, config, scratch / "readable")
+    notes = (*data.notes, *skipped_notes(where, skipped))
+    if data.seen is not None:
+        notes += data.seen.notes(where, config.background)
+    return replace(data, notes=notes), cut, skipped
+
+
+def write_data(
+    path: Path,
+    splits: Mapping[SplitName, Split],
+    facts: Mapping[str, Any],
+    content: Content | None = None,
+    paths: Paths | None = None,
+) -> None:
+    """Write the folder of a data set, whole or not at all.
+
+    Args:
+        path: The folder.
+        splits: Its splits.
+        facts: What the manifest says of them; `identity` determines the fingerprint, unless that
+            is among them.
+        content: Of the splits; None leaves it to whoever asks for it.
+        paths: Where each image was found; None where there are no files.
+    """
+    with new_folder(path) as folder:
+        for name, split in splits.items():
+            write_split(folder / f"{name}.arrow", split)
+        if content is not None:
+            write_json(folder / CONTENT_FILE, content_record(content))
+            if paths:
+                write_split_list(folder / SPLITS_FILE, content, paths)
+        manifest = {
+            "format": FORMAT,
+            "fingerprint": fingerprint(facts["identity"]),
+            **facts,
+            "num_samples": {name: len(split) for name, split in splits.items()},
+            "sha256": {name: sha256(folder / f"{name}.arrow") for name in splits},
+        }
+        write_json(folder / "manifest.json", manifest)
+
+
+def content_record(content: Content) -> dict[str, Any]:
+    """Return what `content.json` holds."""
+    images = count_by_class(content.classes, content.labels)
+    return {"digest": content.digest, "images": images}
+
+
+def _paths(data: SourceData, cut: Cut, root: Path) -> Paths | None:
+    """Return where each image is, from the folder of the source on; None if it has no files."""
+    if not data.places:
+        return None
+    start = f"{root if root.is_dir() else root.parent}{os.sep}"
+    return {
+        name: [data.place(origin, int(row)).removeprefix(start) for row in rows]
+        for name, (origin, rows) in cut.rows.rows.items()
+    }

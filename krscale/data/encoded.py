@@ -1,0 +1,118 @@
+"""Images that are files, or the bytes of files, as the data of a source: decoded piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from krscale.config import DataConfig
+from krscale.data.arrow import Images
+from krscale.data.decoding import Decoder, Encoded, piece_size
+from krscale.data.own_files import Values, alike, class_names, name_numbers, to_labels
+from krscale.data.source import Place, Report, SourceData, SplitName
+from krscale.data.stream import Stream
+from krscale.errors import UserError
+
+Batches = Callable[[int], Iterator[Sequence[Encoded]]]
+"""Yields all images of a split in order, so many at a time."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split as it was found.
+
+    Attributes:
+        values: Labels as they are written.
+        batches: The images.
+        place: Words where an image is.
+        label_place: Words where a label is; None where that is the same.
+    """
+
+    values: Values
+    batches: Batches
+    place: Place
+    label_place: Place | None = None
+
+    @property
+    def labelled_at(self) -> Place:
+        """Words where a label is."""
+        return self.label_place or self.place
+
+
+def encoded_data(
+    parts: Mapping[SplitName, Part],
+    config: DataConfig,
+    report: Report,
+    notes: Sequence[str] = (),
+    names: Sequence[str] = (),
+) -> SourceData:
+    """Return files as the data of a source; nothing but the first is decoded here.
+
+    Args:
+        parts: At least `"train"`.
+        config: The data section.
+        report: Called with the images done and all images while they are read.
+        notes: What the user should know of the files.
+        names: Names of the classes that the files come with; `data.files.classes` is asked first.
+
+    Raises:
+        UserError: If labels are no classes, or no image can be read.
+    """
+    train, mapped = parts["train"], config.map_labels
+    if not len(train.values):
+        raise UserError(f"{config.path}: there are no training images.")
+    if not config.files.classes:
+        _check_all_there(names, train.values, config)
+    classes = class_names(config.files.classes, train.values, train.labelled_at, mapped)
+    if names and not config.files.classes:
+        classes = name_numbers(names, classes, train.values, mapped)
+    decoder = Decoder(config.files, config.background)
+    each = chain.from_iterable(train.batches(1))
+    shape = decoder.first_shape(each, train.place)
+    total, done = sum(len(part.values) for part in parts.values()), 0
+
+    def count(number: int) -> None:
+        nonlocal done
+        done += number
+        report(done, total)
+
+    streams: dict[SplitName, Stream] = {}
+    for split, part in parts.items():
+
+        def pieces(split: SplitName = split, part: Part = part) -> Iterator[Images]:
+            batches = part.batches(piece_size(shape))
+            for piece in decoder.pieces(batches, shape, part.place, split):
+                yield piece
+                count(len(piece))
+
+        known = train.values if mapped else None
+        labels = to_labels(part.values, classes, part.labelled_at, known)
+        streams[split] = Stream(labels, shape, pieces)
+    places = {split: part.place for split, part in parts.items()}
+    return SourceData(
+        classes, streams, places, (*notes, *alike(classes, config.path)), seen=decoder.seen
+    )
+
+
+def _check_all_there(names: Sequence[str], values: Values, config: DataConfig) -> None:
+    """Refuse classes that files name without an image of them, unless labels are mapped."""
+    if values.dtype == object or config.map_labels:
+        return
+    there = set(values.tolist())
+    absent = [name for number, name in enumerate(names) if number not in there]
+    if absent:
+        listed = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
+        raise UserError(
+            f"{config.path}: {len(absent)} of {len(names)} classes have no training image: "
+            f"{listed}. data.map_labels = true leaves them out."
+        )
+
+
+def of_files(files: Sequence[str]) -> Batches:
+    """Return the batches of files that are named."""
+
+    def batches(size: int) -> Iterator[Sequence[Encoded]]:
+        return (files[start : start + size] for start in range(0, len(files), size))
+
+    return batches

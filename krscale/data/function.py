@@ -1,0 +1,127 @@
+"""A source of the user's own: `data.source = "package.module:callable"`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from krscale.config import DataConfig
+from krscale.data.arrays import Arrays, source_data
+from krscale.data.own_files import own_splits
+from krscale.data.source import Description, Report, SourceData, SplitName
+from krscale.errors import UserError, unknown_name
+
+WANTED = (
+    "(images, labels), (images, labels, class_names), or a dictionary of such by split: train, and "
+    "val and test where there are any"
+)
+_SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+
+
+class Function:
+    """What a callable returns: `(images, labels[, class_names])`, or a dictionary of splits.
+
+    It is called without arguments, or with `data.path` where that is set, at every start: only what
+    it returns tells whether the images are the same.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+        self.function = _find(config.source)
+
+    @property
+    def own_splits(self) -> tuple[SplitName, ...]:
+        """Return the splits that the callable returns."""
+        return own_splits(self.found[0])
+
+    @cached_property
+    def found(self) -> tuple[dict[SplitName, Arrays], tuple[str, ...]]:
+        """Return the arrays of every split, and the names of the classes."""
+        where, path = f"data.source: {self.config.source}", self.config.path
+        try:
+            content = self.function(path) if path else self.function()
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{where}: it failed: {type(error).__name__}: {error}") from error
+        parts = content if isinstance(content, Mapping) else {"train": content}
+        splits: dict[SplitName, Arrays] = {}
+        names: tuple[str, ...] = ()
+        for name, part in parts.items():
+            split = next((split for split in _SPLITS if split == name), None)
+            if split is None:
+                raise unknown_name("split", str(name), _SPLITS, where)
+            splits[split], of_part = _arrays(part, where, split)
+            names = names or of_part
+        if "train" not in splits:
+            raise UserError(f"{where}: it returned no training images; expected {WANTED}.")
+        return splits, names
+
+    def identity(self) -> Mapping[str, Any]:
+        """Return the hash of what the callable returns."""
+        splits, names = self.found
+        digest = hashlib.sha256()
+        for name, arrays in splits.items():
+            for array in (arrays.images, arrays.labels):
+                digest.update(f"{name} {array.dtype} {array.shape}".encode())
+                content = array.tolist() if array.dtype == object else np.ascontiguousarray(array)
+                digest.update(repr(content).encode() if isinstance(content, list) else content.data)
+        settings = self.config.files.model_dump(mode="json", include={"classes", "channels"})
+        mapped = {"map_labels": True} if self.config.map_labels else {}
+        return {"content": digest.hexdigest(), "names": names, **settings, **mapped}
+
+    def describe(self) -> Description | None:
+        """Return None: the arrays are there."""
+        return None
+
+    def read(self, report: Report) -> SourceData:
+        """Return the arrays."""
+        splits, names = self.found
+        report(1, 1)
+        return source_data(splits, names, self.config, self.config.source)
+
+
+def _find(name: str) -> Callable[..., Any]:
+    """Return the callable of a name.
+
+    Raises:
+        UserError: If its module cannot be imported, or has no such callable.
+    """
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # the module is the user's: anything may be wrong
+        raise UserError(
+            f"data.source: {name!r}: cannot import {module_name!r} "
+            f"({type(error).__name__}: {error}). It must be importable where krscale runs: "
+            "installed, or on PYTHONPATH."
+        ) from error
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        public = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        raise unknown_name(f"callable of {module_name}", attribute, public, "data.source")
+    return found  # type: ignore[no-any-return]
+
+
+def _arrays(part: Any, where: str, split: str) -> tuple[Arrays, tuple[str, ...]]:
+    if not isinstance(part, Sequence) or len(part) not in (2, 3) or isinstance(part, str):
+        raise UserError(f"{where}: it returned {type(part).__name__}; expected {WANTED}.")
+    images, labels = (_array(value, where) for value in part[:2])
+    names = tuple(str(name) for name in part[2]) if len(part) == 3 else ()
+    return Arrays(images, labels, f"{where}: {split}"), names
+
+
+def _array(value: Any, where: str) -> np.ndarray[Any, Any]:
+    """Return an array of what NumPy can take for one: lists, and tensors on the CPU, too."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{where}: {type(value).__name__} is no array ({error}).") from None
+    if array.dtype.kind == "U":
+        return array.astype(object)
+    return array

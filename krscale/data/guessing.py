@@ -1,0 +1,61 @@
+"""Which source reads what a user has named: a path, or an embedded source."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from krscale.data.sources import SOURCES
+from krscale.errors import UserError, nearest
+
+_CIFAR = {
+    "cifar100": ("cifar-100-", "fine_label_names.txt"),
+    "cifar10": ("cifar-10-", "batches.meta"),
+}
+"""What names of files of these sources begin with."""
+_BY_SUFFIX = {
+    ".csv": "image_list",
+    ".tsv": "image_list",
+    ".npz": "numpy",
+    ".npy": "numpy",
+    ".parquet": "parquet",
+}
+
+
+def guess_source(text: str) -> list[str]:
+    """Return the settings of the source that reads a path, or that has a name.
+
+    Raises:
+        UserError: If there is no such path, and no source of this name.
+    """
+    path = Path(text).expanduser()
+    if (text in SOURCES or ":" in text) and not path.exists():
+        return [f"data.source={text}"]
+    if not path.exists():
+        guess = nearest(text, SOURCES)
+        hint = f" Did you mean the source {guess!r}?" if guess else ""
+        raise UserError(
+            f"{text}: no such file or folder, and no source of this name.{hint} "
+            f"Sources: {', '.join(SOURCES)}."
+        )
+    return [f"data.source={_kind(path)}", f"data.path={json.dumps(str(path.resolve()))}"]
+
+
+def _kind(path: Path) -> str:
+    """Return the source that reads a path, by the names of files."""
+    names = [path.name] if path.is_file() else [entry.name for entry in path.iterdir()]
+    for source, first in _CIFAR.items():
+        if any(name.startswith(first) for name in (path.name, *names)):
+            return source
+    if path.is_file():
+        return _BY_SUFFIX.get(path.suffix.lower(), "parquet")
+    if {"state.json", "dataset_dict.json"} & set(names):
+        return "hf_disk"
+    if any("idx3" in name for name in names):
+        return "idx"
+    if any(name.endswith(".npy") for name in names):
+        return "numpy"
+    for entry in (path, *(child for child in path.iterdir() if child.is_dir())):
+        if any(child.suffix == ".parquet" for child in entry.iterdir()):
+            return "parquet"
+    return "image_folder"

@@ -1,0 +1,97 @@
+"""The source `idx`: the files in which MNIST and its relatives are distributed."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from krscale.config import DataConfig
+from krscale.data.arrays import Array, Arrays, source_data
+from krscale.data.own_files import existing_path, files_identity, own_splits
+from krscale.data.source import Description, Report, SourceData, SplitName
+from krscale.errors import UserError
+
+_SPLITS: Mapping[str, SplitName] = {"train": "train", "val": "val", "t10k": "test", "test": "test"}
+WANTED = (
+    "a folder with train-images-idx3-ubyte and train-labels-idx1-ubyte (t10k-... likewise), with "
+    "or without .gz"
+)
+_UINT8 = 8  # the code of the type in the third byte of a file
+
+
+class Idx:
+    """Arrays of bytes with their shape before them, as LeCun, Cortes and Burges published MNIST."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+        self.path = existing_path(config, WANTED)
+        if not self.path.is_dir():
+            raise UserError(f"data.path: {self.path}: not a folder; expected {WANTED}.")
+        self.files = _find(self.path)
+
+    @property
+    def own_splits(self) -> tuple[SplitName, ...]:
+        """Return the splits that have files of their own."""
+        return own_splits(self.files)
+
+    def identity(self) -> Mapping[str, Any]:
+        """Return settings, and name, size and time of every file."""
+        files = (str(file) for pair in self.files.values() for file in pair)
+        return files_identity(self.config, self.path, files)
+
+    def describe(self) -> Description | None:
+        """Return None: reading takes no longer."""
+        return None
+
+    def read(self, report: Report) -> SourceData:
+        """Return the arrays."""
+        found: dict[SplitName, Arrays] = {}
+        for number, (split, (images, labels)) in enumerate(self.files.items(), start=1):
+            found[split] = Arrays(_read(images, 3), _read(labels, 1), str(images))
+            report(number, len(self.files))
+        return source_data(found, (), self.config, str(self.path))
+
+
+def _find(path: Path) -> dict[SplitName, tuple[Path, Path]]:
+    found: dict[SplitName, tuple[Path, Path]] = {}
+    for prefix, split in _SPLITS.items():
+        pair = [_one_of(path, prefix, kind) for kind in ("images-idx3", "labels-idx1")]
+        if pair[0] and pair[1]:
+            found[split] = (pair[0], pair[1])
+        elif pair[0] or pair[1]:
+            raise UserError(
+                f"data.path: {pair[0] or pair[1]}: images or labels are missing beside it."
+            )
+    if "train" not in found:
+        raise UserError(f"data.path: {path}: no training images; expected {WANTED}.")
+    return found
+
+
+def _one_of(path: Path, prefix: str, kind: str) -> Path | None:
+    # Some copies have a dot where the originals have a dash.
+    names = (f"{prefix}-{kind}{dash}ubyte{end}" for dash in "-." for end in ("", ".gz"))
+    return next((path / name for name in names if (path / name).is_file()), None)
+
+
+def _read(path: Path, ndim: int) -> Array:
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: not a readable file ({error}).") from None
+    if len(content) < 4 + 4 * ndim or content[:2] != b"\0\0" or content[2] != _UINT8:
+        raise UserError(f"{path}: not an IDX file of bytes.")
+    if content[3] != ndim:
+        raise UserError(f"{path}: {content[3]} axes, expected {ndim}.")
+    shape = np.frombuffer(content, ">u4", ndim, 4).tolist()
+    values = np.frombuffer(content, np.uint8, offset=4 + 4 * ndim)
+    if len(values) != math.prod(shape):
+        raise UserError(f"{path}: {len(values)} values, its head says {shape}.")
+    return values.reshape(shape)

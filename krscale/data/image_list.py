@@ -1,0 +1,147 @@
+"""The source `image_list`: a CSV or Parquet file that lists image files and their labels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from krscale.config import DataConfig
+from krscale.data.encoded import Part, encoded_data, of_files
+from krscale.data.image_folder import Names
+from krscale.data.label_column import label_values
+from krscale.data.own_files import OTHER_NAMES, existing_path, files_identity, own_splits
+from krscale.data.source import Description, Report, SourceData, SplitName
+from krscale.errors import UserError, unknown_name
+
+WANTED = "a .csv or .parquet file with a column of paths and one of labels"
+
+
+class ImageList:
+    """Image files named in a table: path, label and, where there is one, split.
+
+    Paths are relative to the folder of the list, or absolute.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config, self.settings = config, config.files
+        self.path = existing_path(config, WANTED)
+        if not self.path.is_file():
+            raise UserError(f"data.path: {self.path}: not a file; expected {WANTED}.")
+
+    @property
+    def own_splits(self) -> tuple[SplitName, ...]:
+        """Return the splits that the list names."""
+        return own_splits(self.rows)
+
+    @cached_property
+    def rows(self) -> Mapping[SplitName, Sequence[int]]:
+        """Return the rows of every split."""
+        names = self.table.column_names
+        column = self.settings.split_column or ("split" if "split" in names else "")
+        if not column:
+            return {"train": range(len(self.table))}
+        found: dict[SplitName, list[int]] = {}
+        for row, name in enumerate(self._column(column, "split_column").to_pylist()):
+            split = OTHER_NAMES.get(str(name).lower())
+            if split is None:
+                raise unknown_name("split", str(name), OTHER_NAMES, self._place(column)(row))
+            found.setdefault(split, []).append(row)
+        if "train" not in found:
+            raise UserError(f"{self.path}: column {column!r}: no row of the split train.")
+        return {name: found[name] for name in sorted(found, key=("train", "val", "test").index)}
+
+    @cached_property
+    def table(self) -> Any:
+        """Return the list, whose CSV form holds text but for columns of whole numbers."""
+        try:
+            if self.path.suffix.lower() == ".parquet":
+                return pq.read_table(self.path)
+            delimiter = "\t" if self.path.suffix.lower() == ".tsv" else ","
+            # `01` is a name, and so is `NA`: only columns of plain whole numbers are numbers.
+            text = pa.csv.read_csv(
+                self.path,
+                parse_options=pa.csv.ParseOptions(delimiter=delimiter),
+                convert_options=pa.csv.ConvertOptions(
+                    strings_can_be_null=False,
+                    column_types=dict.fromkeys(_header(self.path, delimiter), pa.string()),
+                ),
+            )
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            raise UserError(f"{self.path}: not a readable list ({error}).") from None
+        return pa.table({name: _numbers(text[name]) for name in text.column_names})
+
+    @cached_property
+    def files(self) -> list[str]:
+        """Return the path of every row."""
+        name, root = self.settings.path_column, self.path.parent
+        paths = self._column(name, "path_column").to_pylist()
+        for row, path in enumerate(paths):
+            if not isinstance(path, str) or not path:
+                raise UserError(f"{self._place(name)(row)}: no path (got {path!r}).")
+        return [str(root / Path(path).expanduser()) for path in paths]
+
+    def identity(self) -> Mapping[str, Any]:
+        """Return settings, hash of the list, and name, size and time of every file there is."""
+        content = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        there = (file for file in sorted(set(self.files)) if Path(file).is_file())
+        return {"list": content, **files_identity(self.config, self.path.parent, there)}
+
+    def describe(self) -> Description | None:
+        """Return None: `read` decodes one image only."""
+        return None
+
+    def read(self, report: Report) -> SourceData:
+        """Return the labels, and streams that decode the images."""
+        name = self.settings.label_column
+        column = self._column(name, "label_column")
+        values = label_values(column.combine_chunks(), self._place(name))
+        parts = {
+            split: Part(
+                values[np.asarray(rows, np.int64)],
+                of_files([self.files[row] for row in rows]),
+                Names([self.files[row] for row in rows]),
+                _Rows(self.path, name, rows),
+            )
+            for split, rows in self.rows.items()
+        }
+        return encoded_data(parts, self.config, report)
+
+    def _column(self, name: str, field: str) -> Any:
+        if name not in self.table.column_names:
+            where = f"{self.path}: data.files.{field}"
+            raise unknown_name("column", name, self.table.column_names, where)
+        return self.table[name]
+
+    def _place(self, column: str) -> _Rows:
+        return _Rows(self.path, column, range(len(self.table)))
+
+
+class _Rows:
+    """Words where a value of the list is: rows are counted from 1, as of the lines below a head."""
+
+    def __init__(self, path: Path, column: str, rows: Sequence[int]) -> None:
+        self.path, self.column, self.rows = path, column, rows
+
+    def __call__(self, number: int) -> str:
+        return f"{self.path}: column {self.column!r}: row {self.rows[number] + 1}"
+
+
+def _header(path: Path, delimiter: str) -> list[str]:
+    with pa.csv.open_csv(path, parse_options=pa.csv.ParseOptions(delimiter=delimiter)) as reader:
+        names: list[str] = reader.schema.names
+    return names
+
+
+def _numbers(column: Any) -> Any:
+    """Return a column of text as whole numbers if it holds nothing else."""
+    plain = pc.match_substring_regex(column, r"^(0|-?[1-9][0-9]{0,17})$")
+    return pc.cast(column, pa.int64()) if len(column) and pc.all(plain).as_py() else column

@@ -1,0 +1,129 @@
+"""The source `numpy`: an `.npz` file, or `.npy` files of images and of labels."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from krscale.config import DataConfig
+from krscale.data.arrays import Array, Arrays, source_data
+from krscale.data.own_files import SPLIT_NAMES, existing_path, files_identity, own_splits
+from krscale.data.source import Description, Report, SourceData, SplitName
+from krscale.errors import UserError
+
+_IMAGES, _LABELS = ("images", "image", "x", "data"), ("labels", "label", "y", "targets", "target")
+_CLASSES = ("classes", "class_names")
+WANTED = (
+    "an .npz file with arrays images and labels (or train_images, train_labels, test_images, ..., "
+    "or x_train, y_train, ...), or a folder with images.npy and labels.npy (or train_images.npy, "
+    "...)"
+)
+
+
+class NumpyFiles:
+    """Arrays of images and labels, by their names."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+        self.path = existing_path(config, WANTED)
+        self.names = self._find()
+        self.splits = _by_split(self.names, str(self.path))
+
+    @property
+    def own_splits(self) -> tuple[SplitName, ...]:
+        """Return the splits that have arrays of their own."""
+        return own_splits(self.splits)
+
+    def identity(self) -> Mapping[str, Any]:
+        """Return settings, and name, size and time of every file."""
+        return files_identity(self.config, self.path, sorted(set(map(str, self.names.values()))))
+
+    def describe(self) -> Description | None:
+        """Return None: the arrays must be read."""
+        return None
+
+    def read(self, report: Report) -> SourceData:
+        """Return the arrays."""
+        found: dict[SplitName, Arrays] = {}
+        for number, (split, (images, labels)) in enumerate(self.splits.items(), start=1):
+            where = f"{self.path}: {images}" if self.path.is_file() else str(self.names[images])
+            found[split] = Arrays(self._read(images), self._read(labels), where)
+            report(number, len(self.splits))
+        classes = [name for name in self.names if name in _CLASSES]
+        names = [str(name) for name in self._read(classes[0]).tolist()] if classes else []
+        return source_data(found, names, self.config, str(self.path))
+
+    def _find(self) -> dict[str, Path]:
+        """Return the name of every array and its file."""
+        if self.path.is_dir():
+            return {file.stem: file for file in sorted(self.path.glob("*.npy"))}
+        if self.path.suffix == ".npy":
+            # `images.npy` stands beside `labels.npy`, `x_train.npy` beside `y_train.npy`.
+            stems = {self.path.stem: self.path}
+            for file in sorted(self.path.parent.glob("*.npy")):
+                if _key(file.stem)[0] == _key(self.path.stem)[0]:
+                    stems[file.stem] = file
+            return stems
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                return {name.removesuffix(".npy"): self.path for name in archive.namelist()}
+        except (OSError, zipfile.BadZipFile) as error:
+            raise UserError(f"{self.path}: not a readable .npz file ({error}).") from None
+
+    def _read(self, name: str) -> Array:
+        file = self.names[name]
+        try:
+            # Mapped where it is a file of its own; nothing is unpickled.
+            if file.suffix == ".npy":
+                array: Array = np.load(file, mmap_mode="r", allow_pickle=False)
+                return array
+            with np.load(file, allow_pickle=False) as archive:
+                return archive[name]  # type: ignore[no-any-return]
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            raise UserError(f"{file}: {name}: not a readable array ({error}).") from None
+
+
+def _by_split(names: Mapping[str, Path], where: str) -> dict[SplitName, tuple[str, str]]:
+    """Return the names of images and labels of every split.
+
+    Raises:
+        UserError: If there are none, or images without labels.
+    """
+    found: dict[tuple[str, str], str] = {}
+    for name in names:
+        split, kind = _key(name)
+        if kind and (split, kind) not in found:
+            found[split, kind] = name
+    if any(split for split, _ in found):  # `images` beside `train_images` is something else
+        found = {key: name for key, name in found.items() if key[0]}
+    splits: dict[SplitName, tuple[str, str]] = {}
+    for split in dict.fromkeys(split for split, _ in found):
+        pair = found.get((split, "images")), found.get((split, "labels"))
+        if pair[0] is None or pair[1] is None:
+            missing = "images" if pair[0] is None else "labels"
+            raise UserError(
+                f"data.path: {where}: {pair[0] or pair[1]} has no {missing} beside it (there are: "
+                f"{', '.join(names)}); expected {WANTED}."
+            )
+        splits[SPLIT_NAMES[split or "train"]] = (pair[0], pair[1])
+    if "train" not in splits:
+        there = f"there are: {', '.join(names)}" if names else "there are none"
+        raise UserError(
+            f"data.path: {where}: no arrays of training images ({there}); expected {WANTED}."
+        )
+    return splits
+
+
+def _key(name: str) -> tuple[str, str]:
+    """Return the split in the name of an array, and whether it is of images or labels."""
+    words = name.lower().replace("-", "_").split("_")
+    split = next((word for word in words if word in SPLIT_NAMES), "")
+    rest = [word for word in words if word != split]
+    for kind, allowed in (("images", _IMAGES), ("labels", _LABELS)):
+        if len(rest) == 1 and rest[0] in allowed:
+            return split, kind
+    return split, ""

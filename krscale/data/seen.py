@@ -1,0 +1,122 @@
+"""What a source has met with while its images were decoded, and what is wrong with some of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from krscale.errors import UserError
+
+_LISTED = 20  # files that a message names; `krscale data check` names all
+_DIM = 2**12
+"""16-bit images none of whose values reaches this hold fewer bits, and are nearly black."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An image that cannot be used.
+
+    Attributes:
+        split: Of the source.
+        number: In its split.
+        where: Its place, in words.
+        what: What is wrong with it.
+    """
+
+    split: str
+    number: int
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        """Say both."""
+        return f"{self.where}: {self.what}"
+
+
+class UnreadableError(UserError):
+    """Images of a source cannot be read.
+
+    Args:
+        message: For the user; names them.
+        faults: All of them.
+    """
+
+    def __init__(self, message: str, faults: Sequence[Fault]) -> None:
+        super().__init__(message)
+        self.faults = tuple(faults)
+
+
+@dataclass
+class Seen:
+    """What decoding has met with.
+
+    Attributes:
+        modes: Pillow's names of how files keep colours, and how many do.
+        sizes: Height and width, and how many have them.
+        transparent: Images that were laid on the background.
+        deep: Images of 16 bits a channel.
+        brightest: The largest value of these.
+        unreadable: Images that cannot be read.
+        misfits: Images of another size than the first.
+        left_out: Split and number of images that are known not to be readable.
+    """
+
+    modes: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    transparent: int = 0
+    deep: int = 0
+    brightest: int = 0
+    unreadable: list[Fault] = field(default_factory=list)
+    misfits: list[Fault] = field(default_factory=list)
+    left_out: set[tuple[str, int]] = field(default_factory=set)
+
+    def refuse(self, where: str) -> None:
+        """Refuse images that cannot be used, all of them together.
+
+        Raises:
+            UnreadableError: If some cannot be read.
+            UserError: If some are of another size than the first.
+        """
+        faults = [f for f in self.unreadable if (f.split, f.number) not in self.left_out]
+        if faults:
+            raise UnreadableError(
+                f"{where}: {_listed(faults, 'image', 'cannot be read')} Repair or remove them, or "
+                "go on without them with data.skip_unreadable = true.",
+                faults,
+            )
+        if self.misfits:
+            raise UserError(
+                f"{where}: {_listed(self.misfits, 'image', 'of another size')} All must be of one "
+                "size. data.files.image_size scales and cuts them to a square."
+            )
+
+    def notes(self, where: str, background: str) -> tuple[str, ...]:
+        """Say what was done to images, a sentence each."""
+        notes = []
+        if self.transparent:
+            notes.append(
+                f"{where}: {self.transparent} images are transparent in places; they are laid on "
+                f"{background} (data.background)."
+            )
+        if self.deep:
+            dim = f" None is brighter than {self.brightest}: all are nearly black."
+            notes.append(
+                f"{where}: {self.deep} images have 16 bits a channel; their values 0..65535 are "
+                f"scaled to 0..255.{dim if self.brightest < _DIM else ''}"
+            )
+        return tuple(notes)
+
+
+def skipped_notes(where: str, faults: Sequence[Fault]) -> tuple[str, ...]:
+    """Say which images were left out, in one line, or nothing."""
+    if not faults:
+        return ()
+    return (f"{where}: {_listed(faults, 'image', 'left out')}",)
+
+
+def _listed(faults: Sequence[Fault], thing: str, state: str) -> str:
+    first = "; ".join(str(fault) for fault in faults[:_LISTED])
+    more = f"; and {len(faults) - _LISTED} more (krscale data check names all)"
+    plural = "s" * (len(faults) != 1)
+    return f"{len(faults)} {thing}{plural} {state}: {first}{more if len(faults) > _LISTED else ''}."

@@ -1,0 +1,71 @@
+"""A source without some of its images: those that cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from krscale.data.arrow import Images, Split
+from krscale.data.seen import Fault, Seen
+from krscale.data.source import Place, SourceData
+from krscale.data.stream import Stream
+
+Kept = npt.NDArray[np.int64]
+
+
+def without(data: SourceData, faults: Sequence[Fault]) -> SourceData:
+    """Return a source without the images that have a fault; what it has seen so far is forgotten.
+
+    Args:
+        data: Of the source.
+        faults: Of its images.
+    """
+    splits, places = dict(data.splits), dict(data.places)
+    for name, split in data.splits.items():
+        gone = [fault.number for fault in faults if fault.split == name]
+        if gone:
+            kept = np.setdiff1d(np.arange(len(split)), gone)
+            splits[name] = _keep(split, kept)
+            places[name] = _Renumbered(partial(data.place, name), kept)
+    seen = data.seen
+    if seen is not None:
+        seen.left_out |= {(fault.split, fault.number) for fault in faults}
+        _forget(seen)
+    return replace(data, splits=splits, places=places)
+
+
+def _forget(seen: Seen) -> None:
+    seen.modes.clear()
+    seen.sizes.clear()
+    seen.unreadable.clear()
+    seen.misfits.clear()
+    seen.transparent = seen.deep = seen.brightest = 0
+
+
+@dataclass(frozen=True)
+class _Renumbered:
+    """Words where an image is that had another number before."""
+
+    place: Place
+    kept: Kept
+
+    def __call__(self, number: int) -> str:
+        return self.place(int(self.kept[number]))
+
+
+def _keep(split: Split | Stream, kept: Kept) -> Split | Stream:
+    if isinstance(split, Split):
+        return Split(split.images[kept], split.labels[kept])
+
+    def pieces() -> Iterator[Images]:
+        start = 0
+        for piece in split.pieces():
+            first, last = np.searchsorted(kept, [start, start + len(piece)])
+            yield piece[kept[first:last] - start]
+            start += len(piece)
+
+    return Stream(split.labels[kept], split.image_shape, pieces)

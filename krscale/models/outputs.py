@@ -1,0 +1,126 @@
+"""What a network returns, read as logits: a tensor, or one among several under a name or position.
+
+Networks of other libraries return dictionaries, dataclasses, named tuples or tuples, some of them
+only while they train (auxiliary classifiers). The reader is a forward hook of the network itself,
+so that its modules, its state dict and the paths of its taps stay what they were.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from krscale.errors import UserError, nearest
+from krscale.knowledge.taps import unwrapped
+
+LOGITS = "logits"
+"""The tensor of this name is taken without being asked for."""
+
+
+class LogitsReader:
+    """A forward hook that replaces what a network returns by its logits.
+
+    Args:
+        key: Name or position of the logits among several outputs; empty takes `logits`, or the
+            only tensor there is.
+        where: The config table of the network, for errors.
+    """
+
+    def __init__(self, key: str, where: str) -> None:
+        self.key, self.where = key, where
+
+    def __call__(self, module: nn.Module, arguments: Any, output: Any) -> Tensor:
+        """Return the logits, `[B, K]`."""
+        return without_positions(find_logits(output, self.key, self.where))
+
+
+def read_logits(model: nn.Module, key: str, where: str) -> None:
+    """Make a network return its logits and nothing else, in train and in eval mode."""
+    model.register_forward_hook(LogitsReader(key, where))
+
+
+def find_logits(output: Any, key: str = "", where: str = "model") -> Tensor:
+    """Return the logits among what a network returned.
+
+    A tensor is taken as it is, whatever the key: some networks return a tuple only while they
+    train.
+
+    Args:
+        output: A tensor, or a mapping, dataclass, named tuple, tuple or list that holds it.
+        key: Name or position of the logits; empty takes `logits`, or the only tensor.
+        where: The config table of the network, for errors.
+
+    Raises:
+        UserError: If there is no such output, or none can be told apart; lists what there is.
+    """
+    if isinstance(output, Tensor):
+        return output
+    found = outputs_by_name(output)
+    if found is None:
+        raise UserError(
+            f"{where}: the network returns {type(output).__name__}; allowed: a tensor of logits, "
+            "or a dictionary, dataclass, tuple or list that holds one."
+        )
+    if key:
+        if key in found:
+            return found[key]
+        guess = nearest(key, found)
+        hint = f" Did you mean {guess!r}?" if guess else ""
+        raise UserError(
+            f"{where}.output_key: the network returns no tensor {key!r}.{hint} It returns "
+            f"{_described(found)}."
+        )
+    if LOGITS in found:
+        return found[LOGITS]
+    if len(found) == 1:
+        return next(iter(found.values()))
+    example = next(iter(found), "logits")
+    raise UserError(
+        f"{where}.output_key: the network returns {_described(found)}; say which are the logits, "
+        f"e.g. output_key = {example!r}."
+    )
+
+
+def outputs_by_name(output: Any) -> dict[str, Tensor] | None:
+    """Return the tensors of an output by name, or by position; None where it holds no outputs."""
+    if isinstance(output, Mapping):
+        items = [(str(name), value) for name, value in output.items()]
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        items = [(f.name, getattr(output, f.name)) for f in dataclasses.fields(output)]
+    elif isinstance(output, tuple) and hasattr(output, "_fields"):
+        items = list(zip(output._fields, output, strict=True))
+    elif isinstance(output, tuple | list):
+        items = [(str(position), value) for position, value in enumerate(output)]
+    else:
+        return None
+    return {name: value for name, value in items if isinstance(value, Tensor)}
+
+
+def without_positions(logits: Tensor) -> Tensor:
+    """Return `[B, K, 1, 1]` as `[B, K]`; anything else as it is."""
+    if logits.ndim > 2 and all(size == 1 for size in logits.shape[2:]):
+        return logits.flatten(1)
+    return logits
+
+
+def unwrap_all(model: nn.Module) -> nn.Module:
+    """Return a network without torch.compile and data-parallel wrappers, its parts likewise.
+
+    The student is compiled where `train.compile` says so; the teacher runs once and gains nothing.
+    """
+    model = unwrapped(model)
+    for parent in list(model.modules()):
+        parent._compiled_call_impl = None  # what `module.compile()` leaves behind
+        for name, child in list(parent._modules.items()):
+            if child is not None and (bare := unwrapped(child)) is not child:
+                parent._modules[name] = bare
+    return model
+
+
+def _described(found: Mapping[str, Tensor]) -> str:
+    if not found:
+        return "no tensor at all"
+    return ", ".join(f"{name!r} {list(value.shape)}" for name, value in found.items())

@@ -1,0 +1,167 @@
+"""One forward pass before anything trains: does a network run on these images, and give logits?"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from krscale.errors import UserError
+from krscale.models.foreign import located
+from krscale.models.outputs import LogitsReader
+from krscale.models.preprocessing import input_shape
+
+BATCH = 2
+"""Images of the pass; batch norm in train mode needs more than one."""
+
+
+def build_for_shapes(build: Callable[[], nn.Module], image_shape: Sequence[int]) -> nn.Module:
+    """Return a network to read shapes off: on meta tensors where it can be built and run there.
+
+    Networks that look at values while they are built or run cannot; they are built on the CPU.
+
+    Args:
+        build: Builds it.
+        image_shape: `(C, H, W)`.
+    """
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # e.g. weights copied to nowhere
+            model = build()
+        _run(model, input_shape(model, image_shape))
+    except Exception:  # noqa: BLE001 - whatever it is, the real build says it better
+        return build()
+    return model
+
+
+def check_network(
+    model: nn.Module,
+    num_classes: int,
+    image_shape: Sequence[int],
+    where: str,
+    *,
+    trained_here: bool = True,
+) -> None:
+    """Run a network once in eval and once in train mode; nothing in it changes.
+
+    Args:
+        model: On any device, also on meta.
+        num_classes: Logits `K` that it must give.
+        image_shape: `(C, H, W)`.
+        where: The config table of the network, for errors.
+        trained_here: False leaves out train mode, which some networks have no use for.
+
+    Raises:
+        UserError: If it does not run, or gives anything but finite logits `[B, K]`.
+    """
+    image_shape = input_shape(model, image_shape)
+    for training in (False, True)[: 1 + trained_here]:
+        logits = _run_explained(model, image_shape, training, where)
+        _check_logits(logits, num_classes, image_shape, where)
+    _check_key(model, image_shape, where, trained_here)
+
+
+def check_weights_are_finite(model: nn.Module, where: str) -> None:
+    """Refuse a network with NaN or infinity in its weights.
+
+    Raises:
+        UserError: Naming the tensors.
+    """
+    found = [
+        name
+        for name, value in model.state_dict().items()
+        if value.is_floating_point() and not value.is_meta and not bool(value.isfinite().all())
+    ]
+    if found:
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise UserError(
+            f"{where}: the weights hold NaN or infinity: {', '.join(found[:5])}{more}. "
+            "The training they come from has failed; take an earlier checkpoint."
+        )
+
+
+def _run_explained(
+    model: nn.Module, image_shape: Sequence[int], training: bool, where: str
+) -> Tensor:
+    mode = "train" if training else "eval"
+    try:
+        output = _run(model, image_shape, training)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{where}: the network does not run on images of shape {list(image_shape)} in {mode} "
+            f"mode: {located(error)}. For a network of one size, {where}.preprocessing.input_size "
+            "scales them."
+        ) from error
+    if not isinstance(output, Tensor):
+        raise UserError(f"{where}: the network returns {type(output).__name__}, not a tensor.")
+    return output
+
+
+def _run(model: nn.Module, image_shape: Sequence[int], training: bool = False) -> Any:
+    """Return the output for a ramp of pixels; nothing changes, random numbers neither."""
+    tensors = [*model.parameters(), *model.buffers()]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    modes = [(module, module.training) for module in model.modules()]
+    on_meta = device.type == "meta"
+    running = model if on_meta or not training else copy.deepcopy(model)
+    running.train(training)
+    shape = (BATCH, *image_shape)
+    images = torch.linspace(-1.0, 1.0, math.prod(shape), device=device).reshape(shape)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return running(images)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _check_logits(logits: Tensor, num_classes: int, image_shape: Sequence[int], where: str) -> None:
+    shape = list(logits.shape)
+    if shape == [BATCH, num_classes]:
+        if not logits.is_meta and not bool(logits.isfinite().all()):
+            raise UserError(
+                f"{where}: the network gives NaN or infinity for pixels from -1 to 1; its weights "
+                "are broken, or what it computes of them."
+            )
+        return
+    if len(shape) == 2 and shape[0] == BATCH:
+        raise UserError(
+            f"{where}: the network gives {shape[1]} logits, the data have {num_classes} classes. "
+            "One that takes the number of classes as an argument gets it from krscale."
+        )
+    raise UserError(
+        f"{where}: the network gives a tensor of shape {shape} for {BATCH} images of shape "
+        f"{list(image_shape)}; wanted: logits [{BATCH}, {num_classes}], one per class."
+    )
+
+
+def _check_key(
+    model: nn.Module, image_shape: Sequence[int], where: str, trained_here: bool
+) -> None:
+    """Refuse a key where the network returns a tensor in both modes: it would mean nothing."""
+    readers = [hook for hook in model._forward_hooks.values() if isinstance(hook, LogitsReader)]
+    if not any(reader.key for reader in readers):
+        return
+    seen: list[type] = []
+
+    def look(module: nn.Module, arguments: Any, output: Any) -> None:
+        seen.append(type(output))
+
+    handle = model.register_forward_hook(look, prepend=True)
+    try:
+        for training in (False, True)[: 1 + trained_here]:
+            _run(model, image_shape, training)
+    finally:
+        handle.remove()
+    if seen and all(issubclass(kind, Tensor) for kind in seen):
+        raise UserError(
+            f"{where}.output_key: {readers[0].key!r} is set, but the network returns a single "
+            "tensor; leave the key out."
+        )

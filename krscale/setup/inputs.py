@@ -1,0 +1,91 @@
+"""How a network's images are prepared: as the experiment says, else as the network says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from krscale.config import ModelConfig, PreprocessingConfig, TeacherConfig
+from krscale.models import is_pretrained
+from krscale.models.metadata import preprocessing_of
+from krscale.models.preprocessing import DEFAULT, PRESETS, Numbers, Preprocessing
+
+_FOLDER = "hf:"
+"""Beginning of the names of networks whose folder holds their preprocessing."""
+
+
+def is_foreign(teacher: TeacherConfig) -> bool:
+    """Return whether a teacher comes trained: nothing adapts it to what it is shown here."""
+    return bool(teacher.weights)
+
+
+def starts_with_weights(config: ModelConfig) -> bool:
+    """Return whether a network begins with weights that were trained with some preprocessing."""
+    given = bool(getattr(config, "weights", ""))
+    return given or is_pretrained(config.model, config.options)
+
+
+def choose_preprocessing(
+    config: ModelConfig, network: nn.Module | None, num_channels: int, where: str
+) -> Preprocessing:
+    """Return the preprocessing of a network.
+
+    What the experiment leaves open is taken from the metadata of a network that comes with weights,
+    and from the data otherwise: a network that is trained here learns whatever it is shown. One
+    that comes with weights and is trained on keeps the data's size, which decides what it costs.
+
+    Args:
+        config: The section of the network.
+        network: With or without weights; asked for its metadata.
+        num_channels: Of the images.
+        where: The section's name, for the message of an error.
+
+    Raises:
+        UserError: If it does not fit the images.
+    """
+    said = None
+    if starts_with_weights(config):
+        folder = Path(config.model.removeprefix(_FOLDER)).expanduser()
+        is_folder = config.model.startswith(_FOLDER)
+        said = preprocessing_of(network, folder if is_folder else None)
+        if said and not (isinstance(config, TeacherConfig) and is_foreign(config)):
+            said = replace(said, input_size=None)
+    chosen = _overridden(config.preprocessing, said or DEFAULT)
+    chosen.check_channels(num_channels, f"{where}.preprocessing")
+    return chosen
+
+
+def may_differ(config: ModelConfig) -> bool:
+    """Return whether the preprocessing may be another than the default; no network is built."""
+    return starts_with_weights(config) or config.preprocessing != PreprocessingConfig()
+
+
+def _overridden(config: PreprocessingConfig, own: Preprocessing) -> Preprocessing:
+    """Return a network's own preprocessing with what the experiment says in its place."""
+    changes: dict[str, Any] = {
+        name: getattr(config, name)
+        for name in ("pixel_range", "channel_order", "interpolation")
+        if getattr(config, name) != "auto"
+    }
+    if config.input_size:
+        changes["input_size"] = (config.input_size[0], config.input_size[-1])
+    fields = {**own.__dict__, **changes}
+    if config.mean:
+        fields |= {"mean": config.mean, "std": config.std}
+    elif config.normalisation == "data":
+        fields |= {"mean": None, "std": None}
+    elif config.normalisation != "auto":
+        mean, std = _preset(config.normalisation, fields["pixel_range"], fields["channel_order"])
+        fields |= {"mean": mean, "std": std}
+    return Preprocessing(**fields)
+
+
+def _preset(name: str, pixel_range: str, channel_order: str) -> tuple[Numbers, Numbers]:
+    """Return mean and standard deviation by name, as the network takes its pixels."""
+    mean, std = PRESETS[name]
+    unit = 255.0 if pixel_range == "0..255" and name != "none" else 1.0
+    step = -1 if channel_order == "bgr" else 1
+    return tuple(m * unit for m in mean[::step]), tuple(s * unit for s in std[::step])

@@ -1,0 +1,55 @@
+"""The layouts of a network's taps, found out once per architecture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+
+from torch import nn
+
+from krscale.config import ModelConfig
+from krscale.errors import UserError
+from krscale.knowledge.taps import LAYOUTS_ATTRIBUTE, settle_layouts
+
+
+def settle_taps(
+    network: nn.Module, config: ModelConfig, image_shape: Sequence[int], where: str
+) -> None:
+    """Make a network's taps give channels where everyone expects them.
+
+    A network that does not run, or has no such taps, is left as it is: what checks it says why.
+
+    Args:
+        network: Just built.
+        config: Names its taps, or leaves them to the network.
+        image_shape: `(C, H, W)`.
+        where: The config table of the network.
+
+    Raises:
+        UserError: If nothing tells where the channels of a tap are.
+    """
+    own = (*getattr(network, "tap_paths", ()), *getattr(network, "stage_paths", ()))
+    paths = tuple(dict.fromkeys(config.taps or own))
+    modules = dict(network.named_modules())
+    if not paths or any(path not in modules for path in paths):
+        return
+    options = json.dumps(config.options, sort_keys=True, default=str)
+    kind, shape = type(network), tuple(image_shape)
+    found = _known(kind, config.model, options, paths, shape, config.tap_layout)  # type: ignore[arg-type]
+    if not found:
+        declared = "" if config.tap_layout == "auto" else config.tap_layout
+        try:
+            settle_layouts(network, paths, image_shape, declared, where)
+        except UserError:
+            raise
+        except Exception:  # noqa: BLE001 - `check_network` says why it does not run
+            return
+        found.update(getattr(network, LAYOUTS_ATTRIBUTE))
+    setattr(network, LAYOUTS_ATTRIBUTE, dict(found))
+
+
+@lru_cache(maxsize=64)
+def _known(*key: object) -> dict[str, str]:
+    """Return what was found out of an architecture, to be filled the first time."""
+    return {}

@@ -1,0 +1,128 @@
+"""Whether a teacher is fit to teach: measured on validation before it does.
+
+A teacher that is fed other pixels than it was trained with still answers, and its students learn
+what it says. It shows in numbers: it is no better than guessing, or its classifier makes less of
+its last blocks than a linear probe does, or another preprocessing makes it better.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from krscale.config import Experiment
+from krscale.data import Dataset
+from krscale.errors import UserError
+from krscale.setup.candidates import Tried, as_settings, is_better, try_candidates
+from krscale.setup.inputs import is_foreign
+
+MIN_EPOCHS = 10
+"""A teacher that is trained here for fewer epochs is not judged: it is a try."""
+NO_GAIN = 0.05
+"""Information gain below which a classifier knows next to nothing of the classes."""
+LEAST_TRIED, MOST_TRIED = 64, 256
+"""Validation images that other ways to prepare them are tried on: other normalisations always,
+other sizes where a teacher looks poor. So few that it costs at most about a quarter of what filling
+the store does."""
+_GUESS = 0.01  # probability of guessing so well
+
+
+def describe_teacher(accuracy: float, gain: Sequence[float], taps: Sequence[str]) -> str:
+    """Say in one line how good a teacher is, and how much each of its taps knows."""
+    names = (*taps, "classifier")
+    gains = ", ".join(f"{name} {value:.2f}" for name, value in zip(names, gain, strict=True))
+    return f"teacher: {accuracy:.2%} of validation right; information gain of its taps: {gains}"
+
+
+def find_faults(
+    experiment: Experiment,
+    dataset: Dataset,
+    network: nn.Module,
+    tap_logits: Tensor,
+    gain: Sequence[float],
+) -> tuple[str, ...]:
+    """Return what speaks against a teacher, a phrase each; nothing of one that is fit to teach.
+
+    Args:
+        experiment: Names the teacher.
+        dataset: Its validation split is what the teacher is judged by.
+        network: The teacher in eval mode, which knows its preprocessing.
+        tap_logits: `[N, D, K]` of the whole validation split, the classifier last.
+        gain: Information gain of every tap.
+    """
+    labels = torch.tensor(dataset.split("val").labels, device=tap_logits.device)
+    right = tap_logits.argmax(dim=-1).eq(labels[:, None]).T.cpu().numpy()
+    foreign = is_foreign(experiment.teacher)
+    faults = []
+    if (foreign or experiment.teacher.num_epochs >= MIN_EPOCHS) and _is_guessing(
+        right[-1], labels.cpu().numpy(), gain[-1]
+    ):
+        faults.append("it is no better than guessing the most frequent class")
+    if not foreign:
+        return tuple(faults)
+    best = int(np.argmax(gain))
+    if best < len(gain) - 1 and is_better(right[best], right[-1]):
+        faults.append(
+            f"a linear probe of its tap {best + 1} gets {right[best].mean():.1%} right, more than "
+            "its own classifier"
+        )
+    # A classifier that knows more than every probe gets images of the size that it should.
+    suspect = bool(faults) or gain[-1] < max(gain) or len(gain) == 1
+    rows = experiment.views.num_views * dataset.num_train
+    number = min(MOST_TRIED, max(LEAST_TRIED, rows // 40))
+    tried = try_candidates(network, dataset, number, other_sizes=suspect)
+    return (*faults, *_better_ways(tried))
+
+
+def require_fit(
+    experiment: Experiment, faults: Sequence[str], accuracy: float, gain: Sequence[float]
+) -> None:
+    """Refuse a teacher that something speaks against, unless it is allowed.
+
+    Raises:
+        UserError: Saying what was measured, the likely causes, and the ways on.
+    """
+    if not faults or experiment.teacher.allow_poor:
+        return
+    gains = ", ".join(f"{value:.2f}" for value in gain)
+    causes = (
+        "Likely causes: its normalisation, pixel range, order of channels, input size "
+        "([teacher.preprocessing]), or the order of its classes; `krscale teacher check` tries "
+        "them."
+    )
+    if not is_foreign(experiment.teacher):
+        causes = "Likely causes: teacher.learning_rate, teacher.num_epochs, or wrong labels."
+    raise UserError(
+        f"teacher: {accuracy:.2%} of validation right, information gain of its taps {gains}: "
+        f"{'; '.join(faults)}. {causes} teacher.allow_poor = true goes on with it as it is."
+    )
+
+
+def _is_guessing(right: np.ndarray, labels: np.ndarray, gain: float) -> bool:
+    """Whether answers are not surely better than always the most frequent class."""
+    # Half a second, which most processes need not pay.
+    from scipy.stats import binomtest  # type: ignore[import-untyped]
+
+    if gain >= NO_GAIN:
+        return False
+    share = np.bincount(labels).max() / len(labels)
+    test = binomtest(int(right.sum()), len(right), float(share), alternative="greater")
+    return bool(test.pvalue > _GUESS)
+
+
+def _better_ways(tried: Tried) -> list[str]:
+    """Say which other way of preparing images is clearly better, or which order of classes."""
+    faults = []
+    if tried.configured is not None and tried.best is not tried.configured:
+        found = as_settings(tried.best.preprocessing)
+        written = ", ".join(f"{name} = {json.dumps(value)}" for name, value in found.items())
+        faults.append(f"it gets {tried.best.accuracy:.1%} right with preprocessing = {{{written}}}")
+    if tried.reordered is not None:
+        faults.append(
+            f"it gets {tried.reordered.reordered:.1%} right with its classes in another order"
+        )
+    return faults

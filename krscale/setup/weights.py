@@ -1,0 +1,176 @@
+"""Weights that networks come with: checked before anything trains, loaded, and told apart."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from krscale.config import (
+    Experiment,
+    LadderStudent,
+    ModelConfig,
+    StudentConfig,
+    TeacherConfig,
+)
+from krscale.errors import UserError
+from krscale.files import sha256
+from krscale.models import ZOO, is_pretrained
+from krscale.models.libraries import LIBRARIES
+from krscale.models.probing import check_weights_are_finite
+from krscale.setup.networks import Networks, Task, builder, shapes_only, student_table
+from krscale.training.checkpoint import fit_weights, load_weights
+
+OWN = "own"
+"""In place of a file: the weights that the model is built with."""
+
+
+def check_weights(networks: Networks) -> tuple[str, ...]:
+    """Refuse weights of teacher and students that do not fit, before anything trains.
+
+    Returns:
+        Notes on what was chosen of a file, or dropped.
+
+    Raises:
+        UserError: Naming the file, and all that does not fit.
+    """
+    experiment = networks.experiment
+    notes = _check_teacher(experiment.teacher, networks)
+    for student in experiment.ladder.students or (experiment.student,):
+        notes += _check_student(student, networks)
+    return notes
+
+
+def _check_student(student: StudentConfig | LadderStudent, networks: Networks) -> tuple[str, ...]:
+    where = student_table(student)
+    width = student.width if isinstance(student, LadderStudent) else 1
+    if student.model not in ZOO:
+        check_weights_are_finite(_built(student, networks, where, width), where)
+    if not isinstance(student, LadderStudent):
+        return ()
+    _refuse_idle_key(student.weights, student.weights_key, where)
+    if not student.weights:
+        return ()
+    network = shapes_only(student, networks, where, width)
+    place = f"{where}.weights"
+    return fit_weights(_path(student.weights), network, place, student.weights_key).notes
+
+
+def _refuse_idle_key(weights: str, key: str, where: str) -> None:
+    if key and weights in ("", OWN):
+        raise UserError(
+            f"{where}.weights_key: {key!r} chooses among the weights of a file, and "
+            f"{where}.weights names none."
+        )
+
+
+def _check_teacher(teacher: TeacherConfig, networks: Networks) -> tuple[str, ...]:
+    _refuse_idle_key(teacher.weights, teacher.weights_key, "teacher")
+    if teacher.model not in ZOO and teacher.weights in ("", OWN):
+        built = _built(teacher, networks, "teacher", teacher.width, teacher.seed)
+        check_weights_are_finite(built, "teacher")
+    if not teacher.weights:
+        _refuse_to_train_anew(teacher)
+        return _note_on_own_weights(teacher, networks)
+    if teacher.weights == OWN:
+        return ()
+    network = shapes_only(teacher, networks, "teacher", teacher.width)
+    return fit_weights(
+        _path(teacher.weights), network, "teacher.weights", teacher.weights_key
+    ).notes
+
+
+def load_teacher_weights(experiment: Experiment, model: nn.Module) -> None:
+    """Load the weights that an experiment names into its teacher; its own stay as they are.
+
+    Raises:
+        UserError: If they do not fit, or are not finite.
+    """
+    teacher = experiment.teacher
+    if teacher.weights != OWN:
+        load_weights(_path(teacher.weights), model, "teacher.weights", teacher.weights_key)
+    check_weights_are_finite(model, "teacher.weights")
+
+
+def load_student_weights(experiment: Experiment, student: nn.Module) -> None:
+    """Load the weights that a student of the user's own starts from, if any.
+
+    Raises:
+        UserError: If they do not fit, or are not finite.
+    """
+    own = experiment.own_student
+    if own is not None and own.weights:
+        where = f"{student_table(own)}.weights"
+        load_weights(_path(own.weights), student, where, own.weights_key)
+
+
+def weights_identity(experiment: Experiment, task: Task) -> str:
+    """Return what identifies the weights that the teacher comes with; empty where it has none.
+
+    Raises:
+        UserError: If the file is not there.
+    """
+    teacher = experiment.teacher
+    if teacher.weights == OWN or (
+        not teacher.weights and is_pretrained(teacher.model, teacher.options)
+    ):
+        return _state_hash(_built(teacher, task, "teacher", teacher.width, teacher.seed))
+    if not teacher.weights:
+        return ""
+    path = _path(teacher.weights)
+    if not path.is_file():
+        raise UserError(f"teacher.weights: no such file: {path}.")
+    return sha256(path)
+
+
+def _refuse_to_train_anew(teacher: TeacherConfig) -> None:
+    """Refuse to train a teacher that has been trained on these classes, unless that is said."""
+    options = teacher.options
+    known = teacher.model.startswith("hf:") and is_pretrained(teacher.model, options)
+    if known and not options.get("new_head"):
+        raise UserError(
+            f"teacher.weights: {teacher.model} has weights for these classes, and would be "
+            "trained anew. teacher.weights = 'own' keeps them; teacher.options = { new_head = true "
+            "} trains on from there, { pretrained = false } from the beginning."
+        )
+
+
+def _note_on_own_weights(teacher: TeacherConfig, networks: Networks) -> tuple[str, ...]:
+    """Say that a callable loads weights, which a training would change: the seed changes none."""
+    if teacher.model in ZOO or teacher.model.partition(":")[0] in LIBRARIES:
+        return ()
+    first, second = (_built(teacher, networks, "teacher", teacher.width, s) for s in (0, 1))
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    drawn = [(a.numel(), bool(torch.equal(a, b))) for a, b in pairs if a.ndim > 1]
+    if sum(count for count, same in drawn if same) * 2 <= sum(count for count, _ in drawn):
+        return ()
+    return (
+        f"teacher: {teacher.model} gives the same weights whatever the seed, so it seems to load "
+        "some. They will be trained further; teacher.weights = 'own' keeps them as they are",
+    )
+
+
+def _path(weights: str) -> Path:
+    return Path(weights).expanduser()
+
+
+def _built(config: ModelConfig, task: Task, where: str, width: int, seed: int = 0) -> nn.Module:
+    """Return a network as it is built, fresh weights drawn from a seed.
+
+    Weights of libraries that are downloaded are left out: they are finite.
+    """
+    downloaded = config.model.partition(":")[0] in ("timm", "torchvision")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return builder(config, task, where, fresh=downloaded and where != "teacher")(width)
+
+
+def _state_hash(model: nn.Module) -> str:
+    """Return a hash of names and values of a state dict."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,48 @@
+"""An exponential moving average of a student's weights, which is judged and kept in its place."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class AveragedStudent:
+    """A copy of a student whose weights follow those in training.
+
+    After update `n` they are `d * average + (1 - d) * weights` with
+    `d = min(decay, (1 + n) / (10 + n))`, so that the first, random weights are soon forgotten.
+    Running statistics are averaged likewise; counters are copied.
+
+    Args:
+        student: In training.
+        decay: Weight of the past.
+    """
+
+    def __init__(self, student: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(student).requires_grad_(False)
+        self.decay, self.num_updates = decay, 0
+
+    @torch.no_grad()
+    def update(self, student: nn.Module) -> None:
+        """Follow the weights that a step has changed."""
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        self.num_updates += 1
+        current = student.state_dict()
+        for name, average in self.model.state_dict().items():
+            if average.is_floating_point():
+                average.lerp_(current[name].to(average.dtype), 1.0 - decay)
+            else:
+                average.copy_(current[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a restart needs."""
+        return {"model": self.model.state_dict(), "num_updates": self.num_updates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self.model.load_state_dict(state["model"])
+        self.num_updates = int(state["num_updates"])

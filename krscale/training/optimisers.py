@@ -1,0 +1,154 @@
+"""Optimiser and schedule of a training, by name."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from krscale.config import TrainConfig
+from krscale.errors import UserError, nearest, unknown_name
+
+_UNFIT = {
+    "lbfgs": "it evaluates the loss several times a step",
+    "sparseadam": "it takes sparse gradients only",
+    "muon": "it takes matrices only, and networks have vectors too",
+}
+"""Classes of torch.optim that a plain training loop cannot use, and why."""
+_SET_ELSEWHERE = {
+    "lr": "train.learning_rate",
+    "weight_decay": "train.weight_decay",
+    "params": "krscale itself",
+}
+
+
+def check_optimiser(settings: TrainConfig) -> None:
+    """Refuse an optimiser or options of it that torch does not have, before anything trains.
+
+    Raises:
+        UserError: Naming the setting, what is allowed, and the nearest name.
+    """
+    build_optimiser(nn.Linear(1, 1, device="meta"), settings)
+
+
+def build_optimiser(learner: nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
+    """Return the optimiser of a learner; norms and biases are not decayed (as timm does).
+
+    Raises:
+        UserError: As `check_optimiser`.
+    """
+    decayed = [p for p in learner.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in learner.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    kind = _class_of(settings.optimizer)
+    options = _options(kind, settings)
+    try:
+        found: torch.optim.Optimizer = kind(groups, lr=settings.learning_rate, **options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"train.optimizer_options: torch.optim.{kind.__name__} refuses "
+            f"{settings.optimizer_options}: {error}"
+        ) from error
+    return found
+
+
+def learning_rate_factor(settings: TrainConfig, num_steps: int) -> Callable[[int], float]:
+    """Return the factor of the learning rate per step: linear warm-up, then the schedule.
+
+    Args:
+        settings: Epochs, warm-up and the name of the schedule.
+        num_steps: Steps of an epoch.
+    """
+    total = max(1, settings.num_epochs * num_steps)
+    warmup = min(total - 1, round(settings.warmup_epochs * num_steps))
+    decay = SCHEDULES[settings.schedule]
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return decay(min(1.0, (step - warmup) / max(1, total - warmup)))
+
+    return factor
+
+
+def _cosine(progress: float) -> float:
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def _step(progress: float) -> float:
+    return 0.1 ** ((progress >= 0.5) + (progress >= 0.75))
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": _cosine,
+    "linear": lambda progress: 1.0 - progress,
+    "step": _step,
+    "constant": lambda progress: 1.0,
+}
+"""Factor of the learning rate by name, for the progress from the end of the warm-up (0) to the end
+of the training (1)."""
+
+
+def _classes() -> dict[str, Any]:
+    """Return the classes of torch.optim by lower-case name, but for those that do not fit."""
+    found = {
+        name.lower(): value
+        for name, value in vars(torch.optim).items()
+        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer)
+    }
+    return {name: found[name] for name in found if name not in (*_UNFIT, "optimizer")}
+
+
+def _class_of(name: str) -> Any:
+    known = name.lower().replace("_", "")
+    if known in _UNFIT:
+        raise UserError(f"train.optimizer: {name!r} cannot be used here: {_UNFIT[known]}.")
+    classes = _classes()
+    if known not in classes:
+        raise unknown_name("optimizer", name, classes, "train.optimizer")
+    return classes[known]
+
+
+def _options(kind: Any, settings: TrainConfig) -> dict[str, Any]:
+    """Return the keyword arguments of an optimiser beside parameters, rate and weight decay."""
+    known = inspect.signature(kind).parameters
+    elsewhere = _SET_ELSEWHERE | ({"momentum": "train.momentum"} if kind is torch.optim.SGD else {})
+    for name in settings.optimizer_options:
+        if name in elsewhere:
+            raise UserError(f"train.optimizer_options: {name!r} is set by {elsewhere[name]}.")
+        if name not in known:
+            allowed = _own_options(known)
+            guess = nearest(name, allowed)
+            hint = f" Did you mean {guess!r}?" if guess else ""
+            raise UserError(
+                f"train.optimizer_options: unknown option {name!r} of {kind.__name__}.{hint} "
+                f"Allowed: {', '.join(allowed)}."
+            )
+    if "weight_decay" not in known and settings.weight_decay > 0.0:
+        raise UserError(
+            f"train.weight_decay: {kind.__name__} has none; set it to 0 (got "
+            f"{settings.weight_decay:g})."
+        )
+    default = TrainConfig.model_fields["momentum"].default
+    if kind is not torch.optim.SGD and settings.momentum != default:
+        raise UserError(
+            f"train.momentum: {settings.momentum:g} is for SGD; what {kind.__name__} takes of this "
+            f"kind goes into train.optimizer_options (it has: {', '.join(_own_options(known))})."
+        )
+    own: dict[str, Any] = {}
+    if kind is torch.optim.SGD:
+        own = {"momentum": settings.momentum, "nesterov": settings.momentum > 0.0}
+    if kind in (torch.optim.SGD, torch.optim.AdamW):
+        own["fused"] = True
+    return own | settings.optimizer_options
+
+
+def _own_options(known: Iterable[str]) -> list[str]:
+    return [option for option in known if option not in _SET_ELSEWHERE]

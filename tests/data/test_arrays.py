@@ -1,0 +1,273 @@
+"""Images that are arrays: NumPy files, IDX files, and a function's."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from krscale.config import DataConfig, FilesConfig
+from krscale.data import SPLITS, Dataset, prepare_data
+from krscale.data.arrays import to_images
+from krscale.errors import UserError
+
+NUM = 36
+
+
+def images(num: int = NUM, *, seed: int = 0, shape: tuple[int, ...] = (3, 6, 5)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (num, *shape), dtype=np.uint8)
+
+
+def labels(num: int = NUM) -> np.ndarray:
+    return np.arange(num) % 3
+
+
+def prepare(source: str, path: object, cache: Path, **files: Any) -> Dataset:
+    mapped = files.pop("map_labels", False)
+    config = DataConfig(
+        source=source, path=str(path or ""), files=FilesConfig(**files), map_labels=mapped
+    )
+    return prepare_data(config, cache)
+
+
+def rows(dataset: Dataset, names: tuple[str, ...] = SPLITS) -> list[tuple[bytes, int]]:
+    return sorted(
+        (image.tobytes(), int(label))
+        for name in names
+        for image, label in zip(dataset.split(name).images, dataset.split(name).labels, strict=True)
+    )
+
+
+def expected(pixels: np.ndarray, of: np.ndarray) -> list[tuple[bytes, int]]:
+    return sorted((i.tobytes(), int(n)) for i, n in zip(pixels, of, strict=True))
+
+
+class TestNumpy:
+    @pytest.mark.parametrize("layout", ["first", "last", "grey", "one"])
+    def test_an_archive(self, tmp_path, layout):
+        pixels = images(shape=(3, 6, 5) if layout in ("first", "last") else (1, 6, 5))
+        written = {"first": pixels, "last": np.moveaxis(pixels, 1, 3), "grey": pixels[:, 0],
+                   "one": np.moveaxis(pixels, 1, 3)}[layout]  # fmt: skip
+        np.savez(tmp_path / "a.npz", images=written, labels=labels()[:, None])
+        found = prepare("numpy", tmp_path / "a.npz", tmp_path / "cache")
+        assert rows(found) == expected(pixels, labels())
+        assert found.classes == ("0", "1", "2")
+        assert "image" in (found.path / "splits.csv").read_text()
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            {"train": ("train_images", "train_labels"), "test": ("test_images", "test_labels")},
+            {"train": ("x_train", "y_train"), "test": ("x_test", "y_test")},
+        ],
+    )
+    def test_splits_of_their_own(self, tmp_path, names):
+        other = images(6, seed=9)
+        np.savez_compressed(
+            tmp_path / "a.npz",
+            **{
+                names["train"][0]: images(),
+                names["train"][1]: labels(),
+                names["test"][0]: other,
+                names["test"][1]: labels(6),
+            },
+        )
+        found = prepare("numpy", tmp_path / "a.npz", tmp_path / "cache")
+        assert rows(found, ("test",)) == expected(other, labels(6))
+
+    @pytest.mark.parametrize("named", ["images.npy", ""])
+    def test_a_pair_of_files(self, tmp_path, named):
+        (tmp_path / "d").mkdir()
+        np.save(tmp_path / "d/images.npy", images())
+        np.save(tmp_path / "d/labels.npy", np.array(["ant", "bee", "cat"])[labels()])
+        np.save(tmp_path / "d/other.npy", np.zeros(3))
+        found = prepare("numpy", tmp_path / "d" / named, tmp_path / "cache")
+        assert rows(found) == expected(images(), labels())
+        assert found.classes == ("ant", "bee", "cat")
+
+    def test_names_of_classes(self, tmp_path):
+        names = np.array(["ant", "bee", "cat"])
+        np.savez(tmp_path / "a.npz", images=images(), labels=labels(), classes=names)
+        path = tmp_path / "a.npz"
+        assert prepare("numpy", path, tmp_path / "cache").classes == ("ant", "bee", "cat")
+        given = prepare("numpy", path, tmp_path / "cache", classes=("x", "y", "z"))
+        assert given.classes == ("x", "y", "z")
+
+    def test_gaps(self, tmp_path):
+        np.savez(tmp_path / "a.npz", images=images(), labels=np.array([0, 3, 10])[labels()])
+        with pytest.raises(UserError, match="no training image has 1, 2, 4"):
+            prepare("numpy", tmp_path / "a.npz", tmp_path / "cache")
+        found = prepare("numpy", tmp_path / "a.npz", tmp_path / "cache", map_labels=True)
+        assert found.classes == ("0", "3", "10")
+        assert rows(found) == expected(images(), labels())
+
+    @pytest.mark.parametrize(
+        ("arrays", "message"),
+        [
+            ({"images": images()}, "images has no labels beside it"),
+            ({"pixels": images()}, "no arrays of training images .there are: pixels"),
+            ({"images": images(), "labels": labels(30)}, "36 images, but 30 labels"),
+            ({"images": images(), "labels": np.eye(3)[labels()]}, r"labels of shape \[36, 3\]"),
+            ({"images": images(), "labels": labels() + 0.5}, "labels of type float64"),
+            ({"images": images(shape=(3, 6, 3)), "labels": labels()}, "two axes may be"),
+            ({"images": images(shape=(4, 6, 5)), "labels": labels()}, "no axis is 1 or 3 long"),
+            ({"images": images()[0], "labels": labels()}, "36|images, but"),
+            ({"images": images() - 300.0, "labels": labels()}, "from -300 to .*normalised"),
+            ({"images": np.array([{}] * 36), "labels": labels()}, "not a readable array"),
+        ],
+    )
+    def test_what_is_refused(self, tmp_path, arrays, message):
+        np.savez(tmp_path / "a.npz", **arrays)
+        with pytest.raises(UserError, match=message):
+            prepare("numpy", tmp_path / "a.npz", tmp_path / "cache")
+
+    def test_no_archive(self, tmp_path):
+        (tmp_path / "a.npz").write_bytes(b"nothing")
+        with pytest.raises(UserError, match=r"not a readable \.npz file"):
+            prepare("numpy", tmp_path / "a.npz", tmp_path / "cache")
+        np.savez(tmp_path / "a.npz", images=images(), labels=labels())
+        whole = (tmp_path / "a.npz").read_bytes()
+        (tmp_path / "a.npz").write_bytes(whole[:300] + bytes(100) + whole[400:])
+        with pytest.raises(UserError, match="not a readable"):
+            prepare("numpy", tmp_path / "a.npz", tmp_path / "cache")
+
+
+def test_values_are_scaled_and_said():
+    pixels = images()
+    for array, said in (
+        (pixels / 255, "scaled to 0..255"),
+        ((pixels / 255).astype(np.float32), "scaled to 0..255"),
+        (pixels.astype(np.uint16) * 257, "scaled from 0..65535"),
+        (pixels.astype(np.int64), ""),
+        (pixels.astype(np.float64), ""),
+    ):
+        found, note = to_images(array, "auto", "here")
+        assert np.array_equal(found, pixels)
+        assert said in note
+        assert bool(note) == bool(said)
+
+
+def test_channels_may_be_named():
+    pixels = images(shape=(3, 6, 3))
+    found, _ = to_images(pixels, "first", "here")
+    assert np.array_equal(found, pixels)
+    found, _ = to_images(pixels, "last", "here")
+    assert np.array_equal(found, np.moveaxis(pixels, 3, 1))
+
+
+def idx(path: Path, array: np.ndarray) -> None:
+    head = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    content = head + array.astype(np.uint8).tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+class TestIdx:
+    @pytest.mark.parametrize("end", ["", ".gz"])
+    def test_the_files_of_mnist(self, tmp_path, end):
+        train, test = images(shape=(6, 5)), images(9, seed=3, shape=(6, 5))
+        idx(tmp_path / f"d/train-images-idx3-ubyte{end}", train)
+        idx(tmp_path / f"d/train-labels-idx1-ubyte{end}", labels())
+        idx(tmp_path / f"d/t10k-images-idx3-ubyte{end}", test)
+        idx(tmp_path / f"d/t10k-labels-idx1-ubyte{end}", labels(9))
+        found = prepare("idx", tmp_path / "d", tmp_path / "cache")
+        assert found.image_shape == (1, 6, 5)
+        assert rows(found, ("test",)) == expected(test, labels(9))
+        assert rows(found, ("train", "val")) == expected(train, labels())
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [(b"", "not an IDX file"), (b"\0\0\x08\x01\0\0\0\x05", "not an IDX file|1 axes"),
+         (b"\0\0\x08\x03" + b"\0\0\0\x02" * 3 + b"1234567", "7 values, its head says"),
+         (b"\x1f\x8b\0\0", "not an IDX file")],
+    )  # fmt: skip
+    def test_what_is_refused(self, tmp_path, content, message):
+        idx(tmp_path / "d/train-labels-idx1-ubyte", labels())
+        (tmp_path / "d/train-images-idx3-ubyte").write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            prepare("idx", tmp_path / "d", tmp_path / "cache")
+        (tmp_path / "d/train-images-idx3-ubyte").unlink()
+        with pytest.raises(UserError, match="missing beside it"):
+            prepare("idx", tmp_path / "d", tmp_path / "cache")
+
+
+MODULE = """
+import numpy as np
+
+def pixels(num, seed):
+    return np.random.default_rng(seed).integers(0, 256, (num, 3, 6, 5), dtype=np.uint8)
+
+def two():
+    return pixels(36, 0), np.arange(36) % 3
+
+def three():
+    return (*two(), ["ant", "bee", "cat"])
+
+def splits():
+    return {"train": two(), "test": (pixels(6, 9), [0, 1, 2, 0, 1, 2])}
+
+def of_path(path):
+    return pixels(36, int(path)), np.arange(36) % 3
+
+def tensors():
+    import torch
+    return torch.from_numpy(pixels(36, 0)), torch.arange(36) % 3
+
+def fails():
+    raise RuntimeError("no disk")
+
+nothing = lambda: 3
+strange = lambda: {"trian": two()}
+number = 3
+"""
+
+
+class TestFunction:
+    @pytest.fixture(autouse=True)
+    def module(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        (tmp_path / "own_images.py").write_text(MODULE)
+        (tmp_path / "broken_images.py").write_text("def")
+        monkeypatch.syspath_prepend(tmp_path)
+        yield
+        for name in ("own_images", "broken_images"):
+            sys.modules.pop(name, None)
+
+    @pytest.mark.parametrize("name", ["two", "three", "tensors"])
+    def test_images_and_labels(self, tmp_path, name):
+        found = prepare(f"own_images:{name}", "", tmp_path / "cache")
+        assert rows(found) == expected(images(), labels())
+        assert found.classes == (("ant", "bee", "cat") if name == "three" else ("0", "1", "2"))
+
+    def test_splits(self, tmp_path):
+        found = prepare("own_images:splits", "", tmp_path / "cache")
+        assert rows(found, ("test",)) == expected(images(6, seed=9), labels(6))
+
+    def test_the_path_is_handed_over_and_content_is_what_counts(self, tmp_path):
+        one = prepare("own_images:of_path", "1", tmp_path / "cache")
+        two = prepare("own_images:of_path", "2", tmp_path / "cache")
+        assert one.path != two.path
+        assert one.fingerprint != two.fingerprint
+        assert prepare("own_images:of_path", "1", tmp_path / "cache").path == one.path
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("own_images:tow", r"unknown callable of own_images 'tow'. Did you mean 'two'\?"),
+            ("own_images:number", "unknown callable"),
+            ("own_imagse:two", "cannot import 'own_imagse'"),
+            ("broken_images:two", r"cannot import 'broken_images' \(SyntaxError"),
+            ("own_images:fails", "it failed: RuntimeError: no disk"),
+            ("own_images:nothing", "it returned int; expected .images, labels."),
+            ("own_images:strange", "unknown split 'trian'. Did you mean 'train'"),
+            ("own_images:of_path", "it failed: TypeError"),
+        ],
+    )
+    def test_what_is_refused(self, tmp_path, name, message):
+        with pytest.raises(UserError, match=message):
+            prepare(name, "", tmp_path / "cache")

@@ -1,0 +1,232 @@
+"""Image files of every kind as pixels, and those that cannot be read."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from krscale.config import DataConfig, Experiment, FilesConfig, with_values
+from krscale.config.older import with_former_defaults
+from krscale.data import SPLITS, Dataset, prepare_data
+from krscale.data.decoding import Decoded, Decoder
+from krscale.errors import UserError
+
+GREY, RGB, GREY_ALPHA, RGBA = 0, 2, 4, 6
+
+
+def png(values: npt.NDArray[np.uint16], colour: int, *, key: int | None = None) -> bytes:
+    """A PNG of 16 bits a channel `[H, W, C]`, written by hand: Pillow writes no such colours."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        body = name + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    height, width = values.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0))
+    clear = chunk(b"tRNS", struct.pack(">H", key)) if key is not None else b""
+    body = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + head + clear + body
+
+
+def decode(path: Path, background: str = "white", **files: int) -> Decoded:
+    return Decoder(FilesConfig(**files), background).decode(str(path))
+
+
+def pixel(path: Path, background: str = "white", **files: int) -> list[int]:
+    found = decode(path, background, **files)
+    assert found.pixels is not None, found.problem
+    return found.pixels[:, 0, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour"),
+    [("RGBA", (0, 0, 0, 0)), ("LA", (0, 0)), ("RGBA", (9, 9, 9, 0)), ("PA", (0, 0)), ("P", 0)],
+)
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_what_is_transparent_shows_the_background(tmp_path, mode, colour, num_channels):
+    path, image = tmp_path / "icon.tiff", Image.new(mode, (3, 2), colour)
+    if mode.startswith("P"):
+        image.putpalette([0, 0, 0, 255, 255, 255])
+    if mode == "P":
+        path, image.info["transparency"] = tmp_path / "icon.png", 0
+    image.save(path)
+    channels = {"num_channels": num_channels}
+    assert pixel(path, **channels) == [255] * num_channels
+    assert pixel(path, "black", **channels) == [0] * num_channels
+    assert pixel(path, "#808080", **channels) == [128] * num_channels
+    assert max(pixel(path, "ignore", **channels)) <= 9, "as krscale read them before"
+    assert decode(path).transparent
+    assert not decode(path, "ignore").transparent
+
+
+def test_half_transparent_is_half_background(tmp_path):
+    Image.new("RGBA", (2, 2), (0, 0, 200, 128)).save(tmp_path / "half.png")
+    expected = np.array([0, 0, 200]) * 128 / 255 + np.array([255, 255, 255]) * 127 / 255
+    assert np.abs(np.array(pixel(tmp_path / "half.png")) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_opaque_images_are_read_as_before(tmp_path, mode):
+    values = np.random.default_rng(0).integers(0, 256, (5, 6, len(mode)), dtype=np.uint8)
+    values[..., -1] = 255
+    Image.fromarray(values, mode).save(tmp_path / "a.png")
+    found, before = decode(tmp_path / "a.png"), decode(tmp_path / "a.png", "ignore")
+    assert found.pixels is not None
+    assert np.array_equal(found.pixels, before.pixels)
+    assert not found.transparent
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(GREY, 1), (RGB, 3), (GREY_ALPHA, 2), (RGBA, 4)])
+def test_16_bits_are_scaled(tmp_path, colour, channels):
+    levels = np.array([[0, 255, 256, 25_700, 32_768, 65_535]], np.uint16)
+    values = np.repeat(levels[..., None], channels, axis=2)
+    if colour in (GREY_ALPHA, RGBA):
+        values[..., -1] = 65_535
+    (tmp_path / "deep.png").write_bytes(png(values, colour))
+    found = decode(tmp_path / "deep.png")
+    assert found.pixels is not None
+    exact = levels[0] / 65_535 * 255
+    assert np.abs(found.pixels - exact).max() < 1
+    assert found.pixels[:, 0, -1].tolist() == [255, 255, 255]
+    assert found.brightest == (65_535 if colour == GREY else None)
+
+
+def test_16_bits_with_a_transparent_level(tmp_path):
+    values = np.array([[[300], [40_000]]], np.uint16)
+    (tmp_path / "deep.png").write_bytes(png(values, GREY, key=300))
+    found = decode(tmp_path / "deep.png", "#ff0000")
+    assert found.pixels is not None
+    assert found.pixels[:, 0].T.tolist() == [[255, 0, 0], [156, 156, 156]]
+    assert pixel(tmp_path / "deep.png", "ignore") == [1, 1, 1]
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_32_bits_are_not_readable(tmp_path, mode):
+    Image.new(mode, (2, 2)).save(tmp_path / "deep.tiff")
+    assert decode(tmp_path / "deep.tiff").problem == f"32 bits a channel (mode {mode})"
+
+
+def images(root: Path, num_images: int = 12) -> Path:
+    for label, name in enumerate(("ant", "bee", "cat")):
+        for number in range(num_images):
+            values = np.random.default_rng(100 * label + number).integers(0, 256, (6, 5, 3))
+            path = root / name / f"{number:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values.astype(np.uint8)).save(path)
+    return root
+
+
+def prepare(root: Path, notes: list[str], **config: object) -> Dataset:
+    settings = DataConfig(source="image_folder", path=str(root), **config)
+    return prepare_data(settings, root.parent / "cache", None, notes.append)
+
+
+def spoil(root: Path) -> None:
+    (root / "ant/00.png").write_bytes(b"")
+    (root / "bee/05.png").write_bytes(b"not an image")
+    whole = (root / "cat/11.png").read_bytes()
+    (root / "cat/11.png").write_bytes(whole[: len(whole) // 2])
+
+
+def test_all_unreadable_images_are_named_together(tmp_path):
+    root = images(tmp_path / "data")
+    spoil(root)
+    with pytest.raises(UserError, match=r"3 images cannot be read: ") as caught:
+        prepare(root, [])
+    text = str(caught.value)
+    assert "ant/00.png: not a readable image (it is empty (0 bytes))" in text
+    assert "bee/05.png: not a readable image" in text
+    assert "cat/11.png: not a readable image" in text
+    assert "data.skip_unreadable = true" in text
+    assert not list((tmp_path / "cache").rglob("*.arrow"))
+
+
+def test_unreadable_images_are_left_out_if_that_is_wanted(tmp_path):
+    root = images(tmp_path / "data")
+    spoil(root)
+    notes: list[str] = []
+    found = prepare(root, notes, skip_unreadable=True)
+    assert sum(found.num_samples.values()) == 33
+    (line,) = (note for note in notes if "left out" in note)
+    assert "3 images left out: " in line
+    skipped = json.loads((found.path / "manifest.json").read_text())["skipped"]
+    assert [text.split(":")[0].removeprefix(f"{root}/") for text in skipped] == [
+        "ant/00.png", "bee/05.png", "cat/11.png",
+    ]  # fmt: skip
+    for name in ("ant/00", "bee/05", "cat/11"):
+        (root / f"{name}.png").unlink()
+    clean = prepare(root, [])
+    assert clean.fingerprint == found.fingerprint, "as if they had never been there"
+    for name in SPLITS:
+        assert np.array_equal(clean.split(name).images, found.split(name).images)
+    assert (clean.path / "splits.csv").read_text() == (found.path / "splits.csv").read_text()
+
+
+def test_a_folder_without_any_readable_image_is_refused(tmp_path):
+    root = images(tmp_path / "data", 3)
+    for path in root.rglob("*.png"):
+        path.write_bytes(b"")
+    for skip in (False, True):
+        with pytest.raises(UserError, match="nor is any other of the 9 images"):
+            prepare(root, [], skip_unreadable=skip)
+
+
+def test_a_class_that_is_left_without_images_is_named(tmp_path):
+    root = images(tmp_path / "data")
+    for path in (root / "bee").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="1 of 3 classes have no training image: bee"):
+        prepare(root, [], skip_unreadable=True)
+
+
+def test_all_images_of_another_size_are_named_together(tmp_path):
+    root = images(tmp_path / "data")
+    for name in ("bee/03", "cat/04"):
+        Image.new("RGB", (7, 8)).save(root / f"{name}.png")
+    with pytest.raises(UserError, match="2 images of another size") as caught:
+        prepare(root, [], skip_unreadable=True)
+    assert "bee/03.png: 8x7 pixels, where the first image has 6x5" in str(caught.value)
+    assert "cat/04.png" in str(caught.value)
+
+
+def test_transparency_is_said_once_and_kept_by_older_runs(tmp_path):
+    root = images(tmp_path / "data")
+    for number, name in enumerate(("bee/03", "cat/04")):
+        Image.new("RGBA", (5, 6), (len(name), 0, 70 * number, 99)).save(root / f"{name}.png")
+    notes: list[str] = []
+    found = prepare(root, notes)
+    (line,) = notes
+    assert "2 images are transparent in places; they are laid on white" in line
+    before = prepare(root, [], background="ignore")
+    assert before.fingerprint != found.fingerprint
+    current = with_values(Experiment(), {"data.source": "image_folder"}, "").model_dump(mode="json")
+    older = {**current, "data": {k: v for k, v in current["data"].items() if k != "background"}}
+    assert with_former_defaults(older)["data"]["background"] == "ignore"
+    assert with_former_defaults(current)["data"]["background"] == "white"
+    embedded = {**older, "data": {**older["data"], "source": "digits"}}
+    assert "background" not in with_former_defaults(embedded)["data"]
+
+
+def test_dark_16_bit_images_are_said(tmp_path):
+    root = images(tmp_path / "data")
+    values = np.random.default_rng(0).integers(0, 4096, (36, 6, 5, 1)).astype(np.uint16)
+    for path, levels in zip(sorted(root.rglob("*.png")), values, strict=True):
+        path.write_bytes(png(levels, GREY))
+    notes: list[str] = []
+    prepare(root, notes, allow_duplicates=True)
+    assert any("36 images have 16 bits a channel" in note for note in notes)
+    assert any("None is brighter than 40" in note for note in notes)
+
+
+@pytest.mark.parametrize("background", ["whit", "#12", "#gggggg", ""])
+def test_a_background_is_a_colour(background):
+    with pytest.raises(ValueError, match="is not white, black, #rrggbb"):
+        DataConfig(background=background)

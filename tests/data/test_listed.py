@@ -1,0 +1,266 @@
+"""Images that a table lists, and those that `save_to_disk` has left."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from krscale.config import DataConfig, FilesConfig
+from krscale.data import SPLITS, Dataset, prepare_data
+from krscale.data.guessing import guess_source
+from krscale.errors import UserError
+
+NUM, CLASSES = 36, ("ant", "bee", "cat")
+
+
+def images(num: int = NUM, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (num, 3, 6, 5), dtype=np.uint8)
+
+
+def encode(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def prepare(source: str, path: Path, cache: Path, **files: Any) -> Dataset:
+    mapped = files.pop("map_labels", False)
+    config = DataConfig(
+        source=source, path=str(path), files=FilesConfig(**files), map_labels=mapped
+    )
+    return prepare_data(config, cache)
+
+
+def rows(dataset: Dataset, names: tuple[str, ...] = SPLITS) -> list[tuple[bytes, str]]:
+    return sorted(
+        (image.tobytes(), dataset.classes[label])
+        for name in names
+        for image, label in zip(dataset.split(name).images, dataset.split(name).labels, strict=True)
+    )
+
+
+def expected(pixels: np.ndarray, names: list[str]) -> list[tuple[bytes, str]]:
+    return sorted((i.tobytes(), n) for i, n in zip(pixels, names, strict=True))
+
+
+NAMES = [CLASSES[n % 3] for n in range(NUM)]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    """Image files, in no folders of classes."""
+    (tmp_path / "data/scans").mkdir(parents=True)
+    for number, pixels in enumerate(images()):
+        (tmp_path / f"data/scans/{number:02}.png").write_bytes(encode(pixels))
+    return [f"scans/{number:02}.png" for number in range(NUM)]
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+class TestList:
+    def test_paths_and_labels(self, tmp_path, files):
+        lines = (f"{file},{name}" for file, name in zip(files, NAMES, strict=True))
+        path = write(tmp_path / "data/list.csv", "path,label", *lines)
+        found = prepare("image_list", path, tmp_path / "cache")
+        assert rows(found) == expected(images(), NAMES)
+        assert found.classes == CLASSES
+        listed = (found.path / "splits.csv").read_text().splitlines()
+        assert len(listed) == NUM + 1
+        assert {line.split(",")[0] for line in listed[1:]} == set(files)
+
+    def test_other_columns_absolute_paths_and_numbers(self, tmp_path, files):
+        lines = (f"{n % 3}\t{tmp_path}/data/{file}" for n, file in enumerate(files))
+        path = write(tmp_path / "list.tsv", "species\tfile", *lines)
+        columns = {"path_column": "file", "label_column": "species"}
+        found = prepare("image_list", path, tmp_path / "cache", **columns)
+        assert found.classes == ("0", "1", "2")
+        assert rows(found) == expected(images(), [str(n % 3) for n in range(NUM)])
+        with pytest.raises(UserError, match=r"path_column: unknown column 'path'"):
+            prepare("image_list", path, tmp_path / "cache")
+
+    def test_its_splits(self, tmp_path, files):
+        splits = ["Training" if n < 27 else "test" for n in range(NUM)]
+        table = {"path": files, "label": NAMES, "split": splits}
+        pq.write_table(pa.table(table), tmp_path / "data/list.parquet")
+        found = prepare("image_list", tmp_path / "data/list.parquet", tmp_path / "cache")
+        assert rows(found, ("test",)) == expected(images()[27:], NAMES[27:])
+        assert rows(found, ("train", "val")) == expected(images()[:27], NAMES[:27])
+
+    def test_text_that_looks_like_numbers_or_nothing_stays_text(self, tmp_path, files):
+        names = ["01", "NA", "null"]
+        lines = (f"{file},{names[n % 3]}" for n, file in enumerate(files))
+        path = write(tmp_path / "data/list.csv", "path,label", *lines)
+        assert prepare("image_list", path, tmp_path / "cache").classes == ("01", "NA", "null")
+
+    def test_gaps(self, tmp_path, files):
+        lines = (f"{file},{(0, 2, 10)[n % 3]}" for n, file in enumerate(files))
+        path = write(tmp_path / "data/list.csv", "path,label", *lines)
+        with pytest.raises(UserError, match=r"row 3: .*no training image has 1, 3"):
+            prepare("image_list", path, tmp_path / "cache")
+        assert prepare("image_list", path, tmp_path / "cache", map_labels=True).classes == (
+            "0", "2", "10",
+        )  # fmt: skip
+
+    def test_files_that_are_not_there_are_named_together(self, tmp_path, files):
+        lines = [f"{file},{name}" for file, name in zip(files, NAMES, strict=True)]
+        for number in (4, 20):
+            (tmp_path / "data" / files[number]).unlink()
+        path = write(tmp_path / "data/list.csv", "path,label", *lines)
+        with pytest.raises(UserError, match="2 images cannot be read") as caught:
+            prepare("image_list", path, tmp_path / "cache")
+        assert all(files[number] in str(caught.value) for number in (4, 20))
+        (tmp_path / "data" / files[4]).write_bytes(encode(images()[4]))
+        with pytest.raises(UserError, match="1 image cannot be read"):
+            prepare("image_list", path, tmp_path / "cache")
+
+    @pytest.mark.parametrize(
+        ("lines", "message"),
+        [
+            (["path,label,split", "scans/00.png,ant,trian"], r"row 1: .*'trian'. Did you mean"),
+            (["path,label,split", "scans/00.png,ant,test"], "no row of the split train"),
+            (["path,label", ",ant"], "row 1: no path"),
+            (["path,label", "scans/00.png,"], "the label '' is empty"),
+            (["path,label", "scans/00.png,ant,more"], "not a readable list"),
+            (["path,label"], "no training images"),
+            ([""], "not a readable list"),
+        ],
+    )
+    def test_what_is_refused(self, tmp_path, files, lines, message):
+        path = write(tmp_path / "data/list.csv", *lines)
+        with pytest.raises(UserError, match=message):
+            prepare("image_list", path, tmp_path / "cache")
+
+
+def save(folder: Path, pixels: np.ndarray, labels: list[int], **columns: str) -> None:
+    """Write what `save_to_disk` writes, in two files."""
+    image, label = columns.get("image", "image"), columns.get("label", "label")
+    folder.mkdir(parents=True)
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    names, half = [], len(pixels) // 2
+    for number, part in enumerate((slice(0, half), slice(half, None))):
+        content = [{"bytes": encode(p), "path": None} for p in pixels[part]]
+        table = pa.table({image: pa.array(content, kind), label: pa.array(labels[part])})
+        names.append(f"data-{number:05}-of-00002.arrow")
+        path = str(folder / names[-1])
+        with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=5)
+    state = {"_data_files": [{"filename": name} for name in names], "_split": None}
+    features = {image: {"_type": "Image"}, label: {"names": CLASSES, "_type": "ClassLabel"}}
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "dataset_info.json").write_text(json.dumps({"features": features}))
+
+
+LABELS = [n % 3 for n in range(NUM)]
+
+
+class TestHfDisk:
+    @pytest.mark.parametrize("columns", [{}, {"image": "img", "label": "fine_label"}])
+    def test_a_dataset(self, tmp_path, columns):
+        save(tmp_path / "d", images(), LABELS, **columns)
+        found = prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
+        assert rows(found) == expected(images(), NAMES)
+        assert found.classes == CLASSES
+
+    def test_classes_without_an_image(self, tmp_path):
+        save(tmp_path / "d", images(), [2 * (n % 2) for n in range(NUM)])
+        with pytest.raises(UserError, match=r"1 of 3 classes have no training image: bee\. data"):
+            prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
+        found = prepare("hf_disk", tmp_path / "d", tmp_path / "cache", map_labels=True)
+        assert found.classes == ("ant", "cat")
+        assert rows(found) == expected(images(), [("ant", "cat")[n % 2] for n in range(NUM)])
+
+    def test_a_dictionary_of_splits(self, tmp_path):
+        for name, seed in (("train", 0), ("validation", 1), ("unsupervised", 2)):
+            save(tmp_path / "d" / name, images(seed=seed), LABELS)
+        names = {"splits": ["train", "validation", "unsupervised"]}
+        (tmp_path / "d/dataset_dict.json").write_text(json.dumps(names))
+        notes: list[str] = []
+        config = DataConfig(source="hf_disk", path=str(tmp_path / "d"))
+        found = prepare_data(config, tmp_path / "cache", None, notes.append)
+        assert rows(found, ("val",)) == expected(images(seed=1), NAMES)
+        assert rows(found, ("train", "test")) == expected(images(), NAMES)
+        assert any("passed over: unsupervised" in note for note in notes)
+
+    def test_what_is_refused(self, tmp_path):
+        with pytest.raises(UserError, match="not a folder that save_to_disk has written"):
+            prepare("hf_disk", tmp_path, tmp_path / "cache")
+        save(tmp_path / "d", images(), [-1, *LABELS[1:]])
+        with pytest.raises(UserError, match="row 0: the label -1: images without a label"):
+            prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
+        (tmp_path / "d/state.json").write_text("{")
+        with pytest.raises(UserError, match=r"state\.json: cannot be read"):
+            prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
+        save(tmp_path / "e", images(), LABELS)
+        state = json.loads((tmp_path / "e/state.json").read_text())
+        state["_indices_files"] = [{"filename": "indices.arrow"}]
+        (tmp_path / "e/state.json").write_text(json.dumps(state))
+        with pytest.raises(UserError, match="flatten_indices"):
+            prepare("hf_disk", tmp_path / "e", tmp_path / "cache")
+        save(tmp_path / "f", images(), LABELS)
+        with pytest.raises(UserError, match=r"unknown column 'lable'. Did you mean 'label'"):
+            prepare("hf_disk", tmp_path / "f", tmp_path / "cache", label_column="lable")
+        (tmp_path / "f/data-00001-of-00002.arrow").write_bytes(b"nothing")
+        with pytest.raises(UserError, match="not a readable Arrow file"):
+            prepare("hf_disk", tmp_path / "f", tmp_path / "cache")
+
+
+def test_names_of_classes_in_a_parquet_file(tmp_path):
+    table = pa.table({"image": [encode(image) for image in images()], "label": LABELS})
+    features = {"label": {"names": [*CLASSES, "dog"], "_type": "ClassLabel"}}
+    info = json.dumps({"info": {"features": features}})
+    pq.write_table(table.replace_schema_metadata({"huggingface": info}), tmp_path / "a.parquet")
+    found = prepare("parquet", tmp_path / "a.parquet", tmp_path / "cache")
+    assert found.classes == CLASSES
+    assert rows(found) == expected(images(), NAMES)
+    given = prepare("parquet", tmp_path / "a.parquet", tmp_path / "cache", classes=("x", "y", "z"))
+    assert given.classes == ("x", "y", "z")
+
+
+@pytest.mark.parametrize(
+    ("names", "source"),
+    [
+        (["ant/0.png"], "image_folder"),
+        (["train/ant/0.png"], "image_folder"),
+        (["a.parquet"], "parquet"),
+        (["train/a.parquet"], "parquet"),
+        (["state.json"], "hf_disk"),
+        (["dataset_dict.json"], "hf_disk"),
+        (["images.npy"], "numpy"),
+        (["train-images-idx3-ubyte.gz"], "idx"),
+        (["data_batch_1", "batches.meta"], "cifar10"),
+        (["list.csv", "ant/0.png"], "image_folder"),
+    ],
+)
+def test_a_source_is_told_by_what_is_there(tmp_path, names, source):
+    for name in names:
+        (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / name).write_bytes(b"")
+    assert guess_source(str(tmp_path / "d"))[0] == f"data.source={source}"
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [("a.csv", "image_list"), ("a.npz", "numpy"), ("a.parquet", "parquet"),
+     ("cifar-10-python.tar.gz", "cifar10"), ("cifar-100-binary.tar.gz", "cifar100")],
+)  # fmt: skip
+def test_a_source_is_told_by_its_name(tmp_path, name, source):
+    (tmp_path / name).write_bytes(b"")
+    assert guess_source(str(tmp_path / name))[0] == f"data.source={source}"
+
+
+def test_no_source_is_guessed(tmp_path):
+    assert guess_source("glyphs") == ["data.source=glyphs"]
+    assert guess_source("my.module:images") == ["data.source=my.module:images"]
+    with pytest.raises(UserError, match="no such file or folder, and no source"):
+        guess_source(str(tmp_path / "nothing"))

@@ -1,0 +1,235 @@
+"""From raw files to the accuracy of the table, by a script without krscale and without torch."""
+
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import own_teacher
+import pytest
+import torch
+from PIL import Image
+from running import environment
+
+from krscale.config import Experiment, load
+from krscale.data import Dataset, prepare_data
+from krscale.data.content import SPLITS_FILE
+from krscale.data.decoding import Decoder
+from krscale.errors import UserError
+from krscale.export import (  # fmt: skip
+    StudentCard,
+    checking,
+    decoding_of,
+    export_student,
+    find_raw_files,
+    open_student,
+    read_card,
+    writing,
+)
+from krscale.export.predict import load_pixels
+from krscale.models.preprocessing import normalise, preprocessing_of_network
+from krscale.parallel import Workers
+from krscale.setup.networks import build_student
+from krscale.training.checkpoint import load_weights
+from krscale.training.loop import evaluate
+
+HIDDEN = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "krscale"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+import runpy
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory):
+    """A student of 32 pixels, blue first, in 0..255, of files of 24x48 that are cut to 16x16."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("predict")
+    own_teacher.write_folder(folder / "images", 240, 24, 48)
+    settings = [setting.replace("teacher", "student", 1) for setting in own_teacher.SETTINGS]
+    settings[0] = "student.model=own_teacher:Own"
+    experiment = load(None, [
+        "data.source=image_folder", f"data.path={folder / 'images'}", "data.files.image_size=16",
+        f"storage_path={folder / 'runs'}", *settings,
+    ])  # fmt: skip
+    dataset = prepare_data(experiment.data, experiment.cache_path)
+    network = build_student(experiment, dataset, 8).eval()
+    load_weights(own_teacher.train(folder / "weights.safetensors", size=16), network)
+    test = evaluate(network, dataset, dataset.split("test"), Workers.alone(torch.device("cpu")))
+    inputs = preprocessing_of_network(network).resolved(dataset.mean, dataset.std)
+    card = StudentCard(
+        model="own_teacher:Own", width=8, options={}, num_parameters=1, flops=1,
+        classes=dataset.classes, image_shape=dataset.image_shape,
+        accuracy={"val": 0.9, "test": test["accuracy"]}, provenance={},
+        decoding=decoding_of(experiment.data),
+        **{name: getattr(inputs, name) for name in (
+            "mean", "std", "pixel_range", "channel_order", "input_size", "interpolation")},
+    )  # fmt: skip
+    return experiment, dataset, network, card
+
+
+@pytest.fixture(scope="module")
+def exported(student, tmp_path_factory: pytest.TempPathFactory):
+    experiment, dataset, network, card = student
+    folder = tmp_path_factory.mktemp("exported") / "out"
+    raw = find_raw_files(dataset, experiment.data, pytest.fail)
+    formats = ["onnx", "safetensors"]
+    return folder, export_student(network, card, dataset, folder, formats, raw)
+
+
+def predict(folder: Path, *arguments: object) -> str:
+    """Run the script where neither torch nor krscale can be imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", HIDDEN, str(folder / "predict.py"), *map(str, arguments)],
+        env=environment(PYTHONPATH=""), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_proof_starts_from_files(student, exported) -> None:
+    _, dataset, _, card = student
+    _, files = exported
+    assert [file.file for file in files] == [
+        "student.onnx", "student.safetensors", "predict.py"
+    ]  # fmt: skip
+    assert card.test_accuracy > 0.6, "of images that it was not trained on: a student that knows"
+    for file in files:
+        assert file.test_accuracy == pytest.approx(card.test_accuracy, abs=1e-3)
+    assert files[-1].max_difference == 0.0
+    assert files[-1].num_compared == dataset.num_samples["test"]
+
+
+def test_the_script_reproduces_the_table_from_raw_files(student, exported) -> None:
+    experiment, dataset, _, card = student
+    folder, _ = exported
+    listed = ("--accuracy", dataset.path / SPLITS_FILE, "--root", experiment.data.path)
+    expected = f"{card.test_accuracy:.4%} of {dataset.num_samples['test']} files are right\n"
+    assert predict(folder, *listed) == expected
+
+
+def test_the_script_classifies_files_and_folders(student, exported, tmp_path: Path) -> None:
+    experiment, _, network, card = student
+    folder, _ = exported
+    own = Path(experiment.data.path) / own_teacher.NAMES[0]
+    lines = list(csv.DictReader(predict(folder, own).splitlines()))
+    assert [line["file"] for line in lines] == sorted(map(str, own.iterdir()))
+    pixels = np.stack(
+        [load_pixels(Path(x["file"]), card.content()["preprocessing"]) for x in lines]
+    )
+    with torch.no_grad():
+        logits = network(card.prepare(torch.tensor(pixels)))
+    answers = [card.classes[int(answer)] for answer in logits.argmax(dim=1)]
+    assert [line["class"] for line in lines] == answers
+    for line, chance in zip(lines, logits.softmax(dim=1).amax(dim=1), strict=True):
+        assert float(line["probability"]) == pytest.approx(float(chance), abs=1e-3)
+    again, _ = open_student(folder)
+    torch.testing.assert_close(again(card.prepare(torch.tensor(pixels))).detach(), logits)
+
+
+def modes(folder: Path) -> list[Path]:
+    """Files of every kind that people have."""
+    random = np.random.default_rng(0)
+    colours = random.integers(0, 256, (20, 30, 4), dtype=np.uint8)
+    images = {
+        "rgb.png": Image.fromarray(colours[..., :3]),
+        "rgba.png": Image.fromarray(colours),
+        "opaque.png": Image.fromarray(colours[..., :3]).convert("RGBA"),
+        "grey.png": Image.fromarray(colours[..., 0]),
+        "grey-alpha.png": Image.fromarray(colours[..., :2], "LA"),
+        "palette.gif": Image.fromarray(colours[..., :3]).convert("P"),
+        "photo.jpg": Image.fromarray(colours[..., :3]),
+        "print.jpg": Image.fromarray(colours).convert("CMYK"),
+        "bits.png": Image.fromarray(colours[..., 0]).convert("1"),
+        "deep.png": Image.fromarray(random.integers(0, 65536, (20, 30), dtype=np.uint16)),
+    }
+    for name, image in images.items():
+        image.save(folder / name)
+    return [folder / name for name in images]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("background", ["white", "#204060", "ignore"])
+@pytest.mark.parametrize(("num_channels", "image_size"), [(3, 0), (3, 16), (1, 16), (1, 40)])
+def test_files_are_read_as_the_data_were(
+    tmp_path: Path, background: str, num_channels: int, image_size: int
+) -> None:
+    data = load(None, [
+        "data.source=image_folder", f"data.background={background}",
+        f"data.files.num_channels={num_channels}", f"data.files.image_size={image_size}",
+    ]).data  # fmt: skip
+    shape = (num_channels, image_size or 20, image_size or 30)
+    preprocessing = {"image_shape": shape, "decoding": decoding_of(data)}
+    for file in modes(tmp_path):
+        expected = Decoder(data.files, background).decode(str(file)).pixels
+        np.testing.assert_array_equal(load_pixels(file, preprocessing), expected, file.name)
+
+
+def test_a_file_of_another_size_is_refused_where_none_was_scaled(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 9)).save(tmp_path / "small.png")
+    preprocessing = {
+        "image_shape": (3, 16, 16), "decoding": {"background": "white", "scaled": False}
+    }  # fmt: skip
+    with pytest.raises(SystemExit, match=r"small\.png: 9x8 pixels, the student takes 16x16"):
+        load_pixels(tmp_path / "small.png", preprocessing)
+
+
+def test_files_that_changed_since_are_refused(student, exported, tmp_path: Path) -> None:
+    experiment, dataset, _, card = student
+    raw = find_raw_files(dataset, experiment.data, pytest.fail)
+    other = tmp_path / "other.png"
+    Image.new("RGB", (48, 24), (9, 200, 9)).save(other)
+    changed = replace(raw, files=(str(other), *raw.files[1:]))
+    test = dataset.split("test")
+    same = checking._check_raw(exported[0], asdict(raw), test, ["safetensors"])
+    assert same["max_difference"] == 0.0
+    assert same["test_accuracy"] == pytest.approx(card.test_accuracy)
+    found = checking._check_raw(exported[0], asdict(changed), test, ["safetensors"])
+    with pytest.raises(UserError, match=r"predict\.py: a file of the test split has other pixels"):
+        writing._proven(tmp_path, writing.PREDICT, found, card)
+
+
+def test_files_that_are_gone_are_said_and_no_error(student, tmp_path: Path) -> None:
+    experiment, dataset, _, _ = student
+    notes: list[str] = []
+    moved = experiment.data.model_copy(update={"path": str(tmp_path)})
+    assert find_raw_files(dataset, moved, notes.append) is None
+    assert notes == [], "the whole folder is elsewhere"
+    first = Path(find_raw_files(dataset, experiment.data, notes.append).files[0])
+    first.rename(tmp_path / "away.png")
+    try:
+        assert find_raw_files(dataset, experiment.data, notes.append) is None
+    finally:
+        (tmp_path / "away.png").rename(first)
+    assert len(notes) == 1
+    assert "1 of" in notes[0]
+
+
+def test_images_that_are_no_files_have_none(tmp_path: Path) -> None:
+    experiment: Experiment = load(None, [f"storage_path={tmp_path}"])
+    dataset: Dataset = prepare_data(experiment.data, experiment.cache_path)
+    assert find_raw_files(dataset, experiment.data, pytest.fail) is None
+    assert decoding_of(experiment.data)["scaled"] is True
+    assert json.dumps(decoding_of(experiment.data))
+
+
+def test_a_card_of_an_older_krscale_is_read(student, tmp_path: Path) -> None:
+    _, _, _, card = student
+    content = card.content()
+    for name in ("decoding", "pixel_range", "channel_order", "input_size", "interpolation"):
+        del content["preprocessing"][name]
+    (tmp_path / "student.json").write_text(json.dumps(content), encoding="utf-8")
+    read = read_card(tmp_path)
+    assert (read.mean, read.std) == (card.mean, card.std)
+    pixels = torch.arange(3 * 256, dtype=torch.uint8).view(1, 3, 16, 16)
+    expected = normalise(pixels, card.mean, card.std)
+    torch.testing.assert_close(read.prepare(pixels), expected, rtol=0, atol=0)

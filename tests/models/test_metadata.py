@@ -1,0 +1,153 @@
+"""What networks and folders say of their preprocessing, read without the libraries they are of."""
+
+import enum
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from libraries import library
+from torch import nn
+
+from krscale.errors import UserError
+from krscale.models import build_model
+from krscale.models.metadata import HF_FILE, preprocessing_of
+from krscale.models.preprocessing import Preprocessing
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def network(**attributes: object) -> nn.Module:
+    found = nn.Identity()
+    for name, value in attributes.items():
+        setattr(found, name, value)
+    return found
+
+
+class Filter(enum.Enum):
+    """As torchvision writes interpolations."""
+
+    BICUBIC = "bicubic"
+
+
+TIMM = {
+    "mean": IMAGENET[0], "std": IMAGENET[1], "input_size": (3, 224, 192), "interpolation": "bicubic"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"pretrained_cfg": TIMM},
+        {"default_cfg": TIMM},
+        {"pretrained_cfg": SimpleNamespace(**TIMM), "default_cfg": {"mean": (0,), "std": (1,)}},
+        {"transforms": SimpleNamespace(
+            mean=list(IMAGENET[0]), std=list(IMAGENET[1]), crop_size=[224, 192],
+            resize_size=[256], interpolation=Filter.BICUBIC)},
+    ],
+)  # fmt: skip
+def test_libraries_of_networks(attributes: dict[str, object]) -> None:
+    assert preprocessing_of(network(**attributes)) == Preprocessing(
+        *IMAGENET, input_size=(224, 192), interpolation="bicubic"
+    )
+
+
+def test_ones_own_words() -> None:
+    said = Preprocessing((104.0,), (1.0,), "0..255", "bgr", (32, 32))
+    assert preprocessing_of(network(preprocessing=said)) == said
+    same = {
+        "mean": 104,
+        "std": 1,
+        "pixel_range": "0..255",
+        "channel_order": "BGR",
+        "input_size": 32,
+    }
+    assert preprocessing_of(network(preprocessing=same)) == said
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [{}, {"pretrained_cfg": {}}, {"transforms": print}, {"preprocessing": nn.Conv2d(1, 1, 1)}],
+)
+def test_nothing_is_said(attributes: dict[str, object]) -> None:
+    assert preprocessing_of(network(**attributes)) is None
+    assert preprocessing_of(None) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (
+            {"do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+             "size": {"height": 224, "width": 224}, "resample": 3},
+            Preprocessing((0.5,) * 3, (0.5,) * 3, input_size=(224, 224), interpolation="bicubic"),
+        ),
+        (
+            {"do_normalize": False, "image_mean": [0.5], "image_std": [0.5], "size": 96},
+            Preprocessing((0.0,), (1.0,), input_size=(96, 96)),
+        ),
+        (
+            {"image_mean": [0.5], "image_std": [0.5], "size": {"shortest_edge": 256},
+             "do_center_crop": True, "crop_size": {"height": 224, "width": 224}},
+            Preprocessing((0.5,), (0.5,), input_size=(224, 224)),
+        ),
+        (
+            {"do_rescale": False, "image_mean": [100.0], "image_std": [50.0], "do_resize": False},
+            Preprocessing((100.0,), (50.0,), "0..255"),
+        ),
+    ],
+)  # fmt: skip
+def test_a_folder_of_hugging_face(tmp_path: Path, said: object, expected: Preprocessing) -> None:
+    (tmp_path / HF_FILE).write_text(json.dumps(said), encoding="utf-8")
+    assert preprocessing_of(nn.Identity(), tmp_path) == expected
+
+
+def test_what_cannot_be_followed_is_said(tmp_path: Path) -> None:
+    assert preprocessing_of(nn.Identity(), tmp_path) is None
+    for content, words in (("{", "not readable"), ('{"rescale_factor": 0.01}', "rescale|0.01")):
+        (tmp_path / HF_FILE).write_text(content, encoding="utf-8")
+        with pytest.raises(UserError, match=words):
+            preprocessing_of(nn.Identity(), tmp_path)
+    with pytest.raises(UserError, match="one of mean and std"):
+        preprocessing_of(network(pretrained_cfg={"mean": (0.5,)}))
+
+
+def test_real_networks_say_what_their_libraries_do() -> None:
+    timm = library("timm")
+    model = timm.create_model("test_vit", num_classes=4)
+    data = timm.data.resolve_data_config({}, model=model)
+    expected = Preprocessing(
+        data["mean"], data["std"], input_size=data["input_size"][1:],
+        interpolation=data["interpolation"],
+    )  # fmt: skip
+    assert preprocessing_of(model) == expected
+
+
+def test_real_weights_say_how_they_were_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = library("torchvision").models
+    kind = models.get_model_weights("resnet18")
+    state = models.resnet18().state_dict()
+    monkeypatch.setattr(kind, "get_state_dict", lambda self, **options: state)
+    model = build_model(
+        "torchvision:resnet18", num_classes=7, in_channels=3, width=1, options={"pretrained": True}
+    )
+    expected = Preprocessing(*IMAGENET, input_size=(224, 224), interpolation="bilinear")
+    assert preprocessing_of(model) == expected
+    assert [name for name, _ in model.named_children()][-1] == "fc", "and has no part more"
+
+
+def test_a_real_folder_says_what_its_processor_does(tmp_path: Path) -> None:
+    transformers = library("transformers")
+    if not hasattr(transformers, "ViTImageProcessor"):
+        pytest.skip("this version has no ViTImageProcessor")
+    processor = transformers.ViTImageProcessor(size={"height": 48, "width": 48})
+    processor.save_pretrained(tmp_path)
+    found = preprocessing_of(None, tmp_path)
+    assert found is not None
+    pixels = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
+    expected = processor(list(pixels), return_tensors="pt")["pixel_values"]
+    # It rounds to whole levels between scaling and normalising.
+    torch.testing.assert_close(
+        found.apply(pixels, (0.5,) * 3, (0.5,) * 3), expected, atol=0.02, rtol=0
+    )

@@ -1,0 +1,122 @@
+import copy
+import pickle
+from collections import namedtuple
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from krscale.errors import UserError
+from krscale.models.outputs import find_logits, read_logits, unwrap_all
+
+LOGITS, OTHER = torch.ones(2, 3), torch.zeros(2, 5)
+Named = namedtuple("Named", ["aux", "logits"])
+
+
+@dataclass
+class Output:
+    loss: torch.Tensor | None
+    logits: torch.Tensor
+    hidden: torch.Tensor
+
+
+class Wrapping(nn.Module):
+    """A classifier whose output is made of its logits by a function."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.head, self.form = nn.Linear(4, 3), form
+
+    def forward(self, images):
+        return self.form(self.head(images.flatten(1)), self.training)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        LOGITS,
+        {"logits": LOGITS, "hidden": OTHER},
+        {"scores": LOGITS, "loss": None},
+        Output(None, LOGITS, OTHER),
+        Named(OTHER, LOGITS),
+        (LOGITS,),
+        [None, LOGITS],
+    ],
+)
+def test_logits_are_found_where_there_is_one_choice(output):
+    assert find_logits(output) is LOGITS
+
+
+@pytest.mark.parametrize(
+    ("output", "key"),
+    [
+        ({"main": LOGITS, "logits": OTHER}, "main"),
+        ((OTHER, LOGITS), "1"),
+        (Output(None, OTHER, LOGITS), "hidden"),
+        (LOGITS, "0"),
+    ],
+)
+def test_the_key_decides(output, key):
+    assert find_logits(output, key) is LOGITS
+
+
+@pytest.mark.parametrize(
+    ("output", "key", "parts"),
+    [
+        ((LOGITS, OTHER), "", ["teacher.output_key", "'0' [2, 3]", "'1' [2, 5]"]),
+        ({"logit": LOGITS, "x": OTHER}, "logits", ["'logits'", "Did you mean 'logit'?"]),
+        ({"a": 1}, "", ["no tensor at all"]),
+        ("text", "", ["returns str", "allowed: a tensor"]),
+        (None, "logits", ["returns NoneType"]),
+    ],
+)
+def test_what_cannot_be_told_apart_is_refused(output, key, parts):
+    with pytest.raises(UserError) as caught:
+        find_logits(output, key, "teacher")
+    assert [part for part in parts if part not in str(caught.value)] == []
+
+
+def test_a_tuple_in_train_mode_and_a_tensor_in_eval_mode():
+    model = Wrapping(lambda logits, training: (logits, logits * 2) if training else logits)
+    read_logits(model, "0", "student")
+    images = torch.randn(2, 1, 2, 2)
+    assert torch.equal(model.train()(images), model.eval()(images))
+
+
+def test_positions_of_size_one_are_dropped():
+    model = Wrapping(lambda logits, training: logits[:, :, None, None])
+    read_logits(model, "", "student")
+    assert model(torch.randn(2, 1, 2, 2)).shape == (2, 3)
+
+
+def test_reading_changes_neither_names_nor_copies():
+    model = Wrapping(pick_dict)
+    names = list(model.state_dict())
+    read_logits(model, "", "student")
+    assert list(model.state_dict()) == names
+    images = torch.randn(2, 1, 2, 2)
+    for same in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(same(images), model(images))
+
+
+def pick_dict(logits, training):
+    return {"logits": logits}
+
+
+def test_the_network_can_be_traced_for_export():
+    model = Wrapping(pick_dict)
+    read_logits(model, "", "student")
+    program = torch.export.export(model.eval(), (torch.randn(2, 1, 2, 2),))
+    images = torch.randn(2, 1, 2, 2)
+    assert torch.allclose(program.module()(images), model(images))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of torch, as it compiles
+def test_wrappers_are_taken_off_inside_and_outside():
+    inner = nn.Sequential(torch.compile(nn.Linear(4, 4)), nn.DataParallel(nn.Linear(4, 3)))
+    names = set(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)).state_dict())
+    inner.compile()
+    bare = unwrap_all(torch.compile(inner))
+    assert set(bare.state_dict()) == names
+    assert pickle.loads(pickle.dumps(bare))(torch.zeros(1, 4)).shape == (1, 3)

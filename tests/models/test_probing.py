@@ -1,0 +1,78 @@
+import pytest
+import torch
+from odd_networks import Net
+from torch import nn
+
+from krscale.errors import UserError
+from krscale.models.capacity import count_flops, find_width, num_parameters
+from krscale.models.outputs import read_logits
+from krscale.models.probing import build_for_shapes, check_network, check_weights_are_finite
+
+SHAPE = (1, 8, 8)
+
+
+def build(form, key=""):
+    def make():
+        model = Net(5, form=form)
+        read_logits(model, key, "student")
+        return model
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("form", "key"),
+    [("", ""), ("dict", ""), ("dataclass", ""), ("pair", "1"), ("auxiliary", "0"),
+     ("positions", ""), ("looks at values", "")],
+)  # fmt: skip
+def test_networks_that_give_logits_pass(form, key):
+    check_network(build_for_shapes(build(form, key), SHAPE), 5, SHAPE, "student")
+
+
+@pytest.mark.parametrize(
+    ("form", "key", "message"),
+    [
+        ("pair", "", r"student\.output_key: the network returns '0' \[2, 8, 8, 8\], '1' \[2, 5\]"),
+        ("pair", "2", r"no tensor '2'"),
+        ("auxiliary", "", r"student\.output_key: .*'0' \[2, 5\], '1' \[2, 5\]"),
+        ("three", "", r"gives 3 logits, the data have 5 classes"),
+        ("text", "", r"returns str"),
+        ("maps", "", r"gives a tensor of shape \[2, 8, 8, 8\].*wanted: logits \[2, 5\]"),
+        ("crash", "", r"does not run on images of shape \[1, 8, 8\] in eval mode: RuntimeError"),
+        ("crash", "", r"odd_networks\.py, line \d+"),
+        ("NaN", "", r"NaN or infinity"),
+        ("", "logits", r"student\.output_key: 'logits' is set, but the network returns a single"),
+    ],
+)
+def test_networks_that_do_not_are_refused(form, key, message):
+    model = build(form, key)()
+    with pytest.raises(UserError, match=message):
+        check_network(model, 5, SHAPE, "student")
+
+
+def test_checking_changes_nothing():
+    model = build("auxiliary", "0")()
+    model.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    check_network(model, 5, SHAPE, "student")
+    assert not any(module.training for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_a_network_that_looks_at_values_is_measured_where_it_can_run():
+    assert build_for_shapes(build(""), SHAPE).head.weight.is_meta
+    model = build_for_shapes(build("looks at values"), SHAPE)
+    assert not model.head.weight.is_meta
+    assert count_flops(model, SHAPE) == count_flops(build("")(), SHAPE)
+    target = num_parameters(Net(5, width=12))
+    assert find_width(lambda width: Net(5, width=width, form="looks at values"), target) == 12
+
+
+def test_weights_that_are_not_finite_are_named():
+    model = nn.Linear(2, 2)
+    check_weights_are_finite(model, "teacher")
+    nn.init.constant_(model.bias, float("inf"))
+    with pytest.raises(UserError, match="teacher: the weights hold NaN or infinity: bias"):
+        check_weights_are_finite(model, "teacher")

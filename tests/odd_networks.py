@@ -1,0 +1,69 @@
+"""Networks as people have them: outputs, arguments and mistakes that krscale must cope with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+
+@dataclass
+class Output:
+    logits: Tensor
+    hidden: Tensor
+
+
+class Net(nn.Module):
+    """A small classifier; `form` says what it returns, and what is wrong with it."""
+
+    tap_paths = ("first",)
+    stage_ends = (1, 2)
+
+    def __init__(self, n_classes: int, in_chans: int = 1, width: int = 8, form: str = "") -> None:
+        super().__init__()
+        self.form = form
+        self.first = nn.Sequential(
+            nn.Conv2d(in_chans, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()
+        )
+        self.head = nn.Conv2d(width, 3 if form == "three" else n_classes, 1)
+        if form == "looks at values" and self.head.weight.sum().item() > 1e9:
+            raise ValueError
+        if form == "NaN":
+            nn.init.constant_(self.head.bias, float("nan"))
+
+    def forward(self, images: Tensor) -> object:
+        maps = self.first(images)
+        if self.form == "eval only" and self.training:
+            raise ValueError
+        if self.form == "overflow":
+            maps = maps.exp().exp() * 1e30
+        if self.form == "looks at values" and bool(images.isnan().any()):
+            raise ValueError
+        logits = self.head(maps.mean(dim=(2, 3), keepdim=True))
+        if self.form != "positions":
+            logits = logits.flatten(1)
+        return {
+            "dict": lambda: {"logits": logits, "hidden": maps},
+            "dataclass": lambda: Output(logits, maps),
+            "pair": lambda: (maps, logits),
+            "auxiliary": lambda: (logits, logits * 0) if self.training else logits,
+            "text": lambda: "logits",
+            "maps": lambda: maps,
+            "crash": lambda: logits + torch.zeros(7, 7),
+        }.get(self.form, lambda: logits)()
+
+
+def compiled(num_labels: int, **options: str) -> nn.Module:
+    return torch.compile(Net(num_labels, **options))
+
+
+def fixed(n_classes: int) -> nn.Module:
+    return Net(n_classes)
+
+
+def trained(n_classes: int, path: str) -> nn.Module:
+    """A network that loads weights of its own."""
+    model = Net(n_classes)
+    model.load_state_dict(load_file(Path(path)))
+    return model

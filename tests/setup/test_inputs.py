@@ -1,0 +1,201 @@
+"""Each network sees the view in its own way: chosen, said, part of fingerprints, and applied."""
+
+from pathlib import Path
+
+import own_teacher
+import pytest
+import torch
+
+from krscale.config import Experiment, load
+from krscale.config.older import with_former_defaults
+from krscale.errors import UserError
+from krscale.models.preprocessing import DEFAULT, Preprocessing, preprocessing_of_network
+from krscale.parallel import Workers
+from krscale.progress import Progress
+from krscale.runs.folder import read_experiment, run_folder
+from krscale.setup.build import Assets, build_training
+from krscale.setup.inputs import choose_preprocessing
+from krscale.setup.networks import Networks, build_student, build_teacher
+from krscale.setup.prepare import Prepared, prepare
+from krscale.setup.recipe import StoreRecipe
+from krscale.store import check_store
+from krscale.training.loop import evaluate
+
+OWN = Preprocessing(own_teacher.MEAN, own_teacher.STD, "0..255", "bgr", (32, 32))
+CPU = torch.device("cpu")
+
+
+class Notes(Progress):
+    """Keeps what a user is told."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True, planned={})
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def chosen(network: object, *settings: str) -> Preprocessing:
+    config = load(None, [f"teacher.preprocessing.{setting}" for setting in settings])
+    teacher = config.teacher.model_copy(update={"weights": "given"})
+    return choose_preprocessing(teacher, network, 3, "teacher")
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes"),
+    [
+        ((), {}),
+        (("input_size=64",), {"input_size": (64, 64)}),
+        (("input_size=[64, 48]", "interpolation=bicubic"),
+         {"input_size": (64, 48), "interpolation": "bicubic"}),
+        (("normalisation=data",), {"mean": None, "std": None}),
+        (("normalisation=none",), {"mean": (0.0,), "std": (1.0,)}),
+        (("normalisation=half",), {"mean": (127.5,), "std": (127.5,)}),
+        (("normalisation=imagenet", "pixel_range=0..1", "channel_order=rgb"),
+         {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "pixel_range": "0..1",
+          "channel_order": "rgb"}),
+        (("mean=0.5", "std=[0.5, 0.4, 0.3]"), {"mean": (0.5,), "std": (0.5, 0.4, 0.3)}),
+    ],
+)  # fmt: skip
+def test_what_is_set_stands_before_what_the_network_says(settings, changes) -> None:
+    network = own_teacher.Described(6, 3, 8)
+    assert chosen(network, *settings) == Preprocessing(**{**OWN.__dict__, **changes})
+
+
+def test_presets_are_turned_for_networks_that_take_blue_first() -> None:
+    found = chosen(None, "normalisation=imagenet", "channel_order=bgr")
+    assert found.mean == (0.406, 0.456, 0.485)
+
+
+def test_metadata_is_of_the_weights_and_not_asked_without_them() -> None:
+    network = own_teacher.Described(6, 3, 8)
+    assert choose_preprocessing(load().teacher, network, 3, "teacher") == DEFAULT
+    pretrained = load(None, ["student.options={pretrained = true}"]).student
+    found = choose_preprocessing(pretrained, network, 3, "student")
+    assert found == Preprocessing(**{**OWN.__dict__, "input_size": None}), "trained at our size"
+    assert chosen(own_teacher.Own(6, 3, 8)) == DEFAULT
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["mean=0.5"], "teacher.preprocessing.mean: mean and std go together"),
+        (["mean=0.5", "std=0.5", "normalisation=half"], "give one of them"),
+        (["mean=0.5", "std=0"], "teacher.preprocessing.std: .*greater than 0"),
+        (["channel_order=brg"], "'auto', 'rgb' or 'bgr'"),
+        (["input_size=0"], "greater than or equal to 1"),
+        (["input_size=[1,2,3]"], "at most 2 items"),
+        (["normalization=half"], "Did you mean 'teacher.preprocessing.normalisation'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load(None, [f"teacher.preprocessing.{setting}" for setting in settings])
+
+
+def test_numbers_that_do_not_fit_the_images_are_refused() -> None:
+    config = load(None, ["teacher.preprocessing.normalisation=imagenet"])
+    task = type("Task", (), {"num_classes": 10, "image_shape": (1, 8, 8), "num_train": 99})()
+    with pytest.raises(UserError, match=r"teacher\.preprocessing\.mean: 3 numbers .*1 channel"):
+        build_teacher(config, task)
+
+
+def test_defaults_leave_fingerprints_as_they_were(tmp_path: Path) -> None:
+    # Of the commit before there was a choice.
+    assert load().fingerprint() == "8bf8a494dc9634ac"
+    other = load(None, ["student.preprocessing.input_size=16"])
+    assert other.fingerprint() != load().fingerprint()
+
+
+def test_a_run_older_than_the_choice_goes_on_as_it_was() -> None:
+    def older(**teacher: object) -> Experiment:
+        stored = load().model_dump(mode="json")
+        for name in ("teacher", "student"):
+            del stored[name]["preprocessing"]
+        stored["teacher"] |= teacher
+        return Experiment.model_validate(with_former_defaults(stored))
+
+    assert older() == load()
+    assert older(weights="w.pt").teacher.preprocessing == load().teacher.preprocessing
+    for teacher in (
+        {"model": "timm:resnet18", "options": {"pretrained": True}},
+        {"model": "mine:Teacher", "weights": "w.pt"},
+    ):
+        assert older(**teacher).teacher.preprocessing.normalisation == "data"
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Prepared, list[str]]:
+    """A teacher of 32 pixels, blue first, and students of 24, for images of 16."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("own")
+    weights = own_teacher.train(folder / "weights.safetensors")
+    own_teacher.write_folder(folder / "images", 360)
+    settings = (
+        "data.source=image_folder",
+        f"data.path={folder / 'images'}",
+        f"storage_path={folder / 'runs'}",
+        f"teacher.weights={weights}",
+        "teacher.width=8",
+        "views.num_views=1",
+        "student.preprocessing.normalisation=half",
+        "student.preprocessing.input_size=24",
+        "train.num_epochs=1",
+        *own_teacher.SETTINGS,
+    )
+    experiment, progress = load(None, settings), Notes()
+    with progress:
+        prepared = prepare(experiment, progress)
+    return experiment, prepared, progress.notes
+
+
+def test_the_teacher_is_as_good_as_it_was_where_it_was_trained(own) -> None:
+    experiment, prepared, notes = own
+    assert prepared.teacher.val_accuracy > 0.95
+    assert min(prepared.teacher.information_gain) > 0.5
+    said = [note for note in notes if " images as " in note]
+    assert len(said) == 2
+    assert "teacher takes images as 32x32 (bilinear), BGR in 0..255, mean 90, 110, 130" in said[0]
+    assert "student takes images as 24x24 (bilinear), RGB in 0..1, mean 0.5, std 0.5" in said[1]
+    recipe = StoreRecipe.find(experiment)
+    assert check_store(recipe.spec(CPU), 40).max_difference < 0.01
+
+
+def test_another_preprocessing_is_another_teacher_and_another_store(own) -> None:
+    experiment, _, _ = own
+    recipe = StoreRecipe.find(experiment)
+    described = experiment.model_copy(
+        update={"teacher": experiment.teacher.model_copy(
+            update={"preprocessing": load().teacher.preprocessing}
+        )}
+    )  # fmt: skip
+    with pytest.raises(UserError, match="never prepared"):
+        StoreRecipe.find(described)
+    network = Networks.resolve(experiment, recipe.dataset).teacher
+    assert network.preprocessing == OWN
+    assert network.stage_shapes[0][1:] == (16, 16), "of images of 32"
+
+
+def test_students_learn_from_the_same_views_in_their_own_way(own) -> None:
+    experiment, prepared, _ = own
+    assets = Assets.open(prepared)
+    training = build_training(experiment, assets, 4, Workers.alone(CPU))
+    batch = next(training.loader.epoch(0))
+    assert batch.images.shape[1:] == (3, 24, 24)
+    assert float(batch.images.min()) >= -1.0 - 1e-5
+    assert batch.tap_logits.argmax(-1)[:, -1].eq(batch.labels).float().mean() > 0.95
+    found = training.run_epoch()
+    assert found["train/loss"] > 0
+    again = evaluate(training.student, assets.dataset, assets.validation, Workers.alone(CPU))
+    assert again["accuracy"] == pytest.approx(found["val/accuracy"])
+    student = build_student(experiment, assets.dataset, 4)
+    assert preprocessing_of_network(student) == Preprocessing((0.5,), (0.5,), input_size=(24, 24))
+
+
+def test_a_run_with_a_choice_is_read_again(own, tmp_path: Path) -> None:
+    experiment, _, _ = own
+    experiment = experiment.model_copy(update={"storage_path": str(tmp_path)})
+    with run_folder(experiment, {}):
+        pass
+    assert read_experiment(experiment.run_path).teacher == experiment.teacher

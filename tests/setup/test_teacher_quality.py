@@ -1,0 +1,221 @@
+"""A teacher is measured before it teaches, and stopped with the cause where it is fed wrongly."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import own_teacher
+import pytest
+import torch
+from running import in_process
+from safetensors.torch import save_file
+
+from krscale.config import Experiment, load
+from krscale.data import prepare_data
+from krscale.errors import UserError
+from krscale.search.plan import describe_plan
+from krscale.setup.candidates import as_settings, is_better, try_candidates
+from krscale.setup.teacher import foreign_teacher, prepare_teacher
+from krscale.setup.teacher_quality import find_faults, require_fit
+
+CPU = torch.device("cpu")
+SWAPPED = (1, 0, 2, 3, 4, 5)
+RIGHT = dict(setting.split("=", 1) for setting in own_teacher.SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of 16 pixels, and teachers whose classes are in our order, and in another."""
+    torch.set_num_threads(1)
+    path = tmp_path_factory.mktemp("quality")
+    own_teacher.write_folder(path / "images", 420)
+    own_teacher.train(path / "right.safetensors")
+    own_teacher.train(path / "swapped.safetensors", SWAPPED)
+    return path
+
+
+def settings(folder: Path, weights: str = "right", **changes: object) -> list[str]:
+    """Of an experiment with the right preprocessing, but for the changes."""
+    fields = RIGHT | {f"teacher.preprocessing.{name}": value for name, value in changes.items()}
+    given = [f"{name}={value}" for name, value in fields.items() if value is not None]
+    return [
+        "data.source=image_folder",
+        f"data.path={folder / 'images'}",
+        "data.val_fraction=0.3",
+        f"storage_path={folder / 'runs'}",
+        f"teacher.weights={folder / weights}.safetensors",
+        "teacher.width=8",
+        *given,
+    ]
+
+
+def prepared(experiment: Experiment) -> float:
+    dataset = prepare_data(experiment.data, experiment.cache_path)
+    facts, _ = prepare_teacher(experiment, dataset, CPU, lambda done, total: None)
+    return facts.val_accuracy
+
+
+def test_a_teacher_that_is_fed_rightly_teaches(folder: Path) -> None:
+    assert prepared(load(None, settings(folder))) > 0.95
+
+
+WRONG = {
+    "its normalisation": {"mean": None, "std": None, "pixel_range": "auto"},
+    "its range": {"pixel_range": "0..1"},
+    "its order of channels": {"channel_order": "rgb"},
+    "its size": {"input_size": None},
+    "all of it": dict.fromkeys(("mean", "std", "pixel_range", "channel_order", "input_size")),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_teacher_that_is_fed_wrongly_is_stopped_or_nearly_as_good(
+    folder: Path, wrong: str
+) -> None:
+    experiment = load(None, settings(folder, **WRONG[wrong]))
+    try:
+        accuracy = prepared(experiment)
+    except UserError as caught:
+        error = str(caught)
+    else:
+        assert accuracy > 0.9, "what is let through costs little"
+        return
+    for words in (
+        "of validation right, information gain of its taps",
+        "normalisation",
+        "input siz",
+    ):
+        assert words in error
+    assert "krscale teacher check" in error
+    assert "teacher.allow_poor = true" in error
+    if wrong in ("its order of channels", "all of it"):
+        assert "right with preprocessing = {" in error
+        assert 'channel_order = "bgr"' in error
+    if wrong in ("its size", "all of it"):
+        assert "input_size = [32, 32]" in error
+    with pytest.raises(UserError, match="of validation right"):
+        prepared(experiment)  # what is kept of it does not let it pass
+    allowed = load(None, [*settings(folder, **WRONG[wrong]), "teacher.allow_poor=true"])
+    assert prepared(allowed) < 0.9
+
+
+def test_classes_in_another_order_are_told_from_a_wrong_preprocessing(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"9\d\.\d% right with its classes in another order|100"):
+        prepared(load(None, settings(folder, "swapped")))
+
+
+def test_the_command_finds_what_the_teacher_was_trained_with(folder: Path, capsys) -> None:
+    given = settings(folder, **WRONG["all of it"])
+    arguments = ["check", *[part for one in given for part in ("--set", one)], "--quiet", "--json"]
+    assert in_process("teacher")(arguments) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["configured"]["accuracy"] < 0.5
+    best = found["changes"]["teacher.preprocessing"]
+    assert (best["channel_order"], best["input_size"]) == ("bgr", [32, 32])
+    assert list(found["changes"]) == ["teacher.preprocessing"]
+    again = [f"teacher.preprocessing.{name}={json.dumps(value)}" for name, value in best.items()]
+    experiment = load(None, [*given, *again])
+    assert prepared(experiment) == pytest.approx(found["best"]["accuracy"])
+
+
+def test_the_command_finds_the_order_of_the_classes(folder: Path, capsys) -> None:
+    given = settings(folder, "swapped")
+    arguments = ["check", *[part for one in given for part in ("--set", one)], "--quiet"]
+    assert in_process("teacher")([*arguments, "--json"]) == 1
+    changes = json.loads(capsys.readouterr().out)["changes"]
+    names = changes["data.files.classes"]
+    assert names == [own_teacher.NAMES[number] for number in SWAPPED]
+    assert prepared(load(None, [*given, f"data.files.classes={json.dumps(names)}"])) > 0.95
+    assert in_process("teacher")(arguments) == 1
+    out = capsys.readouterr().out
+    assert "[data.files]\nclasses = [" in out
+    assert "classes reordered" in out
+
+
+def test_the_command_is_content_with_what_is_right(folder: Path, capsys) -> None:
+    arguments = ["check", *[part for one in settings(folder) for part in ("--set", one)]]
+    assert in_process("teacher")([*arguments, "--quiet"]) == 0
+    out, _ = capsys.readouterr()
+    assert "best as the experiment has it" in out
+    assert "now" in out
+
+
+def test_a_teacher_that_is_trained_here_is_not_asked(tmp_path: Path, capsys) -> None:
+    arguments = ["check", "--quiet", "--set", f"storage_path={tmp_path}"]
+    assert in_process("teacher")(arguments) == 2
+    assert "teacher.weights: empty" in capsys.readouterr().err
+
+
+def test_sizes_that_a_network_does_not_take_are_told(folder: Path) -> None:
+    class Fixed(own_teacher.Own):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            assert images.shape[-1] == 32, f"takes 32 pixels, got {images.shape[-1]}"
+            return super().forward(images)
+
+    experiment = load(None, settings(folder))
+    dataset = prepare_data(experiment.data, experiment.cache_path)
+    network = foreign_teacher(experiment, dataset, CPU)
+    network.__class__ = Fixed
+    tried = try_candidates(network, dataset, 60)
+    assert tried.best is tried.configured
+    assert tried.best.accuracy > 0.9
+    assert set(tried.refused) == {"16x16", "64x64", "96x96", "128x128"}
+    assert tried.refused["64x64"] == "takes 32 pixels, got 64"
+
+
+def test_settings_of_a_candidate_are_read_as_that_candidate(folder: Path) -> None:
+    from krscale.setup.inputs import choose_preprocessing
+
+    experiment = load(None, settings(folder))
+    dataset = prepare_data(experiment.data, experiment.cache_path)
+    tried = try_candidates(foreign_teacher(experiment, dataset, CPU), dataset, 30)
+    assert len(tried.candidates) > 20
+    plain = load(None, ["teacher.weights=given"])
+    for candidate in tried.candidates:
+        written = {"preprocessing": as_settings(candidate.preprocessing)}
+        section = type(plain.teacher).model_validate(plain.teacher.model_dump() | written)
+        read = choose_preprocessing(section, None, 3, "teacher")
+        if read.input_size is None:
+            read = type(read)(**{**read.__dict__, "interpolation": "bilinear"})
+        assert read == candidate.preprocessing
+
+
+def test_a_difference_counts_where_it_is_large_and_no_chance() -> None:
+    right, wrong = np.ones(200, bool), np.zeros(200, bool)
+    assert is_better(right, wrong)
+    assert not is_better(wrong, right)
+    assert not is_better(right, right)
+    few = right.copy()
+    few[:8] = False
+    assert not is_better(right, few), "4 of 100 are not worth a word"
+    assert not is_better(right[:6], wrong[:6]), "six images prove nothing"
+
+
+@pytest.mark.parametrize(("num_epochs", "stopped"), [(3, False), (30, True)])
+def test_a_teacher_trained_here_is_stopped_only_after_a_real_training(
+    tmp_path: Path, num_epochs: int, stopped: bool
+) -> None:
+    experiment = load(None, [f"storage_path={tmp_path}", f"teacher.num_epochs={num_epochs}"])
+    dataset = prepare_data(experiment.data, experiment.cache_path)
+    labels = dataset.split("val").labels
+    nothing = torch.zeros(len(labels), 2, 10)
+    faults = find_faults(experiment, dataset, torch.nn.Identity(), nothing, (0.0, 0.0))
+    assert bool(faults) is stopped
+    known = torch.nn.functional.one_hot(torch.tensor(labels), 10).float()[:, None].repeat(1, 2, 1)
+    assert find_faults(experiment, dataset, torch.nn.Identity(), known, (0.9, 0.8)) == ()
+    if stopped:
+        with pytest.raises(UserError, match=r"guessing.*teacher\.learning_rate"):
+            require_fit(experiment, faults, 0.1, (0.0, 0.0))
+
+
+def test_a_teacher_that_never_learned_is_stopped(folder: Path) -> None:
+    torch.manual_seed(3)
+    save_file(own_teacher.Own(6, 3, 8).state_dict(), folder / "fresh.safetensors")
+    with pytest.raises(UserError, match="no better than guessing the most frequent class"):
+        prepared(load(None, settings(folder, "fresh")))
+
+
+def test_a_plan_says_how_images_are_prepared(folder: Path) -> None:
+    experiment = load(None, [*settings(folder), "ladder.capacities=['1/2']"])
+    prepare_data(experiment.data, experiment.cache_path)
+    assert "teacher takes images as 32x32 (bilinear), BGR in 0..255" in describe_plan(experiment)

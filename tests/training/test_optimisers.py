@@ -1,0 +1,94 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from krscale.config import TrainConfig, load
+from krscale.errors import UserError
+from krscale.training.optimisers import (
+    SCHEDULES,
+    build_optimiser,
+    check_optimiser,
+    learning_rate_factor,
+)
+
+
+def settings(**changes: object) -> TrainConfig:
+    return TrainConfig(**{"learning_rate": 0.01, **changes})
+
+
+def test_the_default_is_sgd_with_nesterov_momentum() -> None:
+    found = build_optimiser(nn.Linear(2, 2), TrainConfig())
+    assert type(found) is torch.optim.SGD
+    decayed, others = found.param_groups
+    for group in (decayed, others):
+        assert (group["lr"], group["momentum"], group["nesterov"], group["fused"]) == (
+            0.1, 0.9, True, True,
+        )  # fmt: skip
+    assert (decayed["weight_decay"], others["weight_decay"]) == (5e-4, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("adamw", "AdamW"), ("AdamW", "AdamW"), ("nadam", "NAdam"), ("rmsprop", "RMSprop"),
+     ("Adagrad", "Adagrad"), ("sgd", "SGD")],
+)  # fmt: skip
+def test_a_step_of_any_optimiser_by_name(name: str, kind: str) -> None:
+    network = nn.Linear(2, 2)
+    found = build_optimiser(network, settings(optimizer=name))
+    assert type(found).__name__ == kind
+    before = network.weight.detach().clone()
+    network(torch.ones(1, 2)).sum().backward()
+    found.step()
+    assert not torch.equal(network.weight, before)
+
+
+def test_options_reach_the_optimiser() -> None:
+    options = {"betas": [0.8, 0.95], "eps": 1e-6}
+    found = build_optimiser(nn.Linear(1, 1), settings(optimizer="adamw", optimizer_options=options))
+    assert list(found.param_groups[0]["betas"]) == [0.8, 0.95]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": "adamm"}, r"unknown optimizer 'adamm'\. Did you mean 'adam"),
+        ({"optimizer": "lbfgs"}, r"'lbfgs' cannot be used here: it evaluates"),
+        ({"optimizer_options": {"beta": 1}, "optimizer": "adamw"}, r"'beta'.*'betas'"),
+        ({"optimizer_options": {"lr": 1.0}}, r"'lr' is set by train\.learning_rate"),
+        ({"optimizer": "adamw", "optimizer_options": {"betas": [2, 3]}}, r"AdamW refuses"),
+        ({"optimizer_options": {"momentum": 0.5}}, r"'momentum' is set by train\.momentum"),
+        ({"optimizer": "adamw", "momentum": 0.5}, r"train\.momentum: 0\.5 is for SGD; .*betas"),
+        ({"optimizer": "rprop"}, r"train\.weight_decay: Rprop has none"),
+    ],
+)
+def test_what_torch_does_not_have_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_optimiser(settings(**changes))
+
+
+def test_other_optimisers_need_a_learning_rate() -> None:
+    with pytest.raises(UserError, match=r"train\.learning_rate must be given"):
+        load(None, ["train.optimizer=adamw"])
+    assert load(None, ["train.optimizer=adamw", "train.learning_rate=1e-3"])
+
+
+@pytest.mark.parametrize(
+    ("name", "middle", "end"),
+    [("cosine", 0.5, 0.0), ("linear", 0.5, 0.0), ("constant", 1.0, 1.0), ("step", 0.1, 0.01)],
+)
+def test_schedules_after_a_linear_warm_up(name: str, middle: float, end: float) -> None:
+    factor = learning_rate_factor(settings(num_epochs=5, warmup_epochs=1.0, schedule=name), 10)
+    warmup = [factor(step) for step in range(10)]
+    assert warmup == pytest.approx([(step + 1) / 11 for step in range(10)])
+    assert factor(10) == 1.0
+    assert math.isclose(factor(30), middle)
+    assert math.isclose(factor(50), end, abs_tol=1e-12)
+
+
+def test_every_schedule_is_allowed_and_no_other() -> None:
+    for name in SCHEDULES:
+        assert settings(schedule=name).schedule == name
+    with pytest.raises(UserError, match="'cosine', 'linear', 'step' or 'constant'"):
+        load(None, ["train.schedule=cos"])

@@ -24,7 +24,7 @@ from krscale.knowledge.measuring import (
 )
 from krscale.knowledge.parameters import layers_by_tap, weight_histograms
 from krscale.knowledge.probes import Probes
-from krscale.knowledge.taps import TapOutputs
+from krscale.knowledge.taps import TapOutputs, unwrapped
 from krscale.methods import MethodContext
 from krscale.methods.kr import KR
 from krscale.models.tapped import TappedNetwork, device_of
@@ -134,6 +134,8 @@ class KRLoss(nn.Module):
             UserError: If settings, batches or networks do not fit together.
         """
         chosen = _settings(settings)
+        if unwrapped(teacher) is unwrapped(student):
+            raise UserError("KRLoss: teacher and student are one and the same network.")
         device = device_of(teacher)
         images, batches = first_images(train_loader, "train_loader")
         shape = tuple(images.shape[1:])

@@ -401,3 +401,21 @@ def test_a_teacher_that_knows_more_than_it_says(
     with pytest.raises(UserError, match=r"teacher: its classifier is right for .*normalised"):
         make(teacher, student, pairs)
     make(teacher, student, pairs, allow_poor_teacher=True)
+
+
+def test_networks_that_cannot_be_used_are_refused(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    with pytest.raises(UserError, match="one and the same network"):
+        make(teacher, teacher, pairs)
+    for role in ("teacher", "student"):
+        other = build_model("resnet", num_classes=3, in_channels=3, width=2, options={})
+        broken = copy.deepcopy(student)
+        nn.init.constant_(broken.fc.bias, torch.nan)
+        for network, said in [
+            (other, r"the network does not run on images of shape \[1, 12, 12\]: .*channels"),
+            (broken, "the network gives NaN or infinity"),
+        ]:
+            given = {"teacher": teacher, "student": student} | {role: network}
+            with pytest.raises(UserError, match=f"^{role}: {said}"):
+                make(given["teacher"], given["student"], pairs)

@@ -19,6 +19,7 @@ from krscale.knowledge.taps import (
     settle_layouts,
     unwrapped,
 )
+from krscale.models.foreign import located
 from krscale.models.outputs import find_logits, outputs_by_name, without_positions
 
 
@@ -53,12 +54,14 @@ class TappedNetwork:
             where: What the network is, for the message of an error: `"teacher"`.
 
         Raises:
-            UserError: If taps do not exist, none is found, or a layout cannot be told.
+            UserError: If it does not run on the images or gives no finite logits; if taps do not
+                exist, none is found, or a layout cannot be told.
         """
         inner = unwrapped(network)
         images = images[:2].to(device_of(inner))
         try:
             with evaluating(inner):
+                _check_runs(inner, images)
                 paths, ends = _taps_of(inner, images, tuple(paths), where)
                 _settle(inner, paths, images, where)
                 outputs = run_tapped(inner, paths, images)
@@ -97,6 +100,23 @@ def logits_of(output: Any) -> Tensor:
     if logits.ndim != 2:
         raise UserError(f"the network's logits are {list(logits.shape)}, and not [B, K].")
     return logits
+
+
+def _check_runs(network: nn.Module, images: Tensor) -> None:
+    try:
+        output = network(images)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"the network does not run on images of shape {list(images.shape[1:])}: "
+            f"{located(error)}."
+        ) from error
+    if not bool(logits_of(output).isfinite().all()):
+        raise UserError(
+            "the network gives NaN or infinity for the first images; its weights are broken, or "
+            "what it computes of them."
+        )
 
 
 def _taps_of(

@@ -71,6 +71,15 @@ def test_classifiers_run_and_their_taps_are_told_apart(
     assert feature.shape[1 if feature.ndim == 4 else 2] == channels
 
 
+def test_auxiliary_classifiers_are_left_out_unless_they_are_asked_for() -> None:
+    library("torchvision")
+    alone = build("torchvision:googlenet", (3, 64, 64))
+    with_others = build("torchvision:googlenet", (3, 64, 64), aux_logits=True)
+    assert not any(name.startswith("aux") for name in alone.state_dict())
+    images = torch.empty(2, 3, 64, 64, device="meta")
+    assert with_others.train()(images).shape == (2, 11), "the logits of three outputs"
+
+
 @pytest.mark.parametrize("kind", ["torchvision", "timm"])
 def test_unknown_names_name_the_nearest(kind: str) -> None:
     library(kind)

@@ -129,9 +129,16 @@ def _hf(folder: str, where: str) -> Build:
     ) -> nn.Module:
         auto = transformers.AutoModelForImageClassification
         with _explained("transformers", str(path), options, where):
-            config = transformers.AutoConfig.from_pretrained(
-                path, local_files_only=True, trust_remote_code=False, **options
+            config, unknown = transformers.AutoConfig.from_pretrained(
+                path,
+                local_files_only=True,
+                trust_remote_code=False,
+                return_unused_kwargs=True,
+                **options,
             )
+        if option := next((name for name in options if name in unknown), None):
+            allowed = ("pretrained", "new_head", *config.to_dict())
+            raise unknown_name(f"option of hf:{path}", option, allowed, f"{where}.options")
         _check_hf(config, path, num_classes, in_channels, pretrained and not new_head, where)
         if config.num_labels != num_classes:
             config.num_labels = num_classes

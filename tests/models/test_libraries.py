@@ -158,6 +158,12 @@ def test_a_head_of_other_classes_is_named(folder: Path) -> None:
     assert hf(folder, 7, new_head=True)(torch.randn(2, 1, 8, 8)).shape == (2, 7)
 
 
+def test_options_of_a_folder_are_those_of_its_config(folder: Path) -> None:
+    assert hf(folder, hidden_dropout_prob=0.5).config.hidden_dropout_prob == 0.5
+    with pytest.raises(UserError, match=r"'hiden_dropout_prob'\. Did you mean 'hidden_dropout_"):
+        hf(folder, hiden_dropout_prob=0.5)
+
+
 def test_a_folder_without_a_head_is_not_filled_at_random(folder: Path, tmp_path: Path) -> None:
     transformers = library("transformers")
     transformers.ViTModel.from_pretrained(folder).save_pretrained(tmp_path / "body")

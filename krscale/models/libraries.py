@@ -77,8 +77,8 @@ def _torchvision(name: str, where: str) -> Build:
         pretrained, weights = options.pop("pretrained", False), options.pop("weights", None)
         chosen = weights or ("DEFAULT" if pretrained else None)
         with _explained("torchvision", name, options, where):
-            if "googlenet" in name or "inception" in name:  # otherwise it warns of a slow start
-                options.setdefault("init_weights", True)
+            if name in ("googlenet", "inception_v3"):
+                options = _of_inception(chosen is not None) | options
             model: nn.Module = models.get_model(
                 name, weights=None, num_classes=num_classes, **options
             )
@@ -94,6 +94,15 @@ def _torchvision(name: str, where: str) -> Build:
         return _with_channels(model, in_channels, chosen is not None, where)
 
     return build
+
+
+def _of_inception(pretrained: bool) -> dict[str, Any]:
+    """Return what torchvision's builder would set for these weights, and no auxiliary classifiers.
+
+    Nothing here trains those, so they would be parameters that only count.
+    """
+    normalised_otherwise = {"transform_input": True} if pretrained else {}
+    return {"init_weights": not pretrained, "aux_logits": False, **normalised_otherwise}
 
 
 def _hf(folder: str, where: str) -> Build:
@@ -120,9 +129,16 @@ def _hf(folder: str, where: str) -> Build:
     ) -> nn.Module:
         auto = transformers.AutoModelForImageClassification
         with _explained("transformers", str(path), options, where):
-            config = transformers.AutoConfig.from_pretrained(
-                path, local_files_only=True, trust_remote_code=False, **options
+            config, unknown = transformers.AutoConfig.from_pretrained(
+                path,
+                local_files_only=True,
+                trust_remote_code=False,
+                return_unused_kwargs=True,
+                **options,
             )
+        if option := next((name for name in options if name in unknown), None):
+            allowed = ("pretrained", "new_head", *config.to_dict())
+            raise unknown_name(f"option of hf:{path}", option, allowed, f"{where}.options")
         _check_hf(config, path, num_classes, in_channels, pretrained and not new_head, where)
         if config.num_labels != num_classes:
             config.num_labels = num_classes

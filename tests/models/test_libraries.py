@@ -71,6 +71,15 @@ def test_classifiers_run_and_their_taps_are_told_apart(
     assert feature.shape[1 if feature.ndim == 4 else 2] == channels
 
 
+def test_auxiliary_classifiers_are_left_out_unless_they_are_asked_for() -> None:
+    library("torchvision")
+    alone = build("torchvision:googlenet", (3, 64, 64))
+    with_others = build("torchvision:googlenet", (3, 64, 64), aux_logits=True)
+    assert not any(name.startswith("aux") for name in alone.state_dict())
+    images = torch.empty(2, 3, 64, 64, device="meta")
+    assert with_others.train()(images).shape == (2, 11), "the logits of three outputs"
+
+
 @pytest.mark.parametrize("kind", ["torchvision", "timm"])
 def test_unknown_names_name_the_nearest(kind: str) -> None:
     library(kind)
@@ -147,6 +156,12 @@ def test_a_head_of_other_classes_is_named(folder: Path) -> None:
     with pytest.raises(UserError, match=r"knows 10 classes, the data have 7.*new_head = true"):
         hf(folder, 7)
     assert hf(folder, 7, new_head=True)(torch.randn(2, 1, 8, 8)).shape == (2, 7)
+
+
+def test_options_of_a_folder_are_those_of_its_config(folder: Path) -> None:
+    assert hf(folder, hidden_dropout_prob=0.5).config.hidden_dropout_prob == 0.5
+    with pytest.raises(UserError, match=r"'hiden_dropout_prob'\. Did you mean 'hidden_dropout_"):
+        hf(folder, hiden_dropout_prob=0.5)
 
 
 def test_a_folder_without_a_head_is_not_filled_at_random(folder: Path, tmp_path: Path) -> None:

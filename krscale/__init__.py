@@ -1,1 +1,36 @@
-"""krscale: which student size is enough, trained how, and how accurate will it be?"""
+"""krscale: which student size is enough, trained how, and how accurate will it be?
+
+On objects: `krscale.distill` trains one student; `krscale.KRLoss` and `krscale.losses` are for a
+training loop of one's own. They are imported when they are first used, so that `import krscale`
+costs nothing.
+"""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from krscale import losses
+    from krscale.kr import KRLoss
+    from krscale.on_objects import distill
+
+__all__ = ["KRLoss", "distill", "losses"]
+
+
+def __getattr__(name: str) -> object:
+    # Not `from krscale import losses`, which would ask this function again.
+    import importlib
+
+    if name == "losses":
+        return importlib.import_module("krscale.losses")
+    if name == "KRLoss":
+        return importlib.import_module("krscale.kr").KRLoss
+    if name == "distill":
+        from krscale.extras import missing_extra
+
+        try:
+            return importlib.import_module("krscale.on_objects").distill
+        except ModuleNotFoundError as error:
+            raise missing_extra(error) or error from None
+    raise AttributeError(f"module 'krscale' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

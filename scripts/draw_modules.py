@@ -20,6 +20,7 @@ FLOORS = (
         "Ground: torch and the standard library",
         (
             "errors",
+            "extras",
             "redaction",
             "interruption",
             "files",
@@ -29,11 +30,13 @@ FLOORS = (
             "models",
             "config",
             "methods",
+            "losses",
+            "kr",
         ),
     ),
     (
         "First floor: learning in one process, without Ray, Optuna or MLflow",
-        ("parallel", "data", "store", "training", "setup", "export"),
+        ("parallel", "data", "store", "training", "setup", "export", "on_objects"),
     ),
     ("Second floor: many workers", ("cluster",)),
     ("Third floor: runs", ("time_left", "progress", "report", "tracking", "runs", "search")),

@@ -97,7 +97,7 @@ create_venv
 drop_half_installed
 say "installing $(grep '^torch==' constraints.txt) (the largest download)"
 install torch
-target=".[export]" # krscale pick ends with an ONNX file
+target=".[search,export]" # krscale pick ends with an ONNX file
 if [ "$extra" != run ]; then target=".[$extra]"; fi
 say "installing the other pinned packages"
 install hatchling editables

@@ -15,6 +15,7 @@ PIN = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9.
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 REQUIREMENTS = [
     *PROJECT["project"]["dependencies"],
+    *PROJECT["project"]["optional-dependencies"]["search"],
     *PROJECT["project"]["optional-dependencies"]["export"],
     *PROJECT["project"]["optional-dependencies"]["system"],
     *(

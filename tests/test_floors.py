@@ -52,8 +52,8 @@ def modules_of(*parts: str) -> list[str]:
     return found
 
 
-GROUND = modules_of("errors", "files", "metrics", "knowledge", "models", "pareto")
-METHODS = modules_of("methods")
+GROUND = modules_of("errors", "extras", "files", "metrics", "knowledge", "models", "pareto")
+METHODS = modules_of("methods", "losses", "kr")
 
 
 def import_without(forbidden: tuple[str, ...], *modules: str) -> subprocess.CompletedProcess[str]:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
+from kr_on_workers import gradients_of_one, gradients_of_two
 from torch import nn
 from torch.nn import functional as F
 
@@ -124,6 +125,7 @@ def _work(rank, folder):
         results[name] = _run_norm(norm, inputs[rows], upstream[rows])
     for name in TRAININGS:
         results[f"train_{name}"] = _train(name, workers, nn.parallel.DistributedDataParallel)
+    results["kr"] = gradients_of_two(rank)
     torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()  # neither leaves while the other still talks to it
     dist.destroy_process_group()
@@ -133,7 +135,8 @@ def _work(rank, folder):
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workers")
     root = Path(__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": str(root), "GLOO_SOCKET_IFNAME": "lo"}
+    paths = f"{root}{os.pathsep}{root / 'tests'}"
+    environment = os.environ | {"PYTHONPATH": paths, "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, __file__]
     processes = [
         subprocess.Popen(
@@ -197,6 +200,15 @@ class TestTwoProcesses:
                 torch.testing.assert_close(
                     found[key], value, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}"
                 )
+
+    def test_kr_in_ones_own_loop_equals_one_process(self, results):
+        first, second = (result["kr"] for result in results)
+        # Probes, gains and heads are the first worker's, though each has read other images.
+        for one, other in zip(first["state"], second["state"], strict=True):
+            assert torch.equal(one, other)
+        expected = gradients_of_one()
+        for found in (first, second):
+            torch.testing.assert_close(found["gradients"], expected, rtol=1e-4, atol=1e-5)
 
 
 class TestConvertBatchNorm:

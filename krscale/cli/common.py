@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from krscale.errors import UserError
+from krscale.extras import missing_extra
 from krscale.interruption import exit_code, received, stop_signals, watch_exit
 from krscale.redaction import redact
 
@@ -25,7 +26,8 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
         argv: Arguments without the program's name.
 
     Returns:
-        What the function returned; 2 after a `UserError`, told on stderr; 130 after Ctrl-C, 143
+        What the function returned; 2 after a `UserError`, or where a package of an extra is
+        missing, told on stderr; 130 after Ctrl-C, 143
         after SIGTERM, 129 after SIGHUP; 141 when whoever read stdout went away. Any other exception
         is a defect of krscale and passes with its traceback.
     """
@@ -42,8 +44,9 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
         except Exception as error:
             if received() is not None:
                 return _interrupted(error)
-            if isinstance(error, UserError):
-                for line in redact(str(error)).splitlines():
+            refused = missing_extra(error) or error
+            if isinstance(refused, UserError):
+                for line in redact(str(refused)).splitlines():
                     print(f"krscale: error: {line}", file=sys.stderr)
                 return EXIT_USER_ERROR
             if isinstance(error, BrokenPipeError):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from fractions import Fraction
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from krscale.errors import UserError, unknown_name
 
 StrictInt = Annotated[int, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=1)]
@@ -61,6 +63,30 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
     )
+
+    @classmethod
+    def from_keywords(cls, values: Mapping[str, Any], where: str) -> Self:
+        """Return the settings that keyword arguments name, the rest at their defaults.
+
+        Args:
+            values: As they were given.
+            where: The function that takes them, for the message.
+
+        Raises:
+            UserError: Naming every unknown setting with the nearest one, and every wrong value.
+        """
+        for name in values:
+            if name not in cls.model_fields:
+                raise unknown_name("setting", name, cls.model_fields, where)
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            found = [
+                f"{where}: {'.'.join(map(str, e['loc'][:1])) or 'settings'}: {e['msg']} "
+                f"(got {e['input']!r})."
+                for e in error.errors(include_url=False)
+            ]
+            raise UserError("\n".join(found)) from None
 
 
 def parse_capacity(text: str) -> float:

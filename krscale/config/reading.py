@@ -22,14 +22,15 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Exper
     """Read an experiment from TOML and apply `key.path=value` overrides.
 
     Args:
-        path: A TOML file, or None for the embedded default (the digits experiment).
+        path: A TOML file; one that ships with krscale, as `jobs/NAME.toml` from anywhere; or None
+            for the embedded default (the digits experiment).
         overrides: Assignments such as `"train.num_epochs=20"`; values are TOML, and a bare word
             is a string.
 
     Raises:
         UserError: If the file cannot be read, or any key or value is refused.
     """
-    content: dict[str, Any] = read_toml(Path(path)) if path else {}
+    content: dict[str, Any] = read_toml(_experiment_file(Path(path))) if path else {}
     where = str(path) if path else "defaults"
     content = dict(_with_new_names(content, where))
     for assignment in overrides:
@@ -70,6 +71,15 @@ def search_ranges() -> dict[str, SearchRange | SearchChoices]:
 def used_with() -> dict[str, UsedWith]:
     """Return what fields need another field to be, by dotted path; of those that declare it."""
     return {path: d for path, d in _declarations(Experiment, "") if isinstance(d, UsedWith)}
+
+
+def _experiment_file(path: Path) -> Path:
+    """Return the file itself, or the job of this name that ships with krscale."""
+    if path.exists() or path.parent.is_dir() or path.parent != Path("jobs"):
+        return path
+    package = Path(__file__).parents[1]
+    folder = next((f for f in (package / "jobs", package.parent / "jobs") if f.is_dir()), None)
+    return folder / path.name if folder else path
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -43,9 +43,15 @@ class Content:
     image_shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, classes: Sequence[str], splits: Mapping[SplitName, Split]) -> Content:
-        """Read every image of the splits once."""
-        pixels = {name: digests(split.images) for name, split in splits.items()}
+    def of(
+        cls,
+        classes: Sequence[str],
+        splits: Mapping[SplitName, Split],
+        pixels: Mapping[SplitName, Digests] | None = None,
+    ) -> Content:
+        """Describe splits; where the digests of their images are not known, read all of them."""
+        if pixels is None:
+            pixels = {name: digests(split.images) for name, split in splits.items()}
         labels = {name: np.asarray(split.labels) for name, split in splits.items()}
         return cls(tuple(classes), pixels, labels, next(iter(splits.values())).image_shape)
 

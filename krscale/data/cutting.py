@@ -29,12 +29,14 @@ class Cut:
     Attributes:
         splits: All three.
         rows: Which images of the source each of them has.
+        pixels: Digests of their images.
         rules: What was done unlike `cut_rows` does it at first; part of the data set's identity.
         notes: What the user should know of it, a sentence each.
     """
 
     splits: dict[SplitName, Split]
     rows: RowCut
+    pixels: dict[SplitName, Digests]
     rules: dict[str, str]
     notes: tuple[str, ...]
 
@@ -61,19 +63,20 @@ def cut_splits(data: SourceData, config: DataConfig, scratch: Path) -> Cut:
     shared = shared_images(found)
     rules, notes = cut.rules, _absent_classes(data, config, splits)
     if shared and config.allow_duplicates:
-        return Cut(splits, cut, rules, (*notes, *(_count(config, pair) for pair in shared)))
+        return Cut(splits, cut, found, rules, (*notes, *(_count(config, pair) for pair in shared)))
     fixed = [pair for pair in shared if len({cut.rows[name][0] for name in pair.names}) > 1]
     if fixed and not data.published:
         raise _refusal(data, config, cut, fixed)
     notes += tuple(_count(config, pair) for pair in fixed)
     if len(fixed) < len(shared):
-        groups = _groups(cut.of("train"), found)
+        whole = _whole(cut.of("train"), found)
+        groups = groups_of_copies(whole)
         again = cut_rows(data, config, groups)
         splits |= _recut(splits, cut.of("train"), again.of("train"), scratch)
         rules = again.rules | {"copies": "in one split"}
         notes += (_count_copies(config, groups, data.splits["train"].labels),)
-        cut = again
-    return Cut(splits, cut, rules, notes)
+        cut, found = again, found | {n: whole[rows] for n, rows in again.of("train").items()}
+    return Cut(splits, cut, found, rules, notes)
 
 
 def _read(data: SourceData, cut: RowCut, scratch: Path) -> dict[SplitName, Split]:
@@ -93,12 +96,12 @@ def _take(split: Split, rows: Rows) -> Split:
     return Split(split.images[rows], split.labels[rows])
 
 
-def _groups(parts: Mapping[SplitName, Rows], found: Mapping[SplitName, Digests]) -> Rows:
-    """Return the groups of copies among the images of the source's train."""
+def _whole(parts: Mapping[SplitName, Rows], found: Mapping[SplitName, Digests]) -> Digests:
+    """Return the digests of the images of the source's train, in its order."""
     whole = np.empty(sum(len(rows) for rows in parts.values()), np.uint64)
     for name, rows in parts.items():
         whole[rows] = found[name]
-    return groups_of_copies(whole)
+    return whole
 
 
 def _recut(

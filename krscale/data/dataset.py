@@ -98,7 +98,11 @@ class Dataset:
         file = self.path / CONTENT_FILE
         if not file.is_file():
             found = Content.of(self.classes, {name: self.split(name) for name in _names(self)})
-            write_json(file, _content_record(found))
+            record = _content_record(found)
+            try:
+                write_json(file, record)
+            except OSError:  # a cache that others have prepared may not be written to
+                return DatasetContent(**record)
         rebuild = f"Delete it; it is written again from the images in {self.path}."
         return read_record(file, DatasetContent, rebuild)
 
@@ -229,7 +233,7 @@ def _build(
         data, cut, skipped = _cut(data, config, Path(scratch))
         train = cut.splits["train"]
         mean, std = channel_statistics(train)
-        content = Content.of(data.classes, cut.splits)
+        content = Content.of(data.classes, cut.splits, cut.pixels)
         paths = _paths(data, cut, Path(config.path).expanduser())
         # Known only now, so it is in the fingerprint but not in the name of the folder.
         identity = identity | ({"rules": cut.rules} if cut.rules else {})
@@ -314,10 +318,10 @@ def _content_record(content: Content) -> dict[str, Any]:
 
 
 def _paths(data: SourceData, cut: Cut, root: Path) -> Paths | None:
-    """Return where each image is, relative to the path of the source; None if it has no files."""
+    """Return where each image is, from the folder of the source on; None if it has no files."""
     if not data.places:
         return None
-    start = f"{root}{os.sep}"
+    start = f"{root if root.is_dir() else root.parent}{os.sep}"
     return {
         name: [data.place(origin, int(row)).removeprefix(start) for row in rows]
         for name, (origin, rows) in cut.rows.rows.items()

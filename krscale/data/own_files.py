@@ -193,6 +193,24 @@ def _mapped_names(given: Sequence[str], found: Values, place: Place) -> tuple[st
     return tuple(given) or tuple(str(number) for number in present)
 
 
+def name_numbers(
+    names: Sequence[str], classes: tuple[str, ...], found: Values, map_labels: bool
+) -> tuple[str, ...]:
+    """Return the names that files give to their numbers, where classes are numbers.
+
+    Args:
+        names: Of the numbers from 0; there may be more than are found.
+        classes: As of `class_names`.
+        found: Labels of the training images as they are written.
+        map_labels: As of `class_names`.
+    """
+    if found.dtype == object or int(found.max(initial=-1)) >= len(names):
+        return classes
+    if map_labels:
+        return tuple(names[number] for number in np.unique(found))
+    return tuple(names[: len(classes)])
+
+
 def _some(numbers: Values) -> str:
     listed = ", ".join(str(number) for number in numbers[:10])
     return listed + (", ..." if len(numbers) > 10 else "")

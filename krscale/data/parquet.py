@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from krscale.data.own_files import (
     class_names,
     existing_path,
     files_identity,
+    name_numbers,
     own_splits,
     to_labels,
 )
@@ -74,6 +76,9 @@ class Parquet:
         if not len(values):
             raise UserError(f"{self.path}: there are no training images.")
         classes = class_names(self.settings.classes, values, where, self.config.map_labels)
+        if not self.settings.classes:
+            names = hugging_face_names(self.files["train"][0], self.settings.label_column)
+            classes = name_numbers(names, classes, values, self.config.map_labels)
         locations = {
             s: replace(p, column=self.settings.image_column) for s, (_, p) in found.items()
         }
@@ -171,6 +176,15 @@ class Parquet:
     def _columns(self, locations: ImageLocations, size: int) -> Iterator[Any]:
         for file in locations.files:
             yield from _batches(file, self.settings.image_column, "image_column", size)
+
+
+def hugging_face_names(file: Path, column: str) -> tuple[str, ...]:
+    """Return the names of classes that Hugging Face's datasets write into a file, or nothing."""
+    try:
+        content = json.loads((pq.read_schema(file).metadata or {})[b"huggingface"])
+        return tuple(str(name) for name in content["info"]["features"][column]["names"])
+    except (KeyError, TypeError, ValueError, OSError, pa.ArrowException):
+        return ()  # what is wrong with the file is said by whoever reads its rows
 
 
 def _is_hidden(name: str) -> bool:

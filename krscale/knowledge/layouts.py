@@ -46,7 +46,7 @@ def find_layouts(
     Args:
         model: The network.
         shapes: Shape of each tap's output, by path.
-        others: The same for images of another size; None where the network takes one size alone.
+        others: The same for images of another size, of the taps that the network reached with them.
         declared: What the user says; empty finds it out.
         where: The config table of the network, for errors.
 
@@ -60,7 +60,7 @@ def find_layouts(
         layout = (
             _known(declared)
             or _declared(model, path, len(shape))
-            or (_by_change(shape, others[path]) if others else None)
+            or (_by_change(shape, others[path]) if others and path in others else None)
             or _by_layers(model.get_submodule(path), shape)
         )
         if layout is None:

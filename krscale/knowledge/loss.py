@@ -1,7 +1,12 @@
-"""The KR objective: the recoded cross-entropy of every group, weighted and summed."""
+"""The KR objective: the recoded cross-entropy of every group, weighted and summed.
+
+What is returned is less by the entropy of the targets: 0 where student and teacher agree, so that
+the value shows how far the student has come. The gradient knows nothing of it.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from krscale.knowledge.recoding import recoded_terms
@@ -14,9 +19,10 @@ def kr_loss(
     temperature: float,
     sparsity: float | Tensor,
 ) -> Tensor:
-    """Return `temperature^2 * sum_g weights_g * CE~(q_g, p_g)` for each sample, `[B]` fp32.
+    """Return `temperature^2 * sum_g weights_g * KL~(q_g, p_g)` for each sample, `[B]` fp32.
 
-    The square of the temperature keeps the gradient's size when the temperature changes.
+    `KL~` is the cross-entropy with the recoded gradient, less the entropy of `q_g`. The square of
+    the temperature keeps the gradient's size when the temperature changes.
 
     Args:
         group_logits: `[B, G, K]`, the student's logits for each group.
@@ -37,4 +43,6 @@ def kr_terms(
 ) -> tuple[Tensor, Tensor]:
     """Return `kr_loss`, `[B]`, and the active classes of every group, `[B, G]` int64."""
     losses, active = recoded_terms(group_logits, soft_targets, temperature, sparsity)
-    return temperature**2 * (losses * weights).sum(dim=-1), active
+    targets = soft_targets.detach().float()
+    divergences = losses + torch.special.xlogy(targets, targets).sum(dim=-1)
+    return temperature**2 * (divergences * weights).sum(dim=-1), active

@@ -115,10 +115,7 @@ def settle_layouts(
     network = unwrapped(model)
     setattr(network, LAYOUTS_ATTRIBUTE, {})
     shapes = _shapes(model, paths, image_shape)
-    try:
-        others = _shapes(model, paths, other_size(image_shape))
-    except Exception:  # noqa: BLE001 - many networks take images of one size only
-        others = None
+    others = _shapes_reached(model, paths, other_size(image_shape))
     setattr(network, LAYOUTS_ATTRIBUTE, find_layouts(network, shapes, others, declared, where))
 
 
@@ -134,6 +131,31 @@ def _shapes(
         for module, training in modes:
             module.training = training
     return {path: tuple(f.shape) for path, f in zip(paths, features, strict=True)}
+
+
+@torch.no_grad()
+def _shapes_reached(
+    model: nn.Module, paths: Sequence[str], image_shape: Sequence[int]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the taps that run, though a later layer may want another size."""
+    outputs: dict[str, Any] = {}
+    network = unwrapped(model)
+    modes = [(module, module.training) for module in model.modules()]
+    handles = [
+        network.get_submodule(path).register_forward_hook(partial(_record, outputs, path))
+        for path in paths
+    ]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model.eval()(zeros(model, image_shape))
+    except Exception:  # noqa: BLE001, S110 - many networks take images of one size only
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes:
+            module.training = training
+    return {path: tuple(_tensor(outputs, path).shape) for path in outputs}
 
 
 def check_taps(model: nn.Module, paths: Sequence[str], where: str = "") -> None:

@@ -69,12 +69,10 @@ class KR(Method):
         # A tensor, so that compiled code need not be compiled again for every epoch.
         self.register_buffer("current_sparsity", torch.tensor(self.sparsity), persistent=False)
         self.begin_epoch(0.0)
+        self.auxiliary_weight = settings.auxiliary_weight
         groups = split_taps(settings.granularity, context.num_teacher_taps, context.stage_ends)
-        weights = group_weights(context.information_gain, groups)
-        weights[:-1] *= settings.auxiliary_weight
-        self.register_buffer("group_weights", weights, persistent=False)
-        shares = tap_weights(context.information_gain, groups)
-        self.register_buffer("tap_weights", shares, persistent=False)
+        self.groups = groups
+        self.weigh(context.information_gain)
 
         shapes = (*context.student_shapes, (context.num_classes,))
         self.head_taps = tuple(
@@ -94,8 +92,17 @@ class KR(Method):
 
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
         """Return the terms `ce`, `kr`, and one for each combined source."""
+        return self.terms(student, teacher_knowledge(batch), batch.labels)
+
+    def terms(self, student: TapOutputs, tap_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return the weighted terms of `forward`, `[B]` fp32 each.
+
+        Args:
+            student: Logits `[B, K]` and tap features of the student.
+            tap_logits: `[B, D, K]` fp32 of the teacher, without gradient.
+            labels: `[B]` int64.
+        """
         logits = student.logits.float()
-        tap_logits = teacher_knowledge(batch)
         soft_targets = mix_taps(tap_logits, self.tap_weights, self.temperature, self.mixing)
         loss, active = kr_terms(
             self.group_logits(student),
@@ -107,17 +114,25 @@ class KR(Method):
         # A worker may hold no sample of the last batch; its mean is 0, not NaN.
         self._active_classes = active.sum() / max(active.numel(), 1)
         terms = {
-            "ce": self.ce_weight * label_cross_entropy(logits, batch.labels),
+            "ce": self.ce_weight * label_cross_entropy(logits, labels),
             "kr": self.kr_weight * loss,
         }
         for method in cast(list[LogitMethod], self.posterior):
-            distilled = method.distillation(logits, tap_logits[:, -1], batch.labels)
+            distilled = method.distillation(logits, tap_logits[:, -1], labels)
             terms[method.term] = method.term_weight * distilled
         if self.parameter_source is not None:
             # One scalar for the whole batch: every sample carries it, so that the mean does.
             whole = self.parameter_weight * self.parameter_source()
             terms["parameter"] = whole.expand(logits.shape[0])
         return terms
+
+    def weigh(self, information_gain: Tensor) -> None:
+        """Weigh taps and groups by the information gain `[D]` of the teacher's taps."""
+        weights = group_weights(information_gain, self.groups)
+        weights[:-1] *= self.auxiliary_weight
+        self.register_buffer("group_weights", weights, persistent=False)
+        shares = tap_weights(information_gain, self.groups)
+        self.register_buffer("tap_weights", shares, persistent=False)
 
     def begin_epoch(self, progress: float) -> None:
         """Set the sparsity of this epoch."""

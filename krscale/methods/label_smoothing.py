@@ -16,8 +16,23 @@ from krscale.knowledge.taps import TapOutputs
 from krscale.methods.base import Batch, Method, MethodContext
 
 
+def smoothed_cross_entropy(
+    student_logits: Tensor, labels: Tensor, label_smoothing: float
+) -> Tensor:
+    """Return the cross-entropy with `(1 - label_smoothing) * label + label_smoothing / K`, `[B]`.
+
+    Args:
+        student_logits: `[B, K]`.
+        labels: `[B]` int64.
+        label_smoothing: Share of every label that is spread over all classes.
+    """
+    return F.cross_entropy(
+        student_logits.float(), labels, reduction="none", label_smoothing=label_smoothing
+    )
+
+
 class LabelSmoothing(Method):
-    """Cross-entropy with `(1 - label_smoothing) * label + label_smoothing / K`."""
+    """`smoothed_cross_entropy`, and nothing else."""
 
     settings_class = LabelSmoothingSettings
     needs_teacher = False
@@ -28,10 +43,5 @@ class LabelSmoothing(Method):
 
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
         """Return the term `ce`."""
-        loss = F.cross_entropy(
-            student.logits.float(),
-            batch.labels,
-            reduction="none",
-            label_smoothing=self.label_smoothing,
-        )
+        loss = smoothed_cross_entropy(student.logits, batch.labels, self.label_smoothing)
         return {"ce": loss}

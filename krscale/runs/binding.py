@@ -1,23 +1,28 @@
-"""What a run folder is bound to besides its settings: its data, and its teacher's code and weights.
+"""What a run folder is bound to besides its settings: its data, networks' code, teacher's weights.
 
-All of it is in `bound.json`, and which image is in which split in `splits.csv`. Another start of
+All of it is in `origin.json`, and which image is in which split in `splits.csv`. Another start of
 the run compares them, so that students of two data sets or two teachers never meet in one study.
 """
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from krscale.config import read_record
 from krscale.data import SPLITS_FILE, Dataset, compare_counts, compare_lists
 from krscale.errors import UserError
 from krscale.files import sha256, write_atomic, write_json
-from krscale.setup.prepare import Prepared, Setup
-from krscale.setup.teacher_code import Code, compare_code, read_code
+from krscale.report import read_curve
+from krscale.report.result import CURVE_FILE
+from krscale.setup.networks import student_table
+from krscale.setup.prepare import Setup
+from krscale.setup.teacher_code import Code, compare_code, read_code, read_student_code
+from krscale.setup.weights import weights_identity
 
-BOUND_FILE = "bound.json"
+ORIGIN_FILE = "origin.json"
 _WEIGHTS_FILE = "teacher.safetensors"  # in the folder of a kept teacher
 EARLIER = "earlier"
 """Beginning of the names of folders, within a run folder, that hold what `--new-data` put aside."""
@@ -30,31 +35,31 @@ _WAYS_ON = (
 
 
 @dataclass(frozen=True)
-class Bound:
+class Origin:
     """What a run was begun with.
 
     Attributes:
         data: Digest of the content of its data.
         images: Number of images of each class.
-        identity: Of the files that the data was read from; equal ones need not be read again.
         code: Of the teacher's network; see `Code`.
-        given: Hash of the file `teacher.weights`; empty where the teacher is trained here.
+        students: Of the students' networks, by their table.
+        given: Hash of the weights that networks are given, by their table.
         weights: Hash of the kept teacher's weights; empty until there are any.
     """
 
     data: str
     images: dict[str, int]
-    identity: str
     code: Code
-    given: str = ""
+    students: dict[str, Code] = field(default_factory=dict)
+    given: dict[str, str] = field(default_factory=dict)
     weights: str = ""
 
 
 def bind(folder: Path, setup: Setup, *, new_data: bool = False) -> tuple[str, ...]:
-    """Bind a run folder to data and teacher's code, or check that they are those of the run.
+    """Bind a run folder to data and networks' code, or check that they are those of the run.
 
     Called before anything is trained, since a changed teacher would be. A folder that is older
-    than this record gets it now.
+    than this record gets it now, unless its result is of other data.
 
     Args:
         folder: The run folder, claimed by this process.
@@ -67,39 +72,46 @@ def bind(folder: Path, setup: Setup, *, new_data: bool = False) -> tuple[str, ..
     Raises:
         UserError: If the data or the code is another; says what has changed.
     """
-    path = folder / BOUND_FILE
-    now = _bound(setup)
-    if path.exists():
-        before = read_record(path, Bound, "Restore it from a copy, or choose another name.")
+    path = folder / ORIGIN_FILE
+    now, known = _origin(setup), path.exists()
+    if not known:
+        changes = _older_changes(folder, setup.dataset)
+    else:
+        before = read_record(path, Origin, "Restore it from a copy, or choose another name.")
         changes = [
             *_data_changes(folder, before, now, setup.dataset),
-            *_teacher_changes(before, now),
+            *_network_changes(before, now),
         ]
-        if changes and not new_data:
-            raise UserError(f"{folder}: {'; '.join(changes)} since the run began. {_WAYS_ON}")
-        if changes:
-            aside = put_aside(folder)
-            _write(folder, now, setup.dataset)
-            return (f"{'; '.join(changes)}: the results so far are in {aside}.",)
-        now = replace(now, weights=before.weights)
-    _write(folder, now, setup.dataset)
-    return ()
+        now = now if changes else replace(now, weights=before.weights)
+    if changes and not new_data:
+        raise UserError(f"{folder}: {'; '.join(changes)} since the run began. {_WAYS_ON}")
+    aside = put_aside(folder) if changes else None
+    if changes or not known:
+        _write_split_list(folder, setup.dataset)
+    write_json(path, asdict(now))
+    return (f"{'; '.join(changes)}: the results so far are in {aside}.",) if aside else ()
 
 
-def bind_weights(folder: Path, prepared: Prepared) -> None:
+def bind_weights(folder: Path, teacher_path: Path) -> None:
     """Bind a run folder to its teacher's weights, or check that they are those of the run.
+
+    Args:
+        folder: The run folder; one that is older than the record is left as it is.
+        teacher_path: Folder of the kept teacher.
 
     Raises:
         UserError: If they are others.
     """
-    path = folder / BOUND_FILE
-    bound = read_record(path, Bound, "Restore it from a copy, or choose another name.")
-    weights = sha256(Path(prepared.teacher_path) / _WEIGHTS_FILE)
+    path = folder / ORIGIN_FILE
+    if not path.exists():
+        return
+    bound = read_record(path, Origin, "Restore it from a copy, or choose another name.")
+    weights = sha256(teacher_path / _WEIGHTS_FILE)
     if bound.weights and bound.weights != weights:
         raise UserError(
             f"{folder}: the teacher has other weights than when the run began "
-            f"({prepared.teacher_path}): it was trained or loaded again. Choose another name "
-            "(--set name=...), or restore the teacher's folder."
+            f"({teacher_path}): it was trained or loaded again. Choose another name (--set "
+            "name=...), or restore the teacher's folder."
         )
     if bound.weights != weights:
         write_json(path, asdict(replace(bound, weights=weights)))
@@ -111,7 +123,8 @@ def put_aside(folder: Path) -> Path:
     while (aside := folder / f"{EARLIER}-{number}").exists():
         number += 1
     aside.mkdir()
-    for entry in sorted(folder.iterdir()):
+    # The record last: cut short before that, the next start refuses what is left as well.
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == ORIGIN_FILE):
         if entry.name.startswith(f"{EARLIER}-"):
             continue
         if entry.name not in _KEPT:
@@ -121,30 +134,33 @@ def put_aside(folder: Path) -> Path:
     return aside
 
 
-def _bound(setup: Setup) -> Bound:
-    content, experiment = setup.dataset.content(), setup.experiment
-    given = Path(experiment.teacher.weights).expanduser()
-    return Bound(
+def _origin(setup: Setup) -> Origin:
+    content, experiment, dataset = setup.dataset.content(), setup.experiment, setup.dataset
+    students = experiment.ladder.students or (experiment.student,)
+    given = {"teacher": weights_identity(experiment, dataset)}
+    for student in experiment.ladder.students:
+        path = Path(student.weights).expanduser()
+        given[student_table(student)] = sha256(path) if path.is_file() else ""
+    return Origin(
         content.digest,
         content.images,
-        setup.dataset.identity,
-        read_code(experiment, setup.dataset),
-        given=sha256(given) if experiment.teacher.weights and given.is_file() else "",
+        read_code(experiment, dataset),
+        {student_table(student): read_student_code(student, dataset) for student in students},
+        {table: weights for table, weights in given.items() if weights},
     )
 
 
-def _write(folder: Path, bound: Bound, dataset: Dataset) -> None:
+def _write_split_list(folder: Path, dataset: Dataset) -> None:
     listed = dataset.path / SPLITS_FILE
-    if listed.is_file() and not (folder / SPLITS_FILE).exists():
-        write_atomic(folder / SPLITS_FILE, lambda to: _copy(listed, to))
-    write_json(folder / BOUND_FILE, asdict(bound))
+    if listed.is_file():
+        write_atomic(folder / SPLITS_FILE, partial(_copy, listed))
 
 
 def _copy(source: Path, to: Path) -> None:
     shutil.copyfile(source, to)
 
 
-def _data_changes(folder: Path, before: Bound, now: Bound, dataset: Dataset) -> list[str]:
+def _data_changes(folder: Path, before: Origin, now: Origin, dataset: Dataset) -> list[str]:
     if before.data == now.data:
         return []
     lists = folder / SPLITS_FILE, dataset.path / SPLITS_FILE
@@ -153,10 +169,31 @@ def _data_changes(folder: Path, before: Bound, now: Bound, dataset: Dataset) -> 
     return [f"the data has changed: {compare_counts(before.images, now.images)}"]
 
 
-def _teacher_changes(before: Bound, now: Bound) -> list[str]:
+def _older_changes(folder: Path, dataset: Dataset) -> list[str]:
+    """Say whether the result of a run without a record is of other data, as far as it tells."""
+    if not (folder / CURVE_FILE).is_file():
+        return []
+    try:
+        known = read_curve(folder).data.get("fingerprint")
+    except UserError:  # a damaged result is written again
+        return []
+    if known in (None, dataset.fingerprint, dataset.identity):
+        return []
+    return ["its result is of other data (an older krscale did not note which images)"]
+
+
+def _network_changes(before: Origin, now: Origin) -> list[str]:
     changes = []
-    if changed := compare_code(before.code, now.code):
-        changes.append(f"the code of the teacher has changed: {changed}")
-    if before.given != now.given:
-        changes.append("the file teacher.weights has changed")
+    codes = {"teacher": (before.code, now.code)}
+    for table in before.students.keys() & now.students.keys():
+        codes[table] = before.students[table], now.students[table]
+    for table, (old, new) in sorted(codes.items()):
+        if changed := compare_code(old, new):
+            changes.append(f"the code of {table} has changed: {changed}")
+    tables = sorted(before.given.keys() | now.given.keys())
+    changes += [
+        f"the weights of {table} have changed"
+        for table in tables
+        if before.given.get(table) != now.given.get(table)
+    ]
     return changes

@@ -22,7 +22,7 @@ from krscale.models.capacity import latency_ms
 from krscale.models.preprocessing import input_shape
 from krscale.parallel import Workers
 from krscale.progress import Progress
-from krscale.runs.binding import BOUND_FILE, bind, bind_weights
+from krscale.runs.binding import ORIGIN_FILE, bind, bind_weights
 from krscale.runs.folder import git_commit, origin_tags, run_folder
 from krscale.setup.build import Assets, build_training
 from krscale.setup.networks import build_student
@@ -85,14 +85,14 @@ def distil(
     experiment = _own_name(experiment)
     with Progress(quiet=quiet, planned={}) as progress, run_folder(experiment, {}) as folder:
         has_ended = (folder / RESULT_FILE).exists()
-        if not has_ended or (folder / BOUND_FILE).exists():
+        if not has_ended or (folder / ORIGIN_FILE).exists():
             setup = Setup.resolve(experiment, progress)
             for line in bind(folder, setup, new_data=new_data):
                 progress.note(line)
             has_ended = (folder / RESULT_FILE).exists()  # unless it was put aside
         if not has_ended:
             prepared = prepare_knowledge(setup, progress)
-            bind_weights(folder, prepared)
+            bind_weights(folder, Path(prepared.teacher_path))
             dataset, size = setup.dataset, find_size(setup.networks)
             result = _train_and_test(experiment, prepared, dataset, size, progress)
             write_json(folder / RESULT_FILE, asdict(result))

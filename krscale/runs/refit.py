@@ -11,6 +11,7 @@ from krscale.config import Experiment
 from krscale.data import Dataset
 from krscale.data.joining import join_train_and_val
 from krscale.parallel import Workers
+from krscale.runs.binding import bind_weights
 from krscale.setup.build import Assets, build_training, open_features
 from krscale.setup.networks import Networks
 from krscale.setup.prepare import Reporter, pick_device, prepare_features
@@ -48,7 +49,7 @@ def refit(
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         if not weights.exists():
-            assets = _assets(experiment, dataset, reporter)
+            assets = _assets(experiment, dataset, run_path, reporter)
             workers = Workers.alone(pick_device(experiment.train.device))
             training = build_training(experiment, assets, width, workers)
             reporter.phase("train")
@@ -61,10 +62,11 @@ def refit(
     return weights
 
 
-def _assets(experiment: Experiment, dataset: Dataset, reporter: Reporter) -> Assets:
+def _assets(experiment: Experiment, dataset: Dataset, run_path: Path, reporter: Reporter) -> Assets:
     device = pick_device(experiment.train.device)
     reporter.phase("teacher")
     facts, teacher_path = prepare_teacher(experiment, dataset, device, reporter.advance)
+    bind_weights(run_path, teacher_path)  # another one would teach other students than the run's
     joined = join_train_and_val(dataset, experiment.cache_path)
     reporter.phase("store")
     networks = Networks.resolve(experiment, joined)

@@ -103,7 +103,7 @@ def run_session(
             )
             try:
                 prepared = prepare_knowledge(setup, progress, write_on_workers)
-                bind_weights(folder, prepared)
+                bind_weights(folder, Path(prepared.teacher_path))
                 curve = _search(
                     experiment, prepared, size_resolver, sizes, space, tracker, progress
                 )

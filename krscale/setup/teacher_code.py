@@ -1,4 +1,4 @@
-"""Which code a teacher of the user's own is made of, so that a changed one is another teacher.
+"""Which code networks of the user's own are made of, so that a changed one is another network.
 
 Networks of krscale's own zoo are not looked at: `teacher.FORMAT` tells their versions apart.
 """
@@ -11,6 +11,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,10 +19,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from krscale.config import Experiment, fingerprint, read_record
+from krscale.config import Experiment, StudentConfig, fingerprint, read_record
+from krscale.config.networks import LadderStudent
 from krscale.files import write_json
 from krscale.models.preprocessing import input_shape
-from krscale.setup.networks import Task, build_teacher, shapes_only
+from krscale.setup.networks import Task, build_teacher, builder, shapes_only, student_table
 from krscale.setup.weights import load_teacher_weights
 
 CODE_FILE = "code.json"
@@ -61,16 +63,28 @@ def read_code(experiment: Experiment, task: Task) -> Code:
         experiment: Names the teacher.
         task: What it is built for.
     """
-    name = experiment.teacher.model
-    if ":" not in name:
-        return Code()
-    model = shapes_only(experiment.teacher, task, "teacher", experiment.teacher.width)
-    found = _modules(model, name.partition(":")[0])
-    sources = {module.__name__: _source(module) for module in found}
-    known = {module: _hash(text) for module, text in sorted(sources.items()) if text is not None}
-    if len(known) == len(sources):
-        return Code(known)
-    return Code(known, _outputs(experiment, task))
+    teacher = experiment.teacher
+
+    def with_weights() -> nn.Module:
+        model = build_teacher(experiment, task)
+        if teacher.weights:
+            load_teacher_weights(experiment, model)
+        return model
+
+    empty = partial(shapes_only, teacher, task, "teacher", teacher.width)
+    return _read(teacher.model, empty, with_weights, task)
+
+
+def read_student_code(config: StudentConfig | LadderStudent, task: Task) -> Code:
+    """Return the code of a student.
+
+    Args:
+        config: Names it.
+        task: What it is built for.
+    """
+    where, width = student_table(config), config.width if isinstance(config, LadderStudent) else 1
+    empty = partial(shapes_only, config, task, where, width)
+    return _read(config.model, empty, partial(builder(config, task, where), width), task)
 
 
 def compare_code(before: Code, now: Code) -> str:
@@ -105,6 +119,25 @@ def kept_folder(plain: Path, coded: Path, code: Code, fits: Callable[[Path], boo
         write_json(record, asdict(code))
     known = read_record(record, Code, f"Delete the folder {plain}; the teacher is made again.")
     return coded if compare_code(known, code) else plain
+
+
+def _read(
+    name: str, empty: Callable[[], nn.Module], build: Callable[[], nn.Module], task: Task
+) -> Code:
+    """Return the code of a network.
+
+    Args:
+        name: As the experiment names it.
+        empty: Builds it to read shapes off.
+        build: Builds it with its weights.
+        task: What it is built for.
+    """
+    if ":" not in name:
+        return Code()
+    found = _modules(empty(), name.partition(":")[0])
+    sources = {module.__name__: _source(module) for module in found}
+    known = {module: _hash(text) for module, text in sorted(sources.items()) if text is not None}
+    return Code(known, () if len(known) == len(sources) else _outputs(build, task))
 
 
 def _modules(model: nn.Module, named: str) -> set[ModuleType]:
@@ -159,12 +192,10 @@ def _hash(source: str) -> str:
     return hashlib.sha256(code.encode()).hexdigest()[:32]
 
 
-def _outputs(experiment: Experiment, task: Task) -> tuple[float, ...]:
+def _outputs(build: Callable[[], nn.Module], task: Task) -> tuple[float, ...]:
     with torch.random.fork_rng():
         torch.manual_seed(_SEED)
-        model = build_teacher(experiment, task).eval()
+        model = build().eval()
         inputs = torch.randn(_NUM_PROBED, *input_shape(model, task.image_shape))
-    if experiment.teacher.weights:
-        load_teacher_weights(experiment, model)
     with torch.no_grad():
         return tuple(model(inputs).float().flatten().tolist())

@@ -7,10 +7,10 @@ teacher's own training) decides what happens between epochs: report, save, stop.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 from krscale.config import TrainConfig
 from krscale.config.training import NO_CHANNELS_LAST_ON_CPU
 from krscale.data import Dataset, Split
-from krscale.data.loader import Loader
 from krscale.errors import UserError
 from krscale.methods.base import Batch, Learner, LearnerOutput
 from krscale.metrics import metrics_for
-from krscale.models.preprocessing import preprocessing_of_network
+from krscale.models.preprocessing import Preprocessing, preprocessing_of_network
 from krscale.parallel import (
     Workers,
     check_batch_norm,
@@ -41,6 +40,25 @@ from krscale.training.precision import resolve_precision
 EVALUATION_BATCH_SIZE = 1024
 
 
+class Batches(Protocol):
+    """What a training reads: a `Loader`, or anything like it.
+
+    Attributes:
+        images: `[N, C, H, W]`; only their shape is read.
+        preprocessing: From these to what the network takes.
+        num_samples: Of an epoch.
+        num_steps: Batches of an epoch.
+    """
+
+    images: Tensor
+    preprocessing: Preprocessing
+    num_samples: int
+    num_steps: int
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch, on the device."""
+
+
 class Training:
     """One student (or teacher) in training: model, optimiser, schedule and position.
 
@@ -56,7 +74,7 @@ class Training:
     def __init__(
         self,
         learner: Learner,
-        loader: Loader,
+        loader: Batches,
         validation: tuple[Dataset, Split] | None,
         settings: TrainConfig,
         workers: Workers,

@@ -169,8 +169,9 @@ def test_a_store_of_something_else_names_what_differs(storage, capsys, tmp_path,
     if change.startswith("views"):
         # Another policy is another teacher too, unless its weights are given.
         weights = next((storage / "cache/teachers").glob("*/teacher.safetensors"))
-        given = ["--set", f"teacher.weights='{weights}'"]
-        experiment = load(None, [*SETTINGS, change, f"storage_path={storage}", given[1]])
+        given = ["--set", f"teacher.weights='{weights}'", "--set", "teacher.allow_poor=true"]
+        settings = [*SETTINGS, change, f"storage_path={storage}", given[1], given[3]]
+        experiment = load(None, settings)
         with Progress(quiet=True, planned={}) as progress:
             from krscale.data import find_data
             from krscale.setup.teacher import prepare_teacher

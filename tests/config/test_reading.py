@@ -230,3 +230,18 @@ def test_parse_capacity(text: str, share: float) -> None:
 def test_parse_capacity_refuses(text: str) -> None:
     with pytest.raises(ValueError, match=r"fraction|\(0, 1\]"):
         parse_capacity(text)
+
+
+def test_jobs_that_ship_are_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = load("jobs/digits.toml")
+    monkeypatch.chdir(tmp_path)
+    assert load("jobs/digits.toml").search == here.search  # storage is beside the folder one is in
+    with pytest.raises(UserError, match=r"digit\.toml: no such file\. Did you mean .*digits\.toml"):
+        load("jobs/digit.toml")
+    (tmp_path / "jobs").mkdir()  # one's own folder is meant, then
+    with pytest.raises(UserError, match=r"jobs/digits\.toml: no such file"):
+        load("jobs/digits.toml")
+    with pytest.raises(UserError, match=r"digits\.toml: no such file"):
+        load("digits.toml")

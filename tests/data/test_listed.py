@@ -77,6 +77,7 @@ class TestList:
         assert found.classes == CLASSES
         listed = (found.path / "splits.csv").read_text().splitlines()
         assert len(listed) == NUM + 1
+        assert {line.split(",")[0] for line in listed[1:]} == set(files)
 
     def test_other_columns_absolute_paths_and_numbers(self, tmp_path, files):
         lines = (f"{n % 3}\t{tmp_path}/data/{file}" for n, file in enumerate(files))
@@ -171,6 +172,14 @@ class TestHfDisk:
         assert rows(found) == expected(images(), NAMES)
         assert found.classes == CLASSES
 
+    def test_classes_without_an_image(self, tmp_path):
+        save(tmp_path / "d", images(), [2 * (n % 2) for n in range(NUM)])
+        with pytest.raises(UserError, match=r"1 of 3 classes have no training image: bee\. data"):
+            prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
+        found = prepare("hf_disk", tmp_path / "d", tmp_path / "cache", map_labels=True)
+        assert found.classes == ("ant", "cat")
+        assert rows(found) == expected(images(), [("ant", "cat")[n % 2] for n in range(NUM)])
+
     def test_a_dictionary_of_splits(self, tmp_path):
         for name, seed in (("train", 0), ("validation", 1), ("unsupervised", 2)):
             save(tmp_path / "d" / name, images(seed=seed), LABELS)
@@ -204,6 +213,18 @@ class TestHfDisk:
         (tmp_path / "f/data-00001-of-00002.arrow").write_bytes(b"nothing")
         with pytest.raises(UserError, match="not a readable Arrow file"):
             prepare("hf_disk", tmp_path / "f", tmp_path / "cache")
+
+
+def test_names_of_classes_in_a_parquet_file(tmp_path):
+    table = pa.table({"image": [encode(image) for image in images()], "label": LABELS})
+    features = {"label": {"names": [*CLASSES, "dog"], "_type": "ClassLabel"}}
+    info = json.dumps({"info": {"features": features}})
+    pq.write_table(table.replace_schema_metadata({"huggingface": info}), tmp_path / "a.parquet")
+    found = prepare("parquet", tmp_path / "a.parquet", tmp_path / "cache")
+    assert found.classes == CLASSES
+    assert rows(found) == expected(images(), NAMES)
+    given = prepare("parquet", tmp_path / "a.parquet", tmp_path / "cache", classes=("x", "y", "z"))
+    assert given.classes == ("x", "y", "z")
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,11 @@ from krscale.export import (  # fmt: skip
     export_student,
     find_raw_files,
     open_student,
+    read_card,
     writing,
 )
 from krscale.export.predict import load_pixels
-from krscale.models.preprocessing import preprocessing_of_network
+from krscale.models.preprocessing import normalise, preprocessing_of_network
 from krscale.parallel import Workers
 from krscale.setup.networks import build_student
 from krscale.training.checkpoint import load_weights
@@ -219,3 +220,16 @@ def test_images_that_are_no_files_have_none(tmp_path: Path) -> None:
     assert find_raw_files(dataset, experiment.data, pytest.fail) is None
     assert decoding_of(experiment.data)["scaled"] is True
     assert json.dumps(decoding_of(experiment.data))
+
+
+def test_a_card_of_an_older_krscale_is_read(student, tmp_path: Path) -> None:
+    _, _, _, card = student
+    content = card.content()
+    for name in ("decoding", "pixel_range", "channel_order", "input_size", "interpolation"):
+        del content["preprocessing"][name]
+    (tmp_path / "student.json").write_text(json.dumps(content), encoding="utf-8")
+    read = read_card(tmp_path)
+    assert (read.mean, read.std) == (card.mean, card.std)
+    pixels = torch.arange(3 * 256, dtype=torch.uint8).view(1, 3, 16, 16)
+    expected = normalise(pixels, card.mean, card.std)
+    torch.testing.assert_close(read.prepare(pixels), expected, rtol=0, atol=0)

@@ -17,11 +17,23 @@ def test_value_and_gradient() -> None:
     targets = torch.randn(5, 3, 8, generator=generator).softmax(dim=-1)
     loss = kr_loss(logits, targets, WEIGHTS, 4.0, 0.5)
     log_p = (logits.detach().double() / 4.0).log_softmax(dim=-1)
-    cross_entropies = -(targets.double() * log_p).sum(dim=-1)
-    torch.testing.assert_close(loss, (16.0 * cross_entropies @ WEIGHTS.double()).float())
+    divergences = (targets.double() * (targets.double().log() - log_p)).sum(dim=-1)
+    expected = (16.0 * divergences @ WEIGHTS.double()).float()
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
     (gradient,) = torch.autograd.grad(loss.sum(), logits)
     expected = 16.0 / 4.0 * WEIGHTS.view(3, 1) * recode_gap(log_p.exp() - targets, 0.5)
     torch.testing.assert_close(gradient, expected.float(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+def test_zero_where_they_agree(sparsity: float) -> None:
+    logits = 5 * torch.randn(5, 3, 8, generator=torch.Generator().manual_seed(1))
+    logits[0, 0, 1:] = -torch.inf  # a sure teacher has classes of probability 0
+    logits = logits.clamp_min(-1e4).requires_grad_()
+    loss = kr_loss(logits, (logits / 4.0).softmax(dim=-1), torch.ones(3), 4.0, sparsity)
+    assert loss.abs().max() < 1e-4
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert gradient.abs().max() < 1e-5
 
 
 def test_active_classes_of_every_group() -> None:

@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from PIL import Image
 
 from krscale.config import Experiment, with_values
 from krscale.errors import UserError
-from krscale.runs.binding import BOUND_FILE, bind, bind_weights
-from krscale.setup.prepare import Prepared, Setup, prepare_knowledge
+from krscale.runs import binding
+from krscale.runs.binding import ORIGIN_FILE, bind, bind_weights
+from krscale.setup.prepare import Setup, prepare_knowledge
+from krscale.training.checkpoint import save_weights
 
 CLASSES = ("ant", "bee", "cat")
 NETWORK = """
@@ -121,7 +124,7 @@ def test_other_images_are_refused_and_counted(
     experiment: Experiment, folder: Path, images: Path
 ) -> None:
     start(experiment, folder)
-    kept = (folder / BOUND_FILE).read_bytes()
+    kept = (folder / ORIGIN_FILE).read_bytes()
     for number in (1, 2):
         (images / f"ant/{number:02}.png").unlink()
     image(images / "bee/99.png", 999)
@@ -135,7 +138,7 @@ def test_other_images_are_refused_and_counted(
     assert "1 image with other pixels (cat 1)" in text
     assert "--set name=" in text
     assert "--new-data" in text
-    assert (folder / BOUND_FILE).read_bytes() == kept
+    assert (folder / ORIGIN_FILE).read_bytes() == kept
 
 
 def test_new_data_loses_nothing(experiment: Experiment, folder: Path, images: Path) -> None:
@@ -164,7 +167,52 @@ def test_new_data_loses_nothing(experiment: Experiment, folder: Path, images: Pa
 def test_a_folder_without_the_record_gets_it(experiment: Experiment, folder: Path) -> None:
     (folder / "journal.log").write_text("of an older krscale")
     assert start(experiment, folder) == ()
-    assert (folder / BOUND_FILE).exists()
+    assert (folder / ORIGIN_FILE).exists()
+
+
+def test_an_older_result_of_other_data_is_refused(
+    experiment: Experiment, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = Setup.resolve(experiment, Silent()).dataset
+    (folder / "curve.json").write_text("{}")
+    found = {"fingerprint": "another"}
+    monkeypatch.setattr(binding, "read_curve", lambda folder: SimpleNamespace(data=found))
+    with pytest.raises(UserError, match="its result is of other data"):
+        start(experiment, folder)
+    for known in (dataset.fingerprint, dataset.identity):
+        found["fingerprint"] = known
+        assert start(experiment, folder) == ()
+        (folder / ORIGIN_FILE).unlink()
+    found["fingerprint"] = "another"
+    start(experiment, folder, new_data=True)
+    assert (folder / "earlier-1/curve.json").exists()
+
+
+def test_putting_aside_may_be_cut_short(
+    experiment: Experiment, folder: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(experiment, folder)
+    for name in ("a.json", "students.json", "zzz.json"):
+        (folder / name).write_text("{}")
+    (images / "ant/01.png").unlink()
+    rename, moved = Path.rename, []
+
+    def stopping(path: Path, target: Path) -> Path:
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        moved.append(path)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        start(experiment, folder, new_data=True)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="the data has changed"):
+        start(experiment, folder)
+    start(experiment, folder, new_data=True)
+    kept = {path.name for path in folder.glob("earlier-*/*")}
+    assert {"a.json", "students.json", "zzz.json", "splits.csv", ORIGIN_FILE} <= kept
+    assert not (folder / "zzz.json").exists()
 
 
 @pytest.fixture
@@ -192,20 +240,60 @@ def test_other_code_is_another_teacher(experiment: Experiment, folder: Path, net
     setup = Setup.resolve(own, Silent())
     bind(folder, setup)
     before = prepare_knowledge(setup, Silent())
-    bind_weights(folder, before)
+    bind_weights(folder, Path(before.teacher_path))
     (network / "bound_parts.py").write_text("# said\n\n" + PARTS.format(factor=1))
     again(network)
     assert start(own, folder) == (), "a comment changes nothing"
     (network / "bound_parts.py").write_text(PARTS.format(factor=3))
     again(network)
-    with pytest.raises(UserError, match="the code of the teacher has changed: module bound_parts"):
+    with pytest.raises(UserError, match="the code of teacher has changed: module bound_parts"):
         start(own, folder)
     now = prepare_knowledge(Setup.resolve(own, Silent()), Silent())
     assert now.teacher_path != before.teacher_path
     assert now.store_path != before.store_path
     start(own, folder, new_data=True)
-    bind_weights(folder, now)
+    bind_weights(folder, Path(now.teacher_path))
     assert (folder / "earlier-1").is_dir()
+
+
+def test_other_code_is_another_student(experiment: Experiment, folder: Path, network: Path) -> None:
+    own = with_values(experiment, {"student.model": "bound_net:Net", "student.options": {}}, "test")
+    start(own, folder)
+    (network / "bound_parts.py").write_text(PARTS.format(factor=3))
+    again(network)
+    with pytest.raises(UserError, match="the code of student has changed: module bound_parts"):
+        start(own, folder)
+
+
+def test_weights_that_are_given(
+    experiment: Experiment, folder: Path, network: Path, tmp_path: Path
+) -> None:
+    importlib.invalidate_caches()
+    net = importlib.import_module("bound_net").Net
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("teacher", "small")}
+    for file in files.values():
+        save_weights(file, net(num_classes=3, in_channels=3, width=4))
+    own = {"model": "bound_net:Net", "options": {}}
+    student = {**own, "name": "small", "weights": str(files["small"])}
+    values = {
+        "teacher.model": own["model"],
+        "teacher.options": {},
+        "teacher.weights": str(files["teacher"]),
+        "ladder.students": [student],
+    }
+    given = with_values(experiment, values, "test")
+    start(given, folder)
+    for name, table in (("small", r"ladder\.students\.small"), ("teacher", "teacher")):
+        before = files[name].read_bytes()
+        save_weights(files[name], net(num_classes=3, in_channels=3, width=4))
+        with pytest.raises(UserError, match=f"the weights of {table} have changed"):
+            start(given, folder)
+        files[name].write_bytes(before)
+        assert start(given, folder) == ()
+    (network / "bound_parts.py").write_text(PARTS.format(factor=3))
+    again(network)
+    with pytest.raises(UserError, match=r"the code of ladder\.students\.small has changed"):
+        start(given, folder)
 
 
 def test_other_weights_are_another_teacher(
@@ -216,10 +304,9 @@ def test_other_weights_are_another_teacher(
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / "teacher.safetensors").write_bytes(b"one")
-    prepared = Prepared(str(setup.dataset.path), str(kept), "", None)  # type: ignore[arg-type]
-    bind_weights(folder, prepared)
-    bind_weights(folder, prepared)
+    bind_weights(folder, kept)
+    bind_weights(folder, kept)
     bind(folder, setup)
     (kept / "teacher.safetensors").write_bytes(b"two")
     with pytest.raises(UserError, match="other weights than when the run began"):
-        bind_weights(folder, prepared)
+        bind_weights(folder, kept)

@@ -8,10 +8,12 @@ import own_teacher
 import pytest
 import torch
 from running import in_process
+from safetensors.torch import save_file
 
 from krscale.config import Experiment, load
 from krscale.data import prepare_data
 from krscale.errors import UserError
+from krscale.search.plan import describe_plan
 from krscale.setup.candidates import as_settings, is_better, try_candidates
 from krscale.setup.teacher import foreign_teacher, prepare_teacher
 from krscale.setup.teacher_quality import find_faults, require_fit
@@ -89,6 +91,8 @@ def test_a_teacher_that_is_fed_wrongly_is_stopped_or_nearly_as_good(
     if wrong in ("its order of channels", "all of it"):
         assert "right with preprocessing = {" in error
         assert 'channel_order = "bgr"' in error
+    if wrong in ("its size", "all of it"):
+        assert "input_size = [32, 32]" in error
     with pytest.raises(UserError, match="of validation right"):
         prepared(experiment)  # what is kept of it does not let it pass
     allowed = load(None, [*settings(folder, **WRONG[wrong]), "teacher.allow_poor=true"])
@@ -202,3 +206,16 @@ def test_a_teacher_trained_here_is_stopped_only_after_a_real_training(
     if stopped:
         with pytest.raises(UserError, match=r"guessing.*teacher\.learning_rate"):
             require_fit(experiment, faults, 0.1, (0.0, 0.0))
+
+
+def test_a_teacher_that_never_learned_is_stopped(folder: Path) -> None:
+    torch.manual_seed(3)
+    save_file(own_teacher.Own(6, 3, 8).state_dict(), folder / "fresh.safetensors")
+    with pytest.raises(UserError, match="no better than guessing the most frequent class"):
+        prepared(load(None, settings(folder, "fresh")))
+
+
+def test_a_plan_says_how_images_are_prepared(folder: Path) -> None:
+    experiment = load(None, [*settings(folder), "ladder.capacities=['1/2']"])
+    prepare_data(experiment.data, experiment.cache_path)
+    assert "teacher takes images as 32x32 (bilinear), BGR in 0..255" in describe_plan(experiment)

@@ -1,0 +1,256 @@
+"""What a teacher knows at each of its taps, measured on the batches of a data loader."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from krscale.errors import UserError
+from krscale.knowledge.probes import Probes, fit_probe, information_gain
+from krscale.knowledge.taps import TapOutputs, pool
+
+HELD_OUT = 5
+"""Every fifth image is held out of the fit where there is no validation data."""
+MIN_IMAGES = 20
+
+
+@dataclass(frozen=True)
+class TeacherKnowledge:
+    """The probes of a teacher and what they are worth.
+
+    Attributes:
+        probes: Of every tap but the classifier.
+        information_gain: `[D]` fp32.
+        accuracy: `[D]` fp32, of each tap on the images held out.
+        num_held_out: How many these are.
+    """
+
+    probes: Probes
+    information_gain: Tensor
+    accuracy: Tensor
+    num_held_out: int
+
+
+def read_pair(batch: Any, where: str) -> tuple[Tensor, Tensor]:
+    """Return images and labels of a loader's batch.
+
+    Raises:
+        UserError: If the batch is not a sequence that begins with two tensors.
+    """
+    if isinstance(batch, (tuple, list)) and len(batch) >= 2:
+        images, labels = batch[0], batch[1]
+        if isinstance(images, Tensor) and isinstance(labels, Tensor):
+            return images, labels
+    raise UserError(
+        f"{where}: a batch must be (images, labels), two tensors, and is {type(batch).__name__}; "
+        "where it is a table, give ((batch['image'], batch['label']) for batch in loader)."
+    )
+
+
+def first_images(batches: Iterable[Any], where: str) -> tuple[Tensor, Iterator[Any]]:
+    """Return the images of the first batch, and all batches, the first included.
+
+    Raises:
+        UserError: If there is none, or it is not a batch of images.
+    """
+    iterator = iter(batches)
+    batch = next(iterator, None)
+    if batch is None:
+        raise UserError(f"{where}: it gave no batch.")
+    images, _ = read_pair(batch, where)
+    check_images(images, None, where)
+    return images, itertools.chain([batch], iterator)
+
+
+def check_images(images: Tensor, shape: tuple[int, ...] | None, where: str) -> None:
+    """Refuse what is not a batch of images of this shape.
+
+    Args:
+        images: `[B, C, H, W]` is wanted.
+        shape: `(C, H, W)` of the first batch, None for the first batch itself.
+        where: For the message.
+    """
+    if images.ndim != 4 or not images.is_floating_point():
+        raise UserError(
+            f"{where}: images are [B, C, H, W] of floating point, normalised as your networks want "
+            f"them, not {images.dtype} of shape {list(images.shape)}."
+        )
+    if shape is not None and tuple(images.shape[1:]) != shape:
+        raise UserError(
+            f"{where}: images of {_size(images.shape[1:])}, but the first ones, to which probes "
+            f"and heads were fitted, are of {_size(shape)}."
+        )
+
+
+def check_labels(labels: Tensor, batch_size: int, num_classes: int, where: str) -> None:
+    """Refuse labels that are not one class of the network's for each image."""
+    if labels.shape != (batch_size,) or labels.is_floating_point() or labels.is_complex():
+        raise UserError(
+            f"{where}: labels are one whole number for each of the {batch_size} images, not "
+            f"{labels.dtype} of shape {list(labels.shape)}."
+        )
+    # A GPU would have to be waited for, and code that is compiled cannot read a value.
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and batch_size:
+        lowest, highest = (int(bound) for bound in labels.aminmax())
+        if lowest < 0 or highest >= num_classes:
+            wrong = lowest if lowest < 0 else highest
+            raise UserError(
+                f"{where}: label {wrong} is out of range: the networks have {num_classes} classes, "
+                f"so 0 to {num_classes - 1} is allowed."
+            )
+
+
+def measure(
+    teacher: Callable[[Tensor], TapOutputs],
+    train: Iterable[Any],
+    held_out: Iterable[Any] | None,
+    image_shape: tuple[int, ...],
+    max_images: int,
+    device: torch.device,
+) -> TeacherKnowledge:
+    """Fit a probe to every tap of a teacher, and measure all taps on images held out.
+
+    Args:
+        teacher: Runs it, without gradients.
+        train: Batches of images and labels.
+        held_out: The same, to measure on; None holds every fifth image of `train` out.
+        image_shape: `(C, H, W)`.
+        max_images: Images to read at most, of each of the two.
+        device: Where the teacher is.
+
+    Raises:
+        UserError: If there are too few images, or classes among them have none.
+    """
+    outputs, labels, whole = _read(teacher, train, image_shape, max_images, device, "train_loader")
+    num_classes = outputs.logits.shape[1]
+    if held_out is None:
+        rest = torch.arange(len(labels)) % HELD_OUT != HELD_OUT - 1
+        test, test_labels = _rows(outputs, ~rest), labels[~rest]
+        outputs, labels = _rows(outputs, rest), labels[rest]
+    else:
+        test, test_labels, _ = _read(
+            teacher, held_out, image_shape, max_images, device, "val_loader"
+        )
+    if not whole:
+        _check_classes(labels, num_classes, max_images)
+    # fp64, which Apple's GPUs do not have.
+    home = torch.device("cpu") if device.type == "mps" else device
+    probes = Probes([feature.shape[1] for feature in outputs.features], num_classes)
+    fitted = [fit_probe(f.to(home), labels.to(home), num_classes) for f in outputs.features]
+    probes.load(fitted)
+    said = probes(test)
+    accuracy = (said.argmax(dim=-1) == test_labels[:, None]).float().mean(dim=0)
+    gain = information_gain(said, test_labels)
+    return TeacherKnowledge(probes, gain, accuracy, len(test_labels))
+
+
+def without_parameters(probes: Probes) -> Probes:
+    """Make the weights of probes buffers: in the state, but nothing for an optimiser to see."""
+    for linear in probes.linears:
+        for name, parameter in list(linear.named_parameters()):
+            delattr(linear, name)
+            linear.register_buffer(name, parameter.detach())
+    return probes
+
+
+def take_from_first_worker(tensors: Iterable[Tensor], device: torch.device) -> None:
+    """Give every worker the first one's values: each has read other images.
+
+    Args:
+        tensors: Changed in place.
+        device: Where the workers can exchange tensors.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    for tensor in tensors:
+        shared = tensor.detach().to(device)
+        torch.distributed.broadcast(shared, src=0)
+        with torch.no_grad():
+            tensor.copy_(shared)
+
+
+def check_teacher(knowledge: TeacherKnowledge, names: tuple[str, ...]) -> None:
+    """Refuse a teacher whose classifier knows less than a probe on one of its earlier taps.
+
+    It then says something else than what it has learned: the images were not prepared as when it
+    was trained, or its classes are in another order. A difference counts from three standard
+    errors and three points on.
+
+    Args:
+        knowledge: What was measured.
+        names: Of all taps but the classifier.
+
+    Raises:
+        UserError: With both accuracies and the usual causes.
+    """
+    own = float(knowledge.accuracy[-1])
+    best = int(knowledge.accuracy.argmax())
+    other = float(knowledge.accuracy[best])
+    error = (other * (1.0 - other) / max(knowledge.num_held_out, 1)) ** 0.5
+    if best == len(names) or other - own <= max(3.0 * error, 0.03):
+        return
+    raise UserError(
+        f"teacher: its classifier is right for {own:.1%} of {knowledge.num_held_out} images held "
+        f"out, but a linear probe on its own tap {names[best]!r} for {other:.1%}. It knows more "
+        "than it says: are the images normalised, scaled, sized and ordered in their channels as "
+        "when it was trained, and are its classes in the order of these labels? "
+        "allow_poor_teacher=True goes on."
+    )
+
+
+def _read(
+    teacher: Callable[[Tensor], TapOutputs],
+    batches: Iterable[Any],
+    image_shape: tuple[int, ...],
+    max_images: int,
+    device: torch.device,
+    where: str,
+) -> tuple[TapOutputs, Tensor, bool]:
+    """Return pooled features and logits of the first images, their labels, and if that is all."""
+    logits: list[Tensor] = []
+    features: list[tuple[Tensor, ...]] = []
+    labels: list[Tensor] = []
+    count, whole = 0, True
+    for images, given in _pairs(batches, where):
+        if count >= max_images:
+            whole = False
+            break
+        check_images(images, image_shape, where)
+        outputs = teacher(images.to(device))
+        check_labels(given.cpu(), len(images), outputs.logits.shape[1], where)
+        logits.append(outputs.logits.float().cpu())
+        features.append(tuple(pool(feature).float().cpu() for feature in outputs.features))
+        labels.append(given.long().cpu())
+        count += len(images)
+    if count < MIN_IMAGES:
+        raise UserError(f"{where}: it gave {count} images, and at least {MIN_IMAGES} are needed.")
+    joined = tuple(torch.cat(of_tap) for of_tap in zip(*features, strict=True))
+    return TapOutputs(torch.cat(logits), joined), torch.cat(labels), whole
+
+
+def _pairs(batches: Iterable[Any], where: str) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch in batches:
+        yield read_pair(batch, where)
+
+
+def _rows(outputs: TapOutputs, rows: Tensor) -> TapOutputs:
+    return TapOutputs(outputs.logits[rows], tuple(feature[rows] for feature in outputs.features))
+
+
+def _check_classes(labels: Tensor, num_classes: int, max_images: int) -> None:
+    missing = (torch.bincount(labels, minlength=num_classes) == 0).nonzero().flatten().tolist()
+    if missing:
+        raise UserError(
+            f"train_loader: the first {max_images} images hold none of class "
+            f"{', '.join(map(str, missing[:10]))}{', ...' if len(missing) > 10 else ''}; shuffle "
+            "the loader, or let max_images be more."
+        )
+
+
+def _size(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape))

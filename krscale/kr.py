@@ -1,0 +1,355 @@
+"""Knowledge Representing in a training loop of one's own: `KRLoss`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Self, get_args
+
+import torch
+from torch import Tensor, nn
+
+from krscale.config.methods import KRSettings
+from krscale.errors import UserError, unknown_name
+from krscale.knowledge.measuring import (
+    TeacherKnowledge,
+    check_images,
+    check_labels,
+    check_teacher,
+    first_images,
+    measure,
+    take_from_first_worker,
+    without_parameters,
+)
+from krscale.knowledge.parameters import layers_by_tap, weight_histograms
+from krscale.knowledge.probes import Probes
+from krscale.knowledge.taps import TapOutputs
+from krscale.methods import MethodContext
+from krscale.methods.kr import KR
+from krscale.models.tapped import TappedNetwork, device_of
+
+Reduction = Literal["mean", "none"]
+
+
+@dataclass(frozen=True)
+class Tap:
+    """What one of the teacher's taps knows.
+
+    Attributes:
+        path: Its module path; the classifier's is empty.
+        information_gain: 0 for guessing by frequency, 1 for always right and sure.
+        accuracy: Of its probe, on images held out.
+    """
+
+    path: str
+    information_gain: float
+    accuracy: float
+
+
+class KRLoss(nn.Module):
+    """The KR objective of a teacher and a student, as a module with the student's auxiliary heads.
+
+    Made by `from_networks`. Its parameters are the heads, to be trained beside the student; its
+    state holds probes, heads and what they were fitted to, and none of the two networks. The
+    teacher moves with it (`kr.to(device)`), is run in eval mode without gradients and is never
+    trained; the student stays its owner's.
+
+        kr = KRLoss.from_networks(teacher, student, train_loader)
+        optimiser = torch.optim.SGD([*student.parameters(), *kr.parameters()], lr=0.1)
+        for images, labels in train_loader:
+            loss = kr(images, labels)
+
+    Attributes:
+        settings: KR's own, as in the `[distill]` section of an experiment.
+        image_shape: `(C, H, W)` of the images that probes and heads were fitted to.
+        context: What a method is built from, should another one be wanted.
+    """
+
+    information_gain: Tensor
+    tap_accuracy: Tensor
+
+    def __init__(
+        self,
+        teacher: TappedNetwork,
+        student: TappedNetwork,
+        knowledge: TeacherKnowledge,
+        settings: KRSettings,
+        image_shape: tuple[int, ...],
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__()
+        if reduction not in get_args(Reduction):
+            raise unknown_name("reduction", str(reduction), get_args(Reduction), "KRLoss")
+        # A tuple hides the networks from parameters() and from the state.
+        self._networks = (teacher, student)
+        self.settings, self.image_shape, self.reduction = settings, image_shape, reduction
+        self.probes = without_parameters(knowledge.probes)
+        self.register_buffer("information_gain", knowledge.information_gain)
+        self.register_buffer("tap_accuracy", knowledge.accuracy)
+        self.context = _context(teacher, student, knowledge, settings)
+        self.method = KR(self.context, settings)
+        self._shown: dict[str, Tensor] = {}
+        self.register_load_state_dict_post_hook(_weigh_again)  # type: ignore[no-untyped-call]
+        self.to(device_of(student.network))
+
+    @classmethod
+    def from_networks(
+        cls,
+        teacher: nn.Module,
+        student: nn.Module,
+        train_loader: Iterable[Any],
+        *,
+        val_loader: Iterable[Any] | None = None,
+        teacher_taps: Sequence[str] = (),
+        student_taps: Sequence[str] = (),
+        reduction: Reduction = "mean",
+        max_images: int = 20_000,
+        allow_poor_teacher: bool = False,
+        **settings: Any,
+    ) -> Self:
+        """Find the taps of both networks, fit the teacher's probes once, build the student's heads.
+
+        Args:
+            teacher: A trained classifier; it is put into eval mode.
+            student: The network to be trained, with as many classes. Wrappers of torch.compile and
+                DistributedDataParallel around either are looked through.
+            train_loader: Batches `(images, labels)`, the images as both networks take them,
+                normalised. Read once, up to `max_images`.
+            val_loader: The same, to measure on what each tap of the teacher knows; without it
+                every fifth image of `train_loader` is held out of the fit.
+            teacher_taps: Module paths of the teacher's blocks in depth order; else its own
+                `tap_paths`, else they are found.
+            student_taps: The same of the student.
+            reduction: `"mean"` over the samples, or `"none"`: `[B]`.
+            max_images: Images to fit to, and to measure on, at most.
+            allow_poor_teacher: Go on though the teacher's classifier is worse than a probe on one
+                of its own taps.
+            **settings: Of `krscale.config.methods.KRSettings`: `granularity`, `sparsity`,
+                `temperature`, `kr_weight`, `ce_weight`, ...
+
+        With torch.distributed at work, all workers get the first one's probes and heads.
+
+        Raises:
+            UserError: If settings, batches or networks do not fit together.
+        """
+        chosen = _settings(settings)
+        device = device_of(teacher)
+        images, batches = first_images(train_loader, "train_loader")
+        shape = tuple(images.shape[1:])
+        teachers = TappedNetwork.of(teacher.eval(), images, teacher_taps, "teacher")
+        students = TappedNetwork.of(student, images, student_taps, "student")
+        _check_classes(teachers, students)
+        knowledge = measure(
+            torch.no_grad()(teachers), batches, val_loader, shape, max_images, device
+        )
+        if not allow_poor_teacher:
+            check_teacher(knowledge, teachers.paths)
+        take_from_first_worker([knowledge.information_gain, knowledge.accuracy], device)
+        loss = cls(teachers, students, knowledge, chosen, shape, reduction)
+        take_from_first_worker([*loss.buffers(), *loss.parameters()], device_of(student))
+        return loss
+
+    @classmethod
+    def from_state(
+        cls,
+        teacher: nn.Module,
+        student: nn.Module,
+        state: Mapping[str, Any],
+        reduction: Reduction = "mean",
+    ) -> Self:
+        """Build the loss again from its `state_dict`, without any image: nothing is fitted.
+
+        Args:
+            teacher: The same network, with the same weights.
+            student: The student.
+            state: What `state_dict` returned.
+            reduction: As in `from_networks`.
+
+        Raises:
+            UserError: If the state is of something else, or of other networks.
+        """
+        made = state.get("_extra_state")
+        if not isinstance(made, Mapping) or not _MADE.issubset(made):
+            raise UserError("this is not the state of a KRLoss: it does not say what it is of.")
+        shape = tuple(made["image_shape"])
+        images = torch.zeros(2, *shape)
+        teachers = TappedNetwork.of(teacher.eval(), images, made["teacher_taps"], "teacher")
+        students = TappedNetwork.of(student, images, made["student_taps"], "student")
+        _check_classes(teachers, students)
+        sizes = [state[f"probes.linears.{i}.weight"].shape[1] for i in range(len(teachers.paths))]
+        gain = state["information_gain"]
+        knowledge = TeacherKnowledge(
+            Probes(sizes, teachers.num_classes), gain.clone(), state["tap_accuracy"].clone(), 0
+        )
+        loss = cls(teachers, students, knowledge, _settings(made["settings"]), shape, reduction)
+        loss.load_state_dict(state)
+        return loss
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Run both networks and return the loss, a scalar or `[B]` by `reduction`, in fp32.
+
+        Args:
+            images: `[B, C, H, W]`, as both networks take them.
+            labels: `[B]` whole numbers.
+
+        Raises:
+            UserError: If the images are of another shape, or a label is out of range.
+        """
+        check_images(images, self.image_shape, "KRLoss")
+        return self.loss(self.student(images), self.teacher(images), labels)
+
+    def student(self, images: Tensor) -> TapOutputs:
+        """Run the student in its own mode: its logits, and the features of its taps."""
+        outputs: TapOutputs = self._networks[1](images)
+        return outputs
+
+    def teacher(self, images: Tensor) -> TapOutputs:
+        """Run the teacher in eval mode without gradients: logits, and the features of its taps."""
+        teacher = self._networks[0]
+        if teacher.network.training:  # by a .train() of whatever holds it
+            teacher.network.eval()
+        with torch.no_grad():
+            outputs: TapOutputs = teacher(images)
+        return outputs
+
+    def loss(
+        self, student_outputs: TapOutputs, teacher_outputs: TapOutputs, labels: Tensor
+    ) -> Tensor:
+        """Return the loss of outputs that you have already, from `student()` and `teacher()`."""
+        terms = self.terms(student_outputs, teacher_outputs, labels)
+        total = torch.stack(list(terms.values())).sum(dim=0)
+        return total if self.reduction == "none" else total.sum() / max(len(total), 1)
+
+    def terms(
+        self, student_outputs: TapOutputs, teacher_outputs: TapOutputs, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the weighted terms by name, `[B]` fp32 each; the loss is their sum.
+
+        `ce` is the cross-entropy with the labels; `kr` is 0 where student and teacher agree.
+        """
+        logits = student_outputs.logits
+        check_labels(labels, len(logits), logits.shape[1], "KRLoss")
+        with torch.autocast(logits.device.type, enabled=False):
+            tap_logits = self.probes(teacher_outputs).detach()
+            terms = self.method.terms(student_outputs, tap_logits, labels.long())
+        means = {name: term.detach().sum() / max(len(term), 1) for name, term in terms.items()}
+        self._shown = means | self.method.diagnostics()
+        return terms
+
+    def shown(self) -> dict[str, Tensor]:
+        """Return the means of the last batch's terms, and how many classes had a gradient."""
+        return dict(self._shown)
+
+    def begin_epoch(self, progress: float) -> None:
+        """Say how far the training is, 0 to 1, where `sparsity_schedule` lets sparsity change."""
+        self.method.begin_epoch(progress)
+
+    @property
+    def student_paths(self) -> tuple[str, ...]:
+        """Module paths of the student's taps, in depth order."""
+        return self._networks[1].paths
+
+    def teacher_says(self, images: Tensor) -> Tensor:
+        """Return what every tap of the teacher says, `[B, D, K]` fp32 logits; no gradient."""
+        said: Tensor = self.probes(self.teacher(images)).detach()
+        return said
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        """What each of the teacher's taps knows, in depth order, the classifier last."""
+        paths = (*self._networks[0].paths, "")
+        numbers = zip(self.information_gain.tolist(), self.tap_accuracy.tolist(), strict=True)
+        return tuple(Tap(path, *both) for path, both in zip(paths, numbers, strict=True))
+
+    def extra_repr(self) -> str:
+        """Return the settings that matter most, and the taps with their gains."""
+        said = ", ".join(f"{t.path or 'classifier'} {t.information_gain:.2f}" for t in self.taps)
+        settings = self.settings
+        return f"granularity={settings.granularity!r}, sparsity={settings.sparsity}\ntaps: {said}"
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what the state was made for; `from_state` reads it."""
+        teacher, student = self._networks
+        return {
+            "teacher_taps": list(teacher.paths),
+            "student_taps": list(student.paths),
+            "image_shape": list(self.image_shape),
+            "settings": self.settings.model_dump(mode="json", exclude={"posterior"}),
+        }
+
+    def set_extra_state(self, state: Any) -> None:
+        """Refuse the state of other taps or settings."""
+        own = self.get_extra_state()
+        given = state if isinstance(state, Mapping) else {}
+        for key in own:
+            if given.get(key) != own[key]:
+                raise UserError(
+                    f"KRLoss: the state is of another {key.replace('_', ' ')} ({given.get(key)}) "
+                    f"than this loss ({own[key]}); KRLoss.from_state takes the state's."
+                )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Differences of large numbers: what is fitted stays in its precision, whatever a .to(bf16)
+        # makes of the networks.
+        super()._apply(partial(_moved, fn), recurse)  # type: ignore[no-untyped-call]
+        self._networks[0].network._apply(fn)  # type: ignore[no-untyped-call]
+        return self
+
+
+_MADE = {"teacher_taps", "student_taps", "image_shape", "settings"}
+
+
+def _moved(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    moved = fn(tensor)
+    return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+
+def _settings(values: Mapping[str, Any]) -> KRSettings:
+    if "posterior" in values:
+        raise UserError(
+            "KRLoss: posterior: to combine KR with a method on the logits, add its loss to this "
+            "one, e.g. krscale.losses.dkd(...).mean()."
+        )
+    return KRSettings.from_keywords(values, "KRLoss")
+
+
+def _context(
+    teacher: TappedNetwork,
+    student: TappedNetwork,
+    knowledge: TeacherKnowledge,
+    settings: KRSettings,
+) -> MethodContext:
+    layers = layers_by_tap(teacher.network, teacher.paths)
+    histograms = None
+    if settings.parameter_weight > 0.0:  # all weights of the teacher once more in memory
+        with torch.no_grad():
+            histograms = weight_histograms(layers).cpu()
+    sizes = [float(sum(_numel(layer) for layer in of_tap)) for of_tap in layers]
+    return MethodContext(
+        num_classes=student.num_classes,
+        num_teacher_taps=len(teacher.paths) + 1,
+        stage_ends=teacher.stage_ends,
+        information_gain=knowledge.information_gain,
+        student_shapes=student.shapes,
+        student_layers=layers_by_tap(student.network, student.paths),
+        teacher_histograms=histograms,
+        teacher_layer_sizes=torch.tensor(sizes),
+    )
+
+
+def _numel(layer: nn.Module) -> int:
+    weight = layer.weight
+    return weight.numel() if isinstance(weight, Tensor) else 0
+
+
+def _weigh_again(loss: KRLoss, incompatible: Any) -> None:
+    loss.method.weigh(loss.information_gain)
+
+
+def _check_classes(teacher: TappedNetwork, student: TappedNetwork) -> None:
+    if teacher.num_classes != student.num_classes:
+        raise UserError(
+            f"the teacher has {teacher.num_classes} classes and the student "
+            f"{student.num_classes}; both must have those of the labels."
+        )

@@ -1,0 +1,120 @@
+"""A network of anybody's with its taps: how it is run, what it returns, how its features lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from krscale.errors import UserError
+from krscale.knowledge.tap_search import FoundTaps, evaluating, find_taps
+from krscale.knowledge.taps import (
+    LAYOUTS_ATTRIBUTE,
+    TapOutputs,
+    check_taps,
+    run_tapped,
+    settle_layouts,
+    unwrapped,
+)
+from krscale.models.outputs import find_logits, outputs_by_name, without_positions
+
+
+@dataclass(frozen=True)
+class TappedNetwork:
+    """A network, the module paths of its taps, and what follows from running it once.
+
+    Attributes:
+        network: As its owner uses it; wrappers and all.
+        paths: Module paths of the taps in depth order, the classifier excluded.
+        stage_ends: For each stage the 1-based number of its last tap.
+        shapes: Shape of each tap's feature for one image, `[C, H, W]` where it is a map.
+        num_classes: `K`.
+    """
+
+    network: nn.Module
+    paths: tuple[str, ...]
+    stage_ends: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    num_classes: int
+
+    @classmethod
+    def of(
+        cls, network: nn.Module, images: Tensor, paths: Sequence[str] = (), where: str = "network"
+    ) -> TappedNetwork:
+        """Take the given taps, the network's own (`tap_paths`), or those that `find_taps` finds.
+
+        Args:
+            network: Left in the modes that its modules have.
+            images: `[B, C, H, W]` real images, at least two that differ where taps are to be found.
+            paths: Module paths in depth order.
+            where: What the network is, for the message of an error: `"teacher"`.
+
+        Raises:
+            UserError: If taps do not exist, none is found, or a layout cannot be told.
+        """
+        inner = unwrapped(network)
+        images = images[:2].to(device_of(inner))
+        try:
+            with evaluating(inner):
+                paths, ends = _taps_of(inner, images, tuple(paths), where)
+                _settle(inner, paths, images, where)
+                outputs = run_tapped(inner, paths, images)
+                logits = logits_of(outputs.logits)
+        except UserError as error:
+            message = str(error)
+            place = "" if message.startswith(where) else f"{where}: "
+            raise UserError(f"{place}{message}") from None
+        shapes = tuple(tuple(feature.shape[1:]) for feature in outputs.features)
+        if ends is None:
+            ends = FoundTaps(paths, shapes).stage_ends
+        return cls(network, paths, ends, shapes, logits.shape[1])
+
+    def __call__(self, images: Tensor) -> TapOutputs:
+        """Run the network once, in whatever modes it is."""
+        outputs = run_tapped(self.network, self.paths, images)
+        return TapOutputs(logits_of(outputs.logits), outputs.features)
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Return the device of a network's first parameter, the CPU where it has none."""
+    parameter = next(unwrapped(network).parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the logits `[B, K]` within what a network returns."""
+    try:
+        logits = without_positions(find_logits(output))
+    except UserError:
+        names = ", ".join(outputs_by_name(output) or {}) or "no tensor"
+        raise UserError(
+            f"the network returns {type(output).__name__} ({names}), and nothing tells which are "
+            "the logits; wrap it in a module that returns these alone."
+        ) from None
+    if logits.ndim != 2:
+        raise UserError(f"the network's logits are {list(logits.shape)}, and not [B, K].")
+    return logits
+
+
+def _taps_of(
+    network: nn.Module, images: Tensor, given: tuple[str, ...], where: str
+) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
+    """Return the taps, and the last tap of each stage where the network itself says it."""
+    own: tuple[str, ...] | None = getattr(network, "tap_paths", None)
+    if own is None and not given:
+        return find_taps(network, images, logits_of).paths, None
+    chosen = given or tuple(own or ())
+    check_taps(network, chosen, where)
+    if own is not None and chosen == tuple(own):
+        return chosen, tuple(getattr(network, "stage_ends", range(1, len(own) + 2)))
+    return chosen, None
+
+
+def _settle(network: nn.Module, paths: tuple[str, ...], images: Tensor, where: str) -> None:
+    """Find out where the channels of the taps are; other taps' layouts stay known."""
+    known = getattr(network, LAYOUTS_ATTRIBUTE, {})
+    settle_layouts(network, paths, tuple(images.shape[1:]), where=where)
+    setattr(network, LAYOUTS_ATTRIBUTE, {**known, **getattr(network, LAYOUTS_ATTRIBUTE)})

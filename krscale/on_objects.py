@@ -1,0 +1,214 @@
+"""`krscale.distill`: one student distilled in one process, from objects instead of files.
+
+For whoever has a teacher, a student and two loaders, and no loop: the training is that of a trial
+(`krscale.training`), but the teacher runs on every batch, since nothing is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from krscale.config import DistillConfig, TrainConfig
+from krscale.errors import UserError, unknown_name
+from krscale.knowledge.measuring import check_images, check_labels, first_images, read_pair
+from krscale.knowledge.tap_search import evaluating
+from krscale.knowledge.taps import TapOutputs, TappedModel
+from krscale.kr import KRLoss, Tap
+from krscale.methods import Batch, Learner, build_method, method_settings, parse_method
+from krscale.metrics import VAL_ACCURACY, metrics_for
+from krscale.models.capacity import num_parameters
+from krscale.models.preprocessing import DEFAULT
+from krscale.models.tapped import device_of, logits_of
+from krscale.parallel import Workers
+from krscale.training.loop import Training
+
+NOT_HERE = frozenset({"global_batch_size", "num_workers", "device", "seed", "gpu_share_for_images"})
+"""Settings of a run's training that loaders and networks decide here."""
+
+OnEpoch = Callable[[dict[str, float]], bool | None]
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What a distillation gave.
+
+    Attributes:
+        student: Trained, in eval mode; a copy with averaged weights where `ema_decay` is set.
+        accuracy: Of the student on validation, after the last epoch.
+        teacher_accuracy: Of the teacher on the same images (the first `max_images`).
+        num_parameters: Of the student.
+        taps: What each of the teacher's taps knows.
+        curve: Metrics of every epoch: `epoch`, `train/loss`, `val/accuracy`, ...
+    """
+
+    student: nn.Module
+    accuracy: float
+    teacher_accuracy: float
+    num_parameters: int
+    taps: tuple[Tap, ...]
+    curve: tuple[dict[str, float], ...]
+
+    def __str__(self) -> str:
+        return (
+            f"student of {self.num_parameters:,} parameters: {self.accuracy:.2%} of validation "
+            f"right after {len(self.curve)} epochs; teacher: {self.teacher_accuracy:.2%}"
+        )
+
+
+def distill(
+    *,
+    teacher: nn.Module,
+    student: nn.Module,
+    data: tuple[Iterable[Any], Iterable[Any]],
+    method: str = "kr",
+    on_epoch: OnEpoch = lambda metrics: None,
+    teacher_taps: Sequence[str] = (),
+    student_taps: Sequence[str] = (),
+    max_images: int = 20_000,
+    allow_poor_teacher: bool = False,
+    **settings: Any,
+) -> Distilled:
+    """Distil a teacher into a student, on the device where the student is.
+
+    Args:
+        teacher: A trained classifier; it moves to the student's device and into eval mode.
+        student: Trained in place.
+        data: Two loaders of `(images, labels)`, for training and validation, the images prepared
+            as both networks take them. Both have a length and can be read again and again.
+        method: A method that needs no features of the teacher: `kr`, `kd`, `dkd`, `kr+dkd`,
+            `plain`, ...
+        on_epoch: Called with the metrics of every epoch; returning True ends the training.
+        teacher_taps: As in `KRLoss.from_networks`, like the next three.
+        student_taps: Module paths of the student's blocks.
+        max_images: To fit probes to, and to measure the teacher on, at most.
+        allow_poor_teacher: Go on though the teacher's classifier is worse than a probe on a tap.
+        **settings: Of the method (`granularity`, `sparsity`, ...) and of the training
+            (`num_epochs`, `learning_rate`, `optimizer`, ...), as in `[distill]` and `[train]`.
+
+    Raises:
+        UserError: If anything does not fit together, before the training.
+    """
+    training_settings, method_config = _settings(method, settings)
+    train, val = _loaders(data)
+    loss = KRLoss.from_networks(
+        teacher,
+        student,
+        train,
+        val_loader=val,
+        teacher_taps=teacher_taps,
+        student_taps=student_taps,
+        max_images=max_images,
+        allow_poor_teacher=allow_poor_teacher,
+        parameter_weight=method_config.parameter_weight,
+    )
+    batches = _TaughtBatches(train, loss, device_of(student))
+    learner = Learner(student, (), build_method(method, loss.context, method_config))
+    learner.tapped = _Tapped(student, loss.student_paths)
+    own = training_settings.model_copy(update={"global_batch_size": batches.batch_size})
+    workers = Workers.alone(batches.device)
+    training = Training(learner, batches, None, own, workers)
+    curve: list[dict[str, float]] = []
+    while not training.finished:
+        metrics = training.run_epoch()
+        curve.append(metrics | _evaluate(training.student, val, loss))
+        if on_epoch(curve[-1]):
+            break
+    return Distilled(
+        student=training.student.eval(),
+        accuracy=curve[-1][VAL_ACCURACY],
+        teacher_accuracy=loss.taps[-1].accuracy,
+        num_parameters=num_parameters(student),
+        taps=loss.taps,
+        curve=tuple(curve),
+    )
+
+
+class _Tapped(TappedModel):
+    """A student whose logits are within whatever it returns."""
+
+    def forward(self, images: Tensor) -> TapOutputs:
+        outputs = super().forward(images)
+        return TapOutputs(logits_of(outputs.logits), outputs.features)
+
+
+class _TaughtBatches:
+    """The batches of a loader with what the teacher says of them: what a training reads."""
+
+    def __init__(self, loader: Iterable[Any], loss: KRLoss, device: torch.device) -> None:
+        self.loader, self.loss, self.device = loader, loss, device
+        self.images, _ = first_images(loader, "data[0]")
+        self.preprocessing = DEFAULT  # the images come as the networks take them
+        self.batch_size = len(self.images)
+        self.num_steps = len(loader)  # type: ignore[arg-type]  # `_loaders` has checked it
+        self.num_samples = self.batch_size * self.num_steps
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield every batch, on the device."""
+        count = 0
+        for batch in self.loader:
+            images, labels = _checked(batch, self.loss, "data[0]")
+            images, labels = images.to(self.device), labels.long().to(self.device)
+            samples = torch.arange(count, count + len(labels))
+            count += len(labels)
+            yield Batch(images, labels, samples, self.loss.teacher_says(images), len(labels))
+
+
+def _settings(method: str, given: Mapping[str, Any]) -> tuple[TrainConfig, DistillConfig]:
+    kind, _ = parse_method(method, "distill: method")
+    if kind.feature_kinds:
+        raise UserError(
+            f"distill: method: {method!r} learns from features of the teacher, which are stored by "
+            "a run (krscale tune, krscale distill); here a method on its taps or logits is needed."
+        )
+    training = set(TrainConfig.model_fields) - NOT_HERE
+    own = {name.partition(".")[0] for name in method_settings(method)}
+    for name in given:
+        if name not in training | own:
+            raise unknown_name("setting", name, training | own, f"distill, method {method}")
+    chosen = {name: value for name, value in given.items() if name in own}
+    rest = {name: value for name, value in given.items() if name in training}
+    return (
+        TrainConfig.from_keywords(rest, "distill"),
+        DistillConfig.from_keywords({"method": method, **chosen}, "distill"),
+    )
+
+
+def _loaders(data: Any) -> tuple[Iterable[Any], Iterable[Any]]:
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        raise UserError("distill: data: two loaders are needed: (train_loader, val_loader).")
+    for number, loader in enumerate(data):
+        if not hasattr(loader, "__len__") or iter(loader) is loader:
+            raise UserError(
+                f"distill: data[{number}]: {type(loader).__name__} has no length, or can be read "
+                "once only; give a DataLoader, or a list of batches."
+            )
+        if len(loader) == 0:
+            raise UserError(f"distill: data[{number}]: it has no batch.")
+    return data[0], data[1]
+
+
+def _checked(batch: Any, loss: KRLoss, where: str) -> tuple[Tensor, Tensor]:
+    images, labels = read_pair(batch, where)
+    check_images(images, loss.image_shape, where)
+    check_labels(labels, len(images), loss.context.num_classes, where)
+    return images, labels
+
+
+def _evaluate(student: nn.Module, loader: Iterable[Any], loss: KRLoss) -> dict[str, float]:
+    """Return every metric of the student on a loader, as `val/NAME`."""
+    device = device_of(student)
+    metrics = metrics_for(loss.context.num_classes)
+    totals = torch.zeros(len(metrics) + 1, dtype=torch.float64)
+    with evaluating(student):
+        for batch in loader:
+            images, labels = _checked(batch, loss, "data[1]")
+            logits = logits_of(student(images.to(device))).float().cpu()
+            sums = [float(metric.total(logits, labels.long().cpu())) for metric in metrics]
+            totals += torch.tensor([*sums, float(len(labels))], dtype=torch.float64)
+    *sums, count = totals.tolist()
+    return {f"val/{m.name}": total / count for m, total in zip(metrics, sums, strict=True)}

@@ -1,0 +1,59 @@
+"""KRLoss on one of two processes, and on one that has the whole batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from foreign_networks import LikeResNet
+from torch import Tensor, nn
+
+from krscale import KRLoss
+
+Batch = tuple[Tensor, Tensor]
+
+
+def networks() -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    return LikeResNet(6), LikeResNet(2)
+
+
+def batches() -> list[Batch]:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(80) % 3
+    images = torch.randn(80, 1, 12, 12, generator=generator) + labels.view(-1, 1, 1, 1)
+    return list(zip(images.split(20), labels.split(20), strict=True))
+
+
+def loss_of(teacher: nn.Module, student: nn.Module, loader: list[Batch]) -> KRLoss:
+    return KRLoss.from_networks(
+        teacher, student, loader, granularity=3, max_images=40, allow_poor_teacher=True
+    )
+
+
+def gradients(student: nn.Module, loss: nn.Module, batch: Batch) -> list[Tensor]:
+    loss(*batch).backward()
+    parameters = [*student.parameters(), *loss.parameters()]
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def gradients_of_two(rank: int) -> dict[str, Any]:
+    """On one of two workers: the state of the loss, and gradients of half of a batch."""
+    parallel = nn.parallel.DistributedDataParallel
+    teacher, student = networks()
+    student = parallel(student)
+    own = batches()[:2] if rank == 0 else batches()[2:]  # other images for each
+    torch.manual_seed(rank)  # other first weights, too
+    loss = loss_of(teacher, student, own)
+    state = [value for value in loss.state_dict().values() if isinstance(value, Tensor)]
+    images, labels = batches()[0]
+    share = slice(0, 10) if rank == 0 else slice(10, 20)
+    found = gradients(student, parallel(loss), (images[share], labels[share]))
+    return {"state": state, "gradients": found}
+
+
+def gradients_of_one() -> list[Tensor]:
+    """On a worker of its own: gradients of the whole batch."""
+    teacher, student = networks()
+    torch.manual_seed(0)
+    return gradients(student, loss_of(teacher, student, batches()[:2]), batches()[0])

@@ -1,0 +1,403 @@
+"""KRLoss: Knowledge Representing in anybody's own loop."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from foreign_networks import LikeResNet, LikeViT, WithDict, WithObject
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import krscale
+from krscale import KRLoss
+from krscale.config.methods import KRSettings
+from krscale.errors import UserError
+from krscale.knowledge.taps import TapOutputs
+from krscale.models import build_model
+
+Pairs = list[tuple[Tensor, Tensor]]
+NUM_IMAGES, BATCH = 120, 40
+
+
+def make_pairs(seed: int = 0) -> Pairs:
+    """Noise with one of three gratings: easy, but not for a single pixel."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(NUM_IMAGES) % 3
+    wave = torch.arange(12) * torch.tensor([1.0, 2.0, 3.0])[:, None]
+    images = torch.randn(NUM_IMAGES, 1, 12, 12, generator=generator) * 0.5
+    images += wave.sin()[labels][:, None, None, :]
+    return [(images[i : i + BATCH], labels[i : i + BATCH]) for i in range(0, NUM_IMAGES, BATCH)]
+
+
+def learn(network: nn.Module, pairs: Pairs, steps: int = 40) -> nn.Module:
+    optimiser = torch.optim.Adam(network.parameters(), 0.02)
+    for step in range(steps):
+        images, labels = pairs[step % len(pairs)]
+        optimiser.zero_grad()
+        cross_entropy(network(images), labels).backward()
+        optimiser.step()
+    return network
+
+
+@pytest.fixture(scope="module")
+def pairs() -> Pairs:
+    return make_pairs()
+
+
+@pytest.fixture(scope="module")
+def trained(pairs: Pairs) -> nn.Module:
+    torch.manual_seed(0)
+    return learn(LikeResNet(6), pairs)
+
+
+@pytest.fixture
+def teacher(trained: nn.Module) -> nn.Module:
+    return copy.deepcopy(trained)
+
+
+@pytest.fixture
+def student() -> nn.Module:
+    torch.manual_seed(1)
+    return LikeResNet(3)
+
+
+def make(teacher: nn.Module, student: nn.Module, pairs: Pairs, **settings: Any) -> KRLoss:
+    torch.manual_seed(2)
+    return KRLoss.from_networks(teacher, student, pairs, **{"granularity": 3, **settings})
+
+
+def grads(*modules: nn.Module) -> list[Tensor]:
+    return [p.grad.clone() for m in modules for p in m.parameters() if p.grad is not None]
+
+
+def test_the_loop_of_the_readme(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
+    state = copy.deepcopy(teacher.state_dict())
+    kr = krscale.KRLoss.from_networks(teacher, student, pairs, granularity=3, sparsity=0.3)
+    optimiser = torch.optim.Adam([*student.parameters(), *kr.parameters()], lr=0.02)
+    shown = []
+    for _ in range(25):
+        for images, labels in pairs:
+            loss = kr(images, labels)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        shown.append(float(kr.shown()["kr"]))
+    assert shown[-1] < 0.5 * shown[0]
+    images, labels = make_pairs(seed=1)[0]
+    assert (student(images).argmax(dim=1) == labels).float().mean() > 0.9
+    assert student.training
+    assert all(torch.equal(state[name], value) for name, value in teacher.state_dict().items())
+    assert grads(teacher) == []
+
+
+def test_defaults_are_the_configs(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
+    kr = KRLoss.from_networks(teacher, student, pairs)
+    assert kr.settings == KRSettings()
+    assert kr.reduction == "mean"
+
+
+def test_what_is_returned(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
+    images, labels = pairs[0]
+    kr = make(teacher, student, pairs)
+    each = make(teacher, student, pairs, reduction="none")
+    loss = each(images, labels)
+    assert loss.shape == (BATCH,)
+    assert loss.dtype == torch.float32
+    assert kr(images, labels).shape == ()
+    torch.testing.assert_close(kr(images, labels), loss.mean())
+    outside = kr.loss(kr.student(images), kr.teacher(images), labels)
+    assert torch.equal(outside, kr(images, labels))
+    terms = kr.terms(kr.student(images), kr.teacher(images), labels.int())
+    torch.testing.assert_close(terms["ce"] + terms["kr"], loss)
+    torch.testing.assert_close(
+        terms["ce"], 0.5 * cross_entropy(student(images), labels, reduction="none")
+    )
+    assert kr(images[:0], labels[:0]) == 0.0
+    assert set(kr.shown()) == {"ce", "kr", "kr/active_classes"}
+    assert not any(value.requires_grad for value in kr.shown().values())
+
+
+def test_zero_where_student_and_teacher_agree(teacher: nn.Module, pairs: Pairs) -> None:
+    """One group without sparsity of one tap: the classifier's own distribution is the target."""
+    images, labels = pairs[0]
+    kr = make(teacher, copy.deepcopy(teacher).eval(), pairs, granularity="layer")
+    kr.method.group_weights[:-1] = 0.0
+    term = kr.terms(kr.student(images), kr.teacher(images), labels)["kr"]
+    assert term.abs().max() < 1e-4
+    noisy = TapOutputs(
+        kr.student(images).logits + torch.eye(3)[labels], kr.student(images).features
+    )
+    assert (kr.terms(noisy, kr.teacher(images), labels)["kr"] > 1e-6).any()
+
+
+def test_parameters_are_the_heads_alone(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    kr = make(teacher, student, pairs)
+    assert [name for name, _ in kr.named_parameters()] == [
+        f"method.heads.{i}.{name}" for i in range(2) for name in ("weight", "bias")
+    ]
+    kr(*pairs[0]).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in kr.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())
+    assert list(make(teacher, student, pairs, granularity=1).parameters()) == []
+
+
+def test_modes_are_each_networks_own(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
+    student.eval()
+    kr = make(teacher, student, pairs)
+    kr.train()
+    assert not student.training
+    teacher.train()
+    kr(*pairs[0])
+    assert not teacher.training
+
+
+def test_state_comes_back(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
+    kr = make(teacher, student, pairs, sparsity=0.5)
+    with torch.no_grad():
+        next(kr.parameters()).add_(0.1)
+    file = io.BytesIO()
+    torch.save(kr.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    assert not any("layer" in name for name in state), "the networks are not in it"
+    other = make(teacher, student, make_pairs(seed=5), sparsity=0.5)  # fitted to other images
+    assert other(*pairs[0]) != kr(*pairs[0])
+    other.load_state_dict(state)
+    assert torch.equal(other(*pairs[0]), kr(*pairs[0]))
+    built = KRLoss.from_state(teacher, student, state)
+    assert torch.equal(built(*pairs[0]), kr(*pairs[0]))
+    assert built.settings == kr.settings
+    assert built.taps == kr.taps
+    # A state within another module's, as a Lightning checkpoint has it.
+    holder, holding = nn.ModuleDict({"kr": other}), nn.ModuleDict({"kr": kr})
+    holder.load_state_dict(holding.state_dict())
+
+
+def test_a_state_of_something_else_is_refused(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    state = make(teacher, student, pairs, sparsity=0.5).state_dict()
+    with pytest.raises(UserError, match=r"another settings.*from_state"):
+        make(teacher, student, pairs).load_state_dict(state)
+    with pytest.raises(UserError, match="not the state of a KRLoss"):
+        KRLoss.from_state(teacher, student, student.state_dict())
+    with pytest.raises(UserError, match="teacher: unknown tap"):
+        KRLoss.from_state(LikeViT(), student, state)
+
+
+def test_taps_say_what_they_know(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
+    kr = make(teacher, student, pairs, val_loader=make_pairs(seed=3))
+    assert [tap.path for tap in kr.taps] == ["layer1.0", "layer1.1", "layer2.0", ""]
+    assert all(0.0 <= tap.information_gain <= 1.0 for tap in kr.taps)
+    images, labels = (torch.cat(parts) for parts in zip(*make_pairs(seed=3), strict=True))
+    accuracy = (teacher(images).argmax(dim=1) == labels).float().mean()
+    assert kr.taps[-1].accuracy == pytest.approx(float(accuracy), abs=1e-6)
+    assert "layer2.0" in repr(kr)
+
+
+@pytest.mark.parametrize("network", [WithDict, WithObject, LikeViT])
+def test_networks_of_others(network: type[nn.Module], teacher: nn.Module, pairs: Pairs) -> None:
+    torch.manual_seed(1)
+    student = network()
+    kr = make(teacher, student, pairs)
+    kr(*pairs[0]).backward()
+    assert grads(student)
+
+
+def test_networks_of_the_zoo(pairs: Pairs) -> None:
+    torch.manual_seed(0)
+    options: Any = {"num_classes": 3, "in_channels": 1, "options": {}}
+    large = learn(build_model("resnet", width=4, **options), pairs)
+    small = build_model("mobilenet", width=2, **options)
+    kr = make(large, small, pairs, granularity="stage", parameter_weight=0.1, mixing="geometric")
+    kr(*pairs[0]).backward()
+    assert set(kr.shown()) == {"ce", "kr", "parameter", "kr/active_classes"}
+
+
+def test_bf16(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
+    images, labels = pairs[0]
+    kr = make(teacher, student, pairs)
+    exact = kr(images, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = kr(images, labels)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, exact, rtol=0.1, atol=0.1)
+    probes = [p.clone() for p in kr.probes.buffers()]
+    kr.to(torch.bfloat16)
+    student.to(torch.bfloat16)
+    assert next(teacher.parameters()).dtype == torch.bfloat16
+    assert all(torch.equal(a, b) for a, b in zip(probes, kr.probes.buffers(), strict=True))
+    loss = kr(images.bfloat16(), labels)
+    torch.testing.assert_close(loss, exact, rtol=0.1, atol=0.1)
+    loss.backward()
+
+
+def test_the_teacher_moves_with_it(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
+    kr = make(teacher, student, pairs).to("meta")
+    assert next(teacher.parameters()).is_meta
+    assert not next(student.parameters()).is_meta
+    assert all(tensor.is_meta for tensor in (*kr.parameters(), *kr.buffers()))
+    student.to("meta")
+    images = pairs[0][0].to("meta")
+    assert kr.student(images).logits.is_meta
+    assert kr.teacher(images).logits.is_meta
+
+
+# torch.compile looks at `.grad` of what a graph is given; it silences the warning, but pytest
+# turns it on again.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("what", ["networks", "loss"])
+def test_compiled(what: str, teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
+    torch._dynamo.reset()
+    images, labels = pairs[0]
+    expected = make(teacher, student, pairs)(images, labels)
+    expected.backward()
+    wanted = grads(student)
+    student.zero_grad()
+    if what == "networks":
+        teacher, wrapped = (torch.compile(m, backend="eager") for m in (teacher, student))
+        kr: Any = make(teacher, wrapped, pairs)
+    else:
+        kr = torch.compile(make(teacher, student, pairs), backend="eager")
+    for _ in range(2):
+        student.zero_grad()
+        loss = kr(images, labels)
+        loss.backward()
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(grads(student), wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_copy_learns_for_itself(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
+    kr = make(teacher, student, pairs)
+    twin = copy.deepcopy(kr)
+    twin(*pairs[0]).backward()
+    assert grads(student, kr) == []
+    assert len(grads(twin)) == 4
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    store = f"file://{tmp_path}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+def test_data_parallel_alone(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
+    parallel = nn.parallel.DistributedDataParallel
+    wrapped = parallel(student)
+    kr = parallel(make(teacher, wrapped, pairs))
+    loss = kr(*pairs[0])
+    loss.backward()
+    assert torch.equal(loss, make(teacher, student, pairs)(*pairs[0]))
+    assert len(grads(student)) == len(list(student.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"sparsty": 0.1}, "KRLoss: unknown setting 'sparsty'. Did you mean 'sparsity'?"),
+        ({"sparsity": 1.5}, r"KRLoss: sparsity: .*less than 1 \(got 1\.5\)"),
+        ({"granularity": 9}, "granularity 9 is out of range: the teacher has 4 taps"),
+        ({"granularity": "stages"}, "granularity"),
+        ({"posterior": {"dkd": 1.0}}, r"krscale\.losses\.dkd"),
+        ({"reduction": "sum"}, "unknown reduction 'sum'"),
+        ({"teacher_taps": ("layer1.7",)}, "teacher: unknown tap 'layer1.7'"),
+        ({"student_taps": ("layer1.7",)}, "student: unknown tap 'layer1.7'"),
+        ({"max_images": 10}, "it gave 40 images"),
+    ],
+)
+def test_settings_are_refused(
+    settings: dict[str, Any], said: str, teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    if "max_images" in settings:
+        settings, said, pairs = {}, "it gave 12 images", [(pairs[0][0][:12], pairs[0][1][:12])]
+    with pytest.raises(UserError, match=said):
+        make(teacher, student, pairs, **settings)
+
+
+def relabelled(pairs: Pairs, change: Any) -> Pairs:
+    return [(images, change(labels)) for images, labels in pairs]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda p: [], "train_loader: it gave no batch"),
+        (lambda p: [*p[:1], (p[1][0][..., :10], p[1][1])], "images of 1x12x10, .* of 1x12x12"),
+        (
+            lambda p: relabelled(p, lambda y: y + 1),
+            "label 3 is out of range.* 3 classes, so 0 to 2",
+        ),
+        (lambda p: relabelled(p, lambda y: y - 1), "label -1 is out of range"),
+        (lambda p: relabelled(p, lambda y: y.float()), "labels are one whole number"),
+        (lambda p: relabelled(p, lambda y: torch.eye(3)[y]), "labels are one whole number"),
+        (lambda p: relabelled(p, lambda y: y[:-1]), r"40 images, not torch.int64 of shape \[39\]"),
+        (lambda p: [(x.flatten(1), y) for x, y in p], r"images are \[B, C, H, W\]"),
+        (lambda p: [((x * 9).byte(), y) for x, y in p], "normalised"),
+        (lambda p: [{"image": x, "label": y} for x, y in p], r"is dict; .*batch\['image'\]"),
+        (lambda p: [x for x, _ in p], "is Tensor"),
+    ],
+)
+def test_loaders_are_refused(
+    change: Any, said: str, teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    with pytest.raises(UserError, match=said):
+        make(teacher, student, change(pairs))
+
+
+def test_batches_are_refused(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
+    images, labels = pairs[0]
+    kr = make(teacher, student, pairs)
+    for wrong, said in [
+        ((images[:, :, :10], labels), "KRLoss: images of 1x10x12"),
+        ((images, labels + 1), "KRLoss: label 3 is out of range"),
+        ((images, labels[:5]), "KRLoss: labels are one whole number for each of the 40"),
+    ]:
+        with pytest.raises(UserError, match=said):
+            kr(*wrong)
+
+
+def test_other_classes_are_refused(teacher: nn.Module, pairs: Pairs) -> None:
+    student = build_model("resnet", num_classes=5, in_channels=1, width=2, options={})
+    with pytest.raises(UserError, match="teacher has 3 classes and the student 5"):
+        make(teacher, student, pairs)
+
+
+def test_classes_that_were_not_reached_are_refused(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    images, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    order = labels.argsort()
+    by_class = list(zip(images[order].split(40), labels[order].split(40), strict=True))
+    with pytest.raises(UserError, match=r"first 80 images hold none of class 2; shuffle"):
+        make(teacher, student, by_class, max_images=80)
+
+
+def test_a_loader_that_can_be_read_once(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    once = make(teacher, student, (pair for pair in pairs))  # type: ignore[arg-type]
+    assert once.taps == make(teacher, student, pairs).taps
+
+
+@pytest.mark.parametrize("harm", ["classes", "pixels"])
+def test_a_teacher_that_knows_more_than_it_says(
+    harm: str, teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    if harm == "classes":
+        pairs = relabelled(pairs, lambda labels: (labels + 1) % 3)
+    else:
+        pairs = [(3.0 * images.flip(3) + 4.0, labels) for images, labels in pairs]
+    with pytest.raises(UserError, match=r"teacher: its classifier is right for .*normalised"):
+        make(teacher, student, pairs)
+    make(teacher, student, pairs, allow_poor_teacher=True)

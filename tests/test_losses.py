@@ -1,0 +1,122 @@
+"""The losses for one's own loop: called alike, equal to the methods', with examples that run."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import krscale
+from krscale import losses
+from krscale.config import DistillConfig
+from krscale.errors import UserError
+from krscale.knowledge.taps import TapOutputs
+from krscale.methods import POSTERIORS, Batch, MethodContext, build_method
+
+ON_LOGITS = ("kd", "dkd", "dist", "logit_standardisation", "kr", "label_smoothing")
+
+
+def example(num_classes: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(2, 7, num_classes, generator=generator)
+    return logits[0], logits[1], torch.arange(7) % num_classes
+
+
+def loss_named(name: str) -> Callable[..., Tensor]:
+    function: Callable[..., Tensor] = getattr(losses, name)
+    return function
+
+
+def test_the_examples_are_true() -> None:
+    outcome = doctest.testmod(losses)
+    assert outcome.failed == 0
+    assert outcome.attempted > 20
+    assert all(">>>" in str(loss_named(name).__doc__) for name in losses.__all__)
+    assert krscale.losses is losses
+
+
+@pytest.mark.parametrize("name", losses.__all__)
+def test_all_are_called_alike(name: str) -> None:
+    parameters = list(inspect.signature(loss_named(name)).parameters.values())
+    kinds = [parameter.kind for parameter in parameters]
+    assert [p.name.partition("_")[0] for p in parameters[:3]] == ["student", "teacher", "labels"]
+    assert all(kind is inspect.Parameter.KEYWORD_ONLY for kind in kinds[3:])
+    settings = parameters[3:]
+    assert all(p.default is not inspect.Parameter.empty for p in settings)
+    assert "arXiv" in str(loss_named(name).__doc__)
+
+
+@pytest.mark.parametrize("name", ON_LOGITS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_number_a_sample_and_no_gradient_for_the_teacher(name: str, dtype: torch.dtype) -> None:
+    student, teacher, labels = example()
+    student, teacher = student.to(dtype).requires_grad_(), teacher.to(dtype).requires_grad_()
+    loss = loss_named(name)(student, teacher, labels)
+    assert loss.shape == (7,)
+    assert loss.dtype == torch.float32
+    loss.sum().backward()
+    assert student.grad is not None
+    assert student.grad.abs().sum() > 0
+    assert teacher.grad is None
+
+
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_defaults_and_mathematics_are_those_of_the_method(name: str) -> None:
+    student, teacher, labels = example()
+    method = build_method(name, MethodContext.without_teacher(5), DistillConfig())
+    batch = Batch(torch.zeros(7, 1), labels, torch.arange(7), teacher[:, None], 7)
+    weight = getattr(method.settings_class(), f"{name}_weight")
+    expected = method(TapOutputs(student, ()), batch)[name]
+    assert torch.equal(weight * loss_named(name)(student, teacher, labels), expected)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.6])
+def test_kr_is_kd_with_a_sparser_gradient(sparsity: float) -> None:
+    student, teacher, labels = example()
+    student.requires_grad_()
+    loss = losses.kr(student, teacher, labels, sparsity=sparsity)
+    torch.testing.assert_close(loss, losses.kd(student, teacher), rtol=1e-4, atol=1e-5)
+    (gradient,) = torch.autograd.grad(loss.sum(), student)
+    (full,) = torch.autograd.grad(losses.kd(student, teacher).sum(), student)
+    torch.testing.assert_close(gradient.norm(dim=1), full.norm(dim=1), rtol=1e-4, atol=1e-5)
+    assert ((gradient == 0).sum(dim=1) > 0).all() == (sparsity > 0)
+
+
+@pytest.mark.parametrize("name", [n for n in ON_LOGITS if n != "label_smoothing"])
+def test_zero_where_they_agree(name: str) -> None:
+    student, _, labels = example()
+    assert loss_named(name)(student, student.clone(), labels).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["pkt", "fitnet", "attention_transfer"])
+def test_losses_of_features_are_zero_where_they_agree(name: str) -> None:
+    maps = torch.rand(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    features: Any = {"pkt": maps.flatten(1), "attention_transfer": [maps]}.get(name, maps)
+    assert loss_named(name)(features, features).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda s, t, y: losses.kd(s, t[:1]), r"one shape.*\[7, 5\] and \[1, 5\]"),
+        (lambda s, t, y: losses.kd(s[:, :4], t), r"one shape.*\[7, 4\] and \[7, 5\]"),
+        (lambda s, t, y: losses.kr(s[0], t[0]), r"logits are \[B, K\], not \[5\]"),
+        (lambda s, t, y: losses.dkd(s, t, y[:2]), r"7 samples.*shape \[2\]"),
+        (lambda s, t, y: losses.dkd(s, t, y.float()), "float32"),
+        (lambda s, t, y: losses.label_smoothing(s, None, s), r"shape \[7, 5\]"),
+        (lambda s, t, y: losses.pkt(s, t[:3]), "one batch"),
+        (lambda s, t, y: losses.fitnet(s, t[:1]), "one shape"),
+        (lambda s, t, y: losses.attention_transfer(s, t), "a list"),
+        (lambda s, t, y: losses.attention_transfer([s], []), "1 and 0"),
+        (lambda s, t, y: losses.attention_transfer([s], [t]), "maps"),
+        (lambda s, t, y: losses.crd(s, t, y[:2]), "7 samples"),
+    ],
+)
+def test_what_would_be_broadcast_is_refused(call: Callable[..., Tensor], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        call(*example())

@@ -1,0 +1,145 @@
+"""`krscale.distill`: objects in, a result out."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from typing import Any
+
+import pytest
+import torch
+from foreign_networks import LikeResNet, WithObject
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import krscale
+from krscale.errors import UserError
+
+Pairs = list[tuple[Tensor, Tensor]]
+
+
+def pairs(seed: int, count: int = 3) -> Pairs:
+    """Batches of noise with one of three gratings."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(40 * count) % 3
+    wave = torch.arange(12) * torch.tensor([1.0, 2.0, 3.0])[:, None]
+    images = torch.randn(40 * count, 1, 12, 12, generator=generator) * 0.5
+    images += wave.sin()[labels][:, None, None, :]
+    return list(zip(images.split(40), labels.split(40), strict=True))
+
+
+@pytest.fixture(scope="module")
+def trained() -> nn.Module:
+    torch.manual_seed(0)
+    network = LikeResNet(6)
+    optimiser = torch.optim.Adam(network.parameters(), 0.02)
+    for images, labels in pairs(0) * 14:
+        optimiser.zero_grad()
+        cross_entropy(network(images), labels).backward()
+        optimiser.step()
+    return network
+
+
+@pytest.fixture
+def teacher(trained: nn.Module) -> nn.Module:
+    return copy.deepcopy(trained)
+
+
+def distil(teacher: nn.Module, student: nn.Module | None = None, **changes: Any) -> Any:
+    torch.manual_seed(1)
+    arguments = {"data": (pairs(0), pairs(1)), "num_epochs": 2, "learning_rate": 0.05, **changes}
+    return krscale.distill(teacher=teacher, student=student or LikeResNet(3), **arguments)
+
+
+def test_a_student_learns(teacher: nn.Module) -> None:
+    state = copy.deepcopy(teacher.state_dict())
+    student = LikeResNet(3)
+    result = distil(
+        teacher, student, num_epochs=40, granularity=3, optimizer="adamw", learning_rate=0.02
+    )
+    assert result.student is student
+    assert not student.training
+    images, labels = (torch.cat(parts) for parts in zip(*pairs(1), strict=True))
+    accuracy = float((student(images).argmax(dim=1) == labels).float().mean())
+    assert result.accuracy == pytest.approx(accuracy, abs=1e-6)
+    assert accuracy > 0.85
+    taught = float((teacher(images).argmax(dim=1) == labels).float().mean())
+    assert result.teacher_accuracy == pytest.approx(taught, abs=1e-6)
+    assert [metrics["epoch"] for metrics in result.curve] == list(range(1, 41))
+    assert result.curve[-1]["train/kr"] < 0.5 * result.curve[0]["train/kr"]
+    assert {"val/accuracy", "val/loss", "train/ce", "train/loss"} <= set(result.curve[0])
+    assert result.num_parameters == sum(p.numel() for p in student.parameters())
+    assert [tap.path for tap in result.taps][-2:] == ["layer2.0", ""]
+    assert f"{accuracy:.2%}" in str(result)
+    assert all(torch.equal(state[name], value) for name, value in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("method", "terms"),
+    [
+        ("plain", {"ce"}),
+        ("dkd", {"ce", "dkd"}),
+        ("kr+dist", {"ce", "kr", "dist"}),
+        ("label_smoothing", {"ce"}),
+    ],
+)
+def test_other_methods(method: str, terms: set[str], teacher: nn.Module) -> None:
+    metrics = distil(teacher, method=method).curve[-1]
+    found = {name.removeprefix("train/") for name in metrics if name.startswith("train/")}
+    assert found - {"loss", "accuracy"} == terms
+
+
+def test_settings_reach_method_and_training(teacher: nn.Module) -> None:
+    result = distil(
+        teacher, WithObject(3), ema_decay=0.9, parameter_weight=0.1, granularity=1, sparsity=0.9
+    )
+    assert "train/parameter" in result.curve[-1]
+    assert isinstance(result.student, WithObject)
+
+
+def test_a_callback_ends_it(teacher: nn.Module) -> None:
+    seen: list[float] = []
+
+    def stop(metrics: dict[str, float]) -> bool:
+        seen.append(metrics["val/accuracy"])
+        return len(seen) == 2
+
+    assert len(distil(teacher, num_epochs=9, on_epoch=stop).curve) == 2
+
+
+def test_the_module_of_the_same_name_is_the_function_too(teacher: nn.Module) -> None:
+    module: Any = importlib.import_module("krscale.distill")
+    assert krscale.distill is module, "importing a module puts it in the place of the function"
+    assert len(distil(teacher, num_epochs=1).curve) == 1
+    del krscale.distill
+    assert krscale.distill.__module__ == "krscale.on_objects"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"method": "krr"}, "unknown method 'krr'. Did you mean 'kr'?"),
+        ({"method": "fitnet"}, "'fitnet' learns from features"),
+        ({"epochs": 3}, r"distill, method kr: unknown setting 'epochs'. Did you mean 'num_epochs'"),
+        ({"kd_weight": 3.0}, "method kr: unknown setting 'kd_weight'"),
+        ({"seed": 3}, "unknown setting 'seed'"),
+        ({"num_epochs": 0}, r"distill: num_epochs: .*greater than or equal to 1 \(got 0\)"),
+        ({"sparsity": 2.0}, "distill: sparsity: .*less than 1"),
+        ({"granularity": 40}, "granularity 40 is out of range"),
+        ({"optimizer": "adamv", "learning_rate": 0.1}, "unknown optimizer 'adamv'"),
+        ({"data": pairs(0)}, "two loaders are needed"),
+        ({"data": (pairs(0), iter(pairs(1)))}, r"data\[1\]: list_iterator has no length"),
+        ({"data": (pairs(0), [])}, r"data\[1\]: it has no batch"),
+    ],
+)
+def test_what_is_wrong_is_said_before_the_training(
+    changes: dict[str, Any], said: str, teacher: nn.Module
+) -> None:
+    with pytest.raises(UserError, match=said):
+        distil(teacher, on_epoch=lambda metrics: pytest.fail("it trained"), **changes)
+
+
+def test_a_wrong_batch_of_validation_is_said(teacher: nn.Module) -> None:
+    wrong = [*pairs(1), (pairs(1)[0][0], pairs(1)[0][1] + 1)]
+    with pytest.raises(UserError, match="label 3 is out of range"):
+        distil(teacher, data=(pairs(0), wrong))

@@ -1,6 +1,7 @@
 """Networks as people have them: outputs, arguments and mistakes that krscale must cope with."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -67,3 +68,32 @@ def trained(n_classes: int, path: str) -> nn.Module:
     model = Net(n_classes)
     model.load_state_dict(load_file(Path(path)))
     return model
+
+
+class Deep(nn.Module):
+    """Three blocks of a kind, and no taps of its own."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        widths = (1, 4, 8, 8)
+        pairs = pairwise(widths)
+        self.blocks = nn.ModuleList(_Block(old, new) for old, new in pairs)
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        for block in self.blocks:
+            images = block(images)
+        return self.head(images.mean(dim=(2, 3)))
+
+
+class _Block(nn.Module):
+    def __init__(self, old: int, new: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(old, new, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.conv(images).relu()
+
+
+def deep(num_classes: int) -> nn.Module:
+    return Deep(num_classes)

@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     from krscale.models import build_model
-    from krscale.models.blocks import list_blocks
+    from krscale.models.blocks import list_blocks, proposed_taps
     from krscale.models.probing import build_for_shapes, check_network
 
     build = partial(
@@ -81,18 +81,19 @@ def run(options: argparse.Namespace) -> int:
     model = build_for_shapes(build, options.image)
     check_network(model, options.classes, options.image, "network")
     blocks = list_blocks(model, options.image)
+    proposed = proposed_taps(build(), options.image)
     if options.json:
-        print(json.dumps([vars(block) for block in blocks], indent=2))
+        rows = [{**vars(block), "proposed": block.path in proposed} for block in blocks]
+        print(json.dumps(rows, indent=2))
         return 0
     table = Table("tap", "block", "gives each image", "channels")
     for block in blocks:
-        mark = " *" if block.suggested else ""
+        mark = " *" if block.path in proposed else ""
         layout = {"channels_first": "first", "channels_last": "last", "?": "say tap_layout"}
         shape = " x ".join(map(str, block.shape))
         table.add_row(block.path + mark, block.kind, shape, layout.get(block.layout, ""))
     Console().print(table)
-    suggested = [block.path for block in blocks if block.suggested]
-    print(f"* a proposal, to be thinned out:\ntaps = {json.dumps(suggested)}")
+    print(f"* a proposal:\ntaps = {json.dumps(proposed)}")
     return 0
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from krscale.errors import UserError
 from krscale.knowledge.layouts import find_layouts, other_size
+from krscale.knowledge.tap_search import find_taps
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,12 @@ class Block:
         kind: Name of its class.
         shape: Of its output for one image, as the block gives it.
         layout: Where its channels are; empty where it has no positions, `?` where nothing tells.
-        suggested: Whether it is one of the repeated blocks that make up the depth of the network.
     """
 
     path: str
     kind: str
     shape: tuple[int, ...]
     layout: str
-    suggested: bool
 
 
 def list_blocks(model: nn.Module, image_shape: Sequence[int]) -> tuple[Block, ...]:
@@ -45,60 +44,30 @@ def list_blocks(model: nn.Module, image_shape: Sequence[int]) -> tuple[Block, ..
         others = {path: tuple(o.shape) for path, o in _run(model, other_size(image_shape))}
     except Exception:  # noqa: BLE001 - many networks take images of one size only
         others = {}
-    suggested = set(suggested_taps(model, [path for path, _ in ran]))
     blocks = []
     for path, output in ran:
         kind = type(model.get_submodule(path)).__name__
         shape = tuple(output.shape)
         layout = _layout(model, path, shape, others.get(path))
-        blocks.append(Block(path, kind, shape[1:], layout, path in suggested))
+        blocks.append(Block(path, kind, shape[1:], layout))
     return tuple(blocks)
 
 
-def suggested_taps(model: nn.Module, paths: Sequence[str]) -> list[str]:
-    """Return the blocks that a network repeats, but the last; or the taps that it names itself.
-
-    They are the items of its lists of modules; stages, which hold such lists, are looked into. The
-    last block is left out: the classifier, which is always a tap, says as much.
+def proposed_taps(model: nn.Module, image_shape: Sequence[int]) -> tuple[str, ...]:
+    """Return the taps that a network names itself, or those that are found by running it.
 
     Args:
-        model: The network.
-        paths: Blocks that run once and give a tensor, in order.
+        model: On a device that computes.
+        image_shape: `(C, H, W)`.
+
+    Raises:
+        UserError: If none is found.
     """
-    if own := getattr(model, "tap_paths", None):
-        return list(own)
-    kinds = {name: type(child) for name, child in model.named_children() if name in paths}
-    side_by_side = [
-        [path for path in paths if kinds.get(path) is kind]
-        for kind in set(kinds.values())
-        if not issubclass(kind, nn.Sequential)
-    ]
-    if len(most := max(side_by_side, key=len, default=[])) > 2:
-        return most[:-1]
-    items = [path for path in paths if _is_item(model, path)]
-
-    def below(path: str) -> list[str]:
-        inside = [item for item in items if item.startswith(path)]
-        return [i for i in inside if not any(i.startswith(f"{o}.") for o in inside)]
-
-    def blocks(path: str) -> list[str]:
-        inside = below(f"{path}.") if _is_stage(model.get_submodule(path)) else []
-        return [block for item in inside for block in blocks(item)] or [path]
-
-    found = {block for item in below("") for block in blocks(item)}
-    return [path for path in paths if path in found][:-1]
-
-
-def _is_item(model: nn.Module, path: str) -> bool:
-    """Whether a block with parts of its own stands in a list of modules."""
-    parent = model.get_submodule(path.rpartition(".")[0])
-    has_parts = any(True for _ in model.get_submodule(path).children())
-    return has_parts and isinstance(parent, nn.Sequential | nn.ModuleList)
-
-
-def _is_stage(block: nn.Module) -> bool:
-    names = {name for name, _ in block.named_children()}
-    return isinstance(block, nn.Sequential) or bool(names & {"blocks", "layers", "layer"})
+    own: tuple[str, ...] | None = getattr(model, "tap_paths", None)
+    if own is not None:
+        return tuple(own)
+    images = torch.rand(2, *image_shape, generator=torch.Generator().manual_seed(0))
+    return find_taps(model, images, lambda logits: logits).paths
 
 
 def _run(model: nn.Module, image_shape: Sequence[int]) -> list[tuple[str, Tensor]]:

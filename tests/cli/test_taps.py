@@ -11,12 +11,17 @@ def test_blocks_are_listed_with_shapes(capsys: pytest.CaptureFixture[str]) -> No
     model = ["taps", "resnet", "--image", "1", "8", "8", "--option", "num_blocks=1", "--width", "2"]
     assert main([*model, "--json"]) == 0
     blocks = json.loads(capsys.readouterr().out)
-    assert [b["path"] for b in blocks if b["suggested"]] == ["stages.0.0", "stages.1.0"]
+    assert [b["path"] for b in blocks if b["proposed"]] == ["stages.0.0", "stages.1.0"]
     by_path = {b["path"]: b for b in blocks}
     assert by_path["stages.1.0"]["shape"] == [4, 4, 4]
     assert by_path["stages.1.0"]["layout"] == "channels_first"
     assert main(model) == 0
     assert 'taps = ["stages.0.0", "stages.1.0"]' in capsys.readouterr().out
+
+
+def test_a_network_that_names_no_taps_gets_a_proposal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["taps", "odd_networks:deep", "--image", "1", "8", "8"]) == 0
+    assert 'taps = ["blocks.0", "blocks.1"]' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,10 @@ def _preset_name(preprocessing: Preprocessing) -> str | None:
     if preprocessing.mean is None or preprocessing.std is None:
         return "data"
     step = -1 if preprocessing.channel_order == "bgr" else 1
-    found = (preprocessing.mean[::step], preprocessing.std[::step])
+    found = tuple(
+        numbers[:1] if len(set(numbers)) == 1 else numbers[::step]  # one number for all channels
+        for numbers in (preprocessing.mean, preprocessing.std)
+    )
     for name, preset in PRESETS.items():
         if found == preset and (preprocessing.pixel_range == "0..1" or name == "none"):
             return name

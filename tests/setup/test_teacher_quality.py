@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from krscale.config import Experiment, load
 from krscale.data import prepare_data
 from krscale.errors import UserError
+from krscale.models.preprocessing import Preprocessing
 from krscale.search.plan import describe_plan
 from krscale.setup.candidates import as_settings, is_better, try_candidates
 from krscale.setup.teacher import foreign_teacher, prepare_teacher
@@ -178,6 +179,15 @@ def test_settings_of_a_candidate_are_read_as_that_candidate(folder: Path) -> Non
         if read.input_size is None:
             read = type(read)(**{**read.__dict__, "interpolation": "bilinear"})
         assert read == candidate.preprocessing
+
+
+def test_presets_are_written_by_name() -> None:
+    half = Preprocessing((0.5,) * 3, (0.5,) * 3)
+    assert as_settings(half)["normalisation"] == "half"
+    turned = Preprocessing((0.406, 0.456, 0.485), (0.225, 0.224, 0.229), channel_order="bgr")
+    assert as_settings(turned)["normalisation"] == "imagenet"
+    assert "normalisation" not in as_settings(Preprocessing((0.5,), (0.5,), "0..255"))
+    assert as_settings(Preprocessing())["normalisation"] == "data"
 
 
 def test_a_difference_counts_where_it_is_large_and_no_chance() -> None:

@@ -23,7 +23,9 @@ _PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Numbers of Pillow's filters, which Hugging Face writes down."""
 
 
-def preprocessing_of(network: nn.Module | None, folder: Path | None = None) -> Preprocessing | None:
+def preprocessing_of(
+    network: nn.Module | None, folder: Path | None = None, interpolation: str = ""
+) -> Preprocessing | None:
     """Return what a network, or the folder it came from, says of its preprocessing.
 
     Args:
@@ -32,6 +34,7 @@ def preprocessing_of(network: nn.Module | None, folder: Path | None = None) -> P
             `crop_size`, `interpolation`), or `preprocessing`, with any of these names; a mapping or
             an object.
         folder: May hold the `preprocessor_config.json` of Hugging Face.
+        interpolation: Taken in place of the network's own, which then is not read.
 
     Returns:
         None where neither says anything.
@@ -40,20 +43,21 @@ def preprocessing_of(network: nn.Module | None, folder: Path | None = None) -> P
         UserError: If what is said cannot be followed.
     """
     if folder is not None and (folder / HF_FILE).is_file():
-        return _of_hugging_face(folder / HF_FILE)
+        return _of_hugging_face(folder / HF_FILE, interpolation)
     for name in _ATTRIBUTES:
         said = getattr(network, name, None)
         if isinstance(said, Preprocessing):
             return said
         # A module is a part of the network, which does by itself what it says.
         if said is not None and not isinstance(said, nn.Module):
-            found = _of_fields(said, f"{type(network).__name__}.{name}")
+            where = f"{type(network).__name__}.{name}"
+            found = _of_fields(said, where, interpolation)
             if found is not None:
                 return found
     return None
 
 
-def _of_fields(said: Any, where: str) -> Preprocessing | None:
+def _of_fields(said: Any, where: str, interpolation: str) -> Preprocessing | None:
     mean, std = _numbers(_field(said, "mean")), _numbers(_field(said, "std"))
     size = _size(_field(said, "input_size") or _field(said, "crop_size"))
     if mean is None and std is None and size is None:
@@ -66,11 +70,11 @@ def _of_fields(said: Any, where: str) -> Preprocessing | None:
         str(_field(said, "pixel_range") or "0..1"),
         str(_field(said, "channel_order") or "rgb").lower(),
         size,
-        _interpolation(_field(said, "interpolation")),
+        interpolation or _interpolation(_field(said, "interpolation"), where),
     )
 
 
-def _of_hugging_face(path: Path) -> Preprocessing:
+def _of_hugging_face(path: Path, interpolation: str) -> Preprocessing:
     """Read the configuration of a Hugging Face image processor.
 
     Raises:
@@ -96,7 +100,8 @@ def _of_hugging_face(path: Path) -> Preprocessing:
         "0..1" if scales else "0..255",
         "rgb",
         _size(size) if said.get("do_resize", True) else None,
-        _PILLOW.get(said.get("resample", 2), "bilinear"),
+        interpolation
+        or _interpolation(_PILLOW.get(said.get("resample", 2), said.get("resample")), str(path)),
     )
 
 
@@ -126,7 +131,16 @@ def _size(value: Any) -> Size | None:
     return (int(value), int(value))
 
 
-def _interpolation(value: Any) -> str:
-    """Read a name, or an enumeration of torchvision, whose value is the name."""
+def _interpolation(value: Any, where: str) -> str:
+    """Read a name, or an enumeration of torchvision, whose value is the name.
+
+    Raises:
+        UserError: If it is another filter than those known here.
+    """
     name = str(getattr(value, "value", value) or "bilinear").lower()
-    return name if name in INTERPOLATIONS else "bilinear"
+    if name not in INTERPOLATIONS:
+        raise UserError(
+            f"{where}: interpolation {name!r} is not one of {', '.join(INTERPOLATIONS)}; set "
+            "the nearest of them as interpolation in its section [teacher.preprocessing] or [student.preprocessing]."
+        )
+    return name

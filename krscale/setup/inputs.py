@@ -50,7 +50,10 @@ def choose_preprocessing(
     if starts_with_weights(config):
         folder = Path(config.model.removeprefix(_FOLDER)).expanduser()
         is_folder = config.model.startswith(_FOLDER)
-        said = preprocessing_of(network, folder if is_folder else None)
+        given = config.preprocessing.interpolation
+        said = preprocessing_of(
+            network, folder if is_folder else None, "" if given == "auto" else given
+        )
         if said and not (isinstance(config, TeacherConfig) and is_foreign(config)):
             said = replace(said, input_size=None)
     chosen = _overridden(config.preprocessing, said or DEFAULT)

@@ -151,3 +151,12 @@ def test_a_real_folder_says_what_its_processor_does(tmp_path: Path) -> None:
     torch.testing.assert_close(
         found.apply(pixels, (0.5,) * 3, (0.5,) * 3), expected, atol=0.02, rtol=0
     )
+
+
+@pytest.mark.parametrize("other", ["hamming", "nearest-exact"])
+def test_a_filter_that_is_not_known_is_refused_and_can_be_replaced(other: str) -> None:
+    found = network(pretrained_cfg={"mean": 0.5, "std": 0.5, "interpolation": other})
+    with pytest.raises(UserError, match=f"pretrained_cfg: interpolation '{other}' is not one of"):
+        preprocessing_of(found)
+    known = preprocessing_of(found, interpolation="lanczos")
+    assert known == Preprocessing((0.5,), (0.5,), interpolation="lanczos")

@@ -141,6 +141,7 @@ def _interpolation(value: Any, where: str) -> str:
     if name not in INTERPOLATIONS:
         raise UserError(
             f"{where}: interpolation {name!r} is not one of {', '.join(INTERPOLATIONS)}; set "
-            "the nearest of them as interpolation in its section [teacher.preprocessing] or [student.preprocessing]."
+            "the nearest of them as interpolation in [teacher.preprocessing] or "
+            "[student.preprocessing]."
         )
     return name

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from krscale.config import Experiment
 from krscale.errors import UserError
 from krscale.knowledge.features import KINDS, FeatureKind
-from krscale.methods import METHODS, POSTERIORS, parse_method
+from krscale.methods import METHODS, parse_method, takes_mixed_labels
 
 
 def methods_of(experiment: Experiment) -> tuple[str, ...]:
@@ -34,12 +34,6 @@ def check_methods(experiment: Experiment) -> None:
             parse_method(name, where)
             if experiment.views.mixes and not takes_mixed_labels(name):
                 raise _needs_one_class(experiment, name, where)
-
-
-def takes_mixed_labels(name: str) -> bool:
-    """Return whether a method, and all that it is combined with, can learn from mixed images."""
-    method, terms = parse_method(name)
-    return all(part.takes_mixed_labels for part in (method, *(POSTERIORS[t] for t in terms)))
 
 
 def _needs_one_class(experiment: Experiment, name: str, where: str) -> UserError:

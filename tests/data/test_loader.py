@@ -145,6 +145,17 @@ class TestEpoch:
             shown = (batch.images * std + mean) * 255
             torch.testing.assert_close(shown, mixed, rtol=0, atol=0.51)
 
+    def test_images_that_stay_on_the_host_are_mixed_alike(self, dataset):
+        """`cpu:0` is the CPU as well, but not the device that the images are on."""
+        views = ViewsConfig(num_views=3, shift=1, mixup=1.0, cutmix=1.0)
+        here, there = (
+            _loader(dataset, views=views, store=None, device=device).epoch(1)
+            for device in (CPU, torch.device("cpu", 0))
+        )
+        for batch, other in zip(here, there, strict=True):
+            assert torch.equal(batch.images, other.images)
+            assert all(map(torch.equal, batch.mixture, other.mixture))
+
     def test_without_mixing_batches_have_no_mixture(self, dataset):
         assert all(batch.mixture is None for batch in _loader(dataset).epoch(0))
 

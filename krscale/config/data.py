@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -98,6 +98,10 @@ class DataConfig(Section):
     """Settings of sources that read files."""
 
 
+NEWER_OF_VIEWS = ("resized_crop", "erasing", "mixup", "cutmix")
+"""Fields of `views` that came after fingerprints had been written down."""
+
+
 class ViewsConfig(Section):
     """Seeded augmentation: the same (seed, sample, view) gives the same pixels everywhere."""
 
@@ -115,3 +119,28 @@ class ViewsConfig(Section):
     """Side in pixels of a square set to zero; 0 for none."""
     jitter: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Strength of brightness, contrast and saturation changes; needs RGB images."""
+    resized_crop: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Smallest share of the image's area that a random crop keeps, which is scaled to the image's
+    size, its aspect changed by up to 4/3; 0 for none."""
+    erasing: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of the views in which a rectangle of one random colour hides 2 to 33 % of the image."""
+    mixup: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
+    """Mix every view with that of another training image, the weight drawn from Beta(mixup, mixup);
+    0 for none. The labels are mixed alike."""
+    cutmix: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
+    """Paste a rectangle of another training image into every view, the share of its area drawn from
+    Beta(cutmix, cutmix); 0 for none. With `mixup` as well, each takes half of the views."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether views are made of two images, and labels of theirs."""
+        return self.mixup > 0.0 or self.cutmix > 0.0
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells one view policy from another, without newer fields that are not used.
+
+        So that stores and teachers which an older krscale kept are found again.
+        """
+        content = self.model_dump(mode="json")
+        defaults = {name: type(self).model_fields[name].default for name in NEWER_OF_VIEWS}
+        return {k: v for k, v in content.items() if k not in defaults or v != defaults[k]}

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from krscale.config.data import DataConfig, ViewsConfig
+from krscale.config.data import NEWER_OF_VIEWS, DataConfig, ViewsConfig
 from krscale.config.distillation import DistillConfig
 from krscale.config.fields import Section, fingerprint, is_share
 from krscale.config.networks import (
@@ -129,6 +129,7 @@ class Experiment(Section):
 _NEWER = (
     *(f"data.{name}" for name in ("background", "skip_unreadable", "map_labels")),
     *(f"data.files.{name}" for name in ("channels", "path_column", "split_column")),
+    *(f"views.{name}" for name in NEWER_OF_VIEWS),
     *(f"teacher.{name}" for name in ("allow_poor", "output_key", "preprocessing", "tap_layout")),
     "teacher.weights_key",
     *(f"student.{name}" for name in ("output_key", "preprocessing", "tap_layout")),

@@ -19,7 +19,7 @@ def join_train_and_val(dataset: Dataset, cache: Path) -> Dataset:
 
     It is built once under `cache`, as any data set. Mean and standard deviation stay those of
     `dataset`, which its teacher was trained with; training images keep their number, hence their
-    views.
+    views, as long as these are not mixed: partners are drawn from all that is trained on.
     """
     identity = {"format": FORMAT, "joined": ["train", "val"], "of": dataset.fingerprint}
     path = cache / "data" / f"{dataset.source}-{fingerprint(identity)}"

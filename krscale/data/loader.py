@@ -17,10 +17,11 @@ from torch import Tensor
 
 from krscale.config import ViewsConfig
 from krscale.data.dataset import Dataset
+from krscale.data.mixing import mix, partners
 from krscale.data.views import apply_views, gather_views, view_of_epoch
 from krscale.errors import UserError
 from krscale.knowledge.features import FeatureKind
-from krscale.methods.base import Batch
+from krscale.methods.base import Batch, Mixture
 from krscale.models.preprocessing import DEFAULT, Preprocessing
 from krscale.parallel import share_of
 
@@ -134,11 +135,14 @@ class Loader:
         start, stop = share_of(len(of_all), self.rank, self.world_size)
         on_host = of_all[start:stop]
         samples = _copy(on_host, self.device)
-        if self.images.device == self.device:
-            pixels = gather_views(self.images, samples, view, self.views)
-        else:
-            gathered = _copy(self.images.index_select(0, on_host), self.device)
-            pixels = apply_views(gathered, samples, view, self.views)
+        pixels = self._views(view, on_host, samples)
+        mixture = None
+        if self.views.mixes:
+            other_on_host = partners(on_host, view, self.views, self.num_samples)
+            others = _copy(other_on_host, self.device)
+            other_pixels = self._views(view, other_on_host, others)
+            pixels, weights = mix(pixels, other_pixels, samples, view, self.views)
+            mixture = Mixture(self.labels.index_select(0, others), weights)
         tap_logits = None
         if self.store is not None:
             tap_logits = self.store.tap_logits(view, on_host, self.device)
@@ -152,7 +156,15 @@ class Loader:
                 kind: stored.features(view, on_host, self.device)
                 for kind, stored in self.features.items()
             },
+            mixture=mixture,
         )
+
+    def _views(self, view: int, on_host: Tensor, samples: Tensor) -> Tensor:
+        """Return one view of each sample, given on the host and on the device."""
+        if self.images.device == self.device:
+            return gather_views(self.images, samples, view, self.views)
+        gathered = _copy(self.images.index_select(0, on_host), self.device)
+        return apply_views(gathered, samples, view, self.views)
 
 
 def permutation(num_samples: int, seed: int, epoch: int) -> Tensor:

@@ -2,7 +2,8 @@
 
 A view of an image is a pure function of (seed, sample, view number). All pixel arithmetic is on
 integers, so the teacher need run only once for each view, on any machine, and students see the
-very same pixels. The operations, in this order: flip, crop, shift, jitter, cutout.
+very same pixels. The operations, in this order: flip, crop, resized crop, shift, jitter, cutout,
+erasing. Two images are mixed after all of these (`krscale.data.mixing`).
 
 Pixels move by copying whole blocks of memory: in a flat batch, a shift of an image by (rows,
 columns) is a shift of its bytes by `rows * W + columns`. What this drags in from neighbouring
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from krscale.config import ViewsConfig
 from krscale.data.draws import draw_integers
+from krscale.data.rectangles import NUM_SIZES, PLACES, erase, resized_crop
 from krscale.errors import UserError
 from krscale.models.preprocessing import normalise
 
@@ -37,7 +39,7 @@ def check_views(policy: ViewsConfig, image_shape: tuple[int, int, int]) -> None:
 
     Raises:
         UserError: If a displacement or the cutout covers a whole side, or jitter meets images
-            that are not RGB.
+            that are not RGB, or CutMix images of one row or column.
     """
     channels, height, width = image_shape
     side = min(height, width)
@@ -52,6 +54,11 @@ def check_views(policy: ViewsConfig, image_shape: tuple[int, int, int]) -> None:
         raise UserError(
             f"views.jitter: needs RGB images, these have {channels} channel(s); set it to 0."
         )
+    if policy.cutmix > 0 and side < 2:
+        raise UserError(
+            f"views.cutmix: images of {height}x{width} have no room for a part of another; set it "
+            "to 0."
+        )
 
 
 def view_of_epoch(epoch: int, policy: ViewsConfig) -> int:
@@ -60,7 +67,7 @@ def view_of_epoch(epoch: int, policy: ViewsConfig) -> int:
 
 
 def apply_views(images: Tensor, samples: Tensor, view: int, policy: ViewsConfig) -> Tensor:
-    """Return one view of each image.
+    """Return one view of each image, not mixed with another.
 
     Args:
         images: `[B, C, H, W]` uint8; left as they are.
@@ -92,22 +99,25 @@ def gather_views(data: Tensor, samples: Tensor, view: int, policy: ViewsConfig) 
 
 def _views(data: Tensor, rows: Tensor, samples: Tensor, view: int, policy: ViewsConfig) -> Tensor:
     """Views of `data[rows]`, drawn for `samples`."""
-    height, width = data.shape[-2:]
-    bounds = _bounds(policy, height, width)
+    bounds = _bounds(policy, *data.shape[-3:])
     if not bounds or not len(rows):
         return data.index_select(0, rows)
     draws = draw_integers(samples, policy.seed, view, bounds)
     images = _flip_and_crop(data, rows, draws, policy.crop_padding)
+    if "resized_size" in draws:
+        images = resized_crop(images, draws, policy.resized_crop)
     if "shift_row" in draws:
         images = _shift(images, draws["shift_row"], draws["shift_column"], policy.shift)
     if "brightness" in draws:
         images = _jitter(images, draws, bounds["brightness"] // 2)
     if "cutout_row" in draws:
         images = _cut_out(images, draws["cutout_row"], draws["cutout_column"], policy.cutout)
+    if "erase" in draws:
+        images = erase(images, draws, policy.erasing)
     return images
 
 
-def _bounds(policy: ViewsConfig, height: int, width: int) -> dict[str, int]:
+def _bounds(policy: ViewsConfig, channels: int, height: int, width: int) -> dict[str, int]:
     """Number of outcomes of every draw that the policy needs."""
     bounds: dict[str, int] = {}
     if policy.flip:
@@ -120,6 +130,12 @@ def _bounds(policy: ViewsConfig, height: int, width: int) -> dict[str, int]:
         bounds |= {"brightness": outcomes, "contrast": outcomes, "saturation": outcomes}
     if policy.cutout:
         bounds |= {"cutout_row": height, "cutout_column": width}
+    if policy.resized_crop > 0:
+        bounds |= {"resized_size": NUM_SIZES, "resized_row": PLACES, "resized_column": PLACES}
+    if policy.erasing > 0:
+        bounds |= {"erase": PLACES, "erase_size": NUM_SIZES}
+        bounds |= {"erase_row": PLACES, "erase_column": PLACES}
+        bounds |= {f"erase_colour_{channel}": 256 for channel in range(channels)}
     return bounds
 
 

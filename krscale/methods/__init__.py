@@ -42,6 +42,7 @@ __all__ = [
     "build_method",
     "method_settings",
     "parse_method",
+    "takes_mixed_labels",
 ]
 
 METHODS: dict[str, type[Method]] = {
@@ -90,6 +91,16 @@ def parse_method(name: str, where: str = "") -> tuple[type[Method], tuple[str, .
         if terms.count(term) > 1:
             raise UserError(f"{prefix}{name!r} names the term {term!r} twice.")
     return METHODS[base], tuple(terms)
+
+
+def takes_mixed_labels(name: str) -> bool:
+    """Return whether a method, and all that it is combined with, can learn from mixed images.
+
+    Raises:
+        UserError: If the method is unknown.
+    """
+    method, terms = parse_method(name)
+    return all(part.takes_mixed_labels for part in (method, *(POSTERIORS[t] for t in terms)))
 
 
 def build_method(name: str, context: MethodContext, settings: SettingsTable) -> Method:

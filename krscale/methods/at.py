@@ -56,6 +56,7 @@ class AT(FeatureMethod):
     settings_class = ATSettings
     term = "at"
     kind = "attention"
+    takes_mixed_labels = True
 
     def __init__(self, context: MethodContext, settings: ATSettings) -> None:
         super().__init__(context, settings)

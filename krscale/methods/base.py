@@ -21,6 +21,18 @@ from krscale.knowledge.features import FeatureKind, Shapes
 from krscale.knowledge.taps import TapOutputs, TappedModel
 
 
+class Mixture(NamedTuple):
+    """The other half of the labels of mixed images (`views.mixup`, `views.cutmix`).
+
+    Attributes:
+        labels: `[B]` int64, of the images that were mixed in.
+        weights: `[B]` fp32 in (0, 1), of the samples' own labels; these have the rest.
+    """
+
+    labels: Tensor
+    weights: Tensor
+
+
 @dataclass(frozen=True)
 class Batch:
     """One worker's share of a global batch, on the device.
@@ -36,6 +48,7 @@ class Batch:
         global_size: Samples of this batch over all workers.
         teacher_features: What the method requires beyond `tap_logits`, by kind, without gradient:
             one tensor `[B, ...]` for each shape of that kind (`krscale.knowledge.features`).
+        mixture: Where images are mixed, the labels and weights of the other ones; else None.
     """
 
     images: Tensor
@@ -44,6 +57,7 @@ class Batch:
     tap_logits: Tensor | None
     global_size: int
     teacher_features: Mapping[FeatureKind, tuple[Tensor, ...]] = field(default_factory=dict)
+    mixture: Mixture | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +110,11 @@ class Method(nn.Module, ABC):
     feature_kinds: ClassVar[frozenset[FeatureKind]] = frozenset()
     """What batches must carry of the teacher's features; the student is then read at its stages
     instead of its taps."""
+
+    takes_mixed_labels: bool = False
+    """Whether it is right for images that are made of two: its cross-entropy is
+    `label_cross_entropy` of the batch's mixture, and
+    nothing else in it needs to know *the* class of a sample. Mixed views are refused for others."""
 
     @abstractmethod
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
@@ -155,7 +174,7 @@ class LogitMethod(Method):
         logits = student.logits.float()
         distilled = self.distillation(logits, teacher_knowledge(batch)[:, -1], batch.labels)
         return {
-            "ce": self.ce_weight * label_cross_entropy(logits, batch.labels),
+            "ce": self.ce_weight * label_cross_entropy(logits, batch.labels, batch.mixture),
             self.term: self.term_weight * distilled,
         }
 
@@ -165,14 +184,29 @@ def at_least_fp32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def label_cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy with the labels, `[B]` fp32.
+def label_cross_entropy(
+    student_logits: Tensor,
+    labels: Tensor,
+    mixture: Mixture | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Return the cross-entropy with the labels, mixed where images are, `[B]` fp32.
 
     Args:
         student_logits: `[B, K]`.
         labels: `[B]` int64.
+        mixture: Of the batch (`Batch.mixture`).
+        label_smoothing: Share of every label that is spread over all classes.
     """
-    return F.cross_entropy(student_logits.float(), labels, reduction="none")
+    logits = student_logits.float()
+
+    def cross_entropy(classes: Tensor) -> Tensor:
+        return F.cross_entropy(logits, classes, reduction="none", label_smoothing=label_smoothing)
+
+    if mixture is None:
+        return cross_entropy(labels)
+    own, other = cross_entropy(labels), cross_entropy(mixture.labels)
+    return mixture.weights * own + (1.0 - mixture.weights) * other
 
 
 def teacher_knowledge(batch: Batch) -> Tensor:
@@ -228,6 +262,11 @@ class Learner(nn.Module):
 
     def forward(self, batch: Batch) -> LearnerOutput:
         """Return the method's terms for `batch`; losses are computed outside any autocast."""
+        if batch.mixture is not None and not self.method.takes_mixed_labels:
+            raise KrscaleError(
+                "this method needs one class for every image, but the images of the batch are made "
+                "of two; build the loader without views.mixup and views.cutmix"
+            )
         outputs = self.tapped(batch.images)
         with torch.autocast(outputs.logits.device.type, enabled=False):
             terms = self.method(outputs, batch)

@@ -77,7 +77,7 @@ class FeatureMethod(Method):
         features = teacher_features(batch, self.kind)
         compared = self.compare(student.features, features, batch.labels)
         return {
-            "ce": self.ce_weight * label_cross_entropy(logits, batch.labels),
+            "ce": self.ce_weight * label_cross_entropy(logits, batch.labels, batch.mixture),
             "kd": self.kd_weight * taught,
             self.term: self.term_weight * compared,
         }

@@ -41,6 +41,7 @@ class FitNet(FeatureMethod):
     settings_class = FitNetSettings
     term = "fitnet"
     kind = "map"
+    takes_mixed_labels = True
 
     def __init__(self, context: MethodContext, settings: FitNetSettings) -> None:
         super().__init__(context, settings)

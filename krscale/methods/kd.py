@@ -31,6 +31,7 @@ class KD(LogitMethod):
 
     settings_class = KDSettings
     term = "kd"
+    takes_mixed_labels = True
 
     def distillation(
         self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor

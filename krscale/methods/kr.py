@@ -32,6 +32,7 @@ from krscale.methods.base import (
     LogitMethod,
     Method,
     MethodContext,
+    Mixture,
     label_cross_entropy,
     teacher_knowledge,
 )
@@ -52,6 +53,7 @@ class KR(Method):
     """
 
     settings_class = KRSettings
+    takes_mixed_labels = True
     tap_weights: Tensor
     group_weights: Tensor
     current_sparsity: Tensor
@@ -84,6 +86,7 @@ class KR(Method):
             nn.Linear(sizes[tap - 1], context.num_classes) for tap in self.head_taps
         )
         self.posterior = nn.ModuleList(combined)
+        self.takes_mixed_labels = all(method.takes_mixed_labels for method in combined)
         self.parameter_weight = settings.parameter_weight
         self.parameter_source = (
             _parameter_source(context, groups) if self.parameter_weight > 0 else None
@@ -92,15 +95,22 @@ class KR(Method):
 
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
         """Return the terms `ce`, `kr`, and one for each combined source."""
-        return self.terms(student, teacher_knowledge(batch), batch.labels)
+        return self.terms(student, teacher_knowledge(batch), batch.labels, batch.mixture)
 
-    def terms(self, student: TapOutputs, tap_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def terms(
+        self,
+        student: TapOutputs,
+        tap_logits: Tensor,
+        labels: Tensor,
+        mixture: Mixture | None = None,
+    ) -> dict[str, Tensor]:
         """Return the weighted terms of `forward`, `[B]` fp32 each.
 
         Args:
             student: Logits `[B, K]` and tap features of the student.
             tap_logits: `[B, D, K]` fp32 of the teacher, without gradient.
             labels: `[B]` int64.
+            mixture: Of mixed images.
         """
         logits = student.logits.float()
         soft_targets = mix_taps(tap_logits, self.tap_weights, self.temperature, self.mixing)
@@ -114,7 +124,7 @@ class KR(Method):
         # A worker may hold no sample of the last batch; its mean is 0, not NaN.
         self._active_classes = active.sum() / max(active.numel(), 1)
         terms = {
-            "ce": self.ce_weight * label_cross_entropy(logits, labels),
+            "ce": self.ce_weight * label_cross_entropy(logits, labels, mixture),
             "kr": self.kr_weight * loss,
         }
         for method in cast(list[LogitMethod], self.posterior):

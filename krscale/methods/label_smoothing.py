@@ -8,16 +8,18 @@ Vision, CVPR 2016, arXiv 1512.00567.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from krscale.config.methods import LabelSmoothingSettings
 from krscale.knowledge.taps import TapOutputs
-from krscale.methods.base import Batch, Method, MethodContext
+from krscale.methods.base import Batch, Method, MethodContext, Mixture, label_cross_entropy
 
 
 def smoothed_cross_entropy(
-    student_logits: Tensor, labels: Tensor, label_smoothing: float
+    student_logits: Tensor,
+    labels: Tensor,
+    label_smoothing: float,
+    mixture: Mixture | None = None,
 ) -> Tensor:
     """Return the cross-entropy with `(1 - label_smoothing) * label + label_smoothing / K`, `[B]`.
 
@@ -25,10 +27,9 @@ def smoothed_cross_entropy(
         student_logits: `[B, K]`.
         labels: `[B]` int64.
         label_smoothing: Share of every label that is spread over all classes.
+        mixture: Of mixed images.
     """
-    return F.cross_entropy(
-        student_logits.float(), labels, reduction="none", label_smoothing=label_smoothing
-    )
+    return label_cross_entropy(student_logits, labels, mixture, label_smoothing)
 
 
 class LabelSmoothing(Method):
@@ -36,6 +37,7 @@ class LabelSmoothing(Method):
 
     settings_class = LabelSmoothingSettings
     needs_teacher = False
+    takes_mixed_labels = True
 
     def __init__(self, context: MethodContext, settings: LabelSmoothingSettings) -> None:
         super().__init__()
@@ -43,5 +45,7 @@ class LabelSmoothing(Method):
 
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
         """Return the term `ce`."""
-        loss = smoothed_cross_entropy(student.logits, batch.labels, self.label_smoothing)
+        loss = smoothed_cross_entropy(
+            student.logits, batch.labels, self.label_smoothing, batch.mixture
+        )
         return {"ce": loss}

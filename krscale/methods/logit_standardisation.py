@@ -45,6 +45,7 @@ class LogitStandardisation(LogitMethod):
 
     settings_class = LogitStandardisationSettings
     term = "logit_standardisation"
+    takes_mixed_labels = True
 
     def distillation(
         self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor

@@ -42,6 +42,7 @@ class PKT(FeatureMethod):
     settings_class = PKTSettings
     term = "pkt"
     kind = "pooled"
+    takes_mixed_labels = True
 
     def compare(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], labels: Tensor

@@ -14,10 +14,11 @@ class Plain(Method):
 
     settings_class = PlainSettings
     needs_teacher = False
+    takes_mixed_labels = True
 
     def __init__(self, context: MethodContext, settings: PlainSettings) -> None:
         super().__init__()
 
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
         """Return the term `ce`."""
-        return {"ce": label_cross_entropy(student.logits, batch.labels)}
+        return {"ce": label_cross_entropy(student.logits, batch.labels, batch.mixture)}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from krscale.config import Experiment
+from krscale.errors import UserError
 from krscale.knowledge.features import KINDS, FeatureKind
-from krscale.methods import parse_method
+from krscale.methods import METHODS, parse_method, takes_mixed_labels
 
 
 def methods_of(experiment: Experiment) -> tuple[str, ...]:
@@ -21,10 +22,30 @@ def needed_kinds(methods: Iterable[str]) -> list[FeatureKind]:
 
 
 def check_methods(experiment: Experiment) -> None:
-    """Refuse method names that nobody registered, before anything is prepared."""
+    """Refuse method names that nobody registered, before anything is prepared.
+
+    And those that need one class for every image, where views are made of two.
+    """
     for where, names in (
         ("search.methods", experiment.search.methods),
         ("distill.method", (experiment.distill.method,)),
     ):
         for name in names:
             parse_method(name, where)
+            if experiment.views.mixes and not takes_mixed_labels(name):
+                raise _needs_one_class(experiment, name, where)
+
+
+def _needs_one_class(experiment: Experiment, name: str, where: str) -> UserError:
+    views = experiment.views
+    on = [
+        f"views.{key} = {getattr(views, key):g}"
+        for key in ("mixup", "cutmix")
+        if getattr(views, key)
+    ]
+    allowed = ", ".join(method for method in METHODS if takes_mixed_labels(method))
+    return UserError(
+        f"{where}: {name!r} needs one class for every image, and {' and '.join(on)} makes images "
+        f"of two; set {'it' if len(on) == 1 else 'both'} to 0, or take methods that learn from "
+        f"mixed labels: {allowed}."
+    )

@@ -82,7 +82,7 @@ class StoreRecipe:
         shared = {
             "teacher": self.teacher.fingerprint,
             "data": self.dataset.fingerprint,
-            "views": fingerprint(self.experiment.views.model_dump(mode="json")),
+            "views": fingerprint(self.experiment.views.identity()),
         }
         if self.kind is not None:
             network = self.networks.teacher

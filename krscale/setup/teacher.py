@@ -228,7 +228,7 @@ def _content(experiment: Experiment, dataset: Dataset) -> dict[str, Any]:
     if weights := weights_identity(experiment, dataset):
         content["weights"] = weights
     if not experiment.teacher.weights:
-        content["views"] = experiment.views.model_dump(mode="json")
+        content["views"] = experiment.views.identity()
         content["global_batch_size"] = experiment.train.global_batch_size
     return content
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from krscale.data.mixing import mix, partners
 from krscale.data.views import apply_views
 from krscale.models.preprocessing import preprocessing_of_network
 from krscale.store.spec import StoreSpec
@@ -50,10 +51,21 @@ class TeacherInference:
         step = _MOVED_BATCHES * BATCH_SIZE
         for first in range(0, len(samples), step):
             moved = samples[first : first + step]
-            images, numbers = self.images[moved].to(self.device), moved.to(self.device)
+            own = self._read(moved)
+            others = None
+            if self.views.mixes:
+                others = self._read(partners(moved, view, self.views, len(self.images)))
             for start in range(0, len(moved), BATCH_SIZE):
                 part = slice(start, start + BATCH_SIZE)
-                yield self._forward(apply_views(images[part], numbers[part], view, self.views))
+                pixels = apply_views(own[0][part], own[1][part], view, self.views)
+                if others is not None:
+                    other = apply_views(others[0][part], others[1][part], view, self.views)
+                    pixels, _ = mix(pixels, other, own[1][part], view, self.views)
+                yield self._forward(pixels)
+
+    def _read(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the images of samples, and the samples, on the device."""
+        return self.images[samples].to(self.device), samples.to(self.device)
 
     @torch.inference_mode()
     def _forward(self, pixels: Tensor) -> TeacherBatch:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from krscale.errors import NonFiniteError
-from krscale.methods.base import LearnerOutput
+from krscale.methods.base import Batch, LearnerOutput
 from krscale.metrics import ACCURACY, TRAIN_ACCURACY, TRAIN_LOSS
 from krscale.parallel import sum_over_workers
 
@@ -30,19 +30,19 @@ class EpochSums:
         self.first_bad = torch.zeros(0)
         self.step = 0
 
-    def add(self, names: list[str], terms: Tensor, output: LearnerOutput, labels: Tensor) -> None:
-        """Add one batch: terms `[M, B]`, logits `[B, K]`, labels `[B]`."""
+    def add(self, terms: Tensor, output: LearnerOutput, batch: Batch) -> None:
+        """Add one batch and what the learner made of it, with its terms as one tensor `[M, B]`."""
         sums = terms.sum(dim=1, dtype=torch.float64)
         if self.step == 0:
-            self.names = names
+            self.names = list(output.terms)
             self.terms = torch.zeros_like(sums)
             self.first_bad = torch.full_like(sums, math.inf)
         self.terms += sums
         # Once one term is not finite, the weights spoil every other; the earliest is the cause.
         bad = torch.where(torch.isfinite(sums), math.inf, float(self.step))
         self.first_bad = torch.minimum(self.first_bad, bad)
-        self.counts[0] += ACCURACY.total(output.logits.detach(), labels)
-        self.counts[1] += len(labels)
+        self.counts[0] += _correct(output.logits.detach(), batch)
+        self.counts[1] += len(batch.labels)
         for name, value in output.diagnostics.items():
             self.diagnostics[name] = self.diagnostics.get(name, 0.0) + value.detach().double()
         self.step += 1
@@ -82,3 +82,12 @@ class EpochSums:
             f"loss term {name!r} is not finite in epoch {epoch + 1}, {where}. "
             f"A smaller learning rate or weight usually helps."
         )
+
+
+def _correct(logits: Tensor, batch: Batch) -> Tensor:
+    """Return how many are right; of a mixed image the weight of the label that was found."""
+    if batch.mixture is None:
+        return ACCURACY.total(logits, batch.labels)
+    found = logits.argmax(dim=1)
+    own, weights = found == batch.labels, batch.mixture.weights
+    return (own * weights + (found == batch.mixture.labels) * (1.0 - weights)).sum()

@@ -135,7 +135,7 @@ class Training:
         sums = EpochSums(self.workers.device)
         for batch in self.loader.epoch(self.epoch):
             output, terms = self._step(batch)
-            sums.add(list(output.terms), terms, output, batch.labels)
+            sums.add(terms, output, batch)
         metrics = sums.metrics(self.epoch, self.loader.num_steps)
         self.seconds_in_steps += time.perf_counter() - started
         self.epoch += 1

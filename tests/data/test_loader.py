@@ -13,6 +13,7 @@ from krscale.config import ViewsConfig
 from krscale.data import Dataset, Split
 from krscale.data.arrow import write_split
 from krscale.data.loader import Loader, _fits, one_ahead, permutation
+from krscale.data.mixing import partners
 from krscale.data.views import apply_views
 from krscale.errors import UserError
 
@@ -60,6 +61,10 @@ def _fields(batch):
     return batch.images, batch.labels, batch.samples, batch.tap_logits
 
 
+def _mixed_fields(batch):
+    return *_fields(batch), *batch.mixture
+
+
 class TestEpoch:
     @given(st.integers(1, 60), st.integers(1, 9), st.integers(-3, 2**70), st.integers(0, 400))
     @settings(
@@ -105,6 +110,54 @@ class TestEpoch:
             assert batch.labels.tolist() == split.labels[batch.samples.numpy()].tolist()
             said = batch.samples * 10 + epoch % 3
             assert batch.tap_logits[:, 1, 2].tolist() == said.tolist()
+
+    @given(st.integers(1, 60), st.integers(2, 5), st.integers(0, 2**40), st.integers(0, 20))
+    @settings(
+        max_examples=20,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
+    def test_workers_together_see_the_mixed_images_that_one_would(
+        self, dataset, size, world_size, seed, epoch
+    ):
+        views = ViewsConfig(num_views=3, mixup=0.4, cutmix=1.0, seed=seed)
+        shared = {"global_batch_size": size, "seed": seed, "views": views}
+        shares = [
+            _loader(dataset, **shared, rank=rank, world_size=world_size).epoch(epoch)
+            for rank in range(world_size)
+        ]
+        for batch, *parts in zip(_loader(dataset, **shared).epoch(epoch), *shares, strict=True):
+            found = [torch.cat(field) for field in zip(*map(_mixed_fields, parts), strict=True)]
+            assert all(map(torch.equal, found, _mixed_fields(batch)))
+
+    def test_mixed_images_have_the_labels_of_both(self, dataset):
+        """A pixel of a mixed image lies between those of the two that the labels are of."""
+        views = ViewsConfig(num_views=3, shift=0, mixup=1.0)
+        split = dataset.split("train")
+        plain = torch.from_numpy(split.images.copy()).float()
+        for batch in _loader(dataset, views=views).epoch(1):
+            others = partners(batch.samples, 1, views, NUM_SAMPLES)
+            assert batch.mixture.labels.tolist() == split.labels[others.numpy()].tolist()
+            assert batch.labels.tolist() == split.labels[batch.samples.numpy()].tolist()
+            weights = batch.mixture.weights.view(-1, 1, 1, 1)
+            mixed = weights * plain[batch.samples] + (1 - weights) * plain[others]
+            mean, std = (torch.tensor(v).view(3, 1, 1) for v in (dataset.mean, dataset.std))
+            shown = (batch.images * std + mean) * 255
+            torch.testing.assert_close(shown, mixed, rtol=0, atol=0.51)
+
+    def test_images_that_stay_on_the_host_are_mixed_alike(self, dataset):
+        """`cpu:0` is the CPU as well, but not the device that the images are on."""
+        views = ViewsConfig(num_views=3, shift=1, mixup=1.0, cutmix=1.0)
+        here, there = (
+            _loader(dataset, views=views, store=None, device=device).epoch(1)
+            for device in (CPU, torch.device("cpu", 0))
+        )
+        for batch, other in zip(here, there, strict=True):
+            assert torch.equal(batch.images, other.images)
+            assert all(map(torch.equal, batch.mixture, other.mixture))
+
+    def test_without_mixing_batches_have_no_mixture(self, dataset):
+        assert all(batch.mixture is None for batch in _loader(dataset).epoch(0))
 
     def test_every_worker_gets_the_features_of_its_samples(self, dataset):
         class FakeFeatures(FakeStore):

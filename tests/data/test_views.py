@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from krscale.config import ViewsConfig
-from krscale.data import draws, views
+from krscale.data import draws, rectangles, views
 from krscale.data.draws import draw_integers
 from krscale.data.views import apply_views, check_views, gather_views, normalise, view_of_epoch
 from krscale.errors import UserError
@@ -22,6 +22,9 @@ OPERATIONS = {
     "jitter": {"jitter": 0.4},
     "cutout": {"cutout": 5},
     "all": {"flip": True, "crop_padding": 2, "shift": 1, "jitter": 1.0, "cutout": 3},
+    "resized": {"resized_crop": 0.3},
+    "erasing": {"erasing": 0.7},
+    "newer": {"flip": True, "resized_crop": 0.08, "shift": 1, "cutout": 2, "erasing": 1.0},
 }
 RANDOM = sorted(set(OPERATIONS) - {"none"})
 
@@ -73,6 +76,8 @@ def reference_view(image, sample, view, policy):
         top, left = draw("crop_row", 2 * p + 1), draw("crop_column", 2 * p + 1)
         padded = np.pad(image, ((0, 0), (p, p), (p, p)))
         image = padded[:, top : top + height, left : left + width]
+    if policy.resized_crop:
+        image = reference_resized_crop(image, policy.resized_crop, draw)
     if policy.shift:
         s = policy.shift
         top, left = draw("shift_row", 2 * s + 1), draw("shift_column", 2 * s + 1)
@@ -85,7 +90,43 @@ def reference_view(image, sample, view, policy):
         image = image.copy()
         top, left = row - policy.cutout // 2, column - policy.cutout // 2
         image[:, max(top, 0) : top + policy.cutout, max(left, 0) : left + policy.cutout] = 0
+    if policy.erasing and draw("erase", 2**16) < round(policy.erasing * 2**16):
+        top, left, h, w = reference_rectangle(image, (0.02, 0.33), 0.3, draw, "erase")
+        image = image.copy()
+        for channel, plane in enumerate(image):
+            plane[top : top + h, left : left + w] = draw(f"erase_colour_{channel}", 256)
     return image
+
+
+def reference_rectangle(image, areas, aspect, draw, name):
+    """Floats are good enough here: no size of these images lies near the half of a pixel."""
+    _, height, width = image.shape
+    area, ratio = divmod(draw(f"{name}_size", 64 * 32), 32)
+    root = (areas[0] + (areas[1] - areas[0]) * area / 63) ** 0.5
+    squeeze = aspect ** (0.5 - ratio / 31)
+    h = min(max(round(height * root * squeeze), 1), height)
+    w = min(max(round(width * root / squeeze), 1), width)
+    top = draw(f"{name}_row", 2**16) * (height - h + 1) // 2**16
+    left = draw(f"{name}_column", 2**16) * (width - w + 1) // 2**16
+    return top, left, h, w
+
+
+def reference_resized_crop(image, min_area, draw):
+    top, left, h, w = reference_rectangle(image, (min_area, 1.0), 0.75, draw, "resized")
+    cut = image[:, top : top + h, left : left + w].astype(object)
+    _, height, width = image.shape
+    result = np.zeros_like(image)
+    for row in range(height):
+        y = min(max((2 * row + 1) * h * 256 // (2 * height) - 128, 0), (h - 1) * 256)
+        for column in range(width):
+            x = min(max((2 * column + 1) * w * 256 // (2 * width) - 128, 0), (w - 1) * 256)
+            (y0, fy), (x0, fx) = divmod(y, 256), divmod(x, 256)
+            y1, x1 = min(y0 + 1, h - 1), min(x0 + 1, w - 1)
+            left_of, right_of = (
+                cut[:, y0, at] * (256 - fy) + cut[:, y1, at] * fy for at in (x0, x1)
+            )
+            result[:, row, column] = (left_of * (256 - fx) + right_of * fx + 2**15) // 2**16
+    return result
 
 
 def reference_jitter(image, strength, draw):
@@ -134,6 +175,9 @@ GOLDEN = {
     "jitter": "67977674ee23f43277a24d1645274d4a11518c2335feb5f82b49d9bdaa45826c",
     "cutout": "0d2ec872d4f3369f4df14a78041416b6f26240e96d980b71bcb9bcfba6d15395",
     "all": "e14d8fa39c5484850871380e6d1411bbcdbeca7f8f55e0d4b523fcfa55fe5292",
+    "resized": "a608288f5c70f2e009750b05d9e0813bb64e0fa1f8b6d7c0bef1a68eff97290d",
+    "erasing": "a356a1c76992aecaef7e1db05a97a1fd1ce6791cbba640b6f795a49afaba13d2",
+    "newer": "aa7eeb4d5e1b849327de45111f429ec3a00444a7201e075fed85329bbb6f46b2",
 }
 
 
@@ -257,6 +301,7 @@ def test_normalise_against_float64():
         ({"cutout": 8}, (3, 8, 8), r"views\.cutout: 8 pixels"),
         ({"jitter": 0.1}, (1, 8, 8), r"views\.jitter: needs RGB images, these have 1 channel"),
         ({"jitter": 0.1}, (4, 8, 8), "these have 4 channel"),
+        ({"cutmix": 1.0, "shift": 0}, (1, 1, 8), r"views\.cutmix: images of 1x8 have no room"),
     ],
 )
 def test_policies_that_do_not_suit_the_images(fields, shape, message):
@@ -272,7 +317,8 @@ def test_policies_that_suit_the_images(name):
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_tables_made_in_inference_mode_serve_training(name):
     """The tables are kept between calls; whoever calls first must not spoil them for others."""
-    tables = (views._inside, views._outside, preprocessing._scale_and_offset, draws._keys)
+    scales, rows = preprocessing._scale_and_offset, rectangles._sizes
+    tables = (views._inside, views._outside, scales, draws._keys, rows)
     for table in tables:
         table.cache_clear()
     statistics = ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
@@ -286,3 +332,45 @@ def test_tables_made_in_inference_mode_serve_training(name):
     exact = second.double().sum(dim=(0, 2, 3)).float()
     # Thousands of pixels are added in fp32, in an order that the processor chooses.
     torch.testing.assert_close(weights.grad[0, :, 0, 0], exact, rtol=1e-5, atol=1e-2)
+
+
+@given(seed=st.integers(0, 2**40), view=st.integers(0, 50), share=st.floats(0.01, 1.0))
+@settings(max_examples=25, deadline=None)
+def test_erasing_paints_one_rectangle_and_leaves_the_rest(seed, view, share):
+    images, samples = pictures(), torch.arange(40)
+    result = apply_views(images, samples, view, ViewsConfig(shift=0, erasing=share, seed=seed))
+    for before, after in zip(images, result, strict=True):
+        changed = (before != after).any(0)
+        if not changed.any():
+            continue
+        rows, columns = (changed.any(axis).nonzero().flatten() for axis in (1, 0))
+        inside = after[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert (inside == inside[:, :1, :1]).all()
+        outside = torch.ones(8, 10, dtype=torch.bool)
+        outside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = False
+        assert torch.equal(before[:, outside], after[:, outside])
+        assert outside.float().mean() > 0.5
+
+
+def test_erasing_hides_the_share_of_views_that_is_asked_for():
+    images, samples = torch.zeros(4000, 3, 6, 6, dtype=torch.uint8), torch.arange(4000)
+    result = apply_views(images, samples, 0, ViewsConfig(shift=0, erasing=0.25))
+    erased = (result > 0).flatten(1).any(1).double().mean()
+    assert abs(erased - 0.25) < 5 * (0.25 * 0.75 / 4000) ** 0.5
+
+
+def test_a_resized_crop_of_one_colour_is_that_colour():
+    images = torch.full((50, 3, 9, 7), 213, dtype=torch.uint8)
+    rules = ViewsConfig(shift=0, resized_crop=0.01)
+    assert torch.equal(apply_views(images, torch.arange(50), 0, rules), images)
+
+
+def test_a_resized_crop_keeps_no_less_than_it_may():
+    """Of a picture that grows evenly from left to right, the span tells the width of the crop."""
+    ramp = torch.arange(0, 256, 4, dtype=torch.uint8).expand(500, 1, 64, 64).contiguous()
+    rules = ViewsConfig(shift=0, resized_crop=0.5)
+    shown = apply_views(ramp, torch.arange(500), 0, rules).int()
+    widths = ((shown[:, 0, 0, -1] - shown[:, 0, 0, 0]) / 252).double()
+    smallest = (0.5 * 0.75) ** 0.5
+    assert smallest - 0.03 < widths.min() < smallest + 0.06
+    assert widths.max() > 0.97

@@ -24,7 +24,9 @@ from krscale.methods import (
     MethodContext,
     build_method,
     method_settings,
+    takes_mixed_labels,
 )
+from krscale.methods.base import Mixture
 
 NUM_CLASSES, NUM_TAPS, PATHS = 6, 4, ("0", "1")
 STUDENT_STAGES = ((4, 8, 8), (5, 8, 8))
@@ -269,6 +271,44 @@ def test_samples_do_not_depend_on_their_order(name: str, changes: dict[str, Any]
     terms, others = learner(batch).terms, learner(shuffled).terms
     for term in terms:
         torch.testing.assert_close(terms[term][order], others[term], rtol=1e-4, atol=1e-5)
+
+
+def mixture_of(batch: Batch, labels: Tensor) -> Mixture:
+    return Mixture(labels, torch.linspace(0.1, 0.9, len(labels)))
+
+
+@every_method
+def test_mixed_labels_change_the_labels_cross_entropy_or_are_refused(
+    name: str, changes: dict[str, Any]
+) -> None:
+    learner, batch = make(name, changes), make_batch(7)
+    others = (batch.labels + 1) % NUM_CLASSES
+    mixed = replace(batch, mixture=mixture_of(batch, others))
+    assert learner.method.takes_mixed_labels == takes_mixed_labels(name)
+    if not takes_mixed_labels(name):
+        with pytest.raises(KrscaleError, match="needs one class for every image"):
+            learner(mixed)
+        return
+    own, other = (learner(b).terms for b in (batch, replace(batch, labels=others)))
+    assert mixed.mixture is not None
+    weights = mixed.mixture.weights
+    for term, values in learner(mixed).terms.items():
+        expected = weights * own[term] + (1 - weights) * other[term] if term == "ce" else own[term]
+        torch.testing.assert_close(values, expected, msg=term)
+
+
+@every_method
+def test_two_images_of_one_class_have_its_label(name: str, changes: dict[str, Any]) -> None:
+    if takes_mixed_labels(name):
+        learner, batch = make(name, changes), make_batch(7)
+        mixed = replace(batch, mixture=mixture_of(batch, batch.labels))
+        for term, values in learner(mixed).terms.items():
+            torch.testing.assert_close(values, learner(batch).terms[term], msg=term)
+
+
+def test_methods_of_ones_own_refuse_mixed_labels_until_they_say_otherwise() -> None:
+    assert not Method.takes_mixed_labels
+    assert {name for name in METHODS if not takes_mixed_labels(name)} == {"dkd", "crd"}
 
 
 @every_method

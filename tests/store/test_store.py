@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from krscale.config import StoreConfig, ViewsConfig
+from krscale.data.loader import Loader
 from krscale.errors import UserError
 from krscale.store import (
     KnowledgeStore,
@@ -117,6 +118,33 @@ class TestRoundTrip:
         assert info["num_bytes"] == sum(f.stat().st_size for f in small.path.glob("*/*.arrow"))
         assert info["num_shards"] == 12
         assert info["fingerprints"] == small.key
+
+
+MIXED = {
+    "mixup": {"mixup": 0.8},
+    "cutmix": {"cutmix": 1.0},
+    "both": {"mixup": 0.2, "cutmix": 1.0, "flip": True, "resized_crop": 0.3, "erasing": 0.5},
+}
+
+
+@pytest.mark.parametrize("fields", MIXED.values(), ids=MIXED)
+def test_the_store_holds_what_the_teacher_says_of_the_images_that_students_see(small, fields):
+    """Of mixed ones, too: the teacher runs on a loader's batches, in another order and company."""
+    small.views = ViewsConfig(num_views=2, shift=1, **fields)
+    store = small.prepare()
+    device = torch.device("cpu")
+    loader = Loader(
+        small.dataset, small.views, global_batch_size=7, seed=3, device=device, store=store
+    )
+    tapped, probes = (module.eval() for module in small.open_teacher())
+    for epoch in range(2):
+        for batch in loader.epoch(epoch):
+            with torch.no_grad():
+                said = probes(tapped(batch.images)).softmax(dim=-1)
+            assert batch.mixture is not None
+            stored = batch.tap_logits.softmax(dim=-1)
+            torch.testing.assert_close(stored, said, rtol=0.01, atol=0.002)
+    assert check_store(small.spec(), 100).num_rows == 100
 
 
 class TestBuild:

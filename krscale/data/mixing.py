@@ -1,0 +1,133 @@
+"""Mixup and CutMix: a view that is made of two images, and whose label is made of their labels.
+
+The partner of a sample is drawn from the whole training split by its number, so it hangs on (seed,
+sample, view) as the pixels do, and not on who else is in the batch. The teacher that fills the
+store therefore sees what the student will see, image by image (Beyer et al., Knowledge
+distillation: A good teacher is patient and consistent, CVPR 2022, arXiv 2106.05237).
+
+Sources: Zhang, Cisse, Dauphin, Lopez-Paz, mixup: Beyond Empirical Risk Minimization, ICLR 2018,
+arXiv 1710.09412. Yun, Han, Oh, Chun, Choe, Yoo, CutMix, ICCV 2019, arXiv 1905.04899.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal, localcontext
+from functools import lru_cache
+from math import isqrt
+
+import torch
+from torch import Tensor
+
+from krscale.config import ViewsConfig
+from krscale.data.draws import draw_integers
+from krscale.data.rectangles import PLACES, covered
+
+_ONE = 256  # weights of mixup are multiples of 1 / _ONE
+_OUTCOMES = 1 << 30
+_TERMS = 120  # of a power series whose terms halve
+
+
+def partners(samples: Tensor, view: int, policy: ViewsConfig, num_samples: int) -> Tensor:
+    """Return the other sample of each mixed view, `[B]` int64, uniform over all but the sample.
+
+    Args:
+        samples: `[B]` int64, index of each image within its split.
+        view: Number of the view.
+        policy: The `views` section.
+        num_samples: Samples of the split.
+    """
+    others = max(num_samples - 1, 1)  # a single sample is its own partner
+    offset = draw_integers(samples, policy.seed, view, {"partner": others})["partner"] + 1
+    return (samples + offset) % num_samples
+
+
+def mix(
+    images: Tensor, others: Tensor, samples: Tensor, view: int, policy: ViewsConfig
+) -> tuple[Tensor, Tensor]:
+    """Mix the views of samples with those of their partners.
+
+    Where both kinds are switched on, each takes half of the views.
+
+    Args:
+        images: `[B, C, H, W]` uint8, views of the samples.
+        others: `[B, C, H, W]` uint8, the same view of their partners.
+        samples: `[B]` int64: what the draws hang on.
+        view: Number of the view.
+        policy: The `views` section; `policy.mixes`.
+
+    Returns:
+        The mixed images `[B, C, H, W]` uint8, and the weight of each sample's own label, `[B]` fp32
+        in (0, 1); its partner's label has the rest.
+    """
+    height, width = images.shape[-2:]
+    bounds = {"mix_kind": 2, "mixup": _OUTCOMES, "cutmix": _OUTCOMES}
+    bounds |= {"paste_row": PLACES, "paste_column": PLACES}
+    draws = draw_integers(samples, policy.seed, view, bounds)
+    if policy.cutmix == 0.0:
+        return _mixup(images, others, draws["mixup"], policy.mixup)
+    shares = _shares(draws["cutmix"], policy.cutmix)
+    heights, widths = _pasted(height, width, images.device).index_select(0, shares).unbind(1)
+    by_row = covered(height, heights, draws["paste_row"])[:, None, :, None]
+    by_column = covered(width, widths, draws["paste_column"])[:, None, None, :]
+    pasted = torch.where(by_row & by_column, others, images)
+    weights = (height * width - heights * widths).float() / (height * width)
+    if policy.mixup == 0.0:
+        return pasted, weights
+    blended, of_blended = _mixup(images, others, draws["mixup"], policy.mixup)
+    is_pasted = draws["mix_kind"] == 1
+    mixed = torch.where(is_pasted[:, None, None, None], pasted, blended)
+    return mixed, torch.where(is_pasted, weights, of_blended)
+
+
+def _mixup(images: Tensor, others: Tensor, draw: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    shares = _shares(draw, alpha)
+    own = shares.to(torch.int32).view(-1, 1, 1, 1)
+    mixed = (images * own + others * (_ONE - own) + _ONE // 2) // _ONE
+    return mixed.to(torch.uint8), shares.float() / _ONE
+
+
+def _shares(draw: Tensor, alpha: float) -> Tensor:
+    """Turn uniform draws into weights of Beta(alpha, alpha), `[B]` int64: 1 to 255 of 256."""
+    return torch.searchsorted(_thresholds(alpha, draw.device), draw, right=True) + 1
+
+
+@lru_cache(maxsize=32)
+def _thresholds(alpha: float, device: torch.device) -> Tensor:
+    """Return `[254]`, how many draws fall below each boundary between weights, at 1.5 to 254.5.
+
+    In decimal arithmetic, which rounds alike on every machine: the integral of the density from 0
+    to x <= 1/2 by the power series of `(1 - x) ** (alpha - 1)`; the other half is its mirror image.
+    """
+    with localcontext(prec=50):
+        a = Decimal(str(alpha))
+        coefficients = [Decimal(1)]
+        for n in range(1, _TERMS):
+            coefficients.append(coefficients[-1] * (n - a) / n)
+        terms = [c / (a + n) for n, c in enumerate(coefficients)]
+        half = _integral(Decimal("0.5"), a, terms)
+        places = [(Decimal(2 * k + 1) / (2 * _ONE)) for k in range(1, _ONE // 2)]
+        below = [round(_OUTCOMES * _integral(x, a, terms) / (2 * half)) for x in places]
+    return torch.tensor(below + [_OUTCOMES - count for count in reversed(below)], device=device)
+
+
+def _integral(x: Decimal, alpha: Decimal, terms: list[Decimal]) -> Decimal:
+    total = Decimal(0)
+    for term in reversed(terms):
+        total = total * x + term
+    return total * x**alpha
+
+
+@lru_cache(maxsize=32)
+def _pasted(height: int, width: int, device: torch.device) -> Tensor:
+    """Height and width `[256, 2]` of what is pasted, by the share in 1/256 that is kept.
+
+    It has the image's aspect, and is never as long as a side: something of both images is seen.
+    """
+    sides = [
+        [
+            min(max((isqrt(4 * side * side * (_ONE - kept)) + 16) // 32, 1), side - 1)
+            for kept in range(_ONE)
+        ]
+        for side in (height, width)
+    ]
+    return torch.tensor(sides, device=device).T.contiguous()

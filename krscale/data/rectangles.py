@@ -1,0 +1,135 @@
+"""Random rectangles within an image: a crop scaled back to its size, and a part painted over.
+
+All arithmetic is on integers, as everywhere in views. What needs roots and powers, the sizes a
+rectangle may have, is tabled once in decimal arithmetic, which rounds alike on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal, localcontext
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+PLACES = 1 << 16
+"""Outcomes of a draw that says where in its range something lies, or whether it happens."""
+
+_AREAS, _ASPECTS = 64, 32
+NUM_SIZES = _AREAS * _ASPECTS
+"""Sizes that a rectangle may have, each as likely as the others."""
+
+_PIXEL = 256  # positions between pixels are multiples of 1 / _PIXEL
+
+
+def resized_crop(images: Tensor, draws: Mapping[str, Tensor], min_area: float) -> Tensor:
+    """Cut a rectangle from each image and scale it to the image's size, bilinearly.
+
+    Its area is uniform from `min_area` to 1 of the image's, its aspect, relative to the image's,
+    log-uniform from 3/4 to 4/3.
+
+    Args:
+        images: `[B, C, H, W]` uint8.
+        draws: `resized_size` below `NUM_SIZES`; `resized_row` and `resized_column` below `PLACES`.
+        min_area: Smallest share of the image's area.
+    """
+    height, width = images.shape[-2:]
+    table = _sizes(height, width, (str(min_area), "1"), "0.75", images.device)
+    heights, widths = table.index_select(0, draws["resized_size"]).unbind(1)
+    top, bottom, row_share = _between(height, heights, draws["resized_row"])
+    left, right, column_share = _between(width, widths, draws["resized_column"])
+    rows = _blend(images, 2, (top, bottom), row_share)
+    pixels = _blend(rows, 3, (left, right), column_share)
+    return ((pixels + _PIXEL * _PIXEL // 2) // (_PIXEL * _PIXEL)).to(torch.uint8)
+
+
+def erase(images: Tensor, draws: Mapping[str, Tensor], share: float) -> Tensor:
+    """Paint a rectangle of one random colour over a share of the images.
+
+    Its area is uniform from 2 % to 33 % of the image's, its aspect, relative to the image's,
+    log-uniform from 0.3 to 1 / 0.3.
+
+    Args:
+        images: `[B, C, H, W]` uint8.
+        draws: `erase`, `erase_row` and `erase_column` below `PLACES`, `erase_size` below
+            `NUM_SIZES`, and `erase_colour_C` below 256 for every channel C.
+        share: Of the images.
+    """
+    channels, height, width = images.shape[1:]
+    table = _sizes(height, width, ("0.02", "0.33"), "0.3", images.device)
+    heights, widths = table.index_select(0, draws["erase_size"]).unbind(1)
+    by_row = covered(height, heights, draws["erase_row"])
+    by_column = covered(width, widths, draws["erase_column"])
+    happens = draws["erase"] < round(share * PLACES)
+    inside = by_row[:, :, None] & by_column[:, None, :] & happens[:, None, None]
+    colours = [draws[f"erase_colour_{channel}"] for channel in range(channels)]
+    colour = torch.stack(colours, dim=1).to(torch.uint8)
+    return torch.where(inside[:, None], colour[:, :, None, None], images)
+
+
+def covered(size: int, lengths: Tensor, place: Tensor) -> Tensor:
+    """Return which of `size` coordinates intervals within them cover, `[B, size]` bool.
+
+    Args:
+        size: Of a side of the image.
+        lengths: `[B]` of the intervals, 1 to `size`.
+        place: `[B]` below `PLACES`: where in the range that is left to it each begins.
+    """
+    first = _first(size, lengths, place)[:, None]
+    at = torch.arange(size, device=lengths.device)
+    return (at >= first) & (at < first + lengths[:, None])
+
+
+def _first(size: int, lengths: Tensor, place: Tensor) -> Tensor:
+    return place * (size - lengths + 1) // PLACES
+
+
+def _between(size: int, lengths: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which two coordinates each of `size` reads, and the share of the second, `[B, size]` each."""
+    centres = 2 * torch.arange(size, device=lengths.device) + 1
+    at = centres * lengths[:, None] * _PIXEL // (2 * size) - _PIXEL // 2
+    last = lengths[:, None] - 1
+    at = torch.minimum(at.clamp_min(0), last * _PIXEL)
+    low = at // _PIXEL
+    first = _first(size, lengths, place)[:, None]
+    return first + low, first + torch.minimum(low + 1, last), at % _PIXEL
+
+
+def _blend(images: Tensor, axis: int, read: tuple[Tensor, Tensor], share: Tensor) -> Tensor:
+    """Read two coordinates of an axis for each of its places, and mix them; int32, times 256."""
+    shape = [len(images), 1, 1, 1]
+    shape[axis] = -1
+    low, high = (
+        images.gather(axis, index.view(shape).expand_as(images)).to(torch.int32) for index in read
+    )
+    of_high = share.to(torch.int32).view(shape)
+    return low * (_PIXEL - of_high) + high * of_high
+
+
+@lru_cache(maxsize=32)
+def _sizes(
+    height: int, width: int, areas: tuple[str, str], aspect: str, device: torch.device
+) -> Tensor:
+    """Return heights and widths `[NUM_SIZES, 2]`: every area with every aspect.
+
+    Aspects go from `aspect` to its inverse; a side longer than the image's is cut to it.
+    """
+    with localcontext(prec=30):
+        low, high = map(Decimal, areas)
+        roots = [(low + (high - low) * i / (_AREAS - 1)).sqrt() for i in range(_AREAS)]
+        # The square root of the aspect, from aspect ** 0.5 to aspect ** -0.5.
+        logarithm = Decimal(aspect).ln() / 2
+        ratios = [
+            (logarithm * (1 - Decimal(2 * i) / (_ASPECTS - 1))).exp() for i in range(_ASPECTS)
+        ]
+        pairs = [
+            (_whole(height * root * ratio, height), _whole(width * root / ratio, width))
+            for root in roots
+            for ratio in ratios
+        ]
+    return torch.tensor(pairs, device=device)
+
+
+def _whole(length: Decimal, longest: int) -> int:
+    return min(max(round(length), 1), longest)

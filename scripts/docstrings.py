@@ -45,7 +45,7 @@ def signature(title: str, function: Any) -> list[str]:
         parts.append(text)
     inside = "".join(f"\n    {part}," for part in parts)
     returns = inspect.signature(function).return_annotation
-    return ["```python", f"{title}({inside}\n) -> {returns}", "```", ""]
+    return ["```py", f"{title}({inside}\n) -> {returns}", "```", ""]
 
 
 def result_class(function: Any) -> type | None:

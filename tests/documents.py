@@ -29,6 +29,11 @@ def blocks(text: str, language: str) -> list[str]:
     return [inside for named, inside in _FENCE.findall(text) if named == language]
 
 
+def code(text: str) -> list[str]:
+    """All blocks of code, of whatever language."""
+    return [inside for _, inside in _FENCE.findall(text)] + _INDENTED.findall(prose(text))
+
+
 def commands(text: str) -> list[list[str]]:
     """Every krscale command that a page shows, as the arguments of `krscale`.
 
@@ -40,9 +45,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def _commands(text: str) -> Iterator[list[str]]:
-    shown = [inside for _, inside in _FENCE.findall(text)]
-    shown += _INDENTED.findall(prose(text))
-    for block in shown:
+    for block in code(text):
         for line in re.sub(r"\\\n\s*", " ", block).splitlines():
             yield from _of_line(line.strip().removeprefix("$ "))
     for line in _INLINE.findall(prose(text).replace("\n", " ")):

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
-from documents import CURRENT, ROOT, blocks, commands
+from documents import CURRENT, ROOT, blocks, code, commands
 
 from krscale.cli.app import COMMANDS, build_parser
 from krscale.config import field_paths, load, validate
 from krscale.errors import UserError
 
 PAGES = pytest.mark.parametrize("document", CURRENT, ids=lambda path: str(path.relative_to(ROOT)))
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = set(PROJECT["optional-dependencies"])
 
 
 def check(arguments: list[str]) -> None:
@@ -50,6 +55,25 @@ def test_every_command_exists(document: Path, capsys: pytest.CaptureFixture[str]
         except (AssertionError, UserError) as error:
             said = capsys.readouterr().err
             pytest.fail(f"{document.name}: krscale {' '.join(arguments)}: {error}\n{said}")
+
+
+@PAGES
+def test_every_other_name_on_a_command_line_exists(document: Path) -> None:
+    """Targets of make, programs of the repository, extras to install."""
+    shown = "\n".join(code(document.read_text(encoding="utf-8")))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+)%?:", makefile, flags=re.M)) | {"bench-step"}
+    assert set(re.findall(r"^(?:\$ )?make ([a-z-]+)", shown, flags=re.M)) <= targets
+    programs = re.findall(r"python ((?:scripts|benchmarks)/\S+\.py)", shown)
+    assert [name for name in programs if not (ROOT / name).is_file()] == []
+    extras = re.findall(r"(?:krscale|'\.)\[([\w,]+)\]", document.read_text(encoding="utf-8"))
+    assert {name for listed in extras for name in listed.split(",")} <= EXTRAS
+
+
+@PAGES
+def test_every_example_in_python_is_python(document: Path) -> None:
+    for block in blocks(document.read_text(encoding="utf-8"), "python"):
+        ast.parse(block)
 
 
 @PAGES

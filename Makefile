@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: run test test-processors test-browser test-drills check ui bench claims drill clean setup setup-dev constraints help
+.PHONY: run test test-processors test-browser test-drills check ui docs bench claims drill clean setup setup-dev constraints help
 
 PY := .venv/bin/python
 PORT ?= 5000
@@ -38,6 +38,9 @@ check: setup-dev ## formatting, lint, types, the direction of imports, files
 
 ui: setup ## open the MLflow UI of the local runs, on this machine only; PORT=5000
 	@$(PY) -m krscale ui --port $(PORT)
+
+docs: ## build the documentation as a site, build/site; ARGS=serve shows it while you write
+	@scripts/docs.sh $(ARGS)
 
 bench: setup ## run every program in benchmarks/ but the two that take hours; ARGS="..." goes to each
 	@set -e; for file in benchmarks/[a-z]*.py; do \

@@ -163,12 +163,17 @@ def origin_tags(experiment: Experiment, prepared: Prepared) -> dict[str, str]:
 def find_run(name: str, storage_path: Path) -> Path:
     """Return the absolute folder of a run: as written where that is a path, else by its name.
 
-    A mistyped path is a path too, so that an error tells what there is beside it.
+    A mistyped path is a path too, so that an error tells what there is beside it. A folder that has
+    a run's name and is none, such as the images that the run is about, does not hide the run.
     """
     written = Path(name).expanduser()
+    named = storage_path.expanduser() / written
+    hidden = len(written.parts) == 1 and not (written / EXPERIMENT_FILE).exists()
+    if hidden and (named / EXPERIMENT_FILE).exists():
+        return named.resolve()
     if written.is_dir() or (len(written.parts) > 1 and written.parent.is_dir()):
         return written.resolve()
-    return (storage_path.expanduser() / written).resolve()
+    return named.resolve()
 
 
 def read_experiment(folder: Path) -> Experiment:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from krscale.runs import folder as run_folders
-from krscale.runs.folder import git_commit
+from krscale.runs.folder import find_run, git_commit
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -33,3 +33,20 @@ def test_results_beside_the_code_do_not_make_its_commit_dirty(
     assert git_commit() == commit
     (tmp_path / "search_spaces" / "kr.toml").write_text("another space\n")
     assert git_commit() == f"{commit}-dirty"
+
+
+def test_a_folder_of_images_does_not_hide_the_run_that_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    storage = tmp_path / "runs"
+    for folder in ("photos", "other", "runs/photos", "runs/elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert find_run("photos", storage) == tmp_path / "photos", "neither is a run"
+    (storage / "photos" / "experiment.json").write_text("{}")
+    assert find_run("photos", storage) == storage / "photos"
+    assert find_run("./photos/../photos", storage) == tmp_path / "photos", "a path is what it says"
+    (tmp_path / "photos" / "experiment.json").write_text("{}")
+    assert find_run("photos", storage) == tmp_path / "photos", "both are: the nearer one"
+    assert find_run("elsewhere", storage) == storage / "elsewhere"
+    assert find_run("other", storage) == tmp_path / "other"

@@ -20,7 +20,7 @@ if [ ! -x "$venv/bin/mkdocs" ] || ! wanted | cmp -s - "$venv/.wanted"; then
     "$venv/bin/python" -m pip install --quiet --requirement "$venv/requirements.txt"
     wanted >"$venv/.wanted"
 fi
-export NO_MKDOCS_2_WARNING=1 # an advertisement of another program
+export NO_MKDOCS_2_WARNING=1 # that mkdocs-material ends in May 2027: docs/log.md
 if [ "${1:-build}" = serve ]; then
     exec "$venv/bin/mkdocs" serve --strict --dev-addr "127.0.0.1:${PORT:-8000}"
 fi

@@ -57,8 +57,7 @@ def settings_page() -> str:
     ]
     for name, model, introduction in _sections(Experiment, ""):
         lines += ["", f"## `{name}`" if name else "## The experiment", "", introduction, ""]
-        lines += ["| field | default | allowed | searched | meaning |", "|---|---|---|---|---|"]
-        lines += _rows(model, name)
+        lines += _table(_rows(model, name))
     return "\n".join(lines) + "\n"
 
 
@@ -132,7 +131,17 @@ def _sections(model: type[BaseModel], name: str) -> Iterator[tuple[str, type[Bas
             yield f"[[{dotted}]]", item, _first_paragraph(item)
 
 
-def _rows(model: type[BaseModel], section: str) -> list[str]:
+def _table(rows: list[dict[str, str]]) -> list[str]:
+    """Return a table without the columns in which no row has anything."""
+    columns = [column for column in rows[0] if any(row[column] for row in rows)]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for row in rows:
+        cells = (row[column].replace("|", "\\|") for column in columns)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _rows(model: type[BaseModel], section: str) -> list[dict[str, str]]:
     schema = model.model_json_schema()
     prefix = f"{section.strip('[]')}." if section else ""
     searched = search_ranges()
@@ -141,14 +150,14 @@ def _rows(model: type[BaseModel], section: str) -> list[str]:
         if _table_of(field) is not None:
             continue
         described = schema["properties"][key]
-        cells = (
-            f"`{key}`",
-            _default(field),
-            _allowed(described, schema.get("$defs", {})),
-            _searched(searched.get(f"{prefix}{key}")),
-            _one_line(described.get("description", "")),
-        )
-        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        row = {
+            "field": f"`{key}`",
+            "default": _default(field),
+            "allowed": _allowed(described, schema.get("$defs", {})),
+            "searched": _searched(searched.get(f"{prefix}{key}")),
+            "meaning": _one_line(described.get("description", "")),
+        }
+        rows.append(row)
     return rows
 
 

@@ -103,4 +103,5 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
         capture_output=True, text=True, check=False, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "index.html").is_file()
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert re.findall(r"<(?:script|link|img)[^>]+https?://[^>]*>", page) == [], "loaded from others"

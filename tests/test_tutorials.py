@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def test_the_method_of_the_tutorial_is_one() -> None:
 
 
 @pytest.fixture
-def own_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with the files of the tutorial, made as it says, in which commands are run."""
     for language in ("python", "toml"):
         for block in blocks(text_of("tutorial-own-images.md"), language):

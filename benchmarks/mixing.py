@@ -51,6 +51,7 @@ def _settings(storage: Path, arguments: argparse.Namespace) -> Iterator[tuple[st
     shared = (
         f"data.source={arguments.source}",
         f"data.glyphs.num_train={arguments.num_train}",
+        "data.glyphs.num_val=1000",
         f"ladder.capacities=['{arguments.capacity}']",
         f"train.num_epochs={arguments.epochs}",
         f"views.num_views={arguments.views}",
@@ -91,7 +92,7 @@ def _print(what: str, found: list[float], off: list[float]) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--source", choices=("digits", "glyphs"), default="digits")
-    parser.add_argument("--num-train", type=int, default=4000, help="images of glyphs")
+    parser.add_argument("--num-train", type=int, default=1000, help="images of glyphs")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--views", type=int, default=4, help="of every sample")

@@ -23,8 +23,16 @@ from krscale.data.rectangles import NUM_SIZES, PLACES, erase, resized_crop
 from krscale.errors import UserError
 from krscale.models.preprocessing import normalise
 
-__all__ = ["apply_views", "check_views", "gather_views", "normalise", "view_of_epoch"]
+__all__ = [
+    "apply_views",
+    "check_views",
+    "gather_views",
+    "normalise",
+    "notes_on_views",
+    "view_of_epoch",
+]
 
+_CHARACTERS = ("digits", "glyphs")
 _ONE = 256  # jitter factors are multiples of 1 / _ONE
 _COEFFICIENT_BITS = 10
 _GREY = (77, 150, 29)  # ITU-R BT.601 luma, in 1 / _ONE
@@ -59,6 +67,16 @@ def check_views(policy: ViewsConfig, image_shape: tuple[int, int, int]) -> None:
             f"views.cutmix: images of {height}x{width} have no room for a part of another; set it "
             "to 0."
         )
+
+
+def notes_on_views(policy: ViewsConfig, source: str) -> tuple[str, ...]:
+    """Say what in a policy does not suit the task of a source (`data.source`), as far as known."""
+    if policy.flip and source in _CHARACTERS:
+        return (
+            f"views.flip mirrors half of the views, and a mirrored character of {source} is "
+            "another one or none; false is right for characters",
+        )
+    return ()
 
 
 def view_of_epoch(epoch: int, policy: ViewsConfig) -> int:

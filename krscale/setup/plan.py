@@ -8,7 +8,7 @@ from krscale.config import Experiment
 from krscale.data import describe_data
 from krscale.data.check import check_data
 from krscale.data.dataset import dataset_path
-from krscale.data.views import check_views
+from krscale.data.views import check_views, notes_on_views
 from krscale.errors import UserError
 from krscale.setup.methods import check_methods
 from krscale.setup.networks import Networks
@@ -66,7 +66,11 @@ def describe(experiment: Experiment) -> ExperimentPlan:
     check_views(experiment.views, source.image_shape)
     networks = Networks.resolve(experiment, source)
     networks.check()
-    notes = (*(_look(experiment) or source.notes), *check_weights(networks))
+    notes = (
+        *(_look(experiment) or source.notes),
+        *notes_on_views(experiment.views, experiment.data.source),
+        *check_weights(networks),
+    )
     return ExperimentPlan(networks, ladder_sizes(networks), notes)
 
 

@@ -16,7 +16,7 @@ import torch
 
 from krscale.config import Experiment
 from krscale.data import Dataset, prepare_data
-from krscale.data.views import check_views
+from krscale.data.views import check_views, notes_on_views
 from krscale.errors import UserError
 from krscale.knowledge.features import FeatureKind
 from krscale.setup.inputs import is_foreign
@@ -71,6 +71,8 @@ class Setup:
             experiment.data, experiment.cache_path, reporter.advance, reporter.note
         )
         check_views(experiment.views, dataset.image_shape)
+        for note in notes_on_views(experiment.views, experiment.data.source):
+            reporter.note(note)
         networks = Networks.resolve(experiment, dataset)
         networks.check()
         for line in networks.describe_inputs():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from krscale.config import load
+from krscale.data.views import notes_on_views
 from krscale.errors import UserError
 from krscale.parallel import Workers
 from krscale.progress import Progress
@@ -49,6 +50,14 @@ def test_methods_that_learn_from_mixed_labels(method: str) -> None:
 
 def test_methods_are_as_free_as_ever_without_mixing() -> None:
     check_methods(load(None, ["views.erasing=0.5", "distill.method=crd"]))
+
+
+@pytest.mark.parametrize(("source", "flip"), [("digits", True), ("digits", False)])
+def test_mirrored_characters_are_said(source: str, flip: bool) -> None:
+    experiment = load(None, [f"data.source={source}", f"views.flip={str(flip).lower()}"])
+    said = [note for note in describe(experiment).notes if note.startswith("views.flip")]
+    assert len(said) == flip
+    assert notes_on_views(experiment.views, "image_folder") == ()
 
 
 def test_students_learn_from_mixed_images_and_their_labels(tmp_path: Path) -> None:

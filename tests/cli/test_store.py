@@ -61,7 +61,7 @@ def flip(file: Path) -> None:
 def test_an_untouched_store_passes(storage, capsys):
     assert run(storage, "check") == 0
     out, err = capsys.readouterr()
-    assert "6 shards and 512 rows are what the teacher says today" in out
+    assert "6 shards and 512 rows are what the teacher gives today" in out
     assert err == ""
 
 
@@ -157,7 +157,7 @@ def toml(folder: Path, *changes: str) -> list[str]:
 def test_a_run_may_be_named_by_its_toml_file(storage, capsys, tmp_path):
     arguments = toml(tmp_path)
     assert main(["check", *arguments, "--storage-path", str(storage), "--rows", "4"]) == 0
-    assert "4 rows are what the teacher says" in capsys.readouterr().out
+    assert "4 rows are what the teacher gives" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

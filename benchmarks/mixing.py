@@ -4,6 +4,7 @@ One teacher, trained without them, teaches all students; its store holds what it
 images. Prints, and writes nothing.
 
     python benchmarks/mixing.py [--source digits] [--seeds 3] [--epochs 12] [--capacity 1/16]
+        [--policies "mixup 0.2"] [--methods plain kr]
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ POLICIES = {
     "mixup 1": ("views.mixup=1.0",),
     "cutmix 1": ("views.cutmix=1.0",),
 }
+MIXING = tuple(POLICIES)[1:]
 METHODS = ("plain", "kd", "kr")
 
 
@@ -41,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as storage:
         off: dict[str, list[float]] = {}
         for name, setting in _settings(Path(storage), arguments):
-            for method in METHODS:
+            for method in arguments.methods:
                 found = [_accuracy(setting, method, seed) for seed in range(arguments.seeds)]
                 off.setdefault(method, found)
                 _print(f"{name}, {method}", found, off[method])
@@ -58,8 +60,8 @@ def _settings(storage: Path, arguments: argparse.Namespace) -> Iterator[tuple[st
         "train.device=cpu",
     )
     weights = ""
-    for name, changes in POLICIES.items():
-        setting = Setting(storage, *shared, *changes, f"teacher.weights='{weights}'")
+    for name in ("off", *arguments.policies):
+        setting = Setting(storage, *shared, *POLICIES[name], f"teacher.weights='{weights}'")
         weights = weights or str(Path(setting.prepared.teacher_path) / "teacher.safetensors")
         yield name, setting
 
@@ -96,6 +98,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--views", type=int, default=4, help="of every sample")
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--policies", nargs="+", choices=MIXING, default=MIXING)
     parser.add_argument("--capacity", default="1/16", help="of the student, e.g. 1/16")
     return parser.parse_args()
 

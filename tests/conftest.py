@@ -13,6 +13,9 @@ from hypothesis import settings
 # Unset outside `make test-processors`.
 NUM_THREADS = int(os.environ.get("KRSCALE_TEST_THREADS", "1"))
 
+# Ray's workers would have a low priority (15), and hardly run beside the other test processes.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 # An example that takes long says that the machine is busy, and nothing of krscale.
 settings.register_profile("krscale", deadline=None)
 settings.load_profile("krscale")

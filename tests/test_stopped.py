@@ -93,7 +93,7 @@ def mlflow_states(storage: Path) -> list[tuple[str, str]]:
     ("stop", "group"),
     [
         pytest.param(signal.SIGTERM, False, id="SIGTERM"),
-        pytest.param(signal.SIGTERM, True, id="SIGTERM to the group"),
+        pytest.param(signal.SIGTERM, True, id="SIGTERM to the group", marks=pytest.mark.drill),
         pytest.param(signal.SIGHUP, False, id="SIGHUP", marks=pytest.mark.drill),
     ],
 )
@@ -139,7 +139,11 @@ def test_teach_is_stopped_before_there_is_any_ray(stop: signal.Signals, tmp_path
 
 @pytest.mark.parametrize(
     ("stop", "num_workers", "num_epochs"),
-    [(signal.SIGINT, 1, 30), (signal.SIGTERM, 2, 8)],  # the first report comes after 5 seconds
+    [
+        (signal.SIGINT, 1, 30),
+        # The first report comes after 5 seconds.
+        pytest.param(signal.SIGTERM, 2, 8, marks=pytest.mark.drill),
+    ],
 )
 def test_a_single_student_is_kept_and_marked(
     stop: signal.Signals, num_workers: int, num_epochs: int, tmp_path: Path

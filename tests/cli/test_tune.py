@@ -183,6 +183,7 @@ def test_other_experiment_in_the_folder_is_refused(finished: tuple[Path, dict[st
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.drill
 def test_sigkill_in_the_middle_loses_and_doubles_nothing(tmp_path: Path) -> None:
     # A checkpoint at every report, so that a trial of a second leaves one.
     own = ("search.checkpoint_seconds=0", "ladder.capacities=['1/16']")

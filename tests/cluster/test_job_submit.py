@@ -267,6 +267,7 @@ def test_a_refused_config_fails_the_job(head: Head) -> None:
     assert "Traceback" not in done.output
 
 
+@pytest.mark.drill
 def test_a_stopped_job_leaves_no_trial_running(head: Head) -> None:
     slow = ("name=stopped", "train.num_epochs=500", "search.early_stopping=none")
     arguments = ("-m", "krscale.tune", "jobs/digits.toml", *overrides(*SETTINGS, *slow))

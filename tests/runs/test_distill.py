@@ -121,7 +121,9 @@ NOT_FINITE = "loss term 'ce' is not finite in epoch 1, step 1 of 17"
     ("name", "settings", "error"),
     [
         ("distill", ("train.learning_rate=1e30",), "loss term 'ce' is not finite in epoch 1, step"),
-        ("distill", (*POISONED, "train.num_workers=2"), NOT_FINITE),
+        pytest.param(
+            "distill", (*POISONED, "train.num_workers=2"), NOT_FINITE, marks=pytest.mark.drill
+        ),
         (
             "teach",
             ("teacher.learning_rate=1e30",),

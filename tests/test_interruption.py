@@ -156,6 +156,31 @@ def test_a_closed_terminal_does_not_break_the_cleaning(tmp_path: Path) -> None:
     assert clean.exists()
 
 
+@pytest.mark.parametrize(("hangs", "left"), [(True, False), (False, True)])
+def test_a_stopped_command_leaves_before_an_exit_that_would_hang(hangs: bool, left: bool) -> None:
+    exits = "atexit.register(print, 'libraries exit')\n"
+    check = f"from krscale.interruption import leave_early_if\nhangs = lambda: {hangs}\n"
+    process = start(
+        WAITING.replace("    print", "    leave_early_if(hangs)\n    print"), exits + check
+    )
+    wait_for(process, "ready")
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert "interrupted by SIGTERM" in err, "nothing printed before is lost"
+    assert ("libraries exit" in out) == left
+
+
+def test_a_command_that_was_not_stopped_exits_as_ever() -> None:
+    exits = "atexit.register(print, 'libraries exit')\n"
+    work = (
+        "from krscale.interruption import leave_early_if\n"
+        "def work(argv):\n    leave_early_if(lambda: True)\n    return 0\n"
+    )
+    out, _ = start(work, exits).communicate(timeout=30)
+    assert out == "libraries exit\n"
+
+
 def test_rays_own_handler_of_sigterm_means_the_same() -> None:
     before = signal.getsignal(signal.SIGTERM)
     try:

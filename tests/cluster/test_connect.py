@@ -6,9 +6,10 @@ import sys
 import time
 
 import pytest
+import ray
 from running import environment
 
-pytestmark = [pytest.mark.cluster, pytest.mark.skipif(os.name != "posix", reason="process groups")]
+from krscale.cluster import connect
 
 CODE = """
 import time
@@ -30,6 +31,29 @@ def others(session: int) -> dict[int, tuple[int, str]]:
     return {int(pid): (int(group), args) for pid, group, args in rows if int(pid) != session}
 
 
+class Node:
+    """Ray's node, of which some processes have died."""
+
+    def __init__(self, *dead: str) -> None:
+        self.dead = dead
+
+    def dead_processes(self) -> tuple[str, ...]:
+        return self.dead
+
+
+@pytest.mark.parametrize(
+    ("node", "gone"), [(None, False), (Node(), False), (Node("gcs_server"), True)]
+)
+def test_a_head_is_gone_when_one_of_its_processes_is(
+    node: Node | None, gone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray._private.worker, "_global_node", node)
+    monkeypatch.setattr(connect, "DYING_SECONDS", 0.1)
+    assert connect._head_is_gone() is gone
+
+
+@pytest.mark.cluster
+@pytest.mark.skipif(os.name != "posix", reason="process groups")
 def test_its_processes_are_in_other_groups_and_end_with_the_command() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", CODE], env=environment(), stdout=subprocess.PIPE, text=True,

@@ -82,7 +82,7 @@ def _run(model: nn.Module, image_shape: Sequence[int]) -> list[tuple[str, Tensor
     parameter = next(model.parameters(), torch.empty(0))
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model.eval()(torch.zeros(2, *image_shape, device=parameter.device))
+            model.eval()(parameter.new_zeros(2, *image_shape))
     finally:
         for handle in handles:
             handle.remove()

@@ -54,7 +54,8 @@ def run(options: argparse.Namespace) -> int:
 
     device = pick_device(experiment.train.device)
     with Progress(quiet=options.quiet, planned={}) as progress:
-        dataset = Setup.resolve(experiment, progress).dataset
+        setup = Setup.resolve(experiment, progress)
+        experiment, dataset = setup.experiment, setup.dataset
         progress.phase("teacher")
         network = foreign_teacher(experiment, dataset, device)
         number = options.images or max(512, 10 * dataset.num_classes)

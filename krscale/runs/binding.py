@@ -17,7 +17,7 @@ from krscale.errors import UserError
 from krscale.files import sha256, write_atomic, write_json
 from krscale.report import read_curve
 from krscale.report.result import CURVE_FILE
-from krscale.setup.networks import student_table
+from krscale.setup.network_builder import student_table
 from krscale.setup.prepare import Setup
 from krscale.setup.teacher_code import Code, compare_code, read_code, read_student_code
 from krscale.setup.weights import weights_identity

@@ -25,7 +25,7 @@ from krscale.progress import Progress
 from krscale.runs.binding import ORIGIN_FILE, bind, bind_weights
 from krscale.runs.folder import git_commit, origin_tags, run_folder
 from krscale.setup.build import Assets, build_training
-from krscale.setup.networks import build_student
+from krscale.setup.network_builder import build_student
 from krscale.setup.prepare import Prepared, Setup, pick_device, prepare_knowledge
 from krscale.setup.sizes import StudentSize, find_size
 from krscale.tracking import Tracker, datasets_used, has_record, recording_seconds
@@ -87,6 +87,7 @@ def distil(
         has_ended = (folder / RESULT_FILE).exists()
         if not has_ended or (folder / ORIGIN_FILE).exists():
             setup = Setup.resolve(experiment, progress)
+            experiment = setup.experiment
             for line in bind(folder, setup, new_data=new_data):
                 progress.note(line)
             has_ended = (folder / RESULT_FILE).exists()  # unless it was put aside

@@ -11,7 +11,7 @@ from krscale.config import Experiment
 from krscale.data import Dataset, open_data
 from krscale.knowledge.residual import residual_by_depth
 from krscale.knowledge.taps import TappedModel
-from krscale.setup.networks import resolve_taps
+from krscale.setup.network_builder import resolve_taps
 from krscale.setup.prepare import Prepared
 from krscale.setup.teacher import fit_probes, open_teacher, read_taps
 

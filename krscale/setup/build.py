@@ -23,7 +23,7 @@ from krscale.methods import MethodContext, build_method
 from krscale.methods.base import Learner
 from krscale.models.preprocessing import input_shape, preprocessing_of_network
 from krscale.parallel import Workers
-from krscale.setup.networks import build_student, resolve_taps
+from krscale.setup.network_builder import build_student, resolve_taps
 from krscale.setup.prepare import Prepared
 from krscale.setup.teacher import TeacherFacts
 from krscale.setup.weights import load_student_weights

@@ -10,6 +10,7 @@ from krscale.data.check import check_data
 from krscale.data.dataset import dataset_path
 from krscale.data.views import check_views, notes_on_views
 from krscale.errors import UserError
+from krscale.setup.found_taps import describe_taps
 from krscale.setup.methods import check_methods
 from krscale.setup.networks import Networks
 from krscale.setup.sizes import StudentSize, ladder_sizes
@@ -24,7 +25,7 @@ class ExperimentPlan:
     Attributes:
         networks: Teacher and student, resolved for the data.
         sizes: The ladder.
-        notes: On the data: what there is, and e.g. what was passed over.
+        notes: On the data: what there is, and e.g. what was passed over; taps that were found.
     """
 
     networks: Networks
@@ -69,6 +70,7 @@ def describe(experiment: Experiment) -> ExperimentPlan:
     notes = (
         *(_look(experiment) or source.notes),
         *notes_on_views(experiment.views, experiment.data.source),
+        *describe_taps(experiment, networks.experiment),
         *check_weights(networks),
     )
     return ExperimentPlan(networks, ladder_sizes(networks), notes)

@@ -55,8 +55,9 @@ class StoreRecipe:
             UserError: If data or teacher of this experiment are not in its storage.
         """
         dataset = find_data(experiment.data, experiment.cache_path)
-        facts, teacher_path = find_teacher(experiment, dataset)
-        return cls(Networks.resolve(experiment, dataset), dataset, facts, teacher_path)
+        networks = Networks.resolve(experiment, dataset)
+        facts, teacher_path = find_teacher(networks.experiment, dataset)
+        return cls(networks, dataset, facts, teacher_path)
 
     @property
     def experiment(self) -> Experiment:

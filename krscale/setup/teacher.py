@@ -30,7 +30,8 @@ from krscale.models.capacity import count_flops, num_parameters
 from krscale.models.preprocessing import DEFAULT, input_shape, preprocessing_of_network
 from krscale.parallel import Workers
 from krscale.setup.inputs import is_foreign
-from krscale.setup.networks import build_teacher, resolve_taps, teacher_preprocessing
+from krscale.setup.network_builder import build_teacher, resolve_taps
+from krscale.setup.networks import teacher_preprocessing
 from krscale.setup.teacher_code import kept_folder, read_code
 from krscale.setup.teacher_quality import find_faults, require_fit
 from krscale.setup.weights import load_teacher_weights, weights_identity

@@ -23,7 +23,7 @@ from krscale.config import Experiment, StudentConfig, fingerprint, read_record
 from krscale.config.networks import LadderStudent
 from krscale.files import write_json
 from krscale.models.preprocessing import input_shape
-from krscale.setup.networks import Task, build_teacher, builder, shapes_only, student_table
+from krscale.setup.network_builder import Task, build_teacher, builder, shapes_only, student_table
 from krscale.setup.weights import load_teacher_weights
 
 CODE_FILE = "code.json"

@@ -20,7 +20,8 @@ from krscale.files import sha256
 from krscale.models import ZOO, is_pretrained
 from krscale.models.libraries import LIBRARIES
 from krscale.models.probing import check_weights_are_finite
-from krscale.setup.networks import Networks, Task, builder, shapes_only, student_table
+from krscale.setup.network_builder import Task, builder, shapes_only, student_table
+from krscale.setup.networks import Networks
 from krscale.training.checkpoint import fit_weights, load_weights
 
 OWN = "own"

@@ -32,7 +32,7 @@ from krscale.export import (  # fmt: skip
 from krscale.export.predict import load_pixels
 from krscale.models.preprocessing import normalise, preprocessing_of_network
 from krscale.parallel import Workers
-from krscale.setup.networks import build_student
+from krscale.setup.network_builder import build_student
 from krscale.training.checkpoint import load_weights
 from krscale.training.loop import evaluate
 

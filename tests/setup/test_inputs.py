@@ -15,7 +15,8 @@ from krscale.progress import Progress
 from krscale.runs.folder import read_experiment, run_folder
 from krscale.setup.build import Assets, build_training
 from krscale.setup.inputs import choose_preprocessing
-from krscale.setup.networks import Networks, build_student, build_teacher
+from krscale.setup.network_builder import build_student, build_teacher
+from krscale.setup.networks import Networks
 from krscale.setup.prepare import Prepared, prepare
 from krscale.setup.recipe import StoreRecipe
 from krscale.store import check_store

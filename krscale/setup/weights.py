@@ -82,6 +82,11 @@ def _check_teacher(teacher: TeacherConfig, networks: Networks) -> tuple[str, ...
     ).notes
 
 
+def from_file(config: TeacherConfig | StudentConfig | LadderStudent) -> bool:
+    """Return whether the weights of a network are read from a file, in place of all others."""
+    return getattr(config, "weights", "") not in ("", OWN)
+
+
 def load_teacher_weights(experiment: Experiment, model: nn.Module) -> None:
     """Load the weights that an experiment names into its teacher; its own stay as they are.
 
@@ -89,7 +94,7 @@ def load_teacher_weights(experiment: Experiment, model: nn.Module) -> None:
         UserError: If they do not fit, or are not finite.
     """
     teacher = experiment.teacher
-    if teacher.weights != OWN:
+    if from_file(teacher):
         load_weights(_path(teacher.weights), model, "teacher.weights", teacher.weights_key)
     check_weights_are_finite(model, "teacher.weights")
 

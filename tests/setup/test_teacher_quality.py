@@ -13,10 +13,12 @@ from safetensors.torch import save_file
 from krscale.config import Experiment, load
 from krscale.data import prepare_data
 from krscale.errors import UserError
+from krscale.models import build_model
 from krscale.models.preprocessing import Preprocessing
 from krscale.search.plan import describe_plan
+from krscale.setup import networks
 from krscale.setup.candidates import as_settings, is_better, try_candidates
-from krscale.setup.teacher import foreign_teacher, prepare_teacher
+from krscale.setup.teacher import foreign_teacher, open_teacher, prepare_teacher
 from krscale.setup.teacher_quality import find_faults, require_fit
 
 CPU = torch.device("cpu")
@@ -223,6 +225,40 @@ def test_a_teacher_that_never_learned_is_stopped(folder: Path) -> None:
     save_file(own_teacher.Own(6, 3, 8).state_dict(), folder / "fresh.safetensors")
     with pytest.raises(UserError, match="no better than guessing the most frequent class"):
         prepared(load(None, settings(folder, "fresh")))
+
+
+def test_a_poor_teacher_of_an_older_krscale_is_measured_and_stopped(folder: Path) -> None:
+    experiment = load(None, settings(folder, "swapped"))
+    with pytest.raises(UserError, match="in another order"):
+        prepared(experiment)
+    dataset = prepare_data(experiment.data, experiment.cache_path)
+    allowed = load(None, [*settings(folder, "swapped"), "teacher.allow_poor=true"])
+    facts = prepare_teacher(allowed, dataset, CPU, lambda done, total: None)[1] / "facts.json"
+    new = facts.read_bytes()
+    old = json.loads(new)
+    del old["faults"]
+    facts.write_text(json.dumps(old), encoding="utf-8")
+    with pytest.raises(UserError, match="in another order"):
+        prepared(experiment)
+    assert facts.read_bytes() == new, "and is measured once"
+
+
+def test_weights_that_others_replace_are_not_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[bool] = []
+
+    def spy(*names: object, fresh: bool, **rest: object) -> torch.nn.Module:
+        given.append(fresh)
+        return build_model(*names, fresh=fresh, **rest)
+
+    experiment = load(None, settings(folder))
+    dataset = prepare_data(experiment.data, experiment.cache_path)
+    _, kept = prepare_teacher(experiment, dataset, CPU, lambda done, total: None)
+    monkeypatch.setattr(networks, "build_model", spy)
+    open_teacher(experiment, dataset, kept)
+    foreign_teacher(experiment, dataset, CPU)
+    assert given == [True, True]
 
 
 def test_a_plan_says_how_images_are_prepared(folder: Path) -> None:

@@ -56,17 +56,31 @@ def preprocessing_of(
     """
     if folder is not None and (folder / HF_FILE).is_file():
         return _of_hugging_face(folder / HF_FILE, interpolation)
-    for name in _ATTRIBUTES:
-        said = getattr(network, name, None)
-        if isinstance(said, Preprocessing):
-            return said
-        # A module is a part of the network, which does by itself what it says.
-        if said is not None and not isinstance(said, nn.Module):
-            where = f"{type(network).__name__}.{name}"
-            found = _of_fields(said, where, interpolation)
-            if found is not None:
-                return found
-    return None
+    found = (_of_attribute(network, name, interpolation) for name in _ATTRIBUTES)
+    return next((said for said in found if said is not None), None)
+
+
+def own_preprocessing(network: nn.Module | None, interpolation: str = "") -> Preprocessing | None:
+    """Return what a network of the user's says by its attribute `preprocessing`.
+
+    Args:
+        network: With or without weights.
+        interpolation: As for `preprocessing_of`.
+
+    Raises:
+        UserError: If what is said cannot be followed.
+    """
+    return _of_attribute(network, _ATTRIBUTES[0], interpolation)
+
+
+def _of_attribute(network: nn.Module | None, name: str, interpolation: str) -> Preprocessing | None:
+    said = getattr(network, name, None)
+    if isinstance(said, Preprocessing):
+        return said
+    # A module is a part of the network, which does by itself what it says.
+    if said is None or isinstance(said, nn.Module):
+        return None
+    return _of_fields(said, f"{type(network).__name__}.{name}", interpolation)
 
 
 def _of_fields(said: Any, where: str, interpolation: str) -> Preprocessing | None:

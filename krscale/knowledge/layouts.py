@@ -235,7 +235,6 @@ def other_size(image_shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def zeros(model: nn.Module, image_shape: Sequence[int]) -> Tensor:
-    """Return a batch of two images on the device of a network."""
-    parameter = next(model.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
-    return torch.zeros(BATCH, *image_shape, device=device)
+    """Return a batch of two black images, on the device and in the precision of a network."""
+    weights = (p for p in model.parameters() if p.is_floating_point())
+    return next(weights, torch.empty(0)).new_zeros(BATCH, *image_shape)

@@ -81,7 +81,8 @@ def run_tapped(model: nn.Module, paths: Sequence[str], images: Tensor) -> TapOut
     A block that runs several times in one forward gives its last output.
 
     Raises:
-        UserError: If a tapped block did not run, or did not return a tensor.
+        UserError: If a tapped block did not run, or did not return a tensor; or the network is
+            compiled and its code has no taps.
     """
     network = unwrapped(model)
     outputs: dict[str, Any] = {}
@@ -94,6 +95,12 @@ def run_tapped(model: nn.Module, paths: Sequence[str], images: Tensor) -> TapOut
     finally:
         for handle in handles:
             handle.remove()
+    if paths and not outputs and model is not network:
+        raise UserError(
+            "the network is compiled and was run without taps before; torch.compile uses that code "
+            "again, which has none. Run it through its taps from the start, in validation too "
+            "(of a KRLoss: `kr.student(images).logits` and `kr.teacher(images).logits`)."
+        )
     layouts = getattr(network, LAYOUTS_ATTRIBUTE, {})
     collected: TapOutputs = _collect(logits, outputs, paths, layouts)
     return collected

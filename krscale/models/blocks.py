@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from krscale.errors import UserError
-from krscale.knowledge.layouts import LayerTrace, TapShape, find_layouts, other_size
+from krscale.knowledge.layouts import LayerTrace, TapShape, find_layouts, other_size, zeros
 from krscale.knowledge.tap_search import find_taps
 
 
@@ -88,10 +88,9 @@ def _run(
         for path, module in _blocks_of(model)
     ]
     modes = [(module, module.training) for module in model.modules()]
-    parameter = next(model.parameters(), torch.empty(0))
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model.eval()(torch.zeros(2, *image_shape, device=parameter.device))
+            model.eval()(zeros(model, image_shape))
     except Exception:
         if to_the_end:
             raise

@@ -82,7 +82,7 @@ def as_content(tried: Tried, dataset: Dataset, order: str) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     best = tried.reordered or tried.best
     if best is not tried.configured:
-        changes["teacher.preprocessing"] = as_settings(best.preprocessing)
+        changes["teacher.preprocessing"] = as_settings(best.preprocessing, dataset.image_shape)
     if tried.reordered is not None:
         # The list says which of our classes each of the teacher's outputs stands for.
         of_output = {output: name for name, output in zip(dataset.classes, best.order, strict=True)}
@@ -107,7 +107,7 @@ def _facts(candidate: Candidate, dataset: Dataset) -> dict[str, Any]:
         "channel_order": candidate.preprocessing.channel_order,
         "accuracy": candidate.accuracy,
         "accuracy_reordered": candidate.reordered,
-        "settings": as_settings(candidate.preprocessing),
+        "settings": as_settings(candidate.preprocessing, dataset.image_shape),
     }
 
 

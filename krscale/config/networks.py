@@ -35,8 +35,9 @@ class PreprocessingConfig(Section):
     """From the pixels of a view to the input of a network; teacher and student may differ in it.
 
     What is left as it is comes from the network's own metadata where it starts with weights (timm's
-    `pretrained_cfg`, torchvision's weights, a Hugging Face folder), else it is the data's own
-    normalisation at the data's own size. The size is its own only where it is not trained here.
+    `pretrained_cfg`, torchvision's weights, a Hugging Face folder) or has an attribute
+    `preprocessing`, else it is the data's own normalisation at the data's own size. The size is its
+    own only where it is not trained here.
     """
 
     normalisation: Literal["auto", "data", "imagenet", "half", "none"] = "auto"

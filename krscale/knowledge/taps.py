@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from krscale.errors import UserError, unknown_name
-from krscale.knowledge.layouts import USUAL, find_layouts, other_size, usual_layout, zeros
+from krscale.knowledge.layouts import (
+    USUAL,
+    LayerTrace,
+    TapShape,
+    find_layouts,
+    other_size,
+    usual_layout,
+    zeros,
+)
 
 LAYOUTS_ATTRIBUTE = "krscale_tap_layouts"
 """Where a network keeps the layouts of its taps, by path."""
@@ -121,9 +129,13 @@ def settle_layouts(
     """
     network = unwrapped(model)
     setattr(network, LAYOUTS_ATTRIBUTE, {})
-    shapes = _shapes(model, paths, image_shape)
+    with LayerTrace(network, paths) as trace:
+        shapes = _shapes(model, paths, image_shape)
     others = _shapes_reached(model, paths, other_size(image_shape))
-    setattr(network, LAYOUTS_ATTRIBUTE, find_layouts(network, shapes, others, declared, where))
+    taps = {
+        path: TapShape(shape, others.get(path), trace.until[path]) for path, shape in shapes.items()
+    }
+    setattr(network, LAYOUTS_ATTRIBUTE, find_layouts(network, taps, declared, where))
 
 
 @torch.no_grad()

@@ -35,9 +35,15 @@ class Task(Protocol):
         """Images of the training split."""
 
 
-def build_teacher(experiment: Experiment, task: Task) -> nn.Module:
-    """Build the teacher's network with fresh weights."""
-    return builder(experiment.teacher, task, "teacher")(experiment.teacher.width)
+def build_teacher(experiment: Experiment, task: Task, *, fresh: bool = False) -> nn.Module:
+    """Build the teacher's network, with the weights that it is built with.
+
+    Args:
+        experiment: Names the teacher.
+        task: What it must fit.
+        fresh: Load no pretrained weights, because others take their place.
+    """
+    return builder(experiment.teacher, task, "teacher", fresh=fresh)(experiment.teacher.width)
 
 
 def build_student(

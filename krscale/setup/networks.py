@@ -30,7 +30,7 @@ from krscale.models.preprocessing import (
 )
 from krscale.parallel import check_batch_norm
 from krscale.setup.found_taps import with_found_taps
-from krscale.setup.inputs import may_differ
+from krscale.setup.inputs import is_chosen, may_differ
 from krscale.setup.methods import methods_of
 from krscale.setup.network_builder import (
     Task,
@@ -175,14 +175,16 @@ class Networks:
         Networks that are trained here with nothing said of it take the data as it is.
         """
         lines = []
-        if may_differ(self.experiment.teacher):
-            lines.append(f"teacher takes images as {self.teacher.preprocessing.describe()}")
+        found = self.teacher.preprocessing
+        if is_chosen(self.experiment.teacher) or found != DEFAULT:
+            lines.append(f"teacher takes images as {found.describe()}")
         for config in students_of(self.experiment):
             if may_differ(config):
                 where = student_table(config)
                 width = config.width if isinstance(config, LadderStudent) else 1
-                said = preprocessing_of_network(shapes_only(config, self, where, width))
-                lines.append(f"{where} takes images as {said.describe()}")
+                found = preprocessing_of_network(shapes_only(config, self, where, width))
+                if is_chosen(config) or found != DEFAULT:
+                    lines.append(f"{where} takes images as {found.describe()}")
         return tuple(lines)
 
 

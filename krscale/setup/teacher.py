@@ -7,7 +7,7 @@ data and the same settings finds it there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from krscale.setup.network_builder import build_teacher, resolve_taps
 from krscale.setup.networks import teacher_preprocessing
 from krscale.setup.teacher_code import kept_folder, read_code
 from krscale.setup.teacher_quality import find_faults, require_fit
-from krscale.setup.weights import load_teacher_weights, weights_identity
+from krscale.setup.weights import from_file, load_teacher_weights, weights_identity
 from krscale.training.checkpoint import load_weights, read_tensors, save_weights
 from krscale.training.loop import Training, evaluate
 
@@ -59,7 +59,8 @@ class TeacherFacts:
         information_gain: One per tap, from the validation split.
         layer_sizes: Parameters of the layers of every tap.
         histograms: `[D][bins]`, distribution of the weights of every tap.
-        faults: What spoke against it when it was measured, a phrase each.
+        faults: What spoke against it when it was measured, a phrase each; None in what an older
+            krscale kept without measuring it, until `prepare_teacher` does.
     """
 
     fingerprint: str
@@ -74,7 +75,7 @@ class TeacherFacts:
     information_gain: tuple[float, ...]
     layer_sizes: tuple[float, ...]
     histograms: tuple[tuple[float, ...], ...]
-    faults: tuple[str, ...] = ()
+    faults: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,10 @@ def prepare_teacher(
         if not folder.exists():
             with new_folder(folder) as temporary:
                 _make_teacher(experiment, dataset, device, folder.name, temporary, report)
-    facts = _read_facts(folder)
-    require_fit(experiment, facts.faults, facts.val_accuracy, facts.information_gain)
+        facts = _read_facts(folder)
+        if facts.faults is None:
+            facts = _measured(experiment, dataset, device, folder)
+    require_fit(experiment, facts.faults or (), facts.val_accuracy, facts.information_gain)
     return facts, folder
 
 
@@ -132,7 +135,7 @@ def find_teacher(experiment: Experiment, dataset: Dataset) -> tuple[TeacherFacts
 def open_teacher(experiment: Experiment, dataset: Dataset, folder: Path) -> LoadedTeacher:
     """Load a prepared teacher and its probes, frozen."""
     facts = _read_facts(folder)
-    model = build_teacher(experiment, dataset)
+    model = build_teacher(experiment, dataset, fresh=True)
     load_weights(folder / "teacher.safetensors", model, where=str(folder))
     tapped = TappedModel(model, facts.taps)
     file = folder / "probes.pt"
@@ -156,7 +159,7 @@ def foreign_teacher(experiment: Experiment, dataset: Dataset, device: torch.devi
             "teacher.weights: empty, so the teacher is trained here, with the preprocessing that "
             "it teaches with; there is nothing to find out. Name the weights of a trained one."
         )
-    model = build_teacher(experiment, dataset)
+    model = build_teacher(experiment, dataset, fresh=from_file(experiment.teacher))
     load_teacher_weights(experiment, model)
     return model.to(device).eval().requires_grad_(False)
 
@@ -243,7 +246,7 @@ def _make_teacher(
     report: Callable[[int, int], None],
 ) -> None:
     torch.manual_seed(experiment.teacher.seed)
-    model = build_teacher(experiment, dataset)
+    model = build_teacher(experiment, dataset, fresh=from_file(experiment.teacher))
     taps, stage_ends = resolve_taps(model, experiment.teacher.taps, "teacher.taps")
     if is_foreign(experiment.teacher):
         load_teacher_weights(experiment, model)
@@ -275,6 +278,20 @@ def _make_teacher(
     sizes = [linear.in_features for linear in probes.linears]
     torch.save({"feature_sizes": sizes, "probes": probes.cpu().state_dict()}, folder / "probes.pt")
     write_json(folder / "facts.json", asdict(facts))
+
+
+def _measured(
+    experiment: Experiment, dataset: Dataset, device: torch.device, folder: Path
+) -> TeacherFacts:
+    """Measure a teacher that an older krscale kept without its faults, and keep them, too."""
+    teacher = open_teacher(experiment, dataset, folder)
+    tapped, probes = teacher.tapped.to(device), teacher.probes.to(device)
+    val_logits = probes(read_taps(tapped, dataset, "val", device))
+    gain = teacher.facts.information_gain
+    faults = find_faults(experiment, dataset, tapped.model, val_logits, gain)
+    facts = replace(teacher.facts, faults=faults)
+    write_json(folder / "facts.json", asdict(facts))
+    return facts
 
 
 def _train(

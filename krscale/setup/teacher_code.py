@@ -24,7 +24,7 @@ from krscale.config.networks import LadderStudent
 from krscale.files import write_json
 from krscale.models.preprocessing import input_shape
 from krscale.setup.network_builder import Task, build_teacher, builder, shapes_only, student_table
-from krscale.setup.weights import load_teacher_weights
+from krscale.setup.weights import from_file, load_teacher_weights
 
 CODE_FILE = "code.json"
 _LIBRARIES = tuple(
@@ -66,7 +66,7 @@ def read_code(experiment: Experiment, task: Task) -> Code:
     teacher = experiment.teacher
 
     def with_weights() -> nn.Module:
-        model = build_teacher(experiment, task)
+        model = build_teacher(experiment, task, fresh=from_file(teacher))
         if teacher.weights:
             load_teacher_weights(experiment, model)
         return model

@@ -187,13 +187,12 @@ def _network_changes(before: Origin, now: Origin) -> list[str]:
     codes = {"teacher": (before.code, now.code)}
     for table in before.students.keys() & now.students.keys():
         codes[table] = before.students[table], now.students[table]
+    tables = before.given.keys() | now.given.keys()
+    given = sorted(name for name in tables if before.given.get(name) != now.given.get(name))
     for table, (old, new) in sorted(codes.items()):
-        if changed := compare_code(old, new):
+        known = (
+            replace(old, outputs=()) if table in given else old
+        )  # other weights answer otherwise
+        if changed := compare_code(known, new):
             changes.append(f"the code of {table} has changed: {changed}")
-    tables = sorted(before.given.keys() | now.given.keys())
-    changes += [
-        f"the weights of {table} have changed"
-        for table in tables
-        if before.given.get(table) != now.given.get(table)
-    ]
-    return changes
+    return [*changes, *(f"the weights of {table} have changed" for table in given)]

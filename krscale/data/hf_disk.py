@@ -21,6 +21,7 @@ from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.errors import UserError, unknown_name
 
 _INFO, _STATE, _SPLITS = "dataset_info.json", "state.json", "dataset_dict.json"
+_PATH_ROWS = 65_536
 WANTED = "a folder that save_to_disk has written (with state.json, or with dataset_dict.json)"
 
 
@@ -80,9 +81,21 @@ class Saved:
         """Yield a column, so many rows at a time."""
         for file in self.files:
             for batch in _open(file):
-                column = batch.column(batch.schema.names.index(name))
+                column = _column(batch, name, file)
                 for start in range(0, len(column), size):
                     yield column.slice(start, size)
+
+    def outside(self, name: str) -> Iterator[str]:
+        """Yield the files of images that a column has by their paths only."""
+        for column in self.batches(name, _PATH_ROWS):
+            kind = column.type
+            if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
+                continue
+            fields = dict(zip((field.name for field in kind), column.flatten(), strict=True))
+            paths = fields["path"]
+            if "bytes" in fields:
+                paths = paths.filter(fields["bytes"].is_null())
+            yield from (_outside(self.folder, path) for path in paths.to_pylist() if path)
 
 
 class HfDisk:
@@ -100,9 +113,13 @@ class HfDisk:
         return own(self.splits)
 
     def identity(self) -> Mapping[str, Any]:
-        """Return settings, and name, size and time of every file."""
-        files = [str(file) for saved in self.splits.values() for file in saved.files]
-        files += [str(saved.folder / _INFO) for saved in self.splits.values()]
+        """Return settings, and name, size and time of every file, of images outside, too."""
+        files: list[str] = []
+        image = self._image_column()
+        for saved in self.splits.values():
+            files += map(str, (*saved.files, saved.folder / _INFO, saved.folder / _STATE))
+            outside = dict.fromkeys(saved.outside(image))
+            files += (file for file in outside if Path(file).is_file())
         return files_identity(self.config, self.path, files)
 
     def describe(self) -> Description | None:
@@ -113,11 +130,15 @@ class HfDisk:
         """Return the labels, and streams that decode the images."""
         files, train = self.config.files, self.splits["train"]
         label = train.column(files.label_column, "label_column", "label", "ClassLabel")
-        image = train.column(files.image_column, "image_column", "image", "Image")
+        image = self._image_column()
         feature = train.features[label]
         names = feature.get("names") if isinstance(feature, dict) else None
         parts = {split: _part(saved, image, label) for split, saved in self.splits.items()}
         return encoded_data(parts, self.config, report, self.notes, names or ())
+
+    def _image_column(self) -> str:
+        name = self.config.files.image_column
+        return self.splits["train"].column(name, "image_column", "image", "Image")
 
     def _find(self) -> dict[SplitName, Saved]:
         if (self.path / _STATE).is_file():
@@ -137,9 +158,7 @@ class HfDisk:
 
 
 def _part(saved: Saved, image: str, label: str) -> Part:
-    columns = [
-        batch.column(batch.schema.names.index(label)) for f in saved.files for batch in _open(f)
-    ]
+    columns = [_column(batch, label, file) for file in saved.files for batch in _open(file)]
     rows = [sum(len(batch) for batch in _open(file)) for file in saved.files]
     place = ImageLocations(saved.files, rows, image)
     where = replace(place, column=label)
@@ -177,8 +196,20 @@ def _image(row: Any, folder: Path, place: ImageLocations, number: int) -> Encode
         content: bytes = row["bytes"]
         return content
     if isinstance(row, Mapping) and row.get("path"):
-        return str(folder / str(row["path"]))
+        return _outside(folder, row["path"])
     raise UserError(f"{place(number)}: no image (got {type(row).__name__}).")
+
+
+def _column(batch: Any, name: str, file: Path) -> Any:
+    names = batch.schema.names
+    if name not in names:
+        raise unknown_name("column", name, names, str(file))
+    return batch.column(names.index(name))
+
+
+def _outside(folder: Path, path: object) -> str:
+    """Return the file of an image that a row names; paths are of the folder of the split."""
+    return str(folder / str(path))
 
 
 def _open(file: Path) -> Iterator[Any]:

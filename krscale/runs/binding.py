@@ -190,9 +190,8 @@ def _network_changes(before: Origin, now: Origin) -> list[str]:
     tables = before.given.keys() | now.given.keys()
     given = sorted(name for name in tables if before.given.get(name) != now.given.get(name))
     for table, (old, new) in sorted(codes.items()):
-        known = (
-            replace(old, outputs=()) if table in given else old
-        )  # other weights answer otherwise
+        # Other weights answer otherwise, which the last line of this says.
+        known = replace(old, outputs=()) if table in given else old
         if changed := compare_code(known, new):
             changes.append(f"the code of {table} has changed: {changed}")
     return [*changes, *(f"the weights of {table} have changed" for table in given)]

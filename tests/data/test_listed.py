@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,14 +144,21 @@ class TestList:
             prepare("image_list", path, tmp_path / "cache")
 
 
-def save(folder: Path, pixels: np.ndarray, labels: list[int], **columns: str) -> None:
-    """Write what `save_to_disk` writes, in two files."""
+def save(
+    folder: Path,
+    pixels: np.ndarray,
+    labels: list[int],
+    paths: Sequence[str] = (),
+    **columns: str,
+) -> None:
+    """Write what `save_to_disk` writes, in two files; images that have paths by these only."""
     image, label = columns.get("image", "image"), columns.get("label", "label")
     folder.mkdir(parents=True)
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     names, half = [], len(pixels) // 2
     for number, part in enumerate((slice(0, half), slice(half, None))):
-        content = [{"bytes": encode(p), "path": None} for p in pixels[part]]
+        content: list[dict[str, Any]] = [{"bytes": encode(p), "path": None} for p in pixels[part]]
+        content = [{"bytes": None, "path": path} for path in paths[part]] or content
         table = pa.table({image: pa.array(content, kind), label: pa.array(labels[part])})
         names.append(f"data-{number:05}-of-00002.arrow")
         path = str(folder / names[-1])
@@ -191,6 +200,26 @@ class TestHfDisk:
         assert rows(found, ("val",)) == expected(images(seed=1), NAMES)
         assert rows(found, ("train", "test")) == expected(images(), NAMES)
         assert any("passed over: unsupervised" in note for note in notes)
+
+    def test_images_outside_are_part_of_the_data(self, tmp_path, files):
+        save(tmp_path / "d", images(), LABELS, paths=[str(tmp_path / "data" / f) for f in files])
+        found = prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
+        assert rows(found) == expected(images(), NAMES)
+        for file, pixels in zip(files, images(seed=5), strict=True):
+            (tmp_path / "data" / file).write_bytes(encode(pixels))
+            os.utime(tmp_path / "data" / file, (1, 1))
+        found = prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
+        assert rows(found) == expected(images(seed=5), NAMES)
+        (tmp_path / "data" / files[3]).unlink()
+        with pytest.raises(UserError, match="1 image cannot be read"):
+            prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
+
+    def test_a_split_without_the_column(self, tmp_path):
+        save(tmp_path / "d/train", images(), LABELS)
+        save(tmp_path / "d/test", images(seed=1), LABELS, image="img")
+        (tmp_path / "d/dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+        with pytest.raises(UserError, match=r"00000-of-00002.arrow: unknown column 'image'"):
+            prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
 
     def test_what_is_refused(self, tmp_path):
         with pytest.raises(UserError, match="not a folder that save_to_disk has written"):

@@ -15,7 +15,13 @@ from krscale.config import DataConfig
 from krscale.data.decoding import Encoded
 from krscale.data.encoded import Part, encoded_data
 from krscale.data.label_column import label_values
-from krscale.data.own_files import OTHER_NAMES, ImageLocations, existing_path, files_identity
+from krscale.data.own_files import (
+    OTHER_NAMES,
+    ImageLocations,
+    existing_path,
+    files_identity,
+    refuse_two_names,
+)
 from krscale.data.own_files import own_splits as own
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.errors import UserError, unknown_name
@@ -49,9 +55,14 @@ class Saved:
         state, info = _read(folder / _STATE), _read(folder / _INFO)
         try:
             files = tuple(folder / file["filename"] for file in state["_data_files"])
-            features = dict(info["features"])
-        except (KeyError, TypeError) as error:
+            features = dict(info["features"].items())
+        except KeyError as error:
             raise UserError(f"{folder}: not {WANTED}: {error} is missing.") from None
+        except (TypeError, AttributeError):
+            raise UserError(
+                f"{folder}: not {WANTED}: {_STATE} lists no files (_data_files), or {_INFO} no "
+                "columns (features)."
+            ) from None
         if state.get("_indices_files"):
             raise UserError(
                 f"{folder / _STATE}: the rows are picked from others (_indices_files); save it "
@@ -145,16 +156,17 @@ class HfDisk:
             return {"train": Saved.open(self.path)}
         if not (self.path / _SPLITS).is_file():
             raise UserError(f"data.path: {self.path}: not {WANTED}.")
-        names = _read(self.path / _SPLITS).get("splits", [])
-        known = {OTHER_NAMES[n.lower()]: self.path / n for n in names if n.lower() in OTHER_NAMES}
+        names = _split_names(self.path / _SPLITS)
+        known = {name: OTHER_NAMES[name.lower()] for name in names if name.lower() in OTHER_NAMES}
+        refuse_two_names(known, str(self.path))
         other = [name for name in names if name.lower() not in OTHER_NAMES]
         if other:
             self.notes = (f"{self.path}: splits that were passed over: {', '.join(other)}.",)
-        if "train" not in known:
+        if "train" not in known.values():
             raise UserError(
                 f"data.path: {self.path}: no split named train (there are: {', '.join(names)})."
             )
-        return {split: Saved.open(folder) for split, folder in known.items()}
+        return {split: Saved.open(self.path / name) for name, split in known.items()}
 
 
 def _part(saved: Saved, image: str, label: str) -> Part:
@@ -219,6 +231,14 @@ def _open(file: Path) -> Iterator[Any]:
             yield from reader
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{file}: not a readable Arrow file ({error}).") from None
+
+
+def _split_names(path: Path) -> list[str]:
+    content = _read(path)
+    names = content.get("splits") if isinstance(content, Mapping) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: it does not list splits; expected {WANTED}.")
+    return names
 
 
 def _read(path: Path) -> Any:

@@ -102,14 +102,28 @@ def splits_of_folders(names: Sequence[str], where: str) -> dict[str, SplitName]:
         found = {name: table[name.lower()] for name in names if name.lower() in table}
     if len(found) < len(names) or "train" not in found.values():
         return {}
-    for split in table.values():
-        same = [name for name in names if found[name] == split]
+    refuse_two_names(found, where)
+    return found
+
+
+def refuse_two_names(splits: Mapping[str, SplitName], where: str) -> None:
+    """Refuse names of which two mean the same split: the images of one would be lost.
+
+    Args:
+        splits: Of every name of a folder, a file or an array.
+        where: What holds them, in words.
+
+    Raises:
+        UserError: Naming these.
+    """
+    for split in dict.fromkeys(splits.values()):
+        same = [name for name, meant in splits.items() if meant == split]
         if len(same) > 1:
+            number = "both" if len(same) == 2 else "all"
             raise UserError(
-                f"data.path: {where}: {' and '.join(same)} are both named after the split "
+                f"data.path: {where}: {' and '.join(same)} are {number} named after the split "
                 f"{split}; put them together, or rename one."
             )
-    return found
 
 
 @dataclass(frozen=True)

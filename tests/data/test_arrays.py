@@ -99,6 +99,39 @@ class TestNumpy:
         given = prepare("numpy", path, tmp_path / "cache", classes=("x", "y", "z"))
         assert given.classes == ("x", "y", "z")
 
+    def test_all_names_of_splits(self, tmp_path):
+        other = images(6, seed=9)
+        arrays = {"Training_images": images(), "Training_labels": labels(), "y_testing": labels(6)}
+        np.savez(tmp_path / "a.npz", **arrays, x_testing=other, images=other, ids=np.zeros(3))
+        notes: list[str] = []
+        config = DataConfig(source="numpy", path=str(tmp_path / "a.npz"))
+        found = prepare_data(config, tmp_path / "cache", note=notes.append)
+        assert rows(found, ("test",)) == expected(other, labels(6))
+        assert any("arrays that were passed over: images, ids" in note for note in notes)
+
+    @pytest.mark.parametrize(
+        ("names", "message"),
+        [
+            (("val_images", "val_labels", "valid_images", "valid_labels"),
+             "val_images and valid_images are both images of the split val"),
+            (("X_train",), "train_images and X_train are both images of the split train"),
+            (("training_labels",), "are both labels of the split train"),
+        ],
+    )  # fmt: skip
+    def test_two_names_of_one_split(self, tmp_path, names, message):
+        arrays = {name: images(6) if "im" in name.lower() else labels(6) for name in names}
+        np.savez(tmp_path / "a.npz", train_images=images(), train_labels=labels(), **arrays)
+        with pytest.raises(UserError, match=message):
+            prepare("numpy", tmp_path / "a.npz", tmp_path / "cache")
+
+    def test_the_file_that_is_named_is_read(self, tmp_path):
+        for name, array in (("images", images()), ("data", images(seed=5)), ("labels", labels())):
+            np.save(tmp_path / f"{name}.npy", array)
+        with pytest.raises(UserError, match="data and images are both images"):
+            prepare("numpy", tmp_path, tmp_path / "cache")
+        found = prepare("numpy", tmp_path / "images.npy", tmp_path / "cache")
+        assert rows(found) == expected(images(), labels())
+
     def test_gaps(self, tmp_path):
         np.savez(tmp_path / "a.npz", images=images(), labels=np.array([0, 3, 10])[labels()])
         with pytest.raises(UserError, match="no training image has 1, 2, 4"):
@@ -215,6 +248,13 @@ class TestIdx:
         assert found.image_shape == (1, 6, 5)
         assert rows(found, ("test",)) == expected(test, labels(9))
         assert rows(found, ("train", "val")) == expected(train, labels())
+
+    def test_two_names_of_one_split(self, tmp_path):
+        for name in ("train", "t10k", "test"):
+            idx(tmp_path / f"{name}-images-idx3-ubyte", images(shape=(6, 5)))
+            idx(tmp_path / f"{name}-labels-idx1-ubyte", labels())
+        with pytest.raises(UserError, match="test and t10k are both named after the split test"):
+            prepare("idx", tmp_path, tmp_path / "cache")
 
     @pytest.mark.parametrize(
         ("content", "message"),

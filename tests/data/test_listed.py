@@ -214,6 +214,34 @@ class TestHfDisk:
         with pytest.raises(UserError, match="1 image cannot be read"):
             prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
 
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ('{"splits": ["train", "val", "Validation"]}', "val and Validation are both named"),
+            ("[]", "dataset_dict.json: it does not list splits"),
+            ("{}", "it does not list splits"),
+            ('{"splits": "train"}', "it does not list splits"),
+            ('{"splits": [3]}', "it does not list splits"),
+            ('{"splits": ["val"]}', "no split named train"),
+        ],
+    )
+    def test_splits_that_are_refused(self, tmp_path, content, message):
+        for name in ("train", "val", "Validation"):
+            save(tmp_path / "d" / name, images(), LABELS)
+        (tmp_path / "d/dataset_dict.json").write_text(content)
+        with pytest.raises(UserError, match=message):
+            prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
+
+    @pytest.mark.parametrize("file", ["state.json", "dataset_info.json"])
+    @pytest.mark.parametrize(
+        "content", ["[]", "3", '{"_data_files": 3, "features": 3}', '{"_data_files": [3]}', "{}"]
+    )
+    def test_records_of_something_else(self, tmp_path, file, content):
+        save(tmp_path / "d", images(), LABELS)
+        (tmp_path / "d" / file).write_text(content)
+        with pytest.raises(UserError, match="not a folder that save_to_disk has written"):
+            prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
+
     def test_a_split_without_the_column(self, tmp_path):
         save(tmp_path / "d/train", images(), LABELS)
         save(tmp_path / "d/test", images(seed=1), LABELS, image="img")

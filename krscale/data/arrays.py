@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from krscale.config import DataConfig
 from krscale.data.arrow import Images, Split
-from krscale.data.own_files import Values, alike, class_names, to_labels
+from krscale.data.classes import Values, alike, find_classes, to_labels
 from krscale.data.source import Place, SourceData, SplitName
 from krscale.errors import UserError
 
@@ -42,7 +42,7 @@ def source_data(
 
     Args:
         splits: At least `"train"`.
-        names: Names of the classes; empty takes `data.files.classes`, or what the labels say.
+        names: What comes with the arrays as names of the classes; see `find_classes`.
         config: The data section.
         where: The source, in words.
 
@@ -51,9 +51,8 @@ def source_data(
     """
     values = {name: _labels(arrays) for name, arrays in splits.items()}
     places: dict[SplitName, Place] = {n: _Rows(arrays.where) for n, arrays in splits.items()}
-    given, mapped = tuple(config.files.classes) or tuple(names), config.map_labels
-    classes = class_names(given, values["train"], places["train"], mapped)
-    known = values["train"] if mapped else None
+    classes = find_classes(config, names, values["train"], places["train"])
+    known = values["train"] if config.map_labels else None
     images, notes = to_images(splits, config.files.channels, where)
     found: dict[SplitName, Split] = {}
     for name, arrays in splits.items():

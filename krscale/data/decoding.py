@@ -22,10 +22,11 @@ PIECE_BYTES = 2**23
 """Pixels that are decoded before they are written: enough to keep all cores busy."""
 IGNORED = "ignore"
 """The `data.background` that takes colours as they are, however transparent."""
+_MISSING = "no image (null)"
 _MODES = {1: "L", 3: "RGB"}
 
-Encoded = bytes | str
-"""What an image file holds, or its path."""
+Encoded = bytes | str | None
+"""What an image file holds, or its path; None for a row without an image."""
 Place = Callable[[int], str]
 """Words where the image of a number is."""
 
@@ -67,6 +68,8 @@ class Decoder:
 
     def decode(self, encoded: Encoded) -> Decoded:
         """Return one image."""
+        if encoded is None:
+            return Decoded(None, problem=_MISSING)
         source = BytesIO(encoded) if isinstance(encoded, bytes) else encoded
         if not (encoded if isinstance(encoded, bytes) else _num_bytes(encoded)):
             return Decoded(None, problem="it is empty (0 bytes)")
@@ -89,8 +92,8 @@ class Decoder:
                 return found.pixels.shape
             problems.append(found.problem)
         raise UserError(
-            f"{place(0)}: not a readable image ({problems[0]}), nor is any other of the "
-            f"{len(problems)} images there."
+            f"{place(0)}: {_unreadable(problems[0])}, nor is any other of the {len(problems)} "
+            "images there readable."
         )
 
     def pieces(
@@ -176,11 +179,15 @@ def piece_size(shape: Sequence[int]) -> int:
 def _fault(found: Decoded, shape: Sequence[int]) -> str:
     """Say what is wrong with an image; nothing where all is well."""
     if found.pixels is None:
-        return f"not a readable image ({found.problem})"
+        return _unreadable(found.problem)
     if found.pixels.shape != tuple(shape):
         size, first = found.pixels.shape[1:], shape[1:]
         return f"{size[0]}x{size[1]} pixels, where the first image has {first[0]}x{first[1]}"
     return ""
+
+
+def _unreadable(problem: str) -> str:
+    return problem if problem == _MISSING else f"not a readable image ({problem})"
 
 
 def _num_bytes(path: str) -> int:

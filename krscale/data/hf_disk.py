@@ -201,15 +201,22 @@ def _encoded(
 
 
 def _image(row: Any, folder: Path, place: ImageLocations, number: int) -> Encoded:
-    """Return the bytes of an image, or the path that stands for them."""
-    if isinstance(row, bytes):
+    """Return the bytes of an image, or the path that stands for them; None where there is none.
+
+    Raises:
+        UserError: If the column holds something else.
+    """
+    if row is None or isinstance(row, bytes):
         return row
-    if isinstance(row, Mapping) and isinstance(row.get("bytes"), bytes):
-        content: bytes = row["bytes"]
+    if not isinstance(row, Mapping) or not row.keys() & {"bytes", "path"}:
+        raise UserError(
+            f"{place(number)}: data.files.image_column: of type {type(row).__name__}; allowed: "
+            "bytes, or a struct of `bytes` and `path`."
+        )
+    content, path = row.get("bytes"), row.get("path")
+    if isinstance(content, bytes):
         return content
-    if isinstance(row, Mapping) and row.get("path"):
-        return _outside(folder, row["path"])
-    raise UserError(f"{place(number)}: no image (got {type(row).__name__}).")
+    return _outside(folder, path) if path else None
 
 
 def _column(batch: Any, name: str, file: Path) -> Any:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from krscale.config import DataConfig
+from krscale.data.classes import check_text
 from krscale.data.encoded import Part, encoded_data, of_files
 from krscale.data.own_files import (
     OTHER_NAMES,
     SPLIT_NAMES,
-    check_text,
     existing_path,
     files_identity,
     own_splits,

@@ -56,6 +56,15 @@ def expected(pixels: np.ndarray, names: list[str]) -> list[tuple[bytes, str]]:
 NAMES = [CLASSES[n % 3] for n in range(NUM)]
 
 
+def listed_and_skipped(source: str, path: Path, cache: Path, where: str) -> None:
+    """Check that row 0, without an image, and row 20, a damaged one, are treated alike."""
+    with pytest.raises(UserError, match=rf"2 images cannot be read: .*{where}: no image \(null"):
+        prepare(source, path, cache)
+    config = DataConfig(source=source, path=str(path), skip_unreadable=True)
+    kept = [n for n in range(NUM) if n not in (0, 20)]
+    assert rows(prepare_data(config, cache)) == expected(images()[kept], [NAMES[n] for n in kept])
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> list[str]:
     """Image files, in no folders of classes."""
@@ -126,12 +135,18 @@ class TestList:
         with pytest.raises(UserError, match="1 image cannot be read"):
             prepare("image_list", path, tmp_path / "cache")
 
+    def test_a_row_without_a_path_is_listed_or_skipped(self, tmp_path, files):
+        (tmp_path / "data" / files[20]).write_bytes(b"nothing")
+        lines = [f"{file},{name}" for file, name in zip(["", *files[1:]], NAMES, strict=True)]
+        path = write(tmp_path / "data/list.csv", "path,label", *lines)
+        listed_and_skipped("image_list", path, tmp_path / "cache", "column 'path': row 1")
+
     @pytest.mark.parametrize(
         ("lines", "message"),
         [
             (["path,label,split", "scans/00.png,ant,trian"], r"row 1: .*'trian'. Did you mean"),
             (["path,label,split", "scans/00.png,ant,test"], "no row of the split train"),
-            (["path,label", ",ant"], "row 1: no path"),
+            (["path,label", ",ant"], r"column 'path': row 1: no image \(null\), nor is any other"),
             (["path,label", "scans/00.png,"], "the label '' is empty"),
             (["path,label", "scans/00.png,ant,more"], "not a readable list"),
             (["path,label"], "no training images"),
@@ -149,17 +164,18 @@ def save(
     pixels: np.ndarray,
     labels: list[int],
     paths: Sequence[str] = (),
+    content: Sequence[Any] = (),
     **columns: str,
 ) -> None:
     """Write what `save_to_disk` writes, in two files; images that have paths by these only."""
+    rows = [{"bytes": None, "path": path} for path in paths] or content
+    rows = rows or [{"bytes": encode(p), "path": None} for p in pixels]
     image, label = columns.get("image", "image"), columns.get("label", "label")
     folder.mkdir(parents=True)
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     names, half = [], len(pixels) // 2
     for number, part in enumerate((slice(0, half), slice(half, None))):
-        content: list[dict[str, Any]] = [{"bytes": encode(p), "path": None} for p in pixels[part]]
-        content = [{"bytes": None, "path": path} for path in paths[part]] or content
-        table = pa.table({image: pa.array(content, kind), label: pa.array(labels[part])})
+        table = pa.table({image: pa.array(rows[part], kind), label: pa.array(labels[part])})
         names.append(f"data-{number:05}-of-00002.arrow")
         path = str(folder / names[-1])
         with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
@@ -242,6 +258,13 @@ class TestHfDisk:
         with pytest.raises(UserError, match="not a folder that save_to_disk has written"):
             prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
 
+    @pytest.mark.parametrize("row", [None, {"bytes": None, "path": None}])
+    def test_a_row_without_an_image_is_listed_or_skipped(self, tmp_path, row):
+        content = [{"bytes": encode(pixels), "path": None} for pixels in images()]
+        content[0], content[20] = row, {"bytes": b"nothing", "path": None}
+        save(tmp_path / "d", images(), LABELS, content=content)
+        listed_and_skipped("hf_disk", tmp_path / "d", tmp_path / "cache", "row 0")
+
     def test_a_split_without_the_column(self, tmp_path):
         save(tmp_path / "d/train", images(), LABELS)
         save(tmp_path / "d/test", images(seed=1), LABELS, image="img")
@@ -274,7 +297,7 @@ class TestHfDisk:
 
 def test_names_of_classes_in_a_parquet_file(tmp_path):
     table = pa.table({"image": [encode(image) for image in images()], "label": LABELS})
-    features = {"label": {"names": [*CLASSES, "dog"], "_type": "ClassLabel"}}
+    features = {"label": {"names": CLASSES, "_type": "ClassLabel"}}
     info = json.dumps({"info": {"features": features}})
     pq.write_table(table.replace_schema_metadata({"huggingface": info}), tmp_path / "a.parquet")
     found = prepare("parquet", tmp_path / "a.parquet", tmp_path / "cache")

@@ -18,6 +18,7 @@ from krscale.data.label_column import label_values
 from krscale.data.own_files import (
     OTHER_NAMES,
     ImageLocations,
+    column_number,
     existing_path,
     files_identity,
     refuse_two_names,
@@ -220,10 +221,7 @@ def _image(row: Any, folder: Path, place: ImageLocations, number: int) -> Encode
 
 
 def _column(batch: Any, name: str, file: Path) -> Any:
-    names = batch.schema.names
-    if name not in names:
-        raise unknown_name("column", name, names, str(file))
-    return batch.column(names.index(name))
+    return batch.column(column_number(batch.schema.names, name, str(file)))
 
 
 def _outside(folder: Path, path: object) -> str:

@@ -150,12 +150,12 @@ def _holds_folders_only(folder: Path) -> bool:
 
 
 def _num_images(entry: Path) -> int:
-    """Return the number of images in a folder that is passed over, in itself and no deeper."""
+    """Return the number of images in a folder that is passed over, at every depth."""
     if not entry.is_dir() or entry.name.lower() in SYSTEM_FOLDERS:
         return 0
     try:
-        return sum(file.suffix.lower() in SUFFIXES for file in entry.iterdir())
-    except OSError:
+        return len(walk(entry, SUFFIXES).files)
+    except UserError:  # it cannot be looked into
         return 0
 
 

@@ -18,7 +18,13 @@ from krscale.config import DataConfig
 from krscale.data.encoded import Part, encoded_data, of_files
 from krscale.data.image_folder import Names
 from krscale.data.label_column import label_values
-from krscale.data.own_files import OTHER_NAMES, existing_path, files_identity, own_splits
+from krscale.data.own_files import (
+    OTHER_NAMES,
+    column_number,
+    existing_path,
+    files_identity,
+    own_splits,
+)
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.errors import UserError, unknown_name
 
@@ -77,7 +83,8 @@ class ImageList:
             )
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             raise UserError(f"{self.path}: not a readable list ({error}).") from None
-        return pa.table({name: _numbers(text[name]) for name in text.column_names})
+        columns = [_numbers(column) for column in text.columns]
+        return pa.table(columns, names=text.column_names)
 
     @cached_property
     def files(self) -> list[str | None]:
@@ -116,10 +123,8 @@ class ImageList:
         return encoded_data(parts, self.config, report)
 
     def _column(self, name: str, field: str) -> Any:
-        if name not in self.table.column_names:
-            where = f"{self.path}: data.files.{field}"
-            raise unknown_name("column", name, self.table.column_names, where)
-        return self.table[name]
+        where = f"{self.path}: data.files.{field}"
+        return self.table.column(column_number(self.table.column_names, name, where))
 
     def _place(self, column: str) -> _Rows:
         return _Rows(self.path, column, range(len(self.table)))

@@ -6,15 +6,17 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from krscale.config import DataConfig, FilesConfig
+from krscale.data.arrow import Labels
 from krscale.data.source import SplitName
 from krscale.data.walking import printable
-from krscale.errors import UserError
+from krscale.errors import UserError, unknown_name
 
 SPLIT_NAMES: dict[str, SplitName] = {
     "train": "train",
@@ -119,6 +121,20 @@ def refuse_two_names(splits: Mapping[str, SplitName], where: str) -> None:
             )
 
 
+def column_number(names: Sequence[str], name: str, where: str) -> int:
+    """Return which column has a name.
+
+    Raises:
+        UserError: If none has it, or several have, of which one would be taken unseen.
+    """
+    found = [number for number, other in enumerate(names) if other == name]
+    if not found:
+        raise unknown_name("column", name, names, where)
+    if len(found) > 1:
+        raise UserError(f"{where}: {len(found)} columns are named {name!r}; rename all but one.")
+    return found[0]
+
+
 @dataclass(frozen=True)
 class ImageLocations:
     """Where the values of a column are, split by split.
@@ -135,9 +151,12 @@ class ImageLocations:
     column: str
     start: int = 0
 
+    @cached_property
+    def _ends(self) -> Labels:
+        return np.cumsum(self.num_rows, dtype=np.int64)
+
     def __call__(self, number: int) -> str:
         """Word where a value is: file, column and row, all as other programs count them."""
-        ends = np.cumsum(self.num_rows)
-        file = int(np.searchsorted(ends, number, side="right"))
-        row = number - int(ends[file] - self.num_rows[file]) + (0 if file else self.start)
+        file = int(np.searchsorted(self._ends, number, side="right"))
+        row = number - int(self._ends[file] - self.num_rows[file]) + (0 if file else self.start)
         return f"{self.files[file]}: column {self.column!r}: row {row}"

@@ -21,6 +21,7 @@ from krscale.data.own_files import (
     OTHER_NAMES,
     SPLIT_NAMES,
     ImageLocations,
+    column_number,
     existing_path,
     files_identity,
     own_splits,
@@ -28,7 +29,7 @@ from krscale.data.own_files import (
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.data.stream import Stream
 from krscale.data.walking import Found, is_hidden_folder, printable, walk
-from krscale.errors import UserError, unknown_name
+from krscale.errors import UserError
 
 WANTED = "a .parquet file, or a folder with such files"
 _LABEL_ROWS = 65_536
@@ -245,9 +246,7 @@ def _batches(file: Path, name: str, field: str, size: int) -> Iterator[Any]:
     try:
         # Mapped and not read ahead: a row group may be larger than the memory.
         with pq.ParquetFile(file, memory_map=True, pre_buffer=False) as parquet:
-            names = parquet.schema_arrow.names
-            if name not in names:
-                raise unknown_name("column", name, names, f"{file}: data.files.{field}")
+            column_number(parquet.schema_arrow.names, name, f"{file}: data.files.{field}")
             for batch in parquet.iter_batches(size, columns=[name], use_threads=False):
                 yield batch.column(0)
     except MemoryError:

@@ -257,6 +257,16 @@ def test_two_folders_of_one_split_are_refused(tmp_path):
         prepare(tmp_path / "data", tmp_path / "cache")
 
 
+@pytest.mark.parametrize("place", ["..dots", "..dots/x", "..dots/x/y"])
+def test_a_hidden_class_is_said_at_every_depth(tmp_path, place):
+    fill(tmp_path / "data")
+    fill(tmp_path / "data" / place, num_images=4, classes=("",), seed=5000)
+    notes = []
+    settings = DataConfig(source="image_folder", path=str(tmp_path / "data"))
+    prepare_data(settings, tmp_path / "cache", None, notes.append)
+    assert any("a dot: '..dots' (4)" in note for note in notes)
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

@@ -114,6 +114,11 @@ class TestList:
         path = write(tmp_path / "data/list.csv", "path,label", *lines)
         assert prepare("image_list", path, tmp_path / "cache").classes == ("01", "NA", "null")
 
+    def test_columns_that_are_not_read_may_be_there_twice(self, tmp_path, files):
+        lines = (f"{file},{name},,1" for file, name in zip(files, NAMES, strict=True))
+        path = write(tmp_path / "data/list.csv", "path,label,,", *lines)
+        assert rows(prepare("image_list", path, tmp_path / "cache")) == expected(images(), NAMES)
+
     def test_gaps(self, tmp_path, files):
         lines = (f"{file},{(0, 2, 10)[n % 3]}" for n, file in enumerate(files))
         path = write(tmp_path / "data/list.csv", "path,label", *lines)
@@ -150,6 +155,8 @@ class TestList:
             (["path,label", "scans/00.png,"], "the label '' is empty"),
             (["path,label", "scans/00.png,ant,more"], "not a readable list"),
             (["path,label"], "no training images"),
+            (["path,path,label", "scans/00.png,b,ant"], "2 columns are named 'path'"),
+            (["path,label,label", "scans/00.png,b,ant"], "2 columns are named 'label'"),
             ([""], "not a readable list"),
         ],
     )

@@ -305,6 +305,12 @@ class TestRefused:
         found = prepare_data(config, tmp_path / "cache")
         assert sum(found.num_samples.values()) == len(images) - 2
 
+    def test_two_columns_of_one_name(self, tmp_path, images, labels):
+        encoded = [encode(i) for i in images]
+        table = pa.table([encoded, labels, labels[::-1]], names=["image", "label", "label"])
+        pq.write_table(table, tmp_path / "data.parquet")
+        self.refused(tmp_path / "data.parquet", tmp_path, "2 columns are named 'label'")
+
     def test_mixed_sizes(self, tmp_path, images, labels):
         encoded = [encode(i) for i in images]
         encoded[20] = encode(images[20][:, 1:])

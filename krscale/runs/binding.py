@@ -16,7 +16,7 @@ from krscale.data import SPLITS_FILE, Dataset, compare_counts, compare_lists
 from krscale.errors import UserError
 from krscale.files import sha256, write_atomic, write_json
 from krscale.runs.aside import ORIGIN_FILE, being_put_aside, finish_putting_aside, put_aside
-from krscale.runs.older import data_of, has_results, is_of
+from krscale.runs.older import data_of, has_results, is_of, no_store_is_of
 from krscale.setup.networks import student_table
 from krscale.setup.prepare import Setup
 from krscale.setup.teacher_code import Code, compare_code, read_code, read_student_code
@@ -71,7 +71,7 @@ def bind(folder: Path, setup: Setup, *, new_data: bool = False) -> tuple[str, ..
     if aside := finish_putting_aside(folder):
         _write(folder, now, setup.dataset)
         return (f"the results of before were being put aside: now all of them are in {aside}.",)
-    found = _compare(folder, now, setup.dataset, new_data)
+    found = _compare(folder, now, setup, new_data)
     if found.changes and not new_data:
         raise UserError(f"{folder}: {found.changes}. {_WAYS_ON}")
     if found.changes:
@@ -164,22 +164,22 @@ class _Compared:
     weights: str = ""
 
 
-def _compare(folder: Path, now: Origin, dataset: Dataset, new_data: bool) -> _Compared:
+def _compare(folder: Path, now: Origin, setup: Setup, new_data: bool) -> _Compared:
     path = folder / ORIGIN_FILE
     if not path.exists():
-        return _compare_older(folder, dataset, new_data)
+        return _compare_older(folder, setup, new_data)
     before = read_record(path, Origin, "Restore it from a copy, or choose another name.")
-    found = [*_data_changes(folder, before, now, dataset), *_network_changes(before, now)]
+    found = [*_data_changes(folder, before, now, setup.dataset), *_network_changes(before, now)]
     changes = f"{'; '.join(found)} since the run began" if found else ""
     return _Compared(changes, weights=before.weights)
 
 
-def _compare_older(folder: Path, dataset: Dataset, new_data: bool) -> _Compared:
+def _compare_older(folder: Path, setup: Setup, new_data: bool) -> _Compared:
     """Compare a run without a record by what else tells its data.
 
     Where nothing does, it goes on, which is said; with `new_data` it is taken to be of other data.
     """
-    known = data_of(folder)
+    known, dataset = data_of(folder), setup.dataset
     if not all(is_of(dataset, fingerprint) for fingerprint in known):
         return _Compared("its result is of other data (an older krscale did not note which images)")
     if known or not has_results(folder):
@@ -187,7 +187,9 @@ def _compare_older(folder: Path, dataset: Dataset, new_data: bool) -> _Compared:
     older = "it is older than the record of its data, and nothing in it tells which images they are"
     if new_data:
         return _Compared(older)
-    note = f"{folder}: {older}: taken to be those of today (--new-data would begin again)."
+    other = no_store_is_of(dataset, setup.experiment.cache_path / "stores")
+    hint = ", although no store that is kept is of these" if other else ""
+    note = f"{folder}: {older}: taken to be those of today{hint} (--new-data would begin again)."
     return _Compared(notes=(note,))
 
 

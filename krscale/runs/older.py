@@ -9,6 +9,7 @@ from pathlib import Path
 from krscale.data import SPLITS_FILE, Dataset
 from krscale.data.dataset import open_data
 from krscale.errors import UserError
+from krscale.files import read_json
 from krscale.report import read_curve
 from krscale.report.result import CURVE_FILE
 from krscale.runs.aside import results_in
@@ -49,6 +50,15 @@ def is_of(dataset: Dataset, known: str) -> bool:
         return before.is_dir() and open_data(before).content() == dataset.content()
     except UserError:  # of another version, or damaged: it tells nothing
         return False
+
+
+def no_store_is_of(dataset: Dataset, stores: Path) -> bool:
+    """Whether there are kept stores, but none of this data: a run that had one had other images."""
+    known: set[str] = set()
+    for manifest in stores.glob("*/manifest.json"):
+        with suppress(UserError, LookupError, TypeError):  # whoever needs the store says so
+            known.add(str(read_json(manifest)["plan"]["key"]["data"]))
+    return bool(known) and not any(is_of(dataset, name) for name in known)
 
 
 def _recorded(spool: Path) -> set[str]:

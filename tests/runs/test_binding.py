@@ -179,7 +179,15 @@ def test_a_folder_without_the_record_gets_it_and_that_is_said(
     assert (folder / ORIGIN_FILE).exists()
     assert start(experiment, folder) == ()
     (folder / ORIGIN_FILE).unlink()
-    (line,) = start(experiment, folder, new_data=True)
+    dataset = Setup.resolve(experiment, Silent()).dataset
+    for data, is_other in (("another", True), (dataset.identity, False)):
+        store = experiment.cache_path / "stores" / data
+        store.mkdir(parents=True)
+        (store / "manifest.json").write_text(json.dumps({"plan": {"key": {"data": data}}}))
+        (line,) = start(experiment, folder)
+        assert ("although no store that is kept is of these" in line) == is_other
+        (folder / ORIGIN_FILE).unlink()
+    start(experiment, folder, new_data=True)
     assert (folder / "earlier-1/journal.log").exists()
 
 

@@ -176,6 +176,13 @@ def _flat(image: Image.Image, background: str) -> Image.Image:
         raise ValueError("32 bits a channel")
     if background == "ignore" or not image.has_transparency_data:
         return image
+    key, tiles = image.info.get("transparency"), getattr(image, "tile", ())
+    kept = tiles[0][3] if tiles and image.format == "PNG" else ""
+    if isinstance(key, int) and kept in ("L;2", "L;4"):  # it counts levels, which Pillow spreads
+        image.info["transparency"] = key * (85 if kept == "L;2" else 17)
+    elif key is not None and kept == "RGB;16B":  # of which Pillow reads the upper bytes only
+        del image.info["transparency"]
+        return image
     layer = image.convert("RGBA")
     if layer.getchannel("A").getextrema()[0] == 255:
         return image

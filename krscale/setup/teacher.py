@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from krscale.parallel import Workers
 from krscale.setup.inputs import is_foreign
 from krscale.setup.network_builder import build_teacher, resolve_taps
 from krscale.setup.networks import teacher_preprocessing
-from krscale.setup.teacher_code import kept_folder, read_code
+from krscale.setup.teacher_code import CODE_FILE, Code, kept_folder, read_code
 from krscale.setup.teacher_quality import find_faults, require_fit
 from krscale.setup.weights import from_file, load_teacher_weights, weights_identity
 from krscale.training.checkpoint import load_weights, read_tensors, save_weights
@@ -107,12 +108,14 @@ def prepare_teacher(
     Raises:
         UserError: If it is not fit to teach (`teacher.allow_poor`), or cannot be made.
     """
-    folder = _folder(experiment, dataset)
+    folder, code = _folder(experiment, dataset)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
             with new_folder(folder) as temporary:
                 _make_teacher(experiment, dataset, device, folder.name, temporary, report)
+                if code.key():
+                    write_json(temporary / CODE_FILE, asdict(code))
         facts = _read_facts(folder)
         if facts.faults is None:
             facts = _measured(experiment, dataset, device, folder)
@@ -126,7 +129,7 @@ def find_teacher(experiment: Experiment, dataset: Dataset) -> tuple[TeacherFacts
     Raises:
         UserError: If there is none.
     """
-    folder = _folder(experiment, dataset)
+    folder, _ = _folder(experiment, dataset)
     if not folder.is_dir():
         raise UserError(f"{folder}: this teacher was never prepared; `krscale teach` does so.")
     return _read_facts(folder), folder
@@ -202,12 +205,18 @@ def fit_probes(tapped: TappedModel, dataset: Dataset, device: torch.device) -> P
     return probes
 
 
-def _folder(experiment: Experiment, dataset: Dataset) -> Path:
-    """Return where the teacher of an experiment is kept, or will be."""
+def _folder(experiment: Experiment, dataset: Dataset) -> tuple[Path, Code]:
+    """Return where the teacher of an experiment is kept, or will be, and its code."""
     teachers, content = experiment.cache_path / "teachers", _content(experiment, dataset)
     code = read_code(experiment, dataset)
-    plain, coded = (teachers / fingerprint(content | key) for key in ({}, code.key()))
-    return kept_folder(plain, coded, code, lambda folder: _fits(experiment, dataset, folder))
+
+    def coded(number: int) -> Path:
+        key = code.key() | ({"number": number} if number else {})
+        return teachers / fingerprint(content | key)
+
+    plain = teachers / fingerprint(content)
+    fits = partial(_fits, experiment, dataset)
+    return kept_folder(plain, coded, code, fits), code
 
 
 def _fits(experiment: Experiment, dataset: Dataset, folder: Path) -> bool:

@@ -16,6 +16,7 @@ import own_teacher
 import pytest
 import torch
 from PIL import Image
+from pngs import GREY, RGB, png
 from running import environment
 
 from krscale.config import Experiment, load
@@ -158,7 +159,16 @@ def modes(folder: Path) -> list[Path]:
     }
     for name, image in images.items():
         image.save(folder / name)
-    return [folder / name for name in images]
+    for bits in (1, 2, 4, 8, 16):
+        grey, colour = (random.integers(0, 2**bits, (20, 30, n), dtype=np.uint16) for n in (1, 3))
+        (folder / f"key-{bits}.png").write_bytes(
+            png(grey, GREY, key=tuple(grey[0, 0].tolist()), bits=bits)
+        )
+        if bits >= 8:
+            (folder / f"keys-{bits}.png").write_bytes(
+                png(colour, RGB, key=tuple(colour[0, 0].tolist()), bits=bits)
+            )
+    return sorted(folder.iterdir())
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -14,13 +14,8 @@ from krscale.knowledge.taps import TappedModel, settle_layouts
 from krscale.models.blocks import Block, list_blocks
 from krscale.models.preprocessing import input_shape
 from krscale.setup.inputs import is_foreign
-from krscale.setup.teacher import (
-    find_teacher,
-    fit_probes,
-    foreign_teacher,
-    open_teacher,
-    read_taps,
-)
+from krscale.setup.tap_reading import fit_probes, read_taps
+from krscale.setup.teacher import find_teacher, foreign_teacher, open_teacher
 
 _AT_ONCE = 4
 """Blocks whose features of all training images are held in memory together."""

@@ -6,7 +6,7 @@ data and the same settings finds it there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,32 +14,30 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from torch import Tensor, nn
+from torch import nn
 
-from krscale.config import Experiment, TrainConfig, fingerprint, read_record
-from krscale.data import Dataset, SplitName
-from krscale.data.loader import Loader
-from krscale.errors import NonFiniteError, UserError
+from krscale.config import Experiment, fingerprint, read_record
+from krscale.data import Dataset
+from krscale.errors import UserError
 from krscale.files import damaged, new_folder, reading, write_json
 from krscale.knowledge.parameters import layers_by_tap, weight_histogram
-from krscale.knowledge.probes import Probes, fit_probe, information_gain
-from krscale.knowledge.taps import TapOutputs, TappedModel, pool
-from krscale.methods import MethodContext, build_method
-from krscale.methods.base import Learner
+from krscale.knowledge.probes import Probes, information_gain
+from krscale.knowledge.taps import TappedModel
 from krscale.metrics import ACCURACY
 from krscale.models.capacity import count_flops, num_parameters
-from krscale.models.preprocessing import DEFAULT, input_shape, preprocessing_of_network
+from krscale.models.preprocessing import DEFAULT, input_shape
 from krscale.parallel import Workers
 from krscale.setup.inputs import is_foreign
 from krscale.setup.network_builder import build_teacher, resolve_taps
 from krscale.setup.networks import teacher_preprocessing
+from krscale.setup.tap_reading import fit_probes, read_taps
 from krscale.setup.teacher_code import CODE_FILE, Code, kept_folder, read_code
 from krscale.setup.teacher_quality import find_faults, require_fit
+from krscale.setup.teacher_training import train_teacher
 from krscale.setup.weights import from_file, load_teacher_weights, weights_identity
 from krscale.training.checkpoint import load_weights, read_tensors, save_weights
-from krscale.training.loop import Training, evaluate
+from krscale.training.loop import evaluate
 
-PROBE_BATCH_SIZE = 512
 FORMAT = 1  # raised whenever a kept teacher or probe of an older krscale must not be reused
 
 
@@ -167,44 +165,6 @@ def foreign_teacher(experiment: Experiment, dataset: Dataset, device: torch.devi
     return model.to(device).eval().requires_grad_(False)
 
 
-@torch.no_grad()
-def read_taps(
-    tapped: TappedModel, dataset: Dataset, split: SplitName, device: torch.device
-) -> TapOutputs:
-    """Return pooled tap features `[N, F]` and logits `[N, K]` of a split, without augmentation."""
-    images, prepared = dataset.split(split).images, preprocessing_of_network(tapped.model)
-    logits: list[Tensor] = []
-    features: list[list[Tensor]] = [[] for _ in tapped.paths]
-    for first in range(0, len(images), PROBE_BATCH_SIZE):
-        pixels = torch.tensor(images[first : first + PROBE_BATCH_SIZE], device=device)
-        outputs = tapped(prepared.apply(pixels, dataset.mean, dataset.std))
-        logits.append(outputs.logits.float())
-        for kept, feature in zip(features, outputs.features, strict=True):
-            kept.append(pool(feature).float())
-    outputs = TapOutputs(torch.cat(logits), tuple(torch.cat(kept) for kept in features))
-    _refuse_non_finite(outputs, tapped.paths, split)
-    return outputs
-
-
-def _refuse_non_finite(outputs: TapOutputs, paths: Sequence[str], split: SplitName) -> None:
-    for what, values in (*zip(paths, outputs.features, strict=True), ("logits", outputs.logits)):
-        if not bool(values.isfinite().all()):
-            raise UserError(
-                f"teacher: {what!r} is NaN or infinite for images of the {split} split; it cannot "
-                "teach. Its weights are broken, or its images are not what it was trained on."
-            )
-
-
-def fit_probes(tapped: TappedModel, dataset: Dataset, device: torch.device) -> Probes:
-    """Return probes fitted on the training split to every tap of a network in eval mode."""
-    outputs = read_taps(tapped, dataset, "train", device)
-    labels = torch.tensor(dataset.split("train").labels, device=device)
-    num_classes = len(dataset.classes)
-    probes = Probes([f.shape[1] for f in outputs.features], num_classes).to(device)
-    probes.load([fit_probe(feature, labels, num_classes) for feature in outputs.features])
-    return probes
-
-
 def _folder(experiment: Experiment, dataset: Dataset) -> tuple[Path, Code]:
     """Return where the teacher of an experiment is kept, or will be, and its code."""
     teachers, content = experiment.cache_path / "teachers", _content(experiment, dataset)
@@ -261,7 +221,7 @@ def _make_teacher(
         load_teacher_weights(experiment, model)
         model.to(device)
     else:
-        _train(experiment, dataset, model, device, report)
+        train_teacher(experiment, dataset, model, device, report)
     tapped = TappedModel(model, taps).eval().requires_grad_(False)
     probes = fit_probes(tapped, dataset, device)
     val = dataset.split("val")
@@ -301,46 +261,6 @@ def _measured(
     facts = replace(teacher.facts, faults=faults)
     write_json(folder / "facts.json", asdict(facts))
     return facts
-
-
-def _train(
-    experiment: Experiment,
-    dataset: Dataset,
-    model: nn.Module,
-    device: torch.device,
-    report: Callable[[int, int], None],
-) -> None:
-    config = experiment.teacher
-    settings = TrainConfig(
-        num_epochs=config.num_epochs,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        global_batch_size=experiment.train.global_batch_size,
-        seed=config.seed,
-        max_grad_norm=0.0,  # cross-entropy alone needs none, and kept teachers had none
-    )
-    context = MethodContext.without_teacher(len(dataset.classes))
-    learner = Learner(model, (), build_method("plain", context, {}))
-    loader = Loader(
-        dataset,
-        experiment.views,
-        global_batch_size=settings.global_batch_size,
-        seed=config.seed,
-        device=device,
-        store=None,
-        gpu_share_for_images=experiment.train.gpu_share_for_images,
-        preprocessing=preprocessing_of_network(model),
-    )
-    training = Training(
-        learner, loader, (dataset, dataset.split("val")), settings, Workers.alone(device)
-    )
-    while not training.finished:
-        try:
-            training.run_epoch()
-        except NonFiniteError as error:
-            rate = f"teacher.learning_rate is {config.learning_rate:g}"
-            raise NonFiniteError(f"teacher: {error} ({rate})") from None
-        report(training.epoch, config.num_epochs)
 
 
 def _num_weights(layers: Iterable[nn.Module]) -> float:

@@ -17,7 +17,7 @@ from krscale.errors import UserError
 from krscale.models import build_model
 from krscale.models.preprocessing import Preprocessing
 from krscale.search.plan import describe_plan
-from krscale.setup import networks
+from krscale.setup import network_builder
 from krscale.setup.candidates import as_settings, is_better, try_candidates
 from krscale.setup.teacher import foreign_teacher, open_teacher, prepare_teacher
 from krscale.setup.teacher_quality import find_faults, require_fit
@@ -287,7 +287,7 @@ def test_weights_that_others_replace_are_not_loaded(
     experiment = load(None, settings(folder))
     dataset = prepare_data(experiment.data, experiment.cache_path)
     _, kept = prepare_teacher(experiment, dataset, CPU, lambda done, total: None)
-    monkeypatch.setattr(networks, "build_model", spy)
+    monkeypatch.setattr(network_builder, "build_model", spy)
     open_teacher(experiment, dataset, kept)
     foreign_teacher(experiment, dataset, CPU)
     assert given == [True, True]

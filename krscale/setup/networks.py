@@ -219,6 +219,11 @@ def build_student(
     return builder(config, task, student_table(config), fresh=fresh)(width)
 
 
+def student_models(experiment: Experiment) -> tuple[str, ...]:
+    """Return what an experiment's students are called: zoo names, `package.module:callable`, ..."""
+    return tuple(s.model for s in experiment.ladder.students or (experiment.student,))
+
+
 def student_table(config: StudentConfig | LadderStudent) -> str:
     """Return how errors call the table of a student."""
     return f"ladder.students.{config.name}" if isinstance(config, LadderStudent) else "student"

@@ -22,6 +22,7 @@ from torch import nn
 from krscale.config import Experiment, StudentConfig, fingerprint, read_record
 from krscale.config.networks import LadderStudent
 from krscale.files import write_json
+from krscale.models.given import is_given
 from krscale.models.preprocessing import input_shape
 from krscale.setup.networks import Task, build_teacher, builder, shapes_only, student_table
 from krscale.setup.weights import load_teacher_weights
@@ -30,6 +31,8 @@ CODE_FILE = "code.json"
 _LIBRARIES = tuple(
     {str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "purelib", "platlib")}
 )
+_SCRIPT = "__main__"
+"""A script or notebook, most of which is not the network: what it answers is compared instead."""
 _NUM_PROBED, _SEED = 4, 0
 _TOLERANCE = 0.01  # of the largest output: processors round differently, other code does not
 _DIGITS = 2
@@ -137,7 +140,9 @@ def _read(
     found = _modules(empty(), name.partition(":")[0])
     sources = {module.__name__: _source(module) for module in found}
     known = {module: _hash(text) for module, text in sorted(sources.items()) if text is not None}
-    return Code(known, () if len(known) == len(sources) else _outputs(build, task))
+    # A function that was given as an object need not be written in the modules of its network.
+    whole = len(known) == len(sources) and not is_given(name)
+    return Code(known, () if whole else _outputs(build, task))
 
 
 def _modules(model: nn.Module, named: str) -> set[ModuleType]:
@@ -174,11 +179,13 @@ def _is_ours(name: str) -> bool:
 
 def _is_own(module: ModuleType) -> bool:
     """Whether a module is the user's own, and not that of a library."""
-    file = getattr(module, "__file__", None)
+    file = None if module.__name__ == _SCRIPT else getattr(module, "__file__", None)
     return bool(file) and not str(Path(str(file)).resolve()).startswith(_LIBRARIES)
 
 
 def _source(module: ModuleType) -> str | None:
+    if module.__name__ == _SCRIPT:
+        return None
     try:
         return inspect.getsource(module)
     except (OSError, TypeError):

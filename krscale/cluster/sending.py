@@ -6,14 +6,16 @@ by the name of their module otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import ray
 from ray import cloudpickle
 from ray.exceptions import RayError, RayTaskError
 
 from krscale.errors import UserError
+from krscale.models.foreign import import_callable
 from krscale.models.given import Builder
+from krscale.models.libraries import LIBRARIES
 
 _WAY_ON = (
     "Put its class, or a function that builds it, into a module that is installed or on PYTHONPATH."
@@ -36,29 +38,42 @@ def check_sendable(builders: Mapping[str, Builder]) -> None:
             ) from error
 
 
-def check_arrival(builders: Mapping[str, Builder]) -> None:
-    """Refuse what a worker of the connected Ray cannot read.
+def check_arrival(models: Iterable[str], builders: Mapping[str, Builder]) -> None:
+    """Refuse networks that a worker of the connected Ray cannot import or read, before any trial.
+
+    Args:
+        models: Names of students' models; those of the zoo and of libraries are not looked at.
+        builders: What builds those that were given as objects.
 
     Raises:
         UserError: Naming the network and what the worker lacks.
     """
-    for name, builder in builders.items():
-        task = ray.remote(num_cpus=0)(_read)
-        try:
-            content: bytes = cloudpickle.dumps(builder)  # type: ignore[no-untyped-call]
-            ray.get(task.remote(content))
-        except RayTaskError as error:
-            cause = error.cause
-            raise UserError(
-                f"{_of(name)}: workers cannot read it ({type(cause).__name__}: {_line(cause)}). "
-                f"{_WAY_ON}"
-            ) from error
-        except RayError as error:
-            raise UserError(f"{_of(name)}: it did not reach a worker: {_line(error)}.") from error
+    own = {name for name in models if ":" in name and name.partition(":")[0] not in LIBRARIES}
+    for name in sorted(own):
+        _check(name, builders.get(name))
 
 
-def _read(content: bytes) -> None:
-    cloudpickle.loads(content)  # what this process has pickled itself
+def _check(name: str, builder: Builder | None) -> None:
+    content: bytes = cloudpickle.dumps(builder)  # type: ignore[no-untyped-call]
+    task = ray.remote(num_cpus=0)(_read)
+    try:
+        ray.get(task.remote(name, content))
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        cause = error.cause
+        raise UserError(
+            f"{_of(name)}: workers cannot read it ({type(cause).__name__}: {_line(cause)}). {_WAY_ON}"
+        ) from error
+    except RayError as error:
+        raise UserError(f"{_of(name)}: it did not reach a worker: {_line(error)}.") from error
+
+
+def _read(name: str, content: bytes) -> None:
+    """Do what a trial will do, in a worker."""
+    builder = cloudpickle.loads(content)  # what this process has pickled itself
+    if builder is None:
+        import_callable(name, "student")
 
 
 def _of(name: str) -> str:

@@ -53,7 +53,7 @@ def read_teacher(teacher: Any) -> GivenNetworks:
         builders[name] = Copies(teacher, "teacher")
         table: Table = {"model": name, "options": {}}
     else:
-        table = _table(teacher, "teacher", builders)
+        table = _of_one_size(teacher, "teacher", "teacher", builders)
     if table["model"] not in ZOO:
         table["weights"] = OWN
     return GivenNetworks({"teacher": table}, builders)
@@ -91,7 +91,25 @@ def _student(value: Any, name: str, builders: dict[str, Builder]) -> Table:
         value = value.model_dump(exclude_unset=True)
     if isinstance(value, Mapping):
         return dict(value)
-    return _table(value, f"students[{name!r}]", builders, name)
+    return _of_one_size(value, f"students[{name!r}]", name, builders)
+
+
+def _of_one_size(value: Any, where: str, role: str, builders: dict[str, Builder]) -> Table:
+    """Return the fields of a model that is built without a width, or with its own default."""
+    if not callable(value) or isinstance(value, nn.Module):
+        return _table(value, where, builders, role)
+    width = _parameters(value).get("width")
+    if _only_width(value) or (width is not None and width.default is width.empty):
+        raise UserError(
+            f"{where}: {_name_of(value)} needs a width, and this network has one size: give a "
+            "function without arguments that returns it."
+        )
+    if width is not None and type(width.default) is int and width.default >= 1:
+        return {**_table(value, where, builders, role), "width": width.default}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in _parameters(value).values())
+    if width is not None or takes_any:
+        value = _WithoutWidth(value)
+    return _table(value, where, builders, role)
 
 
 def _table(value: Any, where: str, builders: dict[str, Builder], role: str = "") -> Table:
@@ -110,8 +128,7 @@ def _table(value: Any, where: str, builders: dict[str, Builder], role: str = "")
         )
     if name := _importable(value):
         return {"model": name, "options": {}}
-    own = getattr(value, "__name__", type(value).__name__).strip("<>")
-    name = f"{KIND}:{role or where}.{own}"
+    name = f"{KIND}:{role or where}.{_name_of(value)}"
     builders[name] = _by_width(value)
     return {"model": name, "options": {}}
 
@@ -130,16 +147,25 @@ def _importable(value: Callable[..., Any]) -> str:
 
 def _only_width(value: Callable[..., Any]) -> str:
     """Return the one argument that a callable needs, where its name is none that krscale fills."""
-    try:
-        parameters = inspect.signature(value).parameters.values()
-    except (TypeError, ValueError):
-        return ""
+    parameters = _parameters(value).values()
     known = set(_flat(ALIASES.values()))
     needed = [p for p in parameters if p.default is p.empty and p.kind not in _VARIABLE]
     names = {p.name for p in parameters}
     if len(needed) != 1 or needed[0].name in known or "width" in names:
         return ""
     return needed[0].name
+
+
+def _parameters(value: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a callable; none where it does not say them."""
+    try:
+        return inspect.signature(value).parameters
+    except (TypeError, ValueError):
+        return {}
+
+
+def _name_of(value: Callable[..., Any]) -> str:
+    return str(getattr(value, "__name__", type(value).__name__)).strip("<>_")
 
 
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -157,6 +183,26 @@ class _ByWidth:
 
     def __call__(self, width: int) -> nn.Module:
         return self.build(width)
+
+
+@dataclass(frozen=True)
+class _WithoutWidth:
+    """A callable that has a width of its own; it gets classes and channels alone."""
+
+    build: Callable[..., nn.Module]
+
+    @property
+    def __name__(self) -> str:
+        return _name_of(self.build)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        signature = inspect.signature(self.build)
+        kept = [p for p in signature.parameters.values() if p.name != "width"]
+        return signature.replace(parameters=kept)
+
+    def __call__(self, width: int = 0, **arguments: Any) -> nn.Module:
+        return self.build(**arguments)
 
 
 def _by_width(value: Callable[..., Any]) -> Builder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +143,7 @@ class SearchResult:
                 if method in s.methods
             )
             curve = curve.model_copy(update={"sizes": sizes})
-        limits = {_LIMITS[name]: value for name, value in wanted.items() if name in _LIMITS}
-        return choose(curve, _limits(limits)).picked
+        return choose(curve, _limits(wanted)).picked
 
     def __str__(self) -> str:
         text = io.StringIO()
@@ -167,14 +166,13 @@ _LIMITS = {
 }
 
 
-def _limits(given: Mapping[str, Any]) -> Limits:
+def _limits(wanted: Mapping[str, Any]) -> Limits:
+    given = {name: value for name, value in wanted.items() if name in _LIMITS}
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
             raise UserError(f"result: {name}: a number of at least 0 is wanted (got {value!r}).")
-    limits = Limits(**given)
-    if not given:
-        limits = replace(limits, num_parameters=_NO_LIMIT)
-    return limits
+    limits = {_LIMITS[name]: value for name, value in given.items()}
+    return Limits(**limits or {"num_parameters": _NO_LIMIT})
 
 
 _NO_LIMIT = 2**63

@@ -146,7 +146,7 @@ def _search(
             _say_small_grids(ladder, progress)
             _set_aside(experiment.run_path / CURVE_FILE)
             connect(experiment.cluster)
-            check_arrival(given(student_models(experiment)))
+            check_arrival(student_models(experiment), given())
             students = partial(candidates, experiment, space, size_resolver, sizes[-1].capacity)
             gpus = gpus_per_trial(experiment, prepared, students, progress.note)
             resources = trial_resources(experiment.search, gpus)

@@ -56,10 +56,10 @@ class StudentTrial(tune.Trainable):
         config: dict[str, Any],
         experiment: Experiment,
         prepared: Prepared,
-        given: Mapping[str, Builder],
+        given: Mapping[str, Builder] | None = None,
     ) -> None:
         """Open the shared assets, once per actor, and start the first trial."""
-        keep(given)
+        keep(given or {})
         use_threads(experiment.search.cpus_per_trial)
         self.experiment = experiment
         self.assets = Assets.open(prepared)

@@ -1,9 +1,8 @@
 """krscale: which student size is enough, trained how, and how accurate will it be?
 
 On objects: `krscale.search` finds accuracy versus capacity, `krscale.distill` trains one student;
-`krscale.KRLoss` and `krscale.losses` are for a
-training loop of one's own. They are imported when they are first used, so that `import krscale`
-costs nothing.
+`krscale.KRLoss` and `krscale.losses` are for a training loop of one's own. They are imported when
+they are first used, so that `import krscale` costs nothing.
 """
 
 TYPE_CHECKING = False

@@ -62,9 +62,8 @@ def _check(name: str, builder: Builder | None) -> None:
         if isinstance(error.cause, UserError):
             raise error.cause from None
         cause = error.cause
-        raise UserError(
-            f"{_of(name)}: workers cannot read it ({type(cause).__name__}: {_line(cause)}). {_WAY_ON}"
-        ) from error
+        found = f"{type(cause).__name__}: {_line(cause)}"
+        raise UserError(f"{_of(name)}: workers cannot read it ({found}). {_WAY_ON}") from error
     except RayError as error:
         raise UserError(f"{_of(name)}: it did not reach a worker: {_line(error)}.") from error
 

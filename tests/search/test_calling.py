@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from documents import ROOT, blocks
 from finished_search import without_ray
 from foreign_networks import LikeResNet
 from gratings import MEAN, STD, gratings, trained
@@ -223,6 +224,31 @@ def test_what_is_wrong_is_said_before_anything_trains(
 ) -> None:
     with without_ray(lambda *_: pytest.fail("it trained")), pytest.raises(UserError, match=said):
         krscale.search(**given(tmp_path, **changes))
+
+
+def test_the_examples_of_the_page_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "search-in-python.md").read_text(encoding="utf-8")
+    examples = [block for block in blocks(page, "python") if "# an experiment" not in block]
+    assert len(examples) == 3
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KRSCALE_STORAGE_PATH", str(tmp_path))
+    train, val, test = (gratings(seed, 60) for seed in range(3))
+    names: dict[str, Any] = {
+        "teacher": trained(),
+        "Net": LikeResNet,
+        "images": test.tensors[0],
+        **{"train_set": train, "val_set": val, "test_set": test},
+        **{"train_loader": DataLoader(train, 30, shuffle=True)},
+        **{"val_loader": DataLoader(val, 30), "test_loader": DataLoader(test, 30)},
+    }
+    with without_ray():
+        for example in examples:
+            exec(compile(example, "docs/search-in-python.md", "exec"), names)
+    assert names["logits"].shape == (60, 3)
+    assert "second" in str(names["result"])
+    assert "Pareto front" in capsys.readouterr().out
 
 
 def test_an_object_that_is_no_experiment_is_refused() -> None:

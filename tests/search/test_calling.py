@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import json
@@ -22,6 +23,7 @@ import krscale
 from krscale.config import load
 from krscale.errors import UserError
 from krscale.runs.folder import read_experiment
+from krscale.search import session
 from krscale.search.result import SearchResult
 
 SETTINGS: dict[str, Any] = {
@@ -35,12 +37,13 @@ SETTINGS: dict[str, Any] = {
     "settings": {"views.num_views": 1, "tracking.enabled": False},
 }
 TEST = gratings(2, 90)
+TRAINED = trained()
 
 
 def given(storage: Path, **changes: Any) -> dict[str, Any]:
     train, val, test = gratings(0, 120), gratings(1, 60), TEST
     return {
-        "teacher": trained(),
+        "teacher": TRAINED,
         "students": {"tiny": lambda: LikeResNet(2), "small": LikeResNet},
         "data": (DataLoader(train, 40, shuffle=True), DataLoader(val, 40), DataLoader(test, 40)),
         "normalisation": (MEAN, STD),
@@ -83,7 +86,7 @@ def test_the_result_is_a_table_of_rows(result: SearchResult, storage: Path) -> N
     assert "\x1b" not in text
     assert repr(result) == text
     assert result.path == storage / "search"
-    assert result.teacher_accuracy == pytest.approx(accuracy(trained()), abs=1e-6)
+    assert result.teacher_accuracy == pytest.approx(accuracy(TRAINED), abs=1e-6)
 
 
 def test_a_student_takes_the_images_of_the_loaders(result: SearchResult) -> None:
@@ -133,7 +136,7 @@ def test_the_same_call_returns_the_same_and_another_network_is_refused(
         with pytest.raises(UserError, match=r"code of ladder\.students\.tiny has changed"):
             krscale.search(**given(storage, students=changed))
         with pytest.raises(UserError, match="the weights of teacher have changed"):
-            krscale.search(**given(storage, teacher=Negative.of(trained())))
+            krscale.search(**given(storage, teacher=Negative.of(LikeResNetTrained())))
 
 
 class Negative(LikeResNet):
@@ -176,7 +179,7 @@ def test_importable_networks_need_no_objects_later(tmp_path: Path) -> None:
 
 
 def LikeResNetTrained() -> nn.Module:  # noqa: N802 - it stands for a class
-    return trained()
+    return copy.deepcopy(TRAINED)
 
 
 def test_an_experiment_is_changed_by_what_is_given_with_it(
@@ -234,9 +237,10 @@ def test_the_examples_of_the_page_run(
     assert len(examples) == 3
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KRSCALE_STORAGE_PATH", str(tmp_path))
+    monkeypatch.setattr(session, "gpus_per_trial", lambda *_: 0.0)
     train, val, test = (gratings(seed, 60) for seed in range(3))
     names: dict[str, Any] = {
-        "teacher": trained(),
+        "teacher": TRAINED,
         "Net": LikeResNet,
         "images": test.tensors[0],
         **{"train_set": train, "val_set": val, "test_set": test},

@@ -38,26 +38,29 @@ def check_sendable(builders: Mapping[str, Builder]) -> None:
             ) from error
 
 
-def check_arrival(models: Iterable[str], builders: Mapping[str, Builder]) -> None:
+def check_arrival(
+    models: Iterable[str], builders: Mapping[str, Builder], where: str = "student"
+) -> None:
     """Refuse networks that a worker of the connected Ray cannot import or read, before any trial.
 
     Args:
-        models: Names of students' models; those of the zoo and of libraries are not looked at.
+        models: Names of models; those of the zoo and of libraries are not looked at.
         builders: What builds those that were given as objects.
+        where: The config table that names them.
 
     Raises:
         UserError: Naming the network and what the worker lacks.
     """
     own = {name for name in models if ":" in name and name.partition(":")[0] not in LIBRARIES}
     for name in sorted(own):
-        _check(name, builders.get(name))
+        _check(name, builders.get(name), where)
 
 
-def _check(name: str, builder: Builder | None) -> None:
+def _check(name: str, builder: Builder | None, where: str) -> None:
     content: bytes = cloudpickle.dumps(builder)  # type: ignore[no-untyped-call]
     task = ray.remote(num_cpus=0)(_read)
     try:
-        ray.get(task.remote(name, content))
+        ray.get(task.remote(name, content, where))
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None
@@ -68,11 +71,11 @@ def _check(name: str, builder: Builder | None) -> None:
         raise UserError(f"{_of(name)}: it did not reach a worker: {_line(error)}.") from error
 
 
-def _read(name: str, content: bytes) -> None:
+def _read(name: str, content: bytes, where: str) -> None:
     """Do what a trial will do, in a worker."""
     builder = cloudpickle.loads(content)  # what this process has pickled itself
     if builder is None:
-        import_callable(name, "student")
+        import_callable(name, where)
 
 
 def _of(name: str) -> str:

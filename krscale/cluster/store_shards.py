@@ -14,6 +14,7 @@ import torch
 from ray.exceptions import RayTaskError
 
 from krscale.cluster.connect import connect
+from krscale.cluster.sending import check_arrival
 from krscale.errors import UserError
 from krscale.models.given import Builder, available, given
 from krscale.setup.prepare import pick_device
@@ -61,7 +62,9 @@ def _write_all(
         num_cpus=1, num_gpus=int(resource == "GPU"), scheduling_strategy="SPREAD"
     )
     shared = ray.put(recipe.without_credentials())
-    builders: Mapping[str, Builder] = given([recipe.experiment.teacher.model])
+    teacher = recipe.experiment.teacher.model
+    builders: Mapping[str, Builder] = given([teacher])
+    check_arrival([teacher], builders, "teacher")
     own = ray.put(builders)
     pending = [task.remote(shared, shard, own) for shard in shards]
     per_shard, num_rows = recipe.experiment.store.shard_rows, recipe.num_rows

@@ -27,6 +27,11 @@ WANTED = (
 _ORDER: tuple[SplitName, ...] = ("train", "val", "test")
 
 
+def given_folder(cache: Path) -> Path:
+    """Return the folder of all images that were given as objects."""
+    return cache / "given"
+
+
 @dataclass(frozen=True)
 class GivenData:
     """Data that were given as objects, as files.

@@ -11,7 +11,7 @@ from krscale.cluster.sending import check_sendable
 from krscale.config import Experiment, load, validate
 from krscale.config.flat import put_settings
 from krscale.data import prepare_data
-from krscale.data.given import keep_given
+from krscale.data.given import given_folder, keep_given
 from krscale.data.pixels import Normalisation
 from krscale.errors import UserError
 from krscale.models.given import available
@@ -166,7 +166,7 @@ def _with_data(
             content = {**content, "data": {**content.get("data", {}), "source": data}}
         return validate(content, "search"), plain
     checked = validate(content, "search")  # before all images are read
-    given = keep_given(data, known, checked.cache_path / "given")
+    given = keep_given(data, known, given_folder(checked.cache_path))
     own = content.get("data", {})
     files = {**own.get("files", {}), **given.table["files"]}
     content = {**content, "data": {**own, **given.table, "files": files}}

@@ -68,4 +68,5 @@ def _taps(
     try:
         return proposed_taps(network, input_shape(network, task.image_shape))
     except UserError as error:
-        raise UserError(f"{where}: {error} settings={{'{where}.taps': [...]}}.") from None
+        named = f"settings={{'{where}.taps': [...]}}" if "." not in where else "its own `tap_paths`"
+        raise UserError(f"{where}: {error} ({named})") from None

@@ -11,6 +11,7 @@ from krscale.cluster.connect import connect, num_slots
 from krscale.cluster.sending import check_arrival
 from krscale.cluster.store_shards import write_on_workers
 from krscale.config import Experiment
+from krscale.data.given import given_folder
 from krscale.errors import UserError
 from krscale.models.given import given
 from krscale.progress import Progress
@@ -87,7 +88,7 @@ def run_session(
             experiment,
             {"space": space.describe()},
             spent=lambda folder: trials_that_ran(folder / JOURNAL),
-            renewed=SPACE if new_space else (),
+            renewed=_renewed(experiment, new_space, new_data),
         ) as folder:
             for line in bind(folder, setup, new_data=new_data):
                 progress.note(line)
@@ -164,6 +165,12 @@ def _search(
     finally:
         tracking.close(state)
     return curve
+
+
+def _renewed(experiment: Experiment, new_space: bool, new_data: bool) -> tuple[str, ...]:
+    """Return the fields of the run that may be others than before; `bind` compares the images."""
+    kept = Path(experiment.data.path).parent == given_folder(experiment.cache_path)
+    return (*(SPACE if new_space else ()), *(("data.path",) if new_data and kept else ()))
 
 
 def _lost_trials(ladder: Ladder) -> list[str]:

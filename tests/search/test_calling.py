@@ -139,6 +139,20 @@ def test_the_same_call_returns_the_same_and_another_network_is_refused(
             krscale.search(**given(storage, teacher=Negative.of(LikeResNetTrained())))
 
 
+def test_other_images_are_refused_or_put_the_results_aside(tmp_path: Path) -> None:
+    few: dict[str, Any] = {"students": {"tiny": LikeResNet}, "methods": ["plain"]}
+    other = (gratings(3, 90), gratings(4, 60), gratings(5, 60))
+    with without_ray():
+        first = krscale.search(**given(tmp_path, **few))
+        with pytest.raises(UserError, match="the images that were given are others"):
+            krscale.search(**given(tmp_path, **few, data=other))
+        assert krscale.search(**given(tmp_path, **few)).rows == first.rows
+        again = krscale.search(**given(tmp_path, **few, data=other, new_data=True))
+    assert again.curve.data["fingerprint"] != first.curve.data["fingerprint"]
+    assert (tmp_path / "search" / "earlier-1" / "curve.json").is_file()
+    again.load_student()
+
+
 class Negative(LikeResNet):
     """Answers otherwise, with weights of the same names."""
 

@@ -1,8 +1,8 @@
 """krscale: which student size is enough, trained how, and how accurate will it be?
 
-On objects: `krscale.distill` trains one student; `krscale.KRLoss` and `krscale.losses` are for a
-training loop of one's own. They are imported when they are first used, so that `import krscale`
-costs nothing.
+On objects: `krscale.search` finds accuracy versus capacity, `krscale.distill` trains one student;
+`krscale.KRLoss` and `krscale.losses` are for a training loop of one's own. They are imported when
+they are first used, so that `import krscale` costs nothing.
 """
 
 TYPE_CHECKING = False
@@ -10,16 +10,17 @@ if TYPE_CHECKING:
     from krscale import losses
     from krscale.kr import KRLoss
     from krscale.on_objects import distill
+    from krscale.search.calling import search
 
-__all__ = ["KRLoss", "distill", "losses"]
+__all__ = ["KRLoss", "distill", "losses", "search"]
 
 
 def __getattr__(name: str) -> object:
     # Not `from krscale import losses`, which would ask this function again.
     import importlib
 
-    if name == "losses":
-        return importlib.import_module("krscale.losses")
+    if name in ("losses", "search"):
+        return importlib.import_module(f"krscale.{name}")
     if name == "KRLoss":
         return importlib.import_module("krscale.kr").KRLoss
     if name == "distill":

@@ -52,7 +52,8 @@ def result_class(function: Any) -> type | None:
     """Return the class of a function's result, where it is written beside the function."""
     name = inspect.signature(function).return_annotation
     found = vars(sys.modules[function.__module__]).get(str(name))
-    return found if inspect.isclass(found) and found.__module__ == function.__module__ else None
+    package = function.__module__.rpartition(".")[0]
+    return found if inspect.isclass(found) and found.__module__.startswith(package) else None
 
 
 def public_methods(kind: type) -> list[str]:

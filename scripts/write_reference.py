@@ -95,7 +95,7 @@ def functions_page() -> str:
         "samples, `K` classes, `D` taps.",
     ]
     for name in krscale.__all__:
-        value = getattr(krscale, name)
+        value = inspect.unwrap(getattr(krscale, name))  # `krscale.search` is a package, too
         title = f"krscale.{name}"
         lines += ["", f"## {title}", ""]
         if inspect.ismodule(value):
@@ -110,6 +110,8 @@ def functions_page() -> str:
             lines += [*signature(title, value), *docstring(value)]
             if (result := result_class(value)) is not None:
                 lines += ["", f"### {result.__name__}", "", *docstring(result)]
+                for member in public_methods(result):
+                    lines += _function(f"{result.__name__}.{member}", getattr(result, member))
     return "\n".join(lines) + "\n"
 
 

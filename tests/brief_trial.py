@@ -17,7 +17,7 @@ class BriefTrial(tune.Trainable):
     """Reaches an accuracy of 1 once two workers have run trials, and half of it before."""
 
     def setup(  # type: ignore[override]
-        self, config: dict[str, Any], experiment: Experiment, prepared: Prepared
+        self, config: dict[str, Any], experiment: Experiment, prepared: Prepared, **_: Any
     ) -> None:
         self.workers = Path(experiment.run_path) / "workers"
         self.workers.mkdir(exist_ok=True)

@@ -40,7 +40,8 @@ def train_here(ladder: Ladder, prepared: Prepared, *_: Any) -> None:
     assets = Assets.open(prepared)
     while isinstance(upcoming := ladder.next(), Assignment):
         key, config = upcoming.key, ladder.experiment
-        experiment = trial_experiment(config, key.method, dict(upcoming.values), upcoming.seed)
+        values = {**upcoming.values, "distill.capacity": key.capacity}
+        experiment = trial_experiment(config, key.method, values, upcoming.seed)
         training = build_training(experiment, assets, upcoming.size.width, Workers.alone())
         metrics: dict[str, float] = {}
         while not training.finished:
@@ -58,6 +59,7 @@ def without_ray(train: Any = train_here) -> Iterator[None]:
     """Let `krscale.tune` run its trials by `train`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "connect", lambda cluster: None)
+        patch.setattr(session, "check_arrival", lambda models, builders: None)
         patch.setattr(session, "num_slots", lambda resources: 1)
         patch.setattr(session, "write_on_workers", None)
         patch.setattr(session, "run_search", train)

@@ -65,6 +65,14 @@ except krscale.errors.UserError as error:
 else:
     raise AssertionError("it needs more than the core")
 
+assert callable(krscale.search)
+try:
+    krscale.search(teacher=teacher, students=network, data=[(images, labels)])
+except krscale.errors.UserError as error:
+    assert "krscale[search]" in str(error)
+else:
+    raise AssertionError("it needs more than the core")
+
 from krscale.cli.app import main
 
 print(main(["tune", "--dry-run"]))

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
+import sys
+from typing import TYPE_CHECKING
 
 from krscale.cli.common import add_experiment_arguments, add_new_data_argument
+from krscale.config import Experiment
+
+if TYPE_CHECKING:
+    from krscale.report import Curve
+    from krscale.search.result import SearchResult
 
 DESCRIPTION = (
     "Search a ladder of student sizes with Ray Tune and Optuna; end with the "
@@ -44,13 +53,50 @@ def run(options: argparse.Namespace) -> int:
         print(describe_plan(experiment))
         return 0
     # Ray, Optuna and MLflow take seconds to import; a refused config must not wait for them.
-    from krscale.search.session import run_session
+    from krscale.search.calling import search
 
-    run_session(
-        experiment,
-        as_json=options.json,
-        quiet=options.quiet,
-        new_space=options.new_space,
-        new_data=options.new_data,
+    result = search(
+        experiment, quiet=options.quiet, new_space=options.new_space, new_data=options.new_data
     )
+    _show(result, as_json=options.json)
     return 0
+
+
+def _show(result: SearchResult, *, as_json: bool) -> None:
+    from rich.console import Console
+
+    from krscale.report import curve_table, front_headings, front_table
+
+    if as_json:
+        json.dump(result.curve.model_dump(mode="json"), sys.stdout, indent=2)
+        print()
+        return
+    Console().print(curve_table(result.curve))
+    if front_headings(result.curve):
+        Console().print(front_table(result.curve))
+    print(f"Run:    {result.path} (curve.json, curve.png, curve.html, journal.log)")
+    print("Next:")
+    for command, purpose in next_steps(result.curve, result.experiment, result.how_to_open):
+        print(f"  {command}\n      {purpose}")
+
+
+def next_steps(
+    curve: Curve, experiment: Experiment, how_to_open: tuple[str, str]
+) -> list[tuple[str, str]]:
+    """Return what a user can do with a finished search: command, and what it is good for."""
+    run = shlex.quote(str(experiment.run_path))
+    steps = [(f"krscale report {run}", "a page that explains it to anyone: report.html")]
+    if curve.pareto:
+        size = curve.pareto[len(curve.pareto) // 2].num_parameters
+        steps.append(
+            (f"krscale pick {run} --max-params {size}", "the best student that fits, as ONNX")
+        )
+    command, address = how_to_open
+    seen = "all trials, and the curves overlaid"
+    if command:
+        # `make ui` serves the storage that is the default where it is called.
+        known = not experiment.tracking.uri and experiment.storage_path == Experiment().storage_path
+        steps.append((f"make ui, or {command}" if known else command, f"{seen}: {address}"))
+    elif address:
+        steps.append((address, seen))
+    return steps

@@ -7,14 +7,16 @@ holds its lock and names what is missing (see `prepare_store`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import ray
 import torch
 from ray.exceptions import RayTaskError
 
 from krscale.cluster.connect import connect
+from krscale.cluster.sending import check_arrival
 from krscale.errors import UserError
+from krscale.models.given import Builder, available, given
 from krscale.setup.prepare import pick_device
 from krscale.setup.recipe import StoreRecipe
 from krscale.store import Report, ShardId, count_shards, write_shards
@@ -60,7 +62,11 @@ def _write_all(
         num_cpus=1, num_gpus=int(resource == "GPU"), scheduling_strategy="SPREAD"
     )
     shared = ray.put(recipe.without_credentials())
-    pending = [task.remote(shared, shard) for shard in shards]
+    teacher = recipe.experiment.teacher.model
+    builders: Mapping[str, Builder] = given([teacher])
+    check_arrival([teacher], builders, "teacher")
+    own = ray.put(builders)
+    pending = [task.remote(shared, shard, own) for shard in shards]
     per_shard, num_rows = recipe.experiment.store.shard_rows, recipe.num_rows
     try:
         while pending:
@@ -77,11 +83,12 @@ def _write_all(
             ray.cancel(left, force=True)
 
 
-def _write_one(recipe: StoreRecipe, shard: ShardId) -> None:
+def _write_one(recipe: StoreRecipe, shard: ShardId, own: Mapping[str, Builder]) -> None:
     """Write one shard, in a worker."""
     torch.set_num_threads(1)
     spec = recipe.spec(pick_device(recipe.experiment.train.device))
-    write_shards(spec, [shard], lambda done, total: None)
+    with available(own):
+        write_shards(spec, [shard], lambda done, total: None)
 
 
 def _flops(recipe: StoreRecipe, shards: Sequence[ShardId]) -> float:

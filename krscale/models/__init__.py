@@ -11,6 +11,7 @@ from torch import nn
 from krscale.errors import UserError, unknown_name
 from krscale.models.arguments import arguments_for, call_with
 from krscale.models.foreign import import_callable, located
+from krscale.models.given import find_given, is_given
 from krscale.models.libraries import LIBRARIES, is_pretrained, library_builder
 from krscale.models.mobilenet import mobilenet
 from krscale.models.outputs import read_logits, unwrap_all
@@ -47,7 +48,8 @@ def build_model(
     Args:
         name: A name of `ZOO`; `timm:NAME`, `torchvision:NAME` or `hf:FOLDER` for a network of these
             libraries; or `package.module:callable` for one of the user's own, which takes any of
-            the three numbers below by keyword, under any usual name.
+            the three numbers below by keyword, under any usual name; `object:NAME` for one that
+            was given to `krscale.search`.
         num_classes: Logits `K`.
         in_channels: Channels of the images.
         width: The capacity dial, for networks that have one.
@@ -102,6 +104,8 @@ def _build_own(name: str, dial: Mapping[str, int], options: Mapping[str, Any], w
 
 
 def _find_own(name: str, where: str) -> Callable[..., Any]:
+    if is_given(name):
+        return find_given(name, where)
     if ":" in name:
         return import_callable(name, where)
     error = unknown_name("model", name, ZOO, f"{where}.model")

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from krscale.config import Experiment, with_values
-from krscale.data import Dataset, prepare_data
-from krscale.errors import UserError
+from krscale.data import Dataset
 from krscale.export import (
     ExportedFile,
     StudentCard,
@@ -26,13 +25,12 @@ from krscale.metrics import ACCURACY
 from krscale.models.preprocessing import preprocessing_of_network
 from krscale.parallel import Workers
 from krscale.report import Candidate, Choice, Curve, Limits, choose, read_curve
-from krscale.runs.folder import git_commit, read_experiment, student_path
+from krscale.runs.folder import git_commit, read_experiment
 from krscale.runs.refit import refit
-from krscale.setup.build import trial_experiment
+from krscale.runs.students import data_of_the_run, load_final, trial_of
 from krscale.setup.network_builder import build_student
-from krscale.setup.networks import Networks
 from krscale.setup.prepare import Reporter
-from krscale.setup.sizes import StudentSize, find_size
+from krscale.setup.sizes import StudentSize
 from krscale.training.checkpoint import load_weights
 from krscale.training.loop import evaluate
 
@@ -120,15 +118,9 @@ def deliver(
         str(run_path),
     )
     reporter.phase("data")
-    dataset = _data_of_the_run(experiment, curve, reporter)
-    trial = trial_experiment(
-        experiment,
-        picked.method,
-        {**picked.result.best, "distill.capacity": picked.size.capacity},
-        picked.result.seeds[picked.best_seed],
-    )
-    size = find_size(Networks.resolve(trial, dataset))  # of the architecture that won
-    student, accuracy = _student(run_path, trial, dataset, size, picked, order, reporter)
+    dataset = data_of_the_run(experiment, curve, reporter)
+    trial, size = trial_of(experiment, picked, dataset)
+    student, accuracy = _student(experiment, trial, dataset, size, picked, order, reporter)
     card = _card(student, size, curve, trial, dataset, picked, accuracy, order.refit)
     reporter.phase("export")
     folder = _target(run_path, order, picked)
@@ -144,19 +136,8 @@ def _target(run_path: Path, order: Order, picked: Candidate) -> Path:
     return run_path / "export" / (name + "-refit" * order.refit)
 
 
-def _data_of_the_run(experiment: Experiment, curve: Curve, reporter: Reporter) -> Dataset:
-    dataset = prepare_data(experiment.data, experiment.cache_path, reporter.advance, reporter.note)
-    expected = curve.data.get("fingerprint", "none")
-    if expected not in (dataset.fingerprint, dataset.identity):
-        raise UserError(
-            f"{dataset.path}: the data is not what the run was trained on: its fingerprint is "
-            f"{dataset.fingerprint}, the curve has {expected}."
-        )
-    return dataset
-
-
 def _student(
-    run_path: Path,
+    experiment: Experiment,
     trial: Experiment,
     dataset: Dataset,
     size: StudentSize,
@@ -165,14 +146,14 @@ def _student(
     reporter: Reporter,
 ) -> tuple[nn.Module, dict[str, float | None]]:
     """Return the student and its accuracies: those of the table, or of its refit."""
-    student = build_student(trial, dataset, size.width, fresh=True)
     if not order.refit:
         place = picked.best_seed
-        seed = picked.result.seeds[place]
-        load_weights(student_path(run_path, picked.method, picked.size.capacity, seed), student)
+        student = load_final(experiment, trial, dataset, size.width, picked)
         val, test = picked.result.val_accuracies[place], picked.result.test_accuracies[place]
         return student, {"val": val, "test": test}
-    load_weights(refit(trial, dataset, size.width, run_path, reporter), student)
+    student = build_student(trial, dataset, size.width, fresh=True)
+    weights = refit(trial, dataset, size.width, experiment.run_path, reporter)
+    load_weights(weights, student)
     reporter.phase("test")
     alone = Workers.alone(torch.device("cpu"))
     test = evaluate(student, dataset, dataset.split("test"), alone)[ACCURACY.name]

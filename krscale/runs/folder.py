@@ -309,7 +309,7 @@ def _refuse_changes(
 ) -> None:
     if not changed:
         return
-    lines = [f"{key} was {old.get(key)!r}, is now {new.get(key)!r}" for key in changed[:5]]
+    lines = [_change(key, old.get(key), new.get(key)) for key in changed[:5]]
     more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
     if all(key.startswith(SPACE) for key in changed):
         raise UserError(
@@ -327,6 +327,12 @@ def _refuse_changes(
         f"{folder} belongs to another experiment: {'; '.join(lines)}{more}. {''.join(hints)}"
         f"Choose another name (--set name=...), or remove the folder."
     )
+
+
+def _change(key: str, before: Any, now: Any) -> str:
+    if key == "data.path" and all(Path(str(path)).parent.name == "given" for path in (before, now)):
+        return "the images that were given are others (new_data=True begins again)"
+    return f"{key} was {before!r}, is now {now!r}"
 
 
 def _refuse_less(

@@ -1,1 +1,34 @@
-"""A whole search: its space, its studies, the trials on Ray, and the result."""
+"""The search over a ladder of student sizes; and `krscale.search(...)`, which runs one.
+
+The function has the name of this package, which Python puts in its place once anything of it is
+imported. So the package can be called, and is what `krscale.search` is from the start.
+"""
+
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+
+class _Callable(ModuleType):
+    """This package, which does what `krscale.search.calling.search` does."""
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        return _function()(*arguments, **keywords)
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:  # where tools look for signature and docstring
+        return _function()
+
+
+def _function() -> Callable[..., Any]:
+    from krscale.extras import missing_extra
+
+    try:
+        from krscale.search.calling import search
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) or error from None
+    return search
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
 from functools import partial
 from pathlib import Path
 
 import optuna
-from rich.console import Console
 
 from krscale.cluster.connect import connect, num_slots
+from krscale.cluster.sending import check_arrival
 from krscale.cluster.store_shards import write_on_workers
 from krscale.config import Experiment
+from krscale.data.given import given_folder
 from krscale.errors import UserError
+from krscale.models.given import given
 from krscale.progress import Progress
 from krscale.report import (
     Curve,
-    curve_table,
     draw_curve,
-    front_headings,
-    front_table,
     write_curve,
     write_interactive,
 )
@@ -42,6 +38,7 @@ from krscale.search.studies.objectives import check_objectives
 from krscale.search.studies.opening import VERSION, trials_that_ran
 from krscale.search.studies.pruners import expected_share
 from krscale.search.studies.size_resolver import StudentSizeResolver
+from krscale.setup.network_builder import student_models
 from krscale.setup.prepare import Prepared, Setup, prepare_knowledge
 from krscale.setup.sizes import StudentSize, ladder_sizes
 from krscale.time_left import Workload
@@ -53,21 +50,23 @@ LATENCY_FILE = "latency.json"
 def run_session(
     experiment: Experiment,
     *,
-    as_json: bool,
     quiet: bool,
     new_space: bool = False,
     new_data: bool = False,
-) -> Curve:
-    """Run a search to its end, or continue it, and print its result on stdout.
+) -> tuple[Curve, tuple[str, str]]:
+    """Run a search to its end, or continue it.
 
     Everything that can be refused is refused before the teacher trains.
 
     Args:
         experiment: The resolved experiment.
-        as_json: Print the curve as JSON instead of the table.
         quiet: Show no live view on stderr.
         new_space: Go on with a run whose search space was another; see `studies.py`.
         new_data: Put the results of other data, or of another teacher, aside and begin again.
+
+    Returns:
+        The curve; and how to look at all trials: a command and an address, empty where there is
+        none.
     """
     # Optuna would note every study that is opened, between the lines of the live view.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -90,7 +89,7 @@ def run_session(
             experiment,
             {"space": space.describe()},
             spent=lambda folder: trials_that_ran(folder / JOURNAL),
-            renewed=SPACE if new_space else (),
+            renewed=_renewed(experiment, new_space, new_data),
         ) as folder:
             for line in bind(folder, setup, new_data=new_data):
                 progress.note(line)
@@ -111,9 +110,7 @@ def run_session(
             finally:
                 progress.phase("record")
                 tracker.close(recording_seconds())
-    how_to_open = tracker.how_to_open() if experiment.tracking.enabled else ("", "")
-    _show(curve, experiment, how_to_open, as_json)
-    return curve
+    return curve, tracker.how_to_open() if experiment.tracking.enabled else ("", "")
 
 
 def _search(
@@ -151,6 +148,7 @@ def _search(
             _say_small_grids(ladder, progress)
             _set_aside(experiment.run_path / CURVE_FILE)
             connect(experiment.cluster)
+            check_arrival(student_models(experiment), given())
             students = partial(candidates, experiment, space, size_resolver, sizes[-1].capacity)
             gpus = gpus_per_trial(experiment, prepared, students, progress.note)
             resources = trial_resources(experiment.search, gpus)
@@ -168,6 +166,12 @@ def _search(
     finally:
         tracking.close(state)
     return curve
+
+
+def _renewed(experiment: Experiment, new_space: bool, new_data: bool) -> tuple[str, ...]:
+    """Return the fields of the run that may be others than before; `bind` compares the images."""
+    kept = Path(experiment.data.path).parent == given_folder(experiment.cache_path)
+    return (*(SPACE if new_space else ()), *(("data.path",) if new_data and kept else ()))
 
 
 def _lost_trials(ladder: Ladder) -> list[str]:
@@ -245,42 +249,3 @@ def _workload(experiment: Experiment) -> Workload:
         num_epochs=experiment.train.num_epochs,
         expected_share=expected_share(experiment.search, experiment.train.num_epochs),
     )
-
-
-def _show(
-    curve: Curve, experiment: Experiment, how_to_open: tuple[str, str], as_json: bool
-) -> None:
-    if as_json:
-        json.dump(curve.model_dump(mode="json"), sys.stdout, indent=2)
-        print()
-        return
-    Console().print(curve_table(curve))
-    if front_headings(curve):
-        Console().print(front_table(curve))
-    run = experiment.run_path
-    print(f"Run:    {run} (curve.json, curve.png, curve.html, journal.log)")
-    print("Next:")
-    for command, purpose in _next_steps(curve, experiment, how_to_open):
-        print(f"  {command}\n      {purpose}")
-
-
-def _next_steps(
-    curve: Curve, experiment: Experiment, how_to_open: tuple[str, str]
-) -> list[tuple[str, str]]:
-    """What a user can do with a finished search: command, and what it is good for."""
-    run = shlex.quote(str(experiment.run_path))
-    steps = [(f"krscale report {run}", "a page that explains it to anyone: report.html")]
-    if curve.pareto:
-        size = curve.pareto[len(curve.pareto) // 2].num_parameters
-        steps.append(
-            (f"krscale pick {run} --max-params {size}", "the best student that fits, as ONNX")
-        )
-    command, address = how_to_open
-    seen = "all trials, and the curves overlaid"
-    if command:
-        # `make ui` serves the storage that is the default where it is called.
-        known = not experiment.tracking.uri and experiment.storage_path == Experiment().storage_path
-        steps.append((f"make ui, or {command}" if known else command, f"{seen}: {address}"))
-    elif address:
-        steps.append((address, seen))
-    return steps

@@ -61,6 +61,11 @@ def build_student(
     return builder(config, task, student_table(config), fresh=fresh)(width)
 
 
+def student_models(experiment: Experiment) -> tuple[str, ...]:
+    """Return what an experiment's students are called: zoo names, `package.module:callable`, ..."""
+    return tuple(student.model for student in students_of(experiment))
+
+
 def student_table(config: StudentConfig | LadderStudent) -> str:
     """Return how errors call the table of a student."""
     return f"ladder.students.{config.name}" if isinstance(config, LadderStudent) else "student"

@@ -16,6 +16,8 @@ from types import ModuleType
 from typing import Any
 
 _STDLIB = Path(sysconfig.get_path("stdlib")).resolve()
+_SCRIPT = "__main__"
+"""A script or notebook, most of which is not the network: its source is not looked at."""
 _INSTALLED = frozenset(("site-packages", "dist-packages"))
 
 
@@ -50,7 +52,7 @@ def find_sources(names: Iterable[str]) -> dict[str, str | None]:
 
 def is_own(name: str) -> bool:
     """Whether a module is the user's own: neither of a library nor of Python, torch or krscale."""
-    if _is_ours(name):
+    if _is_ours(name) or name == _SCRIPT:
         return False
     spec, module = _spec(name), sys.modules.get(name)
     file = getattr(module, "__file__", None) or (spec.origin if spec and spec.has_location else "")
@@ -107,6 +109,8 @@ def _spec(name: str) -> ModuleSpec | None:
 
 
 def _source(name: str, module: ModuleType | None, spec: ModuleSpec | None) -> str | None:
+    if name == _SCRIPT:
+        return None
     get_source = getattr(spec.loader, "get_source", None) if spec else None
     if get_source is not None and spec is not None:
         try:

@@ -22,6 +22,7 @@ from torch import nn
 from krscale.config import Experiment, StudentConfig, fingerprint, read_record
 from krscale.config.networks import LadderStudent
 from krscale.files import write_json
+from krscale.models.given import is_given
 from krscale.models.preprocessing import input_shape
 from krscale.setup.network_builder import Task, build_teacher, builder, shapes_only, student_table
 from krscale.setup.own_modules import find_sources, hash_source, is_own
@@ -154,8 +155,9 @@ def _read(
     parts = {type(part).__module__ for part in empty().modules()}
     sources = find_sources({*parts, name.partition(":")[0]})
     known = {module: hash_source(text) for module, text in sources.items() if text is not None}
-    # The source of a library alone tells all: what it reads besides is its weights.
-    is_told = len(known) == len(sources) and not any(map(is_own, sources))
+    # The source of a library alone tells all: what it reads besides is its weights. A function that
+    # was given as an object need not be written in the modules of its network.
+    is_told = len(known) == len(sources) and not any(map(is_own, sources)) and not is_given(name)
     return Code(dict(sorted(known.items())), () if is_told else _outputs(build, task))
 
 

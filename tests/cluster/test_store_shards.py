@@ -12,6 +12,8 @@ from krscale.cluster.store_shards import write_on_workers
 from krscale.config import Experiment, load
 from krscale.data import prepare_data
 from krscale.errors import UserError
+from krscale.models.given import available
+from krscale.models.resnet import resnet
 from krscale.setup.networks import Networks
 from krscale.setup.prepare import prepare
 from krscale.setup.recipe import StoreRecipe
@@ -118,3 +120,17 @@ def test_a_mistake_in_a_worker_reaches_the_user_as_one(
     shards = [(0, number) for number in range(4)]
     with pytest.raises(UserError, match=r"^\S+: no store was begun here\.$"):
         write_on_workers(recipe, lambda *step: None, shards)  # type: ignore[arg-type]
+
+
+def test_a_teacher_that_was_given_reaches_the_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "object:teacher.lambda"
+    settings = (f"teacher.model={name}", "teacher.options={}", f"storage_path={tmp_path}")
+    monkeypatch.setattr(store_shards, "WORTH_FLOPS", 0.0)
+    monkeypatch.setattr(store_shards, "write_shards", refuse)
+    builders = {name: lambda num_classes, width: resnet(num_classes, 1, width)}
+    with available(builders):
+        prepared = prepare(load(None, [*SETTINGS, *settings]), Quiet(), write_on_workers)
+    assert len(list(Path(prepared.store_path).rglob("*.arrow"))) == 2 * 4
+    assert prepared.teacher.model == name

@@ -19,11 +19,13 @@ from krscale.cluster.connect import require
 from krscale.config import Experiment, SearchConfig, with_values
 from krscale.errors import UserError
 from krscale.files import write_json
+from krscale.models.given import Builder, available, given
 from krscale.parallel import Workers
 from krscale.search.space.distributions import extremes
 from krscale.search.space.space import SearchSpace
 from krscale.search.studies.size_resolver import SizeResolver
 from krscale.setup.build import Assets, build_training, trial_experiment
+from krscale.setup.network_builder import student_models
 from krscale.setup.prepare import Prepared, pick_device
 
 PACKING_FILE = "packing.json"
@@ -236,6 +238,11 @@ def _cpus_per_gpu() -> float:
     )
 
 
+def _probe_here(own: Mapping[str, Builder], *arguments: Any) -> GpuMemory | None:
+    with available(own):
+        return probe(*arguments)
+
+
 def _probe_on_worker(
     experiment: Experiment,
     prepared: Prepared,
@@ -244,9 +251,10 @@ def _probe_on_worker(
 ) -> GpuMemory | None:
     require({"GPU": 1.0}, experiment.cluster, "search.gpus_per_trial")
     # The process ends with its task, and gives back what it took of the GPU.
-    task: Any = ray.remote(num_cpus=0, num_gpus=1, max_calls=1)(probe)
+    task: Any = ray.remote(num_cpus=0, num_gpus=1, max_calls=1)(_probe_here)
+    own = given(student_models(experiment))
     try:
-        found: GpuMemory | None = ray.get(task.remote(experiment, prepared, students, read))
+        found: GpuMemory | None = ray.get(task.remote(own, experiment, prepared, students, read))
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None

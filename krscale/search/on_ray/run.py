@@ -24,6 +24,7 @@ from krscale.cluster.connect import require
 from krscale.config.training import NO_CHANNELS_LAST_ON_CPU
 from krscale.errors import UserError
 from krscale.metrics import VAL_ACCURACY
+from krscale.models.given import given
 from krscale.search.on_ray.gpu_packing import has_gpus
 from krscale.search.on_ray.slots import Slots
 from krscale.search.on_ray.trial import StudentTrial
@@ -31,6 +32,7 @@ from krscale.search.on_ray.trial_error import TrialError
 from krscale.search.studies.ladder import Ladder, Next
 from krscale.search.studies.pruners import milestones
 from krscale.search.studies.trial_spec import Assignment
+from krscale.setup.network_builder import student_models
 from krscale.setup.prepare import Prepared
 
 NO_LIMIT = 1_000_000
@@ -249,7 +251,10 @@ def run_search(
         ladder, milestones(config, experiment.train.num_epochs), Slots(resources), say
     )
     trainable = tune.with_parameters(
-        StudentTrial, experiment=experiment.without_credentials(), prepared=prepared
+        StudentTrial,
+        experiment=experiment.without_credentials(),
+        prepared=prepared,
+        given=given(student_models(experiment)),
     )
     tuner = tune.Tuner(
         tune.with_resources(trainable, dict(resources)),

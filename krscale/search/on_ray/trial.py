@@ -7,6 +7,7 @@ trains on mapped data and the mapped store; the teacher's network is never loade
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from ray import tune
 
 from krscale.config import Experiment
 from krscale.metrics import VAL_ACCURACY
+from krscale.models.given import Builder, keep
 from krscale.parallel import Workers
 from krscale.runs.folder import student_path
 from krscale.search.studies.checkpoints import History, Keeper, checkpoint_path, go_on
@@ -50,9 +52,14 @@ class StudentTrial(tune.Trainable):
     """What the user is to know, told with the next result."""
 
     def setup(  # type: ignore[override]
-        self, config: dict[str, Any], experiment: Experiment, prepared: Prepared
+        self,
+        config: dict[str, Any],
+        experiment: Experiment,
+        prepared: Prepared,
+        given: Mapping[str, Builder] | None = None,
     ) -> None:
         """Open the shared assets, once per actor, and start the first trial."""
+        keep(given or {})
         use_threads(experiment.search.cpus_per_trial)
         self.experiment = experiment
         self.assets = Assets.open(prepared)

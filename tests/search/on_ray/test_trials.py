@@ -1,5 +1,6 @@
 """Trials on a real Ray: their threads, what befalls them, and whether they can be repeated."""
 
+import importlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -10,12 +11,18 @@ import pytest
 import ray
 import torch
 from brief_trial import BriefTrial
+from foreign_networks import LikeResNet
+from gratings import MEAN, STD, gratings, trained
 from optuna.trial import FrozenTrial, TrialState
 from running import PATHS
 
+import krscale
 from krscale.cluster.connect import SETTINGS, num_slots
+from krscale.cluster.sending import check_arrival
 from krscale.config import Experiment, load
 from krscale.data import prepare_data
+from krscale.errors import UserError
+from krscale.models.given import Copies
 from krscale.progress import Progress
 from krscale.search.on_ray import run
 from krscale.search.on_ray.gpu_packing import (
@@ -321,3 +328,42 @@ def test_nothing_is_measured_where_nothing_is_to_be_known(storage: Path, setting
     found, said, _ = packed(storage, setting, read=fake_reader())
     assert found == (0.25 if "0.25" in setting else 0.0)
     assert said == []
+
+
+def test_networks_without_a_name_reach_the_workers(tmp_path: Path) -> None:
+    """A trained network, and a function that is defined here: pickled by value or by its module."""
+    result = krscale.search(
+        teacher=trained(),
+        students={"tiny": lambda: LikeResNet(2)},
+        data=(gratings(0, 90), gratings(1, 60), gratings(2, 60)),
+        normalisation=(MEAN, STD),
+        methods=["kr"],
+        num_trials=1,
+        num_epochs=2,
+        num_final_seeds=1,
+        early_stopping="none",
+        gpus_per_trial=0,
+        storage_path=str(tmp_path),
+        quiet=True,
+        settings={"views.num_views": 1, "tracking.enabled": False},
+    )
+    (row,) = result.rows
+    assert row["num_trials"] == 1
+    assert isinstance(result.load_student(), LikeResNet)
+
+
+def test_what_workers_cannot_import_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_here.py").write_text(
+        "from foreign_networks import LikeResNet\nclass Here(LikeResNet):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    here = importlib.import_module("only_here").Here
+    with pytest.raises(UserError, match=r"student\.model: 'only_here:Here': cannot import"):
+        check_arrival(["resnet", "timm:x", "only_here:Here"], {})
+    builders = {"object:tiny.Here": Copies(here(2), "tiny")}
+    with pytest.raises(UserError, match=r"tiny\.Here: workers cannot read it .*only_here.*module"):
+        check_arrival(builders, builders)
+    builders = {"object:tiny.function": lambda: LikeResNet(2)}
+    check_arrival(["foreign_networks:LikeResNet", *builders], builders)

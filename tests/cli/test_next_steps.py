@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from krscale.cli.tune import next_steps
 from krscale.config import Experiment, load
 from krscale.report import Curve
-from krscale.search.session import _next_steps
 
 CURVE = Curve.model_construct(pareto=())
 SERVED = "mlflow ui --backend-store-uri sqlite:////runs/mlflow.db"
@@ -14,7 +14,7 @@ CHARTS = "http://127.0.0.1:5000/#/experiments/1/runs"
 
 
 def last(experiment: Experiment, command: str, address: str) -> tuple[str, str]:
-    return _next_steps(CURVE, experiment, (command, address))[-1]
+    return next_steps(CURVE, experiment, (command, address))[-1]
 
 
 def test_local_runs_are_served_first_and_then_opened_on_their_charts(
@@ -36,5 +36,5 @@ def test_a_server_is_only_opened() -> None:
 
 
 def test_without_records_there_is_nothing_to_open() -> None:
-    steps = _next_steps(CURVE, load(None, ["tracking.enabled=false"]), ("", ""))
+    steps = next_steps(CURVE, load(None, ["tracking.enabled=false"]), ("", ""))
     assert [command.split()[1] for command, _ in steps] == ["report"]

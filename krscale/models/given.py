@@ -1,0 +1,102 @@
+"""Networks that were given as objects, for which an experiment has no importable name.
+
+`object:NAME` stands for such a network where `package.module:callable` would stand. What builds it
+is kept in this process while it is needed, and is handed to workers as it is; it is never written
+to a file.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from krscale.errors import UserError
+from krscale.models.outputs import unwrap_all
+
+KIND = "object"
+"""Beginning of the names, before the colon."""
+
+Builder = Callable[..., nn.Module]
+
+_given: dict[str, Builder] = {}
+
+
+class Copies:
+    """Builds copies of a network that is there already, with its weights, on the CPU.
+
+    Args:
+        network: Copied at once, so that what becomes of it later changes nothing.
+        where: What it was given as, for the message.
+
+    Raises:
+        UserError: If it cannot be copied.
+    """
+
+    def __init__(self, network: nn.Module, where: str) -> None:
+        try:
+            self.network = unwrap_all(copy.deepcopy(network)).cpu().eval()
+        except Exception as error:
+            raise UserError(
+                f"{where}: this {type(network).__name__} cannot be copied "
+                f"({type(error).__name__}: {error}). Give a function that returns it."
+            ) from error
+        for parameter in self.network.parameters():
+            parameter.grad = None
+
+    def __call__(self) -> nn.Module:
+        """Return another copy."""
+        return copy.deepcopy(self.network)
+
+
+@contextmanager
+def available(builders: Mapping[str, Builder]) -> Iterator[None]:
+    """Let `object:NAME` be built while the block runs.
+
+    Args:
+        builders: What builds each of them, by the whole name.
+    """
+    before = dict(_given)
+    _given.update(builders)
+    try:
+        yield
+    finally:
+        _given.clear()
+        _given.update(before)
+
+
+def keep(builders: Mapping[str, Builder]) -> None:
+    """Let `object:NAME` be built from now on: in a worker, which has no other task."""
+    _given.update(builders)
+
+
+def given(names: Iterable[str] | None = None) -> dict[str, Builder]:
+    """Return what builds the networks that were given; of these names only, where there are any."""
+    return {name: _given[name] for name in (_given if names is None else names) if name in _given}
+
+
+def is_given(name: str) -> bool:
+    """Whether a name stands for a network that was given as an object."""
+    return name.partition(":")[0] == KIND and ":" in name
+
+
+def find_given(name: str, where: str) -> Callable[..., Any]:
+    """Return what builds a network.
+
+    Args:
+        name: Such as `object:student.MyNet`.
+        where: The config table of the network, for the message.
+
+    Raises:
+        UserError: If this process was not given it.
+    """
+    if name in _given:
+        return _given[name]
+    raise UserError(
+        f"{where}.model: {name!r} was given to krscale.search as an object, and is not there any "
+        "more. The same call of krscale.search again returns its result, with the students. Every "
+        "command finds a class or function of a module that is installed or on PYTHONPATH."
+    )

@@ -1,0 +1,194 @@
+"""`krscale.search`: a whole search from objects, from an experiment, or from both."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from krscale.cluster.sending import check_sendable
+from krscale.config import Experiment, load, validate
+from krscale.config.flat import put_settings
+from krscale.data.given import given_folder, keep_given
+from krscale.data.pixels import Normalisation
+from krscale.errors import UserError
+from krscale.models.given import available
+from krscale.models.libraries import LIBRARIES
+from krscale.search.given_networks import GivenNetworks, Table, read_students, read_teacher
+from krscale.search.result import SearchResult
+from krscale.search.session import run_session
+
+METHODS = ("plain", "kr")
+
+
+def search(
+    experiment: Experiment | str | Path | None = None,
+    *,
+    teacher: Any = None,
+    students: Any = None,
+    data: Any = None,
+    normalisation: Any = None,
+    methods: Sequence[str] | None = None,
+    num_trials: int | None = None,
+    quiet: bool = False,
+    new_space: bool = False,
+    new_data: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> SearchResult:
+    """Find how accurate students of several sizes become, each method tuned alike, on Ray.
+
+    The same call again continues a search that was interrupted, and returns the result of one that
+    has finished at once: a run is known by `name` and `storage_path`.
+
+    Args:
+        experiment: An experiment or the path of its TOML file, what follows changes it. None
+            begins with the defaults of all settings; then teacher, students and data are needed.
+        teacher: A trained classifier: an `nn.Module`, a callable that returns it, or text:
+            `"package.module:callable"`, `"timm:NAME"`, ... which keeps the weights that it is
+            built with. The name of a zoo network is trained here.
+        students: A callable from a width to an `nn.Module` (or the name of a model with a width):
+            sizes are then shares of the teacher, `capacities=("1/64", "1/16")`. Or a mapping of
+            names to callables or text, one for each size. Or a `LadderConfig`.
+        data: `(train, val)`, `(train, val, test)`, a dictionary of these, or training images
+            alone; what is missing is cut from training. Each is a data set of `(image, label)`, a
+            loader, batches, or `(images, labels)` as arrays; images without random augmentation.
+            Or text: the name of a source, or `"package.module:callable"`.
+        normalisation: `(mean, std)` where the images are normalised. It is undone to keep them as
+            8-bit pixels, and done again for the networks, which take images as they are given.
+        methods: To be compared; None takes those of the experiment, or `("plain", "kr")`.
+        num_trials: Of every method at every size; None takes that of the experiment, 8 by default.
+        quiet: Show no live view on stderr.
+        new_space: Go on though the search space has changed; such methods start anew.
+        new_data: Where data or teacher have changed, put the results so far aside and begin again.
+        settings: Any others by their dotted path, `{"views.flip": True}`, as with `--set`.
+        **fields: Settings by their own name: `name`, `storage_path`, `capacities`, and those of
+            `[train]` (`num_epochs`, ...), `[distill]` (`granularity`, ...) and `[search]`
+            (`sampler`, ...).
+
+    Returns:
+        The curve with its students.
+
+    Raises:
+        UserError: If anything does not fit together; nearly all before the first training.
+
+    Example:
+        >>> import krscale
+        >>> krscale.search("no.toml")
+        Traceback (most recent call last):
+        krscale.errors.UserError: no.toml: no such file.
+    """
+    _require(experiment, teacher=teacher, students=students, data=data)
+    networks = _networks(teacher, students)
+    content, builders = _with_networks(_content(experiment), networks), networks.builders
+    if experiment is None:
+        content.setdefault("name", "search")
+        content["search"] = {"methods": METHODS}
+    named = {"search.methods": _listed(methods), "search.trials_per_size": num_trials}
+    chosen = {path: value for path, value in named.items() if value is not None}
+    put_settings(content, chosen, settings or {}, fields)
+    check_sendable(builders)
+    with available(builders):
+        prepared, given = _with_data(content, networks.tables, data, normalisation)
+        curve, how_to_open = run_session(
+            prepared, quiet=quiet, new_space=new_space, new_data=new_data
+        )
+    return SearchResult(curve, prepared, how_to_open, builders, given)
+
+
+def _require(experiment: Any, **given: Any) -> None:
+    if experiment is not None and not isinstance(experiment, Experiment | str | Path):
+        raise UserError(
+            f"search: {type(experiment).__name__} is no experiment; give an Experiment or the path "
+            "of a TOML file, or name the arguments: teacher=..., students=..., data=..."
+        )
+    missing = [name for name, value in given.items() if value is None]
+    if experiment is None and missing:
+        raise UserError(
+            f"search: without an experiment, {' and '.join(missing)} must be given: teacher=..., "
+            "students=..., data=..."
+        )
+
+
+def _content(experiment: Experiment | str | Path | None) -> Table:
+    """Return what an experiment says, as its file would; defaults are left out."""
+    if experiment is None:
+        return {}
+    found = experiment if isinstance(experiment, Experiment) else load(experiment)
+    return found.model_dump(mode="python", exclude_unset=True)
+
+
+def _networks(teacher: Any, students: Any) -> GivenNetworks:
+    """Return what was given of teacher and students together."""
+    taught = GivenNetworks() if teacher is None else read_teacher(teacher)
+    learning = GivenNetworks() if students is None else read_students(students)
+    return GivenNetworks(
+        {**taught.tables, **learning.tables}, {**taught.builders, **learning.builders}
+    )
+
+
+def _with_networks(content: Table, networks: GivenNetworks) -> Table:
+    """Return the content with teacher and students in place of its own."""
+    tables = networks.tables
+    content = {**content, **tables}
+    if "student" in tables and "ladder" not in tables:  # one student with a width
+        ladder = content.get("ladder", {})
+        content["ladder"] = {key: ladder[key] for key in ladder if key != "students"}
+    return content
+
+
+def _with_data(
+    content: Table, sections: Iterable[str], data: Any, normalisation: Any
+) -> tuple[Experiment, Normalisation]:
+    """Return the experiment with its data, and how images that were given are normalised.
+
+    Args:
+        content: Of the experiment, without data that are given as objects.
+        sections: Those whose networks were given.
+        data: As of `search`.
+        normalisation: Likewise.
+    """
+    known = None if normalisation is None else Normalisation.of(normalisation)
+    plain = Normalisation((0.0,), (1.0,))
+    if data is None or isinstance(data, str):
+        if known is not None:
+            raise UserError(
+                "normalisation: it says by what images that are given are normalised; data that "
+                "are named have settings={'teacher.preprocessing.mean': ...}."
+            )
+        if data is not None:
+            content = {**content, "data": {**content.get("data", {}), "source": data}}
+        return validate(content, "search"), plain
+    checked = validate(content, "search")  # before all images are read
+    given = keep_given(data, known, given_folder(checked.cache_path))
+    own = content.get("data", {})
+    files = {**own.get("files", {}), **given.table["files"]}
+    content = {**content, "data": {**own, **given.table, "files": files}}
+    if given.is_float:
+        content |= {name: _taking(content[name], known) for name in sections if name in content}
+    return validate(content, "search"), known or plain
+
+
+def _taking(table: Table, normalisation: Normalisation | None) -> Table:
+    """Return a section whose networks take images as they were given, unless it says otherwise.
+
+    Networks of libraries say themselves what they were trained with.
+    """
+    if "students" in table:
+        return {**table, "students": [_taking(one, normalisation) for one in table["students"]]}
+    model = table.get("model")
+    if model is None or model.partition(":")[0] in LIBRARIES:
+        return table
+    how: Table = {"normalisation": "none"}
+    if normalisation is not None:
+        how = {"mean": normalisation.mean, "std": normalisation.std}
+    return {"preprocessing": how, **table}
+
+
+def _note(text: str) -> None:
+    print(f"krscale: {text}", file=sys.stderr)
+
+
+def _listed(methods: Sequence[str] | None) -> tuple[str, ...] | None:
+    return (methods,) if isinstance(methods, str) else None if methods is None else tuple(methods)

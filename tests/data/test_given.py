@@ -1,0 +1,178 @@
+"""Images that are given as objects: what is read, kept and refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gratings import MEAN, STD, gratings
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+from krscale.config import DataConfig
+from krscale.data import prepare_data
+from krscale.data.given import keep_given
+from krscale.data.pixels import Normalisation
+from krscale.errors import UserError
+
+LABELS = torch.arange(30) % 3
+PIXELS = torch.randint(0, 256, (30, 3, 5, 4), generator=torch.Generator().manual_seed(0)).byte()
+
+
+class OfImages(Dataset[Any]):
+    """Images of Pillow with names of classes, as torchvision's data sets are; without an end."""
+
+    classes = ("ant", "bee", "cow")
+
+    def __len__(self) -> int:
+        return 30
+
+    def __getitem__(self, number: int) -> Any:
+        array = PIXELS[number % 30].permute(1, 2, 0).numpy()
+        return Image.fromarray(array), int(LABELS[number % 30])
+
+
+class Streamed(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        yield from zip(PIXELS, LABELS, strict=True)
+
+
+class Random(Dataset[Any]):
+    def __len__(self) -> int:
+        return 30
+
+    def __getitem__(self, number: int) -> Any:
+        return torch.rand(3, 5, 4), int(LABELS[number])
+
+
+def of(dataset: Any) -> Any:
+    """Loaders do not show the shape of what they load otherwise."""
+    return [(images, labels) for images, labels in DataLoader(dataset, batch_size=7)]
+
+
+FLOATS = TensorDataset(PIXELS / 255, LABELS)
+TABLES = [{"image": image, "label": label} for image, label in zip(PIXELS, LABELS, strict=True)]
+SAME = {
+    "arrays": (PIXELS, LABELS),
+    "numpy, channels last": (PIXELS.permute(0, 2, 3, 1).numpy(), LABELS.numpy()),
+    "whole numbers": (PIXELS.int(), LABELS[:, None]),
+    "floats": FLOATS,
+    "half": TensorDataset((PIXELS / 255).half(), LABELS),
+    "loader": DataLoader(FLOATS, batch_size=8),
+    "shuffled loader": DataLoader(FLOATS, batch_size=8, shuffle=True, drop_last=True),
+    "batches": of(FLOATS),
+    "once": iter(of(FLOATS)),
+    "samples": list(zip(PIXELS, LABELS.tolist(), strict=True)),
+    "Pillow": OfImages(),
+    "subset": Subset(OfImages(), range(30)),
+    "streamed": Streamed(),
+    "tables": TABLES,
+}
+
+
+def read(data: Any, folder: Path, normalisation: Any = None) -> tuple[Tensor, Tensor, Any]:
+    known = None if normalisation is None else Normalisation.of(normalisation)
+    given = keep_given(data, known, folder / "given")
+    arrays = {f.stem: torch.tensor(np.load(f)) for f in Path(given.table["path"]).iterdir()}
+    return arrays["train_images"], arrays["train_labels"], given
+
+
+@pytest.mark.parametrize("form", SAME)
+def test_all_forms_are_the_same_pixels(form: str, tmp_path: Path) -> None:
+    images, labels, given = read({"train": SAME[form]}, tmp_path)
+    if form == "numpy, channels last":
+        images = images.permute(0, 3, 1, 2)
+    assert torch.equal(images, PIXELS)
+    assert torch.equal(labels, LABELS)
+    assert given.is_float == (form in ("floats", "half", "once", "batches") or "loader" in form)
+    named = form in ("Pillow", "subset")
+    assert given.table["files"]["classes"] == (OfImages.classes if named else ())
+
+
+def test_the_source_reads_what_was_kept(tmp_path: Path) -> None:
+    given = keep_given(
+        {"train": OfImages(), "val": (PIXELS.flip(0) // 2, LABELS)}, None, tmp_path / "given"
+    )
+    config = DataConfig(**given.table)
+    dataset = prepare_data(config, tmp_path)
+    assert dataset.classes == OfImages.classes
+    assert dataset.image_shape == (3, 5, 4)
+    assert dataset.num_samples["val"] == 30
+    assert torch.equal(torch.tensor(dataset.split("val").images), PIXELS.flip(0) // 2)
+
+
+def test_a_custom_order_is_sorted_and_content_names_the_folder(tmp_path: Path) -> None:
+    """Fails if the second start of a script finds other data than the first."""
+    found = []
+    for seed in (1, 2):
+        sampler = torch.utils.data.SubsetRandomSampler(
+            range(30), generator=torch.Generator().manual_seed(seed)
+        )
+        found.append(read({"train": DataLoader(FLOATS, 4, sampler=sampler)}, tmp_path)[2])
+    assert found[0].table == found[1].table
+    assert len(list((tmp_path / "given").iterdir())) == 1
+
+
+def test_normalisation_is_undone_exactly(tmp_path: Path) -> None:
+    dataset = gratings(0, 30)
+    images, _, given = read(dataset, tmp_path, (MEAN, STD))
+    again = (images / 255 - MEAN) / STD
+    assert torch.allclose(again, dataset.tensors[0], atol=1e-5)
+    assert given.is_float
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    shape = (1, 3, 1, 1)
+    coloured = (PIXELS / 255 - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
+    assert torch.equal(read((coloured, LABELS), tmp_path, (mean, std))[0], PIXELS)
+
+
+def test_splits_by_place_and_by_name(tmp_path: Path) -> None:
+    parts = [(PIXELS // factor, LABELS) for factor in (1, 2, 3)]
+    by_place = keep_given(tuple(parts), None, tmp_path).table
+    names = ("train", "validation", "test")
+    by_name = keep_given(dict(zip(names, parts, strict=True)), None, tmp_path).table
+    assert by_place == by_name
+    stems = {file.stem for file in Path(by_place["path"]).iterdir()}
+    assert {stem.partition("_")[0] for stem in stems} == {"train", "val", "test"}
+
+
+WRONG = (PIXELS / 255 - 0.5) / 0.1
+
+
+@pytest.mark.parametrize(
+    ("data", "normalisation", "said"),
+    [
+        ((WRONG, LABELS), None, r"data: train: images are floats from -5 to 5; .*normalisation="),
+        ((WRONG, LABELS), (0.5, 0.3), "which normalisation leads to -1 to 2"),
+        ((WRONG, LABELS), 3, r"normalisation: 3: expected \(mean, std\)"),
+        ((WRONG, LABELS), (0.5, 0), r"std is positive"),
+        ((WRONG, LABELS), ((0.5, 0.5), (1, 1)), "normalisation has 2 channels"),
+        ((PIXELS, LABELS), (0.5, 0.1), "which are not normalised; leave it out"),
+        ((PIXELS / 255 * torch.nan, LABELS), None, "floats from nan to nan"),
+        ((PIXELS.int() * 2, LABELS), None, r"from 0 to \d+; expected 0\.\.255"),
+        ((PIXELS, LABELS[:20]), None, "30 images, but 20 labels"),
+        ((PIXELS, LABELS / 2), None, "labels of type float"),
+        (Random(), None, "image 0 differs from one reading to the next"),
+        (DataLoader(Random(), 4), None, "differs from one reading"),
+        ({"train": [], "val": []}, None, "data: train: there are no images"),
+        ({"val": (PIXELS, LABELS)}, None, "no training images"),
+        ({"training": 3}, None, "unknown split 'training'. Did you mean 'train'"),
+        ({"train": 3}, None, "int holds no images"),
+        ({"train": [3, 4]}, None, "each entry must be"),
+        ({"train": [("a.png", 1)]}, None, "images of str; expected tensors"),
+        (
+            {"train": [(PIXELS[0], 0), (PIXELS[0, :, 1:], 0)]}, None,
+            r"\[3, 5, 4\] and \[3, 4, 4\]; all must have one size",
+        ),
+        ([(PIXELS, LABELS), FLOATS], None, "some splits are floats"),
+        ([[(PIXELS, LABELS), (PIXELS / 255, LABELS)], FLOATS], None, "some images are floats"),
+        ({"train": [(Image.new("RGBA", (4, 4)), 0)]}, None, "mode RGBA; convert them"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said(data: Any, normalisation: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        read(data, tmp_path, normalisation)
+    assert not list(tmp_path.iterdir())

@@ -65,6 +65,14 @@ def _build(folder: Path) -> Path:
     return wheel
 
 
+def _torch_alone(folder: Path) -> Path:
+    """Write the pinned torch, whose other builds are gigabytes; all else is the newest there is."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    file = folder / "torch.txt"
+    file.write_text("\n".join(line for line in lines if line.startswith("torch==")))
+    return file
+
+
 def _try(version: str, wheel: Path, folder: Path) -> str:
     python = next(_pythons(version), None)
     if python is None:
@@ -76,7 +84,7 @@ def _try(version: str, wheel: Path, folder: Path) -> str:
         _run([python, "-m", "venv", str(place / "env")], place)
         own = str(place / "env/bin/python")
         pip = [own, "-m", "pip", "--disable-pip-version-check"]
-        install = [*pip, "install", "--quiet"]
+        install = [*pip, "install", "--quiet", "--constraint", str(_torch_alone(folder))]
         _run([*install, str(wheel)], place)
         packages = json.loads(_run([*pip, "list", "--format", "json"], place))
         _run([own, "-c", LOOP], place)
@@ -115,10 +123,13 @@ def _run(command: list[str], folder: Path, code: int = 0) -> str:
     """Run a command outside the checkout, and return all that it printed."""
     left_out = ("PYTHONPATH", "RAY_ADDRESS", "VIRTUAL_ENV", "KRSCALE_STORAGE_PATH")
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
-    done = subprocess.run(  # noqa: S603
-        command, cwd=folder, env=environment, text=True, check=False, timeout=1200,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    try:
+        done = subprocess.run(  # noqa: S603
+            command, cwd=folder, env=environment, text=True, check=False, timeout=1200,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise FailedError(str(error)) from None
     if done.returncode != code:
         raise FailedError(
             f"{' '.join(command)}\nexit code {done.returncode}\n{done.stdout[-3000:]}"

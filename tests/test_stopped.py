@@ -29,6 +29,11 @@ TINY = (
 SLOW_TEACHER = ("teacher.num_epochs=2000",)
 
 
+def _heed_interrupts() -> None:
+    """Undo what a shell does to a test run in the background, whose processes ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Command:
     """A command in a session of its own, as in a terminal, with its log."""
 
@@ -39,6 +44,7 @@ class Command:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", f"krscale.{name}", *self.arguments],
                 env=environment(), cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
+                preexec_fn=_heed_interrupts,
             )  # fmt: skip
 
     @property

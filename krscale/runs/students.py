@@ -14,7 +14,8 @@ from krscale.models.preprocessing import Preprocessing, preprocessing_of_network
 from krscale.report import Candidate, Curve
 from krscale.runs.folder import student_path
 from krscale.setup.build import trial_experiment
-from krscale.setup.networks import Networks, build_student
+from krscale.setup.network_builder import build_student
+from krscale.setup.networks import Networks
 from krscale.setup.prepare import Reporter
 from krscale.setup.sizes import StudentSize, find_size
 from krscale.training.checkpoint import load_weights

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -184,10 +183,6 @@ def _taking(table: Table, normalisation: Normalisation | None) -> Table:
     if normalisation is not None:
         how = {"mean": normalisation.mean, "std": normalisation.std}
     return {"preprocessing": how, **table}
-
-
-def _note(text: str) -> None:
-    print(f"krscale: {text}", file=sys.stderr)
 
 
 def _listed(methods: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -169,7 +169,7 @@ def test_a_note_of_a_worker_reaches_the_user() -> None:
 
 
 def test_short_trials_write_no_checkpoint(assets: Assets) -> None:
-    experiment = with_values(assets[0], {"search.checkpoint_seconds": 5.0}, "test")
+    experiment = with_values(assets[0], {"search.checkpoint_seconds": 3600.0}, "test")
     run(start((experiment, assets[1]), number=30))
     assert not checkpoint_path(experiment.run_path, KEY.trial_name(30)).exists()
 

@@ -20,7 +20,7 @@ from krscale.data.own_files import own_splits as own
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.errors import UserError, unknown_name
 
-_INFO, _STATE, _SPLITS = "dataset_info.json", "state.json", "dataset_dict.json"
+_INFO, STATE_FILE, SETS_FILE = "dataset_info.json", "state.json", "dataset_dict.json"
 WANTED = "a folder that save_to_disk has written (with state.json, or with dataset_dict.json)"
 
 
@@ -45,7 +45,7 @@ class Saved:
         Raises:
             UserError: If it is not what `save_to_disk` writes.
         """
-        state, info = _read(folder / _STATE), _read(folder / _INFO)
+        state, info = read_json_of(folder / STATE_FILE), read_json_of(folder / _INFO)
         try:
             files = tuple(folder / file["filename"] for file in state["_data_files"])
             features = dict(info["features"])
@@ -53,7 +53,7 @@ class Saved:
             raise UserError(f"{folder}: not {WANTED}: {error} is missing.") from None
         if state.get("_indices_files"):
             raise UserError(
-                f"{folder / _STATE}: the rows are picked from others (_indices_files); save it "
+                f"{folder / STATE_FILE}: the rows are picked from others (_indices_files); save it "
                 "again after flatten_indices()."
             )
         return cls(folder, files, features)
@@ -76,6 +76,10 @@ class Saved:
             return same[0]
         raise unknown_name("column", name, self.features, f"{self.folder}: data.files.{field}")
 
+    def num_rows(self) -> list[int]:
+        """Return the number of rows of each file."""
+        return [sum(len(batch) for batch in _open(file)) for file in self.files]
+
     def batches(self, name: str, size: int) -> Iterator[Any]:
         """Yield a column, so many rows at a time."""
         for file in self.files:
@@ -92,7 +96,7 @@ class HfDisk:
         self.config = config
         self.path = existing_path(config, WANTED)
         self.notes: tuple[str, ...] = ()
-        self.splits = self._find()
+        self.splits = self.find_splits()
 
     @property
     def own_splits(self) -> tuple[SplitName, ...]:
@@ -119,12 +123,13 @@ class HfDisk:
         parts = {split: _part(saved, image, label) for split, saved in self.splits.items()}
         return encoded_data(parts, self.config, report, self.notes, names or ())
 
-    def _find(self) -> dict[SplitName, Saved]:
-        if (self.path / _STATE).is_file():
+    def find_splits(self) -> dict[SplitName, Saved]:
+        """Return the splits that were saved, each with its folder."""
+        if (self.path / STATE_FILE).is_file():
             return {"train": Saved.open(self.path)}
-        if not (self.path / _SPLITS).is_file():
+        if not (self.path / SETS_FILE).is_file():
             raise UserError(f"data.path: {self.path}: not {WANTED}.")
-        names = _read(self.path / _SPLITS).get("splits", [])
+        names = read_json_of(self.path / SETS_FILE).get("splits", [])
         known = {OTHER_NAMES[n.lower()]: self.path / n for n in names if n.lower() in OTHER_NAMES}
         other = [name for name in names if name.lower() not in OTHER_NAMES]
         if other:
@@ -140,8 +145,7 @@ def _part(saved: Saved, image: str, label: str) -> Part:
     columns = [
         batch.column(batch.schema.names.index(label)) for f in saved.files for batch in _open(f)
     ]
-    rows = [sum(len(batch) for batch in _open(file)) for file in saved.files]
-    place = ImageLocations(saved.files, rows, image)
+    place = ImageLocations(saved.files, saved.num_rows(), image)
     where = replace(place, column=label)
     whole = pa.chunked_array(columns).combine_chunks() if columns else pa.array([], pa.int64())
     values = label_values(whole, where)
@@ -149,14 +153,23 @@ def _part(saved: Saved, image: str, label: str) -> Part:
         first = int(np.argmax(values < 0))
         raise UserError(
             f"{where(first)}: the label {values[first]}: images without a label cannot be learned "
-            "from or tested on; save the split without them, or leave it out."
+            "from or tested on; save the split without them, or leave it out. data.unlabelled "
+            "takes a saved split of images without labels, which the teacher teaches."
         )
-    return Part(values, _encoded(saved, image, place), place, where)
+    return Part(values, encoded_rows(saved, image, place), place, where)
 
 
-def _encoded(
+def encoded_rows(
     saved: Saved, name: str, place: ImageLocations
 ) -> Callable[[int], Iterator[Sequence[Encoded]]]:
+    """Return the images of a column, so many at a time.
+
+    Args:
+        saved: The split.
+        name: Of the column.
+        place: Words where an image is.
+    """
+
     def batches(size: int) -> Iterator[Sequence[Encoded]]:
         start = 0
         for column in saved.batches(name, size):
@@ -190,7 +203,8 @@ def _open(file: Path) -> Iterator[Any]:
         raise UserError(f"{file}: not a readable Arrow file ({error}).") from None
 
 
-def _read(path: Path) -> Any:
+def read_json_of(path: Path) -> Any:
+    """Return what a JSON file of a saved set holds."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

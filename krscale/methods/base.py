@@ -20,7 +20,6 @@ from krscale.errors import KrscaleError
 from krscale.knowledge.features import FeatureKind, Shapes
 from krscale.knowledge.taps import TapOutputs, TappedModel
 
-
 UNLABELLED = -1
 """The label of an image that has none (`data.unlabelled`): the teacher alone teaches it."""
 

@@ -62,6 +62,7 @@ def differences(curves: Sequence[Curve]) -> list[str]:
     found = []
     for what, values in (
         ("data", [curve.data.get("fingerprint") for curve in curves]),
+        ("images without labels", [_unlabelled(curve) for curve in curves]),
         ("teachers", [curve.teacher.get("fingerprint") for curve in curves]),
         ("commits of krscale", [_short(curve.commit) for curve in curves]),
         ("numbers of trials per student", [_budget(curve) for curve in curves]),
@@ -93,6 +94,12 @@ def write_csv(curves: Sequence[Curve], path: Path) -> None:
                 }
                 writer.writerow(row)
     write_atomic(path, lambda temporary: _write(temporary, text.getvalue()))
+
+
+def _unlabelled(curve: Curve) -> str:
+    if not curve.num_unlabelled:
+        return "none"
+    return f"{curve.num_unlabelled:,} ({str(curve.data.get('unlabelled', ''))[:8]})"
 
 
 def _short(commit: str) -> str:

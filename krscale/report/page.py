@@ -143,6 +143,10 @@ def _student(candidate: Candidate) -> str:
 def _question(run: ShownRun) -> list[str]:
     curve, data, teacher = run.curve, run.curve.data, run.curve.teacher
     counts = [f"{data[f'num_{s}']:,} for {s}" for s in _SPLITS if f"num_{s}" in data]
+    if curve.num_unlabelled:
+        counts.append(
+            f"and {curve.num_unlabelled:,} without labels, for methods with a teacher only"
+        )
     sizes = [f"{r.capacity} ({short_number(r.num_parameters)} parameters)" for r in curve.sizes]
     lines = [
         f"Images: {data.get('source', 'unknown')}; {', '.join(counts) or 'number unknown'}.",

@@ -10,6 +10,7 @@ import shutil
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from krscale.config import read_record
 from krscale.data import SPLITS_FILE, Dataset, compare_counts, compare_lists
@@ -45,6 +46,8 @@ class Origin:
         students: Of the students' networks, by their table.
         given: Hash of the weights that networks are given, by their table.
         weights: Hash of the kept teacher's weights; empty until there are any.
+        unlabelled: Digest of the images without labels; empty where there are none.
+        num_unlabelled: Their number.
     """
 
     data: str
@@ -53,6 +56,15 @@ class Origin:
     students: dict[str, Code] = field(default_factory=dict)
     given: dict[str, str] = field(default_factory=dict)
     weights: str = ""
+    unlabelled: str = ""
+    num_unlabelled: int = 0
+
+    def record(self) -> dict[str, Any]:
+        """Return what `origin.json` holds; of images without labels, where there are some."""
+        content = asdict(self)
+        if not self.unlabelled:
+            del content["unlabelled"], content["num_unlabelled"]
+        return content
 
 
 def bind(folder: Path, setup: Setup, *, new_data: bool = False) -> tuple[str, ...]:
@@ -80,6 +92,7 @@ def bind(folder: Path, setup: Setup, *, new_data: bool = False) -> tuple[str, ..
         before = read_record(path, Origin, "Restore it from a copy, or choose another name.")
         changes = [
             *_data_changes(folder, before, now, setup.dataset),
+            *_unlabelled_changes(before, now),
             *_network_changes(before, now),
         ]
         now = now if changes else replace(now, weights=before.weights)
@@ -88,7 +101,7 @@ def bind(folder: Path, setup: Setup, *, new_data: bool = False) -> tuple[str, ..
     aside = put_aside(folder) if changes else None
     if changes or not known:
         _write_split_list(folder, setup.dataset)
-    write_json(path, asdict(now))
+    write_json(path, now.record())
     return (f"{'; '.join(changes)}: the results so far are in {aside}.",) if aside else ()
 
 
@@ -114,7 +127,7 @@ def bind_weights(folder: Path, teacher_path: Path) -> None:
             "name=...), or restore the teacher's folder."
         )
     if bound.weights != weights:
-        write_json(path, asdict(replace(bound, weights=weights)))
+        write_json(path, replace(bound, weights=weights).record())
 
 
 def put_aside(folder: Path) -> Path:
@@ -147,6 +160,8 @@ def _origin(setup: Setup) -> Origin:
         read_code(experiment, dataset),
         {student_table(student): read_student_code(student, dataset) for student in students},
         {table: weights for table, weights in given.items() if weights},
+        unlabelled=setup.taught.unlabelled,
+        num_unlabelled=setup.taught.num_unlabelled,
     )
 
 
@@ -167,6 +182,13 @@ def _data_changes(folder: Path, before: Origin, now: Origin, dataset: Dataset) -
     if all(path.is_file() for path in lists):
         return [f"the data has changed: {compare_lists(*lists)}"]
     return [f"the data has changed: {compare_counts(before.images, now.images)}"]
+
+
+def _unlabelled_changes(before: Origin, now: Origin) -> list[str]:
+    if before.unlabelled == now.unlabelled:
+        return []
+    counts = f"{before.num_unlabelled:,} then, {now.num_unlabelled:,} now"
+    return [f"the images without labels have changed ({counts})"]
 
 
 def _older_changes(folder: Path, dataset: Dataset) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from krscale.config import Experiment, with_values
-from krscale.data import Dataset, prepare_data
+from krscale.data import Dataset, prepare_data, prepare_unlabelled
 from krscale.errors import UserError
 from krscale.export import (
     ExportedFile,
@@ -127,6 +127,8 @@ def deliver(
         picked.result.seeds[picked.best_seed],
     )
     size = find_size(Networks.resolve(trial, dataset))  # of the architecture that won
+    if order.refit:
+        _check_unlabelled(experiment, dataset, curve)
     student, accuracy = _student(run_path, trial, dataset, size, picked, order, reporter)
     card = _card(student, size, curve, trial, dataset, picked, accuracy, order.refit)
     reporter.phase("export")
@@ -152,6 +154,16 @@ def _data_of_the_run(experiment: Experiment, curve: Curve, reporter: Reporter) -
             f"{dataset.fingerprint}, the curve has {expected}."
         )
     return dataset
+
+
+def _check_unlabelled(experiment: Experiment, dataset: Dataset, curve: Curve) -> None:
+    """Refuse a refit with other images without labels than those of the run."""
+    taught = prepare_unlabelled(experiment.data, dataset, experiment.cache_path)
+    if taught.unlabelled != curve.data.get("unlabelled", ""):
+        raise UserError(
+            f"data.unlabelled: {experiment.data.unlabelled}: these images are not those that the "
+            "run learned from; restore them, or pick without --refit."
+        )
 
 
 def _student(

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from krscale.files import write_atomic
+from krscale.report.gains import gains_of_unlabelled
 from krscale.report.interval import half_width
 from krscale.report.result import Curve
 from krscale.report.table import (
@@ -42,7 +43,8 @@ def comparison_table(curves: Sequence[Curve], *, ascii_only: bool | None = None)
     teachers = [
         f"teacher of {curve.name}: {100 * curve.teacher['test_accuracy']:.1f} %" for curve in curves
     ]
-    notes = [*teachers, *differences(curves), "* Pareto front of its run, by validation"]
+    told = [*differences(curves), *gains_of_unlabelled(curves)]
+    notes = [*teachers, *told, "* Pareto front of its run, by validation"]
     table = new_table("test accuracy in %", "\n".join(notes), plain_text=plain_text)
     table.add_column("run", overflow="fold")
     for heading in ("size", "params", "FLOPs", "ms"):

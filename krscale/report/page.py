@@ -18,6 +18,7 @@ from krscale.report.choice import Candidate, find_candidates
 from krscale.report.comparison import differences
 from krscale.report.findings import Insight
 from krscale.report.front import FRONT_CAPTION, FRONT_TITLE, front_headings, front_rows
+from krscale.report.gains import gains_of_unlabelled
 from krscale.report.interval import half_width
 from krscale.report.page_settings import convergence, other_settings, winning_settings
 from krscale.report.rendering import Cell, Table, texts, write_rendered
@@ -71,14 +72,15 @@ def write_page(runs: Sequence[ShownRun], path: Path, overlay: bytes | None = Non
         path: Where to.
         overlay: A figure of all runs together, a PNG.
     """
-    names = ", ".join(run.curve.name for run in runs)
+    curves = [run.curve for run in runs]
+    names = ", ".join(curve.name for curve in curves)
     write_rendered(
         path,
         "report.html.j2",
         title=f"Accuracy versus capacity: {names}",
         names=names,
         overlay=overlay,
-        differences=differences([run.curve for run in runs]),
+        differences=[*differences(curves), *gains_of_unlabelled(curves)],
         runs=[_content(run) for run in runs],
     )
 

@@ -27,7 +27,8 @@ def gains_of_unlabelled(curves: Sequence[Curve]) -> list[str]:
         if gains:
             lines.append(
                 f"points on test that {more.name} ({more.num_unlabelled:,} images without labels) "
-                f"has over {less.name} ({less.num_unlabelled:,}): {gains}"
+                f"has over {less.name} ({less.num_unlabelled:,}), whose epochs have fewer steps "
+                f"with a teacher: {gains}"
             )
     return lines
 

@@ -106,8 +106,8 @@ def test_two_runs_say_what_they_gave(tmp_path: Path) -> None:
     curves = [make(), with_them()]
     (line,) = gains_of_unlabelled(curves)
     assert line == (
-        "points on test that more (1,234 images without labels) has over digits (0): "
-        "plain 1/16 +0.0, 1/4 +0.0; kr 1/16 +2.0"
+        "points on test that more (1,234 images without labels) has over digits (0), "
+        "whose epochs have fewer steps with a teacher: plain 1/16 +0.0, 1/4 +0.0; kr 1/16 +2.0"
     )
     assert gains_of_unlabelled(curves[::-1]) == [line]
     assert differences(curves) == [

@@ -17,6 +17,7 @@ from krscale.methods.kd import KD
 from krscale.parallel import Workers
 from krscale.progress import Progress
 from krscale.runs.refit import refit
+from krscale.search.results import _without_labels
 from krscale.setup import methods as setup_methods
 from krscale.setup.build import Assets, build_training
 from krscale.setup.methods import check_methods
@@ -223,3 +224,11 @@ def test_a_refit_learns_from_train_validation_and_them(
         with Progress(quiet=True, planned={}) as progress:
             refit(given, found[1].dataset, 4, tmp_path, progress)
         assert learned[-1].num_train == number
+
+
+def test_the_curve_has_their_number_and_digest(
+    found: tuple[Prepared, Setup, list[str]], without: Prepared
+) -> None:
+    facts = _without_labels(Assets.open(found[0]))
+    assert facts == {"num_unlabelled": NUM_UNLABELLED, "unlabelled": found[1].taught.unlabelled}
+    assert _without_labels(Assets.open(without)) == {}

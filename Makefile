@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: run test test-processors test-browser test-drills check ui docs bench claims drill clean setup setup-dev constraints help
+.PHONY: run test test-processors test-browser test-drills test-wheel check ui docs bench claims drill clean setup setup-dev constraints help
 
 PY := .venv/bin/python
 PORT ?= 5000
@@ -28,6 +28,9 @@ test-browser: setup-dev ## look at MLflow in a real Chromium (Debian: chromium, 
 
 test-drills: setup-dev ## the longer tests with killed nodes and commands (minutes)
 	@$(PY) -m pytest -m drill $(ARGS)
+
+test-wheel: setup-dev ## install the wheel in fresh environments of Python 3.11 to 3.14, and use it (minutes)
+	@$(PY) scripts/try_wheel.py
 
 check: setup-dev ## formatting, lint, types, the direction of imports, files
 	@$(PY) -m ruff check .

@@ -77,7 +77,7 @@ def steps_per_second(seconds: float) -> float:
 
     from krscale.config import load
     from krscale.data import describe_data
-    from krscale.setup.networks import build_teacher
+    from krscale.setup.network_builder import build_teacher
 
     experiment = load()
     task = describe_data(experiment.data, experiment.cache_path)

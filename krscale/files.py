@@ -37,9 +37,9 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     try:
         with _room_on_disk(path):
             write(temporary)
-            _sync(temporary)
+            sync(temporary)
             temporary.replace(path)
-            _sync(path.parent)
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -148,13 +148,13 @@ def new_folder(path: Path) -> Iterator[Path]:
             temporary.mkdir(parents=True)
             yield temporary
             for file in temporary.rglob("*"):
-                _sync(file)
-            _sync(temporary)
+                sync(file)
+            sync(temporary)
             aside = temporary.with_name(temporary.name + ".old")
             if path.exists():
                 path.replace(aside)
             temporary.replace(path)
-            _sync(path.parent)
+            sync(path.parent)
             shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -164,6 +164,15 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Return when a file, or what a folder holds by name, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _beside(path: Path) -> Path:
@@ -218,11 +227,3 @@ def _reason(error: Exception) -> str:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 from krscale.config.methods import KRSettings
 from krscale.errors import UserError, unknown_name
+from krscale.knowledge.layouts import zeros
 from krscale.knowledge.measuring import (
     TeacherKnowledge,
+    alike,
     check_images,
     check_labels,
     check_teacher,
     first_images,
     measure,
+    summary_of_weights,
     take_from_first_worker,
     without_parameters,
 )
@@ -34,7 +37,7 @@ Reduction = Literal["mean", "none"]
 
 @dataclass(frozen=True)
 class Tap:
-    """What one of the teacher's taps knows.
+    """One of the teacher's taps: its information gain, and the accuracy of its probe.
 
     Attributes:
         path: Its module path; the classifier's is empty.
@@ -83,6 +86,7 @@ class KRLoss(nn.Module):
             raise unknown_name("reduction", str(reduction), get_args(Reduction), "KRLoss")
         # A tuple hides the networks from parameters() and from the state.
         self._networks = (teacher, student)
+        self._teacher_weights = summary_of_weights(teacher.network)
         self.settings, self.image_shape, self.reduction = settings, image_shape, reduction
         self.probes = without_parameters(knowledge.probes)
         self.register_buffer("information_gain", knowledge.information_gain)
@@ -169,15 +173,17 @@ class KRLoss(nn.Module):
             reduction: As in `from_networks`.
 
         Raises:
-            UserError: If the state is of something else, or of other networks.
+            UserError: If the state is of something else, of other networks, or of a teacher with
+                other weights.
         """
         made = state.get("_extra_state")
-        if not isinstance(made, Mapping) or not _MADE.issubset(made):
+        if not isinstance(made, Mapping) or not set(_MADE).issubset(made):
             raise UserError("this is not the state of a KRLoss: it does not say what it is of.")
         shape = tuple(made["image_shape"])
-        images = torch.zeros(2, *shape)
-        teachers = TappedNetwork.of(teacher.eval(), images, made["teacher_taps"], "teacher")
-        students = TappedNetwork.of(student, images, made["student_taps"], "student")
+        teachers, students = (
+            TappedNetwork.of(network, zeros(network, shape), made[f"{name}_taps"], name)
+            for network, name in ((teacher.eval(), "teacher"), (student, "student"))
+        )
         _check_classes(teachers, students)
         sizes = [state[f"probes.linears.{i}.weight"].shape[1] for i in range(len(teachers.paths))]
         gain = state["information_gain"]
@@ -209,7 +215,8 @@ class KRLoss(nn.Module):
     def teacher(self, images: Tensor) -> TapOutputs:
         """Run the teacher in eval mode without gradients: logits, and the features of its taps."""
         teacher = self._networks[0]
-        if teacher.network.training:  # by a .train() of whatever holds it
+        # By a .train() of whatever holds it, or of a part of it.
+        if any(module.training for module in teacher.network.modules()):
             teacher.network.eval()
         with torch.no_grad():
             outputs: TapOutputs = teacher(images)
@@ -228,7 +235,9 @@ class KRLoss(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the weighted terms by name, `[B]` fp32 each; the loss is their sum.
 
-        `ce` is the cross-entropy with the labels; `kr` is 0 where student and teacher agree.
+        `ce` is the cross-entropy with the labels. `kr` is 0 where the logits and every auxiliary
+        head give the distribution of their group of taps; heads that are not trained yet keep it
+        above 0 even for a copy of the teacher.
         """
         logits = student_outputs.logits
         check_labels(labels, len(logits), logits.shape[1], "KRLoss")
@@ -252,23 +261,23 @@ class KRLoss(nn.Module):
         """Module paths of the student's taps, in depth order."""
         return self._networks[1].paths
 
-    def teacher_says(self, images: Tensor) -> Tensor:
-        """Return what every tap of the teacher says, `[B, D, K]` fp32 logits; no gradient."""
-        said: Tensor = self.probes(self.teacher(images)).detach()
-        return said
+    def tap_logits(self, images: Tensor) -> Tensor:
+        """Return the logits at every tap of the teacher, `[B, D, K]` fp32; no gradient."""
+        logits: Tensor = self.probes(self.teacher(images)).detach()
+        return logits
 
     @property
     def taps(self) -> tuple[Tap, ...]:
-        """What each of the teacher's taps knows, in depth order, the classifier last."""
+        """The teacher's taps in depth order, the classifier last, each with its measures."""
         paths = (*self._networks[0].paths, "")
         numbers = zip(self.information_gain.tolist(), self.tap_accuracy.tolist(), strict=True)
         return tuple(Tap(path, *both) for path, both in zip(paths, numbers, strict=True))
 
     def extra_repr(self) -> str:
         """Return the settings that matter most, and the taps with their gains."""
-        said = ", ".join(f"{t.path or 'classifier'} {t.information_gain:.2f}" for t in self.taps)
+        taps = ", ".join(f"{t.path or 'classifier'} {t.information_gain:.2f}" for t in self.taps)
         settings = self.settings
-        return f"granularity={settings.granularity!r}, sparsity={settings.sparsity}\ntaps: {said}"
+        return f"granularity={settings.granularity!r}, sparsity={settings.sparsity}\ntaps: {taps}"
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what the state was made for; `from_state` reads it."""
@@ -278,13 +287,20 @@ class KRLoss(nn.Module):
             "student_taps": list(student.paths),
             "image_shape": list(self.image_shape),
             "settings": self.settings.model_dump(mode="json", exclude={"posterior"}),
+            "teacher_weights": self._teacher_weights,
         }
 
     def set_extra_state(self, state: Any) -> None:
-        """Refuse the state of other taps or settings."""
+        """Refuse the state of other taps, other settings or another teacher."""
         own = self.get_extra_state()
         given = state if isinstance(state, Mapping) else {}
-        for key in own:
+        weights = given.get("teacher_weights")
+        if weights is not None and not alike(weights, own["teacher_weights"]):
+            raise UserError(
+                "KRLoss: the state is of a teacher with other weights, to whose taps the probes "
+                "were fitted. Load that teacher's weights first, or make a new loss."
+            )
+        for key in _MADE:
             if given.get(key) != own[key]:
                 raise UserError(
                     f"KRLoss: the state is of another {key.replace('_', ' ')} ({given.get(key)}) "
@@ -299,7 +315,7 @@ class KRLoss(nn.Module):
         return self
 
 
-_MADE = {"teacher_taps", "student_taps", "image_shape", "settings"}
+_MADE = ("teacher_taps", "student_taps", "image_shape", "settings")
 
 
 def _moved(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:

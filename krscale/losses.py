@@ -12,10 +12,12 @@ mathematics is that of `krscale.methods`, which trials use.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from krscale.config.fields import Positive, Share, Weight, check_number
 from krscale.config.methods import (
     ATReduction,
     ATSettings,
@@ -27,7 +29,7 @@ from krscale.config.methods import (
     LabelSmoothingSettings,
     LogitStandardisationSettings,
 )
-from krscale.errors import UserError
+from krscale.errors import UserError, unknown_name
 from krscale.knowledge.features import attention_map
 from krscale.knowledge.loss import kr_loss
 from krscale.methods.at import at_loss
@@ -86,6 +88,7 @@ def kd(
         tensor([0.0000, 0.9213])
     """
     _check_logits(student_logits, teacher_logits, labels)
+    _check("kd", temperature=(Positive, temperature))
     return kd_loss(student_logits, teacher_logits, temperature)
 
 
@@ -121,6 +124,12 @@ def dkd(
         tensor([0.0000, 0.9213])
     """
     _check_logits(student_logits, teacher_logits, labels)
+    _check(
+        "dkd",
+        temperature=(Positive, temperature),
+        target_weight=(Weight, target_weight),
+        nontarget_weight=(Weight, nontarget_weight),
+    )
     return dkd_loss(
         student_logits, teacher_logits, labels, temperature, target_weight, nontarget_weight
     )
@@ -158,6 +167,12 @@ def dist(
         tensor([1.6760, 2.0000])
     """
     _check_logits(student_logits, teacher_logits, labels)
+    _check(
+        "dist",
+        temperature=(Positive, temperature),
+        inter_weight=(Weight, inter_weight),
+        intra_weight=(Weight, intra_weight),
+    )
     return dist_loss(student_logits, teacher_logits, temperature, inter_weight, intra_weight)
 
 
@@ -189,6 +204,7 @@ def logit_standardisation(
         tensor([0.0000, 1.0530])
     """
     _check_logits(student_logits, teacher_logits, labels)
+    _check("logit_standardisation", temperature=(Positive, temperature))
     return standardised_kd_loss(student_logits, teacher_logits, temperature)
 
 
@@ -232,6 +248,7 @@ def kr(
         tensor([[ 0.3162, -0.6324,  0.3162,  0.0000]])
     """
     _check_logits(student_logits, teacher_logits, labels)
+    _check("kr", temperature=(Positive, temperature), sparsity=(Share, sparsity))
     targets = (teacher_logits.detach().float() / temperature).softmax(dim=-1)
     one = torch.ones(1, device=student_logits.device)
     return kr_loss(student_logits[:, None], targets[:, None], one, temperature, sparsity)
@@ -266,6 +283,7 @@ def label_smoothing(
         tensor([0.2269])
     """
     _check_logits(student_logits, student_logits, labels)
+    _check("label_smoothing", label_smoothing=(Share, label_smoothing))
     return smoothed_cross_entropy(student_logits, labels, label_smoothing)
 
 
@@ -296,6 +314,9 @@ def attention_transfer(
         tensor([0.5000])
     """
     own, theirs = _pairs(student_features, teacher_features)
+    if reduction not in get_args(ATReduction):
+        where = "losses.attention_transfer"
+        raise unknown_name("reduction", str(reduction), get_args(ATReduction), where)
     return at_loss(
         [attention_map(stage) for stage in own],
         [attention_map(stage) for stage in theirs],
@@ -383,7 +404,16 @@ def crd(
     """
     _same_shape(student_features, teacher_features)
     _check_labels(labels, len(student_features))
+    _check("crd", temperature=(Positive, temperature))
     return crd_loss(student_features, teacher_features, labels, temperature)
+
+
+def _check(loss: str, **settings: tuple[Any, float]) -> None:
+    """Refuse settings that an experiment would refuse: kind and value by name."""
+    if torch.compiler.is_compiling():  # a compiler cannot follow the check
+        return
+    for name, (kind, value) in settings.items():
+        check_number(kind, name, value, f"losses.{loss}")
 
 
 def _check_logits(student: Tensor, teacher: Tensor, labels: Tensor | None) -> None:

@@ -155,7 +155,7 @@ class _TaughtBatches:
             images, labels = images.to(self.device), labels.long().to(self.device)
             samples = torch.arange(count, count + len(labels))
             count += len(labels)
-            yield Batch(images, labels, samples, self.loss.teacher_says(images), len(labels))
+            yield Batch(images, labels, samples, self.loss.tap_logits(images), len(labels))
 
 
 def _settings(method: str, given: Mapping[str, Any]) -> tuple[TrainConfig, DistillConfig]:

@@ -30,12 +30,12 @@ class Residual(nn.Module):
 class LikeResNet(nn.Module):
     """Stem, layers of blocks, pooling, fc."""
 
-    def __init__(self, width: int = 4) -> None:
+    def __init__(self, width: int = 4, num_classes: int = NUM_CLASSES) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(1, width, 3, padding=1)
         self.layer1 = nn.Sequential(Residual(width, width), Residual(width, width))
         self.layer2 = nn.Sequential(Residual(width, 2 * width, 2), Residual(2 * width, 2 * width))
-        self.fc = nn.Linear(2 * width, NUM_CLASSES)
+        self.fc = nn.Linear(2 * width, num_classes)
 
     def forward(self, x: Tensor) -> Any:
         x = self.layer2(self.layer1(self.conv1(x)))

@@ -55,6 +55,16 @@ class Net(nn.Module):
         }.get(self.form, lambda: logits)()
 
 
+class OneLayer(nn.Linear):
+    """The pixels of digits to logits, and nothing between that could be a tap."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(64, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.flatten(1))
+
+
 def compiled(num_labels: int, **options: str) -> nn.Module:
     return torch.compile(Net(num_labels, **options))
 

@@ -154,9 +154,10 @@ def test_modes_are_each_networks_own(teacher: nn.Module, student: nn.Module, pai
     kr = make(teacher, student, pairs)
     kr.train()
     assert not student.training
-    teacher.train()
-    kr(*pairs[0])
-    assert not teacher.training
+    for part in (teacher, next(teacher.children())):
+        part.train()
+        kr(*pairs[0])
+        assert not any(module.training for module in teacher.modules())
 
 
 def test_state_comes_back(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
@@ -254,6 +255,21 @@ def test_the_teacher_moves_with_it(teacher: nn.Module, student: nn.Module, pairs
 # torch.compile looks at `.grad` of what a graph is given; it silences the warning, but pytest
 # turns it on again.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_code_compiled_without_taps_is_named(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    torch._dynamo.reset()
+    images, labels = pairs[0]
+    wrapped = torch.compile(student, backend="eager")
+    kr = make(teacher, wrapped, pairs)
+    assert torch.isfinite(kr(images, labels))
+    torch._dynamo.reset()
+    wrapped(images)
+    with pytest.raises(UserError, match=r"compiled and was run without taps.*kr.student\(images\)"):
+        kr(images, labels)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.parametrize("what", ["networks", "loss"])
 def test_compiled(what: str, teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
     torch._dynamo.reset()
@@ -273,6 +289,49 @@ def test_compiled(what: str, teacher: nn.Module, student: nn.Module, pairs: Pair
         loss.backward()
         torch.testing.assert_close(loss, expected)
         torch.testing.assert_close(grads(student), wanted, rtol=1e-4, atol=1e-6)
+
+
+def in_turn(num_classes: int, num_each: int = 40) -> Pairs:
+    """A loader that takes the classes in turn, as balanced samplers do."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(num_classes * num_each) % num_classes
+    images = 0.3 * torch.randn(len(labels), 1, 12, 12, generator=generator)
+    images[torch.arange(len(labels)), 0, labels] += 2.0  # one bright row
+    return list(zip(images.split(40), labels.split(40), strict=True))
+
+
+@pytest.mark.parametrize("num_classes", [2, 5, 10])
+def test_no_order_of_the_images_hides_a_class_from_the_probes(num_classes: int) -> None:
+    torch.manual_seed(0)
+    pairs = in_turn(num_classes)
+    teacher = learn(LikeResNet(6, num_classes=num_classes), pairs, steps=80)
+    order = torch.randperm(len(pairs) * 40)
+    images, labels = (torch.cat(part)[order] for part in zip(*pairs, strict=True))
+    shuffled = list(zip(images.split(40), labels.split(40), strict=True))
+    found = [
+        make(teacher, LikeResNet(3, num_classes=num_classes), each, granularity=2)
+        for each in (pairs, shuffled)
+    ]
+    accuracies = [[tap.accuracy for tap in kr.taps] for kr in found]
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.15)
+    assert min(kr.taps[-2].information_gain for kr in found) > 0.3
+    shifted = [(images, (labels + 1) % num_classes) for images, labels in pairs]
+    with pytest.raises(UserError, match="its classes in the order of these labels"):
+        make(teacher, LikeResNet(3, num_classes=num_classes), shifted)
+
+
+def test_a_state_is_bound_to_the_weights_of_its_teacher(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    state = make(teacher, student, pairs).state_dict()
+    KRLoss.from_state(copy.deepcopy(teacher).to(torch.bfloat16), student.bfloat16(), state)
+    permuted = copy.deepcopy(teacher)
+    *_, last = (m for m in permuted.modules() if isinstance(m, nn.Linear))
+    with torch.no_grad():
+        last.weight.copy_(last.weight.roll(1, dims=0))
+    for other in (LikeResNet(6), permuted):
+        with pytest.raises(UserError, match="teacher with other weights"):
+            KRLoss.from_state(other, student, state)
 
 
 def test_a_copy_learns_for_itself(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:

@@ -120,3 +120,54 @@ def test_losses_of_features_are_zero_where_they_agree(name: str) -> None:
 def test_what_would_be_broadcast_is_refused(call: Callable[..., Tensor], said: str) -> None:
     with pytest.raises(UserError, match=said):
         call(*example())
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda s, t, y: losses.kr(s, t, sparsity=1.0), "losses.kr: sparsity"),
+        (lambda s, t, y: losses.kr(s, t, sparsity=30), "losses.kr: sparsity"),
+        (lambda s, t, y: losses.kd(s, t, temperature=0.0), "losses.kd: temperature"),
+        (lambda s, t, y: losses.dist(s, t, temperature=-1.0), "losses.dist: temperature"),
+        (lambda s, t, y: losses.dkd(s, t, y, target_weight=float("nan")), "dkd: target_weight"),
+        (lambda s, t, y: losses.label_smoothing(s, None, y, label_smoothing=1.5), "smoothing: lab"),
+        (lambda s, t, y: losses.crd(s, t, y, temperature=0.0), "losses.crd: temperature"),
+        (lambda s, t, y: losses.attention_transfer([maps(s)], [maps(t)], reduction="avg"), "avg"),
+    ],
+)
+def test_settings_that_an_experiment_refuses_are_refused(
+    call: Callable[..., Tensor], named: str
+) -> None:
+    with pytest.raises(UserError, match=named):
+        call(*example())
+
+
+def maps(logits: Tensor) -> Tensor:
+    return logits[:, :4].reshape(-1, 1, 2, 2)
+
+
+@pytest.mark.parametrize("name", losses.__all__)
+def test_autocast_changes_no_loss(name: str) -> None:
+    student, teacher, labels = example(num_classes=64)
+    if name in ("attention_transfer", "fitnet"):
+        student, teacher = maps(student), maps(teacher)
+    pair: Any = ([student], [teacher]) if name == "attention_transfer" else (student, teacher)
+    expected = loss_named(name)(*pair, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss_named(name)(*pair, labels)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["kd", "dkd", "kr"])
+def test_a_class_that_the_teacher_excludes_counts_nothing(name: str) -> None:
+    student, teacher, labels = example()
+    teacher[:, 4] = -torch.inf
+    labels = labels.clamp_max(3)
+    loss = loss_named(name)(student, teacher, labels)
+    assert torch.isfinite(loss).all()
+    if name != "dkd":
+        wanted = torch.nn.functional.kl_div(
+            (student / 4).log_softmax(1), (teacher / 4).softmax(1), reduction="none"
+        ).sum(dim=1)
+        torch.testing.assert_close(loss, 16 * wanted)

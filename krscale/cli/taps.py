@@ -5,14 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import tomllib
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from krscale.errors import UserError
 
+if TYPE_CHECKING:
+    from krscale.models.blocks import Block
+
 DESCRIPTION = (
     "List what can be a tap of a network: its blocks in the order in which they run, the shape of "
-    "what each gives, and where its channels are; and propose a list for an experiment."
+    "what each gives, and where its channels are; and mark those that are taken where none are "
+    "named. Of the teacher of an experiment, the information gain of each block as well: what a "
+    "linear probe reads off it about the classes."
 )
+_DEFAULTS = {"image": (3, 224, 224), "classes": 10, "width": 8, "option": [], "output_key": ""}
+_LAYOUTS = {"channels_first": "first", "channels_last": "last", "?": "say tap_layout"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -21,47 +29,70 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "model",
         metavar="MODEL",
         help="as in an experiment: a name of the zoo, timm:NAME, torchvision:NAME, hf:FOLDER or "
-        "package.module:callable",
+        "package.module:callable; or EXPERIMENT.toml, for its teacher with gains",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change any field of the experiment by its dotted path; repeatable",
     )
     parser.add_argument(
         "--image",
         type=int,
         nargs=3,
-        default=(3, 224, 224),
         metavar=("CHANNELS", "HEIGHT", "WIDTH"),
         help="shape of the images, default 3 224 224",
     )
+    parser.add_argument("--classes", type=int, metavar="K", help="number of classes, default 10")
     parser.add_argument(
-        "--classes", type=int, default=10, metavar="K", help="number of classes, default 10"
-    )
-    parser.add_argument(
-        "--width", type=int, default=8, metavar="W", help="the capacity dial, where there is one"
+        "--width", type=int, metavar="W", help="the capacity dial, where there is one, default 8"
     )
     parser.add_argument(
         "--option",
         action="append",
-        default=[],
         metavar="KEY=VALUE",
         help="an option of the network, e.g. --option num_blocks=2; repeatable",
     )
     parser.add_argument(
         "--output-key",
-        default="",
         metavar="NAME",
         help="which of several outputs are the logits, as in an experiment",
     )
     parser.add_argument("--json", action="store_true", help="print the blocks as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Build, list, print."""
+    """Call one function, print."""
+    if options.model.endswith(".toml"):
+        _refuse_beside_experiment(options)
+        blocks, proposed, gains = _of_experiment(options)
+    else:
+        if options.set:
+            raise UserError("--set changes an experiment; give EXPERIMENT.toml in place of MODEL.")
+        for name, value in _DEFAULTS.items():
+            if getattr(options, name) is None:
+                setattr(options, name, value)
+        blocks, proposed = _of_network(options)
+        gains = {}
+    if options.json:
+        rows = [{**vars(block), "proposed": block.path in proposed} for block in blocks]
+        if gains:
+            rows = [{**row, "information_gain": gains.get(row["path"])} for row in rows]
+        print(json.dumps(rows, indent=2))
+        return 0
+    _print(blocks, proposed, gains)
+    return 0
+
+
+def _of_network(options: argparse.Namespace) -> tuple[Sequence[Block], Sequence[str]]:
+    """Build the network that is named, and list its blocks and proposed taps."""
     arguments = dict(_option(text) for text in options.option)
     _check_numbers(options)
     # Imported here, so that --help and wrong arguments are answered at once.
     from functools import partial
-
-    from rich.console import Console
-    from rich.table import Table
 
     from krscale.models import build_model
     from krscale.models.blocks import list_blocks, proposed_taps
@@ -80,21 +111,49 @@ def run(options: argparse.Namespace) -> int:
     )
     model = build_for_shapes(build, options.image)
     check_network(model, options.classes, options.image, "network")
-    blocks = list_blocks(model, options.image)
-    proposed = proposed_taps(build(), options.image)
-    if options.json:
-        rows = [{**vars(block), "proposed": block.path in proposed} for block in blocks]
-        print(json.dumps(rows, indent=2))
-        return 0
-    table = Table("tap", "block", "gives each image", "channels")
+    return list_blocks(model, options.image), proposed_taps(build(), options.image)
+
+
+def _of_experiment(
+    options: argparse.Namespace,
+) -> tuple[Sequence[Block], Sequence[str], dict[str, float]]:
+    """Prepare the data of an experiment, and measure the blocks of its teacher."""
+    from krscale.config import load
+    from krscale.progress import Progress
+    from krscale.setup.block_gains import measure_blocks
+    from krscale.setup.prepare import Setup, pick_device
+
+    experiment = load(options.model, options.set)
+    device = pick_device(experiment.train.device)
+    with Progress(quiet=options.quiet, planned={}) as progress:
+        setup = Setup.resolve(experiment, progress)
+        progress.phase("teacher")
+        blocks, gains = measure_blocks(setup.experiment, setup.dataset, device, progress.advance)
+    return blocks, setup.networks.teacher.taps, gains
+
+
+def _print(blocks: Sequence[Block], proposed: Sequence[str], gains: Mapping[str, float]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("tap", "block", "gives each image", "channels", *(["gain"] if gains else []))
     for block in blocks:
         mark = " *" if block.path in proposed else ""
-        layout = {"channels_first": "first", "channels_last": "last", "?": "say tap_layout"}
         shape = " x ".join(map(str, block.shape))
-        table.add_row(block.path + mark, block.kind, shape, layout.get(block.layout, ""))
+        gain = f"{gains[block.path]:.2f}" if block.path in gains else ""
+        row = (block.path + mark, block.kind, shape, _LAYOUTS.get(block.layout, ""))
+        table.add_row(*row, *([gain] if gains else []))
+    if gains:
+        table.add_row("", "the classifier", "", "", f"{gains['']:.2f}")
     Console().print(table)
-    print(f"* a proposal:\ntaps = {json.dumps(proposed)}")
-    return 0
+    print(f"* taken{'' if gains else ' where none are named'}:\ntaps = {json.dumps(proposed)}")
+
+
+def _refuse_beside_experiment(options: argparse.Namespace) -> None:
+    for name in _DEFAULTS:
+        if getattr(options, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag}: the experiment {options.model} says this; use --set.")
 
 
 def _option(text: str) -> tuple[str, Any]:

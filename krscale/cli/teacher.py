@@ -54,7 +54,8 @@ def run(options: argparse.Namespace) -> int:
 
     device = pick_device(experiment.train.device)
     with Progress(quiet=options.quiet, planned={}) as progress:
-        dataset = Setup.resolve(experiment, progress).dataset
+        setup = Setup.resolve(experiment, progress)
+        experiment, dataset = setup.experiment, setup.dataset
         progress.phase("teacher")
         network = foreign_teacher(experiment, dataset, device)
         number = options.images or max(512, 10 * dataset.num_classes)
@@ -81,7 +82,7 @@ def as_content(tried: Tried, dataset: Dataset, order: str) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     best = tried.reordered or tried.best
     if best is not tried.configured:
-        changes["teacher.preprocessing"] = as_settings(best.preprocessing)
+        changes["teacher.preprocessing"] = as_settings(best.preprocessing, dataset.image_shape)
     if tried.reordered is not None:
         # The list says which of our classes each of the teacher's outputs stands for.
         of_output = {output: name for name, output in zip(dataset.classes, best.order, strict=True)}
@@ -106,7 +107,7 @@ def _facts(candidate: Candidate, dataset: Dataset) -> dict[str, Any]:
         "channel_order": candidate.preprocessing.channel_order,
         "accuracy": candidate.accuracy,
         "accuracy_reordered": candidate.reordered,
-        "settings": as_settings(candidate.preprocessing),
+        "settings": as_settings(candidate.preprocessing, dataset.image_shape),
     }
 
 

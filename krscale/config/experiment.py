@@ -131,9 +131,9 @@ _NEWER = (
     "data.unlabelled",
     *(f"data.files.{name}" for name in ("channels", "path_column", "split_column")),
     *(f"views.{name}" for name in NEWER_OF_VIEWS),
-    *(f"teacher.{name}" for name in ("allow_poor", "output_key", "preprocessing", "tap_layout")),
-    "teacher.weights_key",
-    *(f"student.{name}" for name in ("output_key", "preprocessing", "tap_layout")),
+    *(f"teacher.{name}" for name in ("allow_poor", "output_key", "preprocessing", "stage_ends")),
+    *(f"teacher.{name}" for name in ("tap_layout", "weights_key")),
+    *(f"student.{name}" for name in ("output_key", "preprocessing", "stage_ends", "tap_layout")),
     "ladder.students",
     *(f"train.{name}" for name in ("ema_decay", "optimizer", "optimizer_options", "schedule")),
 )

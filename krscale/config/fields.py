@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from fractions import Fraction
+from functools import cache
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from krscale.errors import UserError, unknown_name
 
@@ -17,6 +18,29 @@ Count = Annotated[int, Field(strict=True, ge=1)]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+
+
+def check_number(kind: Any, name: str, value: float, where: str) -> None:
+    """Refuse a number that a setting of the same kind would refuse.
+
+    Args:
+        kind: `Positive`, `Share` or `Weight`.
+        name: Of the argument.
+        value: What was given.
+        where: The function that takes it, for the message.
+
+    Raises:
+        UserError: If it is not allowed.
+    """
+    try:
+        _adapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise UserError(f"{where}: {name}: {error.errors()[0]['msg']} (got {value!r}).") from None
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def refuse_repeats(

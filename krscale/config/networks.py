@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -18,7 +19,7 @@ from krscale.config.fields import (
     refuse_repeats,
 )
 
-_NEWER_OF_TEACHERS = ("output_key", "tap_layout", "weights_key")
+_NEWER_OF_TEACHERS = ("output_key", "stage_ends", "tap_layout", "weights_key")
 """Fields that teachers have got since some were kept by fingerprint."""
 
 
@@ -34,8 +35,9 @@ class PreprocessingConfig(Section):
     """From the pixels of a view to the input of a network; teacher and student may differ in it.
 
     What is left as it is comes from the network's own metadata where it starts with weights (timm's
-    `pretrained_cfg`, torchvision's weights, a Hugging Face folder), else it is the data's own
-    normalisation at the data's own size. The size is its own only where it is not trained here.
+    `pretrained_cfg`, torchvision's weights, a Hugging Face folder) or has an attribute
+    `preprocessing`, else it is the data's own normalisation at the data's own size. The size is its
+    own only where it is not trained here.
     """
 
     normalisation: Literal["auto", "data", "imagenet", "half", "none"] = "auto"
@@ -78,7 +80,11 @@ class ModelConfig(Section):
     options: dict[str, Any] = Field(default_factory=dict)
     """Further keyword arguments of the model, e.g. `{num_blocks = 2}`."""
     taps: Names = ()
-    """Module paths whose outputs are taps, in depth order; empty takes the model's own."""
+    """Module paths whose outputs are taps, in depth order; empty takes the model's own, or finds
+    them by running it."""
+    stage_ends: tuple[Count, ...] = ()
+    """For each stage the number of its last tap in `taps`, counted from 1; the classifier is the
+    last one. Empty takes the model's own; of `taps` that are listed here, each is a stage."""
     output_key: str = ""
     """Name or position of the logits among several outputs, e.g. `"logits"` or `"0"`; empty takes
     `logits`, or the only tensor."""
@@ -86,6 +92,19 @@ class ModelConfig(Section):
     """Where the channels of all taps with positions are; `auto` finds it out, and asks where it
     cannot."""
     preprocessing: PreprocessingConfig = PreprocessingConfig()
+
+    @model_validator(mode="after")
+    def _stages_of_taps(self) -> ModelConfig:
+        ends, num_taps = self.stage_ends, len(self.taps) + 1
+        if ends and not self.taps:
+            raise ValueError("stage_ends counts the taps of a list; list taps as well")
+        rising = all(one < two for one, two in pairwise((0, *ends)))
+        if ends and (not rising or ends[-1] != num_taps):
+            raise ValueError(
+                f"stage_ends must rise and end with {num_taps}, the classifier after "
+                f"{num_taps - 1} taps (got {', '.join(map(str, ends))})"
+            )
+        return self
 
 
 class TeacherConfig(ModelConfig):
@@ -120,8 +139,8 @@ class TeacherConfig(ModelConfig):
         """
         # What its preprocessing comes to is told apart by whoever resolves it.
         content = self.model_dump(mode="json", exclude={"preprocessing", "allow_poor"})
-        defaults = {name: type(self).model_fields[name].default for name in _NEWER_OF_TEACHERS}
-        return {k: v for k, v in content.items() if k not in defaults or v != defaults[k]}
+        plain = TeacherConfig().model_dump(mode="json", include=set(_NEWER_OF_TEACHERS))
+        return {k: v for k, v in content.items() if k not in plain or v != plain[k]}
 
 
 class StudentConfig(ModelConfig):

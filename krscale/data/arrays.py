@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from krscale.config import DataConfig
 from krscale.data.arrow import Images, Split
-from krscale.data.own_files import Values, alike, class_names, to_labels
+from krscale.data.classes import Values, alike, find_classes, to_labels
 from krscale.data.source import Place, SourceData, SplitName
 from krscale.errors import UserError
 
@@ -42,7 +42,7 @@ def source_data(
 
     Args:
         splits: At least `"train"`.
-        names: Names of the classes; empty takes `data.files.classes`, or what the labels say.
+        names: What comes with the arrays as names of the classes; see `find_classes`.
         config: The data section.
         where: The source, in words.
 
@@ -51,49 +51,68 @@ def source_data(
     """
     values = {name: _labels(arrays) for name, arrays in splits.items()}
     places: dict[SplitName, Place] = {n: _Rows(arrays.where) for n, arrays in splits.items()}
-    given, mapped = tuple(config.files.classes) or tuple(names), config.map_labels
-    classes = class_names(given, values["train"], places["train"], mapped)
-    known = values["train"] if mapped else None
-    notes: list[str] = []
+    classes = find_classes(config, names, values["train"], places["train"])
+    known = values["train"] if config.map_labels else None
+    images, notes = to_images(splits, config.files.channels, where)
     found: dict[SplitName, Split] = {}
     for name, arrays in splits.items():
-        images, note = to_images(arrays.images, config.files.channels, arrays.where)
         labels = to_labels(values[name], classes, places[name], known)
-        if len(images) != len(labels):
-            raise UserError(f"{arrays.where}: {len(images)} images, but {len(labels)} labels.")
-        found[name] = Split(images, labels)
-        notes += [note] if note else []
+        if len(images[name]) != len(labels):
+            raise UserError(
+                f"{arrays.where}: {len(images[name])} images, but {len(labels)} labels."
+            )
+        found[name] = Split(images[name], labels)
     return SourceData(classes, found, places, (*notes, *alike(classes, where)))
 
 
-def to_images(array: Array, channels: str, where: str) -> tuple[Images, str]:
-    """Return images as uint8 `[N, C, H, W]`, and what was done to their values.
+def to_images(
+    splits: Mapping[SplitName, Arrays], channels: str, where: str
+) -> tuple[dict[SplitName, Images], tuple[str, ...]]:
+    """Return the images of all splits as uint8 `[N, C, H, W]`, and what was done to their values.
+
+    Values are converted alike in all splits: what they mean is read off the least and the largest
+    of all of them, since the images of one split may be darker than those of another.
 
     Args:
-        array: `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`: uint8, other whole numbers or floats
-            in 0..255, floats in 0..1, or uint16.
+        splits: Images `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`: uint8, other whole numbers or
+            floats in 0..255, floats in 0..1, or uint16.
         channels: `"first"`, `"last"`, or `"auto"`, which goes by the axis that is 1 or 3 long.
-        where: What they were read from, in words.
+        where: The source, in words.
 
     Raises:
-        UserError: If shape or values are of no images.
+        UserError: If shape or values are of no images, or splits differ in type.
     """
-    if array.ndim == 3:
-        array = array[:, None]
-    elif array.ndim == 4:
-        array = _channels_first(array, channels, where)
-    else:
+    found = {n: _four_axes(arrays.images, channels, arrays.where) for n, arrays in splits.items()}
+    types = {name: array.dtype for name, array in found.items()}
+    if len({kind.newbyteorder("=") for kind in types.values()}) > 1:
+        listed = ", ".join(f"{name} {kind}" for name, kind in types.items())
         raise UserError(
-            f"{where}: images of shape {list(array.shape)}; expected [N, H, W], [N, H, W, C] or "
-            "[N, C, H, W]."
+            f"{where}: images of the splits differ in type: {listed}. Make them one, with values "
+            "of one scale."
         )
+    convert, note = _conversion(list(found.values()), where)
+    images = {name: _convert(array, convert) for name, array in found.items()}
+    return images, (note,) if note else ()
+
+
+def _four_axes(array: Array, channels: str, where: str) -> Array:
+    if array.ndim == 3:
+        return array[:, None]
+    if array.ndim == 4:
+        return _channels_first(array, channels, where)
+    raise UserError(
+        f"{where}: images of shape {list(array.shape)}; expected [N, H, W], [N, H, W, C] or "
+        "[N, C, H, W]."
+    )
+
+
+def _convert(array: Array, convert: Callable[[Array], Array]) -> Images:
     if array.dtype == np.uint8:
-        return np.ascontiguousarray(array), ""
-    convert, note = _conversion(array, where)
+        return np.ascontiguousarray(array)
     images = np.empty(array.shape, np.uint8)
     for start in range(0, len(array), _CHUNK):
         images[start : start + _CHUNK] = convert(array[start : start + _CHUNK])
-    return images, note
+    return images
 
 
 def _channels_first(array: Array, channels: str, where: str) -> Array:
@@ -111,21 +130,25 @@ def _channels_first(array: Array, channels: str, where: str) -> Array:
     return found
 
 
-def _conversion(array: Array, where: str) -> tuple[Callable[[Array], Array], str]:
-    """Return how values become 0..255, and a sentence on it."""
-    if array.dtype.kind not in "uif" or not array.size:
-        raise UserError(f"{where}: images of type {array.dtype}; expected numbers, best uint8.")
-    least, most = float(array.min()), float(array.max())
-    found = f"{array.dtype} from {least:g} to {most:g}"
-    if array.dtype == np.uint16 and most > 255:
+def _conversion(arrays: Sequence[Array], where: str) -> tuple[Callable[[Array], Array], str]:
+    """Return how the values of all splits become 0..255, and a sentence on it."""
+    kind = arrays[0].dtype
+    if kind.kind not in "uif":
+        raise UserError(f"{where}: images of type {kind}; expected numbers, best uint8.")
+    filled = [array for array in arrays if array.size]
+    least = min((float(array.min()) for array in filled), default=0.0)
+    most = max((float(array.max()) for array in filled), default=0.0)
+    found = f"{kind} from {least:g} to {most:g}"
+    if kind == np.uint16 and most > 255:
         return (
             lambda part: part >> 8,
             f"{where}: images are {found}; scaled from 0..65535 to 0..255.",
         )
-    if array.dtype.kind == "f" and least >= 0 and most <= 1:
+    if kind.kind == "f" and least >= 0 and most <= 1:
         return lambda part: np.rint(part * 255), f"{where}: images are {found}; scaled to 0..255."
-    if least >= 0 and most <= 255 and (array.dtype.kind != "f" or _whole(array)):
-        return lambda part: part, ""
+    if least >= 0 and most <= 255 and (kind.kind != "f" or all(map(_whole, arrays))):
+        dark = "all are nearly black. Where 1 is to be white, give floats, or 0 and 255"
+        return lambda part: part, (f"{where}: images are {found}: {dark}." if most <= 1 else "")
     raise UserError(
         f"{where}: images are {found}; expected 0..255 (best uint8), or floats in 0..1. Values "
         "that are normalised already are not read: give them as they were before."

@@ -22,10 +22,15 @@ PIECE_BYTES = 2**23
 """Pixels that are decoded before they are written: enough to keep all cores busy."""
 IGNORED = "ignore"
 """The `data.background` that takes colours as they are, however transparent."""
+_MISSING = "no image (null)"
 _MODES = {1: "L", 3: "RGB"}
+_LEVELS = {"L;2": 85, "L;4": 17}
+"""Steps between the levels of grey that Pillow makes of 2 and 4 bits; a key counts the levels."""
+_DEEP_COLOUR = "RGB;16B"
+"""Pillow keeps the upper bytes of these, so their key of three times 16 bits finds no pixel."""
 
-Encoded = bytes | str
-"""What an image file holds, or its path."""
+Encoded = bytes | str | None
+"""What an image file holds, or its path; None for a row without an image."""
 Place = Callable[[int], str]
 """Words where the image of a number is."""
 
@@ -40,6 +45,7 @@ class Decoded:
         size: `(H, W)` as the file has it.
         transparent: Whether it was laid on the background.
         brightest: Largest value of 16 bits; None where there are 8.
+        keyed: Whether the file names a transparent colour that cannot be found.
         problem: Why it cannot be read.
     """
 
@@ -48,6 +54,7 @@ class Decoded:
     size: tuple[int, int] = (0, 0)
     transparent: bool = False
     brightest: int | None = None
+    keyed: bool = False
     problem: str = ""
 
 
@@ -67,6 +74,8 @@ class Decoder:
 
     def decode(self, encoded: Encoded) -> Decoded:
         """Return one image."""
+        if encoded is None:
+            return Decoded(None, problem=_MISSING)
         source = BytesIO(encoded) if isinstance(encoded, bytes) else encoded
         if not (encoded if isinstance(encoded, bytes) else _num_bytes(encoded)):
             return Decoded(None, problem="it is empty (0 bytes)")
@@ -89,8 +98,8 @@ class Decoder:
                 return found.pixels.shape
             problems.append(found.problem)
         raise UserError(
-            f"{place(0)}: not a readable image ({problems[0]}), nor is any other of the "
-            f"{len(problems)} images there."
+            f"{place(0)}: {_unreadable(problems[0])}, nor is any other of the {len(problems)} "
+            "images there readable."
         )
 
     def pieces(
@@ -124,19 +133,20 @@ class Decoder:
     def _read(self, image: Image.Image) -> Decoded:
         mode, size = image.mode, (image.height, image.width)
         wanted, brightest = _MODES[self.config.num_channels], None
-        transparent = False
+        transparent = keyed = False
         if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):
             image, brightest, transparent = self._from_16_bits(image)
         elif mode[0] in "IF":  # Pillow's names for 32 bits; cutting them down loses nearly all
             return Decoded(None, mode, size, problem=f"32 bits a channel (mode {mode})")
         elif self.background != IGNORED and image.has_transparency_data:
+            keyed = not _scale_key(image)
             image, transparent = self._on_background(image)
         pixels = image.convert(wanted)
         if side := self.config.image_size:
             pixels = ImageOps.fit(pixels, (side, side), Image.Resampling.BILINEAR)
         array = np.asarray(pixels, dtype=np.uint8)
         array = array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)
-        return Decoded(array, mode, size, transparent, brightest)
+        return Decoded(array, mode, size, transparent, brightest, keyed)
 
     def _from_16_bits(self, image: Image.Image) -> tuple[Image.Image, int, bool]:
         """Return the upper eight bits, which is what Pillow takes of colours with 16 bits."""
@@ -163,6 +173,7 @@ class Decoder:
         self.seen.modes[found.mode] += 1
         self.seen.sizes[found.size] += 1
         self.seen.transparent += found.transparent
+        self.seen.keyed += found.keyed
         if found.brightest is not None:
             self.seen.deep += 1
             self.seen.brightest = max(self.seen.brightest, found.brightest)
@@ -176,11 +187,31 @@ def piece_size(shape: Sequence[int]) -> int:
 def _fault(found: Decoded, shape: Sequence[int]) -> str:
     """Say what is wrong with an image; nothing where all is well."""
     if found.pixels is None:
-        return f"not a readable image ({found.problem})"
+        return _unreadable(found.problem)
     if found.pixels.shape != tuple(shape):
         size, first = found.pixels.shape[1:], shape[1:]
         return f"{size[0]}x{size[1]} pixels, where the first image has {first[0]}x{first[1]}"
     return ""
+
+
+def _unreadable(problem: str) -> str:
+    return problem if problem == _MISSING else f"not a readable image ({problem})"
+
+
+def _scale_key(image: Image.Image) -> bool:
+    """Bring the transparent level of a PNG to the levels that Pillow reads; False if it cannot be.
+
+    Called before the pixels are read, after which Pillow no longer tells how they were kept.
+    """
+    key = image.info.get("transparency")
+    tiles = getattr(image, "tile", ()) if image.format == "PNG" else ()
+    kept = tiles[0][3] if tiles else ""
+    if isinstance(key, int) and kept in _LEVELS:
+        image.info["transparency"] = key * _LEVELS[kept]
+    if key is None or kept != _DEEP_COLOUR:
+        return True
+    del image.info["transparency"]
+    return False
 
 
 def _num_bytes(path: str) -> int:

@@ -8,8 +8,8 @@ from itertools import chain
 
 from krscale.config import DataConfig
 from krscale.data.arrow import Images, Labels
+from krscale.data.classes import Values, alike, find_classes, to_labels
 from krscale.data.decoding import Decoder, Encoded, piece_size
-from krscale.data.own_files import Values, alike, class_names, name_numbers, to_labels
 from krscale.data.seen import Seen
 from krscale.data.source import Place, Report, SourceData, SplitName
 from krscale.data.stream import Stream
@@ -63,11 +63,7 @@ def encoded_data(
     train, mapped = parts["train"], config.map_labels
     if not len(train.values):
         raise UserError(f"{config.path}: there are no training images.")
-    if not config.files.classes:
-        _check_all_there(names, train.values, config)
-    classes = class_names(config.files.classes, train.values, train.labelled_at, mapped)
-    if names and not config.files.classes:
-        classes = name_numbers(names, classes, train.values, mapped)
+    classes = find_classes(config, names, train.values, train.labelled_at)
     known = train.values if mapped else None
     labels = {
         split: to_labels(part.values, classes, part.labelled_at, known)
@@ -118,21 +114,7 @@ def encoded_streams(
     return streams, decoder.seen
 
 
-def _check_all_there(names: Sequence[str], values: Values, config: DataConfig) -> None:
-    """Refuse classes that files name without an image of them, unless labels are mapped."""
-    if values.dtype == object or config.map_labels:
-        return
-    there = set(values.tolist())
-    absent = [name for number, name in enumerate(names) if number not in there]
-    if absent:
-        listed = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
-        raise UserError(
-            f"{config.path}: {len(absent)} of {len(names)} classes have no training image: "
-            f"{listed}. data.map_labels = true leaves them out."
-        )
-
-
-def of_files(files: Sequence[str]) -> Batches:
+def of_files(files: Sequence[str | None]) -> Batches:
     """Return the batches of files that are named."""
 
     def batches(size: int) -> Iterator[Sequence[Encoded]]:

@@ -15,12 +15,20 @@ from krscale.config import DataConfig
 from krscale.data.decoding import Encoded
 from krscale.data.encoded import Part, encoded_data
 from krscale.data.label_column import label_values
-from krscale.data.own_files import OTHER_NAMES, ImageLocations, existing_path, files_identity
+from krscale.data.own_files import (
+    OTHER_NAMES,
+    ImageLocations,
+    column_number,
+    existing_path,
+    files_identity,
+    refuse_two_names,
+)
 from krscale.data.own_files import own_splits as own
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.errors import UserError, unknown_name
 
 _INFO, STATE_FILE, SETS_FILE = "dataset_info.json", "state.json", "dataset_dict.json"
+_PATH_ROWS = 65_536
 WANTED = "a folder that save_to_disk has written (with state.json, or with dataset_dict.json)"
 
 
@@ -45,12 +53,17 @@ class Saved:
         Raises:
             UserError: If it is not what `save_to_disk` writes.
         """
-        state, info = read_json_of(folder / STATE_FILE), read_json_of(folder / _INFO)
+        state, info = _read(folder / STATE_FILE), _read(folder / _INFO)
         try:
             files = tuple(folder / file["filename"] for file in state["_data_files"])
-            features = dict(info["features"])
-        except (KeyError, TypeError) as error:
+            features = dict(info["features"].items())
+        except KeyError as error:
             raise UserError(f"{folder}: not {WANTED}: {error} is missing.") from None
+        except (TypeError, AttributeError):
+            raise UserError(
+                f"{folder}: not {WANTED}: {STATE_FILE} lists no files (_data_files), or {_INFO} no "
+                "columns (features)."
+            ) from None
         if state.get("_indices_files"):
             raise UserError(
                 f"{folder / STATE_FILE}: the rows are picked from others (_indices_files); save it "
@@ -84,9 +97,21 @@ class Saved:
         """Yield a column, so many rows at a time."""
         for file in self.files:
             for batch in _open(file):
-                column = batch.column(batch.schema.names.index(name))
+                column = _column(batch, name, file)
                 for start in range(0, len(column), size):
                     yield column.slice(start, size)
+
+    def outside(self, name: str) -> Iterator[str]:
+        """Yield the files of images that a column has by their paths only."""
+        for column in self.batches(name, _PATH_ROWS):
+            kind = column.type
+            if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
+                continue
+            fields = dict(zip((field.name for field in kind), column.flatten(), strict=True))
+            paths = fields["path"]
+            if "bytes" in fields:
+                paths = paths.filter(fields["bytes"].is_null())
+            yield from (_outside(self.folder, path) for path in paths.to_pylist() if path)
 
 
 class HfDisk:
@@ -104,9 +129,13 @@ class HfDisk:
         return own(self.splits)
 
     def identity(self) -> Mapping[str, Any]:
-        """Return settings, and name, size and time of every file."""
-        files = [str(file) for saved in self.splits.values() for file in saved.files]
-        files += [str(saved.folder / _INFO) for saved in self.splits.values()]
+        """Return settings, and name, size and time of every file, of images outside, too."""
+        files: list[str] = []
+        image = self.image_column()
+        for saved in self.splits.values():
+            files += map(str, (*saved.files, saved.folder / _INFO, saved.folder / STATE_FILE))
+            outside = dict.fromkeys(saved.outside(image))
+            files += (file for file in outside if Path(file).is_file())
         return files_identity(self.config, self.path, files)
 
     def describe(self) -> Description | None:
@@ -117,11 +146,16 @@ class HfDisk:
         """Return the labels, and streams that decode the images."""
         files, train = self.config.files, self.splits["train"]
         label = train.column(files.label_column, "label_column", "label", "ClassLabel")
-        image = train.column(files.image_column, "image_column", "image", "Image")
+        image = self.image_column()
         feature = train.features[label]
         names = feature.get("names") if isinstance(feature, dict) else None
         parts = {split: _part(saved, image, label) for split, saved in self.splits.items()}
         return encoded_data(parts, self.config, report, self.notes, names or ())
+
+    def image_column(self) -> str:
+        """Return the name of the column of images."""
+        name = self.config.files.image_column
+        return self.splits["train"].column(name, "image_column", "image", "Image")
 
     def find_splits(self) -> dict[SplitName, Saved]:
         """Return the splits that were saved, each with its folder."""
@@ -129,22 +163,21 @@ class HfDisk:
             return {"train": Saved.open(self.path)}
         if not (self.path / SETS_FILE).is_file():
             raise UserError(f"data.path: {self.path}: not {WANTED}.")
-        names = read_json_of(self.path / SETS_FILE).get("splits", [])
-        known = {OTHER_NAMES[n.lower()]: self.path / n for n in names if n.lower() in OTHER_NAMES}
+        names = split_names(self.path / SETS_FILE)
+        known = {name: OTHER_NAMES[name.lower()] for name in names if name.lower() in OTHER_NAMES}
+        refuse_two_names(known, str(self.path))
         other = [name for name in names if name.lower() not in OTHER_NAMES]
         if other:
             self.notes = (f"{self.path}: splits that were passed over: {', '.join(other)}.",)
-        if "train" not in known:
+        if "train" not in known.values():
             raise UserError(
                 f"data.path: {self.path}: no split named train (there are: {', '.join(names)})."
             )
-        return {split: Saved.open(folder) for split, folder in known.items()}
+        return {split: Saved.open(self.path / name) for name, split in known.items()}
 
 
 def _part(saved: Saved, image: str, label: str) -> Part:
-    columns = [
-        batch.column(batch.schema.names.index(label)) for f in saved.files for batch in _open(f)
-    ]
+    columns = [_column(batch, label, file) for file in saved.files for batch in _open(file)]
     place = ImageLocations(saved.files, saved.num_rows(), image)
     where = replace(place, column=label)
     whole = pa.chunked_array(columns).combine_chunks() if columns else pa.array([], pa.int64())
@@ -183,15 +216,31 @@ def encoded_rows(
 
 
 def _image(row: Any, folder: Path, place: ImageLocations, number: int) -> Encoded:
-    """Return the bytes of an image, or the path that stands for them."""
-    if isinstance(row, bytes):
+    """Return the bytes of an image, or the path that stands for them; None where there is none.
+
+    Raises:
+        UserError: If the column holds something else.
+    """
+    if row is None or isinstance(row, bytes):
         return row
-    if isinstance(row, Mapping) and isinstance(row.get("bytes"), bytes):
-        content: bytes = row["bytes"]
+    if not isinstance(row, Mapping) or not row.keys() & {"bytes", "path"}:
+        raise UserError(
+            f"{place(number)}: data.files.image_column: of type {type(row).__name__}; allowed: "
+            "bytes, or a struct of `bytes` and `path`."
+        )
+    content, path = row.get("bytes"), row.get("path")
+    if isinstance(content, bytes):
         return content
-    if isinstance(row, Mapping) and row.get("path"):
-        return str(folder / str(row["path"]))
-    raise UserError(f"{place(number)}: no image (got {type(row).__name__}).")
+    return _outside(folder, path) if path else None
+
+
+def _column(batch: Any, name: str, file: Path) -> Any:
+    return batch.column(column_number(batch.schema.names, name, str(file)))
+
+
+def _outside(folder: Path, path: object) -> str:
+    """Return the file of an image that a row names; paths are of the folder of the split."""
+    return str(folder / str(path))
 
 
 def _open(file: Path) -> Iterator[Any]:
@@ -203,8 +252,20 @@ def _open(file: Path) -> Iterator[Any]:
         raise UserError(f"{file}: not a readable Arrow file ({error}).") from None
 
 
-def read_json_of(path: Path) -> Any:
-    """Return what a JSON file of a saved set holds."""
+def split_names(path: Path) -> list[str]:
+    """Return the splits that a `dataset_dict.json` lists.
+
+    Raises:
+        UserError: If it lists none.
+    """
+    content = _read(path)
+    names = content.get("splits") if isinstance(content, Mapping) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: it does not list splits; expected {WANTED}.")
+    return names
+
+
+def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

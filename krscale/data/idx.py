@@ -13,11 +13,17 @@ import numpy as np
 
 from krscale.config import DataConfig
 from krscale.data.arrays import Array, Arrays, source_data
-from krscale.data.own_files import existing_path, files_identity, own_splits
+from krscale.data.own_files import (
+    OTHER_NAMES,
+    existing_path,
+    files_identity,
+    own_splits,
+    refuse_two_names,
+)
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.errors import UserError
 
-_SPLITS: Mapping[str, SplitName] = {"train": "train", "val": "val", "t10k": "test", "test": "test"}
+_SPLITS: Mapping[str, SplitName] = {**OTHER_NAMES, "t10k": "test"}
 WANTED = (
     "a folder with train-images-idx3-ubyte and train-labels-idx1-ubyte (t10k-... likewise), with "
     "or without .gz"
@@ -59,18 +65,20 @@ class Idx:
 
 
 def _find(path: Path) -> dict[SplitName, tuple[Path, Path]]:
-    found: dict[SplitName, tuple[Path, Path]] = {}
-    for prefix, split in _SPLITS.items():
+    found: dict[str, tuple[Path, Path]] = {}
+    for prefix in _SPLITS:
         pair = [_one_of(path, prefix, kind) for kind in ("images-idx3", "labels-idx1")]
         if pair[0] and pair[1]:
-            found[split] = (pair[0], pair[1])
+            found[prefix] = (pair[0], pair[1])
         elif pair[0] or pair[1]:
             raise UserError(
                 f"data.path: {pair[0] or pair[1]}: images or labels are missing beside it."
             )
-    if "train" not in found:
+    splits = {prefix: _SPLITS[prefix] for prefix in found}
+    refuse_two_names(splits, str(path))
+    if "train" not in splits.values():
         raise UserError(f"data.path: {path}: no training images; expected {WANTED}.")
-    return found
+    return {splits[prefix]: pair for prefix, pair in found.items()}
 
 
 def _one_of(path: Path, prefix: str, kind: str) -> Path | None:

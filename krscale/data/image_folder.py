@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from krscale.config import DataConfig
+from krscale.data.classes import check_text
 from krscale.data.encoded import Part, encoded_data, of_files
 from krscale.data.own_files import (
-    check_text,
+    OTHER_NAMES,
+    SPLIT_NAMES,
     existing_path,
     files_identity,
     own_splits,
@@ -45,6 +47,8 @@ class ImageFolder:
         splits = splits_of_folders([folder.name for folder in folders], str(self.path))
         if splits:
             self.roots = {splits[folder.name]: folder for folder in folders}
+        else:
+            _refuse_half(self.path, folders)
 
     @property
     def own_splits(self) -> tuple[SplitName, ...]:
@@ -115,13 +119,43 @@ def _folders(path: Path) -> tuple[Found, list[Path]]:
     return found, folders
 
 
+def _refuse_half(path: Path, folders: Sequence[Path]) -> None:
+    """Refuse folders of which some are splits: all would be taken for classes.
+
+    A class may be called train, and another test: they hold images, where splits hold folders.
+
+    Raises:
+        UserError: Naming those that are not, unless what is missing is train.
+    """
+    named = [folder for folder in folders if folder.name.lower() in OTHER_NAMES]
+    if len({OTHER_NAMES[folder.name.lower()] for folder in named}) < 2:
+        return
+    if not all(_holds_folders_only(folder) for folder in named):
+        return
+    exact = [folder for folder in named if folder.name in SPLIT_NAMES] or named
+    other = [printable(folder.name) for folder in folders if folder not in exact]
+    listed = ", ".join(other[:5]) + (", ..." if len(other) > 5 else "")
+    verb, what = ("is", "it") if len(other) == 1 else ("are", "them")
+    reason = f"{listed} {verb} not: move {what} out" if other else "none is named train"
+    raise UserError(
+        f"data.path: {path}: folders are named after splits "
+        f"({', '.join(folder.name for folder in exact)}), but {reason}; name all of them "
+        f"({', '.join(SPLIT_NAMES)}), or none."
+    )
+
+
+def _holds_folders_only(folder: Path) -> bool:
+    found, folders = _folders(folder)
+    return bool(folders) and not found.outside
+
+
 def _num_images(entry: Path) -> int:
-    """Return the number of images in a folder that is passed over, in itself and no deeper."""
+    """Return the number of images in a folder that is passed over, at every depth."""
     if not entry.is_dir() or entry.name.lower() in SYSTEM_FOLDERS:
         return 0
     try:
-        return sum(file.suffix.lower() in SUFFIXES for file in entry.iterdir())
-    except OSError:
+        return len(walk(entry, SUFFIXES).files)
+    except UserError:  # it cannot be looked into
         return 0
 
 

@@ -18,7 +18,13 @@ from krscale.config import DataConfig
 from krscale.data.encoded import Part, encoded_data, of_files
 from krscale.data.image_folder import Names
 from krscale.data.label_column import label_values
-from krscale.data.own_files import OTHER_NAMES, existing_path, files_identity, own_splits
+from krscale.data.own_files import (
+    OTHER_NAMES,
+    column_number,
+    existing_path,
+    files_identity,
+    own_splits,
+)
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.errors import UserError, unknown_name
 
@@ -77,22 +83,23 @@ class ImageList:
             )
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             raise UserError(f"{self.path}: not a readable list ({error}).") from None
-        return pa.table({name: _numbers(text[name]) for name in text.column_names})
+        columns = [_numbers(column) for column in text.columns]
+        return pa.table(columns, names=text.column_names)
 
     @cached_property
-    def files(self) -> list[str]:
-        """Return the path of every row."""
+    def files(self) -> list[str | None]:
+        """Return the path of every row, None where it has none."""
         name, root = self.settings.path_column, self.path.parent
         paths = self._column(name, "path_column").to_pylist()
         for row, path in enumerate(paths):
-            if not isinstance(path, str) or not path:
+            if path is not None and not isinstance(path, str):
                 raise UserError(f"{self._place(name)(row)}: no path (got {path!r}).")
-        return [str(root / Path(path).expanduser()) for path in paths]
+        return [str(root / Path(path).expanduser()) if path else None for path in paths]
 
     def identity(self) -> Mapping[str, Any]:
         """Return settings, hash of the list, and name, size and time of every file there is."""
         content = hashlib.sha256(self.path.read_bytes()).hexdigest()
-        there = (file for file in sorted(set(self.files)) if Path(file).is_file())
+        there = (file for file in sorted(set(filter(None, self.files))) if Path(file).is_file())
         return {"list": content, **files_identity(self.config, self.path.parent, there)}
 
     def describe(self) -> Description | None:
@@ -108,18 +115,20 @@ class ImageList:
             split: Part(
                 values[np.asarray(rows, np.int64)],
                 of_files([self.files[row] for row in rows]),
-                Names([self.files[row] for row in rows]),
+                Names([self.place(row) for row in rows]),
                 _Rows(self.path, name, rows),
             )
             for split, rows in self.rows.items()
         }
         return encoded_data(parts, self.config, report)
 
+    def place(self, row: int) -> str:
+        """Word where the image of a row is: its path, or the row where it has none."""
+        return self.files[row] or self._place(self.settings.path_column)(row)
+
     def _column(self, name: str, field: str) -> Any:
-        if name not in self.table.column_names:
-            where = f"{self.path}: data.files.{field}"
-            raise unknown_name("column", name, self.table.column_names, where)
-        return self.table[name]
+        where = f"{self.path}: data.files.{field}"
+        return self.table.column(column_number(self.table.column_names, name, where))
 
     def _place(self, column: str) -> _Rows:
         return _Rows(self.path, column, range(len(self.table)))

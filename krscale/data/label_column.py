@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from krscale.data.own_files import Values
+from krscale.data.classes import Values
 from krscale.data.source import Place
 from krscale.errors import UserError
 

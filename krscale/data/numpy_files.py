@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from krscale.config import DataConfig
 from krscale.data.arrays import Array, Arrays, source_data
-from krscale.data.own_files import SPLIT_NAMES, existing_path, files_identity, own_splits
+from krscale.data.own_files import OTHER_NAMES, existing_path, files_identity, own_splits
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.errors import UserError
 
@@ -59,7 +60,12 @@ class NumpyFiles:
             report(number, len(self.splits))
         classes = [name for name in self.names if name in _CLASSES]
         names = [str(name) for name in self.read_array(classes[0]).tolist()] if classes else []
-        return source_data(found, names, self.config, str(self.path))
+        used = {*classes[:1], *(name for pair in self.splits.values() for name in pair)}
+        passed = [name for name in self.names if name not in used]
+        data = source_data(found, names, self.config, str(self.path))
+        listed = ", ".join(passed[:10]) + (", ..." if len(passed) > 10 else "")
+        notes = (f"{self.path}: arrays that were passed over: {listed}.",) if passed else ()
+        return replace(data, notes=(*notes, *data.notes))
 
     def find_arrays(self) -> dict[str, Path]:
         """Return the name of every array and its file."""
@@ -67,11 +73,12 @@ class NumpyFiles:
             return {file.stem: file for file in sorted(self.path.glob("*.npy"))}
         if self.path.suffix == ".npy":
             # `images.npy` stands beside `labels.npy`, `x_train.npy` beside `y_train.npy`.
-            stems = {self.path.stem: self.path}
-            for file in sorted(self.path.parent.glob("*.npy")):
-                if _key(file.stem)[0] == _key(self.path.stem)[0]:
-                    stems[file.stem] = file
-            return stems
+            split, kind = _key(self.path.stem)
+            beside = {file.stem: file for file in sorted(self.path.parent.glob("*.npy"))}
+            other = "images" if kind == "labels" else "labels"
+            wanted = {name: file for name, file in beside.items() if _key(name) == (split, other)}
+            classes = {name: file for name, file in beside.items() if name in _CLASSES}
+            return {self.path.stem: self.path, **wanted, **classes}
         try:
             with zipfile.ZipFile(self.path) as archive:
                 return {name.removesuffix(".npy"): self.path for name in archive.namelist()}
@@ -97,13 +104,17 @@ def _by_split(names: Mapping[str, Path], where: str) -> dict[SplitName, tuple[st
     Raises:
         UserError: If there are none, or images without labels.
     """
-    found: dict[tuple[str, str], str] = {}
-    for name in names:
-        split, kind = _key(name)
-        if kind and (split, kind) not in found:
-            found[split, kind] = name
-    if any(split for split, _ in found):  # `images` beside `train_images` is something else
-        found = {key: name for key, name in found.items() if key[0]}
+    known = {name: _key(name) for name in names if _key(name)[1]}
+    if any(split for split, _ in known.values()):  # `images` beside `train_images` is another thing
+        known = {name: key for name, key in known.items() if key[0]}
+    found: dict[tuple[SplitName | None, str], str] = {}
+    for name, (split, kind) in known.items():
+        if (split, kind) in found:
+            raise UserError(
+                f"data.path: {where}: {found[split, kind]} and {name} are both {kind} of the split "
+                f"{split or 'train'}; put them together, or rename one."
+            )
+        found[split, kind] = name
     splits: dict[SplitName, tuple[str, str]] = {}
     for split in dict.fromkeys(split for split, _ in found):
         pair = found.get((split, "images")), found.get((split, "labels"))
@@ -113,7 +124,7 @@ def _by_split(names: Mapping[str, Path], where: str) -> dict[SplitName, tuple[st
                 f"data.path: {where}: {pair[0] or pair[1]} has no {missing} beside it (there are: "
                 f"{', '.join(names)}); expected {WANTED}."
             )
-        splits[SPLIT_NAMES[split or "train"]] = (pair[0], pair[1])
+        splits[split or "train"] = (pair[0], pair[1])
     if "train" not in splits:
         there = f"there are: {', '.join(names)}" if names else "there are none"
         raise UserError(
@@ -127,12 +138,12 @@ def holds_images(name: str) -> bool:
     return _key(name)[1] == "images"
 
 
-def _key(name: str) -> tuple[str, str]:
+def _key(name: str) -> tuple[SplitName | None, str]:
     """Return the split in the name of an array, and whether it is of images or labels."""
     words = name.lower().replace("-", "_").split("_")
-    split = next((word for word in words if word in SPLIT_NAMES), "")
-    rest = [word for word in words if word != split]
+    word = next((word for word in words if word in OTHER_NAMES), "")
+    rest = [other for other in words if other != word]
     for kind, allowed in (("images", _IMAGES), ("labels", _LABELS)):
         if len(rest) == 1 and rest[0] in allowed:
-            return split, kind
-    return split, ""
+            return OTHER_NAMES.get(word), kind
+    return OTHER_NAMES.get(word), ""

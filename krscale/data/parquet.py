@@ -14,26 +14,23 @@ import pyarrow.parquet as pq
 
 from krscale.config import DataConfig
 from krscale.data.arrow import Images, Labels
+from krscale.data.classes import Values, alike, find_classes, to_labels
 from krscale.data.decoding import Decoder, piece_size
 from krscale.data.label_column import label_values
 from krscale.data.own_files import (
     OTHER_NAMES,
     SPLIT_NAMES,
     ImageLocations,
-    Values,
-    alike,
-    class_names,
+    column_number,
     existing_path,
     files_identity,
-    name_numbers,
     own_splits,
-    to_labels,
 )
 from krscale.data.seen import Seen
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.data.stream import Stream
 from krscale.data.walking import Found, is_hidden_folder, printable, walk
-from krscale.errors import UserError, unknown_name
+from krscale.errors import UserError
 
 WANTED = "a .parquet file, or a folder with such files"
 _LABEL_ROWS = 65_536
@@ -80,10 +77,8 @@ class Parquet:
         values, where = found["train"]
         if not len(values):
             raise UserError(f"{self.path}: there are no training images.")
-        classes = class_names(self.settings.classes, values, where, self.config.map_labels)
-        if not self.settings.classes:
-            names = hugging_face_names(self.files["train"][0], self.settings.label_column)
-            classes = name_numbers(names, classes, values, self.config.map_labels)
+        names = hugging_face_names(self.files["train"][0], self.settings.label_column)
+        classes = find_classes(self.config, names if values.dtype != object else (), values, where)
         locations = {
             s: replace(p, column=self.settings.image_column) for s, (_, p) in found.items()
         }
@@ -173,7 +168,7 @@ class Parquet:
                 start += len(column)
             return
 
-        def batches() -> Iterator[list[bytes]]:
+        def batches() -> Iterator[list[bytes | None]]:
             start = 0
             for column in columns:
                 yield _encoded(column, locations, start)
@@ -181,7 +176,7 @@ class Parquet:
 
         yield from decoder.pieces(batches(), shape, locations, split)
 
-    def _each_encoded(self, locations: ImageLocations) -> Iterator[bytes]:
+    def _each_encoded(self, locations: ImageLocations) -> Iterator[bytes | None]:
         start = 0
         for column in self._columns(locations, 1):
             yield from _encoded(column, locations, start)
@@ -265,9 +260,7 @@ def _batches(file: Path, name: str, field: str, size: int) -> Iterator[Any]:
     try:
         # Mapped and not read ahead: a row group may be larger than the memory.
         with pq.ParquetFile(file, memory_map=True, pre_buffer=False) as parquet:
-            names = parquet.schema_arrow.names
-            if name not in names:
-                raise unknown_name("column", name, names, f"{file}: data.files.{field}")
+            column_number(parquet.schema_arrow.names, name, f"{file}: data.files.{field}")
             for batch in parquet.iter_batches(size, columns=[name], use_threads=False):
                 yield batch.column(0)
     except MemoryError:
@@ -276,23 +269,22 @@ def _batches(file: Path, name: str, field: str, size: int) -> Iterator[Any]:
         raise UserError(f"{file}: not a readable Parquet file ({error}).") from None
 
 
-def _encoded(column: Any, locations: ImageLocations, start: int) -> list[bytes]:
-    """Return the bytes of every image of a column.
+def _encoded(column: Any, locations: ImageLocations, start: int) -> list[bytes | None]:
+    """Return the bytes of every image of a column, None where a row has none.
 
     Raises:
-        UserError: If the column holds something else, or nothing for an image.
+        UserError: If the column holds something else.
     """
     kind = column.type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        column = column.field("bytes")
+        column = column.flatten()[kind.get_field_index("bytes")]
         kind = column.type
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         raise UserError(
             f"{locations(start)}: data.files.image_column: of type {kind}; allowed: binary (PNG, "
             "JPEG, ...), a struct with binary `bytes`, or fixed-size binary (raw pixels)."
         )
-    _check_present(column, locations, start)
-    images: list[bytes] = column.to_pylist()
+    images: list[bytes | None] = column.to_pylist()
     return images
 
 

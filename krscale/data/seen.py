@@ -55,6 +55,7 @@ class Seen:
         modes: Pillow's names of how files keep colours, and how many do.
         sizes: Height and width, and how many have them.
         transparent: Images that were laid on the background.
+        keyed: Images that name a transparent colour which cannot be found in them.
         deep: Images of 16 bits a channel.
         brightest: The largest value of these.
         unreadable: Images that cannot be read.
@@ -65,6 +66,7 @@ class Seen:
     modes: Counter[str] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     transparent: int = 0
+    keyed: int = 0
     deep: int = 0
     brightest: int = 0
     unreadable: list[Fault] = field(default_factory=list)
@@ -98,6 +100,11 @@ class Seen:
             notes.append(
                 f"{where}: {self.transparent} images are transparent in places; they are laid on "
                 f"{background} (data.background)."
+            )
+        if self.keyed:
+            notes.append(
+                f"{where}: {self.keyed} images of 16 bits a channel name a colour that is to be "
+                "transparent; it is taken as it is, since only the upper eight bits are read."
             )
         if self.deep:
             dim = f" None is brighter than {self.brightest}: all are nearly black."

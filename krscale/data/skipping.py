@@ -43,7 +43,7 @@ def _forget(seen: Seen) -> None:
     seen.sizes.clear()
     seen.unreadable.clear()
     seen.misfits.clear()
-    seen.transparent = seen.deep = seen.brightest = 0
+    seen.transparent = seen.keyed = seen.deep = seen.brightest = 0
 
 
 @dataclass(frozen=True)

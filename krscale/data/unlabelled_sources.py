@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from krscale.config import DataConfig
-from krscale.data.arrays import to_images
+from krscale.data.arrays import Arrays, to_images
 from krscale.data.arrow import Labels, Split
 from krscale.data.encoded import Batches, Part, encoded_streams, of_files
 from krscale.data.guessing import kind_of
-from krscale.data.hf_disk import SETS_FILE, STATE_FILE, HfDisk, Saved, encoded_rows, read_json_of
+from krscale.data.hf_disk import SETS_FILE, STATE_FILE, HfDisk, Saved, encoded_rows, split_names
 from krscale.data.image_folder import SUFFIXES, Names
 from krscale.data.image_list import ImageList
 from krscale.data.numpy_files import NumpyFiles, holds_images
@@ -99,7 +99,8 @@ class _List(ImageList):
 
     def read(self, report: Report) -> SourceData:
         files = self.files
-        return _encoded(of_files(files), Names(files), len(files), self.config, report)
+        places = Names([self.place(row) for row in range(len(files))])
+        return _encoded(of_files(files), places, len(files), self.config, report)
 
 
 class _Parquet(Parquet):
@@ -127,7 +128,7 @@ class _SavedSet(HfDisk):
     def find_splits(self) -> dict[SplitName, Saved]:
         if (self.path / STATE_FILE).is_file():
             return {"train": Saved.open(self.path)}
-        names = read_json_of(self.path / SETS_FILE).get("splits", [])
+        names = split_names(self.path / SETS_FILE)
         raise UserError(
             f"data.unlabelled: {self.path}: holds several splits; name the folder of one of them: "
             f"{', '.join(str(self.path / name) for name in names) or 'there are none'}."
@@ -135,7 +136,7 @@ class _SavedSet(HfDisk):
 
     def read(self, report: Report) -> SourceData:
         saved = self.splits["train"]
-        column = saved.column(self.config.files.image_column, "image_column", "image", "Image")
+        column = self.image_column()
         place = ImageLocations(saved.files, saved.num_rows(), column)
         images = encoded_rows(saved, column, place)
         return _encoded(images, place, sum(place.num_rows), self.config, report)
@@ -162,10 +163,12 @@ class _Arrays(NumpyFiles):
     def read(self, report: Report) -> SourceData:
         name, _ = self.splits["train"]
         where = f"{self.path}: {name}" if self.path.is_file() else str(self.names[name])
-        images, note = to_images(self.read_array(name), self.config.files.channels, where)
+        found = Arrays(self.read_array(name), np.empty(0, np.int64), where)
+        converted, notes = to_images({"train": found}, self.config.files.channels, str(self.path))
+        images = converted["train"]
         report(len(images), len(images))
         split = Split(images, _no_labels(len(images), self.config))
-        return SourceData((), {"train": split}, notes=(note,) if note else ())
+        return SourceData((), {"train": split}, notes=notes)
 
 
 _KINDS: dict[str, Callable[[DataConfig], UnlabelledSource]] = {

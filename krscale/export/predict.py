@@ -7,13 +7,19 @@
 
 Everything between a file and the input of the network is in `student.json` and in the graph. This
 file lies beside both; copy all three together.
+
+Exit code 0: done. 1: some files cannot be read; they are named on stderr, and the others are
+classified, but no accuracy is printed, which would be that of other files. 2: something given
+cannot be used.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import difflib
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,13 +27,28 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SYSTEM_FOLDERS = (
+    "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found",
+    "__pycache__",
+)  # fmt: skip
+"""Folders, in lower case, whose files were no data of the student either."""
 BATCH_SIZE = 64
+EXIT_UNREADABLE, EXIT_REFUSED, EXIT_PIPE = 1, 2, 141
+_LISTED = 20
 
 Labelled = tuple[Path, str]
+
+
+class RefusedError(Exception):
+    """What the user gave cannot be used; the message says what and why."""
+
+
+class UnreadableError(Exception):
+    """Image files that cannot be read; the message names them, a line each."""
 
 
 class Student:
@@ -35,39 +56,81 @@ class Student:
 
     Args:
         folder: Holds `student.onnx` and `student.json`.
+
+    Raises:
+        RefusedError: If one of them, or onnxruntime, is missing or cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
-        import onnxruntime
-
-        card = json.loads((folder / "student.json").read_text(encoding="utf-8"))
-        self.classes: list[str] = card["classes"]
-        self.preprocessing: dict[str, Any] = card["preprocessing"]
-        onnx = folder / "student.onnx"
+        card, onnx = folder / "student.json", folder / "student.onnx"
+        try:
+            content = json.loads(card.read_text(encoding="utf-8"))
+            self.classes: list[str] = content["classes"]
+            self.preprocessing: dict[str, Any] = content["preprocessing"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise RefusedError(f"{card}: cannot be read: {_reason(error)}.") from error
         if not onnx.is_file():
-            raise SystemExit(f"{onnx}: not there; the student was exported in other formats.")
-        self.session = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
+            raise RefusedError(f"{onnx}: not there; the student was exported in other formats.")
+        try:
+            import onnxruntime
 
-    def logits(self, files: Sequence[Path]) -> npt.NDArray[np.float32]:
-        """Return `[N, K]` for image files."""
-        pixels = np.stack([load_pixels(file, self.preprocessing) for file in files])
-        images = pixels.astype(np.float32) / 255
+            self.session = onnxruntime.InferenceSession(
+                str(onnx), providers=["CPUExecutionProvider"]
+            )
+        except ImportError as error:
+            raise RefusedError(f"onnxruntime cannot be imported: {_reason(error)}.") from error
+        except Exception as error:  # it has many classes of its own
+            raise RefusedError(f"{onnx}: cannot be read: {_reason(error)}.") from error
+
+    def logits(self, pixels: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+        """Return `[N, K]` for images as `load_pixels` returns them."""
+        images = np.stack(pixels).astype(np.float32) / 255
         found: npt.NDArray[np.float32] = self.session.run(None, {"images": images})[0]
         return found
 
     def predict(self, files: Sequence[Path]) -> Iterator[tuple[Path, str, float]]:
-        """Yield each file with its class and the probability of it."""
+        """Yield each file with its class and the probability of it.
+
+        Raises:
+            UnreadableError: After all others, if files cannot be read; names all of them.
+        """
+        failed: list[str] = []
         for start in range(0, len(files), BATCH_SIZE):
-            batch = files[start : start + BATCH_SIZE]
-            logits = self.logits(batch)
+            read: list[tuple[Path, npt.NDArray[np.uint8]]] = []
+            for file in files[start : start + BATCH_SIZE]:
+                try:
+                    read.append((file, load_pixels(file, self.preprocessing)))
+                except UnreadableError as error:
+                    failed.append(str(error))
+            if not read:
+                continue
+            logits = self.logits([pixels for _, pixels in read])
             powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-            for file, row in zip(batch, powers / powers.sum(axis=1, keepdims=True), strict=True):
+            for (file, _), row in zip(
+                read, powers / powers.sum(axis=1, keepdims=True), strict=True
+            ):
                 yield file, self.classes[int(row.argmax())], float(row.max())
+        if failed:
+            text = f"{len(failed)} of {len(files)} files cannot be read:"
+            listed = "\n  ".join((text, _shortened(failed, "\n  ")))
+            raise UnreadableError(listed if len(failed) > 1 else failed[0])
 
     def accuracy(self, labelled: Sequence[Labelled]) -> float:
-        """Return the share of files whose class is the label."""
-        found = self.predict([file for file, _ in labelled])
-        right = [name == label for (_, name, _), (_, label) in zip(found, labelled, strict=True)]
+        """Return the share of files whose class is the label.
+
+        Raises:
+            RefusedError: If labels are no class of the student.
+            UnreadableError: If a file cannot be read; the share would be that of other files.
+        """
+        unknown = sorted({label for _, label in labelled} - set(self.classes))
+        if unknown:
+            listed = [repr(label) + _nearest(label, self.classes) for label in unknown]
+            raise RefusedError(
+                f"labels that are no class of the student: {_shortened(listed)}. It has: "
+                f"{_shortened(self.classes)}."
+            )
+        found = [name for _, name, _ in self.predict([file for file, _ in labelled])]
+        right = [name == label for name, (_, label) in zip(found, labelled, strict=True)]
         return sum(right) / len(right)
 
 
@@ -77,16 +140,24 @@ def load_pixels(file: Path, preprocessing: dict[str, Any]) -> npt.NDArray[np.uin
     Args:
         file: PNG, JPEG, WebP, BMP, GIF or TIFF.
         preprocessing: Of the card.
+
+    Raises:
+        UnreadableError: If it is not there, damaged, no such image, or of another size.
     """
     channels, height, width = preprocessing["image_shape"]
     decoding = preprocessing["decoding"]
-    with Image.open(file, formats=FORMATS) as opened:
-        image = _flat(opened, decoding["background"])
-        image = image.convert("L" if channels == 1 else "RGB")
-    if decoding["scaled"]:
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    try:
+        with Image.open(file, formats=FORMATS) as opened:
+            image = _flat(opened, decoding["background"])
+            image = image.convert("L" if channels == 1 else "RGB")
+        if decoding["scaled"]:
+            image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    except UnidentifiedImageError as error:
+        raise UnreadableError(f"{file}: not one of {', '.join(FORMATS)}.") from error
+    except Exception as error:  # a damaged file raises almost anything
+        raise UnreadableError(f"{file}: {_reason(error)}.") from error
     if image.size != (width, height):
-        raise SystemExit(
+        raise UnreadableError(
             f"{file}: {image.height}x{image.width} pixels, the student takes {height}x{width}."
         )
     return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
@@ -102,8 +173,15 @@ def _flat(image: Image.Image, background: str) -> Image.Image:
             flat.paste(ImageColor.getrgb(background), mask=clear)
         return flat
     if image.mode[0] in "IF":
-        raise SystemExit(f"{getattr(image, 'filename', 'an image')}: 32 bits a channel.")
+        raise ValueError("32 bits a channel")
     if background == "ignore" or not image.has_transparency_data:
+        return image
+    key, tiles = image.info.get("transparency"), getattr(image, "tile", ())
+    kept = tiles[0][3] if tiles and image.format == "PNG" else ""
+    if isinstance(key, int) and kept in ("L;2", "L;4"):  # it counts levels, which Pillow spreads
+        image.info["transparency"] = key * (85 if kept == "L;2" else 17)
+    elif key is not None and kept == "RGB;16B":  # of which Pillow reads the upper bytes only
+        del image.info["transparency"]
         return image
     layer = image.convert("RGBA")
     if layer.getchannel("A").getextrema()[0] == 255:
@@ -113,25 +191,120 @@ def _flat(image: Image.Image, background: str) -> Image.Image:
 
 
 def find_files(paths: Iterable[Path]) -> list[Path]:
-    """Return the files, and the image files in folders, sorted."""
+    """Return the files, and the image files in folders, sorted; hidden ones are left out there.
+
+    Raises:
+        RefusedError: If a path does not exist, or a folder has no images.
+    """
     found: list[Path] = []
     for path in paths:
+        if not path.exists():
+            siblings = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise RefusedError(f"{path}: no such file or folder{_nearest(path.name, siblings)}.")
         inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-        found += [one for one in inside if one == path or one.suffix.lower() in SUFFIXES]
-    if not found:
-        raise SystemExit("no image files there.")
+        images = [one for one in inside if one == path or _is_image(one, path)]
+        if not images:
+            raise RefusedError(f"{path}: no image files there ({', '.join(SUFFIXES)}).")
+        found += images
     return found
 
 
-def find_labelled(path: Path, split: str, root: Path) -> list[Labelled]:
-    """Return files with their labels: of a list, or of a folder with a folder for each class."""
-    if path.is_dir():
-        return [(file, file.relative_to(path).parts[0]) for file in find_files([path])]
-    with path.open(encoding="utf-8", newline="") as lines:
-        rows = [row for row in csv.DictReader(lines) if row.get("split", split) == split]
+def find_labelled(path: Path, split: str | None, root: Path | None) -> list[Labelled]:
+    """Return files with their labels: of a list, or of a folder with a folder for each class.
+
+    Args:
+        path: The list or folder.
+        split: Of a list that has splits; None takes `test`.
+        root: Where the paths of a list begin; None: here.
+
+    Raises:
+        RefusedError: If it is neither, or something in it has no label.
+    """
+    if not path.is_dir():
+        return [((root or Path()) / file, label) for file, label in _read_list(path, split)]
+    if split is not None or root is not None:
+        raise RefusedError(f"--split and --root are for a list of files; {path} is a folder.")
+    files = find_files([path])
+    for file in files:
+        if file.parent == path:
+            raise RefusedError(
+                f"{file}: in no class folder; --accuracy takes a folder with a folder for each "
+                "class."
+            )
+    return [(file, file.relative_to(path).parts[0]) for file in files]
+
+
+def _read_list(path: Path, split: str | None) -> list[tuple[str, str]]:
+    """Return path and label of the lines of a split, or of all lines where there are no splits."""
+    form = "a CSV list with the columns path and label, and split where it has several"
+    if path.suffix.lower() in SUFFIXES:
+        raise RefusedError(f"{path}: an image; --accuracy takes a folder or {form}.")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            reader = csv.DictReader(lines)
+            columns, rows = tuple(reader.fieldnames or ()), list(reader)
+    except (OSError, ValueError, csv.Error) as error:
+        raise RefusedError(f"{path}: {_reason(error)}; --accuracy takes {form}.") from error
+    needed = ("path", "label") if split is None else ("path", "label", "split")
+    lacking = [name for name in needed if name not in columns]
+    if lacking:
+        raise RefusedError(
+            f"{path}: no column {', '.join(lacking)}; it has {', '.join(columns) or 'none'}. "
+            f"Wanted: {form}."
+        )
+    wanted = split or "test"
+    if "split" in columns:
+        rows = [row for row in rows if row["split"] == wanted]
     if not rows:
-        raise SystemExit(f"{path}: no line of the split {split!r}.")
-    return [(root / row["path"], row["label"]) for row in rows]
+        raise RefusedError(f"{path}: no line of the split {wanted!r}.")
+    short = next((row for row in rows if not row["path"] or not row["label"]), None)
+    if short is not None:
+        raise RefusedError(
+            f"{path}: a line without path or label: {','.join(map(str, short.values()))}."
+        )
+    return [(row["path"], row["label"]) for row in rows]
+
+
+def _is_image(path: Path, folder: Path) -> bool:
+    parts = path.relative_to(folder).parts
+    hidden = any(part.startswith(".") or part.lower() in SYSTEM_FOLDERS for part in parts)
+    return not hidden and path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _reason(error: Exception) -> str:
+    """Return why something failed, in one line."""
+    text = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")
+
+
+def _shortened(texts: Sequence[str], between: str = ", ") -> str:
+    more = len(texts) - _LISTED
+    return between.join((*texts[:_LISTED], *([f"... and {more} more"] if more > 0 else ())))
+
+
+def _nearest(name: str, others: Iterable[str]) -> str:
+    found = difflib.get_close_matches(name, list(others), n=1)
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def _run(options: argparse.Namespace) -> None:
+    student = Student(Path(__file__).resolve().parent)
+    if options.accuracy:
+        if len(options.paths) > 1:
+            raise RefusedError(
+                f"--accuracy takes one folder or list, not {len(options.paths)}: "
+                f"{', '.join(map(str, options.paths))}."
+            )
+        labelled = find_labelled(options.paths[0], options.split, options.root)
+        print(f"{student.accuracy(labelled):.4%} of {len(labelled)} files are right")
+        return
+    if options.split is not None or options.root is not None:
+        raise RefusedError("--split and --root go with --accuracy and a list of files.")
+    files = find_files(options.paths)
+    lines = csv.writer(sys.stdout, lineterminator="\n")
+    lines.writerow(("file", "class", "probability"))
+    for file, name, probability in student.predict(files):
+        lines.writerow((file, name, f"{probability:.4f}"))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -139,20 +312,23 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description="Classify image files with the exported student.")
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH")
     parser.add_argument("--accuracy", action="store_true", help="count how many are right")
-    parser.add_argument("--split", default="test", help="with a list: the split to count (test)")
-    where = "with a list: where its paths begin"
-    parser.add_argument("--root", default=Path(), type=Path, help=where)
+    parser.add_argument("--split", help="with a list: the split to count (test)")
+    parser.add_argument("--root", type=Path, help="with a list: where its paths begin (here)")
     options = parser.parse_args(arguments)
-    student = Student(Path(__file__).resolve().parent)
-    if options.accuracy:
-        labelled = find_labelled(options.paths[0], options.split, options.root)
-        print(f"{student.accuracy(labelled):.4%} of {len(labelled)} files are right")
-        return 0
-    lines = csv.writer(sys.stdout, lineterminator="\n")
-    lines.writerow(("file", "class", "probability"))
-    for file, name, probability in student.predict(find_files(options.paths)):
-        lines.writerow((file, name, f"{probability:.4f}"))
-    return 0
+    code, message = 0, ""
+    try:
+        try:
+            _run(options)
+        except (RefusedError, UnreadableError) as error:
+            code = EXIT_REFUSED if isinstance(error, RefusedError) else EXIT_UNREADABLE
+            message = f"{Path(__file__).name}: {error}"
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
+    if message:
+        print(message, file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -3,17 +3,23 @@
 Convolutional networks give `[B, C, H, W]`, some transformers `[B, H, W, C]`; tokens are
 `[B, T, C]`, rarely `[B, C, T]`. Means over the wrong axes look like features and teach nothing, so
 the layout is found out: the network says it, or it is run on images of two sizes (what changes is a
-position), or the layers within the block tell how many channels they give. Where none of this
-decides, the user does.
+position), or the outputs of its layers have as many channels and positions in one layout only.
+Where none of this decides, the user does.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from krscale.errors import UserError
 
@@ -21,8 +27,46 @@ Layout = Literal["channels_first", "channels_last"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 USUAL: dict[int, Layout] = {3: "channels_last", 4: "channels_first"}
 """What needs no turning, by the number of dimensions."""
+_ON_MAPS = (
+    nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d, nn.FractionalMaxPool2d, nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d, nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle,
+)  # fmt: skip
+"""Layers without channels of their own that take `[B, C, H, W]` only."""
+BATCH = 2
+"""Images that a network is run on to see its shapes."""
 
 Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LayerOutput:
+    """How many numbers a layer gave for one image.
+
+    Attributes:
+        channels: Along the axis of the layer's features.
+        positions: Along all its other axes.
+        mixes_either: Whether layers of this kind are used over positions as well, as those that mix
+            tokens are.
+    """
+
+    channels: int
+    positions: int
+    mixes_either: bool
+
+
+@dataclass(frozen=True)
+class TapShape:
+    """What running a network showed of one of its taps.
+
+    Attributes:
+        shape: Of the output, the batch included.
+        other: The same for images of another size; None where the network did not get there.
+        layers: Outputs of the network's layers until the tap's block ended.
+    """
+
+    shape: Shape
+    other: Shape | None = None
+    layers: frozenset[LayerOutput] = frozenset()
 
 
 def usual_layout(feature: Tensor, layout: str) -> Tensor:
@@ -34,19 +78,58 @@ def usual_layout(feature: Tensor, layout: str) -> Tensor:
     return feature.transpose(1, 2)
 
 
+class LayerTrace:
+    """Keeps what the layers of a network give while it runs within the `with` block.
+
+    Attributes:
+        until: By path, what had been given until that block ended, for the last time.
+
+    Args:
+        network: Not wrapped.
+        paths: Blocks of it.
+    """
+
+    def __init__(self, network: nn.Module, paths: Sequence[str]) -> None:
+        self.network, self.paths = network, tuple(paths)
+        self.until: dict[str, frozenset[LayerOutput]] = {}
+        self._given: set[LayerOutput] = set()
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> LayerTrace:
+        for module in self.network.modules():
+            self._handles.append(module.register_forward_hook(self._add))
+        for path in self.paths:  # after the layers, one of which may be a tap itself
+            hook = partial(self._end, path)
+            self._handles.append(self.network.get_submodule(path).register_forward_hook(hook))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _add(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        channels = _channels_of(module, output) if isinstance(output, Tensor) else 0
+        positions, rest = divmod(output.numel(), channels * BATCH) if channels else (0, 1)
+        if not rest:
+            self._given.add(LayerOutput(channels, positions, _mixes_either(module)))
+
+    def _end(self, path: str, module: nn.Module, arguments: Any, output: Any) -> None:
+        self.until[path] = frozenset(self._given)
+
+
 def find_layouts(
-    model: nn.Module,
-    shapes: Mapping[str, Shape],
-    others: Mapping[str, Shape] | None,
-    declared: str = "",
-    where: str = "model",
+    model: nn.Module, taps: Mapping[str, TapShape], declared: str = "", where: str = "model"
 ) -> dict[str, Layout]:
     """Return the layout of every tap that has positions.
 
     Args:
         model: The network.
-        shapes: Shape of each tap's output, by path.
-        others: The same for images of another size, of the taps that the network reached with them.
+        taps: What was seen of each tap, by path.
         declared: What the user says; empty finds it out.
         where: The config table of the network, for errors.
 
@@ -54,19 +137,19 @@ def find_layouts(
         UserError: If nothing decides; names the tap and the setting.
     """
     found: dict[str, Layout] = {}
-    for path, shape in shapes.items():
-        if len(shape) not in USUAL:
+    for path, tap in taps.items():
+        if len(tap.shape) not in USUAL:
             continue
         layout = (
             _known(declared)
-            or _declared(model, path, len(shape))
-            or (_by_change(shape, others[path]) if others and path in others else None)
-            or _by_layers(model.get_submodule(path), shape)
+            or _declared(model, path, len(tap.shape))
+            or (_by_change(tap.shape, tap.other) if tap.other else None)
+            or _by_layers(tap)
         )
         if layout is None:
             raise UserError(
-                f"{where}.taps: {path!r} gives {list(shape)}, and nothing tells which of these are "
-                f"channels. Say it: {where}.tap_layout = 'channels_first' or 'channels_last'."
+                f"{where}.taps: {path!r} gives {list(tap.shape)}, and nothing tells which of these "
+                f"are channels. Say it: {where}.tap_layout = 'channels_first' or 'channels_last'."
             )
         found[path] = layout
     return found
@@ -101,25 +184,48 @@ def _by_change(shape: Shape, other: Shape) -> Layout | None:
     return None
 
 
-def _by_layers(block: nn.Module, shape: Shape) -> Layout | None:
-    """Return the layout whose channels are as many as some layer of the block gives."""
-    given = {count for module in block.modules() for count in _channels_of(module)}
-    first, last = shape[1] in given, shape[-1] in given
-    if first == last:
+def _by_layers(tap: TapShape) -> Layout | None:
+    """Return the only layout in which outputs of layers have the tap's channels and positions.
+
+    A layer that mixes tokens has them the other way round. So one layer of another layout than the
+    rest leaves it open, and so do layers that are used over either axis, without any other kind.
+    """
+    fitting = [(layer, layout) for layer in tap.layers for layout in _fitting(layer, tap.shape)]
+    layouts = {layout for _, layout in fitting}
+    if len(layouts) != 1 or all(layer.mixes_either for layer, _ in fitting):
         return None
-    return "channels_first" if first else "channels_last"
+    return layouts.pop()
 
 
-def _channels_of(module: nn.Module) -> Sequence[int]:
+def _fitting(layer: LayerOutput, shape: Shape) -> list[Layout]:
+    if layer.channels * layer.positions * BATCH != math.prod(shape):  # windows may be in the batch
+        return []
+    by_axis: dict[int, Layout] = {1: "channels_first", -1: "channels_last"}
+    return [layout for axis, layout in by_axis.items() if shape[axis] == layer.channels]
+
+
+def _channels_of(module: nn.Module, output: Tensor) -> int:
+    """Return how many channels a layer gives, whichever axis they are on; 0 where it is unknown."""
     if isinstance(module, nn.Linear):
-        return (module.out_features,)
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d):
-        return (module.out_channels,)
-    if isinstance(module, nn.LayerNorm):
-        return (module.normalized_shape[-1],)
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return (module.num_features,)
-    return (module.num_channels,) if isinstance(module, nn.GroupNorm) else ()
+        return module.out_features
+    if isinstance(module, _ConvNd):
+        return module.out_channels
+    if isinstance(module, _NormBase):
+        return module.num_features
+    if isinstance(module, nn.GroupNorm):
+        return module.num_channels
+    if isinstance(module, _ON_MAPS):
+        return output.shape[1] if output.ndim == 4 else 0
+    normalised = getattr(module, "normalized_shape", ())  # norms of layers, by whatever class
+    sides = (normalised,) if isinstance(normalised, int) else tuple(normalised)
+    return int(sides[0]) if len(sides) == 1 else 0
+
+
+def _mixes_either(module: nn.Module) -> bool:
+    """Return whether layers of this kind are used over positions as well as over channels."""
+    if isinstance(module, nn.Conv1d):
+        return module.kernel_size == (1,)
+    return isinstance(module, nn.Linear)
 
 
 def other_size(image_shape: Sequence[int]) -> tuple[int, int, int]:
@@ -129,7 +235,6 @@ def other_size(image_shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def zeros(model: nn.Module, image_shape: Sequence[int]) -> Tensor:
-    """Return a batch of two images on the device of a network."""
-    parameter = next(model.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
-    return torch.zeros(2, *image_shape, device=device)
+    """Return a batch of two black images, on the device and in the precision of a network."""
+    weights = (p for p in model.parameters() if p.is_floating_point())
+    return next(weights, torch.empty(0)).new_zeros(BATCH, *image_shape)

@@ -1,7 +1,8 @@
 """The KR objective: the recoded cross-entropy of every group, weighted and summed.
 
-What is returned is less by the entropy of the targets: 0 where student and teacher agree, so that
-the value shows how far the student has come. The gradient knows nothing of it.
+What is returned is less by the entropy of the targets: 0 where every group of the student gives the
+distribution of the teacher's, so that the value shows how far the student has come. The gradient is
+that of the cross-entropy.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from krscale.errors import UserError
 from krscale.knowledge.probes import Probes, fit_probe, information_gain
@@ -17,6 +17,8 @@ from krscale.knowledge.taps import TapOutputs, pool
 HELD_OUT = 5
 """Every fifth image is held out of the fit where there is no validation data."""
 MIN_IMAGES = 20
+_ROUNDING = 0.01
+"""Of a parameter's norm: bf16 changes its numbers by less, other weights by more."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def measure(
     Args:
         teacher: Runs it, without gradients.
         train: Batches of images and labels.
-        held_out: The same, to measure on; None holds every fifth image of `train` out.
+        held_out: The same, to measure on; None holds a fifth of `train` out, of every class.
         image_shape: `(C, H, W)`.
         max_images: Images to read at most, of each of the two.
         device: Where the teacher is.
@@ -129,9 +131,9 @@ def measure(
     outputs, labels, whole = _read(teacher, train, image_shape, max_images, device, "train_loader")
     num_classes = outputs.logits.shape[1]
     if held_out is None:
-        rest = torch.arange(len(labels)) % HELD_OUT != HELD_OUT - 1
-        test, test_labels = _rows(outputs, ~rest), labels[~rest]
-        outputs, labels = _rows(outputs, rest), labels[rest]
+        held = _held_out(labels)
+        test, test_labels = _rows(outputs, held), labels[held]
+        outputs, labels = _rows(outputs, ~held), labels[~held]
     else:
         test, test_labels, _ = _read(
             teacher, held_out, image_shape, max_images, device, "val_loader"
@@ -143,10 +145,22 @@ def measure(
     probes = Probes([feature.shape[1] for feature in outputs.features], num_classes)
     fitted = [fit_probe(f.to(home), labels.to(home), num_classes) for f in outputs.features]
     probes.load(fitted)
-    said = probes(test)
-    accuracy = (said.argmax(dim=-1) == test_labels[:, None]).float().mean(dim=0)
-    gain = information_gain(said, test_labels)
+    logits = probes(test)
+    accuracy = (logits.argmax(dim=-1) == test_labels[:, None]).float().mean(dim=0)
+    gain = information_gain(logits, test_labels)
     return TeacherKnowledge(probes, gain, accuracy, len(test_labels))
+
+
+def _held_out(labels: Tensor) -> Tensor:
+    """Return which images are held out, `[N]` bool: every fifth, counted class by class.
+
+    Counted as they come, whole classes would be held out of a loader that takes the classes in
+    turn, and no probe would have seen them.
+    """
+    by_class = labels.argsort(stable=True)
+    held = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+    held[by_class[HELD_OUT - 1 :: HELD_OUT]] = True
+    return held
 
 
 def without_parameters(probes: Probes) -> Probes:
@@ -174,12 +188,39 @@ def take_from_first_worker(tensors: Iterable[Tensor], device: torch.device) -> N
             tensor.copy_(shared)
 
 
-def check_teacher(knowledge: TeacherKnowledge, names: tuple[str, ...]) -> None:
-    """Refuse a teacher whose classifier knows less than a probe on one of its earlier taps.
+@torch.no_grad()
+def summary_of_weights(network: nn.Module) -> list[list[float]]:
+    """Return two numbers for every parameter, by which `alike` tells other weights.
 
-    It then says something else than what it has learned: the images were not prepared as when it
-    was trained, or its classes are in another order. A difference counts from three standard
-    errors and three points on.
+    They are its norm, and its product with a fixed wave, which sees what a norm does not: classes
+    in another order. Unlike a hash they bear another precision or device.
+    """
+    found = []
+    for parameter in network.parameters():
+        values = parameter.detach().to("cpu", torch.float64).flatten()
+        wave = torch.arange(1, len(values) + 1, dtype=torch.float64).cos()
+        found.append([float(values.norm()), float(values @ wave)])
+    return found
+
+
+def alike(one: list[list[float]], other: list[list[float]]) -> bool:
+    """Return whether two summaries are of the same weights, but for rounding to bf16."""
+    if len(one) != len(other):
+        return False
+    pairs = zip(one, other, strict=True)
+    return all(
+        abs(a - b) <= _ROUNDING * max(first[0], second[0])
+        for first, second in pairs
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def check_teacher(knowledge: TeacherKnowledge, names: tuple[str, ...]) -> None:
+    """Refuse a teacher whose classifier is worse than a probe on one of its earlier taps.
+
+    The classifier then does not fit these labels: the images were not prepared as when it was
+    trained, or its classes are in another order. A difference counts from three standard errors and
+    three points on.
 
     Args:
         knowledge: What was measured.
@@ -196,9 +237,9 @@ def check_teacher(knowledge: TeacherKnowledge, names: tuple[str, ...]) -> None:
         return
     raise UserError(
         f"teacher: its classifier is right for {own:.1%} of {knowledge.num_held_out} images held "
-        f"out, but a linear probe on its own tap {names[best]!r} for {other:.1%}. It knows more "
-        "than it says: are the images normalised, scaled, sized and ordered in their channels as "
-        "when it was trained, and are its classes in the order of these labels? "
+        f"out, but a linear probe on its own tap {names[best]!r} for {other:.1%}. Are "
+        "the images normalised, scaled, sized and ordered in their channels as when it was "
+        "trained, and are its classes in the order of these labels? "
         "allow_poor_teacher=True goes on."
     )
 

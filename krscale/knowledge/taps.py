@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from krscale.errors import UserError, unknown_name
-from krscale.knowledge.layouts import USUAL, find_layouts, other_size, usual_layout, zeros
+from krscale.knowledge.layouts import (
+    USUAL,
+    LayerTrace,
+    TapShape,
+    find_layouts,
+    other_size,
+    usual_layout,
+    zeros,
+)
 
 LAYOUTS_ATTRIBUTE = "krscale_tap_layouts"
 """Where a network keeps the layouts of its taps, by path."""
@@ -73,7 +81,8 @@ def run_tapped(model: nn.Module, paths: Sequence[str], images: Tensor) -> TapOut
     A block that runs several times in one forward gives its last output.
 
     Raises:
-        UserError: If a tapped block did not run, or did not return a tensor.
+        UserError: If a tapped block did not run, or did not return a tensor; or the network is
+            compiled and its code has no taps.
     """
     network = unwrapped(model)
     outputs: dict[str, Any] = {}
@@ -86,6 +95,12 @@ def run_tapped(model: nn.Module, paths: Sequence[str], images: Tensor) -> TapOut
     finally:
         for handle in handles:
             handle.remove()
+    if paths and not outputs and model is not network:
+        raise UserError(
+            "the network is compiled and was run without taps before; torch.compile uses that code "
+            "again, which has none. Run it through its taps from the start, in validation too "
+            "(of a KRLoss: `kr.student(images).logits` and `kr.teacher(images).logits`)."
+        )
     layouts = getattr(network, LAYOUTS_ATTRIBUTE, {})
     collected: TapOutputs = _collect(logits, outputs, paths, layouts)
     return collected
@@ -114,9 +129,13 @@ def settle_layouts(
     """
     network = unwrapped(model)
     setattr(network, LAYOUTS_ATTRIBUTE, {})
-    shapes = _shapes(model, paths, image_shape)
+    with LayerTrace(network, paths) as trace:
+        shapes = _shapes(model, paths, image_shape)
     others = _shapes_reached(model, paths, other_size(image_shape))
-    setattr(network, LAYOUTS_ATTRIBUTE, find_layouts(network, shapes, others, declared, where))
+    taps = {
+        path: TapShape(shape, others.get(path), trace.until[path]) for path, shape in shapes.items()
+    }
+    setattr(network, LAYOUTS_ATTRIBUTE, find_layouts(network, taps, declared, where))
 
 
 @torch.no_grad()

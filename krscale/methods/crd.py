@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from krscale.config.methods import CRDSettings
 from krscale.knowledge.features import directions, feature_shapes
 from krscale.knowledge.taps import pool
-from krscale.methods.base import MethodContext
+from krscale.methods.base import MethodContext, without_autocast
 from krscale.methods.feature_method import FeatureMethod, shapes_of
 
 _SMALL = 1e-7
@@ -48,7 +48,8 @@ def crd_loss(
         directions(student_embeddings.float()),
         directions(teacher_embeddings.float()),
     )
-    similarities = student @ teacher.T / temperature
+    with without_autocast(student):
+        similarities = student @ teacher.T / temperature
     negatives = labels[:, None] != labels[None, :]
     return _contrast(similarities, negatives) + _contrast(similarities.T, negatives)
 

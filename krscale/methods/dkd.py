@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from krscale.config.methods import DKDSettings
-from krscale.methods.base import LogitMethod, MethodContext
+from krscale.methods.base import LogitMethod, MethodContext, kl_divergence
 
 
 def dkd_loss(
@@ -39,8 +39,8 @@ def dkd_loss(
     student_binary, student_others = _decouple(student_logits.float() / temperature, labels)
     teacher = teacher_logits.detach().float() / temperature
     teacher_binary, teacher_others = _decouple(teacher, labels)
-    target = _kl(teacher_binary, student_binary)
-    nontarget = _kl(teacher_others, student_others)
+    target = kl_divergence(teacher_binary, student_binary)
+    nontarget = kl_divergence(teacher_others, student_others)
     return temperature**2 * (target_weight * target + nontarget_weight * nontarget)
 
 
@@ -84,10 +84,3 @@ def _decouple(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     log_label = log_p.gather(-1, labels.unsqueeze(-1))
     log_rest = log_p.masked_fill(is_label, -torch.inf).logsumexp(dim=-1, keepdim=True)
     return torch.cat([log_label, log_rest], dim=-1), others.log_softmax(dim=-1)
-
-
-def _kl(log_q: Tensor, log_p: Tensor) -> Tensor:
-    """Return `KL(q || p)`, `[B]`; classes that `q` cannot have count nothing."""
-    impossible = log_q == -torch.inf
-    ratio = log_q.masked_fill(impossible, 0.0) - log_p.masked_fill(impossible, 0.0)
-    return (log_q.exp() * ratio).sum(dim=-1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from krscale.config.methods import KDSettings
-from krscale.methods.base import LogitMethod, at_least_fp32
+from krscale.methods.base import LogitMethod, at_least_fp32, kl_divergence
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -23,7 +23,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     """
     log_p = (at_least_fp32(student_logits) / temperature).log_softmax(dim=-1)
     log_q = (at_least_fp32(teacher_logits.detach()) / temperature).log_softmax(dim=-1)
-    return temperature**2 * (log_q.exp() * (log_q - log_p)).sum(dim=-1)
+    return temperature**2 * kl_divergence(log_q, log_p)
 
 
 class KD(LogitMethod):

@@ -14,6 +14,7 @@ from torch import Tensor
 from krscale.config.methods import PKTSettings
 from krscale.knowledge.features import directions
 from krscale.knowledge.taps import pool
+from krscale.methods.base import without_autocast
 from krscale.methods.feature_method import FeatureMethod
 
 _SMALL = 1e-7
@@ -31,9 +32,10 @@ def pkt_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         student_features: `[B, F_S]`.
         teacher_features: `[B, F_T]`; gets no gradient.
     """
-    p = _affinities(student_features.float())
-    q = _affinities(teacher_features.detach().float())
-    return (q * ((q + _SMALL) / (p + _SMALL)).log()).sum(dim=1)
+    with without_autocast(student_features):
+        p = _affinities(student_features.float())
+        q = _affinities(teacher_features.detach().float())
+        return (q * ((q + _SMALL) / (p + _SMALL)).log()).sum(dim=1)
 
 
 class PKT(FeatureMethod):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from krscale.errors import UserError
-from krscale.knowledge.layouts import find_layouts, other_size
+from krscale.knowledge.layouts import LayerTrace, TapShape, find_layouts, other_size, zeros
 from krscale.knowledge.tap_search import find_taps
 
 
@@ -39,16 +39,17 @@ def list_blocks(model: nn.Module, image_shape: Sequence[int]) -> tuple[Block, ..
         model: The network; on meta tensors nothing is computed.
         image_shape: `(C, H, W)`.
     """
-    ran = _run(model, image_shape)
-    try:
-        others = {path: tuple(o.shape) for path, o in _run(model, other_size(image_shape))}
-    except Exception:  # noqa: BLE001 - many networks take images of one size only
-        others = {}
+    paths = [path for path, _ in _blocks_of(model)]
+    with LayerTrace(model, paths) as trace:
+        ran = _run(model, image_shape)
+    reached = _run(model, other_size(image_shape), to_the_end=False)
+    others = {path: tuple(output.shape) for path, output in reached}
     blocks = []
     for path, output in ran:
         kind = type(model.get_submodule(path)).__name__
         shape = tuple(output.shape)
-        layout = _layout(model, path, shape, others.get(path))
+        tap = TapShape(shape, others.get(path), trace.until[path])
+        layout = _layout(model, path, tap)
         blocks.append(Block(path, kind, shape[1:], layout))
     return tuple(blocks)
 
@@ -70,19 +71,29 @@ def proposed_taps(model: nn.Module, image_shape: Sequence[int]) -> tuple[str, ..
     return find_taps(model, images, lambda logits: logits).paths
 
 
-def _run(model: nn.Module, image_shape: Sequence[int]) -> list[tuple[str, Tensor]]:
-    """Return what the blocks give that have parts and run once, in the order in which they end."""
+def _run(
+    model: nn.Module, image_shape: Sequence[int], *, to_the_end: bool = True
+) -> list[tuple[str, Tensor]]:
+    """Return what the blocks give that have parts and run once, in the order in which they end.
+
+    Args:
+        model: The network.
+        image_shape: `(C, H, W)`.
+        to_the_end: Raise what stops it; else return what was reached, as many networks take images
+            of one size only.
+    """
     outputs: list[tuple[str, Any]] = []
     handles = [
         module.register_forward_hook(partial(_record, outputs, path))
-        for path, module in model.named_modules()
-        if path and any(True for _ in module.children())
+        for path, module in _blocks_of(model)
     ]
     modes = [(module, module.training) for module in model.modules()]
-    parameter = next(model.parameters(), torch.empty(0))
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model.eval()(torch.zeros(2, *image_shape, device=parameter.device))
+            model.eval()(zeros(model, image_shape))
+    except Exception:
+        if to_the_end:
+            raise
     finally:
         for handle in handles:
             handle.remove()
@@ -93,6 +104,14 @@ def _run(model: nn.Module, image_shape: Sequence[int]) -> list[tuple[str, Tensor
         times[path] = times.get(path, 0) + 1
     single = ((path, _single(output)) for path, output in outputs if times[path] == 1)
     return [(path, o) for path, o in single if o is not None and o.ndim in (2, 3, 4)]
+
+
+def _blocks_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the modules that have parts, by path."""
+    named = model.named_modules()
+    return [
+        (path, module) for path, module in named if path and any(True for _ in module.children())
+    ]
 
 
 def _single(output: Any) -> Tensor | None:
@@ -108,11 +127,8 @@ def _record(
     outputs.append((path, output))
 
 
-def _layout(
-    model: nn.Module, path: str, shape: tuple[int, ...], other: tuple[int, ...] | None
-) -> str:
-    others = None if other is None else {path: other}
+def _layout(model: nn.Module, path: str, tap: TapShape) -> str:
     try:
-        return find_layouts(model, {path: shape}, others).get(path, "")
+        return find_layouts(model, {path: tap}).get(path, "")
     except UserError:
         return "?"

@@ -20,6 +20,8 @@ from krscale.models.foreign import located
 
 Build = Callable[..., nn.Module]
 """Builds a network from `num_classes`, `in_channels`, `fresh` and its options."""
+_WEIGHTS = ("pretrained", "weights", "checkpoint_path")
+"""Options by which a network is built with weights: of timm, torchvision, and often one's own."""
 
 
 def library_builder(name: str, where: str) -> Build | None:
@@ -38,13 +40,14 @@ def is_pretrained(name: str, options: Mapping[str, Any]) -> bool:
     """Return whether a network is built with weights that were trained elsewhere."""
     if name.startswith("hf:"):
         return bool(options.get("pretrained", True))
-    return bool(options.get("pretrained", False) or options.get("weights"))
+    return any(options.get(name) for name in _WEIGHTS)
 
 
 def _timm(name: str, where: str) -> Build:
     """Return a function that builds the network `name` of the timm library.
 
-    Options go to `timm.create_model`, e.g. `{pretrained = true, drop_rate = 0.1}`.
+    Options go to `timm.create_model`, e.g. `{pretrained = true, drop_rate = 0.1}`. Weights come by
+    `pretrained` or by `checkpoint_path`.
     """
     timm = _import_library("timm", "vision", "timm:NAME", where)
     if not timm.is_model(name):
@@ -52,7 +55,7 @@ def _timm(name: str, where: str) -> Build:
 
     def build(num_classes: int, in_channels: int, fresh: bool, **options: Any) -> nn.Module:
         if fresh:
-            options.pop("pretrained", None)
+            options = {name: value for name, value in options.items() if name not in _WEIGHTS}
         with _explained("timm", name, options, where):
             model: nn.Module = timm.create_model(
                 name, num_classes=num_classes, in_chans=in_channels, **options

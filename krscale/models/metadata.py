@@ -19,6 +19,18 @@ from krscale.models.resizing import INTERPOLATIONS, Size
 HF_FILE = "preprocessor_config.json"
 _ATTRIBUTES = ("preprocessing", "pretrained_cfg", "default_cfg", "transforms")
 """Where networks keep it: one's own, timm's two names, and torchvision's presets of weights."""
+_FIELDS = (
+    "mean", "std", "input_size", "crop_size", "pixel_range", "channel_order", "interpolation"
+)  # fmt: skip
+_HF_STEPS = (
+    "do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_flip_channel_order",
+    "do_convert_rgb",
+)  # fmt: skip
+"""Steps of Hugging Face's processors that are followed; `do_convert_rgb` concerns files only."""
+_SET_YOURSELF = (
+    "Delete the file, and set normalisation (or mean and std), pixel_range, channel_order and "
+    "input_size yourself in [teacher.preprocessing] or [student.preprocessing]."
+)
 _PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Numbers of Pillow's filters, which Hugging Face writes down."""
 
@@ -44,91 +56,181 @@ def preprocessing_of(
     """
     if folder is not None and (folder / HF_FILE).is_file():
         return _of_hugging_face(folder / HF_FILE, interpolation)
-    for name in _ATTRIBUTES:
-        said = getattr(network, name, None)
-        if isinstance(said, Preprocessing):
-            return said
-        # A module is a part of the network, which does by itself what it says.
-        if said is not None and not isinstance(said, nn.Module):
-            where = f"{type(network).__name__}.{name}"
-            found = _of_fields(said, where, interpolation)
-            if found is not None:
-                return found
-    return None
+    found = (_of_attribute(network, name, interpolation) for name in _ATTRIBUTES)
+    return next((said for said in found if said is not None), None)
+
+
+def own_preprocessing(network: nn.Module | None, interpolation: str = "") -> Preprocessing | None:
+    """Return what a network of the user's says by its attribute `preprocessing`.
+
+    Args:
+        network: With or without weights.
+        interpolation: As for `preprocessing_of`.
+
+    Raises:
+        UserError: If what is said cannot be followed.
+    """
+    return _of_attribute(network, _ATTRIBUTES[0], interpolation)
+
+
+def _of_attribute(network: nn.Module | None, name: str, interpolation: str) -> Preprocessing | None:
+    said = getattr(network, name, None)
+    if isinstance(said, Preprocessing):
+        return said
+    # A module is a part of the network, which does by itself what it says.
+    if said is None or isinstance(said, nn.Module):
+        return None
+    return _of_fields(said, f"{type(network).__name__}.{name}", interpolation)
 
 
 def _of_fields(said: Any, where: str, interpolation: str) -> Preprocessing | None:
-    mean, std = _numbers(_field(said, "mean")), _numbers(_field(said, "std"))
-    size = _size(_field(said, "input_size") or _field(said, "crop_size"))
-    if mean is None and std is None and size is None:
+    fields = {name: _field(said, name) for name in _FIELDS}
+    size_name = "crop_size" if fields["input_size"] is None else "input_size"
+    decisive = [fields[name] for name in _FIELDS if name != "interpolation"]
+    if all(value is None for value in decisive):
         return None
+    mean, std = (_numbers(fields[name], f"{where}: {name}") for name in ("mean", "std"))
     if (mean is None) != (std is None):
         raise UserError(f"{where}: has one of mean and std; both are needed, or neither.")
-    return Preprocessing(
-        mean,
-        std,
-        str(_field(said, "pixel_range") or "0..1"),
-        str(_field(said, "channel_order") or "rgb").lower(),
-        size,
-        interpolation or _interpolation(_field(said, "interpolation"), where),
-    )
+    try:
+        return Preprocessing(
+            mean,
+            std,
+            str(fields["pixel_range"] or "0..1"),
+            str(fields["channel_order"] or "rgb").lower(),
+            _size(fields[size_name], f"{where}: {size_name}"),
+            interpolation or _interpolation(fields["interpolation"], where),
+        )
+    except UserError as error:
+        message = str(error)
+        raise UserError(message if message.startswith(where) else f"{where}: {message}") from None
 
 
 def _of_hugging_face(path: Path, interpolation: str) -> Preprocessing:
     """Read the configuration of a Hugging Face image processor.
 
     Raises:
-        UserError: If it is not JSON, or scales pixels in a way that is not known here.
+        UserError: If it is not JSON, or has a step that is not known here, or lacks its numbers.
     """
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable ({error}).") from None
-    factor, scales = said.get("rescale_factor", 1 / 255), bool(said.get("do_rescale", True))
-    if scales and (abs(factor * 255 - 1) > 1e-3 or said.get("rescale_offset")):
-        raise UserError(
-            f"{path}: pixels are multiplied by {factor:g} where 1/255 is known, or moved; set "
-            "mean, std and pixel_range yourself ([teacher.preprocessing])."
-        )
-    mean, std = _numbers(said.get("image_mean")), _numbers(said.get("image_std"))
-    if not said.get("do_normalize", True) or mean is None or std is None:
-        mean, std = (0.0,), (1.0,)
-    size = said.get("crop_size") if said.get("do_center_crop") else said.get("size")
+    if not isinstance(said, Mapping):
+        raise UserError(f"{path}: holds a {type(said).__name__}, not the settings of a processor.")
+    _refuse_unknown_steps(said, path)
+    scales = bool(said.get("do_rescale", True))
+    if scales:
+        _check_rescaling(said, path)
+    mean, std = _hugging_face_numbers(said, path)
     return Preprocessing(
         mean,
         std,
         "0..1" if scales else "0..255",
-        "rgb",
-        _size(size) if said.get("do_resize", True) else None,
+        "bgr" if said.get("do_flip_channel_order") else "rgb",
+        _hugging_face_size(said, path),
         interpolation
         or _interpolation(_PILLOW.get(said.get("resample", 2), said.get("resample")), str(path)),
     )
+
+
+def _refuse_unknown_steps(said: Mapping[str, Any], path: Path) -> None:
+    for name, value in said.items():
+        is_step = str(name).startswith(("do_", "include_"))
+        if is_step and value and name not in _HF_STEPS:
+            raise UserError(
+                f"{path}: {name}: a step that is not known here ({', '.join(_HF_STEPS)} are). "
+                f"{_SET_YOURSELF}"
+            )
+
+
+def _check_rescaling(said: Mapping[str, Any], path: Path) -> None:
+    factor = said.get("rescale_factor", 1 / 255)
+    if isinstance(factor, bool) or not isinstance(factor, int | float):
+        raise UserError(f"{path}: rescale_factor: {factor!r} is not a number.")
+    if abs(factor * 255 - 1) > 1e-3 or said.get("rescale_offset"):
+        raise UserError(
+            f"{path}: rescale_factor: pixels are multiplied by {factor:g} where 1/255 is known, or "
+            f"moved (rescale_offset). {_SET_YOURSELF}"
+        )
+
+
+def _hugging_face_numbers(said: Mapping[str, Any], path: Path) -> tuple[Numbers, Numbers]:
+    # Processors of MobileViT have numbers, but no such step; they do not write that down.
+    kind = str(said.get("image_processor_type") or said.get("feature_extractor_type") or "")
+    if not said.get("do_normalize", not kind.startswith("MobileViT")):
+        return (0.0,), (1.0,)
+    found = []
+    for name in ("image_mean", "image_std"):
+        numbers = _numbers(said.get(name), f"{path}: {name}")
+        if numbers is None:
+            raise UserError(
+                f"{path}: {name}: missing, and do_normalize is not false, so that the processor "
+                f"takes numbers that are written elsewhere. {_SET_YOURSELF}"
+            )
+        found.append(numbers)
+    if said.get("do_flip_channel_order") and any(len(set(numbers)) > 1 for numbers in found):
+        raise UserError(
+            f"{path}: do_flip_channel_order: with numbers that differ between channels, nothing "
+            f"tells which is of which. {_SET_YOURSELF}"
+        )
+    return found[0], found[1]
+
+
+def _hugging_face_size(said: Mapping[str, Any], path: Path) -> Size | None:
+    """Return what comes out of scaling and cutting; None where neither is done."""
+    scales, cuts = said.get("do_resize", True), said.get("do_center_crop")
+    if not scales and not cuts:
+        return None
+    if not scales:
+        raise UserError(f"{path}: do_center_crop without do_resize. {_SET_YOURSELF}")
+    name = "crop_size" if cuts else "size"
+    found = _size(said.get(name), f"{path}: {name}")
+    if found is None:
+        raise UserError(f"{path}: {name}: missing, and images are scaled. {_SET_YOURSELF}")
+    return found
 
 
 def _field(said: Any, name: str) -> Any:
     return said.get(name) if isinstance(said, Mapping) else getattr(said, name, None)
 
 
-def _numbers(value: Any) -> Numbers | None:
+def _numbers(value: Any, where: str) -> Numbers | None:
     if value is None:
         return None
-    if isinstance(value, int | float):
-        return (float(value),)
-    return tuple(float(number) for number in value)
+    value = value.tolist() if hasattr(value, "tolist") else value  # an array, or a tensor
+    values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    if not values or not all(_is_number(number) for number in values):
+        raise UserError(f"{where}: {value!r} is not a number, or one for each channel.")
+    return tuple(float(number) for number in values)
 
 
-def _size(value: Any) -> Size | None:
-    """Read `224`, `[224]`, `(3, 224, 224)`, `{"height": 224, "width": 224}` or `shortest_edge`."""
-    if not value:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _size(value: Any, where: str) -> Size | None:
+    """Read `224`, `[224]`, `(3, 224, 224)`, `{"height": 224, "width": 224}` or `shortest_edge`.
+
+    Raises:
+        UserError: If it is anything else, e.g. only the longest edge, or the channels come last.
+    """
+    if value is None or (isinstance(value, Mapping | list | tuple) and not value):
         return None
+    sides: Any = (value, value)
     if isinstance(value, Mapping):
         edge = value.get("shortest_edge")
-        found = (value.get("height", edge), value.get("width", edge))
-        return None if None in found else (int(found[0]), int(found[1]))
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        last = [int(side) for side in value][-2:]
-        return (last[0], last[-1])
-    return (int(value), int(value))
+        sides = (value.get("height", edge), value.get("width", edge))
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        channels_last = len(value) == 3 and value[2] in (1, 3) and value[0] not in (1, 3)
+        sides = () if len(value) > 3 or channels_last else (value[-2:][0], value[-1])
+    known = sides and all(_is_number(side) and side >= 1 and side == int(side) for side in sides)
+    if not known:
+        raise UserError(
+            f"{where}: {value!r} is no size that is known here: a number, [height, width], "
+            "(channels, height, width), or height and width, or shortest_edge, by name."
+        )
+    return (int(sides[0]), int(sides[1]))
 
 
 def _interpolation(value: Any, where: str) -> str:

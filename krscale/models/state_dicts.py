@@ -10,9 +10,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from krscale.errors import UserError, nearest
+from krscale.models.misfits import refuse_misfits, shorten
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "model_state", "weights")
 """Keys under which training scripts keep a state dict."""
@@ -20,7 +22,6 @@ NOISE = ("_orig_mod.", "module.")
 """What torch.compile and data-parallel wrappers put into names, wherever they stood."""
 _COUNTERS = ("n_averaged",)
 """What averaging of weights keeps beside them."""
-_LISTED = 8
 
 State = dict[str, Tensor]
 
@@ -38,40 +39,62 @@ class Fitted:
     notes: tuple[str, ...] = ()
 
 
-def unwrap(content: Any, place: str, key: str = "", where: str = "") -> tuple[State, list[str]]:
-    """Return the state dict within the content of a file, and notes on the choice.
+@dataclass(frozen=True)
+class Unwrapped:
+    """A state dict as it stands in a file.
+
+    Attributes:
+        state: Name -> tensor.
+        notes: What was chosen, where there were several, for the user.
+        key: What is left of the user's key: the beginning of names to take, empty for all.
+    """
+
+    state: State
+    notes: tuple[str, ...] = ()
+    key: str = ""
+
+
+def unwrap(content: Any, place: str, key: str = "", where: str = "") -> Unwrapped:
+    """Return the state dict within the content of a file, and what is left of the key.
 
     Args:
         content: What the file holds.
         place: The file, and the config key that named it, for errors.
-        key: The table to take, e.g. `model_ema`; or the beginning of names; empty takes the only
-            usual one.
+        key: The table to take, e.g. `model_ema`; or the beginning of names in the only usual one;
+            or both, `model_ema.backbone`. Empty takes all of the only usual table.
         where: The config table of the network, e.g. `"teacher"`; empty where there is none.
 
     Raises:
-        UserError: If there is no state dict, or several and no key.
+        UserError: If there is no state dict, or several and no key, or nothing under the key.
     """
     if not isinstance(content, Mapping):
         raise UserError(f"{place}: not a state dict but a {type(content).__name__}.")
     tables = {str(name): dict(table) for name, table in content.items() if _is_state(table)}
     setting = f"{where}.weights_key" if where else "weights_key"
-    if key in tables:
-        return tables[key], []
-    if _is_state(content):
-        return dict(content), []  # `key` may still be the beginning of names, see `fit`
-    if key:
-        guess = nearest(key, tables)
-        hint = f" Did you mean {guess!r}?" if guess else ""
-        raise UserError(
-            f"{place}: {setting}: no weights under {key!r}.{hint} There are: "
-            f"{', '.join(tables) or 'none'}."
-        )
+    key = key.rstrip(".")
+    name = max((name for name in tables if f"{key}.".startswith(f"{name}.")), key=len, default="")
+    if name:
+        found = Unwrapped(tables[name], key=key[len(name) + 1 :])
+    elif _is_state(content):
+        found = Unwrapped(dict(content), key=key)
+    else:
+        found = _usual(content, tables, place, setting, key)
+    if found.key and not _under(found.state, found.key, place)[0]:
+        raise _nothing_under(found.key, found.state, tables, f"{place}: {setting}")
+    return found
+
+
+def _usual(
+    content: Mapping[Any, Any], tables: Mapping[str, State], place: str, setting: str, key: str
+) -> Unwrapped:
     usual = [name for name in WRAPPERS if name in tables]
     if len(usual) == 1:
         others = [name for name in tables if name != usual[0]]
         note = f"{place}: took the weights under {usual[0]!r}, not those under {', '.join(others)}"
-        hint = f" ({setting} names another)"
-        return tables[usual[0]], [note + hint] if others else []
+        notes = (f"{note} ({setting} names another)",) if others else ()
+        return Unwrapped(tables[usual[0]], notes, key)
+    if key:
+        raise _nothing_under(key, {}, tables, f"{place}: {setting}")
     if tables:
         raise UserError(
             f"{place}: weights under {', '.join(map(repr, tables))}; {setting} says which to take, "
@@ -90,19 +113,22 @@ def fit(state: Mapping[str, Tensor], model: nn.Module, place: str, key: str = ""
         state: As it was read.
         model: Whose names and shapes it must have.
         place: The file, and the config key that named it.
-        key: The beginning of names to take, where several fit.
+        key: The beginning of the names to take; the others are left out.
 
     Raises:
         UserError: If it does not fit: every name and shape; a head of another number of classes is
-            named as that.
+            named as that. If no name begins with the key, or two are one name without what
+            wrappers put into them, and hold different weights.
     """
+    if key:
+        return _fit_under(state, model, place, key.rstrip("."))
     expected = model.state_dict()
     if state.keys() == expected.keys():
-        _refuse_misfits(state, expected, model, place)
+        refuse_misfits(state, expected, model, place)
         return Fitted(dict(state))
-    bare = without_noise(state)
+    bare = without_noise(state, place)
     own = {_without_noise(name): name for name in expected}
-    prefixes = [p for p in _prefixes(bare, own) if not key or p.rstrip(".") == key.rstrip(".")]
+    prefixes = _prefixes(bare, own)
     whole = [p for p in prefixes if _fits({k: bare[p + k] for k in own}, expected, own)]
     if len(whole) > 1:
         listed = ", ".join(repr(prefix.rstrip(".") or "") for prefix in whole)
@@ -112,7 +138,7 @@ def fit(state: Mapping[str, Tensor], model: nn.Module, place: str, key: str = ""
     chosen = (whole or prefixes or [""])[0]
     part = {k[len(chosen) :]: v for k, v in bare.items() if k.startswith(chosen)}
     found = {own.get(name, name): value for name, value in part.items()}
-    _refuse_misfits(found, expected, model, place)
+    refuse_misfits(found, expected, model, place)
     left = [k for k in bare if not k.startswith(chosen)]
     return Fitted(found, tuple(_notes(chosen, left, place)))
 
@@ -135,32 +161,24 @@ def refuse_non_finite(state: Mapping[str, Tensor], place: str) -> None:
         )
 
 
-def without_noise(state: Mapping[str, Tensor]) -> State:
-    """Return a state dict without what torch.compile and data-parallel wrappers put into names."""
-    return {_without_noise(name): value for name, value in state.items()}
+def without_noise(state: Mapping[str, Tensor], place: str) -> State:
+    """Return a state dict without what torch.compile and data-parallel wrappers put into names.
 
-
-def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """One line for each kind of mismatch between a file's keys and a model's."""
-    shapes = [
-        f"{key} has shape {list(state[key].shape)}, the model {list(expected[key].shape)}"
-        for key in expected
-        if key in state and state[key].shape != expected[key].shape
-    ]
-    missing = [key for key in expected if key not in state]
-    unexpected = [key for key in state if key not in expected]
-    problems = shorten(shapes)
-    if missing:
-        problems.append("missing: " + ", ".join(shorten(_with_guess(missing, unexpected))))
-    if unexpected:
-        problems.append("unexpected: " + ", ".join(shorten(_with_guess(unexpected, missing))))
-    return problems
-
-
-def shorten(lines: list[str]) -> list[str]:
-    """Return the first of many lines, and how many more there are."""
-    rest = len(lines) - _LISTED
-    return lines[:_LISTED] + ([f"... and {rest} more"] if rest > 0 else [])
+    Raises:
+        UserError: If two names are the same then, and their weights are not.
+    """
+    found: State = {}
+    origins: dict[str, str] = {}
+    for name, value in state.items():
+        bare = _without_noise(name)
+        if bare in found and not torch.equal(found[bare], value):
+            raise UserError(
+                f"{place}: {origins[bare]!r} and {name!r} are both {bare!r} without what wrappers "
+                f"put into names ({', '.join(NOISE)}), and hold different weights. Keep one set of "
+                "weights in a file, or each in a table of its own."
+            )
+        found[bare], origins[bare] = value, name
+    return found
 
 
 def _is_state(content: Any) -> bool:
@@ -169,6 +187,42 @@ def _is_state(content: Any) -> bool:
         and bool(content)
         and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
     )
+
+
+def _nothing_under(
+    key: str, state: Mapping[str, Tensor], tables: Mapping[str, State], place: str
+) -> UserError:
+    parts = [name.split(".")[:-1] for name in state]
+    beginnings = {".".join(names[: i + 1]) for names in parts for i in range(len(names))}
+    guess = nearest(key, [*tables, *sorted(beginnings)])
+    hint = f" Did you mean {guess!r}?" if guess else ""
+    first = list(dict.fromkeys([*tables, *(names[0] for names in parts if names)]))
+    there = ", ".join(shorten(first)) or "none"
+    return UserError(f"{place}: no weights under {key!r}.{hint} There are: {there}.")
+
+
+def _under(state: Mapping[str, Tensor], key: str, place: str) -> tuple[State, list[str]]:
+    """Return what begins with a key, without it, and the other names.
+
+    Names are taken as they are where some begin with the key, else without wrappers in them.
+    """
+    prefix, bare_prefix = f"{key}.", _without_noise(f"{key}.")
+    part = {name: value for name, value in state.items() if name.startswith(prefix)}
+    left = [name for name in state if name not in part]
+    if not part and bare_prefix:
+        prefix = bare_prefix
+        part = {k: v for k, v in state.items() if _without_noise(k).startswith(prefix)}
+        left = [name for name in state if name not in part]
+        part = without_noise(part, place)
+    return {name[len(prefix) :]: value for name, value in part.items()}, left
+
+
+def _fit_under(state: Mapping[str, Tensor], model: nn.Module, place: str, key: str) -> Fitted:
+    part, left = _under(state, key, place)
+    if not part:
+        raise _nothing_under(key, state, {}, place)
+    fitted = fit(part, model, f"{place}: {key}")
+    return Fitted(fitted.state, (*_notes("", left, place), *fitted.notes))
 
 
 def _no_state(content: Mapping[Any, Any], place: str) -> UserError:
@@ -215,40 +269,3 @@ def _notes(prefix: str, left: Iterable[str], place: str) -> list[str]:
     if unused:
         notes.append(f"{place}: not used: {', '.join(shorten(unused))}")
     return notes
-
-
-def _refuse_misfits(
-    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], model: nn.Module, place: str
-) -> None:
-    problems = differences(state, expected)
-    if not problems:
-        return
-    head = _other_head(state, expected)
-    if head:
-        raise UserError(f"{place} does not fit {type(model).__name__}: {head}")
-    raise UserError(f"{place} does not fit {type(model).__name__}:\n  " + "\n  ".join(problems))
-
-
-def _other_head(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """Return what to say where nothing but the number of classes differs; empty otherwise."""
-    if state.keys() != expected.keys():
-        return ""
-    other = [key for key in expected if state[key].shape != expected[key].shape]
-    counts = {(state[key].shape[0], expected[key].shape[0]) for key in other if state[key].ndim}
-    same_rest = all(state[key].shape[1:] == expected[key].shape[1:] for key in other)
-    layers = {key.rpartition(".")[0] for key in other}
-    if len(counts) != 1 or not same_rest or len(layers) != 1:
-        return ""
-    theirs, ours = counts.pop()
-    return (
-        f"its classifier {layers.pop()!r} tells {theirs} classes apart, the data have {ours}. Take "
-        f"weights that were trained on these classes."
-    )
-
-
-def _with_guess(keys: Iterable[str], others: list[str]) -> list[str]:
-    # Looking for the nearest name takes long in a big file, and only the first keys are shown.
-    named = list(keys)
-    guesses = [nearest(key, others) for key in named[:_LISTED]]
-    hints = [f"{k} (nearest: {g})" if g else k for k, g in zip(named, guesses, strict=False)]
-    return hints + named[_LISTED:]

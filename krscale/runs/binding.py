@@ -16,19 +16,14 @@ from krscale.config import read_record
 from krscale.data import SPLITS_FILE, Dataset, compare_counts, compare_lists
 from krscale.errors import UserError
 from krscale.files import sha256, write_atomic, write_json
-from krscale.report import read_curve
-from krscale.report.result import CURVE_FILE
-from krscale.setup.networks import student_table
+from krscale.runs.aside import ORIGIN_FILE, being_put_aside, finish_putting_aside, put_aside
+from krscale.runs.older import data_of, has_results, is_of, no_store_is_of
+from krscale.setup.network_builder import student_table
 from krscale.setup.prepare import Setup
 from krscale.setup.teacher_code import Code, compare_code, read_code, read_student_code
 from krscale.setup.weights import weights_identity
 
-ORIGIN_FILE = "origin.json"
 _WEIGHTS_FILE = "teacher.safetensors"  # in the folder of a kept teacher
-EARLIER = "earlier"
-"""Beginning of the names of folders, within a run folder, that hold what `--new-data` put aside."""
-_KEPT = frozenset((".lock", ".owner", "experiment.json", "environment.json"))
-"""What stays when the rest of a run folder is put aside; the second two are copied, too."""
 _WAYS_ON = (
     "Choose another name (--set name=...), or go on with --new-data, which puts the results so far "
     "aside within the run folder and begins again."
@@ -71,7 +66,7 @@ def bind(folder: Path, setup: Setup, *, new_data: bool = False) -> tuple[str, ..
     """Bind a run folder to data and networks' code, or check that they are those of the run.
 
     Called before anything is trained, since a changed teacher would be. A folder that is older
-    than this record gets it now, unless its result is of other data.
+    than this record gets it now, unless what it names is other data.
 
     Args:
         folder: The run folder, claimed by this process.
@@ -84,25 +79,19 @@ def bind(folder: Path, setup: Setup, *, new_data: bool = False) -> tuple[str, ..
     Raises:
         UserError: If the data or the code is another; says what has changed.
     """
-    path = folder / ORIGIN_FILE
-    now, known = _origin(setup), path.exists()
-    if not known:
-        changes = _older_changes(folder, setup.dataset)
-    else:
-        before = read_record(path, Origin, "Restore it from a copy, or choose another name.")
-        changes = [
-            *_data_changes(folder, before, now, setup.dataset),
-            *_unlabelled_changes(before, now),
-            *_network_changes(before, now),
-        ]
-        now = now if changes else replace(now, weights=before.weights)
-    if changes and not new_data:
-        raise UserError(f"{folder}: {'; '.join(changes)} since the run began. {_WAYS_ON}")
-    aside = put_aside(folder) if changes else None
-    if changes or not known:
-        _write_split_list(folder, setup.dataset)
-    write_json(path, now.record())
-    return (f"{'; '.join(changes)}: the results so far are in {aside}.",) if aside else ()
+    now = _origin(setup)
+    if aside := finish_putting_aside(folder):
+        _write(folder, now, setup.dataset)
+        return (f"the results of before were being put aside: now all of them are in {aside}.",)
+    found = _compare(folder, now, setup, new_data)
+    if found.changes and not new_data:
+        raise UserError(f"{folder}: {found.changes}. {_WAYS_ON}")
+    if found.changes:
+        notes = (f"{found.changes}: the results so far are in {put_aside(folder)}.",)
+        _write(folder, now, setup.dataset)
+        return notes
+    _write(folder, replace(now, weights=found.weights), setup.dataset)
+    return found.notes
 
 
 def bind_weights(folder: Path, teacher_path: Path) -> None:
@@ -118,6 +107,11 @@ def bind_weights(folder: Path, teacher_path: Path) -> None:
     path = folder / ORIGIN_FILE
     if not path.exists():
         return
+    if aside := being_put_aside(folder):
+        raise UserError(
+            f"{folder}: its results are being put aside in {aside}, which was cut short. The "
+            "command that began the run finishes that."
+        )
     bound = read_record(path, Origin, "Restore it from a copy, or choose another name.")
     weights = sha256(teacher_path / _WEIGHTS_FILE)
     if bound.weights and bound.weights != weights:
@@ -128,23 +122,6 @@ def bind_weights(folder: Path, teacher_path: Path) -> None:
         )
     if bound.weights != weights:
         write_json(path, replace(bound, weights=weights).record())
-
-
-def put_aside(folder: Path) -> Path:
-    """Move what a run has come to into a folder within its own, and return that."""
-    number = 1
-    while (aside := folder / f"{EARLIER}-{number}").exists():
-        number += 1
-    aside.mkdir()
-    # The record last: cut short before that, the next start refuses what is left as well.
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == ORIGIN_FILE):
-        if entry.name.startswith(f"{EARLIER}-"):
-            continue
-        if entry.name not in _KEPT:
-            entry.rename(aside / entry.name)
-        elif not entry.name.startswith("."):
-            shutil.copy2(entry, aside / entry.name)
-    return aside
 
 
 def _origin(setup: Setup) -> Origin:
@@ -165,9 +142,11 @@ def _origin(setup: Setup) -> Origin:
     )
 
 
-def _write_split_list(folder: Path, dataset: Dataset) -> None:
+def _write(folder: Path, origin: Origin, dataset: Dataset) -> None:
+    """Write the record and, where it is missing, which image is in which split."""
+    write_json(folder / ORIGIN_FILE, origin.record())
     listed = dataset.path / SPLITS_FILE
-    if listed.is_file():
+    if listed.is_file() and not (folder / SPLITS_FILE).is_file():
         write_atomic(folder / SPLITS_FILE, partial(_copy, listed))
 
 
@@ -191,17 +170,52 @@ def _unlabelled_changes(before: Origin, now: Origin) -> list[str]:
     return [f"the images without labels have changed ({counts})"]
 
 
-def _older_changes(folder: Path, dataset: Dataset) -> list[str]:
-    """Say whether the result of a run without a record is of other data, as far as it tells."""
-    if not (folder / CURVE_FILE).is_file():
-        return []
-    try:
-        known = read_curve(folder).data.get("fingerprint")
-    except UserError:  # a damaged result is written again
-        return []
-    if known in (None, dataset.fingerprint, dataset.identity):
-        return []
-    return ["its result is of other data (an older krscale did not note which images)"]
+@dataclass(frozen=True)
+class _Compared:
+    """How a run folder differs from what it is started with now.
+
+    Attributes:
+        changes: What has changed, in words; empty where nothing has.
+        notes: What the user should know where nothing has.
+        weights: Hash of the teacher's weights that it is bound to.
+    """
+
+    changes: str = ""
+    notes: tuple[str, ...] = ()
+    weights: str = ""
+
+
+def _compare(folder: Path, now: Origin, setup: Setup, new_data: bool) -> _Compared:
+    path = folder / ORIGIN_FILE
+    if not path.exists():
+        return _compare_older(folder, setup, new_data)
+    before = read_record(path, Origin, "Restore it from a copy, or choose another name.")
+    found = [
+        *_data_changes(folder, before, now, setup.dataset),
+        *_unlabelled_changes(before, now),
+        *_network_changes(before, now),
+    ]
+    changes = f"{'; '.join(found)} since the run began" if found else ""
+    return _Compared(changes, weights=before.weights)
+
+
+def _compare_older(folder: Path, setup: Setup, new_data: bool) -> _Compared:
+    """Compare a run without a record by what else tells its data.
+
+    Where nothing does, it goes on, which is said; with `new_data` it is taken to be of other data.
+    """
+    known, dataset = data_of(folder), setup.dataset
+    if not all(is_of(dataset, fingerprint) for fingerprint in known):
+        return _Compared("its result is of other data (an older krscale did not note which images)")
+    if known or not has_results(folder):
+        return _Compared()
+    older = "it is older than the record of its data, and nothing in it tells which images they are"
+    if new_data:
+        return _Compared(older)
+    other = no_store_is_of(dataset, setup.experiment.cache_path / "stores")
+    hint = ", although no store that is kept is of these" if other else ""
+    note = f"{folder}: {older}: taken to be those of today{hint} (--new-data would begin again)."
+    return _Compared(notes=(note,))
 
 
 def _network_changes(before: Origin, now: Origin) -> list[str]:
@@ -209,13 +223,11 @@ def _network_changes(before: Origin, now: Origin) -> list[str]:
     codes = {"teacher": (before.code, now.code)}
     for table in before.students.keys() & now.students.keys():
         codes[table] = before.students[table], now.students[table]
+    tables = before.given.keys() | now.given.keys()
+    given = sorted(name for name in tables if before.given.get(name) != now.given.get(name))
     for table, (old, new) in sorted(codes.items()):
-        if changed := compare_code(old, new):
+        # Other weights answer otherwise, which the last line of this says.
+        known = replace(old, outputs=()) if table in given else old
+        if changed := compare_code(known, new):
             changes.append(f"the code of {table} has changed: {changed}")
-    tables = sorted(before.given.keys() | now.given.keys())
-    changes += [
-        f"the weights of {table} have changed"
-        for table in tables
-        if before.given.get(table) != now.given.get(table)
-    ]
-    return changes
+    return [*changes, *(f"the weights of {table} have changed" for table in given)]

@@ -29,7 +29,8 @@ from krscale.report import Candidate, Choice, Curve, Limits, choose, read_curve
 from krscale.runs.folder import git_commit, read_experiment, student_path
 from krscale.runs.refit import refit
 from krscale.setup.build import trial_experiment
-from krscale.setup.networks import Networks, build_student
+from krscale.setup.network_builder import build_student
+from krscale.setup.networks import Networks
 from krscale.setup.prepare import Reporter
 from krscale.setup.sizes import StudentSize, find_size
 from krscale.training.checkpoint import load_weights

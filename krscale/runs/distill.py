@@ -22,10 +22,11 @@ from krscale.models.capacity import latency_ms
 from krscale.models.preprocessing import input_shape
 from krscale.parallel import Workers
 from krscale.progress import Progress
-from krscale.runs.binding import ORIGIN_FILE, bind, bind_weights
+from krscale.runs.aside import ORIGIN_FILE
+from krscale.runs.binding import bind, bind_weights
 from krscale.runs.folder import git_commit, origin_tags, run_folder
 from krscale.setup.build import Assets, build_training
-from krscale.setup.networks import build_student
+from krscale.setup.network_builder import build_student
 from krscale.setup.prepare import Prepared, Setup, pick_device, prepare_knowledge
 from krscale.setup.sizes import StudentSize, find_size
 from krscale.tracking import Tracker, datasets_used, has_record, recording_seconds
@@ -85,8 +86,15 @@ def distil(
     experiment = _own_name(experiment)
     with Progress(quiet=quiet, planned={}) as progress, run_folder(experiment, {}) as folder:
         has_ended = (folder / RESULT_FILE).exists()
-        if not has_ended or (folder / ORIGIN_FILE).exists():
+        is_bound = (folder / ORIGIN_FILE).exists()
+        if has_ended and not is_bound and not new_data:
+            progress.note(
+                f"{folder}: its result is older than the record of its data, and is shown as it "
+                "was; --new-data begins again."
+            )
+        else:
             setup = Setup.resolve(experiment, progress)
+            experiment = setup.experiment
             for line in bind(folder, setup, new_data=new_data):
                 progress.note(line)
             has_ended = (folder / RESULT_FILE).exists()  # unless it was put aside

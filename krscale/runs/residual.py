@@ -11,9 +11,10 @@ from krscale.config import Experiment
 from krscale.data import Dataset, open_data
 from krscale.knowledge.residual import residual_by_depth
 from krscale.knowledge.taps import TappedModel
-from krscale.setup.networks import resolve_taps
+from krscale.setup.network_builder import resolve_taps
 from krscale.setup.prepare import Prepared
-from krscale.setup.teacher import fit_probes, open_teacher, read_taps
+from krscale.setup.tap_reading import fit_probes, read_taps
+from krscale.setup.teacher import open_teacher
 
 
 def validation_knowledge(experiment: Experiment, prepared: Prepared) -> Tensor:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from krscale.config import is_share, parse_capacity
@@ -108,6 +107,9 @@ def _importance(study: optuna.Study, complete: Sequence[FrozenTrial]) -> Importa
     varied = [name for name in sorted(everywhere) if len({t.params[name] for t in complete}) > 1]
     if not varied:
         return unknown("every trial had the same settings")
+    # It brings scikit-learn, a second of every start that a search of few trials has no use for.
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+
     # Of a search with several objectives, the first is accuracy.
     found = get_param_importances(
         study,

@@ -21,6 +21,7 @@ from krscale.training.precision import resolve_precision
 def describe_plan(experiment: Experiment) -> str:
     """Return the resolved experiment, every size's model, and the planned work, as text."""
     plan = describe(experiment)
+    experiment = plan.networks.experiment  # with the taps that were found
     config, train = experiment.search, experiment.train
     check_objectives(config.objectives, plan.networks.num_classes)
     space = fitting_space(plan.networks)

@@ -30,7 +30,7 @@ from krscale.search.studies.objectives import front
 from krscale.search.studies.retries import SEED
 from krscale.search.studies.trial_spec import TuningKey
 from krscale.setup.build import Assets, trial_experiment
-from krscale.setup.networks import build_student
+from krscale.setup.network_builder import build_student
 from krscale.setup.prepare import Prepared
 from krscale.setup.sizes import StudentSize
 from krscale.setup.teacher import open_teacher

@@ -79,6 +79,7 @@ def run_session(
     planned, workload = _planned(experiment), _workload(experiment)
     with Progress(quiet=quiet, planned=planned, workload=workload) as progress:
         setup = Setup.resolve(experiment, progress)
+        experiment = setup.experiment
         if not quiet:
             progress.note(setup.dataset.summary())
         size_resolver = StudentSizeResolver(setup.networks)

@@ -23,10 +23,10 @@ from krscale.methods import Method, MethodContext, build_method
 from krscale.methods.base import Learner
 from krscale.models.preprocessing import input_shape, preprocessing_of_network
 from krscale.parallel import Workers
-from krscale.setup.networks import build_student, resolve_taps
+from krscale.setup.network_builder import build_student, resolve_taps
 from krscale.setup.prepare import Prepared
 from krscale.setup.teacher import TeacherFacts
-from krscale.setup.weights import load_student_weights
+from krscale.setup.weights import from_file, load_student_weights
 from krscale.store import FeatureStore, KnowledgeStore
 from krscale.training.loop import Training
 
@@ -86,7 +86,8 @@ def build_training(
     """
     settings = experiment.train
     torch.manual_seed(settings.seed)
-    student = build_student(experiment, assets.dataset, width)
+    fresh = from_file(experiment.any_student)
+    student = build_student(experiment, assets.dataset, width, fresh=fresh)
     load_student_weights(experiment, student)
     taps, _ = resolve_taps(student, experiment.any_student.taps, "student.taps")
     context = _method_context(student, taps, assets)

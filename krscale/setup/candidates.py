@@ -151,27 +151,24 @@ def is_better(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> bool:
     return bool(binomtest(won, won + lost, alternative="greater").pvalue < SURE)
 
 
-def as_settings(preprocessing: Preprocessing) -> dict[str, Any]:
-    """Return the fields of `[teacher.preprocessing]` that mean it, as TOML has them."""
-    settings: dict[str, Any] = {}
+def as_settings(preprocessing: Preprocessing, image_shape: Sequence[int]) -> dict[str, Any]:
+    """Return the fields of `[teacher.preprocessing]` that mean it, as TOML has them.
+
+    Every field is there: one that is left out is what the network's metadata say.
+
+    Args:
+        preprocessing: Of a candidate.
+        image_shape: `(C, H, W)` of the data, whose size is meant where it has none of its own.
+    """
     name = _preset_name(preprocessing)
-    if name is not None:
-        settings["normalisation"] = name
-    else:
-        settings |= {
-            "mean": list(preprocessing.mean or ()),
-            "std": list(preprocessing.std or ()),
-        }
-    settings |= {
+    numbers = {"mean": list(preprocessing.mean or ()), "std": list(preprocessing.std or ())}
+    return {
+        **({"normalisation": name} if name is not None else numbers),
         "pixel_range": preprocessing.pixel_range,
         "channel_order": preprocessing.channel_order,
+        "input_size": list(preprocessing.input_shape(image_shape)[1:]),
+        "interpolation": preprocessing.interpolation,
     }
-    if preprocessing.input_size is not None:
-        settings |= {
-            "input_size": list(preprocessing.input_size),
-            "interpolation": preprocessing.interpolation,
-        }
-    return settings
 
 
 def _preset_name(preprocessing: Preprocessing) -> str | None:

@@ -9,8 +9,9 @@ from typing import Any
 from torch import nn
 
 from krscale.config import ModelConfig, PreprocessingConfig, TeacherConfig
-from krscale.models import is_pretrained
-from krscale.models.metadata import preprocessing_of
+from krscale.models import ZOO, is_pretrained
+from krscale.models.libraries import LIBRARIES
+from krscale.models.metadata import own_preprocessing, preprocessing_of
 from krscale.models.preprocessing import DEFAULT, PRESETS, Numbers, Preprocessing
 
 _FOLDER = "hf:"
@@ -28,12 +29,18 @@ def starts_with_weights(config: ModelConfig) -> bool:
     return given or is_pretrained(config.model, config.options)
 
 
+def is_own(config: ModelConfig) -> bool:
+    """Return whether a network is the user's, of neither krscale nor a library."""
+    return config.model not in ZOO and config.model.partition(":")[0] not in LIBRARIES
+
+
 def choose_preprocessing(
     config: ModelConfig, network: nn.Module | None, num_channels: int, where: str
 ) -> Preprocessing:
     """Return the preprocessing of a network.
 
     What the experiment leaves open is taken from the metadata of a network that comes with weights,
+    or from the attribute `preprocessing` of a network of the user's, which may load weights itself;
     and from the data otherwise: a network that is trained here learns whatever it is shown. One
     that comes with weights and is trained on keeps the data's size, which decides what it costs.
 
@@ -47,15 +54,15 @@ def choose_preprocessing(
         UserError: If it does not fit the images.
     """
     said = None
+    given = config.preprocessing.interpolation.replace("auto", "")
     if starts_with_weights(config):
-        folder = Path(config.model.removeprefix(_FOLDER)).expanduser()
         is_folder = config.model.startswith(_FOLDER)
-        given = config.preprocessing.interpolation
-        said = preprocessing_of(
-            network, folder if is_folder else None, "" if given == "auto" else given
-        )
-        if said and not (isinstance(config, TeacherConfig) and is_foreign(config)):
-            said = replace(said, input_size=None)
+        folder = Path(config.model.removeprefix(_FOLDER)).expanduser()
+        said = preprocessing_of(network, folder if is_folder else None, given)
+    elif is_own(config):
+        said = own_preprocessing(network, given)
+    if said and not (isinstance(config, TeacherConfig) and is_foreign(config)):
+        said = replace(said, input_size=None)
     chosen = _overridden(config.preprocessing, said or DEFAULT)
     chosen.check_channels(num_channels, f"{where}.preprocessing")
     return chosen
@@ -63,6 +70,11 @@ def choose_preprocessing(
 
 def may_differ(config: ModelConfig) -> bool:
     """Return whether the preprocessing may be another than the default; no network is built."""
+    return is_own(config) or is_chosen(config)
+
+
+def is_chosen(config: ModelConfig) -> bool:
+    """Return whether weights or the experiment have a say in the preprocessing."""
     return starts_with_weights(config) or config.preprocessing != PreprocessingConfig()
 
 

@@ -1,4 +1,4 @@
-"""The layouts of a network's taps, found out once per architecture."""
+"""What an experiment says of a network's taps: their stages, and the layouts of what they give."""
 
 from __future__ import annotations
 
@@ -47,6 +47,20 @@ def settle_taps(
             return
         found.update(getattr(network, LAYOUTS_ATTRIBUTE))
     setattr(network, LAYOUTS_ATTRIBUTE, dict(found))
+
+
+def declare_stages(network: nn.Module, taps: tuple[str, ...], stage_ends: tuple[int, ...]) -> None:
+    """Let a network name the taps and stages that an experiment lists for it.
+
+    Args:
+        network: Just built.
+        taps: Module paths in depth order, without the classifier.
+        stage_ends: For each stage the 1-based number of its last tap, the classifier being last.
+    """
+    # The features of the last stage are those of its last tap before the classifier, if it has any.
+    last_taps = dict.fromkeys(taps[min(end, len(taps)) - 1] for end in stage_ends)
+    # Set past nn.Module, whose __setattr__ is a network's own to change.
+    network.__dict__.update(tap_paths=taps, stage_ends=stage_ends, stage_paths=tuple(last_taps))
 
 
 @lru_cache(maxsize=64)

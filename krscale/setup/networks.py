@@ -6,58 +6,40 @@ architectures alone.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch import nn
 
 from krscale.config import (
     Experiment,
     LadderStudent,
-    ModelConfig,
     StudentConfig,
-    TeacherConfig,
     with_values,
 )
-from krscale.errors import UserError
 from krscale.knowledge.aggregation import split_taps
 from krscale.knowledge.features import Shapes, feature_shapes, stage_paths, stage_shapes
-from krscale.knowledge.taps import check_taps
 from krscale.methods import FeatureMethod, method_settings, parse_method
-from krscale.models import ZOO, build_model
 from krscale.models.capacity import count_flops, num_parameters
 from krscale.models.preprocessing import (
     DEFAULT,
     Preprocessing,
     input_shape,
     preprocessing_of_network,
-    set_preprocessing,
 )
-from krscale.models.probing import build_for_shapes, check_network
 from krscale.parallel import check_batch_norm
-from krscale.setup.inputs import choose_preprocessing, may_differ
-from krscale.setup.layouts import settle_taps
+from krscale.setup.found_taps import with_found_taps
+from krscale.setup.inputs import is_chosen, may_differ
 from krscale.setup.methods import methods_of
-
-
-class Task(Protocol):
-    """What a network must fit: a `Dataset`, or the `Description` of one."""
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes `K`."""
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """`(C, H, W)`."""
-
-    @property
-    def num_train(self) -> int:
-        """Images of the training split."""
+from krscale.setup.network_builder import (
+    Task,
+    build_student,
+    resolve_taps,
+    shapes_only,
+    student_table,
+    students_of,
+)
 
 
 @dataclass(frozen=True)
@@ -110,9 +92,14 @@ class Networks:
     def resolve(cls, experiment: Experiment, task: Task) -> Networks:
         """Build the teacher once on meta tensors and read off what follows from it.
 
+        The experiment of what is returned lists the taps of networks that name none themselves;
+        these are found by running the networks.
+
         Raises:
-            UserError: If the teacher cannot be built or trained, or its taps do not exist.
+            UserError: If the teacher cannot be built or trained, its taps do not exist, or none is
+                found.
         """
+        experiment = with_found_taps(experiment, task)
         teacher = shapes_only(experiment.teacher, task, "teacher", experiment.teacher.width)
         taps, stage_ends = resolve_taps(teacher, experiment.teacher.taps, "teacher.taps")
         stages = stage_paths(teacher, taps)
@@ -164,7 +151,7 @@ class Networks:
         experiment, teacher = self.experiment, self.teacher
         if "granularity" in method_settings(experiment.distill.method):
             split_taps(experiment.distill.granularity, teacher.num_taps, teacher.stage_ends)
-        for student in experiment.ladder.students or (experiment.student,):
+        for student in students_of(experiment):
             self._check_student(student)
 
     def _check_student(self, config: StudentConfig | LadderStudent) -> None:
@@ -188,70 +175,17 @@ class Networks:
         Networks that are trained here with nothing said of it take the data as it is.
         """
         lines = []
-        if may_differ(self.experiment.teacher):
-            lines.append(f"teacher takes images as {self.teacher.preprocessing.describe()}")
-        for config in self.experiment.ladder.students or (self.experiment.student,):
+        found = self.teacher.preprocessing
+        if is_chosen(self.experiment.teacher) or found != DEFAULT:
+            lines.append(f"teacher takes images as {found.describe()}")
+        for config in students_of(self.experiment):
             if may_differ(config):
                 where = student_table(config)
                 width = config.width if isinstance(config, LadderStudent) else 1
-                said = preprocessing_of_network(shapes_only(config, self, where, width))
-                lines.append(f"{where} takes images as {said.describe()}")
+                found = preprocessing_of_network(shapes_only(config, self, where, width))
+                if is_chosen(config) or found != DEFAULT:
+                    lines.append(f"{where} takes images as {found.describe()}")
         return tuple(lines)
-
-
-def build_teacher(experiment: Experiment, task: Task) -> nn.Module:
-    """Build the teacher's network with fresh weights."""
-    return builder(experiment.teacher, task, "teacher")(experiment.teacher.width)
-
-
-def build_student(
-    experiment: Experiment, task: Task, width: int, *, fresh: bool = False
-) -> nn.Module:
-    """Build the student that an experiment trains, with the weights that it is built with.
-
-    Args:
-        experiment: Names the student.
-        task: What it must fit.
-        width: Its capacity dial.
-        fresh: Load no pretrained weights, because others take their place.
-    """
-    config = experiment.any_student
-    return builder(config, task, student_table(config), fresh=fresh)(width)
-
-
-def student_table(config: StudentConfig | LadderStudent) -> str:
-    """Return how errors call the table of a student."""
-    return f"ladder.students.{config.name}" if isinstance(config, LadderStudent) else "student"
-
-
-def builder(
-    config: ModelConfig, task: Task, where: str, *, fresh: bool = False
-) -> Callable[[int], nn.Module]:
-    """Return a function from a width to a network of this kind, which knows its preprocessing."""
-
-    def build(width: int) -> nn.Module:
-        network = build_model(
-            config.model,
-            num_classes=task.num_classes,
-            in_channels=task.image_shape[0],
-            width=width,
-            options=config.options,
-            output_key=config.output_key,
-            fresh=fresh,
-            where=where,
-        )
-        chosen = choose_preprocessing(config, network, task.image_shape[0], where)
-        set_preprocessing(network, chosen)
-        if config.model in ZOO and config.tap_layout != "auto":
-            raise UserError(
-                f"{where}.tap_layout: {config.tap_layout!r} is set, but the taps of {config.model} "
-                "are known; leave it out."
-            )
-        if config.model not in ZOO:
-            settle_taps(network, config, input_shape(network, task.image_shape), where)
-        return network
-
-    return build
 
 
 def teacher_preprocessing(experiment: Experiment, task: Task) -> Preprocessing:
@@ -260,45 +194,3 @@ def teacher_preprocessing(experiment: Experiment, task: Task) -> Preprocessing:
         return DEFAULT
     teacher = experiment.teacher
     return preprocessing_of_network(shapes_only(teacher, task, "teacher", teacher.width))
-
-
-def shapes_only(config: ModelConfig, task: Task, where: str, width: int) -> nn.Module:
-    """Return a network to read shapes off, on meta tensors if possible, proven to give logits.
-
-    Raises:
-        UserError: If it cannot be built, does not run on these images, or gives no logits.
-    """
-    build = partial(builder(config, task, where), width)
-    if config.model in ZOO:
-        with torch.device("meta"):
-            return build()
-    model = build_for_shapes(build, task.image_shape)
-    trained_here = not (isinstance(config, TeacherConfig) and config.weights)
-    check_network(model, task.num_classes, task.image_shape, where, trained_here=trained_here)
-    return model
-
-
-def resolve_taps(
-    model: nn.Module, paths: tuple[str, ...], where: str
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return the tap paths of a model and the last tap of each of its stages.
-
-    Raises:
-        UserError: If a path does not exist, or the model names no taps and the config neither.
-    """
-    own = getattr(model, "tap_paths", None)
-    if paths and paths != own:
-        check_taps(model, paths, where)
-        return paths, tuple(range(1, len(paths) + 2))
-    if own is None:
-        raise UserError(
-            f"{where}: this model names no taps of its own (`tap_paths`); list the module paths of "
-            f"its blocks in depth order, e.g. {_some_paths(model)}. "
-            "`krscale taps MODEL` lists and proposes them."
-        )
-    return tuple(own), tuple(getattr(model, "stage_ends", range(1, len(own) + 2)))
-
-
-def _some_paths(model: nn.Module) -> str:
-    paths = [name for name, child in model.named_modules() if name and len(list(child.children()))]
-    return json.dumps(paths[:3] or [name for name, _ in model.named_children()][:3])

@@ -11,6 +11,7 @@ from krscale.data.dataset import dataset_path
 from krscale.data.views import check_views, notes_on_views
 from krscale.errors import UserError
 from krscale.methods import parse_method
+from krscale.setup.found_taps import describe_taps
 from krscale.setup.methods import check_methods, describe_taught
 from krscale.setup.networks import Networks
 from krscale.setup.sizes import StudentSize, ladder_sizes
@@ -25,7 +26,7 @@ class ExperimentPlan:
     Attributes:
         networks: Teacher and student, resolved for the data.
         sizes: The ladder.
-        notes: On the data: what there is, and e.g. what was passed over.
+        notes: On the data: what there is, and e.g. what was passed over; taps that were found.
         num_unlabelled: Images without labels, which students of the teacher learn from, too.
     """
 
@@ -80,6 +81,7 @@ def describe(experiment: Experiment) -> ExperimentPlan:
         *(_look(experiment) or source.notes),
         *((taught,) if taught else ()),
         *notes_on_views(experiment.views, experiment.data.source),
+        *describe_taps(experiment, networks.experiment),
         *check_weights(networks),
     )
     return ExperimentPlan(networks, ladder_sizes(networks), notes, num_unlabelled)

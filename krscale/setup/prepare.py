@@ -20,6 +20,7 @@ from krscale.data.views import check_views, notes_on_views
 from krscale.errors import UserError
 from krscale.knowledge.features import FeatureKind
 from krscale.methods import parse_method
+from krscale.setup.found_taps import describe_taps
 from krscale.setup.inputs import is_foreign
 from krscale.setup.methods import check_methods, describe_taught, methods_of
 from krscale.setup.networks import Networks
@@ -49,7 +50,7 @@ class Setup:
     """An experiment with its data and networks, resolved once and handed down.
 
     Attributes:
-        experiment: All settings.
+        experiment: All settings, with the taps of networks that name none.
         dataset: Its labelled data, on disk.
         networks: Teacher and student, resolved for this data.
         taught: What students of a teacher learn from: its training images, and after them those
@@ -84,11 +85,11 @@ class Setup:
             reporter.note(note)
         networks = Networks.resolve(experiment, dataset)
         networks.check()
-        for line in networks.describe_inputs():
+        for line in (*describe_taps(experiment, networks.experiment), *networks.describe_inputs()):
             reporter.note(line)
         for note in check_weights(networks):
             reporter.note(note)
-        return cls(experiment, dataset, networks, taught)
+        return cls(networks.experiment, dataset, networks, taught)
 
 
 @dataclass(frozen=True)

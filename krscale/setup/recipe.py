@@ -63,8 +63,9 @@ class StoreRecipe:
                 f"data.unlabelled: {experiment.data.unlabelled}: these images were never prepared; "
                 "`krscale teach` does so."
             )
-        facts, teacher_path = find_teacher(experiment, dataset)
-        return cls(Networks.resolve(experiment, dataset), taught, facts, teacher_path)
+        networks = Networks.resolve(experiment, dataset)
+        facts, teacher_path = find_teacher(networks.experiment, dataset)
+        return cls(networks, taught, facts, teacher_path)
 
     @property
     def experiment(self) -> Experiment:

@@ -10,7 +10,8 @@ from krscale.errors import UserError
 from krscale.models import ZOO
 from krscale.models.capacity import count_flops, find_width, num_parameters, on_meta
 from krscale.models.preprocessing import input_shape
-from krscale.setup.networks import Networks, builder, student_table
+from krscale.setup.network_builder import builder, student_table
+from krscale.setup.networks import Networks
 
 MAX_ROUNDING = 2.0
 """How many times larger `student.width_multiple` may make a student, or smaller."""

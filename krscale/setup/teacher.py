@@ -6,38 +6,38 @@ data and the same settings finds it there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
-from torch import Tensor, nn
+from torch import nn
 
-from krscale.config import Experiment, TrainConfig, fingerprint, read_record
-from krscale.data import Dataset, SplitName
-from krscale.data.loader import Loader
-from krscale.errors import NonFiniteError, UserError
+from krscale.config import Experiment, fingerprint, read_record
+from krscale.data import Dataset
+from krscale.errors import UserError
 from krscale.files import damaged, new_folder, reading, write_json
 from krscale.knowledge.parameters import layers_by_tap, weight_histogram
-from krscale.knowledge.probes import Probes, fit_probe, information_gain
-from krscale.knowledge.taps import TapOutputs, TappedModel, pool
-from krscale.methods import MethodContext, build_method
-from krscale.methods.base import Learner
+from krscale.knowledge.probes import Probes, information_gain
+from krscale.knowledge.taps import TappedModel
 from krscale.metrics import ACCURACY
 from krscale.models.capacity import count_flops, num_parameters
-from krscale.models.preprocessing import DEFAULT, input_shape, preprocessing_of_network
+from krscale.models.preprocessing import DEFAULT, input_shape
 from krscale.parallel import Workers
 from krscale.setup.inputs import is_foreign
-from krscale.setup.networks import build_teacher, resolve_taps, teacher_preprocessing
-from krscale.setup.teacher_code import kept_folder, read_code
+from krscale.setup.network_builder import build_teacher, resolve_taps
+from krscale.setup.networks import teacher_preprocessing
+from krscale.setup.tap_reading import fit_probes, read_taps
+from krscale.setup.teacher_code import CODE_FILE, Code, kept_folder, read_code
 from krscale.setup.teacher_quality import find_faults, require_fit
-from krscale.setup.weights import load_teacher_weights, weights_identity
+from krscale.setup.teacher_training import train_teacher
+from krscale.setup.weights import from_file, load_teacher_weights, weights_identity
 from krscale.training.checkpoint import load_weights, read_tensors, save_weights
-from krscale.training.loop import Training, evaluate
+from krscale.training.loop import evaluate
 
-PROBE_BATCH_SIZE = 512
 FORMAT = 1  # raised whenever a kept teacher or probe of an older krscale must not be reused
 
 
@@ -58,7 +58,8 @@ class TeacherFacts:
         information_gain: One per tap, from the validation split.
         layer_sizes: Parameters of the layers of every tap.
         histograms: `[D][bins]`, distribution of the weights of every tap.
-        faults: What spoke against it when it was measured, a phrase each.
+        faults: What spoke against it when it was measured, a phrase each; None in what an older
+            krscale kept without measuring it, until `prepare_teacher` does.
     """
 
     fingerprint: str
@@ -73,7 +74,7 @@ class TeacherFacts:
     information_gain: tuple[float, ...]
     layer_sizes: tuple[float, ...]
     histograms: tuple[tuple[float, ...], ...]
-    faults: tuple[str, ...] = ()
+    faults: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -105,14 +106,18 @@ def prepare_teacher(
     Raises:
         UserError: If it is not fit to teach (`teacher.allow_poor`), or cannot be made.
     """
-    folder = _folder(experiment, dataset)
+    folder, code = _folder(experiment, dataset)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
             with new_folder(folder) as temporary:
                 _make_teacher(experiment, dataset, device, folder.name, temporary, report)
-    facts = _read_facts(folder)
-    require_fit(experiment, facts.faults, facts.val_accuracy, facts.information_gain)
+                if code.key():
+                    write_json(temporary / CODE_FILE, asdict(code))
+        facts = _read_facts(folder)
+        if facts.faults is None:
+            facts = _measured(experiment, dataset, device, folder)
+    require_fit(experiment, facts.faults or (), facts.val_accuracy, facts.information_gain)
     return facts, folder
 
 
@@ -122,7 +127,7 @@ def find_teacher(experiment: Experiment, dataset: Dataset) -> tuple[TeacherFacts
     Raises:
         UserError: If there is none.
     """
-    folder = _folder(experiment, dataset)
+    folder, _ = _folder(experiment, dataset)
     if not folder.is_dir():
         raise UserError(f"{folder}: this teacher was never prepared; `krscale teach` does so.")
     return _read_facts(folder), folder
@@ -131,7 +136,7 @@ def find_teacher(experiment: Experiment, dataset: Dataset) -> tuple[TeacherFacts
 def open_teacher(experiment: Experiment, dataset: Dataset, folder: Path) -> LoadedTeacher:
     """Load a prepared teacher and its probes, frozen."""
     facts = _read_facts(folder)
-    model = build_teacher(experiment, dataset)
+    model = build_teacher(experiment, dataset, fresh=True)
     load_weights(folder / "teacher.safetensors", model, where=str(folder))
     tapped = TappedModel(model, facts.taps)
     file = folder / "probes.pt"
@@ -155,55 +160,23 @@ def foreign_teacher(experiment: Experiment, dataset: Dataset, device: torch.devi
             "teacher.weights: empty, so the teacher is trained here, with the preprocessing that "
             "it teaches with; there is nothing to find out. Name the weights of a trained one."
         )
-    model = build_teacher(experiment, dataset)
+    model = build_teacher(experiment, dataset, fresh=from_file(experiment.teacher))
     load_teacher_weights(experiment, model)
     return model.to(device).eval().requires_grad_(False)
 
 
-@torch.no_grad()
-def read_taps(
-    tapped: TappedModel, dataset: Dataset, split: SplitName, device: torch.device
-) -> TapOutputs:
-    """Return pooled tap features `[N, F]` and logits `[N, K]` of a split, without augmentation."""
-    images, prepared = dataset.split(split).images, preprocessing_of_network(tapped.model)
-    logits: list[Tensor] = []
-    features: list[list[Tensor]] = [[] for _ in tapped.paths]
-    for first in range(0, len(images), PROBE_BATCH_SIZE):
-        pixels = torch.tensor(images[first : first + PROBE_BATCH_SIZE], device=device)
-        outputs = tapped(prepared.apply(pixels, dataset.mean, dataset.std))
-        logits.append(outputs.logits.float())
-        for kept, feature in zip(features, outputs.features, strict=True):
-            kept.append(pool(feature).float())
-    outputs = TapOutputs(torch.cat(logits), tuple(torch.cat(kept) for kept in features))
-    _refuse_non_finite(outputs, tapped.paths, split)
-    return outputs
-
-
-def _refuse_non_finite(outputs: TapOutputs, paths: Sequence[str], split: SplitName) -> None:
-    for what, values in (*zip(paths, outputs.features, strict=True), ("logits", outputs.logits)):
-        if not bool(values.isfinite().all()):
-            raise UserError(
-                f"teacher: {what!r} is NaN or infinite for images of the {split} split; it cannot "
-                "teach. Its weights are broken, or its images are not what it was trained on."
-            )
-
-
-def fit_probes(tapped: TappedModel, dataset: Dataset, device: torch.device) -> Probes:
-    """Return probes fitted on the training split to every tap of a network in eval mode."""
-    outputs = read_taps(tapped, dataset, "train", device)
-    labels = torch.tensor(dataset.split("train").labels, device=device)
-    num_classes = len(dataset.classes)
-    probes = Probes([f.shape[1] for f in outputs.features], num_classes).to(device)
-    probes.load([fit_probe(feature, labels, num_classes) for feature in outputs.features])
-    return probes
-
-
-def _folder(experiment: Experiment, dataset: Dataset) -> Path:
-    """Return where the teacher of an experiment is kept, or will be."""
+def _folder(experiment: Experiment, dataset: Dataset) -> tuple[Path, Code]:
+    """Return where the teacher of an experiment is kept, or will be, and its code."""
     teachers, content = experiment.cache_path / "teachers", _content(experiment, dataset)
     code = read_code(experiment, dataset)
-    plain, coded = (teachers / fingerprint(content | key) for key in ({}, code.key()))
-    return kept_folder(plain, coded, code, lambda folder: _fits(experiment, dataset, folder))
+
+    def coded(number: int) -> Path:
+        key = code.key() | ({"number": number} if number else {})
+        return teachers / fingerprint(content | key)
+
+    plain = teachers / fingerprint(content)
+    fits = partial(_fits, experiment, dataset)
+    return kept_folder(plain, coded, code, fits), code
 
 
 def _fits(experiment: Experiment, dataset: Dataset, folder: Path) -> bool:
@@ -242,13 +215,13 @@ def _make_teacher(
     report: Callable[[int, int], None],
 ) -> None:
     torch.manual_seed(experiment.teacher.seed)
-    model = build_teacher(experiment, dataset)
+    model = build_teacher(experiment, dataset, fresh=from_file(experiment.teacher))
     taps, stage_ends = resolve_taps(model, experiment.teacher.taps, "teacher.taps")
     if is_foreign(experiment.teacher):
         load_teacher_weights(experiment, model)
         model.to(device)
     else:
-        _train(experiment, dataset, model, device, report)
+        train_teacher(experiment, dataset, model, device, report)
     tapped = TappedModel(model, taps).eval().requires_grad_(False)
     probes = fit_probes(tapped, dataset, device)
     val = dataset.split("val")
@@ -276,44 +249,18 @@ def _make_teacher(
     write_json(folder / "facts.json", asdict(facts))
 
 
-def _train(
-    experiment: Experiment,
-    dataset: Dataset,
-    model: nn.Module,
-    device: torch.device,
-    report: Callable[[int, int], None],
-) -> None:
-    config = experiment.teacher
-    settings = TrainConfig(
-        num_epochs=config.num_epochs,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        global_batch_size=experiment.train.global_batch_size,
-        seed=config.seed,
-        max_grad_norm=0.0,  # cross-entropy alone needs none, and kept teachers had none
-    )
-    context = MethodContext.without_teacher(len(dataset.classes))
-    learner = Learner(model, (), build_method("plain", context, {}))
-    loader = Loader(
-        dataset,
-        experiment.views,
-        global_batch_size=settings.global_batch_size,
-        seed=config.seed,
-        device=device,
-        store=None,
-        gpu_share_for_images=experiment.train.gpu_share_for_images,
-        preprocessing=preprocessing_of_network(model),
-    )
-    training = Training(
-        learner, loader, (dataset, dataset.split("val")), settings, Workers.alone(device)
-    )
-    while not training.finished:
-        try:
-            training.run_epoch()
-        except NonFiniteError as error:
-            rate = f"teacher.learning_rate is {config.learning_rate:g}"
-            raise NonFiniteError(f"teacher: {error} ({rate})") from None
-        report(training.epoch, config.num_epochs)
+def _measured(
+    experiment: Experiment, dataset: Dataset, device: torch.device, folder: Path
+) -> TeacherFacts:
+    """Measure a teacher that an older krscale kept without its faults, and keep them, too."""
+    teacher = open_teacher(experiment, dataset, folder)
+    tapped, probes = teacher.tapped.to(device), teacher.probes.to(device)
+    val_logits = probes(read_taps(tapped, dataset, "val", device))
+    gain = teacher.facts.information_gain
+    faults = find_faults(experiment, dataset, tapped.model, val_logits, gain)
+    facts = replace(teacher.facts, faults=faults)
+    write_json(folder / "facts.json", asdict(facts))
+    return facts
 
 
 def _num_weights(layers: Iterable[nn.Module]) -> float:

@@ -5,17 +5,17 @@ Networks of krscale's own zoo are not looked at: `teacher.FORMAT` tells their ve
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import sys
-import sysconfig
-from collections.abc import Callable, Iterable
+import math
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -23,16 +23,13 @@ from krscale.config import Experiment, StudentConfig, fingerprint, read_record
 from krscale.config.networks import LadderStudent
 from krscale.files import write_json
 from krscale.models.preprocessing import input_shape
-from krscale.setup.networks import Task, build_teacher, builder, shapes_only, student_table
-from krscale.setup.weights import load_teacher_weights
+from krscale.setup.network_builder import Task, build_teacher, builder, shapes_only, student_table
+from krscale.setup.own_modules import find_sources, hash_source, is_own
+from krscale.setup.weights import from_file, load_teacher_weights
 
 CODE_FILE = "code.json"
-_LIBRARIES = tuple(
-    {str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "purelib", "platlib")}
-)
 _NUM_PROBED, _SEED = 4, 0
-_TOLERANCE = 0.01  # of the largest output: processors round differently, other code does not
-_DIGITS = 2
+_TOLERANCE = 0.002  # of the largest output: processors round differently by far less
 
 
 @dataclass(frozen=True)
@@ -41,19 +38,19 @@ class Code:
 
     Attributes:
         modules: Hash of the source of every module that it is written in.
-        outputs: What it answers to fixed inputs, where the source of a module cannot be had.
+        outputs: What it answers to fixed inputs, for what the source does not tell: files that it
+            reads, modules without source. Empty where it answers otherwise each time.
     """
 
     modules: dict[str, str] = field(default_factory=dict)
     outputs: tuple[float, ...] = ()
 
     def key(self) -> dict[str, Any]:
-        """Return what it adds to a teacher's fingerprint: nothing for networks of the zoo."""
-        if not self.modules and not self.outputs:
-            return {}
-        largest = max(map(abs, self.outputs), default=1.0) or 1.0
-        rounded = [round(value / largest, _DIGITS) for value in self.outputs]
-        return {"code": fingerprint([self.modules, rounded])}
+        """Return what it adds to a teacher's fingerprint: nothing for networks of the zoo.
+
+        The outputs are not in it, as other processors round them otherwise; see `kept_folder`.
+        """
+        return {"code": fingerprint(self.modules)} if self.modules or self.outputs else {}
 
 
 def read_code(experiment: Experiment, task: Task) -> Code:
@@ -66,7 +63,7 @@ def read_code(experiment: Experiment, task: Task) -> Code:
     teacher = experiment.teacher
 
     def with_weights() -> nn.Module:
-        model = build_teacher(experiment, task)
+        model = build_teacher(experiment, task, fresh=from_file(teacher))
         if teacher.weights:
             load_teacher_weights(experiment, model)
         return model
@@ -93,32 +90,52 @@ def compare_code(before: Code, now: Code) -> str:
     other = [name for name in names if before.modules.get(name) != now.modules.get(name)]
     if other:
         return f"module{'s' * (len(other) > 1)} {', '.join(other)}"
-    scale = max(map(abs, (*before.outputs, *now.outputs)), default=0.0)
+    if not before.outputs or not now.outputs:  # one of them has none that can be compared
+        return ""
+    scale = max(map(abs, (*before.outputs, *now.outputs)))
     pairs = zip(before.outputs, now.outputs, strict=False)
     far = any(abs(one - two) > _TOLERANCE * scale for one, two in pairs)
     if far or len(before.outputs) != len(now.outputs):
-        return "it answers otherwise to the same inputs (its source cannot be read)"
+        return (
+            "it answers otherwise to the same inputs, although the source that can be read is the "
+            "same (a file that it reads may have changed)"
+        )
     return ""
 
 
-def kept_folder(plain: Path, coded: Path, code: Code, fits: Callable[[Path], bool]) -> Path:
-    """Return the folder of a kept teacher: by its code, or the one of an older krscale.
+def kept_folder(
+    plain: Path, coded: Callable[[int], Path], code: Code, fits: Callable[[Path], bool]
+) -> Path:
+    """Return the folder of a kept teacher, or where it is to be kept.
+
+    Teachers with the same source may differ in a file that they read: these are numbered, and the
+    one whose record agrees with the code as it is now is taken.
 
     Args:
         plain: Where a krscale that did not look at code kept it.
-        coded: Where it is kept since.
+        coded: From a number, 0 first, to where it is kept since.
         code: As it is now.
         fits: Whether the teacher in a folder still does what it did; asked once of an older one.
     """
-    if coded == plain or coded.exists() or not plain.is_dir():
-        return coded
-    record = plain / CODE_FILE
+    if not code.key():
+        return plain
+    for number in count():
+        if not coded(number).exists():
+            break
+        if _agrees(coded(number), code, fits):
+            return coded(number)
+    return plain if plain.is_dir() and _agrees(plain, code, fits) else coded(number)
+
+
+def _agrees(folder: Path, code: Code, fits: Callable[[Path], bool]) -> bool:
+    """Whether a kept teacher is of this code; one without a record gets it if it is."""
+    record = folder / CODE_FILE
     if not record.exists():
-        if not fits(plain):
-            return coded
+        if not fits(folder):
+            return False
         write_json(record, asdict(code))
-    known = read_record(record, Code, f"Delete the folder {plain}; the teacher is made again.")
-    return coded if compare_code(known, code) else plain
+    known = read_record(record, Code, f"Delete the folder {folder}; the teacher is made again.")
+    return not compare_code(known, code)
 
 
 def _read(
@@ -134,68 +151,42 @@ def _read(
     """
     if ":" not in name:
         return Code()
-    found = _modules(empty(), name.partition(":")[0])
-    sources = {module.__name__: _source(module) for module in found}
-    known = {module: _hash(text) for module, text in sorted(sources.items()) if text is not None}
-    return Code(known, () if len(known) == len(sources) else _outputs(build, task))
-
-
-def _modules(model: nn.Module, named: str) -> set[ModuleType]:
-    """Return the modules that define a network's classes, and the user's own that these use."""
-    names = {type(part).__module__ for part in model.modules()} | {named}
-    found: set[ModuleType] = set()
-    waiting = [sys.modules[name] for name in names if name in sys.modules and not _is_ours(name)]
-    while waiting:
-        module = waiting.pop()
-        if module not in found:
-            found.add(module)
-            waiting += _used_by(module) if _is_own(module) else ()
-    return found
-
-
-def _used_by(module: ModuleType) -> Iterable[ModuleType]:
-    """Yield the user's own modules that a module has imported something from."""
-    for value in list(vars(module).values()):
-        name = value.__name__ if isinstance(value, ModuleType) else _home(value)
-        used = sys.modules.get(name)
-        if used is not None and not _is_ours(name) and _is_own(used):
-            yield used
-
-
-def _home(value: object) -> str:
-    home = getattr(value, "__module__", None)
-    return home if isinstance(home, str) else ""
-
-
-def _is_ours(name: str) -> bool:
-    """Whether a module is torch's or krscale's, whose versions are recorded with every run."""
-    return name.partition(".")[0] in ("torch", "krscale")
-
-
-def _is_own(module: ModuleType) -> bool:
-    """Whether a module is the user's own, and not that of a library."""
-    file = getattr(module, "__file__", None)
-    return bool(file) and not str(Path(str(file)).resolve()).startswith(_LIBRARIES)
-
-
-def _source(module: ModuleType) -> str | None:
-    try:
-        return inspect.getsource(module)
-    except (OSError, TypeError):
-        return None
-
-
-def _hash(source: str) -> str:
-    """Return a hash of code: comments and empty lines make it no other."""
-    lines = (line.rstrip() for line in source.splitlines())
-    code = "\n".join(line for line in lines if line and not line.lstrip().startswith("#"))
-    return hashlib.sha256(code.encode()).hexdigest()[:32]
+    parts = {type(part).__module__ for part in empty().modules()}
+    sources = find_sources({*parts, name.partition(":")[0]})
+    known = {module: hash_source(text) for module, text in sources.items() if text is not None}
+    # The source of a library alone tells all: what it reads besides is its weights.
+    is_told = len(known) == len(sources) and not any(map(is_own, sources))
+    return Code(dict(sorted(known.items())), () if is_told else _outputs(build, task))
 
 
 def _outputs(build: Callable[[], nn.Module], task: Task) -> tuple[float, ...]:
-    with torch.random.fork_rng():
-        torch.manual_seed(_SEED)
+    """Return what a network answers, or nothing if that is not the same twice, or not finite."""
+    first, second = _probe(build, task), _probe(build, task)
+    if not all(map(math.isfinite, (*first, *second))) or compare_code(
+        Code({}, first), Code({}, second)
+    ):
+        return ()
+    return first
+
+
+def _probe(build: Callable[[], nn.Module], task: Task) -> tuple[float, ...]:
+    with _same_chance():
         model = build().eval()
         inputs = torch.randn(_NUM_PROBED, *input_shape(model, task.image_shape))
-    with torch.no_grad():
-        return tuple(model(inputs).float().flatten().tolist())
+        with torch.no_grad():
+            return tuple(model(inputs).float().flatten().tolist())
+
+
+@contextmanager
+def _same_chance() -> Iterator[None]:
+    """Draw the same random numbers each time, and leave the generators as they were."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(_SEED)
+            np.random.seed(_SEED)
+            random.seed(_SEED)
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)

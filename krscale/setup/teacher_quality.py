@@ -75,7 +75,7 @@ def find_faults(
     rows = experiment.views.num_views * dataset.num_train
     number = min(MOST_TRIED, max(LEAST_TRIED, rows // 40))
     tried = try_candidates(network, dataset, number, other_sizes=suspect)
-    return (*faults, *_better_ways(tried))
+    return (*faults, *_better_ways(tried, dataset))
 
 
 def require_fit(
@@ -114,11 +114,11 @@ def _is_guessing(right: np.ndarray, labels: np.ndarray, gain: float) -> bool:
     return bool(test.pvalue > _GUESS)
 
 
-def _better_ways(tried: Tried) -> list[str]:
+def _better_ways(tried: Tried, dataset: Dataset) -> list[str]:
     """Say which other way of preparing images is clearly better, or which order of classes."""
     faults = []
     if tried.configured is not None and tried.best is not tried.configured:
-        found = as_settings(tried.best.preprocessing)
+        found = as_settings(tried.best.preprocessing, dataset.image_shape)
         written = ", ".join(f"{name} = {json.dumps(value)}" for name, value in found.items())
         faults.append(f"it gets {tried.best.accuracy:.1%} right with preprocessing = {{{written}}}")
     if tried.reordered is not None:

@@ -18,9 +18,11 @@ from krscale.config import (
 from krscale.errors import UserError
 from krscale.files import sha256
 from krscale.models import ZOO, is_pretrained
-from krscale.models.libraries import LIBRARIES
+from krscale.models.preprocessing import preprocessing_of_network
 from krscale.models.probing import check_weights_are_finite
-from krscale.setup.networks import Networks, Task, builder, shapes_only, student_table
+from krscale.setup.inputs import is_own
+from krscale.setup.network_builder import Task, builder, shapes_only, student_table
+from krscale.setup.networks import Networks
 from krscale.training.checkpoint import fit_weights, load_weights
 
 OWN = "own"
@@ -46,16 +48,19 @@ def check_weights(networks: Networks) -> tuple[str, ...]:
 def _check_student(student: StudentConfig | LadderStudent, networks: Networks) -> tuple[str, ...]:
     where = student_table(student)
     width = student.width if isinstance(student, LadderStudent) else 1
+    weights = student.weights if isinstance(student, LadderStudent) else ""
+    notes: tuple[str, ...] = ()
     if student.model not in ZOO:
-        check_weights_are_finite(_built(student, networks, where, width), where)
+        built = _built(student, networks, where, width)
+        check_weights_are_finite(built, where)
+        notes = () if weights else _note_on_own_weights(student, networks, where, width)
     if not isinstance(student, LadderStudent):
-        return ()
-    _refuse_idle_key(student.weights, student.weights_key, where)
-    if not student.weights:
-        return ()
+        return notes
+    _refuse_idle_key(weights, student.weights_key, where)
+    if not weights:
+        return notes
     network = shapes_only(student, networks, where, width)
-    place = f"{where}.weights"
-    return fit_weights(_path(student.weights), network, place, student.weights_key).notes
+    return fit_weights(_path(weights), network, f"{where}.weights", student.weights_key).notes
 
 
 def _refuse_idle_key(weights: str, key: str, where: str) -> None:
@@ -73,13 +78,19 @@ def _check_teacher(teacher: TeacherConfig, networks: Networks) -> tuple[str, ...
         check_weights_are_finite(built, "teacher")
     if not teacher.weights:
         _refuse_to_train_anew(teacher)
-        return _note_on_own_weights(teacher, networks)
+        notes = _note_on_own_weights(teacher, networks, "teacher", teacher.width)
+        return tuple(f"{note}; teacher.weights = 'own' keeps them as they are" for note in notes)
     if teacher.weights == OWN:
         return ()
     network = shapes_only(teacher, networks, "teacher", teacher.width)
     return fit_weights(
         _path(teacher.weights), network, "teacher.weights", teacher.weights_key
     ).notes
+
+
+def from_file(config: TeacherConfig | StudentConfig | LadderStudent) -> bool:
+    """Return whether the weights of a network are read from a file, in place of all others."""
+    return getattr(config, "weights", "") not in ("", OWN)
 
 
 def load_teacher_weights(experiment: Experiment, model: nn.Module) -> None:
@@ -89,7 +100,7 @@ def load_teacher_weights(experiment: Experiment, model: nn.Module) -> None:
         UserError: If they do not fit, or are not finite.
     """
     teacher = experiment.teacher
-    if teacher.weights != OWN:
+    if from_file(teacher):
         load_weights(_path(teacher.weights), model, "teacher.weights", teacher.weights_key)
     check_weights_are_finite(model, "teacher.weights")
 
@@ -137,18 +148,21 @@ def _refuse_to_train_anew(teacher: TeacherConfig) -> None:
         )
 
 
-def _note_on_own_weights(teacher: TeacherConfig, networks: Networks) -> tuple[str, ...]:
+def _note_on_own_weights(
+    config: ModelConfig, networks: Networks, where: str, width: int
+) -> tuple[str, ...]:
     """Say that a callable loads weights, which a training would change: the seed changes none."""
-    if teacher.model in ZOO or teacher.model.partition(":")[0] in LIBRARIES:
+    if not is_own(config):
         return ()
-    first, second = (_built(teacher, networks, "teacher", teacher.width, s) for s in (0, 1))
+    first, second = (_built(config, networks, where, width, seed) for seed in (0, 1))
     pairs = zip(first.parameters(), second.parameters(), strict=True)
     drawn = [(a.numel(), bool(torch.equal(a, b))) for a, b in pairs if a.ndim > 1]
     if sum(count for count, same in drawn if same) * 2 <= sum(count for count, _ in drawn):
         return ()
     return (
-        f"teacher: {teacher.model} gives the same weights whatever the seed, so it seems to load "
-        "some. They will be trained further; teacher.weights = 'own' keeps them as they are",
+        f"{where}: {config.model} gives the same weights whatever the seed, so it seems to load "
+        f"some. They will be trained further, on images as "
+        f"{preprocessing_of_network(first).describe()} ({where}.preprocessing)",
     )
 
 
@@ -161,7 +175,8 @@ def _built(config: ModelConfig, task: Task, where: str, width: int, seed: int = 
 
     Weights of libraries that are downloaded are left out: they are finite.
     """
-    downloaded = config.model.partition(":")[0] in ("timm", "torchvision")
+    of_library = config.model.partition(":")[0] in ("timm", "torchvision")
+    downloaded = of_library and not config.options.get("checkpoint_path")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return builder(config, task, where, fresh=downloaded and where != "teacher")(width)

@@ -15,7 +15,8 @@ class AveragedStudent:
 
     After update `n` they are `d * average + (1 - d) * weights` with
     `d = min(decay, (1 + n) / (10 + n))`, so that the first, random weights are soon forgotten.
-    Running statistics are averaged likewise; counters are copied.
+    Running statistics are averaged likewise, counters are copied, and weights that stand under
+    several names follow once.
 
     Args:
         student: In training.
@@ -32,7 +33,9 @@ class AveragedStudent:
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
         current = student.state_dict()
-        for name, average in self.model.state_dict().items():
+        averages = self.model.state_dict(keep_vars=True)  # the tensors themselves
+        once = {id(average): (name, average) for name, average in averages.items()}
+        for name, average in once.values():  # tied weights have several names
             if average.is_floating_point():
                 average.lerp_(current[name].to(average.dtype), 1.0 - decay)
             else:

@@ -24,7 +24,15 @@ from torch import Tensor, nn
 from krscale.config import read_record
 from krscale.errors import DamagedFileError, UserError, nearest
 from krscale.files import damaged, new_folder, sha256, write_atomic, write_json
-from krscale.models.state_dicts import Fitted, State, fit, refuse_non_finite, unwrap, without_noise
+from krscale.models.state_dicts import (
+    Fitted,
+    State,
+    Unwrapped,
+    fit,
+    refuse_non_finite,
+    unwrap,
+    without_noise,
+)
 
 STATE = "state.pt"
 MANIFEST = "manifest.json"
@@ -150,12 +158,12 @@ def read_weights(path: Path, where: str = "") -> State:
     Raises:
         UserError: If the file is missing, unreadable, holds code or is not a state dict.
     """
-    state, _ = _read(path, where, "")
-    return without_noise(state)
+    state = _read(path, where, "").state
+    return without_noise(state, f"{where}: {path}" if where else str(path))
 
 
-def _read(path: Path, where: str, key: str) -> tuple[State, list[str]]:
-    """Return the state dict of a file as it is, and notes on which was chosen."""
+def _read(path: Path, where: str, key: str) -> Unwrapped:
+    """Return the state dict of a file as it is, and what was chosen."""
     prefix = f"{where}: " if where else ""
     _check_exists(path, prefix)
     if path.suffix not in _SUFFIXES:
@@ -189,10 +197,10 @@ def fit_weights(path: Path, model: nn.Module, where: str = "", key: str = "") ->
             if a weight is not finite.
     """
     place = f"{where}: {path}" if where else str(path)
-    state, notes = _read(path, where, key)
-    fitted = fit(state, model, place, key)
+    read = _read(path, where, key)
+    fitted = fit(read.state, model, place, read.key)
     refuse_non_finite(fitted.state, place)
-    return Fitted(fitted.state, (*notes, *fitted.notes))
+    return Fitted(fitted.state, (*read.notes, *fitted.notes))
 
 
 def load_weights(path: Path, model: nn.Module, where: str = "", key: str = "") -> tuple[str, ...]:

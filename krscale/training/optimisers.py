@@ -23,16 +23,30 @@ _SET_ELSEWHERE = {
     "lr": "train.learning_rate",
     "weight_decay": "train.weight_decay",
     "params": "krscale itself",
+    "maximize": "krscale itself, as every loss is minimised",
 }
+_IN_PLACE_OF_FUSED = ("foreach", "differentiable", "fused")
+"""Options with which krscale's own `fused` does not go together."""
 
 
 def check_optimiser(settings: TrainConfig) -> None:
-    """Refuse an optimiser or options of it that torch does not have, before anything trains.
+    """Refuse an optimiser or options of it that torch cannot step with, before anything trains.
 
     Raises:
         UserError: Naming the setting, what is allowed, and the nearest name.
     """
-    build_optimiser(nn.Linear(1, 1, device="meta"), settings)
+    layer = nn.Linear(1, 1, device="meta").to_empty(device="cpu")  # draws no random numbers
+    optimiser = build_optimiser(layer, settings)
+    try:
+        for parameter in layer.parameters():
+            parameter.grad = torch.ones_like(parameter)
+            parameter.data.fill_(1.0)
+        for _ in range(2):  # the second one goes on from a state
+            optimiser.step()
+    except Exception as error:
+        raise _refused(type(optimiser), settings, error) from error
+    if not all(bool(parameter.isfinite().all()) for parameter in layer.parameters()):
+        raise _refused(type(optimiser), settings, "it gives NaN or infinity in its first steps")
 
 
 def build_optimiser(learner: nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
@@ -51,12 +65,19 @@ def build_optimiser(learner: nn.Module, settings: TrainConfig) -> torch.optim.Op
     options = _options(kind, settings)
     try:
         found: torch.optim.Optimizer = kind(groups, lr=settings.learning_rate, **options)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"train.optimizer_options: torch.optim.{kind.__name__} refuses "
-            f"{settings.optimizer_options}: {error}"
-        ) from error
+    except Exception as error:
+        raise _refused(kind, settings, error) from error
     return found
+
+
+def _refused(kind: Any, settings: TrainConfig, why: Exception | str) -> UserError:
+    own = _own(kind, settings)
+    beside = f" (beside {own}, which krscale sets where it is not given)" if own else ""
+    reason = f"{type(why).__name__}: {why}" if isinstance(why, Exception) else why
+    return UserError(
+        f"train.optimizer_options: torch.optim.{kind.__name__} refuses "
+        f"{settings.optimizer_options}{beside}: {reason}"
+    )
 
 
 def learning_rate_factor(settings: TrainConfig, num_steps: int) -> Callable[[int], float]:
@@ -142,12 +163,20 @@ def _options(kind: Any, settings: TrainConfig) -> dict[str, Any]:
             f"train.momentum: {settings.momentum:g} is for SGD; what {kind.__name__} takes of this "
             f"kind goes into train.optimizer_options (it has: {', '.join(_own_options(known))})."
         )
+    return _own(kind, settings) | settings.optimizer_options
+
+
+def _own(kind: Any, settings: TrainConfig) -> dict[str, Any]:
+    """Return the options that krscale sets, of those that are not given."""
     own: dict[str, Any] = {}
     if kind is torch.optim.SGD:
         own = {"momentum": settings.momentum, "nesterov": settings.momentum > 0.0}
-    if kind in (torch.optim.SGD, torch.optim.AdamW):
+    given = settings.optimizer_options
+    if kind in (torch.optim.SGD, torch.optim.AdamW) and not any(
+        given.get(name) is not None for name in _IN_PLACE_OF_FUSED
+    ):
         own["fused"] = True
-    return own | settings.optimizer_options
+    return {name: value for name, value in own.items() if name not in given}
 
 
 def _own_options(known: Iterable[str]) -> list[str]:

@@ -14,7 +14,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
 ]
 
-ONE_STUDY = ("search.methods=['plain']", "ladder.capacities=['1/16']", "search.num_final_seeds=1")
+ONE_STUDY = (
+    "search.methods=['plain']", "ladder.capacities=['1/16']", "search.num_final_seeds=1",
+    "cluster.num_cpus=1",
+)  # fmt: skip
 SPACE = """
 [plain]
 "train.weight_decay" = { type = "float", low = 1e-5, high = 1e-3, log = true }

@@ -23,7 +23,8 @@ from krscale.progress import Progress
 from krscale.report import Limits, MethodResult, Size, find_pareto, read_curve, write_curve
 from krscale.runs.deliver import Order, choose_student, deliver
 from krscale.runs.folder import read_experiment, student_path
-from krscale.setup.networks import Networks, build_student
+from krscale.setup.network_builder import build_student
+from krscale.setup.networks import Networks
 from krscale.setup.sizes import find_size
 from krscale.training.checkpoint import save_weights
 from krscale.training.loop import evaluate

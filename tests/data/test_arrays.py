@@ -14,7 +14,7 @@ import pytest
 
 from krscale.config import DataConfig, FilesConfig
 from krscale.data import SPLITS, Dataset, prepare_data
-from krscale.data.arrays import to_images
+from krscale.data.arrays import Arrays, to_images
 from krscale.errors import UserError
 
 NUM = 36
@@ -99,6 +99,39 @@ class TestNumpy:
         given = prepare("numpy", path, tmp_path / "cache", classes=("x", "y", "z"))
         assert given.classes == ("x", "y", "z")
 
+    def test_all_names_of_splits(self, tmp_path):
+        other = images(6, seed=9)
+        arrays = {"Training_images": images(), "Training_labels": labels(), "y_testing": labels(6)}
+        np.savez(tmp_path / "a.npz", **arrays, x_testing=other, images=other, ids=np.zeros(3))
+        notes: list[str] = []
+        config = DataConfig(source="numpy", path=str(tmp_path / "a.npz"))
+        found = prepare_data(config, tmp_path / "cache", note=notes.append)
+        assert rows(found, ("test",)) == expected(other, labels(6))
+        assert any("arrays that were passed over: images, ids" in note for note in notes)
+
+    @pytest.mark.parametrize(
+        ("names", "message"),
+        [
+            (("val_images", "val_labels", "valid_images", "valid_labels"),
+             "val_images and valid_images are both images of the split val"),
+            (("X_train",), "train_images and X_train are both images of the split train"),
+            (("training_labels",), "are both labels of the split train"),
+        ],
+    )  # fmt: skip
+    def test_two_names_of_one_split(self, tmp_path, names, message):
+        arrays = {name: images(6) if "im" in name.lower() else labels(6) for name in names}
+        np.savez(tmp_path / "a.npz", train_images=images(), train_labels=labels(), **arrays)
+        with pytest.raises(UserError, match=message):
+            prepare("numpy", tmp_path / "a.npz", tmp_path / "cache")
+
+    def test_the_file_that_is_named_is_read(self, tmp_path):
+        for name, array in (("images", images()), ("data", images(seed=5)), ("labels", labels())):
+            np.save(tmp_path / f"{name}.npy", array)
+        with pytest.raises(UserError, match="data and images are both images"):
+            prepare("numpy", tmp_path, tmp_path / "cache")
+        found = prepare("numpy", tmp_path / "images.npy", tmp_path / "cache")
+        assert rows(found) == expected(images(), labels())
+
     def test_gaps(self, tmp_path):
         np.savez(tmp_path / "a.npz", images=images(), labels=np.array([0, 3, 10])[labels()])
         with pytest.raises(UserError, match="no training image has 1, 2, 4"):
@@ -138,6 +171,11 @@ class TestNumpy:
             prepare("numpy", tmp_path / "a.npz", tmp_path / "cache")
 
 
+def converted(channels: str = "auto", **splits: np.ndarray) -> tuple[dict, tuple[str, ...]]:
+    arrays = {name: Arrays(array, labels(len(array)), name) for name, array in splits.items()}
+    return to_images(arrays, channels, "here")
+
+
 def test_values_are_scaled_and_said():
     pixels = images()
     for array, said in (
@@ -147,18 +185,48 @@ def test_values_are_scaled_and_said():
         (pixels.astype(np.int64), ""),
         (pixels.astype(np.float64), ""),
     ):
-        found, note = to_images(array, "auto", "here")
-        assert np.array_equal(found, pixels)
-        assert said in note
-        assert bool(note) == bool(said)
+        found, notes = converted(train=array)
+        assert np.array_equal(found["train"], pixels)
+        assert said in "".join(notes)
+        assert bool(notes) == bool(said)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_scale_of_values_is_that_of_all_splits(swapped):
+    pixels = images()
+    names = ("test", "train") if swapped else ("train", "test")
+    for bright, dark, shift in (
+        (pixels.astype(np.uint16) * 257, pixels.astype(np.uint16) % 250, 8),
+        (pixels.astype(np.float32), (pixels % 2).astype(np.float32), 0),
+    ):
+        found, notes = converted(**dict(zip(names, (bright, dark), strict=True)))
+        assert np.array_equal(found[names[0]], pixels)
+        assert np.array_equal(found[names[1]], dark.astype(np.int64) >> shift)
+        assert len(notes) == bool(shift)
+
+
+def test_splits_of_two_types_are_refused():
+    for other in (images() / 255, images().astype(np.uint16), images().astype(np.int64)):
+        with pytest.raises(UserError, match="splits differ in type: train uint8, test"):
+            converted(train=images(), test=other)
+    found, _ = converted(train=images().astype(">u2"), test=images().astype("<u2"))
+    assert np.array_equal(found["test"], images())
+
+
+def test_whole_numbers_up_to_one_are_said_to_be_dark():
+    for kind in (np.uint8, np.int64, np.uint16):
+        found, notes = converted(train=(images() % 2).astype(kind))
+        assert np.array_equal(found["train"], images() % 2)
+        assert "from 0 to 1: all are nearly black" in notes[0]
+        assert not converted(train=(images() % 3).astype(kind))[1]
+        assert not converted(train=(images() % 2).astype(kind), test=images().astype(kind))[1]
 
 
 def test_channels_may_be_named():
     pixels = images(shape=(3, 6, 3))
-    found, _ = to_images(pixels, "first", "here")
-    assert np.array_equal(found, pixels)
-    found, _ = to_images(pixels, "last", "here")
-    assert np.array_equal(found, np.moveaxis(pixels, 3, 1))
+    assert np.array_equal(converted("first", train=pixels)[0]["train"], pixels)
+    found, _ = converted("last", train=pixels)
+    assert np.array_equal(found["train"], np.moveaxis(pixels, 3, 1))
 
 
 def idx(path: Path, array: np.ndarray) -> None:
@@ -180,6 +248,13 @@ class TestIdx:
         assert found.image_shape == (1, 6, 5)
         assert rows(found, ("test",)) == expected(test, labels(9))
         assert rows(found, ("train", "val")) == expected(train, labels())
+
+    def test_two_names_of_one_split(self, tmp_path):
+        for name in ("train", "t10k", "test"):
+            idx(tmp_path / f"{name}-images-idx3-ubyte", images(shape=(6, 5)))
+            idx(tmp_path / f"{name}-labels-idx1-ubyte", labels())
+        with pytest.raises(UserError, match="test and t10k are both named after the split test"):
+            prepare("idx", tmp_path, tmp_path / "cache")
 
     @pytest.mark.parametrize(
         ("content", "message"),

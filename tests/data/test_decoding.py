@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 import json
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from PIL import Image
+from pngs import GREY, GREY_ALPHA, RGB, RGBA, png
 
 from krscale.config import DataConfig, Experiment, FilesConfig, with_values
 from krscale.config.older import with_former_defaults
 from krscale.data import SPLITS, Dataset, prepare_data
 from krscale.data.decoding import Decoded, Decoder
 from krscale.errors import UserError
-
-GREY, RGB, GREY_ALPHA, RGBA = 0, 2, 4, 6
-
-
-def png(values: npt.NDArray[np.uint16], colour: int, *, key: int | None = None) -> bytes:
-    """A PNG of 16 bits a channel `[H, W, C]`, written by hand: Pillow writes no such colours."""
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        body = name + content
-        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
-
-    height, width = values.shape[:2]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0))
-    clear = chunk(b"tRNS", struct.pack(">H", key)) if key is not None else b""
-    body = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + head + clear + body
 
 
 def decode(path: Path, background: str = "white", **files: int) -> Decoded:
@@ -101,11 +82,44 @@ def test_16_bits_are_scaled(tmp_path, colour, channels):
 
 def test_16_bits_with_a_transparent_level(tmp_path):
     values = np.array([[[300], [40_000]]], np.uint16)
-    (tmp_path / "deep.png").write_bytes(png(values, GREY, key=300))
+    (tmp_path / "deep.png").write_bytes(png(values, GREY, key=(300,)))
     found = decode(tmp_path / "deep.png", "#ff0000")
     assert found.pixels is not None
     assert found.pixels[:, 0].T.tolist() == [[255, 0, 0], [156, 156, 156]]
     assert pixel(tmp_path / "deep.png", "ignore") == [1, 1, 1]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_transparent_level_of_few_bits(tmp_path, bits, channels):
+    highest = 2**bits - 1
+    values = np.array([[[0], [highest], [highest - 1]]])
+    for key in (0, highest, highest - 1):
+        (tmp_path / "a.png").write_bytes(png(values, GREY, key=(key,), bits=bits))
+        found = decode(tmp_path / "a.png", "#404040", num_channels=channels)
+        assert found.pixels is not None
+        assert found.transparent
+        plain = (values[0, :, 0] * 255 // highest).tolist()
+        expected = [64 if v == key else p for v, p in zip(values[0, :, 0], plain, strict=True)]
+        assert found.pixels[:, 0].tolist() == [expected] * channels
+        taken = decode(tmp_path / "a.png", "ignore").pixels
+        assert taken is not None
+        assert taken[0, 0].tolist() == plain
+
+
+def test_a_transparent_colour_of_16_bits_is_said(tmp_path):
+    root = images(tmp_path / "data")
+    values = np.random.default_rng(0).integers(0, 2**16, (36, 6, 5, 3)).astype(np.uint16)
+    paths = sorted(root.rglob("*.png"))
+    for path, levels in zip(paths, values, strict=True):
+        path.write_bytes(png(levels, RGB, key=tuple(levels[0, 0].tolist())))
+    assert pixel(paths[0]) == (values[0, 0, 0] >> 8).tolist()
+    assert decode(paths[0], num_channels=1).pixels is not None
+    notes: list[str] = []
+    prepare(root, notes)
+    assert any("36 images of 16 bits a channel name a colour" in note for note in notes)
+    paths[0].write_bytes(png(np.array([[[0, 128, 255]]]), RGB, key=(0, 128, 255), bits=8))
+    assert decode(paths[0]).transparent
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])

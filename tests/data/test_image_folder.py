@@ -257,6 +257,33 @@ def test_two_folders_of_one_split_are_refused(tmp_path):
         prepare(tmp_path / "data", tmp_path / "cache")
 
 
+@pytest.mark.parametrize("place", ["..dots", "..dots/x", "..dots/x/y"])
+def test_a_hidden_class_is_said_at_every_depth(tmp_path, place):
+    fill(tmp_path / "data")
+    fill(tmp_path / "data" / place, num_images=4, classes=("",), seed=5000)
+    notes = []
+    settings = DataConfig(source="image_folder", path=str(tmp_path / "data"))
+    prepare_data(settings, tmp_path / "cache", None, notes.append)
+    assert any("a dot: '..dots' (4)" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("train", "test", "unlabelled"), r"\(test, train\), but unlabelled is not: move it out"),
+        (("Train", "val", "a", "b"), r"\(val\), but Train, a, b are not: move them out"),
+        (("training", "Testing", "rest"), "but rest is not"),
+        (("train", "Testing"), "but Testing is not"),
+        (("val", "test"), r"\(test, val\), but none is named train; name all"),
+    ],
+)
+def test_splits_beside_other_folders_are_no_classes(tmp_path, names, message):
+    for number, name in enumerate(names):
+        fill(tmp_path / "data" / name, seed=5000 * number)
+    with pytest.raises(UserError, match=message):
+        prepare(tmp_path / "data", tmp_path / "cache")
+
+
 def test_an_image_in_two_splits_is_named(tmp_path):
     fill(tmp_path / "data/train")
     fill(tmp_path / "data/test", num_images=3, seed=5000)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,15 @@ def expected(pixels: np.ndarray, names: list[str]) -> list[tuple[bytes, str]]:
 
 
 NAMES = [CLASSES[n % 3] for n in range(NUM)]
+
+
+def listed_and_skipped(source: str, path: Path, cache: Path, where: str) -> None:
+    """Check that row 0, without an image, and row 20, a damaged one, are treated alike."""
+    with pytest.raises(UserError, match=rf"2 images cannot be read: .*{where}: no image \(null"):
+        prepare(source, path, cache)
+    config = DataConfig(source=source, path=str(path), skip_unreadable=True)
+    kept = [n for n in range(NUM) if n not in (0, 20)]
+    assert rows(prepare_data(config, cache)) == expected(images()[kept], [NAMES[n] for n in kept])
 
 
 @pytest.fixture
@@ -103,6 +114,11 @@ class TestList:
         path = write(tmp_path / "data/list.csv", "path,label", *lines)
         assert prepare("image_list", path, tmp_path / "cache").classes == ("01", "NA", "null")
 
+    def test_columns_that_are_not_read_may_be_there_twice(self, tmp_path, files):
+        lines = (f"{file},{name},,1" for file, name in zip(files, NAMES, strict=True))
+        path = write(tmp_path / "data/list.csv", "path,label,,", *lines)
+        assert rows(prepare("image_list", path, tmp_path / "cache")) == expected(images(), NAMES)
+
     def test_gaps(self, tmp_path, files):
         lines = (f"{file},{(0, 2, 10)[n % 3]}" for n, file in enumerate(files))
         path = write(tmp_path / "data/list.csv", "path,label", *lines)
@@ -124,15 +140,23 @@ class TestList:
         with pytest.raises(UserError, match="1 image cannot be read"):
             prepare("image_list", path, tmp_path / "cache")
 
+    def test_a_row_without_a_path_is_listed_or_skipped(self, tmp_path, files):
+        (tmp_path / "data" / files[20]).write_bytes(b"nothing")
+        lines = [f"{file},{name}" for file, name in zip(["", *files[1:]], NAMES, strict=True)]
+        path = write(tmp_path / "data/list.csv", "path,label", *lines)
+        listed_and_skipped("image_list", path, tmp_path / "cache", "column 'path': row 1")
+
     @pytest.mark.parametrize(
         ("lines", "message"),
         [
             (["path,label,split", "scans/00.png,ant,trian"], r"row 1: .*'trian'. Did you mean"),
             (["path,label,split", "scans/00.png,ant,test"], "no row of the split train"),
-            (["path,label", ",ant"], "row 1: no path"),
+            (["path,label", ",ant"], r"column 'path': row 1: no image \(null\), nor is any other"),
             (["path,label", "scans/00.png,"], "the label '' is empty"),
             (["path,label", "scans/00.png,ant,more"], "not a readable list"),
             (["path,label"], "no training images"),
+            (["path,path,label", "scans/00.png,b,ant"], "2 columns are named 'path'"),
+            (["path,label,label", "scans/00.png,b,ant"], "2 columns are named 'label'"),
             ([""], "not a readable list"),
         ],
     )
@@ -142,15 +166,23 @@ class TestList:
             prepare("image_list", path, tmp_path / "cache")
 
 
-def save(folder: Path, pixels: np.ndarray, labels: list[int], **columns: str) -> None:
-    """Write what `save_to_disk` writes, in two files."""
+def save(
+    folder: Path,
+    pixels: np.ndarray,
+    labels: list[int],
+    paths: Sequence[str] = (),
+    content: Sequence[Any] = (),
+    **columns: str,
+) -> None:
+    """Write what `save_to_disk` writes, in two files; images that have paths by these only."""
+    rows = [{"bytes": None, "path": path} for path in paths] or content
+    rows = rows or [{"bytes": encode(p), "path": None} for p in pixels]
     image, label = columns.get("image", "image"), columns.get("label", "label")
     folder.mkdir(parents=True)
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     names, half = [], len(pixels) // 2
     for number, part in enumerate((slice(0, half), slice(half, None))):
-        content = [{"bytes": encode(p), "path": None} for p in pixels[part]]
-        table = pa.table({image: pa.array(content, kind), label: pa.array(labels[part])})
+        table = pa.table({image: pa.array(rows[part], kind), label: pa.array(labels[part])})
         names.append(f"data-{number:05}-of-00002.arrow")
         path = str(folder / names[-1])
         with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
@@ -192,6 +224,61 @@ class TestHfDisk:
         assert rows(found, ("train", "test")) == expected(images(), NAMES)
         assert any("passed over: unsupervised" in note for note in notes)
 
+    def test_images_outside_are_part_of_the_data(self, tmp_path, files):
+        save(tmp_path / "d", images(), LABELS, paths=[str(tmp_path / "data" / f) for f in files])
+        found = prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
+        assert rows(found) == expected(images(), NAMES)
+        for file, pixels in zip(files, images(seed=5), strict=True):
+            (tmp_path / "data" / file).write_bytes(encode(pixels))
+            os.utime(tmp_path / "data" / file, (1, 1))
+        found = prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
+        assert rows(found) == expected(images(seed=5), NAMES)
+        (tmp_path / "data" / files[3]).unlink()
+        with pytest.raises(UserError, match="1 image cannot be read"):
+            prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ('{"splits": ["train", "val", "Validation"]}', "val and Validation are both named"),
+            ("[]", "dataset_dict.json: it does not list splits"),
+            ("{}", "it does not list splits"),
+            ('{"splits": "train"}', "it does not list splits"),
+            ('{"splits": [3]}', "it does not list splits"),
+            ('{"splits": ["val"]}', "no split named train"),
+        ],
+    )
+    def test_splits_that_are_refused(self, tmp_path, content, message):
+        for name in ("train", "val", "Validation"):
+            save(tmp_path / "d" / name, images(), LABELS)
+        (tmp_path / "d/dataset_dict.json").write_text(content)
+        with pytest.raises(UserError, match=message):
+            prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
+
+    @pytest.mark.parametrize("file", ["state.json", "dataset_info.json"])
+    @pytest.mark.parametrize(
+        "content", ["[]", "3", '{"_data_files": 3, "features": 3}', '{"_data_files": [3]}', "{}"]
+    )
+    def test_records_of_something_else(self, tmp_path, file, content):
+        save(tmp_path / "d", images(), LABELS)
+        (tmp_path / "d" / file).write_text(content)
+        with pytest.raises(UserError, match="not a folder that save_to_disk has written"):
+            prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
+
+    @pytest.mark.parametrize("row", [None, {"bytes": None, "path": None}])
+    def test_a_row_without_an_image_is_listed_or_skipped(self, tmp_path, row):
+        content = [{"bytes": encode(pixels), "path": None} for pixels in images()]
+        content[0], content[20] = row, {"bytes": b"nothing", "path": None}
+        save(tmp_path / "d", images(), LABELS, content=content)
+        listed_and_skipped("hf_disk", tmp_path / "d", tmp_path / "cache", "row 0")
+
+    def test_a_split_without_the_column(self, tmp_path):
+        save(tmp_path / "d/train", images(), LABELS)
+        save(tmp_path / "d/test", images(seed=1), LABELS, image="img")
+        (tmp_path / "d/dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+        with pytest.raises(UserError, match=r"00000-of-00002.arrow: unknown column 'image'"):
+            prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
+
     def test_what_is_refused(self, tmp_path):
         with pytest.raises(UserError, match="not a folder that save_to_disk has written"):
             prepare("hf_disk", tmp_path, tmp_path / "cache")
@@ -217,7 +304,7 @@ class TestHfDisk:
 
 def test_names_of_classes_in_a_parquet_file(tmp_path):
     table = pa.table({"image": [encode(image) for image in images()], "label": LABELS})
-    features = {"label": {"names": [*CLASSES, "dog"], "_type": "ClassLabel"}}
+    features = {"label": {"names": CLASSES, "_type": "ClassLabel"}}
     info = json.dumps({"info": {"features": features}})
     pq.write_table(table.replace_schema_metadata({"huggingface": info}), tmp_path / "a.parquet")
     found = prepare("parquet", tmp_path / "a.parquet", tmp_path / "cache")

@@ -297,9 +297,19 @@ class TestRefused:
 
     def test_a_missing_image(self, tmp_path, images, labels):
         encoded = [encode(i) for i in images]
-        encoded[12] = None
-        write(tmp_path / "data.parquet", encoded, labels)
-        self.refused(tmp_path / "data.parquet", tmp_path, r"row 12: no image \(null\)")
+        encoded[12], encoded[13] = None, b"nothing"
+        path = tmp_path / "data.parquet"
+        write(path, encoded, labels)
+        self.refused(path, tmp_path, r"2 images .* row 12: no image \(null\); .*row 13: not a rea")
+        config = DataConfig(source="parquet", path=str(path), skip_unreadable=True)
+        found = prepare_data(config, tmp_path / "cache")
+        assert sum(found.num_samples.values()) == len(images) - 2
+
+    def test_two_columns_of_one_name(self, tmp_path, images, labels):
+        encoded = [encode(i) for i in images]
+        table = pa.table([encoded, labels, labels[::-1]], names=["image", "label", "label"])
+        pq.write_table(table, tmp_path / "data.parquet")
+        self.refused(tmp_path / "data.parquet", tmp_path, "2 columns are named 'label'")
 
     def test_mixed_sizes(self, tmp_path, images, labels):
         encoded = [encode(i) for i in images]

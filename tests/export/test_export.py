@@ -31,7 +31,7 @@ from krscale.export import (
 )
 from krscale.report import read_curve
 from krscale.runs.folder import read_experiment, student_path
-from krscale.setup.networks import build_student
+from krscale.setup.network_builder import build_student
 from krscale.training.checkpoint import load_weights
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/export.md"

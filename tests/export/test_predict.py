@@ -1,9 +1,13 @@
 """From raw files to the accuracy of the table, by a script without krscale and without torch."""
 
 import csv
+import importlib.util
 import json
+import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,10 +16,11 @@ import own_teacher
 import pytest
 import torch
 from PIL import Image
+from pngs import GREY, RGB, png
 from running import environment
 
 from krscale.config import Experiment, load
-from krscale.data import Dataset, prepare_data
+from krscale.data import Dataset, prepare_data, walking
 from krscale.data.content import SPLITS_FILE
 from krscale.data.decoding import Decoder
 from krscale.errors import UserError
@@ -29,10 +34,10 @@ from krscale.export import (  # fmt: skip
     read_card,
     writing,
 )
-from krscale.export.predict import load_pixels
+from krscale.export.predict import SYSTEM_FOLDERS, UnreadableError, load_pixels
 from krscale.models.preprocessing import normalise, preprocessing_of_network
 from krscale.parallel import Workers
-from krscale.setup.networks import build_student
+from krscale.setup.network_builder import build_student
 from krscale.training.checkpoint import load_weights
 from krscale.training.loop import evaluate
 
@@ -154,7 +159,16 @@ def modes(folder: Path) -> list[Path]:
     }
     for name, image in images.items():
         image.save(folder / name)
-    return [folder / name for name in images]
+    for bits in (1, 2, 4, 8, 16):
+        grey, colour = (random.integers(0, 2**bits, (20, 30, n), dtype=np.uint16) for n in (1, 3))
+        (folder / f"key-{bits}.png").write_bytes(
+            png(grey, GREY, key=tuple(grey[0, 0].tolist()), bits=bits)
+        )
+        if bits >= 8:
+            (folder / f"keys-{bits}.png").write_bytes(
+                png(colour, RGB, key=tuple(colour[0, 0].tolist()), bits=bits)
+            )
+    return sorted(folder.iterdir())
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -174,12 +188,154 @@ def test_files_are_read_as_the_data_were(
         np.testing.assert_array_equal(load_pixels(file, preprocessing), expected, file.name)
 
 
+@pytest.fixture(scope="module")
+def script(exported) -> Callable[..., int]:
+    """The script of the export as a function: arguments -> exit code."""
+    spec = importlib.util.spec_from_file_location("exported_predict", exported[0] / "predict.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda *arguments: module.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def held_out(student, tmp_path: Path) -> Path:
+    """Two images of each of two classes, in a folder for each."""
+    images = Path(student[0].data.path)
+    for name in own_teacher.NAMES[:2]:
+        (tmp_path / "held out" / name).mkdir(parents=True)
+        for file in sorted((images / name).iterdir())[:2]:
+            shutil.copy(file, tmp_path / "held out" / name)
+    return tmp_path / "held out"
+
+
+def test_only_images_of_class_folders_are_counted(script, held_out: Path, capsys) -> None:
+    assert script("--accuracy", held_out) == 0
+    expected = capsys.readouterr().out
+    assert expected.endswith(" of 4 files are right\n")
+    one = next(held_out.rglob("*.png"))
+    for hidden in (
+        one.parent / "._a.png",
+        held_out / ".trash" / "a.png",
+        held_out / "__MACOSX" / "a.png",
+    ):
+        hidden.parent.mkdir(exist_ok=True)
+        hidden.write_bytes(b"")
+    (held_out / "notes.txt").write_text("notes")
+    assert script("--accuracy", held_out) == 0
+    assert capsys.readouterr().out == expected
+    shutil.copy(one, held_out / "stray.png")
+    assert script("--accuracy", held_out) == 2
+    assert "stray.png: in no class folder" in capsys.readouterr().err
+
+
+def test_system_folders_are_those_of_the_data() -> None:
+    assert set(SYSTEM_FOLDERS) == walking.SYSTEM_FOLDERS
+
+
+LISTS = {
+    "no columns.csv": "file,class\na.png,red disc\n",
+    "other.csv": "path,label\na.png,red disk\n",
+    "short.csv": "path,label\na.png\n",
+    "val.csv": "path,label,split\na.png,red disc,val\n",
+    "bytes.csv": "\0\0",
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--accuracy", "a.png", "b.png"], "takes one folder or list, not 2: a.png, b.png"),
+        (["--accuracy", "a.png"], "a.png: an image; --accuracy takes a folder or a CSV list"),
+        (["--accuracy", "nosuch.csv"], "nosuch.csv: No such file"),
+        (["--accuracy", "no columns.csv"], "no column path, label; it has file, class"),
+        (
+            ["--accuracy", "other.csv"],
+            "no class of the student: 'red disk' (did you mean 'red disc",
+        ),
+        (["--accuracy", "short.csv"], "short.csv: a line without path or label: a.png"),
+        (["--accuracy", "val.csv"], "val.csv: no line of the split 'test'"),
+        (["--accuracy", "other.csv", "--split", "test"], "other.csv: no column split"),
+        (["--accuracy", "bytes.csv"], "bytes.csv: "),
+        (["--accuracy", "held out", "--split", "val"], "are for a list of files"),
+        (["a.png", "--root", "x"], "go with --accuracy"),
+        (["aa.png"], "aa.png: no such file or folder (did you mean 'a.png'?)"),
+        (["empty"], "empty: no image files there"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(
+    script, held_out: Path, monkeypatch, capsys, arguments: list[str], words: str
+) -> None:
+    folder = held_out.parent
+    (folder / "empty").mkdir()
+    for name in ("a.png", "b.png"):
+        shutil.copy(next(held_out.rglob("*.png")), folder / name)
+    for name, text in LISTS.items():
+        (folder / name).write_text(text)
+    monkeypatch.chdir(folder)
+    assert script(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("predict.py: ")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_files_that_cannot_be_read_are_named_together(script, held_out: Path, capsys) -> None:
+    folder = held_out / own_teacher.NAMES[0]
+    good = sorted(folder.iterdir())
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "half.png").write_bytes(good[0].read_bytes()[:-400])
+    assert script(folder) == 1
+    out, err = capsys.readouterr()
+    assert [line["file"] for line in csv.DictReader(out.splitlines())] == list(map(str, good))
+    assert err.startswith("predict.py: 2 of 4 files cannot be read:\n")
+    assert "empty.png: not one of PNG" in err
+    assert "half.png: " in err
+    assert script("--accuracy", held_out) == 1
+    out, err = capsys.readouterr()
+    assert out == "", "the share of the others is another number"
+    assert "2 of 6 files cannot be read" in err
+    assert script(folder / "empty.png") == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(exported, held_out: Path) -> None:
+    reading, writing_end = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, str(exported[0] / "predict.py"), str(held_out)],
+        stdout=writing_end, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    os.close(writing_end)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_an_export_that_is_not_whole_is_said(exported, tmp_path: Path) -> None:
+    script = shutil.copy(exported[0] / "predict.py", tmp_path)
+    for copied, words in (
+        (None, "student.json: cannot be read"),
+        ("student.json", "student.onnx: not"),
+    ):
+        if copied:
+            shutil.copy(exported[0] / copied, tmp_path)
+        done = subprocess.run(
+            [sys.executable, script, "a.png"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_a_file_of_another_size_is_refused_where_none_was_scaled(tmp_path: Path) -> None:
     Image.new("RGB", (8, 9)).save(tmp_path / "small.png")
     preprocessing = {
         "image_shape": (3, 16, 16), "decoding": {"background": "white", "scaled": False}
     }  # fmt: skip
-    with pytest.raises(SystemExit, match=r"small\.png: 9x8 pixels, the student takes 16x16"):
+    with pytest.raises(UnreadableError, match=r"small\.png: 9x8 pixels, the student takes 16x16"):
         load_pixels(tmp_path / "small.png", preprocessing)
 
 

@@ -97,6 +97,130 @@ def test_maps_of_one_pixel():
     torch.testing.assert_close(feature, block.conv(images))
 
 
+class Tokens(nn.Module):
+    """Patches `[B, T, C]` of images of 16 by 16, or `[B, C, T]`, and the given blocks."""
+
+    def __init__(self, *blocks, channels=24, patch=4, first=False):
+        super().__init__()
+        self.embed, self.first = nn.Conv2d(3, channels, patch, patch), first
+        self.blocks, self.head = nn.Sequential(*blocks), nn.LazyLinear(5)
+
+    def forward(self, images):
+        assert images.shape[-1] == 16
+        maps = self.embed(images).flatten(2)
+        return self.head(self.blocks(maps if self.first else maps.transpose(1, 2)).flatten(1))
+
+
+class OverTokens(nn.Module):
+    """A residual layer along the tokens of `[B, T, C]`."""
+
+    def __init__(self, mix, turn=True):
+        super().__init__()
+        self.mix, self.turn = mix, turn
+
+    def forward(self, tokens):
+        if not self.turn:
+            return tokens + self.mix(tokens)
+        return tokens + self.mix(tokens.transpose(1, 2)).transpose(1, 2)
+
+
+class Mixer(nn.Module):
+    def __init__(self, tokens, channels):
+        super().__init__()
+        self.norm, self.other = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.tokens = OverTokens(nn.Linear(tokens, tokens))
+        self.channels = nn.Linear(channels, channels)
+
+    def forward(self, x):
+        return self.channels(self.other(self.tokens(self.norm(x))))
+
+
+def unfolded(block):
+    """Return a network of patches that no layer has made."""
+
+    class Unfolded(Tokens):
+        def forward(self, images):
+            assert images.shape[-1] == 16
+            patches = nn.functional.unfold(images, 4, stride=4).transpose(1, 2)  # [B, 16, 48]
+            return self.head(self.blocks(patches).flatten(1))
+
+    return Unfolded(block)
+
+
+def rows(*layers):
+    """Return a block that gives `[B, H, W, C]` of 7 by 4 by 8, which no layer of it has made."""
+
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(layers)
+
+        def forward(self, tokens):
+            for layer in self.layers:
+                layer(torch.zeros(len(tokens), 3, 5, 5, device=tokens.device))
+            return tokens.flatten(1)[:, :224].reshape(-1, 7, 4, 8)
+
+    return Rows()
+
+
+UNDECIDED = {
+    "mixes tokens": lambda: Tokens(OverTokens(nn.Linear(16, 16))),
+    "mixes tokens alone": lambda: unfolded(OverTokens(nn.Linear(16, 16))),
+    "mixes tokens with a convolution": lambda: Tokens(OverTokens(nn.Conv1d(16, 16, 1), turn=False)),
+    "mixes tokens with a convolution alone": lambda: unfolded(
+        OverTokens(nn.Conv1d(16, 16, 1), turn=False)
+    ),
+    "mixes both": lambda: Tokens(Mixer(16, 24)),
+    "BCT by a linear layer": lambda: Tokens(nn.Linear(16, 10), first=True),
+    "BCT by a linear layer and a norm": lambda: Tokens(
+        nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 16)), first=True
+    ),
+    "a stray convolution": lambda: Tokens(rows(nn.Conv2d(3, 7, 3))),
+    "a stray linear layer": lambda: Tokens(rows(nn.Linear(5, 8))),
+    "as many tokens as channels": lambda: Tokens(nn.LayerNorm(16), channels=16),
+}
+DECIDED = {
+    "a norm": (lambda: nn.LayerNorm(24), False),
+    "a linear layer after a norm": (
+        lambda: nn.Sequential(nn.LayerNorm(24), nn.Linear(24, 24)), False
+    ),
+    "as many hidden units as tokens": (
+        lambda: nn.Sequential(nn.LayerNorm(24), nn.Linear(24, 16), nn.Linear(16, 24)), False
+    ),
+    "attention": (lambda: nn.TransformerEncoderLayer(24, 2, 16, batch_first=True), False),
+    "convolutions": (lambda: nn.Sequential(nn.Conv1d(24, 24, 3, padding=1), nn.ReLU()), True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", UNDECIDED)
+def test_what_does_not_prove_a_layout_is_asked_for(kind):
+    model = UNDECIDED[kind]()
+    images = torch.randn(2, 3, 16, 16)
+    model(images)
+    with pytest.raises(UserError, match="nothing tells which of these are channels"):
+        settle_layouts(model, ("blocks.0",), (3, 16, 16))
+    settle_layouts(model, ("blocks.0",), (3, 16, 16), "channels_last")
+
+
+@pytest.mark.parametrize("kind", DECIDED)
+def test_layers_that_prove_a_layout_at_one_size(kind):
+    make, first = DECIDED[kind]
+    model = Tokens(make(), first=first)
+    images = torch.randn(2, 3, 16, 16)
+    model(images)
+    settle_layouts(model, ("blocks.0",), (3, 16, 16))
+    feature = TappedModel(model, ("blocks.0",))(images).features[0]
+    assert feature.shape == (2, 16, 24)
+    assert pool(feature).shape == (2, 24)
+
+
+def test_maps_that_are_pooled_at_one_size():
+    block = nn.Sequential(Turn((0, 1, 2, 3), channels=6, size=8), nn.MaxPool2d(2))
+    images = torch.randn(2, 3, 8, 8)
+    feature = TappedModel(settled(block), ("block",))(images).features[0]
+    assert feature.shape == (2, 6, 4, 4)
+
+
 def test_settling_changes_nothing_else():
     model = settled(Turn((0, 2, 3, 1))).train()
     generator = torch.get_rng_state()
@@ -104,6 +228,7 @@ def test_settling_changes_nothing_else():
     assert model.training
     assert torch.equal(torch.get_rng_state(), generator)
     assert "krscale_tap_layouts" not in "".join(model.state_dict())
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_blocks_that_return_a_tuple_of_one_tensor():

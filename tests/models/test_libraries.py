@@ -120,6 +120,23 @@ def test_pretrained_weights_without_their_head() -> None:
     assert state["fc.weight"].shape == (11, 512)
 
 
+def test_a_file_of_timm_is_loaded_unless_other_weights_take_its_place(tmp_path: Path) -> None:
+    library("timm")
+    make = partial(
+        build_model, "timm:test_resnet", num_classes=11, in_channels=3, width=1, where="student"
+    )  # fmt: skip
+    kept = make(options={})
+    options = {"checkpoint_path": str(tmp_path / "kept.pt")}
+    with pytest.raises(UserError, match=r"student\.options: timm cannot build 'test_resnet'"):
+        make(options=options)
+    fresh = make(options=options, fresh=True)
+    torch.save(kept.state_dict(), tmp_path / "kept.pt")
+    weight = next(kept.parameters())
+    assert torch.equal(next(make(options=options).parameters()), weight)
+    assert not torch.equal(next(fresh.parameters()), weight)
+    assert is_pretrained("timm:test_resnet", options)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small ViT for digits as transformers keeps it."""

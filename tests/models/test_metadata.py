@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from libraries import library
@@ -96,6 +97,11 @@ def test_nothing_is_said(attributes: dict[str, object]) -> None:
             {"do_rescale": False, "image_mean": [100.0], "image_std": [50.0], "do_resize": False},
             Preprocessing((100.0,), (50.0,), "0..255"),
         ),
+        (
+            {"do_flip_channel_order": True, "image_mean": [0.5], "image_std": [0.5], "size": 96,
+             "image_processor_type": "MobileViTImageProcessor", "do_convert_rgb": True},
+            Preprocessing((0.0,), (1.0,), "0..1", "bgr", (96, 96)),
+        ),
     ],
 )  # fmt: skip
 def test_a_folder_of_hugging_face(tmp_path: Path, said: object, expected: Preprocessing) -> None:
@@ -103,9 +109,74 @@ def test_a_folder_of_hugging_face(tmp_path: Path, said: object, expected: Prepro
     assert preprocessing_of(nn.Identity(), tmp_path) == expected
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"include_top": True}, "include_top: a step that is not known"),
+        ({"do_pad": True}, "do_pad: a step that is not known"),
+        ({"image_mean": None}, "image_mean: missing"),
+        ({"do_normalize": True, "image_std": None}, "image_std: missing"),
+        ({"image_mean": "imagenet"}, "image_mean: 'imagenet' is not a number"),
+        ({"size": {"longest_edge": 224}}, r"size: \{'longest_edge': 224\} is no size"),
+        ({"size": None}, "size: missing"),
+        ({"do_center_crop": True}, "crop_size: missing"),
+        ({"do_center_crop": True, "do_resize": False}, "do_center_crop without do_resize"),
+        ({"rescale_factor": "1/255"}, "rescale_factor: '1/255' is not a number"),
+        ({"rescale_factor": 0.01}, "rescale_factor: pixels are multiplied by 0.01"),
+        ({"rescale_offset": True}, "rescale_factor: .*moved"),
+        ({"do_flip_channel_order": True, "image_mean": [0.1, 0.2, 0.3]}, "do_flip_channel_order"),
+    ],
+)
+def test_steps_that_are_not_known_are_refused(
+    tmp_path: Path, changes: dict[str, object], words: str
+) -> None:
+    said = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": 96}
+    (tmp_path / HF_FILE).write_text(json.dumps(said), encoding="utf-8")
+    assert preprocessing_of(None, tmp_path)
+    (tmp_path / HF_FILE).write_text(json.dumps({**said, **changes}), encoding="utf-8")
+    with pytest.raises(UserError, match=f"{HF_FILE}: {words}"):
+        preprocessing_of(None, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"channel_order": "bgr"}, Preprocessing(channel_order="bgr")),
+        ({"pixel_range": "0..255"}, Preprocessing(pixel_range="0..255")),
+        (
+            {"mean": np.full(3, 0.5, np.float32), "std": torch.ones(1)},
+            Preprocessing((0.5,) * 3, (1.0,)),
+        ),
+        ({"crop_size": [96]}, Preprocessing(input_size=(96, 96))),
+        ({"input_size": (3, 64, 48)}, Preprocessing(input_size=(64, 48))),
+    ],
+)
+def test_one_word_of_ones_own_is_followed(said: object, expected: Preprocessing) -> None:
+    assert preprocessing_of(network(preprocessing=said)) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"input_size": (224, 224, 3)}, r"preprocessing: input_size: \(224, 224, 3\) is no size"),
+        ({"input_size": "224x224"}, "preprocessing: input_size: '224x224' is no size"),
+        ({"input_size": (1, 3, 224, 224)}, "preprocessing: input_size: "),
+        ({"crop_size": 0.5}, "preprocessing: crop_size: 0.5 is no size"),
+        ({"input_size": 0}, "preprocessing: input_size: 0 is no size"),
+        ({"mean": "imagenet", "std": 1}, "preprocessing: mean: 'imagenet' is not a number"),
+        ({"mean": (0.5, "half"), "std": 1}, "preprocessing: mean: "),
+        ({"channel_order": "brg"}, "Identity.preprocessing: .*channel_order 'brg'"),
+        ({"mean": 0.5, "std": 0}, "Identity.preprocessing: .*std positive"),
+    ],
+)
+def test_words_of_ones_own_that_cannot_be_followed(said: object, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        preprocessing_of(network(preprocessing=said))
+
+
 def test_what_cannot_be_followed_is_said(tmp_path: Path) -> None:
     assert preprocessing_of(nn.Identity(), tmp_path) is None
-    for content, words in (("{", "not readable"), ('{"rescale_factor": 0.01}', "rescale|0.01")):
+    for content, words in (("{", "not readable"), ("[]", "holds a list")):
         (tmp_path / HF_FILE).write_text(content, encoding="utf-8")
         with pytest.raises(UserError, match=words):
             preprocessing_of(nn.Identity(), tmp_path)

@@ -77,20 +77,21 @@ def test_all_that_does_not_fit_is_listed_with_shapes():
 
 @pytest.mark.parametrize("wrapper", ["model", "state_dict", "net", "model_state_dict"])
 def test_the_usual_tables(wrapper):
-    state, notes = unwrap({"epoch": 3, wrapper: STATE, "optimizer": {"state": {}}}, "w.pt")
-    assert state.keys() == STATE.keys()
-    assert notes == []
+    found = unwrap({"epoch": 3, wrapper: STATE, "optimizer": {"state": {}}}, "w.pt")
+    assert found.state.keys() == STATE.keys()
+    assert not found.notes
 
 
 def test_averaged_weights_are_taken_by_name_only():
     other = Net().state_dict()
     content = {"model": STATE, "model_ema": other}
-    state, notes = unwrap(content, "w.pt", where="teacher")
-    assert torch.equal(state["fc.weight"], STATE["fc.weight"])
-    assert "took the weights under 'model', not those under model_ema" in notes[0]
-    assert "teacher.weights_key" in notes[0]
-    state, notes = unwrap(content, "w.pt", "model_ema", "teacher")
-    assert torch.equal(state["fc.weight"], other["fc.weight"])
+    found = unwrap(content, "w.pt", where="teacher")
+    assert torch.equal(found.state["fc.weight"], STATE["fc.weight"])
+    assert "took the weights under 'model', not those under model_ema" in found.notes[0]
+    assert "teacher.weights_key" in found.notes[0]
+    found = unwrap(content, "w.pt", "model_ema", "teacher")
+    assert torch.equal(found.state["fc.weight"], other["fc.weight"])
+    assert not found.key
     with pytest.raises(UserError, match=r"weights under 'model_ema'; teacher\.weights_key says"):
         unwrap({"model_ema": other, "epoch": 1}, "w.pt", where="teacher")
 
@@ -99,6 +100,10 @@ def test_averaged_weights_are_taken_by_name_only():
     ("content", "key", "message"),
     [
         ({"model": STATE, "net": STATE}, "", "weights under 'model', 'net'; weights_key"),
+        (STATE, "emaa", "weights_key: no weights under 'emaa'. There are: conv, fc."),
+        (named("ema."), "emaa", "under 'emaa'. Did you mean 'ema'? There are: ema."),
+        ({"state_dict": named("student.")}, "studnet", "you mean 'student'? There are: state_dict"),
+        ({"ema": named("net.")}, "ema.nett", "under 'nett'. Did you mean 'net'? There are: ema, n"),
         ({"model": STATE}, "modle", "no weights under 'modle'. Did you mean 'model'?"),
         ({"epoch": 1}, "", "'epoch' holds a int"),
         ({"state_dict": {"fc": "text"}}, "", "state_dict: not a state dict: 'fc' holds a str"),
@@ -115,3 +120,19 @@ def test_weights_that_are_not_finite_are_named():
     refuse_non_finite(STATE, "w.pt")
     with pytest.raises(UserError, match=r"w\.pt: NaN or infinity in fc\.bias"):
         refuse_non_finite({**STATE, "fc.bias": torch.full((3,), float("nan"))}, "w.pt")
+
+
+def test_names_that_are_one_without_their_wrappers_are_refused():
+    other = Net().state_dict()
+    state = STATE | named("module.", STATE | {"fc.bias": other["fc.bias"]})
+    with pytest.raises(UserError, match=r"'fc\.bias' and 'module\.fc\.bias' are both"):
+        fit(state, Net(), "w.pt")
+    chosen = fit(state, Net(), "w.pt", "module")
+    assert torch.equal(chosen.state["fc.bias"], other["fc.bias"])
+    assert "not used: conv.0.weight" in " ".join(chosen.notes)
+    assert fit(STATE | named("module."), Net(), "w.pt").state.keys() == STATE.keys()
+
+
+def test_the_key_of_a_beginning_says_what_is_left_out():
+    found = fit(named("a.") | named("b.", Net().state_dict()), Net(), "w.pt", "a")
+    assert "not used: b.conv.0.weight" in " ".join(found.notes)

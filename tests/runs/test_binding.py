@@ -17,8 +17,9 @@ from PIL import Image
 from krscale.cli.app import main
 from krscale.config import Experiment, with_values
 from krscale.errors import UserError
-from krscale.runs import binding
-from krscale.runs.binding import ORIGIN_FILE, bind, bind_weights
+from krscale.runs import older
+from krscale.runs.aside import ORIGIN_FILE
+from krscale.runs.binding import bind, bind_weights
 from krscale.setup.prepare import Setup, prepare_knowledge
 from krscale.training.checkpoint import save_weights
 
@@ -166,10 +167,62 @@ def test_new_data_loses_nothing(experiment: Experiment, folder: Path, images: Pa
     assert not (folder / "earlier-3").exists()
 
 
-def test_a_folder_without_the_record_gets_it(experiment: Experiment, folder: Path) -> None:
+def test_a_folder_without_the_record_gets_it_and_that_is_said(
+    experiment: Experiment, folder: Path
+) -> None:
+    (folder / "experiment.json").write_text("{}")
+    assert start(experiment, folder) == (), "it has only been claimed"
+    (folder / ORIGIN_FILE).unlink()
     (folder / "journal.log").write_text("of an older krscale")
-    assert start(experiment, folder) == ()
+    (line,) = start(experiment, folder)
+    assert "nothing in it tells which images they are: taken to be those of today" in line
     assert (folder / ORIGIN_FILE).exists()
+    assert start(experiment, folder) == ()
+    (folder / ORIGIN_FILE).unlink()
+    dataset = Setup.resolve(experiment, Silent()).dataset
+    for data, is_other in (("another", True), (dataset.identity, False)):
+        store = experiment.cache_path / "stores" / data
+        store.mkdir(parents=True)
+        (store / "manifest.json").write_text(json.dumps({"plan": {"key": {"data": data}}}))
+        (line,) = start(experiment, folder)
+        assert ("although no store that is kept is of these" in line) == is_other
+        (folder / ORIGIN_FILE).unlink()
+    start(experiment, folder, new_data=True)
+    assert (folder / "earlier-1/journal.log").exists()
+
+
+def spool(folder: Path, *known: str) -> None:
+    """Write what an older krscale recorded for MLflow, among what cannot be read."""
+    starts = [{"op": "start", "content": {"tags": {"krscale.data": name}}} for name in known]
+    logs = [{"op": "log", "content": {"tags": {"krscale.data": "start"}}}, {"op": "spool"}]
+    (folder / "tracking").mkdir(exist_ok=True)
+    lines = [*map(json.dumps, [*logs, *starts]), '{"op":"start","krscale.data', "[]"]
+    (folder / "tracking/spool.jsonl").write_text("\n".join(lines))
+
+
+def test_an_older_run_tells_its_data_by_what_it_recorded(
+    experiment: Experiment, folder: Path, images: Path
+) -> None:
+    dataset = Setup.resolve(experiment, Silent()).dataset
+    (folder / "journal.log").write_text("of an older krscale")
+    for known in ((dataset.identity,), (dataset.fingerprint, dataset.identity)):
+        spool(folder, *known)
+        assert start(experiment, folder) == ()
+        (folder / ORIGIN_FILE).unlink()
+    for file in images.rglob("*.png"):
+        os.utime(file, ns=(1, 1))
+    assert Setup.resolve(experiment, Silent()).dataset.identity != dataset.identity
+    assert start(experiment, folder) == (), "the same images"
+    (folder / ORIGIN_FILE).unlink()
+    spool(folder, dataset.identity, "another")
+    with pytest.raises(UserError, match="of other data"):
+        start(experiment, folder)
+    spool(folder, dataset.identity)
+    (images / "ant/01.png").unlink()
+    with pytest.raises(UserError, match="of other data"):
+        start(experiment, folder)
+    start(experiment, folder, new_data=True)
+    assert (folder / "earlier-1/journal.log").exists()
 
 
 def test_an_older_result_of_other_data_is_refused(
@@ -178,7 +231,7 @@ def test_an_older_result_of_other_data_is_refused(
     dataset = Setup.resolve(experiment, Silent()).dataset
     (folder / "curve.json").write_text("{}")
     found = {"fingerprint": "another"}
-    monkeypatch.setattr(binding, "read_curve", lambda folder: SimpleNamespace(data=found))
+    monkeypatch.setattr(older, "read_curve", lambda folder: SimpleNamespace(data=found))
     with pytest.raises(UserError, match="its result is of other data"):
         start(experiment, folder)
     for known in (dataset.fingerprint, dataset.identity):
@@ -190,17 +243,22 @@ def test_an_older_result_of_other_data_is_refused(
     assert (folder / "earlier-1/curve.json").exists()
 
 
+@pytest.mark.parametrize("moves", [0, 2])
+@pytest.mark.parametrize("restored", [True, False])
 def test_putting_aside_may_be_cut_short(
-    experiment: Experiment, folder: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+    experiment: Experiment, folder: Path, images: Path, monkeypatch, moves, restored
 ) -> None:
     start(experiment, folder)
-    for name in ("a.json", "students.json", "zzz.json"):
+    before = (folder / ORIGIN_FILE).read_bytes()
+    results = ("a.json", "students.json", "zzz.json")
+    for name in (*results, "experiment.json"):
         (folder / name).write_text("{}")
+    pixels = (images / "ant/01.png").read_bytes()
     (images / "ant/01.png").unlink()
     rename, moved = Path.rename, []
 
     def stopping(path: Path, target: Path) -> Path:
-        if len(moved) == 2:
+        if len(moved) == moves:
             raise KeyboardInterrupt
         moved.append(path)
         return rename(path, target)
@@ -209,12 +267,27 @@ def test_putting_aside_may_be_cut_short(
     with pytest.raises(KeyboardInterrupt):
         start(experiment, folder, new_data=True)
     monkeypatch.undo()
-    with pytest.raises(UserError, match="the data has changed"):
-        start(experiment, folder)
-    start(experiment, folder, new_data=True)
-    kept = {path.name for path in folder.glob("earlier-*/*")}
-    assert {"a.json", "students.json", "zzz.json", "splits.csv", ORIGIN_FILE} <= kept
-    assert not (folder / "zzz.json").exists()
+    if restored:
+        (images / "ant/01.png").write_bytes(pixels)
+    with pytest.raises(UserError, match="being put aside in earlier-1"):
+        bind_weights(folder, folder)
+    (line,) = start(experiment, folder)
+    assert "now all of them are in" in line
+    for name in (*results, "splits.csv", "experiment.json"):
+        assert (folder / "earlier-1" / name).exists()
+    assert (folder / "earlier-1" / ORIGIN_FILE).read_bytes() == before
+    assert not any((folder / name).exists() for name in results)
+    assert ("ant/01.png" in split_list(folder)) == restored
+    assert start(experiment, folder) == ()
+    assert not (folder / "earlier-2").exists()
+
+
+def test_a_split_list_that_is_missing_is_written(experiment: Experiment, folder: Path) -> None:
+    start(experiment, folder)
+    before = split_list(folder)
+    (folder / "splits.csv").unlink()
+    start(experiment, folder)
+    assert split_list(folder) == before
 
 
 @pytest.fixture
@@ -352,6 +425,12 @@ def test_the_same_command_on_other_images(
     (weights,) = (tmp_path / "runs").glob("*/student.safetensors")
     assert (weights.parent / "earlier-1" / weights.name).exists()
     assert main(arguments) == 0
+    (weights.parent / ORIGIN_FILE).unlink()  # as of an older krscale
+    capsys.readouterr()
+    assert main([*arguments]) == 0
+    assert "older than the record of its data" in capsys.readouterr().err
+    assert main([*arguments, "--new-data"]) == 0
+    assert (weights.parent / "earlier-2" / weights.name).exists()
 
 
 def unlabelled(folder: Path, number: int) -> Path:

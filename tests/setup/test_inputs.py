@@ -15,7 +15,8 @@ from krscale.progress import Progress
 from krscale.runs.folder import read_experiment, run_folder
 from krscale.setup.build import Assets, build_training
 from krscale.setup.inputs import choose_preprocessing
-from krscale.setup.networks import Networks, build_student, build_teacher
+from krscale.setup.network_builder import build_student, build_teacher
+from krscale.setup.networks import Networks
 from krscale.setup.prepare import Prepared, prepare
 from krscale.setup.recipe import StoreRecipe
 from krscale.store import check_store
@@ -75,6 +76,38 @@ def test_metadata_is_of_the_weights_and_not_asked_without_them() -> None:
     found = choose_preprocessing(pretrained, network, 3, "student")
     assert found == Preprocessing(**{**OWN.__dict__, "input_size": None}), "trained at our size"
     assert chosen(own_teacher.Own(6, 3, 8)) == DEFAULT
+
+
+def test_what_ones_own_network_says_itself_is_followed_without_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may load weights in a way that nothing shows."""
+    said = dict(own_teacher.Described.pretrained_cfg)
+    at_our_size = Preprocessing(**{**OWN.__dict__, "input_size": None})
+    network = own_teacher.Own(6, 3, 8)
+    network.pretrained_cfg = {**said, "mean": (1.0, 2.0, 3.0)}  # timm's is there without weights
+    own = load(None, ["teacher.model=own_teacher:Own", "student.model=own_teacher:Own",
+                      "teacher.options={}", "student.options={}"])  # fmt: skip
+    assert choose_preprocessing(own.student, network, 3, "student") == DEFAULT
+    network.preprocessing = said
+    for config in (own.teacher, own.student):
+        assert choose_preprocessing(config, network, 3, "student") == at_our_size
+    of_krscale, of_library = load().student, load(None, ["student.model=timm:resnet18"]).student
+    for config in (of_krscale, of_library):
+        assert choose_preprocessing(config, network, 3, "student") == DEFAULT
+    turned = load(None, ["student.model=own_teacher:Own", "student.preprocessing.mean=5",
+                         "student.preprocessing.std=2"]).student  # fmt: skip
+    assert choose_preprocessing(turned, network, 3, "student").mean == (5.0,)
+    network.preprocessing = {"mean": 0.5}
+    with pytest.raises(UserError, match=r"Own\.preprocessing: has one of mean and std"):
+        choose_preprocessing(own.student, network, 3, "student")
+    task = type("Task", (), {"num_classes": 6, "image_shape": (3, 16, 16), "num_train": 999})()
+    assert Networks.resolve(own, task).describe_inputs() == ()
+    monkeypatch.setattr(own_teacher.Own, "preprocessing", said, raising=False)
+    lines = Networks.resolve(own, task).describe_inputs()
+    assert lines == tuple(
+        f"{name} takes images as {at_our_size.describe()}" for name in ("teacher", "student")
+    )
 
 
 @pytest.mark.parametrize(

@@ -166,8 +166,24 @@ def test_a_teacher_that_loads_weights_is_told_from_one_that_draws_them(tmp_path:
              f"teacher.options={{path='{tmp_path / 'net.safetensors'}'}}")  # fmt: skip
     _, notes = resolved(*loads)
     assert "odd_networks:trained gives the same weights whatever the seed" in notes[0]
+    assert "the data's mean and std (teacher.preprocessing); teacher.weights = 'own'" in notes[0]
     assert resolved(*loads, "teacher.weights=own")[1] == ()
     assert resolved()[1] == ()
+
+
+def test_a_student_that_loads_weights_is_noted(tmp_path: Path) -> None:
+    save_file(Net(10).state_dict(), tmp_path / "net.safetensors")
+    options = f"{{path='{tmp_path / 'net.safetensors'}'}}"
+    student = "name='loads', model='odd_networks:trained'"
+    for settings, where in (
+        (("student.model=odd_networks:trained", f"student.options={options}"), "student"),
+        ((f"ladder.students=[{{{student}, options={options}}}]",), "ladder.students.loads"),
+    ):
+        _, notes = resolved(*settings)
+        assert f"{where}: odd_networks:trained gives the same weights whatever" in notes[0]
+        assert f"({where}.preprocessing)" in notes[0]
+    replaced = f"{{{student}, options={options}, weights='{tmp_path / 'net.safetensors'}'}}"
+    assert resolved(f"ladder.students=[{replaced}]")[1] == ()
 
 
 def test_what_was_dropped_of_weights_is_noted(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from krscale.parallel import Workers
 from krscale.progress import Progress
 from krscale.setup.build import Assets, build_training
 from krscale.setup.prepare import Prepared, prepare
-from krscale.setup.teacher import open_teacher, read_taps
+from krscale.setup.tap_reading import read_taps
+from krscale.setup.teacher import open_teacher
 from krscale.training.loop import Training
 
 SETTINGS = (

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import random
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from krscale.config import Experiment, with_values
 from krscale.data import Description
@@ -31,20 +37,127 @@ def test_modules_of_the_users_own_are_hashed() -> None:
     found = read_code(own(), TASK)
     assert "narrow_student" in found.modules
     assert not any(name.startswith(("torch", "krscale")) for name in found.modules)
-    assert found.outputs == ()
-    assert found == read_code(own(), TASK)
+    assert compare_code(found, read_code(own(), TASK)) == ""
 
 
 def test_without_source_the_outputs_tell(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teacher_code, "_source", lambda module: None)
+    monkeypatch.setattr(teacher_code, "find_sources", lambda names: {"narrow_student": None})
     found = read_code(own(), TASK)
+    assert found.modules == {}
     assert len(found.outputs) == 4 * 10
     near = Code(outputs=tuple(value * 1.0001 for value in found.outputs))
     far = Code(outputs=tuple(value + 1 for value in found.outputs))
     assert compare_code(found, near) == ""
     assert "answers otherwise" in compare_code(found, far)
     assert "answers otherwise" in compare_code(found, Code(outputs=found.outputs[1:]))
-    assert found.key() != far.key()
+    assert compare_code(found, Code()) == "", "outputs that differ each time are not kept"
+    assert found.key() == near.key(), "another processor finds the same folder"
+
+
+NETWORK = """
+import json
+from functools import partial
+from pathlib import Path
+import numpy as np
+from torch import nn, randn
+{top}
+FACTOR = json.loads((Path(__file__).parent / "factor.json").read_text())
+
+class Net(nn.Module):
+    tap_paths = ("stem",)
+
+    def __init__(self, num_classes, in_channels, width):
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, 4, 3, padding=1)
+        self.head = nn.Linear(4, num_classes)
+
+    def forward(self, x):
+        {within}
+        return self.head(self.stem(x * FACTOR).mean((2, 3)){noise})
+"""
+Reader = Callable[..., Code]
+
+
+@pytest.fixture
+def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
+    """Write the modules of a network, and read its code as a new process would."""
+    package, written = tmp_path / "own_pkg", {"own_pkg", "own_stats"}
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "factor.json").write_text("1.0")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def forget() -> None:
+        for name in [n for n in sys.modules if n.partition(".")[0] in written]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+
+    def found(top: str = "", within: str = "pass", noise: str = "", **files: str) -> Code:
+        text = NETWORK.format(top=top, within=within, noise=noise)
+        (package / "net.py").write_text(text)
+        for name, content in files.items():
+            place = tmp_path if name.startswith("own_") else package
+            (place / f"{name}.py").write_text(content)
+        forget()
+        values = {"teacher.model": "own_pkg.net:Net", "teacher.options": {}}
+        return read_code(with_values(Experiment(), values, "test"), TASK)
+
+    yield found
+    forget()
+
+
+@pytest.mark.parametrize(
+    ("top", "within"),
+    [
+        ("from own_stats import MEAN", "pass"),
+        ("from .stats import MEAN", "pass"),
+        ("from . import stats", "pass"),
+        ("from own_pkg import stats as s", "pass"),
+        ("import own_pkg.stats", "pass"),
+        ("", "from own_stats import MEAN"),
+        ("TABLE = {}", "from .stats import MEAN as TABLE"),
+        ("from own_stats import MEAN; part = partial(print, MEAN)", "pass"),
+    ],
+)
+def test_what_a_module_imports_is_followed(read: Reader, top: str, within: str) -> None:
+    name = "own_stats" if "own_stats" in top + within else "stats"
+    before = read(top, within, **{name: "from math import pi\nMEAN = (0.5, 0.5)\n"})
+    other = read(top, within, **{name: "from math import pi\nMEAN = (0.4, 0.5)\n"})
+    module = name if name.startswith("own_") else "own_pkg.stats"
+    assert compare_code(before, other).endswith(module)
+    assert before.key() != other.key()
+    assert not any(name.startswith(("torch", "numpy", "math", "json")) for name in before.modules)
+
+
+def test_texts_count_and_comments_do_not(read: Reader) -> None:
+    first = read(top='TEXT = """\n# one\n"""')
+    assert compare_code(first, read(top='# said\n\nTEXT = (\n"""\n# one\n""")')) == ""
+    assert "own_pkg.net" in compare_code(first, read(top='TEXT = """\n# two\n"""'))
+
+
+def test_a_file_that_is_read_counts(read: Reader, tmp_path: Path) -> None:
+    before = read()
+    assert compare_code(before, read()) == ""
+    (tmp_path / "own_pkg" / "factor.json").write_text("2.0")
+    assert "a file that it reads" in compare_code(before, read())
+
+
+def test_a_network_that_answers_otherwise_each_time_is_the_same(read: Reader) -> None:
+    seeded, free = " + randn(4)", " + int.from_bytes(__import__('os').urandom(2))"
+    assert read(noise=seeded).outputs, "random numbers are drawn from one seed"
+    assert compare_code(read(noise=seeded), read(noise=seeded)) == ""
+    before = read(noise=free)
+    assert before.outputs == ()
+    assert before.modules
+    assert compare_code(before, read(noise=free)) == ""
+
+
+def test_the_random_numbers_of_the_process_are_left_as_they_were() -> None:
+    state = np.random.get_state()[1].tolist(), random.getstate(), torch.get_rng_state().tolist()
+    read_code(own(), TASK)
+    after = np.random.get_state()[1].tolist(), random.getstate(), torch.get_rng_state().tolist()
+    assert after == state
 
 
 def test_a_module_that_differs_is_named() -> None:
@@ -57,13 +170,35 @@ def test_a_module_that_differs_is_named() -> None:
 def test_a_teacher_that_an_older_krscale_kept_is_used_if_it_still_does_the_same(
     tmp_path: Path,
 ) -> None:
-    plain, coded, code = tmp_path / "plain", tmp_path / "coded", Code({"a": "1"})
-    assert kept_folder(plain, coded, code, lambda folder: True) == coded, "there is none"
+    plain, code = tmp_path / "plain", Code({"a": "1"})
+
+    def coded(number: int) -> Path:
+        return tmp_path / f"coded{number}"
+
+    assert kept_folder(plain, coded, code, lambda folder: True) == coded(0), "there is none"
     plain.mkdir()
-    assert kept_folder(plain, coded, code, lambda folder: False) == coded
+    assert kept_folder(plain, coded, code, lambda folder: False) == coded(0)
     assert kept_folder(plain, coded, code, lambda folder: True) == plain
     assert json.loads((plain / "code.json").read_text()) == json.loads(json.dumps(asdict(code)))
     assert kept_folder(plain, coded, code, lambda folder: False) == plain, "asked once"
-    assert kept_folder(plain, coded, Code({"a": "2"}), lambda folder: True) == coded
-    coded.mkdir()
-    assert kept_folder(plain, coded, code, lambda folder: True) == coded
+    assert kept_folder(plain, coded, Code({"a": "2"}), lambda folder: True) == coded(0)
+    coded(0).mkdir()
+    assert kept_folder(plain, coded, code, lambda folder: True) == coded(0)
+    assert kept_folder(plain, coded, Code(), lambda folder: True) == plain, "of the zoo"
+
+
+def test_teachers_of_one_source_that_answer_otherwise_are_kept_apart(tmp_path: Path) -> None:
+    def coded(number: int) -> Path:
+        return tmp_path / f"coded{number}"
+
+    def folder(*outputs: float) -> Path:
+        return kept_folder(tmp_path / "plain", coded, Code({"a": "1"}, outputs), lambda f: False)
+
+    coded(0).mkdir()
+    (coded(0) / "code.json").write_text(json.dumps(asdict(Code({"a": "1"}, (1.0, 0.3333)))))
+    assert folder(1.0, 0.3334) == coded(0), "another processor"
+    assert folder(1.0, 0.4) == coded(1)
+    coded(1).mkdir()
+    (coded(1) / "code.json").write_text(json.dumps(asdict(Code({"a": "1"}, (1.0, 0.4)))))
+    assert folder(1.0, 0.4) == coded(1)
+    assert folder(1.0, 0.5) == coded(2)

@@ -1,6 +1,7 @@
 """A teacher is measured before it teaches, and stopped with the cause where it is fed wrongly."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ from safetensors.torch import save_file
 from krscale.config import Experiment, load
 from krscale.data import prepare_data
 from krscale.errors import UserError
+from krscale.models import build_model
 from krscale.models.preprocessing import Preprocessing
 from krscale.search.plan import describe_plan
+from krscale.setup import network_builder
 from krscale.setup.candidates import as_settings, is_better, try_candidates
-from krscale.setup.teacher import foreign_teacher, prepare_teacher
+from krscale.setup.teacher import foreign_teacher, open_teacher, prepare_teacher
 from krscale.setup.teacher_quality import find_faults, require_fit
 
 CPU = torch.device("cpu")
@@ -164,30 +167,61 @@ def test_sizes_that_a_network_does_not_take_are_told(folder: Path) -> None:
     assert tried.refused["64x64"] == "takes 32 pixels, got 64"
 
 
+METADATA = {
+    "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "input_size": (3, 64, 64),
+    "interpolation": "bicubic", "pixel_range": "0..255", "channel_order": "bgr",
+}  # fmt: skip
+"""What a network may say, unlike every default."""
+
+
 def test_settings_of_a_candidate_are_read_as_that_candidate(folder: Path) -> None:
     from krscale.setup.inputs import choose_preprocessing
 
     experiment = load(None, settings(folder))
     dataset = prepare_data(experiment.data, experiment.cache_path)
-    tried = try_candidates(foreign_teacher(experiment, dataset, CPU), dataset, 30)
+    network = foreign_teacher(experiment, dataset, CPU)
+    network.pretrained_cfg = METADATA
+    tried = try_candidates(network, dataset, 30)
     assert len(tried.candidates) > 20
+    assert {None, (64, 64)} < {c.preprocessing.input_size for c in tried.candidates}
     plain = load(None, ["teacher.weights=given"])
     for candidate in tried.candidates:
-        written = {"preprocessing": as_settings(candidate.preprocessing)}
+        written = {"preprocessing": as_settings(candidate.preprocessing, dataset.image_shape)}
         section = type(plain.teacher).model_validate(plain.teacher.model_dump() | written)
-        read = choose_preprocessing(section, None, 3, "teacher")
-        if read.input_size is None:
-            read = type(read)(**{**read.__dict__, "interpolation": "bilinear"})
-        assert read == candidate.preprocessing
+        read = choose_preprocessing(section, network, 3, "teacher")
+        size = candidate.preprocessing.input_shape(dataset.image_shape)[1:]
+        assert read == replace(candidate.preprocessing, input_size=size)
+
+
+def test_the_advice_is_no_advice_once_it_is_followed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network says a size that it is bad at; the data's own size must be sayable."""
+    monkeypatch.setattr(
+        own_teacher.Own, "pretrained_cfg", METADATA | {"input_size": (3, 2, 2)}, raising=False
+    )
+    none = dict.fromkeys(name.rpartition(".")[2] for name in RIGHT if "preprocessing" in name)
+    experiment = load(None, settings(folder, **none))
+    dataset = prepare_data(experiment.data, experiment.cache_path)
+    tried = try_candidates(foreign_teacher(experiment, dataset, CPU), dataset, 60)
+    assert tried.best is not tried.configured
+    advice = as_settings(tried.best.preprocessing, dataset.image_shape)
+    written = experiment.teacher.model_dump() | {"preprocessing": advice}
+    teacher = type(experiment.teacher).model_validate(written)
+    followed = experiment.model_copy(update={"teacher": teacher})
+    again = try_candidates(foreign_teacher(followed, dataset, CPU), dataset, 60)
+    assert again.best is again.configured
 
 
 def test_presets_are_written_by_name() -> None:
-    half = Preprocessing((0.5,) * 3, (0.5,) * 3)
-    assert as_settings(half)["normalisation"] == "half"
+    def written(preprocessing: Preprocessing) -> dict[str, object]:
+        return as_settings(preprocessing, (3, 8, 8))
+
+    assert written(Preprocessing((0.5,) * 3, (0.5,) * 3))["normalisation"] == "half"
     turned = Preprocessing((0.406, 0.456, 0.485), (0.225, 0.224, 0.229), channel_order="bgr")
-    assert as_settings(turned)["normalisation"] == "imagenet"
-    assert "normalisation" not in as_settings(Preprocessing((0.5,), (0.5,), "0..255"))
-    assert as_settings(Preprocessing())["normalisation"] == "data"
+    assert written(turned)["normalisation"] == "imagenet"
+    assert "normalisation" not in written(Preprocessing((0.5,), (0.5,), "0..255"))
+    assert written(Preprocessing())["normalisation"] == "data"
 
 
 def test_a_difference_counts_where_it_is_large_and_no_chance() -> None:
@@ -223,6 +257,40 @@ def test_a_teacher_that_never_learned_is_stopped(folder: Path) -> None:
     save_file(own_teacher.Own(6, 3, 8).state_dict(), folder / "fresh.safetensors")
     with pytest.raises(UserError, match="no better than guessing the most frequent class"):
         prepared(load(None, settings(folder, "fresh")))
+
+
+def test_a_poor_teacher_of_an_older_krscale_is_measured_and_stopped(folder: Path) -> None:
+    experiment = load(None, settings(folder, "swapped"))
+    with pytest.raises(UserError, match="in another order"):
+        prepared(experiment)
+    dataset = prepare_data(experiment.data, experiment.cache_path)
+    allowed = load(None, [*settings(folder, "swapped"), "teacher.allow_poor=true"])
+    facts = prepare_teacher(allowed, dataset, CPU, lambda done, total: None)[1] / "facts.json"
+    new = facts.read_bytes()
+    old = json.loads(new)
+    del old["faults"]
+    facts.write_text(json.dumps(old), encoding="utf-8")
+    with pytest.raises(UserError, match="in another order"):
+        prepared(experiment)
+    assert facts.read_bytes() == new, "and is measured once"
+
+
+def test_weights_that_others_replace_are_not_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[bool] = []
+
+    def spy(*names: object, fresh: bool, **rest: object) -> torch.nn.Module:
+        given.append(fresh)
+        return build_model(*names, fresh=fresh, **rest)
+
+    experiment = load(None, settings(folder))
+    dataset = prepare_data(experiment.data, experiment.cache_path)
+    _, kept = prepare_teacher(experiment, dataset, CPU, lambda done, total: None)
+    monkeypatch.setattr(network_builder, "build_model", spy)
+    open_teacher(experiment, dataset, kept)
+    foreign_teacher(experiment, dataset, CPU)
+    assert given == [True, True]
 
 
 def test_a_plan_says_how_images_are_prepared(folder: Path) -> None:

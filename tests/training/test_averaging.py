@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -7,17 +8,48 @@ from krscale.training.averaging import AveragedStudent
 def test_the_average_follows_by_its_formula():
     student = nn.BatchNorm1d(1)
     average = AveragedStudent(student, 0.3)
-    expected = 1.0
+    expected, expected_mean = 1.0, 0.0
     for number in range(6):
         with torch.no_grad():
             student.weight.fill_(2.0 + number)
+            student.running_mean.fill_(3.0 + number)
             student.num_batches_tracked.fill_(number)
         average.update(student)
         decay = min(0.3, (1 + number) / (10 + number))
         expected = decay * expected + (1 - decay) * (2.0 + number)
+        expected_mean = decay * expected_mean + (1 - decay) * (3.0 + number)
         assert average.model.num_batches_tracked == number
     assert torch.allclose(average.model.weight, torch.tensor([expected]))
+    assert torch.allclose(average.model.running_mean, torch.tensor([expected_mean]))
     assert student.weight.item() == 7.0
+
+
+def tied_by_module():
+    layer = nn.Linear(2, 2)
+    return nn.Sequential(layer, nn.ReLU(), layer)
+
+
+def tied_by_weight():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    return model
+
+
+def tied_by_storage():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight.data = model[0].weight.data
+    return model
+
+
+@pytest.mark.parametrize("build", [tied_by_module, tied_by_weight, tied_by_storage])
+def test_tied_weights_follow_once(build):
+    student = build()
+    average = AveragedStudent(student, 0.5)
+    before = student[0].weight.detach().clone()
+    with torch.no_grad():
+        student[0].weight.add_(1.0)
+    average.update(student)
+    assert torch.allclose(average.model[0].weight, before + 0.9)
 
 
 def test_it_goes_on_from_its_state():

@@ -300,3 +300,36 @@ class TestLoadWeights:
         with pytest.raises(UserError, match="and 492 more") as caught:
             load_weights(tmp_path / "w.safetensors", _network())
         assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize(
+    ("key", "content"),
+    [
+        ("model_ema", lambda w, o: {"model": o, "model_ema": _renamed(w, "backbone.")}),
+        ("model_ema", lambda w, o: {"model_ema": _renamed(w, "module.backbone.")}),
+        ("model_ema.backbone", lambda w, o: {"model_ema": _renamed(w, "backbone.")}),
+        ("ema", lambda w, o: {"ema": w}),
+        ("ema", lambda w, o: o | _renamed(w, "ema.")),
+        ("ema.", lambda w, o: _renamed(o, "student.") | _renamed(w, "ema.module.")),
+        ("ema", lambda w, o: _renamed(o, "module.student.") | _renamed(w, "module.ema.")),
+        ("ema", lambda w, o: {"state_dict": _renamed(o, "student.") | _renamed(w, "ema.")}),
+        ("ema", lambda w, o: _renamed(o, "") | _renamed(w, "ema.backbone.")),
+        ("module", lambda w, o: o | _renamed(w, "module.")),
+        ("module", lambda w, o: _renamed(w, "module.")),
+    ],
+)
+def test_the_key_chooses_among_the_weights_of_a_file(tmp_path, key, content):
+    wanted, other = _network().state_dict(), _network().state_dict()
+    for state, value in ((wanted, 2.0), (other, 3.0)):
+        for tensor in state.values():
+            tensor.fill_(value)
+    torch.save(content(wanted, other), tmp_path / "w.pt")
+    model = _network()
+    load_weights(tmp_path / "w.pt", model, "teacher.weights", key)
+    assert all(bool((tensor == 2).all()) for tensor in model.state_dict().values())
+    with pytest.raises(UserError, match=r"teacher\.weights_key: no weights under 'nothing'"):
+        load_weights(tmp_path / "w.pt", model, "teacher.weights", "nothing")
+
+
+def _renamed(state, prefix):
+    return {prefix + name: tensor for name, tensor in state.items()}

@@ -60,12 +60,42 @@ def test_options_reach_the_optimiser() -> None:
         ({"optimizer": "adamw", "optimizer_options": {"betas": [2, 3]}}, r"AdamW refuses"),
         ({"optimizer_options": {"momentum": 0.5}}, r"'momentum' is set by train\.momentum"),
         ({"optimizer": "adamw", "momentum": 0.5}, r"train\.momentum: 0\.5 is for SGD; .*betas"),
+        ({"optimizer": "adam", "optimizer_options": {"betas": [0.9]}}, r"Adam refuses .*IndexErr"),
+        ({"optimizer": "adafactor", "optimizer_options": {"eps": [0.001]}}, r"Adafactor refuses"),
+        ({"optimizer": "adam", "optimizer_options": {"betas": [0.9, 0.99, 0.9]}}, r"Adam refuses"),
+        ({"optimizer": "adamw", "optimizer_options": {"betas": ["a", "b"]}}, r"AdamW refuses"),
+        ({"optimizer": "rmsprop", "optimizer_options": {"eps": "small"}}, r"RMSprop refuses"),
+        (
+            {"optimizer_options": {"dampening": 0.5}},
+            r"SGD refuses .*'nesterov': True.*krsc",
+        ),
+        ({"optimizer_options": {"differentiable": True}}, r"SGD refuses .*in-place operation"),
+        ({"optimizer_options": {"maximize": True}}, r"'maximize' is set by krscale itself, as"),
         ({"optimizer": "rprop"}, r"train\.weight_decay: Rprop has none"),
     ],
 )
 def test_what_torch_does_not_have_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_optimiser(settings(**changes))
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["foreach", "fused"])
+@pytest.mark.parametrize("value", [True, False])
+def test_how_steps_are_computed_is_the_users_to_say(kind: str, name: str, value: bool) -> None:
+    chosen = settings(optimizer=kind, optimizer_options={name: value})
+    check_optimiser(chosen)
+    group = build_optimiser(nn.Linear(1, 1), chosen).param_groups[0]
+    assert group[name] is value
+    assert name == "fused" or not group["fused"]
+
+
+def test_a_check_changes_no_random_numbers() -> None:
+    before = torch.get_rng_state()
+    check_optimiser(settings(optimizer="adamw"))
+    with torch.inference_mode():
+        check_optimiser(settings())
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_other_optimisers_need_a_learning_rate() -> None:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from krscale.config import Experiment
 from krscale.data import describe_data
-from krscale.setup.networks import build_student, build_teacher
+from krscale.setup.network_builder import build_student, build_teacher
 from krscale.setup.plan import ExperimentPlan, describe
 from parts.claims.families import Family
 

@@ -1,0 +1,83 @@
+"""How the weights of a file differ from what a model has, for the one error that lists it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor, nn
+
+from krscale.errors import UserError, nearest
+
+_LISTED = 8
+
+
+def refuse_misfits(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], model: nn.Module, place: str
+) -> None:
+    """Refuse weights that are not exactly a model's.
+
+    Args:
+        state: Under the model's names.
+        expected: The model's state dict.
+        model: Named in the error.
+        place: The file, and the config key that named it.
+
+    Raises:
+        UserError: Naming what is missing, unexpected or of another shape; a head of another number
+            of classes is named as that.
+    """
+    problems = differences(state, expected)
+    if not problems:
+        return
+    head = _other_head(state, expected)
+    if head:
+        raise UserError(f"{place} does not fit {type(model).__name__}: {head}")
+    raise UserError(f"{place} does not fit {type(model).__name__}:\n  " + "\n  ".join(problems))
+
+
+def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """One line for each kind of mismatch between a file's keys and a model's."""
+    shapes = [
+        f"{key} has shape {list(state[key].shape)}, the model {list(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
+    ]
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    problems = shorten(shapes)
+    if missing:
+        problems.append("missing: " + ", ".join(shorten(_with_guess(missing, unexpected))))
+    if unexpected:
+        problems.append("unexpected: " + ", ".join(shorten(_with_guess(unexpected, missing))))
+    return problems
+
+
+def shorten(lines: list[str]) -> list[str]:
+    """Return the first of many lines, and how many more there are."""
+    rest = len(lines) - _LISTED
+    return lines[:_LISTED] + ([f"... and {rest} more"] if rest > 0 else [])
+
+
+def _other_head(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Return what to say where nothing but the number of classes differs; empty otherwise."""
+    if state.keys() != expected.keys():
+        return ""
+    other = [key for key in expected if state[key].shape != expected[key].shape]
+    counts = {(state[key].shape[0], expected[key].shape[0]) for key in other if state[key].ndim}
+    same_rest = all(state[key].shape[1:] == expected[key].shape[1:] for key in other)
+    layers = {key.rpartition(".")[0] for key in other}
+    if len(counts) != 1 or not same_rest or len(layers) != 1:
+        return ""
+    theirs, ours = counts.pop()
+    return (
+        f"its classifier {layers.pop()!r} tells {theirs} classes apart, the data have {ours}. Take "
+        f"weights that were trained on these classes."
+    )
+
+
+def _with_guess(keys: Iterable[str], others: list[str]) -> list[str]:
+    # Looking for the nearest name takes long in a big file, and only the first keys are shown.
+    named = list(keys)
+    guesses = [nearest(key, others) for key in named[:_LISTED]]
+    hints = [f"{k} (nearest: {g})" if g else k for k, g in zip(named, guesses, strict=False)]
+    return hints + named[_LISTED:]

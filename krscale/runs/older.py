@@ -1,0 +1,78 @@
+"""What run folders tell of their data that krscale wrote before it kept a record of it."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+from krscale.data import SPLITS_FILE, Dataset
+from krscale.data.dataset import open_data
+from krscale.errors import UserError
+from krscale.files import read_json
+from krscale.report import read_curve
+from krscale.report.result import CURVE_FILE
+from krscale.runs.aside import results_in
+
+_SPOOL = Path("tracking", "spool.jsonl")
+_TAG = "krscale.data"
+
+
+def data_of(folder: Path) -> set[str]:
+    """Return the fingerprints of the data that a run folder names: its result and what it recorded.
+
+    What cannot be read of either is passed over: whoever needs it says so.
+    """
+    found: set[str] = set()
+    if (folder / CURVE_FILE).is_file():
+        with suppress(UserError):  # a damaged result is written again
+            found.add(str(read_curve(folder).data.get("fingerprint") or ""))
+    return (found | _recorded(folder / _SPOOL)) - {""}
+
+
+def has_results(folder: Path) -> bool:
+    """Whether a run has come to anything; of what there is, its split list tells nothing."""
+    return bool(set(results_in(folder)) - {SPLITS_FILE})
+
+
+def is_of(dataset: Dataset, known: str) -> bool:
+    """Whether a fingerprint is that of a data set, or of an earlier one with the same images.
+
+    Args:
+        dataset: As it is now.
+        known: Of this or an older krscale, where it was the hash of the files' times, too.
+    """
+    if known in (dataset.fingerprint, dataset.identity):
+        return True
+    source = dataset.path.name.rpartition("-")[0]
+    before = dataset.path.with_name(f"{source}-{known}")
+    try:
+        return before.is_dir() and open_data(before).content() == dataset.content()
+    except UserError:  # of another version, or damaged: it tells nothing
+        return False
+
+
+def no_store_is_of(dataset: Dataset, stores: Path) -> bool:
+    """Whether there are kept stores, but none of this data: a run that had one had other images."""
+    known: set[str] = set()
+    for manifest in stores.glob("*/manifest.json"):
+        with suppress(UserError, LookupError, TypeError):  # whoever needs the store says so
+            known.add(str(read_json(manifest)["plan"]["key"]["data"]))
+    return bool(known) and not any(is_of(dataset, name) for name in known)
+
+
+def _recorded(spool: Path) -> set[str]:
+    found: set[str] = set()
+    if not spool.is_file():
+        return found
+    with spool.open("rb") as file:
+        for line in file:
+            if b'"start"' not in line or _TAG.encode() not in line:
+                continue
+            try:
+                event = json.loads(line)
+                if event["op"] == "start":
+                    found.add(str(event["content"]["tags"].get(_TAG) or ""))
+            except (ValueError, LookupError, TypeError, AttributeError):
+                continue
+    return found

@@ -1,0 +1,139 @@
+"""Building the networks that an experiment names, with the preprocessing and taps it gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from krscale.config import Experiment, LadderStudent, ModelConfig, StudentConfig, TeacherConfig
+from krscale.errors import UserError
+from krscale.knowledge.taps import check_taps
+from krscale.models import ZOO, build_model
+from krscale.models.preprocessing import input_shape, set_preprocessing
+from krscale.models.probing import build_for_shapes, check_network
+from krscale.setup.inputs import choose_preprocessing
+from krscale.setup.layouts import declare_stages, settle_taps
+
+
+class Task(Protocol):
+    """What a network must fit: a `Dataset`, or the `Description` of one."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes `K`."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(C, H, W)`."""
+
+    @property
+    def num_train(self) -> int:
+        """Images of the training split."""
+
+
+def build_teacher(experiment: Experiment, task: Task, *, fresh: bool = False) -> nn.Module:
+    """Build the teacher's network, with the weights that it is built with.
+
+    Args:
+        experiment: Names the teacher.
+        task: What it must fit.
+        fresh: Load no pretrained weights, because others take their place.
+    """
+    return builder(experiment.teacher, task, "teacher", fresh=fresh)(experiment.teacher.width)
+
+
+def build_student(
+    experiment: Experiment, task: Task, width: int, *, fresh: bool = False
+) -> nn.Module:
+    """Build the student that an experiment trains, with the weights that it is built with.
+
+    Args:
+        experiment: Names the student.
+        task: What it must fit.
+        width: Its capacity dial.
+        fresh: Load no pretrained weights, because others take their place.
+    """
+    config = experiment.any_student
+    return builder(config, task, student_table(config), fresh=fresh)(width)
+
+
+def student_table(config: StudentConfig | LadderStudent) -> str:
+    """Return how errors call the table of a student."""
+    return f"ladder.students.{config.name}" if isinstance(config, LadderStudent) else "student"
+
+
+def builder(
+    config: ModelConfig, task: Task, where: str, *, fresh: bool = False
+) -> Callable[[int], nn.Module]:
+    """Return a function from a width to a network of this kind, which knows its preprocessing."""
+
+    def build(width: int) -> nn.Module:
+        network = build_model(
+            config.model,
+            num_classes=task.num_classes,
+            in_channels=task.image_shape[0],
+            width=width,
+            options=config.options,
+            output_key=config.output_key,
+            fresh=fresh,
+            where=where,
+        )
+        chosen = choose_preprocessing(config, network, task.image_shape[0], where)
+        set_preprocessing(network, chosen)
+        if config.model in ZOO and config.tap_layout != "auto":
+            raise UserError(
+                f"{where}.tap_layout: {config.tap_layout!r} is set, but the taps of {config.model} "
+                "are known; leave it out."
+            )
+        if config.stage_ends:
+            declare_stages(network, config.taps, config.stage_ends)
+        if config.model not in ZOO:
+            settle_taps(network, config, input_shape(network, task.image_shape), where)
+        return network
+
+    return build
+
+
+def shapes_only(config: ModelConfig, task: Task, where: str, width: int) -> nn.Module:
+    """Return a network to read shapes off, on meta tensors if possible, proven to give logits.
+
+    Raises:
+        UserError: If it cannot be built, does not run on these images, or gives no logits.
+    """
+    build = partial(builder(config, task, where), width)
+    if config.model in ZOO:
+        with torch.device("meta"):
+            return build()
+    model = build_for_shapes(build, task.image_shape)
+    trained_here = not (isinstance(config, TeacherConfig) and config.weights)
+    check_network(model, task.num_classes, task.image_shape, where, trained_here=trained_here)
+    return model
+
+
+def resolve_taps(
+    model: nn.Module, paths: tuple[str, ...], where: str
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return the tap paths of a model and the last tap of each of its stages.
+
+    Args:
+        model: The network.
+        paths: As the experiment lists them; empty where the network names its own.
+        where: The setting, for the message of an error.
+
+    Raises:
+        UserError: If a path does not exist.
+    """
+    own = getattr(model, "tap_paths", ())
+    if paths and paths != own:
+        check_taps(model, paths, where)
+        return paths, tuple(range(1, len(paths) + 2))
+    return tuple(own), tuple(getattr(model, "stage_ends", range(1, len(own) + 2)))
+
+
+def students_of(experiment: Experiment) -> Sequence[StudentConfig | LadderStudent]:
+    """Return the students of the ladder, or the one whose width makes the sizes."""
+    return experiment.ladder.students or (experiment.student,)

@@ -263,7 +263,8 @@ def label_smoothing(
 ) -> Tensor:
     """Return the cross-entropy with smoothed labels: soft targets without a teacher, the control.
 
-    It takes the place of the labels' cross-entropy, and is not added to it.
+    It takes the place of the labels' cross-entropy, and is not added to it. It is 0 for a label of
+    -1, which stands for none.
 
     Source: Szegedy, Vanhoucke, Ioffe, Shlens, Wojna, Rethinking the Inception Architecture for
     Computer Vision, CVPR 2016, arXiv 1512.00567.

@@ -23,7 +23,7 @@ def text_of(page: str) -> str:
 def test_the_method_of_the_tutorial_is_one() -> None:
     names: dict[str, object] = {}
     shown = blocks(text_of("writing-a-method.md"), "python")
-    assert len(shown) == 5
+    assert len(shown) == 6
     for block in shown:
         exec(compile(block, "writing-a-method.md", "exec"), names)
 

@@ -75,6 +75,10 @@ class DataConfig(Section):
     (images, labels) or (images, labels, class_names)."""
     path: str = ""
     """File or folder that the source reads; empty for embedded sources."""
+    unlabelled: str = ""
+    """Images without labels, which students learn from the teacher alone: a folder of images at any
+    depth, an image list, Parquet files, an array, or a saved Hugging Face data set; empty for
+    none."""
     seed: StrictInt = 0
     """Seed of the split into train, validation and test."""
     val_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2

@@ -3,9 +3,10 @@
 from krscale.data.arrow import Split
 from krscale.data.content import SPLITS_FILE, compare_counts, compare_lists
 from krscale.data.dataset import SPLITS, Dataset, find_data, open_data, prepare_data
-from krscale.data.describe import describe_data
+from krscale.data.describe import describe_data, describe_unlabelled
 from krscale.data.source import Description, SourceData, SplitName
 from krscale.data.sources import SOURCES
+from krscale.data.unlabelled import find_unlabelled, prepare_unlabelled
 
 __all__ = [
     "SOURCES",
@@ -19,7 +20,10 @@ __all__ = [
     "compare_counts",
     "compare_lists",
     "describe_data",
+    "describe_unlabelled",
     "find_data",
+    "find_unlabelled",
     "open_data",
     "prepare_data",
+    "prepare_unlabelled",
 ]

@@ -10,15 +10,15 @@ from functools import partial
 import numpy as np
 
 from krscale.config import DataConfig
-from krscale.data.arrow import Images, Split
 from krscale.data.counting import count, describe
-from krscale.data.duplicates import Digests, digests, groups_of_copies
+from krscale.data.duplicates import Digests, digests_of, groups_of_copies
 from krscale.data.seen import Seen
 from krscale.data.skipping import without
 from krscale.data.source import Report, SourceData, SplitName
 from krscale.data.sources import open_source
 from krscale.data.splitting import check_source, cut_rows
-from krscale.data.stream import Stream
+from krscale.data.stratify import Rows
+from krscale.data.unlabelled_check import check_unlabelled
 from krscale.errors import UserError
 
 
@@ -66,6 +66,8 @@ class Check:
         too_small: Classes with too few different images for a share in every split.
         notes: What else the user should know, e.g. what was passed over.
         problems: Why `teach` and `tune` would refuse it; nothing where they would not.
+        unlabelled: Path of the images without labels; empty where there are none.
+        num_unlabelled: Those that can be read and are no copies of training images.
     """
 
     source: str
@@ -81,6 +83,8 @@ class Check:
     too_small: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    unlabelled: str = ""
+    num_unlabelled: int = 0
 
     @property
     def num_images(self) -> int:
@@ -101,6 +105,8 @@ class Check:
         ):
             if number:
                 parts.append(f"{number} {what}")
+        if self.unlabelled:
+            parts.append(f"{self.num_unlabelled:,} without labels ({self.unlabelled})")
         return "; ".join(parts)
 
 
@@ -115,7 +121,7 @@ def check_data(config: DataConfig, report: Report = lambda done, total: None) ->
         UserError: If there is nothing to look at: no such path, labels that are no classes.
     """
     data = open_source(config).read(report)
-    pixels = {name: _digests(split) for name, split in data.splits.items()}
+    pixels = {name: digests_of(split) for name, split in data.splits.items()}
     seen = data.seen or Seen()
     copies = tuple(_groups(data, pixels, seen))
     where, met, problems = config.path or config.source, deepcopy(seen), []
@@ -125,15 +131,18 @@ def check_data(config: DataConfig, report: Report = lambda done, total: None) ->
     readable = without(data, seen.unreadable) if seen.unreadable else data
     pixels = {n: _readable(pixels[n], n, seen.left_out) for n in pixels}
     problems.append(_problem(partial(check_source, config.source, readable)))
-    counts, too_small, cut_problem = _cut(readable, config, pixels)
+    counts, too_small, cut_problem, rows = _cut(readable, config, pixels)
     problems.append(cut_problem)
     if not config.allow_duplicates and not data.published:
         problems += [_across(copies)]
+    shape = next(iter(data.splits.values())).image_shape
+    known = {name: pixels[origin][places] for name, (origin, places) in rows.items()}
+    beside = check_unlabelled(config, shape, known, report)
     return Check(
         source=config.source,
         path=config.path,
         classes=data.classes,
-        image_shape=next(iter(data.splits.values())).image_shape,
+        image_shape=shape,
         counts=counts,
         modes=dict(met.modes.most_common()),
         sizes={f"{h}x{w}": count for (h, w), count in met.sizes.most_common()},
@@ -141,17 +150,11 @@ def check_data(config: DataConfig, report: Report = lambda done, total: None) ->
         misfits=tuple(map(str, met.misfits)),
         copies=copies,
         too_small=too_small,
-        notes=(*data.notes, *met.notes(where, config.background)),
-        problems=tuple(problem for problem in problems if problem),
+        notes=(*data.notes, *met.notes(where, config.background), *beside.notes),
+        problems=tuple(problem for problem in (*problems, *beside.problems) if problem),
+        unlabelled=config.unlabelled,
+        num_unlabelled=beside.num_images,
     )
-
-
-def _digests(split: Split | Stream) -> Digests:
-    if isinstance(split, Split):
-        return digests(split.images)
-    pieces: Iterator[Images] = split.pieces()
-    found = [digests(piece) for piece in pieces]
-    return np.concatenate(found) if found else np.empty(0, np.uint64)
 
 
 def _readable(pixels: Digests, name: str, left_out: set[tuple[str, int]]) -> Digests:
@@ -184,8 +187,11 @@ def _groups(data: SourceData, pixels: Mapping[SplitName, Digests], seen: Seen) -
 
 def _cut(
     data: SourceData, config: DataConfig, pixels: Mapping[SplitName, Digests]
-) -> tuple[dict[str, dict[str, int]], dict[str, int], str]:
-    """Return counts by split and class, classes that are too small, and why it cannot be cut."""
+) -> tuple[dict[str, dict[str, int]], dict[str, int], str, dict[SplitName, tuple[SplitName, Rows]]]:
+    """Return counts by split and class, classes that are too small, and why it cannot be cut.
+
+    And which images of the source each split has; those of the source, where it cannot be cut.
+    """
     groups = None if config.allow_duplicates else groups_of_copies(pixels["train"])
     counts: dict[str, dict[str, int]] = {}
     try:
@@ -197,11 +203,13 @@ def _cut(
         labels = data.splits["train"].labels
         different = labels if groups is None else labels[np.unique(groups)]
         found = count(data.classes, different)
-        return counts, {name: n for name, n in found.items() if n < needed}, str(error)
+        too_small = {name: n for name, n in found.items() if n < needed}
+        own = {name: (name, np.arange(len(split))) for name, split in data.splits.items()}
+        return counts, too_small, str(error), own
     for name in sorted(rows, key=_ORDER.index):
         origin, places = rows[name]
         counts[name] = count(data.classes, data.splits[origin].labels[places])
-    return counts, {}, ""
+    return counts, {}, "", rows
 
 
 _ORDER: tuple[SplitName, ...] = ("train", "val", "test")

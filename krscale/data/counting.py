@@ -14,8 +14,8 @@ Counts = Mapping[str, Mapping[str, int]]
 
 
 def count(classes: Sequence[str], labels: Labels) -> dict[str, int]:
-    """Return the number of images of each class."""
-    counts = np.bincount(labels, minlength=len(classes))
+    """Return the number of images of each class; those without a label (below 0) are in none."""
+    counts = np.bincount(labels[labels >= 0], minlength=len(classes))
     return {name: int(number) for name, number in zip(classes, counts, strict=True)}
 
 

@@ -39,6 +39,8 @@ class Dataset:
         sha256: Hash of the file of each split.
         identity: Hash of the files and settings it was built from; data sets that krscale built
             earlier have it as their fingerprint, and their runs know them by it.
+        num_unlabelled: Images at the end of train that have no label (`data.unlabelled`).
+        unlabelled: Digest of these; empty where there are none.
     """
 
     path: Path
@@ -51,6 +53,8 @@ class Dataset:
     num_samples: Mapping[str, int]
     sha256: Mapping[str, str]
     identity: str = ""
+    num_unlabelled: int = 0
+    unlabelled: str = ""
 
     @property
     def num_classes(self) -> int:
@@ -230,6 +234,8 @@ class _Manifest:
     std: tuple[float, ...]
     num_samples: dict[str, int]
     sha256: dict[str, str]
+    num_unlabelled: int = 0
+    unlabelled: str = ""
 
 
 _FIELDS = tuple(_Manifest.__dataclass_fields__)

@@ -9,6 +9,8 @@ from krscale.data.dataset import dataset_path, open_data
 from krscale.data.source import Description
 from krscale.data.sources import open_source
 from krscale.data.splitting import check_source, cut_rows
+from krscale.data.unlabelled import check_shape, find_unlabelled
+from krscale.data.unlabelled_sources import open_unlabelled
 
 
 def describe_data(config: DataConfig, cache: Path) -> Description:
@@ -30,3 +32,27 @@ def describe_data(config: DataConfig, cache: Path) -> Description:
     channels, height, width = train.image_shape
     _, rows = cut_rows(data, config).rows["train"]
     return Description(len(data.classes), (channels, height, width), len(rows), data.notes)
+
+
+def describe_unlabelled(config: DataConfig, shape: tuple[int, ...], cache: Path) -> int:
+    """Return the number of images without labels; nothing is written.
+
+    Before they are prepared, copies of training images are counted as well.
+
+    Args:
+        config: The data section.
+        shape: `(C, H, W)` of the labelled images.
+        cache: Folder of what runs share.
+
+    Raises:
+        UserError: If they cannot be read.
+    """
+    if not config.unlabelled:
+        return 0
+    path = dataset_path(config, cache)
+    taught = find_unlabelled(config, open_data(path), cache) if path.is_dir() else None
+    if taught is not None:
+        return taught.num_unlabelled
+    data = open_unlabelled(config, shape[0]).read(lambda done, total: None)
+    check_shape(data, config, shape)
+    return len(data.splits["train"])

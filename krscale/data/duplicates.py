@@ -10,8 +10,9 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from krscale.data.arrow import Images
+from krscale.data.arrow import Images, Split
 from krscale.data.source import SplitName
+from krscale.data.stream import Stream
 
 Digests = npt.NDArray[np.uint64]
 _DIGEST_BYTES = 8  # two of a million images are taken for one with a chance of 1 in 37 million
@@ -23,6 +24,14 @@ def digests(images: Images) -> Digests:
     for image in images:  # one at a time: all of them may be more than the memory holds
         found += blake2b(np.ascontiguousarray(image).data, digest_size=_DIGEST_BYTES).digest()
     return np.frombuffer(bytes(found), np.uint64)
+
+
+def digests_of(split: Split | Stream) -> Digests:
+    """Return `digests` of a split, or of a stream, which is read once."""
+    if isinstance(split, Split):
+        return digests(split.images)
+    found = [digests(piece) for piece in split.pieces()]
+    return np.concatenate(found) if found else np.empty(0, np.uint64)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from itertools import chain
 
 from krscale.config import DataConfig
-from krscale.data.arrow import Images
+from krscale.data.arrow import Images, Labels
 from krscale.data.classes import Values, alike, find_classes, to_labels
 from krscale.data.decoding import Decoder, Encoded, piece_size
+from krscale.data.seen import Seen
 from krscale.data.source import Place, Report, SourceData, SplitName
 from krscale.data.stream import Stream
 from krscale.errors import UserError
@@ -63,10 +64,37 @@ def encoded_data(
     if not len(train.values):
         raise UserError(f"{config.path}: there are no training images.")
     classes = find_classes(config, names, train.values, train.labelled_at)
+    known = train.values if mapped else None
+    labels = {
+        split: to_labels(part.values, classes, part.labelled_at, known)
+        for split, part in parts.items()
+    }
+    streams, seen = encoded_streams(labels, parts, config, report)
+    places = {split: part.place for split, part in parts.items()}
+    return SourceData(classes, streams, places, (*notes, *alike(classes, config.path)), seen=seen)
+
+
+def encoded_streams(
+    labels: Mapping[SplitName, Labels],
+    parts: Mapping[SplitName, Part],
+    config: DataConfig,
+    report: Report,
+) -> tuple[dict[SplitName, Stream], Seen]:
+    """Return streams that decode the images of files, and what they will meet with.
+
+    Args:
+        labels: `[N]` of each split.
+        parts: Its images; at least `"train"`, the first of which gives the shape.
+        config: The data section.
+        report: Called with the images done and all images while they are read.
+
+    Raises:
+        UserError: If no image of train can be read.
+    """
     decoder = Decoder(config.files, config.background)
-    each = chain.from_iterable(train.batches(1))
-    shape = decoder.first_shape(each, train.place)
-    total, done = sum(len(part.values) for part in parts.values()), 0
+    each = chain.from_iterable(parts["train"].batches(1))
+    shape = decoder.first_shape(each, parts["train"].place)
+    total, done = sum(len(of_split) for of_split in labels.values()), 0
 
     def count(number: int) -> None:
         nonlocal done
@@ -82,13 +110,8 @@ def encoded_data(
                 yield piece
                 count(len(piece))
 
-        known = train.values if mapped else None
-        labels = to_labels(part.values, classes, part.labelled_at, known)
-        streams[split] = Stream(labels, shape, pieces)
-    places = {split: part.place for split, part in parts.items()}
-    return SourceData(
-        classes, streams, places, (*notes, *alike(classes, config.path)), seen=decoder.seen
-    )
+        streams[split] = Stream(labels[split], shape, pieces)
+    return streams, decoder.seen
 
 
 def of_files(files: Sequence[str | None]) -> Batches:

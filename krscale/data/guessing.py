@@ -38,10 +38,10 @@ def guess_source(text: str) -> list[str]:
             f"{text}: no such file or folder, and no source of this name.{hint} "
             f"Sources: {', '.join(SOURCES)}."
         )
-    return [f"data.source={_kind(path)}", f"data.path={json.dumps(str(path.resolve()))}"]
+    return [f"data.source={kind_of(path)}", f"data.path={json.dumps(str(path.resolve()))}"]
 
 
-def _kind(path: Path) -> str:
+def kind_of(path: Path) -> str:
     """Return the source that reads a path, by the names of files."""
     names = [path.name] if path.is_file() else [entry.name for entry in path.iterdir()]
     for source, first in _CIFAR.items():

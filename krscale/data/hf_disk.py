@@ -27,7 +27,7 @@ from krscale.data.own_files import own_splits as own
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.errors import UserError, unknown_name
 
-_INFO, _STATE, _SPLITS = "dataset_info.json", "state.json", "dataset_dict.json"
+_INFO, STATE_FILE, SETS_FILE = "dataset_info.json", "state.json", "dataset_dict.json"
 _PATH_ROWS = 65_536
 WANTED = "a folder that save_to_disk has written (with state.json, or with dataset_dict.json)"
 
@@ -53,7 +53,7 @@ class Saved:
         Raises:
             UserError: If it is not what `save_to_disk` writes.
         """
-        state, info = _read(folder / _STATE), _read(folder / _INFO)
+        state, info = _read(folder / STATE_FILE), _read(folder / _INFO)
         try:
             files = tuple(folder / file["filename"] for file in state["_data_files"])
             features = dict(info["features"].items())
@@ -61,12 +61,12 @@ class Saved:
             raise UserError(f"{folder}: not {WANTED}: {error} is missing.") from None
         except (TypeError, AttributeError):
             raise UserError(
-                f"{folder}: not {WANTED}: {_STATE} lists no files (_data_files), or {_INFO} no "
+                f"{folder}: not {WANTED}: {STATE_FILE} lists no files (_data_files), or {_INFO} no "
                 "columns (features)."
             ) from None
         if state.get("_indices_files"):
             raise UserError(
-                f"{folder / _STATE}: the rows are picked from others (_indices_files); save it "
+                f"{folder / STATE_FILE}: the rows are picked from others (_indices_files); save it "
                 "again after flatten_indices()."
             )
         return cls(folder, files, features)
@@ -88,6 +88,10 @@ class Saved:
         if name == default and len(same) == 1:
             return same[0]
         raise unknown_name("column", name, self.features, f"{self.folder}: data.files.{field}")
+
+    def num_rows(self) -> list[int]:
+        """Return the number of rows of each file."""
+        return [sum(len(batch) for batch in _open(file)) for file in self.files]
 
     def batches(self, name: str, size: int) -> Iterator[Any]:
         """Yield a column, so many rows at a time."""
@@ -117,7 +121,7 @@ class HfDisk:
         self.config = config
         self.path = existing_path(config, WANTED)
         self.notes: tuple[str, ...] = ()
-        self.splits = self._find()
+        self.splits = self.find_splits()
 
     @property
     def own_splits(self) -> tuple[SplitName, ...]:
@@ -127,9 +131,9 @@ class HfDisk:
     def identity(self) -> Mapping[str, Any]:
         """Return settings, and name, size and time of every file, of images outside, too."""
         files: list[str] = []
-        image = self._image_column()
+        image = self.image_column()
         for saved in self.splits.values():
-            files += map(str, (*saved.files, saved.folder / _INFO, saved.folder / _STATE))
+            files += map(str, (*saved.files, saved.folder / _INFO, saved.folder / STATE_FILE))
             outside = dict.fromkeys(saved.outside(image))
             files += (file for file in outside if Path(file).is_file())
         return files_identity(self.config, self.path, files)
@@ -142,22 +146,24 @@ class HfDisk:
         """Return the labels, and streams that decode the images."""
         files, train = self.config.files, self.splits["train"]
         label = train.column(files.label_column, "label_column", "label", "ClassLabel")
-        image = self._image_column()
+        image = self.image_column()
         feature = train.features[label]
         names = feature.get("names") if isinstance(feature, dict) else None
         parts = {split: _part(saved, image, label) for split, saved in self.splits.items()}
         return encoded_data(parts, self.config, report, self.notes, names or ())
 
-    def _image_column(self) -> str:
+    def image_column(self) -> str:
+        """Return the name of the column of images."""
         name = self.config.files.image_column
         return self.splits["train"].column(name, "image_column", "image", "Image")
 
-    def _find(self) -> dict[SplitName, Saved]:
-        if (self.path / _STATE).is_file():
+    def find_splits(self) -> dict[SplitName, Saved]:
+        """Return the splits that were saved, each with its folder."""
+        if (self.path / STATE_FILE).is_file():
             return {"train": Saved.open(self.path)}
-        if not (self.path / _SPLITS).is_file():
+        if not (self.path / SETS_FILE).is_file():
             raise UserError(f"data.path: {self.path}: not {WANTED}.")
-        names = _split_names(self.path / _SPLITS)
+        names = split_names(self.path / SETS_FILE)
         known = {name: OTHER_NAMES[name.lower()] for name in names if name.lower() in OTHER_NAMES}
         refuse_two_names(known, str(self.path))
         other = [name for name in names if name.lower() not in OTHER_NAMES]
@@ -172,8 +178,7 @@ class HfDisk:
 
 def _part(saved: Saved, image: str, label: str) -> Part:
     columns = [_column(batch, label, file) for file in saved.files for batch in _open(file)]
-    rows = [sum(len(batch) for batch in _open(file)) for file in saved.files]
-    place = ImageLocations(saved.files, rows, image)
+    place = ImageLocations(saved.files, saved.num_rows(), image)
     where = replace(place, column=label)
     whole = pa.chunked_array(columns).combine_chunks() if columns else pa.array([], pa.int64())
     values = label_values(whole, where)
@@ -181,14 +186,23 @@ def _part(saved: Saved, image: str, label: str) -> Part:
         first = int(np.argmax(values < 0))
         raise UserError(
             f"{where(first)}: the label {values[first]}: images without a label cannot be learned "
-            "from or tested on; save the split without them, or leave it out."
+            "from or tested on; save the split without them, or leave it out. data.unlabelled "
+            "takes a saved split of images without labels, which the teacher teaches."
         )
-    return Part(values, _encoded(saved, image, place), place, where)
+    return Part(values, encoded_rows(saved, image, place), place, where)
 
 
-def _encoded(
+def encoded_rows(
     saved: Saved, name: str, place: ImageLocations
 ) -> Callable[[int], Iterator[Sequence[Encoded]]]:
+    """Return the images of a column, so many at a time.
+
+    Args:
+        saved: The split.
+        name: Of the column.
+        place: Words where an image is.
+    """
+
     def batches(size: int) -> Iterator[Sequence[Encoded]]:
         start = 0
         for column in saved.batches(name, size):
@@ -238,7 +252,12 @@ def _open(file: Path) -> Iterator[Any]:
         raise UserError(f"{file}: not a readable Arrow file ({error}).") from None
 
 
-def _split_names(path: Path) -> list[str]:
+def split_names(path: Path) -> list[str]:
+    """Return the splits that a `dataset_dict.json` lists.
+
+    Raises:
+        UserError: If it lists none.
+    """
     content = _read(path)
     names = content.get("splits") if isinstance(content, Mapping) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -108,19 +108,23 @@ class ImageList:
 
     def read(self, report: Report) -> SourceData:
         """Return the labels, and streams that decode the images."""
-        name, path = self.settings.label_column, self.settings.path_column
+        name = self.settings.label_column
         column = self._column(name, "label_column")
         values = label_values(column.combine_chunks(), self._place(name))
         parts = {
             split: Part(
                 values[np.asarray(rows, np.int64)],
                 of_files([self.files[row] for row in rows]),
-                Names([self.files[row] or self._place(path)(row) for row in rows]),
+                Names([self.place(row) for row in rows]),
                 _Rows(self.path, name, rows),
             )
             for split, rows in self.rows.items()
         }
         return encoded_data(parts, self.config, report)
+
+    def place(self, row: int) -> str:
+        """Word where the image of a row is: its path, or the row where it has none."""
+        return self.files[row] or self._place(self.settings.path_column)(row)
 
     def _column(self, name: str, field: str) -> Any:
         where = f"{self.path}: data.files.{field}"

@@ -12,6 +12,8 @@ from krscale.config import fingerprint
 from krscale.data.arrow import Split
 from krscale.data.building import FORMAT, write_data
 from krscale.data.dataset import Dataset, open_data
+from krscale.data.decoding import piece_size
+from krscale.data.stratify import Rows
 
 
 def join_train_and_val(dataset: Dataset, cache: Path) -> Dataset:
@@ -37,14 +39,27 @@ def join_train_and_val(dataset: Dataset, cache: Path) -> Dataset:
                 }
                 # Beside the data: images may not fit in memory, nor in a temporary folder there.
                 with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-                    joined = _joined(dataset, Path(scratch) / "images")
+                    parts = dataset.split("train"), dataset.split("val")
+                    joined = joined_splits(*parts, Path(scratch) / "images")
                     write_data(path, {"train": joined}, facts)
     return open_data(path)
 
 
-def _joined(dataset: Dataset, scratch: Path) -> Split:
-    train, val = dataset.split("train"), dataset.split("val")
-    shape = (len(train) + len(val), *dataset.image_shape)
+def joined_splits(first: Split, second: Split, scratch: Path, rows: Rows | None = None) -> Split:
+    """Return the images of one split followed by those of another.
+
+    Args:
+        first: At least one image.
+        second: Of the same shape.
+        scratch: File that the images are written to, and mapped from.
+        rows: Which images of the second, ascending; None takes all.
+    """
+    rows = np.arange(len(second)) if rows is None else rows
+    shape = (len(first) + len(rows), *first.image_shape)
     images = np.memmap(scratch, dtype=np.uint8, mode="w+", shape=shape)
-    images[: len(train)], images[len(train) :] = train.images, val.images
-    return Split(images, np.concatenate([train.labels, val.labels]))
+    images[: len(first)], size = first.images, piece_size(shape[1:])
+    for start in range(0, len(rows), size):  # picked rows are copied: not all of them at once
+        piece = rows[start : start + size]
+        at = len(first) + start
+        images[at : at + len(piece)] = second.images[piece]
+    return Split(images, np.concatenate([first.labels, second.labels[rows]]))

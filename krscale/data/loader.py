@@ -21,7 +21,7 @@ from krscale.data.mixing import mix, partners
 from krscale.data.views import apply_views, gather_views, view_of_epoch
 from krscale.errors import UserError
 from krscale.knowledge.features import FeatureKind
-from krscale.methods.base import Batch, Mixture
+from krscale.methods.base import UNLABELLED, Batch, Mixture
 from krscale.models.preprocessing import DEFAULT, Preprocessing
 from krscale.parallel import share_of
 
@@ -136,19 +136,21 @@ class Loader:
         on_host = of_all[start:stop]
         samples = _copy(on_host, self.device)
         pixels = self._views(view, on_host, samples)
+        labels = self.labels.index_select(0, samples)
         mixture = None
         if self.views.mixes:
             other_on_host = partners(on_host, view, self.views, self.num_samples)
             others = _copy(other_on_host, self.device)
             other_pixels = self._views(view, other_on_host, others)
             pixels, weights = mix(pixels, other_pixels, samples, view, self.views)
-            mixture = Mixture(self.labels.index_select(0, others), weights)
+            labels, of_others = _labels_of_both(labels, self.labels.index_select(0, others))
+            mixture = Mixture(of_others, weights)
         tap_logits = None
         if self.store is not None:
             tap_logits = self.store.tap_logits(view, on_host, self.device)
         return Batch(
             images=self.preprocessing.apply(pixels, self.mean, self.std),
-            labels=self.labels.index_select(0, samples),
+            labels=labels,
             samples=samples,
             tap_logits=tap_logits,
             global_size=len(of_all),
@@ -165,6 +167,12 @@ class Loader:
             return gather_views(self.images, samples, view, self.views)
         gathered = _copy(self.images.index_select(0, on_host), self.device)
         return apply_views(gathered, samples, view, self.views)
+
+
+def _labels_of_both(own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the labels of mixed images: of one whose parts do not both have one, none."""
+    missing = (own == UNLABELLED) | (other == UNLABELLED)
+    return own.masked_fill(missing, UNLABELLED), other.masked_fill(missing, UNLABELLED)
 
 
 def permutation(num_samples: int, seed: int, epoch: int) -> Tensor:

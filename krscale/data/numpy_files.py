@@ -31,13 +31,17 @@ class NumpyFiles:
     def __init__(self, config: DataConfig) -> None:
         self.config = config
         self.path = existing_path(config, WANTED)
-        self.names = self._find()
-        self.splits = _by_split(self.names, str(self.path))
+        self.names = self.find_arrays()
+        self.splits = self.find_splits()
 
     @property
     def own_splits(self) -> tuple[SplitName, ...]:
         """Return the splits that have arrays of their own."""
         return own_splits(self.splits)
+
+    def find_splits(self) -> dict[SplitName, tuple[str, str]]:
+        """Return the names of images and labels of every split."""
+        return _by_split(self.names, str(self.path))
 
     def identity(self) -> Mapping[str, Any]:
         """Return settings, and name, size and time of every file."""
@@ -52,10 +56,10 @@ class NumpyFiles:
         found: dict[SplitName, Arrays] = {}
         for number, (split, (images, labels)) in enumerate(self.splits.items(), start=1):
             where = f"{self.path}: {images}" if self.path.is_file() else str(self.names[images])
-            found[split] = Arrays(self._read(images), self._read(labels), where)
+            found[split] = Arrays(self.read_array(images), self.read_array(labels), where)
             report(number, len(self.splits))
         classes = [name for name in self.names if name in _CLASSES]
-        names = [str(name) for name in self._read(classes[0]).tolist()] if classes else []
+        names = [str(name) for name in self.read_array(classes[0]).tolist()] if classes else []
         used = {*classes[:1], *(name for pair in self.splits.values() for name in pair)}
         passed = [name for name in self.names if name not in used]
         data = source_data(found, names, self.config, str(self.path))
@@ -63,7 +67,7 @@ class NumpyFiles:
         notes = (f"{self.path}: arrays that were passed over: {listed}.",) if passed else ()
         return replace(data, notes=(*notes, *data.notes))
 
-    def _find(self) -> dict[str, Path]:
+    def find_arrays(self) -> dict[str, Path]:
         """Return the name of every array and its file."""
         if self.path.is_dir():
             return {file.stem: file for file in sorted(self.path.glob("*.npy"))}
@@ -81,10 +85,10 @@ class NumpyFiles:
         except (OSError, zipfile.BadZipFile) as error:
             raise UserError(f"{self.path}: not a readable .npz file ({error}).") from None
 
-    def _read(self, name: str) -> Array:
+    def read_array(self, name: str) -> Array:
+        """Return an array, mapped where it is a file of its own; nothing is unpickled."""
         file = self.names[name]
         try:
-            # Mapped where it is a file of its own; nothing is unpickled.
             if file.suffix == ".npy":
                 array: Array = np.load(file, mmap_mode="r", allow_pickle=False)
                 return array
@@ -127,6 +131,11 @@ def _by_split(names: Mapping[str, Path], where: str) -> dict[SplitName, tuple[st
             f"data.path: {where}: no arrays of training images ({there}); expected {WANTED}."
         )
     return splits
+
+
+def holds_images(name: str) -> bool:
+    """Whether an array of this name is of images."""
+    return _key(name)[1] == "images"
 
 
 def _key(name: str) -> tuple[SplitName | None, str]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from krscale.config import DataConfig
-from krscale.data.arrow import Images
+from krscale.data.arrow import Images, Labels
 from krscale.data.classes import Values, alike, find_classes, to_labels
 from krscale.data.decoding import Decoder, piece_size
 from krscale.data.label_column import label_values
@@ -26,6 +26,7 @@ from krscale.data.own_files import (
     files_identity,
     own_splits,
 )
+from krscale.data.seen import Seen
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.data.stream import Stream
 from krscale.data.walking import Found, is_hidden_folder, printable, walk
@@ -50,12 +51,16 @@ class Parquet:
         if self.path.is_dir():
             self.seen = walk(self.path, frozenset((".parquet",)), _is_hidden)
             self.seen.check(self.path)
-        self.files = _by_split(self.path, sorted(map(Path, self.seen.files)))
+        self.files = self.find_splits(sorted(map(Path, self.seen.files)))
 
     @property
     def own_splits(self) -> tuple[SplitName, ...]:
         """Return the splits that have files of their own."""
         return own_splits(self.files)
+
+    def find_splits(self, files: Sequence[Path]) -> dict[SplitName, list[Path]]:
+        """Return the files of each split; of a single file, `data.path` itself."""
+        return _by_split(self.path, files)
 
     def identity(self) -> Mapping[str, Any]:
         """Return settings, and name, size and time of every file."""
@@ -77,10 +82,22 @@ class Parquet:
         locations = {
             s: replace(p, column=self.settings.image_column) for s, (_, p) in found.items()
         }
+        known = values if self.config.map_labels else None
+        labels = {s: to_labels(v, classes, p, known) for s, (v, p) in found.items()}
+        streams, seen = self.streams(labels, locations, report)
+        notes = (*self.seen.notes(self.path), *alike(classes, str(self.path)))
+        return SourceData(classes, streams, locations, notes, seen=seen)
+
+    def streams(
+        self,
+        labels: Mapping[SplitName, Labels],
+        locations: Mapping[SplitName, ImageLocations],
+        report: Report,
+    ) -> tuple[dict[SplitName, Stream], Seen | None]:
+        """Return streams that read the images, and what they will meet with where they decode."""
         decoder = Decoder(self.settings, self.config.background)
         shape = self._shape(locations["train"], decoder)
-        mapped = self.config.map_labels
-        total, done = sum(len(values) for values, _ in found.values()), 0
+        total, done = sum(len(of_split) for of_split in labels.values()), 0
 
         def count(number: int) -> None:
             nonlocal done
@@ -88,18 +105,15 @@ class Parquet:
             report(done, total)
 
         streams: dict[SplitName, Stream] = {}
-        for split, (values, where) in found.items():
+        for split, where in locations.items():
 
-            def pieces(split: SplitName = split) -> Iterator[Images]:
-                for piece in self._pieces(locations[split], shape, decoder, split):
+            def pieces(split: SplitName = split, where: ImageLocations = where) -> Iterator[Images]:
+                for piece in self._pieces(where, shape, decoder, split):
                     yield piece
                     count(len(piece))
 
-            labels = to_labels(values, classes, where, found["train"][0] if mapped else None)
-            streams[split] = Stream(labels, shape, pieces)
-        notes = (*self.seen.notes(self.path), *alike(classes, str(self.path)))
-        seen = None if self.settings.raw_shape else decoder.seen
-        return SourceData(classes, streams, locations, notes, seen=seen)
+            streams[split] = Stream(labels[split], shape, pieces)
+        return streams, None if self.settings.raw_shape else decoder.seen
 
     def _labels(self, files: Sequence[Path]) -> tuple[Values, ImageLocations]:
         """Return the labels of all rows as they are written, and where the rows are."""

@@ -43,6 +43,7 @@ __all__ = [
     "method_settings",
     "parse_method",
     "takes_mixed_labels",
+    "takes_unlabelled",
 ]
 
 METHODS: dict[str, type[Method]] = {
@@ -101,6 +102,16 @@ def takes_mixed_labels(name: str) -> bool:
     """
     method, terms = parse_method(name)
     return all(part.takes_mixed_labels for part in (method, *(POSTERIORS[t] for t in terms)))
+
+
+def takes_unlabelled(name: str) -> bool:
+    """Return whether a method, and all that it is combined with, can learn from unlabelled images.
+
+    Raises:
+        UserError: If the method is unknown.
+    """
+    method, terms = parse_method(name)
+    return all(part.takes_unlabelled for part in (method, *(POSTERIORS[t] for t in terms)))
 
 
 def build_method(name: str, context: MethodContext, settings: SettingsTable) -> Method:

@@ -21,6 +21,9 @@ from krscale.errors import KrscaleError
 from krscale.knowledge.features import FeatureKind, Shapes
 from krscale.knowledge.taps import TapOutputs, TappedModel
 
+UNLABELLED = -1
+"""The label of an image that has none (`data.unlabelled`): the teacher alone teaches it."""
+
 
 class Mixture(NamedTuple):
     """The other half of the labels of mixed images (`views.mixup`, `views.cutmix`).
@@ -40,7 +43,7 @@ class Batch:
 
     Attributes:
         images: `[B, C, H, W]` fp32, the view prepared as the student takes it.
-        labels: `[B]` int64.
+        labels: `[B]` int64; `UNLABELLED` of images without one.
         samples: `[B]` int64, index of each sample within its split.
         tap_logits: `[B, D, K]` fp32, finite: the teacher's logits at each tap in depth order, its
             own classifier last: logits up to an additive constant per tap, so that
@@ -117,6 +120,12 @@ class Method(nn.Module, ABC):
     `label_cross_entropy` of the batch's mixture, and
     nothing else in it needs to know *the* class of a sample. Mixed views are refused for others."""
 
+    takes_unlabelled: bool = False
+    """Whether it is right for images whose label is `UNLABELLED`: its cross-entropy is
+    `label_cross_entropy`, which is 0 for them, and whatever else needs a class takes that of
+    `classes_of`. Methods without a teacher are given labelled images only; others that do not take
+    them are refused with `data.unlabelled`."""
+
     @abstractmethod
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted loss terms `{name: [B]}` in fp32; their sum is the loss.
@@ -152,6 +161,7 @@ class LogitMethod(Method):
 
     settings_class: ClassVar[type[DistillationSettings]]
     term: ClassVar[str]
+    takes_unlabelled = True
 
     def __init__(self, context: MethodContext, settings: DistillationSettings) -> None:
         super().__init__()
@@ -167,13 +177,15 @@ class LogitMethod(Method):
         Args:
             student_logits: `[B, K]` fp32.
             teacher_logits: `[B, K]` fp32, up to an additive constant, without gradient.
-            labels: `[B]` int64.
+            labels: `[B]` int64; of an image without a label, the teacher's most likely class.
         """
 
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
         """Return the terms `ce` and `term`."""
         logits = student.logits.float()
-        distilled = self.distillation(logits, teacher_knowledge(batch)[:, -1], batch.labels)
+        teacher_logits = teacher_knowledge(batch)[:, -1]
+        classes = classes_of(batch.labels, teacher_logits)
+        distilled = self.distillation(logits, teacher_logits, classes)
         return {
             "ce": self.ce_weight * label_cross_entropy(logits, batch.labels, batch.mixture),
             self.term: self.term_weight * distilled,
@@ -212,21 +224,43 @@ def label_cross_entropy(
 ) -> Tensor:
     """Return the cross-entropy with the labels, mixed where images are, `[B]` fp32.
 
+    It is 0, without gradient, for images whose label is `UNLABELLED`.
+
     Args:
         student_logits: `[B, K]`.
         labels: `[B]` int64.
-        mixture: Of the batch (`Batch.mixture`).
+        mixture: Of the batch (`Batch.mixture`); without a label where `labels` has none.
         label_smoothing: Share of every label that is spread over all classes.
     """
     logits = student_logits.float()
 
     def cross_entropy(classes: Tensor) -> Tensor:
-        return F.cross_entropy(logits, classes, reduction="none", label_smoothing=label_smoothing)
+        return F.cross_entropy(
+            logits,
+            classes,
+            reduction="none",
+            label_smoothing=label_smoothing,
+            ignore_index=UNLABELLED,
+        )
 
     if mixture is None:
         return cross_entropy(labels)
     own, other = cross_entropy(labels), cross_entropy(mixture.labels)
     return mixture.weights * own + (1.0 - mixture.weights) * other
+
+
+def classes_of(labels: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Return the class of every image, `[B]` int64: its label, else the teacher's most likely one.
+
+    Args:
+        labels: `[B]` int64; `UNLABELLED` of images without one.
+        teacher_logits: `[B, K]`, of the teacher's classifier.
+
+    Example:
+        >>> classes_of(torch.tensor([2, -1]), torch.tensor([[5.0, 0.0, 0.0], [0.0, 3.0, 1.0]]))
+        tensor([2, 1])
+    """
+    return torch.where(labels == UNLABELLED, teacher_logits.argmax(dim=-1), labels)
 
 
 def teacher_knowledge(batch: Batch) -> Tensor:

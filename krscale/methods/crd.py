@@ -57,7 +57,8 @@ def crd_loss(
 class CRD(FeatureMethod):
     """Labels, KD, and `crd_loss` of linear embeddings of what the two classifiers read.
 
-    Both embeddings are trained; they exist in training only.
+    Both embeddings are trained; they exist in training only. Which samples are negatives of an
+    image without a label follows from the teacher's most likely class.
     """
 
     settings_class = CRDSettings

@@ -45,7 +45,10 @@ def dkd_loss(
 
 
 class DKD(LogitMethod):
-    """Cross-entropy with the labels, and `dkd_loss` with the teacher's classifier."""
+    """Cross-entropy with the labels, and `dkd_loss` with the teacher's classifier.
+
+    The target of an image without a label is the teacher's most likely class.
+    """
 
     settings_class = DKDSettings
     term = "dkd"

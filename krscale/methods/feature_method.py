@@ -16,6 +16,7 @@ from krscale.methods.base import (
     Batch,
     Method,
     MethodContext,
+    classes_of,
     label_cross_entropy,
     teacher_knowledge,
 )
@@ -36,6 +37,7 @@ class FeatureMethod(Method):
     settings_class: ClassVar[type[KDSettings]]
     term: ClassVar[str]
     kind: ClassVar[FeatureKind]
+    takes_unlabelled = True
 
     def __init_subclass__(cls) -> None:
         cls.feature_kinds = frozenset({cls.kind})
@@ -67,15 +69,17 @@ class FeatureMethod(Method):
         Args:
             student: Output of each of the student's stages, `[B, ...]`.
             teacher: The teacher's features of this kind, fp32 without gradient.
-            labels: `[B]` int64.
+            labels: `[B]` int64; of an image without a label, the teacher's most likely class.
         """
 
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
         """Return the terms `ce`, `kd` and `term`."""
         logits = student.logits.float()
-        taught = kd_loss(logits, teacher_knowledge(batch)[:, -1], self.temperature)
+        teacher_logits = teacher_knowledge(batch)[:, -1]
+        taught = kd_loss(logits, teacher_logits, self.temperature)
         features = teacher_features(batch, self.kind)
-        compared = self.compare(student.features, features, batch.labels)
+        classes = classes_of(batch.labels, teacher_logits)
+        compared = self.compare(student.features, features, classes)
         return {
             "ce": self.ce_weight * label_cross_entropy(logits, batch.labels, batch.mixture),
             "kd": self.kd_weight * taught,

@@ -33,6 +33,7 @@ from krscale.methods.base import (
     Method,
     MethodContext,
     Mixture,
+    classes_of,
     label_cross_entropy,
     teacher_knowledge,
 )
@@ -54,6 +55,7 @@ class KR(Method):
 
     settings_class = KRSettings
     takes_mixed_labels = True
+    takes_unlabelled = True
     tap_weights: Tensor
     group_weights: Tensor
     current_sparsity: Tensor
@@ -87,6 +89,7 @@ class KR(Method):
         )
         self.posterior = nn.ModuleList(combined)
         self.takes_mixed_labels = all(method.takes_mixed_labels for method in combined)
+        self.takes_unlabelled = all(method.takes_unlabelled for method in combined)
         self.parameter_weight = settings.parameter_weight
         self.parameter_source = (
             _parameter_source(context, groups) if self.parameter_weight > 0 else None
@@ -109,7 +112,7 @@ class KR(Method):
         Args:
             student: Logits `[B, K]` and tap features of the student.
             tap_logits: `[B, D, K]` fp32 of the teacher, without gradient.
-            labels: `[B]` int64.
+            labels: `[B]` int64; `UNLABELLED` of images without one.
             mixture: Of mixed images.
         """
         logits = student.logits.float()
@@ -127,8 +130,9 @@ class KR(Method):
             "ce": self.ce_weight * label_cross_entropy(logits, labels, mixture),
             "kr": self.kr_weight * loss,
         }
+        classes = classes_of(labels, tap_logits[:, -1])
         for method in cast(list[LogitMethod], self.posterior):
-            distilled = method.distillation(logits, tap_logits[:, -1], labels)
+            distilled = method.distillation(logits, tap_logits[:, -1], classes)
             terms[method.term] = method.term_weight * distilled
         if self.parameter_source is not None:
             # One scalar for the whole batch: every sample carries it, so that the mean does.

@@ -10,7 +10,10 @@ from krscale.methods.base import Batch, Method, MethodContext, label_cross_entro
 
 
 class Plain(Method):
-    """Cross-entropy with the labels at weight 1: another weight would only scale the step."""
+    """Cross-entropy with the labels at weight 1: another weight would only scale the step.
+
+    It learns from labelled images alone: a label by the teacher would be a distillation.
+    """
 
     settings_class = PlainSettings
     needs_teacher = False

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from krscale.files import write_atomic
+from krscale.report.gains import gains_of_unlabelled
 from krscale.report.interval import half_width
 from krscale.report.result import Curve
 from krscale.report.table import (
@@ -42,7 +43,8 @@ def comparison_table(curves: Sequence[Curve], *, ascii_only: bool | None = None)
     teachers = [
         f"teacher of {curve.name}: {100 * curve.teacher['test_accuracy']:.1f} %" for curve in curves
     ]
-    notes = [*teachers, *differences(curves), "* Pareto front of its run, by validation"]
+    told = [*differences(curves), *gains_of_unlabelled(curves)]
+    notes = [*teachers, *told, "* Pareto front of its run, by validation"]
     table = new_table("test accuracy in %", "\n".join(notes), plain_text=plain_text)
     table.add_column("run", overflow="fold")
     for heading in ("size", "params", "FLOPs", "ms"):
@@ -62,6 +64,7 @@ def differences(curves: Sequence[Curve]) -> list[str]:
     found = []
     for what, values in (
         ("data", [curve.data.get("fingerprint") for curve in curves]),
+        ("images without labels", [_unlabelled(curve) for curve in curves]),
         ("teachers", [curve.teacher.get("fingerprint") for curve in curves]),
         ("commits of krscale", [_short(curve.commit) for curve in curves]),
         ("numbers of trials per student", [_budget(curve) for curve in curves]),
@@ -93,6 +96,12 @@ def write_csv(curves: Sequence[Curve], path: Path) -> None:
                 }
                 writer.writerow(row)
     write_atomic(path, lambda temporary: _write(temporary, text.getvalue()))
+
+
+def _unlabelled(curve: Curve) -> str:
+    if not curve.num_unlabelled:
+        return "none"
+    return f"{curve.num_unlabelled:,} ({str(curve.data.get('unlabelled', ''))[:8]})"
 
 
 def _short(commit: str) -> str:

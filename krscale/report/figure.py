@@ -101,7 +101,7 @@ def _label(axes: Axes, curve: Curve) -> None:
     axes.legend(
         [handles[i] for i in order], [labels[i] for i in order],
         loc="best", frameon=True, framealpha=0.9, edgecolor="none",
-        title=_seeds(curve), alignment="left",
+        title=_legend_title(curve), alignment="left",
     )  # fmt: skip
 
 
@@ -132,6 +132,12 @@ def plotted_sizes(curve: Curve, method: str, methods: Sequence[str]) -> list[flo
     """Return where a method's finished students stand on the axis of parameters."""
     sizes = [size.size_of(method).num_parameters for size, _ in finished(curve, method)]
     return [shifted(size, method, methods) for size in sizes]
+
+
+def _legend_title(curve: Curve) -> str:
+    if not curve.num_unlabelled:
+        return _seeds(curve)
+    return f"{_seeds(curve)};\n{curve.num_unlabelled:,} images without labels"
 
 
 def _seeds(curve: Curve) -> str:

@@ -68,7 +68,11 @@ def write_interactive(curves: Sequence[Curve], path: Path) -> None:
     )
     title = f"Accuracy versus capacity: {', '.join(curve.name for curve in curves)}"
     content = Markup(chart)  # noqa: S704 - plotly escapes what its script holds
-    write_rendered(path, "curve.html.j2", title=title, chart=content, num_runs=len(curves))
+    unlabelled = [curve for curve in curves if curve.num_unlabelled]
+    write_rendered(
+        path, "curve.html.j2", title=title, chart=content, num_runs=len(curves),
+        unlabelled=[(curve.name, f"{curve.num_unlabelled:,}") for curve in unlabelled],
+    )  # fmt: skip
 
 
 def _figure(curves: Sequence[Curve]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from krscale.report.choice import Candidate, find_candidates
 from krscale.report.comparison import differences
 from krscale.report.findings import Insight
 from krscale.report.front import FRONT_CAPTION, FRONT_TITLE, front_headings, front_rows
+from krscale.report.gains import gains_of_unlabelled
 from krscale.report.interval import half_width
 from krscale.report.page_settings import convergence, other_settings, winning_settings
 from krscale.report.rendering import Cell, Table, texts, write_rendered
@@ -71,14 +72,15 @@ def write_page(runs: Sequence[ShownRun], path: Path, overlay: bytes | None = Non
         path: Where to.
         overlay: A figure of all runs together, a PNG.
     """
-    names = ", ".join(run.curve.name for run in runs)
+    curves = [run.curve for run in runs]
+    names = ", ".join(curve.name for curve in curves)
     write_rendered(
         path,
         "report.html.j2",
         title=f"Accuracy versus capacity: {names}",
         names=names,
         overlay=overlay,
-        differences=differences([run.curve for run in runs]),
+        differences=[*differences(curves), *gains_of_unlabelled(curves)],
         runs=[_content(run) for run in runs],
     )
 
@@ -143,6 +145,10 @@ def _student(candidate: Candidate) -> str:
 def _question(run: ShownRun) -> list[str]:
     curve, data, teacher = run.curve, run.curve.data, run.curve.teacher
     counts = [f"{data[f'num_{s}']:,} for {s}" for s in _SPLITS if f"num_{s}" in data]
+    if curve.num_unlabelled:
+        counts.append(
+            f"and {curve.num_unlabelled:,} without labels, for methods with a teacher only"
+        )
     sizes = [f"{r.capacity} ({short_number(r.num_parameters)} parameters)" for r in curve.sizes]
     lines = [
         f"Images: {data.get('source', 'unknown')}; {', '.join(counts) or 'number unknown'}.",

@@ -93,9 +93,14 @@ class Curve(Part):
         for name, value in data.items():
             if name.startswith("num_") and type(value) is not int:
                 raise ValueError(f"{name} is not a whole number (got {value!r})")
-            if name in ("source", "fingerprint") and not isinstance(value, str):
+            if name in ("source", "fingerprint", "unlabelled") and not isinstance(value, str):
                 raise ValueError(f"{name} is not text (got {value!r})")
         return data
+
+    @property
+    def num_unlabelled(self) -> int:
+        """Images without labels that students of the teacher learned from."""
+        return int(self.data.get("num_unlabelled", 0))
 
     @property
     def methods(self) -> tuple[str, ...]:

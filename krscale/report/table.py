@@ -107,6 +107,8 @@ def _caption(curve: Curve, plus_minus: str) -> str:
         seeds = "-".join(str(n) for n in sorted({min(counts), max(counts)}))
         lines.append(f"{plus_minus} 95 % interval over {seeds} seeds; bold: best of its size")
     lines.append("* Pareto front: validation accuracy, parameters")
+    if curve.num_unlabelled:
+        lines.append(f"with a teacher: {curve.num_unlabelled:,} images without labels as well")
     teacher = curve.teacher
     lines.append(
         f"teacher {teacher['model']} width {teacher['width']}:"

@@ -10,6 +10,7 @@ import shutil
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from krscale.config import read_record
 from krscale.data import SPLITS_FILE, Dataset, compare_counts, compare_lists
@@ -40,6 +41,8 @@ class Origin:
         students: Of the students' networks, by their table.
         given: Hash of the weights that networks are given, by their table.
         weights: Hash of the kept teacher's weights; empty until there are any.
+        unlabelled: Digest of the images without labels; empty where there are none.
+        num_unlabelled: Their number.
     """
 
     data: str
@@ -48,6 +51,15 @@ class Origin:
     students: dict[str, Code] = field(default_factory=dict)
     given: dict[str, str] = field(default_factory=dict)
     weights: str = ""
+    unlabelled: str = ""
+    num_unlabelled: int = 0
+
+    def record(self) -> dict[str, Any]:
+        """Return what `origin.json` holds; of images without labels, where there are some."""
+        content = asdict(self)
+        if not self.unlabelled:
+            del content["unlabelled"], content["num_unlabelled"]
+        return content
 
 
 def bind(folder: Path, setup: Setup, *, new_data: bool = False) -> tuple[str, ...]:
@@ -109,7 +121,7 @@ def bind_weights(folder: Path, teacher_path: Path) -> None:
             "name=...), or restore the teacher's folder."
         )
     if bound.weights != weights:
-        write_json(path, asdict(replace(bound, weights=weights)))
+        write_json(path, replace(bound, weights=weights).record())
 
 
 def _origin(setup: Setup) -> Origin:
@@ -125,12 +137,14 @@ def _origin(setup: Setup) -> Origin:
         read_code(experiment, dataset),
         {student_table(student): read_student_code(student, dataset) for student in students},
         {table: weights for table, weights in given.items() if weights},
+        unlabelled=setup.taught.unlabelled,
+        num_unlabelled=setup.taught.num_unlabelled,
     )
 
 
 def _write(folder: Path, origin: Origin, dataset: Dataset) -> None:
     """Write the record and, where it is missing, which image is in which split."""
-    write_json(folder / ORIGIN_FILE, asdict(origin))
+    write_json(folder / ORIGIN_FILE, origin.record())
     listed = dataset.path / SPLITS_FILE
     if listed.is_file() and not (folder / SPLITS_FILE).is_file():
         write_atomic(folder / SPLITS_FILE, partial(_copy, listed))
@@ -147,6 +161,13 @@ def _data_changes(folder: Path, before: Origin, now: Origin, dataset: Dataset) -
     if all(path.is_file() for path in lists):
         return [f"the data has changed: {compare_lists(*lists)}"]
     return [f"the data has changed: {compare_counts(before.images, now.images)}"]
+
+
+def _unlabelled_changes(before: Origin, now: Origin) -> list[str]:
+    if before.unlabelled == now.unlabelled:
+        return []
+    counts = f"{before.num_unlabelled:,} then, {now.num_unlabelled:,} now"
+    return [f"the images without labels have changed ({counts})"]
 
 
 @dataclass(frozen=True)
@@ -169,7 +190,11 @@ def _compare(folder: Path, now: Origin, setup: Setup, new_data: bool) -> _Compar
     if not path.exists():
         return _compare_older(folder, setup, new_data)
     before = read_record(path, Origin, "Restore it from a copy, or choose another name.")
-    found = [*_data_changes(folder, before, now, setup.dataset), *_network_changes(before, now)]
+    found = [
+        *_data_changes(folder, before, now, setup.dataset),
+        *_unlabelled_changes(before, now),
+        *_network_changes(before, now),
+    ]
     changes = f"{'; '.join(found)} since the run began" if found else ""
     return _Compared(changes, weights=before.weights)
 

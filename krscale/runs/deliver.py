@@ -27,7 +27,7 @@ from krscale.parallel import Workers
 from krscale.report import Candidate, Choice, Curve, Limits, choose, read_curve
 from krscale.runs.folder import git_commit, read_experiment
 from krscale.runs.refit import refit
-from krscale.runs.students import data_of_the_run, load_final, trial_of
+from krscale.runs.students import check_unlabelled, data_of_the_run, load_final, trial_of
 from krscale.setup.network_builder import build_student
 from krscale.setup.prepare import Reporter
 from krscale.setup.sizes import StudentSize
@@ -120,6 +120,8 @@ def deliver(
     reporter.phase("data")
     dataset = data_of_the_run(experiment, curve, reporter)
     trial, size = trial_of(experiment, picked, dataset)
+    if order.refit:
+        check_unlabelled(experiment, dataset, curve)
     student, accuracy = _student(experiment, trial, dataset, size, picked, order, reporter)
     card = _card(student, size, curve, trial, dataset, picked, accuracy, order.refit)
     reporter.phase("export")

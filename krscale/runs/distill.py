@@ -197,12 +197,13 @@ def _start_record(
         **origin_tags(experiment, prepared),
         "krscale.error": "",  # of an earlier start that was cut short
     }
-    datasets = datasets_used(open_data(Path(prepared.data_path)), experiment.data)
+    data = open_data(Path(prepared.data_path))
+    datasets = datasets_used(data, experiment.data, prepared.taught)
     tracker.start_run(
         "student",
         name=experiment.name,
         tags=tags,
-        params=_params(experiment),
+        params=_params(experiment) | prepared.params(experiment.distill.method),
         datasets=datasets,
     )
     sizes = {"size/num_parameters": size.num_parameters, "size/flops": size.flops}

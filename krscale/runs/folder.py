@@ -147,7 +147,7 @@ def ray_job() -> str:
 def origin_tags(experiment: Experiment, prepared: Prepared) -> dict[str, str]:
     """Return what a result comes from, as tags: code, job, experiment, data, teacher, store."""
     commit, _, dirty = git_commit().partition("-")
-    job = ray_job()
+    job, unlabelled = ray_job(), prepared.taught_path
     return {
         "krscale.commit": commit,
         "krscale.dirty": "true" if dirty else "false",
@@ -157,6 +157,7 @@ def origin_tags(experiment: Experiment, prepared: Prepared) -> dict[str, str]:
         "krscale.teacher": prepared.teacher.fingerprint,
         "krscale.store": Path(prepared.store_path).name,
         **({"krscale.ray_job": job} if job else {}),
+        **({"krscale.unlabelled": Path(unlabelled).name} if unlabelled else {}),
     }
 
 

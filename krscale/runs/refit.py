@@ -8,7 +8,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from krscale.config import Experiment
-from krscale.data import Dataset
+from krscale.data import Dataset, prepare_unlabelled
 from krscale.data.joining import join_train_and_val
 from krscale.parallel import Workers
 from krscale.runs.binding import bind_weights
@@ -29,6 +29,8 @@ def refit(
     experiment: Experiment, dataset: Dataset, width: int, run_path: Path, reporter: Reporter
 ) -> Path:
     """Train a student on train and validation, or find or continue an earlier such training.
+
+    Images without labels are learned from as in the search, but for copies of validation images.
 
     The teacher stays the one of the search: it has seen train alone, and its knowledge of the
     validation images is computed now. Nothing is left to judge the epochs by, so there are as
@@ -68,10 +70,11 @@ def _assets(experiment: Experiment, dataset: Dataset, run_path: Path, reporter: 
     facts, teacher_path = prepare_teacher(experiment, dataset, device, reporter.advance)
     bind_weights(run_path, teacher_path)  # another one would teach other students than the run's
     joined = join_train_and_val(dataset, experiment.cache_path)
+    taught = prepare_unlabelled(experiment.data, joined, experiment.cache_path)
     reporter.phase("store")
     networks = Networks.resolve(experiment, joined)
-    recipe = StoreRecipe(networks, joined, facts, teacher_path)
+    recipe = StoreRecipe(networks, taught, facts, teacher_path)
     store_path = prepare_store(recipe.spec(device), reporter.advance)
     methods = (experiment.distill.method,)
     features = open_features(prepare_features(recipe, methods, device, reporter))
-    return Assets(joined, None, KnowledgeStore.open(store_path), facts, features)
+    return Assets(joined, None, KnowledgeStore.open(store_path), facts, features, taught)

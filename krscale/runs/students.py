@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from krscale.config import Experiment
-from krscale.data import Dataset, prepare_data
+from krscale.data import Dataset, prepare_data, prepare_unlabelled
 from krscale.errors import UserError
 from krscale.models.preprocessing import Preprocessing, preprocessing_of_network
 from krscale.report import Candidate, Curve
@@ -35,6 +35,16 @@ def data_of_the_run(experiment: Experiment, curve: Curve, reporter: Reporter) ->
             f"{dataset.fingerprint}, the curve has {expected}."
         )
     return dataset
+
+
+def check_unlabelled(experiment: Experiment, dataset: Dataset, curve: Curve) -> None:
+    """Refuse a refit with other images without labels than those of the run."""
+    taught = prepare_unlabelled(experiment.data, dataset, experiment.cache_path)
+    if taught.unlabelled != curve.data.get("unlabelled", ""):
+        raise UserError(
+            f"data.unlabelled: {experiment.data.unlabelled}: these images are not those that the "
+            "run learned from; restore them, or pick without --refit."
+        )
 
 
 def trial_of(

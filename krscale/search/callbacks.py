@@ -45,7 +45,9 @@ class TrackingListener:
         self.sizes = {size.capacity: size for size in sizes}
         self.latencies = latencies
         self.tags = {"krscale.search": experiment.name, **origin_tags(experiment, prepared)}
-        self.datasets = datasets_used(open_data(Path(prepared.data_path)), experiment.data)
+        self.params = {method: prepared.params(method) for method in experiment.search.methods}
+        data = open_data(Path(prepared.data_path))
+        self.datasets = datasets_used(data, experiment.data, prepared.taught)
         for method in experiment.search.methods:
             tracker.start_run(
                 method,
@@ -61,6 +63,7 @@ class TrackingListener:
                     "method": method,
                     "num_epochs": experiment.train.num_epochs,
                     "teacher": f"{prepared.teacher.model} width {prepared.teacher.width}",
+                    **self.params[method],
                 },
                 datasets=self.datasets,
             )
@@ -122,7 +125,12 @@ class TrackingListener:
                 "krscale.size": key.capacity,
                 "krscale.kind": key.kind,
             },
-            params={**assignment.values, "train.seed": assignment.seed, "width": size.width},
+            params={
+                **assignment.values,
+                **self.params[key.method],
+                "train.seed": assignment.seed,
+                "width": size.width,
+            },
             datasets=[used for used in self.datasets if used.context != "test"],
             time_ms=time_ms,
         )

@@ -49,9 +49,13 @@ def describe_plan(experiment: Experiment) -> str:
     for method, fields in space.describe().items():
         lines += [f"  {method}: {path} ~ {text}" for path, text in fields.items()]
     # A backward pass costs about twice the forward: three forwards a sample.
-    epochs = sum(per_study.values()) + len(config.methods) * config.num_final_seeds
-    work = 3 * train.num_epochs * plan.num_train * sum(r.flops for r in plan.sizes) * epochs
-    store = experiment.views.num_views * plan.num_train * plan.teacher_flops
+    images = sum(
+        (num_tuned + config.num_final_seeds) * plan.num_images(method)
+        for method, num_tuned in per_study.items()
+    )
+    work = 3 * train.num_epochs * images * sum(r.flops for r in plan.sizes)
+    num_stored = plan.num_train + plan.num_unlabelled
+    store = experiment.views.num_views * num_stored * plan.teacher_flops
     lines += [
         "",
         "Planned work:",
@@ -59,7 +63,7 @@ def describe_plan(experiment: Experiment) -> str:
         f"{train.num_epochs} epochs each; then {num_finals} final trainings of the winners",
         f"  students: at most {work / 1e12:.2f} TFLOP; teacher's knowledge, once: "
         f"{store / 1e12:.3f} TFLOP ({experiment.views.num_views} views of "
-        f"{plan.num_train:,} images)",
+        f"{num_stored:,} images)",
         f"  precision: {_precision(train)}",
         f"  run folder: {experiment.run_path}",
     ]

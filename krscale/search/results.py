@@ -59,6 +59,7 @@ def collect(ladder: Ladder, prepared: Prepared) -> Curve:
             "source": assets.dataset.source,
             "fingerprint": assets.dataset.fingerprint,
             **{f"num_{split}": n for split, n in assets.dataset.num_samples.items()},
+            **_without_labels(assets),
         },
         teacher=_teacher(experiment, prepared, assets, test),
         sizes=sizes,
@@ -66,6 +67,14 @@ def collect(ladder: Ladder, prepared: Prepared) -> Curve:
         cost=_cost(ladder),
         budgets=Budgets(**ladder.config.model_dump(include=set(Budgets.model_fields))),
     )
+
+
+def _without_labels(assets: Assets) -> dict[str, Any]:
+    """Return number and digest of the images without labels; nothing where there are none."""
+    taught = assets.taught
+    if taught is None:
+        return {}
+    return {"num_unlabelled": taught.num_unlabelled, "unlabelled": taught.unlabelled}
 
 
 def _cost(ladder: Ladder) -> Cost | None:

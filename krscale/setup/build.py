@@ -19,7 +19,7 @@ from krscale.data.loader import Loader
 from krscale.knowledge.features import FeatureKind, stage_paths, stage_shapes
 from krscale.knowledge.parameters import layers_by_tap
 from krscale.knowledge.taps import TappedModel
-from krscale.methods import MethodContext, build_method
+from krscale.methods import Method, MethodContext, build_method
 from krscale.methods.base import Learner
 from krscale.models.preprocessing import input_shape, preprocessing_of_network
 from krscale.parallel import Workers
@@ -35,7 +35,8 @@ from krscale.training.loop import Training
 class Assets:
     """What a worker keeps open over all its trials: mapped data, mapped store, facts.
 
-    `validation` is None when students learn from it, too.
+    `validation` is None when students learn from it, too. `taught` is what students of a teacher
+    learn from; other than `dataset` where there are images without labels.
     """
 
     dataset: Dataset
@@ -43,6 +44,7 @@ class Assets:
     store: KnowledgeStore
     teacher: TeacherFacts
     features: Mapping[FeatureKind, FeatureStore] = field(default_factory=dict)
+    taught: Dataset | None = None
 
     @classmethod
     def open(cls, prepared: Prepared) -> Assets:
@@ -50,7 +52,12 @@ class Assets:
         dataset = open_data(Path(prepared.data_path))
         store = KnowledgeStore.open(Path(prepared.store_path))
         features = open_features(prepared.feature_paths)
-        return cls(dataset, dataset.split("val"), store, prepared.teacher, features)
+        val = dataset.split("val")
+        return cls(dataset, val, store, prepared.teacher, features, prepared.taught)
+
+    def data_for(self, method: Method) -> Dataset:
+        """Return what a method learns from: without a teacher, images without labels are none."""
+        return self.taught if self.taught is not None and method.needs_teacher else self.dataset
 
 
 def open_features(paths: Mapping[FeatureKind, str]) -> dict[FeatureKind, FeatureStore]:
@@ -86,7 +93,7 @@ def build_training(
     context = _method_context(student, taps, assets)
     method = build_method(experiment.distill.method, context, experiment.distill)
     loader = Loader(
-        assets.dataset,
+        assets.data_for(method),
         experiment.views,
         global_batch_size=settings.global_batch_size,
         seed=settings.seed,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from krscale.config import Experiment
 from krscale.errors import UserError
 from krscale.knowledge.features import KINDS, FeatureKind
-from krscale.methods import METHODS, parse_method, takes_mixed_labels
+from krscale.methods import METHODS, parse_method, takes_mixed_labels, takes_unlabelled
 
 
 def methods_of(experiment: Experiment) -> tuple[str, ...]:
@@ -24,7 +24,8 @@ def needed_kinds(methods: Iterable[str]) -> list[FeatureKind]:
 def check_methods(experiment: Experiment) -> None:
     """Refuse method names that nobody registered, before anything is prepared.
 
-    And those that need one class for every image, where views are made of two.
+    And those that need one class for every image, where views are made of two; and those with a
+    teacher that need a label for every image, where some have none.
     """
     for where, names in (
         ("search.methods", experiment.search.methods),
@@ -34,6 +35,44 @@ def check_methods(experiment: Experiment) -> None:
             parse_method(name, where)
             if experiment.views.mixes and not takes_mixed_labels(name):
                 raise _needs_one_class(experiment, name, where)
+            if experiment.data.unlabelled and _needs_labels(name):
+                raise UserError(
+                    f"{where}: {name!r} has a teacher and does not say what it does with images "
+                    "without labels (takes_unlabelled); leave data.unlabelled empty, or take other "
+                    "methods."
+                )
+
+
+def describe_taught(experiment: Experiment, num_labelled: int, num_unlabelled: int) -> str:
+    """Say who learns from images without labels, and in how many steps; nothing without them.
+
+    Args:
+        experiment: Its methods and batches.
+        num_labelled: Training images with a label.
+        num_unlabelled: Those without.
+    """
+    if not num_unlabelled:
+        return ""
+    methods = methods_of(experiment)
+    alone = [name for name in methods if not parse_method(name)[0].needs_teacher]
+    size = experiment.train.global_batch_size
+    text = (
+        f"{experiment.data.unlabelled}: {num_unlabelled:,} images without labels, beside "
+        f"{num_labelled:,} with labels. "
+    )
+    if len(alone) < len(methods):
+        num_steps = -(-(num_labelled + num_unlabelled) // size)
+        text += f"Students of the teacher learn from all of them, {num_steps:,} steps an epoch. "
+    else:
+        text += "No method of this experiment has a teacher, so none learns from them. "
+    if alone:
+        num_steps = -(-num_labelled // size)
+        text += f"Without a teacher, from those with labels: {', '.join(alone)}, {num_steps:,}."
+    return text.strip()
+
+
+def _needs_labels(name: str) -> bool:
+    return parse_method(name)[0].needs_teacher and not takes_unlabelled(name)
 
 
 def _needs_one_class(experiment: Experiment, name: str, where: str) -> UserError:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from krscale.config import Experiment
-from krscale.data import describe_data
+from krscale.data import describe_data, describe_unlabelled, find_unlabelled, open_data
 from krscale.data.check import check_data
 from krscale.data.dataset import dataset_path
 from krscale.data.views import check_views, notes_on_views
 from krscale.errors import UserError
+from krscale.methods import parse_method
 from krscale.setup.found_taps import describe_taps
-from krscale.setup.methods import check_methods
+from krscale.setup.methods import check_methods, describe_taught
 from krscale.setup.networks import Networks
 from krscale.setup.sizes import StudentSize, ladder_sizes
 from krscale.setup.weights import check_weights
@@ -26,16 +27,23 @@ class ExperimentPlan:
         networks: Teacher and student, resolved for the data.
         sizes: The ladder.
         notes: On the data: what there is, and e.g. what was passed over; taps that were found.
+        num_unlabelled: Images without labels, which students of the teacher learn from, too.
     """
 
     networks: Networks
     sizes: tuple[StudentSize, ...]
     notes: tuple[str, ...]
+    num_unlabelled: int = 0
 
     @property
     def num_train(self) -> int:
-        """Images of the training split."""
+        """Labelled images of the training split."""
         return self.networks.num_train
+
+    def num_images(self, method: str) -> int:
+        """Return how many images a method learns from."""
+        needs_teacher = parse_method(method)[0].needs_teacher
+        return self.num_train + (self.num_unlabelled if needs_teacher else 0)
 
     @property
     def num_taps(self) -> int:
@@ -67,19 +75,27 @@ def describe(experiment: Experiment) -> ExperimentPlan:
     check_views(experiment.views, source.image_shape)
     networks = Networks.resolve(experiment, source)
     networks.check()
+    num_unlabelled = describe_unlabelled(experiment.data, source.image_shape, experiment.cache_path)
+    taught = describe_taught(experiment, source.num_train, num_unlabelled)
     notes = (
         *(_look(experiment) or source.notes),
+        *((taught,) if taught else ()),
         *notes_on_views(experiment.views, experiment.data.source),
         *describe_taps(experiment, networks.experiment),
         *check_weights(networks),
     )
-    return ExperimentPlan(networks, ladder_sizes(networks), notes)
+    return ExperimentPlan(networks, ladder_sizes(networks), notes, num_unlabelled)
 
 
 def _look(experiment: Experiment) -> tuple[str, ...]:
     """Say what files hold, unless they were prepared, and so looked at, before."""
-    data = experiment.data
-    if not data.path or dataset_path(data, experiment.cache_path).is_dir():
+    data, path = experiment.data, dataset_path(experiment.data, experiment.cache_path)
+    if path.is_dir():
+        taught = find_unlabelled(data, open_data(path), experiment.cache_path)
+        looked_at = taught is not None
+    else:
+        looked_at = not data.path and not data.unlabelled
+    if looked_at:
         return ()
     found = check_data(data)
     if found.problems:

@@ -15,13 +15,14 @@ from typing import Protocol
 import torch
 
 from krscale.config import Experiment
-from krscale.data import Dataset, prepare_data
+from krscale.data import Dataset, open_data, prepare_data, prepare_unlabelled
 from krscale.data.views import check_views, notes_on_views
 from krscale.errors import UserError
 from krscale.knowledge.features import FeatureKind
+from krscale.methods import parse_method
 from krscale.setup.found_taps import describe_taps
 from krscale.setup.inputs import is_foreign
-from krscale.setup.methods import check_methods, methods_of
+from krscale.setup.methods import check_methods, describe_taught, methods_of
 from krscale.setup.networks import Networks
 from krscale.setup.recipe import StoreRecipe
 from krscale.setup.teacher import TeacherFacts, prepare_teacher
@@ -50,13 +51,16 @@ class Setup:
 
     Attributes:
         experiment: All settings, with the taps of networks that name none.
-        dataset: Its data, on disk.
+        dataset: Its labelled data, on disk.
         networks: Teacher and student, resolved for this data.
+        taught: What students of a teacher learn from: its training images, and after them those
+            without labels; `dataset` where there are none.
     """
 
     experiment: Experiment
     dataset: Dataset
     networks: Networks
+    taught: Dataset
 
     @classmethod
     def resolve(cls, experiment: Experiment, reporter: Reporter) -> Setup:
@@ -71,6 +75,11 @@ class Setup:
         dataset = prepare_data(
             experiment.data, experiment.cache_path, reporter.advance, reporter.note
         )
+        taught = prepare_unlabelled(
+            experiment.data, dataset, experiment.cache_path, reporter.advance, reporter.note
+        )
+        if note := describe_taught(experiment, dataset.num_train, taught.num_unlabelled):
+            reporter.note(note)
         check_views(experiment.views, dataset.image_shape)
         for note in notes_on_views(experiment.views, experiment.data.source):
             reporter.note(note)
@@ -80,7 +89,7 @@ class Setup:
             reporter.note(line)
         for note in check_weights(networks):
             reporter.note(note)
-        return cls(networks.experiment, dataset, networks)
+        return cls(networks.experiment, dataset, networks, taught)
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,7 @@ class Prepared:
     """What all trials share, as paths and facts.
 
     `feature_paths` are the stores of the features that the experiment's methods need, by kind.
+    `taught_path` is the data that the stores are of; empty where that is `data_path`.
     """
 
     data_path: str
@@ -95,6 +105,24 @@ class Prepared:
     store_path: str
     teacher: TeacherFacts
     feature_paths: Mapping[FeatureKind, str] = field(default_factory=dict)
+    taught_path: str = ""
+
+    @property
+    def taught(self) -> Dataset | None:
+        """What the stores are of, where that is not the labelled data alone."""
+        return open_data(Path(self.taught_path)) if self.taught_path else None
+
+    def params(self, method: str) -> dict[str, int]:
+        """Return what MLflow is told of a method's images; nothing where all have labels.
+
+        Args:
+            method: By name; without a teacher it learns from none that has no label.
+        """
+        taught = self.taught
+        if taught is None:
+            return {}
+        needs_teacher = parse_method(method)[0].needs_teacher
+        return {"data.num_unlabelled": taught.num_unlabelled if needs_teacher else 0}
 
 
 WriteShards = Callable[[StoreRecipe, Report, Sequence[ShardId]], None]
@@ -127,10 +155,11 @@ def prepare_knowledge(
         gain = facts.information_gain
         reporter.note(describe_teacher(facts.val_accuracy, gain, facts.taps))
     reporter.phase("store")
-    recipe = StoreRecipe(setup.networks, dataset, facts, teacher_path)
+    recipe = StoreRecipe(setup.networks, setup.taught, facts, teacher_path)
     path = _prepare_store(recipe, device, reporter, write)
     features = prepare_features(recipe, methods_of(experiment), device, reporter, write)
-    return Prepared(str(dataset.path), str(teacher_path), str(path), facts, features)
+    taught_path = "" if setup.taught is dataset else str(setup.taught.path)
+    return Prepared(str(dataset.path), str(teacher_path), str(path), facts, features, taught_path)
 
 
 def prepare_features(

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from krscale.config import Experiment, fingerprint
-from krscale.data import Dataset, find_data
+from krscale.data import Dataset, find_data, find_unlabelled
+from krscale.errors import UserError
 from krscale.knowledge.features import FeatureKind, FeatureReader, feature_shapes
 from krscale.knowledge.taps import TappedModel
 from krscale.setup.methods import needed_kinds
@@ -35,7 +36,8 @@ class StoreRecipe:
 
     Attributes:
         networks: Of the experiment, with its view policy and store settings.
-        dataset: The prepared data.
+        dataset: The prepared data whose training split is stored: with images without labels,
+            `Setup.taught`.
         teacher: Facts of the prepared teacher.
         teacher_path: Its folder.
         kind: Of the features that are stored; None stores the taps' distributions.
@@ -55,9 +57,15 @@ class StoreRecipe:
             UserError: If data or teacher of this experiment are not in its storage.
         """
         dataset = find_data(experiment.data, experiment.cache_path)
+        taught = find_unlabelled(experiment.data, dataset, experiment.cache_path)
+        if taught is None:
+            raise UserError(
+                f"data.unlabelled: {experiment.data.unlabelled}: these images were never prepared; "
+                "`krscale teach` does so."
+            )
         networks = Networks.resolve(experiment, dataset)
         facts, teacher_path = find_teacher(networks.experiment, dataset)
-        return cls(networks, dataset, facts, teacher_path)
+        return cls(networks, taught, facts, teacher_path)
 
     @property
     def experiment(self) -> Experiment:

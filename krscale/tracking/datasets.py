@@ -22,7 +22,7 @@ class DatasetUsed:
         name: Name of the source.
         digest: Fingerprint of the data, and the split: MLflow keeps what has one name and digest
             as one data set.
-        context: What it was used for: `train`, `val` or `test`.
+        context: What it was used for: `train`, `val`, `test` or `unlabelled`.
         source: JSON: the settings it was read with.
         profile: JSON: how many images of how many classes.
         image_shape: `(C, H, W)`.
@@ -40,24 +40,33 @@ class DatasetUsed:
         return asdict(self)
 
 
-def datasets_used(dataset: Dataset, config: DataConfig) -> list[DatasetUsed]:
-    """Describe every split of a data set.
+def datasets_used(
+    dataset: Dataset, config: DataConfig, taught: Dataset | None = None
+) -> list[DatasetUsed]:
+    """Describe every split of a data set, and the images without labels.
 
     Args:
         dataset: The prepared data.
         config: What it was prepared from.
+        taught: What students of a teacher learn from, where that is more than train.
     """
     source = config.model_dump(mode="json", exclude_defaults=True) | {"source": dataset.source}
+    used = [
+        (split, f"{dataset.fingerprint}-{split}", number)
+        for split, number in dataset.num_samples.items()
+    ]
+    if taught is not None:
+        used.append(("unlabelled", f"{taught.fingerprint}-unlabelled", taught.num_unlabelled))
     return [
         DatasetUsed(
             name=dataset.source,
-            digest=f"{dataset.fingerprint}-{split}",
-            context=split,
+            digest=digest,
+            context=context,
             source=redact(json.dumps(source)),
             profile=json.dumps({"num_images": number, "num_classes": dataset.num_classes}),
             image_shape=dataset.image_shape,
         )
-        for split, number in dataset.num_samples.items()
+        for context, digest, number in used
     ]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from krscale.errors import NonFiniteError
-from krscale.methods.base import Batch, LearnerOutput
+from krscale.methods.base import UNLABELLED, Batch, LearnerOutput
 from krscale.metrics import ACCURACY, TRAIN_ACCURACY, TRAIN_LOSS
 from krscale.parallel import sum_over_workers
 
@@ -25,7 +25,7 @@ class EpochSums:
         self.device = device
         self.names: list[str] = []
         self.terms = torch.zeros(0)
-        self.counts = torch.zeros(2, dtype=torch.float64, device=device)
+        self.counts = torch.zeros(3, dtype=torch.float64, device=device)
         self.diagnostics: dict[str, Tensor] = {}
         self.first_bad = torch.zeros(0)
         self.step = 0
@@ -42,7 +42,8 @@ class EpochSums:
         bad = torch.where(torch.isfinite(sums), math.inf, float(self.step))
         self.first_bad = torch.minimum(self.first_bad, bad)
         self.counts[0] += _correct(output.logits.detach(), batch)
-        self.counts[1] += len(batch.labels)
+        self.counts[1] += (batch.labels != UNLABELLED).sum()
+        self.counts[2] += len(batch.labels)
         for name, value in output.diagnostics.items():
             self.diagnostics[name] = self.diagnostics.get(name, 0.0) + value.detach().double()
         self.step += 1
@@ -61,11 +62,11 @@ class EpochSums:
         # Judged on the sums over workers, so that every worker raises when one must.
         if not all(map(math.isfinite, values[:num_terms])):
             self._raise_non_finite(values[:num_terms], epoch, num_steps)
-        correct, count, world_size = values[num_terms : num_terms + 3]
+        correct, num_labelled, count, world_size = values[num_terms : num_terms + 4]
         metrics = {f"train/{n}": v / count for n, v in zip(self.names, values, strict=False)}
         metrics[TRAIN_LOSS] = sum(values[:num_terms]) / count
-        metrics[TRAIN_ACCURACY] = correct / count
-        rest = values[num_terms + 3 :]
+        metrics[TRAIN_ACCURACY] = correct / max(num_labelled, 1.0)
+        rest = values[num_terms + 4 :]
         for name, value in zip(sorted(self.diagnostics), rest, strict=True):
             metrics[name] = value / (self.step * world_size)
         return metrics

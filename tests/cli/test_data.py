@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from krscale.cli.app import main
+from krscale.config import DataConfig
+from krscale.data import prepare_data
 
 
 def image(path: Path, seed: int, size: tuple[int, int] = (6, 5)) -> None:
@@ -150,3 +152,27 @@ def test_what_cannot_be_looked_at(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert main(["data", "check", str(tmp_path / "empty")]) == 2
     assert "no folder of a class in it" in capsys.readouterr().err
+
+
+def test_images_without_labels_are_counted_and_compared(tmp_path, capsys):
+    rng = np.random.default_rng(3)
+    more = tmp_path / "more" / "deep"
+    more.mkdir(parents=True)
+    for number in range(4):
+        pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(more / f"{number}.png")
+    named = ("--set", f"data.unlabelled={tmp_path / 'more'}")
+    code, found = check(capsys, "digits", *named)
+    assert (code, found["num_unlabelled"], found["problems"]) == (0, 4, [])
+    assert found["unlabelled"] == str(tmp_path / "more")
+    assert main(["data", "check", "digits", *named, "--quiet"]) == 0
+    assert f"; 4 without labels ({tmp_path / 'more'})" in capsys.readouterr().out
+    test = prepare_data(DataConfig(), tmp_path / "cache").split("test")
+    Image.fromarray(test.images[0, 0]).save(more / "copy.png")
+    code, found = check(capsys, "digits", *named)
+    assert code == 1
+    (problem,) = found["problems"]
+    assert "copy.png (in test)" in problem
+    nowhere = ("--set", f"data.unlabelled={tmp_path / 'none'}")
+    assert main(["data", "check", "digits", *nowhere]) == 2
+    assert "data.unlabelled: " in capsys.readouterr().err

@@ -25,8 +25,9 @@ from krscale.methods import (
     build_method,
     method_settings,
     takes_mixed_labels,
+    takes_unlabelled,
 )
-from krscale.methods.base import Mixture
+from krscale.methods.base import UNLABELLED, Mixture
 
 NUM_CLASSES, NUM_TAPS, PATHS = 6, 4, ("0", "1")
 STUDENT_STAGES = ((4, 8, 8), (5, 8, 8))
@@ -371,3 +372,80 @@ def test_state_comes_back(name: str, changes: dict[str, Any]) -> None:
             parameter.add_(0.01)
     twin.load_state_dict(learner.state_dict())
     assert torch.equal(total(twin(make_batch(7)).terms), total(learner(make_batch(7)).terms))
+
+
+def unlabelled(batch: Batch, rows: list[int]) -> Batch:
+    labels = batch.labels.clone()
+    labels[rows] = UNLABELLED
+    return replace(batch, labels=labels)
+
+
+@every_method
+def test_an_image_without_a_label_has_no_label_term_and_all_others(
+    name: str, changes: dict[str, Any]
+) -> None:
+    learner, batch = make(name, changes), make_batch(7)
+    assert batch.tap_logits is not None
+    rows, labelled = [1, 4, 6], [0, 2, 3, 5]
+    taught = batch.labels.clone()
+    taught[rows] = batch.tap_logits[rows, -1].argmax(dim=-1)
+    # With the teacher's most likely class as the label, all but the label's own term is the same.
+    expected = learner(replace(batch, labels=taught)).terms
+    found = learner(unlabelled(batch, rows)).terms
+    assert_terms(found, 7)
+    assert (found["ce"][rows] == 0).all()
+    torch.testing.assert_close(found["ce"][labelled], expected["ce"][labelled])
+    for term in found.keys() - {"ce"}:
+        torch.testing.assert_close(found[term], expected[term], msg=term)
+    assert takes_unlabelled(name) == learner.method.takes_unlabelled
+    if takes_unlabelled(name):  # the teacher teaches them
+        assert (torch.stack(list(found.values())).sum(dim=0)[rows] != 0).all()
+    else:  # and without one they teach nothing
+        assert found.keys() == {"ce"}
+
+
+@every_method
+def test_a_missing_label_is_no_class(name: str, changes: dict[str, Any]) -> None:
+    """Nothing may read -1 as an index: the last class would be taken for the label."""
+    learner, batch = make(name, changes), make_batch(7)
+    assert batch.tap_logits is not None
+    favoured = batch.tap_logits.clone()
+    favoured[:, -1] = 0.0
+    favoured[:, -1, 2] = 9.0  # the teacher's class is 2, never the last
+    batch = unlabelled(replace(batch, tap_logits=favoured), list(range(7)))
+    second, last = (
+        replace(batch, labels=torch.full((7,), label)) for label in (2, NUM_CLASSES - 1)
+    )
+    found = learner(batch).terms
+    for term, values in found.items():
+        if term != "ce":
+            torch.testing.assert_close(values, learner(second).terms[term], msg=term)
+    if name in ("dkd", COMBINED):
+        assert not torch.allclose(found["dkd"], learner(last).terms["dkd"])
+
+
+@every_method
+def test_a_batch_of_unlabelled_images_alone_gives_finite_gradients(
+    name: str, changes: dict[str, Any]
+) -> None:
+    learner = make(name, changes)
+    total(learner(unlabelled(make_batch(7), list(range(7)))).terms).backward()
+    for parameter_name, parameter in learner.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert torch.isfinite(parameter.grad).all(), parameter_name
+
+
+def test_methods_of_ones_own_refuse_unlabelled_images_until_they_say_otherwise() -> None:
+    assert not Method.takes_unlabelled
+    without = {name for name in METHODS if not takes_unlabelled(name)}
+    assert without == {"plain", "label_smoothing"}
+    assert without == {name for name in METHODS if not METHODS[name].needs_teacher}
+    assert takes_unlabelled(COMBINED)
+
+
+def test_any_other_label_outside_the_classes_is_an_error() -> None:
+    for label in (-2, NUM_CLASSES):
+        batch = replace(make_batch(7), labels=torch.full((7,), label))
+        for name in ("plain", "kd", "dkd"):
+            with pytest.raises((IndexError, RuntimeError)):
+                make(name, {})(batch)

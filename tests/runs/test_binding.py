@@ -431,3 +431,36 @@ def test_the_same_command_on_other_images(
     assert "older than the record of its data" in capsys.readouterr().err
     assert main([*arguments, "--new-data"]) == 0
     assert (weights.parent / "earlier-2" / weights.name).exists()
+
+
+def unlabelled(folder: Path, number: int) -> Path:
+    for seed in range(number):
+        image(folder / f"{seed}.png", 5_000 + seed)
+    return folder
+
+
+def test_other_images_without_labels_are_refused_and_counted(
+    experiment: Experiment, folder: Path, tmp_path: Path
+) -> None:
+    more = unlabelled(tmp_path / "more", 5)
+    given = with_values(experiment, {"data.unlabelled": str(more)}, "test")
+    assert start(given, folder) == ()
+    record = json.loads((folder / ORIGIN_FILE).read_text())
+    assert record["num_unlabelled"] == 5
+    assert len(record["unlabelled"]) == 32
+    for file in more.iterdir():
+        os.utime(file, ns=(1, 1))
+    assert start(given, folder) == ()
+    unlabelled(more, 7)
+    with pytest.raises(
+        UserError, match=r"images without labels have changed \(5 then, 7 now\) since"
+    ):
+        start(given, folder)
+    (note,) = start(given, folder, new_data=True)
+    assert "(5 then, 7 now)" in note
+    assert start(given, folder) == ()
+
+
+def test_a_run_without_them_has_no_key_of_theirs(experiment: Experiment, folder: Path) -> None:
+    start(experiment, folder)
+    assert "unlabelled" not in (folder / ORIGIN_FILE).read_text()

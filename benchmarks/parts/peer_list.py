@@ -10,8 +10,7 @@ _PEERS = (
         title="torchdistill 1.1.5",
         does="one training",
         lacks="its example script, which trains, is in the repository alone; the teacher runs in "
-        "every step; images normalised or sized otherwise for the teacher are code of one's own; no "
-        "search",
+        "every step; images that the teacher takes otherwise are code of one's own; no search",
         accuracy=r"Acc@1 ([\d.]+)",
         scale=0.01,
         needs="torchdistill/examples/torchvision/image_classification.py",

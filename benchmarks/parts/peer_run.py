@@ -124,10 +124,9 @@ def run_loops(storage: Path, shared: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"lines": len(own_lines(loops / "plain.py"))}
     added = added_lines(loops / "plain.py", loops / "kr.py")
     found["added"] = len(added)
-    found["added_for_kr"] = sum(
-        "krscale" in line or "kr" in re.findall(r"\w+", line) for line in added
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    of_kr = [line for line in added if {"kr", "krscale"} & set(re.findall(r"\w+", line))]
+    found["added_for_kr"] = len(of_kr)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for name in ("plain", "kr"):
         shutil.copy(loops / f"{name}.py", folder)
         started = time.perf_counter()
@@ -140,7 +139,8 @@ def run_loops(storage: Path, shared: Path) -> dict[str, Any]:
 def _environment(folder: Path) -> Mapping[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     binaries = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    return kept | {"PATH": binaries, "VIRTUAL_ENV": str(folder), "KRSCALE": str(ROOT)}
+    own = {"PATH": binaries, "VIRTUAL_ENV": str(folder), "KRSCALE": str(ROOT)}
+    return kept | own | {"OMP_NUM_THREADS": "1"}  # the machine may be shared; small networks
 
 
 def _add_schemas(folder: Path) -> None:
@@ -154,7 +154,7 @@ def _add_schemas(folder: Path) -> None:
 def _shell(command: str, folder: Path, environment: Mapping[str, str]) -> str:
     """Run a command line; return what it prints on both streams."""
     done = subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=dict(environment), text=True,
+        ["/bin/sh", "-c", command], cwd=folder, env=dict(environment), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
     )  # fmt: skip
     if done.returncode:

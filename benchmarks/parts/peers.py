@@ -81,9 +81,9 @@ class Peer:
 
 
 def commands_of(text: str) -> list[str]:
-    """Return the commands of a shell script, without comments.
+    r"""Return the commands of a shell script, without comments.
 
-    >>> commands_of("# first\\ngit clone x\\npython a.py \\\\\\n    --b 1\\n")
+    >>> commands_of("# first\ngit clone x\npython a.py \\\n    --b 1\n")
     ['git clone x', 'python a.py --b 1']
     """
     lines = text.replace("\\\n", " ").splitlines()

@@ -9,7 +9,8 @@ from parts.peer_list import PEERS_BY_NAME
 
 _HEAD = (
     "1,197 images of 32 x 32 pixels in 10 class folders, and 300 each for validation and test; a "
-    "teacher that was trained on 40 x 40 pixels in -1..1; one student, 10 epochs, batches of 64, KD. "
+    "teacher that was trained on 40 x 40 pixels in -1..1; one student, 10 epochs, batches of 64, "
+    "KD, one thread for every training. "
     "The recipes are in `benchmarks/peers/`, lines counted without blanks and comments. Classes "
     "and weights of teacher and student are there before, and count for nobody. *Installing* is "
     "into a new virtual environment, with what the network gave; *running* includes all starting."
@@ -53,8 +54,8 @@ def _note(name: str, found: Mapping[str, Any]) -> str:
     notes = [f"{peer.title}: {peer.lacks}."]
     if "not_run" in found:
         notes.append(
-            f"Not run here, as its repository could not be cloned; its networks and one step of its "
-            f"task were tried by `benchmarks/parts/{peer.stand_in}` ({found['tried']})."
+            "Not run here, as its repository could not be cloned; its networks and one step of "
+            f"its task were tried by `benchmarks/parts/{peer.stand_in}` ({found['tried']})."
         )
     elif "stand_in" in found:
         notes.append(
@@ -72,7 +73,8 @@ def _note(name: str, found: Mapping[str, Any]) -> str:
 def _loop(found: Mapping[str, Any]) -> str:
     before, after = found["load_before_and_after"]
     return (
-        f"KR in a loop that is there already (`benchmarks/peers/own_loop`, {found['lines']} lines): "
+        "KR in a loop that is there already "
+        f"(`benchmarks/peers/own_loop`, {found['lines']} lines): "
         f"{found['added_for_kr']} lines are changed or added for KR itself, "
         f"{found['added'] - found['added_for_kr']} more for a teacher that takes other images. "
         f"Test accuracy {100 * found['plain_accuracy']:.1f} % without and "

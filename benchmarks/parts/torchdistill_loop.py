@@ -1,7 +1,7 @@
 """What torchdistill's example script for image classification does, where it cannot be cloned.
 
-The script is in the repository of torchdistill alone, not in its package. This program makes the same
-calls of the package from the same YAML file: networks by their keys, the distillation box, an
+The script is in the repository of torchdistill alone, not in its package. This program makes the
+same calls of the package from the same YAML file: networks by their keys, the distillation box, an
 epoch of `forward_process` and `post_forward_process`, validation after every epoch, the best
 weights kept, loaded again and tested. It is run with the Python that has torchdistill.
 """
@@ -30,9 +30,8 @@ def main() -> None:
     config = yaml_util.load_yaml_file(arguments.config)
     import_dependencies(config["dependencies"])
     device, models = torch.device(arguments.device), config["models"]
-    teacher, student = (
-        _network(models[f"{name}_model"], device) for name in ("teacher", "student")
-    )
+    teacher = _network(models["teacher_model"], device)
+    student = _network(models["student_model"], device)
     kept = models["student_model"]["dst_ckpt"]
     _train(teacher, student, kept, config, device)
     load_ckpt(kept, model=student, strict=True)

@@ -21,7 +21,8 @@ torch.manual_seed(0)
 train_loader, test_loader = load("train", True), load("test", False)
 student = Student(10)
 loss_of = torch.nn.CrossEntropyLoss()
-optimiser = torch.optim.SGD(student.parameters(), 0.05, momentum=0.9, nesterov=True)
+parameters = [*student.parameters()]
+optimiser = torch.optim.SGD(parameters, 0.05, momentum=0.9, nesterov=True)
 schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 10)
 for _ in range(10):
     student.train()

@@ -57,8 +57,7 @@ def main() -> int:
             print(f"  failed: {error}", flush=True)
             failed = True
             continue
-        kept = ("install_seconds", "not_cloned")
-        result["peers"][name] = {key: before[key] for key in kept if key in before} | found
+        result["peers"][name] = found
         write_json(RESULT, result)
         print(f"  {found}", flush=True)
     table = peers_table(result)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -12,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from parts.measuring import ROOT
+from krscale.files import write_json
+from parts.measuring import ROOT, commit
 from parts.peers import SHARED, Peer, added_lines, own_lines
 
 PARTS = ROOT / "benchmarks" / "parts"
@@ -58,15 +61,17 @@ def install(peer: Peer, storage: Path) -> dict[str, Any]:
         storage: Keeps environments from one run of the benchmark to the next.
 
     Returns:
-        `seconds` of the whole, `not_cloned` with the repositories that could not be reached.
+        `install_seconds` of the whole, when it was made, and `not_cloned` with the repositories that could not be reached.
 
     Raises:
         PeerError: If anything but a clone fails.
     """
     commands = peer.commands("install")
-    folder, done = storage / f"env-{peer.name}", storage / f"env-{peer.name}" / "installed.txt"
-    if done.exists() and done.read_text() == "\n".join(commands):
-        return {}
+    folder = environment_of(peer, storage)
+    done = folder / "installed.json"
+    if done.exists():
+        known: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+        return known
     shutil.rmtree(folder, ignore_errors=True)
     started = time.perf_counter()
     _shell(f"{sys.executable} -m venv {folder}", storage, os.environ)
@@ -80,8 +85,16 @@ def install(peer: Peer, storage: Path) -> dict[str, Any]:
             not_cloned.append(command.split()[2])
     seconds = round(time.perf_counter() - started, 1)
     _add_schemas(folder)
-    done.write_text("\n".join(commands))
-    return {"install_seconds": seconds, "not_cloned": not_cloned}
+    found = {"install_seconds": seconds, "not_cloned": not_cloned}
+    write_json(done, found)
+    return found
+
+
+def environment_of(peer: Peer, storage: Path) -> Path:
+    """Return its virtual environment: one for the same commands, and the same krscale."""
+    commands = " ".join(peer.commands("install"))
+    known = commands + (commit() if "$KRSCALE" in commands else "")
+    return storage / f"env-{hashlib.sha256(known.encode()).hexdigest()[:12]}"
 
 
 def run(peer: Peer, storage: Path, shared: Path) -> dict[str, Any]:
@@ -91,7 +104,7 @@ def run(peer: Peer, storage: Path, shared: Path) -> dict[str, Any]:
         `seconds` and `test_accuracy`; or `not_run`, the reason, where what the recipe runs is
         missing and nothing stands in for it.
     """
-    environment, folder = storage / f"env-{peer.name}", storage / f"work-{peer.name}"
+    environment, folder = environment_of(peer, storage), storage / f"work-{peer.name}"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(shared, folder)
     for path in peer.files:

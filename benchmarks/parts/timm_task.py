@@ -1,7 +1,7 @@
 """What of timm's recipe can be tried without its train.py: both networks and a step of its task.
 
-train.py is in the repository of timm alone, not in its package. This program makes both networks and
-the task with the arguments that train.py passes, and prints the teacher's accuracy as the task
+train.py is in the repository of timm alone, not in its package. This program makes both networks
+and the task with the arguments that train.py passes, and prints the teacher's accuracy as the task
 normalises its images, and the loss of one step. It trains nothing, so it measures nothing.
 """
 

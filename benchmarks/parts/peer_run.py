@@ -61,7 +61,8 @@ def install(peer: Peer, storage: Path) -> dict[str, Any]:
         storage: Keeps environments from one run of the benchmark to the next.
 
     Returns:
-        `install_seconds` of the whole, when it was made, and `not_cloned` with the repositories that could not be reached.
+        `install_seconds` of the whole, when it was made, and `not_cloned`, the repositories that
+        could not be reached.
 
     Raises:
         PeerError: If anything but a clone fails.

@@ -118,7 +118,7 @@ def run(peer: Peer, storage: Path, shared: Path) -> dict[str, Any]:
         stand_in = str(PARTS / peer.stand_in)
         found["stand_in"] = peer.stand_in
         if not peer.stand_in_trains:
-            text = _shell(f"python {stand_in}", folder, _environment(environment))
+            text = _shell(f"PYTHONPATH=. python {stand_in}", folder, _environment(environment))
             found["tried"] = text.strip().splitlines()[-1]
             return found | {"not_run": f"{peer.needs} could not be cloned"}
         commands = [line.replace(peer.needs, stand_in) for line in commands]
@@ -153,8 +153,9 @@ def run_loops(storage: Path, shared: Path) -> dict[str, Any]:
 def _environment(folder: Path) -> Mapping[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     binaries = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    own = {"PATH": binaries, "VIRTUAL_ENV": str(folder), "KRSCALE": str(ROOT)}
-    return kept | own | {"OMP_NUM_THREADS": "1"}  # the machine may be shared; small networks
+    # One thread each, as the networks are small; no cluster that happens to be there.
+    alone = {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local"}
+    return kept | alone | {"PATH": binaries, "VIRTUAL_ENV": str(folder), "KRSCALE": str(ROOT)}
 
 
 def _add_schemas(folder: Path) -> None:

@@ -30,6 +30,8 @@ def peers_table(result: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|",
         *(_row(name, measured.get(name, {})) for name in PEERS_BY_NAME),
         "",
+        *_against(measured, "krscale_distill", "torchdistill"),
+        *_against(measured, "krscale_tune", "ray_tune"),
         *(f"- {_note(name, measured.get(name, {}))}" for name in PEERS_BY_NAME),
     ]
     if "own_loop" in measured:
@@ -47,6 +49,30 @@ def _row(name: str, found: Mapping[str, Any]) -> str:
         f"| {count['config_lines']} | {count['code_lines']} "
         f"| {found.get('install_seconds', '')} | {seconds} | {accuracy} |"
     )
+
+
+def _against(measured: Mapping[str, Any], mine: str, theirs: str) -> list[str]:
+    """Say where krscale needs more and where less, in what both were measured in."""
+    own, other = measured.get(mine, {}), measured.get(theirs, {})
+    counts = [
+        {**found, **PEERS_BY_NAME[name].count()} for name, found in ((mine, own), (theirs, other))
+    ]
+    for count in counts:
+        count["lines"] = count["config_lines"] + count["code_lines"]
+    named = {
+        "lines": "lines",
+        "commands": "commands",
+        "install_seconds": "seconds of installing",
+        "seconds": "seconds of running",
+    }
+    ways: dict[str, list[str]] = {"more": [], "less": []}
+    for key, words in named.items():
+        if all(key in count for count in counts) and counts[0][key] != counts[1][key]:
+            way = "more" if counts[0][key] > counts[1][key] else "less"
+            ways[way].append(f"{words} ({counts[0][key]} against {counts[1][key]})")
+    said = [f"{way} {' and '.join(found)}" for way, found in ways.items() if found]
+    title = PEERS_BY_NAME[theirs].title
+    return [f"- {PEERS_BY_NAME[mine].title} against {title}: {'; '.join(said)}."]
 
 
 def _note(name: str, found: Mapping[str, Any]) -> str:

@@ -49,7 +49,8 @@ def prepare(storage: Path) -> Path:
         shutil.copytree(SHARED, folder)
         for program in ("make_photos.py", "train_teacher.py"):
             print(f"  {program}", flush=True)
-            _shell(f"{sys.executable} {program}", folder, os.environ)
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            _shell(f"{sys.executable} {program}", folder, environment)
     return folder
 
 

@@ -10,7 +10,8 @@ _PEERS = (
         title="torchdistill 1.1.5",
         does="one training",
         lacks="its example script, which trains, is in the repository alone; the teacher runs in "
-        "every step; images that the teacher takes otherwise are code of one's own; no search",
+        "every step, and every epoch decodes the files again; images that the teacher takes "
+        "otherwise are code of one's own; no search",
         accuracy=r"Acc@1 ([\d.]+)",
         scale=0.01,
         needs="torchdistill/examples/torchvision/image_classification.py",
@@ -45,7 +46,9 @@ _PEERS = (
         title="a script for Ray Tune 2.60.0, with OptunaSearch and ASHA",
         does="8 trials",
         lacks="everything but the search is code of one's own; the teacher runs in every step of "
-        "every trial; the best trial itself is tested, so no fresh seed",
+        "every trial, and every epoch decodes the files again, as `ImageFolder` does; the best "
+        "trial itself is tested, so no fresh seed; what it records is Ray's own, without MLflow, "
+        "figures or an export",
         accuracy=r"test accuracy ([\d.]+)",
     ),
     Peer(

@@ -13,7 +13,9 @@ _HEAD = (
     "KD, one thread for every training. "
     "The recipes are in `benchmarks/peers/`, lines counted without blanks and comments. Classes "
     "and weights of teacher and student are there before, and count for nobody. *Installing* is "
-    "into a new virtual environment, with what the network gave; *running* includes all starting."
+    "into a new virtual environment, with what the network gave, which varied by a factor of two "
+    "between two moments. *Running* includes all starting. One run each, beside other work on the "
+    "machine, so a third more or less says little."
 )
 
 
@@ -65,10 +67,10 @@ def _against(measured: Mapping[str, Any], mine: str, theirs: str) -> list[str]:
         "install_seconds": "seconds of installing",
         "seconds": "seconds of running",
     }
-    ways: dict[str, list[str]] = {"more": [], "less": []}
+    ways: dict[str, list[str]] = {"more": [], "fewer": []}
     for key, words in named.items():
         if all(key in count for count in counts) and counts[0][key] != counts[1][key]:
-            way = "more" if counts[0][key] > counts[1][key] else "less"
+            way = "more" if counts[0][key] > counts[1][key] else "fewer"
             ways[way].append(f"{words} ({counts[0][key]} against {counts[1][key]})")
     said = [f"{way} {' and '.join(found)}" for way, found in ways.items() if found]
     title = PEERS_BY_NAME[theirs].title

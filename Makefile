@@ -2,10 +2,11 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: run test test-processors test-browser test-drills test-wheel check ui docs bench claims drill clean setup setup-dev constraints help
+.PHONY: run test test-processors test-browser screenshots test-drills test-wheel check ui docs bench claims drill clean setup setup-dev constraints help
 
 PY := .venv/bin/python
 PORT ?= 5000
+RUN ?= runs/digits
 # Files stay whole, as a cluster or a search is often shared by the tests of one. Three processes keep
 # two cores busy, since a test of a cluster waits for Ray's processes for much of its time.
 TEST_PROCESSES = --numprocesses 3 --dist loadfile --no-loadscope-reorder
@@ -26,6 +27,9 @@ test-processors: setup-dev ## run the tests that compute as other processors wou
 test-browser: setup-dev ## look at MLflow in a real Chromium (Debian: chromium, chromium-driver)
 	@$(PY) -m pytest -m browser $(ARGS)
 
+screenshots: setup-dev ## curve.html and report.html of a finished run as docs/images; RUN=runs/digits
+	@$(PY) scripts/screenshots.py $(RUN)
+
 test-drills: setup-dev ## the longer tests with killed nodes and commands (minutes)
 	@$(PY) -m pytest -m drill $(ARGS)
 
@@ -45,9 +49,9 @@ ui: setup ## open the MLflow UI of the local runs, on this machine only; PORT=50
 docs: ## build the documentation as a site, build/site; ARGS=serve shows it while you write
 	@scripts/docs.sh $(ARGS)
 
-bench: setup ## run every program in benchmarks/ but the two that take hours; ARGS="..." goes to each
+bench: setup ## run every program in benchmarks/ but those that take hours or install peers; ARGS="..." goes to each
 	@set -e; for file in benchmarks/[a-z]*.py; do \
-		case "$$file" in benchmarks/claims.py|benchmarks/drill.py) continue;; esac; \
+		case "$$file" in benchmarks/claims.py|benchmarks/drill.py|benchmarks/own_folder.py) continue;; esac; \
 		echo "$$file"; $(PY) "$$file" $(ARGS); \
 	done
 

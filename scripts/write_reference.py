@@ -174,7 +174,11 @@ def _table_of_list(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def _default(field: FieldInfo) -> str:
-    return "" if field.is_required() else f"`{_toml(field.get_default(call_default_factory=True))}`"
+    return (
+        ""
+        if field.is_required()
+        else f"`{_toml(field.get_default(call_default_factory=True, validated_data={}))}`"
+    )
 
 
 def _toml(value: Any) -> str:

@@ -1,4 +1,7 @@
-"""No page shows a command, a setting or an experiment that does not exist. None of them is run."""
+"""No page shows a command, a setting or an experiment that does not exist.
+
+Nothing is run here; tests/test_docs_running.py runs the commands.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -26,6 +27,11 @@ _NEWER_OF_TEACHERS = ("output_key", "stage_ends", "tap_layout", "weights_key")
 def _listed(value: Any) -> Any:
     """Let one number stand for a list of one."""
     return (value,) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _options(num_blocks: int, so_far: dict[str, Any]) -> dict[str, Any]:
+    """Return the default options of a network: one of one's own or of a library has none."""
+    return {} if ":" in so_far.get("model", "") else {"num_blocks": num_blocks}
 
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -110,8 +116,8 @@ class ModelConfig(Section):
 class TeacherConfig(ModelConfig):
     """The teacher: loaded from `weights`, or trained once and kept."""
 
-    options: dict[str, Any] = Field(default_factory=lambda: {"num_blocks": 2})
-    """Further keyword arguments of the model, e.g. `{num_blocks = 2}`."""
+    options: dict[str, Any] = Field(default_factory=partial(_options, 2))
+    """Further keyword arguments of the model; none by default where it is not krscale's own."""
     width: Count = 32
     """The capacity dial of the teacher."""
     weights: str = ""
@@ -146,8 +152,8 @@ class TeacherConfig(ModelConfig):
 class StudentConfig(ModelConfig):
     """The student's architecture; its size is a size of the ladder."""
 
-    options: dict[str, Any] = Field(default_factory=lambda: {"num_blocks": 1})
-    """Further keyword arguments of the model, e.g. `{num_blocks = 1}`."""
+    options: dict[str, Any] = Field(default_factory=partial(_options, 1))
+    """Further keyword arguments of the model; none by default where it is not krscale's own."""
     width_multiple: Count = 1
     """Widths of students are multiples of this. Processors compute channels in blocks (16 of them
     with AVX-512, commonly 8 elsewhere), and a network one channel wider than a block can

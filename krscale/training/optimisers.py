@@ -36,7 +36,10 @@ def check_optimiser(settings: TrainConfig) -> None:
         UserError: Naming the setting, what is allowed, and the nearest name.
     """
     layer = nn.Linear(1, 1, device="meta").to_empty(device="cpu")  # draws no random numbers
-    optimiser = build_optimiser(layer, settings)
+    # Of modest size, as a rate that is too large is no mistake in the options.
+    rates = {"learning_rate": 1e-3, "weight_decay": min(settings.weight_decay, 0.1)}
+    modest = settings.model_copy(update=rates)
+    optimiser = build_optimiser(layer, modest)
     try:
         for parameter in layer.parameters():
             parameter.grad = torch.ones_like(parameter)

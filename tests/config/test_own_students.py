@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from krscale.config import load
+from krscale.config import Experiment, load
 from krscale.errors import UserError
 
 SMALL = """
@@ -72,3 +72,12 @@ def test_the_examples_of_the_document_are_experiments(tmp_path: Path) -> None:
     examples = re.findall(r"```toml\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
     assert len(examples) >= 3
     assert [load(write(tmp_path, text)).name for text in examples] == ["digits"] * len(examples)
+
+
+@pytest.mark.parametrize("model", ["my_nets:Net", "timm:resnet18", "hf:folder"])
+@pytest.mark.parametrize("table", ["teacher", "student"])
+def test_options_of_the_zoo_are_no_default_for_other_networks(table: str, model: str) -> None:
+    assert getattr(load(None, [f"{table}.model={model}"]), table).options == {}
+    given = load(None, [f"{table}.model={model}", f"{table}.options={{depth = 2}}"])
+    assert getattr(given, table).options == {"depth": 2}
+    assert getattr(Experiment(), table).options

@@ -122,3 +122,9 @@ def test_every_schedule_is_allowed_and_no_other() -> None:
         assert settings(schedule=name).schedule == name
     with pytest.raises(UserError, match="'cosine', 'linear', 'step' or 'constant'"):
         load(None, ["train.schedule=cos"])
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "adagrad"])
+@pytest.mark.parametrize("setting", ["learning_rate", "weight_decay"])
+def test_a_rate_that_is_too_large_is_no_mistake_in_the_options(name: str, setting: str) -> None:
+    check_optimiser(settings(**{"optimizer": name, setting: 1e30}))

@@ -1,0 +1,1 @@
+PYTHONPATH=. krscale distill photos.toml

@@ -1,0 +1,1 @@
+PYTHONPATH=. krscale tune photos.toml

@@ -1,0 +1,1 @@
+python tune_photos.py

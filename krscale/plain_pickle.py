@@ -35,13 +35,17 @@ _MAX_LINE = 2**28
 _MAX_KEY = 2**31  # whole numbers as keys: larger ones can be chosen so that all have one hash
 _RUN = 4096
 _LARGE = 2**16
-_MISSING = object()
+_MISSING, _NONE = object(), type(None)
 
 Content = bytes | mmap
 
 
 class RefusedError(ValueError):
     """What a pickle holds, or asks for, that is not read; the message goes on after "it"."""
+
+
+class UnknownObjectError(RefusedError):
+    """What would be an object of some class, or the call of a function."""
 
 
 @dataclass(frozen=True)
@@ -68,23 +72,23 @@ class Rules:
         Raises:
             RefusedError: If the file has no business with it.
         """
-        raise RefusedError(f"asks for {found}")
+        raise UnknownObjectError(f"asks for {found}")
 
     def call(self, function: object, arguments: tuple[Any, ...]) -> object:
         """Return what stands for the result of a call."""
-        raise RefusedError(f"calls {_kind(function)}")
+        raise UnknownObjectError(f"calls {_kind(function)}")
 
     def new(self, kind: object, arguments: tuple[Any, ...]) -> object:
         """Return what stands for a new object of a class."""
-        raise RefusedError(f"makes {_kind(kind)}")
+        raise UnknownObjectError(f"makes {_kind(kind)}")
 
     def build(self, value: object, state: object) -> None:
         """Take the state of an object that `call` or `new` has returned."""
-        raise RefusedError(f"sets the state of {_kind(value)}")
+        raise UnknownObjectError(f"sets the state of {_kind(value)}")
 
     def persistent(self, name: object) -> object:
         """Return what stands for an object that is kept beside the pickle."""
-        raise RefusedError("refers to objects outside of it")
+        raise UnknownObjectError("refers to objects outside of it")
 
 
 def read_plain(content: Content, rules: Rules, start: int = 0) -> tuple[Any, int]:
@@ -139,7 +143,7 @@ class _Reader:
             else:
                 step = _STEPS.get(code)
                 if step is None:
-                    raise RefusedError(_refused(code))
+                    raise UnknownObjectError(_refused(code))
                 step(self)
         self.at += 1
         if len(self.stack) != 1 or self.below:
@@ -259,7 +263,7 @@ class _Reader:
             raise RefusedError(f"sets keys of {_kind(target)}")
         for key, value in zip(items[::2], items[1::2], strict=True):
             small = type(key) is int and abs(key) < _MAX_KEY
-            if not small and type(key) not in (str, bytes, bool):
+            if not small and type(key) not in (str, bytes, bool, _NONE):
                 raise RefusedError(f"has a key that is no text or small number: {_kind(key)}")
             target[key] = value
         return target

@@ -192,7 +192,7 @@ def test_the_older_format_has_the_same_bounds(forgery, tmp_path):
         keys = content[content.rfind(b"]q") :].split(b"a.")[0]
         content = content.replace(keys + b"a.", b"].")
     else:
-        content = content.replace(b"K\x04", b"J\0\0\0\x40", 1)
+        content = content.replace(b"K\x04N", b"J\0\0\0\x40N")
     (tmp_path / "w.pt").write_bytes(content)
     with pytest.raises(UserError, match=r"bytes of the tensor|of more bytes"):
         read_torch(tmp_path / "w.pt")
@@ -244,6 +244,5 @@ def test_damaged_pickles_are_read_or_refused(changes):
             content[place % len(content)] = value
         return bytes(content)
 
-    with tempfile.TemporaryDirectory() as folder:
-        with contextlib.suppress(UserError):
-            read_torch(edited(Path(folder) / "w.pt", change))
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(UserError):
+        read_torch(edited(Path(folder) / "w.pt", change))

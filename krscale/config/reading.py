@@ -91,7 +91,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         guess = nearest(path.name, siblings)
         hint = f" Did you mean {path.parent / guess}?" if guess else ""
         raise UserError(f"{path}: no such file.{hint}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not a readable TOML file: {error}") from None
 
 

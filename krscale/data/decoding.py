@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +25,11 @@ PIECE_BYTES = 2**23
 IGNORED = "ignore"
 """The `data.background` that takes colours as they are, however transparent."""
 _MISSING = "no image (null)"
+_DAMAGE = (
+    OSError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+    RuntimeError, EOFError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+"""What Pillow stumbles over in the heads of damaged files, besides what it refuses in words."""
 _MODES = {1: "L", 3: "RGB"}
 _LEVELS = {"L;2": 85, "L;4": 17}
 """Steps between the levels of grey that Pillow makes of 2 and 4 bits; a key counts the levels."""
@@ -82,7 +89,7 @@ class Decoder:
         try:
             with Image.open(source, formats=FORMATS) as image:
                 return self._read(image)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except _DAMAGE as error:
             return Decoded(None, problem=_first_line(error))
 
     def first_shape(self, images: Iterator[Encoded], place: Place) -> tuple[int, ...]:

@@ -140,7 +140,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a readable safetensors file: {error}") from None
     try:
         metadata = json.loads(header.get(_METADATA_KEY, "{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise damaged(path, f"its metadata is not JSON: {error}") from None
     return dict(metadata) if isinstance(metadata, Mapping) else {}
 

@@ -16,9 +16,10 @@ import codecs
 import pickletools
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from mmap import mmap
 from typing import Any
+
+from krscale.pickle_rules import Global, RefusedError, Rules, UnknownObjectError, kind_of
 
 _STOP, _BININT1, _SHORT_BINUNICODE = ord("."), ord("K"), ord("\x8c")
 _BINPUT, _LONG_BINPUT, _MEMOIZE = ord("q"), ord("r"), ord("\x94")
@@ -38,57 +39,6 @@ _LARGE = 2**16
 _MISSING, _NONE = object(), type(None)
 
 Content = bytes | mmap
-
-
-class RefusedError(ValueError):
-    """What a pickle holds, or asks for, that is not read; the message goes on after "it"."""
-
-
-class UnknownObjectError(RefusedError):
-    """What would be an object of some class, or the call of a function."""
-
-
-@dataclass(frozen=True)
-class Global:
-    """The name of what a pickle would import. It is never imported."""
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        return "".join(c if c.isprintable() else "?" for c in f"{self.module}.{self.name}")
-
-
-class Rules:
-    """What a reader makes of globals; this one refuses every one.
-
-    Each method returns what stands in the place of the object. They must not call anything that
-    the file names, and must not make more than the file has bytes for.
-    """
-
-    def find(self, found: Global) -> object:
-        """Return what stands for a global that was named.
-
-        Raises:
-            RefusedError: If the file has no business with it.
-        """
-        raise UnknownObjectError(f"asks for {found}")
-
-    def call(self, function: object, arguments: tuple[Any, ...]) -> object:
-        """Return what stands for the result of a call."""
-        raise UnknownObjectError(f"calls {_kind(function)}")
-
-    def new(self, kind: object, arguments: tuple[Any, ...]) -> object:
-        """Return what stands for a new object of a class."""
-        raise UnknownObjectError(f"makes {_kind(kind)}")
-
-    def build(self, value: object, state: object) -> None:
-        """Take the state of an object that `call` or `new` has returned."""
-        raise UnknownObjectError(f"sets the state of {_kind(value)}")
-
-    def persistent(self, name: object) -> object:
-        """Return what stands for an object that is kept beside the pickle."""
-        raise UnknownObjectError("refers to objects outside of it")
 
 
 def read_plain(content: Content, rules: Rules, start: int = 0) -> tuple[Any, int]:
@@ -254,17 +204,17 @@ class _Reader:
     def _extend(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) is not list:
-            raise RefusedError(f"adds items to {_kind(target)}")
+            raise RefusedError(f"adds items to {kind_of(target)}")
         target.extend(items)
 
     def _set(self, target: Any, items: list[Any]) -> Any:
         """Put keys and values into a dictionary."""
         if type(target) is not dict or len(items) % 2:
-            raise RefusedError(f"sets keys of {_kind(target)}")
+            raise RefusedError(f"sets keys of {kind_of(target)}")
         for key, value in zip(items[::2], items[1::2], strict=True):
             small = type(key) is int and abs(key) < _MAX_KEY
             if not small and type(key) not in (str, bytes, bool, _NONE):
-                raise RefusedError(f"has a key that is no text or small number: {_kind(key)}")
+                raise RefusedError(f"has a key that is no text or small number: {kind_of(key)}")
             target[key] = value
         return target
 
@@ -287,7 +237,7 @@ class _Reader:
     def _called(self, how: Callable[[Any, tuple[Any, ...]], object]) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         if type(arguments) is not tuple:
-            raise RefusedError(f"calls something with {_kind(arguments)}")
+            raise RefusedError(f"calls something with {kind_of(arguments)}")
         self.stack.append(how(function, arguments))
 
     def _build(self) -> None:
@@ -309,10 +259,6 @@ class _Reader:
     def _protocol(self) -> None:
         if (found := self._take(1)[0]) > _NEWEST:
             raise RefusedError(f"is of protocol {found}; 0 to {_NEWEST} are read")
-
-
-def _kind(value: object) -> str:
-    return str(value) if isinstance(value, Global) else f"a {type(value).__name__}"
 
 
 def _refused(code: int) -> str:

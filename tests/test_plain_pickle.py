@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from krscale.plain_pickle import Global, RefusedError, Rules, read_plain
+from krscale.pickle_rules import Global, RefusedError, Rules
+from krscale.plain_pickle import read_plain
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from krscale.errors import UserError
-from krscale.plain_pickle import Global, RefusedError, Rules, read_plain
+from krscale.pickle_rules import Global, RefusedError, Rules
+from krscale.plain_pickle import read_plain
 
 _RECONSTRUCT, _ENCODE, _BYTES = "_reconstruct", "encode", "bytes"
 _FROM_BUFFER, _SCALAR, _NDARRAY, _DTYPE = "_frombuffer", "scalar", "ndarray", "dtype"

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder, because that is what Ray Train carries: `state.pt`, which holds tensors
 and plain values only, and `manifest.json` with its SHA-256. Weights that leave a run are one
-`.safetensors` file. `.pt` files are read without running code (`torch_files.py`).
+`.safetensors` file. `.pt` files are read without running code (`krscale.models.torch_files`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from krscale.models.state_dicts import (
     unwrap,
     without_noise,
 )
-from krscale.training.torch_files import read_torch
+from krscale.models.torch_files import read_torch
 
 STATE = "state.pt"
 MANIFEST = "manifest.json"

@@ -16,7 +16,8 @@ from optuna.trial import FrozenTrial
 
 from krscale.data.pickled_arrays import NumbersOnly, finished
 from krscale.errors import UserError
-from krscale.plain_pickle import Global, RefusedError, read_plain
+from krscale.pickle_rules import Global, RefusedError
+from krscale.plain_pickle import read_plain
 
 _CMA = Global("cmaes._cma", "CMA")
 _MAX_DIM = 1000

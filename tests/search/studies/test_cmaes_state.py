@@ -15,7 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from krscale.config import SearchConfig
 from krscale.errors import UserError
-from krscale.plain_pickle import RefusedError
+from krscale.pickle_rules import RefusedError
 from krscale.search.space.space import SearchSpace
 from krscale.search.studies.cmaes_state import read_cma
 from krscale.search.studies.samplers import make_sampler

@@ -5,9 +5,11 @@ import io
 import os
 import pickle
 import struct
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,8 +19,9 @@ from torch import nn
 
 from krscale.errors import UserError
 from krscale.files import sha256
+from krscale.models.libraries import library_builder
+from krscale.models.torch_files import only_weights, read_torch
 from krscale.training.checkpoint import load_checkpoint, save_checkpoint
-from krscale.training.torch_files import read_torch
 
 
 def tied():
@@ -217,6 +220,30 @@ def test_code_never_runs(protocol, zipped, tmp_path):
     )
     with pytest.raises(UserError, match=r"holds more than tensors.*it asks for \w+\.mkdir"):
         read_torch(tmp_path / "w.pt")
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_library_that_would_unpickle_reads_weights_alone(tmp_path, monkeypatch):
+    """As timm does with what `checkpoint_path` names."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    torch.save({"w": Runs(tmp_path / "canary")}, tmp_path / "w.pth")
+    with only_weights(), pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "w.pth", weights_only=False)
+    assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+    def create_model(name, checkpoint_path="", pretrained_cfg=None, **_):
+        torch.load(checkpoint_path or pretrained_cfg["file"], weights_only=False)
+
+    timm = SimpleNamespace(create_model=create_model, is_model=lambda name: True)
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    for options in (
+        {"checkpoint_path": str(tmp_path / "w.pth")},
+        {"pretrained_cfg": {"file": str(tmp_path / "w.pth")}},
+    ):
+        build = library_builder("timm:any", "teacher")
+        with pytest.raises(UserError, match=r"^teacher\.options"):
+            build(num_classes=2, in_channels=3, fresh=False, **options)
     assert not (tmp_path / "canary").exists()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from krscale.plain_pickle import Global, RefusedError, Rules, UnknownObjectError
+from krscale.pickle_rules import Global, RefusedError, Rules, UnknownObjectError
 
 _ITEM_SIZES = {
     "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2,

@@ -10,18 +10,23 @@ from __future__ import annotations
 
 import argparse
 import mmap
+import os
 import pickle
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from krscale.errors import UserError
-from krscale.plain_pickle import RefusedError, UnknownObjectError, read_plain
-from krscale.training.torch_rules import TensorsOnly
+from krscale.models.torch_rules import TensorsOnly
+from krscale.pickle_rules import RefusedError, UnknownObjectError
+from krscale.plain_pickle import read_plain
 
+_LOADING = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
 _ZIP = b"PK\x03\x04"
 _MAX_PICKLE = 2**28
 _MAX_RECORDS = 1_000_000
@@ -40,14 +45,49 @@ def read_torch(path: Path, prefix: str = "", device: torch.device | str = "cpu")
     Raises:
         UserError: If it holds anything else, is damaged, or says it is larger than it is.
     """
-    try:
+    refuse_foreign(path, prefix)
+    with _worded(path, prefix), warnings.catch_warnings():
+        # A newer pickle protocol warns that it may fail; whether it does is known in a moment.
+        warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+        # Command line arguments, which training scripts like to keep; a class without code.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location=device, weights_only=True)
+
+
+def refuse_foreign(path: Path, prefix: str = "") -> None:
+    """Refuse a file that another library is about to read with `torch.load`.
+
+    Args:
+        path: The file.
+        prefix: As for `read_torch`.
+
+    Raises:
+        UserError: As `read_torch`.
+    """
+    with _worded(path, prefix):
         check_torch(path)
-        with warnings.catch_warnings():
-            # A newer pickle protocol warns that it may fail; whether it does is known in a moment.
-            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
-            # Command line arguments, which training scripts like to keep; a class without code.
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                return torch.load(path, map_location=device, weights_only=True)
+
+
+@contextmanager
+def only_weights() -> Iterator[None]:
+    """Have `torch.load` read weights alone, whatever a library that calls it asks for."""
+    before = {name: os.environ.pop(name, None) for name in _LOADING}
+    os.environ[_LOADING[0]] = "1"
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
+def _worded(path: Path, prefix: str) -> Iterator[None]:
+    """Turn what is wrong with a file into one error."""
+    try:
+        yield
     except (UnknownObjectError, pickle.UnpicklingError) as error:
         found = f": it {error}" if isinstance(error, UnknownObjectError) else ""
         raise UserError(

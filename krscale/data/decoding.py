@@ -24,6 +24,8 @@ PIECE_BYTES = 2**23
 """Pixels that are decoded before they are written: enough to keep all cores busy."""
 IGNORED = "ignore"
 """The `data.background` that takes colours as they are, however transparent."""
+_LARGE, _RATIO = 2**25, 200
+"""Pixels of an image that may be in a file of any size, and how many to a byte of larger ones."""
 _MISSING = "no image (null)"
 _DAMAGE = (
     OSError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
@@ -84,10 +86,13 @@ class Decoder:
         if encoded is None:
             return Decoded(None, problem=_MISSING)
         source = BytesIO(encoded) if isinstance(encoded, bytes) else encoded
-        if not (encoded if isinstance(encoded, bytes) else _num_bytes(encoded)):
+        size = len(encoded) if isinstance(encoded, bytes) else _num_bytes(encoded)
+        if not size:
             return Decoded(None, problem="it is empty (0 bytes)")
         try:
             with Image.open(source, formats=FORMATS) as image:
+                if image.width * image.height > max(_LARGE, _RATIO * size):
+                    return Decoded(None, problem=_bomb(image, size))
                 return self._read(image)
         except _DAMAGE as error:
             return Decoded(None, problem=_first_line(error))
@@ -203,6 +208,13 @@ def _fault(found: Decoded, shape: Sequence[int]) -> str:
 
 def _unreadable(problem: str) -> str:
     return problem if problem == _MISSING else f"not a readable image ({problem})"
+
+
+def _bomb(image: Image.Image, size: int) -> str:
+    return (
+        f"{image.height}x{image.width} pixels in {size:,} bytes, more than {_RATIO} to a byte; if "
+        "it is yours, save it smaller"
+    )
 
 
 def _scale_key(image: Image.Image) -> bool:

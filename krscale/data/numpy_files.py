@@ -80,7 +80,7 @@ class NumpyFiles:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 return {name.removesuffix(".npy"): self.path for name in archive.namelist()}
-        except (OSError, zipfile.BadZipFile) as error:
+        except (*DAMAGE, RuntimeError, zipfile.BadZipFile) as error:
             raise UserError(f"{self.path}: not a readable .npz file ({error}).") from None
 
     def _read(self, name: str) -> Array:

@@ -1,4 +1,5 @@
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
@@ -8,6 +9,8 @@ import zipfile
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from krscale.config import DataConfig
 from krscale.data import unpacking
@@ -186,3 +189,43 @@ def test_idx_bombs(tmp_path, monkeypatch):
         idx(source_path, shape, b"")
         with pytest.raises(UserError, match="train-images"):
             source.read(silent)
+
+
+CHANGES = st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), min_size=1, max_size=3)
+
+
+def changed(content, changes):
+    content = bytearray(content)
+    for place, value in changes:
+        content[place % len(content)] = value
+    return bytes(content)
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_damaged_archives_are_read_or_refused(form, tmp_path):
+    headers = {"comment": "x" * 30} if form == tarfile.PAX_FORMAT else {}
+    named = member("a" * 120, b"1", pax_headers=headers)
+    content = tar(tmp_path / "a.tar", named, member("one", b"2" * 700), form=form).read_bytes()
+
+    @settings(max_examples=100, deadline=None)
+    @given(CHANGES)
+    def check(changes):
+        (tmp_path / "a.tar").write_bytes(changed(content, changes))
+        with contextlib.suppress(UserError):
+            read_members(tmp_path / "a.tar", {"one"}, MAX)
+
+    check()
+
+
+def test_damaged_npz_files_are_read_or_refused(tmp_path):
+    npz(tmp_path / "a.npz", shape=(6, 2, 2), size=24)
+    content = (tmp_path / "a.npz").read_bytes()
+
+    @settings(max_examples=150, deadline=None)
+    @given(CHANGES)
+    def check(changes):
+        (tmp_path / "a.npz").write_bytes(changed(content, changes))
+        with contextlib.suppress(UserError):
+            NumpyFiles(DataConfig(source="numpy", path=str(tmp_path / "a.npz"))).read(silent)
+
+    check()

@@ -110,7 +110,7 @@ def _assign(content: dict[str, Any], assignment: str) -> None:
         raise UserError(f"--set {assignment}: expected key.path=value, e.g. train.num_epochs=20.")
     try:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         value = text.strip()
     dotted = dotted.strip()
     _put(content, RENAMED.get(dotted, dotted), value, f"--set {assignment}")

@@ -38,7 +38,7 @@ NOT_RUN = {
     "pick photos --max-params 20k --output small": "likewise; tests/cli/test_pick.py",
     "teacher check": "minutes: it trains the default teacher; the next one is run",
     "teacher check my.toml": "run by tests/test_tutorials.py, with the teacher of the tutorial",
-    "taps my_teacher:Net --image 3 32 32 --classes 4": "likewise",
+    "taps my.toml": "a teacher with weights; tests/cli/test_taps.py",
 }
 """Commands that no test here runs, and why; where another one does, it is named."""
 
@@ -93,18 +93,18 @@ def runnable(arguments: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def desk(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the pages speak of: three runs, images, an experiment, a space."""
+    """A folder with what the pages speak of: runs, images, an experiment, a space."""
     folder = tmp_path_factory.mktemp("desk")
     shutil.copytree(finished_run.parent, folder / "runs")
-    for name in ("digits", "other", "deeper"):
+    for name in ("digits", "other", "deeper", "with", "without"):
         shutil.copytree(finished_run, folder / "runs" / name)
     (folder / "jobs").symlink_to(ROOT / "jobs")
     random = torch.Generator().manual_seed(0)
-    for name in ("ant", "bee"):
-        (folder / "my_images" / name).mkdir(parents=True)
+    for place in ("my_images/ant", "my_images/bee", "more_images"):
+        (folder / place).mkdir(parents=True)
         for number in range(12):
             pixels = torch.randint(0, 256, (12, 12, 3), generator=random, dtype=torch.uint8)
-            Image.fromarray(pixels.numpy()).save(folder / "my_images" / name / f"{number}.png")
+            Image.fromarray(pixels.numpy()).save(folder / place / f"{number}.png")
     (folder / "my.toml").write_text(
         'name = "mine"\n[data]\nsource = "image_folder"\npath = "my_images"\n', encoding="utf-8"
     )

@@ -68,9 +68,10 @@ def read_split(path: Path) -> Split:
     """
     try:
         batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        batch.validate()  # that there are as many bytes as rows
         images = batch.column("image").to_numpy_ndarray()
         labels = batch.column("label").to_numpy()
-    except (OSError, pa.ArrowInvalid, KeyError) as error:
+    except (OSError, pa.ArrowException, KeyError, AttributeError) as error:
         raise UserError(
             f"{path}: not a readable split ({error}). Delete its folder; it will be built again."
         ) from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,7 +24,14 @@ PIECE_BYTES = 2**23
 """Pixels that are decoded before they are written: enough to keep all cores busy."""
 IGNORED = "ignore"
 """The `data.background` that takes colours as they are, however transparent."""
+_LARGE, _RATIO = 2**25, 200
+"""Pixels of an image that may be in a file of any size, and how many to a byte of larger ones."""
 _MISSING = "no image (null)"
+_DAMAGE = (
+    OSError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+    RuntimeError, EOFError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+"""What Pillow stumbles over in the heads of damaged files, besides what it refuses in words."""
 _MODES = {1: "L", 3: "RGB"}
 _LEVELS = {"L;2": 85, "L;4": 17}
 """Steps between the levels of grey that Pillow makes of 2 and 4 bits; a key counts the levels."""
@@ -77,12 +86,15 @@ class Decoder:
         if encoded is None:
             return Decoded(None, problem=_MISSING)
         source = BytesIO(encoded) if isinstance(encoded, bytes) else encoded
-        if not (encoded if isinstance(encoded, bytes) else _num_bytes(encoded)):
+        size = len(encoded) if isinstance(encoded, bytes) else _num_bytes(encoded)
+        if not size:
             return Decoded(None, problem="it is empty (0 bytes)")
         try:
             with Image.open(source, formats=FORMATS) as image:
+                if image.width * image.height > max(_LARGE, _RATIO * size):
+                    return Decoded(None, problem=_bomb(image, size))
                 return self._read(image)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except _DAMAGE as error:
             return Decoded(None, problem=_first_line(error))
 
     def first_shape(self, images: Iterator[Encoded], place: Place) -> tuple[int, ...]:
@@ -196,6 +208,13 @@ def _fault(found: Decoded, shape: Sequence[int]) -> str:
 
 def _unreadable(problem: str) -> str:
     return problem if problem == _MISSING else f"not a readable image ({problem})"
+
+
+def _bomb(image: Image.Image, size: int) -> str:
+    return (
+        f"{image.height}x{image.width} pixels in {size:,} bytes, more than {_RATIO} to a byte; if "
+        "it is yours, save it smaller"
+    )
 
 
 def _scale_key(image: Image.Image) -> bool:

@@ -55,7 +55,8 @@ class Saved:
         """
         state, info = _read(folder / STATE_FILE), _read(folder / _INFO)
         try:
-            files = tuple(folder / file["filename"] for file in state["_data_files"])
+            names = [str(file["filename"]) for file in state["_data_files"]]
+            files = tuple(folder / name for name in names)
             features = dict(info["features"].items())
         except KeyError as error:
             raise UserError(f"{folder}: not {WANTED}: {error} is missing.") from None
@@ -64,6 +65,12 @@ class Saved:
                 f"{folder}: not {WANTED}: {STATE_FILE} lists no files (_data_files), or {_INFO} no "
                 "columns (features)."
             ) from None
+        outside = [name for name in names if not name or Path(name).name != name]
+        if outside:
+            raise UserError(
+                f"{folder / STATE_FILE}: _data_files: {outside[0]!r} is not a file of this folder; "
+                "save_to_disk writes names without folders."
+            )
         if state.get("_indices_files"):
             raise UserError(
                 f"{folder / STATE_FILE}: the rows are picked from others (_indices_files); save it "
@@ -235,7 +242,12 @@ def _image(row: Any, folder: Path, place: ImageLocations, number: int) -> Encode
 
 
 def _column(batch: Any, name: str, file: Path) -> Any:
-    return batch.column(column_number(batch.schema.names, name, str(file)))
+    column = batch.column(column_number(batch.schema.names, name, str(file)))
+    try:
+        column.validate(full=True)  # where a value begins is a number in the file, taken as it is
+    except pa.ArrowException as error:
+        raise UserError(f"{file}: column {name}: damaged ({_first_line(error)}).") from None
+    return column
 
 
 def _outside(folder: Path, path: object) -> str:
@@ -250,6 +262,10 @@ def _open(file: Path) -> Iterator[Any]:
             yield from reader
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{file}: not a readable Arrow file ({error}).") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def split_names(path: Path) -> list[str]:
@@ -268,5 +284,5 @@ def split_names(path: Path) -> list[str]:
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); expected {WANTED}.") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
-import zlib
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from krscale.data.own_files import (
     refuse_two_names,
 )
 from krscale.data.source import Description, Report, SourceData, SplitName
+from krscale.data.unpacking import DAMAGE, refuse_bomb
 from krscale.errors import UserError
 
 _SPLITS: Mapping[str, SplitName] = {**OTHER_NAMES, "t10k": "test"}
@@ -28,6 +29,7 @@ WANTED = (
     "a folder with train-images-idx3-ubyte and train-labels-idx1-ubyte (t10k-... likewise), with "
     "or without .gz"
 )
+_RATIO = 1100  # deflate packs no more than 1032 bytes into one
 _UINT8 = 8  # the code of the type in the third byte of a file
 
 
@@ -88,18 +90,28 @@ def _one_of(path: Path, prefix: str, kind: str) -> Path | None:
 
 
 def _read(path: Path, ndim: int) -> Array:
+    packed = path.suffix == ".gz"
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
+        size = path.stat().st_size
+        with (gzip.open if packed else open)(path, "rb") as file:
+            shape = _shape(file.read(4 + 4 * ndim), ndim, path)
+            num_values = math.prod(shape)
+            if packed:
+                refuse_bomb(str(path), size, num_values)
+            # One byte more than there should be says whether there are more.
+            content = file.read(min(num_values, size * (_RATIO if packed else 1)) + 1)
+        if len(content) == num_values:
+            return np.frombuffer(content, np.uint8).reshape(shape)
+    except DAMAGE as error:
         raise UserError(f"{path}: not a readable file ({error}).") from None
-    if len(content) < 4 + 4 * ndim or content[:2] != b"\0\0" or content[2] != _UINT8:
+    more = " or more" if len(content) > num_values else ""
+    raise UserError(f"{path}: {len(content)} values{more}, its head says {shape}.")
+
+
+def _shape(head: bytes, ndim: int, path: Path) -> list[int]:
+    """Return the shape that a file says it has."""
+    if len(head) < 4 + 4 * ndim or head[:2] != b"\0\0" or head[2] != _UINT8:
         raise UserError(f"{path}: not an IDX file of bytes.")
-    if content[3] != ndim:
-        raise UserError(f"{path}: {content[3]} axes, expected {ndim}.")
-    shape = np.frombuffer(content, ">u4", ndim, 4).tolist()
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * ndim)
-    if len(values) != math.prod(shape):
-        raise UserError(f"{path}: {len(values)} values, its head says {shape}.")
-    return values.reshape(shape)
+    if head[3] != ndim:
+        raise UserError(f"{path}: {head[3]} axes, expected {ndim}.")
+    return list(struct.unpack_from(f">{ndim}I", head, 4))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from krscale.config import DataConfig
 from krscale.data.arrays import Array, Arrays, source_data
 from krscale.data.own_files import OTHER_NAMES, existing_path, files_identity, own_splits
 from krscale.data.source import Description, Report, SourceData, SplitName
+from krscale.data.unpacking import DAMAGE, refuse_bomb
 from krscale.errors import UserError
 
 _IMAGES, _LABELS = ("images", "image", "x", "data"), ("labels", "label", "y", "targets", "target")
@@ -82,7 +84,7 @@ class NumpyFiles:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 return {name.removesuffix(".npy"): self.path for name in archive.namelist()}
-        except (OSError, zipfile.BadZipFile) as error:
+        except (*DAMAGE, RuntimeError, zipfile.BadZipFile) as error:
             raise UserError(f"{self.path}: not a readable .npz file ({error}).") from None
 
     def read_array(self, name: str) -> Array:
@@ -91,11 +93,45 @@ class NumpyFiles:
         try:
             if file.suffix == ".npy":
                 array: Array = np.load(file, mmap_mode="r", allow_pickle=False)
-                return array
-            with np.load(file, allow_pickle=False) as archive:
-                return archive[name]  # type: ignore[no-any-return]
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+                return _with_bytes(array)
+            return _read_packed(file, name)
+        except (*DAMAGE, KeyError, RuntimeError, zipfile.BadZipFile) as error:
+            # RuntimeError: an archive with a password, or packed in a way that zipfile cannot read.
             raise UserError(f"{file}: {name}: not a readable array ({error}).") from None
+
+
+def _read_packed(path: Path, name: str) -> Array:
+    """Return an array of an `.npz` file, after comparing what it unpacks to with its own head."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        info = archive.getinfo(name if name in names else f"{name}.npy")
+        refuse_bomb(f"{path}: {name}", info.compress_size, info.file_size)
+        with archive.open(info) as member:
+            shape, kind = _head(member)
+            if math.prod(shape) * kind.itemsize != info.file_size - member.tell():
+                raise ValueError(f"{info.file_size} bytes, its head says {list(shape)} of {kind}")
+        with archive.open(info) as member:
+            array: Array = np.lib.format.read_array(member, allow_pickle=False)
+            return _with_bytes(array)
+
+
+def _with_bytes(array: Array) -> Array:
+    """Refuse items of no bytes, of which an empty file can have any number."""
+    if not array.dtype.itemsize and array.size:
+        raise ValueError(f"{array.size} items of type {array.dtype}, which have no bytes")
+    return array
+
+
+def _head(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Read the shape and type of an array, at the beginning of its file."""
+    version = np.lib.format.read_magic(member)
+    if version == (1, 0):
+        shape, _, kind = np.lib.format.read_array_header_1_0(member)
+    elif version == (2, 0):
+        shape, _, kind = np.lib.format.read_array_header_2_0(member)
+    else:
+        raise ValueError(f"version {version} of the format; 1.0 and 2.0 are read")
+    return shape, kind
 
 
 def _by_split(names: Mapping[str, Path], where: str) -> dict[SplitName, tuple[str, str]]:

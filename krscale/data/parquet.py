@@ -192,7 +192,7 @@ def hugging_face_names(file: Path, column: str) -> tuple[str, ...]:
     try:
         content = json.loads((pq.read_schema(file).metadata or {})[b"huggingface"])
         return tuple(str(name) for name in content["info"]["features"][column]["names"])
-    except (KeyError, TypeError, ValueError, OSError, pa.ArrowException):
+    except (KeyError, TypeError, ValueError, OSError, RecursionError, pa.ArrowException):
         return ()  # what is wrong with the file is said by whoever reads its rows
 
 

@@ -67,7 +67,7 @@ class Student:
             content = json.loads(card.read_text(encoding="utf-8"))
             self.classes: list[str] = content["classes"]
             self.preprocessing: dict[str, Any] = content["preprocessing"]
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise RefusedError(f"{card}: cannot be read: {_reason(error)}.") from error
         if not onnx.is_file():
             raise RefusedError(f"{onnx}: not there; the student was exported in other formats.")

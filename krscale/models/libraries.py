@@ -17,6 +17,7 @@ from torch import nn
 
 from krscale.errors import UserError, unknown_name
 from krscale.models.foreign import located
+from krscale.models.torch_files import only_weights, refuse_foreign
 
 Build = Callable[..., nn.Module]
 """Builds a network from `num_classes`, `in_channels`, `fresh` and its options."""
@@ -56,6 +57,10 @@ def _timm(name: str, where: str) -> Build:
     def build(num_classes: int, in_channels: int, fresh: bool, **options: Any) -> nn.Module:
         if fresh:
             options = {name: value for name, value in options.items() if name not in _WEIGHTS}
+        # timm unpickles the file that this option names.
+        file = Path(str(options.get("checkpoint_path") or "")).expanduser()
+        if file.is_file() and file.suffix not in (".safetensors", ".npz"):
+            refuse_foreign(file, f"{where}.options.checkpoint_path: ")
         with _explained("timm", name, options, where):
             model: nn.Module = timm.create_model(
                 name, num_classes=num_classes, in_chans=in_channels, **options
@@ -214,9 +219,11 @@ class _explained:  # noqa: N801 - reads as a statement where it is used
         self.text = f"{where}.options: {library} cannot build {name!r} with {sorted(options)}"
 
     def __enter__(self) -> None:
-        return None
+        self.loading = only_weights()
+        self.loading.__enter__()
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.loading.__exit__(None, None, None)
         if isinstance(error, Exception) and not isinstance(error, UserError):
             raise UserError(f"{self.text}: {located(error)}") from error
 

@@ -114,7 +114,7 @@ def _of_hugging_face(path: Path, interpolation: str) -> Preprocessing:
     """
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable ({error}).") from None
     if not isinstance(said, Mapping):
         raise UserError(f"{path}: holds a {type(said).__name__}, not the settings of a processor.")

@@ -73,6 +73,6 @@ def _recorded(spool: Path) -> set[str]:
                 event = json.loads(line)
                 if event["op"] == "start":
                     found.add(str(event["content"]["tags"].get(_TAG) or ""))
-            except (ValueError, LookupError, TypeError, AttributeError):
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
                 continue
     return found

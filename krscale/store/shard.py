@@ -117,6 +117,7 @@ def read_shard(file: Path) -> Shard:
     """
     try:
         batch = pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0)
+        batch.validate()  # that there are as many bytes as rows
         facts = json.loads(batch.schema.metadata[_FACTS])
         codes = [_matrix(batch, name) for name in _CODES if name in batch.schema.names]
         [values] = [_matrix(batch, name) for name in _VALUES if name in batch.schema.names]
@@ -126,7 +127,7 @@ def read_shard(file: Path) -> Shard:
             pixels=batch.column("pixels").to_numpy(),
             error=tuple(facts["error"]),
         )
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: not a readable shard of a store: {error}") from None
 
 

@@ -2,15 +2,12 @@
 
 A checkpoint is a folder, because that is what Ray Train carries: `state.pt`, which holds tensors
 and plain values only, and `manifest.json` with its SHA-256. Weights that leave a run are one
-`.safetensors` file. Nothing is ever unpickled: `.pt` files are read with `weights_only=True`.
+`.safetensors` file. `.pt` files are read without running code (`krscale.models.torch_files`).
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import pickle
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +30,7 @@ from krscale.models.state_dicts import (
     unwrap,
     without_noise,
 )
+from krscale.models.torch_files import read_torch
 
 STATE = "state.pt"
 MANIFEST = "manifest.json"
@@ -86,7 +84,9 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
                 f"{file}: broken: its SHA-256 is {found[:16]}..., {MANIFEST} has "
                 f"{expected[:16]}.... {_START_ANEW}"
             )
-    state: dict[str, Any] = torch.load(path / STATE, map_location=device, weights_only=True)
+    state = read_torch(path / STATE, device=device)
+    if not isinstance(state, dict):
+        raise damaged(path / STATE, f"it holds a {type(state).__name__}", _START_ANEW)
     return state
 
 
@@ -98,7 +98,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise DamagedFileError(f"{path}: this file is missing.")
-    content = _read_pickle(path, "")
+    content = read_torch(path, "")
     if not isinstance(content, dict):
         raise damaged(path, f"it holds a {type(content).__name__}")
     return content
@@ -140,7 +140,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a readable safetensors file: {error}") from None
     try:
         metadata = json.loads(header.get(_METADATA_KEY, "{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise damaged(path, f"its metadata is not JSON: {error}") from None
     return dict(metadata) if isinstance(metadata, Mapping) else {}
 
@@ -176,7 +176,7 @@ def _read(path: Path, where: str, key: str) -> Unwrapped:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{prefix}{path}: not a readable safetensors file: {error}") from None
     else:
-        content = _read_pickle(path, prefix)
+        content = read_torch(path, prefix)
     return unwrap(content, f"{prefix}{path}", key, where.rpartition(".")[0])
 
 
@@ -253,21 +253,3 @@ def _check_exists(path: Path, prefix: str) -> None:
     guess = nearest(path.name, siblings)
     hint = f" Did you mean {path.parent / guess}?" if guess else ""
     raise UserError(f"{prefix}{path}: no such file.{hint}")
-
-
-def _read_pickle(path: Path, prefix: str) -> Any:
-    try:
-        with warnings.catch_warnings():
-            # A newer pickle protocol warns that it may fail; whether it does is known in a moment.
-            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
-            # Command line arguments, which training scripts like to keep; a class without code.
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{prefix}{path}: holds more than tensors (code, or objects of other packages), or is "
-            "not a PyTorch file. Save the weights alone: torch.save(model.state_dict(), path)."
-        ) from None
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{prefix}{path}: not a readable PyTorch file: {reason}") from error

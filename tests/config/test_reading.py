@@ -247,3 +247,11 @@ def test_jobs_that_ship_are_found_from_anywhere(
         load("jobs/digits.toml")
     with pytest.raises(UserError, match=r"digits\.toml: no such file"):
         load("digits.toml")
+
+
+def test_lists_within_lists_without_end(tmp_path: Path) -> None:
+    nested = "[" * 100_000
+    with pytest.raises(UserError, match=r"experiment\.toml: not a readable TOML file"):
+        load(toml(tmp_path, f"name = {nested}"))
+    with pytest.raises(UserError, match="name"):
+        load(overrides=[f"name={nested}"])

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from pngs import GREY, GREY_ALPHA, RGB, RGBA, png
 
 from krscale.config import DataConfig, Experiment, FilesConfig, with_values
 from krscale.config.older import with_former_defaults
 from krscale.data import SPLITS, Dataset, prepare_data
-from krscale.data.decoding import Decoded, Decoder
+from krscale.data.decoding import FORMATS, Decoded, Decoder
 from krscale.errors import UserError
 
 
@@ -244,3 +247,29 @@ def test_dark_16_bit_images_are_said(tmp_path):
 def test_a_background_is_a_colour(background):
     with pytest.raises(ValueError, match="is not white, black, #rrggbb"):
         DataConfig(background=background)
+
+
+def test_an_image_of_far_more_pixels_than_bytes(tmp_path, monkeypatch):
+    """A few kilobytes can be a hundred million pixels, in each of eight threads."""
+    Image.new("RGB", (7000, 6000)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Decoder, "_read", lambda *_: pytest.fail("it was read"))
+    assert "6000x7000 pixels in " in decode(tmp_path / "large.png").problem
+    content = (tmp_path / "large.png").read_bytes()
+    found = Decoder(FilesConfig(), "white").decode(content)
+    assert "more than 200 to a byte" in found.problem
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from(FORMATS),
+    st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=4),
+)
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_images_are_read_or_have_a_problem(kind, changes):
+    written = io.BytesIO()
+    Image.fromarray(np.arange(120, dtype=np.uint8).reshape(5, 8, 3)).save(written, kind)
+    content = bytearray(written.getvalue())
+    for place, value in changes:
+        content[place % len(content)] = value
+    found = Decoder(FilesConfig(), "white").decode(bytes(content))
+    assert found.problem or found.pixels is not None

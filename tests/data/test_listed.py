@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,27 @@ class TestHfDisk:
         with pytest.raises(UserError, match=message):
             prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
 
+    @pytest.mark.parametrize("name", ["../d/data.arrow", "/etc/passwd", "a/data.arrow", ""])
+    def test_files_of_other_folders(self, tmp_path, name):
+        save(tmp_path / "d", images(), LABELS)
+        state = {"_data_files": [{"filename": name}], "_split": None}
+        (tmp_path / "d/state.json").write_text(json.dumps(state))
+        with pytest.raises(UserError, match="is not a file of this folder"):
+            prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
+
+    def test_values_that_begin_outside_of_the_file(self, tmp_path):
+        """Arrow takes the offsets of a file as they are, and ends the process."""
+        save(tmp_path / "d", images(), LABELS)
+        file = tmp_path / "d/data-00000-of-00002.arrow"
+        content = file.read_bytes()
+        first = len(encode(images()[0]))
+        place = content.find(struct.pack("<ii", 0, first))
+        assert place > 0
+        forged = struct.pack("<ii", 0, 2**30)
+        file.write_bytes(content[:place] + forged + content[place + len(forged) :])
+        with pytest.raises(UserError, match=r"00002\.arrow: column image: damaged"):
+            prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
+
     @pytest.mark.parametrize("file", ["state.json", "dataset_info.json"])
     @pytest.mark.parametrize(
         "content", ["[]", "3", '{"_data_files": 3, "features": 3}', '{"_data_files": [3]}', "{}"]
@@ -293,6 +315,9 @@ class TestHfDisk:
         state["_indices_files"] = [{"filename": "indices.arrow"}]
         (tmp_path / "e/state.json").write_text(json.dumps(state))
         with pytest.raises(UserError, match="flatten_indices"):
+            prepare("hf_disk", tmp_path / "e", tmp_path / "cache")
+        (tmp_path / "e/state.json").write_text("[" * 100_000)
+        with pytest.raises(UserError, match=r"state\.json: cannot be read"):
             prepare("hf_disk", tmp_path / "e", tmp_path / "cache")
         save(tmp_path / "f", images(), LABELS)
         with pytest.raises(UserError, match=r"unknown column 'lable'. Did you mean 'label'"):

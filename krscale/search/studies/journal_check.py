@@ -66,7 +66,7 @@ def _check_lines(path: Path) -> list[dict[str, Any]]:
         try:
             entry = _decode(line)
             _check_place(entry, num_studies, num_trials)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, RecursionError) as error:
             raise _damage(path, number, entries, len(lines), _worded(error)) from None
         entries.append(entry)
         kind = entry["op_code"]

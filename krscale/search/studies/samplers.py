@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial
 from krscale.config import SearchConfig
 from krscale.errors import UserError
 from krscale.search.space.space import SearchSpace
+from krscale.search.studies.cmaes_state import PlainCmaEs
 
 EXPLORE_EVERY = 10
 """One in so many trials of TPE is drawn at random."""
@@ -54,9 +55,7 @@ def make_sampler(config: SearchConfig, space: SearchSpace, method: str, seed: in
             )
         case "cmaes":
             _require("cmaes", config.sampler)
-            return optuna.samplers.CmaEsSampler(
-                seed=seed, n_startup_trials=start, warn_independent_sampling=False
-            )
+            return PlainCmaEs(seed=seed, n_startup_trials=start, warn_independent_sampling=False)
         case "nsgaii":
             population = min(_MAX_POPULATION, max(4, config.trials_per_size // 4))
             return optuna.samplers.NSGAIISampler(seed=seed, population_size=population)

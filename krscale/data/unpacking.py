@@ -1,0 +1,103 @@
+"""Archives and compressed files, with a bound on what they unpack to.
+
+A few kilobytes can unpack to a hundred gigabytes. Nothing is written to disk here, so that names
+and links within an archive have no effect.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import tarfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
+
+from krscale.errors import UserError
+
+DAMAGE = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, RecursionError, OverflowError)
+"""What the readers of the standard library stumble over in damaged files."""
+_SMALL = 2**28
+_RATIO = 200
+"""More than images are packed by: where they are not all alike, 2 to 20."""
+_BLOCK = 2**20
+_MAX_MEMBERS = 10_000
+_OPENERS: Mapping[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+
+
+def refuse_bomb(where: str, packed: int, unpacked: int) -> None:
+    """Refuse what unpacks to far more than any images do.
+
+    Args:
+        where: The file, for errors.
+        packed: Bytes in the file.
+        unpacked: Bytes that it says it unpacks to.
+
+    Raises:
+        UserError: If it is large and more than 200 times as large as the file.
+
+    Example:
+        >>> refuse_bomb("images.npz", packed=11_000_000, unpacked=55_000_000)
+    """
+    if unpacked > _SMALL and unpacked > _RATIO * packed:
+        raise UserError(
+            f"{where}: {packed:,} bytes that unpack to {unpacked:,}, more than {_RATIO} times as "
+            "many, which no images do. If it is yours, save it without compression."
+        )
+
+
+def read_members(path: Path, wanted: set[str], max_bytes: int) -> dict[str, bytes]:
+    """Return the content of files in a tar archive, found by name in any folder of it.
+
+    Args:
+        path: The archive, compressed or not. Links in it are not followed.
+        wanted: Names of the files, without folders.
+        max_bytes: What a file of it, and twice what all of it together, may unpack to.
+
+    Raises:
+        UserError: If the archive is damaged, or larger than that.
+    """
+    files: dict[str, bytes] = {}
+    try:
+        with _opened(path) as raw:
+            bounded = cast("IO[bytes]", _Bounded(raw, 2 * max_bytes, path))
+            with tarfile.open(fileobj=bounded, mode="r|", bufsize=_BLOCK) as archive:
+                for number, member in enumerate(archive):
+                    if number >= _MAX_MEMBERS:
+                        raise _too_large(path, f"more than {_MAX_MEMBERS:,} files")
+                    name = PurePosixPath(member.name).name
+                    if name in wanted and member.isfile():
+                        if member.size > max_bytes:
+                            raise _too_large(path, f"{name} has {member.size:,} bytes")
+                        content = archive.extractfile(member)
+                        files[name] = content.read() if content else b""
+    except (tarfile.TarError, *DAMAGE) as error:
+        raise UserError(f"data.path: {path}: not a readable archive ({error}).") from error
+    return files
+
+
+def _opened(path: Path) -> IO[bytes]:
+    with path.open("rb") as file:
+        first = file.read(8)
+    opener = next((how for magic, how in _OPENERS.items() if first.startswith(magic)), open)
+    return opener(path, "rb")
+
+
+class _Bounded:
+    """A file that can be read up to a number of bytes."""
+
+    def __init__(self, file: IO[bytes], left: int, path: Path) -> None:
+        self.file, self.left, self.path = file, left, path
+
+    def read(self, size: int) -> bytes:
+        found = self.file.read(size)
+        self.left -= len(found)
+        if self.left < 0:
+            raise _too_large(self.path, "it unpacks to more than the source has")
+        return found
+
+
+def _too_large(path: Path, found: str) -> UserError:
+    return UserError(f"data.path: {path}: not an archive of this source, but too large: {found}.")

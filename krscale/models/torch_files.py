@@ -1,0 +1,168 @@
+"""`.pt` files of others: looked through before torch reads them.
+
+`torch.load(weights_only=True)` runs no code of a file, but it calls some thirty functions with what
+the file says, and makes storages of the sizes it says. So the opcodes of the pickle in it are read
+before (`krscale.plain_pickle`): a few functions that make tensors, each with arguments in the form
+that torch writes, sizes that the file has bytes for, and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import os
+import pickle
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from krscale.errors import UserError
+from krscale.models.torch_rules import TensorsOnly
+from krscale.pickle_rules import RefusedError, UnknownObjectError
+from krscale.plain_pickle import read_plain
+
+_LOADING = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+_ZIP = b"PK\x03\x04"
+_MAX_PICKLE = 2**28
+_MAX_RECORDS = 1_000_000
+_BEFORE = 3  # pickles of the older format: a number, a version and a system
+_DAMAGE = (OSError, ValueError, RuntimeError, NotImplementedError, KeyError, zipfile.BadZipFile)
+
+
+def read_torch(path: Path, prefix: str = "", device: torch.device | str = "cpu") -> Any:
+    """Return what a file of `torch.save` holds: tensors and plain values, running no code.
+
+    Args:
+        path: The file, in torch's format or the one before 1.6.
+        prefix: What errors begin with, e.g. the setting that named the file.
+        device: Where the tensors will be.
+
+    Raises:
+        UserError: If it holds anything else, is damaged, or says it is larger than it is.
+    """
+    refuse_foreign(path, prefix)
+    with _worded(path, prefix), warnings.catch_warnings():
+        # A newer pickle protocol warns that it may fail; whether it does is known in a moment.
+        warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+        # Command line arguments, which training scripts like to keep; a class without code.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location=device, weights_only=True)
+
+
+def refuse_foreign(path: Path, prefix: str = "") -> None:
+    """Refuse a file that another library is about to read with `torch.load`.
+
+    Args:
+        path: The file.
+        prefix: As for `read_torch`.
+
+    Raises:
+        UserError: As `read_torch`.
+    """
+    with _worded(path, prefix):
+        check_torch(path)
+
+
+@contextmanager
+def only_weights() -> Iterator[None]:
+    """Have `torch.load` read weights alone, whatever a library that calls it asks for."""
+    before = {name: os.environ.pop(name, None) for name in _LOADING}
+    os.environ[_LOADING[0]] = "1"
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
+def _worded(path: Path, prefix: str) -> Iterator[None]:
+    """Turn what is wrong with a file into one error."""
+    try:
+        yield
+    except (UnknownObjectError, pickle.UnpicklingError) as error:
+        found = f": it {error}" if isinstance(error, UnknownObjectError) else ""
+        raise UserError(
+            f"{prefix}{path}: holds more than tensors (code, or objects of other packages), or is "
+            f"not a PyTorch file{found}. Save the weights alone: torch.save(model.state_dict(), "
+            "path)."
+        ) from None
+    except RefusedError as error:
+        raise UserError(f"{prefix}{path}: not a readable PyTorch file: it {error}.") from None
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{prefix}{path}: not a readable PyTorch file: {reason}") from error
+
+
+def check_torch(path: Path) -> None:
+    """Refuse a file that torch should not read, see `read_torch`.
+
+    Raises:
+        RefusedError: Says what was found.
+    """
+    size = path.stat().st_size
+    if not size:
+        raise RefusedError("is empty")
+    with path.open("rb") as file:
+        if file.read(len(_ZIP)) == _ZIP:
+            _check_zip(path, size)
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            _check_older(content, size)
+
+
+def _check_zip(path: Path, size: int) -> None:
+    try:
+        content, records = _records(path, size)
+    except RefusedError:
+        raise
+    except _DAMAGE as error:
+        raise RefusedError(f"cannot be unpacked ({error})") from None
+    rules = TensorsOnly(size)
+    read_plain(content, rules)
+    for storage in rules.storages.values():
+        if records.get(f"data/{storage.key}", -1) < storage.num_bytes:
+            raise RefusedError(f"has no {storage.num_bytes:,} bytes of the tensor {storage.key!r}")
+
+
+def _records(path: Path, size: int) -> tuple[bytes, dict[str, int]]:
+    """Return the pickle in an archive, and name and size of every other part.
+
+    Torch reads the archive in its own way, so that a file could be one thing to it and another to
+    `zipfile`: what both find must be the same.
+    """
+    with zipfile.ZipFile(path) as archive:
+        found = archive.infolist()
+    if len(found) > _MAX_RECORDS or sum(info.file_size for info in found) > size:
+        raise RefusedError("unpacks to more than it has bytes")
+    if any(info.compress_type != zipfile.ZIP_STORED for info in found):
+        raise RefusedError("is compressed, which torch.save never does")
+    records = {info.filename.partition("/")[2]: info.file_size for info in found}
+    reader = torch._C.PyTorchFileReader(str(path))
+    torch_found = {name: reader.get_record_size(name) for name in reader.get_all_records()}
+    if records != torch_found or len(records) != len(found):
+        raise RefusedError("holds a part twice, or hidden ones")
+    if records.get("data.pkl", _MAX_PICKLE) >= _MAX_PICKLE:
+        raise RefusedError("holds no data.pkl")
+    content: bytes = reader.get_record("data.pkl")
+    return content, records
+
+
+def _check_older(content: mmap.mmap, size: int) -> None:
+    rules, at = TensorsOnly(size), 0
+    for _ in range(_BEFORE + 1):
+        _, at = read_plain(content, rules, at)
+    keys, _ = read_plain(content, rules, at)
+    missing = [key for key in rules.storages if not isinstance(keys, list) or key not in keys]
+    if missing:
+        raise RefusedError(f"has no bytes of the tensor {missing[0]!r}")
+    if sum(storage.num_bytes for storage in rules.storages.values()) > size:
+        raise RefusedError("has tensors of more bytes than it has itself")

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from krscale.config import as_record
+from krscale.config.records import Accuracy
 from krscale.data import Dataset
 from krscale.errors import UserError
 from krscale.files import read_json, reading
@@ -52,7 +53,7 @@ class StudentCard:
     image_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    accuracy: Mapping[str, float | None]
+    accuracy: Mapping[str, Accuracy | None]
     provenance: Mapping[str, Any]
     output_key: str = ""
     pixel_range: str = "0..1"

@@ -15,7 +15,9 @@ from rich.table import Table
 from krscale.cluster.connect import connect
 from krscale.cluster.train import STUDENT_FILE, OnEpoch, train_on_workers
 from krscale.config import Experiment, read_record, with_values
+from krscale.config.records import Accuracy, NotNegative
 from krscale.data import Dataset, open_data
+from krscale.digests import check_file
 from krscale.files import write_json
 from krscale.metrics import ACCURACY, TEST_ACCURACY, VAL_ACCURACY
 from krscale.models.capacity import latency_ms
@@ -64,11 +66,11 @@ class StudentResult:
     width: int
     num_parameters: int
     flops: int
-    latency_ms: float
+    latency_ms: NotNegative
     num_workers: int
-    val_accuracy: float
-    test_accuracy: float
-    teacher_val_accuracy: float
+    val_accuracy: Accuracy
+    test_accuracy: Accuracy
+    teacher_val_accuracy: Accuracy
     weights: str
 
 
@@ -105,6 +107,8 @@ def distil(
             result = _train_and_test(experiment, prepared, dataset, size, progress)
             write_json(folder / RESULT_FILE, asdict(result))
         result = read_result(folder)
+        if has_ended:
+            _check_weights(Path(result.weights))
         if has_ended and experiment.tracking.enabled and not has_record(folder):
             _record_late(experiment, result, progress)
     _show(result, as_json)
@@ -122,6 +126,20 @@ def read_result(folder: Path) -> StudentResult:
     result = read_record(path, StudentResult, rebuild)
     # The folder may have been moved since.
     return replace(result, weights=str(folder / STUDENT_FILE))
+
+
+def _check_weights(path: Path) -> None:
+    """Refuse to show a student whose weights are not what was written; they may be gone."""
+    if path.is_file():
+        check_file(path, rebuild_student(path.parent))
+
+
+def rebuild_student(folder: Path) -> str:
+    """Say how the damaged weights of a single student come back."""
+    return (
+        f"Delete it and {folder / RESULT_FILE}; the same `krscale distill` trains the student "
+        "again, from its last checkpoint where there is one."
+    )
 
 
 def _own_name(experiment: Experiment) -> Experiment:

@@ -62,13 +62,15 @@ def write_json(path: Path, content: Any) -> None:
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     if isinstance(content, Mapping) and content:
         above = text.removesuffix("\n}\n")
-        digest = hashlib.sha256(above.encode("utf-8")).hexdigest()
+        digest = _hexdigest(above.encode()).decode()
         text = f'{above},\n  "{CHECKSUM}": "{digest}"\n}}\n'
     write_atomic(path, lambda temporary: _write_text(temporary, text))
 
 
 def read_json(path: Path, rebuild: str = "") -> Any:
-    """Read what `write_json` wrote; a file of an older krscale has no checksum and is read as it is.
+    """Read what `write_json` wrote.
+
+    A file of an older krscale has no checksum, and is read as it is.
 
     Args:
         path: The file.
@@ -244,14 +246,16 @@ def _checked(raw: bytes, content: Any) -> Any:
         return content
     start = max(0, len(raw) - _TAIL_BYTES)
     line = _LAST_LINE.search(raw, start)
-    is_right = (
-        line is not None and hashlib.sha256(raw[: line.start()]).hexdigest().encode() == line[2]
-    )
+    is_right = line is not None and _hexdigest(raw[: line.start()]) == line[2]
     if line and is_right and line[1] == CHECKSUM.encode():
         return {key: value for key, value in content.items() if key != CHECKSUM}
     if is_right or CHECKSUM in content:
         raise ValueError("its content is not what was written (its SHA-256 is another)")
     return content
+
+
+def _hexdigest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
 
 
 def _refuse_constant(name: str) -> None:

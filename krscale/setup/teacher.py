@@ -290,4 +290,5 @@ def _read_facts(folder: Path) -> TeacherFacts:
 
 
 def rebuild_teacher(folder: Path) -> str:
+    """Say how the folder of a teacher that is damaged comes back."""
     return f"Delete the folder {folder}; `krscale teach` makes the teacher again."

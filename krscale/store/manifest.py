@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from krscale.config import as_record
-from krscale.errors import UserError
-from krscale.files import damaged, read_json, reading, sha256, write_json
+from krscale.digests import CheckedFile, FileDigest
+from krscale.errors import DamagedFileError, UserError
+from krscale.files import damaged, read_json, reading, write_json
 from krscale.store.layout import AnyLayout, read_layout
 from krscale.store.shard import ShardFile, ShardId, read_shard
 
@@ -179,12 +180,31 @@ def broken_shards(path: Path, manifest: Manifest, *, checksums: bool) -> list[Sh
     broken = []
     for shard, expected in zip(manifest.plan.shards, manifest.shards, strict=True):
         file = path / expected.file
-        same = file.is_file() and file.stat().st_size == expected.num_bytes
-        if same and checksums:
-            same = sha256(file) == expected.sha256
-        if not same:
+        try:
+            checked = CheckedFile(file, FileDigest.whole(expected.num_bytes, expected.sha256))
+            if checksums:
+                checked.check()
+        except DamagedFileError:
             broken.append(shard)
     return broken
+
+
+def check_shard(path: Path, shard: ShardFile) -> None:
+    """Compare a shard with its checksum, unless this process has done so before.
+
+    Args:
+        path: Folder of the store.
+        shard: Of its manifest.
+
+    Raises:
+        StoreCheckError: If it is missing or not what was written; names the file.
+    """
+    rebuild = "`krscale store check RUN --repair` rebuilds only the shards that are broken."
+    digest = FileDigest.whole(shard.num_bytes, shard.sha256)
+    try:
+        CheckedFile(path / shard.file, digest, rebuild).check()
+    except DamagedFileError as error:
+        raise StoreCheckError(str(error)) from None
 
 
 def broken_error(path: Path, shards: Iterable[ShardId]) -> StoreCheckError:

@@ -51,16 +51,22 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, *, checksum: bool = True) -> None:
     """Write JSON atomically, readable by people and stable under diff.
 
     The last field of an object is the SHA-256 of all that stands above it, so that `read_json`
     finds any byte that has changed since.
+
+    Args:
+        path: The file.
+        content: What JSON can hold.
+        checksum: False where the content was read from a file that has none: what nobody has
+            compared does not come to look as if somebody had.
     """
     if isinstance(content, Mapping):
         content = {key: value for key, value in content.items() if key != CHECKSUM}
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    if isinstance(content, Mapping) and content:
+    if checksum and isinstance(content, Mapping) and content:
         above = text.removesuffix("\n}\n")
         digest = _hexdigest(above.encode()).decode()
         text = f'{above},\n  "{CHECKSUM}": "{digest}"\n}}\n'

@@ -59,6 +59,11 @@ class Dataset:
         return len(self.classes)
 
     @property
+    def names(self) -> tuple[SplitName, ...]:
+        """Names of the splits that it has."""
+        return tuple(name for name in SPLITS if name in self.num_samples)
+
+    @property
     def num_train(self) -> int:
         """Images of the training split."""
         return self.num_samples["train"]
@@ -99,7 +104,7 @@ class Dataset:
         """
         file = self.path / CONTENT_FILE
         if not file.is_file():
-            found = Content.of(self.classes, {name: self.split(name) for name in _names(self)})
+            found = Content.of(self.classes, {name: self.split(name) for name in self.names})
             record = content_record(found)
             try:
                 write_json(file, record)
@@ -110,7 +115,7 @@ class Dataset:
 
     def summary(self) -> str:
         """Say in one line how many images of how many classes there are."""
-        labels = {name: self.split(name, lazily=True).labels for name in _names(self)}
+        labels = {name: self.split(name, lazily=True).labels for name in self.names}
         return describe_counts(self.source, self.classes, self.image_shape, labels)
 
     def verify(self) -> None:
@@ -119,7 +124,7 @@ class Dataset:
         Raises:
             DamagedFileError: For the first one that is something else; names its file.
         """
-        for name in _names(self):
+        for name in self.names:
             self.split(name)
 
     def _file(self, name: SplitName) -> CheckedFile:
@@ -245,10 +250,6 @@ def _identity(config: DataConfig, source: Source) -> dict[str, Any]:
     if config.allow_duplicates:  # left out otherwise, as in data sets older than the setting
         identity["allow_duplicates"] = True
     return identity
-
-
-def _names(dataset: Dataset) -> tuple[SplitName, ...]:
-    return tuple(name for name in SPLITS if name in dataset.num_samples)
 
 
 @dataclass(frozen=True)

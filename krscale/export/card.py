@@ -12,12 +12,14 @@ from torch import Tensor
 from krscale.config import as_record
 from krscale.config.records import Accuracy
 from krscale.data import Dataset
+from krscale.digests import CheckedFile, FileDigest
 from krscale.errors import UserError
 from krscale.files import read_json, reading
 from krscale.models.preprocessing import Preprocessing
 
 CARD_FILE = "student.json"
 FORMAT = 1
+_EXPORT_AGAIN = "`krscale pick` exports the student again."
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,28 @@ class StudentCard:
         return f"({steps}{factor} - mean) / std"
 
 
+def check_exported(folder: Path, name: str = "") -> None:
+    """Compare files of an export with the hashes that its card has of them.
+
+    Args:
+        folder: The export.
+        name: Of one file; empty compares all of them. While an export is being written its card
+            has none yet.
+
+    Raises:
+        DamagedFileError: For the first that is not what was exported; names it.
+    """
+    card = folder / CARD_FILE
+    content = read_json(card, _EXPORT_AGAIN)
+    with reading(card, _EXPORT_AGAIN):
+        hashes = {str(file["file"]): str(file["sha256"]) for file in content.get("files", [])}
+    for file, expected in hashes.items():
+        if name in ("", file):
+            path = folder / file
+            num_bytes = path.stat().st_size if path.is_file() else 0
+            CheckedFile(path, FileDigest.whole(num_bytes, expected), _EXPORT_AGAIN).check()
+
+
 def read_card(folder: Path) -> StudentCard:
     """Read the card of an export.
 
@@ -143,11 +167,10 @@ def read_card(folder: Path) -> StudentCard:
     path = folder / CARD_FILE
     if not path.is_file():
         raise UserError(f"{folder}: not an export: it has no {CARD_FILE}.")
-    rebuild = "`krscale pick` exports the student again."
-    content = read_json(path, rebuild)
-    with reading(path, rebuild):
+    content = read_json(path, _EXPORT_AGAIN)
+    with reading(path, _EXPORT_AGAIN):
         if content["format"] != FORMAT:
             raise UserError(f"{path}: format {content['format']}; this krscale reads {FORMAT}.")
         fields = {**content["architecture"], **content["preprocessing"], **content}
         _ = content["accuracy"]["test"]
-    return as_record(path, fields, StudentCard, rebuild)
+    return as_record(path, fields, StudentCard, _EXPORT_AGAIN)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from krscale.data import Dataset
 from krscale.errors import UserError
-from krscale.export.card import CARD_FILE, StudentCard, read_card
+from krscale.export.card import CARD_FILE, StudentCard, check_exported, read_card
 from krscale.export.formats import FORMATS, check_formats
 from krscale.export.raw_files import RawFiles
 from krscale.files import new_folder, sha256, write_json
@@ -123,6 +123,7 @@ def open_student(folder: Path) -> tuple[nn.Module, StudentCard]:
         output_key=card.output_key,
         fresh=True,
     )
+    check_exported(folder, FORMATS["safetensors"].file)
     load_weights(folder / FORMATS["safetensors"].file, student)
     set_preprocessing(student, card.preprocessing)
     return student.eval(), card

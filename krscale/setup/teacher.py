@@ -21,7 +21,7 @@ from krscale.config.records import Accuracy, Count, NotNegative
 from krscale.data import Dataset
 from krscale.digests import check_file, write_digest
 from krscale.errors import DamagedFileError, UserError
-from krscale.files import damaged, new_folder, reading, write_json
+from krscale.files import damaged, has_checksum, new_folder, reading, write_json
 from krscale.knowledge.parameters import layers_by_tap, weight_histogram
 from krscale.knowledge.probes import Probes, information_gain
 from krscale.knowledge.taps import TappedModel
@@ -119,7 +119,7 @@ def prepare_teacher(
                 _make_teacher(experiment, dataset, device, folder.name, temporary, report)
                 if code.key():
                     write_json(temporary / CODE_FILE, asdict(code))
-        facts = _read_facts(folder)
+        facts = read_facts(folder)
         if facts.faults is None:
             facts = _measured(experiment, dataset, device, folder)
     require_fit(experiment, facts.faults or (), facts.val_accuracy, facts.information_gain)
@@ -135,12 +135,12 @@ def find_teacher(experiment: Experiment, dataset: Dataset) -> tuple[TeacherFacts
     folder, _ = _folder(experiment, dataset)
     if not folder.is_dir():
         raise UserError(f"{folder}: this teacher was never prepared; `krscale teach` does so.")
-    return _read_facts(folder), folder
+    return read_facts(folder), folder
 
 
 def open_teacher(experiment: Experiment, dataset: Dataset, folder: Path) -> LoadedTeacher:
     """Load a prepared teacher and its probes, frozen."""
-    facts = _read_facts(folder)
+    facts = read_facts(folder)
     model = build_teacher(experiment, dataset, fresh=True)
     weights, file = folder / WEIGHTS_FILE, folder / PROBES_FILE
     for path in (weights, file):
@@ -269,7 +269,8 @@ def _measured(
     gain = teacher.facts.information_gain
     faults = find_faults(experiment, dataset, tapped.model, val_logits, gain)
     facts = replace(teacher.facts, faults=faults)
-    write_json(folder / FACTS_FILE, asdict(facts))
+    file = folder / FACTS_FILE
+    write_json(file, asdict(facts), checksum=has_checksum(file))
     return facts
 
 
@@ -278,7 +279,12 @@ def _num_weights(layers: Iterable[nn.Module]) -> float:
     return float(sum(parameter.numel() for name, parameter in named if name == "weight"))
 
 
-def _read_facts(folder: Path) -> TeacherFacts:
+def read_facts(folder: Path) -> TeacherFacts:
+    """Read what is kept of a teacher beside its weights.
+
+    Raises:
+        DamagedFileError: If it is not what was written, or cannot be.
+    """
     path, rebuild = folder / FACTS_FILE, rebuild_teacher(folder)
     facts = read_record(path, TeacherFacts, rebuild)
     num_taps = len(facts.taps) + 1  # the classifier is a tap, too

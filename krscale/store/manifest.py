@@ -15,7 +15,7 @@ from typing import Any
 from krscale.config import as_record
 from krscale.digests import CheckedFile, FileDigest
 from krscale.errors import DamagedFileError, UserError
-from krscale.files import damaged, read_json, reading, write_json
+from krscale.files import damaged, has_checksum, read_json, reading, write_json
 from krscale.store.layout import AnyLayout, read_layout
 from krscale.store.shard import ShardFile, ShardId, read_shard
 
@@ -117,7 +117,8 @@ def write_manifest(path: Path, plan: StorePlan, files: Mapping[ShardId, ShardFil
     error = tuple(total / num_rows for total in sums)
     content = {"format": FORMAT, "bytes_per_view_and_tap": plan.layout.bytes_per_view_and_tap}
     content |= asdict(Manifest(plan, error, shards))
-    write_json(path / MANIFEST, content)
+    before = path / MANIFEST  # of a store that is repaired: its plan is what the new one has
+    write_json(before, content, checksum=not before.exists() or has_checksum(before))
     (path / PLAN).unlink(missing_ok=True)
 
 

@@ -76,6 +76,17 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     Raises:
         UserError: If the folder, a file or its content is missing or broken; names the file.
     """
+    check_checkpoint(path)
+    state: dict[str, Any] = torch.load(path / STATE, map_location=device, weights_only=True)
+    return state
+
+
+def check_checkpoint(path: Path) -> None:
+    """Compare the files of a checkpoint folder with its checksums.
+
+    Raises:
+        UserError: As `load_checkpoint`.
+    """
     manifest = _read_manifest(path)
     for name, expected in manifest.files.items():
         file = path / name
@@ -87,8 +98,6 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
                 f"{file}: broken: its SHA-256 is {found[:16]}..., {MANIFEST} has "
                 f"{expected[:16]}.... {_START_ANEW}"
             )
-    state: dict[str, Any] = torch.load(path / STATE, map_location=device, weights_only=True)
-    return state
 
 
 def read_tensors(path: Path) -> dict[str, Any]:

@@ -83,15 +83,15 @@ class Dataset:
         """
         if name not in self.num_samples:
             raise unknown_name("split", name, self.num_samples, str(self.path))
-        file = self._file(name)
-        split = read_split(file.path, file)
+        path, file = self.path / f"{name}.arrow", self._checked(name)
+        split = read_split(path, file)
         expected = (self.num_samples[name], *self.image_shape)
         if split.images.shape != expected:
             raise UserError(
-                f"{file.path}: holds images of shape {list(split.images.shape)}, its manifest says "
+                f"{path}: holds images of shape {list(split.images.shape)}, its manifest says "
                 f"{list(expected)}. Delete {self.path}; it will be built again."
             )
-        _check_labels(file.path, split.labels, self.num_classes, file.rebuild)
+        _check_labels(path, split.labels, self.num_classes, rebuild_data(self.path))
         if not lazily:
             split.check()
         return split
@@ -127,17 +127,17 @@ class Dataset:
         for name in self.names:
             self.split(name)
 
-    def _file(self, name: SplitName) -> CheckedFile:
-        """Return the file of a split with its digest.
+    def _checked(self, name: SplitName) -> CheckedFile | None:
+        """Return the file of a split with its digest; None where there is no record of it.
 
         One of an older krscale has only that of the whole file, in the manifest.
         """
         path, rebuild = self.path / f"{name}.arrow", rebuild_data(self.path)
         digest = read_digest(path, rebuild)
-        if digest is None:
+        if digest is None and name in self.sha256:
             num_bytes = path.stat().st_size if path.is_file() else 0
             digest = FileDigest.whole(num_bytes, self.sha256[name])
-        return CheckedFile(path, digest, rebuild)
+        return CheckedFile(path, digest, rebuild) if digest else None
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,7 @@ def export_student(
         found = _check_in_fresh_process(student, card, dataset, temporary, formats, raw)
         files = tuple(_proven(temporary, name, found[name], card) for name in found)
         content = card.content() | {"files": [asdict(file) for file in files]}
+        content["script"] = {"file": PREDICT_FILE, "sha256": sha256(temporary / PREDICT_FILE)}
         write_json(temporary / CARD_FILE, content)
     return files
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from krscale.config import read_record
 from krscale.errors import UserError
-from krscale.export.card import CARD_FILE, check_exported, read_card
-from krscale.files import read_json
+from krscale.export.card import CARD_FILE, EXPORT_AGAIN, check_exported, exported_files, read_card
 from krscale.report import read_curve
 from krscale.report.result import CURVE_FILE
 from krscale.runs.aside import EARLIER, ORIGIN_FILE
@@ -119,13 +118,15 @@ def _checkpoints(folder: Path) -> Iterator[Finding]:
 
 
 def _exports(folders: Iterator[Path] | list[Path]) -> Iterator[Finding]:
-    again = "`krscale pick` exports the student again."
     for folder in folders:
         card = folder / CARD_FILE
-        yield look_at_json(card, again, partial(read_card, folder))
+        yield look_at_json(card, EXPORT_AGAIN, partial(read_card, folder))
         try:
-            names = [str(file["file"]) for file in read_json(card).get("files", [])]
-        except (UserError, LookupError, TypeError, AttributeError):
+            names = list(exported_files(folder))
+        except UserError as error:  # said above
+            for path in sorted(folder.iterdir()):
+                if path != card:
+                    yield Finding(path, "unverifiable", f"{path}: its hash is in {error}")
             continue
         for name in names:
 
@@ -133,7 +134,7 @@ def _exports(folders: Iterator[Path] | list[Path]) -> Iterator[Finding]:
                 check_exported(folder, name)
                 return True
 
-            yield look(folder / name, compare, again)
+            yield look(folder / name, compare, EXPORT_AGAIN)
 
 
 def _bound_weights(folder: Path) -> str:

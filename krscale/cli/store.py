@@ -30,8 +30,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "check",
         help="run the teacher again on a sample of rows, and compare",
         description="Compare the checksums of all shards and of the data, then compute a sample of "
-        "rows again and compare their pixels and probabilities. Exit code 0: all as it was written; 1: something "
-        "differs, which is printed on stderr; 2: there is nothing to check.",
+        "rows again and compare their pixels and probabilities. Exit code 0: all as it was "
+        "written; 1: something differs, which is printed on stderr; 2: there is nothing to check.",
     )
     check.add_argument(
         "--rows", type=positive, default=512, metavar="N", help="rows to compare (512)"

@@ -100,6 +100,10 @@ def check_file(path: Path, rebuild: str = "") -> bool:
         DamagedFileError: If the file, or its digest, is not what was written.
     """
     digest = read_digest(path, rebuild)
+    if not rebuild:  # such as weights that a user names
+        rebuild = (
+            f"Restore it from a copy; or, if it was replaced on purpose, delete {digest_path(path)}"
+        )
     if digest is not None:
         CheckedFile(path, digest, rebuild).check()
     return digest is not None

@@ -121,7 +121,7 @@ def test_a_name_is_looked_up_in_the_storage_path_that_is_given(storage, tmp_path
 def test_json_alone_is_on_stdout(storage, capsys):
     assert main(["digits", "--json"]) == 0
     out, err = capsys.readouterr()
-    assert json.loads(out) == json.loads((storage / "digits" / "curve.json").read_text())
+    assert json.loads(out) == read_json(storage / "digits" / "curve.json")
     assert err == ""
 
 

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -268,3 +269,28 @@ def test_where_there_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "nosuch: no such run" in capsys.readouterr().err
     assert in_process("verify")([str(tmp_path)]) == 2
     assert "not the folder of a run" in capsys.readouterr().err
+
+
+def test_a_run_that_an_older_krscale_wrote(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`tests/runs/test_older_runs.py` continues and exports it."""
+    with tarfile.open(
+        Path(__file__).parents[1] / "runs" / "older" / "runs_3afaaac.tar.xz"
+    ) as older:
+        older.extractall(tmp_path, filter="data")
+    run = tmp_path / "old"
+    assert in_process("verify")([str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["note"] == ""
+    states = {row["path"]: row["state"] for row in found["files"]}
+    assert set(states.values()) == {"ok", "unverifiable"}
+    kinds = {Path(path).suffix for path, state in states.items() if state == "ok"}
+    assert ".arrow" in kinds
+    test = next(tmp_path.glob("cache/data/*/test.arrow"))
+    flip(test, test.stat().st_size // 2)
+    assert in_process("verify")([str(run)]) == 1
+    assert f"damaged: {test}" in capsys.readouterr().out
+    place = ["--format", "safetensors", "--no-register", "--quiet"]
+    assert in_process("pick")([str(run), "--max-params", "100k", *place]) == 2
+    assert f"{test}: damaged" in capsys.readouterr().err

@@ -370,9 +370,8 @@ def test_images_are_compared_when_they_are_read(in_blocks):
         in_blocks.split("train")
 
 
-@pytest.mark.parametrize("row", [0, 3, -1])
+@pytest.mark.parametrize("row", [100, 222])
 def test_a_loader_refuses_what_it_would_train_on(in_blocks, row):
-    row %= in_blocks.num_train
     flip_image(in_blocks, row)
     loader = Loader(
         in_blocks, ViewsConfig(num_views=1), global_batch_size=8, seed=0,

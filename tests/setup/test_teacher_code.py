@@ -179,7 +179,7 @@ def test_a_teacher_that_an_older_krscale_kept_is_used_if_it_still_does_the_same(
     plain.mkdir()
     assert kept_folder(plain, coded, code, lambda folder: False) == coded(0)
     assert kept_folder(plain, coded, code, lambda folder: True) == plain
-    assert json.loads((plain / "code.json").read_text()) == json.loads(json.dumps(asdict(code)))
+    assert read_json(plain / "code.json") == json.loads(json.dumps(asdict(code)))
     assert kept_folder(plain, coded, code, lambda folder: False) == plain, "asked once"
     assert kept_folder(plain, coded, Code({"a": "2"}), lambda folder: True) == coded(0)
     coded(0).mkdir()

@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 import krscale.runs.refit
 from krscale.config import with_values
 from krscale.data import open_data, prepare_data
+from krscale.digests import digest_path
+from krscale.files import CHECKSUM, write_json
 from krscale.parallel import Workers
 from krscale.progress import Progress
 from krscale.report import Limits, MethodResult, Size, find_pareto, read_curve, write_curve

@@ -8,6 +8,7 @@ import sys
 import pytest
 from running import in_process
 
+from krscale.files import read_json
 from krscale.report import Curve, CurveSize, MethodResult, find_pareto, write_curve
 
 main = in_process("report")

@@ -16,6 +16,7 @@ from PIL import Image
 
 from krscale.cli.app import main
 from krscale.config import Experiment, with_values
+from krscale.digests import digest_path
 from krscale.errors import UserError
 from krscale.runs import older
 from krscale.runs.aside import ORIGIN_FILE

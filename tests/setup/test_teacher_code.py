@@ -16,6 +16,7 @@ import torch
 
 from krscale.config import Experiment, with_values
 from krscale.data import Description
+from krscale.files import read_json
 from krscale.setup import teacher_code
 from krscale.setup.teacher_code import Code, compare_code, kept_folder, read_code
 

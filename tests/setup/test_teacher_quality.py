@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from krscale.config import Experiment, load
 from krscale.data import prepare_data
 from krscale.errors import UserError
+from krscale.files import read_json
 from krscale.models import build_model
 from krscale.models.preprocessing import Preprocessing
 from krscale.search.plan import describe_plan

@@ -14,6 +14,7 @@ from krscale.config import DataConfig
 from krscale.data.arrays import Array, Arrays, source_data
 from krscale.data.own_files import OTHER_NAMES, existing_path, files_identity, own_splits
 from krscale.data.source import Description, Report, SourceData, SplitName
+from krscale.digests import check_file
 from krscale.errors import UserError
 
 _IMAGES, _LABELS = ("images", "image", "x", "data"), ("labels", "label", "y", "targets", "target")
@@ -83,6 +84,8 @@ class NumpyFiles:
 
     def _read(self, name: str) -> Array:
         file = self.names[name]
+        if file.suffix == ".npy":
+            check_file(file)  # where krscale wrote it: images that were given as objects
         try:
             # Mapped where it is a file of its own; nothing is unpickled.
             if file.suffix == ".npy":

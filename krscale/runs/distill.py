@@ -17,7 +17,6 @@ from krscale.cluster.train import STUDENT_FILE, OnEpoch, train_on_workers
 from krscale.config import Experiment, read_record, with_values
 from krscale.config.records import Accuracy, NotNegative
 from krscale.data import Dataset, open_data
-from krscale.digests import check_file
 from krscale.files import write_json
 from krscale.metrics import ACCURACY, TEST_ACCURACY, VAL_ACCURACY
 from krscale.models.capacity import latency_ms
@@ -27,6 +26,7 @@ from krscale.progress import Progress
 from krscale.runs.aside import ORIGIN_FILE
 from krscale.runs.binding import bind, bind_weights
 from krscale.runs.folder import git_commit, origin_tags, run_folder
+from krscale.runs.weights import check_weights, rebuild_student
 from krscale.setup.build import Assets, build_training
 from krscale.setup.network_builder import build_student
 from krscale.setup.prepare import Prepared, Setup, pick_device, prepare_knowledge
@@ -108,7 +108,7 @@ def distil(
             write_json(folder / RESULT_FILE, asdict(result))
         result = read_result(folder)
         if has_ended:
-            _check_weights(Path(result.weights))
+            check_weights(Path(result.weights), rebuild_student(folder))
         if has_ended and experiment.tracking.enabled and not has_record(folder):
             _record_late(experiment, result, progress)
     _show(result, as_json)
@@ -126,20 +126,6 @@ def read_result(folder: Path) -> StudentResult:
     result = read_record(path, StudentResult, rebuild)
     # The folder may have been moved since.
     return replace(result, weights=str(folder / STUDENT_FILE))
-
-
-def _check_weights(path: Path) -> None:
-    """Refuse to show a student whose weights are not what was written; they may be gone."""
-    if path.is_file():
-        check_file(path, rebuild_student(path.parent))
-
-
-def rebuild_student(folder: Path) -> str:
-    """Say how the damaged weights of a single student come back."""
-    return (
-        f"Delete it and {folder / RESULT_FILE}; the same `krscale distill` trains the student "
-        "again, from its last checkpoint where there is one."
-    )
 
 
 def _own_name(experiment: Experiment) -> Experiment:

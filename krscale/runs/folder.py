@@ -19,7 +19,6 @@ from filelock import FileLock, Timeout
 
 from krscale.config import Experiment, TrackingConfig, as_record, read_record, validate
 from krscale.config.older import MENDED, uses_mended_method, with_former_defaults
-from krscale.digests import check_file
 from krscale.errors import UserError
 from krscale.files import follow, read_json, reading, write_json
 from krscale.redaction import redact, redact_all
@@ -223,24 +222,6 @@ def read_environment(folder: Path) -> dict[str, Any]:
 def student_path(run_path: Path, method: str, capacity: str, seed: int) -> Path:
     """Return where the weights of a final student of a search are kept."""
     return run_path / "students" / method / capacity.replace("/", "-") / f"seed-{seed}.safetensors"
-
-
-def check_student(path: Path) -> None:
-    """Compare the weights of a final student of a search with what was written.
-
-    Raises:
-        DamagedFileError: If they are something else; says what trains the student again.
-    """
-    if path.is_file():  # whoever loads it says that it is missing
-        check_file(path, rebuild_final(path))
-
-
-def rebuild_final(path: Path) -> str:
-    """Say how damaged weights of a final student come back."""
-    return (
-        f"Delete {path}; the command that ran the search trains this student again. What it left "
-        "in the run folder besides is kept."
-    )
 
 
 def _check_or_write(

@@ -10,9 +10,9 @@ from filelock import FileLock
 from krscale.config import Experiment
 from krscale.data import Dataset
 from krscale.data.joining import join_train_and_val
-from krscale.digests import check_file
 from krscale.parallel import Workers
 from krscale.runs.binding import bind_weights
+from krscale.runs.weights import check_weights, rebuild_refit
 from krscale.setup.build import Assets, build_training, open_features
 from krscale.setup.networks import Networks
 from krscale.setup.prepare import Reporter, pick_device, prepare_features
@@ -60,7 +60,7 @@ def refit(
             )
             save_weights(weights, training.student)
         shutil.rmtree(checkpoint, ignore_errors=True)
-    check_file(weights, f"Delete the folder {folder}; `krscale pick --refit` trains it again.")
+    check_weights(weights, rebuild_refit(folder))
     return weights
 
 

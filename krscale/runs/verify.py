@@ -14,10 +14,17 @@ from krscale.report import read_curve
 from krscale.report.result import CURVE_FILE
 from krscale.runs.aside import EARLIER, ORIGIN_FILE
 from krscale.runs.binding import Origin
-from krscale.runs.distill import RESULT_FILE, read_result, rebuild_student
-from krscale.runs.folder import EXPERIMENT_FILE, read_experiment, rebuild_final, student_path
-from krscale.runs.verify_cache import Shared, look_at_data, look_at_store, look_at_teacher
+from krscale.runs.distill import RESULT_FILE, read_result
+from krscale.runs.folder import EXPERIMENT_FILE, read_experiment, student_path
+from krscale.runs.verify_cache import (
+    Shared,
+    look_at_data,
+    look_at_given,
+    look_at_store,
+    look_at_teacher,
+)
 from krscale.runs.verify_files import Finding, look, look_at_binary, look_at_json
+from krscale.runs.weights import rebuild_final, rebuild_refit, rebuild_student
 from krscale.training.checkpoint import MANIFEST, STATE, check_checkpoint
 
 _FROM_A_COPY = "Restore it from a copy; deleted, the command that began the run writes it again."
@@ -58,6 +65,7 @@ def verify_run(folder: Path) -> tuple[list[Finding], str]:
 
 def _shared(shared: Shared, bound: str) -> Iterator[Finding]:
     kinds = (
+        (shared.given, look_at_given),
         (shared.data, look_at_data),
         (shared.teachers, lambda path: look_at_teacher(path, bound)),
         (shared.stores, look_at_store),
@@ -85,8 +93,7 @@ def _students(folder: Path) -> Iterator[Finding]:
     if own.is_file() or (folder / RESULT_FILE).is_file():
         yield look_at_binary(own, rebuild_student(folder))
     for path in sorted((folder / "refit").glob("*/student.safetensors")):
-        again = f"Delete the folder {path.parent}; `krscale pick --refit` trains it again."
-        yield look_at_binary(path, again)
+        yield look_at_binary(path, rebuild_refit(path.parent))
 
 
 def _finals_of_the_curve(folder: Path) -> set[Path]:

@@ -10,6 +10,7 @@ from krscale.config import Experiment
 from krscale.data import SPLITS_FILE, Dataset, SplitName, find_data
 from krscale.data.building import CONTENT_FILE
 from krscale.data.dataset import dataset_path, open_data, rebuild_data
+from krscale.data.given import given_folder, rebuild_given
 from krscale.data.joining import joined_path
 from krscale.errors import UserError
 from krscale.files import damaged, sha256
@@ -42,12 +43,14 @@ class Shared:
     """The folders in the cache that a run rests on.
 
     Attributes:
+        given: Of images that were given as objects.
         data: Of data sets.
         teachers: Of kept teachers.
         stores: Of stores.
         note: Why these are all that the cache holds, where those of the run cannot be told.
     """
 
+    given: tuple[Path, ...]
     data: tuple[Path, ...]
     teachers: tuple[Path, ...]
     stores: tuple[Path, ...]
@@ -63,6 +66,8 @@ class Shared:
         data, teachers, stores = (
             tuple(folders_in(cache / name)) for name in ("data", "teachers", "stores")
         )
+        path = Path(experiment.data.path)
+        given = (path,) if path.parent == given_folder(cache) else ()
         try:
             data = (dataset_path(experiment.data, cache),)
             dataset = find_data(experiment.data, cache)
@@ -75,8 +80,14 @@ class Shared:
             stores = tuple(each.path for each in (recipe, *kinds))
         except UserError as error:
             note = f"the cache may hold what is of other runs only; all of it is compared: {error}"
-            return cls(data, teachers, stores, note)
-        return cls(data, teachers, stores)
+            return cls(given, data, teachers, stores, note)
+        return cls(given, data, teachers, stores)
+
+
+def look_at_given(folder: Path) -> Iterator[Finding]:
+    """Yield the arrays of images that were given as objects."""
+    for path in sorted(folder.glob("*.npy")):
+        yield look_at_binary(path, rebuild_given(folder))
 
 
 def look_at_data(folder: Path) -> Iterator[Finding]:

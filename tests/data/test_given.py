@@ -176,3 +176,18 @@ def test_what_is_wrong_is_said(data: Any, normalisation: Any, said: str, tmp_pat
     with pytest.raises(UserError, match=said):
         read(data, tmp_path, normalisation)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["train_images", "train_labels"])
+def test_a_byte_that_changes_where_they_are_kept_is_refused(name: str, tmp_path: Path) -> None:
+    given = keep_given((PIXELS, LABELS), None, tmp_path)
+    file = Path(given.table["path"]) / f"{name}.npy"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(
+        UserError, match=rf"{name}\.npy: damaged: .* Delete the folder {file.parent}"
+    ):
+        keep_given((PIXELS, LABELS), None, tmp_path)
+    with pytest.raises(UserError, match=rf"{name}\.npy: damaged"):
+        prepare_data(DataConfig(**given.table, val_fraction=0.2, test_fraction=0.2), tmp_path / "c")

@@ -10,9 +10,10 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,12 @@ _OF_ITS_CONTENT = (
     LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError
 )  # fmt: skip
 """What is raised where content is not as expected; torch raises a `RuntimeError` for a shape."""
+
+
+CHECKSUM = "sha256_of_above"
+"""Last field of every JSON object that krscale writes."""
+_LAST_LINE = re.compile(rb',\n  "([^"]*)": "([0-9a-f]{64})"\n\}\n\Z')
+_TAIL_BYTES = 128
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
@@ -44,25 +51,45 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically, readable by people and stable under diff."""
+def write_json(path: Path, content: Any, *, checksum: bool = True) -> None:
+    """Write JSON atomically, readable by people and stable under diff.
+
+    The last field of an object is the SHA-256 of all that stands above it, so that `read_json`
+    finds any byte that has changed since.
+
+    Args:
+        path: The file.
+        content: What JSON can hold.
+        checksum: False where the content was read from a file that has none: what nobody has
+            compared does not come to look as if somebody had.
+    """
+    if isinstance(content, Mapping):
+        content = {key: value for key, value in content.items() if key != CHECKSUM}
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    if checksum and isinstance(content, Mapping) and content:
+        above = text.removesuffix("\n}\n")
+        digest = _hexdigest(above.encode()).decode()
+        text = f'{above},\n  "{CHECKSUM}": "{digest}"\n}}\n'
     write_atomic(path, lambda temporary: _write_text(temporary, text))
 
 
 def read_json(path: Path, rebuild: str = "") -> Any:
     """Read what `write_json` wrote.
 
+    A file of an older krscale has no checksum, and is read as it is.
+
     Args:
         path: The file.
         rebuild: A sentence for the error: what can still be used, and what makes the file again.
 
     Raises:
-        DamagedFileError: If it is missing or not JSON; names the file and the line.
+        DamagedFileError: If it is missing, not JSON, or not what was written; names the file and,
+            where it is not JSON, the line.
     """
     try:
-        text = path.read_bytes().decode("utf-8")
-        return json.loads(text, parse_constant=_refuse_constant)
+        raw = path.read_bytes()
+        text = raw.decode("utf-8")
+        return _checked(raw, json.loads(text, parse_constant=_refuse_constant))
     except FileNotFoundError:
         raise DamagedFileError(_joined(f"{path}: this file is missing.", rebuild)) from None
     except OSError as error:
@@ -72,6 +99,11 @@ def read_json(path: Path, rebuild: str = "") -> Any:
         raise damaged(path, place, rebuild) from None
     except (ValueError, RecursionError) as error:
         raise damaged(path, _reason(error), rebuild) from None
+
+
+def has_checksum(path: Path) -> bool:
+    """Whether a JSON file ends in a checksum; one of an older krscale does not."""
+    return _LAST_LINE.search(path.read_bytes()[-_TAIL_BYTES:]) is not None
 
 
 @contextmanager
@@ -208,6 +240,28 @@ def _is_disk_full(error: Exception, folder: Path) -> bool:
 
 def _joined(problem: str, rebuild: str) -> str:
     return f"{problem} {rebuild}".strip()
+
+
+def _checked(raw: bytes, content: Any) -> Any:
+    """Return the content of a JSON file without its checksum, after comparing that.
+
+    Raises:
+        ValueError: If it differs, or the line that holds it is damaged itself.
+    """
+    if not isinstance(content, dict):
+        return content
+    start = max(0, len(raw) - _TAIL_BYTES)
+    line = _LAST_LINE.search(raw, start)
+    is_right = line is not None and _hexdigest(raw[: line.start()]) == line[2]
+    if line and is_right and line[1] == CHECKSUM.encode():
+        return {key: value for key, value in content.items() if key != CHECKSUM}
+    if is_right or CHECKSUM in content:
+        raise ValueError("its content is not what was written (its SHA-256 is another)")
+    return content
+
+
+def _hexdigest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
 
 
 def _refuse_constant(name: str) -> None:

@@ -207,7 +207,8 @@ def test_a_damaged_file_is_one_error_that_names_it(name: str, storage: Path) -> 
         flipped = bytearray(content)
         flipped[draw.randrange(len(flipped))] ^= 1 << draw.randrange(8)
         file.write_bytes(flipped)
-        outcome(case, file, "a bit flipped")
+        refused = outcome(case, file, "a bit flipped")
+        assert refused or name == "journal", "its lines have checksums, whose name may be hit"
     file.unlink()
     file.mkdir()
     outcome(case, file, "a folder in its place")
@@ -218,7 +219,7 @@ def test_fields_that_are_missing_or_of_another_type(name: str, storage: Path) ->
     case = CASES[name]
     file = next(storage.glob(case.pattern))
     case.read(file)
-    content = json.loads(file.read_text())
+    content = read_json(file)  # and written without a checksum, as by an older krscale
     assert set(case.required) <= set(content)
     for what, other in damaged_json(content):
         file.write_text(json.dumps(other))
@@ -232,7 +233,7 @@ def test_fields_within_fields(storage: Path) -> None:
     for name in ("store", "plan", "card", "curve", "experiment", "data"):
         case = CASES[name]
         file = next(storage.glob(case.pattern))
-        content = json.loads(file.read_text())
+        content = read_json(file)
         for key, value in content.items():
             inner = value[0] if isinstance(value, list) and value else value
             if not isinstance(inner, dict):

@@ -1,8 +1,10 @@
 """Whole files or none, whatever happens while they are written."""
 
 import errno
+import json
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from krscale import files
 from krscale.errors import DamagedFileError, DiskFullError, UserError
 from krscale.files import (
     follow,
+    has_checksum,
     new_folder,
     read_json,
     reading,
@@ -154,3 +157,38 @@ def test_a_file_follows_its_folder(tmp_path):
     assert follow(file, before, now) == now / "x.db", "of a copy, its own"
     assert follow(tmp_path / "A2" / "x", before, now) == tmp_path / "A2" / "x"
     assert follow(file, before, before) == file
+
+
+def test_any_byte_of_json_that_changes_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    write_json(path, {"gain": 0.5, "names": ["a", "é"], "none": None})
+    content = path.read_bytes()
+    found = read_json(path)
+    assert found == {"gain": 0.5, "names": ["a", "é"], "none": None}
+    for at in range(len(content)):
+        for mask in (1, 2, 16, 0x80):
+            changed = bytearray(content)
+            changed[at] ^= mask
+            path.write_bytes(changed)
+            with pytest.raises(DamagedFileError, match=r"record\.json: damaged"):
+                read_json(path)
+
+
+def test_json_of_an_older_krscale_has_no_checksum(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    path.write_text('{\n  "gain": 0.5\n}\n')
+    assert read_json(path) == {"gain": 0.5}
+    assert not has_checksum(path)
+    write_json(path, read_json(path), checksum=False)
+    assert not has_checksum(path)
+    write_json(path, read_json(path))
+    assert has_checksum(path)
+    write_json(path, {**json.loads(path.read_text()), "gain": 0.25})
+    assert read_json(path) == {"gain": 0.25}, "a checksum that was read along is replaced"
+
+
+@pytest.mark.parametrize("content", [{}, [], [1, 2], 3, "text", None])
+def test_what_is_no_object_has_none(content: object, tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    write_json(path, content)
+    assert read_json(path) == content

@@ -24,6 +24,7 @@ COMMANDS = {
     "teacher": "check which preprocessing and class order suit a teacher",
     "space": "check a search space, and list what it varies",
     "store": "check or describe the stored predictions of a run's teacher",
+    "verify": "compare all files of a run with what was written",
     "ui": "open MLflow on the curves of all searches",
     "sync": "send MLflow what a run recorded while MLflow was away",
 }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from krscale.cli.common import positive
 from krscale.config import Experiment, load
-from krscale.errors import UserError
+from krscale.errors import DamagedFileError, UserError
 from krscale.runs.folder import find_run, read_experiment
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     check = commands.add_parser(
         "check",
         help="run the teacher again on a sample of rows, and compare",
-        description="Compare the checksum of every shard, then compute a sample of rows again and "
-        "compare their pixels and probabilities. Exit code 0: all as it was written; 1: something "
-        "differs, which is printed on stderr; 2: there is nothing to check.",
+        description="Compare the checksums of all shards and of the data, then compute a sample of "
+        "rows again and compare their pixels and probabilities. Exit code 0: all as it was "
+        "written; 1: something differs, which is printed on stderr; 2: there is nothing to check.",
     )
     check.add_argument(
         "--rows", type=positive, default=512, metavar="N", help="rows to compare (512)"
@@ -98,6 +98,12 @@ def check(recipes: Sequence[StoreRecipe], options: argparse.Namespace) -> None:
         recipes: Of the distributions, and of every kind of features that the run needs.
         options: Of the command line.
     """
+    from krscale.store import StoreCheckError
+
+    try:
+        recipes[0].dataset.verify()  # all recipes are of one
+    except DamagedFileError as error:
+        raise StoreCheckError(str(error)) from None
     found = [_check_one(recipe, options) for recipe in recipes]
     if options.json:
         print(json.dumps(_by_kind(recipes, found), indent=2))

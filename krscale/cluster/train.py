@@ -8,7 +8,6 @@ starts the group again from there.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import threading
 from collections.abc import Callable
@@ -24,8 +23,8 @@ from ray.util.queue import Queue
 
 from krscale.cluster.connect import require
 from krscale.config import Experiment, TrainConfig
+from krscale.digests import copy_checked
 from krscale.errors import KrscaleError, NonFiniteError, UserError
-from krscale.files import write_atomic
 from krscale.parallel import Workers
 from krscale.setup.build import Assets, build_training
 from krscale.setup.prepare import Prepared
@@ -103,7 +102,7 @@ def train_on_workers(
         raise KrscaleError("Ray Train ended without a checkpoint")
     with result.checkpoint.as_directory() as checkpoint:
         kept = Path(checkpoint) / STUDENT_FILE
-        write_atomic(folder / STUDENT_FILE, lambda path: _copy(kept, path))
+        copy_checked(kept, folder / STUDENT_FILE)
     return dict(result.metrics)
 
 
@@ -178,7 +177,3 @@ def _uses_gpu(settings: TrainConfig) -> bool:
         gpus = ray.cluster_resources().get("GPU", 0.0)  # type: ignore[no-untyped-call]
         return bool(gpus >= settings.num_workers)
     return settings.device == "cuda"
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)

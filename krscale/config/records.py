@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from krscale.files import damaged, read_json
 
 T = TypeVar("T")
+
+Accuracy = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+"""A share as a record has it, in 0..1; of the samples that are right, or of information."""
+NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Count = Annotated[int, Field(strict=True, ge=0)]
+"""How many, in a record."""
 
 
 def read_record(path: Path, kind: type[T], rebuild: str = "") -> T:

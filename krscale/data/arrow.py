@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ import pyarrow as pa
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from krscale.digests import CheckedFile
 from krscale.errors import UserError
 
 Images = npt.NDArray[np.uint8]
@@ -29,6 +31,7 @@ class Split:
 
     images: Images
     labels: Labels
+    _unread: _Unread | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,6 +48,42 @@ class Split:
         """
         return from_dlpack(self.images), from_dlpack(self.labels)
 
+    def check(self, rows: npt.NDArray[np.int64] | None = None) -> None:
+        """Compare the images of some rows with what was written, unless they were compared before.
+
+        A split that was read whole, or was never on disk, has nothing left to compare.
+
+        Args:
+            rows: `[B]` numbers of images; None checks all of them.
+
+        Raises:
+            DamagedFileError: If one is not what was written; names the file.
+        """
+        if self._unread is not None:
+            self._unread.check(rows)
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """Where the images of a split lie in its file, and which blocks of that were compared."""
+
+    file: CheckedFile
+    start: int
+    row_bytes: int
+
+    def check(self, rows: npt.NDArray[np.int64] | None) -> None:
+        if self.file.is_whole:
+            return
+        if rows is None or not self.row_bytes:
+            self.file.check()
+            return
+        block = self.file.digest.block_bytes
+        firsts = (self.start + rows * self.row_bytes) // block
+        lasts = (self.start + (rows + 1) * self.row_bytes - 1) // block
+        spans = range(int((lasts - firsts).max(initial=0)) + 1)
+        touched = np.concatenate([np.minimum(firsts + span, lasts) for span in spans])
+        self.file.check_blocks(np.unique(touched).tolist())
+
 
 def write_split(path: Path, split: Split) -> None:
     """Write a split as an Arrow IPC file of one record batch.
@@ -60,14 +99,23 @@ def write_split(path: Path, split: Split) -> None:
         writer.write_table(table, max_chunksize=max(len(split), 1))
 
 
-def read_split(path: Path) -> Split:
+def read_split(path: Path, file: CheckedFile | None = None) -> Split:
     """Map a file of `write_split` into memory.
+
+    Args:
+        path: The file.
+        file: The same with its digest. All but the images is compared now, and images when
+            `Split.check` is asked for them; None compares nothing.
 
     Raises:
         UserError: If the file is missing or damaged.
     """
+    if file is not None:  # what Arrow finds the columns by
+        file.check(0, 1)
+        file.check(file.digest.num_bytes - 1)
     try:
-        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        source = pa.memory_map(str(path))
+        batch = pa.ipc.open_file(source).get_batch(0)
         batch.validate()  # that there are as many bytes as rows
         images = batch.column("image").to_numpy_ndarray()
         labels = batch.column("label").to_numpy()
@@ -75,4 +123,15 @@ def read_split(path: Path) -> Split:
         raise UserError(
             f"{path}: not a readable split ({error}). Delete its folder; it will be built again."
         ) from error
-    return Split(images, labels)
+    unread = None
+    if file is not None:
+        unread = _unread(file, source, images)
+        file.check(0, unread.start)
+        file.check(unread.start + images.nbytes)
+    return Split(images, labels, unread)
+
+
+def _unread(file: CheckedFile, source: Any, images: Images) -> _Unread:
+    source.seek(0)
+    start = images.ctypes.data - source.read_buffer(1).address
+    return _Unread(file, start, images.nbytes // max(len(images), 1))

@@ -17,6 +17,7 @@ from krscale.data.seen import Fault, UnreadableError, skipped_notes
 from krscale.data.skipping import without
 from krscale.data.source import Report, Source, SourceData, SplitName
 from krscale.data.splitting import channel_statistics, check_source
+from krscale.digests import write_digest
 from krscale.files import new_folder, sha256, write_json
 
 CONTENT_FILE = "content.json"
@@ -100,10 +101,12 @@ def write_data(
     with new_folder(path) as folder:
         for name, split in splits.items():
             write_split(folder / f"{name}.arrow", split)
+            write_digest(folder / f"{name}.arrow")
         if content is not None:
             write_json(folder / CONTENT_FILE, content_record(content))
             if paths:
                 write_split_list(folder / SPLITS_FILE, content, paths)
+                write_digest(folder / SPLITS_FILE)
         manifest = {
             "format": FORMAT,
             "fingerprint": fingerprint(facts["identity"]),

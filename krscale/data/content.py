@@ -15,6 +15,7 @@ from krscale.data.arrow import Labels, Split
 from krscale.data.counting import count
 from krscale.data.duplicates import Digests, digests
 from krscale.data.source import SplitName
+from krscale.digests import check_file
 from krscale.files import damaged, write_atomic
 
 SPLITS_FILE = "splits.csv"
@@ -97,6 +98,7 @@ def read_split_list(path: Path) -> Iterator[Line]:
     Raises:
         DamagedFileError: If it is another file.
     """
+    check_file(path)
     with path.open(encoding="utf-8", newline="") as file:
         rows = csv.reader(file)
         try:

@@ -10,14 +10,15 @@ from typing import Any, get_args
 from filelock import FileLock
 
 from krscale.config import DataConfig, as_record, fingerprint, read_record
-from krscale.data.arrow import Split, read_split
+from krscale.data.arrow import Labels, Split, read_split
 from krscale.data.building import CONTENT_FILE, FORMAT, build_data, content_record
 from krscale.data.content import Content
 from krscale.data.counting import describe_counts
 from krscale.data.source import Note, Report, Source, SplitName
 from krscale.data.sources import open_source
+from krscale.digests import CheckedFile, FileDigest, read_digest
 from krscale.errors import UserError, unknown_name
-from krscale.files import damaged, read_json, reading, sha256, write_json
+from krscale.files import damaged, read_json, reading, write_json
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
@@ -62,12 +63,23 @@ class Dataset:
         return len(self.classes)
 
     @property
+    def names(self) -> tuple[SplitName, ...]:
+        """Names of the splits that it has."""
+        return tuple(name for name in SPLITS if name in self.num_samples)
+
+    @property
     def num_train(self) -> int:
         """Images of the training split."""
         return self.num_samples["train"]
 
-    def split(self, name: SplitName) -> Split:
+    def split(self, name: SplitName, *, lazily: bool = False) -> Split:
         """Map a split into memory; only final evaluations may open `"test"`.
+
+        Args:
+            name: Which split.
+            lazily: Leave it to the caller to ask `Split.check` for the images that are read, so
+                that opening a large split costs nothing; otherwise all of them are compared with
+                what was written, now. Labels always are.
 
         Raises:
             UserError: If there is no such split, or its file does not hold what the manifest
@@ -75,14 +87,17 @@ class Dataset:
         """
         if name not in self.num_samples:
             raise unknown_name("split", name, self.num_samples, str(self.path))
-        path = self.path / f"{name}.arrow"
-        split = read_split(path)
+        path, file = self.path / f"{name}.arrow", self._checked(name)
+        split = read_split(path, file)
         expected = (self.num_samples[name], *self.image_shape)
         if split.images.shape != expected:
             raise UserError(
                 f"{path}: holds images of shape {list(split.images.shape)}, its manifest says "
                 f"{list(expected)}. Delete {self.path}; it will be built again."
             )
+        _check_labels(path, split.labels, self.num_classes, rebuild_data(self.path))
+        if not lazily:
+            split.check()
         return split
 
     def content(self) -> DatasetContent:
@@ -93,7 +108,7 @@ class Dataset:
         """
         file = self.path / CONTENT_FILE
         if not file.is_file():
-            found = Content.of(self.classes, {name: self.split(name) for name in _names(self)})
+            found = Content.of(self.classes, {name: self.split(name) for name in self.names})
             record = content_record(found)
             try:
                 write_json(file, record)
@@ -104,18 +119,29 @@ class Dataset:
 
     def summary(self) -> str:
         """Say in one line how many images of how many classes there are."""
-        labels = {name: self.split(name).labels for name in _names(self)}
+        labels = {name: self.split(name, lazily=True).labels for name in self.names}
         return describe_counts(self.source, self.classes, self.image_shape, labels)
 
     def verify(self) -> None:
-        """Raise `UserError` when the content of a split is not what was written."""
-        for name in self.sha256:
-            path = self.path / f"{name}.arrow"
-            if not path.is_file() or sha256(path) != self.sha256[name]:
-                raise UserError(
-                    f"{path}: missing or damaged (its SHA-256 is not the manifest's). "
-                    f"Delete {self.path}; it will be built again."
-                )
+        """Compare every split with what was written.
+
+        Raises:
+            DamagedFileError: For the first one that is something else; names its file.
+        """
+        for name in self.names:
+            self.split(name)
+
+    def _checked(self, name: SplitName) -> CheckedFile | None:
+        """Return the file of a split with its digest; None where there is no record of it.
+
+        One of an older krscale has only that of the whole file, in the manifest.
+        """
+        path, rebuild = self.path / f"{name}.arrow", rebuild_data(self.path)
+        digest = read_digest(path, rebuild)
+        if digest is None and name in self.sha256:
+            num_bytes = path.stat().st_size if path.is_file() else 0
+            digest = FileDigest.whole(num_bytes, self.sha256[name])
+        return CheckedFile(path, digest, rebuild) if digest else None
 
 
 @dataclass(frozen=True)
@@ -190,7 +216,7 @@ def open_data(path: Path) -> Dataset:
         UserError: If it is not a data set of this version of krscale.
     """
     file = path / "manifest.json"
-    rebuild = f"Delete the folder {path}; the data is prepared again by whatever needs it."
+    rebuild = rebuild_data(path)
     content = read_json(file, rebuild)
     with reading(file, rebuild):
         if content["format"] != FORMAT:
@@ -205,6 +231,18 @@ def open_data(path: Path) -> Dataset:
     return Dataset(path=path, identity=fingerprint(content.get("identity")), **known)
 
 
+def rebuild_data(path: Path) -> str:
+    """Say how the folder of a data set that is damaged comes back."""
+    return f"Delete the folder {path}; the data is prepared again by whatever needs it."
+
+
+def _check_labels(path: Path, labels: Labels, num_classes: int, rebuild: str) -> None:
+    """Refuse labels that are no classes."""
+    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+        wrong = int(labels.min() if labels.min() < 0 else labels.max())
+        raise damaged(path, f"label {wrong} is none of the {num_classes} classes", rebuild)
+
+
 def _identity(config: DataConfig, source: Source) -> dict[str, Any]:
     """What determines images and splits; fractions only where they are used."""
     identity: dict[str, Any] = {"format": FORMAT, "source": config.source}
@@ -216,10 +254,6 @@ def _identity(config: DataConfig, source: Source) -> dict[str, Any]:
     if config.allow_duplicates:  # left out otherwise, as in data sets older than the setting
         identity["allow_duplicates"] = True
     return identity
-
-
-def _names(dataset: Dataset) -> tuple[SplitName, ...]:
-    return tuple(name for name in SPLITS if name in dataset.num_samples)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from krscale.data.given_items import read_items
 from krscale.data.own_files import SPLIT_NAMES
 from krscale.data.pixels import Normalisation
 from krscale.data.source import SplitName
+from krscale.digests import check_file, write_digest
 from krscale.errors import UserError, unknown_name
 from krscale.files import new_folder
 
@@ -97,7 +98,11 @@ def _is_array(value: Any) -> bool:
 
 
 def _written(arrays: Mapping[str, Any], folder: Path) -> Path:
-    """Write arrays into a folder named by their content, unless it is there."""
+    """Write arrays into a folder named by their content, unless it is there.
+
+    Raises:
+        DamagedFileError: If what is there is not what was written.
+    """
     digest = hashlib.sha256()
     for name, array in arrays.items():
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
@@ -107,4 +112,12 @@ def _written(arrays: Mapping[str, Any], folder: Path) -> Path:
         with new_folder(path) as temporary:
             for name, array in arrays.items():
                 np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+                write_digest(temporary / f"{name}.npy")
+    for name in arrays:
+        check_file(path / f"{name}.npy", rebuild_given(path))
     return path
+
+
+def rebuild_given(folder: Path) -> str:
+    """Say how images that were given as objects, and are damaged where they are kept, come back."""
+    return f"Delete the folder {folder}; the call that was given the images writes it again."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -23,8 +24,7 @@ def join_train_and_val(dataset: Dataset, cache: Path) -> Dataset:
     `dataset`, which its teacher was trained with; training images keep their number, hence their
     views, as long as these are not mixed: partners are drawn from all that is trained on.
     """
-    identity = {"format": FORMAT, "joined": ["train", "val"], "of": dataset.fingerprint}
-    path = cache / "data" / f"{dataset.source}-{fingerprint(identity)}"
+    identity, path = _identity(dataset), joined_path(dataset, cache)
     if not path.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):
@@ -43,6 +43,15 @@ def join_train_and_val(dataset: Dataset, cache: Path) -> Dataset:
                     joined = joined_splits(*parts, Path(scratch) / "images")
                     write_data(path, {"train": joined}, facts)
     return open_data(path)
+
+
+def joined_path(dataset: Dataset, cache: Path) -> Path:
+    """Return the folder that `join_train_and_val` builds or reuses; it need not exist."""
+    return cache / "data" / f"{dataset.source}-{fingerprint(_identity(dataset))}"
+
+
+def _identity(dataset: Dataset) -> dict[str, Any]:
+    return {"format": FORMAT, "joined": ["train", "val"], "of": dataset.fingerprint}
 
 
 def joined_splits(first: Split, second: Split, scratch: Path, rows: Rows | None = None) -> Split:

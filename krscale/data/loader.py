@@ -103,10 +103,13 @@ class Loader:
         self.device = _with_index(device)
         self.mean, self.std = dataset.mean, dataset.std
         self.preprocessing = preprocessing
-        images, labels = dataset.split("train").tensors()
+        self.split = dataset.split("train", lazily=True)
+        images, labels = self.split.tensors()
         self.num_samples = len(labels)
         self.num_steps = -(-self.num_samples // global_batch_size)
         fits = _fits(images, self.device, gpu_share_for_images)
+        if fits and self.device.type != "cpu":
+            self.split.check()  # all of them are read now
         self.images = images.to(self.device) if fits else images
         self.labels = labels.to(self.device)
         self.features = dict(features or {})
@@ -163,6 +166,7 @@ class Loader:
 
     def _views(self, view: int, on_host: Tensor, samples: Tensor) -> Tensor:
         """Return one view of each sample, given on the host and on the device."""
+        self.split.check(on_host.numpy())
         if self.images.device == self.device:
             return gather_views(self.images, samples, view, self.views)
         gathered = _copy(self.images.index_select(0, on_host), self.device)

@@ -16,6 +16,7 @@ from krscale.data.arrays import Array, Arrays, source_data
 from krscale.data.own_files import OTHER_NAMES, existing_path, files_identity, own_splits
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.data.unpacking import DAMAGE, refuse_bomb
+from krscale.digests import check_file
 from krscale.errors import UserError
 
 _IMAGES, _LABELS = ("images", "image", "x", "data"), ("labels", "label", "y", "targets", "target")
@@ -90,6 +91,8 @@ class NumpyFiles:
     def read_array(self, name: str) -> Array:
         """Return an array, mapped where it is a file of its own; nothing is unpickled."""
         file = self.names[name]
+        if file.suffix == ".npy":
+            check_file(file)  # where krscale wrote it: images that were given as objects
         try:
             if file.suffix == ".npy":
                 array: Array = np.load(file, mmap_mode="r", allow_pickle=False)

@@ -10,13 +10,16 @@ from typing import Any
 from torch import Tensor
 
 from krscale.config import as_record
+from krscale.config.records import Accuracy
 from krscale.data import Dataset
+from krscale.digests import CheckedFile, FileDigest
 from krscale.errors import UserError
 from krscale.files import read_json, reading
 from krscale.models.preprocessing import Preprocessing
 
 CARD_FILE = "student.json"
 FORMAT = 1
+EXPORT_AGAIN = "`krscale pick` exports the student again."
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class StudentCard:
     image_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    accuracy: Mapping[str, float | None]
+    accuracy: Mapping[str, Accuracy | None]
     provenance: Mapping[str, Any]
     output_key: str = ""
     pixel_range: str = "0..1"
@@ -133,6 +136,36 @@ class StudentCard:
         return f"({steps}{factor} - mean) / std"
 
 
+def exported_files(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of the files of an export by their names; none while it is written.
+
+    Raises:
+        DamagedFileError: If its card is not what was written.
+    """
+    card = folder / CARD_FILE
+    content = read_json(card, EXPORT_AGAIN)
+    with reading(card, EXPORT_AGAIN):
+        listed = [*content.get("files", []), content.get("script")]
+        return {str(file["file"]): str(file["sha256"]) for file in listed if file}
+
+
+def check_exported(folder: Path, name: str = "") -> None:
+    """Compare files of an export with the hashes that its card has of them.
+
+    Args:
+        folder: The export.
+        name: Of one file; empty compares all of them.
+
+    Raises:
+        DamagedFileError: For the first that is not what was exported; names it.
+    """
+    for file, expected in exported_files(folder).items():
+        if name in ("", file):
+            path = folder / file
+            num_bytes = path.stat().st_size if path.is_file() else 0
+            CheckedFile(path, FileDigest.whole(num_bytes, expected), EXPORT_AGAIN).check()
+
+
 def read_card(folder: Path) -> StudentCard:
     """Read the card of an export.
 
@@ -142,11 +175,10 @@ def read_card(folder: Path) -> StudentCard:
     path = folder / CARD_FILE
     if not path.is_file():
         raise UserError(f"{folder}: not an export: it has no {CARD_FILE}.")
-    rebuild = "`krscale pick` exports the student again."
-    content = read_json(path, rebuild)
-    with reading(path, rebuild):
+    content = read_json(path, EXPORT_AGAIN)
+    with reading(path, EXPORT_AGAIN):
         if content["format"] != FORMAT:
             raise UserError(f"{path}: format {content['format']}; this krscale reads {FORMAT}.")
         fields = {**content["architecture"], **content["preprocessing"], **content}
         _ = content["accuracy"]["test"]
-    return as_record(path, fields, StudentCard, rebuild)
+    return as_record(path, fields, StudentCard, EXPORT_AGAIN)

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     expected = load_file(reference)["logits"]
     images, test = dataset.split("val").images[: len(expected)], dataset.split("test")
     found = {name: _check(OPENERS[name](Path(folder)), images, expected, test) for name in formats}
-    files = json.loads(Path(raw).read_text(encoding="utf-8"))
+    files = read_json(Path(raw))
     if files:
         found[PREDICT] = _check_raw(Path(folder), files, test, formats)
     print(json.dumps(found))

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import csv
 import difflib
+import hashlib
 import json
 import os
 import sys
@@ -64,13 +65,17 @@ class Student:
     def __init__(self, folder: Path) -> None:
         card, onnx = folder / "student.json", folder / "student.onnx"
         try:
-            content = json.loads(card.read_text(encoding="utf-8"))
+            content = _read_card(card)
+            hashes = {file["file"]: file["sha256"] for file in content.get("files", [])}
             self.classes: list[str] = content["classes"]
             self.preprocessing: dict[str, Any] = content["preprocessing"]
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise RefusedError(f"{card}: cannot be read: {_reason(error)}.") from error
         if not onnx.is_file():
             raise RefusedError(f"{onnx}: not there; the student was exported in other formats.")
+        found = hashlib.sha256(onnx.read_bytes()).hexdigest()
+        if hashes.get(onnx.name, found) != found:  # without one while the export is being written
+            raise RefusedError(f"{onnx}: damaged: it is not the file that was exported.")
         try:
             import onnxruntime
 
@@ -269,6 +274,16 @@ def _is_image(path: Path, folder: Path) -> bool:
     parts = path.relative_to(folder).parts
     hidden = any(part.startswith(".") or part.lower() in SYSTEM_FOLDERS for part in parts)
     return not hidden and path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    """Return the content of `student.json`, unless it is not what its last line has a hash of."""
+    text = path.read_bytes()
+    content: dict[str, Any] = json.loads(text.decode("utf-8"))
+    above, has_hash, last = text.rpartition(b',\n  "sha256_of_above": "')
+    if has_hash and hashlib.sha256(above).hexdigest().encode() != last[:64]:
+        raise ValueError("damaged: it is not the file that was exported")
+    return content
 
 
 def _reason(error: Exception) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from krscale.data import Dataset
 from krscale.errors import UserError
-from krscale.export.card import CARD_FILE, StudentCard, read_card
+from krscale.export.card import CARD_FILE, StudentCard, check_exported, read_card
 from krscale.export.formats import FORMATS, check_formats
 from krscale.export.raw_files import RawFiles
 from krscale.files import new_folder, sha256, write_json
@@ -100,6 +100,7 @@ def export_student(
         found = _check_in_fresh_process(student, card, dataset, temporary, formats, raw)
         files = tuple(_proven(temporary, name, found[name], card) for name in found)
         content = card.content() | {"files": [asdict(file) for file in files]}
+        content["script"] = {"file": PREDICT_FILE, "sha256": sha256(temporary / PREDICT_FILE)}
         write_json(temporary / CARD_FILE, content)
     return files
 
@@ -123,6 +124,7 @@ def open_student(folder: Path) -> tuple[nn.Module, StudentCard]:
         output_key=card.output_key,
         fresh=True,
     )
+    check_exported(folder, FORMATS["safetensors"].file)
     load_weights(folder / FORMATS["safetensors"].file, student)
     set_preprocessing(student, card.preprocessing)
     return student.eval(), card

@@ -14,10 +14,11 @@ from pydantic import Field, field_validator
 from typing_extensions import TypedDict
 
 from krscale.config import RESERVED_NAMES, read_record
+from krscale.config.records import Accuracy, Count
 from krscale.errors import UserError, nearest
 from krscale.files import write_json
 from krscale.pareto import pareto_front
-from krscale.report.students import Accuracy, Count, CurveSize, Milliseconds, Part
+from krscale.report.students import CurveSize, Milliseconds, Part
 
 CURVE_FILE = "curve.json"
 
@@ -29,8 +30,8 @@ class TeacherRecord(TypedDict):
     width: int
     num_parameters: int
     flops: int
-    val_accuracy: float
-    test_accuracy: float
+    val_accuracy: Accuracy
+    test_accuracy: Accuracy
     fingerprint: NotRequired[str]
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-Accuracy = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
-Count = Annotated[int, Field(strict=True, ge=0)]
-Milliseconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+from krscale.config.records import Accuracy, Count, NotNegative
 
+Milliseconds = NotNegative
 
 _RENAMED = {"rungs": "sizes", "trials_per_rung": "trials_per_size"}
 """Names that fields, and settings that are values, had in older versions of krscale."""

@@ -14,16 +14,17 @@ from typing import Any
 
 from krscale.config import read_record
 from krscale.data import SPLITS_FILE, Dataset, compare_counts, compare_lists
+from krscale.digests import check_file
 from krscale.errors import UserError
 from krscale.files import sha256, write_atomic, write_json
 from krscale.runs.aside import ORIGIN_FILE, being_put_aside, finish_putting_aside, put_aside
 from krscale.runs.older import data_of, has_results, is_of, no_store_is_of
 from krscale.setup.network_builder import student_table
 from krscale.setup.prepare import Setup
+from krscale.setup.teacher import WEIGHTS_FILE, rebuild_teacher
 from krscale.setup.teacher_code import Code, compare_code, read_code, read_student_code
 from krscale.setup.weights import weights_identity
 
-_WEIGHTS_FILE = "teacher.safetensors"  # in the folder of a kept teacher
 _WAYS_ON = (
     "Choose another name (--set name=...), or go on with --new-data, which puts the results so far "
     "aside within the run folder and begins again."
@@ -113,7 +114,8 @@ def bind_weights(folder: Path, teacher_path: Path) -> None:
             "command that began the run finishes that."
         )
     bound = read_record(path, Origin, "Restore it from a copy, or choose another name.")
-    weights = sha256(teacher_path / _WEIGHTS_FILE)
+    check_file(teacher_path / WEIGHTS_FILE, rebuild_teacher(teacher_path))
+    weights = sha256(teacher_path / WEIGHTS_FILE)
     if bound.weights and bound.weights != weights:
         raise UserError(
             f"{folder}: the teacher has other weights than when the run began "

@@ -15,6 +15,7 @@ from rich.table import Table
 from krscale.cluster.connect import connect
 from krscale.cluster.train import STUDENT_FILE, OnEpoch, train_on_workers
 from krscale.config import Experiment, read_record, with_values
+from krscale.config.records import Accuracy, NotNegative
 from krscale.data import Dataset, open_data
 from krscale.files import write_json
 from krscale.metrics import ACCURACY, TEST_ACCURACY, VAL_ACCURACY
@@ -25,6 +26,7 @@ from krscale.progress import Progress
 from krscale.runs.aside import ORIGIN_FILE
 from krscale.runs.binding import bind, bind_weights
 from krscale.runs.folder import git_commit, origin_tags, run_folder
+from krscale.runs.weights import check_weights, rebuild_student
 from krscale.setup.build import Assets, build_training
 from krscale.setup.network_builder import build_student
 from krscale.setup.prepare import Prepared, Setup, pick_device, prepare_knowledge
@@ -64,11 +66,11 @@ class StudentResult:
     width: int
     num_parameters: int
     flops: int
-    latency_ms: float
+    latency_ms: NotNegative
     num_workers: int
-    val_accuracy: float
-    test_accuracy: float
-    teacher_val_accuracy: float
+    val_accuracy: Accuracy
+    test_accuracy: Accuracy
+    teacher_val_accuracy: Accuracy
     weights: str
 
 
@@ -105,6 +107,8 @@ def distil(
             result = _train_and_test(experiment, prepared, dataset, size, progress)
             write_json(folder / RESULT_FILE, asdict(result))
         result = read_result(folder)
+        if has_ended:
+            check_weights(Path(result.weights), rebuild_student(folder))
         if has_ended and experiment.tracking.enabled and not has_record(folder):
             _record_late(experiment, result, progress)
     _show(result, as_json)

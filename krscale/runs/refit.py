@@ -12,6 +12,7 @@ from krscale.data import Dataset, prepare_unlabelled
 from krscale.data.joining import join_train_and_val
 from krscale.parallel import Workers
 from krscale.runs.binding import bind_weights
+from krscale.runs.weights import check_weights, rebuild_refit
 from krscale.setup.build import Assets, build_training, open_features
 from krscale.setup.networks import Networks
 from krscale.setup.prepare import Reporter, pick_device, prepare_features
@@ -61,6 +62,7 @@ def refit(
             )
             save_weights(weights, training.student)
         shutil.rmtree(checkpoint, ignore_errors=True)
+    check_weights(weights, rebuild_refit(folder))
     return weights
 
 

@@ -13,6 +13,7 @@ from krscale.errors import UserError
 from krscale.models.preprocessing import Preprocessing, preprocessing_of_network
 from krscale.report import Candidate, Curve
 from krscale.runs.folder import student_path
+from krscale.runs.weights import check_weights, rebuild_final
 from krscale.setup.build import trial_experiment
 from krscale.setup.network_builder import build_student
 from krscale.setup.networks import Networks
@@ -75,6 +76,7 @@ def load_final(
     student = build_student(trial, dataset, width, fresh=True)
     seed = picked.result.seeds[picked.best_seed]
     path = student_path(experiment.run_path, picked.method, picked.size.capacity, seed)
+    check_weights(path, rebuild_final(path))
     load_weights(path, student)
     return student
 

@@ -25,6 +25,7 @@ from krscale.report import (
     find_pareto,
 )
 from krscale.runs.folder import git_commit, student_path
+from krscale.runs.weights import check_weights, rebuild_final
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.objectives import front
 from krscale.search.studies.retries import SEED
@@ -166,6 +167,7 @@ def _front(ladder: Ladder, key: TuningKey) -> list[FrontTrial]:
 
 
 def _test(student: nn.Module, assets: Assets, path: Path, test: Split) -> float:
+    check_weights(path, rebuild_final(path))
     load_weights(path, student, where=str(path))
     workers = Workers.alone(torch.device("cpu"))
     return evaluate(student, assets.dataset, test, workers)[ACCURACY.name]

@@ -23,7 +23,7 @@ from krscale.report import (
 )
 from krscale.report.result import CURVE_FILE
 from krscale.runs.binding import bind, bind_weights
-from krscale.runs.folder import SPACE, run_folder
+from krscale.runs.folder import SPACE, run_folder, student_path
 from krscale.search.callbacks import ProgressListener, TrackingListener
 from krscale.search.insight_figure import record_insight
 from krscale.search.on_ray.gpu_packing import candidates, gpus_per_trial, trial_resources
@@ -37,6 +37,7 @@ from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.objectives import check_objectives
 from krscale.search.studies.opening import VERSION, trials_that_ran
 from krscale.search.studies.pruners import expected_share
+from krscale.search.studies.retries import SEED
 from krscale.search.studies.size_resolver import StudentSizeResolver
 from krscale.setup.network_builder import student_models
 from krscale.setup.prepare import Prepared, Setup, prepare_knowledge
@@ -142,7 +143,7 @@ def _search(
         }
         progress.plan(planned, {size.capacity: size.flops for size in sizes})
         showing.recall(ladder)
-        for line in (*_lost_trials(ladder), *tracking.recall(ladder)):
+        for line in (*_lost_trials(ladder), *_lost_students(ladder), *tracking.recall(ladder)):
             progress.note(line)
         if not ladder.complete:
             _say_small_grids(ladder, progress)
@@ -196,6 +197,25 @@ def _lost_trials(ladder: Ladder) -> list[str]:
         f"{ladder.journal.path} holds fewer trials than when its search finished: "
         f"{', '.join(lost)}. What is missing is run again."
     ]
+
+
+def _lost_students(ladder: Ladder) -> list[str]:
+    """Have final students trained again whose weights are gone; say which, in a line."""
+    run_path, lost = ladder.run_path, []
+    for key, study in ladder.finals.items():
+        paths = {
+            trial.number: student_path(
+                run_path, key.method, key.capacity, int(trial.user_attrs[SEED])
+            )
+            for trial in study.complete()
+        }
+        gone = {number: path for number, path in paths.items() if not path.is_file()}
+        if gone:
+            study.lose(gone)
+            lost += [str(path.relative_to(run_path)) for path in gone.values()]
+    if not lost:
+        return []
+    return [f"{run_path}: {', '.join(lost)} are gone; these students are trained again."]
 
 
 def _write(curve: Curve, folder: Path) -> list[Path]:

@@ -17,9 +17,11 @@ from filelock import FileLock
 from torch import nn
 
 from krscale.config import Experiment, fingerprint, read_record
+from krscale.config.records import Accuracy, Count, NotNegative
 from krscale.data import Dataset
-from krscale.errors import UserError
-from krscale.files import damaged, new_folder, reading, write_json
+from krscale.digests import check_file, write_digest
+from krscale.errors import DamagedFileError, UserError
+from krscale.files import damaged, has_checksum, new_folder, reading, write_json
 from krscale.knowledge.parameters import layers_by_tap, weight_histogram
 from krscale.knowledge.probes import Probes, information_gain
 from krscale.knowledge.taps import TappedModel
@@ -38,12 +40,15 @@ from krscale.setup.weights import from_file, load_teacher_weights, weights_ident
 from krscale.training.checkpoint import load_weights, read_tensors, save_weights
 from krscale.training.loop import evaluate
 
+FACTS_FILE, PROBES_FILE, WEIGHTS_FILE = "facts.json", "probes.pt", "teacher.safetensors"
 FORMAT = 1  # raised whenever a kept teacher or probe of an older krscale must not be reused
 
 
 @dataclass(frozen=True)
 class TeacherFacts:
     """What other modules need of a teacher, without loading it.
+
+    A file with a value that cannot be, such as an accuracy above 1, is refused when it is read.
 
     Attributes:
         fingerprint: Identifies weights, probes and taps.
@@ -66,14 +71,14 @@ class TeacherFacts:
     data_fingerprint: str
     model: str
     width: int
-    num_parameters: int
-    flops: int
-    val_accuracy: float
+    num_parameters: Count
+    flops: Count
+    val_accuracy: Accuracy
     taps: tuple[str, ...]
     stage_ends: tuple[int, ...]
-    information_gain: tuple[float, ...]
-    layer_sizes: tuple[float, ...]
-    histograms: tuple[tuple[float, ...], ...]
+    information_gain: tuple[Accuracy, ...]
+    layer_sizes: tuple[NotNegative, ...]
+    histograms: tuple[tuple[NotNegative, ...], ...]
     faults: tuple[str, ...] | None = None
 
 
@@ -114,7 +119,7 @@ def prepare_teacher(
                 _make_teacher(experiment, dataset, device, folder.name, temporary, report)
                 if code.key():
                     write_json(temporary / CODE_FILE, asdict(code))
-        facts = _read_facts(folder)
+        facts = read_facts(folder)
         if facts.faults is None:
             facts = _measured(experiment, dataset, device, folder)
     require_fit(experiment, facts.faults or (), facts.val_accuracy, facts.information_gain)
@@ -130,18 +135,20 @@ def find_teacher(experiment: Experiment, dataset: Dataset) -> tuple[TeacherFacts
     folder, _ = _folder(experiment, dataset)
     if not folder.is_dir():
         raise UserError(f"{folder}: this teacher was never prepared; `krscale teach` does so.")
-    return _read_facts(folder), folder
+    return read_facts(folder), folder
 
 
 def open_teacher(experiment: Experiment, dataset: Dataset, folder: Path) -> LoadedTeacher:
     """Load a prepared teacher and its probes, frozen."""
-    facts = _read_facts(folder)
+    facts = read_facts(folder)
     model = build_teacher(experiment, dataset, fresh=True)
-    load_weights(folder / "teacher.safetensors", model, where=str(folder))
+    weights, file = folder / WEIGHTS_FILE, folder / PROBES_FILE
+    for path in (weights, file):
+        check_file(path, rebuild_teacher(folder))
+    load_weights(weights, model, where=str(folder))
     tapped = TappedModel(model, facts.taps)
-    file = folder / "probes.pt"
     state = read_tensors(file)
-    with reading(file, _rebuild(folder)):
+    with reading(file, rebuild_teacher(folder)):
         probes = Probes(state["feature_sizes"], len(dataset.classes))
         probes.load_state_dict(state["probes"])
     tapped.eval().requires_grad_(False)
@@ -183,6 +190,8 @@ def _fits(experiment: Experiment, dataset: Dataset, folder: Path) -> bool:
     """Whether a kept teacher's weights do in today's code what they did when it was kept."""
     try:
         teacher = open_teacher(experiment, dataset, folder)
+    except DamagedFileError:
+        raise
     except UserError:  # its weights do not fit the network
         return False
     model, val = teacher.tapped.model, dataset.split("val")
@@ -243,10 +252,11 @@ def _make_teacher(
         histograms=tuple(tuple(weight_histogram(group).tolist()) for group in layers),
         faults=find_faults(experiment, dataset, model, val_logits, gain.tolist()),
     )
-    save_weights(folder / "teacher.safetensors", model.cpu())
+    save_weights(folder / WEIGHTS_FILE, model.cpu())
     sizes = [linear.in_features for linear in probes.linears]
-    torch.save({"feature_sizes": sizes, "probes": probes.cpu().state_dict()}, folder / "probes.pt")
-    write_json(folder / "facts.json", asdict(facts))
+    torch.save({"feature_sizes": sizes, "probes": probes.cpu().state_dict()}, folder / PROBES_FILE)
+    write_digest(folder / PROBES_FILE)
+    write_json(folder / FACTS_FILE, asdict(facts))
 
 
 def _measured(
@@ -259,7 +269,8 @@ def _measured(
     gain = teacher.facts.information_gain
     faults = find_faults(experiment, dataset, tapped.model, val_logits, gain)
     facts = replace(teacher.facts, faults=faults)
-    write_json(folder / "facts.json", asdict(facts))
+    file = folder / FACTS_FILE
+    write_json(file, asdict(facts), checksum=has_checksum(file))
     return facts
 
 
@@ -268,8 +279,13 @@ def _num_weights(layers: Iterable[nn.Module]) -> float:
     return float(sum(parameter.numel() for name, parameter in named if name == "weight"))
 
 
-def _read_facts(folder: Path) -> TeacherFacts:
-    path, rebuild = folder / "facts.json", _rebuild(folder)
+def read_facts(folder: Path) -> TeacherFacts:
+    """Read what is kept of a teacher beside its weights.
+
+    Raises:
+        DamagedFileError: If it is not what was written, or cannot be.
+    """
+    path, rebuild = folder / FACTS_FILE, rebuild_teacher(folder)
     facts = read_record(path, TeacherFacts, rebuild)
     num_taps = len(facts.taps) + 1  # the classifier is a tap, too
     for name in ("information_gain", "layer_sizes", "histograms"):
@@ -279,5 +295,6 @@ def _read_facts(folder: Path) -> TeacherFacts:
     return facts
 
 
-def _rebuild(folder: Path) -> str:
+def rebuild_teacher(folder: Path) -> str:
+    """Say how the folder of a teacher that is damaged comes back."""
     return f"Delete the folder {folder}; `krscale teach` makes the teacher again."

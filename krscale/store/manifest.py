@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from krscale.config import as_record
-from krscale.errors import UserError
-from krscale.files import damaged, read_json, reading, sha256, write_json
+from krscale.digests import CheckedFile, FileDigest
+from krscale.errors import DamagedFileError, UserError
+from krscale.files import damaged, has_checksum, read_json, reading, write_json
 from krscale.store.layout import AnyLayout, read_layout
 from krscale.store.shard import ShardFile, ShardId, read_shard
 
@@ -116,7 +117,8 @@ def write_manifest(path: Path, plan: StorePlan, files: Mapping[ShardId, ShardFil
     error = tuple(total / num_rows for total in sums)
     content = {"format": FORMAT, "bytes_per_view_and_tap": plan.layout.bytes_per_view_and_tap}
     content |= asdict(Manifest(plan, error, shards))
-    write_json(path / MANIFEST, content)
+    before = path / MANIFEST  # of a store that is repaired: its plan is what the new one has
+    write_json(before, content, checksum=not before.exists() or has_checksum(before))
     (path / PLAN).unlink(missing_ok=True)
 
 
@@ -179,12 +181,31 @@ def broken_shards(path: Path, manifest: Manifest, *, checksums: bool) -> list[Sh
     broken = []
     for shard, expected in zip(manifest.plan.shards, manifest.shards, strict=True):
         file = path / expected.file
-        same = file.is_file() and file.stat().st_size == expected.num_bytes
-        if same and checksums:
-            same = sha256(file) == expected.sha256
-        if not same:
+        try:
+            checked = CheckedFile(file, FileDigest.whole(expected.num_bytes, expected.sha256))
+            if checksums:
+                checked.check()
+        except DamagedFileError:
             broken.append(shard)
     return broken
+
+
+def check_shard(path: Path, shard: ShardFile) -> None:
+    """Compare a shard with its checksum, unless this process has done so before.
+
+    Args:
+        path: Folder of the store.
+        shard: Of its manifest.
+
+    Raises:
+        StoreCheckError: If it is missing or not what was written; names the file.
+    """
+    rebuild = "`krscale store check RUN --repair` rebuilds only the shards that are broken."
+    digest = FileDigest.whole(shard.num_bytes, shard.sha256)
+    try:
+        CheckedFile(path / shard.file, digest, rebuild).check()
+    except DamagedFileError as error:
+        raise StoreCheckError(str(error)) from None
 
 
 def broken_error(path: Path, shards: Iterable[ShardId]) -> StoreCheckError:

@@ -20,6 +20,7 @@ from krscale.store.manifest import (
     broken_error,
     broken_shards,
     check_key,
+    check_shard,
     read_manifest,
 )
 from krscale.store.rows import Rows, decode
@@ -37,13 +38,15 @@ class MappedStore:
 
     path: Path
     manifest: Manifest
-    # The shards of one view: an epoch reads one only, and every mapping holds a file open.
+    # Shards of one view by number: an epoch reads one only, and every mapping holds a file open.
     _view: int = field(default=-1, init=False, repr=False)
-    _shards: list[Shard] = field(default_factory=list, init=False, repr=False)
+    _shards: dict[int, Shard] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def open(cls, path: Path, key: Mapping[str, str] | None = None) -> Self:
-        """Open a finished store; missing or truncated shards are found, flipped bits are not.
+        """Open a finished store; missing or truncated shards are found.
+
+        A shard is compared with its checksum when it is first read, so opening costs nothing.
 
         Args:
             path: Folder of the store.
@@ -74,16 +77,22 @@ class MappedStore:
         return self.manifest.plan.num_samples
 
     def gather(self, view: int, samples: Tensor) -> Rows:
-        """Copy the rows of the samples out of the mapped shards, still encoded, on the CPU."""
-        shards, rows = self._mapped(view), self._indices(samples)
-        values = torch.from_numpy(_take([shard.values for shard in shards], rows))
-        codes = [shard.codes for shard in shards if shard.codes is not None]
-        return Rows(values, torch.from_numpy(_take(codes, rows)) if codes else None)
+        """Copy the rows of the samples out of the mapped shards, still encoded, on the CPU.
+
+        Raises:
+            StoreCheckError: If a shard that holds them is not what was written; names its file.
+        """
+        rows = self._indices(samples)
+        shards = self._mapped(view, rows)
+        values = torch.from_numpy(self._take({n: s.values for n, s in shards.items()}, rows))
+        codes = {n: s.codes for n, s in shards.items() if s.codes is not None}
+        return Rows(values, torch.from_numpy(self._take(codes, rows)) if codes else None)
 
     def pixel_sums(self, view: int, samples: Tensor) -> Tensor:
         """Return the check sum of each sample's pixels in a view, `[B]` int64."""
-        columns = [shard.pixels[:, None] for shard in self._mapped(view)]
-        sums = _take(columns, self._indices(samples)).reshape(-1)
+        rows = self._indices(samples)
+        columns = {n: shard.pixels[:, None] for n, shard in self._mapped(view, rows).items()}
+        sums = self._take(columns, rows).reshape(-1)
         return torch.from_numpy(sums.astype(np.int64))
 
     def verify(self) -> None:
@@ -132,16 +141,26 @@ class MappedStore:
             raise IndexError(f"samples must lie in 0..{self.num_samples - 1}")
         return rows
 
-    def _mapped(self, view: int) -> list[Shard]:
+    def _mapped(self, view: int, rows: npt.NDArray[np.int64]) -> dict[int, Shard]:
+        """Return shards of a view by number, those of the rows among them, all of them checked."""
         plan = self.manifest.plan
         if not 0 <= view < plan.num_views:
             raise IndexError(f"view {view} is not one of the {plan.num_views} that are stored")
         if view != self._view:
-            per_view = len(self.manifest.shards) // plan.num_views
-            files = self.manifest.shards[view * per_view : (view + 1) * per_view]
-            self._shards = [read_shard(self.path / shard.file) for shard in files]
-            self._view = view
+            self._shards, self._view = {}, view
+        per_view = plan.num_shards // plan.num_views
+        if len(self._shards) < per_view:
+            for number in np.unique(rows // plan.shard_rows).tolist() if len(rows) else [0]:
+                if number not in self._shards:
+                    shard = self.manifest.shards[view * per_view + number]
+                    check_shard(self.path, shard)
+                    self._shards[number] = read_shard(self.path / shard.file)
         return self._shards
+
+    def _take(
+        self, shards: Mapping[int, npt.NDArray[Any]], rows: npt.NDArray[np.int64]
+    ) -> npt.NDArray[Any]:
+        return _take(shards, rows, self.manifest.plan.shard_rows)
 
 
 class KnowledgeStore(MappedStore):
@@ -220,18 +239,20 @@ class FeatureStore(MappedStore):
         return {"shapes": [list(shape) for shape in self.layout.shapes]}
 
 
-def _take(shards: list[npt.NDArray[Any]], rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+def _take(
+    shards: Mapping[int, npt.NDArray[Any]], rows: npt.NDArray[np.int64], shard_rows: int
+) -> npt.NDArray[Any]:
     """Gather rows `[B, F]` of the concatenation of `shards`, each `[rows, F]`, without making it.
 
     The loop is over the shards that hold a row, never over rows.
     """
-    if len(shards) == 1:
+    if shards.keys() == {0}:
         return shards[0].take(rows, axis=0)
-    shard_rows = len(shards[0])
-    taken = np.empty((len(rows), shards[0].shape[1]), shards[0].dtype)
+    any_shard = next(iter(shards.values()))
+    taken = np.empty((len(rows), any_shard.shape[1]), any_shard.dtype)
     order = np.argsort(rows, kind="stable")
-    bounds = np.searchsorted(rows[order], np.arange(len(shards) + 1) * shard_rows)
-    for number in np.flatnonzero(np.diff(bounds)):
+    bounds = np.searchsorted(rows[order], np.arange(max(shards) + 2) * shard_rows)
+    for number in np.flatnonzero(np.diff(bounds)).tolist():
         places = order[bounds[number] : bounds[number + 1]]
         taken[places] = shards[number].take(rows[places] - number * shard_rows, axis=0)
     return taken

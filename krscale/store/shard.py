@@ -143,13 +143,22 @@ def whole_shards(path: Path, shards: Iterable[ShardId]) -> dict[ShardId, ShardFi
         folder = (path / ShardId(view, 0).stem).parent
         for file in sorted(folder.iterdir()) if folder.is_dir() else []:
             shard, digest = _parse(view, file), sha256(file)
-            whole = file.stem.endswith(f"-{digest[:_NAMED_DIGITS]}")
+            whole = _is_named(file, digest)
             if shard in wanted and shard not in found and whole:
                 name = file.relative_to(path).as_posix()
                 found[shard] = ShardFile(name, digest, file.stat().st_size)
             else:
                 file.unlink()
     return found
+
+
+def is_named_by_checksum(file: Path) -> bool:
+    """Whether a shard's content has the checksum that its name ends in."""
+    return _is_named(file, sha256(file))
+
+
+def _is_named(file: Path, digest: str) -> bool:
+    return file.stem.endswith(f"-{digest[:_NAMED_DIGITS]}")
 
 
 def count_shards(path: Path) -> int:

@@ -41,7 +41,8 @@ class TeacherInference:
     def __init__(self, spec: StoreSpec) -> None:
         tapped, reader = spec.open_teacher()
         self.tapped, self.reader = tapped.eval(), reader.eval()
-        self.images, _ = spec.dataset.split("train").tensors()
+        self.split = spec.dataset.split("train", lazily=True)
+        self.images, _ = self.split.tensors()
         self.preprocessing = preprocessing_of_network(tapped.model)
         self.mean, self.std = spec.dataset.mean, spec.dataset.std
         self.views, self.device = spec.views, spec.device
@@ -65,6 +66,7 @@ class TeacherInference:
 
     def _read(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Return the images of samples, and the samples, on the device."""
+        self.split.check(samples.cpu().numpy())
         return self.images[samples].to(self.device), samples.to(self.device)
 
     @torch.inference_mode()

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from krscale.config import read_record
+from krscale.digests import check_file, digest_path, write_digest
 from krscale.errors import DamagedFileError, UserError, nearest
 from krscale.files import damaged, new_folder, sha256, write_atomic, write_json
 from krscale.models.state_dicts import (
@@ -73,6 +74,19 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     Raises:
         UserError: If the folder, a file or its content is missing or broken; names the file.
     """
+    check_checkpoint(path)
+    state = read_torch(path / STATE, device=device)
+    if not isinstance(state, dict):
+        raise damaged(path / STATE, f"it holds a {type(state).__name__}", _START_ANEW)
+    return state
+
+
+def check_checkpoint(path: Path) -> None:
+    """Compare the files of a checkpoint folder with its checksums.
+
+    Raises:
+        UserError: As `load_checkpoint`.
+    """
     manifest = _read_manifest(path)
     for name, expected in manifest.files.items():
         file = path / name
@@ -84,20 +98,18 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
                 f"{file}: broken: its SHA-256 is {found[:16]}..., {MANIFEST} has "
                 f"{expected[:16]}.... {_START_ANEW}"
             )
-    state = read_torch(path / STATE, device=device)
-    if not isinstance(state, dict):
-        raise damaged(path / STATE, f"it holds a {type(state).__name__}", _START_ANEW)
-    return state
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """Read a `.pt` file that krscale wrote without a checksum, on the CPU, running no code.
+    """Read a `.pt` file that krscale wrote by itself, on the CPU, running no code.
 
     Raises:
-        UserError: If it is missing, unreadable or no dictionary; names the file.
+        UserError: If it is missing, not what was written, unreadable or no dictionary; names the
+            file.
     """
     if not path.is_file():
         raise DamagedFileError(f"{path}: this file is missing.")
+    check_file(path)
     content = read_torch(path, "")
     if not isinstance(content, dict):
         raise damaged(path, f"it holds a {type(content).__name__}")
@@ -108,13 +120,19 @@ def save_weights(
     path: Path,
     weights: nn.Module | Mapping[str, Tensor],
     metadata: Mapping[str, Any] | None = None,
+    *,
+    digest: bool = True,
 ) -> None:
     """Write weights as safetensors, atomically; equal content gives equal bytes.
+
+    Whoever reads them compares them with the digest that is written beside them (see
+    `krscale.digests`).
 
     Args:
         path: The file, ending in `.safetensors`.
         weights: A module, or its state dict.
         metadata: JSON-serialisable facts kept in the file's header.
+        digest: Whether to write the digest; False where another record has it.
     """
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
     # Cloned, because tied weights share storage, which safetensors refuses to write.
@@ -123,7 +141,10 @@ def save_weights(
         for name, tensor in state.items()
     }
     header = {_METADATA_KEY: json.dumps(dict(metadata or {}), sort_keys=True, allow_nan=False)}
+    digest_path(path).unlink(missing_ok=True)  # of a file that is replaced
     write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+    if digest:
+        write_digest(path)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -133,6 +154,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         UserError: If the file cannot be read.
     """
     _check_exists(path, "")
+    check_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -170,6 +192,7 @@ def _read(path: Path, where: str, key: str) -> Unwrapped:
         raise UserError(
             f"{prefix}{path}: unknown suffix {path.suffix!r}. Allowed: {', '.join(_SUFFIXES)}."
         )
+    check_file(path)
     if path.suffix == ".safetensors":
         try:
             content: Any = load_file(path)

@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 import krscale.runs.refit
 from krscale.config import with_values
 from krscale.data import open_data, prepare_data
+from krscale.digests import digest_path
+from krscale.files import CHECKSUM, write_json
 from krscale.parallel import Workers
 from krscale.progress import Progress
 from krscale.report import Limits, MethodResult, Size, find_pareto, read_curve, write_curve
@@ -89,7 +91,8 @@ def test_json_alone_is_on_stdout_and_nothing_heavy_is_imported(run, tmp_path) ->
     assert found["picked"]["capacity"] == "1/16"
     assert found["folder"] == str(tmp_path / "ship")
     card = json.loads((tmp_path / "ship" / "student.json").read_text())
-    assert found["student"] == {key: value for key, value in card.items() if key != "files"}
+    further = {"files", "script", CHECKSUM}
+    assert found["student"] == {key: card[key] for key in card if key not in further}
     assert found["files"] == card["files"]
     provenance = card["provenance"]
     assert provenance["run"] == "tiny"
@@ -253,7 +256,8 @@ def test_weights_that_are_gone_or_of_another_training(broken, capsys) -> None:
     result = picked[0].methods[picked[1]]
     best = max(range(2), key=lambda i: result.val_accuracies[i])
     paths = [student_path(broken, picked[1], picked[0].capacity, seed) for seed in result.seeds]
-    shutil.copy(paths[1 - best], paths[best])
+    for path_of in (lambda path: path, digest_path):
+        shutil.copy(path_of(paths[1 - best]), path_of(paths[best]))
     assert result.test_accuracies[0] != result.test_accuracies[1]
     assert main(arguments) == 2
     assert "Were data or weights changed since?" in capsys.readouterr().err
@@ -267,7 +271,7 @@ def test_data_of_another_split_is_refused(broken, capsys) -> None:
     path = broken / "experiment.json"
     content = json.loads(path.read_text())
     content["experiment"]["data"]["seed"] = 5
-    path.write_text(json.dumps(content))
+    write_json(path, content)
     assert main([str(broken), "--max-params", "1M", "--format", "safetensors", "--quiet"]) == 2
     assert "the data is not what the run was trained on" in capsys.readouterr().err
     path.unlink()

@@ -8,6 +8,7 @@ import sys
 import pytest
 from running import in_process
 
+from krscale.files import read_json
 from krscale.report import Curve, CurveSize, MethodResult, find_pareto, write_curve
 
 main = in_process("report")
@@ -121,7 +122,7 @@ def test_a_name_is_looked_up_in_the_storage_path_that_is_given(storage, tmp_path
 def test_json_alone_is_on_stdout(storage, capsys):
     assert main(["digits", "--json"]) == 0
     out, err = capsys.readouterr()
-    assert json.loads(out) == json.loads((storage / "digits" / "curve.json").read_text())
+    assert json.loads(out) == read_json(storage / "digits" / "curve.json")
     assert err == ""
 
 

@@ -5,9 +5,11 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_digits
 
-from krscale.config import DataConfig
+from krscale import digests
+from krscale.config import DataConfig, ViewsConfig
 from krscale.data import (
     SOURCES,
     SPLITS,
@@ -18,7 +20,9 @@ from krscale.data import (
     prepare_data,
 )
 from krscale.data.arrow import read_split, write_split
+from krscale.data.loader import Loader
 from krscale.errors import UserError
+from krscale.files import write_json
 
 
 def made_source(data, *, own_splits=(), reads=None, options=None):
@@ -215,7 +219,8 @@ def crash_on_second_call():
 BUILD_SLOWLY = """
 import sys, time
 from pathlib import Path
-from krscale.config import DataConfig
+from krscale import digests
+from krscale.config import DataConfig, ViewsConfig
 from krscale.data import SOURCES, prepare_data
 
 class Slow(SOURCES["digits"]):
@@ -328,26 +333,106 @@ def test_verify_finds_one_flipped_byte(built):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"val\.arrow: missing or damaged"):
+    with pytest.raises(UserError, match=r"val\.arrow: damaged"):
         built.verify()
+
+
+@pytest.fixture
+def in_blocks(prepare, monkeypatch):
+    """A data set whose images are in many blocks."""
+    monkeypatch.setattr(digests, "BLOCK_BYTES", 1024)
+    data = prepare(made_source(SourceData(("a", "b", "c"), {"train": random_split(600)})))
+    digest = digests.read_digest(data.path / "train.arrow")
+    assert len(digest.blocks) > 8
+    return data
+
+
+def flip_image(data, row):
+    """Change a byte in the middle of an image of the training split."""
+    path = data.path / "train.arrow"
+    content, image = bytearray(path.read_bytes()), data.split("train").images[row].tobytes()
+    at = content.index(image) + len(image) // 2
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def test_images_are_compared_when_they_are_read(in_blocks):
+    row = in_blocks.num_train // 2
+    flip_image(in_blocks, row)
+    split = in_blocks.split("train", lazily=True)
+    split.check(np.array([0, in_blocks.num_train - 1]))
+    split.check(np.array([], dtype=np.int64))
+    with pytest.raises(UserError, match=r"train\.arrow: damaged: bytes \d+ to \d+"):
+        split.check(np.array([0, row]))
+    with pytest.raises(UserError, match=r"train\.arrow: damaged"):
+        split.check()
+    with pytest.raises(UserError, match=r"train\.arrow: damaged"):
+        in_blocks.split("train")
+
+
+@pytest.mark.parametrize("row", [100, 222])
+def test_a_loader_refuses_what_it_would_train_on(in_blocks, row):
+    flip_image(in_blocks, row)
+    loader = Loader(
+        in_blocks, ViewsConfig(num_views=1), global_batch_size=8, seed=0,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    seen = []
+    with pytest.raises(UserError, match=r"train\.arrow: damaged"):
+        seen += [batch.samples for batch in loader.epoch(0)]
+    assert row not in torch.cat(seen or [torch.tensor([-1])]).tolist()
+
+
+def test_labels_are_compared_when_a_split_is_opened(in_blocks):
+    path = in_blocks.path / "train.arrow"
+    content, labels = bytearray(path.read_bytes()), in_blocks.split("train").labels.tobytes()
+    content[content.index(labels) + 8] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"train\.arrow: damaged"):
+        in_blocks.split("train", lazily=True)
+
+
+@pytest.mark.parametrize("label", [-1, 3, 2**40])
+def test_labels_that_are_no_classes_are_refused(built, label):
+    """Also where the digest is right."""
+    path = built.path / "test.arrow"
+    split = read_split(path)
+    wrong = np.array([*split.labels[:-1], label])
+    images = split.images.copy()
+    write_split(path, Split(images, wrong))
+    digests.write_digest(path)
+    with pytest.raises(UserError, match=rf"test\.arrow: damaged: label {label} is none of the 3"):
+        built.split("test")
+
+
+def test_without_a_digest_the_hash_of_the_manifest_counts(built):
+    digests.digest_path(built.path / "val.arrow").unlink()
+    built.verify()
+    path = built.path / "val.arrow"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"val\.arrow: damaged"):
+        built.split("val")
 
 
 def test_truncated_split_is_refused(built):
     path = built.path / "train.arrow"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match="not a readable split"):
+    with pytest.raises(UserError, match="damaged: it has 100 bytes"):
         built.split("train")
 
 
 def test_exchanged_split_is_refused(built):
     (built.path / "val.arrow").replace(built.path / "train.arrow")
+    digests.write_digest(built.path / "train.arrow")
     with pytest.raises(UserError, match=r"its manifest says \[36, 1, 4, 4\]"):
         built.split("train")
 
 
 def test_missing_split_is_refused(built):
     (built.path / "val.arrow").unlink()
-    with pytest.raises(UserError, match="not a readable split"):
+    with pytest.raises(UserError, match=r"val\.arrow: damaged: it cannot be opened"):
         built.split("val")
 
 
@@ -360,7 +445,7 @@ def test_damaged_manifest_is_refused(built, damage):
 
 def test_other_format_is_refused(built):
     manifest = json.loads((built.path / "manifest.json").read_text())
-    (built.path / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
+    write_json(built.path / "manifest.json", {**manifest, "format": 99})
     with pytest.raises(UserError, match="written in format 99"):
         open_data(built.path)
 

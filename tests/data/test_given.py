@@ -77,7 +77,7 @@ SAME = {
 def read(data: Any, folder: Path, normalisation: Any = None) -> tuple[Tensor, Tensor, Any]:
     known = None if normalisation is None else Normalisation.of(normalisation)
     given = keep_given(data, known, folder / "given")
-    arrays = {f.stem: torch.tensor(np.load(f)) for f in Path(given.table["path"]).iterdir()}
+    arrays = {f.stem: torch.tensor(np.load(f)) for f in Path(given.table["path"]).glob("*.npy")}
     return arrays["train_images"], arrays["train_labels"], given
 
 
@@ -135,7 +135,7 @@ def test_splits_by_place_and_by_name(tmp_path: Path) -> None:
     names = ("train", "validation", "test")
     by_name = keep_given(dict(zip(names, parts, strict=True)), None, tmp_path).table
     assert by_place == by_name
-    stems = {file.stem for file in Path(by_place["path"]).iterdir()}
+    stems = {file.stem for file in Path(by_place["path"]).glob("*.npy")}
     assert {stem.partition("_")[0] for stem in stems} == {"train", "val", "test"}
 
 
@@ -175,4 +175,19 @@ WRONG = (PIXELS / 255 - 0.5) / 0.1
 def test_what_is_wrong_is_said(data: Any, normalisation: Any, said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
         read(data, tmp_path, normalisation)
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("*.npy"))
+
+
+@pytest.mark.parametrize("name", ["train_images", "train_labels"])
+def test_a_byte_that_changes_where_they_are_kept_is_refused(name: str, tmp_path: Path) -> None:
+    given = keep_given((PIXELS, LABELS), None, tmp_path)
+    file = Path(given.table["path"]) / f"{name}.npy"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(
+        UserError, match=rf"{name}\.npy: damaged: .* Delete the folder {file.parent}"
+    ):
+        keep_given((PIXELS, LABELS), None, tmp_path)
+    with pytest.raises(UserError, match=rf"{name}\.npy: damaged"):
+        prepare_data(DataConfig(**given.table, val_fraction=0.2, test_fraction=0.2), tmp_path / "c")

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from krscale.errors import UserError
+from krscale.files import write_json
 from krscale.report import (
     Budgets,
     Curve,
@@ -58,6 +59,7 @@ def test_a_written_curve_is_read_back_and_has_every_key_of_the_format(tmp_path):
     content = json.loads(path.read_text())
     assert set(content) == {
         "name", "commit", "data", "teacher", "sizes", "pareto", "cost", "budgets",
+        "sha256_of_above",
     }  # fmt: skip
     assert set(content["sizes"][0]) == {
         "capacity", "num_parameters", "flops", "latency_ms", "methods", "width",
@@ -80,7 +82,7 @@ def test_a_curve_written_before_sizes_fronts_and_budgets_is_read(tmp_path):
     for name in ("size", "front", "ended_by"):
         del content["sizes"][0]["methods"]["kr"][name]
     del content["budgets"], content["cost"]
-    path.write_text(json.dumps(content))
+    write_json(path, content)
     assert read_curve(tmp_path) == written
     assert written.sizes[0].size_of("kr").flops == 90
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from krscale.cli.app import main
 from krscale.config import Experiment, with_values
+from krscale.digests import digest_path
 from krscale.errors import UserError
 from krscale.runs import older
 from krscale.runs.aside import ORIGIN_FILE
@@ -364,6 +365,10 @@ def test_weights_that_are_given(
         with pytest.raises(UserError, match=f"the weights of {table} have changed"):
             start(given, folder)
         files[name].write_bytes(before)
+        record = digest_path(files[name])
+        with pytest.raises(UserError, match=rf"replaced on purpose, delete {record}"):
+            start(given, folder)
+        record.unlink()
         assert start(given, folder) == ()
     (network / "bound_parts.py").write_text(PARTS.format(factor=3))
     again(network)

@@ -16,6 +16,7 @@ import torch
 
 from krscale.config import Experiment, with_values
 from krscale.data import Description
+from krscale.files import read_json
 from krscale.setup import teacher_code
 from krscale.setup.teacher_code import Code, compare_code, kept_folder, read_code
 
@@ -179,7 +180,7 @@ def test_a_teacher_that_an_older_krscale_kept_is_used_if_it_still_does_the_same(
     plain.mkdir()
     assert kept_folder(plain, coded, code, lambda folder: False) == coded(0)
     assert kept_folder(plain, coded, code, lambda folder: True) == plain
-    assert json.loads((plain / "code.json").read_text()) == json.loads(json.dumps(asdict(code)))
+    assert read_json(plain / "code.json") == json.loads(json.dumps(asdict(code)))
     assert kept_folder(plain, coded, code, lambda folder: False) == plain, "asked once"
     assert kept_folder(plain, coded, Code({"a": "2"}), lambda folder: True) == coded(0)
     coded(0).mkdir()

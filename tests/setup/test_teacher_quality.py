@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from krscale.config import Experiment, load
 from krscale.data import prepare_data
 from krscale.errors import UserError
+from krscale.files import read_json
 from krscale.models import build_model
 from krscale.models.preprocessing import Preprocessing
 from krscale.search.plan import describe_plan
@@ -266,13 +267,12 @@ def test_a_poor_teacher_of_an_older_krscale_is_measured_and_stopped(folder: Path
     dataset = prepare_data(experiment.data, experiment.cache_path)
     allowed = load(None, [*settings(folder, "swapped"), "teacher.allow_poor=true"])
     facts = prepare_teacher(allowed, dataset, CPU, lambda done, total: None)[1] / "facts.json"
-    new = facts.read_bytes()
-    old = json.loads(new)
-    del old["faults"]
+    new = read_json(facts)
+    old = {name: value for name, value in new.items() if name != "faults"}
     facts.write_text(json.dumps(old), encoding="utf-8")
     with pytest.raises(UserError, match="in another order"):
         prepared(experiment)
-    assert facts.read_bytes() == new, "and is measured once"
+    assert read_json(facts) == new, "and is measured once"
 
 
 def test_weights_that_others_replace_are_not_loaded(

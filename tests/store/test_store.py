@@ -11,6 +11,7 @@ import torch
 from krscale.config import StoreConfig, ViewsConfig
 from krscale.data.loader import Loader
 from krscale.errors import UserError
+from krscale.files import write_json
 from krscale.store import (
     KnowledgeStore,
     building,
@@ -276,7 +277,7 @@ class TestWrongStore:
     def test_newer_format(self, small):
         small.prepare()
         file = small.path / "manifest.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"format": FORMAT + 1}))
+        write_json(file, json.loads(file.read_text()) | {"format": FORMAT + 1})
         with pytest.raises(UserError, match="this version of krscale reads format"):
             KnowledgeStore.open(small.path)
 

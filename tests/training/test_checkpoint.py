@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from krscale.errors import DiskFullError, UserError
+from krscale.files import write_json
 from krscale.training.checkpoint import (
     load_checkpoint,
     load_weights,
@@ -130,7 +131,7 @@ class TestCheckpoint:
     def test_a_newer_format_is_refused(self, tmp_path):
         save_checkpoint(tmp_path / "c", {"epoch": 1})
         file = tmp_path / "c" / "manifest.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 2}))
+        write_json(file, json.loads(file.read_text()) | {"format": 2})
         with pytest.raises(UserError, match="format 2; this version of krscale reads format 1"):
             load_checkpoint(tmp_path / "c")
 

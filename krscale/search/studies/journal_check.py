@@ -56,6 +56,15 @@ def open_checked(path: Path, backend: BaseJournalBackend) -> JournalStorage:
         raise _damage(path, first + 1, entries[:first], len(entries), reason) from None
 
 
+def check_journal(path: Path) -> None:
+    """Compare every line of a journal with its checksum, without opening it.
+
+    Raises:
+        DamagedFileError: As `open_checked`.
+    """
+    _check_lines(path)
+
+
 def _check_lines(path: Path) -> list[dict[str, Any]]:
     """Return the entries of a journal, each checked by itself and for what it refers to."""
     lines = path.read_bytes().split(b"\n")[:-1]

@@ -7,7 +7,7 @@ journal; the journal has one writer (`journal.py`), so they stay true.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -22,6 +22,8 @@ from krscale.search.studies.trial_spec import FinalKey, StudyKey, TuningKey
 
 FORBIDDEN = "forbidden"
 """User attribute of a suggestion that broke a limit and was never trained: what it broke."""
+LOST = "lost_students"
+"""User attribute of a final study: numbers of complete trainings whose student is gone."""
 ENDED_BY = "ended_by"
 """User attribute of a study: which of `ENDINGS` ended its tuning; empty while it goes on."""
 ENDINGS = (
@@ -191,12 +193,30 @@ class FinalStudy(Study):
 
     def _is_of_plan(self, trial: FrozenTrial) -> bool:
         winner = self.tuning.winner()
-        return winner is not None and trial.params == winner.params and super()._is_of_plan(trial)
+        if winner is None or trial.params != winner.params or trial.number in self.lost:
+            return False
+        return super()._is_of_plan(trial)
 
     def counted(self) -> list[FrozenTrial]:
-        """Return ended trainings of the present winner's settings."""
+        """Return ended trainings of the present winner's settings, but for those that were lost."""
         winner = self.tuning.winner()
-        return [t for t in super().counted() if winner is not None and t.params == winner.params]
+        return [
+            trial
+            for trial in super().counted()
+            if winner is not None
+            and trial.params == winner.params
+            and trial.number not in self.lost
+        ]
+
+    @property
+    def lost(self) -> frozenset[int]:
+        """Numbers of trainings whose student is gone; they do not count, and are run again."""
+        return frozenset(self.optuna.user_attrs.get(LOST, ()))
+
+    def lose(self, numbers: Iterable[int]) -> None:
+        """Note in the journal that the students of some trainings are gone."""
+        self.optuna.set_user_attr(LOST, sorted(self.lost.union(numbers)))
+        self.recount()
 
     def waiting(self) -> list[FrozenTrial]:
         """Return enqueued trainings of the present winner's settings."""
@@ -226,7 +246,11 @@ class FinalStudy(Study):
             trial.user_attrs.get(SEED)
             for trial in self.optuna.get_trials(deepcopy=False)
             if trial.state is TrialState.WAITING
-            or (trial.params == winner.params and not was_interrupted(trial))
+            or (
+                trial.params == winner.params
+                and not was_interrupted(trial)
+                and trial.number not in self.lost
+            )
         }
         for seed in seeds:
             if seed not in taken:

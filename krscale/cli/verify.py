@@ -1,0 +1,84 @@
+"""`krscale verify RUN`: compare all that a run rests on, and all that came of it, with records."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from krscale.config import load
+from krscale.errors import UserError
+from krscale.runs.folder import find_run
+
+if TYPE_CHECKING:
+    from krscale.runs.verify_files import Finding
+
+EXIT_DAMAGED = 1
+
+DESCRIPTION = (
+    "Read every file that a run rests on and that came of it: data, teacher, stores, records, "
+    "students, checkpoints, exports. Each must be, byte for byte, what was written. Exit code 0: "
+    "all are; 1: files are damaged, which are listed with what makes them again; 2: there is no "
+    "such run. Files of an older krscale that have no checksum are named and are no error."
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or its name; or an export")
+    parser.add_argument(
+        "--storage-path",
+        metavar="FOLDER",
+        help="folder of all runs, where a name is looked up (default: that of the experiments)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compare, print."""
+    folder = find_run(options.run, Path(options.storage_path or load().storage_path))
+    if not folder.is_dir():
+        raise UserError(f"{options.run}: no such run in {folder.parent}.")
+    from krscale.runs.verify import verify_run  # torch takes seconds to import
+
+    found, note = verify_run(folder)
+    found += _journal(folder)
+    if options.json:
+        rows = [{"path": str(f.path), "state": f.state, "message": f.message} for f in found]
+        print(json.dumps({"note": note, "files": rows}, indent=2))
+    else:
+        _print(found, note)
+    return EXIT_DAMAGED if any(each.state == "damaged" for each in found) else 0
+
+
+def _journal(folder: Path) -> list[Finding]:
+    from krscale.runs.verify_files import look
+    from krscale.search.studies.journal import JOURNAL
+    from krscale.search.studies.journal_check import check_journal
+
+    path = folder / JOURNAL
+    if not path.is_file():
+        return []
+
+    def compare() -> bool:
+        check_journal(path)
+        return True
+
+    return [look(path, compare, "Restore it from a copy.")]
+
+
+def _print(found: list[Finding], note: str) -> None:
+    counts = {
+        state: sum(f.state == state for f in found) for state in ("ok", "unverifiable", "damaged")
+    }
+    for state in ("unverifiable", "damaged"):
+        for each in found:
+            if each.state == state:
+                print(f"{state}: {each.message}")
+    if note:
+        print(f"Note: {note}")
+    if len(found) == counts["ok"]:
+        print(f"ok: all {len(found)} files are what was written")
+        return
+    print(", ".join(f"{number} {state}" for state, number in counts.items() if number))

@@ -1,0 +1,170 @@
+"""What a run takes from its storage's cache, compared with its records: data, teacher, stores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from krscale.config import Experiment
+from krscale.data import SPLITS_FILE, Dataset, SplitName, find_data
+from krscale.data.building import CONTENT_FILE
+from krscale.data.dataset import dataset_path, open_data, rebuild_data
+from krscale.data.given import given_folder, rebuild_given
+from krscale.data.joining import joined_path
+from krscale.errors import UserError
+from krscale.files import damaged, sha256
+from krscale.runs.verify_files import (
+    Finding,
+    folders_in,
+    look,
+    look_at_binary,
+    look_at_json,
+    missing,
+)
+from krscale.setup.methods import methods_of
+from krscale.setup.networks import Networks
+from krscale.setup.recipe import StoreRecipe
+from krscale.setup.teacher import (
+    FACTS_FILE,
+    PROBES_FILE,
+    WEIGHTS_FILE,
+    find_teacher,
+    read_facts,
+    rebuild_teacher,
+)
+from krscale.setup.teacher_code import CODE_FILE
+from krscale.store.manifest import MANIFEST, PLAN, check_shard, read_manifest, read_plan
+from krscale.store.shard import ShardFile, is_named_by_checksum
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The folders in the cache that a run rests on.
+
+    Attributes:
+        given: Of images that were given as objects.
+        data: Of data sets.
+        teachers: Of kept teachers.
+        stores: Of stores.
+        note: Why these are all that the cache holds, where those of the run cannot be told.
+    """
+
+    given: tuple[Path, ...]
+    data: tuple[Path, ...]
+    teachers: tuple[Path, ...]
+    stores: tuple[Path, ...]
+    note: str = ""
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> Shared:
+        """Find the folders of an experiment; nothing is built.
+
+        What is damaged may be what tells them: then all folders of its kind are named.
+        """
+        cache = experiment.cache_path
+        data, teachers, stores = (
+            tuple(folders_in(cache / name)) for name in ("data", "teachers", "stores")
+        )
+        path = Path(experiment.data.path)
+        given = (path,) if path.parent == given_folder(cache) else ()
+        try:
+            data = (dataset_path(experiment.data, cache),)
+            dataset = find_data(experiment.data, cache)
+            data = (*data, joined_path(dataset, cache))
+            networks = Networks.resolve(experiment, dataset)
+            facts, teacher = find_teacher(networks.experiment, dataset)
+            teachers = (teacher,)
+            recipe = StoreRecipe(networks, dataset, facts, teacher)
+            kinds = recipe.of_features(methods_of(experiment)).values()
+            stores = tuple(each.path for each in (recipe, *kinds))
+        except UserError as error:
+            note = f"the cache may hold what is of other runs only; all of it is compared: {error}"
+            return cls(given, data, teachers, stores, note)
+        return cls(given, data, teachers, stores)
+
+
+def look_at_given(folder: Path) -> Iterator[Finding]:
+    """Yield the arrays of images that were given as objects."""
+    for path in sorted(folder.glob("*.npy")):
+        yield look_at_binary(path, rebuild_given(folder))
+
+
+def look_at_data(folder: Path) -> Iterator[Finding]:
+    """Yield the files of a data set."""
+    again = rebuild_data(folder)
+    yield look_at_json(folder / "manifest.json", again, lambda: open_data(folder))
+    if (folder / CONTENT_FILE).is_file():
+        yield look_at_json(folder / CONTENT_FILE, again)
+    if (folder / SPLITS_FILE).is_file():
+        yield look_at_binary(folder / SPLITS_FILE, again)
+    try:
+        dataset = open_data(folder)
+    except UserError:  # said above; what each file has beside it still tells
+        for path in sorted(folder.glob("*.arrow")):
+            yield look_at_binary(path, again)
+        return
+    for name in dataset.names:
+        yield _look_at_split(dataset, name, again)
+
+
+def _look_at_split(dataset: Dataset, name: SplitName, again: str) -> Finding:
+    def compare() -> bool:
+        dataset.split(name)
+        return True
+
+    return look(dataset.path / f"{name}.arrow", compare, again)
+
+
+def look_at_teacher(folder: Path, bound: str = "") -> Iterator[Finding]:
+    """Yield the files of a kept teacher.
+
+    Args:
+        folder: Of the teacher.
+        bound: Hash of the weights that the run is bound to; it stands in for a digest.
+    """
+    again, weights = rebuild_teacher(folder), folder / WEIGHTS_FILE
+    found = look_at_binary(weights, again)
+    if found.state == "unverifiable" and bound and sha256(weights) == bound:
+        found = Finding(weights, "ok")
+    yield found
+    yield look_at_binary(folder / PROBES_FILE, again)
+    yield look_at_json(folder / FACTS_FILE, again, lambda: read_facts(folder))
+    if (folder / CODE_FILE).is_file():
+        yield look_at_json(folder / CODE_FILE, again)
+
+
+def look_at_store(folder: Path) -> Iterator[Finding]:
+    """Yield the files of a store; what an unfinished one lacks is no damage."""
+    again = f"Delete the folder {folder}; `krscale teach` builds the store anew."
+    if (folder / PLAN).is_file():
+        yield look_at_json(folder / PLAN, again, lambda: read_plan(folder))
+    if not (folder / MANIFEST).is_file():
+        if not (folder / PLAN).is_file():
+            yield missing(folder / MANIFEST, again)
+        return
+    yield look_at_json(folder / MANIFEST, again, lambda: read_manifest(folder))
+    try:
+        manifest = read_manifest(folder)
+    except UserError:  # said above
+        yield from _look_at_names(folder, again)
+        return
+    for shard in manifest.shards if manifest else ():
+
+        def compare(shard: ShardFile = shard) -> bool:
+            check_shard(folder, shard)
+            return True
+
+        yield look(folder / shard.file, compare, again)
+
+
+def _look_at_names(folder: Path, again: str) -> Iterator[Finding]:
+    """Compare shards with the checksum in their names, where there is no manifest to be had."""
+    for path in sorted(folder.glob("view-*/shard-*.arrow")):
+
+        def compare(path: Path = path) -> bool:
+            if not is_named_by_checksum(path):
+                raise damaged(path, "its checksum is not that in its name", again)
+            return True
+
+        yield look(path, compare, again)

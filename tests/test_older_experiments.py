@@ -11,6 +11,7 @@ import pytest
 from krscale.config import Experiment, load
 from krscale.config.older import uses_mended_method, with_former_defaults
 from krscale.errors import UserError
+from krscale.files import write_json
 from krscale.runs.folder import read_experiment, run_folder
 
 SINCE = ("at_reduction", "at_mean_weight")
@@ -31,7 +32,7 @@ def begin_as_before(config: Experiment, **distill: object) -> None:
         for name in SINCE:
             del content["experiment"]["distill"][name]
         content["experiment"]["distill"] |= distill
-        path.write_text(json.dumps(content), encoding="utf-8")
+        write_json(path, content)
 
 
 def go_on(config: Experiment) -> dict[str, Any]:

@@ -175,7 +175,7 @@ WRONG = (PIXELS / 255 - 0.5) / 0.1
 def test_what_is_wrong_is_said(data: Any, normalisation: Any, said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
         read(data, tmp_path, normalisation)
-    assert not list(tmp_path.glob("*.npy"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["train_images", "train_labels"])

@@ -10,6 +10,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from running import in_process
 
+from krscale.files import read_json
 from krscale.search.insight import find_insight
 from krscale.search.insight_figure import draw_insight
 
@@ -94,7 +95,7 @@ def test_few_trials_explain_nothing_and_say_so(tmp_path: Path) -> None:
 def test_the_command_writes_data_and_figure(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed == json.loads((run / "insight.json").read_text())
+    assert printed == read_json(run / "insight.json")
     assert (run / "insight.png").stat().st_size > 20_000
     assert main([str(run)]) == 0
     out = capsys.readouterr().out

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from krscale.config import TrackingConfig
+from krscale.files import write_json
 from krscale.tracking import Begun, Tracker, sync
 
 
@@ -84,7 +85,7 @@ def test_a_position_within_an_event_is_no_position(run: Path, storage: Path, by_
     path = run / "tracking" / "state.json"
     content = json.loads(path.read_text())
     for position in (content["position"] - 3, 1, -5, 10**9):
-        path.write_text(json.dumps({**content, "position": position, "checksum": ""}))
+        write_json(path, {**content, "position": position, "checksum": ""})
         said: list[str] = []
         record(run, said)
         assert said == []

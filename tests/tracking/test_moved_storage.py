@@ -16,6 +16,7 @@ import pytest
 from running import environment
 
 from krscale.config import TrackingConfig
+from krscale.files import write_json
 from krscale.tracking import Begun, Tracker, sync
 from krscale.tracking.address import follow_uri, sqlite_uri
 from krscale.tracking.moving import follow_artifacts
@@ -76,7 +77,7 @@ def as_older_versions_wrote_it(run: Path) -> None:
     path = run / "tracking" / "state.json"
     content = json.loads(path.read_text())
     del content["storage"], content["checksum"]
-    path.write_text(json.dumps(content))
+    write_json(path, content)
 
 
 @pytest.mark.parametrize("older", [False, True])

@@ -10,6 +10,7 @@ from ladder_play import Assignment, experiment, ladder, play, play_all
 
 from krscale.config import Experiment, load
 from krscale.errors import UserError
+from krscale.files import write_json
 from krscale.runs.folder import SPACE, run_folder
 from krscale.search.space.space import load_space
 from krscale.search.studies.extending import load_or_extend, remember_budgets
@@ -99,7 +100,7 @@ def test_additions_count_from_the_finished_budget_so_a_crash_adds_nothing_twice(
 def test_a_search_that_finished_when_sizes_were_rungs_grows(tmp_path: Path) -> None:
     budgets = {"search.trials_per_rung": 5, "search.num_final_seeds": 2}
     (tmp_path / "one").mkdir()
-    (tmp_path / "one" / "finished.json").write_text(json.dumps(budgets))
+    write_json(tmp_path / "one" / "finished.json", budgets)
     for name in ("search.trials_per_rung", "search.trials_per_size"):
         assert extend(tmp_path, f"{name}=+8").search.trials_per_size == 13
 
@@ -171,7 +172,7 @@ def rewrite(run: Path, **changes: object) -> None:
     """Make a run one of another version: sections of its experiment.json replaced."""
     content = json.loads((run / "experiment.json").read_text())
     content["experiment"] |= changes
-    (run / "experiment.json").write_text(json.dumps(content))
+    write_json(run / "experiment.json", content)
 
 
 def test_a_run_older_than_a_field_goes_on_while_the_field_has_its_default(tmp_path: Path) -> None:

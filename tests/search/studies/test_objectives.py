@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 
 from krscale.config import load
 from krscale.errors import UserError
+from krscale.files import write_json
 from krscale.runs.folder import run_folder
 from krscale.search.studies.objectives import front
 from krscale.search.studies.size_resolver import FixedSizeResolver
@@ -159,7 +160,7 @@ def test_a_run_of_an_older_krscale_without_objectives_goes_on(tmp_path: Path) ->
     path = folder / "experiment.json"
     content = json.loads(path.read_text())
     del content["experiment"]["search"]["objectives"]
-    path.write_text(json.dumps(content))
+    write_json(path, content)
     with run_folder(config, {}):
         pass
     several = load(

@@ -19,6 +19,7 @@ from krscale.data.sources import open_source
 from krscale.digests import CheckedFile, FileDigest, read_digest
 from krscale.errors import UserError, unknown_name
 from krscale.files import damaged, read_json, reading, write_json
+from krscale.methods.base import UNLABELLED
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
@@ -95,7 +96,12 @@ class Dataset:
                 f"{path}: holds images of shape {list(split.images.shape)}, its manifest says "
                 f"{list(expected)}. Delete {self.path}; it will be built again."
             )
-        _check_labels(path, split.labels, self.num_classes, rebuild_data(self.path))
+        # Images without labels come last in train, and have none of the classes.
+        num_labelled = len(split.labels) - (self.num_unlabelled if name == "train" else 0)
+        rebuild = rebuild_data(self.path)
+        _check_labels(path, split.labels[:num_labelled], self.num_classes, rebuild)
+        if (split.labels[num_labelled:] != UNLABELLED).any():
+            raise damaged(path, "an image that has no label has one", rebuild)
         if not lazily:
             split.check()
         return split

@@ -10,6 +10,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import torch
 from finished_search import SETTINGS, search, without_ray
 from running import in_process, overrides
 
@@ -57,6 +58,7 @@ KINDS = [*OPENED_BY, *OTHERS]
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The storage of a finished search with an export and a checkpoint; not to be changed."""
+    torch.set_num_threads(1)  # as in the tests: the same weights again, bit by bit
     storage = tmp_path_factory.mktemp("verified") / "storage"
     run = search(storage, "tracking.enabled=false")
     assert in_process("pick")([str(run) if word == "RUN" else word for word in PICK]) == 0

@@ -38,6 +38,7 @@ NOT_RUN = {
     "pick photos --max-params 20k --output small": "likewise; tests/cli/test_pick.py",
     "teacher check": "minutes: it trains the default teacher; the next one is run",
     "teacher check my.toml": "run by tests/test_tutorials.py, with the teacher of the tutorial",
+    "verify FOLDER": "the folder of an export; tests/cli/test_verify.py",
     "taps my.toml": "a teacher with weights; tests/cli/test_taps.py",
 }
 """Commands that no test here runs, and why; where another one does, it is named."""

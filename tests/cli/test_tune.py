@@ -61,7 +61,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 
 def test_curve_compares_methods_with_equal_budgets(finished: tuple[Path, dict[str, Any]]) -> None:
     run, printed = finished
-    curve = json.loads((run / "curve.json").read_text())
+    curve = read_json(run / "curve.json")
     assert curve == printed
     assert [size["capacity"] for size in curve["sizes"]] == list(CAPACITIES)
     sizes = [size["num_parameters"] for size in curve["sizes"]]

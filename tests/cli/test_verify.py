@@ -6,13 +6,12 @@ import json
 import random
 import re
 import shutil
-import tarfile
 from pathlib import Path
 
 import pytest
 import torch
 from finished_search import SETTINGS, search, without_ray
-from running import in_process, overrides
+from running import in_process, overrides, unpack
 
 from krscale.digests import digest_path
 from krscale.errors import UserError
@@ -277,10 +276,7 @@ def test_a_run_that_an_older_krscale_wrote(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`tests/runs/test_older_runs.py` continues and exports it."""
-    with tarfile.open(
-        Path(__file__).parents[1] / "runs" / "older" / "runs_3afaaac.tar.xz"
-    ) as older:
-        older.extractall(tmp_path, filter="data")
+    unpack(Path(__file__).parents[1] / "runs" / "older" / "runs_3afaaac.tar.xz", tmp_path)
     run = tmp_path / "old"
     assert in_process("verify")([str(run), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

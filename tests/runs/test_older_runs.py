@@ -5,14 +5,13 @@ was killed while both of its first trials trained. MLflow's database is left out
 """
 
 import json
-import tarfile
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 from recorded import journal
-from running import command, overrides
+from running import command, overrides, unpack
 
 from krscale.report import read_curve
 
@@ -31,8 +30,7 @@ CUT = ("name=cut", "train.num_epochs=40", "ladder.capacities=['1/16']",
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(folder, filter="data")
+    unpack(ARCHIVE, folder)
     return folder
 
 

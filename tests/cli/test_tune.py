@@ -17,6 +17,8 @@ from optuna.trial import TrialState
 from recorded import journal, mlflow_runs
 from running import ROOT, SMALL, command, environment, overrides
 
+from krscale.files import read_json
+
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.timeout(400),

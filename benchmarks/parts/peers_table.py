@@ -19,6 +19,13 @@ _HEAD = (
 )
 
 
+_ALIKE = 3.0
+_LOADS_DIFFER = (
+    "Seconds are not compared: the machine had more else to do in one of the two than in the other "
+    "(loads below)."
+)
+
+
 def peers_table(result: Mapping[str, Any]) -> str:
     """Return the peers side by side, what each lacks, and the lines for KR in a loop."""
     measured = result["peers"]
@@ -67,6 +74,9 @@ def _against(measured: Mapping[str, Any], mine: str, theirs: str) -> list[str]:
         "install_seconds": "seconds of installing",
         "seconds": "seconds of running",
     }
+    alike = _alike_loads(own, other)
+    if not alike:
+        named = {key: words for key, words in named.items() if not key.endswith("seconds")}
     ways: dict[str, list[str]] = {"more": [], "fewer": []}
     for key, words in named.items():
         if all(key in count for count in counts) and counts[0][key] != counts[1][key]:
@@ -74,7 +84,14 @@ def _against(measured: Mapping[str, Any], mine: str, theirs: str) -> list[str]:
             ways[way].append(f"{words} ({counts[0][key]} against {counts[1][key]})")
     said = [f"{way} {' and '.join(found)}" for way, found in ways.items() if found]
     title = PEERS_BY_NAME[theirs].title
-    return [f"- {PEERS_BY_NAME[mine].title} against {title}: {'; '.join(said)}."]
+    line = f"- {PEERS_BY_NAME[mine].title} against {title}: {'; '.join(said)}."
+    return [line if alike else f"{line} {_LOADS_DIFFER}"]
+
+
+def _alike_loads(*measured: Mapping[str, Any]) -> bool:
+    """Whether seconds were measured on a machine that had about as much else to do."""
+    loads = [load for found in measured for load in found.get("load_before_and_after", ())]
+    return not loads or max(loads) - min(loads) <= _ALIKE
 
 
 def _note(name: str, found: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What the taught learn from: training images, and after them those without labels.
+"""The images of methods with a teacher: training images, and after them those without labels.
 
 It is a data set of its own, whose only split is `train`, so that whatever reads a training split
 reads it, too. The labelled data stay as they are: the teacher trains on them alone.
@@ -41,7 +41,7 @@ def prepare_unlabelled(
     report: Report | None = None,
     note: Note | None = None,
 ) -> Dataset:
-    """Return what the taught learn from: `dataset` itself where `data.unlabelled` is empty.
+    """Return the images of methods with a teacher: `dataset` itself without `data.unlabelled`.
 
     Otherwise its train followed by the unlabelled images, built once under `cache`. Copies of
     training images are left out: they are learned from with their labels.

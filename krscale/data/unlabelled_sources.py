@@ -33,6 +33,9 @@ WANTED = (
     "column of images, an .npz or .npy file of images, or a folder that save_to_disk has written"
 )
 
+_WHITE = 255
+"""The largest value of 8-bit pixels."""
+
 
 class UnlabelledSource(Protocol):
     """Reads images that have no labels."""
@@ -163,7 +166,14 @@ class _Arrays(NumpyFiles):
     def read(self, report: Report) -> SourceData:
         name, _ = self.splits["train"]
         where = f"{self.path}: {name}" if self.path.is_file() else str(self.names[name])
-        found = Arrays(self.read_array(name), np.empty(0, np.int64), where)
+        array = self.read_array(name)
+        if array.dtype.newbyteorder("=") == np.uint16 and array.size and array.max() <= _WHITE:
+            raise UserError(
+                f"data.unlabelled: {where}: images of type uint16 from {array.min()} to "
+                f"{array.max()}: nothing tells here whether white is 255 or 65535; give them as "
+                "uint8."
+            )
+        found = Arrays(array, np.empty(0, np.int64), where)
         converted, notes = to_images({"train": found}, self.config.files.channels, str(self.path))
         images = converted["train"]
         report(len(images), len(images))

@@ -73,7 +73,7 @@ def _find_taps(config: ModelConfig, task: Task, where: str, width: int) -> dict[
 def _responding(
     build: Callable[[int], nn.Module], width: int, task: Task
 ) -> tuple[nn.Module, Tensor]:
-    """Return a network and two images that it tells apart, the same at every start.
+    """Return a network and two images with different logits, the same at every start.
 
     With some initial weights a narrow network gives zeros, whatever the image, and then nothing
     shows what passes through its blocks.

@@ -44,7 +44,7 @@ def check_methods(experiment: Experiment) -> None:
 
 
 def describe_taught(experiment: Experiment, num_labelled: int, num_unlabelled: int) -> str:
-    """Say who learns from images without labels, and in how many steps; nothing without them.
+    """Return which methods learn from images without labels, and their steps; empty without them.
 
     Args:
         experiment: Its methods and batches.

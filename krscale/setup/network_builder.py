@@ -74,7 +74,7 @@ def student_table(config: StudentConfig | LadderStudent) -> str:
 def builder(
     config: ModelConfig, task: Task, where: str, *, fresh: bool = False
 ) -> Callable[[int], nn.Module]:
-    """Return a function from a width to a network of this kind, which knows its preprocessing."""
+    """Return a function from a width to a network of this kind, with its preprocessing."""
 
     def build(width: int) -> nn.Module:
         network = build_model(

@@ -263,6 +263,7 @@ def test_they_are_read_with_the_channels_of_the_labelled(tmp_path: Path) -> None
         (lambda root: _write(root / "list.csv", b"path\n"), "there are no images"),
         (lambda root: _write(root / "list.csv", b"file\nx.png\n"), "unknown column 'path'"),
         (lambda root: _two_arrays(root), r"one array of images is needed .* x_train, x_test"),
+        (lambda root: _dark_16_bits(root), "whether white is 255 or 65535; give them as uint8"),
         (lambda root: _two_sets(root), r"name the folder of one of them: .*unsupervised"),
     ],
 )
@@ -284,6 +285,11 @@ def _write(path: Path, content: bytes) -> Path:
 def _two_arrays(root: Path) -> Path:
     np.savez(root / "x.npz", x_train=UNSEEN, x_test=UNSEEN)
     return root / "x.npz"
+
+
+def _dark_16_bits(root: Path) -> Path:
+    np.save(root / "x.npy", UNSEEN.astype(">u2"))
+    return root / "x.npy"
 
 
 def _two_sets(root: Path) -> Path:

@@ -9,8 +9,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from krscale.cli import tune
+from krscale.cli.app import main
 from krscale.config import Experiment
+from krscale.errors import UserError
 from krscale.report import Curve, read_curve
 from krscale.report.result import CURVE_FILE
 from krscale.runs.folder import read_experiment
@@ -27,13 +28,14 @@ def search(run: TaskRun, family: Family, number: int, *, quiet: bool) -> None:
     """Run a search of a family to its end, or continue it; a finished one stays untouched.
 
     Raises:
-        UserError: Whatever `krscale tune` refuses, e.g. when the folder holds another experiment.
+        UserError: If `krscale tune` refuses it, e.g. since the folder holds another experiment.
     """
     if is_finished(run.experiment(family, number)):
         return
     overrides = run.overrides(family, number)
     arguments = [str(run.task.path), *(p for change in overrides for p in ("--set", change))]
-    tune.run([*arguments, "--quiet"] if quiet else arguments)
+    if code := main(["tune", *arguments, *(["--quiet"] if quiet else [])]):
+        raise UserError(f"{run.task.name}, {family.name}: the search ended with exit code {code}.")
 
 
 def is_finished(experiment: Experiment) -> bool:

@@ -27,6 +27,7 @@ from krscale.metrics import VAL_ACCURACY
 from krscale.models.given import given
 from krscale.search.on_ray.forwarding import no_secrets_forwarded
 from krscale.search.on_ray.gpu_packing import has_gpus
+from krscale.search.on_ray.lost_workers import end_only_their_trials
 from krscale.search.on_ray.slots import Slots
 from krscale.search.on_ray.trial import StudentTrial
 from krscale.search.on_ray.trial_error import TrialError
@@ -139,13 +140,13 @@ class LadderSearcher(Searcher):
             self.ladder.leave(running.assignment, running.metrics)
 
     def _on_error(self, running: _Running, error: TrialError) -> None:
+        num_failed = self.ladder.num_failed
         if error.cause is None:
-            self.first_error = self.first_error or error.text
-            self.ladder.finish(
-                running.assignment, TrialState.FAIL, running.metrics, error.last_line
-            )
+            self.ladder.finish(running.assignment, TrialState.FAIL, running.metrics, error.sentence)
         else:
-            self.ladder.interrupt(running.assignment, error.cause, running.metrics, error.last_line)
+            self.ladder.interrupt(running.assignment, error.cause, running.metrics, error.sentence)
+        if self.ladder.num_failed > num_failed and not self.first_error:
+            self.first_error = error.text if error.cause is None else error.sentence
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the journal is the state."""
@@ -163,6 +164,10 @@ class LadderScheduler(FIFOScheduler):
     def __init__(self, searcher: LadderSearcher) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.searcher = searcher
+
+    def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
+        """Called before the trial has a worker."""
+        end_only_their_trials(tune_controller._actor_manager)
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
         """Name none: Tune then gives free workers to trials in the order they were handed out.

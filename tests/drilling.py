@@ -1,102 +1,146 @@
-"""What drills share: a small search in this process, and a report of what held.
+"""What every drill writes down: what was injected, what had to hold, what held.
 
-A drill prints what it injected, what had to hold, and what held: `pytest -m drill -s`.
+A drill is a test marked `drill` (`make drills` runs them all) that takes the fixture `drill`:
+
+    @pytest.mark.drill
+    def test_a_killed_driver(drill: Drill, tmp_path: Path) -> None:
+        drill.must_hold("exactly 12 trials, none doubled")
+        for moment in moments:
+            kill_and_start_again(moment)
+            drill.injected("SIGKILL to the driver")          # counted: "50 x SIGKILL to the driver"
+        assert found == 12
+        drill.held("12 trials after 50 kills, none doubled")  # after the assertions it sums up
+        drill.measured("longest restart", 8.1, "s")           # a figure for the page; if any
+
+Every `must_hold` needs its `held`, in the same order; a drill that passes without saying so fails.
+Pytest prints the three at the end of the drill and, with `--drill-record FILE`, appends them as one
+line of JSON, from which `scripts/write_reliability.py` writes docs/reliability.md.
+
+The short form of a drill in the normal suite is the same test with a smaller number:
+
+    @pytest.mark.parametrize("kills", [2, pytest.param(200, marks=pytest.mark.drill)])
 """
 
+from __future__ import annotations
+
+import json
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
-import optuna
 import pytest
-import ray
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial
-from running import PATHS
 
-from krscale.cluster.connect import SETTINGS
-from krscale.config import Experiment, load
-
-SMALL = (
-    "teacher.width=4",
-    "teacher.num_epochs=1",
-    "views.num_views=2",
-    "ladder.capacities=['1/4']",
-    "train.num_epochs=6",
-    "search.methods=['plain']",
-    "search.trials_per_size=3",
-    "search.num_final_seeds=1",
-    "search.sampler=grid",
-    "search.early_stopping=none",
-    "search.checkpoint_seconds=0",
-    "tracking.enabled=false",
-)
+Kind = Literal["fault", "bad input", "load"]
+"""What is counted on the page: faults survived, bad inputs tried, load held."""
 
 
-def fates(folder: Path, *names: str, settings: tuple[str, ...] = ()) -> Experiment:
-    """Return a search of one `plain` trial for every fate of `troubled_student`."""
-    space = folder / "space.toml"
-    choices = ", ".join(f'"{name}"' for name in names)
-    space.write_text(
-        f'[common."student.options.fate"]\ntype = "categorical"\nchoices = [{choices}]\n'
-    )
-    return load(
-        None,
-        [
-            *SMALL,
-            f"storage_path={folder}",
-            f"search.space={space}",
-            "student.model=troubled_student:Troubled",
-            f"student.options={{fate = 'calm', folder = '{folder}'}}",
-            f"search.trials_per_size={len(names)}",
-            *settings,
-        ],
-    )
+@dataclass
+class Drill:
+    """What one drill injected, what had to hold, and what held.
+
+    Attributes:
+        name: The test's function, e.g. `test_a_killed_driver`.
+        module: Its file, from the repository's root.
+        injections: Count of every kind and text.
+        required: What had to hold.
+        results: What held, one for each of `required`.
+        figures: What was measured on the way: name, value, unit.
+    """
+
+    name: str
+    module: str
+    injections: dict[tuple[Kind, str], int] = field(default_factory=dict)
+    required: list[str] = field(default_factory=list)
+    results: list[str] = field(default_factory=list)
+    figures: list[tuple[str, float, str]] = field(default_factory=list)
+
+    def injected(self, what: str, number: int = 1, kind: Kind = "fault") -> None:
+        """Count what was done to the system: `number` more of `what`."""
+        self.injections[kind, what] = self.injections.get((kind, what), 0) + number
+
+    def must_hold(self, what: str) -> None:
+        """Say what has to hold afterwards; at the start of the drill."""
+        self.required.append(what)
+
+    def held(self, what: str) -> None:
+        """Say what was seen to hold; after the assertions that show it."""
+        self.results.append(what)
+
+    def measured(self, name: str, value: float, unit: str) -> None:
+        """Keep a figure for the page."""
+        self.figures.append((name, value, unit))
+
+    def record(self, seconds: float) -> dict[str, Any]:
+        """Return all of it as plain values for JSON."""
+        found = asdict(self)
+        found["injections"] = [
+            {"what": what, "number": number, "kind": kind}
+            for (kind, what), number in self.injections.items()
+        ]
+        return {**found, "seconds": round(seconds, 1)}
 
 
-@contextmanager
-def own_ray(num_cpus: int, **environment: str) -> Iterator[None]:
-    """Start a private Ray with these settings; end it afterwards."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**SETTINGS, "PYTHONPATH": PATHS, **environment}.items():
-            patch.setenv(name, value)
-        patch.delenv("RAY_ADDRESS", raising=False)
-        ray.init(
-            address="local", num_cpus=num_cpus, include_dashboard=False,
-            logging_level="ERROR", log_to_driver=False,
-        )  # fmt: skip
-        try:
-            yield
-        finally:
-            ray.shutdown()
+@pytest.fixture
+def drill(request: pytest.FixtureRequest) -> Iterator[Drill]:
+    """Give a test its `Drill`; afterwards see that it said what held, and record it."""
+    path = request.node.path.relative_to(request.config.rootpath)
+    found = Drill(request.node.name, path.as_posix())
+    began = time.monotonic()
+    yield found
+    request.node.user_properties.append(("drill", found.record(time.monotonic() - began)))
+    passed = request.node.stash.get(_PASSED, False)
+    if passed and not (found.required and found.injections):
+        pytest.fail("a drill says what it injects and what must hold: see tests/drilling.py")
+    if passed and len(found.results) != len(found.required):
+        pytest.fail(f"{len(found.required)} things had to hold, {len(found.results)} are said to")
 
 
-def trials_of(run: Path) -> dict[str, list[FrozenTrial]]:
-    """Return the trials of every study of a run, from its journal."""
-    storage = JournalStorage(JournalFileBackend(str(run / "journal.log")))
-    studies: list[optuna.study._frozen.FrozenStudy] = storage.get_all_studies()
-    return {study.study_name: storage.get_all_trials(study._study_id) for study in studies}
+_PASSED = pytest.StashKey[bool]()
 
 
-def attempts(run: Path, fate: str) -> list[FrozenTrial]:
-    """Return every attempt at the tuning trial of one fate, in order."""
-    found = [trial for name, ts in trials_of(run).items() if "final" not in name for trial in ts]
-    return [trial for trial in found if trial.params.get("student.options.fate") == fate]
+def remember_outcome(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Let the fixture see, when it ends, whether the test itself passed."""
+    if report.when == "call":
+        item.stash[_PASSED] = report.passed
 
 
-class Report:
-    """Prints a drill's three lines; a statement that does not hold fails the drill at its end."""
+class Recorder:
+    """Prints every drill as it ends, and appends it to the file of `--drill-record`.
 
-    def __init__(self, injected: str) -> None:
-        self.broken: list[str] = []
-        print(f"\ninjected: {injected}")
+    With several processes it works in the one that gathers the reports.
+    """
 
-    def must_hold(self, statement: str, holds: object) -> None:
-        """Print a statement and whether it holds."""
-        print(f"  {'holds' if holds else 'BROKEN'}: {statement}")
-        self.broken += [] if holds else [statement]
+    def __init__(self, config: pytest.Config) -> None:
+        given = config.getoption("--drill-record")
+        self._path = Path(given) if given else None
+        self._plugins = config.pluginmanager
+        self._failed: set[str] = set()
 
-    def done(self) -> None:
-        """Fail for what did not hold."""
-        assert not self.broken, self.broken
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take the record from the report of the test's end."""
+        if report.failed:
+            self._failed.add(report.nodeid)
+        record = dict(report.user_properties).get("drill")
+        if report.when != "teardown" or not isinstance(record, dict):
+            return
+        record = {**record, "passed": report.nodeid not in self._failed}
+        reporter = self._plugins.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.write_line("\n" + as_text(record))
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def as_text(record: dict[str, Any]) -> str:
+    """Return the lines that a drill prints."""
+    injected = [f"{each['number']} x {each['what']}" for each in record["injections"]]
+    figures = [f"{name}: {value:g} {unit}" for name, value, unit in record["figures"]]
+    parts = [("injected", injected), ("had to hold", record["required"])]
+    parts += [("held", record["results"]), ("measured", figures)]
+    lines = [f"{title:>12}: {text}" for title, texts in parts for text in texts]
+    verdict = "passed" if record["passed"] else "FAILED"
+    return "\n".join([f"drill {record['name']} {verdict}, {record['seconds']:g} s", *lines])

@@ -129,6 +129,7 @@ class Experiment(Section):
 _NEWER = (
     *(f"data.{name}" for name in ("background", "skip_unreadable", "map_labels")),
     "data.unlabelled",
+    "data.max_images",
     *(f"data.files.{name}" for name in ("channels", "path_column", "split_column")),
     *(f"views.{name}" for name in NEWER_OF_VIEWS),
     *(f"teacher.{name}" for name in ("allow_poor", "output_key", "preprocessing", "stage_ends")),

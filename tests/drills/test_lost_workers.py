@@ -4,7 +4,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from drilling import Report, attempts, fates, own_ray
+from drill_searches import Report, attempts, fates, own_ray
+from drilling import Drill
 from optuna.trial import TrialState
 
 from krscale.search.session import run_session
@@ -15,7 +16,7 @@ ROOM = 3 * 2**30
 """Bytes that trials may take before Ray's memory monitor kills one."""
 
 
-def test_a_student_that_grows_costs_one_trial(tmp_path: Path) -> None:
+def test_a_student_that_grows_costs_one_trial(drill: Drill, tmp_path: Path) -> None:
     memory = psutil.virtual_memory()
     threshold = (memory.total - memory.available + ROOM) / memory.total
     if threshold > 0.97:
@@ -24,7 +25,7 @@ def test_a_student_that_grows_costs_one_trial(tmp_path: Path) -> None:
         "RAY_memory_usage_threshold": f"{threshold:.3f}",
         "RAY_memory_monitor_refresh_ms": "100",
     }
-    report = Report("a student that takes 100 MB more at every step, for ever")
+    report = Report(drill, "a student that takes 100 MB more at every step, for ever")
     experiment = fates(tmp_path, "grows", "calm")
     with own_ray(2, **limits):
         run_session(experiment, quiet=True)
@@ -40,8 +41,8 @@ def test_a_student_that_grows_costs_one_trial(tmp_path: Path) -> None:
     report.done()
 
 
-def test_a_student_that_crashes_costs_one_trial(tmp_path: Path) -> None:
-    report = Report("a student whose every step ends its process by SIGSEGV")
+def test_a_student_that_crashes_costs_one_trial(drill: Drill, tmp_path: Path) -> None:
+    report = Report(drill, "a student whose every step ends its process by SIGSEGV")
     experiment = fates(tmp_path, "crashes", "calm", settings=("search.max_retries=1",))
     with own_ray(2):
         run_session(experiment, quiet=True)

@@ -25,6 +25,7 @@ from krscale.config.training import NO_CHANNELS_LAST_ON_CPU
 from krscale.errors import UserError
 from krscale.metrics import VAL_ACCURACY
 from krscale.models.given import given
+from krscale.search.on_ray.forwarding import no_secrets_forwarded
 from krscale.search.on_ray.gpu_packing import has_gpus
 from krscale.search.on_ray.lost_workers import end_only_their_trials
 from krscale.search.on_ray.slots import Slots
@@ -298,7 +299,8 @@ def run_search(
         ),
     )
     try:
-        tuner.fit()
+        with no_secrets_forwarded():
+            tuner.fit()
     except BaseException:  # Ctrl-C and the like above all
         searcher.leave()
         raise

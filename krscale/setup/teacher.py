@@ -25,6 +25,7 @@ from krscale.files import damaged, has_checksum, new_folder, reading, write_json
 from krscale.knowledge.parameters import layers_by_tap, weight_histogram
 from krscale.knowledge.probes import Probes, information_gain
 from krscale.knowledge.taps import TappedModel
+from krscale.leftovers import sweep_leftovers
 from krscale.metrics import ACCURACY
 from krscale.models.capacity import count_flops, num_parameters
 from krscale.models.preprocessing import DEFAULT, input_shape
@@ -113,7 +114,8 @@ def prepare_teacher(
     """
     folder, code = _folder(experiment, dataset)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
+    sweep_leftovers(folder.parent, _lock_of)
+    with FileLock(_lock_of(folder)):
         if not folder.exists():
             with new_folder(folder) as temporary:
                 _make_teacher(experiment, dataset, device, folder.name, temporary, report)
@@ -124,6 +126,10 @@ def prepare_teacher(
             facts = _measured(experiment, dataset, device, folder)
     require_fit(experiment, facts.faults or (), facts.val_accuracy, facts.information_gain)
     return facts, folder
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_suffix(".lock")
 
 
 def find_teacher(experiment: Experiment, dataset: Dataset) -> tuple[TeacherFacts, Path]:
@@ -254,7 +260,8 @@ def _make_teacher(
     )
     save_weights(folder / WEIGHTS_FILE, model.cpu())
     sizes = [linear.in_features for linear in probes.linears]
-    torch.save({"feature_sizes": sizes, "probes": probes.cpu().state_dict()}, folder / PROBES_FILE)
+    with (folder / PROBES_FILE).open("wb") as file:  # see `save_checkpoint`
+        torch.save({"feature_sizes": sizes, "probes": probes.cpu().state_dict()}, file)
     write_digest(folder / PROBES_FILE)
     write_json(folder / FACTS_FILE, asdict(facts))
 

@@ -46,18 +46,20 @@ _START_ANEW = "Use an older checkpoint, or delete this one to start anew."
 
 @dataclass(frozen=True)
 class _Manifest:
-    """What a checkpoint consists of: file -> its SHA-256."""
+    """What a checkpoint consists of: file -> its SHA-256; and a note that is read without them."""
 
     format: int
     files: dict[str, str]
+    note: str = ""
 
 
-def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+def save_checkpoint(path: Path, state: Mapping[str, Any], note: str = "") -> None:
     """Write `state` as the checkpoint folder `path`, replacing an older one atomically.
 
     Args:
         path: Folder of the checkpoint.
         state: Tensors, numbers, strings and None in dicts, lists and tuples.
+        note: What `read_note` returns without reading the state.
 
     Raises:
         TypeError: If `state` holds anything else; it could not be read again without pickle.
@@ -66,7 +68,18 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     with new_folder(path) as folder:
         with (folder / STATE).open("wb") as file:  # given a path, torch hides why a write failed
             torch.save(dict(state), file)
-        write_json(folder / MANIFEST, {"format": FORMAT, "files": {STATE: sha256(folder / STATE)}})
+        files = {STATE: sha256(folder / STATE)}
+        noted = {"note": note} if note else {}
+        write_json(folder / MANIFEST, {"format": FORMAT, "files": files, **noted})
+
+
+def read_note(path: Path) -> str:
+    """Return the note of a checkpoint folder; empty if it has none.
+
+    Raises:
+        UserError: If it is no checkpoint, or its manifest is not what was written.
+    """
+    return _read_manifest(path).note
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

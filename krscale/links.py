@@ -62,7 +62,7 @@ def _links(root: str) -> list[str]:
 
 def _target(path: str) -> str:
     try:
-        return os.readlink(path)
+        return str(Path(path).readlink())
     except OSError:
         return "?"
 

@@ -97,9 +97,9 @@ def write_parquet(folder: Path) -> None:
 
 def write_hf_disk(folder: Path) -> None:
     table = pa.table({"image": [{"bytes": c} for c in _encoded("PNG")], "label": _labels()})
-    with pa.OSFile(str(folder / "data.arrow"), "wb") as opened:
-        with pa.ipc.new_stream(opened, table.schema) as writer:
-            writer.write_table(table)
+    file = str(folder / "data.arrow")
+    with pa.OSFile(file, "wb") as opened, pa.ipc.new_stream(opened, table.schema) as writer:
+        writer.write_table(table)
     state = {"_data_files": [{"filename": "data.arrow"}], "_fingerprint": "x", "_split": "train"}
     (folder / "state.json").write_text(json.dumps(state))
     names = {"names": ["a", "b", "c"], "_type": "ClassLabel"}
@@ -235,14 +235,15 @@ uri = "http://a:b@localhost:5000"
 address = "local"
 num_cpus = 2
 """
-SPACE = """[common]
+_FROM_2 = 'when = {"distill.granularity" = {low = 2}}'
+SPACE = f"""[common]
 "train.learning_rate" = "default"
-"train.weight_decay" = {type = "float", low = 1e-5, high = 1e-2, log = true}
-"train.optimizer" = {type = "categorical", choices = ["sgd", "adamw"]}
+"train.weight_decay" = {{type = "float", low = 1e-5, high = 1e-2, log = true}}
+"train.optimizer" = {{type = "categorical", choices = ["sgd", "adamw"]}}
 [kr]
-"distill.granularity" = {type = "int", low = 1, high = "num_taps"}
-"distill.sparsity" = {type = "float", low = 0.0, high = 0.9, step = 0.1, when = {"distill.granularity" = {low = 2}}}
-"distill.temperature" = {type = "categorical", choices = [1.0, 4.0], when = {"distill.granularity" = [2, 3]}}
+"distill.granularity" = {{type = "int", low = 1, high = "num_taps"}}
+"distill.sparsity" = {{type = "float", low = 0.0, high = 0.9, step = 0.1, {_FROM_2}}}
+"distill.temperature" = {{type = "categorical", choices = [1.0, 4.0], {_FROM_2}}}
 """
 
 
@@ -255,8 +256,8 @@ def write_space(folder: Path) -> None:
 
 
 def read_space(folder: Path) -> None:
-    experiment = load(None, [f"search.space={folder / 'space.toml'}", "search.methods=['plain','kr']"])
-    load_space(experiment, 7)
+    space = f"search.space={folder / 'space.toml'}"
+    load_space(load(None, [space, "search.methods=['plain','kr']"]), 7)
 
 
 STRANGERS = {

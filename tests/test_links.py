@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from running import in_process, overrides
+from running import in_process
 
 from krscale.config import load
 from krscale.errors import UserError

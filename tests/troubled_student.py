@@ -6,6 +6,7 @@ Each training notes the threads of its process in `folder`.
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ trial has kept a checkpoint before its fourth."""
 STEPS_BEFORE_DEATH = 3 * 17 + 5
 BYTES_OF_A_STEP = 100_000_000
 """Of what grows."""
+SLOW_SECONDS = 0.3
 
 
 class Troubled(nn.Module):
@@ -29,6 +31,8 @@ class Troubled(nn.Module):
         super().__init__()
         self.fate, self.folder, self.num_steps = fate, Path(folder), 0
         self.grown: list[bytes] = []
+        if fate == "is never built" and sys.argv[0].endswith("default_worker.py"):
+            time.sleep(1e6)
         self.net = resnet(**arguments)
         self.tap_paths = tuple(f"net.{path}" for path in self.net.tap_paths)
         self.stage_ends = self.net.stage_ends
@@ -48,6 +52,9 @@ class Troubled(nn.Module):
         if self.fate == "stays":
             (self.folder / "stays").touch()
             time.sleep(1e6)
+        if self.fate == "slow":
+            (self.folder / f"slow-{os.getpid()}").touch()
+            time.sleep(SLOW_SECONDS)
         if self.fate == "crashes":
             os.kill(os.getpid(), signal.SIGSEGV)
         died = self.folder / "died"

@@ -190,6 +190,9 @@ class KRSettings(DistillationSettings):
     """Factor of every group but the deepest."""
     head_grid: Count = 4
     """Auxiliary heads read a tap's means over so many times so many cells, not over all of it."""
+    probe_grid: Count = 4
+    """The teacher's probes read its taps on such a grid, too; 1 reads means over all positions.
+    Taps of many channels are read on a coarser grid: a probe reads 2048 numbers at most."""
     mixing: Annotated[Mixing, SearchChoices(get_args(Mixing))] = "arithmetic"
     """How the taps of a group are averaged: probabilities, or log-probabilities."""
     parameter_weight: Weight = 0.0

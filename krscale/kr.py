@@ -370,6 +370,7 @@ def _context(
         student_layers=layers_by_tap(student.network, student.paths),
         teacher_histograms=histograms,
         teacher_layer_sizes=torch.tensor(sizes),
+        student_stage_ends=student.stage_ends,
     )
 
 

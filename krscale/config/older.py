@@ -16,6 +16,7 @@ _BACKGROUND = "background"
 """The field of `[data]` that came with the reading of transparency."""
 FORMER_OF_KR: Mapping[str, Any] = {
     "probe_grid": 1,
+    "alignment": "depth",
 }
 """Settings of KR that came with its second formulation, as the first one was."""
 MENDED = "logit_standardisation"

@@ -18,6 +18,7 @@ from krscale.config.networks import (
     StudentConfig,
     TeacherConfig,
 )
+from krscale.config.older import FORMER_OF_KR, uses_kr
 from krscale.config.searching import ClusterConfig, SearchConfig, TrackingConfig
 from krscale.config.training import TrainConfig
 from krscale.redaction import redact
@@ -152,4 +153,9 @@ def _without_newer_defaults(content: dict[str, Any]) -> dict[str, Any]:
             table, as_before = table[section], as_before[section]
         if table[name] == as_before[name]:
             del table[name]
+    distill = content["distill"]
+    for name, former in FORMER_OF_KR.items():
+        # Their defaults are others than what was done before.
+        if distill[name] == former or not uses_kr(content):
+            del distill[name]
     return content

@@ -138,6 +138,7 @@ _NEWER = (
     *(f"student.{name}" for name in ("output_key", "preprocessing", "stage_ends", "tap_layout")),
     "ladder.students",
     "search.stall_seconds",
+    "train.gradient_accumulation",
     *(f"train.{name}" for name in ("ema_decay", "optimizer", "optimizer_options", "schedule")),
 )
 """Fields that came after fingerprints had been written down: left out where they are as they are by

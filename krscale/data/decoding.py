@@ -88,8 +88,10 @@ class Decoder:
             return Decoded(None, problem=_MISSING)
         source = BytesIO(encoded) if isinstance(encoded, bytes) else encoded
         try:
-            is_held = isinstance(encoded, bytes)
-            size = len(encoded) if is_held else regular(Path(encoded)).stat().st_size
+            if isinstance(encoded, bytes):
+                size = len(encoded)
+            else:
+                size = regular(Path(encoded)).stat().st_size
             if not size:
                 return Decoded(None, problem="it is empty (0 bytes)")
             with Image.open(source, formats=FORMATS) as image:

@@ -7,7 +7,6 @@ apart from those of another run folder with the same keys.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import threading
@@ -16,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from krscale.files import append_whole
 
 Operation = Literal["spool", "start", "log", "artifact", "model", "end"]
 
@@ -70,9 +71,7 @@ class Spool:
         """
         line = json.dumps(asdict(event), allow_nan=False, separators=(",", ":")).encode() + b"\n"
         with self._lock:
-            if os.write(self._file, line) != len(line):  # the disk is nearly full
-                os.ftruncate(self._file, self._size)
-                raise OSError(errno.ENOSPC, "the disk is full", str(self.path))
+            append_whole(self._file, line, self.path)
             self._size += len(line)
 
     def read(self, position: int, count: int | None = None) -> Iterator[tuple[Event, int]]:
@@ -100,9 +99,11 @@ class Spool:
     def close(self) -> None:
         """Flush to the disk and close; appending raises `OSError` from now on."""
         with self._lock:
-            os.fsync(self._file)
-            os.close(self._file)
-            self._file = -1
+            file, self._file = self._file, -1
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
 
 
 def _whole_lines(file: int) -> int:

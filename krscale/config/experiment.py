@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from krscale.config.data import NEWER_OF_VIEWS, DataConfig, ViewsConfig
 from krscale.config.distillation import DistillConfig
-from krscale.config.fields import Section, fingerprint, is_share
+from krscale.config.fields import PathText, Section, fingerprint, is_share
 from krscale.config.networks import (
     LadderConfig,
     LadderStudent,
@@ -21,6 +21,7 @@ from krscale.config.networks import (
 from krscale.config.older import FORMER_OF_KR, uses_kr
 from krscale.config.searching import ClusterConfig, SearchConfig, TrackingConfig
 from krscale.config.training import TrainConfig
+from krscale.foreign import is_file
 from krscale.redaction import redact
 
 
@@ -38,7 +39,7 @@ class Experiment(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "digits"
     """Name of the run; its folder is `storage_path/name`. Not `cache`, `mlartifacts`, `mlflow.db`,
     `mlruns` or `reports`, which lie there as well."""
-    storage_path: str = Field(default_factory=_default_storage)
+    storage_path: PathText = Field(default_factory=_default_storage)
     """Folder of all runs, data, teachers and stores; default `$KRSCALE_STORAGE_PATH` or `runs`."""
     data: DataConfig = DataConfig()
     views: ViewsConfig = ViewsConfig()
@@ -82,7 +83,7 @@ class Experiment(Section):
         # Workers have working directories of their own.
         path = Path(storage_path).expanduser().resolve()
         for part in (path, *path.parents):
-            if part.is_file():
+            if is_file(part):
                 raise ValueError(f"{part} is a file; a folder is needed, which krscale makes")
         return str(path)
 

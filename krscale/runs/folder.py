@@ -21,6 +21,7 @@ from krscale.config import Experiment, TrackingConfig, as_record, read_record, v
 from krscale.config.older import MENDED, uses_mended_method, with_former_defaults
 from krscale.errors import UserError
 from krscale.files import follow, read_json, reading, write_json
+from krscale.foreign import user_path
 from krscale.links import refuse_links
 from krscale.redaction import redact, redact_all
 
@@ -182,8 +183,8 @@ def find_run(name: str, storage_path: Path) -> Path:
 
 
 def _find_run(name: str, storage_path: Path) -> Path:
-    written = Path(name).expanduser()
-    named = storage_path.expanduser() / written
+    written = user_path(name, "RUN")
+    named = user_path(storage_path, "--storage-path") / written
     hidden = len(written.parts) == 1 and not (written / EXPERIMENT_FILE).exists()
     if hidden and (named / EXPERIMENT_FILE).exists():
         return named.resolve()

@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: run test test-processors test-browser screenshots drills test-drills test-wheel check ui docs bench claims drill clean setup setup-dev constraints help
+.PHONY: run test test-processors test-browser screenshots drills test-drills test-wheel check audit sbom ui docs bench claims drill clean setup setup-dev constraints help
 
 PY := .venv/bin/python
 PORT ?= 5000
@@ -48,6 +48,12 @@ check: setup-dev ## formatting, lint, types, the direction of imports, files
 
 ui: setup ## open the MLflow UI of the local runs, on this machine only; PORT=5000
 	@$(PY) -m krscale ui --port $(PORT)
+
+audit: ## compare constraints.txt with the known advisories; fails where no database can be asked
+	@scripts/audit.sh audit
+
+sbom: ## write build/sbom.json, a bill of materials (CycloneDX) of constraints.txt
+	@scripts/audit.sh sbom
 
 docs: ## build the documentation as a site, build/site; ARGS=serve shows it while you write
 	@scripts/docs.sh $(ARGS)

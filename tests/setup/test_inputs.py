@@ -1,7 +1,4 @@
 import json
-
-"""Each network sees the view in its own way: chosen, said, part of fingerprints, and applied."""
-
 from pathlib import Path
 
 import own_teacher

@@ -1,3 +1,5 @@
+"""Each network sees the view in its own way: chosen, said, part of fingerprints, and applied."""
+
 import json
 from pathlib import Path
 

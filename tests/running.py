@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -63,7 +64,8 @@ def here(name: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str
     """Do what `command` does in the test's own process, which has imported torch, Ray and MLflow.
 
     A process of its own takes 5 seconds for that. What a command leaves in a process is put back:
-    variables of the environment, and a private Ray, which ends.
+    variables of the environment, and a private Ray, which ends. Warnings are not errors: users do
+    not see those that libraries have for developers.
     """
     printed, said = io.StringIO(), io.StringIO()
     before = dict(os.environ)
@@ -72,7 +74,8 @@ def here(name: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str
         del os.environ[variable]
     os.environ.update(changed)
     try:
-        with redirect_stdout(printed), redirect_stderr(said):
+        with warnings.catch_warnings(), redirect_stdout(printed), redirect_stderr(said):
+            warnings.simplefilter("ignore")
             code = in_process(name)(arguments)
     finally:
         ray = sys.modules.get("ray")

@@ -91,7 +91,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         guess = nearest(path.name, siblings)
         hint = f" Did you mean {path.parent / guess}?" if guess else ""
         raise UserError(f"{path}: no such file.{hint}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # of text, TOML or a number too long
         raise UserError(f"{path}: not a readable TOML file: {error}") from None
 
 
@@ -110,7 +110,7 @@ def _assign(content: dict[str, Any], assignment: str) -> None:
         raise UserError(f"--set {assignment}: expected key.path=value, e.g. train.num_epochs=20.")
     try:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         value = text.strip()
     dotted = dotted.strip()
     _put(content, RENAMED.get(dotted, dotted), value, f"--set {assignment}")

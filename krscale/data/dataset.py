@@ -257,6 +257,8 @@ def _identity(config: DataConfig, source: Source) -> dict[str, Any]:
     cuts = {name: f for name, f in fractions.items() if name not in source.own_splits}
     if cuts:
         identity["cuts"] = {**cuts, "seed": config.seed}
+    if config.max_images:
+        identity["max_images"] = {"count": config.max_images, "seed": config.seed}
     if config.allow_duplicates:  # left out otherwise, as in data sets older than the setting
         identity["allow_duplicates"] = True
     return identity

@@ -27,6 +27,7 @@ from krscale.data.own_files import (
 )
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.errors import UserError, unknown_name
+from krscale.foreign import parsing
 
 WANTED = "a .csv or .parquet file with a column of paths and one of labels"
 
@@ -68,9 +69,9 @@ class ImageList:
     @cached_property
     def table(self) -> Any:
         """Return the list, whose CSV form holds text but for columns of whole numbers."""
-        try:
+        with parsing(f"{self.path}: not a readable list"):
             if self.path.suffix.lower() == ".parquet":
-                return pq.read_table(self.path)
+                return _checked(pq.read_table(self.path))
             delimiter = "\t" if self.path.suffix.lower() == ".tsv" else ","
             # `01` is a name, and so is `NA`: only columns of plain whole numbers are numbers.
             text = pa.csv.read_csv(
@@ -81,8 +82,6 @@ class ImageList:
                     column_types=dict.fromkeys(_header(self.path, delimiter), pa.string()),
                 ),
             )
-        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-            raise UserError(f"{self.path}: not a readable list ({error}).") from None
         columns = [_numbers(column) for column in text.columns]
         return pa.table(columns, names=text.column_names)
 
@@ -142,6 +141,15 @@ class _Rows:
 
     def __call__(self, number: int) -> str:
         return f"{self.path}: column {self.column!r}: row {self.rows[number] + 1}"
+
+
+def _checked(table: Any) -> Any:
+    """Return a table whose values have been looked at; text that is none is refused.
+
+    Arrow takes where a value begins, and what is text, from the file as it is.
+    """
+    table.validate(full=True)
+    return table
 
 
 def _header(path: Path, delimiter: str) -> list[str]:

@@ -15,9 +15,10 @@ from krscale.config import DataConfig
 from krscale.data.arrays import Array, Arrays, source_data
 from krscale.data.own_files import OTHER_NAMES, existing_path, files_identity, own_splits
 from krscale.data.source import Description, Report, SourceData, SplitName
-from krscale.data.unpacking import DAMAGE, refuse_bomb
+from krscale.data.unpacking import refuse_bomb
 from krscale.digests import check_file
 from krscale.errors import UserError
+from krscale.foreign import parsing, regular
 
 _IMAGES, _LABELS = ("images", "image", "x", "data"), ("labels", "label", "y", "targets", "target")
 _CLASSES = ("classes", "class_names")
@@ -82,25 +83,21 @@ class NumpyFiles:
             wanted = {name: file for name, file in beside.items() if _key(name) == (split, other)}
             classes = {name: file for name, file in beside.items() if name in _CLASSES}
             return {self.path.stem: self.path, **wanted, **classes}
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                return {name.removesuffix(".npy"): self.path for name in archive.namelist()}
-        except (*DAMAGE, RuntimeError, zipfile.BadZipFile) as error:
-            raise UserError(f"{self.path}: not a readable .npz file ({error}).") from None
+        with (
+            parsing(f"{self.path}: not a readable .npz file"),
+            zipfile.ZipFile(regular(self.path)) as archive,
+        ):
+            return {name.removesuffix(".npy"): self.path for name in archive.namelist()}
 
     def read_array(self, name: str) -> Array:
         """Return an array, mapped where it is a file of its own; nothing is unpickled."""
         file = self.names[name]
-        if file.suffix == ".npy":
-            check_file(file)  # where krscale wrote it: images that were given as objects
-        try:
+        with parsing(f"{file}: {name}: not a readable array"):
             if file.suffix == ".npy":
+                check_file(regular(file))  # where krscale wrote it: images given as objects
                 array: Array = np.load(file, mmap_mode="r", allow_pickle=False)
                 return _with_bytes(array)
             return _read_packed(file, name)
-        except (*DAMAGE, KeyError, RuntimeError, zipfile.BadZipFile) as error:
-            # RuntimeError: an archive with a password, or packed in a way that zipfile cannot read.
-            raise UserError(f"{file}: {name}: not a readable array ({error}).") from None
 
 
 def _read_packed(path: Path, name: str) -> Array:

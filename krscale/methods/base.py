@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from krscale.config.methods import DistillationSettings, MethodSettings
 from krscale.errors import KrscaleError
+from krscale.knowledge.aggregation import Depths
 from krscale.knowledge.features import FeatureKind, Shapes
 from krscale.knowledge.taps import TapOutputs, TappedModel
 
@@ -80,6 +81,8 @@ class MethodContext:
         teacher_layer_sizes: `[D]`, number of those weights by tap.
         student_stage_shapes: Shape of the output of each of the student's stages.
         teacher_shapes: Shapes of the teacher's stored features, by kind.
+        student_stage_ends: For each stage of the student the 1-based number of its last tap; empty
+            where it is not known.
     """
 
     num_classes: int
@@ -92,6 +95,13 @@ class MethodContext:
     teacher_layer_sizes: Tensor
     student_stage_shapes: Shapes = ()
     teacher_shapes: Mapping[FeatureKind, Shapes] = field(default_factory=dict)
+    student_stage_ends: tuple[int, ...] = ()
+
+    @property
+    def depths(self) -> Depths:
+        """Taps and stages of both networks."""
+        num_student_taps = len(self.student_shapes) + 1
+        return Depths(self.stage_ends, num_student_taps, self.student_stage_ends)
 
     @classmethod
     def without_teacher(cls, num_classes: int) -> MethodContext:

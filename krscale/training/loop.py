@@ -69,6 +69,9 @@ class Training:
             when there is none left to judge by, because the student learns from it too.
         settings: Optimiser, schedule, precision.
         workers: This worker's place among all of them.
+
+    Attributes:
+        on_step: Called after every step and every batch that is judged; does nothing by default.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Training:
         self.loader = loader
         self.validation = validation
         self.epoch = 0
+        self.on_step: Callable[[], None] = _pass_over
         self.seconds_in_steps = 0.0
         self.precision = resolve_precision(settings.precision, workers)
         self.learner = convert_batch_norm(learner, workers).to(workers.device)
@@ -136,6 +140,7 @@ class Training:
         for batch in self.loader.epoch(self.epoch):
             output, terms = self._step(batch)
             sums.add(terms, output, batch)
+            self.on_step()
         metrics = sums.metrics(self.epoch, self.loader.num_steps)
         self.seconds_in_steps += time.perf_counter() - started
         self.epoch += 1
@@ -215,7 +220,11 @@ class Training:
             return {}
         dataset, split = self.validation
         with self._autocast():
-            return evaluate(self.student, dataset, split, self.workers)
+            return evaluate(self.student, dataset, split, self.workers, self.on_step)
+
+
+def _pass_over() -> None:
+    """Do nothing."""
 
 
 def fit(
@@ -257,7 +266,11 @@ def fit_or_continue(
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, dataset: Dataset, split: Split, workers: Workers
+    model: nn.Module,
+    dataset: Dataset,
+    split: Split,
+    workers: Workers,
+    on_batch: Callable[[], None] = _pass_over,
 ) -> dict[str, float]:
     """Return every metric (`krscale/metrics.py`) of a model on a split, over all workers.
 
@@ -277,6 +290,7 @@ def evaluate(
         for position, metric in enumerate(metrics):
             totals[position] += metric.total(logits, labels)
         totals[-1] += len(labels)
+        on_batch()
     model.train(was_training)
     *sums, count = sum_over_workers(totals).tolist()
     return {metric.name: total / count for metric, total in zip(metrics, sums, strict=True)}

@@ -72,6 +72,7 @@ def context(student: nn.Module) -> MethodContext:
         teacher_histograms=weight_histograms([[layer] for layer in teacher]).detach(),
         teacher_layer_sizes=torch.full((NUM_TAPS,), 63.0),
         student_stage_shapes=STUDENT_STAGES,
+        student_stage_ends=(1, 2, 3),
         teacher_shapes={kind: feature_shapes(kind, TEACHER_STAGES) for kind in KINDS},
     )
 

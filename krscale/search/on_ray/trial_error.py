@@ -17,6 +17,8 @@ _MEMORY = re.compile(
     r"|running low on memory"  # Ray's memory monitor
 )
 """Not the word OOM: Ray names it among the causes that the death of any worker may have."""
+_ENDED_BY_RAY = re.compile(r"running low on memory\. Memory on the node .*? was (.+?) used / (\S+)")
+_NODE_IS_GONE = re.compile(r"because its node has died|NodeDiedError")
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,23 @@ class TrialError:
         return cls(text, None)
 
     @property
-    def last_line(self) -> str:
-        """Its last line, which names the exception."""
+    def sentence(self) -> str:
+        """Why the trial ended: the line that names its exception, or what befell its worker.
+
+        Ray's own words of a worker that died fill a page.
+        """
+        if self.cause is Cause.MEMORY and (found := _ENDED_BY_RAY.search(self.text)):
+            used, limit = found.groups()
+            return (
+                f"Ray ended its worker, when {used} of the {limit} of memory on its node were used"
+            )
+        if self.cause is Cause.WORKER and _NODE_IS_GONE.search(self.text):
+            return "its node is gone"
+        if self.cause is Cause.WORKER:
+            return (
+                "the process of its worker ended without an exception: it was killed, for example "
+                "by the system for the memory it took, or it crashed"
+            )
         lines = _ending(self.text).splitlines()
         return lines[-1].strip() if lines else "no error text"
 

@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: run test test-processors test-browser screenshots test-drills test-wheel check ui docs bench claims drill clean setup setup-dev constraints help
+.PHONY: run test test-processors test-browser screenshots drills test-drills test-wheel check audit sbom ui docs bench claims drill clean setup setup-dev constraints help
 
 PY := .venv/bin/python
 PORT ?= 5000
@@ -30,8 +30,11 @@ test-browser: setup-dev ## look at MLflow in a real Chromium (Debian: chromium, 
 screenshots: setup-dev ## curve.html and report.html of a finished run as docs/images; RUN=runs/digits
 	@$(PY) scripts/screenshots.py $(RUN)
 
-test-drills: setup-dev ## the longer tests with killed nodes and commands (minutes)
-	@$(PY) -m pytest -m drill $(ARGS)
+drills: setup-dev ## kill, damage and overload searches, and see what holds (up to an hour); ARGS="..." goes to pytest
+	@rm -f build/drills.jsonl
+	@$(PY) -m pytest -m drill --drill-record build/drills.jsonl $(ARGS)
+
+test-drills: drills
 
 test-wheel: setup-dev ## install the wheel in fresh environments of Python 3.11 to 3.14, and use it (minutes)
 	@$(PY) scripts/try_wheel.py
@@ -45,6 +48,12 @@ check: setup-dev ## formatting, lint, types, the direction of imports, files
 
 ui: setup ## open the MLflow UI of the local runs, on this machine only; PORT=5000
 	@$(PY) -m krscale ui --port $(PORT)
+
+audit: ## compare constraints.txt with the known advisories; fails where no database can be asked
+	@scripts/audit.sh audit
+
+sbom: ## write build/sbom.json, a bill of materials (CycloneDX) of constraints.txt
+	@scripts/audit.sh sbom
 
 docs: ## build the documentation as a site, build/site; ARGS=serve shows it while you write
 	@scripts/docs.sh $(ARGS)

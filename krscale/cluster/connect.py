@@ -54,7 +54,8 @@ def connect(config: ClusterConfig) -> None:
     """Join the cluster that `cluster.address` or `RAY_ADDRESS` names, or start a private one.
 
     Raises:
-        UserError: If no cluster answers at that address, or it demands a token that is not here.
+        UserError: If no cluster answers at that address, it demands a token that is not here, or
+            Ray cannot be started on this machine.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -65,7 +66,7 @@ def connect(config: ClusterConfig) -> None:
     _private = address == "local"
     if _private:
         use_own_token()
-        with _own_process_groups():
+        with _own_process_groups(), _starting():
             _init(address, num_cpus=config.num_cpus or None, include_dashboard=False)
         leave_early_if(_head_is_gone)
         return
@@ -93,6 +94,22 @@ def _own_process_groups() -> Iterator[None]:
         yield
     finally:
         setattr(services, "ConsolePopen", popen)  # noqa: B010
+
+
+@contextmanager
+def _starting() -> Iterator[None]:
+    """Turn what `ray.init` raises, when Ray's processes do not come up, into one error."""
+    try:
+        yield
+    except (KeyboardInterrupt, UserError):
+        raise
+    except Exception as error:
+        # Ray raises bare exceptions here, and RuntimeError, ValueError and OSError.
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"Ray could not be started on this machine: {cause} A machine that is short of memory "
+            "or busy with other work may be the reason; the same command starts again."
+        ) from error
 
 
 def _head_is_gone() -> bool:

@@ -85,6 +85,10 @@ class DataConfig(Section):
     """Share of the non-test images kept for validation; every selection uses it."""
     test_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.25
     """Share of all images kept for test, where the source has no test split of its own."""
+    max_images: Annotated[int, Field(strict=True, ge=0)] = 0
+    """Take at most so many of the source's training images, drawn from `seed` class by class, for a
+    first look at a large data set; 0 takes all. Validation and test images that krscale cuts are
+    cut from these; splits of the source's own stay whole."""
     allow_duplicates: bool = False
     """Whether two splits may hold the same image, pixel by pixel; `false` keeps copies in one split
     where krscale cuts, and refuses them in splits of your own."""

@@ -18,6 +18,7 @@ from krscale.config.networks import (
     StudentConfig,
     TeacherConfig,
 )
+from krscale.config.older import FORMER_OF_KR, uses_kr
 from krscale.config.searching import ClusterConfig, SearchConfig, TrackingConfig
 from krscale.config.training import TrainConfig
 from krscale.foreign import is_file
@@ -130,12 +131,15 @@ class Experiment(Section):
 _NEWER = (
     *(f"data.{name}" for name in ("background", "skip_unreadable", "map_labels")),
     "data.unlabelled",
+    "data.max_images",
     *(f"data.files.{name}" for name in ("channels", "path_column", "split_column")),
     *(f"views.{name}" for name in NEWER_OF_VIEWS),
     *(f"teacher.{name}" for name in ("allow_poor", "output_key", "preprocessing", "stage_ends")),
     *(f"teacher.{name}" for name in ("tap_layout", "weights_key")),
     *(f"student.{name}" for name in ("output_key", "preprocessing", "stage_ends", "tap_layout")),
     "ladder.students",
+    "search.stall_seconds",
+    "train.gradient_accumulation",
     *(f"train.{name}" for name in ("ema_decay", "optimizer", "optimizer_options", "schedule")),
 )
 """Fields that came after fingerprints had been written down: left out where they are as they are by
@@ -151,4 +155,9 @@ def _without_newer_defaults(content: dict[str, Any]) -> dict[str, Any]:
             table, as_before = table[section], as_before[section]
         if table[name] == as_before[name]:
             del table[name]
+    distill = content["distill"]
+    for name, former in FORMER_OF_KR.items():
+        # Their defaults are others than what was done before.
+        if distill[name] == former or not uses_kr(content):
+            del distill[name]
     return content

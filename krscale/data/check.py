@@ -12,6 +12,7 @@ import numpy as np
 from krscale.config import DataConfig
 from krscale.data.counting import count, describe
 from krscale.data.duplicates import Digests, digests_of, groups_of_copies
+from krscale.data.limiting import limit_images
 from krscale.data.seen import Seen
 from krscale.data.skipping import without
 from krscale.data.source import Report, SourceData, SplitName
@@ -123,6 +124,8 @@ def check_data(config: DataConfig, report: Report = lambda done, total: None) ->
     data = open_source(config).read(report)
     for name, split in data.splits.items():
         check_labels(f"{config.source}: {name}", split.labels, len(data.classes))
+    if not _problem(partial(check_source, config.source, data)):
+        data = limit_images(data, config)
     pixels = {name: digests_of(split) for name, split in data.splits.items()}
     seen = data.seen or Seen()
     copies = tuple(_groups(data, pixels, seen))

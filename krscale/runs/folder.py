@@ -40,6 +40,7 @@ FREE = (
     "search.target_accuracy",
     "search.max_failures",
     "search.max_retries",
+    "search.stall_seconds",
     "search.checkpoint_seconds",
     "search.gpus_per_trial",
 )

@@ -23,12 +23,12 @@ from krscale.runs.verify_files import (
     look_at_json,
     missing,
 )
+from krscale.setup.kept_probes import PROBES_FILE
 from krscale.setup.methods import methods_of
 from krscale.setup.networks import Networks
 from krscale.setup.recipe import StoreRecipe
 from krscale.setup.teacher import (
     FACTS_FILE,
-    PROBES_FILE,
     WEIGHTS_FILE,
     find_teacher,
     read_facts,
@@ -133,6 +133,10 @@ def look_at_teacher(folder: Path, bound: str = "") -> Iterator[Finding]:
     yield found
     yield look_at_binary(folder / PROBES_FILE, again)
     yield look_at_json(folder / FACTS_FILE, again, lambda: read_facts(folder))
+    for gains in sorted(folder.glob("gains-grid-*.json")):
+        yield look_at_json(gains, again)
+    for probes in sorted(folder.glob("probes-grid-*.pt")):
+        yield look_at_binary(probes, again)
     if (folder / CODE_FILE).is_file():
         yield look_at_json(folder / CODE_FILE, again)
 

@@ -7,7 +7,6 @@ runs in MLflow can be told apart from those of another run folder with the same 
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -18,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from krscale.files import append_whole
 
 _CHECKSUM = re.compile(rb',"crc":([0-9]{1,10})\}$')
 Operation = Literal["spool", "start", "log", "artifact", "model", "end"]
@@ -94,9 +95,7 @@ class Spool:
         """
         line = encode_event(event)
         with self._lock:
-            if os.write(self._file, line) != len(line):  # the disk is nearly full
-                os.ftruncate(self._file, self._size)
-                raise OSError(errno.ENOSPC, "the disk is full", str(self.path))
+            append_whole(self._file, line, self.path)
             self._size += len(line)
 
     def read(self, position: int, count: int | None = None) -> Iterator[tuple[Event, int]]:
@@ -124,9 +123,11 @@ class Spool:
     def close(self) -> None:
         """Flush to the disk and close; appending raises `OSError` from now on."""
         with self._lock:
-            os.fsync(self._file)
-            os.close(self._file)
-            self._file = -1
+            file, self._file = self._file, -1
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
 
 
 def _whole_lines(file: int) -> int:

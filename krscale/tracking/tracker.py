@@ -86,7 +86,7 @@ class Tracker:
         prepare_mlflow(self._address)
         self._monitor = SystemMonitor(self.log_metrics) if system_metrics else None
         self._lock = _hold(self._folder)
-        say = warn or print_warning
+        say = self._say = warn or print_warning
         mended = mend_spool(self._folder / SPOOL_FILE, say)
         self._spool = Spool(self._folder / SPOOL_FILE)
         self._recall()
@@ -268,8 +268,12 @@ class Tracker:
 
     def _let_go(self) -> None:
         """Free the folder; only when the thread has ended, so that no two writers meet."""
-        self._spool.close()
-        self._lock.release()
+        try:
+            self._spool.close()
+        except OSError as error:  # of a disk that fails; what is lost, the next start sends again
+            self._say(f"{self._spool.path}: {error.strerror}")
+        finally:
+            self._lock.release()
 
     def _append(
         self, op: Operation, key: str, content: dict[str, Any], time_ms: int | None = None

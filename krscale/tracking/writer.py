@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from krscale.config import fingerprint
+from krscale.errors import StorageError
 from krscale.files import write_json
 from krscale.redaction import redact
 from krscale.tracking.address import Address, follow_uri
@@ -167,6 +168,10 @@ class Writer:
     def _run(self) -> None:
         try:
             self._send_all()
+        except Exception as error:  # noqa: BLE001 - whatever it was, the training goes on
+            self._tell_away(redact(f"{type(error).__name__}: {error}"))
+            with self._changed:
+                self._changed.wait_for(self._closing)
         finally:
             self._on_end()
 
@@ -175,7 +180,7 @@ class Writer:
         while self._wait_for_events():
             try:
                 self._send_batch()
-            except (ServerAway, OSError) as reason:
+            except (ServerAway, OSError, StorageError) as reason:
                 was_away, self._away, self._server = self._away, True, None
                 if not was_away:
                     self._tell_away(redact(str(reason)))

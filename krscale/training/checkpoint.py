@@ -64,7 +64,8 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """
     _refuse_objects(state, "state")
     with new_folder(path) as folder:
-        torch.save(dict(state), folder / STATE)
+        with (folder / STATE).open("wb") as file:  # given a path, torch hides why a write failed
+            torch.save(dict(state), file)
         write_json(folder / MANIFEST, {"format": FORMAT, "files": {STATE: sha256(folder / STATE)}})
 
 

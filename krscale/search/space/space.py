@@ -59,6 +59,7 @@ DECIDED: Mapping[str, str] = {
     "train.seed": "trials share it, and finals have fresh ones",
     "distill.method": "search.methods names them",
     "distill.capacity": "ladder.capacities names them",
+    "distill.probe_grid": "all trials share the store of what the probes read",
     "student.taps": "a list is no choice; a search has one",
 }
 """Fields of these tables that the search itself decides, and how."""

@@ -29,12 +29,18 @@ def checkpoint_path(run_path: Path, trial_name: str) -> Path:
     return run_path / "unfinished" / trial_name
 
 
+def sign_path(run_path: Path, trial_name: str) -> Path:
+    """Return the file that tells of a trial's progress (`signs.py`), beside its checkpoint."""
+    checkpoint = checkpoint_path(run_path, trial_name)
+    return checkpoint.with_name(f"{checkpoint.name}.sign")
+
+
 def sweep(run_path: Path, needed: Collection[Path]) -> None:
     """Remove every checkpoint but those that a waiting trial goes on from."""
     root = run_path / "unfinished"
     for folder in root.glob("*/*/*"):
         if folder not in needed:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
     if not needed:
         shutil.rmtree(root, ignore_errors=True)
 
@@ -42,7 +48,15 @@ def sweep(run_path: Path, needed: Collection[Path]) -> None:
 def forget(run_path: Path, *trial_names: str) -> None:
     """Remove the checkpoints of trials; an empty name is none."""
     for name in filter(None, trial_names):
-        shutil.rmtree(checkpoint_path(run_path, name), ignore_errors=True)
+        _remove(checkpoint_path(run_path, name))
+        _remove(sign_path(run_path, name))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class Keeper:

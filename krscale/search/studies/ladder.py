@@ -35,6 +35,7 @@ from krscale.search.studies.retries import (
     Cause,
     deserves_retry,
     run_again,
+    why_given_up,
 )
 from krscale.search.studies.samplers import is_used_up, num_startup
 from krscale.search.studies.scheduling import StudyScheduler
@@ -194,11 +195,12 @@ class Ladder:
             assignment: The trial.
             cause: What cut it short.
             metrics: Its last ones, empty before its first epoch.
-            error: What Ray said of it.
+            error: Why, in a sentence.
         """
         _, trial = self.running[assignment.name]
         if not deserves_retry(trial, cause, self.config.max_retries):
-            self.finish(assignment, TrialState.FAIL, metrics, error)
+            reason = f"{why_given_up(trial, cause)}: {error}"
+            self.finish(assignment, TrialState.FAIL, metrics, reason)
             return
         del self.running[assignment.name]
         study = self._study(assignment.key)

@@ -193,7 +193,8 @@ def test_a_lost_worker_is_retried_from_the_checkpoint_so_often_and_no_more(tmp_p
     assert [a.continues for a in attempts] == ["", first.name, first.name], (
         "the only one that left a checkpoint"
     )
-    assert found.counted(first.key)[0].user_attrs["error"] == "the actor died"
+    error = found.counted(first.key)[0].user_attrs["error"]
+    assert error == "its worker was lost 3 times: the actor died"
     assert found.num_failed == 1
     assert not checkpoint_path(tmp_path, first.name).exists()
     play_all(found)

@@ -9,7 +9,12 @@ from drilling import Drill
 from parts.killed_search import NUM_FINALS, NUM_STUDIES, NUM_TRIALS, Round, forget_round, run_round
 from parts.recorded_trials import find_faults
 
-pytestmark = [pytest.mark.drill, pytest.mark.cluster, pytest.mark.timeout(3600)]
+pytestmark = [
+    pytest.mark.drill,
+    pytest.mark.cluster,
+    pytest.mark.timeout(3600),
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),  # MLflow's client
+]
 ROUNDS = int(os.environ.get("KRSCALE_DRILL_ROUNDS", "16"))
 """Searches, each killed up to three times; fewer for a first look."""
 FROM_NOTHING = 4

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from krscale.errors import DamagedFileError, StorageError, UserError
+from krscale.foreign import regular
 from krscale.storage_errors import storage_error
 
 _OF_ITS_CONTENT = (
@@ -89,7 +90,7 @@ def read_json(path: Path, rebuild: str = "") -> Any:
             where it is not JSON, the line.
     """
     try:
-        raw = path.read_bytes()
+        raw = regular(path).read_bytes()
         text = raw.decode("utf-8")
         return _checked(raw, json.loads(text, parse_constant=_refuse_constant))
     except FileNotFoundError:
@@ -105,7 +106,7 @@ def read_json(path: Path, rebuild: str = "") -> Any:
 
 def has_checksum(path: Path) -> bool:
     """Whether a JSON file ends in a checksum; one of an older krscale does not."""
-    return _LAST_LINE.search(path.read_bytes()[-_TAIL_BYTES:]) is not None
+    return _LAST_LINE.search(regular(path).read_bytes()[-_TAIL_BYTES:]) is not None
 
 
 @contextmanager
@@ -218,7 +219,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

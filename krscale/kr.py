@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from krscale.config.methods import KRSettings
+from krscale.config.older import FORMER_OF_KR
 from krscale.errors import UserError, unknown_name
 from krscale.knowledge.layouts import zeros
 from krscale.knowledge.measuring import (
@@ -147,7 +148,13 @@ class KRLoss(nn.Module):
         students = TappedNetwork.of(student, images, student_taps, "student")
         _check_classes(teachers, students)
         knowledge = measure(
-            torch.no_grad()(teachers), batches, val_loader, shape, max_images, device
+            torch.no_grad()(teachers),
+            batches,
+            val_loader,
+            shape,
+            max_images,
+            device,
+            chosen.probe_grid,
         )
         if not allow_poor_teacher:
             check_teacher(knowledge, teachers.paths)
@@ -186,11 +193,14 @@ class KRLoss(nn.Module):
         )
         _check_classes(teachers, students)
         sizes = [state[f"probes.linears.{i}.weight"].shape[1] for i in range(len(teachers.paths))]
-        gain = state["information_gain"]
+        settings = _settings(_with_former(made["settings"]))
         knowledge = TeacherKnowledge(
-            Probes(sizes, teachers.num_classes), gain.clone(), state["tap_accuracy"].clone(), 0
+            Probes(sizes, teachers.num_classes, settings.probe_grid),
+            state["information_gain"].clone(),
+            state["tap_accuracy"].clone(),
+            0,
         )
-        loss = cls(teachers, students, knowledge, _settings(made["settings"]), shape, reduction)
+        loss = cls(teachers, students, knowledge, settings, shape, reduction)
         loss.load_state_dict(state)
         return loss
 
@@ -293,7 +303,9 @@ class KRLoss(nn.Module):
     def set_extra_state(self, state: Any) -> None:
         """Refuse the state of other taps, other settings or another teacher."""
         own = self.get_extra_state()
-        given = state if isinstance(state, Mapping) else {}
+        given = dict(state) if isinstance(state, Mapping) else {}
+        if isinstance(given.get("settings"), Mapping):
+            given["settings"] = _with_former(given["settings"])
         weights = given.get("teacher_weights")
         if weights is not None and not alike(weights, own["teacher_weights"]):
             raise UserError(
@@ -316,6 +328,11 @@ class KRLoss(nn.Module):
 
 
 _MADE = ("teacher_taps", "student_taps", "image_shape", "settings")
+
+
+def _with_former(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a state, those that it lacks as KR was when it was made."""
+    return {**FORMER_OF_KR, **settings}
 
 
 def _moved(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
@@ -353,6 +370,7 @@ def _context(
         student_layers=layers_by_tap(student.network, student.paths),
         teacher_histograms=histograms,
         teacher_layer_sizes=torch.tensor(sizes),
+        student_stage_ends=student.stage_ends,
     )
 
 

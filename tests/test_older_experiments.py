@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from krscale.config import Experiment, load
-from krscale.config.older import uses_mended_method, with_former_defaults
+from krscale.config.older import FORMER_OF_KR, uses_mended_method, with_former_defaults
 from krscale.errors import UserError
 from krscale.files import write_json
 from krscale.runs.folder import read_experiment, run_folder
@@ -102,6 +102,45 @@ def test_what_is_new_is_left_alone(tmp_path: Path) -> None:
     stored = config.model_dump(mode="json")
     assert with_former_defaults(stored) == stored
     assert not uses_mended_method(stored)
+
+
+def begin_with_first_formulation(config: Experiment) -> None:
+    """Leave the run folder that a version without the second formulation of KR would have left."""
+    with run_folder(config, {}) as folder:
+        path = folder / "experiment.json"
+        content = json.loads(path.read_text(encoding="utf-8"))
+        for name in FORMER_OF_KR:
+            del content["experiment"]["distill"][name]
+        write_json(path, content)
+
+
+@pytest.mark.parametrize("method", ["kr", "kr+dkd"])
+def test_kr_goes_on_in_its_first_formulation_or_not_at_all(tmp_path: Path, method: str) -> None:
+    config = experiment(tmp_path, "plain", method)
+    begin_with_first_formulation(config)
+    with pytest.raises(UserError, match=r"--set distill\.probe_grid=1 goes on as it was begun"):
+        go_on(config)
+    first = experiment(
+        tmp_path, "plain", method, **{f"distill__{name}": v for name, v in FORMER_OF_KR.items()}
+    )
+    assert go_on(first)["distill"] == first.model_dump(mode="json")["distill"]
+    assert read_experiment(first.run_path) == first
+
+
+def test_runs_without_kr_have_todays_defaults_and_go_on(tmp_path: Path) -> None:
+    config = experiment(tmp_path, "plain", "kd", distill__method="kd")
+    begin_with_first_formulation(config)
+    assert go_on(config)["distill"] == config.model_dump(mode="json")["distill"]
+
+
+def test_fingerprints_of_the_first_formulation_stay() -> None:
+    """As they were at commit 256c94d."""
+    first = [f"distill.{name}={value}" for name, value in FORMER_OF_KR.items()]
+    assert load(None, first).fingerprint() == "8bf8a494dc9634ac"
+    assert load(None, []).fingerprint() != "8bf8a494dc9634ac"
+    without = ["search.methods=['plain','kd']", "distill.method=kd"]
+    assert load(None, without).fingerprint() == "92e00ac4fb87d624"
+    assert load(None, [*without, *first]).fingerprint() == "92e00ac4fb87d624"
 
 
 @pytest.mark.parametrize(

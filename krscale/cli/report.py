@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from krscale.config import load
 from krscale.errors import UserError
 from krscale.files import write_json
+from krscale.foreign import user_path
 from krscale.runs.folder import find_run, read_environment, read_experiment
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def _told_apart(curves: Sequence[Curve]) -> list[Curve]:
 
 def _output(given: str | None, paths: Sequence[Path], curves: Sequence[Curve]) -> Path:
     if given:
-        return Path(given).expanduser().resolve()
+        return user_path(given, "--output").resolve()
     if len(paths) == 1:
         return paths[0]
     return paths[0].parent / "reports" / "+".join(curve.name for curve in curves)[:200]

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from krscale.config.data import NEWER_OF_VIEWS, DataConfig, ViewsConfig
 from krscale.config.distillation import DistillConfig
-from krscale.config.fields import Section, fingerprint, is_share
+from krscale.config.fields import PathText, Section, fingerprint, is_share
 from krscale.config.networks import (
     LadderConfig,
     LadderStudent,
@@ -18,8 +18,10 @@ from krscale.config.networks import (
     StudentConfig,
     TeacherConfig,
 )
+from krscale.config.older import FORMER_OF_KR, uses_kr
 from krscale.config.searching import ClusterConfig, SearchConfig, TrackingConfig
 from krscale.config.training import TrainConfig
+from krscale.foreign import is_file
 from krscale.redaction import redact
 
 
@@ -37,7 +39,7 @@ class Experiment(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "digits"
     """Name of the run; its folder is `storage_path/name`. Not `cache`, `mlartifacts`, `mlflow.db`,
     `mlruns` or `reports`, which lie there as well."""
-    storage_path: str = Field(default_factory=_default_storage)
+    storage_path: PathText = Field(default_factory=_default_storage)
     """Folder of all runs, data, teachers and stores; default `$KRSCALE_STORAGE_PATH` or `runs`."""
     data: DataConfig = DataConfig()
     views: ViewsConfig = ViewsConfig()
@@ -81,7 +83,7 @@ class Experiment(Section):
         # Workers have working directories of their own.
         path = Path(storage_path).expanduser().resolve()
         for part in (path, *path.parents):
-            if part.is_file():
+            if is_file(part):
                 raise ValueError(f"{part} is a file; a folder is needed, which krscale makes")
         return str(path)
 
@@ -137,6 +139,7 @@ _NEWER = (
     *(f"student.{name}" for name in ("output_key", "preprocessing", "stage_ends", "tap_layout")),
     "ladder.students",
     "search.stall_seconds",
+    "train.gradient_accumulation",
     *(f"train.{name}" for name in ("ema_decay", "optimizer", "optimizer_options", "schedule")),
 )
 """Fields that came after fingerprints had been written down: left out where they are as they are by
@@ -152,4 +155,9 @@ def _without_newer_defaults(content: dict[str, Any]) -> dict[str, Any]:
             table, as_before = table[section], as_before[section]
         if table[name] == as_before[name]:
             del table[name]
+    distill = content["distill"]
+    for name, former in FORMER_OF_KR.items():
+        # Their defaults are others than what was done before.
+        if distill[name] == former or not uses_kr(content):
+            del distill[name]
     return content

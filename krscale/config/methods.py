@@ -17,6 +17,7 @@ from krscale.config.fields import Count, Positive, Section, Share, StrictInt, We
 from krscale.config.ranges import SearchChoices, SearchRange, UsedWith
 
 SparsitySchedule = Literal["constant", "rising", "falling"]
+Alignment = Literal["stage", "depth"]
 Mixing = Literal["arithmetic", "geometric"]
 ATReduction = Literal["mean", "sum"]
 SettingsTable = Section | Mapping[str, Any]
@@ -190,6 +191,12 @@ class KRSettings(DistillationSettings):
     """Factor of every group but the deepest."""
     head_grid: Count = 4
     """Auxiliary heads read a tap's means over so many times so many cells, not over all of it."""
+    probe_grid: Count = 4
+    """The teacher's probes read its taps on such a grid, too; 1 reads means over all positions.
+    Taps of many channels are read on a coarser grid: a probe reads 2048 numbers at most."""
+    alignment: Annotated[Alignment, SearchChoices(get_args(Alignment))] = "stage"
+    """Where a group of the teacher's taps meets the student: at the end of the same stage, for
+    networks of as many stages, or at the same relative depth."""
     mixing: Annotated[Mixing, SearchChoices(get_args(Mixing))] = "arithmetic"
     """How the taps of a group are averaged: probabilities, or log-probabilities."""
     parameter_weight: Weight = 0.0

@@ -14,6 +14,11 @@ _NEWER = "at_reduction"
 """The field of `[distill]` that came with the losses changed below: older experiments lack it."""
 _BACKGROUND = "background"
 """The field of `[data]` that came with the reading of transparency."""
+FORMER_OF_KR: Mapping[str, Any] = {
+    "probe_grid": 1,
+    "alignment": "depth",
+}
+"""Settings of KR that came with its second formulation, as the first one was."""
 MENDED = "logit_standardisation"
 """A method that computed another loss before; no setting brings that back."""
 
@@ -24,7 +29,8 @@ def with_former_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
     Attention transfer summed over positions before `distill.at_reduction` was there. An experiment
     that does not use it gets today's default, which changes nothing in it. A network that came with
     weights was normalised by the data's statistics, whatever its own metadata said. Before
-    `data.background` was there, transparent images were read as if they were not.
+    `data.background` was there, transparent images were read as if they were not. KR was in its
+    first formulation.
 
     Args:
         stored: All sections of an experiment that its version of krscale had written out.
@@ -32,10 +38,19 @@ def with_former_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
     stored = _with_former_preprocessing(stored)
     if _took_colours_as_they_are(stored):
         stored = {**stored, "data": {**stored["data"], _BACKGROUND: "ignore"}}
-    if not _is_older(stored):
+    if not isinstance(stored.get("distill"), Mapping):
         return dict(stored)
-    former = {_NEWER: "sum"} if "at" in _methods(stored) else {_NEWER: "mean"}
-    return {**stored, "distill": {**stored["distill"], **former}}
+    former: dict[str, Any] = {}
+    if _is_older(stored):
+        former[_NEWER] = "sum" if "at" in _methods(stored) else "mean"
+    if uses_kr(stored):
+        former |= FORMER_OF_KR
+    return {**stored, "distill": {**former, **stored["distill"]}}
+
+
+def uses_kr(stored: Mapping[str, Any]) -> bool:
+    """Return whether an experiment has KR among its methods, alone or combined."""
+    return "kr" in _methods(stored)
 
 
 def uses_mended_method(stored: Mapping[str, Any]) -> bool:

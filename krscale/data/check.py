@@ -17,7 +17,7 @@ from krscale.data.seen import Seen
 from krscale.data.skipping import without
 from krscale.data.source import Report, SourceData, SplitName
 from krscale.data.sources import open_source
-from krscale.data.splitting import check_source, cut_rows
+from krscale.data.splitting import check_labels, check_source, cut_rows
 from krscale.data.stratify import Rows
 from krscale.data.unlabelled_check import check_unlabelled
 from krscale.errors import UserError
@@ -122,6 +122,8 @@ def check_data(config: DataConfig, report: Report = lambda done, total: None) ->
         UserError: If there is nothing to look at: no such path, labels that are no classes.
     """
     data = open_source(config).read(report)
+    for name, split in data.splits.items():
+        check_labels(f"{config.source}: {name}", split.labels, len(data.classes))
     if not _problem(partial(check_source, config.source, data)):
         data = limit_images(data, config)
     pixels = {name: digests_of(split) for name, split in data.splits.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,6 +24,10 @@ LEVELS = ("network", "stage", "layer")
 
 MIXINGS = ("arithmetic", "geometric")
 """Means over the taps of a group: of probabilities, or of log-probabilities."""
+
+
+ALIGNMENTS = ("stage", "depth")
+"""How groups of the teacher's taps meet the student's: stage by stage, or by relative depth."""
 
 
 def split_taps(granularity: int | str, num_taps: int, stage_ends: Sequence[int]) -> Groups:
@@ -67,6 +72,61 @@ def student_tap(group: int, num_groups: int, num_student_taps: int) -> int:
         The tap, counted from 1; `num_student_taps` is the student's classifier.
     """
     return _ceil_share(group, num_groups, num_student_taps)
+
+
+@dataclass(frozen=True)
+class Depths:
+    """Where teacher and student have their taps and stages, the classifier being the last tap.
+
+    Attributes:
+        stage_ends: For each stage of the teacher the 1-based number of its last tap.
+        num_student_taps: Taps of the student.
+        student_stage_ends: For each stage of the student the 1-based number of its last tap; empty
+            where it is not known.
+    """
+
+    stage_ends: tuple[int, ...]
+    num_student_taps: int
+    student_stage_ends: tuple[int, ...] = ()
+
+
+def student_ends(groups: Groups, depths: Depths, alignment: str) -> tuple[int, ...]:
+    """Return for each group of the teacher's taps the student's tap, counted from 1, where it ends.
+
+    With `"stage"` a group that ends with a stage meets the end of the student's same stage, and one
+    that ends within a stage the same relative depth within it. Networks with other numbers of
+    stages meet at the same relative depth of the whole, as they do with `"depth"`.
+
+    Args:
+        groups: The groups.
+        depths: Taps and stages of both networks.
+        alignment: One of `ALIGNMENTS`.
+
+    Raises:
+        UserError: If the alignment is unknown.
+
+    Example:
+        >>> depths = Depths((3, 6), 4, (1, 4))  # stages of 3 and 3 taps, and of 1 and 3
+        >>> student_ends(((0, 3), (3, 5), (5, 6)), depths, "stage")
+        (1, 3, 4)
+        >>> student_ends(((0, 3), (3, 5), (5, 6)), depths, "depth")
+        (2, 3, 4)
+    """
+    if alignment not in ALIGNMENTS:
+        raise unknown_name("alignment", alignment, ALIGNMENTS)
+    count, whole = len(groups), depths.num_student_taps
+    if alignment == "depth" or len(depths.stage_ends) != len(depths.student_stage_ends):
+        return tuple(student_tap(group, count, whole) for group in range(1, count + 1))
+    of_both = (
+        _stages(depths.stage_ends[-1], depths.stage_ends),
+        _stages(whole, depths.student_stage_ends),
+    )
+    stages = list(zip(*of_both, strict=True))
+    found = []
+    for _, stop in groups:
+        (start, end), (first, last) = next(both for both in stages if stop <= both[0][1])
+        found.append(first + _ceil_share(stop - start, end - start, last - first))
+    return tuple(found)
 
 
 def tap_weights(information_gain: Tensor, groups: Groups) -> Tensor:

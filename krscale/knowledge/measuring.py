@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from krscale.errors import UserError
-from krscale.knowledge.probes import Probes, fit_probe, information_gain
-from krscale.knowledge.taps import TapOutputs, pool
+from krscale.knowledge.probes import Probes, fit_probe, information_gain, read_tap
+from krscale.knowledge.taps import TapOutputs
 
 HELD_OUT = 5
 """Every fifth image is held out of the fit where there is no validation data."""
@@ -114,6 +115,7 @@ def measure(
     image_shape: tuple[int, ...],
     max_images: int,
     device: torch.device,
+    grid: int = 1,
 ) -> TeacherKnowledge:
     """Fit a probe to every tap of a teacher, and measure all taps on images held out.
 
@@ -124,25 +126,25 @@ def measure(
         image_shape: `(C, H, W)`.
         max_images: Images to read at most, of each of the two.
         device: Where the teacher is.
+        grid: On which its taps are read; 1 reads their means over all positions.
 
     Raises:
         UserError: If there are too few images, or classes among them have none.
     """
-    outputs, labels, whole = _read(teacher, train, image_shape, max_images, device, "train_loader")
+    read = partial(_read, teacher, grid, image_shape, max_images, device)
+    outputs, labels, whole = read(train, "train_loader")
     num_classes = outputs.logits.shape[1]
     if held_out is None:
         held = _held_out(labels)
         test, test_labels = _rows(outputs, held), labels[held]
         outputs, labels = _rows(outputs, ~held), labels[~held]
     else:
-        test, test_labels, _ = _read(
-            teacher, held_out, image_shape, max_images, device, "val_loader"
-        )
+        test, test_labels, _ = read(held_out, "val_loader")
     if not whole:
         _check_classes(labels, num_classes, max_images)
     # fp64, which Apple's GPUs do not have.
     home = torch.device("cpu") if device.type == "mps" else device
-    probes = Probes([feature.shape[1] for feature in outputs.features], num_classes)
+    probes = Probes([feature.shape[1] for feature in outputs.features], num_classes, grid)
     fitted = [fit_probe(f.to(home), labels.to(home), num_classes) for f in outputs.features]
     probes.load(fitted)
     logits = probes(test)
@@ -246,10 +248,11 @@ def check_teacher(knowledge: TeacherKnowledge, names: tuple[str, ...]) -> None:
 
 def _read(
     teacher: Callable[[Tensor], TapOutputs],
-    batches: Iterable[Any],
+    grid: int,
     image_shape: tuple[int, ...],
     max_images: int,
     device: torch.device,
+    batches: Iterable[Any],
     where: str,
 ) -> tuple[TapOutputs, Tensor, bool]:
     """Return pooled features and logits of the first images, their labels, and if that is all."""
@@ -265,7 +268,7 @@ def _read(
         outputs = teacher(images.to(device))
         check_labels(given.cpu(), len(images), outputs.logits.shape[1], where)
         logits.append(outputs.logits.float().cpu())
-        features.append(tuple(pool(feature).float().cpu() for feature in outputs.features))
+        features.append(tuple(read_tap(feature, grid).cpu() for feature in outputs.features))
         labels.append(given.long().cpu())
         count += len(images)
     if count < MIN_IMAGES:

@@ -8,13 +8,14 @@ teacher's. It needs neither images nor a forward pass of the teacher.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from krscale.errors import KrscaleError
-from krscale.knowledge.aggregation import Groups, student_tap
+from krscale.knowledge.aggregation import Groups
 from krscale.knowledge.taps import unwrapped
 
 NUM_BINS = 32
@@ -125,6 +126,7 @@ class ParameterSource(nn.Module):
         teacher_layer_sizes: `[D]`, number of weights by tap.
         student_layers: The student's layers by tap. They stay the student's: none becomes a
             submodule of this one.
+        student_ends: For each group the student's tap, counted from 1, where it ends.
 
     Raises:
         KrscaleError: If no group has weights on both sides.
@@ -138,10 +140,11 @@ class ParameterSource(nn.Module):
         teacher_histograms: Tensor,
         teacher_layer_sizes: Tensor,
         student_layers: Sequence[Layers],
+        student_ends: Sequence[int],
     ) -> None:
         super().__init__()
         targets = mix_histograms(teacher_histograms, teacher_layer_sizes, groups)
-        layers = [_at_depth(student_layers, g, len(groups)) for g in range(1, len(groups) + 1)]
+        layers = [_between(student_layers, *both) for both in pairwise((0, *student_ends))]
         kept = [g for g, group in enumerate(layers) if group and float(targets[g].sum()) > 0.0]
         if not kept:
             raise KrscaleError("no group of taps has conv or linear layers in teacher and student")
@@ -155,12 +158,10 @@ class ParameterSource(nn.Module):
         return histogram_cross_entropy(histograms, self.targets).mean()
 
 
-def _at_depth(student_layers: Sequence[Layers], group: int, num_groups: int) -> Layers:
-    """Return the student's layers at a group's relative depth, `group` counted from 1."""
-    num_taps = len(student_layers)
-    stop = student_tap(group, num_groups, num_taps)
+def _between(student_layers: Sequence[Layers], before: int, stop: int) -> Layers:
+    """Return the student's layers from where the group before ends to where a group ends."""
     # With more groups than the student has taps, several groups share one tap.
-    start = min(student_tap(group - 1, num_groups, num_taps), stop - 1)
+    start = min(before, stop - 1)
     return tuple(layer for layers in student_layers[start:stop] for layer in layers)
 
 

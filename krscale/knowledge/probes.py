@@ -3,6 +3,10 @@
 A probe is a multinomial logistic regression from a tap's pooled feature to the classes, fitted once
 with the teacher frozen. It turns blocks of any width into distributions that can be compared.
 
+It reads the means over the cells of a grid, as the student's heads do. The few channels of an early
+block tell the classes apart by where in the image they are active, which one mean over all
+positions does not keep.
+
 Source: Alain and Bengio, Understanding intermediate layers using linear classifier probes, 2016,
 arXiv 1610.01644.
 """
@@ -19,6 +23,10 @@ from torch import Tensor, nn
 from krscale.errors import KrscaleError, UserError
 from krscale.knowledge.logistic import fit_logistic
 from krscale.knowledge.taps import TapOutputs, pool
+
+MAX_FEATURES = 2048
+"""Numbers that a probe reads at most: beyond it, a tap is read on a coarser grid. The time of a fit
+grows with the cube of them, and the many channels of a late block need no cells."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +71,54 @@ def fit_probe(
     return LinearProbe(folded.float(), (weights[:, -1] - folded @ mean).float())
 
 
+def fitting_grid(shape: Sequence[int], grid: int) -> int:
+    """Return the finest grid, `grid` at most, on which a tap has `MAX_FEATURES` numbers or fewer.
+
+    Args:
+        shape: Of the tap's feature for one image: `[C, H, W]`, `[T, C]` or `[C]`.
+        grid: The grid that is wanted.
+
+    Example:
+        >>> fitting_grid((128, 8, 8), 4), fitting_grid((256, 8, 8), 4), fitting_grid((64, 2, 2), 4)
+        (4, 2, 4)
+    """
+    if len(shape) == 3:
+        channels, (height, width) = shape[0], shape[1:]
+        cells = [min(side, height) * min(side, width) for side in range(1, grid + 1)]
+    elif len(shape) == 2:
+        channels = shape[1]
+        cells = [min(side**2, shape[0]) for side in range(1, grid + 1)]
+    else:
+        return 1
+    # Where even one mean has more channels than that, it is still what is read.
+    return max([1, *(side for side, n in enumerate(cells, 1) if n * channels <= MAX_FEATURES)])
+
+
+def read_tap(feature: Tensor, grid: int) -> Tensor:
+    """Return what a probe reads of a tap, `[B, F]` fp32: means over the cells of a grid.
+
+    Args:
+        feature: As a block gave it; one that was read already stays as it is.
+        grid: So many cells by so many, or fewer (`fitting_grid`).
+    """
+    return pool(feature, fitting_grid(feature.shape[1:], grid))
+
+
 class Probes(nn.Module):
     """The probes of all taps but the last, which speaks through the network's own logits.
 
+    Attributes:
+        grid: On which they read the taps.
+
     Args:
-        feature_sizes: Pooled size of each tap feature, in depth order (`D - 1` of them).
+        feature_sizes: Numbers that are read of each tap, in depth order (`D - 1` of them).
         num_classes: `K`.
+        grid: On which the taps are read; 1 reads their means over all positions.
     """
 
-    def __init__(self, feature_sizes: Sequence[int], num_classes: int) -> None:
+    def __init__(self, feature_sizes: Sequence[int], num_classes: int, grid: int = 1) -> None:
         super().__init__()
+        self.grid = grid
         self.linears = nn.ModuleList(nn.Linear(size, num_classes) for size in feature_sizes)
         self.requires_grad_(False)
 
@@ -94,7 +140,7 @@ class Probes(nn.Module):
         # A probe's logits are differences of large numbers, more than bf16 can carry.
         with torch.autocast(outputs.logits.device.type, enabled=False):
             pairs = zip(self.linears, outputs.features, strict=True)
-            logits = [linear(pool(feature)) for linear, feature in pairs]
+            logits = [linear(read_tap(feature, self.grid)) for linear, feature in pairs]
             return torch.stack([*logits, outputs.logits.float()], dim=1)
 
 

@@ -20,7 +20,7 @@ from krscale.knowledge.aggregation import (
     group_weights,
     mix_taps,
     split_taps,
-    student_tap,
+    student_ends,
     tap_weights,
 )
 from krscale.knowledge.loss import kr_terms
@@ -43,9 +43,10 @@ class KR(Method):
     """Cross-entropy with the labels, the KR objective, and what it is combined with.
 
     The deepest group teaches the student's own logits. Every other group teaches an auxiliary
-    linear head on the student's tap at the same relative depth; a head that falls on the
-    classifier reads the logits. Heads see where in the image a feature is: from the mean over all
-    of it, the few channels of a small student's early taps would have to separate the classes.
+    linear head on the student's tap where the group ends, by stage or by relative depth; a head
+    that falls on the classifier reads the logits. Heads see where in the image a feature is: from
+    the mean over all of it, the few channels of a small student's early taps would have to separate
+    the classes.
 
     Args:
         context: What is known of teacher and student.
@@ -79,9 +80,8 @@ class KR(Method):
         self.weigh(context.information_gain)
 
         shapes = (*context.student_shapes, (context.num_classes,))
-        self.head_taps = tuple(
-            student_tap(g, len(groups), len(shapes)) for g in range(1, len(groups))
-        )
+        ends = student_ends(groups, context.depths, settings.alignment)
+        self.head_taps = ends[:-1]
         self.head_grid = settings.head_grid
         sizes = [pool(torch.zeros(1, *shape), self.head_grid).shape[1] for shape in shapes]
         self.heads = nn.ModuleList(
@@ -92,7 +92,7 @@ class KR(Method):
         self.takes_unlabelled = all(method.takes_unlabelled for method in combined)
         self.parameter_weight = settings.parameter_weight
         self.parameter_source = (
-            _parameter_source(context, groups) if self.parameter_weight > 0 else None
+            _parameter_source(context, groups, ends) if self.parameter_weight > 0 else None
         )
         self._active_classes = torch.zeros(())
 
@@ -165,11 +165,17 @@ class KR(Method):
         return {"kr/active_classes": self._active_classes}
 
 
-def _parameter_source(context: MethodContext, groups: Groups) -> ParameterSource:
+def _parameter_source(
+    context: MethodContext, groups: Groups, ends: Sequence[int]
+) -> ParameterSource:
     if context.teacher_histograms is None:
         raise KrscaleError(
             "parameter_weight is above 0, but the teacher's histograms are not given"
         )
     return ParameterSource(
-        groups, context.teacher_histograms, context.teacher_layer_sizes, context.student_layers
+        groups,
+        context.teacher_histograms,
+        context.teacher_layer_sizes,
+        context.student_layers,
+        ends,
     )

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from krscale.config import Experiment
-from krscale.data import Dataset, open_data
+from krscale.data import open_data
 from krscale.knowledge.residual import residual_by_depth
 from krscale.knowledge.taps import TappedModel
+from krscale.setup.kept_probes import probe_grid
 from krscale.setup.network_builder import resolve_taps
 from krscale.setup.prepare import Prepared
-from krscale.setup.tap_reading import fit_probes, read_taps
+from krscale.setup.tap_reading import fit_probes, read_logits
 from krscale.setup.teacher import open_teacher
 
 
@@ -25,7 +25,8 @@ def validation_knowledge(experiment: Experiment, prepared: Prepared) -> Tensor:
     """
     dataset = open_data(Path(prepared.data_path))
     teacher = open_teacher(experiment, dataset, Path(prepared.teacher_path))
-    return _tap_logits(teacher.tapped, teacher.probes, dataset)
+    device = next(teacher.tapped.parameters()).device
+    return read_logits(teacher.tapped, teacher.probes, dataset, "val", device)
 
 
 def trace_residual(
@@ -38,8 +39,8 @@ def trace_residual(
     """Return `{relative depth: mean KL(teacher || student)}` in nats, on validation.
 
     At every depth both networks are read the same way: by linear probes that are fitted on the
-    training split to the frozen network's own taps, whatever the student learned by, and at depth 1
-    by their classifiers.
+    training split to the frozen network's own taps, on the experiment's grid, whatever the student
+    learned by, and at depth 1 by their classifiers.
 
     Args:
         experiment: Teacher, and `student.taps`.
@@ -55,14 +56,7 @@ def trace_residual(
     was_training = student.training
     tapped = TappedModel(student, taps).eval()
     device = next(student.parameters()).device
-    probes = fit_probes(tapped, dataset, device)
-    logits = _tap_logits(tapped, probes, dataset)
+    probes = fit_probes(tapped, dataset, device, probe_grid(experiment))
+    logits = read_logits(tapped, probes, dataset, "val", device)
     student.train(was_training)
     return residual_by_depth(knowledge.to(device), logits, temperature)
-
-
-@torch.no_grad()
-def _tap_logits(tapped: TappedModel, probes: nn.Module, dataset: Dataset) -> Tensor:
-    device = next(tapped.parameters()).device
-    logits: Tensor = probes(read_taps(tapped, dataset, "val", device))
-    return logits

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from krscale.config import Experiment
+from krscale.config import Experiment, read_record
 from krscale.data import SPLITS_FILE, Dataset, SplitName, find_data
 from krscale.data.building import CONTENT_FILE
 from krscale.data.dataset import dataset_path, open_data, rebuild_data
@@ -22,12 +23,12 @@ from krscale.runs.verify_files import (
     look_at_json,
     missing,
 )
+from krscale.setup.kept_probes import PROBES_FILE
 from krscale.setup.methods import methods_of
 from krscale.setup.networks import Networks
 from krscale.setup.recipe import StoreRecipe
 from krscale.setup.teacher import (
     FACTS_FILE,
-    PROBES_FILE,
     WEIGHTS_FILE,
     find_teacher,
     read_facts,
@@ -94,9 +95,11 @@ def look_at_data(folder: Path) -> Iterator[Finding]:
     """Yield the files of a data set."""
     again = rebuild_data(folder)
     yield look_at_json(folder / "manifest.json", again, lambda: open_data(folder))
-    if (folder / CONTENT_FILE).is_file():
-        yield look_at_json(folder / CONTENT_FILE, again)
-    if (folder / SPLITS_FILE).is_file():
+    if (folder / CONTENT_FILE).exists():
+        yield look_at_json(
+            folder / CONTENT_FILE, again, lambda: read_record(folder / CONTENT_FILE, dict[str, Any])
+        )
+    if (folder / SPLITS_FILE).exists():
         yield look_at_binary(folder / SPLITS_FILE, again)
     try:
         dataset = open_data(folder)
@@ -130,6 +133,10 @@ def look_at_teacher(folder: Path, bound: str = "") -> Iterator[Finding]:
     yield found
     yield look_at_binary(folder / PROBES_FILE, again)
     yield look_at_json(folder / FACTS_FILE, again, lambda: read_facts(folder))
+    for gains in sorted(folder.glob("gains-grid-*.json")):
+        yield look_at_json(gains, again)
+    for probes in sorted(folder.glob("probes-grid-*.pt")):
+        yield look_at_binary(probes, again)
     if (folder / CODE_FILE).is_file():
         yield look_at_json(folder / CODE_FILE, again)
 

@@ -14,7 +14,8 @@ from krscale.knowledge.taps import TappedModel, settle_layouts
 from krscale.models.blocks import Block, list_blocks
 from krscale.models.preprocessing import input_shape
 from krscale.setup.inputs import is_foreign
-from krscale.setup.tap_reading import fit_probes, read_taps
+from krscale.setup.kept_probes import probe_grid
+from krscale.setup.tap_reading import fit_probes, read_logits
 from krscale.setup.teacher import find_teacher, foreign_teacher, open_teacher
 
 _AT_ONCE = 4
@@ -54,8 +55,8 @@ def measure_blocks(
     for group in _groups(paths):
         settle_layouts(network, group, shape, declared, "teacher")
         tapped = TappedModel(network, group).eval().requires_grad_(False)
-        probes = fit_probes(tapped, dataset, device)
-        logits = probes(read_taps(tapped, dataset, "val", device))
+        probes = fit_probes(tapped, dataset, device, probe_grid(experiment))
+        logits = read_logits(tapped, probes, dataset, "val", device)
         found = information_gain(logits, labels).tolist()
         gains |= dict(zip((*group, ""), found, strict=True))
         report(len(gains) - 1, len(paths))

@@ -6,7 +6,7 @@ A worker opens the assets once and builds as many trainings from them as it is g
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,8 @@ def build_training(
     fresh = from_file(experiment.any_student)
     student = build_student(experiment, assets.dataset, width, fresh=fresh)
     load_student_weights(experiment, student)
-    taps, _ = resolve_taps(student, experiment.any_student.taps, "student.taps")
-    context = _method_context(student, taps, assets)
+    taps, stage_ends = resolve_taps(student, experiment.any_student.taps, "student.taps")
+    context = replace(_method_context(student, taps, assets), student_stage_ends=stage_ends)
     method = build_method(experiment.distill.method, context, experiment.distill)
     loader = Loader(
         assets.data_for(method),

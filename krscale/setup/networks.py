@@ -105,8 +105,8 @@ class Networks:
         stages = stage_paths(teacher, taps)
         shape = input_shape(teacher, task.image_shape)
         if not experiment.teacher.weights:  # it will be trained
-            batch = (task.num_train, experiment.train.global_batch_size)
-            check_batch_norm(teacher, shape, batch, "teacher")
+            batches = experiment.train.batch_sizes(task.num_train)
+            check_batch_norm(teacher, shape, batches, "teacher")
         return cls(
             experiment,
             task.num_classes,
@@ -166,8 +166,7 @@ class Networks:
             own = stage_shapes(student, stage_paths(student, taps), shape)
         for method in compared:
             method.check_shapes(own, feature_shapes(method.kind, teacher.stage_shapes))
-        batch = (self.num_train, experiment.train.global_batch_size)
-        check_batch_norm(student, shape, batch, where)
+        check_batch_norm(student, shape, experiment.train.batch_sizes(self.num_train), where)
 
     def describe_inputs(self) -> tuple[str, ...]:
         """Return how the images of each network are prepared, a line each, where there is a choice.

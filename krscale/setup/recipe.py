@@ -17,6 +17,7 @@ from krscale.data import Dataset, find_data, find_unlabelled
 from krscale.errors import UserError
 from krscale.knowledge.features import FeatureKind, FeatureReader, feature_shapes
 from krscale.knowledge.taps import TappedModel
+from krscale.setup.kept_probes import probe_grid
 from krscale.setup.methods import needed_kinds
 from krscale.setup.networks import Networks
 from krscale.setup.teacher import TeacherFacts, find_teacher, open_teacher
@@ -97,8 +98,11 @@ class StoreRecipe:
             network = self.networks.teacher
             features = fingerprint([self.kind, network.stage_paths, network.stage_shapes])
             return shared | {"features": features}
+        grid = probe_grid(self.experiment)
         return shared | {
             "taps": fingerprint(self.teacher.taps),
+            # Stores of before read the means over all positions, and are found again.
+            **({"probes": f"grid {grid}x{grid}"} if grid > 1 else {}),
             "store": fingerprint(self.experiment.store.model_dump(mode="json")),
         }
 

@@ -19,9 +19,9 @@ from torch import nn
 from krscale.config import Experiment, fingerprint, read_record
 from krscale.config.records import Accuracy, Count, NotNegative
 from krscale.data import Dataset
-from krscale.digests import check_file, write_digest
+from krscale.digests import check_file
 from krscale.errors import DamagedFileError, UserError
-from krscale.files import damaged, has_checksum, new_folder, reading, write_json
+from krscale.files import damaged, has_checksum, new_folder, write_json
 from krscale.knowledge.parameters import layers_by_tap, weight_histogram
 from krscale.knowledge.probes import Probes, information_gain
 from krscale.knowledge.taps import TappedModel
@@ -31,17 +31,25 @@ from krscale.models.capacity import count_flops, num_parameters
 from krscale.models.preprocessing import DEFAULT, input_shape
 from krscale.parallel import Workers
 from krscale.setup.inputs import is_foreign
+from krscale.setup.kept_probes import (
+    gains_file,
+    load_probes,
+    make_probes,
+    probe_grid,
+    read_gains,
+    save_probes,
+)
 from krscale.setup.network_builder import build_teacher, resolve_taps
 from krscale.setup.networks import teacher_preprocessing
-from krscale.setup.tap_reading import fit_probes, read_taps
+from krscale.setup.tap_reading import fit_probes, read_logits
 from krscale.setup.teacher_code import CODE_FILE, Code, kept_folder, read_code
 from krscale.setup.teacher_quality import find_faults, require_fit
 from krscale.setup.teacher_training import train_teacher
 from krscale.setup.weights import from_file, load_teacher_weights, weights_identity
-from krscale.training.checkpoint import load_weights, read_tensors, save_weights
+from krscale.training.checkpoint import load_weights, save_weights
 from krscale.training.loop import evaluate
 
-FACTS_FILE, PROBES_FILE, WEIGHTS_FILE = "facts.json", "probes.pt", "teacher.safetensors"
+FACTS_FILE, WEIGHTS_FILE = "facts.json", "teacher.safetensors"
 FORMAT = 1  # raised whenever a kept teacher or probe of an older krscale must not be reused
 
 
@@ -61,7 +69,8 @@ class TeacherFacts:
         val_accuracy: Share of the validation split it gets right.
         taps: Module paths of its taps; the classifier is a further, last tap.
         stage_ends: Number of the last tap of every stage.
-        information_gain: One per tap, from the validation split.
+        information_gain: One per tap, from the validation split; of probes on the experiment's
+            grid where `prepare_teacher` or `find_teacher` returns it.
         layer_sizes: Parameters of the layers of every tap.
         histograms: `[D][bins]`, distribution of the weights of every tap.
         faults: What spoke against it when it was measured, a phrase each; None in what an older
@@ -124,8 +133,11 @@ def prepare_teacher(
         facts = read_facts(folder)
         if facts.faults is None:
             facts = _measured(experiment, dataset, device, folder)
-    require_fit(experiment, facts.faults or (), facts.val_accuracy, facts.information_gain)
-    return facts, folder
+        require_fit(experiment, facts.faults or (), facts.val_accuracy, facts.information_gain)
+        if (grid := probe_grid(experiment)) > 1 and not gains_file(folder, grid).is_file():
+            tapped = _open_network(experiment, dataset, folder, facts).to(device)
+            make_probes(tapped, dataset, device, folder, grid)
+    return _on_grid(experiment, facts, folder), folder
 
 
 def _lock_of(folder: Path) -> Path:
@@ -141,25 +153,41 @@ def find_teacher(experiment: Experiment, dataset: Dataset) -> tuple[TeacherFacts
     folder, _ = _folder(experiment, dataset)
     if not folder.is_dir():
         raise UserError(f"{folder}: this teacher was never prepared; `krscale teach` does so.")
-    return read_facts(folder), folder
+    return _on_grid(experiment, read_facts(folder), folder), folder
 
 
 def open_teacher(experiment: Experiment, dataset: Dataset, folder: Path) -> LoadedTeacher:
-    """Load a prepared teacher and its probes, frozen."""
-    facts = read_facts(folder)
+    """Load a prepared teacher and its probes, frozen.
+
+    Args:
+        experiment: Names the teacher, and the grid of the probes.
+        dataset: Its data.
+        folder: As `prepare_teacher` returned it.
+    """
+    facts = _on_grid(experiment, read_facts(folder), folder)
+    tapped = _open_network(experiment, dataset, folder, facts)
+    num_classes, grid = len(dataset.classes), probe_grid(experiment)
+    return LoadedTeacher(
+        facts, tapped, load_probes(folder, num_classes, grid, rebuild_teacher(folder))
+    )
+
+
+def _open_network(
+    experiment: Experiment, dataset: Dataset, folder: Path, facts: TeacherFacts
+) -> TappedModel:
+    """Load a kept teacher's network, frozen."""
     model = build_teacher(experiment, dataset, fresh=True)
-    weights, file = folder / WEIGHTS_FILE, folder / PROBES_FILE
-    for path in (weights, file):
-        check_file(path, rebuild_teacher(folder))
-    load_weights(weights, model, where=str(folder))
-    tapped = TappedModel(model, facts.taps)
-    state = read_tensors(file)
-    with reading(file, rebuild_teacher(folder)):
-        probes = Probes(state["feature_sizes"], len(dataset.classes))
-        probes.load_state_dict(state["probes"])
-    tapped.eval().requires_grad_(False)
-    probes.eval().requires_grad_(False)
-    return LoadedTeacher(facts, tapped, probes)
+    check_file(folder / WEIGHTS_FILE, rebuild_teacher(folder))
+    load_weights(folder / WEIGHTS_FILE, model, where=str(folder))
+    return TappedModel(model, facts.taps).eval().requires_grad_(False)
+
+
+def _on_grid(experiment: Experiment, facts: TeacherFacts, folder: Path) -> TeacherFacts:
+    """Return facts with the gains of the probes that the experiment uses."""
+    if (grid := probe_grid(experiment)) == 1:
+        return facts
+    gain = read_gains(folder, grid, len(facts.taps) + 1, rebuild_teacher(folder))
+    return replace(facts, information_gain=gain)
 
 
 def foreign_teacher(experiment: Experiment, dataset: Dataset, device: torch.device) -> nn.Module:
@@ -195,15 +223,16 @@ def _folder(experiment: Experiment, dataset: Dataset) -> tuple[Path, Code]:
 def _fits(experiment: Experiment, dataset: Dataset, folder: Path) -> bool:
     """Whether a kept teacher's weights do in today's code what they did when it was kept."""
     try:
-        teacher = open_teacher(experiment, dataset, folder)
+        facts = read_facts(folder)
+        model = _open_network(experiment, dataset, folder, facts).model
     except DamagedFileError:
         raise
     except UserError:  # its weights do not fit the network
         return False
-    model, val = teacher.tapped.model, dataset.split("val")
+    val = dataset.split("val")
     found = evaluate(model, dataset, val, Workers.alone(torch.device("cpu")))[ACCURACY.name]
     # One image may fall on the other side on another processor.
-    return abs(found - teacher.facts.val_accuracy) * len(val) < 1.5
+    return abs(found - facts.val_accuracy) * len(val) < 1.5
 
 
 def _content(experiment: Experiment, dataset: Dataset) -> dict[str, Any]:
@@ -240,7 +269,7 @@ def _make_teacher(
     tapped = TappedModel(model, taps).eval().requires_grad_(False)
     probes = fit_probes(tapped, dataset, device)
     val = dataset.split("val")
-    val_logits = probes(read_taps(tapped, dataset, "val", device))
+    val_logits = read_logits(tapped, probes, dataset, "val", device)
     gain = information_gain(val_logits, torch.tensor(val.labels, device=device))
     layers = layers_by_tap(model, taps)
     facts = TeacherFacts(
@@ -259,10 +288,7 @@ def _make_teacher(
         faults=find_faults(experiment, dataset, model, val_logits, gain.tolist()),
     )
     save_weights(folder / WEIGHTS_FILE, model.cpu())
-    sizes = [linear.in_features for linear in probes.linears]
-    with (folder / PROBES_FILE).open("wb") as file:  # see `save_checkpoint`
-        torch.save({"feature_sizes": sizes, "probes": probes.cpu().state_dict()}, file)
-    write_digest(folder / PROBES_FILE)
+    save_probes(folder, probes)
     write_json(folder / FACTS_FILE, asdict(facts))
 
 
@@ -270,12 +296,13 @@ def _measured(
     experiment: Experiment, dataset: Dataset, device: torch.device, folder: Path
 ) -> TeacherFacts:
     """Measure a teacher that an older krscale kept without its faults, and keep them, too."""
-    teacher = open_teacher(experiment, dataset, folder)
-    tapped, probes = teacher.tapped.to(device), teacher.probes.to(device)
-    val_logits = probes(read_taps(tapped, dataset, "val", device))
-    gain = teacher.facts.information_gain
-    faults = find_faults(experiment, dataset, tapped.model, val_logits, gain)
-    facts = replace(teacher.facts, faults=faults)
+    facts = read_facts(folder)
+    tapped = _open_network(experiment, dataset, folder, facts).to(device)
+    num_classes, rebuild = len(dataset.classes), rebuild_teacher(folder)
+    probes = load_probes(folder, num_classes, 1, rebuild).to(device)
+    val_logits = read_logits(tapped, probes, dataset, "val", device)
+    faults = find_faults(experiment, dataset, tapped.model, val_logits, facts.information_gain)
+    facts = replace(facts, faults=faults)
     file = folder / FACTS_FILE
     write_json(file, asdict(facts), checksum=has_checksum(file))
     return facts

@@ -35,7 +35,12 @@ def find_store(path: Path, key: Mapping[str, str]) -> Manifest:
     if read_plan(path) is not None:
         raise UserError(f"{path}: this store is not finished; `krscale teach` continues it.")
     missing = f"{path}: no such store; `krscale teach` builds it."
-    others = {at: other for at, other in _neighbours(path).items() if other.keys() == key.keys()}
+    # Of distributions, or of features: all else may differ.
+    others = {
+        at: other
+        for at, other in _neighbours(path).items()
+        if ("features" in other) == ("features" in key)
+    }
     if not others:
         raise UserError(missing)
     near = min(others, key=lambda other: len(differing(others[other], key)))

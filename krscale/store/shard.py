@@ -19,8 +19,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from krscale.errors import DiskFullError, UserError
+from krscale.errors import DiskFullError
 from krscale.files import sha256, write_atomic
+from krscale.foreign import parsing, regular
 from krscale.store.layout import AnyLayout, FeatureLayout
 from krscale.store.rows import Rows
 
@@ -115,8 +116,8 @@ def read_shard(file: Path) -> Shard:
     Raises:
         UserError: If the file cannot be read; names it.
     """
-    try:
-        batch = pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0)
+    with parsing(f"{file}: not a readable shard of a store"):
+        batch = pa.ipc.open_file(pa.memory_map(str(regular(file)))).get_batch(0)
         batch.validate()  # that there are as many bytes as rows
         facts = json.loads(batch.schema.metadata[_FACTS])
         codes = [_matrix(batch, name) for name in _CODES if name in batch.schema.names]
@@ -127,8 +128,6 @@ def read_shard(file: Path) -> Shard:
             pixels=batch.column("pixels").to_numpy(),
             error=tuple(facts["error"]),
         )
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not a readable shard of a store: {error}") from None
 
 
 def whole_shards(path: Path, shards: Iterable[ShardId]) -> dict[ShardId, ShardFile]:

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from krscale.errors import UserError
 from krscale.interruption import received
+from krscale.links import refuse_links
 from krscale.redaction import redact
 from krscale.tracking.address import LOCAL_SERVER, charts_at, resolve_address
 from krscale.tracking.datasets import DatasetUsed
@@ -55,7 +56,8 @@ class Tracker:
         warn: Takes one line for the user, from any thread; None prints to stderr.
 
     Raises:
-        UserError: If the URI cannot work, or another process records this run.
+        UserError: If the URI cannot work, another process records this run, or its folder holds
+            links.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Tracker:
         self._monitor: SystemMonitor | None = None
         if not enabled:
             return
+        refuse_links(run_path)
         prepare_mlflow(self._address)
         self._monitor = SystemMonitor(self.log_metrics) if system_metrics else None
         self._lock = _hold(self._folder)

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from krscale.errors import KrscaleError, UserError
 from krscale.knowledge.aggregation import (
+    Depths,
     aggregate,
     group_weights,
     split_taps,
+    student_ends,
     student_tap,
     tap_weights,
 )
@@ -151,3 +153,54 @@ def test_empty_batch_and_unknown_mixing() -> None:
     assert aggregate(torch.zeros(0, 6, 5), GAINS, GROUPS, 4.0).shape == (0, 3, 5)
     with pytest.raises(UserError, match="Did you mean 'geometric'"):
         aggregate(torch.zeros(1, 6, 5), GAINS, GROUPS, 4.0, "geometrical")
+
+
+@pytest.mark.parametrize(
+    ("student_ends_", "granularity", "ends"),
+    [
+        ((1, 2, 3), "stage", (1, 2, 3)),  # one block a stage
+        ((3, 7, 9), "stage", (3, 7, 9)),
+        ((3, 7, 9), "layer", (2, 3, 5, 7, 8, 9)),
+        ((1, 2, 3), "layer", (1, 1, 2, 2, 3, 3)),
+        ((3, 7, 9), 2, (5, 9)),  # ends halfway through the second stage
+        ((3, 7, 9), "network", (9,)),
+    ],
+)
+def test_stages_meet_stages(
+    student_ends_: tuple[int, ...], granularity: int | str, ends: tuple[int, ...]
+) -> None:
+    groups = split_taps(granularity, 6, (2, 4, 6))
+    depths = Depths((2, 4, 6), student_ends_[-1], student_ends_)
+    assert student_ends(groups, depths, "stage") == ends
+
+
+def test_networks_of_other_stages_meet_at_relative_depth() -> None:
+    groups = split_taps("stage", 6, (2, 4, 6))
+    by_depth = tuple(student_tap(group, 3, 8) for group in (1, 2, 3))
+    for student_stages in ((4, 8), (), (1, 2, 3, 8)):
+        depths = Depths((2, 4, 6), 8, student_stages)
+        assert student_ends(groups, depths, "stage") == by_depth
+    assert student_ends(groups, Depths((2, 4, 6), 8, (1, 2, 8)), "depth") == by_depth
+    with pytest.raises(UserError, match=r"unknown alignment 'stages'\. Did you mean 'stage'"):
+        student_ends(groups, Depths((2, 4, 6), 8), "stages")
+
+
+@given(st.data())
+def test_ends_never_fall_and_the_last_is_the_classifier(data: st.DataObject) -> None:
+    def stages(count: int, most: int) -> tuple[int, ...]:
+        lengths = data.draw(st.lists(st.integers(1, most), min_size=count, max_size=count))
+        return tuple(torch.tensor(lengths).cumsum(0).tolist())
+
+    count = data.draw(st.integers(1, 4))
+    teacher, student = stages(count, 6), stages(data.draw(st.sampled_from([count, 2])), 6)
+    granularity = data.draw(st.integers(1, teacher[-1]))
+    groups = split_taps(granularity, teacher[-1], teacher)
+    for alignment in ("stage", "depth"):
+        ends = student_ends(groups, Depths(teacher, student[-1], student), alignment)
+        assert len(ends) == len(groups)
+        assert list(ends) == sorted(ends)
+        assert ends[0] >= 1
+        assert ends[-1] == student[-1]
+        if alignment == "stage" and len(teacher) == len(student):
+            for (_, stop), end in zip(groups, ends, strict=True):
+                assert (stop in teacher) <= (end in student)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from krscale.errors import KrscaleError
+from krscale.knowledge.aggregation import student_tap
 from krscale.knowledge.parameters import (
     ParameterSource,
     histogram_cross_entropy,
@@ -175,7 +176,8 @@ def source(student: Net, groups: tuple[tuple[int, int], ...]) -> ParameterSource
     teacher = layers_by_tap(Net(), ("layer1", "layer10"))
     histograms = weight_histograms(teacher).detach()
     sizes = torch.tensor([float(sum(w.weight.numel() for w in group)) for group in teacher])
-    return ParameterSource(groups, histograms, sizes, layers_by_tap(student, ("layer1",)))
+    ends = [student_tap(group, len(groups), 2) for group in range(1, len(groups) + 1)]
+    return ParameterSource(groups, histograms, sizes, layers_by_tap(student, ("layer1",)), ends)
 
 
 def test_descent_draws_the_student_to_the_teacher() -> None:
@@ -207,7 +209,9 @@ def test_own_weights_give_no_gradient() -> None:
     student = Net()
     layers = layers_by_tap(student, ("layer1",))
     sizes = torch.tensor([float(sum(w.weight.numel() for w in group)) for group in layers])
-    pull = ParameterSource(((0, 1), (1, 2)), weight_histograms(layers).detach(), sizes, layers)
+    pull = ParameterSource(
+        ((0, 1), (1, 2)), weight_histograms(layers).detach(), sizes, layers, (1, 2)
+    )
     pull().backward()
     for layer in (*layers[0], *layers[1]):
         assert layer.weight.grad.abs().max() < 1e-5
@@ -222,4 +226,4 @@ def test_the_students_layers_stay_its_own() -> None:
 
 def test_without_layers_it_says_so() -> None:
     with pytest.raises(KrscaleError, match="no group"):
-        ParameterSource(((0, 1),), torch.ones(1, 4), torch.ones(1), ((),))
+        ParameterSource(((0, 1),), torch.ones(1, 4), torch.ones(1), ((),), (1,))

@@ -10,8 +10,16 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from krscale.errors import KrscaleError, UserError
-from krscale.knowledge.probes import LinearProbe, Probes, fit_probe, information_gain
-from krscale.knowledge.taps import TapOutputs
+from krscale.knowledge.probes import (
+    MAX_FEATURES,
+    LinearProbe,
+    Probes,
+    fit_probe,
+    fitting_grid,
+    information_gain,
+    read_tap,
+)
+from krscale.knowledge.taps import TapOutputs, pool
 
 
 def clusters(num_samples: int = 300, num_classes: int = 4, size: int = 6) -> tuple[Tensor, Tensor]:
@@ -192,3 +200,57 @@ def test_labels_of_one_class_carry_no_information() -> None:
 def test_information_gain_needs_samples() -> None:
     with pytest.raises(UserError, match="held-out"):
         information_gain(torch.zeros(0, 2, 3), torch.zeros(0, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (3, 5, 7), (9, 4), (6,)])
+def test_a_grid_of_one_cell_reads_the_mean_over_all_positions(shape: tuple[int, ...]) -> None:
+    feature = torch.randn(4, *shape)
+    assert torch.equal(read_tap(feature, 1), pool(feature))
+    outputs = TapOutputs(torch.randn(4, 5), (feature,))
+    one, pooled = Probes([pool(feature).shape[1]], 5, 1), Probes([pool(feature).shape[1]], 5)
+    one.load_state_dict(pooled.state_dict())
+    assert torch.equal(one(outputs), pooled(outputs))
+
+
+def test_what_was_read_on_a_grid_is_read_no_more() -> None:
+    feature = torch.randn(4, 3, 8, 8)
+    probes = Probes([48], 5, 4)
+    read = TapOutputs(torch.randn(4, 5), (read_tap(feature, 4),))
+    assert torch.equal(probes(read), probes(TapOutputs(read.logits, (feature,))))
+
+
+def test_a_grid_tells_classes_that_differ_in_where_alone() -> None:
+    """Two classes, one channel: active on the left or on the right, by the same amount."""
+    labels = torch.arange(400) % 2
+    feature = 0.3 * torch.rand(400, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    feature[labels == 0, :, :, :2] += 1.0
+    feature[labels == 1, :, :, 2:] += 1.0
+    gains = []
+    for grid in (1, 2):
+        read = read_tap(feature, grid)
+        probe = fit_probe(read[:200], labels[:200], 2)
+        logits = read[200:] @ probe.weight.T + probe.bias
+        gains.append(float(information_gain(logits[:, None], labels[200:])))
+    assert gains[0] < 0.1
+    assert gains[1] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("shape", "grid"),
+    [
+        ((16, 16, 16), 4),
+        ((16, 2, 2), 4),  # no finer than the map: all cells are positions
+        ((MAX_FEATURES // 16, 8, 8), 4),
+        ((MAX_FEATURES // 16 + 1, 8, 8), 3),
+        ((MAX_FEATURES, 8, 8), 1),
+        ((2 * MAX_FEATURES, 8, 8), 1),
+        ((49, 64), 4),
+        ((49, MAX_FEATURES // 4), 2),
+        ((3 * MAX_FEATURES,), 1),
+    ],
+)
+def test_many_channels_are_read_on_a_coarser_grid(shape: tuple[int, ...], grid: int) -> None:
+    assert fitting_grid(shape, 4) == grid
+    size = read_tap(torch.zeros(1, *shape), 4).shape[1]
+    assert size == read_tap(torch.zeros(1, *shape), grid).shape[1]
+    assert size <= MAX_FEATURES or grid == 1

@@ -131,6 +131,13 @@ def test_heads_sit_at_the_groups_relative_depth(
     assert method(student, batch)["kr"].shape == (6,)
 
 
+@pytest.mark.parametrize(("alignment", "taps"), [("stage", (2, 3)), ("depth", (1, 2))])
+def test_heads_sit_where_the_alignment_says(alignment: str, taps: tuple[int, ...]) -> None:
+    """Stages of one and three taps, and of one and two: the groups end within the second."""
+    context = replace(CONTEXT, stage_ends=(1, 4), student_stage_ends=(1, 3))
+    assert make(context, granularity=3, alignment=alignment).head_taps == taps
+
+
 @pytest.mark.parametrize(("head_grid", "cells"), [(1, 1), (2, 4), (3, 4)])
 def test_heads_read_the_cells_of_a_grid(head_grid: int, cells: int) -> None:
     method = make(granularity="stage", head_grid=head_grid)

@@ -21,8 +21,14 @@ every_setting = pytest.mark.parametrize(("name", "field"), SETTINGS)
 
 OTHER_VALUES: dict[str, Any] = {"granularity": "network", "parameter_weight": 0.5}
 """Where twice or another choice would not do."""
-TOGETHER_WITH: dict[str, dict[str, Any]] = {"at_weight": {"at_reduction": "sum"}}
+TOGETHER_WITH: dict[str, dict[str, Any]] = {
+    "at_weight": {"at_reduction": "sum"},
+    "alignment": {"granularity": "layer"},
+}
 """What else must be set for a setting to matter."""
+ELSEWHERE = {"posterior", "probe_grid"}
+"""The weights of further terms are those of combinations (test_method_registry.py); how the teacher
+is read shows in what is stored of it (tests/setup/test_kept_probes.py)."""
 
 
 def other_value(cls: type[MethodSettings], field: str) -> Any:
@@ -59,8 +65,7 @@ def test_defaults_build(name: str) -> None:
     assert equal(outcome(name, cls()), outcome(name, cls.of(DistillConfig())))
 
 
-# The weights of further terms are those of combinations: test_method_registry.py.
-@pytest.mark.parametrize(("name", "field"), [(n, f) for n, f in SETTINGS if f != "posterior"])
+@pytest.mark.parametrize(("name", "field"), [(n, f) for n, f in SETTINGS if f not in ELSEWHERE])
 def test_every_setting_is_used(name: str, field: str) -> None:
     cls, together = CLASSES[name], TOGETHER_WITH.get(field, {})
     changed = cls(**{field: other_value(cls, field), **together})

@@ -15,7 +15,7 @@ from krscale.parallel import Workers
 from krscale.progress import Progress
 from krscale.setup.build import Assets, build_training
 from krscale.setup.prepare import Prepared, prepare
-from krscale.setup.tap_reading import read_taps
+from krscale.setup.tap_reading import read_logits
 from krscale.setup.teacher import open_teacher, prepare_teacher
 from krscale.training.loop import Training
 
@@ -42,7 +42,7 @@ def test_information_gain_is_that_of_held_out_images(prepared: tuple[Experiment,
     teacher = open_teacher(experiment, dataset, Path(facts.teacher_path))
     gains = {}
     for split in ("train", "val"):
-        said = teacher.probes(read_taps(teacher.tapped, dataset, split, torch.device("cpu")))
+        said = read_logits(teacher.tapped, teacher.probes, dataset, split, torch.device("cpu"))
         gains[split] = information_gain(said, torch.tensor(dataset.split(split).labels)).tolist()
     assert facts.teacher.information_gain == pytest.approx(gains["val"], abs=1e-4)
     assert facts.teacher.information_gain != pytest.approx(gains["train"], abs=1e-4)

@@ -104,7 +104,7 @@ class _Backend(JournalFileBackend):
 def _clear_away(path: Path) -> None:
     """Remove what a process left that died while it wrote."""
     path.with_name(path.name + ".lock").unlink(missing_ok=True)
-    if not path.exists():
+    if not path.is_file():
         return
     with path.open("rb+") as file:
         content = file.read()

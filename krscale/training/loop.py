@@ -246,9 +246,9 @@ class Training:
     def _validate(self) -> dict[str, float]:
         if self.validation is None:
             if self.finished:
-                images = next(self.loader.epoch(self.epoch - 1)).images
+                part = self._parts(next(self.loader.epoch(self.epoch - 1)))[0]
                 with self._autocast():
-                    require_finite_outputs(self.student, images, self.epoch)
+                    require_finite_outputs(self.student, part.images, self.epoch)
             return {}
         dataset, split = self.validation
         with self._autocast():

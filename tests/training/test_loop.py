@@ -75,7 +75,7 @@ def test_only_a_part_is_computed_at_once(tmp_path: Path) -> None:
     sizes: list[int] = []
     training.student.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     training.run_epoch()
-    assert sizes == [10] * 12  # three steps of 40 images
+    assert sizes == [10] * 13  # three steps of 40 images, and a look at what came of them
 
 
 def test_more_parts_than_samples_are_refused() -> None:

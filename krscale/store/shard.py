@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 
 from krscale.errors import DiskFullError
 from krscale.files import sha256, write_atomic
-from krscale.foreign import parsing, regular
+from krscale.foreign import is_file, parsing, regular
 from krscale.store.layout import AnyLayout, FeatureLayout
 from krscale.store.rows import Rows
 
@@ -141,6 +142,9 @@ def whole_shards(path: Path, shards: Iterable[ShardId]) -> dict[ShardId, ShardFi
     for view in sorted({shard.view for shard in wanted}):
         folder = (path / ShardId(view, 0).stem).parent
         for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+            if not is_file(file):
+                _remove(file)
+                continue
             shard, digest = _parse(view, file), sha256(file)
             whole = _is_named(file, digest)
             if shard in wanted and shard not in found and whole:
@@ -149,6 +153,14 @@ def whole_shards(path: Path, shards: Iterable[ShardId]) -> dict[ShardId, ShardFi
             else:
                 file.unlink()
     return found
+
+
+def _remove(path: Path) -> None:
+    """Remove what stands in the place of a shard, and is no file."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def is_named_by_checksum(file: Path) -> bool:

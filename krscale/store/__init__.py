@@ -3,7 +3,7 @@
 from krscale.store.building import Report, prepare_store, write_shards
 from krscale.store.checking import Check, check_store
 from krscale.store.finding import find_store
-from krscale.store.layout import FeatureLayout
+from krscale.store.layout import FeatureLayout, WhereLayout
 from krscale.store.manifest import StoreCheckError, broken_shards
 from krscale.store.reading import FeatureStore, KnowledgeStore, MappedStore
 from krscale.store.shard import ShardId, count_shards
@@ -19,6 +19,7 @@ __all__ = [
     "ShardId",
     "StoreCheckError",
     "StoreSpec",
+    "WhereLayout",
     "broken_shards",
     "check_store",
     "count_shards",

@@ -59,7 +59,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     write_json(run / "export" / "student.json", card.content())
     save_checkpoint(run / "checkpoint", {"training": {"epoch": 1}, "metrics": {}})
-    manifest = KnowledgeStore.open(next((storage / "cache" / "stores").iterdir())).manifest
+    manifest = KnowledgeStore.open(
+        next((storage / "cache" / "stores").glob("*/manifest.json")).parent
+    ).manifest
     write_plan(run / "plan", manifest.plan)
     return storage
 

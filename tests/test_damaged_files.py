@@ -148,7 +148,8 @@ CASES = {
                  ("format", "key", "num_views", "num_samples", "shard_rows", "layout")),
 }  # fmt: skip
 BINARY = {
-    "probes": Case("cache/teachers/*/probes.pt", teacher_of),
+    "probes": Case("cache/teachers/*/probes-grid-4.pt", teacher_of),
+    "gains": Case("cache/teachers/*/gains-grid-4.json", teacher_of, ("information_gain",)),
     "weights": Case("cache/teachers/*/teacher.safetensors", teacher_of),
     "journal": Case("small/journal.log", journal_of),
 }

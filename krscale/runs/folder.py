@@ -21,7 +21,7 @@ from krscale.config import Experiment, TrackingConfig, as_record, read_record, v
 from krscale.config.older import MENDED, uses_mended_method, with_former_defaults
 from krscale.errors import UserError
 from krscale.files import follow, read_json, reading, write_json
-from krscale.foreign import user_path
+from krscale.foreign import real, user_path
 from krscale.links import refuse_links
 from krscale.redaction import redact, redact_all
 
@@ -187,10 +187,10 @@ def _find_run(name: str, storage_path: Path) -> Path:
     named = user_path(storage_path, "--storage-path") / written
     hidden = len(written.parts) == 1 and not (written / EXPERIMENT_FILE).exists()
     if hidden and (named / EXPERIMENT_FILE).exists():
-        return named.resolve()
+        return real(named)
     if written.is_dir() or (len(written.parts) > 1 and written.parent.is_dir()):
-        return written.resolve()
-    return named.resolve()
+        return real(written)
+    return real(named)
 
 
 def read_experiment(folder: Path) -> Experiment:

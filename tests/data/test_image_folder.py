@@ -221,10 +221,9 @@ def test_what_is_no_file_is_passed_over_where_that_is_set(tmp_path):
     assert found.num_images == len(expected)
     (note,) = found.notes
     assert "links to folders: 4 (" in note
-    assert (
-        "data files that are no regular files: 4 (a link to nothing 2, a named pipe, a socket or a "
-        "device 2)"
-    ) in note
+    assert "data files that are no regular files: 4 (" in note
+    assert "a link to nothing 2" in note
+    assert "a device 2" in note
 
 
 def test_images_may_be_links(tmp_path):

@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: run test test-processors test-browser screenshots drills test-drills test-wheel check audit sbom ui docs bench claims drill clean setup setup-dev constraints help
+.PHONY: run test test-processors test-browser screenshots drills test-drills test-wheel check audit sbom ui docs bench claims clean setup setup-dev constraints help
 
 PY := .venv/bin/python
 PORT ?= 5000
@@ -32,7 +32,8 @@ screenshots: setup-dev ## curve.html and report.html of a finished run as docs/i
 
 drills: setup-dev ## kill, damage and overload searches, and see what holds (up to an hour); ARGS="..." goes to pytest
 	@rm -f build/drills.jsonl
-	@$(PY) -m pytest -m drill --drill-record build/drills.jsonl $(ARGS)
+	@$(PY) -m pytest -m drill --drill-record build/drills.jsonl $(ARGS); ended=$$?; \
+		$(PY) scripts/write_reliability.py build/drills.jsonl && exit $$ended
 
 test-drills: drills
 
@@ -60,7 +61,7 @@ docs: ## build the documentation as a site, build/site; ARGS=serve shows it whil
 
 bench: setup ## run every program in benchmarks/ but those that take hours or install peers; ARGS="..." goes to each
 	@set -e; for file in benchmarks/[a-z]*.py; do \
-		case "$$file" in benchmarks/claims.py|benchmarks/drill.py|benchmarks/own_folder.py) continue;; esac; \
+		case "$$file" in benchmarks/claims.py|benchmarks/own_folder.py) continue;; esac; \
 		echo "$$file"; $(PY) "$$file" $(ARGS); \
 	done
 
@@ -69,9 +70,6 @@ bench-%: setup ## run one of them: make bench-step runs benchmarks/step.py
 
 claims: setup ## measure the paper's claims (hours; ARGS=--quick: minutes, ARGS=--dry-run: the plan)
 	@$(PY) benchmarks/claims.py $(ARGS)
-
-drill: setup ## kill searches at random moments, resume them, look for what was lost or doubled
-	@$(PY) benchmarks/drill.py $(ARGS)
 
 setup: ## create .venv with what a run needs (done by every target)
 	@scripts/setup.sh

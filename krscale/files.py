@@ -51,7 +51,8 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
             temporary.replace(path)
             sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a storage that has become read-only; why is said already
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any, *, checksum: bool = True) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?:[0-9a-f]{32}|[a-z0-9_]{8})")
-"""Names of `files.new_folder` and `files.write_atomic`, and of folders of `tempfile`."""
+"""Names of `files.new_folder` and `write_atomic`, and of folders that `tempfile` makes there."""
 
 
 def hidden_lock(path: Path) -> Path:

@@ -21,6 +21,10 @@ _NO_ROOM = {
 _CANNOT_WRITE = {
     errno.EROFS: "the storage is read-only",
     errno.EIO: "the disk does not work (input/output error)",
+    errno.EISDIR: "a folder stands in the place of a file; move it away",
+    errno.ENOTDIR: "a file stands in the place of a folder; move it away",
+    errno.ENAMETOOLONG: "the name is longer than names may be here",
+    errno.ELOOP: "its links lead in a circle",
     errno.ESTALE: "the network storage has lost this file (stale file handle)",
 }
 _DENIED = dict.fromkeys((errno.EACCES, errno.EPERM), "permission denied")

@@ -166,8 +166,10 @@ def _lines(info: dict[str, Any]) -> list[tuple[str, str]]:
     rows = f"{info['num_views']} views of {info['num_samples']:,} samples"
     if "shapes" in info:
         shapes = ", ".join("x".join(map(str, shape)) for shape in info["shapes"])
-        content = [("features", f"{shapes}, 16 bits each")]
+        content = [("features", f"{shapes}, {info['bits']} bits each")]
         measure = "mean relative error of each feature"
+        if info["bits"] < 16:
+            measure = "mean total variation of each stage"
     else:
         rows += f" at {info['num_taps']} taps"
         kept = f"{info['top_k']} of {info['num_classes']}, {info['bits']} bits each"

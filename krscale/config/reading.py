@@ -70,9 +70,13 @@ def search_ranges() -> dict[str, SearchRange | SearchChoices]:
     return {path: d for path, d in declared if isinstance(d, SearchRange | SearchChoices)}
 
 
-def used_with() -> dict[str, UsedWith]:
+def used_with() -> dict[str, tuple[UsedWith, ...]]:
     """Return what fields need another field to be, by dotted path; of those that declare it."""
-    return {path: d for path, d in _declarations(Experiment, "") if isinstance(d, UsedWith)}
+    found: dict[str, tuple[UsedWith, ...]] = {}
+    for path, declared in _declarations(Experiment, ""):
+        if isinstance(declared, UsedWith):
+            found[path] = (*found.get(path, ()), declared)
+    return found
 
 
 def _experiment_file(path: Path) -> Path:

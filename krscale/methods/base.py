@@ -126,6 +126,18 @@ class MethodContext:
         return cls(num_classes, 0, (), none, (), (), None, none)
 
 
+class Reads(NamedTuple):
+    """At which blocks a student is read while it learns.
+
+    Attributes:
+        taps: Module paths, for `TapOutputs.features`.
+        stages: Module paths, for `TapOutputs.stages`.
+    """
+
+    taps: Sequence[str] = ()
+    stages: Sequence[str] = ()
+
+
 class Method(nn.Module, ABC):
     """Base of all methods; subclasses are registered in `krscale.methods.METHODS`.
 
@@ -137,9 +149,9 @@ class Method(nn.Module, ABC):
     """The method's settings: each one's meaning, default, and allowed values."""
     needs_teacher: bool = True
     """Whether batches must carry `tap_logits`."""
-    feature_kinds: ClassVar[frozenset[FeatureKind]] = frozenset()
-    """What batches must carry of the teacher's features; the student is then read at its stages
-    instead of its taps."""
+    feature_kinds: frozenset[FeatureKind] = frozenset()
+    """What batches must carry of the teacher's features; as a rule the student is then read at its
+    stages instead of its taps (`reads`)."""
 
     takes_mixed_labels: bool = False
     """Whether it is right for images that are made of two: its cross-entropy is
@@ -160,6 +172,17 @@ class Method(nn.Module, ABC):
             student: Logits `[B, K]` and tap features of the student.
             batch: Labels and the teacher's knowledge of the same samples.
         """
+
+    def reads(self, taps: Sequence[str], stages: Sequence[str]) -> Reads:
+        """Return at which blocks the student is to be read.
+
+        Args:
+            taps: Module paths of its taps.
+            stages: Module paths of blocks at which its stages end.
+        """
+        if not self.needs_teacher:
+            return Reads()
+        return Reads(stages if self.feature_kinds else taps)
 
     def begin_epoch(self, progress: float) -> None:
         """Called before every epoch with the progress of the training, for what changes over it.
@@ -361,11 +384,18 @@ class Learner(nn.Module):
         student: The network that will be exported.
         tap_paths: Module paths of the student's taps, in depth order.
         method: The method, with its own trainable parts.
+        stage_paths: Module paths of the stages that the method reads beside the taps.
     """
 
-    def __init__(self, student: nn.Module, tap_paths: Sequence[str], method: Method) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        tap_paths: Sequence[str],
+        method: Method,
+        stage_paths: Sequence[str] = (),
+    ) -> None:
         super().__init__()
-        self.tapped = TappedModel(student, tap_paths)
+        self.tapped = TappedModel(student, tap_paths, stage_paths)
         self.method = method
 
     @property

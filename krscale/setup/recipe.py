@@ -27,6 +27,7 @@ from krscale.store import (
     KnowledgeStore,
     MappedStore,
     StoreSpec,
+    WhereLayout,
     find_store,
 )
 
@@ -84,7 +85,10 @@ class StoreRecipe:
         Each kind has a store of its own: a method that is added to a search costs the features it
         needs, and nothing that is there is built again.
         """
-        return {kind: replace(self, kind=kind) for kind in needed_kinds(methods)}
+        kinds = needed_kinds(methods)
+        if self.networks.compares_where(methods):
+            kinds.append("where")
+        return {kind: replace(self, kind=kind) for kind in kinds}
 
     @property
     def key(self) -> dict[str, str]:
@@ -118,9 +122,12 @@ class StoreRecipe:
 
     def spec(self, device: torch.device) -> StoreSpec:
         """Return what the store is made of, the teacher on this device."""
-        layout = None
+        layout: FeatureLayout | WhereLayout | None = None
         if self.kind is not None:
-            layout = FeatureLayout(feature_shapes(self.kind, self.networks.teacher.stage_shapes))
+            shapes = feature_shapes(self.kind, self.networks.teacher.stage_shapes)
+            layout = FeatureLayout(shapes)
+            if self.kind == "where":
+                layout = WhereLayout(tuple((rows, columns) for rows, columns in shapes))
         return StoreSpec(
             self.path,
             self.key,

@@ -235,8 +235,8 @@ class Tracker:
         return command, charts_at(LOCAL_SERVER, experiment)
 
     def connect(self) -> None:
-        """Open a database even if nothing is to be sent: one that was moved is put in order."""
-        if self._writer and self._address.database_file:
+        """Compare MLflow with what it was sent, and send it again where runs or values are gone."""
+        if self._writer:
             self._writer.connect()
 
     def close(self, timeout: float = 30.0) -> int:

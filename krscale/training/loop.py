@@ -35,6 +35,7 @@ from krscale.parallel import (
 from krscale.training.averaging import AveragedStudent
 from krscale.training.checkpoint import load_checkpoint, save_checkpoint
 from krscale.training.epoch_sums import EpochSums
+from krscale.training.finite import require_finite, require_finite_outputs
 from krscale.training.optimisers import build_optimiser, learning_rate_factor
 from krscale.training.precision import resolve_precision
 
@@ -133,7 +134,8 @@ class Training:
             where `train.precision` is `auto`, `train/bf16` as well: 1 if the epoch ran in bf16.
 
         Raises:
-            NonFiniteError: If a loss term became NaN or infinite; names the earliest one.
+            NonFiniteError: If a loss term became NaN or infinite, naming the earliest one; or if
+                what was trained gives no numbers on the validation split.
         """
         started = time.perf_counter()
         self.forward.train()
@@ -146,7 +148,7 @@ class Training:
         metrics = sums.metrics(self.epoch, self.loader.num_steps)
         self.seconds_in_steps += time.perf_counter() - started
         self.epoch += 1
-        metrics |= {f"val/{k}": v for k, v in self._validate().items()}
+        metrics |= self._validate()
         if self.settings.precision == "auto":
             metrics["train/bf16"] = float(self.precision == "bf16")
         metrics["epoch"] = float(self.epoch)
@@ -243,10 +245,17 @@ class Training:
 
     def _validate(self) -> dict[str, float]:
         if self.validation is None:
+            if self.finished:
+                part = self._parts(next(self.loader.epoch(self.epoch - 1)))[0]
+                with self._autocast():
+                    require_finite_outputs(self.student, part.images, self.epoch)
             return {}
         dataset, split = self.validation
         with self._autocast():
-            return evaluate(self.student, dataset, split, self.workers, self.on_step)
+            found = evaluate(self.student, dataset, split, self.workers, self.on_step)
+        metrics = {f"val/{name}": value for name, value in found.items()}
+        require_finite(metrics, self.epoch)
+        return metrics
 
 
 def _pass_over() -> None:

@@ -312,7 +312,8 @@ def run_search(
             searcher.leave()
         if full:
             raise StorageError(
-                f"search: stopped, and no running trial counted: {full} The same command goes on."
+                f"{experiment.run_path}: the search stopped, and no running trial counts: {full} "
+                f"The same command goes on."
             ) from error
         raise
     if searcher.gave_up:

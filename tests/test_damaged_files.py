@@ -142,6 +142,7 @@ CASES = {
                  ("format", "fingerprint", "classes", "image_shape", "num_samples", "sha256")),
     "teacher": Case("cache/teachers/*/facts.json", teacher_of,
                     ("fingerprint", "taps", "information_gain", "histograms", "width")),
+    "gains": Case("cache/teachers/*/gains-grid-4.json", teacher_of, ("information_gain",)),
     "store": Case("cache/stores/*/manifest.json", lambda f: KnowledgeStore.open(f.parent),
                   ("format", "plan", "encoding_error", "shards")),
     "plan": Case("small/plan/plan.json", lambda f: read_plan(f.parent),
@@ -149,7 +150,6 @@ CASES = {
 }  # fmt: skip
 BINARY = {
     "probes": Case("cache/teachers/*/probes-grid-4.pt", teacher_of),
-    "gains": Case("cache/teachers/*/gains-grid-4.json", teacher_of, ("information_gain",)),
     "weights": Case("cache/teachers/*/teacher.safetensors", teacher_of),
     "journal": Case("small/journal.log", journal_of),
 }

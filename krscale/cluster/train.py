@@ -20,11 +20,12 @@ import ray
 import torch
 from ray import train
 from ray.train import TrainingFailedError, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 
 from krscale.cluster.connect import require
 from krscale.cluster.lost_worker import lost_worker
+from krscale.cluster.rendezvous import OneAddress
 from krscale.config import Experiment, TrainConfig
 from krscale.digests import copy_checked
 from krscale.errors import KrscaleError, NonFiniteError, UserError
@@ -87,7 +88,7 @@ def train_on_workers(
             "prepared": prepared,
             "width": width,
         },
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=OneAddress(backend="nccl" if use_gpu else "gloo"),
         scaling_config=train.ScalingConfig(
             num_workers=settings.num_workers, use_gpu=use_gpu, resources_per_worker=each
         ),

@@ -3,13 +3,14 @@
 from krscale.store.building import Report, prepare_store, write_shards
 from krscale.store.checking import Check, check_store
 from krscale.store.finding import find_store
-from krscale.store.layout import FeatureLayout, WhereLayout
+from krscale.store.layout import WHERE_BITS, FeatureLayout, WhereLayout
 from krscale.store.manifest import StoreCheckError, broken_shards
 from krscale.store.reading import FeatureStore, KnowledgeStore, MappedStore
 from krscale.store.shard import ShardId, count_shards
 from krscale.store.spec import StoreSpec
 
 __all__ = [
+    "WHERE_BITS",
     "Check",
     "FeatureLayout",
     "FeatureStore",

@@ -1,9 +1,9 @@
 """Measure the four claims of Knowledge Representing against opponents tuned as long.
 
-Every number comes from `krscale tune` itself: one search per family of methods, on one task, with
-one teacher and one store. The same command again continues; what is finished stays.
+Every number comes from `krscale tune` itself: independent searches for every family of methods, on
+each task with one teacher and one store. The same command again continues; what is finished stays.
 
-    python benchmarks/claims.py [--quick] [--dry-run] [--set train.num_epochs=30]
+    python benchmarks/claims.py [--quick] [--dry-run] [--tasks glyphs] [--data cifar10=PATH ...]
 
 Writes `benchmarks/results/claims.json`, `docs/claims.md` and its figures after every family; with
 `--quick` they go to the storage folder instead. `--page` draws page and figures from the results
@@ -13,7 +13,6 @@ again.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -21,52 +20,94 @@ from pathlib import Path
 from typing import Any
 
 from parts.claims.cost import family_cost, teacher_seconds, training_seconds
-from parts.claims.families import FAMILIES, QUICK, Family
-from parts.claims.gathering import gather, partners
+from parts.claims.families import ABLATIONS, FAMILIES, QUICK, Family
+from parts.claims.gathering import followers, gather
 from parts.claims.page import write_page
 from parts.claims.pictures import draw_figures
 from parts.claims.searching import search
+from parts.claims.tasks import TASKS, TaskRun
 from parts.measuring import ROOT
 
 from krscale.cli.common import run_command
-from krscale.files import write_json
+from krscale.errors import UserError
+from krscale.files import read_json, write_json
 
 
 def run(argv: Sequence[str]) -> int:
     """Search what is not finished, and write what is known so far."""
     arguments = _arguments(argv)
-    storage: Path = arguments.storage.resolve()
-    changes = [*(QUICK if arguments.quick else ()), *arguments.set]
-    families = [f for f in FAMILIES if not arguments.families or f.name in arguments.families]
     if arguments.page:
         _write_page(arguments)
         return 0
+    runs = _task_runs(arguments)
+    here = [task_run for task_run in runs if not task_run.missing_data]
+    families = [f for f in FAMILIES if not arguments.families or f.name in arguments.families]
     if arguments.dry_run:
-        print(_plan(families, storage, changes))
+        print("\n\n".join(_plan(task_run, families) for task_run in here))
         return 0
-    for family in families:
-        print(f"{family.name}: {', '.join(family.methods)}", flush=True)
-        search(family, storage, changes, quiet=arguments.quiet)
-        _write(arguments, storage, changes)
-    for family in partners(storage, changes):
-        print(f"{family.name}: {family.label}", flush=True)
-        search(family, storage, changes, quiet=arguments.quiet)
-    result = _write(arguments, storage, changes)
-    if result["unfinished"]:
-        print(f"unfinished: {', '.join(result['unfinished'])}")
+    for task_run in here:
+        _measure(task_run, families, arguments, runs)
+    unfinished = [f"{t['name']}: {name}" for t in _write(arguments, runs)["tasks"]
+                  for name in t["unfinished"]]  # fmt: skip
+    if unfinished:
+        print(f"unfinished: {', '.join(unfinished)}")
     return 0
 
 
-def _write(arguments: argparse.Namespace, storage: Path, changes: Sequence[str]) -> dict[str, Any]:
+def _measure(
+    task_run: TaskRun,
+    families: Sequence[Family],
+    arguments: argparse.Namespace,
+    runs: Sequence[TaskRun],
+) -> None:
+    """Search a task, the first search of every family before the second of any."""
+    for number in range(task_run.num_searches):
+        for family in families:
+            print(f"{task_run.task.name}, {family.name}, search {number + 1}: "
+                  f"{', '.join(family.methods)}", flush=True)  # fmt: skip
+            search(task_run, family, number, quiet=arguments.quiet)
+            _write(arguments, runs)
+        for family in followers(task_run) if number == 0 else ():
+            print(f"{task_run.task.name}, {family.name}: {family.label}", flush=True)
+            search(task_run, family, 0, quiet=arguments.quiet)
+    _write(arguments, runs)
+
+
+def _task_runs(arguments: argparse.Namespace) -> list[TaskRun]:
+    """Return the tasks to measure; those whose data is not here are named.
+
+    Raises:
+        UserError: If a task that was asked for by name has no data here, or none at all has.
+    """
+    runs = []
+    for task in TASKS:
+        if arguments.tasks and task.name not in arguments.tasks:
+            continue
+        changes = (*(QUICK if arguments.quick else ()), *arguments.set)
+        runs.append(TaskRun(task, arguments.storage.resolve(), arguments.data.get(task.name, ""),
+                            changes, 1 if arguments.quick else arguments.searches))  # fmt: skip
+    for task_run in runs:
+        if missing := task_run.missing_data:
+            text = (
+                f"{task_run.task.name}: {missing}: not here; jobs/{task_run.task.job} says where "
+                f"it comes from. --data {task_run.task.name}=PATH names it elsewhere."
+            )
+            if arguments.tasks:
+                raise UserError(text)
+            print(text, flush=True)
+    return runs
+
+
+def _write(arguments: argparse.Namespace, runs: Sequence[TaskRun]) -> dict[str, Any]:
     command = shlex.join(["python", "benchmarks/claims.py", *arguments.repeated])
-    result = gather(storage, changes, command)
+    result = gather(runs, command)
     write_json(_result_path(arguments), result)
     _write_page(arguments)
     return result
 
 
 def _write_page(arguments: argparse.Namespace) -> None:
-    result = json.loads(_result_path(arguments).read_text(encoding="utf-8"))
+    result = read_json(_result_path(arguments))
     folder = arguments.storage if arguments.quick else ROOT / "docs"
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
@@ -81,26 +122,27 @@ def _result_path(arguments: argparse.Namespace) -> Path:
     return ROOT / "benchmarks" / "results" / "claims.json"
 
 
-def _plan(families: Sequence[Family], storage: Path, changes: Sequence[str]) -> str:
+def _plan(task_run: TaskRun, families: Sequence[Family]) -> str:
     """Say what would run and what it would cost, from a few timed steps of every network."""
-    first = families[0].experiment(storage, changes)
+    first = task_run.experiment(families[0])
     seconds = training_seconds(first)
     total = teacher_seconds(first)
     each = ", ".join(f"{found:.1f}" for found in seconds)
     lines = [
+        f"{task_run.task.title}, {task_run.num_searches} searches of every family",
         f"one training at each size, smallest first: {each} CPU seconds",
         f"teacher: {total:.0f} CPU seconds",
     ]
     for family in families:
-        cost = family_cost(family, family.experiment(storage, changes), seconds)
-        total += cost.seconds
+        cost = family_cost(family, task_run.experiment(family), seconds)
+        total += cost.seconds * task_run.num_searches
         lines.append(
             f"{family.name}: {', '.join(family.methods)}: {cost.num_trials} trials and "
-            f"{cost.num_finals} final trainings, {cost.seconds:.0f} CPU seconds"
+            f"{cost.num_finals} final trainings a search, {cost.seconds:.0f} CPU seconds"
         )
-    search_config = first.search
-    finals = (search_config.num_final_seeds + 1) * sum(seconds)
-    lines.append(f"C1: the other granularity at every size: {finals:.0f} CPU seconds")
+    num_others = 1 + len(ABLATIONS)
+    finals = num_others * (first.search.num_final_seeds + 1) * sum(seconds)
+    lines.append(f"C1 and KR without each of its parts: {finals:.0f} CPU seconds")
     lines.append(f"together: {(total + finals) / 3600:.2f} CPU hours; divide by the cores")
     return "\n".join(lines)
 
@@ -112,19 +154,48 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--page", action="store_true", help="only draw the page again")
     parser.add_argument("--quiet", action="store_true", help="no live view")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
-                        help="change any field of jobs/claims.toml for all families")  # fmt: skip
+                        help="change any field of the jobs for all families")  # fmt: skip
     parser.add_argument("--families", nargs="+", choices=[f.name for f in FAMILIES],
                         help="only these searches")  # fmt: skip
+    parser.add_argument("--tasks", nargs="+", choices=[t.name for t in TASKS],
+                        help="only these tasks")  # fmt: skip
+    parser.add_argument("--data", nargs="+", action=_Paths, default={}, metavar="TASK=PATH",
+                        help="where the data of a task is, if not where its job says")  # fmt: skip
+    parser.add_argument("--searches", type=int, default=2,
+                        help="independent searches of every family (default: 2)")  # fmt: skip
     parser.add_argument("--storage", type=Path, help="folder of the runs")
     arguments = parser.parse_args(argv)
     # What another reader must type: not where the runs are kept, nor which part was run last.
     arguments.repeated = [
         *(["--quick"] if arguments.quick else []),
+        *(["--tasks", *arguments.tasks] if arguments.tasks else []),
+        *(["--searches", str(arguments.searches)] if arguments.searches != 2 else []),
         *(part for change in arguments.set for part in ("--set", change)),
     ]
     if arguments.storage is None:
         arguments.storage = ROOT / "runs" / ("claims-quick" if arguments.quick else "claims")
     return arguments
+
+
+class _Paths(argparse.Action):
+    """Takes TASK=PATH, any number of them."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Keep the paths by task."""
+        names = [task.name for task in TASKS]
+        found = {}
+        for value in values:
+            name, _, path = value.partition("=")
+            if name not in names or not path:
+                parser.error(f"{option_string}: {value!r}: expected TASK=PATH, TASK one of {names}")
+            found[name] = path
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest), **found})
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 from krscale.config import read_record
 from krscale.errors import DamagedFileError
 from krscale.files import damaged, write_atomic, write_json
+from krscale.foreign import regular
 
 BLOCK_BYTES = 2**20
 SUFFIX = ".digest.json"
@@ -47,7 +48,7 @@ class FileDigest:
     @classmethod
     def of(cls, path: Path) -> FileDigest:
         """Return the digest of a file as it is now."""
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             blocks = [hashlib.sha256(part) for part in iter(lambda: file.read(BLOCK_BYTES), b"")]
             return cls(file.tell(), BLOCK_BYTES, tuple(block.hexdigest() for block in blocks))
 
@@ -137,7 +138,7 @@ class CheckedFile:
     def __init__(self, path: Path, digest: FileDigest, rebuild: str = "") -> None:
         self.path, self.digest, self.rebuild = path, digest, rebuild
         try:
-            state = path.stat()
+            state = regular(path).stat()
         except OSError as error:
             raise self._damaged(f"it cannot be opened ({error.strerror or error})") from None
         if state.st_size != digest.num_bytes:

@@ -14,11 +14,13 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from krscale.errors import DamagedFileError, DiskFullError, UserError
+from krscale.errors import DamagedFileError, StorageError, UserError
+from krscale.foreign import regular
+from krscale.storage_errors import storage_error
 
 _OF_ITS_CONTENT = (
     LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError
@@ -48,7 +50,8 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
             temporary.replace(path)
             sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a storage that has become read-only; why is said already
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any, *, checksum: bool = True) -> None:
@@ -87,7 +90,7 @@ def read_json(path: Path, rebuild: str = "") -> Any:
             where it is not JSON, the line.
     """
     try:
-        raw = path.read_bytes()
+        raw = regular(path).read_bytes()
         text = raw.decode("utf-8")
         return _checked(raw, json.loads(text, parse_constant=_refuse_constant))
     except FileNotFoundError:
@@ -103,7 +106,7 @@ def read_json(path: Path, rebuild: str = "") -> Any:
 
 def has_checksum(path: Path) -> bool:
     """Whether a JSON file ends in a checksum; one of an older krscale does not."""
-    return _LAST_LINE.search(path.read_bytes()[-_TAIL_BYTES:]) is not None
+    return _LAST_LINE.search(regular(path).read_bytes()[-_TAIL_BYTES:]) is not None
 
 
 @contextmanager
@@ -164,6 +167,28 @@ def follow(path: Path, before: Path, now: Path) -> Path:
     return moved if moved.exists() or not path.exists() else path
 
 
+def append_whole(descriptor: int, content: bytes, path: Path) -> None:
+    """Append to a file that is opened to append, all of the content or nothing.
+
+    Args:
+        descriptor: Of the open file.
+        content: What to append.
+        path: The file, for the error.
+
+    Raises:
+        OSError: If there is no room; the file is as it was.
+    """
+    size, rest = os.fstat(descriptor).st_size, memoryview(content)
+    try:
+        while rest:  # a disk that is nearly full takes a part, and refuses the next
+            rest = rest[os.write(descriptor, rest) :]
+    except OSError as error:
+        with suppress(OSError):
+            os.ftruncate(descriptor, size)
+        number = error.errno or errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends without an exception.
@@ -194,7 +219,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -220,22 +245,15 @@ def _beside(path: Path) -> Path:
 def _room_on_disk(path: Path) -> Iterator[None]:
     try:
         yield
-    except DiskFullError:
+    except StorageError:
         raise
     except Exception as error:
-        if not _is_disk_full(error, path.parent):
+        if found := storage_error(error, path):
+            raise found from error
+        if isinstance(error, OSError) or os.statvfs(path.parent).f_bavail > 0:
             raise
-        raise DiskFullError(
-            f"{path}: the disk is full. Nothing is left half written, and what was finished before "
-            f"is kept: free some space and start again."
-        ) from error
-
-
-def _is_disk_full(error: Exception, folder: Path) -> bool:
-    """Whether an error came of a full disk: torch and safetensors do not raise an `OSError`."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return os.statvfs(folder).f_bavail == 0
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # torch does not tell
+        raise storage_error(full, path) or full from error
 
 
 def _joined(problem: str, rebuild: str) -> str:

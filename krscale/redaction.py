@@ -16,8 +16,9 @@ _SECRET_FIELD = re.compile(
 )
 _SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 _SECRET_NAME = re.compile(
-    r"(?i)(?:token|passw(?:or)?d|secret|secret_?key|access_?key|api_?key|credentials?)$"
+    r"(?i)(?:token|passw(?:or)?d|secret|secret_?key|access_?key(?:_?id)?|api_?key|credentials?)$"
 )
+_PART_OF_SECRET_NAME = re.compile(r"(?i)token|passw|secret|key|credential|auth")
 _SHORTEST_SECRET = 4
 """Shorter ones would blank out ordinary letters of every text."""
 _SHORTEST_BY_NAME = 8
@@ -31,6 +32,17 @@ def redact(text: str) -> str:
     for pattern in (_USERINFO, _ODD_USERINFO):
         text = pattern.sub(f"{_HIDDEN}@", text)
     return _SECRET_FIELD.sub(rf"\1{_HIDDEN}", text)
+
+
+def may_name_a_secret(variable: str) -> bool:
+    """Return whether an environment variable of this name may hold a secret.
+
+    Wider than what `redact` hides: nothing is lost where such a variable is merely not passed on.
+
+    >>> may_name_a_secret("AWS_ACCESS_KEY_ID"), may_name_a_secret("RAY_TRAIN_V2_ENABLED")
+    (True, False)
+    """
+    return bool(_PART_OF_SECRET_NAME.search(variable))
 
 
 def redact_all(content: Any) -> Any:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from drilling import Recorder, drill, remember_outcome
 from hypothesis import settings
+
+__all__ = ["drill"]
 
 # Unset outside `make test-processors`.
 NUM_THREADS = int(os.environ.get("KRSCALE_TEST_THREADS", "1"))
@@ -35,6 +38,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if any(map(item.get_closest_marker, markers))]
     items[:] = [item for item in items if not any(map(item.get_closest_marker, markers))]
     config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that records drills, see `drilling`."""
+    parser.addoption("--drill-record", metavar="FILE", help="append each drill's record to FILE")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Record drills in the process that gathers the reports."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Recorder(config))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep for the fixture `drill` how its test ended."""
+    report = yield
+    remember_outcome(item, report)
+    return report
 
 
 @pytest.fixture(autouse=True)

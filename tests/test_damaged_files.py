@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
@@ -212,6 +213,9 @@ def test_a_damaged_file_is_one_error_that_names_it(name: str, storage: Path) -> 
     file.unlink()
     file.mkdir()
     outcome(case, file, "a folder in its place")
+    file.rmdir()
+    os.mkfifo(file)
+    outcome(case, file, "a named pipe in its place")
 
 
 @pytest.mark.parametrize("name", CASES)

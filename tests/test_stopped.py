@@ -14,8 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from running import ROOT, SMALL, environment, overrides
-from running import command as run_command
+from running import ROOT, SMALL, environment, here, overrides
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
@@ -23,10 +22,18 @@ MESSAGE = "krscale: interrupted{by}; the same command again continues."
 # A checkpoint after every report, and more epochs than a test waits for.
 LONG = ("train.num_epochs=30", "search.early_stopping=none", "search.checkpoint_seconds=0")
 TINY = (
-    "search.methods=['plain']", "search.num_final_seeds=1", "ladder.capacities=['1/4']",
-    "cluster.num_cpus=1",
+    "search.methods=['plain']", "search.num_final_seeds=1", "ladder.capacities=['1/16']",
+    "search.trials_per_size=1", "cluster.num_cpus=1",
 )  # fmt: skip
 SLOW_TEACHER = ("teacher.num_epochs=2000",)
+WITHOUT_RAY = """
+import sys
+from finished_search import without_ray
+from krscale.cli.app import main
+with without_ray():
+    sys.exit(main(sys.argv[1:]))
+"""
+"""A program that is `krscale`, but for trials that it trains itself: half of the imports."""
 
 
 def _heed_interrupts() -> None:
@@ -37,13 +44,15 @@ def _heed_interrupts() -> None:
 class Command:
     """A command in a session of its own, as in a terminal, with its log."""
 
-    def __init__(self, name: str, storage: Path, *settings: str) -> None:
+    def __init__(
+        self, name: str, storage: Path, *settings: str, program: tuple[str, ...] = (), **env: str
+    ) -> None:
         self.arguments = overrides(*SMALL, f"storage_path={storage}", "name=stopped", *settings)
         self.log = storage / f"{name}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", f"krscale.{name}", *self.arguments],
-                env=environment(), cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
+                [sys.executable, *(program or ("-m", "krscale")), name, *self.arguments],
+                env=environment(**env), cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
                 preexec_fn=_heed_interrupts,
             )  # fmt: skip
 
@@ -76,15 +85,16 @@ class Command:
         return self.text
 
     def left_processes(self) -> str:
-        """Processes of the session that outlive the command by a few seconds."""
-        left = ""
+        """Processes of the session that outlive the command by a few seconds, but for dead ones."""
+        left: list[str] = []
         for _ in range(50):
-            command = ["ps", "-o", "pid=,args=", "-s", str(self.process.pid)]
-            left = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+            command = ["ps", "-o", "stat=,pid=,args=", "-s", str(self.process.pid)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            left = [line for line in done.stdout.splitlines() if not line.startswith("Z")]
             if not left:
                 break
             time.sleep(0.2)
-        return left
+        return "\n".join(left)
 
 
 def mlflow_states(storage: Path) -> list[tuple[str, str]]:
@@ -120,7 +130,7 @@ def test_a_search_keeps_and_marks_its_running_trials(
     assert not command.left_processes()
     if group or stop is signal.SIGHUP:
         return  # the same folder as after SIGTERM; of workers that died too, see test_tune.py
-    done = run_command("tune", ["--json", *command.arguments])
+    done = here("tune", ["--json", *command.arguments])
     assert done.returncode == 0, done.stderr
     spool = (tmp_path / "stopped/tracking/spool.jsonl").read_text()
     assert json.loads(done.stdout)["sizes"]
@@ -138,7 +148,14 @@ def test_a_search_that_is_stopped_while_ray_starts(tmp_path: Path) -> None:
     assert not command.left_processes()
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "stop",
+    [
+        # The next test interrupts a student's training in the same way.
+        pytest.param(signal.SIGINT, marks=pytest.mark.drill),
+        signal.SIGTERM,
+    ],
+)
 def test_teach_is_stopped_before_there_is_any_ray(stop: signal.Signals, tmp_path: Path) -> None:
     command = Command("teach", tmp_path, *SLOW_TEACHER)
     command.wait_until(lambda: "krscale: teacher" in command.text)
@@ -164,15 +181,27 @@ def test_a_single_student_is_kept_and_marked(
     command.stop(stop)
     assert mlflow_states(tmp_path) == [("FAILED", "interrupted")]
     assert not command.left_processes()
-    again = run_command("distill", ["--json", *command.arguments])
+    again = here("distill", ["--json", *command.arguments])
     assert again.returncode == 0, again.stderr
     assert mlflow_states(tmp_path) == [("FINISHED", "")]
 
 
-def test_a_command_that_waits_for_mlflow_is_stopped_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(("-c", WITHOUT_RAY), id="without Ray"),
+        pytest.param((), id="with Ray", marks=pytest.mark.drill),
+    ],
+)
+def test_a_command_that_waits_for_mlflow_is_stopped_at_once(
+    program: tuple[str, ...], tmp_path: Path
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
         uri = f"tracking.uri=http://127.0.0.1:{silent.getsockname()[1]}"
-        command = Command("tune", tmp_path, *TINY, "search.trials_per_size=1", uri)
+        # The first request lasts until the end, however slowly the trials train.
+        longer = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "300"}
+        settings = (*TINY, "search.gpus_per_trial=0", uri)
+        command = Command("tune", tmp_path, *settings, program=program, **longer)
         command.wait_until(lambda: "krscale: record" in command.text)
         command.stop(signal.SIGTERM, seconds=30)
     assert not command.left_processes()

@@ -6,6 +6,7 @@ Each training notes the threads of its process in `folder`.
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,18 @@ SECONDS_OF_A_STEP = 0.02
 """Of what is to be killed: an epoch of digits, 17 steps, then takes a third of a second, and a
 trial has kept a checkpoint before its fourth."""
 STEPS_BEFORE_DEATH = 3 * 17 + 5
+BYTES_OF_A_STEP = 100_000_000
+"""Of what grows."""
+SLOW_SECONDS = 0.3
 
 
 class Troubled(nn.Module):
     def __init__(self, fate: str = "calm", folder: str = "", **arguments: Any) -> None:
         super().__init__()
         self.fate, self.folder, self.num_steps = fate, Path(folder), 0
+        self.grown: list[bytes] = []
+        if fate == "is never built" and sys.argv[0].endswith("default_worker.py"):
+            time.sleep(1e6)
         self.net = resnet(**arguments)
         self.tap_paths = tuple(f"net.{path}" for path in self.net.tap_paths)
         self.stage_ends = self.net.stage_ends
@@ -39,6 +46,17 @@ class Troubled(nn.Module):
         (self.folder / f"threads-{os.getpid()}.json").write_text(json.dumps(threads()))
         if self.fate == "out of memory":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        if self.fate == "grows":
+            self.grown.append(b"x" * BYTES_OF_A_STEP)
+            time.sleep(SECONDS_OF_A_STEP)
+        if self.fate == "stays":
+            (self.folder / "stays").touch()
+            time.sleep(1e6)
+        if self.fate == "slow":
+            (self.folder / f"slow-{os.getpid()}").touch()
+            time.sleep(SLOW_SECONDS)
+        if self.fate == "crashes":
+            os.kill(os.getpid(), signal.SIGSEGV)
         died = self.folder / "died"
         if self.fate == "killed once" and not died.exists():
             time.sleep(SECONDS_OF_A_STEP)

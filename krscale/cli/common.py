@@ -13,6 +13,7 @@ from krscale.errors import UserError
 from krscale.extras import missing_extra
 from krscale.interruption import exit_code, received, stop_signals, watch_exit
 from krscale.redaction import redact
+from krscale.storage_errors import storage_error
 
 EXIT_USER_ERROR = 2
 EXIT_CLOSED_PIPE = 141
@@ -27,7 +28,7 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
 
     Returns:
         What the function returned; 2 after a `UserError`, or where a package of an extra is
-        missing, printed on stderr; 130 after Ctrl-C, 143
+        missing or storage cannot be written, printed on stderr; 130 after Ctrl-C, 143
         after SIGTERM, 129 after SIGHUP; 141 when whoever read stdout went away. Any other exception
         is a defect of krscale and passes with its traceback.
     """
@@ -44,7 +45,9 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
         except Exception as error:
             if received() is not None:
                 return _interrupted(error)
-            refused = missing_extra(error) or error
+            refused: Exception = error
+            if not isinstance(error, UserError):
+                refused = missing_extra(error) or storage_error(error, denied=True) or error
             if isinstance(refused, UserError):
                 for line in redact(str(refused)).splitlines():
                     print(f"krscale: error: {line}", file=sys.stderr)

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from krscale.config import load
+from krscale.config import fingerprint, load
 from krscale.errors import UserError
 from krscale.files import write_json
+from krscale.foreign import user_path
 from krscale.runs.folder import find_run, read_environment, read_experiment
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ DESCRIPTION = (
     "Print test accuracy versus capacity of finished runs, and write the figure, "
     f"{CSV_FILE} and {PAGE_FILE}, which explains it to anyone. Several runs are compared."
 )
+_LONGEST = 200  # characters of the name of a folder, of 255 that there may be
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -79,10 +81,13 @@ def _told_apart(curves: Sequence[Curve]) -> list[Curve]:
 
 def _output(given: str | None, paths: Sequence[Path], curves: Sequence[Curve]) -> Path:
     if given:
-        return Path(given).expanduser().resolve()
+        return user_path(given, "--output").resolve()
     if len(paths) == 1:
         return paths[0]
-    return paths[0].parent / "reports" / "+".join(curve.name for curve in curves)[:200]
+    name = "+".join(curve.name for curve in curves)
+    if len(name) > _LONGEST:  # told apart from others that begin alike
+        name = f"{name[:_LONGEST]}-{fingerprint(name)}"
+    return paths[0].parent / "reports" / name
 
 
 def _write_files(paths: Sequence[Path], curves: Sequence[Curve], output: Path) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from krscale.cli.common import positive
 from krscale.config import Experiment, load
 from krscale.errors import DamagedFileError, UserError
+from krscale.foreign import user_path
 from krscale.runs.folder import find_run, read_experiment
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def find_experiment(name: str, storage_path: str | None, overrides: Sequence[str
 
     A run's folder says where its storage is now, whatever the storage was called at its start.
     """
-    written = Path(name).expanduser()
+    written = user_path(name, "RUN")
     if written.suffix == ".toml" or written.is_file():
         place = [f"storage_path={json.dumps(storage_path)}"] if storage_path else []
         return load(written, [*overrides, *place])

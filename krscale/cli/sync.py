@@ -12,8 +12,9 @@ from krscale.runs.folder import find_run, last_start
 EXIT_UNSENT = 1
 
 DESCRIPTION = (
-    "Send MLflow what a run recorded while MLflow was away. Nothing that it "
-    "already has is recorded twice. Exit code 1: some events are still unsent."
+    "Send MLflow what a run recorded while MLflow was away, and again what is gone from it: "
+    "deleted runs, experiments or databases. Nothing that it already has is recorded twice. Exit "
+    "code 1: MLflow is not known to have all."
 )
 
 
@@ -46,7 +47,8 @@ def run(options: argparse.Namespace) -> int:
     begun = Begun(*known) if known else None
     unsent = sync(folder, options.uri, begun=begun, timeout=options.timeout)
     if unsent:
-        print(f"{folder}: {unsent} events are still unsent; the same command again goes on.")
+        unknown = f"MLflow is not known to have {unsent} events"
+        print(f"{folder}: {unknown}; the same command again goes on.")
         return EXIT_UNSENT
     print(f"{folder}: MLflow has every event.")
     return 0

@@ -14,13 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ray._private.services import canonicalize_bootstrap_address
-from ray._raylet import (  # type: ignore[attr-defined]
-    AuthenticationMode,
-    AuthenticationTokenLoader,
-    get_authentication_mode,
-)
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
 
+from krscale.cluster.token import check_client_port, check_token_file, refused
 from krscale.errors import UserError
 
 CONNECT_SECONDS = 5.0
@@ -44,9 +41,14 @@ def use_own_token() -> None:
     that file a later `ray start` would demand a token that nobody has heard of. The processes of
     this Ray inherit it through the environment, which other users cannot read. A mode or a token
     that the user has set is left alone.
+
+    Raises:
+        UserError: If the user's `RAY_AUTH_TOKEN_PATH` names a file that holds none.
     """
     names = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     mode = os.environ.get("RAY_AUTH_MODE", "token").lower()
+    if mode == "token":
+        check_token_file()
     if mode != "token" or any(os.environ.get(name) for name in names):
         return
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -96,34 +98,25 @@ def joining(address: str, where: str) -> Iterator[None]:
         UserError: If the cluster demands a token that is missing here or is another, or it cannot
             be joined for another reason.
     """
+    check_token_file()
     name = "RAY_gcs_server_port_wait_time_s"  # how often Ray asks for the head; 20 times unless set
     given = os.environ.get(name)
     os.environ[name] = given or str(_NUM_ATTEMPTS)
     try:
+        if address.startswith("ray://"):
+            check_client_port(address, where, CONNECT_SECONDS)
         yield
+    except UserError:
+        raise
     except AuthenticationError:
-        raise UserError(_token_message(address, where)) from None
+        raise refused(address, where) from None
     except (ConnectionError, RuntimeError, ValueError) as error:
         if "InvalidAuthToken" in f"{error} {error.__cause__}":
-            raise UserError(_token_message(address, where)) from None
+            raise refused(address, where) from None
         raise _no_cluster(address, where, _first_line(error)) from None
     finally:
         if given is None:
             del os.environ[name]
-
-
-def _token_message(address: str, where: str) -> str:
-    """Say which of mode and token is missing."""
-    start = f"{where}: the Ray cluster at {address!r} demands a token"
-    get = (
-        "On the cluster's head `ray get-auth-token` prints it; store it here in ~/.ray/auth_token "
-        "(chmod 600)"
-    )
-    if not AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
-        return f"{start}, and there is none here. {get} and `export RAY_AUTH_MODE=token`."
-    if get_authentication_mode() != AuthenticationMode.TOKEN:
-        return f"{start}; there is one here, but it is not sent. `export RAY_AUTH_MODE=token`."
-    return f"{start}, and the one here is not the cluster's. {get}."
 
 
 def _greet(host: str, port: int) -> bool:
@@ -161,8 +154,9 @@ def _encrypted() -> bool:
 
 def _no_cluster(address: str, where: str, reason: str) -> UserError:
     return UserError(
-        f"{where}: no Ray cluster at {address!r}: {reason.rstrip('.')}. Start one (ray start "
-        f"--head), or leave cluster.address and RAY_ADDRESS empty for a Ray of this run's own."
+        f"{where}: no Ray cluster at {address!r}: {reason.rstrip('.')}. Start one "
+        f"(RAY_AUTH_MODE=token ray start --head), or leave cluster.address and RAY_ADDRESS empty "
+        f"for a Ray of this run's own."
     )
 
 

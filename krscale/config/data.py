@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from krscale.config.fields import Count, Names, Section, StrictInt
+from krscale.config.fields import Count, Names, PathText, Section, StrictInt
 
 _COLOUR = re.compile("#[0-9a-fA-F]{6}")
 
@@ -73,9 +73,9 @@ class DataConfig(Section):
     """`digits` or `glyphs` (embedded); `image_folder`, `image_list`, `parquet`, `hf_disk`, `numpy`,
     `idx`, `cifar10` or `cifar100`, which read `path`; or `package.module:callable`, which returns
     (images, labels) or (images, labels, class_names)."""
-    path: str = ""
+    path: PathText = ""
     """File or folder that the source reads; empty for embedded sources."""
-    unlabelled: str = ""
+    unlabelled: PathText = ""
     """Images without labels, which students learn from the teacher alone: a folder of images at any
     depth, an image list, Parquet files, an array, or a saved Hugging Face data set; empty for
     none."""
@@ -85,6 +85,10 @@ class DataConfig(Section):
     """Share of the non-test images kept for validation; every selection uses it."""
     test_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.25
     """Share of all images kept for test, where the source has no test split of its own."""
+    max_images: Annotated[int, Field(strict=True, ge=0)] = 0
+    """Take at most so many of the source's training images, drawn from `seed` class by class, for a
+    first look at a large data set; 0 takes all. Validation and test images that krscale cuts are
+    cut from these; splits of the source's own stay whole."""
     allow_duplicates: bool = False
     """Whether two splits may hold the same image, pixel by pixel; `false` keeps copies in one split
     where krscale cuts, and refuses them in splits of your own."""

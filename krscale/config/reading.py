@@ -13,6 +13,7 @@ from krscale.config.experiment import Experiment
 from krscale.config.hints import expected_form, explain_item, explain_unknown, field_paths
 from krscale.config.ranges import SearchChoices, SearchRange, UsedWith
 from krscale.errors import UserError, nearest
+from krscale.foreign import user_path
 
 RENAMED = {"search.trials_per_rung": "search.trials_per_size"}
 """Dotted paths of older experiments and commands, and what they are called now; both are read."""
@@ -30,7 +31,8 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Exper
     Raises:
         UserError: If the file cannot be read, or any key or value is refused.
     """
-    content: dict[str, Any] = read_toml(_experiment_file(Path(path))) if path else {}
+    file = _experiment_file(user_path(path, "EXPERIMENT.toml")) if path else None
+    content: dict[str, Any] = read_toml(file) if file else {}
     where = str(path) if path else "defaults"
     content = dict(_with_new_names(content, where))
     for assignment in overrides:
@@ -95,7 +97,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         guess = nearest(path.name, siblings)
         hint = f" Did you mean {path.parent / guess}?" if guess else ""
         raise UserError(f"{path}: no such file.{hint}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # of text, TOML or a number too long
         raise UserError(f"{path}: not a readable TOML file: {error}") from None
 
 
@@ -114,7 +116,7 @@ def _assign(content: dict[str, Any], assignment: str) -> None:
         raise UserError(f"--set {assignment}: expected key.path=value, e.g. train.num_epochs=20.")
     try:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         value = text.strip()
     dotted = dotted.strip()
     _put(content, RENAMED.get(dotted, dotted), value, f"--set {assignment}")

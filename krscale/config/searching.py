@@ -86,6 +86,11 @@ class SearchConfig(Section):
     """Failed trials after which the search gives up."""
     max_retries: Annotated[int, Field(strict=True, ge=0)] = 3
     """How often a trial is run again whose worker or node was lost, from its last checkpoint."""
+    stall_seconds: Literal["auto", "off"] | Weight = "auto"
+    """A trial that shows no progress for so long (no step, no batch of validation) is ended and has
+    failed; its worker is replaced. `auto` is 20 times the longest pause of any trial of the search
+    so far, and at least 600; `off`, or 0, waits for ever. Once `max_wall_seconds` have passed, it
+    is 20 times that pause, and at least 120, in any case."""
     checkpoint_seconds: Weight = 5.0
     """A running trial keeps a checkpoint at most this often, and never spends more than a fiftieth
     of its time on them; what is killed loses no more than the time since."""

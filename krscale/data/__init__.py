@@ -1,12 +1,30 @@
 """Images: where they come from, how they are kept, and how they are varied."""
 
-from krscale.data.arrow import Split
-from krscale.data.content import SPLITS_FILE, compare_counts, compare_lists
-from krscale.data.dataset import SPLITS, Dataset, find_data, open_data, prepare_data
-from krscale.data.describe import describe_data, describe_unlabelled
-from krscale.data.source import Description, SourceData, SplitName
-from krscale.data.sources import SOURCES
-from krscale.data.unlabelled import find_unlabelled, prepare_unlabelled
+from typing import TYPE_CHECKING
+
+from krscale.lazy import lazily
+
+if TYPE_CHECKING:
+    from krscale.data.arrow import Split
+    from krscale.data.content import SPLITS_FILE, compare_counts, compare_lists
+    from krscale.data.dataset import SPLITS, Dataset, find_data, open_data, prepare_data
+    from krscale.data.describe import describe_data, describe_unlabelled
+    from krscale.data.source import Description, SourceData, SplitName
+    from krscale.data.sources import SOURCES
+    from krscale.data.unlabelled import find_unlabelled, prepare_unlabelled
+else:
+    __getattr__ = lazily(
+        __name__,
+        {
+            "arrow": ["Split"],
+            "content": ["SPLITS_FILE", "compare_counts", "compare_lists"],
+            "dataset": ["SPLITS", "Dataset", "find_data", "open_data", "prepare_data"],
+            "describe": ["describe_data", "describe_unlabelled"],
+            "source": ["Description", "SourceData", "SplitName"],
+            "sources": ["SOURCES"],
+            "unlabelled": ["find_unlabelled", "prepare_unlabelled"],
+        },
+    )
 
 __all__ = [
     "SOURCES",

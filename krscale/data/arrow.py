@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from krscale.digests import CheckedFile
-from krscale.errors import UserError
+from krscale.foreign import parsing, regular
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -113,16 +113,12 @@ def read_split(path: Path, file: CheckedFile | None = None) -> Split:
     if file is not None:  # what Arrow finds the columns by
         file.check(0, 1)
         file.check(file.digest.num_bytes - 1)
-    try:
-        source = pa.memory_map(str(path))
+    with parsing(f"{path}: not a readable split", "Delete its folder; it will be built again."):
+        source = pa.memory_map(str(regular(path)))
         batch = pa.ipc.open_file(source).get_batch(0)
         batch.validate()  # that there are as many bytes as rows
         images = batch.column("image").to_numpy_ndarray()
         labels = batch.column("label").to_numpy()
-    except (OSError, pa.ArrowException, KeyError, AttributeError) as error:
-        raise UserError(
-            f"{path}: not a readable split ({error}). Delete its folder; it will be built again."
-        ) from error
     unread = None
     if file is not None:
         unread = _unread(file, source, images)

@@ -13,6 +13,7 @@ from krscale.config import DataConfig, fingerprint
 from krscale.data.arrow import Split, write_split
 from krscale.data.content import SPLITS_FILE, Content, Paths, count_by_class, write_split_list
 from krscale.data.cutting import Cut, cut_splits
+from krscale.data.limiting import limit_images
 from krscale.data.seen import Fault, UnreadableError, skipped_notes
 from krscale.data.skipping import without
 from krscale.data.source import Report, Source, SourceData, SplitName
@@ -31,6 +32,7 @@ def build_data(
     """Build the folder and return what the user should know of its content."""
     data = source.read(report)
     check_source(config.source, data)
+    data = limit_images(data, config)
     # Beside the data, since a temporary folder of the system may itself be memory.
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
         data, cut, skipped = _cut(data, config, Path(scratch))

@@ -12,11 +12,12 @@ import numpy as np
 from krscale.config import DataConfig
 from krscale.data.counting import count, describe
 from krscale.data.duplicates import Digests, digests_of, groups_of_copies
+from krscale.data.limiting import limit_images
 from krscale.data.seen import Seen
 from krscale.data.skipping import without
 from krscale.data.source import Report, SourceData, SplitName
 from krscale.data.sources import open_source
-from krscale.data.splitting import check_source, cut_rows
+from krscale.data.splitting import check_labels, check_source, cut_rows
 from krscale.data.stratify import Rows
 from krscale.data.unlabelled_check import check_unlabelled
 from krscale.errors import UserError
@@ -121,6 +122,10 @@ def check_data(config: DataConfig, report: Report = lambda done, total: None) ->
         UserError: If there is nothing to look at: no such path, labels that are no classes.
     """
     data = open_source(config).read(report)
+    for name, split in data.splits.items():
+        check_labels(f"{config.source}: {name}", split.labels, len(data.classes))
+    if not _problem(partial(check_source, config.source, data)):
+        data = limit_images(data, config)
     pixels = {name: digests_of(split) for name, split in data.splits.items()}
     seen = data.seen or Seen()
     copies = tuple(_groups(data, pixels, seen))

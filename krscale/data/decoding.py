@@ -18,6 +18,7 @@ from krscale.config import FilesConfig
 from krscale.data.arrow import Images
 from krscale.data.seen import Fault, Seen
 from krscale.errors import UserError
+from krscale.foreign import regular
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 PIECE_BYTES = 2**23
@@ -85,11 +86,14 @@ class Decoder:
         """Return one image."""
         if encoded is None:
             return Decoded(None, problem=_MISSING)
-        source = BytesIO(encoded) if isinstance(encoded, bytes) else encoded
-        size = len(encoded) if isinstance(encoded, bytes) else _num_bytes(encoded)
-        if not size:
-            return Decoded(None, problem="it is empty (0 bytes)")
         try:
+            if isinstance(encoded, bytes):
+                source: BytesIO | str = BytesIO(encoded)
+                size = len(encoded)
+            else:
+                source, size = encoded, regular(Path(encoded)).stat().st_size
+            if not size:
+                return Decoded(None, problem="it is empty (0 bytes)")
             with Image.open(source, formats=FORMATS) as image:
                 if image.width * image.height > max(_LARGE, _RATIO * size):
                     return Decoded(None, problem=_bomb(image, size))
@@ -231,13 +235,6 @@ def _scale_key(image: Image.Image) -> bool:
         return True
     del image.info["transparency"]
     return False
-
-
-def _num_bytes(path: str) -> int:
-    try:
-        return Path(path).stat().st_size
-    except OSError:
-        return 1  # opening it will say why
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from krscale.config import DataConfig
 from krscale.data.dataset import dataset_path, open_data
+from krscale.data.limiting import limit_images
 from krscale.data.source import Description
 from krscale.data.sources import open_source
 from krscale.data.splitting import check_source, cut_rows
@@ -25,9 +27,10 @@ def describe_data(config: DataConfig, cache: Path) -> Description:
     source = open_source(config)
     known = source.describe()
     if known is not None:
-        return known
+        return replace(known, num_train=min(known.num_train, config.max_images or known.num_train))
     data = source.read(lambda done, total: None)
     check_source(config.source, data)
+    data = limit_images(data, config)
     train = data.splits["train"]
     channels, height, width = train.image_shape
     _, rows = cut_rows(data, config).rows["train"]

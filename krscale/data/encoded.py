@@ -6,12 +6,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+import numpy as np
+
 from krscale.config import DataConfig
 from krscale.data.arrow import Images, Labels
 from krscale.data.classes import Values, alike, find_classes, to_labels
 from krscale.data.decoding import Decoder, Encoded, piece_size
+from krscale.data.limiting import limit_note, taken
 from krscale.data.seen import Seen
+from krscale.data.skipping import Renumbered
 from krscale.data.source import Place, Report, SourceData, SplitName
+from krscale.data.stratify import Rows
 from krscale.data.stream import Stream
 from krscale.errors import UserError
 
@@ -69,6 +74,12 @@ def encoded_data(
         split: to_labels(part.values, classes, part.labelled_at, known)
         for split, part in parts.items()
     }
+    kept = taken(labels["train"], classes, len(parts), config)
+    if kept is not None:
+        # Here, and not once the images are decoded: of a large data set that takes long.
+        notes = (*notes, limit_note(len(train.values), config))
+        labels["train"] = labels["train"][kept]
+        parts = {**parts, "train": _only(train, kept)}
     streams, seen = encoded_streams(labels, parts, config, report)
     places = {split: part.place for split, part in parts.items()}
     return SourceData(classes, streams, places, (*notes, *alike(classes, config.path)), seen=seen)
@@ -112,6 +123,21 @@ def encoded_streams(
 
         streams[split] = Stream(labels[split], shape, pieces)
     return streams, decoder.seen
+
+
+def _only(part: Part, kept: Rows) -> Part:
+    """Return the images of ascending numbers."""
+
+    def batches(size: int) -> Iterator[Sequence[Encoded]]:
+        start = 0
+        for batch in part.batches(size):
+            first, last = np.searchsorted(kept, [start, start + len(batch)])
+            if first < last:
+                yield [batch[number] for number in kept[first:last] - start]
+            start += len(batch)
+
+    place = Renumbered(part.place, kept)
+    return Part(part.values[kept], batches, place, Renumbered(part.labelled_at, kept))
 
 
 def of_files(files: Sequence[str | None]) -> Batches:

@@ -26,6 +26,7 @@ from krscale.data.own_files import (
 from krscale.data.own_files import own_splits as own
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.errors import UserError, unknown_name
+from krscale.foreign import is_file, parsing, regular
 
 _INFO, STATE_FILE, SETS_FILE = "dataset_info.json", "state.json", "dataset_dict.json"
 _PATH_ROWS = 65_536
@@ -142,7 +143,7 @@ class HfDisk:
         for saved in self.splits.values():
             files += map(str, (*saved.files, saved.folder / _INFO, saved.folder / STATE_FILE))
             outside = dict.fromkeys(saved.outside(image))
-            files += (file for file in outside if Path(file).is_file())
+            files += filter(is_file, outside)
         return files_identity(self.config, self.path, files)
 
     def describe(self) -> Description | None:
@@ -156,6 +157,8 @@ class HfDisk:
         image = self.image_column()
         feature = train.features[label]
         names = feature.get("names") if isinstance(feature, dict) else None
+        if not isinstance(names or [], list) or not all(isinstance(n, str) for n in names or []):
+            raise UserError(f"{train.folder / _INFO}: the names of {label!r} are no list of text.")
         parts = {split: _part(saved, image, label) for split, saved in self.splits.items()}
         return encoded_data(parts, self.config, report, self.notes, names or ())
 
@@ -257,11 +260,18 @@ def _outside(folder: Path, path: object) -> str:
 
 def _open(file: Path) -> Iterator[Any]:
     """Yield the record batches of a file, which is mapped, and in Arrow's stream format."""
-    try:
-        with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as reader:
-            yield from reader
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file}: not a readable Arrow file ({error}).") from None
+    problem = f"{file}: not a readable Arrow file"
+    with parsing(problem):
+        source = pa.memory_map(str(regular(file)))
+    with source:
+        with parsing(problem):
+            batches = iter(pa.ipc.open_stream(source))
+        while True:
+            with parsing(problem):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
 
 def _first_line(error: BaseException) -> str:
@@ -282,7 +292,5 @@ def split_names(path: Path) -> list[str]:
 
 
 def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); expected {WANTED}.") from None
+    with parsing(f"{path}: cannot be read", f"Expected {WANTED}."):
+        return json.loads(regular(path).read_text(encoding="utf-8"))

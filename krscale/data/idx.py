@@ -21,8 +21,9 @@ from krscale.data.own_files import (
     refuse_two_names,
 )
 from krscale.data.source import Description, Report, SourceData, SplitName
-from krscale.data.unpacking import DAMAGE, refuse_bomb
+from krscale.data.unpacking import refuse_bomb
 from krscale.errors import UserError
+from krscale.foreign import parsing, regular
 
 _SPLITS: Mapping[str, SplitName] = {**OTHER_NAMES, "t10k": "test"}
 WANTED = (
@@ -91,8 +92,8 @@ def _one_of(path: Path, prefix: str, kind: str) -> Path | None:
 
 def _read(path: Path, ndim: int) -> Array:
     packed = path.suffix == ".gz"
-    try:
-        size = path.stat().st_size
+    with parsing(f"{path}: not a readable file"):
+        size = regular(path).stat().st_size
         with (gzip.open if packed else open)(path, "rb") as file:
             shape = _shape(file.read(4 + 4 * ndim), ndim, path)
             num_values = math.prod(shape)
@@ -102,8 +103,6 @@ def _read(path: Path, ndim: int) -> Array:
             content = file.read(min(num_values, size * (_RATIO if packed else 1)) + 1)
         if len(content) == num_values:
             return np.frombuffer(content, np.uint8).reshape(shape)
-    except DAMAGE as error:
-        raise UserError(f"{path}: not a readable file ({error}).") from None
     more = " or more" if len(content) > num_values else ""
     raise UserError(f"{path}: {len(content)} values{more}, its head says {shape}.")
 

@@ -27,6 +27,7 @@ from krscale.data.own_files import (
 )
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.errors import UserError, unknown_name
+from krscale.foreign import is_file, parsing, path_problem
 
 WANTED = "a .csv or .parquet file with a column of paths and one of labels"
 
@@ -68,9 +69,9 @@ class ImageList:
     @cached_property
     def table(self) -> Any:
         """Return the list, whose CSV form holds text but for columns of whole numbers."""
-        try:
+        with parsing(f"{self.path}: not a readable list"):
             if self.path.suffix.lower() == ".parquet":
-                return pq.read_table(self.path)
+                return _checked(pq.read_table(self.path))
             delimiter = "\t" if self.path.suffix.lower() == ".tsv" else ","
             # `01` is a name, and so is `NA`: only columns of plain whole numbers are numbers.
             text = pa.csv.read_csv(
@@ -81,8 +82,6 @@ class ImageList:
                     column_types=dict.fromkeys(_header(self.path, delimiter), pa.string()),
                 ),
             )
-        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-            raise UserError(f"{self.path}: not a readable list ({error}).") from None
         columns = [_numbers(column) for column in text.columns]
         return pa.table(columns, names=text.column_names)
 
@@ -94,12 +93,12 @@ class ImageList:
         for row, path in enumerate(paths):
             if path is not None and not isinstance(path, str):
                 raise UserError(f"{self._place(name)(row)}: no path (got {path!r}).")
-        return [str(root / Path(path).expanduser()) if path else None for path in paths]
+        return [_file(root, path) if path else None for path in paths]
 
     def identity(self) -> Mapping[str, Any]:
         """Return settings, hash of the list, and name, size and time of every file there is."""
         content = hashlib.sha256(self.path.read_bytes()).hexdigest()
-        there = (file for file in sorted(set(filter(None, self.files))) if Path(file).is_file())
+        there = (file for file in sorted(set(filter(None, self.files))) if is_file(file))
         return {"list": content, **files_identity(self.config, self.path.parent, there)}
 
     def describe(self) -> Description | None:
@@ -134,6 +133,11 @@ class ImageList:
         return _Rows(self.path, column, range(len(self.table)))
 
 
+def _file(root: Path, path: str) -> str:
+    """Return where the image of a row is; whether it can be there is said where it is read."""
+    return str(root / path) if path_problem(path) else str(root / Path(path).expanduser())
+
+
 class _Rows:
     """Words where a value of the list is: rows are counted from 1, as of the lines below a head."""
 
@@ -142,6 +146,15 @@ class _Rows:
 
     def __call__(self, number: int) -> str:
         return f"{self.path}: column {self.column!r}: row {self.rows[number] + 1}"
+
+
+def _checked(table: Any) -> Any:
+    """Return a table whose values have been looked at; text that is none is refused.
+
+    Arrow takes where a value begins, and what is text, from the file as it is.
+    """
+    table.validate(full=True)
+    return table
 
 
 def _header(path: Path, delimiter: str) -> list[str]:

@@ -15,9 +15,10 @@ from krscale.config import DataConfig
 from krscale.data.arrays import Array, Arrays, source_data
 from krscale.data.own_files import OTHER_NAMES, existing_path, files_identity, own_splits
 from krscale.data.source import Description, Report, SourceData, SplitName
-from krscale.data.unpacking import DAMAGE, refuse_bomb
+from krscale.data.unpacking import refuse_bomb
 from krscale.digests import check_file
 from krscale.errors import UserError
+from krscale.foreign import parsing, regular
 
 _IMAGES, _LABELS = ("images", "image", "x", "data"), ("labels", "label", "y", "targets", "target")
 _CLASSES = ("classes", "class_names")
@@ -62,13 +63,18 @@ class NumpyFiles:
             found[split] = Arrays(self.read_array(images), self.read_array(labels), where)
             report(number, len(self.splits))
         classes = [name for name in self.names if name in _CLASSES]
-        names = [str(name) for name in self.read_array(classes[0]).tolist()] if classes else []
+        names = self._class_names(classes[0]) if classes else []
         used = {*classes[:1], *(name for pair in self.splits.values() for name in pair)}
         passed = [name for name in self.names if name not in used]
         data = source_data(found, names, self.config, str(self.path))
         listed = ", ".join(passed[:10]) + (", ..." if len(passed) > 10 else "")
         notes = (f"{self.path}: arrays that were passed over: {listed}.",) if passed else ()
         return replace(data, notes=(*notes, *data.notes))
+
+    def _class_names(self, name: str) -> list[str]:
+        array = self.read_array(name)
+        with parsing(f"{self.names[name]}: {name}: not a list of names"):
+            return [str(found) for found in array.ravel().tolist()]
 
     def find_arrays(self) -> dict[str, Path]:
         """Return the name of every array and its file."""
@@ -82,25 +88,21 @@ class NumpyFiles:
             wanted = {name: file for name, file in beside.items() if _key(name) == (split, other)}
             classes = {name: file for name, file in beside.items() if name in _CLASSES}
             return {self.path.stem: self.path, **wanted, **classes}
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                return {name.removesuffix(".npy"): self.path for name in archive.namelist()}
-        except (*DAMAGE, RuntimeError, zipfile.BadZipFile) as error:
-            raise UserError(f"{self.path}: not a readable .npz file ({error}).") from None
+        with (
+            parsing(f"{self.path}: not a readable .npz file"),
+            zipfile.ZipFile(regular(self.path)) as archive,
+        ):
+            return {name.removesuffix(".npy"): self.path for name in archive.namelist()}
 
     def read_array(self, name: str) -> Array:
         """Return an array, mapped where it is a file of its own; nothing is unpickled."""
         file = self.names[name]
-        if file.suffix == ".npy":
-            check_file(file)  # where krscale wrote it: images that were given as objects
-        try:
+        with parsing(f"{file}: {name}: not a readable array"):
             if file.suffix == ".npy":
+                check_file(regular(file))  # where krscale wrote it: images given as objects
                 array: Array = np.load(file, mmap_mode="r", allow_pickle=False)
                 return _with_bytes(array)
             return _read_packed(file, name)
-        except (*DAMAGE, KeyError, RuntimeError, zipfile.BadZipFile) as error:
-            # RuntimeError: an archive with a password, or packed in a way that zipfile cannot read.
-            raise UserError(f"{file}: {name}: not a readable array ({error}).") from None
 
 
 def _read_packed(path: Path, name: str) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.data.stream import Stream
 from krscale.data.walking import Found, is_hidden_folder, printable, walk
 from krscale.errors import UserError
+from krscale.foreign import parsing, regular
 
 WANTED = "a .parquet file, or a folder with such files"
 _LABEL_ROWS = 65_536
@@ -189,11 +191,10 @@ class Parquet:
 
 def hugging_face_names(file: Path, column: str) -> tuple[str, ...]:
     """Return the names of classes that Hugging Face's datasets write into a file, or nothing."""
-    try:
-        content = json.loads((pq.read_schema(file).metadata or {})[b"huggingface"])
+    with suppress(UserError), parsing("no names"):  # whoever reads its rows says what is wrong
+        content = json.loads((pq.read_schema(regular(file)).metadata or {})[b"huggingface"])
         return tuple(str(name) for name in content["info"]["features"][column]["names"])
-    except (KeyError, TypeError, ValueError, OSError, RecursionError, pa.ArrowException):
-        return ()  # what is wrong with the file is said by whoever reads its rows
+    return ()
 
 
 def _is_hidden(name: str) -> bool:
@@ -257,16 +258,20 @@ def _batches(file: Path, name: str, field: str, size: int) -> Iterator[Any]:
     Raises:
         UserError: If the file cannot be read, or has no such column.
     """
-    try:
+    problem = f"{file}: not a readable Parquet file"
+    with parsing(problem):
         # Mapped and not read ahead: a row group may be larger than the memory.
-        with pq.ParquetFile(file, memory_map=True, pre_buffer=False) as parquet:
+        parquet = pq.ParquetFile(regular(file), memory_map=True, pre_buffer=False)
+    with parquet:
+        with parsing(problem):
             column_number(parquet.schema_arrow.names, name, f"{file}: data.files.{field}")
-            for batch in parquet.iter_batches(size, columns=[name], use_threads=False):
-                yield batch.column(0)
-    except MemoryError:
-        raise
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file}: not a readable Parquet file ({error}).") from None
+            batches = parquet.iter_batches(size, columns=[name], use_threads=False)
+        while True:
+            with parsing(problem):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch.column(0)
 
 
 def _encoded(column: Any, locations: ImageLocations, start: int) -> list[bytes | None]:

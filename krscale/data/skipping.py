@@ -1,4 +1,4 @@
-"""A source without some of its images: those that cannot be read."""
+"""A source without some of its images: those that cannot be read, or are more than wanted."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def without(data: SourceData, faults: Sequence[Fault]) -> SourceData:
         gone = [fault.number for fault in faults if fault.split == name]
         if gone:
             kept = np.setdiff1d(np.arange(len(split)), gone)
-            splits[name] = _keep(split, kept)
-            places[name] = _Renumbered(partial(data.place, name), kept)
+            splits[name] = keep(split, kept)
+            places[name] = Renumbered(partial(data.place, name), kept)
     seen = data.seen
     if seen is not None:
         seen.left_out |= {(fault.split, fault.number) for fault in faults}
@@ -47,23 +47,25 @@ def _forget(seen: Seen) -> None:
 
 
 @dataclass(frozen=True)
-class _Renumbered:
+class Renumbered:
     """Words where an image is that had another number before."""
 
     place: Place
     kept: Kept
 
     def __call__(self, number: int) -> str:
+        """Return the place of an image by its new number."""
         return self.place(int(self.kept[number]))
 
 
-def _keep(split: Split | Stream, kept: Kept) -> Split | Stream:
+def keep(split: Split | Stream, kept: Kept) -> Split | Stream:
+    """Return the images of ascending numbers; of a stream the others are read and dropped."""
     if isinstance(split, Split):
         return Split(split.images[kept], split.labels[kept])
 
     def pieces() -> Iterator[Images]:
         start = 0
-        for piece in split.pieces():
+        for piece in split.read():
             first, last = np.searchsorted(kept, [start, start + len(piece)])
             yield piece[kept[first:last] - start]
             start += len(piece)

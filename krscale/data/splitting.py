@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from krscale.config import DataConfig
-from krscale.data.arrow import Split
+from krscale.data.arrow import Labels, Split
 from krscale.data.source import SourceData, SplitName
 from krscale.data.stratify import Rows, stratify
 from krscale.data.stream import Stream
@@ -106,9 +106,17 @@ def check_source(source: str, data: SourceData) -> None:
 def _check_split(where: str, split: Split | Stream, num_classes: int) -> None:
     if isinstance(split, Split):
         _check_images(where, split)
-    labels = split.labels
     if len(split) == 0:
         raise UserError(f"{where}: there are no images.")
+    check_labels(where, split.labels, num_classes)
+
+
+def check_labels(where: str, labels: Labels, num_classes: int) -> None:
+    """Refuse labels that are of no class.
+
+    Raises:
+        UserError: Naming the first.
+    """
     outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(outside):
         first = outside[0]

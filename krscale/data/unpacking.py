@@ -10,15 +10,13 @@ import bz2
 import gzip
 import lzma
 import tarfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from krscale.errors import UserError
+from krscale.foreign import parsing, regular
 
-DAMAGE = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, RecursionError, OverflowError)
-"""What the readers of the standard library stumble over in damaged files."""
 _SMALL = 2**28
 _RATIO = 200
 """More than images are packed by: where they are not all alike, 2 to 20."""
@@ -60,26 +58,23 @@ def read_members(path: Path, wanted: set[str], max_bytes: int) -> dict[str, byte
         UserError: If the archive is damaged, or larger than that.
     """
     files: dict[str, bytes] = {}
-    try:
-        with _opened(path) as raw:
-            bounded = cast("IO[bytes]", _Bounded(raw, 2 * max_bytes, path))
-            with tarfile.open(fileobj=bounded, mode="r|", bufsize=_BLOCK) as archive:
-                for number, member in enumerate(archive):
-                    if number >= _MAX_MEMBERS:
-                        raise _too_large(path, f"more than {_MAX_MEMBERS:,} files")
-                    name = PurePosixPath(member.name).name
-                    if name in wanted and member.isfile():
-                        if member.size > max_bytes:
-                            raise _too_large(path, f"{name} has {member.size:,} bytes")
-                        content = archive.extractfile(member)
-                        files[name] = content.read() if content else b""
-    except (tarfile.TarError, *DAMAGE) as error:
-        raise UserError(f"data.path: {path}: not a readable archive ({error}).") from error
+    with parsing(f"data.path: {path}: not a readable archive"), _opened(path) as raw:
+        bounded = cast("IO[bytes]", _Bounded(raw, 2 * max_bytes, path))
+        with tarfile.open(fileobj=bounded, mode="r|", bufsize=_BLOCK) as archive:
+            for number, member in enumerate(archive):
+                if number >= _MAX_MEMBERS:
+                    raise _too_large(path, f"more than {_MAX_MEMBERS:,} files")
+                name = PurePosixPath(member.name).name
+                if name in wanted and member.isfile():
+                    if member.size > max_bytes:
+                        raise _too_large(path, f"{name} has {member.size:,} bytes")
+                    content = archive.extractfile(member)
+                    files[name] = content.read() if content else b""
     return files
 
 
 def _opened(path: Path) -> IO[bytes]:
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         first = file.read(8)
     opener = next((how for magic, how in _OPENERS.items() if first.startswith(magic)), open)
     return opener(path, "rb")

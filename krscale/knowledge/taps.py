@@ -259,7 +259,9 @@ def _record(
 
 
 # Under torch.compile the network is traced, hooks included; nothing is gained by tracing this.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+# `torch.compiler.disable` would import torch's compiler here, and not when this is first called: 2
+# seconds of a processor in every process that only rebuilds a network.
+@torch._disable_dynamo  # type: ignore[attr-defined]
 def _collect(
     logits: Tensor,
     outputs: dict[str, Any],

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -63,6 +63,22 @@ class Batch:
     global_size: int
     teacher_features: Mapping[FeatureKind, tuple[Tensor, ...]] = field(default_factory=dict)
     mixture: Mixture | None = None
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Return some of the samples; the global batch stays what it is."""
+        part, mixture = slice(start, stop), self.mixture
+        return replace(
+            self,
+            images=self.images[part],
+            labels=self.labels[part],
+            samples=self.samples[part],
+            tap_logits=None if self.tap_logits is None else self.tap_logits[part],
+            teacher_features={
+                kind: tuple(feature[part] for feature in features)
+                for kind, features in self.teacher_features.items()
+            },
+            mixture=mixture and Mixture(mixture.labels[part], mixture.weights[part]),
+        )
 
 
 @dataclass(frozen=True)
@@ -323,6 +339,39 @@ class LearnerOutput(NamedTuple):
     terms: dict[str, Tensor]
     logits: Tensor
     diagnostics: dict[str, Tensor]
+
+    def detached(self) -> LearnerOutput:
+        """Return it without gradient, so that what led to it can be freed."""
+        return LearnerOutput(
+            {name: term.detach() for name, term in self.terms.items()},
+            self.logits.detach(),
+            {name: value.detach() for name, value in self.diagnostics.items()},
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[LearnerOutput]) -> LearnerOutput:
+        """Return the output of a batch from those of its parts, in order.
+
+        Diagnostics are the means over the parts, each with the weight of its samples.
+        """
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        sizes = [len(part.logits) for part in parts]
+        shares = [size / max(1, sum(sizes)) for size in sizes]
+        return cls(
+            {name: torch.cat([part.terms[name] for part in parts]) for name in first.terms},
+            torch.cat([part.logits for part in parts]),
+            {
+                name: torch.stack(
+                    [
+                        share * part.diagnostics[name]
+                        for share, part in zip(shares, parts, strict=True)
+                    ]
+                ).sum(dim=0)
+                for name in first.diagnostics
+            },
+        )
 
 
 class Learner(nn.Module):

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from krscale.errors import UserError
+from krscale.foreign import parsing, regular
 from krscale.models.preprocessing import Numbers, Preprocessing
 from krscale.models.resizing import INTERPOLATIONS, Size
 
@@ -112,10 +113,8 @@ def _of_hugging_face(path: Path, interpolation: str) -> Preprocessing:
     Raises:
         UserError: If it is not JSON, or has a step that is not known here, or lacks its numbers.
     """
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable ({error}).") from None
+    with parsing(f"{path}: not readable"):
+        said = json.loads(regular(path).read_text(encoding="utf-8"))
     if not isinstance(said, Mapping):
         raise UserError(f"{path}: holds a {type(said).__name__}, not the settings of a processor.")
     _refuse_unknown_steps(said, path)

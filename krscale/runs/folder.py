@@ -21,6 +21,8 @@ from krscale.config import Experiment, TrackingConfig, as_record, read_record, v
 from krscale.config.older import MENDED, uses_mended_method, with_former_defaults
 from krscale.errors import UserError
 from krscale.files import follow, read_json, reading, write_json
+from krscale.foreign import user_path
+from krscale.links import refuse_links
 from krscale.redaction import redact, redact_all
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ FREE = (
     "search.target_accuracy",
     "search.max_failures",
     "search.max_retries",
+    "search.stall_seconds",
     "search.checkpoint_seconds",
     "search.gpus_per_trial",
 )
@@ -46,6 +49,8 @@ trial."""
 SPACE = ("search.space", "space.")
 """Where the search space is found among the fields of a run."""
 _BEGIN_ANEW = "Restore it from a copy; deleted, the command that began the run writes it again."
+_MARKS = (EXPERIMENT_FILE, "curve.json", "journal.log", "student.json", "tracking")
+"""By one of these a folder is taken for that of a run, and is looked through for links."""
 _PACKAGES = ("krscale", "torch", "ray", "optuna", "mlflow", "pyarrow", "numpy")
 
 
@@ -73,11 +78,12 @@ def run_folder(
         The folder.
 
     Raises:
-        UserError: If another process is in it, or it belongs to another experiment; names every
-            field that differs.
+        UserError: If another process is in it, it holds links, or it belongs to another experiment;
+            names every field that differs.
     """
     folder = experiment.run_path
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_links(folder)
     owner = folder / ".owner"
     lock = FileLock(folder / ".lock")  # the kernel releases it when its process dies
     try:
@@ -166,9 +172,19 @@ def find_run(name: str, storage_path: Path) -> Path:
 
     A mistyped path is a path too, so that an error tells what there is beside it. A folder that has
     a run's name and is none, such as the images that the run is about, does not hide the run.
+
+    Raises:
+        UserError: If it is the folder of a run, and holds links.
     """
-    written = Path(name).expanduser()
-    named = storage_path.expanduser() / written
+    folder = _find_run(name, storage_path)
+    if any(os.path.lexists(folder / file) for file in _MARKS):
+        refuse_links(folder)
+    return folder
+
+
+def _find_run(name: str, storage_path: Path) -> Path:
+    written = user_path(name, "RUN")
+    named = user_path(storage_path, "--storage-path") / written
     hidden = len(written.parts) == 1 and not (written / EXPERIMENT_FILE).exists()
     if hidden and (named / EXPERIMENT_FILE).exists():
         return named.resolve()

@@ -106,8 +106,8 @@ class Networks:
         stages = stage_paths(teacher, taps)
         shape = input_shape(teacher, task.image_shape)
         if not experiment.teacher.weights:  # it will be trained
-            batch = (task.num_train, experiment.train.global_batch_size)
-            check_batch_norm(teacher, shape, batch, "teacher")
+            batches = experiment.train.batch_sizes(task.num_train)
+            check_batch_norm(teacher, shape, batches, "teacher")
         return cls(
             experiment,
             task.num_classes,
@@ -167,8 +167,7 @@ class Networks:
             own = stage_shapes(student, stage_paths(student, taps), shape)
         for method in compared:
             method.check_shapes(own, feature_shapes(method.kind, teacher.stage_shapes))
-        batch = (self.num_train, experiment.train.global_batch_size)
-        check_batch_norm(student, shape, batch, where)
+        check_batch_norm(student, shape, experiment.train.batch_sizes(self.num_train), where)
 
     def compares_where(self, methods: Iterable[str]) -> bool:
         """Whether methods compare where stages are active, and the teacher has such stages."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from krscale.errors import DiskFullError, UserError
+from krscale.errors import DiskFullError
 from krscale.files import sha256, write_atomic
+from krscale.foreign import is_file, parsing, regular
 from krscale.store.layout import AnyLayout, FeatureLayout, WhereLayout
 from krscale.store.rows import Rows
 
@@ -117,8 +119,8 @@ def read_shard(file: Path) -> Shard:
     Raises:
         UserError: If the file cannot be read; names it.
     """
-    try:
-        batch = pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0)
+    with parsing(f"{file}: not a readable shard of a store"):
+        batch = pa.ipc.open_file(pa.memory_map(str(regular(file)))).get_batch(0)
         batch.validate()  # that there are as many bytes as rows
         facts = json.loads(batch.schema.metadata[_FACTS])
         codes = [_matrix(batch, name) for name in _CODES if name in batch.schema.names]
@@ -129,8 +131,6 @@ def read_shard(file: Path) -> Shard:
             pixels=batch.column("pixels").to_numpy(),
             error=tuple(facts["error"]),
         )
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not a readable shard of a store: {error}") from None
 
 
 def whole_shards(path: Path, shards: Iterable[ShardId]) -> dict[ShardId, ShardFile]:
@@ -144,6 +144,9 @@ def whole_shards(path: Path, shards: Iterable[ShardId]) -> dict[ShardId, ShardFi
     for view in sorted({shard.view for shard in wanted}):
         folder = (path / ShardId(view, 0).stem).parent
         for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+            if not is_file(file):
+                _remove(file)
+                continue
             shard, digest = _parse(view, file), sha256(file)
             whole = _is_named(file, digest)
             if shard in wanted and shard not in found and whole:
@@ -152,6 +155,14 @@ def whole_shards(path: Path, shards: Iterable[ShardId]) -> dict[ShardId, ShardFi
             else:
                 file.unlink()
     return found
+
+
+def _remove(path: Path) -> None:
+    """Remove what stands in the place of a shard, and is no file."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def is_named_by_checksum(file: Path) -> bool:

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from krscale.errors import UserError
 from krscale.interruption import received
+from krscale.links import refuse_links
 from krscale.redaction import redact
 from krscale.tracking.address import LOCAL_SERVER, charts_at, resolve_address
 from krscale.tracking.datasets import DatasetUsed
@@ -55,7 +56,8 @@ class Tracker:
         warn: Takes one line for the user, from any thread; None prints to stderr.
 
     Raises:
-        UserError: If the URI cannot work, or another process records this run.
+        UserError: If the URI cannot work, another process records this run, or its folder holds
+            links.
     """
 
     def __init__(
@@ -80,10 +82,11 @@ class Tracker:
         self._monitor: SystemMonitor | None = None
         if not enabled:
             return
+        refuse_links(run_path)
         prepare_mlflow(self._address)
         self._monitor = SystemMonitor(self.log_metrics) if system_metrics else None
         self._lock = _hold(self._folder)
-        say = warn or print_warning
+        say = self._say = warn or print_warning
         mended = mend_spool(self._folder / SPOOL_FILE, say)
         self._spool = Spool(self._folder / SPOOL_FILE)
         self._recall()
@@ -232,8 +235,8 @@ class Tracker:
         return command, charts_at(LOCAL_SERVER, experiment)
 
     def connect(self) -> None:
-        """Open a database even if nothing is to be sent: one that was moved is put in order."""
-        if self._writer and self._address.database_file:
+        """Compare MLflow with what it was sent, and send it again where runs or values are gone."""
+        if self._writer:
             self._writer.connect()
 
     def close(self, timeout: float = 30.0) -> int:
@@ -265,8 +268,12 @@ class Tracker:
 
     def _let_go(self) -> None:
         """Free the folder; only when the thread has ended, so that no two writers meet."""
-        self._spool.close()
-        self._lock.release()
+        try:
+            self._spool.close()
+        except OSError as error:  # of a disk that fails; what is lost, the next start sends again
+            self._say(f"{self._spool.path}: {error.strerror}")
+        finally:
+            self._lock.release()
 
     def _append(
         self, op: Operation, key: str, content: dict[str, Any], time_ms: int | None = None

@@ -27,5 +27,6 @@ def record(
         num_trials=6,
         num_pruned=3,
         num_failed=0,
-        best={"train.learning_rate": 0.1},
+        searches=(SEEDS,),
+        best=({"train.learning_rate": 0.1},),
     )

@@ -6,6 +6,8 @@ import pytest
 from parts.claims.measures import (
     Interval,
     Speed,
+    Spread,
+    both,
     deepest_third,
     differences,
     overall,
@@ -96,3 +98,19 @@ def test_verdicts_are_summed_up_in_words() -> None:
 )
 def test_the_deepest_third(residual: list[float], expected: float) -> None:
     assert deepest_third(residual) == pytest.approx(expected)
+
+
+def test_the_spread_of_searches_is_pooled_over_methods_by_hand() -> None:
+    spread = Spread.over([[0.50, 0.54], [0.60, 0.60], [0.70]])
+    assert spread is not None
+    assert spread.degrees == 2
+    assert spread.variance == pytest.approx(0.0008 / 2)
+    found = spread.around(0.05, num_searches=2)
+    half = 4.302653 * math.sqrt(2 * 0.0004 / 2)  # t of 2 degrees of freedom
+    assert (found.low, found.high) == pytest.approx((0.05 - half, 0.05 + half))
+    assert Spread.over([[0.5], [0.6]]) is None
+
+
+def test_two_intervals_must_agree() -> None:
+    assert both("holds", "holds") == "holds"
+    assert both("holds", "undecided") == both("does not hold", "holds") == "undecided"

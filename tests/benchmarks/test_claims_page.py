@@ -8,6 +8,7 @@ from benchmarks.claims_records import record
 from parts.claims.page import page
 from parts.claims.pictures import draw_figures
 from parts.claims.scoreboard import (
+    ablation_json,
     by_size,
     combination_claim,
     gain_claim,
@@ -21,10 +22,11 @@ from krscale.config import load
 
 def test_results_of_a_former_loss_are_marked(result: dict[str, Any]) -> None:
     assert "older than two changes" not in page(result, {})
-    methods = result["sizes"][0]["methods"]
-    methods["at"] = {**methods["kd"], "best": {"distill.at_weight": 10.0}}
+    methods = result["tasks"][0]["sizes"][0]["methods"]
+    search = {"seeds": [1000], "best": {"distill.at_weight": 10.0}}
+    methods["at"] = {**methods["kd"], "searches": [search]}
     assert "`at` summed over positions" in page(result, {})
-    methods["at"]["best"] = {"distill.at_reduction": "sum", "distill.at_weight": 10.0}
+    search["best"] = {"distill.at_reduction": "sum", "distill.at_weight": 10.0}
     assert "older than two changes" not in page(result, {})
 
 
@@ -42,12 +44,16 @@ def result() -> dict[str, Any]:
     sizes = by_size(records, ["1/32", "1/4"])
     traced = {"layer_wise": {1: [3.0, 2.0, 1.0]}, "aggregated": {1: [3.0, 2.0, 0.5]}}
     num_parameters = {"1/32": 5000, "1/4": 40000}
-    return {
-        "command": "python benchmarks/claims.py",
+    without = {"1/4": {"without sparsity": record("kr", [0.79, 0.80, 0.82], capacity="1/4")}}
+    task = {
+        "name": "glyphs",
+        "title": "Glyphs",
+        "published": "",
+        "num_train": 3072,
+        "num_searches": 1,
         "commit": "0123456789abcdef",
-        "machine": "2 x test",
-        "unfinished": ["features"],
-        "task": load(None, []).model_dump(mode="json"),
+        "unfinished": ["features (search 1)"],
+        "task": load("jobs/claims.toml", []).model_dump(mode="json"),
         "teacher": {
             "model": "resnet",
             "width": 16,
@@ -71,38 +77,48 @@ def result() -> dict[str, Any]:
         "C2": speed_claim(sizes, 10),
         "C3": gain_claim(sizes),
         "C4": combination_claim(sizes),
+        "ablations": ablation_json(sizes, without),
+    }
+    return {
+        "command": "python benchmarks/claims.py",
+        "machine": "2 x test",
+        "tasks": [task],
+        "not_here": ["cifar10"],
     }
 
 
 def test_the_page_says_what_is_unfinished_and_where_kr_loses(result: dict[str, Any]) -> None:
     text = page(result, {})
-    assert "**Unfinished.** Not measured yet: features." in text
+    assert "**Unfinished.** Not measured yet: features (search 1)." in text
+    assert "**Not measured:** cifar10; the data was not there." in text
     assert "- at 1/32, `kd` is better than `kr` by +10.0 points" in text
     assert "| 1/4 | `kd` | +10.0 [+10.0 to +10.0] | holds | yes |" in text
+    assert "| 1/4 | without sparsity | +0.7 [-0.8 to +2.1] | undecided |" in text
     assert "C3: holds at 1 of 2 sizes, does not hold at 1 of 2 sizes." in text
     assert "**41.0 ± 2.5**" not in text  # bold is the best of its size, which is KD here
     assert "**51.0 ± 2.5**" in text
 
 
 def test_a_page_before_anything_was_measured_can_be_written(result: dict[str, Any]) -> None:
-    empty = {
-        **result,
+    task = {
+        **result["tasks"][0],
         "teacher": None,
-        "sizes": [{**size, "methods": {}} for size in result["sizes"]],
+        "sizes": [{**size, "methods": {}} for size in result["tasks"][0]["sizes"]],
         "C1": residual_claim({}),
         "C2": speed_claim({}, 10),
         "C3": gain_claim({}),
         "C4": combination_claim({}),
+        "ablations": [],
     }
-    assert page(empty, {}).count("Not measured yet.") == 5
+    assert page({**result, "tasks": [task]}, {}).count("Not measured yet.") == 6
 
 
 def test_every_figure_is_drawn_and_shown(result: dict[str, Any], tmp_path: Path) -> None:
     figures = draw_figures(result, tmp_path)
     assert [path.name for path in figures] == [
-        "claims-accuracy.png",
-        "claims-residual.png",
-        "claims-convergence.png",
+        "claims-glyphs-accuracy.png",
+        "claims-glyphs-residual.png",
+        "claims-glyphs-convergence.png",
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures)
     text = page(result, {path.stem: Path("images") / path.name for path in figures})

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from benchmarks.claims_records import record
+from parts.claims.records import Record, merged
 from parts.claims.scoreboard import (
     best_on_validation,
     by_size,
@@ -99,3 +102,43 @@ def test_a_method_without_finals_is_left_out() -> None:
     empty = type(empty)(**{**vars(empty), "test": {}})
     assert by_size([empty], ["1/4"]) == {"1/4": {}}
     assert gain_claim({"1/4": {}})["verdict"] == "not measured"
+
+
+def _searched_twice(label: str, first: float, second: float) -> Record:
+    one = record(label, [first - 0.001, first, first + 0.001])
+    other = record(label, [second - 0.001, second, second + 0.001])
+    again = {seed: seed + 100 for seed in one.test}
+    moved = replace(
+        other,
+        test={again[seed]: value for seed, value in other.test.items()},
+        val={again[seed]: value for seed, value in other.val.items()},
+        curves={again[seed]: curve for seed, curve in other.curves.items()},
+        searches=(tuple(again.values()),),
+    )
+    (found,) = merged([one, moved])
+    return found
+
+
+def test_luck_of_a_search_keeps_a_claim_undecided() -> None:
+    """The seeds agree, and so would one search; the other search of each method is far away."""
+    records = [_searched_twice("kr", 0.60, 0.70), _searched_twice("kd", 0.55, 0.64)]
+    claim = gain_claim(by_size(records, ["1/4"]))["gain_over_best_opponent"][0]
+    assert claim["low"] > 0.0
+    assert claim["over_searches"]["low"] < 0.0
+    assert claim["verdict"] == "undecided"
+    steady = [_searched_twice("kr", 0.60, 0.601), _searched_twice("kd", 0.55, 0.551)]
+    claim = gain_claim(by_size(steady, ["1/4"]))["gain_over_best_opponent"][0]
+    assert claim["verdict"] == "holds"
+
+
+def test_searches_of_a_method_become_one_record() -> None:
+    found = _searched_twice("kr", 0.60, 0.70)
+    assert found.num_trials == 12
+    assert [len(seeds) for seeds in found.searches] == [3, 3]
+    assert found.search_means == pytest.approx([0.60, 0.70])
+    content = method_json(found, {"kr": found}, 10)
+    assert len(content["test_accuracy"]) == 6
+    assert [search["seeds"] for search in content["searches"]] == [
+        [1000, 1001, 1002],
+        [1100, 1101, 1102],
+    ]

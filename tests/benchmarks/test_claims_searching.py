@@ -10,6 +10,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from parts.claims.families import FAMILIES, QUICK, Family
 from parts.claims.searching import is_finished, read_records
+from parts.claims.tasks import TASKS, TaskRun
 
 from krscale.config import Experiment
 from krscale.report import Curve, CurveSize, MethodResult, TeacherRecord, write_curve
@@ -20,10 +21,14 @@ KR = next(family for family in FAMILIES if family.name == "kr")
 SEEDS = (1000, 1001)
 
 
+def _run(storage: Path, *changes: str) -> TaskRun:
+    return TaskRun(TASKS[0], storage, changes=(*QUICK, *changes))
+
+
 @pytest.fixture
 def finished(tmp_path: Path) -> Experiment:
     """The folder of a finished search of KR, as far as the benchmark reads it."""
-    experiment = KR.experiment(tmp_path, QUICK)
+    experiment = _run(tmp_path).experiment(KR)
     space = load_space(experiment, describe(experiment).num_taps).describe()
     content = {"experiment": experiment.model_dump(mode="json"), "bound": {"space": space}}
     experiment.run_path.mkdir(parents=True)
@@ -50,8 +55,8 @@ def finished(tmp_path: Path) -> Experiment:
 def test_a_search_is_finished_for_the_very_same_experiment_alone(finished: Experiment) -> None:
     storage = Path(finished.storage_path)
     assert is_finished(finished)
-    assert not is_finished(KR.experiment(storage, [*QUICK, "train.num_epochs=5"]))
-    assert not is_finished(Family("other", ("kr",)).experiment(storage, QUICK))
+    assert not is_finished(_run(storage, "train.num_epochs=5").experiment(KR))
+    assert not is_finished(_run(storage).experiment(Family("other", ("kr",))))
 
 
 def test_a_search_of_another_space_is_not_finished(finished: Experiment) -> None:
@@ -80,14 +85,15 @@ def test_final_curves_come_from_the_journal_by_seed(finished: Experiment) -> Non
     assert record.curves == {1000: [0.2, 0.3], 1001: [0.1, 0.4]}
     assert record.test == {1000: 0.2, 1001: 0.3}
     assert record.val == {1000: 0.3, 1001: 0.4}
-    assert record.best == {"distill.granularity": 3}
+    assert record.best == ({"distill.granularity": 3},)
+    assert record.searches == (SEEDS,)
 
 
 def test_attention_transfer_of_the_former_loss_is_not_finished(tmp_path: Path) -> None:
     """Its results are never taken for those of today's; other families of then stay finished."""
     for methods, kept in ((("at", "pkt"), False), (("kd", "pkt"), True)):
         family = Family("-".join(methods), methods)
-        experiment = family.experiment(tmp_path, QUICK)
+        experiment = _run(tmp_path).experiment(family)
         content = experiment.model_dump(mode="json")
         for name in ("at_reduction", "at_mean_weight"):
             del content["distill"][name]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 from recorded import journal, mlflow_runs
-from running import SMALL, command, overrides
+from running import SMALL, here, overrides
 
 pytestmark = [
     pytest.mark.cluster,
@@ -40,7 +40,7 @@ def test_nan_is_fail_in_optuna_and_mlflow_and_ends_the_search_with_its_first_err
     storage: Path,
 ) -> None:
     settings = (*SMALL, *ONE_STUDY, space(storage), f"storage_path={storage}", "name=poisoned")
-    done = command(
+    done = here(
         "tune",
         overrides(*settings, "train.learning_rate=1e30", "search.max_failures=2"),
     )
@@ -55,7 +55,7 @@ def test_nan_is_fail_in_optuna_and_mlflow_and_ends_the_search_with_its_first_err
 
 def test_mlflow_away_is_said_spooled_and_does_not_stop_the_search(storage: Path) -> None:
     settings = (*SMALL, *ONE_STUDY, space(storage), f"storage_path={storage}", "name=away")
-    done = command("tune", ["--json", *overrides(*settings, "tracking.uri=http://127.0.0.1:9")])
+    done = here("tune", ["--json", *overrides(*settings, "tracking.uri=http://127.0.0.1:9")])
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["sizes"][0]["methods"]["plain"]["num_trials"] == 2
     assert "http://127.0.0.1:9" in done.stderr

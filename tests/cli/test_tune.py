@@ -15,7 +15,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState
 from recorded import journal, mlflow_runs
-from running import ROOT, SMALL, command, environment, overrides
+from running import ROOT, SMALL, command, environment, here, overrides
 
 from krscale.files import read_json
 
@@ -151,7 +151,7 @@ def test_same_command_again_runs_nothing_anew(finished: tuple[Path, dict[str, An
     run, curve = finished
     before = {name: len(study.trials) for name, study in journal(run).items()}
     settings = (*SMALL, f"storage_path={run.parent}", "name=small", WATCHED)
-    done = command("tune", ["--json", *overrides(*settings)])
+    done = here("tune", ["--json", *overrides(*settings)])
     assert done.returncode == 0, done.stderr
     assert {name: len(study.trials) for name, study in journal(run).items()} == before
     again = json.loads(done.stdout)
@@ -163,7 +163,7 @@ def test_same_command_again_runs_nothing_anew(finished: tuple[Path, dict[str, An
 def test_report_reads_the_run(finished: tuple[Path, dict[str, Any]]) -> None:
     run, curve = finished
     (run / "curve.png").unlink()
-    done = command("report", [str(run)])
+    done = here("report", [str(run)])
     assert done.returncode == 0, done.stderr
     for size in curve["sizes"]:
         assert size["capacity"] in done.stdout
@@ -179,7 +179,7 @@ def test_report_reads_the_run(finished: tuple[Path, dict[str, Any]]) -> None:
 def test_other_experiment_in_the_folder_is_refused(finished: tuple[Path, dict[str, Any]]) -> None:
     run, _ = finished
     settings = (*SMALL, f"storage_path={run.parent}", "name=small", WATCHED, "train.num_epochs=4")
-    done = command("tune", overrides(*settings))
+    done = here("tune", overrides(*settings))
     assert done.returncode == 2
     assert "train.num_epochs was 3, is now 4" in done.stderr
     assert "Traceback" not in done.stderr

@@ -5,11 +5,14 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import ray
 from running import environment
 
 from krscale.cluster import connect
+from krscale.config import ClusterConfig
+from krscale.errors import UserError
 
 CODE = """
 import time
@@ -62,10 +65,34 @@ def test_its_processes_are_in_other_groups_and_end_with_the_command() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "connected\n"
         started = others(process.pid)
+        listening = {
+            (part.name(), connection.laddr.ip.removeprefix("::ffff:"))
+            for part in psutil.Process(process.pid).children(recursive=True)
+            for connection in part.net_connections()
+            if connection.status == psutil.CONN_LISTEN
+        }
         process.kill()
     assert any("gcs_server" in args for _, args in started.values()), started
     assert [args for group, args in started.values() if group == process.pid] == []
+    assert {"gcs_server", "raylet"} <= {name for name, _ in listening}
+    assert {address for _, address in listening} == {"127.0.0.1"}, listening
     deadline = time.monotonic() + 30
     while left := [a for _, a in others(process.pid).values() if not a.startswith(LINGERING)]:
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
+
+
+@pytest.mark.parametrize("error", [Exception("The node timed out.\nmore"), OSError("no space")])
+def test_a_private_ray_that_does_not_come_up_is_one_error(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> None:
+        raise error
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.setattr(connect, "use_own_token", lambda: None)
+    first = str(error).splitlines()[0]
+    with pytest.raises(UserError, match=f"could not be started on this machine: {first}"):
+        connect.connect(ClusterConfig())

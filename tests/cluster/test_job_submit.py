@@ -34,6 +34,7 @@ RAY = Path(sys.executable).with_name("ray")
 SETTINGS = (
     *(setting for setting in SMALL if not setting.startswith("cluster.")),
     "ladder.capacities=['1/4']",
+    "search.trials_per_size=1",
     "search.num_final_seeds=1",
 )
 
@@ -143,9 +144,21 @@ def shell(
 
 def tune(storage: Path, *settings: str, before: str = ":") -> str:
     """Return the command of a search that lasts seconds."""
-    tiny = (f"storage_path={storage}", "search.methods=['plain']", "search.trials_per_size=1")
+    tiny = (f"storage_path={storage}", "search.methods=['plain']")
     arguments = ["--json", *overrides(*SETTINGS, *tiny, *settings)]
     return f"{before}\n{shlex.join([sys.executable, '-m', 'krscale.tune', *arguments])}"
+
+
+def connected(settings: str, before: str = ":") -> str:
+    """Return the command of what a search begins with: it joins a cluster, or starts its own."""
+    code = (
+        "import ray\n"
+        "from krscale.cluster.connect import connect\n"
+        "from krscale.config import ClusterConfig\n"
+        f"connect(ClusterConfig({settings}))\n"
+        "print('CPUs:', ray.cluster_resources()['CPU'])\n"
+    )
+    return f"{before}\n{shlex.join([sys.executable, '-c', code])}"
 
 
 @pytest.fixture(scope="module")
@@ -180,9 +193,9 @@ def env(home: Path, temporary: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def head(home: Path, temporary: Path, env: dict[str, str]) -> Iterator[Head]:
     commands = Commands.read()
-    # What `make run` runs comes first, with a Ray of its own.
-    first = shell(tune(home / "first", "cluster.address=", "cluster.num_cpus=1"), env)
-    assert first.returncode == 0, first.stderr
+    # A run comes first, with a Ray of its own.
+    first = shell(connected("num_cpus=1"), env)
+    assert first.stdout == "CPUs: 1.0\n", first.stderr
     assert not (home / ".ray").exists(), "krscale leaves no token on the machine"
     options = (
         *("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port"),
@@ -194,7 +207,7 @@ def head(home: Path, temporary: Path, env: dict[str, str]) -> Iterator[Head]:
         *("--block", "--num-cpus=2", "--disable-usage-stats"),
         *(f"--{option}={port}" for option, port in ports.items()),
     ]
-    start = f"exec {commands.start} {shlex.join(own)}"
+    start = f"exec env {commands.start} {shlex.join(own)}"
     log = home / "head.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -320,25 +333,24 @@ def test_only_its_owner_can_read_the_token(head: Head) -> None:
     assert "Missing authentication token" in done.stderr + done.stdout, "as the README says"
 
 
-def test_a_search_joins_the_cluster_of_its_node_by_auto(head: Head, home: Path) -> None:
+@pytest.mark.drill
+def test_a_whole_search_joins_the_cluster_of_its_node_by_auto(head: Head, home: Path) -> None:
     joined = tune(home / "joined", "cluster.address=auto", before=head.commands.export)
     done = shell(joined, head.env)
     assert done.returncode == 0, done.stderr + head.story()
     assert json.loads(done.stdout)["sizes"]
 
 
+def test_a_search_joins_the_cluster_of_its_node_by_auto(head: Head) -> None:
+    done = shell(connected("address='auto'", before=head.commands.export), head.env)
+    assert done.stdout == "CPUs: 2.0\n", done.stderr + head.story()
+
+
 def test_a_search_by_itself_runs_beside_the_cluster(head: Head) -> None:
-    code = (
-        "import ray\n"
-        "from krscale.cluster.connect import connect\n"
-        "from krscale.config import ClusterConfig\n"
-        "connect(ClusterConfig(num_cpus=1))\n"
-        "print('CPUs:', ray.cluster_resources()['CPU'])\n"
-    )
     # The cluster came first, then `make run`, in a shell where the token was demanded or not.
     for before in (head.commands.export, ":"):
-        done = shell(f"{before}\n{shlex.join([sys.executable, '-c', code])}", head.env)
-        assert "CPUs: 1.0" in done.stdout, done.stderr
+        done = shell(connected("num_cpus=1", before), head.env)
+        assert done.stdout == "CPUs: 1.0\n", done.stderr
 
 
 def test_an_error_says_which_of_mode_and_token_is_missing(head: Head, home: Path) -> None:

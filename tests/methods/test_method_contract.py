@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from krscale.config import DistillConfig
+from krscale.config import DistillConfig, TrainConfig
 from krscale.errors import KrscaleError
 from krscale.knowledge.features import KINDS, feature_shapes, read_features
 from krscale.knowledge.parameters import layers_by_tap, weight_histograms
@@ -27,7 +27,7 @@ from krscale.methods import (
     takes_mixed_labels,
     takes_unlabelled,
 )
-from krscale.methods.base import UNLABELLED, Mixture
+from krscale.methods.base import UNLABELLED, LearnerOutput, Mixture
 
 NUM_CLASSES, NUM_TAPS, PATHS = 6, 4, ("0", "1")
 STUDENT_STAGES = ((4, 8, 8), (5, 8, 8))
@@ -279,6 +279,20 @@ def test_samples_do_not_depend_on_their_order(name: str, changes: dict[str, Any]
     terms, others = learner(batch).terms, learner(shuffled).terms
     for term in terms:
         torch.testing.assert_close(terms[term][order], others[term], rtol=1e-4, atol=1e-5)
+
+
+@every_method
+def test_samples_are_alone_in_every_method_but_those_that_accumulation_names(
+    name: str, changes: dict[str, Any]
+) -> None:
+    """`train.gradient_accumulation` lists the methods that compare the samples of a batch."""
+    learner, batch = make(name, changes).eval(), make_batch(7)
+    whole = learner(batch).terms
+    parts = LearnerOutput.joined([learner(batch.rows(0, 3)), learner(batch.rows(3, 7))]).terms
+    meaning = TrainConfig.model_fields["gradient_accumulation"].description or ""
+    for term, values in whole.items():
+        alone = torch.allclose(values, parts[term], rtol=1e-4, atol=1e-5)
+        assert alone != (f"`{term}`" in meaning), term
 
 
 def mixture_of(batch: Batch, labels: Tensor) -> Mixture:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import SMALL, command, overrides
+from running import SMALL, here, overrides
 from safetensors.torch import load_file
 
 from krscale.setup.networks import Networks
@@ -29,7 +29,7 @@ CALM = (
 
 def distil(storage: Path, *settings: str) -> dict[str, object]:
     arguments = ["--json", *overrides(*SMALL, f"storage_path={storage}", UNEVEN, *settings)]
-    done = command("distill", arguments)
+    done = here("distill", arguments)
     assert done.returncode == 0, done.stderr
     result: dict[str, object] = json.loads(done.stdout)
     return result
@@ -103,9 +103,10 @@ def _rewind(run: Path) -> None:
     save_checkpoint(run / "checkpoint", state)
 
 
+@pytest.mark.drill
 def test_more_workers_than_the_cluster_has(storage: Path) -> None:
     many = (f"storage_path={storage}", "name=many", "train.num_workers=64")
-    done = command("distill", overrides(*SMALL, *many))
+    done = here("distill", overrides(*SMALL, *many))
     assert done.returncode == 2
     assert "train.num_workers" in done.stderr
     assert "64 times 1 CPU, each on one node" in done.stderr
@@ -134,7 +135,7 @@ NOT_FINITE = "loss term 'ce' is not finite in epoch 1, step 1 of 17"
 def test_a_loss_that_is_not_finite_is_one_line(
     name: str, settings: tuple[str, ...], error: str, storage: Path
 ) -> None:
-    done = command(name, ["--quiet", *overrides(*SMALL, f"storage_path={storage}", *settings)])
+    done = here(name, ["--quiet", *overrides(*SMALL, f"storage_path={storage}", *settings)])
     assert done.returncode == 2, done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("krscale: error: ")

@@ -11,7 +11,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from recorded import journal
-from running import command, overrides, unpack
+from running import here, overrides, unpack
 
 from krscale.report import read_curve
 
@@ -44,7 +44,7 @@ def counted(studies: dict[str, optuna.Study]) -> dict[str, int]:
 
 def tune(storage: Path, *settings: str) -> dict[str, object]:
     arguments = overrides(*COMMON, f"storage_path={storage}", *settings)
-    done = command("tune", ["--quiet", "--json", *arguments], timeout=280)
+    done = here("tune", ["--quiet", "--json", *arguments])
     assert done.returncode == 0, done.stderr
     found: dict[str, object] = json.loads(done.stdout)
     return found
@@ -89,6 +89,6 @@ def test_a_killed_search_goes_on_from_its_checkpoints(storage: Path) -> None:
 
 def test_a_student_is_exported(storage: Path) -> None:
     place = ["--storage-path", str(storage), "--format", "safetensors", "--no-register"]
-    done = command("pick", ["old", "--max-params", "100k", "--quiet", *place])
+    done = here("pick", ["old", "--max-params", "100k", "--quiet", *place])
     assert done.returncode == 0, done.stderr
     assert list((storage / "old" / "export").rglob("student.safetensors"))

@@ -1,21 +1,18 @@
-"""The searches of the benchmark: families of methods on one task, each with a run of its own.
+"""The searches of the benchmark: families of methods, each with runs of its own on every task.
 
-All families read `jobs/claims.toml` and differ in their methods alone, so that they share data,
+All families of a task read the same job and differ in their methods alone, so that they share data,
 teacher and store, and a change to one leaves the others finished.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from krscale.config import Experiment, load
-from parts.measuring import ROOT
+from krscale.config.distillation import DistillConfig
 
-JOB = ROOT / "jobs" / "claims.toml"
 KR = "kr"
 WITHOUT_SPARSITY = "kr_without_sparsity"
 LAYER_WISE = "kr_layer_wise"
@@ -32,7 +29,7 @@ class Family:
     """Methods that are tuned in one search.
 
     Attributes:
-        name: The run is called `claims-NAME`.
+        name: Part of the name of its runs.
         methods: Its methods, by krscale's names.
         changes: Further overrides of the job.
         label: What the results call its method, where that is not the method's own name.
@@ -47,20 +44,6 @@ class Family:
         """Return what the results call one of its methods."""
         return self.label or method
 
-    def overrides(self, storage: Path, changes: Sequence[str]) -> list[str]:
-        """Return every `--set` of its search: those of all families, then its own."""
-        return [
-            f"storage_path={json.dumps(str(storage))}",
-            *changes,
-            f"name=claims-{self.name}",
-            f"search.methods={json.dumps(self.methods)}",
-            *self.changes,
-        ]
-
-    def experiment(self, storage: Path, changes: Sequence[str]) -> Experiment:
-        """Return the experiment of its search."""
-        return load(str(JOB), self.overrides(storage, changes))
-
 
 def partner(capacity: str, best: Mapping[str, Any], num_taps: int) -> Family:
     """Return the final trainings that C1 compares with those of KR's winner at a size.
@@ -74,9 +57,36 @@ def partner(capacity: str, best: Mapping[str, Any], num_taps: int) -> Family:
         num_taps: The teacher's taps, the classifier included.
     """
     layer_wise = not is_layer_wise(best, num_taps)
-    settings = {**best, "distill.granularity": num_taps if layer_wise else num_taps // 2}
+    changed = {"distill.granularity": num_taps if layer_wise else num_taps // 2}
+    name, label = ("c1", LAYER_WISE) if layer_wise else ("c1", AGGREGATED)
+    return finals_with(changed, capacity, best, name, label)
+
+
+def ablations(capacity: str, best: Mapping[str, Any], distill: DistillConfig) -> list[Family]:
+    """Return the final trainings of KR's winner at a size, each without one part of the method.
+
+    Nothing is tuned again. A part that the winner itself does without is left out.
+
+    Args:
+        capacity: The size.
+        best: The winner's settings.
+        distill: What it has where the search varied nothing.
+    """
+    fixed = {f"distill.{name}": value for name, value in distill.model_dump(mode="json").items()}
+    return [
+        finals_with(changed, capacity, best, name.replace(" ", "-"), name)
+        for name, changed in ABLATIONS.items()
+        if any({**fixed, **best}[path] != value for path, value in changed.items())
+    ]
+
+
+def finals_with(
+    changed: Mapping[str, Any], capacity: str, best: Mapping[str, Any], name: str, label: str
+) -> Family:
+    """Return the final trainings of KR at a size with the settings of a winner, some changed."""
+    settings = {**best, **changed}
     return Family(
-        f"c1-{capacity.replace('/', '-')}",
+        f"{name}-{capacity.replace('/', '-')}",
         (KR,),
         (
             f"ladder.capacities={json.dumps([capacity])}",
@@ -84,7 +94,7 @@ def partner(capacity: str, best: Mapping[str, Any], num_taps: int) -> Family:
             "search.trials_per_size=1",
             *(f"{path}={json.dumps(value)}" for path, value in settings.items()),
         ),
-        LAYER_WISE if layer_wise else AGGREGATED,
+        label,
     )
 
 
@@ -107,6 +117,12 @@ FAMILIES = (
 )
 """In the order in which they run: what most claims need comes first."""
 
+ABLATIONS: Mapping[str, Mapping[str, Any]] = {
+    "without aggregation": {"distill.granularity": "layer"},
+    "without sparsity": {"distill.sparsity": 0.0},
+    "without the grid": {"distill.head_grid": 1},
+}
+"""Parts of KR, and the settings that leave each of them out."""
 QUICK = (
     "data.glyphs.num_train=640",
     "data.glyphs.num_val=500",
@@ -117,4 +133,4 @@ QUICK = (
     "search.trials_per_size=2",
     "search.num_final_seeds=2",
 )
-"""SizeResolver of `--quick`: the whole path in minutes, its numbers say little."""
+"""Settings of `--quick`: the whole path in minutes, its numbers say little."""

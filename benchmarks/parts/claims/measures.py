@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from scipy.special import stdtrit  # type: ignore[import-untyped]
 
 from krscale.report.interval import half_width
 
@@ -48,6 +51,44 @@ class Interval:
     def to_json(self) -> dict[str, float | None]:
         """Return it as JSON; an open end is null."""
         return {k: v if math.isfinite(v) else None for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far apart the winners of independent searches of one method are; pooled over methods.
+
+    Attributes:
+        variance: Of the mean test accuracy of a search's winner.
+        degrees: Degrees of freedom of that estimate: searches beyond the first, summed.
+    """
+
+    variance: float
+    degrees: int
+
+    @classmethod
+    def over(cls, search_means: Sequence[Sequence[float]]) -> Spread | None:
+        """Return the pooled spread of several methods, one list each; None without a second search.
+
+        >>> Spread.over([[0.5, 0.7], [0.1, 0.1], [0.3]])
+        Spread(variance=0.01, degrees=2)
+        """
+        again = [means for means in search_means if len(means) > 1]
+        degrees = sum(len(means) - 1 for means in again)
+        if not degrees:
+            return None
+        squares = math.fsum((len(means) - 1) * statistics.variance(means) for means in again)
+        return cls(round(squares / degrees, 12), degrees)
+
+    def around(self, mean: float, num_searches: int) -> Interval:
+        """Return the 95 % interval of the difference of two methods with so many searches each."""
+        quantile = float(stdtrit(self.degrees, 0.975))
+        half = quantile * math.sqrt(2 * self.variance / num_searches)
+        return Interval(mean, mean - half, mean + half)
+
+
+def both(one: Verdict, other: Verdict) -> Verdict:
+    """Return what two intervals agree on."""
+    return one if one == other else "undecided"
 
 
 def differences(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:

@@ -30,11 +30,15 @@ _PANELS = (
 
 
 def draw_figures(result: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draw what the results hold and return the files, each written atomically."""
+    """Draw what the results hold of every task and return the files, each written atomically."""
+    return [path for task in result["tasks"] for path in _draw_task(task, folder)]
+
+
+def _draw_task(task: Mapping[str, Any], folder: Path) -> list[Path]:
     drawn = {
-        "claims-accuracy.png": (_draw_accuracy, bool(result["sizes"])),
-        "claims-residual.png": (_draw_residual, bool(result["C1"]["residual_by_depth"])),
-        "claims-convergence.png": (_draw_convergence, bool(result["C2"]["sizes"])),
+        "accuracy": (_draw_accuracy, bool(task["sizes"]) and bool(task["teacher"])),
+        "residual": (_draw_residual, bool(task["C1"]["residual_by_depth"])),
+        "convergence": (_draw_convergence, bool(task["C2"]["sizes"])),
     }
     paths = []
     for name, (draw, wanted) in drawn.items():
@@ -42,8 +46,8 @@ def draw_figures(result: Mapping[str, Any], folder: Path) -> list[Path]:
             with mpl.rc_context(STYLE):
                 figure = Figure(dpi=90, layout="constrained")
                 FigureCanvasAgg(figure)
-                draw(figure, result)
-                path = folder / name
+                draw(figure, task)
+                path = folder / f"claims-{task['name']}-{name}.png"
                 write_atomic(path, lambda t, f=figure: f.savefig(t, format="png"))
                 paths.append(path)
     return paths

@@ -4,7 +4,7 @@ HEAD = """\
 # The four claims, measured
 
 Written by `benchmarks/claims.py` from `benchmarks/results/claims.json`; do not edit. What is said
-here holds for the task below and for our formulation of Knowledge Representing, no further.
+here holds for the tasks below and for our formulation of Knowledge Representing, no further.
 """
 
 STATED = """\
@@ -39,14 +39,19 @@ test faces of this page had no part in that choice.
 HOW_TO_READ = """\
 ## How to read the tables
 
-Differences are paired by seed: both students see the same images in the same order. Brackets hold
-the 95 % interval of the mean over the seeds (Student's t). A claim *holds* at a size when its whole
-interval is on the right side, *does not hold* when the whole interval is on the other, and is
-*undecided* otherwise. Intervals speak of seeds, not of other data, other tuning runs or other
-teachers, and with so many of them a few are on one side by chance: nothing was corrected for that.
+Differences are paired by seed: both students see the same images in the same order. Square brackets
+hold the 95 % interval of the mean over the seeds (Student's t). Where every method was searched
+more than once, curly brackets hold the 95 % interval over searches: its variance is that between
+the winners of independent searches of one method, pooled over all methods of the size, so that luck
+in the draw of settings is in it. A claim *holds* at a size when all its intervals are on the right
+side, *does not hold* when all are on the other, and is *undecided* otherwise. Intervals do not
+speak of other data or other teachers, and with so many of them a few are on one side by chance:
+nothing was corrected for that.
 """
 
 TRIED = """\
+## What was tried and lost
+
 What was tried in the formulation and lost is in
 [knowledge-representing.md](knowledge-representing.md) and in the [log](log.md).
 """
@@ -77,17 +82,21 @@ REPEAT = """\
 ## Repeat it
 
 ```console
-$ make claims                          # one to two hours on two cores; the same command continues
+$ make claims ARGS="--tasks glyphs"    # hours on two cores; the same command continues
+$ make claims ARGS="--data fashion_mnist=fashion-mnist cifar10=cifar-10-batches-bin"
 $ make claims ARGS=--dry-run           # the plan, and what it costs on this machine
 $ make claims ARGS=--quick             # the whole path in minutes; results in runs/claims-quick
-$ make claims ARGS="--storage runs/claims-large --set data.glyphs.num_train=20000 \\
-      --set train.num_epochs=20 --set search.trials_per_size=20 --set search.num_final_seeds=10"
+$ make claims ARGS="--tasks glyphs --storage runs/claims-large \\
+      --set data.glyphs.num_train=20000 --set search.trials_per_size=20"
 ```
 
-The numbers belong to the commit named at the top and to the job as it was there; where the job has
-changed since, the [log](log.md) says why, and a new run will say what that changes.
+The numbers belong to the commits named at each task and to the job as it was there; where the job
+has changed since, the [log](log.md) says why, and a new run will say what that changes.
 
-The task is [`jobs/claims.toml`](../jobs/claims.toml), what is tuned
-[`search_spaces/claims.toml`](../search_spaces/claims.toml). Every family of methods is a run of
-krscale in `runs/claims`, with its own journal; `krscale report` shows each by itself.
+The tasks are [`jobs/claims.toml`](../jobs/claims.toml) (glyphs, embedded),
+[`jobs/fashion_mnist.toml`](../jobs/fashion_mnist.toml) and
+[`jobs/cifar10.toml`](../jobs/cifar10.toml), with fewer images and smaller networks than there; what
+is tuned stands in [`search_spaces/claims.toml`](../search_spaces/claims.toml). krscale does not
+download data: each job says where its files come from. Every search of a family of methods is a run
+of krscale in `runs/claims`, with its own journal; `krscale report` shows each by itself.
 """

@@ -15,7 +15,9 @@ from parts.claims.families import (
 )
 from parts.claims.measures import (
     Interval,
+    Spread,
     Verdict,
+    both,
     deepest_third,
     differences,
     overall,
@@ -62,7 +64,10 @@ def method_json(record: Record, size: SizeRecords, steps_per_epoch: int) -> Json
             content[f"steps_to_{name}"] = [
                 None if found is None else round(found, 1) for found in steps.values()
             ]
-    content["best"] = dict(record.best)
+    content["searches"] = [
+        {"seeds": list(found), "best": dict(best)}
+        for found, best in zip(record.searches, record.best, strict=True)
+    ]
     content["val_curves"] = [[round(v, 4) for v in record.curves[seed]] for seed in seeds]
     return content
 
@@ -118,7 +123,9 @@ def speed_claim(sizes: Mapping[str, SizeRecords], steps_per_epoch: int) -> Json:
                     if name in size
                 }
         if KR in size and WITHOUT_SPARSITY in size:
-            entry["accuracy_gained_by_sparsity"] = _gain(size[KR], size[WITHOUT_SPARSITY])
+            entry["accuracy_gained_by_sparsity"] = _gain(
+                size[KR], size[WITHOUT_SPARSITY], spread_of(size)
+            )
         entries.append(entry)
     verdicts = {
         name: overall(
@@ -143,13 +150,14 @@ def gain_claim(sizes: Mapping[str, SizeRecords]) -> Json:
         if KR not in size or not opponents:
             continue
         opponent = best_on_validation(size, opponents)
-        gain = _gain(size[KR], size[opponent])
+        spread = spread_of(size)
+        gain = _gain(size[KR], size[opponent], spread)
         gain["goal_met"] = _met(gain["verdict"], gain["mean"] >= 0.01)
         best.append({"capacity": capacity, "opponent": opponent, **gain})
         each.append(
             {
                 "capacity": capacity,
-                "gain": {name: _gain(size[KR], size[name]) for name in opponents},
+                "gain": {name: _gain(size[KR], size[name], spread) for name in opponents},
             }
         )
         ours = best_on_validation(
@@ -160,7 +168,7 @@ def gain_claim(sizes: Mapping[str, SizeRecords]) -> Json:
                 "capacity": capacity,
                 "method": ours,
                 "opponent": opponent,
-                **_gain(size[ours], size[opponent]),
+                **_gain(size[ours], size[opponent], spread),
             }
         )
     return {
@@ -176,7 +184,7 @@ def combination_claim(sizes: Mapping[str, SizeRecords]) -> Json:
     content: Json = {}
     for name in POSTERIORS:
         entries = [
-            {"capacity": capacity, **_gain(size[f"{KR}+{name}"], size[name])}
+            {"capacity": capacity, **_gain(size[f"{KR}+{name}"], size[name], spread_of(size))}
             for capacity, size in sizes.items()
             if f"{KR}+{name}" in size and name in size
         ]
@@ -185,6 +193,26 @@ def combination_claim(sizes: Mapping[str, SizeRecords]) -> Json:
             content[name] = {"gain": entries, "verdict": verdict}
     verdicts = [entry["verdict"] for found in content.values() for entry in found["gain"]]
     return {"methods": content, "verdict": overall(verdicts).replace("size", "pair")}
+
+
+def spread_of(size: SizeRecords) -> Spread | None:
+    """Return how far apart the searches of one method are at a size, over all its methods."""
+    return Spread.over([record.search_means for record in size.values()])
+
+
+def ablation_json(sizes: Mapping[str, SizeRecords], parts: Mapping[str, SizeRecords]) -> list[Json]:
+    """Return what KR loses without each of its parts.
+
+    Args:
+        sizes: The tuned methods, by size.
+        parts: KR's winner without a part, by size and then the part's name.
+    """
+    return [
+        {"capacity": capacity, "part": name, **_gain(sizes[capacity][KR], without, None)}
+        for capacity, found in parts.items()
+        for name, without in found.items()
+        if KR in sizes.get(capacity, {})
+    ]
 
 
 def best_on_validation(size: SizeRecords, names: Sequence[str]) -> str:
@@ -204,12 +232,18 @@ def _race(ours: Record, theirs: Record, name: str, steps_per_epoch: int) -> Json
     return {**found.to_json(), "verdict": found.verdict, "goal_met": met}
 
 
-def _gain(ours: Record, theirs: Record) -> Json:
+def _gain(ours: Record, theirs: Record, spread: Spread | None) -> Json:
     gains = differences(ours.test, theirs.test)
     interval = Interval.over(gains)
+    verdict, over_searches = interval.above(0.0), None
+    num_searches = min(len(ours.searches), len(theirs.searches))
+    if spread is not None and num_searches > 1:
+        other = spread.around(interval.mean, num_searches)
+        over_searches, verdict = other.to_json(), both(verdict, other.above(0.0))
     return {
         **interval.to_json(),
-        "verdict": interval.above(0.0),
+        "over_searches": over_searches,
+        "verdict": verdict,
         "differences": [round(gain, 5) for gain in gains],
     }
 

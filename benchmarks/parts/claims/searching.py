@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
 
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from krscale.cli import tune
+from krscale.cli.app import main
 from krscale.config import Experiment
+from krscale.errors import UserError
 from krscale.report import Curve, read_curve
 from krscale.report.result import CURVE_FILE
 from krscale.runs.folder import read_experiment
@@ -20,22 +19,23 @@ from krscale.search.space.space import load_space
 from krscale.search.studies.retries import SEED
 from krscale.search.studies.trial_spec import FinalKey
 from krscale.setup.plan import describe
-from parts.claims.families import JOB, Family
+from parts.claims.families import Family
 from parts.claims.records import Record
+from parts.claims.tasks import TaskRun
 
 
-def search(family: Family, storage: Path, changes: Sequence[str], *, quiet: bool) -> None:
-    """Run the search of a family to its end, or continue it; a finished one stays untouched.
+def search(run: TaskRun, family: Family, number: int, *, quiet: bool) -> None:
+    """Run a search of a family to its end, or continue it; a finished one stays untouched.
 
     Raises:
-        UserError: Whatever `krscale tune` refuses, e.g. when the folder holds another experiment.
+        UserError: If `krscale tune` refuses it, e.g. since the folder holds another experiment.
     """
-    experiment = family.experiment(storage, changes)
-    if is_finished(experiment):
+    if is_finished(run.experiment(family, number)):
         return
-    overrides = family.overrides(storage, changes)
-    arguments = [str(JOB), *(part for change in overrides for part in ("--set", change))]
-    tune.run([*arguments, "--quiet"] if quiet else arguments)
+    overrides = run.overrides(family, number)
+    arguments = [str(run.task.path), *(p for change in overrides for p in ("--set", change))]
+    if code := main(["tune", *arguments, *(["--quiet"] if quiet else [])]):
+        raise UserError(f"{run.task.name}, {family.name}: the search ended with exit code {code}.")
 
 
 def is_finished(experiment: Experiment) -> bool:
@@ -64,7 +64,8 @@ def read_records(family: Family, experiment: Experiment) -> tuple[Curve, list[Re
             num_trials=result.num_trials,
             num_pruned=result.num_pruned,
             num_failed=result.num_failed,
-            best=result.best,
+            searches=(tuple(result.seeds),),
+            best=(result.best,),
         )
         for size in curve.sizes
         for method, result in size.methods.items()

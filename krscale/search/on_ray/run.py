@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,14 @@ from ray.tune.search import Searcher
 
 from krscale.cluster.connect import require
 from krscale.config.training import NO_CHANNELS_LAST_ON_CPU
-from krscale.errors import UserError
+from krscale.errors import StorageError, UserError
 from krscale.metrics import VAL_ACCURACY
 from krscale.models.given import given
+from krscale.search.on_ray.forwarding import no_secrets_forwarded
 from krscale.search.on_ray.gpu_packing import has_gpus
+from krscale.search.on_ray.lost_workers import end_only_their_trials
 from krscale.search.on_ray.slots import Slots
+from krscale.search.on_ray.stalled_trials import StalledTrials
 from krscale.search.on_ray.trial import StudentTrial
 from krscale.search.on_ray.trial_error import TrialError
 from krscale.search.studies.ladder import Ladder, Next
@@ -34,6 +38,7 @@ from krscale.search.studies.pruners import milestones
 from krscale.search.studies.trial_spec import Assignment
 from krscale.setup.network_builder import student_models
 from krscale.setup.prepare import Prepared
+from krscale.storage_errors import storage_error
 
 NO_LIMIT = 1_000_000
 """Of Tune's own; without a number it keeps no more than one trial waiting (see `slots.py`)."""
@@ -45,6 +50,16 @@ class _Running:
     metrics: dict[str, float]
     begun: bool = False  # on a worker; until then it waits for one
     pruned: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the trial, as in the journal."""
+        return self.assignment.name
+
+    @property
+    def num_epochs(self) -> int:
+        """Reported so far."""
+        return int(self.metrics.get("epoch", 0))
 
 
 class LadderSearcher(Searcher):
@@ -138,13 +153,13 @@ class LadderSearcher(Searcher):
             self.ladder.leave(running.assignment, running.metrics)
 
     def _on_error(self, running: _Running, error: TrialError) -> None:
+        num_failed = self.ladder.num_failed
         if error.cause is None:
-            self.first_error = self.first_error or error.text
-            self.ladder.finish(
-                running.assignment, TrialState.FAIL, running.metrics, error.last_line
-            )
+            self.ladder.finish(running.assignment, TrialState.FAIL, running.metrics, error.sentence)
         else:
-            self.ladder.interrupt(running.assignment, error.cause, running.metrics, error.last_line)
+            self.ladder.interrupt(running.assignment, error.cause, running.metrics, error.sentence)
+        if self.ladder.num_failed > num_failed and not self.first_error:
+            self.first_error = error.text if error.cause is None else error.sentence
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the journal is the state."""
@@ -159,9 +174,14 @@ class LadderSearcher(Searcher):
 class LadderScheduler(FIFOScheduler):
     """Runs trials as they come and stops one when its study says so."""
 
-    def __init__(self, searcher: LadderSearcher) -> None:
+    def __init__(self, searcher: LadderSearcher, stalled: StalledTrials) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.searcher = searcher
+        self.searcher, self.stalled = searcher, stalled
+
+    def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
+        """Called before the trial has a worker."""
+        self.stalled.controller = tune_controller
+        end_only_their_trials(tune_controller._actor_manager)
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
         """Name none: Tune then gives free workers to trials in the order they were handed out.
@@ -192,9 +212,15 @@ class LadderScheduler(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
         """Keep the error for the study, the tracker and the final message."""
+        if reason := self.stalled.ended.pop(trial.trial_id, ""):
+            self.searcher.errors[trial.trial_id] = TrialError(reason, None)
+            return
         path = trial.error_file
         text = Path(path).read_text(encoding="utf-8") if path else "no error text"
-        self.searcher.errors[trial.trial_id] = TrialError.of(_exception(trial), text)
+        error = TrialError.of(_exception(trial), text)
+        if error.storage:
+            raise error.storage  # ends Tune; in the journal the trial goes on running
+        self.searcher.errors[trial.trial_id] = error
 
 
 class _Starts(tune.Callback):
@@ -250,6 +276,7 @@ def run_search(
     searcher = LadderSearcher(
         ladder, milestones(config, experiment.train.num_epochs), Slots(resources), say
     )
+    stalled = StalledTrials(ladder, searcher.trials.items)
     trainable = tune.with_parameters(
         StudentTrial,
         experiment=experiment.without_credentials(),
@@ -260,7 +287,7 @@ def run_search(
         tune.with_resources(trainable, dict(resources)),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=LadderScheduler(searcher),
+            scheduler=LadderScheduler(searcher, stalled),
             num_samples=-1,
             reuse_actors=True,
             max_concurrent_trials=NO_LIMIT,
@@ -269,7 +296,7 @@ def run_search(
             name="tune",
             storage_path=str(experiment.run_path),
             verbose=0,
-            callbacks=[_Starts(searcher)],
+            callbacks=[_Starts(searcher), stalled],
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(
                 checkpoint_frequency=0, checkpoint_at_end=False
@@ -277,9 +304,17 @@ def run_search(
         ),
     )
     try:
-        tuner.fit()
-    except BaseException:  # Ctrl-C and the like above all
-        searcher.leave()
+        with no_secrets_forwarded():
+            tuner.fit()
+    except BaseException as error:  # Ctrl-C and the like above all
+        full = storage_error(error)
+        with suppress(OSError, StorageError):  # what cannot be told now, the next start tells
+            searcher.leave()
+        if full:
+            raise StorageError(
+                f"{experiment.run_path}: the search stopped, and no running trial counts: {full} "
+                f"The same command goes on."
+            ) from error
         raise
     if searcher.gave_up:
         raise UserError(

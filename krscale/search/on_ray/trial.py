@@ -20,7 +20,8 @@ from krscale.metrics import VAL_ACCURACY
 from krscale.models.given import Builder, keep
 from krscale.parallel import Workers
 from krscale.runs.folder import student_path
-from krscale.search.studies.checkpoints import History, Keeper, checkpoint_path, go_on
+from krscale.search.studies.checkpoints import History, Keeper, checkpoint_path, go_on, sign_path
+from krscale.search.studies.signs import Signs
 from krscale.search.studies.trial_spec import FinalKey
 from krscale.setup.build import Assets, build_training, trial_experiment
 from krscale.setup.prepare import Prepared, pick_device
@@ -111,6 +112,7 @@ class StudentTrial(tune.Trainable):
         raise NotImplementedError("krscale keeps its own checkpoints")
 
     def _begin(self, config: dict[str, Any]) -> None:
+        signs = Signs(sign_path(self.experiment.run_path, str(config["name"])))
         self.trial_seed = int(config["seed"])
         self.method, self.capacity = str(config["method"]), str(config["capacity"])
         self.is_final = config["kind"] == FinalKey.kind
@@ -131,6 +133,7 @@ class StudentTrial(tune.Trainable):
                     f"{config['name']} cannot go on from the checkpoint of {config['continues']} "
                     f"and starts from the beginning: {problem}"
                 )
+        self.training.on_step = signs.give
         self.recalled = list(self.history)
         own = checkpoint_path(run_path, config["name"])
         self.keeper = Keeper(own, self.experiment.search.checkpoint_seconds)

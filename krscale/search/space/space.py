@@ -37,6 +37,7 @@ from krscale.config import (
     with_values,
 )
 from krscale.errors import UserError, unknown_name
+from krscale.foreign import user_path
 from krscale.methods import METHODS, method_settings, parse_method
 from krscale.search.space.conditions import Condition, check_condition, in_order, read_conditions
 from krscale.search.space.distributions import (
@@ -120,7 +121,7 @@ def find_space(name: str) -> Path:
         UserError: If neither exists; names the nearest shipped space.
     """
     if name.endswith(".toml"):
-        path = Path(name).expanduser()
+        path = user_path(name, "search.space")
         if path.is_file():
             return path
     folder = next((f for f in _shipped_folders() if f.is_dir()), None)

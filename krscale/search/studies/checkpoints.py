@@ -7,6 +7,7 @@ folder when nothing can go on from it any more.
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -15,7 +16,7 @@ from typing import Any
 
 from krscale.errors import UserError
 from krscale.files import reading
-from krscale.training.checkpoint import load_checkpoint, save_checkpoint
+from krscale.training.checkpoint import load_checkpoint, read_note, save_checkpoint
 from krscale.training.loop import Training
 
 MAX_SHARE = 0.02
@@ -29,12 +30,18 @@ def checkpoint_path(run_path: Path, trial_name: str) -> Path:
     return run_path / "unfinished" / trial_name
 
 
+def sign_path(run_path: Path, trial_name: str) -> Path:
+    """Return the file that tells of a trial's progress (`signs.py`), beside its checkpoint."""
+    checkpoint = checkpoint_path(run_path, trial_name)
+    return checkpoint.with_name(f"{checkpoint.name}.sign")
+
+
 def sweep(run_path: Path, needed: Collection[Path]) -> None:
     """Remove every checkpoint but those that a waiting trial goes on from."""
     root = run_path / "unfinished"
     for folder in root.glob("*/*/*"):
         if folder not in needed:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
     if not needed:
         shutil.rmtree(root, ignore_errors=True)
 
@@ -42,7 +49,15 @@ def sweep(run_path: Path, needed: Collection[Path]) -> None:
 def forget(run_path: Path, *trial_names: str) -> None:
     """Remove the checkpoints of trials; an empty name is none."""
     for name in filter(None, trial_names):
-        shutil.rmtree(checkpoint_path(run_path, name), ignore_errors=True)
+        _remove(checkpoint_path(run_path, name))
+        _remove(sign_path(run_path, name))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class Keeper:
@@ -65,9 +80,22 @@ class Keeper:
         started = self.clock()
         if started < self.next_at or training.finished:
             return
-        save_checkpoint(self.path, {"training": training.state_dict(), "history": history})
+        state = {"training": training.state_dict(), "history": history}
+        save_checkpoint(self.path, state, json.dumps(history))
         ended = self.clock()
         self.next_at = ended + max(self.min_seconds, (ended - started) / MAX_SHARE)
+
+
+def kept_history(path: Path) -> History:
+    """Return the metrics of the epochs that a checkpoint holds, without reading its weights.
+
+    None of a checkpoint that cannot be read: the trial then starts from its beginning.
+    """
+    try:
+        with reading(path):
+            return [dict(metrics) for metrics in json.loads(read_note(path) or "[]")]
+    except (UserError, OSError):
+        return []
 
 
 def go_on(training: Training, path: Path) -> tuple[History, str]:

@@ -19,7 +19,9 @@ from optuna.storages.journal import BaseJournalBackend
 
 from krscale.errors import DamagedFileError
 from krscale.files import damaged
+from krscale.foreign import regular
 
+_FROM_A_COPY = "Restore it from a copy; without it, no search can go on in this folder."
 _CHECKSUM = re.compile(rb',"crc":(\d+)\}$')
 _CREATE_STUDY, _DELETE_STUDY, _CREATE_TRIAL = 0, 1, 4
 """Optuna's numbers for entries that begin or end a study, or begin a trial."""
@@ -67,7 +69,12 @@ def check_journal(path: Path) -> None:
 
 def _check_lines(path: Path) -> list[dict[str, Any]]:
     """Return the entries of a journal, each checked by itself and for what it refers to."""
-    lines = path.read_bytes().split(b"\n")[:-1]
+    try:
+        lines = regular(path).read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise damaged(
+            path, f"it cannot be read ({error.strerror or error})", _FROM_A_COPY
+        ) from None
     entries: list[dict[str, Any]] = []
     studies: dict[str, int] = {}
     num_studies = num_trials = 0

@@ -46,6 +46,14 @@ def deserves_retry(trial: FrozenTrial | Trial, cause: Cause, max_retries: int) -
     return True
 
 
+def why_given_up(trial: FrozenTrial | Trial, cause: Cause) -> str:
+    """Return why a trial that was cut short is not run again, as the start of a sentence."""
+    if cause is Cause.WORKER:
+        times = 1 + int(trial.user_attrs.get(NUM_LOST, 0))
+        return f"{cause.value} {times} times" if times > 1 else cause.value
+    return f"{cause.value}, also when it ran alone" if cause is Cause.MEMORY else cause.value
+
+
 def run_again(study: optuna.Study, number: int, cause: Cause, *, has_checkpoint: bool) -> None:
     """Tell a RUNNING trial FAIL and enqueue its settings once more.
 

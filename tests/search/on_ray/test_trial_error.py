@@ -4,14 +4,18 @@ import pytest
 import torch
 from ray.exceptions import (
     ActorDiedError,
+    LocalRayletDiedError,
     NodeDiedError,
     OutOfMemoryError,
+    OwnerDiedError,
     RayActorError,
     RayError,
     RayTaskError,
+    WorkerCrashedError,
 )
 
 from krscale.errors import NonFiniteError
+from krscale.search.on_ray.lost_workers import as_actor_error
 from krscale.search.on_ray.trial_error import TrialError
 from krscale.search.studies.retries import Cause
 
@@ -31,6 +35,16 @@ include: (1) the process was killed by the OOM killer due to high memory usage, 
 --force was called, or (3) the worker crashed unexpectedly due to SIGSEGV or another unexpected \
 error. If the process was killed by the kernel OOM killer (verifiable by checking for OOM in dmesg \
 of the OOMing node), consider enabling resource isolation via --enable-resource-isolation."""
+
+
+# The same of what its memory monitor killed, shortened.
+OUT_OF_MEMORY = """1 worker(s) were killed due to the node running low on memory. Memory on the \
+node (IP: 192.0.2.2, ID: 12b4374d97db) was 8.98GB used / 23.54GB limit (0.381547)
+OOM kill reason: Memory usage 9481113600B exceeded threshold of 9478688768B
+Object store memory usage: [- objects spillable: 3
+Top 10 memory users: PID\tMEM(GB)\tCOMMAND
+31465\t4.19\tray::ResourceTrainable.train
+Refer to the documentation on how to address the out of memory issue."""
 
 
 def task_error(cause: Exception) -> RayTaskError:
@@ -54,8 +68,24 @@ def test_memory(error: RayError) -> None:
     assert judge(error) is Cause.MEMORY
 
 
+def test_what_ray_ended_for_its_memory_is_one_sentence() -> None:
+    error = as_actor_error(OutOfMemoryError(OUT_OF_MEMORY))
+    found = TrialError.of(error, f"Failure # 1 (occurred at now)\n{error}\n")
+    assert found.cause is Cause.MEMORY
+    assert found.sentence == (
+        "Ray ended its worker, when 8.98GB of the 23.54GB of memory on its node were used"
+    )
+
+
 @pytest.mark.parametrize(
-    "error", [ActorDiedError(), RayActorError(), NodeDiedError("node 3 is gone")]
+    "error",
+    [
+        ActorDiedError(),
+        RayActorError(),
+        NodeDiedError("node 3 is gone"),
+        *map(as_actor_error, (WorkerCrashedError(), OwnerDiedError("0a", None, ""))),
+        *map(as_actor_error, (LocalRayletDiedError(), ValueError("a result that cannot be read"))),
+    ],
 )
 def test_a_lost_worker(error: RayError) -> None:
     assert judge(error) is Cause.WORKER
@@ -79,8 +109,8 @@ def test_what_would_only_happen_again(error: RayError) -> None:
     assert judge(error) is None
 
 
-def test_the_last_line_names_the_exception() -> None:
+def test_the_sentence_names_the_exception() -> None:
     error = task_error(NonFiniteError("loss term 'ce' is not finite"))
     found = TrialError.of(error, str(error))
-    assert found.last_line == "NonFiniteError: loss term 'ce' is not finite"
+    assert found.sentence == "NonFiniteError: loss term 'ce' is not finite"
     assert "run_epoch" in found.text

@@ -1,0 +1,135 @@
+"""The tasks on which the claims are measured, and the experiment of every search on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from krscale.config import Experiment, load
+from parts.claims.families import Family
+from parts.measuring import ROOT
+
+SEEDS_APART = 100
+"""Between the seeds of two searches, so that none of their trainings share one."""
+_SEARCH = ("search.space=claims", "search.trials_per_size=12", "tracking.enabled=false")
+_ON_CPU = ('train.device="cpu"', *_SEARCH)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data, teacher and students on which methods are compared.
+
+    Attributes:
+        name: As results and commands call it.
+        title: As the page calls it.
+        job: Its file in `jobs/`.
+        changes: What this benchmark has otherwise than the job.
+        published: What others have measured on the data, and in what it differs.
+    """
+
+    name: str
+    title: str
+    job: str
+    changes: tuple[str, ...] = ()
+    published: str = ""
+
+    @property
+    def path(self) -> Path:
+        """The job's file."""
+        return ROOT / "jobs" / self.job
+
+
+TASKS = (
+    Task("glyphs", "Glyphs", "claims.toml"),
+    Task(
+        "fashion_mnist",
+        "Fashion-MNIST",
+        "fashion_mnist.toml",
+        (
+            "data.max_images=3000",
+            "teacher.width=16",
+            'ladder.capacities=["1/100","1/32"]',
+            "train.num_epochs=30",
+            *_ON_CPU,
+        ),
+        "With all 60,000 images, networks of the size of our teacher reach 93 to 95 % on test.",
+    ),
+    Task(
+        "cifar10",
+        "CIFAR-10",
+        "cifar10.toml",
+        (
+            "data.max_images=4000",
+            "teacher.width=16",
+            'ladder.capacities=["1/100","1/32"]',
+            "train.num_epochs=30",
+            "train.global_batch_size=64",
+            "search.grace_epochs=4",
+            *_ON_CPU,
+        ),
+        "With all 50,000 images, ResNet-20 (0.27M parameters) reaches 91.25 % on test (He et al., "
+        "2016).",
+    ),
+)
+"""In the order in which they are measured."""
+
+
+@dataclass(frozen=True)
+class TaskRun:
+    """A task with what the command line says of it.
+
+    Attributes:
+        task: The task.
+        storage: Folder of the runs.
+        data_path: Where its data is; empty leaves the job's own path.
+        changes: Overrides of the job for all families.
+        num_searches: Searches of every family, each with seeds of its own.
+    """
+
+    task: Task
+    storage: Path
+    data_path: str = ""
+    changes: tuple[str, ...] = ()
+    num_searches: int = 2
+
+    def overrides(self, family: Family, number: int = 0) -> list[str]:
+        """Return every `--set` of one search of a family."""
+        path = [f"data.path={json.dumps(self.data_path)}"] if self.data_path else []
+        return [
+            f"storage_path={json.dumps(str(self.storage))}",
+            *self.task.changes,
+            *path,
+            *self.changes,
+            f"name=claims-{self.task.name}-{family.name}-{number}",
+            f"search.methods={json.dumps(family.methods)}",
+            f"search.seed={number}",
+            f"train.seed={SEEDS_APART * number}",
+            *family.changes,
+        ]
+
+    def experiment(self, family: Family, number: int = 0) -> Experiment:
+        """Return the experiment of one search of a family."""
+        return load(str(self.task.path), self.overrides(family, number))
+
+    @property
+    def missing_data(self) -> str:
+        """The path of its data, where nothing is there; else empty."""
+        path = self.experiment(Family("data", ("plain",))).data.path
+        return path if path and not Path(path).expanduser().exists() else ""
+
+    def described(self, sections: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the sections of an experiment without where the data is on this machine."""
+        data = {**sections["data"], "path": load(str(self.task.path), []).data.path}
+        return {**sections, "data": data}
+
+
+def search_of(seed: int, first_seed: int) -> int:
+    """Return the number of the search that a final training with a seed belongs to.
+
+    >>> search_of(1104, first_seed=1000)
+    1
+    """
+    return (seed - first_seed) // SEEDS_APART

@@ -1,0 +1,94 @@
+"""The token that a Ray cluster may demand: which one is here, and why it was refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ray._private.grpc_utils import init_grpc_channel
+from ray._raylet import (  # type: ignore[attr-defined]
+    AuthenticationMode,
+    AuthenticationTokenLoader,
+    get_authentication_mode,
+)
+from ray.exceptions import AuthenticationError
+
+from krscale.errors import UserError
+
+PLACES = "RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, ~/.ray/auth_token"
+"""Where Ray looks for a token, in this order."""
+_GET = (
+    "On the cluster's head `ray get-auth-token` prints it; store it here in ~/.ray/auth_token "
+    "(chmod 600)"
+)
+_ANY_CALL = "/ray.rpc.RayletDriver/ClusterInfo"
+"""Of the server for `ray://`: the token is looked at before the call is."""
+
+
+def check_token_file() -> None:
+    """Make sure that the file named by `RAY_AUTH_TOKEN_PATH`, where Ray would read it, can be read.
+
+    Raises:
+        UserError: If it cannot, or is empty.
+    """
+    try:
+        AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
+    except AuthenticationError:
+        raise UserError(
+            f"RAY_AUTH_TOKEN_PATH: {os.environ.get('RAY_AUTH_TOKEN_PATH')}: no token can be read "
+            f"there: the file is missing, empty, or not readable by you. A token is looked for in "
+            f"{PLACES}."
+        ) from None
+
+
+def refused(address: str, where: str) -> UserError:
+    """Return the error for a cluster that demands a token: which of mode and token is missing.
+
+    Args:
+        address: Of the cluster.
+        where: What gave it: `cluster.address` or `RAY_ADDRESS`.
+    """
+    start = f"{where}: the Ray cluster at {address!r} demands a token"
+    if not AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+        return UserError(
+            f"{start}, and there is none here (looked for in {PLACES}). {_GET} and "
+            f"`export RAY_AUTH_MODE=token`."
+        )
+    here = f"in {_place()}"
+    if get_authentication_mode() != AuthenticationMode.TOKEN:
+        return UserError(
+            f"{start}; there is one here, {here}, but it is not sent. `export RAY_AUTH_MODE=token`."
+        )
+    return UserError(
+        f"{start}, and the one here, {here}, is not the cluster's (looked for in {PLACES}, in "
+        f"this order). {_GET}."
+    )
+
+
+def check_client_port(address: str, where: str, timeout: float) -> None:
+    """Make sure that the server for `ray://` takes the token of here, if it demands one.
+
+    Ray itself would go on asking for half a minute and then report a timeout.
+
+    Args:
+        address: `ray://HOST:PORT`.
+        where: What gave it, for the error.
+        timeout: Seconds that an answer may take; no answer is no error here.
+
+    Raises:
+        UserError: If the token is missing or another.
+    """
+    with init_grpc_channel(address.removeprefix("ray://")) as channel:
+        error = channel.unary_unary(_ANY_CALL).future(b"", timeout=timeout).exception()
+    # Ray's own error is that of a token that is to be sent, and is not there.
+    if isinstance(error, AuthenticationError):
+        raise refused(address, where)
+    if error is not None and error.code().name == "UNAUTHENTICATED":
+        raise refused(address, where)
+
+
+def _place() -> str:
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "RAY_AUTH_TOKEN"
+    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return given or str(Path.home() / ".ray" / "auth_token")

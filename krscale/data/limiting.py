@@ -1,0 +1,100 @@
+"""A source with fewer training images: for a first look at a large data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from krscale.config import DataConfig
+from krscale.data.arrow import Labels
+from krscale.data.skipping import Renumbered, keep
+from krscale.data.source import SourceData
+from krscale.data.stratify import Rows
+from krscale.errors import UserError
+
+Counts = npt.NDArray[np.int64]
+
+
+def limit_images(data: SourceData, config: DataConfig) -> SourceData:
+    """Return a source with at most `data.max_images` training images; 0 leaves it as it is.
+
+    Args:
+        data: Of the source, its labels checked (`check_source`).
+        config: The data section.
+
+    Raises:
+        UserError: If so few images cannot hold every class in every split.
+    """
+    train = data.splits["train"]
+    kept = taken(train.labels, data.classes, len(data.splits), config)
+    if kept is None:
+        return data
+    return replace(
+        data,
+        splits={**data.splits, "train": keep(train, kept)},
+        places={**data.places, "train": Renumbered(partial(data.place, "train"), kept)},
+        notes=(*data.notes, limit_note(len(train), config)),
+    )
+
+
+def taken(
+    labels: Labels, classes: Sequence[str], num_splits: int, config: DataConfig
+) -> Rows | None:
+    """Return the numbers of the training images that `data.max_images` takes; None for all.
+
+    Every class keeps its share of the images, and at least as many as there are splits to cut.
+
+    Args:
+        labels: `[N]` of the source's training images.
+        classes: Names of the classes.
+        num_splits: Splits that the source has itself.
+        config: The data section.
+
+    Raises:
+        UserError: If so few images cannot hold every class in every split.
+    """
+    if not 0 < config.max_images < len(labels):
+        return None
+    least = 4 - num_splits  # one for train, and one for each split that is cut from it
+    counts = np.bincount(labels, minlength=len(classes))
+    least_of_class = np.minimum(counts, least)
+    if config.max_images < least_of_class.sum():
+        raise UserError(
+            f"data.max_images: {config.max_images} images of {config.path or config.source} cannot "
+            f"hold {len(classes)} classes in {least} splits; at least {least_of_class.sum()} are "
+            "needed."
+        )
+    return _draw(labels, _shares(counts, config.max_images, least_of_class), config.seed)
+
+
+def limit_note(num_images: int, config: DataConfig) -> str:
+    """Say how many images are taken."""
+    return (
+        f"{config.path or config.source}: {config.max_images:,} of {num_images:,} training images "
+        "are taken (data.max_images)."
+    )
+
+
+def _shares(counts: Counts, total: int, least: Counts) -> Counts:
+    """Return how many images of each class are taken: `total` in all, by largest remainders."""
+    exact = total * counts / counts.sum()
+    shares = np.maximum(np.floor(exact).astype(np.int64), least)
+    # What the least of rare classes takes beyond their share comes from the others.
+    while (left := int(total - shares.sum())) != 0:
+        gap = exact - shares if left > 0 else shares - exact
+        movable = shares < counts if left > 0 else shares > least
+        shares[np.argmax(np.where(movable, gap, -np.inf))] += np.sign(left)
+    found: Counts = shares
+    return found
+
+
+def _draw(labels: Labels, shares: Counts, seed: int) -> Rows:
+    """Return the numbers of the images taken, ascending."""
+    # RandomState: its draws are promised never to change.
+    order = np.random.RandomState(seed % 2**32).permutation(len(labels))
+    of_classes = [order[labels[order] == label][:share] for label, share in enumerate(shares)]
+    return np.sort(np.concatenate(of_classes))

@@ -1,0 +1,88 @@
+"""Ends trials that make no progress, by ending the worker: Tune then takes another one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+
+from krscale.search.studies.checkpoints import sign_path
+from krscale.search.studies.ladder import Ladder
+from krscale.search.studies.signs import last_sign
+from krscale.search.studies.stalls import Sign, StallWatch
+
+LOOK_SECONDS = 1.0
+"""Between two looks."""
+
+
+class Handed(Protocol):
+    """A trial that was handed out: its name, and how many epochs it has reported."""
+
+    @property
+    def name(self) -> str:
+        """Of the trial, as in the journal."""
+
+    @property
+    def num_epochs(self) -> int:
+        """Reported so far."""
+
+
+class StalledTrials(tune.Callback):
+    """Looks at the running trials from between Tune's steps.
+
+    Args:
+        ladder: Its run folder holds the signs, its budget the time of the search.
+        running: Returns the trials that were handed out, by Tune's id.
+
+    Attributes:
+        ended: Tune's id -> why it was ended, in a sentence.
+    """
+
+    def __init__(self, ladder: Ladder, running: Callable[[], Iterable[tuple[str, Handed]]]) -> None:
+        self.ladder, self.running = ladder, running
+        self.watch = StallWatch(ladder.config.stall_seconds)
+        self.controller: Any = None
+        self.ended: dict[str, str] = {}
+        self._next_look = float("-inf")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks for `Tuner.restore`, which krscale never calls."""
+        return {}
+
+    def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        """Look, if it is time to, and end the workers of trials that hang."""
+        if self.controller is None or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        actors = _live_actors(self.controller)
+        signs = {
+            trial_id: self._sign(handed)
+            for trial_id, handed in self.running()
+            if trial_id in actors and trial_id not in self.ended
+        }
+        at_the_end = self._time_is_up()
+        for trial_id, seconds in self.watch.look(signs, at_the_end=at_the_end).items():
+            self.ended[trial_id] = self.watch.sentence(seconds, at_the_end=at_the_end)
+            ray.kill(actors[trial_id])
+
+    def _sign(self, handed: Handed) -> Sign:
+        found = last_sign(sign_path(self.ladder.run_path, handed.name))
+        return Sign(found is not None, (found, handed.num_epochs))
+
+    def _time_is_up(self) -> bool:
+        limit = self.ladder.config.max_wall_seconds
+        return bool(limit) and self.ladder.budget.seconds >= limit
+
+
+def _live_actors(controller: Any) -> dict[str, Any]:
+    """Return the actors of the trials that have one, by the trial's id; those starting, too."""
+    live = controller._actor_manager._live_actors_to_ray_actors_resources
+    return {
+        trial.trial_id: live[tracked][0]
+        for trial, tracked in controller._trial_to_actor.items()
+        if tracked in live
+    }

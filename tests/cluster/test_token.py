@@ -1,0 +1,155 @@
+"""A cluster that demands a token: the error says which one is missing, where, and how to get it."""
+
+import os
+from collections.abc import Iterator
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from ray._private.authentication import authentication_utils
+from ray._private.authentication import grpc_authentication_client_interceptor as interceptor
+from ray._raylet import AuthenticationMode, AuthenticationTokenLoader
+from ray.exceptions import AuthenticationError
+
+from krscale.cluster import token
+from krscale.cluster.access import joining, use_own_token
+from krscale.cluster.token import PLACES
+from krscale.errors import UserError
+
+GIVEN = "t0ken-of-the-cluster-t0ken-of-the-cluster"
+ADDRESS = "127.0.0.1:6379"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    AuthenticationTokenLoader.instance().reset_cache()
+    yield tmp_path
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def message(address: str, error: Exception | None) -> str:
+    """What a user reads when joining fails so."""
+    try:
+        with joining(address, "cluster.address"):
+            if error is not None:
+                raise error
+    except UserError as found:
+        return str(found)
+    pytest.fail("joined")
+
+
+def send_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What RAY_AUTH_MODE=token does, which Ray reads once in a process."""
+    monkeypatch.setattr(token, "get_authentication_mode", lambda: AuthenticationMode.TOKEN)
+    monkeypatch.setattr(authentication_utils, "is_token_auth_enabled", lambda: True)
+    monkeypatch.setattr(
+        interceptor,
+        "_get_authentication_metadata_tuple",
+        lambda: (("authorization", f"Bearer {os.environ['RAY_AUTH_TOKEN']}"),),
+    )
+
+
+class Demanding(grpc.ServerInterceptor):  # type: ignore[misc]
+    """Takes only calls that bring the token, as Ray's server for `ray://` does."""
+
+    def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
+        if ("authorization", f"Bearer {GIVEN}") in details.invocation_metadata:
+            return grpc.unary_unary_rpc_method_handler(lambda request, context: b"")
+        return grpc.unary_unary_rpc_method_handler(
+            lambda request, context: context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
+        )
+
+
+@pytest.fixture(scope="module")
+def client_port() -> Iterator[str]:
+    with futures.ThreadPoolExecutor(2) as pool:
+        server = grpc.server(pool, interceptors=[Demanding()])
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield f"ray://127.0.0.1:{port}"
+        server.stop(None).wait()
+
+
+REFUSED = (AuthenticationError("none"), RuntimeError("RPC error: InvalidAuthToken: missing"))
+
+
+@pytest.mark.parametrize("error", REFUSED)
+def test_no_token(error: Exception) -> None:
+    found = message(ADDRESS, error)
+    assert found.startswith(f"cluster.address: the Ray cluster at '{ADDRESS}' demands a token, ")
+    assert f"and there is none here (looked for in {PLACES})" in found
+    assert "`ray get-auth-token`" in found
+    assert "`export RAY_AUTH_MODE=token`" in found
+
+
+@pytest.mark.parametrize("error", REFUSED)
+def test_another_token_is_said_to_be_that_of_its_place(
+    error: Exception, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, given = home / ".ray" / "auth_token", home / "given"
+    file.parent.mkdir()
+    file.write_text("of-another-cluster")
+    given.write_text("of-another-cluster")
+    assert f"there is one here, in {file}, but it is not sent" in message(ADDRESS, error)
+    send_tokens(monkeypatch)
+    assert f"the one here, in {file}, is not the cluster's" in message(ADDRESS, error)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(given))
+    assert f"the one here, in {given}, is not the cluster's" in message(ADDRESS, error)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of-another-cluster")
+    found = message(ADDRESS, error)
+    assert "the one here, in RAY_AUTH_TOKEN, is not the cluster's" in found
+    assert PLACES in found
+    assert "of-another-cluster" not in found
+
+
+@pytest.mark.parametrize("content", [None, ""])
+@pytest.mark.parametrize("address", [ADDRESS, "local"])
+def test_a_token_path_without_a_token(
+    content: str | None, address: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = home / "nothing"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
+    if address == "local":
+        with pytest.raises(UserError) as raised:
+            use_own_token()
+        found = str(raised.value)
+    else:
+        found = message(address, None)
+    assert found.startswith(f"RAY_AUTH_TOKEN_PATH: {file}: no token can be read there")
+    assert PLACES in found
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({}, "and there is none here"),
+        ({"RAY_AUTH_TOKEN": GIVEN}, "but it is not sent"),
+        ({"send": "yes", "RAY_AUTH_TOKEN": "another"}, "is not the cluster's"),
+    ],
+)
+def test_the_port_for_clients_says_it_too_before_ray_waits_half_a_minute(
+    env: dict[str, str], expected: str, client_port: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if env.pop("send", None):
+        send_tokens(monkeypatch)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    found = message(client_port, None)
+    assert found.startswith(f"cluster.address: the Ray cluster at '{client_port}' demands a token")
+    assert expected in found
+
+
+def test_the_port_for_clients_is_joined_with_the_token(
+    client_port: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send_tokens(monkeypatch)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", GIVEN)
+    with joining(client_port, "cluster.address"):
+        pass

@@ -1,0 +1,87 @@
+"""Trials that hang: a student that never returns, a worker that was stopped."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from drill_searches import Report, attempts, fates, own_ray
+from drilling import Drill
+from optuna.trial import TrialState
+
+from krscale.search.session import run_session
+
+pytestmark = [pytest.mark.drill, pytest.mark.cluster, pytest.mark.timeout(600)]
+
+
+def test_a_student_that_never_returns_costs_one_trial(drill: Drill, tmp_path: Path) -> None:
+    report = Report(drill, "a student whose step never returns; search.stall_seconds = 8")
+    experiment = fates(tmp_path, "stays", "calm", settings=("search.stall_seconds=8",))
+    with own_ray(1):
+        run_session(experiment, quiet=True)
+    (stays,) = attempts(experiment.run_path, "stays")
+    error = stays.user_attrs.get("error", "")
+    report.must_hold("it is FAIL, and not run again", stays.state is TrialState.FAIL)
+    report.must_hold(f"in one sentence: {error!r}", error.startswith("it made no progress for"))
+    (calm,) = attempts(experiment.run_path, "calm")
+    report.must_hold("the other trial is complete", calm.state is TrialState.COMPLETE)
+    report.must_hold("the search has its curve", (experiment.run_path / "curve.json").exists())
+    report.done()
+
+
+def test_a_student_whose_construction_never_returns_costs_one_trial(
+    drill: Drill, tmp_path: Path
+) -> None:
+    report = Report(
+        drill, "a student whose constructor never returns on a worker; stall_seconds = 8"
+    )
+    experiment = fates(tmp_path, "is never built", "calm", settings=("search.stall_seconds=8",))
+    with own_ray(1):
+        run_session(experiment, quiet=True)
+    (unbuilt,) = attempts(experiment.run_path, "is never built")
+    report.must_hold("it is FAIL, and not run again", unbuilt.state is TrialState.FAIL)
+    (calm,) = attempts(experiment.run_path, "calm")
+    report.must_hold("the other trial is complete", calm.state is TrialState.COMPLETE)
+    report.done()
+
+
+def test_the_wall_limit_ends_a_search_whose_trial_hangs(
+    drill: Drill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("krscale.search.studies.stalls.LEAST_SECONDS_AT_THE_END", 5.0)
+    report = Report(drill, "a step that never returns; stall_seconds = off, max_wall_seconds = 40")
+    settings = ("search.stall_seconds=off", "search.max_wall_seconds=40")
+    experiment = fates(tmp_path, "stays", "calm", settings=settings)
+    with own_ray(2):
+        run_session(experiment, quiet=True)
+    (stays,) = attempts(experiment.run_path, "stays")
+    report.must_hold("the search ended, its trial FAIL", stays.state is TrialState.FAIL)
+    report.done()
+
+
+def test_a_stopped_worker_costs_one_trial_and_is_replaced(drill: Drill, tmp_path: Path) -> None:
+    report = Report(drill, "SIGSTOP to a worker in mid-epoch; search.stall_seconds = 8")
+    experiment = fates(tmp_path, "slow", "calm", settings=("search.stall_seconds=8",))
+    stopped: list[int] = []
+
+    def stop_worker() -> None:
+        while not (pids := list(tmp_path.glob("slow-*"))):
+            time.sleep(0.1)
+        time.sleep(1.0)
+        stopped.append(int(pids[0].name.removeprefix("slow-")))
+        os.kill(stopped[0], signal.SIGSTOP)
+
+    thread = threading.Thread(target=stop_worker)
+    thread.start()
+    with own_ray(1):
+        run_session(experiment, quiet=True)
+        thread.join()
+        report.must_hold("the worker is gone", not psutil.pid_exists(stopped[0]))
+    (slow,) = attempts(experiment.run_path, "slow")
+    report.must_hold("its trial is FAIL", slow.state is TrialState.FAIL)
+    (calm,) = attempts(experiment.run_path, "calm")
+    report.must_hold("the other trial is complete", calm.state is TrialState.COMPLETE)
+    report.done()

@@ -22,6 +22,7 @@ from krscale.setup.methods import needed_kinds
 from krscale.setup.networks import Networks
 from krscale.setup.teacher import TeacherFacts, find_teacher, open_teacher
 from krscale.store import (
+    WHERE_BITS,
     FeatureLayout,
     FeatureStore,
     KnowledgeStore,
@@ -100,8 +101,10 @@ class StoreRecipe:
         }
         if self.kind is not None:
             network = self.networks.teacher
-            features = fingerprint([self.kind, network.stage_paths, network.stage_shapes])
-            return shared | {"features": features}
+            content: list[object] = [self.kind, network.stage_paths, network.stage_shapes]
+            if self.kind == "where":
+                content += [feature_shapes("where", network.stage_shapes), WHERE_BITS]
+            return shared | {"features": fingerprint(content)}
         grid = probe_grid(self.experiment)
         return shared | {
             "taps": fingerprint(self.teacher.taps),

@@ -9,6 +9,7 @@ from pathlib import Path
 import optuna
 import pytest
 from drilling import Drill
+from running import PATHS
 from save_and_die import STUDY, save_until_killed
 
 from krscale.digests import check_file
@@ -81,8 +82,11 @@ def read_all(folder: Path, up_to: int) -> Kept:
 
 @pytest.mark.drill
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kills", [4])
-def test_a_process_killed_while_it_saves(kills: int, drill: Drill, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [200])
+def test_a_process_killed_while_it_saves(
+    kills: int, drill: Drill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", PATHS)  # of the process that forks: it imports but once
     drill.must_hold("checkpoint, weights, curve.json, shards, journal and spool are read whole")
     drill.must_hold("what was acknowledged is there, and nothing of it twice")
     draws = random.Random(0)

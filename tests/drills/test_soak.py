@@ -62,8 +62,9 @@ class Sample:
         trials = [p for p in process.children(recursive=True) if "StudentTrial" in p.name()]
         trials += [p for p in process.children(recursive=True) if "ray::Impl" in p.name()]
         journal = folders[0] / "journal.log"
-        # Each trial that has ended stands in the journal with the code of Optuna for its state.
-        ended = journal.read_bytes().count(b'"op_code": 6') if journal.exists() else 0
+        # Optuna's codes of the states COMPLETE and PRUNED.
+        written = journal.read_bytes() if journal.exists() else b""
+        ended = written.count(b'"state":1') + written.count(b'"state":2')
         return cls(
             ended,
             process.memory_info().rss,

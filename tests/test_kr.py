@@ -115,12 +115,12 @@ def test_what_is_returned(teacher: nn.Module, student: nn.Module, pairs: Pairs) 
     outside = kr.loss(kr.student(images), kr.teacher(images), labels)
     assert torch.equal(outside, kr(images, labels))
     terms = kr.terms(kr.student(images), kr.teacher(images), labels.int())
-    torch.testing.assert_close(terms["ce"] + terms["kr"] + terms["where"], loss)
+    torch.testing.assert_close(terms["ce"] + terms["kr"], loss)
     torch.testing.assert_close(
         terms["ce"], 0.5 * cross_entropy(student(images), labels, reduction="none")
     )
     assert kr(images[:0], labels[:0]) == 0.0
-    assert set(kr.shown()) == {"ce", "kr", "where", "kr/active_classes"}
+    assert set(kr.shown()) == {"ce", "kr", "kr/active_classes"}
     assert not any(value.requires_grad for value in kr.shown().values())
 
 
@@ -210,7 +210,7 @@ def test_positions_are_compared_with_the_teacher_at_work(
     assert (term > 0.0).all()
     light = make(teacher, student, pairs, where_weight=1.0)
     torch.testing.assert_close(light.terms(*outputs, labels)["where"], term / 3.0)
-    copied = make(teacher, copy.deepcopy(teacher).eval(), pairs)
+    copied = make(teacher, copy.deepcopy(teacher).eval(), pairs, where_weight=1.0)
     both = copied.student(images), copied.teacher(images)
     assert copied.terms(*both, labels)["where"].abs().max() < 1e-5
     without = make(teacher, student, pairs, where_weight=0.0)
@@ -223,7 +223,7 @@ def test_positions_are_compared_with_the_teacher_at_work(
 
 def test_stages_without_positions_are_named(student: nn.Module, pairs: Pairs) -> None:
     torch.manual_seed(0)
-    kr = make(learn(LikeViT(), pairs, 5), student, pairs)
+    kr = make(learn(LikeViT(), pairs, 5), student, pairs, where_weight=1.0)
     assert "has no grid of positions" in repr(kr)
 
 
@@ -263,7 +263,8 @@ def test_networks_of_the_zoo(pairs: Pairs) -> None:
     options: Any = {"num_classes": 3, "in_channels": 1, "options": {}}
     large = learn(build_model("resnet", width=4, **options), pairs)
     small = build_model("mobilenet", width=2, **options)
-    kr = make(large, small, pairs, granularity="stage", parameter_weight=0.1, mixing="geometric")
+    further = {"parameter_weight": 0.1, "where_weight": 0.5}
+    kr = make(large, small, pairs, granularity="stage", mixing="geometric", **further)
     kr(*pairs[0]).backward()
     assert set(kr.shown()) == {"ce", "kr", "where", "parameter", "kr/active_classes"}
 

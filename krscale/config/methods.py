@@ -200,7 +200,7 @@ class KRSettings(DistillationSettings):
     auxiliary_weight: Annotated[Weight, SearchRange(0.1, 2.0, log=True)] = 1.0
     """Factor of every group but the deepest."""
     auxiliary_schedule: Annotated[AuxiliarySchedule, SearchChoices(get_args(AuxiliarySchedule))] = (
-        "constant"
+        "falling"
     )
     """What becomes of these groups: they stay, their factor falls linearly to 0, or groups are
     joined until a single one is left. From `auxiliary_until` on the classifier is taught alone."""
@@ -217,9 +217,9 @@ class KRSettings(DistillationSettings):
     probe_grid: Count = 4
     """The teacher's probes read its taps on such a grid, too; 1 reads means over all positions.
     Taps of many channels are read on a coarser grid: a probe reads 2048 numbers at most."""
-    where_weight: Annotated[Weight, SearchChoices((0.0, 0.5, 1.0, 2.0, 4.0))] = 2.0
-    """Weight of the second distribution: where in the image a stage is active. With 0 nothing of it
-    is stored, and no trial of a search can have it."""
+    where_weight: Annotated[Weight, SearchChoices((0.0, 0.5, 1.0, 2.0, 4.0))] = 0.0
+    """Weight of a second distribution: where in the image a stage is active. With 0 nothing of it
+    is stored, and no trial of a search can have it: set it above 0 to search it."""
     where_schedule: Annotated[WhereSchedule, SearchChoices(get_args(WhereSchedule))] = "constant"
     """This weight over the training: the same, or falling linearly to 0 at `auxiliary_until`."""
     alignment: Annotated[Alignment, SearchChoices(get_args(Alignment))] = "stage"

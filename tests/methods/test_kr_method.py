@@ -235,7 +235,8 @@ def test_auxiliary_groups_fall_to_nothing(progress: float) -> None:
     method = make(granularity="stage", auxiliary_schedule="falling", auxiliary_weight=0.8)
     method.begin_epoch(progress)
     left = max(0.0, 1.0 - progress / 0.7)
-    same = make(granularity="stage", auxiliary_weight=0.8 * left)
+    weight = 0.8 * left
+    same = make(granularity="stage", auxiliary_weight=weight, auxiliary_schedule="constant")
     torch.testing.assert_close(method(student, batch)["kr"], same(student, batch)["kr"])
     assert method.teaches_heads == (progress < 0.7)
     torch.testing.assert_close(method.group_weights[-1], torch.tensor(1.0))
@@ -303,7 +304,8 @@ def test_positions_have_a_weight_and_a_schedule_of_their_own(
     schedule: str, progress: float, factor: float
 ) -> None:
     context, student, batch = with_stages()
-    method = make(context, where_weight=3.0, where_schedule=schedule, auxiliary_until=0.5)
+    same = {"auxiliary_schedule": "constant", "auxiliary_until": 0.5}
+    method = make(context, where_weight=3.0, where_schedule=schedule, **same)
     method.begin_epoch(progress)
     terms = method(student, batch)
     pairs = pair_stages(context.student_stage_shapes, ((4, 4), (4, 4)))
@@ -312,16 +314,16 @@ def test_positions_have_a_weight_and_a_schedule_of_their_own(
         torch.testing.assert_close(terms["where"], want)
     else:
         assert "where" not in terms
-    plain = make(replace(context, teacher_shapes={}))
+    plain = make(context, **same)
     assert torch.equal(terms["kr"], plain(student, batch)["kr"])
 
 
 def test_without_weight_or_positions_nothing_is_asked_of_the_teacher() -> None:
     context, _, _ = with_stages()
-    assert make(context).feature_kinds == {"where"}
-    assert make(context).reads(("a",), ("b",)) == (("a",), ("b",))
+    assert make(context, where_weight=1.0).feature_kinds == {"where"}
+    assert make(context, where_weight=1.0).reads(("a",), ("b",)) == (("a",), ("b",))
     flat = replace(context, student_stage_shapes=((3, 1, 1), (7,)))
-    for without in (make(context, where_weight=0.0), make(flat)):
+    for without in (make(context, where_weight=0.0), make(flat, where_weight=1.0)):
         assert without.where is None
         assert without.feature_kinds == frozenset()
         assert without.reads(("a",), ("b",)) == (("a",), ())
@@ -330,7 +332,7 @@ def test_without_weight_or_positions_nothing_is_asked_of_the_teacher() -> None:
 def test_positions_need_what_is_stored_of_them() -> None:
     context, student, batch = with_stages()
     with pytest.raises(KrscaleError, match="where features, but the batch carries none"):
-        make(context)(student, replace(batch, teacher_features={}))
+        make(context, where_weight=1.0)(student, replace(batch, teacher_features={}))
 
 
 def test_granularity_out_of_range() -> None:

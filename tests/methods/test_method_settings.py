@@ -25,6 +25,7 @@ TOGETHER_WITH: dict[str, dict[str, Any]] = {
     "at_weight": {"at_reduction": "sum"},
     "alignment": {"granularity": "layer"},
     "auxiliary_until": {"auxiliary_schedule": "falling"},
+    "where_schedule": {"where_weight": 2.0},
 }
 """What else must be set for a setting to matter."""
 ELSEWHERE = {"posterior", "probe_grid"}

@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: run test test-processors test-browser screenshots drills test-drills test-wheel check ui docs bench claims drill clean setup setup-dev constraints help
+.PHONY: run test test-processors test-browser screenshots drills test-drills test-wheel check audit sbom ui docs bench claims clean setup setup-dev constraints help
 
 PY := .venv/bin/python
 PORT ?= 5000
@@ -35,7 +35,8 @@ screenshots: setup-dev ## curve.html and report.html of a finished run as docs/i
 
 drills: setup-dev ## kill, damage and overload searches, and see what holds (up to an hour); ARGS="..." goes to pytest
 	@rm -f build/drills.jsonl
-	@$(PY) -m pytest -m drill --drill-record build/drills.jsonl $(ARGS)
+	@$(PY) -m pytest -m drill --drill-record build/drills.jsonl $(ARGS); ended=$$?; \
+		$(PY) scripts/write_reliability.py build/drills.jsonl && exit $$ended
 
 test-drills: drills
 
@@ -52,12 +53,18 @@ check: setup-dev ## formatting, lint, types, the direction of imports, files
 ui: setup ## open the MLflow UI of the local runs, on this machine only; PORT=5000
 	@$(PY) -m krscale ui --port $(PORT)
 
+audit: ## compare constraints.txt with the known advisories; fails where no database can be asked
+	@scripts/audit.sh audit
+
+sbom: ## write build/sbom.json, a bill of materials (CycloneDX) of constraints.txt
+	@scripts/audit.sh sbom
+
 docs: ## build the documentation as a site, build/site; ARGS=serve shows it while you write
 	@scripts/docs.sh $(ARGS)
 
 bench: setup ## run every program in benchmarks/ but those that take hours or install peers; ARGS="..." goes to each
 	@set -e; for file in benchmarks/[a-z]*.py; do \
-		case "$$file" in benchmarks/claims.py|benchmarks/drill.py|benchmarks/own_folder.py) continue;; esac; \
+		case "$$file" in benchmarks/claims.py|benchmarks/own_folder.py) continue;; esac; \
 		echo "$$file"; $(PY) "$$file" $(ARGS); \
 	done
 
@@ -66,9 +73,6 @@ bench-%: setup ## run one of them: make bench-step runs benchmarks/step.py
 
 claims: setup ## measure the paper's claims (hours; ARGS=--quick: minutes, ARGS=--dry-run: the plan)
 	@$(PY) benchmarks/claims.py $(ARGS)
-
-drill: setup ## kill searches at random moments, resume them, look for what was lost or doubled
-	@$(PY) benchmarks/drill.py $(ARGS)
 
 setup: ## create .venv with what a run needs (done by every target)
 	@scripts/setup.sh

@@ -19,7 +19,11 @@ class UserError(KrscaleError):
     """Input that krscale cannot accept: a wrong key, value, file or combination."""
 
 
-class DiskFullError(UserError):
+class StorageError(UserError):
+    """A file cannot be written or read, whatever is in it; the message names it and the cause."""
+
+
+class DiskFullError(StorageError):
     """There is no room for a file; the message names it."""
 
 

@@ -14,12 +14,14 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from krscale.errors import DamagedFileError, DiskFullError, UserError
+from krscale.errors import DamagedFileError, StorageError, UserError
+from krscale.exchange import exchange
 from krscale.foreign import regular
+from krscale.storage_errors import storage_error
 
 _OF_ITS_CONTENT = (
     LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError
@@ -49,7 +51,8 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
             temporary.replace(path)
             sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a storage that has become read-only; why is said already
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any, *, checksum: bool = True) -> None:
@@ -165,12 +168,35 @@ def follow(path: Path, before: Path, now: Path) -> Path:
     return moved if moved.exists() or not path.exists() else path
 
 
+def append_whole(descriptor: int, content: bytes, path: Path) -> None:
+    """Append to a file that is opened to append, all of the content or nothing.
+
+    Args:
+        descriptor: Of the open file.
+        content: What to append.
+        path: The file, for the error.
+
+    Raises:
+        OSError: If there is no room; the file is as it was.
+    """
+    size, rest = os.fstat(descriptor).st_size, memoryview(content)
+    try:
+        while rest:  # a disk that is nearly full takes a part, and refuses the next
+            rest = rest[os.write(descriptor, rest) :]
+    except OSError as error:
+        with suppress(OSError):
+            os.ftruncate(descriptor, size)
+        number = error.errno or errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends without an exception.
 
-    A `path` that exists is replaced: it is moved aside first and deleted last, so that a crash at
-    any moment leaves either the old folder or the new one under one of the two names.
+    A `path` that exists is replaced in one step: a crash at any moment leaves the old folder or the
+    new one under that name. (Where the file system cannot, it is moved aside first and deleted
+    last, and a crash between the two leaves no folder under that name.)
 
     Raises:
         DiskFullError: If there is no room; nothing is left behind.
@@ -184,9 +210,10 @@ def new_folder(path: Path) -> Iterator[Path]:
                 sync(file)
             sync(temporary)
             aside = temporary.with_name(temporary.name + ".old")
-            if path.exists():
-                path.replace(aside)
-            temporary.replace(path)
+            if not (path.exists() and exchange(temporary, path)):
+                if path.exists():
+                    path.replace(aside)
+                temporary.replace(path)
             sync(path.parent)
             shutil.rmtree(aside, ignore_errors=True)
     finally:
@@ -221,22 +248,15 @@ def _beside(path: Path) -> Path:
 def _room_on_disk(path: Path) -> Iterator[None]:
     try:
         yield
-    except DiskFullError:
+    except StorageError:
         raise
     except Exception as error:
-        if not _is_disk_full(error, path.parent):
+        if found := storage_error(error, path):
+            raise found from error
+        if isinstance(error, OSError) or os.statvfs(path.parent).f_bavail > 0:
             raise
-        raise DiskFullError(
-            f"{path}: the disk is full. Nothing is left half written, and what was finished before "
-            f"is kept: free some space and start again."
-        ) from error
-
-
-def _is_disk_full(error: Exception, folder: Path) -> bool:
-    """Whether an error came of a full disk: torch and safetensors do not raise an `OSError`."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return os.statvfs(folder).f_bavail == 0
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # torch does not tell
+        raise storage_error(full, path) or full from error
 
 
 def _joined(problem: str, rebuild: str) -> str:

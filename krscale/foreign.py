@@ -8,12 +8,15 @@ or never ends, as soon as it is opened.
 from __future__ import annotations
 
 import errno
+import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from krscale.errors import KrscaleError, UserError
+
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095
 
 
 def regular(path: Path) -> Path:
@@ -36,6 +39,15 @@ def regular(path: Path) -> Path:
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "it is a named pipe, a socket or a device", str(path))
     return path
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether there is a regular file, or a link to one; a name that can be none is no error."""
+    try:
+        regular(Path(path))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 @contextmanager
@@ -71,3 +83,46 @@ def reason_of(error: Exception) -> str:
     text = (isinstance(error, OSError) and error.strerror) or str(error)
     first = (text.strip().splitlines() or [""])[0]
     return first[:300].rstrip(".") or type(error).__name__
+
+
+def real(path: Path) -> Path:
+    """Return where a path leads through all links; those in a circle stay as they are."""
+    return Path(os.path.realpath(path))
+
+
+def path_problem(text: str) -> str:
+    """Say why a text can be no path on this machine; nothing where it can.
+
+    Example:
+        >>> path_problem("~/images"), path_problem("a" * 300)
+        ('', 'a name of 300 bytes, where file systems take 255')
+    """
+    if "\0" in text:
+        return "it holds the character NUL"
+    try:
+        longest = max(len(part) for part in os.fsencode(text).split(b"/"))
+        if longest > _LONGEST_NAME:
+            return f"a name of {longest} bytes, where file systems take {_LONGEST_NAME}"
+        if len(os.fsencode(text)) > _LONGEST_PATH:
+            return f"it is longer than {_LONGEST_PATH:,} bytes"
+        Path(text).expanduser()
+    except UnicodeEncodeError:
+        return "it holds characters that cannot be encoded"
+    except RuntimeError:
+        return "no such user"
+    return ""
+
+
+def user_path(text: str | Path, where: str) -> Path:
+    """Return what a user wrote as a path, `~` resolved.
+
+    Args:
+        text: As it was written.
+        where: What it was written for, e.g. `"--output"`.
+
+    Raises:
+        UserError: If it can be no path.
+    """
+    if problem := path_problem(str(text)):
+        raise UserError(f"{where}: {str(text)[:100]!r} is no path: {problem}.")
+    return Path(text).expanduser()

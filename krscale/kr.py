@@ -29,6 +29,7 @@ from krscale.knowledge.measuring import (
 from krscale.knowledge.parameters import layers_by_tap, weight_histograms
 from krscale.knowledge.probes import Probes
 from krscale.knowledge.taps import TapOutputs, unwrapped
+from krscale.knowledge.where import cells_of, where_distributions, without_where
 from krscale.methods import MethodContext
 from krscale.methods.kr import KR
 from krscale.models.tapped import TappedNetwork, device_of
@@ -94,6 +95,13 @@ class KRLoss(nn.Module):
         self.register_buffer("tap_accuracy", knowledge.accuracy)
         self.context = _context(teacher, student, knowledge, settings)
         self.method = KR(self.context, settings)
+        self._left_out: list[str] = []
+        if settings.where_weight > 0.0:
+            for name, network in (("teacher", teacher), ("student", student)):
+                lines = without_where(network.stage_paths, network.stage_shapes)
+                self._left_out += [f"{name}: {line}" for line in lines]
+        if self.method.where is None:
+            self._networks = (teacher.without_stages(), student.without_stages())
         self._shown: dict[str, Tensor] = {}
         self.register_load_state_dict_post_hook(_weigh_again)  # type: ignore[no-untyped-call]
         self.to(device_of(student.network))
@@ -253,7 +261,9 @@ class KRLoss(nn.Module):
         check_labels(labels, len(logits), logits.shape[1], "KRLoss")
         with torch.autocast(logits.device.type, enabled=False):
             tap_logits = self.probes(teacher_outputs).detach()
-            terms = self.method.terms(student_outputs, tap_logits, labels.long())
+            self._check_stages(student_outputs, teacher_outputs)
+            where = where_distributions(teacher_outputs.stages)
+            terms = self.method.terms(student_outputs, tap_logits, labels.long(), where=where)
         means = {name: term.detach().sum() / max(len(term), 1) for name, term in terms.items()}
         self._shown = means | self.method.diagnostics()
         return terms
@@ -263,8 +273,13 @@ class KRLoss(nn.Module):
         return dict(self._shown)
 
     def begin_epoch(self, progress: float) -> None:
-        """Say how far the training is, 0 to 1, where `sparsity_schedule` lets sparsity change."""
+        """Say how far the training is, 0 to 1: for `sparsity_schedule` and the other schedules."""
         self.method.begin_epoch(progress)
+
+    @property
+    def student_stage_paths(self) -> tuple[str, ...]:
+        """Where the student is read to compare positions; nowhere with `where_weight = 0`."""
+        return self._networks[1].stage_paths
 
     @property
     def student_paths(self) -> tuple[str, ...]:
@@ -273,8 +288,15 @@ class KRLoss(nn.Module):
 
     def tap_logits(self, images: Tensor) -> Tensor:
         """Return the logits at every tap of the teacher, `[B, D, K]` fp32; no gradient."""
-        logits: Tensor = self.probes(self.teacher(images)).detach()
-        return logits
+        return self.knowledge(images)[0]
+
+    def knowledge(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Run the teacher once; return `tap_logits`, and its distributions over positions.
+
+        The latter are `[B, rows, columns]` fp32 of every stage, and none with `where_weight = 0`.
+        """
+        outputs = self.teacher(images)
+        return self.probes(outputs).detach(), where_distributions(outputs.stages)
 
     @property
     def taps(self) -> tuple[Tap, ...]:
@@ -284,10 +306,20 @@ class KRLoss(nn.Module):
         return tuple(Tap(path, *both) for path, both in zip(paths, numbers, strict=True))
 
     def extra_repr(self) -> str:
-        """Return the settings that matter most, and the taps with their gains."""
+        """Return the settings that matter most, taps with their gains, and what has no where."""
         taps = ", ".join(f"{t.path or 'classifier'} {t.information_gain:.2f}" for t in self.taps)
         settings = self.settings
-        return f"granularity={settings.granularity!r}, sparsity={settings.sparsity}\ntaps: {taps}"
+        lines = [f"granularity={settings.granularity!r}, sparsity={settings.sparsity}"]
+        return "\n".join([*lines, f"taps: {taps}", *self._left_out])
+
+    def _check_stages(self, student: TapOutputs, teacher: TapOutputs) -> None:
+        for network, given in zip(self._networks, (student, teacher), strict=True):
+            if self.method.where is not None and len(given.stages) != len(network.stage_paths):
+                raise UserError(
+                    f"KRLoss: outputs have {len(given.stages)} stages, and positions are compared "
+                    f"at {len(network.stage_paths)}: take those of kr.student(images) and "
+                    "kr.teacher(images), whose `stages` they are, or set where_weight=0."
+                )
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what the state was made for; `from_state` reads it."""
@@ -370,6 +402,8 @@ def _context(
         student_layers=layers_by_tap(student.network, student.paths),
         teacher_histograms=histograms,
         teacher_layer_sizes=torch.tensor(sizes),
+        student_stage_shapes=student.stage_shapes,
+        teacher_shapes={"where": tuple(cells_of(shape) for shape in teacher.stage_shapes)},
         student_stage_ends=student.stage_ends,
     )
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from krscale.config import DistillConfig, TrainConfig
 from krscale.errors import UserError, unknown_name
+from krscale.knowledge.features import FeatureKind
 from krscale.knowledge.measuring import check_images, check_labels, first_images, read_pair
 from krscale.knowledge.tap_search import evaluating
 from krscale.knowledge.taps import TapOutputs, TappedModel
@@ -104,11 +105,12 @@ def distill(
         student_taps=student_taps,
         max_images=max_images,
         allow_poor_teacher=allow_poor_teacher,
-        parameter_weight=method_config.parameter_weight,
+        **_of_knowledge(method, method_config),
     )
     batches = _TaughtBatches(train, loss, device_of(student))
-    learner = Learner(student, (), build_method(method, loss.context, method_config))
-    learner.tapped = _Tapped(student, loss.student_paths)
+    chosen = build_method(method, loss.context, method_config)
+    learner = Learner(student, (), chosen)
+    learner.tapped = _Tapped(student, *chosen.reads(loss.student_paths, loss.student_stage_paths))
     own = training_settings.model_copy(update={"global_batch_size": batches.batch_size})
     workers = Workers.alone(batches.device)
     training = Training(learner, batches, None, own, workers)
@@ -133,7 +135,7 @@ class _Tapped(TappedModel):
 
     def forward(self, images: Tensor) -> TapOutputs:
         outputs = super().forward(images)
-        return TapOutputs(logits_of(outputs.logits), outputs.features)
+        return TapOutputs(logits_of(outputs.logits), outputs.features, outputs.stages)
 
 
 class _TaughtBatches:
@@ -155,7 +157,17 @@ class _TaughtBatches:
             images, labels = images.to(self.device), labels.long().to(self.device)
             samples = torch.arange(count, count + len(labels))
             count += len(labels)
-            yield Batch(images, labels, samples, self.loss.tap_logits(images), len(labels))
+            tap_logits, where = self.loss.knowledge(images)
+            features: dict[FeatureKind, tuple[Tensor, ...]] = {"where": where}
+            yield Batch(images, labels, samples, tap_logits, len(labels), features)
+
+
+def _of_knowledge(method: str, settings: DistillConfig) -> dict[str, Any]:
+    """Return the settings that decide what is taken of the teacher; little where KR is not used."""
+    if "kr_weight" not in method_settings(method):
+        return {"probe_grid": 1, "where_weight": 0.0}
+    names = ("parameter_weight", "probe_grid", "where_weight")
+    return {name: getattr(settings, name) for name in names}
 
 
 def _settings(method: str, given: Mapping[str, Any]) -> tuple[TrainConfig, DistillConfig]:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from krscale.config.training import BatchSizes
 from krscale.errors import UserError
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -98,13 +99,8 @@ def convert_batch_norm(model: AnyModule, workers: Workers) -> AnyModule:
     return model
 
 
-def smallest_batch(num_samples: int, global_batch_size: int) -> int:
-    """Return the samples of the smallest global batch, where an epoch is shared over its steps."""
-    return num_samples // -(-num_samples // global_batch_size)
-
-
 def check_batch_norm(
-    model: nn.Module, image_shape: tuple[int, ...], batch: tuple[int, int], where: str
+    model: nn.Module, image_shape: tuple[int, ...], batches: BatchSizes, where: str
 ) -> None:
     """Refuse a network that would normalise a single value per channel, whose variance is 0.
 
@@ -114,7 +110,7 @@ def check_batch_norm(
     Args:
         model: Runs on an image of zeros in eval mode, if need be; nothing in it changes.
         image_shape: `(C, H, W)`.
-        batch: Samples of an epoch, and of a global batch at most.
+        batches: Of the training.
         where: What the network is.
 
     Raises:
@@ -126,7 +122,7 @@ def check_batch_norm(
         module: f"{where}: batch norm {name!r}"
         for name, module in model.named_modules()
         if isinstance(module, _BatchNorm)
-        and (module.running_mean is None or (module.training and smallest_batch(*batch) == 1))
+        and (module.running_mean is None or (module.training and batches.smallest == 1))
     }
 
     def check(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
@@ -138,10 +134,16 @@ def check_batch_norm(
                 "its maps are 1x1 there, and one value has no variance. Leave out "
                 "track_running_stats=False."
             )
+        parts = (
+            f" and train.gradient_accumulation = {batches.num_parts}"
+            if batches.num_parts > 1
+            else ""
+        )
         raise UserError(
-            f"{norms[norm]} cannot be trained with train.global_batch_size = {batch[1]}: "
-            f"{batch[0]} training images then give batches of a single one, whose maps are 1x1 "
-            "there, and one value has no variance. Use 3 or more."
+            f"{norms[norm]} cannot be trained with train.global_batch_size = "
+            f"{batches.global_size}{parts}: {batches.num_samples} training images then give "
+            f"{'parts' if parts else 'batches'} of a single one, whose maps are 1x1 there, and one "
+            f"value has no variance. Use {'larger parts' if parts else '3 or more'}."
         )
 
     handles = [norm.register_forward_pre_hook(check) for norm in norms]

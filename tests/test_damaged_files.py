@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
@@ -58,7 +59,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     write_json(run / "export" / "student.json", card.content())
     save_checkpoint(run / "checkpoint", {"training": {"epoch": 1}, "metrics": {}})
-    manifest = KnowledgeStore.open(next((storage / "cache" / "stores").iterdir())).manifest
+    manifest = KnowledgeStore.open(
+        next((storage / "cache" / "stores").glob("*/manifest.json")).parent
+    ).manifest
     write_plan(run / "plan", manifest.plan)
     return storage
 
@@ -139,13 +142,14 @@ CASES = {
                  ("format", "fingerprint", "classes", "image_shape", "num_samples", "sha256")),
     "teacher": Case("cache/teachers/*/facts.json", teacher_of,
                     ("fingerprint", "taps", "information_gain", "histograms", "width")),
+    "gains": Case("cache/teachers/*/gains-grid-4.json", teacher_of, ("information_gain",)),
     "store": Case("cache/stores/*/manifest.json", lambda f: KnowledgeStore.open(f.parent),
                   ("format", "plan", "encoding_error", "shards")),
     "plan": Case("small/plan/plan.json", lambda f: read_plan(f.parent),
                  ("format", "key", "num_views", "num_samples", "shard_rows", "layout")),
 }  # fmt: skip
 BINARY = {
-    "probes": Case("cache/teachers/*/probes.pt", teacher_of),
+    "probes": Case("cache/teachers/*/probes-grid-4.pt", teacher_of),
     "weights": Case("cache/teachers/*/teacher.safetensors", teacher_of),
     "journal": Case("small/journal.log", journal_of),
 }
@@ -212,6 +216,9 @@ def test_a_damaged_file_is_one_error_that_names_it(name: str, storage: Path) -> 
     file.unlink()
     file.mkdir()
     outcome(case, file, "a folder in its place")
+    file.rmdir()
+    os.mkfifo(file)
+    outcome(case, file, "a named pipe in its place")
 
 
 @pytest.mark.parametrize("name", CASES)

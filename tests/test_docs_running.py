@@ -48,6 +48,7 @@ PROGRAMS = {
     "make": "targets are checked by name; they set up .venv and take minutes",
     "source": "changes the shell alone",
     "export": "changes the shell alone",
+    "umask": "a subshell that writes the token; tests/cluster/test_job_submit.py",
     "ray": "a cluster; tests/cluster/test_job_submit.py",
     "python": "tests/test_tutorials.py, tests/export/test_predict.py",
 }
@@ -143,7 +144,7 @@ def test_what_is_not_run_still_stands_on_a_page() -> None:
 
 def test_every_other_program_of_a_console_is_known() -> None:
     shown = {
-        line.strip().removeprefix("$ ").split()[0]
+        re.sub(r"^\(|^(?:[A-Z_]+=\S+ )+", "", line.strip().removeprefix("$ ")).split()[0]
         for page in CURRENT
         for block in code(page.read_text(encoding="utf-8"))
         for line in re.sub(r"\\\n\s*", " ", block).splitlines()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from torch.nn.functional import cross_entropy
 import krscale
 from krscale import KRLoss
 from krscale.config.methods import KRSettings
+from krscale.config.older import FORMER_OF_KR
 from krscale.errors import UserError
-from krscale.knowledge.taps import TapOutputs
 from krscale.models import build_model
 
 Pairs = list[tuple[Tensor, Tensor]]
@@ -114,12 +115,12 @@ def test_what_is_returned(teacher: nn.Module, student: nn.Module, pairs: Pairs) 
     outside = kr.loss(kr.student(images), kr.teacher(images), labels)
     assert torch.equal(outside, kr(images, labels))
     terms = kr.terms(kr.student(images), kr.teacher(images), labels.int())
-    torch.testing.assert_close(terms["ce"] + terms["kr"], loss)
+    torch.testing.assert_close(terms["ce"] + terms["kr"] + terms["where"], loss)
     torch.testing.assert_close(
         terms["ce"], 0.5 * cross_entropy(student(images), labels, reduction="none")
     )
     assert kr(images[:0], labels[:0]) == 0.0
-    assert set(kr.shown()) == {"ce", "kr", "kr/active_classes"}
+    assert set(kr.shown()) == {"ce", "kr", "where", "kr/active_classes"}
     assert not any(value.requires_grad for value in kr.shown().values())
 
 
@@ -130,9 +131,8 @@ def test_zero_where_student_and_teacher_agree(teacher: nn.Module, pairs: Pairs) 
     kr.method.group_weights[:-1] = 0.0
     term = kr.terms(kr.student(images), kr.teacher(images), labels)["kr"]
     assert term.abs().max() < 1e-4
-    noisy = TapOutputs(
-        kr.student(images).logits + torch.eye(3)[labels], kr.student(images).features
-    )
+    outputs = kr.student(images)
+    noisy = replace(outputs, logits=outputs.logits + torch.eye(3)[labels])
     assert (kr.terms(noisy, kr.teacher(images), labels)["kr"] > 1e-6).any()
 
 
@@ -182,6 +182,51 @@ def test_state_comes_back(teacher: nn.Module, student: nn.Module, pairs: Pairs) 
     holder.load_state_dict(holding.state_dict())
 
 
+def test_a_state_of_the_first_formulation_is_what_it_was(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    """Such a state lacks the settings that came later; they are then as KR was, not as it is."""
+    kr = make(teacher, student, pairs, **FORMER_OF_KR)
+    assert kr.probes.grid == 1
+    state = kr.state_dict()
+    for name in FORMER_OF_KR:
+        del state["_extra_state"]["settings"][name]
+    built = KRLoss.from_state(teacher, student, state)
+    assert torch.equal(built(*pairs[0]), kr(*pairs[0]))
+    assert built.settings == kr.settings
+    make(teacher, student, pairs, **FORMER_OF_KR).load_state_dict(state)
+    with pytest.raises(UserError, match="another settings"):
+        make(teacher, student, pairs).load_state_dict(state)
+
+
+def test_positions_are_compared_with_the_teacher_at_work(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    images, labels = pairs[0]
+    kr = make(teacher, student, pairs, where_weight=3.0)
+    outputs = kr.student(images), kr.teacher(images)
+    assert [len(of.stages) for of in outputs] == [2, 2], "layer1 and layer2"
+    term = kr.terms(*outputs, labels)["where"]
+    assert (term > 0.0).all()
+    light = make(teacher, student, pairs, where_weight=1.0)
+    torch.testing.assert_close(light.terms(*outputs, labels)["where"], term / 3.0)
+    copied = make(teacher, copy.deepcopy(teacher).eval(), pairs)
+    both = copied.student(images), copied.teacher(images)
+    assert copied.terms(*both, labels)["where"].abs().max() < 1e-5
+    without = make(teacher, student, pairs, where_weight=0.0)
+    assert without.student(images).stages == ()
+    assert "where" not in without.terms(*outputs, labels)
+    bare = [replace(of, stages=()) for of in outputs]
+    with pytest.raises(UserError, match=r"0 stages.* kr\.student\(images\).*where_weight=0"):
+        kr.terms(*bare, labels)
+
+
+def test_stages_without_positions_are_named(student: nn.Module, pairs: Pairs) -> None:
+    torch.manual_seed(0)
+    kr = make(learn(LikeViT(), pairs, 5), student, pairs)
+    assert "has no grid of positions" in repr(kr)
+
+
 def test_a_state_of_something_else_is_refused(
     teacher: nn.Module, student: nn.Module, pairs: Pairs
 ) -> None:
@@ -220,7 +265,7 @@ def test_networks_of_the_zoo(pairs: Pairs) -> None:
     small = build_model("mobilenet", width=2, **options)
     kr = make(large, small, pairs, granularity="stage", parameter_weight=0.1, mixing="geometric")
     kr(*pairs[0]).backward()
-    assert set(kr.shown()) == {"ce", "kr", "parameter", "kr/active_classes"}
+    assert set(kr.shown()) == {"ce", "kr", "where", "parameter", "kr/active_classes"}
 
 
 def test_bf16(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:

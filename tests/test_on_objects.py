@@ -79,7 +79,7 @@ def test_a_student_learns(teacher: nn.Module) -> None:
     [
         ("plain", {"ce"}),
         ("dkd", {"ce", "dkd"}),
-        ("kr+dist", {"ce", "kr", "dist"}),
+        ("kr+dist", {"ce", "kr", "dist", "where"}),
         ("label_smoothing", {"ce"}),
     ],
 )

@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from accumulated_training import weights_after_an_epoch
 from hypothesis import given
 from hypothesis import strategies as st
 from kr_on_workers import gradients_of_one, gradients_of_two
 from torch import nn
 from torch.nn import functional as F
 
+from krscale.config.training import BatchSizes
 from krscale.errors import UserError
 from krscale.parallel import (
     SharedBatchNorm,
@@ -26,7 +28,6 @@ from krscale.parallel import (
     convert_batch_norm,
     explain_single_values,
     share_of,
-    smallest_batch,
     sum_over_workers,
 )
 
@@ -126,6 +127,7 @@ def _work(rank, folder):
     for name in TRAININGS:
         results[f"train_{name}"] = _train(name, workers, nn.parallel.DistributedDataParallel)
     results["kr"] = gradients_of_two(rank)
+    results["parts"] = weights_after_an_epoch(workers, 3, Path(folder) / "cache")
     torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()  # neither leaves while the other still talks to it
     dist.destroy_process_group()
@@ -187,6 +189,19 @@ class TestTwoProcesses:
             torch.testing.assert_close(
                 found.double(), value.double(), **tolerance, msg=lambda m, k=key: f"{k}: {m}"
             )
+
+    def test_batches_in_parts_equal_whole_batches_of_one_process(self, results, tmp_path):
+        expected = weights_after_an_epoch(Workers.alone(), 1, tmp_path)
+        for result in results:
+            assert list(result["parts"]) == list(expected)
+            for key, value in expected.items():
+                torch.testing.assert_close(
+                    result["parts"][key],
+                    value,
+                    rtol=1e-4,
+                    atol=1e-5,
+                    msg=lambda m, k=key: f"{k}: {m}",
+                )
 
     @pytest.mark.parametrize("name", TRAININGS)
     def test_training_equals_one_process(self, results, name):
@@ -270,7 +285,9 @@ class TestSingleValues:
     def test_the_smallest_batch_is_that_of_an_epoch(self, num_samples, batch):
         num_steps = -(-num_samples // batch)
         shares = [share_of(num_samples, step, num_steps) for step in range(num_steps)]
-        assert smallest_batch(num_samples, batch) == min(stop - start for start, stop in shares)
+        assert BatchSizes(num_samples, batch).smallest == min(
+            stop - start for start, stop in shares
+        )
 
     @pytest.mark.parametrize(("num_samples", "batch"), [(100, 1), (101, 2), (3, 2)])
     @pytest.mark.parametrize("workers", [Workers.alone(), Workers(0, 2)])
@@ -280,41 +297,53 @@ class TestSingleValues:
         model = convert_batch_norm(Narrow(), workers)
         message = rf"student: batch norm 'first\.1' .*global_batch_size = {batch}: {num_samples} tr"
         with pytest.raises(UserError, match=message):
-            check_batch_norm(model, (1, 4, 4), (num_samples, batch), "student")
+            check_batch_norm(model, (1, 4, 4), BatchSizes(num_samples, batch), "student")
         assert model.training
         assert not model.first[1]._forward_pre_hooks
+
+    def test_parts_of_one_are_refused_and_named(self):
+        message = "global_batch_size = 8 and train.gradient_accumulation = 5: 100 training images"
+        with pytest.raises(UserError, match=message):
+            check_batch_norm(Narrow(), (1, 4, 4), BatchSizes(100, 8, num_parts=5), "student")
+
+    @given(size=st.integers(1, 600), parts=st.integers(1, 20))
+    def test_the_smallest_part_is_that_of_a_batch(self, size, parts):
+        shares = [share_of(size, part, parts) for part in range(parts)]
+        sizes = [stop - start for start, stop in shares if start < stop]
+        assert BatchSizes(size, size, parts).smallest == min(sizes)
 
     @pytest.mark.parametrize(
         ("model", "shape", "batch"),
         [
-            (Narrow(), (1, 4, 4), (100, 2)),
-            (Narrow(), (1, 4, 4), (101, 3)),
-            (Narrow(), (1, 5, 4), (101, 1)),  # maps of 2x1
-            (Narrow(frozen=True), (1, 4, 4), (101, 1)),
-            (Narrow(track_running_stats=False), (1, 5, 4), (101, 64)),
-            (nn.Sequential(nn.Flatten(), nn.LayerNorm(16)), (1, 4, 4), (101, 1)),
+            (Narrow(), (1, 4, 4), BatchSizes(100, 2)),
+            (Narrow(), (1, 4, 4), BatchSizes(101, 3)),
+            (Narrow(), (1, 4, 4), BatchSizes(96, 8, num_parts=4)),
+            (Narrow(), (1, 5, 4), BatchSizes(101, 1)),  # maps of 2x1
+            (Narrow(frozen=True), (1, 4, 4), BatchSizes(101, 1)),
+            (Narrow(track_running_stats=False), (1, 5, 4), BatchSizes(101, 64)),
+            (nn.Sequential(nn.Flatten(), nn.LayerNorm(16)), (1, 4, 4), BatchSizes(101, 1)),
         ],
     )
     def test_what_works_is_left_as_it_is(self, model, shape, batch):
         before = copy.deepcopy(model.state_dict())
         check_batch_norm(model, shape, batch, "student")
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-        if batch[1] != 64:
-            model.train()(torch.zeros(smallest_batch(*batch), *shape))
+        if batch.global_size != 64:
+            model.train()(torch.zeros(batch.smallest, *shape))
 
     def test_without_running_statistics_single_images_cannot_be_judged(self):
         model = Narrow(track_running_stats=False).eval()
         with pytest.raises(ValueError, match="more than 1 value per channel"):
             model(torch.zeros(1, 1, 4, 4))
         with pytest.raises(UserError, match=r"teacher: batch norm .* keeps no running statistics"):
-            check_batch_norm(model, (1, 4, 4), (1000, 64), "teacher")
+            check_batch_norm(model, (1, 4, 4), BatchSizes(1000, 64), "teacher")
         assert not model.training
 
     def test_networks_on_meta_tensors_are_judged_alike(self):
         with torch.device("meta"):
             model = Narrow()
         with pytest.raises(UserError, match="batch norm"):
-            check_batch_norm(model, (1, 4, 4), (101, 2), "student")
+            check_batch_norm(model, (1, 4, 4), BatchSizes(101, 2), "student")
 
     def test_an_error_of_torch_names_the_batch(self):
         message = "train.global_batch_size: .* batch of 2, of which this worker has 1"

@@ -62,10 +62,14 @@ class Moment:
     seconds: float
 
     @classmethod
-    def draw(cls, draws: random.Random, found: Round) -> Moment:
-        """Draw one that lies after the kills so far; one in four lies before the first trial."""
-        if draws.random() < 0.25:
-            return cls(0, draws.uniform(0.0, 20.0))
+    def draw(cls, draws: random.Random, found: Round, early: bool) -> Moment:
+        """Draw one that lies after the kills so far; one in four lies before the first trial.
+
+        With `early` all do that come before a trial has ended: while data, teacher and store are
+        made.
+        """
+        if draws.random() < 0.25 or (early and len(found.kills) < 2):
+            return cls(0, draws.uniform(4.0, 20.0))
         least = found.kills[-1][1] + 1 if found.kills else 1
         return cls(draws.randint(min(least, NUM_ALL), NUM_ALL), draws.uniform(0.0, 2.0))
 
@@ -80,7 +84,9 @@ class Moment:
             process.wait(timeout=self.seconds)
 
 
-def run_round(storage: Path, name: str, draws: random.Random, num_kills: int) -> Round:
+def run_round(
+    storage: Path, name: str, draws: random.Random, num_kills: int, early: bool = False
+) -> Round:
     """Start a search, kill its driver up to `num_kills` times at random moments, let it end.
 
     Args:
@@ -88,12 +94,13 @@ def run_round(storage: Path, name: str, draws: random.Random, num_kills: int) ->
         name: Of the run.
         draws: Where the random moments come from.
         num_kills: How often at most; a start that ends by itself is the last.
+        early: Whether the first two kills come soon, before trials begin.
     """
     found = Round(name)
     began = time.perf_counter()
     while found.exit_code != 0:
         last = len(found.kills) >= num_kills
-        found.exit_code = _start(storage, found, None if last else Moment.draw(draws, found))
+        found.exit_code = _start(storage, found, None if last else Moment.draw(draws, found, early))
         now = recorded_trials(storage / name)
         found.changed += [key for key, before in found.finished.items() if now.get(key) != before]
         found.finished = {key: trial for key, trial in now.items() if trial.ended}

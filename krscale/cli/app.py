@@ -11,6 +11,7 @@ from typing import Any
 
 from krscale.cli.common import run_command
 from krscale.errors import nearest
+from krscale.showing import show
 
 COMMANDS = {
     "tune": "distil a ladder of students and show accuracy versus capacity",
@@ -89,7 +90,7 @@ def _run(argv: Sequence[str]) -> int:
     if options.version:
         from importlib.metadata import version
 
-        print(f"krscale {version('krscale')}")
+        show(f"krscale {version('krscale')}")
         return 0
     if "function" not in options:
         parser.print_help()

@@ -13,6 +13,8 @@ from krscale.errors import UserError
 from krscale.extras import missing_extra
 from krscale.interruption import exit_code, received, stop_signals, watch_exit
 from krscale.redaction import redact
+from krscale.showing import show
+from krscale.storage_errors import storage_error
 
 EXIT_USER_ERROR = 2
 EXIT_CLOSED_PIPE = 141
@@ -27,7 +29,7 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
 
     Returns:
         What the function returned; 2 after a `UserError`, or where a package of an extra is
-        missing, printed on stderr; 130 after Ctrl-C, 143
+        missing or storage cannot be written, printed on stderr; 130 after Ctrl-C, 143
         after SIGTERM, 129 after SIGHUP; 141 when whoever read stdout went away. Any other exception
         is a defect of krscale and passes with its traceback.
     """
@@ -44,10 +46,12 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
         except Exception as error:
             if received() is not None:
                 return _interrupted(error)
-            refused = missing_extra(error) or error
+            refused: Exception = error
+            if not isinstance(error, UserError):
+                refused = missing_extra(error) or storage_error(error, denied=True) or error
             if isinstance(refused, UserError):
                 for line in redact(str(refused)).splitlines():
-                    print(f"krscale: error: {line}", file=sys.stderr)
+                    show(f"krscale: error: {line}", file=sys.stderr)
                 return EXIT_USER_ERROR
             if isinstance(error, BrokenPipeError):
                 # Python flushes stdout once more at exit, which would fail again.
@@ -64,8 +68,8 @@ def _interrupted(error: Exception | None = None) -> int:
     with suppress(OSError):
         if error is not None:
             text = redact(f"krscale: while stopping: {type(error).__name__}: {error}")
-            print(text, file=sys.stderr)
-        print(f"krscale: interrupted{by}; the same command again continues.", file=sys.stderr)
+            show(text, file=sys.stderr)
+        show(f"krscale: interrupted{by}; the same command again continues.", file=sys.stderr)
     watch_exit()
     return exit_code()
 

@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from krscale.config import load
+from krscale.config import fingerprint, load
 from krscale.errors import UserError
 from krscale.files import write_json
+from krscale.foreign import user_path
 from krscale.runs.folder import find_run, read_environment, read_experiment
+from krscale.showing import show, terminal
 
 if TYPE_CHECKING:
     from krscale.report import Curve, ShownRun
@@ -29,6 +31,7 @@ DESCRIPTION = (
     "Print test accuracy versus capacity of finished runs, and write the figure, "
     f"{CSV_FILE} and {PAGE_FILE}, which explains it to anyone. Several runs are compared."
 )
+_LONGEST = 200  # characters of the name of a folder, of 255 that there may be
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -79,10 +82,13 @@ def _told_apart(curves: Sequence[Curve]) -> list[Curve]:
 
 def _output(given: str | None, paths: Sequence[Path], curves: Sequence[Curve]) -> Path:
     if given:
-        return Path(given).expanduser().resolve()
+        return user_path(given, "--output").resolve()
     if len(paths) == 1:
         return paths[0]
-    return paths[0].parent / "reports" / "+".join(curve.name for curve in curves)[:200]
+    name = "+".join(curve.name for curve in curves)
+    if len(name) > _LONGEST:  # told apart from others that begin alike
+        name = f"{name[:_LONGEST]}-{fingerprint(name)}"
+    return paths[0].parent / "reports" / name
 
 
 def _write_files(paths: Sequence[Path], curves: Sequence[Curve], output: Path) -> None:
@@ -110,7 +116,7 @@ def _shown(path: Path, curve: Curve, figure: bytes) -> ShownRun:
     experiment, problem = _or_problem(read_experiment, path)
     environment, environment_problem = _or_problem(read_environment, path)
     if environment_problem:  # versions and machine; the page does without
-        print(f"krscale: {environment_problem}", file=sys.stderr)
+        show(f"krscale: {environment_problem}", file=sys.stderr)
     insight, insight_problem = _or_problem(read_insight, path)
     drawn = path / INSIGHT_FIGURE_FILE
     return ShownRun(
@@ -147,15 +153,14 @@ def _content(curves: Sequence[Curve]) -> Any:
 
 def _print(curves: Sequence[Curve], output: Path, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(_content(curves), indent=2))
+        show(json.dumps(_content(curves), indent=2))
         return
-    from rich.console import Console
 
     from krscale.report import comparison_table, curve_table, front_headings, front_table
 
-    Console().print(curve_table(curves[0]) if len(curves) == 1 else comparison_table(curves))
+    terminal().print(curve_table(curves[0]) if len(curves) == 1 else comparison_table(curves))
     if len(curves) == 1 and front_headings(curves[0]):
-        Console().print(front_table(curves[0]))
-    print(f"Page:   {output / PAGE_FILE} (one file; opens without a network)")
-    print(f"CSV:    {output / CSV_FILE}")
-    print(f"Figure: {output / FIGURE_FILE}, to explore in a browser: {output / INTERACTIVE_FILE}")
+        terminal().print(front_table(curves[0]))
+    show(f"Page:   {output / PAGE_FILE} (one file; opens without a network)")
+    show(f"CSV:    {output / CSV_FILE}")
+    show(f"Figure: {output / FIGURE_FILE}, to explore in a browser: {output / INTERACTIVE_FILE}")

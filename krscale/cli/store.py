@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from krscale.cli.common import positive
 from krscale.config import Experiment, load
 from krscale.errors import DamagedFileError, UserError
+from krscale.foreign import user_path
 from krscale.runs.folder import find_run, read_experiment
+from krscale.showing import show, terminal
 
 if TYPE_CHECKING:
     from krscale.setup.recipe import StoreRecipe
@@ -71,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
         else:
             check(recipes, options)
     except StoreCheckError as error:
-        print(f"krscale: {error}", file=sys.stderr)
+        show(f"krscale: {error}", file=sys.stderr)
         return EXIT_DIFFERENT
     return 0
 
@@ -81,7 +83,7 @@ def find_experiment(name: str, storage_path: str | None, overrides: Sequence[str
 
     A run's folder says where its storage is now, whatever the storage was called at its start.
     """
-    written = Path(name).expanduser()
+    written = user_path(name, "RUN")
     if written.suffix == ".toml" or written.is_file():
         place = [f"storage_path={json.dumps(storage_path)}"] if storage_path else []
         return load(written, [*overrides, *place])
@@ -106,12 +108,12 @@ def check(recipes: Sequence[StoreRecipe], options: argparse.Namespace) -> None:
         raise StoreCheckError(str(error)) from None
     found = [_check_one(recipe, options) for recipe in recipes]
     if options.json:
-        print(json.dumps(_by_kind(recipes, found), indent=2))
+        show(json.dumps(_by_kind(recipes, found), indent=2))
         return
     for content in found:
         for name in content["rebuilt"]:
-            print(f"Rebuilt {name}")
-        print(
+            show(f"Rebuilt {name}")
+        show(
             f"{content['path']}: {content['num_shards']} shards and {content['num_rows']} rows are "
             f"what the teacher gives today (largest difference: {content['max_difference']:.1e})"
         )
@@ -145,10 +147,9 @@ def show_info(recipes: Sequence[StoreRecipe], *, as_json: bool) -> None:
     """Print what the stores hold."""
     found = [recipe.open().info() for recipe in recipes]
     if as_json:
-        print(json.dumps(_by_kind(recipes, found), indent=2))
+        show(json.dumps(_by_kind(recipes, found), indent=2))
         return
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     for recipe, info in zip(recipes, found, strict=True):
@@ -157,7 +158,7 @@ def show_info(recipes: Sequence[StoreRecipe], *, as_json: bool) -> None:
         table.add_column(info["path"], overflow="fold")
         for name, value in _lines(info):
             table.add_row(name, value)
-        Console().print(table)
+        terminal().print(table)
 
 
 def _lines(info: dict[str, Any]) -> list[tuple[str, str]]:
@@ -165,8 +166,10 @@ def _lines(info: dict[str, Any]) -> list[tuple[str, str]]:
     rows = f"{info['num_views']} views of {info['num_samples']:,} samples"
     if "shapes" in info:
         shapes = ", ".join("x".join(map(str, shape)) for shape in info["shapes"])
-        content = [("features", f"{shapes}, 16 bits each")]
+        content = [("features", f"{shapes}, {info['bits']} bits each")]
         measure = "mean relative error of each feature"
+        if info["bits"] < 16:
+            measure = "mean total variation of each stage"
     else:
         rows += f" at {info['num_taps']} taps"
         kept = f"{info['top_k']} of {info['num_classes']}, {info['bits']} bits each"

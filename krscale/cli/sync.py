@@ -8,12 +8,14 @@ from pathlib import Path
 from krscale.config import load
 from krscale.errors import DamagedFileError, UserError
 from krscale.runs.folder import find_run, last_start
+from krscale.showing import show
 
 EXIT_UNSENT = 1
 
 DESCRIPTION = (
-    "Send MLflow what a run recorded while MLflow was away. Nothing that it "
-    "already has is recorded twice. Exit code 1: some events are still unsent."
+    "Send MLflow what a run recorded while MLflow was away, and again what is gone from it: "
+    "deleted runs, experiments or databases. Nothing that it already has is recorded twice. Exit "
+    "code 1: MLflow is not known to have all."
 )
 
 
@@ -46,7 +48,8 @@ def run(options: argparse.Namespace) -> int:
     begun = Begun(*known) if known else None
     unsent = sync(folder, options.uri, begun=begun, timeout=options.timeout)
     if unsent:
-        print(f"{folder}: {unsent} events are still unsent; the same command again goes on.")
+        unknown = f"MLflow is not known to have {unsent} events"
+        show(f"{folder}: {unknown}; the same command again goes on.")
         return EXIT_UNSENT
-    print(f"{folder}: MLflow has every event.")
+    show(f"{folder}: MLflow has every event.")
     return 0

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from krscale.config import load
+from krscale.config import load, read_record
 from krscale.errors import UserError
 from krscale.runs.folder import find_run
+from krscale.showing import show
 
 if TYPE_CHECKING:
     from krscale.runs.verify_files import Finding
 
 EXIT_DAMAGED = 1
+_SENT_AGAIN = "Delete it; MLflow is told again what the run recorded, and keeps what it has."
 
 DESCRIPTION = (
     "Read every file that a run rests on and that came of it: data, teacher, stores, records, "
@@ -43,10 +46,10 @@ def run(options: argparse.Namespace) -> int:
     from krscale.runs.verify import verify_run  # torch takes seconds to import
 
     found, note = verify_run(folder)
-    found += _journal(folder)
+    found += [*_journal(folder), *_record(folder)]
     if options.json:
         rows = [{"path": str(f.path), "state": f.state, "message": f.message} for f in found]
-        print(json.dumps({"note": note, "files": rows}, indent=2))
+        show(json.dumps({"note": note, "files": rows}, indent=2))
     else:
         _print(found, note)
     return EXIT_DAMAGED if any(each.state == "damaged" for each in found) else 0
@@ -54,18 +57,38 @@ def run(options: argparse.Namespace) -> int:
 
 def _journal(folder: Path) -> list[Finding]:
     from krscale.runs.verify_files import look
-    from krscale.search.studies.journal import JOURNAL
+    from krscale.search.studies.journal import JOURNAL, refuse_lost_journal
     from krscale.search.studies.journal_check import check_journal
 
     path = folder / JOURNAL
-    if not path.is_file():
-        return []
 
     def compare() -> bool:
-        check_journal(path)
+        refuse_lost_journal(folder)
+        if os.path.lexists(path):
+            check_journal(path)
         return True
 
-    return [look(path, compare, "Restore it from a copy.")]
+    finding = look(path, compare, "Restore it from a copy.")
+    return [finding] if os.path.lexists(path) or finding.state != "ok" else []
+
+
+def _record(folder: Path) -> list[Finding]:
+    """Compare what was kept for MLflow."""
+    from krscale.runs.verify_files import look
+    from krscale.tracking.mending import check_spool
+    from krscale.tracking.tracker import FOLDER, SPOOL_FILE
+    from krscale.tracking.writer import STATE_FILE, State
+
+    def events() -> bool:
+        check_spool(folder / FOLDER / SPOOL_FILE)
+        return True
+
+    def state() -> bool:
+        return bool(read_record(folder / FOLDER / STATE_FILE, State, _SENT_AGAIN).checksum)
+
+    looks = ((SPOOL_FILE, events), (STATE_FILE, state))
+    paths = [(folder / FOLDER / name, compare) for name, compare in looks]
+    return [look(path, how, _SENT_AGAIN) for path, how in paths if os.path.lexists(path)]
 
 
 def _print(found: list[Finding], note: str) -> None:
@@ -75,10 +98,10 @@ def _print(found: list[Finding], note: str) -> None:
     for state in ("unverifiable", "damaged"):
         for each in found:
             if each.state == state:
-                print(f"{state}: {each.message}")
+                show(f"{state}: {each.message}")
     if note:
-        print(f"Note: {note}")
+        show(f"Note: {note}")
     if len(found) == counts["ok"]:
-        print(f"ok: all {len(found)} files are what was written")
+        show(f"ok: all {len(found)} files are what was written")
         return
-    print(", ".join(f"{number} {state}" for state, number in counts.items() if number))
+    show(", ".join(f"{number} {state}" for state, number in counts.items() if number))

@@ -154,8 +154,9 @@ def _encrypted() -> bool:
 
 def _no_cluster(address: str, where: str, reason: str) -> UserError:
     return UserError(
-        f"{where}: no Ray cluster at {address!r}: {reason.rstrip('.')}. Start one (ray start "
-        f"--head), or leave cluster.address and RAY_ADDRESS empty for a Ray of this run's own."
+        f"{where}: no Ray cluster at {address!r}: {reason.rstrip('.')}. Start one "
+        f"(RAY_AUTH_MODE=token ray start --head), or leave cluster.address and RAY_ADDRESS empty "
+        f"for a Ray of this run's own."
     )
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray._private import services
+from ray._private import ray_constants, services
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from krscale.cluster.access import check_answers, joining, use_own_token
@@ -47,6 +47,8 @@ POLL_SECONDS = 1.0
 DYING_SECONDS = 0.5
 """What Ray's processes, told to end together with this one, may need for it."""
 
+_ONE_MACHINE = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+
 _private = False
 
 
@@ -66,7 +68,7 @@ def connect(config: ClusterConfig) -> None:
     _private = address == "local"
     if _private:
         use_own_token()
-        with _own_process_groups(), _starting():
+        with _own_process_groups(), _on_loopback(), _starting():
             _init(address, num_cpus=config.num_cpus or None, include_dashboard=False)
         leave_early_if(_head_is_gone)
         return
@@ -110,6 +112,28 @@ def _starting() -> Iterator[None]:
             f"Ray could not be started on this machine: {cause} A machine that is short of memory "
             "or busy with other work may be the reason; the same command starts again."
         ) from error
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let Ray start its processes so that they listen on 127.0.0.1, and not on all addresses.
+
+    Nobody else is to join a private Ray. It is the way in which Ray starts by itself on Windows and
+    macOS; there is a variable for it, which Ray reads when it is imported, and its processes read,
+    too. With `ray.init(_node_ip_address="127.0.0.1")` it takes the machine's own address all the
+    same.
+    """
+    given, elsewhere = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(_ONE_MACHINE)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ[_ONE_MACHINE] = "0"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = given
+        if elsewhere is None:
+            del os.environ[_ONE_MACHINE]
+        else:
+            os.environ[_ONE_MACHINE] = elsewhere
 
 
 def _head_is_gone() -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from krscale.config.fields import Count, Names, Section, StrictInt
+from krscale.config.fields import Count, Names, PathText, Section, StrictInt
 
 _COLOUR = re.compile("#[0-9a-fA-F]{6}")
 
@@ -73,9 +73,9 @@ class DataConfig(Section):
     """`digits` or `glyphs` (embedded); `image_folder`, `image_list`, `parquet`, `hf_disk`, `numpy`,
     `idx`, `cifar10` or `cifar100`, which read `path`; or `package.module:callable`, which returns
     (images, labels) or (images, labels, class_names)."""
-    path: str = ""
+    path: PathText = ""
     """File or folder that the source reads; empty for embedded sources."""
-    unlabelled: str = ""
+    unlabelled: PathText = ""
     """Images without labels, which students learn from the teacher alone: a folder of images at any
     depth, an image list, Parquet files, an array, or a saved Hugging Face data set; empty for
     none."""

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from krscale.config.data import NEWER_OF_VIEWS, DataConfig, ViewsConfig
 from krscale.config.distillation import DistillConfig
-from krscale.config.fields import Section, fingerprint, is_share
+from krscale.config.fields import PathText, Section, fingerprint, is_share
 from krscale.config.networks import (
     LadderConfig,
     LadderStudent,
@@ -21,6 +21,7 @@ from krscale.config.networks import (
 from krscale.config.older import FORMER_OF_KR, uses_kr
 from krscale.config.searching import ClusterConfig, SearchConfig, TrackingConfig
 from krscale.config.training import TrainConfig
+from krscale.foreign import is_file, real
 from krscale.redaction import redact
 
 
@@ -32,13 +33,34 @@ RESERVED_NAMES = frozenset({"cache", "mlartifacts", "mlflow.db", "mlruns", "repo
 """What a storage holds beside the runs; no run can be called so."""
 
 
+def _free(name: str) -> str:
+    # Some file systems do not tell capitals; SQLite and its locks add an ending to the name.
+    lower = name.lower()
+    if lower in RESERVED_NAMES or lower.startswith(("mlflow.db.", "mlflow.db-")):
+        raise ValueError(
+            f"the storage keeps {', '.join(sorted(RESERVED_NAMES))} beside the runs; choose "
+            f"another name"
+        )
+    return name
+
+
+# Where folders are shared with Windows, a dot at the end is dropped: `cache.` is `cache` there.
+RunName = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_-])?$", max_length=100),
+    AfterValidator(_free),
+]
+"""What a run can be called."""
+
+
 class Experiment(Section):
     """Everything that determines a run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "digits"
-    """Name of the run; its folder is `storage_path/name`. Not `cache`, `mlartifacts`, `mlflow.db`,
-    `mlruns` or `reports`, which lie there as well."""
-    storage_path: str = Field(default_factory=_default_storage)
+    name: RunName = "digits"
+    """Name of the run; its folder is `storage_path/name`: letters, digits, `.`, `_` and `-`, the
+    first a letter or digit, the last no dot. Not `cache`, `mlartifacts`, `mlflow.db`, `mlruns` or
+    `reports`, which lie there as well."""
+    storage_path: PathText = Field(default_factory=_default_storage)
     """Folder of all runs, data, teachers and stores; default `$KRSCALE_STORAGE_PATH` or `runs`."""
     data: DataConfig = DataConfig()
     views: ViewsConfig = ViewsConfig()
@@ -51,18 +73,6 @@ class Experiment(Section):
     search: SearchConfig = SearchConfig()
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
-
-    @field_validator("name")
-    @classmethod
-    def _free(cls, name: str) -> str:
-        # Some file systems do not tell capitals; SQLite and its locks add an ending to the name.
-        lower = name.lower()
-        if lower in RESERVED_NAMES or lower.startswith(("mlflow.db.", "mlflow.db-")):
-            raise ValueError(
-                f"the storage keeps {', '.join(sorted(RESERVED_NAMES))} beside the runs; choose "
-                f"another name"
-            )
-        return name
 
     @model_validator(mode="after")
     def _known_student(self) -> Experiment:
@@ -80,9 +90,9 @@ class Experiment(Section):
     @classmethod
     def _absolute(cls, storage_path: str) -> str:
         # Workers have working directories of their own.
-        path = Path(storage_path).expanduser().resolve()
+        path = real(Path(storage_path).expanduser())
         for part in (path, *path.parents):
-            if part.is_file():
+            if is_file(part):
                 raise ValueError(f"{part} is a file; a folder is needed, which krscale makes")
         return str(path)
 
@@ -138,6 +148,7 @@ _NEWER = (
     *(f"student.{name}" for name in ("output_key", "preprocessing", "stage_ends", "tap_layout")),
     "ladder.students",
     "search.stall_seconds",
+    "train.gradient_accumulation",
     *(f"train.{name}" for name in ("ema_decay", "optimizer", "optimizer_options", "schedule")),
 )
 """Fields that came after fingerprints had been written down: left out where they are as they are by

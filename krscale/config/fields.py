@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from fractions import Fraction
 from functools import cache
@@ -12,11 +13,15 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from krscale.errors import UserError, unknown_name
+from krscale.foreign import path_problem
 
+_SHARE = re.compile(r"[+-]?[0-9./]{1,60}([eE][+-]?[0-9]{1,3})?")
+"""How a size is written, which is part of names and of paths."""
 StrictInt = Annotated[int, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
+PositiveShare = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
 
@@ -75,6 +80,14 @@ def _not_empty(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def _a_path(text: str) -> str:
+    if problem := path_problem(text):
+        raise ValueError(problem)
+    return text
+
+
+PathText = Annotated[str, AfterValidator(_a_path)]
+"""A path as a user writes it, `~` for the home; it need not exist."""
 Names = Annotated[tuple[str, ...], AfterValidator(_distinct)]
 """A list of different names; it may be empty."""
 SomeNames = Annotated[Names, AfterValidator(_not_empty)]
@@ -120,10 +133,10 @@ def parse_capacity(text: str) -> float:
         ValueError: If the text is not a number or fraction in (0, 1].
     """
     try:
-        if any(letter.isspace() for letter in text):  # it is part of names and of paths
+        if not _SHARE.fullmatch(text):  # also because 1e9999999 takes minutes to be computed
             raise ValueError
         share = float(Fraction(text))
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ArithmeticError):
         raise ValueError(f"{text!r} is not a fraction such as '1/16' or '0.05'") from None
     if not 0.0 < share <= 1.0:
         raise ValueError(f"a capacity lies in (0, 1], a share of the teacher's parameters: {text}")

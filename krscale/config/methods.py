@@ -13,11 +13,21 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import field_validator, model_validator
 
-from krscale.config.fields import Count, Positive, Section, Share, StrictInt, Weight
+from krscale.config.fields import (
+    Count,
+    Positive,
+    PositiveShare,
+    Section,
+    Share,
+    StrictInt,
+    Weight,
+)
 from krscale.config.ranges import SearchChoices, SearchRange, UsedWith
 
 SparsitySchedule = Literal["constant", "rising", "falling"]
 Alignment = Literal["stage", "depth"]
+AuxiliarySchedule = Literal["constant", "falling", "coarsening"]
+WhereSchedule = Literal["constant", "falling"]
 Mixing = Literal["arithmetic", "geometric"]
 ATReduction = Literal["mean", "sum"]
 SettingsTable = Section | Mapping[str, Any]
@@ -33,15 +43,15 @@ class MethodSettings(Section):
         """Refuse a setting that is set, but not used, because of another one's default."""
         for name in given if isinstance(given, dict) else ():
             field = cls.model_fields.get(name)
-            for needed in field.metadata if field else ():
-                if not isinstance(needed, UsedWith) or needed.field in given:
-                    continue
-                default = cls.model_fields[needed.field].default
-                if default != needed.value:
-                    raise ValueError(
-                        f"{name} is used with {needed.field} = {needed.value!r} alone, and "
-                        f"{needed.field} is {default!r} unless it is set: set it, too"
-                    )
+            needed = [m for m in field.metadata if isinstance(m, UsedWith)] if field else []
+            defaults = [cls.model_fields[other.field].default for other in needed]
+            if not needed or any(other.field in given for other in needed):
+                continue
+            if not any(d in other.values for d, other in zip(defaults, needed, strict=True)):
+                raise ValueError(
+                    f"{name} is used with {' or '.join(map(str, needed))} alone, and "
+                    f"{needed[0].field} is {defaults[0]!r} unless it is set: set it, too"
+                )
         return given
 
     @classmethod
@@ -131,12 +141,12 @@ class ATSettings(KDSettings):
     """Over a stage's positions: their mean, as in the authors' code, or half their sum, as in their
     equation, by which stages of many positions weigh more."""
     at_mean_weight: Annotated[
-        Weight, SearchRange(3.0, 3000.0, log=True), UsedWith("at_reduction", "mean")
+        Weight, SearchRange(3.0, 3000.0, log=True), UsedWith("at_reduction", ("mean",))
     ] = 100.0
     """Weight of the attention transfer term with the mean. The authors' is 1000, on maps of 32x32
     positions and fewer; small images want less."""
     at_weight: Annotated[
-        Weight, SearchRange(0.3, 300.0, log=True), UsedWith("at_reduction", "sum")
+        Weight, SearchRange(0.3, 300.0, log=True), UsedWith("at_reduction", ("sum",))
     ] = 10.0
     """Weight of the attention transfer term with the sum."""
 
@@ -189,11 +199,29 @@ class KRSettings(DistillationSettings):
     """Sparsity over the training: the same, from 0 up to `sparsity`, or from it down to 0."""
     auxiliary_weight: Annotated[Weight, SearchRange(0.1, 2.0, log=True)] = 1.0
     """Factor of every group but the deepest."""
+    auxiliary_schedule: Annotated[AuxiliarySchedule, SearchChoices(get_args(AuxiliarySchedule))] = (
+        "constant"
+    )
+    """What becomes of these groups: they stay, their factor falls linearly to 0, or groups are
+    joined until a single one is left. From `auxiliary_until` on the classifier is taught alone."""
+    auxiliary_until: Annotated[
+        PositiveShare,
+        SearchRange(0.4, 1.0),
+        UsedWith("auxiliary_schedule", ("falling", "coarsening")),
+        UsedWith("where_schedule", ("falling",)),
+    ] = 0.7
+    """Share of the training after which nothing but the classifier is taught, where that falls or
+    coarsens."""
     head_grid: Count = 4
     """Auxiliary heads read a tap's means over so many times so many cells, not over all of it."""
     probe_grid: Count = 4
     """The teacher's probes read its taps on such a grid, too; 1 reads means over all positions.
     Taps of many channels are read on a coarser grid: a probe reads 2048 numbers at most."""
+    where_weight: Annotated[Weight, SearchChoices((0.0, 0.5, 1.0, 2.0, 4.0))] = 2.0
+    """Weight of the second distribution: where in the image a stage is active. With 0 nothing of it
+    is stored, and no trial of a search can have it."""
+    where_schedule: Annotated[WhereSchedule, SearchChoices(get_args(WhereSchedule))] = "constant"
+    """This weight over the training: the same, or falling linearly to 0 at `auxiliary_until`."""
     alignment: Annotated[Alignment, SearchChoices(get_args(Alignment))] = "stage"
     """Where a group of the teacher's taps meets the student: at the end of the same stage, for
     networks of as many stages, or at the same relative depth."""

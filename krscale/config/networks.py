@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from krscale.config.fields import (
     Count,
     Names,
+    PathText,
     Positive,
     Section,
     SomeNames,
@@ -120,7 +121,7 @@ class TeacherConfig(ModelConfig):
     """Further keyword arguments of the model; none by default where it is not krscale's own."""
     width: Count = 32
     """The capacity dial of the teacher."""
-    weights: str = ""
+    weights: PathText = ""
     """A state dict (`.safetensors`, or `.pt`, `.pth`, `.ckpt` without code); `own` keeps the
     weights that the model is built with; empty trains the teacher here."""
     weights_key: str = ""
@@ -182,7 +183,7 @@ class LadderStudent(ModelConfig):
     """What tables, figures and folders call it; it begins with a letter."""
     width: Count = 1
     """The capacity dial, for networks that have one."""
-    weights: str = ""
+    weights: PathText = ""
     """A state dict that it starts from (as `teacher.weights`); empty starts from what it is built
     with."""
     weights_key: str = ""

@@ -17,6 +17,10 @@ _BACKGROUND = "background"
 FORMER_OF_KR: Mapping[str, Any] = {
     "probe_grid": 1,
     "alignment": "depth",
+    "auxiliary_schedule": "constant",
+    "auxiliary_until": 0.7,
+    "where_weight": 0.0,
+    "where_schedule": "constant",
 }
 """Settings of KR that came with its second formulation, as the first one was."""
 MENDED = "logit_standardisation"

@@ -51,10 +51,15 @@ class SearchChoices:
 class UsedWith:
     """Another field of the same section must have a value for this one to matter.
 
+    Where a field declares several of these, one that holds is enough.
+
     Attributes:
         field: Name of the other field.
-        value: What it must be.
+        values: What it must be; one of these.
     """
 
     field: str
-    value: Any
+    values: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return f"{self.field} = {' or '.join(map(repr, self.values))}"

@@ -13,6 +13,7 @@ from krscale.config.experiment import Experiment
 from krscale.config.hints import expected_form, explain_item, explain_unknown, field_paths
 from krscale.config.ranges import SearchChoices, SearchRange, UsedWith
 from krscale.errors import UserError, nearest
+from krscale.foreign import user_path
 
 RENAMED = {"search.trials_per_rung": "search.trials_per_size"}
 """Dotted paths of older experiments and commands, and what they are called now; both are read."""
@@ -30,7 +31,8 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Exper
     Raises:
         UserError: If the file cannot be read, or any key or value is refused.
     """
-    content: dict[str, Any] = read_toml(_experiment_file(Path(path))) if path else {}
+    file = _experiment_file(user_path(path, "EXPERIMENT.toml")) if path else None
+    content: dict[str, Any] = read_toml(file) if file else {}
     where = str(path) if path else "defaults"
     content = dict(_with_new_names(content, where))
     for assignment in overrides:
@@ -68,9 +70,13 @@ def search_ranges() -> dict[str, SearchRange | SearchChoices]:
     return {path: d for path, d in declared if isinstance(d, SearchRange | SearchChoices)}
 
 
-def used_with() -> dict[str, UsedWith]:
+def used_with() -> dict[str, tuple[UsedWith, ...]]:
     """Return what fields need another field to be, by dotted path; of those that declare it."""
-    return {path: d for path, d in _declarations(Experiment, "") if isinstance(d, UsedWith)}
+    found: dict[str, tuple[UsedWith, ...]] = {}
+    for path, declared in _declarations(Experiment, ""):
+        if isinstance(declared, UsedWith):
+            found[path] = (*found.get(path, ()), declared)
+    return found
 
 
 def _experiment_file(path: Path) -> Path:

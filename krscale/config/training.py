@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -19,6 +19,30 @@ NO_CHANNELS_LAST_ON_CPU = (
 Precision = Literal["fp32", "bf16", "auto"]
 
 
+class BatchSizes(NamedTuple):
+    """The sizes of the batches that an epoch is cut into.
+
+    Attributes:
+        num_samples: Of the epoch.
+        global_size: Samples of a batch at most, over all workers.
+        num_parts: In which a batch is computed (`train.gradient_accumulation`).
+    """
+
+    num_samples: int
+    global_size: int
+    num_parts: int = 1
+
+    @property
+    def smallest(self) -> int:
+        """Samples of the smallest part of a batch; an epoch is shared evenly over its steps.
+
+        >>> BatchSizes(101, 25).smallest, BatchSizes(101, 25, num_parts=4).smallest
+        (20, 5)
+        """
+        batch = self.num_samples // -(-self.num_samples // self.global_size)
+        return max(1, batch // self.num_parts)
+
+
 class TrainConfig(Section):
     """How one student is trained; a search may vary any of these per size."""
 
@@ -27,6 +51,10 @@ class TrainConfig(Section):
     global_batch_size: Count = 64
     """Samples of one optimiser step at most, over all workers; an epoch is shared evenly over its
     steps."""
+    gradient_accumulation: Count = 1
+    """Parts, one after another, in which a worker computes its share of a batch, for less memory.
+    The step is that of the whole batch; only batch norm, and methods that compare the samples of a
+    batch (`dist`, `pkt`, `crd`), meet a part at a time."""
     learning_rate: Annotated[Positive, SearchRange(0.03, 0.5, log=True)] = 0.1
     """Peak learning rate, after a linear warm-up. The default is that of SGD: other optimisers need
     one that is given, and a search looks from 0.3 times to 5 times of it."""
@@ -51,7 +79,8 @@ class TrainConfig(Section):
     seed: StrictInt = 0
     """Seed of the student's initialisation and sample order."""
     num_workers: Count = 1
-    """Workers that share one training; 2 or more run under Ray Train."""
+    """Workers that share one training; 2 or more run under Ray Train. The result is that of one
+    worker but for rounding, which grows with the number of steps."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where students train; `auto` takes a GPU when the worker has one."""
     precision: Precision = "fp32"
@@ -65,6 +94,19 @@ class TrainConfig(Section):
     gpu_share_for_images: Share = 0.1
     """Share of a GPU's memory that the training images of one student may take; when they are more,
     they stay in mapped pages on the host. Several trials may share a GPU, each with its copy."""
+
+    def batch_sizes(self, num_samples: int) -> BatchSizes:
+        """Return the sizes of the batches that an epoch of so many samples is cut into."""
+        return BatchSizes(num_samples, self.global_batch_size, self.gradient_accumulation)
+
+    @model_validator(mode="after")
+    def _no_empty_part(self) -> TrainConfig:
+        if self.gradient_accumulation > self.global_batch_size:
+            raise ValueError(
+                f"train.gradient_accumulation: {self.gradient_accumulation} parts of a batch of "
+                f"{self.global_batch_size} samples (train.global_batch_size) would be empty"
+            )
+        return self
 
     @model_validator(mode="after")
     def _own_learning_rate(self) -> TrainConfig:

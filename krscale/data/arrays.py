@@ -14,6 +14,7 @@ from krscale.data.arrow import Images, Split
 from krscale.data.classes import Values, alike, find_classes, to_labels
 from krscale.data.source import Place, SourceData, SplitName
 from krscale.errors import UserError
+from krscale.foreign import parsing
 
 Array = npt.NDArray[Any]
 _CHANNELS = (1, 3)
@@ -170,7 +171,8 @@ def _labels(arrays: Arrays) -> Values:
             "[N] or [N, 1]."
         )
     if labels.dtype.kind in "USO":
-        return np.array([_text(label, arrays.where) for label in labels], dtype=object)
+        with parsing(f"{arrays.where}: labels cannot be read"):
+            return np.array([_text(label, arrays.where) for label in labels], dtype=object)
     if labels.dtype.kind in "ui" or (
         labels.dtype.kind in "fb" and (labels == np.rint(labels)).all()
     ):

@@ -131,8 +131,9 @@ def _some(numbers: Values) -> str:
 
 def _check_names(names: Sequence[str], found: Values, place: Place) -> None:
     by_look: dict[str, str] = {}
+    written = found.tolist()  # numpy compares text without zeros at its end
     for name in names:
-        where = place(int(np.flatnonzero(found == name)[0]))
+        where = place(written.index(name))
         check_text(name, where)
         look = same_look(name)
         if not look:

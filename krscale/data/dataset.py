@@ -19,6 +19,7 @@ from krscale.data.sources import open_source
 from krscale.digests import CheckedFile, FileDigest, read_digest
 from krscale.errors import UserError, unknown_name
 from krscale.files import damaged, read_json, reading, write_json
+from krscale.leftovers import hidden_lock, sweep_leftovers
 from krscale.methods.base import UNLABELLED
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
@@ -184,7 +185,8 @@ def prepare_data(
     path = _path(config, identity, cache)
     if not path.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):
+        sweep_leftovers(path.parent)
+        with FileLock(hidden_lock(path)):
             if not path.is_dir():
                 notes = build_data(path, config, source, identity, report or _silent)
                 if note:

@@ -86,10 +86,12 @@ class Decoder:
         """Return one image."""
         if encoded is None:
             return Decoded(None, problem=_MISSING)
-        source = BytesIO(encoded) if isinstance(encoded, bytes) else encoded
         try:
-            is_held = isinstance(encoded, bytes)
-            size = len(encoded) if is_held else regular(Path(encoded)).stat().st_size
+            if isinstance(encoded, bytes):
+                source: BytesIO | str = BytesIO(encoded)
+                size = len(encoded)
+            else:
+                source, size = encoded, regular(Path(encoded)).stat().st_size
             if not size:
                 return Decoded(None, problem="it is empty (0 bytes)")
             with Image.open(source, formats=FORMATS) as image:

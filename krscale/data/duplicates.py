@@ -30,7 +30,7 @@ def digests_of(split: Split | Stream) -> Digests:
     """Return `digests` of a split, or of a stream, which is read once."""
     if isinstance(split, Split):
         return digests(split.images)
-    found = [digests(piece) for piece in split.pieces()]
+    found = [digests(piece) for piece in split.read()]
     return np.concatenate(found) if found else np.empty(0, np.uint64)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from krscale.data.sources import SOURCES
 from krscale.errors import UserError, nearest
+from krscale.foreign import user_path
 
 _CIFAR = {
     "cifar100": ("cifar-100-", "fine_label_names.txt"),
@@ -28,7 +29,7 @@ def guess_source(text: str) -> list[str]:
     Raises:
         UserError: If there is no such path, and no source of this name.
     """
-    path = Path(text).expanduser()
+    path = user_path(text, "SOURCE")
     if (text in SOURCES or ":" in text) and not path.exists():
         return [f"data.source={text}"]
     if not path.exists():

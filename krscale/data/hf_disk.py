@@ -26,7 +26,7 @@ from krscale.data.own_files import (
 from krscale.data.own_files import own_splits as own
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.errors import UserError, unknown_name
-from krscale.foreign import parsing, regular
+from krscale.foreign import is_file, parsing, regular
 
 _INFO, STATE_FILE, SETS_FILE = "dataset_info.json", "state.json", "dataset_dict.json"
 _PATH_ROWS = 65_536
@@ -143,7 +143,7 @@ class HfDisk:
         for saved in self.splits.values():
             files += map(str, (*saved.files, saved.folder / _INFO, saved.folder / STATE_FILE))
             outside = dict.fromkeys(saved.outside(image))
-            files += (file for file in outside if Path(file).is_file())
+            files += filter(is_file, outside)
         return files_identity(self.config, self.path, files)
 
     def describe(self) -> Description | None:
@@ -157,6 +157,8 @@ class HfDisk:
         image = self.image_column()
         feature = train.features[label]
         names = feature.get("names") if isinstance(feature, dict) else None
+        if not isinstance(names or [], list) or not all(isinstance(n, str) for n in names or []):
+            raise UserError(f"{train.folder / _INFO}: the names of {label!r} are no list of text.")
         parts = {split: _part(saved, image, label) for split, saved in self.splits.items()}
         return encoded_data(parts, self.config, report, self.notes, names or ())
 

@@ -27,7 +27,7 @@ from krscale.data.own_files import (
 )
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.errors import UserError, unknown_name
-from krscale.foreign import parsing
+from krscale.foreign import is_file, parsing, path_problem
 
 WANTED = "a .csv or .parquet file with a column of paths and one of labels"
 
@@ -93,12 +93,12 @@ class ImageList:
         for row, path in enumerate(paths):
             if path is not None and not isinstance(path, str):
                 raise UserError(f"{self._place(name)(row)}: no path (got {path!r}).")
-        return [str(root / Path(path).expanduser()) if path else None for path in paths]
+        return [_file(root, path) if path else None for path in paths]
 
     def identity(self) -> Mapping[str, Any]:
         """Return settings, hash of the list, and name, size and time of every file there is."""
         content = hashlib.sha256(self.path.read_bytes()).hexdigest()
-        there = (file for file in sorted(set(filter(None, self.files))) if Path(file).is_file())
+        there = (file for file in sorted(set(filter(None, self.files))) if is_file(file))
         return {"list": content, **files_identity(self.config, self.path.parent, there)}
 
     def describe(self) -> Description | None:
@@ -131,6 +131,11 @@ class ImageList:
 
     def _place(self, column: str) -> _Rows:
         return _Rows(self.path, column, range(len(self.table)))
+
+
+def _file(root: Path, path: str) -> str:
+    """Return where the image of a row is; whether it can be there is said where it is read."""
+    return str(root / path) if path_problem(path) else str(root / Path(path).expanduser())
 
 
 class _Rows:

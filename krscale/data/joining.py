@@ -15,6 +15,7 @@ from krscale.data.building import FORMAT, write_data
 from krscale.data.dataset import Dataset, open_data
 from krscale.data.decoding import piece_size
 from krscale.data.stratify import Rows
+from krscale.leftovers import hidden_lock, sweep_leftovers
 
 
 def join_train_and_val(dataset: Dataset, cache: Path) -> Dataset:
@@ -27,7 +28,8 @@ def join_train_and_val(dataset: Dataset, cache: Path) -> Dataset:
     identity, path = _identity(dataset), joined_path(dataset, cache)
     if not path.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):
+        sweep_leftovers(path.parent)
+        with FileLock(hidden_lock(path)):
             if not path.is_dir():
                 facts = {
                     "source": dataset.source,

@@ -63,13 +63,18 @@ class NumpyFiles:
             found[split] = Arrays(self.read_array(images), self.read_array(labels), where)
             report(number, len(self.splits))
         classes = [name for name in self.names if name in _CLASSES]
-        names = [str(name) for name in self.read_array(classes[0]).tolist()] if classes else []
+        names = self._class_names(classes[0]) if classes else []
         used = {*classes[:1], *(name for pair in self.splits.values() for name in pair)}
         passed = [name for name in self.names if name not in used]
         data = source_data(found, names, self.config, str(self.path))
         listed = ", ".join(passed[:10]) + (", ..." if len(passed) > 10 else "")
         notes = (f"{self.path}: arrays that were passed over: {listed}.",) if passed else ()
         return replace(data, notes=(*notes, *data.notes))
+
+    def _class_names(self, name: str) -> list[str]:
+        array = self.read_array(name)
+        with parsing(f"{self.names[name]}: {name}: not a list of names"):
+            return [str(found) for found in array.ravel().tolist()]
 
     def find_arrays(self) -> dict[str, Path]:
         """Return the name of every array and its file."""

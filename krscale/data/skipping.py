@@ -65,7 +65,7 @@ def keep(split: Split | Stream, kept: Kept) -> Split | Stream:
 
     def pieces() -> Iterator[Images]:
         start = 0
-        for piece in split.pieces():
+        for piece in split.read():
             first, last = np.searchsorted(kept, [start, start + len(piece)])
             yield piece[kept[first:last] - start]
             start += len(piece)

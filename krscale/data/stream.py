@@ -34,6 +34,23 @@ class Stream:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def read(self) -> Iterator[Images]:
+        """Yield the pieces.
+
+        Raises:
+            UserError: If the stream does not hold as many images as labels.
+        """
+        num_read = 0
+        for piece in self.pieces():
+            num_read += len(piece)
+            if num_read <= len(self):
+                yield piece
+        if num_read != len(self):
+            raise UserError(
+                f"{num_read} images were read where {len(self)} labels had been: the files are "
+                "damaged, or changed meanwhile. Start again."
+            )
+
 
 def spill(
     stream: Stream, rows: Mapping[Part, npt.NDArray[np.int64]], folder: Path
@@ -52,19 +69,14 @@ def spill(
         UserError: If the stream does not hold as many images as labels.
     """
     files = {name: folder / f"{name}.pixels" for name in rows}
-    num_read = 0
+    start = 0
     with ExitStack() as stack:
         sinks = {name: stack.enter_context(file.open("wb")) for name, file in files.items()}
-        for piece in stream.pieces():
+        for piece in stream.read():
             for name, places in rows.items():
-                first, last = np.searchsorted(places, [num_read, num_read + len(piece)])
-                sinks[name].write(piece[places[first:last] - num_read].data)
-            num_read += len(piece)
-    if num_read != len(stream):
-        raise UserError(
-            f"{num_read} images were read where {len(stream)} labels had been: "
-            "the files changed meanwhile. Start again."
-        )
+                first, last = np.searchsorted(places, [start, start + len(piece)])
+                sinks[name].write(piece[places[first:last] - start].data)
+            start += len(piece)
     return {
         name: Split(_map(file, (len(rows[name]), *stream.image_shape)), stream.labels[rows[name]])
         for name, file in files.items()

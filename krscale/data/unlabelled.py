@@ -29,6 +29,7 @@ from krscale.data.stratify import Rows
 from krscale.data.stream import Stream, spill
 from krscale.data.unlabelled_sources import UnlabelledSource, open_unlabelled
 from krscale.errors import UserError
+from krscale.leftovers import hidden_lock, sweep_leftovers
 
 _LISTED = 3  # pairs of copies that a message names
 _NAME = "unlabelled"
@@ -64,7 +65,8 @@ def prepare_unlabelled(
     path = _path(dataset, identity, cache)
     if not path.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):
+        sweep_leftovers(path.parent)
+        with FileLock(hidden_lock(path)):
             if not path.is_dir():
                 notes = _build(path, config, dataset, source, identity, report or _silent)
                 if note:

@@ -74,6 +74,21 @@ def student_tap(group: int, num_groups: int, num_student_taps: int) -> int:
     return _ceil_share(group, num_groups, num_student_taps)
 
 
+def merge_groups(groups: Groups, count: int) -> Groups:
+    """Return coarser groups of the same taps: neighbours joined to near-equally many each.
+
+    Args:
+        groups: The groups.
+        count: How many are wanted, from 1 to as many as there are.
+
+    Example:
+        >>> merge_groups(((0, 2), (2, 4), (4, 6)), 2)
+        ((0, 4), (4, 6))
+    """
+    parts = split_taps(count, len(groups), ())
+    return tuple((groups[first][0], groups[last - 1][1]) for first, last in parts)
+
+
 @dataclass(frozen=True)
 class Depths:
     """Where teacher and student have their taps and stages, the classifier being the last tap.
@@ -166,6 +181,31 @@ def group_weights(information_gain: Tensor, groups: Groups) -> Tensor:
     weights = means / means.max() if means.max() > 0 else torch.zeros_like(means)
     weights[-1] = 1.0
     return weights.to(torch.float32).to(information_gain.device)
+
+
+def joined_weights(information_gain: Tensor, groups: Groups, count: int) -> tuple[Tensor, Tensor]:
+    """Return `tap_weights` and `group_weights` while only `count` of the groups are left.
+
+    A group that was joined to a deeper one has the weight 0, and the deeper one the taps of both:
+    whoever is taught by a group that is left need not change.
+
+    Args:
+        information_gain: `[D]`, not negative.
+        groups: The `G` groups.
+        count: How many are left, from 1 to `G`.
+
+    Returns:
+        `[G, D]` and `[G]`.
+    """
+    joined = merge_groups(groups, count)
+    ends = [stop for _, stop in groups]
+    places = [ends.index(stop) for _, stop in joined]
+    whole = list(groups)
+    for place, group in zip(places, joined, strict=True):
+        whole[place] = group
+    weights = information_gain.new_zeros(len(groups), dtype=torch.float32)
+    weights[places] = group_weights(information_gain, joined)
+    return tap_weights(information_gain, tuple(whole)), weights
 
 
 def aggregate(

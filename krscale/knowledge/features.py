@@ -16,13 +16,16 @@ from torch import Tensor, nn
 
 from krscale.errors import UserError
 from krscale.knowledge.taps import TapOutputs, pool, run_tapped
+from krscale.knowledge.where import where_distributions
 
-FeatureKind = Literal["pooled", "attention", "map"]
+FeatureKind = Literal["pooled", "attention", "map", "where"]
 """What is read of the stages' outputs:
 
 - `pooled`: mean over positions of the deepest stage, `[B, C]`, what a linear classifier reads;
 - `attention`: `attention_map` of every stage, `[B, H, W]` each;
-- `map`: the whole output of the middle stage, `[B, C, H, W]`.
+- `map`: the whole output of the middle stage, `[B, C, H, W]`;
+- `where`: for KR, of every stage its distribution over cells, `[B, rows, columns]` each
+  (`krscale.knowledge.where`).
 """
 
 KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
@@ -75,6 +78,8 @@ def read_features(kind: FeatureKind, stages: Sequence[Tensor]) -> tuple[Tensor, 
         return (pool(stages[-1]),)
     if kind == "attention":
         return tuple(attention_map(stage) for stage in stages)
+    if kind == "where":
+        return where_distributions(stages)
     return (_with_positions(stages[(len(stages) - 1) // 2], "a feature map").float(),)
 
 

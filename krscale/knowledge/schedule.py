@@ -8,6 +8,20 @@ SCHEDULES = ("constant", "rising", "falling")
 """The value throughout, from 0 up to it, or from it down to 0."""
 
 
+def share_left(progress: float, until: float) -> float:
+    """Return what is left of something that falls linearly from 1 to 0 and then stays there.
+
+    Args:
+        progress: 0 in the first epoch, 1 in the last.
+        until: Progress at which nothing is left, above 0.
+
+    Example:
+        >>> [share_left(progress, 0.5) for progress in (0.0, 0.25, 0.5, 1.0)]
+        [1.0, 0.5, 0.0, 0.0]
+    """
+    return max(0.0, 1.0 - progress / until)
+
+
 def scheduled(value: float, schedule: str, progress: float) -> float:
     """Return a setting's value at a point of the training; it changes linearly.
 

@@ -39,10 +39,12 @@ class TapOutputs:
         features: One tensor per tap path in depth order: `[B, C, H, W]`, `[B, T, C]` or `[B, C]`,
             as the block gave it, but for its layout (`settle_layouts`). The classifier is not among
             them.
+        stages: The same of blocks at which stages end, where these are read as well.
     """
 
     logits: Tensor
     features: tuple[Tensor, ...]
+    stages: tuple[Tensor, ...] = ()
 
 
 class TappedModel(nn.Module):
@@ -55,13 +57,15 @@ class TappedModel(nn.Module):
     Attributes:
         model: The network, a registered submodule: its weights are under `model.` in the state.
         paths: Module paths of the taps within the network, in depth order.
+        stages: Module paths of blocks whose outputs are read as `TapOutputs.stages`.
     """
 
-    def __init__(self, model: nn.Module, paths: Sequence[str]) -> None:
+    def __init__(self, model: nn.Module, paths: Sequence[str], stages: Sequence[str] = ()) -> None:
         super().__init__()
         check_taps(model, paths)
+        check_taps(model, stages)
         self.model = model
-        self.paths = tuple(paths)
+        self.paths, self.stages = tuple(paths), tuple(stages)
 
     def forward(self, images: Tensor) -> TapOutputs:
         """Run the network once.
@@ -72,11 +76,15 @@ class TappedModel(nn.Module):
         Raises:
             UserError: If a tapped block did not run, or did not return a tensor.
         """
-        return run_tapped(self.model, self.paths, images)
+        return run_tapped(self.model, self.paths, images, self.stages)
 
 
-def run_tapped(model: nn.Module, paths: Sequence[str], images: Tensor) -> TapOutputs:
+def run_tapped(
+    model: nn.Module, paths: Sequence[str], images: Tensor, stages: Sequence[str] = ()
+) -> TapOutputs:
     """Run `model` on `images` and return its logits and the outputs of the blocks at `paths`.
+
+    And of those at `stages`, which may be the same ones.
 
     A block that runs several times in one forward gives its last output.
 
@@ -88,21 +96,21 @@ def run_tapped(model: nn.Module, paths: Sequence[str], images: Tensor) -> TapOut
     outputs: dict[str, Any] = {}
     handles = []
     try:
-        for path in paths:
+        for path in dict.fromkeys((*paths, *stages)):
             hook = partial(_record, outputs, path)
             handles.append(network.get_submodule(path).register_forward_hook(hook))
         logits = model(images)
     finally:
         for handle in handles:
             handle.remove()
-    if paths and not outputs and model is not network:
+    if (paths or stages) and not outputs and model is not network:
         raise UserError(
             "the network is compiled and was run without taps before; torch.compile uses that code "
             "again, which has none. Run it through its taps from the start, in validation too "
             "(of a KRLoss: `kr.student(images).logits` and `kr.teacher(images).logits`)."
         )
     layouts = getattr(network, LAYOUTS_ATTRIBUTE, {})
-    collected: TapOutputs = _collect(logits, outputs, paths, layouts)
+    collected: TapOutputs = _collect(logits, outputs, paths, stages, layouts)
     return collected
 
 
@@ -255,13 +263,19 @@ def _record(
 # seconds of a processor in every process that only rebuilds a network.
 @torch._disable_dynamo  # type: ignore[attr-defined]
 def _collect(
-    logits: Tensor, outputs: dict[str, Any], paths: Sequence[str], layouts: Mapping[str, str]
+    logits: Tensor,
+    outputs: dict[str, Any],
+    paths: Sequence[str],
+    stages: Sequence[str],
+    layouts: Mapping[str, str],
 ) -> TapOutputs:
-    features = (_tensor(outputs, path) for path in paths)
-    if layouts:
-        pairs = zip(features, paths, strict=True)
-        features = (usual_layout(f, layouts.get(path, USUAL.get(f.ndim, ""))) for f, path in pairs)
-    return TapOutputs(logits, tuple(features))
+    def read(path: str) -> Tensor:
+        feature = _tensor(outputs, path)
+        if not layouts:
+            return feature
+        return usual_layout(feature, layouts.get(path, USUAL.get(feature.ndim, "")))
+
+    return TapOutputs(logits, tuple(map(read, paths)), tuple(map(read, stages)))
 
 
 def _tensor(outputs: dict[str, Any], path: str) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -64,6 +64,22 @@ class Batch:
     teacher_features: Mapping[FeatureKind, tuple[Tensor, ...]] = field(default_factory=dict)
     mixture: Mixture | None = None
 
+    def rows(self, start: int, stop: int) -> Batch:
+        """Return some of the samples; the global batch stays what it is."""
+        part, mixture = slice(start, stop), self.mixture
+        return replace(
+            self,
+            images=self.images[part],
+            labels=self.labels[part],
+            samples=self.samples[part],
+            tap_logits=None if self.tap_logits is None else self.tap_logits[part],
+            teacher_features={
+                kind: tuple(feature[part] for feature in features)
+                for kind, features in self.teacher_features.items()
+            },
+            mixture=mixture and Mixture(mixture.labels[part], mixture.weights[part]),
+        )
+
 
 @dataclass(frozen=True)
 class MethodContext:
@@ -110,6 +126,18 @@ class MethodContext:
         return cls(num_classes, 0, (), none, (), (), None, none)
 
 
+class Reads(NamedTuple):
+    """At which blocks a student is read while it learns.
+
+    Attributes:
+        taps: Module paths, for `TapOutputs.features`.
+        stages: Module paths, for `TapOutputs.stages`.
+    """
+
+    taps: Sequence[str] = ()
+    stages: Sequence[str] = ()
+
+
 class Method(nn.Module, ABC):
     """Base of all methods; subclasses are registered in `krscale.methods.METHODS`.
 
@@ -121,9 +149,9 @@ class Method(nn.Module, ABC):
     """The method's settings: each one's meaning, default, and allowed values."""
     needs_teacher: bool = True
     """Whether batches must carry `tap_logits`."""
-    feature_kinds: ClassVar[frozenset[FeatureKind]] = frozenset()
-    """What batches must carry of the teacher's features; the student is then read at its stages
-    instead of its taps."""
+    feature_kinds: frozenset[FeatureKind] = frozenset()
+    """What batches must carry of the teacher's features; as a rule the student is then read at its
+    stages instead of its taps (`reads`)."""
 
     takes_mixed_labels: bool = False
     """Whether it is right for images that are made of two: its cross-entropy is
@@ -144,6 +172,17 @@ class Method(nn.Module, ABC):
             student: Logits `[B, K]` and tap features of the student.
             batch: Labels and the teacher's knowledge of the same samples.
         """
+
+    def reads(self, taps: Sequence[str], stages: Sequence[str]) -> Reads:
+        """Return at which blocks the student is to be read.
+
+        Args:
+            taps: Module paths of its taps.
+            stages: Module paths of blocks at which its stages end.
+        """
+        if not self.needs_teacher:
+            return Reads()
+        return Reads(stages if self.feature_kinds else taps)
 
     def begin_epoch(self, progress: float) -> None:
         """Called before every epoch with the progress of the training, for what changes over it.
@@ -301,6 +340,39 @@ class LearnerOutput(NamedTuple):
     logits: Tensor
     diagnostics: dict[str, Tensor]
 
+    def detached(self) -> LearnerOutput:
+        """Return it without gradient, so that what led to it can be freed."""
+        return LearnerOutput(
+            {name: term.detach() for name, term in self.terms.items()},
+            self.logits.detach(),
+            {name: value.detach() for name, value in self.diagnostics.items()},
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[LearnerOutput]) -> LearnerOutput:
+        """Return the output of a batch from those of its parts, in order.
+
+        Diagnostics are the means over the parts, each with the weight of its samples.
+        """
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        sizes = [len(part.logits) for part in parts]
+        shares = [size / max(1, sum(sizes)) for size in sizes]
+        return cls(
+            {name: torch.cat([part.terms[name] for part in parts]) for name in first.terms},
+            torch.cat([part.logits for part in parts]),
+            {
+                name: torch.stack(
+                    [
+                        share * part.diagnostics[name]
+                        for share, part in zip(shares, parts, strict=True)
+                    ]
+                ).sum(dim=0)
+                for name in first.diagnostics
+            },
+        )
+
 
 class Learner(nn.Module):
     """A student and the method it learns by, in one module.
@@ -312,11 +384,18 @@ class Learner(nn.Module):
         student: The network that will be exported.
         tap_paths: Module paths of the student's taps, in depth order.
         method: The method, with its own trainable parts.
+        stage_paths: Module paths of the stages that the method reads beside the taps.
     """
 
-    def __init__(self, student: nn.Module, tap_paths: Sequence[str], method: Method) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        tap_paths: Sequence[str],
+        method: Method,
+        stage_paths: Sequence[str] = (),
+    ) -> None:
         super().__init__()
-        self.tapped = TappedModel(student, tap_paths)
+        self.tapped = TappedModel(student, tap_paths, stage_paths)
         self.method = method
 
     @property

@@ -7,6 +7,7 @@ formulation is krscale's own; see `krscale.knowledge`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -17,26 +18,28 @@ from krscale.config.methods import KRSettings
 from krscale.errors import KrscaleError
 from krscale.knowledge.aggregation import (
     Groups,
-    group_weights,
+    joined_weights,
     mix_taps,
     split_taps,
     student_ends,
-    tap_weights,
 )
 from krscale.knowledge.loss import kr_terms
 from krscale.knowledge.parameters import ParameterSource
-from krscale.knowledge.schedule import scheduled
+from krscale.knowledge.schedule import scheduled, share_left
 from krscale.knowledge.taps import TapOutputs, pool
+from krscale.knowledge.where import WhereLoss, pair_stages
 from krscale.methods.base import (
     Batch,
     LogitMethod,
     Method,
     MethodContext,
     Mixture,
+    Reads,
     classes_of,
     label_cross_entropy,
     teacher_knowledge,
 )
+from krscale.methods.feature_method import teacher_features
 
 
 class KR(Method):
@@ -46,7 +49,7 @@ class KR(Method):
     linear head on the student's tap where the group ends, by stage or by relative depth; a head
     that falls on the classifier reads the logits. Heads see where in the image a feature is: from
     the mean over all of it, the few channels of a small student's early taps would have to separate
-    the classes.
+    the classes. A second distribution, over positions, compares where stages are active.
 
     Args:
         context: What is known of teacher and student.
@@ -60,6 +63,7 @@ class KR(Method):
     tap_weights: Tensor
     group_weights: Tensor
     current_sparsity: Tensor
+    current_where_weight: Tensor
 
     def __init__(
         self,
@@ -68,15 +72,18 @@ class KR(Method):
         combined: Sequence[LogitMethod] = (),
     ) -> None:
         super().__init__()
+        self.settings = settings
         self.ce_weight, self.kr_weight = settings.ce_weight, settings.kr_weight
         self.temperature, self.mixing = settings.temperature, settings.mixing
-        self.sparsity, self.sparsity_schedule = settings.sparsity, settings.sparsity_schedule
-        # A tensor, so that compiled code need not be compiled again for every epoch.
-        self.register_buffer("current_sparsity", torch.tensor(self.sparsity), persistent=False)
-        self.begin_epoch(0.0)
-        self.auxiliary_weight = settings.auxiliary_weight
         groups = split_taps(settings.granularity, context.num_teacher_taps, context.stage_ends)
         self.groups = groups
+        # Tensors, so that compiled code need not be compiled again for every epoch.
+        for name in ("current_sparsity", "current_where_weight"):
+            self.register_buffer(name, torch.tensor(0.0), persistent=False)
+        self.register_buffer("group_weights", torch.zeros(len(groups)), persistent=False)
+        num_taps = context.num_teacher_taps
+        self.register_buffer("tap_weights", torch.zeros(len(groups), num_taps), persistent=False)
+        self.progress = 0.0
         self.weigh(context.information_gain)
 
         shapes = (*context.student_shapes, (context.num_classes,))
@@ -87,6 +94,8 @@ class KR(Method):
         self.heads = nn.ModuleList(
             nn.Linear(sizes[tap - 1], context.num_classes) for tap in self.head_taps
         )
+        self.where = _where_loss(context) if settings.where_weight > 0.0 else None
+        self.feature_kinds = frozenset() if self.where is None else frozenset({"where"})
         self.posterior = nn.ModuleList(combined)
         self.takes_mixed_labels = all(method.takes_mixed_labels for method in combined)
         self.takes_unlabelled = all(method.takes_unlabelled for method in combined)
@@ -95,10 +104,17 @@ class KR(Method):
             _parameter_source(context, groups, ends) if self.parameter_weight > 0 else None
         )
         self._active_classes = torch.zeros(())
+        self.begin_epoch(0.0)
+
+    def reads(self, taps: Sequence[str], stages: Sequence[str]) -> Reads:
+        """Read the taps, and the stages where their positions are compared."""
+        return Reads(taps, () if self.where is None else stages)
 
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
-        """Return the terms `ce`, `kr`, and one for each combined source."""
-        return self.terms(student, teacher_knowledge(batch), batch.labels, batch.mixture)
+        """Return the terms `ce`, `kr`, and one for each further source."""
+        tap_logits = teacher_knowledge(batch)
+        where = () if self.where is None else teacher_features(batch, "where")
+        return self.terms(student, tap_logits, batch.labels, batch.mixture, where)
 
     def terms(
         self,
@@ -106,6 +122,7 @@ class KR(Method):
         tap_logits: Tensor,
         labels: Tensor,
         mixture: Mixture | None = None,
+        where: Sequence[Tensor] = (),
     ) -> dict[str, Tensor]:
         """Return the weighted terms of `forward`, `[B]` fp32 each.
 
@@ -114,15 +131,19 @@ class KR(Method):
             tap_logits: `[B, D, K]` fp32 of the teacher, without gradient.
             labels: `[B]` int64; `UNLABELLED` of images without one.
             mixture: Of mixed images.
+            where: Distributions of the teacher's stages over positions.
         """
         logits = student.logits.float()
-        soft_targets = mix_taps(tap_logits, self.tap_weights, self.temperature, self.mixing)
+        taught = slice(None if self.teaches_heads else -1, None)
+        weights = self.tap_weights[taught]
+        soft_targets = mix_taps(tap_logits, weights, self.temperature, self.mixing)
+        constant = self.settings.sparsity_schedule == "constant"
         loss, active = kr_terms(
             self.group_logits(student),
             soft_targets,
-            self.group_weights,
+            self.group_weights[taught],
             self.temperature,
-            self.sparsity if self.sparsity_schedule == "constant" else self.current_sparsity,
+            self.settings.sparsity if constant else self.current_sparsity,
         )
         # A worker may hold no sample of the last batch; its mean is 0, not NaN.
         self._active_classes = active.sum() / max(active.numel(), 1)
@@ -134,6 +155,8 @@ class KR(Method):
         for method in cast(list[LogitMethod], self.posterior):
             distilled = method.distillation(logits, tap_logits[:, -1], classes)
             terms[method.term] = method.term_weight * distilled
+        if self.where is not None and self.teaches_where:
+            terms["where"] = self.current_where_weight * self.where(student.stages, where)
         if self.parameter_source is not None:
             # One scalar for the whole batch: every sample carries it, so that the mean does.
             whole = self.parameter_weight * self.parameter_source()
@@ -142,27 +165,62 @@ class KR(Method):
 
     def weigh(self, information_gain: Tensor) -> None:
         """Weigh taps and groups by the information gain `[D]` of the teacher's taps."""
-        weights = group_weights(information_gain, self.groups)
-        weights[:-1] *= self.auxiliary_weight
-        self.register_buffer("group_weights", weights, persistent=False)
-        shares = tap_weights(information_gain, self.groups)
-        self.register_buffer("tap_weights", shares, persistent=False)
+        self.information_gain = information_gain.detach().cpu()
+        self._weigh_groups()
 
     def begin_epoch(self, progress: float) -> None:
-        """Set the sparsity of this epoch."""
-        self.current_sparsity.fill_(scheduled(self.sparsity, self.sparsity_schedule, progress))
+        """Set what this epoch has of all that changes over the training."""
+        self.progress, settings = progress, self.settings
+        sparsity = scheduled(settings.sparsity, settings.sparsity_schedule, progress)
+        self.current_sparsity.fill_(sparsity)
+        left = self._left() if settings.where_schedule == "falling" else 1.0
+        self.current_where_weight.fill_(settings.where_weight * left)
+        self.teaches_where = left > 0.0
+        if settings.auxiliary_schedule != "constant":
+            self._weigh_groups()
 
     def group_logits(self, student: TapOutputs) -> Tensor:
-        """Return the student's logits for every group, `[B, G, K]` fp32; its own come last."""
+        """Return the student's logits for every group, `[B, G, K]` fp32; its own come last.
+
+        Where no other group is taught, they alone, `[B, 1, K]`.
+        """
+        logits = student.logits.float()
+        if not self.teaches_heads:
+            # Data-parallel training waits for the gradient of every parameter.
+            unused = [parameter.sum() for parameter in self.heads.parameters()]
+            return (logits + 0.0 * torch.stack(unused).sum() if unused else logits).unsqueeze(1)
         features = (*student.features, student.logits)
         pooled = {tap: pool(features[tap - 1], self.head_grid) for tap in set(self.head_taps)}
         heads = zip(self.heads, self.head_taps, strict=True)
         auxiliary = [head(pooled[tap]) for head, tap in heads]
-        return torch.stack([*auxiliary, student.logits.float()], dim=1)
+        return torch.stack([*auxiliary, logits], dim=1)
+
+    def _weigh_groups(self) -> None:
+        settings, count = self.settings, len(self.groups)
+        factor, left = settings.auxiliary_weight, self._left()
+        if settings.auxiliary_schedule == "coarsening":
+            count = 1 + math.ceil(left * (count - 1))
+        elif settings.auxiliary_schedule == "falling":
+            factor *= left
+        shares, weights = joined_weights(self.information_gain, self.groups, count)
+        weights[:-1] *= factor
+        self.teaches_heads = bool((weights[:-1] > 0.0).any())
+        self.tap_weights.copy_(shares)
+        self.group_weights.copy_(weights)
+
+    def _left(self) -> float:
+        return share_left(self.progress, self.settings.auxiliary_until)
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Return `kr/active_classes`: classes with a gradient, mean over samples and groups."""
         return {"kr/active_classes": self._active_classes}
+
+
+def _where_loss(context: MethodContext) -> WhereLoss | None:
+    """Return what compares positions; None where nothing is stored, or no two stages have any."""
+    teacher = context.teacher_shapes.get("where", ())
+    pairs = pair_stages(context.student_stage_shapes, [(rows, cols) for rows, cols in teacher])
+    return WhereLoss(pairs) if pairs else None
 
 
 def _parameter_source(

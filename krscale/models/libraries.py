@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from krscale.errors import UserError, unknown_name
+from krscale.foreign import user_path
 from krscale.models.foreign import located
 from krscale.models.torch_files import only_weights, refuse_foreign
 
@@ -58,9 +59,10 @@ def _timm(name: str, where: str) -> Build:
         if fresh:
             options = {name: value for name, value in options.items() if name not in _WEIGHTS}
         # timm unpickles the file that this option names.
-        file = Path(str(options.get("checkpoint_path") or "")).expanduser()
+        setting = f"{where}.options.checkpoint_path"
+        file = user_path(str(options.get("checkpoint_path") or ""), setting)
         if file.is_file() and file.suffix not in (".safetensors", ".npz"):
-            refuse_foreign(file, f"{where}.options.checkpoint_path: ")
+            refuse_foreign(file, f"{setting}: ")
         with _explained("timm", name, options, where):
             model: nn.Module = timm.create_model(
                 name, num_classes=num_classes, in_chans=in_channels, **options
@@ -119,7 +121,7 @@ def _hf(folder: str, where: str) -> Build:
     The folder holds `config.json` and `model.safetensors`, as `save_pretrained` writes them.
     Nothing is downloaded, and no code of the folder runs.
     """
-    path = Path(folder).expanduser()
+    path = user_path(folder, f"{where}.model")
     if not (path / "config.json").is_file():
         raise UserError(
             f"{where}.model: {path} is not the folder of a transformers model: it has no "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,8 @@ class TappedNetwork:
         stage_ends: For each stage the 1-based number of its last tap.
         shapes: Shape of each tap's feature for one image, `[C, H, W]` where it is a map.
         num_classes: `K`.
+        stage_paths: Module paths of the blocks at which stages end, where positions are compared.
+        stage_shapes: Shape of what each of these gives for one image.
     """
 
     network: nn.Module
@@ -40,6 +42,8 @@ class TappedNetwork:
     stage_ends: tuple[int, ...]
     shapes: tuple[tuple[int, ...], ...]
     num_classes: int
+    stage_paths: tuple[str, ...] = ()
+    stage_shapes: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def of(
@@ -65,20 +69,26 @@ class TappedNetwork:
                 paths, ends = _taps_of(inner, images, tuple(paths), where)
                 _settle(inner, paths, images, where)
                 outputs = run_tapped(inner, paths, images)
+                shapes = _shapes(outputs.features)
+                ends = FoundTaps(paths, shapes).stage_ends if ends is None else ends
+                stages = _stages_of(inner, paths, ends)
+                _settle(inner, stages, images, where)
+                read = run_tapped(inner, paths, images, stages)
                 logits = logits_of(outputs.logits)
         except UserError as error:
             message = str(error)
             place = "" if message.startswith(where) else f"{where}: "
             raise UserError(f"{place}{message}") from None
-        shapes = tuple(tuple(feature.shape[1:]) for feature in outputs.features)
-        if ends is None:
-            ends = FoundTaps(paths, shapes).stage_ends
-        return cls(network, paths, ends, shapes, logits.shape[1])
+        return cls(network, paths, ends, shapes, logits.shape[1], stages, _shapes(read.stages))
 
     def __call__(self, images: Tensor) -> TapOutputs:
         """Run the network once, in whatever modes it is."""
-        outputs = run_tapped(self.network, self.paths, images)
-        return TapOutputs(logits_of(outputs.logits), outputs.features)
+        outputs = run_tapped(self.network, self.paths, images, self.stage_paths)
+        return TapOutputs(logits_of(outputs.logits), outputs.features, outputs.stages)
+
+    def without_stages(self) -> TappedNetwork:
+        """Return the same network, read at its taps alone."""
+        return replace(self, stage_paths=(), stage_shapes=())
 
 
 def device_of(network: nn.Module) -> torch.device:
@@ -131,6 +141,19 @@ def _taps_of(
     if own is not None and chosen == tuple(own):
         return chosen, tuple(getattr(network, "stage_ends", range(1, len(own) + 2)))
     return chosen, None
+
+
+def _stages_of(network: nn.Module, paths: tuple[str, ...], ends: Sequence[int]) -> tuple[str, ...]:
+    """Return where the network itself says that its stages end, or the last tap of each stage."""
+    own: tuple[str, ...] | None = getattr(network, "stage_paths", None)
+    if own is not None and paths == tuple(getattr(network, "tap_paths", ())):
+        return tuple(own)
+    last = (paths[min(end, len(paths)) - 1] for end in ends) if paths else ()
+    return tuple(dict.fromkeys(last))
+
+
+def _shapes(features: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(feature.shape[1:]) for feature in features)
 
 
 def _settle(network: nn.Module, paths: tuple[str, ...], images: Tensor, where: str) -> None:

@@ -6,6 +6,7 @@ to be read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
@@ -16,11 +17,13 @@ from typing_extensions import TypedDict
 from krscale.config import RESERVED_NAMES, read_record
 from krscale.config.records import Accuracy, Count
 from krscale.errors import UserError, nearest
-from krscale.files import write_json
+from krscale.files import damaged, write_json
 from krscale.pareto import pareto_front
 from krscale.report.students import CurveSize, Milliseconds, Part
 
 CURVE_FILE = "curve.json"
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9._+/-]{0,199}")
+"""What a run, a size or a method is called; names of files are made of it."""
 
 
 class TeacherRecord(TypedDict):
@@ -152,7 +155,12 @@ def read_curve(run_path: Path) -> Curve:
         f"It may be of another version of krscale. Delete it, and the command that ran the search "
         f"makes it again from {run_path / 'journal.log'}."
     )
-    return read_record(path, Curve, rebuild)
+    curve = read_record(path, Curve, rebuild)
+    sizes = [size.capacity for size in curve.sizes]
+    for name in (curve.name, *sizes, *(method for size in curve.sizes for method in size.methods)):
+        if not _PLAIN_NAME.fullmatch(name) or ".." in name:
+            raise damaged(path, f"{name[:80]!r} is no name of a run, size or method", rebuild)
+    return curve
 
 
 def _no_curve(run_path: Path) -> UserError:

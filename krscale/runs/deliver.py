@@ -21,6 +21,7 @@ from krscale.export import (
     export_student,
     find_raw_files,
 )
+from krscale.foreign import user_path
 from krscale.metrics import ACCURACY
 from krscale.models.preprocessing import preprocessing_of_network
 from krscale.parallel import Workers
@@ -133,7 +134,7 @@ def deliver(
 
 def _target(run_path: Path, order: Order, picked: Candidate) -> Path:
     if order.output is not None:
-        return order.output.expanduser().resolve()
+        return user_path(order.output, "--output").resolve()
     name = f"{picked.size.capacity.replace('/', '-')}-{picked.method}"
     return run_path / "export" / (name + "-refit" * order.refit)
 

@@ -80,8 +80,12 @@ def _records(folder: Path) -> Iterator[Finding]:
         if path.name.endswith((".before.json", ".digest.json")):
             continue
         again = _FROM_A_COPY if path.name in (EXPERIMENT_FILE, ORIGIN_FILE) else _WRITTEN_AGAIN
-        reader = _READERS.get(path.name)
-        yield look_at_json(path, again, reader and partial(reader, folder))
+        reader = _READERS.get(path.name, partial(_an_object, path.name))
+        yield look_at_json(path, again, partial(reader, folder))
+
+
+def _an_object(name: str, folder: Path) -> object:
+    return read_record(folder / name, dict[str, object])
 
 
 def _students(folder: Path) -> Iterator[Finding]:

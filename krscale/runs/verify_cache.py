@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from krscale.config import Experiment
+from krscale.config import Experiment, read_record
 from krscale.data import SPLITS_FILE, Dataset, SplitName, find_data
 from krscale.data.building import CONTENT_FILE
 from krscale.data.dataset import dataset_path, open_data, rebuild_data
@@ -94,9 +95,11 @@ def look_at_data(folder: Path) -> Iterator[Finding]:
     """Yield the files of a data set."""
     again = rebuild_data(folder)
     yield look_at_json(folder / "manifest.json", again, lambda: open_data(folder))
-    if (folder / CONTENT_FILE).is_file():
-        yield look_at_json(folder / CONTENT_FILE, again)
-    if (folder / SPLITS_FILE).is_file():
+    if (folder / CONTENT_FILE).exists():
+        yield look_at_json(
+            folder / CONTENT_FILE, again, lambda: read_record(folder / CONTENT_FILE, dict[str, Any])
+        )
+    if (folder / SPLITS_FILE).exists():
         yield look_at_binary(folder / SPLITS_FILE, again)
     try:
         dataset = open_data(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -241,9 +242,10 @@ class TrackingListener:
             self.tracker.log_artifact(method, path)
 
     def close(self, state: str) -> None:
-        """End the methods' runs."""
-        for method in self.experiment.search.methods:
-            self.tracker.end_run(method, state)
+        """End the methods' runs; of a search that failed, as far as the disk allows."""
+        with suppress(*(() if state == "COMPLETE" else (OSError,))):
+            for method in self.experiment.search.methods:
+                self.tracker.end_run(method, state)
 
 
 class ProgressListener:

@@ -105,8 +105,8 @@ def build_training(
         gpu_share_for_images=settings.gpu_share_for_images,
         preprocessing=preprocessing_of_network(student),
     )
-    read = stage_paths(student, taps) if method.feature_kinds else taps
-    learner = Learner(student, read if method.needs_teacher else (), method)
+    read = method.reads(taps, stage_paths(student, taps))
+    learner = Learner(student, read.taps, method, read.stages)
     validation = (assets.dataset, assets.validation) if assets.validation is not None else None
     return Training(learner, loader, validation, settings, workers)
 

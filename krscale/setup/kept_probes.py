@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -67,8 +68,13 @@ def save_probes(folder: Path, probes: Probes) -> None:
         "probes": {name: value.cpu() for name, value in probes.state_dict().items()},
     }
     file = probes_file(folder, probes.grid)
-    write_atomic(file, lambda temporary: torch.save(content, temporary))
+    write_atomic(file, lambda temporary: _save(content, temporary))
     write_digest(file)
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:  # see `save_checkpoint`
+        torch.save(content, file)
 
 
 def load_probes(folder: Path, num_classes: int, grid: int, rebuild: str) -> Probes:

@@ -6,7 +6,7 @@ architectures alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from krscale.config import (
 )
 from krscale.knowledge.aggregation import split_taps
 from krscale.knowledge.features import Shapes, feature_shapes, stage_paths, stage_shapes
+from krscale.knowledge.where import positions_of, without_where
 from krscale.methods import FeatureMethod, method_settings, parse_method
 from krscale.models.capacity import count_flops, num_parameters
 from krscale.models.preprocessing import (
@@ -105,8 +106,8 @@ class Networks:
         stages = stage_paths(teacher, taps)
         shape = input_shape(teacher, task.image_shape)
         if not experiment.teacher.weights:  # it will be trained
-            batch = (task.num_train, experiment.train.global_batch_size)
-            check_batch_norm(teacher, shape, batch, "teacher")
+            batches = experiment.train.batch_sizes(task.num_train)
+            check_batch_norm(teacher, shape, batches, "teacher")
         return cls(
             experiment,
             task.num_classes,
@@ -166,8 +167,35 @@ class Networks:
             own = stage_shapes(student, stage_paths(student, taps), shape)
         for method in compared:
             method.check_shapes(own, feature_shapes(method.kind, teacher.stage_shapes))
-        batch = (self.num_train, experiment.train.global_batch_size)
-        check_batch_norm(student, shape, batch, where)
+        check_batch_norm(student, shape, experiment.train.batch_sizes(self.num_train), where)
+
+    def compares_where(self, methods: Iterable[str]) -> bool:
+        """Whether methods compare where stages are active, and the teacher has such stages."""
+        if not self.experiment.distill.where_weight:
+            return False
+        stages = self.teacher.stage_shapes
+        return any("where_weight" in method_settings(name) for name in methods) and any(
+            positions_of(shape) is not None for shape in stages
+        )
+
+    def describe_where(self) -> tuple[str, ...]:
+        """Return which stages are not compared by where they are active, a line each."""
+        experiment, teacher = self.experiment, self.teacher
+        used = any("where_weight" in method_settings(name) for name in methods_of(experiment))
+        if not used or not experiment.distill.where_weight:
+            return ()
+        networks = [("teacher", teacher.stage_paths, teacher.stage_shapes)]
+        for config in students_of(experiment):
+            where, width = student_table(config), getattr(config, "width", 1)
+            student = shapes_only(config, self, where, width)
+            taps, _ = resolve_taps(student, config.taps, f"{where}.taps")
+            stages, shape = stage_paths(student, taps), input_shape(student, self.image_shape)
+            networks.append((where, stages, stage_shapes(student, stages, shape)))
+        return tuple(
+            f"{where}: {line}"
+            for where, paths, shapes in networks
+            for line in without_where(paths, shapes)
+        )
 
     def describe_inputs(self) -> tuple[str, ...]:
         """Return how the images of each network are prepared, a line each, where there is a choice.

@@ -82,6 +82,7 @@ def describe(experiment: Experiment) -> ExperimentPlan:
         *((taught,) if taught else ()),
         *notes_on_views(experiment.views, experiment.data.source),
         *describe_taps(experiment, networks.experiment),
+        *networks.describe_where(),
         *check_weights(networks),
     )
     return ExperimentPlan(networks, ladder_sizes(networks), notes, num_unlabelled)

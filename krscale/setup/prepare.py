@@ -85,7 +85,11 @@ class Setup:
             reporter.note(note)
         networks = Networks.resolve(experiment, dataset)
         networks.check()
-        for line in (*describe_taps(experiment, networks.experiment), *networks.describe_inputs()):
+        for line in (
+            *describe_taps(experiment, networks.experiment),
+            *networks.describe_inputs(),
+            *networks.describe_where(),
+        ):
             reporter.note(line)
         for note in check_weights(networks):
             reporter.note(note)

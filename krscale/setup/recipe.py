@@ -22,11 +22,13 @@ from krscale.setup.methods import needed_kinds
 from krscale.setup.networks import Networks
 from krscale.setup.teacher import TeacherFacts, find_teacher, open_teacher
 from krscale.store import (
+    WHERE_BITS,
     FeatureLayout,
     FeatureStore,
     KnowledgeStore,
     MappedStore,
     StoreSpec,
+    WhereLayout,
     find_store,
 )
 
@@ -84,7 +86,10 @@ class StoreRecipe:
         Each kind has a store of its own: a method that is added to a search costs the features it
         needs, and nothing that is there is built again.
         """
-        return {kind: replace(self, kind=kind) for kind in needed_kinds(methods)}
+        kinds = needed_kinds(methods)
+        if self.networks.compares_where(methods):
+            kinds.append("where")
+        return {kind: replace(self, kind=kind) for kind in kinds}
 
     @property
     def key(self) -> dict[str, str]:
@@ -96,8 +101,10 @@ class StoreRecipe:
         }
         if self.kind is not None:
             network = self.networks.teacher
-            features = fingerprint([self.kind, network.stage_paths, network.stage_shapes])
-            return shared | {"features": features}
+            content: list[object] = [self.kind, network.stage_paths, network.stage_shapes]
+            if self.kind == "where":
+                content += [feature_shapes("where", network.stage_shapes), WHERE_BITS]
+            return shared | {"features": fingerprint(content)}
         grid = probe_grid(self.experiment)
         return shared | {
             "taps": fingerprint(self.teacher.taps),
@@ -118,9 +125,12 @@ class StoreRecipe:
 
     def spec(self, device: torch.device) -> StoreSpec:
         """Return what the store is made of, the teacher on this device."""
-        layout = None
+        layout: FeatureLayout | WhereLayout | None = None
         if self.kind is not None:
-            layout = FeatureLayout(feature_shapes(self.kind, self.networks.teacher.stage_shapes))
+            shapes = feature_shapes(self.kind, self.networks.teacher.stage_shapes)
+            layout = FeatureLayout(shapes)
+            if self.kind == "where":
+                layout = WhereLayout(tuple((rows, columns) for rows, columns in shapes))
         return StoreSpec(
             self.path,
             self.key,

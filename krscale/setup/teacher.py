@@ -25,6 +25,7 @@ from krscale.files import damaged, has_checksum, new_folder, write_json
 from krscale.knowledge.parameters import layers_by_tap, weight_histogram
 from krscale.knowledge.probes import Probes, information_gain
 from krscale.knowledge.taps import TappedModel
+from krscale.leftovers import sweep_leftovers
 from krscale.metrics import ACCURACY
 from krscale.models.capacity import count_flops, num_parameters
 from krscale.models.preprocessing import DEFAULT, input_shape
@@ -122,7 +123,8 @@ def prepare_teacher(
     """
     folder, code = _folder(experiment, dataset)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
+    sweep_leftovers(folder.parent, _lock_of)
+    with FileLock(_lock_of(folder)):
         if not folder.exists():
             with new_folder(folder) as temporary:
                 _make_teacher(experiment, dataset, device, folder.name, temporary, report)
@@ -136,6 +138,10 @@ def prepare_teacher(
             tapped = _open_network(experiment, dataset, folder, facts).to(device)
             make_probes(tapped, dataset, device, folder, grid)
     return _on_grid(experiment, facts, folder), folder
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_suffix(".lock")
 
 
 def find_teacher(experiment: Experiment, dataset: Dataset) -> tuple[TeacherFacts, Path]:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from krscale.store.building import Report, prepare_store, write_shards
     from krscale.store.checking import Check, check_store
     from krscale.store.finding import find_store
-    from krscale.store.layout import FeatureLayout
+    from krscale.store.layout import WHERE_BITS, FeatureLayout, WhereLayout
     from krscale.store.manifest import StoreCheckError, broken_shards
     from krscale.store.reading import FeatureStore, KnowledgeStore, MappedStore
     from krscale.store.shard import ShardId, count_shards
@@ -20,7 +20,7 @@ else:
             "building": ["Report", "prepare_store", "write_shards"],
             "checking": ["Check", "check_store"],
             "finding": ["find_store"],
-            "layout": ["FeatureLayout"],
+            "layout": ["WHERE_BITS", "FeatureLayout", "WhereLayout"],
             "manifest": ["StoreCheckError", "broken_shards"],
             "reading": ["FeatureStore", "KnowledgeStore", "MappedStore"],
             "shard": ["ShardId", "count_shards"],
@@ -29,6 +29,7 @@ else:
     )
 
 __all__ = [
+    "WHERE_BITS",
     "Check",
     "FeatureLayout",
     "FeatureStore",
@@ -38,6 +39,7 @@ __all__ = [
     "ShardId",
     "StoreCheckError",
     "StoreSpec",
+    "WhereLayout",
     "broken_shards",
     "check_store",
     "count_shards",

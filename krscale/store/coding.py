@@ -1,4 +1,7 @@
-"""Encoding the teacher's outputs into rows, by the kind of the store: distributions or features."""
+"""Encoding the teacher's outputs into rows, by the kind of the store.
+
+Distributions over the classes, features, or distributions over positions.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import torch
 from torch import Tensor
 
 from krscale.store import rows as distributions
-from krscale.store.layout import AnyLayout, FeatureLayout
+from krscale.store import where_rows
+from krscale.store.layout import AnyLayout, FeatureLayout, Layout, WhereLayout
 from krscale.store.rows import Rows
 
 _LARGEST = 65504.0  # of fp16
@@ -16,13 +20,17 @@ _RELATIVE = 0.02
 
 def encode(outputs: Tensor, layout: AnyLayout) -> Rows:
     """Encode the teacher's outputs: `[B, D, K]` logits, or `[B, F]` features, fp32."""
+    if isinstance(layout, WhereLayout):
+        return where_rows.encode(outputs, layout)
     if isinstance(layout, FeatureLayout):
         return Rows(outputs.clamp(-_LARGEST, _LARGEST).half(), None)
     return distributions.encode(outputs, layout)
 
 
-def decode_features(rows: Rows, layout: FeatureLayout) -> tuple[Tensor, ...]:
+def decode_features(rows: Rows, layout: FeatureLayout | WhereLayout) -> tuple[Tensor, ...]:
     """Return the features `[B, *shape]`, one for each shape, fp32."""
+    if isinstance(layout, WhereLayout):
+        return where_rows.decode(rows, layout)
     parts = _split(rows.values.float(), layout)
     return tuple(
         part.reshape(len(part), *shape) for part, shape in zip(parts, layout.shapes, strict=True)
@@ -32,10 +40,12 @@ def decode_features(rows: Rows, layout: FeatureLayout) -> tuple[Tensor, ...]:
 def lost(outputs: Tensor, rows: Rows, layout: AnyLayout) -> Tensor:
     """Return what encoding lost of each tap or feature, `[B, D]`.
 
-    Of distributions it is the total variation at the store's temperature; of features the length of
-    the difference, as a share of the feature's.
+    Of distributions it is the total variation, of those over the classes at the store's
+    temperature; of features the length of the difference, as a share of the feature's.
     """
-    if not isinstance(layout, FeatureLayout):
+    if isinstance(layout, WhereLayout):
+        return where_rows.variation(outputs, rows, layout)
+    if isinstance(layout, Layout):
         return distributions.variation(outputs, rows, layout)
     pairs = zip(
         _split(outputs, layout),
@@ -59,7 +69,9 @@ def deviations(rows: Rows, outputs: Tensor, layout: AnyLayout) -> tuple[Tensor, 
     Returns:
         Differences of all that was stored, and how large each may be, `[B, ...]` both.
     """
-    if not isinstance(layout, FeatureLayout):
+    if isinstance(layout, WhereLayout):
+        return where_rows.deviations(rows, outputs, layout)
+    if isinstance(layout, Layout):
         return distributions.deviations(rows, outputs, layout)
     then, now = rows.values.float(), encode(outputs, layout).values.float()
     largest = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from krscale.errors import UserError
 
@@ -14,6 +14,8 @@ ROUNDED_BITS = (3, 4, 5, 6, 8)
 MAX_CLASSES = 2**16
 # Up to this many classes are all kept exactly unless fewer are configured: 24 bytes a tap.
 FEW_CLASSES = 12
+# Of each cell of a distribution over positions.
+WHERE_BITS = 3
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Layout:
         top_k: Classes kept per tap.
         temperature: At which probabilities are stored and errors are measured.
         bits: Of a number.
+        pixel_bits: Of the check sum of a view's pixels.
     """
 
     num_taps: int
@@ -39,6 +42,7 @@ class Layout:
     top_k: int
     temperature: float
     bits: int = EXACT_BITS
+    pixel_bits: ClassVar[int] = 32
 
     @property
     def is_rounded(self) -> bool:
@@ -96,6 +100,7 @@ class FeatureLayout:
     """
 
     shapes: tuple[tuple[int, ...], ...]
+    pixel_bits: ClassVar[int] = 32
 
     @property
     def num_taps(self) -> int:
@@ -123,15 +128,60 @@ class FeatureLayout:
         return "keep fewer views (views.num_views), or leave methods on features out"
 
 
-AnyLayout = Layout | FeatureLayout
+@dataclass(frozen=True)
+class WhereLayout:
+    """A row of distributions over the cells of stages: a few bits for each cell.
+
+    Attributes:
+        where: Rows and columns of every stage's cells; `(0, 0)` of one without.
+    """
+
+    where: tuple[tuple[int, int], ...]
+    pixel_bits: ClassVar[int] = 16
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of the distributions."""
+        return self.where
+
+    @property
+    def num_taps(self) -> int:
+        """Number of stages; each has an error of its own."""
+        return len(self.where)
+
+    @property
+    def num_words(self) -> int:
+        """16-bit words of a row, all stages together: `WHERE_BITS` of them for 16 cells."""
+        return WHERE_BITS * -(-sum(map(math.prod, self.where)) // 16)
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of one view of one sample, and a short check sum of its pixels."""
+        return 2 * self.num_words + self.pixel_bits // 8
+
+    @property
+    def bytes_per_view_and_tap(self) -> float:
+        """Bytes of a row, shared out over its stages."""
+        return self.bytes_per_row / self.num_taps
+
+    @property
+    def advice(self) -> str:
+        """How the user makes the store smaller."""
+        return "keep fewer views (views.num_views), or set distill.where_weight to 0"
+
+
+AnyLayout = Layout | FeatureLayout | WhereLayout
 
 
 def read_layout(content: Mapping[str, Any]) -> AnyLayout:
     """Return the layout that `dataclasses.asdict` wrote.
 
     Raises:
-        TypeError: If it is of neither kind.
+        TypeError: If it is of no kind.
     """
+    if "where" in content:
+        where = tuple(tuple(cells) for cells in content["where"])
+        return WhereLayout(**{**content, "where": where})
     if "shapes" in content:
         shapes = tuple(tuple(shape) for shape in content["shapes"])
         return FeatureLayout(**{**content, "shapes": shapes})

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from krscale.errors import UserError
 from krscale.store.coding import decode_features
-from krscale.store.layout import FeatureLayout, Layout
+from krscale.store.layout import EXACT_BITS, WHERE_BITS, FeatureLayout, Layout, WhereLayout
 from krscale.store.manifest import (
     Manifest,
     broken_error,
@@ -220,10 +220,10 @@ class FeatureStore(MappedStore):
     """Features of one kind of the teacher's stages."""
 
     @property
-    def layout(self) -> FeatureLayout:
+    def layout(self) -> FeatureLayout | WhereLayout:
         """What a row holds."""
         layout = self.manifest.plan.layout
-        assert isinstance(layout, FeatureLayout)  # noqa: S101 - its key is of no other kind
+        assert not isinstance(layout, Layout)  # noqa: S101 - its key is of no other kind
         return layout
 
     def features(
@@ -236,7 +236,8 @@ class FeatureStore(MappedStore):
         return decode_features(self._moved(view, samples, device), self.layout)
 
     def _content(self) -> dict[str, Any]:
-        return {"shapes": [list(shape) for shape in self.layout.shapes]}
+        bits = WHERE_BITS if isinstance(self.layout, WhereLayout) else EXACT_BITS
+        return {"shapes": [list(shape) for shape in self.layout.shapes], "bits": bits}
 
 
 def _take(

@@ -20,7 +20,7 @@ class Rows(NamedTuple):
     """Encoded rows, as they stand in a shard.
 
     Attributes:
-        values: `[B, D * num_values]` fp16.
+        values: `[B, D * num_values]` fp16; or `[B, num_words]`, the bits of uint16 as int16.
         codes: None when every class is kept exactly. The classes kept, `[B, D * top_k]`, the bits
             of uint16 as int16; or rounded logits, `[B, num_words]`, the bits of uint32 as int32
             (torch computes little in unsigned types).

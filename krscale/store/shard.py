@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,12 @@ import torch
 
 from krscale.errors import DiskFullError
 from krscale.files import sha256, write_atomic
-from krscale.foreign import parsing, regular
-from krscale.store.layout import AnyLayout, FeatureLayout
+from krscale.foreign import is_file, parsing, regular
+from krscale.store.layout import AnyLayout, FeatureLayout, WhereLayout
 from krscale.store.rows import Rows
 
 _FACTS = b"krscale"
-_VALUES, _CODES = ("probabilities", "spans", "features"), ("classes", "levels")
+_VALUES, _CODES = ("probabilities", "spans", "features", "where"), ("classes", "levels")
 _NAMED_DIGITS = 16
 
 
@@ -62,15 +63,16 @@ class Shard:
     """A shard mapped into memory; the arrays are read-only.
 
     Attributes:
-        values: `[rows, D * num_values]` fp16, or `[rows, F]` of features, as in `Rows`.
+        values: `[rows, D * num_values]` fp16, `[rows, F]` of features, or `[rows, num_words]` int16
+            of distributions over positions, as in `Rows`.
         codes: `[rows, ...]` int16 or int32, as in `Rows`, or None.
-        pixels: `[rows]` uint32, check sum of each sample's pixels in this view.
+        pixels: `[rows]` uint32 or uint16, check sum of each sample's pixels in this view.
         error: Summed over the rows, what encoding lost at each tap, `[D]`.
     """
 
-    values: npt.NDArray[np.float16]
+    values: npt.NDArray[np.float16] | npt.NDArray[np.int16]
     codes: npt.NDArray[np.signedinteger[Any]] | None
-    pixels: npt.NDArray[np.uint32]
+    pixels: npt.NDArray[np.uint32] | npt.NDArray[np.uint16]
     error: tuple[float, ...]
 
 
@@ -95,7 +97,8 @@ def write_shard(
     Raises:
         DiskFullError: If the disk is full; nothing of the shard is left.
     """
-    columns = _columns(layout, rows) | {"pixels": pa.array(pixels.numpy().astype(np.uint32))}
+    sums = (pixels.numpy() & (2**layout.pixel_bits - 1)).astype(f"u{layout.pixel_bits // 8}")
+    columns = _columns(layout, rows) | {"pixels": pa.array(sums)}
     facts = json.dumps({"view": shard.view, "number": shard.number, "error": error.tolist()})
     table = pa.table(columns).replace_schema_metadata({_FACTS: facts})
     sink = pa.BufferOutputStream()
@@ -123,7 +126,7 @@ def read_shard(file: Path) -> Shard:
         codes = [_matrix(batch, name) for name in _CODES if name in batch.schema.names]
         [values] = [_matrix(batch, name) for name in _VALUES if name in batch.schema.names]
         return Shard(
-            values=values,
+            values=values.view("i2") if values.dtype == np.uint16 else values,
             codes=codes[0].view(f"i{codes[0].itemsize}") if codes else None,
             pixels=batch.column("pixels").to_numpy(),
             error=tuple(facts["error"]),
@@ -141,6 +144,9 @@ def whole_shards(path: Path, shards: Iterable[ShardId]) -> dict[ShardId, ShardFi
     for view in sorted({shard.view for shard in wanted}):
         folder = (path / ShardId(view, 0).stem).parent
         for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+            if not is_file(file):
+                _remove(file)
+                continue
             shard, digest = _parse(view, file), sha256(file)
             whole = _is_named(file, digest)
             if shard in wanted and shard not in found and whole:
@@ -149,6 +155,14 @@ def whole_shards(path: Path, shards: Iterable[ShardId]) -> dict[ShardId, ShardFi
             else:
                 file.unlink()
     return found
+
+
+def _remove(path: Path) -> None:
+    """Remove what stands in the place of a shard, and is no file."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def is_named_by_checksum(file: Path) -> bool:
@@ -174,6 +188,8 @@ def _parse(view: int, file: Path) -> ShardId | None:
 
 def _columns(layout: AnyLayout, rows: Rows) -> dict[str, Any]:
     """Name and shape the columns as other programs would like to find them."""
+    if isinstance(layout, WhereLayout):
+        return {"where": _tensors(rows.values.numpy().view(np.uint16))}
     if isinstance(layout, FeatureLayout):
         return {"features": _tensors(rows.values.numpy())}
     num_rows, taps = len(rows.values), layout.num_taps

@@ -12,7 +12,7 @@ from torch import nn
 from krscale.config import StoreConfig, ViewsConfig
 from krscale.data import Dataset
 from krscale.knowledge.taps import TappedModel
-from krscale.store.layout import FeatureLayout
+from krscale.store.layout import FeatureLayout, WhereLayout
 
 OpenTeacher = Callable[[], tuple[TappedModel, nn.Module]]
 """Loads the tapped teacher and what reads it on the device: its probes (`TapOutputs -> [B, D, K]`),
@@ -41,7 +41,7 @@ class StoreSpec:
     settings: StoreConfig
     open_teacher: OpenTeacher
     device: torch.device
-    layout: FeatureLayout | None = None
+    layout: FeatureLayout | WhereLayout | None = None
 
     @property
     def num_rows(self) -> int:

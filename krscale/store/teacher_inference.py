@@ -10,6 +10,7 @@ from torch import Tensor
 
 from krscale.data.mixing import mix, partners
 from krscale.data.views import apply_views
+from krscale.errors import NonFiniteError
 from krscale.models.preprocessing import preprocessing_of_network
 from krscale.store.spec import StoreSpec
 
@@ -71,5 +72,11 @@ class TeacherInference:
 
     @torch.inference_mode()
     def _forward(self, pixels: Tensor) -> TeacherBatch:
-        outputs = self.tapped(self.preprocessing.apply(pixels, self.mean, self.std))
-        return TeacherBatch(pixels, self.reader(outputs))
+        outputs = self.reader(self.tapped(self.preprocessing.apply(pixels, self.mean, self.std)))
+        if not bool(outputs.isfinite().all()):
+            raise NonFiniteError(
+                "teacher: what it gives for a view of the training images is NaN or infinite; it "
+                "cannot teach. Its weights are broken, or its images are not what it was trained "
+                "on (teacher.preprocessing, views)."
+            )
+        return TeacherBatch(pixels, outputs)

@@ -12,6 +12,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from krscale.errors import UserError, unknown_name
 from krscale.files import follow
+from krscale.foreign import user_path
 from krscale.redaction import redact
 
 LOCAL_SERVER = "http://127.0.0.1:5000"
@@ -171,7 +172,7 @@ def _sqlite_file(uri: str) -> Path | None:
     database = make_url(uri).database
     if not database or database == ":memory:" or database.startswith("file:"):
         return None
-    return Path(database).expanduser().resolve()
+    return user_path(database, _WHERE).resolve()
 
 
 def _can_write(file: Path) -> bool:

@@ -6,18 +6,19 @@ What can be read of a spool stays; MLflow is told all of it again and recognises
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, with_config
 
 from krscale.config import read_record
 from krscale.errors import DamagedFileError
-from krscale.files import set_aside, write_atomic
-from krscale.tracking.spool import Event, Operation
+from krscale.files import damaged, set_aside, write_atomic
+from krscale.foreign import is_file
+from krscale.tracking.spool import Event, Operation, encode_event, without_checksum
 
 Say = Callable[[str], None]
 Record = TypeVar("Record", bound=BaseModel)
@@ -67,7 +68,11 @@ class _End(_Content):
 _CONTENTS: dict[Operation, type[_Content]] = {
     "start": _Start, "log": _Log, "artifact": _Artifact, "model": _Model, "end": _End,
 }  # fmt: skip
-_EVENT = TypeAdapter(Event)
+_EVENT = TypeAdapter(with_config(ConfigDict(extra="forbid"))(Event))
+_GOES_ON = (
+    "The next start, or krscale sync, takes these lines out: they are lost for MLflow, and nothing "
+    "else is. To keep them, restore the file from a copy."
+)
 
 
 def read_or_set_aside(path: Path, kind: type[Record], say: Say, lost: str) -> Record | None:
@@ -79,7 +84,7 @@ def read_or_set_aside(path: Path, kind: type[Record], say: Say, lost: str) -> Re
         say: Takes a line for the user.
         lost: What follows from its loss, as a sentence.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
         return read_record(path, kind)
@@ -98,19 +103,22 @@ def mend_spool(path: Path, say: Say) -> bool:
     Returns:
         Whether positions in the spool have changed.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         return False
-    lines = path.read_bytes().split(b"\n")[:-1]
-    reasons = [_problem(line) for line in lines]
-    if lines and not reasons[0] and json.loads(lines[0])["op"] != "spool":
-        reasons[0] = "it does not name the spool"
+    if not is_file(path):
+        say(
+            f"{path}: damaged: it is no file. It was set aside as {set_aside(path).name}; what was "
+            "recorded and not sent to MLflow is lost."
+        )
+        return True
+    lines, reasons = _lines(path)
     if not any(reasons):
         return False
     first = next(number for number, reason in enumerate(reasons) if reason)
     whole = [line for line, reason in zip(lines, reasons, strict=True) if not reason]
     if reasons[0]:
         name = Event("spool", uuid.uuid4().hex, 0)
-        whole.insert(0, json.dumps(asdict(name), separators=(",", ":")).encode())
+        whole.insert(0, encode_event(name).rstrip(b"\n"))
     number = sum(map(bool, reasons))
     aside = set_aside(path)
     content = b"".join(line + b"\n" for line in whole)
@@ -128,16 +136,39 @@ def mend_spool(path: Path, say: Say) -> bool:
     return True
 
 
+def check_spool(path: Path) -> None:
+    """Refuse a spool of which a line is not what was written; a last one without an end may be.
+
+    Raises:
+        DamagedFileError: Naming the first such line.
+    """
+    lines, reasons = _lines(path)
+    for number, reason in enumerate(reasons, start=1):
+        if reason:
+            raise damaged(path, f"line {number} of {len(lines)}: {reason}", _GOES_ON)
+
+
+def _lines(path: Path) -> tuple[list[bytes], list[str]]:
+    """Return the lines of a spool that end, and why each is no event: empty where it is one."""
+    lines = path.read_bytes().split(b"\n")[:-1]
+    reasons = [_problem(line) for line in lines]
+    if lines and not reasons[0] and json.loads(lines[0])["op"] != "spool":
+        reasons[0] = "it does not name the spool"
+    return lines, reasons
+
+
 def _problem(line: bytes) -> str:
     """Say why a line is no event; empty if it is one."""
     try:
-        event = _EVENT.validate_json(line, strict=True)
+        event = _EVENT.validate_json(without_checksum(line), strict=True)
         kind = _CONTENTS.get(event.op)
         if kind is not None:
             kind.model_validate(event.content)
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
         return ": ".join(filter(None, (".".join(map(str, found["loc"])), found["msg"])))
+    except ValueError as error:
+        return str(error)
     return ""
 
 

@@ -53,7 +53,7 @@ def sync(
         warn: Takes one line for the user; None prints to stderr.
 
     Returns:
-        Events that are still unsent.
+        Events that MLflow is not known to have, all of them where it did not answer.
 
     Raises:
         UserError: If the run recorded nothing, is being recorded now, or its URI held credentials,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment
 
 Kind = Literal["metrics", "params", "tags"]
+_PAGE_RUNS = 1000
 KEY_TAG = "krscale.key"
 SPOOL_TAG = "krscale.spool"
 
@@ -87,6 +88,21 @@ class Server:
         with self._request():
             found = self._client.search_runs([self.experiment_id], clause, max_results=1)
         return found[0].info.run_id if found else None
+
+    def runs_of(self, spool: str) -> dict[str, dict[str, float]]:
+        """Return the runs of a spool that are there: id -> the last value of each metric."""
+        found: dict[str, dict[str, float]] = {}
+        token = None
+        while True:
+            with self._request():
+                page = self._client.search_runs(
+                    [self.experiment_id], f"tags.`{SPOOL_TAG}` = '{spool}'",
+                    max_results=_PAGE_RUNS, page_token=token,
+                )  # fmt: skip
+            found |= {run.info.run_id: dict(run.data.metrics) for run in page}
+            token = page.token
+            if not token:
+                return found
 
     def create_run(
         self, key: str, spool: str, name: str, parent: str | None, tags: Mapping[str, str], ms: int

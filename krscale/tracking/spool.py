@@ -1,22 +1,26 @@
 """The write-ahead spool: every event is on disk before anything else happens to it.
 
 An event is one line of JSON in an append-only file that is never rewritten; its position is the
-number of bytes before it. The first line names the spool, so that runs in MLflow can be told
-apart from those of another run folder with the same keys.
+number of bytes before it, and its line ends in a checksum. The first line names the spool, so that
+runs in MLflow can be told apart from those of another run folder with the same keys.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
+import re
 import threading
 import uuid
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from krscale.files import append_whole
+
+_CHECKSUM = re.compile(rb',"crc":([0-9]{1,10})\}$')
 Operation = Literal["spool", "start", "log", "artifact", "model", "end"]
 
 
@@ -37,6 +41,27 @@ class Event:
     key: str
     time_ms: int
     content: dict[str, Any] = field(default_factory=dict)
+
+
+def encode_event(event: Event) -> bytes:
+    """Return an event as its line, with the checksum that `without_checksum` compares."""
+    text = json.dumps(asdict(event), allow_nan=False, separators=(",", ":")).encode()
+    return b'%s,"crc":%d}\n' % (text[:-1], zlib.crc32(text))
+
+
+def without_checksum(line: bytes) -> bytes:
+    """Return the JSON of a line, without its end; lines of older versions have no checksum.
+
+    Raises:
+        ValueError: If the line is not what was written.
+    """
+    found = _CHECKSUM.search(line)
+    if found is None:
+        return line
+    text = line[: found.start()] + b"}"
+    if zlib.crc32(text) != int(found[1]):
+        raise ValueError("its checksum is another")
+    return text
 
 
 class Spool:
@@ -68,11 +93,9 @@ class Spool:
         Raises:
             OSError: If the disk is full; the file is left without a torn line.
         """
-        line = json.dumps(asdict(event), allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        line = encode_event(event)
         with self._lock:
-            if os.write(self._file, line) != len(line):  # the disk is nearly full
-                os.ftruncate(self._file, self._size)
-                raise OSError(errno.ENOSPC, "the disk is full", str(self.path))
+            append_whole(self._file, line, self.path)
             self._size += len(line)
 
     def read(self, position: int, count: int | None = None) -> Iterator[tuple[Event, int]]:
@@ -89,7 +112,7 @@ class Spool:
                 line = file.readline()
                 position += len(line)
                 count = count - 1 if count is not None else None
-                yield Event(**json.loads(line)), position
+                yield Event(**json.loads(without_checksum(line.rstrip(b"\n")))), position
 
     def is_boundary(self, position: int) -> bool:
         """Whether an event begins at this position, or the file ends there."""
@@ -100,9 +123,11 @@ class Spool:
     def close(self) -> None:
         """Flush to the disk and close; appending raises `OSError` from now on."""
         with self._lock:
-            os.fsync(self._file)
-            os.close(self._file)
-            self._file = -1
+            file, self._file = self._file, -1
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
 
 
 def _whole_lines(file: int) -> int:

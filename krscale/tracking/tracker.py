@@ -20,6 +20,7 @@ from krscale.errors import UserError
 from krscale.interruption import received
 from krscale.links import refuse_links
 from krscale.redaction import redact
+from krscale.showing import printable, show
 from krscale.tracking.address import LOCAL_SERVER, charts_at, resolve_address
 from krscale.tracking.datasets import DatasetUsed
 from krscale.tracking.mending import mend_spool
@@ -86,7 +87,7 @@ class Tracker:
         prepare_mlflow(self._address)
         self._monitor = SystemMonitor(self.log_metrics) if system_metrics else None
         self._lock = _hold(self._folder)
-        say = warn or print_warning
+        say = self._say = warn or print_warning
         mended = mend_spool(self._folder / SPOOL_FILE, say)
         self._spool = Spool(self._folder / SPOOL_FILE)
         self._recall()
@@ -123,7 +124,8 @@ class Tracker:
             self._check(parent)
         self._known.add(key)
         content = {
-            "name": redact(name), "parent": parent, "tags": _texts(tags), "params": _texts(params),
+            "name": printable(redact(name)), "parent": parent,
+            "tags": _texts(tags), "params": _texts(params),
             "datasets": [dataset.content() for dataset in datasets],
         }  # fmt: skip
         self._ended.discard(key)
@@ -235,8 +237,8 @@ class Tracker:
         return command, charts_at(LOCAL_SERVER, experiment)
 
     def connect(self) -> None:
-        """Open a database even if nothing is to be sent: one that was moved is put in order."""
-        if self._writer and self._address.database_file:
+        """Compare MLflow with what it was sent, and send it again where runs or values are gone."""
+        if self._writer:
             self._writer.connect()
 
     def close(self, timeout: float = 30.0) -> int:
@@ -268,8 +270,12 @@ class Tracker:
 
     def _let_go(self) -> None:
         """Free the folder; only when the thread has ended, so that no two writers meet."""
-        self._spool.close()
-        self._lock.release()
+        try:
+            self._spool.close()
+        except OSError as error:  # of a disk that fails; what is lost, the next start sends again
+            self._say(f"{self._spool.path}: {error.strerror}")
+        finally:
+            self._lock.release()
 
     def _append(
         self, op: Operation, key: str, content: dict[str, Any], time_ms: int | None = None
@@ -326,7 +332,7 @@ def _hold(folder: Path) -> FileLock:
 
 
 def _texts(values: Mapping[str, Any] | None) -> dict[str, str]:
-    return {_named(name): redact(_text(value)) for name, value in (values or {}).items()}
+    return {_named(name): printable(redact(_text(value))) for name, value in (values or {}).items()}
 
 
 def _text(value: Any) -> str:
@@ -343,4 +349,4 @@ def _named(name: str) -> str:
 
 def print_warning(line: str) -> None:
     """Say a line to the user of a library, on stderr."""
-    print(f"krscale: {line}", file=sys.stderr, flush=True)
+    show(f"krscale: {line}", file=sys.stderr, flush=True)

@@ -13,9 +13,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from krscale.config import fingerprint
+from krscale.errors import StorageError
 from krscale.files import write_json
 from krscale.redaction import redact
 from krscale.tracking.address import Address, follow_uri
+from krscale.tracking.comparing import lacking
 from krscale.tracking.mending import read_or_set_aside
 from krscale.tracking.server import Kind, Refused, Server, ServerAway, longest_value
 from krscale.tracking.spool import Event, Spool
@@ -129,7 +131,7 @@ class Writer:
         self._thread.start()
 
     def connect(self) -> None:
-        """Let the thread connect even if there is nothing to send."""
+        """Let the thread ask MLflow whether it has what was sent, even if there is nothing new."""
         with self._changed:
             self._unasked = True
             self._changed.notify()
@@ -150,8 +152,9 @@ class Writer:
         return self._state.refused
 
     def pending(self) -> int:
-        """Return the number of events that MLflow does not have yet."""
-        return sum(1 for event, _ in self._spool.read(self._state.position) if event.op != "spool")
+        """Return the number of events that MLflow is not known to have."""
+        start = 0 if self._unasked else self._state.position
+        return sum(1 for event, _ in self._spool.read(start) if event.op != "spool")
 
     def close(self, timeout: float) -> int:
         """Send what is left for at most `timeout` seconds; return the events still unsent.
@@ -167,6 +170,10 @@ class Writer:
     def _run(self) -> None:
         try:
             self._send_all()
+        except Exception as error:  # noqa: BLE001 - whatever it was, the training goes on
+            self._tell_away(redact(f"{type(error).__name__}: {error}"))
+            with self._changed:
+                self._changed.wait_for(self._closing)
         finally:
             self._on_end()
 
@@ -175,7 +182,7 @@ class Writer:
         while self._wait_for_events():
             try:
                 self._send_batch()
-            except (ServerAway, OSError) as reason:
+            except (ServerAway, OSError, StorageError) as reason:
                 was_away, self._away, self._server = self._away, True, None
                 if not was_away:
                     self._tell_away(redact(str(reason)))
@@ -227,9 +234,25 @@ class Writer:
             self._state = self._state.model_copy(update=anew)
         return server
 
+    def _compare(self, server: Server) -> None:
+        """Go back to the beginning where MLflow lacks runs, or values, that it was sent."""
+        there = server.runs_of(self._spool.id)
+        events = (event for event, _ in self._spool.read(0))
+        gone, short = lacking(self._state.runs, there, events)
+        if not gone and not short:
+            return
+        runs = {key: run_id for key, run_id in self._state.runs.items() if key not in gone}
+        self._state = self._state.model_copy(update={"runs": runs, "position": 0, "refused": 0})
+        self._warn(
+            f"MLflow at {self._address.shown} lacks {len(gone)} of the runs it was sent, and values"
+            f" of {len(short)} others; all of it is sent again, and it keeps what it has."
+        )
+
     def _send_batch(self) -> None:
         server = self._server = self._server or self._connect()
-        self._unasked = False
+        if self._unasked:
+            self._compare(server)
+            self._unasked = False
         position = self._state.position
         waiting: dict[str, list[Event]] = {}
         try:
@@ -271,7 +294,10 @@ class Writer:
             )
         else:
             server.set_status(run_id, "RUNNING", event.time_ms)
-            self._log(server, key, run_id, "tags", list(content["tags"].items()))
+            # The parent may have been deleted there, and made again.
+            parent = self._state.runs.get(content["parent"] or "")
+            above = {"mlflow.parentRunId": parent} if parent else {}
+            self._log(server, key, run_id, "tags", [*content["tags"].items(), *above.items()])
         self._state.runs[key] = run_id
         self._log(server, key, run_id, "params", list(content["params"].items()))
         if datasets := content.get("datasets"):  # spools of older versions have none

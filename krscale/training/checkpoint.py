@@ -22,6 +22,7 @@ from krscale.config import read_record
 from krscale.digests import check_file, digest_path, write_digest
 from krscale.errors import DamagedFileError, UserError, nearest
 from krscale.files import damaged, new_folder, sha256, write_atomic, write_json
+from krscale.foreign import is_file
 from krscale.models.state_dicts import (
     Fitted,
     State,
@@ -46,26 +47,40 @@ _START_ANEW = "Use an older checkpoint, or delete this one to start anew."
 
 @dataclass(frozen=True)
 class _Manifest:
-    """What a checkpoint consists of: file -> its SHA-256."""
+    """What a checkpoint consists of: file -> its SHA-256; and a note that is read without them."""
 
     format: int
     files: dict[str, str]
+    note: str = ""
 
 
-def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+def save_checkpoint(path: Path, state: Mapping[str, Any], note: str = "") -> None:
     """Write `state` as the checkpoint folder `path`, replacing an older one atomically.
 
     Args:
         path: Folder of the checkpoint.
         state: Tensors, numbers, strings and None in dicts, lists and tuples.
+        note: What `read_note` returns without reading the state.
 
     Raises:
         TypeError: If `state` holds anything else; it could not be read again without pickle.
     """
     _refuse_objects(state, "state")
     with new_folder(path) as folder:
-        torch.save(dict(state), folder / STATE)
-        write_json(folder / MANIFEST, {"format": FORMAT, "files": {STATE: sha256(folder / STATE)}})
+        with (folder / STATE).open("wb") as file:  # given a path, torch hides why a write failed
+            torch.save(dict(state), file)
+        files = {STATE: sha256(folder / STATE)}
+        noted = {"note": note} if note else {}
+        write_json(folder / MANIFEST, {"format": FORMAT, "files": files, **noted})
+
+
+def read_note(path: Path) -> str:
+    """Return the note of a checkpoint folder; empty if it has none.
+
+    Raises:
+        UserError: If it is no checkpoint, or its manifest is not what was written.
+    """
+    return _read_manifest(path).note
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -81,22 +96,28 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     return state
 
 
-def check_checkpoint(path: Path) -> None:
+def check_checkpoint(path: Path, rebuild: str = _START_ANEW) -> None:
     """Compare the files of a checkpoint folder with its checksums.
+
+    Args:
+        path: The folder.
+        rebuild: A sentence for the error: what can be done.
 
     Raises:
         UserError: As `load_checkpoint`.
     """
-    manifest = _read_manifest(path)
+    manifest = _read_manifest(path, rebuild)
     for name, expected in manifest.files.items():
         file = path / name
         if not file.is_file():
-            raise UserError(f"{file}: missing, though the checkpoint's {MANIFEST} lists it.")
+            raise UserError(
+                f"{file}: missing, though the checkpoint's {MANIFEST} lists it. {rebuild}"
+            )
         found = sha256(file)
         if found != expected:
             raise UserError(
                 f"{file}: broken: its SHA-256 is {found[:16]}..., {MANIFEST} has "
-                f"{expected[:16]}.... {_START_ANEW}"
+                f"{expected[:16]}.... {rebuild}"
             )
 
 
@@ -255,23 +276,25 @@ def _refuse_objects(value: Any, place: str) -> None:
         raise TypeError(f"{place}: a checkpoint cannot hold a {type(value).__name__}")
 
 
-def _read_manifest(path: Path) -> _Manifest:
+def _read_manifest(path: Path, rebuild: str = _START_ANEW) -> _Manifest:
     file = path / MANIFEST
     if not file.is_file():
-        raise UserError(f"{path}: not a checkpoint: it has no {MANIFEST}.")
-    manifest = read_record(file, _Manifest, _START_ANEW)
+        raise UserError(f"{path}: not a checkpoint: it has no {MANIFEST}. {rebuild}")
+    manifest = read_record(file, _Manifest, rebuild)
     if manifest.format != FORMAT:
         raise UserError(
             f"{file}: format {manifest.format}; this version of krscale reads format {FORMAT}."
         )
     if STATE not in manifest.files:
-        raise damaged(file, f"it does not list {STATE}", _START_ANEW)
+        raise damaged(file, f"it does not list {STATE}", rebuild)
     return manifest
 
 
 def _check_exists(path: Path, prefix: str) -> None:
-    if path.is_file():
+    if is_file(path):
         return
+    if path.exists():
+        raise UserError(f"{prefix}{path}: no regular file, but a folder, a pipe or a device.")
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     guess = nearest(path.name, siblings)
     hint = f" Did you mean {path.parent / guess}?" if guess else ""

@@ -12,6 +12,7 @@ from krscale.errors import NonFiniteError
 from krscale.methods.base import UNLABELLED, Batch, LearnerOutput
 from krscale.metrics import ACCURACY, TRAIN_ACCURACY, TRAIN_LOSS
 from krscale.parallel import sum_over_workers
+from krscale.training.finite import ADVICE
 
 
 class EpochSums:
@@ -80,8 +81,7 @@ class EpochSums:
             bad = next(i for i, value in enumerate(values) if not math.isfinite(value))
             name, where = self.names[bad], "on another worker"
         raise NonFiniteError(
-            f"loss term {name!r} is not finite in epoch {epoch + 1}, {where}. "
-            f"A smaller learning rate or weight usually helps."
+            f"loss term {name!r} is not finite in epoch {epoch + 1}, {where}. {ADVICE}"
         )
 
 

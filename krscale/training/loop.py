@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +35,7 @@ from krscale.parallel import (
 from krscale.training.averaging import AveragedStudent
 from krscale.training.checkpoint import load_checkpoint, save_checkpoint
 from krscale.training.epoch_sums import EpochSums
+from krscale.training.finite import require_finite, require_finite_outputs
 from krscale.training.optimisers import build_optimiser, learning_rate_factor
 from krscale.training.precision import resolve_precision
 
@@ -82,9 +84,10 @@ class Training:
         settings: TrainConfig,
         workers: Workers,
     ) -> None:
-        batch = (loader.num_samples, settings.global_batch_size)
         shape = loader.preprocessing.input_shape(loader.images.shape[1:])
-        check_batch_norm(learner.student, shape, batch, "the network")
+        check_batch_norm(
+            learner.student, shape, settings.batch_sizes(loader.num_samples), "the network"
+        )
         self.settings = settings
         self.workers = workers
         self.loader = loader
@@ -131,7 +134,8 @@ class Training:
             where `train.precision` is `auto`, `train/bf16` as well: 1 if the epoch ran in bf16.
 
         Raises:
-            NonFiniteError: If a loss term became NaN or infinite; names the earliest one.
+            NonFiniteError: If a loss term became NaN or infinite, naming the earliest one; or if
+                what was trained gives no numbers on the validation split.
         """
         started = time.perf_counter()
         self.forward.train()
@@ -144,7 +148,7 @@ class Training:
         metrics = sums.metrics(self.epoch, self.loader.num_steps)
         self.seconds_in_steps += time.perf_counter() - started
         self.epoch += 1
-        metrics |= {f"val/{k}": v for k, v in self._validate().items()}
+        metrics |= self._validate()
         if self.settings.precision == "auto":
             metrics["train/bf16"] = float(self.precision == "bf16")
         metrics["epoch"] = float(self.epoch)
@@ -194,14 +198,9 @@ class Training:
         if self.settings.channels_last:
             images = batch.images.contiguous(memory_format=torch.channels_last)
             batch = replace(batch, images=images)
-        with self._autocast(), explain_single_values(len(batch.labels), batch.global_size):
-            output: LearnerOutput = self.forward(batch)
-        terms = torch.stack(list(output.terms.values()))
-        # DistributedDataParallel averages gradients over workers; every sample must weigh
-        # 1 / global_size whatever share of the batch its worker holds.
-        loss = terms.sum() * (self.workers.world_size / batch.global_size)
         self.optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        parts = self._parts(batch)
+        outputs = [self._backward(part, last=part is parts[-1]) for part in parts]
         if self.settings.max_grad_norm > 0.0:
             # Gradients are already those of the global batch, the same on every worker.
             nn.utils.clip_grad_norm_(self.learner.parameters(), self.settings.max_grad_norm)
@@ -209,7 +208,36 @@ class Training:
         self.schedule.step()
         if self.average is not None:
             self.average.update(self.learner.student)
-        return output, terms.detach()
+        output = LearnerOutput.joined(outputs)
+        return output, torch.stack(list(output.terms.values()))
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        """Cut this worker's share of a batch into what is computed at once."""
+        size, number = len(batch.labels), self.settings.gradient_accumulation
+        if number == 1:
+            return [batch]
+        shares = [share_of(size, part, number) for part in range(number)]
+        # Batch norm over all workers needs as many forwards of each of them, empty or not.
+        wanted = shares if self.workers.world_size > 1 else [s for s in shares if s[0] < s[1]]
+        return [batch.rows(*share) for share in wanted]
+
+    def _backward(self, batch: Batch, *, last: bool) -> LearnerOutput:
+        """Add the gradients of one part of a batch; return what the learner made of it."""
+        with nullcontext() if last else self._without_exchange():
+            with self._autocast(), explain_single_values(len(batch.labels), batch.global_size):
+                output: LearnerOutput = self.forward(batch)
+            terms = torch.stack(list(output.terms.values()))
+            # DistributedDataParallel averages gradients over workers; every sample must weigh
+            # 1 / global_size whatever share of the batch its worker holds.
+            loss = terms.sum() * (self.workers.world_size / batch.global_size)
+            torch.autograd.backward(loss)
+        return output.detached()
+
+    def _without_exchange(self) -> AbstractContextManager[object]:
+        """Return a context in which gradients stay on each worker; the last part exchanges all."""
+        if isinstance(self.forward, DistributedDataParallel):
+            return self.forward.no_sync()
+        return nullcontext()
 
     def _autocast(self) -> torch.autocast:
         enabled = self.precision == "bf16"
@@ -217,10 +245,17 @@ class Training:
 
     def _validate(self) -> dict[str, float]:
         if self.validation is None:
+            if self.finished:
+                part = self._parts(next(self.loader.epoch(self.epoch - 1)))[0]
+                with self._autocast():
+                    require_finite_outputs(self.student, part.images, self.epoch)
             return {}
         dataset, split = self.validation
         with self._autocast():
-            return evaluate(self.student, dataset, split, self.workers, self.on_step)
+            found = evaluate(self.student, dataset, split, self.workers, self.on_step)
+        metrics = {f"val/{name}": value for name, value in found.items()}
+        require_finite(metrics, self.epoch)
+        return metrics
 
 
 def _pass_over() -> None:

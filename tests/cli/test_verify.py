@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ from krscale.digests import digest_path
 from krscale.errors import UserError
 from krscale.export import open_student
 from krscale.files import CHECKSUM, read_json
+from krscale.tracking.spool import Event, Spool
+from krscale.tracking.writer import State
 from krscale.training.checkpoint import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.timeout(300)
@@ -146,6 +150,40 @@ def test_one_byte_of_other_files(
     if "export" in pattern and file.suffix != ".py":
         with pytest.raises(UserError, match=re.escape(str(file))):
             open_student(file.parent)
+
+
+@pytest.mark.parametrize("make", [Path.unlink, Path.touch, Path.mkdir, os.mkfifo])
+def test_a_journal_that_is_gone_or_no_file(
+    make: Callable[[Path], None], storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = storage / "small" / "journal.log"
+    if make is not Path.unlink:
+        file.unlink()
+    make(file)
+    assert verify(storage) == 1
+    assert f"damaged: {file}: damaged: it is " in capsys.readouterr().out
+
+
+def test_the_record_for_mlflow(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spool = Spool(storage / "small" / "tracking" / "spool.jsonl")
+    spool.append(Event("log", "kr", 5, {"metrics": {"a": 0.5}, "step": 1, "tags": {}}))
+    spool.close()
+    State(uri="sqlite:///x", experiment="e").write(spool.path.parent)
+    assert verify(storage) == 0
+    for file in (spool.path, spool.path.with_name("state.json")):
+        flip(file, file.stat().st_size // 2)
+        assert verify(storage) == 1
+        assert f"damaged: {file}: damaged: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["environment.json", "finished.json", "latency.json"])
+@pytest.mark.parametrize("content", ["null", "[]", '"x"'])
+def test_json_that_is_no_record(
+    name: str, content: str, storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (storage / "small" / name).write_text(content)
+    assert verify(storage) == 1
+    assert f"damaged: {storage / 'small' / name}: damaged: " in capsys.readouterr().out
 
 
 def test_all_damaged_files_are_listed_at_once(

@@ -192,6 +192,8 @@ def test_a_private_ray_demands_a_token_and_leaves_none_on_the_machine(tmp_path: 
         "assert ray.get(ray.remote(lambda: 7).remote()) == 7\n"
         "stranger = {k: v for k, v in os.environ.items() if not k.startswith('RAY_AUTH')}\n"
         "stranger['RAY_gcs_server_port_wait_time_s'] = '1'\n"
+        "os.environ['RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER'] = '0'  # 127.0.0.1 is meant\n"
+        "stranger['RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER'] = '0'\n"
         "join = 'import ray, sys; ray.init(address=sys.argv[1])'\n"
         "address = ray.get_runtime_context().gcs_address\n"
         "for env in (stranger, os.environ):\n"

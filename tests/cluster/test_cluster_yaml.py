@@ -8,9 +8,11 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from documents import CURRENT
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from krscale.config import Experiment, load, read_toml
+from krscale.redaction import may_name_a_secret
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER_PORTS = range(10002, 20000)
@@ -62,6 +64,43 @@ def test_every_node_wants_the_token_and_the_dashboard_is_local(cluster: dict[str
     assert all("RAY_AUTH_MODE=token" in start for start in starts(cluster))
     assert "--dashboard-host=127.0.0.1" in starts(cluster)[0]
     assert any(path.endswith(".ray/auth_token") for path in cluster["file_mounts"])
+
+
+def shown_commands(part: str) -> dict[str, str]:
+    """Every line of pages, comments and files that shows a command, with where it stands."""
+    files = [*CURRENT, ROOT / "ray_cluster.yaml", *(ROOT / "jobs").glob("*.yaml")]
+    lines = (
+        (f"{file.relative_to(ROOT)}: {line}", line)
+        for file in files
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if re.match(rf"^(?:\$|#  ) .*{part}", line)
+    )
+    return dict(lines)
+
+
+def test_no_head_is_shown_that_anyone_may_join() -> None:
+    shown = shown_commands("ray start --head")
+    assert len(shown) >= 2
+    assert [where for where, line in shown.items() if "RAY_AUTH_MODE=token ray" not in line] == []
+
+
+def test_a_token_is_shown_to_be_made_for_its_owner_only() -> None:
+    """Ray writes the file for all to read, and what it wrote earlier stays so."""
+    shown = shown_commands("get-auth-token --generate")
+    assert len(shown) >= 3
+    assert [where for where, line in shown.items() if "(umask 077; ray get" not in line] == []
+    for where in shown:
+        text = (ROOT / where.partition(":")[0]).read_text(encoding="utf-8")
+        assert "chmod 600 ~/.ray/auth_token" in text, where
+
+
+def test_no_file_shows_a_secret_in_a_runtime_environment() -> None:
+    """Ray writes runtime environments into logs that all can read."""
+    for path in ("jobs/runtime_env.yaml", "jobs/rayjob.yaml"):
+        text = (ROOT / path).read_text(encoding="utf-8")
+        names = re.findall(r"^ +([A-Z][A-Z_]+): ", text, flags=re.M)
+        assert names
+        assert list(filter(may_name_a_secret, names)) == []
 
 
 def test_job_excludes_what_must_not_be_uploaded() -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import ray
 from running import environment
@@ -64,9 +65,17 @@ def test_its_processes_are_in_other_groups_and_end_with_the_command() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "connected\n"
         started = others(process.pid)
+        listening = {
+            (part.name(), connection.laddr.ip.removeprefix("::ffff:"))
+            for part in psutil.Process(process.pid).children(recursive=True)
+            for connection in part.net_connections()
+            if connection.status == psutil.CONN_LISTEN
+        }
         process.kill()
     assert any("gcs_server" in args for _, args in started.values()), started
     assert [args for group, args in started.values() if group == process.pid] == []
+    assert {"gcs_server", "raylet"} <= {name for name, _ in listening}
+    assert {address for _, address in listening} == {"127.0.0.1"}, listening
     deadline = time.monotonic() + 30
     while left := [a for _, a in others(process.pid).values() if not a.startswith(LINGERING)]:
         assert time.monotonic() < deadline, left

@@ -207,7 +207,7 @@ def head(home: Path, temporary: Path, env: dict[str, str]) -> Iterator[Head]:
         *("--block", "--num-cpus=2", "--disable-usage-stats"),
         *(f"--{option}={port}" for option, port in ports.items()),
     ]
-    start = f"exec {commands.start} {shlex.join(own)}"
+    start = f"exec env {commands.start} {shlex.join(own)}"
     log = home / "head.log"
     with log.open("wb") as output:
         process = subprocess.Popen(

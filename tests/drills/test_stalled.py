@@ -8,7 +8,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from drilling import Report, attempts, fates, own_ray
+from drill_searches import Report, attempts, fates, own_ray
+from drilling import Drill
 from optuna.trial import TrialState
 
 from krscale.search.session import run_session
@@ -16,8 +17,8 @@ from krscale.search.session import run_session
 pytestmark = [pytest.mark.drill, pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
-def test_a_student_that_never_returns_costs_one_trial(tmp_path: Path) -> None:
-    report = Report("a student whose step never returns; search.stall_seconds = 8")
+def test_a_student_that_never_returns_costs_one_trial(drill: Drill, tmp_path: Path) -> None:
+    report = Report(drill, "a student whose step never returns; search.stall_seconds = 8")
     experiment = fates(tmp_path, "stays", "calm", settings=("search.stall_seconds=8",))
     with own_ray(1):
         run_session(experiment, quiet=True)
@@ -31,8 +32,12 @@ def test_a_student_that_never_returns_costs_one_trial(tmp_path: Path) -> None:
     report.done()
 
 
-def test_a_student_whose_construction_never_returns_costs_one_trial(tmp_path: Path) -> None:
-    report = Report("a student whose constructor never returns on a worker; stall_seconds = 8")
+def test_a_student_whose_construction_never_returns_costs_one_trial(
+    drill: Drill, tmp_path: Path
+) -> None:
+    report = Report(
+        drill, "a student whose constructor never returns on a worker; stall_seconds = 8"
+    )
     experiment = fates(tmp_path, "is never built", "calm", settings=("search.stall_seconds=8",))
     with own_ray(1):
         run_session(experiment, quiet=True)
@@ -44,10 +49,11 @@ def test_a_student_whose_construction_never_returns_costs_one_trial(tmp_path: Pa
 
 
 def test_the_wall_limit_ends_a_search_whose_trial_hangs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drill: Drill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("krscale.search.studies.stalls.LEAST_SECONDS_AT_THE_END", 5.0)
-    report = Report("a step that never returns; stall_seconds = off, max_wall_seconds = 40")
+    monkeypatch.setattr("krscale.search.studies.stalls.TIMES_THE_LONGEST", 1.0)
+    report = Report(drill, "a step that never returns; stall_seconds = off, max_wall_seconds = 40")
     settings = ("search.stall_seconds=off", "search.max_wall_seconds=40")
     experiment = fates(tmp_path, "stays", "calm", settings=settings)
     with own_ray(2):
@@ -57,8 +63,8 @@ def test_the_wall_limit_ends_a_search_whose_trial_hangs(
     report.done()
 
 
-def test_a_stopped_worker_costs_one_trial_and_is_replaced(tmp_path: Path) -> None:
-    report = Report("SIGSTOP to a worker in mid-epoch; search.stall_seconds = 8")
+def test_a_stopped_worker_costs_one_trial_and_is_replaced(drill: Drill, tmp_path: Path) -> None:
+    report = Report(drill, "SIGSTOP to a worker in mid-epoch; search.stall_seconds = 8")
     experiment = fates(tmp_path, "slow", "calm", settings=("search.stall_seconds=8",))
     stopped: list[int] = []
 

@@ -15,6 +15,8 @@ from krscale.knowledge.aggregation import (
     Depths,
     aggregate,
     group_weights,
+    joined_weights,
+    merge_groups,
     split_taps,
     student_ends,
     student_tap,
@@ -204,3 +206,25 @@ def test_ends_never_fall_and_the_last_is_the_classifier(data: st.DataObject) -> 
         if alignment == "stage" and len(teacher) == len(student):
             for (_, stop), end in zip(groups, ends, strict=True):
                 assert (stop in teacher) <= (end in student)
+
+
+def test_groups_are_joined_to_near_equally_many() -> None:
+    groups = split_taps("layer", 5, (5,))
+    assert merge_groups(groups, 5) == groups
+    assert merge_groups(groups, 3) == ((0, 2), (2, 4), (4, 5))
+    assert merge_groups(groups, 1) == split_taps("network", 5, (5,))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_weights_of_what_is_left_stand_where_its_deepest_groups_stood(count: int) -> None:
+    gains, groups = torch.tensor([0.1, 0.3, 0.5, 0.8]), ((0, 2), (2, 3), (3, 4))
+    shares, weights = joined_weights(gains, groups, count)
+    left = merge_groups(groups, count)
+    places = [[stop for _, stop in groups].index(stop) for _, stop in left]
+    assert shares.shape == (3, 4)
+    assert torch.equal(shares[places], tap_weights(gains, left))
+    assert torch.equal(weights[places], group_weights(gains, left))
+    gone = [place for place in range(3) if place not in places]
+    assert torch.equal(weights[gone], torch.zeros(len(gone)))
+    torch.testing.assert_close(shares.sum(dim=1), torch.ones(3))
+    assert weights[-1] == 1.0

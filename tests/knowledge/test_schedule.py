@@ -3,7 +3,7 @@
 import pytest
 
 from krscale.errors import UserError
-from krscale.knowledge.schedule import scheduled
+from krscale.knowledge.schedule import scheduled, share_left
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,13 @@ def test_values_at_the_start_a_quarter_and_the_end(
 def test_unknown_schedule_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"unknown schedule 'risng'\. Did you mean 'rising'"):
         scheduled(0.5, "risng", 0.0)
+
+
+@pytest.mark.parametrize("until", [0.25, 0.7, 1.0])
+def test_what_falls_is_whole_at_the_start_and_gone_for_good(until: float) -> None:
+    progress = [step / 20 for step in range(21)]
+    left = [share_left(at, until) for at in progress]
+    assert left[0] == 1.0
+    assert left == sorted(left, reverse=True)
+    assert all((share > 0.0) == (at < until) for share, at in zip(left, progress, strict=True))
+    assert share_left(until / 2, until) == pytest.approx(0.5)

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from krscale.config import DistillConfig
 from krscale.errors import KrscaleError, UserError
+from krscale.knowledge.aggregation import Groups, aggregate, group_weights
+from krscale.knowledge.loss import kr_loss
 from krscale.knowledge.recoding import active_classes, recode_gap
 from krscale.knowledge.schedule import scheduled
 from krscale.knowledge.taps import TapOutputs
+from krscale.knowledge.where import WhereLoss, pair_stages, where_distributions
 from krscale.methods import Batch, MethodContext, build_method
 from krscale.methods.kd import kd_loss
 from krscale.methods.kr import KR
@@ -224,6 +227,110 @@ def test_the_sparsity_of_an_epoch_is_what_the_schedule_says(schedule: str) -> No
 def test_a_schedule_starts_by_itself_and_keeps_nothing_in_the_state() -> None:
     assert make(sparsity=0.8, sparsity_schedule="rising").current_sparsity == 0.0
     assert all(name.startswith("heads.") for name in make().state_dict())
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.35, 0.7, 1.0])
+def test_auxiliary_groups_fall_to_nothing(progress: float) -> None:
+    student, batch = example()
+    method = make(granularity="stage", auxiliary_schedule="falling", auxiliary_weight=0.8)
+    method.begin_epoch(progress)
+    left = max(0.0, 1.0 - progress / 0.7)
+    same = make(granularity="stage", auxiliary_weight=0.8 * left)
+    torch.testing.assert_close(method(student, batch)["kr"], same(student, batch)["kr"])
+    assert method.teaches_heads == (progress < 0.7)
+    torch.testing.assert_close(method.group_weights[-1], torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    ("progress", "groups", "heads"),
+    [
+        (0.0, ((0, 2), (2, 3), (3, 4)), [0, 1]),
+        (0.2, ((0, 2), (2, 3), (3, 4)), [0, 1]),  # more than half is left: two of two
+        (0.5, ((0, 3), (3, 4)), [1]),
+        (0.7, ((0, 4),), []),
+        (1.0, ((0, 4),), []),
+    ],
+)
+def test_groups_coarsen_until_one_is_left(
+    progress: float, groups: Groups, heads: list[int]
+) -> None:
+    """What is left is KR with fewer groups, taught through the heads where these end."""
+    student, batch = example()
+    method = make(granularity="stage", auxiliary_schedule="coarsening")
+    method.begin_epoch(progress)
+    gains = torch.tensor(GAINS)
+    targets = aggregate(batch.tap_logits, gains, groups, 4.0)
+    logits = group_logits(method, student)
+    left = torch.stack([logits[place] for place in (*heads, 2)], dim=1)
+    want = 2.0 * kr_loss(left, targets, group_weights(gains, groups), 4.0, 0.3)
+    torch.testing.assert_close(method(student, batch)["kr"], want)
+
+
+@pytest.mark.parametrize("changes", [{"auxiliary_schedule": "falling"}, {"auxiliary_weight": 0.0}])
+def test_heads_that_teach_nothing_are_not_computed(changes: dict[str, Any]) -> None:
+    student, batch = example()
+    method = make(granularity="stage", **changes)
+    method.begin_epoch(1.0)
+    assert method.group_logits(student).shape == (6, 1, 5)
+    calls: list[object] = []
+    for head in method.heads:
+        head.register_forward_hook(lambda *arguments: calls.append(arguments))
+    method(student, batch)["kr"].sum().backward()
+    assert not calls
+    # Data-parallel training waits for every gradient.
+    assert all(p.grad is not None and not p.grad.any() for p in method.parameters())
+
+
+def with_stages(size: int = 6) -> tuple[MethodContext, TapOutputs, Batch]:
+    """Two stages of student and teacher with positions."""
+    student, batch = example(size)
+    stages = torch.randn(2, size, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    teacher = where_distributions([stages[0] ** 2, stages[1] ** 2])
+    context = replace(
+        CONTEXT,
+        student_stage_shapes=((3, 8, 8), (3, 8, 8)),
+        teacher_shapes={"where": ((4, 4), (4, 4))},
+    )
+    batch = replace(batch, teacher_features={"where": teacher})
+    return context, replace(student, stages=tuple(stages)), batch
+
+
+@pytest.mark.parametrize(
+    ("schedule", "progress", "factor"),
+    [("constant", 1.0, 1.0), ("falling", 0.0, 1.0), ("falling", 0.25, 0.5), ("falling", 0.5, 0.0)],
+)
+def test_positions_have_a_weight_and_a_schedule_of_their_own(
+    schedule: str, progress: float, factor: float
+) -> None:
+    context, student, batch = with_stages()
+    method = make(context, where_weight=3.0, where_schedule=schedule, auxiliary_until=0.5)
+    method.begin_epoch(progress)
+    terms = method(student, batch)
+    pairs = pair_stages(context.student_stage_shapes, ((4, 4), (4, 4)))
+    want = 3.0 * factor * WhereLoss(pairs)(student.stages, batch.teacher_features["where"])
+    if factor:
+        torch.testing.assert_close(terms["where"], want)
+    else:
+        assert "where" not in terms
+    plain = make(replace(context, teacher_shapes={}))
+    assert torch.equal(terms["kr"], plain(student, batch)["kr"])
+
+
+def test_without_weight_or_positions_nothing_is_asked_of_the_teacher() -> None:
+    context, _, _ = with_stages()
+    assert make(context).feature_kinds == {"where"}
+    assert make(context).reads(("a",), ("b",)) == (("a",), ("b",))
+    flat = replace(context, student_stage_shapes=((3, 1, 1), (7,)))
+    for without in (make(context, where_weight=0.0), make(flat)):
+        assert without.where is None
+        assert without.feature_kinds == frozenset()
+        assert without.reads(("a",), ("b",)) == (("a",), ())
+
+
+def test_positions_need_what_is_stored_of_them() -> None:
+    context, student, batch = with_stages()
+    with pytest.raises(KrscaleError, match="where features, but the batch carries none"):
+        make(context)(student, replace(batch, teacher_features={}))
 
 
 def test_granularity_out_of_range() -> None:

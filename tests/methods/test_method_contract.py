@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from krscale.config import DistillConfig
+from krscale.config import DistillConfig, TrainConfig
 from krscale.errors import KrscaleError
 from krscale.knowledge.features import KINDS, feature_shapes, read_features
 from krscale.knowledge.parameters import layers_by_tap, weight_histograms
@@ -27,7 +27,7 @@ from krscale.methods import (
     takes_mixed_labels,
     takes_unlabelled,
 )
-from krscale.methods.base import UNLABELLED, Mixture
+from krscale.methods.base import UNLABELLED, LearnerOutput, Mixture
 
 NUM_CLASSES, NUM_TAPS, PATHS = 6, 4, ("0", "1")
 STUDENT_STAGES = ((4, 8, 8), (5, 8, 8))
@@ -40,6 +40,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("at", {"at_reduction": "sum"}),
     ("kr", {"granularity": 1}),
     ("kr", {"granularity": "layer", "sparsity": 0.0, "mixing": "geometric"}),
+    ("kr", {"auxiliary_schedule": "falling", "where_schedule": "falling"}),
+    ("kr", {"auxiliary_schedule": "coarsening", "where_weight": 0.0}),
     (COMBINED, {"parameter_weight": 0.3}),
 ]
 
@@ -80,7 +82,10 @@ def context(student: nn.Module) -> MethodContext:
 def make(name: str, changes: dict[str, Any]) -> Learner:
     student = student_network()
     settings = {**DistillConfig().model_dump(), **changes}
-    return Learner(student, PATHS, build_method(name, context(student), settings))
+    method = build_method(name, context(student), settings)
+    read = method.reads(PATHS, PATHS)
+    assert method.needs_teacher == bool(read.taps)
+    return Learner(student, PATHS, method, read.stages)
 
 
 def make_batch(size: int, scale: float = 3.0) -> Batch:
@@ -214,7 +219,7 @@ def test_finite_at_extreme_logits(
     features = tuple(
         (scale * torch.randn(7, *shape, generator=generator)).to(dtype) for shape in STUDENT_STAGES
     )
-    terms = method(TapOutputs(logits, features), batch)
+    terms = method(TapOutputs(logits, features, features), batch)
     assert_terms(terms, 7)
     total(terms).backward()
     assert logits.grad is not None
@@ -226,7 +231,8 @@ def gradient_at_agreement(method: Method, batch: Batch, term: str) -> tuple[Tens
     assert batch.tap_logits is not None
     logits = (batch.tap_logits[:, -1] + 2.0).requires_grad_()
     features = (torch.zeros(7, 4), torch.zeros(7, 5))
-    value = method(TapOutputs(logits, features), batch)[term]
+    stages = tuple(torch.zeros(7, *shape) for shape in STUDENT_STAGES)
+    value = method(TapOutputs(logits, features, stages), batch)[term]
     (gradient,) = torch.autograd.grad(value.sum(), logits)
     return value, gradient
 
@@ -273,6 +279,20 @@ def test_samples_do_not_depend_on_their_order(name: str, changes: dict[str, Any]
     terms, others = learner(batch).terms, learner(shuffled).terms
     for term in terms:
         torch.testing.assert_close(terms[term][order], others[term], rtol=1e-4, atol=1e-5)
+
+
+@every_method
+def test_samples_are_alone_in_every_method_but_those_that_accumulation_names(
+    name: str, changes: dict[str, Any]
+) -> None:
+    """`train.gradient_accumulation` lists the methods that compare the samples of a batch."""
+    learner, batch = make(name, changes).eval(), make_batch(7)
+    whole = learner(batch).terms
+    parts = LearnerOutput.joined([learner(batch.rows(0, 3)), learner(batch.rows(3, 7))]).terms
+    meaning = TrainConfig.model_fields["gradient_accumulation"].description or ""
+    for term, values in whole.items():
+        alone = torch.allclose(values, parts[term], rtol=1e-4, atol=1e-5)
+        assert alone != (f"`{term}`" in meaning), term
 
 
 def mixture_of(batch: Batch, labels: Tensor) -> Mixture:
@@ -339,7 +359,7 @@ def test_the_weight_of_a_combined_term_scales_it_alone(term: str) -> None:
         make(f"kr+{term}", {"posterior": {term: weight}})(make_batch(7)).terms
         for weight in (0.5, 1.5)
     )
-    assert list(light) == ["ce", "kr", term]
+    assert list(light) == ["ce", "kr", term, "where"]
     for name in light:
         torch.testing.assert_close(heavier[name], (3.0 if name == term else 1.0) * light[name])
 

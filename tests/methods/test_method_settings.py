@@ -24,6 +24,7 @@ OTHER_VALUES: dict[str, Any] = {"granularity": "network", "parameter_weight": 0.
 TOGETHER_WITH: dict[str, dict[str, Any]] = {
     "at_weight": {"at_reduction": "sum"},
     "alignment": {"granularity": "layer"},
+    "auxiliary_until": {"auxiliary_schedule": "falling"},
 }
 """What else must be set for a setting to matter."""
 ELSEWHERE = {"posterior", "probe_grid"}
@@ -40,12 +41,12 @@ def other_value(cls: type[MethodSettings], field: str) -> Any:
     return type(default)(default / 2) if default else 0.5
 
 
-def outcome(name: str, settings: MethodSettings, progress: float = 0.0) -> dict[str, Tensor]:
+def outcome(name: str, settings: MethodSettings, progress: float = 0.5) -> dict[str, Tensor]:
     """All that a setting can change: terms, gradients, parts of the method's own."""
     student = student_network()
     torch.manual_seed(5)
     method = METHODS[name](context(student), settings)
-    learner = Learner(student, PATHS, method)
+    learner = Learner(student, PATHS, method, method.reads(PATHS, PATHS).stages)
     method.begin_epoch(progress)
     terms = learner(make_batch(7)).terms
     torch.stack(list(terms.values())).sum().backward()

@@ -1,5 +1,6 @@
 """Each network sees the view in its own way: chosen, said, part of fingerprints, and applied."""
 
+import json
 from pathlib import Path
 
 import own_teacher
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from krscale.config import Experiment, load
-from krscale.config.older import with_former_defaults
+from krscale.config.older import FORMER_OF_KR, with_former_defaults
 from krscale.errors import UserError
 from krscale.models.preprocessing import DEFAULT, Preprocessing, preprocessing_of_network
 from krscale.parallel import Workers
@@ -136,7 +137,8 @@ def test_numbers_that_do_not_fit_the_images_are_refused() -> None:
 
 def test_defaults_leave_fingerprints_as_they_were(tmp_path: Path) -> None:
     # Of the commit before there was a choice.
-    assert load().fingerprint() == "8bf8a494dc9634ac"
+    former = [f"distill.{name}={json.dumps(value)}" for name, value in FORMER_OF_KR.items()]
+    assert load(None, former).fingerprint() == "8bf8a494dc9634ac"
     other = load(None, ["student.preprocessing.input_size=16"])
     assert other.fingerprint() != load().fingerprint()
 

@@ -1,20 +1,22 @@
 """From a config to a training: where the gains come from, and which term is not finite."""
 
+import resource
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import torch
 
-from krscale.config import Experiment, load
+from krscale.config import Experiment, load, with_values
 from krscale.data import open_data
-from krscale.errors import NonFiniteError
+from krscale.errors import DiskFullError, NonFiniteError
 from krscale.knowledge.probes import information_gain
 from krscale.parallel import Workers
 from krscale.progress import Progress
 from krscale.setup.build import Assets, build_training
 from krscale.setup.prepare import Prepared, prepare
 from krscale.setup.tap_reading import read_logits
-from krscale.setup.teacher import open_teacher
+from krscale.setup.teacher import open_teacher, prepare_teacher
 from krscale.training.loop import Training
 
 SETTINGS = (
@@ -73,3 +75,24 @@ def test_whatever_term_of_kr_is_not_finite_is_named(
         NonFiniteError, match=f"loss term '{term}' is not finite in epoch 1, step 1"
     ):
         training.run_epoch()
+
+
+def test_a_full_disk_while_a_teacher_is_kept_leaves_nothing_and_what_was_left_is_swept(
+    prepared: tuple[Experiment, Prepared],
+) -> None:
+    """The limit on a file's size is a real full disk to whoever writes it."""
+    experiment, facts = prepared
+    teachers, dataset = Path(facts.teacher_path).parent, open_data(Path(facts.data_path))
+    left = teachers / f".abc.{uuid4().hex}"
+    left.mkdir()
+    another = with_values(experiment, {"teacher.seed": 7, "teacher.num_epochs": 1}, "test")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(DiskFullError, match=r"cache/teachers/.*: the file would be larger"):
+            prepare_teacher(another, dataset, torch.device("cpu"), lambda done, total: None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not left.exists()
+    folders = [path for path in teachers.iterdir() if path.is_dir()]
+    assert folders == [Path(facts.teacher_path)]

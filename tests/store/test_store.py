@@ -10,7 +10,7 @@ import torch
 
 from krscale.config import StoreConfig, ViewsConfig
 from krscale.data.loader import Loader
-from krscale.errors import UserError
+from krscale.errors import NonFiniteError, UserError
 from krscale.files import write_json
 from krscale.store import (
     KnowledgeStore,
@@ -490,3 +490,18 @@ class TestProcesses:
         assert self._finish(waiting)[-1] == "opened 1 asked 118"
         assert {name: small.files()[name] for name in kept} == kept
         KnowledgeStore.open(small.path, small.key).verify()
+
+
+def test_a_teacher_that_gives_nan_for_some_view_is_named_before_anything_is_kept(small):
+    sound = small.open_teacher
+
+    def broken():
+        tapped, probes = sound()
+        with torch.no_grad():
+            tapped.model[-1].bias[2] = float("nan")
+        return tapped, probes
+
+    small.open_teacher = broken
+    with pytest.raises(NonFiniteError, match=r"teacher: what it gives .* cannot teach"):
+        small.prepare()
+    assert small.files() == {}

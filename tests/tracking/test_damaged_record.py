@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from krscale.config import TrackingConfig
+from krscale.errors import DamagedFileError
 from krscale.files import write_json
 from krscale.tracking import Begun, Tracker, sync
+from krscale.tracking.mending import check_spool
+from krscale.tracking.spool import Event, Spool, without_checksum
 
 
 def record(run: Path, said: list[str], epochs: int = 4) -> None:
@@ -97,7 +102,7 @@ def test_of_a_spool_the_readable_events_are_kept(run: Path, storage: Path, by_ke
     content = path.read_bytes()
     lines = content.splitlines(keepends=True)
     at = next(n for n, line in enumerate(lines) if b'"step":2' in line)
-    step = lines[at].replace(b'"step":2', b'"step":"two"')
+    step = without_checksum(lines[at].rstrip()).replace(b'"step":2', b'"step":"two"') + b"\n"
     path.write_bytes(b"".join([*lines[:at], step, b"\x00\xff\n", *lines[at + 1 :]]))
     spoilt = path.read_bytes()
     said: list[str] = []
@@ -110,6 +115,44 @@ def test_of_a_spool_the_readable_events_are_kept(run: Path, storage: Path, by_ke
     # Recorded once more, since the record does not know of it: MLflow keeps an equal point.
     assert {step for _, _, step in runs["kr/1"].metrics} == {0, 1, 2, 3, 4}
     assert path.stat().st_mode & 0o077 == 0
+
+
+def test_every_bit_of_a_line_is_compared(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool.jsonl")
+    spool.append(Event("log", "kr", 5, {"metrics": {"a": 0.5}, "step": 1, "tags": {}}))
+    spool.close()
+    content = (tmp_path / "spool.jsonl").read_bytes()
+    check_spool(spool.path)
+    for bit in range(8 * (len(content) - 1)):  # without the last end of a line: a crash's
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        spool.path.write_bytes(flipped)
+        with pytest.raises(DamagedFileError, match=r"spool\.jsonl: damaged: line \d of \d: "):
+            check_spool(spool.path)
+
+
+def test_a_record_of_an_older_krscale_has_no_checksums(run: Path, storage: Path, by_key) -> None:
+    path = run / "tracking" / "spool.jsonl"
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"".join(without_checksum(line) + b"\n" for line in lines))
+    said: list[str] = []
+    record(run, said, epochs=5)
+    assert said == []
+    assert len(by_key(storage / "mlflow.db")["kr/1"].metrics) == 5
+
+
+@pytest.mark.parametrize("name", ["state.json", "spool.jsonl"])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_is_set_aside(name: str, make: Any, run: Path, storage: Path) -> None:
+    path = run / "tracking" / name
+    path.unlink()
+    make(path)
+    said: list[str] = []
+    record(run, said)
+    (line,) = said
+    assert line.startswith(f"{path}: damaged: it ")
+    assert f"set aside as {name}.damaged" in line
+    assert path.is_file()
 
 
 def test_a_damaged_state_does_not_hide_where_a_run_was_recorded(

@@ -1,12 +1,16 @@
 """The command that tells MLflow what a run recorded while it was away."""
 
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
+from mlflow import MlflowClient
 from running import in_process
 
 from krscale.tracking import Tracker
+from krscale.tracking.writer import State
 
 main = in_process("sync")
 
@@ -36,7 +40,7 @@ def test_events_reach_the_place_that_is_given_and_only_once(run, storage, by_key
 def test_what_stays_unsent_is_said_and_is_exit_code_1(run, capsys):
     assert main([str(run), "--timeout", "2"]) == 1
     out, err = capsys.readouterr()
-    assert f"{run}: 3 events are still unsent; the same command again goes on." in out
+    assert f"{run}: MLflow is not known to have 3 events; the same command again goes on." in out
     assert "cannot be used" in err
 
 
@@ -53,3 +57,89 @@ def test_help_answers_without_mlflow():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert "--uri" in done.stdout
+
+
+class TestWhatIsGoneFromMlflow:
+    """`krscale sync` sends it again, once."""
+
+    @pytest.fixture
+    def run(self, storage):
+        with Tracker("", "digits", storage / "run") as tracker:
+            tracker.start_run("kr", "digits kr", params={"c": 1})
+            tracker.start_run("kr/1", "trial", parent="kr")
+            for epoch in range(3):
+                tracker.log_metrics("kr/1", {"accuracy": epoch / 4}, step=epoch)
+            tracker.end_run("kr/1")
+            tracker.end_run("kr")
+            assert tracker.close(30) == 0
+        return storage / "run"
+
+    def check(self, run, by_key, capsys):
+        assert main([str(run)]) == 0
+        out, err = capsys.readouterr()
+        assert out == f"{run}: MLflow has every event.\n"
+        runs = by_key(run.parent / "mlflow.db")
+        assert set(runs) == {"kr", "kr/1"}
+        assert runs["kr/1"].metrics == [("accuracy", n / 4, n) for n in range(3)]
+        assert runs["kr/1"].tags["mlflow.parentRunId"] == runs["kr"].id
+        assert runs["kr/1"].status == runs["kr"].status == "FINISHED"
+        assert runs["kr"].params == {"c": "1"}
+        return err
+
+    def test_nothing(self, run, by_key, capsys):
+        assert self.check(run, by_key, capsys) == ""
+
+    def test_the_database(self, run, empty_database, by_key, capsys):
+        # MLflow's engine keeps an open connection to the file: it is emptied, as by a new one.
+        with closing(sqlite3.connect(run.parent / "mlflow.db")) as database, database:
+            for table in ("tags", "params", "latest_metrics", "metrics", "runs", "experiments"):
+                database.execute(f"delete from {table}")
+        self.check(run, by_key, capsys)
+
+    @pytest.mark.parametrize("key", ["kr", "kr/1"])
+    def test_a_run(self, key, run, by_key, capsys):
+        gone = by_key(run.parent / "mlflow.db")[key].id
+        MlflowClient(f"sqlite:///{run.parent / 'mlflow.db'}").delete_run(gone)
+        with closing(sqlite3.connect(run.parent / "mlflow.db")) as database, database:
+            (stage,) = database.execute(
+                "select lifecycle_stage from runs where run_uuid = ?", (gone,)
+            ).fetchone()
+            assert stage == "deleted"
+            database.execute("delete from tags where run_uuid = ?", (gone,))  # as `mlflow gc`
+            database.execute("delete from params where run_uuid = ?", (gone,))
+            database.execute("delete from latest_metrics where run_uuid = ?", (gone,))
+            database.execute("delete from metrics where run_uuid = ?", (gone,))
+            database.execute("delete from runs where run_uuid = ?", (gone,))
+        err = self.check(run, by_key, capsys)
+        assert "lacks 1 of the runs it was sent, and values of 0 others" in err
+        assert self.check(run, by_key, capsys) == ""
+
+    def test_values_since_a_backup(self, run, by_key, capsys):
+        with closing(sqlite3.connect(run.parent / "mlflow.db")) as database, database:
+            database.execute("delete from metrics where step = 2")
+            database.execute("update latest_metrics set value = 0.25, step = 1")
+        err = self.check(run, by_key, capsys)
+        assert "lacks 0 of the runs it was sent, and values of 1 others" in err
+
+    def test_an_experiment_is_said_and_its_runs_come_with_a_new_one(self, run, by_key, capsys):
+        client = MlflowClient(f"sqlite:///{run.parent / 'mlflow.db'}")
+        client.delete_experiment(client.get_experiment_by_name("digits").experiment_id)
+        assert main([str(run), "--timeout", "2"]) == 1
+        out, err = capsys.readouterr()
+        assert "its experiment 'digits' is deleted; restore it there" in err
+        assert "MLflow is not known to have 7 events" in out
+        with closing(sqlite3.connect(run.parent / "mlflow.db")) as database, database:
+            for table in ("tags", "params", "latest_metrics", "metrics", "runs"):
+                database.execute(f"delete from {table}")
+            database.execute("delete from experiments where name = 'digits'")
+        self.check(run, by_key, capsys)
+
+    def test_a_server_that_does_not_answer_is_not_said_to_have_it(self, storage, capsys):
+        other = Tracker("http://127.0.0.1:9", "digits", storage / "run", warn=lambda _: None)
+        other.start_run("kr", "digits kr")
+        other.close(2)
+        folder = storage / "run" / "tracking"
+        state = State.load(folder, print)
+        state.model_copy(update={"position": (folder / "spool.jsonl").stat().st_size}).write(folder)
+        assert main([str(storage / "run"), "--timeout", "2"]) == 1
+        assert "MLflow is not known to have 1 events" in capsys.readouterr().out

@@ -68,9 +68,15 @@ def test_threads_do_not_tear_each_others_events(tmp_path):
 def test_a_full_disk_raises_and_leaves_whole_lines(tmp_path, monkeypatch):
     spool = Spool(tmp_path / "spool.jsonl")
     spool.append(EVENTS[0])
-    real = os.write
-    monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:10]))
-    with pytest.raises(OSError, match="disk is full") as caught:
+    real, room = os.write, [10]
+
+    def nearly_full(file: int, data: bytes) -> int:
+        if not room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(file, data[: room.pop()])
+
+    monkeypatch.setattr(os, "write", nearly_full)
+    with pytest.raises(OSError, match="No space left") as caught:
         spool.append(EVENTS[1])
     assert caught.value.errno == errno.ENOSPC
     monkeypatch.undo()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accumulated_training import accumulated_training, weights_after_an_epoch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -60,6 +61,26 @@ def test_it_learns_and_reports_every_epoch(dataset: Dataset) -> None:
     assert reports[-1]["train/loss"] < reports[0]["train/loss"]
     assert reports[-1]["val/accuracy"] > 0.7
     assert reports[-1]["train/ce"] == reports[-1]["train/loss"]
+
+
+@pytest.mark.parametrize("num_parts", [2, 7, 41])
+def test_a_batch_in_parts_gives_the_step_of_the_whole(num_parts: int, tmp_path: Path) -> None:
+    whole, parts = (weights_after_an_epoch(Workers.alone(), n, tmp_path) for n in (1, num_parts))
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_only_a_part_is_computed_at_once(tmp_path: Path) -> None:
+    training = accumulated_training(Workers.alone(), 4, tmp_path)
+    sizes: list[int] = []
+    training.student.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    training.run_epoch()
+    assert sizes == [10] * 13  # three steps of 40 images, and a look at what came of them
+
+
+def test_more_parts_than_samples_are_refused() -> None:
+    with pytest.raises(ValueError, match="9 parts of a batch of 8 samples"):
+        TrainConfig(global_batch_size=8, gradient_accumulation=9)
 
 
 def test_same_seed_same_weights(dataset: Dataset) -> None:
@@ -181,6 +202,28 @@ class Reading(Poisoned):
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
         sound = nn.functional.cross_entropy(student.logits, batch.labels, reduction="none")
         return {"sound": sound / max(1.0, float(sound.detach().max()))}
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_weights_that_the_last_step_breaks_are_no_result(dataset: Dataset, *, judged: bool) -> None:
+    """Their only loss was computed before; a student that gives NaN would be kept."""
+    settings = {"learning_rate": 1e30, "num_epochs": 1, "warmup_epochs": 0.0}
+    found = training(dataset, global_batch_size=len(dataset.split("train")), **settings)
+    assert found.loader.num_steps == 1
+    if not judged:
+        found.validation = None
+    match = (
+        "val/.* is not finite after epoch 1" if judged else "gives NaN or infinity after epoch 1"
+    )
+    with pytest.raises(NonFiniteError, match=match):
+        found.run_epoch()
+
+
+def test_every_step_and_every_judged_batch_is_a_sign_of_progress(dataset: Dataset) -> None:
+    found, signs = training(dataset, num_epochs=1), list[int]()
+    found.on_step = lambda: signs.append(1)
+    found.run_epoch()
+    assert len(signs) == found.loader.num_steps + 1
 
 
 def test_channels_last_is_refused_where_it_would_abort_the_process(dataset: Dataset) -> None:

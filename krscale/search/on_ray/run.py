@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ray.tune.search import Searcher
 
 from krscale.cluster.connect import require
 from krscale.config.training import NO_CHANNELS_LAST_ON_CPU
-from krscale.errors import UserError
+from krscale.errors import StorageError, UserError
 from krscale.metrics import VAL_ACCURACY
 from krscale.models.given import given
 from krscale.search.on_ray.forwarding import no_secrets_forwarded
@@ -37,6 +38,7 @@ from krscale.search.studies.pruners import milestones
 from krscale.search.studies.trial_spec import Assignment
 from krscale.setup.network_builder import student_models
 from krscale.setup.prepare import Prepared
+from krscale.storage_errors import storage_error
 
 NO_LIMIT = 1_000_000
 """Of Tune's own; without a number it keeps no more than one trial waiting (see `slots.py`)."""
@@ -215,7 +217,10 @@ class LadderScheduler(FIFOScheduler):
             return
         path = trial.error_file
         text = Path(path).read_text(encoding="utf-8") if path else "no error text"
-        self.searcher.errors[trial.trial_id] = TrialError.of(_exception(trial), text)
+        error = TrialError.of(_exception(trial), text)
+        if error.storage:
+            raise error.storage  # ends Tune; in the journal the trial goes on running
+        self.searcher.errors[trial.trial_id] = error
 
 
 class _Starts(tune.Callback):
@@ -301,8 +306,15 @@ def run_search(
     try:
         with no_secrets_forwarded():
             tuner.fit()
-    except BaseException:  # Ctrl-C and the like above all
-        searcher.leave()
+    except BaseException as error:  # Ctrl-C and the like above all
+        full = storage_error(error)
+        with suppress(OSError, StorageError):  # what cannot be told now, the next start tells
+            searcher.leave()
+        if full:
+            raise StorageError(
+                f"{experiment.run_path}: the search stopped, and no running trial counts: {full} "
+                f"The same command goes on."
+            ) from error
         raise
     if searcher.gave_up:
         raise UserError(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
+from ray.exceptions import OutOfDiskError, OutOfMemoryError
 
+from krscale.cluster.lost_worker import LOST, SESSION_IS_FULL, ended_for_memory, what_befell
+from krscale.errors import StorageError
 from krscale.search.studies.retries import Cause
+from krscale.storage_errors import storage_error
 
-_LOST = (RayActorError, WorkerCrashedError, NodeDiedError)
 _MEMORY = re.compile(
     r"\b(torch\.)?(cuda\.)?OutOfMemoryError\b"  # torch's, and Ray's by name
     r"|\bMemoryError\b"  # Python's, numpy's
@@ -17,8 +19,7 @@ _MEMORY = re.compile(
     r"|running low on memory"  # Ray's memory monitor
 )
 """Not the word OOM: Ray names it among the causes that the death of any worker may have."""
-_ENDED_BY_RAY = re.compile(r"running low on memory\. Memory on the node .*? was (.+?) used / (\S+)")
-_NODE_IS_GONE = re.compile(r"because its node has died|NodeDiedError")
+_STORAGE_ERROR = re.compile(r"\b(?:DiskFullError|StorageError): (.+)")
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,22 @@ class TrialError:
     Attributes:
         text: All of it, with its traceback.
         cause: Why it is no fault of the trial itself; None if it is.
+        storage: What could not be written: nothing can go on then; None for all other errors.
     """
 
     text: str
     cause: Cause | None
+    storage: StorageError | None = None
 
     @classmethod
     def of(cls, error: BaseException | None, text: str) -> TrialError:
         """Judge an error by its exception, or by its text where Ray kept no more."""
+        if storage := _of_storage(error, text):
+            return cls(text, None, storage)
         if isinstance(error, OutOfMemoryError) or _MEMORY.search(_ending(text)):
             return cls(text, Cause.MEMORY)
         # An exception in an actor's first trial comes as the actor's death, but is the trial's own.
-        if isinstance(error, _LOST) and not getattr(error, "actor_init_failed", False):
+        if isinstance(error, LOST) and not getattr(error, "actor_init_failed", False):
             return cls(text, Cause.WORKER)
         return cls(text, None)
 
@@ -49,20 +54,26 @@ class TrialError:
 
         Ray's own words of a worker that died fill a page.
         """
-        if self.cause is Cause.MEMORY and (found := _ENDED_BY_RAY.search(self.text)):
-            used, limit = found.groups()
-            return (
-                f"Ray ended its worker, when {used} of the {limit} of memory on its node were used"
-            )
-        if self.cause is Cause.WORKER and _NODE_IS_GONE.search(self.text):
-            return "its node is gone"
+        if self.cause is Cause.MEMORY and (sentence := ended_for_memory(self.text)):
+            return sentence
         if self.cause is Cause.WORKER:
-            return (
-                "the process of its worker ended without an exception: it was killed, for example "
-                "by the system for the memory it took, or it crashed"
-            )
+            return what_befell(self.text)
         lines = _ending(self.text).splitlines()
         return lines[-1].strip() if lines else "no error text"
+
+
+def _of_storage(error: BaseException | None, text: str) -> StorageError | None:
+    """Return what could not be written on a worker; None where something else failed."""
+    lines = _ending(text).splitlines()
+    if found := (storage_error(error) if error else None) or storage_error(
+        Exception(_ending(text))
+    ):
+        return found
+    if lines and (named := _STORAGE_ERROR.search(lines[0])):
+        return StorageError(named[1])
+    if isinstance(error, OutOfDiskError) or "OutOfDiskError" in text:
+        return StorageError(SESSION_IS_FULL)
+    return None
 
 
 def _ending(text: str) -> str:

@@ -32,6 +32,11 @@ def fitting_space(networks: Networks) -> SearchSpace:
     fitting: set[str] = set()
 
     def check(changed: Experiment) -> None:
+        if changed.distill.where_weight and not networks.experiment.distill.where_weight:
+            raise UserError(
+                "distill.where_weight is 0 in this experiment, so that nothing is stored that "
+                "trials could compare: set it (--set distill.where_weight=1), or leave it out."
+            )
         # Most fields do not shape networks, and building one takes a tenth of a second.
         shaping = fingerprint(changed.model_dump(mode="json", include=SHAPING))
         if shaping not in fitting:

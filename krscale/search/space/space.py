@@ -37,6 +37,7 @@ from krscale.config import (
     with_values,
 )
 from krscale.errors import UserError, unknown_name
+from krscale.foreign import user_path
 from krscale.methods import METHODS, method_settings, parse_method
 from krscale.search.space.conditions import Condition, check_condition, in_order, read_conditions
 from krscale.search.space.distributions import (
@@ -120,7 +121,7 @@ def find_space(name: str) -> Path:
         UserError: If neither exists; names the nearest shipped space.
     """
     if name.endswith(".toml"):
-        path = Path(name).expanduser()
+        path = user_path(name, "search.space")
         if path.is_file():
             return path
     folder = next((f for f in _shipped_folders() if f.is_dir()), None)
@@ -246,16 +247,19 @@ class _MethodReader:
 
     def _check_used(self, dotted: str) -> None:
         """Refuse a field that no trial would use, because of another field's value."""
-        needed = used_with().get(dotted)
-        if needed is None:
-            return
-        other = f"{dotted.rpartition('.')[0]}.{needed.field}"
-        own = own_value(self.experiment.model_dump(mode="python"), other)
-        if other not in self.distributions and own != needed.value:
+        section, content = dotted.rpartition(".")[0], self.experiment.model_dump(mode="python")
+        needed = used_with().get(dotted, ())
+        for one in needed:
+            other = f"{section}.{one.field}"
+            if other in self.distributions or own_value(content, other) in one.values:
+                return
+        if needed:
+            other, own = f"{section}.{needed[0].field}", content["distill"][needed[0].field]
             raise UserError(
-                f"{self._where(dotted)}: it is used with {other} = {needed.value!r} alone, which "
-                f"is {own!r} in this experiment: set it (--set {other}={needed.value}), or search "
-                f"{other} as well."
+                f"{self._where(dotted)}: it is used with "
+                f"{' or '.join(f'{section}.{one}' for one in needed)} alone, and {other} is "
+                f"{own!r} in this experiment: set it (--set {other}={needed[0].values[0]}), or "
+                f"search {other} as well."
             )
 
     def _check_values(self, dotted: str, _spec: Any) -> None:

@@ -7,6 +7,7 @@ folder when nothing can go on from it any more.
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -15,7 +16,7 @@ from typing import Any
 
 from krscale.errors import UserError
 from krscale.files import reading
-from krscale.training.checkpoint import load_checkpoint, save_checkpoint
+from krscale.training.checkpoint import load_checkpoint, read_note, save_checkpoint
 from krscale.training.loop import Training
 
 MAX_SHARE = 0.02
@@ -79,9 +80,22 @@ class Keeper:
         started = self.clock()
         if started < self.next_at or training.finished:
             return
-        save_checkpoint(self.path, {"training": training.state_dict(), "history": history})
+        state = {"training": training.state_dict(), "history": history}
+        save_checkpoint(self.path, state, json.dumps(history))
         ended = self.clock()
         self.next_at = ended + max(self.min_seconds, (ended - started) / MAX_SHARE)
+
+
+def kept_history(path: Path) -> History:
+    """Return the metrics of the epochs that a checkpoint holds, without reading its weights.
+
+    None of a checkpoint that cannot be read: the trial then starts from its beginning.
+    """
+    try:
+        with reading(path):
+            return [dict(metrics) for metrics in json.loads(read_note(path) or "[]")]
+    except (UserError, OSError):
+        return []
 
 
 def go_on(training: Training, path: Path) -> tuple[History, str]:

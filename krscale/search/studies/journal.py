@@ -18,7 +18,7 @@ from typing import Any
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
-from krscale.files import damaged
+from krscale.files import append_whole, damaged
 from krscale.search.studies.journal_check import encode_line, open_checked
 
 JOURNAL = "journal.log"
@@ -87,12 +87,16 @@ class _Backend(JournalFileBackend):
         self._path = path
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append one JSON document a line, in one write."""
+        """Append one JSON document a line, in one write.
+
+        Raises:
+            OSError: If the disk is full; nothing of the lines is left.
+        """
         lines = b"".join(encode_line(log) for log in logs)
         self._symlink_lock.acquire()
         try:
-            with self._path.open("ab") as file:
-                file.write(lines)
+            with self._path.open("ab", buffering=0) as file:
+                append_whole(file.fileno(), lines, self._path)
         finally:
             self._symlink_lock.release()
 

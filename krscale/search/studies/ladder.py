@@ -23,7 +23,7 @@ from krscale.metrics import VAL_ACCURACY
 from krscale.redaction import redact
 from krscale.search.space.space import SearchSpace
 from krscale.search.studies.budgets import Budget
-from krscale.search.studies.checkpoints import checkpoint_path, forget, sweep
+from krscale.search.studies.checkpoints import checkpoint_path, forget, kept_history, sweep
 from krscale.search.studies.journal import Journal
 from krscale.search.studies.objectives import trial_values
 from krscale.search.studies.opening import StudyOpener, trial_name
@@ -135,13 +135,9 @@ class Ladder:
 
     def report(self, assignment: Assignment, metrics: Mapping[str, float]) -> bool:
         """Record one epoch; return whether the trial should stop now."""
-        for listener in self.listeners:
-            listener.on_epoch(assignment, metrics)
         _, trial = self.running[assignment.name]
         study = self._study(assignment.key)
-        single = len(study.objectives(self.config)) == 1
-        if single:  # with several, Optuna keeps no epochs
-            trial.report(metrics[VAL_ACCURACY], int(metrics["epoch"]))
+        single = self._record(assignment, trial, metrics)
         if isinstance(study, FinalStudy):
             return False
         self.budget.num_epochs += 1
@@ -199,6 +195,7 @@ class Ladder:
         """
         _, trial = self.running[assignment.name]
         if not deserves_retry(trial, cause, self.config.max_retries):
+            self._catch_up(self._study(assignment.key), assignment)
             reason = f"{why_given_up(trial, cause)}: {error}"
             self.finish(assignment, TrialState.FAIL, metrics, reason)
             return
@@ -326,11 +323,33 @@ class Ladder:
 
     def _run_again(self, study: Study, assignment: Assignment, cause: Cause) -> None:
         # Listeners hear before the journal, as in `finish`.
+        self._catch_up(study, assignment)
         for listener in self.listeners:
             listener.on_end(assignment, TrialState.FAIL, {}, cause.text)
         own = checkpoint_path(self.run_path, assignment.name)
         run_again(study.optuna, assignment.number, cause, has_checkpoint=own.exists())
         study.recount()
+
+    def _record(self, assignment: Assignment, trial: Trial, metrics: Mapping[str, float]) -> bool:
+        """Tell everyone of an epoch; return whether Optuna keeps it: with one objective it does."""
+        for listener in self.listeners:
+            listener.on_epoch(assignment, metrics)
+        single = len(self._study(assignment.key).objectives(self.config)) == 1
+        if single:
+            trial.report(metrics[VAL_ACCURACY], int(metrics["epoch"]))
+        return single
+
+    def _catch_up(self, study: Study, assignment: Assignment) -> None:
+        """Record the epochs that a trial had kept, but of which nobody heard any more.
+
+        A worker keeps its checkpoint first and reports then. Who has heard of an epoch before takes
+        it as the same.
+        """
+        frozen = study.optuna.get_trials(deepcopy=False)[assignment.number]
+        recorded, trial = frozen.intermediate_values, Trial(study.optuna, frozen._trial_id)
+        for metrics in kept_history(checkpoint_path(self.run_path, assignment.name)):
+            if int(metrics["epoch"]) not in recorded:
+                self._record(assignment, trial, metrics)
 
     def _continued(self) -> list[str]:
         """Return the names of interrupted trials from which a waiting one goes on."""

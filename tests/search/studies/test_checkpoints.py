@@ -180,7 +180,7 @@ def test_slow_storage_is_written_to_less_often(
     now = 0.0
     writes = []
 
-    def write_for_two_seconds(path: Path, state: object) -> None:
+    def write_for_two_seconds(path: Path, state: object, note: str) -> None:
         nonlocal now
         writes.append(now)
         now += 2.0

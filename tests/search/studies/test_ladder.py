@@ -1,9 +1,12 @@
 """The ladder without Ray: equal budgets, early stopping within a study, restart, finals."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import optuna
 import pytest
+import torch
 from ladder_play import (
     METHODS,
     SIZES,
@@ -22,6 +25,7 @@ from optuna.trial import TrialState
 from krscale.search.studies.checkpoints import checkpoint_path
 from krscale.search.studies.retries import Cause
 from krscale.search.studies.trial_spec import FinalKey, StudyKey, TuningKey
+from krscale.training.checkpoint import save_checkpoint
 
 
 def test_every_study_gets_the_same_budget_and_its_winner_fresh_seeds(tmp_path: Path) -> None:
@@ -289,3 +293,59 @@ def test_ties_in_accuracy_are_broken_by_validation_loss(tmp_path: Path) -> None:
     winner = found.winner("plain", "1/4")
     assert winner is not None
     assert winner.number == losses[0.2]
+
+
+class Spooled:
+    """Writes down every epoch as the tracker does: one line each, of what it has not heard."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.heard = set(path.read_text().splitlines()) if path.exists() else set()
+
+    def on_start(self, assignment: Assignment) -> None: ...
+
+    def on_epoch(self, assignment: Assignment, metrics: Mapping[str, float]) -> None:
+        line = f"{assignment.name} {metrics['epoch']:g} {metrics['val/accuracy']:g}"
+        if line not in self.heard:
+            self.heard.add(line)
+            with self.path.open("a") as file:
+                file.write(f"{line}\n")
+
+    def on_end(self, *_: object) -> None: ...
+
+
+@pytest.mark.parametrize("lost", ["driver", "worker"])
+@pytest.mark.parametrize("objectives", [["val/accuracy"], ["val/accuracy", "flops"]])
+def test_an_epoch_that_was_kept_and_not_yet_reported_is_recorded_once(
+    tmp_path: Path, lost: str, objectives: list[str]
+) -> None:
+    """Killed between the worker's checkpoint of an epoch and the driver's record of it."""
+    settings = {
+        "search.methods": ["plain"],
+        "search.objectives": objectives,
+        "search.early_stopping": "none",
+        "train.num_epochs": 6,
+    }
+    spool = tmp_path / "spool"
+    found = ladder(tmp_path, experiment(**settings), (Spooled(spool),))
+    first = found.next()
+    assert isinstance(first, Assignment)
+    history = [
+        {"epoch": float(epoch), "val/accuracy": epoch / 8, "diagnostic": float("nan")}
+        for epoch in range(1, 5)
+    ]
+    for metrics in history[:2]:
+        found.report(first, metrics)
+    path = checkpoint_path(tmp_path, first.name)
+    save_checkpoint(path, {"weights": torch.zeros(3)}, json.dumps(history))
+    if lost == "worker":
+        found.interrupt(first, Cause.WORKER, history[1], "killed")
+    else:
+        found = ladder(tmp_path, experiment(**settings), (Spooled(spool),))
+    again = next_of(found, first.key)
+    assert again.continues == first.name
+    wanted = [f"{first.name} {epoch} {epoch / 8:g}" for epoch in range(1, 5)]
+    assert spool.read_text().splitlines() == wanted
+    trial = found.tuning[first.key].optuna.trials[first.number]
+    in_journal = list(trial.intermediate_values)
+    assert in_journal == ([1, 2, 3, 4] if len(objectives) == 1 else [])

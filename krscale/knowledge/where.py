@@ -1,0 +1,214 @@
+"""Where a stage is active: a distribution over positions, beside the one over classes.
+
+The energy of a stage at a position is the mean over channels of the squares; divided by its sum
+over the positions it is a distribution that neither the number of channels nor the scale of the
+features changes. It is compared on a grid that both networks have, whatever their resolutions.
+
+Source of the energies: Zagoruyko, Komodakis, Paying More Attention to Attention, ICLR 2017,
+arXiv 1612.03928, which compares maps of norm 1 by their squared distance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from krscale.knowledge.aggregation import student_tap
+
+GRID = 4
+"""Rows and columns of cells at most."""
+SMOOTHING = 0.01
+"""Share of both distributions spread evenly before they are compared: cells can have no energy."""
+LEAST = 1e-12
+"""Energy of a stage below which it is active nowhere."""
+
+Cells = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class WherePair:
+    """A stage of the student and the teacher's that it is compared with.
+
+    Attributes:
+        student: Number of the student's stage, from 0.
+        teacher: Number among the teacher's stages that have a distribution, from 0.
+        cells: Rows and columns that both have.
+    """
+
+    student: int
+    teacher: int
+    cells: Cells
+
+
+def positions_of(shape: Sequence[int]) -> Cells | None:
+    """Return rows and columns of a stage's positions, or None where it has no grid of several.
+
+    Args:
+        shape: Of the stage's output for one image: `[C, H, W]`; `[T, C]`, whose tokens are the
+            positions row by row where they make a square; or `[C]`.
+
+    Example:
+        >>> positions_of((8, 4, 6)), positions_of((49, 8)), positions_of((50, 8))
+        ((4, 6), (7, 7), None)
+    """
+    if len(shape) == 3:
+        rows, columns = shape[1:]
+    elif len(shape) == 2 and math.isqrt(shape[0]) ** 2 == shape[0]:
+        rows = columns = math.isqrt(shape[0])
+    else:
+        return None
+    return (rows, columns) if rows * columns > 1 else None
+
+
+def cells_of(shape: Sequence[int]) -> Cells:
+    """Return rows and columns of a stage's cells: `GRID` each, or as many positions as there are.
+
+    `(0, 0)` where there are no positions; see `positions_of`.
+    """
+    rows, columns = positions_of(shape) or (0, 0)
+    return min(GRID, rows), min(GRID, columns)
+
+
+def without_where(paths: Sequence[str], shapes: Sequence[Sequence[int]]) -> tuple[str, ...]:
+    """Return what is said of each stage that has no distribution over positions, a line each.
+
+    Args:
+        paths: Names of the stages.
+        shapes: Of their outputs for one image.
+    """
+    return tuple(
+        f"{path!r} gives {list(shape)}, which has no grid of positions: it teaches what, not where"
+        for path, shape in zip(paths, shapes, strict=True)
+        if positions_of(shape) is None
+    )
+
+
+def energy(stage: Tensor, cells: Cells) -> Tensor:
+    """Return the mean energy in every cell, `[B, rows * columns]` fp32.
+
+    Args:
+        stage: `[B, C, H, W]`, or `[B, T, C]` of tokens that make a square.
+        cells: Rows and columns, not more than there are positions.
+    """
+    rows, columns = cells
+    if stage.ndim == 3:
+        side = math.isqrt(stage.shape[1])
+        squares = stage.float().square().mean(dim=2).reshape(len(stage), side, side)
+    else:
+        squares = stage.float().square().mean(dim=1)
+    height, width = squares.shape[1:]
+    if (height, width) == cells:
+        return squares.flatten(1)
+    if height % rows == 0 and width % columns == 0:
+        # The same means; its gradient is faster, and on GPUs the same in every run.
+        steps = (height // rows, width // columns)
+        return F.avg_pool2d(squares[:, None], steps).flatten(1)
+    return F.adaptive_avg_pool2d(squares[:, None], cells).flatten(1)
+
+
+def shares_of(energies: Tensor) -> Tensor:
+    """Return energies `[..., P]` divided by their sum; evenly shared where there is none."""
+    total = energies.sum(dim=-1, keepdim=True)
+    even = total <= LEAST
+    return torch.where(even, 1.0 / energies.shape[-1], energies / total.masked_fill(even, 1.0))
+
+
+def where_distributions(stages: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the distribution over cells of every stage, `[B, rows, columns]` fp32.
+
+    A stage without positions has one of no cells, `[B, 0, 0]`.
+
+    Example:
+        >>> stage = torch.zeros(1, 3, 8, 8)
+        >>> stage[:, :, 0, 0] = 5.0  # active in one corner
+        >>> where_distributions([stage])[0][0, 0]
+        tensor([1., 0., 0., 0.])
+    """
+    found = []
+    for stage in stages:
+        cells = cells_of(stage.shape[1:])
+        shares = shares_of(energy(stage, cells)) if cells[0] else stage.new_zeros(len(stage), 0)
+        found.append(shares.float().reshape(len(stage), *cells))
+    return tuple(found)
+
+
+def pair_stages(
+    student: Sequence[Sequence[int]], teacher: Sequence[Cells]
+) -> tuple[WherePair, ...]:
+    """Return which stages are compared: those at the same relative depth, one to one if equal.
+
+    A pair of which one has no positions is left out.
+
+    Args:
+        student: Shapes of the outputs of the student's stages for one image.
+        teacher: Cells of every stage of the teacher.
+    """
+    pairs: list[WherePair] = []
+    for number, shape in enumerate(student if teacher else ()):
+        met = student_tap(number + 1, len(student), len(teacher)) - 1
+        rows, columns = map(min, cells_of(shape), teacher[met])
+        if rows * columns > 1:
+            pairs.append(WherePair(number, met, (rows, columns)))
+    return tuple(pairs)
+
+
+class WhereLoss(nn.Module):
+    """The divergence of the teacher's distribution over positions from the student's.
+
+    Its gradient is that of the cross-entropy: the value is less by the entropy of the teacher's
+    distribution, so that it is 0 where both agree.
+
+    Args:
+        pairs: The stages that are compared, at least one.
+    """
+
+    floor: Tensor
+    absent: Tensor
+
+    def __init__(self, pairs: Sequence[WherePair]) -> None:
+        super().__init__()
+        self.pairs = tuple(pairs)
+        counts = torch.tensor([math.prod(pair.cells) for pair in pairs]).view(-1, 1)
+        self.num_cells = int(counts.max())
+        there = torch.arange(self.num_cells) < counts
+        # All pairs are computed side by side, those of fewer cells with some that are not there.
+        self.register_buffer("floor", there * (SMOOTHING / counts), persistent=False)
+        self.register_buffer("absent", (~there).float(), persistent=False)
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """Return the mean divergence over the pairs, `[B]` fp32.
+
+        Args:
+            student: Outputs of the student's stages.
+            teacher: The teacher's distributions `[B, rows, columns]`; they get no gradient.
+        """
+        own = torch.stack([self._row(energy(student[p.student], p.cells)) for p in self.pairs], 1)
+        with torch.no_grad():
+            taught = [_on_cells(teacher[p.teacher].float(), p.cells) for p in self.pairs]
+            targets = self._smooth(torch.stack([self._row(flat) for flat in taught], 1))
+            entropy = torch.special.xlogy(targets, targets).sum(dim=(1, 2))
+        crossed = targets * (self._smooth(own) + self.absent).log()
+        divergence: Tensor = (entropy - crossed.sum(dim=(1, 2))) / len(self.pairs)
+        return divergence
+
+    def _row(self, energies: Tensor) -> Tensor:
+        missing = self.num_cells - energies.shape[1]
+        return F.pad(energies, (0, missing)) if missing else energies
+
+    def _smooth(self, energies: Tensor) -> Tensor:
+        """Return shares of `[B, M, P]`, so that no cell has none; cells that are not there do."""
+        total = energies.sum(dim=-1, keepdim=True).clamp_min(LEAST)
+        smoothed: Tensor = (1.0 - SMOOTHING) * (energies / total) + self.floor
+        return smoothed
+
+
+def _on_cells(distribution: Tensor, cells: Cells) -> Tensor:
+    """Return a distribution `[B, rows, columns]` on coarser cells, flat."""
+    if tuple(distribution.shape[1:]) != cells:
+        distribution = F.adaptive_avg_pool2d(distribution[:, None], cells)
+    return distribution.flatten(1)

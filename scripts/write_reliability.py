@@ -1,0 +1,148 @@
+"""Write docs/reliability.md from what the drills recorded, as `make drills` does at its end.
+
+python scripts/write_reliability.py build/drills.jsonl   # takes new records over, writes the page
+python scripts/write_reliability.py                      # writes the page from the kept records
+python scripts/write_reliability.py --check              # exit code 1 where the page differs
+
+The records of all drills are kept in `benchmarks/results/drills.json`; one that is run again
+replaces its record, and one whose test is gone loses it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from krscale.files import read_json, write_json  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "drills.json"
+COST = ROOT / "benchmarks" / "results" / "checked_reading.json"
+PAGE = ROOT / "docs" / "reliability.md"
+KINDS = (("fault", "faults survived"), ("bad input", "bad inputs tried"), ("load", "load held"))
+HEAD = """# What krscale survives
+
+<!-- Written by scripts/write_reliability.py from benchmarks/results/drills.json; do not edit. -->
+
+What was done to searches to break them, and what held. `make drills` does all of it again, with
+real processes that are really killed; each drill says what it injects, what must hold and what
+held, and one that does not hold fails.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Take over new records, and write or compare the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("records", type=Path, nargs="?", help="what --drill-record wrote")
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    given = parser.parse_args(arguments)
+    kept: dict[str, Any] = read_json(RESULTS) if RESULTS.exists() else {"drills": []}
+    if given.records is not None:
+        kept["drills"] = merged(kept["drills"], _new_records(given.records))
+        write_json(RESULTS, {"drills": kept["drills"]})
+    text = page(kept["drills"], read_json(COST) if COST.exists() else None)
+    if given.check:
+        return 0 if PAGE.read_text(encoding="utf-8") == text else 1
+    PAGE.write_text(text, encoding="utf-8")
+    return 0
+
+
+def _new_records(path: Path) -> list[dict[str, Any]]:
+    import torch
+    from parts.measuring import commit, machine
+
+    where = {"commit": commit(), "machine": machine(torch.device("cpu"))}
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [{**json.loads(line), **where} for line in lines]
+
+
+def merged(
+    kept: Iterable[Mapping[str, Any]], new: Iterable[Mapping[str, Any]], root: Path = ROOT
+) -> list[dict[str, Any]]:
+    """Return one record for each drill that still exists, the newest, by file and name."""
+    by_drill = {(each["module"], each["name"]): dict(each) for each in [*kept, *new]}
+    return [record for _, record in sorted(by_drill.items()) if _exists(record, root)]
+
+
+def _exists(record: Mapping[str, Any], root: Path) -> bool:
+    file = root / record["module"]
+    name = record["name"].partition("[")[0]
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    return re.search(rf"^def {name}\(", text, re.M) is not None
+
+
+def page(drills: Sequence[Mapping[str, Any]], cost: Mapping[str, Any] | None) -> str:
+    """Return the whole page."""
+    passed = [each for each in drills if each["passed"]]
+    parts = [HEAD, _totals(drills, passed)]
+    failed = [each for each in drills if not each["passed"]]
+    if failed:
+        parts.append("## Did not hold\n\n" + "\n".join(map(_drill, failed)))
+    parts += [_section(title, kind, passed) for kind, title in KINDS]
+    if cost is not None:
+        parts.append(_cost(cost))
+    return "\n".join(part for part in parts if part)
+
+
+def _totals(drills: Sequence[Mapping[str, Any]], passed: Sequence[Mapping[str, Any]]) -> str:
+    rows = [("drills that held, of all", f"{len(passed)} of {len(drills)}")]
+    for kind, title in KINDS:
+        number = sum(each["number"] for one in passed for each in one["injections"] if
+                     each["kind"] == kind)  # fmt: skip
+        rows.append((title, f"{number:,}"))
+    minutes = sum(each["seconds"] for each in drills) / 60
+    rows.append(("minutes that all of them took", f"{minutes:.0f}"))
+    lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _section(title: str, kind: str, passed: Sequence[Mapping[str, Any]]) -> str:
+    own = [each for each in passed if _main_kind(each) == kind]
+    return f"## {title.capitalize()}\n\n" + "\n".join(map(_drill, own)) if own else ""
+
+
+def _main_kind(record: Mapping[str, Any]) -> str:
+    """Return the kind under which a drill stands: that of what it injected first."""
+    kind: str = record["injections"][0]["kind"]
+    return kind
+
+
+def _drill(record: Mapping[str, Any]) -> str:
+    name, _, case = record["name"].removeprefix("test_").partition("[")
+    title = name.replace("_", " ").capitalize() + (f" ({case.rstrip(']')})" if case else "")
+    injected = ", ".join(f"{each['number']:,} x {each['what']}" for each in record["injections"])
+    held = record["results"] if record["passed"] else record["required"]
+    verb = "held" if record["passed"] else "had to hold"
+    lines = [f"- injected: {injected}", *(f"- {verb}: {text}" for text in held)]
+    lines += [f"- measured: {name}, {value:g} {unit}" for name, value, unit in record["figures"]]
+    source = f"`{record['module']}` at `{record['commit'][:12]}`, {record['seconds']:.0f} s"
+    return f"### {_plain(title)}\n\n{source}\n\n" + "\n".join(map(_plain, lines)) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Return a line that Markdown shows as it is."""
+    return re.sub(r"([<>*_|\[\]])", r"\\\1", text)
+
+
+def _cost(cost: Mapping[str, Any]) -> str:
+    opening = 1000 * cost["seconds_to_open"]
+    whole = 1000 * cost["seconds_to_compare_all"]
+    size = sum(cost["bytes"].values()) / 1e6
+    return (
+        "## What the checks cost\n\n"
+        f"`python benchmarks/checked_reading.py` at `{cost['commit'][:12]}` on {cost['machine']}: "
+        f"to open data and store of {size:.1f} MB takes {opening:.1f} ms of CPU, to compare every "
+        f"byte of them with its digest {whole:.1f} ms, {100 * cost['share_of_an_epoch']:.2f} % of "
+        f"an epoch, once in a process (goal: at most 1 %).\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

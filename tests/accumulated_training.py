@@ -1,0 +1,60 @@
+"""A short training whose batches are computed in parts, on one worker or on several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from krscale.config import DataConfig, TrainConfig, ViewsConfig
+from krscale.data import prepare_data
+from krscale.data.loader import Loader
+from krscale.methods import MethodContext, build_method
+from krscale.methods.base import Learner
+from krscale.parallel import Workers
+from krscale.training.loop import Training
+
+
+class WithoutNorm(nn.Module):
+    """Smooth, and without batch norm, whose statistics would be those of a part."""
+
+    tap_paths = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(1, 4, 3), nn.GELU(), nn.GroupNorm(2, 4))
+        self.classifier = nn.Linear(4, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.first(images).mean(dim=(2, 3)))
+
+
+def accumulated_training(workers: Workers, num_parts: int, cache: Path) -> Training:
+    """Return a training of three steps an epoch, the last of them with a batch of another size."""
+    settings = TrainConfig(
+        num_epochs=1, global_batch_size=41, gradient_accumulation=num_parts, learning_rate=0.3
+    )
+    dataset = prepare_data(DataConfig(max_images=200), cache)
+    torch.manual_seed(7)
+    student = WithoutNorm()
+    loader = Loader(
+        dataset,
+        ViewsConfig(),
+        global_batch_size=settings.global_batch_size,
+        seed=0,
+        device=torch.device("cpu"),
+        store=None,
+        rank=workers.rank,
+        world_size=workers.world_size,
+    )
+    method = build_method("plain", MethodContext.without_teacher(10), {})
+    return Training(Learner(student, (), method), loader, None, settings, workers)
+
+
+def weights_after_an_epoch(workers: Workers, num_parts: int, cache: Path) -> dict[str, Tensor]:
+    """Return the weights and the epoch's mean loss."""
+    training = accumulated_training(workers, num_parts, cache)
+    metrics = training.run_epoch()
+    loss = torch.tensor(metrics["train/loss"])
+    return {**{k: v.clone() for k, v in training.student.state_dict().items()}, "loss": loss}

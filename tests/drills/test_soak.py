@@ -59,8 +59,8 @@ class Sample:
     @classmethod
     def take(cls, process: psutil.Process, folders: list[Path]) -> "Sample":
         """Look at the driver, at the workers of trials, and at the disk."""
-        trials = [p for p in process.children(recursive=True) if "StudentTrial" in p.name()]
-        trials += [p for p in process.children(recursive=True) if "ray::Impl" in p.name()]
+        started = process.children(recursive=True)
+        trials = [p for p in started if p.name().startswith("ray::") and "Agent" not in p.name()]
         journal = folders[0] / "journal.log"
         # Optuna's codes of the states COMPLETE and PRUNED.
         written = journal.read_bytes() if journal.exists() else b""
@@ -140,7 +140,8 @@ def test_many_searches_in_one_storage(drill: Drill, tmp_path: Path) -> None:
     assert late[2] == early[2] == seen[0][2]
     drill.held(f"the cache had {late[2] / MB:.1f} MB after the first search and after the last")
     assert late[0] <= early[0] + 5, seen
-    growth = (late[1] - early[1]) / MB / (NUM_SEARCHES - 3)
+    middle = NUM_SEARCHES // 2  # until then caches of matplotlib and torch fill
+    growth = (late[1] - seen[middle][1]) / MB / (NUM_SEARCHES - 1 - middle)
     drill.measured("memory for each further search", growth, "MB")
     drill.measured("handles after the third and the last", late[0] - early[0], "more")
     assert growth < 5, seen

@@ -185,7 +185,7 @@ class PosteriorConfig(Section):
 class KRSettings(DistillationSettings):
     """Settings of Knowledge Representing, and of what it is combined with."""
 
-    kr_weight: Annotated[Weight, SearchRange(0.3, 10.0, log=True)] = 2.0
+    kr_weight: Annotated[Weight, SearchRange(0.3, 10.0, log=True)] = 1.0
     """Weight of the KR term."""
     granularity: Annotated[
         StrictInt | Literal["network", "stage", "layer"], SearchRange(1, "num_taps", type="int")

@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 
 from krscale.config import Experiment, load
-from krscale.config.older import FORMER_OF_KR, uses_mended_method, with_former_defaults
+from krscale.config.older import (
+    FORMER_OF_KR,
+    FORMER_WEIGHT,
+    uses_mended_method,
+    with_former_defaults,
+)
 from krscale.errors import UserError
 from krscale.files import write_json
 from krscale.runs.folder import read_experiment, run_folder
@@ -111,6 +116,7 @@ def begin_with_first_formulation(config: Experiment) -> None:
         content = json.loads(path.read_text(encoding="utf-8"))
         for name in FORMER_OF_KR:
             del content["experiment"]["distill"][name]
+        content["experiment"]["distill"]["kr_weight"] = FORMER_WEIGHT
         write_json(path, content)
 
 
@@ -120,9 +126,9 @@ def test_kr_goes_on_in_its_first_formulation_or_not_at_all(tmp_path: Path, metho
     begin_with_first_formulation(config)
     with pytest.raises(UserError, match=r"--set distill\.probe_grid=1 goes on as it was begun"):
         go_on(config)
-    first = experiment(
-        tmp_path, "plain", method, **{f"distill__{name}": v for name, v in FORMER_OF_KR.items()}
-    )
+    former = {**FORMER_OF_KR, "kr_weight": FORMER_WEIGHT}
+    settings = {f"distill__{name}": value for name, value in former.items()}
+    first = experiment(tmp_path, "plain", method, **settings)
     assert go_on(first)["distill"] == first.model_dump(mode="json")["distill"]
     assert read_experiment(first.run_path) == first
 
@@ -136,11 +142,13 @@ def test_runs_without_kr_have_todays_defaults_and_go_on(tmp_path: Path) -> None:
 def test_fingerprints_of_the_first_formulation_stay() -> None:
     """As they were at commit 256c94d."""
     first = [f"distill.{name}={value}" for name, value in FORMER_OF_KR.items()]
+    first.append(f"distill.kr_weight={FORMER_WEIGHT}")
     assert load(None, first).fingerprint() == "8bf8a494dc9634ac"
     assert load(None, []).fingerprint() != "8bf8a494dc9634ac"
     without = ["search.methods=['plain','kd']", "distill.method=kd"]
     assert load(None, without).fingerprint() == "92e00ac4fb87d624"
     assert load(None, [*without, *first]).fingerprint() == "92e00ac4fb87d624"
+    assert load(None, [*without, "distill.kr_weight=3"]).fingerprint() != "92e00ac4fb87d624"
 
 
 @pytest.mark.parametrize(

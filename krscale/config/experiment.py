@@ -18,7 +18,7 @@ from krscale.config.networks import (
     StudentConfig,
     TeacherConfig,
 )
-from krscale.config.older import FORMER_OF_KR, uses_kr
+from krscale.config.older import FORMER_OF_KR, FORMER_WEIGHT, uses_kr
 from krscale.config.searching import ClusterConfig, SearchConfig, TrackingConfig
 from krscale.config.training import TrainConfig
 from krscale.foreign import is_file, real
@@ -169,4 +169,6 @@ def _without_newer_defaults(content: dict[str, Any]) -> dict[str, Any]:
         # Their defaults are others than what was done before.
         if distill[name] == former or not uses_kr(content):
             del distill[name]
+    if not uses_kr(content) and distill["kr_weight"] == default["distill"]["kr_weight"]:
+        distill["kr_weight"] = FORMER_WEIGHT
     return content

@@ -23,6 +23,8 @@ FORMER_OF_KR: Mapping[str, Any] = {
     "where_schedule": "constant",
 }
 """Settings of KR that came with its second formulation, as the first one was."""
+FORMER_WEIGHT = 2.0
+"""Default of `kr_weight` in the first formulation. Runs have kept the value itself."""
 MENDED = "logit_standardisation"
 """A method that computed another loss before; no setting brings that back."""
 
@@ -47,9 +49,12 @@ def with_former_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
     former: dict[str, Any] = {}
     if _is_older(stored):
         former[_NEWER] = "sum" if "at" in _methods(stored) else "mean"
+    distill = dict(stored["distill"])
     if uses_kr(stored):
         former |= FORMER_OF_KR
-    return {**stored, "distill": {**former, **stored["distill"]}}
+    elif not FORMER_OF_KR.keys() & distill.keys() and distill.get("kr_weight") == FORMER_WEIGHT:
+        del distill["kr_weight"]  # which nothing uses has today's default
+    return {**stored, "distill": {**former, **distill}}
 
 
 def uses_kr(stored: Mapping[str, Any]) -> bool:

@@ -24,7 +24,7 @@ from krscale.errors import KrscaleError, UserError
 from krscale.knowledge.logistic import fit_logistic
 from krscale.knowledge.taps import TapOutputs, pool
 
-MAX_FEATURES = 2048
+MAX_FEATURES = 1024
 """Numbers that a probe reads at most: beyond it, a tap is read on a coarser grid. The time of a fit
 grows with the cube of them, and the many channels of a late block need no cells."""
 
@@ -79,7 +79,7 @@ def fitting_grid(shape: Sequence[int], grid: int) -> int:
         grid: The grid that is wanted.
 
     Example:
-        >>> fitting_grid((128, 8, 8), 4), fitting_grid((256, 8, 8), 4), fitting_grid((64, 2, 2), 4)
+        >>> fitting_grid((64, 8, 8), 4), fitting_grid((128, 8, 8), 4), fitting_grid((64, 2, 2), 4)
         (4, 2, 4)
     """
     if len(shape) == 3:

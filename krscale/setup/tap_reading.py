@@ -16,9 +16,10 @@ from krscale.knowledge.taps import TapOutputs, TappedModel
 from krscale.models.preprocessing import preprocessing_of_network
 
 PROBE_BATCH_SIZE = 512
-MAX_NUMBERS = 2**26
-"""Numbers held in memory at once to fit probes on a grid: half a gigabyte in float64. Where a tap
-would have more, probes are fitted to fewer images, evenly spread over the training split."""
+MAX_NUMBERS = 2**23
+"""Numbers held at once to fit probes on a grid: 8,192 images of 1,024 numbers, minutes on a
+processor. Where a tap would have more, probes are fitted to fewer images, evenly spread over the
+training split."""
 
 Rows = npt.NDArray[np.int64]
 

@@ -8,12 +8,15 @@ import pytest
 import torch
 
 from krscale.config import Experiment, load, with_values
-from krscale.data import open_data
+from krscale.data import describe_data, open_data
 from krscale.errors import DiskFullError, NonFiniteError
 from krscale.knowledge.probes import information_gain
+from krscale.knowledge.taps import TappedModel
+from krscale.knowledge.where import where_distributions
 from krscale.parallel import Workers
 from krscale.progress import Progress
 from krscale.setup.build import Assets, build_training
+from krscale.setup.networks import Networks
 from krscale.setup.prepare import Prepared, prepare
 from krscale.setup.tap_reading import read_logits
 from krscale.setup.teacher import open_teacher, prepare_teacher
@@ -96,3 +99,44 @@ def test_a_full_disk_while_a_teacher_is_kept_leaves_nothing_and_what_was_left_is
     assert not left.exists()
     folders = [path for path in teachers.iterdir() if path.is_dir()]
     assert folders == [Path(facts.teacher_path)]
+
+
+@pytest.mark.parametrize("changes", [(), ("views.mixup=1", "views.cutmix=1")])
+def test_positions_are_stored_and_compared_where_they_have_a_weight(
+    prepared: tuple[Experiment, Prepared], changes: tuple[str, ...]
+) -> None:
+    before, facts = prepared
+    assert not facts.feature_paths
+    storage = f"storage_path={before.storage_path}"
+    experiment = load(None, [*SETTINGS[:3], *changes, storage, "distill.where_weight=1.5"])
+    with Progress(quiet=True, planned={}) as progress:
+        found = prepare(experiment, progress)
+    assert list(found.feature_paths) == ["where"]
+    assets = Assets.open(found)
+    assert assets.features["where"].layout.shapes == ((4, 4), (4, 4), (2, 2))
+    training = build_training(experiment, assets, 2, Workers.alone())
+    assert training.learner.tapped.stages == ("stages.0", "stages.1", "last")
+    metrics = training.run_epoch()
+    assert 0.0 < metrics["train/where"] < 10.0
+    # The teacher saw the very images, mixed ones too: its own map differs by what was rounded.
+    batch = next(iter(training.loader.epoch(0)))
+    teacher = open_teacher(experiment, open_data(Path(found.data_path)), Path(found.teacher_path))
+    read = TappedModel(teacher.tapped.model, (), ("stages.0", "stages.1", "last")).eval()
+    with torch.no_grad():
+        live = where_distributions(read(batch.images).stages)
+    for stored, exact in zip(batch.teacher_features["where"], live, strict=True):
+        assert (0.5 * (stored - exact).abs().sum(dim=(1, 2))).mean() < 0.06
+
+
+def test_stages_of_one_position_are_named_before_anything_is_stored() -> None:
+    small = ["teacher.options={num_blocks=1,num_stages=4}", "distill.where_weight=1"]
+    experiment = load(None, [*small, "student.options={num_blocks=1,num_stages=4}"])
+    networks = Networks.resolve(experiment, describe_data(experiment.data, experiment.cache_path))
+    said = networks.describe_where()
+    assert len(said) == 2, "of the teacher and of the student"
+    assert said[0].startswith("teacher: 'last' gives [256, 1, 1], which has no grid of positions")
+    assert networks.compares_where(("kr",))
+    assert not networks.compares_where(("kd", "plain"))
+    off = networks.with_values({"distill.where_weight": 0.0}, "test")
+    assert not off.describe_where()
+    assert not off.compares_where(("kr",))

@@ -305,3 +305,30 @@ def test_what_networks_refuse_is_refused_before_anything_trains(tmp_path: Path) 
     path = space_file(tmp_path, text)
     with pytest.raises(UserError, match="Did you mean 'num_blocks'"):
         check_space(load(None, [f"search.space='{path}'", "search.methods=['kr']"]))
+
+
+def test_positions_are_searched_where_they_are_stored_alone(tmp_path: Path) -> None:
+    path = space_file(tmp_path, '[kr]\n"distill.where_weight" = "default"\n')
+    settings = [f"search.space='{path}'", "search.methods=['kr']"]
+    with pytest.raises(UserError, match=r"where_weight = 0.5: .*nothing is stored .*--set"):
+        check_space(load(None, settings))
+    space = check_space(load(None, [*settings, "distill.where_weight=1"]))
+    searched = space.by_method["kr"]["distill.where_weight"]
+    assert searched == CategoricalDistribution((0.0, 0.5, 1.0, 2.0, 4.0))
+
+
+def test_what_decides_the_store_is_not_searched(tmp_path: Path) -> None:
+    text = '[kr]\n"distill.probe_grid" = { type = "int", low = 1, high = 4 }\n'
+    with pytest.raises(UserError, match="probe_grid: not searched: all trials share the store"):
+        read(tmp_path, text, methods='["kr"]')
+
+
+def test_a_field_that_one_of_several_others_needs(tmp_path: Path) -> None:
+    line = '[kr]\n"distill.auxiliary_until" = "default"\n'
+    path = space_file(tmp_path, line)
+    constant = [f"search.space='{path}'", "search.methods=['kr']"]
+    constant += ["distill.auxiliary_schedule=constant"]
+    with pytest.raises(UserError, match=r"auxiliary_schedule is 'constant' in this experiment"):
+        load_space(load(None, constant), 6)
+    for more in ("where_schedule=falling", "auxiliary_schedule=coarsening"):
+        assert load_space(load(None, [*constant, f"distill.{more}"]), 6).by_method["kr"]

@@ -59,7 +59,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     write_json(run / "export" / "student.json", card.content())
     save_checkpoint(run / "checkpoint", {"training": {"epoch": 1}, "metrics": {}})
-    manifest = KnowledgeStore.open(next((storage / "cache" / "stores").iterdir())).manifest
+    manifest = KnowledgeStore.open(
+        next(storage.glob("cache/stores/*/manifest.json")).parent
+    ).manifest
     write_plan(run / "plan", manifest.plan)
     return storage
 
@@ -140,13 +142,14 @@ CASES = {
                  ("format", "fingerprint", "classes", "image_shape", "num_samples", "sha256")),
     "teacher": Case("cache/teachers/*/facts.json", teacher_of,
                     ("fingerprint", "taps", "information_gain", "histograms", "width")),
+    "gains": Case("cache/teachers/*/gains-grid-4.json", teacher_of, ("information_gain",)),
     "store": Case("cache/stores/*/manifest.json", lambda f: KnowledgeStore.open(f.parent),
                   ("format", "plan", "encoding_error", "shards")),
     "plan": Case("small/plan/plan.json", lambda f: read_plan(f.parent),
                  ("format", "key", "num_views", "num_samples", "shard_rows", "layout")),
 }  # fmt: skip
 BINARY = {
-    "probes": Case("cache/teachers/*/probes.pt", teacher_of),
+    "probes": Case("cache/teachers/*/probes-grid-4.pt", teacher_of),
     "weights": Case("cache/teachers/*/teacher.safetensors", teacher_of),
     "journal": Case("small/journal.log", journal_of),
 }

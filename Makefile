@@ -11,6 +11,9 @@ RUN ?= runs/digits
 # two cores busy, since a test of a cluster waits for Ray's processes for much of its time.
 TEST_PROCESSES = --numprocesses 3 --dist loadfile --no-loadscope-reorder
 export PYTHON
+# Compiled modules are kept (in __pycache__, until `make clean`), whatever the shell says: without them
+# each of the test processes compiles all tests, and each command that a test starts all of krscale.
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from krscale.errors import DamagedFileError, StorageError, UserError
+from krscale.exchange import exchange
 from krscale.foreign import regular
 from krscale.storage_errors import storage_error
 
@@ -193,8 +194,9 @@ def append_whole(descriptor: int, content: bytes, path: Path) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends without an exception.
 
-    A `path` that exists is replaced: it is moved aside first and deleted last, so that a crash at
-    any moment leaves either the old folder or the new one under one of the two names.
+    A `path` that exists is replaced in one step: a crash at any moment leaves the old folder or the
+    new one under that name. (Where the file system cannot, it is moved aside first and deleted
+    last, and a crash between the two leaves no folder under that name.)
 
     Raises:
         DiskFullError: If there is no room; nothing is left behind.
@@ -208,9 +210,10 @@ def new_folder(path: Path) -> Iterator[Path]:
                 sync(file)
             sync(temporary)
             aside = temporary.with_name(temporary.name + ".old")
-            if path.exists():
-                path.replace(aside)
-            temporary.replace(path)
+            if not (path.exists() and exchange(temporary, path)):
+                if path.exists():
+                    path.replace(aside)
+                temporary.replace(path)
             sync(path.parent)
             shutil.rmtree(aside, ignore_errors=True)
     finally:

@@ -85,6 +85,11 @@ def reason_of(error: Exception) -> str:
     return first[:300].rstrip(".") or type(error).__name__
 
 
+def real(path: Path) -> Path:
+    """Return where a path leads through all links; those in a circle stay as they are."""
+    return Path(os.path.realpath(path))
+
+
 def path_problem(text: str) -> str:
     """Say why a text can be no path on this machine; nothing where it can.
 

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from krscale.redaction import redact
+from krscale.showing import printable, terminal
 from krscale.time_left import Study, TimeLeft, Workload
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -75,7 +76,7 @@ class Progress:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or terminal(stderr=True)
         self._quiet, self._clock, self.num_workers = quiet, clock, num_workers
         self._workload = workload or Workload()
         self.plan(planned)
@@ -84,9 +85,9 @@ class Progress:
         self._running, self._worker_seconds, self._counted_until = 0, 0.0, self._started
         self._last_line = -_SECONDS_BETWEEN_LINES
         self._lock = threading.RLock()
-        terminal = self._console.is_terminal and not self._console.is_dumb_terminal
+        is_terminal = self._console.is_terminal and not self._console.is_dumb_terminal
         self._live: Live | None = None
-        if terminal and not quiet:
+        if is_terminal and not quiet:
             self._live = Live(
                 console=self._console,
                 get_renderable=self.render,
@@ -230,7 +231,9 @@ class Progress:
         self._print(line)
 
     def _print(self, text: str) -> None:
-        self._console.print(Text(f"krscale: {text}"), soft_wrap=self._live is None, highlight=False)
+        self._console.print(
+            Text(printable(f"krscale: {text}")), soft_wrap=self._live is None, highlight=False
+        )
 
     def _header(self) -> RenderableType:
         done, total = self._step

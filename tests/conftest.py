@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+import sqlite3
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 from drilling import Recorder, drill, remember_outcome
+from filelock import FileLock
 from hypothesis import settings
 
 __all__ = ["drill"]
@@ -72,10 +75,43 @@ def _few_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that `make` has filled, in one of the test processes for all of them."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        folder = factory.mktemp(name)
+        make(folder)
+        return folder
+    folder = factory.getbasetemp().parent / f"{name}-of-all"
+    done = folder.with_suffix(".done")
+    with FileLock(folder.with_suffix(".lock")):
+        if not done.exists():
+            folder.mkdir(exist_ok=True)
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small finished search; tests read it and leave it as it is."""
     from finished_run import make_finished_run
 
     torch.set_num_threads(NUM_THREADS)
-    return make_finished_run(tmp_path_factory.mktemp("finished"))
+    return made_once(tmp_path_factory, "finished", make_finished_run) / "tiny"
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An initialised MLflow database without experiments, to copy; making one takes seconds."""
+    return made_once(tmp_path_factory, "mlflow", _make_database) / "mlflow.db"
+
+
+def _make_database(folder: Path) -> None:
+    from krscale.tracking.address import resolve_address
+    from krscale.tracking.server import Server, prepare_mlflow
+
+    address = resolve_address("", folder)
+    prepare_mlflow(address)
+    Server(address, "krscale-template")
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
+        database.execute("delete from experiments where name = 'krscale-template'")

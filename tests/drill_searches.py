@@ -54,8 +54,8 @@ def fates(folder: Path, *names: str, settings: tuple[str, ...] = ()) -> Experime
 
 
 @contextmanager
-def own_ray(num_cpus: int, **environment: str) -> Iterator[None]:
-    """Start a private Ray with these settings; end it afterwards."""
+def own_ray(num_cpus: int, *, session: Path | None = None, **environment: str) -> Iterator[None]:
+    """Start a private Ray with these settings, its session in a folder; end it afterwards."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**SETTINGS, "PYTHONPATH": PATHS, **environment}.items():
             patch.setenv(name, value)
@@ -63,6 +63,7 @@ def own_ray(num_cpus: int, **environment: str) -> Iterator[None]:
         ray.init(
             address="local", num_cpus=num_cpus, include_dashboard=False,
             logging_level="ERROR", log_to_driver=False,
+            _temp_dir=str(session) if session else None,
         )  # fmt: skip
         try:
             yield

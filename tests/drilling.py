@@ -31,6 +31,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
+from parts.measuring import commit, machine
 
 Kind = Literal["fault", "bad input", "load"]
 """What is counted on the page: faults survived, bad inputs tried, load held."""
@@ -125,7 +127,7 @@ class Recorder:
         record = dict(report.user_properties).get("drill")
         if report.when != "teardown" or not isinstance(record, dict):
             return
-        record = {**record, "passed": report.nodeid not in self._failed}
+        record = {**record, "passed": report.nodeid not in self._failed, **where()}
         reporter = self._plugins.get_plugin("terminalreporter")
         if reporter is not None:
             reporter.write_line("\n" + as_text(record))
@@ -133,6 +135,11 @@ class Recorder:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def where() -> dict[str, str]:
+    """Return the commit and the machine that a record belongs to."""
+    return {"commit": commit(), "machine": machine(torch.device("cpu"))}
 
 
 def as_text(record: dict[str, Any]) -> str:

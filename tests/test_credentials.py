@@ -64,21 +64,22 @@ def test_every_command_and_every_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = str(tmp_path / "small")
-    for uri in URIS:
-        secret = overrides(f"tracking.uri={uri}", ADDRESS, f"storage_path={tmp_path}")
-        small = [*overrides(*SETTINGS), *secret]
-        assert call(monkeypatch, "tune", *small, "--dry-run") == 0
-        assert call(monkeypatch, "tune", *small, "--quiet") == 0
-        assert call(monkeypatch, "tune", *small, "--quiet", "--json") == 0
-        assert call(monkeypatch, "teach", *small, "--quiet") == 0
+    secret, other, third = (
+        overrides(f"tracking.uri={uri}", ADDRESS, f"storage_path={tmp_path}") for uri in URIS
+    )
+    small = overrides(*SETTINGS)
+    assert call(monkeypatch, "tune", *small, *secret, "--dry-run") == 0
+    assert call(monkeypatch, "tune", *small, *secret, "--quiet") == 0
+    assert call(monkeypatch, "tune", *small, *other, "--quiet", "--json") == 0
+    assert call(monkeypatch, "teach", *small, *third, "--quiet") == 0
     student = [s for s in STUDENT if "tracking" not in s]
-    assert call(monkeypatch, "distill", *overrides(*student), *secret, "--quiet") == 0
+    assert call(monkeypatch, "distill", *overrides(*student), *third, "--quiet") == 0
     assert call(monkeypatch, "insight", run) == 0
     assert call(monkeypatch, "report", run) == 0
     assert call(monkeypatch, "store", "info", run) == 0
     pick = ("pick", run, "--max-params", "1M", "--quiet")
     assert call(monkeypatch, *pick) == 0
-    assert call(monkeypatch, *pick, "--uri", URIS[0]) == 0
+    assert call(monkeypatch, *pick, "--format", "safetensors", "--uri", URIS[0]) == 0
     assert call(monkeypatch, "sync", run) == 2, "credentials are not kept"
     assert call(monkeypatch, "sync", run, "--uri", URIS[1], "--timeout", "1") == 1
     out, err = capfd.readouterr()

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drilling import Drill
 from finished_search import SETTINGS, search, without_ray
+from mutations import mutate_json
 from running import in_process, overrides
 
 from krscale.config import load
@@ -60,7 +62,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_json(run / "export" / "student.json", card.content())
     save_checkpoint(run / "checkpoint", {"training": {"epoch": 1}, "metrics": {}})
     manifest = KnowledgeStore.open(
-        next(storage.glob("cache/stores/*/manifest.json")).parent
+        next((storage / "cache" / "stores").glob("*/manifest.json")).parent
     ).manifest
     write_plan(run / "plan", manifest.plan)
     return storage
@@ -249,6 +251,32 @@ def test_fields_within_fields(storage: Path) -> None:
                 changed = [other, *value[1:]] if isinstance(value, list) else other
                 file.write_text(json.dumps({**content, key: changed}))
                 outcome(case, file, f"{name}.{key}: {what}")
+
+
+@pytest.mark.parametrize("number", [8, pytest.param(1500, marks=pytest.mark.drill)])
+@pytest.mark.parametrize("name", [*CASES, "journal"])
+def test_records_of_an_older_krscale_changed_anywhere(
+    name: str, number: int, storage: Path, drill: Drill
+) -> None:
+    """Without the checksums by which any change of a newer one is found."""
+    drill.must_hold("one error in krscale's own words for each, or it is read")
+    case = (CASES | BINARY)[name]
+    file = next(storage.glob(case.pattern))
+    if name == "journal":
+        content = re.sub(rb',"crc":\d+\}', b"}", file.read_bytes())
+    else:
+        content = json.dumps(read_json(file), indent=2).encode()
+    refused = 0
+    for seed in range(number):
+        file.write_bytes(mutate_json(content, random.Random(f"{name}{seed}")))
+        try:
+            case.read(file)
+        except UserError:
+            refused += 1
+        except Exception as error:
+            raise AssertionError(f"{name} {seed}: {type(error).__name__}: {error}") from error
+    drill.injected(f"mutated {file.name}", number, kind="bad input")
+    drill.held(f"{refused} refused, {number - refused} read")
 
 
 def call(command: str, *arguments: str) -> int:

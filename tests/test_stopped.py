@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -34,6 +35,13 @@ with without_ray():
     sys.exit(main(sys.argv[1:]))
 """
 """A program that is `krscale`, but for trials that it trains itself: half of the imports."""
+
+
+@pytest.fixture
+def storage(tmp_path: Path, empty_database: Path) -> Path:
+    """A storage with an MLflow database, as every one after its first run."""
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    return tmp_path
 
 
 def _heed_interrupts() -> None:
@@ -117,34 +125,34 @@ def mlflow_states(storage: Path) -> list[tuple[str, str]]:
     ],
 )
 def test_a_search_keeps_and_marks_its_running_trials(
-    stop: signal.Signals, group: bool, tmp_path: Path
+    stop: signal.Signals, group: bool, storage: Path
 ) -> None:
-    command = Command("tune", tmp_path, *LONG, *TINY)
+    command = Command("tune", storage, *LONG, *TINY)
     kept = "stopped/unfinished/*/*/*/manifest.json"
-    command.wait_until(lambda: any(tmp_path.glob(kept)))
+    command.wait_until(lambda: any(storage.glob(kept)))
     command.stop(stop, group=group)
-    states = mlflow_states(tmp_path)
+    states = mlflow_states(storage)
     assert "RUNNING" not in {status for status, _ in states}
     assert ("FAILED", "interrupted: the search was interrupted") in states
-    assert any(tmp_path.glob(kept)), "the running trials' checkpoints"
+    assert any(storage.glob(kept)), "the running trials' checkpoints"
     assert not command.left_processes()
     if group or stop is signal.SIGHUP:
         return  # the same folder as after SIGTERM; of workers that died too, see test_tune.py
     done = here("tune", ["--json", *command.arguments])
     assert done.returncode == 0, done.stderr
-    spool = (tmp_path / "stopped/tracking/spool.jsonl").read_text()
+    spool = (storage / "stopped/tracking/spool.jsonl").read_text()
     assert json.loads(done.stdout)["sizes"]
-    journal = (tmp_path / "stopped/journal.log").read_text()
+    journal = (storage / "stopped/journal.log").read_text()
     assert '"continues"' in journal, "a trial went on from its checkpoint"
     assert spool.count('"op":"start"') >= 3
 
 
-def test_a_search_that_is_stopped_while_ray_starts(tmp_path: Path) -> None:
-    command = Command("tune", tmp_path, *TINY)
+def test_a_search_that_is_stopped_while_ray_starts(storage: Path) -> None:
+    command = Command("tune", storage, *TINY)
     command.wait_until(lambda: "krscale: search" in command.text)
     time.sleep(0.7)
     command.stop(signal.SIGTERM)
-    assert "RUNNING" not in {status for status, _ in mlflow_states(tmp_path)}
+    assert "RUNNING" not in {status for status, _ in mlflow_states(storage)}
     assert not command.left_processes()
 
 
@@ -156,8 +164,8 @@ def test_a_search_that_is_stopped_while_ray_starts(tmp_path: Path) -> None:
         signal.SIGTERM,
     ],
 )
-def test_teach_is_stopped_before_there_is_any_ray(stop: signal.Signals, tmp_path: Path) -> None:
-    command = Command("teach", tmp_path, *SLOW_TEACHER)
+def test_teach_is_stopped_before_there_is_any_ray(stop: signal.Signals, storage: Path) -> None:
+    command = Command("teach", storage, *SLOW_TEACHER)
     command.wait_until(lambda: "krscale: teacher" in command.text)
     command.stop(stop)
     assert not command.left_processes()
@@ -172,18 +180,18 @@ def test_teach_is_stopped_before_there_is_any_ray(stop: signal.Signals, tmp_path
     ],
 )
 def test_a_single_student_is_kept_and_marked(
-    stop: signal.Signals, num_workers: int, num_epochs: int, tmp_path: Path
+    stop: signal.Signals, num_workers: int, num_epochs: int, storage: Path
 ) -> None:
     workers = (f"train.num_workers={num_workers}", "cluster.num_cpus=2")
     settings = ("distill.capacity=1/16", f"train.num_epochs={num_epochs}", *workers)
-    command = Command("distill", tmp_path, *settings)
+    command = Command("distill", storage, *settings)
     command.wait_until(lambda: "krscale: train " in command.text)
     command.stop(stop)
-    assert mlflow_states(tmp_path) == [("FAILED", "interrupted")]
+    assert mlflow_states(storage) == [("FAILED", "interrupted")]
     assert not command.left_processes()
     again = here("distill", ["--json", *command.arguments])
     assert again.returncode == 0, again.stderr
-    assert mlflow_states(tmp_path) == [("FINISHED", "")]
+    assert mlflow_states(storage) == [("FINISHED", "")]
 
 
 @pytest.mark.parametrize(

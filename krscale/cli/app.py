@@ -11,6 +11,7 @@ from typing import Any
 
 from krscale.cli.common import run_command
 from krscale.errors import nearest
+from krscale.showing import show
 
 COMMANDS = {
     "tune": "distil a ladder of students and show accuracy versus capacity",
@@ -25,6 +26,7 @@ COMMANDS = {
     "space": "check a search space, and list what it varies",
     "store": "check or describe the stored predictions of a run's teacher",
     "verify": "compare all files of a run with what was written",
+    "clean": "remove data, teachers and stores that no run uses, after a question",
     "ui": "open MLflow on the curves of all searches",
     "sync": "send MLflow what a run recorded while MLflow was away",
 }
@@ -89,7 +91,7 @@ def _run(argv: Sequence[str]) -> int:
     if options.version:
         from importlib.metadata import version
 
-        print(f"krscale {version('krscale')}")
+        show(f"krscale {version('krscale')}")
         return 0
     if "function" not in options:
         parser.print_help()

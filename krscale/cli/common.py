@@ -13,6 +13,7 @@ from krscale.errors import UserError
 from krscale.extras import missing_extra
 from krscale.interruption import exit_code, received, stop_signals, watch_exit
 from krscale.redaction import redact
+from krscale.showing import show
 from krscale.storage_errors import storage_error
 
 EXIT_USER_ERROR = 2
@@ -50,7 +51,7 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
                 refused = missing_extra(error) or storage_error(error, denied=True) or error
             if isinstance(refused, UserError):
                 for line in redact(str(refused)).splitlines():
-                    print(f"krscale: error: {line}", file=sys.stderr)
+                    show(f"krscale: error: {line}", file=sys.stderr)
                 return EXIT_USER_ERROR
             if isinstance(error, BrokenPipeError):
                 # Python flushes stdout once more at exit, which would fail again.
@@ -67,8 +68,8 @@ def _interrupted(error: Exception | None = None) -> int:
     with suppress(OSError):
         if error is not None:
             text = redact(f"krscale: while stopping: {type(error).__name__}: {error}")
-            print(text, file=sys.stderr)
-        print(f"krscale: interrupted{by}; the same command again continues.", file=sys.stderr)
+            show(text, file=sys.stderr)
+        show(f"krscale: interrupted{by}; the same command again continues.", file=sys.stderr)
     watch_exit()
     return exit_code()
 

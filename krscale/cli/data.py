@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from krscale.config import load
+from krscale.showing import clipped, show, terminal
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
         found = check_data(experiment.data, progress.advance)
     if options.json:
         json.dump(_content(found), sys.stdout, indent=2)
-        print()
+        show()
     else:
         _show(found)
     return EXIT_REFUSED if found.problems else 0
@@ -86,15 +87,14 @@ def _content(found: Check) -> dict[str, Any]:
 
 
 def _show(found: Check) -> None:
-    from rich.console import Console
 
-    console = Console() if sys.stdout.isatty() else Console(width=120)
-    print(found.summary())
+    console = terminal() if sys.stdout.isatty() else terminal(width=120)
+    show(found.summary())
     console.print(_table(found))
     for title, counts in (("Modes", found.modes), ("Sizes (height x width)", found.sizes)):
         if counts:
             listed = ", ".join(f"{name} {n}" for name, n in list(counts.items())[:_LISTED])
-            print(f"{title}: {listed}{', ...' if len(counts) > _LISTED else ''}")
+            show(f"{title}: {listed}{', ...' if len(counts) > _LISTED else ''}")
     _list("Cannot be read", found.unreadable)
     _list("Of another size than the first", found.misfits)
     if found.too_small:
@@ -104,11 +104,11 @@ def _show(found: Check) -> None:
     _list("Copies in several splits", _groups(found, "across"))
     _list("Copies", _groups(found, ""))
     for note in found.notes:
-        print(note)
+        show(note)
     for problem in found.problems:
-        print(f"Would be refused: {problem}")
+        show(f"Would be refused: {problem}")
     if not found.problems:
-        print("Nothing to object to.")
+        show("Nothing to object to.")
 
 
 def _table(found: Check) -> Table:
@@ -118,7 +118,7 @@ def _table(found: Check) -> Table:
     rows = [(name, [n.get(name, 0) for n in found.counts.values()]) for name in found.classes]
     rows.sort(key=lambda row: sum(row[1])) if len(rows) > _ROWS else None
     for name, counts in rows[:_ROWS]:
-        table.add_row(name, *map(str, counts), str(sum(counts)))
+        table.add_row(clipped(name), *map(str, counts), str(sum(counts)))
     if len(rows) > _ROWS:
         table.add_row(f"... {len(rows) - _ROWS} larger classes")
     totals = [sum(of_class.values()) for of_class in found.counts.values()]
@@ -150,6 +150,6 @@ def _groups(found: Check, kind: str) -> tuple[str, ...]:
 
 def _list(title: str, lines: tuple[str, ...]) -> None:
     if lines:
-        print(f"{title}:")
+        show(f"{title}:")
         for line in lines:
-            print(f"  {line}")
+            show(f"  {line}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from krscale.config import load
 from krscale.errors import UserError
 from krscale.runs.folder import find_run
+from krscale.showing import show, terminal
 
 DESCRIPTION = (
     "Say of a search, finished or not, which settings mattered at which size, and "
@@ -41,16 +42,15 @@ def run(options: argparse.Namespace) -> int:
 
     insight, files = record_insight(folder)
     if options.json:
-        print(json.dumps(insight.model_dump(mode="json"), indent=2))
+        show(json.dumps(insight.model_dump(mode="json"), indent=2))
         return 0
-    from rich.console import Console
 
-    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console = terminal() if sys.stdout.isatty() else terminal(width=120)
     for table in insight_tables(insight):
         console.print(table)
         console.print()
     for file in files:
-        print(f"{'Data' if file.suffix == '.json' else 'Figure'}: {file}")
+        show(f"{'Data' if file.suffix == '.json' else 'Figure'}: {file}")
     journal = shlex.quote(str(folder / "journal.log"))
-    print(f"More: optuna-dashboard {journal} (pip install optuna-dashboard)")
+    show(f"More: optuna-dashboard {journal} (pip install optuna-dashboard)")
     return 0

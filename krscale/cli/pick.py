@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from krscale.config import load
 from krscale.errors import UserError
 from krscale.runs.folder import find_run
+from krscale.showing import show, terminal
 
 if TYPE_CHECKING:
     from krscale.runs.deliver import Delivery
@@ -70,8 +71,8 @@ def run(options: argparse.Namespace) -> int:
     run_path = find_run(options.run, Path(options.storage_path or load().storage_path))
     curve, choice = choose_student(run_path, order)
     if not options.json:
-        print(f"Picked {choice.picked.describe()}.")
-        print("\n".join(["Why: " + choice.reasons[0], *choice.reasons[1:]]), flush=True)
+        show(f"Picked {choice.picked.describe()}.")
+        show("\n".join(["Why: " + choice.reasons[0], *choice.reasons[1:]]), flush=True)
     with Progress(quiet=options.quiet, planned={}) as progress:
         delivery = deliver(run_path, curve, choice, order, progress)
         registered = ""
@@ -79,22 +80,21 @@ def run(options: argparse.Namespace) -> int:
             progress.phase("register")
             registered = register(run_path, delivery, options.uri, progress.note)
     if options.json:
-        print(json.dumps({**delivery.content(), "registered": registered}, indent=2))
+        show(json.dumps({**delivery.content(), "registered": registered}, indent=2))
         return 0
-    from rich.console import Console
     from rich.table import Table
 
-    print(_weights(delivery))
+    show(_weights(delivery))
     table = Table("file", "bytes", "largest difference", "test accuracy, recomputed")
     for file in delivery.files:
         table.add_row(
             file.file, f"{file.num_bytes:,}", f"{file.max_difference:.1e}",
             f"{file.test_accuracy:.2%}",
         )  # fmt: skip
-    Console().print(table)
-    print(f"Folder: {delivery.folder}")
+    terminal().print(table)
+    show(f"Folder: {delivery.folder}")
     if registered:
-        print(f"MLflow: {registered}")
+        show(f"MLflow: {registered}")
     return 0
 
 

@@ -15,6 +15,7 @@ from krscale.errors import UserError
 from krscale.files import write_json
 from krscale.foreign import user_path
 from krscale.runs.folder import find_run, read_environment, read_experiment
+from krscale.showing import show, terminal
 
 if TYPE_CHECKING:
     from krscale.report import Curve, ShownRun
@@ -115,7 +116,7 @@ def _shown(path: Path, curve: Curve, figure: bytes) -> ShownRun:
     experiment, problem = _or_problem(read_experiment, path)
     environment, environment_problem = _or_problem(read_environment, path)
     if environment_problem:  # versions and machine; the page does without
-        print(f"krscale: {environment_problem}", file=sys.stderr)
+        show(f"krscale: {environment_problem}", file=sys.stderr)
     insight, insight_problem = _or_problem(read_insight, path)
     drawn = path / INSIGHT_FIGURE_FILE
     return ShownRun(
@@ -152,15 +153,14 @@ def _content(curves: Sequence[Curve]) -> Any:
 
 def _print(curves: Sequence[Curve], output: Path, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(_content(curves), indent=2))
+        show(json.dumps(_content(curves), indent=2))
         return
-    from rich.console import Console
 
     from krscale.report import comparison_table, curve_table, front_headings, front_table
 
-    Console().print(curve_table(curves[0]) if len(curves) == 1 else comparison_table(curves))
+    terminal().print(curve_table(curves[0]) if len(curves) == 1 else comparison_table(curves))
     if len(curves) == 1 and front_headings(curves[0]):
-        Console().print(front_table(curves[0]))
-    print(f"Page:   {output / PAGE_FILE} (one file; opens without a network)")
-    print(f"CSV:    {output / CSV_FILE}")
-    print(f"Figure: {output / FIGURE_FILE}, to explore in a browser: {output / INTERACTIVE_FILE}")
+        terminal().print(front_table(curves[0]))
+    show(f"Page:   {output / PAGE_FILE} (one file; opens without a network)")
+    show(f"CSV:    {output / CSV_FILE}")
+    show(f"Figure: {output / FIGURE_FILE}, to explore in a browser: {output / INTERACTIVE_FILE}")

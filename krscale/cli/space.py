@@ -7,6 +7,7 @@ import json
 import sys
 
 from krscale.config import load
+from krscale.showing import show, terminal
 
 DESCRIPTION = "Search spaces: the fields that a search varies."
 
@@ -43,13 +44,12 @@ def run(options: argparse.Namespace) -> int:
 
     found = check_space(experiment)
     if options.json:
-        print(json.dumps(space_rows(found, experiment), indent=2))
+        show(json.dumps(space_rows(found, experiment), indent=2))
         return 0
-    from rich.console import Console
 
-    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console = terminal() if sys.stdout.isatty() else terminal(width=120)
     for table in space_tables(found, experiment):
         console.print(table)
         console.print()
-    print(f"{found.source}: nothing to object to")
+    show(f"{found.source}: nothing to object to")
     return 0

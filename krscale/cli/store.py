@@ -15,6 +15,7 @@ from krscale.config import Experiment, load
 from krscale.errors import DamagedFileError, UserError
 from krscale.foreign import user_path
 from krscale.runs.folder import find_run, read_experiment
+from krscale.showing import show, terminal
 
 if TYPE_CHECKING:
     from krscale.setup.recipe import StoreRecipe
@@ -72,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
         else:
             check(recipes, options)
     except StoreCheckError as error:
-        print(f"krscale: {error}", file=sys.stderr)
+        show(f"krscale: {error}", file=sys.stderr)
         return EXIT_DIFFERENT
     return 0
 
@@ -107,12 +108,12 @@ def check(recipes: Sequence[StoreRecipe], options: argparse.Namespace) -> None:
         raise StoreCheckError(str(error)) from None
     found = [_check_one(recipe, options) for recipe in recipes]
     if options.json:
-        print(json.dumps(_by_kind(recipes, found), indent=2))
+        show(json.dumps(_by_kind(recipes, found), indent=2))
         return
     for content in found:
         for name in content["rebuilt"]:
-            print(f"Rebuilt {name}")
-        print(
+            show(f"Rebuilt {name}")
+        show(
             f"{content['path']}: {content['num_shards']} shards and {content['num_rows']} rows are "
             f"what the teacher gives today (largest difference: {content['max_difference']:.1e})"
         )
@@ -146,10 +147,9 @@ def show_info(recipes: Sequence[StoreRecipe], *, as_json: bool) -> None:
     """Print what the stores hold."""
     found = [recipe.open().info() for recipe in recipes]
     if as_json:
-        print(json.dumps(_by_kind(recipes, found), indent=2))
+        show(json.dumps(_by_kind(recipes, found), indent=2))
         return
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     for recipe, info in zip(recipes, found, strict=True):
@@ -158,7 +158,7 @@ def show_info(recipes: Sequence[StoreRecipe], *, as_json: bool) -> None:
         table.add_column(info["path"], overflow="fold")
         for name, value in _lines(info):
             table.add_row(name, value)
-        Console().print(table)
+        terminal().print(table)
 
 
 def _lines(info: dict[str, Any]) -> list[tuple[str, str]]:

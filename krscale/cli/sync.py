@@ -8,6 +8,7 @@ from pathlib import Path
 from krscale.config import load
 from krscale.errors import DamagedFileError, UserError
 from krscale.runs.folder import find_run, last_start
+from krscale.showing import show
 
 EXIT_UNSENT = 1
 
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     unsent = sync(folder, options.uri, begun=begun, timeout=options.timeout)
     if unsent:
         unknown = f"MLflow is not known to have {unsent} events"
-        print(f"{folder}: {unknown}; the same command again goes on.")
+        show(f"{folder}: {unknown}; the same command again goes on.")
         return EXIT_UNSENT
-    print(f"{folder}: MLflow has every event.")
+    show(f"{folder}: MLflow has every event.")
     return 0

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from krscale.errors import UserError
+from krscale.showing import show, terminal
 
 if TYPE_CHECKING:
     from krscale.models.blocks import Block
@@ -81,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
         rows = [{**vars(block), "proposed": block.path in proposed} for block in blocks]
         if gains:
             rows = [{**row, "information_gain": gains.get(row["path"])} for row in rows]
-        print(json.dumps(rows, indent=2))
+        show(json.dumps(rows, indent=2))
         return 0
     _print(blocks, proposed, gains)
     return 0
@@ -133,7 +134,6 @@ def _of_experiment(
 
 
 def _print(blocks: Sequence[Block], proposed: Sequence[str], gains: Mapping[str, float]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("tap", "block", "gives each image", "channels", *(["gain"] if gains else []))
@@ -145,8 +145,8 @@ def _print(blocks: Sequence[Block], proposed: Sequence[str], gains: Mapping[str,
         table.add_row(*row, *([gain] if gains else []))
     if gains:
         table.add_row("", "the classifier", "", "", f"{gains['']:.2f}")
-    Console().print(table)
-    print(f"* taken{'' if gains else ' where none are named'}:\ntaps = {json.dumps(proposed)}")
+    terminal().print(table)
+    show(f"* taken{'' if gains else ' where none are named'}:\ntaps = {json.dumps(proposed)}")
 
 
 def _refuse_beside_experiment(options: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from krscale.cli.common import add_experiment_arguments
+from krscale.showing import show
 
 DESCRIPTION = (
     "Prepare the data, train or load the teacher, fit its probes and fill the "
@@ -35,14 +36,14 @@ def run(options: argparse.Namespace) -> int:
             progress.note(setup.dataset.summary())
         prepared = prepare_knowledge(setup, progress, write_on_workers)
     teacher = prepared.teacher
-    print(
+    show(
         f"Teacher: {teacher.model} width {teacher.width}, {teacher.num_parameters:,} parameters, "
         f"validation accuracy {teacher.val_accuracy:.2%}"
     )
     gains = ", ".join(f"{gain:.2f}" for gain in teacher.information_gain)
-    print(f"Information gain of its taps, shallow to deep: {gains}")
-    print(f"Data: {prepared.data_path}\nTeacher: {prepared.teacher_path}")
-    print(f"Store: {prepared.store_path}")
+    show(f"Information gain of its taps, shallow to deep: {gains}")
+    show(f"Data: {prepared.data_path}\nTeacher: {prepared.teacher_path}")
+    show(f"Store: {prepared.store_path}")
     for kind, path in prepared.feature_paths.items():
-        print(f"Features ({kind}): {path}")
+        show(f"Features ({kind}): {path}")
     return 0

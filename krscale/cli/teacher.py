@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from krscale.cli.common import add_experiment_arguments, positive
+from krscale.showing import show, terminal
 
 if TYPE_CHECKING:
     from krscale.data import Dataset
@@ -63,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     has_names = bool(experiment.data.path) and not dataset.source.startswith("cifar")
     content = as_content(tried, dataset, "data.files.classes" if has_names else OUTPUTS)
     if options.json:
-        print(json.dumps(content, indent=2))
+        show(json.dumps(content, indent=2))
     else:
         _show(tried, content, dataset)
     return EXIT_DIFFERENT if content["changes"] else 0
@@ -113,7 +114,6 @@ def _facts(candidate: Candidate, dataset: Dataset) -> dict[str, Any]:
 
 def _show(tried: Tried, content: dict[str, Any], dataset: Dataset) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
@@ -129,21 +129,21 @@ def _show(tried: Tried, content: dict[str, Any], dataset: Dataset) -> None:
             f"{one.accuracy:.1%}",
             f"{one.reordered:.1%}",
         )
-    Console().print(table)
+    terminal().print(table)
     more = len(tried.candidates) - len(shown)
-    print(f"Of {content['num_images']} validation images; {more} ways that are worse left out.")
+    show(f"Of {content['num_images']} validation images; {more} ways that are worse left out.")
     for size, reason in tried.refused.items():
-        print(f"It does not take images of {size} ({reason}).")
+        show(f"It does not take images of {size} ({reason}).")
     if not content["changes"]:
-        print("The teacher is best as the experiment has it, or nearly so.")
+        show("The teacher is best as the experiment has it, or nearly so.")
         return
-    print("Clearly better, as a part of the experiment file:")
+    show("Clearly better, as a part of the experiment file:")
     for section, value in content["changes"].items():
         if isinstance(value, dict):
-            print(f"\n[{section}]")
-            print("\n".join(f"{name} = {json.dumps(part)}" for name, part in value.items()))
+            show(f"\n[{section}]")
+            show("\n".join(f"{name} = {json.dumps(part)}" for name, part in value.items()))
         elif section == OUTPUTS:
-            print(f"\nIts classifier has to be rewritten: the outputs stand for {', '.join(value)}")
+            show(f"\nIts classifier has to be rewritten: the outputs stand for {', '.join(value)}")
         else:
             table_name, _, name = section.rpartition(".")
-            print(f"\n[{table_name}]\n{name} = {json.dumps(value, ensure_ascii=False)}")
+            show(f"\n[{table_name}]\n{name} = {json.dumps(value, ensure_ascii=False)}")

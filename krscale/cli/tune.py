@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from krscale.cli.common import add_experiment_arguments, add_new_data_argument
 from krscale.config import Experiment
+from krscale.showing import show, terminal
 
 if TYPE_CHECKING:
     from krscale.report import Curve
@@ -50,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         from krscale.search.plan import describe_plan
 
-        print(describe_plan(experiment))
+        show(describe_plan(experiment))
         return 0
     # Ray, Optuna and MLflow take seconds to import; a refused config must not wait for them.
     from krscale.search.calling import search
@@ -63,21 +64,20 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _show(result: SearchResult, *, as_json: bool) -> None:
-    from rich.console import Console
 
     from krscale.report import curve_table, front_headings, front_table
 
     if as_json:
         json.dump(result.curve.model_dump(mode="json"), sys.stdout, indent=2)
-        print()
+        show()
         return
-    Console().print(curve_table(result.curve))
+    terminal().print(curve_table(result.curve))
     if front_headings(result.curve):
-        Console().print(front_table(result.curve))
-    print(f"Run:    {result.path} (curve.json, curve.png, curve.html, journal.log)")
-    print("Next:")
+        terminal().print(front_table(result.curve))
+    show(f"Run:    {result.path} (curve.json, curve.png, curve.html, journal.log)")
+    show("Next:")
     for command, purpose in next_steps(result.curve, result.experiment, result.how_to_open):
-        print(f"  {command}\n      {purpose}")
+        show(f"  {command}\n      {purpose}")
 
 
 def next_steps(

@@ -9,6 +9,7 @@ from pathlib import Path
 from krscale.cli.common import add_experiment_arguments
 from krscale.config import load
 from krscale.errors import UserError
+from krscale.showing import show
 
 DESCRIPTION = (
     "Serve the runs that MLflow has recorded, on this machine only, and print the address that "
@@ -56,14 +57,14 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"the runs are recorded on a server of its own; open {address.shown}")
     check_database(address)
     check_port(options.host, options.port)
-    print("Starting MLflow; Ctrl-C ends it.", flush=True)
+    show("Starting MLflow; Ctrl-C ends it.", flush=True)
     # Below what the server prints: the address that it names opens on a page for language models.
     return serve(
         address,
         options.host,
         options.port,
         experiment.tracking.experiment,
-        lambda charts: print(f"\nThe curves of all searches:\n    {charts}\n", flush=True),
+        lambda charts: show(f"\nThe curves of all searches:\n    {charts}\n", flush=True),
     )
 
 

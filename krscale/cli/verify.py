@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from krscale.config import load, read_record
 from krscale.errors import UserError
 from krscale.runs.folder import find_run
+from krscale.showing import show
 
 if TYPE_CHECKING:
     from krscale.runs.verify_files import Finding
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     found += [*_journal(folder), *_record(folder)]
     if options.json:
         rows = [{"path": str(f.path), "state": f.state, "message": f.message} for f in found]
-        print(json.dumps({"note": note, "files": rows}, indent=2))
+        show(json.dumps({"note": note, "files": rows}, indent=2))
     else:
         _print(found, note)
     return EXIT_DAMAGED if any(each.state == "damaged" for each in found) else 0
@@ -97,10 +98,10 @@ def _print(found: list[Finding], note: str) -> None:
     for state in ("unverifiable", "damaged"):
         for each in found:
             if each.state == state:
-                print(f"{state}: {each.message}")
+                show(f"{state}: {each.message}")
     if note:
-        print(f"Note: {note}")
+        show(f"Note: {note}")
     if len(found) == counts["ok"]:
-        print(f"ok: all {len(found)} files are what was written")
+        show(f"ok: all {len(found)} files are what was written")
         return
-    print(", ".join(f"{number} {state}" for state, number in counts.items() if number))
+    show(", ".join(f"{number} {state}" for state, number in counts.items() if number))

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 
 import ray
 import torch
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from krscale.cluster.connect import connect
+from krscale.cluster.lost_worker import lost_worker
 from krscale.cluster.sending import check_arrival
 from krscale.errors import UserError
 from krscale.models.given import Builder, available, given
@@ -77,6 +78,8 @@ def _write_all(
         if isinstance(error.cause, UserError):
             raise error.cause from None
         raise
+    except RayError as error:
+        raise lost_worker(error, "writing the teacher's store") or error from error
     finally:
         # Whoever builds the store next must find nobody else writing.
         for left in pending:

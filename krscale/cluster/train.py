@@ -20,10 +20,12 @@ import ray
 import torch
 from ray import train
 from ray.train import TrainingFailedError, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 
 from krscale.cluster.connect import require
+from krscale.cluster.lost_worker import lost_worker
+from krscale.cluster.rendezvous import OneAddress
 from krscale.config import Experiment, TrainConfig
 from krscale.digests import copy_checked
 from krscale.errors import KrscaleError, NonFiniteError, UserError
@@ -31,6 +33,7 @@ from krscale.files import damaged
 from krscale.parallel import Workers, sum_over_workers
 from krscale.setup.build import Assets, build_training
 from krscale.setup.prepare import Prepared
+from krscale.storage_errors import storage_error
 from krscale.training.checkpoint import (
     check_checkpoint,
     load_checkpoint,
@@ -85,7 +88,7 @@ def train_on_workers(
             "prepared": prepared,
             "width": width,
         },
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=OneAddress(backend="nccl" if use_gpu else "gloo"),
         scaling_config=train.ScalingConfig(
             num_workers=settings.num_workers, use_gpu=use_gpu, resources_per_worker=each
         ),
@@ -177,10 +180,15 @@ def _pass_on(queue: Queue, on_epoch: OnEpoch) -> None:
 
 
 def _user_error(error: TrainingFailedError) -> UserError | None:
-    """Return the mistake of the user that made workers fail, None if it was none."""
+    """Return what made workers fail, if it is not a defect: the user's mistake, storage, a loss."""
     failures = getattr(error, "worker_failures", {}).values()
-    bare = (getattr(failure, "_base_exc", failure) for failure in failures)
-    return next((each for each in bare if isinstance(each, UserError)), None)
+    bare = [getattr(failure, "_base_exc", failure) for failure in failures]
+    bare = [getattr(failure, "health_check_failure", failure) for failure in bare]
+    work = f"the training failed {MAX_FAILURES + 1} times, and last with a worker lost"
+    found: list[UserError | None] = [each for each in bare if isinstance(each, UserError)]
+    found += [storage_error(each) for each in bare]
+    found += [lost_worker(each, work) for each in bare]
+    return next(filter(None, found), None)
 
 
 def _worker(config: dict[str, Any]) -> tuple[str, str] | None:

@@ -21,7 +21,7 @@ from krscale.config.networks import (
 from krscale.config.older import FORMER_OF_KR, FORMER_WEIGHT, uses_kr
 from krscale.config.searching import ClusterConfig, SearchConfig, TrackingConfig
 from krscale.config.training import TrainConfig
-from krscale.foreign import is_file
+from krscale.foreign import is_file, real
 from krscale.redaction import redact
 
 
@@ -90,7 +90,7 @@ class Experiment(Section):
     @classmethod
     def _absolute(cls, storage_path: str) -> str:
         # Workers have working directories of their own.
-        path = Path(storage_path).expanduser().resolve()
+        path = real(Path(storage_path).expanduser())
         for part in (path, *path.parents):
             if is_file(part):
                 raise ValueError(f"{part} is a file; a folder is needed, which krscale makes")

@@ -17,6 +17,7 @@ from krscale.data.duplicates import Digests, digests
 from krscale.data.source import SplitName
 from krscale.digests import check_file
 from krscale.files import damaged, write_atomic
+from krscale.foreign import regular
 
 SPLITS_FILE = "splits.csv"
 """Which image is in which split: a line each, beside the splits and in every run folder."""
@@ -99,7 +100,7 @@ def read_split_list(path: Path) -> Iterator[Line]:
         DamagedFileError: If it is another file.
     """
     check_file(path)
-    with path.open(encoding="utf-8", newline="") as file:
+    with regular(path).open(encoding="utf-8", newline="") as file:
         rows = csv.reader(file)
         try:
             if tuple(next(rows, ())) != _HEADER:

@@ -24,6 +24,7 @@ from krscale.data.own_files import (
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.data.walking import SYSTEM_FOLDERS, Found, is_hidden_folder, printable, walk
 from krscale.errors import UserError
+from krscale.foreign import real
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 WANTED = "CLASS/IMAGE.png in it, or train/CLASS/IMAGE.png (and val/..., test/...)"
@@ -64,7 +65,7 @@ class ImageFolder:
             self.seen.add(self.top)
         for name, root in self.roots.items():
             found[name] = _images(root, self.seen)
-        self.seen.check(self.path)
+        self.seen.check(self.path, skip=self.config.skip_unreadable)
         return found
 
     def identity(self) -> Mapping[str, Any]:
@@ -109,6 +110,8 @@ def _folders(path: Path) -> tuple[Found, list[Path]]:
             found.hidden[entry.name] += 1
             if num_images := _num_images(entry):
                 found.classes[entry.name] = num_images
+        elif entry.is_symlink() and real(path).is_relative_to(real(entry)):
+            found.links.append(str(entry))  # it holds this folder, and so its images once more
         elif entry.is_dir():
             check_text(entry.name, str(entry))
             folders.append(entry)

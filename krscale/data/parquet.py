@@ -52,7 +52,7 @@ class Parquet:
         self.seen = Found()
         if self.path.is_dir():
             self.seen = walk(self.path, frozenset((".parquet",)), _is_hidden)
-            self.seen.check(self.path)
+            self.seen.check(self.path, skip=config.skip_unreadable)
         self.files = self.find_splits(sorted(map(Path, self.seen.files)))
 
     @property

@@ -79,7 +79,7 @@ class _Folder:
     def found(self) -> Found:
         with _names_the_setting():
             found = walk(self.path, SUFFIXES)
-            found.check(self.path)
+            found.check(self.path, skip=self.config.skip_unreadable)
         if not found.files:
             kinds = ", ".join(sorted(SUFFIXES))
             raise UserError(

@@ -58,13 +58,17 @@ class Found:
         self.outside += other.outside
         self.classes += other.classes
 
-    def check(self, where: Path) -> None:
+    def check(self, where: Path, *, skip: bool = False) -> None:
         """Refuse data files that cannot be opened, or would never end.
+
+        Args:
+            where: What was walked.
+            skip: Whether they are passed over instead, as `data.skip_unreadable` has it.
 
         Raises:
             UserError: Naming the first of them.
         """
-        if not self.broken:
+        if not self.broken or skip:
             return
         first = "; ".join(
             f"{printable(file)}: {what}" for file, what in sorted(self.broken)[:_LISTED]
@@ -72,7 +76,8 @@ class Found:
         more = "; ..." if len(self.broken) > _LISTED else ""
         raise UserError(
             f"data.path: {where}: {len(self.broken)} of {len(self.broken) + len(self.files)} "
-            f"data files are not regular files; remove or replace them: {first}{more}"
+            f"data files are not regular files; remove or replace them, or go on without them with "
+            f"data.skip_unreadable = true: {first}{more}"
         )
 
     def notes(self, where: Path) -> tuple[str, ...]:
@@ -83,6 +88,9 @@ class Found:
         if self.links:
             names = Counter(Path(link).name for link in self.links)
             parts.append(_counted(names, "links to folders"))
+        if self.broken:
+            kinds = Counter(kind for _, kind in self.broken)
+            parts.append(_counted(kinds, "data files that are no regular files"))
         if self.others:
             parts.append(_counted(self.others, "files of other types"))
         if self.outside:
@@ -179,7 +187,8 @@ def _not_a_file(entry: os.DirEntry[str]) -> str | None:
             return "a link to a folder"
     except OSError as error:
         return f"cannot be followed ({error.strerror})"
-    return "a link to nothing" if entry.is_symlink() else "a named pipe, a socket or a device"
+    nothing = entry.is_symlink() and not Path(entry.path).exists()
+    return "a link to nothing" if nothing else "a named pipe, a socket or a device"
 
 
 def printable(path: str) -> str:

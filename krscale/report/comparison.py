@@ -22,6 +22,7 @@ from krscale.report.table import (
     size_cells,
     stdout_is_ascii,
 )
+from krscale.showing import printable, spreadsheet_text
 
 CSV_COLUMNS = (
     "run", "capacity", "width", "num_parameters", "flops", "latency_ms", "method", "on_front",
@@ -84,10 +85,10 @@ def write_csv(curves: Sequence[Curve], path: Path) -> None:
         for size in curve.sizes:
             for method, result in size.methods.items():
                 row = {
-                    "run": curve.name,
-                    "capacity": size.capacity,
+                    "run": spreadsheet_text(printable(curve.name)),
+                    "capacity": spreadsheet_text(printable(size.capacity)),
                     **size.size_of(method).model_dump(),
-                    "method": method,
+                    "method": spreadsheet_text(printable(method)),
                     "on_front": int((size.capacity, method) in front_of(curve)),
                     "num_seeds": len(result.seeds),
                     "test_half_width": half_width(result.test_accuracies),

@@ -17,10 +17,11 @@ from krscale.config import is_share
 from krscale.report.axes import accuracy_range, bars, finished, marked, percent, size_range
 from krscale.report.figure import shifted, styles_of
 from krscale.report.interval import half_width
-from krscale.report.rendering import printable, write_rendered
+from krscale.report.rendering import write_rendered
 from krscale.report.result import Curve, ParetoEntry
 from krscale.report.students import CurveSize, MethodResult, Size
 from krscale.report.table import short_number
+from krscale.showing import printable
 
 _AXES = {
     "num_parameters": ("Parameters", "Student parameters, log scale"),

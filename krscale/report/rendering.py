@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,12 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from krscale.files import write_atomic
-
-_UNPRINTABLE = re.compile(
-    # Control characters but tab and newline, what turns the direction of text, halves of pairs
-    # (which no file in UTF-8 can hold), and what is no character at all.
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
-)
+from krscale.showing import printable
 
 
 @dataclass(frozen=True)
@@ -42,11 +36,6 @@ class Table:
 def texts(row: Sequence[str], num_text: int) -> list[Cell]:
     """Return a row whose first `num_text` cells stand to the left."""
     return [Cell(text, "text" if i < num_text else "") for i, text in enumerate(row)]
-
-
-def printable(text: str) -> str:
-    """Replace what a page should not hold by the sign for an unknown character."""
-    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def write_rendered(path: Path, template: str, **values: Any) -> None:

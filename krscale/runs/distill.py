@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from krscale.cluster.connect import connect
@@ -31,6 +30,7 @@ from krscale.setup.build import Assets, build_training
 from krscale.setup.network_builder import build_student
 from krscale.setup.prepare import Prepared, Setup, pick_device, prepare_knowledge
 from krscale.setup.sizes import StudentSize, find_size
+from krscale.showing import show, terminal
 from krscale.tracking import Tracker, datasets_used, has_record, recording_seconds
 from krscale.training.checkpoint import load_weights, save_weights
 from krscale.training.loop import evaluate, fit_or_continue
@@ -294,7 +294,7 @@ def _test(
 def _show(result: StudentResult, as_json: bool) -> None:
     if as_json:
         json.dump(asdict(result), sys.stdout, indent=2)
-        print()
+        show()
         return
     table = Table("student", "parameters", "FLOPs", "latency", "val", "test", "teacher's val")
     table.add_row(
@@ -306,5 +306,5 @@ def _show(result: StudentResult, as_json: bool) -> None:
         f"{result.test_accuracy:.2%}",
         f"{result.teacher_val_accuracy:.2%}",
     )
-    Console().print(table)
-    print(f"Weights: {result.weights}")
+    terminal().print(table)
+    show(f"Weights: {result.weights}")

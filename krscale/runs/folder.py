@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,8 @@ from filelock import FileLock, Timeout
 from krscale.config import Experiment, TrackingConfig, as_record, read_record, validate
 from krscale.config.older import MENDED, uses_mended_method, with_former_defaults
 from krscale.errors import UserError
-from krscale.files import follow, read_json, reading, write_json
-from krscale.foreign import user_path
+from krscale.files import follow, read_json, reading, write_atomic, write_json
+from krscale.foreign import is_file, real, user_path
 from krscale.links import refuse_links
 from krscale.redaction import redact, redact_all
 
@@ -90,7 +91,7 @@ def run_folder(
         lock.acquire(timeout=0)
     except Timeout:
         who = "another process"
-        if owner.exists():
+        if is_file(owner):
             who = owner.read_text(encoding="utf-8", errors="replace").strip() or who
         raise UserError(
             f"name: run {experiment.name!r} is being run now by {who}, in {folder}. "
@@ -98,9 +99,8 @@ def run_folder(
         ) from None
     try:
         now = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
-        owner.write_text(
-            f"process {os.getpid()} on {platform.node()}, since {now}\n", encoding="utf-8"
-        )
+        who = f"process {os.getpid()} on {platform.node()}, since {now}\n"
+        write_atomic(owner, partial(_write, text=who))  # in the place of whatever stands there
         _check_or_write(folder, experiment, bound, spent, renewed)
         write_json(folder / ENVIRONMENT_FILE, environment())
         yield folder
@@ -187,10 +187,10 @@ def _find_run(name: str, storage_path: Path) -> Path:
     named = user_path(storage_path, "--storage-path") / written
     hidden = len(written.parts) == 1 and not (written / EXPERIMENT_FILE).exists()
     if hidden and (named / EXPERIMENT_FILE).exists():
-        return named.resolve()
+        return real(named)
     if written.is_dir() or (len(written.parts) > 1 and written.parent.is_dir()):
-        return written.resolve()
-    return named.resolve()
+        return real(written)
+    return real(named)
 
 
 def read_experiment(folder: Path) -> Experiment:
@@ -239,6 +239,10 @@ def read_environment(folder: Path) -> dict[str, Any]:
 def student_path(run_path: Path, method: str, capacity: str, seed: int) -> Path:
     """Return where the weights of a final student of a search are kept."""
     return run_path / "students" / method / capacity.replace("/", "-") / f"seed-{seed}.safetensors"
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def _check_or_write(

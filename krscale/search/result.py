@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from torch import nn
 
 from krscale.config import Experiment
@@ -26,6 +25,7 @@ from krscale.runs.students import (
     takes_as_given,
     trial_of,
 )
+from krscale.showing import terminal
 
 _AS_THEY_ARE = Normalisation((0.0,), (1.0,))
 
@@ -147,7 +147,7 @@ class SearchResult:
 
     def __str__(self) -> str:
         text = io.StringIO()
-        console = Console(file=text, width=_WIDTH, color_system=None)
+        console = terminal(file=text, width=_WIDTH, color_system=None)
         console.print(curve_table(self.curve))
         if front_headings(self.curve):
             console.print(front_table(self.curve))

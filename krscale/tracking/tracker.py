@@ -20,6 +20,7 @@ from krscale.errors import UserError
 from krscale.interruption import received
 from krscale.links import refuse_links
 from krscale.redaction import redact
+from krscale.showing import printable, show
 from krscale.tracking.address import LOCAL_SERVER, charts_at, resolve_address
 from krscale.tracking.datasets import DatasetUsed
 from krscale.tracking.mending import mend_spool
@@ -123,7 +124,8 @@ class Tracker:
             self._check(parent)
         self._known.add(key)
         content = {
-            "name": redact(name), "parent": parent, "tags": _texts(tags), "params": _texts(params),
+            "name": printable(redact(name)), "parent": parent,
+            "tags": _texts(tags), "params": _texts(params),
             "datasets": [dataset.content() for dataset in datasets],
         }  # fmt: skip
         self._ended.discard(key)
@@ -330,7 +332,7 @@ def _hold(folder: Path) -> FileLock:
 
 
 def _texts(values: Mapping[str, Any] | None) -> dict[str, str]:
-    return {_named(name): redact(_text(value)) for name, value in (values or {}).items()}
+    return {_named(name): printable(redact(_text(value))) for name, value in (values or {}).items()}
 
 
 def _text(value: Any) -> str:
@@ -347,4 +349,4 @@ def _named(name: str) -> str:
 
 def print_warning(line: str) -> None:
     """Say a line to the user of a library, on stderr."""
-    print(f"krscale: {line}", file=sys.stderr, flush=True)
+    show(f"krscale: {line}", file=sys.stderr, flush=True)

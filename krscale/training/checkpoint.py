@@ -22,6 +22,7 @@ from krscale.config import read_record
 from krscale.digests import check_file, digest_path, write_digest
 from krscale.errors import DamagedFileError, UserError, nearest
 from krscale.files import damaged, new_folder, sha256, write_atomic, write_json
+from krscale.foreign import is_file
 from krscale.models.state_dicts import (
     Fitted,
     State,
@@ -290,8 +291,10 @@ def _read_manifest(path: Path, rebuild: str = _START_ANEW) -> _Manifest:
 
 
 def _check_exists(path: Path, prefix: str) -> None:
-    if path.is_file():
+    if is_file(path):
         return
+    if path.exists():
+        raise UserError(f"{prefix}{path}: no regular file, but a folder, a pipe or a device.")
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     guess = nearest(path.name, siblings)
     hint = f" Did you mean {path.parent / guess}?" if guess else ""

@@ -65,7 +65,11 @@ def test_a_layer_wise_winner_is_compared_with_an_aggregated_one(run: TaskRun) ->
 
 
 def test_ablations_leave_out_one_part_each_and_none_the_winner_has_not(run: TaskRun) -> None:
-    best = {"distill.sparsity": 0.0, "distill.kr_weight": 3.0}
+    best = {
+        "distill.sparsity": 0.0,
+        "distill.kr_weight": 3.0,
+        "distill.auxiliary_schedule": "falling",
+    }
     distill = run.experiment(FAMILIES[0]).distill
     found = {family.label: run.experiment(family) for family in ablations("1/32", best, distill)}
     assert set(found) == set(ABLATIONS) - {"without sparsity"}

@@ -1,6 +1,7 @@
 """What goes wrong while a search runs: NaN, a server that is away. For real, on a real Ray."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,11 @@ SPACE = """
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for all, so that the teacher is trained once."""
-    return tmp_path_factory.mktemp("storage")
+def storage(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Path:
+    """One for all, so that the teacher is trained once; with MLflow's database."""
+    folder = tmp_path_factory.mktemp("storage")
+    shutil.copy(empty_database, folder / "mlflow.db")
+    return folder
 
 
 def space(folder: Path) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import mlflow
 import pytest
+from drilling import Drill
 from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState
 from recorded import journal, mlflow_runs
@@ -186,7 +187,9 @@ def test_other_experiment_in_the_folder_is_refused(finished: tuple[Path, dict[st
 
 
 @pytest.mark.drill
-def test_sigkill_in_the_middle_loses_and_doubles_nothing(tmp_path: Path) -> None:
+def test_sigkill_in_the_middle_loses_and_doubles_nothing(tmp_path: Path, drill: Drill) -> None:
+    drill.injected("SIGKILL to the driver while trials with checkpoints run")
+    drill.must_hold("the same command completes the search; its trials go on from checkpoints")
     # A checkpoint at every report, so that a trial of a second leaves one.
     own = ("search.checkpoint_seconds=0", "ladder.capacities=['1/16']")
     settings = overrides(*SMALL, f"storage_path={tmp_path}", "name=killed", *own)
@@ -220,6 +223,7 @@ def test_sigkill_in_the_middle_loses_and_doubles_nothing(tmp_path: Path) -> None
         epochs = sorted(trial.intermediate_values)
         assert epochs == list(range(1, len(epochs) + 1)), "early stopping sees every epoch"
     assert not (tmp_path / "killed" / "unfinished").exists()
+    drill.held(f"complete, {len(continued)} of {len(interrupted)} went on, none missed an epoch")
 
 
 def _wait_for_trials(run: Path, count: int, process: subprocess.Popen[bytes]) -> None:

@@ -100,6 +100,18 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(content)
 
 
+def test_krscale_clean_leaves_what_a_run_rests_on(storage: Path) -> None:
+    """The other tests of `krscale clean` are tests/cli/test_clean.py."""
+    before = {path for path in storage.rglob("*") if path.is_file()}
+    store = min((storage / "cache" / "stores").glob("[!.]*"))
+    shutil.copytree(store, store.with_name("0123456789abcdef"))
+    assert in_process("clean")(["--storage-path", str(storage), "--yes"]) == 0
+    left = {path for path in storage.rglob("*") if path.is_file() and path.suffix != ".lock"}
+    assert before - left <= {path for path in before if path.suffix == ".lock"}
+    assert left <= before
+    assert verify(storage) == 0
+
+
 def test_a_whole_run_is_ok(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert verify(storage, "--json") == 0

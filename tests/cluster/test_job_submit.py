@@ -25,6 +25,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+from drilling import Drill
 from running import ROOT, SMALL, environment, overrides
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -281,7 +282,9 @@ def test_a_refused_config_fails_the_job(head: Head) -> None:
 
 
 @pytest.mark.drill
-def test_a_stopped_job_leaves_no_trial_running(head: Head) -> None:
+def test_a_stopped_job_leaves_no_trial_running(head: Head, drill: Drill) -> None:
+    drill.injected("ray job stop to a running search")
+    drill.must_hold("it ends like Ctrl-C, with nothing RUNNING in MLflow")
     slow = ("name=stopped", "train.num_epochs=500", "search.early_stopping=none")
     arguments = ("-m", "krscale.tune", "jobs/digits.toml", *overrides(*SETTINGS, *slow))
     with subprocess.Popen(
@@ -308,6 +311,7 @@ def test_a_stopped_job_leaves_no_trial_running(head: Head) -> None:
     ).fetchall()
     database.close()
     assert [status for status, _ in states] == ["FAILED"], states
+    drill.held("it said that the same command continues; all its runs in MLflow are ended")
 
 
 def test_workers_of_a_job_have_what_must_be_set_before_torch(head: Head) -> None:

@@ -1,11 +1,14 @@
 """What workers of Ray Train raise, as the command that waits for them sees it."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from krscale.cluster.train import SNAPSHOT, _user_error, check_kept
@@ -17,6 +20,23 @@ def test_a_mistake_of_the_user_is_found_among_what_the_workers_raised() -> None:
     full = DiskFullError("no room for /runs/a/state")
     lost = RuntimeError("[gloo] Connection closed by peer")
     assert _user_error(WorkerGroupError("2 workers failed", {0: lost, 1: full})) is full
+
+
+def test_workers_that_are_gone_and_disks_that_are_full_are_one_sentence() -> None:
+    gone = RayActorError(error_msg="The actor died. Worker exit type: SYSTEM_ERROR")
+    dead = WorkerHealthCheckFailedError("a worker died", gone)
+    lost = _user_error(WorkerGroupError("1 worker failed", {0: dead}))
+    assert "ended without an exception: it was killed" in str(lost)
+    full = OutOfMemoryError(
+        "the node running low on memory. Memory on the node (IP: 192.0.2.2) was 15GB used / 16GB"
+    )
+    memory = _user_error(
+        WorkerGroupError("-", {1: WorkerHealthCheckFailedError("a worker died", full)})
+    )
+    assert "15GB of the 16GB of memory" in str(memory)
+    disk = OSError(errno.ENOSPC, "-", "/tmp/state.pt")
+    found = _user_error(WorkerGroupError("1 worker failed", {0: disk}))
+    assert str(found).startswith("/tmp/state.pt: the disk is full")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,10 @@ from PIL import Image
 
 from krscale.config import DataConfig, FilesConfig
 from krscale.data import Dataset, prepare_data
+from krscale.data.arrow import Split
 from krscale.data.classes import find_classes
+from krscale.data.source import SourceData
+from krscale.data.splitting import check_source
 from krscale.errors import UserError
 
 NUM = 36
@@ -98,3 +101,10 @@ def test_text_keeps_the_order_of_the_names() -> None:
     mapped = config.model_copy(update={"map_labels": True})
     assert find_classes(mapped, ("cat", "bee", "ant"), values, str) == ("cat", "ant")
     assert find_classes(config, (), values, str) == ("ant", "cat")
+
+
+def test_names_that_come_with_the_files_and_are_no_text() -> None:
+    train = Split(images(), np.arange(NUM) % 3)
+    data = SourceData(("ant", "\ud800", "cat"), {"train": train})
+    with pytest.raises(UserError, match=r"names of classes that are not UTF-8: '\\ud800'"):
+        check_source("hf_disk", data)

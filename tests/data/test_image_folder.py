@@ -12,6 +12,7 @@ from PIL import Image
 
 from krscale.config import DataConfig, FilesConfig
 from krscale.data import SPLITS, decoding, describe_data, prepare_data
+from krscale.data.check import check_data
 from krscale.errors import UserError
 
 CLASSES = ("ant", "bee", "cat")
@@ -202,6 +203,27 @@ def test_what_is_no_file_does_not_hang(tmp_path):
     (tmp_path / "data/cat/gone.png").symlink_to("nowhere.png")
     with pytest.raises(UserError, match="2 of 38 data files are not regular files"):
         prepare(tmp_path / "data", tmp_path / "cache")
+
+
+@pytest.mark.timeout(60)
+def test_what_is_no_file_is_passed_over_where_that_is_set(tmp_path):
+    expected = fill(tmp_path / "data")
+    os.mkfifo(tmp_path / "data/bee/pipe.png")
+    (tmp_path / "data/cat/gone.png").symlink_to("nowhere.png")
+    (tmp_path / "data/cat/zero.png").symlink_to("/dev/zero")
+    (tmp_path / "data/cat" / os.fsdecode(b"caf\xe9.png")).symlink_to("nowhere")
+    for name, target in (("up", ".."), ("self", "self"), ("here", "."), ("gone", "nowhere")):
+        (tmp_path / "data" / name).symlink_to(target)
+        (tmp_path / "data/bee" / name).symlink_to(target)
+    found = check_data(
+        DataConfig(source="image_folder", path=str(tmp_path / "data"), skip_unreadable=True)
+    )
+    assert found.num_images == len(expected)
+    (note,) = found.notes
+    assert "links to folders: 4 (" in note
+    assert "data files that are no regular files: 4 (" in note
+    assert "a link to nothing 2" in note
+    assert "a device 2" in note
 
 
 def test_images_may_be_links(tmp_path):

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from drill_searches import Report, fates, own_ray, trials_of
@@ -82,6 +83,51 @@ def test_a_full_disk_stops_a_search_and_counts_nothing(
     report.must_hold("no traceback, no bad file descriptor", "Traceback" not in errors)
     after = {name: [t for t in ts if not was_interrupted(t)] for name, ts in trials_of(
         experiment.run_path).items()}  # fmt: skip
+    report.must_hold(
+        "with room again it ends exact: two trials and one final, all complete",
+        sorted(map(len, after.values())) == [1, 2]
+        and all(t.state is TrialState.COMPLETE for ts in after.values() for t in ts),
+    )
+    report.done()
+
+
+def test_a_full_disk_under_rays_session_stops_a_search(drill: Drill, tmp_path: Path) -> None:
+    report = Report(drill, "the disk of Ray's session fills up while trials run")
+    with TemporaryDirectory(prefix="kr", ignore_cleanup_errors=True) as name:  # a short path
+        session = Path(name) / "disk"
+        session.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", str(session)]
+        if subprocess.run(mount, check=False, capture_output=True).returncode:
+            pytest.skip("this user cannot mount a file system")
+        experiment = fates(tmp_path, "slow", "calm", settings=("train.num_epochs=12",))
+        filled: list[Path] = []
+
+        def fill_in_mid_epoch() -> None:
+            while not list(tmp_path.glob("slow-*")):
+                time.sleep(0.1)
+            filled.append(fill(session))
+
+        thread = threading.Thread(target=fill_in_mid_epoch)
+        thread.start()
+        said = ""
+        try:
+            with own_ray(2, session=session):
+                try:
+                    run_session(experiment, quiet=True)
+                except UserError as error:
+                    said = str(error)
+                thread.join()
+                filled[0].unlink()
+            print("said", said)
+            with own_ray(2):
+                run_session(experiment, quiet=True)
+        finally:
+            subprocess.run(["umount", "--lazy", str(session)], check=True)
+    after = {
+        name: [t for t in ts if not was_interrupted(t)]
+        for name, ts in trials_of(experiment.run_path).items()
+    }
+    report.must_hold("it ended, or stopped with one sentence", "\n" not in said)
     report.must_hold(
         "with room again it ends exact: two trials and one final, all complete",
         sorted(map(len, after.values())) == [1, 2]

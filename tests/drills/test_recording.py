@@ -64,6 +64,7 @@ def test_every_drill_prints_and_records_what_was_injected_and_held(
         {"what": "a pickle with code", "number": 3, "kind": "bad input"},
     ]
     assert (said["required"], said["results"]) == (["all five remain"], ["all five remain"])
+    assert len(said["commit"].partition("+")[0]) == 40
     assert said["figures"] == [["restart", 8.1, "s"]]
     for line in (
         "drill test_said passed",

@@ -21,7 +21,7 @@ def writer() -> ModuleType:
 
 
 def record(name: str, number: int = 1, passed: bool = True, **more: Any) -> dict[str, Any]:
-    """What `drilling.Drill` writes of a drill, with the commit that the writer adds."""
+    """What `drilling.Recorder` writes of a drill."""
     return {
         "name": name,
         "module": "drills.py",

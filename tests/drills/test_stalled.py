@@ -52,6 +52,7 @@ def test_the_wall_limit_ends_a_search_whose_trial_hangs(
     drill: Drill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("krscale.search.studies.stalls.LEAST_SECONDS_AT_THE_END", 5.0)
+    monkeypatch.setattr("krscale.search.studies.stalls.TIMES_THE_LONGEST", 1.0)
     report = Report(drill, "a step that never returns; stall_seconds = off, max_wall_seconds = 40")
     settings = ("search.stall_seconds=off", "search.max_wall_seconds=40")
     experiment = fates(tmp_path, "stays", "calm", settings=settings)

@@ -1,6 +1,7 @@
 """One student by the command: in one process, over Ray Train, interrupted, and refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,11 @@ def distil(storage: Path, *settings: str) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for all, so that the teacher is trained once."""
-    return tmp_path_factory.mktemp("storage")
+def storage(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Path:
+    """One for all, so that the teacher is trained once; with MLflow's database."""
+    folder = tmp_path_factory.mktemp("storage")
+    shutil.copy(empty_database, folder / "mlflow.db")
+    return folder
 
 
 @pytest.fixture(scope="module")

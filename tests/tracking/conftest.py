@@ -7,21 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from krscale.tracking.address import resolve_address
-from krscale.tracking.server import Server, prepare_mlflow
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory) -> Path:
-    """An initialised MLflow database without experiments; making one takes seconds."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    address = resolve_address("", folder)
-    prepare_mlflow(address)
-    Server(address, "krscale-template")
-    with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
-        database.execute("delete from experiments where name = 'krscale-template'")
-    return folder / "mlflow.db"
-
 
 @pytest.fixture
 def storage(tmp_path, empty_database) -> Path:

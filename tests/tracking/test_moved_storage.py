@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 import sqlite3
-import subprocess
-import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import pytest
-from running import environment
+from moving_storage import record
 
 from krscale.config import TrackingConfig
 from krscale.files import write_json
@@ -30,37 +30,17 @@ def first(tmp_path, empty_database) -> Path:
     return tmp_path / "A"
 
 
-BEFORE = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from test_moved_storage import record
-record(Path(sys.argv[2]))
-"""
+def in_another_process(function: Callable[..., object], *arguments: object) -> None:
+    """As before a move: MLflow remembers folders and open files for as long as a process lives.
 
-
-def record_in_another_process(storage: Path) -> None:
-    """As before a move: MLflow remembers folders and open files for as long as a process lives."""
-    here = str(Path(__file__).parent)
-    arguments = [sys.executable, "-c", BEFORE, here, str(storage)]
-    subprocess.run(arguments, env=environment(), check=True, timeout=120)
-
-
-def sync_in_another_process(storage: Path) -> None:
-    arguments = [sys.executable, "-m", "krscale.sync", str(storage / "run")]
-    subprocess.run(arguments, env=environment(), check=True, timeout=120)
-
-
-def record(storage: Path, name: str = "figure.txt", value: float = 0.5) -> None:
-    figure = storage / "run" / name
-    figure.parent.mkdir(exist_ok=True)
-    figure.write_text("drawn")
-    with Tracker("", "digits", storage / "run") as tracker:
-        tracker.start_run("kr", "digits kr")
-        tracker.log_metrics("kr", {"accuracy": value}, step=1)
-        tracker.log_artifact("kr", figure)
-        tracker.end_run("kr")
-        assert tracker.close(30) == 0
+    The process is forked from one that has imported MLflow and has used it for nothing.
+    """
+    forking = multiprocessing.get_context("forkserver")
+    forking.set_forkserver_preload([record.__module__, "mlflow.store.tracking.sqlalchemy_store"])
+    process = forking.Process(target=function, args=arguments)
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
 
 
 def artifact_folders(database: Path) -> set[Path]:
@@ -83,7 +63,7 @@ def as_older_versions_wrote_it(run: Path) -> None:
 @pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize("how", ["sync", "tracker"])
 def test_what_is_recorded_after_a_move_goes_to_the_new_place(first, by_key, how, older):
-    record_in_another_process(first)
+    in_another_process(record, first)
     if older:
         as_older_versions_wrote_it(first / "run")
     second = first.rename(first.with_name("B"))
@@ -102,7 +82,7 @@ def test_what_is_recorded_after_a_move_goes_to_the_new_place(first, by_key, how,
 def test_mlflow_itself_finds_the_artifacts(first):
     from mlflow import MlflowClient
 
-    record_in_another_process(first)
+    in_another_process(record, first)
     second = first.rename(first.with_name("B"))
     assert sync(second / "run") == 0, "which mends it though there is nothing to send"
     client = MlflowClient(f"sqlite:///{second}/mlflow.db")
@@ -113,7 +93,7 @@ def test_mlflow_itself_finds_the_artifacts(first):
 
 
 def test_a_copy_records_into_itself_and_leaves_the_first_alone(first, by_key):
-    record_in_another_process(first)
+    in_another_process(record, first)
     second = Path(shutil.copytree(first, first.with_name("B")))
     before = (first / "mlflow.db").read_bytes()
     record(second, "later.txt", 0.75)
@@ -124,9 +104,9 @@ def test_a_copy_records_into_itself_and_leaves_the_first_alone(first, by_key):
 
 
 def test_moved_twice(first, by_key):
-    record_in_another_process(first)
+    in_another_process(record, first)
     second = first.rename(first.with_name("B"))
-    sync_in_another_process(second)
+    in_another_process(sync, second / "run")
     third = second.rename(first.with_name("C"))
     # experiment.json still names the first one.
     assert sync(third / "run", begun=Begun(TrackingConfig(), first)) == 0

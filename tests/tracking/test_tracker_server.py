@@ -1,68 +1,11 @@
 """A real MLflow server that is down at first, comes later, and goes away again."""
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-
 import pytest
+from mlflow_server import MlflowServer, free_port, wait_for
 
 from krscale.tracking import Tracker, sync
 
 pytestmark = pytest.mark.cluster
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(condition, seconds=60.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-
-
-class MlflowServer:
-    def __init__(self, folder, port):
-        self.folder, self.port, self.process = folder, port, None
-        self.uri = f"http://127.0.0.1:{port}"
-
-    def start(self):
-        environment = {
-            **os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-        }  # fmt: skip
-        self.process = subprocess.Popen(
-            [
-                sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1",
-                "--port", str(self.port), "--workers", "1",
-                "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db",
-                "--artifacts-destination", str(self.folder / "served"),
-            ],
-            env=environment, cwd=self.folder, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        wait_for(self.answers)
-
-    def answers(self):
-        assert self.process.poll() is None, "the server ended"
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:
-                return answer.status == 200
-        except (urllib.error.URLError, OSError):
-            return False
-
-    def stop(self):
-        if self.process is not None:
-            os.killpg(self.process.pid, 9)
-            self.process.wait(30)
-            self.process = None
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def ablations(capacity: str, best: Mapping[str, Any], distill: DistillConfig) ->
     """
     fixed = {f"distill.{name}": value for name, value in distill.model_dump(mode="json").items()}
     return [
-        finals_with(changed, capacity, best, name.replace(" ", "-"), name)
+        finals_with(changed, capacity, best, name.replace(" ", "-").replace("'", ""), name)
         for name, changed in ABLATIONS.items()
         if any({**fixed, **best}[path] != value for path, value in changed.items())
     ]
@@ -120,7 +120,13 @@ FAMILIES = (
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "without aggregation": {"distill.granularity": "layer"},
     "without sparsity": {"distill.sparsity": 0.0},
-    "without the grid": {"distill.head_grid": 1},
+    "without the probes' grid": {"distill.probe_grid": 1},
+    "without alignment by stage": {"distill.alignment": "depth"},
+    "without a schedule": {
+        "distill.auxiliary_schedule": "constant",
+        "distill.where_schedule": "constant",
+    },
+    "without the where-distribution": {"distill.where_weight": 0.0},
 }
 """Parts of KR, and the settings that leave each of them out."""
 QUICK = (

@@ -13,9 +13,10 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from krscale.cluster.connect import require
+from krscale.cluster.lost_worker import lost_worker
 from krscale.config import Experiment, SearchConfig, with_values
 from krscale.errors import UserError
 from krscale.files import write_json
@@ -259,4 +260,7 @@ def _probe_on_worker(
         if isinstance(error.cause, UserError):
             raise error.cause from None
         raise
+    except RayError as error:
+        work = "search.gpus_per_trial: measuring the largest student"
+        raise lost_worker(error, work) or error from error
     return found

@@ -21,7 +21,7 @@ from krscale.models.given import Builder, keep
 from krscale.parallel import Workers
 from krscale.runs.folder import student_path
 from krscale.search.studies.checkpoints import History, Keeper, checkpoint_path, go_on, sign_path
-from krscale.search.studies.signs import Signs
+from krscale.search.studies.signs import Signs, seconds_between
 from krscale.search.studies.trial_spec import FinalKey
 from krscale.setup.build import Assets, build_training, trial_experiment
 from krscale.setup.prepare import Prepared, pick_device
@@ -112,7 +112,9 @@ class StudentTrial(tune.Trainable):
         raise NotImplementedError("krscale keeps its own checkpoints")
 
     def _begin(self, config: dict[str, Any]) -> None:
-        signs = Signs(sign_path(self.experiment.run_path, str(config["name"])))
+        search, path = self.experiment.search, self.experiment.run_path
+        between = seconds_between(search.stall_seconds)
+        signs = Signs(sign_path(path, str(config["name"])), between)
         self.trial_seed = int(config["seed"])
         self.method, self.capacity = str(config["method"]), str(config["capacity"])
         self.is_final = config["kind"] == FinalKey.kind

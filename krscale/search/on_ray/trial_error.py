@@ -5,19 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ray.exceptions import (
-    NodeDiedError,
-    OutOfDiskError,
-    OutOfMemoryError,
-    RayActorError,
-    WorkerCrashedError,
-)
+from ray.exceptions import OutOfDiskError, OutOfMemoryError
 
+from krscale.cluster.lost_worker import LOST, SESSION_IS_FULL, ended_for_memory, what_befell
 from krscale.errors import StorageError
 from krscale.search.studies.retries import Cause
 from krscale.storage_errors import storage_error
 
-_LOST = (RayActorError, WorkerCrashedError, NodeDiedError)
 _MEMORY = re.compile(
     r"\b(torch\.)?(cuda\.)?OutOfMemoryError\b"  # torch's, and Ray's by name
     r"|\bMemoryError\b"  # Python's, numpy's
@@ -25,9 +19,7 @@ _MEMORY = re.compile(
     r"|running low on memory"  # Ray's memory monitor
 )
 """Not the word OOM: Ray names it among the causes that the death of any worker may have."""
-_ENDED_BY_RAY = re.compile(r"running low on memory\. Memory on the node .*? was (.+?) used / (\S+)")
 _STORAGE_ERROR = re.compile(r"\b(?:DiskFullError|StorageError): (.+)")
-_NODE_IS_GONE = re.compile(r"because its node has died|NodeDiedError")
 
 
 @dataclass(frozen=True)
@@ -52,7 +44,7 @@ class TrialError:
         if isinstance(error, OutOfMemoryError) or _MEMORY.search(_ending(text)):
             return cls(text, Cause.MEMORY)
         # An exception in an actor's first trial comes as the actor's death, but is the trial's own.
-        if isinstance(error, _LOST) and not getattr(error, "actor_init_failed", False):
+        if isinstance(error, LOST) and not getattr(error, "actor_init_failed", False):
             return cls(text, Cause.WORKER)
         return cls(text, None)
 
@@ -62,18 +54,10 @@ class TrialError:
 
         Ray's own words of a worker that died fill a page.
         """
-        if self.cause is Cause.MEMORY and (found := _ENDED_BY_RAY.search(self.text)):
-            used, limit = found.groups()
-            return (
-                f"Ray ended its worker, when {used} of the {limit} of memory on its node were used"
-            )
-        if self.cause is Cause.WORKER and _NODE_IS_GONE.search(self.text):
-            return "its node is gone"
+        if self.cause is Cause.MEMORY and (sentence := ended_for_memory(self.text)):
+            return sentence
         if self.cause is Cause.WORKER:
-            return (
-                "the process of its worker ended without an exception: it was killed, for example "
-                "by the system for the memory it took, or it crashed"
-            )
+            return what_befell(self.text)
         lines = _ending(self.text).splitlines()
         return lines[-1].strip() if lines else "no error text"
 
@@ -88,10 +72,7 @@ def _of_storage(error: BaseException | None, text: str) -> StorageError | None:
     if lines and (named := _STORAGE_ERROR.search(lines[0])):
         return StorageError(named[1])
     if isinstance(error, OutOfDiskError) or "OutOfDiskError" in text:
-        return StorageError(
-            "the disk of a node of the cluster is full, where Ray keeps its session (/tmp/ray, "
-            "unless it was told otherwise): free some space and start again."
-        )
+        return StorageError(SESSION_IS_FULL)
     return None
 
 

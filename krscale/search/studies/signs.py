@@ -12,7 +12,22 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-SECONDS_BETWEEN = 1.0
+SECONDS_BETWEEN = 5.0
+"""At most; on some storage every sign is a request to a server."""
+SIGNS_PER_STALL = 4
+"""At least so many are left in the time after which a trial without one is ended."""
+
+
+def seconds_between(stall_seconds: float | str) -> float:
+    """Return how often a trial leaves a sign, under `search.stall_seconds`.
+
+    Example:
+        >>> seconds_between("auto"), seconds_between(8.0)
+        (5.0, 2.0)
+    """
+    if isinstance(stall_seconds, str) or stall_seconds == 0.0:
+        return SECONDS_BETWEEN
+    return min(SECONDS_BETWEEN, stall_seconds / SIGNS_PER_STALL)
 
 
 class Signs:
@@ -20,11 +35,17 @@ class Signs:
 
     Args:
         path: The file (`checkpoints.sign_path`); made at once.
+        seconds: Between two signs.
         clock: Seconds; replaced in tests.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        self.path, self.clock = path, clock
+    def __init__(
+        self,
+        path: Path,
+        seconds: float = SECONDS_BETWEEN,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.path, self.seconds, self.clock = path, seconds, clock
         self.next_at = float("-inf")
         path.parent.mkdir(parents=True, exist_ok=True)
         self.give()
@@ -34,7 +55,7 @@ class Signs:
         now = self.clock()
         if now < self.next_at:
             return
-        self.next_at = now + SECONDS_BETWEEN
+        self.next_at = now + self.seconds
         with suppress(FileNotFoundError):  # the search has ended, and its folder is gone
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             try:

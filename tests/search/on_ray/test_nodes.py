@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import ray
+from drilling import Drill
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -92,8 +93,12 @@ def test_a_trial_that_no_node_can_hold_is_refused(cluster: Cluster) -> None:
 
 
 @pytest.mark.drill
-def test_what_a_lost_node_was_training_goes_on_elsewhere(cluster: Cluster, tmp_path: Path) -> None:
+def test_what_a_lost_node_was_training_goes_on_elsewhere(
+    cluster: Cluster, tmp_path: Path, drill: Drill
+) -> None:
     """Fails if the search hangs, ends with an error, or loses or doubles a trial."""
+    drill.injected("a node of a cluster taken away while its trial trains")
+    drill.must_hold("every trial is complete once; the trial on the lost node, and no other, moved")
     journal = tmp_path / "lost" / "journal.log"
     process = start(cluster, tmp_path)
     try:
@@ -112,6 +117,7 @@ def test_what_a_lost_node_was_training_goes_on_elsewhere(cluster: Cluster, tmp_p
     assert len(interrupted) == 1, "the trial on the lost node, and no other"
     states = Counter(t.state for found in studies.values() for t in found)
     assert states == {TrialState.COMPLETE: NUM_TRIALS + NUM_FINALS, TrialState.FAIL: 1}
+    drill.held(f"{NUM_TRIALS + NUM_FINALS} trials complete, one of them went on on another node")
 
 
 def _two_are_training(journal: Path) -> bool:

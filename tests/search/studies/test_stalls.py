@@ -93,7 +93,7 @@ def test_a_sign_changes_with_the_steps_and_goes_with_the_checkpoint(tmp_path: Pa
     clock = Clock()
     path = sign_path(tmp_path, "plain/1-4/trial-0")
     assert last_sign(path) is None
-    signs = Signs(path, clock)
+    signs = Signs(path, clock=clock)
     os.utime(path, ns=(7, 7))
     signs.give()
     assert last_sign(path) == 7, "not at every step"

@@ -1,0 +1,63 @@
+"""`krscale clean`: list what lies in a storage and no run needs; remove it once that is agreed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from krscale.config import load
+from krscale.errors import UserError
+
+EXIT_KEPT = 1
+DESCRIPTION = (
+    "List the data, teachers and stores in the cache that no run of the storage uses, and the "
+    "records that Ray keeps in the folders of runs; remove them after a question. Runs, with their "
+    "students, records and exports, are never removed. Exit code 0: removed, or nothing to "
+    "remove, or not agreed; 1: some of it stays; 2: there is no such storage."
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.add_argument(
+        "--storage-path",
+        metavar="FOLDER",
+        help="folder of all runs (default: that of the experiments)",
+    )
+    parser.add_argument("--yes", action="store_true", help="remove without the question")
+
+
+def run(options: argparse.Namespace) -> int:
+    """List, ask, remove."""
+    storage = Path(options.storage_path or load().storage_path)
+    if not storage.is_dir():
+        raise UserError(f"{storage}: no such folder; --storage-path names that of all runs.")
+    from krscale.runs.cleaning import find_unused, remove  # torch takes seconds to import
+
+    unused, notes = find_unused(storage)
+    for note in notes:
+        print(f"krscale: {note}", file=sys.stderr)
+    for each in unused:
+        print(f"{each.num_bytes / 1e6:10,.1f} MB  {each.path}: {each.reason}")
+    total = sum(each.num_bytes for each in unused)
+    if not unused:
+        print(f"{storage}: nothing to remove.")
+        return 0
+    if not (options.yes or _agreed(f"Remove {len(unused)} folders, {total / 1e6:,.1f} MB?")):
+        print("Nothing was removed.")
+        return 0
+    freed, kept = remove(unused)
+    for line in kept:
+        print(f"krscale: {line}", file=sys.stderr)
+    print(f"{freed / 1e6:,.1f} MB freed.")
+    return EXIT_KEPT if kept else 0
+
+
+def _agreed(question: str) -> bool:
+    """Ask; without a terminal nobody can agree."""
+    if not sys.stdin.isatty():
+        print(f"{question} --yes does; nobody can be asked here.")
+        return False
+    print(f"{question} [y/N] ", end="", flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

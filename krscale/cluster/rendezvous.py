@@ -1,0 +1,54 @@
+"""Where the workers of one training meet: on the address that they are told, and on no other.
+
+torch lets the store by which workers find each other listen on all addresses of the first worker's
+machine, and asks nobody for a password. It takes a socket that listens already, but neither torch
+nor Ray Train has a setting for it.
+"""
+
+from __future__ import annotations
+
+import socket
+from importlib import import_module
+from typing import Any
+
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+
+def store_on_one_address(host_name: str, port: int, *, is_master: bool, **options: Any) -> TCPStore:
+    """Return torch's store; its server listens on the address that all workers connect to.
+
+    Args:
+        host_name: Name or address of the first worker's machine.
+        port: Where the server listens.
+        is_master: Whether the server is this process.
+        options: Of `TCPStore`.
+    """
+    if is_master:
+        family, *_, where = socket.getaddrinfo(host_name, port, type=socket.SOCK_STREAM)[0]
+        server = socket.create_server(where[:2], family=family)
+        options["master_listen_fd"] = server.detach()  # torch closes it
+    return TCPStore(host_name=host_name, port=port, is_master=is_master, **options)
+
+
+def listen_on_one_address() -> None:
+    """Let torch make its stores so in this process from now on."""
+    module = import_module("torch.distributed.rendezvous")  # as an attribute it is a function
+    setattr(module, "TCPStore", store_on_one_address)  # noqa: B010 - a type
+
+
+class OneAddress(TorchConfig):
+    """Ray Train's setting up of torch, whose store listens on one address."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        """What sets up the workers."""
+        return _Backend
+
+
+class _Backend(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        """Run on the controller when a group of workers has started."""
+        worker_group.execute(listen_on_one_address)
+        super().on_start(worker_group, backend_config)

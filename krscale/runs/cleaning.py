@@ -1,0 +1,106 @@
+"""What lies in a storage and no run needs: found, and removed once the user has agreed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from krscale.data.given import given_folder
+from krscale.errors import UserError
+from krscale.leftovers import hidden_lock
+from krscale.runs.folder import EXPERIMENT_FILE, read_experiment
+from krscale.runs.verify_cache import Shared
+from krscale.runs.verify_files import folders_in
+
+RAY_TUNE = "tune"
+"""Folder of a run in which Ray Tune keeps its own records; krscale reads none of them."""
+_CACHED = ("data", "teachers", "stores")
+
+
+@dataclass(frozen=True)
+class Unused:
+    """A folder that may go.
+
+    Attributes:
+        path: The folder.
+        num_bytes: What its files take.
+        reason: Why no run needs it, and what makes it again.
+        lock: What a process holds that writes or reads it.
+    """
+
+    path: Path
+    num_bytes: int
+    reason: str
+    lock: Path
+
+
+def find_unused(storage: Path) -> tuple[list[Unused], list[str]]:
+    """Return what no run of a storage needs, and why some of it is not looked at.
+
+    Folders of runs, their students, records and exports are never among it.
+
+    Args:
+        storage: Folder of all runs.
+    """
+    runs = [f for f in folders_in(storage) if (f / EXPERIMENT_FILE).is_file()]
+    found = [
+        Unused(run / RAY_TUNE, _size(run / RAY_TUNE), "Ray's own records", run / ".lock")
+        for run in runs
+        if (run / RAY_TUNE).is_dir() and not run.is_symlink() and not (run / RAY_TUNE).is_symlink()
+    ]
+    used: set[Path] = set()
+    for run in runs:
+        try:
+            shared = Shared.of(read_experiment(run))
+        except UserError as error:
+            why = f"data, teachers and stores all stay, as those of {run} are not known: {error}"
+            return found, [why]
+        used.update(*(map(Path.resolve, each) for each in _folders(shared)))
+    return [*found, *_unused_cache(storage / "cache", used)], []
+
+
+def remove(unused: Iterable[Unused]) -> tuple[int, list[str]]:
+    """Remove folders; one that a process works on stays.
+
+    Returns:
+        The bytes that were freed, and a line for each that stays.
+    """
+    freed, kept = 0, []
+    for each in unused:
+        try:
+            with FileLock(each.lock, timeout=0):
+                shutil.rmtree(each.path)
+            freed += each.num_bytes
+        except Timeout:
+            kept.append(f"{each.path}: stays, a process works on it")
+        except OSError as error:
+            kept.append(f"{each.path}: stays: {error.strerror or error}")
+    return freed, kept
+
+
+def _folders(shared: Shared) -> tuple[tuple[Path, ...], ...]:
+    return shared.given, shared.data, shared.teachers, shared.stores
+
+
+def _unused_cache(cache: Path, used: set[Path]) -> Iterator[Unused]:
+    reason = "of no run that is here; the command that needs it makes it again"
+    for parent in (*(cache / name for name in _CACHED), given_folder(cache)):
+        for folder in folders_in(parent):
+            if folder.is_symlink() or folder.resolve() in used:
+                continue
+            teacher = parent.name == "teachers"
+            lock = folder.with_suffix(".lock") if teacher else hidden_lock(folder)
+            yield Unused(folder, _size(folder), reason, lock)
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            total += path.lstat().st_size if not path.is_dir() or path.is_symlink() else 0
+    return total

@@ -33,7 +33,8 @@ OPENED_BY: dict[str, tuple[str, list[str]]] = {
     "cache/data/*/manifest.json": ("teach", ["SETTINGS"]),
     "cache/data/*/content.json": ("tune", ["SETTINGS"]),
     "cache/teachers/*/teacher.safetensors": ("tune", ["SETTINGS"]),
-    "cache/teachers/*/probes.pt": ("store", ["check", "RUN", "--quiet"]),
+    "cache/teachers/*/probes-grid-4.pt": ("store", ["check", "RUN", "--quiet"]),
+    "cache/teachers/*/gains-grid-4.json": ("teach", ["SETTINGS"]),
     "cache/teachers/*/facts.json": ("teach", ["SETTINGS"]),
     "cache/stores/*/manifest.json": ("teach", ["SETTINGS"]),
     "cache/stores/*/view-0000/shard-00000-*.arrow": ("teach", ["SETTINGS"]),
@@ -46,6 +47,7 @@ OPENED_BY: dict[str, tuple[str, list[str]]] = {
     "small/journal.log": ("tune", ["SETTINGS"]),
 }  # fmt: skip
 OTHERS = (
+    "cache/teachers/*/probes.pt",
     "cache/data/*/train.arrow.digest.json",
     "small/students/plain/*/seed-*.safetensors.digest.json",
     "small/unfinished/plain@1-16/0/state.pt",

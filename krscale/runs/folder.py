@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from krscale.config import Experiment, TrackingConfig, as_record, read_record, validate
-from krscale.config.older import MENDED, uses_mended_method, with_former_defaults
+from krscale.config.older import FORMER_OF_KR, MENDED, uses_mended_method, with_former_defaults
 from krscale.errors import UserError
 from krscale.files import follow, read_json, reading, write_atomic, write_json
 from krscale.foreign import is_file, real, user_path
@@ -339,15 +339,26 @@ def _refuse_changes(
             f"they tried before is kept but does not count. Or choose another name "
             f"(--set name=...)."
         )
-    hints = [
-        f"The run is older than {key}: --set {key}={old[key]} goes on as it was begun. "
-        for key in changed
-        if key in newer and not key.startswith(SPACE)
-    ]
     raise UserError(
-        f"{folder} belongs to another experiment: {'; '.join(lines)}{more}. {''.join(hints)}"
+        f"{folder} belongs to another experiment: {'; '.join(lines)}{more}. "
+        f"{_how_it_was_begun(old, changed, newer)}"
         f"Choose another name (--set name=...), or remove the folder."
     )
+
+
+def _how_it_was_begun(old: Mapping[str, Any], changed: list[str], newer: Set[str]) -> str:
+    """Return the options that continue a run which is older than some settings; empty if none is.
+
+    A setting of KR that the run has kept belongs to them: its default changed with the newer ones.
+    """
+    older = [key for key in changed if key in newer and not key.startswith(SPACE)]
+    if any(key.removeprefix("distill.") in FORMER_OF_KR for key in older):
+        older += [key for key in changed if key == "distill.kr_weight"]
+    if not older:
+        return ""
+    names = ", ".join(older)
+    options = " ".join(f"--set {key}={old[key]}" for key in older)
+    return f"The run is older than today's {names}: {options} goes on as it was begun. "
 
 
 def _change(key: str, before: Any, now: Any) -> str:

@@ -18,6 +18,9 @@ from krscale.report import read_curve
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 ARCHIVE = Path(__file__).parent / "older" / "runs_3afaaac.tar.xz"
+# As the message of a start without them prints them.
+FORMER = ("distill.alignment=depth", "distill.auxiliary_schedule=constant",
+          "distill.probe_grid=1", "distill.kr_weight=2.0")  # fmt: skip
 COMMON = ("teacher.width=8", "teacher.num_epochs=2", "search.methods=['plain', 'kr']",
           "cluster.address=local", "cluster.num_cpus=2", "tracking.enabled=false")  # fmt: skip
 OLD = ("name=old", "train.num_epochs=2", "ladder.capacities=['1/16', '1/4']",
@@ -43,7 +46,7 @@ def counted(studies: dict[str, optuna.Study]) -> dict[str, int]:
 
 
 def tune(storage: Path, *settings: str) -> dict[str, object]:
-    arguments = overrides(*COMMON, f"storage_path={storage}", *settings)
+    arguments = overrides(*COMMON, f"storage_path={storage}", *FORMER, *settings)
     done = here("tune", ["--quiet", "--json", *arguments])
     assert done.returncode == 0, done.stderr
     found: dict[str, object] = json.loads(done.stdout)
@@ -52,6 +55,13 @@ def tune(storage: Path, *settings: str) -> dict[str, object]:
 
 def teachers(storage: Path) -> list[str]:
     return sorted(p.name for p in (storage / "cache" / "teachers").iterdir() if p.is_dir())
+
+
+def test_another_formulation_is_refused_with_what_goes_on(storage: Path) -> None:
+    arguments = overrides(*COMMON, f"storage_path={storage}", *OLD)
+    done = here("tune", ["--quiet", *arguments])
+    assert done.returncode == 2
+    assert f"{' '.join(f'--set {setting}' for setting in FORMER)} goes on" in done.stderr
 
 
 def test_a_finished_search_has_nothing_left_to_do(storage: Path) -> None:

@@ -99,6 +99,12 @@ def test_the_page_says_what_is_unfinished_and_where_kr_loses(result: dict[str, A
     assert "**51.0 ± 2.5**" in text
 
 
+def test_results_of_the_first_formulation_are_marked(result: dict[str, Any]) -> None:
+    assert "first formulation**" not in page(result, {})
+    del result["tasks"][0]["task"]["distill"]
+    assert "**KR here is its first formulation**" in page(result, {})
+
+
 def test_a_page_before_anything_was_measured_can_be_written(result: dict[str, Any]) -> None:
     task = {
         **result["tasks"][0],

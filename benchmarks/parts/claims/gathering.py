@@ -33,7 +33,7 @@ from parts.measuring import machine
 
 ByDepth = dict[int, list[float]]
 """Residual at every depth, by seed."""
-_SECTIONS = {"data", "views", "teacher", "student", "ladder", "train", "search"}
+_SECTIONS = {"distill", "data", "views", "teacher", "student", "ladder", "train", "search"}
 
 
 def gather(runs: Sequence[TaskRun], command: str) -> dict[str, Any]:

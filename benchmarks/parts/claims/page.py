@@ -138,6 +138,13 @@ def _task(result: Json) -> str:
             f"{teacher['num_parameters']:,} parameters, {as_share(teacher['test_accuracy'])} % on "
             f"test after {task['teacher']['num_epochs']} epochs. {result['published']}".strip()
         )
+    if "distill" not in task:
+        lines.append(
+            "**KR here is its first formulation**: probes that read means over all positions, and "
+            "auxiliary groups that teach to the end. The second one, today's default "
+            "([what changed](knowledge-representing.md#the-first-formulation)), has not been "
+            "measured against tuned opponents yet."
+        )
     if result["unfinished"]:
         lines.append(
             f"**Unfinished.** Not measured yet: {', '.join(result['unfinished'])}. What is missing "

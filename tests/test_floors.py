@@ -94,7 +94,7 @@ def imported(file: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("package", "place"),
     [
-        ("ray.train", "cluster/train.py"),
+        ("ray.train", "cluster"),
         ("ray.tune", "search/on_ray"),
         ("optuna", "search"),
         ("mlflow", "tracking"),

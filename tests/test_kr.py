@@ -132,8 +132,8 @@ def test_zero_where_student_and_teacher_agree(teacher: nn.Module, pairs: Pairs) 
     term = kr.terms(kr.student(images), kr.teacher(images), labels)["kr"]
     assert term.abs().max() < 1e-4
     outputs = kr.student(images)
-    noisy = replace(outputs, logits=outputs.logits + torch.eye(3)[labels])
-    assert (kr.terms(noisy, kr.teacher(images), labels)["kr"] > 1e-6).any()
+    others = replace(outputs, logits=outputs.logits.roll(1, dims=-1))
+    assert (kr.terms(others, kr.teacher(images), labels)["kr"] > 1e-2).any()
 
 
 def test_parameters_are_the_heads_alone(

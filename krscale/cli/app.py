@@ -26,7 +26,7 @@ COMMANDS = {
     "space": "check a search space, and list what it varies",
     "store": "check or describe the stored predictions of a run's teacher",
     "verify": "compare all files of a run with what was written",
-    "clean": "remove data, teachers and stores that no run uses, after a question",
+    "clean": "remove what no run uses, after a question",
     "ui": "open MLflow on the curves of all searches",
     "sync": "send MLflow what a run recorded while MLflow was away",
 }

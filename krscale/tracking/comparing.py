@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Set
+from contextlib import suppress
+from pathlib import Path
 
+from krscale.foreign import is_file
 from krscale.tracking.spool import Event
 
 Values = Mapping[str, float]
 """Metric -> its value at the latest step."""
 
 
+Point = tuple[str, str, int]
+"""Key of a run, metric and step."""
+
+
 def lacking(
-    runs: Mapping[str, str], there: Mapping[str, Values], events: Iterable[Event]
+    runs: Mapping[str, str],
+    there: Mapping[str, Values],
+    events: Iterable[Event],
+    refused: Set[Point] = frozenset(),
 ) -> tuple[list[str], list[str]]:
     """Return the runs that MLflow has no more, and those of which it lacks values.
 
@@ -19,13 +30,14 @@ def lacking(
         runs: Those that it was sent: key -> MLflow's id.
         there: Those that it has: id -> the last values, as MLflow shows them.
         events: All that was recorded.
+        refused: What MLflow did not take of it, and would not take again.
 
     Example:
         >>> point = Event("log", "kr", 0, {"metrics": {"loss": 0.5}, "step": 1, "tags": {}})
         >>> lacking({"kr": "a", "kd": "b"}, {"a": {"loss": 2.0}}, [point])
         (['kd'], ['kr'])
     """
-    last = _last_values(events)
+    last = _last_values(events, refused)
     gone = [key for key, run_id in runs.items() if run_id not in there]
     short = [
         key
@@ -35,13 +47,36 @@ def lacking(
     return gone, short
 
 
-def _last_values(events: Iterable[Event]) -> dict[str, dict[str, float]]:
+def refused_points(path: Path) -> set[Point]:
+    """Return the points that MLflow has refused, as the record of refusals has them.
+
+    A line that cannot be read is passed over: its points are sent again, and refused again.
+
+    Args:
+        path: `refused.jsonl`.
+    """
+    if not is_file(path):
+        return set()
+    found: set[Point] = set()
+    with path.open("rb") as file:
+        for line in file:
+            with suppress(ValueError, LookupError, TypeError, RecursionError):
+                content = json.loads(line)
+                if content["what"] == "metrics":
+                    points = ((str(name), int(step)) for name, _, _, step in content["items"])
+                    found |= {(str(content["key"]), name, step) for name, step in points}
+    return found
+
+
+def _last_values(events: Iterable[Event], refused: Set[Point]) -> dict[str, dict[str, float]]:
     latest: dict[str, dict[str, tuple[int, int, float]]] = {}
     for event in events:
         if event.op != "log":
             continue
         of_run = latest.setdefault(event.key, {})
         for name, value in event.content["metrics"].items():
+            if (event.key, name, event.content["step"]) in refused:
+                continue
             point = (event.content["step"], event.time_ms, value)
             of_run[name] = max(of_run.get(name, point), point)
     return {

@@ -17,12 +17,14 @@ from krscale.errors import StorageError
 from krscale.files import write_json
 from krscale.redaction import redact
 from krscale.tracking.address import Address, follow_uri
-from krscale.tracking.comparing import lacking
+from krscale.tracking.comparing import lacking, refused_points
 from krscale.tracking.mending import read_or_set_aside
 from krscale.tracking.server import Kind, Refused, Server, ServerAway, longest_value
 from krscale.tracking.spool import Event, Spool
 
 STATE_FILE = "state.json"
+REFUSED_FILE = "refused.jsonl"
+"""What MLflow did not take, a line each, beside the record."""
 _BATCH_EVENTS = 1000
 _GATHER_SECONDS = 0.2
 """How long to wait after a first event, so that those close behind travel in one request."""
@@ -238,7 +240,8 @@ class Writer:
         """Go back to the beginning where MLflow lacks runs, or values, that it was sent."""
         there = server.runs_of(self._spool.id)
         events = (event for event, _ in self._spool.read(0))
-        gone, short = lacking(self._state.runs, there, events)
+        refused = refused_points(self._folder / REFUSED_FILE)
+        gone, short = lacking(self._state.runs, there, events, refused)
         if not gone and not short:
             return
         runs = {key: run_id for key, run_id in self._state.runs.items() if key not in gone}
@@ -364,7 +367,7 @@ class Writer:
             raise Refused(f"the run {key} was not created") from None
 
     def _refuse(self, key: str, what: str, items: Sequence[Any], reason: str) -> None:
-        path = self._folder / "refused.jsonl"
+        path = self._folder / REFUSED_FILE
         line = {"key": key, "what": what, "items": list(items), "reason": redact(reason)}
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from krscale.errors import NonFiniteError
+from krscale.models.outputs import find_logits
 from krscale.parallel import sum_over_workers
 
 ADVICE = "A smaller learning rate or weight usually helps."
@@ -36,7 +37,7 @@ def require_finite_outputs(model: nn.Module, images: Tensor, epoch: int) -> None
         NonFiniteError: On every worker.
     """
     was_training = model.training
-    broken = model.eval()(images).isfinite().logical_not().any()
+    broken = find_logits(model.eval()(images)).isfinite().logical_not().any()
     model.train(was_training)
     if sum_over_workers(broken.float()).item() > 0:
         raise NonFiniteError(

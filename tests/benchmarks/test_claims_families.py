@@ -69,6 +69,7 @@ def test_ablations_leave_out_one_part_each_and_none_the_winner_has_not(run: Task
         "distill.sparsity": 0.0,
         "distill.kr_weight": 3.0,
         "distill.auxiliary_schedule": "falling",
+        "distill.where_weight": 1.0,
     }
     distill = run.experiment(FAMILIES[0]).distill
     found = {family.label: run.experiment(family) for family in ablations("1/32", best, distill)}

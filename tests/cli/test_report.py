@@ -147,7 +147,7 @@ def test_a_run_that_is_not_there_says_what_is(storage, capsys):
 def test_a_figure_that_cannot_be_written_is_a_user_error(storage, capsys):
     (storage / "digits" / "curve.png").mkdir()
     assert main(["digits"]) == 2
-    assert "curve.png: cannot be written" in capsys.readouterr().err
+    assert "curve.png: a folder stands in the place of a file" in capsys.readouterr().err
 
 
 def test_the_module_runs_as_a_program(storage):

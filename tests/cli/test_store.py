@@ -133,7 +133,14 @@ def test_info_as_json(storage, capsys):
     assert info["num_bytes"] == sum(file.stat().st_size for file in shards(storage))
     assert info["bytes_per_view_and_tap"] == pytest.approx(2 * (3 + 2) + 4 / 6)
     assert len(info["encoding_error"]) == 6
-    assert set(info["fingerprints"]) == {"teacher", "data", "views", "taps", "store"}
+    assert set(info["fingerprints"]) == {
+        "teacher",
+        "data",
+        "views",
+        "taps",
+        "probes",
+        "store",
+    }
 
 
 def test_a_run_may_be_named_by_its_folder_which_may_have_moved(storage, capsys, tmp_path):

@@ -26,6 +26,9 @@ ADDRESS = "127.0.0.1:6379"
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
+    # Ray reads the mode once in a process, in which another test may have had a Ray with a token.
+    monkeypatch.setattr(token, "get_authentication_mode", lambda: AuthenticationMode.DISABLED)
+    monkeypatch.setattr(authentication_utils, "is_token_auth_enabled", lambda: False)
     monkeypatch.setenv("HOME", str(tmp_path))
     AuthenticationTokenLoader.instance().reset_cache()
     yield tmp_path

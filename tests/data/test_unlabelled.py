@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from krscale.config import DataConfig, Experiment, FilesConfig, ViewsConfig
-from krscale.config.older import FORMER_OF_KR
+from krscale.config.older import FORMER_OF_KR, FORMER_WEIGHT
 from krscale.data import Dataset, find_unlabelled, prepare_data, prepare_unlabelled
 from krscale.data.arrow import Images
 from krscale.data.check import check_data
@@ -172,7 +172,10 @@ def test_without_the_setting_nothing_is_another(labelled: Path, tmp_path: Path) 
 
 def test_the_experiment_of_before_has_its_fingerprint() -> None:
     # What `Experiment().fingerprint()` was before the setting existed, and KR's second formulation.
-    assert Experiment(distill=dict(FORMER_OF_KR)).fingerprint() == FINGERPRINT
+    assert (
+        Experiment(distill={**FORMER_OF_KR, "kr_weight": FORMER_WEIGHT}).fingerprint()
+        == FINGERPRINT
+    )
 
 
 def test_it_is_built_once_and_known_by_its_content(labelled: Path, tmp_path: Path) -> None:

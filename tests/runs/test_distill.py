@@ -30,6 +30,7 @@ CALM = (
 
 def distil(storage: Path, *settings: str) -> dict[str, object]:
     arguments = ["--json", *overrides(*SMALL, f"storage_path={storage}", UNEVEN, *settings)]
+    torch.set_num_threads(1)  # also in fixtures: the same weights again, bit by bit
     done = here("distill", arguments)
     assert done.returncode == 0, done.stderr
     result: dict[str, object] = json.loads(done.stdout)
@@ -95,6 +96,7 @@ def _rewind(run: Path) -> None:
     from krscale.setup.sizes import find_size
     from krscale.training.checkpoint import save_checkpoint
 
+    torch.set_num_threads(1)
     experiment = read_experiment(run)
     with Progress(quiet=True, planned={}) as progress:
         assets = Assets.open(prepare(experiment, progress))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from krscale.config import Experiment, load
-from krscale.config.older import FORMER_OF_KR, with_former_defaults
+from krscale.config.older import FORMER_OF_KR, FORMER_WEIGHT, with_former_defaults
 from krscale.errors import UserError
 from krscale.models.preprocessing import DEFAULT, Preprocessing, preprocessing_of_network
 from krscale.parallel import Workers
@@ -138,6 +138,7 @@ def test_numbers_that_do_not_fit_the_images_are_refused() -> None:
 def test_defaults_leave_fingerprints_as_they_were(tmp_path: Path) -> None:
     # Of the commit before there was a choice.
     former = [f"distill.{name}={json.dumps(value)}" for name, value in FORMER_OF_KR.items()]
+    former.append(f"distill.kr_weight={FORMER_WEIGHT}")
     assert load(None, former).fingerprint() == "8bf8a494dc9634ac"
     other = load(None, ["student.preprocessing.input_size=16"])
     assert other.fingerprint() != load().fingerprint()

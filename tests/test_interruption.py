@@ -98,7 +98,14 @@ def test_a_signal_while_the_process_leaves_ends_it_at_once_without_a_traceback(
     assert err == "krscale: interrupted by SIGTERM; the same command again continues.\n"
 
 
-@pytest.mark.parametrize("error", ["UserError('every trial failed')", "OSError('gone')"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        "UserError('every trial failed')",
+        "OSError('gone')",
+        "RuntimeError('Traceback (most recent call last):\\n  File ...\\nOSError: gone')",
+    ],
+)
 def test_what_fails_because_of_the_signal_is_no_traceback(error: str) -> None:
     work = (
         "from krscale.errors import UserError\n"
@@ -113,6 +120,7 @@ def test_what_fails_because_of_the_signal_is_no_traceback(error: str) -> None:
     assert process.returncode == 143
     first, last = err.splitlines()
     assert first.startswith(f"krscale: while stopping: {error.partition('(')[0]}: ")
+    assert "Traceback" not in first
     assert last == "krscale: interrupted by SIGTERM; the same command again continues."
 
 

@@ -124,7 +124,8 @@ def begin_with_first_formulation(config: Experiment) -> None:
 def test_kr_goes_on_in_its_first_formulation_or_not_at_all(tmp_path: Path, method: str) -> None:
     config = experiment(tmp_path, "plain", method)
     begin_with_first_formulation(config)
-    with pytest.raises(UserError, match=r"--set distill\.probe_grid=1 goes on as it was begun"):
+    options = r"--set distill\.probe_grid=1 --set distill\.kr_weight=2\.0 goes on as it was begun"
+    with pytest.raises(UserError, match=options):
         go_on(config)
     former = {**FORMER_OF_KR, "kr_weight": FORMER_WEIGHT}
     settings = {f"distill__{name}": value for name, value in former.items()}

@@ -61,13 +61,19 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
     return code
 
 
+def _in_a_line(error: Exception) -> str:
+    """Return what an error says; of a whole traceback, as Tune's errors hold, what it ends with."""
+    lines = str(error).strip().splitlines() or [""]
+    return lines[-1] if lines[0].startswith("Traceback") else lines[0]
+
+
 def _interrupted(error: Exception | None = None) -> int:
     """Say how to go on, and what else went wrong on the way out: often only what was cut short."""
     stopped_by = received() or signal.SIGINT
     by = "" if stopped_by is signal.SIGINT else f" by {stopped_by.name}"
     with suppress(OSError):
         if error is not None:
-            text = redact(f"krscale: while stopping: {type(error).__name__}: {error}")
+            text = redact(f"krscale: while stopping: {type(error).__name__}: {_in_a_line(error)}")
             show(text, file=sys.stderr)
         show(f"krscale: interrupted{by}; the same command again continues.", file=sys.stderr)
     watch_exit()

@@ -11,7 +11,7 @@ from drilling import Drill
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
-from running import PATHS
+from running import PATHS, end_ray, give_own_token
 
 from krscale.cluster.connect import SETTINGS
 from krscale.config import Experiment, load
@@ -60,6 +60,7 @@ def own_ray(num_cpus: int, *, session: Path | None = None, **environment: str) -
         for name, value in {**SETTINGS, "PYTHONPATH": PATHS, **environment}.items():
             patch.setenv(name, value)
         patch.delenv("RAY_ADDRESS", raising=False)
+        give_own_token(patch)
         ray.init(
             address="local", num_cpus=num_cpus, include_dashboard=False,
             logging_level="ERROR", log_to_driver=False,
@@ -68,7 +69,7 @@ def own_ray(num_cpus: int, *, session: Path | None = None, **environment: str) -
         try:
             yield
         finally:
-            ray.shutdown()
+            end_ray()
 
 
 def trials_of(run: Path) -> dict[str, list[FrozenTrial]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
+import secrets
 import subprocess
 import sys
 import tarfile
@@ -11,6 +13,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -78,12 +82,36 @@ def here(name: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str
             warnings.simplefilter("ignore")
             code = in_process(name)(arguments)
     finally:
-        ray = sys.modules.get("ray")
-        if ray is not None and ray.is_initialized():
-            ray.shutdown()
+        end_ray()
         os.environ.clear()
         os.environ.update(before)
     return subprocess.CompletedProcess(arguments, code, printed.getvalue(), said.getvalue())
+
+
+def end_ray() -> None:
+    """End the Ray of this process, if there is one.
+
+    Its processes may outlive the objects that stand for them by a moment, of which Python warns
+    whenever those are collected: here, and not in whichever test comes next.
+    """
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        ray.shutdown()
+        gc.collect()
+
+
+def give_own_token(patch: pytest.MonkeyPatch) -> None:
+    """Give the next Ray of this process a token, as `krscale` does for its own.
+
+    Ray reads once in a process whether tokens are demanded, and another test may have had it read.
+    """
+    from ray._raylet import AuthenticationTokenLoader
+
+    patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def unpack(archive: Path, folder: Path) -> None:

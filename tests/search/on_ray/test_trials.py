@@ -14,7 +14,7 @@ from brief_trial import BriefTrial
 from foreign_networks import LikeResNet
 from gratings import MEAN, STD, gratings, trained
 from optuna.trial import FrozenTrial, TrialState
-from running import PATHS
+from running import PATHS, end_ray, give_own_token
 
 import krscale
 from krscale.cluster.connect import SETTINGS, num_slots
@@ -63,12 +63,13 @@ def _cluster() -> Iterator[None]:
         patch.setenv("PYTHONPATH", PATHS)
         patch.delenv("OMP_NUM_THREADS", raising=False)  # the tests' own; a user has none
         patch.delenv("RAY_ADDRESS", raising=False)
+        give_own_token(patch)
         ray.init(
             address="local", num_cpus=NUM_CPUS, num_gpus=1, include_dashboard=False,
             logging_level="ERROR", log_to_driver=False,
         )  # fmt: skip
         yield
-        ray.shutdown()
+        end_ray()
 
 
 class Watcher:

@@ -20,6 +20,8 @@ from krscale.runs.verify_files import folders_in
 RAY_TUNE = "tune"
 """Folder of a run in which Ray Tune keeps its own records; krscale reads none of them."""
 _CACHED = ("data", "teachers", "stores")
+_OF_NO_RUN = "of no run that is here; the command that needs it makes it again"
+_TRAINED = "of no run that is here (`krscale teach` makes none); it would be trained again"
 
 
 @dataclass(frozen=True)
@@ -88,14 +90,13 @@ def _folders(shared: Shared) -> tuple[tuple[Path, ...], ...]:
 
 
 def _unused_cache(cache: Path, used: set[Path]) -> Iterator[Unused]:
-    reason = "of no run that is here; the command that needs it makes it again"
     for parent in (*(cache / name for name in _CACHED), given_folder(cache)):
         for folder in folders_in(parent):
             if folder.is_symlink() or folder.resolve() in used:
                 continue
             teacher = parent.name == "teachers"
             lock = folder.with_suffix(".lock") if teacher else hidden_lock(folder)
-            yield Unused(folder, _size(folder), reason, lock)
+            yield Unused(folder, _size(folder), _TRAINED if teacher else _OF_NO_RUN, lock)
 
 
 def _size(folder: Path) -> int:

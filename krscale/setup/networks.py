@@ -18,6 +18,7 @@ from krscale.config import (
     StudentConfig,
     with_values,
 )
+from krscale.config.training import BatchSizes
 from krscale.knowledge.aggregation import split_taps
 from krscale.knowledge.features import Shapes, feature_shapes, stage_paths, stage_shapes
 from krscale.knowledge.where import positions_of, without_where
@@ -106,7 +107,8 @@ class Networks:
         stages = stage_paths(teacher, taps)
         shape = input_shape(teacher, task.image_shape)
         if not experiment.teacher.weights:  # it will be trained
-            batches = experiment.train.batch_sizes(task.num_train)
+            # Whole batches: `train.gradient_accumulation` is of students.
+            batches = BatchSizes(task.num_train, experiment.train.global_batch_size)
             check_batch_norm(teacher, shape, batches, "teacher")
         return cls(
             experiment,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -80,6 +83,32 @@ def test_rendered_splits_of_the_source_stay_whole(tmp_path: Path) -> None:
     )  # fmt: skip
     assert describe_data(config, tmp_path).num_train == 20
     assert prepare_data(config, tmp_path).num_samples == {"train": 20, "val": 30, "test": 30}
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_rows_of_parquet_keep_their_labels(raw: bool, tmp_path: Path) -> None:
+    labels = [number % 3 for number in range(60)]
+    images = [_png(n) if not raw else bytes([n]) * (3 * 64) for n in range(60)]
+    column = pa.array(images, pa.binary(3 * 64) if raw else pa.binary())
+    table = pa.table({"image": column, "label": labels})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=7)
+    files = {"raw_shape": [3, 8, 8]} if raw else {}
+    config = DataConfig.model_validate(
+        {"source": "parquet", "path": str(tmp_path), "max_images": 24, "files": files}
+    )
+    data = prepare_data(config, tmp_path / "cache")
+    assert data.num_samples == {"train": 14, "val": 4, "test": 6}
+    splits = [data.split(name) for name in ("train", "val", "test")]
+    found = [int(image[0, 0, 0]) for split in splits for image in np.asarray(split.images)]
+    kept = [int(label) for split in splits for label in split.labels]
+    assert len(set(found)) == 24
+    assert kept == [labels[number] for number in found]
+
+
+def _png(level: int) -> bytes:
+    file = BytesIO()
+    Image.fromarray(np.full((8, 8, 3), level, np.uint8)).save(file, "PNG")
+    return file.getvalue()
 
 
 def _folder(path: Path, per_class: int) -> Path:

@@ -96,5 +96,7 @@ def _draw(labels: Labels, shares: Counts, seed: int) -> Rows:
     """Return the numbers of the images taken, ascending."""
     # RandomState: its draws are promised never to change.
     order = np.random.RandomState(seed % 2**32).permutation(len(labels))
-    of_classes = [order[labels[order] == label][:share] for label, share in enumerate(shares)]
-    return np.sort(np.concatenate(of_classes))
+    order = order[np.argsort(labels[order], kind="stable")]
+    counts = np.bincount(labels, minlength=len(shares))
+    number = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.sort(order[number < np.repeat(shares, counts)])

@@ -123,8 +123,9 @@ class _Fusion(nn.Module):
             nn.Conv2d(width, wanted[0], 3, padding=1, bias=False), _BatchNorm(wanted[0])
         )
         self.attention = nn.Conv2d(2 * width, 2, 1) if has_deeper else None
-        for sequence in (self.enter, self.leave):
-            nn.init.kaiming_uniform_(sequence[0].weight, a=1)
+        for convolution in (self.enter[0], self.leave[0]):
+            assert isinstance(convolution, nn.Conv2d)  # noqa: S101 - for mypy
+            nn.init.kaiming_uniform_(convolution.weight, a=1)
 
     def forward(self, stage: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the map to compare, `[B, *wanted]`, and the fused one for the next stage."""

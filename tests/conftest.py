@@ -14,6 +14,7 @@ import torch
 from drilling import Recorder, drill, remember_outcome
 from filelock import FileLock
 from hypothesis import settings
+from running import check_exports_here
 
 __all__ = ["drill"]
 
@@ -83,6 +84,12 @@ def _few_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("KRSCALE_STORAGE_PATH", raising=False)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports are checked in the test's own process."""
+    check_exports_here(monkeypatch)
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:

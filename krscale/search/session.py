@@ -12,7 +12,6 @@ from krscale.cluster.sending import check_arrival
 from krscale.cluster.store_shards import write_on_workers
 from krscale.config import Experiment
 from krscale.data.given import given_folder
-from krscale.errors import UserError
 from krscale.models.given import given
 from krscale.progress import Progress
 from krscale.report import (
@@ -71,11 +70,6 @@ def run_session(
     """
     # Optuna would note every study that is opened, between the lines of the live view.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if experiment.train.num_workers > 1:
-        raise UserError(
-            f"train.num_workers: a trial of a search trains on one worker (got "
-            f"{experiment.train.num_workers}); `krscale distill` spreads one student over many."
-        )
     planned, workload = _planned(experiment), _workload(experiment)
     with Progress(quiet=quiet, planned=planned, workload=workload) as progress:
         setup = Setup.resolve(experiment, progress)
@@ -153,7 +147,7 @@ def _search(
             students = partial(candidates, experiment, space, size_resolver, sizes[-1].capacity)
             gpus = gpus_per_trial(experiment, prepared, students, progress.note)
             resources = trial_resources(experiment.search, gpus)
-            progress.num_workers = num_slots(resources)
+            progress.num_workers = num_slots(resources, experiment.train.num_workers)
             run_search(ladder, prepared, resources, progress.note)
             _say_what_ended(ladder, progress)
         progress.phase("test")

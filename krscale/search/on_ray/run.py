@@ -17,17 +17,17 @@ from typing import Any
 
 from optuna.trial import TrialState
 from ray import cloudpickle, tune
+from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from krscale.cluster.connect import require
 from krscale.config.training import NO_CHANNELS_LAST_ON_CPU
 from krscale.errors import StorageError, UserError
 from krscale.metrics import VAL_ACCURACY
 from krscale.models.given import given
 from krscale.search.on_ray.forwarding import no_secrets_forwarded
-from krscale.search.on_ray.gpu_packing import has_gpus
+from krscale.search.on_ray.group_resources import has_gpus, require_workers
 from krscale.search.on_ray.lost_workers import end_only_their_trials
 from krscale.search.on_ray.slots import Slots
 from krscale.search.on_ray.stalled_trials import StalledTrials
@@ -257,7 +257,7 @@ def run_search(
     Args:
         ladder: The studies; complete afterwards.
         prepared: Data, teacher and store, on storage that all workers see.
-        resources: What Ray reserves for one trial (see `packing.py`).
+        resources: What Ray reserves for each worker of a trial (see `gpu_packing.py`).
         say: Takes a line for the user.
 
     Raises:
@@ -267,14 +267,15 @@ def run_search(
     experiment, config = ladder.experiment, ladder.config
     # Its errors reach the user through the listeners, one line each, not once more in a frame.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    require(resources, experiment.cluster, "search.cpus_per_trial, search.gpus_per_trial")
+    num_workers = experiment.train.num_workers
+    require_workers(experiment, resources)
     if experiment.train.channels_last and not has_gpus(experiment):
         raise UserError(
             f"train.channels_last: {NO_CHANNELS_LAST_ON_CPU}; the cluster has no GPU, so trials "
             f"would train on CPUs."
         )
     searcher = LadderSearcher(
-        ladder, milestones(config, experiment.train.num_epochs), Slots(resources), say
+        ladder, milestones(config, experiment.train.num_epochs), Slots(resources, num_workers), say
     )
     stalled = StalledTrials(ladder, searcher.trials.items)
     trainable = tune.with_parameters(
@@ -284,7 +285,7 @@ def run_search(
         given=given(student_models(experiment)),
     )
     tuner = tune.Tuner(
-        tune.with_resources(trainable, dict(resources)),
+        tune.with_resources(trainable, PlacementGroupFactory([dict(resources)] * num_workers)),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=LadderScheduler(searcher, stalled),

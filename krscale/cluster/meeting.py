@@ -59,7 +59,9 @@ class Meeting:
                 )
             device = torch.device("cuda", 0)
             torch.cuda.set_device(device)
-        options: dict[str, Any] = {"master_listen_fd": server.detach()} if server else {}  # torch closes it
+        options: dict[str, Any] = (
+            {"master_listen_fd": server.detach()} if server else {}
+        )  # torch closes it
         store = TCPStore(
             host_name=self.host,
             port=self.port,

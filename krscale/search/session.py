@@ -25,7 +25,12 @@ from krscale.runs.binding import bind, bind_weights
 from krscale.runs.folder import SPACE, run_folder, student_path
 from krscale.search.callbacks import ProgressListener, TrackingListener
 from krscale.search.insight_figure import record_insight
-from krscale.search.on_ray.gpu_packing import candidates, gpus_per_trial, trial_resources
+from krscale.search.on_ray.gpu_packing import candidates, gpus_per_trial
+from krscale.search.on_ray.group_resources import (
+    refuse_shared_gpus,
+    require_group,
+    trial_resources,
+)
 from krscale.search.on_ray.run import run_search
 from krscale.search.results import collect
 from krscale.search.space.check import fitting_space
@@ -70,6 +75,7 @@ def run_session(
     """
     # Optuna would note every study that is opened, between the lines of the live view.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    refuse_shared_gpus(experiment)
     planned, workload = _planned(experiment), _workload(experiment)
     with Progress(quiet=quiet, planned=planned, workload=workload) as progress:
         setup = Setup.resolve(experiment, progress)
@@ -97,6 +103,8 @@ def run_session(
                 warn=progress.note,
             )
             try:
+                if experiment.train.num_workers > 1 and not (folder / CURVE_FILE).exists():
+                    require_group(experiment)
                 prepared = prepare_knowledge(setup, progress, write_on_workers)
                 bind_weights(folder, Path(prepared.teacher_path))
                 curve = _search(

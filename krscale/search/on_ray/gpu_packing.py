@@ -17,7 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from krscale.cluster.connect import require
 from krscale.cluster.lost_worker import lost_worker
-from krscale.config import Experiment, SearchConfig, with_values
+from krscale.config import Experiment, with_values
 from krscale.errors import UserError
 from krscale.files import write_json
 from krscale.models.given import Builder, available, given
@@ -63,12 +63,6 @@ class ProbeCandidate:
 
 
 MemoryReader = Callable[[torch.device], GpuMemory | None]
-
-
-def trial_resources(config: SearchConfig, gpus_per_trial: float) -> dict[str, float]:
-    """Return what Ray reserves for a trial: for each of its workers, where it has several."""
-    resources = {"CPU": config.cpus_per_trial, "GPU": gpus_per_trial}
-    return {name: amount for name, amount in resources.items() if amount}
 
 
 def trials_per_gpu(memory: GpuMemory, cpus_per_gpu: float, cpus_per_trial: float) -> int:

@@ -30,8 +30,8 @@ from krscale.search.on_ray.gpu_packing import (
     candidates,
     gpu_share,
     gpus_per_trial,
-    trial_resources,
 )
+from krscale.search.on_ray.group_resources import trial_resources
 from krscale.search.on_ray.run import run_search
 from krscale.search.results import collect
 from krscale.search.space.check import fitting_space

@@ -88,11 +88,14 @@ class Group:
         except Exception as error:
             watch.own_is_over.set()
             watch.join(OTHERS_SECONDS + 1.0)  # those still waiting for this worker never end
-            raise _first_cause(error, watch.failures) from error
+            cause = first_cause(error, watch.failures)
+            if cause is error:
+                raise
+            raise cause from error
         watch.own_is_over.set()
         watch.join()
         if watch.failures:
-            raise _first_cause(None, watch.failures)
+            raise first_cause(None, watch.failures)
         return found
 
     def end(self) -> None:
@@ -130,7 +133,7 @@ class _Watch(threading.Thread):
             os._exit(1)  # nothing else ends an exchange of nccl; Tune sees a lost worker
 
 
-def _first_cause(own: Exception | None, failures: Mapping[int, Exception]) -> Exception:
+def first_cause(own: Exception | None, failures: Mapping[int, Exception]) -> Exception:
     """Return what made the workers of a group fail, of all that they met.
 
     Args:
@@ -142,13 +145,14 @@ def _first_cause(own: Exception | None, failures: Mapping[int, Exception]) -> Ex
             return KrscaleError(str(failure))  # an exception of its own, as this worker would raise
         if not isinstance(failure, RayTaskError):
             return _lost(rank, failure)
-    raised = [own, *(getattr(failure, "cause", failure) for failure in failures.values())]
-    found = [error for error in raised if isinstance(error, Exception)]
-    for error in found:
+    raised = {0: own, **{rank: getattr(each, "cause", None) for rank, each in failures.items()}}
+    found = {rank: error for rank, error in raised.items() if isinstance(error, Exception)}
+    for error in found.values():
         if isinstance(error, KrscaleError) or not _LOST_CONNECTION.search(str(error)):
             return error
-    rank = next(iter(failures), 0)
-    return _lost(rank, found[0]) if failures else found[0]
+    # Nothing but connections that broke: a network, or a worker that Ray does not miss yet.
+    rank, error = next(iter(found.items()))
+    return _lost(rank, error)
 
 
 def _lost(rank: int, error: BaseException) -> LostRankError:

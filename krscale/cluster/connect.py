@@ -202,7 +202,7 @@ def require(
             f"{num_slots_needed} times {each}, each on one node; the cluster has room for "
             f"{num_slots(resources)}, on"
         )
-    raise UserError(f"{where}: this needs {needs} {_describe_nodes(resources)}.")
+    raise UserError(f"{where}: this needs {needs} {describe_nodes(resources)}.")
 
 
 @contextmanager
@@ -215,7 +215,7 @@ def _asked_for(resources: Mapping[str, float], count: int) -> Iterator[None]:
         remove_placement_group(demand)
 
 
-def _describe_nodes(names: Iterable[str]) -> str:
+def describe_nodes(names: Iterable[str]) -> str:
     """Say what the nodes have of the resources, alike ones together."""
     nodes = Counter(
         " and ".join(f"{entry['Resources'].get(name, 0.0):g} {name}" for name in names)

@@ -101,6 +101,18 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage with the finished search `small`, of which nothing was recorded; to copy."""
+    from finished_search import search
+
+    def make(folder: Path) -> None:
+        search(folder / "storage", "tracking.enabled=false")
+
+    torch.set_num_threads(NUM_THREADS)
+    return made_once(tmp_path_factory, "searched", make) / "storage"
+
+
+@pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An initialised MLflow database without experiments, to copy; making one takes seconds."""
     return made_once(tmp_path_factory, "mlflow", _make_database) / "mlflow.db"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from drilling import Drill
-from finished_search import SETTINGS, search, without_ray
+from finished_search import SETTINGS, without_ray
 from mutations import mutate_json
 from running import in_process, overrides
 
@@ -43,10 +43,10 @@ NUM_FLIPS = 40
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(searched: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage with one finished search, and an export's card, a student and a checkpoint."""
     storage = tmp_path_factory.mktemp("whole") / "storage"
-    run = search(storage, "tracking.enabled=false")
+    run = shutil.copytree(searched, storage) / "small"
     student = StudentResult(
         name="x", commit="c", method="kr", capacity="1/16", width=3, num_parameters=10, flops=20,
         latency_ms=0.5, num_workers=1, val_accuracy=0.5, test_accuracy=0.5,

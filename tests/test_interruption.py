@@ -124,6 +124,23 @@ def test_what_fails_because_of_the_signal_is_no_traceback(error: str) -> None:
     assert last == "krscale: interrupted by SIGTERM; the same command again continues."
 
 
+@pytest.mark.parametrize("ended", ["UserError('it failed')", "OSError(28, 'No space left', '/a')"])
+def test_a_signal_while_an_error_is_recorded_does_not_hide_it(ended: str) -> None:
+    work = (
+        "from krscale.errors import UserError\n"
+        f"def work(argv):\n    try:\n        raise {ended}\n"
+        "    finally:\n        print('recording', flush=True)\n        time.sleep(60)\n"
+    )
+    process = start(work)
+    wait_for(process, "recording")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 143
+    first, last = err.splitlines()
+    assert first.startswith(("krscale: error: it failed", "krscale: error: /a: the disk is full"))
+    assert last == "krscale: interrupted by SIGTERM; the same command again continues."
+
+
 def test_a_signal_that_is_ignored_from_the_start_stays_ignored() -> None:
     # As under `nohup`: the terminal closes, the search goes on.
     work = "def work(argv):\n    print('ready', flush=True)\n    return int(input())\n"

@@ -54,7 +54,7 @@ class TrainConfig(Section):
     gradient_accumulation: Count = 1
     """Parts, one after another, in which a student's worker computes its share of a batch, for less
     memory. The step is that of the whole batch; only batch norm, and methods that compare the
-    samples of a batch (`dist`, `pkt`, `crd`), meet a part at a time."""
+    samples of a batch (`dist`, `pkt`, `crd`, `rkd`), meet a part at a time."""
     learning_rate: Annotated[Positive, SearchRange(0.03, 0.5, log=True)] = 0.1
     """Peak learning rate, after a linear warm-up. The default is that of SGD: other optimisers need
     one that is given, and a search looks from 0.3 times to 5 times of it."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from finished_search import SETTINGS, search, without_ray
+from finished_search import SETTINGS, without_ray
 from running import in_process, overrides, unpack
 
 from krscale.digests import digest_path
@@ -61,11 +61,11 @@ KINDS = [*OPENED_BY, *OTHERS]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(searched: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The storage of a finished search with an export and a checkpoint; not to be changed."""
     torch.set_num_threads(1)  # as in the tests: the same weights again, bit by bit
     storage = tmp_path_factory.mktemp("verified") / "storage"
-    run = search(storage, "tracking.enabled=false")
+    run = shutil.copytree(searched, storage) / "small"
     assert in_process("pick")([str(run) if word == "RUN" else word for word in PICK]) == 0
     save_checkpoint(run / "unfinished" / "plain@1-16" / "0", {"training": {"epoch": 1}})
     return storage

@@ -26,18 +26,11 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tracker, "close", lambda self, timeout=1.0: close(self, 1.0))
 
 
-@pytest.fixture(scope="module")
-def unrecorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A storage with a finished search of which nothing was recorded."""
-    storage = tmp_path_factory.mktemp("unrecorded") / "storage"
-    search(storage, "tracking.enabled=false")
-    assert not (storage / "small" / "tracking").exists()
-    return storage
-
-
 @pytest.fixture
-def storage(unrecorded: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(unrecorded, tmp_path / "storage"))
+def storage(searched: Path, tmp_path: Path) -> Path:
+    """A storage with a finished search of which nothing was recorded."""
+    assert not (searched / "small" / "tracking").exists()
+    return Path(shutil.copytree(searched, tmp_path / "storage"))
 
 
 def events(storage: Path) -> list[dict]:

@@ -225,7 +225,8 @@ class LadderScheduler(FIFOScheduler):
             return
         path = trial.error_file
         text = Path(path).read_text(encoding="utf-8") if path else "no error text"
-        error = TrialError.of(_exception(trial), text)
+        storage = Path(self.searcher.ladder.experiment.storage_path)
+        error = TrialError.of(_exception(trial), text, storage)
         if error.storage:
             raise error.storage  # ends Tune; in the journal the trial goes on running
         self.searcher.errors[trial.trial_id] = error

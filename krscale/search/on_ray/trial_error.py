@@ -21,6 +21,8 @@ _MEMORY = re.compile(
     r"|running low on memory"  # Ray's memory monitor
 )
 """Not the word OOM: Ray names it among the causes that the death of any worker may have."""
+_LOST_RANK = re.compile(r"\bLostRankError: ")
+"""Of `group.py`, which Ray hands over as the error of a task, or of an actor's start."""
 _STORAGE_ERROR = re.compile(r"\b(?:DiskFullError|StorageError): (.+)")
 
 
@@ -53,6 +55,8 @@ class TrialError:
             return cls(text, Cause.MEMORY)
         # An exception in an actor's first trial comes as the actor's death, but is the trial's own.
         if isinstance(error, LOST) and not getattr(error, "actor_init_failed", False):
+            return cls(text, Cause.WORKER)
+        if _LOST_RANK.search(_ending(text)):
             return cls(text, Cause.WORKER)
         return cls(text, None)
 

@@ -23,6 +23,7 @@ from krscale.config.searching import ClusterConfig, SearchConfig, TrackingConfig
 from krscale.config.training import TrainConfig
 from krscale.foreign import is_file, real
 from krscale.redaction import redact
+from krscale.storage.address import is_uri
 
 
 def _default_storage() -> str:
@@ -89,6 +90,11 @@ class Experiment(Section):
     @field_validator("storage_path")
     @classmethod
     def _absolute(cls, storage_path: str) -> str:
+        if is_uri(storage_path):
+            raise ValueError(
+                f"{redact(storage_path)} is a URI, and the storage is a folder that all machines "
+                f"see, e.g. on a shared disk"
+            )
         # Workers have working directories of their own.
         path = real(Path(storage_path).expanduser())
         for part in (path, *path.parents):

@@ -81,6 +81,7 @@ def test_every_field_path_can_be_overridden() -> None:
         ("student.arch=resnet", ["Did you mean 'student.model'"]),
         ("ladder.sizes=['1/4']", ["Did you mean 'ladder.capacities'"]),
         (f"storage_path={__file__}", ["--set storage_path", "test_reading.py is a file"]),
+        ("storage_path=s3://bucket/runs", ["--set storage_path", "a folder that all machines"]),
         (f"storage_path={__file__}/runs", ["test_reading.py is a file; a folder is needed"]),
         ("search.methods=[plain, kr]", ["--set \"search.methods=['plain', 'kr']\""]),
         ("search.methods=kr", ["--set \"search.methods=['kr']\""]),

@@ -119,6 +119,16 @@ def here(path: Path | str, storage: str) -> Path:
     return working_folder(storage).joinpath(*parts[parts.index(name) + 1 :])
 
 
+def is_plain(key: str) -> bool:
+    """Whether a key that somebody else may have written stays in the folder that it is joined to.
+
+    Example:
+        >>> is_plain("students/kr/seed-1.safetensors"), is_plain("../x"), is_plain("/etc/x")
+        (True, False, False)
+    """
+    return all(part not in ("", ".", "..") for part in key.split("/")) and "\\" not in key
+
+
 def mark(storage: str) -> None:
     """Make the working folder of a URI, with the file that says what it stands for."""
     folder = working_folder(storage)

@@ -167,9 +167,13 @@ def _resolve(uri: str) -> tuple[Any, str]:
     """Return the file system of a URI and the path in it; fsspec's where pyarrow has none."""
     from pyarrow import ArrowInvalid, fs
 
+    asked = uri
+    if uri.startswith("s3://") and "allow_delayed_open" not in uri:
+        # An object of up to 10 MB is one request, then, and not three.
+        asked += ("&" if "?" in uri else "?") + "allow_delayed_open=true"
     with _talking(uri, "reach it"):
         try:
-            return fs.FileSystem.from_uri(uri)  # type: ignore[no-any-return]
+            return fs.FileSystem.from_uri(asked)  # type: ignore[no-any-return]
         except ArrowInvalid as error:
             if "nrecognized filesystem" not in str(error):
                 raise
@@ -191,10 +195,8 @@ def _talking(uri: str, doing: str) -> Iterator[None]:
     except StorageError:
         raise
     except (OSError, ValueError, ImportError) as error:
-        raise StorageError(
-            f"storage_path: {uri}: cannot {doing}: {_first_line(error)}. {missing_credentials(uri)}"
-            .strip()
-        ) from None
+        found = f"storage_path: {uri}: cannot {doing}: {_first_line(error)}."
+        raise StorageError(f"{found} {missing_credentials(uri)}".strip()) from None
 
 
 def missing_credentials(uri: str) -> str:
@@ -215,5 +217,3 @@ def missing_credentials(uri: str) -> str:
 def _first_line(error: BaseException) -> str:
     text = (str(error).splitlines() or [""])[0].strip().rstrip(".")
     return redact(text) or type(error).__name__
-
-

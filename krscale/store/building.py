@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from krscale.config import StoreConfig
 from krscale.errors import UserError
+from krscale.storage.folders import present, publish
 from krscale.store.coding import encode, lost, mean_lost
 from krscale.store.layout import (
     FEW_CLASSES,
@@ -76,9 +77,11 @@ def prepare_store(
         report(min(count_shards(path) * spec.settings.shard_rows, total), total)
 
     with _locked(path, report_other):
+        present(path)
         manifest = read_manifest(path)
         if manifest is not None and _is_sound(path, manifest, spec.key, repair):
             report(total, total)
+            publish(path)
             return path
         plan = manifest.plan if manifest else _begin(path, spec.key)
         teacher: TeacherInference | None = None
@@ -93,6 +96,7 @@ def prepare_store(
         elif missing:
             _write(path, plan, teacher or TeacherInference(spec), missing, report)
         write_manifest(path, plan, _all_whole(path, plan))
+        publish(path)
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -22,6 +23,15 @@ NUM_THREADS = int(os.environ.get("KRSCALE_TEST_THREADS", "1"))
 
 # Ray's workers would have a low priority (15), and hardly run beside the other test processes.
 os.environ.setdefault("RAY_worker_niceness", "0")
+
+# A shell starts what runs in the background (`&`, nohup) with these ignored, which the commands that
+# tests start, and stop by them, would inherit.
+for ignored, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(ignored) is signal.SIG_IGN:
+        signal.signal(ignored, handler)
 
 # An example that takes long says that the machine is busy, and nothing of krscale.
 settings.register_profile("krscale", deadline=None)

@@ -48,7 +48,12 @@ def test_commands_on_read_only_storage(
         ("store", "check", "--repair", str(run)),
     )
     same = overrides(*SETTINGS, f"storage_path={run.parent}")
-    readers = (("teach", *same), ("store", "info", str(run)), ("store", "check", str(run)), ("verify", str(run)))
+    readers = (
+        ("teach", *same),
+        ("store", "info", str(run)),
+        ("store", "check", str(run)),
+        ("verify", str(run)),
+    )
     found: dict[str, tuple[int, str]] = {}
     for arguments in (*writers, *readers):
         code = main(list(arguments))

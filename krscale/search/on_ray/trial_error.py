@@ -10,8 +10,8 @@ from ray.exceptions import OutOfDiskError, OutOfMemoryError
 
 from krscale.cluster.lost_worker import LOST, SESSION_IS_FULL, ended_for_memory, what_befell
 from krscale.errors import StorageError
-from krscale.search.studies.retries import Cause
 from krscale.search.on_ray.whose_storage import is_of_storage
+from krscale.search.studies.retries import Cause
 from krscale.storage_errors import error_number, storage_error
 
 _MEMORY = re.compile(

@@ -1,7 +1,7 @@
 """Whether an error of a trial tells of the run's storage, or of its student's own code.
 
-A student is code of the user's own: it may open what is a folder, or fill a disk of its own. Such an
-error is its trial's; only one of the run's storage stops the search.
+A student is code of the user's own: it may open what is a folder, or fill a disk of its own. Such
+an error is its trial's; only one of the run's storage stops the search.
 """
 
 from __future__ import annotations

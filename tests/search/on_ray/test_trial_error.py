@@ -19,9 +19,9 @@ from ray.exceptions import (
 )
 
 from krscale.errors import NonFiniteError
+from krscale.search.on_ray import whose_storage
 from krscale.search.on_ray.lost_workers import as_actor_error
 from krscale.search.on_ray.trial_error import TrialError
-from krscale.search.on_ray import whose_storage
 from krscale.search.studies.retries import Cause
 from krscale.training import checkpoint
 

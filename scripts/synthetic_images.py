@@ -3,9 +3,9 @@
     python scripts/synthetic_images.py photos
     python scripts/synthetic_images.py imagenet --splits
 
-The first has photos/CLASS/IMAGE.JPEG, the second imagenet/train/CLASS/IMAGE.JPEG and imagenet/val/...
-Images are of many sizes and shapes; each class is a grating of its own direction and colours, so that
-a network learns it in seconds. The same arguments write the same pixels.
+The first has photos/CLASS/IMAGE.JPEG, the second imagenet/train/CLASS/IMAGE.JPEG and the same in
+imagenet/val. Images are of many sizes and shapes; each class is a grating of its own direction and
+colours, so that a network learns it in seconds. The same arguments write the same pixels.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import pytest
 import torch
 from documents import CURRENT, ROOT, blocks, code, commands
 from PIL import Image
+from running import check_exports_here
 
 from krscale.cli.app import main
 
@@ -121,6 +122,7 @@ def desk(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def at_desk(desk: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    check_exports_here(monkeypatch)
     monkeypatch.chdir(desk)
     return desk
 

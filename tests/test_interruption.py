@@ -31,10 +31,9 @@ AFTERWARDS = (
 
 
 def start(work: str, before: str = "", **streams: int) -> "subprocess.Popen[str]":
-    """Start a command whose work is given; SIGINT is not ignored, whoever started the tests."""
+    """Start a command whose work is given."""
     code = (
         "import atexit, signal, sys, time; from krscale.cli.common import run_command\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"{before}{work}sys.exit(run_command(work, []))"
     )
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}

@@ -1,4 +1,4 @@
-"""The experiments in `jobs/`: each says how it is submitted, and those of files run on small ones."""
+"""The experiments in `jobs/` that read folders: how they are submitted, and a run on small ones."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_imagenet_has_the_steps_of_the_batch_that_it_names() -> None:
 
 @pytest.mark.parametrize("job", FOLDERS)
 def test_a_job_says_how_it_is_submitted(job: str) -> None:
-    """The line is that of the README, which tests/cluster/test_job_submit.py runs, with this job."""
+    """The line is the README's, which tests/cluster/test_job_submit.py runs, with this job."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     text = (ROOT / f"jobs/{job}.toml").read_text(encoding="utf-8")
     shown, there = (

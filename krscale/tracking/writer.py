@@ -338,6 +338,9 @@ class Writer:
         try:
             server.log(run_id, kind, items)
         except Refused as reason:
+            if server.is_deleted(run_id):  # restored, it lacks them and gets them
+                self._refuse(key, f"{kind} of a deleted run", items, str(reason))
+                return
             if len(items) == 1:
                 self._refuse(key, kind, items, str(reason))
                 return

@@ -168,8 +168,9 @@ def test_a_stopped_worker_of_a_group_is_ended(drill: Drill, tmp_path: Path) -> N
 
 def test_a_killed_driver_goes_on(drill: Drill, tmp_path: Path) -> None:
     report = Report(drill, "SIGKILL to the driver of a search of trials of two workers")
-    settings = (*SMALL, *TWO, "train.num_epochs=30", "cluster.address=local", "cluster.num_cpus=2")
-    arguments = overrides(*settings, f"storage_path={tmp_path}", "name=killed")
+    settings = (*SMALL, *TWO, "train.num_epochs=30", "search.sampler=random")
+    private = "cluster.address=local", "cluster.num_cpus=2"
+    arguments = overrides(*settings, *private, f"storage_path={tmp_path}", "name=killed")
     command = [sys.executable, "-m", "krscale.tune", "--quiet", *arguments]
 
     def is_training() -> bool:

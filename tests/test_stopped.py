@@ -15,7 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from finished_search import without_ray
 from running import ROOT, SMALL, environment, here, overrides
+
+from krscale.search.studies.ladder import Ladder
+from krscale.search.studies.trial_spec import Assignment
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
@@ -116,16 +120,29 @@ def mlflow_states(storage: Path) -> list[tuple[str, str]]:
     return found
 
 
+class SeenError(Exception):
+    """Ends a search that has been looked at."""
+
+
+def look(ladder: Ladder, continued: list[str]) -> None:
+    """Keep from which trial's checkpoint the next one goes on, and stop."""
+    upcoming = ladder.next()
+    assert isinstance(upcoming, Assignment)
+    continued.append(upcoming.continues)
+    raise SeenError
+
+
 @pytest.mark.parametrize(
-    ("stop", "group"),
+    ("stop", "group", "to_the_end"),
     [
-        pytest.param(signal.SIGTERM, False, id="SIGTERM"),
-        pytest.param(signal.SIGTERM, True, id="SIGTERM to the group", marks=pytest.mark.drill),
-        pytest.param(signal.SIGHUP, False, id="SIGHUP", marks=pytest.mark.drill),
+        pytest.param(signal.SIGTERM, False, False, id="SIGTERM"),
+        pytest.param(signal.SIGTERM, False, True, id="to the end", marks=pytest.mark.drill),
+        pytest.param(signal.SIGTERM, True, False, id="to the group", marks=pytest.mark.drill),
+        pytest.param(signal.SIGHUP, False, False, id="SIGHUP", marks=pytest.mark.drill),
     ],
 )
 def test_a_search_keeps_and_marks_its_running_trials(
-    stop: signal.Signals, group: bool, storage: Path
+    stop: signal.Signals, group: bool, to_the_end: bool, storage: Path
 ) -> None:
     command = Command("tune", storage, *LONG, *TINY)
     kept = "stopped/unfinished/*/*/*/manifest.json"
@@ -136,8 +153,12 @@ def test_a_search_keeps_and_marks_its_running_trials(
     assert ("FAILED", "interrupted: the search was interrupted") in states
     assert any(storage.glob(kept)), "the running trials' checkpoints"
     assert not command.left_processes()
-    if group or stop is signal.SIGHUP:
-        return  # the same folder as after SIGTERM; of workers that died too, see test_tune.py
+    if not to_the_end:
+        continued: list[str] = []
+        with without_ray(lambda ladder, *_: look(ladder, continued)), pytest.raises(SeenError):
+            here("tune", command.arguments)
+        assert continued == ["plain/1-16/trial-0"]
+        return
     done = here("tune", ["--json", *command.arguments])
     assert done.returncode == 0, done.stderr
     spool = (storage / "stopped/tracking/spool.jsonl").read_text()
@@ -172,15 +193,17 @@ def test_teach_is_stopped_before_there_is_any_ray(stop: signal.Signals, storage:
 
 
 @pytest.mark.parametrize(
-    ("stop", "num_workers", "num_epochs"),
+    ("stop", "num_workers", "num_epochs", "to_the_end"),
     [
-        (signal.SIGINT, 1, 30),
+        # How it goes on: test_interrupted_training_goes_on_to_the_same_weights (runs/test_distill).
+        (signal.SIGINT, 1, 30, False),
+        pytest.param(signal.SIGINT, 1, 30, True, marks=pytest.mark.drill),
         # The first report comes after 5 seconds.
-        pytest.param(signal.SIGTERM, 2, 8, marks=pytest.mark.drill),
+        pytest.param(signal.SIGTERM, 2, 8, True, marks=pytest.mark.drill),
     ],
 )
 def test_a_single_student_is_kept_and_marked(
-    stop: signal.Signals, num_workers: int, num_epochs: int, storage: Path
+    stop: signal.Signals, num_workers: int, num_epochs: int, to_the_end: bool, storage: Path
 ) -> None:
     workers = (f"train.num_workers={num_workers}", "cluster.num_cpus=2")
     settings = ("distill.capacity=1/16", f"train.num_epochs={num_epochs}", *workers)
@@ -189,6 +212,8 @@ def test_a_single_student_is_kept_and_marked(
     command.stop(stop)
     assert mlflow_states(storage) == [("FAILED", "interrupted")]
     assert not command.left_processes()
+    if not to_the_end:
+        return
     again = here("distill", ["--json", *command.arguments])
     assert again.returncode == 0, again.stderr
     assert mlflow_states(storage) == [("FINISHED", "")]

@@ -79,8 +79,8 @@ class TrainConfig(Section):
     seed: StrictInt = 0
     """Seed of the student's initialisation and sample order."""
     num_workers: Count = 1
-    """Workers that share one training; 2 or more run under Ray Train. The result is that of one
-    worker but for rounding, which grows with the number of steps."""
+    """Workers that share one training, of `distill` or of each trial of a search. The result is
+    that of one worker but for rounding, which grows with the number of steps."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where students train; `auto` takes a GPU when the worker has one."""
     precision: Precision = "fp32"

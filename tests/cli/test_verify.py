@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from finished_search import SETTINGS, search, without_ray
-from running import in_process, overrides, unpack
+from finished_search import SETTINGS, without_ray
+from running import check_exports_here, in_process, overrides, unpack
 
 from krscale.digests import digest_path
 from krscale.errors import UserError
@@ -23,7 +23,7 @@ from krscale.tracking.spool import Event, Spool
 from krscale.tracking.writer import State
 from krscale.training.checkpoint import load_checkpoint, save_checkpoint
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("checked_here")]
 NUM_PLACES = 3
 PICK = ["RUN", "--max-params", "1M", "--format", "safetensors", "--no-register", "--quiet"]
 OPENED_BY: dict[str, tuple[str, list[str]]] = {
@@ -61,12 +61,14 @@ KINDS = [*OPENED_BY, *OTHERS]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(searched: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The storage of a finished search with an export and a checkpoint; not to be changed."""
     torch.set_num_threads(1)  # as in the tests: the same weights again, bit by bit
     storage = tmp_path_factory.mktemp("verified") / "storage"
-    run = search(storage, "tracking.enabled=false")
-    assert in_process("pick")([str(run) if word == "RUN" else word for word in PICK]) == 0
+    run = shutil.copytree(searched, storage) / "small"
+    with pytest.MonkeyPatch.context() as patch:
+        check_exports_here(patch)
+        assert in_process("pick")([str(run) if word == "RUN" else word for word in PICK]) == 0
     save_checkpoint(run / "unfinished" / "plain@1-16" / "0", {"training": {"epoch": 1}})
     return storage
 

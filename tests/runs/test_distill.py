@@ -2,11 +2,12 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from running import SMALL, here, overrides
+from running import SMALL, here, one_ray, overrides
 from safetensors.torch import load_file
 
 from krscale.setup.networks import Networks
@@ -43,6 +44,13 @@ def storage(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> P
     folder = tmp_path_factory.mktemp("storage")
     shutil.copy(empty_database, folder / "mlflow.db")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    """One for all."""
+    with one_ray(num_cpus=2):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -28,6 +28,29 @@ def first(tmp_path, empty_database) -> Path:
     (tmp_path / "A").mkdir()
     shutil.copy(empty_database, tmp_path / "A" / "mlflow.db")
     return tmp_path / "A"
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> tuple[Path, Path]:
+    """Where a storage was before it was moved, and a copy of what another process recorded there.
+
+    This process never opens the database at the first place.
+    """
+    folder = tmp_path_factory.mktemp("before")
+    first = folder / "A"
+    first.mkdir()
+    shutil.copy(empty_database, first / "mlflow.db")
+    in_another_process(record, first)
+    return first, first.rename(folder / "kept")
+
+
+@pytest.fixture
+def moved(kept: tuple[Path, Path], tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """Where a recorded storage was, and the folder in which it is now."""
+    first, copy = kept
+    second = Path(shutil.copytree(copy, tmp_path / "B"))
+    yield first, second
+    assert not first.exists(), "the old folder is not made again"
 
 
 def in_another_process(function: Callable[..., object], *arguments: object) -> None:
@@ -62,15 +85,13 @@ def as_older_versions_wrote_it(run: Path) -> None:
 
 @pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize("how", ["sync", "tracker"])
-def test_what_is_recorded_after_a_move_goes_to_the_new_place(first, by_key, how, older):
-    in_another_process(record, first)
+def test_what_is_recorded_after_a_move_goes_to_the_new_place(moved, by_key, how, older):
+    first, second = moved
     if older:
-        as_older_versions_wrote_it(first / "run")
-    second = first.rename(first.with_name("B"))
+        as_older_versions_wrote_it(second / "run")
     if how == "sync":
         assert sync(second / "run", begun=Begun(TrackingConfig(), first)) == 0
     record(second, "later.txt", 0.75)
-    assert not first.exists(), "the old folder is not made again"
     recorded = by_key(second / "mlflow.db")  # fails where a key has two runs
     assert [value for _, value, _ in recorded["kr"].metrics] == [0.5, 0.75]
     root = second / "mlartifacts"
@@ -79,11 +100,10 @@ def test_what_is_recorded_after_a_move_goes_to_the_new_place(first, by_key, how,
     assert artifact_folders(second / "mlflow.db") == {root, folder}
 
 
-def test_mlflow_itself_finds_the_artifacts(first):
+def test_mlflow_itself_finds_the_artifacts(moved):
     from mlflow import MlflowClient
 
-    in_another_process(record, first)
-    second = first.rename(first.with_name("B"))
+    _, second = moved
     assert sync(second / "run") == 0, "which mends it though there is nothing to send"
     client = MlflowClient(f"sqlite:///{second}/mlflow.db")
     experiment = client.get_experiment_by_name("digits")
@@ -92,26 +112,26 @@ def test_mlflow_itself_finds_the_artifacts(first):
     assert Path(path).read_text() == "drawn"
 
 
-def test_a_copy_records_into_itself_and_leaves_the_first_alone(first, by_key):
-    in_another_process(record, first)
-    second = Path(shutil.copytree(first, first.with_name("B")))
+def test_a_copy_records_into_itself_and_leaves_the_first_alone(moved, kept, by_key):
+    first, second = moved
+    shutil.copytree(kept[1], first)
     before = (first / "mlflow.db").read_bytes()
     record(second, "later.txt", 0.75)
     assert (first / "mlflow.db").read_bytes() == before
     assert not list((first / "mlartifacts").rglob("later.txt"))
     assert len(list((second / "mlartifacts").rglob("later.txt"))) == 1
     assert len(by_key(second / "mlflow.db")["kr"].metrics) == 2
+    shutil.rmtree(first)
 
 
-def test_moved_twice(first, by_key):
-    in_another_process(record, first)
-    second = first.rename(first.with_name("B"))
+def test_moved_twice(moved, tmp_path, by_key):
+    first, second = moved
     in_another_process(sync, second / "run")
-    third = second.rename(first.with_name("C"))
+    third = second.rename(tmp_path / "C")
     # experiment.json still names the first one.
     assert sync(third / "run", begun=Begun(TrackingConfig(), first)) == 0
     record(third, "later.txt", 0.75)
-    assert sorted(p.name for p in first.parent.iterdir()) == ["C"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["C"]
     assert len(by_key(third / "mlflow.db")["kr"].metrics) == 2
 
 

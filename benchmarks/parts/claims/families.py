@@ -112,8 +112,9 @@ def is_layer_wise(best: Mapping[str, Any], num_taps: int) -> bool:
 CHEAP = ("glyphs",)
 """The tasks that have everything; what is not in doubt on photographs is left out there."""
 
+_WITH_WHERE = ("search.space=claims_where",)
 FAMILIES = (
-    Family("kr", (KR,), traced=True),
+    Family("kr", (KR,), _WITH_WHERE, traced=True),
     Family("baselines", ("plain", "kd")),
     Family("features", ("crd", "at", "fitnet")),
     Family("logits", ("dkd", "dist", "label_smoothing")),
@@ -127,7 +128,7 @@ FAMILIES = (
         CHEAP,
         1,
     ),
-    Family("combined", COMBINED, tasks=CHEAP, max_searches=1),
+    Family("combined", COMBINED, _WITH_WHERE, tasks=CHEAP, max_searches=1),
     Family("others", ("logit_standardisation", "pkt"), tasks=CHEAP, max_searches=1),
 )
 """In the order in which they run: what decides most comes first (C2 and C3 against the strongest),

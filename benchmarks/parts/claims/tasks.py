@@ -50,7 +50,7 @@ class Task:
 
 
 TASKS = (
-    Task("glyphs", "Glyphs", "claims.toml", in_parts=True),
+    Task("glyphs", "Glyphs", "claims.toml", _WHERE, in_parts=True),
     Task(
         "fashion_mnist",
         "Fashion-MNIST",

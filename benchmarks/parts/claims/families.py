@@ -7,7 +7,7 @@ teacher and store, and a change to one leaves the others finished.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,6 +102,12 @@ def finals_with(
         ),
         label,
     )
+
+
+def not_searched(families: Sequence[Family]) -> list[str]:
+    """Return the opponents that no family has."""
+    searched = {method for family in families for method in family.methods}
+    return [method for method in OPPONENTS if method not in searched]
 
 
 def is_layer_wise(best: Mapping[str, Any], num_taps: int) -> bool:

@@ -10,7 +10,15 @@ import torch
 from krscale.errors import UserError
 from krscale.setup.plan import ExperimentPlan, describe
 from parts.claims.cost import steps_per_epoch
-from parts.claims.families import FAMILIES, KR, LAYER_WISE, Family, ablations, partner
+from parts.claims.families import (
+    FAMILIES,
+    KR,
+    LAYER_WISE,
+    Family,
+    ablations,
+    not_searched,
+    partner,
+)
 from parts.claims.kept import BySeed, Kept, find_kept
 from parts.claims.records import Record, merged
 from parts.claims.scoreboard import (
@@ -72,6 +80,7 @@ def _gather_task(run: TaskRun) -> dict[str, Any]:
         "teachers_test_accuracy": sorted({kept.teacher["test_accuracy"] for kept in searches}),
         "trial_seconds": round(sum(kept.trial_seconds for kept in searches)),
         "num_searches": run.num_searches,
+        "left_out": not_searched(run.families),
         "seeds": sorted({seed for record in records for seed in record.test}),
         "steps_per_epoch": steps_per_epoch(base, plan),
         "sizes": _sizes_json(plan, sizes, steps_per_epoch(base, plan)),

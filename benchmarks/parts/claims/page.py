@@ -17,7 +17,17 @@ from parts.claims.formats import (
     as_span,
     as_table,
 )
-from parts.claims.prose import CHOSEN, CIFAR, HEAD, HOW_TO_READ, REPEAT, STATED, TRIED
+from parts.claims.prose import (
+    BEFORE,
+    CHOSEN,
+    CIFAR,
+    HEAD,
+    HOW_TO_READ,
+    OPPONENTS_NOTE,
+    REPEAT,
+    STATED,
+    TRIED,
+)
 from parts.claims.sections import (
     accuracy,
     combinations,
@@ -49,6 +59,8 @@ def page(result: Json, figures: Mapping[str, Path]) -> str:
         "## In short\n\n" + _summary(result["tasks"]),
         STATED,
         CHOSEN,
+        OPPONENTS_NOTE,
+        BEFORE,
         HOW_TO_READ,
         *(_of_task(task, figures) for task in result["tasks"]),
         TRIED,
@@ -137,6 +149,14 @@ def _task(result: Json) -> str:
             f"Teacher: {teacher['model']} width {teacher['width']}, "
             f"{teacher['num_parameters']:,} parameters, {as_share(teacher['test_accuracy'])} % on "
             f"test after {task['teacher']['num_epochs']} epochs. {result['published']}".strip()
+        )
+    if left_out := result.get("left_out"):
+        lines.append(f"Not searched on this task: {', '.join(f'`{name}`' for name in left_out)}.")
+    if len(found := result.get("teachers_test_accuracy", ())) > 1:
+        lines.append(
+            f"**Not one teacher.** Searches ran where the same recipe gave teachers of "
+            f"{' and '.join(as_share(accuracy) for accuracy in found)} % on test; differences "
+            "between their methods include that."
         )
     if "distill" not in task:
         lines.append(

@@ -12,7 +12,7 @@ from parts.claims.cost import (
     teacher_seconds,
     training_seconds,
 )
-from parts.claims.families import ABLATIONS, FAMILIES, KR, OPPONENTS, Family
+from parts.claims.families import ABLATIONS, FAMILIES, KR, not_searched
 from parts.claims.order import planned
 from parts.claims.tasks import TaskRun
 
@@ -62,9 +62,3 @@ def _of_task(run: TaskRun, seconds: StepSeconds, teacher: float, parts: float) -
         each = ", ".join(f"{found:.1f}" for found in by_size)
         yield f"  {method}: one training at each size, smallest first: {each} CPU seconds"
     yield ""
-
-
-def not_searched(families: Sequence[Family]) -> list[str]:
-    """Return the opponents that no family has."""
-    searched = {method for family in families for method in family.methods}
-    return [method for method in OPPONENTS if method not in searched]

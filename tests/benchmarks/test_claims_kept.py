@@ -1,4 +1,4 @@
-"""What finished searches leave, and the whole path from searches to the page with searches played."""
+"""What finished searches leave, and the whole path to the page with searches that are played."""
 
 from __future__ import annotations
 

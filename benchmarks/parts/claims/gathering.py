@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def _gather_task(run: TaskRun) -> dict[str, Any]:
     records = merged([record for kept in searches for record in kept.records])
     _check_one_teacher(searches)
     base = run.experiment(FAMILIES[0])
-    plan = describe(base)
+    plan = _plan(run)
     capacities = [size.capacity for size in plan.sizes]
     sizes = by_size(records, capacities)
     residuals = _residuals(run)
@@ -124,6 +125,12 @@ def _sizes_json(
     ]
 
 
+@cache
+def _plan(run: TaskRun) -> ExperimentPlan:
+    """Return networks and sizes, which all families share: built once, not after every search."""
+    return describe(run.experiment(_kr()))
+
+
 def followers(run: TaskRun) -> list[Family]:
     """Return what is trained with the settings of KR's winners; none before KR has run.
 
@@ -136,7 +143,7 @@ def followers(run: TaskRun) -> list[Family]:
 
 def _partners(run: TaskRun) -> list[tuple[str, Family]]:
     winners = _winners(run)
-    num_taps = describe(run.experiment(_kr())).num_taps if winners else 0
+    num_taps = _plan(run).num_taps if winners else 0
     return [(r.capacity, partner(r.capacity, r.best[0], num_taps)) for r in winners]
 
 

@@ -149,7 +149,7 @@ class TaskRun:
 
     def experiment(self, family: Family, number: int = 0) -> Experiment:
         """Return the experiment of one search of a family."""
-        return load(str(self.task.path), self.overrides(family, number))
+        return _experiment(self, family, number)
 
     @property
     def missing_data(self) -> str:
@@ -165,6 +165,11 @@ class TaskRun:
 
 def _name(run: TaskRun, family: Family, number: int) -> str:
     return f"claims-{run.task.name}-{family.name}-{number}"
+
+
+@cache
+def _experiment(run: TaskRun, family: Family, number: int) -> Experiment:
+    return load(str(run.task.path), run.overrides(family, number))
 
 
 @cache

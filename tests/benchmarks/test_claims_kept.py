@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +158,24 @@ def test_from_searches_to_the_page(
     assert claims.run(command) == 0
     assert searched == []
     assert searching.search is not search
+
+
+@pytest.mark.drill  # two searches of real trainings
+@pytest.mark.timeout(900)
+def test_a_miniature(tmp_path: Path) -> None:
+    changes = (
+        'ladder.capacities=["1/100"]', "data.glyphs.num_train=320", "data.glyphs.num_val=200",
+        "data.glyphs.num_test=200", "teacher.num_epochs=2", "teacher.allow_poor=true",
+        "train.num_epochs=2",
+    )  # fmt: skip
+    command = ["--quick", "--quiet", "--storage", str(tmp_path), "--families", "baselines", "rkd"]
+    command += [part for change in changes for part in ("--set", change)]
+    assert claims.run(command) == 0
+    (task,) = read_json(tmp_path / "claims.json")["tasks"]
+    assert {"plain", "kd", "rkd"} == set(task["sizes"][0]["methods"])
+    # What is kept is enough: nothing is searched again without the folders of the runs.
+    for folder in tmp_path.glob("claims-glyphs-*"):
+        shutil.rmtree(folder)
+    assert claims.run(command) == 0
+    assert not list(tmp_path.glob("claims-glyphs-*"))
+    assert read_json(tmp_path / "claims.json")["tasks"] == [task]

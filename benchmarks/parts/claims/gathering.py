@@ -17,7 +17,6 @@ from parts.claims.families import (
     LAYER_WISE,
     Family,
     ablations,
-    not_searched,
     partner,
 )
 from parts.claims.kept import BySeed, Kept, find_kept
@@ -81,7 +80,6 @@ def _gather_task(run: TaskRun) -> dict[str, Any]:
         "teachers_test_accuracy": sorted({kept.teacher["test_accuracy"] for kept in searches}),
         "trial_seconds": round(sum(kept.trial_seconds for kept in searches)),
         "num_searches": run.num_searches,
-        "left_out": not_searched(run.families),
         "seeds": sorted({seed for record in records for seed in record.test}),
         "steps_per_epoch": steps_per_epoch(base, plan),
         "sizes": _sizes_json(plan, sizes, steps_per_epoch(base, plan)),

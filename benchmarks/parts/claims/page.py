@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from krscale.files import write_atomic
-from parts.claims.families import KR
+from parts.claims.families import KR, OPPONENTS
 from parts.claims.formats import (
     Json,
     as_figure,
@@ -150,8 +150,9 @@ def _task(result: Json) -> str:
             f"{teacher['num_parameters']:,} parameters, {as_share(teacher['test_accuracy'])} % on "
             f"test after {task['teacher']['num_epochs']} epochs. {result['published']}".strip()
         )
-    if left_out := result.get("left_out"):
-        lines.append(f"Not searched on this task: {', '.join(f'`{name}`' for name in left_out)}.")
+    measured = {name for size in result["sizes"] for name in size["methods"]}
+    if without := [f"`{name}`" for name in OPPONENTS if name not in measured]:
+        lines.append(f"Opponents that were not measured on this task: {', '.join(without)}.")
     if len(found := result.get("teachers_test_accuracy", ())) > 1:
         lines.append(
             f"**Not one teacher.** Searches ran where the same recipe gave teachers of "

@@ -40,7 +40,7 @@ and so may KR, which has the most settings to find with the same number of trial
 
 OPPONENTS_NOTE = (
     f"The opponents are {len(OPPONENTS)}: on the logits {_names(LOGITS)}; on features "
-    f"{_names(FEATURES)}. What a task leaves out, so that it can be finished, is named there."
+    f"{_names(FEATURES)}. What was not measured on a task is named there."
 )
 
 BEFORE = """\

@@ -48,16 +48,18 @@ def reach_storage(experiment: Experiment) -> None:
 
 def _check_nodes(storage: str) -> None:
     own = _versions()
-    task = ray.remote(_look).options(num_cpus=0, max_retries=0)
+    task = ray.remote(_look)
     nodes = {
         str(node["NodeID"]): str(node["NodeManagerAddress"])
         for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]
     }
     asked = {
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-            storage
-        ): node
+        task.options(
+            num_cpus=0,
+            max_retries=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+        ).remote(storage): node
         for node in nodes
     }
     ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_SECONDS)

@@ -33,7 +33,10 @@ def regular(path: Path) -> Path:
         Traceback (most recent call last):
         OSError: [Errno 22] it is a named pipe, a socket or a device: '/dev/null'
     """
-    mode = path.stat().st_mode
+    try:
+        mode = path.stat().st_mode
+    except ValueError:  # the character NUL
+        raise OSError(errno.EINVAL, "its name can be none of a file", str(path)) from None
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
     if not stat.S_ISREG(mode):

@@ -49,6 +49,12 @@ def test_what_is_no_file_is_never_opened(
         read_weights(path, "teacher.weights")
 
 
+def test_a_name_that_can_be_none_is_an_error_of_the_system() -> None:
+    with pytest.raises(OSError, match="its name can be none"):
+        regular(Path("a\0.arrow"))
+    assert not is_file("a\0.arrow")
+
+
 def test_a_folder_in_the_place_of_a_file_that_is_written(tmp_path: Path) -> None:
     (tmp_path / "a.json").mkdir()
     with pytest.raises(UserError, match=r"a\.json: a folder stands in the place of a file"):

@@ -132,6 +132,8 @@ def _check_place(entry: dict[str, Any], num_studies: int, num_trials: int) -> No
     """Refuse an entry of a study or trial that no line before it began."""
     if entry["op_code"] == _CREATE_STUDY and not isinstance(entry["study_name"], str):
         raise ValueError("the name of its study is no text")
+    if not isinstance(entry.get("param_name", ""), str):
+        raise ValueError("the name of its parameter is no text")
     for name, number in (("study_id", num_studies), ("trial_id", num_trials)):
         if name not in entry:
             continue

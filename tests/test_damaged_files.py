@@ -260,7 +260,9 @@ def test_fields_within_fields(storage: Path) -> None:
                 outcome(case, file, f"{name}.{key}: {what}")
 
 
-@pytest.mark.parametrize("number", [8, pytest.param(1500, marks=[pytest.mark.drill, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize(
+    "number", [8, pytest.param(1500, marks=[pytest.mark.drill, pytest.mark.timeout(900)])]
+)
 @pytest.mark.parametrize("name", [*CASES, "journal"])
 def test_records_of_an_older_krscale_changed_anywhere(
     name: str, number: int, storage: Path, drill: Drill

@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import optuna
+import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from krscale.errors import DamagedFileError
 from krscale.search.studies.journal import Journal
+from krscale.search.studies.journal_check import check_journal, encode_line
 
 
 def study(journal: Journal) -> optuna.Study:
@@ -34,3 +37,15 @@ def test_half_a_line_and_a_lock_are_cleared_away(tmp_path: Path) -> None:
     again = study(Journal(path))
     again.tell(again.ask(), 2.0)
     assert [t.value for t in study(Journal(path)).trials] == [1.0, 2.0]
+
+
+def test_a_parameter_without_a_name_is_a_damaged_line(tmp_path: Path) -> None:
+    path = tmp_path / "journal.log"
+    entries = (
+        {"op_code": 0, "worker_id": "w", "study_name": "one", "directions": [2]},
+        {"op_code": 4, "worker_id": "w", "study_id": 0},
+        {"op_code": 5, "worker_id": "w", "trial_id": 0, "param_name": None},
+    )
+    path.write_bytes(b"".join(map(encode_line, entries)))
+    with pytest.raises(DamagedFileError, match=r"line 3.*the name of its parameter is no text"):
+        check_journal(path)

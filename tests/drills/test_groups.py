@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from drill_searches import SMALL, Report, attempts, fates, own_ray, trials_of
 from drilling import Drill
 from optuna.trial import TrialState
+from running import ROOT, environment, overrides
 
 from krscale.config import load
 from krscale.search.session import run_session
@@ -160,4 +163,34 @@ def test_a_stopped_worker_of_a_group_is_ended(drill: Drill, tmp_path: Path) -> N
     report.must_hold(f"its trial is FAIL: {error!r}", slow.state is TrialState.FAIL)
     (calm,) = attempts(experiment.run_path, "calm")
     report.must_hold("the other trial is complete", calm.state is TrialState.COMPLETE)
+    report.done()
+
+
+def test_a_killed_driver_goes_on(drill: Drill, tmp_path: Path) -> None:
+    report = Report(drill, "SIGKILL to the driver of a search of trials of two workers")
+    settings = (*SMALL, *TWO, "train.num_epochs=30", "search.sampler=random")
+    private = "cluster.address=local", "cluster.num_cpus=2"
+    arguments = overrides(*settings, *private, f"storage_path={tmp_path}", "name=killed")
+    command = [sys.executable, "-m", "krscale.tune", "--quiet", *arguments]
+
+    def is_training() -> bool:
+        found = trials_of(tmp_path / "killed") if (tmp_path / "killed/journal.log").exists() else {}
+        return any(t.intermediate_values for ts in found.values() for t in ts)
+
+    first = subprocess.Popen(command, cwd=ROOT, env=environment())
+    while first.poll() is None and not is_training():
+        time.sleep(0.2)
+    workers = psutil.Process(first.pid).children(recursive=True)
+    first.kill()
+    first.wait()
+    again = subprocess.run(command, cwd=ROOT, env=environment(), check=False)
+    report.must_hold("the same command ends the search", again.returncode == 0)
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    report.must_hold("no process of the first is left", not alive)
+    found = trials_of(tmp_path / "killed")
+    complete = {n: sum(t.state is TrialState.COMPLETE for t in ts) for n, ts in found.items()}
+    exact = sorted(complete.values()) == [1, 3]
+    report.must_hold(f"three trials and a final, each once: {complete}", exact)
+    cut = [t for ts in found.values() for t in ts if t.user_attrs.get("interrupted")]
+    report.must_hold("one trial was cut short", len(cut) == 1)
     report.done()

@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,7 +64,7 @@ def test_a_worker_that_is_gone_is_no_fault_of_the_trial(
     assert isinstance(found, LostRankError)
     assert str(found).startswith(f"worker {rank} of the group: ")
     text = f'  File "group.py", line 1, in together\n    raise\ngroup.LostRankError: {found}\n'
-    assert TrialError.of(raised(found), text).cause is cause
+    assert TrialError.of(raised(found), text, Path("storage")).cause is cause
 
 
 class FakeRay:

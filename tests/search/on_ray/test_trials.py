@@ -88,7 +88,8 @@ class Watcher:
             self.beside.setdefault(name, set()).update(self.running - {name})
 
     def on_epoch(self, assignment: Assignment, metrics: Mapping[str, float]) -> None:
-        self.losses.setdefault(assignment.name, []).append(metrics["train/loss"])
+        loss = metrics.get("train/loss", float("nan"))  # `BriefTrial` has none
+        self.losses.setdefault(assignment.name, []).append(loss)
 
     def on_end(
         self, assignment: Assignment, state: TrialState, metrics: Mapping[str, float], error: str

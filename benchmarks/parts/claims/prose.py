@@ -32,9 +32,10 @@ CHOSEN = """\
 
 The formulas are ours ([knowledge-representing.md](knowledge-representing.md)), and so are the
 measures and goals on this page. The goals were set before this benchmark existed. Opponents are
-implemented from their papers and tuned in the ranges of `search_spaces/claims.toml`, KR in those of
-`search_spaces/claims_where.toml`; each may do better with more trials, epochs or another schedule,
-and so may KR, which has the most settings to find with the same number of trials.
+implemented from their papers and tuned in the ranges of `search_spaces/claims.toml`, KR's second
+formulation in those of `search_spaces/claims_where.toml`; each may do better with more trials,
+epochs or another schedule, and so may KR, which has the most settings to find with the same number
+of trials.
 
 """
 

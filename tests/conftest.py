@@ -24,8 +24,8 @@ NUM_THREADS = int(os.environ.get("KRSCALE_TEST_THREADS", "1"))
 # Ray's workers would have a low priority (15), and hardly run beside the other test processes.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
-# A shell starts what runs in the background (`&`, nohup) with these ignored, which the commands that
-# tests start, and stop by them, would inherit.
+# A shell starts what runs in the background (`&`, nohup) with these ignored. The commands that
+# tests start, and stop by them, would inherit that.
 for ignored, handler in (
     (signal.SIGINT, signal.default_int_handler),
     (signal.SIGHUP, signal.SIG_DFL),

@@ -245,6 +245,11 @@ def num_slots(resources: Mapping[str, float], num_workers: int = 1) -> int:
     return places // num_workers
 
 
+def is_private() -> bool:
+    """Return whether the Ray that this process has joined was started by it, on this machine."""
+    return _private
+
+
 def can_grow() -> bool:
     """Return whether nodes may join: not in a private Ray of one node, started by `connect`."""
     return not _private

@@ -172,3 +172,7 @@ class ClusterConfig(Section):
     """Cores of a Ray started here; 0 lets Ray count them."""
     wait_seconds: Positive = 60.0
     """How long to wait for the workers that were asked for before giving up."""
+    cache_gb: Positive = 100.0
+    """Where `storage_path` is a URI: how many gigabytes of data and stores a machine keeps in its
+    own folder (`$KRSCALE_CACHE_PATH` or `~/.cache/krscale`). The least recently opened go first,
+    none that is in use."""

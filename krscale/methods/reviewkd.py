@@ -154,11 +154,12 @@ class _BatchNorm(nn.BatchNorm2d):
 
 
 def _in_context(student: Tensor, teacher: Tensor) -> Tensor:
-    value, weight = (student - teacher).square().flatten(1).mean(dim=1), 1.0
+    gap, weight = student - teacher, 1.0
+    value = gap.square().flatten(1).mean(dim=1)
     total = weight
     for level in _LEVELS:
         if level < min(student.shape[2:]):
-            coarse = F.adaptive_avg_pool2d(student - teacher, level)
+            coarse = F.adaptive_avg_pool2d(gap, level)
             weight /= 2.0
             value = value + weight * coarse.square().flatten(1).mean(dim=1)
             total += weight

@@ -62,7 +62,7 @@ def _count(model: nn.Module, input_shape: tuple[int, int, int], device: torch.de
 _DRAWS = {torch.ops.aten.normal_, torch.ops.aten.uniform_}
 
 
-class _WithoutDraws(TorchDispatchMode):
+class _WithoutDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Leaves out the random numbers of weights that have no storage: half of the time to build."""
 
     def __torch_dispatch__(
@@ -76,7 +76,7 @@ class _WithoutDraws(TorchDispatchMode):
 def on_meta(build: Callable[[int], nn.Module], width: int) -> nn.Module:
     """Return a network on meta tensors, or on the CPU where its constructor looks at values."""
     try:
-        with torch.device("meta"), _WithoutDraws(), warnings.catch_warnings():
+        with torch.device("meta"), _WithoutDraws(), warnings.catch_warnings():  # type: ignore[no-untyped-call]
             warnings.simplefilter("ignore", UserWarning)  # weights copied to nowhere
             return build(width)
     except Exception:  # noqa: BLE001 - whatever it is, the real build says it better

@@ -8,6 +8,7 @@ from pathlib import Path
 import optuna
 
 from krscale.cluster.connect import connect, num_slots
+from krscale.cluster.nodes import reach_storage
 from krscale.cluster.sending import check_arrival
 from krscale.cluster.store_shards import write_on_workers
 from krscale.config import Experiment
@@ -78,6 +79,7 @@ def run_session(
     refuse_shared_gpus(experiment)
     planned, workload = _planned(experiment), _workload(experiment)
     with Progress(quiet=quiet, planned=planned, workload=workload) as progress:
+        reach_storage(experiment)
         setup = Setup.resolve(experiment, progress)
         experiment = setup.experiment
         if not quiet:
@@ -91,6 +93,7 @@ def run_session(
             {"space": space.describe()},
             spent=lambda folder: trials_that_ran(folder / JOURNAL),
             renewed=_renewed(experiment, new_space, new_data),
+            say=progress.note,
         ) as folder:
             for line in bind(folder, setup, new_data=new_data):
                 progress.note(line)

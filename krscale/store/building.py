@@ -13,6 +13,7 @@ from krscale.config import StoreConfig
 from krscale.errors import UserError
 from krscale.leftovers import hidden_lock
 from krscale.locking import locked
+from krscale.storage.folders import present, publish
 from krscale.store.coding import encode, lost, mean_lost
 from krscale.store.layout import (
     FEW_CLASSES,
@@ -79,9 +80,11 @@ def prepare_store(
     path.parent.mkdir(parents=True, exist_ok=True)
     finished = partial(_is_finished, path)
     with locked(hidden_lock(path), finished, report_other, WAIT_SECONDS):
+        present(path)
         manifest = read_manifest(path)
         if manifest is not None and _is_sound(path, manifest, spec.key, repair):
             report(total, total)
+            publish(path)
             return path
         plan = manifest.plan if manifest else _begin(path, spec.key)
         teacher: TeacherInference | None = None
@@ -96,6 +99,7 @@ def prepare_store(
         elif missing:
             _write(path, plan, teacher or TeacherInference(spec), missing, report)
         write_manifest(path, plan, _all_whole(path, plan))
+        publish(path)
     return path
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from drilling import Drill
 from finished_search import SETTINGS, without_ray
 from running import check_exports_here, in_process, overrides, unpack
 
@@ -24,7 +25,6 @@ from krscale.tracking.writer import State
 from krscale.training.checkpoint import load_checkpoint, save_checkpoint
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("checked_here")]
-NUM_PLACES = 3
 PICK = ["RUN", "--max-params", "1M", "--format", "safetensors", "--no-register", "--quiet"]
 OPENED_BY: dict[str, tuple[str, list[str]]] = {
     "cache/data/*/train.arrow": ("store", ["check", "RUN", "--quiet"]),
@@ -129,13 +129,20 @@ def test_a_whole_run_is_ok(storage: Path, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out == f"ok: all {len(compared)} files are what was written\n"
 
 
+@pytest.mark.parametrize("num_places", [1, pytest.param(10, marks=pytest.mark.drill)])
 @pytest.mark.parametrize("pattern", OPENED_BY)
 def test_one_byte_is_refused_by_the_command_that_opens_it(
-    pattern: str, storage: Path, capsys: pytest.CaptureFixture[str]
+    pattern: str,
+    num_places: int,
+    storage: Path,
+    capsys: pytest.CaptureFixture[str],
+    drill: Drill,
 ) -> None:
+    drill.injected("a byte changed in a file of a run", num_places)
+    drill.must_hold("the command that opens it, and krscale verify, name it")
     file = find(storage, pattern)
     content, draw = file.read_bytes(), random.Random(pattern)
-    for _ in range(NUM_PLACES):
+    for _ in range(num_places):
         at = draw.randrange(len(content))
         flip(file, at)
         capsys.readouterr()
@@ -149,6 +156,7 @@ def test_one_byte_is_refused_by_the_command_that_opens_it(
         assert f"damaged: {file}" in capsys.readouterr().out
         file.write_bytes(content)
     assert verify(storage) == 0
+    drill.held(f"{pattern}: each was named by both; put back, the run is whole")
 
 
 @pytest.mark.parametrize("pattern", OTHERS)

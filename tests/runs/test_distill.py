@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from drilling import Drill
 from running import SMALL, here, one_ray, overrides
 from safetensors.torch import load_file
 
@@ -146,11 +147,14 @@ NOT_FINITE = "loss term 'ce' is not finite in epoch 1, step 1 of 17"
     ],
 )
 def test_a_loss_that_is_not_finite_is_one_line(
-    name: str, settings: tuple[str, ...], error: str, storage: Path
+    name: str, settings: tuple[str, ...], error: str, storage: Path, drill: Drill
 ) -> None:
+    drill.injected("a training whose loss becomes NaN")
+    drill.must_hold("one line that says so, and exit code 2")
     done = here(name, ["--quiet", *overrides(*SMALL, f"storage_path={storage}", *settings)])
     assert done.returncode == 2, done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("krscale: error: ")
     assert error in last
     assert "Traceback" not in done.stderr
+    drill.held(f"{name}: one line")

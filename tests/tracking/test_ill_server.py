@@ -17,6 +17,7 @@ from krscale.tracking import Tracker, sync
 
 pytestmark = [pytest.mark.drill, pytest.mark.cluster, pytest.mark.timeout(900)]
 
+
 @pytest.fixture
 def server(storage: Path) -> Iterator[MlflowServer]:
     server = MlflowServer(storage, free_port())

@@ -13,13 +13,16 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import pytest
-from moving_storage import record
+from moving_storage import record, record_each
 
 from krscale.config import TrackingConfig
 from krscale.files import write_json
 from krscale.tracking import Begun, Tracker, sync
 from krscale.tracking.address import follow_uri, sqlite_uri
 from krscale.tracking.moving import follow_artifacts
+
+NUM_MOVED = 7
+"""Tests that take a storage of `recorded`."""
 
 
 @pytest.fixture
@@ -31,25 +34,22 @@ def first(tmp_path, empty_database) -> Path:
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> tuple[Path, Path]:
-    """Where a storage was before it was moved, and a copy of what another process recorded there.
-
-    This process never opens the database at the first place.
-    """
+def recorded(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> list[Path]:
+    """Storages in which another process recorded; one for each test, as MLflow remembers runs."""
     folder = tmp_path_factory.mktemp("before")
-    first = folder / "A"
-    first.mkdir()
-    shutil.copy(empty_database, first / "mlflow.db")
-    in_another_process(record, first)
-    return first, first.rename(folder / "kept")
+    storages = [folder / f"A{number}" for number in range(NUM_MOVED)]
+    for storage in storages:
+        storage.mkdir()
+        shutil.copy(empty_database, storage / "mlflow.db")
+    in_another_process(record_each, storages)
+    return storages
 
 
 @pytest.fixture
-def moved(kept: tuple[Path, Path], tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+def moved(recorded: list[Path], tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     """Where a recorded storage was, and the folder in which it is now."""
-    first, copy = kept
-    second = Path(shutil.copytree(copy, tmp_path / "B"))
-    yield first, second
+    first = recorded.pop()
+    yield first, first.rename(tmp_path / "B")
     assert not first.exists(), "the old folder is not made again"
 
 
@@ -92,10 +92,10 @@ def test_what_is_recorded_after_a_move_goes_to_the_new_place(moved, by_key, how,
     if how == "sync":
         assert sync(second / "run", begun=Begun(TrackingConfig(), first)) == 0
     record(second, "later.txt", 0.75)
-    recorded = by_key(second / "mlflow.db")  # fails where a key has two runs
-    assert [value for _, value, _ in recorded["kr"].metrics] == [0.5, 0.75]
+    found = by_key(second / "mlflow.db")  # fails where a key has two runs
+    assert [value for _, value, _ in found["kr"].metrics] == [0.5, 0.75]
     root = second / "mlartifacts"
-    folder = root / recorded["kr"].id / "artifacts"
+    folder = root / found["kr"].id / "artifacts"
     assert {f.name for f in folder.iterdir()} == {"figure.txt", "later.txt"}
     assert artifact_folders(second / "mlflow.db") == {root, folder}
 
@@ -112,16 +112,15 @@ def test_mlflow_itself_finds_the_artifacts(moved):
     assert Path(path).read_text() == "drawn"
 
 
-def test_a_copy_records_into_itself_and_leaves_the_first_alone(moved, kept, by_key):
-    first, second = moved
-    shutil.copytree(kept[1], first)
+def test_a_copy_records_into_itself_and_leaves_the_first_alone(recorded, tmp_path, by_key):
+    first = recorded.pop()
+    second = Path(shutil.copytree(first, tmp_path / "B"))
     before = (first / "mlflow.db").read_bytes()
     record(second, "later.txt", 0.75)
     assert (first / "mlflow.db").read_bytes() == before
     assert not list((first / "mlartifacts").rglob("later.txt"))
     assert len(list((second / "mlartifacts").rglob("later.txt"))) == 1
     assert len(by_key(second / "mlflow.db")["kr"].metrics) == 2
-    shutil.rmtree(first)
 
 
 def test_moved_twice(moved, tmp_path, by_key):

@@ -15,6 +15,7 @@ from typing import Any
 from ray import tune
 
 from krscale.config import Experiment
+from krscale.digests import digest_path
 from krscale.metrics import VAL_ACCURACY
 from krscale.models.given import Builder, keep
 from krscale.runs.folder import student_path
@@ -25,6 +26,7 @@ from krscale.search.studies.signs import Signs, seconds_between
 from krscale.search.studies.trial_spec import FinalKey
 from krscale.setup.build import Assets
 from krscale.setup.prepare import Prepared
+from krscale.storage.trial_files import send_file
 from krscale.training.checkpoint import save_weights
 from krscale.training.loop import Training
 
@@ -138,6 +140,7 @@ class StudentTrial(tune.Trainable):
         run_path = self.experiment.run_path
         path = student_path(run_path, self.method, self.capacity, self.trial_seed)
         save_weights(path, self.training.student)
+        send_file(path, digest_path(path))
 
 
 def _nothing() -> None:

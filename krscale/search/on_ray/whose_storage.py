@@ -1,7 +1,7 @@
 """Whether an error of a trial tells of the run's storage, or of its student's own code.
 
-A student is code of the user's own: it may open what is a folder, or fill a disk of its own. Such an
-error is its trial's; only one of the run's storage stops the search.
+A student is code of the user's own: it may open what is a folder, or fill a disk of its own. Such
+an error is its trial's; only one of the run's storage stops the search.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import os
 import re
 from pathlib import Path
 
-import krscale
 from krscale.foreign import real
 from krscale.storage_errors import NO_ROOM, OF_A_NAME
 
-_PACKAGE = Path(krscale.__file__).parent
+_PACKAGE = Path(__file__).resolve().parents[2]
 _FRAME = re.compile(r'^\s*File "(.+?)", line \d+', re.MULTILINE)
 _PATH = re.compile(r"\[Errno \d+\] [^'\n]*'([^'\n]+)'(?: -> '([^'\n]+)')?")
 _LIBRARY = re.compile(r"/(?:site|dist)-packages/|/lib/python3\.\d+/|^<")

@@ -155,6 +155,8 @@ _NEWER = (
     *(f"teacher.{name}" for name in ("allow_poor", "output_key", "preprocessing", "stage_ends")),
     *(f"teacher.{name}" for name in ("tap_layout", "weights_key")),
     *(f"student.{name}" for name in ("output_key", "preprocessing", "stage_ends", "tap_layout")),
+    *(f"distill.{name}" for name in ("reviewkd_weight", "reviewkd_warmup")),
+    *(f"distill.rkd_{name}" for name in ("weight", "distance_weight", "angle_weight")),
     "ladder.students",
     "search.stall_seconds",
     "train.gradient_accumulation",

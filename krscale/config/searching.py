@@ -95,10 +95,13 @@ class SearchConfig(Section):
     """A running trial keeps a checkpoint at most this often, and never spends more than a fiftieth
     of its time on them; what is killed loses no more than the time since."""
     cpus_per_trial: Positive = 1.0
-    """CPU cores reserved for a trial; its threads are set to the same number."""
+    """CPU cores reserved for a trial, or for each of its workers where `train.num_workers` is 2 or
+    more; the threads of a worker are set to the same number."""
     gpus_per_trial: Literal["auto"] | Weight = "auto"
     """GPUs reserved for a trial; fractions pack several on one, 0 reserves none. `auto` measures
-    what the largest student takes and packs as many as fit; without a GPU it is 0."""
+    what the largest student takes and packs as many as fit; without a GPU it is 0. Where
+    `train.num_workers` is 2 or more it is for each worker, and a whole number; `auto` is then 1,
+    or 0 where the cluster has fewer GPUs than a trial has workers."""
     seed: StrictInt = 0
     """Seed of the samplers."""
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import nn
 
 from krscale.config import Experiment, fingerprint, read_record
@@ -26,6 +25,7 @@ from krscale.knowledge.parameters import layers_by_tap, weight_histogram
 from krscale.knowledge.probes import Probes, information_gain
 from krscale.knowledge.taps import TappedModel
 from krscale.leftovers import sweep_leftovers
+from krscale.locking import locked
 from krscale.metrics import ACCURACY
 from krscale.models.capacity import count_flops, num_parameters
 from krscale.models.preprocessing import DEFAULT, input_shape
@@ -125,7 +125,7 @@ def prepare_teacher(
     folder, code = _folder(experiment, dataset)
     folder.parent.mkdir(parents=True, exist_ok=True)
     sweep_leftovers(folder.parent, _lock_of)
-    with FileLock(_lock_of(folder)):
+    with locked(_lock_of(folder), folder.is_dir):
         if not present(folder):
             with new_folder(folder) as temporary:
                 _make_teacher(experiment, dataset, device, folder.name, temporary, report)

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from documents import CURRENT
 from ray.autoscaler._private.util import prepare_config, validate_config
+from rayjob_schema import RAYJOB
 
 from krscale.config import Experiment, load, read_toml
 from krscale.redaction import may_name_a_secret
@@ -22,9 +23,12 @@ def read(path: str) -> Any:
     return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
 
 
-@pytest.fixture
-def cluster() -> dict[str, Any]:
-    content: dict[str, Any] = read("ray_cluster.yaml")
+ON_AWS, ON_PREMISE = "ray_cluster.yaml", "jobs/ray_cluster_on_premise.yaml"
+
+
+@pytest.fixture(params=[ON_AWS, ON_PREMISE])
+def cluster(request: pytest.FixtureRequest) -> dict[str, Any]:
+    content: dict[str, Any] = read(request.param)
     return content
 
 
@@ -34,15 +38,30 @@ def starts(cluster: dict[str, Any]) -> list[str]:
 
 
 def test_ray_accepts_the_cluster_file(cluster: dict[str, Any]) -> None:
-    prepared = prepare_config(copy.deepcopy(cluster))
-    validate_config(prepared)
-    assert prepared["available_node_types"]["cpu_worker"]["max_workers"] == 8
-    assert prepared["available_node_types"]["gpu_worker"]["node_config"]["BlockDeviceMappings"]
+    validate_config(prepare_config(copy.deepcopy(cluster)))
+
+
+def test_ray_finds_the_machines_that_the_files_name() -> None:
+    on_aws = prepare_config(read(ON_AWS))["available_node_types"]
+    assert on_aws["cpu_worker"]["max_workers"] == 8
+    assert on_aws["gpu_worker"]["node_config"]["BlockDeviceMappings"]
+    own = read(ON_PREMISE)
+    (machines,) = prepare_config(copy.deepcopy(own))["available_node_types"].values()
+    assert machines["max_workers"] == machines["min_workers"] == len(own["provider"]["worker_ips"])
+
+
+def test_without_nfs_what_is_left_of_the_cluster_file_is_whole() -> None:
+    """Its head says that the lines marked NFS may go where the storage is a bucket."""
+    text = (ROOT / ON_AWS).read_text(encoding="utf-8")
+    left = "\n".join(line for line in text.splitlines() if not line.endswith("# NFS"))
+    assert len(left.splitlines()) == len(text.splitlines()) - 5
+    assert "nfs-kernel-server" not in left
+    validate_config(prepare_config(yaml.safe_load(left)))
 
 
 def test_ray_refuses_a_misspelt_key(cluster: dict[str, Any]) -> None:
-    cluster["max_worker"] = cluster.pop("max_workers")
-    with pytest.raises(jsonschema.ValidationError, match="max_worker"):
+    cluster["idle_timeout_minute"] = cluster.pop("idle_timeout_minutes")
+    with pytest.raises(jsonschema.ValidationError, match="idle_timeout_minute"):
         validate_config(prepare_config(cluster))
 
 
@@ -119,12 +138,56 @@ def test_digits_toml_spells_out_the_defaults() -> None:
             assert value == default, f"{section}.{key}"
 
 
+def test_kuberay_accepts_the_job() -> None:
+    jsonschema.validate(read("jobs/rayjob.yaml"), RAYJOB)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "value"),
+    [
+        ("spec", "entryPoint", "python"),
+        ("spec", "backoffLimit", "0"),
+        ("spec", "submissionMode", "K8sJob"),
+        ("spec.rayClusterSpec.authOptions", "mode", "Token"),
+        ("spec.rayClusterSpec.headGroupSpec.rayStartParams", "num-cpus", 0),
+        ("spec.rayClusterSpec.workerGroupSpecs.0", "replicas", 2.5),
+        ("spec.rayClusterSpec.workerGroupSpecs.0", "groupname", "trials"),
+        ("spec.rayClusterSpec.headGroupSpec.template.spec.containers.0", "volumeMount", []),
+        ("spec.rayClusterSpec.headGroupSpec.template.spec.containers.0.resources.limits",
+         "memory", "8 GB"),
+        ("spec.rayClusterSpec.headGroupSpec.template.spec.containers.0.ports.0",
+         "name", "the-server-of-gcs"),
+    ],
+)  # fmt: skip
+def test_kuberay_refuses_what_is_misspelt_or_of_another_type(
+    where: str, name: str, value: object
+) -> None:
+    job = read("jobs/rayjob.yaml")
+    place = job
+    for step in where.split("."):
+        place = place[int(step)] if step.isdigit() else place[step]
+    place[name] = value
+    with pytest.raises(jsonschema.ValidationError) as refused:
+        jsonschema.validate(job, RAYJOB)
+    assert name in str(refused.value)
+
+
+@pytest.mark.parametrize("where", ["headGroupSpec", "workerGroupSpecs.0"])
+def test_kuberay_wants_what_it_requires(where: str) -> None:
+    job = read("jobs/rayjob.yaml")
+    place = job["spec"]["rayClusterSpec"]
+    for step in where.split("."):
+        place = place[int(step)] if step.isdigit() else place[step]
+    del place["template"]
+    with pytest.raises(jsonschema.ValidationError, match="'template' is a required property"):
+        jsonschema.validate(job, RAYJOB)
+
+
 def test_rayjob_is_whole() -> None:
     job = read("jobs/rayjob.yaml")
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     spec = job["spec"]
-    experiment = spec["entrypoint"].split()[-1].removeprefix("/krscale/")
-    assert (ROOT / experiment).is_file()
+    assert (ROOT / spec["entrypoint"].split()[-1]).is_file()  # jobs are part of the package
     storage = yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]["KRSCALE_STORAGE_PATH"]
     assert spec["rayClusterSpec"]["authOptions"] == {"mode": "token"}
     groups = [spec["rayClusterSpec"]["headGroupSpec"], *spec["rayClusterSpec"]["workerGroupSpecs"]]

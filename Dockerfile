@@ -1,0 +1,35 @@
+# The image of jobs/rayjob.yaml: krscale and Ray, pinned by constraints.txt.
+#
+#   docker build -t krscale:0.1.0 .
+#   docker run --rm --shm-size=2g -v "$PWD/runs:/storage" krscale:0.1.0 krscale tune jobs/digits.toml
+#
+# pip's own settings choose where packages come from, and which build of torch it is, for CPUs or for
+# CUDA: --build-arg PIP_INDEX_URL=... or --build-arg PIP_EXTRA_INDEX_URL=...
+# tests/test_dockerfile.py runs the pip steps in a fresh environment (make drills); it builds no image.
+FROM python:3.11-slim
+
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+
+# KubeRay's probes call bash and wget.
+RUN apt-get update && apt-get install -y --no-install-recommends bash wget && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /build
+COPY constraints.txt ./
+# The largest package has a layer of its own: changed code does not install it again.
+RUN pip install --no-cache-dir --constraint constraints.txt torch
+# The build backend is pinned like the rest: no isolation, nothing resolved behind the lock.
+RUN pip install --no-cache-dir --constraint constraints.txt hatchling
+
+COPY pyproject.toml README.md LICENSE ./
+COPY search_spaces ./search_spaces
+COPY jobs ./jobs
+COPY krscale ./krscale
+RUN pip install --no-cache-dir --no-build-isolation --constraint constraints.txt '.[search,export]'
+
+# Without the sources beside it, what is imported is what was installed.
+RUN useradd --create-home --uid 1000 krscale && mkdir /storage && chown krscale /storage && rm -rf /build
+USER krscale
+WORKDIR /home/krscale
+ENV KRSCALE_STORAGE_PATH=/storage
+CMD ["krscale", "--help"]

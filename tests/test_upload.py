@@ -1,0 +1,56 @@
+"""What `ray job submit --working-dir .` uploads with `jobs/runtime_env.yaml`: the code, no more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+import yaml
+from ray._private.runtime_env.packaging import _zip_files
+from running import ROOT
+
+LIMIT = 2_000_000
+
+
+def uploaded(folder: Path, archive: Path) -> dict[str, int]:
+    """Return name and size of every file that Ray packs; it packs without compression."""
+    environment = yaml.safe_load((ROOT / "jobs/runtime_env.yaml").read_text(encoding="utf-8"))
+    _zip_files(str(folder), environment["excludes"], str(archive), include_gitignore=True)
+    with ZipFile(archive) as content:
+        return {file.filename: file.file_size for file in content.infolist()}
+
+
+def test_an_upload_is_small_and_has_what_a_job_needs(tmp_path: Path) -> None:
+    found = uploaded(ROOT, tmp_path / "package.zip")
+    largest = sorted(found, key=lambda name: -found[name])[:5]
+    assert (tmp_path / "package.zip").stat().st_size < LIMIT, largest
+    needed = ["jobs/digits.toml", "search_spaces/kr.toml", "krscale/tune.py"]
+    templates = [
+        f"krscale/report/templates/{p.name}" for p in ROOT.glob("krscale/report/templates/*")
+    ]
+    assert templates
+    assert [name for name in (*needed, *templates) if name not in found] == []
+    assert [name for name in found if name.startswith(("tests/", "docs/", ".git/", "runs/"))] == []
+
+
+@pytest.mark.parametrize(
+    "left", [".venv/lib/torch.so", "runs/digits/run.json", "build/site/index.html", "mlruns/0/x",
+             "krscale/__pycache__/tune.pyc", "tests/runs/older.tar.xz", ".hypothesis/examples/a"],
+)  # fmt: skip
+def test_what_work_leaves_behind_is_not_uploaded(left: str, tmp_path: Path) -> None:
+    """Also where there is no .gitignore, as in an unpacked archive."""
+    folder = tmp_path / "checkout"
+    for name in (left, "krscale/tune.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    files = {name for name, size in uploaded(folder, tmp_path / "package.zip").items() if size}
+    assert files == {"krscale/tune.py"}
+
+
+def test_a_file_of_ones_own_travels(tmp_path: Path) -> None:
+    folder = tmp_path / "checkout"
+    for name in ("my_models.py", "my/tests/case.toml", "experiment.toml"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    assert len(uploaded(folder, tmp_path / "package.zip")) == 3

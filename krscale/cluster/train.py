@@ -33,6 +33,8 @@ from krscale.files import damaged
 from krscale.parallel import Workers, sum_over_workers
 from krscale.setup.build import Assets, build_training
 from krscale.setup.prepare import Prepared
+from krscale.storage.objects import place_for_ray
+from krscale.storage.trial_files import bring_all
 from krscale.storage_errors import storage_error
 from krscale.training.checkpoint import (
     check_checkpoint,
@@ -74,7 +76,9 @@ def train_on_workers(
             be trained: a loss that is not finite, a setting that does not fit.
     """
     settings = experiment.train
+    bring_all(folder / TRAIN)
     check_kept(folder / TRAIN)
+    path, filesystem = place_for_ray(folder)
     use_gpu = _uses_gpu(settings)
     each = {"CPU": 1.0, **({"GPU": 1.0} if use_gpu else {})}
     require(each, experiment.cluster, "train.num_workers", settings.num_workers)
@@ -94,7 +98,8 @@ def train_on_workers(
         ),
         run_config=train.RunConfig(
             name=TRAIN,
-            storage_path=str(folder),
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=train.FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=train.CheckpointConfig(num_to_keep=2),
             callbacks=[_Epochs(queue)],  # type: ignore[list-item]

@@ -17,6 +17,7 @@ from typing import Any, Self
 from krscale.errors import StorageError
 from krscale.files import write_atomic
 from krscale.redaction import redact
+from krscale.storage.address import place_of
 
 _CHUNK = 8 << 20
 _CREDENTIALS = {
@@ -185,6 +186,19 @@ def _resolve(uri: str) -> tuple[Any, str]:
                 f"storage_path: {uri}: neither pyarrow nor fsspec has a file system for "
                 f"{scheme}:// ({_first_line(error)}). pyarrow has s3, gs, abfs, hdfs and file."
             ) from None
+
+
+def place_for_ray(folder: Path) -> tuple[str, Any]:
+    """Return where Ray keeps what belongs to a folder, for its `storage_path`.
+
+    Returns:
+        A path and the file system that it is of: None for the machines' own.
+    """
+    place = place_of(folder)
+    if place is None:
+        return str(folder), None
+    objects = Objects.open(place[0])
+    return objects.path(place[1]), objects.filesystem
 
 
 @contextmanager

@@ -19,7 +19,8 @@ UNFINISHED = "unfinished"
 ARCHIVE = ".tar"
 _FIRST = ("experiment.json", "environment.json", "origin.json")
 _APPENDED = (".log", ".jsonl")
-_NOT_SENT = ("tune", "train")
+_LOCAL = (".lock", ".sign")
+NOT_SENT = ("tune", "train")
 """Folders of Ray's own in a run."""
 Stamp = tuple[int, int]
 """Size of a file and when it changed."""
@@ -42,11 +43,25 @@ def rank(name: str) -> int:
     return 1
 
 
+def is_sent(name: str) -> bool:
+    """Whether an object of this name belongs to the copy of a run folder.
+
+    Example:
+        >>> is_sent("journal.log"), is_sent("train/checkpoint_1/state.pt"), is_sent(".driver.json")
+        (True, False, False)
+    """
+    parts = name.split("/")
+    hidden = any(part.startswith(".") for part in parts)
+    return not (hidden or name.endswith(_LOCAL) or parts[-1] == "lock" or parts[0] in NOT_SENT)
+
+
 def stamps(folder: Path) -> dict[str, Stamp]:
     """Return the files of a run that a storage gets, by the name of their object."""
     found = {}
     for path in _walk(folder):
         name = path.relative_to(folder).as_posix()
+        if not is_sent(name):
+            continue
         try:
             stat = path.stat()
         except FileNotFoundError:
@@ -61,12 +76,12 @@ def stamps(folder: Path) -> dict[str, Stamp]:
 
 def _walk(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
-        if path.name.startswith(".") or path.is_symlink():
+        if path.is_symlink():
             continue
         if path.is_dir():
-            if path.name not in _NOT_SENT:
+            if not path.name.startswith("."):
                 yield from _walk(path)
-        elif path.name != "lock" and not path.name.endswith((".lock", ".sign")):
+        else:
             yield path
 
 

@@ -23,6 +23,7 @@ from krscale.storage.run_files import (
     UNFINISHED,
     Stamp,
     content_of,
+    is_sent,
     rank,
     stamps,
     unpack,
@@ -209,12 +210,8 @@ class RunMirror:
         with suppress(FileNotFoundError):
             (self.folder / RECORD).unlink()  # cut short, this folder is of no start
         start = len(self.run) + 1
-        names = {
-            key[start:]
-            for key in self.objects.list(self.run)
-            if is_plain(key) and not any(part.startswith(".") for part in key[start:].split("/"))
-        }
-        names = {name for name in names if not name.endswith(".sign")}
+        there = {key[start:] for key in self.objects.list(self.run) if is_plain(key)}
+        names = {name for name in there if is_sent(name)}
         for name in stamps(self.folder).keys() - names:
             self._remove(name)
         for group in range(5, -1, -1):  # what refers first: all that it refers to was sent before

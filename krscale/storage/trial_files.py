@@ -11,7 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from krscale.errors import StorageError
-from krscale.storage.address import place_of
+from krscale.files import new_folder
+from krscale.storage.address import is_plain, place_of
 from krscale.storage.objects import Objects
 from krscale.storage.run_files import ARCHIVE, pack, unpack
 
@@ -41,6 +42,19 @@ def bring_checkpoint(path: Path) -> None:
     if content is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         unpack(content, path, f"storage_path: {place[0]}: {place[1]}{ARCHIVE}")
+
+
+def bring_all(path: Path) -> None:
+    """Replace a folder by what others have put there, if they have put anything."""
+    place = place_of(path)
+    if place is None:
+        return
+    objects, start = Objects.open(place[0]), len(place[1]) + 1
+    keys = [key for key in objects.list(place[1]) if is_plain(key)]
+    if keys:
+        with new_folder(path) as folder:
+            for key in keys:
+                objects.download(key, folder / key[start:])
 
 
 def send_sign(path: Path) -> None:

@@ -171,6 +171,27 @@ def test_a_search_whose_nodes_share_no_disk(apart: Apart, drill: Drill) -> None:
     drill.held("none of the files of three machines and Ray's logs holds one")
 
 
+def test_one_training_on_nodes_that_share_no_disk(apart: Apart, drill: Drill) -> None:
+    """Fails if a worker does not find data and store, or the driver the last checkpoint."""
+    drill.injected("one training on two nodes that share nothing but an S3 server")
+    drill.must_hold("the student is trained, tested and kept, and its checkpoints are in S3")
+    settings = (*SEARCH[:8], "train.num_workers=2", "train.num_epochs=2", "tracking.enabled=false")
+    settings = tuple(s for s in settings if not s.startswith("train.num_epochs=16"))
+    done = command(
+        "distill",
+        ["--quiet", *overrides(*settings, f"cluster.address={apart.cluster.address}")],
+        timeout=600.0,
+        **apart.variables,
+        **{CACHE_VARIABLE: str(apart.cache("one"))},
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = apart.cache("one").glob("storages/*/apart-*")
+    assert (run / "student.safetensors").is_file()
+    assert not (run / "train").exists()
+    assert list(apart.cache("two").glob("storages/*/cache/stores/*/manifest.json"))
+    drill.held("student and result are in the run folder, checkpoints in the bucket alone")
+
+
 def _has_checkpoint(apart: Apart) -> bool:
     """Whether both nodes train, and the second has sent a checkpoint."""
     kept = apart.cache("two").glob("storages/*/apart/unfinished/*/*/*/manifest.json")

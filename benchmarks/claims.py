@@ -1,13 +1,15 @@
 """Measure the four claims of Knowledge Representing against opponents tuned as long.
 
 Every number comes from `krscale tune` itself: independent searches for every family of methods, on
-each task with one teacher and one store. The same command again continues; what is finished stays.
+each task with one teacher and one store. The same command again continues; what is finished
+stays, also without the folder of its run: `benchmarks/results/claims/` holds a small file for each
+search, to be committed.
 
     python benchmarks/claims.py [--quick] [--dry-run] [--tasks glyphs] [--data cifar10=PATH ...]
 
-Writes `benchmarks/results/claims.json`, `docs/claims.md` and its figures after every family; with
-`--quick` they go to the storage folder instead. `--page` draws page and figures from the results
-again.
+Writes `benchmarks/results/claims.json`, `docs/claims.md` and its figures after every search; with
+`--quick`, which takes the embedded task alone unless `--tasks` names others, they go to the storage
+folder instead. `--page` draws page and figures from the results again.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from parts.claims.cost import family_cost, teacher_seconds, training_seconds
-from parts.claims.families import ABLATIONS, FAMILIES, QUICK, Family
-from parts.claims.gathering import followers, gather
+from parts.claims.families import CHEAP, FAMILIES, QUICK
+from parts.claims.gathering import gather
+from parts.claims.order import in_order
 from parts.claims.page import write_page
 from parts.claims.pictures import draw_figures
+from parts.claims.plan import plan
 from parts.claims.searching import search
 from parts.claims.tasks import TASKS, TaskRun
 from parts.measuring import ROOT
@@ -41,36 +44,20 @@ def run(argv: Sequence[str]) -> int:
         return 0
     runs = _task_runs(arguments)
     here = [task_run for task_run in runs if not task_run.missing_data]
-    families = [f for f in FAMILIES if not arguments.families or f.name in arguments.families]
     if arguments.dry_run:
-        print("\n\n".join(_plan(task_run, families) for task_run in here))
+        print("\n".join(plan(here, arguments.families)))
         return 0
-    for task_run in here:
-        _measure(task_run, families, arguments, runs)
+    for upcoming in in_order(here, arguments.families):
+        if upcoming.is_kept:
+            continue
+        print(upcoming.title, flush=True)
+        search(*upcoming, quiet=arguments.quiet)
+        _write(arguments, runs)
     unfinished = [f"{t['name']}: {name}" for t in _write(arguments, runs)["tasks"]
                   for name in t["unfinished"]]  # fmt: skip
     if unfinished:
         print(f"unfinished: {', '.join(unfinished)}")
     return 0
-
-
-def _measure(
-    task_run: TaskRun,
-    families: Sequence[Family],
-    arguments: argparse.Namespace,
-    runs: Sequence[TaskRun],
-) -> None:
-    """Search a task, the first search of every family before the second of any."""
-    for number in range(task_run.num_searches):
-        for family in families:
-            print(f"{task_run.task.name}, {family.name}, search {number + 1}: "
-                  f"{', '.join(family.methods)}", flush=True)  # fmt: skip
-            search(task_run, family, number, quiet=arguments.quiet)
-            _write(arguments, runs)
-        for family in followers(task_run) if number == 0 else ():
-            print(f"{task_run.task.name}, {family.name}: {family.label}", flush=True)
-            search(task_run, family, 0, quiet=arguments.quiet)
-    _write(arguments, runs)
 
 
 def _task_runs(arguments: argparse.Namespace) -> list[TaskRun]:
@@ -81,7 +68,7 @@ def _task_runs(arguments: argparse.Namespace) -> list[TaskRun]:
     """
     runs = []
     for task in TASKS:
-        if arguments.tasks and task.name not in arguments.tasks:
+        if task.name not in (arguments.tasks or (CHEAP if arguments.quick else [task.name])):
             continue
         changes = (*(QUICK if arguments.quick else ()), *arguments.set)
         runs.append(TaskRun(task, arguments.storage.resolve(), arguments.data.get(task.name, ""),
@@ -122,31 +109,6 @@ def _result_path(arguments: argparse.Namespace) -> Path:
     return ROOT / "benchmarks" / "results" / "claims.json"
 
 
-def _plan(task_run: TaskRun, families: Sequence[Family]) -> str:
-    """Say what would run and what it would cost, from a few timed steps of every network."""
-    first = task_run.experiment(families[0])
-    seconds = training_seconds(first)
-    total = teacher_seconds(first)
-    each = ", ".join(f"{found:.1f}" for found in seconds)
-    lines = [
-        f"{task_run.task.title}, {task_run.num_searches} searches of every family",
-        f"one training at each size, smallest first: {each} CPU seconds",
-        f"teacher: {total:.0f} CPU seconds",
-    ]
-    for family in families:
-        cost = family_cost(family, task_run.experiment(family), seconds)
-        total += cost.seconds * task_run.num_searches
-        lines.append(
-            f"{family.name}: {', '.join(family.methods)}: {cost.num_trials} trials and "
-            f"{cost.num_finals} final trainings a search, {cost.seconds:.0f} CPU seconds"
-        )
-    num_others = 1 + len(ABLATIONS)
-    finals = num_others * (first.search.num_final_seeds + 1) * sum(seconds)
-    lines.append(f"C1 and KR without each of its parts: {finals:.0f} CPU seconds")
-    lines.append(f"together: {(total + finals) / 3600:.2f} CPU hours; divide by the cores")
-    return "\n".join(lines)
-
-
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes: minutes, not hours")
@@ -155,7 +117,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quiet", action="store_true", help="no live view")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                         help="change any field of the jobs for all families")  # fmt: skip
-    parser.add_argument("--families", nargs="+", choices=[f.name for f in FAMILIES],
+    parser.add_argument("--families", nargs="+", default=[], choices=[f.name for f in FAMILIES],
                         help="only these searches")  # fmt: skip
     parser.add_argument("--tasks", nargs="+", choices=[t.name for t in TASKS],
                         help="only these tasks")  # fmt: skip

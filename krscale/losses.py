@@ -28,6 +28,7 @@ from krscale.config.methods import (
     KRSettings,
     LabelSmoothingSettings,
     LogitStandardisationSettings,
+    RKDSettings,
 )
 from krscale.errors import UserError, unknown_name
 from krscale.knowledge.features import attention_map
@@ -41,6 +42,8 @@ from krscale.methods.kd import kd_loss
 from krscale.methods.label_smoothing import smoothed_cross_entropy
 from krscale.methods.logit_standardisation import standardised_kd_loss
 from krscale.methods.pkt import pkt_loss
+from krscale.methods.reviewkd import hcl_loss
+from krscale.methods.rkd import rkd_loss
 
 __all__ = [
     "attention_transfer",
@@ -53,11 +56,13 @@ __all__ = [
     "label_smoothing",
     "logit_standardisation",
     "pkt",
+    "reviewkd",
+    "rkd",
 ]
 
 _KD, _DKD, _DIST, _KR = KDSettings(), DKDSettings(), DISTSettings(), KRSettings()
 _STANDARDISED, _SMOOTHING = LogitStandardisationSettings(), LabelSmoothingSettings()
-_AT, _CRD = ATSettings(), CRDSettings()
+_AT, _CRD, _RKD = ATSettings(), CRDSettings(), RKDSettings()
 
 
 def kd(
@@ -406,6 +411,75 @@ def crd(
     _check_labels(labels, len(student_features))
     _check("crd", temperature=(Positive, temperature))
     return crd_loss(student_features, teacher_features, labels, temperature)
+
+
+def reviewkd(
+    student_features: Sequence[Tensor],
+    teacher_features: Sequence[Tensor],
+    labels: Tensor | None = None,
+) -> Tensor:
+    """Return ReviewKD's hierarchical context loss: squared distances of maps, fine and coarse.
+
+    Source: Chen, Liu, Zhao, Jia, Distilling Knowledge via Knowledge Review, CVPR 2021, arXiv
+    2104.09044; the attention-based fusion of the student's stages is a module of yours (or of
+    `distill.method = "reviewkd"`).
+
+    Args:
+        student_features: One `[B, C, H, W]` for each stage, of the teacher's shape.
+        teacher_features: One `[B, C, H, W]` for each of them.
+        labels: Not used; every loss takes them.
+
+    Returns:
+        `[B]`; 0 where they agree. The sum over the stages.
+
+    Example:
+        >>> teacher = torch.ones(1, 3, 2, 2)
+        >>> student = torch.tensor([2.0, 0.0, 2.0, 0.0]).view(1, 1, 2, 2).repeat(1, 3, 1, 1)
+        >>> reviewkd([student], [teacher])  # each place is off by 1, their mean is right
+        tensor([0.6667])
+    """
+    for own, theirs in zip(*_pairs(student_features, teacher_features), strict=True):
+        _same_shape(own, theirs)
+    return hcl_loss(student_features, teacher_features)
+
+
+def rkd(
+    student_features: Tensor,
+    teacher_features: Tensor,
+    labels: Tensor | None = None,
+    *,
+    distance_weight: float = _RKD.rkd_distance_weight,
+    angle_weight: float = _RKD.rkd_angle_weight,
+) -> Tensor:
+    """Return how far distances and angles between the samples of the batch are from the teacher's.
+
+    Source: Park, Kim, Lu, Cho, Relational Knowledge Distillation, CVPR 2019, arXiv 1904.05068.
+
+    Args:
+        student_features: `[B, F]`, what its classifier reads.
+        teacher_features: `[B, F']`.
+        labels: Not used; every loss takes them.
+        distance_weight: Weight of the distances of pairs.
+        angle_weight: Weight of the angles of triples.
+
+    Returns:
+        `[B]`; 0 where they agree, whatever the scale. The samples are those of the batch at hand;
+        memory grows with the cube of their number.
+
+    Example:
+        >>> teacher = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+        >>> rkd(2 * teacher, teacher)
+        tensor([0., 0., 0.])
+        >>> rkd(torch.tensor([[0.0], [1.0], [2.0]]), teacher, angle_weight=0.0)
+        tensor([1.0417, 1.0417, 2.0833])
+    """
+    _same_batch(student_features, teacher_features)
+    _check(
+        "rkd",
+        distance_weight=(Weight, distance_weight),
+        angle_weight=(Weight, angle_weight),
+    )
+    return rkd_loss(student_features, teacher_features, distance_weight, angle_weight)
 
 
 def _check(loss: str, **settings: tuple[Any, float]) -> None:

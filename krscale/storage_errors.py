@@ -13,7 +13,7 @@ from typing import Any
 
 from krscale.errors import DiskFullError, StorageError
 
-_NO_ROOM = {
+NO_ROOM = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file would be larger than files may be here (ulimit -f)",
@@ -27,6 +27,8 @@ _CANNOT_WRITE = {
     errno.ELOOP: "its links lead in a circle",
     errno.ESTALE: "the network storage has lost this file (stale file handle)",
 }
+OF_A_NAME = frozenset((errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP))
+"""Of these, errors are as often a mistake of a program as a fault of its storage."""
 _DENIED = dict.fromkeys((errno.EACCES, errno.EPERM), "permission denied")
 _NUMBER = re.compile(r"\b(?:os error|[Ee]rrno) (\d+)\b")
 _OF_SQLITE = (
@@ -54,13 +56,26 @@ is kept: free some space and start again.
         >>> storage_error(ValueError("no number")) is None
         True
     """
-    reasons = _NO_ROOM | _CANNOT_WRITE | (_DENIED if denied else {})
+    reasons = NO_ROOM | _CANNOT_WRITE | (_DENIED if denied else {})
     for cause in _chain(error):
         if isinstance(cause, StorageError):
             return cause
         number = _number(cause)
         if number in reasons:
             return _error(number, reasons[number], path or _file_of(cause))
+    return None
+
+
+def error_number(error: BaseException) -> int | None:
+    """Return the number for which `storage_error` takes an error for one of the storage.
+
+    None where it is a `StorageError`, which says so itself, or none.
+    """
+    for cause in _chain(error):
+        if isinstance(cause, StorageError):
+            return None
+        if (number := _number(cause)) in NO_ROOM | _CANNOT_WRITE:
+            return number
     return None
 
 
@@ -93,7 +108,7 @@ def _error(number: int, reason: str, path: object) -> StorageError:
     if isinstance(path, bytes):
         path = path.decode(errors="replace")
     where = f"{path}: " if path else ""
-    if number in _NO_ROOM:
+    if number in NO_ROOM:
         return DiskFullError(
             f"{where}{reason}. Nothing is left half written, and what was finished before is kept: "
             f"free some space and start again."

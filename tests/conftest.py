@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -13,6 +14,7 @@ import torch
 from drilling import Recorder, drill, remember_outcome
 from filelock import FileLock
 from hypothesis import settings
+from running import check_exports_here
 
 __all__ = ["drill"]
 
@@ -21,6 +23,15 @@ NUM_THREADS = int(os.environ.get("KRSCALE_TEST_THREADS", "1"))
 
 # Ray's workers would have a low priority (15), and hardly run beside the other test processes.
 os.environ.setdefault("RAY_worker_niceness", "0")
+
+# A shell starts what runs in the background (`&`, nohup) with these ignored. The commands that
+# tests start, and stop by them, would inherit that.
+for ignored, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(ignored) is signal.SIG_IGN:
+        signal.signal(ignored, handler)
 
 # An example that takes long says that the machine is busy, and nothing of krscale.
 settings.register_profile("krscale", deadline=None)
@@ -77,6 +88,12 @@ def _few_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports are checked in the test's own process."""
+    check_exports_here(monkeypatch)
+
+
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """Return a folder that `make` has filled, in one of the test processes for all of them."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
@@ -100,6 +117,18 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.set_num_threads(NUM_THREADS)
     return made_once(tmp_path_factory, "finished", make_finished_run) / "tiny"
+
+
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage with the finished search `small`, of which nothing was recorded; to copy."""
+    from finished_search import search
+
+    def make(folder: Path) -> None:
+        search(folder / "storage", "tracking.enabled=false")
+
+    torch.set_num_threads(NUM_THREADS)
+    return made_once(tmp_path_factory, "searched", make) / "storage"
 
 
 @pytest.fixture(scope="session")

@@ -16,3 +16,9 @@ def record(storage: Path, name: str = "figure.txt", value: float = 0.5) -> None:
         tracker.log_artifact("kr", figure)
         tracker.end_run("kr")
         assert tracker.close(30) == 0
+
+
+def record_each(storages: list[Path]) -> None:
+    """Record a run in each storage."""
+    for storage in storages:
+        record(storage)

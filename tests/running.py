@@ -11,8 +11,8 @@ import subprocess
 import sys
 import tarfile
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 
@@ -84,20 +84,60 @@ def here(name: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str
     not see those that libraries have for developers.
     """
     printed, said = io.StringIO(), io.StringIO()
+    with _own_environment(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with redirect_stdout(printed), redirect_stderr(said):
+            code = in_process(name)(arguments)
+    return subprocess.CompletedProcess(arguments, code, printed.getvalue(), said.getvalue())
+
+
+@contextmanager
+def one_ray(num_cpus: int) -> Iterator[None]:
+    """Let all commands that `here` runs meanwhile share a private Ray; each would start its own."""
+    from krscale.cluster.connect import connect
+    from krscale.config import ClusterConfig
+
+    with _own_environment(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        connect(ClusterConfig(address="local", num_cpus=num_cpus))
+        yield
+
+
+@contextmanager
+def _own_environment() -> Iterator[None]:
+    """Put back the variables of the environment, and end a Ray that was started meanwhile."""
+    ray = sys.modules.get("ray")
+    shared = ray is not None and ray.is_initialized()
     before = dict(os.environ)
     changed = environment()
     for variable in before.keys() - changed.keys():
         del os.environ[variable]
     os.environ.update(changed)
     try:
-        with warnings.catch_warnings(), redirect_stdout(printed), redirect_stderr(said):
-            warnings.simplefilter("ignore")
-            code = in_process(name)(arguments)
+        yield
     finally:
-        end_ray()
+        if not shared:
+            end_ray()
         os.environ.clear()
         os.environ.update(before)
-    return subprocess.CompletedProcess(arguments, code, printed.getvalue(), said.getvalue())
+
+
+def check_exports_here(patch: pytest.MonkeyPatch) -> None:
+    """Let the files of an export be checked in this process, which has imported torch.
+
+    A process of its own takes seconds; the tests of tests/export start it.
+    """
+    from types import SimpleNamespace
+
+    from krscale.export import checking, writing
+
+    def run(command: Sequence[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert command[:3] == [sys.executable, "-m", "krscale.export.checking"]
+        with redirect_stdout(io.StringIO()) as printed:
+            code = checking.main(command[3:])
+        return subprocess.CompletedProcess(command, code, printed.getvalue(), "")
+
+    patch.setattr(writing, "subprocess", SimpleNamespace(run=run))
 
 
 def end_ray() -> None:

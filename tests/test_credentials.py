@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from finished_run import SETTINGS as STUDENT
 from finished_search import SETTINGS, train_here, without_ray
-from running import in_process, overrides
+from running import check_exports_here, in_process, overrides
 
 from krscale.config import load
 from krscale.progress import Progress
@@ -60,9 +60,24 @@ def leaks(folder: Path) -> list[str]:
     return [str(path) for path in files if CANARY.encode() in path.read_bytes()]
 
 
+@pytest.mark.parametrize(
+    "formats",
+    [
+        # Each export is proven in a process of its own, which takes seconds.
+        pytest.param("safetensors,onnx,pt2", marks=pytest.mark.drill),
+        "safetensors",
+    ],
+)
 def test_every_command_and_every_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    formats: str,
+    searched: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    if formats == "safetensors":
+        check_exports_here(monkeypatch)
+    shutil.copytree(searched / "cache", tmp_path / "cache")  # a teacher and a store cost seconds
     run = str(tmp_path / "small")
     secret, other, third = (
         overrides(f"tracking.uri={uri}", ADDRESS, f"storage_path={tmp_path}") for uri in URIS
@@ -72,13 +87,13 @@ def test_every_command_and_every_file(
     assert call(monkeypatch, "tune", *small, *secret, "--quiet") == 0
     assert call(monkeypatch, "tune", *small, *other, "--quiet", "--json") == 0
     assert call(monkeypatch, "teach", *small, *third, "--quiet") == 0
-    student = [s for s in STUDENT if "tracking" not in s]
-    assert call(monkeypatch, "distill", *overrides(*student), *third, "--quiet") == 0
+    student = overrides("name=tiny", "distill.capacity=1/16", "train.num_epochs=1")
+    assert call(monkeypatch, "distill", *small, *student, *third, "--quiet") == 0
     assert call(monkeypatch, "insight", run) == 0
     assert call(monkeypatch, "report", run) == 0
     assert call(monkeypatch, "store", "info", run) == 0
     pick = ("pick", run, "--max-params", "1M", "--quiet")
-    assert call(monkeypatch, *pick) == 0
+    assert call(monkeypatch, *pick, "--format", formats) == 0
     assert call(monkeypatch, *pick, "--format", "safetensors", "--uri", URIS[0]) == 0
     assert call(monkeypatch, "sync", run) == 2, "credentials are not kept"
     assert call(monkeypatch, "sync", run, "--uri", URIS[1], "--timeout", "1") == 1

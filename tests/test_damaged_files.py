@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 from drilling import Drill
-from finished_search import SETTINGS, search, without_ray
+from finished_search import SETTINGS, without_ray
 from mutations import mutate_json
 from running import in_process, overrides
 
@@ -43,10 +44,10 @@ NUM_FLIPS = 40
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(searched: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage with one finished search, and an export's card, a student and a checkpoint."""
     storage = tmp_path_factory.mktemp("whole") / "storage"
-    run = search(storage, "tracking.enabled=false")
+    run = shutil.copytree(searched, storage) / "small"
     student = StudentResult(
         name="x", commit="c", method="kr", capacity="1/16", width=3, num_parameters=10, flops=20,
         latency_ms=0.5, num_workers=1, val_accuracy=0.5, test_accuracy=0.5,
@@ -108,10 +109,16 @@ def splits_of(file: Path) -> None:
         data.split(name)
 
 
-def latencies_of(file: Path) -> None:
-    experiment = experiment_of(file)
+@functools.cache
+def networks_of(run: Path) -> Networks:
+    """Resolved once for the hundreds of times that a file is read."""
+    experiment = read_experiment(run)
     data = open_data(next((Path(experiment.storage_path) / "cache" / "data").glob("digits-*")))
-    sizes = StudentSizeResolver(Networks.resolve(experiment, data))
+    return Networks.resolve(experiment, data)
+
+
+def latencies_of(file: Path) -> None:
+    sizes = StudentSizeResolver(networks_of(file.parent))
     sizes.keep_latencies(file)
     assert sizes.latency_ms("1/16", {}) >= 0.0
 
@@ -403,11 +410,11 @@ class TestJournal:
         assert path.read_bytes().startswith(content)
 
 
-def test_a_moved_folder_is_read_where_it_is(storage: Path, whole: Path) -> None:
+def test_a_moved_folder_is_read_where_it_is(storage: Path, searched: Path) -> None:
     """Nothing that is read names the storage in which it was made."""
     run = storage / "small"
     assert read_experiment(run).storage_path == str(storage)
-    assert str(whole) in (run / "experiment.json").read_text()
+    assert str(searched) in (run / "experiment.json").read_text()
     assert read_result(run).weights == str(run / "student.safetensors")
     recipe = StoreRecipe.find(read_experiment(run))
     assert recipe.path.is_relative_to(storage)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from documents import CURRENT, ROOT, blocks, code, commands
 from PIL import Image
+from running import check_exports_here
 
 from krscale.cli.app import main
 
@@ -25,6 +26,8 @@ NOT_RUN = {
     "tune jobs/digits.toml --set cluster.address=auto": "a cluster; tests/cluster/test_connect.py",
     "distill jobs/digits.toml --set distill.granularity=3 --set train.num_workers=2": "Ray Train; "
     "tests/cluster/test_train.py",
+    "tune jobs/digits.toml --set train.num_workers=2": "groups of workers; "
+    "tests/search/on_ray/test_trials.py",
     "taps timm:resnet18 --image 3 64 64": "timm; tests/models/test_libraries.py",
     "sync RUN": "an MLflow server; tests/tracking/test_sync.py",
     "sync digits": "likewise",
@@ -119,6 +122,7 @@ def desk(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def at_desk(desk: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    check_exports_here(monkeypatch)
     monkeypatch.chdir(desk)
     return desk
 

@@ -31,10 +31,9 @@ AFTERWARDS = (
 
 
 def start(work: str, before: str = "", **streams: int) -> "subprocess.Popen[str]":
-    """Start a command whose work is given; SIGINT is not ignored, whoever started the tests."""
+    """Start a command whose work is given."""
     code = (
         "import atexit, signal, sys, time; from krscale.cli.common import run_command\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"{before}{work}sys.exit(run_command(work, []))"
     )
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
@@ -121,6 +120,23 @@ def test_what_fails_because_of_the_signal_is_no_traceback(error: str) -> None:
     first, last = err.splitlines()
     assert first.startswith(f"krscale: while stopping: {error.partition('(')[0]}: ")
     assert "Traceback" not in first
+    assert last == "krscale: interrupted by SIGTERM; the same command again continues."
+
+
+@pytest.mark.parametrize("ended", ["UserError('it failed')", "OSError(28, 'No space left', '/a')"])
+def test_a_signal_while_an_error_is_recorded_does_not_hide_it(ended: str) -> None:
+    work = (
+        "from krscale.errors import UserError\n"
+        f"def work(argv):\n    try:\n        raise {ended}\n"
+        "    finally:\n        print('recording', flush=True)\n        time.sleep(60)\n"
+    )
+    process = start(work)
+    wait_for(process, "recording")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 143
+    first, last = err.splitlines()
+    assert first.startswith(("krscale: error: it failed", "krscale: error: /a: the disk is full"))
     assert last == "krscale: interrupted by SIGTERM; the same command again continues."
 
 

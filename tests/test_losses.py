@@ -20,6 +20,8 @@ from krscale.methods import POSTERIORS, Batch, MethodContext, build_method
 
 ON_LOGITS = ("kd", "dkd", "dist", "logit_standardisation", "kr", "label_smoothing")
 
+ON_STAGES = ("attention_transfer", "reviewkd")
+
 
 def example(num_classes: int = 5) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
@@ -93,10 +95,11 @@ def test_zero_where_they_agree(name: str) -> None:
     assert loss_named(name)(student, student.clone(), labels).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("name", ["pkt", "fitnet", "attention_transfer"])
+@pytest.mark.parametrize("name", ["pkt", "rkd", "fitnet", "attention_transfer", "reviewkd"])
 def test_losses_of_features_are_zero_where_they_agree(name: str) -> None:
     maps = torch.rand(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
-    features: Any = {"pkt": maps.flatten(1), "attention_transfer": [maps]}.get(name, maps)
+    features: Any = maps.flatten(1) if name in ("pkt", "rkd") else maps
+    features = [maps] if name in ON_STAGES else features
     assert loss_named(name)(features, features).abs().max() < 1e-6
 
 
@@ -110,7 +113,10 @@ def test_losses_of_features_are_zero_where_they_agree(name: str) -> None:
         (lambda s, t, y: losses.dkd(s, t, y.float()), "float32"),
         (lambda s, t, y: losses.label_smoothing(s, None, s), r"shape \[7, 5\]"),
         (lambda s, t, y: losses.pkt(s, t[:3]), "one batch"),
+        (lambda s, t, y: losses.rkd(s, t[:3]), "one batch"),
         (lambda s, t, y: losses.fitnet(s, t[:1]), "one shape"),
+        (lambda s, t, y: losses.reviewkd(s, t), "a list"),
+        (lambda s, t, y: losses.reviewkd([maps(s)], [maps(t)[:1]]), "one shape"),
         (lambda s, t, y: losses.attention_transfer(s, t), "a list"),
         (lambda s, t, y: losses.attention_transfer([s], []), "1 and 0"),
         (lambda s, t, y: losses.attention_transfer([s], [t]), "maps"),
@@ -133,6 +139,7 @@ def test_what_would_be_broadcast_is_refused(call: Callable[..., Tensor], said: s
         (lambda s, t, y: losses.label_smoothing(s, None, y, label_smoothing=1.5), "smoothing: lab"),
         (lambda s, t, y: losses.crd(s, t, y, temperature=0.0), "losses.crd: temperature"),
         (lambda s, t, y: losses.attention_transfer([maps(s)], [maps(t)], reduction="avg"), "avg"),
+        (lambda s, t, y: losses.rkd(s, t, angle_weight=-1.0), "losses.rkd: angle_weight"),
     ],
 )
 def test_settings_that_an_experiment_refuses_are_refused(
@@ -149,9 +156,9 @@ def maps(logits: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", losses.__all__)
 def test_autocast_changes_no_loss(name: str) -> None:
     student, teacher, labels = example(num_classes=64)
-    if name in ("attention_transfer", "fitnet"):
+    if name in (*ON_STAGES, "fitnet"):
         student, teacher = maps(student), maps(teacher)
-    pair: Any = ([student], [teacher]) if name == "attention_transfer" else (student, teacher)
+    pair: Any = ([student], [teacher]) if name in ON_STAGES else (student, teacher)
     expected = loss_named(name)(*pair, labels)
     with torch.autocast("cpu", torch.bfloat16):
         found = loss_named(name)(*pair, labels)

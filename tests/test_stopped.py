@@ -15,7 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from drilling import Drill
+from finished_search import without_ray
 from running import ROOT, SMALL, environment, here, overrides
+
+from krscale.search.studies.ladder import Ladder
+from krscale.search.studies.trial_spec import Assignment
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
@@ -116,17 +121,32 @@ def mlflow_states(storage: Path) -> list[tuple[str, str]]:
     return found
 
 
+class SeenError(Exception):
+    """Ends a search that has been looked at."""
+
+
+def look(ladder: Ladder, continued: list[str]) -> None:
+    """Keep from which trial's checkpoint the next one goes on, and stop."""
+    upcoming = ladder.next()
+    assert isinstance(upcoming, Assignment)
+    continued.append(upcoming.continues)
+    raise SeenError
+
+
 @pytest.mark.parametrize(
-    ("stop", "group"),
+    ("stop", "group", "to_the_end"),
     [
-        pytest.param(signal.SIGTERM, False, id="SIGTERM"),
-        pytest.param(signal.SIGTERM, True, id="SIGTERM to the group", marks=pytest.mark.drill),
-        pytest.param(signal.SIGHUP, False, id="SIGHUP", marks=pytest.mark.drill),
+        pytest.param(signal.SIGTERM, False, False, id="SIGTERM"),
+        pytest.param(signal.SIGTERM, False, True, id="to the end", marks=pytest.mark.drill),
+        pytest.param(signal.SIGTERM, True, False, id="to the group", marks=pytest.mark.drill),
+        pytest.param(signal.SIGHUP, False, False, id="SIGHUP", marks=pytest.mark.drill),
     ],
 )
 def test_a_search_keeps_and_marks_its_running_trials(
-    stop: signal.Signals, group: bool, storage: Path
+    stop: signal.Signals, group: bool, to_the_end: bool, storage: Path, drill: Drill
 ) -> None:
+    drill.injected(f"{stop.name} to a running search" + group * " and to its whole group")
+    drill.must_hold("nothing is RUNNING in MLflow, no process is left, the same command goes on")
     command = Command("tune", storage, *LONG, *TINY)
     kept = "stopped/unfinished/*/*/*/manifest.json"
     command.wait_until(lambda: any(storage.glob(kept)))
@@ -136,8 +156,13 @@ def test_a_search_keeps_and_marks_its_running_trials(
     assert ("FAILED", "interrupted: the search was interrupted") in states
     assert any(storage.glob(kept)), "the running trials' checkpoints"
     assert not command.left_processes()
-    if group or stop is signal.SIGHUP:
-        return  # the same folder as after SIGTERM; of workers that died too, see test_tune.py
+    if not to_the_end:
+        continued: list[str] = []
+        with without_ray(lambda ladder, *_: look(ladder, continued)), pytest.raises(SeenError):
+            here("tune", [*command.arguments, "--set", "search.gpus_per_trial=0"])
+        assert continued == ["plain/1-16/trial-0"]
+        drill.held("the next trial goes on from the checkpoint of the one that was stopped")
+        return
     done = here("tune", ["--json", *command.arguments])
     assert done.returncode == 0, done.stderr
     spool = (storage / "stopped/tracking/spool.jsonl").read_text()
@@ -145,6 +170,7 @@ def test_a_search_keeps_and_marks_its_running_trials(
     journal = (storage / "stopped/journal.log").read_text()
     assert '"continues"' in journal, "a trial went on from its checkpoint"
     assert spool.count('"op":"start"') >= 3
+    drill.held("the search was completed, a trial from its checkpoint")
 
 
 def test_a_search_that_is_stopped_while_ray_starts(storage: Path) -> None:
@@ -164,24 +190,38 @@ def test_a_search_that_is_stopped_while_ray_starts(storage: Path) -> None:
         signal.SIGTERM,
     ],
 )
-def test_teach_is_stopped_before_there_is_any_ray(stop: signal.Signals, storage: Path) -> None:
+def test_teach_is_stopped_before_there_is_any_ray(
+    stop: signal.Signals, storage: Path, drill: Drill
+) -> None:
+    drill.injected(f"{stop.name} to the training of a teacher")
+    drill.must_hold("one line and the signal's exit code; no process is left")
     command = Command("teach", storage, *SLOW_TEACHER)
     command.wait_until(lambda: "krscale: teacher" in command.text)
     command.stop(stop)
     assert not command.left_processes()
+    drill.held("one line, no process")
 
 
 @pytest.mark.parametrize(
-    ("stop", "num_workers", "num_epochs"),
+    ("stop", "num_workers", "num_epochs", "to_the_end"),
     [
-        (signal.SIGINT, 1, 30),
+        # How it goes on: test_interrupted_training_goes_on_to_the_same_weights (runs/test_distill).
+        (signal.SIGINT, 1, 30, False),
+        pytest.param(signal.SIGINT, 1, 30, True, marks=pytest.mark.drill),
         # The first report comes after 5 seconds.
-        pytest.param(signal.SIGTERM, 2, 8, marks=pytest.mark.drill),
+        pytest.param(signal.SIGTERM, 2, 8, True, marks=pytest.mark.drill),
     ],
 )
 def test_a_single_student_is_kept_and_marked(
-    stop: signal.Signals, num_workers: int, num_epochs: int, storage: Path
+    stop: signal.Signals,
+    num_workers: int,
+    num_epochs: int,
+    to_the_end: bool,
+    storage: Path,
+    drill: Drill,
 ) -> None:
+    drill.injected(f"{stop.name} to the training of a student by {num_workers} worker(s)")
+    drill.must_hold("MLflow has it as interrupted; no process is left")
     workers = (f"train.num_workers={num_workers}", "cluster.num_cpus=2")
     settings = ("distill.capacity=1/16", f"train.num_epochs={num_epochs}", *workers)
     command = Command("distill", storage, *settings)
@@ -189,9 +229,14 @@ def test_a_single_student_is_kept_and_marked(
     command.stop(stop)
     assert mlflow_states(storage) == [("FAILED", "interrupted")]
     assert not command.left_processes()
+    drill.held("interrupted, no process")
+    if not to_the_end:
+        return
+    drill.must_hold("the same command completes it")
     again = here("distill", ["--json", *command.arguments])
     assert again.returncode == 0, again.stderr
     assert mlflow_states(storage) == [("FINISHED", "")]
+    drill.held("the one run in MLflow is FINISHED")
 
 
 @pytest.mark.parametrize(
@@ -202,8 +247,10 @@ def test_a_single_student_is_kept_and_marked(
     ],
 )
 def test_a_command_that_waits_for_mlflow_is_stopped_at_once(
-    program: tuple[str, ...], tmp_path: Path
+    program: tuple[str, ...], tmp_path: Path, drill: Drill
 ) -> None:
+    drill.injected("SIGTERM to a search that waits for an MLflow server which never answers")
+    drill.must_hold("it ends within 30 s, no process is left, its curve is written")
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
         uri = f"tracking.uri=http://127.0.0.1:{silent.getsockname()[1]}"
         # The first request lasts until the end, however slowly the trials train.
@@ -214,3 +261,4 @@ def test_a_command_that_waits_for_mlflow_is_stopped_at_once(
         command.stop(signal.SIGTERM, seconds=30)
     assert not command.left_processes()
     assert (tmp_path / "stopped/curve.json").exists()
+    drill.held("it ended, with its curve")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from threadpoolctl import threadpool_info
 from torch import Tensor, nn
 
@@ -43,6 +44,10 @@ class Troubled(nn.Module):
         return self.net(images)
 
     def _meet_fate(self) -> None:
+        if self.fate.startswith("second "):  # on the second worker of a trial alone
+            if not (dist.is_initialized() and dist.get_rank() == 1):
+                return
+            self.fate = self.fate.removeprefix("second ")
         (self.folder / f"threads-{os.getpid()}.json").write_text(json.dumps(threads()))
         if self.fate == "out of memory":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")

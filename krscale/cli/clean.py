@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from krscale.config import load
 from krscale.errors import UserError
@@ -30,7 +29,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """List, ask, remove."""
-    storage = Path(options.storage_path or load().storage_path)
+    from krscale.runs.folder import storage_folder
+
+    storage = storage_folder(options.storage_path or load().storage_path)
     if not storage.is_dir():
         raise UserError(f"{storage}: no such folder; --storage-path names that of all runs.")
     from krscale.runs.cleaning import find_unused, remove  # torch takes seconds to import

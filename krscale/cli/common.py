@@ -41,17 +41,17 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
         try:
             code = function(argv)
             sys.stdout.flush()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
+            with suppress(OSError):  # of a terminal that has gone
+                _show(_hidden_by(stop))
             return _interrupted()
         except Exception as error:
             if received() is not None:
                 return _interrupted(error)
-            refused: Exception = error
-            if not isinstance(error, UserError):
-                refused = missing_extra(error) or storage_error(error, denied=True) or error
-            if isinstance(refused, UserError):
-                for line in redact(str(refused)).splitlines():
-                    show(f"krscale: error: {line}", file=sys.stderr)
+            refused = error if isinstance(error, UserError) else missing_extra(error)
+            refused = refused or storage_error(error, denied=True)
+            if refused:
+                _show(refused)
                 return EXIT_USER_ERROR
             if isinstance(error, BrokenPipeError):
                 # Python flushes stdout once more at exit, which would fail again.
@@ -59,6 +59,22 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
                 return EXIT_CLOSED_PIPE
             raise
     return code
+
+
+def _show(error: UserError | None) -> None:
+    """Print an error on stderr, each of its lines as one."""
+    for line in redact(str(error)).splitlines() if error else ():
+        show(f"krscale: error: {line}", file=sys.stderr)
+
+
+def _hidden_by(stop: KeyboardInterrupt) -> UserError | None:
+    """Return what had ended the command's work before a signal came, while it cleaned up."""
+    following: BaseException | None = stop
+    while following is not None:
+        if isinstance(following, UserError):
+            return following
+        following = following.__cause__ or following.__context__
+    return storage_error(stop)
 
 
 def _in_a_line(error: Exception) -> str:

@@ -6,11 +6,10 @@ import argparse
 import json
 import shlex
 import sys
-from pathlib import Path
 
 from krscale.config import load
 from krscale.errors import UserError
-from krscale.runs.folder import find_run
+from krscale.runs.folder import find_run, storage_folder
 from krscale.showing import show, terminal
 
 DESCRIPTION = (
@@ -33,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Compute, write, print."""
-    folder = find_run(options.run, Path(options.storage_path or load().storage_path))
+    folder = find_run(options.run, storage_folder(options.storage_path or load().storage_path))
     if not folder.is_dir():
         raise UserError(f"{options.run}: no such run in {folder.parent}.")
     # Optuna and matplotlib take seconds to import.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from krscale.config import load
 from krscale.errors import UserError
-from krscale.runs.folder import find_run
+from krscale.runs.folder import find_run, storage_folder
 from krscale.showing import show, terminal
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     formats = tuple(part.strip() for part in options.format.split(",") if part.strip())
     output = Path(options.output) if options.output else None
     order = Order(limits, options.refit, formats, output)
-    run_path = find_run(options.run, Path(options.storage_path or load().storage_path))
+    run_path = find_run(options.run, storage_folder(options.storage_path or load().storage_path))
     curve, choice = choose_student(run_path, order)
     if not options.json:
         show(f"Picked {choice.picked.describe()}.")

@@ -14,7 +14,7 @@ from krscale.config import fingerprint, load
 from krscale.errors import UserError
 from krscale.files import write_json
 from krscale.foreign import user_path
-from krscale.runs.folder import find_run, read_environment, read_experiment
+from krscale.runs.folder import find_run, read_environment, read_experiment, storage_folder
 from krscale.showing import show, terminal
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Read, write, print."""
-    storage = Path(options.storage_path or load().storage_path)
+    storage = storage_folder(options.storage_path or load().storage_path)
     paths = [find_run(name, storage) for name in options.runs]
     if len(set(paths)) < len(paths):
         raise UserError(f"the same run is named twice: {' '.join(options.runs)}.")

@@ -7,14 +7,13 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krscale.cli.common import positive
 from krscale.config import Experiment, load
 from krscale.errors import DamagedFileError, UserError
 from krscale.foreign import user_path
-from krscale.runs.folder import find_run, read_experiment
+from krscale.runs.folder import find_run, read_experiment, storage_folder
 from krscale.showing import show, terminal
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ def find_experiment(name: str, storage_path: str | None, overrides: Sequence[str
         return load(written, [*overrides, *place])
     if overrides:
         raise UserError(f"--set {overrides[0]}: a run ({name}) is what it is; give a TOML file.")
-    folder = find_run(name, Path(storage_path or load().storage_path))
+    folder = find_run(name, storage_folder(storage_path or load().storage_path))
     return read_experiment(folder)
 
 

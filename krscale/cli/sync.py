@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from krscale.config import load
 from krscale.errors import DamagedFileError, UserError
-from krscale.runs.folder import find_run, last_start
+from krscale.runs.folder import find_run, last_start, storage_folder
 from krscale.showing import show
 
 EXIT_UNSENT = 1
@@ -35,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Send, say what is left."""
-    folder = find_run(options.run, Path(options.storage_path or load().storage_path))
+    folder = find_run(options.run, storage_folder(options.storage_path or load().storage_path))
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run.")
     from krscale.tracking import Begun, print_warning, sync  # MLflow takes seconds to import

@@ -25,12 +25,14 @@ def run(options: argparse.Namespace) -> int:
     from krscale.config import load
 
     experiment = load(options.experiment, options.set)
+    from krscale.cluster.nodes import reach_storage
     from krscale.cluster.store_shards import write_on_workers
     from krscale.progress import Progress
     from krscale.setup.prepare import Setup, pick_device, prepare_knowledge
 
     with Progress(quiet=options.quiet, planned={}) as progress:
         pick_device(experiment.train.device)  # a GPU that is not there is refused before the work
+        reach_storage(experiment)
         setup = Setup.resolve(experiment, progress)
         if not options.quiet:
             progress.note(setup.dataset.summary())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from krscale.cli.common import add_experiment_arguments
 from krscale.config import load
@@ -52,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     from krscale.tracking.address import resolve_address
     from krscale.tracking.serving import check_database, check_port, serve
 
-    address = resolve_address(experiment.tracking.uri, Path(experiment.storage_path))
+    address = resolve_address(experiment.tracking.uri, experiment.storage_folder)
     if address.artifact_root is None:
         raise UserError(f"the runs are recorded on a server of its own; open {address.shown}")
     check_database(address)

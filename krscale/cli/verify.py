@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from krscale.config import load, read_record
 from krscale.errors import UserError
-from krscale.runs.folder import find_run
+from krscale.runs.folder import find_run, storage_folder
 from krscale.showing import show
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Compare, print."""
-    folder = find_run(options.run, Path(options.storage_path or load().storage_path))
+    folder = find_run(options.run, storage_folder(options.storage_path or load().storage_path))
     if not folder.is_dir():
         raise UserError(f"{options.run}: no such run in {folder.parent}.")
     from krscale.runs.verify import verify_run  # torch takes seconds to import

@@ -202,7 +202,7 @@ def require(
             f"{num_slots_needed} times {each}, each on one node; the cluster has room for "
             f"{num_slots(resources)}, on"
         )
-    raise UserError(f"{where}: this needs {needs} {_describe_nodes(resources)}.")
+    raise UserError(f"{where}: this needs {needs} {describe_nodes(resources)}.")
 
 
 @contextmanager
@@ -215,7 +215,7 @@ def _asked_for(resources: Mapping[str, float], count: int) -> Iterator[None]:
         remove_placement_group(demand)
 
 
-def _describe_nodes(names: Iterable[str]) -> str:
+def describe_nodes(names: Iterable[str]) -> str:
     """Say what the nodes have of the resources, alike ones together."""
     nodes = Counter(
         " and ".join(f"{entry['Resources'].get(name, 0.0):g} {name}" for name in names)
@@ -227,17 +227,27 @@ def _describe_nodes(names: Iterable[str]) -> str:
     )
 
 
-def num_slots(resources: Mapping[str, float]) -> int:
+def num_slots(resources: Mapping[str, float], num_workers: int = 1) -> int:
     """Return how many trials with these resources fit into the connected cluster as it is now.
 
-    Counted node by node: a trial cannot use the halves of two nodes.
+    Counted node by node: a worker cannot use the halves of two nodes.
+
+    Args:
+        resources: What one worker reserves.
+        num_workers: Workers of a trial, which may be on several nodes.
     """
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
     # Ray counts in ten-thousandths; a quotient of floats may fall just short of a whole number.
-    return sum(
+    places = sum(
         int(min(node.get(name, 0.0) / amount + 1e-6 for name, amount in resources.items()))
         for node in (entry["Resources"] for entry in nodes if entry["Alive"])
     )
+    return places // num_workers
+
+
+def is_private() -> bool:
+    """Return whether the Ray that this process has joined was started by it, on this machine."""
+    return _private
 
 
 def can_grow() -> bool:

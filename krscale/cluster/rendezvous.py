@@ -1,19 +1,18 @@
-"""Where the workers of one training meet: on the address that they are told, and on no other.
+"""Where the workers of Ray Train meet: on the address that they are told, and on no other.
 
-torch lets the store by which workers find each other listen on all addresses of the first worker's
-machine, and asks nobody for a password. It takes a socket that listens already, but neither torch
-nor Ray Train has a setting for it.
+What `meeting.py` does, for workers that Ray Train sets up: neither it nor torch has a setting.
 """
 
 from __future__ import annotations
 
-import socket
 from importlib import import_module
 from typing import Any
 
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from krscale.cluster.meeting import listening_socket
 
 
 def store_on_one_address(host_name: str, port: int, *, is_master: bool, **options: Any) -> TCPStore:
@@ -26,9 +25,8 @@ def store_on_one_address(host_name: str, port: int, *, is_master: bool, **option
         options: Of `TCPStore`.
     """
     if is_master:
-        family, *_, where = socket.getaddrinfo(host_name, port, type=socket.SOCK_STREAM)[0]
-        server = socket.create_server(where[:2], family=family)
-        options["master_listen_fd"] = server.detach()  # torch closes it
+        # torch closes it.
+        options["master_listen_fd"] = listening_socket(host_name, port).detach()
     return TCPStore(host_name=host_name, port=port, is_master=is_master, **options)
 
 

@@ -20,6 +20,7 @@ from krscale.errors import UserError
 from krscale.models.given import Builder, available, given
 from krscale.setup.prepare import pick_device
 from krscale.setup.recipe import StoreRecipe
+from krscale.storage.address import is_uri
 from krscale.store import Report, ShardId, count_shards, write_shards
 
 POLL_SECONDS = 0.5
@@ -46,7 +47,8 @@ def write_on_workers(recipe: StoreRecipe, report: Report, shards: Sequence[Shard
     """
     settings = recipe.experiment.train
     num_workers = 0
-    if _flops(recipe, shards) >= WORTH_FLOPS:
+    shared = not is_uri(recipe.experiment.storage_path)  # else only this machine has the folder
+    if shared and _flops(recipe, shards) >= WORTH_FLOPS:
         connect(recipe.experiment.cluster)
         resource = _resource(settings.device)
         num_workers = int(ray.cluster_resources().get(resource, 0.0))  # type: ignore[no-untyped-call]

@@ -32,13 +32,26 @@ def check_token_file() -> None:
         UserError: If it cannot, or is empty.
     """
     try:
-        AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
+        _has_token()
     except AuthenticationError:
         raise UserError(
             f"RAY_AUTH_TOKEN_PATH: {os.environ.get('RAY_AUTH_TOKEN_PATH')}: no token can be read "
             f"there: the file is missing, empty, or not readable by you. A token is looked for in "
             f"{PLACES}."
         ) from None
+
+
+def _has_token() -> bool:
+    """Return whether there is a token here, demanded or not.
+
+    Ray keeps the token that it has looked for, and from then on this process demands it of whoever
+    calls: also of a cluster without tokens, which then takes it for dead and ends its actors.
+    """
+    loader = AuthenticationTokenLoader.instance()
+    try:
+        return bool(loader.has_token(ignore_auth_mode=True))
+    finally:
+        loader.reset_cache()
 
 
 def refused(address: str, where: str) -> UserError:
@@ -49,7 +62,7 @@ def refused(address: str, where: str) -> UserError:
         where: What gave it: `cluster.address` or `RAY_ADDRESS`.
     """
     start = f"{where}: the Ray cluster at {address!r} demands a token"
-    if not AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+    if not _has_token():
         return UserError(
             f"{start}, and there is none here (looked for in {PLACES}). {_GET} and "
             f"`export RAY_AUTH_MODE=token`."

@@ -16,6 +16,8 @@ from krscale.config.methods import (
     LabelSmoothingSettings,
     LogitStandardisationSettings,
     PKTSettings,
+    ReviewKDSettings,
+    RKDSettings,
 )
 
 
@@ -37,6 +39,8 @@ class MethodChoice(Section):
 
 
 class DistillConfig(
+    RKDSettings,
+    ReviewKDSettings,
     CRDSettings,
     PKTSettings,
     ATSettings,

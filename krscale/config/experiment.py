@@ -23,6 +23,7 @@ from krscale.config.searching import ClusterConfig, SearchConfig, TrackingConfig
 from krscale.config.training import TrainConfig
 from krscale.foreign import is_file, real
 from krscale.redaction import redact
+from krscale.storage.address import checked_uri, is_uri, working_folder
 
 
 def _default_storage() -> str:
@@ -61,7 +62,8 @@ class Experiment(Section):
     first a letter or digit, the last no dot. Not `cache`, `mlartifacts`, `mlflow.db`, `mlruns` or
     `reports`, which lie there as well."""
     storage_path: PathText = Field(default_factory=_default_storage)
-    """Folder of all runs, data, teachers and stores; default `$KRSCALE_STORAGE_PATH` or `runs`."""
+    """Folder of all runs, data, teachers and stores, which all machines see; or a URI, such as
+    `s3://bucket/prefix`, where they share no disk. Default `$KRSCALE_STORAGE_PATH` or `runs`."""
     data: DataConfig = DataConfig()
     views: ViewsConfig = ViewsConfig()
     teacher: TeacherConfig = TeacherConfig()
@@ -89,6 +91,8 @@ class Experiment(Section):
     @field_validator("storage_path")
     @classmethod
     def _absolute(cls, storage_path: str) -> str:
+        if is_uri(storage_path):
+            return checked_uri(storage_path)
         # Workers have working directories of their own.
         path = real(Path(storage_path).expanduser())
         for part in (path, *path.parents):
@@ -113,14 +117,19 @@ class Experiment(Section):
         return tuple(s.name for s in self.ladder.students) or self.ladder.capacities
 
     @property
+    def storage_folder(self) -> Path:
+        """The storage, or the folder that stands for it on this machine where it is a URI."""
+        return working_folder(self.storage_path)
+
+    @property
     def run_path(self) -> Path:
-        """Absolute folder of this run."""
-        return Path(self.storage_path) / self.name
+        """Absolute folder of this run; of a storage that is a URI, in this machine's own folder."""
+        return self.storage_folder / self.name
 
     @property
     def cache_path(self) -> Path:
         """Absolute folder of what runs share: data, teachers and stores, each by fingerprint."""
-        return Path(self.storage_path) / "cache"
+        return self.storage_folder / "cache"
 
     def without_credentials(self) -> Experiment:
         """Return it as workers get it, which record nothing and join no cluster.
@@ -146,6 +155,8 @@ _NEWER = (
     *(f"teacher.{name}" for name in ("allow_poor", "output_key", "preprocessing", "stage_ends")),
     *(f"teacher.{name}" for name in ("tap_layout", "weights_key")),
     *(f"student.{name}" for name in ("output_key", "preprocessing", "stage_ends", "tap_layout")),
+    *(f"distill.{name}" for name in ("reviewkd_weight", "reviewkd_warmup")),
+    *(f"distill.rkd_{name}" for name in ("weight", "distance_weight", "angle_weight")),
     "ladder.students",
     "search.stall_seconds",
     "train.gradient_accumulation",

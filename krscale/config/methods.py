@@ -169,6 +169,28 @@ class CRDSettings(KDSettings):
     """Size of the embeddings in which CRD compares student and teacher."""
 
 
+class ReviewKDSettings(KDSettings):
+    """Settings of ReviewKD."""
+
+    reviewkd_weight: Annotated[Weight, SearchRange(0.3, 30.0, log=True)] = 5.0
+    """Weight of the ReviewKD term: the maps of all stages. The authors' is 0.6 to 8, by the pair of
+    networks, most often 5."""
+    reviewkd_warmup: Share = 0.08
+    """Share of the training over which this weight rises linearly, from 0 in the first epoch. The
+    authors' is 20 of 240 epochs."""
+
+
+class RKDSettings(KDSettings):
+    """Settings of RKD."""
+
+    rkd_weight: Annotated[Weight, SearchRange(0.03, 3.0, log=True)] = 1.0
+    """Weight of the RKD term as a whole: relations between the images of a batch."""
+    rkd_distance_weight: Weight = 25.0
+    """Weight within RKD of the distances of pairs; the authors' for classification."""
+    rkd_angle_weight: Weight = 50.0
+    """Weight within RKD of the angles of triples; the authors' for classification."""
+
+
 class PosteriorConfig(Section):
     """Weights of the methods on the logits when KR is combined with them, as in `kr+dkd`."""
 

@@ -14,6 +14,7 @@ from krscale.config.hints import expected_form, explain_item, explain_unknown, f
 from krscale.config.ranges import SearchChoices, SearchRange, UsedWith
 from krscale.errors import UserError, nearest
 from krscale.foreign import user_path
+from krscale.redaction import redact
 
 RENAMED = {"search.trials_per_rung": "search.trials_per_size"}
 """Dotted paths of older experiments and commands, and what they are called now; both are read."""
@@ -174,7 +175,7 @@ def _explain(path: tuple[str, ...], found: list[Any], where: str, overridden: se
     if not path:  # several sections do not go together
         return f"{where}: {found[0]['msg'].removeprefix('Value error, ')}."
     allowed = ", or ".join(_message(path, error, overridden=flag is not None) for error in found)
-    return f"{place}: {allowed} (got {found[0]['input']!r})."
+    return f"{place}: {allowed} (got {redact(repr(found[0]['input']))})."
 
 
 def _within_list(path: tuple[str, ...], location: Sequence[int | str]) -> str:

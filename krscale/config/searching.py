@@ -95,10 +95,13 @@ class SearchConfig(Section):
     """A running trial keeps a checkpoint at most this often, and never spends more than a fiftieth
     of its time on them; what is killed loses no more than the time since."""
     cpus_per_trial: Positive = 1.0
-    """CPU cores reserved for a trial; its threads are set to the same number."""
+    """CPU cores reserved for a trial, or for each of its workers where `train.num_workers` is 2 or
+    more; the threads of a worker are set to the same number."""
     gpus_per_trial: Literal["auto"] | Weight = "auto"
     """GPUs reserved for a trial; fractions pack several on one, 0 reserves none. `auto` measures
-    what the largest student takes and packs as many as fit; without a GPU it is 0."""
+    what the largest student takes and packs as many as fit; without a GPU it is 0. Where
+    `train.num_workers` is 2 or more it is for each worker, and a whole number; `auto` is then 1,
+    or 0 where the cluster has fewer GPUs than a trial has workers."""
     seed: StrictInt = 0
     """Seed of the samplers."""
 
@@ -169,3 +172,7 @@ class ClusterConfig(Section):
     """Cores of a Ray started here; 0 lets Ray count them."""
     wait_seconds: Positive = 60.0
     """How long to wait for the workers that were asked for before giving up."""
+    cache_gb: Positive = 100.0
+    """Where `storage_path` is a URI: how many gigabytes of data and stores a machine keeps in its
+    own folder (`$KRSCALE_CACHE_PATH` or `~/.cache/krscale`). The least recently opened go first,
+    none that is in use."""

@@ -54,7 +54,7 @@ class TrainConfig(Section):
     gradient_accumulation: Count = 1
     """Parts, one after another, in which a student's worker computes its share of a batch, for less
     memory. The step is that of the whole batch; only batch norm, and methods that compare the
-    samples of a batch (`dist`, `pkt`, `crd`), meet a part at a time."""
+    samples of a batch (`dist`, `pkt`, `crd`, `rkd`), meet a part at a time."""
     learning_rate: Annotated[Positive, SearchRange(0.03, 0.5, log=True)] = 0.1
     """Peak learning rate, after a linear warm-up. The default is that of SGD: other optimisers need
     one that is given, and a search looks from 0.3 times to 5 times of it."""
@@ -79,8 +79,8 @@ class TrainConfig(Section):
     seed: StrictInt = 0
     """Seed of the student's initialisation and sample order."""
     num_workers: Count = 1
-    """Workers that share one training; 2 or more run under Ray Train. The result is that of one
-    worker but for rounding, which grows with the number of steps."""
+    """Workers that share one training, of `distill` or of each trial of a search. The result is
+    that of one worker but for rounding, which grows with the number of steps."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where students train; `auto` takes a GPU when the worker has one."""
     precision: Precision = "fp32"

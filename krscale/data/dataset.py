@@ -21,6 +21,7 @@ from krscale.errors import UserError, unknown_name
 from krscale.files import damaged, read_json, reading, write_json
 from krscale.leftovers import hidden_lock, sweep_leftovers
 from krscale.methods.base import UNLABELLED
+from krscale.storage.folders import present, publish
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
@@ -183,7 +184,7 @@ def prepare_data(
     source = open_source(config)
     identity = _identity(config, source)
     path = _path(config, identity, cache)
-    if not path.is_dir():
+    if not present(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep_leftovers(path.parent)
         with FileLock(hidden_lock(path)):
@@ -192,6 +193,7 @@ def prepare_data(
                 if note:
                     for text in notes:
                         note(text)
+    publish(path)
     return open_data(path)
 
 
@@ -202,7 +204,7 @@ def find_data(config: DataConfig, cache: Path) -> Dataset:
         UserError: If there is none.
     """
     path = dataset_path(config, cache)
-    if not path.is_dir():
+    if not present(path):
         raise UserError(f"{path}: this data was never prepared; `krscale teach` does so.")
     return open_data(path)
 

@@ -16,6 +16,7 @@ from krscale.data.dataset import Dataset, open_data
 from krscale.data.decoding import piece_size
 from krscale.data.stratify import Rows
 from krscale.leftovers import hidden_lock, sweep_leftovers
+from krscale.storage.folders import present, publish
 
 
 def join_train_and_val(dataset: Dataset, cache: Path) -> Dataset:
@@ -26,7 +27,7 @@ def join_train_and_val(dataset: Dataset, cache: Path) -> Dataset:
     views, as long as these are not mixed: partners are drawn from all that is trained on.
     """
     identity, path = _identity(dataset), joined_path(dataset, cache)
-    if not path.is_dir():
+    if not present(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep_leftovers(path.parent)
         with FileLock(hidden_lock(path)):
@@ -44,6 +45,7 @@ def join_train_and_val(dataset: Dataset, cache: Path) -> Dataset:
                     parts = dataset.split("train"), dataset.split("val")
                     joined = joined_splits(*parts, Path(scratch) / "images")
                     write_data(path, {"train": joined}, facts)
+    publish(path)
     return open_data(path)
 
 

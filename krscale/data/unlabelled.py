@@ -30,6 +30,7 @@ from krscale.data.stream import Stream, spill
 from krscale.data.unlabelled_sources import UnlabelledSource, open_unlabelled
 from krscale.errors import UserError
 from krscale.leftovers import hidden_lock, sweep_leftovers
+from krscale.storage.folders import present, publish
 
 _LISTED = 3  # pairs of copies that a message names
 _NAME = "unlabelled"
@@ -63,7 +64,7 @@ def prepare_unlabelled(
     source = open_unlabelled(config, dataset.image_shape[0])
     identity = _identity(config, dataset, source)
     path = _path(dataset, identity, cache)
-    if not path.is_dir():
+    if not present(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep_leftovers(path.parent)
         with FileLock(hidden_lock(path)):
@@ -72,6 +73,7 @@ def prepare_unlabelled(
                 if note:
                     for text in notes:
                         note(text)
+    publish(path)
     return open_data(path)
 
 
@@ -81,7 +83,7 @@ def find_unlabelled(config: DataConfig, dataset: Dataset, cache: Path) -> Datase
         return dataset
     source = open_unlabelled(config, dataset.image_shape[0])
     path = _path(dataset, _identity(config, dataset, source), cache)
-    return open_data(path) if path.is_dir() else None
+    return open_data(path) if present(path) else None
 
 
 @dataclass(frozen=True)

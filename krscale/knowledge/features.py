@@ -18,12 +18,13 @@ from krscale.errors import UserError
 from krscale.knowledge.taps import TapOutputs, pool, run_tapped
 from krscale.knowledge.where import where_distributions
 
-FeatureKind = Literal["pooled", "attention", "map", "where"]
+FeatureKind = Literal["pooled", "attention", "map", "maps", "where"]
 """What is read of the stages' outputs:
 
 - `pooled`: mean over positions of the deepest stage, `[B, C]`, what a linear classifier reads;
 - `attention`: `attention_map` of every stage, `[B, H, W]` each;
 - `map`: the whole output of the middle stage, `[B, C, H, W]`;
+- `maps`: the whole output of every stage, `[B, C, H, W]` each;
 - `where`: for KR, of every stage its distribution over cells, `[B, rows, columns]` each
   (`krscale.knowledge.where`).
 """
@@ -80,6 +81,8 @@ def read_features(kind: FeatureKind, stages: Sequence[Tensor]) -> tuple[Tensor, 
         return tuple(attention_map(stage) for stage in stages)
     if kind == "where":
         return where_distributions(stages)
+    if kind == "maps":
+        return tuple(_with_positions(stage, "a feature map").float() for stage in stages)
     return (_with_positions(stages[(len(stages) - 1) // 2], "a feature map").float(),)
 
 

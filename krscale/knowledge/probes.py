@@ -26,7 +26,8 @@ from krscale.knowledge.taps import TapOutputs, pool
 
 MAX_FEATURES = 1024
 """Numbers that a probe reads at most: beyond it, a tap is read on a coarser grid. The time of a fit
-grows with the cube of them, and the many channels of a late block need no cells."""
+grows with the cube of them, and the many channels of a late block need no cells. Probes that were
+kept under another limit are not used (`krscale.setup.kept_probes`)."""
 
 
 @dataclass(frozen=True)

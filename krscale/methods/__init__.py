@@ -28,6 +28,8 @@ from krscale.methods.label_smoothing import LabelSmoothing
 from krscale.methods.logit_standardisation import LogitStandardisation
 from krscale.methods.pkt import PKT
 from krscale.methods.plain import Plain
+from krscale.methods.reviewkd import ReviewKD
+from krscale.methods.rkd import RKD
 
 __all__ = [
     "METHODS",
@@ -57,6 +59,8 @@ METHODS: dict[str, type[Method]] = {
     "at": AT,
     "pkt": PKT,
     "crd": CRD,
+    "reviewkd": ReviewKD,
+    "rkd": RKD,
     "kr": KR,
 }
 """Every method by the name a config uses."""

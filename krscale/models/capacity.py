@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from krscale.errors import UserError
@@ -56,10 +59,24 @@ def _count(model: nn.Module, input_shape: tuple[int, int, int], device: torch.de
     return int(counter.get_total_flops())
 
 
+_DRAWS = {torch.ops.aten.normal_, torch.ops.aten.uniform_}
+
+
+class _WithoutDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Leaves out the random numbers of weights that have no storage: half of the time to build."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func.overloadpacket in _DRAWS and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def on_meta(build: Callable[[int], nn.Module], width: int) -> nn.Module:
     """Return a network on meta tensors, or on the CPU where its constructor looks at values."""
     try:
-        with torch.device("meta"), warnings.catch_warnings():
+        with torch.device("meta"), _WithoutDraws(), warnings.catch_warnings():  # type: ignore[no-untyped-call]
             warnings.simplefilter("ignore", UserWarning)  # weights copied to nowhere
             return build(width)
     except Exception:  # noqa: BLE001 - whatever it is, the real build says it better
@@ -110,11 +127,21 @@ def find_width(build: Callable[[int], nn.Module], target: float, multiple: int =
     Raises:
         UserError: If the target is not positive, or no width up to `MAX_WIDTH` reaches it.
     """
+    return nearest_width(sizes_by_width(build), target, multiple)
+
+
+def sizes_by_width(build: Callable[[int], nn.Module]) -> Callable[[int], int]:
+    """Return the function from a width to its number of parameters; each network is built once."""
+    return functools.cache(lambda width: num_parameters(on_meta(build, width)))
+
+
+def nearest_width(size_at: Callable[[int], int], target: float, multiple: int = 1) -> int:
+    """Do what `find_width` does, for several targets of one `sizes_by_width`."""
     if not target > 0 or not math.isfinite(target):
         raise UserError(f"The wanted number of parameters must be positive (got {target}).")
 
     def size(step: int) -> int:
-        return num_parameters(on_meta(build, step * multiple))
+        return size_at(step * multiple)
 
     low, high = 0, 1  # size(low) < target <= size(high), once the first loop has ended
     while size(high) < target:

@@ -12,10 +12,12 @@ import torch
 from rich.table import Table
 
 from krscale.cluster.connect import connect
+from krscale.cluster.nodes import reach_storage
 from krscale.cluster.train import STUDENT_FILE, OnEpoch, train_on_workers
 from krscale.config import Experiment, read_record, with_values
 from krscale.config.records import Accuracy, NotNegative
 from krscale.data import Dataset, open_data
+from krscale.errors import UserError
 from krscale.files import write_json
 from krscale.metrics import ACCURACY, TEST_ACCURACY, VAL_ACCURACY
 from krscale.models.capacity import latency_ms
@@ -31,6 +33,7 @@ from krscale.setup.network_builder import build_student
 from krscale.setup.prepare import Prepared, Setup, pick_device, prepare_knowledge
 from krscale.setup.sizes import StudentSize, find_size
 from krscale.showing import show, terminal
+from krscale.storage.address import is_uri
 from krscale.tracking import Tracker, datasets_used, has_record, recording_seconds
 from krscale.training.checkpoint import load_weights, save_weights
 from krscale.training.loop import evaluate, fit_or_continue
@@ -86,7 +89,11 @@ def distil(
         new_data: Put the results of other data, or of another teacher, aside and begin again.
     """
     experiment = _own_name(experiment)
-    with Progress(quiet=quiet, planned={}) as progress, run_folder(experiment, {}) as folder:
+    _check_storage(experiment)
+    with (
+        Progress(quiet=quiet, planned={}) as progress,
+        run_folder(experiment, {}, say=progress.note) as folder,
+    ):
         has_ended = (folder / RESULT_FILE).exists()
         is_bound = (folder / ORIGIN_FILE).exists()
         if has_ended and not is_bound and not new_data:
@@ -113,6 +120,17 @@ def distil(
             _record_late(experiment, result, progress)
     _show(result, as_json)
     return result
+
+
+def _check_storage(experiment: Experiment) -> None:
+    """Refuse a storage that cannot be reached, or that many workers of one training cannot use."""
+    if is_uri(experiment.storage_path) and experiment.train.num_workers > 1:
+        raise UserError(
+            f"train.num_workers: {experiment.train.num_workers} workers of one training need a "
+            f"storage_path that is a folder which all machines see; with {experiment.storage_path} "
+            f"a student trains on one worker (train.num_workers=1)."
+        )
+    reach_storage(experiment)
 
 
 def read_result(folder: Path) -> StudentResult:

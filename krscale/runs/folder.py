@@ -25,6 +25,8 @@ from krscale.files import follow, read_json, reading, write_atomic, write_json
 from krscale.foreign import is_file, real, user_path
 from krscale.links import refuse_links
 from krscale.redaction import redact, redact_all
+from krscale.storage.address import checked_uri, is_uri, mark, storage_of, working_folder
+from krscale.storage.run_mirror import mirrored, refresh
 
 if TYPE_CHECKING:
     from krscale.setup.prepare import Prepared
@@ -55,6 +57,10 @@ _MARKS = (EXPERIMENT_FILE, "curve.json", "journal.log", "student.json", "trackin
 _PACKAGES = ("krscale", "torch", "ray", "optuna", "mlflow", "pyarrow", "numpy")
 
 
+def _print(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 Spent = Callable[[Path], Mapping[str, int]]
 """How much of each of `BUDGETS` a run has used."""
 
@@ -66,6 +72,7 @@ def run_folder(
     *,
     spent: Spent = lambda folder: {},
     renewed: tuple[str, ...] = (),
+    say: Callable[[str], None] = _print,
 ) -> Iterator[Path]:
     """Claim the run's folder for this process; create it or check that it belongs to this run.
 
@@ -74,6 +81,7 @@ def run_folder(
         bound: What else must be the same in every start of the run, e.g. the search space.
         spent: Asked when a budget is smaller than before.
         renewed: Fields, by the beginning of their dotted name, that may differ knowingly.
+        say: Takes a line for the user, of a storage that is a URI.
 
     Yields:
         The folder.
@@ -101,9 +109,10 @@ def run_folder(
         now = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
         who = f"process {os.getpid()} on {platform.node()}, since {now}\n"
         write_atomic(owner, partial(_write, text=who))  # in the place of whatever stands there
-        _check_or_write(folder, experiment, bound, spent, renewed)
-        write_json(folder / ENVIRONMENT_FILE, environment())
-        yield folder
+        with mirrored(folder, say):
+            _check_or_write(folder, experiment, bound, spent, renewed)
+            write_json(folder / ENVIRONMENT_FILE, environment())
+            yield folder
     finally:
         owner.unlink(missing_ok=True)
         lock.release()
@@ -167,6 +176,22 @@ def origin_tags(experiment: Experiment, prepared: Prepared) -> dict[str, str]:
     }
 
 
+def storage_folder(storage: str) -> Path:
+    """Return the folder of a storage that a user named: its own, or this machine's for a URI.
+
+    Raises:
+        UserError: If it is a URI that cannot be a storage.
+    """
+    if not is_uri(storage):
+        return Path(storage)
+    try:
+        uri = checked_uri(storage)
+    except ValueError as error:
+        raise UserError(f"--storage-path: {error}.") from None
+    mark(uri)
+    return working_folder(uri)
+
+
 def find_run(name: str, storage_path: Path) -> Path:
     """Return the absolute folder of a run: as written where that is a path, else by its name.
 
@@ -177,6 +202,7 @@ def find_run(name: str, storage_path: Path) -> Path:
         UserError: If it is the folder of a run, and holds links.
     """
     folder = _find_run(name, storage_path)
+    refresh(folder)
     if any(os.path.lexists(folder / file) for file in _MARKS):
         refuse_links(folder)
     return folder
@@ -281,7 +307,7 @@ def _stored(folder: Path) -> dict[str, dict[str, Any]]:
     with reading(path, _BEGIN_ANEW):
         found = {name: dict(content[name]) for name in ("experiment", "bound")}
     found = {name: _following(part, before, now) for name, part in found.items()}
-    found["experiment"]["storage_path"] = str(now)
+    found["experiment"]["storage_path"] = storage_of(now)
     return found
 
 

@@ -64,6 +64,7 @@ def describe_plan(experiment: Experiment) -> str:
         f"  students: at most {work / 1e12:.2f} TFLOP; teacher's knowledge, once: "
         f"{store / 1e12:.3f} TFLOP ({experiment.views.num_views} views of "
         f"{num_stored:,} images)",
+        *_workers(experiment),
         f"  precision: {_precision(train)}",
         f"  run folder: {experiment.run_path}",
     ]
@@ -83,6 +84,18 @@ def _trials(per_study: Mapping[str, int], num_sizes: int) -> str:
         for count, methods in methods_by_count.items()
     ]
     return " + ".join(parts)
+
+
+def _workers(experiment: Experiment) -> list[str]:
+    """Say what a trial takes of the cluster, where it has several workers."""
+    train, cpus = experiment.train, experiment.search.cpus_per_trial
+    if train.num_workers == 1:
+        return []
+    gpus = experiment.search.gpus_per_trial
+    of_gpus = "a GPU if there are enough" if gpus == "auto" else f"{gpus:g} GPU"
+    return [
+        f"  workers: {train.num_workers} share each trial, each with {cpus:g} CPU and {of_gpus}"
+    ]
 
 
 def _precision(train: TrainConfig) -> str:

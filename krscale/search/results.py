@@ -35,6 +35,7 @@ from krscale.setup.network_builder import build_student
 from krscale.setup.prepare import Prepared
 from krscale.setup.sizes import StudentSize
 from krscale.setup.teacher import open_teacher
+from krscale.storage.run_mirror import gather
 from krscale.training.checkpoint import load_weights
 from krscale.training.loop import evaluate
 
@@ -47,6 +48,7 @@ def collect(ladder: Ladder, prepared: Prepared) -> Curve:
         prepared: Where data and teacher are.
     """
     experiment = ladder.experiment
+    gather(ladder.run_path)
     assets = Assets.open(prepared)
     test = assets.dataset.split("test")
     sizes = tuple(

@@ -8,11 +8,11 @@ from pathlib import Path
 import optuna
 
 from krscale.cluster.connect import connect, num_slots
+from krscale.cluster.nodes import reach_storage
 from krscale.cluster.sending import check_arrival
 from krscale.cluster.store_shards import write_on_workers
 from krscale.config import Experiment
 from krscale.data.given import given_folder
-from krscale.errors import UserError
 from krscale.models.given import given
 from krscale.progress import Progress
 from krscale.report import (
@@ -26,7 +26,12 @@ from krscale.runs.binding import bind, bind_weights
 from krscale.runs.folder import SPACE, run_folder, student_path
 from krscale.search.callbacks import ProgressListener, TrackingListener
 from krscale.search.insight_figure import record_insight
-from krscale.search.on_ray.gpu_packing import candidates, gpus_per_trial, trial_resources
+from krscale.search.on_ray.gpu_packing import candidates, gpus_per_trial
+from krscale.search.on_ray.group_resources import (
+    refuse_shared_gpus,
+    require_group,
+    trial_resources,
+)
 from krscale.search.on_ray.run import run_search
 from krscale.search.results import collect
 from krscale.search.space.check import fitting_space
@@ -71,13 +76,10 @@ def run_session(
     """
     # Optuna would note every study that is opened, between the lines of the live view.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if experiment.train.num_workers > 1:
-        raise UserError(
-            f"train.num_workers: a trial of a search trains on one worker (got "
-            f"{experiment.train.num_workers}); `krscale distill` spreads one student over many."
-        )
+    refuse_shared_gpus(experiment)
     planned, workload = _planned(experiment), _workload(experiment)
     with Progress(quiet=quiet, planned=planned, workload=workload) as progress:
+        reach_storage(experiment)
         setup = Setup.resolve(experiment, progress)
         experiment = setup.experiment
         if not quiet:
@@ -91,6 +93,7 @@ def run_session(
             {"space": space.describe()},
             spent=lambda folder: trials_that_ran(folder / JOURNAL),
             renewed=_renewed(experiment, new_space, new_data),
+            say=progress.note,
         ) as folder:
             for line in bind(folder, setup, new_data=new_data):
                 progress.note(line)
@@ -103,6 +106,8 @@ def run_session(
                 warn=progress.note,
             )
             try:
+                if experiment.train.num_workers > 1 and not (folder / CURVE_FILE).exists():
+                    require_group(experiment)
                 prepared = prepare_knowledge(setup, progress, write_on_workers)
                 bind_weights(folder, Path(prepared.teacher_path))
                 curve = _search(
@@ -153,7 +158,7 @@ def _search(
             students = partial(candidates, experiment, space, size_resolver, sizes[-1].capacity)
             gpus = gpus_per_trial(experiment, prepared, students, progress.note)
             resources = trial_resources(experiment.search, gpus)
-            progress.num_workers = num_slots(resources)
+            progress.num_workers = num_slots(resources, experiment.train.num_workers)
             run_search(ladder, prepared, resources, progress.note)
             _say_what_ended(ladder, progress)
         progress.phase("test")

@@ -48,7 +48,8 @@ class Assets:
 
     @classmethod
     def open(cls, prepared: Prepared) -> Assets:
-        """Map data and stores; the teacher's network is not loaded."""
+        """Map data and stores, on whichever machine; the teacher's network is not loaded."""
+        prepared = prepared.here()
         dataset = open_data(Path(prepared.data_path))
         store = KnowledgeStore.open(Path(prepared.store_path))
         features = open_features(prepared.feature_paths)

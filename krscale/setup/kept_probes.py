@@ -19,6 +19,7 @@ from krscale.data import Dataset
 from krscale.digests import check_file, write_digest
 from krscale.errors import UserError
 from krscale.files import damaged, reading, write_atomic, write_json
+from krscale.knowledge import probes as limits
 from krscale.knowledge.probes import Probes, information_gain
 from krscale.knowledge.taps import TappedModel
 from krscale.methods import method_settings
@@ -27,6 +28,8 @@ from krscale.setup.tap_reading import fit_probes, read_logits
 from krscale.training.checkpoint import read_tensors
 
 PROBES_FILE = "probes.pt"
+_UNNAMED_LIMIT = 1024
+"""`MAX_FEATURES` of probes that are kept by their grid alone; any other one is named with it."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,28 @@ def probe_grid(experiment: Experiment) -> int:
     return experiment.distill.probe_grid if used else 1
 
 
+def grid_name(grid: int) -> str:
+    """Return how probes on a grid of more than one cell are told from those on others.
+
+    On which grid each tap is read follows from the one that is wanted and from how many numbers a
+    probe may read; both are part of it.
+
+    Example:
+        >>> grid_name(4)
+        '4'
+    """
+    limit = limits.MAX_FEATURES
+    return str(grid) if limit == _UNNAMED_LIMIT else f"{grid}-of-{limit}"
+
+
 def probes_file(folder: Path, grid: int) -> Path:
     """Return the file of a kept teacher's probes."""
-    return folder / (PROBES_FILE if grid == 1 else f"probes-grid-{grid}.pt")
+    return folder / (PROBES_FILE if grid == 1 else f"probes-grid-{grid_name(grid)}.pt")
 
 
 def gains_file(folder: Path, grid: int) -> Path:
     """Return the file that has the gains of probes on a grid of more than one cell."""
-    return folder / f"gains-grid-{grid}.json"
+    return folder / f"gains-grid-{grid_name(grid)}.json"
 
 
 def save_probes(folder: Path, probes: Probes) -> None:

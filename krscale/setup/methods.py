@@ -7,7 +7,13 @@ from collections.abc import Iterable
 from krscale.config import Experiment
 from krscale.errors import UserError
 from krscale.knowledge.features import KINDS, FeatureKind
-from krscale.methods import METHODS, parse_method, takes_mixed_labels, takes_unlabelled
+from krscale.methods import (
+    METHODS,
+    method_settings,
+    parse_method,
+    takes_mixed_labels,
+    takes_unlabelled,
+)
 
 
 def methods_of(experiment: Experiment) -> tuple[str, ...]:
@@ -24,8 +30,9 @@ def needed_kinds(methods: Iterable[str]) -> list[FeatureKind]:
 def check_methods(experiment: Experiment) -> None:
     """Refuse method names that nobody registered, before anything is prepared.
 
-    And those that need one class for every image, where views are made of two; and those with a
-    teacher that need a label for every image, where some have none.
+    And those that need one class for every image, where views are made of two; those with a
+    teacher that need a label for every image, where some have none; and a term whose warm-up would
+    be the whole training.
     """
     for where, names in (
         ("search.methods", experiment.search.methods),
@@ -41,6 +48,13 @@ def check_methods(experiment: Experiment) -> None:
                     "without labels (takes_unlabelled); leave data.unlabelled empty, or take other "
                     "methods."
                 )
+    methods = methods_of(experiment)
+    warms_up = experiment.train.num_epochs == 1 and experiment.distill.reviewkd_warmup > 0.0
+    if warms_up and any("reviewkd_warmup" in method_settings(name) for name in methods):
+        raise UserError(
+            "distill.reviewkd_warmup: a training of one epoch (train.num_epochs) would be warm-up "
+            "alone, and never have the term; set it to 0, or train longer."
+        )
 
 
 def describe_taught(experiment: Experiment, num_labelled: int, num_unlabelled: int) -> str:

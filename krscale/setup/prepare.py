@@ -7,7 +7,7 @@ same storage can open it (`build.py`) and never loads the teacher.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +17,7 @@ import torch
 from krscale.config import Experiment
 from krscale.data import Dataset, open_data, prepare_data, prepare_unlabelled
 from krscale.data.views import check_views, notes_on_views
-from krscale.errors import UserError
+from krscale.errors import StorageError, UserError
 from krscale.knowledge.features import FeatureKind
 from krscale.methods import parse_method
 from krscale.setup.found_taps import describe_taps
@@ -28,6 +28,10 @@ from krscale.setup.recipe import StoreRecipe
 from krscale.setup.teacher import TeacherFacts, prepare_teacher
 from krscale.setup.teacher_quality import describe_teacher
 from krscale.setup.weights import check_weights
+from krscale.storage.address import here, is_uri
+from krscale.storage.folders import present
+from krscale.storage.opening import open_storage
+from krscale.storage.room import DEFAULT_GB
 from krscale.store import Report, ShardId, prepare_store
 from krscale.training.optimisers import check_optimiser
 
@@ -101,7 +105,8 @@ class Prepared:
     """What all trials share, as paths and facts.
 
     `feature_paths` are the stores of the features that the experiment's methods need, by kind.
-    `taught_path` is the data that the stores are of; empty where that is `data_path`.
+    `taught_path` is the data that the stores are of; empty where that is `data_path`. `storage` is
+    what the paths are of, and `cache_gb` what a machine that it is no folder of may keep of it.
     """
 
     data_path: str
@@ -110,6 +115,35 @@ class Prepared:
     teacher: TeacherFacts
     feature_paths: Mapping[FeatureKind, str] = field(default_factory=dict)
     taught_path: str = ""
+    storage: str = ""
+    cache_gb: float = DEFAULT_GB
+
+    def here(self) -> Prepared:
+        """Return the same with paths of this machine, and what they name there, fetched if need be.
+
+        On a storage that all machines see, that is what it is already. The teacher is left where
+        it is: no trial loads it.
+
+        Raises:
+            UserError: If the storage cannot be read, or has lost it.
+        """
+        if not is_uri(self.storage):
+            return self
+        open_storage(self.storage, self.cache_gb)
+
+        def local(path: str) -> str:
+            found = here(path, self.storage)
+            if not present(found):
+                raise StorageError(f"{found}: {self.storage} has lost it; `krscale teach` helps.")
+            return str(found)
+
+        return replace(
+            self,
+            data_path=local(self.data_path),
+            store_path=local(self.store_path),
+            feature_paths={kind: local(path) for kind, path in self.feature_paths.items()},
+            taught_path=local(self.taught_path) if self.taught_path else "",
+        )
 
     @property
     def taught(self) -> Dataset | None:
@@ -163,7 +197,16 @@ def prepare_knowledge(
     path = _prepare_store(recipe, device, reporter, write)
     features = prepare_features(recipe, methods_of(experiment), device, reporter, write)
     taught_path = "" if setup.taught is dataset else str(setup.taught.path)
-    return Prepared(str(dataset.path), str(teacher_path), str(path), facts, features, taught_path)
+    return Prepared(
+        str(dataset.path),
+        str(teacher_path),
+        str(path),
+        facts,
+        features,
+        taught_path,
+        experiment.storage_path,
+        experiment.cluster.cache_gb,
+    )
 
 
 def prepare_features(

@@ -17,7 +17,7 @@ from krscale.data import Dataset, find_data, find_unlabelled
 from krscale.errors import UserError
 from krscale.knowledge.features import FeatureKind, FeatureReader, feature_shapes
 from krscale.knowledge.taps import TappedModel
-from krscale.setup.kept_probes import probe_grid
+from krscale.setup.kept_probes import grid_name, probe_grid
 from krscale.setup.methods import needed_kinds
 from krscale.setup.networks import Networks
 from krscale.setup.teacher import TeacherFacts, find_teacher, open_teacher
@@ -109,7 +109,7 @@ class StoreRecipe:
         return shared | {
             "taps": fingerprint(self.teacher.taps),
             # Stores of before read the means over all positions, and are found again.
-            **({"probes": f"grid {grid}x{grid}"} if grid > 1 else {}),
+            **({"probes": f"grid {grid}x{grid_name(grid)}"} if grid > 1 else {}),
             "store": fingerprint(self.experiment.store.model_dump(mode="json")),
         }
 

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from krscale.config import LadderStudent, is_share, parse_capacity
 from krscale.errors import UserError
 from krscale.models import ZOO
-from krscale.models.capacity import count_flops, find_width, num_parameters, on_meta
+from krscale.models.capacity import (
+    count_flops,
+    nearest_width,
+    num_parameters,
+    on_meta,
+    sizes_by_width,
+)
 from krscale.models.preprocessing import input_shape
 from krscale.setup.network_builder import builder, student_table
 from krscale.setup.networks import Networks
@@ -80,12 +86,12 @@ def rounding(networks: Networks, size: StudentSize) -> float:
 
 def _resolve(networks: Networks, capacities: Iterable[str]) -> tuple[StudentSize, ...]:
     experiment, teacher_parameters = networks.experiment, networks.teacher.num_parameters
-    build = networks.build_student
+    build, size_at = networks.build_student, sizes_by_width(networks.build_student)
     multiple = experiment.student.width_multiple
     sizes: dict[int, StudentSize] = {}
     _require_dial(networks)
     for capacity in sorted(capacities, key=parse_capacity):
-        width = find_width(build, parse_capacity(capacity) * teacher_parameters, multiple)
+        width = nearest_width(size_at, parse_capacity(capacity) * teacher_parameters, multiple)
         if width in sizes:
             among = (
                 f", of multiples of student.width_multiple = {multiple}," if multiple > 1 else ""

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import nn
 
 from krscale.config import Experiment, fingerprint, read_record
@@ -26,6 +25,7 @@ from krscale.knowledge.parameters import layers_by_tap, weight_histogram
 from krscale.knowledge.probes import Probes, information_gain
 from krscale.knowledge.taps import TappedModel
 from krscale.leftovers import sweep_leftovers
+from krscale.locking import locked
 from krscale.metrics import ACCURACY
 from krscale.models.capacity import count_flops, num_parameters
 from krscale.models.preprocessing import DEFAULT, input_shape
@@ -46,6 +46,7 @@ from krscale.setup.teacher_code import CODE_FILE, Code, kept_folder, read_code
 from krscale.setup.teacher_quality import find_faults, require_fit
 from krscale.setup.teacher_training import train_teacher
 from krscale.setup.weights import from_file, load_teacher_weights, weights_identity
+from krscale.storage.folders import present, publish
 from krscale.training.checkpoint import load_weights, save_weights
 from krscale.training.loop import evaluate
 
@@ -124,8 +125,8 @@ def prepare_teacher(
     folder, code = _folder(experiment, dataset)
     folder.parent.mkdir(parents=True, exist_ok=True)
     sweep_leftovers(folder.parent, _lock_of)
-    with FileLock(_lock_of(folder)):
-        if not folder.exists():
+    with locked(_lock_of(folder), folder.is_dir):
+        if not present(folder):
             with new_folder(folder) as temporary:
                 _make_teacher(experiment, dataset, device, folder.name, temporary, report)
                 if code.key():
@@ -137,6 +138,7 @@ def prepare_teacher(
         if (grid := probe_grid(experiment)) > 1 and not gains_file(folder, grid).is_file():
             tapped = _open_network(experiment, dataset, folder, facts).to(device)
             make_probes(tapped, dataset, device, folder, grid)
+        publish(folder)
     return _on_grid(experiment, facts, folder), folder
 
 
@@ -151,7 +153,7 @@ def find_teacher(experiment: Experiment, dataset: Dataset) -> tuple[TeacherFacts
         UserError: If there is none.
     """
     folder, _ = _folder(experiment, dataset)
-    if not folder.is_dir():
+    if not present(folder):
         raise UserError(f"{folder}: this teacher was never prepared; `krscale teach` does so.")
     return _on_grid(experiment, read_facts(folder), folder), folder
 

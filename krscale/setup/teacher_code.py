@@ -27,6 +27,7 @@ from krscale.models.preprocessing import input_shape
 from krscale.setup.network_builder import Task, build_teacher, builder, shapes_only, student_table
 from krscale.setup.own_modules import find_sources, hash_source, is_own
 from krscale.setup.weights import from_file, load_teacher_weights
+from krscale.storage.folders import present
 
 CODE_FILE = "code.json"
 _NUM_PROBED, _SEED = 4, 0
@@ -121,11 +122,11 @@ def kept_folder(
     if not code.key():
         return plain
     for number in count():
-        if not coded(number).exists():
+        if not present(coded(number)):
             break
         if _agrees(coded(number), code, fits):
             return coded(number)
-    return plain if plain.is_dir() and _agrees(plain, code, fits) else coded(number)
+    return plain if present(plain) and _agrees(plain, code, fits) else coded(number)
 
 
 def _agrees(folder: Path, code: Code, fits: Callable[[Path], bool]) -> bool:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from krscale.config import StoreConfig
 from krscale.errors import UserError
+from krscale.leftovers import hidden_lock
+from krscale.locking import locked
+from krscale.storage.folders import present, publish
 from krscale.store.coding import encode, lost, mean_lost
 from krscale.store.layout import (
     FEW_CLASSES,
@@ -75,10 +77,14 @@ def prepare_store(
     def report_other() -> None:
         report(min(count_shards(path) * spec.settings.shard_rows, total), total)
 
-    with _locked(path, report_other):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    finished = partial(_is_finished, path)
+    with locked(hidden_lock(path), finished, report_other, WAIT_SECONDS):
+        present(path)
         manifest = read_manifest(path)
         if manifest is not None and _is_sound(path, manifest, spec.key, repair):
             report(total, total)
+            publish(path)
             return path
         plan = manifest.plan if manifest else _begin(path, spec.key)
         teacher: TeacherInference | None = None
@@ -93,6 +99,7 @@ def prepare_store(
         elif missing:
             _write(path, plan, teacher or TeacherInference(spec), missing, report)
         write_manifest(path, plan, _all_whole(path, plan))
+        publish(path)
     return path
 
 
@@ -117,20 +124,8 @@ def write_shards(spec: StoreSpec, shards: Sequence[ShardId], report: Report) -> 
     _write(spec.path, plan, TeacherInference(spec), shards, report)
 
 
-@contextmanager
-def _locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    while True:
-        try:
-            lock.acquire(timeout=WAIT_SECONDS)
-            break
-        except Timeout:
-            waiting()
-    try:
-        yield
-    finally:
-        lock.release()
+def _is_finished(path: Path) -> bool:
+    return read_manifest(path) is not None
 
 
 def _is_sound(path: Path, manifest: Manifest, key: Mapping[str, str], repair: bool) -> bool:

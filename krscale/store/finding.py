@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from krscale.errors import UserError
+from krscale.storage.folders import present
 from krscale.store.manifest import (
     MANIFEST,
     Manifest,
@@ -28,6 +29,7 @@ def find_store(path: Path, key: Mapping[str, str]) -> Manifest:
         UserError: If it has another key, is unfinished or is missing; in the last case the
             neighbour of its kind that shares most fingerprints is named, and those that differ.
     """
+    present(path)
     manifest = read_manifest(path)
     if manifest is not None:
         check_key(path, manifest.plan.key, key)

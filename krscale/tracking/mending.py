@@ -93,6 +93,18 @@ def read_or_set_aside(path: Path, kind: type[Record], say: Say, lost: str) -> Re
         return None
 
 
+def make_room(path: Path, say: Say, lost: str) -> None:
+    """Set aside what stands in the place of a file and is none: a named pipe blocks who opens it.
+
+    Args:
+        path: The file that is about to be written; it need not exist.
+        say: Takes a line for the user.
+        lost: What follows from its loss, as a sentence.
+    """
+    if os.path.lexists(path) and not is_file(path):
+        say(f"{path}: damaged: it is no file. It was set aside as {set_aside(path).name}. {lost}")
+
+
 def mend_spool(path: Path, say: Say) -> bool:
     """Take unreadable lines out of a spool; the file as it was stays beside it.
 

@@ -68,7 +68,7 @@ class Server:
 
     def __init__(self, address: Address, experiment: str) -> None:
         # Over HTTP an internal error may be a broken connection; of a database it never is.
-        self._request = partial(
+        self._translate = partial(
             _translated, address.shown, internal_is_refusal=address.artifact_root is not None
         )
         with _translated(address.shown, connecting=True), _alone(address.database_file):
@@ -78,9 +78,41 @@ class Server:
                 follow_artifacts(address.database_file, address.artifact_root)
             self._client = MlflowClient(address.uri)
             found = self._open_experiment(experiment, address.artifact_root)
-        self.experiment_id = str(found.experiment_id)
+        self.experiment, self.experiment_id = experiment, str(found.experiment_id)
         # The id alone would not tell a new database from the one it replaced.
         self.identity = f"{found.experiment_id}@{found.creation_time}"
+
+    @contextmanager
+    def _request(self) -> Iterator[None]:
+        """Translate what goes wrong with a request.
+
+        All requests for a deleted experiment are refused, though it can be restored: MLflow then
+        counts as away, and what was refused is sent when it is back.
+        """
+        try:
+            with self._translate():
+                yield
+        except Refused:
+            if self._is_deleted():
+                raise ServerAway(_deleted(self.experiment)) from None
+            raise
+
+    def _is_deleted(self) -> bool:
+        try:
+            with self._translate():
+                found = self._client.get_experiment(self.experiment_id)
+        except Refused:
+            return True
+        return bool(found.lifecycle_stage != "active")
+
+    def is_deleted(self, run_id: str) -> bool:
+        """Whether a run is in MLflow's bin, or gone."""
+        try:
+            with self._translate():
+                found = self._client.get_run(run_id)
+        except Refused:
+            return True
+        return bool(found.info.lifecycle_stage != "active")
 
     def find_run(self, key: str, spool: str) -> str | None:
         """Return the id of the run that was created for this key of this spool, if any."""
@@ -232,10 +264,12 @@ class Server:
                     raise
             found = self._client.get_experiment_by_name(name)
         if found is None or found.lifecycle_stage != "active":
-            raise ServerAway(
-                f"its experiment {name!r} is deleted; restore it there, or choose another name"
-            )
+            raise ServerAway(_deleted(name))
         return found
+
+
+def _deleted(name: str) -> str:
+    return f"its experiment {name!r} is deleted; restore it there, or choose another name"
 
 
 def prepare_mlflow(address: Address) -> None:

@@ -18,7 +18,7 @@ from krscale.files import write_json
 from krscale.redaction import redact
 from krscale.tracking.address import Address, follow_uri
 from krscale.tracking.comparing import lacking, refused_points
-from krscale.tracking.mending import read_or_set_aside
+from krscale.tracking.mending import make_room, read_or_set_aside
 from krscale.tracking.server import Kind, Refused, Server, ServerAway, longest_value
 from krscale.tracking.spool import Event, Spool
 
@@ -338,6 +338,9 @@ class Writer:
         try:
             server.log(run_id, kind, items)
         except Refused as reason:
+            if server.is_deleted(run_id):  # restored, it lacks them and gets them
+                self._refuse(key, f"{kind} of a deleted run", items, str(reason))
+                return
             if len(items) == 1:
                 self._refuse(key, kind, items, str(reason))
                 return
@@ -369,6 +372,7 @@ class Writer:
     def _refuse(self, key: str, what: str, items: Sequence[Any], reason: str) -> None:
         path = self._folder / REFUSED_FILE
         line = {"key": key, "what": what, "items": list(items), "reason": redact(reason)}
+        make_room(path, self._warn, "What it held is asked of MLflow again.")
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self._state.refused += len(items)

@@ -49,7 +49,6 @@ def refuse(capsys: pytest.CaptureFixture[str], command: str, storage: Path, *set
         ("ladder.capacities=['1/4', '0.2501']", ["ladder.capacities", "width"]),
         ("student.width_multiple=0", ["student.width_multiple", "greater than or equal to 1"]),
         ("student.width_multiple=64", ["of multiples of student.width_multiple = 64"]),
-        ("train.num_workers=2", ["train.num_workers", "one worker", "krscale distill"]),
         ("tracking.uri=ftp://host", ["tracking.uri", "ftp"]),
     ],
 )
@@ -60,6 +59,14 @@ def test_tune_refuses_before_anything_trains(
     for part in parts:
         assert part in error
     assert not (tmp_path / "cache" / "teachers").exists()
+
+
+def test_workers_of_a_trial_that_would_share_a_gpu_are_refused_at_once(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    error = refuse(capsys, "tune", tmp_path, "train.num_workers=2", "search.gpus_per_trial=0.5")
+    for part in ("search.gpus_per_trial", "a GPU of its own", "train.num_workers = 2", "0.5"):
+        assert part in error
 
 
 def test_student_taps_are_refused_before_anything_trains(

@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
 from recorded import journal, mlflow_runs
-from running import SMALL, here, overrides
+from running import SMALL, here, one_ray, overrides
 
 pytestmark = [
     pytest.mark.cluster,
@@ -31,6 +32,13 @@ def storage(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> P
     folder = tmp_path_factory.mktemp("storage")
     shutil.copy(empty_database, folder / "mlflow.db")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    """One for all."""
+    with one_ray(num_cpus=1):
+        yield
 
 
 def space(folder: Path) -> str:

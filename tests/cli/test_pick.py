@@ -137,6 +137,7 @@ def refit_again(run: Path, output: Path, epochs: list[int]) -> dict[str, torch.T
     return load_file(delivery.folder / "student.safetensors")
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_refit_learns_from_validation_too_and_survives_an_interruption(
     run, tmp_path, monkeypatch
 ) -> None:
@@ -207,6 +208,7 @@ def broken(finished_run, tmp_path) -> Path:
     return tmp_path / "runs" / finished_run.name
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_the_architecture_that_won_is_what_leaves(broken, tmp_path, capsys) -> None:
     """At 1/16 a deeper and narrower network won than the experiment has."""
     best = {**BEST, "student.options.num_blocks": 2, "student.options.num_stages": 3}
@@ -246,6 +248,7 @@ def test_the_architecture_that_won_is_what_leaves(broken, tmp_path, capsys) -> N
     assert f"It is picked with --max-flops {own.flops}" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_weights_that_are_gone_or_of_another_training(broken, capsys) -> None:
     arguments = [str(broken), "--max-params", "1M", "--format", "safetensors", "--quiet"]
     curve = read_curve(broken)
@@ -267,6 +270,7 @@ def test_weights_that_are_gone_or_of_another_training(broken, capsys) -> None:
     assert f"{paths[best]}: no such file" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_data_of_another_split_is_refused(broken, capsys) -> None:
     path = broken / "experiment.json"
     content = json.loads(path.read_text())

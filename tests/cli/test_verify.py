@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from finished_search import SETTINGS, search, without_ray
-from running import in_process, overrides, unpack
+from drilling import Drill
+from finished_search import SETTINGS, without_ray
+from running import check_exports_here, in_process, overrides, unpack
 
 from krscale.digests import digest_path
 from krscale.errors import UserError
@@ -23,8 +24,7 @@ from krscale.tracking.spool import Event, Spool
 from krscale.tracking.writer import State
 from krscale.training.checkpoint import load_checkpoint, save_checkpoint
 
-pytestmark = pytest.mark.timeout(300)
-NUM_PLACES = 3
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("checked_here")]
 PICK = ["RUN", "--max-params", "1M", "--format", "safetensors", "--no-register", "--quiet"]
 OPENED_BY: dict[str, tuple[str, list[str]]] = {
     "cache/data/*/train.arrow": ("store", ["check", "RUN", "--quiet"]),
@@ -61,12 +61,14 @@ KINDS = [*OPENED_BY, *OTHERS]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(searched: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The storage of a finished search with an export and a checkpoint; not to be changed."""
     torch.set_num_threads(1)  # as in the tests: the same weights again, bit by bit
     storage = tmp_path_factory.mktemp("verified") / "storage"
-    run = search(storage, "tracking.enabled=false")
-    assert in_process("pick")([str(run) if word == "RUN" else word for word in PICK]) == 0
+    run = shutil.copytree(searched, storage) / "small"
+    with pytest.MonkeyPatch.context() as patch:
+        check_exports_here(patch)
+        assert in_process("pick")([str(run) if word == "RUN" else word for word in PICK]) == 0
     save_checkpoint(run / "unfinished" / "plain@1-16" / "0", {"training": {"epoch": 1}})
     return storage
 
@@ -127,13 +129,20 @@ def test_a_whole_run_is_ok(storage: Path, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out == f"ok: all {len(compared)} files are what was written\n"
 
 
+@pytest.mark.parametrize("num_places", [1, pytest.param(10, marks=pytest.mark.drill)])
 @pytest.mark.parametrize("pattern", OPENED_BY)
 def test_one_byte_is_refused_by_the_command_that_opens_it(
-    pattern: str, storage: Path, capsys: pytest.CaptureFixture[str]
+    pattern: str,
+    num_places: int,
+    storage: Path,
+    capsys: pytest.CaptureFixture[str],
+    drill: Drill,
 ) -> None:
+    drill.injected("a byte changed in a file of a run", num_places)
+    drill.must_hold("the command that opens it, and krscale verify, name it")
     file = find(storage, pattern)
     content, draw = file.read_bytes(), random.Random(pattern)
-    for _ in range(NUM_PLACES):
+    for _ in range(num_places):
         at = draw.randrange(len(content))
         flip(file, at)
         capsys.readouterr()
@@ -147,6 +156,7 @@ def test_one_byte_is_refused_by_the_command_that_opens_it(
         assert f"damaged: {file}" in capsys.readouterr().out
         file.write_bytes(content)
     assert verify(storage) == 0
+    drill.held(f"{pattern}: each was named by both; put back, the run is whole")
 
 
 @pytest.mark.parametrize("pattern", OTHERS)

@@ -167,12 +167,14 @@ def test_a_command_says_it_in_one_line(listener: socket.socket, tmp_path: Path) 
     [
         {"RAY_AUTH_MODE": "disabled"},
         {"RAY_AUTH_TOKEN": "mine"},
-        {"RAY_AUTH_TOKEN_PATH": "/some/token", "RAY_AUTH_MODE": "token"},
+        {"RAY_AUTH_TOKEN_PATH": "token", "RAY_AUTH_MODE": "token"},
     ],
 )
 def test_a_token_or_mode_of_the_user_is_left_alone(
-    given: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "token").write_text("mine")
+    monkeypatch.chdir(tmp_path)
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():

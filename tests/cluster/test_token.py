@@ -15,7 +15,7 @@ from ray.exceptions import AuthenticationError
 
 from krscale.cluster import token
 from krscale.cluster.access import joining, use_own_token
-from krscale.cluster.token import PLACES
+from krscale.cluster.token import PLACES, check_token_file
 from krscale.errors import UserError
 
 GIVEN = "t0ken-of-the-cluster-t0ken-of-the-cluster"
@@ -44,6 +44,14 @@ def message(address: str, error: Exception | None) -> str:
     except UserError as found:
         return str(found)
     pytest.fail("joined")
+
+
+def test_a_token_that_was_looked_for_is_not_demanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ~/.ray/auth_token here, trials on a cluster without tokens all died at their start."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", GIVEN)
+    check_token_file()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "another-t0ken-another-t0ken-another-t0ken")
+    assert AuthenticationTokenLoader.instance().get_raw_token() != GIVEN, "Ray has kept it"
 
 
 def send_tokens(monkeypatch: pytest.MonkeyPatch) -> None:

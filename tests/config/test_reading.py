@@ -81,6 +81,7 @@ def test_every_field_path_can_be_overridden() -> None:
         ("student.arch=resnet", ["Did you mean 'student.model'"]),
         ("ladder.sizes=['1/4']", ["Did you mean 'ladder.capacities'"]),
         (f"storage_path={__file__}", ["--set storage_path", "test_reading.py is a file"]),
+        ("storage_path=s3://KEY:S3CRET@bucket", ["--set storage_path", "AWS_SECRET_ACCESS_KEY"]),
         (f"storage_path={__file__}/runs", ["test_reading.py is a file; a folder is needed"]),
         ("search.methods=[plain, kr]", ["--set \"search.methods=['plain', 'kr']\""]),
         ("search.methods=kr", ["--set \"search.methods=['kr']\""]),
@@ -247,6 +248,13 @@ def test_jobs_that_ship_are_found_from_anywhere(
         load("jobs/digits.toml")
     with pytest.raises(UserError, match=r"digits\.toml: no such file"):
         load("digits.toml")
+
+
+@pytest.mark.parametrize("uri", ["s3://KEY:S3CRET@bucket", "s3://b?secret_key=S3CRET"])
+def test_credentials_of_a_storage_are_not_repeated(uri: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(overrides=[f"storage_path={uri}"])
+    assert "S3CRET" not in str(caught.value)
 
 
 def test_lists_within_lists_without_end(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import resource
 import shutil
@@ -16,8 +17,11 @@ from readers import STRANGERS, Reader
 from krscale.errors import KrscaleError
 
 pytestmark = [pytest.mark.timeout(3600), pytest.mark.filterwarnings("ignore")]
-SHORT, LONG = {"images": 3}, {"images": 1_000}
-"""Files of a format that takes longer: images are of six formats, and many in a folder."""
+FILES = int(os.environ.get("KRSCALE_DRILL_FILES", "17000"))
+"""Of all formats; `KRSCALE_DRILL_FILES=100000 make drills ARGS=tests/drills/test_damaged_inputs.py`
+is the long form."""
+SHORT, SHARES = {"images": 3}, {"images": 1 / 6}
+"""Fewer of a format that takes longer: images are of six formats, and many in a folder."""
 MAX_SECONDS, MAX_BYTES = 30.0, 2**30
 """One file may take this long, beside others on a busy machine, all of them this much memory."""
 
@@ -33,7 +37,8 @@ def test_mutated_files(name: str, drill: Drill, tmp_path: Path) -> None:
     drill.must_hold("one error in krscale's own words for each, or the file is read")
     drill.must_hold(f"each within {MAX_SECONDS:g} s, all within {MAX_BYTES >> 20} MiB")
     before = _peak_bytes()
-    refused, read, slowest = _mutate(STRANGERS[name], name, LONG.get(name, 6_000), tmp_path)
+    number = round(FILES * SHARES.get(name, 1.0) / (len(STRANGERS) - len(SHARES)))
+    refused, read, slowest = _mutate(STRANGERS[name], name, number, tmp_path)
     grown = _peak_bytes() - before
     assert grown < MAX_BYTES
     drill.injected(f"mutated {name}", refused + read, kind="bad input")

@@ -2,6 +2,7 @@
 
 import os
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,14 @@ pytestmark = [
     pytest.mark.timeout(3600),
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),  # MLflow's client
 ]
-ROUNDS = int(os.environ.get("KRSCALE_DRILL_ROUNDS", "16"))
-"""Searches, each killed up to three times; fewer for a first look."""
+KILLS = int(os.environ.get("KRSCALE_DRILL_DRIVER_KILLS", "50"))
+"""Of all searches together; fewer for a first look."""
+MOST_KILLS = 4
+"""Of one search."""
+SIDES = 2
+"""Searches at a time, each in a storage of its own: half of a start is waiting."""
 FROM_NOTHING = 4
-"""Every so-manieth search starts on an empty storage, so that data, teacher and store are hit."""
+"""So many searches share a storage; the first of them makes data, teacher and store."""
 
 
 def faults_of(run: Path, found: Round) -> list[str]:
@@ -36,22 +41,41 @@ def phase(num_ended: int) -> str:
     return "during the search" if num_ended < NUM_STUDIES * NUM_TRIALS else "during the finals"
 
 
+def next_round(storage: Path, number: int, left: int) -> tuple[Round, list[str]]:
+    """Run one search to its end, with so many kills at most; return it, and its faults."""
+    empty = not storage.exists()
+    storage.mkdir(exist_ok=True)
+    name, kills = f"drill-{number}", min(MOST_KILLS, left)
+    found = run_round(storage, name, random.Random(number), kills, early=empty)
+    faults = [f"search {number}: {fault}" for fault in faults_of(storage / name, found)]
+    if not faults:
+        forget_round(storage, name)
+    return found, faults
+
+
 def test_a_killed_driver_loses_and_doubles_nothing(drill: Drill, tmp_path: Path) -> None:
     planned = NUM_STUDIES * (NUM_TRIALS + NUM_FINALS)
     drill.must_hold(f"exactly {planned} trials in every search, those that had ended unchanged")
     drill.must_hold("nothing RUNNING and nothing doubled, in Optuna and in MLflow")
+    rounds: list[Round] = []
     faults: list[str] = []
-    for number in range(ROUNDS):
-        storage = tmp_path / str(number // FROM_NOTHING)
-        empty = not storage.exists()
-        storage.mkdir(exist_ok=True)
-        name = f"drill-{number}"
-        found = run_round(storage, name, random.Random(number), 3, early=empty)
-        for _, num_ended in found.kills:
-            drill.injected(f"SIGKILL to the driver {phase(num_ended)}")
-        faults += [f"search {number}: {fault}" for fault in faults_of(storage / name, found)]
-        if not faults:
-            forget_round(storage, name)
+
+    def go_on(side: int) -> None:
+        """Every so-many-th search starts on an empty storage, so that data and teacher are hit."""
+        for turn in range(KILLS):
+            left = KILLS - sum(len(each.kills) for each in rounds)
+            if left <= 0 or faults:
+                return
+            storage = tmp_path / f"{side}-{turn // FROM_NOTHING}"
+            found, wrong = next_round(storage, SIDES * turn + side, left)
+            rounds.append(found)
+            faults.extend(wrong)
+
+    with ThreadPoolExecutor(SIDES) as sides:
+        list(sides.map(go_on, range(SIDES)))
+    for _, num_ended in (kill for each in rounds for kill in each.kills):
+        drill.injected(f"SIGKILL to the driver {phase(num_ended)}")
     assert faults == []
-    drill.held(f"{planned} trials in each of {ROUNDS} searches, those that had ended unchanged")
+    assert sum(len(each.kills) for each in rounds) >= KILLS
+    drill.held(f"{planned} trials in each of {len(rounds)} searches, what had ended unchanged")
     drill.held("nothing RUNNING and nothing doubled, in Optuna and in MLflow")

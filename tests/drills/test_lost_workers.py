@@ -1,13 +1,19 @@
 """Workers that die: killed by Ray's memory monitor, by a signal, again and again."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from drill_searches import Report, attempts, fates, own_ray
+import torch
+from drill_searches import SMALL, Report, attempts, fates, own_ray
 from drilling import Drill
 from optuna.trial import TrialState
+from running import here, overrides
+from safetensors.torch import load_file
 
+from krscale.runs import distill
 from krscale.search.session import run_session
 
 pytestmark = [pytest.mark.drill, pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -53,4 +59,44 @@ def test_a_student_that_crashes_costs_one_trial(drill: Drill, tmp_path: Path) ->
     report.must_hold(f"in one sentence: {error!r}", error.startswith("its worker was lost 2 times"))
     (calm,) = [t for t in attempts(experiment.run_path, "calm") if t.state is TrialState.COMPLETE]
     report.must_hold("the other trial is complete", calm.state is TrialState.COMPLETE)
+    report.done()
+
+
+def test_a_killed_rank_of_distill_changes_no_bit(
+    drill: Drill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = Report(drill, "SIGKILL to one rank of two in mid-epoch")
+    epochs: list[int] = []
+    train = distill.train_on_workers
+
+    def watched(*arguments: Any) -> dict[str, float]:
+        *others, on_epoch = arguments
+        return train(*others, watching(on_epoch))
+
+    def watching(on_epoch: Callable[[dict[str, float]], None]) -> Callable[..., None]:
+        def hear(metrics: dict[str, float]) -> None:
+            epochs.append(int(metrics["epoch"]))
+            on_epoch(metrics)
+
+        return hear
+
+    monkeypatch.setattr(distill, "train_on_workers", watched)
+    found = {}
+    for fate in ("calm", "killed once"):
+        epochs.clear()
+        settings = (
+            *SMALL, f"storage_path={tmp_path}", f"name={fate.replace(' ', '-')}",
+            "train.num_workers=2", "cluster.address=local", "cluster.num_cpus=3",
+            "student.model=troubled_student:Troubled",
+            f"student.options={{fate = '{fate}', folder = '{tmp_path}'}}",
+        )  # fmt: skip
+        done = here("distill", ["--quiet", *overrides(*settings)])
+        report.must_hold(f"the command ends with 0, {fate}", done.returncode == 0)
+        (weights,) = tmp_path.glob(f"{fate.replace(' ', '-')}-*/student.safetensors")
+        found[fate] = load_file(weights)
+    assert (tmp_path / "died").exists()
+    report.must_hold(f"epochs {epochs}: one checkpoint is lost at most", len(epochs) <= 6 + 1)
+    report.must_hold("every epoch was run", set(epochs) == set(range(1, 7)))
+    same = all(torch.equal(value, found["calm"][n]) for n, value in found["killed once"].items())
+    report.must_hold("its weights are those of the undisturbed run, bit by bit", same)
     report.done()

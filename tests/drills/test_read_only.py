@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from drilling import Drill
-from finished_search import search
+from finished_search import SETTINGS, search
+from running import overrides
 
 from krscale.cli.app import main
 
@@ -46,7 +47,13 @@ def test_commands_on_read_only_storage(
         ("sync", str(run)),
         ("store", "check", "--repair", str(run)),
     )
-    readers = (("store", "info", str(run)), ("store", "check", str(run)), ("verify", str(run)))
+    same = overrides(*SETTINGS, f"storage_path={run.parent}")
+    readers = (
+        ("teach", *same),
+        ("store", "info", str(run)),
+        ("store", "check", str(run)),
+        ("verify", str(run)),
+    )
     found: dict[str, tuple[int, str]] = {}
     for arguments in (*writers, *readers):
         code = main(list(arguments))
@@ -60,5 +67,5 @@ def test_commands_on_read_only_storage(
         assert code == 0 or said.count("krscale: error: ") == 1, (arguments, said)
         assert code == 0 or "read-only" in said.lower(), (arguments, said)
         print(code, arguments[0], said)
-    assert [found[" ".join(arguments)][0] for arguments in readers] == [0, 0, 0], found
+    assert [found[" ".join(arguments)][0] for arguments in readers] == [0, 0, 0, 0], found
     drill.held(f"{len(writers)} commands that write, {len(readers)} that read")

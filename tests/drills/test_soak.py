@@ -23,7 +23,8 @@ NUM_SEARCHES = int(os.environ.get("KRSCALE_DRILL_SEARCHES", "20"))
 SETTINGS = (
     "cluster.address=local",
     "cluster.num_cpus=2",
-    "teacher.width=8",
+    "data.max_images=200",  # a trial's own work is next to nothing: what is soaked is the search
+    "teacher.width=4",
     "teacher.num_epochs=1",
     "views.num_views=1",
     "ladder.capacities=['1/16']",
@@ -35,6 +36,8 @@ SETTINGS = (
     f"search.trials_per_size={NUM_TRIALS}",
 )
 MB = 1e6
+LOOK_SECONDS = 3.0
+"""Between two samples, each of which lists thousands of files."""
 MOST_PER_TRIAL = {"driver": 0.15 * MB, "workers": 0.15 * MB, "disk": 0.1 * MB, "handles": 0.02}
 """Bounds on growth; Tune and Optuna keep what they were told of every trial in the driver."""
 
@@ -107,7 +110,7 @@ def test_many_trials_in_one_search(drill: Drill, tmp_path: Path, temporary: Path
         while started.poll() is None:
             with suppress(psutil.Error, FileNotFoundError):
                 samples.append(Sample.take(watched, [run, temporary]))
-            time.sleep(1.0)
+            time.sleep(LOOK_SECONDS)
     assert started.returncode == 0, log.read_text()
     trials = recorded_trials(run)
     assert len(trials) == NUM_TRIALS + 1

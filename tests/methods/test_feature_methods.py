@@ -202,7 +202,7 @@ class TestCRD:
         assert crd_loss(teacher[:1], teacher[:1], labels[:1], 0.07) == 0.0
 
 
-@pytest.mark.parametrize("name", ["fitnet", "at", "pkt", "crd"])
+@pytest.mark.parametrize("name", ["fitnet", "at", "pkt", "crd", "reviewkd", "rkd"])
 def test_kd_weight_zero_is_the_papers_own(name: str) -> None:
     method = METHODS[name]
     [kind] = method.feature_kinds

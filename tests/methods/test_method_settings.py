@@ -19,7 +19,11 @@ CLASSES = {name: method.settings_class for name, method in METHODS.items()}
 SETTINGS = [(name, field) for name, cls in CLASSES.items() for field in cls.model_fields]
 every_setting = pytest.mark.parametrize(("name", "field"), SETTINGS)
 
-OTHER_VALUES: dict[str, Any] = {"granularity": "network", "parameter_weight": 0.5}
+OTHER_VALUES: dict[str, Any] = {
+    "granularity": "network",
+    "parameter_weight": 0.5,
+    "reviewkd_warmup": 0.9,
+}
 """Where twice or another choice would not do."""
 TOGETHER_WITH: dict[str, dict[str, Any]] = {
     "at_weight": {"at_reduction": "sum"},

@@ -5,7 +5,16 @@ import torch
 from torch import nn
 
 from krscale.errors import UserError
-from krscale.models.capacity import count_flops, find_width, latency_ms, num_bytes, num_parameters
+from krscale.models.capacity import (
+    count_flops,
+    find_width,
+    latency_ms,
+    nearest_width,
+    num_bytes,
+    num_parameters,
+    on_meta,
+    sizes_by_width,
+)
 from krscale.models.resnet import resnet
 
 
@@ -88,6 +97,30 @@ def test_find_width_tries_multiples_alone_where_asked(target):
         sizes = {width: num_parameters(build(width)) for width in range(8, 140, 8)}
     best = min(sizes, key=lambda width: abs(math.log(sizes[width] / target)))
     assert find_width(build, target, multiple=8) == best
+
+
+def test_several_targets_build_each_width_once():
+    widths = []
+
+    def build(width):
+        widths.append(width)
+        return nn.Linear(width, 1)
+
+    size_at = sizes_by_width(build)
+    assert [nearest_width(size_at, target) for target in (10, 20, 40)] == [9, 19, 39]
+    assert len(widths) == len(set(widths))
+
+
+def test_only_numbers_without_a_place_are_left_out_on_meta():
+    class Net(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.layer = nn.Linear(width, 2)
+            self.real = torch.zeros(100, device="cpu").normal_()
+
+    found = on_meta(Net, 3)
+    assert found.layer.weight.is_meta
+    assert 0.5 < float(found.real.std()) < 2.0
 
 
 def test_find_width_needs_no_memory():

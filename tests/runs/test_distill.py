@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from running import SMALL, here, overrides
+from drilling import Drill
+from running import SMALL, here, one_ray, overrides
 from safetensors.torch import load_file
 
 from krscale.setup.networks import Networks
@@ -43,6 +45,13 @@ def storage(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> P
     folder = tmp_path_factory.mktemp("storage")
     shutil.copy(empty_database, folder / "mlflow.db")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    """One for all."""
+    with one_ray(num_cpus=2):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -138,11 +147,14 @@ NOT_FINITE = "loss term 'ce' is not finite in epoch 1, step 1 of 17"
     ],
 )
 def test_a_loss_that_is_not_finite_is_one_line(
-    name: str, settings: tuple[str, ...], error: str, storage: Path
+    name: str, settings: tuple[str, ...], error: str, storage: Path, drill: Drill
 ) -> None:
+    drill.injected("a training whose loss becomes NaN")
+    drill.must_hold("one line that says so, and exit code 2")
     done = here(name, ["--quiet", *overrides(*SMALL, f"storage_path={storage}", *settings)])
     assert done.returncode == 2, done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("krscale: error: ")
     assert error in last
     assert "Traceback" not in done.stderr
+    drill.held(f"{name}: one line")

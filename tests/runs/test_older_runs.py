@@ -9,6 +9,8 @@ from pathlib import Path
 
 import optuna
 import pytest
+from drilling import Drill
+from finished_search import without_ray
 from optuna.trial import TrialState
 from recorded import journal
 from running import here, overrides, unpack
@@ -67,7 +69,8 @@ def test_another_formulation_is_refused_with_what_goes_on(storage: Path) -> None
 def test_a_finished_search_has_nothing_left_to_do(storage: Path) -> None:
     before, known = read_curve(storage / "old"), teachers(storage)
     trials = {name: len(study.trials) for name, study in journal(storage / "old").items()}
-    tune(storage, *OLD)
+    with without_ray():
+        tune(storage, *OLD)
     after = read_curve(storage / "old")
     assert {n: len(study.trials) for n, study in journal(storage / "old").items()} == trials
     assert teachers(storage) == known, "the kept teacher serves"
@@ -81,7 +84,9 @@ def test_a_finished_search_has_nothing_left_to_do(storage: Path) -> None:
 
 
 @pytest.mark.drill
-def test_a_killed_search_goes_on_from_its_checkpoints(storage: Path) -> None:
+def test_a_killed_search_goes_on_from_its_checkpoints(storage: Path, drill: Drill) -> None:
+    drill.injected("SIGKILL to a search of commit 3afaaac")
+    drill.must_hold("today's command completes it; each killed trial goes on from its checkpoint")
     tune(storage, *CUT)
     studies = journal(storage / "cut")
     assert counted(studies) == {
@@ -95,8 +100,10 @@ def test_a_killed_search_goes_on_from_its_checkpoints(storage: Path) -> None:
         assert [trial.user_attrs["retry_of"] for trial in retries] == [0]
         assert "continues" in retries[0].user_attrs
     assert [size.capacity for size in read_curve(storage / "cut").sizes] == ["1/16"]
+    drill.held("complete; both killed trials went on from their checkpoints")
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_a_student_is_exported(storage: Path) -> None:
     place = ["--storage-path", str(storage), "--format", "safetensors", "--no-register"]
     done = here("pick", ["old", "--max-params", "100k", "--quiet", *place])

@@ -18,26 +18,23 @@ from krscale.search.studies.trial_spec import Assignment, FinalKey
 URI = "tracking.uri=http://127.0.0.1:9"  # nobody answers: what is recorded stays in the spool
 
 
-@pytest.fixture(autouse=True)
-def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def close_at_once(patch: pytest.MonkeyPatch) -> None:
     from krscale.tracking import Tracker
 
     close = Tracker.close
-    monkeypatch.setattr(Tracker, "close", lambda self, timeout=1.0: close(self, 1.0))
+    patch.setattr(Tracker, "close", lambda self, timeout=1.0: close(self, 1.0))
 
 
-@pytest.fixture(scope="module")
-def unrecorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A storage with a finished search of which nothing was recorded."""
-    storage = tmp_path_factory.mktemp("unrecorded") / "storage"
-    search(storage, "tracking.enabled=false")
-    assert not (storage / "small" / "tracking").exists()
-    return storage
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    close_at_once(monkeypatch)
 
 
 @pytest.fixture
-def storage(unrecorded: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(unrecorded, tmp_path / "storage"))
+def storage(searched: Path, tmp_path: Path) -> Path:
+    """A storage with a finished search of which nothing was recorded."""
+    assert not (searched / "small" / "tracking").exists()
+    return Path(shutil.copytree(searched, tmp_path / "storage"))
 
 
 def events(storage: Path) -> list[dict]:
@@ -100,11 +97,21 @@ def test_a_finished_search_that_was_not_recorded(
     assert {event["key"] for event in again if event["op"] == "start"} == {"plain", "kr"}
 
 
+@pytest.fixture(scope="module")
+def recorded(searched: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same storage after a start that recorded the trials of its journal; to copy."""
+    storage = Path(shutil.copytree(searched, tmp_path_factory.mktemp("recorded") / "storage"))
+    with pytest.MonkeyPatch.context() as patch:
+        close_at_once(patch)
+        search(storage, URI)
+    return storage
+
+
 @pytest.mark.parametrize("what", ["folder", "spool", "emptied", "half"])
 def test_a_record_that_is_lost(
-    storage: Path, what: str, capsys: pytest.CaptureFixture[str]
+    recorded: Path, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    search(storage, URI)
+    storage = Path(shutil.copytree(recorded, tmp_path / "storage"))
     folder = storage / "small" / "tracking"
     spool = folder / "spool.jsonl"
     if what == "folder":
@@ -135,17 +142,18 @@ def test_a_search_that_was_interrupted_and_went_on_unrecorded(storage: Path) -> 
         ladder.report(upcoming, {"val/accuracy": 0.25, "val/loss": 1.0, "epoch": 1.0})
         raise StoppedError
 
+    small = ("search.methods=['plain']", "search.trials_per_size=1")
     with pytest.raises(StoppedError):
-        search(storage, URI, train=stop)
-    search(storage, "tracking.enabled=false", train=train_here)
-    search(storage, URI)
+        search(storage, *small, URI, train=stop)
+    search(storage, *small, "tracking.enabled=false", train=train_here)
+    search(storage, *small, URI)
     found = events(storage)
     states = [
         of_run(found, key.trial_name(trial.number))["state"]
         for key, study in present_studies(read_journal(storage / "small/journal.log")).items()
         for trial in study.get_trials()
     ]
-    assert sorted(states) == ["COMPLETE"] * 6 + ["FAIL"]
+    assert sorted(states) == ["COMPLETE"] * 2 + ["FAIL"]
     interrupted = [e for e in found if "krscale.error" in e["content"].get("tags", {})]
     assert [e["content"]["tags"]["krscale.error"] for e in interrupted] == [
         "interrupted: the search was interrupted"

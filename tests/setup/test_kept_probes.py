@@ -12,6 +12,7 @@ from krscale.config import Experiment, load
 from krscale.data import open_data
 from krscale.errors import DamagedFileError, UserError
 from krscale.files import read_json
+from krscale.knowledge import probes as limits
 from krscale.knowledge.probes import Probes
 from krscale.progress import Progress
 from krscale.setup import tap_reading
@@ -126,3 +127,21 @@ def test_a_damaged_file_is_named(pooled: tuple[Experiment, Prepared]) -> None:
         with pytest.raises(DamagedFileError, match=name):
             open_teacher(experiment, dataset, Path(found.teacher_path))
         file.write_bytes(content)
+
+
+def test_probes_of_another_limit_are_others(
+    pooled: tuple[Experiment, Prepared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, found = pooled
+    experiment = configured(Path(before.storage_path), "distill.probe_grid=2")
+    wide = prepared(experiment)
+    monkeypatch.setattr(limits, "MAX_FEATURES", 20)
+    with pytest.raises(UserError, match="never read on a 2x2 grid; `krscale teach`"):
+        StoreRecipe.find(experiment)
+    narrow = prepared(experiment)
+    assert narrow.teacher_path == wide.teacher_path, "the teacher is not trained again"
+    assert narrow.store_path != wide.store_path
+    assert narrow.teacher.information_gain != wide.teacher.information_gain
+    assert StoreRecipe.find(before).path == Path(found.store_path), "means have no limit"
+    monkeypatch.undo()
+    assert StoreRecipe.find(experiment).path == Path(wide.store_path)

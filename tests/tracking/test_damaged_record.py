@@ -155,6 +155,22 @@ def test_what_is_no_file_is_set_aside(name: str, make: Any, run: Path, storage: 
     assert path.is_file()
 
 
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_stands_in_the_place_of_refusals_is_set_aside(
+    make: Any, run: Path, storage: Path
+) -> None:
+    path = run / "tracking" / "refused.jsonl"
+    make(path)
+    said: list[str] = []
+    with Tracker("", "digits", run, warn=said.append) as tracker:
+        tracker.log_metrics("kr/1", {"../bad": 1.0}, step=9)
+        tracker.log_metrics("kr/1", {"good": 1.0}, step=9)
+        assert tracker.close(30) == 0
+    assert "set aside as refused.jsonl.damaged" in said[0]
+    assert "MLflow refused metrics of kr/1" in said[1]
+    assert len(path.read_text().splitlines()) == 1
+
+
 def test_a_damaged_state_does_not_hide_where_a_run_was_recorded(
     run: Path, storage: Path, by_key
 ) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,13 +11,11 @@ import pytest
 from drilling import Drill
 from faulty_proxy import ERRORS, PASS, SLOW, FaultyProxy
 from mlflow_server import MlflowServer, free_port
+from recorded_training import NUM_EPOCHS, NUM_TRIALS, share_of_time, train
 
 from krscale.tracking import Tracker, sync
 
 pytestmark = [pytest.mark.drill, pytest.mark.cluster, pytest.mark.timeout(900)]
-NUM_EPOCHS, NUM_TRIALS = 5, 10
-"""Of each phase; the phases are a minute and a half together."""
-EPOCH_SECONDS = 0.3
 
 
 @pytest.fixture
@@ -35,25 +32,6 @@ def proxy(server: MlflowServer) -> Iterator[FaultyProxy]:
     proxy = FaultyProxy(server.port)
     yield proxy
     proxy.close()
-
-
-def train(tracker: Tracker, numbers: range) -> float:
-    """Record trials as a search does, an epoch at a time; return the seconds that it cost."""
-    cost = 0.0
-    for number in numbers:
-        key = f"kr/1-16/trial-{number}"
-        started = time.perf_counter()
-        tracker.start_run(key, f"trial {number}", parent="kr", params={"lr": number / 100})
-        cost += time.perf_counter() - started
-        for epoch in range(NUM_EPOCHS):
-            time.sleep(EPOCH_SECONDS)
-            started = time.perf_counter()
-            tracker.log_metrics(key, {"val/accuracy": number + epoch / 10, "loss": 1.0}, epoch)
-            cost += time.perf_counter() - started
-        started = time.perf_counter()
-        tracker.end_run(key, "COMPLETE")
-        cost += time.perf_counter() - started
-    return cost
 
 
 def test_nothing_is_lost_or_doubled_and_training_goes_on(
@@ -94,7 +72,7 @@ def test_nothing_is_lost_or_doubled_and_training_goes_on(
 
     for fault, number in proxy.faults.items():
         drill.injected(fault, number)
-    share = sum(costs) / (first * NUM_EPOCHS * EPOCH_SECONDS)
+    share = share_of_time(costs, first)
     drill.measured("time that training spent on recording", 100 * share, "%")
     assert share < 0.05, share
     drill.held(f"it waited {100 * share:.2f} % longer")

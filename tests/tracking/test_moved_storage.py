@@ -6,20 +6,23 @@ import json
 import multiprocessing
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import pytest
-from moving_storage import record
+from moving_storage import record, record_each
 
 from krscale.config import TrackingConfig
 from krscale.files import write_json
 from krscale.tracking import Begun, Tracker, sync
 from krscale.tracking.address import follow_uri, sqlite_uri
 from krscale.tracking.moving import follow_artifacts
+
+NUM_MOVED = 7
+"""Tests that take a storage of `recorded`."""
 
 
 @pytest.fixture
@@ -28,6 +31,26 @@ def first(tmp_path, empty_database) -> Path:
     (tmp_path / "A").mkdir()
     shutil.copy(empty_database, tmp_path / "A" / "mlflow.db")
     return tmp_path / "A"
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> list[Path]:
+    """Storages in which another process recorded; one for each test, as MLflow remembers runs."""
+    folder = tmp_path_factory.mktemp("before")
+    storages = [folder / f"A{number}" for number in range(NUM_MOVED)]
+    for storage in storages:
+        storage.mkdir()
+        shutil.copy(empty_database, storage / "mlflow.db")
+    in_another_process(record_each, storages)
+    return storages
+
+
+@pytest.fixture
+def moved(recorded: list[Path], tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """Where a recorded storage was, and the folder in which it is now."""
+    first = recorded.pop()
+    yield first, first.rename(tmp_path / "B")
+    assert not first.exists(), "the old folder is not made again"
 
 
 def in_another_process(function: Callable[..., object], *arguments: object) -> None:
@@ -62,28 +85,25 @@ def as_older_versions_wrote_it(run: Path) -> None:
 
 @pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize("how", ["sync", "tracker"])
-def test_what_is_recorded_after_a_move_goes_to_the_new_place(first, by_key, how, older):
-    in_another_process(record, first)
+def test_what_is_recorded_after_a_move_goes_to_the_new_place(moved, by_key, how, older):
+    first, second = moved
     if older:
-        as_older_versions_wrote_it(first / "run")
-    second = first.rename(first.with_name("B"))
+        as_older_versions_wrote_it(second / "run")
     if how == "sync":
         assert sync(second / "run", begun=Begun(TrackingConfig(), first)) == 0
     record(second, "later.txt", 0.75)
-    assert not first.exists(), "the old folder is not made again"
-    recorded = by_key(second / "mlflow.db")  # fails where a key has two runs
-    assert [value for _, value, _ in recorded["kr"].metrics] == [0.5, 0.75]
+    found = by_key(second / "mlflow.db")  # fails where a key has two runs
+    assert [value for _, value, _ in found["kr"].metrics] == [0.5, 0.75]
     root = second / "mlartifacts"
-    folder = root / recorded["kr"].id / "artifacts"
+    folder = root / found["kr"].id / "artifacts"
     assert {f.name for f in folder.iterdir()} == {"figure.txt", "later.txt"}
     assert artifact_folders(second / "mlflow.db") == {root, folder}
 
 
-def test_mlflow_itself_finds_the_artifacts(first):
+def test_mlflow_itself_finds_the_artifacts(moved):
     from mlflow import MlflowClient
 
-    in_another_process(record, first)
-    second = first.rename(first.with_name("B"))
+    _, second = moved
     assert sync(second / "run") == 0, "which mends it though there is nothing to send"
     client = MlflowClient(f"sqlite:///{second}/mlflow.db")
     experiment = client.get_experiment_by_name("digits")
@@ -92,9 +112,9 @@ def test_mlflow_itself_finds_the_artifacts(first):
     assert Path(path).read_text() == "drawn"
 
 
-def test_a_copy_records_into_itself_and_leaves_the_first_alone(first, by_key):
-    in_another_process(record, first)
-    second = Path(shutil.copytree(first, first.with_name("B")))
+def test_a_copy_records_into_itself_and_leaves_the_first_alone(recorded, tmp_path, by_key):
+    first = recorded.pop()
+    second = Path(shutil.copytree(first, tmp_path / "B"))
     before = (first / "mlflow.db").read_bytes()
     record(second, "later.txt", 0.75)
     assert (first / "mlflow.db").read_bytes() == before
@@ -103,15 +123,14 @@ def test_a_copy_records_into_itself_and_leaves_the_first_alone(first, by_key):
     assert len(by_key(second / "mlflow.db")["kr"].metrics) == 2
 
 
-def test_moved_twice(first, by_key):
-    in_another_process(record, first)
-    second = first.rename(first.with_name("B"))
+def test_moved_twice(moved, tmp_path, by_key):
+    first, second = moved
     in_another_process(sync, second / "run")
-    third = second.rename(first.with_name("C"))
+    third = second.rename(tmp_path / "C")
     # experiment.json still names the first one.
     assert sync(third / "run", begun=Begun(TrackingConfig(), first)) == 0
     record(third, "later.txt", 0.75)
-    assert sorted(p.name for p in first.parent.iterdir()) == ["C"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["C"]
     assert len(by_key(third / "mlflow.db")["kr"].metrics) == 2
 
 

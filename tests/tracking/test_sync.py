@@ -3,6 +3,7 @@
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 
 import pytest
@@ -133,6 +134,29 @@ class TestWhatIsGoneFromMlflow:
                 database.execute(f"delete from {table}")
             database.execute("delete from experiments where name = 'digits'")
         self.check(run, by_key, capsys)
+
+    @pytest.mark.parametrize("what", ["experiment", "run"])
+    def test_what_was_in_the_bin_for_a_while(self, what, run, by_key):
+        client = MlflowClient(f"sqlite:///{run.parent / 'mlflow.db'}")
+        number = by_key(run.parent / "mlflow.db")["kr/1"].id
+        if what == "experiment":
+            number = client.get_experiment_by_name("digits").experiment_id
+        said = []
+        with Tracker("", "digits", run, warn=said.append) as tracker:
+            tracker.log_metrics("kr/1", {"accuracy": 1.0}, step=7)
+            while not any(m[2] == 7 for m in by_key(run.parent / "mlflow.db")["kr/1"].metrics):
+                time.sleep(0.05)
+            getattr(client, f"delete_{what}")(number)
+            tracker.log_metrics("kr/1", {"accuracy": 1.5, "loss": 0.5}, step=8)
+            tracker.close(2)
+        assert "deleted" in said[0]
+        getattr(client, f"restore_{what}")(number)
+        assert main([str(run)]) == 0
+        points = by_key(run.parent / "mlflow.db")["kr/1"].metrics
+        assert [m for m in points if m[2] > 6] == [
+            ("accuracy", 1.0, 7), ("accuracy", 1.5, 8), ("loss", 0.5, 8)
+        ]  # fmt: skip
+        assert len(points) == len(set(points))
 
     def test_a_server_that_does_not_answer_is_not_said_to_have_it(self, storage, capsys):
         other = Tracker("http://127.0.0.1:9", "digits", storage / "run", warn=lambda _: None)

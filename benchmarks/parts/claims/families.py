@@ -7,8 +7,8 @@ teacher and store, and a change to one leaves the others finished.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from krscale.config.distillation import DistillConfig
@@ -18,7 +18,7 @@ WITHOUT_SPARSITY = "kr_without_sparsity"
 LAYER_WISE = "kr_layer_wise"
 AGGREGATED = "kr_aggregated"
 LOGITS = ("plain", "label_smoothing", "kd", "dkd", "dist", "logit_standardisation")
-FEATURES = ("fitnet", "at", "pkt", "crd")
+FEATURES = ("fitnet", "at", "pkt", "crd", "reviewkd", "rkd")
 OPPONENTS = (*LOGITS, *FEATURES)
 POSTERIORS = ("kd", "dkd", "dist", "logit_standardisation")
 COMBINED = tuple(f"{KR}+{term}" for term in POSTERIORS)
@@ -33,12 +33,18 @@ class Family:
         methods: Its methods, by krscale's names.
         changes: Further overrides of the job.
         label: What the results call its method, where that is not the method's own name.
+        tasks: Names of the tasks on which it is searched; empty for all of them.
+        max_searches: How many searches of it are made at most.
+        traced: Whether C1 needs how far its final students are from the teacher at every depth.
     """
 
     name: str
     methods: tuple[str, ...]
     changes: tuple[str, ...] = ()
     label: str = ""
+    tasks: tuple[str, ...] = ()
+    max_searches: int = 2
+    traced: bool = False
 
     def label_of(self, method: str) -> str:
         """Return what the results call one of its methods."""
@@ -59,7 +65,7 @@ def partner(capacity: str, best: Mapping[str, Any], num_taps: int) -> Family:
     layer_wise = not is_layer_wise(best, num_taps)
     changed = {"distill.granularity": num_taps if layer_wise else num_taps // 2}
     name, label = ("c1", LAYER_WISE) if layer_wise else ("c1", AGGREGATED)
-    return finals_with(changed, capacity, best, name, label)
+    return replace(finals_with(changed, capacity, best, name, label), traced=True)
 
 
 def ablations(capacity: str, best: Mapping[str, Any], distill: DistillConfig) -> list[Family]:
@@ -98,24 +104,42 @@ def finals_with(
     )
 
 
+def not_searched(families: Sequence[Family]) -> list[str]:
+    """Return the opponents that no family has."""
+    searched = {method for family in families for method in family.methods}
+    return [method for method in OPPONENTS if method not in searched]
+
+
 def is_layer_wise(best: Mapping[str, Any], num_taps: int) -> bool:
     """Say whether settings of KR give every tap a group of its own."""
     return best.get("distill.granularity") in (num_taps, "layer")
 
 
+CHEAP = ("glyphs",)
+"""The tasks that have everything; what is not in doubt on photographs is left out there."""
+
+_WITH_WHERE = ("search.space=claims_where",)
 FAMILIES = (
-    Family("logits", LOGITS),
-    Family("kr", (KR,)),
+    Family("kr", (KR,), _WITH_WHERE, traced=True),
+    Family("baselines", ("plain", "kd")),
+    Family("features", ("crd", "at", "fitnet")),
+    Family("logits", ("dkd", "dist", "label_smoothing")),
+    Family("reviewkd", ("reviewkd",)),
+    Family("rkd", ("rkd",)),
     Family(
         "without-sparsity",
         (KR,),
         ("distill.sparsity=0.0", "search.space=claims_without_sparsity"),
         WITHOUT_SPARSITY,
+        CHEAP,
+        1,
     ),
-    Family("combined", COMBINED),
-    Family("features", FEATURES),
+    Family("combined", COMBINED, _WITH_WHERE, tasks=CHEAP, max_searches=1),
+    Family("others", ("logit_standardisation", "pkt"), tasks=CHEAP, max_searches=1),
 )
-"""In the order in which they run: what most claims need comes first."""
+"""In the order in which they run: what decides most comes first (C2 and C3 against the strongest),
+and each is small, so that little is lost when a run ends within one. What does not decide C3 on
+every task is searched on one, and once: two searches of everything else take about 30 CPU hours."""
 
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "without aggregation": {"distill.granularity": "layer"},
@@ -130,6 +154,7 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
 }
 """Parts of KR, and the settings that leave each of them out."""
 QUICK = (
+    'ladder.capacities=["1/100","1/32"]',
     "data.glyphs.num_train=640",
     "data.glyphs.num_val=500",
     "data.glyphs.num_test=500",

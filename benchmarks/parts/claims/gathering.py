@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
 
-from krscale.config import Experiment
 from krscale.errors import UserError
-from krscale.files import write_json
-from krscale.report import Curve, read_curve
 from krscale.setup.plan import ExperimentPlan, describe
 from parts.claims.cost import steps_per_epoch
-from parts.claims.families import FAMILIES, KR, LAYER_WISE, Family, ablations, partner
+from parts.claims.families import (
+    FAMILIES,
+    KR,
+    LAYER_WISE,
+    Family,
+    ablations,
+    partner,
+)
+from parts.claims.kept import BySeed, Kept, find_kept
 from parts.claims.records import Record, merged
-from parts.claims.residual import trace_finals
 from parts.claims.scoreboard import (
     GOALS,
     ablation_json,
@@ -27,12 +31,9 @@ from parts.claims.scoreboard import (
     residual_claim,
     speed_claim,
 )
-from parts.claims.searching import is_finished, read_records
 from parts.claims.tasks import TaskRun
 from parts.measuring import machine
 
-ByDepth = dict[int, list[float]]
-"""Residual at every depth, by seed."""
 _SECTIONS = {"distill", "data", "views", "teacher", "student", "ladder", "train", "search"}
 
 
@@ -56,24 +57,28 @@ def gather(runs: Sequence[TaskRun], command: str) -> dict[str, Any]:
 
 
 def _gather_task(run: TaskRun) -> dict[str, Any]:
-    curves, records, unfinished = _finished(run)
-    _check_one_teacher(curves)
+    searches, unfinished = _finished(run)
+    records = merged([record for kept in searches for record in kept.records])
+    _check_one_teacher(searches)
     base = run.experiment(FAMILIES[0])
-    plan = describe(base)
+    plan = _plan(run)
     capacities = [size.capacity for size in plan.sizes]
     sizes = by_size(records, capacities)
     residuals = _residuals(run)
-    parts, without = _without_parts(run), [f"c1 at {c}" for c in capacities if c not in residuals]
+    parts = _without_parts(run)
+    traced = capacities if run.task.in_parts else []
+    without = [f"c1 at {capacity}" for capacity in traced if capacity not in residuals]
     return {
         "name": run.task.name,
         "title": run.task.title,
         "published": run.task.published,
-        "commit": ", ".join(sorted({curve.commit for curve in curves})),
+        "commit": ", ".join(sorted({kept.commit for kept in searches})),
         "unfinished": [*unfinished, *without],
         "task": run.described(base.model_dump(mode="json", include=_SECTIONS)),
         "num_train": plan.num_train,
-        "teacher": dict(curves[0].teacher) if curves else None,
-        "trial_seconds": round(sum(curve.cost.trial_seconds for curve in curves if curve.cost)),
+        "teacher": dict(searches[0].teacher) if searches else None,
+        "teachers_test_accuracy": sorted({kept.teacher["test_accuracy"] for kept in searches}),
+        "trial_seconds": round(sum(kept.trial_seconds for kept in searches)),
         "num_searches": run.num_searches,
         "seeds": sorted({seed for record in records for seed in record.test}),
         "steps_per_epoch": steps_per_epoch(base, plan),
@@ -86,20 +91,18 @@ def _gather_task(run: TaskRun) -> dict[str, Any]:
     }
 
 
-def _finished(run: TaskRun) -> tuple[list[Curve], list[Record], list[str]]:
-    curves: list[Curve] = []
-    records: list[Record] = []
+def _finished(run: TaskRun) -> tuple[list[Kept], list[str]]:
+    finished: list[Kept] = []
     unfinished: list[str] = []
     for number in range(run.num_searches):
-        for family in FAMILIES:
-            experiment = run.experiment(family, number)
-            if is_finished(experiment):
-                curve, found = read_records(family, experiment)
-                curves.append(curve)
-                records += found
+        for family in run.families:
+            if number >= run.searches_of(family):
+                continue
+            if kept := find_kept(run, family, number):
+                finished.append(kept)
             else:
                 unfinished.append(f"{family.name} (search {number + 1})")
-    return curves, merged(records), unfinished
+    return finished, unfinished
 
 
 def _sizes_json(
@@ -120,82 +123,73 @@ def _sizes_json(
     ]
 
 
+@cache
+def _plan(run: TaskRun) -> ExperimentPlan:
+    """Return networks and sizes, which all families share: built once, not after every search."""
+    return describe(run.experiment(_kr()))
+
+
 def followers(run: TaskRun) -> list[Family]:
     """Return what is trained with the settings of KR's winners; none before KR has run.
 
     Of its first search: a partner for C1 at every size, and KR without each of its parts.
     """
+    if not run.task.in_parts:
+        return []
     return [family for _, family in _partners(run)] + [f for _, f in _ablations(run)]
 
 
 def _partners(run: TaskRun) -> list[tuple[str, Family]]:
-    experiment = run.experiment(_kr())
-    if not is_finished(experiment):
-        return []
-    num_taps = describe(experiment).num_taps
-    return [(r.capacity, partner(r.capacity, r.best[0], num_taps)) for r in _winners(experiment)]
+    winners = _winners(run)
+    num_taps = _plan(run).num_taps if winners else 0
+    return [(r.capacity, partner(r.capacity, r.best[0], num_taps)) for r in winners]
 
 
 def _ablations(run: TaskRun) -> list[tuple[str, Family]]:
-    experiment = run.experiment(_kr())
-    if not is_finished(experiment):
-        return []
+    distill = run.experiment(_kr()).distill
     return [
         (record.capacity, family)
-        for record in _winners(experiment)
-        for family in ablations(record.capacity, record.best[0], experiment.distill)
+        for record in _winners(run)
+        for family in ablations(record.capacity, record.best[0], distill)
     ]
 
 
-def _winners(experiment: Experiment) -> list[Record]:
-    return [record for record in read_records(_kr(), experiment)[1] if record.test]
+def _winners(run: TaskRun) -> list[Record]:
+    kept = find_kept(run, _kr()) if run.task.in_parts else None
+    return [record for record in kept.records if record.test] if kept else []
 
 
 def _without_parts(run: TaskRun) -> dict[str, dict[str, Record]]:
     found: dict[str, dict[str, Record]] = {}
     for capacity, family in _ablations(run):
-        experiment = run.experiment(family)
-        if is_finished(experiment):
-            (record,) = read_records(family, experiment)[1]
-            found.setdefault(capacity, {})[family.label] = record
+        if kept := find_kept(run, family):
+            found.setdefault(capacity, {})[family.label] = kept.records[0]
     return found
 
 
-def _residuals(run: TaskRun) -> dict[str, dict[str, ByDepth]]:
-    """Return by size, kind and seed the residual at every depth; traced once and kept."""
-    winners = run.experiment(_kr())
+def _residuals(run: TaskRun) -> dict[str, dict[str, BySeed]]:
+    """Return by size, kind and seed the residual at every depth."""
+    winners = find_kept(run, _kr()) if run.task.in_parts else None
     residuals = {}
     for capacity, other in _partners(run):
-        experiment = run.experiment(other)
-        if is_finished(experiment):
-            partner_kind, winner_kind = (
-                ("layer_wise", "aggregated")
-                if other.label == LAYER_WISE
-                else ("aggregated", "layer_wise")
-            )
+        kept = find_kept(run, other)
+        if winners and kept:
+            kinds = ("layer_wise", "aggregated")
+            theirs, own = kinds if other.label == LAYER_WISE else kinds[::-1]
             residuals[capacity] = {
-                partner_kind: _traced(experiment, experiment, capacity),
-                winner_kind: _traced(winners, experiment, capacity),
+                theirs: kept.residuals[capacity],
+                own: winners.residuals[capacity],
             }
     return residuals
 
 
-def _traced(experiment: Experiment, keeper: Experiment, capacity: str) -> ByDepth:
-    """Trace the finals of one search at one size, or read what an earlier start kept."""
-    kept = keeper.run_path / f"residual-{experiment.name}.json"
-    if not kept.exists():
-        size = next(r for r in read_curve(experiment.run_path).sizes if r.capacity == capacity)
-        write_json(kept, trace_finals(experiment, capacity, size.methods[KR].seeds))
-    content = json.loads(kept.read_text(encoding="utf-8"))
-    return {int(seed): values for seed, values in content.items()}
-
-
-def _check_one_teacher(curves: Sequence[Curve]) -> None:
-    teachers = {curve.teacher.get("fingerprint", ""): curve.name for curve in curves}
+def _check_one_teacher(searches: Sequence[Kept]) -> None:
+    teachers = {kept.teacher.get("fingerprint", ""): kept.name for kept in searches}
     if len(teachers) > 1:
         raise UserError(
             f"{' and '.join(teachers.values())} learned from different teachers and cannot be "
-            f"compared: remove the older run, and start again."
+            "compared: remove the run of the older one and its file in benchmarks/results/claims, "
+            "and start again."
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from krscale.files import write_atomic
-from parts.claims.families import KR
+from parts.claims.families import KR, OPPONENTS
 from parts.claims.formats import (
     Json,
     as_figure,
@@ -17,7 +17,17 @@ from parts.claims.formats import (
     as_span,
     as_table,
 )
-from parts.claims.prose import CHOSEN, CIFAR, HEAD, HOW_TO_READ, REPEAT, STATED, TRIED
+from parts.claims.prose import (
+    BEFORE,
+    CHOSEN,
+    CIFAR,
+    HEAD,
+    HOW_TO_READ,
+    OPPONENTS_NOTE,
+    REPEAT,
+    STATED,
+    TRIED,
+)
 from parts.claims.sections import (
     accuracy,
     combinations,
@@ -49,6 +59,8 @@ def page(result: Json, figures: Mapping[str, Path]) -> str:
         "## In short\n\n" + _summary(result["tasks"]),
         STATED,
         CHOSEN,
+        OPPONENTS_NOTE,
+        BEFORE,
         HOW_TO_READ,
         *(_of_task(task, figures) for task in result["tasks"]),
         TRIED,
@@ -137,6 +149,15 @@ def _task(result: Json) -> str:
             f"Teacher: {teacher['model']} width {teacher['width']}, "
             f"{teacher['num_parameters']:,} parameters, {as_share(teacher['test_accuracy'])} % on "
             f"test after {task['teacher']['num_epochs']} epochs. {result['published']}".strip()
+        )
+    measured = {name for size in result["sizes"] for name in size["methods"]}
+    if without := [f"`{name}`" for name in OPPONENTS if name not in measured]:
+        lines.append(f"Opponents that were not measured on this task: {', '.join(without)}.")
+    if len(found := result.get("teachers_test_accuracy", ())) > 1:
+        lines.append(
+            f"**Not one teacher.** Searches ran where the same recipe gave teachers of "
+            f"{' and '.join(as_share(accuracy) for accuracy in found)} % on test; differences "
+            "between their methods include that."
         )
     if "distill" not in task:
         lines.append(

@@ -1,5 +1,14 @@
 """What `docs/claims.md` says in words: the part that no run changes."""
 
+from collections.abc import Sequence
+
+from parts.claims.families import FEATURES, LOGITS, OPPONENTS
+
+
+def _names(methods: Sequence[str]) -> str:
+    return ", ".join(f"`{method}`" for method in methods)
+
+
 HEAD = """\
 # The four claims, measured
 
@@ -23,10 +32,18 @@ CHOSEN = """\
 
 The formulas are ours ([knowledge-representing.md](knowledge-representing.md)), and so are the
 measures and goals on this page. The goals were set before this benchmark existed. Opponents are
-implemented from their papers and tuned in the ranges of `search_spaces/claims.toml`; each may do
-better with more trials, epochs or another schedule, and so may KR, which has the most settings to
-find with the same number of trials.
+implemented from their papers and tuned in the ranges of `search_spaces/claims.toml`, KR in those of
+`search_spaces/claims_where.toml`; each may do better with more trials, epochs or another schedule,
+and so may KR, which has the most settings to find with the same number of trials.
 
+"""
+
+OPPONENTS_NOTE = (
+    f"The opponents are {len(OPPONENTS)}: on the logits {_names(LOGITS)}; on features "
+    f"{_names(FEATURES)}. What was not measured on a task is named there."
+)
+
+BEFORE = """\
 **What came before this run.** In the first full run (commit 5e9f9a8: 2,048 images, 8 epochs; its
 results are in the history of `benchmarks/results/claims.json`) KR was below the best opponent by
 8.4 to 24.6 points at every size. Then the job was made longer, for all methods alike, and the
@@ -98,5 +115,7 @@ The tasks are [`jobs/claims.toml`](../jobs/claims.toml) (glyphs, embedded),
 [`jobs/cifar10.toml`](../jobs/cifar10.toml), with fewer images and smaller networks than there; what
 is tuned stands in [`search_spaces/claims.toml`](../search_spaces/claims.toml). krscale does not
 download data: each job says where its files come from. Every search of a family of methods is a run
-of krscale in `runs/claims`, with its own journal; `krscale report` shows each by itself.
+of krscale in `runs/claims`, with its own journal; `krscale report` shows each by itself. What a
+finished search has found is kept in `benchmarks/results/claims` as well, a small file each: with
+these committed, the command goes on on another machine, or without the folders of the runs.
 """

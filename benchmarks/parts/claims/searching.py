@@ -25,13 +25,11 @@ from parts.claims.tasks import TaskRun
 
 
 def search(run: TaskRun, family: Family, number: int, *, quiet: bool) -> None:
-    """Run a search of a family to its end, or continue it; a finished one stays untouched.
+    """Run a search of a family to its end, or continue it.
 
     Raises:
         UserError: If `krscale tune` refuses it, e.g. since the folder holds another experiment.
     """
-    if is_finished(run.experiment(family, number)):
-        return
     overrides = run.overrides(family, number)
     arguments = [str(run.task.path), *(p for change in overrides for p in ("--set", change))]
     if code := main(["tune", *arguments, *(["--quiet"] if quiet else [])]):

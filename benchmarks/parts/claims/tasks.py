@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from krscale.config import Experiment, load
-from parts.claims.families import Family
+from krscale.config import Experiment, fingerprint, load
+from krscale.search.space.space import load_space
+from parts.claims.families import FAMILIES, Family
 from parts.measuring import ROOT
 
 SEEDS_APART = 100
 """Between the seeds of two searches, so that none of their trainings share one."""
+_RECORDS = ROOT / "benchmarks" / "results" / "claims"
+_LEVELS = 64  # of a teacher in whose words spaces are compared; any number would do
+_WHERE = ("distill.where_weight=0.5", 'distill.where_schedule="falling"')
 _SEARCH = ("search.space=claims", "search.trials_per_size=12", "tracking.enabled=false")
-_ON_CPU = ('train.device="cpu"', *_SEARCH)
+_ON_CPU = ('train.device="cpu"', *_SEARCH, *_WHERE)
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class Task:
         job: Its file in `jobs/`.
         changes: What this benchmark has otherwise than the job.
         published: What others have measured on the data, and in what it differs.
+        in_parts: Whether KR's winners are trained without each of KR's parts, and for C1.
     """
 
     name: str
@@ -35,6 +41,7 @@ class Task:
     job: str
     changes: tuple[str, ...] = ()
     published: str = ""
+    in_parts: bool = False
 
     @property
     def path(self) -> Path:
@@ -43,7 +50,7 @@ class Task:
 
 
 TASKS = (
-    Task("glyphs", "Glyphs", "claims.toml"),
+    Task("glyphs", "Glyphs", "claims.toml", _WHERE, in_parts=True),
     Task(
         "fashion_mnist",
         "Fashion-MNIST",
@@ -94,15 +101,46 @@ class TaskRun:
     changes: tuple[str, ...] = ()
     num_searches: int = 2
 
+    @property
+    def records(self) -> Path:
+        """Folder of what finished searches leave: the repository's, unless something is changed."""
+        return self.storage / "records" if self.changes else _RECORDS
+
+    @property
+    def families(self) -> list[Family]:
+        """The families that are searched on this task, the most decisive first."""
+        return [f for f in FAMILIES if not f.tasks or self.task.name in f.tasks]
+
+    def searches_of(self, family: Family) -> int:
+        """Return how many searches of a family are made on this task."""
+        if family not in self.families:
+            return 0
+        return min(self.num_searches, max(1, family.max_searches))
+
     def overrides(self, family: Family, number: int = 0) -> list[str]:
-        """Return every `--set` of one search of a family."""
+        """Return every `--set` of one search of a family.
+
+        The name ends in the key, so that what was searched under other defaults, or with another
+        space, neither stands in the way nor is taken for this.
+        """
+        key = self.key(family, number)
+        return [*self._overrides(family, number), f"name={_name(self, family, number)}-{key}"]
+
+    def key(self, family: Family, number: int = 0) -> str:
+        """Return what tells a search from those with other settings or another space."""
+        return _key(self, family, number)
+
+    def record_path(self, family: Family, number: int = 0) -> Path:
+        """Return the file in which a finished search is kept."""
+        return self.records / f"{self.task.name}-{family.name}-{number}.json"
+
+    def _overrides(self, family: Family, number: int) -> list[str]:
         path = [f"data.path={json.dumps(self.data_path)}"] if self.data_path else []
         return [
             f"storage_path={json.dumps(str(self.storage))}",
             *self.task.changes,
             *path,
             *self.changes,
-            f"name=claims-{self.task.name}-{family.name}-{number}",
             f"search.methods={json.dumps(family.methods)}",
             f"search.seed={number}",
             f"train.seed={SEEDS_APART * number}",
@@ -111,7 +149,7 @@ class TaskRun:
 
     def experiment(self, family: Family, number: int = 0) -> Experiment:
         """Return the experiment of one search of a family."""
-        return load(str(self.task.path), self.overrides(family, number))
+        return _experiment(self, family, number)
 
     @property
     def missing_data(self) -> str:
@@ -123,6 +161,25 @@ class TaskRun:
         """Return the sections of an experiment without where the data is on this machine."""
         data = {**sections["data"], "path": load(str(self.task.path), []).data.path}
         return {**sections, "data": data}
+
+
+def _name(run: TaskRun, family: Family, number: int) -> str:
+    return f"claims-{run.task.name}-{family.name}-{number}"
+
+
+@cache
+def _experiment(run: TaskRun, family: Family, number: int) -> Experiment:
+    return load(str(run.task.path), run.overrides(family, number))
+
+
+@cache
+def _key(run: TaskRun, family: Family, number: int) -> str:
+    overrides = [*run._overrides(family, number), f"name={_name(run, family, number)}"]
+    experiment = load(str(run.task.path), overrides)
+    # Where data is on this machine changes nothing; what it holds is bound by the teacher.
+    data = experiment.data.model_copy(update={"path": ""})
+    same = experiment.model_copy(update={"data": data}).fingerprint()
+    return fingerprint([same, load_space(experiment, _LEVELS).describe()])[:8]
 
 
 def search_of(seed: int, first_seed: int) -> int:

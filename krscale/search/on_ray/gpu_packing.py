@@ -17,11 +17,12 @@ from ray.exceptions import RayError, RayTaskError
 
 from krscale.cluster.connect import require
 from krscale.cluster.lost_worker import lost_worker
-from krscale.config import Experiment, SearchConfig, with_values
+from krscale.config import Experiment, with_values
 from krscale.errors import UserError
 from krscale.files import write_json
 from krscale.models.given import Builder, available, given
 from krscale.parallel import Workers
+from krscale.search.on_ray.group_resources import gpus_per_worker, has_gpus
 from krscale.search.space.distributions import extremes
 from krscale.search.space.space import SearchSpace
 from krscale.search.studies.size_resolver import SizeResolver
@@ -62,12 +63,6 @@ class ProbeCandidate:
 
 
 MemoryReader = Callable[[torch.device], GpuMemory | None]
-
-
-def trial_resources(config: SearchConfig, gpus_per_trial: float) -> dict[str, float]:
-    """Return what Ray reserves for one trial."""
-    resources = {"CPU": config.cpus_per_trial, "GPU": gpus_per_trial}
-    return {name: amount for name, amount in resources.items() if amount}
 
 
 def trials_per_gpu(memory: GpuMemory, cpus_per_gpu: float, cpus_per_trial: float) -> int:
@@ -174,10 +169,11 @@ def gpus_per_trial(
     say: Callable[[str], None],
     read: MemoryReader = read_memory,
 ) -> float:
-    """Return the GPUs that Ray reserves for a trial, on the connected Ray.
+    """Return the GPUs that Ray reserves for each worker of a trial, on the connected Ray.
 
-    A number in `search.gpus_per_trial` is taken as it is. With `auto`, a worker with a GPU
-    measures; the result is printed, and kept as `packing.json` in the run folder.
+    Several workers have whole GPUs (`group_resources.py`). For one worker, a number in
+    `search.gpus_per_trial` is taken as it is. With `auto`, a worker with a GPU measures; the result
+    is printed, and kept as `packing.json` in the run folder.
 
     Args:
         experiment: The search.
@@ -190,6 +186,8 @@ def gpus_per_trial(
         UserError: As `probe`, or if `train.device` asks for a GPU and the cluster has none.
     """
     config = experiment.search
+    if experiment.train.num_workers > 1:
+        return gpus_per_worker(experiment)
     if config.gpus_per_trial != "auto":
         return config.gpus_per_trial
     if not has_gpus(experiment):
@@ -210,13 +208,6 @@ def gpus_per_trial(
         f"({memory.name})"
     )
     return share
-
-
-def has_gpus(experiment: Experiment) -> bool:
-    """Return whether trials are to run on GPUs; those asked for by name may still have to join."""
-    if experiment.train.device == "auto":
-        return bool(ray.cluster_resources().get("GPU"))  # type: ignore[no-untyped-call]
-    return experiment.train.device == "cuda"
 
 
 def _corners(space: SearchSpace, method: str) -> Iterator[dict[str, Any]]:

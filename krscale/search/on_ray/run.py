@@ -17,22 +17,23 @@ from typing import Any
 
 from optuna.trial import TrialState
 from ray import cloudpickle, tune
+from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from krscale.cluster.connect import require
 from krscale.config.training import NO_CHANNELS_LAST_ON_CPU
 from krscale.errors import StorageError, UserError
 from krscale.metrics import VAL_ACCURACY
 from krscale.models.given import given
 from krscale.search.on_ray.forwarding import no_secrets_forwarded
-from krscale.search.on_ray.gpu_packing import has_gpus
+from krscale.search.on_ray.group_resources import has_gpus, require_workers
 from krscale.search.on_ray.lost_workers import end_only_their_trials
 from krscale.search.on_ray.slots import Slots
 from krscale.search.on_ray.stalled_trials import StalledTrials
 from krscale.search.on_ray.trial import StudentTrial
 from krscale.search.on_ray.trial_error import TrialError
+from krscale.search.on_ray.waiting_trials import WaitingTrials
 from krscale.search.studies.ladder import Ladder, Next
 from krscale.search.studies.pruners import milestones
 from krscale.search.studies.trial_spec import Assignment
@@ -93,7 +94,7 @@ class LadderSearcher(Searcher):
         """Return the next trial's config, None to wait, or FINISHED."""
         if self.gave_up:
             return Searcher.FINISHED
-        num_begun = sum(running.begun for running in self.trials.values())
+        num_begun = self.num_begun
         if not self.slots.has_room(num_begun, len(self.trials) - num_begun):
             return None
         upcoming = self.ladder.next()
@@ -113,6 +114,11 @@ class LadderSearcher(Searcher):
             "values": dict(upcoming.values),
             "milestones": self.milestones,
         }
+
+    @property
+    def num_begun(self) -> int:
+        """Trials that have a worker."""
+        return sum(running.begun for running in self.trials.values())
 
     @property
     def gave_up(self) -> bool:
@@ -174,13 +180,15 @@ class LadderSearcher(Searcher):
 class LadderScheduler(FIFOScheduler):
     """Runs trials as they come and stops one when its study says so."""
 
-    def __init__(self, searcher: LadderSearcher, stalled: StalledTrials) -> None:
+    def __init__(
+        self, searcher: LadderSearcher, stalled: StalledTrials, waiting: WaitingTrials
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.searcher, self.stalled = searcher, stalled
+        self.searcher, self.stalled, self.waiting = searcher, stalled, waiting
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
         """Called before the trial has a worker."""
-        self.stalled.controller = tune_controller
+        self.stalled.controller = self.waiting.controller = tune_controller
         end_only_their_trials(tune_controller._actor_manager)
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
@@ -217,7 +225,8 @@ class LadderScheduler(FIFOScheduler):
             return
         path = trial.error_file
         text = Path(path).read_text(encoding="utf-8") if path else "no error text"
-        error = TrialError.of(_exception(trial), text)
+        storage = Path(self.searcher.ladder.experiment.storage_path)
+        error = TrialError.of(_exception(trial), text, storage)
         if error.storage:
             raise error.storage  # ends Tune; in the journal the trial goes on running
         self.searcher.errors[trial.trial_id] = error
@@ -257,7 +266,7 @@ def run_search(
     Args:
         ladder: The studies; complete afterwards.
         prepared: Data, teacher and store, on storage that all workers see.
-        resources: What Ray reserves for one trial (see `packing.py`).
+        resources: What Ray reserves for each worker of a trial (see `gpu_packing.py`).
         say: Takes a line for the user.
 
     Raises:
@@ -267,16 +276,18 @@ def run_search(
     experiment, config = ladder.experiment, ladder.config
     # Its errors reach the user through the listeners, one line each, not once more in a frame.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    require(resources, experiment.cluster, "search.cpus_per_trial, search.gpus_per_trial")
+    num_workers = experiment.train.num_workers
+    require_workers(experiment, resources)
     if experiment.train.channels_last and not has_gpus(experiment):
         raise UserError(
             f"train.channels_last: {NO_CHANNELS_LAST_ON_CPU}; the cluster has no GPU, so trials "
             f"would train on CPUs."
         )
     searcher = LadderSearcher(
-        ladder, milestones(config, experiment.train.num_epochs), Slots(resources), say
+        ladder, milestones(config, experiment.train.num_epochs), Slots(resources, num_workers), say
     )
     stalled = StalledTrials(ladder, searcher.trials.items)
+    waiting = WaitingTrials(resources, num_workers, lambda: searcher.num_begun > 0, say)
     trainable = tune.with_parameters(
         StudentTrial,
         experiment=experiment.without_credentials(),
@@ -284,10 +295,10 @@ def run_search(
         given=given(student_models(experiment)),
     )
     tuner = tune.Tuner(
-        tune.with_resources(trainable, dict(resources)),
+        tune.with_resources(trainable, PlacementGroupFactory([dict(resources)] * num_workers)),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=LadderScheduler(searcher, stalled),
+            scheduler=LadderScheduler(searcher, stalled, waiting),
             num_samples=-1,
             reuse_actors=True,
             max_concurrent_trials=NO_LIMIT,
@@ -296,7 +307,7 @@ def run_search(
             name="tune",
             storage_path=str(experiment.run_path),
             verbose=0,
-            callbacks=[_Starts(searcher), stalled],
+            callbacks=[_Starts(searcher), stalled, waiting],
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(
                 checkpoint_frequency=0, checkpoint_at_end=False

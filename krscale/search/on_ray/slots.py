@@ -22,14 +22,18 @@ class Slots:
     """The places of the connected cluster, looked up again as nodes come and go.
 
     Args:
-        resources: What a trial reserves.
+        resources: What a worker of a trial reserves.
+        num_workers: Workers of a trial.
         clock: Seconds.
     """
 
     def __init__(
-        self, resources: Mapping[str, float], clock: Callable[[], float] = time.monotonic
+        self,
+        resources: Mapping[str, float],
+        num_workers: int = 1,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._resources, self._clock = dict(resources), clock
+        self._resources, self._num_workers, self._clock = dict(resources), num_workers, clock
         self._num_slots, self._looked_at = 0, float("-inf")
 
     def has_room(self, num_begun: int, num_waiting: int) -> bool:
@@ -47,5 +51,6 @@ class Slots:
 
     def _current(self) -> int:
         if self._clock() - self._looked_at >= REFRESH_SECONDS:
-            self._num_slots, self._looked_at = num_slots(self._resources), self._clock()
+            self._num_slots = num_slots(self._resources, self._num_workers)
+            self._looked_at = self._clock()
         return self._num_slots

@@ -14,6 +14,7 @@ from krscale.search.studies.checkpoints import sign_path
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.signs import last_sign
 from krscale.search.studies.stalls import Sign, StallWatch
+from krscale.storage.run_mirror import sign_of
 
 LOOK_SECONDS = 1.0
 """Between two looks."""
@@ -70,7 +71,8 @@ class StalledTrials(tune.Callback):
             ray.kill(actors[trial_id])
 
     def _sign(self, handed: Handed) -> Sign:
-        found = last_sign(sign_path(self.ladder.run_path, handed.name))
+        path = sign_path(self.ladder.run_path, handed.name)
+        found = last_sign(path) or sign_of(self.ladder.run_path, path)
         return Sign(found is not None, (found, handed.num_epochs))
 
     def _time_is_up(self) -> bool:

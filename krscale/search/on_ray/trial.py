@@ -1,30 +1,32 @@
 """What runs inside a Tune actor: one student after another, on assets opened once.
 
 The actor is reused, so that a trial costs neither a process start nor an import of torch. It
-trains on mapped data and the mapped store; the teacher's network is never loaded here.
+trains on mapped data and the mapped store; the teacher's network is never loaded here. Where
+`train.num_workers` is 2 or more, the actor is the first worker of a group (`group.py`).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import torch
 from ray import tune
 
 from krscale.config import Experiment
+from krscale.digests import digest_path
 from krscale.metrics import VAL_ACCURACY
 from krscale.models.given import Builder, keep
-from krscale.parallel import Workers
 from krscale.runs.folder import student_path
+from krscale.search.on_ray.group import Group, start_group
+from krscale.search.on_ray.rank import build_trial, use_threads
 from krscale.search.studies.checkpoints import History, Keeper, checkpoint_path, go_on, sign_path
 from krscale.search.studies.signs import Signs, seconds_between
 from krscale.search.studies.trial_spec import FinalKey
-from krscale.setup.build import Assets, build_training, trial_experiment
-from krscale.setup.prepare import Prepared, pick_device
+from krscale.setup.build import Assets
+from krscale.setup.prepare import Prepared
+from krscale.storage.trial_files import send_file
 from krscale.training.checkpoint import save_weights
 from krscale.training.loop import Training
 
@@ -32,20 +34,12 @@ REPORT_SECONDS = 0.5
 """Epochs shorter than this are reported together: a report costs the driver milliseconds."""
 
 
-def use_threads(cpus_per_trial: float) -> None:
-    """Let torch use as many threads as the trial has cores, one where it shares a core."""
-    torch.set_num_threads(max(1, int(cpus_per_trial)))
-    # torch's second pool, as large as the machine, is left out as well. It can be set only before
-    # the first work, which in a fresh actor is now.
-    with suppress(RuntimeError):
-        torch.set_num_interop_threads(1)
-
-
 class StudentTrial(tune.Trainable):
     """One student's training as a Tune class trainable; the actor is reused across trials."""
 
     training: Training
     assets: Assets
+    group: Group
     keeper: Keeper
     history: History
     recalled: History
@@ -59,10 +53,11 @@ class StudentTrial(tune.Trainable):
         prepared: Prepared,
         given: Mapping[str, Builder] | None = None,
     ) -> None:
-        """Open the shared assets, once per actor, and start the first trial."""
+        """Open the shared assets and start the group, once per actor, and start the first trial."""
         keep(given or {})
         use_threads(experiment.search.cpus_per_trial)
         self.experiment = experiment
+        self.group = start_group(experiment, prepared, given or {})
         self.assets = Assets.open(prepared)
         self._begin(config)
 
@@ -82,7 +77,7 @@ class StudentTrial(tune.Trainable):
         started = time.perf_counter()
         history = []
         while not self.training.finished:
-            history.append(self.training.run_epoch())
+            history.append(self.group.together("run_epoch", own=self.training.run_epoch))
             if self.training.epoch in self.milestones:
                 break
             if time.perf_counter() - started >= REPORT_SECONDS:
@@ -103,6 +98,10 @@ class StudentTrial(tune.Trainable):
             tune.result.DONE: self.training.finished,
         }
 
+    def cleanup(self) -> None:
+        """Called when Tune has no more trials for this actor."""
+        self.group.end()
+
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Tune asks for one when it pauses; krscale never pauses a trial."""
         raise NotImplementedError("krscale keeps its own checkpoints")
@@ -119,28 +118,30 @@ class StudentTrial(tune.Trainable):
         self.method, self.capacity = str(config["method"]), str(config["capacity"])
         self.is_final = config["kind"] == FinalKey.kind
         self.milestones = frozenset(config["milestones"])
-        values = {**config["values"], "distill.capacity": self.capacity}
-        experiment = trial_experiment(self.experiment, self.method, values, self.trial_seed)
-        workers = Workers.alone(pick_device(experiment.train.device))
-        build = partial(build_training, experiment, self.assets, int(config["width"]), workers)
-        self.training = build()
-        run_path = self.experiment.run_path
+        own = partial(build_trial, self.experiment, self.assets, config, self.group.workers)
+        self.training = self.group.together("build", config, own=own)
         self.history, self.note = [], ""
         if config["continues"]:
-            before = checkpoint_path(run_path, config["continues"])
+            before = checkpoint_path(path, config["continues"])
             self.history, problem = go_on(self.training, before)
             if problem:
-                self.training = build()
+                self.training = self.group.together("build", config, own=own)
                 self.note = (
                     f"{config['name']} cannot go on from the checkpoint of {config['continues']} "
                     f"and starts from the beginning: {problem}"
                 )
+            else:
+                self.group.together("load", before, self.training.epoch, own=_nothing)
         self.training.on_step = signs.give
         self.recalled = list(self.history)
-        own = checkpoint_path(run_path, config["name"])
-        self.keeper = Keeper(own, self.experiment.search.checkpoint_seconds)
+        self.keeper = Keeper(checkpoint_path(path, config["name"]), search.checkpoint_seconds)
 
     def _keep_student(self) -> None:
         run_path = self.experiment.run_path
         path = student_path(run_path, self.method, self.capacity, self.trial_seed)
         save_weights(path, self.training.student)
+        send_file(path, digest_path(path))
+
+
+def _nothing() -> None:
+    """The first worker has done its part before it calls the others."""

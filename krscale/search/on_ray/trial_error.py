@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from ray.exceptions import OutOfDiskError, OutOfMemoryError
 
 from krscale.cluster.lost_worker import LOST, SESSION_IS_FULL, ended_for_memory, what_befell
 from krscale.errors import StorageError
+from krscale.search.on_ray.whose_storage import is_of_storage
 from krscale.search.studies.retries import Cause
-from krscale.storage_errors import storage_error
+from krscale.storage_errors import error_number, storage_error
 
 _MEMORY = re.compile(
     r"\b(torch\.)?(cuda\.)?OutOfMemoryError\b"  # torch's, and Ray's by name
@@ -19,6 +21,8 @@ _MEMORY = re.compile(
     r"|running low on memory"  # Ray's memory monitor
 )
 """Not the word OOM: Ray names it among the causes that the death of any worker may have."""
+_LOST_RANK = re.compile(r"\bLostRankError: ")
+"""Of `group.py`, which Ray hands over as the error of a task, or of an actor's start."""
 _STORAGE_ERROR = re.compile(r"\b(?:DiskFullError|StorageError): (.+)")
 
 
@@ -37,14 +41,22 @@ class TrialError:
     storage: StorageError | None = None
 
     @classmethod
-    def of(cls, error: BaseException | None, text: str) -> TrialError:
-        """Judge an error by its exception, or by its text where Ray kept no more."""
-        if storage := _of_storage(error, text):
-            return cls(text, None, storage)
+    def of(cls, error: BaseException | None, text: str, storage: Path) -> TrialError:
+        """Judge an error by its exception, or by its text where Ray kept no more.
+
+        Args:
+            error: The exception.
+            text: It with its traceback.
+            storage: Folder of the run's storage; what cannot be written elsewhere is the trial's.
+        """
+        if found := _of_storage(error, text, storage):
+            return cls(text, None, found)
         if isinstance(error, OutOfMemoryError) or _MEMORY.search(_ending(text)):
             return cls(text, Cause.MEMORY)
         # An exception in an actor's first trial comes as the actor's death, but is the trial's own.
         if isinstance(error, LOST) and not getattr(error, "actor_init_failed", False):
+            return cls(text, Cause.WORKER)
+        if _LOST_RANK.search(_ending(text)):
             return cls(text, Cause.WORKER)
         return cls(text, None)
 
@@ -62,13 +74,13 @@ class TrialError:
         return lines[-1].strip() if lines else "no error text"
 
 
-def _of_storage(error: BaseException | None, text: str) -> StorageError | None:
+def _of_storage(error: BaseException | None, text: str, root: Path) -> StorageError | None:
     """Return what could not be written on a worker; None where something else failed."""
     lines = _ending(text).splitlines()
-    if found := (storage_error(error) if error else None) or storage_error(
-        Exception(_ending(text))
-    ):
-        return found
+    for each in filter(None, (error, Exception(_ending(text)))):
+        found, number = storage_error(each), error_number(each)
+        if found and (number is None or is_of_storage(number, text, root)):
+            return found
     if lines and (named := _STORAGE_ERROR.search(lines[0])):
         return StorageError(named[1])
     if isinstance(error, OutOfDiskError) or "OutOfDiskError" in text:

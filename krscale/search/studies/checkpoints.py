@@ -16,6 +16,8 @@ from typing import Any
 
 from krscale.errors import UserError
 from krscale.files import reading
+from krscale.storage.run_mirror import discard
+from krscale.storage.trial_files import bring_checkpoint, send_checkpoint
 from krscale.training.checkpoint import load_checkpoint, read_note, save_checkpoint
 from krscale.training.loop import Training
 
@@ -41,7 +43,7 @@ def sweep(run_path: Path, needed: Collection[Path]) -> None:
     root = run_path / "unfinished"
     for folder in root.glob("*/*/*"):
         if folder not in needed:
-            _remove(folder)
+            _remove(run_path, folder)
     if not needed:
         shutil.rmtree(root, ignore_errors=True)
 
@@ -49,11 +51,12 @@ def sweep(run_path: Path, needed: Collection[Path]) -> None:
 def forget(run_path: Path, *trial_names: str) -> None:
     """Remove the checkpoints of trials; an empty name is none."""
     for name in filter(None, trial_names):
-        _remove(checkpoint_path(run_path, name))
-        _remove(sign_path(run_path, name))
+        _remove(run_path, checkpoint_path(run_path, name))
+        _remove(run_path, sign_path(run_path, name))
 
 
-def _remove(path: Path) -> None:
+def _remove(run_path: Path, path: Path) -> None:
+    discard(run_path, path)
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -82,6 +85,7 @@ class Keeper:
             return
         state = {"training": training.state_dict(), "history": history}
         save_checkpoint(self.path, state, json.dumps(history))
+        send_checkpoint(self.path)
         ended = self.clock()
         self.next_at = ended + max(self.min_seconds, (ended - started) / MAX_SHARE)
 
@@ -92,6 +96,7 @@ def kept_history(path: Path) -> History:
     None of a checkpoint that cannot be read: the trial then starts from its beginning.
     """
     try:
+        bring_checkpoint(path)
         with reading(path):
             return [dict(metrics) for metrics in json.loads(read_note(path) or "[]")]
     except (UserError, OSError):
@@ -108,6 +113,7 @@ def go_on(training: Training, path: Path) -> tuple[History, str]:
         with the same result.
     """
     try:
+        bring_checkpoint(path)
         state: Mapping[str, Any] = load_checkpoint(path)
         with reading(path):
             training.load_state_dict(state["training"])

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from krscale.storage.trial_files import send_sign
+
 SECONDS_BETWEEN = 5.0
 """At most; on some storage every sign is a request to a server."""
 SIGNS_PER_STALL = 4
@@ -46,7 +48,7 @@ class Signs:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.path, self.seconds, self.clock = path, seconds, clock
-        self.next_at = float("-inf")
+        self.next_at, self.given = float("-inf"), False
         path.parent.mkdir(parents=True, exist_ok=True)
         self.give()
 
@@ -62,6 +64,9 @@ class Signs:
                 os.utime(descriptor)
             finally:
                 os.close(descriptor)
+        if self.given:  # a trial is begun by being here, and short ones need no more
+            send_sign(self.path)
+        self.given = True
 
 
 def last_sign(path: Path) -> int | None:

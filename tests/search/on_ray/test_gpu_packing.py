@@ -20,9 +20,9 @@ from krscale.search.on_ray.gpu_packing import (
     gpus_per_trial,
     probe,
     read_memory,
-    trial_resources,
     trials_per_gpu,
 )
+from krscale.search.on_ray.group_resources import trial_resources
 from krscale.search.space.space import load_space
 from krscale.search.studies.size_resolver import StudentSizeResolver
 from krscale.setup.networks import Networks

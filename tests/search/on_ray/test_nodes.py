@@ -58,8 +58,8 @@ def cluster() -> Iterator[Cluster]:
                 cluster.shutdown()
 
 
-def start(cluster: Cluster, storage: Path) -> subprocess.Popen[str]:
-    where = f"storage_path={storage}", "name=lost", f"cluster.address={cluster.address}"
+def start(cluster: Cluster, storage: Path, *settings: str) -> subprocess.Popen[str]:
+    where = f"storage_path={storage}", "name=lost", f"cluster.address={cluster.address}", *settings
     return subprocess.Popen(
         [sys.executable, "-m", "krscale.tune", "--quiet", *overrides(*SEARCH, *where)],
         cwd=ROOT, env=environment(), text=True,
@@ -102,7 +102,7 @@ def test_what_a_lost_node_was_training_goes_on_elsewhere(
     journal = tmp_path / "lost" / "journal.log"
     process = start(cluster, tmp_path)
     try:
-        while process.poll() is None and not _two_are_training(journal):
+        while process.poll() is None and _num_training(journal) < 2:
             time.sleep(0.5)
         assert process.poll() is None, process.stderr and process.stderr.read()
         (lost,) = cluster.worker_nodes
@@ -120,10 +120,44 @@ def test_what_a_lost_node_was_training_goes_on_elsewhere(
     drill.held(f"{NUM_TRIALS + NUM_FINALS} trials complete, one of them went on on another node")
 
 
-def _two_are_training(journal: Path) -> bool:
+@pytest.mark.drill
+def test_a_group_over_two_nodes_waits_for_one_that_is_lost(
+    cluster: Cluster, tmp_path: Path, drill: Drill
+) -> None:
+    """The last drill takes the second node away; each of the two has room for one worker."""
+    drill.injected("a node of a cluster taken away while a trial of two workers trains on both")
+    drill.must_hold("the trial goes on when a node has joined; every trial is complete once")
+    if not cluster.worker_nodes:
+        cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    journal = tmp_path / "lost" / "journal.log"
+    process = start(cluster, tmp_path, "train.num_workers=2")
+    try:
+        while process.poll() is None and _num_training(journal) < 1:
+            time.sleep(0.5)
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        (lost,) = cluster.worker_nodes
+        cluster.remove_node(lost, allow_graceful=False)
+        time.sleep(10.0)
+        assert process.poll() is None, "it waits"
+        cluster.add_node(num_cpus=1)
+        _, errors = process.communicate()
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    studies = trials_of(journal)
+    assert sorted(map(len, map(_ended_well, studies.values()))) == [NUM_FINALS, NUM_TRIALS]
+    interrupted = [t for found in studies.values() for t in found if was_interrupted(t)]
+    assert len(interrupted) == 1
+    drill.held(
+        f"{NUM_TRIALS + NUM_FINALS} trials complete, one of them with a worker on a new node"
+    )
+
+
+def _num_training(journal: Path) -> int:
     trials = [trial for found in trials_of(journal).values() for trial in found]
     training = [t for t in trials if t.state is TrialState.RUNNING and t.intermediate_values]
-    return len(training) == 2
+    return len(training)
 
 
 def _ended_well(trials: list[FrozenTrial]) -> list[FrozenTrial]:

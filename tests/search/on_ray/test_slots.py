@@ -17,7 +17,7 @@ class Cluster:
         monkeypatch.setattr(slots, "can_grow", lambda: can_grow)
         self.slots = Slots({"CPU": 1.0}, clock=lambda: self.now)
 
-    def num_slots(self, resources: Mapping[str, float]) -> int:
+    def num_slots(self, resources: Mapping[str, float], num_workers: int) -> int:
         self.looks += 1
         return self.size
 

@@ -1,5 +1,9 @@
 """Which errors are a trial's own fault, told by what Ray hands over."""
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from ray.exceptions import (
@@ -15,10 +19,13 @@ from ray.exceptions import (
 )
 
 from krscale.errors import NonFiniteError
+from krscale.search.on_ray import whose_storage
 from krscale.search.on_ray.lost_workers import as_actor_error
 from krscale.search.on_ray.trial_error import TrialError
 from krscale.search.studies.retries import Cause
+from krscale.training import checkpoint
 
+STORAGE = Path("/runs")
 TRACEBACK = """Failure # 1 (occurred at 2026-11-24_10-00-00)
 ray::StudentTrial.train() (pid=7)
   File "trial.py", line 3, in step
@@ -52,7 +59,7 @@ def task_error(cause: Exception) -> RayTaskError:
 
 
 def judge(error: RayError) -> Cause | None:
-    return TrialError.of(error, f"Failure # 1 (occurred at now)\n{error}\n").cause
+    return TrialError.of(error, f"Failure # 1 (occurred at now)\n{error}\n", STORAGE).cause
 
 
 @pytest.mark.parametrize(
@@ -70,7 +77,7 @@ def test_memory(error: RayError) -> None:
 
 def test_what_ray_ended_for_its_memory_is_one_sentence() -> None:
     error = as_actor_error(OutOfMemoryError(OUT_OF_MEMORY))
-    found = TrialError.of(error, f"Failure # 1 (occurred at now)\n{error}\n")
+    found = TrialError.of(error, f"Failure # 1 (occurred at now)\n{error}\n", STORAGE)
     assert found.cause is Cause.MEMORY
     assert found.sentence == (
         "Ray ended its worker, when 8.98GB of the 23.54GB of memory on its node were used"
@@ -93,7 +100,7 @@ def test_a_lost_worker(error: RayError) -> None:
 
 def test_a_killed_worker_is_lost_whatever_ray_thinks_may_have_killed_it() -> None:
     text = f"Failure # 1 (occurred at 2026-11-25_05-40-44)\n{KILLED}\n"
-    assert TrialError.of(ActorDiedError(), text).cause is Cause.WORKER
+    assert TrialError.of(ActorDiedError(), text, STORAGE).cause is Cause.WORKER
 
 
 @pytest.mark.parametrize(
@@ -111,6 +118,57 @@ def test_what_would_only_happen_again(error: RayError) -> None:
 
 def test_the_sentence_names_the_exception() -> None:
     error = task_error(NonFiniteError("loss term 'ce' is not finite"))
-    found = TrialError.of(error, str(error))
+    found = TrialError.of(error, str(error), STORAGE)
     assert found.sentence == "NonFiniteError: loss term 'ce' is not finite"
     assert "run_epoch" in found.text
+
+
+OWN = 'File "/home/me/student.py", line 3, in forward'
+KRSCALES = f'File "{checkpoint.__file__}", line 3, in save_weights'
+LIBRARYS = 'File "/venv/lib/python3.12/site-packages/torch/serialization.py", line 9, in save'
+
+
+def judged(number: int, file: str, *frames: str) -> str | None:
+    """What is said of the storage, where code raised an error of the system's."""
+    cause = OSError(number, os.strerror(number), *([file] if file else []))
+    text = "".join(f"  {frame}\n    f()\n" for frame in (KRSCALES, *frames))
+    found = TrialError.of(RayTaskError("train", text, cause), f"{text}OSError: {cause}", STORAGE)
+    assert found.cause is None
+    return str(found.storage) if found.storage else None
+
+
+@pytest.fixture(autouse=True)
+def _room_on_the_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whose_storage, "_is_full", lambda root: False)
+
+
+NAMES = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+@pytest.mark.parametrize("number", [*NAMES, errno.ENOSPC, errno.EROFS, errno.EIO, errno.ESTALE])
+def test_what_a_students_own_code_cannot_open_is_its_trials_fault(number: int) -> None:
+    assert judged(number, "/home/me/table", OWN) is None
+    assert judged(number, "/home/me/table", OWN, LIBRARYS) is None
+    assert judged(number, "", OWN, LIBRARYS) is None
+
+
+@pytest.mark.parametrize("number", NAMES)
+def test_a_wrong_name_counts_on_the_storage_and_in_krscale_only(number: int) -> None:
+    assert judged(number, "/runs/digits", OWN) is None
+    assert judged(number, "/home/me/hub", LIBRARYS) is None
+    assert "/runs/digits: " in str(judged(number, "/runs/digits", LIBRARYS))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.ESTALE])
+def test_a_storage_that_fails_counts_whoever_wrote_there(number: int) -> None:
+    assert judged(number, "/runs/digits/note.txt", OWN)
+    assert judged(number, "")
+    assert judged(number, "", LIBRARYS)
+
+
+def test_a_full_disk_without_a_name_counts_where_the_storage_is_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(whose_storage, "_is_full", lambda root: True)
+    assert judged(errno.ENOSPC, "", OWN)
+    assert judged(errno.ENOSPC, "/home/me/table", OWN) is None

@@ -19,7 +19,7 @@ from running import PATHS, end_ray, give_own_token
 import krscale
 from krscale.cluster.connect import SETTINGS, num_slots
 from krscale.cluster.sending import check_arrival
-from krscale.config import Experiment, load
+from krscale.config import Experiment, load, with_values
 from krscale.data import prepare_data
 from krscale.errors import UserError
 from krscale.models.given import Copies
@@ -30,8 +30,8 @@ from krscale.search.on_ray.gpu_packing import (
     candidates,
     gpu_share,
     gpus_per_trial,
-    trial_resources,
 )
+from krscale.search.on_ray.group_resources import gpus_per_worker, require_group, trial_resources
 from krscale.search.on_ray.run import run_search
 from krscale.search.results import collect
 from krscale.search.space.check import fitting_space
@@ -78,6 +78,7 @@ class Watcher:
     def __init__(self) -> None:
         self.running: set[str] = set()
         self.beside: dict[str, set[str]] = {}
+        self.losses: dict[str, list[float]] = {}
         self.most = 0
 
     def on_start(self, assignment: Assignment) -> None:
@@ -87,7 +88,8 @@ class Watcher:
             self.beside.setdefault(name, set()).update(self.running - {name})
 
     def on_epoch(self, assignment: Assignment, metrics: Mapping[str, float]) -> None:
-        """Of no concern."""
+        loss = metrics.get("train/loss", float("nan"))  # `BriefTrial` has none
+        self.losses.setdefault(assignment.name, []).append(loss)
 
     def on_end(
         self, assignment: Assignment, state: TrialState, metrics: Mapping[str, float], error: str
@@ -211,6 +213,47 @@ def test_the_search_ends_with_the_planned_trials_whatever_befell_them(troubled: 
     assert sorted(trial.state.name for trial in counted) == ["COMPLETE", "COMPLETE", "FAIL"]
     assert len(ladder.finals[FinalKey("plain", "1/4")].complete()) == 1
     assert not (ladder.run_path / "unfinished").exists()
+
+
+def test_trials_of_two_workers_give_the_numbers_of_one(troubled: Troubled, tmp_path: Path) -> None:
+    (tmp_path / "space.toml").write_text(TROUBLES.replace('"killed once", "out of memory", ', ""))
+    values = {
+        "storage_path": str(troubled[0]),  # whose teacher is there already
+        "name": "grouped",
+        "train.num_workers": 2,
+        "search.space": str(tmp_path / "space.toml"),
+        "search.trials_per_size": 1,
+        "search.cpus_per_trial": 1.0,
+        "student.options": {"fate": "calm", "folder": str(tmp_path)},
+    }
+    experiment = with_values(troubled[1].experiment, values, "grouped")
+    watcher = Watcher()
+    ladder, _ = search(experiment, watcher, trial_resources(experiment.search, 0.0))
+    assert ladder.complete
+    assert len(list(tmp_path.glob("threads-*.json"))) == 2, "one group trained them all"
+    (alone,) = attempts(troubled[1], "calm")
+    expected = troubled[2].losses[ladder.trial_name(TuningKey("plain", "1/4"), alone.number)]
+    found = watcher.losses[ladder.trial_name(TuningKey("plain", "1/4"), 0)]
+    assert len(found) == len(expected) == 6
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert found[0] == pytest.approx(expected[0], rel=1e-5), "rounding grows with the steps"
+
+
+def test_more_workers_than_there_is_room_for_are_refused(tmp_path: Path) -> None:
+    """Before the teacher trains: this is asked of the cluster first."""
+    many = [f"train.num_workers={NUM_CPUS + 1}", "cluster.wait_seconds=1"]
+    experiment = load(None, [*SETTINGS_OF_ALL, f"storage_path={tmp_path}", *many])
+    with pytest.raises(
+        UserError, match=r"^train\.num_workers, .*has room for 4, on 1 node of 4 CPU"
+    ):
+        require_group(experiment)
+
+
+def test_groups_take_gpus_where_each_worker_can_have_one() -> None:
+    settings = ["train.num_workers=2", "search.gpus_per_trial="]
+    found = [gpus_per_worker(load(None, [settings[0], settings[1] + n])) for n in ("auto", "2")]
+    assert found == [0.0, 2.0], "the cluster has one GPU"
+    assert gpus_per_worker(load(None, [settings[0], "train.device=cuda"])) == 1.0
 
 
 def test_one_trial_at_a_time_repeats_every_trial_and_every_number(

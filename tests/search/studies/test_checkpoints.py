@@ -70,10 +70,32 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unfinished, "MAX_SHARE", 1e9)
 
 
+Whole = tuple[StudentTrial, list[dict[str, float]]]
+
+
+@pytest.fixture(scope="module")
+def whole(assets: Assets) -> Whole:
+    """A trial that nothing befell, and the metrics of its epochs."""
+    torch.set_num_threads(1)
+    trial = start(assets, number=0)
+    return trial, [metrics for result in run(trial) for metrics in result["history"]]
+
+
+@pytest.fixture(scope="module")
+def interrupted(assets: Assets) -> Path:
+    """The checkpoint of a trial that was killed after two epochs; to copy."""
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unfinished, "MAX_SHARE", 1e9)
+        run(start(assets, number=3), num_steps=2)
+    return checkpoint_path(assets[0].run_path, KEY.trial_name(3))
+
+
 @pytest.mark.usefixtures("eager")
-def test_a_continued_trial_ends_exactly_like_an_uninterrupted_one(assets: Assets) -> None:
-    whole = start(assets, number=0)
-    expected = [metrics for result in run(whole) for metrics in result["history"]]
+def test_a_continued_trial_ends_exactly_like_an_uninterrupted_one(
+    assets: Assets, whole: Whole
+) -> None:
+    trained, expected = whole
     assert len(expected) == NUM_EPOCHS
 
     killed = start(assets, number=1)
@@ -84,7 +106,7 @@ def test_a_continued_trial_ends_exactly_like_an_uninterrupted_one(assets: Assets
     results = run(continued)
     assert [len(result["history"]) for result in results] == [2, 1, 1], "two epochs are recalled"
     assert [metrics for result in results for metrics in result["history"]] == expected
-    for name, tensor in whole.training.student.state_dict().items():
+    for name, tensor in trained.training.student.state_dict().items():
         assert torch.equal(tensor, continued.training.student.state_dict()[name]), name
 
 
@@ -125,13 +147,16 @@ def of_another_student(folder: Path) -> None:
     ],
 )
 def test_a_broken_checkpoint_is_named_and_costs_its_epochs_only(
-    assets: Assets, number: int, spoil: Callable[[Path], object], reason: str
+    assets: Assets,
+    whole: Whole,
+    interrupted: Path,
+    number: int,
+    spoil: Callable[[Path], object],
+    reason: str,
 ) -> None:
-    whole = start(assets, number=100 + number)
-    expected = [metrics for result in run(whole) for metrics in result["history"]]
-    run(start(assets, number=number), num_steps=2)
+    _, expected = whole
     folder = checkpoint_path(assets[0].run_path, KEY.trial_name(number))
-    spoil(folder)
+    spoil(Path(shutil.copytree(interrupted, folder)))
     results = run(start(assets, number=number + 1, continues=number))
     assert [metrics for result in results for metrics in result["history"]] == expected
     notes = [result["note"] for result in results]
@@ -144,8 +169,8 @@ def test_a_broken_checkpoint_is_named_and_costs_its_epochs_only(
 
 
 @pytest.mark.usefixtures("eager")
-def test_nothing_is_said_of_a_whole_one(assets: Assets) -> None:
-    run(start(assets, number=40), num_steps=2)
+def test_nothing_is_said_of_a_whole_one(assets: Assets, interrupted: Path) -> None:
+    shutil.copytree(interrupted, checkpoint_path(assets[0].run_path, KEY.trial_name(40)))
     results = run(start(assets, number=41, continues=40))
     assert {result["note"] for result in results} == {""}
 

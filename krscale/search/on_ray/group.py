@@ -1,0 +1,193 @@
+"""The workers of one place of the cluster: they train one trial after another, together.
+
+A trial's actor (`trial.py`) is the first worker. The others are actors that it starts once, in the
+placement group that Tune has reserved for the trial, so that Tune counts them all and none outlives
+it. Whatever the first worker does with a training, it has the others do by a call at the same time:
+build it, load it, run an epoch. Between calls they wait, so that Tune may stop a trial after any
+epoch and no worker is left inside an exchange.
+
+What one worker meets (an exception, the end of its process) would leave the others waiting for it.
+So while the first does its part, a thread watches the calls of the others; when one fails, all are
+ended, which breaks the connections the first may be waiting on. Tune then ends the trial and
+the place with it, and starts both again as it does for a single worker.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util import get_current_placement_group, get_node_ip_address
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from krscale.cluster.meeting import Meeting, listening_socket
+from krscale.config import Experiment
+from krscale.errors import KrscaleError
+from krscale.models.given import Builder
+from krscale.parallel import Workers
+from krscale.search.on_ray.rank import Rank
+from krscale.setup.prepare import Prepared, pick_device
+
+Found = TypeVar("Found")
+
+OTHERS_SECONDS = 2.0
+"""After one worker has failed, what is heard of the others for so long is compared with it: one may
+have been killed, and the others only have lost their connection to it."""
+UNSTUCK_SECONDS = 10.0
+"""After all others were ended, the first worker's own exchange must end within this time."""
+
+_LOST_CONNECTION = re.compile(r"gloo|nccl|TCPStore|Connection (closed|reset)|peer", re.IGNORECASE)
+
+
+class LostRankError(Exception):
+    """A worker of a group is gone; no fault of the trial (see `trial_error.py`)."""
+
+
+class Group:
+    """The first worker's view of its group.
+
+    Args:
+        ranks: Handles of the other workers, by rank; none for a worker alone.
+        workers: The first worker's place.
+    """
+
+    def __init__(self, ranks: Sequence[Any], workers: Workers) -> None:
+        self.ranks, self.workers = list(ranks), workers
+
+    def together(self, method: str, *arguments: Any, own: Callable[[], Found]) -> Found:
+        """Call a method of every other worker while this one does its own part.
+
+        Args:
+            method: Of `Rank`.
+            arguments: Of the method, the same for all.
+            own: This worker's part.
+
+        Returns:
+            What `own` returned, when all are done.
+
+        Raises:
+            LostRankError: If a worker is gone.
+            Exception: What a worker raised; where several did, the one that made the others fail.
+        """
+        if not self.ranks:
+            return own()
+        calls = [getattr(rank, method).remote(*arguments) for rank in self.ranks]
+        return self._beside(calls, own)
+
+    def _beside(self, calls: Sequence[Any], own: Callable[[], Found]) -> Found:
+        watch = _Watch(calls, self.end)
+        watch.start()
+        try:
+            found = own()
+        except Exception as error:
+            watch.own_is_over.set()
+            watch.join(OTHERS_SECONDS + 1.0)  # those still waiting for this worker never end
+            cause = first_cause(error, watch.failures)
+            if cause is error:
+                raise
+            raise cause from error
+        watch.own_is_over.set()
+        watch.join()
+        if watch.failures:
+            raise first_cause(None, watch.failures)
+        return found
+
+    def end(self) -> None:
+        """End the other workers."""
+        for rank in self.ranks:
+            ray.kill(rank)
+
+
+class _Watch(threading.Thread):
+    """Waits for calls of other workers; ends all when one fails."""
+
+    def __init__(self, calls: Sequence[Any], end: Callable[[], None]) -> None:
+        super().__init__(daemon=True)
+        self.calls, self.end = calls, end
+        self.own_is_over = threading.Event()
+        self.failures: dict[int, Exception] = {}
+
+    def run(self) -> None:
+        waiting, deadline = list(self.calls), float("inf")
+        while waiting and time.monotonic() < deadline:
+            left = deadline - time.monotonic()
+            done, waiting = ray.wait(
+                waiting, timeout=None if left == float("inf") else max(0, left)
+            )
+            for call in done:
+                try:
+                    ray.get(call)
+                except RayError as error:
+                    self.failures[self.calls.index(call) + 1] = error
+                    deadline = min(deadline, time.monotonic() + OTHERS_SECONDS)
+        if not self.failures:
+            return
+        self.end()
+        if not self.own_is_over.wait(UNSTUCK_SECONDS):
+            os._exit(1)  # nothing else ends an exchange of nccl; Tune sees a lost worker
+
+
+def first_cause(own: Exception | None, failures: Mapping[int, Exception]) -> Exception:
+    """Return what made the workers of a group fail, of all that they met.
+
+    Args:
+        own: What the first worker met.
+        failures: Rank -> what another met, as Ray hands it over.
+    """
+    for rank, failure in failures.items():
+        if getattr(failure, "actor_init_failed", False):
+            return KrscaleError(str(failure))  # an exception of its own, as this worker would raise
+        if not isinstance(failure, RayTaskError):
+            return _lost(rank, failure)
+    raised = {0: own, **{rank: getattr(each, "cause", None) for rank, each in failures.items()}}
+    found = {rank: error for rank, error in raised.items() if isinstance(error, Exception)}
+    for error in found.values():
+        if isinstance(error, KrscaleError) or not _LOST_CONNECTION.search(str(error)):
+            return error
+    # Nothing but connections that broke: a network, or a worker that Ray does not miss yet.
+    rank, error = next(iter(found.items()))
+    return _lost(rank, error)
+
+
+def _lost(rank: int, error: BaseException) -> LostRankError:
+    return LostRankError(f"worker {rank + 1} of the group: {type(error).__name__}: {error}")
+
+
+def start_group(
+    experiment: Experiment, prepared: Prepared, builders: Mapping[str, Builder]
+) -> Group:
+    """Start the other workers of this process's place, if trials have more than one.
+
+    Args:
+        experiment: The search; `train.num_workers` is the size of the group.
+        prepared: As for `Rank`.
+        builders: As for `Rank`.
+    """
+    num_workers = experiment.train.num_workers
+    if num_workers == 1:
+        return Group((), Workers.alone(pick_device(experiment.train.device)))
+    placement: Any = get_current_placement_group()  # Tune's, of this trial
+    bundles = placement.bundle_specs
+    actor_class: Any = ray.remote(Rank)
+    ranks = [
+        actor_class.options(
+            num_cpus=bundles[rank].get("CPU", 0.0),
+            num_gpus=bundles[rank].get("GPU", 0.0),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(placement, rank),
+        ).remote(experiment, prepared, builders)
+        for rank in range(1, num_workers)
+    ]
+    group = Group(ranks, Workers.alone())
+    host = get_node_ip_address()  # type: ignore[no-untyped-call]
+    server = listening_socket(host)
+    on_gpu = bool(bundles[0].get("GPU")) and experiment.train.device != "cpu"
+    meeting = Meeting(host, server.getsockname()[1], num_workers, on_gpu)
+    calls = [actor.join.remote(meeting, rank) for rank, actor in enumerate(ranks, start=1)]
+    group.workers = group._beside(calls, lambda: meeting.join(0, server))
+    return group

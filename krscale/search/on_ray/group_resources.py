@@ -1,0 +1,92 @@
+"""What the workers of trials take of the cluster, and whether it can ever give that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import ray
+
+from krscale.cluster.connect import connect, require
+from krscale.config import Experiment, SearchConfig
+from krscale.errors import UserError
+
+
+def trial_resources(config: SearchConfig, gpus_per_trial: float) -> dict[str, float]:
+    """Return what Ray reserves for a trial: for each of its workers, where it has several."""
+    resources = {"CPU": config.cpus_per_trial, "GPU": gpus_per_trial}
+    return {name: amount for name, amount in resources.items() if amount}
+
+
+def has_gpus(experiment: Experiment) -> bool:
+    """Return whether trials are to run on GPUs; those asked for by name may still have to join."""
+    if experiment.train.device == "auto":
+        return _num_gpus() > 0
+    return experiment.train.device == "cuda"
+
+
+def refuse_shared_gpus(experiment: Experiment) -> None:
+    """Refuse workers of one trial that would share a GPU: what exchanges between GPUs cannot.
+
+    Raises:
+        UserError: Saying what is allowed.
+    """
+    gpus, train = experiment.search.gpus_per_trial, experiment.train
+    if train.num_workers == 1 or gpus == "auto":
+        return
+    if 0.0 < gpus < 1.0 or (gpus == 0.0 and train.device == "cuda"):
+        raise UserError(
+            f"search.gpus_per_trial: each worker of a trial needs a GPU of its own, with "
+            f"train.num_workers = {train.num_workers} and train.device = {train.device!r} "
+            f"(got {gpus:g}). Allowed: 'auto', and 1, 2, ... for each worker; with train.device = "
+            f"'auto' or 'cpu' also 0, which trains on CPUs."
+        )
+
+
+def gpus_per_worker(experiment: Experiment) -> float:
+    """Return the GPUs of each worker, where trials have several: whole ones, or none.
+
+    With `search.gpus_per_trial = "auto"` it is one, unless the connected cluster has fewer than a
+    trial has workers: then all train on CPUs, as with `krscale distill`.
+
+    Raises:
+        UserError: As `refuse_shared_gpus`.
+    """
+    refuse_shared_gpus(experiment)
+    gpus, train = experiment.search.gpus_per_trial, experiment.train
+    if gpus != "auto":
+        return gpus
+    enough = train.device == "auto" and _num_gpus() >= train.num_workers
+    return 1.0 if enough or train.device == "cuda" else 0.0
+
+
+def require_group(experiment: Experiment) -> None:
+    """Connect to the cluster, and wait until it has room for the workers of one trial.
+
+    Before the teacher is trained: a search that needs more than there is would train it in vain.
+
+    Raises:
+        UserError: As `require_workers` and `gpus_per_worker`.
+    """
+    connect(experiment.cluster)
+    require_workers(experiment, trial_resources(experiment.search, gpus_per_worker(experiment)))
+
+
+def require_workers(experiment: Experiment, resources: Mapping[str, float]) -> None:
+    """Wait until the cluster has the resources of one trial, free or not.
+
+    Args:
+        experiment: The search.
+        resources: What each worker reserves.
+
+    Raises:
+        UserError: If it stays too small; says what its nodes have.
+    """
+    where = "search.cpus_per_trial, search.gpus_per_trial"
+    num_workers = experiment.train.num_workers
+    if num_workers > 1:
+        where = f"train.num_workers, {where}"
+    require(resources, experiment.cluster, where, num_workers)
+
+
+def _num_gpus() -> float:
+    return float(ray.cluster_resources().get("GPU", 0.0))  # type: ignore[no-untyped-call]

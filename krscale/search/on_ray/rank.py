@@ -1,0 +1,92 @@
+"""What each worker of a trial does, whether it is the only one or one of a group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from krscale.cluster.meeting import Meeting
+from krscale.config import Experiment
+from krscale.errors import KrscaleError
+from krscale.models.given import Builder, keep
+from krscale.parallel import Workers
+from krscale.search.studies.checkpoints import go_on
+from krscale.setup.build import Assets, build_training, trial_experiment
+from krscale.setup.prepare import Prepared
+from krscale.training.loop import Training
+
+
+def use_threads(cpus: float) -> None:
+    """Let torch use as many threads as the worker has cores, one where it shares a core."""
+    torch.set_num_threads(max(1, int(cpus)))
+    # torch's second pool, as large as the machine, is left out as well. It can be set only before
+    # the first work, which in a fresh actor is now.
+    with suppress(RuntimeError):
+        torch.set_num_interop_threads(1)
+
+
+def build_trial(
+    experiment: Experiment, assets: Assets, config: Mapping[str, Any], workers: Workers
+) -> Training:
+    """Build the training of a trial for one of its workers.
+
+    Args:
+        experiment: The search.
+        assets: What the worker keeps open.
+        config: The trial, as the searcher suggested it (`run.py`).
+        workers: The worker's place.
+    """
+    values = {**config["values"], "distill.capacity": str(config["capacity"])}
+    own = trial_experiment(experiment, str(config["method"]), values, int(config["seed"]))
+    return build_training(own, assets, int(config["width"]), workers)
+
+
+class Rank:
+    """A worker of a group other than the first, which calls these methods one by one.
+
+    The first worker does the same at the same time, in its own process. Between two calls this
+    one waits, so that a trial can be stopped after any of them.
+
+    Args:
+        experiment: The search.
+        prepared: Data, teacher and store, on storage that all workers see.
+        builders: Networks that were given as objects.
+    """
+
+    training: Training
+    workers: Workers
+
+    def __init__(
+        self, experiment: Experiment, prepared: Prepared, builders: Mapping[str, Builder]
+    ) -> None:
+        keep(builders)
+        use_threads(experiment.search.cpus_per_trial)
+        self.experiment, self.assets = experiment, Assets.open(prepared)
+
+    def join(self, meeting: Meeting, rank: int) -> None:
+        """Meet the other workers; returns when all have come."""
+        self.workers = meeting.join(rank)
+
+    def build(self, config: Mapping[str, Any]) -> None:
+        """Build the training of a trial; all workers do so at the same time."""
+        self.training = build_trial(self.experiment, self.assets, config, self.workers)
+
+    def load(self, path: Path, epoch: int) -> None:
+        """Go on from the checkpoint that the first worker has read.
+
+        Raises:
+            KrscaleError: If it holds another epoch here, or cannot be read.
+        """
+        _, problem = go_on(self.training, path)
+        if not problem and self.training.epoch != epoch:
+            problem = f"{path}: it holds epoch {self.training.epoch}, not {epoch}"
+        if problem:
+            raise KrscaleError(problem)
+
+    def run_epoch(self) -> None:
+        """Train the next epoch; its metrics are those of the first worker."""
+        self.training.run_epoch()

@@ -1,0 +1,157 @@
+"""Where a storage is: a folder that all machines share, or a URI with a folder on each machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from functools import cache
+from pathlib import Path
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+CACHE_VARIABLE = "KRSCALE_CACHE_PATH"
+"""Environment variable: where a machine keeps working folders, `~/.cache/krscale` without it."""
+MARKER = ".storage"
+"""File in a working folder that holds the URI that it stands for."""
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_SECRET = re.compile(r"(?i)token|passw|pwd|secret|key|sig|credential|auth")
+_known: dict[str, str] = {}
+
+
+def is_uri(text: str) -> bool:
+    """Whether a storage is named by a URI, and not by a path.
+
+    Example:
+        >>> is_uri("s3://bucket/runs"), is_uri("/mnt/runs"), is_uri("runs")
+        (True, False, False)
+    """
+    return _URI.match(text) is not None
+
+
+def checked_uri(uri: str) -> str:
+    """Return the URI of a storage in its one form.
+
+    Args:
+        uri: As a user writes it, e.g. `s3://bucket/prefix`.
+
+    Raises:
+        ValueError: If it holds credentials, names no place, or cannot be split. The text repeats
+            nothing that may be a secret.
+
+    Example:
+        >>> checked_uri("s3://bucket/runs/")
+        's3://bucket/runs'
+    """
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise ValueError(f"not a URI ({error})") from None
+    fields = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    if "@" in parts.netloc or any(_SECRET.search(name) for name in fields):
+        raise ValueError(
+            "a URI with credentials in it; they would be written down with the experiment. Set "
+            "them in the environment of every machine instead (for s3: AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY)"
+        )
+    if parts.fragment or any(character.isspace() for character in uri):
+        raise ValueError(f"{uri}: '#' and white space are not allowed in the URI of a storage")
+    if not (parts.netloc or parts.path.strip("/")):
+        raise ValueError(f"{uri}: names no bucket or folder; e.g. s3://bucket/prefix")
+    if ".." in unquote(parts.path).split("/"):
+        raise ValueError(f"{uri}: '..' is not allowed in the URI of a storage")
+    path = re.sub("/+", "/", parts.path).rstrip("/")
+    query = f"?{parts.query}" if parts.query else ""
+    return f"{parts.scheme.lower()}://{parts.netloc}{path}{query}"
+
+
+def working_folder(storage: str) -> Path:
+    """Return the folder in which a storage is worked with on this machine.
+
+    Args:
+        storage: An absolute path, which is that folder; or a URI.
+    """
+    if not is_uri(storage):
+        return Path(storage)
+    name = _folder_name(storage)
+    _known[name] = storage
+    return storages_root() / name
+
+
+def storages_root() -> Path:
+    """Return what holds the working folders of this machine."""
+    general = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "krscale"
+    base = Path(os.environ.get(CACHE_VARIABLE) or general).expanduser()
+    return Path(os.path.realpath(base)) / "storages"
+
+
+def place_of(path: Path) -> tuple[str, str] | None:
+    """Return the URI of the storage whose working folder holds a path, and the key in it.
+
+    Args:
+        path: Absolute; it need not exist.
+
+    Returns:
+        None for a path that lies in no working folder.
+    """
+    root = f"{storages_root()}{os.sep}"
+    text = str(path)
+    if not text.startswith(root):
+        return None
+    name, _, key = text.removeprefix(root).partition(os.sep)
+    uri = _known.get(name) or _marked(Path(root) / name / MARKER)
+    return (uri, key) if uri else None
+
+
+def here(path: Path | str, storage: str) -> Path:
+    """Return where a path of another machine's working folder is on this one.
+
+    Args:
+        path: Of a working folder of `storage`, whichever machine's; others are returned as is.
+        storage: The path or URI of the storage.
+    """
+    path = Path(path)
+    if not is_uri(storage):
+        return path
+    name = _folder_name(storage)
+    parts = path.parts
+    if "storages" not in parts or name not in parts:
+        return path
+    return working_folder(storage).joinpath(*parts[parts.index(name) + 1 :])
+
+
+def is_plain(key: str) -> bool:
+    """Whether a key that somebody else may have written stays in the folder that it is joined to.
+
+    Example:
+        >>> is_plain("students/kr/seed-1.safetensors"), is_plain("../x"), is_plain("/etc/x")
+        (True, False, False)
+    """
+    return all(part not in ("", ".", "..") for part in key.split("/")) and "\\" not in key
+
+
+def mark(storage: str) -> None:
+    """Make the working folder of a URI, with the file that says what it stands for."""
+    folder = working_folder(storage)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    marker = folder / MARKER
+    if not marker.is_file() or marker.read_text(encoding="utf-8") != storage:
+        marker.write_text(storage, encoding="utf-8")
+
+
+def storage_of(folder: Path) -> str:
+    """Return the storage that a folder is: the URI that it stands for, or its own path."""
+    found = place_of(folder / MARKER)
+    return found[0] if found and found[1] == MARKER else str(folder)
+
+
+@cache
+def _folder_name(uri: str) -> str:
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", uri.partition("?")[0]).strip("-")[:40]
+    return f"{readable}-{hashlib.sha256(uri.encode()).hexdigest()[:12]}"
+
+
+def _marked(marker: Path) -> str:
+    try:
+        return marker.read_text(encoding="utf-8")
+    except OSError:
+        return ""

@@ -1,0 +1,161 @@
+"""Folders of the cache: sent once they are finished, fetched by each machine that needs them.
+
+Files go first, and then an index with the SHA-256 of each: a folder without an index is not there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from krscale.errors import StorageError
+from krscale.files import new_folder, read_json, reading, sha256, write_json
+from krscale.storage.address import is_plain, place_of
+from krscale.storage.objects import Objects
+from krscale.storage.room import hold, make_room, record_of
+
+_AT_ONCE = 8
+"""Objects that are on their way at a time."""
+
+
+@dataclass(frozen=True)
+class _File:
+    num_bytes: int
+    sha256: str
+
+
+def present(path: Path) -> bool:
+    """Whether a folder of the cache is there; fetched first where another machine has sent it.
+
+    Args:
+        path: The folder. In no working folder, it is looked for on the disk and nowhere else.
+
+    Raises:
+        StorageError: If the storage cannot be read, or what it has is not what was sent.
+    """
+    place = place_of(path)
+    if place is None:
+        return path.is_dir()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hold(path)  # before it is looked for: whoever makes room must not remove it in between
+    return path.is_dir() or _fetch(path, *place)
+
+
+def publish(path: Path) -> None:
+    """Send a finished folder of the cache, as far as the storage does not have it.
+
+    Args:
+        path: The folder; nothing is done where it lies in no working folder.
+
+    Raises:
+        StorageError: If the storage cannot be written.
+    """
+    place = place_of(path)
+    if place is None:
+        return
+    uri, key = place
+    objects, record = Objects.open(uri), record_of(path)
+    hold(path)
+    files = _files(path, record)
+    there = _index(objects, key) or {}
+    changed = [name for name in files if there.get(name) != files[name]]
+    if changed:
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            list(threads.map(lambda name: objects.upload(f"{key}/{name}", path / name), changed))
+    if there != files:
+        content = {"files": {name: asdict(file) for name, file in files.items()}}
+        objects.write(_index_key(key), (json.dumps(content, indent=1) + "\n").encode())
+    _write_record(path, record, files)
+
+
+def _fetch(path: Path, uri: str, key: str) -> bool:
+    """Fetch a folder unless another process of this machine does so; whether it is there now."""
+    objects = Objects.open(uri)
+    files = _index(objects, key)
+    if files is None:
+        return False
+    with FileLock(path.with_name(f".{path.name}.fetch")):
+        if path.is_dir():
+            return True
+        make_room(sum(file.num_bytes for file in files.values()))
+        with new_folder(path) as folder:
+            for parent in {(folder / name).parent for name in files}:
+                parent.mkdir(parents=True, exist_ok=True)
+            with ThreadPoolExecutor(_AT_ONCE) as threads:
+                digests = threads.map(
+                    lambda name: objects.download(f"{key}/{name}", folder / name), files
+                )
+                for (name, file), digest in zip(files.items(), digests, strict=True):
+                    if digest != file.sha256:
+                        raise StorageError(
+                            f"storage_path: {uri}: {key}/{name} is not what was sent (its SHA-256 "
+                            f"is another). Delete {_index_key(key)} there; the next start that "
+                            f"needs {key} makes it again."
+                        )
+        _write_record(path, record_of(path), files)
+    return True
+
+
+def _index_key(key: str) -> str:
+    return f"{key}.index.json"
+
+
+def _index(objects: Objects, key: str) -> dict[str, _File] | None:
+    """Return what the storage has of a folder; None if it is not there."""
+    content = objects.read(_index_key(key))
+    if content is None:
+        return None
+    try:
+        found = json.loads(content)["files"]
+        if not all(is_plain(name) for name in found):
+            raise ValueError("a name that leads out of the folder")
+        return {name: _File(int(f["num_bytes"]), str(f["sha256"])) for name, f in found.items()}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise StorageError(
+            f"storage_path: {objects.uri}: {_index_key(key)} is not what was written. Delete it; "
+            f"the next start that needs {key} makes it again."
+        ) from None
+
+
+def _files(path: Path, record: Path) -> dict[str, _File]:
+    """Return the files of a folder; those that have not changed since are not read again."""
+    known = _read_record(record)
+    found = {}
+    for name, file in sorted(_listed(path)):
+        stat = file.stat()
+        stamp = [stat.st_size, stat.st_mtime_ns]
+        before = known.get(name)
+        digest = before[2] if before and before[:2] == stamp else sha256(file)
+        found[name] = _File(stat.st_size, str(digest))
+    return found
+
+
+def _listed(path: Path) -> Iterator[tuple[str, Path]]:
+    for file in path.rglob("*"):
+        name = file.relative_to(path)
+        if file.is_file() and not any(part.startswith(".") for part in name.parts):
+            yield name.as_posix(), file
+
+
+def _read_record(record: Path) -> Mapping[str, list[object]]:
+    if not record.is_file():
+        return {}
+    try:
+        with reading(record):
+            content = read_json(record)["files"]
+            return {name: list(stamp) for name, stamp in content.items()}
+    except (StorageError, OSError):
+        return {}
+
+
+def _write_record(path: Path, record: Path, files: Mapping[str, _File]) -> None:
+    stamps = {}
+    for name, file in files.items():
+        stat = (path / name).stat()
+        stamps[name] = [stat.st_size, stat.st_mtime_ns, file.sha256]
+    write_json(record, {"files": stamps, "num_bytes": sum(f.num_bytes for f in files.values())})

@@ -1,0 +1,219 @@
+"""Objects of a storage by key: read, written, listed and deleted, whole or not at all.
+
+The only importer of pyarrow.fs. Whatever goes wrong is a `StorageError` without credentials in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from krscale.errors import StorageError
+from krscale.files import write_atomic
+from krscale.redaction import redact
+
+_CHUNK = 8 << 20
+_CREDENTIALS = {
+    "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    "gs": ("GOOGLE_APPLICATION_CREDENTIALS",),
+    "gcs": ("GOOGLE_APPLICATION_CREDENTIALS",),
+    "abfs": ("AZURE_STORAGE_KEY",),
+    "abfss": ("AZURE_STORAGE_KEY",),
+}
+"""What names credentials in the environment, by scheme; a role of the machine needs none of it."""
+_OPENED: dict[tuple[int, str], Objects] = {}
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a listing says of an object.
+
+    Attributes:
+        num_bytes: Its size.
+        time_ns: When it was written, by the storage's clock, in nanoseconds since 1970.
+    """
+
+    num_bytes: int
+    time_ns: int
+
+
+class Objects:
+    """The objects of one storage.
+
+    Args:
+        uri: As the user named it, for errors.
+        filesystem: Of `pyarrow.fs`.
+        root: Path of the storage in it.
+    """
+
+    def __init__(self, uri: str, filesystem: Any, root: str) -> None:
+        self.uri, self.filesystem, self.root = uri, filesystem, root.rstrip("/")
+        self._is_local = filesystem.type_name == "local"
+
+    @classmethod
+    def open(cls, uri: str) -> Self:
+        """Return the objects of a URI; opened once in each process.
+
+        Raises:
+            StorageError: If no file system resolves it, or none can be reached.
+        """
+        key = (os.getpid(), uri)
+        if key not in _OPENED:
+            _OPENED[key] = cls(uri, *_resolve(uri))
+        return _OPENED[key]  # type: ignore[return-value]
+
+    def path(self, key: str) -> str:
+        """Return where the object of a key is, for the file system."""
+        return f"{self.root}/{key}" if key else self.root
+
+    def read(self, key: str) -> bytes | None:
+        """Return the content of an object; None if there is none."""
+        with _talking(self.uri, f"read {key}"):
+            try:
+                with self.filesystem.open_input_stream(self.path(key)) as stream:
+                    return bytes(stream.read())
+            except FileNotFoundError:
+                return None
+
+    def write(self, key: str, content: bytes) -> None:
+        """Write an object, in the place of an older one."""
+        self._put(key, lambda stream: stream.write(content))
+
+    def upload(self, key: str, path: Path) -> str:
+        """Write a file as an object; return the SHA-256 of what was written."""
+        digest = hashlib.sha256()
+
+        def copy(stream: Any) -> None:
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    digest.update(chunk)
+                    stream.write(chunk)
+
+        self._put(key, copy)
+        return digest.hexdigest()
+
+    def download(self, key: str, path: Path) -> str:
+        """Write an object as a file, atomically; return the SHA-256 of what was read.
+
+        Raises:
+            StorageError: If there is no such object, it cannot be read, or the disk is full.
+        """
+        digest = hashlib.sha256()
+
+        def copy(temporary: Path) -> None:
+            with (
+                self.filesystem.open_input_stream(self.path(key)) as stream,
+                temporary.open("wb") as file,
+            ):
+                while chunk := stream.read(_CHUNK):
+                    digest.update(chunk)
+                    file.write(chunk)
+
+        with _talking(self.uri, f"read {key}"):
+            write_atomic(path, copy)
+        return digest.hexdigest()
+
+    def info(self, key: str) -> Info | None:
+        """Return what is known of an object; None if there is none."""
+        with _talking(self.uri, f"look for {key}"):
+            found = self.filesystem.get_file_info(self.path(key))
+        return _info(found) if found.is_file else None
+
+    def list(self, prefix: str) -> dict[str, Info]:
+        """Return all objects under a prefix that ends where a folder would, by key."""
+        from pyarrow import fs
+
+        start = len(self.root) + 1
+        with _talking(self.uri, f"list {prefix}"):
+            selector = fs.FileSelector(self.path(prefix), recursive=True, allow_not_found=True)
+            found = self.filesystem.get_file_info(selector)
+        return {each.path[start:]: _info(each) for each in found if each.is_file}
+
+    def delete(self, key: str) -> None:
+        """Delete an object; one that is not there is none."""
+        with _talking(self.uri, f"delete {key}"), suppress(FileNotFoundError):
+            self.filesystem.delete_file(self.path(key))
+
+    def _put(self, key: str, write: Callable[[Any], Any]) -> None:
+        path = self.path(key)
+        with _talking(self.uri, f"write {key}"):
+            if not self._is_local:
+                try:
+                    with self.filesystem.open_output_stream(path) as stream:
+                        write(stream)
+                except BaseException:  # the end of the block may have put half of it there
+                    with suppress(Exception):
+                        self.filesystem.delete_file(path)
+                    raise
+                return
+            self.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+            beside = f"{path}.{uuid.uuid4().hex}.part"
+            with self.filesystem.open_output_stream(beside) as stream:
+                write(stream)
+            self.filesystem.move(beside, path)
+
+
+def _info(found: Any) -> Info:
+    return Info(int(found.size or 0), int(found.mtime_ns or 0))
+
+
+def _resolve(uri: str) -> tuple[Any, str]:
+    """Return the file system of a URI and the path in it; fsspec's where pyarrow has none."""
+    from pyarrow import ArrowInvalid, fs
+
+    asked = uri
+    if uri.startswith("s3://") and "allow_delayed_open" not in uri:
+        # An object of up to 10 MB is one request, then, and not three.
+        asked += ("&" if "?" in uri else "?") + "allow_delayed_open=true"
+    with _talking(uri, "reach it"):
+        try:
+            return fs.FileSystem.from_uri(asked)  # type: ignore[no-any-return]
+        except ArrowInvalid as error:
+            if "nrecognized filesystem" not in str(error):
+                raise
+        try:
+            return fs.FileSystem.from_uri(f"fsspec+{uri}")  # type: ignore[no-any-return]
+        except (ValueError, ImportError) as error:
+            scheme = uri.partition(":")[0]
+            raise StorageError(
+                f"storage_path: {uri}: neither pyarrow nor fsspec has a file system for "
+                f"{scheme}:// ({_first_line(error)}). pyarrow has s3, gs, abfs, hdfs and file."
+            ) from None
+
+
+@contextmanager
+def _talking(uri: str, doing: str) -> Iterator[None]:
+    """Turn what a file system raises into one error."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except (OSError, ValueError, ImportError) as error:
+        found = f"storage_path: {uri}: cannot {doing}: {_first_line(error)}."
+        raise StorageError(f"{found} {missing_credentials(uri)}".strip()) from None
+
+
+def missing_credentials(uri: str) -> str:
+    """Say which variables with credentials are not set; empty where all are, or none is known.
+
+    Example:
+        >>> missing_credentials("file:///mnt/runs")
+        ''
+    """
+    names = _CREDENTIALS.get(uri.partition(":")[0], ())
+    missing = [name for name in names if not os.environ.get(name)]
+    if not missing:
+        return ""
+    listed = " and ".join(missing)
+    return f"Not set in the environment: {listed}."
+
+
+def _first_line(error: BaseException) -> str:
+    text = (str(error).splitlines() or [""])[0].strip().rstrip(".")
+    return redact(text) or type(error).__name__

@@ -1,0 +1,43 @@
+"""Opening a storage: can this machine reach it, write to it and read what it wrote?"""
+
+from __future__ import annotations
+
+import os
+import uuid
+
+from krscale.errors import StorageError
+from krscale.storage.address import is_uri, mark
+from krscale.storage.objects import Objects, missing_credentials
+from krscale.storage.room import limit_room
+
+
+def open_storage(storage: str, cache_gb: float) -> None:
+    """Let this process work with a storage; nothing is done for one that is a folder.
+
+    Args:
+        storage: Its path or URI.
+        cache_gb: What this machine may keep of data and stores (`cluster.cache_gb`).
+    """
+    if is_uri(storage):
+        limit_room(cache_gb)
+        mark(storage)
+
+
+def probe(storage: str) -> None:
+    """Write, read, list and delete an object of a storage that is a URI.
+
+    Raises:
+        StorageError: If one of it cannot be done; says what, and which credentials are missing.
+    """
+    if not is_uri(storage):
+        return
+    objects, key = Objects.open(storage), f".probe/{os.getpid()}-{uuid.uuid4().hex}"
+    content = uuid.uuid4().bytes
+    objects.write(key, content)
+    found, listed = objects.read(key), key in objects.list(".probe")
+    objects.delete(key)
+    if found != content or not listed:
+        raise StorageError(
+            f"storage_path: {storage}: what was written there a moment ago cannot be "
+            f"{'listed' if found == content else 'read'}. {missing_credentials(storage)}".strip()
+        )

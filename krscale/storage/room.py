@@ -1,0 +1,92 @@
+"""How much of storages a machine keeps: the least recently opened folders go, none that is open."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from krscale.errors import UserError
+from krscale.files import read_json, reading
+from krscale.storage.address import storages_root
+
+DEFAULT_GB = 100.0
+_limit = {"bytes": DEFAULT_GB * 1e9}
+_held: dict[tuple[int, str], int] = {}
+
+
+def limit_room(gigabytes: float) -> None:
+    """Set how much this process lets its machine keep, as `cluster.cache_gb` says."""
+    _limit["bytes"] = gigabytes * 1e9
+
+
+def record_of(path: Path) -> Path:
+    """Return the file beside a folder that says that the storage has it, and how large it is."""
+    return path.with_name(f".{path.name}.sent")
+
+
+def hold(path: Path) -> None:
+    """Keep a folder from being removed while this process lives, and note that it was opened.
+
+    Args:
+        path: The folder; it need not exist yet.
+    """
+    file = _use_file(path)
+    key = (os.getpid(), str(path))
+    if key not in _held:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        _held[key] = descriptor
+    os.utime(_held[key])
+
+
+def make_room(num_bytes: int) -> None:
+    """Remove folders that the storage has and no process holds, until so much more fits.
+
+    Where all that is left is in use, nothing is refused: the machine then keeps more than it was
+    told, since a trial cannot go on without.
+    """
+    kept = sorted(_kept(), key=lambda entry: entry[0])
+    total = num_bytes + sum(size for _, size, _ in kept)
+    for _, size, path in kept:
+        if total <= _limit["bytes"]:
+            return
+        if _remove(path):
+            total -= size
+
+
+def _use_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.used")
+
+
+def _kept() -> Iterator[tuple[float, int, Path]]:
+    """Yield, of each folder that the storage has, too: when it was opened, its size, its path."""
+    for record in storages_root().glob("*/cache/*/.*.sent"):
+        path = record.with_name(record.name[1:].removesuffix(".sent"))
+        with suppress(OSError, UserError), reading(record):
+            size = int(read_json(record)["num_bytes"])
+            opened = _use_file(path)
+            yield (opened.stat().st_mtime if opened.exists() else 0.0, size, path)
+
+
+def _remove(path: Path) -> bool:
+    """Remove a folder unless a process holds it."""
+    descriptor = os.open(_use_file(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        # Renamed first: half a folder under its name would be taken for all of it.
+        doomed = path.with_name(f".{path.name}.going")
+        shutil.rmtree(doomed, ignore_errors=True)
+        with suppress(OSError):
+            path.rename(doomed)
+        record_of(path).unlink(missing_ok=True)
+        shutil.rmtree(doomed, ignore_errors=True)
+        return True
+    finally:
+        os.close(descriptor)

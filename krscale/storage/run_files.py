@@ -1,0 +1,105 @@
+"""The files of a run: which of them a storage gets, in which order, and in which form.
+
+What refers comes after what it refers to, and is read before that is sent: at each moment the
+storage holds what a crash on a disk could have left.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from krscale.errors import StorageError
+from krscale.files import new_folder
+
+UNFINISHED = "unfinished"
+"""Folder of checkpoints; each is one object, so that no half of one is ever there."""
+ARCHIVE = ".tar"
+_FIRST = ("experiment.json", "environment.json", "origin.json")
+_APPENDED = (".log", ".jsonl")
+_NOT_SENT = ("tune", "train")
+"""Folders of Ray's own in a run."""
+Stamp = tuple[int, int]
+"""Size of a file and when it changed."""
+
+
+def rank(name: str) -> int:
+    """Return which files are sent before others; from 2 on, they are read before any is sent.
+
+    Example:
+        >>> names = ["curve.json", "journal.log", "tracking/state.json", "tracking/spool.jsonl",
+        ...          "students/kr/1-4/seed-1.safetensors", "experiment.json"]
+        >>> [rank(name) for name in names]
+        [5, 4, 3, 2, 1, 0]
+    """
+    folder, _, rest = name.partition("/")
+    if not rest:
+        return 0 if name in _FIRST else 4 if name == "journal.log" else 5
+    if folder == "tracking":
+        return 2 if name.endswith(_APPENDED) else 3
+    return 1
+
+
+def stamps(folder: Path) -> dict[str, Stamp]:
+    """Return the files of a run that a storage gets, by the name of their object."""
+    found = {}
+    for path in _walk(folder):
+        name = path.relative_to(folder).as_posix()
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            continue  # removed meanwhile
+        if name.startswith(f"{UNFINISHED}/"):
+            if path.name != "manifest.json":
+                continue  # the checkpoint goes as one
+            name = path.parent.relative_to(folder).as_posix() + ARCHIVE
+        found[name] = (stat.st_size, stat.st_mtime_ns)
+    return found
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():
+        if path.name.startswith(".") or path.is_symlink():
+            continue
+        if path.is_dir():
+            if path.name not in _NOT_SENT:
+                yield from _walk(path)
+        elif path.name != "lock" and not path.name.endswith((".lock", ".sign")):
+            yield path
+
+
+def content_of(folder: Path, name: str) -> bytes:
+    """Return what the object of a name gets: of a file that is appended to, whole lines only."""
+    if name.startswith(f"{UNFINISHED}/"):
+        return pack(folder / name.removesuffix(ARCHIVE))
+    content = (folder / name).read_bytes()
+    return content[: content.rfind(b"\n") + 1] if name.endswith(_APPENDED) else content
+
+
+def pack(path: Path) -> bytes:
+    """Return the files of a folder as one archive."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for file in sorted(path.iterdir()):
+            if file.is_file():
+                archive.add(file, arcname=file.name)
+    return packed.getvalue()
+
+
+def unpack(content: bytes, path: Path, where: str) -> None:
+    """Write the files of an archive as a folder, whole or not at all.
+
+    Raises:
+        StorageError: If it is no archive of plain files.
+    """
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content)) as archive, new_folder(path) as folder:
+            for member in archive.getmembers():
+                found = archive.extractfile(member) if member.isfile() else None
+                if found is None or "/" in member.name or member.name.startswith("."):
+                    raise tarfile.TarError(f"it holds {member.name}")
+                (folder / member.name).write_bytes(found.read())
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise StorageError(f"{where}: not a checkpoint that was sent ({error}).") from None

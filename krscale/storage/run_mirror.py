@@ -1,0 +1,329 @@
+"""The folder of a run and its copy in a storage: the driver works with the first."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import threading
+import time
+from _thread import interrupt_main
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from krscale.errors import StorageError, UserError
+from krscale.files import read_json, reading, write_json
+from krscale.storage.address import is_plain, place_of
+from krscale.storage.objects import Objects
+from krscale.storage.run_files import (
+    ARCHIVE,
+    UNFINISHED,
+    Stamp,
+    content_of,
+    rank,
+    stamps,
+    unpack,
+)
+from krscale.storage.trial_files import HERE
+from krscale.storage.turns import BEAT_SECONDS, Driver
+
+LOOK_SECONDS = 2.0
+"""Between two looks for files that have changed."""
+LIST_SECONDS = 5.0
+"""Between two lists of what workers on other machines have sent."""
+_MAX_SHARE = 0.1
+"""Share of the time that sending may take while the search runs."""
+_AT_ONCE = 8
+RECORD = ".mirror.json"
+"""File in a run folder: which start it is of, and what the storage has of it."""
+_DIGEST = ".digest.json"
+_STUDENTS = "students"
+_active: dict[str, RunMirror] = {}
+
+
+@contextmanager
+def mirrored(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Keep a run folder and its copy in the storage alike while this process is its driver.
+
+    Args:
+        folder: Of the run; whoever calls holds its lock on this machine. Nothing is done for one
+            in no working folder.
+        say: Takes a line for the user.
+
+    Raises:
+        UserError: If another driver runs the run.
+        StorageError: If the storage cannot be read at the start, or written at the end.
+    """
+    place = place_of(folder)
+    if place is None:
+        yield
+        return
+    here = os.open(folder / HERE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fcntl.flock(here, fcntl.LOCK_EX)
+    mirror = RunMirror(folder, Objects.open(place[0]), place[1], say)
+    try:
+        mirror.begin()
+        _active[str(folder)] = mirror
+        try:
+            yield
+        finally:
+            del _active[str(folder)]
+            mirror.end()
+    finally:
+        os.close(here)
+
+
+def gather(folder: Path) -> None:
+    """Bring the students of a run that workers on other machines have sent."""
+    if mirror := _active.get(str(folder)):
+        mirror.gather()
+
+
+def sign_of(folder: Path, path: Path) -> int | None:
+    """Return when a worker on another machine last gave a sign; None if it never did."""
+    mirror = _active.get(str(folder))
+    return mirror.signs.get(path.relative_to(folder).as_posix()) if mirror else None
+
+
+def discard(folder: Path, path: Path) -> None:
+    """Let what a worker has sent of a trial be deleted in the storage, soon."""
+    if mirror := _active.get(str(folder)):
+        name = path.relative_to(folder).as_posix()
+        mirror.discarded |= {name, name + ARCHIVE}
+
+
+def refresh(folder: Path) -> None:
+    """Bring a run folder up to date for reading, unless its last driver ran on this machine.
+
+    Raises:
+        StorageError: If the storage cannot be read.
+    """
+    place = place_of(folder)
+    if place is None or str(folder) in _active:
+        return
+    objects = Objects.open(place[0])
+    last = Driver(objects, place[1], print).last()
+    mirror = RunMirror(folder, objects, place[1], print)
+    if last is not None and last.number != mirror.number:
+        folder.mkdir(parents=True, exist_ok=True)
+        mirror.fetch()
+
+
+class RunMirror:
+    """One run folder of this machine, and its copy.
+
+    Args:
+        folder: Of the run.
+        objects: Of the storage.
+        run: Key of the run in it.
+        say: Takes a line for the user.
+
+    Attributes:
+        signs: Signs of workers on other machines: name -> a number that is another after each.
+        discarded: Names of objects to delete once they are seen.
+        number: Of the last start that this machine's folder is of; 0 for none.
+    """
+
+    def __init__(
+        self, folder: Path, objects: Objects, run: str, say: Callable[[str], None]
+    ) -> None:
+        self.folder, self.objects, self.run, self.say = folder, objects, run, say
+        self.driver = Driver(objects, run, say)
+        self.signs: dict[str, int] = {}
+        self.discarded: set[str] = set()
+        self.number, self.sent = self._read_record()
+        self._problem: UserError | None = None
+        self._stopped = threading.Event()
+        self._sending = threading.Lock()
+        self._thread = threading.Thread(target=self._keep_up, name="run mirror", daemon=True)
+
+    def begin(self) -> None:
+        """Take the turn, bring the folder up to date, and keep the copy so from now on."""
+        before = self.driver.take()
+        if before is None:
+            self.sent = {}  # whatever it had, the storage has no run of this name any more
+        elif before.number != self.number:
+            self.say(f"{self.run} was last run elsewhere ({before.who}); fetching it")
+            self.fetch()
+        self.number = self.driver.turn.number
+        self._write_record()
+        self.gather()
+        self._thread.start()
+
+    def end(self) -> None:
+        """Send what is left, and leave.
+
+        Raises:
+            StorageError: If that cannot be done; says where everything is.
+        """
+        self._stopped.set()
+        self._thread.join()
+        if self._problem and not isinstance(self._problem, StorageError):
+            raise self._problem
+        try:
+            self.send()
+            self._look_at_workers()
+            self.driver.leave()
+        except StorageError as error:
+            raise StorageError(
+                f"{error} What is not in the storage is in {self.folder}; the same command on this "
+                f"machine sends it."
+            ) from None
+
+    def send(self) -> None:
+        """Send what has changed, and delete what is gone; see `run_files` for the order."""
+        with self._sending:
+            now = stamps(self.folder)
+            # Weights before their digest, whose name is longer.
+            changed = sorted(
+                (name for name, stamp in now.items() if self.sent.get(name) != stamp),
+                key=lambda name: (rank(name), name),
+            )
+            captured = {
+                name: content
+                for name in reversed(changed)
+                if rank(name) > 1 and (content := self._content(name)) is not None
+            }
+            for name in changed:
+                self._send_one(name, now[name], captured.get(name))
+            gone = self.sent.keys() - now.keys()
+            for name in gone:
+                self.objects.delete(f"{self.run}/{name}")
+                del self.sent[name]
+            if changed or gone:
+                self._write_record()
+
+    def gather(self) -> None:
+        """Bring students that other machines have sent since, after sending what is newer here."""
+        self.send()
+        there = self.objects.list(f"{self.run}/{_STUDENTS}")
+        keys = [key for key in there if is_plain(key) and key.endswith(_DIGEST)]
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            list(threads.map(self._bring_student, keys))
+
+    def fetch(self) -> None:
+        """Replace the folder by what the storage has of the run."""
+        with suppress(FileNotFoundError):
+            (self.folder / RECORD).unlink()  # cut short, this folder is of no start
+        start = len(self.run) + 1
+        names = {
+            key[start:]
+            for key in self.objects.list(self.run)
+            if is_plain(key) and not any(part.startswith(".") for part in key[start:].split("/"))
+        }
+        names = {name for name in names if not name.endswith(".sign")}
+        for name in stamps(self.folder).keys() - names:
+            self._remove(name)
+        for group in range(5, -1, -1):  # what refers first: all that it refers to was sent before
+            with ThreadPoolExecutor(_AT_ONCE) as threads:
+                list(threads.map(self._bring, (n for n in names if rank(n) == group)))
+        self.sent = {name: stamp for name, stamp in stamps(self.folder).items() if name in names}
+
+    def _keep_up(self) -> None:
+        """Look, send and give signs of life until the driver ends; in a thread."""
+        next_beat, next_list, next_send, told = time.monotonic() + BEAT_SECONDS, 0.0, 0.0, False
+        while not self._stopped.wait(LOOK_SECONDS):
+            try:
+                now = time.monotonic()
+                if now >= next_beat:
+                    next_beat = now + BEAT_SECONDS
+                    self.driver.beat()
+                if now >= next_list:
+                    next_list = now + LIST_SECONDS
+                    self._look_at_workers()
+                if now >= next_send:
+                    self.send()
+                    took = time.monotonic() - now
+                    next_send = now + took / _MAX_SHARE
+                told = False
+            except StorageError as error:
+                if not told:
+                    self.say(f"{error} The search goes on, and what it writes is sent later.")
+                told = True
+            except UserError as error:  # another driver has taken over
+                self._problem = error
+                self.say(str(error))
+                interrupt_main()
+                return
+            except OSError:
+                continue  # a file that was removed or replaced meanwhile
+
+    def _look_at_workers(self) -> None:
+        start = len(self.run) + 1
+        for key, info in self.objects.list(f"{self.run}/{UNFINISHED}").items():
+            name = key[start:]
+            if name in self.discarded:
+                self.objects.delete(key)
+                self.signs.pop(name, None)
+            elif name.endswith(".sign"):
+                self.signs[name] = info.time_ns
+
+    def _content(self, name: str) -> bytes | None:
+        try:
+            return content_of(self.folder, name)
+        except FileNotFoundError:
+            return None  # removed since
+
+    def _send_one(self, name: str, stamp: Stamp, captured: bytes | None) -> None:
+        key, path = f"{self.run}/{name}", self.folder / name
+        if rank(name) > 1 or name.startswith(f"{UNFINISHED}/"):
+            content = captured if rank(name) > 1 else self._content(name)
+            if content is None:
+                return
+            if rank(name) < 2 and stamps(self.folder).get(name) != stamp:
+                return  # another checkpoint has taken its place; the next look sees it
+            self.objects.write(key, content)
+        else:
+            if name + _DIGEST in self.sent:
+                self.objects.delete(key + _DIGEST)  # of the file that is replaced
+                del self.sent[name + _DIGEST]
+            try:
+                self.objects.upload(key, path)
+            except StorageError:
+                if path.exists():
+                    raise
+                return
+        self.sent[name] = stamp
+
+    def _bring_student(self, key: str) -> None:
+        name = key[len(self.run) + 1 :]
+        path = self.folder / name
+        if path.is_file() and path.read_bytes() == self.objects.read(key):
+            return
+        for part in (name.removesuffix(_DIGEST), name):
+            self._bring(part)
+            stat = (self.folder / part).stat()
+            self.sent[part] = (stat.st_size, stat.st_mtime_ns)
+
+    def _bring(self, name: str) -> None:
+        key = f"{self.run}/{name}"
+        if not name.startswith(f"{UNFINISHED}/"):
+            self.objects.download(key, self.folder / name)
+        elif (content := self.objects.read(key)) is not None:
+            path = self.folder / name.removesuffix(ARCHIVE)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unpack(content, path, f"storage_path: {self.objects.uri}: {key}")
+
+    def _remove(self, name: str) -> None:
+        if name.startswith(f"{UNFINISHED}/"):
+            shutil.rmtree(self.folder / name.removesuffix(ARCHIVE), ignore_errors=True)
+        else:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def _read_record(self) -> tuple[int, dict[str, Stamp]]:
+        path = self.folder / RECORD
+        if not path.is_file():
+            return 0, {}
+        try:
+            with reading(path):
+                content: dict[str, Any] = read_json(path)
+                sent = {str(name): (int(s[0]), int(s[1])) for name, s in content["sent"].items()}
+                return int(content["number"]), sent
+        except UserError:
+            return 0, {}
+
+    def _write_record(self) -> None:
+        write_json(self.folder / RECORD, {"number": self.number, "sent": self.sent})

@@ -1,0 +1,76 @@
+"""What a trial leaves: sent by its worker where the driver is on another machine, else by that.
+
+Every function takes a path in the folder of a run; for one of no URI it does nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from krscale.errors import StorageError
+from krscale.storage.address import place_of
+from krscale.storage.objects import Objects
+from krscale.storage.run_files import ARCHIVE, pack, unpack
+
+HERE = ".driver-here"
+"""File in the folder of a run that its driver keeps locked."""
+
+
+def send_file(*paths: Path) -> None:
+    """Send files of a run, in this order."""
+    for path in paths:
+        if place := _elsewhere(path):
+            Objects.open(place[0]).upload(place[1], path)
+
+
+def send_checkpoint(path: Path) -> None:
+    """Send the folder of a checkpoint, as one object."""
+    if place := _elsewhere(path):
+        Objects.open(place[0]).write(place[1] + ARCHIVE, pack(path))
+
+
+def bring_checkpoint(path: Path) -> None:
+    """Fetch the folder of a checkpoint, unless it is here or nowhere."""
+    place = place_of(path)
+    if place is None or path.is_dir():
+        return
+    content = Objects.open(place[0]).read(place[1] + ARCHIVE)
+    if content is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unpack(content, path, f"storage_path: {place[0]}: {place[1]}{ARCHIVE}")
+
+
+def send_sign(path: Path) -> None:
+    """Tell the driver's machine of a sign of progress; one that does not get there is none."""
+    if place := _elsewhere(path):
+        with suppress(StorageError):
+            Objects.open(place[0]).write(place[1], b"1")
+
+
+def _elsewhere(path: Path) -> tuple[str, str] | None:
+    """Return the place of a file of a run whose driver is on another machine."""
+    place = place_of(path)
+    if place is None:
+        return None
+    run = path
+    for _ in range(place[1].count("/")):
+        run = run.parent
+    return None if _driver_is_here(run) else place
+
+
+def _driver_is_here(run: Path) -> bool:
+    try:
+        descriptor = os.open(run / HERE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)

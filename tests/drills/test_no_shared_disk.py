@@ -1,0 +1,194 @@
+"""Two nodes that share nothing but an S3 server, one of which is lost; then a third machine."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from drilling import Drill
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from ray.cluster_utils import Cluster
+from running import ROOT, command, environment, overrides
+
+from krscale.cluster.connect import SETTINGS
+from krscale.search.studies.retries import was_interrupted
+from krscale.storage.address import CACHE_VARIABLE
+
+pytestmark = [pytest.mark.drill, pytest.mark.cluster, pytest.mark.timeout(1200)]
+
+NUM_TRIALS, NUM_FINALS = 4, 2
+SECRET = "S3cretOfNobody0123456789"
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "AKIANOBODY0123456789",
+    "AWS_SECRET_ACCESS_KEY": SECRET,
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+STORAGE = "s3://bucket/runs"
+SEARCH = (
+    f"storage_path={STORAGE}",
+    "name=apart",
+    "teacher.width=8",
+    "teacher.num_epochs=1",
+    "teacher.allow_poor=true",
+    "views.num_views=2",
+    "ladder.capacities=['1/4']",
+    "train.num_epochs=16",
+    "search.methods=['kr']",
+    f"search.trials_per_size={NUM_TRIALS}",
+    f"search.num_final_seeds={NUM_FINALS}",
+    "search.early_stopping=none",
+    "search.checkpoint_seconds=0",
+    "tracking.enabled=false",
+)
+
+
+@dataclass
+class Apart:
+    """Machines of one test: a cluster of two nodes, and an S3 server that both reach."""
+
+    cluster: Cluster
+    folder: Path
+    variables: dict[str, str]
+
+    def cache(self, name: str) -> Path:
+        """Folder in which the machine of a name keeps what it has of the storage."""
+        return self.folder / name / "cache"
+
+    def run(self, name: str) -> Path:
+        """The run's folder on the machine of a name."""
+        (found,) = self.cache(name).glob("storages/*/apart")
+        return found
+
+    def search(self, name: str) -> subprocess.Popen[str]:
+        """Start the search with its driver on the machine of a name."""
+        where = overrides(*SEARCH, f"cluster.address={self.cluster.address}")
+        env = environment(**self.variables, **{CACHE_VARIABLE: str(self.cache(name))})
+        return subprocess.Popen(
+            [sys.executable, "-m", "krscale.tune", "--quiet", *where],
+            cwd=ROOT, env=env, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def apart() -> Iterator[Apart]:
+    """Two nodes of one core, each with a home, a temporary folder and a cache of its own."""
+    moto = pytest.importorskip("moto.server", reason="the dev extra brings moto, an S3 server")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    variables = {**CREDENTIALS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}
+    bucket = urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT")
+    with urllib.request.urlopen(bucket):
+        pass
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**SETTINGS, "PYTHONPATH": environment()["PYTHONPATH"]}.items():
+            patch.setenv(name, value)
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        # Not pytest's folder: sockets may not have long paths.
+        with TemporaryDirectory(prefix="kr", ignore_cleanup_errors=True) as text:
+            folder = Path(text)
+            _move_to(patch, folder, "one")
+            head = {"num_cpus": 1, "include_dashboard": False, "temp_dir": f"{folder}/one/ray"}
+            cluster = Cluster(initialize_head=True, head_node_args=head)
+            try:
+                _move_to(patch, folder, "two")
+                cluster.add_node(num_cpus=1)
+                cluster.wait_for_nodes()
+                yield Apart(cluster, folder, variables)
+            finally:
+                cluster.shutdown()
+                server.stop()
+
+
+def _move_to(patch: pytest.MonkeyPatch, folder: Path, name: str) -> None:
+    home = folder / name
+    home.mkdir()
+    patch.setenv("HOME", str(home))
+    patch.setenv(CACHE_VARIABLE, str(home / "cache"))
+
+
+def test_a_search_whose_nodes_share_no_disk(apart: Apart, drill: Drill) -> None:
+    """Fails if the search hangs or ends with an error, or a trial is lost, doubled or anew."""
+    drill.injected("nodes that share nothing but an S3 server")
+    drill.injected("a node taken away while its trial trains")
+    drill.must_hold("every trial is complete once, and the interrupted one goes on elsewhere")
+    drill.must_hold("another machine takes the finished run from the storage and trains nothing")
+    drill.must_hold("no credential is in a log, a record or an object")
+    process = apart.search("one")
+    try:
+        while process.poll() is None and not _has_checkpoint(apart):
+            time.sleep(0.5)
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        (lost,) = apart.cluster.worker_nodes
+        apart.cluster.remove_node(lost, allow_graceful=False)
+        _, errors = process.communicate()
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    trials = _trials(apart.run("one") / "journal.log")
+    assert Counter(t.state for t in trials) == {
+        TrialState.COMPLETE: NUM_TRIALS + NUM_FINALS,
+        TrialState.FAIL: 1,
+    }
+    (interrupted,) = [trial for trial in trials if was_interrupted(trial)]
+    assert "starts from the beginning" not in errors
+    assert interrupted.intermediate_values
+    assert list(apart.cache("two").glob("storages/*/cache/stores/*/manifest.json"))
+    drill.held(f"{NUM_TRIALS + NUM_FINALS} trials complete; one went on from its checkpoint in S3")
+
+    again = command(
+        "tune",
+        ["--quiet", *overrides(*SEARCH, "cluster.address=local", "cluster.num_cpus=1")],
+        timeout=600.0,
+        **apart.variables,
+        **{CACHE_VARIABLE: str(apart.cache("three"))},
+    )
+    assert again.returncode == 0, again.stderr
+    one, three = (apart.run(name) for name in ("one", "three"))
+    # Each start says in the journal that it has begun.
+    assert (three / "journal.log").read_bytes().startswith((one / "journal.log").read_bytes())
+    assert len(_trials(three / "journal.log")) == len(trials)
+    assert (three / "students").is_dir()
+    drill.held("the journal goes on to the byte, without a trial more")
+
+    found = [path for path in apart.folder.rglob("*") if path.is_file() and _holds_secret(path)]
+    assert not found
+    drill.held("none of the files of three machines and Ray's logs holds one")
+
+
+def _has_checkpoint(apart: Apart) -> bool:
+    """Whether both nodes train, and the second has sent a checkpoint."""
+    kept = apart.cache("two").glob("storages/*/apart/unfinished/*/*/*/manifest.json")
+    other = apart.cache("one").glob("storages/*/apart/unfinished/*/*/*/manifest.json")
+    return any(kept) and any(other)
+
+
+def _trials(journal: Path) -> list[FrozenTrial]:
+    storage = JournalStorage(JournalFileBackend(str(journal)))
+    return [
+        trial
+        for study in storage.get_all_studies()
+        for trial in storage.get_all_trials(study._study_id)
+    ]
+
+
+def _holds_secret(path: Path) -> bool:
+    try:
+        return SECRET.encode() in path.read_bytes()
+    except OSError:
+        return False

@@ -1,0 +1,30 @@
+"""Machines that share nothing but a storage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from krscale.storage import room
+from krscale.storage.address import CACHE_VARIABLE, working_folder
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    """Of a storage in a folder that no machine looks into otherwise."""
+    return f"file://{tmp_path / 'bucket'}"
+
+
+@pytest.fixture
+def machine(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Make this process one on a machine of this name; return its working folder."""
+
+    def on(name: str) -> Path:
+        monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / name))
+        monkeypatch.setattr(room, "_held", {})
+        return working_folder(uri)
+
+    monkeypatch.setitem(room._limit, "bytes", room.DEFAULT_GB * 1e9)
+    return on

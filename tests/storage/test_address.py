@@ -1,0 +1,80 @@
+"""Where a storage is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from krscale.storage.address import (
+    CACHE_VARIABLE,
+    checked_uri,
+    here,
+    is_uri,
+    mark,
+    place_of,
+    storage_of,
+    working_folder,
+)
+
+
+@pytest.mark.parametrize("uri", ["s3://b/p", "gs://b", "file:///x", "fsspec+memory://a", "S3://b"])
+def test_uris_are_told_from_paths(uri: str) -> None:
+    assert is_uri(uri)
+    assert not is_uri(f"./{uri}")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://AKIA:S3CRET@b/p",
+        "s3://S3CRET@b/p",
+        "s3://b/p?secret_key=S3CRET",
+        "s3://b/p?access_token=S3CRET",
+        "abfs://b/p?sig=S3CRET",
+    ],
+)
+def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
+    with pytest.raises(ValueError, match="AWS_SECRET_ACCESS_KEY") as caught:
+        checked_uri(uri)
+    assert "S3CRET" not in str(caught.value)
+    assert "AKIA" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://", "s3:///", "s3://b/a b", "s3://b/../x", "s3://b#x", "s3://[b"]
+)
+def test_no_place(uri: str) -> None:
+    with pytest.raises(ValueError, match=r"URI|names no|not allowed"):
+        checked_uri(uri)
+
+
+def test_one_form() -> None:
+    assert checked_uri("S3://bucket//a/") == checked_uri("s3://bucket/a") == "s3://bucket/a"
+    assert checked_uri("s3://b/p/?region=eu") == "s3://b/p?region=eu"
+
+
+def test_each_machine_has_its_own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = "s3://bucket/a"
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "one"))
+    of_one = working_folder(uri) / "cache" / "data" / "digits"
+    assert place_of(of_one) == (uri, "cache/data/digits")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "two"))
+    assert place_of(of_one) is None
+    assert here(of_one, uri) == working_folder(uri) / "cache" / "data" / "digits"
+    assert here(of_one, "/mnt/runs") == of_one
+    assert here("/elsewhere/x", uri) == Path("/elsewhere/x")
+    assert working_folder("s3://bucket/b") != working_folder(uri)
+
+
+def test_a_working_folder_says_what_it_stands_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    uri = "s3://bucket/marked"
+    mark(uri)
+    folder = working_folder(uri)
+    monkeypatch.setattr("krscale.storage.address._known", {})  # as in another process
+    assert storage_of(folder) == uri
+    assert place_of(folder / "run" / "journal.log") == (uri, "run/journal.log")
+    assert storage_of(tmp_path) == str(tmp_path)

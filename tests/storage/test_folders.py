@@ -1,0 +1,124 @@
+"""Folders of the cache on machines that share no disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from krscale.errors import StorageError
+from krscale.storage import room
+from krscale.storage.folders import present, publish
+from krscale.storage.objects import Objects
+from krscale.storage.room import limit_room
+
+Machine = Callable[[str], Path]
+
+
+def made(path: Path, content: bytes = b"12345678") -> Path:
+    """A folder with a file, one in a folder of it, and a hidden one."""
+    (path / "parts").mkdir(parents=True)
+    (path / "whole.arrow").write_bytes(content)
+    (path / "parts" / "0.arrow").write_bytes(content)
+    (path / ".hidden").write_bytes(b"")
+    return path
+
+
+def released(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if all processes that held folders had ended."""
+    import os
+
+    for descriptor in room._held.values():
+        os.close(descriptor)
+    monkeypatch.setattr(room, "_held", {})
+
+
+def test_a_folder_of_no_storage_stays_as_it_is(tmp_path: Path) -> None:
+    folder = made(tmp_path / "cache" / "data" / "a")
+    publish(folder)
+    assert present(folder)
+    assert not present(tmp_path / "cache" / "data" / "b")
+    assert [path.name for path in folder.parent.iterdir()] == ["a"]
+
+
+def test_another_machine_fetches_what_was_sent(machine: Machine) -> None:
+    folder = made(machine("one") / "cache/data/a")
+    publish(folder)
+    fetched = machine("two") / "cache/data/a"
+    assert present(fetched)
+    assert (fetched / "parts" / "0.arrow").read_bytes() == b"12345678"
+    assert not (fetched / ".hidden").exists()
+    assert not present(fetched.with_name("b"))
+
+
+def test_what_has_no_index_is_not_there(machine: Machine, uri: str) -> None:
+    publish(made(machine("one") / "cache/data/a"))
+    Objects.open(uri).delete("cache/data/a.index.json")
+    assert not present(machine("two") / "cache/data/a")
+
+
+def test_what_was_changed_in_the_storage_is_refused(machine: Machine, uri: str) -> None:
+    publish(made(machine("one") / "cache/data/a"))
+    Objects.open(uri).write("cache/data/a/parts/0.arrow", b"12345679")
+    fetched = machine("two") / "cache/data/a"
+    with pytest.raises(StorageError, match=r"0\.arrow is not what was sent"):
+        present(fetched)
+    assert not fetched.exists()
+    Objects.open(uri).write("cache/data/a.index.json", b"{")
+    with pytest.raises(StorageError, match=r"a\.index\.json is not what was written"):
+        present(fetched)
+
+
+def test_a_folder_that_grew_is_sent_again_and_no_more_than_that(
+    machine: Machine, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, sent = made(machine("one") / "cache/teachers/a"), list[str]()
+    upload = Objects.upload
+
+    def counted(self: Objects, key: str, path: Path) -> str:
+        sent.append(key)
+        return upload(self, key, path)
+
+    monkeypatch.setattr(Objects, "upload", counted)
+    publish(folder)
+    publish(folder)
+    (folder / "probes.safetensors").write_bytes(b"1")
+    publish(folder)
+    assert len(sent) == 3
+    fetched = machine("two") / "cache/teachers/a"
+    assert present(fetched)
+    assert (fetched / "probes.safetensors").is_file()
+
+
+def test_the_least_recently_opened_goes_and_none_that_is_open(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, name in enumerate("abc"):
+        publish(made(machine("one") / "cache/data" / name, b"x" * (500 + number)))
+    cache = machine("two") / "cache/data"
+    limit_room(2100e-9)
+    assert present(cache / "a")
+    released(monkeypatch)
+    assert present(cache / "b")  # held from here on
+    import os
+
+    os.utime(cache / ".b.used", (1, 1))
+    assert present(cache / "c")
+    assert not (cache / "a").exists()
+    assert (cache / "b").is_dir()
+    limit_room(1e-9)
+    assert present(cache / "a")  # b and c are in use: more than the limit is kept
+    assert (cache / "b").is_dir()
+    assert (cache / "c").is_dir()
+
+
+def test_what_the_storage_has_not_is_never_removed(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(made(machine("one") / "cache/data/a"))
+    own = made(machine("two") / "cache/data/own")
+    released(monkeypatch)
+    limit_room(1e-9)
+    assert present(own.with_name("a"))
+    assert own.is_dir()

@@ -1,0 +1,107 @@
+"""Objects of a storage: in a folder, in memory, and on an S3 server on loopback."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from krscale.errors import StorageError
+from krscale.storage.objects import Objects, missing_credentials
+from krscale.storage.opening import probe
+
+KEY, SECRET = "AKIANOBODY0123456789", "S3cretOfNobody0123456789"
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """Part of a URI that leads to an S3 server of this process, with a bucket `bucket`."""
+    moto = pytest.importorskip("moto.server", reason="the dev extra brings moto, an S3 server")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with urllib.request.urlopen(
+        urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT")
+    ):
+        pass
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", KEY)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        yield f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    server.stop()
+
+
+@pytest.fixture(params=["s3", "file", "memory"])
+def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
+    """An empty storage of each kind."""
+    if request.param == "s3":
+        query = request.getfixturevalue("s3")
+        return Objects.open(f"s3://bucket/{tmp_path.name}{query}")
+    if request.param == "memory":
+        pytest.importorskip("fsspec")
+        return Objects.open(f"memory://{tmp_path.name}")
+    return Objects.open(f"file://{tmp_path}/bucket")
+
+
+def test_written_read_listed_deleted(objects: Objects, tmp_path: Path) -> None:
+    assert objects.read("run/a") is None
+    assert objects.info("run/a") is None
+    assert objects.list("run") == {}
+    objects.write("run/a", b"1")
+    objects.write("run/a", b"22")
+    (tmp_path / "file").write_bytes(b"333")
+    digest = hashlib.sha256(b"333").hexdigest()
+    assert objects.upload("run/deep/b", tmp_path / "file") == digest
+    assert {key: info.num_bytes for key, info in objects.list("run").items()} == {
+        "run/a": 2,
+        "run/deep/b": 3,
+    }
+    assert set(objects.list("run/deep")) == {"run/deep/b"}
+    assert objects.read("run/a") == b"22"
+    assert objects.download("run/deep/b", tmp_path / "there" / "file") == digest
+    objects.delete("run/a")
+    objects.delete("run/a")
+    assert set(objects.list("run")) == {"run/deep/b"}
+    with pytest.raises(StorageError, match="cannot read run/none"):
+        objects.download("run/none", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_write_that_fails_leaves_nothing(objects: Objects) -> None:
+    def fail(stream: object) -> None:
+        stream.write(b"half")  # type: ignore[attr-defined]
+        raise OSError("the disk does not work")
+
+    with pytest.raises(StorageError, match="the disk does not work"):
+        objects._put("run/half", fail)
+    assert objects.read("run/half") is None
+
+
+def test_a_storage_is_tried_before_it_is_used(s3: str) -> None:
+    probe(f"s3://bucket/probed{s3}")
+    assert Objects.open(f"s3://bucket/probed{s3}").list("") == {}
+    probe("/no/uri")
+    with pytest.raises(StorageError, match="NO_SUCH_BUCKET") as caught:
+        probe(f"s3://none/x{s3}")
+    assert SECRET not in str(caught.value)
+    assert KEY not in str(caught.value)
+
+
+def test_missing_credentials_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    assert "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in missing_credentials("s3://b/p")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    assert missing_credentials("s3://b") == "Not set in the environment: AWS_SECRET_ACCESS_KEY."
+    assert missing_credentials("memory://b") == ""
+
+
+def test_an_unknown_scheme_is_refused() -> None:
+    with pytest.raises(StorageError, match=r"neither pyarrow nor fsspec .* foo://"):
+        Objects.open("foo://bucket/x")

@@ -1,0 +1,237 @@
+"""The folder of a run and its copy in a storage, on machines that share nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from krscale.errors import StorageError, UserError
+from krscale.storage import run_mirror, turns
+from krscale.storage.objects import Objects
+from krscale.storage.run_files import rank, stamps
+from krscale.storage.run_mirror import discard, gather, mirrored, refresh, sign_of
+from krscale.storage.trial_files import (
+    bring_checkpoint,
+    send_checkpoint,
+    send_file,
+    send_sign,
+)
+
+Machine = Callable[[str], Path]
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pauses; what the thread would do is done by the tests."""
+    monkeypatch.setattr(turns, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(run_mirror, "LOOK_SECONDS", 1000.0)
+
+
+def write(folder: Path, **files: str) -> Path:
+    """Write files into a run folder; `__` is a slash, `_dot_` a dot."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        path = folder / name.replace("_dot_", ".").replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def say(_line: str) -> None:
+    """To nobody."""
+
+
+def test_a_run_goes_on_elsewhere(machine: Machine) -> None:
+    one = write(machine("one") / "run")
+    with mirrored(one, say):
+        write(one, experiment_dot_json="{}", journal_dot_log="1\n2\nhalf", students__a="w")
+        write(one, unfinished__kd__trial_7__state_dot_pt="s", tune__x="t", _dot_owner="me")
+        write(one, unfinished__kd__trial_7__manifest_dot_json="m")
+    two, lines = machine("two") / "run", list[str]()
+    two.mkdir(parents=True)
+    with mirrored(two, lines.append):
+        assert (two / "journal.log").read_text() == "1\n2\n"  # half a line is not sent
+        assert (two / "students/a").read_text() == "w"
+        assert (two / "unfinished/kd/trial_7/state.pt").read_text() == "s"
+        assert not (two / "tune").exists()
+        write(two, journal_dot_log="1\n2\n3\n")
+        (two / "students/a").unlink()
+    assert "last run elsewhere" in lines[0]
+    with mirrored(machine("one") / "run", say):
+        assert (one / "journal.log").read_text() == "1\n2\n3\n"
+        assert not (one / "students/a").exists()
+        assert (one / ".owner").exists()
+
+
+def test_whoever_ran_last_keeps_what_could_not_be_sent(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = write(machine("one") / "run")
+    with mirrored(one, say):
+        write(one, journal_dot_log="1\n")
+    broken, refused = monkeypatch.context(), pytest.raises(StorageError, match="the same command")
+    with broken as context, refused, mirrored(one, say):
+        _cut_off(context, write(one, journal_dot_log="1\n2\n"))
+    with mirrored(one, say):
+        assert (one / "journal.log").read_text() == "1\n2\n"
+    two = machine("two") / "run"
+    refresh(two)
+    assert (two / "journal.log").read_text() == "1\n2\n"
+
+
+def _cut_off(broken: pytest.MonkeyPatch, _written: Path) -> None:
+    broken.setattr(Objects, "write", _refuse)
+
+
+def _refuse(*_arguments: object) -> None:
+    raise StorageError("no way there.")
+
+
+def test_what_refers_is_sent_after_what_it_refers_to(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    one, order = write(machine("one") / "run"), list[str]()
+    put = Objects._put
+
+    def noted(self: Objects, key: str, write_to: Callable[[object], object]) -> None:
+        order.append(key.removeprefix("run/"))
+        if key.endswith("seed-1"):  # the journal grows while weights are on their way
+            write(one, journal_dot_log="1\n2\n")
+        put(self, key, write_to)
+
+    with mirrored(one, say):
+        monkeypatch.setattr(Objects, "_put", noted)
+        write(
+            one,
+            journal_dot_log="1\n",
+            curve_dot_json="c",
+            students__seed_1="w",
+            tracking__state_dot_json="{}",
+            tracking__spool_dot_jsonl="1\n",
+            experiment_dot_json="{}",
+        )
+        (one / "students/seed_1").rename(one / "students/seed-1")
+        run_mirror._active[str(one)].send()
+        assert order == [
+            "experiment.json",
+            "students/seed-1",
+            "tracking/spool.jsonl",
+            "tracking/state.json",
+            "journal.log",
+            "curve.json",
+        ]
+        assert Objects.open(uri).read("run/journal.log") == b"1\n"  # as before the weights went
+
+
+def test_nothing_is_sent_twice(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = write(machine("one") / "run")
+    with mirrored(one, say):
+        write(one, journal_dot_log="1\n", students__a="w")
+    with mirrored(one, say), monkeypatch.context() as watched:
+        watched.setattr(Objects, "_put", _refuse)
+        gather(one)  # which sends first
+
+
+def test_one_driver_at_a_time(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = write(machine("one") / "run")
+    with mirrored(one, say):
+        first = run_mirror._active[str(one)]
+        two = write(machine("two") / "run")
+
+        def beat(_seconds: float) -> None:
+            first.driver.beat()
+
+        monkeypatch.setattr(turns.Driver.__init__, "__defaults__", (beat, time.monotonic))
+        with pytest.raises(UserError, match="is being run now by process"), mirrored(two, say):
+            pytest.fail("two drivers")
+        machine("one")
+
+
+def test_a_driver_that_is_gone_is_let_go(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine("one")
+    objects = Objects.open(f"file://{machine('one')}")
+    now = [0.0]
+    gone = turns.Driver(objects, "run", say, sleep=lambda _s: None)
+    gone.take()
+    machine("two")
+    said = list[str]()
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
+    after = turns.Driver(objects, "run", said.append, sleep=wait, clock=lambda: now[0])
+    assert after.take() is not None
+    assert "waiting up to" in said[0]
+    assert now[0] >= turns.EXPIRE_SECONDS - 5
+    with pytest.raises(UserError, match="is being run now"):
+        gone.beat()
+    machine("two")
+    again = turns.Driver(objects, "run", said.append, sleep=wait, clock=lambda: now[0])
+    again.take()  # of the same machine, whose folder is locked by whoever calls: no wait
+    assert len(said) == 1
+    assert again.turn.number == 3
+
+
+def test_workers_elsewhere_send_what_the_driver_needs(machine: Machine, uri: str) -> None:
+    one = write(machine("one") / "run")
+    with mirrored(one, say):
+        write(one, students__s="old", students__s_dot_digest_dot_json="{old}")
+        gather(one)
+        two = write(machine("two") / "run", students__s="new", students__s_dot_digest_dot_json="{}")
+        write(two, unfinished__kd__t1__state_dot_pt="s", unfinished__kd__t1__manifest_dot_json="m")
+        send_file(two / "students/s", two / "students/s.digest.json")
+        send_checkpoint(two / "unfinished/kd/t1")
+        send_sign(two / "unfinished/kd/t1.sign")
+        machine("one")
+        gather(one)
+        assert (one / "students/s").read_text() == "new"
+        bring_checkpoint(one / "unfinished/kd/t1")
+        assert (one / "unfinished/kd/t1/state.pt").read_text() == "s"
+        mirror = run_mirror._active[str(one)]
+        mirror._look_at_workers()
+        assert sign_of(one, one / "unfinished/kd/t1.sign")
+        discard(one, one / "unfinished/kd/t1.sign")
+        mirror._look_at_workers()
+        assert "run/unfinished/kd/t1.sign" not in Objects.open(uri).list("run")
+
+
+def test_a_worker_beside_its_driver_sends_nothing(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = write(machine("one") / "run")
+    with mirrored(one, say):
+        write(one, students__s="w")
+        with monkeypatch.context() as watched:
+            watched.setattr(Objects, "_put", _refuse)
+            send_file(one / "students/s")
+    monkeypatch.setattr(Objects, "_put", _refuse)
+    with pytest.raises(StorageError):
+        send_file(one / "students/s")  # the driver has left
+
+
+def test_a_storage_that_is_a_folder_has_no_copy(tmp_path: Path) -> None:
+    folder = write(tmp_path / "run", journal_dot_log="1\n")
+    with mirrored(folder, say):
+        gather(folder)
+        discard(folder, folder / "x")
+        send_file(folder / "journal.log")
+        bring_checkpoint(folder / "unfinished/x")
+    refresh(folder)
+    assert [path.name for path in folder.iterdir()] == ["journal.log"]
+
+
+def test_every_file_has_one_place_in_the_order(tmp_path: Path) -> None:
+    write(tmp_path, journal_dot_log="", journal_dot_log_dot_lock="", tracking__lock="")
+    assert list(stamps(tmp_path)) == ["journal.log"]
+    assert rank("earlier-1/journal.log") == 1
+
+
+def test_an_archive_of_strangers_is_refused(machine: Machine, uri: str) -> None:
+    one = machine("one") / "run"
+    Objects.open(uri).write("run/unfinished/kd/t1.tar", b"no archive")
+    with pytest.raises(StorageError, match="not a checkpoint"):
+        bring_checkpoint(one / "unfinished/kd/t1")
+    assert not (one / "unfinished/kd/t1").exists()

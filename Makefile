@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: run test test-processors test-browser screenshots drills test-drills test-wheel check audit sbom ui docs bench claims clean setup setup-dev constraints help
+.PHONY: run test test-processors test-browser screenshots gpu-check drills test-drills test-wheel check audit sbom ui docs bench claims clean setup setup-dev constraints help
 
 PY := .venv/bin/python
 PORT ?= 5000
@@ -64,12 +64,15 @@ docs: ## build the documentation as a site, build/site; ARGS=serve shows it whil
 
 bench: setup ## run every program in benchmarks/ but those that take hours or install peers; ARGS="..." goes to each
 	@set -e; for file in benchmarks/[a-z]*.py; do \
-		case "$$file" in benchmarks/claims.py|benchmarks/own_folder.py) continue;; esac; \
+		case "$$file" in benchmarks/claims.py|benchmarks/own_folder.py|benchmarks/gpu_check.py) continue;; esac; \
 		echo "$$file"; $(PY) "$$file" $(ARGS); \
 	done
 
 bench-%: setup ## run one of them: make bench-step runs benchmarks/step.py
 	@$(PY) benchmarks/$(subst -,_,$*).py $(ARGS)
+
+gpu-check: setup ## look at the GPU of this machine: numerics, speed, memory (2 where there is none)
+	@$(PY) benchmarks/gpu_check.py $(ARGS)
 
 claims: setup ## measure the paper's claims (hours; ARGS=--quick: minutes, ARGS=--dry-run: the plan)
 	@$(PY) benchmarks/claims.py $(ARGS)

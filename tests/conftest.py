@@ -49,6 +49,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
     markers = [marker for marker in LEFT_OUT if marker not in config.option.markexpr]
+    if not torch.cuda.is_available():
+        markers.append("gpu")
     left_out = [item for item in items if any(map(item.get_closest_marker, markers))]
     items[:] = [item for item in items if not any(map(item.get_closest_marker, markers))]
     config.hook.pytest_deselected(items=left_out)

@@ -134,6 +134,8 @@ def _check_place(entry: dict[str, Any], num_studies: int, num_trials: int) -> No
         raise ValueError("the name of its study is no text")
     if not isinstance(entry.get("param_name", ""), str):
         raise ValueError("the name of its parameter is no text")
+    if entry["op_code"] == _DELETE_STUDY and "study_id" not in entry:
+        raise KeyError("study_id")
     for name, number in (("study_id", num_studies), ("trial_id", num_trials)):
         if name not in entry:
             continue

@@ -39,13 +39,22 @@ def test_half_a_line_and_a_lock_are_cleared_away(tmp_path: Path) -> None:
     assert [t.value for t in study(Journal(path)).trials] == [1.0, 2.0]
 
 
-def test_a_parameter_without_a_name_is_a_damaged_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"op_code": 5, "trial_id": 0, "param_name": None}, "the name of its parameter is no text"),
+        ({"op_code": 1}, "study_id"),
+    ],
+)
+def test_an_entry_that_names_nothing_is_a_damaged_line(
+    entry: dict[str, object], said: str, tmp_path: Path
+) -> None:
     path = tmp_path / "journal.log"
     entries = (
         {"op_code": 0, "worker_id": "w", "study_name": "one", "directions": [2]},
         {"op_code": 4, "worker_id": "w", "study_id": 0},
-        {"op_code": 5, "worker_id": "w", "trial_id": 0, "param_name": None},
+        {"worker_id": "w", **entry},
     )
     path.write_bytes(b"".join(map(encode_line, entries)))
-    with pytest.raises(DamagedFileError, match=r"line 3.*the name of its parameter is no text"):
+    with pytest.raises(DamagedFileError, match=f"line 3.*{said}"):
         check_journal(path)

@@ -26,6 +26,16 @@ _CHECKSUM = re.compile(rb',"crc":(\d+)\}$')
 _CREATE_STUDY, _DELETE_STUDY, _CREATE_TRIAL = 0, 1, 4
 """Optuna's numbers for entries that begin or end a study, or begin a trial."""
 
+ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
+    # of studies
+    "ended_by": str, "lost_students": list, "space": dict, "version": int,
+    # of trials
+    "alone": bool, "continues": int, "epoch": (int, float), "error": str, "forbidden": str,
+    "interrupted": (str, bool), "num_lost": int, "retry_of": int, "seed": int, "stopped": str,
+    "transferred_from": str,
+}  # fmt: skip
+"""What krscale keeps with studies and trials, by name, and the type of each."""
+
 
 def encode_line(log: dict[str, Any]) -> bytes:
     """Return an entry of the journal as its line, with the checksum that `open_checked` reads."""
@@ -136,11 +146,25 @@ def _check_place(entry: dict[str, Any], num_studies: int, num_trials: int) -> No
         raise ValueError("the name of its parameter is no text")
     if entry["op_code"] == _DELETE_STUDY and "study_id" not in entry:
         raise KeyError("study_id")
+    _check_attributes(entry)
     for name, number in (("study_id", num_studies), ("trial_id", num_trials)):
         if name not in entry:
             continue
         if type(entry[name]) is not int or not 0 <= entry[name] < number:
             raise ValueError(f"{name} {entry[name]!r} was never begun")
+
+
+def _check_attributes(entry: dict[str, Any]) -> None:
+    """Refuse what krscale has not written: a count that is a table, a note that is a number."""
+    for field in ("user_attr", "user_attrs"):
+        kept = entry.get(field, {})
+        if not isinstance(kept, dict):
+            raise ValueError(f"its {field} is no table")
+        for name, value in kept.items():
+            expected = ATTRIBUTES.get(name, (int, float) if "/" in name else object)
+            # True is an int to Python, and no count.
+            if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+                raise ValueError(f"{name} = {value!r} is not what krscale keeps there")
 
 
 def _replay(entries: Sequence[dict[str, Any]]) -> str:

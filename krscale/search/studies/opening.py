@@ -80,7 +80,7 @@ class StudyOpener:
                 study.set_user_attr(_SPACE, described)
                 study.set_user_attr(VERSION, version)
                 return study
-            if attrs[_SPACE] == described:
+            if attrs.get(_SPACE) == described:
                 return study
         raise AssertionError("unreachable")
 

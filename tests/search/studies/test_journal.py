@@ -8,12 +8,23 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from krscale.errors import DamagedFileError
+from krscale.search.studies import opening, pruners, retries, transfer
+from krscale.search.studies import study as study_module
 from krscale.search.studies.journal import Journal
-from krscale.search.studies.journal_check import check_journal, encode_line
+from krscale.search.studies.journal_check import ATTRIBUTES, check_journal, encode_line
 
 
 def study(journal: Journal) -> optuna.Study:
     return optuna.create_study(storage=journal.storage, study_name="one", load_if_exists=True)
+
+
+def test_every_attribute_has_its_type() -> None:
+    names = (opening._SPACE, opening.VERSION, pruners.STOPPED, transfer.TRANSFERRED_FROM)
+    assert {*names, *(study_module.FORBIDDEN, study_module.LOST, study_module.ENDED_BY)} < {
+        *ATTRIBUTES
+    }
+    kept = (retries.INTERRUPTED, retries.RETRY_OF, retries.CONTINUES, retries.ALONE, retries.SEED)
+    assert {*kept, retries.NUM_LOST} < {*ATTRIBUTES}
 
 
 def test_optuna_itself_reads_it(tmp_path: Path) -> None:
@@ -44,6 +55,12 @@ def test_half_a_line_and_a_lock_are_cleared_away(tmp_path: Path) -> None:
     [
         ({"op_code": 5, "trial_id": 0, "param_name": None}, "the name of its parameter is no text"),
         ({"op_code": 1}, "study_id"),
+        ({"op_code": 2, "study_id": 0, "user_attr": {"ended_by": {}}}, "ended_by = {} is not what"),
+        ({"op_code": 2, "study_id": 0, "user_attr": {"lost_students": 3}}, "lost_students = 3"),
+        ({"op_code": 2, "study_id": 0, "user_attr": []}, "its user_attr is no table"),
+        ({"op_code": 4, "study_id": 0, "user_attrs": {"seed": True}}, "seed = True is not what"),
+        ({"op_code": 8, "trial_id": 0, "user_attr": {"num_lost": "1"}}, "num_lost = '1'"),
+        ({"op_code": 8, "trial_id": 0, "user_attr": {"val/accuracy": None}}, "accuracy = None"),
     ],
 )
 def test_an_entry_that_names_nothing_is_a_damaged_line(

@@ -111,12 +111,14 @@ def remember_outcome(item: pytest.Item, report: pytest.TestReport) -> None:
 class Recorder:
     """Prints every drill as it ends, and appends it to the file of `--drill-record`.
 
-    With several processes it works in the one that gathers the reports.
+    With several processes it works in the one that gathers the reports. The short forms in the
+    normal suite are not printed.
     """
 
     def __init__(self, config: pytest.Config) -> None:
         given = config.getoption("--drill-record")
         self._path = Path(given) if given else None
+        self._asked_for = "drill" in config.option.markexpr
         self._plugins = config.pluginmanager
         self._failed: set[str] = set()
 
@@ -125,7 +127,7 @@ class Recorder:
         if report.failed:
             self._failed.add(report.nodeid)
         record = dict(report.user_properties).get("drill")
-        if report.when != "teardown" or not isinstance(record, dict):
+        if report.when != "teardown" or not isinstance(record, dict) or not self._asked_for:
             return
         record = {**record, "passed": report.nodeid not in self._failed, **where()}
         reporter = self._plugins.get_plugin("terminalreporter")

@@ -96,7 +96,7 @@ def ladders(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Ladder, list[Assignme
 
     monkeypatch.setattr(session, "connect", lambda cluster: None)
     monkeypatch.setattr(session, "check_arrival", lambda models, builders: None)
-    monkeypatch.setattr(session, "num_slots", lambda resources: 1)
+    monkeypatch.setattr(session, "num_slots", lambda *_: 1)
     monkeypatch.setattr(session, "write_on_workers", None)
     monkeypatch.setattr(session, "run_search", run_here)
     monkeypatch.setattr(session, "Tracker", Records)

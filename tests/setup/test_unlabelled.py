@@ -36,6 +36,7 @@ SMALL = (
     "teacher.num_epochs=1",
     "views.num_views=1",
     "train.num_epochs=1",
+    "distill.reviewkd_warmup=0",
     "ladder.capacities=['1/4']",
     "train.global_batch_size=32",
     f"search.methods=[{NAMES}]",

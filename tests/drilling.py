@@ -118,7 +118,7 @@ class Recorder:
     def __init__(self, config: pytest.Config) -> None:
         given = config.getoption("--drill-record")
         self._path = Path(given) if given else None
-        self._asked_for = "drill" in config.option.markexpr
+        self._asked_for = bool(given) or "drill" in config.option.markexpr
         self._plugins = config.pluginmanager
         self._failed: set[str] = set()
 

@@ -314,6 +314,7 @@ def test_a_stopped_job_leaves_no_trial_running(head: Head, drill: Drill) -> None
     drill.held("it said that the same command continues; all its runs in MLflow are ended")
 
 
+@pytest.mark.drill  # the suite has one of a private Ray (tests/test_waiting.py)
 def test_workers_of_a_job_have_what_must_be_set_before_torch(head: Head) -> None:
     code = (
         "import os, sys, ray\n"
@@ -350,13 +351,15 @@ def test_a_search_joins_the_cluster_of_its_node_by_auto(head: Head) -> None:
     assert done.stdout == "CPUs: 2.0\n", done.stderr + head.story()
 
 
-def test_a_search_by_itself_runs_beside_the_cluster(head: Head) -> None:
+@pytest.mark.parametrize("demanded", [pytest.param(True, marks=pytest.mark.drill), False])
+def test_a_search_by_itself_runs_beside_the_cluster(demanded: bool, head: Head) -> None:
     # The cluster came first, then `make run`, in a shell where the token was demanded or not.
-    for before in (head.commands.export, ":"):
-        done = shell(connected("num_cpus=1", before), head.env)
-        assert done.stdout == "CPUs: 1.0\n", done.stderr
+    before = head.commands.export if demanded else ":"
+    done = shell(connected("num_cpus=1", before), head.env)
+    assert done.stdout == "CPUs: 1.0\n", done.stderr
 
 
+@pytest.mark.drill  # the suite has its sentences (test_token.py) and one command (test_access.py)
 def test_an_error_says_which_of_mode_and_token_is_missing(head: Head, home: Path) -> None:
     code = (
         "import sys; from krscale.cli.common import run_command\n"

@@ -14,7 +14,10 @@ from running import ROOT, SMALL, here, overrides, script
 
 from krscale.cli.app import main
 from krscale.config import load
+from krscale.parallel import Workers
 from krscale.search.plan import describe_plan
+from krscale.setup.prepare import pick_device
+from krscale.training.precision import resolve_precision
 
 FOLDERS = ("image_folder", "imagenet_resnet")
 """Jobs that read a folder of images."""
@@ -63,7 +66,8 @@ def test_jobs_on_folders_are_planned(job: str, images: Path) -> None:
     assert "images of 3x64x64" in plan
     assert "4 classes, 60 images" in plan
     precision = plan.split("precision: ")[1].splitlines()[0]
-    assert precision.startswith("auto: "), "bf16 or fp32, by processor"
+    device = pick_device(load(ROOT / f"jobs/{job}.toml").train.device)
+    assert f"auto: {resolve_precision('auto', Workers.alone(device))}" in precision
 
 
 def test_imagenet_has_the_steps_of_the_batch_that_it_names() -> None:

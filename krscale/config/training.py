@@ -80,7 +80,8 @@ class TrainConfig(Section):
     """Seed of the student's initialisation and sample order."""
     num_workers: Count = 1
     """Workers that share one training, of `distill` or of each trial of a search. The result is
-    that of one worker but for rounding, which grows with the number of steps."""
+    that of one worker but for rounding, which grows with the number of steps; only methods that
+    compare the samples of a batch (`dist`, `pkt`, `crd`, `rkd`) meet a worker's share at a time."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where students train; `auto` takes a GPU when the worker has one."""
     precision: Precision = "fp32"

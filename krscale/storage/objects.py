@@ -145,19 +145,26 @@ class Objects:
         path = self.path(key)
         with _talking(self.uri, f"write {key}"):
             if not self._is_local:
-                try:
-                    with self.filesystem.open_output_stream(path) as stream:
-                        write(stream)
-                except BaseException:  # the end of the block may have put half of it there
-                    with suppress(Exception):
-                        self.filesystem.delete_file(path)
-                    raise
+                self._put_remote(path, write)
                 return
             self.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
             beside = f"{path}.{uuid.uuid4().hex}.part"
             with self.filesystem.open_output_stream(beside) as stream:
                 write(stream)
             self.filesystem.move(beside, path)
+
+    def _put_remote(self, path: str, write: Callable[[Any], Any]) -> None:
+        stream = self.filesystem.open_output_stream(path)
+        try:
+            write(stream)
+        except BaseException:
+            with suppress(Exception):
+                stream.close()  # which puts half of it there
+            with suppress(Exception):
+                self.filesystem.delete_file(path)
+            raise
+        # Where this fails nothing was put there, and an older object is still whole.
+        stream.close()
 
 
 def _info(found: Any) -> Info:

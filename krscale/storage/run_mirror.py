@@ -17,6 +17,7 @@ from typing import Any
 from krscale.errors import StorageError, UserError
 from krscale.files import read_json, reading, write_json
 from krscale.storage.address import is_plain, place_of
+from krscale.storage.driver_lock import BEAT_SECONDS, DriverLock
 from krscale.storage.objects import Objects
 from krscale.storage.run_files import (
     ARCHIVE,
@@ -29,7 +30,6 @@ from krscale.storage.run_files import (
     unpack,
 )
 from krscale.storage.trial_files import HERE
-from krscale.storage.turns import BEAT_SECONDS, Driver
 
 LOOK_SECONDS = 2.0
 """Between two looks for files that have changed."""
@@ -68,11 +68,20 @@ def mirrored(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     try:
         mirror.begin()
         _active[str(folder)] = mirror
+        failed = False
         try:
             yield
+        except Exception:
+            failed = True
+            raise
         finally:
             del _active[str(folder)]
-            mirror.end()
+            try:
+                mirror.end()
+            except UserError as error:
+                if not failed:
+                    raise
+                say(str(error))  # what ended the run is the error
     finally:
         os.close(here)
 
@@ -106,7 +115,7 @@ def refresh(folder: Path) -> None:
     if place is None or str(folder) in _active:
         return
     objects = Objects.open(place[0])
-    last = Driver(objects, place[1], print).last()
+    last = DriverLock(objects, place[1], print).last()
     mirror = RunMirror(folder, objects, place[1], print)
     if last is not None and last.number != mirror.number:
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +141,7 @@ class RunMirror:
         self, folder: Path, objects: Objects, run: str, say: Callable[[str], None]
     ) -> None:
         self.folder, self.objects, self.run, self.say = folder, objects, run, say
-        self.driver = Driver(objects, run, say)
+        self.lock = DriverLock(objects, run, say)
         self.signs: dict[str, int] = {}
         self.discarded: set[str] = set()
         self.number, self.sent = self._read_record()
@@ -142,14 +151,14 @@ class RunMirror:
         self._thread = threading.Thread(target=self._keep_up, name="run mirror", daemon=True)
 
     def begin(self) -> None:
-        """Take the turn, bring the folder up to date, and keep the copy so from now on."""
-        before = self.driver.take()
+        """Take the lock, bring the folder up to date, and keep the copy so from now on."""
+        before = self.lock.acquire()
         if before is None:
             self.sent = {}  # whatever it had, the storage has no run of this name any more
         elif before.number != self.number:
             self.say(f"{self.run} was last run elsewhere ({before.who}); fetching it")
             self.fetch()
-        self.number = self.driver.turn.number
+        self.number = self.lock.start.number
         self._write_record()
         self.gather()
         self._thread.start()
@@ -167,7 +176,7 @@ class RunMirror:
         try:
             self.send()
             self._look_at_workers()
-            self.driver.leave()
+            self.lock.release()
         except StorageError as error:
             raise StorageError(
                 f"{error} What is not in the storage is in {self.folder}; the same command on this "
@@ -227,7 +236,7 @@ class RunMirror:
                 now = time.monotonic()
                 if now >= next_beat:
                     next_beat = now + BEAT_SECONDS
-                    self.driver.beat()
+                    self.lock.beat()
                 if now >= next_list:
                     next_list = now + LIST_SECONDS
                     self._look_at_workers()
@@ -236,17 +245,18 @@ class RunMirror:
                     took = time.monotonic() - now
                     next_send = now + took / _MAX_SHARE
                 told = False
-            except StorageError as error:
+            except FileNotFoundError:
+                continue  # a file that was removed or replaced meanwhile
+            except (StorageError, OSError) as error:
                 if not told:
-                    self.say(f"{error} The search goes on, and what it writes is sent later.")
+                    text = str(error).rstrip(".")
+                    self.say(f"{text}. The search goes on, and what it writes is sent later.")
                 told = True
             except UserError as error:  # another driver has taken over
                 self._problem = error
                 self.say(str(error))
                 interrupt_main()
                 return
-            except OSError:
-                continue  # a file that was removed or replaced meanwhile
 
     def _look_at_workers(self) -> None:
         start = len(self.run) + 1

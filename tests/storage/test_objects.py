@@ -83,6 +83,31 @@ def test_a_write_that_fails_leaves_nothing(objects: Objects) -> None:
     assert objects.read("run/half") is None
 
 
+class Refusing:
+    """A storage that takes what is written and refuses it at the end, as S3 does in one request."""
+
+    type_name, deleted = "s3", False
+
+    def open_output_stream(self, _path: str) -> Refusing:
+        return self
+
+    def write(self, _content: bytes) -> None:
+        pass
+
+    def close(self) -> None:
+        raise OSError("503 Slow Down")
+
+    def delete_file(self, _path: str) -> None:
+        self.deleted = True
+
+
+def test_a_write_that_is_refused_leaves_the_older_object() -> None:
+    filesystem = Refusing()
+    with pytest.raises(StorageError, match=r"cannot write run/\.driver\.json: 503 Slow Down"):
+        Objects("s3://bucket", filesystem, "bucket").write("run/.driver.json", b"{}")
+    assert not filesystem.deleted, "a lock that is lost so would end the search that holds it"
+
+
 def test_a_storage_is_tried_before_it_is_used(s3: str) -> None:
     probe(f"s3://bucket/probed{s3}")
     assert Objects.open(f"s3://bucket/probed{s3}").list("") == {}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from krscale.errors import StorageError, UserError
-from krscale.storage import run_mirror, turns
+from krscale.storage import driver_lock, run_mirror
 from krscale.storage.objects import Objects
 from krscale.storage.run_files import rank, stamps
 from krscale.storage.run_mirror import discard, gather, mirrored, refresh, sign_of
@@ -26,7 +26,7 @@ Machine = Callable[[str], Path]
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pauses; what the thread would do is done by the tests."""
-    monkeypatch.setattr(turns, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(driver_lock, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(run_mirror, "LOOK_SECONDS", 1000.0)
 
 
@@ -142,9 +142,9 @@ def test_one_driver_at_a_time(machine: Machine, monkeypatch: pytest.MonkeyPatch)
         two = write(machine("two") / "run")
 
         def beat(_seconds: float) -> None:
-            first.driver.beat()
+            first.lock.beat()
 
-        monkeypatch.setattr(turns.Driver.__init__, "__defaults__", (beat, time.monotonic))
+        monkeypatch.setattr(driver_lock.DriverLock.__init__, "__defaults__", (beat, time.monotonic))
         with pytest.raises(UserError, match="is being run now by process"), mirrored(two, say):
             pytest.fail("two drivers")
         machine("one")
@@ -154,25 +154,25 @@ def test_a_driver_that_is_gone_is_let_go(machine: Machine, monkeypatch: pytest.M
     machine("one")
     objects = Objects.open(f"file://{machine('one')}")
     now = [0.0]
-    gone = turns.Driver(objects, "run", say, sleep=lambda _s: None)
-    gone.take()
+    gone = driver_lock.DriverLock(objects, "run", say, sleep=lambda _s: None)
+    gone.acquire()
     machine("two")
     said = list[str]()
 
     def wait(seconds: float) -> None:
         now[0] += seconds
 
-    after = turns.Driver(objects, "run", said.append, sleep=wait, clock=lambda: now[0])
-    assert after.take() is not None
+    after = driver_lock.DriverLock(objects, "run", said.append, sleep=wait, clock=lambda: now[0])
+    assert after.acquire() is not None
     assert "waiting up to" in said[0]
-    assert now[0] >= turns.EXPIRE_SECONDS - 5
+    assert now[0] >= driver_lock.EXPIRE_SECONDS - 5
     with pytest.raises(UserError, match="is being run now"):
         gone.beat()
     machine("two")
-    again = turns.Driver(objects, "run", said.append, sleep=wait, clock=lambda: now[0])
-    again.take()  # of the same machine, whose folder is locked by whoever calls: no wait
+    again = driver_lock.DriverLock(objects, "run", said.append, sleep=wait, clock=lambda: now[0])
+    again.acquire()  # of the same machine, whose folder is locked by whoever calls: no wait
     assert len(said) == 1
-    assert again.turn.number == 3
+    assert again.start.number == 3
 
 
 def test_workers_elsewhere_send_what_the_driver_needs(machine: Machine, uri: str) -> None:
@@ -235,3 +235,24 @@ def test_an_archive_of_strangers_is_refused(machine: Machine, uri: str) -> None:
     with pytest.raises(StorageError, match="not a checkpoint"):
         bring_checkpoint(one / "unfinished/kd/t1")
     assert not (one / "unfinished/kd/t1").exists()
+
+
+def test_what_ended_a_run_is_the_error_though_its_end_cannot_be_sent(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, said = machine("one") / "run", []
+    run.mkdir(parents=True)
+
+    def unreachable(_objects: Objects, key: str, _content: bytes) -> None:
+        raise StorageError(f"cannot write {key}")
+
+    def fail() -> None:
+        with mirrored(run, said.append):
+            write(run, journal_dot_log="{}\n")
+            monkeypatch.setattr(Objects, "write", unreachable)
+            raise ValueError("of the search")
+
+    with pytest.raises(ValueError, match="of the search"):
+        fail()
+    assert len(said) == 1
+    assert "the same command on this machine sends it" in said[0]

@@ -1,4 +1,4 @@
-"""Whose turn it is: one driver at a time runs a run, and each start of one has a number.
+"""The lock of a run in a storage: one driver at a time, and each start of one has a number.
 
 pyarrow offers no write that fails where an object exists. So a driver writes itself down, waits,
 and looks whether it still stands there; and it looks again at each of its signs of life.
@@ -21,7 +21,7 @@ from krscale.files import read_json, write_json
 from krscale.storage.address import storages_root
 from krscale.storage.objects import Objects
 
-TURN_FILE = ".driver.json"
+LOCK_FILE = ".driver.json"
 BEAT_SECONDS = 10.0
 EXPIRE_SECONDS = 45.0
 """Without a sign of life for so long, a driver is taken to be gone."""
@@ -29,7 +29,7 @@ SETTLE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Turn:
+class Start:
     """One start of a driver, as the storage keeps it.
 
     Attributes:
@@ -57,8 +57,8 @@ def machine_id() -> str:
     return str(read_json(file)["machine"])
 
 
-class Driver:
-    """This process's turn at a run.
+class DriverLock:
+    """This process's lock of a run.
 
     Args:
         objects: Of the storage.
@@ -78,11 +78,11 @@ class Driver:
     ) -> None:
         self.objects, self.run, self.say = objects, run, say
         self.sleep, self.clock = sleep, clock
-        self.key = f"{run}/{TURN_FILE}"
-        self.turn = Turn(0, uuid.uuid4().hex, machine_id(), _me())
+        self.key = f"{run}/{LOCK_FILE}"
+        self.start = Start(0, uuid.uuid4().hex, machine_id(), _me())
 
-    def take(self) -> Turn | None:
-        """Take the next turn; return the one before, None for the first.
+    def acquire(self) -> Start | None:
+        """Take the lock; return the start before this one, None for the first.
 
         Whoever calls holds the lock of this machine's folder of the run, so a driver of this
         machine that has not left is dead.
@@ -91,19 +91,19 @@ class Driver:
             UserError: If another driver runs the run.
         """
         before = self._read()
-        if before and not before.ended and before.machine != self.turn.machine:
+        if before and not before.ended and before.machine != self.start.machine:
             self._refuse_living(before)
         number = before.number + 1 if before else 1
-        self.turn = replace(self.turn, number=number)
+        self.start = replace(self.start, number=number)
         self._write()
         self.sleep(SETTLE_SECONDS)
         now = self._read()
-        if now != self.turn:
+        if now != self.start:
             raise self._taken(now)
         return before
 
-    def last(self) -> Turn | None:
-        """Return the last turn that anyone took; None if nobody has."""
+    def last(self) -> Start | None:
+        """Return the last start of any driver; None if there was none."""
         return self._read()
 
     def beat(self) -> None:
@@ -113,19 +113,19 @@ class Driver:
             UserError: If another driver has taken over meanwhile.
         """
         now = self._read()
-        if now is None or now.token != self.turn.token:
+        if now is None or now.token != self.start.token:
             raise self._taken(now)
-        self.turn = replace(self.turn, beat=self.turn.beat + 1)
+        self.start = replace(self.start, beat=self.start.beat + 1)
         self._write()
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Say that this driver is done; nothing is done where another has taken over."""
         now = self._read()
-        if now is not None and now.token == self.turn.token:
-            self.turn = replace(self.turn, ended=True)
+        if now is not None and now.token == self.start.token:
+            self.start = replace(self.start, ended=True)
             self._write()
 
-    def _refuse_living(self, before: Turn) -> None:
+    def _refuse_living(self, before: Start) -> None:
         """Return once the driver before is taken to be gone."""
         left = EXPIRE_SECONDS - self._age()
         if left > 0:
@@ -144,7 +144,7 @@ class Driver:
 
     def _age(self) -> float:
         """Return how long ago the storage was last told of the driver before, by its own clock."""
-        told, key = self.objects.info(self.key), f"{self.run}/.clock-{self.turn.token}"
+        told, key = self.objects.info(self.key), f"{self.run}/.clock-{self.start.token}"
         self.objects.write(key, b"1")
         now = self.objects.info(key)
         self.objects.delete(key)
@@ -152,20 +152,20 @@ class Driver:
             return 0.0
         return max(0.0, (now.time_ns - told.time_ns) / 1e9)
 
-    def _taken(self, turn: Turn | None) -> UserError:
-        who = turn.who if turn else "nobody (somebody has deleted its record)"
+    def _taken(self, start: Start | None) -> UserError:
+        who = start.who if start else "nobody (somebody has deleted its record)"
         return UserError(
             f"name: run {self.run!r} of {self.objects.uri} is being run now by {who}. Wait for it, "
             f"or choose another name."
         )
 
-    def _read(self) -> Turn | None:
+    def _read(self) -> Start | None:
         content = self.objects.read(self.key)
         if content is None:
             return None
         try:
             found: dict[str, Any] = json.loads(content)
-            return Turn(**found)
+            return Start(**found)
         except (ValueError, TypeError):
             raise StorageError(
                 f"storage_path: {self.objects.uri}: {self.key} is not what was written. If no "
@@ -173,7 +173,7 @@ class Driver:
             ) from None
 
     def _write(self) -> None:
-        self.objects.write(self.key, (json.dumps(asdict(self.turn)) + "\n").encode())
+        self.objects.write(self.key, (json.dumps(asdict(self.start)) + "\n").encode())
 
 
 def _me() -> str:

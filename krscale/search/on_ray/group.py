@@ -42,7 +42,7 @@ have been killed, and the others only have lost their connection to it."""
 UNSTUCK_SECONDS = 10.0
 """After all others were ended, the first worker's own exchange must end within this time."""
 
-_LOST_CONNECTION = re.compile(r"gloo|nccl|TCPStore|Connection (closed|reset)|peer", re.IGNORECASE)
+_LOST_CONNECTION = re.compile(r"gloo|nccl|TCPStore|connection (closed|reset)", re.IGNORECASE)
 
 
 class LostRankError(Exception):

@@ -20,6 +20,7 @@ from krscale.search.studies.retries import Cause
 
 BROKEN = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242")
 NAN = NonFiniteError("loss term 'ce' is not finite in epoch 1")
+OWN = ValueError("a class without a peer")
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.")
 SECONDS = 0.2
 """For which a test waits where the group would wait for seconds."""
@@ -38,6 +39,7 @@ def raised(cause: Exception) -> RayTaskError:
         (NAN, {1: raised(BROKEN)}, NAN),
         (BROKEN, {1: raised(BROKEN), 2: raised(FULL)}, FULL),
         (FULL, {}, FULL),
+        (BROKEN, {1: raised(OWN)}, OWN),
         (None, {1: raised(NAN)}, NAN),
     ],
 )

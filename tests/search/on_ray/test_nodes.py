@@ -15,7 +15,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from ray.cluster_utils import Cluster
-from running import ROOT, environment, overrides
+from running import ROOT, environment, give_own_token, overrides
 
 from krscale.cluster.connect import SETTINGS, connect, require
 from krscale.config import ClusterConfig
@@ -46,6 +46,7 @@ def cluster() -> Iterator[Cluster]:
         for name, value in {**SETTINGS, "PYTHONPATH": environment()["PYTHONPATH"]}.items():
             patch.setenv(name, value)
         patch.delenv("RAY_ADDRESS", raising=False)
+        give_own_token(patch)  # whatever another test had Ray read before
         # Not pytest's folder: sockets may not have long paths.
         with TemporaryDirectory(prefix="kr", ignore_cleanup_errors=True) as folder:
             head = {"num_cpus": 1, "include_dashboard": False, "temp_dir": folder}

@@ -96,9 +96,7 @@ def measure_nodes(storage: Path, num_trials: int, nodes: tuple[int, ...]) -> dic
     }
 
 
-def _watched(
-    storage: Path, setting: Setting, trainable: type[tune.Trainable] | None = None
-) -> Watch:
+def _watched(storage: Path, setting: Setting, trainable: type | None = None) -> Watch:
     folder = storage / "search"
     shutil.rmtree(folder, ignore_errors=True)
     experiment = setting.experiment.model_copy(update={"name": "search"})

@@ -3,46 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from s3_server import CREDENTIALS, KEY, SECRET, query, s3_server
 
 from krscale.errors import StorageError
 from krscale.storage.objects import Objects, missing_credentials
 from krscale.storage.opening import probe
 
-KEY, SECRET = "AKIANOBODY0123456789", "S3cretOfNobody0123456789"
-
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """Part of a URI that leads to an S3 server of this process, with a bucket `bucket`."""
-    moto = pytest.importorskip("moto.server", reason="the dev extra brings moto, an S3 server")
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with urllib.request.urlopen(
-        urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT")
-    ):
-        pass
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", KEY)
-        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        yield f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-    server.stop()
+    with s3_server() as where, pytest.MonkeyPatch.context() as patch:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        yield query(where)
 
 
 @pytest.fixture(params=["s3", "file", "memory"])
 def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
     """An empty storage of each kind."""
     if request.param == "s3":
-        query = request.getfixturevalue("s3")
-        return Objects.open(f"s3://bucket/{tmp_path.name}{query}")
+        where = request.getfixturevalue("s3")
+        return Objects.open(f"s3://bucket/{tmp_path.name}{where}")
     if request.param == "memory":
         pytest.importorskip("fsspec")
         return Objects.open(f"memory://{tmp_path.name}")

@@ -1,4 +1,4 @@
-"""A submitted search of trials of two workers on three nodes without a shared disk; nodes change."""
+"""A submitted search of trials of two workers, on nodes that share no disk and change meanwhile."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Machines:
         file.write_bytes((self.folder / next(iter(self.nodes)) / ".ray/auth_token").read_bytes())
 
     def submit(self, output: Path) -> subprocess.Popen[bytes]:
-        """Submit the search from a machine that is no node and has no credentials of the storage."""
+        """Submit the search from a machine that is no node and has no credentials of S3."""
         env = self.environment("laptop")
         self.copy_token("laptop")
         head = next(iter(self.nodes.values()))

@@ -125,17 +125,18 @@ def test_a_submitted_search_outlives_its_nodes(
     log = tmp_path / "job.log"
     with machines.submit(log) as job:
         try:
-            seconds = _change_nodes(machines, job, log)
+            start_seconds, seconds = _change_nodes(machines, job, log)
             job.wait()
         finally:
             job.kill()
     output = log.read_text()
     report.must_hold("the job has ended well", job.returncode == 0)
     assert job.returncode == 0, output
-    report.must_hold(
-        f"the node that joined was at work within {WORK_SECONDS:g} s", seconds <= WORK_SECONDS
-    )
-    drill.measured("from a node's joining to its first work", round(seconds, 1), "s")
+    # A node's start is what a busy machine makes slow as well: some seconds on a quiet one.
+    bound = max(WORK_SECONDS, 4.0 * start_seconds)
+    report.must_hold(f"the node that joined was at work within {bound:.0f} s", seconds <= bound)
+    drill.measured("start of the node that joins", round(start_seconds, 1), "s")
+    drill.measured("from its joining to its first work", round(seconds, 1), "s")
 
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
@@ -162,8 +163,14 @@ def test_a_submitted_search_outlives_its_nodes(
     report.done()
 
 
-def _change_nodes(machines: Machines, job: subprocess.Popen[bytes], log: Path) -> float:
-    """Take a node away in the middle of its trial and add one; return when it worked."""
+def _change_nodes(
+    machines: Machines, job: subprocess.Popen[bytes], log: Path
+) -> tuple[float, float]:
+    """Take a node away in the middle of its trial and add one.
+
+    Returns:
+        How long the new node took to start, and from then on until it worked, in seconds.
+    """
     deadline = time.monotonic() + 600.0
     while not (machines.trains("head") and machines.trains("a", "b")):
         assert job.poll() is None, log.read_text()
@@ -171,11 +178,12 @@ def _change_nodes(machines: Machines, job: subprocess.Popen[bytes], log: Path) -
         time.sleep(0.2)
     machines.nodes["b"].lose()
     time.sleep(5.0)
+    began = time.monotonic()
     machines.add("c", 1)
     joined = time.monotonic()
     while job.poll() is None and not machines.kept("c", "cache/stores/*/manifest.json"):
         time.sleep(0.1)
-    return time.monotonic() - joined
+    return joined - began, time.monotonic() - joined
 
 
 def _holds_secret(path: Path) -> bool:

@@ -257,7 +257,8 @@ def test_a_search_joins_the_cluster_of_its_node_by_auto(head: Head) -> None:
     assert done.stdout == "CPUs: 2.0\n", done.stderr + head.story()
 
 
-@pytest.mark.parametrize("demanded", [pytest.param(True, marks=pytest.mark.drill), False])
+@pytest.mark.drill
+@pytest.mark.parametrize("demanded", [True, False])
 def test_a_search_by_itself_runs_beside_the_cluster(demanded: bool, head: Head) -> None:
     # The cluster came first, then `make run`, in a shell where the token was demanded or not.
     before = head.commands.export if demanded else ":"

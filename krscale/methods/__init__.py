@@ -42,6 +42,7 @@ __all__ = [
     "Method",
     "MethodContext",
     "build_method",
+    "compares_samples",
     "method_settings",
     "parse_method",
     "takes_mixed_labels",
@@ -106,6 +107,16 @@ def takes_mixed_labels(name: str) -> bool:
     """
     method, terms = parse_method(name)
     return all(part.takes_mixed_labels for part in (method, *(POSTERIORS[t] for t in terms)))
+
+
+def compares_samples(name: str) -> bool:
+    """Return whether a method, or one that it is combined with, compares the samples of a batch.
+
+    Raises:
+        UserError: If the method is unknown.
+    """
+    method, terms = parse_method(name)
+    return any(part.compares_samples for part in (method, *(POSTERIORS[t] for t in terms)))
 
 
 def takes_unlabelled(name: str) -> bool:

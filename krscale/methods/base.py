@@ -164,6 +164,11 @@ class Method(nn.Module, ABC):
     `classes_of`. Methods without a teacher are given labelled images only; others that do not take
     them are refused with `data.unlabelled`."""
 
+    compares_samples: bool = False
+    """Whether the loss of a sample depends on which others are in its batch. With several workers
+    such a method meets the share of one worker at a time, so its result depends on their number,
+    and it is refused where that may change (`train.max_workers`)."""
+
     @abstractmethod
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted loss terms `{name: [B]}` in fp32; their sum is the loss.

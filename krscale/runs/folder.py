@@ -25,6 +25,7 @@ from krscale.files import follow, read_json, reading, write_atomic, write_json
 from krscale.foreign import is_file, real, user_path
 from krscale.links import refuse_links
 from krscale.redaction import redact, redact_all
+from krscale.showing import show
 from krscale.storage.address import checked_uri, is_uri, mark, storage_of, working_folder
 from krscale.storage.run_mirror import mirrored, refresh
 
@@ -58,7 +59,7 @@ _PACKAGES = ("krscale", "torch", "ray", "optuna", "mlflow", "pyarrow", "numpy")
 
 
 def _print(line: str) -> None:
-    print(line, file=sys.stderr)
+    show(line, file=sys.stderr)
 
 
 Spent = Callable[[Path], Mapping[str, int]]

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from krscale.runs import folder as run_folders
-from krscale.runs.folder import find_run, git_commit
+from krscale.runs.folder import find_run
+from krscale.runs.origin import git_commit
 
 
 def git(folder: Path, *arguments: str) -> str:

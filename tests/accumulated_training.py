@@ -12,7 +12,7 @@ from krscale.config.training import Precision
 from krscale.data import prepare_data
 from krscale.data.loader import Loader
 from krscale.methods import MethodContext, build_method
-from krscale.methods.base import Learner
+from krscale.methods.learner import Learner
 from krscale.parallel import Workers
 from krscale.training.loop import Training
 

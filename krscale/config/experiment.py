@@ -160,6 +160,7 @@ _NEWER = (
     "ladder.students",
     "search.stall_seconds",
     "train.gradient_accumulation",
+    "train.max_workers",
     *(f"train.{name}" for name in ("ema_decay", "optimizer", "optimizer_options", "schedule")),
 )
 """Fields that came after fingerprints had been written down: left out where they are as they are by

@@ -475,7 +475,10 @@ class TestProcesses:
         assert any(0 < count < 150 for count in done)
         KnowledgeStore.open(small.path, small.key).verify()
 
-    def test_the_other_takes_over_when_the_builder_is_killed(self, small):
+    @pytest.mark.drill
+    def test_the_other_takes_over_when_the_builder_is_killed(self, small, drill):
+        drill.injected("SIGKILL to a process that builds a store, while another one waits for it")
+        drill.must_hold("the other builds what is missing, and keeps what was written")
         # It hangs when it has asked for the third shard and not yet written it.
         builder, waiting = self._start(small, 0, 48), self._start(small, 0)
         self._go(builder)
@@ -490,6 +493,7 @@ class TestProcesses:
         assert self._finish(waiting)[-1] == "opened 1 asked 118"
         assert {name: small.files()[name] for name in kept} == kept
         KnowledgeStore.open(small.path, small.key).verify()
+        drill.held("two shards were kept, the other built the rest")
 
 
 def test_a_teacher_that_gives_nan_for_some_view_is_named_before_anything_is_kept(small):

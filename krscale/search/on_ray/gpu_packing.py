@@ -84,7 +84,7 @@ def gpus_per_trial(
         UserError: As `probe`, or if `train.device` asks for a GPU and the cluster has none.
     """
     config = experiment.search
-    if experiment.train.num_workers > 1:
+    if experiment.train.most_workers > 1:
         return gpus_per_worker(experiment)
     if config.gpus_per_trial != "auto":
         return config.gpus_per_trial

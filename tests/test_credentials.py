@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from drilling import Drill
 from finished_search import SETTINGS, train_here, without_ray
 from running import check_exports_here, in_process, overrides
 
@@ -70,11 +71,16 @@ def leaks(folder: Path) -> list[str]:
 )
 def test_every_command_and_every_file(
     formats: str,
+    drill: Drill,
     searched: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
+    drill.injected("a password or token in tracking.uri", len(URIS))
+    drill.injected("a password in cluster.address, and in an error of a trial", 2)
+    drill.injected("a secret in the environment", 2)
+    drill.must_hold("it is in no line that a command prints, and in no file that it leaves")
     if formats == "safetensors":
         check_exports_here(monkeypatch)
     shutil.copytree(searched / "cache", tmp_path / "cache")  # a teacher and a store cost seconds
@@ -106,6 +112,8 @@ def test_every_command_and_every_file(
     written = json.loads((tmp_path / "small" / "experiment.json").read_text())["experiment"]
     assert written["cluster"]["address"] == "ray://***@127.0.0.1:9"
     assert any(path.name == "spool.jsonl" for path in tmp_path.rglob("*"))
+    count = sum(path.is_file() for path in tmp_path.rglob("*"))
+    drill.held(f"in none of {count} files, and in no line of any command")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import json
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from rich.table import Table
-from running import in_process
+from running import ROOT, in_process
 
 from krscale.config import DataConfig
 from krscale.data.check import check_data
@@ -110,3 +111,37 @@ def test_the_page_of_a_run_with_hostile_records(finished_run: Path, tmp_path: Pa
         assert "<script>alert" not in text
         assert "<img src=x" not in text
         assert not any(mark in text for mark in ("\x1b", "\x9b", "\u202e"))
+
+
+PRINTS_ITSELF = {"showing.py", "export/checking.py", "export/predict.py"}
+"""`show` itself; a process that answers in JSON; a script that runs without krscale."""
+
+
+def test_all_that_is_printed_is_made_printable() -> None:
+    package = ROOT / "krscale"
+    found = set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = node.func if isinstance(node, ast.Call) else None
+            if isinstance(called, ast.Name) and called.id == "print":
+                found.add(path.relative_to(package).as_posix())
+    assert found == PRINTS_ITSELF
+
+
+def test_folders_of_a_strangers_storage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [n for n in HOSTILE if "/" not in n and "\ud800" not in n and len(n) < 250]
+    for name in names:
+        for kind in ("data", "teachers", "stores"):
+            (tmp_path / "cache" / kind / name).mkdir(parents=True)
+    command = ["--storage-path", str(tmp_path)]
+    assert in_process("clean")(command) == 0
+    found = capsys.readouterr().out
+    assert found.count("evil: ") == 3
+    assert harmless(found), repr(found)
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "experiment.json").write_text("no JSON")
+    assert in_process("clean")(command) == 0
+    said = capsys.readouterr().err
+    assert "are not known: " in said
+    assert harmless(said), repr(said)

@@ -7,6 +7,7 @@ import sys
 
 from krscale.config import load
 from krscale.errors import UserError
+from krscale.showing import show
 
 EXIT_KEPT = 1
 DESCRIPTION = (
@@ -38,27 +39,27 @@ def run(options: argparse.Namespace) -> int:
 
     unused, notes = find_unused(storage)
     for note in notes:
-        print(f"krscale: {note}", file=sys.stderr)
+        show(f"krscale: {note}", file=sys.stderr)
     for each in unused:
-        print(f"{each.num_bytes / 1e6:10,.1f} MB  {each.path}: {each.reason}")
+        show(f"{each.num_bytes / 1e6:10,.1f} MB  {each.path}: {each.reason}")
     total = sum(each.num_bytes for each in unused)
     if not unused:
-        print(f"{storage}: nothing to remove.")
+        show(f"{storage}: nothing to remove.")
         return 0
     if not (options.yes or _agreed(f"Remove {len(unused)} folders, {total / 1e6:,.1f} MB?")):
-        print("Nothing was removed.")
+        show("Nothing was removed.")
         return 0
     freed, kept = remove(unused)
     for line in kept:
-        print(f"krscale: {line}", file=sys.stderr)
-    print(f"{freed / 1e6:,.1f} MB freed.")
+        show(f"krscale: {line}", file=sys.stderr)
+    show(f"{freed / 1e6:,.1f} MB freed.")
     return EXIT_KEPT if kept else 0
 
 
 def _agreed(question: str) -> bool:
     """Ask; without a terminal nobody can agree."""
     if not sys.stdin.isatty():
-        print(f"{question} --yes does; nobody can be asked here.")
+        show(f"{question} --yes does; nobody can be asked here.")
         return False
-    print(f"{question} [y/N] ", end="", flush=True)
+    show(f"{question} [y/N] ", end="", flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -162,7 +162,7 @@ def _option(text: str) -> tuple[str, Any]:
         raise UserError(f"--option {text}: expected KEY=VALUE, e.g. num_blocks=2.")
     try:
         return key.strip(), tomllib.loads(f"value = {value.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return key.strip(), value.strip()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from krscale.redaction import redact
 
 RENAMED = {"search.trials_per_rung": "search.trials_per_size"}
 """Dotted paths of older experiments and commands, and what they are called now; both are read."""
+_KEY_OF_MANY = re.compile(r"(?:[^\s.=,#\[\]{}]{1,100}[ \t]{0,9}\.[ \t]{0,9}){100}")
+"""`tomllib` takes memory by the square of a key's parts, 20 GB for one of 200 kB."""
 
 
 def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Experiment:
@@ -92,7 +95,10 @@ def _experiment_file(path: Path) -> Path:
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file, or raise a `UserError` that says why it cannot be read."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if _KEY_OF_MANY.search(text):
+            raise ValueError("a key of more than 100 parts")
+        return tomllib.loads(text)
     except FileNotFoundError:
         siblings = [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
         guess = nearest(path.name, siblings)

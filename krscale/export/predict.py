@@ -19,8 +19,10 @@ import argparse
 import csv
 import difflib
 import hashlib
+import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -40,6 +42,10 @@ SYSTEM_FOLDERS = (
 BATCH_SIZE = 64
 EXIT_UNREADABLE, EXIT_REFUSED, EXIT_PIPE = 1, 2, 141
 _LISTED = 20
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+"""What a terminal obeys, or what turns the direction of its text."""
 
 Labelled = tuple[Path, str]
 
@@ -316,10 +322,18 @@ def _run(options: argparse.Namespace) -> None:
     if options.split is not None or options.root is not None:
         raise RefusedError("--split and --root go with --accuracy and a list of files.")
     files = find_files(options.paths)
+    read_by_people = sys.stdout.isatty()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names that are no UTF-8 go out as they are
+        sys.stdout.reconfigure(errors="surrogateescape")
     lines = csv.writer(sys.stdout, lineterminator="\n")
     lines.writerow(("file", "class", "probability"))
     for file, name, probability in student.predict(files):
-        lines.writerow((file, name, f"{probability:.4f}"))
+        row = (str(file), name, f"{probability:.4f}")
+        lines.writerow(map(_printable, row) if read_by_people else row)
+
+
+def _printable(text: str) -> str:
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -342,7 +356,7 @@ def main(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
     if message:
-        print(message, file=sys.stderr)
+        print(_printable(message), file=sys.stderr)
     return code
 
 

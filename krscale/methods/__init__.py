@@ -9,14 +9,7 @@ from __future__ import annotations
 from krscale.config.methods import KRSettings, SettingsTable
 from krscale.errors import UserError, unknown_name
 from krscale.methods.at import AT
-from krscale.methods.base import (
-    Batch,
-    Learner,
-    LearnerOutput,
-    LogitMethod,
-    Method,
-    MethodContext,
-)
+from krscale.methods.base import Batch, LogitMethod, Method, MethodContext
 from krscale.methods.crd import CRD
 from krscale.methods.dist import DIST
 from krscale.methods.dkd import DKD
@@ -25,6 +18,7 @@ from krscale.methods.fitnet import FitNet
 from krscale.methods.kd import KD
 from krscale.methods.kr import KR
 from krscale.methods.label_smoothing import LabelSmoothing
+from krscale.methods.learner import Learner, LearnerOutput
 from krscale.methods.logit_standardisation import LogitStandardisation
 from krscale.methods.pkt import PKT
 from krscale.methods.plain import Plain

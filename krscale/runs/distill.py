@@ -26,7 +26,8 @@ from krscale.parallel import Workers
 from krscale.progress import Progress
 from krscale.runs.aside import ORIGIN_FILE
 from krscale.runs.binding import bind, bind_weights
-from krscale.runs.folder import git_commit, origin_tags, run_folder
+from krscale.runs.folder import run_folder
+from krscale.runs.origin import git_commit, origin_tags
 from krscale.runs.weights import check_weights, rebuild_student
 from krscale.setup.build import Assets, build_training
 from krscale.setup.network_builder import build_student

@@ -17,7 +17,7 @@ import torch
 from krscale.config import Experiment
 from krscale.data import Dataset, open_data, prepare_data, prepare_unlabelled
 from krscale.data.views import check_views, notes_on_views
-from krscale.errors import StorageError, UserError
+from krscale.errors import UserError
 from krscale.knowledge.features import FeatureKind
 from krscale.methods import parse_method
 from krscale.setup.found_taps import describe_taps
@@ -28,8 +28,8 @@ from krscale.setup.recipe import StoreRecipe
 from krscale.setup.teacher import TeacherFacts, prepare_teacher
 from krscale.setup.teacher_quality import describe_teacher
 from krscale.setup.weights import check_weights
-from krscale.storage.address import here, is_uri
-from krscale.storage.folders import present
+from krscale.storage.address import is_uri
+from krscale.storage.folders import fetched
 from krscale.storage.opening import open_storage
 from krscale.storage.room import DEFAULT_GB
 from krscale.store import Report, ShardId, prepare_store
@@ -132,10 +132,7 @@ class Prepared:
         open_storage(self.storage, self.cache_gb)
 
         def local(path: str) -> str:
-            found = here(path, self.storage)
-            if not present(found):
-                raise StorageError(f"{found}: {self.storage} has lost it; `krscale teach` helps.")
-            return str(found)
+            return str(fetched(path, self.storage))
 
         return replace(
             self,

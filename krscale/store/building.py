@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -33,7 +35,14 @@ from krscale.store.manifest import (
     write_plan,
 )
 from krscale.store.rows import Rows, choose_layout, pixel_sums
-from krscale.store.shard import ShardFile, ShardId, count_shards, whole_shards, write_shard
+from krscale.store.shard import (
+    ShardBytes,
+    ShardFile,
+    ShardId,
+    count_shards,
+    whole_shards,
+    write_shard,
+)
 from krscale.store.spec import StoreSpec
 from krscale.store.teacher_inference import TeacherInference
 
@@ -117,11 +126,36 @@ def write_shards(spec: StoreSpec, shards: Sequence[ShardId], report: Report) -> 
     Raises:
         UserError: If no build was begun, or the disk is full.
     """
-    manifest = read_manifest(spec.path)
-    plan = manifest.plan if manifest else read_plan(spec.path)
+    _write(spec.path, begun(spec.path), TeacherInference(spec), shards, report)
+
+
+def begun(path: Path) -> StorePlan:
+    """Return the plan of a store whose build was begun, for `make_shard`.
+
+    Raises:
+        UserError: If none was.
+    """
+    manifest = read_manifest(path)
+    plan = manifest.plan if manifest else read_plan(path)
     if plan is None:
-        raise UserError(f"{spec.path}: no store was begun here.")
-    _write(spec.path, plan, TeacherInference(spec), shards, report)
+        raise UserError(f"{path}: no store was begun here.")
+    return plan
+
+
+def make_shard(spec: StoreSpec, plan: StorePlan, shard: ShardId) -> ShardBytes:
+    """Return a shard for `keep_shard`, made on a machine that does not have the store's folder.
+
+    Args:
+        spec: What the store is made of; nothing is written to its path.
+        plan: What `begun` returned where the folder is.
+        shard: Which shard.
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder)
+        elsewhere = replace(spec, path=path)
+        _write(path, plan, TeacherInference(elsewhere), [shard], lambda done, total: None)
+        [file] = path.rglob("*.arrow")
+        return ShardBytes(file.relative_to(path).as_posix(), file.read_bytes())
 
 
 def _is_finished(path: Path) -> bool:

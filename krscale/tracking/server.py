@@ -55,6 +55,10 @@ class Refused(Exception):  # noqa: N818
     """MLflow will never accept this request; others may succeed."""
 
 
+class _Gone(Refused):
+    """What a request is for is not in MLflow."""
+
+
 class Server:
     """A connection to MLflow and one experiment in it; `prepare_mlflow` comes first.
 
@@ -86,32 +90,38 @@ class Server:
     def _request(self) -> Iterator[None]:
         """Translate what goes wrong with a request.
 
-        All requests for a deleted experiment are refused, though it can be restored: MLflow then
-        counts as away, and what was refused is sent when it is back.
+        All requests for a deleted experiment are refused, though it can be restored, and a server
+        without its database refuses every request: MLflow then counts as away, and what was
+        refused is sent when it is back.
         """
         try:
             with self._translate():
                 yield
         except Refused:
-            if self._is_deleted():
-                raise ServerAway(_deleted(self.experiment)) from None
+            self._find_experiment()
             raise
 
-    def _is_deleted(self) -> bool:
+    def _find_experiment(self) -> None:
+        """Raise `ServerAway` unless MLflow has the experiment, and it is active."""
         try:
             with self._translate():
                 found = self._client.get_experiment(self.experiment_id)
-        except Refused:
-            return True
-        return bool(found.lifecycle_stage != "active")
+        except _Gone:
+            raise ServerAway(f"its experiment {self.experiment!r} is gone") from None
+        except Refused as reason:
+            raise ServerAway(str(reason)) from None
+        if found.lifecycle_stage != "active":
+            raise ServerAway(_deleted(self.experiment))
 
     def is_deleted(self, run_id: str) -> bool:
         """Whether a run is in MLflow's bin, or gone."""
         try:
             with self._translate():
                 found = self._client.get_run(run_id)
-        except Refused:
+        except _Gone:
             return True
+        except Refused:
+            return False
         return bool(found.info.lifecycle_stage != "active")
 
     def find_run(self, key: str, spool: str) -> str | None:
@@ -329,7 +339,8 @@ def _translated(
             internal_is_refusal or isinstance(error, RestException)
         )
         if not connecting and (internal or error.error_code in _REFUSALS):
-            raise Refused(_reason(error, shown)) from None
+            missing = error.error_code == "RESOURCE_DOES_NOT_EXIST"
+            raise (_Gone if missing else Refused)(_reason(error, shown)) from None
         raise ServerAway(_reason(error, shown)) from None
     except OSError as error:
         raise ServerAway(_reason(error, shown)) from None

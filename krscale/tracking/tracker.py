@@ -165,7 +165,8 @@ class Tracker:
 
         Args:
             key: The run.
-            path: What to upload; inside the run's folder it may move with that folder.
+            path: What to upload, in the run's folder, with which it may move; anything else counts
+                as refused.
             artifact_path: Folder among the run's artifacts; empty for its root.
         """
         self._check(key)
@@ -176,7 +177,8 @@ class Tracker:
 
         Args:
             key: The run it comes from.
-            folder: What `save_onnx_model` wrote; read when it is sent, so leave it where it is.
+            folder: What `save_onnx_model` wrote in the run's folder; read when it is sent, so leave
+                it where it is.
             registration: Under which name, alias and tags.
         """
         self._check(key)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from krscale.config import fingerprint
 from krscale.errors import StorageError
 from krscale.files import write_json
+from krscale.foreign import path_problem, real
 from krscale.redaction import redact
 from krscale.tracking.address import Address, follow_uri
 from krscale.tracking.comparing import lacking, refused_points
@@ -277,10 +278,10 @@ class Writer:
             if event.op == "start":
                 self._start(server, event)
             elif event.op == "artifact":
-                path = self._folder.parent / event.content["path"]
+                path = self._file(event.content["path"])
                 server.log_artifact(self._run_id(event.key), path, event.content["to"])
             elif event.op == "model":
-                path = self._folder.parent / event.content["path"]
+                path = self._file(event.content["path"])
                 server.register(self._run_id(event.key), path, event.content["registration"])
             elif event.op == "end":
                 self._end(server, event)
@@ -368,6 +369,15 @@ class Writer:
             return self._state.runs[key]
         except KeyError:
             raise Refused(f"the run {key} was not created") from None
+
+    def _file(self, path: str) -> Path:
+        """Return what an event names; a record that names a file elsewhere is not krscale's own."""
+        folder = self._folder.parent
+        if problem := path_problem(path):
+            raise Refused(f"{path[:100]!r}: {problem}")
+        if not (found := real(folder / path)).is_relative_to(folder):
+            raise Refused(f"{path}: outside of the folder of its run")
+        return found
 
     def _refuse(self, key: str, what: str, items: Sequence[Any], reason: str) -> None:
         path = self._folder / REFUSED_FILE

@@ -263,3 +263,18 @@ def test_lists_within_lists_without_end(tmp_path: Path) -> None:
         load(toml(tmp_path, f"name = {nested}"))
     with pytest.raises(UserError, match="name"):
         load(overrides=[f"name={nested}"])
+
+
+@pytest.mark.parametrize("form", ["{} = 1", "[{}]", "a = {{{} = 1}}", "[[{}]]"])
+@pytest.mark.parametrize("part", ["a.", '"a" . ', "'b'."])
+def test_keys_of_parts_without_end(form: str, part: str, tmp_path: Path) -> None:
+    """Python's reader of TOML takes gigabytes for one of a hundred kilobytes."""
+    path = toml(tmp_path, form.format(part * 20_000 + "a"))
+    with pytest.raises(UserError, match=r"not a readable TOML file: a key of more than 100 parts"):
+        load(path)
+
+
+def test_a_long_file_without_such_a_key_is_read_at_once(tmp_path: Path) -> None:
+    names = ", ".join(f'"class.{number}.of.many"' for number in range(2_000))
+    path = toml(tmp_path, f'[data.files]\nclasses = [{names}, "{"x" * 10**5}"]\n')
+    assert len(load(path).data.files.classes) == 2_001

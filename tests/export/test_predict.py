@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -299,6 +300,35 @@ def test_files_that_cannot_be_read_are_named_together(script, held_out: Path, ca
     assert "2 of 6 files cannot be read" in err
     assert script(folder / "empty.png") == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_names_of_strangers_files(
+    script, held_out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A terminal obeys none of them; a program that reads the table gets them byte for byte."""
+    folder = held_out / own_teacher.NAMES[0]
+    content = sorted(folder.iterdir())[0].read_bytes()
+    names = [b"a\x1b[2J.png", b"b\xe2\x80\xaeb.png", b"c\x9b.png", b"d\xff.png", b"e\r.png"]
+    for name in names:
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes(content)
+    Path(folder / "f\x1b[31m.png").write_bytes(b"")
+    marks = (b"\x1b", b"\x9b", "\u202e".encode(), b"\r")
+
+    def printed(terminal: bool) -> bytes:
+        stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="")
+        with monkeypatch.context() as patch:
+            patch.setattr(stream, "isatty", lambda: terminal)
+            patch.setattr(sys, "stdout", stream)
+            assert script(folder) == 1
+        return stream.buffer.getvalue()
+
+    table = printed(terminal=False)
+    assert all(name in table for name in names)
+    err = capsys.readouterr().err.encode()
+    assert "f\N{REPLACEMENT CHARACTER}[31m.png: ".encode() in err
+    shown = printed(terminal=True)
+    assert shown.count(b"\n") == table.count(b"\n")
+    assert not any(mark in shown + err for mark in marks)
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(exported, held_out: Path) -> None:

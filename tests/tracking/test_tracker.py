@@ -10,6 +10,10 @@ import pytest
 
 from krscale.errors import UserError
 from krscale.tracking import Tracker, sync
+from krscale.tracking.models import HASH_TAG
+from krscale.tracking.spool import Event, encode_event
+
+START = {"name": "a", "parent": None, "tags": {}, "params": {}}
 
 
 def search(tracker, num_trials=2, num_epochs=3):
@@ -205,6 +209,42 @@ def test_what_mlflow_refuses_holds_up_nothing_else(storage, warnings_told, by_ke
     assert [line["what"] for line in refused] == ["params", "metrics", "metrics", "artifact"]
     assert refused[0]["items"] == [["lr", "0.2"]]
     assert [line["items"][0][0] for line in refused[1:3]] == ["../bad", "far"]
+
+
+@pytest.mark.parametrize("op", ["artifact", "model"])
+def test_a_record_of_a_stranger_sends_no_file_of_elsewhere(op, storage, by_key):
+    """Its folder may come with any record; sending it must not upload what its user may read."""
+    canary = storage / "canary" / "secret.txt"
+    canary.parent.mkdir()
+    canary.write_text("c4n4ry")
+    run = storage / "run"
+    (run / "a").mkdir(parents=True)
+    paths = (
+        str(canary), str(canary.parent), "../canary", "../canary/secret.txt", "a/../../canary",
+        "..", ".//..//canary", "../run/../canary", "../run2", "/", "/proc/self/environ", "a\0b",
+        "a" * 300, "a/" * 3000,
+    )  # fmt: skip
+    registration = {"name": "n", "alias": "a", "tags": {HASH_TAG: "1"}, "description": ""}
+    events = [Event("spool", "1" * 32, 0), Event("start", "kr", 1, START)]
+    for path in paths:
+        content = {"path": path, "to": ""} if op == "artifact" else {
+            "path": path, "registration": registration
+        }  # fmt: skip
+        events.append(Event(op, "kr", 2, content))
+    places = ("../../canary", "/canary", "a/../../..", str(canary.parent))
+    if op == "artifact":
+        events += [Event(op, "kr", 2, {"path": "a", "to": place}) for place in places]
+        paths += places
+    events.append(Event("end", "kr", 3, {"status": "COMPLETE"}))
+    (run / "a" / "file.txt").write_text("drawn")
+    (run / "tracking").mkdir()
+    (run / "tracking" / "spool.jsonl").write_bytes(b"".join(map(encode_event, events)))
+    assert sync(run, warn=lambda _: None) == 0
+    assert by_key(storage / "mlflow.db")["kr"].status == "FINISHED", "what came after them is there"
+    lines = (run / "tracking" / "refused.jsonl").read_text().splitlines()
+    assert len(lines) == len(paths)
+    found = [path for path in storage.rglob("*.txt") if path.is_file()]
+    assert sorted(found) == [canary, run / "a" / "file.txt"]
 
 
 def test_one_process_records_a_run_at_a_time(storage):

@@ -12,19 +12,18 @@ from krscale.data import describe_data
 from krscale.errors import UserError
 from krscale.progress import Progress
 from krscale.search.on_ray import gpu_packing as packing
-from krscale.search.on_ray.gpu_packing import (
+from krscale.search.on_ray.gpu_packing import candidates, gpus_per_trial
+from krscale.search.on_ray.group_resources import trial_resources
+from krscale.search.space.space import load_space
+from krscale.search.studies.size_resolver import StudentSizeResolver
+from krscale.setup.gpu_memory import (
     GpuMemory,
     ProbeCandidate,
-    candidates,
     gpu_share,
-    gpus_per_trial,
     probe,
     read_memory,
     trials_per_gpu,
 )
-from krscale.search.on_ray.group_resources import trial_resources
-from krscale.search.space.space import load_space
-from krscale.search.studies.size_resolver import StudentSizeResolver
 from krscale.setup.networks import Networks
 from krscale.setup.prepare import Prepared, prepare
 from krscale.training.loop import Training, evaluate

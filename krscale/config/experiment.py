@@ -159,6 +159,7 @@ _NEWER = (
     *(f"distill.rkd_{name}" for name in ("weight", "distance_weight", "angle_weight")),
     "ladder.students",
     "search.stall_seconds",
+    "store.teacher_precision",
     "train.gradient_accumulation",
     "train.max_workers",
     *(f"train.{name}" for name in ("ema_decay", "optimizer", "optimizer_options", "schedule")),

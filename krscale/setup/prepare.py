@@ -33,6 +33,7 @@ from krscale.storage.folders import fetched
 from krscale.storage.opening import open_storage
 from krscale.storage.room import DEFAULT_GB
 from krscale.store import Report, ShardId, prepare_store
+from krscale.store.manifest import read_manifest
 from krscale.training.optimisers import check_optimiser
 
 
@@ -234,7 +235,23 @@ def _prepare_store(
 ) -> Path:
     """Find the store of a recipe, or build it."""
     elsewhere = partial(write, recipe, reporter.advance) if write else None
-    return prepare_store(recipe.spec(device), reporter.advance, write=elsewhere)
+    path = prepare_store(recipe.spec(device), reporter.advance, write=elsewhere)
+    if recipe.kind is None and (note := _fallback(recipe.experiment, path)):
+        reporter.note(note)
+    return path
+
+
+def _fallback(experiment: Experiment, path: Path) -> str:
+    """Say that the teacher runs in fp32 though bf16 was asked for; nothing where it does not."""
+    manifest = read_manifest(path)
+    asked = experiment.store.teacher_precision
+    if manifest is None or manifest.plan.precision == asked:
+        return ""
+    return (
+        f"store.teacher_precision: {asked} would cost a tap more than store.max_error = "
+        f"{experiment.store.max_error:g} on {manifest.plan.num_sampled} sampled views, so the "
+        f"teacher's forward is in {manifest.plan.precision}"
+    )
 
 
 def pick_device(name: str) -> torch.device:

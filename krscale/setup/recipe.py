@@ -128,7 +128,7 @@ class StoreRecipe:
             "taps": fingerprint(self.teacher.taps),
             # Stores of before read the means over all positions, and are found again.
             **({"probes": f"grid {grid}x{grid_name(grid)}"} if grid > 1 else {}),
-            "store": fingerprint(self.experiment.store.model_dump(mode="json")),
+            "store": fingerprint(self.experiment.store.identity()),
         }
 
     @property

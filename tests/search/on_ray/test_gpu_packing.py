@@ -16,6 +16,7 @@ from krscale.search.on_ray.gpu_packing import candidates, gpus_per_trial
 from krscale.search.on_ray.group_resources import trial_resources
 from krscale.search.space.space import load_space
 from krscale.search.studies.size_resolver import StudentSizeResolver
+from krscale.setup import gpu_memory
 from krscale.setup.gpu_memory import (
     GpuMemory,
     ProbeCandidate,
@@ -164,7 +165,7 @@ def test_the_probe_trains_and_judges_every_candidate(
 
 
 def test_without_a_gpu_nothing_is_trained(assets: Assets, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "build_training", None)
+    monkeypatch.setattr(gpu_memory, "build_training", None)
     assert probe(*assets, tried(assets[0]), lambda device: None) is None
     assert read_memory(torch.device("cpu")) is None
 

@@ -78,6 +78,7 @@ def measure_nodes(storage: Path, num_trials: int, nodes: tuple[int, ...]) -> dic
             setting = Setting(
                 storage, *SEARCH, f"search.trials_per_size={num_trials}",
                 f"cluster.address={address}",
+                "train.num_epochs=1",  # as many as such a trial reports
             )  # fmt: skip
             connect(setting.experiment.cluster)
             try:

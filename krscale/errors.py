@@ -12,7 +12,18 @@ from collections.abc import Iterable
 
 
 class KrscaleError(Exception):
-    """Base of every error krscale raises on purpose."""
+    r"""Base of every error krscale raises on purpose.
+
+    It may quote names of files that are no UTF-8: these are escaped, so that every error can be
+    written down.
+
+    Example:
+        >>> print(KrscaleError("\udcff.png: not a readable image."))
+        \udcff.png: not a readable image.
+    """
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*map(_writable, arguments))
 
 
 class UserError(KrscaleError):
@@ -33,6 +44,12 @@ class DamagedFileError(UserError):
 
 class NonFiniteError(UserError):
     """A loss term became NaN or infinite; the message names the term, the epoch and the step."""
+
+
+def _writable(argument: object) -> object:
+    if not isinstance(argument, str):
+        return argument
+    return argument.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str | None:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from krscale.config import DataConfig
+from krscale.data.arrow_messages import decode_names, refuse_compressed
 from krscale.data.decoding import Encoded
 from krscale.data.encoded import Part, encoded_data
 from krscale.data.label_column import label_values
@@ -25,8 +26,9 @@ from krscale.data.own_files import (
 )
 from krscale.data.own_files import own_splits as own
 from krscale.data.source import Description, Report, SourceData, SplitName
+from krscale.data.unpacking import refuse_rows
 from krscale.errors import UserError, unknown_name
-from krscale.foreign import is_file, parsing, regular
+from krscale.foreign import is_file, parsing, path_problem, regular
 
 _INFO, STATE_FILE, SETS_FILE = "dataset_info.json", "state.json", "dataset_dict.json"
 _PATH_ROWS = 65_536
@@ -66,7 +68,7 @@ class Saved:
                 f"{folder}: not {WANTED}: {STATE_FILE} lists no files (_data_files), or {_INFO} no "
                 "columns (features)."
             ) from None
-        outside = [name for name in names if not name or Path(name).name != name]
+        outside = [n for n in names if not n or Path(n).name != n or path_problem(n)]
         if outside:
             raise UserError(
                 f"{folder / STATE_FILE}: _data_files: {outside[0]!r} is not a file of this folder; "
@@ -260,17 +262,21 @@ def _outside(folder: Path, path: object) -> str:
 
 def _open(file: Path) -> Iterator[Any]:
     """Yield the record batches of a file, which is mapped, and in Arrow's stream format."""
-    problem = f"{file}: not a readable Arrow file"
+    problem, num_rows = f"{file}: not a readable Arrow file", 0
     with parsing(problem):
         source = pa.memory_map(str(regular(file)))
     with source:
         with parsing(problem):
-            batches = iter(pa.ipc.open_stream(source))
+            refuse_compressed(source, str(file))
+            batches = iter(stream := pa.ipc.open_stream(source))
+            decode_names(stream.schema)
         while True:
             with parsing(problem):
                 batch = next(batches, None)
             if batch is None:
                 return
+            num_rows += len(batch)
+            refuse_rows(str(file), source.size(), num_rows)
             yield batch
 
 

@@ -25,6 +25,7 @@ from krscale.data.own_files import (
     files_identity,
     own_splits,
 )
+from krscale.data.parquet import refuse_large_table
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.errors import UserError, unknown_name
 from krscale.foreign import is_file, parsing, path_problem
@@ -71,6 +72,7 @@ class ImageList:
         """Return the list, whose CSV form holds text but for columns of whole numbers."""
         with parsing(f"{self.path}: not a readable list"):
             if self.path.suffix.lower() == ".parquet":
+                refuse_large_table(self.path, pq.read_metadata(self.path))
                 return _checked(pq.read_table(self.path))
             delimiter = "\t" if self.path.suffix.lower() == ".tsv" else ","
             # `01` is a name, and so is `NA`: only columns of plain whole numbers are numbers.

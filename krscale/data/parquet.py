@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from krscale.config import DataConfig
 from krscale.data.arrow import Images, Labels
+from krscale.data.arrow_messages import decode_names
 from krscale.data.classes import Values, alike, find_classes, to_labels
 from krscale.data.decoding import Decoder, piece_size
 from krscale.data.label_column import label_values
@@ -30,6 +31,7 @@ from krscale.data.own_files import (
 from krscale.data.seen import Seen
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.data.stream import Stream
+from krscale.data.unpacking import refuse_bomb, refuse_rows
 from krscale.data.walking import Found, is_hidden_folder, printable, walk
 from krscale.errors import UserError
 from krscale.foreign import parsing, regular
@@ -197,6 +199,22 @@ def hugging_face_names(file: Path, column: str) -> tuple[str, ...]:
     return ()
 
 
+def refuse_large_table(file: Path, metadata: Any) -> None:
+    """Refuse a Parquet file that unpacks to far more than its size, or has more rows than bytes.
+
+    Args:
+        file: The file.
+        metadata: Its `pyarrow.parquet.FileMetaData`.
+
+    Raises:
+        UserError: If it does.
+    """
+    size = file.stat().st_size
+    refuse_rows(str(file), size, metadata.num_rows)
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    refuse_bomb(str(file), size, sum(group.total_byte_size for group in groups))
+
+
 def _is_hidden(name: str) -> bool:
     """Whether a folder holds no data: by the rule of Hadoop, Spark and Arrow, `_temporary` too."""
     return is_hidden_folder(name) or (name.startswith("_") and "=" not in name)
@@ -264,6 +282,8 @@ def _batches(file: Path, name: str, field: str, size: int) -> Iterator[Any]:
         parquet = pq.ParquetFile(regular(file), memory_map=True, pre_buffer=False)
     with parquet:
         with parsing(problem):
+            refuse_large_table(file, parquet.metadata)
+            decode_names(parquet.schema_arrow)
             column_number(parquet.schema_arrow.names, name, f"{file}: data.files.{field}")
             batches = parquet.iter_batches(size, columns=[name], use_threads=False)
         while True:

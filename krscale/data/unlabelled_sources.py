@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from krscale.config import DataConfig
@@ -22,10 +21,11 @@ from krscale.data.image_folder import SUFFIXES, Names
 from krscale.data.image_list import ImageList
 from krscale.data.numpy_files import NumpyFiles, holds_images
 from krscale.data.own_files import ImageLocations, existing_path, files_identity
-from krscale.data.parquet import Parquet
+from krscale.data.parquet import Parquet, refuse_large_table
 from krscale.data.source import Place, Report, SourceData, SplitName
 from krscale.data.walking import Found, walk
 from krscale.errors import UserError
+from krscale.foreign import parsing, regular
 from krscale.methods.base import UNLABELLED
 
 WANTED = (
@@ -198,13 +198,10 @@ def _kind(path: Path, config: DataConfig) -> str:
     if kind not in _KINDS:
         raise UserError(f"data.unlabelled: {path}: is of the kind {kind}; expected {WANTED}.")
     if kind == "parquet" and path.is_file():
-        try:
-            names = pq.read_schema(path).names
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(
-                f"data.unlabelled: {path}: not a readable Parquet file ({error}); expected "
-                f"{WANTED}."
-            ) from None
+        with parsing(
+            f"data.unlabelled: {path}: not a readable Parquet file", f"Expected {WANTED}."
+        ):
+            names = pq.read_schema(regular(path)).names
         if config.files.image_column not in names and config.files.path_column in names:
             return "image_list"
     return kind
@@ -231,10 +228,10 @@ def _no_labels(number: int, config: DataConfig) -> Labels:
 
 
 def _num_rows(file: Path) -> int:
-    try:
-        return int(pq.read_metadata(file).num_rows)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file}: not a readable Parquet file ({error}).") from None
+    with parsing(f"{file}: not a readable Parquet file"):
+        found = pq.read_metadata(regular(file))
+        refuse_large_table(file, found)
+        return int(found.num_rows)
 
 
 @contextmanager

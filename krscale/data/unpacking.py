@@ -20,6 +20,7 @@ from krscale.foreign import parsing, regular
 _SMALL = 2**28
 _RATIO = 200
 """More than images are packed by: where they are not all alike, 2 to 20."""
+_MANY_ROWS = 2**20
 _BLOCK = 2**20
 _MAX_MEMBERS = 10_000
 _OPENERS: Mapping[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
@@ -43,6 +44,29 @@ def refuse_bomb(where: str, packed: int, unpacked: int) -> None:
         raise UserError(
             f"{where}: {packed:,} bytes that unpack to {unpacked:,}, more than {_RATIO} times as "
             "many, which no images do. If it is yours, save it without compression."
+        )
+
+
+def refuse_rows(where: str, num_bytes: int, num_rows: int) -> None:
+    """Refuse a table of millions of rows that has less than a byte for each.
+
+    A run of equal values takes a few bytes, whatever its length; read, each takes eight or more.
+
+    Args:
+        where: The file, for errors.
+        num_bytes: Its size.
+        num_rows: Rows that it says it has.
+
+    Raises:
+        UserError: If no images, labels or paths can be so many.
+
+    Example:
+        >>> refuse_rows("train.parquet", num_bytes=11_000_000, num_rows=60_000)
+    """
+    if num_rows > max(_MANY_ROWS, num_bytes):
+        raise UserError(
+            f"{where}: {num_rows:,} rows in {num_bytes:,} bytes, less than a byte for each, which "
+            "no images take."
         )
 
 

@@ -71,6 +71,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return storage
 
 
+@pytest.mark.usefixtures("checked_here")  # a process for each of the exports takes minutes
 @pytest.mark.parametrize("name", COMMANDS)
 def test_damaged_files_of_a_run(
     name: str, whole: Path, drill: Drill, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -63,6 +63,8 @@ def _cost(name: str, where: str, number: int, settings: list[str]) -> Costs:
             **CREDENTIALS,
             "AWS_ENDPOINT_URL": f"http://{where}",
             "KRSCALE_CACHE_PATH": str(folder / "cache"),
+            # With Ray's 15 its workers give way to whatever else runs on the machine.
+            "RAY_worker_niceness": "0",
         }
         return run_search([f"storage_path={storage}", *settings], variables)
 

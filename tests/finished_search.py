@@ -59,6 +59,7 @@ def without_ray(train: Any = train_here) -> Iterator[None]:
     """Let `krscale.tune` run its trials by `train`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "connect", lambda cluster: None)
+        patch.setattr(session, "reach_storage", lambda experiment: None)
         patch.setattr(session, "check_arrival", lambda models, builders: None)
         patch.setattr(session, "num_slots", lambda *_: 1)
         patch.setattr(session, "write_on_workers", None)

@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
 
     with Progress(quiet=options.quiet, planned={}) as progress:
         pick_device(experiment.train.device)  # a GPU that is not there is refused before the work
-        reach_storage(experiment)
+        reach_storage(experiment, on_nodes=False)  # for those that write the store: store_shards
         setup = Setup.resolve(experiment, progress)
         if not options.quiet:
             progress.note(setup.dataset.summary())

@@ -27,7 +27,7 @@ PROBE_SECONDS = 120.0
 """For a node to start a worker, import and answer."""
 
 
-def reach_storage(experiment: Experiment) -> None:
+def reach_storage(experiment: Experiment, *, on_nodes: bool = True) -> None:
     """Refuse a storage that this machine or a node of the cluster cannot read and write.
 
     A folder is looked for on the other nodes of a cluster, which are to share it; a cluster whose
@@ -35,6 +35,8 @@ def reach_storage(experiment: Experiment) -> None:
 
     Args:
         experiment: Its storage, and the cluster that it runs on.
+        on_nodes: Whether other nodes are to work; else a folder concerns this machine alone, and no
+            cluster is asked about it.
 
     Raises:
         UserError: Listing nodes, each with what is wrong there.
@@ -43,6 +45,8 @@ def reach_storage(experiment: Experiment) -> None:
     if is_uri(storage):
         open_storage(storage, cache_gb)
         probe(storage)
+    elif not on_nodes:
+        return
     if (experiment.cluster.address or os.environ.get("RAY_ADDRESS") or "local") == "local":
         return
     connect(experiment.cluster)

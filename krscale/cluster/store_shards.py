@@ -16,6 +16,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from krscale.cluster.connect import connect
 from krscale.cluster.lost_worker import lost_worker
+from krscale.cluster.nodes import reach_storage
 from krscale.cluster.sending import check_arrival
 from krscale.errors import UserError
 from krscale.models.given import Builder, available, given
@@ -65,6 +66,7 @@ def write_on_workers(recipe: StoreRecipe, report: Report, shards: Sequence[Shard
     if num_workers < 2 or len(shards) < 2:
         write_shards(recipe.spec(pick_device(settings.device)), shards, report)
         return
+    reach_storage(recipe.experiment)
     _write_all(recipe, shards, resource, report)
 
 

@@ -90,7 +90,7 @@ def distil(
     """
     _refuse_varying_workers(experiment)
     experiment = _own_name(experiment)
-    reach_storage(experiment)
+    reach_storage(experiment, on_nodes=experiment.train.num_workers > 1)
     with (
         Progress(quiet=quiet, planned={}) as progress,
         run_folder(experiment, {}, say=progress.note) as folder,

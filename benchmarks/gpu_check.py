@@ -5,7 +5,7 @@
 
 Needs torch and krscale's core, no Ray, MLflow or Optuna. Writes `benchmarks/results/gpu.json` and
 its section of `docs/benchmarks.md`. Without a GPU it says so and ends with 2. With `--tiny` it only
-prints. The memory probe of `search.gpus_per_trial = "auto"` is not compared: it needs Ray.
+prints. No part begins once `--minutes` have passed; what was left out is named.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import torch
+from parts import gpu_processes
 from parts.document import write_section
-from parts.gpu import Sizes, all_parts, gpu_table
+from parts.gpu import Sizes, all_parts, gpu_table, known_peak
 from parts.measuring import ROOT, commit, machine
 
 from krscale.files import write_json
@@ -32,20 +34,40 @@ def main(words: list[str] | None = None) -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print("gpu_check: torch sees no GPU here; nothing was measured", file=sys.stderr)
         return 2
-    sizes = Sizes.tiny() if arguments.tiny else Sizes()
-    result: dict[str, Any] = {"machine": machine(device), "commit": commit(), "seconds": {}}
-    for name, measure in all_parts(device, sizes, arguments.peak_tflops).items():
-        started = time.perf_counter()
-        result[name] = measure()
-        result["seconds"][name] = round(time.perf_counter() - started, 1)
-        print(f"{name}: {result[name]} ({result['seconds'][name]} s)", flush=True)
+    result = _measure(device, arguments)
     if device.type == "cuda" and not arguments.tiny:
         write_json(RESULT, result)
         write_section("gpu", "GPU", gpu_table(result))
-    beyond = [name for name, row in result["numerics"].items() if row["error"] > row["bound"]]
+    beyond = [
+        name for name, row in result.get("numerics", {}).items() if row["error"] > row["bound"]
+    ]
     if beyond:
         print(f"gpu_check: beyond their bounds: {', '.join(beyond)}", file=sys.stderr)
     return 1 if beyond else 0
+
+
+def _measure(device: torch.device, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run every part that the time allows."""
+    sizes = Sizes.tiny() if arguments.tiny else Sizes()
+    on_gpu = device.type == "cuda"
+    peak = arguments.peak_tflops
+    if on_gpu and not peak:
+        peak = known_peak(torch.cuda.get_device_name(device))
+    parts = all_parts(device, sizes, peak)
+    parts["together"] = partial(gpu_processes.together, device, sizes)
+    if on_gpu:
+        parts["memory"] = partial(gpu_processes.memory, device, sizes)
+    result: dict[str, Any] = {"machine": machine(device), "commit": commit(), "seconds": {}}
+    began = time.perf_counter()
+    for name, measure in parts.items():
+        started = time.perf_counter()
+        if started - began > 60 * arguments.minutes:
+            result.setdefault("left_out", []).append(name)
+            continue
+        result[name] = measure()
+        result["seconds"][name] = round(time.perf_counter() - started, 1)
+        print(f"{name}: {result[name]} ({result['seconds'][name]} s)", flush=True)
+    return result
 
 
 def _arguments(words: list[str] | None) -> argparse.Namespace:
@@ -53,8 +75,12 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--tiny", action="store_true", help="smallest sizes; writes nothing")
     parser.add_argument(
-        "--peak-tflops", type=float, default=0.0, help="dense bf16 peak from the card's data sheet"
+        "--peak-tflops",
+        type=float,
+        default=0.0,
+        help="dense bf16 peak of the card, for one that is not in parts/gpu.py",
     )
+    parser.add_argument("--minutes", type=float, default=6.0, help="begin no part after so long")
     return parser.parse_args(words)
 
 

@@ -28,7 +28,12 @@ from krscale.models.tapped import device_of, logits_of
 from krscale.parallel import Workers
 from krscale.training.loop import Training
 
-NOT_HERE = frozenset({"global_batch_size", "num_workers", "device", "seed", "gpu_share_for_images"})
+NOT_HERE = frozenset(
+    {
+        *("global_batch_size", "num_workers", "max_workers"),
+        *("device", "seed", "gpu_share_for_images"),
+    }
+)
 """Settings of a run's training that loaders and networks decide here."""
 
 OnEpoch = Callable[[dict[str, float]], bool | None]

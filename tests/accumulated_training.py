@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from krscale.config import DataConfig, TrainConfig, ViewsConfig
+from krscale.config.training import Precision
 from krscale.data import prepare_data
 from krscale.data.loader import Loader
 from krscale.methods import MethodContext, build_method
-from krscale.methods.base import Learner
+from krscale.methods.learner import Learner
 from krscale.parallel import Workers
 from krscale.training.loop import Training
 
@@ -30,14 +31,31 @@ class WithoutNorm(nn.Module):
         return self.classifier(self.first(images).mean(dim=(2, 3)))
 
 
-def accumulated_training(workers: Workers, num_parts: int, cache: Path) -> Training:
-    """Return a training of three steps an epoch, the last of them with a batch of another size."""
+class WithNorm(WithoutNorm):
+    """The same with a batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.GELU())
+
+
+def accumulated_training(
+    workers: Workers, num_parts: int, cache: Path, precision: Precision = "fp32"
+) -> Training:
+    """Return a training of three steps an epoch, the last of them with a batch of another size.
+
+    In bf16 its student has a batch norm.
+    """
     settings = TrainConfig(
-        num_epochs=1, global_batch_size=41, gradient_accumulation=num_parts, learning_rate=0.3
+        num_epochs=1,
+        global_batch_size=41,
+        gradient_accumulation=num_parts,
+        learning_rate=0.3,
+        precision=precision,
     )
     dataset = prepare_data(DataConfig(max_images=200), cache)
     torch.manual_seed(7)
-    student = WithoutNorm()
+    student = WithNorm() if precision == "bf16" else WithoutNorm()
     loader = Loader(
         dataset,
         ViewsConfig(),
@@ -52,9 +70,11 @@ def accumulated_training(workers: Workers, num_parts: int, cache: Path) -> Train
     return Training(Learner(student, (), method), loader, None, settings, workers)
 
 
-def weights_after_an_epoch(workers: Workers, num_parts: int, cache: Path) -> dict[str, Tensor]:
+def weights_after_an_epoch(
+    workers: Workers, num_parts: int, cache: Path, precision: Precision = "fp32"
+) -> dict[str, Tensor]:
     """Return the weights and the epoch's mean loss."""
-    training = accumulated_training(workers, num_parts, cache)
+    training = accumulated_training(workers, num_parts, cache, precision)
     metrics = training.run_epoch()
     loss = torch.tensor(metrics["train/loss"])
     return {**{k: v.clone() for k, v in training.student.state_dict().items()}, "loss": loss}

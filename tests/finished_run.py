@@ -9,7 +9,8 @@ from krscale.models.capacity import latency_ms
 from krscale.parallel import Workers
 from krscale.progress import Progress
 from krscale.report import Curve, CurveSize, MethodResult, TeacherRecord, find_pareto, write_curve
-from krscale.runs.folder import git_commit, run_folder, student_path
+from krscale.runs.folder import run_folder, student_path
+from krscale.runs.origin import git_commit
 from krscale.setup.build import Assets, build_training
 from krscale.setup.networks import Networks
 from krscale.setup.prepare import prepare

@@ -1,6 +1,5 @@
 """Packages that are commands, too, import what they offer only when it is used."""
 
-import doctest
 import importlib
 import json
 import subprocess
@@ -9,14 +8,8 @@ import sys
 import pytest
 from running import environment
 
-from krscale import lazy
-
 PACKAGES = ("data", "report", "store")
 HEAVY = ("torch", "numpy", "pyarrow", "matplotlib", "plotly", "ray", "optuna", "mlflow", "PIL")
-
-
-def test_the_example() -> None:
-    assert doctest.testmod(lazy, optionflags=doctest.IGNORE_EXCEPTION_DETAIL) == (0, 3)
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -132,6 +132,7 @@ def _work(rank, folder):
         results[f"train_{name}"] = _train(name, workers, nn.parallel.DistributedDataParallel)
     results["kr"] = gradients_of_two(rank)
     results["parts"] = weights_after_an_epoch(workers, 3, Path(folder) / "cache")
+    results["bf16"] = weights_after_an_epoch(workers, 1, Path(folder) / "cache", "bf16")
     torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()  # neither leaves while the other still talks to it
     dist.destroy_process_group()
@@ -207,6 +208,16 @@ class TestTwoProcesses:
                     msg=lambda m, k=key: f"{k}: {m}",
                 )
 
+    def test_bf16_with_shared_batch_norm_is_that_of_one_process(self, results, tmp_path):
+        expected = weights_after_an_epoch(Workers.alone(), 1, tmp_path, "bf16")
+        assert "first.1.running_mean" in expected
+        for key, value in expected.items():
+            assert torch.equal(results[0]["bf16"][key], results[1]["bf16"][key]), key
+            found = results[0]["bf16"][key]
+            torch.testing.assert_close(
+                found, value, rtol=0.02, atol=0.01, msg=lambda m, k=key: f"{k}: {m}"
+            )
+
     @pytest.mark.parametrize("name", TRAININGS)
     def test_training_equals_one_process(self, results, name):
         expected = _train(name, Workers.alone(), lambda model: model)
@@ -259,6 +270,15 @@ class TestConvertBatchNorm:
         converted = convert_batch_norm(_network(), Workers(0, 2))
         with pytest.raises(ValueError, match="process group"):
             converted(torch.randn(2, 1, 6, 6))
+
+    def test_the_memory_order_of_images_is_kept(self, monkeypatch):
+        monkeypatch.setattr("krscale.parallel._all_reduce", torch.clone)
+        norm = SharedBatchNorm(nn.BatchNorm2d(3), Workers(0, 2))
+        images = torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last).requires_grad_()
+        output = norm(images)
+        output.square().sum().backward()
+        for found in (output, images.grad):
+            assert found.is_contiguous(memory_format=torch.channels_last)
 
     def test_wrong_shape_is_refused(self):
         norm = SharedBatchNorm(nn.BatchNorm2d(3), Workers(0, 2))

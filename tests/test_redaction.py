@@ -4,7 +4,8 @@ import json
 import sys
 
 from krscale.config import load
-from krscale.runs.folder import ray_job, read_experiment, run_folder
+from krscale.runs.folder import read_experiment, run_folder
+from krscale.runs.origin import ray_job
 
 
 def test_password_of_the_tracking_uri_is_in_no_file(tmp_path, monkeypatch):

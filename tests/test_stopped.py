@@ -32,14 +32,6 @@ TINY = (
     "search.trials_per_size=1", "cluster.num_cpus=1",
 )  # fmt: skip
 SLOW_TEACHER = ("teacher.num_epochs=2000",)
-WITHOUT_RAY = """
-import sys
-from finished_search import without_ray
-from krscale.cli.app import main
-with without_ray():
-    sys.exit(main(sys.argv[1:]))
-"""
-"""A program that is `krscale`, but for trials that it trains itself: half of the imports."""
 
 
 @pytest.fixture
@@ -57,14 +49,12 @@ def _heed_interrupts() -> None:
 class Command:
     """A command in a session of its own, as in a terminal, with its log."""
 
-    def __init__(
-        self, name: str, storage: Path, *settings: str, program: tuple[str, ...] = (), **env: str
-    ) -> None:
+    def __init__(self, name: str, storage: Path, *settings: str, **env: str) -> None:
         self.arguments = overrides(*SMALL, f"storage_path={storage}", "name=stopped", *settings)
         self.log = storage / f"{name}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *(program or ("-m", "krscale")), name, *self.arguments],
+                [sys.executable, "-m", "krscale", name, *self.arguments],
                 env=environment(**env), cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
                 preexec_fn=_heed_interrupts,
             )  # fmt: skip
@@ -173,13 +163,17 @@ def test_a_search_keeps_and_marks_its_running_trials(
     drill.held("the search was completed, a trial from its checkpoint")
 
 
-def test_a_search_that_is_stopped_while_ray_starts(storage: Path) -> None:
+@pytest.mark.drill
+def test_a_search_that_is_stopped_while_ray_starts(storage: Path, drill: Drill) -> None:
+    drill.injected("SIGTERM while Ray starts")
+    drill.must_hold("one line and the signal's exit code; no process is left, nothing is RUNNING")
     command = Command("tune", storage, *TINY)
     command.wait_until(lambda: "krscale: search" in command.text)
     time.sleep(0.7)
     command.stop(signal.SIGTERM)
     assert "RUNNING" not in {status for status, _ in mlflow_states(storage)}
     assert not command.left_processes()
+    drill.held("one line, no process, nothing RUNNING")
 
 
 @pytest.mark.parametrize(
@@ -202,23 +196,19 @@ def test_teach_is_stopped_before_there_is_any_ray(
     drill.held("one line, no process")
 
 
+# The suite has the interruption in its own process: runs/test_distill,
+# test_interrupted_training_goes_on_to_the_same_weights.
+@pytest.mark.drill
 @pytest.mark.parametrize(
-    ("stop", "num_workers", "num_epochs", "to_the_end"),
+    ("stop", "num_workers", "num_epochs"),
     [
-        # How it goes on: test_interrupted_training_goes_on_to_the_same_weights (runs/test_distill).
-        (signal.SIGINT, 1, 30, False),
-        pytest.param(signal.SIGINT, 1, 30, True, marks=pytest.mark.drill),
+        (signal.SIGINT, 1, 30),
         # The first report comes after 5 seconds.
-        pytest.param(signal.SIGTERM, 2, 8, True, marks=pytest.mark.drill),
+        (signal.SIGTERM, 2, 8),
     ],
 )
 def test_a_single_student_is_kept_and_marked(
-    stop: signal.Signals,
-    num_workers: int,
-    num_epochs: int,
-    to_the_end: bool,
-    storage: Path,
-    drill: Drill,
+    stop: signal.Signals, num_workers: int, num_epochs: int, storage: Path, drill: Drill
 ) -> None:
     drill.injected(f"{stop.name} to the training of a student by {num_workers} worker(s)")
     drill.must_hold("MLflow has it as interrupted; no process is left")
@@ -230,8 +220,6 @@ def test_a_single_student_is_kept_and_marked(
     assert mlflow_states(storage) == [("FAILED", "interrupted")]
     assert not command.left_processes()
     drill.held("interrupted, no process")
-    if not to_the_end:
-        return
     drill.must_hold("the same command completes it")
     again = here("distill", ["--json", *command.arguments])
     assert again.returncode == 0, again.stderr
@@ -239,16 +227,8 @@ def test_a_single_student_is_kept_and_marked(
     drill.held("the one run in MLflow is FINISHED")
 
 
-@pytest.mark.parametrize(
-    "program",
-    [
-        pytest.param(("-c", WITHOUT_RAY), id="without Ray"),
-        pytest.param((), id="with Ray", marks=pytest.mark.drill),
-    ],
-)
-def test_a_command_that_waits_for_mlflow_is_stopped_at_once(
-    program: tuple[str, ...], tmp_path: Path, drill: Drill
-) -> None:
+@pytest.mark.drill
+def test_a_command_that_waits_for_mlflow_is_stopped_at_once(tmp_path: Path, drill: Drill) -> None:
     drill.injected("SIGTERM to a search that waits for an MLflow server which never answers")
     drill.must_hold("it ends within 30 s, no process is left, its curve is written")
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
@@ -256,7 +236,7 @@ def test_a_command_that_waits_for_mlflow_is_stopped_at_once(
         # The first request lasts until the end, however slowly the trials train.
         longer = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "300"}
         settings = (*TINY, "search.gpus_per_trial=0", uri)
-        command = Command("tune", tmp_path, *settings, program=program, **longer)
+        command = Command("tune", tmp_path, *settings, **longer)
         command.wait_until(lambda: "krscale: record" in command.text)
         command.stop(signal.SIGTERM, seconds=30)
     assert not command.left_processes()

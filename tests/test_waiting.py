@@ -1,4 +1,7 @@
-"""How torch's threads wait for each other in a command of krscale, and in its workers."""
+"""How torch's threads wait for each other in a command of krscale.
+
+In its workers: tests/cluster/test_access.py, which starts a Ray.
+"""
 
 import re
 import subprocess
@@ -25,19 +28,6 @@ def work(argv):
 sys.exit(run_command(work, []))
 """
 """The same with torch's OpenMP alone, which reads the variables when it is loaded."""
-WORKER = """
-import os, sys
-import ray
-from krscale.cluster.connect import connect
-from krscale.config import ClusterConfig
-
-@ray.remote(num_cpus=1)
-def look():
-    return os.environ.get("OMP_WAIT_POLICY"), "torch" in sys.modules
-
-connect(ClusterConfig(address="local", num_cpus=1))
-print(ray.get(look.remote()))
-"""
 
 
 def run(code: str, **own: str) -> "subprocess.CompletedProcess[str]":
@@ -69,8 +59,3 @@ def test_a_command_loads_torch_only_after_it_has_said_so() -> None:
         "    importlib.import_module(f'krscale.cli.{name}'); print(name, 'torch' in sys.modules)"
     )
     assert done.stdout.splitlines() == [f"{name} False" for name in modules]
-
-
-@pytest.mark.cluster
-def test_a_worker_of_a_private_ray_has_it_before_torch() -> None:
-    assert run(WORKER).stdout == "('passive', False)\n"

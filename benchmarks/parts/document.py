@@ -17,24 +17,29 @@ not.
 """
 
 
-def write_section(name: str, title: str, text: str) -> None:
+def write_section(name: str, title: str, text: str, document: Path = DOCUMENT) -> None:
     """Replace the section `name`, or add it at the end.
 
     Args:
         name: Marks the section in the file.
         title: Its heading.
         text: Its content, in Markdown.
+        document: The page.
     """
-    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-    section = f"{begin}\n## {title}\n\n{text.strip()}\n{end}\n"
-    content = DOCUMENT.read_text(encoding="utf-8") if DOCUMENT.exists() else _HEAD
-    found = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}\n", re.DOTALL)
-    if found.search(content):
-        content = found.sub(lambda _: section, content)
-    else:
-        content = f"{content.rstrip()}\n\n{section}"
+    content = document.read_text(encoding="utf-8") if document.exists() else _HEAD
+    content = replaced(content, name, title, text)
 
     def write(path: Path) -> None:
         path.write_text(content, encoding="utf-8")
 
-    write_atomic(DOCUMENT, write)
+    write_atomic(document, write)
+
+
+def replaced(content: str, name: str, title: str, text: str) -> str:
+    """Return a page with another text of a section; added at the end where it has none."""
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    section = f"{begin}\n## {title}\n\n{text.strip()}\n{end}\n"
+    found = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}\n", re.DOTALL)
+    if found.search(content):
+        return found.sub(lambda _: section, content)
+    return f"{content.rstrip()}\n\n{section}"

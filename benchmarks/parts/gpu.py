@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -21,6 +20,16 @@ from parts.measuring import clock_for
 NUM_CLASSES = 10
 FP32_BOUND, BF16_BOUND = 1e-4, 5e-2
 """Largest relative error of a loss against the CPU."""
+PEAK_TFLOPS = {
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100 80GB HBM3": 989.0,
+    "A100-": 312.0,
+    "A100 ": 312.0,
+    "L40S": 362.0,
+    "L4 ": 121.0,
+}
+"""Dense bf16 peaks from the data sheets of cards, by a part of torch's name of them."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +42,12 @@ class Sizes:
     student: int = 32
     steps: int = 30
     together: tuple[int, ...] = (1, 4, 16)
+    seconds: float = 8.0
 
     @classmethod
     def tiny(cls) -> Sizes:
         """Return sizes of a second on one core."""
-        return cls(side=8, batch=20, teacher=4, student=4, steps=1, together=(1, 2))
+        return cls(side=8, batch=20, teacher=4, student=4, steps=1, together=(1, 2), seconds=0.0)
 
 
 Step = Callable[[], Tensor]
@@ -54,8 +64,18 @@ def all_parts(device: torch.device, sizes: Sizes, peak: float) -> dict[str, Call
     return {
         "numerics": partial(numerics, device, sizes),
         "speed": partial(speed, device, sizes, peak),
-        "together": partial(together, device, sizes),
     }
+
+
+def known_peak(name: str) -> float:
+    """Return the peak of a card in TFLOP/s, by torch's name of it; 0 where it is not known.
+
+    Example:
+        >>> known_peak("NVIDIA H100 80GB HBM3"), known_peak("NVIDIA L4"), known_peak("Voodoo")
+        (989.0, 121.0, 0.0)
+    """
+    words = f"{name} "
+    return next((peak for part, peak in PEAK_TFLOPS.items() if part in words), 0.0)
 
 
 def numerics(device: torch.device, sizes: Sizes) -> dict[str, dict[str, float]]:
@@ -147,25 +167,6 @@ def speed(device: torch.device, sizes: Sizes, peak: float) -> dict[str, dict[str
     return found
 
 
-def together(device: torch.device, sizes: Sizes) -> dict[str, float]:
-    """Return the samples/s of several students at once, one thread each, over those of one."""
-    rates = {}
-    for number in sizes.together:
-        steps = [make_step(device, sizes, "bf16", compiled=False) for _ in range(number)]
-
-        def all_of_them(steps: list[Step] = steps) -> None:
-            threads = [threading.Thread(target=step) for step in steps]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-
-        all_of_them()
-        rates[str(number)] = number * sizes.batch / _seconds(all_of_them, sizes.steps, device)
-    one = rates[str(sizes.together[0])]
-    return {number: round(rate / one, 2) for number, rate in rates.items()}
-
-
 def gpu_table(result: Mapping[str, Any] | None) -> str:
     """Return the section of the page; "not measured" where there is no result."""
     if result is None:
@@ -181,8 +182,27 @@ def gpu_table(result: Mapping[str, Any] | None) -> str:
     lines += ["", "| KR step | measured |", "|---|---|"]
     for name, row in result["speed"].items():
         lines.append(f"| {name} | {', '.join(f'{k} {v:,}' for k, v in row.items())} |")
-    lines += ["", "| students on the GPU | samples/s, over one student |", "|---|---|"]
-    lines += [f"| {number} | {ratio} |" for number, ratio in result["together"].items()]
+    if "memory" in result:
+        found = result["memory"]
+        lines += [
+            "",
+            f"Memory: the probe of `search.gpus_per_trial` found {found['probed_mib']:,} MiB for a "
+            f"trial, which then took {found['trial_mib']:,} (ratio {found['trial_over_probe']}; "
+            f"goal: at most 1). {found['trials_per_gpu']} trials would share this GPU.",
+        ]
+    if "together" in result:
+        lines += [
+            "",
+            "| students, each a process | samples/s | over one | MiB of each |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| {number} | {row['samples_per_second']:,} | {row['over_one']} "
+            f"| {row['peak_mib_each']:,} |"
+            for number, row in result["together"].items()
+        ]
+    if left_out := result.get("left_out"):
+        lines += ["", f"Not measured, as the time was up: {', '.join(left_out)}."]
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ from ray import tune
 class NoopTrial(tune.Trainable):
     """Reports one epoch, without torch, data or training."""
 
-    def setup(self, config: dict[str, Any], experiment: Any, prepared: Any) -> None:  # type: ignore[override]
+    def setup(self, config: dict[str, Any], **parameters: Any) -> None:
         """Take what the product's trial takes."""
         self._begin(config)
 

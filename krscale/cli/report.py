@@ -14,7 +14,8 @@ from krscale.config import fingerprint, load
 from krscale.errors import UserError
 from krscale.files import write_json
 from krscale.foreign import user_path
-from krscale.runs.folder import find_run, read_environment, read_experiment, storage_folder
+from krscale.runs.folder import find_run, read_experiment, storage_folder
+from krscale.runs.origin import read_environment
 from krscale.showing import show, terminal
 
 if TYPE_CHECKING:

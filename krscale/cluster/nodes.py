@@ -1,12 +1,16 @@
-"""Whether every node of a cluster can work with a storage that is a URI: asked before the work."""
+"""Whether every node of a cluster can work with the storage and has these versions: asked first."""
 
 from __future__ import annotations
 
 import os
 import platform
+import tempfile
+import uuid
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -26,7 +30,8 @@ PROBE_SECONDS = 120.0
 def reach_storage(experiment: Experiment) -> None:
     """Refuse a storage that this machine or a node of the cluster cannot read and write.
 
-    Nothing is done for a storage that is a folder.
+    A folder is looked for on the other nodes of a cluster, which are to share it; a cluster whose
+    only node is this machine is not asked.
 
     Args:
         experiment: Its storage, and the cluster that it runs on.
@@ -35,31 +40,65 @@ def reach_storage(experiment: Experiment) -> None:
         UserError: Listing nodes, each with what is wrong there.
     """
     storage, cache_gb = experiment.storage_path, experiment.cluster.cache_gb
-    if not is_uri(storage):
-        return
-    open_storage(storage, cache_gb)
-    probe(storage)
+    if is_uri(storage):
+        open_storage(storage, cache_gb)
+        probe(storage)
     if (experiment.cluster.address or os.environ.get("RAY_ADDRESS") or "local") == "local":
         return
     connect(experiment.cluster)
-    if not is_private():
-        _check_nodes(storage)
-
-
-def _check_nodes(storage: str) -> None:
-    own = _versions()
-    task = ray.remote(_look)
+    if is_private():
+        return
     nodes = {
         str(node["NodeID"]): str(node["NodeManagerAddress"])
         for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]
     }
+    if is_uri(storage):
+        _check_nodes(nodes, storage, "")
+    elif set(nodes) != {ray.get_runtime_context().get_node_id()}:
+        with _file_to_find(storage) as name:
+            _check_nodes(nodes, storage, name)
+
+
+@contextmanager
+def _file_to_find(folder: str) -> Iterator[str]:
+    """Make a file in a storage that is a folder; the value is its name, empty if that cannot be.
+
+    What is wrong with the folder here is said by whatever works there.
+    """
+    name = f".probe-{uuid.uuid4().hex}"
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / name).touch(exist_ok=False)
+    except OSError:
+        yield ""
+        return
+    try:
+        yield name
+    finally:
+        with suppress(OSError):
+            (Path(folder) / name).unlink()
+
+
+def _check_nodes(nodes: Mapping[str, str], storage: str, name: str) -> None:
+    """Ask every node.
+
+    Args:
+        nodes: Id -> address.
+        storage: A URI or a folder.
+        name: Of a file in that folder; empty if none can be made.
+
+    Raises:
+        UserError: As `reach_storage`.
+    """
+    own = _versions()
+    task = ray.remote(_look)
     asked = {
         task.options(
             num_cpus=0,
             max_retries=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-        ).remote(storage): node
+        ).remote(storage, name): node
         for node in nodes
     }
     ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_SECONDS)
@@ -85,13 +124,27 @@ def _problems(reference: Any, own: Mapping[str, str]) -> list[str]:
             *([problem] if problem else [])]  # fmt: skip
 
 
-def _look(storage: str) -> tuple[dict[str, str], str]:
+def _look(storage: str, name: str) -> tuple[dict[str, str], str]:
     """Return, on a node, its versions and what is wrong with the storage there."""
     try:
         probe(storage)
     except UserError as error:
         return _versions(), str(error)
-    return _versions(), ""
+    return _versions(), _wrong_with_folder(Path(storage), name) if name else ""
+
+
+def _wrong_with_folder(folder: Path, name: str) -> str:
+    """Return, on a node, what is wrong with a folder that holds a file of that name elsewhere."""
+    if not (folder / name).is_file():
+        return (
+            f"storage_path: {folder}: it is not the folder that the command writes to. With "
+            f"several nodes it has to be one that all of them share, or a URI (s3://bucket/prefix)"
+        )
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f"{name}-"):
+            return ""
+    except OSError as error:
+        return f"storage_path: {folder}: cannot write there: {error.strerror or error}"
 
 
 def _versions() -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 Every shard is one task that loads the teacher, runs it and writes the file: a worker that dies
 costs its shard, not the build, and a slow node holds up nobody. The process that wants the store
-holds its lock and names what is missing (see `prepare_store`).
+holds its lock and names what is missing (see `prepare_store`). Where the storage is a URI, nodes
+have no folder in common: shards come back to that process, which keeps them and sends the whole.
 """
 
 from __future__ import annotations
@@ -21,7 +22,17 @@ from krscale.models.given import Builder, available, given
 from krscale.setup.prepare import pick_device
 from krscale.setup.recipe import StoreRecipe
 from krscale.storage.address import is_uri
-from krscale.store import Report, ShardId, count_shards, write_shards
+from krscale.store import (
+    Report,
+    ShardBytes,
+    ShardId,
+    StorePlan,
+    begun,
+    count_shards,
+    keep_shard,
+    make_shard,
+    write_shards,
+)
 
 POLL_SECONDS = 0.5
 WORTH_FLOPS = 3e12
@@ -38,7 +49,7 @@ def write_on_workers(recipe: StoreRecipe, report: Report, shards: Sequence[Shard
     this process. The files are the same either way.
 
     Args:
-        recipe: What the store is built from; its storage is seen by all workers.
+        recipe: What the store is built from.
         report: Called with the views of samples done and all of them.
         shards: Which shards.
 
@@ -47,8 +58,7 @@ def write_on_workers(recipe: StoreRecipe, report: Report, shards: Sequence[Shard
     """
     settings = recipe.experiment.train
     num_workers = 0
-    shared = not is_uri(recipe.experiment.storage_path)  # else only this machine has the folder
-    if shared and _flops(recipe, shards) >= WORTH_FLOPS:
+    if _flops(recipe, shards) >= WORTH_FLOPS:
         connect(recipe.experiment.cluster)
         resource = _resource(settings.device)
         num_workers = int(ray.cluster_resources().get(resource, 0.0))  # type: ignore[no-untyped-call]
@@ -64,7 +74,10 @@ def _write_all(
     task = ray.remote(_write_one).options(
         num_cpus=1, num_gpus=int(resource == "GPU"), scheduling_strategy="SPREAD"
     )
-    shared = ray.put(recipe.without_credentials())
+    path, plan = recipe.path, None
+    if is_uri(recipe.experiment.storage_path):
+        plan = begun(path)
+    shared = ray.put((recipe.without_credentials(), plan))
     teacher = recipe.experiment.teacher.model
     builders: Mapping[str, Builder] = given([teacher])
     check_arrival([teacher], builders, "teacher")
@@ -74,8 +87,10 @@ def _write_all(
     try:
         while pending:
             done, pending = ray.wait(pending, num_returns=len(pending), timeout=POLL_SECONDS)
-            ray.get(done)
-            report(min(count_shards(recipe.path) * per_shard, num_rows), num_rows)
+            for made in ray.get(done):
+                if made is not None:
+                    keep_shard(path, made)
+            report(min(count_shards(path) * per_shard, num_rows), num_rows)
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None
@@ -88,12 +103,18 @@ def _write_all(
             ray.cancel(left, force=True)
 
 
-def _write_one(recipe: StoreRecipe, shard: ShardId, own: Mapping[str, Builder]) -> None:
-    """Write one shard, in a worker."""
+def _write_one(
+    shared: tuple[StoreRecipe, StorePlan | None], shard: ShardId, own: Mapping[str, Builder]
+) -> ShardBytes | None:
+    """Write one shard, in a worker; with a plan return it instead, as the folder is elsewhere."""
     torch.set_num_threads(1)
-    spec = recipe.spec(pick_device(recipe.experiment.train.device))
+    recipe, plan = shared
+    spec = recipe.here().spec(pick_device(recipe.experiment.train.device))
     with available(own):
+        if plan is not None:
+            return make_shard(spec, plan, shard)
         write_shards(spec, [shard], lambda done, total: None)
+    return None
 
 
 def _flops(recipe: StoreRecipe, shards: Sequence[ShardId]) -> float:

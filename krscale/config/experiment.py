@@ -159,7 +159,9 @@ _NEWER = (
     *(f"distill.rkd_{name}" for name in ("weight", "distance_weight", "angle_weight")),
     "ladder.students",
     "search.stall_seconds",
+    "store.teacher_precision",
     "train.gradient_accumulation",
+    "train.max_workers",
     *(f"train.{name}" for name in ("ema_decay", "optimizer", "optimizer_options", "schedule")),
 )
 """Fields that came after fingerprints had been written down: left out where they are as they are by

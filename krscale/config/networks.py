@@ -174,6 +174,17 @@ class StoreConfig(Section):
     """Largest mean total variation that this may cost any tap, when `top_k` is 0."""
     shard_rows: Count = 8192
     """Samples in one shard file."""
+    teacher_precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: the teacher runs under autocast while its distributions over the classes are stored,
+    if that and the rounding together cost no tap more than `max_error` on sampled views; else it
+    runs in fp32, which is said. Stores of features are always of fp32."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the content of a store depends on, as it was before newer fields."""
+        content = self.model_dump(mode="json")
+        if content["teacher_precision"] == "fp32":
+            del content["teacher_precision"]
+        return content
 
 
 class LadderStudent(ModelConfig):

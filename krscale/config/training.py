@@ -82,6 +82,11 @@ class TrainConfig(Section):
     """Workers that share one training, of `distill` or of each trial of a search. The result is
     that of one worker but for rounding, which grows with the number of steps; only methods that
     compare the samples of a batch (`dist`, `pkt`, `crd`, `rkd`) meet a worker's share at a time."""
+    max_workers: Annotated[int, Field(strict=True, ge=0)] = 0
+    """Most workers of a trial of a search. Where it is more than `num_workers`, each trial takes as
+    many of the cluster's free places as there are between the two when it starts, and again after a
+    worker was lost; 0 leaves it at `num_workers`. Not for methods that compare the samples of a
+    batch, whose result depends on the number of workers."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where students train; `auto` takes a GPU when the worker has one."""
     precision: Precision = "fp32"
@@ -96,6 +101,15 @@ class TrainConfig(Section):
     """Share of a GPU's memory that the training images of one student may take; when they are more,
     they stay in mapped pages on the host. Several trials may share a GPU, each with its copy."""
 
+    @property
+    def most_workers(self) -> int:
+        """Workers that a trial of a search has at most.
+
+        >>> TrainConfig(num_workers=2).most_workers, TrainConfig(max_workers=4).most_workers
+        (2, 4)
+        """
+        return max(self.num_workers, self.max_workers)
+
     def batch_sizes(self, num_samples: int) -> BatchSizes:
         """Return the sizes of the batches that an epoch of so many samples is cut into."""
         return BatchSizes(num_samples, self.global_batch_size, self.gradient_accumulation)
@@ -106,6 +120,15 @@ class TrainConfig(Section):
             raise ValueError(
                 f"train.gradient_accumulation: {self.gradient_accumulation} parts of a batch of "
                 f"{self.global_batch_size} samples (train.global_batch_size) would be empty"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _more_than_fewest(self) -> TrainConfig:
+        if 0 < self.max_workers < self.num_workers:
+            raise ValueError(
+                f"train.max_workers: {self.max_workers} is less than train.num_workers = "
+                f"{self.num_workers}; give as many or more, or 0 for as many"
             )
         return self
 

@@ -9,14 +9,7 @@ from __future__ import annotations
 from krscale.config.methods import KRSettings, SettingsTable
 from krscale.errors import UserError, unknown_name
 from krscale.methods.at import AT
-from krscale.methods.base import (
-    Batch,
-    Learner,
-    LearnerOutput,
-    LogitMethod,
-    Method,
-    MethodContext,
-)
+from krscale.methods.base import Batch, LogitMethod, Method, MethodContext
 from krscale.methods.crd import CRD
 from krscale.methods.dist import DIST
 from krscale.methods.dkd import DKD
@@ -25,6 +18,7 @@ from krscale.methods.fitnet import FitNet
 from krscale.methods.kd import KD
 from krscale.methods.kr import KR
 from krscale.methods.label_smoothing import LabelSmoothing
+from krscale.methods.learner import Learner, LearnerOutput
 from krscale.methods.logit_standardisation import LogitStandardisation
 from krscale.methods.pkt import PKT
 from krscale.methods.plain import Plain
@@ -42,6 +36,7 @@ __all__ = [
     "Method",
     "MethodContext",
     "build_method",
+    "compares_samples",
     "method_settings",
     "parse_method",
     "takes_mixed_labels",
@@ -106,6 +101,16 @@ def takes_mixed_labels(name: str) -> bool:
     """
     method, terms = parse_method(name)
     return all(part.takes_mixed_labels for part in (method, *(POSTERIORS[t] for t in terms)))
+
+
+def compares_samples(name: str) -> bool:
+    """Return whether a method, or one that it is combined with, compares the samples of a batch.
+
+    Raises:
+        UserError: If the method is unknown.
+    """
+    method, terms = parse_method(name)
+    return any(part.compares_samples for part in (method, *(POSTERIORS[t] for t in terms)))
 
 
 def takes_unlabelled(name: str) -> bool:

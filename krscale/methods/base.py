@@ -20,7 +20,7 @@ from krscale.config.methods import DistillationSettings, MethodSettings
 from krscale.errors import KrscaleError
 from krscale.knowledge.aggregation import Depths
 from krscale.knowledge.features import FeatureKind, Shapes
-from krscale.knowledge.taps import TapOutputs, TappedModel
+from krscale.knowledge.taps import TapOutputs
 
 UNLABELLED = -1
 """The label of an image that has none (`data.unlabelled`): the teacher alone teaches it."""
@@ -163,6 +163,11 @@ class Method(nn.Module, ABC):
     `label_cross_entropy`, which is 0 for them, and whatever else needs a class takes that of
     `classes_of`. Methods without a teacher are given labelled images only; others that do not take
     them are refused with `data.unlabelled`."""
+
+    compares_samples: bool = False
+    """Whether the loss of a sample depends on which others are in its batch. With several workers
+    such a method meets the share of one worker at a time, so its result depends on their number,
+    and it is refused where that may change (`train.max_workers`)."""
 
     @abstractmethod
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
@@ -324,93 +329,3 @@ def teacher_knowledge(batch: Batch) -> Tensor:
             "build the loader with the teacher's store"
         )
     return batch.tap_logits.detach().float()
-
-
-class LearnerOutput(NamedTuple):
-    """What one step of learning gives.
-
-    Attributes:
-        terms: Weighted loss terms `{name: [B]}` fp32; the loss is the sum of all, over
-            `Batch.global_size`.
-        logits: `[B, K]` fp32, the student's.
-        diagnostics: Scalars worth logging, without gradient.
-    """
-
-    terms: dict[str, Tensor]
-    logits: Tensor
-    diagnostics: dict[str, Tensor]
-
-    def detached(self) -> LearnerOutput:
-        """Return it without gradient, so that what led to it can be freed."""
-        return LearnerOutput(
-            {name: term.detach() for name, term in self.terms.items()},
-            self.logits.detach(),
-            {name: value.detach() for name, value in self.diagnostics.items()},
-        )
-
-    @classmethod
-    def joined(cls, parts: Sequence[LearnerOutput]) -> LearnerOutput:
-        """Return the output of a batch from those of its parts, in order.
-
-        Diagnostics are the means over the parts, each with the weight of its samples.
-        """
-        first = parts[0]
-        if len(parts) == 1:
-            return first
-        sizes = [len(part.logits) for part in parts]
-        shares = [size / max(1, sum(sizes)) for size in sizes]
-        return cls(
-            {name: torch.cat([part.terms[name] for part in parts]) for name in first.terms},
-            torch.cat([part.logits for part in parts]),
-            {
-                name: torch.stack(
-                    [
-                        share * part.diagnostics[name]
-                        for share, part in zip(shares, parts, strict=True)
-                    ]
-                ).sum(dim=0)
-                for name in first.diagnostics
-            },
-        )
-
-
-class Learner(nn.Module):
-    """A student and the method it learns by, in one module.
-
-    One module because data-parallel training must see every trainable part, the student's and the
-    method's, in one forward.
-
-    Args:
-        student: The network that will be exported.
-        tap_paths: Module paths of the student's taps, in depth order.
-        method: The method, with its own trainable parts.
-        stage_paths: Module paths of the stages that the method reads beside the taps.
-    """
-
-    def __init__(
-        self,
-        student: nn.Module,
-        tap_paths: Sequence[str],
-        method: Method,
-        stage_paths: Sequence[str] = (),
-    ) -> None:
-        super().__init__()
-        self.tapped = TappedModel(student, tap_paths, stage_paths)
-        self.method = method
-
-    @property
-    def student(self) -> nn.Module:
-        """The student alone."""
-        return self.tapped.model
-
-    def forward(self, batch: Batch) -> LearnerOutput:
-        """Return the method's terms for `batch`; losses are computed outside any autocast."""
-        if batch.mixture is not None and not self.method.takes_mixed_labels:
-            raise KrscaleError(
-                "this method needs one class for every image, but the images of the batch are made "
-                "of two; build the loader without views.mixup and views.cutmix"
-            )
-        outputs = self.tapped(batch.images)
-        with torch.autocast(outputs.logits.device.type, enabled=False):
-            terms = self.method(outputs, batch)
-        return LearnerOutput(terms, outputs.logits.float(), self.method.diagnostics())

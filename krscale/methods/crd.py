@@ -64,6 +64,7 @@ class CRD(FeatureMethod):
     settings_class = CRDSettings
     term = "crd"
     kind = "pooled"
+    compares_samples = True
 
     def __init__(self, context: MethodContext, settings: CRDSettings) -> None:
         super().__init__(context, settings)

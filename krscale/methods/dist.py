@@ -50,6 +50,7 @@ class DIST(LogitMethod):
     settings_class = DISTSettings
     term = "dist"
     takes_mixed_labels = True
+    compares_samples = True
 
     def __init__(self, context: MethodContext, settings: DISTSettings) -> None:
         super().__init__(context, settings)

@@ -45,6 +45,7 @@ class PKT(FeatureMethod):
     term = "pkt"
     kind = "pooled"
     takes_mixed_labels = True
+    compares_samples = True
 
     def compare(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], labels: Tensor

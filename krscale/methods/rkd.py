@@ -61,6 +61,7 @@ class RKD(FeatureMethod):
     term = "rkd"
     kind = "pooled"
     takes_mixed_labels = True
+    compares_samples = True
 
     def __init__(self, context: MethodContext, settings: RKDSettings) -> None:
         super().__init__(context, settings)

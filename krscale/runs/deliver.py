@@ -26,7 +26,8 @@ from krscale.metrics import ACCURACY
 from krscale.models.preprocessing import preprocessing_of_network
 from krscale.parallel import Workers
 from krscale.report import Candidate, Choice, Curve, Limits, choose, read_curve
-from krscale.runs.folder import git_commit, read_experiment
+from krscale.runs.folder import read_experiment
+from krscale.runs.origin import git_commit
 from krscale.runs.refit import refit
 from krscale.runs.students import check_unlabelled, data_of_the_run, load_final, trial_of
 from krscale.setup.network_builder import build_student

@@ -17,6 +17,7 @@ from krscale.cluster.train import STUDENT_FILE, OnEpoch, train_on_workers
 from krscale.config import Experiment, read_record, with_values
 from krscale.config.records import Accuracy, NotNegative
 from krscale.data import Dataset, open_data
+from krscale.errors import UserError
 from krscale.files import write_json
 from krscale.metrics import ACCURACY, TEST_ACCURACY, VAL_ACCURACY
 from krscale.models.capacity import latency_ms
@@ -25,7 +26,8 @@ from krscale.parallel import Workers
 from krscale.progress import Progress
 from krscale.runs.aside import ORIGIN_FILE
 from krscale.runs.binding import bind, bind_weights
-from krscale.runs.folder import git_commit, origin_tags, run_folder
+from krscale.runs.folder import run_folder
+from krscale.runs.origin import git_commit, origin_tags
 from krscale.runs.weights import check_weights, rebuild_student
 from krscale.setup.build import Assets, build_training
 from krscale.setup.network_builder import build_student
@@ -86,6 +88,7 @@ def distil(
         quiet: Show no progress on stderr.
         new_data: Put the results of other data, or of another teacher, aside and begin again.
     """
+    _refuse_varying_workers(experiment)
     experiment = _own_name(experiment)
     reach_storage(experiment)
     with (
@@ -118,6 +121,16 @@ def distil(
             _record_late(experiment, result, progress)
     _show(result, as_json)
     return result
+
+
+def _refuse_varying_workers(experiment: Experiment) -> None:
+    train = experiment.train
+    if train.most_workers > train.num_workers:
+        raise UserError(
+            f"train.max_workers: only the trials of a search take as many workers as there are; "
+            f"this command trains on train.num_workers = {train.num_workers}. Set it to 0 (--set "
+            f"train.max_workers=0)."
+        )
 
 
 def read_result(folder: Path) -> StudentResult:

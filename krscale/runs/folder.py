@@ -1,39 +1,32 @@
-"""The folder of a run: which experiment it belongs to, what made it, and who is in it now."""
+"""The folder of a run: which experiment it belongs to, and who is in it now."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from krscale.config import Experiment, TrackingConfig, as_record, read_record, validate
+from krscale.config import Experiment, TrackingConfig, as_record, validate
 from krscale.config.older import FORMER_OF_KR, MENDED, uses_mended_method, with_former_defaults
 from krscale.errors import UserError
 from krscale.files import follow, read_json, reading, write_atomic, write_json
 from krscale.foreign import is_file, real, user_path
 from krscale.links import refuse_links
-from krscale.redaction import redact, redact_all
+from krscale.redaction import redact_all
+from krscale.runs.origin import ENVIRONMENT_FILE, environment, read_environment
 from krscale.showing import show
 from krscale.storage.address import checked_uri, is_uri, mark, storage_of, working_folder
 from krscale.storage.run_mirror import mirrored, refresh
 
-if TYPE_CHECKING:
-    from krscale.setup.prepare import Prepared
-
 EXPERIMENT_FILE = "experiment.json"
-ENVIRONMENT_FILE = "environment.json"
 UNBOUND = {"storage_path", "tracking", "cluster"}
 """Fields that may differ between two starts of one run: where it is kept, shown and computed."""
 BUDGETS = frozenset({"search.trials_per_size", "search.num_final_seeds"})
@@ -55,7 +48,6 @@ SPACE = ("search.space", "space.")
 _BEGIN_ANEW = "Restore it from a copy; deleted, the command that began the run writes it again."
 _MARKS = (EXPERIMENT_FILE, "curve.json", "journal.log", "student.json", "tracking")
 """By one of these a folder is taken for that of a run, and is looked through for links."""
-_PACKAGES = ("krscale", "torch", "ray", "optuna", "mlflow", "pyarrow", "numpy")
 
 
 def _print(line: str) -> None:
@@ -117,64 +109,6 @@ def run_folder(
     finally:
         owner.unlink(missing_ok=True)
         lock.release()
-
-
-def environment() -> dict[str, Any]:
-    """Return what a reader needs to repeat the run: versions, machine, commit, command."""
-    return {
-        "command": redact(" ".join(["python", "-m", *_module_and_arguments()])),
-        "commit": git_commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "num_cpus": os.cpu_count(),
-        "packages": {name: version(name) for name in _PACKAGES},
-    }
-
-
-def git_commit() -> str:
-    """Return the commit of krscale's own source, or `unknown` outside git.
-
-    `-dirty` is appended where the package or its search spaces differ from it; what lies beside
-    them, results above all, changes no run.
-    """
-    git = shutil.which("git")
-    root = Path(__file__).resolve().parents[2]
-    if git is None or not (root / ".git").exists():
-        return os.environ.get("KRSCALE_COMMIT", "unknown")
-
-    def ask(*arguments: str) -> str:
-        command = [git, "-C", str(root), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    commit = ask("rev-parse", "HEAD")
-    code = ("krscale", "search_spaces")
-    changed = commit and ask("status", "--porcelain", "--untracked-files=no", "--", *code)
-    return (commit + ("-dirty" if changed else "")) or "unknown"
-
-
-def ray_job() -> str:
-    """Return the id under which `ray job submit` knows this process; empty outside a job."""
-    # What Ray's supervisor gives the entry point, and Ray itself reads in `ray.init`.
-    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
-    return str(config.get("metadata", {}).get("job_submission_id", ""))
-
-
-def origin_tags(experiment: Experiment, prepared: Prepared) -> dict[str, str]:
-    """Return what a result comes from, as tags: code, job, experiment, data, teacher, store."""
-    commit, _, dirty = git_commit().partition("-")
-    job, unlabelled = ray_job(), prepared.taught_path
-    return {
-        "krscale.commit": commit,
-        "krscale.dirty": "true" if dirty else "false",
-        "mlflow.source.git.commit": commit,  # MLflow's own column "Version"
-        "krscale.experiment": experiment.fingerprint(),
-        "krscale.data": prepared.teacher.data_fingerprint,
-        "krscale.teacher": prepared.teacher.fingerprint,
-        "krscale.store": Path(prepared.store_path).name,
-        **({"krscale.ray_job": job} if job else {}),
-        **({"krscale.unlabelled": Path(unlabelled).name} if unlabelled else {}),
-    }
 
 
 def storage_folder(storage: str) -> Path:
@@ -252,15 +186,6 @@ def last_start(folder: Path) -> tuple[TrackingConfig, Path] | None:
     with reading(path, _BEGIN_ANEW):
         tracking = content["experiment"]["tracking"]
     return as_record(path, tracking, TrackingConfig, _BEGIN_ANEW), storage
-
-
-def read_environment(folder: Path) -> dict[str, Any]:
-    """Return what `environment` found at the run's last start; empty when it was not kept."""
-    path = folder / ENVIRONMENT_FILE
-    if not path.is_file():
-        return {}
-    rebuild = "Delete it; the next start of the run writes it again."
-    return read_record(path, dict[str, Any], rebuild)
 
 
 def student_path(run_path: Path, method: str, capacity: str, seed: int) -> Path:
@@ -417,9 +342,3 @@ def _flat(content: Mapping[str, Any], skip: set[str], prefix: str = "") -> dict[
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _module_and_arguments() -> list[str]:
-    program = Path(sys.argv[0])
-    inside = program.suffix == ".py" and program.parent == Path(__file__).parents[1]
-    return [f"krscale.{program.stem}" if inside else program.name, *sys.argv[1:]]

@@ -14,7 +14,7 @@ from krscale.data import open_data
 from krscale.metrics import TEST_ACCURACY, VAL_ACCURACY
 from krscale.progress import Progress
 from krscale.report import Curve, CurveSize, MethodResult
-from krscale.runs.folder import origin_tags
+from krscale.runs.origin import origin_tags
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.pruners import STOPPED
 from krscale.search.studies.retries import INTERRUPTED

@@ -89,13 +89,14 @@ def _trials(per_study: Mapping[str, int], num_sizes: int) -> str:
 def _workers(experiment: Experiment) -> list[str]:
     """Say what a trial takes of the cluster, where it has several workers."""
     train, cpus = experiment.train, experiment.search.cpus_per_trial
-    if train.num_workers == 1:
+    if train.most_workers == 1:
         return []
+    number = f"{train.num_workers}"
+    if train.most_workers > train.num_workers:
+        number += f" to {train.most_workers}, as there is room,"
     gpus = experiment.search.gpus_per_trial
     of_gpus = "a GPU if there are enough" if gpus == "auto" else f"{gpus:g} GPU"
-    return [
-        f"  workers: {train.num_workers} share each trial, each with {cpus:g} CPU and {of_gpus}"
-    ]
+    return [f"  workers: {number} share each trial, each with {cpus:g} CPU and {of_gpus}"]
 
 
 def _precision(train: TrainConfig) -> str:

@@ -24,7 +24,8 @@ from krscale.report import (
     TeacherRecord,
     find_pareto,
 )
-from krscale.runs.folder import git_commit, student_path
+from krscale.runs.folder import student_path
+from krscale.runs.origin import git_commit
 from krscale.runs.weights import check_weights, rebuild_final
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.objectives import front

@@ -158,7 +158,7 @@ def _search(
             students = partial(candidates, experiment, space, size_resolver, sizes[-1].capacity)
             gpus = gpus_per_trial(experiment, prepared, students, progress.note)
             resources = trial_resources(experiment.search, gpus)
-            progress.num_workers = num_slots(resources, experiment.train.num_workers)
+            progress.num_workers = num_slots(resources, experiment.train.most_workers)
             run_search(ladder, prepared, resources, progress.note)
             _say_what_ended(ladder, progress)
         progress.phase("test")

@@ -20,7 +20,7 @@ from krscale.knowledge.features import FeatureKind, stage_paths, stage_shapes
 from krscale.knowledge.parameters import layers_by_tap
 from krscale.knowledge.taps import TappedModel
 from krscale.methods import Method, MethodContext, build_method
-from krscale.methods.base import Learner
+from krscale.methods.learner import Learner
 from krscale.models.preprocessing import input_shape, preprocessing_of_network
 from krscale.parallel import Workers
 from krscale.setup.network_builder import build_student, resolve_taps

@@ -9,6 +9,7 @@ from krscale.errors import UserError
 from krscale.knowledge.features import KINDS, FeatureKind
 from krscale.methods import (
     METHODS,
+    compares_samples,
     method_settings,
     parse_method,
     takes_mixed_labels,
@@ -48,6 +49,7 @@ def check_methods(experiment: Experiment) -> None:
                     "without labels (takes_unlabelled); leave data.unlabelled empty, or take other "
                     "methods."
                 )
+    _refuse_other_numbers_of_workers(experiment)
     methods = methods_of(experiment)
     warms_up = experiment.train.num_epochs == 1 and experiment.distill.reviewkd_warmup > 0.0
     if warms_up and any("reviewkd_warmup" in method_settings(name) for name in methods):
@@ -83,6 +85,17 @@ def describe_taught(experiment: Experiment, num_labelled: int, num_unlabelled: i
         num_steps = -(-num_labelled // size)
         text += f"Without a teacher, from those with labels: {', '.join(alone)}, {num_steps:,}."
     return text.strip()
+
+
+def _refuse_other_numbers_of_workers(experiment: Experiment) -> None:
+    train = experiment.train
+    found = [name for name in experiment.search.methods if compares_samples(name)]
+    if found and train.most_workers > train.num_workers:
+        raise UserError(
+            f"train.max_workers: {' and '.join(found)} (search.methods) compare the samples of a "
+            f"batch, so their result depends on the number of workers, which would be between "
+            f"{train.num_workers} and {train.most_workers}; set it to 0, or take other methods."
+        )
 
 
 def _needs_labels(name: str) -> bool:

@@ -17,7 +17,7 @@ import torch
 from krscale.config import Experiment
 from krscale.data import Dataset, open_data, prepare_data, prepare_unlabelled
 from krscale.data.views import check_views, notes_on_views
-from krscale.errors import StorageError, UserError
+from krscale.errors import UserError
 from krscale.knowledge.features import FeatureKind
 from krscale.methods import parse_method
 from krscale.setup.found_taps import describe_taps
@@ -28,11 +28,12 @@ from krscale.setup.recipe import StoreRecipe
 from krscale.setup.teacher import TeacherFacts, prepare_teacher
 from krscale.setup.teacher_quality import describe_teacher
 from krscale.setup.weights import check_weights
-from krscale.storage.address import here, is_uri
-from krscale.storage.folders import present
+from krscale.storage.address import is_uri
+from krscale.storage.folders import fetched
 from krscale.storage.opening import open_storage
 from krscale.storage.room import DEFAULT_GB
 from krscale.store import Report, ShardId, prepare_store
+from krscale.store.manifest import read_manifest
 from krscale.training.optimisers import check_optimiser
 
 
@@ -132,10 +133,7 @@ class Prepared:
         open_storage(self.storage, self.cache_gb)
 
         def local(path: str) -> str:
-            found = here(path, self.storage)
-            if not present(found):
-                raise StorageError(f"{found}: {self.storage} has lost it; `krscale teach` helps.")
-            return str(found)
+            return str(fetched(path, self.storage))
 
         return replace(
             self,
@@ -237,7 +235,23 @@ def _prepare_store(
 ) -> Path:
     """Find the store of a recipe, or build it."""
     elsewhere = partial(write, recipe, reporter.advance) if write else None
-    return prepare_store(recipe.spec(device), reporter.advance, write=elsewhere)
+    path = prepare_store(recipe.spec(device), reporter.advance, write=elsewhere)
+    if recipe.kind is None and (note := _fallback(recipe.experiment, path)):
+        reporter.note(note)
+    return path
+
+
+def _fallback(experiment: Experiment, path: Path) -> str:
+    """Say that the teacher runs in fp32 though bf16 was asked for; nothing where it does not."""
+    manifest = read_manifest(path)
+    asked = experiment.store.teacher_precision
+    if manifest is None or manifest.plan.precision == asked:
+        return ""
+    return (
+        f"store.teacher_precision: {asked} would cost a tap more than store.max_error = "
+        f"{experiment.store.max_error:g} on {manifest.plan.num_sampled} sampled views, so the "
+        f"teacher's forward is in {manifest.plan.precision}"
+    )
 
 
 def pick_device(name: str) -> torch.device:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from krscale.config import Experiment, fingerprint
-from krscale.data import Dataset, find_data, find_unlabelled
+from krscale.data import Dataset, find_data, find_unlabelled, open_data
 from krscale.errors import UserError
 from krscale.knowledge.features import FeatureKind, FeatureReader, feature_shapes
 from krscale.knowledge.taps import TappedModel
@@ -21,6 +21,9 @@ from krscale.setup.kept_probes import grid_name, probe_grid
 from krscale.setup.methods import needed_kinds
 from krscale.setup.networks import Networks
 from krscale.setup.teacher import TeacherFacts, find_teacher, open_teacher
+from krscale.storage.address import is_uri
+from krscale.storage.folders import fetched
+from krscale.storage.opening import open_storage
 from krscale.store import (
     WHERE_BITS,
     FeatureLayout,
@@ -75,6 +78,21 @@ class StoreRecipe:
         """Whose store it is."""
         return self.networks.experiment
 
+    def here(self) -> StoreRecipe:
+        """Return the same with data and teacher of this machine, fetched if need be.
+
+        On a storage that all machines see, that is what it is already.
+
+        Raises:
+            UserError: If the storage cannot be read, or has lost them.
+        """
+        storage = self.experiment.storage_path
+        if not is_uri(storage):
+            return self
+        open_storage(storage, self.experiment.cluster.cache_gb)
+        dataset = open_data(fetched(self.dataset.path, storage))
+        return replace(self, dataset=dataset, teacher_path=fetched(self.teacher_path, storage))
+
     def without_credentials(self) -> StoreRecipe:
         """Return the same without credentials, as it is handed to workers."""
         networks = replace(self.networks, experiment=self.experiment.without_credentials())
@@ -110,7 +128,7 @@ class StoreRecipe:
             "taps": fingerprint(self.teacher.taps),
             # Stores of before read the means over all positions, and are found again.
             **({"probes": f"grid {grid}x{grid_name(grid)}"} if grid > 1 else {}),
-            "store": fingerprint(self.experiment.store.model_dump(mode="json")),
+            "store": fingerprint(self.experiment.store.identity()),
         }
 
     @property

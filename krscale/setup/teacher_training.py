@@ -12,7 +12,7 @@ from krscale.data import Dataset
 from krscale.data.loader import Loader
 from krscale.errors import NonFiniteError
 from krscale.methods import MethodContext, build_method
-from krscale.methods.base import Learner
+from krscale.methods.learner import Learner
 from krscale.models.preprocessing import preprocessing_of_network
 from krscale.parallel import Workers
 from krscale.training.loop import Training

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from krscale.errors import StorageError
 from krscale.files import new_folder, read_json, reading, sha256, write_json
-from krscale.storage.address import is_plain, place_of
+from krscale.storage.address import here, is_plain, place_of
 from krscale.storage.objects import Objects
 from krscale.storage.room import hold, make_room, record_of
 
@@ -44,6 +44,22 @@ def present(path: Path) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     hold(path)  # before it is looked for: whoever makes room must not remove it in between
     return path.is_dir() or _fetch(path, *place)
+
+
+def fetched(path: Path | str, storage: str) -> Path:
+    """Return where a folder of the cache is on this machine, fetched if need be.
+
+    Args:
+        path: As the machine names it that has made it.
+        storage: The URI of the storage.
+
+    Raises:
+        StorageError: If the storage cannot be read, or has lost it.
+    """
+    found = here(path, storage)
+    if not present(found):
+        raise StorageError(f"{found}: {storage} has lost it; `krscale teach` helps.")
+    return found
 
 
 def publish(path: Path) -> None:

@@ -159,9 +159,8 @@ class Objects:
             write(stream)
         except BaseException:
             with suppress(Exception):
-                stream.close()  # which puts half of it there
-            with suppress(Exception):
-                self.filesystem.delete_file(path)
+                stream.close()  # raises where a part was refused: nothing was put there then
+                self.filesystem.delete_file(path)  # half of it
             raise
         # Where this fails nothing was put there, and an older object is still whole.
         stream.close()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 
 from krscale.errors import StorageError
 from krscale.storage.address import is_uri, mark
 from krscale.storage.objects import Objects, missing_credentials
 from krscale.storage.room import limit_room
+
+_REQUEST = re.compile(r" \(Request ID: [^)]*\)")
 
 
 def open_storage(storage: str, cache_gb: float) -> None:
@@ -27,15 +30,20 @@ def probe(storage: str) -> None:
     """Write, read, list and delete an object of a storage that is a URI.
 
     Raises:
-        StorageError: If one of it cannot be done; says what, and which credentials are missing.
+        StorageError: If one of it cannot be done; says what, and which credentials are missing. The
+            same words wherever it is the same: what differs from call to call is left out.
     """
     if not is_uri(storage):
         return
-    objects, key = Objects.open(storage), f".probe/{os.getpid()}-{uuid.uuid4().hex}"
-    content = uuid.uuid4().bytes
-    objects.write(key, content)
-    found, listed = objects.read(key), key in objects.list(".probe")
-    objects.delete(key)
+    objects, name = Objects.open(storage), f"{os.getpid()}-{uuid.uuid4().hex}"
+    key, content = f".probe/{name}", uuid.uuid4().bytes
+    try:
+        objects.write(key, content)
+        found, listed = objects.read(key), key in objects.list(".probe")
+        objects.delete(key)
+    except StorageError as error:
+        said = _REQUEST.sub("", str(error)).replace(name, "probe")
+        raise StorageError(said) from None
     if found != content or not listed:
         raise StorageError(
             f"storage_path: {storage}: what was written there a moment ago cannot be "

@@ -5,25 +5,25 @@ from typing import TYPE_CHECKING
 from krscale.lazy import lazily
 
 if TYPE_CHECKING:
-    from krscale.store.building import Report, prepare_store, write_shards
+    from krscale.store.building import Report, begun, make_shard, prepare_store, write_shards
     from krscale.store.checking import Check, check_store
     from krscale.store.finding import find_store
     from krscale.store.layout import WHERE_BITS, FeatureLayout, WhereLayout
-    from krscale.store.manifest import StoreCheckError, broken_shards
+    from krscale.store.manifest import StoreCheckError, StorePlan, broken_shards
     from krscale.store.reading import FeatureStore, KnowledgeStore, MappedStore
-    from krscale.store.shard import ShardId, count_shards
+    from krscale.store.shard import ShardBytes, ShardId, count_shards, keep_shard
     from krscale.store.spec import StoreSpec
 else:
     __getattr__ = lazily(
         __name__,
         {
-            "building": ["Report", "prepare_store", "write_shards"],
+            "building": ["Report", "begun", "make_shard", "prepare_store", "write_shards"],
             "checking": ["Check", "check_store"],
             "finding": ["find_store"],
             "layout": ["WHERE_BITS", "FeatureLayout", "WhereLayout"],
-            "manifest": ["StoreCheckError", "broken_shards"],
+            "manifest": ["StoreCheckError", "StorePlan", "broken_shards"],
             "reading": ["FeatureStore", "KnowledgeStore", "MappedStore"],
-            "shard": ["ShardId", "count_shards"],
+            "shard": ["ShardBytes", "ShardId", "count_shards", "keep_shard"],
             "spec": ["StoreSpec"],
         },
     )
@@ -36,14 +36,19 @@ __all__ = [
     "KnowledgeStore",
     "MappedStore",
     "Report",
+    "ShardBytes",
     "ShardId",
     "StoreCheckError",
+    "StorePlan",
     "StoreSpec",
     "WhereLayout",
+    "begun",
     "broken_shards",
     "check_store",
     "count_shards",
     "find_store",
+    "keep_shard",
+    "make_shard",
     "prepare_store",
     "write_shards",
 ]

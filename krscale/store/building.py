@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -33,7 +35,14 @@ from krscale.store.manifest import (
     write_plan,
 )
 from krscale.store.rows import Rows, choose_layout, pixel_sums
-from krscale.store.shard import ShardFile, ShardId, count_shards, whole_shards, write_shard
+from krscale.store.shard import (
+    ShardBytes,
+    ShardFile,
+    ShardId,
+    count_shards,
+    whole_shards,
+    write_shard,
+)
 from krscale.store.spec import StoreSpec
 from krscale.store.teacher_inference import TeacherInference
 
@@ -97,7 +106,9 @@ def prepare_store(
         if missing and write is not None:
             write(missing)
         elif missing:
-            _write(path, plan, teacher or TeacherInference(spec), missing, report)
+            teacher = teacher or TeacherInference(spec)
+            teacher.precision = plan.precision
+            _write(path, plan, teacher, missing, report)
         write_manifest(path, plan, _all_whole(path, plan))
         publish(path)
     return path
@@ -117,11 +128,38 @@ def write_shards(spec: StoreSpec, shards: Sequence[ShardId], report: Report) -> 
     Raises:
         UserError: If no build was begun, or the disk is full.
     """
-    manifest = read_manifest(spec.path)
-    plan = manifest.plan if manifest else read_plan(spec.path)
+    plan = begun(spec.path)
+    _write(spec.path, plan, TeacherInference(spec, plan.precision), shards, report)
+
+
+def begun(path: Path) -> StorePlan:
+    """Return the plan of a store whose build was begun, for `make_shard`.
+
+    Raises:
+        UserError: If none was.
+    """
+    manifest = read_manifest(path)
+    plan = manifest.plan if manifest else read_plan(path)
     if plan is None:
-        raise UserError(f"{spec.path}: no store was begun here.")
-    _write(spec.path, plan, TeacherInference(spec), shards, report)
+        raise UserError(f"{path}: no store was begun here.")
+    return plan
+
+
+def make_shard(spec: StoreSpec, plan: StorePlan, shard: ShardId) -> ShardBytes:
+    """Return a shard for `keep_shard`, made on a machine that does not have the store's folder.
+
+    Args:
+        spec: What the store is made of; nothing is written to its path.
+        plan: What `begun` returned where the folder is.
+        shard: Which shard.
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder)
+        elsewhere = replace(spec, path=path)
+        teacher = TeacherInference(elsewhere, plan.precision)
+        _write(path, plan, teacher, [shard], lambda done, total: None)
+        [file] = path.rglob("*.arrow")
+        return ShardBytes(file.relative_to(path).as_posix(), file.read_bytes())
 
 
 def _is_finished(path: Path) -> bool:
@@ -153,18 +191,27 @@ def _plan(teacher: TeacherInference, spec: StoreSpec) -> StorePlan:
     settings, num_classes = spec.settings, spec.dataset.num_classes
     num_samples = spec.dataset.num_samples["train"]
     is_chosen = spec.layout is not None or settings.top_k > 0 or num_classes <= FEW_CLASSES
-    num_sampled = 1 if is_chosen else min(num_samples, SAMPLED_ROWS)
+    in_bf16 = settings.teacher_precision == "bf16" and spec.layout is None
+    num_sampled = 1 if is_chosen and not in_bf16 else min(num_samples, SAMPLED_ROWS)
     samples = torch.arange(num_sampled) * num_samples // num_sampled
     outputs = torch.cat([batch.outputs.cpu() for batch in teacher.batches(0, samples)])
     chosen = spec.layout or _choose(outputs, num_classes, settings)
+    error, precision = mean_lost(outputs, chosen), teacher.precision
+    if in_bf16:
+        teacher.precision = "bf16"
+        rounded = torch.cat([batch.outputs.cpu() for batch in teacher.batches(0, samples)])
+        in_all = lost(outputs, encode(rounded, chosen), chosen).mean(dim=0)
+        if float(in_all.max()) <= settings.max_error:
+            error, precision = in_all, "bf16"
     return StorePlan(
         key=dict(spec.key),
         num_views=spec.views.num_views,
         num_samples=num_samples,
         shard_rows=settings.shard_rows,
         layout=chosen,
-        sample_error=tuple(mean_lost(outputs, chosen).tolist()),
+        sample_error=tuple(error.tolist()),
         num_sampled=num_sampled,
+        precision=precision,
     )
 
 

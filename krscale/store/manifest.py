@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from krscale.config import as_record
 from krscale.digests import CheckedFile, FileDigest
@@ -19,6 +19,7 @@ from krscale.files import damaged, has_checksum, read_json, reading, write_json
 from krscale.store.layout import AnyLayout, read_layout
 from krscale.store.shard import ShardFile, ShardId, read_shard
 
+ForwardPrecision = Literal["fp32", "bf16"]
 PLAN = "plan.json"
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -42,6 +43,7 @@ class StorePlan:
         sample_error: What encoding cost at each tap, on sampled rows: the mean total variation, or
             the mean relative error of features.
         num_sampled: How many rows that was measured on.
+        precision: Of the teacher's forward.
     """
 
     key: Mapping[str, str]
@@ -51,6 +53,7 @@ class StorePlan:
     layout: AnyLayout
     sample_error: tuple[float, ...]
     num_sampled: int
+    precision: ForwardPrecision = "fp32"
 
     @property
     def shards(self) -> list[ShardId]:
@@ -252,3 +255,4 @@ class _PlanFields:
     shard_rows: int
     sample_error: tuple[float, ...]
     num_sampled: int
+    precision: ForwardPrecision = "fp32"

@@ -58,6 +58,18 @@ class ShardFile:
     num_bytes: int
 
 
+class ShardBytes(NamedTuple):
+    """A whole shard on its way from another machine.
+
+    Attributes:
+        file: Path within the store.
+        content: Of the file.
+    """
+
+    file: str
+    content: bytes
+
+
 @dataclass(frozen=True)
 class Shard:
     """A shard mapped into memory; the arrays are read-only.
@@ -111,6 +123,15 @@ def write_shard(
         write_atomic(file, lambda temporary: _write_bytes(temporary, content))
     except DiskFullError as full:
         raise DiskFullError(f"{full} Or {layout.advice}.") from full
+
+
+def keep_shard(path: Path, made: ShardBytes) -> None:
+    """Write a shard that another machine has made into the store at `path`.
+
+    Raises:
+        DiskFullError: If the disk is full; nothing of the shard is left.
+    """
+    write_atomic(path / made.file, lambda temporary: _write_bytes(temporary, made.content))
 
 
 def read_shard(file: Path) -> Shard:

@@ -12,6 +12,7 @@ from krscale.data.mixing import mix, partners
 from krscale.data.views import apply_views
 from krscale.errors import NonFiniteError
 from krscale.models.preprocessing import preprocessing_of_network
+from krscale.store.manifest import ForwardPrecision
 from krscale.store.spec import StoreSpec
 
 BATCH_SIZE = 256
@@ -37,9 +38,11 @@ class TeacherInference:
 
     Args:
         spec: What the store is made of; its `open_teacher` is called once.
+        precision: Of the forward of network and probes; outputs are fp32 in any case.
     """
 
-    def __init__(self, spec: StoreSpec) -> None:
+    def __init__(self, spec: StoreSpec, precision: ForwardPrecision = "fp32") -> None:
+        self.precision = precision
         tapped, reader = spec.open_teacher()
         self.tapped, self.reader = tapped.eval(), reader.eval()
         self.split = spec.dataset.split("train", lazily=True)
@@ -72,7 +75,10 @@ class TeacherInference:
 
     @torch.inference_mode()
     def _forward(self, pixels: Tensor) -> TeacherBatch:
-        outputs = self.reader(self.tapped(self.preprocessing.apply(pixels, self.mean, self.std)))
+        images = self.preprocessing.apply(pixels, self.mean, self.std)
+        enabled = self.precision == "bf16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
+            outputs = self.reader(self.tapped(images)).float()
         if not bool(outputs.isfinite().all()):
             raise NonFiniteError(
                 "teacher: what it gives for a view of the training images is NaN or infinite; it "

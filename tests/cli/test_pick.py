@@ -43,6 +43,7 @@ def run(finished_run: Path, tmp_path_factory) -> Path:
     return storage / "runs" / finished_run.name
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_pick_ends_with_an_onnx_file_of_the_tables_accuracy(run, capsys) -> None:
     size = read_curve(run).sizes[0]
     assert main([str(run), "--max-params", str(size.num_parameters), "--quiet"]) == 0

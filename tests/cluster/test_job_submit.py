@@ -4,33 +4,25 @@ The commands are read from the README; only ports and folders are this test's ow
 """
 
 import json
-import os
-import random
 import re
 import shlex
 import shutil
-import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import pytest
 from drilling import Drill
-from running import ROOT, SMALL, environment, overrides
+from ray_nodes import Commands, Node, fresh_machine, start_head
+from running import ROOT, SMALL, overrides
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
-RAY = Path(sys.executable).with_name("ray")
 # The job asks the cluster it was submitted to, not a Ray of its own.
 SETTINGS = (
     *(setting for setting in SMALL if not setting.startswith("cluster.")),
@@ -41,33 +33,22 @@ SETTINGS = (
 
 
 @dataclass(frozen=True)
-class Commands:
-    """What the README prints for a cluster, in its order."""
-
-    export: str
-    token: str
-    start: str
-    submit: str
-
-    @classmethod
-    def read(cls) -> "Commands":
-        text = (ROOT / "README.md").read_text(encoding="utf-8")
-        block = text.split("**On a cluster.**")[1].split("```")[1]
-        lines = block.replace("\\\n", " ").splitlines()
-        return cls(*(line.removeprefix("$ ") for line in lines if line.startswith("$ ")))
-
-
-@dataclass(frozen=True)
 class Head:
     """A running head: where jobs go, with which environment, and where its results land."""
 
     commands: Commands
-    address: str
-    port: int
+    node: Node
     env: dict[str, str]
     storage: Path
-    process: subprocess.Popen[bytes]
-    logs: tuple[Path, Path]
+    session: Path
+
+    @property
+    def address(self) -> str:
+        return self.node.dashboard
+
+    @property
+    def port(self) -> int:
+        return self.node.ports["port"]
 
     @property
     def token_file(self) -> Path:
@@ -75,15 +56,15 @@ class Head:
 
     def story(self) -> str:
         """Whether the head lives, and the ends of its logs: for the message of a failed test."""
-        printed, session = self.logs
-        files = [printed, *sorted((session / "logs").glob("*.err"))]
-        files += [session / "logs" / name for name in ("raylet.out", "dashboard.log")]
+        logs = self.session / "logs"
+        files = [self.node.log, *sorted(logs.glob("*.err"))]
+        files += [logs / name for name in ("raylet.out", "dashboard.log")]
         ends = [
             f"{file.name}:\n{file.read_text(errors='replace')[-1500:]}"
             for file in files
             if file.is_file() and file.stat().st_size
         ]
-        return "\n".join([f"head's exit code: {self.process.poll()}", *ends])
+        return "\n".join([f"head's exit code: {self.node.process.poll()}", *ends])
 
 
 @dataclass(frozen=True)
@@ -93,44 +74,6 @@ class Submission:
     code: int
     output: str
     seconds_ahead: float
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on, between those of Ray's workers and those the kernel hands out.
-
-    A port from the kernel may go to any connection of the tests beside this one before Ray binds
-    it, and a head that loses one of its ports dies later, at the first job.
-    """
-    ports: list[int] = []
-    candidates = random.SystemRandom().sample(range(20_000, 32_000), 1_000)
-    while len(ports) < count:
-        port = candidates.pop()
-        with suppress(OSError), socket.create_server(("", port)):
-            ports.append(port)
-    return ports
-
-
-def wait_until_up(process: subprocess.Popen[bytes], address: str, token: Path, log: Path) -> None:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and process.poll() is None:
-        refused = suppress(urllib.error.URLError, ConnectionError, TimeoutError, FileNotFoundError)
-        with refused:
-            headers = {"Authorization": f"Bearer {token.read_text()}"}
-            request = urllib.request.Request(f"{address}/api/version", headers=headers)
-            with urllib.request.urlopen(request, timeout=5):
-                return
-        time.sleep(0.3)
-    pytest.fail(f"no Ray head at {address} within 90 s:\n{log.read_text()}")
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End the head by its own id, then whatever is left of its session; never `ray stop`."""
-    process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=20)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(timeout=10)
 
 
 def shell(
@@ -178,17 +121,7 @@ def temporary() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def env(home: Path, temporary: Path) -> dict[str, str]:
     """The environment of a shell on a fresh machine."""
-    found = environment(
-        HOME=str(home),
-        PATH=f"{RAY.parent}{os.pathsep}{os.environ['PATH']}",
-        RAY_TMPDIR=str(temporary),
-        MPLCONFIGDIR=matplotlib.get_configdir(),
-    )
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "OMP_WAIT_POLICY"):
-        found.pop(name, None)
-    # The job must find krscale in what was uploaded, and nowhere else.
-    del found["PYTHONPATH"]
-    return found
+    return fresh_machine(home, temporary)
 
 
 @pytest.fixture(scope="module")
@@ -198,43 +131,16 @@ def head(home: Path, temporary: Path, env: dict[str, str]) -> Iterator[Head]:
     first = shell(connected("num_cpus=1"), env)
     assert first.stdout == "CPUs: 1.0\n", first.stderr
     assert not (home / ".ray").exists(), "krscale leaves no token on the machine"
-    options = (
-        *("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port"),
-        *("dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port"),
-        *("node-manager-port", "object-manager-port"),
-    )
-    ports = dict(zip(options, free_ports(len(options)), strict=True))
-    own = [
-        *("--block", "--num-cpus=2", "--disable-usage-stats"),
-        *(f"--{option}={port}" for option, port in ports.items()),
-    ]
-    start = f"exec env {commands.start} {shlex.join(own)}"
-    log = home / "head.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            ["bash", "-c", "\n".join([commands.export, commands.token, start])],
-            env=env,
-            cwd=home,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    node = start_head(commands, env, home, 2)
     try:
-        address = f"http://127.0.0.1:{ports['dashboard-port']}"
-        wait_until_up(process, address, home / ".ray" / "auth_token", log)
-        logs = (log, temporary / "ray" / "session_latest")
-        storage = home / "krscale-runs"
-        yield Head(commands, address, ports["port"], env, storage, process, logs)
+        yield Head(commands, node, env, home / "krscale-runs", temporary / "ray" / "session_latest")
     finally:
-        stop(process)
+        node.stop()
 
 
 def submit_command(head: Head, *arguments: str) -> str:
     """The README's command, with this head's address and another job."""
-    command = head.commands.submit.replace("http://127.0.0.1:8265", head.address)
-    assert command != head.commands.submit
-    submit, separator, _ = command.partition(" -- ")
-    return f"{head.commands.export}\nexec {submit}{separator}{shlex.join(['python', *arguments])}"
+    return head.commands.submit_to(head.address, *arguments)
 
 
 def submit(head: Head, *arguments: str) -> Submission:
@@ -351,7 +257,8 @@ def test_a_search_joins_the_cluster_of_its_node_by_auto(head: Head) -> None:
     assert done.stdout == "CPUs: 2.0\n", done.stderr + head.story()
 
 
-@pytest.mark.parametrize("demanded", [pytest.param(True, marks=pytest.mark.drill), False])
+@pytest.mark.drill
+@pytest.mark.parametrize("demanded", [True, False])
 def test_a_search_by_itself_runs_beside_the_cluster(demanded: bool, head: Head) -> None:
     # The cluster came first, then `make run`, in a shell where the token was demanded or not.
     before = head.commands.export if demanded else ":"

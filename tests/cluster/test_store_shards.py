@@ -1,7 +1,10 @@
 """The shards of a store, written by the workers of a real Ray."""
 
+import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -18,7 +21,9 @@ from krscale.setup.networks import Networks
 from krscale.setup.prepare import prepare
 from krscale.setup.recipe import StoreRecipe
 from krscale.setup.teacher import prepare_teacher
-from krscale.store import prepare_store
+from krscale.storage import room
+from krscale.storage.address import CACHE_VARIABLE
+from krscale.store import KnowledgeStore, ShardId, begun, keep_shard, prepare_store
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -106,6 +111,68 @@ def test_the_store_of_many_is_that_of_one_byte_for_byte(
     prepare_store(recipe.spec(CPU), lambda *step: None, repair=True, write=write)
     assert contents(recipe) == alone
     assert all(file.stat().st_mtime_ns == time for file, time in before.items())
+
+
+def test_a_machine_without_the_folder_makes_the_same_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def machine(name: str) -> None:
+        monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / name))
+        monkeypatch.setattr(room, "_held", {})
+
+    machine("driver")
+    experiment = load(None, [*SETTINGS, f"storage_path=file://{tmp_path / 'bucket'}"])
+    dataset = prepare_data(experiment.data, experiment.cache_path)
+    facts, path = prepare_teacher(experiment, dataset, CPU, lambda done, total: None)
+    recipe = StoreRecipe(Networks.resolve(experiment, dataset), dataset, facts, path)
+    prepare_store(recipe.spec(CPU), lambda *step: None)
+    alone = contents(recipe)
+    recipe.path.rename(recipe.path.with_name("alone"))
+    bucket = tmp_path / "bucket"
+    for of_store in bucket.glob("cache/stores/*.index.json"):
+        of_store.unlink()  # else it would be fetched
+
+    def write(shards: Sequence[ShardId]) -> None:
+        plan = begun(recipe.path)
+        for shard in shards:
+            machine(f"node {shard.view}")
+            made = store_shards._write_one((recipe, plan), shard, {})
+            assert made is not None
+            machine("driver")
+            keep_shard(recipe.path, made)
+
+    prepare_store(recipe.spec(CPU), lambda *step: None, write=write)
+    assert contents(recipe) == alone
+    for view in range(2):
+        node = tmp_path / f"node {view}"
+        fetched = sorted(p.parent.name for p in node.glob("storages/*/cache/*/*") if p.is_dir())
+        assert fetched == ["data", "teachers"]
+    assert len(list(bucket.glob("cache/stores/*.index.json"))) == 1
+
+
+def test_shards_come_back_and_one_whose_worker_dies_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "machine"))
+    monkeypatch.setattr(store_shards, "WORTH_FLOPS", 0.0)
+    monkeypatch.setattr(store_shards, "write_shards", refuse)  # in this process only
+    died, cache, write_one = tmp_path / "died", str(tmp_path / "machine"), store_shards._write_one
+
+    def dies_once(*arguments: Any) -> Any:
+        os.environ[CACHE_VARIABLE] = cache
+        if not died.exists():
+            died.touch()
+            os._exit(1)
+        return write_one(*arguments)
+
+    monkeypatch.setattr(store_shards, "_write_one", dies_once)
+    experiment = load(None, [*SETTINGS, f"storage_path=file://{tmp_path / 'bucket'}"])
+    reporter = Quiet()
+    prepared = prepare(experiment, reporter, write_on_workers)
+    assert died.exists()
+    assert reporter.steps[-1] == (2 * 1077, 2 * 1077)
+    assert len(list(Path(prepared.store_path).rglob("*.arrow"))) == 2 * 4
+    KnowledgeStore.open(Path(prepared.store_path)).verify()
 
 
 def refuse(*_: object, **__: object) -> None:

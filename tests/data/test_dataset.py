@@ -217,7 +217,7 @@ def crash_on_second_call():
 
 
 BUILD_SLOWLY = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from krscale import digests
 from krscale.config import DataConfig, ViewsConfig
@@ -231,17 +231,20 @@ class Slow(SOURCES["digits"]):
         return super().read(report)
 
 SOURCES["slow"] = Slow
-print(prepare_data(DataConfig(source="slow"), Path(sys.argv[1])).path)
+other = os.fork()  # two processes for the imports of one
+print(prepare_data(DataConfig(source="slow"), Path(sys.argv[1])).path, flush=True)
+if other and os.waitpid(other, 0)[1]:
+    sys.exit(1)
 """
 
 
 def test_processes_that_start_together_build_once(tmp_path):
     command = [sys.executable, "-c", BUILD_SLOWLY, str(tmp_path)]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    paths = {process.communicate(timeout=60)[0].strip() for process in processes}
-    assert [process.returncode for process in processes] == [0, 0]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120, check=True)
+    one, other = done.stdout.splitlines()
+    assert one == other
     assert (tmp_path / "reads").read_text() == "read "
-    assert paths == {str(p) for p in (tmp_path / "data").iterdir() if p.is_dir()}
+    assert {one} == {str(p) for p in (tmp_path / "data").iterdir() if p.is_dir()}
 
 
 def test_written_columns_are_plain_arrow(digits):

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from drilling import Drill
 
 # What the limit counts beside memory in use: Arrow's own allocator reserves 1 GB of addresses at
 # once, and glibc keeps large blocks that were freed.
@@ -32,8 +33,12 @@ def write(file: Path, num_images: int, seed: int) -> None:
             writer.write_table(pa.table([images, np.arange(256) % 4], schema))
 
 
+@pytest.mark.drill
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts so on Linux only")
-def test_an_epoch_of_data_that_cannot_be_held(tmp_path: Path) -> None:
+def test_an_epoch_of_data_that_cannot_be_held(tmp_path: Path, drill: Drill) -> None:
+    megabytes = NUM_TRAIN * SHAPE[0] * SHAPE[1] * SHAPE[2] >> 20
+    drill.injected(f"{ROOM_MB} MB of memory, for training images of {megabytes} MB")
+    drill.must_hold("an epoch ends, with every image once")
     data = tmp_path / "data"
     data.mkdir()
     for seed, (name, num_images) in enumerate((("train", NUM_TRAIN), ("val", 256), ("test", 256))):
@@ -57,3 +62,4 @@ def test_an_epoch_of_data_that_cannot_be_held(tmp_path: Path) -> None:
     assert found["bytes"] > ROOM_MB * 2**20
     assert found["refused"], "the limit is none: a copy of the training images fits below it"
     assert found["seen"] == found["num_samples"]["train"] == NUM_TRAIN
+    drill.held(f"{NUM_TRAIN:,} images were seen")

@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 from running import ROOT, environment, overrides
 
 from krscale.config import load
+from krscale.search.on_ray.slots import Slots
 from krscale.search.session import run_session
 from krscale.search.studies.ladder import Ladder
 
@@ -89,6 +90,47 @@ def test_every_method_gives_the_numbers_of_one_worker(
         for number in (2, 3):
             same = losses[number, name] == pytest.approx(losses[1, name], rel=2e-3)
             report.must_hold(f"{name}: the losses of one worker on {number}", same)
+    report.done()
+
+
+def test_groups_of_other_sizes_give_the_numbers_of_one_worker(
+    drill: Drill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses: dict[tuple[str, str], list[float]] = {}
+    sizes: set[int] = set()
+    run_name = "one"
+    of_the_ladder, of_the_slots = Ladder.report, Slots.next_size
+
+    def report_loss(ladder: Any, assignment: Any, metrics: Any) -> bool:
+        losses.setdefault((run_name, assignment.name), []).append(metrics["train/loss"])
+        return of_the_ladder(ladder, assignment, metrics)
+
+    def next_size(slots: Any, begun: Any, waiting: Any) -> int:
+        sizes.update(begun if run_name == "varying" else ())
+        return of_the_slots(slots, begun, waiting)
+
+    monkeypatch.setattr(Ladder, "report", report_loss)
+    monkeypatch.setattr(Slots, "next_size", next_size)
+    report = Report(drill, "a search of trials of one to three workers on four cores")
+    settings = (
+        "search.methods=['plain', 'kd', 'kr']",
+        "search.sampler=random",
+        "search.trials_per_size=1",
+        "search.early_stopping=none",
+        "train.num_epochs=2",
+        "train.global_batch_size=100",  # the last batch is another
+        "search.gpus_per_trial=0",
+    )
+    with own_ray(4):
+        for run_name, most in (("one", 1), ("varying", 3)):
+            where = f"storage_path={tmp_path}", f"name={run_name}", f"train.max_workers={most}"
+            run_session(load(None, [*SMALL, *settings, *where]), quiet=True)
+    report.must_hold(f"groups of three and of one: {sizes}", {1, 3} <= sizes <= {1, 2, 3})
+    tried = sorted(name for run, name in losses if run == "one")
+    report.must_hold("a trial and a final of every method", len(tried) == 6)
+    for name in tried:
+        same = losses["varying", name] == pytest.approx(losses["one", name], rel=2e-3)
+        report.must_hold(f"{name}: the losses of one worker", same)
     report.done()
 
 

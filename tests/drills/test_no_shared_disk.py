@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from ray.cluster_utils import Cluster
 from running import ROOT, command, environment, overrides
+from s3_server import CREDENTIALS, SECRET, s3_server
 
 from krscale.cluster.connect import SETTINGS
 from krscale.search.studies.retries import was_interrupted
@@ -28,13 +27,6 @@ from krscale.storage.address import CACHE_VARIABLE
 pytestmark = [pytest.mark.drill, pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 NUM_TRIALS, NUM_FINALS = 4, 2
-SECRET = "S3cretOfNobody0123456789"
-CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "AKIANOBODY0123456789",
-    "AWS_SECRET_ACCESS_KEY": SECRET,
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
 STORAGE = "s3://bucket/runs"
 SEARCH = (
     f"storage_path={STORAGE}",
@@ -84,16 +76,8 @@ class Apart:
 @pytest.fixture
 def apart() -> Iterator[Apart]:
     """Two nodes of one core, each with a home, a temporary folder and a cache of its own."""
-    moto = pytest.importorskip("moto.server", reason="the dev extra brings moto, an S3 server")
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    variables = {**CREDENTIALS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}
-    bucket = urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT")
-    with urllib.request.urlopen(bucket):
-        pass
-    with pytest.MonkeyPatch.context() as patch:
+    with s3_server() as where, pytest.MonkeyPatch.context() as patch:
+        variables = {**CREDENTIALS, "AWS_ENDPOINT_URL": f"http://{where}"}
         for name, value in {**SETTINGS, "PYTHONPATH": environment()["PYTHONPATH"]}.items():
             patch.setenv(name, value)
         for name, value in variables.items():
@@ -112,7 +96,6 @@ def apart() -> Iterator[Apart]:
                 yield Apart(cluster, folder, variables)
             finally:
                 cluster.shutdown()
-                server.stop()
 
 
 def _move_to(patch: pytest.MonkeyPatch, folder: Path, name: str) -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 from pngs import GREY, RGB, png
-from running import environment
+from running import check_exports_here, environment
 
 from krscale.config import Experiment, load
 from krscale.data import Dataset, prepare_data, walking
@@ -89,7 +89,9 @@ def exported(student, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("exported") / "out"
     raw = find_raw_files(dataset, experiment.data, pytest.fail)
     formats = ["onnx", "safetensors"]
-    return folder, export_student(network, card, dataset, folder, formats, raw)
+    with pytest.MonkeyPatch.context() as patch:
+        check_exports_here(patch)
+        return folder, export_student(network, card, dataset, folder, formats, raw)
 
 
 def predict(folder: Path, *arguments: object) -> str:

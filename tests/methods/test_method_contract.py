@@ -27,7 +27,8 @@ from krscale.methods import (
     takes_mixed_labels,
     takes_unlabelled,
 )
-from krscale.methods.base import UNLABELLED, LearnerOutput, Mixture
+from krscale.methods.base import UNLABELLED, Mixture
+from krscale.methods.learner import LearnerOutput
 
 NUM_CLASSES, NUM_TAPS, PATHS = 6, 4, ("0", "1")
 STUDENT_STAGES = ((4, 8, 8), (5, 8, 8))

@@ -77,26 +77,27 @@ def test_latency_orders_small_and_large():
     assert small < large
 
 
-@pytest.mark.parametrize("target", [1, 300, 2_000, 40_000, 700_000, 3_000_001])
-def test_find_width_agrees_with_trying_every_width(target):
-    def build(width):
-        return resnet(10, 1, width, num_blocks=1)
+def narrow(width):
+    return resnet(10, 1, width, num_blocks=1)
 
+
+@pytest.fixture(scope="module")
+def sizes():
+    """Numbers of parameters by width."""
     with torch.device("meta"):
-        sizes = {width: num_parameters(build(width)) for width in range(1, 140)}
+        return {width: num_parameters(narrow(width)) for width in range(1, 140)}
+
+
+@pytest.mark.parametrize("target", [1, 300, 2_000, 40_000, 700_000, 3_000_001])
+def test_find_width_agrees_with_trying_every_width(target, sizes):
     best = min(sizes, key=lambda width: abs(math.log(sizes[width] / target)))
-    assert find_width(build, target) == best
+    assert find_width(narrow, target) == best
 
 
 @pytest.mark.parametrize("target", [300, 40_000, 120_000, 700_000])
-def test_find_width_tries_multiples_alone_where_asked(target):
-    def build(width):
-        return resnet(10, 1, width, num_blocks=1)
-
-    with torch.device("meta"):
-        sizes = {width: num_parameters(build(width)) for width in range(8, 140, 8)}
-    best = min(sizes, key=lambda width: abs(math.log(sizes[width] / target)))
-    assert find_width(build, target, multiple=8) == best
+def test_find_width_tries_multiples_alone_where_asked(target, sizes):
+    best = min(range(8, 140, 8), key=lambda width: abs(math.log(sizes[width] / target)))
+    assert find_width(narrow, target, multiple=8) == best
 
 
 def test_several_targets_build_each_width_once():

@@ -18,6 +18,10 @@ from krscale.search.plan import describe_plan
             ("train.num_workers=2", "search.gpus_per_trial=0"),
             ["  workers: 2 share each trial, each with 1 CPU and 0 GPU"],
         ),
+        (
+            ("train.max_workers=4", "search.gpus_per_trial=0"),
+            ["  workers: 1 to 4, as there is room, share each trial, each with 1 CPU and 0 GPU"],
+        ),
     ],
 )
 def test_workers_of_a_trial_are_said(settings: tuple[str, ...], expected: list[str]) -> None:

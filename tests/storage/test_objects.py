@@ -3,46 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-import urllib.request
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
+from s3_server import CREDENTIALS, KEY, SECRET, query, s3_server
 
 from krscale.errors import StorageError
-from krscale.storage.objects import Objects, missing_credentials
+from krscale.storage.objects import Info, Objects, missing_credentials
 from krscale.storage.opening import probe
-
-KEY, SECRET = "AKIANOBODY0123456789", "S3cretOfNobody0123456789"
 
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """Part of a URI that leads to an S3 server of this process, with a bucket `bucket`."""
-    moto = pytest.importorskip("moto.server", reason="the dev extra brings moto, an S3 server")
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with urllib.request.urlopen(
-        urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT")
-    ):
-        pass
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", KEY)
-        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        yield f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-    server.stop()
+    with s3_server() as where, pytest.MonkeyPatch.context() as patch:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        yield query(where)
 
 
 @pytest.fixture(params=["s3", "file", "memory"])
 def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
     """An empty storage of each kind."""
     if request.param == "s3":
-        query = request.getfixturevalue("s3")
-        return Objects.open(f"s3://bucket/{tmp_path.name}{query}")
+        where = request.getfixturevalue("s3")
+        return Objects.open(f"s3://bucket/{tmp_path.name}{where}")
     if request.param == "memory":
         pytest.importorskip("fsspec")
         return Objects.open(f"memory://{tmp_path.name}")
@@ -73,9 +61,21 @@ def test_written_read_listed_deleted(objects: Objects, tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_a_write_that_fails_leaves_nothing(objects: Objects) -> None:
+def test_a_large_object_goes_there_and_back_in_parts(s3: str, tmp_path: Path) -> None:
+    """Arrow sends what is above 10 MB in parts."""
+    content = os.urandom(1 << 20) * 30
+    (tmp_path / "large").write_bytes(content)
+    objects = Objects.open(f"s3://bucket/{tmp_path.name}{s3}")
+    digest = objects.upload("large", tmp_path / "large")
+    assert objects.list("") == {"large": Info(30 << 20, ANY)}
+    assert objects.download("large", tmp_path / "back") == digest
+    assert (tmp_path / "back").read_bytes() == content
+
+
+@pytest.mark.parametrize("num_bytes", [4, 24_000_000])
+def test_a_write_that_fails_leaves_nothing(objects: Objects, num_bytes: int) -> None:
     def fail(stream: object) -> None:
-        stream.write(b"half")  # type: ignore[attr-defined]
+        stream.write(b"x" * num_bytes)  # type: ignore[attr-defined]
         raise OSError("the disk does not work")
 
     with pytest.raises(StorageError, match="the disk does not work"):
@@ -84,15 +84,19 @@ def test_a_write_that_fails_leaves_nothing(objects: Objects) -> None:
 
 
 class Refusing:
-    """A storage that takes what is written and refuses it at the end, as S3 does in one request."""
+    """A storage that refuses what is written, as S3 does: at the end, or part by part as well."""
 
     type_name, deleted = "s3", False
+
+    def __init__(self, refuses_parts: bool) -> None:
+        self.refuses_parts = refuses_parts
 
     def open_output_stream(self, _path: str) -> Refusing:
         return self
 
     def write(self, _content: bytes) -> None:
-        pass
+        if self.refuses_parts:
+            raise OSError("503 Slow Down")
 
     def close(self) -> None:
         raise OSError("503 Slow Down")
@@ -101,8 +105,9 @@ class Refusing:
         self.deleted = True
 
 
-def test_a_write_that_is_refused_leaves_the_older_object() -> None:
-    filesystem = Refusing()
+@pytest.mark.parametrize("refuses_parts", [False, True])
+def test_a_write_that_is_refused_leaves_the_older_object(refuses_parts: bool) -> None:
+    filesystem = Refusing(refuses_parts)
     with pytest.raises(StorageError, match=r"cannot write run/\.driver\.json: 503 Slow Down"):
         Objects("s3://bucket", filesystem, "bucket").write("run/.driver.json", b"{}")
     assert not filesystem.deleted, "a lock that is lost so would end the search that holds it"

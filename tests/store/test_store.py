@@ -8,14 +8,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from krscale.config import StoreConfig, ViewsConfig
+from krscale.config import StoreConfig, ViewsConfig, load
 from krscale.data.loader import Loader
 from krscale.errors import NonFiniteError, UserError
 from krscale.files import write_json
+from krscale.setup.prepare import _fallback
 from krscale.store import (
     KnowledgeStore,
     building,
     check_store,
+    make_shard,
     shard,
     teacher_inference,
     write_shards,
@@ -475,7 +477,10 @@ class TestProcesses:
         assert any(0 < count < 150 for count in done)
         KnowledgeStore.open(small.path, small.key).verify()
 
-    def test_the_other_takes_over_when_the_builder_is_killed(self, small):
+    @pytest.mark.drill
+    def test_the_other_takes_over_when_the_builder_is_killed(self, small, drill):
+        drill.injected("SIGKILL to a process that builds a store, while another one waits for it")
+        drill.must_hold("the other builds what is missing, and keeps what was written")
         # It hangs when it has asked for the third shard and not yet written it.
         builder, waiting = self._start(small, 0, 48), self._start(small, 0)
         self._go(builder)
@@ -490,6 +495,7 @@ class TestProcesses:
         assert self._finish(waiting)[-1] == "opened 1 asked 118"
         assert {name: small.files()[name] for name in kept} == kept
         KnowledgeStore.open(small.path, small.key).verify()
+        drill.held("two shards were kept, the other built the rest")
 
 
 def test_a_teacher_that_gives_nan_for_some_view_is_named_before_anything_is_kept(small):
@@ -505,3 +511,51 @@ def test_a_teacher_that_gives_nan_for_some_view_is_named_before_anything_is_kept
     with pytest.raises(NonFiniteError, match=r"teacher: what it gives .* cannot teach"):
         small.prepare()
     assert small.files() == {}
+
+
+class TestTeacherInBf16:
+    def test_it_runs_so_where_the_error_stays_within_its_bound(self, small):
+        small.config = StoreConfig(shard_rows=16, temperature=2.0, teacher_precision="bf16")
+        store = small.prepare()
+        assert store.manifest.plan.precision == "bf16"
+        assert store.manifest.plan.num_sampled == small.num_samples
+        for view in range(small.views.num_views):
+            exact = torch.softmax(small.exact(view) / 2.0, dim=-1)
+            samples = torch.arange(small.num_samples)
+            kept = torch.softmax(store.tap_logits(view, samples) / 2.0, dim=-1)
+            error = 0.5 * (exact - kept).abs().sum(dim=-1).mean(dim=0)
+            # Rounding to fp16 alone costs some 1e-4.
+            assert 5e-4 < float(error.max()) < small.config.max_error
+        check_store(small.spec())
+
+    def test_every_way_to_write_shards_computes_in_it(self, small, tmp_path):
+        small.config = StoreConfig(shard_rows=16, temperature=2.0, teacher_precision="bf16")
+        store = small.prepare()
+        plan, alone = store.manifest.plan, {k: v for k, (_, v) in small.files().items()}
+        for wanted in plan.shards:
+            made = make_shard(small.spec(), plan, wanted)
+            assert (small.path / made.file).read_bytes() == made.content
+        for file in small.path.glob("view-*/*"):
+            file.unlink()
+        write_shards(small.spec(), plan.shards, lambda done, total: None)
+        assert {k: v for k, (_, v) in small.files().items()} == alone
+
+    def test_it_runs_in_fp32_where_bf16_costs_more_and_that_is_said(self, small):
+        plain = small.prepare()
+        before = small.files()
+        small.folder /= "other"
+        small.config = StoreConfig(
+            shard_rows=16, temperature=2.0, teacher_precision="bf16", max_error=1e-4
+        )
+        store = small.prepare()
+        assert store.manifest.plan.precision == plain.manifest.plan.precision == "fp32"
+        assert [c for _, c in small.files().values()] == [c for _, c in before.values()]
+        wanted = ["store.teacher_precision=bf16", "store.max_error=0.0001"]
+        said = _fallback(load(None, wanted), small.path)
+        assert said.startswith("store.teacher_precision: bf16 would cost a tap more than")
+        assert "on 50 sampled views" in said
+        assert not _fallback(load(None, []), small.path)
+
+    def test_stores_of_before_are_found_again(self):
+        assert "teacher_precision" not in StoreConfig().identity()
+        assert StoreConfig(teacher_precision="bf16").identity()["teacher_precision"] == "bf16"

@@ -26,7 +26,7 @@ def record(run: Path, said: list[str], epochs: int = 4) -> None:
             tracker.log_metrics("kr/1", {"accuracy": epoch / 8}, step=epoch)
         tracker.end_run("kr/1")
         tracker.end_run("kr")
-        assert tracker.close(30) == 0
+        assert tracker.close(120) == 0
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def spoils(content: bytes) -> list[bytes]:
         b"[]\n",
         b"{}\n",
     ]
-    for _ in range(10):
+    for _ in range(4):
         flipped = bytearray(content)
         flipped[draw.randrange(len(flipped))] ^= 1 << draw.randrange(8)
         found.append(bytes(flipped))
@@ -165,7 +165,7 @@ def test_what_stands_in_the_place_of_refusals_is_set_aside(
     with Tracker("", "digits", run, warn=said.append) as tracker:
         tracker.log_metrics("kr/1", {"../bad": 1.0}, step=9)
         tracker.log_metrics("kr/1", {"good": 1.0}, step=9)
-        assert tracker.close(30) == 0
+        assert tracker.close(120) == 0
     assert "set aside as refused.jsonl.damaged" in said[0]
     assert "MLflow refused metrics of kr/1" in said[1]
     assert len(path.read_text().splitlines()) == 1

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 from krscale.tracking import Tracker, sync
 
 NUM_TRIALS, NUM_EPOCHS = 20, 4
@@ -27,36 +29,51 @@ from pathlib import Path
 from krscale.tracking import Tracker
 from krscale.tracking.server import Server
 
-path, method, deadly = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-real, calls = getattr(Server, method), []
-def counted(*arguments):
-    result = real(*arguments)
-    calls.append(method)
-    if len(calls) == deadly:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return result
-setattr(Server, method, counted)
-tracker = Tracker("", "digits", path)
-search(tracker)
-tracker.close(60)
+def record(path, method, deadly):
+    real, calls = getattr(Server, method), []
+    def counted(*arguments):
+        result = real(*arguments)
+        calls.append(method)
+        if len(calls) == deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    setattr(Server, method, counted)
+    tracker = Tracker("", "digits", path)
+    search(tracker)
+    tracker.close(60)
+
+for line in sys.stdin:
+    method, deadly = line.split()
+    child = os.fork()
+    if not child:
+        record(Path(sys.argv[1]), method, int(deadly))
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-def die_after(storage, method, calls):
+@pytest.fixture
+def die_after(storage):
     """Record a search in a process that is killed when MLflow has just obeyed that call."""
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(storage / "run"), method, str(calls)],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    # Forked by one that has the imports of all.
+    command = [sys.executable, "-c", CHILD, str(storage / "run")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as forking:
+
+        def die(method, calls):
+            print(method, calls, file=forking.stdin, flush=True)
+            assert int(forking.stdout.readline()) == -signal.SIGKILL
+
+        yield die
+        forking.stdin.close()
 
 
-def test_kills_in_the_middle_lose_and_double_nothing(storage, by_key):
+def test_kills_in_the_middle_lose_and_double_nothing(storage, die_after, by_key):
     database, run_path = storage / "mlflow.db", storage / "run"
     # Created in MLflow, and killed before anything on this side knows the run's id.
-    die_after(storage, "create_run", 4)
+    die_after("create_run", 4)
     assert len(by_key(database)) == 4
-    die_after(storage, "log", 12)
+    die_after("log", 12)
     assert 4 <= len(by_key(database)) < NUM_TRIALS + 1
 
     # What the killed processes had told reaches MLflow, though none of them lives.

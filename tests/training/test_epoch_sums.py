@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from krscale.methods.base import UNLABELLED, Batch, LearnerOutput, Mixture
+from krscale.methods.base import UNLABELLED, Batch, Mixture
+from krscale.methods.learner import LearnerOutput
 from krscale.training.epoch_sums import EpochSums
 
 

@@ -15,7 +15,8 @@ from krscale.data.loader import Loader
 from krscale.errors import NonFiniteError, UserError
 from krscale.knowledge.taps import TapOutputs
 from krscale.methods import MethodContext, build_method
-from krscale.methods.base import Batch, Learner, Method
+from krscale.methods.base import Batch, Method
+from krscale.methods.learner import Learner
 from krscale.models.resnet import resnet
 from krscale.parallel import Workers
 from krscale.training.loop import Training, evaluate, fit

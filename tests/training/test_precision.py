@@ -9,7 +9,7 @@ from krscale.data import Dataset, prepare_data
 from krscale.data.loader import Loader
 from krscale.errors import UserError
 from krscale.methods import MethodContext, build_method
-from krscale.methods.base import Learner
+from krscale.methods.learner import Learner
 from krscale.models.resnet import resnet
 from krscale.parallel import Workers
 from krscale.search.plan import describe_plan

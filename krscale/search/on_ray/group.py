@@ -165,15 +165,19 @@ def start_group(
     """Start the other workers of this process's place, if trials have more than one.
 
     Args:
-        experiment: The search; `train.num_workers` is the size of the group.
+        experiment: The search. The group has as many workers as Tune has reserved places for the
+            trial: `train.num_workers`, or up to `train.max_workers`.
         prepared: As for `Rank`.
         builders: As for `Rank`.
     """
-    num_workers = experiment.train.num_workers
-    if num_workers == 1:
-        return Group((), Workers.alone(pick_device(experiment.train.device)))
+    alone = Group((), Workers.alone(pick_device(experiment.train.device)))
+    if experiment.train.most_workers == 1:
+        return alone
     placement: Any = get_current_placement_group()  # Tune's, of this trial
     bundles = placement.bundle_specs
+    num_workers = len(bundles)
+    if num_workers == 1:
+        return alone
     actor_class: Any = ray.remote(Rank)
     ranks = [
         actor_class.options(

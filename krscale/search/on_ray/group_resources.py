@@ -31,14 +31,14 @@ def refuse_shared_gpus(experiment: Experiment) -> None:
         UserError: Saying what is allowed.
     """
     gpus, train = experiment.search.gpus_per_trial, experiment.train
-    if train.num_workers == 1 or gpus == "auto":
+    if train.most_workers == 1 or gpus == "auto":
         return
     if 0.0 < gpus < 1.0 or (gpus == 0.0 and train.device == "cuda"):
         raise UserError(
             f"search.gpus_per_trial: each worker of a trial needs a GPU of its own, with "
-            f"train.num_workers = {train.num_workers} and train.device = {train.device!r} "
-            f"(got {gpus:g}). Allowed: 'auto', and 1, 2, ... for each worker; with train.device = "
-            f"'auto' or 'cpu' also 0, which trains on CPUs."
+            f"{train.most_workers} workers a trial (train.num_workers, train.max_workers) and "
+            f"train.device = {train.device!r} (got {gpus:g}). Allowed: 'auto', and 1, 2, ... "
+            f"for each worker; with train.device = 'auto' or 'cpu' also 0, which trains on CPUs."
         )
 
 

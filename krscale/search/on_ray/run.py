@@ -31,16 +31,20 @@ from krscale.search.on_ray.group_resources import has_gpus, require_workers
 from krscale.search.on_ray.lost_workers import end_only_their_trials
 from krscale.search.on_ray.slots import Slots
 from krscale.search.on_ray.stalled_trials import StalledTrials
+from krscale.search.on_ray.taken_back import TakenBack
 from krscale.search.on_ray.trial import StudentTrial
 from krscale.search.on_ray.trial_error import TrialError
 from krscale.search.on_ray.waiting_trials import WaitingTrials
 from krscale.search.studies.ladder import Ladder, Next
 from krscale.search.studies.pruners import milestones
+from krscale.search.studies.retries import Cause
 from krscale.search.studies.trial_spec import Assignment
 from krscale.setup.network_builder import student_models
 from krscale.setup.prepare import Prepared
 from krscale.storage_errors import storage_error
 
+NUM_WORKERS = "num_workers"
+"""Of a trial, in the config that Tune hands on."""
 NO_LIMIT = 1_000_000
 """Of Tune's own; without a number it keeps no more than one trial waiting (see `slots.py`)."""
 
@@ -51,6 +55,7 @@ class _Running:
     metrics: dict[str, float]
     begun: bool = False  # on a worker; until then it waits for one
     pruned: bool = False
+    num_workers: int = 1
 
     @property
     def name(self) -> str:
@@ -94,15 +99,15 @@ class LadderSearcher(Searcher):
         """Return the next trial's config, None to wait, or FINISHED."""
         if self.gave_up:
             return Searcher.FINISHED
-        num_begun = self.num_begun
-        if not self.slots.has_room(num_begun, len(self.trials) - num_begun):
+        num_workers = self.slots.next_size(self.sizes(begun=True), self.sizes(begun=False))
+        if not num_workers:
             return None
         upcoming = self.ladder.next()
         if upcoming is Next.DONE:
             return Searcher.FINISHED
         if not isinstance(upcoming, Assignment):
             return None
-        self.trials[trial_id] = _Running(upcoming, {})
+        self.trials[trial_id] = _Running(upcoming, {}, num_workers=num_workers)
         return {
             "method": upcoming.key.method,
             "capacity": upcoming.key.capacity,
@@ -113,7 +118,30 @@ class LadderSearcher(Searcher):
             "seed": upcoming.seed,
             "values": dict(upcoming.values),
             "milestones": self.milestones,
+            NUM_WORKERS: num_workers,
         }
+
+    def sizes(self, *, begun: bool) -> list[int]:
+        """Return the workers of each trial that has them, or that waits for them."""
+        found = self.trials.values()
+        return [running.num_workers for running in found if running.begun is begun]
+
+    def too_large(self) -> list[str]:
+        """Return the trials that wait for more workers than are left, though fewer would do."""
+        begun = self.sizes(begun=True)
+        waiting = {name: each.num_workers for name, each in self.trials.items() if not each.begun}
+        found = []
+        for name, size in waiting.items():
+            others = [workers for other, workers in waiting.items() if other != name]
+            if self.slots.too_large(size, begun, others):
+                found.append(name)
+        return found
+
+    def take_back(self, trial_id: str) -> None:
+        """Take a trial back that waits for workers; its settings are handed out again."""
+        running = self.trials.pop(trial_id)
+        reason = f"there are no {running.num_workers} workers for it"
+        self.ladder.interrupt(running.assignment, Cause.ROOM, {}, reason)
 
     @property
     def num_begun(self) -> int:
@@ -139,7 +167,9 @@ class LadderSearcher(Searcher):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Tell the ladder: PRUNED if we stopped it, COMPLETE if it ran out, FAIL otherwise."""
-        running = self.trials.pop(trial_id)
+        running = self.trials.pop(trial_id, None)
+        if running is None:  # taken back
+            return
         if error:
             self._on_error(running, self.errors.pop(trial_id))
             return
@@ -181,14 +211,18 @@ class LadderScheduler(FIFOScheduler):
     """Runs trials as they come and stops one when its study says so."""
 
     def __init__(
-        self, searcher: LadderSearcher, stalled: StalledTrials, waiting: WaitingTrials
+        self,
+        searcher: LadderSearcher,
+        stalled: StalledTrials,
+        *watching: WaitingTrials | TakenBack,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.searcher, self.stalled, self.waiting = searcher, stalled, waiting
+        self.searcher, self.stalled, self.watching = searcher, stalled, watching
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
         """Called before the trial has a worker."""
-        self.stalled.controller = self.waiting.controller = tune_controller
+        for watch in (self.stalled, *self.watching):
+            watch.controller = tune_controller
         end_only_their_trials(tune_controller._actor_manager)
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
@@ -276,7 +310,7 @@ def run_search(
     experiment, config = ladder.experiment, ladder.config
     # Its errors reach the user through the listeners, one line each, not once more in a frame.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    num_workers = experiment.train.num_workers
+    num_workers, most_workers = experiment.train.num_workers, experiment.train.most_workers
     require_workers(experiment, resources)
     if experiment.train.channels_last and not has_gpus(experiment):
         raise UserError(
@@ -284,10 +318,14 @@ def run_search(
             f"would train on CPUs."
         )
     searcher = LadderSearcher(
-        ladder, milestones(config, experiment.train.num_epochs), Slots(resources, num_workers), say
+        ladder,
+        milestones(config, experiment.train.num_epochs),
+        Slots(resources, num_workers, most_workers),
+        say,
     )
     stalled = StalledTrials(ladder, searcher.trials.items)
     waiting = WaitingTrials(resources, num_workers, lambda: searcher.num_begun > 0, say)
+    taken_back = TakenBack(searcher)
     trainable = tune.with_parameters(
         StudentTrial,
         experiment=experiment.without_credentials(),
@@ -295,10 +333,15 @@ def run_search(
         given=given(student_models(experiment)),
     )
     tuner = tune.Tuner(
-        tune.with_resources(trainable, PlacementGroupFactory([dict(resources)] * num_workers)),
+        tune.with_resources(
+            trainable,
+            lambda trial: PlacementGroupFactory(
+                [dict(resources)] * trial.get(NUM_WORKERS, num_workers)
+            ),
+        ),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=LadderScheduler(searcher, stalled, waiting),
+            scheduler=LadderScheduler(searcher, stalled, waiting, taken_back),
             num_samples=-1,
             reuse_actors=True,
             max_concurrent_trials=NO_LIMIT,
@@ -307,7 +350,7 @@ def run_search(
             name="tune",
             storage_path=str(experiment.run_path),
             verbose=0,
-            callbacks=[_Starts(searcher), stalled, waiting],
+            callbacks=[_Starts(searcher), stalled, waiting, taken_back],
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(
                 checkpoint_frequency=0, checkpoint_at_end=False

@@ -5,12 +5,15 @@ the worker of any trial that ends; the worker that was starting is thrown away. 
 sooner than a worker starts (some seconds), no second worker ever comes up. With a trial for every
 place, whoever ends is given a new one, and the others' workers come up in peace. And none is asked
 for before it can run, since trials asked for later know more.
+
+Where the number of a trial's workers may vary (`train.max_workers`), a trial is handed out for
+the workers that have no trial yet, as many as it may have.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from krscale.cluster.connect import can_grow, num_slots
 
@@ -23,7 +26,8 @@ class Slots:
 
     Args:
         resources: What a worker of a trial reserves.
-        num_workers: Workers of a trial.
+        num_workers: Workers of a trial, the least where it varies.
+        most_workers: The most; as many as the least if it does not vary.
         clock: Seconds.
     """
 
@@ -31,10 +35,45 @@ class Slots:
         self,
         resources: Mapping[str, float],
         num_workers: int = 1,
+        most_workers: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._resources, self._num_workers, self._clock = dict(resources), num_workers, clock
+        self._most_workers = max(num_workers, most_workers)
+        self._varies = self._most_workers > num_workers
         self._num_slots, self._looked_at = 0, float("-inf")
+
+    def next_size(self, begun: Collection[int], waiting: Collection[int]) -> int:
+        """Return how many workers one more trial may have; 0 where none may be handed out.
+
+        Where it varies, a cluster that grows is asked for the least number only, and only where
+        nothing else is there to train.
+
+        Args:
+            begun: Workers of each trial that is on them and has not ended.
+            waiting: Workers of each trial that was handed out and has none yet.
+        """
+        if not self._varies:
+            return self._num_workers if self.has_room(len(begun), len(waiting)) else 0
+        free = self._current() - sum(begun) - sum(waiting)
+        if free >= self._num_workers:
+            return min(free, self._most_workers)
+        return 0 if begun or waiting else self._num_workers
+
+    def too_large(self, size: int, begun: Collection[int], waiting: Collection[int]) -> bool:
+        """Whether a trial that waits for so many workers could have fewer now, and not as many.
+
+        It was handed out for workers that have gone since, with their node.
+
+        Args:
+            size: Workers that it waits for.
+            begun: As in `next_size`.
+            waiting: As in `next_size`; of the others.
+        """
+        if not self._varies:
+            return False
+        free = self._current() - sum(begun) - sum(waiting)
+        return self._num_workers <= free < size
 
     def has_room(self, num_begun: int, num_waiting: int) -> bool:
         """Return whether one more trial may be handed out.
@@ -51,6 +90,7 @@ class Slots:
 
     def _current(self) -> int:
         if self._clock() - self._looked_at >= REFRESH_SECONDS:
-            self._num_slots = num_slots(self._resources, self._num_workers)
+            each = 1 if self._varies else self._num_workers
+            self._num_slots = num_slots(self._resources, each)
             self._looked_at = self._clock()
         return self._num_slots

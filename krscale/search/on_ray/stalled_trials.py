@@ -59,7 +59,7 @@ class StalledTrials(tune.Callback):
         if self.controller is None or time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + LOOK_SECONDS
-        actors = _live_actors(self.controller)
+        actors = live_actors(self.controller)
         signs = {
             trial_id: self._sign(handed)
             for trial_id, handed in self.running()
@@ -80,7 +80,7 @@ class StalledTrials(tune.Callback):
         return bool(limit) and self.ladder.budget.seconds >= limit
 
 
-def _live_actors(controller: Any) -> dict[str, Any]:
+def live_actors(controller: Any) -> dict[str, Any]:
     """Return the actors of the trials that have one, by the trial's id; those starting, too."""
     live = controller._actor_manager._live_actors_to_ray_actors_resources
     return {

@@ -55,6 +55,7 @@ SEARCHABLE = ("train.", "distill.", "student.")
 DECIDED: Mapping[str, str] = {
     "train.num_epochs": "early stopping compares trials of the same length",
     "train.num_workers": "the places of the cluster are cut for it, once for all trials",
+    "train.max_workers": "the places of the cluster are cut for it, once for all trials",
     "train.device": "it follows from search.gpus_per_trial",
     "train.seed": "trials share it, and finals have fresh ones",
     "distill.method": "search.methods names them",

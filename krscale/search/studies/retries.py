@@ -1,9 +1,10 @@
 """Trials that were cut short by no fault of their own: told FAIL, not counted, run again.
 
-Three things cut a trial short. The search itself died: its trials are run again however often that
+Four things cut a trial short. The search itself died: its trials are run again however often that
 happens. A worker or node was lost: again, up to `search.max_retries` times. The memory did not
-suffice: again once, alone on a machine. What a user's code raises, and a loss that is not finite,
-would only happen again; those trials are FAIL and count.
+suffice: again once, alone on a machine. The cluster has become too small for the workers that a
+waiting trial was to have: again, with fewer. What a user's code raises, and a loss that is not
+finite, would only happen again; those trials are FAIL and count.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Cause(Enum):
     SEARCH = "the search was interrupted"
     WORKER = "its worker was lost"
     MEMORY = "it ran out of memory"
+    ROOM = "it waited for more workers than are left"
 
     @property
     def text(self) -> str:

@@ -12,19 +12,19 @@ from krscale.data import describe_data
 from krscale.errors import UserError
 from krscale.progress import Progress
 from krscale.search.on_ray import gpu_packing as packing
-from krscale.search.on_ray.gpu_packing import (
+from krscale.search.on_ray.gpu_packing import candidates, gpus_per_trial
+from krscale.search.on_ray.group_resources import trial_resources
+from krscale.search.space.space import load_space
+from krscale.search.studies.size_resolver import StudentSizeResolver
+from krscale.setup import gpu_memory
+from krscale.setup.gpu_memory import (
     GpuMemory,
     ProbeCandidate,
-    candidates,
     gpu_share,
-    gpus_per_trial,
     probe,
     read_memory,
     trials_per_gpu,
 )
-from krscale.search.on_ray.group_resources import trial_resources
-from krscale.search.space.space import load_space
-from krscale.search.studies.size_resolver import StudentSizeResolver
 from krscale.setup.networks import Networks
 from krscale.setup.prepare import Prepared, prepare
 from krscale.training.loop import Training, evaluate
@@ -165,7 +165,7 @@ def test_the_probe_trains_and_judges_every_candidate(
 
 
 def test_without_a_gpu_nothing_is_trained(assets: Assets, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "build_training", None)
+    monkeypatch.setattr(gpu_memory, "build_training", None)
     assert probe(*assets, tried(assets[0]), lambda device: None) is None
     assert read_memory(torch.device("cpu")) is None
 

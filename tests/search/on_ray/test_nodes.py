@@ -155,6 +155,38 @@ def test_a_group_over_two_nodes_waits_for_one_that_is_lost(
     )
 
 
+@pytest.mark.drill
+def test_a_group_that_may_be_smaller_goes_on_without_a_node(
+    cluster: Cluster, tmp_path: Path, drill: Drill
+) -> None:
+    """It takes two nodes of one core, then one; no node joins."""
+    drill.injected("a node taken away while a trial of one to two workers trains on two nodes")
+    drill.must_hold("the trial goes on with one worker; every trial is complete once")
+    if not cluster.worker_nodes:
+        cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    journal = tmp_path / "lost" / "journal.log"
+    process = start(cluster, tmp_path, "train.num_workers=1", "train.max_workers=2")
+    try:
+        while process.poll() is None and _num_training(journal) < 1:
+            time.sleep(0.5)
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert sum(map(len, trials_of(journal).values())) == 1, "one trial has all the workers"
+        (lost,) = cluster.worker_nodes
+        cluster.remove_node(lost, allow_graceful=False)
+        _, errors = process.communicate()
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    studies = trials_of(journal)
+    assert sorted(map(len, map(_ended_well, studies.values()))) == [NUM_FINALS, NUM_TRIALS]
+    interrupted = [t for found in studies.values() for t in found if was_interrupted(t)]
+    causes = Counter(trial.user_attrs["interrupted"] for trial in interrupted)
+    assert causes["its worker was lost"] == 1, causes
+    assert causes.total() <= 2, "and once, while Ray did not miss the node yet, for its workers"
+    drill.held(f"{NUM_TRIALS + NUM_FINALS} trials complete on what was left; cut short: {causes}")
+
+
 def _num_training(journal: Path) -> int:
     trials = [trial for found in trials_of(journal).values() for trial in found]
     training = [t for t in trials if t.state is TrialState.RUNNING and t.intermediate_values]

@@ -54,3 +54,54 @@ def test_nodes_that_join_are_seen_soon_and_not_looked_for_at_every_step(
     assert cluster.looks == 1
     cluster.now += REFRESH_SECONDS
     assert cluster.slots.has_room(2, 0)
+
+
+@pytest.fixture
+def varying(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """Trials of one to three workers on a cluster that has room for six."""
+    cluster = Cluster(monkeypatch, can_grow=True)
+    cluster.slots = Slots({"CPU": 1.0}, 1, 3, lambda: cluster.now)
+    cluster.size = 6
+    return cluster
+
+
+@pytest.mark.parametrize(
+    ("begun", "waiting", "expected"),
+    [
+        ([], [], 3),
+        ([3], [], 3),
+        ([], [3], 3),
+        ([3, 3], [], 0),
+        ([3], [3], 0),
+        ([3, 1], [], 2),
+        ([3, 2], [], 1),
+        ([3, 3, 1], [], 0),  # a node is gone
+    ],
+)
+def test_a_trial_takes_the_workers_that_there_are_between_least_and_most(
+    varying: Cluster, begun: list[int], waiting: list[int], expected: int
+) -> None:
+    assert varying.slots.next_size(begun, waiting) == expected
+
+
+def test_where_there_is_no_place_one_trial_asks_for_the_least(varying: Cluster) -> None:
+    varying.size = 0
+    assert varying.slots.next_size([], []) == 1
+    assert varying.slots.next_size([], [1]) == 0
+
+
+def test_only_what_waits_in_vain_and_could_be_smaller_is_too_large(varying: Cluster) -> None:
+    too_large = varying.slots.too_large
+    assert not too_large(3, [3], []), "there is room, and it starts"
+    varying.size, varying.now = 4, varying.now + REFRESH_SECONDS
+    assert too_large(3, [3], [])
+    assert not too_large(3, [3], [1]), "no place at all is left: it waits for one"
+    assert not too_large(1, [3], [])
+
+
+def test_a_number_that_does_not_vary_is_never_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch, can_grow=True)
+    cluster.slots = Slots({"CPU": 1.0}, 2, 2, lambda: cluster.now)
+    assert cluster.slots.next_size([2], []) == 2
+    cluster.size = 1
+    assert not cluster.slots.too_large(2, [], [])

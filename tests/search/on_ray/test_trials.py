@@ -25,12 +25,7 @@ from krscale.errors import UserError
 from krscale.models.given import Copies
 from krscale.progress import Progress
 from krscale.search.on_ray import run
-from krscale.search.on_ray.gpu_packing import (
-    GpuMemory,
-    candidates,
-    gpu_share,
-    gpus_per_trial,
-)
+from krscale.search.on_ray.gpu_packing import candidates, gpus_per_trial
 from krscale.search.on_ray.group_resources import gpus_per_worker, require_group, trial_resources
 from krscale.search.on_ray.run import run_search
 from krscale.search.results import collect
@@ -38,6 +33,7 @@ from krscale.search.space.check import fitting_space
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.size_resolver import StudentSizeResolver
 from krscale.search.studies.trial_spec import Assignment, FinalKey, TuningKey
+from krscale.setup.gpu_memory import GpuMemory, gpu_share
 from krscale.setup.networks import Networks
 from krscale.setup.prepare import Prepared, prepare
 from krscale.setup.sizes import ladder_sizes

@@ -1,0 +1,181 @@
+"""Measure what workers and nodes give: Ray Train against torchrun, 1 and 2 workers, starts, nodes.
+
+Writes `benchmarks/results/workers.json` and its section of `docs/benchmarks.md`:
+
+    python benchmarks/workers.py [--parts loop,speedup,starts,nodes] [--tiny]
+
+For a machine with two cores and nothing else to do: the load average stands beside each part.
+With `--tiny` it only prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from parts.document import write_section
+from parts.measuring import ROOT, commit, machine, ratio
+from parts.worker_steps import TASK, by_ray_train, by_torchrun, prepared
+
+from krscale.cluster.connect import connect
+from krscale.config import load
+from krscale.files import read_json, write_json
+
+RESULT = ROOT / "benchmarks" / "results" / "workers.json"
+WORKERS, NODES = 2, (1, 2, 3)
+TINY = ("data.glyphs.num_train=64", "data.glyphs.image_size=8", "train.global_batch_size=32")
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+
+def main(words: list[str] | None = None) -> None:
+    """Run the chosen parts and write what they found; parts left out keep their last result."""
+    arguments = _arguments(words)
+    result: dict[str, Any] = read_json(RESULT) if RESULT.exists() and not arguments.tiny else {}
+    result["machine"] = machine(torch.device("cpu"))
+    command = shlex.join(["python", "benchmarks/workers.py", *(words or sys.argv[1:])])
+    for name, measure in _parts(arguments).items():
+        if name not in arguments.parts:
+            continue
+        began, load_before = time.perf_counter(), os.getloadavg()[0]
+        found = measure()
+        loads = [round(load_before, 1), round(os.getloadavg()[0], 1)]
+        seconds = round(time.perf_counter() - began)
+        result[name] = found | {
+            "command": command, "commit": commit(), "load_before_and_after": loads,
+            "seconds": seconds,
+        }  # fmt: skip
+        print(f"{name}: {found} ({seconds} s, load {loads})", flush=True)
+        if not arguments.tiny:
+            write_json(RESULT, result)
+            write_section("workers", "Workers and nodes", workers_table(result))
+
+
+def measure_loop(storage: Path, changes: Sequence[str], width: int, rounds: int) -> dict[str, Any]:
+    """Return the step of two workers that Ray Train has started, over torchrun's."""
+    import ray
+
+    prepared(storage, changes)
+    asked = (WORKERS, str(storage), changes, width, 2)
+    seconds: dict[str, list[float]] = {"ray_train": [], "torchrun": []}
+    cluster = load(None, ["cluster.address=local", f"cluster.num_cpus={WORKERS}"]).cluster
+    for _ in range(rounds):
+        connect(cluster)
+        try:
+            seconds["ray_train"].append(statistics.median(by_ray_train(*asked)))
+        finally:
+            ray.shutdown()  # its processes would be there while torchrun's are timed
+        seconds["torchrun"].append(statistics.median(by_torchrun(*asked)))
+    return _milliseconds(seconds) | {
+        "ray_train_over_torchrun": ratio(seconds, "ray_train", "torchrun"),
+        "width": width,
+    }
+
+
+def measure_speedup(
+    storage: Path, changes: Sequence[str], width: int, rounds: int
+) -> dict[str, Any]:
+    """Return how many times as fast two workers are as one, each with one thread."""
+    prepared(storage, changes)
+    seconds: dict[str, list[float]] = {"one": [], "two": []}
+    for _ in range(rounds):
+        for name, number in (("one", 1), ("two", WORKERS)):
+            found = by_torchrun(number, str(storage), changes, width, 2)
+            seconds[name].append(statistics.median(found))
+    return _milliseconds(seconds) | {"speedup": ratio(seconds, "one", "two"), "width": width}
+
+
+def workers_table(result: Mapping[str, Any]) -> str:
+    """Return the results beside their goals; what was not measured is said to be so."""
+    rows = []
+    if loop := result.get("loop"):
+        rows.append(
+            f"| a step of two workers, Ray Train / torchrun (width {loop['width']}) "
+            f"| {loop['ray_train_over_torchrun']} | 1.02 |"
+        )
+    if speedup := result.get("speedup"):
+        rows.append(
+            f"| one worker / two workers, a step of the same batch (width {speedup['width']}) "
+            f"| {speedup['speedup']} | 1.85 |"
+        )
+    if starts := result.get("starts"):
+        one, two = (starts["trial_start_s"][number] for number in ("1", "2"))
+        rows.append(f"| seconds between two trials of a group of two workers | {two} | 0.5 |")
+        rows.append(f"| the same with one worker | {one} | |")
+    if nodes := result.get("nodes"):
+        rows += [
+            f"| trials a second on {number} node(s) over one; trials that sleep for "
+            f"{nodes['seconds_of_a_trial']} s | {times} | |"
+            for number, times in nodes["over_one_node"].items()
+        ]
+    missing = [name for name in ("loop", "speedup", "starts", "nodes") if name not in result]
+    lines = []
+    if rows:
+        lines += [f"On {result['machine']}.", "", "| measured | value | goal |", "|---|---|---|"]
+        lines += [*rows, ""]
+        lines += [
+            f"- {name}: `{part['command']}` at `{part['commit'][:12]}`, {part['seconds']} s, load "
+            f"{part['load_before_and_after'][0]} and {part['load_before_and_after'][1]}"
+            for name, part in result.items()
+            if isinstance(part, Mapping) and "load_before_and_after" in part
+        ]
+    if missing:
+        lines += [
+            "",
+            f"Not measured: {', '.join(missing)}. `python benchmarks/workers.py` measures.",
+        ]
+    return "\n".join(lines).strip()
+
+
+def _milliseconds(seconds: Mapping[str, list[float]]) -> dict[str, Any]:
+    return {f"{n}_ms": [round(1e3 * value, 1) for value in found] for n, found in seconds.items()}
+
+
+def _parts(arguments: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
+    storage: Path = arguments.storage
+    changes = (*TASK, *TINY) if arguments.tiny else TASK
+    width, rounds = (4, 1) if arguments.tiny else (arguments.width, arguments.rounds)
+    trials = 3 if arguments.tiny else 12
+
+    def loop() -> dict[str, Any]:
+        return measure_loop(storage, changes, width, rounds)
+
+    def speedup() -> dict[str, Any]:
+        return measure_speedup(storage, changes, width, rounds)
+
+    def starts() -> dict[str, Any]:
+        from parts.worker_searches import measure_starts
+
+        return measure_starts(storage, trials)
+
+    def nodes() -> dict[str, Any]:
+        from parts.worker_searches import measure_nodes
+
+        return measure_nodes(storage, 2 * trials, NODES[:2] if arguments.tiny else NODES)
+
+    return {part.__name__: part for part in (loop, speedup, starts, nodes)}
+
+
+def _arguments(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--parts", default="loop,speedup,starts,nodes")
+    parser.add_argument("--rounds", type=int, default=3, help="in turns")
+    parser.add_argument(
+        "--width", type=int, default=64, help="of the student whose steps are timed"
+    )
+    parser.add_argument("--tiny", action="store_true", help="smallest sizes; writes nothing")
+    parser.add_argument("--storage", type=Path, default=ROOT / "runs" / "benchmarks")
+    arguments = parser.parse_args(words)
+    arguments.parts = arguments.parts.split(",")
+    return arguments
+
+
+if __name__ == "__main__":
+    main()

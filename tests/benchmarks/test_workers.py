@@ -1,0 +1,88 @@
+"""`benchmarks/workers.py`: what it times, and that its table says what was not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import workers
+from documents import ROOT
+from drilling import Drill
+from parts.worker_steps import TASK, by_torchrun, prepared, seconds_of_steps
+
+from krscale.files import read_json
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_seconds_are_of_the_epochs_after_the_first(tmp_path: Path) -> None:
+    changes = (*TASK, *workers.TINY)
+    found = seconds_of_steps(str(tmp_path), changes, 4, 2)
+    assert len(found) == 2
+    assert all(0 < seconds < 60 for seconds in found)
+
+
+def test_ratios_are_of_what_ran_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    seconds = iter([[0.4, 0.4], [0.2, 0.2], [0.8, 0.9], [0.4, 0.5]])
+
+    def run(num_workers: int, *arguments: Any) -> list[float]:
+        asked.append(num_workers)
+        return next(seconds)
+
+    monkeypatch.setattr(workers, "by_torchrun", run)
+    monkeypatch.setattr(workers, "prepared", lambda *_: None)
+    found = workers.measure_speedup(tmp_path, TASK, 64, 2)
+    assert asked == [1, 2, 1, 2]
+    assert found["speedup"] == pytest.approx((2.0 + 0.85 / 0.45) / 2, abs=1e-3)
+    assert found["one_ms"] == [400.0, 850.0]
+
+
+def part(**found: Any) -> dict[str, Any]:
+    """What is kept of a part."""
+    return found | {
+        "command": "python benchmarks/workers.py", "commit": "0" * 40, "seconds": 9,
+        "load_before_and_after": [0.1, 1.9],
+    }  # fmt: skip
+
+
+def test_the_table_has_goals_and_says_what_was_not_measured() -> None:
+    table = workers.workers_table({"machine": "two cores"})
+    assert table.startswith("Not measured: loop, speedup, starts, nodes.")
+    found = {
+        "machine": "two cores",
+        "loop": part(ray_train_over_torchrun=1.01, width=64),
+        "starts": part(trial_start_s={"1": 0.02, "2": 0.07}),
+        "nodes": part(over_one_node={"1": 1.0, "3": 2.9}, seconds_of_a_trial=2.0),
+    }
+    table = workers.workers_table(found)
+    assert "| a step of two workers, Ray Train / torchrun (width 64) | 1.01 | 1.02 |" in table
+    assert "| seconds between two trials of a group of two workers | 0.07 | 0.5 |" in table
+    assert "on 3 node(s) over one; trials that sleep for 2.0 s | 2.9 |" in table
+    assert "Not measured: speedup." in table
+
+
+def test_the_page_is_what_was_measured() -> None:
+    result = read_json(workers.RESULT) if workers.RESULT.exists() else {}
+    page = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
+    assert workers.workers_table(result) in page
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(900)
+def test_two_workers_of_torchrun_take_the_same_steps(tmp_path: Path, drill: Drill) -> None:
+    drill.must_hold("torchrun's workers train and are timed")
+    drill.injected("two workers that torchrun starts", kind="load")
+    changes = (*TASK, *workers.TINY)
+    prepared(tmp_path, changes)
+    found = by_torchrun(2, str(tmp_path), changes, 4, 1)
+    assert len(found) == 1
+    drill.held("one epoch of two workers was timed")

@@ -1,0 +1,193 @@
+"""Nodes of a Ray cluster on this machine, started with `ray start` as the README says."""
+
+from __future__ import annotations
+
+import os
+import random
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import psutil
+import pytest
+from running import ROOT, environment
+
+RAY = Path(sys.executable).with_name("ray")
+_PORTS = (
+    *("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port"),
+    *("metrics-export-port", "node-manager-port", "object-manager-port"),
+)
+_HEAD_PORTS = ("port", "dashboard-port", "ray-client-server-port")
+
+
+@dataclass(frozen=True)
+class Commands:
+    """What the README prints for a cluster, in its order."""
+
+    export: str
+    token: str
+    start: str
+    submit: str
+
+    @classmethod
+    def read(cls) -> Commands:
+        text = (ROOT / "README.md").read_text(encoding="utf-8")
+        block = text.split("**On a cluster.**")[1].split("```")[1]
+        lines = block.replace("\\\n", " ").splitlines()
+        return cls(*(line.removeprefix("$ ") for line in lines if line.startswith("$ ")))
+
+    def submit_to(self, dashboard: str, *arguments: str) -> str:
+        """Return the README's command, with another dashboard and `python ARGUMENTS`."""
+        command = self.submit.replace("http://127.0.0.1:8265", dashboard)
+        assert command != self.submit
+        submit, separator, _ = command.partition(" -- ")
+        return f"{self.export}\nexec {submit}{separator}{shlex.join(['python', *arguments])}"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that runs: its process, which has started the others, and where it listens."""
+
+    process: subprocess.Popen[bytes]
+    ports: dict[str, int]
+    log: Path
+
+    @property
+    def dashboard(self) -> str:
+        """Address that takes jobs; of a head."""
+        return f"http://127.0.0.1:{self.ports['dashboard-port']}"
+
+    def lose(self) -> None:
+        """Kill all processes of the node at once, as when its machine is gone."""
+        ray_start = psutil.Process(self.process.pid)
+        for process in [ray_start, *ray_start.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait(timeout=10)
+
+    def stop(self) -> None:
+        """End the node by its own id, then whatever is left of it; never `ray stop`."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=20)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(timeout=10)
+
+
+def fresh_machine(home: Path, temporary: Path, **variables: str) -> dict[str, str]:
+    """Return the environment of a shell on a machine of its own, with no token and no krscale.
+
+    Args:
+        home: Folder of the user there.
+        temporary: Folder of Ray; the path of a socket has at most 107 characters.
+        variables: What is set there besides.
+    """
+    found = environment(
+        HOME=str(home),
+        PATH=f"{RAY.parent}{os.pathsep}{os.environ['PATH']}",
+        RAY_TMPDIR=str(temporary),
+        MPLCONFIGDIR=matplotlib.get_configdir(),
+        **variables,
+    )
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "OMP_WAIT_POLICY"):
+        found.pop(name, None)
+    # A job must find krscale in what was uploaded, and nowhere else.
+    del found["PYTHONPATH"]
+    return found
+
+
+def start_head(commands: Commands, env: dict[str, str], home: Path, num_cpus: int) -> Node:
+    """Start a head with the README's commands; returns when it takes jobs."""
+    head = _start(
+        f"{commands.export}\n{commands.token}\nexec env {commands.start}",
+        env,
+        home,
+        num_cpus,
+        (*_HEAD_PORTS, *_PORTS),
+    )
+    try:
+        _wait_until_up(head, home / ".ray" / "auth_token")
+    except BaseException:
+        head.stop()
+        raise
+    return head
+
+
+def start_node(
+    commands: Commands, env: dict[str, str], home: Path, num_cpus: int, head: Node
+) -> Node:
+    """Let a node join; returns when it has."""
+    address = f"127.0.0.1:{head.ports['port']}"
+    # The nodes share this machine: each asks the kernel for ports of its workers.
+    script = (
+        f"{commands.export}\nexec ray start --address={address} --temp-dir={env['RAY_TMPDIR']} "
+        f"--min-worker-port=0 --max-worker-port=0"
+    )
+    node = _start(script, env, home, num_cpus, _PORTS)
+    deadline = time.monotonic() + 90
+    while "Ray runtime started" not in node.log.read_text():
+        if time.monotonic() > deadline or node.process.poll() is not None:
+            node.stop()
+            pytest.fail(f"no node within 90 s:\n{node.log.read_text()}")
+        time.sleep(0.1)
+    return node
+
+
+def _start(
+    script: str, env: dict[str, str], home: Path, num_cpus: int, options: tuple[str, ...]
+) -> Node:
+    ports = dict(zip(options, free_ports(len(options)), strict=True))
+    own = [
+        *("--block", f"--num-cpus={num_cpus}", "--disable-usage-stats"),
+        *(f"--{option}={port}" for option, port in ports.items()),
+    ]
+    log = home / "ray.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["bash", "-c", f"{script} {shlex.join(own)}"],
+            env=env,
+            cwd=home,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return Node(process, ports, log)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports nobody listens on, between those of Ray's workers and those the kernel hands out.
+
+    A port from the kernel may go to any connection of the tests beside this one before Ray binds
+    it, and a head that loses one of its ports dies later, at the first job.
+    """
+    ports: list[int] = []
+    candidates = random.SystemRandom().sample(range(20_000, 32_000), 1_000)
+    while len(ports) < count:
+        port = candidates.pop()
+        with suppress(OSError), socket.create_server(("", port)):
+            ports.append(port)
+    return ports
+
+
+def _wait_until_up(head: Node, token: Path) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and head.process.poll() is None:
+        refused = suppress(urllib.error.URLError, ConnectionError, TimeoutError, FileNotFoundError)
+        with refused:
+            headers = {"Authorization": f"Bearer {token.read_text()}"}
+            request = urllib.request.Request(f"{head.dashboard}/api/version", headers=headers)
+            with urllib.request.urlopen(request, timeout=5):
+                return
+        time.sleep(0.3)
+    pytest.fail(f"no Ray head at {head.dashboard} within 90 s:\n{head.log.read_text()}")

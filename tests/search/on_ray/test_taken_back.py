@@ -1,0 +1,50 @@
+"""Trials that wait for more workers than are left are handed out again, for fewer."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from krscale.search.on_ray.taken_back import TakenBack
+
+
+class Searcher:
+    def __init__(self, *too_large: str) -> None:
+        self.ids, self.taken = list(too_large), list[str]()
+
+    def too_large(self) -> list[str]:
+        return self.ids
+
+    def take_back(self, trial_id: str) -> None:
+        self.taken.append(trial_id)
+
+
+class Controller:
+    """Tune's, with trials that are staged, and actors of some of them."""
+
+    def __init__(self, trials: list[Any], live: list[Any]) -> None:
+        self.stopped = list[str]()
+        actors = {f"actor of {trial.trial_id}": ("handle", None) for trial in live}
+        self._actor_manager = SimpleNamespace(_live_actors_to_ray_actors_resources=actors)
+        self._trial_to_actor = SimpleNamespace(
+            items=lambda: [(trial, f"actor of {trial.trial_id}") for trial in trials]
+        )
+        self._staged_trials = list(trials)
+
+    def _unstage_trial_with_resources(self, trial: Any) -> None:
+        self._staged_trials.remove(trial)
+
+    def stop_trial(self, trial: Any) -> None:
+        self.stopped.append(trial.trial_id)
+
+
+def test_one_that_waits_in_vain_is_taken_from_tune_and_handed_back() -> None:
+    trials: list[Any] = [SimpleNamespace(trial_id=name) for name in ("a", "b", "c")]
+    searcher = Searcher("b", "c")
+    watch = TakenBack(searcher)
+    watch.on_step_begin(0, trials)  # before Tune has a trial
+    watch.controller = Controller(trials, live=[trials[1]])
+    watch.on_step_begin(0, trials)
+    assert searcher.taken == watch.controller.stopped == ["c"], "b has its workers"
+    assert watch.controller._staged_trials == trials[:2]
+    searcher.ids = []
+    watch.on_step_begin(0, trials)
+    assert searcher.taken == ["c"]

@@ -95,6 +95,7 @@ def test_the_page_says_what_is_unfinished_and_where_kr_loses(result: dict[str, A
     assert "| 1/4 | `kd` | +10.0 [+10.0 to +10.0] | holds | yes |" in text
     assert "| 1/4 | without sparsity | +0.7 [-0.8 to +2.1] | undecided |" in text
     assert "C3: holds at 1 of 2 sizes, does not hold at 1 of 2 sizes." in text
+    assert "does not hold at 1 of 2 sizes; against 2 of 12 opponents |" in text
     assert "**41.0 ± 2.5**" not in text  # bold is the best of its size, which is KD here
     assert "**51.0 ± 2.5**" in text
 

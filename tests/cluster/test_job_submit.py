@@ -149,7 +149,8 @@ def submit(head: Head, *arguments: str) -> Submission:
     first = None
     with subprocess.Popen(
         ["bash", "-c", submit_command(head, *arguments)],
-        env=head.env,
+        # The client's lines, which a terminal shows at once, would wait in the buffer of a pipe.
+        env={**head.env, "PYTHONUNBUFFERED": "1"},
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

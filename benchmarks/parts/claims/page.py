@@ -120,10 +120,24 @@ def _claims_of(task: Json) -> list[tuple[str, ...]]:
          as_span(to_plain, as_percent), as_goals(to_plain), c2["verdict"]["plain"]),
         ("C3 gain over the best tuned opponent", title, "at least 1.0 point at every size",
          as_span(c3["gain_over_best_opponent"], as_points), as_goals(c3["gain_over_best_opponent"]),
-         c3["verdict"]),
+         c3["verdict"] + _beside(task)),
         ("C4 KR with a method over that method alone", title, "above 0 at every size",
          as_span(gains, as_points), "", c4["verdict"]),
     ]  # fmt: skip
+
+
+def _unmeasured(result: Json) -> list[str]:
+    """Return the opponents without a result on a task."""
+    measured = {name for size in result["sizes"] for name in size["methods"]}
+    return [name for name in OPPONENTS if name not in measured]
+
+
+def _beside(result: Json) -> str:
+    """Return how many opponents stand behind a verdict, where it is not all of them."""
+    num_measured = len(OPPONENTS) - len(_unmeasured(result))
+    if num_measured in (0, len(OPPONENTS)):
+        return ""
+    return f"; against {num_measured} of {len(OPPONENTS)} opponents"
 
 
 def _task(result: Json) -> str:
@@ -150,8 +164,7 @@ def _task(result: Json) -> str:
             f"{teacher['num_parameters']:,} parameters, {as_share(teacher['test_accuracy'])} % on "
             f"test after {task['teacher']['num_epochs']} epochs. {result['published']}".strip()
         )
-    measured = {name for size in result["sizes"] for name in size["methods"]}
-    if without := [f"`{name}`" for name in OPPONENTS if name not in measured]:
+    if without := [f"`{name}`" for name in _unmeasured(result)]:
         lines.append(f"Opponents that were not measured on this task: {', '.join(without)}.")
     if len(found := result.get("teachers_test_accuracy", ())) > 1:
         lines.append(

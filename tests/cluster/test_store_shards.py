@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import ray
 import torch
+from drilling import Drill
 
 from krscale.cluster import store_shards
 from krscale.cluster.store_shards import write_on_workers
@@ -150,9 +151,12 @@ def test_a_machine_without_the_folder_makes_the_same_shards(
     assert len(list(bucket.glob("cache/stores/*.index.json"))) == 1
 
 
+@pytest.mark.drill
 def test_shards_come_back_and_one_whose_worker_dies_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drill: Drill
 ) -> None:
+    drill.injected("the end of a worker that writes a shard, on a storage that is a URI")
+    drill.must_hold("every shard is there once, the lost one made again")
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "machine"))
     monkeypatch.setattr(store_shards, "WORTH_FLOPS", 0.0)
     monkeypatch.setattr(store_shards, "write_shards", refuse)  # in this process only
@@ -173,6 +177,7 @@ def test_shards_come_back_and_one_whose_worker_dies_is_made_again(
     assert reporter.steps[-1] == (2 * 1077, 2 * 1077)
     assert len(list(Path(prepared.store_path).rglob("*.arrow"))) == 2 * 4
     KnowledgeStore.open(Path(prepared.store_path)).verify()
+    drill.held("all 8 shards, none written by the driver")
 
 
 def refuse(*_: object, **__: object) -> None:

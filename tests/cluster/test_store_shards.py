@@ -1,15 +1,16 @@
 """The shards of a store, written by the workers of a real Ray."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import ray
 import torch
-from drilling import Drill
 
 from krscale.cluster import store_shards
 from krscale.cluster.store_shards import write_on_workers
@@ -25,6 +26,9 @@ from krscale.setup.teacher import prepare_teacher
 from krscale.storage import room
 from krscale.storage.address import CACHE_VARIABLE
 from krscale.store import KnowledgeStore, ShardId, begun, keep_shard, prepare_store
+
+if TYPE_CHECKING:
+    from drilling import Drill  # the workers, which import this file, do not find it
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

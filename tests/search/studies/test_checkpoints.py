@@ -10,8 +10,7 @@ import torch
 
 from krscale.config import Experiment, load, with_values
 from krscale.progress import Progress
-from krscale.search.on_ray.run import LadderSearcher
-from krscale.search.on_ray.run import _Running as Running
+from krscale.search.on_ray.searcher import LadderSearcher, Running
 from krscale.search.on_ray.trial import StudentTrial
 from krscale.search.studies import checkpoints as unfinished
 from krscale.search.studies.checkpoints import Keeper, checkpoint_path, sweep

@@ -19,7 +19,10 @@ from krscale.redaction import redact
 
 RENAMED = {"search.trials_per_rung": "search.trials_per_size"}
 """Dotted paths of older experiments and commands, and what they are called now; both are read."""
-_KEY_OF_MANY = re.compile(r"(?:[^\s.=,#\[\]{}]{1,100}[ \t]{0,9}\.[ \t]{0,9}){100}")
+_KEY_OF_MANY = re.compile(
+    r"""(?:^|[\[{,])[ \t]*+(?:(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){100}""",
+    re.MULTILINE,
+)
 """`tomllib` takes memory by the square of a key's parts, 20 GB for one of 200 kB."""
 
 

@@ -11,6 +11,11 @@ _HIDDEN = "***"
 _USERINFO = re.compile(r"(?<=://)[^/\s'\"]*@")
 _ODD_USERINFO = re.compile(r"(?<=://)[^/\s:@]*:(?!\d+(?:[/?#]|$))[^\s@\"]*@(?:[^\s/@\"]*@)*")
 """A password may hold a slash or a quote, though it should be written in percents there."""
+_BARE_USERINFO = re.compile(
+    r"(?<![^\s'\"=(])[^\s:/@'\"=(]+(?::(?!//)[^\s@'\"=]*)?@"
+    r"(?=(?:[\w-]+\.[\w.-]+|localhost|\[[\da-f:]+\]):\d{1,5}(?!\w)|[\w-]+:\d{4,5}(?!\w))"
+)
+"""Before `HOST:PORT` without a scheme: an address of Ray, also as Ray's own errors quote it."""
 _SECRET_FIELD = re.compile(
     r"(?i)([?&;#][^=&;\s]*(?:token|passw|pwd|secret|key|sig|credential|auth)[^=&;\s]*=)[^&;\s'\"]+"
 )
@@ -29,7 +34,7 @@ def redact(text: str) -> str:
     """Return the text without credentials: of URIs, and of secret environment variables."""
     for secret in _secrets():
         text = text.replace(secret, _HIDDEN)
-    for pattern in (_USERINFO, _ODD_USERINFO):
+    for pattern in (_USERINFO, _ODD_USERINFO, _BARE_USERINFO):
         text = pattern.sub(f"{_HIDDEN}@", text)
     return _SECRET_FIELD.sub(rf"\1{_HIDDEN}", text)
 

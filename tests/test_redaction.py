@@ -3,7 +3,10 @@
 import json
 import sys
 
+import pytest
+
 from krscale.config import load
+from krscale.redaction import redact
 from krscale.runs.folder import read_experiment, run_folder
 from krscale.runs.origin import ray_job
 
@@ -27,3 +30,37 @@ def test_job_that_was_submitted_is_known(monkeypatch):
     config = {"runtime_env": {}, "metadata": {"job_submission_id": "raysubmit_1"}}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(config))
     assert ray_job() == "raysubmit_1"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no cluster at 'user:hunter22@10.0.0.1:6379'", "no cluster at '***@10.0.0.1:6379'"),
+        ("user:hunter22@127.0.0.1:9: Name or service", "***@127.0.0.1:9: Name or service"),
+        ("hunter22@head.example:6379", "***@head.example:6379"),
+        ("address=user:hunter22@head:6379", "address=***@head:6379"),
+        ("user:hun/ter22@[::1]:6379", "***@[::1]:6379"),
+        ("(user:hunter22@localhost:80)", "(***@localhost:80)"),
+        ("ray://user:hunter22@head:10001", "ray://***@head:10001"),
+    ],
+)
+def test_credentials_of_an_address_are_hidden_with_and_without_a_scheme(
+    text: str, shown: str
+) -> None:
+    assert redact(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://mlflow.example:5000/#/experiments/1",
+        "/storage/run/unfinished/plain@1-16/0/state.pt: damaged",
+        "/data/photos@v1.2:3",
+        "somebody@mail.example",
+        "git@host.example:team/krscale.git",
+        "127.0.0.1:6379",
+        "kr/1-16/trial-0: 12:30",
+    ],
+)
+def test_what_is_no_credential_stays(text: str) -> None:
+    assert redact(text) == text

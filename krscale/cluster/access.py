@@ -153,10 +153,6 @@ def _encrypted() -> bool:
 
 
 def _no_cluster(address: str, where: str, reason: str) -> UserError:
-    # Ray quotes an address without its scheme, by which credentials in it would be told.
-    userinfo, at, _ = address.rpartition("://")[2].rpartition("@")
-    if at:
-        reason = reason.replace(f"{userinfo}@", "***@")
     return UserError(
         f"{where}: no Ray cluster at {address!r}: {reason.rstrip('.')}. Start one "
         f"(RAY_AUTH_MODE=token ray start --head), or leave cluster.address and RAY_ADDRESS empty "

@@ -223,6 +223,13 @@ def test_a_folder_is_not_looked_for_where_there_is_one_node(fake: FakeRay, tmp_p
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_folder_is_not_looked_for_where_no_node_is_to_work(fake: FakeRay, tmp_path: Path) -> None:
+    reach_storage(search(str(tmp_path / "runs")), on_nodes=False)
+    assert not fake.asked
+    reach_storage(search(f"file://{tmp_path}/bucket"), on_nodes=False)
+    assert fake.asked == [HEAD, OTHER], "a URI is probed by all"
+
+
 def test_a_folder_that_cannot_be_written_here_is_left_to_whoever_works_there(
     fake: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

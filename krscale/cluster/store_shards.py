@@ -28,10 +28,10 @@ from krscale.store import (
     ShardBytes,
     ShardId,
     StorePlan,
-    begun,
     count_shards,
     keep_shard,
     make_shard,
+    plan_of_build,
     write_shards,
 )
 
@@ -78,7 +78,7 @@ def _write_all(
     )
     path, plan = recipe.path, None
     if is_uri(recipe.experiment.storage_path):
-        plan = begun(path)
+        plan = plan_of_build(path)
     shared = ray.put((recipe.without_credentials(), plan))
     teacher = recipe.experiment.teacher.model
     builders: Mapping[str, Builder] = given([teacher])

@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING
 from krscale.lazy import lazily
 
 if TYPE_CHECKING:
-    from krscale.store.building import Report, begun, make_shard, prepare_store, write_shards
+    from krscale.store.building import (
+        Report,
+        make_shard,
+        plan_of_build,
+        prepare_store,
+        write_shards,
+    )
     from krscale.store.checking import Check, check_store
     from krscale.store.finding import find_store
     from krscale.store.layout import WHERE_BITS, FeatureLayout, WhereLayout
@@ -17,7 +23,7 @@ else:
     __getattr__ = lazily(
         __name__,
         {
-            "building": ["Report", "begun", "make_shard", "prepare_store", "write_shards"],
+            "building": ["Report", "plan_of_build", "make_shard", "prepare_store", "write_shards"],
             "checking": ["Check", "check_store"],
             "finding": ["find_store"],
             "layout": ["WHERE_BITS", "FeatureLayout", "WhereLayout"],
@@ -42,13 +48,13 @@ __all__ = [
     "StorePlan",
     "StoreSpec",
     "WhereLayout",
-    "begun",
     "broken_shards",
     "check_store",
     "count_shards",
     "find_store",
     "keep_shard",
     "make_shard",
+    "plan_of_build",
     "prepare_store",
     "write_shards",
 ]

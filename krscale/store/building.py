@@ -128,11 +128,11 @@ def write_shards(spec: StoreSpec, shards: Sequence[ShardId], report: Report) -> 
     Raises:
         UserError: If no build was begun, or the disk is full.
     """
-    plan = begun(spec.path)
+    plan = plan_of_build(spec.path)
     _write(spec.path, plan, TeacherInference(spec, plan.precision), shards, report)
 
 
-def begun(path: Path) -> StorePlan:
+def plan_of_build(path: Path) -> StorePlan:
     """Return the plan of a store whose build was begun, for `make_shard`.
 
     Raises:
@@ -150,7 +150,7 @@ def make_shard(spec: StoreSpec, plan: StorePlan, shard: ShardId) -> ShardBytes:
 
     Args:
         spec: What the store is made of; nothing is written to its path.
-        plan: What `begun` returned where the folder is.
+        plan: What `plan_of_build` returned where the folder is.
         shard: Which shard.
     """
     with TemporaryDirectory() as folder:

@@ -25,7 +25,7 @@ from krscale.setup.recipe import StoreRecipe
 from krscale.setup.teacher import prepare_teacher
 from krscale.storage import room
 from krscale.storage.address import CACHE_VARIABLE
-from krscale.store import KnowledgeStore, ShardId, begun, keep_shard, prepare_store
+from krscale.store import KnowledgeStore, ShardId, keep_shard, plan_of_build, prepare_store
 
 if TYPE_CHECKING:
     from drilling import Drill  # the workers, which import this file, do not find it
@@ -138,7 +138,7 @@ def test_a_machine_without_the_folder_makes_the_same_shards(
         of_store.unlink()  # else it would be fetched
 
     def write(shards: Sequence[ShardId]) -> None:
-        plan = begun(recipe.path)
+        plan = plan_of_build(recipe.path)
         for shard in shards:
             machine(f"node {shard.view}")
             made = store_shards._write_one((recipe, plan), shard, {})

@@ -25,10 +25,10 @@ from krscale.models.given import given
 from krscale.search.on_ray.forwarding import no_secrets_forwarded
 from krscale.search.on_ray.group_resources import has_gpus, require_workers
 from krscale.search.on_ray.lost_workers import end_only_their_trials
+from krscale.search.on_ray.oversized_trials import OversizedTrials
 from krscale.search.on_ray.searcher import NUM_WORKERS, LadderSearcher
 from krscale.search.on_ray.slots import Slots
 from krscale.search.on_ray.stalled_trials import StalledTrials
-from krscale.search.on_ray.taken_back import TakenBack
 from krscale.search.on_ray.trial import StudentTrial
 from krscale.search.on_ray.trial_error import TrialError
 from krscale.search.on_ray.waiting_trials import WaitingTrials
@@ -49,7 +49,7 @@ class LadderScheduler(FIFOScheduler):
         self,
         searcher: LadderSearcher,
         stalled: StalledTrials,
-        *watching: WaitingTrials | TakenBack,
+        *watching: WaitingTrials | OversizedTrials,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.searcher, self.stalled, self.watching = searcher, stalled, watching
@@ -160,7 +160,7 @@ def run_search(
     )
     stalled = StalledTrials(ladder, searcher.trials.items)
     waiting = WaitingTrials(resources, num_workers, lambda: searcher.num_begun > 0, say)
-    taken_back = TakenBack(searcher)
+    oversized = OversizedTrials(searcher)
     trainable = tune.with_parameters(
         StudentTrial,
         experiment=experiment.without_credentials(),
@@ -176,7 +176,7 @@ def run_search(
         ),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=LadderScheduler(searcher, stalled, waiting, taken_back),
+            scheduler=LadderScheduler(searcher, stalled, waiting, oversized),
             num_samples=-1,
             reuse_actors=True,
             max_concurrent_trials=NO_LIMIT,
@@ -185,7 +185,7 @@ def run_search(
             name="tune",
             storage_path=str(experiment.run_path),
             verbose=0,
-            callbacks=[_Starts(searcher), stalled, waiting, taken_back],
+            callbacks=[_Starts(searcher), stalled, waiting, oversized],
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(
                 checkpoint_frequency=0, checkpoint_at_end=False

@@ -99,19 +99,19 @@ class LadderSearcher(Searcher):
         found = self.trials.values()
         return [running.num_workers for running in found if running.begun is begun]
 
-    def too_large(self) -> list[str]:
+    def oversized(self) -> list[str]:
         """Return the trials that wait for more workers than are left, though fewer would do."""
         begun = self.sizes(begun=True)
         waiting = {name: each.num_workers for name, each in self.trials.items() if not each.begun}
         found = []
         for name, size in waiting.items():
             others = [workers for other, workers in waiting.items() if other != name]
-            if self.slots.too_large(size, begun, others):
+            if self.slots.oversized(size, begun, others):
                 found.append(name)
         return found
 
-    def take_back(self, trial_id: str) -> None:
-        """Take a trial back that waits for workers; its settings are handed out again."""
+    def withdraw(self, trial_id: str) -> None:
+        """Withdraw a trial that waits for workers; its settings are handed out again."""
         running = self.trials.pop(trial_id)
         reason = f"there are no {running.num_workers} workers for it"
         self.ladder.interrupt(running.assignment, Cause.ROOM, {}, reason)
@@ -141,7 +141,7 @@ class LadderSearcher(Searcher):
     ) -> None:
         """Tell the ladder: PRUNED if it was stopped, COMPLETE after its last epoch, else FAIL."""
         running = self.trials.pop(trial_id, None)
-        if running is None:  # taken back
+        if running is None:  # withdrawn
             return
         if error:
             self._on_error(running, self.errors.pop(trial_id))

@@ -60,7 +60,7 @@ class Slots:
             return min(free, self._most_workers)
         return 0 if begun or waiting else self._num_workers
 
-    def too_large(self, size: int, begun: Collection[int], waiting: Collection[int]) -> bool:
+    def oversized(self, size: int, begun: Collection[int], waiting: Collection[int]) -> bool:
         """Whether a trial that waits for so many workers could have fewer now, and not as many.
 
         It was handed out for workers that have gone since, with their node.

@@ -47,7 +47,7 @@ def test_a_trial_that_tune_says_has_ended_is_waited_for_no_longer(
     assert searcher.first_error == error
 
 
-def test_the_end_of_a_trial_that_was_taken_back_is_no_news() -> None:
+def test_the_end_of_a_trial_that_was_withdrawn_is_no_news() -> None:
     ladder = FakeLadder()
     LadderSearcher(cast(Any, ladder), (), cast(Any, None)).on_trial_complete("x")
     assert ladder.ended == []

@@ -90,18 +90,18 @@ def test_where_there_is_no_place_one_trial_asks_for_the_least(varying: Cluster) 
     assert varying.slots.next_size([], [1]) == 0
 
 
-def test_only_what_waits_in_vain_and_could_be_smaller_is_too_large(varying: Cluster) -> None:
-    too_large = varying.slots.too_large
-    assert not too_large(3, [3], []), "there is room, and it starts"
+def test_only_what_waits_in_vain_and_could_be_smaller_is_oversized(varying: Cluster) -> None:
+    oversized = varying.slots.oversized
+    assert not oversized(3, [3], []), "there is room, and it starts"
     varying.size, varying.now = 4, varying.now + REFRESH_SECONDS
-    assert too_large(3, [3], [])
-    assert not too_large(3, [3], [1]), "no place at all is left: it waits for one"
-    assert not too_large(1, [3], [])
+    assert oversized(3, [3], [])
+    assert not oversized(3, [3], [1]), "no place at all is left: it waits for one"
+    assert not oversized(1, [3], [])
 
 
-def test_a_number_that_does_not_vary_is_never_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_number_that_does_not_vary_is_never_oversized(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(monkeypatch, can_grow=True)
     cluster.slots = Slots({"CPU": 1.0}, 2, 2, lambda: cluster.now)
     assert cluster.slots.next_size([2], []) == 2
     cluster.size = 1
-    assert not cluster.slots.too_large(2, [], [])
+    assert not cluster.slots.oversized(2, [], [])

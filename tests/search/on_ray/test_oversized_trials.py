@@ -3,17 +3,17 @@
 from types import SimpleNamespace
 from typing import Any
 
-from krscale.search.on_ray.taken_back import TakenBack
+from krscale.search.on_ray.oversized_trials import OversizedTrials
 
 
 class Searcher:
-    def __init__(self, *too_large: str) -> None:
-        self.ids, self.taken = list(too_large), list[str]()
+    def __init__(self, *oversized: str) -> None:
+        self.ids, self.taken = list(oversized), list[str]()
 
-    def too_large(self) -> list[str]:
+    def oversized(self) -> list[str]:
         return self.ids
 
-    def take_back(self, trial_id: str) -> None:
+    def withdraw(self, trial_id: str) -> None:
         self.taken.append(trial_id)
 
 
@@ -39,7 +39,7 @@ class Controller:
 def test_one_that_waits_in_vain_is_taken_from_tune_and_handed_back() -> None:
     trials: list[Any] = [SimpleNamespace(trial_id=name) for name in ("a", "b", "c")]
     searcher = Searcher("b", "c")
-    watch = TakenBack(searcher)
+    watch = OversizedTrials(searcher)
     watch.on_step_begin(0, trials)  # before Tune has a trial
     watch.controller = Controller(trials, live=[trials[1]])
     watch.on_step_begin(0, trials)

@@ -1,4 +1,4 @@
-"""Takes back trials that wait for more workers than are left, where fewer could train them.
+"""Withdraws trials that wait for more workers than are left, where fewer could train them.
 
 A trial whose workers may vary in number is handed out for those that have no trial. A node that is
 lost is missed by Ray some seconds later than its workers are: a trial that is handed out in between
@@ -15,24 +15,24 @@ from ray.tune.experiment import Trial as TuneTrial
 from krscale.search.on_ray.stalled_trials import live_actors
 
 
-class Handing(Protocol):
+class TrialSource(Protocol):
     """What hands trials out."""
 
-    def too_large(self) -> list[str]:
+    def oversized(self) -> list[str]:
         """Return Tune's ids of the trials that wait for more workers than are left."""
 
-    def take_back(self, trial_id: str) -> None:
-        """Take it back, to be handed out again."""
+    def withdraw(self, trial_id: str) -> None:
+        """Withdraw a trial, which is handed out again later."""
 
 
-class TakenBack(tune.Callback):
+class OversizedTrials(tune.Callback):
     """Looks at the waiting trials from between Tune's steps.
 
     Args:
-        searcher: Says which trial is to be taken back.
+        searcher: Returns which trials are too large, and withdraws one.
     """
 
-    def __init__(self, searcher: Handing) -> None:
+    def __init__(self, searcher: TrialSource) -> None:
         self.searcher = searcher
         self.controller: Any = None
 
@@ -41,16 +41,16 @@ class TakenBack(tune.Callback):
         return {}
 
     def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
-        """Take back one that waits in vain; a worker that has started waits for nothing."""
+        """Withdraw one that waits in vain; a worker that has started waits for nothing."""
         if self.controller is None:
             return
-        in_vain = set(self.searcher.too_large())
+        in_vain = set(self.searcher.oversized())
         if not in_vain:
             return
         actors = live_actors(self.controller)
         for trial in trials:
             if trial.trial_id in in_vain and trial.trial_id not in actors:
-                self.searcher.take_back(trial.trial_id)
+                self.searcher.withdraw(trial.trial_id)
                 if trial in self.controller._staged_trials:  # for which Tune would keep a worker
                     self.controller._unstage_trial_with_resources(trial)
                 self.controller.stop_trial(trial)

@@ -147,13 +147,21 @@ def _records(path: Path, size: int) -> tuple[bytes, dict[str, int]]:
         raise RefusedError("is compressed, which torch.save never does")
     records = {info.filename.partition("/")[2]: info.file_size for info in found}
     reader = torch._C.PyTorchFileReader(str(path))
-    torch_found = {name: reader.get_record_size(name) for name in reader.get_all_records()}
+    torch_found = {name: _record_size(reader, name) for name in reader.get_all_records()}
     if records != torch_found or len(records) != len(found):
         raise RefusedError("holds a part twice, or hidden ones")
     if records.get("data.pkl", _MAX_PICKLE) >= _MAX_PICKLE:
         raise RefusedError("holds no data.pkl")
     content: bytes = reader.get_record("data.pkl")
     return content, records
+
+
+def _record_size(reader: Any, name: str) -> int:
+    """Return how many bytes torch finds in a part of an archive."""
+    if hasattr(reader, "get_record_size"):  # not in every torch that krscale takes: 2.11 has none
+        size: int = reader.get_record_size(name)
+        return size
+    return len(reader.get_record(name))  # reads the part
 
 
 def _check_older(content: mmap.mmap, size: int) -> None:

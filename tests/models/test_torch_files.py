@@ -20,7 +20,8 @@ from torch import nn
 from krscale.errors import UserError
 from krscale.files import read_json, sha256, write_json
 from krscale.models.libraries import library_builder
-from krscale.models.torch_files import only_weights, read_torch
+from krscale.models.torch_files import check_torch, only_weights, read_torch
+from krscale.pickle_rules import RefusedError
 from krscale.training.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -176,6 +177,24 @@ def test_archives_that_torch_does_not_write_are_refused(name, tmp_path):
     path = edited(tmp_path / "w.pt", lambda content: content, **PACKED[name])
     with pytest.raises(UserError, match="not a readable PyTorch file: it"):
         read_torch(path)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("name", PACKED)
+def test_a_torch_that_cannot_say_sizes_refuses_the_same(name, tmp_path, monkeypatch):
+    torchs_own = torch._C.PyTorchFileReader
+
+    class WithoutSizes:  # as torch 2.11 has it
+        def __init__(self, path):
+            reader = torchs_own(path)
+            self.get_all_records, self.get_record = reader.get_all_records, reader.get_record
+
+    monkeypatch.setattr(torch._C, "PyTorchFileReader", WithoutSizes)
+    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "right.pt")
+    check_torch(tmp_path / "right.pt")
+    path = edited(tmp_path / "w.pt", lambda content: content, **PACKED[name])
+    with pytest.raises(RefusedError):
+        check_torch(path)
 
 
 def test_a_file_behind_other_bytes_is_refused(tmp_path):

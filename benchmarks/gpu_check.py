@@ -1,4 +1,4 @@
-"""Look at a GPU in a few minutes: numerics, bf16, compiling, memory, speed, students side by side.
+"""Look at a GPU in a few minutes: numerics, speed, KR's cost, memory, students side by side.
 
     python benchmarks/gpu_check.py
     python benchmarks/gpu_check.py --device cpu --tiny     # the program itself, anywhere
@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from parts import gpu_processes
+from parts import gpu_at_size, gpu_processes
 from parts.document import write_section
 from parts.gpu import Sizes, all_parts, gpu_table, known_peak
 from parts.measuring import ROOT, commit, machine
@@ -54,6 +54,8 @@ def _measure(device: torch.device, arguments: argparse.Namespace) -> dict[str, A
     if on_gpu and not peak:
         peak = known_peak(torch.cuda.get_device_name(device))
     parts = all_parts(device, sizes, peak)
+    parts["cost"] = partial(gpu_at_size.cost, device, sizes)
+    parts["against_paper"] = partial(gpu_at_size.against_paper, device, sizes)
     parts["together"] = partial(gpu_processes.together, device, sizes)
     if on_gpu:
         parts["memory"] = partial(gpu_processes.memory, device, sizes)

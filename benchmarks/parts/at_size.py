@@ -199,7 +199,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class _ImageNet:
+class ImageNet:
     """What networks need to hear of the data of a job."""
 
     num_train: int
@@ -212,7 +212,7 @@ def small_images() -> Task:
     experiment = load(JOB, [])
     side = int(tomllib.loads(JOB.read_text(encoding="utf-8"))["data"]["files"]["image_size"])
     num_train = round(NUM_IMAGES * (1.0 - experiment.data.test_fraction))
-    task = _ImageNet(num_train, (3, side, side))
+    task = ImageNet(num_train, (3, side, side))
     networks = Networks.resolve(experiment, task)
     shapes = feature_shapes("where", networks.teacher.stage_shapes)
     teacher = on_meta(lambda width: build_teacher(experiment, task), experiment.teacher.width)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -182,6 +182,8 @@ def gpu_table(result: Mapping[str, Any] | None) -> str:
     lines += ["", "| KR step | measured |", "|---|---|"]
     for name, row in result["speed"].items():
         lines.append(f"| {name} | {', '.join(f'{k} {v:,}' for k, v in row.items())} |")
+    lines += _cost_lines(result.get("cost", []))
+    lines += _paper_lines(result.get("against_paper", {}))
     if "memory" in result:
         found = result["memory"]
         lines += [
@@ -204,6 +206,35 @@ def gpu_table(result: Mapping[str, Any] | None) -> str:
     if left_out := result.get("left_out"):
         lines += ["", f"Not measured, as the time was up: {', '.join(left_out)}."]
     return "\n".join(lines)
+
+
+def _cost_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    return [
+        "",
+        "| student | plain step, ms | KR / plain | KD / plain | KR, teacher / store |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {row['student']} | {row['plain_ms']} | {row['kr_store_over_plain']} "
+            f"| {row['kd_store_over_plain']} | {row['online_kr_over_kr_store']} |"
+            for row in rows
+        ),
+    ]
+
+
+def _paper_lines(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    return [
+        "",
+        "| `jobs/imagenet_resnet.toml`, bf16 | µs an image | paper | over it | bound there |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {name} | {row['us']} | {row['paper_us']} | {row['over_paper']} | {row['bound']} |"
+            for name, row in rows.items()
+        ),
+    ]
 
 
 def _logit_loss(loss: Any, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:

@@ -59,7 +59,8 @@ def _measure(device: torch.device, arguments: argparse.Namespace) -> dict[str, A
     parts["together"] = partial(gpu_processes.together, device, sizes)
     if on_gpu:
         parts["memory"] = partial(gpu_processes.memory, device, sizes)
-    result: dict[str, Any] = {"machine": machine(device), "commit": commit(), "seconds": {}}
+    result: dict[str, Any] = {"machine": machine(device), "commit": commit()}
+    result |= {"batch": sizes.batch, "seconds": {}}
     began = time.perf_counter()
     for name, measure in parts.items():
         started = time.perf_counter()

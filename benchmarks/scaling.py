@@ -38,7 +38,9 @@ NUM_TRIALS, NUM_FINALS = 999, 27
 def sections() -> dict[str, tuple[str, str]]:
     """Return the title and text of every section by name, in the order of the page."""
     assumed = Assumed()
-    measured = Measured.of(*(read_json(RESULTS / f"{name}.json") for name in ("step", "search")))
+    measured = Measured.of(
+        *(read_json(RESULTS / f"{name}.json") for name in ("step", "search", "gpu"))
+    )
     small = small_images()
     tasks = (small, large_images(small))
     searches = [

@@ -44,7 +44,6 @@ class Assumed:
         memory_share: Of the memory's rate that is reached.
         forward_passes: How often each activation (2 bytes) is read or written in a forward.
         training_passes: The same in a step.
-        part_ms: Least time of a part of a step (`train.gradient_accumulation`): some 600 kernels.
         gpus_per_node: GPUs of a machine.
         node_memory_gb: Memory of a machine.
         storage_gb_s: What the shared storage reads or writes a second, for all machines together.
@@ -61,7 +60,6 @@ class Assumed:
     memory_share: float = 0.6
     forward_passes: float = 7.0
     training_passes: float = 20.0
-    part_ms: float = 3.0
     gpus_per_node: int = 8
     node_memory_gb: float = 1000.0
     storage_gb_s: float = 2.0
@@ -112,10 +110,12 @@ class Size(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What this repository has measured, on CPUs, and where it stands.
+    """What this repository has measured, and where it stands.
 
     Attributes:
-        kr_over_plain: A step of KR with the store over a plain one, the worst of the students.
+        kr_over_plain: A step of KR with the store over a plain one, on a GPU, the worst of the
+            students.
+        part_ms: Least time of a part of a step (`train.gradient_accumulation`): kernels' starts.
         gather_gb_s: Pixels that one thread gathers a second.
         driver_ms: The driver's CPU time for a trial: ask, Ray, reports, end.
         journal_bytes: Of a trial.
@@ -124,6 +124,7 @@ class Measured(NamedTuple):
     """
 
     kr_over_plain: float
+    part_ms: float
     gather_gb_s: float
     driver_ms: float
     journal_bytes: float
@@ -131,13 +132,18 @@ class Measured(NamedTuple):
     bits: int
 
     @classmethod
-    def of(cls, step: Mapping[str, Any], search: Mapping[str, Any]) -> Measured:
-        """Take the figures out of `step.json` and `search.json`."""
+    def of(
+        cls, step: Mapping[str, Any], search: Mapping[str, Any], gpu: Mapping[str, Any]
+    ) -> Measured:
+        """Take the figures out of `step.json`, `search.json` and `gpu.json`."""
         found = search["simulated"]
         trials = found["num_trials"]
         busy = found["workers_busy"] * found["num_workers"] * found["wall_seconds"]
         return cls(
-            max(pair["kr_store_over_plain"] for pair in step["pairs"]),
+            max(pair["kr_store_over_plain"] for pair in gpu["cost"]),
+            min(row["us"] for name, row in gpu["against_paper"].items() if "student" in name)
+            * gpu["batch"]
+            / 1e3,
             step["loader"]["samples_per_second"]["bare_gather"] * 3 * 32 * 32 / GIGA,
             1e3 * sum(found["driver_seconds"].values()) / trials,
             1e6 * found["journal_megabytes"] / trials,

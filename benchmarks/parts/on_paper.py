@@ -89,7 +89,7 @@ class OnPaper:
     def step_seconds(self, student: Size) -> tuple[float, str]:
         """Return the seconds of a step of KR with the store, and what bounds them."""
         each, bound = self.assumed.image_seconds(student, training=True)
-        least = self.task.num_parts * self.assumed.part_ms / 1e3
+        least = self.task.num_parts * self.measured.part_ms / 1e3
         plain, bound = max((each * self.task.batch, bound), (least, "kernels' starts"))
         return plain * self.measured.kr_over_plain, bound
 
@@ -176,7 +176,7 @@ class OnPaper:
         inside = workers <= assumed.gpus_per_node
         link = assumed.gpu_link_gb_s if inside else assumed.node_link_gb_s
         each, _ = assumed.image_seconds(network, training=True)
-        least, whole = assumed.part_ms / 1e3, each * task.batch
+        least, whole = self.measured.part_ms / 1e3, each * task.batch
         gradients = 2 * (workers - 1) / workers * 4 * network.parameters / (link * GIGA)
         norms = 2 * network.norms * assumed.exchange_us[0 if inside else 1] / 1e6
         compute = max(whole / workers, least)

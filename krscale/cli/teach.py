@@ -27,6 +27,7 @@ def run(options: argparse.Namespace) -> int:
     experiment = load(options.experiment, options.set)
     from krscale.cluster.nodes import reach_storage
     from krscale.cluster.store_shards import write_on_workers
+    from krscale.cluster.teacher import teach_on_workers
     from krscale.progress import Progress
     from krscale.setup.prepare import Setup, pick_device, prepare_knowledge
 
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
         setup = Setup.resolve(experiment, progress)
         if not options.quiet:
             progress.note(setup.dataset.summary())
-        prepared = prepare_knowledge(setup, progress, write_on_workers)
+        prepared = prepare_knowledge(setup, progress, write_on_workers, teach_on_workers)
     teacher = prepared.teacher
     show(
         f"Teacher: {teacher.model} width {teacher.width}, {teacher.num_parameters:,} parameters, "

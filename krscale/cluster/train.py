@@ -13,8 +13,9 @@ import json
 import tempfile
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import torch
@@ -26,7 +27,7 @@ from ray.util.queue import Queue
 from krscale.cluster.connect import require
 from krscale.cluster.lost_worker import lost_worker
 from krscale.cluster.rendezvous import OneAddress
-from krscale.config import Experiment, TrainConfig
+from krscale.config import Experiment
 from krscale.digests import copy_checked
 from krscale.errors import KrscaleError, NonFiniteError, UserError
 from krscale.files import damaged
@@ -51,6 +52,10 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray Train's own record of the checkpoints that it keeps."""
 MAX_FAILURES = 3  # restarts of the worker group before the run is given up
 
+_UNUSED = (
+    "num_workers: the network has weights that take no part in what it returns, and torch's "
+    "DistributedDataParallel trains none such. Set it to 1, or leave those weights out."
+)
 OnEpoch = Callable[[dict[str, float]], None]
 
 
@@ -66,6 +71,36 @@ def train_on_workers(
         prepared: Data, teacher and store, on storage that all workers see.
         width: The student's capacity dial.
         folder: Folder of the run.
+        on_epoch: As for `fit_on_workers`.
+
+    Returns:
+        The metrics of the last epoch, over all workers.
+
+    Raises:
+        UserError: As `fit_on_workers`.
+    """
+    build = partial(_student, experiment.without_credentials(), prepared, width)
+    return fit_on_workers(build, experiment, "train", folder / STUDENT_FILE, on_epoch)
+
+
+def _student(experiment: Experiment, prepared: Prepared, width: int, workers: Workers) -> Training:
+    return build_training(experiment, Assets.open(prepared), width, workers)
+
+
+def fit_on_workers(
+    build: Callable[[Workers], Training],
+    experiment: Experiment,
+    section: Literal["train", "teacher"],
+    weights: Path,
+    on_epoch: OnEpoch,
+) -> dict[str, float]:
+    """Train one network with Ray Train; an unfinished training goes on from its last epoch.
+
+    Args:
+        build: Called by each worker; picklable.
+        experiment: The cluster and the device.
+        section: Whose `num_workers` are used.
+        weights: File of what was trained; Ray Train has a folder beside it.
         on_epoch: Called on the driver with the metrics of every epoch.
 
     Returns:
@@ -75,26 +110,22 @@ def train_on_workers(
         UserError: If the cluster can never give so many workers, or what one of them found cannot
             be trained: a loss that is not finite, a setting that does not fit.
     """
-    settings = experiment.train
+    folder, num_workers = weights.parent, getattr(experiment, section).num_workers
     bring_all(folder / TRAIN)
-    check_kept(folder / TRAIN)
+    check_kept(folder / TRAIN, "student" if section == "train" else section)
     path, filesystem = place_for_ray(folder)
-    use_gpu = _uses_gpu(settings)
+    use_gpu = _uses_gpu(experiment.train.device, num_workers)
     each = {"CPU": 1.0, **({"GPU": 1.0} if use_gpu else {})}
-    require(each, experiment.cluster, "train.num_workers", settings.num_workers)
+    require(each, experiment.cluster, f"{section}.num_workers", num_workers)
     queue = Queue()
     listener = threading.Thread(target=_pass_on, args=(queue, on_epoch), daemon=True)
     listener.start()
     trainer = _Trainer(
         _worker,  # type: ignore[arg-type]  # Ray's annotation does not know of return values yet
-        train_loop_config={
-            "experiment": experiment.without_credentials().model_dump(mode="json"),
-            "prepared": prepared,
-            "width": width,
-        },
+        train_loop_config={"build": build, "weights": weights.name, "section": section},
         torch_config=OneAddress(backend="nccl" if use_gpu else "gloo"),
         scaling_config=train.ScalingConfig(
-            num_workers=settings.num_workers, use_gpu=use_gpu, resources_per_worker=each
+            num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=each
         ),
         run_config=train.RunConfig(
             name=TRAIN,
@@ -123,18 +154,18 @@ def train_on_workers(
     if result.checkpoint is None or result.metrics is None:
         raise KrscaleError("Ray Train ended without a checkpoint")
     with result.checkpoint.as_directory() as checkpoint:
-        kept = Path(checkpoint) / STUDENT_FILE
-        copy_checked(kept, folder / STUDENT_FILE)
+        copy_checked(Path(checkpoint) / weights.name, weights)
     return dict(result.metrics)
 
 
-def check_kept(folder: Path) -> None:
+def check_kept(folder: Path, what: str = "student") -> None:
     """Compare the checkpoint that a training goes on from with its checksums.
 
     On workers, what is wrong with it would be found by each group that Ray starts, one by one.
 
     Args:
         folder: Of Ray Train; it need not exist.
+        what: Is trained.
 
     Raises:
         UserError: Naming the file, and what to do.
@@ -142,9 +173,7 @@ def check_kept(folder: Path) -> None:
     snapshot = folder / SNAPSHOT
     if not snapshot.exists():
         return
-    rebuild = (
-        f"Delete the folder {folder}: the same command then trains the student from the start."
-    )
+    rebuild = f"Delete the folder {folder}: the same command then trains the {what} from the start."
     try:
         kept = json.loads(snapshot.read_bytes())
         latest = kept["latest_checkpoint_result"] or {}
@@ -200,15 +229,13 @@ def _worker(config: dict[str, Any]) -> tuple[str, str] | None:
     """The training of one rank, in a Ray Train worker.
 
     Returns:
-        What broke, by the name of its error and in words, if a loss was not finite or no rank
-        could read the checkpoint: all ranks find it at the same point and end together. As an
-        exception it would make Ray start the group again, only to find the same.
+        What broke, by the name of its error and in words, if a loss was not finite, no rank
+        could read the checkpoint or the network cannot be shared: all ranks find it at the same
+        point and end together. As an exception it would make Ray start the group again, only to find the same.
     """
     torch.set_num_threads(1)
-    experiment = Experiment.model_validate(config["experiment"])
     workers = Workers.from_environment()
-    assets = Assets.open(config["prepared"])
-    training = build_training(experiment, assets, config["width"], workers)
+    training: Training = config["build"](workers)
     latest = train.get_checkpoint()
     if latest is not None and (problem := _go_on(training, latest)):
         return UserError.__name__, problem
@@ -220,13 +247,17 @@ def _worker(config: dict[str, Any]) -> tuple[str, str] | None:
         with tempfile.TemporaryDirectory() as temporary:
             save_checkpoint(Path(temporary) / "state", training.state_dict())
             if training.finished:
-                save_weights(Path(temporary) / STUDENT_FILE, training.student)
+                save_weights(Path(temporary) / config["weights"], training.student)
             train.report(metrics, checkpoint=train.Checkpoint.from_directory(temporary))
 
     try:
         fit(training, report)
     except NonFiniteError as error:
         return NonFiniteError.__name__, str(error)
+    except RuntimeError as error:
+        if "finished reduction in the prior iteration" not in str(error):
+            raise
+        return UserError.__name__, f"{config['section']}.{_UNUSED}"
     return None
 
 
@@ -251,8 +282,8 @@ def _go_on(training: Training, checkpoint: train.Checkpoint) -> str:
     return ""
 
 
-def _uses_gpu(settings: TrainConfig) -> bool:
-    if settings.device == "auto":
+def _uses_gpu(device: str, num_workers: int) -> bool:
+    if device == "auto":
         gpus = ray.cluster_resources().get("GPU", 0.0)  # type: ignore[no-untyped-call]
-        return bool(gpus >= settings.num_workers)
-    return settings.device == "cuda"
+        return bool(gpus >= num_workers)
+    return device == "cuda"

@@ -153,7 +153,7 @@ _NEWER = (
     *(f"data.files.{name}" for name in ("channels", "path_column", "split_column")),
     *(f"views.{name}" for name in NEWER_OF_VIEWS),
     *(f"teacher.{name}" for name in ("allow_poor", "output_key", "preprocessing", "stage_ends")),
-    *(f"teacher.{name}" for name in ("tap_layout", "weights_key")),
+    *(f"teacher.{name}" for name in ("num_workers", "tap_layout", "weights_key")),
     *(f"student.{name}" for name in ("output_key", "preprocessing", "stage_ends", "tap_layout")),
     *(f"distill.{name}" for name in ("reviewkd_weight", "reviewkd_warmup")),
     *(f"distill.rkd_{name}" for name in ("weight", "distance_weight", "angle_weight")),

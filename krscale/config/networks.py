@@ -135,6 +135,9 @@ class TeacherConfig(ModelConfig):
     """Weight decay of the teacher's own training."""
     seed: StrictInt = 0
     """Seed of the teacher's initialisation and sample order."""
+    num_workers: Count = 1
+    """Workers that share the teacher's own training, through Ray Train from 2 on. The result is
+    that of one worker but for rounding; a teacher that is kept is taken whoever trained it."""
     allow_poor: bool = False
     """Whether a teacher may teach that is no better than guessing, or worse than its own taps, or
     that would be better with another preprocessing."""
@@ -145,7 +148,9 @@ class TeacherConfig(ModelConfig):
         So that teachers which an older krscale kept are found again.
         """
         # What its preprocessing comes to is told apart by whoever resolves it.
-        content = self.model_dump(mode="json", exclude={"preprocessing", "allow_poor"})
+        content = self.model_dump(
+            mode="json", exclude={"preprocessing", "allow_poor", "num_workers"}
+        )
         plain = TeacherConfig().model_dump(mode="json", include=set(_NEWER_OF_TEACHERS))
         return {k: v for k, v in content.items() if k not in plain or v != plain[k]}
 

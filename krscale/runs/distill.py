@@ -13,6 +13,7 @@ from rich.table import Table
 
 from krscale.cluster.connect import connect
 from krscale.cluster.nodes import reach_storage
+from krscale.cluster.teacher import teach_on_workers
 from krscale.cluster.train import STUDENT_FILE, OnEpoch, train_on_workers
 from krscale.config import Experiment, read_record, with_values
 from krscale.config.records import Accuracy, NotNegative
@@ -109,7 +110,7 @@ def distil(
                 progress.note(line)
             has_ended = (folder / RESULT_FILE).exists()  # unless it was put aside
         if not has_ended:
-            prepared = prepare_knowledge(setup, progress)
+            prepared = prepare_knowledge(setup, progress, train=teach_on_workers)
             bind_weights(folder, Path(prepared.teacher_path))
             dataset, size = setup.dataset, find_size(setup.networks)
             result = _train_and_test(experiment, prepared, dataset, size, progress)

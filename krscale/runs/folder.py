@@ -40,6 +40,7 @@ FREE = (
     "search.stall_seconds",
     "search.checkpoint_seconds",
     "search.gpus_per_trial",
+    "teacher.num_workers",
 )
 """Fields that may differ between two starts: they end, protect or place a search, and change no
 trial."""

@@ -11,6 +11,7 @@ from krscale.cluster.connect import connect, num_slots
 from krscale.cluster.nodes import reach_storage
 from krscale.cluster.sending import check_arrival
 from krscale.cluster.store_shards import write_on_workers
+from krscale.cluster.teacher import teach_on_workers
 from krscale.config import Experiment
 from krscale.data.given import given_folder
 from krscale.models.given import given
@@ -108,7 +109,7 @@ def run_session(
             try:
                 if experiment.train.num_workers > 1 and not (folder / CURVE_FILE).exists():
                     require_group(experiment)
-                prepared = prepare_knowledge(setup, progress, write_on_workers)
+                prepared = prepare_knowledge(setup, progress, write_on_workers, teach_on_workers)
                 bind_weights(folder, Path(prepared.teacher_path))
                 curve = _search(
                     experiment, prepared, size_resolver, sizes, space, tracker, progress

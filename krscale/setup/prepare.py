@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import nn
 
 from krscale.config import Experiment
 from krscale.data import Dataset, open_data, prepare_data, prepare_unlabelled
@@ -163,10 +164,16 @@ class Prepared:
 
 WriteShards = Callable[[StoreRecipe, Report, Sequence[ShardId]], None]
 """Writes the missing shards of a store, e.g. on the workers of a cluster."""
+TrainTeacher = Callable[[Experiment, Dataset, Reporter, nn.Module, Path], None]
+"""Trains a teacher's fresh network in place, on `teacher.num_workers` workers; what it keeps of an
+unfinished training is in the folder."""
 
 
 def prepare(
-    experiment: Experiment, reporter: Reporter, write: WriteShards | None = None
+    experiment: Experiment,
+    reporter: Reporter,
+    write: WriteShards | None = None,
+    train: TrainTeacher | None = None,
 ) -> Prepared:
     """Prepare data, teacher and stores; each is found in the cache or made once and kept.
 
@@ -174,19 +181,29 @@ def prepare(
         experiment: What to prepare.
         reporter: Gets the progress.
         write: Who writes the shards of the store; None writes them in this process.
+        train: Who trains a teacher of several workers; without it one is refused.
     """
     pick_device(experiment.train.device)  # a GPU that is not there is refused before the work
-    return prepare_knowledge(Setup.resolve(experiment, reporter), reporter, write)
+    return prepare_knowledge(Setup.resolve(experiment, reporter), reporter, write, train)
 
 
 def prepare_knowledge(
-    setup: Setup, reporter: Reporter, write: WriteShards | None = None
+    setup: Setup,
+    reporter: Reporter,
+    write: WriteShards | None = None,
+    train: TrainTeacher | None = None,
 ) -> Prepared:
     """Prepare teacher and stores of what was resolved; see `prepare`."""
     experiment, dataset = setup.experiment, setup.dataset
     device = pick_device(experiment.train.device)
     reporter.phase("teacher")
-    facts, teacher_path = prepare_teacher(experiment, dataset, device, reporter.advance)
+    facts, teacher_path = prepare_teacher(
+        experiment,
+        dataset,
+        device,
+        reporter.advance,
+        partial(train, experiment, dataset, reporter) if train else None,
+    )
     if is_foreign(experiment.teacher):
         gain = facts.information_gain
         reporter.note(describe_teacher(facts.val_accuracy, gain, facts.taps))

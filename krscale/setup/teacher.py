@@ -47,10 +47,13 @@ from krscale.setup.teacher_quality import find_faults, require_fit
 from krscale.setup.teacher_training import train_teacher
 from krscale.setup.weights import from_file, load_teacher_weights, weights_identity
 from krscale.storage.folders import present, publish
+from krscale.storage.trial_files import remove_all
 from krscale.training.checkpoint import load_weights, save_weights
 from krscale.training.loop import evaluate
 
 FACTS_FILE, WEIGHTS_FILE = "facts.json", "teacher.safetensors"
+ElsewhereTrained = Callable[[nn.Module, Path], None]
+"""Trains a teacher on several workers, in place; what it keeps meanwhile is in the folder."""
 FORMAT = 1  # raised whenever a kept teacher or probe of an older krscale must not be reused
 
 
@@ -107,6 +110,7 @@ def prepare_teacher(
     dataset: Dataset,
     device: torch.device,
     report: Callable[[int, int], None],
+    elsewhere: ElsewhereTrained | None = None,
 ) -> tuple[TeacherFacts, Path]:
     """Find the teacher in the cache, or load / train it, fit its probes and keep it.
 
@@ -115,6 +119,7 @@ def prepare_teacher(
         dataset: The prepared data.
         device: Where to train.
         report: Called with (epochs done, epochs planned) while training.
+        elsewhere: Trains where `teacher.num_workers` is 2 or more.
 
     Returns:
         The facts, and the folder that `open_teacher` reads.
@@ -128,7 +133,10 @@ def prepare_teacher(
     with locked(_lock_of(folder), folder.is_dir):
         if not present(folder):
             with new_folder(folder) as temporary:
-                _make_teacher(experiment, dataset, device, folder.name, temporary, report)
+                train = partial(train_teacher, experiment, dataset, device, report)
+                if experiment.teacher.num_workers > 1:
+                    train = _on_workers(experiment, elsewhere, _unfinished(folder))
+                _make_teacher(experiment, dataset, device, folder.name, temporary, train)
                 if code.key():
                     write_json(temporary / CODE_FILE, asdict(code))
         facts = read_facts(folder)
@@ -139,7 +147,26 @@ def prepare_teacher(
             tapped = _open_network(experiment, dataset, folder, facts).to(device)
             make_probes(tapped, dataset, device, folder, grid)
         publish(folder)
+        if (unfinished := _unfinished(folder)).is_dir():
+            remove_all(unfinished)
     return _on_grid(experiment, facts, folder), folder
+
+
+def _unfinished(folder: Path) -> Path:
+    """Return where several workers keep their checkpoints of a teacher; of the same lock."""
+    return folder.with_name(f".{folder.name}.unfinished")
+
+
+def _on_workers(
+    experiment: Experiment, elsewhere: ElsewhereTrained | None, unfinished: Path
+) -> Callable[[nn.Module], None]:
+    """Return what trains a fresh network on several workers."""
+    if elsewhere is None and not is_foreign(experiment.teacher):
+        raise UserError(
+            f"teacher.num_workers = {experiment.teacher.num_workers}: this trains in one process. "
+            "`krscale teach` trains the teacher on several workers; or set it to 1."
+        )
+    return lambda model: elsewhere(model, unfinished) if elsewhere else None
 
 
 def _lock_of(folder: Path) -> Path:
@@ -258,7 +285,7 @@ def _make_teacher(
     device: torch.device,
     key: str,
     folder: Path,
-    report: Callable[[int, int], None],
+    train: Callable[[nn.Module], None],
 ) -> None:
     torch.manual_seed(experiment.teacher.seed)
     model = build_teacher(experiment, dataset, fresh=from_file(experiment.teacher))
@@ -267,7 +294,8 @@ def _make_teacher(
         load_teacher_weights(experiment, model)
         model.to(device)
     else:
-        train_teacher(experiment, dataset, model, device, report)
+        train(model)
+        model.to(device)
     tapped = TappedModel(model, taps).eval().requires_grad_(False)
     probes = fit_probes(tapped, dataset, device)
     val = dataset.split("val")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -21,21 +22,53 @@ from krscale.training.loop import Training
 def train_teacher(
     experiment: Experiment,
     dataset: Dataset,
-    model: nn.Module,
     device: torch.device,
     report: Callable[[int, int], None],
+    model: nn.Module,
 ) -> None:
     """Train a teacher by plain cross-entropy, as its experiment says.
 
     Args:
         experiment: `[teacher]`, the views and the batch size.
         dataset: Its data.
-        model: With fresh weights, which are changed.
         device: Where to train.
         report: Gets the epochs that are done, and how many there are.
+        model: With fresh weights, which are changed.
 
     Raises:
         NonFiniteError: If the loss becomes NaN or infinite.
+    """
+    training = build_teacher_training(experiment, dataset, model, Workers.alone(device))
+    while not training.finished:
+        with naming_rate(experiment):
+            training.run_epoch()
+        report(training.epoch, experiment.teacher.num_epochs)
+
+
+@contextmanager
+def naming_rate(experiment: Experiment) -> Iterator[None]:
+    """Let a loss that is not finite name the teacher and its learning rate.
+
+    Raises:
+        NonFiniteError: In the place of the loop's own.
+    """
+    try:
+        yield
+    except NonFiniteError as error:
+        rate = f"teacher.learning_rate is {experiment.teacher.learning_rate:g}"
+        raise NonFiniteError(f"teacher: {error} ({rate})") from None
+
+
+def build_teacher_training(
+    experiment: Experiment, dataset: Dataset, model: nn.Module, workers: Workers
+) -> Training:
+    """Build a teacher's training for one of its workers.
+
+    Args:
+        experiment: As for `train_teacher`.
+        dataset: Its data.
+        model: With fresh weights, the same on every worker.
+        workers: This worker's place.
     """
     config = experiment.teacher
     settings = TrainConfig(
@@ -53,18 +86,11 @@ def train_teacher(
         experiment.views,
         global_batch_size=settings.global_batch_size,
         seed=config.seed,
-        device=device,
+        device=workers.device,
         store=None,
+        rank=workers.rank,
+        world_size=workers.world_size,
         gpu_share_for_images=experiment.train.gpu_share_for_images,
         preprocessing=preprocessing_of_network(model),
     )
-    training = Training(
-        learner, loader, (dataset, dataset.split("val")), settings, Workers.alone(device)
-    )
-    while not training.finished:
-        try:
-            training.run_epoch()
-        except NonFiniteError as error:
-            rate = f"teacher.learning_rate is {config.learning_rate:g}"
-            raise NonFiniteError(f"teacher: {error} ({rate})") from None
-        report(training.epoch, config.num_epochs)
+    return Training(learner, loader, (dataset, dataset.split("val")), settings, workers)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -55,6 +56,15 @@ def bring_all(path: Path) -> None:
         with new_folder(path) as folder:
             for key in keys:
                 objects.download(key, folder / key[start:])
+
+
+def remove_all(path: Path) -> None:
+    """Remove a folder, and what others have put there."""
+    shutil.rmtree(path, ignore_errors=True)
+    if place := place_of(path):
+        objects = Objects.open(place[0])
+        for key in objects.list(place[1]):
+            objects.delete(key)
 
 
 def send_sign(path: Path) -> None:

@@ -231,7 +231,8 @@ def _worker(config: dict[str, Any]) -> tuple[str, str] | None:
     Returns:
         What broke, by the name of its error and in words, if a loss was not finite, no rank
         could read the checkpoint or the network cannot be shared: all ranks find it at the same
-        point and end together. As an exception it would make Ray start the group again, only to find the same.
+        point and end together. As an exception it would make Ray start the group again, only to
+        find the same.
     """
     torch.set_num_threads(1)
     workers = Workers.from_environment()

@@ -7,13 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from krscale.config import DataConfig, TrainConfig, ViewsConfig
+from krscale.config import DataConfig, TrainConfig, ViewsConfig, load
 from krscale.config.training import Precision
 from krscale.data import prepare_data
 from krscale.data.loader import Loader
 from krscale.methods import MethodContext, build_method
 from krscale.methods.learner import Learner
 from krscale.parallel import Workers
+from krscale.setup.network_builder import build_teacher
+from krscale.setup.teacher_training import build_teacher_training
 from krscale.training.loop import Training
 
 
@@ -78,3 +80,21 @@ def weights_after_an_epoch(
     metrics = training.run_epoch()
     loss = torch.tensor(metrics["train/loss"])
     return {**{k: v.clone() for k, v in training.student.state_dict().items()}, "loss": loss}
+
+
+def teacher_after_an_epoch(workers: Workers, cache: Path) -> dict[str, Tensor]:
+    """Return the weights of a teacher with batch norm, its mean loss and its accuracy."""
+    experiment = load(
+        None,
+        [
+            "data.max_images=200", "train.global_batch_size=41", "teacher.num_epochs=1",
+            "teacher.model=smooth_student:Smooth", "teacher.width=4",
+        ],
+    )  # fmt: skip
+    dataset = prepare_data(experiment.data, cache)
+    torch.manual_seed(experiment.teacher.seed)
+    model = build_teacher(experiment, dataset, fresh=True)
+    training = build_teacher_training(experiment, dataset, model, workers)
+    metrics = training.run_epoch()
+    numbers = {key: torch.tensor(metrics[key]) for key in ("train/loss", "val/accuracy")}
+    return {**{k: v.clone() for k, v in training.student.state_dict().items()}, **numbers}

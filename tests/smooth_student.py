@@ -46,10 +46,10 @@ class Mortal(Smooth):
         self.died, self.num_steps = Path(folder) / "died", 0
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.training and torch.is_grad_enabled() and not self.died.exists():
-            time.sleep(0.05)
+        if self.training and torch.is_grad_enabled():
+            time.sleep(0.05)  # an epoch then lasts for longer than it takes to kill the driver
             self.num_steps += 1
-            if self.num_steps > STEPS_BEFORE_DEATH:
+            if self.num_steps > STEPS_BEFORE_DEATH and not self.died.exists():
                 self.died.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(images)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from accumulated_training import weights_after_an_epoch
+from accumulated_training import teacher_after_an_epoch, weights_after_an_epoch
 from hypothesis import given
 from hypothesis import strategies as st
 from kr_on_workers import gradients_of_one, gradients_of_two
@@ -133,6 +133,7 @@ def _work(rank, folder):
     results["kr"] = gradients_of_two(rank)
     results["parts"] = weights_after_an_epoch(workers, 3, Path(folder) / "cache")
     results["bf16"] = weights_after_an_epoch(workers, 1, Path(folder) / "cache", "bf16")
+    results["teacher"] = teacher_after_an_epoch(workers, Path(folder) / "cache")
     torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()  # neither leaves while the other still talks to it
     dist.destroy_process_group()
@@ -206,6 +207,17 @@ class TestTwoProcesses:
                     rtol=1e-4,
                     atol=1e-5,
                     msg=lambda m, k=key: f"{k}: {m}",
+                )
+
+    def test_a_teacher_of_two_is_that_of_one_process(self, results, tmp_path):
+        expected = teacher_after_an_epoch(Workers.alone(), tmp_path)
+        assert "first.1.running_mean" in expected
+        for result in results:
+            assert list(result["teacher"]) == list(expected)
+            for key, value in expected.items():
+                found = result["teacher"][key]
+                torch.testing.assert_close(
+                    found, value, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}"
                 )
 
     def test_bf16_with_shared_batch_norm_is_that_of_one_process(self, results, tmp_path):

@@ -21,7 +21,7 @@ from krscale.cluster.train import SNAPSHOT
 
 pytestmark = [pytest.mark.drill, pytest.mark.cluster, pytest.mark.timeout(1800)]
 
-NUM_EPOCHS, KILLED_AFTER = 6, 3
+NUM_EPOCHS, KILLED_AFTER = 10, 3
 SETTINGS = (
     "cluster.address=local",
     "cluster.num_cpus=3",

@@ -26,6 +26,8 @@ NOT_RUN = {
     "tune jobs/digits.toml --set cluster.address=auto": "a cluster; tests/cluster/test_connect.py",
     "distill jobs/digits.toml --set distill.granularity=3 --set train.num_workers=2": "Ray Train; "
     "tests/cluster/test_train.py",
+    "teach jobs/digits.toml --set teacher.num_workers=2": "Ray Train; "
+    "tests/drills/test_teacher_on_workers.py",
     "tune jobs/digits.toml --set train.num_workers=2": "groups of workers; "
     "tests/search/on_ray/test_trials.py",
     "taps timm:resnet18 --image 3 64 64": "timm; tests/models/test_libraries.py",

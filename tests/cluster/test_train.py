@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+from torch import Tensor, nn
 
-from krscale.cluster.train import SNAPSHOT, _user_error, check_kept
+from krscale.cluster import train
+from krscale.cluster.train import SNAPSHOT, _user_error, _worker, check_kept
 from krscale.errors import DiskFullError, UserError
 from krscale.training.checkpoint import save_checkpoint
 
@@ -100,3 +103,44 @@ def test_a_checkpoint_that_rots_is_named_before_any_worker_starts(
     assert str(refused.value).endswith(
         f"Delete the folder {folder}: the same command then trains the student from the start."
     )
+
+
+class WithUnused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(2, 1), nn.Linear(2, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.used(inputs)
+
+
+class TwoSteps:
+    """A training whose epoch is two steps of torch's own wrapper."""
+
+    finished = False
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = nn.parallel.DistributedDataParallel(network)
+
+    def run_epoch(self) -> dict[str, float]:
+        for _ in range(2):
+            self.network(torch.ones(3, 2)).sum().backward()
+        raise RuntimeError("a defect")
+
+
+def test_a_network_that_cannot_be_shared_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train.train, "get_checkpoint", lambda: None)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        config = {"weights": "w.safetensors", "section": "teacher"}
+        found = _worker({**config, "build": lambda workers: TwoSteps(WithUnused())})
+        with pytest.raises(RuntimeError, match="a defect"):
+            _worker({**config, "build": lambda workers: TwoSteps(nn.Linear(2, 1))})
+    finally:
+        dist.destroy_process_group()
+    assert found is not None
+    kind, text = found
+    assert kind == "UserError"
+    assert text.startswith("teacher.num_workers: the network has weights that take no part")

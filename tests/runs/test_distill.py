@@ -118,11 +118,12 @@ def _rewind(run: Path) -> None:
 
 
 @pytest.mark.drill
-def test_more_workers_than_the_cluster_has(storage: Path) -> None:
-    many = (f"storage_path={storage}", "name=many", "train.num_workers=64")
+@pytest.mark.parametrize("section", ["train", "teacher"])
+def test_more_workers_than_the_cluster_has(section: str, storage: Path) -> None:
+    many = (f"storage_path={storage}", "name=many", f"{section}.num_workers=64", "teacher.seed=7")
     done = here("distill", overrides(*SMALL, *many))
     assert done.returncode == 2
-    assert "train.num_workers" in done.stderr
+    assert f"{section}.num_workers" in done.stderr
     assert "64 times 1 CPU, each on one node" in done.stderr
     assert "the cluster has room for 2, on 1 node of 2 CPU" in done.stderr
     assert "Traceback" not in done.stderr

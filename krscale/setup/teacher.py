@@ -133,7 +133,9 @@ def prepare_teacher(
     with locked(_lock_of(folder), folder.is_dir):
         if not present(folder):
             with new_folder(folder) as temporary:
-                train = partial(train_teacher, experiment, dataset, device, report)
+                train: Callable[[nn.Module], None] = partial(
+                    train_teacher, experiment, dataset, device, report
+                )
                 if experiment.teacher.num_workers > 1:
                     train = _on_workers(experiment, elsewhere, _unfinished(folder))
                 _make_teacher(experiment, dataset, device, folder.name, temporary, train)

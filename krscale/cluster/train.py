@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,12 @@ from typing import Any
 import ray
 import torch
 from ray import train
-from ray.train import TrainingFailedError, UserCallback
+from ray.train import TrainingFailedError
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 
 from krscale.cluster.connect import require
+from krscale.cluster.hearing import Epochs, Listener, OnEpoch, Steps
 from krscale.cluster.lost_worker import lost_worker
 from krscale.cluster.rendezvous import OneAddress
 from krscale.config import Experiment, TrainConfig
@@ -33,6 +33,7 @@ from krscale.files import damaged
 from krscale.parallel import Workers, sum_over_workers
 from krscale.setup.build import Assets, build_training
 from krscale.setup.prepare import Prepared
+from krscale.stalls import StallWatch
 from krscale.storage.objects import place_for_ray
 from krscale.storage.trial_files import bring_all
 from krscale.storage_errors import storage_error
@@ -51,31 +52,35 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray Train's own record of the checkpoints that it keeps."""
 MAX_FAILURES = 3  # restarts of the worker group before the run is given up
 
-OnEpoch = Callable[[dict[str, float]], None]
-
 
 def train_on_workers(
-    experiment: Experiment, prepared: Prepared, width: int, folder: Path, on_epoch: OnEpoch
+    experiment: Experiment,
+    prepared: Prepared,
+    width: int,
+    on_epoch: OnEpoch,
+    note: Callable[[str], None],
 ) -> dict[str, float]:
-    """Train one student with Ray Train and keep its weights in `folder/student.safetensors`.
+    """Train one student with Ray Train.
 
-    A `folder` that holds an unfinished training is continued from its last epoch.
+    The run folder keeps its weights, `student.safetensors`. An unfinished training in it is
+    continued from its last epoch.
 
     Args:
         experiment: All settings; `train.num_workers` workers are used.
         prepared: Data, teacher and store, on storage that all workers see.
         width: The student's capacity dial.
-        folder: Folder of the run.
         on_epoch: Called on the driver with the metrics of every epoch.
+        note: Prints a line for the user: that a training which hung was ended.
 
     Returns:
         The metrics of the last epoch, over all workers.
 
     Raises:
         UserError: If the cluster can never give so many workers, or what one of them found cannot
-            be trained: a loss that is not finite, a setting that does not fit.
+            be trained: a loss that is not finite, a setting that does not fit; if workers are lost,
+            or make no progress for `search.stall_seconds`, more than `MAX_FAILURES` times.
     """
-    settings = experiment.train
+    settings, folder = experiment.train, experiment.run_path
     bring_all(folder / TRAIN)
     check_kept(folder / TRAIN)
     path, filesystem = place_for_ray(folder)
@@ -83,7 +88,7 @@ def train_on_workers(
     each = {"CPU": 1.0, **({"GPU": 1.0} if use_gpu else {})}
     require(each, experiment.cluster, "train.num_workers", settings.num_workers)
     queue = Queue()
-    listener = threading.Thread(target=_pass_on, args=(queue, on_epoch), daemon=True)
+    listener = Listener(queue, on_epoch, note, StallWatch(experiment.search.stall_seconds))
     listener.start()
     trainer = _Trainer(
         _worker,  # type: ignore[arg-type]  # Ray's annotation does not know of return values yet
@@ -91,6 +96,7 @@ def train_on_workers(
             "experiment": experiment.without_credentials().model_dump(mode="json"),
             "prepared": prepared,
             "width": width,
+            "queue": queue,
         },
         torch_config=OneAddress(backend="nccl" if use_gpu else "gloo"),
         scaling_config=train.ScalingConfig(
@@ -102,13 +108,13 @@ def train_on_workers(
             storage_filesystem=filesystem,
             failure_config=train.FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=train.CheckpointConfig(num_to_keep=2),
-            callbacks=[_Epochs(queue)],  # type: ignore[list-item]
+            callbacks=[Epochs(queue)],  # type: ignore[list-item]
         ),
     )
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
-        found = _user_error(error)
+        found = _user_error(error, listener.why_ended)
         if found is None:
             raise
         raise found from None
@@ -166,30 +172,20 @@ class _Trainer(TorchTrainer):
         """Register none."""
 
 
-class _Epochs(UserCallback):
-    """Sends every epoch's metrics from Ray Train's controller, another process, to the driver."""
+def _user_error(error: TrainingFailedError, why_ended: str = "") -> UserError | None:
+    """Return what made workers fail, if it is not a defect: the user's mistake, storage, a loss.
 
-    def __init__(self, queue: Queue) -> None:
-        self.queue = queue
-
-    def after_report(
-        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
-    ) -> None:
-        """All workers reported the same sums; the first one's are passed on."""
-        self.queue.put(dict(metrics[0]))
-
-
-def _pass_on(queue: Queue, on_epoch: OnEpoch) -> None:
-    while (metrics := queue.get()) is not None:
-        on_epoch(metrics)
-
-
-def _user_error(error: TrainingFailedError) -> UserError | None:
-    """Return what made workers fail, if it is not a defect: the user's mistake, storage, a loss."""
+    Args:
+        error: What Ray raised.
+        why_ended: Why they were ended from here (`Listener.why_ended`).
+    """
+    failed = f"the training failed {MAX_FAILURES + 1} times"
+    if why_ended:
+        return UserError(f"{failed}; the last time {why_ended}.")
     failures = getattr(error, "worker_failures", {}).values()
     bare = [getattr(failure, "_base_exc", failure) for failure in failures]
     bare = [getattr(failure, "health_check_failure", failure) for failure in bare]
-    work = f"the training failed {MAX_FAILURES + 1} times, and last with a worker lost"
+    work = f"{failed}, and last with a worker lost"
     found: list[UserError | None] = [each for each in bare if isinstance(each, UserError)]
     found += [storage_error(each) for each in bare]
     found += [lost_worker(each, work) for each in bare]
@@ -207,11 +203,14 @@ def _worker(config: dict[str, Any]) -> tuple[str, str] | None:
     torch.set_num_threads(1)
     experiment = Experiment.model_validate(config["experiment"])
     workers = Workers.from_environment()
+    send = config["queue"].actor.put.remote
+    steps = Steps(send, workers.rank, experiment.search.stall_seconds)
     assets = Assets.open(config["prepared"])
     training = build_training(experiment, assets, config["width"], workers)
     latest = train.get_checkpoint()
     if latest is not None and (problem := _go_on(training, latest)):
         return UserError.__name__, problem
+    training.on_step = steps.give
 
     def report(metrics: dict[str, float]) -> None:
         if workers.rank != 0:

@@ -87,7 +87,7 @@ def train_on_workers(
     use_gpu = _uses_gpu(settings)
     each = {"CPU": 1.0, **({"GPU": 1.0} if use_gpu else {})}
     require(each, experiment.cluster, "train.num_workers", settings.num_workers)
-    queue = Queue()
+    queue = Queue(actor_options={"num_cpus": 0})  # workers may take every core there is
     listener = Listener(queue, on_epoch, note, StallWatch(experiment.search.stall_seconds))
     listener.start()
     trainer = _Trainer(

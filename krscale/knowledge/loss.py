@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from krscale.knowledge.recoding import recoded_terms
+from krscale.knowledge.recoding import recode, with_gradient
 
 
 def kr_loss(
@@ -43,7 +43,13 @@ def kr_terms(
     sparsity: float | Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return `kr_loss`, `[B]`, and the active classes of every group, `[B, G]` int64."""
-    losses, active = recoded_terms(group_logits, soft_targets, temperature, sparsity)
-    targets = soft_targets.detach().float()
-    divergences = losses + torch.special.xlogy(targets, targets).sum(dim=-1)
-    return temperature**2 * (divergences * weights).sum(dim=-1), active
+    with torch.no_grad():
+        targets = soft_targets.float()
+        log_probabilities = (group_logits.float() / temperature).log_softmax(dim=-1)
+        recoded, active = recode(log_probabilities.exp() - targets, sparsity)
+        # xlogy, but ten times as fast on a CPU; 0 where a target is 0.
+        logs = targets.clamp_min(torch.finfo(torch.float32).tiny).log()
+        divergences = (targets * (logs - log_probabilities)).sum(dim=-1)
+        value = temperature**2 * (divergences * weights).sum(dim=-1)
+        slopes = recoded * (temperature * weights).unsqueeze(-1)
+    return with_gradient(value, slopes, group_logits), active

@@ -26,7 +26,7 @@ def recode_gap(gap: Tensor, sparsity: float) -> Tensor:
     Shape:
         `[..., K] -> [..., K]`, one sort whatever the number of classes.
     """
-    return _recode(gap, sparsity)[0]
+    return recode(gap, sparsity)[0]
 
 
 def active_classes(gap: Tensor, sparsity: float) -> Tensor:
@@ -36,7 +36,7 @@ def active_classes(gap: Tensor, sparsity: float) -> Tensor:
         gap: `[..., K]`, differences of two distributions over `K` classes.
         sparsity: Share of each sign's mass to drop at most, in `[0, 1)`.
     """
-    return _recode(gap, sparsity)[1]
+    return recode(gap, sparsity)[1]
 
 
 def recoded_cross_entropy(
@@ -54,66 +54,74 @@ def recoded_cross_entropy(
         temperature: Temperature of the student's distribution.
         sparsity: Share of each sign's mass to drop at most, in `[0, 1)`.
     """
-    return recoded_terms(student_logits, soft_targets, temperature, sparsity)[0]
+    scaled = student_logits.detach().float() / temperature
+    targets = soft_targets.detach().float()
+    log_probabilities = scaled.log_softmax(dim=-1)
+    value = -(targets * log_probabilities).sum(dim=-1)
+    recoded = recode_gap(log_probabilities.exp() - targets, sparsity)
+    return with_gradient(value, recoded / temperature, student_logits)
 
 
-def recoded_terms(
-    student_logits: Tensor, soft_targets: Tensor, temperature: float, sparsity: float | Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return `recoded_cross_entropy` and the number of active classes, both `[...]`.
+def with_gradient(value: Tensor, slopes: Tensor, logits: Tensor) -> Tensor:
+    """Return `value`, whose gradient to `logits` is `slopes`.
 
-    One pass for both, so that logging the active classes does not cost a second sort. A sparsity
-    that changes during training is a scalar tensor on the device, so that neither compiled code nor
-    the device has to wait for its value.
+    A function that is linear in the logits has the wanted gradient exactly; its own value is taken
+    off again.
+
+    Args:
+        value: `[...]` without gradient.
+        slopes: `[..., K]` or `[..., G, K]` without gradient; dimensions that `value` does not have
+            are summed over.
+        logits: Of the shape of `slopes`.
+
+    Example:
+        >>> logits = torch.zeros(2, 3, requires_grad=True)
+        >>> value = with_gradient(torch.tensor([5.0, 7.0]), torch.ones(2, 3), logits)
+        >>> value.tolist(), torch.autograd.grad(value.sum(), logits)[0].tolist()
+        ([5.0, 7.0], [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
     """
-    scaled = student_logits.float() / temperature
-    with torch.no_grad():
-        targets = soft_targets.float()
-        log_probabilities = scaled.log_softmax(dim=-1)
-        value = -(targets * log_probabilities).sum(dim=-1)
-        recoded, active = _recode(log_probabilities.exp() - targets, sparsity)
-    # A function that is linear in the logits has the wanted gradient exactly; its own value is
-    # taken off again, which leaves the cross-entropy's.
-    linear = (recoded * scaled).sum(dim=-1)
-    return value + (linear - linear.detach()), active
+    linear = (slopes * logits).sum(dim=tuple(range(value.ndim, slopes.ndim)))
+    return value + (linear - linear.detach())
 
 
-def _recode(gap: Tensor, sparsity: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Return `recode_gap` and `active_classes`; neither has a gradient."""
+def recode(gap: Tensor, sparsity: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Return `recode_gap` and `active_classes` in one pass, so that both take one sort.
+
+    A sparsity that changes during training is a scalar tensor on the device, so that neither
+    compiled code nor the device has to wait for its value. Neither result has a gradient.
+
+    Both signs are computed at once, the negative one as the positive entries of `-gap`: on a GPU a
+    step of a small student takes as long as the host needs to start its kernels.
+    """
     gap = gap.detach().float()
     if not isinstance(sparsity, Tensor) and sparsity == 0.0:
         return gap, gap.count_nonzero(dim=-1)
-    lowest, highest = _thresholds(gap, 1.0 - sparsity)
-    kept = (gap <= lowest) | (gap >= highest)
-    survivors = gap * kept  # not torch.where, slow on a CPU where the mask is irregular
-    negative, positive = survivors.clamp_max(0.0), survivors.clamp_min(0.0)
+    signs = torch.stack((gap, -gap))  # [2, ..., K]
+    kept = signs >= _thresholds(_ascending(gap), 1.0 - sparsity)
+    survivors = signs * kept  # not torch.where, slow on a CPU where the mask is irregular
     tiny = torch.finfo(torch.float32).tiny
-    balanced = negative / -negative.sum(dim=-1, keepdim=True).clamp_max(-tiny)
-    balanced += positive / positive.sum(dim=-1, keepdim=True).clamp_min(tiny)
+    shares = survivors / survivors.sum(dim=-1, keepdim=True).clamp_min(tiny)
+    balanced = shares[0] - shares[1]
     norm = torch.linalg.vector_norm(balanced, dim=-1, keepdim=True).clamp_min(tiny)
-    return balanced * (torch.linalg.vector_norm(gap, dim=-1, keepdim=True) / norm), kept.sum(dim=-1)
+    recoded = balanced * (torch.linalg.vector_norm(gap, dim=-1, keepdim=True) / norm)
+    return recoded, kept.sum(dim=(0, -1))
 
 
-def _thresholds(gap: Tensor, share: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mildest kept entry of each sign, `[..., 1]` each.
+def _thresholds(ranked: Tensor, share: float | Tensor) -> Tensor:
+    """Return the mildest kept entry of `gap` and of `-gap`, `[2, ..., 1]`; infinite without any.
 
-    An entry is kept when the entries of its sign that are more extreme hold less than the share
-    that must survive. Sorting the signed gap once serves both signs: the prefix sum before an
-    entry is what the negative entries below it hold, the suffix sum after it what the positive
-    entries above it hold. The most extreme entry of a sign is always kept, as nothing exceeds it.
+    An entry is kept when the positive entries above it hold less than the share that must survive.
+    The largest is always kept, as nothing exceeds it; entries that are not positive never are, as
+    all of the mass is above them.
+
+    Args:
+        ranked: `[..., K]`, a gap in ascending order.
+        share: Of each sign's mass.
     """
-    ranked = _ascending(gap)
-    prefix = ranked.cumsum(dim=-1)
-    total = prefix[..., -1:]
-    # Prefix sums fall while entries are negative, then rise: their least is the negative mass.
-    negative_mass = prefix.amin(dim=-1, keepdim=True).clamp_max(0.0)
-    positive_mass = total - negative_mass
-    kept_negative = (prefix - ranked > share * negative_mass) & (ranked < 0.0)
-    kept_positive = (total - prefix < share * positive_mass) & (ranked > 0.0)
-    infinity = float("inf")
-    lowest = torch.where(kept_negative, ranked, -infinity).amax(dim=-1, keepdim=True)
-    highest = torch.where(kept_positive, ranked, infinity).amin(dim=-1, keepdim=True)
-    return lowest, highest
+    signs = torch.stack((ranked, -ranked.flip(-1)))
+    prefix = signs.clamp_min(0.0).cumsum(dim=-1)
+    mass = prefix[..., -1:]
+    return torch.where(mass - prefix < share * mass, signs, float("inf")).amin(dim=-1, keepdim=True)
 
 
 def _ascending(gap: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from krscale.config.methods import KRSettings
 from krscale.errors import KrscaleError
@@ -186,9 +187,11 @@ class KR(Method):
         """
         logits = student.logits.float()
         if not self.teaches_heads:
-            # Data-parallel training waits for the gradient of every parameter.
-            unused = [parameter.sum() for parameter in self.heads.parameters()]
-            return (logits + 0.0 * torch.stack(unused).sum() if unused else logits).unsqueeze(1)
+            if self.head_taps and dist.is_available() and dist.is_initialized():
+                # Data-parallel training waits for the gradient of every parameter.
+                unused = [parameter.sum() for parameter in self.heads.parameters()]
+                logits = logits + 0.0 * torch.stack(unused).sum()
+            return logits.unsqueeze(1)
         features = (*student.features, student.logits)
         pooled = {tap: pool(features[tap - 1], self.head_grid) for tap in set(self.head_taps)}
         heads = zip(self.heads, self.head_taps, strict=True)

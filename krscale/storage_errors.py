@@ -84,9 +84,12 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     following: Any = error
     seen: set[int] = set()
     while isinstance(following, BaseException) and id(following) not in seen:
-        yield following
         seen.add(id(following))
         of_ray = getattr(following, "cause", None)  # a `RayTaskError` keeps it there
+        if isinstance(of_ray, BaseException):
+            # First, since Ray's own may be of the same class, with a traceback for its message.
+            yield of_ray
+        yield following
         context = None if following.__suppress_context__ else following.__context__
         following = of_ray or following.__cause__ or context
 

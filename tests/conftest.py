@@ -40,6 +40,8 @@ settings.load_profile("krscale")
 
 LEFT_OUT = ("browser", "drill")
 """Markers of tests that run only where `-m` asks for them; each has a make target of its own."""
+DRILL_SECONDS = 900
+"""Limit of a drill that names no longer one: many stand in files whose limit is for short tests."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -54,6 +56,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if any(map(item.get_closest_marker, markers))]
     items[:] = [item for item in items if not any(map(item.get_closest_marker, markers))]
     config.hook.pytest_deselected(items=left_out)
+    for item in items:
+        limit = item.get_closest_marker("timeout")
+        if item.get_closest_marker("drill") and not (limit and limit.args[0] > DRILL_SECONDS):
+            item.add_marker(pytest.mark.timeout(DRILL_SECONDS), append=False)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -108,6 +108,14 @@ def raised_from(cause: Exception, error: Exception) -> Exception:
             RayTaskError("f", "text", OSError(errno.EROFS, "-", "/c")),
             "/c: the storage is read-only",
         ),
+        (
+            RayTaskError("f", "Traceback", DiskFullError("/d is full")).as_instanceof_cause(),
+            "/d is full",
+        ),
+        (
+            RayTaskError("f", "OSError: [Errno 28]", OSError(28, "-", "/e")).as_instanceof_cause(),
+            "/e: the disk is full",
+        ),
     ],
 )
 def test_one_sentence_for_whatever_was_raised(error: Exception, said: str) -> None:

@@ -59,7 +59,7 @@ def teach_on_workers(
 
     folder.mkdir(parents=True, exist_ok=True)
     with mirrored(folder, reporter.note), naming_rate(experiment):
-        fit_on_workers(build, experiment, "teacher", weights, on_epoch)
+        fit_on_workers(build, experiment, "teacher", weights, on_epoch, reporter.note)
         load_weights(weights, model, where=str(weights))
 
 

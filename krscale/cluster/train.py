@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,11 +19,12 @@ from typing import Any, Literal
 import ray
 import torch
 from ray import train
-from ray.train import TrainingFailedError, UserCallback
+from ray.train import TrainingFailedError
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 
 from krscale.cluster.connect import require
+from krscale.cluster.hearing import Epochs, Listener, OnEpoch, Steps
 from krscale.cluster.lost_worker import lost_worker
 from krscale.cluster.rendezvous import OneAddress
 from krscale.config import Experiment
@@ -34,6 +34,7 @@ from krscale.files import damaged
 from krscale.parallel import Workers, sum_over_workers
 from krscale.setup.build import Assets, build_training
 from krscale.setup.prepare import Prepared
+from krscale.stalls import StallWatch
 from krscale.storage.objects import place_for_ray
 from krscale.storage.trial_files import bring_all
 from krscale.storage_errors import storage_error
@@ -56,22 +57,26 @@ _UNUSED = (
     "num_workers: the network has weights that take no part in what it returns, and torch's "
     "DistributedDataParallel trains none such. Set it to 1, or leave those weights out."
 )
-OnEpoch = Callable[[dict[str, float]], None]
 
 
 def train_on_workers(
-    experiment: Experiment, prepared: Prepared, width: int, folder: Path, on_epoch: OnEpoch
+    experiment: Experiment,
+    prepared: Prepared,
+    width: int,
+    on_epoch: OnEpoch,
+    note: Callable[[str], None],
 ) -> dict[str, float]:
-    """Train one student with Ray Train and keep its weights in `folder/student.safetensors`.
+    """Train one student with Ray Train.
 
-    A `folder` that holds an unfinished training is continued from its last epoch.
+    The run folder keeps its weights, `student.safetensors`. An unfinished training in it is
+    continued from its last epoch.
 
     Args:
         experiment: All settings; `train.num_workers` workers are used.
         prepared: Data, teacher and store, on storage that all workers see.
         width: The student's capacity dial.
-        folder: Folder of the run.
         on_epoch: As for `fit_on_workers`.
+        note: As for `fit_on_workers`.
 
     Returns:
         The metrics of the last epoch, over all workers.
@@ -80,7 +85,8 @@ def train_on_workers(
         UserError: As `fit_on_workers`.
     """
     build = partial(_student, experiment.without_credentials(), prepared, width)
-    return fit_on_workers(build, experiment, "train", folder / STUDENT_FILE, on_epoch)
+    weights = experiment.run_path / STUDENT_FILE
+    return fit_on_workers(build, experiment, "train", weights, on_epoch, note)
 
 
 def _student(experiment: Experiment, prepared: Prepared, width: int, workers: Workers) -> Training:
@@ -93,6 +99,7 @@ def fit_on_workers(
     section: Literal["train", "teacher"],
     weights: Path,
     on_epoch: OnEpoch,
+    note: Callable[[str], None],
 ) -> dict[str, float]:
     """Train one network with Ray Train; an unfinished training goes on from its last epoch.
 
@@ -102,13 +109,15 @@ def fit_on_workers(
         section: Whose `num_workers` are used.
         weights: File of what was trained; Ray Train has a folder beside it.
         on_epoch: Called on the driver with the metrics of every epoch.
+        note: Prints a line for the user: that a training which hung was ended.
 
     Returns:
         The metrics of the last epoch, over all workers.
 
     Raises:
         UserError: If the cluster can never give so many workers, or what one of them found cannot
-            be trained: a loss that is not finite, a setting that does not fit.
+            be trained: a loss that is not finite, a setting that does not fit; if workers are lost,
+            or make no progress for `search.stall_seconds`, more than `MAX_FAILURES` times.
     """
     folder, num_workers = weights.parent, getattr(experiment, section).num_workers
     bring_all(folder / TRAIN)
@@ -117,12 +126,19 @@ def fit_on_workers(
     use_gpu = _uses_gpu(experiment.train.device, num_workers)
     each = {"CPU": 1.0, **({"GPU": 1.0} if use_gpu else {})}
     require(each, experiment.cluster, f"{section}.num_workers", num_workers)
-    queue = Queue()
-    listener = threading.Thread(target=_pass_on, args=(queue, on_epoch), daemon=True)
+    queue = Queue(actor_options={"num_cpus": 0})  # workers may take every core there is
+    stall_seconds = experiment.search.stall_seconds
+    listener = Listener(queue, on_epoch, note, StallWatch(stall_seconds))
     listener.start()
     trainer = _Trainer(
         _worker,  # type: ignore[arg-type]  # Ray's annotation does not know of return values yet
-        train_loop_config={"build": build, "weights": weights.name, "section": section},
+        train_loop_config={
+            "build": build,
+            "weights": weights.name,
+            "section": section,
+            "queue": queue,
+            "stall_seconds": stall_seconds,
+        },
         torch_config=OneAddress(backend="nccl" if use_gpu else "gloo"),
         scaling_config=train.ScalingConfig(
             num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=each
@@ -133,13 +149,13 @@ def fit_on_workers(
             storage_filesystem=filesystem,
             failure_config=train.FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=train.CheckpointConfig(num_to_keep=2),
-            callbacks=[_Epochs(queue)],  # type: ignore[list-item]
+            callbacks=[Epochs(queue)],  # type: ignore[list-item]
         ),
     )
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
-        found = _user_error(error)
+        found = _user_error(error, listener.why_ended)
         if found is None:
             raise
         raise found from None
@@ -195,30 +211,20 @@ class _Trainer(TorchTrainer):
         """Register none."""
 
 
-class _Epochs(UserCallback):
-    """Sends every epoch's metrics from Ray Train's controller, another process, to the driver."""
+def _user_error(error: TrainingFailedError, why_ended: str = "") -> UserError | None:
+    """Return what made workers fail, if it is not a defect: the user's mistake, storage, a loss.
 
-    def __init__(self, queue: Queue) -> None:
-        self.queue = queue
-
-    def after_report(
-        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
-    ) -> None:
-        """All workers reported the same sums; the first one's are passed on."""
-        self.queue.put(dict(metrics[0]))
-
-
-def _pass_on(queue: Queue, on_epoch: OnEpoch) -> None:
-    while (metrics := queue.get()) is not None:
-        on_epoch(metrics)
-
-
-def _user_error(error: TrainingFailedError) -> UserError | None:
-    """Return what made workers fail, if it is not a defect: the user's mistake, storage, a loss."""
+    Args:
+        error: What Ray raised.
+        why_ended: Why they were ended from here (`Listener.why_ended`).
+    """
+    failed = f"the training failed {MAX_FAILURES + 1} times"
+    if why_ended:
+        return UserError(f"{failed}; the last time {why_ended}.")
     failures = getattr(error, "worker_failures", {}).values()
     bare = [getattr(failure, "_base_exc", failure) for failure in failures]
     bare = [getattr(failure, "health_check_failure", failure) for failure in bare]
-    work = f"the training failed {MAX_FAILURES + 1} times, and last with a worker lost"
+    work = f"{failed}, and last with a worker lost"
     found: list[UserError | None] = [each for each in bare if isinstance(each, UserError)]
     found += [storage_error(each) for each in bare]
     found += [lost_worker(each, work) for each in bare]
@@ -236,10 +242,12 @@ def _worker(config: dict[str, Any]) -> tuple[str, str] | None:
     """
     torch.set_num_threads(1)
     workers = Workers.from_environment()
+    steps = Steps(config["queue"].actor.put.remote, workers.rank, config["stall_seconds"])
     training: Training = config["build"](workers)
     latest = train.get_checkpoint()
     if latest is not None and (problem := _go_on(training, latest)):
         return UserError.__name__, problem
+    training.on_step = steps.give
 
     def report(metrics: dict[str, float]) -> None:
         if workers.rank != 0:

@@ -90,7 +90,8 @@ class SearchConfig(Section):
     """A trial that shows no progress for so long (no step, no batch of validation) is ended and has
     failed; its worker is replaced. `auto` is 20 times the longest pause of any trial of the search
     so far, and at least 600; `off`, or 0, waits for ever. Once `max_wall_seconds` have passed, it
-    is 20 times that pause, and at least 120, in any case."""
+    is 20 times that pause, and at least 120, in any case. Several workers of `krscale distill` are
+    ended likewise, and start again from their last epoch, 3 times at most."""
     checkpoint_seconds: Weight = 5.0
     """A running trial keeps a checkpoint at most this often, and never spends more than a fiftieth
     of its time on them; what is killed loses no more than the time since."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 from rich.table import Table
 
 from krscale.cluster.connect import connect
+from krscale.cluster.hearing import OnEpoch
 from krscale.cluster.nodes import reach_storage
 from krscale.cluster.teacher import teach_on_workers
-from krscale.cluster.train import STUDENT_FILE, OnEpoch, train_on_workers
+from krscale.cluster.train import STUDENT_FILE, train_on_workers
 from krscale.config import Experiment, read_record, with_values
 from krscale.config.records import Accuracy, NotNegative
 from krscale.data import Dataset, open_data
@@ -178,7 +180,7 @@ def _train_and_test(
     try:
         try:
             _start_record(tracker, experiment, prepared, size)
-            metrics = _train(experiment, prepared, size.width, on_epoch)
+            metrics = _train(experiment, prepared, size.width, on_epoch, progress.note)
             result = _test(experiment, prepared, dataset, size, metrics)
         except BaseException as error:
             _end_badly(tracker, error)
@@ -192,12 +194,16 @@ def _train_and_test(
 
 
 def _train(
-    experiment: Experiment, prepared: Prepared, width: int, on_epoch: OnEpoch
+    experiment: Experiment,
+    prepared: Prepared,
+    width: int,
+    on_epoch: OnEpoch,
+    note: Callable[[str], None],
 ) -> dict[str, float]:
     if experiment.train.num_workers == 1:
         return _train_here(experiment, prepared, width, on_epoch)
     connect(experiment.cluster)
-    return train_on_workers(experiment, prepared, width, experiment.run_path, on_epoch)
+    return train_on_workers(experiment, prepared, width, on_epoch, note)
 
 
 def _end_badly(tracker: Tracker, error: BaseException) -> None:

@@ -42,6 +42,14 @@ def test_workers_that_are_gone_and_disks_that_are_full_are_one_sentence() -> Non
     assert str(found).startswith("/tmp/state.pt: the disk is full")
 
 
+def test_workers_that_were_ended_since_they_hung_are_one_sentence() -> None:
+    gone = WorkerHealthCheckFailedError("a worker died", RayActorError(error_msg="killed"))
+    found = _user_error(WorkerGroupError("-", {0: gone}), "it made no progress for 600 s")
+    assert str(found) == (
+        "the training failed 4 times; the last time it made no progress for 600 s."
+    )
+
+
 @pytest.mark.parametrize(
     "error",
     [WorkerGroupError("1 worker failed", {0: ZeroDivisionError()}), ControllerError(OSError())],

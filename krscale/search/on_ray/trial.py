@@ -22,10 +22,11 @@ from krscale.runs.folder import student_path
 from krscale.search.on_ray.group import Group, start_group
 from krscale.search.on_ray.rank import build_trial, use_threads
 from krscale.search.studies.checkpoints import History, Keeper, checkpoint_path, go_on, sign_path
-from krscale.search.studies.signs import Signs, seconds_between
+from krscale.search.studies.signs import Signs
 from krscale.search.studies.trial_spec import FinalKey
 from krscale.setup.build import Assets
 from krscale.setup.prepare import Prepared
+from krscale.stalls import seconds_between
 from krscale.storage.trial_files import send_file
 from krscale.training.checkpoint import save_weights
 from krscale.training.loop import Training

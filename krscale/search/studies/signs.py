@@ -12,24 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from krscale.stalls import SECONDS_BETWEEN
 from krscale.storage.trial_files import send_sign
-
-SECONDS_BETWEEN = 5.0
-"""At most; on some storage every sign is a request to a server."""
-SIGNS_PER_STALL = 4
-"""At least so many are left in the time after which a trial without one is ended."""
-
-
-def seconds_between(stall_seconds: float | str) -> float:
-    """Return how often a trial leaves a sign, under `search.stall_seconds`.
-
-    Example:
-        >>> seconds_between("auto"), seconds_between(8.0)
-        (5.0, 2.0)
-    """
-    if isinstance(stall_seconds, str) or stall_seconds == 0.0:
-        return SECONDS_BETWEEN
-    return min(SECONDS_BETWEEN, stall_seconds / SIGNS_PER_STALL)
 
 
 class Signs:

@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import pytest
 
+from krscale import stalls
 from krscale.search.on_ray import stalled_trials
 from krscale.search.on_ray.stalled_trials import StalledTrials
-from krscale.search.studies import stalls
 from krscale.search.studies.checkpoints import sign_path
 from krscale.search.studies.signs import Signs
 

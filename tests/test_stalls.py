@@ -1,14 +1,9 @@
 """Which trials hang, by a clock of the test's own."""
 
-import os
-from pathlib import Path
-
 import pytest
 
-from krscale.search.studies import stalls
-from krscale.search.studies.checkpoints import forget, sign_path, sweep
-from krscale.search.studies.signs import SECONDS_BETWEEN, Signs, last_sign
-from krscale.search.studies.stalls import (
+from krscale import stalls
+from krscale.stalls import (
     LEAST_SECONDS,
     LEAST_SECONDS_AT_THE_END,
     START_SECONDS,
@@ -87,34 +82,3 @@ def test_a_driver_that_was_stopped_itself_takes_no_trial_for_stalled() -> None:
     clock.now += 3600.0
     assert watch.look({"a": Sign(True, 0)}) == {}
     assert stalls.LONGEST_LOOK < 10.0
-
-
-def test_a_sign_changes_with_the_steps_and_goes_with_the_checkpoint(tmp_path: Path) -> None:
-    clock = Clock()
-    path = sign_path(tmp_path, "plain/1-4/trial-0")
-    assert last_sign(path) is None
-    signs = Signs(path, clock=clock)
-    os.utime(path, ns=(7, 7))
-    signs.give()
-    assert last_sign(path) == 7, "not at every step"
-    clock.now += SECONDS_BETWEEN
-    signs.give()
-    assert last_sign(path) != 7
-    forget(tmp_path, "plain/1-4/trial-0")
-    assert not path.exists()
-    Signs(path)
-    Signs(sign_path(tmp_path, "plain/1-4/trial-1"))
-    sweep(tmp_path, {tmp_path / "unfinished/plain/1-4/trial-7"})
-    assert not path.exists()
-    clock.now += SECONDS_BETWEEN
-    (tmp_path / "unfinished").rename(tmp_path / "gone")
-    signs.give()  # the search has ended
-
-
-def test_a_sign_follows_no_link(tmp_path: Path) -> None:
-    path, outside = sign_path(tmp_path, "plain/1-4/trial-0"), tmp_path / "outside"
-    path.parent.mkdir(parents=True)
-    path.symlink_to(outside)
-    with pytest.raises(OSError, match="symbolic links"):
-        Signs(path)
-    assert not outside.exists()

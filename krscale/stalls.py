@@ -1,4 +1,4 @@
-"""Which trials make no progress: judged by the pace that the search has shown so far."""
+"""What makes no progress, a trial or one training: judged by the pace that was shown so far."""
 
 from __future__ import annotations
 
@@ -15,8 +15,24 @@ LEAST_SECONDS_AT_THE_END = 120.0
 """The same once `search.max_wall_seconds` have passed."""
 START_SECONDS = 600.0
 """A worker's start (a process, its imports, the opening of the data) may take so long anyway."""
+SECONDS_BETWEEN = 5.0
+"""Signs, at most; on some storage every one is a request to a server."""
+SIGNS_PER_STALL = 4
+"""At least so many are left in the time after which a trial without one is ended."""
 LONGEST_LOOK = 5.0
 """What one look can add to a pause: a driver that was stopped itself has seen nothing meanwhile."""
+
+
+def seconds_between(stall_seconds: float | str) -> float:
+    """Return how often a trial leaves a sign, under `search.stall_seconds`.
+
+    Example:
+        >>> seconds_between("auto"), seconds_between(8.0)
+        (5.0, 2.0)
+    """
+    if isinstance(stall_seconds, str) or stall_seconds == 0.0:
+        return SECONDS_BETWEEN
+    return min(SECONDS_BETWEEN, stall_seconds / SIGNS_PER_STALL)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ def fit(
     section: str,
     weights: Path,
     on_epoch: Callable[[dict[str, float]], None],
+    note: Callable[[str], None],
 ) -> dict[str, float]:
     """Do what Ray Train does, with one worker."""
     assert section == "teacher"

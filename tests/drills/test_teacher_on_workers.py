@@ -100,12 +100,12 @@ def _epoch_kept(storage: Path) -> int:
 
 def _heard(fit: Callable[..., Any], epochs: list[int]) -> Callable[..., Any]:
     def fit_and_note(*arguments: Any) -> Any:
-        *others, on_epoch = arguments
+        *others, on_epoch, note = arguments
 
         def hear(metrics: dict[str, float]) -> None:
             epochs.append(int(metrics["epoch"]))
             on_epoch(metrics)
 
-        return fit(*others, hear)
+        return fit(*others, hear, note)
 
     return fit_and_note

@@ -4,6 +4,7 @@ import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -140,9 +141,11 @@ def test_a_network_that_cannot_be_shared_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train.train, "get_checkpoint", lambda: None)
+    monkeypatch.setattr(train, "Steps", lambda *arguments: SimpleNamespace(give=lambda: None))
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
-        config = {"weights": "w.safetensors", "section": "teacher"}
+        config = {"weights": "w.safetensors", "section": "teacher", "stall_seconds": 0.0}
+        config["queue"] = SimpleNamespace(actor=SimpleNamespace(put=SimpleNamespace(remote=list)))
         found = _worker({**config, "build": lambda workers: TwoSteps(WithUnused())})
         with pytest.raises(RuntimeError, match="a defect"):
             _worker({**config, "build": lambda workers: TwoSteps(nn.Linear(2, 1))})

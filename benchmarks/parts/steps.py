@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from krscale.methods.kr import KR
 from krscale.parallel import Workers
 from krscale.setup.build import build_training
 from krscale.setup.networks import Networks
@@ -58,6 +59,11 @@ def _trainings(setting: Setting, size: StudentSize, teacher: LoadedTeacher) -> d
             experiment, setting.assets, size.width, Workers.alone(setting.device)
         )
         built._validate = dict  # type: ignore[method-assign]  # the steps alone are timed
+        if isinstance(kr := built.learner.method, KR):
+            # After its one epoch the teacher's taps tell nothing, and no head would be taught.
+            kr.weigh(torch.linspace(0.5, 1.0, len(kr.information_gain)))
+            if not kr.teaches_heads:
+                raise RuntimeError("the step of KR to be timed teaches no heads")
         if online:
             built.loader.store = None
             built.forward = Online(built.learner, teacher, last_tap_only=method == "kd")

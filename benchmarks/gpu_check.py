@@ -60,7 +60,7 @@ def _measure(device: torch.device, arguments: argparse.Namespace) -> dict[str, A
     if on_gpu:
         parts["memory"] = partial(gpu_processes.memory, device, sizes)
     result: dict[str, Any] = {"machine": machine(device), "commit": commit()}
-    result |= {"batch": sizes.batch, "seconds": {}}
+    result |= {"batch": sizes.batch, "heads_teach": True, "seconds": {}}
     began = time.perf_counter()
     for name, measure in parts.items():
         started = time.perf_counter()

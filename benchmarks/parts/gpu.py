@@ -16,6 +16,7 @@ from krscale.kr import KRLoss
 from krscale.models.capacity import count_flops
 from krscale.models.resnet import resnet
 from parts.measuring import clock_for
+from parts.setting import teach_heads
 
 NUM_CLASSES = 10
 FP32_BOUND, BF16_BOUND = 1e-4, 5e-2
@@ -131,6 +132,7 @@ def _made(device: torch.device, sizes: Sizes) -> tuple[KRLoss, nn.Module, Tensor
     kr = KRLoss.from_networks(
         teacher, student, [(images, labels)], granularity="stage", allow_poor_teacher=True
     )
+    teach_heads(kr.method)
     return kr, student, images, labels
 
 
@@ -196,6 +198,8 @@ def gpu_table(result: Mapping[str, Any] | None) -> str:
     for name, row in result["speed"].items():
         lines.append(f"| {name} | {', '.join(f'{k} {v:,}' for k, v in row.items())} |")
     lines += _cost_lines(result.get("cost", []))
+    if "cost" in result and not result.get("heads_teach"):
+        lines += ["", "In these steps of KR no head was taught; with heads they take longer."]
     lines += _paper_lines(result.get("against_paper", {}))
     if "memory" in result:
         found = result["memory"]

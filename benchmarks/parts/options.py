@@ -10,7 +10,7 @@ from krscale.setup.build import build_training
 from krscale.setup.networks import Networks
 from krscale.setup.sizes import ladder_sizes
 from parts.measuring import clock_for, interleave, ratio
-from parts.setting import Setting
+from parts.setting import Setting, teach_heads
 
 ON_CPU = ("bf16", "compile")
 """Channels-last is refused on CPUs."""
@@ -45,6 +45,7 @@ def measure_options(setting: Setting, num_rounds: int) -> list[dict[str, Any]]:
                 experiment, setting.assets, size.width, Workers.alone(setting.device)
             )
             training._validate = dict  # type: ignore[method-assign]  # the steps alone are timed
+            teach_heads(training.learner.method)
             epochs[name] = training.run_epoch
         seconds = interleave(epochs, num_rounds, clock)
         row: dict[str, Any] = {"student": f"resnet width {size.width}"}

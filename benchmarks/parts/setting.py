@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 
 from krscale.config import Experiment, load
+from krscale.methods.base import Method
+from krscale.methods.kr import KR
 from krscale.setup.build import Assets
 from krscale.setup.prepare import prepare
 from krscale.setup.teacher import LoadedTeacher, open_teacher
@@ -46,6 +48,20 @@ class Setting:
         teacher.tapped.to(self.device)
         teacher.probes.to(self.device)
         return teacher
+
+
+def teach_heads(method: Method) -> None:
+    """Weigh the teacher's taps as those of a good teacher, so that KR teaches every head.
+
+    After an epoch or none, a teacher's taps tell nothing, and a step without heads would be timed.
+
+    Args:
+        method: Of the student; only KR has heads.
+    """
+    if isinstance(method, KR):
+        method.weigh(torch.linspace(0.5, 1.0, len(method.information_gain)))
+        if not method.teaches_heads:
+            raise RuntimeError("the step of KR to be timed teaches no heads")
 
 
 class _Silent:

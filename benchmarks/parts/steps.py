@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from krscale.methods.kr import KR
 from krscale.parallel import Workers
 from krscale.setup.build import build_training
 from krscale.setup.networks import Networks
@@ -17,7 +16,7 @@ from krscale.setup.teacher import LoadedTeacher
 from krscale.training.loop import Training
 from parts.measuring import Clock, clock_for, interleave, ratio
 from parts.online import Online
-from parts.setting import Setting
+from parts.setting import Setting, teach_heads
 
 
 def measure_steps(setting: Setting, num_rounds: int) -> list[dict[str, Any]]:
@@ -59,11 +58,7 @@ def _trainings(setting: Setting, size: StudentSize, teacher: LoadedTeacher) -> d
             experiment, setting.assets, size.width, Workers.alone(setting.device)
         )
         built._validate = dict  # type: ignore[method-assign]  # the steps alone are timed
-        if isinstance(kr := built.learner.method, KR):
-            # After its one epoch the teacher's taps tell nothing, and no head would be taught.
-            kr.weigh(torch.linspace(0.5, 1.0, len(kr.information_gain)))
-            if not kr.teaches_heads:
-                raise RuntimeError("the step of KR to be timed teaches no heads")
+        teach_heads(built.learner.method)
         if online:
             built.loader.store = None
             built.forward = Online(built.learner, teacher, last_tap_only=method == "kd")

@@ -24,9 +24,9 @@ from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 
 from krscale.cluster.connect import require
-from krscale.cluster.hearing import Epochs, Listener, OnEpoch, Steps
 from krscale.cluster.lost_worker import lost_worker
 from krscale.cluster.rendezvous import OneAddress
+from krscale.cluster.worker_reports import EpochReporter, OnEpoch, ReportReader, StepReporter
 from krscale.config import Experiment
 from krscale.digests import copy_checked
 from krscale.errors import KrscaleError, NonFiniteError, UserError
@@ -128,8 +128,8 @@ def fit_on_workers(
     require(each, experiment.cluster, f"{section}.num_workers", num_workers)
     queue = Queue(actor_options={"num_cpus": 0})  # workers may take every core there is
     stall_seconds = experiment.search.stall_seconds
-    listener = Listener(queue, on_epoch, note, StallWatch(stall_seconds))
-    listener.start()
+    reader = ReportReader(queue, on_epoch, note, StallWatch(stall_seconds))
+    reader.start()
     trainer = _Trainer(
         _worker,  # type: ignore[arg-type]  # Ray's annotation does not know of return values yet
         train_loop_config={
@@ -149,19 +149,19 @@ def fit_on_workers(
             storage_filesystem=filesystem,
             failure_config=train.FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=train.CheckpointConfig(num_to_keep=2),
-            callbacks=[Epochs(queue)],  # type: ignore[list-item]
+            callbacks=[EpochReporter(queue)],  # type: ignore[list-item]
         ),
     )
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
-        found = _user_error(error, listener.why_ended)
+        found = _user_error(error, reader.why_ended)
         if found is None:
             raise
         raise found from None
     finally:
         queue.put(None)
-        listener.join()
+        reader.join()
         queue.shutdown()
     broke: tuple[str, str] | None = getattr(result, "return_value", None)
     if broke is not None:
@@ -216,7 +216,7 @@ def _user_error(error: TrainingFailedError, why_ended: str = "") -> UserError | 
 
     Args:
         error: What Ray raised.
-        why_ended: Why they were ended from here (`Listener.why_ended`).
+        why_ended: Why they were ended from here (`ReportReader.why_ended`).
     """
     failed = f"the training failed {MAX_FAILURES + 1} times"
     if why_ended:
@@ -242,12 +242,13 @@ def _worker(config: dict[str, Any]) -> tuple[str, str] | None:
     """
     torch.set_num_threads(1)
     workers = Workers.from_environment()
-    steps = Steps(config["queue"].actor.put.remote, workers.rank, config["stall_seconds"])
+    send = config["queue"].actor.put.remote
+    reporter = StepReporter(send, workers.rank, config["stall_seconds"])
     training: Training = config["build"](workers)
     latest = train.get_checkpoint()
     if latest is not None and (problem := _go_on(training, latest)):
         return UserError.__name__, problem
-    training.on_step = steps.give
+    training.on_step = reporter.step
 
     def report(metrics: dict[str, float]) -> None:
         if workers.rank != 0:

@@ -13,10 +13,10 @@ import torch
 from rich.table import Table
 
 from krscale.cluster.connect import connect
-from krscale.cluster.hearing import OnEpoch
 from krscale.cluster.nodes import reach_storage
 from krscale.cluster.teacher import teach_on_workers
 from krscale.cluster.train import STUDENT_FILE, train_on_workers
+from krscale.cluster.worker_reports import OnEpoch
 from krscale.config import Experiment, read_record, with_values
 from krscale.config.records import Accuracy, NotNegative
 from krscale.data import Dataset, open_data

@@ -141,7 +141,7 @@ def test_a_network_that_cannot_be_shared_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train.train, "get_checkpoint", lambda: None)
-    monkeypatch.setattr(train, "Steps", lambda *arguments: SimpleNamespace(give=lambda: None))
+    monkeypatch.setattr(train, "StepReporter", lambda *arguments: SimpleNamespace(step=None))
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
         config = {"weights": "w.safetensors", "section": "teacher", "stall_seconds": 0.0}

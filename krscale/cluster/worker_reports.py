@@ -1,8 +1,8 @@
-"""What the driver hears of a training over many workers, and how one that hangs is ended.
+"""What workers report to the driver of one training, and how a training that hangs is ended.
 
-Every worker tells the driver of its steps, with one message in a few seconds. Where none comes from
-any worker for `search.stall_seconds`, all of them are ended. Ray Train then starts them again from
-the last epoch, as it does for a worker that was killed, and as often.
+Every worker reports its steps, with one message in a few seconds. Where none comes from any worker
+for `search.stall_seconds`, all of them are ended. Ray Train then starts them again from the last
+epoch, as it does for a worker that was killed, and as often.
 """
 
 from __future__ import annotations
@@ -21,33 +21,35 @@ from krscale.stalls import Sign, StallWatch, seconds_between
 
 OnEpoch = Callable[[dict[str, float]], None]
 
-LOOK_SECONDS = 1.0
-"""Between two looks, where nothing is heard."""
+CHECK_SECONDS = 1.0
+"""Between two checks, where nothing is reported."""
 
 
 @dataclass(frozen=True)
-class Step:
+class StepReport:
     """A worker has begun, or has made a step.
 
     Attributes:
         rank: The worker's.
         worker: Handle of its actor.
+        started: Whether it has made a step.
     """
 
     rank: int
     worker: Any
+    started: bool
 
 
 @dataclass(frozen=True)
-class Lost:
+class WorkersLost:
     """A worker has failed, and all of them are started again, or none."""
 
 
-class Steps:
-    """Tells the driver of a worker's steps; made where the worker begins.
+class StepReporter:
+    """Reports a worker's steps to the driver; made where the worker begins.
 
     Args:
-        send: Hands a message to the driver and does not wait for it.
+        send: Sends a message to the driver and does not wait for it.
         rank: The worker's.
         stall_seconds: `search.stall_seconds`.
         clock: Seconds; replaced in tests.
@@ -55,25 +57,26 @@ class Steps:
 
     def __init__(
         self,
-        send: Callable[[Step], object],
+        send: Callable[[StepReport], object],
         rank: int,
         stall_seconds: float | str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.send, self.clock = send, clock
         self.seconds, self.next_at = seconds_between(stall_seconds), float("-inf")
-        self.step = Step(rank, ray.get_runtime_context().current_actor)
-        self.give()
+        worker = ray.get_runtime_context().current_actor
+        self.report = StepReport(rank, worker, started=True)
+        send(StepReport(rank, worker, started=False))
 
-    def give(self) -> None:
-        """Say that a step was made; cheap enough for every step."""
+    def step(self) -> None:
+        """Report a step; cheap enough for every one."""
         now = self.clock()
         if now >= self.next_at:
             self.next_at = now + self.seconds
-            self.send(self.step)
+            self.send(self.report)
 
 
-class Epochs(UserCallback):
+class EpochReporter(UserCallback):
     """Sends every epoch's metrics from Ray Train's controller, another process, to the driver."""
 
     def __init__(self, queue: Queue) -> None:
@@ -87,16 +90,16 @@ class Epochs(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """From here to the first message of a new worker, no time counts."""
-        self.queue.put(Lost())
+        self.queue.put(WorkersLost())
 
 
-class Listener(threading.Thread):
+class ReportReader(threading.Thread):
     """Passes epochs on, and ends the workers of a training that hangs.
 
     A training without workers waits for them, however long.
 
     Args:
-        queue: What `Steps` and `Epochs` write to; None ends the listener.
+        queue: What `StepReporter` and `EpochReporter` write to; None ends the reader.
         on_epoch: Called with the metrics of every epoch.
         note: Prints a line for the user.
         watch: Judges the pauses.
@@ -113,42 +116,48 @@ class Listener(threading.Thread):
         self.queue, self.on_epoch, self.note, self.watch = queue, on_epoch, note, watch
         self.why_ended = ""
         self._workers: dict[int, Any] = {}
-        self._num_heard = 0
+        self._started = False
+        self._num_read = 0
 
     def run(self) -> None:
-        """Listen until None is heard."""
+        """Read until None comes."""
         while True:
             try:
-                heard = self.queue.get(timeout=LOOK_SECONDS)
+                message = self.queue.get(timeout=CHECK_SECONDS)
             except Empty:
                 pass
             else:
-                if heard is None:
+                if message is None:
                     return
-                self.hear(heard)
-            self.look()
+                self.take(message)
+            self.check()
 
-    def hear(self, heard: Step | Lost | dict[str, float]) -> None:
+    def take(self, message: StepReport | WorkersLost | dict[str, float]) -> None:
         """Take one message."""
-        self._num_heard += 1
-        if isinstance(heard, Step):
-            self._workers[heard.rank] = heard.worker
+        self._num_read += 1
+        if isinstance(message, StepReport):
+            self._workers[message.rank] = message.worker
+            self._started = self._started or message.started
             self.why_ended = ""
-        elif isinstance(heard, Lost):
+        elif isinstance(message, WorkersLost):
             self._begin_anew()
         else:
-            self.on_epoch(heard)
+            self.on_epoch(message)
 
-    def look(self) -> None:
-        """End all workers if nothing was heard of any for too long."""
-        signs = {"training": Sign(True, self._num_heard)} if self._workers else {}
+    def check(self) -> None:
+        """End all workers if none has reported anything for too long."""
+        signs = {"training": Sign(self._started, self._num_read)} if self._workers else {}
         for seconds in self.watch.look(signs).values():
             self.why_ended = self.watch.sentence(seconds)
-            self.note(f"The training: {self.why_ended}. It goes on from its last epoch.")
+            self.note(
+                f"The training: {self.why_ended}. Its workers are started again, unless they have "
+                "failed too often."
+            )
             for worker in self._workers.values():
                 ray.kill(worker)
             self._begin_anew()
 
     def _begin_anew(self) -> None:
         self._workers.clear()
+        self._started = False
         self.watch.look({})  # what comes before the next worker is no pause

@@ -30,7 +30,7 @@ from krscale.training.loop import Training
 
 
 def teach_on_workers(
-    experiment: Experiment, dataset: Dataset, reporter: Reporter, model: nn.Module, folder: Path
+    experiment: Experiment, dataset: Dataset, reporter: Reporter, folder: Path, model: nn.Module
 ) -> None:
     """Train a teacher with Ray Train, on the cluster that is joined or started here.
 
@@ -38,9 +38,9 @@ def teach_on_workers(
         experiment: All settings; `teacher.num_workers` workers are used.
         dataset: Its data, on storage that all workers see.
         reporter: Gets the epochs that are done.
-        model: Gets the trained weights.
         folder: Keeps an unfinished training, which goes on from its last epoch. Of a storage that
             is a URI, one driver at a time trains in it.
+        model: Gets the trained weights.
 
     Raises:
         UserError: If the cluster can never give so many workers, or the training fails for a

@@ -21,8 +21,9 @@ from krscale.runs.aside import ORIGIN_FILE, being_put_aside, finish_putting_asid
 from krscale.runs.older import data_of, has_results, is_of, no_store_is_of
 from krscale.setup.network_builder import student_table
 from krscale.setup.prepare import Setup
-from krscale.setup.teacher import WEIGHTS_FILE, rebuild_teacher
+from krscale.setup.teacher import WEIGHTS_FILE
 from krscale.setup.teacher_code import Code, compare_code, read_code, read_student_code
+from krscale.setup.teacher_facts import rebuild_teacher
 from krscale.setup.weights import weights_identity
 
 _WAYS_ON = (

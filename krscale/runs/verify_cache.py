@@ -27,14 +27,9 @@ from krscale.setup.kept_probes import PROBES_FILE
 from krscale.setup.methods import methods_of
 from krscale.setup.networks import Networks
 from krscale.setup.recipe import StoreRecipe
-from krscale.setup.teacher import (
-    FACTS_FILE,
-    WEIGHTS_FILE,
-    find_teacher,
-    read_facts,
-    rebuild_teacher,
-)
+from krscale.setup.teacher import WEIGHTS_FILE, find_teacher
 from krscale.setup.teacher_code import CODE_FILE
+from krscale.setup.teacher_facts import FACTS_FILE, read_facts, rebuild_teacher
 from krscale.store.manifest import MANIFEST, PLAN, check_shard, read_manifest, read_plan
 from krscale.store.shard import ShardFile, is_named_by_checksum
 

@@ -25,7 +25,7 @@ from krscale.models.preprocessing import input_shape, preprocessing_of_network
 from krscale.parallel import Workers
 from krscale.setup.network_builder import build_student, resolve_taps
 from krscale.setup.prepare import Prepared
-from krscale.setup.teacher import TeacherFacts
+from krscale.setup.teacher_facts import TeacherFacts
 from krscale.setup.weights import from_file, load_student_weights
 from krscale.store import FeatureStore, KnowledgeStore
 from krscale.training.loop import Training

@@ -26,7 +26,8 @@ from krscale.setup.inputs import is_foreign
 from krscale.setup.methods import check_methods, describe_taught, methods_of
 from krscale.setup.networks import Networks
 from krscale.setup.recipe import StoreRecipe
-from krscale.setup.teacher import TeacherFacts, prepare_teacher
+from krscale.setup.teacher import prepare_teacher
+from krscale.setup.teacher_facts import TeacherFacts
 from krscale.setup.teacher_quality import describe_teacher
 from krscale.setup.weights import check_weights
 from krscale.storage.address import is_uri
@@ -164,7 +165,7 @@ class Prepared:
 
 WriteShards = Callable[[StoreRecipe, Report, Sequence[ShardId]], None]
 """Writes the missing shards of a store, e.g. on the workers of a cluster."""
-TrainTeacher = Callable[[Experiment, Dataset, Reporter, nn.Module, Path], None]
+TrainTeacher = Callable[[Experiment, Dataset, Reporter, Path, nn.Module], None]
 """Trains a teacher's fresh network in place, on `teacher.num_workers` workers; what it keeps of an
 unfinished training is in the folder."""
 

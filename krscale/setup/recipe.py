@@ -20,7 +20,8 @@ from krscale.knowledge.taps import TappedModel
 from krscale.setup.kept_probes import grid_name, probe_grid
 from krscale.setup.methods import needed_kinds
 from krscale.setup.networks import Networks
-from krscale.setup.teacher import TeacherFacts, find_teacher, open_teacher
+from krscale.setup.teacher import find_teacher, open_teacher
+from krscale.setup.teacher_facts import TeacherFacts
 from krscale.storage.address import is_uri
 from krscale.storage.folders import fetched
 from krscale.storage.opening import open_storage

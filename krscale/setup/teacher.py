@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from krscale.config import Experiment, fingerprint, read_record
-from krscale.config.records import Accuracy, Count, NotNegative
+from krscale.config import Experiment, fingerprint
 from krscale.data import Dataset
 from krscale.digests import check_file
 from krscale.errors import DamagedFileError, UserError
-from krscale.files import damaged, has_checksum, new_folder, write_json
+from krscale.files import has_checksum, new_folder, write_json
 from krscale.knowledge.parameters import layers_by_tap, weight_histogram
 from krscale.knowledge.probes import Probes, information_gain
 from krscale.knowledge.taps import TappedModel
@@ -43,6 +42,7 @@ from krscale.setup.network_builder import build_teacher, resolve_taps
 from krscale.setup.networks import teacher_preprocessing
 from krscale.setup.tap_reading import fit_probes, read_logits
 from krscale.setup.teacher_code import CODE_FILE, Code, kept_folder, read_code
+from krscale.setup.teacher_facts import FACTS_FILE, TeacherFacts, read_facts, rebuild_teacher
 from krscale.setup.teacher_quality import find_faults, require_fit
 from krscale.setup.teacher_training import train_teacher
 from krscale.setup.weights import from_file, load_teacher_weights, weights_identity
@@ -51,49 +51,10 @@ from krscale.storage.trial_files import remove_all
 from krscale.training.checkpoint import load_weights, save_weights
 from krscale.training.loop import evaluate
 
-FACTS_FILE, WEIGHTS_FILE = "facts.json", "teacher.safetensors"
-ElsewhereTrained = Callable[[nn.Module, Path], None]
+WEIGHTS_FILE = "teacher.safetensors"
+TrainOnWorkers = Callable[[Path, nn.Module], None]
 """Trains a teacher on several workers, in place; what it keeps meanwhile is in the folder."""
 FORMAT = 1  # raised whenever a kept teacher or probe of an older krscale must not be reused
-
-
-@dataclass(frozen=True)
-class TeacherFacts:
-    """What other modules need of a teacher, without loading it.
-
-    A file with a value that cannot be, such as an accuracy above 1, is refused when it is read.
-
-    Attributes:
-        fingerprint: Identifies weights, probes and taps.
-        data_fingerprint: Of the data its probes were fitted on.
-        model: Name of the architecture.
-        width: Its capacity dial.
-        num_parameters: Trainable and fixed parameters.
-        flops: Of one forward of one image, 2 per multiply-add.
-        val_accuracy: Share of the validation split it gets right.
-        taps: Module paths of its taps; the classifier is a further, last tap.
-        stage_ends: Number of the last tap of every stage.
-        information_gain: One per tap, from the validation split; of probes on the experiment's
-            grid where `prepare_teacher` or `find_teacher` returns it.
-        layer_sizes: Parameters of the layers of every tap.
-        histograms: `[D][bins]`, distribution of the weights of every tap.
-        faults: What spoke against it when it was measured, a phrase each; None in what an older
-            krscale kept without measuring it, until `prepare_teacher` does.
-    """
-
-    fingerprint: str
-    data_fingerprint: str
-    model: str
-    width: int
-    num_parameters: Count
-    flops: Count
-    val_accuracy: Accuracy
-    taps: tuple[str, ...]
-    stage_ends: tuple[int, ...]
-    information_gain: tuple[Accuracy, ...]
-    layer_sizes: tuple[NotNegative, ...]
-    histograms: tuple[tuple[NotNegative, ...], ...]
-    faults: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +71,7 @@ def prepare_teacher(
     dataset: Dataset,
     device: torch.device,
     report: Callable[[int, int], None],
-    elsewhere: ElsewhereTrained | None = None,
+    on_workers: TrainOnWorkers | None = None,
 ) -> tuple[TeacherFacts, Path]:
     """Find the teacher in the cache, or load / train it, fit its probes and keep it.
 
@@ -119,7 +80,7 @@ def prepare_teacher(
         dataset: The prepared data.
         device: Where to train.
         report: Called with (epochs done, epochs planned) while training.
-        elsewhere: Trains where `teacher.num_workers` is 2 or more.
+        on_workers: Trains where `teacher.num_workers` is 2 or more.
 
     Returns:
         The facts, and the folder that `open_teacher` reads.
@@ -136,8 +97,10 @@ def prepare_teacher(
                 train: Callable[[nn.Module], None] = partial(
                     train_teacher, experiment, dataset, device, report
                 )
-                if experiment.teacher.num_workers > 1:
-                    train = _on_workers(experiment, elsewhere, _unfinished(folder))
+                if experiment.teacher.num_workers > 1 and not is_foreign(experiment.teacher):
+                    if on_workers is None:
+                        raise _no_workers(experiment)
+                    train = partial(on_workers, _unfinished(folder))
                 _make_teacher(experiment, dataset, device, folder.name, temporary, train)
                 if code.key():
                     write_json(temporary / CODE_FILE, asdict(code))
@@ -159,16 +122,11 @@ def _unfinished(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.unfinished")
 
 
-def _on_workers(
-    experiment: Experiment, elsewhere: ElsewhereTrained | None, unfinished: Path
-) -> Callable[[nn.Module], None]:
-    """Return what trains a fresh network on several workers."""
-    if elsewhere is None and not is_foreign(experiment.teacher):
-        raise UserError(
-            f"teacher.num_workers = {experiment.teacher.num_workers}: this trains in one process. "
-            "`krscale teach` trains the teacher on several workers; or set it to 1."
-        )
-    return lambda model: elsewhere(model, unfinished) if elsewhere else None
+def _no_workers(experiment: Experiment) -> UserError:
+    return UserError(
+        f"teacher.num_workers = {experiment.teacher.num_workers}: this trains in one process. "
+        "`krscale teach` trains the teacher on several workers; or set it to 1."
+    )
 
 
 def _lock_of(folder: Path) -> Path:
@@ -343,24 +301,3 @@ def _measured(
 def _num_weights(layers: Iterable[nn.Module]) -> float:
     named = (pair for layer in layers for pair in layer.named_parameters())
     return float(sum(parameter.numel() for name, parameter in named if name == "weight"))
-
-
-def read_facts(folder: Path) -> TeacherFacts:
-    """Read what is kept of a teacher beside its weights.
-
-    Raises:
-        DamagedFileError: If it is not what was written, or cannot be.
-    """
-    path, rebuild = folder / FACTS_FILE, rebuild_teacher(folder)
-    facts = read_record(path, TeacherFacts, rebuild)
-    num_taps = len(facts.taps) + 1  # the classifier is a tap, too
-    for name in ("information_gain", "layer_sizes", "histograms"):
-        number = len(getattr(facts, name))
-        if number != num_taps:
-            raise damaged(path, f"{name}: {number} values for {num_taps} taps", rebuild)
-    return facts
-
-
-def rebuild_teacher(folder: Path) -> str:
-    """Say how the folder of a teacher that is damaged comes back."""
-    return f"Delete the folder {folder}; `krscale teach` makes the teacher again."

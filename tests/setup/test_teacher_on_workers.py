@@ -1,4 +1,4 @@
-"""A teacher that is trained elsewhere: where it lands, what is asked for, what is refused."""
+"""A teacher that several workers train: where it lands, what is asked for, what is refused."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def train(asked: list[Path], settings: Experiment, dataset: Dataset, *others: object) -> None:
     """Train as one worker of Ray Train would, and leave what it leaves."""
-    model, folder = others[-2:]
+    folder, model = others[-2:]
     assert isinstance(model, nn.Module)
     assert isinstance(folder, Path)
     asked.append(folder)
@@ -58,7 +58,7 @@ def train(asked: list[Path], settings: Experiment, dataset: Dataset, *others: ob
         training.run_epoch()
 
 
-def test_a_teacher_trained_elsewhere_is_the_same_in_the_same_folder(tmp_path: Path) -> None:
+def test_a_teacher_of_several_workers_is_the_same_in_the_same_folder(tmp_path: Path) -> None:
     asked: list[Path] = []
     found = {}
     for name, settings in {"one": (), "many": ("teacher.num_workers=3",)}.items():
@@ -85,12 +85,12 @@ def test_what_is_unfinished_goes_only_when_the_teacher_is_whole(
     asked: list[Path] = []
     seen: list[bool] = []
 
-    def elsewhere(model: nn.Module, folder: Path) -> None:
+    def on_workers(folder: Path, model: nn.Module) -> None:
         if not folder.exists():
             folder.mkdir()
             raise KeyboardInterrupt
         (folder / "train").rmdir() if (folder / "train").exists() else None
-        train(asked, several, dataset, model, folder)
+        train(asked, several, dataset, folder, model)
 
     def send(folder: Path) -> None:
         seen.append(asked[0].is_dir())
@@ -98,7 +98,7 @@ def test_what_is_unfinished_goes_only_when_the_teacher_is_whole(
 
     monkeypatch.setattr(module, "publish", send)
     make: Callable[[], object] = lambda: prepare_teacher(  # noqa: E731
-        several, dataset, CPU, lambda done, total: None, elsewhere
+        several, dataset, CPU, lambda done, total: None, on_workers
     )
     with pytest.raises(KeyboardInterrupt):
         make()

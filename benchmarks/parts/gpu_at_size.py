@@ -62,11 +62,13 @@ def against_paper(device: torch.device, sizes: Sizes) -> dict[str, dict[str, Any
     networks = Networks.resolve(experiment, data)
     teacher = build_teacher(experiment, data)
     students = [networks.build_student(size.width) for size in ladder_sizes(networks)]
-    work = [("teacher", teacher, False), ("teacher", teacher, True)]
-    work += [("student", student, True) for student in students]
+    work = [("teacher", teacher, task.teacher, training) for training in (False, True)]
+    work += [
+        ("student", student, size, True)
+        for student, size in zip(students, task.students, strict=True)
+    ]
     found = {}
-    for name, network, training in work:
-        size = task.teacher if network is teacher else task.students[len(found) - 2]
+    for name, network, size, training in work:
         seconds = _image_seconds(network, device, shape, sizes, training=training)
         kind = "step" if training else "forward"
         title = f"{name} of {size.parameters / 1e6:.2f} M, {kind}"

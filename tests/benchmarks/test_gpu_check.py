@@ -12,9 +12,12 @@ import pytest
 import torch
 from documents import ROOT
 from drilling import Drill
-from parts import gpu_processes
-from parts.gpu import Sizes, gpu_table, known_peak
+from parts import gpu_at_size, gpu_processes
+from parts.gpu import Sizes, gpu_table, known_peak, kr_setting
+from torch import nn
 
+from krscale.files import read_json
+from krscale.models.capacity import num_parameters
 from krscale.setup.gpu_memory import GpuMemory
 from krscale.training.loop import Training
 
@@ -29,12 +32,15 @@ def test_without_a_gpu_it_says_so(
 
 def test_the_page_says_what_was_measured_or_that_nothing_was() -> None:
     page = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
-    if not gpu_check.RESULT.exists():
-        assert gpu_table(None) in page
+    result = read_json(gpu_check.RESULT) if gpu_check.RESULT.exists() else None
+    assert gpu_table(result) in page
+    assert "no GPU was at hand" in gpu_table(None)
     found = {
         "commit": "0" * 40,
         "machine": "a card",
-        "numerics": {"kd fp32": {"error": 1e-6, "bound": 1e-4}},
+        "numerics": {
+            "kd fp32": {"error": 1e-6, "bound": 1e-4}, "dkd fp32": {"error": 2e-4, "bound": 1e-4}
+        },
         "speed": {"bf16": {"samples_per_second": 12000, "share_of_peak": 0.1}},
         "memory": {
             "probed_mib": 900, "trial_mib": 870, "trial_over_probe": 0.967, "of_mib": 16000,
@@ -47,6 +53,7 @@ def test_the_page_says_what_was_measured_or_that_nothing_was() -> None:
         "left_out": ["more"],
     }  # fmt: skip
     table = gpu_table(found)
+    assert "| kd fp32 | 1.0e-06 | 1e-04 |\n| dkd fp32 | 2.0e-04 (beyond) | 1e-04 |" in table
     assert "| bf16 | samples_per_second 12,000, share_of_peak 0.1 |" in table
     assert "| 4 | 30,000 | 2.5 | 300 |" in table
     assert "found 900 MiB for a trial, which then took 870 (ratio 0.967; goal: at most 1)" in table
@@ -125,6 +132,27 @@ def test_no_part_begins_when_the_time_is_up(
 )  # fmt: skip
 def test_peaks_are_of_the_card_that_is_named(name: str, peak: float) -> None:
     assert known_peak(name) == peak
+
+
+def test_the_step_that_is_timed_teaches_heads() -> None:
+    kr, *_ = kr_setting(torch.device("cpu"), Sizes.tiny())
+    assert kr.method.teaches_heads
+    assert (kr.method.group_weights > 0.0).all()
+
+
+def test_each_network_is_compared_with_its_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[tuple[str, bool]] = []
+
+    def seconds(network: nn.Module, *others: Any, training: bool) -> float:
+        timed.append((f"{num_parameters(network) / 1e6:.2f} M", training))
+        return 1e-6
+
+    monkeypatch.setattr(gpu_at_size, "_image_seconds", seconds)
+    found = gpu_at_size.against_paper(torch.device("cpu"), Sizes.tiny())
+    titles = [f"{size}, {'step' if training else 'forward'}" for size, training in timed]
+    assert [title.partition(" of ")[2] for title in found] == titles
+    assert len(found) > 3
+    assert all(row["us"] == 1.0 and row["over_paper"] > 0.0 for row in found.values())
 
 
 @pytest.mark.drill

@@ -92,6 +92,10 @@ def recode(gap: Tensor, sparsity: float | Tensor) -> tuple[Tensor, Tensor]:
 
     Both signs are computed at once, the negative one as the positive entries of `-gap`: on a GPU a
     step of a small student takes as long as the host needs to start its kernels.
+
+    Args:
+        gap: `[..., K]`, differences of two distributions over `K` classes.
+        sparsity: Share of each sign's mass to drop at most, in `[0, 1)`.
     """
     gap = gap.detach().float()
     if not isinstance(sparsity, Tensor) and sparsity == 0.0:

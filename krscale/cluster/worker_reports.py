@@ -116,7 +116,7 @@ class ReportReader(threading.Thread):
         self.queue, self.on_epoch, self.note, self.watch = queue, on_epoch, note, watch
         self.why_ended = ""
         self._workers: dict[int, Any] = {}
-        self._started = False
+        self._any_step = False
         self._num_read = 0
 
     def run(self) -> None:
@@ -137,7 +137,7 @@ class ReportReader(threading.Thread):
         self._num_read += 1
         if isinstance(message, StepReport):
             self._workers[message.rank] = message.worker
-            self._started = self._started or message.started
+            self._any_step = self._any_step or message.started
             self.why_ended = ""
         elif isinstance(message, WorkersLost):
             self._begin_anew()
@@ -146,7 +146,7 @@ class ReportReader(threading.Thread):
 
     def check(self) -> None:
         """End all workers if none has reported anything for too long."""
-        signs = {"training": Sign(self._started, self._num_read)} if self._workers else {}
+        signs = {"training": Sign(self._any_step, self._num_read)} if self._workers else {}
         for seconds in self.watch.look(signs).values():
             self.why_ended = self.watch.sentence(seconds)
             self.note(
@@ -159,5 +159,5 @@ class ReportReader(threading.Thread):
 
     def _begin_anew(self) -> None:
         self._workers.clear()
-        self._started = False
+        self._any_step = False
         self.watch.look({})  # what comes before the next worker is no pause

@@ -1,5 +1,6 @@
 """What workers report to the driver, with workers of the test's own."""
 
+from queue import Queue
 from types import SimpleNamespace
 from typing import Any
 
@@ -67,6 +68,19 @@ def test_while_workers_start_no_time_counts(watched: Watched) -> None:
     watched.check(1000)
     assert watched.killed == []
     assert watched.reader.watch.longest == 0.0
+
+
+def test_the_reader_runs_until_none_comes() -> None:
+    """As a thread: an attribute of this class may not be one of `threading.Thread`'s own."""
+    epochs: list[dict[str, float]] = []
+    queue: Any = Queue()
+    reader = ReportReader(queue, epochs.append, print, StallWatch(10.0))
+    reader.start()
+    for message in (StepReport(0, "worker 0", started=True), {"epoch": 1.0}, None):
+        queue.put(message)
+    reader.join(timeout=60)
+    assert not reader.is_alive()
+    assert epochs == [{"epoch": 1.0}]
 
 
 def test_before_its_first_step_a_worker_may_take_long(watched: Watched) -> None:

@@ -176,14 +176,8 @@ def test_a_search_that_is_stopped_while_ray_starts(storage: Path, drill: Drill) 
     drill.held("one line, no process, nothing RUNNING")
 
 
-@pytest.mark.parametrize(
-    "stop",
-    [
-        # The next test interrupts a student's training in the same way.
-        pytest.param(signal.SIGINT, marks=pytest.mark.drill),
-        signal.SIGTERM,
-    ],
-)
+@pytest.mark.drill
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_teach_is_stopped_before_there_is_any_ray(
     stop: signal.Signals, storage: Path, drill: Drill
 ) -> None:

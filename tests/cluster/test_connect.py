@@ -1,9 +1,13 @@
 """The private Ray of a command: its processes, and how they end when the command is killed."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
 
 import psutil
 import pytest
@@ -15,11 +19,22 @@ from krscale.config import ClusterConfig
 from krscale.errors import UserError
 
 CODE = """
-import time
+import os, ray, subprocess, sys, time
 from krscale.cluster.connect import connect
 from krscale.config import ClusterConfig
-connect(ClusterConfig(address="local", num_cpus=1))
-print("connected", flush=True)
+connect(ClusterConfig(address='local', num_cpus=1))
+seen = lambda: (os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules)
+print(*ray.get(ray.remote(seen).remote()), flush=True)
+stranger = {k: v for k, v in os.environ.items() if not k.startswith('RAY_AUTH')}
+stranger['RAY_gcs_server_port_wait_time_s'] = '1'
+os.environ['RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER'] = '0'  # 127.0.0.1 is meant
+stranger['RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER'] = '0'
+join = 'import ray, sys; ray.init(address=sys.argv[1])'
+address = ray.get_runtime_context().gcs_address
+for env in (stranger, os.environ):
+    done = subprocess.run([sys.executable, '-c', join, address], env=env,
+                          capture_output=True, text=True)
+    print(done.returncode, 'InvalidAuthToken' in done.stderr, flush=True)
 time.sleep(100)
 """
 # Ray's agents look once a minute whether their node is still there.
@@ -55,29 +70,53 @@ def test_a_head_is_gone_when_one_of_its_processes_is(
     assert connect._head_is_gone() is gone
 
 
-@pytest.mark.cluster
-@pytest.mark.skipif(os.name != "posix", reason="process groups")
-def test_its_processes_are_in_other_groups_and_end_with_the_command() -> None:
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[IO[str], int, Path]]:
+    """What a command with a private Ray prints, its process and its user's home; one for all."""
+    home = tmp_path_factory.mktemp("home")
+    env = environment(HOME=str(home))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "OMP_WAIT_POLICY"):
+        env.pop(name, None)
     with subprocess.Popen(
-        [sys.executable, "-c", CODE], env=environment(), stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", CODE], env=env, stdout=subprocess.PIPE, text=True,
         start_new_session=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
-        assert process.stdout.readline() == "connected\n"
-        started = others(process.pid)
-        listening = {
-            (part.name(), connection.laddr.ip.removeprefix("::ffff:"))
-            for part in psutil.Process(process.pid).children(recursive=True)
-            for connection in part.net_connections()
-            if connection.status == psutil.CONN_LISTEN
-        }
+        yield process.stdout, process.pid, home
         process.kill()
+
+
+@pytest.mark.cluster
+def test_it_demands_a_token_and_leaves_none_on_the_machine(
+    command: tuple[IO[str], int, Path],
+) -> None:
+    printed, _, home = command
+    # Threads sleep while they wait, which torch's OpenMP reads when torch is imported.
+    assert printed.readline() == "passive False\n"
+    assert [printed.readline() for _ in range(2)] == ["1 True\n", "0 False\n"]
+    assert not (home / ".ray").exists()
+
+
+@pytest.mark.cluster
+@pytest.mark.skipif(os.name != "posix", reason="process groups")
+def test_its_processes_are_in_other_groups_and_end_with_the_command(
+    command: tuple[IO[str], int, Path],
+) -> None:
+    _, pid, _ = command
+    started = others(pid)
+    listening = {
+        (part.name(), connection.laddr.ip.removeprefix("::ffff:"))
+        for part in psutil.Process(pid).children(recursive=True)
+        for connection in part.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    }
+    os.kill(pid, signal.SIGKILL)
     assert any("gcs_server" in args for _, args in started.values()), started
-    assert [args for group, args in started.values() if group == process.pid] == []
+    assert [args for group, args in started.values() if group == pid] == []
     assert {"gcs_server", "raylet"} <= {name for name, _ in listening}
     assert {address for _, address in listening} == {"127.0.0.1"}, listening
     deadline = time.monotonic() + 30
-    while left := [a for _, a in others(process.pid).values() if not a.startswith(LINGERING)]:
+    while left := [a for _, a in others(pid).values() if not a.startswith(LINGERING)]:
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
 

@@ -89,6 +89,9 @@ def test_a_finished_search_that_was_not_recorded(
     err = capsys.readouterr().err
     assert "6 trials ended while nothing was recorded of them" in err
     assert "The other metrics of their epochs were not kept" in err
+    assert "http://127.0.0.1:9" in err
+    assert "cannot be used" in err
+    assert any("curve/test_accuracy" in e["content"].get("metrics", {}) for e in events(storage))
     check_whole(storage)
     size = len(events(storage))
     search(storage, URI)

@@ -78,8 +78,11 @@ def trials_of(journal: Path) -> dict[str, list[FrozenTrial]]:
     }
 
 
-def test_a_trial_that_no_node_can_hold_is_refused(cluster: Cluster) -> None:
+@pytest.mark.drill  # the suite has nodes of the test's own (test_slots.py)
+def test_a_trial_that_no_node_can_hold_is_refused(cluster: Cluster, drill: Drill) -> None:
     """The two nodes have two cores between them, which no trial can use."""
+    drill.injected("trials of 2 CPU, for two nodes of 1 CPU", kind="bad input")
+    drill.must_hold("one line names the setting and what the nodes have")
     config = ClusterConfig(address=cluster.address, wait_seconds=1.0)
     connect(config)
     try:
@@ -91,6 +94,7 @@ def test_a_trial_that_no_node_can_hold_is_refused(cluster: Cluster) -> None:
     assert str(refused.value) == (
         "search.cpus_per_trial: this needs 2 CPU on one node; the cluster has 2 nodes of 1 CPU."
     )
+    drill.held(str(refused.value))
 
 
 @pytest.mark.drill

@@ -14,6 +14,7 @@ from brief_trial import BriefTrial
 from foreign_networks import LikeResNet
 from gratings import MEAN, STD, gratings, trained
 from optuna.trial import FrozenTrial, TrialState
+from recorded import journal
 from rounding import same_but_for_rounding
 from running import PATHS, end_ray, give_own_token
 
@@ -250,6 +251,32 @@ def test_groups_take_gpus_where_each_worker_can_have_one() -> None:
     found = [gpus_per_worker(load(None, [settings[0], settings[1] + n])) for n in ("auto", "2")]
     assert found == [0.0, 2.0], "the cluster has one GPU"
     assert gpus_per_worker(load(None, [settings[0], "train.device=cuda"])) == 1.0
+
+
+def test_trials_that_fail_end_the_search_with_the_first_error(
+    troubled: Troubled, tmp_path: Path
+) -> None:
+    """What MLflow then has is looked at in drills/test_numbers.py."""
+    decay = '"train.weight_decay" = { type = "float", low = 1e-5, high = 1e-3, log = true }'
+    (tmp_path / "space.toml").write_text(f"[plain]\n{decay}\n")
+    values = {
+        "storage_path": str(troubled[0]),  # whose teacher is there already
+        "name": "poisoned",
+        "search.space": str(tmp_path / "space.toml"),
+        "search.trials_per_size": 2,
+        "search.sampler": "random",
+        "search.max_failures": 2,
+        "student.model": "resnet",
+        "student.options": {},
+        "train.learning_rate": 1e30,
+    }
+    experiment = with_values(troubled[1].experiment, values, "poisoned")
+    with pytest.raises(UserError) as ended:
+        run_trials(experiment, Watcher(), trial_resources(experiment.search, 0.0))
+    assert str(ended.value).startswith("search: 2 trials failed (search.max_failures = 2).")
+    assert "NonFiniteError: loss term 'ce' is not finite in epoch 1" in str(ended.value)
+    states = [t.state for study in journal(experiment.run_path).values() for t in study.trials]
+    assert states == [TrialState.FAIL] * 2
 
 
 def test_one_trial_at_a_time_repeats_every_trial_and_every_number(

@@ -291,7 +291,7 @@ def test_one_trial_at_a_time_repeats_every_trial_and_every_number(
                 f"storage_path={tmp_path / name}",
                 f"name={name}",
                 "search.methods=['kr']",
-                "search.trials_per_size=3",
+                "search.trials_per_size=2",
                 "search.grace_epochs=1",
                 "train.num_epochs=3",
             ],

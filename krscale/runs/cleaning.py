@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from krscale.data.given import given_folder
 from krscale.errors import UserError
-from krscale.leftovers import hidden_lock
+from krscale.leftovers import hidden_lock, unfinished_folders
 from krscale.runs.folder import EXPERIMENT_FILE, read_experiment
 from krscale.runs.verify_cache import Shared
 from krscale.runs.verify_files import folders_in
@@ -22,6 +22,7 @@ RAY_TUNE = "tune"
 _CACHED = ("data", "teachers", "stores")
 _OF_NO_RUN = "of no run that is here; the command that needs it makes it again"
 _TRAINED = "of no run that is here (`krscale teach` makes none); it would be trained again"
+_UNFINISHED = "a teacher of no run that is here, half trained; its training would begin anew"
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,9 @@ def _unused_cache(cache: Path, used: set[Path]) -> Iterator[Unused]:
             teacher = parent.name == "teachers"
             lock = folder.with_suffix(".lock") if teacher else hidden_lock(folder)
             yield Unused(folder, _size(folder), _TRAINED if teacher else _OF_NO_RUN, lock)
+    for folder, becomes in unfinished_folders(cache / "teachers").items():
+        if becomes.resolve() not in used:
+            yield Unused(folder, _size(folder), _UNFINISHED, becomes.with_suffix(".lock"))
 
 
 def _size(folder: Path) -> int:

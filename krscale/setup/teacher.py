@@ -23,7 +23,7 @@ from krscale.files import has_checksum, new_folder, write_json
 from krscale.knowledge.parameters import layers_by_tap, weight_histogram
 from krscale.knowledge.probes import Probes, information_gain
 from krscale.knowledge.taps import TappedModel
-from krscale.leftovers import sweep_leftovers
+from krscale.leftovers import sweep_leftovers, unfinished_folder
 from krscale.locking import locked
 from krscale.metrics import ACCURACY
 from krscale.models.capacity import count_flops, num_parameters
@@ -100,7 +100,7 @@ def prepare_teacher(
                 if experiment.teacher.num_workers > 1 and not is_foreign(experiment.teacher):
                     if on_workers is None:
                         raise _no_workers(experiment)
-                    train = partial(on_workers, _unfinished(folder))
+                    train = partial(on_workers, unfinished_folder(folder))
                 _make_teacher(experiment, dataset, device, folder.name, temporary, train)
                 if code.key():
                     write_json(temporary / CODE_FILE, asdict(code))
@@ -112,14 +112,9 @@ def prepare_teacher(
             tapped = _open_network(experiment, dataset, folder, facts).to(device)
             make_probes(tapped, dataset, device, folder, grid)
         publish(folder)
-        if (unfinished := _unfinished(folder)).is_dir():
+        if (unfinished := unfinished_folder(folder)).is_dir():
             remove_all(unfinished)
     return _on_grid(experiment, facts, folder), folder
-
-
-def _unfinished(folder: Path) -> Path:
-    """Return where several workers keep their checkpoints of a teacher; of the same lock."""
-    return folder.with_name(f".{folder.name}.unfinished")
 
 
 def _no_workers(experiment: Experiment) -> UserError:

@@ -13,7 +13,9 @@ from krscale.runs import cleaning
 
 main = in_process("clean")
 NEEDED = ("data/a", "teachers/t1", "stores/s1", "given/g1")
-UNNEEDED = ("data/b", "teachers/t2", "stores/s2", "given/g2")
+UNNEEDED = ("data/b", "teachers/t2", "stores/s2", "given/g2", "teachers/.t3.unfinished")
+HALF_TRAINED = "teachers/.t1.unfinished"
+"""Of a teacher that a run uses."""
 
 
 def fill(folder: Path, num_bytes: int = 1_000_000) -> None:
@@ -24,7 +26,7 @@ def fill(folder: Path, num_bytes: int = 1_000_000) -> None:
 @pytest.fixture
 def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that uses some of the cache; another folder that is no run."""
-    for name in (*NEEDED, *UNNEEDED):
+    for name in (*NEEDED, *UNNEEDED, HALF_TRAINED):
         fill(tmp_path / "cache" / name)
     for name in ("students", "tune"):
         fill(tmp_path / "run" / name)
@@ -60,7 +62,7 @@ def test_what_no_run_uses_goes_and_nothing_else(
     assert before - files(storage) == GO
     assert (storage / "cache" / "data" / "link").is_symlink()
     assert said.count("1.0 MB  ") == len(GO)
-    assert said.endswith("5.0 MB freed.\n")
+    assert said.endswith("6.0 MB freed.\n")
     assert call(storage, "--yes") == 0
     assert "nothing to remove" in capsys.readouterr().out
 
@@ -81,8 +83,8 @@ def test_it_asks(
 
 def test_what_a_process_works_on_stays(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cache = storage / "cache"
-    locks = (cache / "data/.b.lock", cache / "teachers/t2.lock", cache / "stores/.s2.lock")
-    held = [FileLock(path) for path in (*locks, storage / "run/.lock")]
+    locks = ("data/.b.lock", "teachers/t2.lock", "teachers/t3.lock", "stores/.s2.lock")
+    held = [FileLock(path) for path in (*map(cache.joinpath, locks), storage / "run/.lock")]
     for lock in held:
         lock.acquire()
     try:
@@ -92,7 +94,7 @@ def test_what_a_process_works_on_stays(storage: Path, capsys: pytest.CaptureFixt
     finally:
         for lock in held:
             lock.release()
-    assert capsys.readouterr().err.count("stays, a process works on it") == 4
+    assert capsys.readouterr().err.count("stays, a process works on it") == 5
 
 
 def test_where_a_run_cannot_be_read_nothing_of_the_cache_goes(

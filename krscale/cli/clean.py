@@ -11,10 +11,11 @@ from krscale.showing import show
 
 EXIT_KEPT = 1
 DESCRIPTION = (
-    "List the data, teachers (half trained ones as well) and stores in the cache that no run of the "
-    "storage uses, and the records that Ray keeps in the folders of runs; remove them after a "
-    "question. Runs, with their students, records and exports, are never removed. Exit code 0: removed, or nothing to "
-    "remove, or not agreed; 1: some of it stays; 2: there is no such storage."
+    "List the data, teachers (half trained ones as well) and stores in the cache that no run of "
+    "the storage uses, and the records that Ray keeps in the folders of runs; remove them after a "
+    "question. Runs, with their students, records and exports, are never removed. Exit code 0: "
+    "removed, or nothing to remove, or not agreed; 1: some of it stays; 2: there is no such "
+    "storage."
 )
 
 

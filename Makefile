@@ -10,6 +10,9 @@ RUN ?= runs/digits
 # Files stay whole, as a cluster or a search is often shared by the tests of one. Three processes keep
 # two cores busy, since a test of a cluster waits for Ray's processes for much of its time.
 TEST_PROCESSES = --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# Drills wait for most of their time: for starts, for what must not happen, for a server that is away.
+# A process that is done takes tests of another.
+DRILL_PROCESSES = --numprocesses 3 --dist worksteal
 export PYTHON
 # Compiled modules are kept (in __pycache__, until `make clean`), whatever the shell says: without them
 # each of the test processes compiles all tests, and each command that a test starts all of krscale.
@@ -35,7 +38,7 @@ screenshots: setup-dev ## curve.html and report.html of a finished run as docs/i
 
 drills: setup-dev ## kill, damage and overload searches, and see what holds (up to an hour); ARGS="..." goes to pytest
 	@rm -f build/drills.jsonl
-	@$(PY) -m pytest -m drill --drill-record build/drills.jsonl $(ARGS); ended=$$?; \
+	@$(PY) -m pytest $(DRILL_PROCESSES) -m drill --drill-record build/drills.jsonl $(ARGS); ended=$$?; \
 		$(PY) scripts/write_reliability.py build/drills.jsonl && exit $$ended
 
 test-drills: drills

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from krscale.allocator import keep_freed_memory
 from krscale.config import Experiment, load
 from krscale.methods.base import Method
 from krscale.methods.kr import KR
@@ -25,6 +26,7 @@ class Setting:
     """
 
     def __init__(self, storage: Path, *changes: str) -> None:
+        keep_freed_memory()  # as every command does
         self._overrides = [
             f"storage_path={str(storage)!r}",
             "data.source=glyphs",

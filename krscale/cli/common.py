@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from krscale.allocator import keep_freed_memory
 from krscale.errors import UserError
 from krscale.extras import missing_extra
 from krscale.interruption import exit_code, received, stop_signals, watch_exit
@@ -37,6 +38,7 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
     # spin are several times slower than one, and on free cores sleeping costs little (docs/log.md).
     # OpenMP reads this when torch is loaded, which commands do later, when they know their work.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    keep_freed_memory()
     with stop_signals():
         try:
             code = function(argv)

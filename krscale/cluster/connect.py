@@ -16,6 +16,7 @@ import ray
 from ray._private import ray_constants, services
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from krscale import allocator
 from krscale.cluster.access import check_answers, joining, use_own_token
 from krscale.config import ClusterConfig
 from krscale.errors import UserError
@@ -40,9 +41,9 @@ SETTINGS = {
     # Threads of a trial that wait for each other sleep (see `cli.common.run_command`).
     "OMP_WAIT_POLICY": "passive",
 }
-WORKERS_TOO = ("OMP_WAIT_POLICY",)
-"""Settings of this process that its workers on a cluster need before they load torch. Those of a
-private Ray inherit the whole environment."""
+WORKERS_TOO = ("OMP_WAIT_POLICY", *allocator.VARIABLES)
+"""Settings of this process that its workers on a cluster need when they start. Those of a private
+Ray inherit the whole environment."""
 POLL_SECONDS = 1.0
 DYING_SECONDS = 0.5
 """What Ray's processes, told to end together with this one, may need for it."""
@@ -61,6 +62,7 @@ def connect(config: ClusterConfig) -> None:
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    allocator.set_for_children()
     if ray.is_initialized():
         return
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
@@ -166,7 +168,8 @@ def _worker_variables() -> dict[str, str]:
     """Return what workers get of this process's environment; Ray refuses what a job sets itself."""
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     given = (job.get("runtime_env") or {}).get("env_vars") or {}
-    return {name: os.environ[name] for name in WORKERS_TOO if name not in given}
+    names = [name for name in WORKERS_TOO if name in os.environ and name not in given]
+    return {name: os.environ[name] for name in names}
 
 
 def require(

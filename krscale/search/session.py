@@ -7,6 +7,7 @@ from pathlib import Path
 
 import optuna
 
+from krscale import allocator
 from krscale.cluster.connect import connect, num_slots
 from krscale.cluster.nodes import reach_storage
 from krscale.cluster.sending import check_arrival
@@ -154,6 +155,7 @@ def _search(
         if not ladder.complete:
             _say_small_grids(ladder, progress)
             _set_aside(experiment.run_path / CURVE_FILE)
+            allocator.give_back()  # what teacher and store took is for the trials now
             connect(experiment.cluster)
             check_arrival(student_models(experiment), given())
             students = partial(candidates, experiment, space, size_resolver, sizes[-1].capacity)

@@ -23,7 +23,8 @@ import os, ray, subprocess, sys, time
 from krscale.cluster.connect import connect
 from krscale.config import ClusterConfig
 connect(ClusterConfig(address='local', num_cpus=1))
-seen = lambda: (os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules)
+names = 'OMP_WAIT_POLICY', 'MALLOC_MMAP_MAX_', 'MALLOC_ARENA_MAX'
+seen = lambda: (*map(os.environ.get, names), 'torch' in sys.modules)
 print(*ray.get(ray.remote(seen).remote()), flush=True)
 stranger = {k: v for k, v in os.environ.items() if not k.startswith('RAY_AUTH')}
 stranger['RAY_gcs_server_port_wait_time_s'] = '1'
@@ -91,8 +92,9 @@ def test_it_demands_a_token_and_leaves_none_on_the_machine(
     command: tuple[IO[str], int, Path],
 ) -> None:
     printed, _, home = command
-    # Threads sleep while they wait, which torch's OpenMP reads when torch is imported.
-    assert printed.readline() == "passive False\n"
+    # Threads sleep while they wait, which torch's OpenMP reads when torch is imported; malloc reads
+    # its settings when a process starts.
+    assert printed.readline() == "passive 0 1 False\n"
     assert [printed.readline() for _ in range(2)] == ["1 True\n", "0 False\n"]
     assert not (home / ".ray").exists()
 

@@ -20,6 +20,7 @@ from optuna.storages.journal import BaseJournalBackend
 from krscale.errors import DamagedFileError
 from krscale.files import damaged
 from krscale.foreign import regular
+from krscale.search.studies.trial_spec import key_of
 
 _FROM_A_COPY = "Restore it from a copy; without it, no search can go on in this folder."
 _CHECKSUM = re.compile(rb',"crc":(\d+)\}$')
@@ -140,8 +141,10 @@ def _decode(line: bytes) -> dict[str, Any]:
 
 def _check_place(entry: dict[str, Any], num_studies: int, num_trials: int) -> None:
     """Refuse an entry of a study or trial that no line before it began."""
-    if entry["op_code"] == _CREATE_STUDY and not isinstance(entry["study_name"], str):
-        raise ValueError("the name of its study is no text")
+    if entry["op_code"] == _CREATE_STUDY:
+        if not isinstance(entry["study_name"], str):
+            raise ValueError("the name of its study is no text")
+        key_of(entry["study_name"])
     if not isinstance(entry.get("param_name", ""), str):
         raise ValueError("the name of its parameter is no text")
     if entry["op_code"] == _DELETE_STUDY and "study_id" not in entry:

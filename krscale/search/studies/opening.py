@@ -26,7 +26,7 @@ from krscale.search.studies.pruners import make_pruner
 from krscale.search.studies.retries import SEED
 from krscale.search.studies.samplers import make_sampler
 from krscale.search.studies.study import FinalStudy, TuningStudy, counted
-from krscale.search.studies.trial_spec import FinalKey, StudyKey, TuningKey
+from krscale.search.studies.trial_spec import FinalKey, StudyKey, TuningKey, key_of
 
 _SPACE = "space"
 VERSION = "version"
@@ -89,12 +89,7 @@ def present_studies(storage: BaseStorage) -> dict[StudyKey, optuna.Study]:
     """Return the studies of a journal; of one whose space has changed, the last that was begun."""
     found: dict[StudyKey, optuna.Study] = {}
     for name in optuna.get_all_study_names(storage):  # in the order in which they were created
-        base, _, _ = name.partition(" #")
-        method, _, place = base.partition("@")
-        capacity, _, kind = place.partition(" ")
-        role = FinalKey if kind == FinalKey.kind else TuningKey
-        key = role(method, capacity)
-        found[key] = optuna.load_study(study_name=name, storage=storage)
+        found[key_of(name)] = optuna.load_study(study_name=name, storage=storage)
     return found
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from krscale.config.fields import is_share, parse_capacity
 from krscale.setup.sizes import StudentSize
 
 if TYPE_CHECKING:  # workers import this file, and have no use for Optuna
     from optuna.trial import TrialState
+
+_STUDY_NAME = re.compile(r"([^@\s]+)@(\S+)( final)?(?: #[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,25 @@ class FinalKey(StudyKey):
     def tuning(self) -> TuningKey:
         """The study whose winner is trained."""
         return TuningKey(self.method, self.capacity)
+
+
+def key_of(study_name: str) -> StudyKey:
+    """Return the key of an Optuna study, whichever version of it this is (`kr@1/16 final #2`).
+
+    Raises:
+        ValueError: If krscale gives no study such a name.
+
+    Example:
+        >>> key_of("kr@1/16 final #2")
+        FinalKey(method='kr', capacity='1/16')
+    """
+    found = _STUDY_NAME.fullmatch(study_name)
+    if found is None:
+        raise ValueError(f"{study_name!r} is no name of a study, such as 'kr@1/16'")
+    method, capacity, final = found.groups()
+    if is_share(capacity):
+        parse_capacity(capacity)
+    return (FinalKey if final else TuningKey)(method, capacity)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from krscale.search.studies.journal_check import ATTRIBUTES, check_journal, enco
 
 
 def study(journal: Journal) -> optuna.Study:
-    return optuna.create_study(storage=journal.storage, study_name="one", load_if_exists=True)
+    return optuna.create_study(storage=journal.storage, study_name="kr@1/16", load_if_exists=True)
 
 
 def test_every_attribute_has_its_type() -> None:
@@ -34,7 +34,7 @@ def test_optuna_itself_reads_it(tmp_path: Path) -> None:
     trial.report(0.5, 1)
     found.tell(trial, 0.25)
     plain = JournalStorage(JournalFileBackend(str(path)))
-    read = optuna.load_study(study_name="one", storage=plain).trials
+    read = optuna.load_study(study_name="kr@1/16", storage=plain).trials
     assert [(t.value, t.intermediate_values) for t in read] == [(0.25, {1: 0.5})]
 
 
@@ -54,6 +54,9 @@ def test_half_a_line_and_a_lock_are_cleared_away(tmp_path: Path) -> None:
     ("entry", "said"),
     [
         ({"op_code": 5, "trial_id": 0, "param_name": None}, "the name of its parameter is no text"),
+        ({"op_code": 0, "study_name": "plain@"}, "'plain@' is no name of a study"),
+        ({"op_code": 0, "study_name": "one"}, "'one' is no name of a study"),
+        ({"op_code": 0, "study_name": "kr@1/0 final #2"}, "'1/0' is not a fraction"),
         ({"op_code": 1}, "study_id"),
         ({"op_code": 2, "study_id": 0, "user_attr": {"ended_by": {}}}, "ended_by = {} is not what"),
         ({"op_code": 2, "study_id": 0, "user_attr": {"lost_students": 3}}, "lost_students = 3"),
@@ -68,7 +71,7 @@ def test_an_entry_that_names_nothing_is_a_damaged_line(
 ) -> None:
     path = tmp_path / "journal.log"
     entries = (
-        {"op_code": 0, "worker_id": "w", "study_name": "one", "directions": [2]},
+        {"op_code": 0, "worker_id": "w", "study_name": "kr@1/16", "directions": [2]},
         {"op_code": 4, "worker_id": "w", "study_id": 0},
         {"worker_id": "w", **entry},
     )

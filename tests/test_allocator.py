@@ -1,0 +1,75 @@
+"""Freed memory: kept by commands and their workers, unless the user has set malloc otherwise."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+from running import environment
+
+from krscale.allocator import VARIABLES, is_users
+
+pytestmark = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="malloc of another library than glibc"
+)
+
+BLOCK = 100_000_000
+"""More than a thread's heap holds, and than malloc ever keeps by itself."""
+CODE = f"""
+import resource, sys, threading
+from krscale.cli.common import run_command
+
+def num_bytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+def work(argv):
+    before = num_bytes()
+    block = b"x" * {BLOCK}
+    del block
+    print(num_bytes() - before)
+    return 0
+
+def in_a_thread(argv):
+    thread = threading.Thread(target=work, args=(argv,))
+    thread.start()
+    thread.join()
+    return 0
+
+sys.exit(run_command(globals()[sys.argv[1]], []))
+"""
+
+
+def kept(work: str, **own: str) -> int:
+    """Return how many bytes of a block the process has after it was freed."""
+    env = {name: value for name, value in environment().items() if name not in VARIABLES}
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, work], env={**env, **own}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    return int(done.stdout)
+
+
+@pytest.mark.parametrize("work", ["work", "in_a_thread"])
+def test_a_block_that_is_freed_is_there_for_the_next(work: str) -> None:
+    assert kept(work) > 0.9 * BLOCK, "the rest was free before"
+
+
+def test_what_the_user_has_set_is_left_alone() -> None:
+    assert kept("work", MALLOC_ARENA_MAX="2") < BLOCK / 10
+
+
+@pytest.mark.parametrize(
+    ("own", "found"),
+    [
+        ({"MALLOC_ARENA_MAX": "2"}, True),
+        ({"MALLOC_PERTURB_": "7"}, True),
+        ({**VARIABLES, "MALLOC_TOP_PAD_": "1"}, True),
+        ({"GLIBC_TUNABLES": "glibc.malloc.check=3"}, True),
+        ({"GLIBC_TUNABLES": "glibc.cpu.x86_ibt=on", "OMP_NUM_THREADS": "1"}, False),
+        (VARIABLES, False),
+        ({}, False),
+    ],
+)
+def test_whose_settings_they_are(own: dict[str, str], found: bool) -> None:
+    assert is_users(own) is found

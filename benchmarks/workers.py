@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +83,29 @@ def measure_loop(storage: Path, changes: Sequence[str], width: int, rounds: int)
 def measure_speedup(
     storage: Path, changes: Sequence[str], width: int, rounds: int
 ) -> dict[str, Any]:
-    """Return how many times as fast two workers are as one, each with one thread."""
+    """Return how many times as fast two workers are as one, each with one thread.
+
+    Beside it stands what this machine allows: two processes at once, each with a worker's share of the
+    batch, that exchange nothing.
+    """
     prepared(storage, changes)
-    seconds: dict[str, list[float]] = {"one": [], "two": []}
+    seconds: dict[str, list[float]] = {"one": [], "two": [], "apart": []}
+    batch = load(None, list(changes)).train.global_batch_size
+    share = (*changes, f"train.global_batch_size={batch // WORKERS}")
     for _ in range(rounds):
         for name, number in (("one", 1), ("two", WORKERS)):
             found = by_torchrun(number, str(storage), changes, width, 2)
             seconds[name].append(statistics.median(found))
-    return _milliseconds(seconds) | {"speedup": ratio(seconds, "one", "two"), "width": width}
+        with ThreadPoolExecutor(WORKERS) as sides:
+            calls = [
+                sides.submit(by_torchrun, 1, str(storage), share, width, 2) for _ in range(WORKERS)
+            ]
+        seconds["apart"].append(max(statistics.median(call.result()) for call in calls))
+    return _milliseconds(seconds) | {
+        "speedup": ratio(seconds, "one", "two"),
+        "limit": ratio(seconds, "one", "apart"),
+        "width": width,
+    }
 
 
 def workers_table(result: Mapping[str, Any]) -> str:
@@ -105,6 +121,11 @@ def workers_table(result: Mapping[str, Any]) -> str:
             f"| one worker / two workers, a step of the same batch (width {speedup['width']}) "
             f"| {speedup['speedup']} | 1.85 |"
         )
+        if "limit" in speedup:
+            rows.append(
+                f"| the most this machine allows: two processes that exchange nothing "
+                f"| {speedup['limit']} | |"
+            )
     if starts := result.get("starts"):
         one, two = (starts["trial_start_s"][number] for number in ("1", "2"))
         rows.append(f"| seconds between two trials of a group of two workers | {two} | 0.5 |")

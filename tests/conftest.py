@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from drilling import Recorder, drill, remember_outcome
 from filelock import FileLock
 from hypothesis import settings
-from running import check_exports_here
+from running import check_exports_here, end_ray
 
 __all__ = ["drill"]
 
@@ -92,6 +93,16 @@ def _few_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("KRSCALE_STORAGE_PATH", raising=False)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray_ends_with_its_file() -> Iterator[None]:
+    """A Ray that tests leave would be that of the next file in the same process."""
+    yield
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        end_ray()
+        pytest.fail("tests of this file leave a Ray running")
 
 
 @pytest.fixture

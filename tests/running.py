@@ -84,7 +84,7 @@ def here(name: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str
     not see those that libraries have for developers.
     """
     printed, said = io.StringIO(), io.StringIO()
-    with _own_environment(), warnings.catch_warnings():
+    with own_environment(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with redirect_stdout(printed), redirect_stderr(said):
             code = in_process(name)(arguments)
@@ -97,14 +97,14 @@ def one_ray(num_cpus: int) -> Iterator[None]:
     from krscale.cluster.connect import connect
     from krscale.config import ClusterConfig
 
-    with _own_environment(), warnings.catch_warnings():
+    with own_environment(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         connect(ClusterConfig(address="local", num_cpus=num_cpus))
         yield
 
 
 @contextmanager
-def _own_environment() -> Iterator[None]:
+def own_environment() -> Iterator[None]:
     """Put back the variables of the environment, and end a Ray that was started meanwhile."""
     ray = sys.modules.get("ray")
     shared = ray is not None and ray.is_initialized()

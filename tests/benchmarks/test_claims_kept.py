@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from parts.claims.kept import Kept, find_kept
 from parts.claims.order import planned
 from parts.claims.plan import plan
 from parts.claims.tasks import TASKS, TaskRun
+from running import own_environment
 
 from krscale.files import read_json
 
@@ -160,9 +162,16 @@ def test_from_searches_to_the_page(
     assert searching.search is not search
 
 
+@pytest.fixture
+def own_ray() -> Iterator[None]:
+    """Searches in this process start a Ray, which ends with the test."""
+    with own_environment():
+        yield
+
+
 @pytest.mark.drill  # two searches of real trainings
 @pytest.mark.timeout(900)
-def test_a_miniature(tmp_path: Path) -> None:
+def test_a_miniature(own_ray: None, tmp_path: Path) -> None:
     changes = (
         'ladder.capacities=["1/100"]', "data.glyphs.num_train=320", "data.glyphs.num_val=200",
         "data.glyphs.num_test=200", "teacher.num_epochs=2", "teacher.allow_poor=true",

@@ -10,7 +10,7 @@ import json
 import re
 import shlex
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,33 @@ ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
     "transferred_from": str,
 }  # fmt: skip
 """What krscale keeps with studies and trials, by name, and the type of each."""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are_numbers(value: object) -> bool:
+    found = (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ["-"]
+    )
+    return all(map(_is_number, found))
+
+
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "directions": (_are_numbers, "numbers"),
+    "intermediate_value": (_is_number, "a number"),
+    "intermediate_values": (_are_numbers, "numbers"),
+    "param_value_internal": (_is_number, "a number"),
+    "params": (_are_numbers, "numbers"),
+    "state": (lambda value: type(value) is int, "a number"),
+    "step": (lambda value: type(value) is int, "a number"),
+    "study_name": (lambda value: isinstance(value, str), "text"),
+    "param_name": (lambda value: isinstance(value, str), "text"),
+    "value": (lambda value: value is None or _is_number(value), "a number"),
+    "values": (lambda value: value is None or _are_numbers(value), "numbers"),
+}
+"""What Optuna reads of an entry and takes as it is, which of it is right, and in words."""
 
 
 def encode_line(log: dict[str, Any]) -> bytes:
@@ -141,12 +168,11 @@ def _decode(line: bytes) -> dict[str, Any]:
 
 def _check_place(entry: dict[str, Any], num_studies: int, num_trials: int) -> None:
     """Refuse an entry of a study or trial that no line before it began."""
+    for field, (is_right, expected) in _FIELDS.items():
+        if field in entry and not is_right(entry[field]):
+            raise ValueError(f"{field} = {entry[field]!r} is not {expected}")
     if entry["op_code"] == _CREATE_STUDY:
-        if not isinstance(entry["study_name"], str):
-            raise ValueError("the name of its study is no text")
         key_of(entry["study_name"])
-    if not isinstance(entry.get("param_name", ""), str):
-        raise ValueError("the name of its parameter is no text")
     if entry["op_code"] == _DELETE_STUDY and "study_id" not in entry:
         raise KeyError("study_id")
     _check_attributes(entry)

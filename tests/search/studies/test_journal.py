@@ -53,7 +53,17 @@ def test_half_a_line_and_a_lock_are_cleared_away(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ({"op_code": 5, "trial_id": 0, "param_name": None}, "the name of its parameter is no text"),
+        ({"op_code": 5, "trial_id": 0, "param_name": None}, "param_name = None is not text"),
+        ({"op_code": 6, "trial_id": 0, "values": [[0.5]]}, "values = .* is not numbers"),
+        ({"op_code": 6, "trial_id": 0, "values": 0.5}, "values = 0.5 is not numbers"),
+        (
+            {"op_code": 6, "trial_id": 0, "values": None, "state": "1"},
+            "state = '1' is not a number",
+        ),
+        ({"op_code": 7, "trial_id": 0, "step": 1.5}, "step = 1.5 is not a number"),
+        ({"op_code": 7, "trial_id": 0, "intermediate_value": {}}, "value = {} is not a number"),
+        ({"op_code": 5, "trial_id": 0, "param_value_internal": [1]}, "internal = .* not a number"),
+        ({"op_code": 0, "study_name": None}, "study_name = None is not text"),
         ({"op_code": 0, "study_name": "plain@"}, "'plain@' is no name of a study"),
         ({"op_code": 0, "study_name": "one"}, "'one' is no name of a study"),
         ({"op_code": 0, "study_name": "kr@1/0 final #2"}, "'1/0' is not a fraction"),

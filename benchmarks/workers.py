@@ -85,8 +85,8 @@ def measure_speedup(
 ) -> dict[str, Any]:
     """Return how many times as fast two workers are as one, each with one thread.
 
-    Beside it stands what this machine allows: two processes at once, each with a worker's share of the
-    batch, that exchange nothing.
+    Beside it stands what the machine allows: two processes at once, each with a worker's share of
+    the batch, that exchange nothing.
     """
     prepared(storage, changes)
     seconds: dict[str, list[float]] = {"one": [], "two": [], "apart": []}

@@ -223,38 +223,13 @@ class SharedBatchNorm(_BatchNorm):
         if not self.training and self.running_mean is not None:
             return super().forward(input)
         self._check_input_dim(input)
-        values = input.float()
-        count, mean, variance = self._statistics(values)
+        output, count, mean, variance = _NormOfAll.apply(  # type: ignore[no-untyped-call]
+            input.float(), self.weight, self.bias, self.eps, self.workers
+        )
         if self.training and self.running_mean is not None:
             self._update_running(count, mean, variance)
-        scale = torch.rsqrt(variance + self.eps)
-        if self.weight is not None:
-            scale = scale * self.weight
-        shape = (1, -1) + (1,) * (input.ndim - 2)
-        output = (values - mean.view(shape)) * scale.view(shape)
-        if self.bias is not None:
-            output = output + self.bias.view(shape)
-        return output.to(input.dtype)
-
-    def _statistics(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the count (scalar), mean `[C]` and biased variance `[C]` over all workers.
-
-        Each worker contributes count, mean and squared deviations from its own mean; merging those
-        (Chan et al., 1979) loses no digits where sums of squares would, and needs one exchange.
-        """
-        channels = self.num_features
-        over = [d for d in range(values.ndim) if d != 1]
-        count = values.numel() // channels
-        mean = values.sum(over) / max(count, 1)
-        shape = (1, -1) + (1,) * (values.ndim - 2)
-        squares = (values - mean.view(shape)).square().sum(over)
-        own = torch.cat([mean.new_full((1,), float(count)), mean, squares])
-        rows = _gather_rows(own, self.workers)
-        counts, means, squares = rows[:, :1], rows[:, 1 : channels + 1], rows[:, channels + 1 :]
-        total = counts.sum()
-        mean = (counts * means).sum(0) / total
-        variance = (squares + counts * (means - mean).square()).sum(0) / total
-        return total, mean, variance
+        normed: Tensor = output.to(input.dtype)
+        return normed
 
     @torch.no_grad()
     def _update_running(self, count: Tensor, mean: Tensor, variance: Tensor) -> None:
@@ -269,25 +244,84 @@ class SharedBatchNorm(_BatchNorm):
             running.add_(momentum * (now - running))
 
 
-def _gather_rows(row: Tensor, workers: Workers) -> Tensor:
-    """Stack `row [F]` of every worker to `[W, F]`, with gradients."""
-    # A sum of rows that are zero elsewhere: its gradient is again one sum.
-    place = torch.zeros(workers.world_size, 1, dtype=row.dtype, device=row.device)
-    place[workers.rank] = 1.0
-    summed: Tensor = _SumWithGradient.apply(place * row)  # type: ignore[no-untyped-call]
-    return summed
+class _NormOfAll(torch.autograd.Function):
+    """Normalise `[B, C, ...]` by all workers' samples, with torch's own kernels for what is local.
 
-
-class _SumWithGradient(torch.autograd.Function):
-    """Sum over workers; the gradient is the sum of the workers' gradients."""
+    Written in single operations it read and wrote the activations three times as often.
+    """
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return _all_reduce(tensor)
+    def forward(
+        ctx: Any, values: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
+        workers: Workers,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        """Return the output, and the count, mean `[C]` and biased variance `[C]` of all."""
+        count, mean, variance = _merged(*_own_statistics(values), workers)
+        has_samples = values.numel() > 0
+        output = _affine(values, mean, variance, weight, bias, eps) if has_samples else +values
+        ctx.save_for_backward(values, weight, mean, variance, count)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(count, mean, variance)
+        return output, count, mean, variance
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return _all_reduce(gradients[0])
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        """One exchange: of the sums over samples that the mean and the variance are made of."""
+        values, weight, mean, variance, count = ctx.saved_tensors
+        scale = mean.new_ones(mean.shape) if weight is None else weight
+        of_scale = of_bias = torch.zeros_like(mean)
+        if values.numel():
+            # As in evaluation, so that nothing is derived from the statistics of this worker.
+            _, of_scale, of_bias = torch.ops.aten.native_batch_norm_backward(
+                gradient, values, scale, mean, variance, None, None, False, ctx.eps,
+                [False, True, True],
+            )  # fmt: skip
+        sums = _all_reduce(torch.stack([of_scale, of_bias])) / count
+        of_values = gradient
+        if values.numel():
+            factor = scale * torch.rsqrt(variance + ctx.eps)
+            of_values = _affine(values, mean, variance, *(-factor * sums), ctx.eps)
+            of_values.addcmul_(gradient, factor.view(1, -1, *(1,) * (values.ndim - 2)))
+        no_weight = None if weight is None else of_scale
+        return of_values, no_weight, of_bias if ctx.needs_input_grad[2] else None, None, None
+
+
+def _affine(
+    values: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None,
+    eps: float,
+) -> Tensor:  # fmt: skip
+    """Return values that are normalised by the given statistics, scaled and shifted, in one pass."""
+    found = torch.native_batch_norm(values, weight, bias, mean, variance, False, 0.0, eps)
+    output: Tensor = found[0]
+    return output
+
+
+def _own_statistics(values: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Return count, mean `[C]` and biased variance `[C]` of this worker's samples, if any."""
+    channels = values.shape[1]
+    if not values.numel():
+        return 0, values.new_zeros(channels), values.new_zeros(channels)
+    mean, variance = torch.batch_norm_update_stats(values, None, None, 0.0)
+    return values.numel() // channels, mean, variance
+
+
+def _merged(
+    count: int, mean: Tensor, variance: Tensor, workers: Workers
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the count (scalar), mean `[C]` and biased variance `[C]` over all workers.
+
+    Merging means and squared deviations from them (Chan et al., 1979) loses no digits where sums of
+    squares would, and needs one exchange.
+    """
+    own = torch.cat([mean.new_full((1,), float(count)), mean, variance * count])
+    # A sum of rows that are zero elsewhere.
+    rows = own.new_zeros(workers.world_size, len(own))
+    rows[workers.rank] = own
+    rows = _all_reduce(rows)
+    counts, means, squares = rows[:, :1], *rows[:, 1:].chunk(2, dim=1)
+    total = counts.sum()
+    mean = (counts * means).sum(0) / total
+    return total, mean, (squares.sum(0) + (counts * (means - mean).square()).sum(0)) / total
 
 
 def _all_reduce(tensor: Tensor) -> Tensor:

@@ -32,7 +32,8 @@ def test_seconds_are_of_the_epochs_after_the_first(tmp_path: Path) -> None:
 
 def test_ratios_are_of_what_ran_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    seconds = iter([[0.4, 0.4], [0.2, 0.2], [0.8, 0.9], [0.4, 0.5]])
+    first = [[0.4, 0.4], [0.2, 0.2], [0.25, 0.25], [0.25, 0.25]]
+    seconds = iter([*first, [0.8, 0.9], [0.4, 0.5], [0.5, 0.5], [0.5, 0.5]])
 
     def run(num_workers: int, *arguments: Any) -> list[float]:
         asked.append(num_workers)
@@ -41,7 +42,8 @@ def test_ratios_are_of_what_ran_in_turns(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(workers, "by_torchrun", run)
     monkeypatch.setattr(workers, "prepared", lambda *_: None)
     found = workers.measure_speedup(tmp_path, TASK, 64, 2)
-    assert asked == [1, 2, 1, 2]
+    assert asked == [1, 2, 1, 1] * 2
+    assert found["limit"] == pytest.approx((0.4 / 0.25 + 0.85 / 0.5) / 2, abs=1e-3)
     assert found["speedup"] == pytest.approx((2.0 + 0.85 / 0.45) / 2, abs=1e-3)
     assert found["one_ms"] == [400.0, 850.0]
 

@@ -280,7 +280,9 @@ class _NormOfAll(torch.autograd.Function):
         of_values = gradient
         if values.numel():
             factor = scale * torch.rsqrt(variance + ctx.eps)
-            of_values = _affine(values, mean, variance, *(-factor * sums), ctx.eps)
+            of_values = _affine(
+                values, mean, variance, -factor * sums[0], -factor * sums[1], ctx.eps
+            )
             of_values.addcmul_(gradient, factor.view(1, -1, *(1,) * (values.ndim - 2)))
         no_weight = None if weight is None else of_scale
         return of_values, no_weight, of_bias if ctx.needs_input_grad[2] else None, None, None
@@ -290,7 +292,7 @@ def _affine(
     values: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None,
     eps: float,
 ) -> Tensor:  # fmt: skip
-    """Return values that are normalised by the given statistics, scaled and shifted, in one pass."""
+    """Return values normalised by the given statistics, scaled and shifted, in one pass."""
     found = torch.native_batch_norm(values, weight, bias, mean, variance, False, 0.0, eps)
     output: Tensor = found[0]
     return output

@@ -196,7 +196,9 @@ def test_a_stopped_job_leaves_no_trial_running(head: Head, drill: Drill) -> None
     arguments = ("-m", "krscale.tune", "jobs/digits.toml", *overrides(*SETTINGS, *slow))
     with subprocess.Popen(
         ["bash", "-c", submit_command(head, *arguments)],
-        env=head.env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        # The client's lines would wait in the buffer of a pipe until the search is done.
+        env={**head.env, "PYTHONUNBUFFERED": "1"}, cwd=ROOT, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
         output = ""

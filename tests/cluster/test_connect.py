@@ -78,6 +78,8 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[IO[str],
     env = environment(HOME=str(home))
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "OMP_WAIT_POLICY"):
         env.pop(name, None)
+    for name in [n for n in env if n.startswith("MALLOC_") or n == "GLIBC_TUNABLES"]:
+        del env[name]
     with subprocess.Popen(
         [sys.executable, "-c", CODE], env=env, stdout=subprocess.PIPE, text=True,
         start_new_session=True,

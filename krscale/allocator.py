@@ -1,12 +1,11 @@
-"""What becomes of the memory that a training step frees: glibc's malloc is told to keep it.
+"""The memory that a training step frees is kept for the next one, where glibc's malloc is in use.
 
-As it is set by default, malloc asks Linux for each of a step's large tensors anew and gives it back
-at once. Linux hands out memory page by page and clears every page first, which took half of the
-time of a step of a wide student on two virtual cores, and more where two workers did it at the same
-time (docs/log.md). With memory kept, the next step finds its tensors' memory in place.
+By default malloc asks Linux for the memory of each large tensor and gives it back when the tensor
+is freed. Linux clears every page that it hands out, which on a virtual machine took half of the
+time of a step of a wide student (benchmarks/freed_memory.py).
 
-It costs memory: the most that was ever in use stays with the process. Other allocators, of which
-`LD_PRELOAD` loads one, and other systems are left as they are.
+It costs memory: the most that was ever in use stays with the process. Other allocators and other
+systems are left as they are.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ _PARAMETERS = {-4: 0, -1: -1, -8: 1}
 """The same for `mallopt`: numbers of parameters, from glibc's malloc.h, and their values."""
 
 
-def is_users(environment: Mapping[str, str]) -> bool:
-    """Return whether the user has set malloc themselves, in any way.
+def set_by_user(environment: Mapping[str, str]) -> bool:
+    """Return whether an environment sets malloc to anything else than `VARIABLES` does.
 
-    What `VARIABLES` has come to an environment from a parent process is not the user's.
+    A process of krscale's may have `VARIABLES` from the one that started it.
 
     Example:
-        >>> is_users({"MALLOC_ARENA_MAX": "4"}), is_users(VARIABLES), is_users({})
+        >>> set_by_user({"MALLOC_ARENA_MAX": "4"}), set_by_user(VARIABLES), set_by_user({})
         (True, False, False)
     """
     return "glibc.malloc" in environment.get("GLIBC_TUNABLES", "") or any(
@@ -46,20 +45,21 @@ def is_users(environment: Mapping[str, str]) -> bool:
 
 
 def set_for_children() -> None:
-    """Set the variables for processes that this one starts, unless the user has set any."""
-    if not is_users(os.environ):
+    """Let processes that this one starts keep what they free, unless the user has set malloc."""
+    if not set_by_user(os.environ):
         os.environ.update(VARIABLES)
 
 
 def keep_freed_memory() -> bool:
-    """Let this process, and those that it starts, keep what they free.
+    """Let this process keep what it frees from now on.
+
+    Threads that have begun keep heaps of their own, as they were.
 
     Returns:
         Whether malloc was told so: not where the user has set it, nor without glibc.
     """
-    if is_users(os.environ):
+    if set_by_user(os.environ):
         return False
-    set_for_children()
     mallopt = getattr(_libc(), "mallopt", None)
     if mallopt is None:
         return False

@@ -1,4 +1,4 @@
-"""Several workers as one: shares of a batch, sums, and batch norm over the whole batch.
+"""Several workers as one: shares of a batch, and sums.
 
 Plain `torch.distributed`: whoever starts the workers (Ray Train, torchrun, a test) initialises the
 process group; without one, everything here is that of a single worker.
@@ -6,20 +6,11 @@ process group; without one, everything here is that of a single worker.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-
-from krscale.config.training import BatchSizes
-from krscale.errors import UserError
-
-AnyModule = TypeVar("AnyModule", bound=nn.Module)
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -78,255 +69,11 @@ def sum_over_workers(tensor: Tensor) -> Tensor:
     """
     if not _is_distributed():
         return tensor
-    return _all_reduce(tensor)
+    return all_reduce(tensor)
 
 
-def convert_batch_norm(model: AnyModule, workers: Workers) -> AnyModule:
-    """Replace every batch norm in `model` by one whose statistics are those of all workers.
-
-    torch's own `SyncBatchNorm` (2.13) takes workers without samples, too, but in training no
-    tensors on the CPU, and on a GPU every forward waits for the device to tell which workers have
-    none. Which of the two is faster on GPUs has not been measured. Parameters, buffers and the
-    names in the state dict stay the same, so weights load into the unconverted model.
-
-    Returns:
-        `model`, changed in place; a new module when `model` itself is a batch norm.
-    """
-    if workers.world_size == 1:
-        return model
-    if isinstance(model, _BatchNorm) and not isinstance(model, SharedBatchNorm):
-        return SharedBatchNorm(model, workers)  # type: ignore[return-value]
-    for name, child in model.named_children():
-        setattr(model, name, convert_batch_norm(child, workers))
-    return model
-
-
-def check_batch_norm(
-    model: nn.Module, image_shape: tuple[int, ...], batches: BatchSizes, where: str
-) -> None:
-    """Refuse a network that would normalise a single value per channel, whose variance is 0.
-
-    That takes a batch of one image and maps of 1x1. The shares of workers do not matter: batch norm
-    is over all of them. Without running statistics it happens in eval mode, too.
-
-    Args:
-        model: Runs on an image of zeros in eval mode, if need be; nothing in it changes.
-        image_shape: `(C, H, W)`.
-        batches: Of the training.
-        where: What the network is.
-
-    Raises:
-        UserError: Naming the batch norm and the batch size.
-    """
-    was_training = model.training
-    model.train()  # a network may keep norms in eval mode: they are not trained
-    norms = {
-        module: f"{where}: batch norm {name!r}"
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm)
-        and (module.running_mean is None or (module.training and batches.smallest == 1))
-    }
-
-    def check(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
-        if inputs[0].numel() > inputs[0].shape[1]:
-            return
-        if norm.running_mean is None:
-            raise UserError(
-                f"{norms[norm]} keeps no running statistics, so it cannot judge a single image: "
-                "its maps are 1x1 there, and one value has no variance. Leave out "
-                "track_running_stats=False."
-            )
-        parts = (
-            f" and train.gradient_accumulation = {batches.num_parts}"
-            if batches.num_parts > 1
-            else ""
-        )
-        raise UserError(
-            f"{norms[norm]} cannot be trained with train.global_batch_size = "
-            f"{batches.global_size}{parts}: {batches.num_samples} training images then give "
-            f"{'parts' if parts else 'batches'} of a single one, whose maps are 1x1 there, and one "
-            f"value has no variance. Use {'larger parts' if parts else '3 or more'}."
-        )
-
-    handles = [norm.register_forward_pre_hook(check) for norm in norms]
-    try:
-        if not norms:
-            return
-        like = next(iter(model.parameters()), torch.empty(0))
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, *image_shape, dtype=like.dtype, device=like.device))
-    finally:
-        model.train(was_training)
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def explain_single_values(num_images: int, global_size: int) -> Iterator[None]:
-    """Name the batch where a norm that `check_batch_norm` does not know meets a single value.
-
-    Args:
-        num_images: This worker's share of the batch.
-        global_size: The whole batch.
-
-    Raises:
-        UserError: Instead of torch's error.
-    """
-    try:
-        yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise UserError(
-            f"train.global_batch_size: a norm of the network got a single value per channel in a "
-            f"batch of {global_size}, of which this worker has {num_images} ({error}). Use a "
-            "larger batch, fewer workers (train.num_workers), or nn.BatchNorm modules, which are "
-            "shared by all workers."
-        ) from error
-
-
-class SharedBatchNorm(_BatchNorm):
-    """Batch norm over the samples of all workers; a worker may hold none.
-
-    With a single value per channel over all workers the variance is 0, where `nn.BatchNorm1d`
-    raises: knowing it here would make every step wait for the device. `check_batch_norm` refuses it
-    before the first step.
-
-    Args:
-        norm: The batch norm to replace; its parameters and buffers are taken over.
-        workers: All workers must reach every forward and backward together.
-    """
-
-    def __init__(self, norm: _BatchNorm, workers: Workers) -> None:
-        super().__init__(
-            norm.num_features,
-            norm.eps,
-            norm.momentum,
-            affine=False,
-            track_running_stats=norm.track_running_stats,
-        )
-        self.affine = norm.affine
-        self.weight, self.bias = norm.weight, norm.bias
-        self.running_mean, self.running_var = norm.running_mean, norm.running_var
-        self.num_batches_tracked = norm.num_batches_tracked
-        self.workers = workers
-        self.train(norm.training)
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        if input.ndim < 2 or input.shape[1] != self.num_features:
-            raise ValueError(
-                f"expected [B, {self.num_features}, ...], got shape {list(input.shape)}"
-            )
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise `[B, C, ...]` with the statistics of all workers, or the running ones."""
-        if not self.training and self.running_mean is not None:
-            return super().forward(input)
-        self._check_input_dim(input)
-        output, count, mean, variance = _NormOfAll.apply(  # type: ignore[no-untyped-call]
-            input.float(), self.weight, self.bias, self.eps, self.workers
-        )
-        if self.training and self.running_mean is not None:
-            self._update_running(count, mean, variance)
-        normed: Tensor = output.to(input.dtype)
-        return normed
-
-    @torch.no_grad()
-    def _update_running(self, count: Tensor, mean: Tensor, variance: Tensor) -> None:
-        assert self.num_batches_tracked is not None  # noqa: S101 - exists when statistics do
-        self.num_batches_tracked.add_(1)
-        momentum: float | Tensor = 1.0 / self.num_batches_tracked.float()
-        if self.momentum is not None:
-            momentum = self.momentum
-        unbiased = variance * (count / (count - 1.0).clamp(min=1.0))
-        for running, now in ((self.running_mean, mean), (self.running_var, unbiased)):
-            assert running is not None  # noqa: S101
-            running.add_(momentum * (now - running))
-
-
-class _NormOfAll(torch.autograd.Function):
-    """Normalise `[B, C, ...]` by all workers' samples, with torch's own kernels for what is local.
-
-    Written in single operations it read and wrote the activations three times as often.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, values: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
-        workers: Workers,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-        """Return the output, and the count, mean `[C]` and biased variance `[C]` of all."""
-        count, mean, variance = _merged(*_own_statistics(values), workers)
-        has_samples = values.numel() > 0
-        output = _affine(values, mean, variance, weight, bias, eps) if has_samples else +values
-        ctx.save_for_backward(values, weight, mean, variance, count)
-        ctx.eps = eps
-        ctx.mark_non_differentiable(count, mean, variance)
-        return output, count, mean, variance
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        """One exchange: of the sums over samples that the mean and the variance are made of."""
-        values, weight, mean, variance, count = ctx.saved_tensors
-        scale = mean.new_ones(mean.shape) if weight is None else weight
-        of_scale = of_bias = torch.zeros_like(mean)
-        if values.numel():
-            # As in evaluation, so that nothing is derived from the statistics of this worker.
-            _, of_scale, of_bias = torch.ops.aten.native_batch_norm_backward(
-                gradient, values, scale, mean, variance, None, None, False, ctx.eps,
-                [False, True, True],
-            )  # fmt: skip
-        sums = _all_reduce(torch.stack([of_scale, of_bias])) / count
-        of_values = gradient
-        if values.numel():
-            factor = scale * torch.rsqrt(variance + ctx.eps)
-            of_values = _affine(
-                values, mean, variance, -factor * sums[0], -factor * sums[1], ctx.eps
-            )
-            of_values.addcmul_(gradient, factor.view(1, -1, *(1,) * (values.ndim - 2)))
-        no_weight = None if weight is None else of_scale
-        return of_values, no_weight, of_bias if ctx.needs_input_grad[2] else None, None, None
-
-
-def _affine(
-    values: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None,
-    eps: float,
-) -> Tensor:  # fmt: skip
-    """Return values normalised by the given statistics, scaled and shifted, in one pass."""
-    found = torch.native_batch_norm(values, weight, bias, mean, variance, False, 0.0, eps)
-    output: Tensor = found[0]
-    return output
-
-
-def _own_statistics(values: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Return count, mean `[C]` and biased variance `[C]` of this worker's samples, if any."""
-    channels = values.shape[1]
-    if not values.numel():
-        return 0, values.new_zeros(channels), values.new_zeros(channels)
-    mean, variance = torch.batch_norm_update_stats(values, None, None, 0.0)
-    return values.numel() // channels, mean, variance
-
-
-def _merged(
-    count: int, mean: Tensor, variance: Tensor, workers: Workers
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the count (scalar), mean `[C]` and biased variance `[C]` over all workers.
-
-    Merging means and squared deviations from them (Chan et al., 1979) loses no digits where sums of
-    squares would, and needs one exchange.
-    """
-    own = torch.cat([mean.new_full((1,), float(count)), mean, variance * count])
-    # A sum of rows that are zero elsewhere.
-    rows = own.new_zeros(workers.world_size, len(own))
-    rows[workers.rank] = own
-    rows = _all_reduce(rows)
-    counts, means, squares = rows[:, :1], *rows[:, 1:].chunk(2, dim=1)
-    total = counts.sum()
-    mean = (counts * means).sum(0) / total
-    return total, mean, (squares.sum(0) + (counts * (means - mean).square()).sum(0)) / total
-
-
-def _all_reduce(tensor: Tensor) -> Tensor:
+def all_reduce(tensor: Tensor) -> Tensor:
+    """Return the sum of `tensor` over the process group, which must be there; without gradient."""
     total = tensor.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
     return total

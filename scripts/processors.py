@@ -18,6 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = (
     "tests/knowledge", "tests/methods", "tests/models", "tests/training", "tests/test_parallel.py",
+    "tests/test_batch_norm.py",
     "tests/store/test_rows.py", "tests/store/test_features.py", "tests/data/test_views.py",
     "tests/data/test_loader.py", "tests/data/test_joining.py", "tests/runs/test_residual.py",
     "tests/search/studies/test_checkpoints.py",

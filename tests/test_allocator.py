@@ -7,7 +7,7 @@ import sys
 import pytest
 from running import environment
 
-from krscale.allocator import VARIABLES, is_users
+from krscale.allocator import VARIABLES, set_by_user
 
 pytestmark = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="malloc of another library than glibc"
@@ -17,6 +17,7 @@ BLOCK = 100_000_000
 """More than a thread's heap holds, and than malloc ever keeps by itself."""
 CODE = f"""
 import resource, sys, threading
+from krscale import allocator
 from krscale.cli.common import run_command
 
 def num_bytes():
@@ -30,6 +31,16 @@ def work(argv):
     print(num_bytes() - before)
     return 0
 
+def given_back(argv):
+    block = b"x" * {BLOCK}
+    after = b"y" * 1_000_000  # at the heap's end, so that the block is a gap in it
+    del block
+    resident = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+    before = resident()
+    allocator.give_back()
+    print(before - resident())
+    return 0
+
 def in_a_thread(argv):
     thread = threading.Thread(target=work, args=(argv,))
     thread.start()
@@ -41,7 +52,7 @@ sys.exit(run_command(globals()[sys.argv[1]], []))
 
 
 def kept(work: str, **own: str) -> int:
-    """Return how many bytes of a block the process has after it was freed."""
+    """Return what a function of `CODE` prints: how many bytes."""
     env = environment()
     for name in [n for n in env if n.startswith("MALLOC_") or n == "GLIBC_TUNABLES"]:
         del env[name]
@@ -55,6 +66,10 @@ def kept(work: str, **own: str) -> int:
 @pytest.mark.parametrize("work", ["work", "in_a_thread"])
 def test_a_block_that_is_freed_is_there_for_the_next(work: str) -> None:
     assert kept(work) > 0.9 * BLOCK, "the rest was free before"
+
+
+def test_what_is_free_is_given_back_when_it_is_told() -> None:
+    assert kept("given_back") > 0.9 * BLOCK
 
 
 def test_what_the_user_has_set_is_left_alone() -> None:
@@ -74,4 +89,4 @@ def test_what_the_user_has_set_is_left_alone() -> None:
     ],
 )
 def test_whose_settings_they_are(own: dict[str, str], found: bool) -> None:
-    assert is_users(own) is found
+    assert set_by_user(own) is found

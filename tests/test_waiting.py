@@ -1,6 +1,6 @@
 """How torch's threads wait for each other in a command of krscale.
 
-In its workers: tests/cluster/test_access.py, which starts a Ray.
+In its workers: tests/cluster/test_connect.py, which starts a Ray.
 """
 
 import re

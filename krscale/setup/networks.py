@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from krscale.batch_norm import check_batch_norm
 from krscale.config import (
     Experiment,
     LadderStudent,
@@ -30,7 +31,6 @@ from krscale.models.preprocessing import (
     input_shape,
     preprocessing_of_network,
 )
-from krscale.parallel import check_batch_norm
 from krscale.setup.found_taps import with_found_taps
 from krscale.setup.inputs import is_chosen, may_differ
 from krscale.setup.methods import methods_of

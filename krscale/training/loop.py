@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from krscale.batch_norm import check_batch_norm, convert_batch_norm, explain_single_values
 from krscale.config import TrainConfig
 from krscale.config.training import NO_CHANNELS_LAST_ON_CPU
 from krscale.data import Dataset, Split
@@ -25,14 +26,7 @@ from krscale.methods.base import Batch
 from krscale.methods.learner import Learner, LearnerOutput
 from krscale.metrics import metrics_for
 from krscale.models.preprocessing import Preprocessing, preprocessing_of_network
-from krscale.parallel import (
-    Workers,
-    check_batch_norm,
-    convert_batch_norm,
-    explain_single_values,
-    share_of,
-    sum_over_workers,
-)
+from krscale.parallel import Workers, share_of, sum_over_workers
 from krscale.training.averaging import AveragedStudent
 from krscale.training.checkpoint import load_checkpoint, save_checkpoint
 from krscale.training.epoch_sums import EpochSums

@@ -1,5 +1,6 @@
 """The private Ray of a command: its processes, and how they end when the command is killed."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,8 +13,9 @@ from typing import IO
 import psutil
 import pytest
 import ray
-from running import environment
+from running import environment, own_environment
 
+from krscale.allocator import VARIABLES
 from krscale.cluster import connect
 from krscale.config import ClusterConfig
 from krscale.errors import UserError
@@ -139,3 +141,30 @@ def test_a_private_ray_that_does_not_come_up_is_one_error(
     first = str(error).splitlines()[0]
     with pytest.raises(UserError, match=f"could not be started on this machine: {first}"):
         connect.connect(ClusterConfig())
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "found"),
+    [
+        ({}, {}, {"OMP_WAIT_POLICY": "passive", **VARIABLES}),
+        ({"OMP_WAIT_POLICY": "active"}, {}, {"OMP_WAIT_POLICY": "active", **VARIABLES}),
+        ({"MALLOC_ARENA_MAX": "4"}, {}, {"OMP_WAIT_POLICY": "passive", "MALLOC_ARENA_MAX": "4"}),
+        # What a job sets itself is in its environment as well, and Ray refuses it a second time.
+        ({"MALLOC_ARENA_MAX": "4"}, {"MALLOC_ARENA_MAX": "4"}, {"OMP_WAIT_POLICY": "passive"}),
+    ],
+)
+def test_workers_of_a_cluster_get_what_they_need_when_they_start(
+    own: dict[str, str], given: dict[str, str], found: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    job = json.dumps({"runtime_env": {"env_vars": given}})
+    seen: list[dict[str, str]] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(connect, "check_answers", lambda *_: None)
+    monkeypatch.setattr(connect, "_init", lambda _, **options: seen.append(options["runtime_env"]))
+    with own_environment():
+        for name in connect.WORKERS_TOO:
+            os.environ.pop(name, None)
+        os.environ.update(own, RAY_JOB_CONFIG_JSON_ENV_VAR=job)
+        connect.connect(ClusterConfig(address="127.0.0.1:1"))
+    assert seen == [{"env_vars": found}]

@@ -127,6 +127,10 @@ def env(home: Path, temporary: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def head(home: Path, temporary: Path, env: dict[str, str]) -> Iterator[Head]:
     commands = Commands.read()
+    # A run comes first, with a Ray of its own, as in the README.
+    first = shell(connected("num_cpus=1"), env)
+    assert first.stdout == "CPUs: 1.0\n", first.stderr
+    assert not (home / ".ray").exists(), "krscale leaves no token on the machine"
     node = start_head(commands, env, home, 2)
     try:
         yield Head(commands, node, env, home / "krscale-runs", temporary / "ray" / "session_latest")
@@ -231,12 +235,13 @@ def test_workers_of_a_job_have_what_must_be_set_before_torch(head: Head) -> None
         "from krscale.config import ClusterConfig\n"
         "@ray.remote\n"
         "def look():\n"
-        "    return os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules\n"
+        "    names = 'OMP_WAIT_POLICY', 'MALLOC_ARENA_MAX'\n"
+        "    return *map(os.environ.get, names), 'torch' in sys.modules\n"
         "connect(ClusterConfig())\n"
         "print('worker:', ray.get(look.remote()))\n"
     )
     done = submit(head, "-c", code)
-    assert "worker: ('passive', False)" in done.output, done.output + head.story()
+    assert "worker: ('passive', '1', False)" in done.output, done.output + head.story()
 
 
 def test_only_its_owner_can_read_the_token(head: Head) -> None:
@@ -263,8 +268,7 @@ def test_a_search_joins_the_cluster_of_its_node_by_auto(head: Head) -> None:
 @pytest.mark.drill
 @pytest.mark.parametrize("demanded", [True, False])
 def test_a_search_by_itself_runs_beside_the_cluster(demanded: bool, head: Head) -> None:
-    # The cluster came first, then `make run`, in a shell where the token was demanded or not. The
-    # other way round, see test_access: a private Ray leaves no token for a cluster to find.
+    # The cluster came first, then `make run`, in a shell where the token was demanded or not.
     before = head.commands.export if demanded else ":"
     done = shell(connected("num_cpus=1", before), head.env)
     assert done.stdout == "CPUs: 1.0\n", done.stderr

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from krscale.batch_norm import SharedBatchNorm, convert_batch_norm
 from krscale.config import load
 from krscale.config.methods import ReviewKDSettings
 from krscale.errors import UserError
 from krscale.knowledge.features import Shapes
 from krscale.methods import MethodContext
 from krscale.methods.reviewkd import ReviewKD, hcl_loss
-from krscale.parallel import SharedBatchNorm, Workers, convert_batch_norm
+from krscale.parallel import Workers
 from krscale.setup.methods import check_methods
 
 STUDENT: Shapes = ((2, 16, 16), (3, 8, 8), (4, 4, 4))

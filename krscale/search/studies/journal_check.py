@@ -115,6 +115,7 @@ def _check_lines(path: Path) -> list[dict[str, Any]]:
         ) from None
     entries: list[dict[str, Any]] = []
     studies: dict[str, int] = {}
+    begun_at: dict[str, int] = {}
     num_studies = num_trials = 0
     for number, line in enumerate(lines, start=1):
         try:
@@ -126,10 +127,17 @@ def _check_lines(path: Path) -> list[dict[str, Any]]:
         kind = entry["op_code"]
         if kind == _CREATE_STUDY and entry["study_name"] not in studies:
             studies[entry["study_name"]] = num_studies
+            begun_at[entry["study_name"]] = number
             num_studies += 1
         elif kind == _DELETE_STUDY:
             studies = {name: at for name, at in studies.items() if at != entry["study_id"]}
         num_trials += kind == _CREATE_TRIAL
+    for name in studies:  # that of another program may be there until it is deleted
+        try:
+            key_of(name)
+        except ValueError as error:
+            before = entries[: begun_at[name] - 1]
+            raise _damage(path, begun_at[name], before, len(lines), str(error)) from None
     return entries
 
 
@@ -171,8 +179,6 @@ def _check_place(entry: dict[str, Any], num_studies: int, num_trials: int) -> No
     for field, (is_right, expected) in _FIELDS.items():
         if field in entry and not is_right(entry[field]):
             raise ValueError(f"{field} = {entry[field]!r} is not {expected}")
-    if entry["op_code"] == _CREATE_STUDY:
-        key_of(entry["study_name"])
     if entry["op_code"] == _DELETE_STUDY and "study_id" not in entry:
         raise KeyError("study_id")
     _check_attributes(entry)

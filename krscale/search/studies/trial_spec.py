@@ -77,7 +77,7 @@ def key_of(study_name: str) -> StudyKey:
     """
     found = _STUDY_NAME.fullmatch(study_name)
     if found is None:
-        raise ValueError(f"{study_name!r} is no name of a study, such as 'kr@1/16'")
+        raise ValueError(f"{study_name!r} is the name of no study of krscale, as 'kr@1/16' is")
     method, capacity, final = found.groups()
     if is_share(capacity):
         parse_capacity(capacity)

@@ -64,8 +64,8 @@ def test_half_a_line_and_a_lock_are_cleared_away(tmp_path: Path) -> None:
         ({"op_code": 7, "trial_id": 0, "intermediate_value": {}}, "value = {} is not a number"),
         ({"op_code": 5, "trial_id": 0, "param_value_internal": [1]}, "internal = .* not a number"),
         ({"op_code": 0, "study_name": None}, "study_name = None is not text"),
-        ({"op_code": 0, "study_name": "plain@"}, "'plain@' is no name of a study"),
-        ({"op_code": 0, "study_name": "one"}, "'one' is no name of a study"),
+        ({"op_code": 0, "study_name": "plain@"}, "'plain@' is the name of no study"),
+        ({"op_code": 0, "study_name": "one"}, "'one' is the name of no study"),
         ({"op_code": 0, "study_name": "kr@1/0 final #2"}, "'1/0' is not a fraction"),
         ({"op_code": 1}, "study_id"),
         ({"op_code": 2, "study_id": 0, "user_attr": {"ended_by": {}}}, "ended_by = {} is not what"),
@@ -87,4 +87,18 @@ def test_an_entry_that_names_nothing_is_a_damaged_line(
     )
     path.write_bytes(b"".join(map(encode_line, entries)))
     with pytest.raises(DamagedFileError, match=f"line 3.*{said}"):
+        check_journal(path)
+
+
+def test_a_study_of_another_program_may_have_been_deleted(tmp_path: Path) -> None:
+    path = tmp_path / "journal.log"
+    entries = (
+        {"op_code": 0, "worker_id": "w", "study_name": "mine", "directions": [2]},
+        {"op_code": 1, "worker_id": "w", "study_id": 0},
+        {"op_code": 0, "worker_id": "w", "study_name": "kr@1/16", "directions": [2]},
+    )
+    path.write_bytes(b"".join(map(encode_line, entries)))
+    check_journal(path)
+    path.write_bytes(encode_line(entries[0]) + encode_line(entries[2]))
+    with pytest.raises(DamagedFileError, match="line 1 of 2: 'mine' is the name of no study"):
         check_journal(path)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 VARIABLES = {
     # No tensor gets a mapping of its own, which is undone when it is freed.
@@ -44,10 +45,23 @@ def set_by_user(environment: Mapping[str, str]) -> bool:
     )
 
 
-def set_for_children() -> None:
-    """Let processes that this one starts keep what they free, unless the user has set malloc."""
-    if not set_by_user(os.environ):
-        os.environ.update(VARIABLES)
+@contextmanager
+def set_for_children() -> Iterator[None]:
+    """Let processes that are started meanwhile keep what they free, unless the user has set malloc.
+
+    The environment is as before afterwards: what else this process starts is not krscale's.
+    """
+    if set_by_user(os.environ):
+        yield
+        return
+    before = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    os.environ.update(VARIABLES)
+    try:
+        yield
+    finally:
+        for name in VARIABLES:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def keep_freed_memory() -> bool:

@@ -19,6 +19,7 @@ from drilling import Drill
 from finished_search import without_ray
 from running import ROOT, SMALL, environment, here, overrides
 
+from krscale.cluster.kept_training import SNAPSHOT
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.trial_spec import Assignment
 
@@ -215,8 +216,14 @@ def test_a_single_student_is_kept_and_marked(
     assert not command.left_processes()
     drill.held("interrupted, no process")
     drill.must_hold("the same command completes it")
+    records = list(storage.glob(f"stopped-*/train/{SNAPSHOT}"))
+    assert len(records) == num_workers - 1, "workers are Ray Train's"
+    for record in records:
+        record.write_bytes(b'{"checkpoint_results": [')
+        drill.injected("half of Ray Train's record is lost")
     again = here("distill", ["--json", *command.arguments])
     assert again.returncode == 0, again.stderr
+    assert again.stderr.count("is gone on from") == len(records), again.stderr
     assert mlflow_states(storage) == [("FINISHED", "")]
     drill.held("the one run in MLflow is FINISHED")
 

@@ -108,7 +108,7 @@ def test_a_process_killed_while_it_saves(
     assert acknowledged, "the writer wrote nothing"
     last = acknowledged[-1]
     for _ in range(KILLS):
-        acknowledged += kill_while_saving(tmp_path, last + 1, draws.uniform(0.0, 0.3))
+        acknowledged += kill_while_saving(tmp_path, last + 1, draws.uniform(0.0, 0.1))
         drill.injected("SIGKILL to a process that saves")
         found = read_all(tmp_path, acknowledged[-1] + 100)
         assert faults(found, acknowledged) == []

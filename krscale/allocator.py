@@ -4,8 +4,8 @@ By default malloc asks Linux for the memory of each large tensor and gives it ba
 is freed. Linux clears every page that it hands out, which on a virtual machine took half of the
 time of a step of a wide student (benchmarks/freed_memory.py).
 
-It costs memory, up to 1.8 times as much for a wide student: the most that was ever in use stays with
-the process, with the gaps between tensors. Other allocators and systems are left as they are.
+It costs memory, up to 1.8 times as much for a wide student: the most that was ever in use stays
+with the process, with the gaps between tensors. Other allocators and systems are left as they are.
 """
 
 from __future__ import annotations

@@ -139,6 +139,10 @@ def workers_table(result: Mapping[str, Any]) -> str:
                 f"| the most this machine allows: two processes that exchange nothing "
                 f"| {speedup['limit']} | |"
             )
+            share = round(speedup["speedup"] / speedup["limit"], 3)
+            rows.append(
+                f"| two workers' speed, of the most this machine allows | {share} | 0.925: 1.85 of 2 |"
+            )
     if starts := result.get("starts"):
         one, two = (starts["trial_start_s"][number] for number in ("1", "2"))
         rows.append(f"| seconds between two trials of a group of two workers | {two} | 0.5 |")

@@ -97,6 +97,14 @@ def test_the_table_has_goals_and_says_what_was_not_measured() -> None:
     assert "Not measured: speedup." in table
 
 
+def test_the_share_of_what_the_machine_allows_stands_beside_the_speedup() -> None:
+    table = workers.workers_table(
+        {"machine": "m", "speedup": part(speedup=1.7, limit=1.8, width=8)}
+    )
+    assert "| 1.7 | 1.85 |" in table
+    assert "of the most this machine allows | 0.944 | 0.925: 1.85 of 2 |" in table
+
+
 def test_the_page_is_what_was_measured() -> None:
     result = read_json(workers.RESULT) if workers.RESULT.exists() else {}
     page = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")

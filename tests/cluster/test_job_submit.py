@@ -289,7 +289,8 @@ def test_an_error_says_which_of_mode_and_token_is_missing(head: Head, home: Path
     address = f"127.0.0.1:{head.port}"
     missing, unsent, other = "and there is none here", "but it is not sent", "is not the cluster's"
     cases = (
-        ("auto", {"HOME": str(elsewhere)}, missing),
+        # Where the head notes its address: of several Rays on a machine, `auto` takes any.
+        ("auto", {"HOME": str(elsewhere), "RAY_TMPDIR": str(head.session.parents[1])}, missing),
         (address, {"HOME": str(elsewhere)}, missing),
         (address, {}, unsent),
         (address, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "another"}, other),

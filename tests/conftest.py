@@ -24,6 +24,7 @@ NUM_THREADS = int(os.environ.get("KRSCALE_TEST_THREADS", "1"))
 
 # Ray's workers would have a low priority (15), and hardly run beside the other test processes.
 os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")  # as krscale sets it
 
 # A shell starts what runs in the background (`&`, nohup) with these ignored. The commands that
 # tests start, and stop by them, would inherit that.

@@ -1,13 +1,15 @@
 """Freed memory: kept by commands and their workers, unless the user has set malloc otherwise."""
 
+import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 from running import environment
 
-from krscale.allocator import VARIABLES, set_by_user
+from krscale.allocator import VARIABLES, set_by_user, set_for_children
 
 pytestmark = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="malloc of another library than glibc"
@@ -90,3 +92,18 @@ def test_what_the_user_has_set_is_left_alone() -> None:
 )
 def test_whose_settings_they_are(own: dict[str, str], found: bool) -> None:
     assert set_by_user(own) is found
+
+
+@pytest.mark.parametrize("own", [{}, {"MALLOC_ARENA_MAX": "1"}, {"MALLOC_ARENA_MAX": "3"}])
+def test_processes_started_meanwhile_get_them_and_no_other(
+    own: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    before = dict(os.environ)
+    with suppress(KeyboardInterrupt), set_for_children():
+        assert dict(os.environ) == before | ({} if set_by_user(own) else VARIABLES)
+        raise KeyboardInterrupt
+    assert dict(os.environ) == before

@@ -289,6 +289,42 @@ def test_records_of_an_older_krscale_changed_anywhere(
     drill.held(f"{refused} refused, {number - refused} read")
 
 
+def kinds_of_entries(lines: list[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the first line of every kind of entry, and what it holds."""
+    seen: set[tuple[str, ...]] = set()
+    for number, line in enumerate(lines):
+        entry = json.loads(line)
+        kind = (str(entry["op_code"]), *entry, *entry.get("user_attr", {}))
+        if kind not in seen:
+            seen.add(kind)
+            yield number, entry
+
+
+def changed_entries(entry: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield an entry of other fields, of every other kind, and of other fields within a field."""
+    yield from damaged_json(entry)
+    for kind in range(-1, 12):
+        yield f"of kind {kind}", {**entry, "op_code": kind}
+    for field, inner in entry.items():
+        if isinstance(inner, dict):
+            for what, other in damaged_json(inner):
+                yield f"{field}: {what}", {**entry, field: other}
+
+
+def test_entries_of_a_journal_without_checksums(storage: Path) -> None:
+    """Those of an older krscale: one changed in every way, all others as they were."""
+    case = BINARY["journal"]
+    file = next(storage.glob(case.pattern))
+    lines = re.sub(rb',"crc":\d+\}', b"}", file.read_bytes()).splitlines()
+    refused = 0
+    for number, entry in kinds_of_entries(lines):
+        for what, other in changed_entries(entry):
+            changed = [*lines[:number], json.dumps(other).encode(), *lines[number + 1 :]]
+            file.write_bytes(b"\n".join(changed) + b"\n")
+            refused += outcome(case, file, f"line {number + 1}: {what}")
+    assert refused > 100
+
+
 def call(command: str, *arguments: str) -> int:
     return in_process(command)(arguments)
 

@@ -19,6 +19,7 @@ from drilling import Drill
 from finished_search import without_ray
 from running import ROOT, SMALL, environment, here, overrides
 
+from krscale.cluster.kept_training import SNAPSHOT
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.trial_spec import Assignment
 
@@ -197,7 +198,6 @@ def test_teach_is_stopped_before_there_is_any_ray(
     ("stop", "num_workers", "num_epochs"),
     [
         (signal.SIGINT, 1, 30),
-        # The first report comes after 5 seconds.
         (signal.SIGTERM, 2, 8),
     ],
 )
@@ -209,14 +209,21 @@ def test_a_single_student_is_kept_and_marked(
     workers = (f"train.num_workers={num_workers}", "cluster.num_cpus=2")
     settings = ("distill.capacity=1/16", f"train.num_epochs={num_epochs}", *workers)
     command = Command("distill", storage, *settings)
-    command.wait_until(lambda: "krscale: train " in command.text)
+    # Of the first epoch. Its line comes after 5 seconds, when a fast machine has made all of them.
+    command.wait_until(lambda: any(storage.glob("stopped-*/**/manifest.json")))
     command.stop(stop)
     assert mlflow_states(storage) == [("FAILED", "interrupted")]
     assert not command.left_processes()
     drill.held("interrupted, no process")
     drill.must_hold("the same command completes it")
+    records = list(storage.glob(f"stopped-*/train/{SNAPSHOT}"))
+    assert len(records) == num_workers - 1, "workers are Ray Train's"
+    for record in records:
+        record.write_bytes(b'{"checkpoint_results": [')
+        drill.injected("half of Ray Train's record is lost")
     again = here("distill", ["--json", *command.arguments])
     assert again.returncode == 0, again.stderr
+    assert again.stderr.count("is gone on from") == len(records), again.stderr
     assert mlflow_states(storage) == [("FINISHED", "")]
     drill.held("the one run in MLflow is FINISHED")
 

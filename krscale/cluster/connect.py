@@ -36,6 +36,8 @@ SETTINGS = {
     # A Ray started here would start idle workers beside those that actors bring up for themselves:
     # twice the imports on the same cores, most of a second of every start.
     "RAY_prestart_worker_first_driver": "0",
+    # On a machine that is busy, Ray's first process was there after more than the 30 s it is given.
+    "RAY_gcs_server_port_wait_time_s": "120",
     # Trials without a GPU must not have CUDA_VISIBLE_DEVICES emptied behind the user's back.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Threads of a trial that wait for each other sleep (see `cli.common.run_command`).
@@ -62,9 +64,13 @@ def connect(config: ClusterConfig) -> None:
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    allocator.set_for_children()
     if ray.is_initialized():
         return
+    with allocator.set_for_children():
+        _connect(config)
+
+
+def _connect(config: ClusterConfig) -> None:
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     global _private
     _private = address == "local"

@@ -9,7 +9,6 @@ again from there.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -24,13 +23,13 @@ from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 
 from krscale.cluster.connect import require
+from krscale.cluster.kept_training import STATE, find_checkpoint, remove_unrecorded
 from krscale.cluster.lost_worker import lost_worker
 from krscale.cluster.rendezvous import OneAddress
 from krscale.cluster.worker_reports import EpochReporter, OnEpoch, ReportReader, StepReporter
 from krscale.config import Experiment
 from krscale.digests import copy_checked
 from krscale.errors import KrscaleError, NonFiniteError, UserError
-from krscale.files import damaged
 from krscale.parallel import Workers, sum_over_workers
 from krscale.setup.build import Assets, build_training
 from krscale.setup.prepare import Prepared
@@ -39,7 +38,6 @@ from krscale.storage.objects import place_for_ray
 from krscale.storage.trial_files import bring_all
 from krscale.storage_errors import storage_error
 from krscale.training.checkpoint import (
-    check_checkpoint,
     load_checkpoint,
     save_checkpoint,
     save_weights,
@@ -49,8 +47,6 @@ from krscale.training.loop import Training, fit
 STUDENT_FILE = "student.safetensors"
 TRAIN = "train"
 """Folder of Ray Train in the run's; a name of its own would be another training."""
-SNAPSHOT = "checkpoint_manager_snapshot.json"
-"""Ray Train's own record of the checkpoints that it keeps."""
 MAX_FAILURES = 3  # restarts of the worker group before the run is given up
 
 _UNUSED = (
@@ -121,7 +117,7 @@ def fit_on_workers(
     """
     folder, num_workers = weights.parent, getattr(experiment, section).num_workers
     bring_all(folder / TRAIN)
-    check_kept(folder / TRAIN, "student" if section == "train" else section)
+    kept = find_checkpoint(folder / TRAIN, "student" if section == "train" else section, note)
     path, filesystem = place_for_ray(folder)
     use_gpu = _uses_gpu(experiment.train.device, num_workers)
     each = {"CPU": 1.0, **({"GPU": 1.0} if use_gpu else {})}
@@ -138,6 +134,7 @@ def fit_on_workers(
             "section": section,
             "queue": queue,
             "stall_seconds": stall_seconds,
+            "kept": str(kept or ""),
         },
         torch_config=OneAddress(backend="nccl" if use_gpu else "gloo"),
         scaling_config=train.ScalingConfig(
@@ -171,37 +168,8 @@ def fit_on_workers(
         raise KrscaleError("Ray Train ended without a checkpoint")
     with result.checkpoint.as_directory() as checkpoint:
         copy_checked(Path(checkpoint) / weights.name, weights)
+    remove_unrecorded(folder / TRAIN)
     return dict(result.metrics)
-
-
-def check_kept(folder: Path, what: str = "student") -> None:
-    """Compare the checkpoint that a training goes on from with its checksums.
-
-    On workers, what is wrong with it would be found by each group that Ray starts, one by one.
-
-    Args:
-        folder: Of Ray Train; it need not exist.
-        what: Is trained.
-
-    Raises:
-        UserError: Naming the file, and what to do.
-    """
-    snapshot = folder / SNAPSHOT
-    if not snapshot.exists():
-        return
-    rebuild = f"Delete the folder {folder}: the same command then trains the {what} from the start."
-    try:
-        kept = json.loads(snapshot.read_bytes())
-        latest = kept["latest_checkpoint_result"] or {}
-        names = [each["checkpoint_dir_name"] for each in (*kept["checkpoint_results"], latest)
-                 if each]  # fmt: skip
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise damaged(snapshot, f"it cannot be read ({error})", rebuild) from None
-    for name in dict.fromkeys(names):
-        if not (folder / name).is_dir():
-            raise UserError(f"{folder / name}: this checkpoint is missing. {rebuild}")
-    if names:
-        check_checkpoint(folder / names[-1] / "state", rebuild)
 
 
 class _Trainer(TorchTrainer):
@@ -246,6 +214,8 @@ def _worker(config: dict[str, Any]) -> tuple[str, str] | None:
     reporter = StepReporter(send, workers.rank, config["stall_seconds"])
     training: Training = config["build"](workers)
     latest = train.get_checkpoint()
+    if latest is None and config["kept"]:
+        latest = train.Checkpoint.from_directory(config["kept"])
     if latest is not None and (problem := _go_on(training, latest)):
         return UserError.__name__, problem
     training.on_step = reporter.step
@@ -255,7 +225,7 @@ def _worker(config: dict[str, Any]) -> tuple[str, str] | None:
             train.report(metrics)
             return
         with tempfile.TemporaryDirectory() as temporary:
-            save_checkpoint(Path(temporary) / "state", training.state_dict())
+            save_checkpoint(Path(temporary) / STATE, training.state_dict())
             if training.finished:
                 save_weights(Path(temporary) / config["weights"], training.student)
             train.report(metrics, checkpoint=train.Checkpoint.from_directory(temporary))
@@ -280,7 +250,7 @@ def _go_on(training: Training, checkpoint: train.Checkpoint) -> str:
     problem: UserError | None = None
     with checkpoint.as_directory() as path:
         try:
-            training.load_state_dict(load_checkpoint(Path(path) / "state"))
+            training.load_state_dict(load_checkpoint(Path(path) / STATE))
         except UserError as error:
             problem = error
     workers = training.workers

@@ -14,10 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from filelock import FileLock
-
 from krscale.redaction import redact
 from krscale.tracking.address import Address
+from krscale.tracking.database import opening
 from krscale.tracking.datasets import tensor_schema
 from krscale.tracking.models import HASH_TAG
 from krscale.tracking.moving import follow_artifacts
@@ -75,7 +74,7 @@ class Server:
         self._translate = partial(
             _translated, address.shown, internal_is_refusal=address.artifact_root is not None
         )
-        with _translated(address.shown, connecting=True), _alone(address.database_file):
+        with _translated(address.shown, connecting=True), opening(address.database_file):
             from mlflow import MlflowClient
 
             if address.database_file and address.artifact_root:
@@ -313,17 +312,6 @@ def longest_value(kind: Kind) -> int | None:
 
 
 @contextmanager
-def _alone(database: Path | None) -> Iterator[None]:
-    """Let one process at a time create a SQLite file; MLflow's migrations race otherwise."""
-    if database is None:
-        yield
-        return
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{database}.lock", timeout=120):
-        yield
-
-
-@contextmanager
 def _translated(
     shown: str, *, connecting: bool = False, internal_is_refusal: bool = False
 ) -> Iterator[None]:
@@ -358,6 +346,11 @@ def _reason(error: Exception, shown: str) -> str:
         return (
             f"its database is of an older MLflow; back it up, then run: "
             f"mlflow db upgrade {shlex.quote(shown)}"
+        )
+    if re.search(r"\btable \w+ already exists", text):
+        return (
+            "a process was killed while it made this database, which MLflow cannot go on with; "
+            "move the file away, and the next start makes another"
         )
     cause = re.search(r"Caused by \w+\(\"?(?:<[^>]*>|[^:\"]*): ([^\"]*)", text)
     text = cause.group(1) if cause else text

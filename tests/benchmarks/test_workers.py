@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,29 @@ def test_ratios_are_of_what_ran_in_turns(tmp_path: Path, monkeypatch: pytest.Mon
     assert found["one_ms"] == [400.0, 850.0]
 
 
+def test_the_loop_is_timed_with_and_without_a_core_to_spare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+    seconds = {("ray", 2): [2.2, 2.1, 2.0], ("torchrun", 2): [2.0], ("ray", 1): [3.0],
+               ("torchrun", 1): [4.0, 3.0]}  # fmt: skip
+
+    def run(by: str, num_workers: int, *arguments: Any) -> list[float]:
+        asked.append((by, num_workers))
+        return seconds[by, num_workers]
+
+    monkeypatch.setattr(workers, "by_ray_train", partial(run, "ray"))
+    monkeypatch.setattr(workers, "by_torchrun", partial(run, "torchrun"))
+    monkeypatch.setattr(workers, "prepared", lambda *_: None)
+    monkeypatch.setattr(workers, "connect", lambda *_: None)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    found = workers.measure_loop(tmp_path, TASK, 64, 2)
+    assert asked == [("ray", 2), ("torchrun", 2), ("ray", 1), ("torchrun", 1)] * 2
+    assert found["ray_train_over_torchrun"] == 1.05
+    assert found["spare_core"] == pytest.approx(3.0 / 3.5, abs=1e-3)
+    assert found["torchrun_spare_core_ms"] == [3500.0, 3500.0]
+
+
 def part(**found: Any) -> dict[str, Any]:
     """What is kept of a part."""
     return found | {
@@ -61,12 +85,13 @@ def test_the_table_has_goals_and_says_what_was_not_measured() -> None:
     assert table.startswith("Not measured: loop, speedup, starts, nodes.")
     found = {
         "machine": "two cores",
-        "loop": part(ray_train_over_torchrun=1.01, width=64),
+        "loop": part(ray_train_over_torchrun=1.01, spare_core=0.99, width=64),
         "starts": part(trial_start_s={"1": 0.02, "2": 0.07}),
         "nodes": part(over_one_node={"1": 1.0, "3": 2.9}, seconds_of_a_trial=2.0),
     }
     table = workers.workers_table(found)
     assert "| a step of two workers, Ray Train / torchrun (width 64) | 1.01 | 1.02 |" in table
+    assert "leaves a core to Ray's own processes | 0.99 | 1.02 |" in table
     assert "| seconds between two trials of a group of two workers | 0.07 | 0.5 |" in table
     assert "on 3 node(s) over one; trials that sleep for 2.0 s | 2.9 |" in table
     assert "Not measured: speedup." in table

@@ -166,5 +166,7 @@ def test_workers_of_a_cluster_get_what_they_need_when_they_start(
         for name in connect.WORKERS_TOO:
             os.environ.pop(name, None)
         os.environ.update(own, RAY_JOB_CONFIG_JSON_ENV_VAR=job)
+        before = {name: os.environ.get(name) for name in VARIABLES}
         connect.connect(ClusterConfig(address="127.0.0.1:1"))
+        assert {name: os.environ.get(name) for name in VARIABLES} == before, "for workers alone"
     assert seen == [{"env_vars": found}]

@@ -1,8 +1,6 @@
 """What workers of Ray Train raise, as the command that waits for them sees it."""
 
 import errno
-import json
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,9 +13,8 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from torch import Tensor, nn
 
 from krscale.cluster import train
-from krscale.cluster.train import SNAPSHOT, _user_error, _worker, check_kept
-from krscale.errors import DiskFullError, UserError
-from krscale.training.checkpoint import save_checkpoint
+from krscale.cluster.train import _user_error, _worker
+from krscale.errors import DiskFullError
 
 
 def test_a_mistake_of_the_user_is_found_among_what_the_workers_raised() -> None:
@@ -59,61 +56,6 @@ def test_a_defect_is_none(error: Exception) -> None:
     assert _user_error(error) is None  # type: ignore[arg-type]
 
 
-LATEST = Path("checkpoint_2/state")
-
-
-def kept_training(folder: Path) -> Path:
-    """Write what Ray Train leaves of two epochs, as far as `check_kept` reads it."""
-    names = ("checkpoint_1", "checkpoint_2")
-    for name in names:
-        save_checkpoint(folder / name / "state", {"weights": torch.zeros(3)})
-    results = [{"checkpoint_dir_name": name, "metrics": {}} for name in names]
-    content = {"checkpoint_results": results, "latest_checkpoint_result": results[-1]}
-    (folder / SNAPSHOT).write_text(json.dumps(content))
-    return folder
-
-
-def flip(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(bytes(content))
-
-
-def test_a_training_that_can_go_on_is_not_refused(tmp_path: Path) -> None:
-    check_kept(tmp_path / "never began")
-    check_kept(kept_training(tmp_path / "train"))
-    flip(tmp_path / "train/checkpoint_1/state/state.pt")
-    check_kept(tmp_path / "train")  # nothing goes on from it
-
-
-@pytest.mark.parametrize(
-    ("harm", "said"),
-    [
-        (lambda folder: flip(folder / LATEST / "state.pt"), "state.pt: broken: its SHA"),
-        (
-            lambda folder: flip(folder / LATEST / "manifest.json"),
-            "manifest.json: damaged",
-        ),
-        (lambda folder: (folder / LATEST / "state.pt").unlink(), "state.pt: missing"),
-        (lambda folder: (folder / "checkpoint_2").rename(folder / "gone"), "checkpoint is missing"),
-        (lambda folder: (folder / SNAPSHOT).write_text("{"), f"{SNAPSHOT}: damaged"),
-        (lambda folder: (folder / SNAPSHOT).write_text("[]"), f"{SNAPSHOT}: damaged"),
-        (lambda folder: (folder / SNAPSHOT).write_bytes(b"\xff"), f"{SNAPSHOT}: damaged"),
-    ],
-    ids=["state", "manifest", "no state", "no folder", "half a snapshot", "list", "no text"],
-)
-def test_a_checkpoint_that_rots_is_named_before_any_worker_starts(
-    tmp_path: Path, harm: Callable[[Path], object], said: str
-) -> None:
-    folder = kept_training(tmp_path / "train")
-    harm(folder)
-    with pytest.raises(UserError, match=said) as refused:
-        check_kept(folder)
-    assert str(refused.value).endswith(
-        f"Delete the folder {folder}: the same command then trains the student from the start."
-    )
-
-
 class WithUnused(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +86,12 @@ def test_a_network_that_cannot_be_shared_is_one_sentence(
     monkeypatch.setattr(train, "StepReporter", lambda *arguments: SimpleNamespace(step=None))
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
-        config = {"weights": "w.safetensors", "section": "teacher", "stall_seconds": 0.0}
+        config = {
+            "weights": "w.safetensors",
+            "section": "teacher",
+            "stall_seconds": 0.0,
+            "kept": "",
+        }
         config["queue"] = SimpleNamespace(actor=SimpleNamespace(put=SimpleNamespace(remote=list)))
         found = _worker({**config, "build": lambda workers: TwoSteps(WithUnused())})
         with pytest.raises(RuntimeError, match="a defect"):

@@ -17,7 +17,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from ray.cluster_utils import Cluster
-from running import ROOT, command, environment, overrides
+from running import ROOT, command, environment, give_own_token, overrides
 from s3_server import CREDENTIALS, SECRET, s3_server
 
 from krscale.cluster.connect import SETTINGS
@@ -87,6 +87,7 @@ def apart() -> Iterator[Apart]:
         with TemporaryDirectory(prefix="kr", ignore_cleanup_errors=True) as text:
             folder = Path(text)
             _move_to(patch, folder, "one")
+            give_own_token(patch)  # whatever another test had Ray read before
             head = {"num_cpus": 1, "include_dashboard": False, "temp_dir": f"{folder}/one/ray"}
             cluster = Cluster(initialize_head=True, head_node_args=head)
             try:

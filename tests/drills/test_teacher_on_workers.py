@@ -17,7 +17,7 @@ from running import ROOT, environment, here, one_ray, overrides
 from safetensors.torch import load_file
 
 from krscale.cluster import teacher
-from krscale.cluster.train import SNAPSHOT
+from krscale.cluster.kept_training import SNAPSHOT
 
 pytestmark = [pytest.mark.drill, pytest.mark.cluster, pytest.mark.timeout(1800)]
 

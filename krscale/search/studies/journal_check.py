@@ -24,8 +24,15 @@ from krscale.search.studies.trial_spec import key_of
 
 _FROM_A_COPY = "Restore it from a copy; without it, no search can go on in this folder."
 _CHECKSUM = re.compile(rb',"crc":(\d+)\}$')
-_CREATE_STUDY, _DELETE_STUDY, _CREATE_TRIAL = 0, 1, 4
-"""Optuna's numbers for entries that begin or end a study, or begin a trial."""
+_CREATE_STUDY, _DELETE_STUDY, _CREATE_TRIAL, _END_TRIAL = 0, 1, 4, 6
+"""Optuna's numbers for entries that begin or end a study or a trial."""
+_COMPLETE = 1
+"""Optuna's number for the state of a trial with results."""
+_NEEDED = {
+    _CREATE_STUDY: ("study_name", "directions"), _DELETE_STUDY: ("study_id",),
+    _CREATE_TRIAL: ("study_id",), _END_TRIAL: ("trial_id",),
+}  # fmt: skip
+"""What is read here of an entry, by its kind."""
 
 ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
     # of studies
@@ -50,7 +57,7 @@ def _are_numbers(value: object) -> bool:
 
 
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "directions": (_are_numbers, "numbers"),
+    "directions": (lambda value: bool(value) and _are_numbers(value), "numbers"),
     "intermediate_value": (_is_number, "a number"),
     "intermediate_values": (_are_numbers, "numbers"),
     "param_value_internal": (_is_number, "a number"),
@@ -114,31 +121,74 @@ def _check_lines(path: Path) -> list[dict[str, Any]]:
             path, f"it cannot be read ({error.strerror or error})", _FROM_A_COPY
         ) from None
     entries: list[dict[str, Any]] = []
-    studies: dict[str, int] = {}
-    begun_at: dict[str, int] = {}
-    num_studies = num_trials = 0
+    begun = _Begun()
     for number, line in enumerate(lines, start=1):
         try:
             entry = _decode(line)
-            _check_place(entry, num_studies, num_trials)
+            _check_fields(entry)
+            begun.check(entry)
         except (ValueError, KeyError, RecursionError) as error:
             raise _damage(path, number, entries, len(lines), _worded(error)) from None
         entries.append(entry)
-        kind = entry["op_code"]
-        if kind == _CREATE_STUDY and entry["study_name"] not in studies:
-            studies[entry["study_name"]] = num_studies
-            begun_at[entry["study_name"]] = number
-            num_studies += 1
-        elif kind == _DELETE_STUDY:
-            studies = {name: at for name, at in studies.items() if at != entry["study_id"]}
-        num_trials += kind == _CREATE_TRIAL
-    for name in studies:  # that of another program may be there until it is deleted
+        begun.add(entry, number)
+    for name, study in begun.names.items():  # another program's may be there until it is deleted
         try:
             key_of(name)
         except ValueError as error:
-            before = entries[: begun_at[name] - 1]
-            raise _damage(path, begun_at[name], before, len(lines), str(error)) from None
+            number = begun.lines[study]
+            raise _damage(path, number, entries[: number - 1], len(lines), str(error)) from None
     return entries
+
+
+class _Begun:
+    """The studies and trials that the entries so far have begun.
+
+    Attributes:
+        names: Number of each study that is not deleted, by its name.
+        lines: Line of the journal that begins a study, by its number.
+        num_objectives: Of each study, by its number.
+        studies: Number of the study of each trial, by the trial's number.
+    """
+
+    def __init__(self) -> None:
+        self.names: dict[str, int] = {}
+        self.lines: list[int] = []
+        self.num_objectives: list[int] = []
+        self.studies: list[int] = []
+
+    def add(self, entry: dict[str, Any], line: int) -> None:
+        """Note what an entry, which `check` has let pass, begins or ends."""
+        kind = entry["op_code"]
+        if kind == _CREATE_STUDY and entry["study_name"] not in self.names:
+            self.names[entry["study_name"]] = len(self.lines)
+            self.lines.append(line)
+            self.num_objectives.append(len(entry["directions"]))
+        elif kind == _DELETE_STUDY:
+            self.names = {name: at for name, at in self.names.items() if at != entry["study_id"]}
+        elif kind == _CREATE_TRIAL:
+            self.studies.append(entry["study_id"])
+
+    def check(self, entry: dict[str, Any]) -> None:
+        """Refuse an entry of a study or trial that no line before it began, or of another shape.
+
+        Raises:
+            ValueError: Says what is wrong with it.
+        """
+        for name, begun in (("study_id", self.lines), ("trial_id", self.studies)):
+            if name not in entry:
+                continue
+            if type(entry[name]) is not int or not 0 <= entry[name] < len(begun):
+                raise ValueError(f"{name} {entry[name]!r} was never begun")
+        kind = entry["op_code"]
+        if kind in (_CREATE_TRIAL, _END_TRIAL) and entry.get("state") == _COMPLETE:
+            study = entry["study_id"] if kind == _CREATE_TRIAL else self.studies[entry["trial_id"]]
+            values = entry.get("values")
+            found = int(entry.get("value") is not None) if values is None else len(values)
+            if found != self.num_objectives[study]:
+                raise ValueError(
+                    f"a complete trial has {found} values, its study has "
+                    f"{self.num_objectives[study]} objectives"
+                )
 
 
 class _Lines(BaseJournalBackend):
@@ -174,19 +224,15 @@ def _decode(line: bytes) -> dict[str, Any]:
     return entry
 
 
-def _check_place(entry: dict[str, Any], num_studies: int, num_trials: int) -> None:
-    """Refuse an entry of a study or trial that no line before it began."""
+def _check_fields(entry: dict[str, Any]) -> None:
+    """Refuse an entry whose fields are not what Optuna and krscale take them for."""
     for field, (is_right, expected) in _FIELDS.items():
         if field in entry and not is_right(entry[field]):
             raise ValueError(f"{field} = {entry[field]!r} is not {expected}")
-    if entry["op_code"] == _DELETE_STUDY and "study_id" not in entry:
-        raise KeyError("study_id")
+    for needed in _NEEDED.get(entry["op_code"], ()):
+        if needed not in entry:
+            raise KeyError(needed)
     _check_attributes(entry)
-    for name, number in (("study_id", num_studies), ("trial_id", num_trials)):
-        if name not in entry:
-            continue
-        if type(entry[name]) is not int or not 0 <= entry[name] < number:
-            raise ValueError(f"{name} {entry[name]!r} was never begun")
 
 
 def _check_attributes(entry: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The journal after its writer was killed at the worst moments."""
 
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -50,6 +51,10 @@ def test_half_a_line_and_a_lock_are_cleared_away(tmp_path: Path) -> None:
     assert [t.value for t in study(Journal(path)).trials] == [1.0, 2.0]
 
 
+def named(name: str) -> dict[str, Any]:
+    return {"op_code": 0, "study_name": name, "directions": [2]}
+
+
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
@@ -64,9 +69,20 @@ def test_half_a_line_and_a_lock_are_cleared_away(tmp_path: Path) -> None:
         ({"op_code": 7, "trial_id": 0, "intermediate_value": {}}, "value = {} is not a number"),
         ({"op_code": 5, "trial_id": 0, "param_value_internal": [1]}, "internal = .* not a number"),
         ({"op_code": 0, "study_name": None}, "study_name = None is not text"),
-        ({"op_code": 0, "study_name": "plain@"}, "'plain@' is the name of no study"),
-        ({"op_code": 0, "study_name": "one"}, "'one' is the name of no study"),
-        ({"op_code": 0, "study_name": "kr@1/0 final #2"}, "'1/0' is not a fraction"),
+        ({"op_code": 0, "study_name": "one"}, "its field 'directions' is missing"),
+        ({"op_code": 0, "directions": [2]}, "its field 'study_name' is missing"),
+        ({"op_code": 0, "study_name": "kr@1/4", "directions": []}, r"directions = \[\] is not"),
+        ({"op_code": 6, "trial_id": 0, "state": 1, "values": [0.5, 0.5]}, "2 values, .* 1 obj"),
+        ({"op_code": 6, "trial_id": 0, "state": 1, "values": None}, "0 values, .* 1 objectives"),
+        (
+            named("plain@"),
+            "'plain@' is the name of no study",
+        ),
+        (named("one"), "'one' is the name of no study"),
+        (
+            named("kr@1/0 final #2"),
+            "'1/0' is not a fraction",
+        ),
         ({"op_code": 1}, "study_id"),
         ({"op_code": 2, "study_id": 0, "user_attr": {"ended_by": {}}}, "ended_by = {} is not what"),
         ({"op_code": 2, "study_id": 0, "user_attr": {"lost_students": 3}}, "lost_students = 3"),

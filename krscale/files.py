@@ -55,6 +55,15 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write text as UTF-8, atomically.
+
+    Raises:
+        DiskFullError: As `write_atomic`.
+    """
+    write_atomic(path, lambda temporary: _write_text(temporary, text))
+
+
 def write_json(path: Path, content: Any, *, checksum: bool = True) -> None:
     """Write JSON atomically, readable by people and stable under diff.
 
@@ -74,7 +83,7 @@ def write_json(path: Path, content: Any, *, checksum: bool = True) -> None:
         above = text.removesuffix("\n}\n")
         digest = _hexdigest(above.encode()).decode()
         text = f'{above},\n  "{CHECKSUM}": "{digest}"\n}}\n'
-    write_atomic(path, lambda temporary: _write_text(temporary, text))
+    write_text(path, text)
 
 
 def read_json(path: Path, rebuild: str = "") -> Any:

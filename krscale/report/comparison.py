@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from krscale.files import write_atomic
+from krscale.files import write_text
 from krscale.report.gains import gains_of_unlabelled
 from krscale.report.interval import half_width
 from krscale.report.result import Curve
@@ -96,7 +96,7 @@ def write_csv(curves: Sequence[Curve], path: Path) -> None:
                     "settings": json.dumps(result.best, sort_keys=True),
                 }
                 writer.writerow(row)
-    write_atomic(path, lambda temporary: _write(temporary, text.getvalue()))
+    write_text(path, text.getvalue())
 
 
 def _unlabelled(curve: Curve) -> str:
@@ -113,7 +113,3 @@ def _short(commit: str) -> str:
 def _budget(curve: Curve) -> str:
     counts = {r.num_trials for size in curve.sizes for r in size.methods.values()}
     return "-".join(str(count) for count in sorted({min(counts), max(counts)})) if counts else "0"
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from krscale.files import write_atomic
+from krscale.files import write_text
 from krscale.showing import printable
 
 
@@ -47,7 +47,7 @@ def write_rendered(path: Path, template: str, **values: Any) -> None:
         values: What it names. All are escaped but `Markup`.
     """
     text = _templates().get_template(template).render(values)
-    write_atomic(path, lambda temporary: _write(temporary, text))
+    write_text(path, text)
 
 
 @cache
@@ -71,7 +71,3 @@ def _finalize(value: Any) -> Any:
 
 def _data_uri(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from filelock import FileLock, Timeout
 from krscale.config import Experiment, TrackingConfig, as_record, validate
 from krscale.config.older import FORMER_OF_KR, MENDED, uses_mended_method, with_former_defaults
 from krscale.errors import UserError
-from krscale.files import follow, read_json, reading, write_atomic, write_json
+from krscale.files import follow, read_json, reading, write_json, write_text
 from krscale.foreign import is_file, real, user_path
 from krscale.links import refuse_links
 from krscale.redaction import redact_all
@@ -102,7 +101,7 @@ def run_folder(
     try:
         now = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
         who = f"process {os.getpid()} on {platform.node()}, since {now}\n"
-        write_atomic(owner, partial(_write, text=who))  # in the place of whatever stands there
+        write_text(owner, who)  # in the place of whatever stands there
         with mirrored(folder, say):
             _check_or_write(folder, experiment, bound, spent, renewed)
             write_json(folder / ENVIRONMENT_FILE, environment())
@@ -192,10 +191,6 @@ def last_start(folder: Path) -> tuple[TrackingConfig, Path] | None:
 def student_path(run_path: Path, method: str, capacity: str, seed: int) -> Path:
     """Return where the weights of a final student of a search are kept."""
     return run_path / "students" / method / capacity.replace("/", "-") / f"seed-{seed}.safetensors"
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _check_or_write(

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from krscale.files import write_atomic
+from krscale.files import write_text
 
 CACHE_VARIABLE = "KRSCALE_CACHE_PATH"
 """Environment variable: where a machine keeps working folders, `~/.cache/krscale` without it."""
@@ -137,11 +137,7 @@ def mark(storage: str) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     marker = folder / MARKER
     if not marker.is_file() or marker.read_text(encoding="utf-8") != storage:
-        write_atomic(marker, lambda temporary: _write(temporary, storage))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+        write_text(marker, storage)
 
 
 def storage_of(folder: Path) -> str:

@@ -24,6 +24,8 @@ from krscale.tracking.moving import follow_artifacts
 if TYPE_CHECKING:
     from mlflow.entities import Experiment
 
+_HALF_MADE = re.compile(r"\b(table|index) \w+ already exists|duplicate column name")
+"""What a migration says in a database where an earlier one was cut off."""
 Kind = Literal["metrics", "params", "tags"]
 _PAGE_RUNS = 1000
 KEY_TAG = "krscale.key"
@@ -347,7 +349,7 @@ def _reason(error: Exception, shown: str) -> str:
             f"its database is of an older MLflow; back it up, then run: "
             f"mlflow db upgrade {shlex.quote(shown)}"
         )
-    if re.search(r"\btable \w+ already exists", text):
+    if shown.startswith("sqlite") and _HALF_MADE.search(text):
         return (
             "a process was killed while it made this database, which MLflow cannot go on with; "
             "move the file away, and the next start makes another"

@@ -13,7 +13,7 @@ import pytest
 from running import ROOT, environment
 
 from krscale.tracking.address import DATABASE, resolve_address
-from krscale.tracking.server import Server, ServerAway, prepare_mlflow
+from krscale.tracking.server import Server, ServerAway, _translated, prepare_mlflow
 
 MAKE = """
 import sys
@@ -63,6 +63,24 @@ def test_a_database_that_was_left_unfinished_is_named(tmp_path: Path) -> None:
         database.execute("create table experiment_tags (key text)")
     with pytest.raises(ServerAway, match=r"was killed while it made this database.* move the file"):
         open_here(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shown", "error", "known"),
+    [
+        ("sqlite:///a.db", "duplicate column name: deleted_time [SQL: ALTER TABLE", True),
+        ("sqlite+pysqlite:///a.db", "index index_params_run_uuid already exists", True),
+        ("sqlite:///a.db", "database is locked", False),
+        ("postgresql://host/db", 'relation "issues" already exists', False),
+        ("http://host:5000", "table issues already exists", False),  # its file is not the user's
+    ],
+)
+def test_what_a_cut_off_migration_leaves_is_told_from_other_errors(
+    shown: str, error: str, known: bool
+) -> None:
+    with pytest.raises(ServerAway) as found, _translated(shown, connecting=True):
+        raise sqlite3.OperationalError(error)
+    assert ("move the file away" in str(found.value)) is known
 
 
 def test_an_empty_file_becomes_a_database(tmp_path: Path) -> None:

@@ -1,20 +1,21 @@
 """From where a training of several workers goes on, if it was begun before.
 
 Ray Train keeps a record of its checkpoints and writes it in place. A machine that fails meanwhile
-leaves half a record beside whole checkpoints, of which the newest is gone on from.
+leaves half a record beside whole checkpoints; the training then goes on from the newest of them.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from krscale.errors import UserError
 from krscale.files import damaged, set_aside
 from krscale.storage.address import place_of
-from krscale.training.checkpoint import check_checkpoint
+from krscale.training.checkpoint import check_checkpoint, read_note
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray Train's own record of the checkpoints that it keeps."""
@@ -22,7 +23,29 @@ STATE = "state"
 """Folder of krscale's checkpoint within Ray Train's."""
 
 
-def find_checkpoint(folder: Path, what: str, note: Callable[[str], None]) -> Path | None:
+@dataclass(frozen=True)
+class KeptTraining:
+    """What is kept of a training that was begun before.
+
+    Attributes:
+        checkpoint: The one that workers are to go on from, where Ray Train has no record of it;
+            None where its record says from where, or nothing is kept.
+        unrecorded: All checkpoints that Ray Train has no record of, and so never removes.
+        metrics: Of the last epoch that is kept. The driver may have ended before it noted them.
+    """
+
+    checkpoint: Path | None = None
+    unrecorded: tuple[Path, ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def remove_unrecorded(self) -> None:
+        """Remove them, when the training has ended."""
+        for path in self.unrecorded:
+            if path.is_dir():  # a Ray that outlives its driver may have been removing it
+                shutil.rmtree(path)
+
+
+def find_kept(folder: Path, what: str, note: Callable[[str], None]) -> KeptTraining:
     """Compare the checkpoint that a training goes on from with its checksums.
 
     On workers, what is wrong with it would be found by each group that Ray starts, one by one.
@@ -30,46 +53,38 @@ def find_checkpoint(folder: Path, what: str, note: Callable[[str], None]) -> Pat
     Args:
         folder: Of Ray Train; it need not exist.
         what: Is trained.
-        note: Prints a line for the user: that the record was unreadable.
-
-    Returns:
-        The checkpoint that Ray Train has no record of, and workers are to go on from; None where
-        its record says from where, or nothing is kept.
+        note: Prints a line for the user: that the record is lost.
 
     Raises:
         UserError: Naming the file that is damaged, and what to do.
     """
-    snapshot = folder / SNAPSHOT
+    snapshot, present = folder / SNAPSHOT, _checkpoints(folder)
     rebuild = f"Delete the folder {folder}: the same command then trains the {what} from the start."
-    here = place_of(folder) is None  # elsewhere, a record is there whole or not at all
+    if place_of(folder) is not None:
+        present = []  # this is a copy, and objects are there whole or not at all
     if not snapshot.exists():
-        return next(_whole(folder), None) if here else None
+        newest = _newest_whole(present)
+        return KeptTraining(newest, tuple(present), _metrics(newest))
     try:
         names, latest = _recorded(snapshot)
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        newest = next(_whole(folder), None) if here else None
+        newest = _newest_whole(present)
         if newest is None:
             raise damaged(snapshot, f"it cannot be read ({error})", rebuild) from None
         aside = set_aside(snapshot)
-        note(f"{aside}: Ray Train's record could not be read; {newest.name} is gone on from.")
-        return newest
+        note(
+            f"{aside}: Ray Train's record of its checkpoints cannot be read ({error}). The "
+            f"training goes on from the newest whole one, {newest.name}."
+        )
+        return KeptTraining(newest, tuple(present), _metrics(newest))
     for name in names:
         if not (folder / name).is_dir():
             raise UserError(f"{folder / name}: this checkpoint is missing. {rebuild}")
-    if latest:
-        check_checkpoint(folder / latest / STATE, rebuild)
-    return None
-
-
-def remove_unrecorded(folder: Path) -> None:
-    """Remove checkpoints that Ray Train has no record of, when a training has ended."""
-    snapshot = folder / SNAPSHOT
-    if not snapshot.exists():
-        return
-    names, _ = _recorded(snapshot)
-    for path in _checkpoints(folder):
-        if path.name not in names:
-            shutil.rmtree(path)
+    unrecorded = tuple(path for path in present if path.name not in names)
+    if not latest:
+        return KeptTraining(unrecorded=unrecorded)
+    check_checkpoint(folder / latest / STATE, rebuild)
+    return KeptTraining(unrecorded=unrecorded, metrics=_metrics(folder / latest))
 
 
 def _recorded(snapshot: Path) -> tuple[list[str], str]:
@@ -86,19 +101,26 @@ def _recorded(snapshot: Path) -> tuple[list[str], str]:
     return list(dict.fromkeys(names)), names[-1] if names else ""
 
 
-def _whole(folder: Path) -> Iterator[Path]:
-    """Yield the checkpoints that are what was written, the newest first.
+def _metrics(checkpoint: Path | None) -> dict[str, float]:
+    """Return the metrics in the note of a whole checkpoint; those of an older krscale have none."""
+    found = json.loads(read_note(checkpoint / STATE) or "{}") if checkpoint else {}
+    return {str(name): float(value) for name, value in found.items()}
+
+
+def _newest_whole(checkpoints: Iterable[Path]) -> Path | None:
+    """Return the newest checkpoint that is what was written.
 
     Not that of a last epoch, which has the weights beside it: no epoch would be left to report.
     """
-    for path in sorted(_checkpoints(folder), reverse=True):  # their names are their times
+    for path in sorted(checkpoints, reverse=True):  # their names are their times
         if any(path.glob("*.safetensors")):
             continue
         try:
             check_checkpoint(path / STATE)
         except UserError:
             continue  # of an epoch that was being reported
-        yield path
+        return path
+    return None
 
 
 def _checkpoints(folder: Path) -> list[Path]:

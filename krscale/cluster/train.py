@@ -9,6 +9,7 @@ again from there.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +24,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 
 from krscale.cluster.connect import require
-from krscale.cluster.kept_training import STATE, find_checkpoint, remove_unrecorded
+from krscale.cluster.kept_training import STATE, find_kept
 from krscale.cluster.lost_worker import lost_worker
 from krscale.cluster.rendezvous import OneAddress
 from krscale.cluster.worker_reports import EpochReporter, OnEpoch, ReportReader, StepReporter
@@ -104,8 +105,10 @@ def fit_on_workers(
         experiment: The cluster and the device.
         section: Whose `num_workers` are used.
         weights: File of what was trained; Ray Train has a folder beside it.
-        on_epoch: Called on the driver with the metrics of every epoch.
-        note: Prints a line for the user: that a training which hung was ended.
+        on_epoch: Called on the driver with the metrics of every epoch; again with those of the
+            epoch that an unfinished training goes on from.
+        note: Prints a line for the user: that a training which hung was ended, or that Ray Train's
+            record of an unfinished one is lost.
 
     Returns:
         The metrics of the last epoch, over all workers.
@@ -117,7 +120,9 @@ def fit_on_workers(
     """
     folder, num_workers = weights.parent, getattr(experiment, section).num_workers
     bring_all(folder / TRAIN)
-    kept = find_checkpoint(folder / TRAIN, "student" if section == "train" else section, note)
+    kept = find_kept(folder / TRAIN, "student" if section == "train" else section, note)
+    if kept.metrics:
+        on_epoch(kept.metrics)
     path, filesystem = place_for_ray(folder)
     use_gpu = _uses_gpu(experiment.train.device, num_workers)
     each = {"CPU": 1.0, **({"GPU": 1.0} if use_gpu else {})}
@@ -134,7 +139,7 @@ def fit_on_workers(
             "section": section,
             "queue": queue,
             "stall_seconds": stall_seconds,
-            "kept": str(kept or ""),
+            "go_on_from": str(kept.checkpoint or ""),
         },
         torch_config=OneAddress(backend="nccl" if use_gpu else "gloo"),
         scaling_config=train.ScalingConfig(
@@ -168,7 +173,7 @@ def fit_on_workers(
         raise KrscaleError("Ray Train ended without a checkpoint")
     with result.checkpoint.as_directory() as checkpoint:
         copy_checked(Path(checkpoint) / weights.name, weights)
-    remove_unrecorded(folder / TRAIN)
+    kept.remove_unrecorded()
     return dict(result.metrics)
 
 
@@ -214,8 +219,8 @@ def _worker(config: dict[str, Any]) -> tuple[str, str] | None:
     reporter = StepReporter(send, workers.rank, config["stall_seconds"])
     training: Training = config["build"](workers)
     latest = train.get_checkpoint()
-    if latest is None and config["kept"]:
-        latest = train.Checkpoint.from_directory(config["kept"])
+    if latest is None and config["go_on_from"]:
+        latest = train.Checkpoint.from_directory(config["go_on_from"])
     if latest is not None and (problem := _go_on(training, latest)):
         return UserError.__name__, problem
     training.on_step = reporter.step
@@ -225,7 +230,8 @@ def _worker(config: dict[str, Any]) -> tuple[str, str] | None:
             train.report(metrics)
             return
         with tempfile.TemporaryDirectory() as temporary:
-            save_checkpoint(Path(temporary) / STATE, training.state_dict())
+            note = json.dumps(metrics)  # for a driver that ends before it hears of them
+            save_checkpoint(Path(temporary) / STATE, training.state_dict(), note)
             if training.finished:
                 save_weights(Path(temporary) / config["weights"], training.student)
             train.report(metrics, checkpoint=train.Checkpoint.from_directory(temporary))

@@ -278,6 +278,12 @@ def fit_or_continue(
 ) -> dict[str, float]:
     """Run all epochs, each kept as the checkpoint `path`; go on from there after an interruption.
 
+    Args:
+        training: Of all epochs that remain.
+        path: Folder of the checkpoint.
+        on_epoch: Called with the metrics of every epoch; again with those of the epoch that is gone
+            on from, since the process may have ended between the checkpoint and its call.
+
     Returns:
         The metrics of the last epoch.
     """
@@ -286,6 +292,7 @@ def fit_or_continue(
         state = load_checkpoint(path)
         training.load_state_dict(state["training"])
         metrics = state["metrics"]
+        on_epoch(metrics)
 
     def keep(metrics: dict[str, float]) -> None:
         save_checkpoint(path, {"training": training.state_dict(), "metrics": metrics})

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from krscale.cluster.kept_training import SNAPSHOT, find_checkpoint, remove_unrecorded
+from krscale.cluster.kept_training import SNAPSHOT, KeptTraining, find_kept
 from krscale.errors import UserError
 from krscale.training.checkpoint import save_checkpoint
 
@@ -20,7 +20,8 @@ def kept_training(folder: Path) -> Path:
     """Write what Ray Train leaves of two epochs, as far as it is read."""
     names = ("checkpoint_1", "checkpoint_2")
     for name in names:
-        save_checkpoint(folder / name / "state", {"weights": torch.zeros(3)})
+        note = json.dumps({"epoch": float(name[-1])})
+        save_checkpoint(folder / name / "state", {"weights": torch.zeros(3)}, note)
     results = [{"checkpoint_dir_name": name, "metrics": {}} for name in names]
     content = {"checkpoint_results": results, "latest_checkpoint_result": results[-1]}
     (folder / SNAPSHOT).write_text(json.dumps(content))
@@ -39,15 +40,22 @@ def nothing_whole(folder: Path) -> None:
         flip(path / "state/state.pt")
 
 
-def find(folder: Path, notes: list[str] | None = None) -> Path | None:
-    return find_checkpoint(folder, "student", (notes if notes is not None else []).append)
+def find(folder: Path, notes: list[str] | None = None) -> KeptTraining:
+    return find_kept(folder, "student", (notes if notes is not None else []).append)
 
 
 def test_a_training_that_can_go_on_is_not_refused(tmp_path: Path) -> None:
-    assert find(tmp_path / "never began") is None
-    assert find(kept_training(tmp_path / "train")) is None, "Ray Train knows it"
+    assert find(tmp_path / "never began") == KeptTraining()
+    known_to_ray_train = KeptTraining(metrics={"epoch": 2.0})
+    assert find(kept_training(tmp_path / "train")) == known_to_ray_train
     flip(tmp_path / "train/checkpoint_1/state/state.pt")
-    assert find(tmp_path / "train") is None, "nothing goes on from it"
+    assert find(tmp_path / "train") == known_to_ray_train, "nothing goes on from it"
+
+
+def test_checkpoints_of_an_older_krscale_have_no_metrics(tmp_path: Path) -> None:
+    folder = kept_training(tmp_path / "train")
+    save_checkpoint(folder / "checkpoint_2/state", {"weights": torch.zeros(3)})
+    assert find(folder) == KeptTraining()
 
 
 @pytest.mark.parametrize(
@@ -88,14 +96,19 @@ def test_the_newest_whole_checkpoint_is_gone_on_from_where_the_record_is_lost(
     record: bytes, tmp_path: Path
 ) -> None:
     folder, notes = kept_training(tmp_path / "train"), []
+    first, second = folder / "checkpoint_1", folder / "checkpoint_2"
     (folder / SNAPSHOT).write_bytes(record)
-    assert find(folder, notes) == folder / "checkpoint_2"
+    found = find(folder, notes)
+    assert (found.checkpoint, found.metrics) == (second, {"epoch": 2.0})
     (note,) = notes
     assert str(folder / f"{SNAPSHOT}.damaged") in note
     assert not (folder / SNAPSHOT).exists(), "Ray Train would fail with it"
-    assert find(folder) == folder / "checkpoint_2", "before the next report, too"
-    flip(folder / "checkpoint_2/state/state.pt")
-    assert find(folder) == folder / "checkpoint_1"
+    assert find(folder) == found, "before the next report, too"
+    flip(second / "state/state.pt")
+    found = find(folder)
+    assert (found.checkpoint, found.metrics) == (first, {"epoch": 1.0})
+    found.remove_unrecorded()
+    assert list(folder.glob("checkpoint_?")) == []
 
 
 def test_a_last_epoch_is_trained_again_where_the_record_is_lost(tmp_path: Path) -> None:
@@ -103,7 +116,7 @@ def test_a_last_epoch_is_trained_again_where_the_record_is_lost(tmp_path: Path) 
     folder = kept_training(tmp_path / "train")
     (folder / "checkpoint_2/student.safetensors").touch()
     (folder / SNAPSHOT).unlink()
-    assert find(folder) == folder / "checkpoint_1"
+    assert find(folder).checkpoint == folder / "checkpoint_1"
 
 
 def test_on_a_uri_nothing_is_found_that_ray_train_has_not_recorded(
@@ -116,16 +129,18 @@ def test_on_a_uri_nothing_is_found_that_ray_train_has_not_recorded(
     with pytest.raises(UserError, match="damaged"):
         find(folder)
     (folder / SNAPSHOT).unlink()
-    assert find(folder) is None
+    assert find(folder) == KeptTraining()
 
 
 def test_what_ray_train_has_no_record_of_is_removed_in_the_end(tmp_path: Path) -> None:
     folder = kept_training(tmp_path / "train")
-    (folder / "checkpoint_0/state").mkdir(parents=True)
-    remove_unrecorded(folder)
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "checkpoint_1",
-        "checkpoint_2",
-        SNAPSHOT,
-    ]
-    remove_unrecorded(tmp_path / "never began")
+    for name in ("checkpoint_0", "checkpoint_3"):
+        (folder / name / "state").mkdir(parents=True)
+    found = find(folder)
+    assert found.checkpoint is None
+    (folder / "checkpoint_4").mkdir()  # of this training; Ray Train may be removing it
+    (folder / "checkpoint_3/state").rmdir()
+    (folder / "checkpoint_3").rmdir()
+    found.remove_unrecorded()
+    left = {path.name for path in folder.iterdir()}
+    assert left == {SNAPSHOT, "checkpoint_1", "checkpoint_2", "checkpoint_4"}

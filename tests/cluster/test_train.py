@@ -86,12 +86,7 @@ def test_a_network_that_cannot_be_shared_is_one_sentence(
     monkeypatch.setattr(train, "StepReporter", lambda *arguments: SimpleNamespace(step=None))
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
-        config = {
-            "weights": "w.safetensors",
-            "section": "teacher",
-            "stall_seconds": 0.0,
-            "kept": "",
-        }
+        config = {"weights": "w", "section": "teacher", "stall_seconds": 0.0, "go_on_from": ""}
         config["queue"] = SimpleNamespace(actor=SimpleNamespace(put=SimpleNamespace(remote=list)))
         found = _worker({**config, "build": lambda workers: TwoSteps(WithUnused())})
         with pytest.raises(RuntimeError, match="a defect"):

@@ -19,7 +19,7 @@ from krscale.methods.base import Batch, Method
 from krscale.methods.learner import Learner
 from krscale.models.resnet import resnet
 from krscale.parallel import Workers
-from krscale.training.loop import Training, evaluate, fit
+from krscale.training.loop import Training, evaluate, fit, fit_or_continue
 
 
 @pytest.fixture(scope="module")
@@ -294,3 +294,46 @@ def test_averaged_weights_are_judged_kept_and_continued(dataset: Dataset) -> Non
     resumed.load_state_dict(state)
     fit(resumed, lambda metrics: None)
     assert_same(weights(whole), weights(resumed))
+
+
+class Counted:
+    """Three epochs that only count; what `fit_or_continue` takes of a training."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+
+    @property
+    def finished(self) -> bool:
+        return self.epoch == 3
+
+    def run_epoch(self) -> dict[str, float]:
+        self.epoch += 1
+        return {"epoch": float(self.epoch)}
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch = state["epoch"]
+
+
+@pytest.mark.parametrize("cut_short", [1.0, 2.0, 3.0])
+def test_an_epoch_is_told_though_the_process_ended_right_after_its_checkpoint(
+    cut_short: float, tmp_path: Path
+) -> None:
+    told: list[float] = []
+
+    def end_there(metrics: dict[str, float]) -> None:
+        if metrics["epoch"] == cut_short:
+            raise KeyboardInterrupt
+        told.append(metrics["epoch"])
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_or_continue(Counted(), tmp_path / "kept", end_there)  # type: ignore[arg-type]
+    last = fit_or_continue(
+        Counted(),  # type: ignore[arg-type]
+        tmp_path / "kept",
+        lambda metrics: told.append(metrics["epoch"]),
+    )
+    assert told == [1.0, 2.0, 3.0]
+    assert last == {"epoch": 3.0}

@@ -141,8 +141,8 @@ def workers_table(result: Mapping[str, Any]) -> str:
             )
             share = round(speedup["speedup"] / speedup["limit"], 3)
             rows.append(
-                f"| two workers' speed, of the most this machine allows | {share} "
-                "| 0.925: 1.85 of 2 |"
+                f"| two workers' speed over the most this machine allows (1.85 of 2 is 0.925) "
+                f"| {share} | |"
             )
     if starts := result.get("starts"):
         one, two = (starts["trial_start_s"][number] for number in ("1", "2"))

@@ -102,7 +102,7 @@ def test_the_share_of_what_the_machine_allows_stands_beside_the_speedup() -> Non
         {"machine": "m", "speedup": part(speedup=1.7, limit=1.8, width=8)}
     )
     assert "| 1.7 | 1.85 |" in table
-    assert "of the most this machine allows | 0.944 | 0.925: 1.85 of 2 |" in table
+    assert "over the most this machine allows (1.85 of 2 is 0.925) | 0.944 | |" in table
 
 
 def test_the_page_is_what_was_measured() -> None:

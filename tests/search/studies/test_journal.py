@@ -74,15 +74,9 @@ def named(name: str) -> dict[str, Any]:
         ({"op_code": 0, "study_name": "kr@1/4", "directions": []}, r"directions = \[\] is not"),
         ({"op_code": 6, "trial_id": 0, "state": 1, "values": [0.5, 0.5]}, "2 values, .* 1 obj"),
         ({"op_code": 6, "trial_id": 0, "state": 1, "values": None}, "0 values, .* 1 objectives"),
-        (
-            named("plain@"),
-            "'plain@' is the name of no study",
-        ),
+        (named("plain@"), "'plain@' is the name of no study"),
         (named("one"), "'one' is the name of no study"),
-        (
-            named("kr@1/0 final #2"),
-            "'1/0' is not a fraction",
-        ),
+        (named("kr@1/0 final #2"), "'1/0' is not a fraction"),
         ({"op_code": 1}, "study_id"),
         ({"op_code": 2, "study_id": 0, "user_attr": {"ended_by": {}}}, "ended_by = {} is not what"),
         ({"op_code": 2, "study_id": 0, "user_attr": {"lost_students": 3}}, "lost_students = 3"),

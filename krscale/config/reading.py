@@ -14,7 +14,7 @@ from krscale.config.experiment import Experiment
 from krscale.config.hints import expected_form, explain_item, explain_unknown, field_paths
 from krscale.config.ranges import SearchChoices, SearchRange, UsedWith
 from krscale.errors import UserError, nearest
-from krscale.foreign import user_path
+from krscale.foreign import regular, user_path
 from krscale.redaction import redact
 
 RENAMED = {"search.trials_per_rung": "search.trials_per_size"}
@@ -24,6 +24,7 @@ _KEY_OF_MANY = re.compile(
     re.MULTILINE,
 )
 """`tomllib` takes memory by the square of a key's parts, 20 GB for one of 200 kB."""
+_MOST_BYTES = 4 * 1024**2
 
 
 def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Experiment:
@@ -98,7 +99,7 @@ def _experiment_file(path: Path) -> Path:
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file, or raise a `UserError` that says why it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _bounded(path).decode("utf-8")
         if _KEY_OF_MANY.search(text):
             raise ValueError("a key of more than 100 parts")
         return tomllib.loads(text)
@@ -109,6 +110,20 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such file.{hint}") from None
     except (OSError, ValueError, RecursionError) as error:  # of text, TOML or a number too long
         raise UserError(f"{path}: not a readable TOML file: {error}") from None
+
+
+def _bounded(path: Path) -> bytes:
+    """Return the content of a file a user names, if it is as long as an experiment can be.
+
+    A named pipe nobody writes to would be waited for, and `/dev/zero` fill the memory. Pipes below
+    `/dev` are those of a shell: `<(...)` and standard input.
+    """
+    given = path if path.is_relative_to("/dev") else regular(path)
+    with given.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
+    return content
 
 
 def _declarations(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -158,7 +158,7 @@ def load_pixels(file: Path, preprocessing: dict[str, Any]) -> npt.NDArray[np.uin
     channels, height, width = preprocessing["image_shape"]
     decoding = preprocessing["decoding"]
     try:
-        with Image.open(file, formats=FORMATS) as opened:
+        with Image.open(_regular(file), formats=FORMATS) as opened:
             image = _flat(opened, decoding["background"])
             image = image.convert("L" if channels == 1 else "RGB")
         if decoding["scaled"]:
@@ -251,7 +251,7 @@ def _read_list(path: Path, split: str | None) -> list[tuple[str, str]]:
     if path.suffix.lower() in SUFFIXES:
         raise RefusedError(f"{path}: an image; --accuracy takes a folder or {form}.")
     try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
+        with _regular(path).open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines)
             columns, rows = tuple(reader.fieldnames or ()), list(reader)
     except (OSError, ValueError, csv.Error) as error:
@@ -284,12 +284,19 @@ def _is_image(path: Path, folder: Path) -> bool:
 
 def _read_card(path: Path) -> dict[str, Any]:
     """Return the content of `student.json`, unless it is not what its last line has a hash of."""
-    text = path.read_bytes()
+    text = _regular(path).read_bytes()
     content: dict[str, Any] = json.loads(text.decode("utf-8"))
     above, has_hash, last = text.rpartition(b',\n  "sha256_of_above": "')
     if has_hash and hashlib.sha256(above).hexdigest().encode() != last[:64]:
         raise ValueError("damaged: it is not the file that was exported")
     return content
+
+
+def _regular(path: Path) -> Path:
+    """Return a path that is about to be opened, unless it is a pipe or a device: it never ends."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError("it is a named pipe, a socket or a device")
+    return path
 
 
 def _reason(error: Exception) -> str:

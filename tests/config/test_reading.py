@@ -1,5 +1,6 @@
 """The experiment file: read, overridden, refused with one clear error per mistake."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,35 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
         load(tmp_path / "experiment.toml")
     with pytest.raises(UserError, match=r"no such file.*Did you mean .*experiment\.toml"):
         load(tmp_path / "experimnt.toml")
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no /dev")
+def test_what_is_no_file_or_has_no_end_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    sparse = tmp_path / "sparse.toml"
+    sparse.touch()
+    os.truncate(sparse, 10**13)
+    named = {
+        tmp_path / "pipe.toml": "a named pipe",
+        tmp_path: "a folder",
+        Path("/dev/zero"): r"more than 4,194,304 bytes",
+        sparse: r"more than 4,194,304 bytes",
+    }
+    for path, words in named.items():
+        with pytest.raises(UserError, match=f"not a readable TOML file: .*{words}"):
+            load(path)
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="no /dev/fd")
+def test_what_a_shell_gives_as_a_file_is_read() -> None:
+    """`krscale tune <(sed ... jobs/digits.toml)`."""
+    read, write = os.pipe()
+    try:
+        os.write(write, b'name = "piped"\n')
+        os.close(write)
+        assert load(Path(f"/dev/fd/{read}")).name == "piped"
+    finally:
+        os.close(read)
 
 
 def test_fingerprint_covers_results_and_not_places() -> None:

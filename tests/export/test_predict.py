@@ -35,7 +35,13 @@ from krscale.export import (  # fmt: skip
     read_card,
     writing,
 )
-from krscale.export.predict import SYSTEM_FOLDERS, UnreadableError, load_pixels
+from krscale.export.predict import (
+    SYSTEM_FOLDERS,
+    RefusedError,
+    Student,
+    UnreadableError,
+    load_pixels,
+)
 from krscale.models.preprocessing import normalise, preprocessing_of_network
 from krscale.parallel import Workers
 from krscale.setup.network_builder import build_student
@@ -300,6 +306,22 @@ def test_files_that_cannot_be_read_are_named_together(script, held_out: Path, ca
     assert "2 of 6 files cannot be read" in err
     assert script(folder / "empty.png") == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_nothing_waits_for_a_named_pipe(
+    script, exported, held_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = tmp_path / "a.png"
+    os.mkfifo(pipe)
+    assert script(pipe) == 1
+    assert "a.png: it is a named pipe" in capsys.readouterr().err
+    os.mkfifo(tmp_path / "list.csv")
+    assert script("--accuracy", tmp_path / "list.csv") == 2
+    assert "list.csv: it is a named pipe" in capsys.readouterr().err
+    os.mkfifo(tmp_path / "student.json")
+    with pytest.raises(RefusedError, match=r"student\.json: cannot be read: it is a named pipe"):
+        Student(tmp_path)
 
 
 def test_names_of_strangers_files(

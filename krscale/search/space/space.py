@@ -121,15 +121,16 @@ def find_space(name: str) -> Path:
     Raises:
         UserError: If neither exists; names the nearest shipped space.
     """
-    if name.endswith(".toml"):
-        path = user_path(name, "search.space")
-        if path.is_file():
-            return path
+    path = user_path(name, "search.space")
+    if name.endswith(".toml") and path.exists():
+        return path
     folder = next((f for f in _shipped_folders() if f.is_dir()), None)
     shipped = {path.stem: path for path in folder.glob("*.toml")} if folder else {}
     stem = Path(name).stem
     if stem in shipped and name in (stem, f"search_spaces/{stem}.toml"):
         return shipped[stem]
+    if path.is_file():
+        raise UserError(f"search.space: {path}: the name of a file with a space ends in .toml.")
     raise unknown_name("space (neither a shipped name nor a file)", name, shipped, "search.space")
 
 

@@ -1,5 +1,6 @@
 """Search spaces: what is read, and every mistake refused with one clear error."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,27 @@ def test_shipped_space_is_found_by_name_and_valid() -> None:
 def test_unknown_space_names_the_shipped_ones() -> None:
     with pytest.raises(UserError, match=r"unknown space.*'krr'.*Did you mean 'kr'"):
         load_space(load(None, ["search.space=krr"]), 6)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pipe.toml", "pipe.toml: not a readable TOML file: .*named pipe"),
+        ("folder.toml", "folder.toml: not a readable TOML file: .*a folder"),
+        ("noise.toml", "noise.toml: not a readable TOML file: .*utf-8"),
+        ("space.txt", "space.txt: the name of a file with a space ends in .toml"),
+        ("gone.toml", "unknown space .neither a shipped name nor a file. '.*gone.toml'"),
+        ("a" * 300, "a name of 300 bytes"),
+    ],
+)
+def test_what_can_be_no_space_is_named(tmp_path: Path, name: str, message: str) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "noise.toml").write_bytes(b"\xff\xfe")
+    (tmp_path / "space.txt").touch()
+    with pytest.raises(UserError, match=message):
+        load_space(load(None, [f"search.space='{tmp_path / name}'"]), 6)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,18 @@ def is_file(path: str | Path) -> bool:
     return True
 
 
+def missing(path: Path, kind: str = "file") -> str:
+    """Say that there is nothing under a path, or that it is a link which leads nowhere.
+
+    Example:
+        >>> missing(Path("/no/teacher.pt"))
+        'no such file'
+    """
+    if path.is_symlink():
+        return f"a link to {path.readlink()}, which is not there"
+    return f"no such {kind}"
+
+
 @contextmanager
 def parsing(problem: str, advice: str = "") -> Iterator[None]:
     """Turn whatever a parser raises over the content of a file into one `UserError`.

@@ -14,7 +14,7 @@ from krscale.config.experiment import Experiment
 from krscale.config.hints import expected_form, explain_item, explain_unknown, field_paths
 from krscale.config.ranges import SearchChoices, SearchRange, UsedWith
 from krscale.errors import UserError, nearest
-from krscale.foreign import regular, user_path
+from krscale.foreign import missing, regular, user_path
 from krscale.redaction import redact
 
 RENAMED = {"search.trials_per_rung": "search.trials_per_size"}
@@ -105,9 +105,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except FileNotFoundError:
         siblings = [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
-        guess = nearest(path.name, siblings)
+        guess = nearest(path.name, set(siblings) - {path.name})
         hint = f" Did you mean {path.parent / guess}?" if guess else ""
-        raise UserError(f"{path}: no such file.{hint}") from None
+        raise UserError(f"{path}: {missing(path)}.{hint}") from None
     except (OSError, ValueError, RecursionError) as error:  # of text, TOML or a number too long
         raise UserError(f"{path}: not a readable TOML file: {error}") from None
 

@@ -20,6 +20,7 @@ from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.data.unpacking import read_members
 from krscale.errors import UserError
 from krscale.files import sha256
+from krscale.foreign import missing
 
 _SHAPE = (3, 32, 32)
 _NUM_VALUES = 3 * 32 * 32  # of one image, channel by channel, row by row
@@ -118,14 +119,15 @@ class _Cifar:
         if not config.path:
             raise UserError(f"data.path: the source {self.source!r} needs a path. {self._wanted()}")
         if not self.path.exists():
-            raise UserError(f"data.path: {self.path}: no such file or folder. {self._wanted()}")
+            gone = missing(self.path, "file or folder")
+            raise UserError(f"data.path: {self.path}: {gone}. {self._wanted()}")
 
     def identity(self) -> Mapping[str, Any]:
         """Return the hash of every file that is read."""
         if self.path.is_file():
-            return {"archive": sha256(self.path)}
+            return {"archive": sha256(_bounded(self.path, 2 * _MAX_FILE))}
         folder, version = self._find_folder()
-        return {name: sha256(folder / name) for name in _names(version)}
+        return {name: sha256(_bounded(folder / name, _MAX_FILE)) for name in _names(version)}
 
     def describe(self) -> Description | None:
         """Return None: the files must be read."""
@@ -235,9 +237,14 @@ def _entry(batch: Any, key: bytes, where: str) -> Any:
 
 
 def _read_file(path: Path) -> bytes:
+    return _bounded(path, _MAX_FILE).read_bytes()
+
+
+def _bounded(path: Path, most: int) -> Path:
+    """Return a file that is about to be read as a whole, unless the source has none so large."""
     size = path.stat().st_size
-    if size > _MAX_FILE:
+    if size > most:
         raise UserError(
-            f"data.path: {path}: {size:,} bytes; files of this source have at most {_MAX_FILE:,}."
+            f"data.path: {path}: {size:,} bytes; files of this source have at most {most:,}."
         )
-    return path.read_bytes()
+    return path

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from krscale.data.sources import SOURCES
 from krscale.errors import UserError, nearest
-from krscale.foreign import user_path
+from krscale.foreign import missing, user_path
 
 _CIFAR = {
     "cifar100": ("cifar-100-", "fine_label_names.txt"),
@@ -36,7 +36,7 @@ def guess_source(text: str) -> list[str]:
         guess = nearest(text, SOURCES)
         hint = f" Did you mean the source {guess!r}?" if guess else ""
         raise UserError(
-            f"{text}: no such file or folder, and no source of this name.{hint} "
+            f"{text}: {missing(path, 'file or folder')}, and no source of this name.{hint} "
             f"Sources: {', '.join(SOURCES)}."
         )
     return [f"data.source={kind_of(path)}", f"data.path={json.dumps(str(path.resolve()))}"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -28,9 +27,11 @@ from krscale.data.own_files import (
 from krscale.data.parquet import refuse_large_table
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.errors import UserError, unknown_name
+from krscale.files import sha256
 from krscale.foreign import is_file, parsing, path_problem
 
 WANTED = "a .csv or .parquet file with a column of paths and one of labels"
+_MAX_BYTES = 4 * 2**30  # a hundred million paths; it is read into memory
 
 
 class ImageList:
@@ -44,6 +45,11 @@ class ImageList:
         self.path = existing_path(config, WANTED)
         if not self.path.is_file():
             raise UserError(f"data.path: {self.path}: not a file; expected {WANTED}.")
+        if (size := self.path.stat().st_size) > _MAX_BYTES:
+            raise UserError(
+                f"data.path: {self.path}: {size:,} bytes; a list of paths and labels has at most "
+                f"{_MAX_BYTES:,}. A table that holds the images is the source 'parquet'."
+            )
 
     @property
     def own_splits(self) -> tuple[SplitName, ...]:
@@ -99,7 +105,7 @@ class ImageList:
 
     def identity(self) -> Mapping[str, Any]:
         """Return settings, hash of the list, and name, size and time of every file there is."""
-        content = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        content = sha256(self.path)
         there = (file for file in sorted(set(filter(None, self.files))) if is_file(file))
         return {"list": content, **files_identity(self.config, self.path.parent, there)}
 

@@ -17,6 +17,7 @@ from krscale.data.arrow import Labels
 from krscale.data.source import SplitName
 from krscale.data.walking import printable
 from krscale.errors import UserError, unknown_name
+from krscale.foreign import missing
 
 SPLIT_NAMES: dict[str, SplitName] = {
     "train": "train",
@@ -40,7 +41,8 @@ def existing_path(config: DataConfig, wanted: str) -> Path:
         raise UserError(f"data.path: the source {config.source!r} needs a path: {wanted}.")
     path = Path(config.path).expanduser()
     if not path.exists():
-        raise UserError(f"data.path: {path}: no such file or folder; expected {wanted}.")
+        gone = missing(path, "file or folder")
+        raise UserError(f"data.path: {path}: {gone}; expected {wanted}.")
     return path
 
 

@@ -25,7 +25,7 @@ from krscale.data.parquet import Parquet, refuse_large_table
 from krscale.data.source import Place, Report, SourceData, SplitName
 from krscale.data.walking import Found, walk
 from krscale.errors import UserError
-from krscale.foreign import parsing, regular
+from krscale.foreign import missing, parsing, regular
 from krscale.methods.base import UNLABELLED
 
 WANTED = (
@@ -61,7 +61,8 @@ def open_unlabelled(config: DataConfig, num_channels: int) -> UnlabelledSource:
     """
     path = Path(config.unlabelled).expanduser()
     if not path.exists():
-        raise UserError(f"data.unlabelled: {path}: no such file or folder; expected {WANTED}.")
+        gone = missing(path, "file or folder")
+        raise UserError(f"data.unlabelled: {path}: {gone}; expected {WANTED}.")
     kind = _kind(path, config)
     files = config.files.model_copy(update={"num_channels": num_channels})
     own = config.model_copy(update={"path": config.unlabelled, "source": kind, "files": files})

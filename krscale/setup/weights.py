@@ -23,7 +23,7 @@ from krscale.models.probing import check_weights_are_finite
 from krscale.setup.inputs import is_own
 from krscale.setup.network_builder import Task, builder, shapes_only, student_table
 from krscale.setup.networks import Networks
-from krscale.training.checkpoint import fit_weights, load_weights
+from krscale.training.checkpoint import check_exists, fit_weights, load_weights
 
 OWN = "own"
 """In place of a file: the weights that the model is built with."""
@@ -131,8 +131,7 @@ def weights_identity(experiment: Experiment, task: Task) -> str:
     if not teacher.weights:
         return ""
     path = _path(teacher.weights)
-    if not path.is_file():
-        raise UserError(f"teacher.weights: no such file: {path}.")
+    check_exists(path, "teacher.weights: ")
     return sha256(path)
 
 

@@ -22,7 +22,7 @@ from krscale.config import read_record
 from krscale.digests import check_file, digest_path, write_digest
 from krscale.errors import DamagedFileError, UserError, nearest
 from krscale.files import damaged, new_folder, sha256, write_atomic, write_json
-from krscale.foreign import is_file
+from krscale.foreign import is_file, missing
 from krscale.models.state_dicts import (
     Fitted,
     State,
@@ -174,7 +174,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     Raises:
         UserError: If the file cannot be read.
     """
-    _check_exists(path, "")
+    check_exists(path, "")
     check_file(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -208,7 +208,7 @@ def read_weights(path: Path, where: str = "") -> State:
 def _read(path: Path, where: str, key: str) -> Unwrapped:
     """Return the state dict of a file as it is, and what was chosen."""
     prefix = f"{where}: " if where else ""
-    _check_exists(path, prefix)
+    check_exists(path, prefix)
     if path.suffix not in _SUFFIXES:
         raise UserError(
             f"{prefix}{path}: unknown suffix {path.suffix!r}. Allowed: {', '.join(_SUFFIXES)}."
@@ -290,12 +290,21 @@ def _read_manifest(path: Path, rebuild: str = _START_ANEW) -> _Manifest:
     return manifest
 
 
-def _check_exists(path: Path, prefix: str) -> None:
+def check_exists(path: Path, prefix: str) -> None:
+    """Refuse a path under which there is no regular file; name the nearest there is.
+
+    Args:
+        path: The file.
+        prefix: Of the error, e.g. `"teacher.weights: "`.
+
+    Raises:
+        UserError: Says what there is.
+    """
     if is_file(path):
         return
     if path.exists():
         raise UserError(f"{prefix}{path}: no regular file, but a folder, a pipe or a device.")
-    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    guess = nearest(path.name, siblings)
+    siblings = {p.name for p in path.parent.iterdir()} if path.parent.is_dir() else set()
+    guess = nearest(path.name, siblings - {path.name})
     hint = f" Did you mean {path.parent / guess}?" if guess else ""
-    raise UserError(f"{prefix}{path}: no such file.{hint}")
+    raise UserError(f"{prefix}{path}: {missing(path)}.{hint}")

@@ -208,6 +208,24 @@ def test_folder_without_any_file(tmp_path):
         open_cifar("cifar-10-python", tmp_path).identity()
 
 
+@pytest.mark.parametrize("inside", ["", "cifar-10-batches-bin"])
+def test_a_file_larger_than_any_of_the_source_is_not_read(tmp_path, inside):
+    """Not even for its hash: a wrong archive of a terabyte would be read for hours."""
+    path = tmp_path / "large.tar"
+    if inside:
+        path = tmp_path / inside
+        path.mkdir()
+        (path / "batches.meta.txt").touch()
+        for name in (*(f"data_batch_{n}.bin" for n in range(1, 6)), "test_batch.bin"):
+            (path / name).touch()
+            os.truncate(path / name, 10**12)
+    else:
+        path.touch()
+        os.truncate(path, 10**12)
+    with pytest.raises(UserError, match=r"1,000,000,000,000 bytes; files of this source have at"):
+        open_cifar("cifar-10-python", path).identity()
+
+
 def test_path_that_does_not_exist(tmp_path):
     with pytest.raises(UserError, match=r"nowhere: no such file or folder\. Expected"):
         open_cifar("cifar-10-python", tmp_path / "nowhere")

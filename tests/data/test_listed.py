@@ -371,7 +371,17 @@ def test_a_source_is_told_by_its_name(tmp_path, name, source):
     assert guess_source(str(tmp_path / name))[0] == f"data.source={source}"
 
 
+def test_a_list_larger_than_any_is_not_read(tmp_path):
+    (tmp_path / "list.csv").touch()
+    os.truncate(tmp_path / "list.csv", 10**12)
+    with pytest.raises(UserError, match=r"a list of paths and labels has at most"):
+        prepare("image_list", tmp_path / "list.csv", tmp_path / "cache")
+
+
 def test_no_source_is_guessed(tmp_path):
+    (tmp_path / "link").symlink_to("gone")
+    with pytest.raises(UserError, match="link: a link to gone, which is not there, and no source"):
+        guess_source(str(tmp_path / "link"))
     assert guess_source("glyphs") == ["data.source=glyphs"]
     assert guess_source("my.module:images") == ["data.source=my.module:images"]
     with pytest.raises(UserError, match="no such file or folder, and no source"):

@@ -268,6 +268,11 @@ class TestReadWeights:
         with pytest.raises(UserError, match=r"no such file\. Did you mean .*teacher\.pt"):
             read_weights(tmp_path / "techer.pt")
 
+    def test_a_link_that_leads_nowhere_is_not_its_own_nearest(self, tmp_path):
+        (tmp_path / "teacher.pt").symlink_to("gone.pt")
+        with pytest.raises(UserError, match=r"a link to gone\.pt, which is not there\.$"):
+            read_weights(tmp_path / "teacher.pt")
+
     def test_unknown_suffix(self, tmp_path):
         (tmp_path / "w.bin").touch()
         with pytest.raises(UserError, match=r"unknown suffix '\.bin'. Allowed: \.safetensors"):

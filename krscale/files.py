@@ -20,7 +20,7 @@ from typing import Any
 
 from krscale.errors import DamagedFileError, StorageError, UserError
 from krscale.exchange import exchange
-from krscale.foreign import regular
+from krscale.foreign import read_bounded, regular
 from krscale.storage_errors import storage_error
 
 _OF_ITS_CONTENT = (
@@ -33,6 +33,9 @@ CHECKSUM = "sha256_of_above"
 """Last field of every JSON object that krscale writes."""
 _LAST_LINE = re.compile(rb',\n  "([^"]*)": "([0-9a-f]{64})"\n\}\n\Z')
 _TAIL_BYTES = 128
+_MOST_JSON = 256 * 1024**2
+MOST_OF_A_LOG = 2 * 1024**3
+"""Bytes of a journal or a spool, which are read as a whole: more than 50,000 trials."""
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
@@ -100,7 +103,7 @@ def read_json(path: Path, rebuild: str = "") -> Any:
             where it is not JSON, the line.
     """
     try:
-        raw = regular(path).read_bytes()
+        raw = read_bounded(path, _MOST_JSON)
         text = raw.decode("utf-8")
         return _checked(raw, json.loads(text, parse_constant=_refuse_constant))
     except FileNotFoundError:
@@ -116,7 +119,9 @@ def read_json(path: Path, rebuild: str = "") -> Any:
 
 def has_checksum(path: Path) -> bool:
     """Whether a JSON file ends in a checksum; one of an older krscale does not."""
-    return _LAST_LINE.search(regular(path).read_bytes()[-_TAIL_BYTES:]) is not None
+    with regular(path).open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        return _LAST_LINE.search(file.read()) is not None
 
 
 @contextmanager

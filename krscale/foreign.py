@@ -44,6 +44,24 @@ def regular(path: Path) -> Path:
     return path
 
 
+def read_bounded(path: Path, most: int) -> bytes:
+    """Return the content of a file that is read as a whole, if it is as long as such a file can be.
+
+    Another would fill the memory: a sparse file of a terabyte takes no room in an archive.
+
+    Args:
+        path: The file, or a link to it.
+        most: Bytes.
+
+    Raises:
+        OSError: As `regular`, or if it is longer.
+    """
+    size = regular(path).stat().st_size
+    if size > most:
+        raise OSError(errno.EFBIG, f"it has {size:,} bytes, more than {most:,}", str(path))
+    return path.read_bytes()
+
+
 def is_file(path: str | Path) -> bool:
     """Whether there is a regular file, or a link to one; a name that can be none is no error."""
     try:

@@ -7,8 +7,10 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -204,6 +206,19 @@ def outcome(case: Case, file: Path, what: str) -> bool:
     return True
 
 
+@contextmanager
+def bounded_memory() -> Iterator[None]:
+    """Let this process fail where it asks for more than a GiB beyond what it has."""
+    limits = resource.getrlimit(resource.RLIMIT_DATA)  # of all but mapped files
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    now = int(status.split("VmData:")[1].split()[0]) * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (now + 2**30, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
+
+
 @pytest.mark.parametrize("name", [*CASES, *BINARY])
 def test_a_damaged_file_is_one_error_that_names_it(name: str, storage: Path) -> None:
     case = (CASES | BINARY)[name]
@@ -223,6 +238,10 @@ def test_a_damaged_file_is_one_error_that_names_it(name: str, storage: Path) -> 
         file.write_bytes(flipped)
         refused = outcome(case, file, "a bit flipped")
         assert refused or name == "journal", "its lines have checksums, whose name may be hit"
+    file.write_bytes(content)
+    os.truncate(file, 10**12)
+    with bounded_memory():
+        assert outcome(case, file, "grown to a terabyte")
     file.unlink()
     file.mkdir()
     outcome(case, file, "a folder in its place")

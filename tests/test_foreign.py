@@ -14,8 +14,8 @@ import torch
 from krscale.config import load
 from krscale.config.fields import parse_capacity
 from krscale.errors import UserError
-from krscale.files import read_json, sha256, write_json
-from krscale.foreign import is_file, parsing, path_problem, regular, user_path
+from krscale.files import has_checksum, read_json, sha256, write_json
+from krscale.foreign import is_file, parsing, path_problem, read_bounded, regular, user_path
 from krscale.training.checkpoint import read_weights
 
 
@@ -53,6 +53,18 @@ def test_a_name_that_can_be_none_is_an_error_of_the_system() -> None:
     with pytest.raises(OSError, match="its name can be none"):
         regular(Path("a\0.arrow"))
     assert not is_file("a\0.arrow")
+
+
+def test_a_file_longer_than_any_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b"null\n")
+    assert read_bounded(path, 5) == b"null\n"
+    with pytest.raises(OSError, match="it has 5 bytes, more than 4"):
+        read_bounded(path, 4)
+    os.truncate(path, 10**12)
+    assert not has_checksum(path)
+    with pytest.raises(UserError, match=r"a\.json: damaged: .*1,000,000,000,000 bytes"):
+        read_json(path)
 
 
 def test_a_folder_in_the_place_of_a_file_that_is_written(tmp_path: Path) -> None:

@@ -28,10 +28,11 @@ from krscale.data.own_files import own_splits as own
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.data.unpacking import refuse_rows
 from krscale.errors import UserError, unknown_name
-from krscale.foreign import is_file, parsing, path_problem, regular
+from krscale.foreign import is_file, parsing, path_problem, read_bounded, regular
 
 _INFO, STATE_FILE, SETS_FILE = "dataset_info.json", "state.json", "dataset_dict.json"
 _PATH_ROWS = 65_536
+_MOST_JSON = 256 * 1024**2
 WANTED = "a folder that save_to_disk has written (with state.json, or with dataset_dict.json)"
 
 
@@ -299,4 +300,4 @@ def split_names(path: Path) -> list[str]:
 
 def _read(path: Path) -> Any:
     with parsing(f"{path}: cannot be read", f"Expected {WANTED}."):
-        return json.loads(regular(path).read_text(encoding="utf-8"))
+        return json.loads(read_bounded(path, _MOST_JSON))

@@ -42,6 +42,8 @@ SYSTEM_FOLDERS = (
 BATCH_SIZE = 64
 EXIT_UNREADABLE, EXIT_REFUSED, EXIT_PIPE = 1, 2, 141
 _LISTED = 20
+_MOST_ONNX = 2**31  # of protobuf
+_MOST_CARD = 2**26
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
@@ -79,6 +81,8 @@ class Student:
             raise RefusedError(f"{card}: cannot be read: {_reason(error)}.") from error
         if not onnx.is_file():
             raise RefusedError(f"{onnx}: not there; the student was exported in other formats.")
+        if onnx.stat().st_size > _MOST_ONNX:
+            raise RefusedError(f"{onnx}: damaged: larger than a file of ONNX can be.")
         found = hashlib.sha256(onnx.read_bytes()).hexdigest()
         if hashes.get(onnx.name, found) != found:  # without one while the export is being written
             raise RefusedError(f"{onnx}: damaged: it is not the file that was exported.")
@@ -284,6 +288,8 @@ def _is_image(path: Path, folder: Path) -> bool:
 
 def _read_card(path: Path) -> dict[str, Any]:
     """Return the content of `student.json`, unless it is not what its last line has a hash of."""
+    if path.stat().st_size > _MOST_CARD:
+        raise ValueError("damaged: larger than any that was exported")
     text = _regular(path).read_bytes()
     content: dict[str, Any] = json.loads(text.decode("utf-8"))
     above, has_hash, last = text.rpartition(b',\n  "sha256_of_above": "')

@@ -13,11 +13,12 @@ from typing import Any
 from torch import nn
 
 from krscale.errors import UserError
-from krscale.foreign import parsing, regular
+from krscale.foreign import parsing, read_bounded
 from krscale.models.preprocessing import Numbers, Preprocessing
 from krscale.models.resizing import INTERPOLATIONS, Size
 
 HF_FILE = "preprocessor_config.json"
+_MOST_BYTES = 16 * 1024**2
 _ATTRIBUTES = ("preprocessing", "pretrained_cfg", "default_cfg", "transforms")
 """Where networks keep it: one's own, timm's two names, and torchvision's presets of weights."""
 _FIELDS = (
@@ -114,7 +115,7 @@ def _of_hugging_face(path: Path, interpolation: str) -> Preprocessing:
         UserError: If it is not JSON, or has a step that is not known here, or lacks its numbers.
     """
     with parsing(f"{path}: not readable"):
-        said = json.loads(regular(path).read_text(encoding="utf-8"))
+        said = json.loads(read_bounded(path, _MOST_BYTES))
     if not isinstance(said, Mapping):
         raise UserError(f"{path}: holds a {type(said).__name__}, not the settings of a processor.")
     _refuse_unknown_steps(said, path)

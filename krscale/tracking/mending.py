@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, with_c
 
 from krscale.config import read_record
 from krscale.errors import DamagedFileError
-from krscale.files import damaged, set_aside, write_atomic
-from krscale.foreign import is_file
+from krscale.files import MOST_OF_A_LOG, damaged, set_aside, write_atomic
+from krscale.foreign import is_file, read_bounded
 from krscale.tracking.spool import Event, Operation, encode_event, without_checksum
 
 Say = Callable[[str], None]
@@ -117,9 +117,9 @@ def mend_spool(path: Path, say: Say) -> bool:
     """
     if not os.path.lexists(path):
         return False
-    if not is_file(path):
+    if reason := _unreadable(path):
         say(
-            f"{path}: damaged: it is no file. It was set aside as {set_aside(path).name}; what was "
+            f"{path}: damaged: {reason}. It was set aside as {set_aside(path).name}; what was "
             "recorded and not sent to MLflow is lost."
         )
         return True
@@ -162,11 +162,19 @@ def check_spool(path: Path) -> None:
 
 def _lines(path: Path) -> tuple[list[bytes], list[str]]:
     """Return the lines of a spool that end, and why each is no event: empty where it is one."""
-    lines = path.read_bytes().split(b"\n")[:-1]
+    lines = read_bounded(path, MOST_OF_A_LOG).split(b"\n")[:-1]
     reasons = [_problem(line) for line in lines]
     if lines and not reasons[0] and json.loads(lines[0])["op"] != "spool":
         reasons[0] = "it does not name the spool"
     return lines, reasons
+
+
+def _unreadable(path: Path) -> str:
+    """Say why a path can be no spool, whatever it holds; empty if it can."""
+    if not is_file(path):
+        return "it is no file"
+    size = path.stat().st_size
+    return f"it has {size:,} bytes, more than {MOST_OF_A_LOG:,}" if size > MOST_OF_A_LOG else ""
 
 
 def _problem(line: bytes) -> str:

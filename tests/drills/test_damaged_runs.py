@@ -59,6 +59,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "gone": Path.unlink,
     "a folder": replaced(Path.mkdir),
     "a named pipe": replaced(os.mkfifo),
+    "grown to a terabyte": lambda path: os.truncate(path, 10**12),
 }
 
 

@@ -324,6 +324,14 @@ def test_nothing_waits_for_a_named_pipe(
         Student(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["student.json", "student.onnx"])
+def test_a_file_that_has_grown_is_not_read(exported, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(exported[0], tmp_path / "out")
+    os.truncate(folder / name, 10**12)
+    with pytest.raises(RefusedError, match=rf"{name}: .*damaged: larger than"):
+        Student(folder)
+
+
 def test_names_of_strangers_files(
     script, held_out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,8 +141,13 @@ def test_a_record_of_an_older_krscale_has_no_checksums(run: Path, storage: Path,
     assert len(by_key(storage / "mlflow.db")["kr/1"].metrics) == 5
 
 
+def sparse(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 10**12)
+
+
 @pytest.mark.parametrize("name", ["state.json", "spool.jsonl"])
-@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, sparse])
 def test_what_is_no_file_is_set_aside(name: str, make: Any, run: Path, storage: Path) -> None:
     path = run / "tracking" / name
     path.unlink()

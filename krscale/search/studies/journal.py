@@ -18,7 +18,7 @@ from typing import Any
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
-from krscale.files import append_whole, damaged
+from krscale.files import MOST_OF_A_LOG, append_whole, damaged
 from krscale.search.studies.journal_check import encode_line, open_checked
 
 JOURNAL = "journal.log"
@@ -66,8 +66,10 @@ def refuse_lost_journal(run_path: Path) -> None:
         DamagedFileError: Naming what was left.
     """
     path = run_path / JOURNAL
-    if path.is_file() and b"\n" in path.read_bytes():
-        return
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.readline(MOST_OF_A_LOG).endswith(b"\n"):
+                return
     left = [name for name in _LEFT_BY_A_SEARCH if (run_path / name).exists()]
     if left:
         raise damaged(

@@ -18,8 +18,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 
 from krscale.errors import DamagedFileError
-from krscale.files import damaged
-from krscale.foreign import regular
+from krscale.files import MOST_OF_A_LOG, damaged
+from krscale.foreign import read_bounded
 from krscale.search.studies.trial_spec import key_of
 
 _FROM_A_COPY = "Restore it from a copy; without it, no search can go on in this folder."
@@ -115,7 +115,7 @@ def check_journal(path: Path) -> None:
 def _check_lines(path: Path) -> list[dict[str, Any]]:
     """Return the entries of a journal, each checked by itself and for what it refers to."""
     try:
-        lines = regular(path).read_bytes().split(b"\n")[:-1]
+        lines = read_bounded(path, MOST_OF_A_LOG).split(b"\n")[:-1]
     except OSError as error:
         raise damaged(
             path, f"it cannot be read ({error.strerror or error})", _FROM_A_COPY

@@ -56,7 +56,7 @@ class FilesConfig(Section):
     """Names of the classes; empty takes all that are found: names sorted, numbers from 0."""
     num_channels: Literal[1, 3] = 3
     """Encoded images are read as grey (1) or RGB (3)."""
-    image_size: Annotated[int, Field(strict=True, ge=0)] = 0
+    image_size: Annotated[int, Field(strict=True, ge=0, le=16_384)] = 0
     """Encoded images are scaled and cut to a square of so many pixels; 0 leaves them as they are,
     which must be of one size."""
     raw_shape: tuple[Count, ...] = ()

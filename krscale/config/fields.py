@@ -19,6 +19,8 @@ _SHARE = re.compile(r"[+-]?[0-9./]{1,60}([eE][+-]?[0-9]{1,3})?")
 """How a size is written, which is part of names and of paths."""
 StrictInt = Annotated[int, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=1)]
+Width = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
+Side = Annotated[int, Field(strict=True, ge=1, le=16_384)]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
 PositiveShare = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]

@@ -14,9 +14,11 @@ from krscale.config.fields import (
     PathText,
     Positive,
     Section,
+    Side,
     SomeNames,
     StrictInt,
     Weight,
+    Width,
     parse_capacity,
     refuse_repeats,
 )
@@ -61,7 +63,7 @@ class PreprocessingConfig(Section):
     """What pixels are before they are normalised; `auto` as the network itself says, or `0..1`."""
     channel_order: Literal["auto", "rgb", "bgr"] = "auto"
     """Order of the channels that the network takes; `auto` as it says itself, or `rgb`."""
-    input_size: Annotated[tuple[Count, ...], BeforeValidator(_listed), Field(max_length=2)] = ()
+    input_size: Annotated[tuple[Side, ...], BeforeValidator(_listed), Field(max_length=2)] = ()
     """Height and width that the network takes, or one number for both: the view is scaled until it
     covers them, and what is over is cut; empty as the network itself says, or the data's size."""
     interpolation: Literal["auto", "nearest", "bilinear", "bicubic", "lanczos"] = "auto"
@@ -119,7 +121,7 @@ class TeacherConfig(ModelConfig):
 
     options: dict[str, Any] = Field(default_factory=partial(_options, 2))
     """Further keyword arguments of the model; none by default where it is not krscale's own."""
-    width: Count = 32
+    width: Width = 32
     """The capacity dial of the teacher."""
     weights: PathText = ""
     """A state dict (`.safetensors`, or `.pt`, `.pth`, `.ckpt` without code); `own` keeps the
@@ -160,7 +162,7 @@ class StudentConfig(ModelConfig):
 
     options: dict[str, Any] = Field(default_factory=partial(_options, 1))
     """Further keyword arguments of the model; none by default where it is not krscale's own."""
-    width_multiple: Count = 1
+    width_multiple: Annotated[int, Field(strict=True, ge=1, le=1024)] = 1
     """Widths of students are multiples of this. Processors compute channels in blocks (16 of them
     with AVX-512, commonly 8 elsewhere), and a network one channel wider than a block can
     take twice the time."""
@@ -197,7 +199,7 @@ class LadderStudent(ModelConfig):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]*$", max_length=60)]
     """What tables, figures and folders call it; it begins with a letter."""
-    width: Count = 1
+    width: Width = 1
     """The capacity dial, for networks that have one."""
     weights: PathText = ""
     """A state dict that it starts from (as `teacher.weights`); empty starts from what it is built

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from krscale.errors import UserError, unknown_name
+from krscale.foreign import reason_of
 from krscale.models.arguments import arguments_for, call_with
 from krscale.models.foreign import import_callable, located
 from krscale.models.given import find_given, is_given
@@ -73,7 +74,14 @@ def build_model(
                 f"{where}.output_key: {output_key!r} is set, but {name} returns a single tensor; "
                 "leave the key out."
             )
-        return ZOO[name](**arguments_for(ZOO[name], name, dial, options, where))
+        arguments = arguments_for(ZOO[name], name, dial, options, where)
+        try:
+            return ZOO[name](**arguments)
+        except RuntimeError as error:  # torch's, of a machine without so much memory
+            raise UserError(
+                f"{where}.model: {name} cannot be built with {_written(arguments)}: "
+                f"{reason_of(error)}."
+            ) from None
     if from_library := library_builder(name, where):
         _refuse_dial(options, where)
         shapes_only = torch.empty(0).device.type == "meta"

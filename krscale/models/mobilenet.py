@@ -58,7 +58,7 @@ def mobilenet(
         A network with `D = num_stages * num_blocks` taps.
 
     Raises:
-        UserError: If an argument is not a whole number of at least 1.
+        UserError: If an argument is not a whole number in its range.
     """
     require_counts(
         "mobilenet",

@@ -60,7 +60,7 @@ def resnet(
         A network with `D = num_stages * num_blocks` taps.
 
     Raises:
-        UserError: If an argument is not a whole number of at least 1.
+        UserError: If an argument is not a whole number in its range.
     """
     stem_channels = width if stem_channels is None else stem_channels
     require_counts(

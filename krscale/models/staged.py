@@ -9,6 +9,10 @@ from torch import Tensor, nn
 
 from krscale.errors import UserError
 
+_MOST = {"num_blocks": 1_000, "num_stages": 10, "depth": 6_004, "expansion": 1_000}
+_MOST_CHANNELS = 1_000_000
+"""More would be built for hours, or have sizes that no memory has."""
+
 
 class StagedNetwork(nn.Module):
     """A stem, stages of blocks, a last layer, global mean pooling and a linear classifier.
@@ -77,13 +81,14 @@ def build_stages(
 
 
 def require_counts(model: str, **counts: object) -> None:
-    """Refuse any argument that is not a whole number of at least 1.
+    """Refuse any argument that is not a whole number from 1 to the most a network can have.
 
     Raises:
-        UserError: Naming the network, the argument and the value.
+        UserError: Naming the network, the argument, the value and what is allowed.
     """
     for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        most = _MOST.get(name, _MOST_CHANNELS)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise UserError(
-                f"{model}: {name} must be a whole number of at least 1 (got {value!r})."
+                f"{model}: {name} must be a whole number from 1 to {most:,} (got {value!r})."
             )

@@ -52,7 +52,7 @@ def wide_resnet(num_classes: int, in_channels: int, width: int, depth: int = 16)
         A network with `D = (depth - 4) / 2` taps.
 
     Raises:
-        UserError: If an argument is not a whole number of at least 1, or no network has this
+        UserError: If an argument is not a whole number in its range, or no network has this
             depth.
     """
     require_counts(

@@ -311,3 +311,20 @@ def test_a_long_file_without_such_a_key_is_read_at_once(tmp_path: Path) -> None:
     long = [".".join("x" * 150), "x" * 10**5]
     path = toml(tmp_path, f'[data.files]\nclasses = [{names}, "{long[0]}", "{long[1]}"]\n')
     assert load(path).data.files.classes[-2:] == tuple(long)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "teacher.width=1000001",
+        "student.width_multiple=1025",
+        "teacher.preprocessing.input_size=16385",
+        "student.preprocessing.input_size=[8, 16385]",
+        "data.files.image_size=16385",
+        f"teacher.width={10**30}",
+    ],
+)
+def test_sizes_that_no_machine_can_hold_are_out_of_range(setting: str) -> None:
+    name = setting.partition("=")[0]
+    with pytest.raises(UserError, match=rf"--set {name}.*less than or equal to"):
+        load(None, [setting])

@@ -1,3 +1,4 @@
+import inspect
 import sys
 import types
 
@@ -103,6 +104,28 @@ def test_unknown_option_names_the_nearest():
 def test_the_dial_is_no_option():
     with pytest.raises(UserError, match=r"student\.options: 'width' is set by krscale"):
         build("resnet", width=3)
+
+
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_networks_that_no_machine_can_build_are_refused_at_once(name):
+    """A billion blocks were built for hours, and sizes that torch cannot hold were a traceback."""
+    numbers = {"num_blocks", "num_stages", "stem_channels", "expansion", "depth"}
+    for option in numbers & set(inspect.signature(ZOO[name]).parameters):
+        for value in (10**9, 10**30, 0, -1, 2.5, True):
+            with pytest.raises(UserError, match=rf"{name}: {option} must be a whole number from 1"):
+                build(name, **{option: value})
+    for width in (10**9, 10**30):
+        with pytest.raises(UserError, match="width must be a whole number from 1 to 1,000,000"):
+            ZOO[name](10, 1, width)
+
+
+def test_a_network_larger_than_the_memory_is_refused(monkeypatch):
+    def too_large(num_classes, in_channels, width):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory\nof which no machine has")
+
+    monkeypatch.setitem(ZOO, "resnet", too_large)
+    with pytest.raises(UserError, match=r"student\.model: resnet cannot be built with .*width=4: "):
+        build("resnet")
 
 
 def test_foreign_network(foreign):

@@ -19,6 +19,7 @@ from krscale.storage_errors import storage_error
 
 EXIT_USER_ERROR = 2
 EXIT_CLOSED_PIPE = 141
+_LONGEST_WAIT = 10_000_000
 
 
 def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
@@ -123,6 +124,14 @@ def add_new_data_argument(parser: argparse.ArgumentParser) -> None:
         help="where the images or the teacher are others than when the run began: put its results "
         "aside within the run folder, and begin again",
     )
+
+
+def seconds(text: str) -> float:
+    """Read how long to wait, as the type of an argument."""
+    number = float(text)
+    if not 0.0 <= number <= _LONGEST_WAIT:
+        raise argparse.ArgumentTypeError(f"must be from 0 to {_LONGEST_WAIT:,} (got {text})")
+    return number
 
 
 def positive(text: str) -> int:

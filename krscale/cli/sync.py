@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from krscale.cli.common import seconds
 from krscale.config import load
 from krscale.errors import DamagedFileError, UserError
 from krscale.runs.folder import find_run, last_start, storage_folder
@@ -28,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="folder of all runs, where a name is looked up (default: that of the experiments)",
     )
     parser.add_argument(
-        "--timeout", type=float, default=60.0, metavar="SECONDS", help="give up after (60)"
+        "--timeout", type=seconds, default=60.0, metavar="SECONDS", help="give up after (60)"
     )
 
 

@@ -49,15 +49,15 @@ def verify_run(folder: Path) -> tuple[list[Finding], str]:
     Raises:
         UserError: If it is neither.
     """
-    if not (folder / EXPERIMENT_FILE).is_file() and (folder / CARD_FILE).is_file():
-        return list(_exports([folder])), ""
+    if not (folder / EXPERIMENT_FILE).is_file():
+        if (folder / CARD_FILE).is_file():
+            return list(_exports([folder])), ""
+        read_experiment(folder)  # says that this is no run, before anything is searched for files
     found = [*_records(folder), *_students(folder), *_checkpoints(folder)]
     found += _exports(path.parent for path in sorted((folder / "export").glob(f"*/{CARD_FILE}")))
     try:
         experiment = read_experiment(folder)
     except UserError:
-        if not (folder / EXPERIMENT_FILE).is_file():
-            raise
         return found, f"without {folder / EXPERIMENT_FILE}, data, teacher and stores are not found"
     shared = Shared.of(experiment)
     return [*found, *_shared(shared, _bound_weights(folder))], shared.note

@@ -20,6 +20,7 @@ from krscale.digests import digest_path
 from krscale.errors import UserError
 from krscale.export import open_student
 from krscale.files import CHECKSUM, read_json
+from krscale.runs.verify import verify_run
 from krscale.tracking.spool import Event, Spool
 from krscale.tracking.writer import State
 from krscale.training.checkpoint import load_checkpoint, save_checkpoint
@@ -332,6 +333,15 @@ def test_where_there_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "nosuch: no such run" in capsys.readouterr().err
     assert in_process("verify")([str(tmp_path)]) == 2
     assert "not the folder of a run" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_run_is_not_searched(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`krscale verify /` read the names of all files of the machine."""
+    monkeypatch.setattr(Path, "rglob", pytest.fail)
+    with pytest.raises(UserError, match="not the folder of a run"):
+        verify_run(tmp_path)
 
 
 def test_a_run_that_an_older_krscale_wrote(

@@ -51,6 +51,14 @@ def test_a_run_that_does_not_exist_is_not_made(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("seconds", ["inf", "nan", "-1", "1e300", "soon"])
+def test_a_time_that_nobody_waits_is_refused(seconds, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["digits", f"--timeout={seconds}"])
+    assert ended.value.code == 2
+    assert "argument --timeout: " in capsys.readouterr().err
+
+
 def test_help_answers_without_mlflow():
     code = "import sys; from krscale.cli.app import main\n"
     code += "try:\n    main(['sync', '--help'])\nfinally:\n"

@@ -46,6 +46,10 @@ class NonFiniteError(UserError):
     """A loss term became NaN or infinite; the message names the term, the epoch and the step."""
 
 
+class NoGradientError(UserError):
+    """A training cannot move its network, so that nothing would be learnt."""
+
+
 def _writable(argument: object) -> object:
     if not isinstance(argument, str):
         return argument

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
+from krscale.config.fields import Count, check_number
 from krscale.config.methods import KRSettings
 from krscale.config.older import FORMER_OF_KR
 from krscale.errors import UserError, unknown_name
@@ -32,7 +33,7 @@ from krscale.knowledge.taps import TapOutputs, unwrapped
 from krscale.knowledge.where import cells_of, where_distributions, without_where
 from krscale.methods import MethodContext
 from krscale.methods.kr import KR
-from krscale.models.tapped import TappedNetwork, device_of
+from krscale.models.tapped import TappedNetwork, check_network, device_of
 
 Reduction = Literal["mean", "none"]
 
@@ -147,6 +148,9 @@ class KRLoss(nn.Module):
             UserError: If settings, batches or networks do not fit together.
         """
         chosen = _settings(settings)
+        check_number(Count, "max_images", max_images, "KRLoss")
+        check_network(teacher, "teacher")
+        check_network(student, "student")
         if unwrapped(teacher) is unwrapped(student):
             raise UserError("KRLoss: teacher and student are one and the same network.")
         device = device_of(teacher)
@@ -191,7 +195,9 @@ class KRLoss(nn.Module):
             UserError: If the state is of something else, of other networks, or of a teacher with
                 other weights.
         """
-        made = state.get("_extra_state")
+        check_network(teacher, "teacher")
+        check_network(student, "student")
+        made = state.get("_extra_state") if isinstance(state, Mapping) else None
         if not isinstance(made, Mapping) or not set(_MADE).issubset(made):
             raise UserError("this is not the state of a KRLoss: it does not say what it is of.")
         shape = tuple(made["image_shape"])
@@ -359,6 +365,7 @@ class KRLoss(nn.Module):
         return self
 
 
+_WEIGHTS = ("ce_weight", "kr_weight", "where_weight", "parameter_weight")
 _MADE = ("teacher_taps", "student_taps", "image_shape", "settings")
 
 
@@ -378,7 +385,10 @@ def _settings(values: Mapping[str, Any]) -> KRSettings:
             "KRLoss: posterior: to combine KR with a method on the logits, add its loss to this "
             "one, e.g. krscale.losses.dkd(...).mean()."
         )
-    return KRSettings.from_keywords(values, "KRLoss")
+    settings = KRSettings.from_keywords(values, "KRLoss")
+    if not any(getattr(settings, name) for name in _WEIGHTS):
+        raise UserError(f"KRLoss: {', '.join(_WEIGHTS)}: all are 0, so nothing would be learnt.")
+    return settings
 
 
 def _context(

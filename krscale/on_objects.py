@@ -99,6 +99,8 @@ def distill(
     Raises:
         UserError: If anything does not fit together, before the training.
     """
+    if not callable(on_epoch):
+        raise UserError(f"distill: on_epoch: a function is needed (got {on_epoch!r}).")
     training_settings, method_config = _settings(method, settings)
     train, val = _loaders(data)
     loss = KRLoss.from_networks(

@@ -419,15 +419,32 @@ def test_data_parallel_alone(teacher: nn.Module, student: nn.Module, pairs: Pair
         ({"teacher_taps": ("layer1.7",)}, "teacher: unknown tap 'layer1.7'"),
         ({"student_taps": ("layer1.7",)}, "student: unknown tap 'layer1.7'"),
         ({"max_images": 10}, "it gave 40 images"),
+        ({"max_images": 0}, "KRLoss: max_images: .*greater than or equal to 1"),
+        ({"teacher_taps": "layer1.1"}, r"teacher: taps are a list of paths: \['layer1.1'\]"),
+        ({"ce_weight": 0.0, "kr_weight": 0.0}, "all are 0, so nothing would be learnt"),
     ],
 )
 def test_settings_are_refused(
     settings: dict[str, Any], said: str, teacher: nn.Module, student: nn.Module, pairs: Pairs
 ) -> None:
-    if "max_images" in settings:
+    if settings.get("max_images"):
         settings, said, pairs = {}, "it gave 12 images", [(pairs[0][0][:12], pairs[0][1][:12])]
     with pytest.raises(UserError, match=said):
         make(teacher, student, pairs, **settings)
+
+
+@pytest.mark.parametrize("wrong", [None, "resnet", 3, nn.Linear, nn.Linear(3, 3, device="meta")])
+def test_what_is_no_network_is_refused(
+    wrong: Any, teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    with pytest.raises(UserError, match=r"teacher: .*(is needed|have no values)"):
+        make(wrong, student, pairs)
+    with pytest.raises(UserError, match=r"student: .*(is needed|have no values)"):
+        make(teacher, wrong, pairs)
+    with pytest.raises(UserError, match=r"student: .*(is needed|have no values)"):
+        KRLoss.from_state(teacher, wrong, {})
+    with pytest.raises(UserError, match="not the state of a KRLoss"):
+        KRLoss.from_state(teacher, student, wrong)
 
 
 def relabelled(pairs: Pairs, change: Any) -> Pairs:

@@ -6,6 +6,7 @@ import copy
 import importlib
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from foreign_networks import LikeResNet, WithObject
@@ -130,13 +131,31 @@ def test_the_module_of_the_same_name_is_the_function_too(teacher: nn.Module) -> 
         ({"data": pairs(0)}, "two loaders are needed"),
         ({"data": (pairs(0), iter(pairs(1)))}, r"data\[1\]: list_iterator has no length"),
         ({"data": (pairs(0), [])}, r"data\[1\]: it has no batch"),
+        ({"method": None}, "distill: method: a text such as 'kr' is needed"),
+        ({"on_epoch": 3}, "distill: on_epoch: a function is needed"),
+        ({"max_images": "all"}, "KRLoss: max_images: "),
+        ({"teacher_taps": "layer1.0"}, r"teacher: taps are a list of paths: \['layer1.0'\]"),
+        ({"temperature": 1e300}, "temperature: .*less than or equal to 1000"),
+        ({"student": "resnet"}, "student: a torch.nn.Module is needed, and this is str"),
+        ({"student": LikeResNet(3).to("meta")}, "student: its weights have no values"),
+        ({"student": LikeResNet(3).requires_grad_(False)}, "none of the .* can be trained"),
     ],
 )
 def test_what_is_wrong_is_said_before_the_training(
     changes: dict[str, Any], said: str, teacher: nn.Module
 ) -> None:
     with pytest.raises(UserError, match=said):
-        distil(teacher, on_epoch=lambda metrics: pytest.fail("it trained"), **changes)
+        distil(teacher, **{"on_epoch": lambda metrics: pytest.fail("it trained")} | changes)
+
+
+def test_numbers_of_numpy_are_numbers(teacher: nn.Module) -> None:
+    result = distil(teacher, num_epochs=np.int64(1), learning_rate=np.float32(0.05))
+    assert len(result.curve) == 1
+
+
+def test_a_loss_without_weight_is_said(teacher: nn.Module) -> None:
+    with pytest.raises(UserError, match="Are all weights of the loss 0"):
+        distil(teacher, ce_weight=0.0, kr_weight=0.0)
 
 
 def test_a_wrong_batch_of_validation_is_said(teacher: nn.Module) -> None:

@@ -10,7 +10,15 @@ from fractions import Fraction
 from functools import cache
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from krscale.errors import UserError, unknown_name
 from krscale.foreign import path_problem
@@ -25,13 +33,15 @@ Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
 PositiveShare = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(ge=0.001, le=1000.0)]
+"""Beyond, its square or what it divides leaves the range of numbers."""
 
 
 def check_number(kind: Any, name: str, value: float, where: str) -> None:
     """Refuse a number that a setting of the same kind would refuse.
 
     Args:
-        kind: `Positive`, `Share` or `Weight`.
+        kind: `Count`, `Positive`, `Share`, `Temperature` or `Weight`.
         name: Of the argument.
         value: What was given.
         where: The function that takes it, for the message.
@@ -96,12 +106,26 @@ SomeNames = Annotated[Names, AfterValidator(_not_empty)]
 """A list of different names, at least one."""
 
 
+def _python_number(value: Any) -> Any:
+    """Return a number of numpy's, which are no `int` to pydantic, as one of Python's."""
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0:
+        return value.item()
+    return type(value)(map(_python_number, value)) if type(value) in (list, tuple) else value
+
+
 class Section(BaseModel):
     """A table of the experiment file: immutable, and closed to unknown keys."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_python_numbers(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {name: _python_number(value) for name, value in values.items()}
 
     @classmethod
     def from_keywords(cls, values: Mapping[str, Any], where: str) -> Self:

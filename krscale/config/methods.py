@@ -15,11 +15,11 @@ from pydantic import field_validator, model_validator
 
 from krscale.config.fields import (
     Count,
-    Positive,
     PositiveShare,
     Section,
     Share,
     StrictInt,
+    Temperature,
     Weight,
 )
 from krscale.config.ranges import SearchChoices, SearchRange, UsedWith
@@ -87,7 +87,7 @@ class DistillationSettings(MethodSettings):
 
     ce_weight: Annotated[Weight, SearchRange(0.0, 1.0)] = 0.5
     """Weight of the cross-entropy with the labels."""
-    temperature: Annotated[Positive, SearchRange(1.0, 8.0, log=True)] = 4.0
+    temperature: Annotated[Temperature, SearchRange(1.0, 8.0, log=True)] = 4.0
     """Temperature of teacher and student distributions."""
 
 
@@ -163,7 +163,7 @@ class CRDSettings(KDSettings):
 
     crd_weight: Annotated[Weight, SearchRange(0.03, 3.0, log=True)] = 0.8
     """Weight of the CRD term: the contrast with samples of other classes."""
-    crd_temperature: Positive = 0.07
+    crd_temperature: Temperature = 0.07
     """Temperature of the similarities of CRD."""
     crd_embedding_size: Count = 128
     """Size of the embeddings in which CRD compares student and teacher."""

@@ -17,6 +17,7 @@ from krscale.config.fields import (
     Side,
     SomeNames,
     StrictInt,
+    Temperature,
     Weight,
     Width,
     parse_capacity,
@@ -171,7 +172,7 @@ class StudentConfig(ModelConfig):
 class StoreConfig(Section):
     """The teacher's knowledge on disk."""
 
-    temperature: Positive = 4.0
+    temperature: Temperature = 4.0
     """Temperature at which probabilities are stored; others are derived from it."""
     top_k: Annotated[int, Field(strict=True, ge=0)] = 0
     """Classes kept per tap and view, the mass of all others spread evenly; where all classes take

@@ -7,7 +7,7 @@ from typing import get_args
 
 from torch import Tensor
 
-from krscale.config.fields import Positive, Weight
+from krscale.config.fields import Temperature, Weight
 from krscale.config.methods import ATReduction, ATSettings, CRDSettings, RKDSettings
 from krscale.errors import unknown_name
 from krscale.knowledge.features import attention_map
@@ -145,7 +145,7 @@ def crd(
     """
     check_same_shape(student_features, teacher_features)
     check_labels(labels, len(student_features))
-    check_settings("crd", temperature=(Positive, temperature))
+    check_settings("crd", temperature=(Temperature, temperature))
     return crd_loss(student_features, teacher_features, labels, temperature)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from krscale.config.fields import Positive, Share, Weight
+from krscale.config.fields import Share, Temperature, Weight
 from krscale.config.methods import (
     DISTSettings,
     DKDSettings,
@@ -57,7 +57,7 @@ def kd(
         tensor([0.0000, 0.9213])
     """
     check_logits(student_logits, teacher_logits, labels)
-    check_settings("kd", temperature=(Positive, temperature))
+    check_settings("kd", temperature=(Temperature, temperature))
     return kd_loss(student_logits, teacher_logits, temperature)
 
 
@@ -95,7 +95,7 @@ def dkd(
     check_logits(student_logits, teacher_logits, labels)
     check_settings(
         "dkd",
-        temperature=(Positive, temperature),
+        temperature=(Temperature, temperature),
         target_weight=(Weight, target_weight),
         nontarget_weight=(Weight, nontarget_weight),
     )
@@ -138,7 +138,7 @@ def dist(
     check_logits(student_logits, teacher_logits, labels)
     check_settings(
         "dist",
-        temperature=(Positive, temperature),
+        temperature=(Temperature, temperature),
         inter_weight=(Weight, inter_weight),
         intra_weight=(Weight, intra_weight),
     )
@@ -173,7 +173,7 @@ def logit_standardisation(
         tensor([0.0000, 1.0530])
     """
     check_logits(student_logits, teacher_logits, labels)
-    check_settings("logit_standardisation", temperature=(Positive, temperature))
+    check_settings("logit_standardisation", temperature=(Temperature, temperature))
     return standardised_kd_loss(student_logits, teacher_logits, temperature)
 
 
@@ -217,7 +217,7 @@ def kr(
         tensor([[ 0.3162, -0.6324,  0.3162,  0.0000]])
     """
     check_logits(student_logits, teacher_logits, labels)
-    check_settings("kr", temperature=(Positive, temperature), sparsity=(Share, sparsity))
+    check_settings("kr", temperature=(Temperature, temperature), sparsity=(Share, sparsity))
     targets = (teacher_logits.detach().float() / temperature).softmax(dim=-1)
     one = torch.ones(1, device=student_logits.device)
     return kr_loss(student_logits[:, None], targets[:, None], one, temperature, sparsity)

@@ -77,10 +77,12 @@ def parse_method(name: str, where: str = "") -> tuple[type[Method], tuple[str, .
         UserError: If a part is unknown (names the nearest) or named twice, or if the method cannot
             be combined.
     """
+    prefix = f"{where}: " if where else ""
+    if not isinstance(name, str):
+        raise UserError(f"{prefix}a text such as 'kr' is needed (got {name!r}).")
     base, *terms = name.split("+")
     if base not in METHODS:
         raise unknown_name("method", base, METHODS, where)
-    prefix = f"{where}: " if where else ""
     if terms and METHODS[base] is not KR:
         raise UserError(
             f"{prefix}method {base!r} cannot be combined with others (got {name!r}); only kr can."

@@ -61,6 +61,9 @@ class TappedNetwork:
             UserError: If it does not run on the images or gives no finite logits; if taps do not
                 exist, none is found, or a layout cannot be told.
         """
+        check_network(network, where)
+        if isinstance(paths, str):  # whose characters would be taken as paths
+            raise UserError(f"{where}: taps are a list of paths: [{paths!r}], not {paths!r}.")
         inner = unwrapped(network)
         images = images[:2].to(device_of(inner))
         try:
@@ -89,6 +92,29 @@ class TappedNetwork:
     def without_stages(self) -> TappedNetwork:
         """Return the same network, read at its taps alone."""
         return replace(self, stage_paths=(), stage_shapes=())
+
+
+def check_network(network: Any, where: str) -> None:
+    """Refuse what is no network, or one without values.
+
+    Args:
+        network: What a user gave.
+        where: What it should be, for the message: `"teacher"`.
+
+    Raises:
+        UserError: Says what it is.
+
+    Example:
+        >>> check_network("resnet", "teacher")
+        Traceback (most recent call last):
+        krscale.errors.UserError: teacher: a torch.nn.Module is needed, and this is str.
+    """
+    if not isinstance(network, nn.Module):
+        raise UserError(
+            f"{where}: a torch.nn.Module is needed, and this is {type(network).__name__}."
+        )
+    if any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):
+        raise UserError(f"{where}: its weights have no values: they are on the device 'meta'.")
 
 
 def device_of(network: nn.Module) -> torch.device:

@@ -14,6 +14,7 @@ from krscale.methods.learner import LearnerOutput
 from krscale.metrics import ACCURACY, TRAIN_ACCURACY, TRAIN_LOSS
 from krscale.parallel import sum_over_workers
 from krscale.training.finite import ADVICE
+from krscale.training.first_step import require_gradient
 
 
 class EpochSums:
@@ -30,6 +31,7 @@ class EpochSums:
         self.counts = torch.zeros(3, dtype=torch.float64, device=device)
         self.diagnostics: dict[str, Tensor] = {}
         self.first_bad = torch.zeros(0)
+        self.has_gradient = torch.ones((), device=device)  # what the first step of all found
         self.step = 0
 
     def add(self, terms: Tensor, output: LearnerOutput, batch: Batch) -> None:
@@ -55,20 +57,23 @@ class EpochSums:
 
         Raises:
             NonFiniteError: If a term became NaN or infinite; names the earliest one and its step.
+            NoGradientError: If the first step of the training moved no weight.
         """
-        diagnostics = [v for _, v in sorted(self.diagnostics.items())]
+        diagnostics = [v.reshape(1) for _, v in sorted(self.diagnostics.items())]
         ones = torch.ones(1, dtype=torch.float64, device=self.device)
-        packed = torch.cat([self.terms, self.counts, ones, *(d.reshape(1) for d in diagnostics)])
+        gradient = self.has_gradient.to(ones).reshape(1)
+        packed = torch.cat([self.terms, self.counts, ones, gradient, *diagnostics])
         values = sum_over_workers(packed).tolist()
         num_terms = len(self.names)
         # Judged on the sums over workers, so that every worker raises when one must.
         if not all(map(math.isfinite, values[:num_terms])):
             self._raise_non_finite(values[:num_terms], epoch, num_steps)
-        correct, num_labelled, count, world_size = values[num_terms : num_terms + 4]
+        correct, num_labelled, count, world_size, moved = values[num_terms : num_terms + 5]
+        require_gradient(moved=moved > 0.0)
         metrics = {f"train/{n}": v / count for n, v in zip(self.names, values, strict=False)}
         metrics[TRAIN_LOSS] = sum(values[:num_terms]) / count
         metrics[TRAIN_ACCURACY] = correct / max(num_labelled, 1.0)
-        rest = values[num_terms + 4 :]
+        rest = values[num_terms + 5 :]
         for name, value in zip(sorted(self.diagnostics), rest, strict=True):
             metrics[name] = value / (self.step * world_size)
         return metrics

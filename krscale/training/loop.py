@@ -31,6 +31,7 @@ from krscale.training.averaging import AveragedStudent
 from krscale.training.checkpoint import load_checkpoint, save_checkpoint
 from krscale.training.epoch_sums import EpochSums
 from krscale.training.finite import require_finite, require_finite_outputs
+from krscale.training.first_step import has_gradient, require_dependence, require_trainable
 from krscale.training.optimisers import build_optimiser, learning_rate_factor
 from krscale.training.precision import resolve_precision
 
@@ -79,6 +80,7 @@ class Training:
         settings: TrainConfig,
         workers: Workers,
     ) -> None:
+        require_trainable(learner.student)
         shape = loader.preprocessing.input_shape(loader.images.shape[1:])
         check_batch_norm(
             learner.student, shape, settings.batch_sizes(loader.num_samples), "the network"
@@ -131,6 +133,7 @@ class Training:
         Raises:
             NonFiniteError: If a loss term became NaN or infinite, naming the earliest one; or if
                 what was trained gives no numbers on the validation split.
+            NoGradientError: If the first step moves no weight.
         """
         started = time.perf_counter()
         self.forward.train()
@@ -139,6 +142,8 @@ class Training:
         for batch in self.loader.epoch(self.epoch):
             output, terms = self._step(batch)
             sums.add(terms, output, batch)
+            if self.schedule.last_epoch == 1:
+                sums.has_gradient = has_gradient(self.learner.student)
             self.on_step()
         metrics = sums.metrics(self.epoch, self.loader.num_steps)
         self.seconds_in_steps += time.perf_counter() - started
@@ -225,6 +230,7 @@ class Training:
             # DistributedDataParallel averages gradients over workers; every sample must weigh
             # 1 / global_size whatever share of the batch its worker holds.
             loss = terms.sum() * (self.workers.world_size / batch.global_size)
+            require_dependence(loss)
             torch.autograd.backward(loss)
         return output.detached()
 

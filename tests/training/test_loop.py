@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from krscale.config import DataConfig, TrainConfig, ViewsConfig
 from krscale.data import Dataset, prepare_data
 from krscale.data.loader import Loader
-from krscale.errors import NonFiniteError, UserError
+from krscale.errors import NoGradientError, NonFiniteError, UserError
 from krscale.knowledge.taps import TapOutputs
 from krscale.methods import MethodContext, build_method
 from krscale.methods.base import Batch, Method
@@ -183,6 +183,53 @@ class Poisoned(Method):
 def test_the_first_term_that_is_not_finite_is_named(dataset: Dataset) -> None:
     with pytest.raises(NonFiniteError, match=r"'poisoned' is not finite in epoch 1, step 3 of"):
         training(dataset, Poisoned()).run_epoch()
+
+
+class Weightless(Method):
+    """A loss that every weight has a part in, and none is moved by."""
+
+    needs_teacher = False
+
+    def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
+        return {"nothing": 0.0 * student.logits.sum(dim=1)}
+
+
+class Detached(Weightless):
+    """A loss that no weight has a part in."""
+
+    def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
+        return {"nothing": student.logits.detach().sum(dim=1)}
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [(Weightless(), "the gradient of every weight of this network is 0"),
+     (Detached(), "the loss depends on no weight of this network")],
+)  # fmt: skip
+def test_a_training_that_moves_nothing_ends_in_its_first_epoch(
+    dataset: Dataset, method: Method, said: str
+) -> None:
+    with pytest.raises(NoGradientError, match=f"{said}. Are all weights of the loss 0"):
+        training(dataset, method).run_epoch()
+
+
+def test_a_network_that_is_frozen_as_a_whole_is_not_trained(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of one may be: its classifier alone is trained."""
+    made = resnet
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "resnet", lambda **dial: made(**dial).requires_grad_(False))
+        with pytest.raises(NoGradientError, match=r"none of the .* weights .* can be trained"):
+            training(dataset)
+
+    def with_free_classifier(**dial: int) -> nn.Module:
+        network = made(**dial).requires_grad_(False)
+        network.classifier.requires_grad_(True)
+        return network
+
+    monkeypatch.setitem(globals(), "resnet", with_free_classifier)
+    assert training(dataset).run_epoch()["train/loss"] > 0.0
 
 
 class NoReading(TorchDispatchMode):

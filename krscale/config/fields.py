@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from fractions import Fraction
 from functools import cache
+from pathlib import PurePath
 from typing import Annotated, Any, Self
 
 from pydantic import (
@@ -106,11 +107,13 @@ SomeNames = Annotated[Names, AfterValidator(_not_empty)]
 """A list of different names, at least one."""
 
 
-def _python_number(value: Any) -> Any:
-    """Return a number of numpy's, which are no `int` to pydantic, as one of Python's."""
+def _plain(value: Any) -> Any:
+    """Return what means a number or a text, of numpy or of pathlib, as one of Python's."""
+    if isinstance(value, PurePath):
+        return str(value)
     if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0:
         return value.item()
-    return type(value)(map(_python_number, value)) if type(value) in (list, tuple) else value
+    return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
 
 
 class Section(BaseModel):
@@ -122,10 +125,10 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _with_python_numbers(cls, values: Any) -> Any:
+    def _plain_values(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        return {name: _python_number(value) for name, value in values.items()}
+        return {name: _plain(value) for name, value in values.items()}
 
     @classmethod
     def from_keywords(cls, values: Mapping[str, Any], where: str) -> Self:

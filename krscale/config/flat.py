@@ -38,6 +38,11 @@ def put_settings(
     Raises:
         UserError: If a name is unknown, is that of two fields, or is given twice.
     """
+    if not isinstance(settings, Mapping) or not all(isinstance(path, str) for path in settings):
+        raise UserError(
+            f"search: settings: a dictionary of dotted paths is needed, such as "
+            f'{{"views.flip": True}} (got {settings!r}).'
+        )
     dotted = {_path_of(name): value for name, value in fields.items()}
     for path in settings:
         if not any(f"{path}.".startswith(f"{known}.") for known in _known()):

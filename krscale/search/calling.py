@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -185,5 +185,10 @@ def _taking(table: Table, normalisation: Normalisation | None) -> Table:
     return {"preprocessing": how, **table}
 
 
-def _listed(methods: Sequence[str] | None) -> tuple[str, ...] | None:
-    return (methods,) if isinstance(methods, str) else None if methods is None else tuple(methods)
+def _listed(methods: Any) -> tuple[str, ...] | None:
+    """Return methods as they are compared; a set, which has another order each time, by name."""
+    if methods is None or isinstance(methods, str):
+        return methods if methods is None else (methods,)
+    if not isinstance(methods, Iterable):
+        raise UserError(f"search: methods: a list of names is needed (got {methods!r}).")
+    return tuple(sorted(methods, key=str) if isinstance(methods, Set) else methods)

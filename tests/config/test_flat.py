@@ -34,6 +34,8 @@ def test_names_and_paths_go_to_their_sections() -> None:
 @pytest.mark.parametrize(
     ("settings", "fields", "said"),
     [
+        ([1], {}, "settings: a dictionary of dotted paths is needed, such as"),
+        ({3: 4}, {}, "settings: a dictionary of dotted paths is needed, such as"),
         ({}, {"epochs": 3}, "search: unknown setting 'epochs'. Did you mean 'num_epochs'"),
         ({}, {"seed": 3}, "'seed' may be search.seed or train.seed; write settings="),
         ({}, {"method": "kr"}, "unknown setting 'method'"),

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from krscale.config import (
@@ -12,6 +13,7 @@ from krscale.config import (
     load,
     nearest_fields,
     parse_capacity,
+    validate,
     with_values,
 )
 from krscale.errors import UserError
@@ -328,3 +330,18 @@ def test_sizes_that_no_machine_can_hold_are_out_of_range(setting: str) -> None:
     name = setting.partition("=")[0]
     with pytest.raises(UserError, match=rf"--set {name}.*less than or equal to"):
         load(None, [setting])
+
+
+def test_values_of_numpy_and_pathlib_are_taken_as_they_are_meant(tmp_path: Path) -> None:
+    given = {
+        "storage_path": tmp_path / "runs",
+        "train": {"num_epochs": np.int64(3), "learning_rate": np.float32(0.5)},
+        "teacher": {"preprocessing": {"mean": [np.float64(0.5)], "std": (np.float64(0.25),)}},
+    }
+    found = validate(given, "here")
+    assert found.storage_path == str(tmp_path / "runs")
+    assert (found.train.num_epochs, found.train.learning_rate) == (3, 0.5)
+    assert found.teacher.preprocessing.std == (0.25,)
+    for wrong in (np.float64(2.5), np.zeros(2), np.str_("3"), np.bool_(True)):
+        with pytest.raises(UserError, match="num_epochs"):
+            validate({"train": {"num_epochs": wrong}}, "here")

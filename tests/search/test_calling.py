@@ -24,6 +24,7 @@ from krscale.config import load
 from krscale.errors import UserError
 from krscale.runs.folder import read_experiment
 from krscale.search import session
+from krscale.search.calling import _listed
 from krscale.search.result import SearchResult
 
 SETTINGS: dict[str, Any] = {
@@ -225,6 +226,8 @@ def test_an_experiment_is_changed_by_what_is_given_with_it(
         ({"teacher": None}, "without an experiment, teacher must be given"),
         ({"teacher": None, "data": None}, "teacher and data must be given"),
         ({"methods": ["krr"]}, "krr"),
+        ({"methods": 3}, "search: methods: a list of names is needed"),
+        ({"settings": [1]}, "search: settings: a dictionary of dotted paths is needed"),
         ({"num_trials": 0}, "search.trials_per_size"),
         ({"epochs": 3}, "unknown setting 'epochs'. Did you mean 'num_epochs'"),
         ({"optimizer": "adamw", "learning_rate": None}, "learning_rate"),
@@ -267,6 +270,13 @@ def test_the_examples_of_the_page_run(
     assert names["logits"].shape == (60, 3)
     assert "second" in str(names["result"])
     assert "Pareto front" in capsys.readouterr().out
+
+
+def test_methods_in_a_set_have_one_order() -> None:
+    names = {f"kr+{term}" for term in ("dkd", "dist", "kd")} | {"plain", "kr"}
+    assert _listed(names) == ("kr", "kr+dist", "kr+dkd", "kr+kd", "plain")
+    assert _listed(name for name in ("plain", "kr")) == ("plain", "kr")
+    assert _listed("kr") == ("kr",)
 
 
 def test_an_object_that_is_no_experiment_is_refused() -> None:

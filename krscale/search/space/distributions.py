@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,12 +24,15 @@ from optuna.distributions import (
 
 from krscale.config import search_ranges
 from krscale.errors import UserError, nearest, unknown_name
+from krscale.foreign import reason_of
 
 DEFAULT = "default"
 """What a space may write, alone or as a type, for the range that a field declares itself."""
 NUM_TAPS = "num_taps"
 """What a space may write for the number of the teacher's taps."""
 
+_MOST_INT = 2**53
+"""Up to which samplers, which reckon in floats, tell one whole number from the next."""
 _TYPES: Mapping[str, tuple[type[BaseDistribution], frozenset[str]]] = {
     "float": (FloatDistribution, frozenset({"low", "high", "log", "step"})),
     "int": (IntDistribution, frozenset({"low", "high", "log", "step"})),
@@ -84,7 +87,7 @@ def read_distribution(spec: Mapping[str, Any], num_taps: int, where: str) -> Bas
             f'{where}: expected "{DEFAULT}", or a table such as '
             f'{{ type = "float", low = 0, high = 1 }}.'
         )
-    if spec["type"] not in _TYPES:
+    if not isinstance(spec["type"], str) or spec["type"] not in _TYPES:
         raise unknown_name("type", str(spec["type"]), [*_TYPES, DEFAULT], where)
     kind, allowed = _TYPES[spec["type"]]
     arguments = {key: value for key, value in spec.items() if key != "type"}
@@ -96,14 +99,14 @@ def read_distribution(spec: Mapping[str, Any], num_taps: int, where: str) -> Bas
     else:
         for end in ("low", "high"):
             arguments[end] = read_bound(arguments.get(end), num_taps, f"{where}: {end}")
-        _check_range(arguments, where)
+        _check_range(arguments, kind, where)
     try:
         with warnings.catch_warnings():
             # Optuna would cut a range that its step does not divide, and warn.
             warnings.simplefilter("error", UserWarning)
             return kind(**arguments)
-    except (TypeError, ValueError, UserWarning) as error:
-        raise UserError(f"{where}: {error} (got {dict(spec)}).") from None
+    except (TypeError, ValueError, ArithmeticError, UserWarning) as error:
+        raise UserError(f"{where}: {reason_of(error)} (got {dict(spec)}).") from None
 
 
 def read_bound(value: Any, num_taps: int, where: str) -> float:
@@ -114,10 +117,11 @@ def read_bound(value: Any, num_taps: int, where: str) -> float:
     """
     if value == NUM_TAPS:
         return num_taps
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not _is_number(value):
         got = "nothing" if value is None else repr(value)
         raise UserError(f'{where}: expected a finite number or "{NUM_TAPS}" (got {got}).')
-    return value
+    number: float = value
+    return number
 
 
 def suggest(trial: optuna.trial.BaseTrial, name: str, distribution: BaseDistribution) -> Any:
@@ -166,8 +170,29 @@ def _check_choices(arguments: Mapping[str, Any], where: str) -> None:
         raise UserError(f"{where}: choices: {twice!r} appears twice.")
 
 
-def _check_range(arguments: Mapping[str, Any], where: str) -> None:
-    low, high = arguments["low"], arguments["high"]
+def _is_number(value: Any) -> bool:
+    """Whether a value is a finite number that a float can hold; TOML has longer ones."""
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) <= sys.float_info.max
+    )
+
+
+def _check_range(arguments: Mapping[str, Any], kind: type[BaseDistribution], where: str) -> None:
+    low, high, step = arguments["low"], arguments["high"], arguments.get("step")
+    if not isinstance(arguments.get("log", False), bool):
+        raise UserError(f"{where}: log: expected true or false (got {arguments['log']!r}).")
+    if step is not None and (not _is_number(step) or step <= 0):
+        raise UserError(f"{where}: step: expected a finite number above 0 (got {step!r}).")
+    if kind is IntDistribution:
+        for name in ("low", "high", "step"):
+            value = arguments.get(name) or 0
+            if value != int(value) or abs(value) > _MOST_INT:
+                raise UserError(
+                    f"{where}: {name}: expected a whole number of at most {_MOST_INT:,} "
+                    f"(got {value!r})."
+                )
     if low > high:
         raise UserError(f"{where}: the range is inverted: low = {low} is above high = {high}.")
     if arguments.get("log") and low <= 0:

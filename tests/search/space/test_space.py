@@ -13,6 +13,8 @@ from krscale.methods import METHODS, method_settings
 from krscale.search.space.check import check_space
 from krscale.search.space.space import defaults_within, find_space, load_space
 
+RANGE = '"distill.kr_weight" = { type = "float", low = 0.1, high = 1.0, %s }'
+
 
 def space_file(folder: Path, text: str) -> str:
     path = folder / "space.toml"
@@ -170,6 +172,27 @@ def test_what_can_be_no_space_is_named(tmp_path: Path, name: str, message: str) 
         ('"distill.kr_weight" = { type = "float", lo = 0.1, high = 1.0 }', "Did you mean 'low'"),
         ('"distill.kr_weight" = { type = "float", low = 0.1 }', "high"),
         ('"distill.kr_weight" = 3', 'expected "default", or a table'),
+        ('"distill.kr_weight" = { type = {}, low = 0.1, high = 1.0 }', "unknown type '{}'. All"),
+        (
+            '"distill.kr_weight" = { type = [1], low = 0.1, high = 1.0 }',
+            r"unknown type '\[1\]'. All",
+        ),
+        (RANGE % "step = inf", r"step: expected a finite number above 0 \(got inf\)"),
+        (RANGE % "step = [1]", r"step: expected a finite number above 0 \(got \[1\]\)"),
+        (RANGE % "step = 0", r"step: expected a finite number above 0 \(got 0\)"),
+        (RANGE % "log = 1", r"log: expected true or false \(got 1\)"),
+        (
+            '"student.options.num_blocks" = { type = "int", low = 1, high = 1%s }' % ("0" * 400),
+            'high: expected a finite number or "num_taps"',
+        ),
+        (
+            '"student.options.num_blocks" = { type = "int", low = 1, high = 1%s }' % ("0" * 30),
+            "high: expected a whole number of at most 9,007,199,254,740,992",
+        ),
+        (
+            '"student.options.num_blocks" = { type = "int", low = 1.5, high = 3 }',
+            "low: expected a whole number",
+        ),
         ('"distill.mixing" = { type = "categorical", choices = [] }', "at least one value"),
         ('"distill.mixing" = { type = "categorical", choices = ["layer", "layer"] }', "twice"),
         (

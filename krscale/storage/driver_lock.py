@@ -154,6 +154,11 @@ class DriverLock:
 
     def _taken(self, start: Start | None) -> UserError:
         who = start.who if start else "nobody (somebody has deleted its record)"
+        if "/" in self.run:  # a teacher that is trained on workers: no run of this name
+            return UserError(
+                f"storage_path: {self.objects.uri}/{self.run} is being trained now by {who}. Wait "
+                f"for it."
+            )
         return UserError(
             f"name: run {self.run!r} of {self.objects.uri} is being run now by {who}. Wait for it, "
             f"or choose another name."

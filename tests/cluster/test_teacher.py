@@ -132,7 +132,8 @@ def test_on_a_uri_one_driver_trains_and_leaves_the_teacher_alone(
     monkeypatch.setattr(teacher, "fit_on_workers", fit_and_look)
     found = teach(uri)
     assert len(refused) == 1
-    assert "is being run now by process" in refused[0]
+    assert "is being trained now by process" in refused[0]
+    assert "choose another name" not in refused[0]
     left = [key for key in objects.list("cache/teachers") if "unfinished" in key]
     assert left == []
     name = Path(found.teacher_path).name

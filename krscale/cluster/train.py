@@ -30,7 +30,7 @@ from krscale.cluster.rendezvous import OneAddress
 from krscale.cluster.worker_reports import EpochReporter, OnEpoch, ReportReader, StepReporter
 from krscale.config import Experiment
 from krscale.digests import copy_checked
-from krscale.errors import KrscaleError, NonFiniteError, UserError
+from krscale.errors import KrscaleError, NoGradientError, NonFiniteError, UserError
 from krscale.parallel import Workers, sum_over_workers
 from krscale.setup.build import Assets, build_training
 from krscale.setup.prepare import Prepared
@@ -123,7 +123,6 @@ def fit_on_workers(
     kept = find_kept(folder / TRAIN, "student" if section == "train" else section, note)
     if kept.metrics:
         on_epoch(kept.metrics)
-    path, filesystem = place_for_ray(folder)
     use_gpu = _uses_gpu(experiment.train.device, num_workers)
     each = {"CPU": 1.0, **({"GPU": 1.0} if use_gpu else {})}
     require(each, experiment.cluster, f"{section}.num_workers", num_workers)
@@ -131,16 +130,46 @@ def fit_on_workers(
     stall_seconds = experiment.search.stall_seconds
     reader = ReportReader(queue, on_epoch, note, StallWatch(stall_seconds))
     reader.start()
-    trainer = _Trainer(
+    config = {
+        "build": build,
+        "weights": weights.name,
+        "section": section,
+        "queue": queue,
+        "stall_seconds": stall_seconds,
+        "go_on_from": str(kept.checkpoint or ""),
+    }
+    try:
+        result = _trainer(config, folder, num_workers, each).fit()
+    except TrainingFailedError as error:
+        found = _user_error(error, reader.why_ended)
+        if found is None:
+            raise
+        raise found from None
+    finally:
+        queue.put(None)
+        reader.join()
+        queue.shutdown()
+    metrics = _keep_weights(result, weights)
+    kept.remove_unrecorded()
+    return metrics
+
+
+def _trainer(
+    config: dict[str, Any], folder: Path, num_workers: int, each: dict[str, float]
+) -> TorchTrainer:
+    """Return Ray Train, which keeps its checkpoints in `folder`.
+
+    Args:
+        config: What `_worker` takes.
+        folder: Of the run, or of the teacher.
+        num_workers: To start.
+        each: What each of them takes of the cluster.
+    """
+    path, filesystem = place_for_ray(folder)
+    use_gpu = "GPU" in each
+    return _Trainer(
         _worker,  # type: ignore[arg-type]  # Ray's annotation does not know of return values yet
-        train_loop_config={
-            "build": build,
-            "weights": weights.name,
-            "section": section,
-            "queue": queue,
-            "stall_seconds": stall_seconds,
-            "go_on_from": str(kept.checkpoint or ""),
-        },
+        train_loop_config=config,
         torch_config=OneAddress(backend="nccl" if use_gpu else "gloo"),
         scaling_config=train.ScalingConfig(
             num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=each
@@ -151,20 +180,13 @@ def fit_on_workers(
             storage_filesystem=filesystem,
             failure_config=train.FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=train.CheckpointConfig(num_to_keep=2),
-            callbacks=[EpochReporter(queue)],  # type: ignore[list-item]
+            callbacks=[EpochReporter(config["queue"])],  # type: ignore[list-item]
         ),
     )
-    try:
-        result = trainer.fit()
-    except TrainingFailedError as error:
-        found = _user_error(error, reader.why_ended)
-        if found is None:
-            raise
-        raise found from None
-    finally:
-        queue.put(None)
-        reader.join()
-        queue.shutdown()
+
+
+def _keep_weights(result: train.Result, weights: Path) -> dict[str, float]:
+    """Copy what was trained out of the last checkpoint; return the metrics of that epoch."""
     broke: tuple[str, str] | None = getattr(result, "return_value", None)
     if broke is not None:
         kind, text = broke
@@ -173,7 +195,6 @@ def fit_on_workers(
         raise KrscaleError("Ray Train ended without a checkpoint")
     with result.checkpoint.as_directory() as checkpoint:
         copy_checked(Path(checkpoint) / weights.name, weights)
-    kept.remove_unrecorded()
     return dict(result.metrics)
 
 
@@ -240,6 +261,8 @@ def _worker(config: dict[str, Any]) -> tuple[str, str] | None:
         fit(training, report)
     except NonFiniteError as error:
         return NonFiniteError.__name__, str(error)
+    except NoGradientError as error:
+        return UserError.__name__, str(error)
     except RuntimeError as error:
         if "finished reduction in the prior iteration" not in str(error):
             raise

@@ -145,7 +145,6 @@ def run_search(
     experiment, config = ladder.experiment, ladder.config
     # Its errors reach the user through the listeners, one line each, not once more in a frame.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    num_workers, most_workers = experiment.train.num_workers, experiment.train.most_workers
     require_workers(experiment, resources)
     if experiment.train.channels_last and not has_gpus(experiment):
         raise UserError(
@@ -155,9 +154,35 @@ def run_search(
     searcher = LadderSearcher(
         ladder,
         milestones(config, experiment.train.num_epochs),
-        Slots(resources, num_workers, most_workers),
+        Slots(resources, experiment.train.num_workers, experiment.train.most_workers),
         say,
     )
+    tuner = _tuner(searcher, prepared, resources, say)
+    try:
+        with no_secrets_forwarded():
+            tuner.fit()
+    except BaseException as error:  # Ctrl-C and the like above all
+        full = storage_error(error)
+        with suppress(OSError, StorageError):  # what cannot be told now, the next start tells
+            searcher.leave()
+        if full:
+            raise StorageError(
+                f"{experiment.run_path}: the search stopped, and no running trial counts: {full} "
+                f"The same command goes on."
+            ) from error
+        raise
+    _refuse_failures(searcher)
+
+
+def _tuner(
+    searcher: LadderSearcher,
+    prepared: Prepared,
+    resources: Mapping[str, float],
+    say: Callable[[str], None],
+) -> tune.Tuner:
+    """Return Ray Tune, set up so that the ladder alone decides what runs, stops and counts."""
+    ladder = searcher.ladder
+    experiment, num_workers = ladder.experiment, ladder.experiment.train.num_workers
     stalled = StalledTrials(ladder, searcher.trials.items)
     waiting = WaitingTrials(resources, num_workers, lambda: searcher.num_begun > 0, say)
     oversized = OversizedTrials(searcher)
@@ -167,7 +192,7 @@ def run_search(
         prepared=prepared,
         given=given(student_models(experiment)),
     )
-    tuner = tune.Tuner(
+    return tune.Tuner(
         tune.with_resources(
             trainable,
             lambda trial: PlacementGroupFactory(
@@ -192,23 +217,14 @@ def run_search(
             ),
         ),
     )
-    try:
-        with no_secrets_forwarded():
-            tuner.fit()
-    except BaseException as error:  # Ctrl-C and the like above all
-        full = storage_error(error)
-        with suppress(OSError, StorageError):  # what cannot be told now, the next start tells
-            searcher.leave()
-        if full:
-            raise StorageError(
-                f"{experiment.run_path}: the search stopped, and no running trial counts: {full} "
-                f"The same command goes on."
-            ) from error
-        raise
+
+
+def _refuse_failures(searcher: LadderSearcher) -> None:
+    ladder = searcher.ladder
     if searcher.gave_up:
         raise UserError(
             f"search: {ladder.num_failed} trials failed (search.max_failures = "
-            f"{config.max_failures}). The first error was:\n{searcher.first_error}"
+            f"{ladder.config.max_failures}). The first error was:\n{searcher.first_error}"
         )
     if searcher.first_error and not any(study.winner() for study in ladder.tuning.values()):
         raise UserError(f"search: every trial failed. The first error was:\n{searcher.first_error}")

@@ -76,10 +76,12 @@ def run_again(study: optuna.Study, number: int, cause: Cause, *, has_checkpoint:
         attrs[NUM_LOST] = int(attrs.get(NUM_LOST, 0)) + 1
     if cause is Cause.MEMORY:
         attrs[ALONE] = True
+    # What it was enqueued with counts where it was cut short before it had asked for all of it.
+    params = {**frozen.system_attrs.get("fixed_params", {}), **frozen.params}
     # Enqueued first, and only once: a crash in between leaves the trial RUNNING, and the next start
     # comes here again.
     if not any(trial.user_attrs.get(RETRY_OF) == number for trial in trials):
-        study.enqueue_trial(frozen.params, user_attrs=attrs)
+        study.enqueue_trial(params, user_attrs=attrs)
     Trial(study, frozen._trial_id).set_user_attr(INTERRUPTED, cause.value)
     study.tell(number, state=TrialState.FAIL)
 

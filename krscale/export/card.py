@@ -20,6 +20,7 @@ from krscale.models.preprocessing import Preprocessing
 CARD_FILE = "student.json"
 FORMAT = 1
 EXPORT_AGAIN = "`krscale pick` exports the student again."
+_MOST_OF_A_SCRIPT = 2**24
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,8 @@ class StudentCard:
         return f"({steps}{factor} - mean) / std"
 
 
-def exported_files(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of the files of an export by their names; none while it is written.
+def exported_files(folder: Path) -> dict[str, FileDigest]:
+    """Return what the files of an export must be, by their names; none while it is written.
 
     Raises:
         DamagedFileError: If its card is not what was written.
@@ -146,7 +147,16 @@ def exported_files(folder: Path) -> dict[str, str]:
     content = read_json(card, EXPORT_AGAIN)
     with reading(card, EXPORT_AGAIN):
         listed = [*content.get("files", []), content.get("script")]
-        return {str(file["file"]): str(file["sha256"]) for file in listed if file}
+        return {str(file["file"]): _digest(folder, file) for file in listed if file}
+
+
+def _digest(folder: Path, file: Mapping[str, Any]) -> FileDigest:
+    """Return what a file must be; an older krscale did not note the size of its script."""
+    path = folder / str(file["file"])
+    now = path.stat().st_size if path.is_file() else 0
+    known = min(now, _MOST_OF_A_SCRIPT) if path.suffix == ".py" else now
+    num_bytes = int(file.get("num_bytes", known))
+    return FileDigest.whole(num_bytes, str(file["sha256"]))
 
 
 def check_exported(folder: Path, name: str = "") -> None:
@@ -159,11 +169,9 @@ def check_exported(folder: Path, name: str = "") -> None:
     Raises:
         DamagedFileError: For the first that is not what was exported; names it.
     """
-    for file, expected in exported_files(folder).items():
+    for file, digest in exported_files(folder).items():
         if name in ("", file):
-            path = folder / file
-            num_bytes = path.stat().st_size if path.is_file() else 0
-            CheckedFile(path, FileDigest.whole(num_bytes, expected), EXPORT_AGAIN).check()
+            CheckedFile(folder / file, digest, EXPORT_AGAIN).check()
 
 
 def read_card(folder: Path) -> StudentCard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -100,7 +101,8 @@ def export_student(
         found = _check_in_fresh_process(student, card, dataset, temporary, formats, raw)
         files = tuple(_proven(temporary, name, found[name], card) for name in found)
         content = card.content() | {"files": [asdict(file) for file in files]}
-        content["script"] = {"file": PREDICT_FILE, "sha256": sha256(temporary / PREDICT_FILE)}
+        digest = hashlib.sha256(script).hexdigest()
+        content["script"] = {"file": PREDICT_FILE, "num_bytes": len(script), "sha256": digest}
         write_json(temporary / CARD_FILE, content)
     return files
 

@@ -154,6 +154,8 @@ def check_spool(path: Path) -> None:
     Raises:
         DamagedFileError: Naming the first such line.
     """
+    if reason := _unreadable(path):
+        raise damaged(path, reason, _GOES_ON)
     lines, reasons = _lines(path)
     for number, reason in enumerate(reasons, start=1):
         if reason:

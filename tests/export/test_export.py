@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -29,6 +30,8 @@ from krscale.export import (
     export_student,
     open_student,
 )
+from krscale.export.card import check_exported
+from krscale.files import write_json
 from krscale.report import read_curve
 from krscale.runs.folder import read_experiment, student_path
 from krscale.setup.network_builder import build_student
@@ -102,6 +105,22 @@ def test_every_file_is_proven_and_reaches_the_table(original, exported) -> None:
         assert file.num_bytes == (folder / file.file).stat().st_size
     listed = json.loads((folder / "student.json").read_text())["files"]
     assert [entry["format"] for entry in listed] == list(FORMATS)
+
+
+@pytest.mark.parametrize("name", ["student.onnx", "student.safetensors", "predict.py"])
+def test_a_file_that_has_grown_is_refused_without_reading_it(exported, tmp_path, name) -> None:
+    folder = shutil.copytree(exported[0], tmp_path / "out")
+    check_exported(folder)
+    os.truncate(folder / name, 10**12)
+    with pytest.raises(UserError, match=rf"{name}: damaged: it has 1000000000000 bytes, "):
+        check_exported(folder)
+    card = json.loads((folder / "student.json").read_text())
+    for file in (*card["files"], card["script"]):
+        file.pop("num_bytes", None)  # as an older krscale wrote its script
+    write_json(folder / "student.json", card)
+    if name == "predict.py":
+        with pytest.raises(UserError, match=rf"{name}: damaged: it has 1000000000000 bytes, "):
+            check_exported(folder, name)
 
 
 def test_onnx_takes_any_batch_of_pixels_in_0_to_1(original, exported) -> None:

@@ -12,7 +12,9 @@ from __future__ import annotations
 from enum import Enum
 
 import optuna
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+
+from krscale.search.studies.samplers import grid_point
 
 INTERRUPTED = "interrupted"
 """User attribute of a trial that was cut short; such trials do not count."""
@@ -76,12 +78,16 @@ def run_again(study: optuna.Study, number: int, cause: Cause, *, has_checkpoint:
         attrs[NUM_LOST] = int(attrs.get(NUM_LOST, 0)) + 1
     if cause is Cause.MEMORY:
         attrs[ALONE] = True
-    # What it was enqueued with counts where it was cut short before it had asked for all of it.
-    params = {**frozen.system_attrs.get("fixed_params", {}), **frozen.params}
+    # It may have been cut short before it had asked for all that it was to have.
+    given = frozen.system_attrs.get("fixed_params", {})
+    params = {**grid_point(study, frozen), **given, **frozen.params}
     # Enqueued first, and only once: a crash in between leaves the trial RUNNING, and the next start
     # comes here again.
     if not any(trial.user_attrs.get(RETRY_OF) == number for trial in trials):
-        study.enqueue_trial(params, user_attrs=attrs)
+        if params:
+            study.enqueue_trial(params, user_attrs=attrs)
+        else:  # nothing was decided; with settings, even none, a grid would give it no point
+            study.add_trial(create_trial(state=TrialState.WAITING, user_attrs=attrs))
     Trial(study, frozen._trial_id).set_user_attr(INTERRUPTED, cause.value)
     study.tell(number, state=TrialState.FAIL)
 

@@ -163,6 +163,16 @@ def num_grid_points(study: optuna.Study) -> int | None:
     return math.prod(map(len, study.sampler._search_space.values()))
 
 
+def grid_point(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+    """Return the point of the grid that a trial was given; nothing where it was given none."""
+    number = trial.system_attrs.get("grid_id")
+    if number is None or not isinstance(study.sampler, _Grid):
+        return {}
+    names, points = study.sampler._param_names, study.sampler._all_grids
+    known = isinstance(number, int) and 0 <= number < len(points)
+    return dict(zip(names, points[number], strict=True)) if known else {}
+
+
 def num_planned(config: SearchConfig, space: SearchSpace, method: str) -> int:
     """Return how many trials each study of a method is meant to have: a grid may have fewer points.
 

@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import io
 import os
+import resource
 import secrets
 import subprocess
 import sys
@@ -176,3 +177,19 @@ def unpack(archive: Path, folder: Path) -> None:
 def overrides(*settings: str) -> list[str]:
     """Return `--set` arguments."""
     return [part for setting in settings for part in ("--set", setting)]
+
+
+@contextmanager
+def bounded_memory() -> Iterator[None]:
+    """Let this process fail where it asks for more than a GiB beyond what it has (on Linux)."""
+    if not Path("/proc/self/status").exists():
+        yield
+        return
+    limits = resource.getrlimit(resource.RLIMIT_DATA)  # of all but mapped files
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    now = int(status.split("VmData:")[1].split()[0]) * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (now + 2**30, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)

@@ -7,10 +7,8 @@ import json
 import os
 import random
 import re
-import resource
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ import pytest
 from drilling import Drill
 from finished_search import SETTINGS, without_ray
 from mutations import mutate_json
-from running import in_process, overrides
+from running import bounded_memory, in_process, overrides
 
 from krscale.config import load
 from krscale.data import open_data
@@ -204,22 +202,6 @@ def outcome(case: Case, file: Path, what: str) -> bool:
         return False
     assert str(file) in found or str(file.parent) in found, f"{what}: {found}"
     return True
-
-
-@contextmanager
-def bounded_memory() -> Iterator[None]:
-    """Let this process fail where it asks for more than a GiB beyond what it has (on Linux)."""
-    if not Path("/proc/self/status").exists():
-        yield
-        return
-    limits = resource.getrlimit(resource.RLIMIT_DATA)  # of all but mapped files
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    now = int(status.split("VmData:")[1].split()[0]) * 1024
-    resource.setrlimit(resource.RLIMIT_DATA, (now + 2**30, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, limits)
 
 
 @pytest.mark.parametrize("name", [*CASES, *BINARY])

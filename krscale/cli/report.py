@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from krscale.config import fingerprint, load
 from krscale.errors import UserError
-from krscale.files import write_json
-from krscale.foreign import user_path
+from krscale.files import damaged, write_json
+from krscale.foreign import read_bounded, user_path
 from krscale.runs.folder import find_run, read_experiment, storage_folder
 from krscale.runs.origin import read_environment
 from krscale.showing import show, terminal
@@ -32,6 +32,7 @@ DESCRIPTION = (
     "Print test accuracy versus capacity of finished runs, and write the figure, "
     f"{CSV_FILE} and {PAGE_FILE}, which explains it to anyone. Several runs are compared."
 )
+_MOST_OF_A_FIGURE = 64 * 1024**2
 _LONGEST = 200  # characters of the name of a folder, of 255 that there may be
 
 
@@ -112,14 +113,14 @@ def _write_files(paths: Sequence[Path], curves: Sequence[Curve], output: Path) -
 
 def _shown(path: Path, curve: Curve, figure: bytes) -> ShownRun:
     from krscale.report import ShownRun
-    from krscale.report.findings import INSIGHT_FIGURE_FILE, read_insight
+    from krscale.report.findings import read_insight
 
     experiment, problem = _or_problem(read_experiment, path)
     environment, environment_problem = _or_problem(read_environment, path)
-    if environment_problem:  # versions and machine; the page does without
-        show(f"krscale: {environment_problem}", file=sys.stderr)
     insight, insight_problem = _or_problem(read_insight, path)
-    drawn = path / INSIGHT_FIGURE_FILE
+    drawn, figure_problem = _or_problem(_figure_of_insight, path) if insight else (None, "")
+    for passed_over in filter(None, (environment_problem, figure_problem)):
+        show(f"krscale: {passed_over}", file=sys.stderr)  # the page does without
     return ShownRun(
         curve,
         figure,
@@ -127,11 +128,24 @@ def _shown(path: Path, curve: Curve, figure: bytes) -> ShownRun:
         environment or {},
         problem,
         insight=insight,
-        insight_figure=drawn.read_bytes() if insight and drawn.is_file() else None,
+        insight_figure=drawn,
         insight_problem=insight_problem
         or f"This was not kept for this run; `krscale insight {shlex.quote(str(path))}` finds it "
         f"in the journal of the search, and the next page shows it.",
     )
+
+
+def _figure_of_insight(path: Path) -> bytes | None:
+    from krscale.report.findings import INSIGHT_FIGURE_FILE
+
+    figure = path / INSIGHT_FIGURE_FILE
+    try:
+        return read_bounded(figure, _MOST_OF_A_FIGURE)
+    except FileNotFoundError:  # drawn where there is something to draw
+        return None
+    except OSError as error:
+        reason = f"it cannot be read ({error.strerror or error})"
+        raise damaged(figure, reason, "`krscale insight` draws it again.") from None
 
 
 def _or_problem(read: Callable[[Path], Found], path: Path) -> tuple[Found | None, str]:

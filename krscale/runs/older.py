@@ -9,7 +9,7 @@ from pathlib import Path
 from krscale.data import SPLITS_FILE, Dataset
 from krscale.data.dataset import open_data
 from krscale.errors import UserError
-from krscale.files import read_json
+from krscale.files import MOST_OF_A_LOG, read_json
 from krscale.report import read_curve
 from krscale.report.result import CURVE_FILE
 from krscale.runs.aside import results_in
@@ -63,7 +63,7 @@ def no_store_is_of(dataset: Dataset, stores: Path) -> bool:
 
 def _recorded(spool: Path) -> set[str]:
     found: set[str] = set()
-    if not spool.is_file():
+    if not spool.is_file() or spool.stat().st_size > MOST_OF_A_LOG:
         return found
     with spool.open("rb") as file:
         for line in file:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from running import in_process
+from running import bounded_memory, in_process
 
 from krscale.files import read_json
 from krscale.report import Curve, CurveSize, MethodResult, find_pareto, write_curve
@@ -107,6 +107,14 @@ def test_insight_of_the_run_is_on_the_page_whatever_its_version(storage, capsys)
     assert main(["digits"]) == 0
     assert "0.25 to 0.75" in page.read_text()
     assert f"`krscale insight {storage / 'digits'}` finds it" in page.read_text(), "convergence"
+    assert capsys.readouterr().err == ""
+    figure = file.with_suffix(".png")
+    figure.touch()
+    os.truncate(figure, 10**12)
+    with bounded_memory():
+        assert main(["digits"]) == 0
+    assert "insight.png: damaged: it cannot be read (it has 1,000,000" in capsys.readouterr().err
+    figure.unlink()
     file.write_text("{}")
     assert main(["digits"]) == 0
     assert "insight.json: damaged: the field" in page.read_text()

@@ -26,6 +26,7 @@ _LEFT_BY_A_SEARCH = (
     "curve.json", "curve.before.json", "finished.json", "insight.json", "students", "unfinished",
     "tune",
 )  # fmt: skip
+_MOST_OF_A_LINE = 1024**2
 
 
 class Journal:
@@ -68,7 +69,7 @@ def refuse_lost_journal(run_path: Path) -> None:
     path = run_path / JOURNAL
     if path.is_file():
         with path.open("rb") as file:
-            if file.readline(MOST_OF_A_LOG).endswith(b"\n"):
+            if file.readline(_MOST_OF_A_LINE).endswith(b"\n"):
                 return
     left = [name for name in _LEFT_BY_A_SEARCH if (run_path / name).exists()]
     if left:
@@ -106,7 +107,7 @@ class _Backend(JournalFileBackend):
 def _clear_away(path: Path) -> None:
     """Remove what a process left that died while it wrote."""
     path.with_name(path.name + ".lock").unlink(missing_ok=True)
-    if not path.is_file():
+    if not path.is_file() or path.stat().st_size > MOST_OF_A_LOG:  # refused where it is opened
         return
     with path.open("rb+") as file:
         content = file.read()

@@ -1,5 +1,6 @@
 """The journal after its writer was killed at the worst moments."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,12 @@ import optuna
 import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from running import bounded_memory
 
 from krscale.errors import DamagedFileError
 from krscale.search.studies import opening, pruners, retries, transfer
 from krscale.search.studies import study as study_module
-from krscale.search.studies.journal import Journal
+from krscale.search.studies.journal import Journal, refuse_lost_journal
 from krscale.search.studies.journal_check import ATTRIBUTES, check_journal, encode_line
 
 
@@ -49,6 +51,24 @@ def test_half_a_line_and_a_lock_are_cleared_away(tmp_path: Path) -> None:
     again = study(Journal(path))
     again.tell(again.ask(), 2.0)
     assert [t.value for t in study(Journal(path)).trials] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_journal_that_has_grown_beyond_any_is_not_read(tmp_path: Path, *, begun: bool) -> None:
+    """Neither to drop its last line, nor to see whether it has a first one."""
+    path = tmp_path / "journal.log"
+    if begun:
+        study(Journal(path))
+    else:
+        path.touch()
+    os.truncate(path, 10**12)
+    (tmp_path / "curve.json").touch()
+    with bounded_memory():
+        if not begun:
+            with pytest.raises(DamagedFileError, match="though a search has run here"):
+                refuse_lost_journal(tmp_path)
+        with pytest.raises(DamagedFileError, match="it has 1,000,000,000,000 bytes"):
+            Journal(path)
 
 
 def named(name: str) -> dict[str, Any]:

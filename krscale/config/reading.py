@@ -25,6 +25,7 @@ _KEY_OF_MANY = re.compile(
 )
 """`tomllib` takes memory by the square of a key's parts, 20 GB for one of 200 kB."""
 _MOST_BYTES = 4 * 1024**2
+_DESCRIPTOR = re.compile(r"(/dev|/proc/(self|\d+))/fd/\d+")  # bash and zsh
 
 
 def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Experiment:
@@ -115,11 +116,11 @@ def read_toml(path: Path) -> dict[str, Any]:
 def _bounded(path: Path) -> bytes:
     """Return the content of a file a user names, if it is as long as an experiment can be.
 
-    A named pipe nobody writes to would be waited for, and `/dev/zero` fill the memory. Pipes below
-    `/dev` are those of a shell: `<(...)` and standard input.
+    A named pipe that nobody writes to would be waited for, and `/dev/zero` would fill the memory.
+    What a shell gives as a file, `<(...)` or standard input, is a pipe with somebody at its end.
     """
-    given = path if path.is_relative_to("/dev") else regular(path)
-    with given.open("rb") as file:
+    of_a_shell = path == Path("/dev/stdin") or _DESCRIPTOR.fullmatch(path.as_posix())
+    with (path if of_a_shell else regular(path)).open("rb") as file:
         content = file.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
         raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")

@@ -149,7 +149,8 @@ def test_what_is_wrong_is_said_before_the_training(
 
 
 def test_numbers_of_numpy_are_numbers(teacher: nn.Module) -> None:
-    result = distil(teacher, num_epochs=np.int64(1), learning_rate=np.float32(0.05))
+    numbers = {"num_epochs": np.int64(1), "max_images": np.int32(120)}
+    result = distil(teacher, learning_rate=np.float32(0.05), **numbers)
     assert len(result.curve) == 1
 
 

@@ -51,7 +51,7 @@ def check_number(kind: Any, name: str, value: float, where: str) -> None:
         UserError: If it is not allowed.
     """
     try:
-        _adapter(kind).validate_python(value)
+        _adapter(kind).validate_python(_plain(value))
     except ValidationError as error:
         raise UserError(f"{where}: {name}: {error.errors()[0]['msg']} (got {value!r}).") from None
 

@@ -77,11 +77,13 @@ def build_model(
         arguments = arguments_for(ZOO[name], name, dial, options, where)
         try:
             return ZOO[name](**arguments)
+        except torch.OutOfMemoryError:  # of a GPU that others use too: a trial may have it later
+            raise
         except RuntimeError as error:  # torch's, of a machine without so much memory
             raise UserError(
                 f"{where}.model: {name} cannot be built with {_written(arguments)}: "
                 f"{reason_of(error)}."
-            ) from None
+            ) from error
     if from_library := library_builder(name, where):
         _refuse_dial(options, where)
         shapes_only = torch.empty(0).device.type == "meta"

@@ -128,6 +128,17 @@ def test_a_network_larger_than_the_memory_is_refused(monkeypatch):
         build("resnet")
 
 
+def test_a_gpu_whose_memory_is_taken_is_no_mistake(monkeypatch):
+    """A trial without memory runs once more, alone, which is known by the class of its error."""
+
+    def without_memory(num_classes, in_channels, width):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setitem(ZOO, "resnet", without_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        build("resnet")
+
+
 def test_foreign_network(foreign):
     model = build("my_models:tiny", bias=False)
     assert model(torch.randn(2, 1, 8, 8)).shape == (2, 10)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from krscale.config.fields import Count, check_number
 from krscale.config.methods import KRSettings
-from krscale.config.older import FORMER_OF_KR
 from krscale.errors import UserError, unknown_name
 from krscale.knowledge.layouts import zeros
 from krscale.knowledge.measuring import (
@@ -28,9 +27,9 @@ from krscale.knowledge.measuring import (
     without_parameters,
 )
 from krscale.knowledge.parameters import layers_by_tap, weight_histograms
-from krscale.knowledge.probes import Probes
 from krscale.knowledge.taps import TapOutputs, unwrapped
 from krscale.knowledge.where import cells_of, where_distributions, without_where
+from krscale.kr_state import MADE, MadeFor, check_finite, check_whole, with_former
 from krscale.methods import MethodContext
 from krscale.methods.kr import KR
 from krscale.models.tapped import TappedNetwork, check_network, device_of
@@ -193,28 +192,24 @@ class KRLoss(nn.Module):
 
         Raises:
             UserError: If the state is of something else, of other networks, or of a teacher with
-                other weights.
+                other weights; if it is not whole, or what it keeps of the teacher is not finite.
         """
         check_network(teacher, "teacher")
         check_network(student, "student")
-        made = state.get("_extra_state") if isinstance(state, Mapping) else None
-        if not isinstance(made, Mapping) or not set(_MADE).issubset(made):
-            raise UserError("this is not the state of a KRLoss: it does not say what it is of.")
-        shape = tuple(made["image_shape"])
+        made = MadeFor.of(state)
+        shape = made.image_shape
         teachers, students = (
-            TappedNetwork.of(network, zeros(network, shape), made[f"{name}_taps"], name)
-            for network, name in ((teacher.eval(), "teacher"), (student, "student"))
+            TappedNetwork.of(network, zeros(network, shape), taps, name)
+            for network, taps, name in (
+                (teacher.eval(), made.teacher_taps, "teacher"),
+                (student, made.student_taps, "student"),
+            )
         )
         _check_classes(teachers, students)
-        sizes = [state[f"probes.linears.{i}.weight"].shape[1] for i in range(len(teachers.paths))]
-        settings = _settings(_with_former(made["settings"]))
-        knowledge = TeacherKnowledge(
-            Probes(sizes, teachers.num_classes, settings.probe_grid),
-            state["information_gain"].clone(),
-            state["tap_accuracy"].clone(),
-            0,
-        )
+        settings = _settings(made.settings)
+        knowledge = made.knowledge(state, teachers)
         loss = cls(teachers, students, knowledge, settings, shape, reduction)
+        check_whole(state, loss.state_dict())
         loss.load_state_dict(state)
         return loss
 
@@ -341,16 +336,14 @@ class KRLoss(nn.Module):
     def set_extra_state(self, state: Any) -> None:
         """Refuse the state of other taps, other settings or another teacher."""
         own = self.get_extra_state()
-        given = dict(state) if isinstance(state, Mapping) else {}
-        if isinstance(given.get("settings"), Mapping):
-            given["settings"] = _with_former(given["settings"])
+        given = with_former(state) if isinstance(state, Mapping) else {}
         weights = given.get("teacher_weights")
         if weights is not None and not alike(weights, own["teacher_weights"]):
             raise UserError(
                 "KRLoss: the state is of a teacher with other weights, to whose taps the probes "
                 "were fitted. Load that teacher's weights first, or make a new loss."
             )
-        for key in _MADE:
+        for key in MADE:
             if given.get(key) != own[key]:
                 raise UserError(
                     f"KRLoss: the state is of another {key.replace('_', ' ')} ({given.get(key)}) "
@@ -366,12 +359,6 @@ class KRLoss(nn.Module):
 
 
 _WEIGHTS = ("ce_weight", "kr_weight", "where_weight", "parameter_weight")
-_MADE = ("teacher_taps", "student_taps", "image_shape", "settings")
-
-
-def _with_former(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a state, those that it lacks as KR was when it was made."""
-    return {**FORMER_OF_KR, **settings}
 
 
 def _moved(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
@@ -424,6 +411,7 @@ def _numel(layer: nn.Module) -> int:
 
 
 def _weigh_again(loss: KRLoss, incompatible: Any) -> None:
+    check_finite(loss.state_dict())
     loss.method.weigh(loss.information_gain)
 
 

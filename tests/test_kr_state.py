@@ -1,0 +1,93 @@
+"""The state of a KRLoss that is not whole: one error, which says what is wrong with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from foreign_networks import LikeResNet
+from torch import nn
+
+from krscale import KRLoss
+from krscale.errors import UserError
+from krscale.kr_state import MadeFor, check_finite, check_whole, with_former
+from krscale.models.tapped import TappedNetwork
+
+Networks = tuple[nn.Module, nn.Module]
+State = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def networks() -> Networks:
+    torch.manual_seed(0)
+    return LikeResNet(6), LikeResNet(3)
+
+
+@pytest.fixture(scope="module")
+def state(networks: Networks) -> State:
+    images, labels = torch.randn(60, 1, 12, 12), torch.arange(60) % 3
+    kr = KRLoss.from_networks(*networks, [(images, labels)], allow_poor_teacher=True)
+    return dict(kr.state_dict())
+
+
+def changed(state: State, key: str, value: Any) -> State:
+    return {**state, "_extra_state": {**state["_extra_state"], key: value}}
+
+
+def test_a_state_without_any_one_of_its_tensors_is_refused(
+    networks: Networks, state: State
+) -> None:
+    assert KRLoss.from_state(*networks, state)
+    for name in state.keys() - {"_extra_state"}:
+        cut = [{name: state[name][..., :length]} for length in (0, 2)]
+        for wrong in ({}, *cut, {name: "x"}, {name: None}):
+            rest = {other: value for other, value in state.items() if other != name}
+            with pytest.raises(UserError, match=rf"the state of a KRLoss.*{name}"):
+                KRLoss.from_state(*networks, {**rest, **wrong})
+
+
+def test_the_knowledge_of_a_teacher_is_finite(networks: Networks, state: State) -> None:
+    """Probes of NaN give distributions of NaN, and a gain of NaN weights of NaN."""
+    for name in state.keys() - {"_extra_state"}:
+        damaged = {**state, name: torch.full_like(state[name], float("nan"))}
+        if name.startswith("method."):  # the student's own heads: a training that diverged
+            assert KRLoss.from_state(*networks, damaged)
+            continue
+        with pytest.raises(UserError, match=f"{name} holds NaN or infinity"):
+            KRLoss.from_state(*networks, damaged)
+        with pytest.raises(UserError, match=f"{name} holds NaN or infinity"):
+            KRLoss.from_state(*networks, state).load_state_dict(damaged)
+
+
+@pytest.mark.parametrize("key", list(MadeFor.model_fields))
+@pytest.mark.parametrize(
+    "value", [None, 3, "layer1", [None], ["a", "b", "c"], [-1, 0, 0], [3], {"a": 1}, {1: 1}]
+)
+def test_what_it_was_made_for_is_read_strictly(
+    key: str, value: Any, networks: Networks, state: State
+) -> None:
+    with pytest.raises(UserError, match=r"the state of a KRLoss|unknown (setting|tap)"):
+        KRLoss.from_state(*networks, changed(state, key, value))
+
+
+def test_what_does_not_belong_there_is_named(networks: Networks, state: State) -> None:
+    many = {f"head{number}": torch.zeros(1) for number in range(5)}
+    with pytest.raises(UserError, match=r"head0 does not belong there; .*\(and 2 more\)"):
+        KRLoss.from_state(*networks, {**state, **many})
+
+
+def test_the_parts(networks: Networks, state: State) -> None:
+    check_whole(state, state)
+    check_finite(state)
+    made = MadeFor.of(state)
+    assert made.image_shape == (1, 12, 12)
+    images = torch.zeros(2, 1, 12, 12)
+    teacher = TappedNetwork.of(networks[0], images, made.teacher_taps, "teacher")
+    knowledge = made.knowledge(state, teacher)
+    assert torch.equal(knowledge.information_gain, state["information_gain"])
+    weights = [linear.weight.shape for linear in knowledge.probes.linears]
+    assert weights == [state[f"probes.linears.{tap}.weight"].shape for tap in range(len(weights))]
+    assert with_former({"settings": None}) == {"settings": None}
+    assert with_former({"settings": {"probe_grid": 4}})["settings"]["probe_grid"] == 4
+    assert with_former({"settings": {}})["settings"]["probe_grid"] == 1

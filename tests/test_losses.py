@@ -113,7 +113,8 @@ def test_losses_of_features_are_zero_where_they_agree(name: str) -> None:
         (lambda s, t, y: losses.rkd(s, t[:3]), "one batch"),
         (lambda s, t, y: losses.fitnet(s, t[:1]), "one shape"),
         (lambda s, t, y: losses.reviewkd(s, t), "a list"),
-        (lambda s, t, y: losses.reviewkd([maps(s)], [maps(t)[:1]]), "one shape"),
+        (lambda s, t, y: losses.reviewkd([maps(s)], [maps(t)[:1]]), "one batch"),
+        (lambda s, t, y: losses.attention_transfer([maps(s)], [maps(t)[:1]]), "one batch"),
         (lambda s, t, y: losses.attention_transfer(s, t), "a list"),
         (lambda s, t, y: losses.attention_transfer([s], []), "1 and 0"),
         (lambda s, t, y: losses.attention_transfer([s], [t]), "maps"),
@@ -123,6 +124,44 @@ def test_losses_of_features_are_zero_where_they_agree(name: str) -> None:
 def test_what_would_be_broadcast_is_refused(call: Callable[..., Tensor], said: str) -> None:
     with pytest.raises(UserError, match=said):
         call(*example())
+
+
+OTHER_THAN_FLOATS = [
+    lambda value: value.argmax(dim=-1), lambda value: value > 0, lambda value: value.to(torch.int8),
+    lambda value: value.to(torch.complex64), lambda value: value.numpy(),
+    lambda value: value.tolist(), lambda value: None,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        (name, argument)
+        for name in losses.__all__
+        for argument in ((0,) if name == "label_smoothing" else (0, 1))
+    ],
+)
+@pytest.mark.parametrize("other", OTHER_THAN_FLOATS)
+def test_what_is_no_tensor_of_floats_is_refused(
+    name: str, argument: int, other: Callable[[Tensor], Any]
+) -> None:
+    """Classes in place of logits would be taken as numbers, and the imaginary part be dropped."""
+    student, teacher, labels = example()
+    maps_are_wanted = name in (*ON_STAGES, "fitnet")
+    arguments: list[Any] = [maps(v) if maps_are_wanted else v for v in (student, teacher)]
+    arguments[argument] = other(arguments[argument])
+    if name in ON_STAGES:
+        arguments = [[value] for value in arguments]
+    with pytest.raises(UserError, match=r"a tensor is needed|are of floating point, not"):
+        loss_named(name)(*arguments, labels)
+
+
+@pytest.mark.parametrize("name", ["dkd", "label_smoothing", "crd", "kd", "dist"])
+@pytest.mark.parametrize("labels", [[0] * 7, "0123401", torch.zeros(7), torch.zeros(7, 1).long()])
+def test_labels_are_class_numbers(name: str, labels: Any) -> None:
+    student, teacher, _ = example()
+    with pytest.raises(UserError, match="one int64 class number for each of the 7 samples"):
+        loss_named(name)(student, teacher, labels)
 
 
 @pytest.mark.parametrize(

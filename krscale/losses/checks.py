@@ -20,8 +20,18 @@ def check_settings(loss: str, **settings: tuple[Any, float]) -> None:
         check_number(kind, name, value, f"losses.{loss}")
 
 
-def check_logits(student: Tensor, teacher: Tensor, labels: Tensor | None) -> None:
+def check_floating(*values: object) -> None:
+    """Refuse what is not a tensor of floating point, such as classes in place of logits."""
+    for value in values:
+        if not isinstance(value, Tensor):
+            raise UserError(f"a tensor is needed, not {type(value).__name__}.")
+        if not value.is_floating_point():
+            raise UserError(f"logits and features are of floating point, not {value.dtype}.")
+
+
+def check_logits(student: Tensor, teacher: Tensor, labels: object) -> None:
     """Refuse logits that are not both `[B, K]`, and labels of another batch."""
+    check_floating(student, teacher)
     if student.ndim != 2:
         raise UserError(f"logits are [B, K], not {list(student.shape)}.")
     check_same_shape(student, teacher)
@@ -29,17 +39,22 @@ def check_logits(student: Tensor, teacher: Tensor, labels: Tensor | None) -> Non
         check_labels(labels, len(student))
 
 
-def check_labels(labels: Tensor, batch_size: int) -> None:
+def check_labels(labels: object, batch_size: int) -> None:
     """Refuse labels that are not `[B]` int64."""
-    if labels.shape != (batch_size,) or labels.dtype != torch.int64:
-        raise UserError(
-            f"labels are one int64 class number for each of the {batch_size} samples, not "
-            f"{labels.dtype} of shape {list(labels.shape)}."
-        )
+    if not isinstance(labels, Tensor):
+        found = type(labels).__name__
+    elif labels.shape != (batch_size,) or labels.dtype != torch.int64:
+        found = f"{labels.dtype} of shape {list(labels.shape)}"
+    else:
+        return
+    raise UserError(
+        f"labels are one int64 class number for each of the {batch_size} samples, not {found}."
+    )
 
 
 def check_same_shape(student: Tensor, teacher: Tensor) -> None:
     """Refuse tensors of two shapes."""
+    check_floating(student, teacher)
     # Tensors of other shapes might be broadcast, and give a loss of something else.
     if student.shape != teacher.shape:
         raise UserError(
@@ -50,6 +65,7 @@ def check_same_shape(student: Tensor, teacher: Tensor) -> None:
 
 def check_same_batch(student: Tensor, teacher: Tensor) -> None:
     """Refuse features that are not `[B, F]` of one batch; `F` may differ."""
+    check_floating(student, teacher)
     if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
         raise UserError(
             f"features are [B, F] of one batch, but they are {list(student.shape)} and "
@@ -61,7 +77,7 @@ def checked_stages(
     student: Sequence[Tensor] | Tensor, teacher: Sequence[Tensor] | Tensor
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """Return the maps of both networks, stage by stage; refuse those that do not match."""
-    if isinstance(student, Tensor) or isinstance(teacher, Tensor):
+    if not isinstance(student, Sequence) or not isinstance(teacher, Sequence):
         raise UserError("stages are given as a list, one tensor [B, C, H, W] for each.")
     if len(student) != len(teacher) or not student:
         raise UserError(
@@ -69,9 +85,12 @@ def checked_stages(
             f"and {len(teacher)}."
         )
     for own, theirs in zip(student, teacher, strict=True):
-        if own.ndim != 4 or theirs.ndim != 4 or own.shape[2:] != theirs.shape[2:]:
+        check_floating(own, theirs)
+        one_size = own.shape[2:] == theirs.shape[2:]
+        # Another batch might be broadcast, and each sample be compared with the same one.
+        if own.ndim != 4 or theirs.ndim != 4 or len(own) != len(theirs) or not one_size:
             raise UserError(
-                f"maps [B, C, H, W] of one size are needed, but they are {list(own.shape)} and "
-                f"{list(theirs.shape)}."
+                f"maps [B, C, H, W] of one batch and size are needed, but they are "
+                f"{list(own.shape)} and {list(theirs.shape)}."
             )
     return student, teacher

@@ -143,6 +143,7 @@ def crd(
         >>> crd(embeddings, embeddings, torch.tensor([0, 1]), temperature=0.1)
         tensor([0.8111, 0.8111])
     """
+    check_same_batch(student_features, teacher_features)
     check_same_shape(student_features, teacher_features)
     check_labels(labels, len(student_features))
     check_settings("crd", temperature=(Temperature, temperature))

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
-from krscale.config.fields import Count, check_number
+from krscale.config.fields import Count, Progress, check_number
 from krscale.config.methods import KRSettings
 from krscale.errors import UserError, unknown_name
 from krscale.knowledge.layouts import zeros
@@ -29,6 +29,7 @@ from krscale.knowledge.measuring import (
 from krscale.knowledge.parameters import layers_by_tap, weight_histograms
 from krscale.knowledge.taps import TapOutputs, unwrapped
 from krscale.knowledge.where import cells_of, where_distributions, without_where
+from krscale.kr_checks import check_classes, check_outputs, checked_settings, warn_of_schedules
 from krscale.kr_state import MADE, MadeFor, check_finite, check_whole, with_former
 from krscale.methods import MethodContext
 from krscale.methods.kr import KR
@@ -62,8 +63,10 @@ class KRLoss(nn.Module):
 
         kr = KRLoss.from_networks(teacher, student, train_loader)
         optimiser = torch.optim.SGD([*student.parameters(), *kr.parameters()], lr=0.1)
-        for images, labels in train_loader:
-            loss = kr(images, labels)
+        for epoch in range(num_epochs):
+            kr.begin_epoch(epoch / (num_epochs - 1))
+            for images, labels in train_loader:
+                loss = kr(images, labels)
 
     Attributes:
         settings: KR's own, as in the `[distill]` section of an experiment.
@@ -103,6 +106,7 @@ class KRLoss(nn.Module):
         if self.method.where is None:
             self._networks = (teacher.without_stages(), student.without_stages())
         self._shown: dict[str, Tensor] = {}
+        self._told_of_epochs = False
         self.register_load_state_dict_post_hook(_weigh_again)  # type: ignore[no-untyped-call]
         self.to(device_of(student.network))
 
@@ -146,7 +150,7 @@ class KRLoss(nn.Module):
         Raises:
             UserError: If settings, batches or networks do not fit together.
         """
-        chosen = _settings(settings)
+        chosen = checked_settings(settings)
         check_number(Count, "max_images", max_images, "KRLoss")
         check_network(teacher, "teacher")
         check_network(student, "student")
@@ -157,7 +161,7 @@ class KRLoss(nn.Module):
         shape = tuple(images.shape[1:])
         teachers = TappedNetwork.of(teacher.eval(), images, teacher_taps, "teacher")
         students = TappedNetwork.of(student, images, student_taps, "student")
-        _check_classes(teachers, students)
+        check_classes(teachers, students)
         knowledge = measure(
             torch.no_grad()(teachers),
             batches,
@@ -205,8 +209,8 @@ class KRLoss(nn.Module):
                 (student, made.student_taps, "student"),
             )
         )
-        _check_classes(teachers, students)
-        settings = _settings(made.settings)
+        check_classes(teachers, students)
+        settings = checked_settings(made.settings)
         knowledge = made.knowledge(state, teachers)
         loss = cls(teachers, students, knowledge, settings, shape, reduction)
         check_whole(state, loss.state_dict())
@@ -258,13 +262,20 @@ class KRLoss(nn.Module):
         head give the distribution of their group of taps; heads that are not trained yet keep it
         above 0 even for a copy of the teacher.
         """
+        check_outputs(student_outputs, teacher_outputs)
         logits = student_outputs.logits
+        if not (self._told_of_epochs or torch.compiler.is_compiling()) and logits.requires_grad:
+            warn_of_schedules(self.method)
+            self._told_of_epochs = True
         check_labels(labels, len(logits), logits.shape[1], "KRLoss")
         with torch.autocast(logits.device.type, enabled=False):
             tap_logits = self.probes(teacher_outputs).detach()
             self._check_stages(student_outputs, teacher_outputs)
             where = where_distributions(teacher_outputs.stages)
             terms = self.method.terms(student_outputs, tap_logits, labels.long(), where=where)
+        if not self.method.teaches_heads and torch.distributed.is_initialized():
+            # DistributedDataParallel waits for a gradient of every parameter.
+            terms["kr"] = terms["kr"] + sum(0.0 * head.sum() for head in self.parameters())
         means = {name: term.detach().sum() / max(len(term), 1) for name, term in terms.items()}
         self._shown = means | self.method.diagnostics()
         return terms
@@ -274,7 +285,16 @@ class KRLoss(nn.Module):
         return dict(self._shown)
 
     def begin_epoch(self, progress: float) -> None:
-        """Say how far the training is, 0 to 1: for `sparsity_schedule` and the other schedules."""
+        """Say how far the training is: for `sparsity_schedule` and the other schedules.
+
+        Args:
+            progress: 0 in the first epoch, 1 in the last: `epoch / (num_epochs - 1)`.
+
+        Raises:
+            UserError: If it is not a share, such as the number of an epoch.
+        """
+        check_number(Progress, "progress", progress, "KRLoss.begin_epoch")
+        self._told_of_epochs = True
         self.method.begin_epoch(progress)
 
     @property
@@ -358,24 +378,9 @@ class KRLoss(nn.Module):
         return self
 
 
-_WEIGHTS = ("ce_weight", "kr_weight", "where_weight", "parameter_weight")
-
-
 def _moved(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
     moved = fn(tensor)
     return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-
-def _settings(values: Mapping[str, Any]) -> KRSettings:
-    if "posterior" in values:
-        raise UserError(
-            "KRLoss: posterior: to combine KR with a method on the logits, add its loss to this "
-            "one, e.g. krscale.losses.dkd(...).mean()."
-        )
-    settings = KRSettings.from_keywords(values, "KRLoss")
-    if not any(getattr(settings, name) for name in _WEIGHTS):
-        raise UserError(f"KRLoss: {', '.join(_WEIGHTS)}: all are 0, so nothing would be learnt.")
-    return settings
 
 
 def _context(
@@ -413,11 +418,3 @@ def _numel(layer: nn.Module) -> int:
 def _weigh_again(loss: KRLoss, incompatible: Any) -> None:
     check_finite(loss.state_dict())
     loss.method.weigh(loss.information_gain)
-
-
-def _check_classes(teacher: TappedNetwork, student: TappedNetwork) -> None:
-    if teacher.num_classes != student.num_classes:
-        raise UserError(
-            f"the teacher has {teacher.num_classes} classes and the student "
-            f"{student.num_classes}; both must have those of the labels."
-        )

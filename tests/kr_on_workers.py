@@ -32,8 +32,10 @@ def loss_of(teacher: nn.Module, student: nn.Module, loader: list[Batch]) -> KRLo
 
 
 def gradients(student: nn.Module, loss: nn.Module, batch: Batch) -> list[Tensor]:
-    loss(*batch).backward()
     parameters = [*student.parameters(), *loss.parameters()]
+    for parameter in parameters:
+        parameter.grad = None
+    loss(*batch).backward()
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
@@ -48,12 +50,18 @@ def gradients_of_two(rank: int) -> dict[str, Any]:
     state = [value for value in loss.state_dict().values() if isinstance(value, Tensor)]
     images, labels = batches()[0]
     share = slice(0, 10) if rank == 0 else slice(10, 20)
-    found = gradients(student, parallel(loss), (images[share], labels[share]))
-    return {"state": state, "gradients": found}
+    wrapped = parallel(loss)
+    found = gradients(student, wrapped, (images[share], labels[share]))
+    loss.begin_epoch(1.0)  # the classifier is taught alone, and no head has a part in it
+    for _ in range(2):
+        late = gradients(student, wrapped, (images[share], labels[share]))
+    return {"state": state, "gradients": found, "late": late}
 
 
-def gradients_of_one() -> list[Tensor]:
+def gradients_of_one(progress: float = 0.0) -> list[Tensor]:
     """On a worker of its own: gradients of the whole batch."""
     teacher, student = networks()
     torch.manual_seed(0)
-    return gradients(student, loss_of(teacher, student, batches()[:2]), batches()[0])
+    loss = loss_of(teacher, student, batches()[:2])
+    loss.begin_epoch(progress)
+    return gradients(student, loss, batches()[0])

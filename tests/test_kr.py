@@ -380,6 +380,78 @@ def test_a_state_is_bound_to_the_weights_of_its_teacher(
             KRLoss.from_state(other, student, state)
 
 
+def test_outputs_of_other_images_are_refused(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    """The teacher's outputs for one image would be compared with the student's for each."""
+    images, labels = pairs[0]
+    kr = make(teacher, student, pairs)
+    own, theirs = kr.student(images), kr.teacher(images)
+    for fewer in (0, 1, 39):
+        with pytest.raises(UserError, match=rf"student's.* 40 images.* teacher's of {fewer};"):
+            kr.loss(own, kr.teacher(images[:fewer]), labels)
+        with pytest.raises(UserError, match=rf"student's.* {fewer} images.* teacher's of 40;"):
+            kr.loss(kr.student(images[:fewer]), theirs, labels[:fewer])
+    for other in (own.logits, None, (own.logits, own.features)):
+        with pytest.raises(UserError, match=r"student's outputs are what kr\.student\(images\)"):
+            kr.loss(other, theirs, labels)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=r"teacher's outputs are what kr\.teacher\(images\)"):
+            kr.loss(own, other, labels)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("progress", [-0.1, 1.01, 2, 30, float("nan"), float("inf"), "x", None])
+def test_how_far_a_training_is_is_a_share(
+    progress: Any, teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    """The number of an epoch would be taken as the end of the training, or as beyond it."""
+    with pytest.raises(UserError, match=r"KRLoss\.begin_epoch: progress: "):
+        make(teacher, student, pairs).begin_epoch(progress)
+
+
+def test_schedules_follow_the_epochs(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs, caplog: pytest.LogCaptureFixture
+) -> None:
+    kr = make(teacher, student, pairs)
+    seen = []
+    for progress in (0.0, 0.35, 0.7, 1.0):
+        kr.begin_epoch(progress)
+        kr.zero_grad()
+        kr(*pairs[0]).backward()
+        heads = [head.grad for head in kr.parameters() if head.grad is not None]
+        seen.append(sum(float(head.abs().sum()) for head in heads))
+    assert seen[0] > seen[1] > 0.0
+    assert seen[2:] == [0.0, 0.0], "the classifier is taught alone"
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({}, "auxiliary_schedule='falling'"),
+        ({"auxiliary_schedule": "coarsening"}, "auxiliary_schedule='coarsening'"),
+        ({"granularity": 1, "sparsity_schedule": "rising"}, "KRLoss: sparsity_schedule='rising':"),
+        ({"granularity": 1, "where_weight": 1.0, "where_schedule": "falling"}, "where_schedule="),
+        ({"granularity": 1}, ""),
+        ({"auxiliary_schedule": "constant"}, ""),
+        ({"auxiliary_weight": 0.0}, ""),
+        ({"granularity": 1, "sparsity_schedule": "rising", "sparsity": 0.0}, ""),
+    ],
+)
+def test_schedules_that_nobody_drives_are_said_once(
+    settings: dict[str, Any], named: str, teacher: nn.Module, student: nn.Module, pairs: Pairs,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    kr = make(teacher, student, pairs, **settings)
+    with torch.no_grad():
+        kr(*pairs[0])
+    assert caplog.text == "", "nothing is trained"
+    kr(*pairs[0])
+    kr(*pairs[1])
+    assert len(caplog.records) == bool(named)
+    assert named in caplog.text
+    assert not named or "kr.begin_epoch(" in caplog.text
+
+
 def test_a_copy_learns_for_itself(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
     kr = make(teacher, student, pairs)
     twin = copy.deepcopy(kr)

@@ -56,7 +56,10 @@ def test_all_kinds_of_examples_are_found() -> None:
 
 
 def test_examples_that_need_torch_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compiled = []
     # The example's compiler would take half a minute; what is compiled is tested in test_kr.py.
@@ -72,6 +75,7 @@ def test_examples_that_need_torch_alone(
     assert 0.0 <= float(names["accuracy"]) <= 1.0
     assert names["loss"].requires_grad
     assert names["combined"].shape == ()
+    assert caplog.text == "", "the examples say how far a training is"
 
 
 def test_the_example_of_several_workers_on_one(tmp_path: Path) -> None:
@@ -91,7 +95,7 @@ def test_the_example_of_several_workers_on_one(tmp_path: Path) -> None:
 def test_examples_of_other_libraries(library: str, tmp_path: Path) -> None:
     if importlib.util.find_spec(library) is None:
         pytest.skip(f"{library} is not installed; krscale does not need it")
-    names = given(tmp_path)
+    names = {**given(tmp_path), "num_epochs": 2}
     before = [parameter.clone() for parameter in names["student"].parameters()]
     student = names["student"]
     block = next(b for b in BLOCKS if re.search(rf"^(import|from) {library}\b", b, flags=re.M))

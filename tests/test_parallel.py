@@ -230,6 +230,13 @@ class TestTwoProcesses:
         expected = gradients_of_one()
         for found in (first, second):
             torch.testing.assert_close(found["gradients"], expected, rtol=1e-4, atol=1e-5)
+        # Alone, untaught heads have no gradient; DistributedDataParallel needs one, and has 0.
+        expected = gradients_of_one(progress=1.0)
+        for found in (first, second):
+            of_student, of_heads = found["late"][: len(expected)], found["late"][len(expected) :]
+            torch.testing.assert_close(of_student, expected, rtol=1e-4, atol=1e-5)
+            assert of_heads
+            assert not any(gradient.any() for gradient in of_heads)
 
 
 class TestAlone:

@@ -33,6 +33,7 @@ Side = Annotated[int, Field(strict=True, ge=1, le=16_384)]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
 PositiveShare = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
+Progress = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Temperature = Annotated[float, Field(ge=0.001, le=1000.0)]
 """Beyond, its square or what it divides leaves the range of numbers."""
@@ -42,7 +43,7 @@ def check_number(kind: Any, name: str, value: float, where: str) -> None:
     """Refuse a number that a setting of the same kind would refuse.
 
     Args:
-        kind: `Count`, `Positive`, `Share`, `Temperature` or `Weight`.
+        kind: `Count`, `Positive`, `Progress`, `Share`, `Temperature` or `Weight`.
         name: Of the argument.
         value: What was given.
         where: The function that takes it, for the message.

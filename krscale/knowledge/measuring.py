@@ -61,6 +61,11 @@ def first_images(batches: Iterable[Any], where: str) -> tuple[Tensor, Iterator[A
     Raises:
         UserError: If there is none, or it is not a batch of images.
     """
+    if not isinstance(batches, Iterable):
+        raise UserError(
+            f"{where}: batches (images, labels) are needed, such as a DataLoader gives, not "
+            f"{type(batches).__name__}."
+        )
     iterator = iter(batches)
     batch = next(iterator, None)
     if batch is None:
@@ -78,10 +83,10 @@ def check_images(images: Tensor, shape: tuple[int, ...] | None, where: str) -> N
         shape: `(C, H, W)` of the first batch, None for the first batch itself.
         where: For the message.
     """
-    if images.ndim != 4 or not images.is_floating_point():
+    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
         raise UserError(
             f"{where}: images are [B, C, H, W] of floating point, normalised as your networks want "
-            f"them, not {images.dtype} of shape {list(images.shape)}."
+            f"them, not {_found(images)}."
         )
     if shape is not None and tuple(images.shape[1:]) != shape:
         raise UserError(
@@ -92,10 +97,11 @@ def check_images(images: Tensor, shape: tuple[int, ...] | None, where: str) -> N
 
 def check_labels(labels: Tensor, batch_size: int, num_classes: int, where: str) -> None:
     """Refuse labels that are not one class of the network's for each image."""
-    if labels.shape != (batch_size,) or labels.is_floating_point() or labels.is_complex():
+    whole = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.is_complex())
+    if not whole or labels.shape != (batch_size,):
         raise UserError(
             f"{where}: labels are one whole number for each of the {batch_size} images, not "
-            f"{labels.dtype} of shape {list(labels.shape)}."
+            f"{_found(labels)}."
         )
     # A GPU would have to be waited for, and code that is compiled cannot read a value.
     if labels.device.type == "cpu" and not torch.compiler.is_compiling() and batch_size:
@@ -106,6 +112,12 @@ def check_labels(labels: Tensor, batch_size: int, num_classes: int, where: str) 
                 f"{where}: label {wrong} is out of range: the networks have {num_classes} classes, "
                 f"so 0 to {num_classes - 1} is allowed."
             )
+
+
+def _found(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} of shape {list(value.shape)}"
+    return type(value).__name__
 
 
 def measure(

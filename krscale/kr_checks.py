@@ -1,0 +1,80 @@
+"""What a `KRLoss` refuses or warns of, so that it computes nothing else than was meant."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from krscale.config.methods import KRSettings
+from krscale.errors import UserError
+from krscale.knowledge.taps import TapOutputs
+from krscale.methods.kr import KR
+from krscale.models.tapped import TappedNetwork
+
+_WEIGHTS = ("ce_weight", "kr_weight", "where_weight", "parameter_weight")
+
+
+def checked_settings(values: Mapping[str, Any]) -> KRSettings:
+    """Return the settings that keyword arguments name.
+
+    Raises:
+        UserError: If one is unknown or wrong, or nothing would be learnt with them.
+    """
+    if "posterior" in values:
+        raise UserError(
+            "KRLoss: posterior: to combine KR with a method on the logits, add its loss to this "
+            "one, e.g. krscale.losses.dkd(...).mean()."
+        )
+    settings = KRSettings.from_keywords(values, "KRLoss")
+    if not any(getattr(settings, name) for name in _WEIGHTS):
+        raise UserError(f"KRLoss: {', '.join(_WEIGHTS)}: all are 0, so nothing would be learnt.")
+    return settings
+
+
+def check_classes(teacher: TappedNetwork, student: TappedNetwork) -> None:
+    """Refuse networks of different numbers of classes."""
+    if teacher.num_classes != student.num_classes:
+        raise UserError(
+            f"the teacher has {teacher.num_classes} classes and the student "
+            f"{student.num_classes}; both must have those of the labels."
+        )
+
+
+def check_outputs(student: object, teacher: object) -> None:
+    """Refuse what are not outputs of both networks for the same number of images."""
+    sizes = []
+    for name, outputs in (("student", student), ("teacher", teacher)):
+        if not isinstance(outputs, TapOutputs):
+            raise UserError(
+                f"KRLoss: the {name}'s outputs are what kr.{name}(images) returns, not "
+                f"{type(outputs).__name__}."
+            )
+        sizes.append(len(outputs.logits))
+    if sizes[0] != sizes[1]:  # one image might be compared with each of the others
+        raise UserError(
+            f"KRLoss: the student's outputs are of {sizes[0]} images and the teacher's of "
+            f"{sizes[1]}; both must be of the same images."
+        )
+
+
+def warn_of_schedules(method: KR) -> None:
+    """Log a warning of settings that change over the training, when nobody says how far that is.
+
+    Args:
+        method: Which has not been told of any epoch.
+    """
+    settings = method.settings
+    has_effect = {
+        "auxiliary_schedule": len(method.heads) > 0 and settings.auxiliary_weight > 0.0,
+        "where_schedule": method.where is not None,
+        "sparsity_schedule": settings.sparsity > 0.0,
+    }
+    given = {name: getattr(settings, name) for name, has in has_effect.items() if has}
+    changing = [f"{name}={value!r}" for name, value in given.items() if value != "constant"]
+    if changing:
+        logging.getLogger(__name__).warning(
+            "KRLoss: %s: what changes over the training stays as in its first epoch. Call "
+            "kr.begin_epoch(epoch / (num_epochs - 1)) before every epoch, or choose 'constant'.",
+            ", ".join(changing),
+        )

@@ -26,6 +26,7 @@ from krscale.models.capacity import num_parameters
 from krscale.models.preprocessing import DEFAULT
 from krscale.models.tapped import device_of, logits_of
 from krscale.parallel import Workers
+from krscale.training.finite import require_finite
 from krscale.training.loop import Training
 
 NOT_HERE = frozenset(
@@ -124,7 +125,9 @@ def distill(
     curve: list[dict[str, float]] = []
     while not training.finished:
         metrics = training.run_epoch()
-        curve.append(metrics | _evaluate(training.student, val, loss))
+        found = _evaluate(training.student, val, loss)
+        require_finite(found, len(curve) + 1)
+        curve.append(metrics | found)
         if on_epoch(curve[-1]):
             break
     return Distilled(

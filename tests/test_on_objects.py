@@ -163,3 +163,19 @@ def test_a_wrong_batch_of_validation_is_said(teacher: nn.Module) -> None:
     wrong = [*pairs(1), (pairs(1)[0][0], pairs(1)[0][1] + 1)]
     with pytest.raises(UserError, match="label 3 is out of range"):
         distil(teacher, data=(pairs(0), wrong))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_images_that_are_no_numbers_are_said(value: float, teacher: nn.Module) -> None:
+    """Their logits are NaN, of which the largest is the first class: right for a third of them."""
+    images, labels = pairs(1)[0]
+    for damaged in (torch.full_like(images, value), images.index_fill(0, torch.tensor([7]), value)):
+        wrong = [*pairs(1), (damaged, labels)]
+        said = "the teacher gives NaN or infinity for some of its images, which hold NaN or inf"
+        with pytest.raises(UserError, match=f"^val_loader: {said}"):
+            distil(teacher, data=(pairs(0), wrong))
+        with pytest.raises(UserError, match=f"^train_loader: {said}"):
+            distil(teacher, data=([*pairs(0), (damaged, labels)], pairs(1)))
+        # Beyond what the teacher is measured on.
+        with pytest.raises(UserError, match="val/loss is not finite after epoch 1"):
+            distil(teacher, data=(pairs(0), wrong), max_images=100)

@@ -281,12 +281,20 @@ def _read(
         check_labels(given.cpu(), len(images), outputs.logits.shape[1], where)
         logits.append(outputs.logits.float().cpu())
         features.append(tuple(read_tap(feature, grid).cpu() for feature in outputs.features))
+        _check_finite(images, (logits[-1], *features[-1]), where)
         labels.append(given.long().cpu())
         count += len(images)
     if count < MIN_IMAGES:
         raise UserError(f"{where}: it gave {count} images, and at least {MIN_IMAGES} are needed.")
     joined = tuple(torch.cat(of_tap) for of_tap in zip(*features, strict=True))
     return TapOutputs(torch.cat(logits), joined), torch.cat(labels), whole
+
+
+def _check_finite(images: Tensor, outputs: Iterable[Tensor], where: str) -> None:
+    if all(bool(output.isfinite().all()) for output in outputs):
+        return
+    cause = "" if bool(images.isfinite().all()) else ", which hold NaN or infinity themselves"
+    raise UserError(f"{where}: the teacher gives NaN or infinity for some of its images{cause}.")
 
 
 def _pairs(batches: Iterable[Any], where: str) -> Iterator[tuple[Tensor, Tensor]]:

@@ -34,8 +34,10 @@ def s3_server() -> Iterator[str]:
         try:
             where = "{}:{}".format(*server.get_host_and_port())
             connection = HTTPConnection(where)
-            connection.request("PUT", "/bucket")
-            connection.getresponse().read()
+            # All servers of a process have the same objects: those of an earlier one, too.
+            for method, path in (("POST", "/moto-api/reset"), ("PUT", "/bucket")):
+                connection.request(method, path)
+                connection.getresponse().read()
             connection.close()
             yield where
         finally:

@@ -84,9 +84,9 @@ def build_model(
                 f"{where}.model: {name} cannot be built with {_written(arguments)}: "
                 f"{reason_of(error)}."
             ) from error
+    shapes_only = torch.empty(0).device.type == "meta"
     if from_library := library_builder(name, where):
         _refuse_dial(options, where)
-        shapes_only = torch.empty(0).device.type == "meta"
         built: Any = from_library(num_classes, in_channels, fresh or shapes_only, **options)
     else:
         built = _build_own(name, dial, options, where)
@@ -95,6 +95,12 @@ def build_model(
             f"{where}.model: {name} returned {type(built).__name__}, not a torch.nn.Module."
         )
     model = unwrap_all(built)
+    if not shapes_only and any(weight.is_meta for weight in model.parameters()):
+        raise UserError(
+            f"{where}.model: {name} returns weights without values, on the device 'meta'. A "
+            "function that keeps what it once built (functools.cache) must build a new one each "
+            "time."
+        )
     read_logits(model, output_key, where)
     return model
 

@@ -6,10 +6,12 @@ import importlib
 import site
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from krscale.errors import UserError, unknown_name
@@ -28,7 +30,8 @@ def import_callable(name: str, where: str) -> Callable[..., Any]:
             "write the full name of the module, as in 'package.module:callable'."
         )
     try:
-        module = importlib.import_module(module_name)
+        with _with_values():
+            module = importlib.import_module(module_name)
     except Exception as error:
         raise _import_error(name, module_name, error, where) from error
     found = getattr(module, attribute, None)
@@ -43,6 +46,16 @@ def import_callable(name: str, where: str) -> Callable[..., Any]:
     if not callable(found):
         raise UserError(f"{where}.model: {name!r} is not callable ({type(found).__name__}).")
     return found  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _with_values() -> Iterator[None]:
+    """Let tensors that a module makes when it is imported have values, also among meta tensors."""
+    if torch.empty(0).device.type != "meta":
+        yield
+        return
+    with torch.device("cpu"):
+        yield
 
 
 def located(error: BaseException) -> str:

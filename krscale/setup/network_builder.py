@@ -13,6 +13,7 @@ from krscale.config import Experiment, LadderStudent, ModelConfig, StudentConfig
 from krscale.errors import UserError
 from krscale.knowledge.taps import check_taps
 from krscale.models import ZOO, build_model
+from krscale.models.built_before import refuse_built_before
 from krscale.models.preprocessing import input_shape, set_preprocessing
 from krscale.models.probing import build_for_shapes, check_network
 from krscale.setup.inputs import choose_preprocessing
@@ -87,6 +88,8 @@ def builder(
             fresh=fresh,
             where=where,
         )
+        if config.model not in ZOO and not isinstance(config, TeacherConfig):
+            refuse_built_before(network, config.model, where)
         chosen = choose_preprocessing(config, network, task.image_shape[0], where)
         set_preprocessing(network, chosen)
         if config.model in ZOO and config.tap_layout != "auto":

@@ -1,5 +1,6 @@
 """Networks of the user's own from the config to a training: taken as they are, or refused early."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -272,3 +273,50 @@ def test_the_students_are_not_searched(tmp_path: Path) -> None:
         describe_plan(chosen)
     text = describe_plan(experiment(LADDER % (tmp_path / "x.pt")))
     assert "size wide        odd_networks:Net width 6" in text
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        "NET = Net(n_classes=10, width=4)\ndef build(): return NET",
+        "@functools.cache\ndef build(): return Net(n_classes=10, width=4)",
+        "STEM = nn.Conv2d(1, 4, 3, padding=1)\n"
+        "def build(): return nn.Sequential(STEM, nn.Flatten(), nn.Linear(256, 10))",
+    ],
+)
+def test_a_student_that_is_built_once_is_refused(
+    build: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its trainings would go on from the one before, if they share a process."""
+    name = f"once_{abs(hash(build))}"
+    text = f"import functools\nfrom torch import nn\nfrom odd_networks import Net\n{build}\n"
+    (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    student = f"ladder.students=[{{name='tiny', model='{name}:build'}}]"
+    said = refused(student)
+    assert said.startswith(f"ladder.students.tiny.model: {name}:build returns ")
+    assert re.search(r"build a new one\s+each time", said)
+
+
+def test_a_teacher_may_be_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module is imported first where networks are built without values, to see shapes."""
+    text = (
+        "from odd_networks import Net\nNET = Net(n_classes=10, width=300)\n"
+        "def build(): return NET\n"
+    )
+    (tmp_path / "teacher_once.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert resolved("teacher.model=teacher_once:build")[0].teacher.num_taps == 2
+
+
+def test_a_network_that_was_kept_without_values_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (
+        "import functools\nfrom odd_networks import Net\n"
+        "@functools.cache\ndef build(): return Net(n_classes=10, width=300)\n"
+    )
+    (tmp_path / "teacher_kept.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    said = refused("teacher.model=teacher_kept:build")
+    assert said.startswith("teacher.model: teacher_kept:build returns weights without values")

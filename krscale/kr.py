@@ -64,7 +64,7 @@ class KRLoss(nn.Module):
         kr = KRLoss.from_networks(teacher, student, train_loader)
         optimiser = torch.optim.SGD([*student.parameters(), *kr.parameters()], lr=0.1)
         for epoch in range(num_epochs):
-            kr.begin_epoch(epoch / (num_epochs - 1))
+            kr.begin_epoch(epoch / max(1, num_epochs - 1))
             for images, labels in train_loader:
                 loss = kr(images, labels)
 
@@ -285,7 +285,7 @@ class KRLoss(nn.Module):
         """Say how far the training is: for `sparsity_schedule` and the other schedules.
 
         Args:
-            progress: 0 in the first epoch, 1 in the last: `epoch / (num_epochs - 1)`.
+            progress: 0 in the first epoch, 1 in the last: `epoch / max(1, num_epochs - 1)`.
 
         Raises:
             UserError: If it is not a share, such as the number of an epoch.

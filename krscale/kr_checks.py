@@ -74,7 +74,7 @@ def warn_of_schedules(method: KR) -> None:
     changing = [f"{name}={value!r}" for name, value in given.items() if value != "constant"]
     if changing:
         logging.getLogger(__name__).warning(
-            "KRLoss: %s: what changes over the training stays as in its first epoch. Call "
-            "kr.begin_epoch(epoch / (num_epochs - 1)) before every epoch, or choose 'constant'.",
+            "KRLoss: %s: what changes over the training stays as in its first epoch. Before every "
+            "epoch call kr.begin_epoch(epoch / max(1, num_epochs - 1)), or choose 'constant'.",
             ", ".join(changing),
         )

@@ -99,6 +99,7 @@ def distill(
 
     Raises:
         UserError: If anything does not fit together, before the training.
+        NonFiniteError: If a term of the loss, or what is measured of the student, is no number.
     """
     if not callable(on_epoch):
         raise UserError(f"distill: on_epoch: a function is needed (got {on_epoch!r}).")
@@ -122,6 +123,21 @@ def distill(
     own = training_settings.model_copy(update={"global_batch_size": batches.batch_size})
     workers = Workers.alone(batches.device)
     training = Training(learner, batches, None, own, workers)
+    curve = _train(training, val, loss, on_epoch)
+    return Distilled(
+        student=training.student.eval(),
+        accuracy=curve[-1][VAL_ACCURACY],
+        teacher_accuracy=loss.taps[-1].accuracy,
+        num_parameters=num_parameters(student),
+        taps=loss.taps,
+        curve=curve,
+    )
+
+
+def _train(
+    training: Training, val: Iterable[Any], loss: KRLoss, on_epoch: OnEpoch
+) -> tuple[dict[str, float], ...]:
+    """Train to the end, or until `on_epoch` ends it; return the metrics of every epoch."""
     curve: list[dict[str, float]] = []
     while not training.finished:
         metrics = training.run_epoch()
@@ -130,14 +146,7 @@ def distill(
         curve.append(metrics | found)
         if on_epoch(curve[-1]):
             break
-    return Distilled(
-        student=training.student.eval(),
-        accuracy=curve[-1][VAL_ACCURACY],
-        teacher_accuracy=loss.taps[-1].accuracy,
-        num_parameters=num_parameters(student),
-        taps=loss.taps,
-        curve=tuple(curve),
-    )
+    return tuple(curve)
 
 
 class _Tapped(TappedModel):

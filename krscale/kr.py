@@ -29,7 +29,7 @@ from krscale.knowledge.measuring import (
 from krscale.knowledge.parameters import layers_by_tap, weight_histograms
 from krscale.knowledge.taps import TapOutputs, unwrapped
 from krscale.knowledge.where import cells_of, where_distributions, without_where
-from krscale.kr_checks import check_classes, check_outputs, checked_settings, warn_of_schedules
+from krscale.kr_checks import LoopWatch, check_classes, check_outputs, checked_settings
 from krscale.kr_state import MADE, MadeFor, check_finite, check_whole, with_former
 from krscale.methods import MethodContext
 from krscale.methods.kr import KR
@@ -106,7 +106,7 @@ class KRLoss(nn.Module):
         if self.method.where is None:
             self._networks = (teacher.without_stages(), student.without_stages())
         self._shown: dict[str, Tensor] = {}
-        self._told_of_epochs = False
+        self._watch = LoopWatch()
         self.register_load_state_dict_post_hook(_weigh_again)  # type: ignore[no-untyped-call]
         self.to(device_of(student.network))
 
@@ -264,9 +264,7 @@ class KRLoss(nn.Module):
         """
         check_outputs(student_outputs, teacher_outputs)
         logits = student_outputs.logits
-        if not (self._told_of_epochs or torch.compiler.is_compiling()) and logits.requires_grad:
-            warn_of_schedules(self.method)
-            self._told_of_epochs = True
+        self._watch.on_loss(self.method, logits)
         check_labels(labels, len(logits), logits.shape[1], "KRLoss")
         with torch.autocast(logits.device.type, enabled=False):
             tap_logits = self.probes(teacher_outputs).detach()
@@ -291,7 +289,7 @@ class KRLoss(nn.Module):
             UserError: If it is not a share, such as the number of an epoch.
         """
         check_number(Progress, "progress", progress, "KRLoss.begin_epoch")
-        self._told_of_epochs = True
+        self._watch.told_of_epochs = True
         self.method.begin_epoch(progress)
 
     @property

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from krscale.config.methods import KRSettings
 from krscale.errors import UserError
@@ -12,6 +15,9 @@ from krscale.knowledge.taps import TapOutputs
 from krscale.methods.kr import KR
 from krscale.models.tapped import TappedNetwork
 
+_LOG = logging.getLogger(__name__)
+_LOSSES_UNTIL_HEADS_MOVE = 100
+"""Losses after which an optimiser has made a step, also one that sums the gradients of many."""
 _WEIGHTS = ("ce_weight", "kr_weight", "where_weight", "parameter_weight")
 
 
@@ -58,12 +64,46 @@ def check_outputs(student: object, teacher: object) -> None:
         )
 
 
-def warn_of_schedules(method: KR) -> None:
-    """Log a warning of settings that change over the training, when nobody says how far that is.
+class LoopWatch:
+    """Watches a loop of one's own for what is easily left out, and logs a warning of each once.
 
-    Args:
-        method: Which has not been told of any epoch.
+    What is left out changes the training and breaks nothing, so that no error would ever tell.
     """
+
+    def __init__(self) -> None:
+        self.told_of_epochs = False
+        self._num_losses = 0
+        self._head_at_first = torch.zeros(0)
+
+    def on_loss(self, method: KR, logits: Tensor) -> None:
+        """Look at a loss that is about to be computed.
+
+        Args:
+            method: Whose heads are to learn.
+            logits: Of the student; without a gradient nothing is being trained.
+        """
+        if torch.compiler.is_compiling() or not logits.requires_grad:
+            return
+        self._num_losses += 1
+        heads = list(method.heads.parameters()) if method.teaches_heads else []
+        if self._num_losses == 1:
+            self._head_at_first = heads[-1].detach().cpu().clone() if heads else torch.zeros(0)
+            if not self.told_of_epochs:
+                _warn_of_schedules(method)
+        if self._num_losses == _LOSSES_UNTIL_HEADS_MOVE and self._stands_still(heads):
+            _LOG.warning(
+                "KRLoss: its auxiliary heads have not changed in %d steps, so the student learns "
+                "to suit heads that know nothing. Give the optimiser *kr.parameters() as well, or "
+                "choose granularity=1, which has none.",
+                self._num_losses,
+            )
+
+    def _stands_still(self, heads: Sequence[Tensor]) -> bool:
+        return bool(heads) and torch.equal(heads[-1].detach().cpu(), self._head_at_first)
+
+
+def _warn_of_schedules(method: KR) -> None:
+    """Warn of settings that change over the training, when nobody says how far that is."""
     settings = method.settings
     has_effect = {
         "auxiliary_schedule": len(method.heads) > 0 and settings.auxiliary_weight > 0.0,
@@ -73,7 +113,7 @@ def warn_of_schedules(method: KR) -> None:
     given = {name: getattr(settings, name) for name, has in has_effect.items() if has}
     changing = [f"{name}={value!r}" for name, value in given.items() if value != "constant"]
     if changing:
-        logging.getLogger(__name__).warning(
+        _LOG.warning(
             "KRLoss: %s: what changes over the training stays as in its first epoch. Before every "
             "epoch call kr.begin_epoch(epoch / max(1, num_epochs - 1)), or choose 'constant'.",
             ", ".join(changing),

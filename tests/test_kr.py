@@ -452,6 +452,27 @@ def test_schedules_that_nobody_drives_are_said_once(
     assert not named or "kr.begin_epoch(" in caplog.text
 
 
+@pytest.mark.parametrize("learning", [True, False])
+@pytest.mark.parametrize("granularity", [1, 3])
+def test_heads_that_no_optimiser_has_are_said_once(
+    learning: bool, granularity: int, teacher: nn.Module, student: nn.Module, pairs: Pairs,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """The student would be taught through heads that stay as they were drawn."""
+    kr = make(teacher, student, pairs, granularity=granularity)
+    kr.begin_epoch(0.0)
+    parameters = [*student.parameters(), *(kr.parameters() if learning else ())]
+    optimiser = torch.optim.SGD(parameters, lr=0.01)
+    images, labels = pairs[0][0][:4], pairs[0][1][:4]
+    for step in range(110):
+        kr(images, labels).backward()
+        if step % 16 == 15:
+            optimiser.step()
+            optimiser.zero_grad()
+    assert len(caplog.records) == (not learning and granularity > 1)
+    assert not caplog.text or "heads have not changed in 100 steps" in caplog.text
+
+
 def test_a_copy_learns_for_itself(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
     kr = make(teacher, student, pairs)
     twin = copy.deepcopy(kr)

@@ -42,7 +42,8 @@ kr = krscale.KRLoss.from_networks(Larger(teacher), student, train_loader)
 parameters = [*student.parameters(), *kr.parameters()]
 optimiser = torch.optim.SGD(parameters, 0.05, momentum=0.9, nesterov=True)
 schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 10)
-for _ in range(10):
+for epoch in range(10):
+    kr.begin_epoch(epoch / 9)
     student.train()
     for images, labels in train_loader:
         loss = kr(images, labels)

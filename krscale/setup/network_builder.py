@@ -88,7 +88,7 @@ def builder(
             fresh=fresh,
             where=where,
         )
-        if config.model not in ZOO and not isinstance(config, TeacherConfig):
+        if config.model not in ZOO and _is_trained(config):
             refuse_built_before(network, config.model, where)
         chosen = choose_preprocessing(config, network, task.image_shape[0], where)
         set_preprocessing(network, chosen)
@@ -117,9 +117,14 @@ def shapes_only(config: ModelConfig, task: Task, where: str, width: int) -> nn.M
         with torch.device("meta"):
             return build()
     model = build_for_shapes(build, task.image_shape)
-    trained_here = not (isinstance(config, TeacherConfig) and config.weights)
+    trained_here = _is_trained(config)
     check_network(model, task.num_classes, task.image_shape, where, trained_here=trained_here)
     return model
+
+
+def _is_trained(config: ModelConfig) -> bool:
+    """Whether a network is trained here: all are, but for a teacher that comes with weights."""
+    return not (isinstance(config, TeacherConfig) and config.weights)
 
 
 def resolve_taps(

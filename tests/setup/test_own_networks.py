@@ -275,6 +275,7 @@ def test_the_students_are_not_searched(tmp_path: Path) -> None:
     assert "size wide        odd_networks:Net width 6" in text
 
 
+@pytest.mark.parametrize("role", ["student", "teacher"])
 @pytest.mark.parametrize(
     "build",
     [
@@ -284,21 +285,29 @@ def test_the_students_are_not_searched(tmp_path: Path) -> None:
         "def build(): return nn.Sequential(STEM, nn.Flatten(), nn.Linear(256, 10))",
     ],
 )
-def test_a_student_that_is_built_once_is_refused(
-    build: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_is_trained_and_built_once_is_refused(
+    role: str, build: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of its trainings would go on from the one before, if they share a process."""
-    name = f"once_{abs(hash(build))}"
+    name = f"{role}_once_{abs(hash(build))}"
     text = f"import functools\nfrom torch import nn\nfrom odd_networks import Net\n{build}\n"
     (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    student = f"ladder.students=[{{name='tiny', model='{name}:build'}}]"
-    said = refused(student)
-    assert said.startswith(f"ladder.students.tiny.model: {name}:build returns ")
+    table, setting = {
+        "student": (
+            "ladder.students.tiny",
+            f"ladder.students=[{{name='tiny', model='{name}:build'}}]",
+        ),
+        "teacher": ("teacher", f"teacher.model={name}:build"),
+    }[role]
+    said = refused(setting)
+    assert said.startswith(f"{table}.model: {name}:build returns ")
     assert re.search(r"build a new one\s+each time", said)
 
 
-def test_a_teacher_may_be_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_teacher_with_weights_may_be_built_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The module is imported first where networks are built without values, to see shapes."""
     text = (
         "from odd_networks import Net\nNET = Net(n_classes=10, width=300)\n"
@@ -306,7 +315,8 @@ def test_a_teacher_may_be_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     (tmp_path / "teacher_once.py").write_text(text, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert resolved("teacher.model=teacher_once:build")[0].teacher.num_taps == 2
+    settings = ("teacher.model=teacher_once:build", "teacher.weights=own")
+    assert resolved(*settings)[0].teacher.num_taps == 2
 
 
 def test_a_network_that_was_kept_without_values_is_refused(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+from krscale.data.idx import INSIDE
 from krscale.data.sources import SOURCES
 from krscale.errors import UserError, nearest
 from krscale.foreign import missing, user_path
@@ -21,6 +23,7 @@ _BY_SUFFIX = {
     ".npy": "numpy",
     ".parquet": "parquet",
 }
+_IDX = re.compile(r"[-.]idx[13][-.]ubyte")
 
 
 def guess_source(text: str) -> list[str]:
@@ -48,12 +51,14 @@ def kind_of(path: Path) -> str:
     for source, first in _CIFAR.items():
         if any(name.startswith(first) for name in (path.name, *names)):
             return source
+    kept = path / INSIDE  # as torchvision keeps them
+    inside = [entry.name for entry in kept.iterdir()] if kept.is_dir() else []
+    if any(_IDX.search(name) for name in (*names, *inside)):
+        return "idx"
     if path.is_file():
         return _BY_SUFFIX.get(path.suffix.lower(), "parquet")
     if {"state.json", "dataset_dict.json"} & set(names):
         return "hf_disk"
-    if any("idx3" in name for name in names):
-        return "idx"
     if any(name.endswith(".npy") for name in names):
         return "numpy"
     for entry in (path, *(child for child in path.iterdir() if child.is_dir())):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,13 +24,22 @@ from krscale.data.own_files import (
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.data.unpacking import refuse_bomb
 from krscale.errors import UserError
-from krscale.foreign import parsing, regular
+from krscale.foreign import parsing, read_bounded, regular
 
 _SPLITS: Mapping[str, SplitName] = {**OTHER_NAMES, "t10k": "test"}
-WANTED = (
-    "a folder with train-images-idx3-ubyte and train-labels-idx1-ubyte (t10k-... likewise), with "
-    "or without .gz"
+_NAME = re.compile(
+    rf"(?:(?P<set>[^.].*)-)?(?P<split>{'|'.join(_SPLITS)})-"
+    r"(?P<kind>images(?=[-.]idx3)|labels(?=[-.]idx1))[-.]idx[13][-.]ubyte(?:\.gz)?"
 )
+"""MNIST's names, and EMNIST's, which say before them which of its six sets they are of. Some copies
+have a dot where the originals have a dash."""
+INSIDE = "raw"
+"""The folder in which torchvision keeps the files, in another that is named after the data set."""
+WANTED = (
+    "a folder with train-images-idx3-ubyte and train-labels-idx1-ubyte (t10k-... likewise; a name "
+    "may stand before, as in emnist-letters-train-...), with or without .gz, or one of these files"
+)
+_MAPPING, _MOST_OF_A_MAPPING = "mapping.txt", 2**20
 _RATIO = 1100  # deflate packs no more than 1032 bytes into one
 _UINT8 = 8  # the code of the type in the third byte of a file
 
@@ -40,9 +50,8 @@ class Idx:
     def __init__(self, config: DataConfig) -> None:
         self.config = config
         self.path = existing_path(config, WANTED)
-        if not self.path.is_dir():
-            raise UserError(f"data.path: {self.path}: not a folder; expected {WANTED}.")
         self.files = _find(self.path)
+        self.mapping = _mapping(self.files["train"][0])
 
     @property
     def own_splits(self) -> tuple[SplitName, ...]:
@@ -51,8 +60,11 @@ class Idx:
 
     def identity(self) -> Mapping[str, Any]:
         """Return settings, and name, size and time of every file."""
-        files = (str(file) for pair in self.files.values() for file in pair)
-        return files_identity(self.config, self.path, files)
+        files = [str(file) for pair in self.files.values() for file in pair]
+        if self.mapping:
+            files.append(str(self.mapping))
+        root = self.path.parent if self.path.is_file() else self.path
+        return files_identity(self.config, root, files)
 
     def describe(self) -> Description | None:
         """Return None: reading takes no longer."""
@@ -64,30 +76,79 @@ class Idx:
         for number, (split, (images, labels)) in enumerate(self.files.items(), start=1):
             found[split] = Arrays(_read(images, 3), _read(labels, 1), str(images))
             report(number, len(self.files))
-        return source_data(found, (), self.config, str(self.path))
+        names = _names(self.mapping) if self.mapping else ()
+        return source_data(found, names, self.config, str(self.path))
 
 
 def _find(path: Path) -> dict[SplitName, tuple[Path, Path]]:
-    found: dict[str, tuple[Path, Path]] = {}
-    for prefix in _SPLITS:
-        pair = [_one_of(path, prefix, kind) for kind in ("images-idx3", "labels-idx1")]
-        if pair[0] and pair[1]:
-            found[prefix] = (pair[0], pair[1])
-        elif pair[0] or pair[1]:
-            raise UserError(
-                f"data.path: {pair[0] or pair[1]}: images or labels are missing beside it."
-            )
-    splits = {prefix: _SPLITS[prefix] for prefix in found}
+    """Return images and labels of every split of one data set."""
+    sets = _sets(path.parent if path.is_file() else path)
+    if not sets and (path / INSIDE).is_dir():
+        sets = _sets(path / INSIDE)
+    if path.is_file():
+        named = _NAME.fullmatch(path.name)
+        sets = {named["set"] or "": sets[named["set"] or ""]} if named else {}
+    if not sets:
+        raise UserError(f"data.path: {path}: no such files; expected {WANTED}.")
+    if len(sets) > 1:
+        listed = ", ".join(sorted(_some(files).name for files in sets.values()))
+        raise UserError(
+            f"data.path: {path}: files of {len(sets)} data sets; name one file of yours: {listed}."
+        )
+    return _pairs(path, *sets.values())
+
+
+def _sets(folder: Path) -> dict[str, dict[tuple[str, str], Path]]:
+    """Return the files of a folder: by data set, then by the word for the split, and their kind."""
+    found: dict[str, dict[tuple[str, str], Path]] = {}
+    with parsing(f"data.path: {folder}: cannot be listed"):
+        files = sorted(file for file in folder.iterdir() if file.is_file())
+    for file in files:  # of the same file, plain comes before packed
+        if named := _NAME.fullmatch(file.name):
+            of_set = found.setdefault(named["set"] or "", {})
+            of_set.setdefault((named["split"], named["kind"]), file)
+    return found
+
+
+def _some(files: Mapping[tuple[str, str], Path]) -> Path:
+    """Return the file that stands for a data set: its training images, if there are any."""
+    return files.get(("train", "images"), next(iter(files.values())))
+
+
+def _pairs(path: Path, files: Mapping[tuple[str, str], Path]) -> dict[SplitName, tuple[Path, Path]]:
+    there = {word for word, _ in files}
+    splits = {word: split for word, split in _SPLITS.items() if word in there}
     refuse_two_names(splits, str(path))
     if "train" not in splits.values():
         raise UserError(f"data.path: {path}: no training images; expected {WANTED}.")
-    return {splits[prefix]: pair for prefix, pair in found.items()}
+    for word in splits:
+        pair = [files.get((word, kind)) for kind in ("images", "labels")]
+        if None in pair:
+            alone = pair[0] or pair[1]
+            raise UserError(f"data.path: {alone}: images or labels are missing beside it.")
+    return {split: (files[word, "images"], files[word, "labels"]) for word, split in splits.items()}
 
 
-def _one_of(path: Path, prefix: str, kind: str) -> Path | None:
-    # Some copies have a dot where the originals have a dash.
-    names = (f"{prefix}-{kind}{dash}ubyte{end}" for dash in "-." for end in ("", ".gz"))
-    return next((path / name for name in names if (path / name).is_file()), None)
+def _mapping(train: Path) -> Path | None:
+    """Return the file that names the classes, as each data set of EMNIST has one."""
+    named = _NAME.fullmatch(train.name)
+    file = train.with_name(f"{named['set']}-{_MAPPING}") if named and named["set"] else None
+    return file if file and file.is_file() else None
+
+
+def _names(mapping: Path) -> list[str]:
+    """Return names of the numbers from 0: the characters whose codes stand behind each number.
+
+    Two characters are one class where upper and lower case are: `1 65 97` is `Aa`. A number
+    without a line (EMNIST's letters begin with 1) is its own name.
+    """
+    with parsing(f"{mapping}: not lines of a label and codes of characters"):
+        text = read_bounded(mapping, _MOST_OF_A_MAPPING).decode("ascii")
+        rows = [[int(word) for word in line.split()] for line in text.splitlines() if line.strip()]
+        named = {label: "".join(map(chr, codes)) for label, *codes in rows if 0 <= label < 256}
+        if unseen := [label for label, name in named.items() if not name.isprintable()]:
+            raise ValueError(f"the characters of {unseen[0]} cannot be printed")
+    return [named.get(number) or str(number) for number in range(max(named, default=-1) + 1)]
 
 
 def _read(path: Path, ndim: int) -> Array:

@@ -15,6 +15,7 @@ import pytest
 from krscale.config import DataConfig, FilesConfig
 from krscale.data import SPLITS, Dataset, prepare_data
 from krscale.data.arrays import Arrays, to_images
+from krscale.data.guessing import guess_source
 from krscale.errors import UserError
 
 NUM = 36
@@ -248,6 +249,66 @@ class TestIdx:
         assert found.image_shape == (1, 6, 5)
         assert rows(found, ("test",)) == expected(test, labels(9))
         assert rows(found, ("train", "val")) == expected(train, labels())
+
+    @pytest.mark.parametrize(
+        ("start", "inside", "form"),
+        [("", "", "{}-images.idx3-ubyte {}-labels.idx1-ubyte"),
+         ("", "", "{}-images-idx3.ubyte.gz {}-labels-idx1.ubyte.gz"),
+         ("", "raw", "{}-images-idx3-ubyte {}-labels-idx1-ubyte"),
+         ("emnist-mnist-", "", "{}-images-idx3-ubyte.gz {}-labels-idx1-ubyte.gz"),
+         ("emnist-letters-", "raw", "{}-images-idx3-ubyte {}-labels-idx1-ubyte")],
+    )  # fmt: skip
+    def test_the_names_of_its_relatives_and_copies(self, tmp_path, start, inside, form):
+        train, test = images(shape=(6, 5)), images(9, seed=3, shape=(6, 5))
+        for split, pixels in (("train", train), ("test" if start else "t10k", test)):
+            pictures, marks = form.format(start + split, start + split).split()
+            idx(tmp_path / "d" / inside / pictures, pixels)
+            idx(tmp_path / "d" / inside / marks, labels(len(pixels)))
+        (tmp_path / "d" / inside / "._train-images-idx3-ubyte").write_bytes(b"macOS")
+        assert guess_source(str(tmp_path / "d"))[0] == "data.source=idx"
+        found = prepare("idx", tmp_path / "d", tmp_path / "cache")
+        assert rows(found, ("test",)) == expected(test, labels(9))
+        assert rows(found, ("train", "val")) == expected(train, labels())
+
+    def test_of_several_data_sets_one_file_names_its_own(self, tmp_path):
+        """EMNIST's archive holds six; labels of its letters begin with 1."""
+        for number, name in enumerate(("emnist-digits-", "emnist-letters-", "")):
+            for seed, split in ((number, "train"), (9 + number, "test")):
+                pixels = images(seed=seed, shape=(6, 5))
+                idx(tmp_path / f"d/{name}{split}-images-idx3-ubyte", pixels)
+                idx(tmp_path / f"d/{name}{split}-labels-idx1-ubyte", labels() + (number == 1))
+        (tmp_path / "d/emnist-letters-mapping.txt").write_text("1 65 97\n2 66 98\n3 67 99\n")
+        (tmp_path / "d/emnist-digits-mapping.txt").write_text("0 48\n1 49 \n2 50\n\n")
+        one = "emnist-digits-train-images-idx3-ubyte, emnist-letters-train-images-idx3-ubyte, train"
+        with pytest.raises(UserError, match=f"files of 3 data sets; name one file of yours: {one}"):
+            prepare("idx", tmp_path / "d", tmp_path / "cache")
+        chosen = tmp_path / "d/emnist-letters-test-labels-idx1-ubyte"
+        assert guess_source(str(chosen))[0] == "data.source=idx"
+        with pytest.raises(UserError, match=r"1 of 4 classes have no training image: 0\."):
+            prepare("idx", chosen, tmp_path / "cache")
+        found = prepare("idx", chosen, tmp_path / "cache", map_labels=True)
+        assert found.classes == ("Aa", "Bb", "Cc")
+        assert rows(found, ("test",)) == expected(images(seed=10, shape=(6, 5)), labels())
+        found = prepare("idx", tmp_path / "d/train-images-idx3-ubyte", tmp_path / "cache")
+        assert found.classes == ("0", "1", "2")
+        assert rows(found, ("test",)) == expected(images(seed=11, shape=(6, 5)), labels())
+
+    @pytest.mark.parametrize(
+        "mapping", ["0 zero\n", "0 55296\n", "0 0\n", "0 99999999999\n", "nul\0", "\u00e9 1\n"]
+    )
+    def test_a_damaged_mapping(self, tmp_path, mapping):
+        for seed, split in enumerate(("train", "test")):
+            idx(tmp_path / f"a-{split}-images-idx3-ubyte", images(seed=seed, shape=(6, 5)))
+            idx(tmp_path / f"a-{split}-labels-idx1-ubyte", labels())
+        (tmp_path / "a-mapping.txt").write_text(mapping)
+        with pytest.raises(UserError, match=r"a-mapping\.txt: not lines of a label and codes"):
+            prepare("idx", tmp_path, tmp_path / "cache")
+
+    def test_another_file_is_none_of_a_data_set(self, tmp_path):
+        (tmp_path / "notes.txt").write_text("")
+        for path in (tmp_path / "notes.txt", tmp_path):
+            with pytest.raises(UserError, match="no such files; expected a folder with train-imag"):
+                prepare("idx", path, tmp_path / "cache")
 
     def test_two_names_of_one_split(self, tmp_path):
         for name in ("train", "t10k", "test"):

@@ -70,7 +70,7 @@ def _encoded(form: str) -> list[bytes]:
 
 
 def write_images(folder: Path) -> None:
-    forms = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
+    forms = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
     by_form = {form: _encoded(form) for form in forms}
     for number, label in enumerate(_labels()):
         form = forms[number % len(forms)]

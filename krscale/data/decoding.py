@@ -20,7 +20,7 @@ from krscale.data.seen import Fault, Seen
 from krscale.errors import UserError
 from krscale.foreign import regular
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 PIECE_BYTES = 2**23
 """Pixels that are decoded before they are written: enough to keep all cores busy."""
 IGNORED = "ignore"
@@ -36,6 +36,8 @@ _DAMAGE = (
 _MODES = {1: "L", 3: "RGB"}
 _LEVELS = {"L;2": 85, "L;4": 17}
 """Steps between the levels of grey that Pillow makes of 2 and 4 bits; a key counts the levels."""
+_DEEP_GREY = ("PNG", "PPM")
+"""Formats of which Pillow gives 16 bits as 32; no file of theirs has more."""
 _DEEP_COLOUR = "RGB;16B"
 """Pillow keeps the upper bytes of these, so their key of three times 16 bits finds no pixel."""
 
@@ -150,7 +152,7 @@ class Decoder:
         mode, size = image.mode, (image.height, image.width)
         wanted, brightest = _MODES[self.config.num_channels], None
         transparent = keyed = False
-        if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):
+        if mode.startswith("I;16") or (mode == "I" and image.format in _DEEP_GREY):
             image, brightest, transparent = self._from_16_bits(image)
         elif mode[0] in "IF":  # Pillow's names for 32 bits; cutting them down loses nearly all
             return Decoded(None, mode, size, problem=f"32 bits a channel (mode {mode})")

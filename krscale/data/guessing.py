@@ -61,7 +61,7 @@ def kind_of(path: Path) -> str:
         return "hf_disk"
     if any(name.endswith(".npy") for name in names):
         return "numpy"
-    for entry in (path, *(child for child in path.iterdir() if child.is_dir())):
-        if any(child.suffix == ".parquet" for child in entry.iterdir()):
-            return "parquet"
+    # As the hub of Hugging Face has them: `data/train-0.parquet`, `default/train/0000.parquet`.
+    if any(any(path.glob(f"{depth}*.parquet")) for depth in ("", "*/", "*/*/")):
+        return "parquet"
     return "image_folder"

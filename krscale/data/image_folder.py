@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,9 +14,8 @@ import numpy as np
 from krscale.config import DataConfig
 from krscale.data.classes import check_text
 from krscale.data.encoded import Part, encoded_data, of_files
+from krscale.data.folder_names import refuse_half, refuse_one, refuse_splits_within
 from krscale.data.own_files import (
-    OTHER_NAMES,
-    SPLIT_NAMES,
     existing_path,
     files_identity,
     own_splits,
@@ -26,7 +26,12 @@ from krscale.data.walking import SYSTEM_FOLDERS, Found, is_hidden_folder, printa
 from krscale.errors import UserError
 from krscale.foreign import real
 
-SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+SUFFIXES = frozenset(
+    (
+        ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff",
+        ".ppm", ".pgm", ".pbm", ".pnm",
+    )
+)  # fmt: skip
 WANTED = "CLASS/IMAGE.png in it, or train/CLASS/IMAGE.png (and val/..., test/...)"
 
 
@@ -49,7 +54,7 @@ class ImageFolder:
         if splits:
             self.roots = {splits[folder.name]: folder for folder in folders}
         else:
-            _refuse_half(self.path, folders)
+            refuse_half(self.path, folders, _holds_folders_only)
 
     @property
     def own_splits(self) -> tuple[SplitName, ...]:
@@ -65,6 +70,8 @@ class ImageFolder:
             self.seen.add(self.top)
         for name, root in self.roots.items():
             found[name] = _images(root, self.seen)
+            if name == "train" and len({label for label, _ in found[name]}) == 1:
+                refuse_one(root, [file for _, file in found[name]], whole=root == self.path)
         self.seen.check(self.path, skip=self.config.skip_unreadable)
         return found
 
@@ -122,31 +129,6 @@ def _folders(path: Path) -> tuple[Found, list[Path]]:
     return found, folders
 
 
-def _refuse_half(path: Path, folders: Sequence[Path]) -> None:
-    """Refuse folders of which some are splits: all would be taken for classes.
-
-    A class may be called train, and another test: they hold images, where splits hold folders.
-
-    Raises:
-        UserError: Naming those that are not, unless what is missing is train.
-    """
-    named = [folder for folder in folders if folder.name.lower() in OTHER_NAMES]
-    if len({OTHER_NAMES[folder.name.lower()] for folder in named}) < 2:
-        return
-    if not all(_holds_folders_only(folder) for folder in named):
-        return
-    exact = [folder for folder in named if folder.name in SPLIT_NAMES] or named
-    other = [printable(folder.name) for folder in folders if folder not in exact]
-    listed = ", ".join(other[:5]) + (", ..." if len(other) > 5 else "")
-    verb, what = ("is", "it") if len(other) == 1 else ("are", "them")
-    reason = f"{listed} {verb} not: move {what} out" if other else "none is named train"
-    raise UserError(
-        f"data.path: {path}: folders are named after splits "
-        f"({', '.join(folder.name for folder in exact)}), but {reason}; name all of them "
-        f"({', '.join(SPLIT_NAMES)}), or none."
-    )
-
-
 def _holds_folders_only(folder: Path) -> bool:
     found, folders = _folders(folder)
     return bool(folders) and not found.outside
@@ -178,6 +160,14 @@ def _images(root: Path, seen: Found) -> list[tuple[str, str]]:
         if not found.files and not found.broken:
             kinds = ", ".join(sorted(SUFFIXES))
             raise UserError(f"data.path: {folder}: no image in this class ({kinds}).")
+        refuse_splits_within(folder, _inside(folder, found.files))
         images += [(folder.name, file) for file in sorted(found.files)]
         seen.add(found)
     return images
+
+
+def _inside(folder: Path, files: Sequence[str]) -> list[str]:
+    """Return the names of the folders in a folder that hold files, at every depth."""
+    start = len(str(folder)) + 1
+    parts = (file[start:].split(os.sep, 1) for file in files)
+    return sorted({names[0] for names in parts if len(names) > 1})

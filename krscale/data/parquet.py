@@ -18,6 +18,7 @@ from krscale.data.arrow import Images, Labels
 from krscale.data.arrow_messages import decode_names
 from krscale.data.classes import Values, alike, find_classes, to_labels
 from krscale.data.decoding import Decoder, piece_size
+from krscale.data.folder_names import named_alike
 from krscale.data.label_column import label_values
 from krscale.data.own_files import (
     OTHER_NAMES,
@@ -237,6 +238,7 @@ def _by_split(path: Path, files: Sequence[Path]) -> dict[SplitName, list[Path]]:
     if not any(names.values()):
         names = _in_any_case(path, files)
     if not any(names.values()):
+        _refuse_alike(path, files)
         return {"train": list(files)}
     unnamed = [file for file, name in names.items() if name is None]
     if unnamed or "train" not in names.values():
@@ -251,6 +253,16 @@ def _by_split(path: Path, files: Sequence[Path]) -> dict[SplitName, list[Path]]:
         if name is not None:
             found.setdefault(name, []).append(file)
     return found
+
+
+def _refuse_alike(path: Path, files: Sequence[Path]) -> None:
+    for names in named_alike([str(file.relative_to(path).with_suffix("")) for file in files]):
+        listed = ", ".join(f"{name}.parquet" for name in list(names)[:5])
+        raise UserError(
+            f"data.path: {path}: files are named after splits ({listed}), but not all, or not by "
+            "their first word; as they stand, they would be put together and cut anew. Name all "
+            f"of them ({', '.join(SPLIT_NAMES)}, alone or before a dash), or none."
+        )
 
 
 def _split_of(file: Path, table: Mapping[str, SplitName] = SPLIT_NAMES) -> SplitName | None:

@@ -32,8 +32,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
+    ".pbm", ".pnm",
+)  # fmt: skip
 SYSTEM_FOLDERS = (
     "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found",
     "__pycache__",
@@ -153,7 +156,7 @@ def load_pixels(file: Path, preprocessing: dict[str, Any]) -> npt.NDArray[np.uin
     """Return the pixels of an image file as the student's data were read, uint8 `[C, H, W]`.
 
     Args:
-        file: PNG, JPEG, WebP, BMP, GIF or TIFF.
+        file: PNG, JPEG, WebP, BMP, GIF, TIFF or PPM.
         preprocessing: Of the card.
 
     Raises:
@@ -180,7 +183,7 @@ def load_pixels(file: Path, preprocessing: dict[str, Any]) -> npt.NDArray[np.uin
 
 def _flat(image: Image.Image, background: str) -> Image.Image:
     """Return an image of 8 bits a channel, what is transparent laid on the background."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         values = np.asarray(image).astype(np.int64)  # the upper eight bits are kept
         flat = Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
         if background != "ignore" and "transparency" in image.info:

@@ -125,6 +125,23 @@ def test_a_transparent_colour_of_16_bits_is_said(tmp_path):
     assert decode(paths[0]).transparent
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b"P6 2 1 255\n" + bytes([1, 2, 3, 4, 5, 6]), [1, 2, 3]),
+     (b"P3 2 1 255 1 2 3 4 5 6", [1, 2, 3]), (b"P5 1 1 255\n\7", [7] * 3),
+     (b"P2 1 1 15 3", [51] * 3), (b"P5 1 1 65535\n\x80\0", [128] * 3),
+     (b"P6 1 1 65535\n" + bytes([128, 128, 0, 0, 255, 255]), [128, 0, 255]),
+     (b"P1 1 1 0", [255] * 3), (b"P4 8 1\n\xff", [0] * 3)],
+)  # fmt: skip
+def test_portable_maps(tmp_path, content, expected):
+    """Of traffic signs and faces; Pillow brings their levels to 0..255 itself."""
+    (tmp_path / "a.ppm").write_bytes(content)
+    assert pixel(tmp_path / "a.ppm") == expected
+    for cut in range(2, len(content) - 1):
+        (tmp_path / "a.ppm").write_bytes(content[:cut])
+        decode(tmp_path / "a.ppm")  # a problem, or fewer digits; never an error
+
+
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_32_bits_are_not_readable(tmp_path, mode):
     Image.new(mode, (2, 2)).save(tmp_path / "deep.tiff")

@@ -306,6 +306,68 @@ def test_splits_beside_other_folders_are_no_classes(tmp_path, names, message):
         prepare(tmp_path / "data", tmp_path / "cache")
 
 
+@pytest.mark.parametrize(
+    "names",
+    [("seg_train", "seg_test"), ("training_set", "test_set"), ("Final_Training", "Final_Test"),
+     ("trainImages", "valImages", "more"), ("asl-train", "asl-test", "readme"),
+     ("trainset", "testset")],
+)  # fmt: skip
+@pytest.mark.parametrize("deeper", ["", "again"])
+def test_splits_by_longer_names_are_no_classes(tmp_path, names, deeper):
+    """As archives have them: two classes, seg_test and seg_train, would be learned in silence."""
+    for number, name in enumerate(names):
+        fill(tmp_path / "data" / name / deeper, seed=5000 * number)
+    with pytest.raises(UserError, match="are named after splits and hold folders: as they stand"):
+        prepare(tmp_path / "data", tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("bullet_train", "test_tube"), ("train", "car"), ("a_train", "a_pred"), ("test", "train_x")],
+)  # fmt: skip
+@pytest.mark.parametrize("inside", ["", "images", "images/a"])
+def test_classes_whose_names_hold_such_words(tmp_path, names, inside):
+    for number, name in enumerate(names):
+        fill(tmp_path / "data" / name / inside, classes=("",), num_images=20, seed=5000 * number)
+    assert prepare(tmp_path / "data", tmp_path / "cache").classes == tuple(sorted(names))
+
+
+def test_classes_that_are_called_like_splits_may_hold_images(tmp_path):
+    for number, name in enumerate(("toy_train", "toy_test")):
+        fill(tmp_path / "data" / name, classes=("",), num_images=20, seed=5000 * number)
+    assert prepare(tmp_path / "data", tmp_path / "cache").classes == ("toy_test", "toy_train")
+
+
+@pytest.mark.parametrize(
+    "names", [("train", "test"), ("Training", "validation"), ("my_train", "my_test")]
+)
+def test_splits_below_classes_are_not_cut_anew(tmp_path, names):
+    for number, name in enumerate(names):
+        for label in ("ant", "bee"):
+            fill(tmp_path / "data" / label / name, classes=("",), seed=5000 * number)
+    with pytest.raises(UserError, match=r"ant: its images are in folders named after splits \("):
+        prepare(tmp_path / "data", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("place", ["all", "all/images", "all/images/each"])
+def test_a_folder_around_the_classes_is_named(tmp_path, place):
+    fill(tmp_path / "data" / place)
+    with pytest.raises(UserError, match=rf"If these are the classes, give .*{place} as data.path"):
+        prepare(tmp_path / "data", tmp_path / "cache")
+    expected = prepare(tmp_path / "data" / place, tmp_path / "cache").classes
+    assert expected == CLASSES
+    fill(tmp_path / "split/train" / place)
+    fill(tmp_path / "split/test" / place, seed=5000)
+    with pytest.raises(UserError, match=r"are the classes, move them into .*split/train\."):
+        prepare(tmp_path / "split", tmp_path / "cache")
+
+
+def test_one_class_alone_is_refused_as_that(tmp_path):
+    fill(tmp_path / "data", classes=("jpg",))
+    with pytest.raises(UserError, match="at least two classes are needed"):
+        prepare(tmp_path / "data", tmp_path / "cache")
+
+
 def test_an_image_in_two_splits_is_named(tmp_path):
     fill(tmp_path / "data/train")
     fill(tmp_path / "data/test", num_images=3, seed=5000)

@@ -346,6 +346,7 @@ def test_names_of_classes_in_a_parquet_file(tmp_path):
         (["train/ant/0.png"], "image_folder"),
         (["a.parquet"], "parquet"),
         (["train/a.parquet"], "parquet"),
+        (["README.md", "default/train/0000.parquet"], "parquet"),
         (["state.json"], "hf_disk"),
         (["dataset_dict.json"], "hf_disk"),
         (["images.npy"], "numpy"),

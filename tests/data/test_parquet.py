@@ -185,7 +185,8 @@ def test_names_of_splits_in_another_case(tmp_path, images, labels):
     dataset = prepare(tmp_path / "data", tmp_path / "cache")
     assert np.array_equal(dataset.split("test").images, images[36:])
     write(tmp_path / "data/more.parquet", [encode(i) for i in make_images(3, seed=1)], labels[:3])
-    assert sum(prepare(tmp_path / "data", tmp_path / "cache").num_samples.values()) == 51
+    with pytest.raises(UserError, match=r"named after splits \(Test-0.parquet, Train-0.parquet\)"):
+        prepare(tmp_path / "data", tmp_path / "cache")
 
 
 def test_other_columns_and_grey(tmp_path, labels):
@@ -240,6 +241,21 @@ def test_files_named_after_splits_are_these_splits(tmp_path, images, labels, nam
             found = dataset.split(split).images
             assert np.array_equal(found, images[12 * start : 12 * start + 12])
     assert sum(dataset.num_samples.values()) == 12 * len(names)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("mnist_train", "mnist_test"), ("a-train", "a-validation"), ("x/my_train/0", "x/my_test/0"),
+     ("mnistTrain", "mnistTest"), ("train_images/part", "test_images/part")],
+)  # fmt: skip
+def test_splits_by_another_word_than_the_first_are_not_put_together(
+    tmp_path, images, labels, names
+):
+    for part, name in enumerate(names):
+        rows = slice(24 * part, 24 * part + 24)
+        write(tmp_path / f"d/{name}.parquet", [encode(i) for i in images[rows]], labels[rows])
+    with pytest.raises(UserError, match="but not all, or not by their first word; as they"):
+        prepare(tmp_path / "d", tmp_path / "cache")
 
 
 def test_several_files_are_one_set_in_order_of_their_names(tmp_path, images, labels):

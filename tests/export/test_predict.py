@@ -164,6 +164,10 @@ def modes(folder: Path) -> list[Path]:
         "photo.jpg": Image.fromarray(colours[..., :3]),
         "print.jpg": Image.fromarray(colours).convert("CMYK"),
         "bits.png": Image.fromarray(colours[..., 0]).convert("1"),
+        "sign.ppm": Image.fromarray(colours[..., :3]),
+        "face.pgm": Image.fromarray(colours[..., 0]),
+        "scan.pbm": Image.fromarray(colours[..., 0]).convert("1"),
+        "deep.pgm": Image.fromarray(random.integers(0, 65536, (20, 30), dtype=np.uint16)),
         "deep.png": Image.fromarray(random.integers(0, 65536, (20, 30), dtype=np.uint16)),
     }
     for name, image in images.items():

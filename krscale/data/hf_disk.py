@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from krscale.config import DataConfig
 from krscale.data.arrow_messages import decode_names, refuse_compressed
 from krscale.data.decoding import Encoded
 from krscale.data.encoded import Part, encoded_data
+from krscale.data.hidden_splits import SUSPECTED, refuse_split_column
 from krscale.data.label_column import label_values
 from krscale.data.own_files import (
     OTHER_NAMES,
@@ -162,8 +163,19 @@ class HfDisk:
         names = feature.get("names") if isinstance(feature, dict) else None
         if not isinstance(names or [], list) or not all(isinstance(n, str) for n in names or []):
             raise UserError(f"{train.folder / _INFO}: the names of {label!r} are no list of text.")
+        if len(self.splits) == 1:
+            self._refuse_splits({image, label})
         parts = {split: _part(saved, image, label) for split, saved in self.splits.items()}
         return encoded_data(parts, self.config, report, self.notes, names or ())
+
+    def _refuse_splits(self, used: Collection[str]) -> None:
+        saved = self.splits["train"]
+        refuse_split_column(
+            [name for name in saved.features if name.lower() in SUSPECTED and name not in used],
+            lambda name: saved.batches(name, _PATH_ROWS),
+            str(self.path),
+            "Save a DatasetDict with its splits, or leave {} out (remove_columns).",
+        )
 
     def image_column(self) -> str:
         """Return the name of the column of images."""

@@ -14,7 +14,7 @@ import numpy as np
 from krscale.config import DataConfig
 from krscale.data.classes import check_text
 from krscale.data.encoded import Part, encoded_data, of_files
-from krscale.data.folder_names import refuse_half, refuse_one, refuse_splits_within
+from krscale.data.hidden_splits import refuse_half, refuse_one, refuse_splits_within
 from krscale.data.own_files import (
     existing_path,
     files_identity,

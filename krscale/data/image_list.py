@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from krscale.config import DataConfig
 from krscale.data.encoded import Part, encoded_data, of_files
+from krscale.data.hidden_splits import refuse_split_column
 from krscale.data.image_folder import Names
 from krscale.data.label_column import label_values
 from krscale.data.own_files import (
@@ -62,6 +63,7 @@ class ImageList:
         names = self.table.column_names
         column = self.settings.split_column or ("split" if "split" in names else "")
         if not column:
+            self._refuse_splits(names)
             return {"train": range(len(self.table))}
         found: dict[SplitName, list[int]] = {}
         for row, name in enumerate(self._column(column, "split_column").to_pylist()):
@@ -72,6 +74,15 @@ class ImageList:
         if "train" not in found:
             raise UserError(f"{self.path}: column {column!r}: no row of the split train.")
         return {name: found[name] for name in sorted(found, key=("train", "val", "test").index)}
+
+    def _refuse_splits(self, names: Sequence[str]) -> None:
+        used = {self.settings.path_column, self.settings.label_column}
+        refuse_split_column(
+            [name for name in names if name not in used and names.count(name) == 1],
+            lambda name: self.table[name].chunks,
+            str(self.path),
+            "Set data.files.split_column = {}, or leave the column out of the list.",
+        )
 
     @cached_property
     def table(self) -> Any:

@@ -18,7 +18,7 @@ from krscale.data.arrow import Images, Labels
 from krscale.data.arrow_messages import decode_names
 from krscale.data.classes import Values, alike, find_classes, to_labels
 from krscale.data.decoding import Decoder, piece_size
-from krscale.data.folder_names import named_alike
+from krscale.data.hidden_splits import SUSPECTED, named_alike, refuse_split_column
 from krscale.data.label_column import label_values
 from krscale.data.own_files import (
     OTHER_NAMES,
@@ -79,6 +79,8 @@ class Parquet:
     def read(self, report: Report) -> SourceData:
         """Return the labels, and streams that decode the images."""
         found = {split: self._labels(files) for split, files in self.files.items()}
+        if len(found) == 1:
+            self._refuse_splits(self.files["train"])
         values, where = found["train"]
         if not len(values):
             raise UserError(f"{self.path}: there are no training images.")
@@ -137,6 +139,17 @@ class Parquet:
         if len({part.dtype == object for part in filled}) > 1:
             raise UserError(f"{self.path}: column {name!r} holds numbers in some files only.")
         return np.concatenate(filled or parts), ImageLocations(files, rows, name)
+
+    def _refuse_splits(self, files: Sequence[Path]) -> None:
+        with parsing(f"{files[0]}: not a readable Parquet file"):
+            names = pq.read_schema(regular(files[0])).names
+        used = {self.settings.image_column, self.settings.label_column}
+        refuse_split_column(
+            [name for name in names if name.lower() in SUSPECTED and name not in used],
+            lambda name: (b for file in files for b in _batches(file, name, name, _LABEL_ROWS)),
+            str(self.path),
+            "Write a file of each split, e.g. train.parquet and test.parquet, or leave {} out.",
+        )
 
     def _shape(self, locations: ImageLocations, decoder: Decoder) -> tuple[int, ...]:
         """Return `(C, H, W)`, that of the first image unless it is given."""

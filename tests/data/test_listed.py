@@ -109,6 +109,22 @@ class TestList:
         assert rows(found, ("test",)) == expected(images()[27:], NAMES[27:])
         assert rows(found, ("train", "val")) == expected(images()[:27], NAMES[:27])
 
+    @pytest.mark.parametrize("name", ["Split", "subset", "my column"])
+    def test_splits_in_a_column_that_is_not_read(self, tmp_path, files, name):
+        """They would be cut anew in silence, one's own test images trained on."""
+        splits = ["Train" if n < 27 else "test" for n in range(NUM)]
+        lines = (f"{f},{label},{s}" for f, label, s in zip(files, NAMES, splits, strict=True))
+        path = write(tmp_path / "data/list.csv", f"path,label,{name}", *lines)
+        with pytest.raises(UserError, match=rf"column '{name}' holds .*split_column = '{name}'"):
+            prepare("image_list", path, tmp_path / "cache")
+        found = prepare("image_list", path, tmp_path / "cache", split_column=name)
+        assert rows(found, ("test",)) == expected(images()[27:], NAMES[27:])
+
+    def test_classes_that_are_called_train_and_test(self, tmp_path, files):
+        lines = (f"{file},{('train', 'test')[n % 2]},5" for n, file in enumerate(files))
+        path = write(tmp_path / "data/list.csv", "path,label,fold", *lines)
+        assert prepare("image_list", path, tmp_path / "cache").classes == ("test", "train")
+
     def test_text_that_looks_like_numbers_or_nothing_stays_text(self, tmp_path, files):
         names = ["01", "NA", "null"]
         lines = (f"{file},{names[n % 3]}" for n, file in enumerate(files))
@@ -173,6 +189,7 @@ def save(
     labels: list[int],
     paths: Sequence[str] = (),
     content: Sequence[Any] = (),
+    splits: Sequence[str] = (),
     **columns: str,
 ) -> None:
     """Write what `save_to_disk` writes, in two files; images that have paths by these only."""
@@ -184,12 +201,16 @@ def save(
     names, half = [], len(pixels) // 2
     for number, part in enumerate((slice(0, half), slice(half, None))):
         table = pa.table({image: pa.array(rows[part], kind), label: pa.array(labels[part])})
+        if splits:
+            table = table.append_column("split", pa.array(splits[part]))
         names.append(f"data-{number:05}-of-00002.arrow")
         path = str(folder / names[-1])
         with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
             writer.write_table(table, max_chunksize=5)
     state = {"_data_files": [{"filename": name} for name in names], "_split": None}
     features = {image: {"_type": "Image"}, label: {"names": CLASSES, "_type": "ClassLabel"}}
+    if splits:
+        features["split"] = {"dtype": "string", "_type": "Value"}
     (folder / "state.json").write_text(json.dumps(state))
     (folder / "dataset_info.json").write_text(json.dumps({"features": features}))
 
@@ -204,6 +225,16 @@ class TestHfDisk:
         found = prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
         assert rows(found) == expected(images(), NAMES)
         assert found.classes == CLASSES
+
+    def test_a_column_of_splits(self, tmp_path):
+        splits = ["train" if n < 27 else "test" for n in range(NUM)]
+        save(tmp_path / "d", images(), LABELS, splits=splits)
+        with pytest.raises(UserError, match=r"column 'split' holds names of splits .*DatasetDict"):
+            prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
+        save(tmp_path / "e", images(), LABELS, splits=["train"] * NUM)
+        assert rows(prepare("hf_disk", tmp_path / "e", tmp_path / "cache")) == expected(
+            images(), NAMES
+        )
 
     def test_classes_without_an_image(self, tmp_path):
         save(tmp_path / "d", images(), [2 * (n % 2) for n in range(NUM)])

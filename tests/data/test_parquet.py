@@ -258,6 +258,28 @@ def test_splits_by_another_word_than_the_first_are_not_put_together(
         prepare(tmp_path / "d", tmp_path / "cache")
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "refused"),
+    [("split", ["train", "test"], True), ("Subset", [" Train", "VALIDATION"], True),
+     ("split", ["train", "train"], False), ("split", ["train", "other"], False),
+     ("split", ["train", None], False), ("split", [0, 1], False),
+     ("note", ["train", "test"], False)],
+)  # fmt: skip
+@pytest.mark.parametrize("coded", [False, True])
+def test_a_column_of_splits_is_not_passed_over(
+    tmp_path, images, labels, name, values, refused, coded
+):
+    column = pa.array(values * 24)
+    table = pa.table({"image": [encode(image) for image in images], "label": labels,
+                      name: column.dictionary_encode() if coded else column})  # fmt: skip
+    pq.write_table(table, tmp_path / "data.parquet", row_group_size=10)
+    if refused:
+        with pytest.raises(UserError, match=rf"column '{name}' holds names of splits \(t"):
+            prepare(tmp_path / "data.parquet", tmp_path / "cache")
+    else:
+        assert rows(prepare(tmp_path / "data.parquet", tmp_path / "cache"))
+
+
 def test_several_files_are_one_set_in_order_of_their_names(tmp_path, images, labels):
     for number, start in enumerate((0, 20, 20, 31)):
         stop = (20, 20, 31, 48)[number]

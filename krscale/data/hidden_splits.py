@@ -1,4 +1,4 @@
-"""Folders and files whose names say that they are laid out otherwise than they would be read.
+"""Splits that images have under names which their source does not read.
 
 Each would be read without an error, with splits for classes, or with the images
 of one's own test split among those that are trained on.
@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
 
 from krscale.data.own_files import OTHER_NAMES, SPLIT_NAMES
 from krscale.data.source import SplitName
 from krscale.data.walking import printable
 from krscale.errors import UserError
+from krscale.foreign import parsing
 
 _WORDS = re.compile(r"[\W_]+|(?<=[a-z])(?=[A-Z])")
 _SPLIT = re.compile(rf"({'|'.join(OTHER_NAMES)})(set|data|images|imgs)?")
+
+SUSPECTED = frozenset(("split", "splits", "set", "subset", "partition", "phase", "usage"))
+"""Names of columns, in lower case, in which tables of images keep splits."""
 
 
 def refuse_half(
@@ -99,6 +106,42 @@ def refuse_one(root: Path, files: Sequence[str], whole: bool) -> None:
         f"data.path: {root}: all images are in one folder, which is one class; {printable(top)} "
         f"holds {len(inside)} ({listed}). If these are the classes, {what}."
     )
+
+
+def refuse_split_column(
+    names: Iterable[str], batches: Callable[[str], Iterable[Any]], where: str, advice: str
+) -> None:
+    """Refuse a table of which a column holds names of splits: they would be cut anew.
+
+    Args:
+        names: Of the columns that may be one.
+        batches: Yields the values of a column of text, or nothing where it is none.
+        where: The table, in words.
+        advice: What to do about it, a sentence that takes the name of the column for `{}`.
+
+    Raises:
+        UserError: Naming the column.
+    """
+    for name in names:
+        found: set[SplitName | None] = set()
+        for column in batches(name):
+            with parsing(f"{where}: column {name!r}: damaged"):
+                words = column.unique().to_pylist() if _is_text(column.type) else [None]
+            found |= {OTHER_NAMES.get(str(word).strip().lower()) for word in words}
+            if None in found:
+                break
+        if None not in found and len(found) > 1:
+            listed = ", ".join(sorted(filter(None, found)))
+            raise UserError(
+                f"{where}: column {name!r} holds names of splits ({listed}), which would be cut "
+                f"anew. {advice.format(repr(name))}"
+            )
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether an Arrow type is of text, be it by numbers into a dictionary."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def named_alike(names: Sequence[str]) -> list[dict[str, SplitName]]:

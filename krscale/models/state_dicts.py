@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from krscale.errors import UserError, nearest
 from krscale.models.misfits import refuse_misfits, shorten
+from krscale.models.torch_rules import Kept
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "model_state", "weights")
 """Keys under which training scripts keep a state dict."""
 NOISE = ("_orig_mod.", "module.")
 """What torch.compile and data-parallel wrappers put into names, wherever they stood."""
-_COUNTERS = ("n_averaged",)
-"""What averaging of weights keeps beside them."""
+_COUNTERS = ("n_averaged", "total_ops", "total_params")
+"""What averaging of weights, and counting of operations, leave among them."""
+_BATCHES = "num_batches_tracked"  # not before PyTorch 0.4.1, which loads states without it as well
 
 State = dict[str, Tensor]
 
@@ -128,8 +130,9 @@ def fit(state: Mapping[str, Tensor], model: nn.Module, place: str, key: str = ""
         return Fitted(dict(state))
     bare = without_noise(state, place)
     own = {_without_noise(name): name for name in expected}
-    prefixes = _prefixes(bare, own)
-    whole = [p for p in prefixes if _fits({k: bare[p + k] for k in own}, expected, own)]
+    needed = {bare: name for bare, name in own.items() if _last(name) != _BATCHES}
+    prefixes = _prefixes(bare, needed)
+    whole = [p for p in prefixes if _fits({k: bare[p + k] for k in needed}, expected, needed)]
     if len(whole) > 1:
         listed = ", ".join(repr(prefix.rstrip(".") or "") for prefix in whole)
         raise UserError(
@@ -138,9 +141,13 @@ def fit(state: Mapping[str, Tensor], model: nn.Module, place: str, key: str = ""
     chosen = (whole or prefixes or [""])[0]
     part = {k[len(chosen) :]: v for k, v in bare.items() if k.startswith(chosen)}
     found = {own.get(name, name): value for name, value in part.items()}
+    found = {k: v for k, v in found.items() if k in expected or _last(k) not in _COUNTERS}
+    uncounted = [k for k in expected if _last(k) == _BATCHES and k not in found]
+    found |= {name: torch.zeros((), dtype=torch.long) for name in uncounted}
     refuse_misfits(found, expected, model, place)
     left = [k for k in bare if not k.startswith(chosen)]
-    return Fitted(found, tuple(_notes(chosen, left, place)))
+    notes = [f"{place}: no {_BATCHES} there; taken as 0, as PyTorch does"] if uncounted else []
+    return Fitted(found, (*_notes(chosen, left, place), *notes))
 
 
 def refuse_non_finite(state: Mapping[str, Tensor], place: str) -> None:
@@ -236,8 +243,9 @@ def _no_state(content: Mapping[Any, Any], place: str) -> UserError:
     key, value = next(
         (k, v) for k, v in content.items() if not isinstance(k, str) or not isinstance(v, Tensor)
     )
+    kind = "value of another package" if isinstance(value, Kept) else type(value).__name__
     return UserError(
-        f"{place}: not a state dict: {key!r} holds a {type(value).__name__}. "
+        f"{place}: not a state dict: {key!r} holds a {kind}. "
         f"A state dict may stand by itself or under {', '.join(WRAPPERS)}."
     )
 
@@ -248,6 +256,10 @@ def _without_noise(name: str) -> str:
             name = name[len(noise) :]
         name = name.replace(f".{noise}", ".")
     return name
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _prefixes(state: Mapping[str, Tensor], own: Mapping[str, str]) -> list[str]:
@@ -264,7 +276,7 @@ def _fits(
 
 
 def _notes(prefix: str, left: Iterable[str], place: str) -> list[str]:
-    unused = [name for name in left if name not in _COUNTERS]
+    unused = [name for name in left if _last(name) not in _COUNTERS]
     notes = [f"{place}: took the names without their beginning {prefix!r}"] if prefix else []
     if unused:
         notes.append(f"{place}: not used: {', '.join(shorten(unused))}")

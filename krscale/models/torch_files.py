@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from krscale.errors import UserError
-from krscale.models.torch_rules import TensorsOnly
+from krscale.models.torch_rules import INERT, TensorsOnly
 from krscale.pickle_rules import RefusedError, UnknownObjectError
 from krscale.plain_pickle import read_plain
 
@@ -50,7 +50,7 @@ def read_torch(path: Path, prefix: str = "", device: torch.device | str = "cpu")
         # A newer pickle protocol warns that it may fail; whether it does is known in a moment.
         warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
         # Command line arguments, which training scripts like to keep; a class without code.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace, *INERT]):
             return torch.load(path, map_location=device, weights_only=True)
 
 
@@ -74,7 +74,7 @@ def only_weights() -> Iterator[None]:
     before = {name: os.environ.pop(name, None) for name in _LOADING}
     os.environ[_LOADING[0]] = "1"
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace, *INERT]):
             yield
     finally:
         for name, value in before.items():

@@ -21,6 +21,19 @@ _STORAGES |= {"torch.storage.UntypedStorage"}
 _DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 _SUBCLASSES = ("torch.Tensor", "torch.nn.parameter.Parameter")
 _NAMESPACE = "argparse.Namespace"
+_KEPT = {
+    *(f"numpy{core}.multiarray.{name}" for core in (".core", "._core")
+      for name in ("scalar", "_reconstruct")),
+    "numpy.dtype", "numpy.ndarray",
+    *(f"pathlib{module}.{name}Path" for module in ("", "._local")
+      for name in ("", "Posix", "Windows", "Pure", "PurePosix", "PureWindows")),
+    *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
+    *(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str")),
+}  # fmt: skip
+"""What training scripts keep beside weights: numbers of numpy's, paths, dates, and what a
+defaultdict begins with. None is made: `torch.load` is given `Kept` for each."""
+_FACTORIES = frozenset(name for name in _KEPT if name.startswith("builtins."))
+_KNOWN = {_NAMESPACE, *_SUBCLASSES, *_KEPT}
 _MAX_AXES = 64
 _MAX_SET = 1000
 _REPEATED, _SMALL = 16, 2**26
@@ -54,6 +67,26 @@ class _Other:
     """Stands for a set, a device, a complex number."""
 
 
+class Kept:
+    """Stands for an object beside the weights, of which nothing is made, whatever a file says."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+def _kept_table(*_: object) -> dict[object, object]:
+    """Stand for a new defaultdict."""
+    return {}
+
+
+INERT: tuple[tuple[Callable[..., object], str], ...] = (
+    *((Kept, name) for name in sorted(_KEPT)),
+    (_kept_table, "collections.defaultdict"),
+)
+"""What `torch.load` makes of names that are none of torch's: pairs for its `safe_globals`."""
+
+
 class TensorsOnly(Rules):
     """Takes what torch writes of tensors, of ordered dictionaries and of command line arguments.
 
@@ -71,6 +104,7 @@ class TensorsOnly(Rules):
         self._calls: dict[str, Callable[..., object]] = {
             "collections.OrderedDict": self._table,
             "collections.Counter": self._table,
+            "collections.defaultdict": self._defaults,
             "torch.Size": self._size,
             "torch.device": self._device,
             "_codecs.encode": self._encoded,
@@ -90,12 +124,14 @@ class TensorsOnly(Rules):
         name = str(found).replace("__builtin__.", "builtins.")
         if name in _DTYPES:
             return _DTYPES[name]
-        if name in self._calls or name in _STORAGES or name in (_NAMESPACE, *_SUBCLASSES):
+        if name in self._calls or name in _STORAGES or name in _KNOWN:
             return Global(*name.rsplit(".", 1))
         raise UnknownObjectError(f"asks for {found}")
 
     def call(self, function: object, arguments: tuple[Any, ...]) -> object:
         """Check the arguments of a function that torch will call."""
+        if isinstance(function, Global) and str(function) in _KEPT - _FACTORIES:
+            return Kept()
         how = self._calls.get(str(function)) if isinstance(function, Global) else None
         if how is None:
             return super().call(function, arguments)
@@ -114,6 +150,8 @@ class TensorsOnly(Rules):
         """Take attributes of command line arguments, and the versions in a state dict."""
         names = set(state) if isinstance(state, dict) else {None}
         if type(value) is dict and names == {"_metadata"}:
+            return
+        if type(value) is Kept:
             return
         if type(value) is _Namespace and all(_is_name(name) for name in names):
             return
@@ -198,6 +236,11 @@ class TensorsOnly(Rules):
             isinstance(pair, list | tuple) and len(pair) == len(("key", "value"))
             and type(pair[0]) in (str, bytes) for pair in items
         ):  # fmt: skip
+            raise TypeError
+        return {}
+
+    def _defaults(self, factory: Any = None) -> dict[object, object]:
+        if factory is not None and not isinstance(factory, Global):
             raise TypeError
         return {}
 

@@ -43,6 +43,29 @@ def test_a_model_whose_own_names_have_wrappers():
     assert fit(STATE, model, "w.pt").state.keys() == model.state_dict().keys()
 
 
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "model.module."])
+def test_weights_of_a_pytorch_that_counted_no_batches(prefix):
+    """`load_state_dict` takes them too; what they count is used while training alone."""
+    old = {key: value for key, value in STATE.items() if "num_batches_tracked" not in key}
+    found = fit(named(prefix, old), Net(), "w.pt")
+    assert found.state.keys() == STATE.keys()
+    assert found.state["conv.1.num_batches_tracked"] == 0
+    assert "no num_batches_tracked there" in " ".join(found.notes)
+    del old["conv.1.running_mean"]
+    with pytest.raises(UserError, match="running_mean"):
+        fit(named(prefix, old), Net(), "w.pt")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model."])
+def test_counters_among_the_weights_are_left_out(prefix):
+    averaged = torch.optim.swa_utils.AveragedModel(Net()).state_dict()
+    counted = {"total_ops": torch.ones(1), "conv.0.total_params": torch.ones(1), **STATE}
+    for state in (averaged, named(prefix, counted)):
+        found = fit(state, Net(), "w.pt")
+        assert found.state.keys() == STATE.keys()
+        assert not [note for note in found.notes if "not used" in note]
+
+
 def test_what_is_not_used_is_said():
     found = fit(named("model.") | {"criterion.weight": torch.ones(3)}, Net(), "w.ckpt")
     assert "not used: criterion.weight" in " ".join(found.notes)

@@ -8,9 +8,11 @@ import struct
 import sys
 import tempfile
 import zipfile
-from pathlib import Path
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path, PureWindowsPath
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -74,6 +76,47 @@ def test_what_training_scripts_save_is_read(name, zipped, tmp_path):
     with torch.serialization.safe_globals([argparse.Namespace]):
         expected = torch.load(tmp_path / "w.pt", weights_only=True)
     assert repr(read_torch(tmp_path / "w.pt")) == repr(expected)
+
+
+BESIDE = {
+    "numpy's numbers": [np.float64(95.1), np.float32(1), np.int64(3), np.bool_(True)],
+    "numpy's arrays": {"confusion": np.eye(3), "names": np.array(["a", "b"])},
+    "paths": [Path("/a/b"), PureWindowsPath("c:/x")],
+    "dates": [datetime(2026, 1, 2, tzinfo=UTC), timedelta(1), date(2026, 1, 2)],
+    "tables": collections.defaultdict(list, {"loss": [1.0], "accuracy": [np.float64(0.5)]}),
+    "arguments": argparse.Namespace(data=Path("/data"), seed=np.int64(1)),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_scripts_keep_beside_the_weights_is_passed_over(name, zipped, tmp_path, monkeypatch):
+    torch.save({"state_dict": {"w": torch.arange(3)}, "beside": BESIDE[name]},
+               tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)  # fmt: skip
+    for module, made in ((np, "frombuffer"), (np, "dtype")):
+        monkeypatch.setattr(module, made, lambda *_: pytest.fail("it is made"))
+    found = read_torch(tmp_path / "w.pt", "")
+    assert found["state_dict"]["w"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [b"cnumpy\ndtype\nX\x01\0\0\0O\x85R", b"cdatetime\ndatetime\n(K\x01K\x02tR}X\x01\0\0\0aNsb",
+     b"cnumpy._core.multiarray\nscalar\ncnumpy\ndtype\nX\x01\0\0\0O\x85R"
+     b"X\x08\0\0\0AAAAAAAA\x86R"],
+)  # fmt: skip
+def test_nothing_is_made_of_them_whatever_their_arguments(forged, tmp_path):
+    """An array of objects would be pointers that the file has written."""
+    found = read_torch(edited(tmp_path / "w.pt", only(forged)))
+    assert type(found).__name__ == "Kept"
+    assert not vars(found)
+
+
+@pytest.mark.parametrize("called", ["builtins dict", "builtins list", "numpy frombuffer"])
+def test_no_other_name_of_theirs_is_called(called, tmp_path):
+    content = b"c" + called.replace(" ", "\n").encode() + b"\n)R"
+    with pytest.raises(UserError, match="holds more than tensors"):
+        read_torch(edited(tmp_path / "w.pt", only(content)))
 
 
 def edited(path, change, compression=zipfile.ZIP_STORED, extra=()):

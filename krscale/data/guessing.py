@@ -9,7 +9,7 @@ from pathlib import Path
 from krscale.data.idx import INSIDE
 from krscale.data.sources import SOURCES
 from krscale.errors import UserError, nearest
-from krscale.foreign import missing, user_path
+from krscale.foreign import missing, parsing, user_path
 
 _CIFAR = {
     "cifar100": ("cifar-100-", "fine_label_names.txt"),
@@ -46,7 +46,11 @@ def guess_source(text: str) -> list[str]:
 
 
 def kind_of(path: Path) -> str:
-    """Return the source that reads a path, by the names of files."""
+    """Return the source that reads a path, by the names of files.
+
+    Raises:
+        UserError: If none reads such a file.
+    """
     names = [path.name] if path.is_file() else [entry.name for entry in path.iterdir()]
     for source, first in _CIFAR.items():
         if any(name.startswith(first) for name in (path.name, *names)):
@@ -56,7 +60,7 @@ def kind_of(path: Path) -> str:
     if any(_IDX.search(name) for name in (*names, *inside)):
         return "idx"
     if path.is_file():
-        return _BY_SUFFIX.get(path.suffix.lower(), "parquet")
+        return _BY_SUFFIX.get(path.suffix.lower()) or _by_content(path)
     if {"state.json", "dataset_dict.json"} & set(names):
         return "hf_disk"
     if any(name.endswith(".npy") for name in names):
@@ -65,3 +69,15 @@ def kind_of(path: Path) -> str:
     if any(any(path.glob(f"{depth}*.parquet")) for depth in ("", "*/", "*/*/")):
         return "parquet"
     return "image_folder"
+
+
+def _by_content(path: Path) -> str:
+    """Return the source of a file whose name says nothing, as that of a Parquet file may."""
+    with parsing(f"{path}: cannot be read"), path.open("rb") as file:
+        if file.read(4) == b"PAR1":
+            return "parquet"
+    kinds = ", ".join(_BY_SUFFIX)
+    raise UserError(
+        f"{path}: no source reads such a file by itself ({kinds} by their names, Parquet by any); "
+        "a list of images with another ending is to be called .csv or .tsv."
+    )

@@ -153,7 +153,11 @@ def _images(root: Path, seen: Found) -> list[tuple[str, str]]:
     beside, folders = _folders(root)
     seen.add(beside)
     if not folders:
-        raise UserError(f"data.path: {root}: no folder of a class in it; expected {WANTED}.")
+        listed = next((kind for kind in (".csv", ".tsv") if seen.others[kind]), "")
+        hint = (
+            f" The source 'image_list' reads lists, as the {listed} there may be." if listed else ""
+        )
+        raise UserError(f"data.path: {root}: no folder of a class in it; expected {WANTED}.{hint}")
     images: list[tuple[str, str]] = []
     for folder in folders:
         found = walk(folder, SUFFIXES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,7 @@ from krscale.data.parquet import refuse_large_table
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.errors import UserError, unknown_name
 from krscale.files import sha256
-from krscale.foreign import is_file, parsing, path_problem
+from krscale.foreign import is_file, parsing, path_problem, regular
 
 WANTED = "a .csv or .parquet file with a column of paths and one of labels"
 _MAX_BYTES = 4 * 2**30  # a hundred million paths; it is read into memory
@@ -93,6 +94,7 @@ class ImageList:
                 return _checked(pq.read_table(self.path))
             delimiter = "\t" if self.path.suffix.lower() == ".tsv" else ","
             # `01` is a name, and so is `NA`: only columns of plain whole numbers are numbers.
+            _refuse_utf_16(self.path)
             text = pa.csv.read_csv(
                 self.path,
                 parse_options=pa.csv.ParseOptions(delimiter=delimiter),
@@ -145,11 +147,22 @@ class ImageList:
         return self.files[row] or self._place(self.settings.path_column)(row)
 
     def _column(self, name: str, field: str) -> Any:
-        where = f"{self.path}: data.files.{field}"
-        return self.table.column(column_number(self.table.column_names, name, where))
+        where, names = f"{self.path}: data.files.{field}", self.table.column_names
+        if len(names) == 1 and (other := next((c for c in ";|\t," if c in names[0]), "")):
+            raise UserError(
+                f"{self.path}: its columns are separated by {other!r}; a .csv has commas, a .tsv "
+                "tabs."
+            )
+        return self.table.column(column_number(names, name, where))
 
     def _place(self, column: str) -> _Rows:
         return _Rows(self.path, column, range(len(self.table)))
+
+
+def _refuse_utf_16(path: Path) -> None:
+    with regular(path).open("rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise UserError(f"{path}: it is UTF-16; save it as UTF-8.")
 
 
 def _file(root: Path, path: str) -> str:

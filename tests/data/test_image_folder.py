@@ -362,6 +362,14 @@ def test_a_folder_around_the_classes_is_named(tmp_path, place):
         prepare(tmp_path / "split", tmp_path / "cache")
 
 
+@pytest.mark.parametrize("place", ["", "train"])
+def test_a_list_beside_images_is_pointed_at(tmp_path, place):
+    fill(tmp_path / "data" / place, classes=("",))
+    (tmp_path / "data/train.csv").write_text("id,label\n")
+    with pytest.raises(UserError, match=r"no folder of a class in it.*'image_list' .* the \.csv"):
+        prepare(tmp_path / "data", tmp_path / "cache")
+
+
 def test_one_class_alone_is_refused_as_that(tmp_path):
     fill(tmp_path / "data", classes=("jpg",))
     with pytest.raises(UserError, match="at least two classes are needed"):

@@ -175,6 +175,8 @@ class TestList:
             (["path,path,label", "scans/00.png,b,ant"], "2 columns are named 'path'"),
             (["path,label,label", "scans/00.png,b,ant"], "2 columns are named 'label'"),
             ([""], "not a readable list"),
+            (["path;label", "scans/00.png;ant"], "its columns are separated by ';'; a .csv has"),
+            (["path\tlabel", "scans/00.png\tant"], r"separated by '\\t'; a .csv has commas"),
         ],
     )
     def test_what_is_refused(self, tmp_path, files, lines, message):
@@ -401,6 +403,21 @@ def test_a_source_is_told_by_what_is_there(tmp_path, names, source):
 def test_a_source_is_told_by_its_name(tmp_path, name, source):
     (tmp_path / name).write_bytes(b"")
     assert guess_source(str(tmp_path / name))[0] == f"data.source={source}"
+
+
+def test_a_list_in_another_encoding(tmp_path):
+    (tmp_path / "list.csv").write_bytes("path,label\na.png,ant\n".encode("utf-16"))
+    with pytest.raises(UserError, match="it is UTF-16; save it as UTF-8"):
+        prepare("image_list", tmp_path / "list.csv", tmp_path / "cache")
+
+
+def test_a_file_that_no_source_reads(tmp_path):
+    for name in ("list.txt", "meta.jsonl", "sheet.xlsx", "none"):
+        (tmp_path / name).write_bytes(b"path,label")
+        with pytest.raises(UserError, match="no source reads such a file by itself"):
+            guess_source(str(tmp_path / name))
+    (tmp_path / "part-0").write_bytes(b"PAR1")
+    assert guess_source(str(tmp_path / "part-0"))[0] == "data.source=parquet"
 
 
 def test_a_list_larger_than_any_is_not_read(tmp_path):

@@ -366,7 +366,7 @@ def test_a_folder_around_the_classes_is_named(tmp_path, place):
 def test_a_list_beside_images_is_pointed_at(tmp_path, place):
     fill(tmp_path / "data" / place, classes=("",))
     (tmp_path / "data/train.csv").write_text("id,label\n")
-    with pytest.raises(UserError, match=r"no folder of a class in it.*'image_list' .* the \.csv"):
+    with pytest.raises(UserError, match=r"no folder of a class in it.*'image_list' .* that \.csv"):
         prepare(tmp_path / "data", tmp_path / "cache")
 
 

@@ -154,9 +154,7 @@ def _images(root: Path, seen: Found) -> list[tuple[str, str]]:
     seen.add(beside)
     if not folders:
         listed = next((kind for kind in (".csv", ".tsv") if seen.others[kind]), "")
-        hint = (
-            f" The source 'image_list' reads lists, as the {listed} there may be." if listed else ""
-        )
+        hint = f" The source 'image_list' reads lists, as that {listed} may be." if listed else ""
         raise UserError(f"data.path: {root}: no folder of a class in it; expected {WANTED}.{hint}")
     images: list[tuple[str, str]] = []
     for folder in folders:

@@ -33,6 +33,7 @@ SUFFIXES = frozenset(
     )
 )  # fmt: skip
 WANTED = "CLASS/IMAGE.png in it, or train/CLASS/IMAGE.png (and val/..., test/...)"
+_SHARED = 2  # names; one (`images`) says nothing
 
 
 class ImageFolder:
@@ -91,7 +92,8 @@ class ImageFolder:
             files = [file for _, file in found]
             names = np.array([name for name, _ in found], object)
             parts[split] = Part(names, of_files(files), Names(files))
-        return encoded_data(parts, self.config, report, self.seen.notes(self.path))
+        notes = (*_same_inside(self.path, self.files["train"]), *self.seen.notes(self.path))
+        return encoded_data(parts, self.config, report, notes)
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,29 @@ def _images(root: Path, seen: Found) -> list[tuple[str, str]]:
         images += [(folder.name, file) for file in sorted(found.files)]
         seen.add(found)
     return images
+
+
+def _same_inside(where: Path, images: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """Say that all classes hold folders of the same names, which may be the classes that are meant.
+
+    As in data of several domains (`photo/dog`, `sketch/dog`). It is no error: in `dog/left` and
+    `cat/left` the class is above the side that was photographed.
+    """
+    holding: dict[str, set[str]] = {}
+    for label, file in images:
+        holding.setdefault(label, set()).add(file.rpartition(os.sep)[0])
+    names = [{folder.rpartition(os.sep)[2] for folder in found} for found in holding.values()]
+    shared = sorted(set.intersection(*names)) if len(names) > 1 else []
+    if len(shared) < _SHARED:
+        return ()
+    inside, above = (
+        ", ".join(map(printable, found[:5])) + (", ..." if len(found) > 5 else "")
+        for found in (shared, list(holding))
+    )
+    return (
+        f"{where}: all classes ({above}) hold folders of the same names ({inside}). If these are "
+        "the classes, give one of the folders above them as data.path.",
+    )
 
 
 def _inside(folder: Path, files: Sequence[str]) -> list[str]:

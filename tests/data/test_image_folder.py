@@ -370,6 +370,23 @@ def test_a_list_beside_images_is_pointed_at(tmp_path, place):
         prepare(tmp_path / "data", tmp_path / "cache")
 
 
+@pytest.mark.parametrize(
+    ("places", "said"),
+    [(("photo/{}", "sketch/{}"), True), (("amazon/images/{}", "dslr/images/{}"), True),
+     (("n01/images/{}", "n02/{}"), True), (("n01/images", "n02/images"), False),
+     (("{}/left", "{}/right"), True), (("{}",), False)],
+)  # fmt: skip
+def test_folders_that_may_be_the_classes_are_said(tmp_path, places, said):
+    for number, place in enumerate(places):
+        for label, name in enumerate(CLASSES):
+            seed = 1000 * number + 100 * label
+            fill(tmp_path / "data" / place.format(name), 9, ("",), seed=seed)
+    notes = []
+    settings = DataConfig(source="image_folder", path=str(tmp_path / "data"))
+    prepare_data(settings, tmp_path / "cache", None, notes.append)
+    assert any("hold folders of the same names" in note for note in notes) == said
+
+
 def test_one_class_alone_is_refused_as_that(tmp_path):
     fill(tmp_path / "data", classes=("jpg",))
     with pytest.raises(UserError, match="at least two classes are needed"):

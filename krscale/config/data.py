@@ -64,6 +64,10 @@ class FilesConfig(Section):
     channels: Literal["auto", "first", "last"] = "auto"
     """Arrays: which axis of an image holds its channels; `auto` takes the one that is 1 or 3
     long."""
+    exif_orientation: bool = False
+    """Whether encoded images are turned as their EXIF data say, as Hugging Face's datasets turn
+    them; `false` takes them as they are stored, as torchvision does (but TIFF, which is always
+    turned)."""
 
 
 class DataConfig(Section):

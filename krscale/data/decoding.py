@@ -12,7 +12,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageColor, ImageOps
+from PIL import ExifTags, Image, ImageColor, ImageOps
 
 from krscale.config import FilesConfig
 from krscale.data.arrow import Images
@@ -40,6 +40,12 @@ _DEEP_GREY = ("PNG", "PPM")
 """Formats of which Pillow gives 16 bits as 32; no file of theirs has more."""
 _DEEP_COLOUR = "RGB;16B"
 """Pillow keeps the upper bytes of these, so their key of three times 16 bits finds no pixel."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""What brings an image upright, by its orientation (Exif 2.32, tag 0x0112)."""
 
 Encoded = bytes | str | None
 """What an image file holds, or its path; None for a row without an image."""
@@ -58,6 +64,7 @@ class Decoded:
         transparent: Whether it was laid on the background.
         brightest: Largest value of 16 bits; None where there are 8.
         keyed: Whether the file names a transparent colour that cannot be found.
+        orientation: How its EXIF data say that it is to be turned, 1 to 8; 1 for not at all.
         problem: Why it cannot be read.
     """
 
@@ -67,6 +74,7 @@ class Decoded:
     transparent: bool = False
     brightest: int | None = None
     keyed: bool = False
+    orientation: int = 1
     problem: str = ""
 
 
@@ -148,7 +156,8 @@ class Decoder:
                 yield piece
                 start += len(batch)
 
-    def _read(self, image: Image.Image) -> Decoded:
+    def _read(self, opened: Image.Image) -> Decoded:
+        image = opened
         mode, size = image.mode, (image.height, image.width)
         wanted, brightest = _MODES[self.config.num_channels], None
         transparent = keyed = False
@@ -160,11 +169,14 @@ class Decoder:
             keyed = not _scale_key(image)
             image, transparent = self._on_background(image)
         pixels = image.convert(wanted)
+        orientation = _orientation(opened)
+        if self.config.exif_orientation and orientation in _TURNS:
+            pixels = pixels.transpose(_TURNS[orientation])
         if side := self.config.image_size:
             pixels = ImageOps.fit(pixels, (side, side), Image.Resampling.BILINEAR)
         array = np.asarray(pixels, dtype=np.uint8)
         array = array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)
-        return Decoded(array, mode, size, transparent, brightest, keyed)
+        return Decoded(array, mode, size, transparent, brightest, keyed, orientation)
 
     def _from_16_bits(self, image: Image.Image) -> tuple[Image.Image, int, bool]:
         """Return the upper eight bits, which is what Pillow takes of colours with 16 bits."""
@@ -192,6 +204,9 @@ class Decoder:
         self.seen.sizes[found.size] += 1
         self.seen.transparent += found.transparent
         self.seen.keyed += found.keyed
+        if found.orientation in _TURNS:
+            self.seen.turned += self.config.exif_orientation
+            self.seen.as_stored += not self.config.exif_orientation
         if found.brightest is not None:
             self.seen.deep += 1
             self.seen.brightest = max(self.seen.brightest, found.brightest)
@@ -237,6 +252,15 @@ def _scale_key(image: Image.Image) -> bool:
         return True
     del image.info["transparency"]
     return False
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return how an image that has been read is to be turned; damaged EXIF data say nothing."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _DAMAGE:
+        return 1
+    return found if found in _TURNS else 1
 
 
 def _first_line(error: BaseException) -> str:

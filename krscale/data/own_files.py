@@ -72,7 +72,7 @@ def _settings(config: DataConfig) -> dict[str, Any]:
     that data sets which are older are found.
     """
     settings = config.files.model_dump(mode="json")
-    for name in ("path_column", "split_column", "channels"):
+    for name in ("path_column", "split_column", "channels", "exif_orientation"):
         if settings[name] == FilesConfig.model_fields[name].default:
             del settings[name]
     if config.background != "ignore":

@@ -56,6 +56,8 @@ class Seen:
         sizes: Height and width, and how many have them.
         transparent: Images that were laid on the background.
         keyed: Images that name a transparent colour which cannot be found in them.
+        turned: Images that were turned as their EXIF data say.
+        as_stored: Images that were not, though theirs say so.
         deep: Images of 16 bits a channel.
         brightest: The largest value of these.
         unreadable: Images that cannot be read.
@@ -67,6 +69,8 @@ class Seen:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     transparent: int = 0
     keyed: int = 0
+    turned: int = 0
+    as_stored: int = 0
     deep: int = 0
     brightest: int = 0
     unreadable: list[Fault] = field(default_factory=list)
@@ -105,6 +109,14 @@ class Seen:
             notes.append(
                 f"{where}: {self.keyed} images of 16 bits a channel name a colour that is to be "
                 "transparent; it is taken as it is, since only the upper eight bits are read."
+            )
+        if self.turned:
+            notes.append(f"{where}: {self.turned} images are turned as their EXIF data say.")
+        if self.as_stored:
+            notes.append(
+                f"{where}: the EXIF data of {self.as_stored} images say that they are to be "
+                "turned; they are taken as they are stored, as torchvision takes them. "
+                "data.files.exif_orientation = true turns them."
             )
         if self.deep:
             dim = f" None is brighter than {self.brightest}: all are nearly black."

@@ -168,6 +168,8 @@ def load_pixels(file: Path, preprocessing: dict[str, Any]) -> npt.NDArray[np.uin
         with Image.open(_regular(file), formats=FORMATS) as opened:
             image = _flat(opened, decoding["background"])
             image = image.convert("L" if channels == 1 else "RGB")
+            if decoding.get("exif_orientation"):  # not in cards of before
+                image = _upright(image, opened)
         if decoding["scaled"]:
             image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
     except UnidentifiedImageError as error:
@@ -206,6 +208,20 @@ def _flat(image: Image.Image, background: str) -> Image.Image:
         return image
     below = Image.new("RGBA", layer.size, ImageColor.getrgb(background))
     return Image.alpha_composite(below, layer)
+
+
+def _upright(image: Image.Image, opened: Image.Image) -> Image.Image:
+    """Return an image turned as the EXIF data of its file say; damaged ones say nothing."""
+    try:
+        orientation = opened.getexif().get(0x0112, 1)
+    except Exception:  # noqa: BLE001 - of damaged files Pillow raises almost anything
+        return image
+    turn = Image.Transpose
+    turns = {
+        2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM, 5: turn.TRANSPOSE,
+        6: turn.ROTATE_270, 7: turn.TRANSVERSE, 8: turn.ROTATE_90,
+    }  # fmt: skip
+    return image.transpose(turns[orientation]) if orientation in turns else image
 
 
 def find_files(paths: Iterable[Path]) -> list[Path]:

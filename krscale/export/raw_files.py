@@ -30,8 +30,8 @@ def decoding_of(config: DataConfig) -> dict[str, Any]:
     scaled and cut to their size.
     """
     if config.source not in DECODED:
-        return _decoding(config.background, scaled=True)
-    return _decoding(config.background, scaled=bool(config.files.image_size))
+        return _decoding(config, scaled=True)
+    return _decoding(config, scaled=bool(config.files.image_size))
 
 
 def find_raw_files(
@@ -62,10 +62,11 @@ def find_raw_files(
     return RawFiles(tuple(map(str, files)), tuple(line.label for line in lines))
 
 
-def _decoding(background: str, *, scaled: bool) -> dict[str, Any]:
+def _decoding(config: DataConfig, *, scaled: bool) -> dict[str, Any]:
     return {
-        "background": background,
+        "background": config.background,
         "depth": "the upper 8 bits of each channel",
+        "exif_orientation": config.files.exif_orientation,
         "scaled": scaled,
         "scaling": "bilinear, until image_shape is covered; what is over is cut from both sides",
     }

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from pngs import GREY, GREY_ALPHA, RGB, RGBA, png
 
 from krscale.config import DataConfig, Experiment, FilesConfig, with_values
@@ -140,6 +140,60 @@ def test_portable_maps(tmp_path, content, expected):
     for cut in range(2, len(content) - 1):
         (tmp_path / "a.ppm").write_bytes(content[:cut])
         decode(tmp_path / "a.ppm")  # a problem, or fewer digits; never an error
+
+
+def photograph(path: Path, orientation: object) -> np.ndarray:
+    """Write an image whose EXIF data have an orientation; return its pixels as they are stored."""
+    pixels = np.kron(np.arange(0, 240, 40, np.uint8).reshape(2, 3), np.ones((8, 8), np.uint8))
+    image, exif = Image.fromarray(pixels), Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image.convert("RGB").save(path, exif=exif, quality=100)
+    return pixels
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["jpg", "png", "webp"])
+def test_a_photograph_is_turned_where_that_is_set(tmp_path, form, orientation):
+    stored = photograph(tmp_path / f"a.{form}", orientation)
+    with Image.open(tmp_path / f"a.{form}") as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("L"))
+    found = decode(tmp_path / f"a.{form}", num_channels=1, exif_orientation=True)
+    assert found.pixels.shape[1:] == expected.shape
+    assert np.abs(found.pixels[0].astype(int) - expected).max() <= 1
+    left = decode(tmp_path / f"a.{form}", num_channels=1)
+    assert np.abs(left.pixels[0].astype(int) - stored).max() <= 8  # JPEG, WebP
+    assert found.orientation == left.orientation == orientation
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_no_orientation_of_exif_turns_nothing(tmp_path, orientation):
+    photograph(tmp_path / "a.jpg", orientation)
+    assert decode(tmp_path / "a.jpg", exif_orientation=True).orientation == 1
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of Pillow's, as an image is opened
+def test_damaged_exif_data_are_no_damaged_image(tmp_path):
+    photograph(tmp_path / "a.jpg", 6)
+    content = (tmp_path / "a.jpg").read_bytes()
+    start = content.index(b"Exif\0\0")
+    end = start - 2 + int.from_bytes(content[start - 2 : start], "big")
+    for place in range(start, end):
+        for value in (0, 255):
+            damaged = bytearray(content)
+            damaged[place] = value
+            (tmp_path / "b.jpg").write_bytes(damaged)
+            assert decode(tmp_path / "b.jpg", exif_orientation=True).pixels is not None
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_photographs_that_are_to_be_turned_are_said(tmp_path, turned):
+    root = images(tmp_path / "data")
+    for number in range(3):
+        photograph(root / f"ant/{number}-x.jpg", 6)
+    notes: list[str] = []
+    prepare(root, notes, files=FilesConfig(image_size=4, exif_orientation=turned))
+    words = "3 images are turned as" if turned else "the EXIF data of 3 images say that they are"
+    assert [note for note in notes if words in note]
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])

@@ -172,6 +172,9 @@ def modes(folder: Path) -> list[Path]:
     }
     for name, image in images.items():
         image.save(folder / name)
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    images["photo.jpg"].save(folder / "turned.jpg", exif=exif)
     for bits in (1, 2, 4, 8, 16):
         grey, colour = (random.integers(0, 2**bits, (20, 30, n), dtype=np.uint16) for n in (1, 3))
         (folder / f"key-{bits}.png").write_bytes(
@@ -185,13 +188,15 @@ def modes(folder: Path) -> list[Path]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("background", ["white", "#204060", "ignore"])
 @pytest.mark.parametrize(("num_channels", "image_size"), [(3, 0), (3, 16), (1, 16), (1, 40)])
 def test_files_are_read_as_the_data_were(
-    tmp_path: Path, background: str, num_channels: int, image_size: int
+    tmp_path: Path, background: str, num_channels: int, image_size: int, turned: bool
 ) -> None:
     data = load(None, [
         "data.source=image_folder", f"data.background={background}",
+        f"data.files.exif_orientation={str(turned).lower()}",
         f"data.files.num_channels={num_channels}", f"data.files.image_size={image_size}",
     ]).data  # fmt: skip
     shape = (num_channels, image_size or 20, image_size or 30)

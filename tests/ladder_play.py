@@ -51,7 +51,7 @@ def ladder(folder: Path, config: Experiment, listeners: tuple = (), **options: A
 
 def quality(assignment: Assignment) -> float:
     """Better with a learning rate near 0.1: a stand-in for validation accuracy."""
-    return 1.0 - abs(float(assignment.values["train.learning_rate"]) - 0.1)
+    return 1.0 - abs(float(assignment.values.get("train.learning_rate", 0.1)) - 0.1)
 
 
 def play(found: Ladder, assignment: Assignment) -> TrialState:

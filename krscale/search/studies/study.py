@@ -224,7 +224,7 @@ class FinalStudy(Study):
         return [
             trial
             for trial in super().waiting()
-            if winner is not None and trial.system_attrs["fixed_params"] == winner.params
+            if winner is not None and trial.system_attrs.get("fixed_params", {}) == winner.params
         ]
 
     def complete(self) -> list[FrozenTrial]:

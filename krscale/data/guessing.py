@@ -9,7 +9,7 @@ from pathlib import Path
 from krscale.data.idx import INSIDE
 from krscale.data.sources import SOURCES
 from krscale.errors import UserError, nearest
-from krscale.foreign import missing, parsing, user_path
+from krscale.foreign import missing, parsing, regular, user_path
 
 _CIFAR = {
     "cifar100": ("cifar-100-", "fine_label_names.txt"),
@@ -51,6 +51,9 @@ def kind_of(path: Path) -> str:
     Raises:
         UserError: If none reads such a file.
     """
+    if not path.is_dir():
+        with parsing(f"{path}: cannot be read"):
+            regular(path)
     names = [path.name] if path.is_file() else [entry.name for entry in path.iterdir()]
     for source, first in _CIFAR.items():
         if any(name.startswith(first) for name in (path.name, *names)):

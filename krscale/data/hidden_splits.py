@@ -21,7 +21,9 @@ from krscale.errors import UserError
 from krscale.foreign import parsing
 
 _WORDS = re.compile(r"[\W_]+|(?<=[a-z])(?=[A-Z])")
-_SPLIT = re.compile(rf"({'|'.join(OTHER_NAMES)})(set|data|images|imgs)?")
+_SPLIT = re.compile(rf"({'|'.join(OTHER_NAMES)})(set|data|images|imgs)?[0-9]*")
+_COUNTING = re.compile("[0-9]+|of")
+"""Words that number the parts of a split: `train-00000-of-00002`."""
 
 SUSPECTED = frozenset(("split", "splits", "set", "subset", "partition", "phase", "usage"))
 """Names of columns, in lower case, in which tables of images keep splits."""
@@ -145,7 +147,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def named_alike(names: Sequence[str]) -> list[dict[str, SplitName]]:
-    """Return the names that differ in a word for a split alone, and which split it is.
+    """Return the names that differ in a word for a split and numbers alone, and which split it is.
 
     Args:
         names: Of files or folders, or paths.
@@ -157,6 +159,7 @@ def named_alike(names: Sequence[str]) -> list[dict[str, SplitName]]:
     found: dict[tuple[str, ...], dict[str, SplitName]] = {}
     for name in names:
         words = [word.lower() for word in _WORDS.split(name) if word]
+        words = [word for word in words if not _COUNTING.fullmatch(word)]
         for place, word in enumerate(words):
             if named := _SPLIT.fullmatch(word):
                 rest = (*words[:place], named[2] or "", *words[place + 1 :])

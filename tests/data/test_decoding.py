@@ -165,6 +165,14 @@ def test_a_photograph_is_turned_where_that_is_set(tmp_path, form, orientation):
     assert found.orientation == left.orientation == orientation
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_tiff_is_turned_once_whatever_is_set(tmp_path, turned):
+    """By Pillow, as it is read, so by torchvision too."""
+    stored = photograph(tmp_path / "a.tiff", 6)
+    found = decode(tmp_path / "a.tiff", num_channels=1, exif_orientation=turned)
+    assert np.array_equal(found.pixels[0], np.rot90(stored, -1))
+
+
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_no_orientation_of_exif_turns_nothing(tmp_path, orientation):
     photograph(tmp_path / "a.jpg", orientation)

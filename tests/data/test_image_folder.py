@@ -296,6 +296,7 @@ def test_a_hidden_class_is_said_at_every_depth(tmp_path, place):
         (("Train", "val", "a", "b"), r"\(val\), but Train, a, b are not: move them out"),
         (("training", "Testing", "rest"), "but rest is not"),
         (("train", "Testing"), "but Testing is not"),
+        (("train", "test1"), "but test1 is not"),
         (("val", "test"), r"\(test, val\), but none is named train; name all"),
     ],
 )
@@ -310,7 +311,7 @@ def test_splits_beside_other_folders_are_no_classes(tmp_path, names, message):
     "names",
     [("seg_train", "seg_test"), ("training_set", "test_set"), ("Final_Training", "Final_Test"),
      ("trainImages", "valImages", "more"), ("asl-train", "asl-test", "readme"),
-     ("trainset", "testset")],
+     ("trainset", "testset"), ("train2017", "val2017"), ("my_train_1", "my_train_2", "my_test_1")],
 )  # fmt: skip
 @pytest.mark.parametrize("deeper", ["", "again"])
 def test_splits_by_longer_names_are_no_classes(tmp_path, names, deeper):
@@ -339,7 +340,8 @@ def test_classes_that_are_called_like_splits_may_hold_images(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names", [("train", "test"), ("Training", "validation"), ("my_train", "my_test")]
+    "names",
+    [("train", "test"), ("Training", "validation"), ("my_train", "my_test"), ("train", "test1")],
 )
 def test_splits_below_classes_are_not_cut_anew(tmp_path, names):
     for number, name in enumerate(names):

@@ -416,6 +416,9 @@ def test_a_file_that_no_source_reads(tmp_path):
         (tmp_path / name).write_bytes(b"path,label")
         with pytest.raises(UserError, match="no source reads such a file by itself"):
             guess_source(str(tmp_path / name))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"pipe: cannot be read \(it is a named pipe, a socket"):
+        guess_source(str(tmp_path / "pipe"))
     (tmp_path / "part-0").write_bytes(b"PAR1")
     assert guess_source(str(tmp_path / "part-0"))[0] == "data.source=parquet"
 

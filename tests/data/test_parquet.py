@@ -246,7 +246,8 @@ def test_files_named_after_splits_are_these_splits(tmp_path, images, labels, nam
 @pytest.mark.parametrize(
     "names",
     [("mnist_train", "mnist_test"), ("a-train", "a-validation"), ("x/my_train/0", "x/my_test/0"),
-     ("mnistTrain", "mnistTest"), ("train_images/part", "test_images/part")],
+     ("mnistTrain", "mnistTest"), ("a-train-00000-of-00002", "a-test-00000-of-00001"),
+     ("a-train-00001-of-00002", "a-test"), ("train_images/part", "test_images/part")],
 )  # fmt: skip
 def test_splits_by_another_word_than_the_first_are_not_put_together(
     tmp_path, images, labels, names

@@ -17,10 +17,13 @@ from pathlib import Path
 from krscale.errors import KrscaleError, UserError
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095
+_POINTER, _LONGEST_POINTER = b"version https://git-lfs.github.com/spec/", 1024
 
 
 def regular(path: Path) -> Path:
     """Return a path that is about to be opened, unless it is a named pipe, a device or a folder.
+
+    Nor is a pointer of Git LFS the file in whose place a clone without LFS leaves it.
 
     Args:
         path: The file, or a link to it.
@@ -34,14 +37,23 @@ def regular(path: Path) -> Path:
         OSError: [Errno 22] it is a named pipe, a socket or a device: '/dev/null'
     """
     try:
-        mode = path.stat().st_mode
+        state = path.stat()
     except ValueError:  # the character NUL
         raise OSError(errno.EINVAL, "its name can be none of a file", str(path)) from None
-    if stat.S_ISDIR(mode):
+    if stat.S_ISDIR(state.st_mode):
         raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(state.st_mode):
         raise OSError(errno.EINVAL, "it is a named pipe, a socket or a device", str(path))
+    if state.st_size < _LONGEST_POINTER and is_pointer(path):
+        found = "it is a pointer of Git LFS; `git lfs pull` brings the file itself"
+        raise OSError(errno.EINVAL, found, str(path))
     return path
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a regular file begins as the pointers of Git LFS do."""
+    with path.open("rb") as file:
+        return file.read(len(_POINTER)) == _POINTER
 
 
 def read_bounded(path: Path, most: int) -> bytes:
@@ -65,10 +77,9 @@ def read_bounded(path: Path, most: int) -> bytes:
 def is_file(path: str | Path) -> bool:
     """Whether there is a regular file, or a link to one; a name that can be none is no error."""
     try:
-        regular(Path(path))
+        return Path(path).is_file()
     except (OSError, ValueError):
         return False
-    return True
 
 
 def missing(path: Path, kind: str = "file") -> str:

@@ -152,6 +152,8 @@ class KRLoss(nn.Module):
         """
         chosen = checked_settings(settings)
         check_number(Count, "max_images", max_images, "KRLoss")
+        if torch.is_inference_mode_enabled():
+            raise UserError("KRLoss: it is to be trained, and torch.inference_mode() is on here.")
         check_network(teacher, "teacher")
         check_network(student, "student")
         if unwrapped(teacher) is unwrapped(student):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import programs
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -48,6 +49,8 @@ class Net(nn.Module):
             "dict": lambda: {"logits": logits, "hidden": maps},
             "dataclass": lambda: Output(logits, maps),
             "pair": lambda: (maps, logits),
+            "probabilities": lambda: logits.softmax(dim=1),
+            "logarithms": lambda: logits.log_softmax(dim=1),
             "auxiliary": lambda: (logits, logits * 0) if self.training else logits,
             "text": lambda: "logits",
             "maps": lambda: maps,
@@ -67,6 +70,14 @@ class OneLayer(nn.Linear):
 
 def compiled(num_labels: int, **options: str) -> nn.Module:
     return torch.compile(Net(num_labels, **options))
+
+
+def scripted(n_classes: int) -> nn.Module:
+    return programs.traced(Net(n_classes), torch.zeros(2, 1, 8, 8))
+
+
+def exported(n_classes: int) -> nn.Module:
+    return programs.exported(Net(n_classes), torch.zeros(2, 1, 8, 8))
 
 
 def fixed(n_classes: int) -> nn.Module:

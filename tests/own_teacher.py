@@ -51,6 +51,16 @@ class Own(nn.Module):
         return self.classifier(images.mean(dim=(2, 3)))
 
 
+class Probabilities(Own):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images).softmax(dim=1)
+
+
+class Shares(Own):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images).sigmoid()
+
+
 class Described(Own):
     """The same, which says how its images are prepared, with the names that timm uses."""
 

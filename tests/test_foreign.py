@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from krscale.config import load
+from krscale.config import DataConfig, load
 from krscale.config.fields import parse_capacity
+from krscale.data import prepare_data
+from krscale.data.guessing import kind_of
+from krscale.data.sources import open_source
 from krscale.errors import UserError
 from krscale.files import has_checksum, read_json, sha256, write_json
 from krscale.foreign import is_file, parsing, path_problem, read_bounded, regular, user_path
@@ -131,3 +134,33 @@ def test_toml_that_python_cannot_hold(text: str, tmp_path: Path) -> None:
         load(tmp_path / "a.toml")
     with pytest.raises(UserError):
         load(None, [text.replace("a =", "train.seed=")])
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 102530333\n"
+READERS = {
+    "x.parquet": "parquet", "x.npz": "numpy", "x.csv": "image_list",
+    "x.tsv": "image_list",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_pointer_is_not_the_file(name: str, tmp_path: Path) -> None:
+    """As a clone of a repository without Git LFS has it in place of every large file."""
+    path = tmp_path / name
+    path.write_text(POINTER)
+    assert is_file(path)
+    with pytest.raises(OSError, match="it is a pointer of Git LFS"):
+        regular(path)
+    with pytest.raises(UserError, match="it is a pointer of Git LFS"):
+        kind_of(path)
+    with pytest.raises(UserError, match=f"{name}: .*`git lfs pull` brings the file itself"):
+        open_source(DataConfig(source=READERS[name], path=str(path))).read(lambda a, b: None)
+
+
+def test_images_that_are_pointers_are_named(tmp_path: Path) -> None:
+    for label in ("ant", "bee"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "1.jpg").write_text(POINTER)
+    config = DataConfig(source="image_folder", path=str(tmp_path))
+    with pytest.raises(UserError, match=r"ant/1\.jpg.*`git lfs pull` brings the file itself"):
+        prepare_data(config, tmp_path / "cache")

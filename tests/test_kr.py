@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from foreign_networks import LikeResNet, LikeViT, WithDict, WithObject
+from programs import exported, scripted, traced
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -616,6 +617,78 @@ def test_a_teacher_that_knows_more_than_it_says(
     with pytest.raises(UserError, match=r"teacher: its classifier is right for .*normalised"):
         make(teacher, student, pairs)
     make(teacher, student, pairs, allow_poor_teacher=True)
+
+
+class After(nn.Module):
+    """A network, and what somebody did with its logits."""
+
+    def __init__(self, network: nn.Module, last: nn.Module) -> None:
+        super().__init__()
+        self.network, self.last = network, last
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs: Tensor = self.last(self.network(images))
+        return outputs
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_probabilities_are_no_logits(
+    role: str, teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    given = {"teacher": teacher, "student": student}
+    given[role] = After(given[role], nn.Softmax(dim=1))
+    with pytest.raises(UserError, match=f"^{role}: in eval mode the network gives probabilities"):
+        make(given["teacher"], given["student"], pairs)
+
+
+def test_logarithms_of_probabilities_are_logits(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    kr = make(teacher, student, pairs)
+    same = make(After(teacher, nn.LogSoftmax(dim=1)), student, pairs)
+    torch.testing.assert_close(same(*pairs[0]), kr(*pairs[0]), rtol=1e-3, atol=1e-4)
+
+
+def test_a_teacher_that_ends_in_a_sigmoid(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    shares = After(teacher, nn.Sequential(nn.Hardtanh(), nn.Sigmoid()))
+    with pytest.raises(UserError, match="teacher: all its outputs lie between 0 and 1"):
+        make(shares, student, pairs)
+    make(shares, student, pairs, allow_poor_teacher=True)
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_programs_have_no_blocks(
+    role: str, teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    images = pairs[0][0]
+    for program in (
+        traced(teacher, images),
+        exported(teacher, images),
+        After(exported(teacher, images), nn.Identity()),
+    ):
+        given = {"teacher": teacher, "student": student} | {role: program}
+        with pytest.raises(UserError, match=f"^{role}: this is a program made of a network"):
+            make(given["teacher"], given["student"], pairs)
+
+
+def test_transforms_that_were_scripted_stand_in_front(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    """As torchvision's documentation has them."""
+    transforms = scripted(nn.Sequential(nn.Identity()))
+    kr = make(nn.Sequential(transforms, teacher), student, pairs)
+    assert [tap.path for tap in kr.taps] == ["1.layer1.0", "1.layer1.1", "1.layer2.0", ""]
+    with pytest.raises(UserError, match="no block was found"):
+        make(After(traced(teacher, pairs[0][0]), nn.Identity()), student, pairs)
+
+
+def test_what_is_to_be_trained_is_not_made_in_inference_mode(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    with torch.inference_mode(), pytest.raises(UserError, match=r"torch\.inference_mode\(\) is on"):
+        make(teacher, student, pairs)
 
 
 def test_networks_that_cannot_be_used_are_refused(

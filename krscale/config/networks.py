@@ -125,7 +125,7 @@ class TeacherConfig(ModelConfig):
     width: Width = 32
     """The capacity dial of the teacher."""
     weights: PathText = ""
-    """A state dict (`.safetensors`, or `.pt`, `.pth`, `.ckpt` without code); `own` keeps the
+    """A state dict (safetensors, or `torch.save` without code, by any name); `own` keeps the
     weights that the model is built with; empty trains the teacher here."""
     weights_key: str = ""
     """Which weights of the file, where there are several: a table such as `model_ema`, or the

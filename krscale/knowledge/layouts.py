@@ -10,7 +10,7 @@ Where none of this decides, the user does.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -78,6 +78,16 @@ def usual_layout(feature: Tensor, layout: str) -> Tensor:
     return feature.transpose(1, 2)
 
 
+def readable_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield path and module of all whose output can be read; those of TorchScript take no hook.
+
+    Such a part may stand in a network: transforms that were scripted, in front of it.
+    """
+    for path, module in network.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            yield path, module
+
+
 class LayerTrace:
     """Keeps what the layers of a network give while it runs within the `with` block.
 
@@ -96,7 +106,7 @@ class LayerTrace:
         self._handles: list[Any] = []
 
     def __enter__(self) -> LayerTrace:
-        for module in self.network.modules():
+        for _, module in readable_modules(self.network):
             self._handles.append(module.register_forward_hook(self._add))
         for path in self.paths:  # after the layers, one of which may be a tap itself
             hook = partial(self._end, path)

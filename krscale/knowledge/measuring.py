@@ -31,12 +31,14 @@ class TeacherKnowledge:
         information_gain: `[D]` fp32.
         accuracy: `[D]` fp32, of each tap on the images held out.
         num_held_out: How many these are.
+        as_shares: Whether all outputs of the classifier lie between 0 and 1, as after a sigmoid.
     """
 
     probes: Probes
     information_gain: Tensor
     accuracy: Tensor
     num_held_out: int
+    as_shares: bool = False
 
 
 def read_pair(batch: Any, where: str) -> tuple[Tensor, Tensor]:
@@ -162,7 +164,14 @@ def measure(
     logits = probes(test)
     accuracy = (logits.argmax(dim=-1) == test_labels[:, None]).float().mean(dim=0)
     gain = information_gain(logits, test_labels)
-    return TeacherKnowledge(probes, gain, accuracy, len(test_labels))
+    shares = as_shares(outputs.logits) and as_shares(test.logits)
+    return TeacherKnowledge(probes, gain, accuracy, len(test_labels), shares)
+
+
+def as_shares(logits: Tensor) -> bool:
+    """Whether logits `[N, K]` of many images are none: all between 0 and 1, as after a sigmoid."""
+    within = bool(((logits >= 0.0) & (logits <= 1.0)).all())
+    return within and bool(logits.min() < logits.max())
 
 
 def _held_out(labels: Tensor) -> Tensor:
@@ -243,6 +252,11 @@ def check_teacher(knowledge: TeacherKnowledge, names: tuple[str, ...]) -> None:
     Raises:
         UserError: With both accuracies and the usual causes.
     """
+    if knowledge.as_shares:
+        raise UserError(
+            "teacher: all its outputs lie between 0 and 1, as after a softmax or a sigmoid, and "
+            "logits are needed: leave that out. allow_poor_teacher=True goes on."
+        )
     own = float(knowledge.accuracy[-1])
     best = int(knowledge.accuracy.argmax())
     other = float(knowledge.accuracy[best])

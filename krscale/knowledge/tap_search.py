@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from krscale.errors import UserError
+from krscale.knowledge.layouts import readable_modules
 from krscale.knowledge.taps import unwrapped
 
 MAX_TAPS = 16
@@ -139,7 +140,7 @@ class _Search:
         seen: list[tuple[str, Any, Any]] = []
         handles = [
             module.register_forward_hook(_noting(seen, name))
-            for name, module in network.named_modules()
+            for name, module in readable_modules(network)
             if name
         ]
         try:

@@ -111,6 +111,7 @@ def run_tapped(
         )
     layouts = getattr(network, LAYOUTS_ATTRIBUTE, {})
     collected: TapOutputs = _collect(logits, outputs, paths, stages, layouts)
+    _check_gradients(network, outputs)
     return collected
 
 
@@ -197,8 +198,11 @@ def check_taps(model: nn.Module, paths: Sequence[str], where: str = "") -> None:
         UserError: Naming the path and the nearest one that exists.
     """
     prefix = f"{where}: " if where else ""
-    known = [name for name, _ in unwrapped(model).named_modules() if name]
+    network = unwrapped(model)
+    known = [name for name, _ in network.named_modules() if name]
     for path in paths:
+        if path in known and isinstance(network.get_submodule(path), torch.jit.ScriptModule):
+            raise UserError(f"{prefix}tap {path!r} is TorchScript, whose blocks cannot be read.")
         if path not in known:
             raise unknown_name("tap", path, known, where)
         if list(paths).count(path) > 1:
@@ -276,6 +280,28 @@ def _collect(
         return usual_layout(feature, layouts.get(path, USUAL.get(feature.ndim, "")))
 
     return TapOutputs(logits, tuple(map(read, paths)), tuple(map(read, stages)))
+
+
+@torch._disable_dynamo  # type: ignore[attr-defined]
+def _check_gradients(network: nn.Module, outputs: dict[str, Any]) -> None:
+    """Refuse blocks in training that hand on no gradient: what compares them would teach nothing.
+
+    A frozen block is none of them.
+    """
+    if not torch.is_grad_enabled():
+        return
+    for path in outputs:
+        block = network.get_submodule(path)
+        if not _tensor(outputs, path).requires_grad and any(
+            parameter.requires_grad for parameter in block.parameters()
+        ):
+            raise UserError(
+                f"tap {path!r}: this block was run without gradients, so the student would learn "
+                "nothing from it: its output is detached, it runs under torch.no_grad(), or it is "
+                "one of several blocks in a checkpoint that is reentrant (with "
+                "torch.utils.checkpoint.checkpoint(..., use_reentrant=False) it is not). Or tap "
+                "another block."
+            )
 
 
 def _tensor(outputs: dict[str, Any], path: str) -> Tensor:

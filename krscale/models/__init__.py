@@ -15,7 +15,7 @@ from krscale.models.foreign import import_callable, located
 from krscale.models.given import find_given, is_given
 from krscale.models.libraries import LIBRARIES, is_pretrained, library_builder
 from krscale.models.mobilenet import mobilenet
-from krscale.models.outputs import read_logits, unwrap_all
+from krscale.models.outputs import read_logits, refuse_programs, unwrap_all
 from krscale.models.resnet import resnet
 from krscale.models.wide_resnet import wide_resnet
 
@@ -94,6 +94,7 @@ def build_model(
         raise UserError(
             f"{where}.model: {name} returned {type(built).__name__}, not a torch.nn.Module."
         )
+    refuse_programs(built, f"{where}.model: {name}")
     model = unwrap_all(built)
     if not shapes_only and any(weight.is_meta for weight in model.parameters()):
         raise UserError(

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from krscale.errors import UserError
-from krscale.knowledge.layouts import LayerTrace, TapShape, find_layouts, other_size, zeros
+from krscale.knowledge.layouts import (
+    LayerTrace,
+    TapShape,
+    find_layouts,
+    other_size,
+    readable_modules,
+    zeros,
+)
 from krscale.knowledge.tap_search import find_taps
 
 
@@ -108,7 +115,7 @@ def _run(
 
 def _blocks_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return the modules that have parts, by path."""
-    named = model.named_modules()
+    named = readable_modules(model)
     return [
         (path, module) for path, module in named if path and any(True for _ in module.children())
     ]

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from krscale.errors import UserError
-from krscale.models.outputs import unwrap_all
+from krscale.models.outputs import refuse_programs, unwrap_all
 
 KIND = "object"
 """Beginning of the names, before the colon."""
@@ -37,6 +37,7 @@ class Copies:
     """
 
     def __init__(self, network: nn.Module, where: str) -> None:
+        refuse_programs(network, where)
         try:
             self.network = unwrap_all(copy.deepcopy(network)).cpu().eval()
         except Exception as error:

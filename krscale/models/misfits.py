@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from krscale.errors import UserError, nearest
 
 _LISTED = 8
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""What weights are kept in. Shorter numbers mean something only with the scales they have."""
 
 
 def refuse_misfits(
@@ -24,7 +27,8 @@ def refuse_misfits(
 
     Raises:
         UserError: Naming what is missing, unexpected or of another shape; a head of another number
-            of classes is named as that.
+            of classes is named as that. Or of other numbers: copied into floating point, those of
+            a quantised network would be other weights.
     """
     problems = differences(state, expected)
     if not problems:
@@ -44,12 +48,32 @@ def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
     ]
     missing = [key for key in expected if key not in state]
     unexpected = [key for key in state if key not in expected]
-    problems = shorten(shapes)
+    numbers = [
+        f"{key} is in {_dtype(state[key])}, the model's in {_dtype(expected[key])}"
+        for key in expected
+        if key in state and _other_numbers(state[key], expected[key])
+    ]
+    problems = [*shorten(shapes), *shorten(numbers)]
     if missing:
         problems.append("missing: " + ", ".join(shorten(_with_guess(missing, unexpected))))
     if unexpected:
         problems.append("unexpected: " + ", ".join(shorten(_with_guess(unexpected, missing))))
     return problems
+
+
+def _other_numbers(given: Tensor, own: Tensor) -> bool:
+    """Whether numbers cannot be copied as they are, but for their precision."""
+    if own.is_floating_point():
+        return given.dtype not in _FLOATING
+    if own.is_complex():
+        return False
+    return given.is_complex() or (
+        given.is_floating_point() and not bool((given.float() % 1 == 0).all())
+    )
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def shorten(lines: list[str]) -> list[str]:
@@ -60,7 +84,9 @@ def shorten(lines: list[str]) -> list[str]:
 
 def _other_head(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     """Return what to say where nothing but the number of classes differs; empty otherwise."""
-    if state.keys() != expected.keys():
+    if state.keys() != expected.keys() or any(
+        _other_numbers(state[key], expected[key]) for key in expected
+    ):
         return ""
     other = [key for key in expected if state[key].shape != expected[key].shape]
     counts = {(state[key].shape[0], expected[key].shape[0]) for key in other if state[key].ndim}

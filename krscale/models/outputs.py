@@ -11,11 +11,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from krscale.errors import UserError, nearest
 from krscale.knowledge.taps import unwrapped
 
+_ROUNDING = 0.01  # of the sum of many probabilities in bf16
 LOGITS = "logits"
 """The tensor of this name is taken without being asked for."""
 
@@ -104,6 +106,49 @@ def without_positions(logits: Tensor) -> Tensor:
     if logits.ndim > 2 and all(size == 1 for size in logits.shape[2:]):
         return logits.flatten(1)
     return logits
+
+
+def sum_to_one(outputs: Tensor) -> bool:
+    """Whether outputs `[B, K]` are probabilities of classes, as after a softmax.
+
+    Taken for logits they would be nearly the same for all classes, and nothing would fail.
+    """
+    wide = outputs.detach().float()
+    return (
+        wide.shape[1] > 1
+        and bool((wide >= 0.0).all())
+        and bool(((wide.sum(dim=1) - 1.0).abs() < _ROUNDING).all())
+    )
+
+
+def refuse_probabilities(outputs: Tensor, where: str) -> None:
+    """Refuse a network that gives probabilities in place of logits, see `sum_to_one`.
+
+    Raises:
+        UserError: Says what to do.
+    """
+    if sum_to_one(outputs):
+        raise UserError(
+            f"{where}: in eval mode the network gives probabilities (each image's sum to 1), and "
+            "logits are needed: leave its softmax out, or return their logarithm."
+        )
+
+
+def refuse_programs(network: nn.Module, where: str) -> None:
+    """Refuse what was made of a network and has no blocks any more, or none that take a hook.
+
+    Raises:
+        UserError: Says what to give.
+    """
+    exported = any(
+        isinstance(module, torch.fx.GraphModule) and "eval" in vars(module)  # which it refuses
+        for module in network.modules()
+    )
+    if exported or isinstance(network, torch.jit.ScriptModule):
+        raise UserError(
+            f"{where}: this is a program made of a network (TorchScript, torch.export), whose "
+            "blocks cannot be read. Give the torch.nn.Module itself, with the program's weights."
+        )
 
 
 def unwrap_all(model: nn.Module) -> nn.Module:

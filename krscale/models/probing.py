@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from krscale.errors import UserError
 from krscale.models.foreign import located
-from krscale.models.outputs import LogitsReader
+from krscale.models.outputs import LogitsReader, refuse_probabilities
 from krscale.models.preprocessing import input_shape
 
 BATCH = 2
@@ -64,6 +64,19 @@ def check_network(
         logits = _run_explained(model, image_shape, training, where)
         _check_logits(logits, num_classes, image_shape, where)
     _check_key(model, image_shape, where, trained_here)
+
+
+def check_built(model: nn.Module, image_shape: Sequence[int], where: str) -> None:
+    """Refuse a network, as it is built, whose weights are not finite or that gives probabilities.
+
+    Args:
+        model: With values.
+        image_shape: `(C, H, W)` of the data.
+        where: The config table of the network, for errors.
+    """
+    check_weights_are_finite(model, where)
+    shape = input_shape(model, image_shape)
+    refuse_probabilities(_run_explained(model, shape, False, where), where)
 
 
 def check_weights_are_finite(model: nn.Module, where: str) -> None:

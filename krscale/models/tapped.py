@@ -20,7 +20,13 @@ from krscale.knowledge.taps import (
     unwrapped,
 )
 from krscale.models.foreign import located
-from krscale.models.outputs import find_logits, outputs_by_name, without_positions
+from krscale.models.outputs import (
+    find_logits,
+    outputs_by_name,
+    refuse_probabilities,
+    refuse_programs,
+    without_positions,
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class TappedNetwork:
         images = images[:2].to(device_of(inner))
         try:
             with evaluating(inner):
-                _check_runs(inner, images)
+                _check_runs(inner, images, where)
                 paths, ends = _taps_of(inner, images, tuple(paths), where)
                 _settle(inner, paths, images, where)
                 outputs = run_tapped(inner, paths, images)
@@ -113,6 +119,7 @@ def check_network(network: Any, where: str) -> None:
         raise UserError(
             f"{where}: a torch.nn.Module is needed, and this is {type(network).__name__}."
         )
+    refuse_programs(network, where)
     if device_of(network).type == "meta":  # some may be: accelerate brings those back
         raise UserError(f"{where}: its weights have no values: they are on the device 'meta'.")
 
@@ -138,7 +145,7 @@ def logits_of(output: Any) -> Tensor:
     return logits
 
 
-def _check_runs(network: nn.Module, images: Tensor) -> None:
+def _check_runs(network: nn.Module, images: Tensor, where: str) -> None:
     try:
         output = network(images)
     except UserError:
@@ -148,7 +155,9 @@ def _check_runs(network: nn.Module, images: Tensor) -> None:
             f"the network does not run on images of shape {list(images.shape[1:])}: "
             f"{located(error)}."
         ) from error
-    if not bool(logits_of(output).isfinite().all()):
+    logits = logits_of(output)
+    refuse_probabilities(logits, where)
+    if not bool(logits.isfinite().all()):
         raise UserError(
             "the network gives NaN or infinity for the first images; its weights are broken, or "
             "what it computes of them."

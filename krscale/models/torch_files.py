@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from krscale.errors import UserError
+from krscale.models.file_kinds import kind_of_file
 from krscale.models.torch_rules import INERT, TensorsOnly
 from krscale.pickle_rules import RefusedError, UnknownObjectError
 from krscale.plain_pickle import read_plain
@@ -88,18 +89,23 @@ def _worded(path: Path, prefix: str) -> Iterator[None]:
     """Turn what is wrong with a file into one error."""
     try:
         yield
-    except (UnknownObjectError, pickle.UnpicklingError) as error:
-        found = f": it {error}" if isinstance(error, UnknownObjectError) else ""
-        raise UserError(
-            f"{prefix}{path}: holds more than tensors (code, or objects of other packages), or is "
-            f"not a PyTorch file{found}. Save the weights alone: torch.save(model.state_dict(), "
-            "path)."
-        ) from None
-    except RefusedError as error:
-        raise UserError(f"{prefix}{path}: not a readable PyTorch file: it {error}.") from None
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{prefix}{path}: not a readable PyTorch file: {reason}") from error
+        raise UserError(f"{prefix}{path}: {_explained(path, error)}") from error
+
+
+def _explained(path: Path, error: Exception) -> str:
+    if kind := kind_of_file(path):
+        return f"not a readable PyTorch file: it is {kind}."
+    if isinstance(error, UnknownObjectError | pickle.UnpicklingError):
+        found = f": it {error}" if isinstance(error, UnknownObjectError) else ""
+        return (
+            "holds more than tensors (code, or objects of other packages), or is not a PyTorch "
+            f"file{found}. Save the weights alone: torch.save(model.state_dict(), path)."
+        )
+    if isinstance(error, RefusedError):
+        return f"not a readable PyTorch file: it {error}."
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"not a readable PyTorch file: {reason}"
 
 
 def check_torch(path: Path) -> None:
@@ -125,7 +131,8 @@ def _check_zip(path: Path, size: int) -> None:
     except RefusedError:
         raise
     except _DAMAGE as error:
-        raise RefusedError(f"cannot be unpacked ({error})") from None
+        cut = "; its end may be missing, as after a download that broke off"
+        raise RefusedError(f"cannot be unpacked ({error}{cut})") from None
     rules = TensorsOnly(size)
     read_plain(content, rules)
     for storage in rules.storages.values():
@@ -165,8 +172,11 @@ def _record_size(reader: Any, name: str) -> int:
 
 
 def _check_older(content: mmap.mmap, size: int) -> None:
-    rules, at = TensorsOnly(size), 0
-    for _ in range(_BEFORE + 1):
+    rules = TensorsOnly(size)
+    number, at = read_plain(content, rules, 0)
+    if number != torch.serialization.MAGIC_NUMBER:
+        raise RefusedError("is a pickle that torch.save has not written")
+    for _ in range(_BEFORE):
         _, at = read_plain(content, rules, at)
     keys, _ = read_plain(content, rules, at)
     missing = [key for key in rules.storages if not isinstance(keys, list) or key not in keys]

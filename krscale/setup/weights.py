@@ -19,7 +19,7 @@ from krscale.errors import UserError
 from krscale.files import sha256
 from krscale.models import ZOO, is_pretrained
 from krscale.models.preprocessing import preprocessing_of_network
-from krscale.models.probing import check_weights_are_finite
+from krscale.models.probing import check_built, check_weights_are_finite
 from krscale.setup.inputs import is_own
 from krscale.setup.network_builder import Task, builder, shapes_only, student_table
 from krscale.setup.networks import Networks
@@ -52,7 +52,7 @@ def _check_student(student: StudentConfig | LadderStudent, networks: Networks) -
     notes: tuple[str, ...] = ()
     if student.model not in ZOO:
         built = _built(student, networks, where, width)
-        check_weights_are_finite(built, where)
+        check_built(built, networks.image_shape, where)
         notes = () if weights else _note_on_own_weights(student, networks, where, width)
     if not isinstance(student, LadderStudent):
         return notes
@@ -75,7 +75,7 @@ def _check_teacher(teacher: TeacherConfig, networks: Networks) -> tuple[str, ...
     _refuse_idle_key(teacher.weights, teacher.weights_key, "teacher")
     if teacher.model not in ZOO and teacher.weights in ("", OWN):
         built = _built(teacher, networks, "teacher", teacher.width, teacher.seed)
-        check_weights_are_finite(built, "teacher")
+        check_built(built, networks.image_shape, "teacher")
     if not teacher.weights:
         _refuse_to_train_anew(teacher)
         notes = _note_on_own_weights(teacher, networks, "teacher", teacher.width)

@@ -22,7 +22,8 @@ from krscale.config import read_record
 from krscale.digests import check_file, digest_path, write_digest
 from krscale.errors import DamagedFileError, UserError, nearest
 from krscale.files import damaged, new_folder, sha256, write_atomic, write_json
-from krscale.foreign import is_file, missing
+from krscale.foreign import is_file, missing, parsing, regular
+from krscale.models.file_kinds import is_safetensors, kind_of_file
 from krscale.models.state_dicts import (
     Fitted,
     State,
@@ -41,7 +42,6 @@ FORMAT = 1
 # One key, because safetensors writes several keys in no fixed order: equal weights and metadata
 # then give equal bytes, and a file of another program is not mistaken for one of ours.
 _METADATA_KEY = "krscale"
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".tar")
 _START_ANEW = "Use an older checkpoint, or delete this one to start anew."
 
 
@@ -189,7 +189,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def read_weights(path: Path, where: str = "") -> State:
-    """Read a state dict from `.safetensors`, `.pt`, `.pth` or `.ckpt`, on the CPU, running no code.
+    """Read a state dict of safetensors or `torch.save`, on the CPU, running no code.
+
+    What a file is its content says: `pytorch_model.bin` is as good a name as any.
 
     The prefixes that DDP and torch.compile put before every key, and the dictionary that training
     scripts wrap around a state dict, are taken off.
@@ -209,16 +211,14 @@ def _read(path: Path, where: str, key: str) -> Unwrapped:
     """Return the state dict of a file as it is, and what was chosen."""
     prefix = f"{where}: " if where else ""
     check_exists(path, prefix)
-    if path.suffix not in _SUFFIXES:
-        raise UserError(
-            f"{prefix}{path}: unknown suffix {path.suffix!r}. Allowed: {', '.join(_SUFFIXES)}."
-        )
     check_file(path)
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or is_safetensors(path):
         try:
             content: Any = load_file(path)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{prefix}{path}: not a readable safetensors file: {error}") from None
+            kind = kind_of_file(path)
+            found = f"it is {kind}." if kind else str(error)
+            raise UserError(f"{prefix}{path}: not a readable safetensors file: {found}") from None
     else:
         content = read_torch(path, prefix)
     return unwrap(content, f"{prefix}{path}", key, where.rpartition(".")[0])
@@ -301,6 +301,8 @@ def check_exists(path: Path, prefix: str) -> None:
         UserError: Says what there is.
     """
     if is_file(path):
+        with parsing(f"{prefix}{path}: cannot be read"):
+            regular(path)
         return
     if path.exists():
         raise UserError(f"{prefix}{path}: no regular file, but a folder, a pipe or a device.")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from programs import scripted
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from krscale.errors import UserError
 from krscale.knowledge.taps import TapOutputs, TappedModel, check_taps, pool
@@ -77,6 +80,71 @@ def test_gradients_flow_through_taps(net: Net, images: Tensor) -> None:
     TappedModel(net, PATHS)(images).features[0].sum().backward()
     assert net.stem.weight.grad is not None
     assert net.head.weight.grad is None
+
+
+class Runs(Net):
+    """Runs its blocks in some way that keeps their gradients, or does not."""
+
+    def __init__(self, run: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.run(self.blocks, self.stem(images))
+        logits: Tensor = self.head(hidden.mean(dim=(2, 3)))
+        return logits
+
+
+def without_gradients(blocks: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        hidden: Tensor = blocks(images)
+    return hidden
+
+
+def in_checkpoint(blocks: nn.Module, images: Tensor, reentrant: bool) -> Tensor:
+    hidden: Tensor = checkpoint(blocks, images, use_reentrant=reentrant)
+    return hidden
+
+
+def one_by_one(blocks: nn.Module, images: Tensor) -> Tensor:
+    for block in blocks.children():
+        images = in_checkpoint(block, images, reentrant=True)
+    return images
+
+
+LOST = [without_gradients, partial(in_checkpoint, reentrant=True)]
+KEPT = [partial(in_checkpoint, reentrant=False), one_by_one]
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("run", LOST)
+def test_a_block_that_would_teach_nothing_is_refused(
+    run: Callable[[nn.Module, Tensor], Tensor], images: Tensor
+) -> None:
+    """Its heads would learn, the student not, and nothing would fail."""
+    tapped = TappedModel(Runs(run), PATHS)
+    with pytest.raises(UserError, match=r"tap 'blocks\.0': this block was run without gradients"):
+        tapped(images)
+    with torch.no_grad():
+        assert len(tapped(images).features) == 2
+    tapped.requires_grad_(False)
+    assert len(tapped(images).features) == 2  # frozen
+
+
+@pytest.mark.parametrize("run", KEPT)
+def test_gradients_of_blocks_in_checkpoints(
+    run: Callable[[nn.Module, Tensor], Tensor], images: Tensor
+) -> None:
+    network = Runs(run)
+    TappedModel(network, PATHS)(images).features[1].sum().backward()
+    assert network.blocks[0].weight.grad is not None
+    assert network.stem.weight.grad is not None
+
+
+def test_a_scripted_part_takes_no_tap(images: Tensor) -> None:
+    network = nn.Sequential(scripted(nn.Sequential(nn.Conv2d(1, 2, 3))), nn.Flatten())
+    with pytest.raises(UserError, match="tap '0' is TorchScript, whose blocks cannot be read"):
+        TappedModel(network, ("0",))
 
 
 def test_no_hook_is_left_when_the_network_fails(net: Net) -> None:

@@ -54,7 +54,9 @@ def refused(*settings: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("form", ["dict", "dataclass", "positions", "looks at values"])
+@pytest.mark.parametrize(
+    "form", ["dict", "dataclass", "positions", "looks at values", "logarithms"]
+)
 @pytest.mark.parametrize("network", ["teacher", "student"])
 def test_what_gives_logits_is_taken(network: str, form: str) -> None:
     settings = (f"{network}.model=odd_networks:Net", f"{network}.options={{form='{form}'}}")
@@ -71,6 +73,9 @@ def test_what_gives_logits_is_taken(network: str, form: str) -> None:
         (["options={form='three'}"], "{}: the network gives 3 logits, the data have 10 classes"),
         (["options={form='pair'}"], "{}.output_key: the network returns '0' [2, "),
         (["options={form='text'}"], "{}: the network returns str"),
+        (["options={form='probabilities'}"], "{}: in eval mode the network gives probabilities"),
+        (["model=odd_networks:scripted"], "{}.model: odd_networks:scripted: this is a program"),
+        (["model=odd_networks:exported"], "{}.model: odd_networks:exported: this is a program"),
         (["options={form='crash'}"], "{}: the network does not run on images of shape [1, 8, 8]"),
         (["output_key=logits"], "{}.output_key: 'logits' is set, but the network returns"),
         (["options={from='dict'}"], "{}.options: unknown option of odd_networks:Net 'from'"),

@@ -246,7 +246,8 @@ def test_a_teacher_trained_here_is_stopped_only_after_a_real_training(
     nothing = torch.zeros(len(labels), 2, 10)
     faults = find_faults(experiment, dataset, torch.nn.Identity(), nothing, (0.0, 0.0))
     assert bool(faults) is stopped
-    known = torch.nn.functional.one_hot(torch.tensor(labels), 10).float()[:, None].repeat(1, 2, 1)
+    right = torch.nn.functional.one_hot(torch.tensor(labels), 10).float()
+    known = (5.0 * right - 1.0)[:, None].repeat(1, 2, 1)
     assert find_faults(experiment, dataset, torch.nn.Identity(), known, (0.9, 0.8)) == ()
     if stopped:
         with pytest.raises(UserError, match=r"guessing.*teacher\.learning_rate"):
@@ -258,6 +259,14 @@ def test_a_teacher_that_never_learned_is_stopped(folder: Path) -> None:
     save_file(own_teacher.Own(6, 3, 8).state_dict(), folder / "fresh.safetensors")
     with pytest.raises(UserError, match="no better than guessing the most frequent class"):
         prepared(load(None, settings(folder, "fresh")))
+
+
+@pytest.mark.parametrize("model", ["Probabilities", "Shares"])
+def test_outputs_that_are_no_logits_are_told(model: str, folder: Path) -> None:
+    """Right in as many images as before; but what they teach is nearly the same for all classes."""
+    made = load(None, [*settings(folder), f"teacher.model=own_teacher:{model}"])
+    with pytest.raises(UserError, match="all its outputs lie between 0 and 1, as after a softmax"):
+        prepared(made)
 
 
 def test_a_poor_teacher_of_an_older_krscale_is_measured_and_stopped(folder: Path) -> None:

@@ -18,6 +18,8 @@ from krscale.training.checkpoint import (
     save_weights,
 )
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 102530333\n"
+
 
 def _state():
     return {
@@ -273,10 +275,37 @@ class TestReadWeights:
         with pytest.raises(UserError, match=r"a link to gone\.pt, which is not there\.$"):
             read_weights(tmp_path / "teacher.pt")
 
-    def test_unknown_suffix(self, tmp_path):
-        (tmp_path / "w.bin").touch()
-        with pytest.raises(UserError, match=r"unknown suffix '\.bin'. Allowed: \.safetensors"):
-            read_weights(tmp_path / "w.bin")
+    @pytest.mark.parametrize("name", ["pytorch_model.bin", "best.pyth", "last", "w.SAFETENSORS"])
+    @pytest.mark.parametrize("write", [torch.save, save_file])
+    def test_the_name_of_a_file_says_nothing(self, tmp_path, name, write):
+        """As Hugging Face, PySlowFast and many a script call theirs."""
+        expected = _network().state_dict()
+        write(expected, tmp_path / name)
+        state = read_weights(tmp_path / name)
+        assert all(torch.equal(state[key], expected[key]) for key in expected)
+
+    def test_a_pickle_of_something_else(self, tmp_path):
+        (tmp_path / "w.pkl").write_bytes(pickle.dumps({"0.weight": [1.0, 2.0]}))
+        with pytest.raises(UserError, match=r"w\.pkl: .*a pickle that torch.save has not written"):
+            read_weights(tmp_path / "w.pkl")
+
+    def test_a_download_that_broke_off(self, tmp_path):
+        torch.save(_network().state_dict(), tmp_path / "w.pt")
+        content = (tmp_path / "w.pt").read_bytes()
+        (tmp_path / "w.pt").write_bytes(content[: len(content) // 2])
+        with pytest.raises(UserError, match="as after a download that broke off"):
+            read_weights(tmp_path / "w.pt")
+
+    @pytest.mark.parametrize("name", ["w.pt", "w.safetensors", "w.bin"])
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [(POINTER, "`git lfs pull` brings"), (b"\n<!DOCTYPE html>\n<html>", "it is a web page")],
+    )  # fmt: skip
+    def test_what_stands_in_the_place_of_the_file(self, tmp_path, name, content, said):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=said) as error:
+            read_weights(tmp_path / name, "teacher.weights")
+        assert str(error.value).startswith(f"teacher.weights: {tmp_path / name}: ")
 
 
 class TestLoadWeights:
@@ -292,6 +321,40 @@ class TestLoadWeights:
         assert "0.weight has shape [5, 3], the model [4, 3]" in text
         assert "missing: 2.bias (nearest: 2.bais)" in text
         assert "unexpected: 2.bais (nearest: 2.bias)" in text
+
+    @pytest.mark.parametrize(
+        ("dtype", "name"),
+        [(torch.int8, "int8"), (torch.uint8, "uint8"), (torch.int64, "int64"),
+         (torch.bool, "bool"), (torch.complex64, "complex64"),
+         (torch.float8_e4m3fn, "float8_e4m3fn"), (torch.float8_e5m2, "float8_e5m2")],
+    )  # fmt: skip
+    def test_numbers_that_need_scales_are_no_weights(self, tmp_path, dtype, name):
+        """Copied into floating point, those of a quantised network would be other weights."""
+        state = _network().state_dict()
+        state["0.weight"] = (10.0 * state["0.weight"]).to(dtype)
+        torch.save(state, tmp_path / "w.pt")
+        with pytest.raises(UserError, match=rf"0\.weight is in {name}, the model's in float32"):
+            load_weights(tmp_path / "w.pt", _network(), "teacher.weights")
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+    def test_another_precision_is_taken(self, tmp_path, dtype):
+        state = {key: value.to(dtype) for key, value in _network().state_dict().items()}
+        torch.save(state, tmp_path / "w.pt")
+        model = _network()
+        nn.init.zeros_(model[0].weight)
+        load_weights(tmp_path / "w.pt", model, "teacher.weights")
+        assert model[0].weight.dtype == torch.float32
+        assert torch.allclose(model[0].weight, _network()[0].weight, rtol=0.01)
+
+    def test_a_count_may_be_kept_in_floating_point_but_no_index(self, tmp_path):
+        norm = nn.BatchNorm1d(2)
+        state = {key: value.float() for key, value in norm.state_dict().items()}
+        torch.save(state, tmp_path / "w.pt")
+        load_weights(tmp_path / "w.pt", norm)
+        state["num_batches_tracked"] += 0.5
+        torch.save(state, tmp_path / "w.pt")
+        with pytest.raises(UserError, match="batches_tracked is in float32, the model's in int64"):
+            load_weights(tmp_path / "w.pt", norm)
 
     def test_a_mismatch_changes_nothing(self, tmp_path):
         save_weights(tmp_path / "w.safetensors", {"0.weight": torch.zeros(4, 3)}, {})

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from krscale.config import Experiment
 from krscale.data import find_data
 from krscale.runs.folder import student_path
-from krscale.runs.residual import trace_residual, validation_knowledge
 from krscale.setup.network_builder import build_student
 from krscale.setup.networks import Networks
 from krscale.setup.prepare import prepare
 from krscale.setup.sizes import ladder_sizes
 from krscale.training.checkpoint import load_weights
 from parts.claims.families import KR
+from parts.claims.tracing import trace_residual, validation_knowledge
 
 
 def trace_finals(

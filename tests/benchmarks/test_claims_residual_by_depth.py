@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from parts.claims.tracing import residual_by_depth
 from torch.distributions import Categorical, kl_divergence
 
 from krscale.errors import KrscaleError
-from krscale.knowledge.residual import residual_by_depth
 
 
 def test_compares_taps_of_equal_relative_depth() -> None:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from parts.claims.tracing import trace_residual, validation_knowledge
 
 from krscale.config import Experiment, load
 from krscale.data import open_data
 from krscale.parallel import Workers
 from krscale.progress import Progress
-from krscale.runs.residual import trace_residual, validation_knowledge
 from krscale.setup.build import Assets, build_training
 from krscale.setup.prepare import Prepared, prepare
 from krscale.setup.teacher import open_teacher

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import RandomSampler, SequentialSampler, Subset
 
 from krscale.config import DistillConfig, TrainConfig
 from krscale.errors import UserError, unknown_name
@@ -220,7 +221,33 @@ def _loaders(data: Any) -> tuple[Iterable[Any], Iterable[Any]]:
             )
         if len(loader) == 0:
             raise UserError(f"distill: data[{number}]: it has no batch.")
+    (trained, rows), (judged, others) = map(_rows, data)
+    shared = len(set(rows) & set(others)) if trained is judged else 0
+    if shared:
+        raise UserError(
+            f"distill: data: {shared:,} of {len(others):,} images or batches of validation are "
+            "trained on, so that its accuracy would say nothing of new ones; split them."
+        )
     return data[0], data[1]
+
+
+def _rows(loader: Any) -> tuple[object, Sequence[int]]:
+    """Return what a loader reads, and which of its rows, as far as they are known.
+
+    A list of batches is read by the tensors in it, whatever the list.
+    """
+    if isinstance(loader, (tuple, list)):
+        return None, [id(batch) for batch in loader]
+    source, sampler = getattr(loader, "dataset", loader), getattr(loader, "sampler", None)
+    batches = getattr(loader, "batch_sampler", None)
+    if not hasattr(source, "__len__") or getattr(batches, "sampler", sampler) is not sampler:
+        return loader, ()
+    rows: Sequence[int] = range(len(source))
+    if not isinstance(sampler, (SequentialSampler, RandomSampler, type(None))):
+        rows = getattr(sampler, "indices", ())
+    while isinstance(source, Subset):
+        rows, source = [source.indices[row] for row in rows], source.dataset
+    return source, rows
 
 
 def _checked(batch: Any, loss: KRLoss, where: str) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,14 @@ import torch
 from foreign_networks import LikeResNet, WithObject
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    random_split,
+)
 
 import krscale
 from krscale.errors import UserError
@@ -179,3 +188,60 @@ def test_images_that_are_no_numbers_are_said(value: float, teacher: nn.Module) -
         # Beyond what the teacher is measured on.
         with pytest.raises(UserError, match="val/loss is not finite after epoch 1"):
             distil(teacher, data=(pairs(0), wrong), max_images=100)
+
+
+IMAGES = TensorDataset(*(torch.cat(parts) for parts in zip(*pairs(0), strict=True)))
+FIRST, LAST = Subset(IMAGES, range(90)), Subset(IMAGES, range(90, 120))
+
+
+def loader(images: Any, **options: Any) -> DataLoader[Any]:
+    return DataLoader(images, batch_size=40, **options)
+
+
+def of_rows(rows: range) -> DataLoader[Any]:
+    return loader(IMAGES, sampler=SubsetRandomSampler(rows))
+
+
+class Own:
+    """A loader of one's own, of which nothing is known."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(pairs(0))
+
+
+BATCHES, OWN = pairs(0), Own()
+SHARED = {
+    "the same list": (BATCHES, BATCHES),
+    "a part of the list": (BATCHES, BATCHES[:1]),
+    "two loaders of one set": (loader(IMAGES, shuffle=True), loader(IMAGES)),
+    "a part of the set": (loader(IMAGES), loader(LAST)),
+    "parts that overlap": (loader(FIRST), loader(Subset(IMAGES, range(80, 120)))),
+    "parts of parts": (loader(Subset(FIRST, range(50))), loader(Subset(IMAGES, range(49, 60)))),
+    "samplers": (of_rows(range(61)), of_rows(range(60, 120))),
+    "one of one's own": (OWN, OWN),
+    "batches of a set": (DataLoader(BATCHES, batch_size=None),) * 2,
+}  # fmt: skip
+APART = {
+    "lists": (BATCHES[:2], BATCHES[2:]),
+    "random_split": tuple(map(loader, random_split(IMAGES, [90, 30]))),
+    "samplers": (of_rows(range(60)), of_rows(range(60, 120))),
+    "samplers of batches": [
+        DataLoader(IMAGES, batch_sampler=BatchSampler(SubsetRandomSampler(rows), 30, False))
+        for rows in (range(60), range(60, 120))
+    ],
+    "others of one's own": (OWN, Own()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_images_that_are_trained_on_do_not_validate(kind: str, teacher: nn.Module) -> None:
+    with pytest.raises(UserError, match="of validation are trained on"):
+        distil(teacher, data=SHARED[kind])
+
+
+@pytest.mark.parametrize("kind", APART)
+def test_parts_of_one_set_validate(kind: str, teacher: nn.Module) -> None:
+    assert 0.0 <= distil(teacher, data=APART[kind], num_epochs=1).accuracy <= 1.0

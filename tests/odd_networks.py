@@ -40,6 +40,10 @@ class Net(nn.Module):
             raise ValueError
         if self.form == "overflow":
             maps = maps.exp().exp() * 1e30
+        if self.form == "dropout":
+            maps = nn.functional.dropout(maps, 0.2)
+        if self.form == "batch":
+            maps = maps - maps.mean(dim=0)
         if self.form == "looks at values" and bool(images.isnan().any()):
             raise ValueError
         logits = self.head(maps.mean(dim=(2, 3), keepdim=True))
@@ -49,6 +53,7 @@ class Net(nn.Module):
             "dict": lambda: {"logits": logits, "hidden": maps},
             "dataclass": lambda: Output(logits, maps),
             "pair": lambda: (maps, logits),
+            "squeeze": lambda: logits.squeeze(),
             "probabilities": lambda: logits.softmax(dim=1),
             "logarithms": lambda: logits.log_softmax(dim=1),
             "auxiliary": lambda: (logits, logits * 0) if self.training else logits,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -638,6 +639,59 @@ def test_probabilities_are_no_logits(
     given = {"teacher": teacher, "student": student}
     given[role] = After(given[role], nn.Softmax(dim=1))
     with pytest.raises(UserError, match=f"^{role}: in eval mode the network gives probabilities"):
+        make(given["teacher"], given["student"], pairs)
+
+
+class Noise(nn.Module):
+    def forward(self, values: Tensor) -> Tensor:
+        return values * (1.0 + 0.1 * torch.randn_like(values))
+
+
+class Counts(nn.Module):
+    times = 0
+
+    def forward(self, values: Tensor) -> Tensor:
+        self.times += 1
+        return values * (1.0 + 0.1 * self.times)
+
+
+class AlwaysDrops(nn.Module):
+    def forward(self, values: Tensor) -> Tensor:
+        return nn.functional.dropout(values, 0.1)
+
+
+class Centres(nn.Module):
+    def forward(self, values: Tensor) -> Tensor:
+        return values - values.mean(dim=0)
+
+
+class Squeezes(nn.Module):
+    def forward(self, values: Tensor) -> Tensor:
+        return values[:, :, None].squeeze()
+
+
+UNSTEADY = {
+    Noise: "gives the same images other outputs when it is run again",
+    Counts: "gives the same images other outputs when it is run again",
+    AlwaysDrops: "gives the same images other outputs when it is run again",
+    Centres: "gives an image other outputs by itself than among others",
+    partial(nn.BatchNorm1d, 3, track_running_stats=False): "does not run on one image by itself",
+    Squeezes: "does not run on one image by itself: .*the network's logits are \\[3\\]",
+}
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+@pytest.mark.parametrize("last", UNSTEADY)
+def test_logits_that_depend_on_more_than_the_image(
+    last: Callable[[], nn.Module],
+    role: str,
+    teacher: nn.Module,
+    student: nn.Module,
+    pairs: Pairs,
+) -> None:
+    given = {"teacher": teacher, "student": student}
+    given[role] = After(given[role], last())
+    with pytest.raises(UserError, match=f"^{role}: .*{UNSTEADY[last]}"):
         make(given["teacher"], given["student"], pairs)
 
 

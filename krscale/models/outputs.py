@@ -8,7 +8,7 @@ so that its modules, its state dict and the paths of its taps stay what they wer
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 from krscale.errors import UserError, nearest
 from krscale.knowledge.taps import unwrapped
+from krscale.models.foreign import located
 
+_AGAIN, _ALONE = 1e-3, 0.03  # other kernels run for one image, in bf16 with other roundings
+_COPIES = 4
 _ROUNDING = 0.01  # of the sum of many probabilities in bf16
 LOGITS = "logits"
 """The tensor of this name is taken without being asked for."""
@@ -132,6 +135,54 @@ def refuse_probabilities(outputs: Tensor, where: str) -> None:
             f"{where}: in eval mode the network gives probabilities (each image's sum to 1), and "
             "logits are needed: leave its softmax out, or return their logarithm."
         )
+
+
+def check_steady(run: Callable[[Tensor], Tensor], images: Tensor, where: str) -> None:
+    """Refuse a network in eval mode whose logits for an image depend on more than the image.
+
+    What it teaches would not be what it is, nor what was measured of it what is delivered.
+
+    Args:
+        run: Returns its logits, `[B, K]`.
+        images: A few.
+        where: What the network is, for errors.
+
+    Raises:
+        UserError: If they are others when it is run again, or for an image by itself.
+    """
+    with torch.random.fork_rng(devices=[]):
+        several = images.repeat(_COPIES, 1, 1, 1)  # dropout may miss a few
+        first, again = run(several), run(several)
+        try:
+            alone = torch.cat([run(image[None]) for image in images])
+        except Exception as error:
+            raise UserError(
+                f"{where}: the network does not run on one image by itself: {located(error)}."
+            ) from error
+    if _differ(first, again, _AGAIN):
+        raise UserError(
+            f"{where}: in eval mode the network gives the same images other outputs when it is "
+            "run again: dropout that is always on (F.dropout without training=self.training), "
+            "noise, or something that it counts."
+        )
+    first = first[: len(images)]
+    if first.shape != alone.shape:
+        shape = list(run(images[:1]).shape)
+        raise UserError(
+            f"{where}: for one image by itself the network gives {shape}, and not "
+            f"{[1, *first.shape[1:]]}: squeeze() without a dimension, for example."
+        )
+    if _differ(first, alone, _ALONE):
+        raise UserError(
+            f"{where}: in eval mode the network gives an image other outputs by itself than among "
+            "others: batch norm without running statistics (track_running_stats=False), or "
+            "another mean over the batch."
+        )
+
+
+def _differ(one: Tensor, other: Tensor, share: float) -> bool:
+    """Whether finite outputs differ by more than a share of the largest."""
+    return float((one - other).abs().max()) > share * float(one.abs().max())
 
 
 def refuse_programs(network: nn.Module, where: str) -> None:

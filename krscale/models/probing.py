@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from krscale.errors import UserError
+from krscale.knowledge.tap_search import evaluating
 from krscale.models.foreign import located
-from krscale.models.outputs import LogitsReader, refuse_probabilities
+from krscale.models.outputs import LogitsReader, check_steady, refuse_probabilities
 from krscale.models.preprocessing import input_shape
 
 BATCH = 2
@@ -67,7 +68,7 @@ def check_network(
 
 
 def check_built(model: nn.Module, image_shape: Sequence[int], where: str) -> None:
-    """Refuse a network, as it is built, whose weights are not finite or that gives probabilities.
+    """Refuse a network whose weights are not finite, or whose outputs are no steady logits.
 
     Args:
         model: With values.
@@ -77,6 +78,8 @@ def check_built(model: nn.Module, image_shape: Sequence[int], where: str) -> Non
     check_weights_are_finite(model, where)
     shape = input_shape(model, image_shape)
     refuse_probabilities(_run_explained(model, shape, False, where), where)
+    with evaluating(model):
+        check_steady(model, _ramp(model, shape), where)
 
 
 def check_weights_are_finite(model: nn.Module, where: str) -> None:
@@ -117,16 +120,20 @@ def _run_explained(
     return output
 
 
-def _run(model: nn.Module, image_shape: Sequence[int], training: bool = False) -> Any:
-    """Return the output for a ramp of pixels; nothing changes, random numbers neither."""
+def _ramp(model: nn.Module, image_shape: Sequence[int]) -> Tensor:
+    """Return `BATCH` images of pixels from -1 to 1, on a network's device."""
     tensors = [*model.parameters(), *model.buffers()]
     device = tensors[0].device if tensors else torch.device("cpu")
-    modes = [(module, module.training) for module in model.modules()]
-    on_meta = device.type == "meta"
-    running = model if on_meta or not training else copy.deepcopy(model)
-    running.train(training)
     shape = (BATCH, *image_shape)
-    images = torch.linspace(-1.0, 1.0, math.prod(shape), device=device).reshape(shape)
+    return torch.linspace(-1.0, 1.0, math.prod(shape), device=device).reshape(shape)
+
+
+def _run(model: nn.Module, image_shape: Sequence[int], training: bool = False) -> Any:
+    """Return the output for a ramp of pixels; nothing changes, random numbers neither."""
+    modes = [(module, module.training) for module in model.modules()]
+    images = _ramp(model, image_shape)
+    running = model if images.is_meta or not training else copy.deepcopy(model)
+    running.train(training)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             return running(images)

@@ -21,6 +21,7 @@ from krscale.knowledge.taps import (
 )
 from krscale.models.foreign import located
 from krscale.models.outputs import (
+    check_steady,
     find_logits,
     outputs_by_name,
     refuse_probabilities,
@@ -156,6 +157,7 @@ def _check_runs(network: nn.Module, images: Tensor, where: str) -> None:
             f"{located(error)}."
         ) from error
     logits = logits_of(output)
+    check_steady(lambda some: logits_of(network(some)), images, where)
     refuse_probabilities(logits, where)
     if not bool(logits.isfinite().all()):
         raise UserError(

@@ -12,11 +12,12 @@ from krscale.config import Experiment, ModelConfig, TeacherConfig, with_values
 from krscale.errors import UserError
 from krscale.knowledge.tap_search import evaluating, find_taps
 from krscale.models import ZOO
+from krscale.models.outputs import check_steady
 from krscale.models.preprocessing import input_shape
 from krscale.setup.network_builder import Task, builder, shapes_only, student_table, students_of
 
-_SEARCHED_WIDTH = 4
-"""Of a student whose taps are to be found: at width 1 much of a network may give zeros only."""
+SEARCHED_WIDTH = 4
+"""Of a student that is looked at by running it: at width 1 much of it may give zeros only."""
 _NUM_SEEDS = 8
 """Initial weights that are tried, until a network tells two images apart."""
 
@@ -37,7 +38,7 @@ def with_found_taps(experiment: Experiment, task: Task) -> Experiment:
             config.model_dump() | found for config, found in zip(students, own, strict=True)
         ]
     if not students:
-        found = _find_taps(experiment.student, task, "student", _SEARCHED_WIDTH)
+        found = _find_taps(experiment.student, task, "student", SEARCHED_WIDTH)
         values |= {f"student.{name}": value for name, value in found.items()}
     return with_values(experiment, values, "taps that were found") if values else experiment
 
@@ -63,6 +64,8 @@ def _find_taps(config: ModelConfig, task: Task, where: str, width: int) -> dict[
     if getattr(shapes_only(config, task, where, width), "tap_paths", None) is not None:
         return {}
     network, images = _responding(builder(config, task, where, fresh=True), width, task)
+    with evaluating(network):
+        check_steady(network, images, where)
     try:
         found = find_taps(network, images, lambda logits: logits)
     except UserError as error:

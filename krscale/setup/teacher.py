@@ -28,6 +28,7 @@ from krscale.locking import locked
 from krscale.metrics import ACCURACY
 from krscale.models.capacity import count_flops, num_parameters
 from krscale.models.preprocessing import DEFAULT, input_shape
+from krscale.models.probing import check_built
 from krscale.parallel import Workers
 from krscale.setup.inputs import is_foreign
 from krscale.setup.kept_probes import (
@@ -247,6 +248,7 @@ def _make_teacher(
     taps, stage_ends = resolve_taps(model, experiment.teacher.taps, "teacher.taps")
     if is_foreign(experiment.teacher):
         load_teacher_weights(experiment, model)
+        check_built(model, dataset.image_shape, "teacher")
         model.to(device)
     else:
         train(model)

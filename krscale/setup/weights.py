@@ -20,6 +20,7 @@ from krscale.files import sha256
 from krscale.models import ZOO, is_pretrained
 from krscale.models.preprocessing import preprocessing_of_network
 from krscale.models.probing import check_built, check_weights_are_finite
+from krscale.setup.found_taps import SEARCHED_WIDTH
 from krscale.setup.inputs import is_own
 from krscale.setup.network_builder import Task, builder, shapes_only, student_table
 from krscale.setup.networks import Networks
@@ -47,7 +48,7 @@ def check_weights(networks: Networks) -> tuple[str, ...]:
 
 def _check_student(student: StudentConfig | LadderStudent, networks: Networks) -> tuple[str, ...]:
     where = student_table(student)
-    width = student.width if isinstance(student, LadderStudent) else 1
+    width = student.width if isinstance(student, LadderStudent) else SEARCHED_WIDTH
     weights = student.weights if isinstance(student, LadderStudent) else ""
     notes: tuple[str, ...] = ()
     if student.model not in ZOO:

@@ -261,11 +261,17 @@ def test_a_teacher_that_never_learned_is_stopped(folder: Path) -> None:
         prepared(load(None, settings(folder, "fresh")))
 
 
-@pytest.mark.parametrize("model", ["Probabilities", "Shares"])
-def test_outputs_that_are_no_logits_are_told(model: str, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("Probabilities", "in eval mode the network gives probabilities"),
+        ("Shares", "all its outputs lie between 0 and 1, as after a softmax"),
+    ],
+)
+def test_outputs_that_are_no_logits_are_told(model: str, said: str, folder: Path) -> None:
     """Right in as many images as before; but what they teach is nearly the same for all classes."""
     made = load(None, [*settings(folder), f"teacher.model=own_teacher:{model}"])
-    with pytest.raises(UserError, match="all its outputs lie between 0 and 1, as after a softmax"):
+    with pytest.raises(UserError, match=said):
         prepared(made)
 
 

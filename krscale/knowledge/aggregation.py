@@ -208,28 +208,6 @@ def joined_weights(information_gain: Tensor, groups: Groups, count: int) -> tupl
     return tap_weights(information_gain, tuple(whole)), weights
 
 
-def aggregate(
-    tap_logits: Tensor,
-    information_gain: Tensor,
-    groups: Groups,
-    temperature: float,
-    mixing: str = "arithmetic",
-) -> Tensor:
-    """Return the distribution of each group, `[B, G, K]` probabilities in fp32.
-
-    `q_g = sum_{d in g} I_d q_d / sum_{d in g} I_d` with `q_d = softmax(tap_logits_d /
-    temperature)`.
-
-    Args:
-        tap_logits: `[B, D, K]`, up to an additive constant per tap.
-        information_gain: `[D]`, not negative.
-        groups: The groups of the `D` taps.
-        temperature: Temperature of the distributions.
-        mixing: `"arithmetic"`, or `"geometric"`: `q_g ~ exp(weighted mean of h_d / temperature)`.
-    """
-    return mix_taps(tap_logits, tap_weights(information_gain, groups), temperature, mixing)
-
-
 def mix_taps(tap_logits: Tensor, weights: Tensor, temperature: float, mixing: str) -> Tensor:
     """Return the distribution of each group, `[B, G, K]`, from ready `weights`: two operations.
 

@@ -29,39 +29,6 @@ def recode_gap(gap: Tensor, sparsity: float) -> Tensor:
     return recode(gap, sparsity)[0]
 
 
-def active_classes(gap: Tensor, sparsity: float) -> Tensor:
-    """Return how many entries of each gap survive recoding, `[...]` int64.
-
-    Args:
-        gap: `[..., K]`, differences of two distributions over `K` classes.
-        sparsity: Share of each sign's mass to drop at most, in `[0, 1)`.
-    """
-    return recode(gap, sparsity)[1]
-
-
-def recoded_cross_entropy(
-    student_logits: Tensor, soft_targets: Tensor, temperature: float, sparsity: float
-) -> Tensor:
-    """Return the cross-entropy of student and targets, `[...]`, whose gradient is recoded.
-
-    The value is `-sum_k q_k log p_k` with `p = softmax(student_logits / temperature)`; the
-    gradient to the logits is `recode_gap(p - q) / temperature`, which for `sparsity = 0` is the
-    true gradient. The targets get no gradient. Computed in fp32 whatever the inputs.
-
-    Args:
-        student_logits: `[..., K]`.
-        soft_targets: `[..., K]` probabilities.
-        temperature: Temperature of the student's distribution.
-        sparsity: Share of each sign's mass to drop at most, in `[0, 1)`.
-    """
-    scaled = student_logits.detach().float() / temperature
-    targets = soft_targets.detach().float()
-    log_probabilities = scaled.log_softmax(dim=-1)
-    value = -(targets * log_probabilities).sum(dim=-1)
-    recoded = recode_gap(log_probabilities.exp() - targets, sparsity)
-    return with_gradient(value, recoded / temperature, student_logits)
-
-
 def with_gradient(value: Tensor, slopes: Tensor, logits: Tensor) -> Tensor:
     """Return `value`, whose gradient to `logits` is `slopes`.
 
@@ -85,7 +52,7 @@ def with_gradient(value: Tensor, slopes: Tensor, logits: Tensor) -> Tensor:
 
 
 def recode(gap: Tensor, sparsity: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Return `recode_gap` and `active_classes` in one pass, so that both take one sort.
+    """Return `recode_gap`, and how many entries of each gap survive, `[...]` int64: one sort.
 
     A sparsity that changes during training is a scalar tensor on the device, so that neither
     compiled code nor the device has to wait for its value. Neither result has a gradient.

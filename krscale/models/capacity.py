@@ -113,30 +113,26 @@ def latency_ms(model: nn.Module, input_shape: tuple[int, int, int], num_threads:
             module.training = training
 
 
-def find_width(build: Callable[[int], nn.Module], target: float, multiple: int = 1) -> int:
+def sizes_by_width(build: Callable[[int], nn.Module]) -> Callable[[int], int]:
+    """Return the function from a width to its number of parameters; each network is built once.
+
+    On the meta device, so that trying large ones costs neither memory nor time.
+    """
+    return functools.cache(lambda width: num_parameters(on_meta(build, width)))
+
+
+def nearest_width(size_at: Callable[[int], int], target: float, multiple: int = 1) -> int:
     """Return the width whose number of parameters is nearest to `target` on a log scale.
 
-    Networks are built on the meta device, so trying large ones costs neither memory nor time.
-
     Args:
-        build: Width to network; its number of parameters must not fall as the width grows.
-        target: Wanted number of parameters. A target below the smallest network gives the least
-            width: compare `num_parameters` with the target where the distance matters.
+        size_at: What `sizes_by_width` returned; it must not fall as the width grows.
+        target: Wanted number of parameters. One below the smallest network gives the least width:
+            compare `num_parameters` with the target where the distance matters.
         multiple: Only multiples of it are tried.
 
     Raises:
         UserError: If the target is not positive, or no width up to `MAX_WIDTH` reaches it.
     """
-    return nearest_width(sizes_by_width(build), target, multiple)
-
-
-def sizes_by_width(build: Callable[[int], nn.Module]) -> Callable[[int], int]:
-    """Return the function from a width to its number of parameters; each network is built once."""
-    return functools.cache(lambda width: num_parameters(on_meta(build, width)))
-
-
-def nearest_width(size_at: Callable[[int], int], target: float, multiple: int = 1) -> int:
-    """Do what `find_width` does, for several targets of one `sizes_by_width`."""
     if not target > 0 or not math.isfinite(target):
         raise UserError(f"The wanted number of parameters must be positive (got {target}).")
 

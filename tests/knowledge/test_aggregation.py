@@ -13,10 +13,11 @@ from torch import Tensor
 from krscale.errors import KrscaleError, UserError
 from krscale.knowledge.aggregation import (
     Depths,
-    aggregate,
+    Groups,
     group_weights,
     joined_weights,
     merge_groups,
+    mix_taps,
     split_taps,
     student_ends,
     student_tap,
@@ -25,6 +26,17 @@ from krscale.knowledge.aggregation import (
 
 GAINS = torch.tensor([0.1, 0.3, 0.0, 0.6, 0.5, 0.8])
 GROUPS = ((0, 2), (2, 4), (4, 6))
+
+
+def aggregate(
+    tap_logits: Tensor,
+    information_gain: Tensor,
+    groups: Groups,
+    temperature: float,
+    mixing: str = "arithmetic",
+) -> Tensor:
+    """The distributions of all groups, as a training computes them."""
+    return mix_taps(tap_logits, tap_weights(information_gain, groups), temperature, mixing)
 
 
 @given(st.integers(1, 40).flatmap(lambda d: st.tuples(st.integers(1, d), st.just(d))))

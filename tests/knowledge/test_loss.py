@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from krscale.knowledge.loss import kr_loss, kr_terms
-from krscale.knowledge.recoding import active_classes, recode_gap
+from krscale.knowledge.recoding import recode, recode_gap
 
 WEIGHTS = torch.tensor([0.2, 0.0, 1.0])
 
@@ -41,7 +41,7 @@ def test_active_classes_of_every_group() -> None:
     logits = torch.randn(5, 3, 8, generator=generator)
     targets = torch.randn(5, 3, 8, generator=generator).softmax(dim=-1)
     _, active = kr_terms(logits, targets, WEIGHTS, 4.0, 0.5)
-    assert torch.equal(active, active_classes((logits / 4.0).softmax(dim=-1) - targets, 0.5))
+    assert torch.equal(active, recode((logits / 4.0).softmax(dim=-1) - targets, 0.5)[1])
     assert active.float().mean() < 8
 
 

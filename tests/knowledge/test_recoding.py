@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from krscale.knowledge.recoding import active_classes, recode_gap, recoded_cross_entropy
+from krscale.knowledge.loss import kr_loss
+from krscale.knowledge.recoding import recode, recode_gap
 
 SPARSITIES = [0.1, 0.3, 0.5, 0.7, 0.9, 0.99]
 SIZES = [2, 3, 10, 45, 300]
@@ -106,7 +107,7 @@ def test_drops_the_smallest_and_at_most_the_share(sparsity: float) -> None:
 @pytest.mark.parametrize("num_classes", [10, 100])
 def test_active_classes_fall_as_sparsity_grows(num_classes: int) -> None:
     gap = random_gap(num_classes)
-    counts = torch.stack([active_classes(gap, s) for s in (0.0, *SPARSITIES)])
+    counts = torch.stack([recode(gap, s)[1] for s in (0.0, *SPARSITIES)])
     assert (counts[0] == num_classes).all()
     assert (counts.diff(dim=0) <= 0).all()
     assert (counts[-1] >= 2).all()
@@ -116,7 +117,7 @@ def test_active_classes_fall_as_sparsity_grows(num_classes: int) -> None:
 
 def test_active_classes_counts_the_kept() -> None:
     gap = torch.tensor([[0.4, 0.1, 0.1, -0.3, -0.2, -0.1], [0.0] * 6])
-    assert active_classes(gap, 0.4).tolist() == [3, 0]
+    assert recode(gap, 0.4)[1].tolist() == [3, 0]
 
 
 @settings(max_examples=60, deadline=None)
@@ -141,7 +142,16 @@ def test_leading_shapes_and_empty_batches() -> None:
     shaped = recode_gap(gap.view(3, 4, 10), 0.5)
     assert torch.equal(shaped.view(12, 10), recode_gap(gap, 0.5))
     assert recode_gap(torch.zeros(0, 3, 10), 0.5).shape == (0, 3, 10)
-    assert active_classes(torch.zeros(0, 3, 10), 0.5).shape == (0, 3)
+    assert recode(torch.zeros(0, 3, 10), 0.5)[1].shape == (0, 3)
+
+
+def recoded_cross_entropy(
+    logits: Tensor, targets: Tensor, temperature: float, sparsity: float
+) -> Tensor:
+    """The objective of one group of weight 1, as a cross-entropy at the temperature."""
+    one = kr_loss(logits[:, None], targets[:, None], torch.ones(1), temperature, sparsity)
+    wide = targets.detach().float()
+    return one / temperature**2 - torch.special.xlogy(wide, wide).sum(dim=-1)
 
 
 def gradient(logits: Tensor, targets: Tensor, temperature: float, sparsity: float) -> Tensor:

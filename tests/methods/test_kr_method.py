@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from krscale.config import DistillConfig
 from krscale.errors import KrscaleError, UserError
-from krscale.knowledge.aggregation import Groups, aggregate, group_weights
+from krscale.knowledge.aggregation import Groups, group_weights, mix_taps, tap_weights
 from krscale.knowledge.loss import kr_loss
-from krscale.knowledge.recoding import active_classes, recode_gap
+from krscale.knowledge.recoding import recode, recode_gap
 from krscale.knowledge.schedule import scheduled
 from krscale.knowledge.taps import TapOutputs
 from krscale.knowledge.where import WhereLoss, pair_stages, where_distributions
@@ -100,7 +100,7 @@ def test_value_and_gradients_in_float64() -> None:
     expected_gradients = (recoded[2], recoded[0].sum(dim=0), recoded[1].sum(dim=0))
     for got, want in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
-    kept = torch.stack([active_classes(gap, 0.5).float() for gap in gaps])
+    kept = torch.stack([recode(gap, 0.5)[1].float() for gap in gaps])
     torch.testing.assert_close(method.diagnostics()["kr/active_classes"], kept.mean())
 
 
@@ -260,7 +260,7 @@ def test_groups_coarsen_until_one_is_left(
     method = make(granularity="stage", auxiliary_schedule="coarsening")
     method.begin_epoch(progress)
     gains = torch.tensor(GAINS)
-    targets = aggregate(batch.tap_logits, gains, groups, 4.0)
+    targets = mix_taps(batch.tap_logits, tap_weights(gains, groups), 4.0, "arithmetic")
     logits = group_logits(method, student)
     left = torch.stack([logits[place] for place in (*heads, 2)], dim=1)
     want = kr_loss(left, targets, group_weights(gains, groups), 4.0, 0.3)

@@ -7,7 +7,6 @@ from torch import nn
 from krscale.errors import UserError
 from krscale.models.capacity import (
     count_flops,
-    find_width,
     latency_ms,
     nearest_width,
     num_bytes,
@@ -89,15 +88,15 @@ def sizes():
 
 
 @pytest.mark.parametrize("target", [1, 300, 2_000, 40_000, 700_000, 3_000_001])
-def test_find_width_agrees_with_trying_every_width(target, sizes):
+def test_width_of_agrees_with_trying_every_width(target, sizes):
     best = min(sizes, key=lambda width: abs(math.log(sizes[width] / target)))
-    assert find_width(narrow, target) == best
+    assert nearest_width(sizes_by_width(narrow), target) == best
 
 
 @pytest.mark.parametrize("target", [300, 40_000, 120_000, 700_000])
-def test_find_width_tries_multiples_alone_where_asked(target, sizes):
+def test_width_of_tries_multiples_alone_where_asked(target, sizes):
     best = min(range(8, 140, 8), key=lambda width: abs(math.log(sizes[width] / target)))
-    assert find_width(narrow, target, multiple=8) == best
+    assert nearest_width(sizes_by_width(narrow), target, multiple=8) == best
 
 
 def test_several_targets_build_each_width_once():
@@ -124,18 +123,18 @@ def test_only_numbers_without_a_place_are_left_out_on_meta():
     assert 0.5 < float(found.real.std()) < 2.0
 
 
-def test_find_width_needs_no_memory():
-    width = find_width(lambda width: resnet(10, 3, width), 1e11)
+def test_width_of_needs_no_memory():
+    width = nearest_width(sizes_by_width(lambda width: resnet(10, 3, width)), 1e11)
     with torch.device("meta"):
         assert num_parameters(resnet(10, 3, width)) == pytest.approx(1e11, rel=0.01)
 
 
-def test_find_width_refuses_a_network_without_a_dial():
+def test_width_of_refuses_a_network_without_a_dial():
     with pytest.raises(UserError, match=r"width 1 has 10 .* Does the network use its width"):
-        find_width(lambda width: nn.Linear(4, 2), 1000)
+        nearest_width(sizes_by_width(lambda width: nn.Linear(4, 2)), 1000)
 
 
 @pytest.mark.parametrize("target", [0, -3, math.nan, math.inf])
-def test_find_width_refuses_targets_that_are_no_size(target):
+def test_width_of_refuses_targets_that_are_no_size(target):
     with pytest.raises(UserError, match="must be positive"):
-        find_width(lambda width: nn.Linear(width, 1), target)
+        nearest_width(sizes_by_width(lambda width: nn.Linear(width, 1)), target)

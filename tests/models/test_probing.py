@@ -4,7 +4,7 @@ from odd_networks import Net
 from torch import nn
 
 from krscale.errors import UserError
-from krscale.models.capacity import count_flops, find_width, num_parameters
+from krscale.models.capacity import count_flops, nearest_width, num_parameters, sizes_by_width
 from krscale.models.outputs import read_logits
 from krscale.models.probing import build_for_shapes, check_network, check_weights_are_finite
 
@@ -67,7 +67,12 @@ def test_a_network_that_looks_at_values_is_measured_where_it_can_run():
     assert not model.head.weight.is_meta
     assert count_flops(model, SHAPE) == count_flops(build("")(), SHAPE)
     target = num_parameters(Net(5, width=12))
-    assert find_width(lambda width: Net(5, width=width, form="looks at values"), target) == 12
+    assert (
+        nearest_width(
+            sizes_by_width(lambda width: Net(5, width=width, form="looks at values")), target
+        )
+        == 12
+    )
 
 
 def test_weights_that_are_not_finite_are_named():

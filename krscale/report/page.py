@@ -25,7 +25,7 @@ from krscale.report.rendering import Cell, Table, texts, write_rendered
 from krscale.report.reproduce import command_of
 from krscale.report.result import Curve
 from krscale.report.students import MethodResult
-from krscale.report.table import front_of, short_number
+from krscale.report.table import front_of, sampling, short_number
 
 CLOSE_ENOUGH = 0.01
 """A student this near to the best on validation counts as enough in the summary."""
@@ -163,6 +163,12 @@ def _question(run: ShownRun) -> list[str]:
             f"Budget: {search.trials_per_size} trials of up to {run.experiment.train.num_epochs} "
             "epochs for each way of training at each size; each winner was trained again with "
             f"{search.num_final_seeds} fresh seeds, and these are what the figure shows."
+        )
+    if reach := sampling(curve):
+        lines.append(
+            f"How sure: ± is between seeds. The {data['num_test']:,} test images are a sample "
+            f"besides: on others like them an accuracy may be off by {reach.replace('±', '')} "
+            "points (95 %)."
         )
     return [*lines, *(f"{name}: {_purpose(name)}" for name in curve.methods)]
 

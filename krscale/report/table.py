@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from krscale.report.interval import half_width
+from krscale.report.interval import half_width, sampling_half_width
 from krscale.report.result import Curve
 from krscale.report.students import CurveSize, MethodResult
 
@@ -100,12 +100,33 @@ def _accuracy(result: MethodResult, plus_minus: str) -> str:
     return mean if spread is None else f"{mean}{plus_minus}{100 * spread:.1f}"
 
 
+def sampling(curve: Curve) -> str:
+    """Say how far the accuracies of a curve may be from those on other images: `±0.8 to ±2.2`.
+
+    Empty where it is not known on how many they were measured.
+    """
+    means = [
+        result.test_accuracy
+        for size in curve.sizes
+        for result in size.methods.values()
+        if result.test_accuracy is not None
+    ]
+    count = curve.data.get("num_test", 0)
+    if not means or count < 1:
+        return ""
+    reaches = sorted(100.0 * sampling_half_width(mean, count) for mean in means)
+    return " to ".join(dict.fromkeys(f"±{reach:.1f}" for reach in (reaches[0], reaches[-1])))
+
+
 def _caption(curve: Curve, plus_minus: str) -> str:
     counts = {len(r.seeds) for size in curve.sizes for r in size.methods.values() if r.seeds}
     lines = []
     if counts and max(counts) > 1:
         seeds = "-".join(str(n) for n in sorted({min(counts), max(counts)}))
         lines.append(f"{plus_minus} 95 % interval over {seeds} seeds; bold: best of its size")
+    if reach := sampling(curve):
+        reach = reach.replace("±", plus_minus)
+        lines.append(f"{curve.data['num_test']:,} test images: {reach} on others like them")
     lines.append("* Pareto front: validation accuracy, parameters")
     if curve.num_unlabelled:
         lines.append(f"with a teacher: {curve.num_unlabelled:,} images without labels as well")

@@ -5,6 +5,7 @@ import math
 import pytest
 from pydantic import ValidationError
 from rich.console import Console
+from scipy.stats import binomtest
 
 from krscale.errors import UserError
 from krscale.files import write_json
@@ -19,7 +20,8 @@ from krscale.report import (
     read_curve,
     write_curve,
 )
-from krscale.report.interval import half_width
+from krscale.report.interval import half_width, sampling_half_width
+from krscale.report.table import curve_table
 
 TEACHER = {
     "model": "resnet", "width": 32, "num_parameters": 400_000, "flops": 12_000_000,
@@ -178,6 +180,26 @@ def test_a_file_that_is_no_curve_is_a_user_error(tmp_path, text):
     (tmp_path / "curve.json").write_text(text)
     with pytest.raises(UserError, match=r"curve\.json: damaged: .* another version of krscale"):
         read_curve(tmp_path)
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 0.3, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("count", [1, 15, 450, 10_000])
+def test_sampling_against_wilsons_interval(accuracy, count):
+    right = round(accuracy * count)
+    exact = binomtest(right, count).proportion_ci(method="wilson")
+    assert sampling_half_width(right / count, count) == pytest.approx((exact.high - exact.low) / 2)
+
+
+def test_a_table_says_how_much_its_test_images_are_worth():
+    def caption(data, *tests):
+        sizes = [size("1/64", 6000, plain=result([0.5], [test])) for test in tests]
+        made = curve(*sizes).model_copy(update={"data": data})
+        return str(curve_table(made, ascii_only=False).caption)
+
+    assert "450 test images: ±0.8 to ±2.2 on others" in caption({"num_test": 450}, 0.938, 0.995)
+    assert "15 test images: ±19.1 on others like them" in caption({"num_test": 15}, 0.8)
+    assert "test images" not in caption({}, 0.8)
+    assert "test images" not in caption({"num_test": 0}, 0.8)
 
 
 def test_half_width_against_the_table_of_student_t():

@@ -112,6 +112,7 @@ def test_page_answers_and_explains(tmp_path) -> None:
         "Budget: 6 trials of up to 16 epochs",
         "again with 2 fresh seeds",
         "kr: Knowledge Representing",
+        "The 450 test images are a sample besides: on others like them an accuracy may be off by",
         "89.0 ± 12.7",  # mean of 88 and 90; t(0.975, 1) * sqrt(2) / sqrt(2) = 12.706 points
         "24 trials, of which early stopping ended 8 and 4 failed; then 6 final trainings.",
         "Together 2 h 5 min of training, within 3 min 20 s",

@@ -86,3 +86,11 @@ def test_what_is_written_down_has_no_path_of_this_machine(tmp_path: Path) -> Non
     assert written["data"]["path"] == "fashion-mnist"
     assert not run.missing_data
     assert TaskRun(TASKS[1], tmp_path, data_path=str(tmp_path / "no")).missing_data
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_what_decides_is_searched_twice_on_every_task(task, tmp_path: Path) -> None:
+    run = TaskRun(task, tmp_path, num_searches=2)
+    searched = {f.name: run.searches_of(f) for f in run.families}
+    assert searched["kr"] == searched["features"] == searched["reviewkd"] == 2
+    assert searched["rkd"] == (2 if task.name == "fashion_mnist" else 1)

@@ -130,3 +130,14 @@ def test_every_figure_is_drawn_and_shown(result: dict[str, Any], tmp_path: Path)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures)
     text = page(result, {path.stem: Path("images") / path.name for path in figures})
     assert text.count("](images/claims-") == 3
+
+
+def test_opponents_that_were_searched_once_are_named(result: dict[str, Any]) -> None:
+    assert "Searched once" not in page(result, {})
+    task = result["tasks"][0]
+    task["num_searches"] = 2
+    for size in task["sizes"]:
+        for name in ("kr", "kd"):
+            size["methods"][name]["searches"] *= 2
+    # kd, the best opponent, has 0.51 and 0.71; plain has 0.31 at the first size.
+    assert "Searched once: `plain`. They are 20.0 to 20.0 points" in page(result, {})

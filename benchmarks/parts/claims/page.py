@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -132,6 +133,27 @@ def _unmeasured(result: Json) -> list[str]:
     return [name for name in OPPONENTS if name not in measured]
 
 
+def _searched_once(result: Json) -> list[str]:
+    """Say which opponents have one search where others have more, and what that leaves open."""
+    once, behind = set(), []
+    for size in result["sizes"]:
+        tests = {name: entry["test_accuracy"] for name, entry in size["methods"].items()}
+        means = {name: math.fsum(tests[name]) / len(tests[name]) for name in tests}
+        best = max((means[name] for name in OPPONENTS if name in means), default=0.0)
+        for name in OPPONENTS:
+            if name in means and len(size["methods"][name]["searches"]) < result["num_searches"]:
+                once.add(name)
+                behind.append(best - means[name])
+    if not once:
+        return []
+    names = ", ".join(f"`{name}`" for name in OPPONENTS if name in once)
+    least, most = (f"{100 * gap:.1f}" for gap in (min(behind), max(behind)))
+    return [
+        f"Searched once: {names}. They are {least} to {most} points below the best opponent of "
+        "their size."
+    ]
+
+
 def _beside(result: Json) -> str:
     """Return how many opponents stand behind a verdict, where it is not all of them."""
     num_measured = len(OPPONENTS) - len(_unmeasured(result))
@@ -164,6 +186,7 @@ def _task(result: Json) -> str:
             f"{teacher['num_parameters']:,} parameters, {as_share(teacher['test_accuracy'])} % on "
             f"test after {task['teacher']['num_epochs']} epochs. {result['published']}".strip()
         )
+    lines += _searched_once(result)
     if without := [f"`{name}`" for name in _unmeasured(result)]:
         lines.append(f"Opponents that were not measured on this task: {', '.join(without)}.")
     if len(found := result.get("teachers_test_accuracy", ())) > 1:

@@ -115,6 +115,8 @@ class TaskRun:
         """Return how many searches of a family are made on this task."""
         if family not in self.families:
             return 0
+        if self.task.name in family.once:
+            return 1
         return min(self.num_searches, max(1, family.max_searches))
 
     def overrides(self, family: Family, number: int = 0) -> list[str]:

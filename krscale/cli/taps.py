@@ -97,7 +97,7 @@ def _of_network(options: argparse.Namespace) -> tuple[Sequence[Block], Sequence[
 
     from krscale.models import build_model
     from krscale.models.blocks import list_blocks, proposed_taps
-    from krscale.models.probing import build_for_shapes, check_network
+    from krscale.models.probing import build_for_shapes, check_built, check_network
 
     build = partial(
         build_model,
@@ -112,7 +112,9 @@ def _of_network(options: argparse.Namespace) -> tuple[Sequence[Block], Sequence[
     )
     model = build_for_shapes(build, options.image)
     check_network(model, options.classes, options.image, "network")
-    return list_blocks(model, options.image), proposed_taps(build(), options.image)
+    built = build()
+    check_built(built, options.image, "network")
+    return list_blocks(model, options.image), proposed_taps(built, options.image)
 
 
 def _of_experiment(

@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: run test test-processors test-browser screenshots gpu-check drills test-drills test-wheel check audit sbom ui docs bench claims clean setup setup-dev constraints help
+.PHONY: run test test-processors test-browser screenshots gpu-check drills test-drills test-wheel check audit sbom package ui docs bench claims clean setup setup-dev constraints help
 
 PY := .venv/bin/python
 PORT ?= 5000
@@ -61,6 +61,9 @@ audit: ## compare constraints.txt with the known advisories; fails where no data
 
 sbom: ## write build/sbom.json, a bill of materials (CycloneDX) of constraints.txt
 	@scripts/audit.sh sbom
+
+package: ## write build/job.zip, what a job needs of the last commit (0.8 MB); ARGS="my_models.py" adds files
+	@mkdir -p build && git archive --format=zip --output build/job.zip HEAD krscale jobs search_spaces $(ARGS)
 
 docs: ## build the documentation as a site, build/site; ARGS=serve shows it while you write
 	@scripts/docs.sh $(ARGS)

@@ -179,6 +179,17 @@ def test_a_job_streams_ends_well_and_leaves_its_curve(head: Head) -> None:
     assert tags["krscale.ray_job"] in done.output, "the id that `ray job submit` printed"
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="an archive of the code, not a checkout")
+def test_an_archive_is_submitted_like_a_folder(head: Head, tmp_path: Path) -> None:
+    archive = tmp_path / "job.zip"
+    packed = ("git", "archive", "--format=zip", f"--output={archive}", "HEAD")
+    subprocess.run([*packed, "krscale", "jobs", "search_spaces"], cwd=ROOT, check=True)
+    command = submit_command(head, "-m", "krscale.tune", "jobs/digits.toml", "--set", "name=a b/")
+    done = shell(command.replace("--working-dir .", f"--working-dir {archive}"), head.env)
+    assert "a b/" in done.stdout, done.stdout + done.stderr + head.story()
+    assert done.returncode == 1, "Ray's, of a job that refuses its settings"
+
+
 @pytest.mark.drill  # the suite has krscale's own exit code and line (cli/test_bad_input.py)
 def test_a_refused_config_fails_the_job(head: Head, drill: Drill) -> None:
     drill.injected("a misspelt key in a submitted job", kind="bad input")

@@ -27,9 +27,15 @@ from krscale.knowledge.measuring import (
     without_parameters,
 )
 from krscale.knowledge.parameters import layers_by_tap, weight_histograms
-from krscale.knowledge.taps import TapOutputs, unwrapped
+from krscale.knowledge.taps import TapOutputs
 from krscale.knowledge.where import cells_of, where_distributions, without_where
-from krscale.kr_checks import LoopWatch, check_classes, check_outputs, checked_settings
+from krscale.kr_checks import (
+    LoopWatch,
+    check_apart,
+    check_classes,
+    check_outputs,
+    checked_settings,
+)
 from krscale.kr_state import MADE, MadeFor, check_finite, check_whole, with_former
 from krscale.methods import MethodContext
 from krscale.methods.kr import KR
@@ -156,8 +162,7 @@ class KRLoss(nn.Module):
             raise UserError("KRLoss: it is to be trained, and torch.inference_mode() is on here.")
         check_network(teacher, "teacher")
         check_network(student, "student")
-        if unwrapped(teacher) is unwrapped(student):
-            raise UserError("KRLoss: teacher and student are one and the same network.")
+        check_apart(teacher, student)
         device = device_of(teacher)
         images, batches = first_images(train_loader, "train_loader")
         shape = tuple(images.shape[1:])
@@ -202,6 +207,7 @@ class KRLoss(nn.Module):
         """
         check_network(teacher, "teacher")
         check_network(student, "student")
+        check_apart(teacher, student)
         made = MadeFor.of(state)
         shape = made.image_shape
         teachers, students = (

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from krscale.config.methods import KRSettings
 from krscale.errors import UserError
-from krscale.knowledge.taps import TapOutputs
+from krscale.knowledge.taps import TapOutputs, unwrapped
 from krscale.methods.kr import KR
 from krscale.models.tapped import TappedNetwork
 
@@ -36,6 +36,33 @@ def checked_settings(values: Mapping[str, Any]) -> KRSettings:
     if not any(getattr(settings, name) for name in _WEIGHTS):
         raise UserError(f"KRLoss: {', '.join(_WEIGHTS)}: all are 0, so nothing would be learnt.")
     return settings
+
+
+def check_apart(teacher: nn.Module, student: nn.Module) -> None:
+    """Refuse a student whose training would change its teacher, as it has layers of it.
+
+    Frozen weights may be shared; running statistics change in every step.
+
+    Raises:
+        UserError: Naming what they share.
+    """
+    if unwrapped(teacher) is unwrapped(student):
+        raise UserError("KRLoss: teacher and student are one and the same network.")
+    taught = {_place(value) for value in (*teacher.parameters(), *teacher.buffers())}
+    weights = {k: v for k, v in student.named_parameters() if v.requires_grad}
+    statistics = {k: v for k, v in student.named_buffers() if v.is_floating_point()}
+    changed = (*weights.items(), *statistics.items())
+    shared = [name for name, value in changed if value.numel() and _place(value) in taught]
+    if shared:
+        more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
+        raise UserError(
+            f"KRLoss: the student's {', '.join(shared[:3])}{more} are the teacher's own, so that "
+            "training it would change the teacher. Give it copies: copy.deepcopy."
+        )
+
+
+def _place(value: Tensor) -> tuple[torch.device, int]:
+    return value.device, value.data_ptr()
 
 
 def check_classes(teacher: TappedNetwork, student: TappedNetwork) -> None:

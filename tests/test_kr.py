@@ -680,6 +680,57 @@ UNSTEADY = {
 }
 
 
+@pytest.mark.parametrize("share", ["a block", "a weight", "a view", "running statistics"])
+def test_a_student_with_layers_of_the_teacher(
+    share: str, teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    state = make(teacher, student, pairs).state_dict()
+    other = copy.deepcopy(student)
+    if share == "a block":
+        other.layer1, other.layer2, other.fc = teacher.layer1, teacher.layer2, teacher.fc
+    elif share == "a weight":
+        other.fc.bias = teacher.fc.bias
+    elif share == "a view":
+        other.fc.bias = nn.Parameter(teacher.fc.bias.detach())
+    else:
+        norm = nn.BatchNorm2d(1, affine=False)
+        teacher, other = nn.Sequential(norm, teacher), nn.Sequential(norm, other)
+    for made in (
+        lambda: make(teacher, other, pairs),
+        lambda: KRLoss.from_state(teacher, other, state),
+    ):
+        with pytest.raises(UserError, match=r"are the teacher's own, so that training it would"):
+            made()
+
+
+def test_frozen_weights_may_be_shared(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
+    student.fc.bias = teacher.fc.bias.requires_grad_(False)
+    assert float(make(teacher, student, pairs)(*pairs[0]).detach()) > 0.0
+
+
+class NormalisesInPlace(nn.Module):
+    """As `transforms.functional.normalize(..., inplace=True)` does."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs: Tensor = self.network(images.sub_(0.1).div_(1.1))
+        return outputs
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_images_are_left_as_they_are(
+    role: str, teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    given = {"teacher": teacher, "student": student}
+    given[role] = NormalisesInPlace(given[role])
+    own = [(images.clone(), labels) for images, labels in pairs]
+    with pytest.raises(UserError, match=f"^{role}: the network changes the images that it is"):
+        make(given["teacher"], given["student"], own)
+
+
 @pytest.mark.parametrize("role", ["teacher", "student"])
 @pytest.mark.parametrize("last", UNSTEADY)
 def test_logits_that_depend_on_more_than_the_image(

@@ -148,11 +148,19 @@ def check_steady(run: Callable[[Tensor], Tensor], images: Tensor, where: str) ->
         where: What the network is, for errors.
 
     Raises:
-        UserError: If they are others when it is run again, or for an image by itself.
+        UserError: If they are others when it is run again, or for an image by itself; or if the
+            images are others after it.
     """
     with torch.random.fork_rng(devices=[]):
         several = images.repeat(_COPIES, 1, 1, 1)  # dropout may miss a few
-        first, again = run(several), run(several)
+        given = several.clone()
+        first = run(several)
+        if not torch.equal(given, several):
+            raise UserError(
+                f"{where}: the network changes the images that it is given, in place, and whoever "
+                "reads them next reads others. Let it make new ones: x - mean, not x.sub_(mean)."
+            )
+        again = run(several)
         try:
             alone = torch.cat([run(image[None]) for image in images])
         except Exception as error:

@@ -78,6 +78,7 @@ def test_what_gives_logits_is_taken(network: str, form: str) -> None:
         (["model=odd_networks:exported"], "{}.model: odd_networks:exported: this is a program"),
         (["options={form='dropout'}"], "{}: in eval mode the network gives the same images other"),
         (["options={form='batch'}"], "{}: in eval mode the network gives an image other outputs"),
+        (["options={form='in place'}"], "{}: the network changes the images that it is given"),
         (["options={form='squeeze'}"], "{}: for one image by itself the network gives [10], and"),
         (["options={form='crash'}"], "{}: the network does not run on images of shape [1, 8, 8]"),
         (["output_key=logits"], "{}.output_key: 'logits' is set, but the network returns"),

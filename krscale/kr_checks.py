@@ -99,6 +99,7 @@ class LoopWatch:
 
     def __init__(self) -> None:
         self.told_of_epochs = False
+        self._told_of_frozen = False
         self._num_losses = 0
         self._head_at_first = torch.zeros(0)
 
@@ -109,7 +110,15 @@ class LoopWatch:
             method: Whose heads are to learn.
             logits: Of the student; without a gradient nothing is being trained.
         """
-        if torch.compiler.is_compiling() or not logits.requires_grad:
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        if not logits.requires_grad:
+            if not self._told_of_frozen:
+                self._told_of_frozen = True
+                _LOG.warning(
+                    "KRLoss: the student's logits have no gradient, so it learns nothing: all of "
+                    "its weights are frozen, or it was run under torch.no_grad()."
+                )
             return
         self._num_losses += 1
         heads = list(method.heads.parameters()) if method.teaches_heads else []

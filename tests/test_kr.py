@@ -454,6 +454,20 @@ def test_schedules_that_nobody_drives_are_said_once(
     assert not named or "kr.begin_epoch(" in caplog.text
 
 
+def test_a_student_that_cannot_learn_is_said_once(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs, caplog: pytest.LogCaptureFixture
+) -> None:
+    kr = make(teacher, student, pairs)
+    with torch.no_grad():
+        kr(*pairs[0])
+    assert caplog.messages == []
+    student.requires_grad_(False)
+    for _ in range(3):
+        kr(*pairs[0])
+    assert [m for m in caplog.messages if "logits have no gradient" in m] == caplog.messages
+    assert len(caplog.messages) == 1
+
+
 @pytest.mark.parametrize("learning", [True, False])
 @pytest.mark.parametrize("granularity", [1, 3])
 def test_heads_that_no_optimiser_has_are_said_once(

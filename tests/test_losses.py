@@ -214,3 +214,19 @@ def test_a_class_that_the_teacher_excludes_counts_nothing(name: str) -> None:
             (student / 4).log_softmax(1), (teacher / 4).softmax(1), reduction="none"
         ).sum(dim=1)
         torch.testing.assert_close(loss, 16 * wanted)
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize("name", [n for n in ON_LOGITS if n != "label_smoothing"])
+def test_probabilities_are_no_logits(name: str, role: str) -> None:
+    student, teacher, labels = example()
+    given = {"student": student, "teacher": teacher}
+    loss = loss_named(name)
+    logarithms = {**given, role: given[role].log_softmax(dim=1)}
+    torch.testing.assert_close(
+        loss(*logarithms.values(), labels), loss(*given.values(), labels), rtol=1e-4, atol=1e-5
+    )
+    for dtype in (torch.float32, torch.bfloat16):
+        probabilities = {**given, role: given[role].softmax(dim=1).to(dtype)}
+        with pytest.raises(UserError, match=f"{role}_logits are probabilities"):
+            loss(*probabilities.values(), labels)

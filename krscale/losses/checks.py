@@ -10,6 +10,7 @@ from torch import Tensor
 
 from krscale.config.fields import check_number
 from krscale.errors import UserError
+from krscale.models.outputs import sum_to_one
 
 
 def check_settings(loss: str, **settings: tuple[Any, float]) -> None:
@@ -30,11 +31,21 @@ def check_floating(*values: object) -> None:
 
 
 def check_logits(student: Tensor, teacher: Tensor, labels: object) -> None:
-    """Refuse logits that are not both `[B, K]`, and labels of another batch."""
+    """Refuse logits that are not both `[B, K]`, probabilities, and labels of another batch.
+
+    Probabilities are seen on a CPU alone: a GPU would have to be waited for.
+    """
     check_floating(student, teacher)
     if student.ndim != 2:
         raise UserError(f"logits are [B, K], not {list(student.shape)}.")
     check_same_shape(student, teacher)
+    for name, values in (("student", student), ("teacher", teacher)):
+        seen = values.device.type == "cpu" and not torch.compiler.is_compiling()
+        if seen and len(values) > 1 and sum_to_one(values):
+            raise UserError(
+                f"{name}_logits are probabilities (each row sums to 1), and logits are needed: "
+                "leave the softmax out, or give their logarithm."
+            )
     if labels is not None:
         check_labels(labels, len(student))
 

@@ -248,8 +248,8 @@ def _make_teacher(
     taps, stage_ends = resolve_taps(model, experiment.teacher.taps, "teacher.taps")
     if is_foreign(experiment.teacher):
         load_teacher_weights(experiment, model)
-        check_built(model, dataset.image_shape, "teacher")
         model.to(device)
+        check_built(model, dataset.image_shape, "teacher")
     else:
         train(model)
         model.to(device)

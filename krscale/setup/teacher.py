@@ -179,7 +179,8 @@ def foreign_teacher(experiment: Experiment, dataset: Dataset, device: torch.devi
     """Return a teacher that comes trained, as it is, in eval mode on the device.
 
     Raises:
-        UserError: If the experiment trains its teacher, or the weights do not fit.
+        UserError: If the experiment trains its teacher, the weights do not fit, or what it gives
+            is no logits of each image.
     """
     if not is_foreign(experiment.teacher):
         raise UserError(
@@ -188,7 +189,9 @@ def foreign_teacher(experiment: Experiment, dataset: Dataset, device: torch.devi
         )
     model = build_teacher(experiment, dataset, fresh=from_file(experiment.teacher))
     load_teacher_weights(experiment, model)
-    return model.to(device).eval().requires_grad_(False)
+    model.to(device).eval().requires_grad_(False)
+    check_built(model, dataset.image_shape, "teacher")
+    return model
 
 
 def _folder(experiment: Experiment, dataset: Dataset) -> tuple[Path, Code]:

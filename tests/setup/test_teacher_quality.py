@@ -273,6 +273,10 @@ def test_outputs_that_are_no_logits_are_told(model: str, said: str, folder: Path
     made = load(None, [*settings(folder), f"teacher.model=own_teacher:{model}"])
     with pytest.raises(UserError, match=said):
         prepared(made)
+    if model == "Probabilities":  # and by the command that finds out what else may be wrong
+        dataset = prepare_data(made.data, made.cache_path)
+        with pytest.raises(UserError, match=said):
+            foreign_teacher(made, dataset, CPU)
 
 
 def test_a_poor_teacher_of_an_older_krscale_is_measured_and_stopped(folder: Path) -> None:

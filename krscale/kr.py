@@ -169,6 +169,7 @@ class KRLoss(nn.Module):
         teachers = TappedNetwork.of(teacher.eval(), images, teacher_taps, "teacher")
         students = TappedNetwork.of(student, images, student_taps, "student")
         check_classes(teachers, students)
+        students.check_trainable(images)
         knowledge = measure(
             torch.no_grad()(teachers),
             batches,

@@ -55,6 +55,7 @@ class Net(nn.Module):
             "pair": lambda: (maps, logits),
             "squeeze": lambda: logits.squeeze(),
             "probabilities": lambda: logits.softmax(dim=1),
+            "shares": lambda: logits.sigmoid(),
             "logarithms": lambda: logits.log_softmax(dim=1),
             "auxiliary": lambda: (logits, logits * 0) if self.training else logits,
             "text": lambda: "logits",

@@ -768,6 +768,28 @@ def test_logarithms_of_probabilities_are_logits(
     torch.testing.assert_close(same(*pairs[0]), kr(*pairs[0]), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("zero", [False, True])
+def test_a_student_that_ends_in_a_sigmoid(
+    zero: bool, teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    before = copy.deepcopy(student.state_dict())
+    if zero:
+        nn.init.zeros_(student.fc.weight)  # as timm begins
+        nn.init.zeros_(student.fc.bias)
+        make(teacher, student, pairs)
+    with pytest.raises(UserError, match="student: all its outputs lie between 0 and 1 whatever"):
+        make(teacher, After(student, nn.Sigmoid()), pairs)
+    if not zero:
+        assert all(torch.equal(before[k], v) for k, v in student.state_dict().items())
+
+
+@pytest.mark.parametrize("last", [nn.ReLU, nn.Tanh, nn.LogSigmoid, nn.Softplus])
+def test_other_outputs_may_be_logits(
+    last: Callable[[], nn.Module], teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    make(teacher, After(student, last()), pairs)
+
+
 def test_a_teacher_that_ends_in_a_sigmoid(
     teacher: nn.Module, student: nn.Module, pairs: Pairs
 ) -> None:

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from krscale.errors import UserError, nearest
 from krscale.knowledge.taps import unwrapped
 from krscale.models.foreign import located
 
 _AGAIN, _ALONE = 1e-3, 0.05  # other kernels run for one image, in bf16 with other roundings
-_COPIES = 4
+_COPIES, _DRAWS = 4, 3
 _ROUNDING = 0.01  # of the sum of many probabilities in bf16
 LOGITS = "logits"
 """The tensor of this name is taken without being asked for."""
@@ -135,6 +136,40 @@ def refuse_probabilities(outputs: Tensor, where: str) -> None:
             f"{where}: in eval mode the network gives probabilities (each image's sum to 1), and "
             "logits are needed: leave its softmax out, or return their logarithm."
         )
+
+
+def refuse_shares(
+    network: nn.Module, read: Callable[[Any], Tensor], images: Tensor, where: str
+) -> None:
+    """Refuse a network to be trained whose outputs lie between 0 and 1 whatever its weights are.
+
+    As after a sigmoid: a fresh network's outputs would not show it, so weights are drawn that give
+    logits far beyond, had it any.
+
+    Args:
+        network: In eval mode; it is left as it is.
+        read: Returns the logits within what it returns.
+        images: A few.
+        where: What it is, for the error.
+
+    Raises:
+        UserError: Says what to do.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(_DRAWS):
+        drawn = {}
+        for name, weight in network.named_parameters():
+            if weight.is_floating_point():
+                first, second = torch.randn((2, *weight.shape), generator=generator).to(weight)
+                drawn[name] = 3.0 * first * weight.detach() + 0.1 * second
+        outputs = read(functional_call(network, drawn, (images,)))
+        within = bool(((outputs >= 0.0) & (outputs <= 1.0)).all())
+        if not within or bool(outputs.min() == outputs.max()):  # nothing but zeros shows nothing
+            return
+    raise UserError(
+        f"{where}: all its outputs lie between 0 and 1 whatever its weights are, as after a "
+        "sigmoid or a softmax, and logits are needed: leave that out."
+    )
 
 
 def check_steady(run: Callable[[Tensor], Tensor], images: Tensor, where: str) -> None:

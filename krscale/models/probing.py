@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from krscale.errors import UserError
 from krscale.knowledge.tap_search import evaluating
 from krscale.models.foreign import located
-from krscale.models.outputs import LogitsReader, check_steady, refuse_probabilities
+from krscale.models.outputs import LogitsReader, check_steady, refuse_probabilities, refuse_shares
 from krscale.models.preprocessing import input_shape
 
 BATCH = 2
@@ -80,6 +80,19 @@ def check_built(model: nn.Module, image_shape: Sequence[int], where: str) -> Non
     refuse_probabilities(_run_explained(model, shape, False, where), where)
     with evaluating(model):
         check_steady(model, _ramp(model, shape), where)
+
+
+def check_trainable(model: nn.Module, image_shape: Sequence[int], where: str) -> None:
+    """Refuse a network that would be trained on outputs which are no logits, see `refuse_shares`.
+
+    Args:
+        model: With values.
+        image_shape: `(C, H, W)` of the data.
+        where: The config table of the network, for errors.
+    """
+    with evaluating(model):
+        images = _ramp(model, input_shape(model, image_shape))
+        refuse_shares(model, lambda logits: logits, images, where)
 
 
 def check_weights_are_finite(model: nn.Module, where: str) -> None:

@@ -26,6 +26,7 @@ from krscale.models.outputs import (
     outputs_by_name,
     refuse_probabilities,
     refuse_programs,
+    refuse_shares,
     without_positions,
 )
 
@@ -95,6 +96,17 @@ class TappedNetwork:
         """Run the network once, in whatever modes it is."""
         outputs = run_tapped(self.network, self.paths, images, self.stage_paths)
         return TapOutputs(logits_of(outputs.logits), outputs.features, outputs.stages)
+
+    def check_trainable(self, images: Tensor, where: str = "student") -> None:
+        """Refuse a network that would be trained on outputs which are no logits.
+
+        Args:
+            images: `[B, C, H, W]`.
+            where: What the network is, for the error.
+        """
+        inner = unwrapped(self.network)
+        with evaluating(inner):
+            refuse_shares(inner, logits_of, images[:2].to(device_of(inner)), where)
 
     def without_stages(self) -> TappedNetwork:
         """Return the same network, read at its taps alone."""

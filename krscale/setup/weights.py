@@ -19,7 +19,7 @@ from krscale.errors import UserError
 from krscale.files import sha256
 from krscale.models import ZOO, is_pretrained
 from krscale.models.preprocessing import preprocessing_of_network
-from krscale.models.probing import check_built, check_weights_are_finite
+from krscale.models.probing import check_built, check_trainable, check_weights_are_finite
 from krscale.setup.found_taps import SEARCHED_WIDTH
 from krscale.setup.inputs import is_own
 from krscale.setup.network_builder import Task, builder, shapes_only, student_table
@@ -54,6 +54,7 @@ def _check_student(student: StudentConfig | LadderStudent, networks: Networks) -
     if student.model not in ZOO:
         built = _built(student, networks, where, width)
         check_built(built, networks.image_shape, where)
+        check_trainable(built, networks.image_shape, where)
         notes = () if weights else _note_on_own_weights(student, networks, where, width)
     if not isinstance(student, LadderStudent):
         return notes
@@ -77,6 +78,8 @@ def _check_teacher(teacher: TeacherConfig, networks: Networks) -> tuple[str, ...
     if teacher.model not in ZOO and teacher.weights in ("", OWN):
         built = _built(teacher, networks, "teacher", teacher.width, teacher.seed)
         check_built(built, networks.image_shape, "teacher")
+        if not teacher.weights:
+            check_trainable(built, networks.image_shape, "teacher")
     if not teacher.weights:
         _refuse_to_train_anew(teacher)
         notes = _note_on_own_weights(teacher, networks, "teacher", teacher.width)

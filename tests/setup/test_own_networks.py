@@ -74,6 +74,7 @@ def test_what_gives_logits_is_taken(network: str, form: str) -> None:
         (["options={form='pair'}"], "{}.output_key: the network returns '0' [2, "),
         (["options={form='text'}"], "{}: the network returns str"),
         (["options={form='probabilities'}"], "{}: in eval mode the network gives probabilities"),
+        (["options={form='shares'}"], "{}: all its outputs lie between 0 and 1 whatever its"),
         (["model=odd_networks:scripted"], "{}.model: odd_networks:scripted: this is a program"),
         (["model=odd_networks:exported"], "{}.model: odd_networks:exported: this is a program"),
         (["options={form='dropout'}"], "{}: in eval mode the network gives the same images other"),

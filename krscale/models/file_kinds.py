@@ -36,8 +36,9 @@ def kind_of_file(path: Path) -> str:
         path: A regular file.
 
     Example:
-        >>> page = getfixture("tmp_path") / "model.pth"
-        >>> _ = page.write_bytes(b"<!DOCTYPE html>")
+        >>> page = Path("model.pth")
+        >>> page.write_bytes(b"<!DOCTYPE html>")
+        15
         >>> kind_of_file(page)
         'a web page, or an answer in XML, as a failed download leaves it'
     """

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from krscale.config.methods import KRSettings
 from krscale.errors import UserError
@@ -48,11 +49,10 @@ def check_apart(teacher: nn.Module, student: nn.Module) -> None:
     """
     if unwrapped(teacher) is unwrapped(student):
         raise UserError("KRLoss: teacher and student are one and the same network.")
-    taught = {_place(value) for value in (*teacher.parameters(), *teacher.buffers())}
-    weights = {k: v for k, v in student.named_parameters() if v.requires_grad}
-    statistics = {k: v for k, v in student.named_buffers() if v.is_floating_point()}
-    changed = (*weights.items(), *statistics.items())
-    shared = [name for name, value in changed if value.numel() and _place(value) in taught]
+    taught = {_place(value) for value in (*teacher.parameters(), *teacher.buffers())} - {None}
+    changed = [pair for pair in student.named_parameters() if pair[1].requires_grad]
+    changed += list(student.named_buffers())  # type: ignore[arg-type]
+    shared = [name for name, value in changed if _place(value) in taught]
     if shared:
         more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
         raise UserError(
@@ -61,7 +61,10 @@ def check_apart(teacher: nn.Module, student: nn.Module) -> None:
         )
 
 
-def _place(value: Tensor) -> tuple[torch.device, int]:
+def _place(value: Tensor) -> tuple[torch.device, int] | None:
+    """Return where the values of a tensor are; None of one that has none, or none yet."""
+    if is_lazy(value) or not value.numel():
+        return None
     return value.device, value.data_ptr()
 
 

@@ -234,10 +234,12 @@ def _loaders(data: Any) -> tuple[Iterable[Any], Iterable[Any]]:
 def _rows(loader: Any) -> tuple[object, Sequence[int]]:
     """Return what a loader reads, and which of its rows, as far as they are known.
 
-    A list of batches is read by the tensors in it, whatever the list.
+    Of a list of batches, where the images of each begin in memory: that of a part of it, or one
+    that was cut anew from the same tensor, shares these.
     """
     if isinstance(loader, (tuple, list)):
-        return None, [id(batch) for batch in loader]
+        images = (read_pair(batch, "distill: data")[0] for batch in loader)
+        return None, [batch.data_ptr() for batch in images]
     source, sampler = getattr(loader, "dataset", loader), getattr(loader, "sampler", None)
     batches = getattr(loader, "batch_sampler", None)
     if not hasattr(source, "__len__") or getattr(batches, "sampler", sampler) is not sampler:

@@ -717,6 +717,42 @@ def test_a_student_with_layers_of_the_teacher(
             made()
 
 
+def test_a_student_without_values_yet(teacher: nn.Module, pairs: Pairs) -> None:
+    """Lazy layers get theirs when they first run."""
+    student = nn.Sequential(
+        nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU()),
+        nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU()),
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(3)),
+    )
+    make(teacher, student, pairs, granularity=2)(*pairs[0]).backward()
+    assert grads(student)
+
+
+class RunsWithFewWeights(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.definite = network, nn.Parameter(torch.eye(3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs: Tensor = self.network(images) @ torch.linalg.cholesky(self.definite)
+        return outputs
+
+
+def test_a_student_that_does_not_run_with_any_weights(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    assert make(teacher, RunsWithFewWeights(student), pairs).student_paths
+
+
+def test_images_of_nan_are_not_taken_for_changed_ones(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    broken = [(images.clone(), labels) for images, labels in pairs]
+    broken[0][0][0, 0, 0, 0] = torch.nan
+    with pytest.raises(UserError, match="NaN or infinity"):
+        make(teacher, student, broken)
+
+
 def test_frozen_weights_may_be_shared(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
     student.fc.bias = teacher.fc.bias.requires_grad_(False)
     assert float(make(teacher, student, pairs)(*pairs[0]).detach()) > 0.0

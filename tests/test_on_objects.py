@@ -202,6 +202,10 @@ def of_rows(rows: range) -> DataLoader[Any]:
     return loader(IMAGES, sampler=SubsetRandomSampler(rows))
 
 
+def cut(images: TensorDataset) -> Pairs:
+    return list(zip(*(tensor.split(40) for tensor in images.tensors), strict=True))
+
+
 class Own:
     """A loader of one's own, of which nothing is known."""
 
@@ -216,6 +220,8 @@ BATCHES, OWN = pairs(0), Own()
 SHARED = {
     "the same list": (BATCHES, BATCHES),
     "a part of the list": (BATCHES, BATCHES[:1]),
+    "other pairs of the same tensors": (BATCHES, [[images, labels] for images, labels in BATCHES]),
+    "cut anew from one tensor": (cut(IMAGES), cut(IMAGES)),
     "two loaders of one set": (loader(IMAGES, shuffle=True), loader(IMAGES)),
     "a part of the set": (loader(IMAGES), loader(LAST)),
     "parts that overlap": (loader(FIRST), loader(Subset(IMAGES, range(80, 120)))),

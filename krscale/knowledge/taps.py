@@ -291,9 +291,8 @@ def _check_gradients(network: nn.Module, outputs: dict[str, Any]) -> None:
     if not torch.is_grad_enabled():
         return
     for path in outputs:
-        block = network.get_submodule(path)
         if not _tensor(outputs, path).requires_grad and any(
-            parameter.requires_grad for parameter in block.parameters()
+            parameter.requires_grad for parameter in network.get_submodule(path).parameters()
         ):
             raise UserError(
                 f"tap {path!r}: this block was run without gradients, so the student would learn "

@@ -27,9 +27,9 @@ def half_width(values: Sequence[float]) -> float | None:
 def sampling_half_width(accuracy: float, num_images: int) -> float:
     """Return half the 95 % interval of an accuracy for the images that it was measured on.
 
-    Those are a sample: on as many others like them the same student has another accuracy. No number
-    of seeds shows it, as all of them answer the same images. Wilson's interval, which is none of
-    width 0 where all answers are right.
+    Those are a sample: of all images like them the student gets another share right, which lies
+    within the interval. No number of seeds shows it, as all of them answer the same images. It is
+    Wilson's, which has a width where all answers are right as well.
 
     Args:
         accuracy: Share of right answers.

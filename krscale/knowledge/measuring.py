@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from krscale.errors import UserError
-from krscale.knowledge.probes import Probes, fit_probe, information_gain, read_tap
+from krscale.knowledge.probes import Probes, are_bounded, fit_probe, information_gain, read_tap
 from krscale.knowledge.taps import TapOutputs
 
 HELD_OUT = 5
@@ -31,14 +31,14 @@ class TeacherKnowledge:
         information_gain: `[D]` fp32.
         accuracy: `[D]` fp32, of each tap on the images held out.
         num_held_out: How many these are.
-        as_shares: Whether all outputs of the classifier lie between 0 and 1, as after a sigmoid.
+        bounded: Whether all outputs of the classifier lie between 0 and 1, as after a sigmoid.
     """
 
     probes: Probes
     information_gain: Tensor
     accuracy: Tensor
     num_held_out: int
-    as_shares: bool = False
+    bounded: bool = False
 
 
 def read_pair(batch: Any, where: str) -> tuple[Tensor, Tensor]:
@@ -164,14 +164,8 @@ def measure(
     logits = probes(test)
     accuracy = (logits.argmax(dim=-1) == test_labels[:, None]).float().mean(dim=0)
     gain = information_gain(logits, test_labels)
-    shares = as_shares(outputs.logits) and as_shares(test.logits)
-    return TeacherKnowledge(probes, gain, accuracy, len(test_labels), shares)
-
-
-def as_shares(logits: Tensor) -> bool:
-    """Whether logits `[N, K]` of many images are none: all between 0 and 1, as after a sigmoid."""
-    within = bool(((logits >= 0.0) & (logits <= 1.0)).all())
-    return within and bool(logits.min() < logits.max())
+    bounded = are_bounded(outputs.logits) and are_bounded(test.logits)
+    return TeacherKnowledge(probes, gain, accuracy, len(test_labels), bounded)
 
 
 def _held_out(labels: Tensor) -> Tensor:
@@ -252,7 +246,7 @@ def check_teacher(knowledge: TeacherKnowledge, names: tuple[str, ...]) -> None:
     Raises:
         UserError: With both accuracies and the usual causes.
     """
-    if knowledge.as_shares:
+    if knowledge.bounded:
         raise UserError(
             "teacher: all its outputs lie between 0 and 1, as after a softmax or a sigmoid, and "
             "logits are needed: leave that out. allow_poor_teacher=True goes on."

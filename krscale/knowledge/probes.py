@@ -188,3 +188,16 @@ def _standardise(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     inverse_std = torch.where(constant, 0.0, 1.0 / std.clamp_min(1e-12))
     standardised *= inverse_std
     return inputs, mean, inverse_std
+
+
+def are_bounded(logits: Tensor) -> bool:
+    """Whether logits `[N, K]` are none, as all lie between 0 and 1: those after a sigmoid do.
+
+    Equal ones, such as the zeros of a fresh classifier, show nothing.
+
+    Example:
+        >>> are_bounded(torch.tensor([[0.1, 0.9]])), are_bounded(torch.zeros(2, 2))
+        (True, False)
+    """
+    within = bool(((logits >= 0.0) & (logits <= 1.0)).all())
+    return within and bool(logits.min() < logits.max())

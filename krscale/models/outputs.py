@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from krscale.errors import UserError, nearest
+from krscale.knowledge.probes import are_bounded
 from krscale.knowledge.taps import unwrapped
 from krscale.models.foreign import located
 
@@ -138,7 +139,7 @@ def refuse_probabilities(outputs: Tensor, where: str) -> None:
         )
 
 
-def refuse_shares(
+def refuse_bounded(
     network: nn.Module, read: Callable[[Any], Tensor], images: Tensor, where: str
 ) -> None:
     """Refuse a network to be trained whose outputs lie between 0 and 1 whatever its weights are.
@@ -166,8 +167,7 @@ def refuse_shares(
             outputs = read(functional_call(network, drawn, (images,)))
         except Exception:  # noqa: BLE001 - it need not run with any weights; so nothing is shown
             return
-        within = bool(((outputs >= 0.0) & (outputs <= 1.0)).all())
-        if not within or bool(outputs.min() == outputs.max()):  # nothing but zeros shows nothing
+        if not are_bounded(outputs):
             return
     raise UserError(
         f"{where}: all its outputs lie between 0 and 1 whatever its weights are, as after a "

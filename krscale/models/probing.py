@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from krscale.errors import UserError
 from krscale.knowledge.tap_search import evaluating
 from krscale.models.foreign import located
-from krscale.models.outputs import LogitsReader, check_steady, refuse_probabilities, refuse_shares
+from krscale.models.outputs import LogitsReader, check_steady, refuse_bounded, refuse_probabilities
 from krscale.models.preprocessing import input_shape
 
 BATCH = 2
@@ -83,7 +83,7 @@ def check_built(model: nn.Module, image_shape: Sequence[int], where: str) -> Non
 
 
 def check_trainable(model: nn.Module, image_shape: Sequence[int], where: str) -> None:
-    """Refuse a network that would be trained on outputs which are no logits, see `refuse_shares`.
+    """Refuse a network that would be trained on outputs which are no logits, see `refuse_bounded`.
 
     Args:
         model: With values.
@@ -92,7 +92,7 @@ def check_trainable(model: nn.Module, image_shape: Sequence[int], where: str) ->
     """
     with evaluating(model):
         images = _ramp(model, input_shape(model, image_shape))
-        refuse_shares(model, lambda logits: logits, images, where)
+        refuse_bounded(model, lambda logits: logits, images, where)
 
 
 def check_weights_are_finite(model: nn.Module, where: str) -> None:

@@ -24,9 +24,9 @@ from krscale.models.outputs import (
     check_steady,
     find_logits,
     outputs_by_name,
+    refuse_bounded,
     refuse_probabilities,
     refuse_programs,
-    refuse_shares,
     without_positions,
 )
 
@@ -106,7 +106,7 @@ class TappedNetwork:
         """
         inner = unwrapped(self.network)
         with evaluating(inner):
-            refuse_shares(inner, logits_of, images[:2].to(device_of(inner)), where)
+            refuse_bounded(inner, logits_of, images[:2].to(device_of(inner)), where)
 
     def without_stages(self) -> TappedNetwork:
         """Return the same network, read at its taps alone."""

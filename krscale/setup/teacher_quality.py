@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from krscale.config import Experiment
 from krscale.data import Dataset
 from krscale.errors import UserError
-from krscale.knowledge.measuring import as_shares
+from krscale.knowledge.probes import are_bounded
 from krscale.setup.candidates import Tried, as_settings, is_better, try_candidates
 from krscale.setup.inputs import is_foreign
 
@@ -59,7 +59,7 @@ def find_faults(
     right = tap_logits.argmax(dim=-1).eq(labels[:, None]).T.cpu().numpy()
     foreign = is_foreign(experiment.teacher)
     faults = []
-    if as_shares(tap_logits[:, -1]):
+    if are_bounded(tap_logits[:, -1]):
         faults.append(
             "all its outputs lie between 0 and 1, as after a softmax or a sigmoid, and logits are "
             "needed: leave that out"

@@ -74,6 +74,8 @@ def first_images(batches: Iterable[Any], where: str) -> tuple[Tensor, Iterator[A
         raise UserError(f"{where}: it gave no batch.")
     images, _ = read_pair(batch, where)
     check_images(images, None, where)
+    if not len(images):
+        raise UserError(f"{where}: its first batch has no image.")
     return images, itertools.chain([batch], iterator)
 
 

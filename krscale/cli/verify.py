@@ -76,8 +76,8 @@ def _record(folder: Path) -> list[Finding]:
     """Compare what was kept for MLflow."""
     from krscale.runs.verify_files import look
     from krscale.tracking.mending import check_spool
+    from krscale.tracking.position import STATE_FILE, State
     from krscale.tracking.tracker import FOLDER, SPOOL_FILE
-    from krscale.tracking.writer import STATE_FILE, State
 
     def events() -> bool:
         check_spool(folder / FOLDER / SPOOL_FILE)

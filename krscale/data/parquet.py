@@ -18,26 +18,24 @@ from krscale.data.arrow import Images, Labels
 from krscale.data.arrow_messages import decode_names
 from krscale.data.classes import Values, alike, find_classes, to_labels
 from krscale.data.decoding import Decoder, piece_size
-from krscale.data.hidden_splits import SUSPECTED, named_alike, refuse_split_column
+from krscale.data.hidden_splits import SUSPECTED, refuse_split_column
 from krscale.data.label_column import label_values
 from krscale.data.own_files import (
-    OTHER_NAMES,
-    SPLIT_NAMES,
     ImageLocations,
     column_number,
     existing_path,
     files_identity,
     own_splits,
 )
+from krscale.data.parquet_splits import WANTED, files_by_split, is_hidden
 from krscale.data.seen import Seen
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.data.stream import Stream
 from krscale.data.unpacking import refuse_bomb, refuse_rows
-from krscale.data.walking import Found, is_hidden_folder, printable, walk
+from krscale.data.walking import Found, walk
 from krscale.errors import UserError
 from krscale.foreign import parsing, regular
 
-WANTED = "a .parquet file, or a folder with such files"
 _LABEL_ROWS = 65_536
 
 
@@ -54,7 +52,7 @@ class Parquet:
         self.path = existing_path(config, WANTED)
         self.seen = Found()
         if self.path.is_dir():
-            self.seen = walk(self.path, frozenset((".parquet",)), _is_hidden)
+            self.seen = walk(self.path, frozenset((".parquet",)), is_hidden)
             self.seen.check(self.path, skip=config.skip_unreadable)
         self.files = self.find_splits(sorted(map(Path, self.seen.files)))
 
@@ -65,7 +63,7 @@ class Parquet:
 
     def find_splits(self, files: Sequence[Path]) -> dict[SplitName, list[Path]]:
         """Return the files of each split; of a single file, `data.path` itself."""
-        return _by_split(self.path, files)
+        return files_by_split(self.path, files)
 
     def identity(self) -> Mapping[str, Any]:
         """Return settings, and name, size and time of every file."""
@@ -227,72 +225,6 @@ def refuse_large_table(file: Path, metadata: Any) -> None:
     refuse_rows(str(file), size, metadata.num_rows)
     groups = map(metadata.row_group, range(metadata.num_row_groups))
     refuse_bomb(str(file), size, sum(group.total_byte_size for group in groups))
-
-
-def _is_hidden(name: str) -> bool:
-    """Whether a folder holds no data: by the rule of Hadoop, Spark and Arrow, `_temporary` too."""
-    return is_hidden_folder(name) or (name.startswith("_") and "=" not in name)
-
-
-def _by_split(path: Path, files: Sequence[Path]) -> dict[SplitName, list[Path]]:
-    """Return the files of each split.
-
-    Raises:
-        UserError: If there is none, or only some are named after a split.
-    """
-    if path.is_file():
-        return {"train": [path]}
-    if not files:
-        raise UserError(f"data.path: {path}: no .parquet file in it; expected {WANTED}.")
-    for file in files:
-        if printable(str(file)) != str(file):
-            raise UserError(f"{printable(str(file))}: the name is not UTF-8; rename it.")
-    names = {file: _split_of(file.relative_to(path)) for file in files}
-    if not any(names.values()):
-        names = _in_any_case(path, files)
-    if not any(names.values()):
-        _refuse_alike(path, files)
-        return {"train": list(files)}
-    unnamed = [file for file, name in names.items() if name is None]
-    if unnamed or "train" not in names.values():
-        reason = f"{unnamed[0]} is not named after a split" if unnamed else "none is named train"
-        allowed = ", ".join(SPLIT_NAMES)
-        raise UserError(
-            f"data.path: {path}: some files are named after a split, but {reason}; name all of "
-            f"them ({allowed}, alone or before a dash), or none."
-        )
-    found: dict[SplitName, list[Path]] = {}
-    for file, name in names.items():
-        if name is not None:
-            found.setdefault(name, []).append(file)
-    return found
-
-
-def _refuse_alike(path: Path, files: Sequence[Path]) -> None:
-    for names in named_alike([str(file.relative_to(path).with_suffix("")) for file in files]):
-        listed = ", ".join(f"{name}.parquet" for name in list(names)[:5])
-        raise UserError(
-            f"data.path: {path}: files are named after splits ({listed}), but not all, or not by "
-            "their first word; as they stand, they would be put together and cut anew. Name all "
-            f"of them ({', '.join(SPLIT_NAMES)}, alone or before a dash), or none."
-        )
-
-
-def _split_of(file: Path, table: Mapping[str, SplitName] = SPLIT_NAMES) -> SplitName | None:
-    # A folder may be named as a file: Spark writes `train.parquet/part-00000.parquet`.
-    folders = [part.removesuffix(".parquet") for part in file.parts[:-1]]
-    words = [*folders, file.stem, file.stem.split("-")[0], file.stem.split("_")[0]]
-    return next((table[word] for word in words if word in table), None)
-
-
-def _in_any_case(path: Path, files: Sequence[Path]) -> dict[Path, SplitName | None]:
-    """Return the split of each file where all are named after one in any case, else no split."""
-    names = {
-        file: _split_of(Path(str(file.relative_to(path)).lower()), OTHER_NAMES) for file in files
-    }
-    if None in names.values() or "train" not in names.values():
-        return dict.fromkeys(files)
-    return names
 
 
 def _batches(file: Path, name: str, field: str, size: int) -> Iterator[Any]:

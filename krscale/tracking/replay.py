@@ -11,8 +11,8 @@ from krscale.config import TrackingConfig
 from krscale.errors import UserError
 from krscale.redaction import redact
 from krscale.tracking.address import DATABASE, sqlite_uri
+from krscale.tracking.position import STATE_FILE, State
 from krscale.tracking.tracker import FOLDER, SPOOL_FILE, Tracker, print_warning
-from krscale.tracking.writer import STATE_FILE, State
 
 
 @dataclass(frozen=True)

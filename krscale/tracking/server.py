@@ -1,12 +1,10 @@
-"""What krscale asks of MLflow, and what its refusals mean."""
+"""What krscale asks of MLflow."""
 
 from __future__ import annotations
 
 import getpass
 import logging
 import os
-import re
-import shlex
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,18 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from krscale.redaction import redact
 from krscale.tracking.address import Address
 from krscale.tracking.database import opening
 from krscale.tracking.datasets import tensor_schema
 from krscale.tracking.models import HASH_TAG
 from krscale.tracking.moving import follow_artifacts
+from krscale.tracking.refusals import Gone, Refused, ServerAway, translated
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment
 
-_HALF_MADE = re.compile(r"\b(table|index) \w+ already exists|duplicate column name")
-"""What a migration says in a database where an earlier one was cut off."""
 Kind = Literal["metrics", "params", "tags"]
 _PAGE_RUNS = 1000
 KEY_TAG = "krscale.key"
@@ -42,22 +38,6 @@ _DEFAULTS = {
     # Nothing leaves the machine unless the user says so.
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-_REFUSALS = frozenset(
-    {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS",
-     "INVALID_STATE", "BAD_REQUEST"}
-)  # fmt: skip
-
-
-class ServerAway(Exception):  # noqa: N818 - a state of the world, not an error of ours
-    """MLflow cannot be used now; the same request may succeed later."""
-
-
-class Refused(Exception):  # noqa: N818
-    """MLflow will never accept this request; others may succeed."""
-
-
-class _Gone(Refused):
-    """What a request is for is not in MLflow."""
 
 
 class Server:
@@ -74,9 +54,9 @@ class Server:
     def __init__(self, address: Address, experiment: str) -> None:
         # Over HTTP an internal error may be a broken connection; of a database it never is.
         self._translate = partial(
-            _translated, address.shown, internal_is_refusal=address.artifact_root is not None
+            translated, address.shown, internal_is_refusal=address.artifact_root is not None
         )
-        with _translated(address.shown, connecting=True), opening(address.database_file):
+        with translated(address.shown, connecting=True), opening(address.database_file):
             from mlflow import MlflowClient
 
             if address.database_file and address.artifact_root:
@@ -107,7 +87,7 @@ class Server:
         try:
             with self._translate():
                 found = self._client.get_experiment(self.experiment_id)
-        except _Gone:
+        except Gone:
             raise ServerAway(f"its experiment {self.experiment!r} is gone") from None
         except Refused as reason:
             raise ServerAway(str(reason)) from None
@@ -119,7 +99,7 @@ class Server:
         try:
             with self._translate():
                 found = self._client.get_run(run_id)
-        except _Gone:
+        except Gone:
             return True
         except Refused:
             return False
@@ -311,53 +291,6 @@ def longest_value(kind: Kind) -> int | None:
     if kind == "metrics" or not MLFLOW_TRUNCATE_LONG_VALUES.get():  # type: ignore[no-untyped-call]
         return None
     return int(MAX_PARAM_VAL_LENGTH if kind == "params" else MAX_TAG_VAL_LENGTH)
-
-
-@contextmanager
-def _translated(
-    shown: str, *, connecting: bool = False, internal_is_refusal: bool = False
-) -> Iterator[None]:
-    """Turn whatever MLflow raises into `ServerAway` or `Refused`, without credentials."""
-    from mlflow.exceptions import MlflowException, RestException
-
-    try:
-        yield
-    except (ServerAway, Refused):
-        raise
-    except MlflowException as error:
-        internal = error.error_code == "INTERNAL_ERROR" and (
-            internal_is_refusal or isinstance(error, RestException)
-        )
-        if not connecting and (internal or error.error_code in _REFUSALS):
-            missing = error.error_code == "RESOURCE_DOES_NOT_EXIST"
-            raise (_Gone if missing else Refused)(_reason(error, shown)) from None
-        raise ServerAway(_reason(error, shown)) from None
-    except OSError as error:
-        raise ServerAway(_reason(error, shown)) from None
-    except Exception as error:  # noqa: BLE001 - raised again, as one of the two
-        # MLflow's stores leak errors of their drivers. One that comes with a request is tied to
-        # that request; repeating it for ever would hold up everything behind it.
-        kind = ServerAway if connecting else Refused
-        raise kind(f"{type(error).__name__}: {_reason(error, shown)}") from None
-
-
-def _reason(error: Exception, shown: str) -> str:
-    """One short line, with the cause at the bottom of a chain of HTTP errors."""
-    text = redact(str(error))
-    if "out-of-date database schema" in text:
-        return (
-            f"its database is of an older MLflow; back it up, then run: "
-            f"mlflow db upgrade {shlex.quote(shown)}"
-        )
-    if shown.startswith("sqlite") and _HALF_MADE.search(text):
-        return (
-            "a process was killed while it made this database, which MLflow cannot go on with; "
-            "move the file away, and the next start makes another"
-        )
-    cause = re.search(r"Caused by \w+\(\"?(?:<[^>]*>|[^:\"]*): ([^\"]*)", text)
-    text = cause.group(1) if cause else text
-    text = text.partition("[SQL:")[0]
-    return re.sub(r"\s+", " ", text).strip()[:300]
 
 
 def _user() -> dict[str, str]:

@@ -10,20 +10,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
-
-from krscale.config import fingerprint
 from krscale.errors import StorageError
-from krscale.files import write_json
 from krscale.foreign import path_problem, real
 from krscale.redaction import redact
-from krscale.tracking.address import Address, follow_uri
+from krscale.tracking.address import Address
 from krscale.tracking.comparing import lacking, refused_points
-from krscale.tracking.mending import make_room, read_or_set_aside
-from krscale.tracking.server import Kind, Refused, Server, ServerAway, longest_value
+from krscale.tracking.mending import make_room
+from krscale.tracking.position import State
+from krscale.tracking.refusals import Refused, ServerAway
+from krscale.tracking.server import Kind, Server, longest_value
 from krscale.tracking.spool import Event, Spool
 
-STATE_FILE = "state.json"
 REFUSED_FILE = "refused.jsonl"
 """What MLflow did not take, a line each, beside the record."""
 _BATCH_EVENTS = 1000
@@ -32,59 +29,6 @@ _GATHER_SECONDS = 0.2
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 30.0
 _STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "RUNNING": "RUNNING"}
-
-
-class State(BaseModel):
-    """How far a spool has been sent, and to where; losing it costs time, never a run."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    uri: str
-    """Where to, without credentials."""
-    experiment: str
-    """Name of the experiment."""
-    identity: str = ""
-    """What tells it from another of that name, in a database that was made anew."""
-    position: int = 0
-    """Bytes of the spool that MLflow has."""
-    runs: dict[str, str] = {}
-    """Key -> MLflow run id."""
-    refused: int = 0
-    """Events that MLflow did not accept."""
-    storage: str = ""
-    """The storage at that time: what `uri` names in it is elsewhere once it has been moved."""
-    checksum: str = ""
-    """Of all the rest; empty in the files of older versions."""
-
-    @model_validator(mode="after")
-    def _as_written(self) -> State:
-        if self.checksum and self.checksum != self._fingerprint():
-            raise ValueError("its checksum is another")
-        return self
-
-    def _fingerprint(self) -> str:
-        return fingerprint(self.model_dump(exclude={"checksum"}))
-
-    def write(self, folder: Path) -> None:
-        """Keep the state beside the spool."""
-        write_json(folder / STATE_FILE, self.model_dump() | {"checksum": self._fingerprint()})
-
-    @classmethod
-    def load(cls, folder: Path, say: Callable[[str], None]) -> State | None:
-        """Read the state of a record; None when there is none, or a damaged one, which is said."""
-        lost = "MLflow is told everything again, and recognises what it has."
-        return read_or_set_aside(folder / STATE_FILE, cls, say, lost)
-
-    def followed(self, storage: Path, before: Path | None = None) -> State:
-        """Return the state as it reads where the storage is now.
-
-        Args:
-            storage: Where that is.
-            before: Where it was, for a state that does not say it.
-        """
-        was = Path(self.storage) if self.storage else before
-        uri = follow_uri(self.uri, was, storage) if was else self.uri
-        return self.model_copy(update={"uri": uri, "storage": str(storage), "checksum": ""})
 
 
 class Writer:

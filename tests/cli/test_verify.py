@@ -21,8 +21,8 @@ from krscale.errors import UserError
 from krscale.export import open_student
 from krscale.files import CHECKSUM, read_json
 from krscale.runs.verify import verify_run
+from krscale.tracking.position import State
 from krscale.tracking.spool import Event, Spool
-from krscale.tracking.writer import State
 from krscale.training.checkpoint import load_checkpoint, save_checkpoint
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("checked_here")]

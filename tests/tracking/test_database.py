@@ -13,7 +13,8 @@ import pytest
 from running import ROOT, environment
 
 from krscale.tracking.address import DATABASE, resolve_address
-from krscale.tracking.server import Server, ServerAway, _translated, prepare_mlflow
+from krscale.tracking.refusals import ServerAway, translated
+from krscale.tracking.server import Server, prepare_mlflow
 
 MAKE = """
 import sys
@@ -78,7 +79,7 @@ def test_a_database_that_was_left_unfinished_is_named(tmp_path: Path) -> None:
 def test_what_a_cut_off_migration_leaves_is_told_from_other_errors(
     shown: str, error: str, known: bool
 ) -> None:
-    with pytest.raises(ServerAway) as found, _translated(shown, connecting=True):
+    with pytest.raises(ServerAway) as found, translated(shown, connecting=True):
         raise sqlite3.OperationalError(error)
     assert ("move the file away" in str(found.value)) is known
 

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from running import in_process
 
 from krscale.tracking import Tracker
-from krscale.tracking.writer import State
+from krscale.tracking.position import State
 
 main = in_process("sync")
 

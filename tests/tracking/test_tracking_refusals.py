@@ -9,7 +9,8 @@ import pytest
 from mlflow.exceptions import MlflowException, RestException
 
 from krscale.tracking.address import resolve_address
-from krscale.tracking.server import Refused, Server, ServerAway
+from krscale.tracking.refusals import Refused, ServerAway
+from krscale.tracking.server import Server
 
 
 class Client:

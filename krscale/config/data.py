@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, StrictBool
 
-from krscale.config.fields import Count, Names, PathText, Section, StrictInt
+from krscale.config.fields import Count, Names, PathText, Progress, Section, Seed
 
 _COLOUR = re.compile("#[0-9a-fA-F]{6}")
 
@@ -31,11 +31,11 @@ class GlyphsConfig(Section):
     """Validation images, from faces that are not in training."""
     num_test: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 5_000
     """Test images, from faces that are neither in training nor in validation."""
-    warp: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    warp: Progress = 0.5
     """Strength of rotation, shear, stretching and bending; 1 is up to 30 degrees."""
-    noise: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    noise: Progress = 0.5
     """Strength of background texture and pixel noise; 1 hides most glyphs."""
-    seed: StrictInt = 0
+    seed: Seed = 0
     """Seed of every image, and of which faces are held out."""
 
 
@@ -64,7 +64,7 @@ class FilesConfig(Section):
     channels: Literal["auto", "first", "last"] = "auto"
     """Arrays: which axis of an image holds its channels; `auto` takes the one that is 1 or 3
     long."""
-    exif_orientation: bool = False
+    exif_orientation: StrictBool = False
     """Whether encoded images are turned as their EXIF data say, as Hugging Face's datasets turn
     them; `false` takes them as they are stored, as torchvision does (but TIFF, which is always
     turned)."""
@@ -83,25 +83,25 @@ class DataConfig(Section):
     """Images without labels, which students learn from the teacher alone: a folder of images at any
     depth, an image list, Parquet files, an array, or a saved Hugging Face data set; empty for
     none."""
-    seed: StrictInt = 0
+    seed: Seed = 0
     """Seed of the split into train, validation and test."""
-    val_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2
+    val_fraction: Annotated[float, Field(strict=True, gt=0.0, lt=0.5)] = 0.2
     """Share of the non-test images kept for validation; every selection uses it."""
-    test_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.25
+    test_fraction: Annotated[float, Field(strict=True, gt=0.0, lt=0.5)] = 0.25
     """Share of all images kept for test, where the source has no test split of its own."""
     max_images: Annotated[int, Field(strict=True, ge=0)] = 0
     """Take at most so many of the source's training images, drawn from `seed` class by class, for a
     first look at a large data set; 0 takes all. Validation and test images that krscale cuts are
     cut from these; splits of the source's own stay whole."""
-    allow_duplicates: bool = False
+    allow_duplicates: StrictBool = False
     """Whether two splits may hold the same image, pixel by pixel; `false` keeps copies in one split
     where krscale cuts, and refuses them in splits of your own."""
     background: Annotated[str, AfterValidator(_background)] = "white"
     """Colour that transparent images are laid on: `white`, `black`, `#rrggbb`; `ignore` takes the
     colours that the transparent pixels have in the file, as krscale did before."""
-    skip_unreadable: bool = False
+    skip_unreadable: StrictBool = False
     """Whether images that cannot be read are left out; they are listed either way."""
-    map_labels: bool = False
+    map_labels: StrictBool = False
     """Labels that are numbers with gaps (0, 1, 3): whether the numbers that there are become the
     classes, in their order."""
     glyphs: GlyphsConfig = GlyphsConfig()
@@ -117,7 +117,7 @@ NEWER_OF_VIEWS = ("resized_crop", "erasing", "mixup", "cutmix")
 class ViewsConfig(Section):
     """Seeded augmentation: the same (seed, sample, view) gives the same pixels everywhere."""
 
-    seed: StrictInt = 0
+    seed: Seed = 0
     """Seed of every random draw of the views."""
     num_views: Count = 4
     """Distinct views of a sample; epoch e trains on view `e mod num_views`."""
@@ -125,21 +125,21 @@ class ViewsConfig(Section):
     """Pixels of zero padding before a random crop back to the image's size."""
     shift: Annotated[int, Field(strict=True, ge=0)] = 1
     """Largest shift in pixels, borders repeated."""
-    flip: bool = False
+    flip: StrictBool = False
     """Mirror half of the views left to right."""
     cutout: Annotated[int, Field(strict=True, ge=0)] = 0
     """Side in pixels of a square set to zero; 0 for none."""
-    jitter: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    jitter: Progress = 0.0
     """Strength of brightness, contrast and saturation changes; needs RGB images."""
-    resized_crop: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    resized_crop: Progress = 0.0
     """Smallest share of the image's area that a random crop keeps, which is scaled to the image's
     size, its aspect changed by up to 4/3; 0 for none."""
-    erasing: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    erasing: Progress = 0.0
     """Share of the views in which a rectangle of one random colour hides 2 to 33 % of the image."""
-    mixup: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
+    mixup: Annotated[float, Field(strict=True, ge=0.0, le=10.0)] = 0.0
     """Mix every view with that of another training image, the weight drawn from Beta(mixup, mixup);
     0 for none. The labels are mixed alike."""
-    cutmix: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
+    cutmix: Annotated[float, Field(strict=True, ge=0.0, le=10.0)] = 0.0
     """Paste a rectangle of another training image into every view, the share of its area drawn from
     Beta(cutmix, cutmix); 0 for none. With `mixup` as well, each takes half of the views."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,9 +26,13 @@ from krscale.foreign import is_file, real
 from krscale.redaction import redact
 from krscale.storage.address import checked_uri, is_uri, working_folder
 
+_NEARLY_URI = re.compile(r"(s3|gs|gcs|hdfs|abfss?|az|wasbs?|file|http|https):(?!//)")
+STORAGE_VARIABLE = "KRSCALE_STORAGE_PATH"
+"""Environment variable: the storage, where an experiment names none."""
+
 
 def _default_storage() -> str:
-    return os.environ.get("KRSCALE_STORAGE_PATH", "runs")
+    return os.environ.get(STORAGE_VARIABLE) or "runs"  # compose files set it to nothing
 
 
 RESERVED_NAMES = frozenset({"cache", "mlartifacts", "mlflow.db", "mlruns", "reports"})
@@ -91,8 +96,12 @@ class Experiment(Section):
     @field_validator("storage_path")
     @classmethod
     def _absolute(cls, storage_path: str) -> str:
+        if not storage_path.strip():
+            raise ValueError("expected a folder or a URI; '.' is the folder that you are in")
         if is_uri(storage_path):
             return checked_uri(storage_path)
+        if _NEARLY_URI.match(storage_path):
+            raise ValueError("a URI has two slashes, such as s3://bucket/prefix")
         # Workers have working directories of their own.
         path = real(Path(storage_path).expanduser())
         for part in (path, *path.parents):

@@ -27,15 +27,17 @@ from krscale.foreign import path_problem
 _SHARE = re.compile(r"[+-]?[0-9./]{1,60}([eE][+-]?[0-9]{1,3})?")
 """How a size is written, which is part of names and of paths."""
 StrictInt = Annotated[int, Field(strict=True)]
+Seed = Annotated[int, Field(strict=True, ge=-(2**62), le=2**62)]
+"""What torch takes, with room for what is added for final seeds."""
 Count = Annotated[int, Field(strict=True, ge=1)]
 Width = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 Side = Annotated[int, Field(strict=True, ge=1, le=16_384)]
-Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
-PositiveShare = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
-Progress = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-Temperature = Annotated[float, Field(ge=0.001, le=1000.0)]
+Weight = Annotated[float, Field(strict=True, ge=0.0, allow_inf_nan=False)]
+Share = Annotated[float, Field(strict=True, ge=0.0, lt=1.0, allow_inf_nan=False)]
+PositiveShare = Annotated[float, Field(strict=True, gt=0.0, le=1.0, allow_inf_nan=False)]
+Progress = Annotated[float, Field(strict=True, ge=0.0, le=1.0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, gt=0.0, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(strict=True, ge=0.001, le=1000.0, allow_inf_nan=False)]
 """Beyond, its square or what it divides leaves the range of numbers."""
 
 
@@ -54,7 +56,18 @@ def check_number(kind: Any, name: str, value: float, where: str) -> None:
     try:
         _adapter(kind).validate_python(_plain(value))
     except ValidationError as error:
-        raise UserError(f"{where}: {name}: {error.errors()[0]['msg']} (got {value!r}).") from None
+        message = plain_message(error.errors()[0]["msg"])
+        raise UserError(f"{where}: {name}: {message} (got {value!r}).") from None
+
+
+def plain_message(message: str) -> str:
+    """Return what pydantic says of a value as the rest of a line that names it.
+
+    >>> plain_message("Value error, At least one is needed")
+    'at least one is needed'
+    """
+    message = message.removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
 
 
 @cache
@@ -149,8 +162,8 @@ class Section(BaseModel):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             found = [
-                f"{where}: {'.'.join(map(str, e['loc'][:1])) or 'settings'}: {e['msg']} "
-                f"(got {e['input']!r})."
+                f"{where}: {'.'.join(map(str, e['loc'][:1])) or 'settings'}: "
+                f"{plain_message(e['msg'])} (got {e['input']!r})."
                 for e in error.errors(include_url=False)
             ]
             raise UserError("\n".join(found)) from None

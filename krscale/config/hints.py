@@ -106,6 +106,12 @@ def expected_form(path: Sequence[str], kind: str, value: Any, *, overridden: boo
         return f"expected a list of tables, each written [[{dotted}]] with its keys below"
     if kind == "tuple_type":
         return f"expected a list, e.g. {_written(path, _as_list(path, value), overridden)}"
+    if kind == "bool_type":
+        return "expected true or false"
+    if kind == "float_type":
+        return (
+            "expected a number, without quotes" if isinstance(value, str) else "expected a number"
+        )
     if kind == "string_type":
         return f"expected text in quotes, e.g. {str(value)!r}"
     if kind == "dict_type":

@@ -6,7 +6,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, StrictBool, field_validator, model_validator
 
 from krscale.config.fields import (
     Count,
@@ -14,9 +14,9 @@ from krscale.config.fields import (
     PathText,
     Positive,
     Section,
+    Seed,
     Side,
     SomeNames,
-    StrictInt,
     Temperature,
     Weight,
     Width,
@@ -38,7 +38,7 @@ def _options(num_blocks: int, so_far: dict[str, Any]) -> dict[str, Any]:
     return {} if ":" in so_far.get("model", "") else {"num_blocks": num_blocks}
 
 
-Number = Annotated[float, Field(allow_inf_nan=False)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 class PreprocessingConfig(Section):
@@ -56,9 +56,7 @@ class PreprocessingConfig(Section):
     mean: Annotated[tuple[Number, ...], BeforeValidator(_listed)] = ()
     """Mean of each channel in the order that the network takes them, or one number for all, in
     units of `pixel_range`; with `std`, in place of `normalisation`."""
-    std: Annotated[
-        tuple[Annotated[float, Field(gt=0.0, allow_inf_nan=False)], ...], BeforeValidator(_listed)
-    ] = ()
+    std: Annotated[tuple[Positive, ...], BeforeValidator(_listed)] = ()
     """Standard deviation of each channel, likewise."""
     pixel_range: Literal["auto", "0..1", "0..255"] = "auto"
     """What pixels are before they are normalised; `auto` as the network itself says, or `0..1`."""
@@ -136,12 +134,12 @@ class TeacherConfig(ModelConfig):
     """Peak learning rate of the teacher's own training (SGD, cosine)."""
     weight_decay: Weight = 5e-4
     """Weight decay of the teacher's own training."""
-    seed: StrictInt = 0
+    seed: Seed = 0
     """Seed of the teacher's initialisation and sample order."""
     num_workers: Count = 1
     """Workers that share the teacher's own training, through Ray Train from 2 on. The result is
     that of one worker but for rounding; a teacher that is kept is taken whoever trained it."""
-    allow_poor: bool = False
+    allow_poor: StrictBool = False
     """Whether a teacher may teach that is no better than guessing, or worse than its own taps, or
     that would be better with another preprocessing."""
 
@@ -178,7 +176,7 @@ class StoreConfig(Section):
     """Classes kept per tap and view, the mass of all others spread evenly; where all classes take
     no more room, all are kept. 0 chooses what takes least room and meets `max_error`: the top k,
     or all classes rounded to a few bits; up to 12 classes are kept exactly."""
-    max_error: Annotated[float, Field(gt=0.0, le=1.0)] = 0.08
+    max_error: Annotated[float, Field(strict=True, gt=0.0, le=1.0)] = 0.08
     """Largest mean total variation that this may cost any tap, when `top_k` is 0."""
     shard_rows: Count = 8192
     """Samples in one shard file."""

@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from krscale.config.experiment import Experiment
+from krscale.config.experiment import STORAGE_VARIABLE, Experiment
+from krscale.config.fields import plain_message
 from krscale.config.hints import expected_form, explain_item, explain_unknown, field_paths
 from krscale.config.ranges import SearchChoices, SearchRange, UsedWith
 from krscale.errors import UserError, nearest
@@ -61,7 +62,10 @@ def validate(content: Mapping[str, Any], where: str, overridden: Iterable[str] =
         by_field: dict[tuple[str, ...], list[Any]] = {}
         for found in error.errors(include_url=False):
             by_field.setdefault(_field_of(found["loc"]), []).append(found)
-        lines = [_explain(path, found, where, set_keys) for path, found in by_field.items()]
+        lines = [
+            _explain(path, found, _place_of(path, content, where), set_keys)
+            for path, found in by_field.items()
+        ]
         raise UserError("\n".join(lines)) from None
 
 
@@ -140,12 +144,29 @@ def _assign(content: dict[str, Any], assignment: str) -> None:
     dotted, separator, text = assignment.partition("=")
     if not separator or not dotted.strip():
         raise UserError(f"--set {assignment}: expected key.path=value, e.g. train.num_epochs=20.")
+    dotted, text = dotted.strip(), text.strip()
     try:
-        value = tomllib.loads(f"value = {text.strip()}")["value"]
+        read = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
-        value = text.strip()
-    dotted = dotted.strip()
-    _put(content, RENAMED.get(dotted, dotted), value, f"--set {assignment}")
+        read = {"value": text}
+    if len(read) > 1:
+        raise UserError(f"--set {dotted}: it takes one value; give every other key its own --set.")
+    value = read["value"]
+    dotted = RENAMED.get(dotted, dotted)
+    _refuse_section(dotted, value)
+    _put(content, dotted, value, f"--set {assignment}")
+
+
+def _refuse_section(dotted: str, value: Any) -> None:
+    """Refuse a table in place of a section: fields that it leaves out would be lost."""
+    inside = [path for path in field_paths() if path.startswith(f"{dotted}.")]
+    if inside and isinstance(value, Mapping):
+        given = [f"{dotted}.{name}" for name in value] or inside[:1]
+        example = " ".join(f"--set {path}=..." for path in given)
+        raise UserError(
+            f"--set {dotted}: it is a section, of which a table would replace the fields that it "
+            f"leaves out; set each by itself: {example}"
+        )
 
 
 def _with_new_names(content: Mapping[str, Any], where: str) -> Mapping[str, Any]:
@@ -176,6 +197,12 @@ def _put(content: dict[str, Any], dotted: str, value: Any, where: str) -> None:
             raise UserError(f"{where}: {name!r} is a value, not a table of fields.")
         table = child
     table[leaf] = value
+
+
+def _place_of(path: tuple[str, ...], content: Mapping[str, Any], where: str) -> str:
+    """Return where a value comes from: the environment gives the storage that nothing else does."""
+    own = path != ("storage_path",) or "storage_path" in content
+    return where if own else f"${STORAGE_VARIABLE}"
 
 
 def _field_of(location: Sequence[int | str]) -> tuple[str, ...]:
@@ -214,8 +241,7 @@ def _within_list(path: tuple[str, ...], location: Sequence[int | str]) -> str:
 def _explain_item(path: tuple[str, ...], within: str, error: Any) -> str:
     name = within.rpartition(" ")[2]
     if error["type"] != "extra_forbidden":
-        message = error["msg"].removeprefix("Value error, ")
-        return f"{message[0].lower()}{message[1:]} (got {error['input']!r})."
+        return f"{plain_message(error['msg'])} (got {error['input']!r})."
     return f"unknown key {name!r}. {explain_item(path, name)}"
 
 
@@ -226,5 +252,4 @@ def _one_within(first: str, second: str) -> bool:
 
 def _message(path: tuple[str, ...], error: Any, *, overridden: bool) -> str:
     form = expected_form(path, error["type"], error["input"], overridden=overridden)
-    message: str = form or error["msg"].removeprefix("Value error, ")
-    return message if form else message[0].lower() + message[1:]
+    return form or plain_message(error["msg"])

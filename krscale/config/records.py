@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from krscale.config.fields import plain_message
 from krscale.files import damaged, read_json
 
 T = TypeVar("T")
@@ -55,8 +56,7 @@ def _explain(found: Mapping[str, Any]) -> str:
     place = ".".join(str(part) for part in found["loc"])
     if found["type"] == "missing":
         return f"the field {place!r} is missing"
-    message = str(found["msg"]).removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
+    message = plain_message(str(found["msg"]))
     shown = repr(found["input"])
     shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
     return f"{place}: {message} (got {shown})" if place else f"{message} (got {shown})"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, StrictBool, ValidationInfo, field_validator
 
 from krscale.config.fields import (
     Count,
     Positive,
+    Progress,
     Section,
+    Seed,
     SomeNames,
-    StrictInt,
     Weight,
     refuse_repeats,
 )
@@ -59,7 +60,7 @@ class SearchConfig(Section):
     another metric such as `val/loss`. With several, every study looks for the front of trials that
     no other beats in all of them; the most accurate one on validation is trained again. Needs
     `early_stopping = "none"`."""
-    transfer: bool = False
+    transfer: StrictBool = False
     """Try the best settings of the next smaller and the next larger size of a method early on. At
     8 trials a size that cost accuracy where it was measured (docs/benchmarks.md)."""
     max_wall_seconds: Weight = 0.0
@@ -68,7 +69,7 @@ class SearchConfig(Section):
     max_epochs: Annotated[int, Field(strict=True, ge=0)] = 0
     """Once all trials together have trained so many epochs, none is started any more; 0 is no
     limit. The final trainings of the winners do not count."""
-    target_accuracy: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    target_accuracy: Progress = 0.0
     """A study with a trial of this validation accuracy starts no more; 0 is no target."""
     grace_epochs: Count = 4
     """Epochs that every trial gets before it may be stopped."""
@@ -103,7 +104,7 @@ class SearchConfig(Section):
     what the largest student takes and packs as many as fit; without a GPU it is 0. Where
     `train.num_workers` is 2 or more it is for each worker, and a whole number; `auto` is then 1,
     or 0 where the cluster has fewer GPUs than a trial has workers."""
-    seed: StrictInt = 0
+    seed: Seed = 0
     """Seed of the samplers."""
 
     @field_validator("gpus_per_trial")
@@ -157,9 +158,9 @@ class TrackingConfig(Section):
     """An MLflow tracking URI; empty uses a SQLite file beside the runs."""
     experiment: str = "krscale"
     """Name of the MLflow experiment."""
-    enabled: bool = True
+    enabled: StrictBool = True
     """False records nothing in MLflow; the run folder is complete without it."""
-    system_metrics: bool = False
+    system_metrics: StrictBool = False
     """Record how busy the machine is on which the command was started (processors, memory, disk,
     network, GPUs), every 10 seconds; needs the extra `krscale[system]`."""
 

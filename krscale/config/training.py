@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, StrictBool, ValidationInfo, field_validator, model_validator
 
-from krscale.config.fields import Count, Positive, Section, Share, StrictInt, Weight
+from krscale.config.fields import Count, Positive, Section, Seed, Share, Weight
 from krscale.config.ranges import SearchRange
 
 NO_CHANNELS_LAST_ON_CPU = (
@@ -74,9 +74,9 @@ class TrainConfig(Section):
     """Weight decay, not applied to norms and biases."""
     max_grad_norm: Weight = 2.0
     """Longer gradients are shortened to this norm, over all weights together; 0 sets no limit."""
-    warmup_epochs: Annotated[float, Field(ge=0.0)] = 1.0
+    warmup_epochs: Weight = 1.0
     """Epochs of linear warm-up."""
-    seed: StrictInt = 0
+    seed: Seed = 0
     """Seed of the student's initialisation and sample order."""
     num_workers: Count = 1
     """Workers that share one training, of `distill` or of each trial of a search. The result is
@@ -93,9 +93,9 @@ class TrainConfig(Section):
     """`bf16` trains under autocast; losses are always computed in fp32. `auto` is `bf16` where the
     device that trains has instructions for it (AMX or AVX512_BF16, GPUs from Ampere on), else
     `fp32`."""
-    compile: bool = False
+    compile: StrictBool = False
     """Compile the student with torch.compile."""
-    channels_last: bool = False
+    channels_last: StrictBool = False
     """Keep images and weights in channels-last memory order; on GPUs only."""
     gpu_share_for_images: Share = 0.1
     """Share of a GPU's memory that the training images of one student may take; when they are more,

@@ -60,7 +60,7 @@ def make_sampler(config: SearchConfig, space: SearchSpace, method: str, seed: in
             population = min(_MAX_POPULATION, max(4, config.trials_per_size // 4))
             return optuna.samplers.NSGAIISampler(seed=seed, population_size=population)
         case "grid":
-            return _Grid(grid(space, method), seed=config.seed)
+            return _Grid(grid(space, method), seed=config.seed % 2**32)
         case "random":
             return optuna.samplers.RandomSampler(seed=seed)
 

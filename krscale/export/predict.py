@@ -235,12 +235,20 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
         if not path.exists():
             siblings = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
             raise RefusedError(f"{path}: no such file or folder{_nearest(path.name, siblings)}.")
-        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        inside = sorted(_all_inside(path)) if path.is_dir() else [path]
         images = [one for one in inside if one == path or _is_image(one, path)]
         if not images:
             raise RefusedError(f"{path}: no image files there ({', '.join(SUFFIXES)}).")
         found += images
     return found
+
+
+def _all_inside(folder: Path) -> Iterator[Path]:
+    """Yield what is in a folder; links to folders are followed there and not below, as for data."""
+    yield from folder.rglob("*")
+    for link in folder.iterdir():
+        if link.is_symlink() and link.is_dir():
+            yield from link.rglob("*")
 
 
 def find_labelled(path: Path, split: str | None, root: Path | None) -> list[Labelled]:

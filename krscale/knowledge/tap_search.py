@@ -23,6 +23,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from krscale.errors import UserError
 from krscale.knowledge.layouts import readable_modules
+from krscale.knowledge.modes import left_as_it_was
 from krscale.knowledge.taps import unwrapped
 
 MAX_TAPS = 16
@@ -60,16 +61,11 @@ class FoundTaps:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a network into eval mode without gradients, and every module back into its own mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        # A compiled network would be compiled for these few images.
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    """Put a network into eval mode without gradients, and leave it as it was."""
+    # A compiled network would be compiled for these few images.
+    with left_as_it_was(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        model.eval()
+        yield
 
 
 def find_taps(model: nn.Module, images: Tensor, read: Callable[[Any], Tensor]) -> FoundTaps:

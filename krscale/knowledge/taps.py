@@ -25,6 +25,7 @@ from krscale.knowledge.layouts import (
     usual_layout,
     zeros,
 )
+from krscale.knowledge.modes import left_as_it_was
 
 LAYOUTS_ATTRIBUTE = "krscale_tap_layouts"
 """Where a network keeps the layouts of its taps, by path."""
@@ -151,13 +152,8 @@ def settle_layouts(
 def _shapes(
     model: nn.Module, paths: Sequence[str], image_shape: Sequence[int]
 ) -> dict[str, tuple[int, ...]]:
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with torch.random.fork_rng(devices=[]):
-            features = run_tapped(model.eval(), paths, zeros(model, image_shape)).features
-    finally:
-        for module, training in modes:
-            module.training = training
+    with left_as_it_was(model), torch.random.fork_rng(devices=[]):
+        features = run_tapped(model.eval(), paths, zeros(model, image_shape)).features
     return {path: tuple(f.shape) for path, f in zip(paths, features, strict=True)}
 
 
@@ -168,21 +164,18 @@ def _shapes_reached(
     """Return the shapes of the taps that run, though a later layer may want another size."""
     outputs: dict[str, Any] = {}
     network = unwrapped(model)
-    modes = [(module, module.training) for module in model.modules()]
     handles = [
         network.get_submodule(path).register_forward_hook(partial(_record, outputs, path))
         for path in paths
     ]
     try:
-        with torch.random.fork_rng(devices=[]):
+        with left_as_it_was(model), torch.random.fork_rng(devices=[]):
             model.eval()(zeros(model, image_shape))
     except Exception:  # noqa: BLE001, S110 - many networks take images of one size only
         pass
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes:
-            module.training = training
     return {path: tuple(_tensor(outputs, path).shape) for path in outputs}
 
 

@@ -19,6 +19,7 @@ from krscale.knowledge.layouts import (
     readable_modules,
     zeros,
 )
+from krscale.knowledge.modes import left_as_it_was
 from krscale.knowledge.tap_search import find_taps
 
 
@@ -94,9 +95,8 @@ def _run(
         module.register_forward_hook(partial(_record, outputs, path))
         for path, module in _blocks_of(model)
     ]
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with left_as_it_was(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
             model.eval()(zeros(model, image_shape))
     except Exception:
         if to_the_end:
@@ -104,8 +104,6 @@ def _run(
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes:
-            module.training = training
     times: dict[str, int] = {}
     for path, _ in outputs:
         times[path] = times.get(path, 0) + 1

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from krscale.errors import UserError
+from krscale.knowledge.modes import left_as_it_was
 
 MAX_WIDTH = 1 << 16
 """Widths beyond this are not tried: no network of the zoo is that large."""
@@ -99,18 +100,13 @@ def latency_ms(model: nn.Module, input_shape: tuple[int, int, int], num_threads:
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     image = torch.zeros(1, *input_shape, device=device)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            timer = benchmark.Timer(
-                "model(image)", globals={"model": model, "image": image}, num_threads=num_threads
-            )
-            timer.timeit(3)  # the first passes allocate and choose kernels
-            return float(timer.blocked_autorange(min_run_time=0.2).median) * 1e3
-    finally:
-        for module, training in modes:
-            module.training = training
+    with left_as_it_was(model), torch.inference_mode():
+        model.eval()
+        timer = benchmark.Timer(
+            "model(image)", globals={"model": model, "image": image}, num_threads=num_threads
+        )
+        timer.timeit(3)  # the first passes allocate and choose kernels
+        return float(timer.blocked_autorange(min_run_time=0.2).median) * 1e3
 
 
 def sizes_by_width(build: Callable[[int], nn.Module]) -> Callable[[int], int]:

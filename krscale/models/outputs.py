@@ -209,7 +209,8 @@ def check_steady(run: Callable[[Tensor], Tensor], images: Tensor, where: str) ->
         raise UserError(
             f"{where}: in eval mode the network gives the same images other outputs when it is "
             "run again: dropout that is always on (F.dropout without training=self.training), "
-            "noise, or something that it counts."
+            "noise, or something that it counts or records, as observers of quantisation-aware "
+            "training do until they are switched off."
         )
     first = first[: len(images)]
     if first.shape != alone.shape:

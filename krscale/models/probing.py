@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from krscale.errors import UserError
+from krscale.knowledge.modes import left_as_it_was
 from krscale.knowledge.tap_search import evaluating
 from krscale.models.foreign import located
 from krscale.models.outputs import LogitsReader, check_steady, refuse_bounded, refuse_probabilities
@@ -143,16 +144,11 @@ def _ramp(model: nn.Module, image_shape: Sequence[int]) -> Tensor:
 
 def _run(model: nn.Module, image_shape: Sequence[int], training: bool = False) -> Any:
     """Return the output for a ramp of pixels; nothing changes, random numbers neither."""
-    modes = [(module, module.training) for module in model.modules()]
     images = _ramp(model, image_shape)
     running = model if images.is_meta or not training else copy.deepcopy(model)
-    running.train(training)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            return running(images)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with left_as_it_was(running), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        running.train(training)
+        return running(images)
 
 
 def _check_logits(logits: Tensor, num_classes: int, image_shape: Sequence[int], where: str) -> None:

@@ -25,7 +25,7 @@ _SET_ELSEWHERE = {
     "params": "krscale itself",
     "maximize": "krscale itself, as every loss is minimised",
 }
-_IN_PLACE_OF_FUSED = ("foreach", "differentiable", "fused")
+_IN_PLACE_OF_FUSED = ("dampening", "differentiable", "foreach", "fused")
 """Options with which krscale's own `fused` does not go together."""
 
 
@@ -70,7 +70,22 @@ def build_optimiser(learner: nn.Module, settings: TrainConfig) -> torch.optim.Op
         found: torch.optim.Optimizer = kind(groups, lr=settings.learning_rate, **options)
     except Exception as error:
         raise _refused(kind, settings, error) from error
+    if kind is torch.optim.SGD and found.defaults["fused"] and settings.momentum > 0.0:
+        found.register_step_pre_hook(_begin_momentum)
     return found
+
+
+def _begin_momentum(optimiser: torch.optim.Optimizer, *_: Any) -> None:
+    """Give weights that get their first gradient a momentum of 0, from which it becomes that.
+
+    The fused SGD of torch 2.13 fails where some weights have a momentum and others none yet: those
+    of blocks that the first step passed over, as stochastic depth does.
+    """
+    for group in optimiser.param_groups:
+        for parameter in group["params"]:
+            state = optimiser.state[parameter]
+            if parameter.grad is not None and state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _refused(kind: Any, settings: TrainConfig, why: Exception | str) -> UserError:

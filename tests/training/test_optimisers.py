@@ -128,3 +128,20 @@ def test_every_schedule_is_allowed_and_no_other() -> None:
 @pytest.mark.parametrize("setting", ["learning_rate", "weight_decay"])
 def test_a_rate_that_is_too_large_is_no_mistake_in_the_options(name: str, setting: str) -> None:
     check_optimiser(settings(**{"optimizer": name, setting: 1e30}))
+
+
+def test_weights_whose_first_gradient_comes_later() -> None:
+    late = {}
+    for fused in (True, False):
+        torch.manual_seed(0)
+        network = nn.ModuleList([nn.Linear(2, 1), nn.Linear(2, 1)])
+        optimiser = build_optimiser(
+            network, settings(optimizer_options={} if fused else {"fused": False})
+        )
+        for step in range(4):
+            optimiser.zero_grad()
+            used = network if step > 1 else network[:1]  # as stochastic depth skips blocks
+            sum(layer(torch.ones(3, 2)).square().sum() for layer in used).backward()
+            optimiser.step()
+        late[fused] = network[1].weight.detach()
+    torch.testing.assert_close(late[True], late[False])

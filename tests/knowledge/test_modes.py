@@ -1,0 +1,84 @@
+"""A network that was only looked at is what it was."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from krscale.knowledge.modes import left_as_it_was
+
+
+class Adapted(nn.Module):
+    """A layer that adds what its adapter has learned in eval mode, as LoRA does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 2))
+        self.adapter = nn.Parameter(torch.full((2, 2), 0.25))
+        self.merged = False
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.merged == mode:
+            self.weight.data += -self.adapter if mode else self.adapter
+            self.merged = not mode
+        return self
+
+
+class Observed(nn.Module):
+    """Records what passes through it in any mode, as observers of quantisation do."""
+
+    largest: Tensor
+    per_channel: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("largest", torch.tensor(1.0))
+        self.register_buffer("per_channel", torch.empty(0))
+        self.register_buffer("replaced", torch.zeros(1))
+
+    def forward(self, values: Tensor) -> Tensor:
+        self.largest.copy_(values.max())
+        self.per_channel.resize_(values.shape[1]).fill_(7.0)
+        self.replaced = self.replaced + 1.0
+        return values
+
+
+def test_every_module_gets_its_own_mode_back() -> None:
+    network = nn.Sequential(Adapted(), nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2)))
+    network[1][1].eval()
+    with left_as_it_was(network):
+        network.eval()
+    assert [m.training for m in network.modules()] == [True, True, True, True, False]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_train_does_is_done_again(training: bool) -> None:
+    network = nn.Sequential(Adapted()).train(training)
+    weight = network[0].weight.detach().clone()
+    with left_as_it_was(network):
+        network.train(not training)
+    assert network[0].merged != training
+    assert torch.equal(network[0].weight, weight)
+
+
+def test_buffers_have_their_values() -> None:
+    network = Observed()
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    kept = dict(network.named_buffers())
+    with left_as_it_was(network):
+        network(torch.full((1, 3), 9.0))
+    for name, buffer in network.named_buffers():
+        assert buffer is kept[name]
+        assert torch.equal(buffer, before[name])
+
+
+def test_a_module_without_a_switch_of_its_own() -> None:
+    network = nn.Sequential(nn.Dropout())
+    network.train = lambda mode=True: network  # type: ignore[method-assign]
+    with left_as_it_was(network):
+        network.training = False
+    assert network.training

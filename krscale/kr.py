@@ -98,12 +98,13 @@ class KRLoss(nn.Module):
         # A tuple hides the networks from parameters() and from the state.
         self._networks = (teacher, student)
         self._teacher_weights = summary_of_weights(teacher.network)
+        self._is_of_teacher = False
         self.settings, self.image_shape, self.reduction = settings, image_shape, reduction
         self.probes = without_parameters(knowledge.probes)
         self.register_buffer("information_gain", knowledge.information_gain)
         self.register_buffer("tap_accuracy", knowledge.accuracy)
         self.context = _context(teacher, student, knowledge, settings)
-        self.method = KR(self.context, settings)
+        self.method = KR(self.context, settings).float()  # whatever the default dtype is
         self._left_out: list[str] = []
         if settings.where_weight > 0.0:
             for name, network in (("teacher", teacher), ("student", student)):
@@ -272,6 +273,7 @@ class KRLoss(nn.Module):
         above 0 even for a copy of the teacher.
         """
         check_outputs(student_outputs, teacher_outputs)
+        self._check_same_teacher()
         logits = student_outputs.logits
         self._watch.on_loss(self.method, logits)
         check_labels(labels, len(logits), logits.shape[1], "KRLoss")
@@ -337,6 +339,17 @@ class KRLoss(nn.Module):
         lines = [f"granularity={settings.granularity!r}, sparsity={settings.sparsity}"]
         return "\n".join([*lines, f"taps: {taps}", *self._left_out])
 
+    def _check_same_teacher(self) -> None:
+        """Refuse, at the first loss, a teacher whose weights were loaded after the probes' fit."""
+        if self._is_of_teacher or torch.compiler.is_compiling():
+            return
+        if not alike(self._teacher_weights, summary_of_weights(self._networks[0].network)):
+            raise UserError(
+                "KRLoss: the teacher has other weights than when its probes were fitted, which do "
+                "not fit it any more. Load its weights before KRLoss.from_networks."
+            )
+        self._is_of_teacher = True
+
     def _check_stages(self, student: TapOutputs, teacher: TapOutputs) -> None:
         for network, given in zip(self._networks, (student, teacher), strict=True):
             if self.method.where is not None and len(given.stages) != len(network.stage_paths):
@@ -362,7 +375,8 @@ class KRLoss(nn.Module):
         own = self.get_extra_state()
         given = with_former(state) if isinstance(state, Mapping) else {}
         weights = given.get("teacher_weights")
-        if weights is not None and not alike(weights, own["teacher_weights"]):
+        now = summary_of_weights(self._networks[0].network)  # it may have been loaded meanwhile
+        if weights is not None and not alike(weights, now):
             raise UserError(
                 "KRLoss: the state is of a teacher with other weights, to whose taps the probes "
                 "were fitted. Load that teacher's weights first, or make a new loss."
@@ -373,6 +387,7 @@ class KRLoss(nn.Module):
                     f"KRLoss: the state is of another {key.replace('_', ' ')} ({given.get(key)}) "
                     f"than this loss ({own[key]}); KRLoss.from_state takes the state's."
                 )
+        self._teacher_weights, self._is_of_teacher = now, True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Differences of large numbers: what is fitted stays in its precision, whatever a .to(bf16)

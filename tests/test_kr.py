@@ -885,3 +885,40 @@ def test_networks_that_cannot_be_used_are_refused(
             given = {"teacher": teacher, "student": student} | {role: network}
             with pytest.raises(UserError, match=f"^{role}: {said}"):
                 make(given["teacher"], given["student"], pairs)
+
+
+def test_images_to_measure_on_are_of_several_classes(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    images, labels = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+    order = labels.argsort(stable=True)  # as a loader of a folder gives them, unshuffled
+    by_class = [(images[order[i : i + 20]], labels[order[i : i + 20]]) for i in (0, 20, 40, 60)]
+    with pytest.raises(UserError, match="val_loader: the first 30 images hold none of class 1, 2"):
+        make(teacher, student, pairs, val_loader=by_class, max_images=30)
+    with pytest.raises(UserError, match="val_loader: all images are of class 0"):
+        make(teacher, student, pairs, val_loader=by_class[:2])
+    assert make(teacher, student, pairs, val_loader=by_class[1:]).information_gain.max() > 0.1
+
+
+def test_a_teacher_whose_weights_are_loaded_later(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    state = make(teacher, student, pairs).state_dict()
+    torch.manual_seed(5)
+    fresh = LikeResNet(6)
+    kr = make(fresh, student, pairs, allow_poor_teacher=True)
+    fresh.load_state_dict(teacher.state_dict())
+    with pytest.raises(UserError, match="other weights than when its probes were fitted"):
+        kr(*pairs[0])
+    kr.load_state_dict(state)  # with whose probes it is right again
+    assert kr(*pairs[0]).isfinite()
+
+
+def test_another_default_dtype(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
+    expected = make(teacher, student, pairs, auxiliary_weight=0.0)(*pairs[0]).detach()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = make(teacher, student, pairs, auxiliary_weight=0.0)(*pairs[0]).detach()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(found, expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -105,7 +106,10 @@ def test_losses_of_features_are_zero_where_they_agree(name: str) -> None:
     [
         (lambda s, t, y: losses.kd(s, t[:1]), r"one shape.*\[7, 5\] and \[1, 5\]"),
         (lambda s, t, y: losses.kd(s[:, :4], t), r"one shape.*\[7, 4\] and \[7, 5\]"),
-        (lambda s, t, y: losses.kr(s[0], t[0]), r"logits are \[B, K\], not \[5\]"),
+        (
+            lambda s, t, y: losses.kr(s[0], t[0]),
+            r"logits are \[B, K\] of two classes or more, not \[5\]",
+        ),
         (lambda s, t, y: losses.dkd(s, t, y[:2]), r"7 samples.*shape \[2\]"),
         (lambda s, t, y: losses.dkd(s, t, y.float()), "float32"),
         (lambda s, t, y: losses.label_smoothing(s, None, s), r"shape \[7, 5\]"),
@@ -230,3 +234,44 @@ def test_probabilities_are_no_logits(name: str, role: str) -> None:
         probabilities = {**given, role: given[role].softmax(dim=1).to(dtype)}
         with pytest.raises(UserError, match=f"{role}_logits are probabilities"):
             loss(*probabilities.values(), labels)
+
+
+@pytest.mark.parametrize("loss", [losses.dkd, losses.label_smoothing])
+@pytest.mark.parametrize("label", [3, -2])
+def test_labels_out_of_range_are_refused(loss: Any, label: int) -> None:
+    logits = torch.randn(2, 3)
+    name = loss.__name__
+    with pytest.raises(UserError, match=rf"losses\.{name}: label {label} is out of range"):
+        loss(logits, logits, torch.tensor([0, label]))
+
+
+def test_one_class_is_refused() -> None:
+    with pytest.raises(UserError, match=r"losses\.kd: logits are \[B, K\] of two classes or more"):
+        losses.kd(torch.zeros(2, 1), torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize("loss", [losses.kd, losses.dkd, losses.kr])
+def test_a_class_that_both_exclude(loss: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0, 1])
+    student, teacher = torch.randn(2, 2, 3, generator=generator)
+    settings = {"sparsity": 0.0} if loss is losses.kr else {}
+    expected = loss(student, teacher, labels, **settings)
+    excluded = torch.full((2, 1), -math.inf)
+    wide = torch.cat([student, excluded], 1).requires_grad_()
+    found = loss(wide, torch.cat([teacher, excluded], 1), labels, **settings)
+    torch.testing.assert_close(found.detach(), expected)
+    (gradient,) = torch.autograd.grad(found.sum(), wide)
+    assert gradient[:, 3].tolist() == [0.0, 0.0]
+
+
+def test_standardised_logits_are_finite() -> None:
+    logits = torch.tensor([[0.0, 1.0, -math.inf]])
+    with pytest.raises(UserError, match="student_logits hold infinite values"):
+        losses.logit_standardisation(logits, torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("temperature", ["4", True, None])
+def test_settings_are_numbers(temperature: object) -> None:
+    with pytest.raises(UserError, match=r"losses\.kd: temperature: "):
+        losses.kd(torch.zeros(2, 3), torch.zeros(2, 3), temperature=temperature)  # type: ignore[arg-type]

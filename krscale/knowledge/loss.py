@@ -49,7 +49,9 @@ def kr_terms(
         recoded, active = recode(log_probabilities.exp() - targets, sparsity)
         # xlogy in half of its time on a CPU; 0 where a target is 0.
         logs = targets.clamp_min(torch.finfo(torch.float32).tiny).log()
-        divergences = (targets * (logs - log_probabilities)).sum(dim=-1)
+        gaps = targets * (logs - log_probabilities)
+        # A student may exclude a class (a logit of -inf) that its teacher excludes as well.
+        divergences = gaps.masked_fill_(targets == 0.0, 0.0).sum(dim=-1)
         value = temperature**2 * (divergences * weights).sum(dim=-1)
         slopes = recoded * (temperature * weights).unsqueeze(-1)
     return with_gradient(value, slopes, group_logits), active

@@ -155,9 +155,9 @@ def measure(
         test, test_labels = _rows(outputs, held), labels[held]
         outputs, labels = _rows(outputs, ~held), labels[~held]
     else:
-        test, test_labels, _ = read(held_out, "val_loader")
-    if not whole:
-        _check_classes(labels, num_classes, max_images)
+        test, test_labels, all_held_out = read(held_out, "val_loader")
+        _check_classes(test_labels, num_classes, max_images, "val_loader", all_held_out)
+    _check_classes(labels, num_classes, max_images, "train_loader", whole)
     # fp64, which Apple's GPUs do not have.
     home = torch.device("cpu") if device.type == "mps" else device
     probes = Probes([feature.shape[1] for feature in outputs.features], num_classes, grid)
@@ -316,14 +316,19 @@ def _rows(outputs: TapOutputs, rows: Tensor) -> TapOutputs:
     return TapOutputs(outputs.logits[rows], tuple(feature[rows] for feature in outputs.features))
 
 
-def _check_classes(labels: Tensor, num_classes: int, max_images: int) -> None:
+def _check_classes(
+    labels: Tensor, num_classes: int, max_images: int, where: str, whole: bool
+) -> None:
+    """Refuse images of one class, on which no tap tells anything, and a part that lacks classes."""
     missing = (torch.bincount(labels, minlength=num_classes) == 0).nonzero().flatten().tolist()
-    if missing:
+    if missing and not whole:
         raise UserError(
-            f"train_loader: the first {max_images} images hold none of class "
+            f"{where}: the first {max_images} images hold none of class "
             f"{', '.join(map(str, missing[:10]))}{', ...' if len(missing) > 10 else ''}; shuffle "
             "the loader, or let max_images be more."
         )
+    if num_classes - len(missing) < 2:
+        raise UserError(f"{where}: all images are of class {int(labels[0])}; two are needed.")
 
 
 def _size(shape: Iterable[int]) -> str:

@@ -120,7 +120,9 @@ class Probes(nn.Module):
     def __init__(self, feature_sizes: Sequence[int], num_classes: int, grid: int = 1) -> None:
         super().__init__()
         self.grid = grid
-        self.linears = nn.ModuleList(nn.Linear(size, num_classes) for size in feature_sizes)
+        self.linears = nn.ModuleList(
+            nn.Linear(size, num_classes, dtype=torch.float32) for size in feature_sizes
+        )
         self.requires_grad_(False)
 
     def load(self, probes: Sequence[LinearProbe]) -> None:

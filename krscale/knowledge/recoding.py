@@ -47,7 +47,8 @@ def with_gradient(value: Tensor, slopes: Tensor, logits: Tensor) -> Tensor:
         >>> value.tolist(), torch.autograd.grad(value.sum(), logits)[0].tolist()
         ([5.0, 7.0], [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
     """
-    linear = (slopes * logits).sum(dim=tuple(range(value.ndim, slopes.ndim)))
+    # An excluded class has a logit of -inf and a slope of 0, whose product is no number.
+    linear = (slopes * logits).nansum(dim=tuple(range(value.ndim, slopes.ndim)))
     return value + (linear - linear.detach())
 
 

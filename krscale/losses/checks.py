@@ -21,36 +21,69 @@ def check_settings(loss: str, **settings: tuple[Any, float]) -> None:
         check_number(kind, name, value, f"losses.{loss}")
 
 
-def check_floating(*values: object) -> None:
+def check_floating(loss: str, *values: object) -> None:
     """Refuse what is not a tensor of floating point, such as classes in place of logits."""
     for value in values:
         if not isinstance(value, Tensor):
-            raise UserError(f"a tensor is needed, not {type(value).__name__}.")
+            raise UserError(f"losses.{loss}: a tensor is needed, not {type(value).__name__}.")
         if not value.is_floating_point():
-            raise UserError(f"logits and features are of floating point, not {value.dtype}.")
+            raise UserError(
+                f"losses.{loss}: logits and features are of floating point, not {value.dtype}."
+            )
 
 
-def check_logits(student: Tensor, teacher: Tensor, labels: object) -> None:
+def check_logits(
+    loss: str, student: Tensor, teacher: Tensor, labels: object, lowest_label: int = 0
+) -> None:
     """Refuse logits that are not both `[B, K]`, probabilities, and labels of another batch.
 
     Probabilities are seen on a CPU alone: a GPU would have to be waited for.
     """
-    check_floating(student, teacher)
-    if student.ndim != 2:
-        raise UserError(f"logits are [B, K], not {list(student.shape)}.")
-    check_same_shape(student, teacher)
+    check_floating(loss, student, teacher)
+    if student.ndim != 2 or student.shape[1] < 2:
+        raise UserError(
+            f"losses.{loss}: logits are [B, K] of two classes or more, not {list(student.shape)}."
+        )
+    check_same_shape(loss, student, teacher)
     for name, values in (("student", student), ("teacher", teacher)):
-        seen = values.device.type == "cpu" and not torch.compiler.is_compiling()
-        if seen and len(values) > 1 and sum_to_one(values):
+        if _can_be_seen(values) and len(values) > 1 and sum_to_one(values):
             raise UserError(
-                f"{name}_logits are probabilities (each row sums to 1), and logits are needed: "
-                "leave the softmax out, or give their logarithm."
+                f"losses.{loss}: {name}_logits are probabilities (each row sums to 1), and logits "
+                "are needed: leave the softmax out, or give their logarithm."
             )
     if labels is not None:
-        check_labels(labels, len(student))
+        check_labels(loss, labels, len(student))
+        assert isinstance(labels, Tensor)  # noqa: S101 - that was checked
+        _check_range(loss, labels, student.shape[1], lowest_label)
 
 
-def check_labels(labels: object, batch_size: int) -> None:
+def check_finite(loss: str, **logits: Tensor) -> None:
+    """Refuse infinite logits where a loss takes their mean; seen on a CPU alone."""
+    for name, values in logits.items():
+        if _can_be_seen(values) and bool(values.isinf().any()):
+            raise UserError(
+                f"losses.{loss}: {name} hold infinite values, of which there is no mean and no "
+                "deviation."
+            )
+
+
+def _can_be_seen(values: Tensor) -> bool:
+    """Whether values can be looked at: a GPU would be waited for, a compiler cannot follow."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _check_range(loss: str, labels: Tensor, num_classes: int, lowest: int) -> None:
+    if not len(labels) or not _can_be_seen(labels):
+        return
+    found = [int(bound) for bound in labels.aminmax()]
+    if wrong := next((label for label in found if not lowest <= label < num_classes), None):
+        raise UserError(
+            f"losses.{loss}: label {wrong} is out of range: there are {num_classes} classes, so "
+            f"{lowest} to {num_classes - 1} is allowed."
+        )
+
+
+def check_labels(loss: str, labels: object, batch_size: int) -> None:
     """Refuse labels that are not `[B]` int64."""
     if not isinstance(labels, Tensor):
         found = type(labels).__name__
@@ -59,49 +92,54 @@ def check_labels(labels: object, batch_size: int) -> None:
     else:
         return
     raise UserError(
-        f"labels are one int64 class number for each of the {batch_size} samples, not {found}."
+        f"losses.{loss}: labels are one int64 class number for each of the {batch_size} samples, "
+        f"not {found}."
     )
 
 
-def check_same_shape(student: Tensor, teacher: Tensor) -> None:
+def check_same_shape(loss: str, student: Tensor, teacher: Tensor) -> None:
     """Refuse tensors of two shapes."""
-    check_floating(student, teacher)
+    check_floating(loss, student, teacher)
     # Tensors of other shapes might be broadcast, and give a loss of something else.
     if student.shape != teacher.shape:
         raise UserError(
-            f"student and teacher must be of one shape, but they are {list(student.shape)} and "
-            f"{list(teacher.shape)}."
+            f"losses.{loss}: student and teacher must be of one shape, but they are "
+            f"{list(student.shape)} and {list(teacher.shape)}."
         )
 
 
-def check_same_batch(student: Tensor, teacher: Tensor) -> None:
+def check_same_batch(loss: str, student: Tensor, teacher: Tensor) -> None:
     """Refuse features that are not `[B, F]` of one batch; `F` may differ."""
-    check_floating(student, teacher)
+    check_floating(loss, student, teacher)
     if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
         raise UserError(
-            f"features are [B, F] of one batch, but they are {list(student.shape)} and "
-            f"{list(teacher.shape)}."
+            f"losses.{loss}: features are [B, F] of one batch, but they are {list(student.shape)} "
+            f"and {list(teacher.shape)}."
         )
 
 
 def checked_stages(
-    student: Sequence[Tensor] | Tensor, teacher: Sequence[Tensor] | Tensor
+    loss: str,
+    student: Sequence[Tensor] | Tensor,
+    teacher: Sequence[Tensor] | Tensor,
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """Return the maps of both networks, stage by stage; refuse those that do not match."""
     if not isinstance(student, Sequence) or not isinstance(teacher, Sequence):
-        raise UserError("stages are given as a list, one tensor [B, C, H, W] for each.")
+        raise UserError(
+            f"losses.{loss}: stages are given as a list, one tensor [B, C, H, W] for each."
+        )
     if len(student) != len(teacher) or not student:
         raise UserError(
-            f"every stage of the student needs one of the teacher, but there are {len(student)} "
-            f"and {len(teacher)}."
+            f"losses.{loss}: every stage of the student needs one of the teacher, but there are "
+            f"{len(student)} and {len(teacher)}."
         )
     for own, theirs in zip(student, teacher, strict=True):
-        check_floating(own, theirs)
+        check_floating(loss, own, theirs)
         one_size = own.shape[2:] == theirs.shape[2:]
         # Another batch might be broadcast, and each sample be compared with the same one.
         if own.ndim != 4 or theirs.ndim != 4 or len(own) != len(theirs) or not one_size:
             raise UserError(
-                f"maps [B, C, H, W] of one batch and size are needed, but they are "
+                f"losses.{loss}: maps [B, C, H, W] of one batch and size are needed, but they are "
                 f"{list(own.shape)} and {list(theirs.shape)}."
             )
     return student, teacher

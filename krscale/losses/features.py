@@ -54,7 +54,7 @@ def attention_transfer(
         >>> attention_transfer([teacher[:, :1]], [teacher], reduction="sum")
         tensor([0.5000])
     """
-    own, theirs = checked_stages(student_features, teacher_features)
+    own, theirs = checked_stages("attention_transfer", student_features, teacher_features)
     if reduction not in get_args(ATReduction):
         where = "losses.attention_transfer"
         raise unknown_name("reduction", str(reduction), get_args(ATReduction), where)
@@ -86,7 +86,7 @@ def fitnet(
         >>> fitnet(torch.zeros(2, 1, 2, 2), torch.ones(2, 1, 2, 2))
         tensor([0.5000, 0.5000])
     """
-    check_same_shape(student_features, teacher_features)
+    check_same_shape("fitnet", student_features, teacher_features)
     return hint_loss(student_features, teacher_features)
 
 
@@ -111,7 +111,7 @@ def pkt(student_features: Tensor, teacher_features: Tensor, labels: Tensor | Non
         >>> bool((pkt(teacher.flip(1)[[0, 2, 1]], teacher) > 0).all())
         True
     """
-    check_same_batch(student_features, teacher_features)
+    check_same_batch("pkt", student_features, teacher_features)
     return pkt_loss(student_features, teacher_features)
 
 
@@ -143,9 +143,9 @@ def crd(
         >>> crd(embeddings, embeddings, torch.tensor([0, 1]), temperature=0.1)
         tensor([0.8111, 0.8111])
     """
-    check_same_batch(student_features, teacher_features)
-    check_same_shape(student_features, teacher_features)
-    check_labels(labels, len(student_features))
+    check_same_batch("crd", student_features, teacher_features)
+    check_same_shape("crd", student_features, teacher_features)
+    check_labels("crd", labels, len(student_features))
     check_settings("crd", temperature=(Temperature, temperature))
     return crd_loss(student_features, teacher_features, labels, temperature)
 
@@ -175,8 +175,10 @@ def reviewkd(
         >>> reviewkd([student], [teacher])  # each place is off by 1, their mean is right
         tensor([0.6667])
     """
-    for own, theirs in zip(*checked_stages(student_features, teacher_features), strict=True):
-        check_same_shape(own, theirs)
+    for own, theirs in zip(
+        *checked_stages("reviewkd", student_features, teacher_features), strict=True
+    ):
+        check_same_shape("reviewkd", own, theirs)
     return hcl_loss(student_features, teacher_features)
 
 
@@ -210,7 +212,7 @@ def rkd(
         >>> rkd(torch.tensor([[0.0], [1.0], [2.0]]), teacher, angle_weight=0.0)
         tensor([1.0417, 1.0417, 2.0833])
     """
-    check_same_batch(student_features, teacher_features)
+    check_same_batch("rkd", student_features, teacher_features)
     check_settings(
         "rkd",
         distance_weight=(Weight, distance_weight),

@@ -16,6 +16,7 @@ from krscale.config.methods import (
 )
 from krscale.knowledge.loss import kr_loss
 from krscale.losses.checks import (
+    check_finite,
     check_logits,
     check_settings,
 )
@@ -56,7 +57,7 @@ def kd(
         >>> kd(student, teacher, temperature=1.0)
         tensor([0.0000, 0.9213])
     """
-    check_logits(student_logits, teacher_logits, labels)
+    check_logits("kd", student_logits, teacher_logits, labels)
     check_settings("kd", temperature=(Temperature, temperature))
     return kd_loss(student_logits, teacher_logits, temperature)
 
@@ -92,7 +93,7 @@ def dkd(
         >>> dkd(student, teacher, torch.tensor([0, 1]), temperature=1.0)
         tensor([0.0000, 0.9213])
     """
-    check_logits(student_logits, teacher_logits, labels)
+    check_logits("dkd", student_logits, teacher_logits, labels)
     check_settings(
         "dkd",
         temperature=(Temperature, temperature),
@@ -128,14 +129,16 @@ def dist(
 
     Returns:
         `[B]`; 0 where student and teacher agree. The second relation is one of the whole batch, so
-        every sample carries the same value of it.
+        every sample carries the same value of it. The gradient grows without bound as the student's
+        probabilities become alike: clip its norm (trials of krscale clip it at 2), above all where
+        the student begins with a classifier of zeros.
 
     Example:
         >>> teacher = torch.tensor([[2.0, 0.0, -2.0], [0.0, 4.0, 0.0]])
         >>> dist(-teacher, teacher, temperature=1.0, intra_weight=0.0)
         tensor([1.6760, 2.0000])
     """
-    check_logits(student_logits, teacher_logits, labels)
+    check_logits("dist", student_logits, teacher_logits, labels)
     check_settings(
         "dist",
         temperature=(Temperature, temperature),
@@ -164,7 +167,9 @@ def logit_standardisation(
         temperature: Temperature of both distributions after standardisation.
 
     Returns:
-        `[B]`; 0 where one's logits are the other's times a positive number plus a constant.
+        `[B]`; 0 where one's logits are the other's times a positive number plus a constant. The
+        gradient grows without bound as the student's logits become alike: clip its norm (trials of
+        krscale clip it at 2), above all where the student begins with a classifier of zeros.
 
     Example:
         >>> teacher = torch.tensor([[2.0, 0.0, -2.0], [0.0, 4.0, 0.0]])
@@ -172,7 +177,10 @@ def logit_standardisation(
         >>> logit_standardisation(student, teacher, temperature=1.0).round(decimals=4).abs()
         tensor([0.0000, 1.0530])
     """
-    check_logits(student_logits, teacher_logits, labels)
+    check_logits("logit_standardisation", student_logits, teacher_logits, labels)
+    check_finite(
+        "logit_standardisation", student_logits=student_logits, teacher_logits=teacher_logits
+    )
     check_settings("logit_standardisation", temperature=(Temperature, temperature))
     return standardised_kd_loss(student_logits, teacher_logits, temperature)
 
@@ -216,7 +224,7 @@ def kr(
         >>> student.grad  # the fourth class is nearest to the teacher's and left alone
         tensor([[ 0.3162, -0.6324,  0.3162,  0.0000]])
     """
-    check_logits(student_logits, teacher_logits, labels)
+    check_logits("kr", student_logits, teacher_logits, labels)
     check_settings("kr", temperature=(Temperature, temperature), sparsity=(Share, sparsity))
     targets = (teacher_logits.detach().float() / temperature).softmax(dim=-1)
     one = torch.ones(1, device=student_logits.device)
@@ -251,6 +259,6 @@ def label_smoothing(
         >>> label_smoothing(torch.tensor([[2.0, 0.0]]), None, torch.tensor([0]))
         tensor([0.2269])
     """
-    check_logits(student_logits, student_logits, labels)
+    check_logits("label_smoothing", student_logits, student_logits, labels, lowest_label=-1)
     check_settings("label_smoothing", label_smoothing=(Share, label_smoothing))
     return smoothed_cross_entropy(student_logits, labels, label_smoothing)

@@ -141,11 +141,11 @@ def build_method(name: str, context: MethodContext, settings: SettingsTable) -> 
     method, terms = parse_method(name)
     own = method.settings_class.of(settings)
     if not terms:
-        return method(context, own)
+        return method(context, own).float()  # whatever the default dtype is
     assert isinstance(own, KRSettings)  # noqa: S101  # parse_method refuses terms of any other
     weights = dict(own.posterior)
     combined = [_build_term(t, context, settings, weights[t]) for t in terms if weights[t] > 0.0]
-    return KR(context, own, combined)
+    return KR(context, own, combined).float()
 
 
 def method_settings(name: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- modules: written by scripts/draw_modules.py -->", "<!-- end of modules -->"
-COLUMN = 26
+COLUMN = 30
 
 FLOORS = (
     (
@@ -21,26 +21,36 @@ FLOORS = (
         (
             "errors",
             "lazy",
-            "extras",
             "redaction",
+            "showing",
             "interruption",
+            "stalls",
+            "exchange",
+            "foreign",
+            "storage_errors",
+            "extras",
+            "links",
+            "leftovers",
+            "locking",
             "files",
-            "digests",
-            "plain_pickle",
             "pickle_rules",
+            "plain_pickle",
+            "storage",
+            "allocator",
+            "digests",
             "metrics",
             "pareto",
             "knowledge",
             "models",
-            "config",
-            "methods",
-            "losses",
-            "kr",
         ),
     ),
     (
+        "Settings and methods: the ground, and pydantic within config",
+        ("config", "methods", "losses", "kr_checks", "kr_state", "kr"),
+    ),
+    (
         "First floor: learning in one process, without Ray, Optuna or MLflow",
-        ("parallel", "data", "store", "training", "setup", "export", "on_objects"),
+        ("parallel", "batch_norm", "data", "store", "training", "setup", "export", "on_objects"),
     ),
     ("Second floor: many workers", ("cluster",)),
     ("Third floor: runs", ("time_left", "progress", "report", "tracking", "runs", "search")),
@@ -51,15 +61,20 @@ FLOORS = (
 def tree() -> str:
     """Return the floors from the top down, each module with the first line of its docstring."""
     lines = ["```", "krscale/"]
+    folders = sorted((ROOT / "krscale").glob("*/__main__.py"))
     drawn = {"__init__"}
     for title, names in reversed(FLOORS):
         lines += ["", f"{'':<{COLUMN}}{title.upper()}"]
         for name in reversed(names):
             lines += _entry(ROOT / "krscale" / name, indent=1)
             drawn.add(name)
-    others = [p for p in sorted((ROOT / "krscale").glob("*.py")) if p.stem not in drawn]
+    commands = [p for p in sorted((ROOT / "krscale").glob("*.py")) if p.stem not in drawn]
+    for path in commands:
+        if not _first_line(path).startswith("`python -m"):
+            raise SystemExit(f"{path}: neither a command nor on a floor; add it to FLOORS.")
     lines += ["", f"{'':<{COLUMN}}PYTHON -M KRSCALE.NAME: each calls the command in cli/"]
-    lines += [f"  {', '.join(p.name for p in others)}", "```"]
+    lines += [f"  {', '.join(p.name for p in commands)},"]
+    lines += [f"  {', '.join(f'{p.parent.name}/{p.name}' for p in folders)}", "```"]
     return "\n".join(lines)
 
 

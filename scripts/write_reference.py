@@ -69,8 +69,10 @@ def commands_page() -> str:
         WRITTEN,
         "",
         "`krscale COMMAND`; each also runs as `python -m krscale.COMMAND`. Exit code 0 is success,",
-        "2 a mistake in what was given (one line on stderr says which), 130, 143 or 129 an",
-        "interruption, after which the same command continues.",
+        "1 what a command was to find (`data check`, `store check`, `teacher check`, `verify`) or",
+        "could not finish (`clean`, `sync`), 2 a mistake in what was given (a line on stderr says",
+        "which), 130, 143 or 129 an interruption, after which the same command continues; 141 says",
+        "that whoever read the output had seen enough.",
         "",
         "| command | what it does |",
         "|---|---|",
@@ -131,6 +133,9 @@ def _sections(model: type[BaseModel], name: str) -> Iterator[tuple[str, type[Bas
             yield from _sections(table, dotted)
         elif (item := _table_of_list(field)) is not None:
             yield f"[[{dotted}]]", item, _first_paragraph(item)
+            for below, inner in item.model_fields.items():
+                if (table := _table_of(inner)) is not None:
+                    yield f"[{dotted}.{below}]", table, _first_paragraph(table)
 
 
 def _table(rows: list[dict[str, str]]) -> list[str]:

@@ -14,6 +14,7 @@ from krscale.config.experiment import STORAGE_VARIABLE, Experiment
 from krscale.config.fields import plain_message
 from krscale.config.hints import expected_form, explain_item, explain_unknown, field_paths
 from krscale.config.ranges import SearchChoices, SearchRange, UsedWith
+from krscale.config.training import TrainConfig
 from krscale.errors import UserError, nearest
 from krscale.foreign import missing, regular, user_path
 from krscale.redaction import redact
@@ -49,7 +50,18 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Exper
         _assign(content, assignment)
     given = {a.partition("=")[0].strip() for a in overrides}
     sources = {RENAMED.get(key, key) for key in given}
-    return validate(content, where, sources)
+    experiment = validate(content, where, sources)
+    _refuse_long_warmup(experiment.train, where)
+    return experiment
+
+
+def _refuse_long_warmup(train: TrainConfig, where: str) -> None:
+    """Refuse a warm-up that the training ends before; older runs may have one, and are read."""
+    if train.warmup_epochs > train.num_epochs:
+        raise UserError(
+            f"{where}: train.warmup_epochs: {train.warmup_epochs:g} are more than "
+            f"train.num_epochs = {train.num_epochs}: the learning rate would never reach its peak."
+        )
 
 
 def validate(content: Mapping[str, Any], where: str, overridden: Iterable[str] = ()) -> Experiment:

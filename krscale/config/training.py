@@ -44,7 +44,10 @@ class BatchSizes(NamedTuple):
 
 
 class TrainConfig(Section):
-    """How one student is trained; a search may vary any of these per size."""
+    """How one student is trained.
+
+    A search may vary these per size, but what its trials share: epochs, workers, device, seed.
+    """
 
     num_epochs: Count = 12
     """Epochs of a full training."""

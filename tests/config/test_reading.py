@@ -347,3 +347,67 @@ def test_values_of_numpy_and_pathlib_are_taken_as_they_are_meant(tmp_path: Path)
     for wrong in (np.float64(2.5), np.zeros(2), np.str_("3"), np.bool_(True)):
         with pytest.raises(UserError, match="num_epochs"):
             validate({"train": {"num_epochs": wrong}}, "here")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train={num_epochs=3}", r"--set train: it is a section, .*--set train.num_epochs="),
+        ("distill.posterior={kd=2.0}", r"it is a section, .*--set distill.posterior.kd="),
+        ("data={}", "it is a section"),
+        ("train.num_epochs=3\nseed=4", "--set train.num_epochs: it takes one value"),
+        ("train.num_epochs=3\n[data]", "--set train.num_epochs: it takes one value"),
+    ],
+)
+def test_no_override_replaces_or_drops_what_it_does_not_name(override: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load(overrides=[override])
+
+
+def test_tables_that_are_values_and_lists_of_lines_are_taken() -> None:
+    found = load(overrides=["teacher.options={num_blocks=2}", 'data.files.classes=["a",\n"b"]'])
+    assert found.teacher.options == {"num_blocks": 2}
+    assert found.data.files.classes == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "dotted",
+    ["search.max_wall_seconds", "search.stall_seconds", "search.gpus_per_trial",
+     "train.learning_rate", "search.target_accuracy", "data.val_fraction", "views.jitter",
+     "distill.temperature", "distill.sparsity", "distill.auxiliary_until", "store.max_error",
+     "data.glyphs.noise", "train.warmup_epochs"],
+)  # fmt: skip
+@pytest.mark.parametrize("value", ["true", "'0.2'", "nan"])
+def test_numbers_are_numbers(dotted: str, value: str) -> None:
+    with pytest.raises(UserError, match=f"--set {dotted}: "):
+        load(overrides=[f"{dotted}={value}"])
+
+
+@pytest.mark.parametrize("value", ["yes", "'no'", "1", "0", "1.0"])
+def test_switches_are_true_or_false(value: str) -> None:
+    with pytest.raises(UserError, match="--set views.flip: expected true or false"):
+        load(overrides=[f"views.flip={value}"])
+
+
+@pytest.mark.parametrize("section", ["data", "views", "teacher", "train", "search"])
+def test_seeds_are_those_that_torch_takes(section: str) -> None:
+    with pytest.raises(UserError, match=f"--set {section}.seed: "):
+        load(overrides=[f"{section}.seed={2**64}"])
+
+
+def test_a_warm_up_that_never_ends() -> None:
+    with pytest.raises(UserError, match="the learning rate would never reach its peak"):
+        load(overrides=["train.warmup_epochs=20"])
+    assert load(overrides=["train.warmup_epochs=12"]).train.warmup_epochs == 12
+
+
+@pytest.mark.parametrize("value", ["", "s3:/bucket", " "])
+def test_a_storage_that_names_nothing(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="--set storage_path: "):
+        load(overrides=[f"storage_path='{value}'"])
+    monkeypatch.setenv("KRSCALE_STORAGE_PATH", value)
+    if value:
+        with pytest.raises(UserError, match=r"\$KRSCALE_STORAGE_PATH: storage_path: "):
+            load()
+    else:  # as compose files set what is not given
+        assert Path(load().storage_path).name == "runs"

@@ -165,20 +165,18 @@ def _assign(content: dict[str, Any], assignment: str) -> None:
         raise UserError(f"--set {dotted}: it takes one value; give every other key its own --set.")
     value = read["value"]
     dotted = RENAMED.get(dotted, dotted)
-    _refuse_section(dotted, value)
-    _put(content, dotted, value, f"--set {assignment}")
+    for path, one in _by_field(dotted, value):
+        _put(content, path, one, f"--set {assignment}")
 
 
-def _refuse_section(dotted: str, value: Any) -> None:
-    """Refuse a table in place of a section: fields that it leaves out would be lost."""
-    inside = [path for path in field_paths() if path.startswith(f"{dotted}.")]
-    if inside and isinstance(value, Mapping):
-        given = [f"{dotted}.{name}" for name in value] or inside[:1]
-        example = " ".join(f"--set {path}=..." for path in given)
-        raise UserError(
-            f"--set {dotted}: it is a section, of which a table would replace the fields that it "
-            f"leaves out; set each by itself: {example}"
-        )
+def _by_field(dotted: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield a value with its path; of a table for a section each field, the others stay."""
+    is_section = any(path.startswith(f"{dotted}.") for path in field_paths())
+    if not (is_section and isinstance(value, Mapping)):
+        yield dotted, value
+        return
+    for name, one in value.items():
+        yield from _by_field(f"{dotted}.{name}", one)
 
 
 def _with_new_names(content: Mapping[str, Any], where: str) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""What befell a worker that is gone, in one sentence: Ray's own words fill a page."""
+"""Why a worker is gone, in one sentence: Ray's own words fill a page."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def ended_for_memory(text: str) -> str:
     return ""
 
 
-def what_befell(text: str) -> str:
+def cause_of_loss(text: str) -> str:
     """Return how the process of a worker ended, as half a sentence, from what Ray says of it."""
     if _NODE_IS_GONE.search(text):
         return "its node is gone"
@@ -65,5 +65,5 @@ for example by the system for the memory it took, or it crashed.
     if isinstance(error, OutOfMemoryError):
         return UserError(f"{work}: {ended_for_memory(str(error)) or 'it ran out of memory'}.")
     if isinstance(error, LOST) and not getattr(error, "actor_init_failed", False):
-        return UserError(f"{work}: {what_befell(f'{type(error).__name__}: {error}')}.")
+        return UserError(f"{work}: {cause_of_loss(f'{type(error).__name__}: {error}')}.")
     return None

@@ -10,9 +10,9 @@ from pydantic import BaseModel
 
 from krscale.config.experiment import Experiment
 
-_SLIP, _ALIKE = 0.9, 0.75
+_TYPO_RATIO, _SIMILAR_RATIO = 0.9, 0.75
 """Share of letters that two names have in common where one is a slip of the other, or may be."""
-_MEANT = {
+_OTHER_NAMES = {
     "optim": "optimizer",
     "optimiser": "optimizer",
     "scheduler": "schedule",
@@ -33,7 +33,7 @@ _MEANT = {
     "output_dir": "storage_path",
 }
 """What other programs call a field: no letters tell that they mean the same."""
-_MOST = 3
+_MAX_SUGGESTIONS = 3
 """More suggestions than this are a list, and no help."""
 
 
@@ -63,13 +63,13 @@ def nearest_fields(dotted: str, allowed: Iterable[str]) -> list[str]:
     names = list(allowed)
     here = [path for path in names if path.rpartition(".")[0] == section]
     same = [path for path in names if path.rpartition(".")[2] == name]
-    if meant := _MEANT.get(name.lower()):
+    if meant := _OTHER_NAMES.get(name.lower()):
         found = [path for path in names if path.rpartition(".")[2] == meant]
         if found := [path for path in found if path in here] or found:
-            return found[:_MOST]
-    if found := _most_alike(name, here, _ALIKE if not same else _SLIP):
+            return found[:_MAX_SUGGESTIONS]
+    if found := _most_alike(name, here, _SIMILAR_RATIO if not same else _TYPO_RATIO):
         return found[:1]
-    return (same or _most_alike(name, names, _ALIKE))[:_MOST]
+    return (same or _most_alike(name, names, _SIMILAR_RATIO))[:_MAX_SUGGESTIONS]
 
 
 def explain_unknown(path: Sequence[str]) -> str:
@@ -167,7 +167,7 @@ def _likeness(name: str, field: str) -> float:
     is_shorter = written <= known or known <= written  # `epochs`, `batch_size`
     is_initials = name.lower() == "".join(word[0] for word in field.split("_"))  # `lr`
     alike = difflib.SequenceMatcher(None, name.lower(), field).ratio()
-    return max(alike, _SLIP) if is_shorter or is_initials else alike
+    return max(alike, _TYPO_RATIO) if is_shorter or is_initials else alike
 
 
 def _words(name: str) -> set[str]:

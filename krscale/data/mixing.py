@@ -1,7 +1,7 @@
 """Mixup and CutMix: a view that is made of two images, and whose label is made of their labels.
 
-The partner of a sample is drawn from the whole training split by its number, so it hangs on (seed,
-sample, view) as the pixels do, and not on who else is in the batch. The teacher that fills the
+The partner of a sample is drawn from the whole training split by its number, so it depends on
+(seed, sample, view) as the pixels do, and not on the other samples of the batch. The teacher that fills the
 store therefore sees what the student will see, image by image (Beyer et al., Knowledge
 distillation: A good teacher is patient and consistent, CVPR 2022, arXiv 2106.05237).
 
@@ -51,7 +51,7 @@ def mix(
     Args:
         images: `[B, C, H, W]` uint8, views of the samples.
         others: `[B, C, H, W]` uint8, the same view of their partners.
-        samples: `[B]` int64: what the draws hang on.
+        samples: `[B]` int64: the key of the random draws.
         view: Number of the view.
         policy: The `views` section; `policy.mixes`.
 

@@ -89,7 +89,7 @@ def apply_views(images: Tensor, samples: Tensor, view: int, policy: ViewsConfig)
 
     Args:
         images: `[B, C, H, W]` uint8; left as they are.
-        samples: `[B]` int64, index of each image within its split: what its draws hang on.
+        samples: `[B]` int64, index of each image within its split, the key of its random draws.
         view: Number of the view.
         policy: The `views` section.
 

@@ -187,7 +187,7 @@ def joined_weights(information_gain: Tensor, groups: Groups, count: int) -> tupl
     """Return `tap_weights` and `group_weights` while only `count` of the groups are left.
 
     A group that was joined to a deeper one has the weight 0, and the deeper one the taps of both:
-    whoever is taught by a group that is left need not change.
+    the heads of the remaining groups stay as they are.
 
     Args:
         information_gain: `[D]`, not negative.

@@ -106,7 +106,7 @@ def read_tap(feature: Tensor, grid: int) -> Tensor:
 
 
 class Probes(nn.Module):
-    """The probes of all taps but the last, which speaks through the network's own logits.
+    """The probes of all taps but the last, whose distribution is that of the network's own logits.
 
     Attributes:
         grid: On which they read the taps.

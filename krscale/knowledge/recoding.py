@@ -17,7 +17,7 @@ from torch import Tensor
 def recode_gap(gap: Tensor, sparsity: float) -> Tensor:
     """Return the recoded gap, of the shape of `gap`, in fp32.
 
-    Equal entries share one fate, so the result does not depend on the order of the classes.
+    Entries of equal value are all kept or all dropped, so the result does not depend on the order of the classes.
 
     Args:
         gap: `[..., K]`, differences of two distributions over `K` classes: each sums to zero.
@@ -80,7 +80,7 @@ def recode(gap: Tensor, sparsity: float | Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _thresholds(ranked: Tensor, share: float | Tensor) -> Tensor:
-    """Return the mildest kept entry of `gap` and of `-gap`, `[2, ..., 1]`; infinite without any.
+    """Return the smallest kept entry of `gap` and of `-gap`, `[2, ..., 1]`; infinite without any.
 
     An entry is kept when the positive entries above it hold less than the share that must survive.
     The largest is always kept, as nothing exceeds it; entries that are not positive never are, as

@@ -122,7 +122,7 @@ def crd(
     *,
     temperature: float = _CRD.crd_temperature,
 ) -> Tensor:
-    """Return the contrastive loss: a sample's two embeddings must find each other in the batch.
+    """Return the contrastive loss: a sample's two embeddings against those of other classes.
 
     Source: Tian, Krishnan, Isola, Contrastive Representation Distillation, ICLR 2020, arXiv
     1910.10699; the negatives are the samples of other classes in the batch, not a memory bank's.

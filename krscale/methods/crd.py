@@ -1,4 +1,4 @@
-"""Contrastive representation distillation: a sample's two features must find each other.
+"""Contrastive representation distillation: a sample's two features are the positive pair.
 
 Source: Tian, Krishnan, Isola, Contrastive Representation Distillation, ICLR 2020, arXiv 1910.10699.
 

@@ -1,9 +1,9 @@
-"""How many trials may be handed out: one for every place of the cluster, and none on the shelf.
+"""How many trials may be handed out: one for every place of the cluster, and none waiting.
 
 Left to itself, Tune keeps one trial waiting and, while that trial's worker is starting, gives it
 the worker of any trial that ends; the worker that was starting is thrown away. Where trials end
 sooner than a worker starts (some seconds), no second worker ever comes up. With a trial for every
-place, whoever ends is given a new one, and the others' workers come up in peace. And none is asked
+place, a worker whose trial ends is given a new one, and the others come up. And none is asked
 for before it can run, since trials asked for later know more.
 
 Where the number of a trial's workers may vary (`train.max_workers`), a trial is handed out for

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ray.exceptions import OutOfDiskError, OutOfMemoryError
 
-from krscale.cluster.lost_worker import LOST, SESSION_IS_FULL, ended_for_memory, what_befell
+from krscale.cluster.lost_worker import LOST, SESSION_IS_FULL, cause_of_loss, ended_for_memory
 from krscale.errors import StorageError
 from krscale.search.on_ray.whose_storage import is_of_storage
 from krscale.search.studies.retries import Cause
@@ -62,14 +62,14 @@ class TrialError:
 
     @property
     def sentence(self) -> str:
-        """Why the trial ended: the line that names its exception, or what befell its worker.
+        """Why the trial ended: the line that names its exception, or why its worker is gone.
 
         Ray's own words of a worker that died fill a page.
         """
         if self.cause is Cause.MEMORY and (sentence := ended_for_memory(self.text)):
             return sentence
         if self.cause is Cause.WORKER:
-            return what_befell(self.text)
+            return cause_of_loss(self.text)
         lines = _ending(self.text).splitlines()
         return lines[-1].strip() if lines else "no error text"
 

@@ -1,8 +1,8 @@
 """Mixup and CutMix: a view that is made of two images, and whose label is made of their labels.
 
 The partner of a sample is drawn from the whole training split by its number, so it depends on
-(seed, sample, view) as the pixels do, and not on the other samples of the batch. The teacher that fills the
-store therefore sees what the student will see, image by image (Beyer et al., Knowledge
+(seed, sample, view) as the pixels do, and not on the other samples of the batch. The teacher that
+fills the store therefore sees what the student will see, image by image (Beyer et al., Knowledge
 distillation: A good teacher is patient and consistent, CVPR 2022, arXiv 2106.05237).
 
 Sources: Zhang, Cisse, Dauphin, Lopez-Paz, mixup: Beyond Empirical Risk Minimization, ICLR 2018,

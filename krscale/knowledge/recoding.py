@@ -17,7 +17,8 @@ from torch import Tensor
 def recode_gap(gap: Tensor, sparsity: float) -> Tensor:
     """Return the recoded gap, of the shape of `gap`, in fp32.
 
-    Entries of equal value are all kept or all dropped, so the result does not depend on the order of the classes.
+    Entries of equal value are all kept or all dropped, so the result does not depend on the order
+    of the classes.
 
     Args:
         gap: `[..., K]`, differences of two distributions over `K` classes: each sums to zero.

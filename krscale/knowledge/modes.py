@@ -16,7 +16,8 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
 
     Modes are set by `train`, as some networks change their weights there: LoRA layers add what they
     have learned for `eval()`, and take it off again. Buffers change without training, too:
-    observers of quantisation-aware training record what passes through them.
+    observers of quantisation-aware training record what passes through them. Weights that a hook
+    computes (weight_norm of older torch, pruning) are plain attributes.
 
     Example:
         >>> network = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout().eval())
@@ -32,6 +33,12 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
         for name, buffer in module._buffers.items()
         if buffer is not None and _has_values(buffer)
     ]
+    computed = [
+        (module, name, value)
+        for module, _ in modes
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor)
+    ]
     try:
         yield
     finally:
@@ -40,6 +47,8 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
                 module.train(mode)
         for module, mode in modes:  # some set no flag in `train`, or others than those of its parts
             module.training = mode
+        for module, name, value in computed:
+            vars(module)[name] = value
         with torch.no_grad():
             for module, name, buffer, values in buffers:
                 module._buffers[name] = buffer

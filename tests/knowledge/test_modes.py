@@ -7,6 +7,7 @@ from typing import Self
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from krscale.knowledge.modes import left_as_it_was
 
@@ -74,6 +75,17 @@ def test_buffers_have_their_values() -> None:
     for name, buffer in network.named_buffers():
         assert buffer is kept[name]
         assert torch.equal(buffer, before[name])
+
+
+def test_weights_that_a_hook_computes() -> None:
+    network = nn.Linear(2, 2)
+    prune.l1_unstructured(network, "weight", 1)
+    weight = network.weight
+    with left_as_it_was(network), torch.no_grad():
+        drawn = {"weight_orig": torch.randn(2, 2), "bias": torch.randn(2)}
+        torch.func.functional_call(network, drawn, (torch.ones(1, 2),))
+        assert network.weight is not weight
+    assert network.weight is weight
 
 
 def test_a_module_without_a_switch_of_its_own() -> None:

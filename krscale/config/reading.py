@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -116,7 +117,7 @@ def _experiment_file(path: Path) -> Path:
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file, or raise a `UserError` that says why it cannot be read."""
     try:
-        text = _bounded(path).decode("utf-8")
+        text = _text(_bounded(path))
         if _KEY_OF_MANY.search(text):
             raise ValueError("a key of more than 100 parts")
         return tomllib.loads(text)
@@ -127,6 +128,17 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {missing(path)}.{hint}") from None
     except (OSError, ValueError, RecursionError) as error:  # of text, TOML or a number too long
         raise UserError(f"{path}: not a readable TOML file: {error}") from None
+
+
+def _text(content: bytes) -> str:
+    """Return the text of a file in UTF-8, with or without the mark that Windows puts before it."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError("it is text in UTF-16; save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"line {line} is not text in UTF-8; save it as UTF-8") from None
 
 
 def _bounded(path: Path) -> bytes:

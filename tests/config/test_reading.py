@@ -418,3 +418,13 @@ def test_a_storage_that_names_nothing(value: str, monkeypatch: pytest.MonkeyPatc
             load()
     else:  # as compose files set what is not given
         assert Path(load().storage_path).name == "runs"
+
+
+def test_text_as_windows_writes_it(tmp_path: Path) -> None:
+    file = tmp_path / "experiment.toml"
+    file.write_text('name = "size"\n', encoding="utf-8-sig")
+    assert load(file).name == "size"
+    for encoding, said in (("utf-16", "in UTF-16; save it as UTF-8"), ("latin-1", "line 2 is not")):
+        file.write_text('name = "size"\n# Größe\n', encoding=encoding)
+        with pytest.raises(UserError, match=said):
+            load(file)

@@ -78,6 +78,16 @@ class KRLoss(nn.Module):
         settings: KR's own, as in the `[distill]` section of an experiment.
         image_shape: `(C, H, W)` of the images that probes and heads were fitted to.
         context: What a method is built from, should another one be wanted.
+
+    Example:
+        >>> from krscale.models import build_model
+        >>> teacher, student = (build_model("resnet", 3, 1, width) for width in (8, 4))
+        >>> images, labels = torch.randn(60, 1, 8, 8), torch.arange(60) % 3
+        >>> loader = [(images, labels)]
+        >>> kr = KRLoss.from_networks(teacher, student, loader, allow_poor_teacher=True)
+        >>> kr.begin_epoch(0.0)
+        >>> kr(images, labels).shape, sorted(kr.shown())
+        (torch.Size([]), ['ce', 'kr', 'kr/active_classes'])
     """
 
     information_gain: Tensor
@@ -371,7 +381,11 @@ class KRLoss(nn.Module):
         }
 
     def set_extra_state(self, state: Any) -> None:
-        """Refuse the state of other taps, other settings or another teacher."""
+        """Take over what `get_extra_state` returned.
+
+        Raises:
+            UserError: If it is of other taps, other settings or another teacher.
+        """
         own = self.get_extra_state()
         given = with_former(state) if isinstance(state, Mapping) else {}
         weights = given.get("teacher_weights")

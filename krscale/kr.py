@@ -80,8 +80,8 @@ class KRLoss(nn.Module):
         context: What a method is built from, should another one be wanted.
 
     Example:
-        >>> from krscale.models import build_model
-        >>> teacher, student = (build_model("resnet", 3, 1, width) for width in (8, 4))
+        >>> from krscale.models.resnet import resnet
+        >>> teacher, student = (resnet(num_classes=3, in_channels=1, width=w) for w in (8, 4))
         >>> images, labels = torch.randn(60, 1, 8, 8), torch.arange(60) % 3
         >>> loader = [(images, labels)]
         >>> kr = KRLoss.from_networks(teacher, student, loader, allow_poor_teacher=True)

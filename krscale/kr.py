@@ -113,12 +113,12 @@ class KRLoss(nn.Module):
         self.probes = without_parameters(knowledge.probes)
         self.register_buffer("information_gain", knowledge.information_gain)
         self.register_buffer("tap_accuracy", knowledge.accuracy)
-        self.context = _context(teacher, student, knowledge, settings)
+        self.context = _context(teacher, student, knowledge, settings, image_shape)
         self.method = KR(self.context, settings).float()  # whatever the default dtype is
         self._left_out: list[str] = []
         if settings.where_weight > 0.0:
             for name, network in (("teacher", teacher), ("student", student)):
-                lines = without_where(network.stage_paths, network.stage_shapes)
+                lines = without_where(network.stage_paths, network.stage_shapes, image_shape)
                 self._left_out += [f"{name}: {line}" for line in lines]
         if self.method.where is None:
             self._networks = (teacher.without_stages(), student.without_stages())
@@ -290,7 +290,7 @@ class KRLoss(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             tap_logits = self.probes(teacher_outputs).detach()
             self._check_stages(student_outputs, teacher_outputs)
-            where = where_distributions(teacher_outputs.stages)
+            where = where_distributions(teacher_outputs.stages, self.image_shape)
             terms = self.method.terms(student_outputs, tap_logits, labels.long(), where=where)
         means = {name: term.detach().sum() / max(len(term), 1) for name, term in terms.items()}
         self._shown = means | self.method.diagnostics()
@@ -333,7 +333,8 @@ class KRLoss(nn.Module):
         The latter are `[B, rows, columns]` fp32 of every stage, and none with `where_weight = 0`.
         """
         outputs = self.teacher(images)
-        return self.probes(outputs).detach(), where_distributions(outputs.stages)
+        where = where_distributions(outputs.stages, self.image_shape)
+        return self.probes(outputs).detach(), where
 
     @property
     def taps(self) -> tuple[Tap, ...]:
@@ -421,7 +422,9 @@ def _context(
     student: TappedNetwork,
     knowledge: TeacherKnowledge,
     settings: KRSettings,
+    image_shape: tuple[int, ...],
 ) -> MethodContext:
+    cells = tuple(cells_of(shape, image_shape) for shape in teacher.stage_shapes)
     layers = layers_by_tap(teacher.network, teacher.paths)
     histograms = None
     if settings.parameter_weight > 0.0:  # all weights of the teacher once more in memory
@@ -438,8 +441,9 @@ def _context(
         teacher_histograms=histograms,
         teacher_layer_sizes=torch.tensor(sizes),
         student_stage_shapes=student.stage_shapes,
-        teacher_shapes={"where": tuple(cells_of(shape) for shape in teacher.stage_shapes)},
+        teacher_shapes={"where": cells},
         student_stage_ends=student.stage_ends,
+        student_image_shape=image_shape,
     )
 
 

@@ -22,6 +22,7 @@ from krscale import KRLoss
 from krscale.config.methods import KRSettings
 from krscale.config.older import FORMER_OF_KR
 from krscale.errors import UserError
+from krscale.knowledge.where import where_distributions
 from krscale.models import build_model
 
 Pairs = list[tuple[Tensor, Tensor]]
@@ -68,6 +69,11 @@ def teacher(trained: nn.Module) -> nn.Module:
 def student() -> nn.Module:
     torch.manual_seed(1)
     return LikeResNet(3)
+
+
+class Turned(nn.Module):
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens.transpose(1, 2)
 
 
 def make(teacher: nn.Module, student: nn.Module, pairs: Pairs, **settings: Any) -> KRLoss:
@@ -226,7 +232,26 @@ def test_positions_are_compared_with_the_teacher_at_work(
 def test_stages_without_positions_are_named(student: nn.Module, pairs: Pairs) -> None:
     torch.manual_seed(0)
     kr = make(learn(LikeViT(), pairs, 5), student, pairs, where_weight=1.0)
-    assert "has no grid of positions" in repr(kr)
+    assert "has no grid of positions as an image of 12x12 has" in repr(kr)
+
+
+def test_tokens_of_an_oblong_image_are_compared_as_its_map(student: nn.Module) -> None:
+    class Tokens(nn.Sequential):
+        tap_paths = ("0",)
+
+    def network() -> nn.Module:
+        patches = nn.Sequential(nn.Conv2d(1, 5, 2, 2), nn.Flatten(2), Turned())
+        return Tokens(patches, Turned(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(5, 3))
+
+    settings = {"granularity": 1, "where_weight": 1.0, "allow_poor_teacher": True}
+    images, labels = torch.randn(60, 1, 8, 18), torch.arange(60) % 3
+    kr = make(network(), network(), [(images, labels)], **settings)
+    tokens = kr.teacher(images).stages[0]
+    assert tokens.shape == (60, 36, 5), "4 rows of 9, and not 6 of 6"
+    expected = where_distributions([tokens.transpose(1, 2).unflatten(2, (4, 9))])
+    torch.testing.assert_close(kr.knowledge(images)[1], expected)
+    (pair,) = kr.method.where.pairs
+    assert pair.positions == (4, 9)
 
 
 def test_a_state_of_something_else_is_refused(

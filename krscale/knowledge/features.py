@@ -63,12 +63,15 @@ def stage_shapes(model: nn.Module, paths: Sequence[str], image_shape: Sequence[i
     return tuple(tuple(feature.shape[1:]) for feature in outputs.features)
 
 
-def read_features(kind: FeatureKind, stages: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def read_features(
+    kind: FeatureKind, stages: Sequence[Tensor], image_shape: Sequence[int] = ()
+) -> tuple[Tensor, ...]:
     """Return the features of a kind, fp32.
 
     Args:
         kind: Which.
         stages: The output of every stage, shallow to deep.
+        image_shape: `(C, H, W)` as the network takes it: for `where`, of stages that give tokens.
 
     Raises:
         UserError: If there is no stage, or a stage has no positions where the kind needs them.
@@ -80,16 +83,16 @@ def read_features(kind: FeatureKind, stages: Sequence[Tensor]) -> tuple[Tensor, 
     if kind == "attention":
         return tuple(attention_map(stage) for stage in stages)
     if kind == "where":
-        return where_distributions(stages)
+        return where_distributions(stages, image_shape)
     if kind == "maps":
         return tuple(_with_positions(stage, "a feature map").float() for stage in stages)
     return (_with_positions(stages[(len(stages) - 1) // 2], "a feature map").float(),)
 
 
-def feature_shapes(kind: FeatureKind, stages: Shapes) -> Shapes:
+def feature_shapes(kind: FeatureKind, stages: Shapes, image_shape: Sequence[int] = ()) -> Shapes:
     """Return the shapes of `read_features` for stages of the given shapes."""
     outputs = [torch.empty(1, *shape, device="meta") for shape in stages]
-    return tuple(tuple(feature.shape[1:]) for feature in read_features(kind, outputs))
+    return tuple(tuple(feature.shape[1:]) for feature in read_features(kind, outputs, image_shape))
 
 
 def attention_map(stage: Tensor) -> Tensor:
@@ -117,13 +120,13 @@ def directions(vectors: Tensor) -> Tensor:
 class FeatureReader(nn.Module):
     """`read_features` of a tapped network, side by side in one row, `[B, F]` fp32."""
 
-    def __init__(self, kind: FeatureKind) -> None:
+    def __init__(self, kind: FeatureKind, image_shape: Sequence[int] = ()) -> None:
         super().__init__()
-        self.kind = kind
+        self.kind, self.image_shape = kind, tuple(image_shape)
 
     def forward(self, outputs: TapOutputs) -> Tensor:
         """Read the features of a network that was tapped at its stages."""
-        features = read_features(self.kind, outputs.features)
+        features = read_features(self.kind, outputs.features, self.image_shape)
         return torch.cat([feature.flatten(1) for feature in features], dim=1)
 
 

@@ -39,69 +39,99 @@ class WherePair:
         student: Number of the student's stage, from 0.
         teacher: Number among the teacher's stages that have a distribution, from 0.
         cells: Rows and columns that both have.
+        positions: Rows and columns of the student's tokens; None of a map, which shows them.
     """
 
     student: int
     teacher: int
     cells: Cells
+    positions: Cells | None = None
 
 
-def positions_of(shape: Sequence[int]) -> Cells | None:
+def positions_of(shape: Sequence[int], image_shape: Sequence[int] = ()) -> Cells | None:
     """Return rows and columns of a stage's positions, or None where it has no grid of several.
 
+    Tokens are the positions row by row where they make a grid with the proportions of the image;
+    with a class token, or patches that do not fill the image, they do not.
+
     Args:
-        shape: Of the stage's output for one image: `[C, H, W]`; `[T, C]`, whose tokens are the
-            positions row by row where they make a square; or `[C]`.
+        shape: Of the stage's output for one image: `[C, H, W]`, `[T, C]` or `[C]`.
+        image_shape: `(C, H, W)` as the network takes it. Without it, no tokens have a grid: a
+            square number of them may be 4 rows of 9.
 
     Example:
-        >>> positions_of((8, 4, 6)), positions_of((49, 8)), positions_of((50, 8))
-        ((4, 6), (7, 7), None)
+        >>> positions_of((8, 4, 6)), positions_of((49, 8), (3, 28, 28))
+        ((4, 6), (7, 7))
+        >>> positions_of((36, 8), (3, 8, 18)), positions_of((50, 8), (3, 28, 28))
+        ((4, 9), None)
     """
     if len(shape) == 3:
         rows, columns = shape[1:]
-    elif len(shape) == 2 and math.isqrt(shape[0]) ** 2 == shape[0]:
-        rows = columns = math.isqrt(shape[0])
+    elif len(shape) == 2 and image_shape:
+        rows, columns = _grid_of(shape[0], *image_shape[1:])
     else:
         return None
     return (rows, columns) if rows * columns > 1 else None
 
 
-def cells_of(shape: Sequence[int]) -> Cells:
+def _grid_of(num_tokens: int, height: int, width: int) -> Cells:
+    """Return rows and columns of tokens, as height to width; (0, 0) where they make none."""
+    divisor = math.gcd(height, width)
+    rows, columns = height // divisor, width // divisor
+    times = math.isqrt(num_tokens // (rows * columns))
+    rows, columns = times * rows, times * columns
+    return (rows, columns) if rows * columns == num_tokens else (0, 0)
+
+
+def token_grids(
+    shapes: Sequence[Sequence[int]], image_shape: Sequence[int] = ()
+) -> tuple[Cells | None, ...]:
+    """Return `positions_of` stages that give tokens; None of maps, whose shape shows them."""
+    return tuple(positions_of(s, image_shape) if len(s) == 2 else None for s in shapes)
+
+
+def cells_of(shape: Sequence[int], image_shape: Sequence[int] = ()) -> Cells:
     """Return rows and columns of a stage's cells: `GRID` each, or as many positions as there are.
 
     `(0, 0)` where there are no positions; see `positions_of`.
     """
-    rows, columns = positions_of(shape) or (0, 0)
+    rows, columns = positions_of(shape, image_shape) or (0, 0)
     return min(GRID, rows), min(GRID, columns)
 
 
-def without_where(paths: Sequence[str], shapes: Sequence[Sequence[int]]) -> tuple[str, ...]:
+def without_where(
+    paths: Sequence[str], shapes: Sequence[Sequence[int]], image_shape: Sequence[int] = ()
+) -> tuple[str, ...]:
     """Return what is said of each stage that has no distribution over positions, a line each.
 
     Args:
         paths: Names of the stages.
         shapes: Of their outputs for one image.
+        image_shape: `(C, H, W)` as the network takes it.
     """
+    size = "x".join(map(str, image_shape[1:]))
     return tuple(
-        f"{path!r} gives {list(shape)}, which has no grid of positions: it teaches what, not where"
+        f"{path!r} gives {list(shape)}, which has no grid of positions"
+        f"{f' as an image of {size} has' if len(shape) == 2 and size else ''}"
+        ": it teaches what, not where"
         for path, shape in zip(paths, shapes, strict=True)
-        if positions_of(shape) is None
+        if positions_of(shape, image_shape) is None
     )
 
 
-def energy(stage: Tensor, cells: Cells) -> Tensor:
+def energy(stage: Tensor, cells: Cells, positions: Cells | None = None) -> Tensor:
     """Return the mean energy in every cell, `[B, rows * columns]` fp32.
 
     Args:
-        stage: `[B, C, H, W]`, or `[B, T, C]` of tokens that make a square.
+        stage: `[B, C, H, W]` or `[B, T, C]`.
         cells: Rows and columns, not more than there are positions.
+        positions: Rows and columns of tokens.
     """
     rows, columns = cells
     dim = 2 if stage.ndim == 3 else 1
     squares: Tensor = _MeanSquare.apply(stage.float(), dim)  # type: ignore[no-untyped-call]
-    if stage.ndim == 3:
-        side = math.isqrt(stage.shape[1])
-        squares = squares.reshape(len(stage), side, side)
+    if positions is not None:
+        squares = squares.reshape(len(stage), *positions)
     height, width = squares.shape[1:]
     if (height, width) == cells:
         return squares.flatten(1)
@@ -139,10 +169,16 @@ def shares_of(energies: Tensor) -> Tensor:
     return torch.where(even, 1.0 / energies.shape[-1], energies / total.masked_fill(even, 1.0))
 
 
-def where_distributions(stages: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def where_distributions(
+    stages: Sequence[Tensor], image_shape: Sequence[int] = ()
+) -> tuple[Tensor, ...]:
     """Return the distribution over cells of every stage, `[B, rows, columns]` fp32.
 
     A stage without positions has one of no cells, `[B, 0, 0]`.
+
+    Args:
+        stages: Outputs of the stages.
+        image_shape: `(C, H, W)` as the network takes it; see `positions_of`.
 
     Example:
         >>> stage = torch.zeros(1, 3, 8, 8)
@@ -151,15 +187,17 @@ def where_distributions(stages: Sequence[Tensor]) -> tuple[Tensor, ...]:
         tensor([1., 0., 0., 0.])
     """
     found = []
-    for stage in stages:
-        cells = cells_of(stage.shape[1:])
-        shares = shares_of(energy(stage, cells)) if cells[0] else stage.new_zeros(len(stage), 0)
+    grids = token_grids([stage.shape[1:] for stage in stages], image_shape)
+    for stage, grid in zip(stages, grids, strict=True):
+        cells = cells_of(stage.shape[1:], image_shape)
+        empty = stage.new_zeros(len(stage), 0)
+        shares = shares_of(energy(stage, cells, grid)) if cells[0] else empty
         found.append(shares.float().reshape(len(stage), *cells))
     return tuple(found)
 
 
 def pair_stages(
-    student: Sequence[Sequence[int]], teacher: Sequence[Cells]
+    student: Sequence[Sequence[int]], teacher: Sequence[Cells], image_shape: Sequence[int] = ()
 ) -> tuple[WherePair, ...]:
     """Return which stages are compared: those at the same relative depth, one to one if equal.
 
@@ -168,13 +206,15 @@ def pair_stages(
     Args:
         student: Shapes of the outputs of the student's stages for one image.
         teacher: Cells of every stage of the teacher.
+        image_shape: `(C, H, W)` as the student takes it.
     """
     pairs: list[WherePair] = []
+    grids = token_grids(student, image_shape)
     for number, shape in enumerate(student if teacher else ()):
         met = student_tap(number + 1, len(student), len(teacher)) - 1
-        rows, columns = map(min, cells_of(shape), teacher[met])
+        rows, columns = map(min, cells_of(shape, image_shape), teacher[met])
         if rows * columns > 1:
-            pairs.append(WherePair(number, met, (rows, columns)))
+            pairs.append(WherePair(number, met, (rows, columns), grids[number]))
     return tuple(pairs)
 
 
@@ -208,7 +248,8 @@ class WhereLoss(nn.Module):
             student: Outputs of the student's stages.
             teacher: The teacher's distributions `[B, rows, columns]`; they get no gradient.
         """
-        own = torch.stack([self._row(energy(student[p.student], p.cells)) for p in self.pairs], 1)
+        energies = (energy(student[p.student], p.cells, p.positions) for p in self.pairs)
+        own = torch.stack([self._row(each) for each in energies], 1)
         with torch.no_grad():
             taught = [_on_cells(teacher[p.teacher].float(), p.cells) for p in self.pairs]
             targets = self._smooth(torch.stack([self._row(flat) for flat in taught], 1))

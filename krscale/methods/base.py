@@ -99,6 +99,7 @@ class MethodContext:
         teacher_shapes: Shapes of the teacher's stored features, by kind.
         student_stage_ends: For each stage of the student the 1-based number of its last tap; empty
             where it is not known.
+        student_image_shape: `(C, H, W)` as the student takes it; empty where it is not known.
     """
 
     num_classes: int
@@ -112,6 +113,7 @@ class MethodContext:
     student_stage_shapes: Shapes = ()
     teacher_shapes: Mapping[FeatureKind, Shapes] = field(default_factory=dict)
     student_stage_ends: tuple[int, ...] = ()
+    student_image_shape: tuple[int, ...] = ()
 
     @property
     def depths(self) -> Depths:

@@ -222,7 +222,11 @@ class KR(Method):
 def _where_loss(context: MethodContext) -> WhereLoss | None:
     """Return what compares positions; None where nothing is stored, or no two stages have any."""
     teacher = context.teacher_shapes.get("where", ())
-    pairs = pair_stages(context.student_stage_shapes, [(rows, cols) for rows, cols in teacher])
+    pairs = pair_stages(
+        context.student_stage_shapes,
+        [(rows, columns) for rows, columns in teacher],
+        context.student_image_shape,
+    )
     return WhereLoss(pairs) if pairs else None
 
 

@@ -129,5 +129,6 @@ def _method_context(student: nn.Module, taps: tuple[str, ...], assets: Assets) -
         teacher_histograms=torch.tensor(teacher.histograms),
         teacher_layer_sizes=torch.tensor(teacher.layer_sizes),
         student_stage_shapes=stage_shapes(student, stage_paths(student, taps), shape),
+        student_image_shape=tuple(shape),
         teacher_shapes={kind: store.layout.shapes for kind, store in assets.features.items()},
     )

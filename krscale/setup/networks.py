@@ -56,6 +56,7 @@ class TeacherNetwork:
         num_parameters: All of its parameters.
         flops: Of one forward of one image, 2 per multiply-add.
         preprocessing: From the pixels of a view to its input.
+        image_shape: `(C, H, W)` as it takes the images.
     """
 
     taps: tuple[str, ...]
@@ -65,6 +66,7 @@ class TeacherNetwork:
     num_parameters: int
     flops: int
     preprocessing: Preprocessing = DEFAULT
+    image_shape: tuple[int, ...] = ()
 
     @property
     def num_taps(self) -> int:
@@ -123,6 +125,7 @@ class Networks:
                 num_parameters(teacher),
                 count_flops(teacher, shape),
                 preprocessing_of_network(teacher),
+                tuple(shape),
             ),
         )
 
@@ -175,9 +178,9 @@ class Networks:
         """Whether methods compare where stages are active, and the teacher has such stages."""
         if not self.experiment.distill.where_weight:
             return False
-        stages = self.teacher.stage_shapes
+        shape = self.teacher.image_shape
         return any("where_weight" in method_settings(name) for name in methods) and any(
-            positions_of(shape) is not None for shape in stages
+            positions_of(stage, shape) is not None for stage in self.teacher.stage_shapes
         )
 
     def describe_where(self) -> tuple[str, ...]:
@@ -186,17 +189,17 @@ class Networks:
         used = any("where_weight" in method_settings(name) for name in methods_of(experiment))
         if not used or not experiment.distill.where_weight:
             return ()
-        networks = [("teacher", teacher.stage_paths, teacher.stage_shapes)]
+        networks = [("teacher", teacher.stage_paths, teacher.stage_shapes, teacher.image_shape)]
         for config in students_of(experiment):
             where, width = student_table(config), getattr(config, "width", 1)
             student = shapes_only(config, self, where, width)
             taps, _ = resolve_taps(student, config.taps, f"{where}.taps")
             stages, shape = stage_paths(student, taps), input_shape(student, self.image_shape)
-            networks.append((where, stages, stage_shapes(student, stages, shape)))
+            networks.append((where, stages, stage_shapes(student, stages, shape), tuple(shape)))
         return tuple(
             f"{where}: {line}"
-            for where, paths, shapes in networks
-            for line in without_where(paths, shapes)
+            for where, paths, shapes, image_shape in networks
+            for line in without_where(paths, shapes, image_shape)
         )
 
     def describe_inputs(self) -> tuple[str, ...]:

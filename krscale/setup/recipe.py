@@ -17,6 +17,7 @@ from krscale.data import Dataset, find_data, find_unlabelled, open_data
 from krscale.errors import UserError
 from krscale.knowledge.features import FeatureKind, FeatureReader, feature_shapes
 from krscale.knowledge.taps import TappedModel
+from krscale.knowledge.where import token_grids
 from krscale.setup.kept_probes import grid_name, probe_grid
 from krscale.setup.methods import needed_kinds
 from krscale.setup.networks import Networks
@@ -122,7 +123,11 @@ class StoreRecipe:
             network = self.networks.teacher
             content: list[object] = [self.kind, network.stage_paths, network.stage_shapes]
             if self.kind == "where":
-                content += [feature_shapes("where", network.stage_shapes), WHERE_BITS]
+                shape = network.image_shape
+                content += [feature_shapes("where", network.stage_shapes, shape), WHERE_BITS]
+                # Of a square image they follow from the shapes, and its stores are found again.
+                grids = token_grids(network.stage_shapes, shape) if shape[1] != shape[2] else ()
+                content += [grids] if any(grids) else []
             return shared | {"features": fingerprint(content)}
         grid = probe_grid(self.experiment)
         return shared | {
@@ -146,7 +151,8 @@ class StoreRecipe:
         """Return what the store is made of, the teacher on this device."""
         layout: FeatureLayout | WhereLayout | None = None
         if self.kind is not None:
-            shapes = feature_shapes(self.kind, self.networks.teacher.stage_shapes)
+            network = self.networks.teacher
+            shapes = feature_shapes(self.kind, network.stage_shapes, network.image_shape)
             layout = FeatureLayout(shapes)
             if self.kind == "where":
                 layout = WhereLayout(tuple((rows, columns) for rows, columns in shapes))
@@ -177,7 +183,8 @@ class StoreRecipe:
             teacher = open_teacher(self.experiment, self.dataset, self.teacher_path)
             if self.kind is None:
                 return teacher.tapped.to(device), teacher.probes.to(device)
-            tapped = TappedModel(teacher.tapped.model, self.networks.teacher.stage_paths)
-            return tapped.to(device), FeatureReader(self.kind)
+            network = self.networks.teacher
+            tapped = TappedModel(teacher.tapped.model, network.stage_paths)
+            return tapped.to(device), FeatureReader(self.kind, network.image_shape)
 
         return open_tapped

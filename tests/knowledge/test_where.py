@@ -19,6 +19,9 @@ from krscale.knowledge.where import (
     without_where,
 )
 
+SQUARE = (3, 28, 28)
+"""Shape of an image."""
+
 
 def maps(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
@@ -31,8 +34,8 @@ def one_pair(cells: Cells) -> WhereLoss:
 @pytest.mark.parametrize("shape", [(3, 8, 8), (3, 4, 4), (3, 5, 7), (3, 2, 6), (16, 6)])
 def test_it_is_a_distribution_by_hand(shape: tuple[int, ...]) -> None:
     stage = maps(2, *shape)
-    (found,) = where_distributions([stage])
-    rows, columns = cells_of(shape)
+    (found,) = where_distributions([stage], SQUARE)
+    rows, columns = cells_of(shape, SQUARE)
     assert found.shape == (2, rows, columns)
     torch.testing.assert_close(found.sum(dim=(1, 2)), torch.ones(2))
     squares = stage.double().square()
@@ -59,24 +62,47 @@ def test_a_stage_that_is_active_nowhere_is_so_everywhere_alike() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "positions"),
+    ("shape", "image_shape", "positions"),
     [
-        ((8, 4, 6), (4, 6)),
-        ((8, 1, 6), (1, 6)),
-        ((8, 1, 1), None),
-        ((49, 8), (7, 7)),
-        ((50, 8), None),  # a class token, at whichever end
-        ((1, 8), None),
-        ((8,), None),
+        ((8, 4, 6), SQUARE, (4, 6)),
+        ((8, 4, 6), (), (4, 6)),
+        ((8, 1, 6), SQUARE, (1, 6)),
+        ((8, 1, 1), SQUARE, None),
+        ((49, 8), SQUARE, (7, 7)),
+        ((49, 8), (), None),  # may be 7 rows of 7 as well as a class token and 48 patches
+        ((50, 8), SQUARE, None),  # a class token, at whichever end
+        ((36, 8), (1, 8, 18), (4, 9)),
+        ((36, 8), (1, 18, 8), (9, 4)),
+        ((64, 8), (3, 64, 256), (4, 16)),
+        ((16, 8), (1, 6, 10), None),  # a class token and 3 rows of 5
+        ((15, 8), (1, 6, 10), (3, 5)),
+        ((36, 8), (1, 12, 11), None),
+        ((1, 8), SQUARE, None),
+        ((8,), SQUARE, None),
     ],
 )
-def test_what_has_positions(shape: tuple[int, ...], positions: Cells | None) -> None:
-    assert positions_of(shape) == positions
+def test_what_has_positions(
+    shape: tuple[int, ...], image_shape: tuple[int, ...], positions: Cells | None
+) -> None:
+    assert positions_of(shape, image_shape) == positions
     rows, columns = positions or (0, 0)
-    assert cells_of(shape) == (min(rows, GRID), min(columns, GRID))
-    said = without_where(("block",), (shape,))
+    assert cells_of(shape, image_shape) == (min(rows, GRID), min(columns, GRID))
+    said = without_where(("block",), (shape,), image_shape)
     assert len(said) == (positions is None)
     assert all(repr("block") in line for line in said)
+
+
+def test_tokens_are_read_as_the_map_that_they_were() -> None:
+    image_shape, stage = (1, 8, 18), maps(2, 3, 4, 9)
+    tokens = stage.flatten(2).transpose(1, 2)
+    shares = where_distributions([stage])
+    torch.testing.assert_close(where_distributions([tokens], image_shape), shares)
+    other = where_distributions([maps(2, 3, 4, 9, seed=1)])
+    found = []
+    for own in (stage, tokens):
+        pairs = pair_stages([own.shape[1:]], [(4, 4)], image_shape)
+        found.append(WhereLoss(pairs)([own], other))
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_stages_meet_by_number_and_those_without_positions_are_left_out() -> None:

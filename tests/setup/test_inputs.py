@@ -1,13 +1,14 @@
 """Each network sees the view in its own way: chosen, said, part of fingerprints, and applied."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import own_teacher
 import pytest
 import torch
 
-from krscale.config import Experiment, load
+from krscale.config import Experiment, fingerprint, load
 from krscale.config.older import FORMER_OF_KR, FORMER_WEIGHT, with_former_defaults
 from krscale.errors import UserError
 from krscale.models.preprocessing import DEFAULT, Preprocessing, preprocessing_of_network
@@ -20,7 +21,7 @@ from krscale.setup.network_builder import build_student, build_teacher
 from krscale.setup.networks import Networks
 from krscale.setup.prepare import Prepared, prepare
 from krscale.setup.recipe import StoreRecipe
-from krscale.store import check_store
+from krscale.store import WHERE_BITS, check_store
 from krscale.training.loop import evaluate
 
 OWN = Preprocessing(own_teacher.MEAN, own_teacher.STD, "0..255", "bgr", (32, 32))
@@ -211,6 +212,21 @@ def test_another_preprocessing_is_another_teacher_and_another_store(own) -> None
     network = Networks.resolve(experiment, recipe.dataset).teacher
     assert network.preprocessing == OWN
     assert network.stage_shapes[0][1:] == (16, 16), "of images of 32"
+    assert network.image_shape == (3, 32, 32)
+
+
+def test_only_tokens_of_oblong_images_have_another_store_than_before(own) -> None:
+    def features(image_shape: tuple[int, ...], *stages: tuple[int, ...]) -> str:
+        teacher = replace(recipe.networks.teacher, stage_shapes=stages, image_shape=image_shape)
+        networks = replace(recipe.networks, teacher=teacher)
+        return replace(recipe, networks=networks, kind="where").key["features"]
+
+    recipe = StoreRecipe.find(own[0])
+    paths = recipe.networks.teacher.stage_paths
+    for shape, stage in (((1, 12, 12), (36, 8)), ((1, 8, 18), (8, 4, 9))):
+        before = fingerprint(["where", paths, (stage,), ((4, 4),), WHERE_BITS])
+        assert features(shape, stage) == before
+    assert features((1, 8, 18), (36, 8)) != features((1, 12, 12), (36, 8)), "4x9 was read as 6x6"
 
 
 def test_students_learn_from_the_same_views_in_their_own_way(own) -> None:

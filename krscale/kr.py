@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from krscale.config.fields import Count, Progress, check_number
 from krscale.config.methods import KRSettings
 from krscale.errors import UserError, unknown_name
+from krscale.knowledge.aggregation import split_taps
 from krscale.knowledge.layouts import zeros
 from krscale.knowledge.measuring import (
     TeacherKnowledge,
@@ -119,9 +120,11 @@ class KRLoss(nn.Module):
         if settings.where_weight > 0.0:
             for name, network in (("teacher", teacher), ("student", student)):
                 lines = without_where(network.stage_paths, network.stage_shapes, image_shape)
-                self._left_out += [f"{name}: {line}" for line in lines]
+                missing = [f"it has no taps ({network.missing})"] if network.missing else []
+                self._left_out += [f"{name}: {line}" for line in (*missing, *lines)]
         if self.method.where is None:
             self._networks = (teacher.without_stages(), student.without_stages())
+        self._reads = self.method.reads(student.paths, student.stage_paths)
         self._shown: dict[str, Tensor] = {}
         self._watch = LoopWatch()
         self.register_load_state_dict_post_hook(_weigh_again)  # type: ignore[no-untyped-call]
@@ -154,7 +157,8 @@ class KRLoss(nn.Module):
                 every fifth image of `train_loader` is held out of the fit.
             teacher_taps: Module paths of the teacher's blocks in depth order; else its own
                 `tap_paths`, else they are found.
-            student_taps: The same of the student.
+            student_taps: The same of the student. It needs none that can be read where nothing
+                reads them: with `granularity=1`, its own classifier learns from the one group.
             reduction: `"mean"` over the samples, or `"none"`: `[B]`.
             max_images: Images to fit to, and to measure on, at most.
             allow_poor_teacher: Go on though the teacher's classifier is worse than a probe on one
@@ -177,8 +181,13 @@ class KRLoss(nn.Module):
         device = device_of(teacher)
         images, batches = first_images(train_loader, "train_loader")
         shape = tuple(images.shape[1:])
-        teachers = TappedNetwork.of(teacher.eval(), images, teacher_taps, "teacher")
-        students = TappedNetwork.of(student, images, student_taps, "student")
+        unread = not (chosen.kr_weight or chosen.where_weight or chosen.parameter_weight)
+        teachers = TappedNetwork.of(
+            teacher.eval(), images, teacher_taps, "teacher", optional=unread
+        )
+        num_taps, ends = len(teachers.paths) + 1, teachers.stage_ends
+        headless = len(split_taps(chosen.granularity, num_taps, ends)) == 1
+        students = TappedNetwork.of(student, images, student_taps, "student", optional=headless)
         check_classes(teachers, students)
         students.check_trainable(images)
         knowledge = measure(
@@ -223,7 +232,7 @@ class KRLoss(nn.Module):
         made = MadeFor.of(state)
         shape = made.image_shape
         teachers, students = (
-            TappedNetwork.of(network, zeros(network, shape), taps, name)
+            TappedNetwork.of(network, zeros(network, shape), taps, name, optional=not taps)
             for network, taps, name in (
                 (teacher.eval(), made.teacher_taps, "teacher"),
                 (student, made.student_taps, "student"),
@@ -251,9 +260,8 @@ class KRLoss(nn.Module):
         return self.loss(self.student(images), self.teacher(images), labels)
 
     def student(self, images: Tensor) -> TapOutputs:
-        """Run the student in its own mode: its logits, and the features of its taps."""
-        outputs: TapOutputs = self._networks[1](images)
-        return outputs
+        """Run the student in its own mode: its logits, and the features of taps with a head."""
+        return self._networks[1].read(images, *self._reads)
 
     def teacher(self, images: Tensor) -> TapOutputs:
         """Run the teacher in eval mode without gradients: logits, and the features of its taps."""

@@ -21,7 +21,14 @@ from krscale.knowledge.measuring import check_images, check_labels, first_images
 from krscale.knowledge.tap_search import evaluating
 from krscale.knowledge.taps import TapOutputs, TappedModel
 from krscale.kr import KRLoss, Tap
-from krscale.methods import Batch, Learner, build_method, method_settings, parse_method
+from krscale.methods import (
+    Batch,
+    Learner,
+    LogitMethod,
+    build_method,
+    method_settings,
+    parse_method,
+)
 from krscale.metrics import VAL_ACCURACY, metrics_for
 from krscale.models.capacity import num_parameters
 from krscale.models.preprocessing import DEFAULT
@@ -50,7 +57,7 @@ class Distilled:
         accuracy: Of the student on validation, after the last epoch.
         teacher_accuracy: Of the teacher on the same images (the first `max_images`).
         num_parameters: Of the student.
-        taps: What each of the teacher's taps knows.
+        taps: What each of the teacher's taps knows; of its classifier alone where it has no others.
         curve: Metrics of every epoch: `epoch`, `train/loss`, `val/accuracy`, ...
     """
 
@@ -92,7 +99,8 @@ def distill(
             `plain`, ...
         on_epoch: Called with the metrics of every epoch; returning True ends the training.
         teacher_taps: As in `KRLoss.from_networks`, like the next three.
-        student_taps: Module paths of the student's blocks.
+        student_taps: Module paths of the student's blocks. Where the method reads none of them, as
+            methods on logits do, a student needs none that can be found.
         max_images: To fit probes to, and to measure the teacher on, at most.
         allow_poor_teacher: Go on though the teacher's classifier is worse than a probe on a tap.
         **settings: Of the method (`granularity`, `sparsity`, ...) and of the training
@@ -183,11 +191,15 @@ class _TaughtBatches:
 
 
 def _of_knowledge(method: str, settings: DistillConfig) -> dict[str, Any]:
-    """Return the settings that decide what is taken of the teacher; little where KR is not used."""
-    if "kr_weight" not in method_settings(method):
-        return {"probe_grid": 1, "where_weight": 0.0}
-    names = ("parameter_weight", "probe_grid", "where_weight")
-    return {name: getattr(settings, name) for name in names}
+    """Return the settings that decide what is taken of the teacher, and read of the student."""
+    if "kr_weight" in method_settings(method):
+        names = ("granularity", "parameter_weight", "probe_grid", "where_weight")
+        return {name: getattr(settings, name) for name in names}
+    little = {"probe_grid": 1, "where_weight": 0.0}
+    kind, _ = parse_method(method)
+    on_logits = issubclass(kind, LogitMethod) or not kind.needs_teacher
+    # The taps of the teacher are still measured where they are found: they tell a poor one.
+    return little | {"granularity": 1, "kr_weight": 0.0} if on_logits else little
 
 
 def _settings(method: str, given: Mapping[str, Any]) -> tuple[TrainConfig, DistillConfig]:

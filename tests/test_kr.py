@@ -235,6 +235,20 @@ def test_stages_without_positions_are_named(student: nn.Module, pairs: Pairs) ->
     assert "has no grid of positions as an image of 12x12 has" in repr(kr)
 
 
+def test_a_student_without_blocks_learns_from_one_group(teacher: nn.Module, pairs: Pairs) -> None:
+    student = nn.Sequential(nn.Flatten(), nn.Linear(144, 3))
+    kr = make(teacher, student, pairs, granularity=1, where_weight=1.0)
+    assert "student: it has no taps (no block was found" in repr(kr)
+    images, labels = pairs[0]
+    loss = kr(images, labels)
+    loss.backward()
+    assert student[1].weight.grad is not None
+    again = KRLoss.from_state(teacher, student, kr.state_dict())
+    torch.testing.assert_close(again(images, labels), loss)
+    with pytest.raises(UserError, match="student: no block was found"):
+        make(teacher, student, pairs, granularity=2)
+
+
 def test_tokens_of_an_oblong_image_are_compared_as_its_map(student: nn.Module) -> None:
     class Tokens(nn.Sequential):
         tap_paths = ("0",)

@@ -99,6 +99,63 @@ def test_other_methods(method: str, terms: set[str], teacher: nn.Module) -> None
     assert found - {"loss", "accuracy"} == terms
 
 
+class Functional(nn.Module):
+    """A network without any submodule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(0.1 * torch.randn(144, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1) @ self.weight
+
+
+class Rows(nn.Module):
+    """A network whose only block returns a tuple of several tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.fc = nn.GRU(12, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.gru(images[:, 0])[0][:, -1])
+
+
+class LeavesOut(LikeResNet):
+    """A network that leaves a block out while it is trained."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.conv1(images)
+        features = features if self.training else self.layer1(features)
+        return self.fc(self.layer2(features).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("network", [Functional, Rows, lambda: LeavesOut(3)])
+@pytest.mark.parametrize("method", ["kd", "plain", "kr"])
+def test_a_student_needs_blocks_only_where_they_are_read(
+    network: Any, method: str, teacher: nn.Module
+) -> None:
+    settings: dict[str, Any] = {"granularity": 1} if method == "kr" else {}
+    result = distil(teacher, network(), method=method, **settings)
+    assert [tap.path for tap in result.taps][-2:] == ["layer2.0", ""], "measured all the same"
+    if network is Functional and method == "kr":
+        with pytest.raises(UserError, match="student: no block was found"):
+            distil(teacher, network(), granularity=2)
+
+
+def test_a_teacher_needs_blocks_only_where_they_are_read() -> None:
+    teacher = Functional().requires_grad_(False)
+    teacher.weight.zero_()
+    for images, labels in pairs(0):
+        for label in range(3):
+            teacher.weight[:, label] += images[labels == label].mean(dim=0).flatten() / 10
+    result = distil(teacher, method="kd")
+    assert [tap.path for tap in result.taps] == [""]
+    assert result.teacher_accuracy > 0.9
+    with pytest.raises(UserError, match="teacher: no block was found"):
+        distil(teacher, method="kr")
+
+
 def test_settings_reach_method_and_training(teacher: nn.Module) -> None:
     result = distil(
         teacher, WithObject(3), ema_decay=0.9, parameter_weight=0.1, granularity=1, sparsity=0.9

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from krscale.errors import KrscaleError
+from krscale.errors import KrscaleError, UserError
 from krscale.knowledge.aggregation import Groups
 from krscale.knowledge.taps import unwrapped
 
@@ -129,7 +129,7 @@ class ParameterSource(nn.Module):
         student_ends: For each group the student's tap, counted from 1, where it ends.
 
     Raises:
-        KrscaleError: If no group has weights on both sides.
+        UserError: If no group has weights on both sides.
     """
 
     targets: Tensor
@@ -147,7 +147,10 @@ class ParameterSource(nn.Module):
         layers = [_between(student_layers, *both) for both in pairwise((0, *student_ends))]
         kept = [g for g, group in enumerate(layers) if group and float(targets[g].sum()) > 0.0]
         if not kept:
-            raise KrscaleError("no group of taps has conv or linear layers in teacher and student")
+            raise UserError(
+                "parameter_weight: no group of taps has conv or linear layers in both teacher and "
+                "student, so there are no weights to compare; set it to 0."
+            )
         self.register_buffer("targets", targets[kept], persistent=False)
         # A tuple hides the modules from nn.Module's registration.
         self.layers = tuple(layers[g] for g in kept)

@@ -224,6 +224,10 @@ class LogitMethod(Method):
         self.ce_weight, self.temperature = settings.ce_weight, settings.temperature
         self.term_weight: float = getattr(settings, f"{self.term}_weight")
 
+    def reads(self, taps: Sequence[str], stages: Sequence[str]) -> Reads:
+        """Read no block: a student without any, or that leaves some out, learns as well."""
+        return Reads()
+
     @abstractmethod
     def distillation(
         self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor

@@ -108,8 +108,8 @@ class KR(Method):
         self.begin_epoch(0.0)
 
     def reads(self, taps: Sequence[str], stages: Sequence[str]) -> Reads:
-        """Read the taps, and the stages where their positions are compared."""
-        return Reads(taps, () if self.where is None else stages)
+        """Read the taps where heads do, and the stages where their positions are compared."""
+        return Reads(taps if self.head_taps else (), () if self.where is None else stages)
 
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
         """Return the terms `ce`, `kr`, and one for each further source."""

@@ -43,6 +43,7 @@ class TappedNetwork:
         num_classes: `K`.
         stage_paths: Module paths of the blocks at which stages end, where positions are compared.
         stage_shapes: Shape of what each of these gives for one image.
+        missing: Why it has no taps, where it may do without.
     """
 
     network: nn.Module
@@ -52,10 +53,17 @@ class TappedNetwork:
     num_classes: int
     stage_paths: tuple[str, ...] = ()
     stage_shapes: tuple[tuple[int, ...], ...] = ()
+    missing: str = ""
 
     @classmethod
     def of(
-        cls, network: nn.Module, images: Tensor, paths: Sequence[str] = (), where: str = "network"
+        cls,
+        network: nn.Module,
+        images: Tensor,
+        paths: Sequence[str] = (),
+        where: str = "network",
+        *,
+        optional: bool = False,
     ) -> TappedNetwork:
         """Take the given taps, the network's own (`tap_paths`), or those that `find_taps` finds.
 
@@ -64,6 +72,8 @@ class TappedNetwork:
             images: `[B, C, H, W]` real images, at least two that differ where taps are to be found.
             paths: Module paths in depth order.
             where: What the network is, for the message of an error: `"teacher"`.
+            optional: Whether nothing must be read at its taps: where none is given, and none can be
+                found or read, it has none, and `missing` says why.
 
         Raises:
             UserError: If it does not run on the images or gives no finite logits; if taps do not
@@ -76,25 +86,47 @@ class TappedNetwork:
         images = images[:2].to(device_of(inner))
         try:
             with evaluating(inner):
-                _check_runs(inner, images, where)
-                paths, ends = _taps_of(inner, images, tuple(paths), where)
-                _settle(inner, paths, images, where)
-                outputs = run_tapped(inner, paths, images)
-                shapes = _shapes(outputs.features)
-                ends = FoundTaps(paths, shapes).stage_ends if ends is None else ends
-                stages = _stages_of(inner, paths, ends)
-                _settle(inner, stages, images, where)
-                read = run_tapped(inner, paths, images, stages)
-                logits = logits_of(outputs.logits)
+                num_classes = _check_runs(inner, images, where)
+                try:
+                    return cls._read(network, images, tuple(paths), where)
+                except UserError as error:
+                    if paths or not optional:
+                        raise
+                    return cls(network, (), (1,), (), num_classes, missing=str(error))
         except UserError as error:
             message = str(error)
             place = "" if message.startswith(where) else f"{where}: "
             raise UserError(f"{place}{message}") from None
-        return cls(network, paths, ends, shapes, logits.shape[1], stages, _shapes(read.stages))
+
+    @classmethod
+    def _read(
+        cls, network: nn.Module, images: Tensor, given: tuple[str, ...], where: str
+    ) -> TappedNetwork:
+        inner = unwrapped(network)
+        paths, ends = _taps_of(inner, images, given, where)
+        _settle(inner, paths, images, where)
+        outputs = run_tapped(inner, paths, images)
+        shapes = _shapes(outputs.features)
+        ends = FoundTaps(paths, shapes).stage_ends if ends is None else ends
+        stages = _stages_of(inner, paths, ends)
+        _settle(inner, stages, images, where)
+        read = run_tapped(inner, paths, images, stages)
+        num_classes = logits_of(outputs.logits).shape[1]
+        return cls(network, paths, ends, shapes, num_classes, stages, _shapes(read.stages))
 
     def __call__(self, images: Tensor) -> TapOutputs:
-        """Run the network once, in whatever modes it is."""
-        outputs = run_tapped(self.network, self.paths, images, self.stage_paths)
+        """Run the network once, in whatever modes it is, and read all of its taps and stages."""
+        return self.read(images, self.paths, self.stage_paths)
+
+    def read(self, images: Tensor, taps: Sequence[str], stages: Sequence[str] = ()) -> TapOutputs:
+        """Run the network once, in whatever modes it is, and read some of its blocks.
+
+        Args:
+            images: `[B, C, H, W]`.
+            taps: Module paths of those among its taps.
+            stages: Of those among its stages.
+        """
+        outputs = run_tapped(self.network, taps, images, stages)
         return TapOutputs(logits_of(outputs.logits), outputs.features, outputs.stages)
 
     def check_trainable(self, images: Tensor, where: str = "student") -> None:
@@ -158,7 +190,8 @@ def logits_of(output: Any) -> Tensor:
     return logits
 
 
-def _check_runs(network: nn.Module, images: Tensor, where: str) -> None:
+def _check_runs(network: nn.Module, images: Tensor, where: str) -> int:
+    """Refuse a network that gives no logits of the images; return for how many classes it does."""
     try:
         output = network(images)
     except UserError:
@@ -176,6 +209,7 @@ def _check_runs(network: nn.Module, images: Tensor, where: str) -> None:
             "the network gives NaN or infinity for the first images; its weights are broken, or "
             "what it computes of them."
         )
+    return logits.shape[1]
 
 
 def _taps_of(
@@ -208,5 +242,7 @@ def _shapes(features: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
 def _settle(network: nn.Module, paths: tuple[str, ...], images: Tensor, where: str) -> None:
     """Find out where the channels of the taps are; other taps' layouts stay known."""
     known = getattr(network, LAYOUTS_ATTRIBUTE, {})
-    settle_layouts(network, paths, tuple(images.shape[1:]), where=where)
-    setattr(network, LAYOUTS_ATTRIBUTE, {**known, **getattr(network, LAYOUTS_ATTRIBUTE)})
+    try:
+        settle_layouts(network, paths, tuple(images.shape[1:]), where=where)
+    finally:
+        setattr(network, LAYOUTS_ATTRIBUTE, {**known, **getattr(network, LAYOUTS_ATTRIBUTE)})

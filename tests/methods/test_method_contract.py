@@ -20,6 +20,7 @@ from krscale.methods import (
     POSTERIORS,
     Batch,
     Learner,
+    LogitMethod,
     Method,
     MethodContext,
     build_method,
@@ -85,7 +86,8 @@ def make(name: str, changes: dict[str, Any]) -> Learner:
     settings = {**DistillConfig().model_dump(), **changes}
     method = build_method(name, context(student), settings)
     read = method.reads(PATHS, PATHS)
-    assert method.needs_teacher == bool(read.taps)
+    on_logits = not method.needs_teacher or isinstance(method, LogitMethod)
+    assert bool(read.taps) != (on_logits or changes.get("granularity") == 1)
     return Learner(student, PATHS, method, read.stages)
 
 

@@ -14,7 +14,6 @@ from krscale.config.fields import Count, Progress, check_number
 from krscale.config.methods import KRSettings
 from krscale.errors import UserError, unknown_name
 from krscale.knowledge.aggregation import split_taps
-from krscale.knowledge.layouts import zeros
 from krscale.knowledge.measuring import (
     TeacherKnowledge,
     alike,
@@ -232,7 +231,7 @@ class KRLoss(nn.Module):
         made = MadeFor.of(state)
         shape = made.image_shape
         teachers, students = (
-            TappedNetwork.of(network, zeros(network, shape), taps, name, optional=not taps)
+            TappedNetwork.by_shape(network, shape, taps, name)
             for network, taps, name in (
                 (teacher.eval(), made.teacher_taps, "teacher"),
                 (student, made.student_taps, "student"),

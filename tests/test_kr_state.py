@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from foreign_networks import LikeResNet
-from torch import nn
+from torch import Tensor, nn
 
 from krscale import KRLoss
 from krscale.errors import UserError
@@ -33,6 +33,22 @@ def state(networks: Networks) -> State:
 
 def changed(state: State, key: str, value: Any) -> State:
     return {**state, "_extra_state": {**state["_extra_state"], key: value}}
+
+
+class Standardised(LikeResNet):
+    """Divides every image by its own deviation, which a black image does not have."""
+
+    def forward(self, x: Tensor) -> Any:
+        dims = (1, 2, 3)
+        return super().forward((x - x.mean(dims, keepdim=True)) / x.std(dims, keepdim=True))
+
+
+def test_a_network_that_gives_nan_for_a_black_image_is_built_again() -> None:
+    networks = Standardised(6), Standardised(3)
+    images, labels = torch.randn(60, 1, 12, 12), torch.arange(60) % 3
+    kr = KRLoss.from_networks(*networks, [(images, labels)], allow_poor_teacher=True)
+    again = KRLoss.from_state(*networks, kr.state_dict())
+    torch.testing.assert_close(again(images, labels), kr(images, labels))
 
 
 def test_a_state_without_any_one_of_its_tensors_is_refused(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from krscale.errors import UserError
+from krscale.knowledge.layouts import zeros
 from krscale.knowledge.tap_search import FoundTaps, evaluating, find_taps
 from krscale.knowledge.taps import (
     LAYOUTS_ATTRIBUTE,
@@ -86,17 +87,46 @@ class TappedNetwork:
         images = images[:2].to(device_of(inner))
         try:
             with evaluating(inner):
-                num_classes = _check_runs(inner, images, where)
+                logits = _logits_for(inner, images)
+                _check_logits(inner, images, logits, where)
                 try:
                     return cls._read(network, images, tuple(paths), where)
                 except UserError as error:
                     if paths or not optional:
                         raise
-                    return cls(network, (), (1,), (), num_classes, missing=str(error))
+                    return cls(network, (), (1,), (), logits.shape[1], missing=str(error))
         except UserError as error:
-            message = str(error)
-            place = "" if message.startswith(where) else f"{where}: "
-            raise UserError(f"{place}{message}") from None
+            raise _placed(error, where) from None
+
+    @classmethod
+    def by_shape(
+        cls, network: nn.Module, image_shape: Sequence[int], paths: Sequence[str], where: str
+    ) -> TappedNetwork:
+        """Take taps that are known already, without any image.
+
+        What the network gives is not judged: of a black image it is NaN where a network divides
+        each image by its own deviation.
+
+        Args:
+            network: Left in the modes that its modules have.
+            image_shape: `(C, H, W)`.
+            paths: Module paths in depth order; none where `of` left them out.
+            where: What the network is, for the message of an error.
+
+        Raises:
+            UserError: If it does not run on images of this shape, or has no such taps.
+        """
+        inner = unwrapped(network)
+        images = zeros(inner, image_shape)
+        try:
+            with evaluating(inner):
+                logits = _logits_for(inner, images)
+                if not paths and getattr(inner, "tap_paths", None) != ():
+                    missing = "none was found when this was made"
+                    return cls(network, (), (1,), (), logits.shape[1], missing=missing)
+                return cls._read(network, images, tuple(paths), where)
+        except UserError as error:
+            raise _placed(error, where) from None
 
     @classmethod
     def _read(
@@ -190,8 +220,13 @@ def logits_of(output: Any) -> Tensor:
     return logits
 
 
-def _check_runs(network: nn.Module, images: Tensor, where: str) -> int:
-    """Refuse a network that gives no logits of the images; return for how many classes it does."""
+def _placed(error: UserError, where: str) -> UserError:
+    message = str(error)
+    return UserError(message if message.startswith(where) else f"{where}: {message}")
+
+
+def _logits_for(network: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits of images; refuse a network that does not run on them, or gives none."""
     try:
         output = network(images)
     except UserError:
@@ -201,7 +236,11 @@ def _check_runs(network: nn.Module, images: Tensor, where: str) -> int:
             f"the network does not run on images of shape {list(images.shape[1:])}: "
             f"{located(error)}."
         ) from error
-    logits = logits_of(output)
+    return logits_of(output)
+
+
+def _check_logits(network: nn.Module, images: Tensor, logits: Tensor, where: str) -> None:
+    """Refuse what are no logits of these images."""
     check_steady(lambda some: logits_of(network(some)), images, where)
     refuse_probabilities(logits, where)
     if not bool(logits.isfinite().all()):
@@ -209,7 +248,6 @@ def _check_runs(network: nn.Module, images: Tensor, where: str) -> int:
             "the network gives NaN or infinity for the first images; its weights are broken, or "
             "what it computes of them."
         )
-    return logits.shape[1]
 
 
 def _taps_of(

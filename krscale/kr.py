@@ -369,7 +369,7 @@ class KRLoss(nn.Module):
         self._is_of_teacher = True
 
     def _check_stages(self, student: TapOutputs, teacher: TapOutputs) -> None:
-        for network, given in zip(self._networks, (student, teacher), strict=True):
+        for network, given in zip(self._networks, (teacher, student), strict=True):
             if self.method.where is not None and len(given.stages) != len(network.stage_paths):
                 raise UserError(
                     f"KRLoss: outputs have {len(given.stages)} stages, and positions are compared "

@@ -221,6 +221,9 @@ def test_positions_are_compared_with_the_teacher_at_work(
     copied = make(teacher, copy.deepcopy(teacher).eval(), pairs, where_weight=1.0)
     both = copied.student(images), copied.teacher(images)
     assert copied.terms(*both, labels)["where"].abs().max() < 1e-5
+    fewer = make(teacher, student, pairs, where_weight=1.0, student_taps=["layer2.0"])
+    assert [len(of.stages) for of in (fewer.student(images), fewer.teacher(images))] == [1, 2]
+    assert torch.isfinite(fewer(images, labels)), "of one stage against two"
     without = make(teacher, student, pairs, where_weight=0.0)
     assert without.student(images).stages == ()
     assert "where" not in without.terms(*outputs, labels)

@@ -176,10 +176,10 @@ class KRLoss(nn.Module):
             raise UserError("KRLoss: it is to be trained, and torch.inference_mode() is on here.")
         check_network(teacher, "teacher")
         check_network(student, "student")
-        check_apart(teacher, student)
         device = device_of(teacher)
         images, batches = first_images(train_loader, "train_loader")
         shape = tuple(images.shape[1:])
+        check_apart(teacher, student, shape)
         unread = not (chosen.kr_weight or chosen.where_weight or chosen.parameter_weight)
         teachers = TappedNetwork.of(
             teacher.eval(), images, teacher_taps, "teacher", optional=unread
@@ -227,9 +227,9 @@ class KRLoss(nn.Module):
         """
         check_network(teacher, "teacher")
         check_network(student, "student")
-        check_apart(teacher, student)
         made = MadeFor.of(state)
         shape = made.image_shape
+        check_apart(teacher, student, shape)
         teachers, students = (
             TappedNetwork.by_shape(network, shape, taps, name)
             for network, taps, name in (

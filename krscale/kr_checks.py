@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
 from krscale.config.methods import KRSettings
 from krscale.errors import UserError
+from krscale.knowledge.layouts import zeros
+from krscale.knowledge.tap_search import evaluating
 from krscale.knowledge.taps import TapOutputs, unwrapped
 from krscale.methods.kr import KR
 from krscale.models.tapped import TappedNetwork
@@ -39,10 +42,16 @@ def checked_settings(values: Mapping[str, Any]) -> KRSettings:
     return settings
 
 
-def check_apart(teacher: nn.Module, student: nn.Module) -> None:
+def check_apart(teacher: nn.Module, student: nn.Module, image_shape: Sequence[int]) -> None:
     """Refuse a student whose training would change its teacher, as it has layers of it.
 
-    Frozen weights may be shared; running statistics change in every step.
+    Frozen weights may be shared, and buffers that no training changes, such as the mean of the
+    images; running statistics change in every step.
+
+    Args:
+        teacher: The teacher.
+        student: The student; it is run in training mode where they share buffers, on copies.
+        image_shape: `(C, H, W)`.
 
     Raises:
         UserError: Naming what they share.
@@ -50,15 +59,41 @@ def check_apart(teacher: nn.Module, student: nn.Module) -> None:
     if unwrapped(teacher) is unwrapped(student):
         raise UserError("KRLoss: teacher and student are one and the same network.")
     taught = {_place(value) for value in (*teacher.parameters(), *teacher.buffers())} - {None}
-    changed = [pair for pair in student.named_parameters() if pair[1].requires_grad]
-    changed += list(student.named_buffers())  # type: ignore[arg-type]
-    shared = [name for name, value in changed if _place(value) in taught]
+    network = unwrapped(student)
+    trained = [pair for pair in network.named_parameters() if pair[1].requires_grad]
+    shared = [name for name, value in trained if _place(value) in taught]
+    buffers = [name for name, value in network.named_buffers() if _place(value) in taught]
+    if buffers:
+        changed = _changed_by_training(network, image_shape)
+        shared += [name for name in buffers if changed is None or name in changed]
     if shared:
         more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
         raise UserError(
             f"KRLoss: the student's {', '.join(shared[:3])}{more} are the teacher's own, so that "
             "training it would change the teacher. Give it copies: copy.deepcopy."
         )
+
+
+def _changed_by_training(network: nn.Module, image_shape: Sequence[int]) -> set[str] | None:
+    """Return which buffers a step of training changes in place; None where it cannot be told.
+
+    The network itself stays as it is: copies take the place of its buffers.
+    """
+    found = {name: value for name, value in network.named_buffers() if not is_lazy(value)}
+    copies = {name: value.clone() for name, value in found.items()}
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, *image_shape, generator=generator).to(zeros(network, image_shape))
+    devices = [images.device] if images.device.type == "cuda" else []
+    with evaluating(network), torch.random.fork_rng(devices):
+        network.train()
+        try:
+            functional_call(network, copies, (images,))
+        except Exception:  # noqa: BLE001 - it may not train on such images; so nothing is shown
+            return None
+    # What is written anew with the same values may be written with others in a later step.
+    return {
+        name for name, copy in copies.items() if copy._version or not torch.equal(copy, found[name])
+    }
 
 
 def _place(value: Tensor) -> tuple[torch.device, int] | None:

@@ -801,6 +801,44 @@ def test_frozen_weights_may_be_shared(teacher: nn.Module, student: nn.Module, pa
     assert float(make(teacher, student, pairs)(*pairs[0]).detach()) > 0.0
 
 
+class Normalises(nn.Module):
+    """Takes the mean from the images, which both networks have as one tensor of a module."""
+
+    def __init__(self, network: nn.Module, mean: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", mean)
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs: Tensor = self.network(images - self.mean)
+        return outputs
+
+
+class Follows(Normalises):
+    """Moves that mean towards the one of each batch that it is trained on."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            self.mean.lerp_(images.detach().mean(), 0.1)
+        return super().forward(images)
+
+
+def test_constants_may_be_shared(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
+    student.layer1.insert(0, nn.BatchNorm2d(3))
+    student.layer1[0].eval()
+    before = copy.deepcopy(student.state_dict())
+    mean = torch.tensor(0.1)
+    kr = make(Normalises(teacher, mean), Normalises(student, mean), pairs)
+    again = KRLoss.from_state(Normalises(teacher, mean), Normalises(student, mean), kr.state_dict())
+    assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
+    assert student.training
+    assert not student.layer1[0].training
+    assert float(again(*pairs[0]).detach()) > 0.0
+    with pytest.raises(UserError, match="student's mean are the teacher's own"):
+        make(Normalises(teacher, mean), Follows(student, mean), pairs)
+    assert float(mean) == pytest.approx(0.1)
+
+
 class NormalisesInPlace(nn.Module):
     """As `transforms.functional.normalize(..., inplace=True)` does."""
 

@@ -20,7 +20,7 @@ from krscale.knowledge.measuring import (
     check_images,
     check_labels,
     check_teacher,
-    first_images,
+    differing_images,
     measure,
     summary_of_weights,
     take_from_first_worker,
@@ -177,7 +177,7 @@ class KRLoss(nn.Module):
         check_network(teacher, "teacher")
         check_network(student, "student")
         device = device_of(teacher)
-        images, batches = first_images(train_loader, "train_loader")
+        images, batches = differing_images(train_loader, "train_loader")
         shape = tuple(images.shape[1:])
         check_apart(teacher, student, shape)
         unread = not (chosen.kr_weight or chosen.where_weight or chosen.parameter_weight)

@@ -823,6 +823,21 @@ class Follows(Normalises):
         return super().forward(images)
 
 
+def test_two_images_that_differ_are_looked_for_in_further_batches(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    images, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    images = torch.cat([images[:1].expand(3, -1, -1, -1), images[3:]])
+    expected = make(teacher, student, [(images, labels)], granularity=2)
+    for size in (1, 2, 40):
+        once = iter(list(zip(images.split(size), labels.split(size), strict=True)))
+        found = make(teacher, student, once, granularity=2)
+        assert found.taps == expected.taps, "of all images, those that were looked at too"
+    alike = images[:1].expand(30, -1, -1, -1)
+    with pytest.raises(UserError, match="teacher: taps are found with two images that differ"):
+        make(teacher, student, [(alike, labels[:30])] * 40)
+
+
 def test_constants_may_be_shared(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
     student.layer1.insert(0, nn.BatchNorm2d(3))
     student.layer1[0].eval()

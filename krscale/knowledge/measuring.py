@@ -18,6 +18,8 @@ from krscale.knowledge.taps import TapOutputs
 HELD_OUT = 5
 """Every fifth image is held out of the fit where there is no validation data."""
 MIN_IMAGES = 20
+MAX_ALIKE = 1000
+"""Images at the beginning that are kept in memory at most, until one differs from the first."""
 _ROUNDING = 0.01
 """Of a parameter's norm: bf16 changes its numbers by less, other weights by more."""
 
@@ -77,6 +79,29 @@ def first_images(batches: Iterable[Any], where: str) -> tuple[Tensor, Iterator[A
     if not len(images):
         raise UserError(f"{where}: its first batch has no image.")
     return images, itertools.chain([batch], iterator)
+
+
+def differing_images(batches: Iterable[Any], where: str) -> tuple[Tensor, Iterator[Any]]:
+    """Return two images that differ, and all batches, those included that were read for them.
+
+    They are the first one and the first that differs from it. Where the first images are all alike,
+    two of those.
+
+    Raises:
+        UserError: If there is none, or a batch is not one of images like the first.
+    """
+    images, iterator = first_images(batches, where)
+    first, count, read = images[0], 0, list[Any]()
+    other: Tensor | None = None
+    for batch in iterator:
+        read.append(batch)
+        images, _ = read_pair(batch, where)
+        check_images(images, tuple(first.shape), where)
+        other = next((image for image in images if not torch.equal(image, first)), None)
+        count += len(images)
+        if other is not None or count >= MAX_ALIKE:
+            break
+    return torch.stack([first, first if other is None else other]), itertools.chain(read, iterator)
 
 
 def check_images(images: Tensor, shape: tuple[int, ...] | None, where: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import RandomSampler, SequentialSampler, Subset
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
 
 from krscale.config import DistillConfig, TrainConfig
 from krscale.errors import UserError, unknown_name
@@ -226,12 +226,18 @@ def _loaders(data: Any) -> tuple[Iterable[Any], Iterable[Any]]:
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         raise UserError("distill: data: two loaders are needed: (train_loader, val_loader).")
     for number, loader in enumerate(data):
-        if not hasattr(loader, "__len__") or iter(loader) is loader:
+        length = _length(loader)
+        if length is None and isinstance(loader, DataLoader):
+            raise UserError(
+                f"distill: data[{number}]: {type(loader).__name__} has no length, as its data set "
+                f"({type(loader.dataset).__name__}) has none; give that a __len__."
+            )
+        if length is None or iter(loader) is loader:
             raise UserError(
                 f"distill: data[{number}]: {type(loader).__name__} has no length, or can be read "
                 "once only; give a DataLoader, or a list of batches."
             )
-        if len(loader) == 0:
+        if length == 0:
             raise UserError(f"distill: data[{number}]: it has no batch.")
     (trained, rows), (judged, others) = map(_rows, data)
     shared = len(set(rows) & set(others)) if trained is judged else 0
@@ -241,6 +247,14 @@ def _loaders(data: Any) -> tuple[Iterable[Any], Iterable[Any]]:
             "trained on, so that its accuracy would say nothing of new ones; split them."
         )
     return data[0], data[1]
+
+
+def _length(loader: Any) -> int | None:
+    """Return how many batches a loader has; None where it does not know."""
+    try:
+        return len(loader)
+    except TypeError:  # every DataLoader has the method, whatever its data set has
+        return None
 
 
 def _rows(loader: Any) -> tuple[object, Sequence[int]]:

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    IterableDataset,
     Subset,
     SubsetRandomSampler,
     TensorDataset,
@@ -36,6 +37,24 @@ def pairs(seed: int, count: int = 3) -> Pairs:
     images = torch.randn(40 * count, 1, 12, 12, generator=generator) * 0.5
     images += wave.sin()[labels][:, None, None, :]
     return list(zip(images.split(40), labels.split(40), strict=True))
+
+
+class Stream(IterableDataset[tuple[Tensor, Tensor]]):
+    """Images one after another."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in pairs(0):
+            yield from zip(images, labels, strict=True)
+
+
+class StreamWithLength(Stream):
+    def __len__(self) -> int:
+        return 120
+
+
+def test_a_stream_that_knows_its_length_is_a_loader(teacher: nn.Module) -> None:
+    loader = DataLoader(StreamWithLength(), batch_size=40)
+    assert len(distil(teacher, data=(loader, pairs(1))).curve) == 2
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +216,11 @@ def test_the_module_of_the_same_name_is_the_function_too(teacher: nn.Module) -> 
         ({"data": pairs(0)}, "two loaders are needed"),
         ({"data": (pairs(0), iter(pairs(1)))}, r"data\[1\]: list_iterator has no length"),
         ({"data": (pairs(0), [])}, r"data\[1\]: it has no batch"),
+        ({"data": (3, pairs(1))}, r"data\[0\]: int has no length"),
+        (
+            {"data": (DataLoader(Stream(), batch_size=40), pairs(1))},
+            r"data\[0\]: DataLoader has no length, as its data set \(Stream\) has none",
+        ),
         ({"method": None}, "distill: method: a text such as 'kr' is needed"),
         ({"on_epoch": 3}, "distill: on_epoch: a function is needed"),
         ({"max_images": "all"}, "KRLoss: max_images: "),

@@ -17,6 +17,10 @@ from krscale.parallel import Workers, all_reduce
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
+class SingleValueError(UserError):
+    """A norm meets a single value per channel in training; one value has no variance."""
+
+
 def convert_batch_norm(model: AnyModule, workers: Workers) -> AnyModule:
     """Replace every batch norm in `model` by one whose statistics are those of all workers.
 
@@ -52,7 +56,8 @@ def check_batch_norm(
         where: What the network is.
 
     Raises:
-        UserError: Naming the batch norm and the batch size.
+        SingleValueError: Naming the batch norm and the batch size.
+        UserError: If a batch norm cannot judge a single image.
     """
     was_training = model.training
     model.train()  # a network may keep norms in eval mode: they are not trained
@@ -77,7 +82,7 @@ def check_batch_norm(
             if batches.num_parts > 1
             else ""
         )
-        raise UserError(
+        raise SingleValueError(
             f"{norms[norm]} cannot be trained with train.global_batch_size = "
             f"{batches.global_size}{parts}: {batches.num_samples} training images then give "
             f"{'parts' if parts else 'batches'} of a single one, whose maps are 1x1 there, and one "
@@ -106,14 +111,14 @@ def explain_single_values(num_images: int, global_size: int) -> Iterator[None]:
         global_size: The whole batch.
 
     Raises:
-        UserError: Instead of torch's error.
+        SingleValueError: Instead of torch's error.
     """
     try:
         yield
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        raise UserError(
+        raise SingleValueError(
             f"train.global_batch_size: a norm of the network got a single value per channel in a "
             f"batch of {global_size}, of which this worker has {num_images} ({error}). Use a "
             "larger batch, fewer workers (train.num_workers), or nn.BatchNorm modules, which are "

@@ -7,6 +7,7 @@ For whoever has a teacher, a student and two loaders, and no loop: the training 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
 
+from krscale.batch_norm import SingleValueError
 from krscale.config import DistillConfig, TrainConfig
 from krscale.errors import UserError, unknown_name
 from krscale.knowledge.features import FeatureKind
@@ -131,8 +133,9 @@ def distill(
     learner.tapped = _Tapped(student, *chosen.reads(loss.student_paths, loss.student_stage_paths))
     own = training_settings.model_copy(update={"global_batch_size": batches.batch_size})
     workers = Workers.alone(batches.device)
-    training = Training(learner, batches, None, own, workers)
-    curve = _train(training, val, loss, on_epoch)
+    with _explained_by_loader():
+        training = Training(learner, batches, None, own, workers)
+        curve = _train(training, val, loss, on_epoch)
     return Distilled(
         student=training.student.eval(),
         accuracy=curve[-1][VAL_ACCURACY],
@@ -156,6 +159,20 @@ def _train(
         if on_epoch(curve[-1]):
             break
     return tuple(curve)
+
+
+@contextmanager
+def _explained_by_loader() -> Iterator[None]:
+    """Name the loader where a norm meets a single value: it alone decides how batches are cut."""
+    try:
+        yield
+    except SingleValueError:
+        raise UserError(
+            "distill: data[0]: a batch of one image, or a part of one (gradient_accumulation), "
+            "gives a norm of the student a single value per channel, which has no variance. Use "
+            "larger batches, and leave out a last one of a single image: DataLoader(..., "
+            "drop_last=True)."
+        ) from None
 
 
 class _Tapped(TappedModel):

@@ -238,6 +238,23 @@ def test_what_is_wrong_is_said_before_the_training(
         distil(teacher, **{"on_epoch": lambda metrics: pytest.fail("it trained")} | changes)
 
 
+@pytest.mark.parametrize(
+    ("size", "settings"), [(17, {}), (1, {}), (20, {"gradient_accumulation": 20})]
+)
+def test_a_batch_without_variance_is_the_loaders(
+    size: int, settings: dict[str, Any], teacher: nn.Module
+) -> None:
+    """120 images in batches of 17 leave one."""
+    student = nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 3, 12), nn.BatchNorm2d(3)), nn.Flatten(), nn.Linear(3, 3)
+    )
+    images, labels = (torch.cat(parts) for parts in zip(*pairs(0), strict=True))
+    batches = list(zip(images.split(size), labels.split(size), strict=True))
+    with pytest.raises(UserError, match=r"^distill: data\[0\]: a batch of one.*drop_last=True"):
+        distil(teacher, student, data=(batches, pairs(1)), method="kd", **settings)
+    assert distil(teacher, student, data=(pairs(0), pairs(1)), method="kd").curve
+
+
 def test_numbers_of_numpy_are_numbers(teacher: nn.Module) -> None:
     numbers = {"num_epochs": np.int64(1), "max_images": np.int32(120)}
     result = distil(teacher, learning_rate=np.float32(0.05), **numbers)

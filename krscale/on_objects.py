@@ -114,6 +114,9 @@ def distill(
     """
     if not callable(on_epoch):
         raise UserError(f"distill: on_epoch: a function is needed (got {on_epoch!r}).")
+    if not torch.is_grad_enabled():
+        mode = "inference_mode" if torch.is_inference_mode_enabled() else "no_grad"
+        raise UserError(f"distill: the student is to be trained, and torch.{mode}() is on here.")
     training_settings, method_config = _settings(method, settings)
     train, val = _loaders(data)
     loss = KRLoss.from_networks(

@@ -255,6 +255,13 @@ def test_a_batch_without_variance_is_the_loaders(
     assert distil(teacher, student, data=(pairs(0), pairs(1)), method="kd").curve
 
 
+@pytest.mark.parametrize("mode", ["no_grad", "inference_mode"])
+def test_a_training_without_gradients_is_refused(mode: str, teacher: nn.Module) -> None:
+    said = rf"distill: the student is to be trained, and torch\.{mode}\(\) is on here"
+    with pytest.raises(UserError, match=said), getattr(torch, mode)():
+        distil(teacher)
+
+
 def test_numbers_of_numpy_are_numbers(teacher: nn.Module) -> None:
     numbers = {"num_epochs": np.int64(1), "max_images": np.int32(120)}
     result = distil(teacher, learning_rate=np.float32(0.05), **numbers)

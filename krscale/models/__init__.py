@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from krscale.errors import UserError, unknown_name
 from krscale.foreign import reason_of
@@ -102,8 +103,24 @@ def build_model(
             "function that keeps what it once built (functools.cache) must build a new one each "
             "time."
         )
+    _refuse_lazy(model, name, where)
     read_logits(model, output_key, where)
     return model
+
+
+def _refuse_lazy(model: nn.Module, name: str, where: str) -> None:
+    """Refuse layers that have no weights until they first run: these could not be drawn again."""
+    weights = [*model.named_parameters(), *model.named_buffers()]
+    lazy = dict.fromkeys(path.rpartition(".")[0] for path, value in weights if is_lazy(value))
+    if not lazy:
+        return
+    layers = [f"{path!r} ({type(model.get_submodule(path)).__name__})" for path in lazy]
+    more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
+    raise UserError(
+        f"{where}.model: {name} has layers whose sizes are not known until they first run: "
+        f"{', '.join(layers[:3])}{more}. Give their sizes: nn.Linear(64, 10), not "
+        "nn.LazyLinear(10); or run the network on an image before it is returned."
+    )
 
 
 def _build_own(name: str, dial: Mapping[str, int], options: Mapping[str, Any], where: str) -> Any:

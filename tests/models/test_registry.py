@@ -37,6 +37,15 @@ def foreign(monkeypatch):
     def other(n_labels, in_chans=3):
         return nn.Linear(in_chans, n_labels)
 
+    def lazy(num_classes, *, runs=False):
+        layers = nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+        network = nn.Sequential(layers, nn.LazyBatchNorm1d())
+        if runs:
+            network(torch.zeros(2, 1, 8, 8))
+        return network
+
+    module.lazy = lazy
+
     class Named(nn.Linear):
         def __init__(self, n_labels=5, in_chans=3, depth=1):
             super().__init__(in_chans * depth, n_labels)
@@ -180,6 +189,15 @@ def test_names_of_what_krscale_sets_are_no_options(foreign):
 def test_a_network_that_is_built_already_is_refused(foreign):
     with pytest.raises(UserError, match=r"is a network that is built already \(Linear\)"):
         build("my_models:built")
+
+
+def test_layers_without_sizes_are_refused(foreign):
+    said = r"student\.model: my_models:lazy has .*: '0\.1' \(LazyLinear\), '1' \(LazyBatchNorm1d\)"
+    for device in ("cpu", "meta"):
+        with pytest.raises(UserError, match=said), torch.device(device):
+            build("my_models:lazy")
+    model = build("my_models:lazy", runs=True)
+    assert model(torch.randn(2, 1, 8, 8)).shape == (2, 10)
 
 
 def test_wrappers_are_taken_off(foreign):

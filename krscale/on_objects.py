@@ -26,10 +26,10 @@ from krscale.kr import KRLoss, Tap
 from krscale.methods import (
     Batch,
     Learner,
-    LogitMethod,
     build_method,
     method_settings,
     parse_method,
+    reads_taps,
 )
 from krscale.metrics import VAL_ACCURACY, metrics_for
 from krscale.models.capacity import num_parameters
@@ -216,10 +216,8 @@ def _of_knowledge(method: str, settings: DistillConfig) -> dict[str, Any]:
         names = ("granularity", "parameter_weight", "probe_grid", "where_weight")
         return {name: getattr(settings, name) for name in names}
     little = {"probe_grid": 1, "where_weight": 0.0}
-    kind, _ = parse_method(method)
-    on_logits = issubclass(kind, LogitMethod) or not kind.needs_teacher
     # The taps of the teacher are still measured where they are found: they tell a poor one.
-    return little | {"granularity": 1, "kr_weight": 0.0} if on_logits else little
+    return little if reads_taps(method) else little | {"granularity": 1, "kr_weight": 0.0}
 
 
 def _settings(method: str, given: Mapping[str, Any]) -> tuple[TrainConfig, DistillConfig]:

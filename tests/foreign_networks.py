@@ -42,6 +42,13 @@ class LikeResNet(nn.Module):
         return self.fc(x.mean(dim=(2, 3)))
 
 
+class Flat(nn.Sequential):
+    """One linear layer: nothing in it can be a tap."""
+
+    def __init__(self, num_classes: int = NUM_CLASSES, num_inputs: int = 144) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(num_inputs, num_classes))
+
+
 class WithDict(LikeResNet):
     """Returns a table, as one's own code often does."""
 

@@ -39,6 +39,7 @@ __all__ = [
     "compares_samples",
     "method_settings",
     "parse_method",
+    "reads_taps",
     "takes_mixed_labels",
     "takes_unlabelled",
 ]
@@ -113,6 +114,16 @@ def compares_samples(name: str) -> bool:
     """
     method, terms = parse_method(name)
     return any(part.compares_samples for part in (method, *(POSTERIORS[t] for t in terms)))
+
+
+def reads_taps(name: str) -> bool:
+    """Return whether a method may read the taps of its student; those on logits do not.
+
+    Raises:
+        UserError: If the method is unknown.
+    """
+    method, _ = parse_method(name)
+    return method.needs_teacher and not issubclass(method, LogitMethod)
 
 
 def takes_unlabelled(name: str) -> bool:

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from krscale.config import Experiment, ModelConfig, TeacherConfig, with_values
 from krscale.errors import UserError
 from krscale.knowledge.tap_search import evaluating, find_taps
+from krscale.knowledge.taps import settle_layouts
+from krscale.methods import reads_taps
 from krscale.models import ZOO
 from krscale.models.outputs import check_steady
 from krscale.models.preprocessing import input_shape
+from krscale.setup.methods import methods_of
 from krscale.setup.network_builder import Task, builder, shapes_only, student_table, students_of
 
 SEARCHED_WIDTH = 4
@@ -25,20 +28,27 @@ _NUM_SEEDS = 8
 def with_found_taps(experiment: Experiment, task: Task) -> Experiment:
     """Return an experiment that lists the taps of every network that would name none.
 
+    Students that no method of it reads at a tap may have none that can be found, and list none.
+
     Raises:
         UserError: If a network cannot be built, or nothing is found.
     """
     teacher, values = experiment.teacher, dict[str, Any]()
+    optional = not any(map(reads_taps, methods_of(experiment)))
     found = _find_taps(teacher, task, "teacher", teacher.width)
     values |= {f"teacher.{name}": value for name, value in found.items()}
     students = experiment.ladder.students
-    own = [_find_taps(config, task, student_table(config), config.width) for config in students]
+    own = [
+        _find_taps(config, task, student_table(config), config.width, optional=optional)
+        for config in students
+    ]
     if any(own):
         values["ladder.students"] = [
             config.model_dump() | found for config, found in zip(students, own, strict=True)
         ]
     if not students:
-        found = _find_taps(experiment.student, task, "student", SEARCHED_WIDTH)
+        student = experiment.student
+        found = _find_taps(student, task, "student", SEARCHED_WIDTH, optional=optional)
         values |= {f"student.{name}": value for name, value in found.items()}
     return with_values(experiment, values, "taps that were found") if values else experiment
 
@@ -57,7 +67,9 @@ def describe_taps(before: Experiment, now: Experiment) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _find_taps(config: ModelConfig, task: Task, where: str, width: int) -> dict[str, Any]:
+def _find_taps(
+    config: ModelConfig, task: Task, where: str, width: int, *, optional: bool = False
+) -> dict[str, Any]:
     """Return `taps` and `stage_ends` of a network that has none, found by running it."""
     if config.model in ZOO or config.taps:
         return {}
@@ -68,7 +80,11 @@ def _find_taps(config: ModelConfig, task: Task, where: str, width: int) -> dict[
         check_steady(network, images, where)
     try:
         found = find_taps(network, images, lambda logits: logits)
+        if optional and config.tap_layout == "auto":
+            settle_layouts(network, found.paths, tuple(images.shape[1:]), where=where)
     except UserError as error:
+        if optional:
+            return {}
         raise UserError(f"{where}.taps: {error}") from None
     return {"taps": found.paths, "stage_ends": found.stage_ends}
 

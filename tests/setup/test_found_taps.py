@@ -71,6 +71,20 @@ def test_stages_of_found_taps_are_what_methods_compare() -> None:
     assert networks.teacher.stage_paths == ("layer1.1", "layer2.0")
 
 
+@pytest.mark.parametrize("method", ["kd", "plain", "kr", "pkt"])
+def test_a_student_needs_taps_only_where_a_method_reads_them(method: str) -> None:
+    student = own("student", "Flat", f"distill.method={method}", f"search.methods=['{method}']")
+    if method in ("kr", "pkt"):
+        with pytest.raises(UserError, match=r"^student\.taps: no block was found"):
+            Networks.resolve(student, Task())
+        return
+    networks = Networks.resolve(student, Task())
+    assert networks.experiment.student.taps == ()
+    networks.check()
+    with pytest.raises(UserError, match=r"^student\.taps: no block was found"):
+        with_found_taps(with_values(student, {"search.methods": ["kd", "kr"]}, "test"), Task())
+
+
 def test_students_of_a_ladder_each_get_their_own() -> None:
     students = [
         {"name": "small", "model": "foreign_networks:LikeResNet", "width": 2},

@@ -101,6 +101,17 @@ def test_a_full_disk_while_a_teacher_is_kept_leaves_nothing_and_what_was_left_is
     assert folders == [Path(facts.teacher_path)]
 
 
+def test_a_student_without_taps_learns_from_logits(prepared: tuple[Experiment, Prepared]) -> None:
+    experiment, facts = prepared
+    flat = {"student.model": "foreign_networks:Flat", "student.options": {"num_inputs": 64}}
+    flat |= {"student.taps": (), "distill.method": "kd", "search.methods": ["kd"]}
+    training = build_training(
+        with_values(experiment, flat, "test"), Assets.open(facts), 2, Workers.alone()
+    )
+    assert training.learner.tapped.paths == ()
+    assert training.run_epoch()["train/kd"] > 0.0
+
+
 @pytest.mark.parametrize("changes", [(), ("views.mixup=1", "views.cutmix=1")])
 def test_positions_are_stored_and_compared_where_they_have_a_weight(
     prepared: tuple[Experiment, Prepared], changes: tuple[str, ...]

@@ -53,7 +53,8 @@ class FilesConfig(Section):
     """`image_list`: column of train, val or test; empty takes a column `split` where there is
     one."""
     classes: Names = ()
-    """Names of the classes; empty takes all that are found: names sorted, numbers from 0."""
+    """Names of the classes, in their order; empty takes all that are found: names sorted, numbers
+    from 0. Where labels are numbers without these names, they are new names for 0, 1, ..."""
     num_channels: Literal[1, 3] = 3
     """Encoded images are read as grey (1) or RGB (3)."""
     image_size: Annotated[int, Field(strict=True, ge=0, le=16_384)] = 0

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from krscale.config import DataConfig
 from krscale.data.arrow import Images, Split
-from krscale.data.classes import Values, alike, find_classes, to_labels
+from krscale.data.classes import Values, alike
+from krscale.data.naming import Written, read_labels
 from krscale.data.source import Place, SourceData, SplitName
 from krscale.errors import UserError
 from krscale.foreign import parsing
@@ -29,40 +30,39 @@ class Arrays:
         images: `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`.
         labels: `[N]` or `[N, 1]`.
         where: What they were read from, in words.
+        names: What comes with them as names of the numbers from 0; empty where there are none.
     """
 
     images: Array
     labels: Array
     where: str
+    names: tuple[str, ...] = ()
 
 
-def source_data(
-    splits: Mapping[SplitName, Arrays], names: Sequence[str], config: DataConfig, where: str
-) -> SourceData:
+def source_data(splits: Mapping[SplitName, Arrays], config: DataConfig, where: str) -> SourceData:
     """Return arrays as the data of a source.
 
     Args:
         splits: At least `"train"`.
-        names: What comes with the arrays as names of the classes; see `find_classes`.
         config: The data section.
         where: The source, in words.
 
     Raises:
         UserError: If they are no images and labels.
     """
-    values = {name: _labels(arrays) for name, arrays in splits.items()}
     places: dict[SplitName, Place] = {n: _Rows(arrays.where) for n, arrays in splits.items()}
-    classes = find_classes(config, names, values["train"], places["train"])
-    known = values["train"] if config.map_labels else None
+    classes, labels = read_labels(
+        {n: Written(_labels(arrays), places[n], arrays.names) for n, arrays in splits.items()},
+        config,
+    )
     images, notes = to_images(splits, config.files.channels, where)
     found: dict[SplitName, Split] = {}
     for name, arrays in splits.items():
-        labels = to_labels(values[name], classes, places[name], known)
-        if len(images[name]) != len(labels):
+        if len(images[name]) != len(labels[name]):
             raise UserError(
-                f"{arrays.where}: {len(images[name])} images, but {len(labels)} labels."
+                f"{arrays.where}: {len(images[name])} images, but {len(labels[name])} labels."
             )
-        found[name] = Split(images[name], labels)
+        found[name] = Split(images[name], labels[name])
     return SourceData(classes, found, places, (*notes, *alike(classes, where)))
 
 

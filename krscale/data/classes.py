@@ -49,13 +49,13 @@ def find_classes(
             first = int(outside[0])
             raise UserError(
                 f"{place(first)}: the label {values[first]} has no name: {where} names "
-                f"{_listed(names)} (numbers 0..{len(names) - 1}). data.files.classes names others."
+                f"{listed(names)} (numbers 0..{len(names) - 1}). data.files.classes names others."
             )
     absent = [n for i, n in enumerate(names) if (n if values.dtype == object else i) not in there]
     if absent and not mapped:
         raise UserError(
             f"{where}: {len(absent)} of {len(names)} classes have no training image: "
-            f"{_listed(absent)}. data.map_labels = true leaves them out."
+            f"{listed(absent)}. data.map_labels = true leaves them out."
         )
     if values.dtype == object:
         return tuple(name for name in names if name not in absent)
@@ -63,7 +63,8 @@ def find_classes(
     return tuple(names[number] for number in np.unique(values) if number >= 0)
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Return names in a line, at most ten of them."""
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from krscale.config import DataConfig
 from krscale.data.arrow import Images, Labels
-from krscale.data.classes import Values, alike, find_classes, to_labels
+from krscale.data.classes import Values, alike
 from krscale.data.decoding import Decoder, Encoded, piece_size
 from krscale.data.limiting import limit_note, taken
+from krscale.data.naming import Written, read_labels
 from krscale.data.seen import Seen
 from krscale.data.skipping import Renumbered
 from krscale.data.source import Place, Report, SourceData, SplitName
@@ -33,12 +34,14 @@ class Part:
         batches: The images.
         place: Words where an image is.
         label_place: Words where a label is; None where that is the same.
+        names: What the files of this split call the numbers from 0; empty where they do not.
     """
 
     values: Values
     batches: Batches
     place: Place
     label_place: Place | None = None
+    names: tuple[str, ...] = ()
 
     @property
     def labelled_at(self) -> Place:
@@ -51,7 +54,6 @@ def encoded_data(
     config: DataConfig,
     report: Report,
     notes: Sequence[str] = (),
-    names: Sequence[str] = (),
 ) -> SourceData:
     """Return files as the data of a source; nothing but the first is decoded here.
 
@@ -60,20 +62,16 @@ def encoded_data(
         config: The data section.
         report: Called with the images done and all images while they are read.
         notes: What the user should know of the files.
-        names: Names of the classes that the files come with; `data.files.classes` is asked first.
 
     Raises:
         UserError: If labels are no classes, or no image can be read.
     """
-    train, mapped = parts["train"], config.map_labels
+    train = parts["train"]
     if not len(train.values):
         raise UserError(f"{config.path}: there are no training images.")
-    classes = find_classes(config, names, train.values, train.labelled_at)
-    known = train.values if mapped else None
-    labels = {
-        split: to_labels(part.values, classes, part.labelled_at, known)
-        for split, part in parts.items()
-    }
+    classes, labels = read_labels(
+        {s: Written(part.values, part.labelled_at, part.names) for s, part in parts.items()}, config
+    )
     kept = taken(labels["train"], classes, len(parts), config)
     if kept is not None:
         # Here, and not once the images are decoded: of a large data set that takes long.

@@ -37,11 +37,11 @@ class Function:
     @property
     def own_splits(self) -> tuple[SplitName, ...]:
         """Return the splits that the callable returns."""
-        return own_splits(self.found[0])
+        return own_splits(self.found)
 
     @cached_property
-    def found(self) -> tuple[dict[SplitName, Arrays], tuple[str, ...]]:
-        """Return the arrays of every split, and the names of the classes."""
+    def found(self) -> dict[SplitName, Arrays]:
+        """Return the arrays of every split."""
         where, path = f"data.source: {self.config.source}", self.config.path
         try:
             content = self.function(path) if path else self.function()
@@ -51,29 +51,36 @@ class Function:
             raise UserError(f"{where}: it failed: {type(error).__name__}: {error}") from error
         parts = content if isinstance(content, Mapping) else {"train": content}
         splits: dict[SplitName, Arrays] = {}
-        names: tuple[str, ...] = ()
         for name, part in parts.items():
             split = next((split for split in _SPLITS if split == name), None)
             if split is None:
                 raise unknown_name("split", str(name), _SPLITS, where)
-            splits[split], of_part = _arrays(part, where, split)
-            names = names or of_part
+            splits[split] = _arrays(part, where, split)
         if "train" not in splits:
             raise UserError(f"{where}: it returned no training images; expected {WANTED}.")
-        return splits, names
+        return splits
 
     def identity(self) -> Mapping[str, Any]:
         """Return the hash of what the callable returns."""
-        splits, names = self.found
         digest = hashlib.sha256()
-        for name, arrays in splits.items():
+        for name, arrays in self.found.items():
             for array in (arrays.images, arrays.labels):
                 digest.update(f"{name} {array.dtype} {array.shape}".encode())
                 content = array.tolist() if array.dtype == object else np.ascontiguousarray(array)
                 digest.update(repr(content).encode() if isinstance(content, list) else content.data)
         settings = self.config.files.model_dump(mode="json", include={"classes", "channels"})
         mapped = {"map_labels": True} if self.config.map_labels else {}
-        return {"content": digest.hexdigest(), "names": names, **settings, **mapped}
+        return {"content": digest.hexdigest(), **self._names(), **settings, **mapped}
+
+    def _names(self) -> dict[str, Any]:
+        """Return the names of the classes: of each split only where they differ.
+
+        So that data sets of before, when there was one list for all, are found.
+        """
+        of_splits = {split: arrays.names for split, arrays in self.found.items() if arrays.names}
+        names = next(iter(of_splits.values()), ())
+        differ = any(other != names for other in of_splits.values())
+        return {"names": names} | ({"names_of_splits": of_splits} if differ else {})
 
     def describe(self) -> Description | None:
         """Return None: the arrays are there."""
@@ -81,9 +88,8 @@ class Function:
 
     def read(self, report: Report) -> SourceData:
         """Return the arrays."""
-        splits, names = self.found
         report(1, 1)
-        return source_data(splits, names, self.config, self.config.source)
+        return source_data(self.found, self.config, self.config.source)
 
 
 def _find(name: str) -> Callable[..., Any]:
@@ -108,12 +114,12 @@ def _find(name: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _arrays(part: Any, where: str, split: str) -> tuple[Arrays, tuple[str, ...]]:
+def _arrays(part: Any, where: str, split: str) -> Arrays:
     if not isinstance(part, Sequence) or len(part) not in (2, 3) or isinstance(part, str):
         raise UserError(f"{where}: it returned {type(part).__name__}; expected {WANTED}.")
     images, labels = (_array(value, where) for value in part[:2])
     names = tuple(str(name) for name in part[2]) if len(part) == 3 else ()
-    return Arrays(images, labels, f"{where}: {split}"), names
+    return Arrays(images, labels, f"{where}: {split}", names)
 
 
 def _array(value: Any, where: str) -> np.ndarray[Any, Any]:

@@ -8,15 +8,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from krscale.data.given_items import read_items
+from krscale.data.given_items import Items, read_items
+from krscale.data.naming import Written, named, numbers_are_names, renumbered
 from krscale.data.own_files import SPLIT_NAMES
-from krscale.data.pixels import Normalisation
-from krscale.data.source import SplitName
+from krscale.data.pixels import Array, Normalisation
+from krscale.data.source import Place, SplitName
 from krscale.digests import check_file, write_digest
 from krscale.errors import UserError, unknown_name
 from krscale.files import new_folder
@@ -65,14 +67,41 @@ def keep_given(data: Any, normalisation: Normalisation | None, folder: Path) -> 
     kinds = {items.is_float for items in found.values()}
     if len(kinds) > 1:
         raise UserError("data: images of some splits are floats, of others whole numbers.")
-    classes = next((items.classes for items in found.values() if items.classes), ())
+    classes, labels = _classes_and_labels(found)
     channels = "first" if all(items.channels_first for items in found.values()) else "auto"
     arrays: dict[str, Any] = {}
     for split, items in found.items():
-        arrays |= {f"{split}_images": items.images, f"{split}_labels": items.labels}
+        arrays |= {f"{split}_images": items.images, f"{split}_labels": labels[split]}
     path = _written(arrays, folder)
     files = {"channels": channels, "classes": classes}
     return GivenData({"source": "numpy", "path": str(path), "files": files}, kinds.pop())
+
+
+def _classes_and_labels(
+    found: Mapping[SplitName, Items],
+) -> tuple[tuple[str, ...], dict[SplitName, Array]]:
+    """Return the names of the classes, and the labels of each split as numbers of these.
+
+    As text where the names are numbers (folders `0`, `1`, `10`, `2`): `data.files.classes` takes
+    such names by what they say, and 2 would be class `2` instead of the third.
+    """
+    names = found["train"].classes
+    names = names or next((items.classes for items in found.values() if items.classes), ())
+    labels: dict[SplitName, Array] = {}
+    for split, items in found.items():
+        part = Written(items.labels, _place(split), items.classes)
+        labels[split] = renumbered(part, names) if part.names else part.values
+    train = labels["train"]
+    if not names or train.dtype.kind not in "iu" or not numbers_are_names(train, names):
+        return names, labels
+    if all(names[number] == str(number) for number in np.unique(train) if number < len(names)):
+        return names, labels
+    return names, {
+        split: named(Written(values, _place(split)), names).astype(str)
+        if values.dtype.kind in "iu"
+        else values
+        for split, values in labels.items()
+    }
 
 
 def _by_split(data: Any) -> dict[SplitName, Any]:
@@ -91,6 +120,10 @@ def _by_split(data: Any) -> dict[SplitName, Any]:
     if isinstance(data, tuple | list) and len(data) in (2, 3) and not _is_array(data[0]):
         return dict(zip(_ORDER, data, strict=False))
     return {"train": data}
+
+
+def _place(split: SplitName) -> Place:
+    return partial("data: {}: image {}".format, split)
 
 
 def _is_array(value: Any) -> bool:

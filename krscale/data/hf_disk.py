@@ -101,6 +101,18 @@ class Saved:
             return same[0]
         raise unknown_name("column", name, self.features, f"{self.folder}: data.files.{field}")
 
+    def names(self, column: str) -> tuple[str, ...]:
+        """Return what the numbers of a column are called, from 0; nothing where they are not.
+
+        Raises:
+            UserError: If that is no list of text.
+        """
+        feature = self.features.get(column)
+        names = (feature.get("names") if isinstance(feature, dict) else None) or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{self.folder / _INFO}: the names of {column!r} are no list of text.")
+        return tuple(names)
+
     def num_rows(self) -> list[int]:
         """Return the number of rows of each file."""
         return [sum(len(batch) for batch in _open(file)) for file in self.files]
@@ -159,14 +171,10 @@ class HfDisk:
         files, train = self.config.files, self.splits["train"]
         label = train.column(files.label_column, "label_column", "label", "ClassLabel")
         image = self.image_column()
-        feature = train.features[label]
-        names = feature.get("names") if isinstance(feature, dict) else None
-        if not isinstance(names or [], list) or not all(isinstance(n, str) for n in names or []):
-            raise UserError(f"{train.folder / _INFO}: the names of {label!r} are no list of text.")
         if len(self.splits) == 1:
             self._refuse_splits({image, label})
         parts = {split: _part(saved, image, label) for split, saved in self.splits.items()}
-        return encoded_data(parts, self.config, report, self.notes, names or ())
+        return encoded_data(parts, self.config, report, self.notes)
 
     def _refuse_splits(self, used: Collection[str]) -> None:
         saved = self.splits["train"]
@@ -214,7 +222,7 @@ def _part(saved: Saved, image: str, label: str) -> Part:
             "from or tested on; save the split without them, or leave it out. data.unlabelled "
             "takes a saved split of images without labels, which the teacher teaches."
         )
-    return Part(values, encoded_rows(saved, image, place), place, where)
+    return Part(values, encoded_rows(saved, image, place), place, where, saved.names(label))
 
 
 def encoded_rows(

@@ -73,11 +73,11 @@ class Idx:
     def read(self, report: Report) -> SourceData:
         """Return the arrays."""
         found: dict[SplitName, Arrays] = {}
+        names = tuple(_names(self.mapping)) if self.mapping else ()
         for number, (split, (images, labels)) in enumerate(self.files.items(), start=1):
-            found[split] = Arrays(_read(images, 3), _read(labels, 1), str(images))
+            found[split] = Arrays(_read(images, 3), _read(labels, 1), str(images), names)
             report(number, len(self.files))
-        names = _names(self.mapping) if self.mapping else ()
-        return source_data(found, names, self.config, str(self.path))
+        return source_data(found, self.config, str(self.path))
 
 
 def _find(path: Path) -> dict[SplitName, tuple[Path, Path]]:

@@ -58,23 +58,23 @@ class NumpyFiles:
     def read(self, report: Report) -> SourceData:
         """Return the arrays."""
         found: dict[SplitName, Arrays] = {}
+        classes = [name for name in self.names if name in _CLASSES]
+        names = self._class_names(classes[0]) if classes else ()
         for number, (split, (images, labels)) in enumerate(self.splits.items(), start=1):
             where = f"{self.path}: {images}" if self.path.is_file() else str(self.names[images])
-            found[split] = Arrays(self.read_array(images), self.read_array(labels), where)
+            found[split] = Arrays(self.read_array(images), self.read_array(labels), where, names)
             report(number, len(self.splits))
-        classes = [name for name in self.names if name in _CLASSES]
-        names = self._class_names(classes[0]) if classes else []
         used = {*classes[:1], *(name for pair in self.splits.values() for name in pair)}
         passed = [name for name in self.names if name not in used]
-        data = source_data(found, names, self.config, str(self.path))
+        data = source_data(found, self.config, str(self.path))
         listed = ", ".join(passed[:10]) + (", ..." if len(passed) > 10 else "")
         notes = (f"{self.path}: arrays that were passed over: {listed}.",) if passed else ()
         return replace(data, notes=(*notes, *data.notes))
 
-    def _class_names(self, name: str) -> list[str]:
+    def _class_names(self, name: str) -> tuple[str, ...]:
         array = self.read_array(name)
         with parsing(f"{self.names[name]}: {name}: not a list of names"):
-            return [str(found) for found in array.ravel().tolist()]
+            return tuple(str(found) for found in array.ravel().tolist())
 
     def find_arrays(self) -> dict[str, Path]:
         """Return the name of every array and its file."""

@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 from krscale.config import DataConfig
 from krscale.data.arrow import Images, Labels
 from krscale.data.arrow_messages import decode_names
-from krscale.data.classes import Values, alike, find_classes, to_labels
+from krscale.data.classes import Values, alike
 from krscale.data.decoding import Decoder, piece_size
 from krscale.data.hidden_splits import SUSPECTED, refuse_split_column
 from krscale.data.label_column import label_values
+from krscale.data.naming import Written, joined, read_labels
 from krscale.data.own_files import (
     ImageLocations,
     column_number,
@@ -79,16 +80,14 @@ class Parquet:
         found = {split: self._labels(files) for split, files in self.files.items()}
         if len(found) == 1:
             self._refuse_splits(self.files["train"])
-        values, where = found["train"]
-        if not len(values):
+        if not len(found["train"][0].values):
             raise UserError(f"{self.path}: there are no training images.")
-        names = hugging_face_names(self.files["train"][0], self.settings.label_column)
-        classes = find_classes(self.config, names if values.dtype != object else (), values, where)
+        classes, labels = read_labels(
+            {s: written for s, (written, _) in found.items()}, self.config
+        )
         locations = {
             s: replace(p, column=self.settings.image_column) for s, (_, p) in found.items()
         }
-        known = values if self.config.map_labels else None
-        labels = {s: to_labels(v, classes, p, known) for s, (v, p) in found.items()}
         streams, seen = self.streams(labels, locations, report)
         notes = (*self.seen.notes(self.path), *alike(classes, str(self.path)))
         return SourceData(classes, streams, locations, notes, seen=seen)
@@ -120,10 +119,10 @@ class Parquet:
             streams[split] = Stream(labels[split], shape, pieces)
         return streams, None if self.settings.raw_shape else decoder.seen
 
-    def _labels(self, files: Sequence[Path]) -> tuple[Values, ImageLocations]:
+    def _labels(self, files: Sequence[Path]) -> tuple[Written, ImageLocations]:
         """Return the labels of all rows as they are written, and where the rows are."""
         name = self.settings.label_column
-        parts: list[Values] = []
+        parts: list[Written] = []
         for file in files:
             start, columns = 0, []
             for column in _batches(file, name, "label_column", _LABEL_ROWS):
@@ -131,12 +130,14 @@ class Parquet:
                     label_values(column, ImageLocations([file], [len(column)], name, start))
                 )
                 start += len(column)
-            parts.append(np.concatenate(columns) if columns else np.empty(0, np.int64))
-        rows = [len(part) for part in parts]
-        filled = [part for part in parts if len(part)]
-        if len({part.dtype == object for part in filled}) > 1:
+            values: Values = np.concatenate(columns) if columns else np.empty(0, np.int64)
+            names = () if values.dtype == object else hugging_face_names(file, name)
+            parts.append(Written(values, ImageLocations([file], [len(values)], name), names))
+        where = ImageLocations(files, [len(part.values) for part in parts], name)
+        filled = [part for part in parts if len(part.values)]
+        if len({part.is_text for part in filled}) > 1:
             raise UserError(f"{self.path}: column {name!r} holds numbers in some files only.")
-        return np.concatenate(filled or parts), ImageLocations(files, rows, name)
+        return joined(filled or parts, where), where
 
     def _refuse_splits(self, files: Sequence[Path]) -> None:
         with parsing(f"{files[0]}: not a readable Parquet file"):

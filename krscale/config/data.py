@@ -61,7 +61,8 @@ class FilesConfig(Section):
     """Encoded images are scaled and cut to a square of so many pixels; 0 leaves them as they are,
     which must be of one size."""
     raw_shape: tuple[Count, ...] = ()
-    """Parquet: `[C, H, W]` of raw pixels (fixed-size binary of uint8, channel by channel)."""
+    """Parquet: `[C, H, W]` of raw pixels (fixed-size binary of uint8, channel by channel); C is 1
+    or 3."""
     channels: Literal["auto", "first", "last"] = "auto"
     """Arrays: which axis of an image holds its channels; `auto` takes the one that is 1 or 3
     long."""

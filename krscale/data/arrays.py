@@ -18,7 +18,7 @@ from krscale.errors import UserError
 from krscale.foreign import parsing
 
 Array = npt.NDArray[Any]
-_CHANNELS = (1, 3)
+CHANNELS = (1, 3)
 _CHUNK = 4096  # images that are converted at once: a float array is four times the pixels
 
 
@@ -117,7 +117,7 @@ def _convert(array: Array, convert: Callable[[Array], Array]) -> Images:
 
 
 def _channels_first(array: Array, channels: str, where: str) -> Array:
-    first, last = array.shape[1] in _CHANNELS, array.shape[3] in _CHANNELS
+    first, last = array.shape[1] in CHANNELS, array.shape[3] in CHANNELS
     if channels == "auto" and first == last:
         problem = "two axes may be the channels" if first else "no axis is 1 or 3 long"
         raise UserError(
@@ -126,7 +126,7 @@ def _channels_first(array: Array, channels: str, where: str) -> Array:
         )
     is_last = last if channels == "auto" else channels == "last"
     found = np.moveaxis(array, 3, 1) if is_last else array
-    if found.shape[1] not in _CHANNELS:
+    if found.shape[1] not in CHANNELS:
         raise UserError(f"{where}: images of {found.shape[1]} channels; 1 (grey) or 3 are read.")
     return found
 

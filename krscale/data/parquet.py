@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from krscale.config import DataConfig
+from krscale.data.arrays import CHANNELS
 from krscale.data.arrow import Images, Labels
 from krscale.data.arrow_messages import decode_names
 from krscale.data.classes import Values, alike
@@ -162,6 +163,13 @@ class Parquet:
             raise UserError(
                 f"data.files.raw_shape: column {self.settings.image_column!r} holds {width} bytes "
                 f"of raw pixels, which need a shape [C, H, W] of so many (got {list(shape)})."
+            )
+        if shape[0] not in CHANNELS:
+            last = [shape[2], *shape[:2]]
+            hint = f" Did you mean {last}?" if shape[2] in CHANNELS else ""
+            raise UserError(
+                f"data.files.raw_shape: [C, H, W] = {list(shape)}: images of {shape[0]} channels; "
+                f"1 (grey) or 3 are read, channel by channel.{hint}"
             )
         if self.settings.image_size:
             raise UserError("data.files.image_size: raw pixels cannot be scaled; leave it 0.")

@@ -386,6 +386,19 @@ class TestRefused:
         self.refused(tmp_path / "data.parquet", tmp_path, message, raw_shape=shape)
 
     @pytest.mark.parametrize(
+        ("shape", "message"),
+        [
+            ((6, 5, 3), r"\[6, 5, 3\]: images of 6 channels; 1 .* Did you mean \[3, 6, 5\]\?"),
+            ((90, 1, 1), r"images of 90 channels; .* Did you mean \[1, 90, 1\]\?"),
+            ((2, 5, 9), r"images of 2 channels; 1 \(grey\) or 3 are read, channel by channel\.$"),
+        ],
+    )
+    def test_raw_pixels_of_other_channels(self, tmp_path, images, labels, shape, message):
+        raw = pa.array([i.tobytes() for i in images], pa.binary(90))
+        write(tmp_path / "data.parquet", raw, labels)
+        self.refused(tmp_path / "data.parquet", tmp_path, message, raw_shape=shape)
+
+    @pytest.mark.parametrize(
         ("value", "classes", "message"),
         [
             (-1, (), r"row 30: the label -1 is outside the 3 classes \(numbers 0\.\.2\): 0, 1, 2"),

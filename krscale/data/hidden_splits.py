@@ -21,7 +21,22 @@ from krscale.errors import UserError
 from krscale.foreign import parsing
 
 _WORDS = re.compile(r"[\W_]+|(?<=[a-z])(?=[A-Z])")
-_SPLIT = re.compile(rf"({'|'.join(OTHER_NAMES)})(set|data|images|imgs)?[0-9]*")
+_HIDDEN: dict[str, SplitName] = {
+    **OTHER_NAMES,
+    "trn": "train",
+    "dev": "val",
+    "devel": "val",
+    "development": "val",
+    "eval": "val",
+    "evaluation": "val",
+    "publictest": "val",
+    "tst": "test",
+    "privatetest": "test",
+    "holdout": "test",
+    "heldout": "test",
+}
+"""Names of splits that krscale knows for what they are; it reads only those of `OTHER_NAMES`."""
+_SPLIT = re.compile(rf"({'|'.join(_HIDDEN)})(set|data|images|imgs)?[0-9]*")
 _COUNTING = re.compile("[0-9]+|of")
 """Words that number the parts of a split: `train-00000-of-00002`."""
 
@@ -52,11 +67,12 @@ def refuse_half(
 
 def _why(names: Mapping[str, SplitName], folders: Sequence[Path]) -> str:
     exact = {name: split for name, split in names.items() if name in SPLIT_NAMES} or names
-    if any(name.lower() not in OTHER_NAMES for name in exact):
+    unread = any(_whole(name) in _HIDDEN.keys() - OTHER_NAMES.keys() for name in names)
+    if unread or any(name.lower() not in OTHER_NAMES for name in exact):
         return (
-            f"{_and(list(exact))} are named after splits and hold folders: as they stand, they "
-            "would be classes. Name them train, val and test, with a folder for each class in "
-            "them."
+            f"{_and(list(names if unread else exact))} are named after splits and hold folders: as "
+            "they stand, they would be classes. Name them train, val and test, with a folder for "
+            "each class in them."
         )
     other = [printable(folder.name) for folder in folders if folder.name not in exact]
     listed = ", ".join(other[:5]) + (", ..." if len(other) > 5 else "")
@@ -125,25 +141,55 @@ def refuse_split_column(
         UserError: Naming the column.
     """
     for name in names:
-        found: set[SplitName | None] = set()
-        for column in batches(name):
-            with parsing(f"{where}: column {name!r}: damaged"):
-                words = column.unique().to_pylist() if _is_text(column.type) else [None]
-            found |= {OTHER_NAMES.get(str(word).strip().lower()) for word in words}
-            if None in found:
-                break
-        if None not in found and len(found) > 1:
-            listed = ", ".join(sorted(filter(None, found)))
+        found = _splits_in(batches(name), where, name)
+        if len(set(found.values())) > 1:
+            listed = ", ".join(sorted(found))
             raise UserError(
                 f"{where}: column {name!r} holds names of splits ({listed}), which would be cut "
                 f"anew. {advice.format(repr(name))}"
             )
 
 
+def _splits_in(batches: Iterable[Any], where: str, name: str) -> dict[str, SplitName]:
+    """Return the words of a column that name splits, and which.
+
+    Nothing if it holds other words, too: a class may be called train. But in a column that is named
+    after splits, train and one more are enough, whatever else stands there.
+    """
+    suspected = name.lower() in SUSPECTED
+    found: dict[str, SplitName] = {}
+    others = False
+    for column in batches:
+        if not _is_text(column.type):
+            return {}
+        with parsing(f"{where}: column {name!r}: damaged"):
+            words = column.unique().to_pylist()
+        for word in filter(None, words):  # a row of no split is none of another kind
+            meant = _meant(word)
+            others |= meant is None and bool(word.strip())
+            if meant is not None:
+                found[word.strip()] = meant
+        if others and not suspected:
+            return {}
+    return {} if others and "train" not in found.values() else found
+
+
+def _meant(word: str) -> SplitName | None:
+    """Return the split that a word names as it stands: `Public Test`, `hold-out`, `train_set`."""
+    named = _SPLIT.fullmatch(_whole(word))
+    return _HIDDEN[named[1]] if named else None
+
+
+def _whole(name: str) -> str:
+    return "".join(_WORDS.split(name)).lower()
+
+
 def _is_text(kind: Any) -> bool:
     """Whether an Arrow type is of text, be it by numbers into a dictionary."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
 
 
 def named_alike(names: Sequence[str]) -> list[dict[str, SplitName]]:
@@ -160,10 +206,12 @@ def named_alike(names: Sequence[str]) -> list[dict[str, SplitName]]:
     for name in names:
         words = [word.lower() for word in _WORDS.split(name) if word]
         words = [word for word in words if not _COUNTING.fullmatch(word)]
+        if _SPLIT.fullmatch(whole := "".join(words)):  # `PublicTest`, `hold-out`
+            words = [whole]
         for place, word in enumerate(words):
             if named := _SPLIT.fullmatch(word):
                 rest = (*words[:place], named[2] or "", *words[place + 1 :])
-                found.setdefault(rest, {})[name] = OTHER_NAMES[named[1]]
+                found.setdefault(rest, {})[name] = _HIDDEN[named[1]]
                 break
     return [alike for alike in found.values() if len(set(alike.values())) > 1]
 

@@ -82,7 +82,8 @@ class ImageList:
             [name for name in names if name not in used and names.count(name) == 1],
             lambda name: self.table[name].chunks,
             str(self.path),
-            "Set data.files.split_column = {}, or leave the column out of the list.",
+            "Set data.files.split_column = {} and write train, val and test there, or leave the "
+            "column out of the list.",
         )
 
     @cached_property

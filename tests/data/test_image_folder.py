@@ -311,7 +311,8 @@ def test_splits_beside_other_folders_are_no_classes(tmp_path, names, message):
     "names",
     [("seg_train", "seg_test"), ("training_set", "test_set"), ("Final_Training", "Final_Test"),
      ("trainImages", "valImages", "more"), ("asl-train", "asl-test", "readme"),
-     ("trainset", "testset"), ("train2017", "val2017"), ("my_train_1", "my_train_2", "my_test_1")],
+     ("trainset", "testset"), ("train2017", "val2017"), ("my_train_1", "my_train_2", "my_test_1"),
+     ("train", "dev"), ("Training", "PublicTest", "PrivateTest"), ("train", "hold-out")],
 )  # fmt: skip
 @pytest.mark.parametrize("deeper", ["", "again"])
 def test_splits_by_longer_names_are_no_classes(tmp_path, names, deeper):
@@ -324,7 +325,8 @@ def test_splits_by_longer_names_are_no_classes(tmp_path, names, deeper):
 
 @pytest.mark.parametrize(
     "names",
-    [("bullet_train", "test_tube"), ("train", "car"), ("a_train", "a_pred"), ("test", "train_x")],
+    [("bullet_train", "test_tube"), ("train", "car"), ("train", "bus", "car"),
+     ("a_train", "a_pred"), ("test", "train_x")],
 )  # fmt: skip
 @pytest.mark.parametrize("inside", ["", "images", "images/a"])
 def test_classes_whose_names_hold_such_words(tmp_path, names, inside):

@@ -7,6 +7,7 @@ import json
 import os
 import struct
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,38 @@ class TestList:
             prepare("image_list", path, tmp_path / "cache")
         found = prepare("image_list", path, tmp_path / "cache", split_column=name)
         assert rows(found, ("test",)) == expected(images()[27:], NAMES[27:])
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("Usage", ("Training", "PublicTest", "PrivateTest")),
+            ("Split", ("train", "dev", "test")),
+            ("Split", ("train", "test", "")),
+            ("phase", ("train_set", "hold-out", "other")),
+            ("fold", ("train", "eval", "")),
+        ],
+    )
+    def test_splits_of_which_some_are_not_known(self, tmp_path, files, name, words):
+        """One word more once switched the refusal off."""
+        rows = zip(files, NAMES, cycle(words), strict=False)
+        lines = (",".join(row) for row in rows)
+        path = write(tmp_path / "data/list.csv", f"path,label,{name}", *lines)
+        with pytest.raises(UserError, match=rf"column '{name}' holds names of splits"):
+            prepare("image_list", path, tmp_path / "cache")
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("kind", ("train", "bus", "test")),
+            ("Split", ("train", "bus", "car")),
+            ("Usage", ("a", "dev", "test")),
+        ],
+    )
+    def test_columns_of_other_words(self, tmp_path, files, name, words):
+        rows = zip(files, NAMES, cycle(words), strict=False)
+        lines = (",".join(row) for row in rows)
+        path = write(tmp_path / "data/list.csv", f"path,label,{name}", *lines)
+        assert prepare("image_list", path, tmp_path / "cache").classes == CLASSES
 
     def test_classes_that_are_called_train_and_test(self, tmp_path, files):
         lines = (f"{file},{('train', 'test')[n % 2]},5" for n, file in enumerate(files))

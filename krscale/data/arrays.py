@@ -182,9 +182,14 @@ def _labels(arrays: Arrays) -> Values:
     )
 
 
+def as_text(value: Any) -> str:
+    """Return a label or a name as text: byte strings hold UTF-8, and are not shown as `b'ant'`."""
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+
+
 def _text(label: Any, where: str) -> str:
     if isinstance(label, bytes):
-        return label.decode("utf-8", "backslashreplace")
+        return as_text(label)
     if not isinstance(label, str):
         raise UserError(f"{where}: the label {label!r} is no text, where others are.")
     return label

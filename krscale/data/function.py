@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from krscale.config import DataConfig
-from krscale.data.arrays import Arrays, source_data
+from krscale.data.arrays import Arrays, as_text, source_data
 from krscale.data.own_files import own_splits
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.errors import UserError, unknown_name
@@ -118,8 +118,17 @@ def _arrays(part: Any, where: str, split: str) -> Arrays:
     if not isinstance(part, Sequence) or len(part) not in (2, 3) or isinstance(part, str):
         raise UserError(f"{where}: it returned {type(part).__name__}; expected {WANTED}.")
     images, labels = (_array(value, where) for value in part[:2])
-    names = tuple(str(name) for name in part[2]) if len(part) == 3 else ()
+    names = _names(part[2], where) if len(part) == 3 else ()
     return Arrays(images, labels, f"{where}: {split}", names)
+
+
+def _names(found: Any, where: str) -> tuple[str, ...]:
+    if isinstance(found, str | bytes | Mapping) or not isinstance(found, Iterable):
+        raise UserError(
+            f"{where}: class_names are {type(found).__name__}; expected a list of text, in the "
+            "order of the numbers."
+        )
+    return tuple(map(as_text, found))
 
 
 def _array(value: Any, where: str) -> np.ndarray[Any, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
+from krscale.data.arrays import as_text
 from krscale.data.duplicates import digests
 from krscale.data.pixels import Array, Normalisation, Pixels, sizes, to_pixels
 from krscale.errors import UserError
@@ -168,7 +169,7 @@ def _classes(part: Any) -> tuple[str, ...]:
     while part is not None:
         names = getattr(part, "classes", None)
         if isinstance(names, tuple | list) and names:
-            return tuple(map(str, names))
+            return tuple(map(as_text, names))
         part = getattr(part, "dataset", None)
     return ()
 

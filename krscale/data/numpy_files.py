@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from krscale.config import DataConfig
-from krscale.data.arrays import Array, Arrays, source_data
+from krscale.data.arrays import Array, Arrays, as_text, source_data
 from krscale.data.own_files import OTHER_NAMES, existing_path, files_identity, own_splits
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.data.unpacking import refuse_bomb
@@ -74,7 +74,9 @@ class NumpyFiles:
     def _class_names(self, name: str) -> tuple[str, ...]:
         array = self.read_array(name)
         with parsing(f"{self.names[name]}: {name}: not a list of names"):
-            return tuple(str(found) for found in array.ravel().tolist())
+            if array.dtype.kind not in "USui":
+                raise ValueError(f"it is of type {array.dtype}; expected text")
+            return tuple(as_text(found) for found in array.ravel().tolist())
 
     def find_arrays(self) -> dict[str, Path]:
         """Return the name of every array and its file."""

@@ -216,7 +216,10 @@ def hugging_face_names(file: Path, column: str) -> tuple[str, ...]:
     """Return the names of classes that Hugging Face's datasets write into a file, or nothing."""
     with suppress(UserError), parsing("no names"):  # whoever reads its rows says what is wrong
         content = json.loads((pq.read_schema(regular(file)).metadata or {})[b"huggingface"])
-        return tuple(str(name) for name in content["info"]["features"][column]["names"])
+        names = content["info"]["features"][column]["names"]
+        if isinstance(names, Mapping):  # by their numbers, as cards of data sets have them
+            names = [names[str(number)] for number in range(len(names))]
+        return tuple(map(str, names))
     return ()
 
 

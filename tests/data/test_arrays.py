@@ -100,6 +100,15 @@ class TestNumpy:
         given = prepare("numpy", path, tmp_path / "cache", classes=("x", "y", "z"))
         assert given.classes == ("x", "y", "z")
 
+    def test_names_of_classes_as_bytes(self, tmp_path):
+        names = np.array([b"ant", b"bee", "caf\u00e9".encode()])
+        np.savez(tmp_path / "a.npz", images=images(), labels=labels(), classes=names)
+        found = prepare("numpy", tmp_path / "a.npz", tmp_path / "cache")
+        assert found.classes == ("ant", "bee", "caf\u00e9")
+        np.savez(tmp_path / "b.npz", images=images(), labels=labels(), classes=np.eye(3))
+        with pytest.raises(UserError, match=r"classes: not a list of names .*type float64"):
+            prepare("numpy", tmp_path / "b.npz", tmp_path / "cache")
+
     def test_all_names_of_splits(self, tmp_path):
         other = images(6, seed=9)
         arrays = {"Training_images": images(), "Training_labels": labels(), "y_testing": labels(6)}
@@ -343,7 +352,10 @@ def two():
     return pixels(36, 0), np.arange(36) % 3
 
 def three():
-    return (*two(), ["ant", "bee", "cat"])
+    return (*two(), ["ant", b"bee", "cat"])
+
+def no_names():
+    return (*two(), 3)
 
 def splits():
     return {"train": two(), "test": (pixels(6, 9), [0, 1, 2, 0, 1, 2])}
@@ -402,6 +414,7 @@ class TestFunction:
             ("own_images:nothing", "it returned int; expected .images, labels."),
             ("own_images:strange", "unknown split 'trian'. Did you mean 'train'"),
             ("own_images:of_path", "it failed: TypeError"),
+            ("own_images:no_names", "class_names are int; expected a list of text"),
         ],
     )
     def test_what_is_refused(self, tmp_path, name, message):

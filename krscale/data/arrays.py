@@ -133,7 +133,7 @@ def _channels_first(array: Array, channels: str, where: str) -> Array:
 
 def _conversion(arrays: Sequence[Array], where: str) -> tuple[Callable[[Array], Array], str]:
     """Return how the values of all splits become 0..255, and a sentence on it."""
-    kind = arrays[0].dtype
+    kind = arrays[0].dtype.newbyteorder("=")  # another order of bytes is no other type
     if kind.kind not in "uif":
         raise UserError(f"{where}: images of type {kind}; expected numbers, best uint8.")
     filled = [array for array in arrays if array.size]

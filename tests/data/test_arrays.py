@@ -192,6 +192,9 @@ def test_values_are_scaled_and_said():
         (pixels / 255, "scaled to 0..255"),
         ((pixels / 255).astype(np.float32), "scaled to 0..255"),
         (pixels.astype(np.uint16) * 257, "scaled from 0..65535"),
+        ((pixels.astype(np.uint16) * 257).astype(">u2"), "images are uint16 from 0 to 65535"),
+        ((pixels / 255).astype(">f4"), "images are float32 from 0 to 1"),
+        (pixels.astype(">i4"), ""),
         (pixels.astype(np.int64), ""),
         (pixels.astype(np.float64), ""),
     ):

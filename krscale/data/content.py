@@ -74,11 +74,14 @@ def write_split_list(path: Path, content: Content, paths: Paths) -> None:
     def write(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8", newline="") as file:
             rows = csv.writer(file, lineterminator="\n")
+            # Only what ends lines is quoted by itself, and a reader takes either for an end.
+            quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
             rows.writerow(_HEADER)
             for name, pixels in content.pixels.items():
                 labels = (content.classes[label] for label in content.labels[name])
                 for place, label, digest in zip(paths[name], labels, pixels, strict=True):
-                    rows.writerow((place, label, name, f"{int(digest):016x}"))
+                    row = (place, label, name, f"{int(digest):016x}")
+                    (quoted if "\r" in place + label else rows).writerow(row)
 
     write_atomic(path, write)
 

@@ -11,7 +11,13 @@ from PIL import Image
 
 from krscale.config import DataConfig
 from krscale.data import SPLITS, prepare_data
-from krscale.data.content import Content, compare_counts, compare_lists, read_split_list
+from krscale.data.content import (
+    Content,
+    compare_counts,
+    compare_lists,
+    read_split_list,
+    write_split_list,
+)
 from krscale.errors import UserError
 from krscale.files import read_json, write_json
 
@@ -50,6 +56,16 @@ def test_of_copies_the_one_that_is_gone_is_counted_once(tmp_path):
     before = listed(tmp_path / "before.csv", *lines)
     now = listed(tmp_path / "now.csv", *lines[2:])
     assert str(compare_lists(before, now)) == "2 images removed (ant 2)"
+
+
+def test_any_name_is_read_back_as_it_was_written(tmp_path):
+    names = ("cat\r", "a\rb", "a\nb", "a\r\n", 'a"b', '"', "a,b", " a", "'", "\u2028", "\x85")
+    pixels = {"train": np.arange(len(names), dtype=np.uint64)}
+    content = Content(names, pixels, {"train": np.arange(len(names))}, (3, 2, 2))
+    paths = [f"{name}/{number}.png" for number, name in enumerate(names)]
+    write_split_list(tmp_path / "splits.csv", content, {"train": paths})
+    found = list(read_split_list(tmp_path / "splits.csv"))
+    assert [(line.path, line.label) for line in found] == list(zip(paths, names, strict=True))
 
 
 def test_counts_where_there_is_no_list():

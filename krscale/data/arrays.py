@@ -12,6 +12,7 @@ import numpy.typing as npt
 from krscale.config import DataConfig
 from krscale.data.arrow import Images, Split
 from krscale.data.classes import Values, alike
+from krscale.data.label_column import whole_numbers
 from krscale.data.naming import Written, read_labels
 from krscale.data.source import Place, SourceData, SplitName
 from krscale.errors import UserError
@@ -19,6 +20,8 @@ from krscale.foreign import parsing
 
 Array = npt.NDArray[Any]
 CHANNELS = (1, 3)
+ROUNDING = 0.004
+"""How far floats in 0..1 may be outside by rounding: one step of 8 bits."""
 _CHUNK = 4096  # images that are converted at once: a float array is four times the pixels
 
 
@@ -145,11 +148,19 @@ def _conversion(arrays: Sequence[Array], where: str) -> tuple[Callable[[Array], 
             lambda part: part >> 8,
             f"{where}: images are {found}; scaled from 0..65535 to 0..255.",
         )
-    if kind.kind == "f" and least >= 0 and most <= 1:
-        return lambda part: np.rint(part * 255), f"{where}: images are {found}; scaled to 0..255."
+    if kind.kind == "f" and least >= -ROUNDING and most <= 1 + ROUNDING:
+        return (
+            lambda part: np.rint(part * 255).clip(0, 255),
+            f"{where}: images are {found}; scaled to 0..255.",
+        )
     if least >= 0 and most <= 255 and (kind.kind != "f" or all(map(_whole, arrays))):
         dark = "all are nearly black. Where 1 is to be white, give floats, or 0 and 255"
         return lambda part: part, (f"{where}: images are {found}: {dark}." if most <= 1 else "")
+    if least >= 0 and 16 < most <= 255:  # what was divided by its spread is far from that
+        raise UserError(
+            f"{where}: images are {found}, some with a fraction, as scaling leaves them; whole "
+            "numbers in 0..255 are read. Round them: numpy.rint(images).astype('uint8')."
+        )
     raise UserError(
         f"{where}: images are {found}; expected 0..255 (best uint8), or floats in 0..1. Values "
         "that are normalised already are not read: give them as they were before."
@@ -173,10 +184,8 @@ def _labels(arrays: Arrays) -> Values:
     if labels.dtype.kind in "USO":
         with parsing(f"{arrays.where}: labels cannot be read"):
             return np.array([_text(label, arrays.where) for label in labels], dtype=object)
-    if labels.dtype.kind in "ui" or (
-        labels.dtype.kind in "fb" and (labels == np.rint(labels)).all()
-    ):
-        return labels.astype(np.int64)
+    if labels.dtype.kind in "uifb":
+        return whole_numbers(labels, _Rows(arrays.where))
     raise UserError(
         f"{arrays.where}: labels of type {labels.dtype}; expected whole numbers or text."
     )

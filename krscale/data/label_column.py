@@ -1,4 +1,4 @@
-"""Labels of a Parquet column: any kind of whole number, or text."""
+"""Labels of a column or an array: any kind of whole number, or text."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def label_values(column: Any, place: Place) -> Values:
     kind = column.type
     _refuse(place, column.is_null(), "the label is missing (null)")
     if pa.types.is_integer(kind):
-        return _whole(column, place)
+        return whole_numbers(column.to_numpy(zero_copy_only=False), place)
     if pa.types.is_boolean(kind):
         return column.to_numpy(zero_copy_only=False).astype(np.int64)  # type: ignore[no-any-return]
     if pa.types.is_floating(kind):
@@ -49,9 +49,19 @@ def label_values(column: Any, place: Place) -> Values:
     )
 
 
-def _whole(column: Any, place: Place) -> Values:
-    values: Values = column.to_numpy(zero_copy_only=False)
-    if values.dtype == np.uint64:
+def whole_numbers(values: Values, place: Place) -> Values:
+    """Return an array's labels, numbers or truth values of any type, as `[N]` int64.
+
+    Args:
+        values: `[N]`.
+        place: Words where the value of a number is.
+
+    Raises:
+        UserError: If one is missing (NaN), has a fraction or is too large; names the first.
+    """
+    if values.dtype.kind == "f":
+        return _without_fraction(values, place)
+    if values.dtype.kind == "u":
         _refuse(place, values > _LARGEST, "the label {} is too large to be a class", values)
     return values.astype(np.int64)
 

@@ -102,6 +102,8 @@ class NumpyFiles:
         with parsing(f"{file}: {name}: not a readable array"):
             if file.suffix == ".npy":
                 check_file(regular(file))  # where krscale wrote it: images given as objects
+                with file.open("rb") as opened:
+                    _head(opened)
                 array: Array = np.load(file, mmap_mode="r", allow_pickle=False)
                 return _with_bytes(array)
             return _read_packed(file, name)
@@ -138,6 +140,11 @@ def _head(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
         shape, _, kind = np.lib.format.read_array_header_2_0(member)
     else:
         raise ValueError(f"version {version} of the format; 1.0 and 2.0 are read")
+    if kind.hasobject:
+        raise ValueError(
+            "its items are objects of Python, which are pickled and not read; save names as text, "
+            "array.astype(str), and numbers as numbers"
+        )
     return shape, kind
 
 

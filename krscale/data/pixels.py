@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from krscale.data.arrays import ROUNDING
 from krscale.errors import UserError
 
 Array = npt.NDArray[Any]
-_ROUNDING = 0.004  # of floats in 0..1: one step of 8 bits
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _from_floats(array: Array, where: str, normalisation: Normalisation | None) 
         else normalisation.undone(array.astype(np.float32), where)
     )
     least, most = (float(pixels.min()), float(pixels.max())) if pixels.size else (0.0, 0.0)
-    if not (least >= -_ROUNDING and most <= 1 + _ROUNDING):  # of NaN as well
+    if not (least >= -ROUNDING and most <= 1 + ROUNDING):  # of NaN as well
         found = f"{where}: images are floats from {array.min():.3g} to {array.max():.3g}"
         if normalisation is None:
             raise UserError(

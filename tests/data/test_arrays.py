@@ -157,7 +157,21 @@ class TestNumpy:
             ({"pixels": images()}, "no arrays of training images .there are: pixels"),
             ({"images": images(), "labels": labels(30)}, "36 images, but 30 labels"),
             ({"images": images(), "labels": np.eye(3)[labels()]}, r"labels of shape \[36, 3\]"),
-            ({"images": images(), "labels": labels() + 0.5}, "labels of type float64"),
+            ({"images": images(), "labels": labels() + 0.5}, "image 0: the label 0.5 is not a who"),
+            (
+                {"images": images(), "labels": np.where(labels() == 2, np.nan, labels())},
+                r"image 2: the label is missing \(NaN\) \(and 11 more",
+            ),
+            ({"images": images(), "labels": labels() + np.inf}, "image 0: the label inf is too"),
+            (
+                {"images": images(), "labels": labels().astype(np.uint64) + 2**63},
+                "the label 9223372036854775808 is too large",
+            ),
+            ({"images": images(), "labels": labels() * 1j}, "labels of type complex128; expected"),
+            (
+                {"images": images(), "labels": np.array(["a", "b", "c"], object)[labels()]},
+                r"labels: not a readable array \(its items are objects .* array\.astype\(str\)",
+            ),
             ({"images": images(shape=(3, 6, 3)), "labels": labels()}, "two axes may be"),
             ({"images": images(shape=(4, 6, 5)), "labels": labels()}, "no axis is 1 or 3 long"),
             ({"images": images()[0], "labels": labels()}, "36|images, but"),
@@ -181,6 +195,13 @@ class TestNumpy:
             prepare("numpy", tmp_path / "a.npz", tmp_path / "cache")
 
 
+def test_objects_in_a_file_of_their_own(tmp_path):
+    np.save(tmp_path / "images.npy", images())
+    np.save(tmp_path / "labels.npy", np.array(["a", "b", "c"], object)[labels()])
+    with pytest.raises(UserError, match=r"labels\.npy.* save names as text, array\.astype"):
+        prepare("numpy", tmp_path, tmp_path / "cache")
+
+
 def converted(channels: str = "auto", **splits: np.ndarray) -> tuple[dict, tuple[str, ...]]:
     arrays = {name: Arrays(array, labels(len(array)), name) for name, array in splits.items()}
     return to_images(arrays, channels, "here")
@@ -197,6 +218,7 @@ def test_values_are_scaled_and_said():
         (pixels.astype(">i4"), ""),
         (pixels.astype(np.int64), ""),
         (pixels.astype(np.float64), ""),
+        (np.where(pixels == 255, 1.0000001, pixels / 255 - 1e-7), "scaled to 0..255"),
     ):
         found, notes = converted(train=array)
         assert np.array_equal(found["train"], pixels)
@@ -224,6 +246,15 @@ def test_splits_of_two_types_are_refused():
             converted(train=images(), test=other)
     found, _ = converted(train=images().astype(">u2"), test=images().astype("<u2"))
     assert np.array_equal(found["test"], images())
+
+
+def test_floats_that_are_no_pixels_are_refused_with_the_cause():
+    pixels = images()
+    with pytest.raises(UserError, match=r"some with a fraction, as scaling leaves them; .*rint"):
+        converted(train=pixels * np.float32(0.99))
+    for array in (pixels / 50, pixels / 127.5 - 1, pixels * 1.1, np.where(pixels > 9, np.nan, 1.0)):
+        with pytest.raises(UserError, match=r"normalised already are not read"):
+            converted(train=array)
 
 
 def test_whole_numbers_up_to_one_are_said_to_be_dark():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from krscale.config import DataConfig
@@ -28,9 +26,10 @@ from krscale.data.own_files import (
 )
 from krscale.data.parquet import refuse_large_table
 from krscale.data.source import Description, Report, SourceData, SplitName
+from krscale.data.text_tables import read_text, refuse_line_breaks
 from krscale.errors import UserError, unknown_name
 from krscale.files import sha256
-from krscale.foreign import is_file, parsing, path_problem, regular
+from krscale.foreign import is_file, parsing, path_problem
 
 WANTED = "a .csv or .parquet file with a column of paths and one of labels"
 _MAX_BYTES = 4 * 2**30  # a hundred million paths; it is read into memory
@@ -93,18 +92,14 @@ class ImageList:
             if self.path.suffix.lower() == ".parquet":
                 refuse_large_table(self.path, pq.read_metadata(self.path))
                 return _checked(pq.read_table(self.path))
-            delimiter = "\t" if self.path.suffix.lower() == ".tsv" else ","
-            # `01` is a name, and so is `NA`: only columns of plain whole numbers are numbers.
-            _refuse_utf_16(self.path)
-            text = pa.csv.read_csv(
-                self.path,
-                parse_options=pa.csv.ParseOptions(delimiter=delimiter),
-                convert_options=pa.csv.ConvertOptions(
-                    strings_can_be_null=False,
-                    column_types=dict.fromkeys(_header(self.path, delimiter), pa.string()),
-                ),
-            )
-        columns = [_numbers(column) for column in text.columns]
+            text = read_text(self.path)
+        # `01` is a name, and so is `NA`: only columns of plain whole numbers are numbers.
+        label, classes = self.settings.label_column, self.settings.classes
+        floats = not any(name.endswith(".0") for name in classes)  # as which they are then meant
+        columns = [
+            _numbers(column, floats=floats and name == label)
+            for name, column in zip(text.column_names, text.columns, strict=True)
+        ]
         return pa.table(columns, names=text.column_names)
 
     @cached_property
@@ -132,6 +127,8 @@ class ImageList:
         name = self.settings.label_column
         column = self._column(name, "label_column")
         values = label_values(column.combine_chunks(), self._place(name))
+        if self.path.suffix.lower() != ".parquet":
+            refuse_line_breaks(values, self._place(name))
         parts = {
             split: Part(
                 values[np.asarray(rows, np.int64)],
@@ -160,12 +157,6 @@ class ImageList:
         return _Rows(self.path, column, range(len(self.table)))
 
 
-def _refuse_utf_16(path: Path) -> None:
-    with regular(path).open("rb") as file:
-        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            raise UserError(f"{path}: it is UTF-16; save it as UTF-8.")
-
-
 def _file(root: Path, path: str) -> str:
     """Return where the image of a row is; whether it can be there is said where it is read."""
     return str(root / path) if path_problem(path) else str(root / Path(path).expanduser())
@@ -190,13 +181,19 @@ def _checked(table: Any) -> Any:
     return table
 
 
-def _header(path: Path, delimiter: str) -> list[str]:
-    with pa.csv.open_csv(path, parse_options=pa.csv.ParseOptions(delimiter=delimiter)) as reader:
-        names: list[str] = reader.schema.names
-    return names
+def _numbers(column: Any, *, floats: bool) -> Any:
+    """Return a column of text as whole numbers if it holds nothing else.
+
+    Args:
+        column: Of text.
+        floats: Whether `1.0` is a whole number, too: pandas writes it so where labels once had
+            gaps, and in Parquet it is one.
+    """
+    plain = r"(0|-?[1-9][0-9]{0,17})"
+    if floats and _all_match(column, rf"^{plain}\.0+$"):
+        column = pc.replace_substring_regex(column, r"\.0+$", "")
+    return pc.cast(column, pa.int64()) if _all_match(column, f"^{plain}$") else column
 
 
-def _numbers(column: Any) -> Any:
-    """Return a column of text as whole numbers if it holds nothing else."""
-    plain = pc.match_substring_regex(column, r"^(0|-?[1-9][0-9]{0,17})$")
-    return pc.cast(column, pa.int64()) if len(column) and pc.all(plain).as_py() else column
+def _all_match(column: Any, pattern: str) -> bool:
+    return bool(len(column) and pc.all(pc.match_substring_regex(column, pattern)).as_py())

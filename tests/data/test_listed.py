@@ -158,6 +158,17 @@ class TestList:
         path = write(tmp_path / "data/list.csv", "path,label,fold", *lines)
         assert prepare("image_list", path, tmp_path / "cache").classes == ("test", "train")
 
+    def test_whole_numbers_that_are_written_as_floats(self, tmp_path, files):
+        lines = (f"{file},{n % 3}.0" for n, file in enumerate(files))
+        path = write(tmp_path / "data/list.csv", "path,label", *lines)
+        found = prepare("image_list", path, tmp_path / "cache", classes=CLASSES)
+        assert rows(found) == expected(images(), NAMES)
+        given = prepare("image_list", path, tmp_path / "cache", classes=("2.0", "1.0", "0.0"))
+        assert rows(given) == expected(images(), [f"{n % 3}.0" for n in range(NUM)])
+        versions = (f"{file},{('1.0', '1.5')[n % 2]}" for n, file in enumerate(files))
+        path = write(tmp_path / "data/other.csv", "path,label", *versions)
+        assert prepare("image_list", path, tmp_path / "cache").classes == ("1.0", "1.5")
+
     def test_text_that_looks_like_numbers_or_nothing_stays_text(self, tmp_path, files):
         names = ["01", "NA", "null"]
         lines = (f"{file},{names[n % 3]}" for n, file in enumerate(files))

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from krscale.config import FilesConfig
+from krscale.data.cifar import Cifar10, Cifar100
 from krscale.data.idx import INSIDE
+from krscale.data.image_folder import SUFFIXES
+from krscale.data.numpy_files import holds_images
 from krscale.data.sources import SOURCES
+from krscale.data.walking import is_hidden_folder
 from krscale.errors import UserError, nearest
 from krscale.foreign import missing, parsing, regular, user_path
 
 _CIFAR = {
-    "cifar100": ("cifar-100-", "fine_label_names.txt"),
-    "cifar10": ("cifar-10-", "batches.meta"),
+    "cifar100": ("cifar-100-", "fine_label_names.txt", Cifar100.folders),
+    "cifar10": ("cifar-10-", "batches.meta", Cifar10.folders),
 }
-"""What names of files of these sources begin with."""
+"""What names of archives of these sources begin with, a file in them, and the folders in them."""
 _BY_SUFFIX = {
     ".csv": "image_list",
     ".tsv": "image_list",
@@ -23,6 +34,7 @@ _BY_SUFFIX = {
     ".npy": "numpy",
     ".parquet": "parquet",
 }
+_COLUMNS = FilesConfig()
 _IDX = re.compile(r"[-.]idx[13][-.]ubyte")
 
 
@@ -55,23 +67,72 @@ def kind_of(path: Path) -> str:
         with parsing(f"{path}: cannot be read"):
             regular(path)
     names = [path.name] if path.is_file() else [entry.name for entry in path.iterdir()]
-    for source, first in _CIFAR.items():
-        if any(name.startswith(first) for name in (path.name, *names)):
-            return source
+    if source := _cifar(path, names):
+        return source
     kept = path / INSIDE  # as torchvision keeps them
     inside = [entry.name for entry in kept.iterdir()] if kept.is_dir() else []
     if any(_IDX.search(name) for name in (*names, *inside)):
         return "idx"
     if path.is_file():
-        return _BY_SUFFIX.get(path.suffix.lower()) or _by_content(path)
+        found = _BY_SUFFIX.get(path.suffix.lower()) or _by_content(path)
+        return "image_list" if found == "parquet" and _is_list(path) else found
     if {"state.json", "dataset_dict.json"} & set(names):
         return "hf_disk"
-    if any(name.endswith(".npy") for name in names):
+    arrays = [name for name in names if name.endswith(".npy")]
+    if any(holds_images(Path(name).stem) for name in arrays) or (arrays and not _images(path)):
         return "numpy"
     # As the hub of Hugging Face has them: `data/train-0.parquet`, `default/train/0000.parquet`.
     if any(any(path.glob(f"{depth}*.parquet")) for depth in ("", "*/", "*/*/")):
         return "parquet"
     return "image_folder"
+
+
+def _cifar(path: Path, names: Sequence[str]) -> str:
+    """Return the source that reads what the authors of CIFAR distribute, if a path is that.
+
+    Others call folders of images after it, and lists.
+    """
+    for source, (start, inside, folders) in _CIFAR.items():
+        if path.name in folders or any(n in folders or n.startswith(inside) for n in names):
+            return source
+        files = [path] if path.is_file() else [path / n for n in names if n.startswith(start)]
+        packed = [file for file in files if file.name.startswith(start) and file.is_file()]
+        if any(file.suffix.lower() not in _BY_SUFFIX for file in packed):
+            return source
+    return ""
+
+
+def _images(path: Path) -> bool:
+    """Whether a folder holds images, or folders that may.
+
+    An array beside them is something else, as the mean of all images is.
+    """
+    return any(
+        not is_hidden_folder(entry.name) if entry.is_dir() else entry.suffix.lower() in SUFFIXES
+        for entry in path.iterdir()
+    )
+
+
+def _is_list(path: Path) -> bool:
+    """Whether a Parquet file names images, and holds none; one that cannot be read is no list."""
+    with suppress(UserError), parsing("no columns"):  # whoever reads it says what is wrong
+        schema = pq.read_schema(regular(path))
+        names = set(schema.names)
+        return (
+            _COLUMNS.path_column in names
+            and _COLUMNS.image_column not in names
+            and not any(_may_be_images(kind) for kind in schema.types)
+        )
+    return False
+
+
+def _may_be_images(kind: Any) -> bool:
+    return bool(
+        pa.types.is_struct(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
 
 
 def _by_content(path: Path) -> str:

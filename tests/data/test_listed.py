@@ -430,6 +430,13 @@ def test_names_of_classes_in_a_parquet_file(tmp_path):
         (["train-images-idx3-ubyte.gz"], "idx"),
         (["data_batch_1", "batches.meta"], "cifar10"),
         (["list.csv", "ant/0.png"], "image_folder"),
+        (["mean.npy", "ant/0.png"], "image_folder"),
+        (["mean.npy", "0.png"], "image_folder"),
+        (["mean.npy"], "numpy"),
+        (["x_train.npy", "figures/0.png"], "numpy"),
+        (["cifar-10-python.tar.gz"], "cifar10"),
+        (["cifar-100-python/train"], "cifar100"),
+        (["cifar-10-png/train/ant/0.png", "more/0.png"], "image_folder"),
     ],
 )
 def test_a_source_is_told_by_what_is_there(tmp_path, names, source):
@@ -453,6 +460,25 @@ def test_a_list_in_another_encoding(tmp_path):
     (tmp_path / "list.csv").write_bytes("path,label\na.png,ant\n".encode("utf-16"))
     with pytest.raises(UserError, match="it is UTF-16; save it as UTF-8"):
         prepare("image_list", tmp_path / "list.csv", tmp_path / "cache")
+
+
+def test_what_is_only_called_after_cifar(tmp_path):
+    for name in ("cifar-10-png/train/ant/0.png", "cifar-100-list.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    for name, source in (("cifar-10-png", "image_folder"), ("cifar-100-list.csv", "image_list")):
+        assert guess_source(str(tmp_path / name))[0] == f"data.source={source}"
+
+
+@pytest.mark.parametrize(
+    ("columns", "source"),
+    [(["path", "label"], "image_list"), (["path", "image", "label"], "parquet"),
+     (["path", "img", "label"], "parquet")],
+)  # fmt: skip
+def test_a_list_in_a_parquet_file(tmp_path, columns, source):
+    values = {name: [b"a" if name == "img" else "a"] for name in columns}
+    pq.write_table(pa.table(values), tmp_path / "list.parquet")
+    assert guess_source(str(tmp_path / "list.parquet"))[0] == f"data.source={source}"
 
 
 def test_a_file_that_no_source_reads(tmp_path):

@@ -77,6 +77,11 @@ class Seen:
     misfits: list[Fault] = field(default_factory=list)
     left_out: set[tuple[str, int]] = field(default_factory=set)
 
+    def forget(self) -> None:
+        """Forget all but what is left out: the images will be read once more, and counted then."""
+        for name, value in vars(Seen(left_out=self.left_out)).items():
+            setattr(self, name, value)
+
     def refuse(self, where: str) -> None:
         """Refuse images that cannot be used, all of them together.
 

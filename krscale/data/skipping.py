@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krscale.data.arrow import Images, Split
-from krscale.data.seen import Fault, Seen
+from krscale.data.seen import Fault
 from krscale.data.source import Place, SourceData
 from krscale.data.stream import Stream
 
@@ -34,16 +34,8 @@ def without(data: SourceData, faults: Sequence[Fault]) -> SourceData:
     seen = data.seen
     if seen is not None:
         seen.left_out |= {(fault.split, fault.number) for fault in faults}
-        _forget(seen)
+        seen.forget()
     return replace(data, splits=splits, places=places)
-
-
-def _forget(seen: Seen) -> None:
-    seen.modes.clear()
-    seen.sizes.clear()
-    seen.unreadable.clear()
-    seen.misfits.clear()
-    seen.transparent = seen.keyed = seen.deep = seen.brightest = 0
 
 
 @dataclass(frozen=True)

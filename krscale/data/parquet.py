@@ -178,9 +178,20 @@ class Parquet:
     def _first_column(self, locations: ImageLocations) -> Any:
         for file, num_rows in zip(locations.files, locations.num_rows, strict=True):
             if num_rows:
+                self._refuse_list(file)
                 name = self.settings.image_column
                 return next(_batches(file, name, "image_column", 1))
         raise AssertionError("called with rows only")
+
+    def _refuse_list(self, file: Path) -> None:
+        with parsing(f"{file}: not a readable Parquet file"):
+            names = pq.read_schema(regular(file)).names
+        image, path = self.settings.image_column, self.settings.path_column
+        if image not in names and path in names:
+            raise UserError(
+                f"{file}: data.files.image_column: no column {image!r} of images, but one of paths "
+                f"({path!r}): the source 'image_list' reads lists (data.source = 'image_list')."
+            )
 
     def _pieces(
         self, locations: ImageLocations, shape: tuple[int, ...], decoder: Decoder, split: SplitName

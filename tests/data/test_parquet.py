@@ -481,6 +481,11 @@ class TestRefused:
         write(tmp_path / "part/more.parquet", [encode(images[0])], labels[:1])
         self.refused(tmp_path / "part", tmp_path, r"more\.parquet is not named after a split")
 
+    def test_a_list_of_paths(self, tmp_path, labels):
+        table = pa.table({"path": ["a.png"] * NUM_IMAGES, "label": labels})
+        pq.write_table(table, tmp_path / "list.parquet")
+        self.refused(tmp_path / "list.parquet", tmp_path, r"no column 'image' .* 'image_list'\)")
+
     def test_no_rows(self, tmp_path, labels):
         write(tmp_path / "data.parquet", pa.array([], pa.binary()), pa.array([], pa.int64()))
         self.refused(tmp_path / "data.parquet", tmp_path, "there are no training images")

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from krscale.config import DataConfig
-from krscale.data.arrays import CHANNELS
 from krscale.data.arrow import Images, Labels
 from krscale.data.arrow_messages import decode_names
 from krscale.data.classes import Values, alike
@@ -30,6 +29,7 @@ from krscale.data.own_files import (
     own_splits,
 )
 from krscale.data.parquet_splits import WANTED, files_by_split, is_hidden
+from krscale.data.raw_pixels import checked_shape, raw_images, refuse_encoded
 from krscale.data.seen import Seen
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.data.stream import Stream
@@ -155,25 +155,10 @@ class Parquet:
         """Return `(C, H, W)`, that of the first image unless it is given."""
         column = self._first_column(locations)
         if self.settings.raw_shape:
-            _check_raw(column, locations(0))
+            refuse_encoded(column, locations(0))
         if not pa.types.is_fixed_size_binary(column.type):
             return decoder.first_shape(self._each_encoded(locations), locations)
-        shape, width = self.settings.raw_shape, column.type.byte_width
-        if len(shape) != 3 or int(np.prod(shape)) != width:
-            raise UserError(
-                f"data.files.raw_shape: column {self.settings.image_column!r} holds {width} bytes "
-                f"of raw pixels, which need a shape [C, H, W] of so many (got {list(shape)})."
-            )
-        if shape[0] not in CHANNELS:
-            last = [shape[2], *shape[:2]]
-            hint = f" Did you mean {last}?" if shape[2] in CHANNELS else ""
-            raise UserError(
-                f"data.files.raw_shape: [C, H, W] = {list(shape)}: images of {shape[0]} channels; "
-                f"1 (grey) or 3 are read, channel by channel.{hint}"
-            )
-        if self.settings.image_size:
-            raise UserError("data.files.image_size: raw pixels cannot be scaled; leave it 0.")
-        return shape
+        return checked_shape(self.settings, column.type.byte_width)
 
     def _first_column(self, locations: ImageLocations) -> Any:
         for file, num_rows in zip(locations.files, locations.num_rows, strict=True):
@@ -200,7 +185,7 @@ class Parquet:
         if self.settings.raw_shape:
             start = 0
             for column in columns:
-                yield _raw(column, shape, locations, start)
+                yield raw_images(column, shape, locations, start)
                 start += len(column)
             return
 
@@ -291,25 +276,3 @@ def _encoded(column: Any, locations: ImageLocations, start: int) -> list[bytes |
         )
     images: list[bytes | None] = column.to_pylist()
     return images
-
-
-def _raw(column: Any, shape: tuple[int, ...], locations: ImageLocations, start: int) -> Images:
-    _check_raw(column, locations(start))
-    _check_present(column, locations, start)
-    width, first = column.type.byte_width, column.offset
-    pixels = np.frombuffer(column.buffers()[1], np.uint8)
-    return pixels[first * width : (first + len(column)) * width].reshape(-1, *shape)
-
-
-def _check_raw(column: Any, where: str) -> None:
-    if not pa.types.is_fixed_size_binary(column.type):
-        raise UserError(
-            f"{where}: data.files.raw_shape is set, but the column is of type {column.type}; "
-            "leave it empty for encoded images."
-        )
-
-
-def _check_present(column: Any, locations: ImageLocations, start: int) -> None:
-    if column.null_count:
-        first = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0]
-        raise UserError(f"{locations(start + int(first))}: no image (null).")

@@ -160,7 +160,18 @@ class HfDisk:
             files += map(str, (*saved.files, saved.folder / _INFO, saved.folder / STATE_FILE))
             outside = dict.fromkeys(saved.outside(image))
             files += filter(is_file, outside)
-        return files_identity(self.config, self.path, files)
+        return files_identity(self.config, self.path, files) | self._names_of_splits()
+
+    def _names_of_splits(self) -> dict[str, Any]:
+        """Return what splits call their labels, where they differ.
+
+        So that data sets from before labels were compared by name are found only where they do not.
+        """
+        if len(self.splits) == 1:  # of images without labels, perhaps
+            return {}
+        label = self.label_column()
+        names = {split: saved.names(label) for split, saved in self.splits.items()}
+        return {"names_of_splits": names} if len(set(names.values())) > 1 else {}
 
     def describe(self) -> Description | None:
         """Return None: `read` decodes one image only."""
@@ -168,9 +179,7 @@ class HfDisk:
 
     def read(self, report: Report) -> SourceData:
         """Return the labels, and streams that decode the images."""
-        files, train = self.config.files, self.splits["train"]
-        label = train.column(files.label_column, "label_column", "label", "ClassLabel")
-        image = self.image_column()
+        label, image = self.label_column(), self.image_column()
         if len(self.splits) == 1:
             self._refuse_splits({image, label})
         parts = {split: _part(saved, image, label) for split, saved in self.splits.items()}
@@ -189,6 +198,11 @@ class HfDisk:
         """Return the name of the column of images."""
         name = self.config.files.image_column
         return self.splits["train"].column(name, "image_column", "image", "Image")
+
+    def label_column(self) -> str:
+        """Return the name of the column of labels."""
+        name = self.config.files.label_column
+        return self.splits["train"].column(name, "label_column", "label", "ClassLabel")
 
     def find_splits(self) -> dict[SplitName, Saved]:
         """Return the splits that were saved, each with its folder."""

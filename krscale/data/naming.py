@@ -14,7 +14,7 @@ import numpy as np
 
 from krscale.config import DataConfig
 from krscale.data.arrow import Labels
-from krscale.data.classes import Values, find_classes, listed, to_labels
+from krscale.data.classes import Values, find_classes, listed, same_look, to_labels
 from krscale.data.source import Place, SplitName
 from krscale.errors import UserError
 
@@ -139,15 +139,32 @@ def _given_by_name(config: DataConfig, names: Sequence[str], train: Written) -> 
         if in_range == present and {names[number] for number in present} <= set(given):
             return True
         order = in_range if config.map_labels else range(len(names))
-        for place, name in enumerate(names[number] for number in order):
-            if name in given and given.index(name) != place:
-                raise UserError(
-                    f"data.files.classes: {name!r} is in place {given.index(name)} (from 0), but "
-                    f"{config.path or config.source} gives this name to class {place}: it names "
-                    f"{listed(names)}. Allowed: all of these names, in any order, or new ones, in "
-                    "the order of these."
-                )
+        _refuse_moved(config, names, [names[number] for number in order])
     return numbers_are_names(train.values, given)
+
+
+def _refuse_moved(config: DataConfig, names: Sequence[str], renamed: Sequence[str]) -> None:
+    """Refuse new names of which one, but for its case, is that of another class.
+
+    Args:
+        config: The data section.
+        names: What the files call the numbers.
+        renamed: Those of them that have new names, in this order.
+    """
+    given = config.files.classes
+    places = {_look(name): place for place, name in enumerate(given)}
+    for place, name in enumerate(renamed):
+        if places.get(_look(name), place) != place:
+            raise UserError(
+                f"data.files.classes: {given[places[_look(name)]]!r} is in place "
+                f"{places[_look(name)]} (from 0), but {config.path or config.source} gives this "
+                f"name to class {place}: it names {listed(names)}. Allowed: all of these names, "
+                "in any order, or new ones, in the order of these."
+            )
+
+
+def _look(name: str) -> str:
+    return same_look(name).casefold()
 
 
 def _as_text(part: Written, names: Sequence[str]) -> Values:

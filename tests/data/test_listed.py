@@ -302,6 +302,22 @@ class TestHfDisk:
         assert rows(found, ("train", "test")) == expected(images(), NAMES)
         assert any("passed over: unsupervised" in note for note in notes)
 
+    def test_splits_that_were_encoded_apart(self, tmp_path):
+        """What class_encode_column leaves: each split numbers the names that it has itself."""
+        for name, seed in (("train", 0), ("test", 1)):
+            save(tmp_path / "d" / name, images(seed=seed), LABELS)
+        (tmp_path / "d/dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
+        before = prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
+        file = tmp_path / "d/test/dataset_info.json"
+        info = json.loads(file.read_text())
+        info["features"]["label"]["names"] = CLASSES[::-1]
+        file.write_text(json.dumps(info))
+        found = prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
+        assert rows(found, ("test",)) == expected(
+            images(seed=1), [CLASSES[::-1][number] for number in LABELS]
+        )
+        assert found.path != before.path
+
     def test_images_outside_are_part_of_the_data(self, tmp_path, files):
         save(tmp_path / "d", images(), LABELS, paths=[str(tmp_path / "data" / f) for f in files])
         found = prepare("hf_disk", tmp_path / "d", tmp_path / "cache")

@@ -100,6 +100,9 @@ class TestGivenClasses:
         assert read(part([0, 1, 2], TRAIN[:2]), part([2]), *TRAIN)[1] == ["cat"]
 
     def test_some_of_the_names_at_other_places(self) -> None:
+        assert read(part([0, 1, 2], TRAIN), part([1]), "Ant", "Bee", "CAT")[1] == ["Bee"]
+        with pytest.raises(UserError, match=r"'Ant' is in place 1 .* class 0"):
+            read(part([0, 1, 2], ("ant", "dog", "cat")), part([1]), "Cat", "Ant", "Dog")
         message = "'ant' is in place 1 .* class 0: it names ant, bee, cat. Allowed: all of these"
         with pytest.raises(UserError, match=message):
             read(part([0, 1, 2], TRAIN), part([0], TRAIN), "bee", "ant", "dog")

@@ -152,14 +152,19 @@ def _refuse_moved(config: DataConfig, names: Sequence[str], renamed: Sequence[st
         renamed: Those of them that have new names, in this order.
     """
     given = config.files.classes
-    places = {_look(name): place for place, name in enumerate(given)}
+    places = {name: place for place, name in enumerate(given)}
+    own = set(names)  # which may be `A` and `a`
+    alike = {_look(name): place for name, place in places.items() if name not in own}
     for place, name in enumerate(renamed):
-        if places.get(_look(name), place) != place:
+        if place < len(given) and _look(given[place]) == _look(name):
+            continue
+        moved = places.get(name, alike.get(_look(name)))
+        if moved is not None:
             raise UserError(
-                f"data.files.classes: {given[places[_look(name)]]!r} is in place "
-                f"{places[_look(name)]} (from 0), but {config.path or config.source} gives this "
-                f"name to class {place}: it names {listed(names)}. Allowed: all of these names, "
-                "in any order, or new ones, in the order of these."
+                f"data.files.classes: {given[moved]!r} is in place {moved} (from 0), but "
+                f"{config.path or config.source} gives this name to class {place}: it names "
+                f"{listed(names)}. Allowed: all of these names, in any order, or new ones, in the "
+                "order of these."
             )
 
 

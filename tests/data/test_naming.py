@@ -101,6 +101,7 @@ class TestGivenClasses:
 
     def test_some_of_the_names_at_other_places(self) -> None:
         assert read(part([0, 1, 2], TRAIN), part([1]), "Ant", "Bee", "CAT")[1] == ["Bee"]
+        assert read(part([0, 1], ("A", "a")), part([1]), "upper A", "a")[0] == ["upper A", "a"]
         with pytest.raises(UserError, match=r"'Ant' is in place 1 .* class 0"):
             read(part([0, 1, 2], ("ant", "dog", "cat")), part([1]), "Cat", "Ant", "Dog")
         message = "'ant' is in place 1 .* class 0: it names ant, bee, cat. Allowed: all of these"

@@ -61,6 +61,9 @@ def read_labels(
         values = {split: _as_text(part, names) for split, part in parts.items()}
     else:
         values = {split: _as_numbers(part, names) for split, part in parts.items()}
+        given = config.files.classes
+        if given and numbers_are_names(values["train"], given):
+            values = {split: _written_down(found) for split, found in values.items()}
     classes = find_classes(config, names, values["train"], train.place)
     known = values["train"] if config.map_labels else None
     for split, part in parts.items():
@@ -131,16 +134,15 @@ def _given_by_name(config: DataConfig, names: Sequence[str], train: Written) -> 
         UserError: If it holds some of them, and at other places: it may mean both.
     """
     given = config.files.classes
-    if not given:
+    if not given or not names:
         return False
     present = np.unique(train.values).tolist()
-    if names:
-        in_range = [number for number in present if 0 <= number < len(names)]
-        if in_range == present and {names[number] for number in present} <= set(given):
-            return True
-        order = in_range if config.map_labels else range(len(names))
-        _refuse_moved(config, names, [names[number] for number in order])
-    return numbers_are_names(train.values, given)
+    in_range = [number for number in present if 0 <= number < len(names)]
+    if in_range == present and {names[number] for number in present} <= set(given):
+        return True
+    order = in_range if config.map_labels else range(len(names))
+    _refuse_moved(config, names, [names[number] for number in order])
+    return False
 
 
 def _refuse_moved(config: DataConfig, names: Sequence[str], renamed: Sequence[str]) -> None:
@@ -177,7 +179,13 @@ def _as_text(part: Written, names: Sequence[str]) -> Values:
         return part.values
     if own := part.names or names:
         return named(part, own)
-    return np.array([str(number) for number in part.values.tolist()], dtype=object)
+    return _written_down(part.values)
+
+
+def _written_down(values: Values) -> Values:
+    if values.dtype == object:
+        return values
+    return np.array([str(number) for number in values.tolist()], dtype=object)
 
 
 def _as_numbers(part: Written, names: Sequence[str]) -> Values:

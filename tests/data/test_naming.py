@@ -90,6 +90,8 @@ class TestGivenClasses:
         sorted_as_text = sorted(map(str, range(12)))
         found = read(part(list(range(12))), part([3, 11]), *sorted_as_text)
         assert found == ([str(number) for number in range(12)], ["3", "11"])
+        named = part([0, 1, 2], TRAIN), part([0, 1], ("cat", "bee"))
+        assert read(*named, "2", "0", "1") == (["0", "1", "2"], ["2", "1"])
         assert read(part([1, 3]), part([3]), "3", "1", map_labels=True) == (["1", "3"], ["3"])
 
     def test_new_names(self) -> None:

@@ -12,61 +12,30 @@
 ["kr+dkd"]                        # for one combination; adds to [kr] or overrides it
 "distill.posterior.dkd" = { type = "float", low = 0.1, high = 2.0, log = true }
 
-`distributions.py` has the words of one field, `conditions.py` those of `when`.
+`distributions.py` has the words of one field, `conditions.py` those of `when`; `method_reader.py`
+reads and tries the fields of one method.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution
 
-from krscale.config import (
-    Experiment,
-    field_paths,
-    fingerprint,
-    method_identity,
-    nearest_fields,
-    read_toml,
-    search_ranges,
-    used_with,
-    with_values,
-)
+from krscale.config import Experiment, fingerprint, method_identity, read_toml
 from krscale.errors import UserError, unknown_name
 from krscale.foreign import user_path
-from krscale.methods import METHODS, method_settings, parse_method
-from krscale.search.space.conditions import Condition, check_condition, in_order, read_conditions
-from krscale.search.space.distributions import (
-    DEFAULT,
-    contains,
-    extremes,
-    read_distribution,
-    suggest,
-    with_default_range,
-)
+from krscale.methods import METHODS, parse_method
+from krscale.search.space.conditions import Condition
+from krscale.search.space.distributions import contains, suggest
+from krscale.search.space.fields import own_value
+from krscale.search.space.method_reader import Check, MethodReader
 
 COMMON = "common"
-SEARCHABLE = ("train.", "distill.", "student.")
-"""Fields a trial may change: all others decide data, teacher or store, which trials share."""
-DECIDED: Mapping[str, str] = {
-    "train.num_epochs": "early stopping compares trials of the same length",
-    "train.num_workers": "the places of the cluster are cut for it, once for all trials",
-    "train.max_workers": "the places of the cluster are cut for it, once for all trials",
-    "train.device": "it follows from search.gpus_per_trial",
-    "train.seed": "trials share it, and finals have fresh ones",
-    "distill.method": "search.methods names them",
-    "distill.capacity": "ladder.capacities names them",
-    "distill.probe_grid": "all trials share the store of what the probes read",
-    "student.taps": "a list is no choice; a search has one",
-}
-"""Fields of these tables that the search itself decides, and how."""
-
-Check = Callable[[Experiment], None]
-"""Refuses, with a `UserError`, an experiment that a trial could not run."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +125,7 @@ def load_space(
     conditions: dict[str, dict[str, tuple[Condition, ...]]] = {}
     for method in experiment.search.methods:
         identity = method_identity(method)
-        reader = _MethodReader(path, method, experiment, num_taps, check)
+        reader = MethodReader(path, method, experiment, num_taps, check)
         wanted = ((COMMON,), identity[:1], identity)
         reader.read({dotted: spec for t in wanted for dotted, spec in tables.get(t, {}).items()})
         by_method[method], conditions[method] = reader.distributions, reader.conditions
@@ -179,136 +148,6 @@ def defaults_within(
     }
 
 
-def own_value(content: Mapping[str, Any], dotted: str) -> Any:
-    """Return an experiment's own value of a field, None where an open table does not have it."""
-    value: Any = content
-    for name in dotted.split("."):
-        if not isinstance(value, Mapping) or name not in value:
-            return None
-        value = value[name]
-    return value
-
-
-_RATE = "train.learning_rate"
-
-
-class _MethodReader:
-    """Reads the fields of one method; keeps every mistake, so that all are told at once."""
-
-    def __init__(
-        self, path: Path, method: str, experiment: Experiment, num_taps: int, check: Check
-    ) -> None:
-        self.path, self.method = path, method
-        self.experiment, self.num_taps, self.check = experiment, num_taps, check
-        self.distributions: dict[str, BaseDistribution] = {}
-        self.conditions: dict[str, tuple[Condition, ...]] = {}
-        self.mistakes: list[str] = []
-
-    def read(self, fields: Mapping[str, Any]) -> None:
-        """Fill `distributions`, in the order in which they are asked, and `conditions`.
-
-        A later step is left out when an earlier one found a mistake, so that one fault is told
-        once.
-        """
-        self._each(fields, self._read_field)
-        self._each(fields, self._check_conditions)
-        self._sort()
-        self._each(fields, self._check_values)
-
-    def _read_field(self, dotted: str, spec: Any) -> None:
-        where = self._where(dotted)
-        _check_path(dotted, self.method, where)
-        spec = {"type": DEFAULT} if spec == DEFAULT else spec
-        spec = dict(spec) if isinstance(spec, Mapping) else {}
-        when = spec.pop("when", None)
-        if dotted == _RATE and spec.get("type") == DEFAULT:
-            spec |= self._range_of_rate()
-        spec = with_default_range(spec, dotted, where)
-        self.distributions[dotted] = read_distribution(spec, self.num_taps, where)
-        self.conditions[dotted] = (
-            () if when is None else read_conditions(when, self.num_taps, where)
-        )
-
-    def _range_of_rate(self) -> dict[str, Any]:
-        """Return what to search of the learning rate of an optimiser whose range nobody declared.
-
-        It is as wide around the experiment's own rate as SGD's is around its default.
-        """
-        train = self.experiment.train
-        if train.optimizer.lower() == "sgd":
-            return {}
-        default = type(train).model_fields["learning_rate"].default
-        declared = search_ranges()[_RATE].table()
-        low, high = (declared[end] / default * train.learning_rate for end in ("low", "high"))
-        return {"type": "float", "low": low, "high": high, "log": True}
-
-    def _check_conditions(self, dotted: str, _spec: Any) -> None:
-        for condition in self.conditions[dotted]:
-            check_condition(condition, self.distributions, self._where(dotted))
-        self._check_used(dotted)
-
-    def _check_used(self, dotted: str) -> None:
-        """Refuse a field that no trial would use, because of another field's value."""
-        section, content = dotted.rpartition(".")[0], self.experiment.model_dump(mode="python")
-        needed = used_with().get(dotted, ())
-        for one in needed:
-            other = f"{section}.{one.field}"
-            if other in self.distributions or own_value(content, other) in one.values:
-                return
-        if needed:
-            other, own = f"{section}.{needed[0].field}", content["distill"][needed[0].field]
-            raise UserError(
-                f"{self._where(dotted)}: it is used with "
-                f"{' or '.join(f'{section}.{one}' for one in needed)} alone, and {other} is "
-                f"{own!r} in this experiment: set it (--set {other}={needed[0].values[0]}), or "
-                f"search {other} as well."
-            )
-
-    def _check_values(self, dotted: str, _spec: Any) -> None:
-        where, distribution = self._where(dotted), self.distributions[dotted]
-        accepted: list[tuple[Any, Any]] = []
-        for value in extremes(distribution):
-            values = {**self._required(dotted), dotted: value, "distill.method": self.method}
-            changed = with_values(self.experiment, values, where)
-            try:
-                self.check(changed)
-            except UserError as error:
-                raise UserError(f"{where} = {value!r}: {error}") from None
-            accepted.append((value, own_value(changed.model_dump(mode="python"), dotted)))
-        if isinstance(distribution, CategoricalDistribution):
-            _refuse_same(accepted, where)
-
-    def _required(self, dotted: str) -> dict[str, Any]:
-        """Return values of other fields with which this one is searched."""
-        values: dict[str, Any] = {}
-        for condition in self.conditions[dotted]:
-            values |= self._required(condition.path)
-            values[condition.path] = condition.example(self.distributions[condition.path])
-        return values
-
-    def _sort(self) -> None:
-        if self.mistakes:
-            return
-        try:
-            order = in_order(self.conditions, str(self.path))
-        except UserError as error:
-            self.mistakes.append(str(error))
-        else:
-            self.distributions = {dotted: self.distributions[dotted] for dotted in order}
-
-    def _where(self, dotted: str) -> str:
-        return f"{self.path}: {dotted}"
-
-    def _each(self, fields: Mapping[str, Any], step: Callable[[str, Any], None]) -> None:
-        if self.mistakes:
-            return
-        for dotted, spec in fields.items():
-            try:
-                step(dotted, spec)
-            except UserError as error:
-                self.mistakes += str(error).splitlines()
-
-
 def _tables_by_method(
     content: Mapping[str, Any], path: Path
 ) -> dict[tuple[str, ...], Mapping[str, Any]]:
@@ -324,44 +163,11 @@ def _tables_by_method(
     return {identity: content[table] for identity, table in names.items()}
 
 
-def _refuse_same(choices: Sequence[tuple[Any, Any]], where: str) -> None:
-    """Refuse two choices, each with the value that the config makes of it, that are one."""
-    for position, (written, value) in enumerate(choices):
-        for earlier, other in choices[:position]:
-            if value == other:
-                raise UserError(
-                    f"{where}: choices: {earlier!r} and {written!r} are the same; leave one out."
-                )
-
-
 def _check_table(table: str, path: Path) -> None:
     if "+" in table:
         parse_method(table, str(path))
     elif table != COMMON and table not in METHODS:
         raise unknown_name("table", table, [COMMON, *METHODS], str(path))
-
-
-def _check_path(dotted: str, method: str, where: str) -> None:
-    allowed = [
-        name for name in field_paths() if name.startswith(SEARCHABLE) and name not in DECIDED
-    ]
-    if dotted in DECIDED:
-        raise UserError(f"{where}: not searched: {DECIDED[dotted]}.")
-    section, _, name = dotted.partition(".")
-    if dotted.startswith("student.options."):
-        return  # the networks themselves know these
-    if dotted not in allowed:
-        found = nearest_fields(dotted, allowed)
-        hint = f" Did you mean {' or '.join(map(repr, found))}?" if found else ""
-        raise UserError(
-            f"{where}: no such field to search.{hint} A space may vary fields of train, distill "
-            f"and student; the others are shared by all trials."
-        )
-    if section == "distill" and name not in method_settings(method):
-        raise UserError(
-            f"{where}: method {method!r} has no such setting. It takes: "
-            f"{', '.join(method_settings(method))}."
-        )
 
 
 def _shipped_folders() -> tuple[Path, ...]:

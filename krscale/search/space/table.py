@@ -9,7 +9,8 @@ from rich.table import Table
 
 from krscale.config import Experiment
 from krscale.search.space.distributions import contains, describe_range
-from krscale.search.space.space import SearchSpace, own_value
+from krscale.search.space.fields import own_value
+from krscale.search.space.space import SearchSpace
 
 _OUTSIDE = " (outside)"
 

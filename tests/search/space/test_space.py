@@ -197,7 +197,7 @@ def test_what_can_be_no_space_is_named(tmp_path: Path, name: str, message: str) 
         ('"distill.mixing" = { type = "categorical", choices = ["layer", "layer"] }', "twice"),
         (
             '"distill.kr_weight" = { type = "categorical", choices = [0.5, 1, "0.5"] }',
-            "choices: 0.5 and '0.5' are the same",
+            "expected a number, without quotes",
         ),
         ('"train.nesterov" = { type = "float", low = 0, high = 1 }', "search. A space may vary"),
         ('"train.lr" = { type = "float", low = 0, high = 1 }', "Did you mean 'train.learning_rate"),

@@ -1,0 +1,68 @@
+"""The fields that a space may name, and an experiment's own values of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from krscale.config import field_paths, nearest_fields
+from krscale.errors import UserError
+from krscale.methods import method_settings
+
+SEARCHABLE = ("train.", "distill.", "student.")
+"""Fields a trial may change: all others decide data, teacher or store, which trials share."""
+DECIDED: Mapping[str, str] = {
+    "train.num_epochs": "early stopping compares trials of the same length",
+    "train.num_workers": "the places of the cluster are cut for it, once for all trials",
+    "train.max_workers": "the places of the cluster are cut for it, once for all trials",
+    "train.device": "it follows from search.gpus_per_trial",
+    "train.seed": "trials share it, and finals have fresh ones",
+    "distill.method": "search.methods names them",
+    "distill.capacity": "ladder.capacities names them",
+    "distill.probe_grid": "all trials share the store of what the probes read",
+    "student.taps": "a list is no choice; a search has one",
+}
+"""Fields of these tables that the search itself decides, and how."""
+
+
+def own_value(content: Mapping[str, Any], dotted: str) -> Any:
+    """Return an experiment's own value of a field, None where an open table does not have it."""
+    value: Any = content
+    for name in dotted.split("."):
+        if not isinstance(value, Mapping) or name not in value:
+            return None
+        value = value[name]
+    return value
+
+
+def check_path(dotted: str, method: str, where: str) -> None:
+    """Refuse a field that no search, or no search of this method, may vary.
+
+    Args:
+        dotted: Path of the field.
+        method: By name.
+        where: File and field, for errors.
+
+    Raises:
+        UserError: Saying why, with the nearest field, or the fields that there are.
+    """
+    allowed = [
+        name for name in field_paths() if name.startswith(SEARCHABLE) and name not in DECIDED
+    ]
+    if dotted in DECIDED:
+        raise UserError(f"{where}: not searched: {DECIDED[dotted]}.")
+    section, _, name = dotted.partition(".")
+    if dotted.startswith("student.options."):
+        return  # the networks themselves know these
+    if dotted not in allowed:
+        found = nearest_fields(dotted, allowed)
+        hint = f" Did you mean {' or '.join(map(repr, found))}?" if found else ""
+        raise UserError(
+            f"{where}: no such field to search.{hint} A space may vary fields of train, distill "
+            f"and student; the others are shared by all trials."
+        )
+    if section == "distill" and name not in method_settings(method):
+        raise UserError(
+            f"{where}: method {method!r} has no such setting. It takes: "
+            f"{', '.join(method_settings(method))}."
+        )

@@ -18,6 +18,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from krscale import allocator
 from krscale.cluster.access import check_answers, joining, use_own_token
+from krscale.cluster.address import PRIVATE, ray_address
 from krscale.config import ClusterConfig
 from krscale.errors import UserError
 from krscale.interruption import leave_early_if, listen_again, own_exit_as_interrupt
@@ -71,9 +72,9 @@ def connect(config: ClusterConfig) -> None:
 
 
 def _connect(config: ClusterConfig) -> None:
-    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    address = ray_address(config)
     global _private
-    _private = address == "local"
+    _private = address == PRIVATE
     if _private:
         use_own_token()
         with _own_process_groups(), _on_loopback(), _starting():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import tempfile
 import uuid
@@ -16,6 +15,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from krscale.cluster.address import PRIVATE, ray_address
 from krscale.cluster.connect import connect, is_private
 from krscale.config import Experiment
 from krscale.errors import UserError
@@ -47,7 +47,7 @@ def reach_storage(experiment: Experiment, *, on_nodes: bool = True) -> None:
         probe(storage)
     elif not on_nodes:
         return
-    if (experiment.cluster.address or os.environ.get("RAY_ADDRESS") or "local") == "local":
+    if ray_address(experiment.cluster) == PRIVATE:
         return
     connect(experiment.cluster)
     if is_private():

@@ -145,8 +145,17 @@ def _classes() -> dict[str, Any]:
     return {name: found[name] for name in found if name not in (*_UNFIT, "optimizer")}
 
 
+def optimiser_key(name: str) -> str:
+    """Return what all ways to write an optimiser's name have in common.
+
+    >>> optimiser_key("AdamW"), optimiser_key("adam_w")
+    ('adamw', 'adamw')
+    """
+    return name.lower().replace("_", "")
+
+
 def _class_of(name: str) -> Any:
-    known = name.lower().replace("_", "")
+    known = optimiser_key(name)
     if known in _UNFIT:
         raise UserError(f"train.optimizer: {name!r} cannot be used here: {_UNFIT[known]}.")
     classes = _classes()

@@ -32,6 +32,7 @@ from krscale.search.on_ray.stalled_trials import StalledTrials
 from krscale.search.on_ray.trial import StudentTrial
 from krscale.search.on_ray.trial_error import TrialError
 from krscale.search.on_ray.waiting_trials import WaitingTrials
+from krscale.search.space.distributions import contains
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.pruners import milestones
 from krscale.setup.network_builder import student_models
@@ -146,7 +147,9 @@ def run_search(
     # Its errors reach the user through the listeners, one line each, not once more in a frame.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     require_workers(experiment, resources)
-    if experiment.train.channels_last and not has_gpus(experiment):
+    searched = [fields.get("train.channels_last") for fields in ladder.space.by_method.values()]
+    may_be = experiment.train.channels_last or any(one and contains(one, True) for one in searched)
+    if may_be and not has_gpus(experiment):
         raise UserError(
             f"train.channels_last: {NO_CHANNELS_LAST_ON_CPU}; the cluster has no GPU, so trials "
             f"would train on CPUs."

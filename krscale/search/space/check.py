@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from krscale.cluster.address import starts_private
 from krscale.config import Experiment, fingerprint, method_identity, read_toml, with_values
+from krscale.config.training import NO_CHANNELS_LAST_ON_CPU
 from krscale.data import describe_data
 from krscale.errors import UserError
 from krscale.search.space.space import COMMON, SearchSpace, find_space, load_space
+from krscale.setup.methods import check_methods
 from krscale.setup.networks import Networks
+from krscale.training.optimisers import check_optimiser
 
 SHAPING: dict[str, Any] = {
     "teacher": True,
     "student": True,
     "distill": {"method", "granularity"},
-    "train": {"global_batch_size"},
+    "train": {"global_batch_size", "gradient_accumulation"},
 }
 """All that `Networks.check` reads of what a space can change."""
 
@@ -30,8 +36,12 @@ def fitting_space(networks: Networks) -> SearchSpace:
     """
     networks.check()  # a mistake of the experiment itself is reported once
     fitting: set[str] = set()
+    _refuse_channels_last(networks.experiment)
 
     def check(changed: Experiment) -> None:
+        _refuse_channels_last(changed)
+        check_methods(changed)
+        check_optimiser(changed.train)
         if changed.distill.where_weight and not networks.experiment.distill.where_weight:
             raise UserError(
                 "distill.where_weight is 0 in this experiment, so that nothing is stored that "
@@ -46,6 +56,25 @@ def fitting_space(networks: Networks) -> SearchSpace:
     space = load_space(networks.experiment, networks.teacher.num_taps, check)
     _refuse_student_fields(networks.experiment, space)
     return space
+
+
+def _refuse_channels_last(experiment: Experiment) -> None:
+    """Refuse `train.channels_last` where trials are sure to train on CPUs.
+
+    A cluster that is joined tells only then whether it has GPUs (`run_search`); a private Ray has
+    those of this machine.
+
+    Raises:
+        UserError: If trials may not have this order.
+    """
+    train = experiment.train
+    if not train.channels_last or train.device != "auto":
+        return
+    if starts_private(experiment.cluster) and not torch.cuda.is_available():
+        raise UserError(
+            f"train.channels_last: {NO_CHANNELS_LAST_ON_CPU}; this machine has no GPU, so trials "
+            f"would train on CPUs."
+        )
 
 
 def _refuse_student_fields(experiment: Experiment, space: SearchSpace) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from krscale.config import Experiment, search_ranges, used_with, with_values
+from krscale.config import Experiment, used_with, with_values
 from krscale.errors import UserError
 from krscale.search.space.conditions import Condition, check_condition, in_order, read_conditions
 from krscale.search.space.distributions import (
@@ -19,10 +19,19 @@ from krscale.search.space.distributions import (
     with_default_range,
 )
 from krscale.search.space.fields import check_path, own_value
+from krscale.search.space.learning_rate import OPTIMISER, RATE, check_rates, range_of_rate
+from krscale.training.optimisers import optimiser_key
 
 Check = Callable[[Experiment], None]
 """Refuses, with a `UserError`, an experiment that a trial could not run."""
-_RATE = "train.learning_rate"
+_TRIED_WITH: Mapping[str, str] = {
+    RATE: OPTIMISER,
+    "train.momentum": OPTIMISER,
+    "train.weight_decay": OPTIMISER,
+    "train.gradient_accumulation": "train.global_batch_size",
+}
+"""Fields that are refused or taken together with another one, with all values of which they are
+tried where that is searched, too."""
 
 
 @dataclass
@@ -59,6 +68,8 @@ class MethodReader:
         self._each(fields, self._check_conditions)
         self._sort()
         self._each(fields, self._check_values)
+        if OPTIMISER in fields:
+            self._each({OPTIMISER: fields}, self._check_rates)
 
     def _read_field(self, dotted: str, spec: Any) -> None:
         where = self._where(dotted)
@@ -66,26 +77,13 @@ class MethodReader:
         spec = {"type": DEFAULT} if spec == DEFAULT else spec
         spec = dict(spec) if isinstance(spec, Mapping) else {}
         when = spec.pop("when", None)
-        if dotted == _RATE and spec.get("type") == DEFAULT:
-            spec |= self._range_of_rate()
+        if dotted == RATE and spec.get("type") == DEFAULT:
+            spec |= range_of_rate(self.experiment.train)
         spec = with_default_range(spec, dotted, where)
         self.distributions[dotted] = read_distribution(spec, self.num_taps, where)
         self.conditions[dotted] = (
             () if when is None else read_conditions(when, self.num_taps, where)
         )
-
-    def _range_of_rate(self) -> dict[str, Any]:
-        """Return what to search of the learning rate of an optimiser whose range nobody declared.
-
-        It is as wide around the experiment's own rate as SGD's is around its default.
-        """
-        train = self.experiment.train
-        if train.optimizer.lower() == "sgd":
-            return {}
-        default = type(train).model_fields["learning_rate"].default
-        declared = search_ranges()[_RATE].table()
-        low, high = (declared[end] / default * train.learning_rate for end in ("low", "high"))
-        return {"type": "float", "low": low, "high": high, "log": True}
 
     def _check_conditions(self, dotted: str, _spec: Any) -> None:
         for condition in self.conditions[dotted]:
@@ -112,16 +110,49 @@ class MethodReader:
     def _check_values(self, dotted: str, _spec: Any) -> None:
         where, distribution = self._where(dotted), self.distributions[dotted]
         accepted: list[tuple[Any, Any]] = []
+        surroundings = self._surroundings(dotted)
         for value in extremes(distribution):
-            values = {**self._required(dotted), dotted: value, "distill.method": self.method}
-            changed = with_values(self.experiment, values, where)
-            try:
-                self.check(changed)
-            except UserError as error:
-                raise UserError(f"{where} = {value!r}: {error}") from None
-            accepted.append((value, own_value(changed.model_dump(mode="python"), dotted)))
+            for others in surroundings:
+                changed = self._try({**others, dotted: value}, where, dotted)
+            accepted.append((value, _meaning(changed, dotted)))
         if isinstance(distribution, CategoricalDistribution):
             _refuse_same(accepted, where)
+
+    def _try(self, values: Mapping[str, Any], where: str, dotted: str) -> Experiment:
+        """Return the experiment with these values, or refuse the field `dotted`."""
+        changed = with_values(self.experiment, {**values, "distill.method": self.method}, where)
+        try:
+            self.check(changed)
+        except UserError as error:
+            others = [f"{path} = {v!r}" for path, v in values.items() if path != dotted]
+            beside = f" with {' and '.join(others)}" if others else ""
+            raise UserError(f"{where} = {values[dotted]!r}{beside}: {error}") from None
+        return changed
+
+    def _surroundings(self, dotted: str) -> list[dict[str, Any]]:
+        """Return the values of other fields with which each value of this one is tried."""
+        required, other = self._required(dotted), _TRIED_WITH.get(dotted, "")
+        if other not in self.distributions:
+            return [required]
+        beside = self._required(other) | required
+        found = [beside | {other: value} for value in extremes(self.distributions[other])]
+        found = [values for values in found if self._is_searched(dotted, values)]
+        stays = other not in required and bool(self.conditions[other])  # as the experiment has it
+        return [*([required] if stays else []), *found] or [required]
+
+    def _is_searched(self, dotted: str, values: Mapping[str, Any]) -> bool:
+        return all(condition.holds(values) for condition in self.conditions[dotted])
+
+    def _check_rates(self, dotted: str, fields: Mapping[str, Any]) -> None:
+        spec = fields.get(RATE)
+        kind = spec.get("type") if isinstance(spec, Mapping) else spec
+        check_rates(
+            self.experiment.train,
+            self.distributions,
+            self.conditions,
+            self._where(dotted),
+            is_declared=kind == DEFAULT,
+        )
 
     def _required(self, dotted: str) -> dict[str, Any]:
         """Return values of other fields with which this one is searched."""
@@ -152,6 +183,12 @@ class MethodReader:
                 step(dotted, spec)
             except UserError as error:
                 self.mistakes += str(error).splitlines()
+
+
+def _meaning(experiment: Experiment, dotted: str) -> Any:
+    """Return what the experiment makes of a field; equal for two ways to write the same."""
+    value = own_value(experiment.model_dump(mode="python"), dotted)
+    return optimiser_key(value) if dotted == OPTIMISER else value
 
 
 def _refuse_same(choices: Sequence[tuple[Any, Any]], where: str) -> None:

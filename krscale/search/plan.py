@@ -10,8 +10,7 @@ import torch
 from krscale.config import Experiment, TrainConfig
 from krscale.parallel import Workers
 from krscale.redaction import redact_all
-from krscale.search.space.check import fitting_space
-from krscale.search.studies.objectives import check_objectives
+from krscale.search.check import check_search
 from krscale.search.studies.samplers import num_planned
 from krscale.setup.plan import describe
 from krscale.setup.prepare import pick_device
@@ -23,11 +22,12 @@ def describe_plan(experiment: Experiment) -> str:
     plan = describe(experiment)
     experiment = plan.networks.experiment  # with the taps that were found
     config, train = experiment.search, experiment.train
-    check_objectives(config.objectives, plan.networks.num_classes)
-    space = fitting_space(plan.networks)
+    said: list[str] = []
+    checked = check_search(plan.networks, plan.sizes, said.append)
+    space, sizes = checked.space, checked.sizes
     per_study = {method: num_planned(config, space, method) for method in config.methods}
-    num_studies = len(config.methods) * len(plan.sizes)
-    num_trials = sum(per_study.values()) * len(plan.sizes)
+    num_studies = len(config.methods) * len(sizes)
+    num_trials = sum(per_study.values()) * len(sizes)
     num_finals = num_studies * config.num_final_seeds
     lines = [json.dumps(redact_all(experiment.model_dump(mode="json")), indent=2), "", "Models:"]
     lines.append(
@@ -35,14 +35,14 @@ def describe_plan(experiment: Experiment) -> str:
         f"{plan.teacher_parameters:,} parameters, {plan.teacher_flops:,} FLOPs"
     )
     named = {student.name: student.model for student in experiment.ladder.students}
-    models = {s.capacity: named.get(s.capacity, experiment.student.model) for s in plan.sizes}
-    for size in plan.sizes:
+    models = {s.capacity: named.get(s.capacity, experiment.student.model) for s in sizes}
+    for size in sizes:
         share = size.num_parameters / plan.teacher_parameters
         lines.append(
             f"  size {size.capacity:<11} {models[size.capacity]} width {size.width}: "
             f"{size.num_parameters:,} parameters (1/{1 / share:.0f}), {size.flops:,} FLOPs"
         )
-    lines += [f"  {line}" for line in plan.networks.describe_inputs()]
+    lines += [f"  {line}" for line in (*plan.networks.describe_inputs(), *said)]
     if len(config.objectives) > 1:
         lines += ["", f"Objectives of every study: {', '.join(config.objectives)}"]
     lines += ["", "Search space:"]
@@ -53,13 +53,13 @@ def describe_plan(experiment: Experiment) -> str:
         (num_tuned + config.num_final_seeds) * plan.num_images(method)
         for method, num_tuned in per_study.items()
     )
-    work = 3 * train.num_epochs * images * sum(r.flops for r in plan.sizes)
+    work = 3 * train.num_epochs * images * sum(r.flops for r in sizes)
     num_stored = plan.num_train + plan.num_unlabelled
     store = experiment.views.num_views * num_stored * plan.teacher_flops
     lines += [
         "",
         "Planned work:",
-        f"  {_trials(per_study, len(plan.sizes))} = {num_trials} trials, at most "
+        f"  {_trials(per_study, len(sizes))} = {num_trials} trials, at most "
         f"{train.num_epochs} epochs each; then {num_finals} final trainings of the winners",
         f"  students: at most {work / 1e12:.2f} TFLOP; teacher's knowledge, once: "
         f"{store / 1e12:.3f} TFLOP ({experiment.views.num_views} views of "

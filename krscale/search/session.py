@@ -27,6 +27,7 @@ from krscale.report.result import CURVE_FILE
 from krscale.runs.binding import bind, bind_weights
 from krscale.runs.folder import SPACE, run_folder, student_path
 from krscale.search.callbacks import ProgressListener, TrackingListener
+from krscale.search.check import CheckedSearch, check_search
 from krscale.search.insight_figure import record_insight
 from krscale.search.on_ray.gpu_packing import candidates, gpus_per_trial
 from krscale.search.on_ray.group_resources import (
@@ -36,19 +37,15 @@ from krscale.search.on_ray.group_resources import (
 )
 from krscale.search.on_ray.run import run_search
 from krscale.search.results import collect
-from krscale.search.space.check import fitting_space
-from krscale.search.space.space import SearchSpace
 from krscale.search.studies.extending import finished_budgets, remember_budgets
 from krscale.search.studies.journal import JOURNAL, refuse_lost_journal
 from krscale.search.studies.ladder import Ladder
-from krscale.search.studies.objectives import check_objectives
 from krscale.search.studies.opening import VERSION, trials_that_ran
 from krscale.search.studies.pruners import expected_share
 from krscale.search.studies.retries import SEED
-from krscale.search.studies.size_resolver import StudentSizeResolver
 from krscale.setup.network_builder import student_models
 from krscale.setup.prepare import Prepared, Setup, prepare_knowledge
-from krscale.setup.sizes import StudentSize, ladder_sizes
+from krscale.setup.sizes import ladder_sizes
 from krscale.time_left import Workload
 from krscale.tracking import Tracker, recording_seconds
 
@@ -86,13 +83,10 @@ def run_session(
         experiment = setup.experiment
         if not quiet:
             progress.note(setup.dataset.summary())
-        size_resolver = StudentSizeResolver(setup.networks)
-        sizes = size_resolver.allowed(ladder_sizes(setup.networks), progress.note)
-        check_objectives(experiment.search.objectives, setup.dataset.num_classes)
-        space = fitting_space(setup.networks)
+        checked = check_search(setup.networks, ladder_sizes(setup.networks), progress.note)
         with run_folder(
             experiment,
-            {"space": space.describe()},
+            {"space": checked.space.describe()},
             spent=lambda folder: trials_that_ran(folder / JOURNAL),
             renewed=_renewed(experiment, new_space, new_data),
             say=progress.note,
@@ -112,9 +106,7 @@ def run_session(
                     require_group(experiment)
                 prepared = prepare_knowledge(setup, progress, write_on_workers, teach_on_workers)
                 bind_weights(folder, Path(prepared.teacher_path))
-                curve = _search(
-                    experiment, prepared, size_resolver, sizes, space, tracker, progress
-                )
+                curve = _search(experiment, prepared, checked, tracker, progress)
             finally:
                 progress.phase("record")
                 tracker.close(recording_seconds())
@@ -124,12 +116,11 @@ def run_session(
 def _search(
     experiment: Experiment,
     prepared: Prepared,
-    size_resolver: StudentSizeResolver,
-    sizes: tuple[StudentSize, ...],
-    space: SearchSpace,
+    checked: CheckedSearch,
     tracker: Tracker,
     progress: Progress,
 ) -> Curve:
+    space, sizes, size_resolver = checked.space, checked.sizes, checked.size_resolver
     size_resolver.keep_latencies(experiment.run_path / LATENCY_FILE)
     # Measured now, before any trial competes for the cores.
     latencies = {size.capacity: size_resolver.latency_ms(size.capacity, {}) for size in sizes}

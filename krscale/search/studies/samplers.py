@@ -65,6 +65,19 @@ def make_sampler(config: SearchConfig, space: SearchSpace, method: str, seed: in
             return optuna.samplers.RandomSampler(seed=seed)
 
 
+def check_sampler(config: SearchConfig, space: SearchSpace) -> None:
+    """Refuse a sampler that cannot search a space, before the teacher trains.
+
+    Raises:
+        UserError: If it needs a package that is not installed, or a grid that there is not.
+    """
+    for method in config.methods:
+        if config.sampler == "grid":
+            grid(space, method)  # Optuna would write down every point of it
+        else:
+            make_sampler(config, space, method, seed=0)
+
+
 def num_startup(config: SearchConfig) -> int:
     """Return after how many trials of a study its past is worth learning from.
 

@@ -1,0 +1,55 @@
+"""What `tune` and `--dry-run` refuse alike, before the teacher trains."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from running import in_process, overrides
+
+from krscale.config import load
+from krscale.errors import UserError
+from krscale.search.plan import describe_plan
+
+run = in_process("tune")
+CONTINUOUS = '[plain]\n"train.learning_rate" = "default"\n'
+SMALL = ("search.methods=['plain']", "ladder.capacities=['1/64', '1/4']")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("search.sampler=grid",), "'grid' needs a finite number of values"),
+        (("search.sampler=cmaes",), "'cmaes' needs the package cmaes"),
+        (("search.max_parameters=10",), "no size is left to search"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_by_both(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    settings: tuple[str, ...],
+    message: str,
+) -> None:
+    """Fails if it is refused once there is a teacher and a journal."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *_: None if name == "cmaes" else find(name)
+    )
+    path = tmp_path / "space.toml"
+    path.write_text(CONTINUOUS)
+    given = (*SMALL, f"search.space={path}", f"storage_path={tmp_path / 'runs'}", *settings)
+    with pytest.raises(UserError, match=message):
+        describe_plan(load(None, given))
+    assert run([*overrides(*given), "--quiet"]) == 2
+    assert message in capsys.readouterr().err
+    assert not list((tmp_path / "runs").rglob("journal.log"))
+    assert not (tmp_path / "runs" / "cache" / "teachers").exists()
+
+
+def test_a_size_beyond_a_limit_is_not_planned() -> None:
+    lines = describe_plan(load(None, (*SMALL, "search.max_parameters=100000"))).splitlines()
+    assert any(
+        line.startswith("  size 1/4 is left out:") and "search.max_parameters = 100,000" in line
+        for line in lines
+    )
+    assert any(line.startswith("  1 studies x") for line in lines)

@@ -99,7 +99,8 @@ class MethodReader:
             if other in self.distributions or own_value(content, other) in one.values:
                 return
         if needed:
-            other, own = f"{section}.{needed[0].field}", content["distill"][needed[0].field]
+            other = f"{section}.{needed[0].field}"
+            own = own_value(content, other)
             raise UserError(
                 f"{self._where(dotted)}: it is used with "
                 f"{' or '.join(f'{section}.{one}' for one in needed)} alone, and {other} is "

@@ -155,6 +155,10 @@ def _tables_by_method(
     names: dict[tuple[str, ...], str] = {}
     for table in content:
         _check_table(table, path)
+        if not isinstance(content[table], Mapping):
+            raise UserError(
+                f"{path}: {table}: expected a table of fields (got {content[table]!r})."
+            )
         first = names.setdefault(method_identity(table), table)
         if first != table:
             raise UserError(

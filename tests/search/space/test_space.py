@@ -8,8 +8,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FixedTrial
 
 from krscale.config import load, search_ranges
+from krscale.config.ranges import UsedWith
 from krscale.errors import UserError
 from krscale.methods import METHODS, method_settings
+from krscale.search.space import method_reader
 from krscale.search.space.check import check_space
 from krscale.search.space.space import defaults_within, find_space, load_space
 
@@ -266,6 +268,28 @@ def test_the_weight_of_a_term_is_a_setting_of_its_combination_alone(tmp_path: Pa
 def test_unknown_table_is_refused(tmp_path: Path, table: str) -> None:
     with pytest.raises(UserError, match=r"unknown table 'krr'|Did you mean 'dkd'|cannot be comb"):
         read(tmp_path, f"[{table}]\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("common = 3\n", r"space.toml: common: expected a table of fields \(got 3\)"),
+        ("[[kr]]\n", r"space.toml: kr: expected a table of fields \(got \[{}\]\)"),
+    ],
+)
+def test_what_is_no_table_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, text)
+
+
+def test_a_field_of_any_section_may_be_used_with_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs = {"train.ema_decay": (UsedWith("schedule", ("step",)),)}
+    monkeypatch.setattr(method_reader, "used_with", lambda: needs)
+    line = '"train.ema_decay" = { type = "float", low = 0.5, high = 0.9 }'
+    with pytest.raises(UserError, match=r"train.schedule is 'cosine' in this experiment"):
+        read(tmp_path, f"[kr]\n{line}\n")
 
 
 def test_a_table_is_found_by_the_method_it_means(tmp_path: Path) -> None:

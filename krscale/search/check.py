@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from krscale.search.space.check import fitting_space
+from krscale.search.space.notes import notes_on_space
 from krscale.search.space.space import SearchSpace
 from krscale.search.studies.objectives import check_objectives
-from krscale.search.studies.samplers import check_sampler
+from krscale.search.studies.samplers import check_sampler, num_planned
 from krscale.search.studies.size_resolver import StudentSizeResolver
 from krscale.setup.networks import Networks
 from krscale.setup.sizes import StudentSize
@@ -22,11 +23,18 @@ class CheckedSearch:
         space: What is varied.
         sizes: Those of the ladder that no limit forbids.
         size_resolver: How large students are.
+        planned: Trials of each study, by method.
     """
 
     space: SearchSpace
     sizes: tuple[StudentSize, ...]
     size_resolver: StudentSizeResolver
+    planned: Mapping[str, int]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the space, a line each."""
+        return notes_on_space(self.space, self.planned)
 
 
 def check_search(
@@ -47,4 +55,6 @@ def check_search(
     space = fitting_space(networks)
     check_sampler(config, space)
     # Last, as a limit on latency takes seconds to be measured.
-    return CheckedSearch(space, size_resolver.allowed(sizes, say), size_resolver)
+    allowed = size_resolver.allowed(sizes, say)
+    planned = {method: num_planned(config, space, method) for method in config.methods}
+    return CheckedSearch(space, allowed, size_resolver, planned)

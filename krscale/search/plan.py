@@ -11,7 +11,6 @@ from krscale.config import Experiment, TrainConfig
 from krscale.parallel import Workers
 from krscale.redaction import redact_all
 from krscale.search.check import check_search
-from krscale.search.studies.samplers import num_planned
 from krscale.setup.plan import describe
 from krscale.setup.prepare import pick_device
 from krscale.training.precision import resolve_precision
@@ -24,8 +23,7 @@ def describe_plan(experiment: Experiment) -> str:
     config, train = experiment.search, experiment.train
     said: list[str] = []
     checked = check_search(plan.networks, plan.sizes, said.append)
-    space, sizes = checked.space, checked.sizes
-    per_study = {method: num_planned(config, space, method) for method in config.methods}
+    sizes, per_study = checked.sizes, checked.planned
     num_studies = len(config.methods) * len(sizes)
     num_trials = sum(per_study.values()) * len(sizes)
     num_finals = num_studies * config.num_final_seeds
@@ -46,8 +44,9 @@ def describe_plan(experiment: Experiment) -> str:
     if len(config.objectives) > 1:
         lines += ["", f"Objectives of every study: {', '.join(config.objectives)}"]
     lines += ["", "Search space:"]
-    for method, fields in space.describe().items():
+    for method, fields in checked.space.describe().items():
         lines += [f"  {method}: {path} ~ {text}" for path, text in fields.items()]
+    lines += [f"  {note}" for note in checked.notes]
     # A backward pass costs about twice the forward: three forwards a sample.
     images = sum(
         (num_tuned + config.num_final_seeds) * plan.num_images(method)

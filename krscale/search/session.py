@@ -84,6 +84,8 @@ def run_session(
         if not quiet:
             progress.note(setup.dataset.summary())
         checked = check_search(setup.networks, ladder_sizes(setup.networks), progress.note)
+        for note in checked.notes:
+            progress.note(note)
         with run_folder(
             experiment,
             {"space": checked.space.describe()},

@@ -46,11 +46,13 @@ class SearchSpace:
         source: The file.
         by_method: Every field's distribution; a field comes after those its conditions speak of.
         conditions: By method and field; a field without an entry is always searched.
+        tables: Methods for which the file has a table, by name.
     """
 
     source: str
     by_method: Mapping[str, Mapping[str, BaseDistribution]]
     conditions: Mapping[str, Mapping[str, tuple[Condition, ...]]] = field(default_factory=dict)
+    tables: frozenset[str] = frozenset()
 
     def suggest(self, method: str, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
         """Ask a trial for a value of every field that is searched in it, conditions followed."""
@@ -132,7 +134,8 @@ def load_space(
         mistakes += [line for line in reader.mistakes if line not in mistakes]
     if mistakes:
         raise UserError("\n".join(mistakes))
-    return SearchSpace(str(path), by_method, conditions)
+    own = {name for name in (*by_method, *METHODS) if method_identity(name) in tables}
+    return SearchSpace(str(path), by_method, conditions, frozenset(own))
 
 
 def defaults_within(

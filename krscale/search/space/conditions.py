@@ -10,7 +10,7 @@ or the other field is itself not searched in that trial, the experiment's own va
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
@@ -37,18 +37,11 @@ class Condition:
 
     def holds(self, values: Mapping[str, Any]) -> bool:
         """Return whether it holds for what a trial has been given so far."""
-        if self.path not in values:
-            return False
-        value = values[self.path]
-        return value in self.choices if self.choices else bool(self.low <= value <= self.high)
+        return self.path in values and self.allows(values[self.path])
 
-    def example(self, other: BaseDistribution) -> Any:
-        """Return a value of the other field for which this holds."""
-        if self.choices:
-            return self.choices[0]
-        assert isinstance(other, FloatDistribution | IntDistribution)  # noqa: S101
-        value = max(self.low, other.low)
-        return math.ceil(value) if isinstance(other, IntDistribution) else value
+    def allows(self, value: Any) -> bool:
+        """Return whether it holds for a value of the other field."""
+        return value in self.choices if self.choices else bool(self.low <= value <= self.high)
 
     def __str__(self) -> str:
         if self.choices:
@@ -76,6 +69,56 @@ def read_conditions(spec: Any, num_taps: int, where: str) -> tuple[Condition, ..
     )
 
 
+def allowed_values(conditions: Iterable[Condition], other: BaseDistribution) -> list[Any]:
+    """Return values that a field takes and for which all conditions on it hold.
+
+    Args:
+        conditions: On that one field.
+        other: Its distribution.
+
+    Returns:
+        Of choices, and of conditions that list values, all of them; of a range both ends. Empty
+        where they never hold together.
+    """
+    conditions = list(conditions)
+    listed = [condition.choices for condition in conditions if condition.choices]
+    candidates: Iterable[Any]
+    if isinstance(other, CategoricalDistribution):
+        candidates = other.choices
+    elif listed:
+        candidates = [value for choices in listed for value in choices]
+    else:
+        assert isinstance(other, FloatDistribution | IntDistribution)  # noqa: S101
+        low = max([other.low, *(condition.low for condition in conditions)])
+        high = min([other.high, *(condition.high for condition in conditions)])
+        candidates = [*_steps_near(low, other), *_steps_near(high, other)]
+    found: list[Any] = [
+        value
+        for value in candidates
+        if _is_taken(value, other) and all(condition.allows(value) for condition in conditions)
+    ]
+    if found and not listed and not isinstance(other, CategoricalDistribution):
+        found = [min(found), max(found)]
+    return list(dict.fromkeys(found))
+
+
+def _steps_near(value: float, other: FloatDistribution | IntDistribution) -> list[float]:
+    """Return what a range takes at a value, or just below and above it, ascending."""
+    if other.step is None:
+        return [value]
+    number = math.floor((value - other.low) / other.step)
+    return [other.low + step * other.step for step in (number - 1, number, number + 1)]
+
+
+def _is_taken(value: Any, other: BaseDistribution) -> bool:
+    """Return whether a trial can have exactly this value; a list means no other."""
+    if not contains(other, value):
+        return False
+    if isinstance(other, FloatDistribution) and other.step is not None:
+        return value in _steps_near(value, other)
+    return True
+
+
 def check_condition(
     condition: Condition, distributions: Mapping[str, BaseDistribution], where: str
 ) -> None:
@@ -90,12 +133,22 @@ def check_condition(
         raise unknown_name("field in when", condition.path, distributions, where)
     other = distributions[condition.path]
     if condition.choices:
-        never = [value for value in condition.choices if not contains(other, value)]
+        if isinstance(other, FloatDistribution) and other.step is None and not other.single():
+            raise UserError(
+                f"{where}: when {condition.path}: its range {describe_range(other)} has no steps, "
+                f"so that it is hardly ever exactly {condition.choices[0]!r}: give a range, such "
+                f"as {{ low = {condition.choices[0]!r} }}."
+            )
+        taken = allowed_values([condition], other)
+        never = [value for value in condition.choices if value not in taken]
     elif isinstance(other, CategoricalDistribution):
         raise UserError(f"{where}: when {condition.path}: it has choices; give a list of them.")
     else:
-        overlaps = condition.low <= other.high and other.low <= condition.high  # type: ignore[attr-defined]
-        never = [] if overlaps else [f"{condition.low:g} .. {condition.high:g}"]
+        never = (
+            []
+            if allowed_values([condition], other)
+            else [f"{condition.low:g} .. {condition.high:g}"]
+        )
     if never:
         raise UserError(
             f"{where}: when {condition.path}: it is never {never[0]}; "

@@ -9,9 +9,15 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from krscale.config import Experiment, used_with, with_values
+from krscale.config import Experiment, with_values
 from krscale.errors import UserError
-from krscale.search.space.conditions import Condition, check_condition, in_order, read_conditions
+from krscale.search.space.conditions import (
+    Condition,
+    allowed_values,
+    check_condition,
+    in_order,
+    read_conditions,
+)
 from krscale.search.space.distributions import (
     DEFAULT,
     extremes,
@@ -20,6 +26,7 @@ from krscale.search.space.distributions import (
 )
 from krscale.search.space.fields import check_path, own_value
 from krscale.search.space.learning_rate import OPTIMISER, RATE, check_rates, range_of_rate
+from krscale.search.space.unused import Surroundings, check_used
 from krscale.training.optimisers import optimiser_key
 
 Check = Callable[[Experiment], None]
@@ -88,25 +95,9 @@ class MethodReader:
     def _check_conditions(self, dotted: str, _spec: Any) -> None:
         for condition in self.conditions[dotted]:
             check_condition(condition, self.distributions, self._where(dotted))
-        self._check_used(dotted)
-
-    def _check_used(self, dotted: str) -> None:
-        """Refuse a field that no trial would use, because of another field's value."""
-        section, content = dotted.rpartition(".")[0], self.experiment.model_dump(mode="python")
-        needed = used_with().get(dotted, ())
-        for one in needed:
-            other = f"{section}.{one.field}"
-            if other in self.distributions or own_value(content, other) in one.values:
-                return
-        if needed:
-            other = f"{section}.{needed[0].field}"
-            own = own_value(content, other)
-            raise UserError(
-                f"{self._where(dotted)}: it is used with "
-                f"{' or '.join(f'{section}.{one}' for one in needed)} alone, and {other} is "
-                f"{own!r} in this experiment: set it (--set {other}={needed[0].values[0]}), or "
-                f"search {other} as well."
-            )
+        content = self.experiment.model_dump(mode="python")
+        around = Surroundings(self.distributions, self.conditions, content)
+        check_used(dotted, around, self._where(dotted))
 
     def _check_values(self, dotted: str, _spec: Any) -> None:
         where, distribution = self._where(dotted), self.distributions[dotted]
@@ -136,13 +127,11 @@ class MethodReader:
         if other not in self.distributions:
             return [required]
         beside = self._required(other) | required
-        found = [beside | {other: value} for value in extremes(self.distributions[other])]
-        found = [values for values in found if self._is_searched(dotted, values)]
+        needed = [condition for condition in self.conditions[dotted] if condition.path == other]
+        allowed = allowed_values(needed, self.distributions[other])
+        found = [beside | {other: value} for value in allowed]
         stays = other not in required and bool(self.conditions[other])  # as the experiment has it
-        return [*([required] if stays else []), *found] or [required]
-
-    def _is_searched(self, dotted: str, values: Mapping[str, Any]) -> bool:
-        return all(condition.holds(values) for condition in self.conditions[dotted])
+        return [*([required] if stays else []), *found]
 
     def _check_rates(self, dotted: str, fields: Mapping[str, Any]) -> None:
         spec = fields.get(RATE)
@@ -156,11 +145,26 @@ class MethodReader:
         )
 
     def _required(self, dotted: str) -> dict[str, Any]:
-        """Return values of other fields with which this one is searched."""
+        """Return values of other fields with which this one is searched.
+
+        Raises:
+            UserError: If there are none, as conditions exclude each other.
+        """
+        needed: dict[str, list[Condition]] = {}
+        waiting = [dotted]
+        while waiting:
+            for condition in self.conditions[waiting.pop()]:
+                needed.setdefault(condition.path, []).append(condition)
+                waiting.append(condition.path)
         values: dict[str, Any] = {}
-        for condition in self.conditions[dotted]:
-            values |= self._required(condition.path)
-            values[condition.path] = condition.example(self.distributions[condition.path])
+        for path, conditions in needed.items():
+            allowed = allowed_values(conditions, self.distributions[path])
+            if not allowed:
+                raise UserError(
+                    f"{self._where(dotted)}: when: these never hold together: "
+                    f"{' and '.join(dict.fromkeys(map(str, conditions)))}."
+                )
+            values[path] = allowed[0]
         return values
 
     def _sort(self) -> None:

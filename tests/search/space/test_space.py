@@ -11,7 +11,7 @@ from krscale.config import load, search_ranges
 from krscale.config.ranges import UsedWith
 from krscale.errors import UserError
 from krscale.methods import METHODS, method_settings
-from krscale.search.space import method_reader
+from krscale.search.space import unused
 from krscale.search.space.check import check_space
 from krscale.search.space.space import defaults_within, find_space, load_space
 
@@ -122,7 +122,8 @@ def test_every_declared_range_is_allowed_and_contains_the_default(
     name = path.removeprefix("distill.")
     methods = [f"kr+{term}"] if term != path else [*METHODS]
     [method, *_] = [m for m in methods if path.startswith("train.") or name in method_settings(m)]
-    needed = '"distill.at_reduction" = "default"\n' if path == "distill.at_weight" else ""
+    others = {"distill.at_weight": "at_reduction", "distill.where_schedule": "where_weight"}
+    needed = f'"distill.{others[path]}" = "default"\n' if path in others else ""
     text = f'["{method}"]\n{needed}"{path}" = "default"\n'
     space = read(tmp_path, text, methods=f'["{method}"]')
     within = defaults_within(load(), space.by_method[method])
@@ -286,7 +287,7 @@ def test_a_field_of_any_section_may_be_used_with_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs = {"train.ema_decay": (UsedWith("schedule", ("step",)),)}
-    monkeypatch.setattr(method_reader, "used_with", lambda: needs)
+    monkeypatch.setattr(unused, "used_with", lambda: needs)
     line = '"train.ema_decay" = { type = "float", low = 0.5, high = 0.9 }'
     with pytest.raises(UserError, match=r"train.schedule is 'cosine' in this experiment"):
         read(tmp_path, f"[kr]\n{line}\n")

@@ -57,9 +57,21 @@ def _writable(argument: object) -> object:
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
-    """Return the member of `allowed` closest to `name`, or None when nothing resembles it."""
-    matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
-    return matches[0] if matches else None
+    """Return the member of `allowed` closest to `name`, or None when nothing resembles it.
+
+    Capitals tell names apart only where they are needed for it.
+
+    >>> nearest("KD", ["kd", "kr"]), nearest("adamW", ["Adam", "AdamW"])
+    ('kd', 'AdamW')
+    """
+    names = list(allowed)
+    for written, known in (
+        (name, {one: one for one in names}),
+        (name.lower(), {one.lower(): one for one in names}),
+    ):
+        if matches := difflib.get_close_matches(written, known, n=1, cutoff=0.5):
+            return known[matches[0]]
+    return None
 
 
 def unknown_name(kind: str, name: str, allowed: Iterable[str], where: str = "") -> UserError:

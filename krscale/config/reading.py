@@ -249,6 +249,11 @@ def _explain(path: tuple[str, ...], found: list[Any], where: str, overridden: se
     if not path:  # several sections do not go together
         return f"{where}: {found[0]['msg'].removeprefix('Value error, ')}."
     allowed = ", or ".join(_message(path, error, overridden=flag is not None) for error in found)
+    if dotted not in field_paths() and isinstance(found[0]["input"], Mapping):
+        # Fields that do not go together: all values of their section would hide which.
+        if flag is None and allowed.startswith(f"{dotted}."):
+            place = where
+        return f"{place}: {allowed.removeprefix(f'{flag}: ')}."
     return f"{place}: {allowed} (got {redact(repr(found[0]['input']))})."
 
 

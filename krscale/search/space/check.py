@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from krscale.cluster.address import starts_private
-from krscale.config import Experiment, fingerprint, method_identity, read_toml, with_values
+from krscale.config import Experiment, fingerprint, method_identity, with_values
 from krscale.config.training import NO_CHANNELS_LAST_ON_CPU
 from krscale.data import describe_data
 from krscale.errors import UserError
-from krscale.search.space.space import COMMON, SearchSpace, find_space, load_space
+from krscale.search.space.space import COMMON, SearchSpace, find_space, load_space, read_tables
 from krscale.setup.methods import check_methods
 from krscale.setup.networks import Networks
 from krscale.training.optimisers import check_optimiser
@@ -96,9 +96,9 @@ def check_space(experiment: Experiment) -> SearchSpace:
     Raises:
         UserError: One line for every mistake.
     """
-    tables = read_toml(find_space(experiment.search.space))
+    tables = read_tables(find_space(experiment.search.space))
     methods: dict[tuple[str, ...], str] = {}
-    for name in (*experiment.search.methods, *tables):
+    for name in (*experiment.search.methods, *(name for name, _ in tables.values())):
         if name != COMMON:
             methods.setdefault(method_identity(name), name)
     changed = with_values(experiment, {"search.methods": tuple(methods.values())}, "search.methods")

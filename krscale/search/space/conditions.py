@@ -24,6 +24,7 @@ from optuna.distributions import (
 
 from krscale.errors import UserError, unknown_name
 from krscale.search.space.distributions import contains, describe_range, read_bound
+from krscale.search.space.fields import needs_quotes, unquoted
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,9 @@ def read_conditions(spec: Any, num_taps: int, where: str) -> tuple[Condition, ..
             f'{where}: when: expected a table such as {{ "distill.granularity" = [2, 3] }} or '
             f'{{ "distill.granularity" = {{ low = 2 }} }} (got {spec!r}).'
         )
+    for path, wanted in spec.items():
+        if meant := unquoted(path, wanted):
+            raise needs_quotes(meant, f"{where}: when")
     return tuple(
         _read(path, wanted, num_taps, f"{where}: when {path}") for path, wanted in spec.items()
     )

@@ -195,5 +195,10 @@ def _check_range(arguments: Mapping[str, Any], kind: type[BaseDistribution], whe
                 )
     if low > high:
         raise UserError(f"{where}: the range is inverted: low = {low} is above high = {high}.")
+    if step is not None and (high - low) / step > _MOST_INT:
+        raise UserError(
+            f"{where}: step: {step:g} is too small for a range from {low:g} to {high:g}: at most "
+            f"{_MOST_INT:,} steps are told apart."
+        )
     if arguments.get("log") and low <= 0:
         raise UserError(f"{where}: a log range starts above 0 (got low = {low}).")

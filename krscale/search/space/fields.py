@@ -7,10 +7,12 @@ from typing import Any
 
 from krscale.config import field_paths, nearest_fields
 from krscale.errors import UserError
-from krscale.methods import method_settings
+from krscale.methods import METHODS, method_settings
 
 SEARCHABLE = ("train.", "distill.", "student.")
 """Fields a trial may change: all others decide data, teacher or store, which trials share."""
+OPEN = "student.options"
+"""A table whose keys the networks themselves know."""
 DECIDED: Mapping[str, str] = {
     "train.num_epochs": "early stopping compares trials of the same length",
     "train.num_workers": "the places of the cluster are cut for it, once for all trials",
@@ -35,6 +37,31 @@ def own_value(content: Mapping[str, Any], dotted: str) -> Any:
     return value
 
 
+def unquoted(key: str, value: Any) -> str:
+    """Return the field that a key without quotes stands for; empty where it is none.
+
+    TOML reads `distill.sparsity = "default"` as a table `distill` with a key `sparsity`.
+    """
+    known = field_paths()
+    if not any(path.startswith(f"{key}.") for path in known):
+        return ""
+    dotted = key
+    while isinstance(value, Mapping) and value:
+        if (dotted in known and dotted != OPEN) or dotted.startswith(f"{OPEN}."):
+            break  # what follows are the words of its range
+        name, value = next(iter(value.items()))
+        dotted = f"{dotted}.{name}"
+    return dotted
+
+
+def needs_quotes(dotted: str, where: str) -> UserError:
+    """Return the error for a field without quotes around its name."""
+    return UserError(
+        f'{where}: write "{dotted}" = ... with quotes: without them, TOML reads a dot as a table '
+        f"in a table."
+    )
+
+
 def check_path(dotted: str, method: str, where: str) -> None:
     """Refuse a field that no search, or no search of this method, may vary.
 
@@ -52,8 +79,8 @@ def check_path(dotted: str, method: str, where: str) -> None:
     if dotted in DECIDED:
         raise UserError(f"{where}: not searched: {DECIDED[dotted]}.")
     section, _, name = dotted.partition(".")
-    if dotted.startswith("student.options."):
-        return  # the networks themselves know these
+    if dotted.startswith(f"{OPEN}."):
+        return
     if dotted not in allowed:
         found = nearest_fields(dotted, allowed)
         hint = f" Did you mean {' or '.join(map(repr, found))}?" if found else ""
@@ -62,7 +89,7 @@ def check_path(dotted: str, method: str, where: str) -> None:
             f"and student; the others are shared by all trials."
         )
     if section == "distill" and name not in method_settings(method):
-        raise UserError(
-            f"{where}: method {method!r} has no such setting. It takes: "
-            f"{', '.join(method_settings(method))}."
-        )
+        takes = ", ".join(method_settings(method)) or "none at all"
+        having = [other for other in METHODS if name in method_settings(other)]
+        hint = f" These methods have it: {', '.join(having)}." if having else ""
+        raise UserError(f"{where}: method {method!r} has no such setting. It takes: {takes}.{hint}")

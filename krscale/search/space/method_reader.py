@@ -47,6 +47,7 @@ class MethodReader:
 
     Attributes:
         path: File of the space.
+        table_of: Name of the table that a field stands in.
         method: By name.
         experiment: Its own values are the centre.
         num_taps: The teacher's taps.
@@ -57,6 +58,7 @@ class MethodReader:
     """
 
     path: Path
+    table_of: Mapping[str, str]
     method: str
     experiment: Experiment
     num_taps: int
@@ -112,13 +114,18 @@ class MethodReader:
 
     def _try(self, values: Mapping[str, Any], where: str, dotted: str) -> Experiment:
         """Return the experiment with these values, or refuse the field `dotted`."""
-        changed = with_values(self.experiment, {**values, "distill.method": self.method}, where)
+        table = f"{self.path}: {self.table_of[dotted]}"
         try:
+            changed = with_values(self.experiment, {**values, "distill.method": self.method}, table)
             self.check(changed)
         except UserError as error:
+            text = str(error)
+            if text.startswith(f"{where}: "):  # the config names the field itself
+                raise
             others = [f"{path} = {v!r}" for path, v in values.items() if path != dotted]
             beside = f" with {' and '.join(others)}" if others else ""
-            raise UserError(f"{where} = {values[dotted]!r}{beside}: {error}") from None
+            text = text.removeprefix(f"{table}: ")
+            raise UserError(f"{where} = {values[dotted]!r}{beside}: {text}") from None
         return changed
 
     def _surroundings(self, dotted: str) -> list[dict[str, Any]]:
@@ -178,7 +185,7 @@ class MethodReader:
             self.distributions = {dotted: self.distributions[dotted] for dotted in order}
 
     def _where(self, dotted: str) -> str:
-        return f"{self.path}: {dotted}"
+        return f"{self.path}: {self.table_of[dotted]}: {dotted}"
 
     def _each(self, fields: Mapping[str, Any], step: Callable[[str, Any], None]) -> None:
         if self.mistakes:

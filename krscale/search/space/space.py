@@ -26,13 +26,13 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 
-from krscale.config import Experiment, fingerprint, method_identity, read_toml
-from krscale.errors import UserError, unknown_name
+from krscale.config import Experiment, field_paths, fingerprint, method_identity, read_toml
+from krscale.errors import UserError, nearest, unknown_name
 from krscale.foreign import user_path
 from krscale.methods import METHODS, parse_method
 from krscale.search.space.conditions import Condition
 from krscale.search.space.distributions import contains, suggest
-from krscale.search.space.fields import own_value
+from krscale.search.space.fields import needs_quotes, own_value, unquoted
 from krscale.search.space.method_reader import Check, MethodReader
 
 COMMON = "common"
@@ -102,7 +102,12 @@ def find_space(name: str) -> Path:
         return shipped[stem]
     if path.is_file():
         raise UserError(f"search.space: {path}: the name of a file with a space ends in .toml.")
-    raise unknown_name("space (neither a shipped name nor a file)", name, shipped, "search.space")
+    guess = nearest(stem, shipped)
+    hint = f" Did you mean {guess!r}?" if guess else ""
+    raise UserError(
+        f"search.space: unknown space (neither a shipped name nor a file) {name!r}.{hint} "
+        f"Allowed: {', '.join(sorted(shipped))}, or the path of a TOML file."
+    )
 
 
 def load_space(
@@ -120,16 +125,17 @@ def load_space(
         UserError: One line for every mistake: file, table, key and what is allowed.
     """
     path = find_space(experiment.search.space)
-    content = read_toml(path)
-    tables = _tables_by_method(content, path)
+    tables = read_tables(path)
     mistakes: list[str] = []
     by_method: dict[str, dict[str, BaseDistribution]] = {}
     conditions: dict[str, dict[str, tuple[Condition, ...]]] = {}
     for method in experiment.search.methods:
         identity = method_identity(method)
-        reader = MethodReader(path, method, experiment, num_taps, check)
-        wanted = ((COMMON,), identity[:1], identity)
-        reader.read({dotted: spec for t in wanted for dotted, spec in tables.get(t, {}).items()})
+        wanted = [tables[t] for t in ((COMMON,), identity[:1], identity) if t in tables]
+        fields = {dotted: spec for _, table in wanted for dotted, spec in table.items()}
+        table_of = {dotted: name for name, table in wanted for dotted in table}
+        reader = MethodReader(path, table_of, method, experiment, num_taps, check)
+        reader.read(fields)
         by_method[method], conditions[method] = reader.distributions, reader.conditions
         mistakes += [line for line in reader.mistakes if line not in mistakes]
     if mistakes:
@@ -151,30 +157,40 @@ def defaults_within(
     }
 
 
-def _tables_by_method(
-    content: Mapping[str, Any], path: Path
-) -> dict[tuple[str, ...], Mapping[str, Any]]:
-    """Return the tables of a space by what their names stand for (`method_identity`)."""
+def read_tables(path: Path) -> dict[tuple[str, ...], tuple[str, Mapping[str, Any]]]:
+    """Return the tables of a space, with their names, by what these mean (`method_identity`).
+
+    Raises:
+        UserError: If one is no table of fields, or of no method, or two are of the same method.
+    """
+    content = read_toml(path)
     names: dict[tuple[str, ...], str] = {}
     for table in content:
-        _check_table(table, path)
-        if not isinstance(content[table], Mapping):
-            raise UserError(
-                f"{path}: {table}: expected a table of fields (got {content[table]!r})."
-            )
+        _check_table(table, content[table], path)
         first = names.setdefault(method_identity(table), table)
         if first != table:
             raise UserError(
                 f"{path}: the tables {first!r} and {table!r} are of the same method; make them one."
             )
-    return {identity: content[table] for identity, table in names.items()}
+    return {identity: (table, content[table]) for identity, table in names.items()}
 
 
-def _check_table(table: str, path: Path) -> None:
+def _check_table(table: str, fields: Any, path: Path) -> None:
+    outside = table if table in field_paths() else unquoted(table, fields)
+    if outside:
+        raise UserError(
+            f"{path}: {outside}: a field of a space stands in a table, such as [{COMMON}] or [kd]: "
+            f'write "{outside}" = ... below one, with quotes.'
+        )
     if "+" in table:
         parse_method(table, str(path))
     elif table != COMMON and table not in METHODS:
         raise unknown_name("table", table, [COMMON, *METHODS], str(path))
+    if not isinstance(fields, Mapping):
+        raise UserError(f"{path}: {table}: expected a table of fields (got {fields!r}).")
+    for key, value in fields.items():
+        if meant := unquoted(key, value):
+            raise needs_quotes(meant, f"{path}: {table}")
 
 
 def _shipped_folders() -> tuple[Path, ...]:

@@ -137,9 +137,57 @@ def test_shipped_space_is_found_by_name_and_valid() -> None:
     assert "distill.sparsity" not in space.by_method["kd"]
 
 
-def test_unknown_space_names_the_shipped_ones() -> None:
-    with pytest.raises(UserError, match=r"unknown space.*'krr'.*Did you mean 'kr'"):
-        load_space(load(None, ["search.space=krr"]), 6)
+@pytest.mark.parametrize("name", ["krr", "KR", "kr.toml", "Search_spaces/Kr.toml"])
+def test_unknown_space_names_the_nearest_shipped_one(name: str) -> None:
+    with pytest.raises(UserError, match=rf"unknown space.*'{name}'.*Did you mean 'kr'"):
+        load_space(load(None, [f"search.space={name}"]), 6)
+
+
+LINE = '"distill.temperature" = "default"'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[kr]\ndistill.sparsity = "default"', 'kr: write "distill.sparsity" = ... with quotes'),
+        (
+            "[kr]\ndistill.sparsity = { low = 0, high = 1 }",
+            'kr: write "distill.sparsity" = ... with quotes',
+        ),
+        (
+            '[kr]\nstudent.options.num_blocks = { type = "int", low = 1, high = 2 }',
+            'write "student.options.num_blocks" = ... with quotes',
+        ),
+        (
+            '[kr]\n"distill.mixing" = { type = "default", when = { distill.granularity = [2] } }',
+            'distill.mixing: when: write "distill.granularity" = ... with quotes',
+        ),
+        ('distill.sparsity = "default"', "a field of a space stands in a table, such as"),
+        ('"distill.sparsity" = "default"', "a field of a space stands in a table, such as"),
+        (f"[common]\n{LINE}", "common: distill.temperature: method 'plain' .*none at all.*: kd, "),
+        (
+            '[kr]\n"distill.sparsity" = { type = "float", low = 0, high = 1.5 }',
+            "space.toml: kr: distill.sparsity: input should be less than 1",
+        ),
+        (
+            '[kr]\n"distill.kr_weight" = { type = "float", low = 0, high = 1, step = 1e-300 }',
+            "step: 1e-300 is too small for a range from 0 to 1: at most",
+        ),
+        (
+            '[common]\n"train.gradient_accumulation" = { type = "int", low = 1, high = 128 }',
+            r"common: train.gradient_accumulation: .*\(train.global_batch_size\) would be empty.$",
+        ),
+    ],
+)
+def test_a_mistake_is_said_once_with_its_table(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        read(tmp_path, text, methods='["plain", "kr"]')
+    error = str(caught.value)
+    assert "space.toml" in error
+    assert len(error.splitlines()) == 1
+    assert error.count("space.toml") == 1
+    with pytest.raises(UserError, match=message):
+        check_space(load(None, [f"search.space='{tmp_path / 'space.toml'}'"]))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")

@@ -43,6 +43,8 @@ def unquoted(key: str, value: Any) -> str:
     TOML reads `distill.sparsity = "default"` as a table `distill` with a key `sparsity`.
     """
     known = field_paths()
+    if not value or not isinstance(value, Mapping):
+        return ""
     if not any(path.startswith(f"{key}.") for path in known):
         return ""
     dotted = key

@@ -55,6 +55,7 @@ class MethodReader:
         distributions: What was read, in the order in which trials are asked.
         conditions: When each of them is searched.
         mistakes: One line each.
+        refused: The fields that they are of.
     """
 
     path: Path
@@ -66,6 +67,7 @@ class MethodReader:
     distributions: dict[str, BaseDistribution] = field(default_factory=dict)
     conditions: dict[str, tuple[Condition, ...]] = field(default_factory=dict)
     mistakes: list[str] = field(default_factory=list)
+    refused: set[str] = field(default_factory=set)
 
     def read(self, fields: Mapping[str, Any]) -> None:
         """Fill `distributions`, in the order in which they are asked, and `conditions`.
@@ -76,7 +78,8 @@ class MethodReader:
         self._each(fields, self._read_field)
         self._each(fields, self._check_conditions)
         self._sort()
-        self._each(fields, self._check_values)
+        partners = {dotted: fields[dotted] for dotted in _TRIED_WITH.values() if dotted in fields}
+        self._each({**partners, **fields}, self._check_values)
         if OPTIMISER in fields:
             self._each({OPTIMISER: fields}, self._check_rates)
 
@@ -131,7 +134,7 @@ class MethodReader:
     def _surroundings(self, dotted: str) -> list[dict[str, Any]]:
         """Return the values of other fields with which each value of this one is tried."""
         required, other = self._required(dotted), _TRIED_WITH.get(dotted, "")
-        if other not in self.distributions:
+        if other not in self.distributions or other in self.refused:
             return [required]
         beside = self._required(other) | required
         needed = [condition for condition in self.conditions[dotted] if condition.path == other]
@@ -195,6 +198,7 @@ class MethodReader:
                 step(dotted, spec)
             except UserError as error:
                 self.mistakes += str(error).splitlines()
+                self.refused.add(dotted)
 
 
 def _meaning(experiment: Experiment, dotted: str) -> Any:

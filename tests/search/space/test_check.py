@@ -47,6 +47,11 @@ ADAMW = ("train.optimizer=adamw", "train.learning_rate=0.001")
         ([BOTH], (), r"'adamw' would be trained with a learning rate for SGD: write a range"),
         ([BOTH, '"train.learning_rate" = "default"'], (), "'adamw' would be trained with a lear"),
         ([BOTH, OF_ADAMW.replace('["adamw"]', '["sgd"]')], (), "'adamw' would be trained with"),
+        (
+            [choices("train.optimizer", '"sgd"', '"rprop"'), RATE + " }"],
+            (),
+            "train.optimizer = 'rprop': train.weight_decay: Rprop has none",
+        ),
         ([PARTS % 64], ("student.options={num_stages=4}",), "gradient_accumulation = 64: .*norm"),
         (
             [PARTS % 32, choices("train.global_batch_size", "16", "64")],

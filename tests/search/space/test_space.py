@@ -162,6 +162,7 @@ LINE = '"distill.temperature" = "default"'
             '[kr]\n"distill.mixing" = { type = "default", when = { distill.granularity = [2] } }',
             'distill.mixing: when: write "distill.granularity" = ... with quotes',
         ),
+        ("[common]\ntrain = 3", "common: train: no such field to search"),
         ('distill.sparsity = "default"', "a field of a space stands in a table, such as"),
         ('"distill.sparsity" = "default"', "a field of a space stands in a table, such as"),
         (f"[common]\n{LINE}", "common: distill.temperature: method 'plain' .*none at all.*: kd, "),

@@ -37,7 +37,7 @@ def experiment(**changes: object) -> Experiment:
     return load(
         None,
         [
-            f"{key}={words[value] if isinstance(value, bool) else value!r}".replace("'", '"')
+            f"{key}={words[value] if isinstance(value, bool) else repr(value)}".replace("'", '"')
             for key, value in settings.items()
         ],
     )

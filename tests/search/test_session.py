@@ -113,8 +113,10 @@ def test_a_search_with_two_objectives_is_extended(
     settings = overrides(
         *SETTINGS, f"storage_path={tmp_path}", f"search.space={tmp_path / 'space.toml'}"
     )
-    assert run([*settings, "--quiet", "--json"]) == 0
-    first = json.loads(capsys.readouterr().out)
+    assert run([*settings, "--json"]) == 0
+    said = capsys.readouterr()
+    first = json.loads(said.out)
+    assert said.err.count("has no table [plain]") == 1
     assert run([*settings, "--quiet", "--set", "search.trials_per_size=+3"]) == 0
     assert "The front of every study" in capsys.readouterr().out
 

@@ -197,7 +197,7 @@ def test_a_mistake_is_said_once_with_its_table(tmp_path: Path, text: str, messag
     [
         ("pipe.toml", "pipe.toml: not a readable TOML file: .*named pipe"),
         ("folder.toml", "folder.toml: not a readable TOML file: .*a folder"),
-        ("noise.toml", "noise.toml: not a readable TOML file: .*utf-8"),
+        ("noise.toml", "noise.toml: not a readable TOML file: .*(utf|UTF)-8"),
         ("space.txt", "space.txt: the name of a file with a space ends in .toml"),
         ("gone.toml", "unknown space .neither a shipped name nor a file. '.*gone.toml'"),
         ("a" * 300, "a name of 300 bytes"),

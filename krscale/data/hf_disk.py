@@ -13,7 +13,7 @@ import pyarrow as pa
 from krscale.config import DataConfig
 from krscale.data.decoding import Encoded
 from krscale.data.encoded import Part, encoded_data
-from krscale.data.hidden_splits import SUSPECTED, refuse_split_column
+from krscale.data.hidden_splits import may_hold_splits, refuse_split_column
 from krscale.data.label_column import label_values
 from krscale.data.own_files import (
     OTHER_NAMES,
@@ -88,7 +88,7 @@ class HfDisk:
     def _refuse_splits(self, used: Collection[str]) -> None:
         saved = self.splits["train"]
         refuse_split_column(
-            [name for name in saved.features if name.lower() in SUSPECTED and name not in used],
+            [name for name in saved.features if may_hold_splits(name) and name not in used],
             lambda name: saved.batches(name, TEXT_ROWS),
             str(self.path),
             "Save a DatasetDict with its splits, or leave {} out (remove_columns).",

@@ -42,6 +42,17 @@ _COUNTING = re.compile("[0-9]+|of")
 
 SUSPECTED = frozenset(("split", "splits", "set", "subset", "partition", "phase", "usage"))
 """Names of columns, in lower case, in which tables of images keep splits."""
+_FLAG = re.compile(
+    rf"(is|in)({'|'.join(_HIDDEN)})(set|data|split|image|img|sample)?|(train|test)(ing)?(set|data)?"
+)
+"""Names of columns that say yes or no to one split: `is_valid`, `isTrain`, `is_training_image`."""
+_ANSWERS = dict.fromkeys(("true", "yes", "1", "t", "y"), True)
+_ANSWERS |= dict.fromkeys(("false", "no", "0", "f", "n"), False)
+
+
+def may_hold_splits(column: str) -> bool:
+    """Whether a column is called as those that tell of each row which split it is in."""
+    return column.lower() in SUSPECTED or _FLAG.fullmatch(_whole(column)) is not None
 
 
 def refuse_half(
@@ -141,6 +152,11 @@ def refuse_split_column(
         UserError: Naming the column.
     """
     for name in names:
+        if _FLAG.fullmatch(_whole(name)) and _answers_both(batches(name), where, name):
+            raise UserError(
+                f"{where}: column {name!r} says of each row whether it is of a split, and all "
+                f"would be cut anew. {advice.format(repr(name))}"
+            )
         found = _splits_in(batches(name), where, name)
         if len(set(found.values())) > 1:
             listed = ", ".join(sorted(found))
@@ -172,6 +188,20 @@ def _splits_in(batches: Iterable[Any], where: str, name: str) -> dict[str, Split
         if others and not suspected:
             return {}
     return {} if others and "train" not in found.values() else found
+
+
+def _answers_both(batches: Iterable[Any], where: str, name: str) -> bool:
+    """Whether a column holds yes and no, however it writes them, and nothing else."""
+    found: set[bool | None] = set()
+    for column in batches:
+        with parsing(f"{where}: column {name!r}: damaged"):
+            words = [
+                "" if word is None else str(word).strip() for word in column.unique().to_pylist()
+            ]
+        found |= {_ANSWERS.get(word.lower()) for word in filter(None, words)}
+        if None in found:
+            return False
+    return len(found) == 2
 
 
 def _meant(word: str) -> SplitName | None:

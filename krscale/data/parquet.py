@@ -18,7 +18,7 @@ from krscale.data.arrow import Images, Labels
 from krscale.data.arrow_messages import decode_names
 from krscale.data.classes import Values, alike
 from krscale.data.decoding import Decoder, piece_size
-from krscale.data.hidden_splits import SUSPECTED, refuse_split_column
+from krscale.data.hidden_splits import may_hold_splits, refuse_split_column
 from krscale.data.label_column import label_values
 from krscale.data.naming import Written, joined, read_labels
 from krscale.data.own_files import (
@@ -145,7 +145,7 @@ class Parquet:
             names = pq.read_schema(regular(files[0])).names
         used = {self.settings.image_column, self.settings.label_column}
         refuse_split_column(
-            [name for name in names if name.lower() in SUSPECTED and name not in used],
+            [name for name in names if may_hold_splits(name) and name not in used],
             lambda name: (b for file in files for b in _batches(file, name, name, _LABEL_ROWS)),
             str(self.path),
             "Write a file of each split, e.g. train.parquet and test.parquet, or leave {} out.",

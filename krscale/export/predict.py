@@ -366,10 +366,15 @@ def _run(options: argparse.Namespace) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names that are no UTF-8 go out as they are
         sys.stdout.reconfigure(errors="surrogateescape")
     lines = csv.writer(sys.stdout, lineterminator="\n")
+    # Only what ends lines is quoted by itself, and a reader takes a carriage return for an end.
+    quoted = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_ALL)
     lines.writerow(("file", "class", "probability"))
     for file, name, probability in student.predict(files):
         row = (str(file), name, f"{probability:.4f}")
-        lines.writerow(map(_printable, row) if read_by_people else row)
+        if read_by_people:
+            lines.writerow(map(_printable, row))
+        else:
+            (quoted if "\r" in row[0] + row[1] else lines).writerow(row)
 
 
 def _printable(text: str) -> str:

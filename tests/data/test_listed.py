@@ -153,6 +153,32 @@ class TestList:
         path = write(tmp_path / "data/list.csv", f"path,label,{name}", *lines)
         assert prepare("image_list", path, tmp_path / "cache").classes == CLASSES
 
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("is_valid", ("True", "False")),
+            ("isTrain", ("1", "0")),
+            ("is_training_image", ("1", "0", "")),
+            ("Test", ("yes", "no")),
+        ],
+    )
+    def test_a_column_that_says_of_each_row_whether_it_is_of_a_split(
+        self, tmp_path, files, name, words
+    ):
+        lines = [",".join(row) for row in zip(files, NAMES, cycle(words), strict=False)]
+        path = write(tmp_path / "data/list.csv", f"path,label,{name}", *lines)
+        with pytest.raises(UserError, match=rf"column '{name}' says of each row whether it is of"):
+            prepare("image_list", path, tmp_path / "cache")
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [("is_valid", ("1", "1")), ("valid", ("1", "0")), ("test", ("3", "0")), ("is_red", "10")],
+    )
+    def test_other_columns_of_numbers(self, tmp_path, files, name, words):
+        lines = [",".join(row) for row in zip(files, NAMES, cycle(words), strict=False)]
+        path = write(tmp_path / "data/list.csv", f"path,label,{name}", *lines)
+        assert prepare("image_list", path, tmp_path / "cache").classes == CLASSES
+
     def test_classes_that_are_called_train_and_test(self, tmp_path, files):
         lines = (f"{file},{('train', 'test')[n % 2]},5" for n, file in enumerate(files))
         path = write(tmp_path / "data/list.csv", "path,label,fold", *lines)

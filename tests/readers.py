@@ -237,7 +237,7 @@ num_cpus = 2
 """
 _FROM_2 = 'when = {"distill.granularity" = {low = 2}}'
 SPACE = f"""[common]
-"train.learning_rate" = "default"
+"train.learning_rate" = {{type = "float", low = 1e-3, high = 0.3, log = true}}
 "train.weight_decay" = {{type = "float", low = 1e-5, high = 1e-2, log = true}}
 "train.optimizer" = {{type = "categorical", choices = ["sgd", "adamw"]}}
 [kr]

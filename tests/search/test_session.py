@@ -116,7 +116,7 @@ def test_a_search_with_two_objectives_is_extended(
     assert run([*settings, "--json"]) == 0
     said = capsys.readouterr()
     first = json.loads(said.out)
-    assert said.err.count("has no table [plain]") == 1
+    assert "has no table" not in said.err  # plain training has no settings of its own
     assert run([*settings, "--quiet", "--set", "search.trials_per_size=+3"]) == 0
     assert "The front of every study" in capsys.readouterr().out
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from krscale.methods import method_settings
 from krscale.search.space.space import SearchSpace
 
 
@@ -30,7 +31,7 @@ def _note(space: SearchSpace, method: str, num_trials: int) -> str:
             f"{method}: nothing is searched, so that all {num_trials} trials of a size are the "
             f"same; {why}"
         )
-    if not lacking:
+    if not lacking or not method_settings(method):  # plain training has none to vary
         return ""
     if method != base and base in space.tables:
         return f"{method}: only what [{base}] varies is searched; {lacking}"

@@ -28,7 +28,7 @@ def notes(path: Path, *methods: str, num_trials: int = 8) -> list[str]:
 def test_a_method_without_a_table_is_said(tmp_path: Path) -> None:
     path = tmp_path / "space.toml"
     path.write_text(TEXT)
-    assert notes(path, "kd", "dkd", "kr+dkd") == [
+    assert notes(path, "plain", "kd", "dkd", "kr+dkd") == [
         f"dkd: only train.learning_rate is searched; {path} has no table [dkd]",
         f'kr+dkd: only what [kr] varies is searched; {path} has no table ["kr+dkd"]',
     ]

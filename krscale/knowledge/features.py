@@ -108,8 +108,7 @@ def attention_map(stage: Tensor) -> Tensor:
         `[B, H, W]` fp32; zero where the stage is.
     """
     energy = _with_positions(stage, "an attention map").float().square().mean(dim=1)
-    # Squares of small activations are far smaller; the bound is that of the authors' code.
-    return nn.functional.normalize(energy.flatten(1), dim=1, eps=1e-12).view_as(energy)
+    return directions(energy.flatten(1)).view_as(energy)
 
 
 def directions(vectors: Tensor) -> Tensor:

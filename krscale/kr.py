@@ -17,6 +17,7 @@ from krscale.knowledge.aggregation import split_taps
 from krscale.knowledge.measuring import (
     TeacherKnowledge,
     alike,
+    are_others,
     check_images,
     check_labels,
     check_teacher,
@@ -265,6 +266,7 @@ class KRLoss(nn.Module):
     def teacher(self, images: Tensor) -> TapOutputs:
         """Run the teacher in eval mode without gradients: logits, and the features of its taps."""
         teacher = self._networks[0]
+        self._check_same_teacher()
         # By a .train() of whatever holds it, or of a part of it.
         if any(module.training for module in teacher.network.modules()):
             teacher.network.eval()
@@ -290,7 +292,6 @@ class KRLoss(nn.Module):
         above 0 even for a copy of the teacher.
         """
         check_outputs(student_outputs, teacher_outputs)
-        self._check_same_teacher()
         logits = student_outputs.logits
         self._watch.on_loss(self.method, logits)
         check_labels(labels, len(logits), logits.shape[1], "KRLoss")
@@ -358,10 +359,15 @@ class KRLoss(nn.Module):
         return "\n".join([*lines, f"taps: {taps}", *self._left_out])
 
     def _check_same_teacher(self) -> None:
-        """Refuse, at the first loss, a teacher whose weights were loaded after the probes' fit."""
+        """Refuse, when it is first run, a teacher that got its weights after the probes' fit.
+
+        Not one whose weights were rounded, folded into other layers or averaged since: the probes
+        fit what it computes.
+        """
         if self._is_of_teacher or torch.compiler.is_compiling():
             return
-        if not alike(self._teacher_weights, summary_of_weights(self._networks[0].network)):
+        now = summary_of_weights(self._networks[0].network)
+        if are_others(self._teacher_weights, now):
             raise UserError(
                 "KRLoss: the teacher has other weights than when its probes were fitted, which do "
                 "not fit it any more. Load its weights before KRLoss.from_networks."

@@ -241,6 +241,9 @@ def summary_of_weights(network: nn.Module) -> list[list[float]]:
     """
     found = []
     for parameter in network.parameters():
+        if parameter.is_meta:  # its memory was given back; whoever runs it will be told
+            found.append([0.0, 0.0])
+            continue
         values = parameter.detach().to("cpu", torch.float64).flatten()
         wave = torch.arange(1, len(values) + 1, dtype=torch.float64).cos()
         found.append([float(values.norm()), float(values @ wave)])
@@ -257,6 +260,16 @@ def alike(one: list[list[float]], other: list[list[float]]) -> bool:
         for first, second in pairs
         for a, b in zip(first, second, strict=True)
     )
+
+
+def are_others(one: list[list[float]], other: list[list[float]]) -> bool:
+    """Return whether two summaries of as many weights are of two trainings, not of one.
+
+    What rounding, averaging or folding does to weights is small beside them, or changes few.
+    """
+    pairs = [(a, b) for a, b in zip(one, other, strict=False) if min(a[0], b[0]) > 0.0]
+    changed = sum(abs(a[1] - b[1]) > 0.2 * max(a[0], b[0]) for a, b in pairs)
+    return len(one) == len(other) and changed > len(pairs) / 2
 
 
 def check_teacher(knowledge: TeacherKnowledge, names: tuple[str, ...]) -> None:

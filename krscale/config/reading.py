@@ -52,7 +52,8 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Exper
     given = {a.partition("=")[0].strip() for a in overrides}
     sources = {RENAMED.get(key, key) for key in given}
     experiment = validate(content, where, sources)
-    _refuse_long_warmup(experiment.train, where)
+    if "train.num_epochs" not in sources or "train.warmup_epochs" in sources:
+        _refuse_long_warmup(experiment.train, where)  # not where a job is tried for a few epochs
     return experiment
 
 
@@ -187,6 +188,8 @@ def _by_field(dotted: str, value: Any) -> Iterator[tuple[str, Any]]:
     if not (is_section and isinstance(value, Mapping)):
         yield dotted, value
         return
+    if not value:
+        raise UserError(f"--set {dotted}: an empty table sets no field of the section.")
     for name, one in value.items():
         yield from _by_field(f"{dotted}.{name}", one)
 

@@ -42,9 +42,7 @@ _COUNTING = re.compile("[0-9]+|of")
 
 SUSPECTED = frozenset(("split", "splits", "set", "subset", "partition", "phase", "usage"))
 """Names of columns, in lower case, in which tables of images keep splits."""
-_FLAG = re.compile(
-    rf"(is|in)({'|'.join(_HIDDEN)})(set|data|split|image|img|sample)?|(train|test)(ing)?(set|data)?"
-)
+_FLAG = re.compile(rf"(is|in)({'|'.join(_HIDDEN)})(set|data|split|image|img|sample)?")
 """Names of columns that say yes or no to one split: `is_valid`, `isTrain`, `is_training_image`."""
 _ANSWERS = dict.fromkeys(("true", "yes", "1", "t", "y"), True)
 _ANSWERS |= dict.fromkeys(("false", "no", "0", "f", "n"), False)

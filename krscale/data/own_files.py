@@ -77,6 +77,8 @@ def _settings(config: DataConfig) -> dict[str, Any]:
             del settings[name]
     if config.background != "ignore":
         settings["background"] = config.background
+    if settings["classes"] and config.source != "image_folder":
+        settings["labels"] = "by name"  # prepared before, names might stand for other numbers
     later = {"map_labels": config.map_labels, "skip_unreadable": config.skip_unreadable}
     return settings | {name: True for name, is_set in later.items() if is_set}
 

@@ -69,8 +69,19 @@ class Parquet:
 
     def identity(self) -> Mapping[str, Any]:
         """Return settings, and name, size and time of every file."""
-        files = (str(file) for found in self.files.values() for file in found)
-        return files_identity(self.config, self.path, files)
+        files = [file for found in self.files.values() for file in found]
+        identity = files_identity(self.config, self.path, map(str, files))
+        return identity | self._names_of_files(files)
+
+    def _names_of_files(self, files: Sequence[Path]) -> dict[str, Any]:
+        """Return what files call their labels, where they differ.
+
+        So that data from before labels were compared by name are found only where they do not.
+        """
+        if len(files) == 1:
+            return {}
+        names = [hugging_face_names(file, self.settings.label_column) for file in files]
+        return {"names_of_files": names} if len(set(names)) > 1 else {}
 
     def describe(self) -> Description | None:
         """Return None: `read` decodes one image only."""

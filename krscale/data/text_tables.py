@@ -43,6 +43,10 @@ def read_text(path: Path) -> Any:
     return _read(path, quoted) if _is_quoted(plain) else plain
 
 
+_MARKS = frozenset(",;\t|")
+"""What separates columns."""
+
+
 def refuse_line_breaks(labels: Values, place: Place) -> None:
     """Refuse labels that hold the end of a line: a quotation mark before them has no other.
 
@@ -55,7 +59,9 @@ def refuse_line_breaks(labels: Values, place: Place) -> None:
     """
     if labels.dtype != object:
         return
-    first = next((row for row, label in enumerate(labels) if "\n" in label), None)
+    # A label of two lines holds what separates columns only where it has swallowed rows.
+    swallowed = (row for row, label in enumerate(labels) if "\n" in label and _MARKS & set(label))
+    first = next(swallowed, None)
     if first is not None:
         raise UserError(
             f"{place(first)}: the label {labels[first][:60]!r} goes over the end of a line; is a "

@@ -247,7 +247,8 @@ def _all_inside(folder: Path) -> Iterator[Path]:
     """Yield what is in a folder; links to folders are followed there and not below, as for data."""
     yield from folder.rglob("*")
     for link in folder.iterdir():
-        if link.is_symlink() and link.is_dir():
+        around = (folder, *folder.resolve().parents)
+        if link.is_symlink() and link.is_dir() and not any(map(link.samefile, around)):
             yield from link.rglob("*")
 
 
@@ -304,7 +305,10 @@ def _read_list(path: Path, split: str | None) -> list[tuple[str, str]]:
         raise RefusedError(
             f"{path}: a line without path or label: {','.join(map(str, short.values()))}."
         )
-    return [(row["path"], row["label"]) for row in rows]
+    labels = [row["label"] for row in rows]
+    if all(re.fullmatch(r"[0-9]+\.0+", label) for label in labels):  # as the data read them
+        labels = [label.partition(".")[0] for label in labels]
+    return [(row["path"], label) for row, label in zip(rows, labels, strict=True)]
 
 
 def _is_image(path: Path, folder: Path) -> bool:

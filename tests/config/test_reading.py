@@ -365,9 +365,11 @@ def test_an_override_has_one_value(override: str, said: str) -> None:
 def test_a_table_for_a_section_sets_its_fields_and_leaves_the_others(tmp_path: Path) -> None:
     file = tmp_path / "experiment.toml"
     file.write_text("[train]\nlearning_rate = 0.3\n[distill.posterior]\nkd = 2.0\n")
-    found = load(file, ["train={num_epochs=3}", "distill={posterior={dkd=3.0}}", "data={}"])
+    found = load(file, ["train={num_epochs=3}", "distill={posterior={dkd=3.0}}"])
     assert (found.train.num_epochs, found.train.learning_rate) == (3, 0.3)
     assert (found.distill.posterior.kd, found.distill.posterior.dkd) == (2.0, 3.0)
+    with pytest.raises(UserError, match="--set views: an empty table sets no field"):
+        load(file, ["views={}"])
     with pytest.raises(UserError, match=r"Did you mean 'train\.num_epochs'"):
         load(file, ["train={num_epoch=3}"])
 
@@ -407,6 +409,12 @@ def test_a_warm_up_that_never_ends() -> None:
     with pytest.raises(UserError, match="the learning rate would never reach its peak"):
         load(overrides=["train.warmup_epochs=20"])
     assert load(overrides=["train.warmup_epochs=12"]).train.warmup_epochs == 12
+
+
+def test_a_job_with_a_warm_up_is_tried_for_a_few_epochs(tmp_path: Path) -> None:
+    file = tmp_path / "experiment.toml"
+    file.write_text("[train]\nwarmup_epochs = 5\n")
+    assert load(file, ["train.num_epochs=2"]).train.num_epochs == 2
 
 
 @pytest.mark.parametrize("value", ["", "s3:/bucket", " "])

@@ -159,7 +159,7 @@ class TestList:
             ("is_valid", ("True", "False")),
             ("isTrain", ("1", "0")),
             ("is_training_image", ("1", "0", "")),
-            ("Test", ("yes", "no")),
+            ("IS_TEST", ("yes", "no")),
         ],
     )
     def test_a_column_that_says_of_each_row_whether_it_is_of_a_split(
@@ -172,7 +172,7 @@ class TestList:
 
     @pytest.mark.parametrize(
         ("name", "words"),
-        [("is_valid", ("1", "1")), ("valid", ("1", "0")), ("test", ("3", "0")), ("is_red", "10")],
+        [("is_valid", ("1", "1")), ("valid", ("1", "0")), ("train", ("1", "0")), ("is_red", "10")],
     )
     def test_other_columns_of_numbers(self, tmp_path, files, name, words):
         lines = [",".join(row) for row in zip(files, NAMES, cycle(words), strict=False)]

@@ -167,3 +167,16 @@ def test_objects_name_the_classes_of_each_split(names: list[str], tmp_path: Path
     assert data.classes == tuple(names)
     assert data.splits["train"].labels.tolist() == [0, 1, 2]
     assert data.splits["val"].labels.tolist() == [1, 2]
+
+
+def test_data_from_before_names_were_compared_are_prepared_anew(tmp_path: Path) -> None:
+    """Their folder would be found by its identity, and labels be what they were."""
+    np.savez(tmp_path / "a.npz", x=np.zeros((4, 4, 4), np.uint8), y=[0, 1, 0, 1])
+
+    def identity(*classes: str) -> dict[str, Any]:
+        files = FilesConfig(classes=classes)
+        found = DataConfig(source="numpy", path=str(tmp_path / "a.npz"), files=files)
+        return dict(open_source(found).identity())
+
+    assert "labels" not in identity()
+    assert identity("b", "a")["labels"] == "by name"

@@ -241,6 +241,7 @@ def test_only_images_of_class_folders_are_counted(script, held_out: Path, capsys
     (held_out / "notes.txt").write_text("notes")
     shutil.move(one.parent, held_out.parent / "elsewhere")
     one.parent.symlink_to(held_out.parent / "elsewhere")  # as the data read it
+    (held_out / "itself").symlink_to(held_out)
     assert script("--accuracy", held_out) == 0
     assert capsys.readouterr().out == expected
     shutil.copy(one, held_out / "stray.png")

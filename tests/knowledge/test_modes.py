@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Self
 
 import pytest
@@ -86,6 +87,33 @@ def test_weights_that_a_hook_computes() -> None:
         torch.func.functional_call(network, drawn, (torch.ones(1, 2),))
         assert network.weight is not weight
     assert network.weight is weight
+
+
+def test_buffers_that_cannot_be_compared_or_written() -> None:
+    network = nn.Module()
+    network.register_buffer("sparse", torch.eye(3).to_sparse())
+    network.register_buffer("expanded", torch.full((1,), math.nan).expand(4))
+    network.register_buffer("nan", torch.full((2,), math.nan))
+    with torch.inference_mode():
+        network.register_buffer("inference", torch.zeros(2))
+    version = network.nan._version
+    with left_as_it_was(network), torch.inference_mode():
+        network.inference += 1.0
+    assert network.inference.tolist() == [0.0, 0.0]
+    assert network.nan._version == version
+
+
+def test_a_network_that_is_not_to_be_trained() -> None:
+    class Served(nn.Linear):
+        def train(self, mode: bool = True) -> Self:
+            if mode:
+                raise NotImplementedError("for inference only")
+            return super().train(mode)
+
+    network = nn.Sequential(nn.Dropout(), Served(1, 1))
+    with left_as_it_was(network):
+        network.eval()
+    assert [module.training for module in network.modules()] == [True, True, True]
 
 
 def test_a_module_without_a_switch_of_its_own() -> None:

@@ -42,7 +42,9 @@ class Condition:
 
     def allows(self, value: Any) -> bool:
         """Return whether it holds for a value of the other field."""
-        return value in self.choices if self.choices else bool(self.low <= value <= self.high)
+        if self.choices:
+            return any(_equal(value, choice) for choice in self.choices)
+        return bool(self.low <= value <= self.high)
 
     def __str__(self) -> str:
         if self.choices:
@@ -52,6 +54,13 @@ class Condition:
         if self.low == -math.inf:
             return f"{self.path} <= {self.high:g}"
         return f"{self.low:g} <= {self.path} <= {self.high:g}"
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether values are the same; floats but for rounding: three steps of 0.1 are not 0.3."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
+    return bool(one == other)
 
 
 def read_conditions(spec: Any, num_taps: int, where: str) -> tuple[Condition, ...]:
@@ -119,7 +128,7 @@ def _is_taken(value: Any, other: BaseDistribution) -> bool:
     if not contains(other, value):
         return False
     if isinstance(other, FloatDistribution) and other.step is not None:
-        return value in _steps_near(value, other)
+        return any(_equal(float(value), step) for step in _steps_near(value, other))
     return True
 
 
@@ -144,7 +153,7 @@ def check_condition(
                 f"as {{ low = {condition.choices[0]!r} }}."
             )
         taken = allowed_values([condition], other)
-        never = [value for value in condition.choices if value not in taken]
+        never = [v for v in condition.choices if not any(_equal(v, other) for other in taken)]
     elif isinstance(other, CategoricalDistribution):
         raise UserError(f"{where}: when {condition.path}: it has choices; give a list of them.")
     else:

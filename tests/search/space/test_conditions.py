@@ -153,6 +153,11 @@ def test_conditions_on_one_field_are_met_together(tmp_path: Path) -> None:
     assert [d.granularity for d in tried if d.mixing == "geometric"] == [3, 3, 3]
 
 
+def test_a_step_is_the_number_that_is_written() -> None:
+    assert Condition("x", choices=(0.3,)).holds({"x": 3 * 0.1})
+    assert not Condition("x", choices=(0.3,)).holds({"x": 0.4})
+
+
 @pytest.mark.parametrize(
     ("conditions", "distribution", "expected"),
     [
@@ -160,6 +165,7 @@ def test_conditions_on_one_field_are_met_together(tmp_path: Path) -> None:
         ([Condition("x", high=5)], IntDistribution(1, 7, step=3), [1, 4]),
         ([Condition("x", low=0.3, high=0.5)], FloatDistribution(0.0, 1.0), [0.3, 0.5]),
         ([Condition("x", low=0.3)], FloatDistribution(0.0, 0.5, step=0.25), [0.5]),
+        ([Condition("x", choices=(0.3, 0.6))], FloatDistribution(0.0, 0.9, step=0.1), [0.3, 0.6]),
         ([Condition("x", choices=(2, 3)), Condition("x", low=3)], IntDistribution(1, 6), [3]),
         ([Condition("x", low=4), Condition("x", high=3)], IntDistribution(1, 6), []),
         ([], CategoricalDistribution(("a", "b")), ["a", "b"]),

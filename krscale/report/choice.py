@@ -9,7 +9,7 @@ from typing import Any
 from krscale.errors import UserError
 from krscale.report.interval import half_width
 from krscale.report.result import Curve
-from krscale.report.students import CurveSize, MethodResult
+from krscale.report.students import CurveSize, MethodResult, rounded_mean
 
 _SIZES = ("num_parameters", "flops", "latency_ms")
 
@@ -150,7 +150,8 @@ def find_candidates(curve: Curve) -> list[Candidate]:
 
 
 def _fits(candidate: Candidate, limits: Limits) -> bool:
-    enough = limits.min_accuracy is None or candidate.val_accuracy >= limits.min_accuracy
+    least = limits.min_accuracy
+    enough = least is None or candidate.val_accuracy >= rounded_mean(least)  # as the means are
     return enough and all(
         candidate.measure(name) <= limit for name, limit in limits.on_sizes.items()
     )

@@ -160,7 +160,8 @@ def read_curve(run_path: Path) -> Curve:
     for name in (curve.name, *sizes, *(method for size in curve.sizes for method in size.methods)):
         if not _PLAIN_NAME.fullmatch(name) or ".." in name:
             raise damaged(path, f"{name[:80]!r} is no name of a run, size or method", rebuild)
-    return curve
+    # Found anew: that of an older file was chosen by means which were not rounded.
+    return curve.model_copy(update={"pareto": find_pareto(curve.sizes)})
 
 
 def _no_curve(run_path: Path) -> UserError:

@@ -16,6 +16,15 @@ _RENAMED = {"rungs": "sizes", "trials_per_rung": "trials_per_size"}
 """Names that fields, and settings that are values, had in older versions of krscale."""
 
 
+def rounded_mean(mean: float) -> float:
+    """Return a mean accuracy without what adding floating-point numbers left in its last digits.
+
+    Seeds with equally many right answers are equally good, and those with 0.7 each have 0.7: an
+    accuracy is a count over at most millions of images, so no true difference is this small.
+    """
+    return round(mean, 12)
+
+
 class Part(BaseModel):
     """A part of `curve.json`: immutable, and closed to unknown keys."""
 
@@ -82,6 +91,12 @@ class MethodResult(Part):
     every suggestion was too large; None in curves of krscale before it was kept."""
     front: tuple[FrontTrial, ...] = ()
     """Of a search with several objectives, the most accurate first: it is the winner."""
+
+    @field_validator("test_accuracy", "val_accuracy")
+    @classmethod
+    def _rounded(cls, mean: float | None) -> float | None:
+        """Curves of krscale before means were rounded are read as those of today."""
+        return None if mean is None else rounded_mean(mean)
 
     @field_validator("ended_by")
     @classmethod
@@ -159,4 +174,4 @@ class CurveSize(Part):
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
+    return rounded_mean(math.fsum(values) / len(values)) if values else None

@@ -62,6 +62,21 @@ def test_a_student_with_an_architecture_of_its_own_is_as_large_as_itself() -> No
     assert (large.method, large.flops, large.latency_ms) == ("kr", 40_000, 4.0)
 
 
+def test_seeds_with_equally_many_right_answers_are_equally_good() -> None:
+    fewer, more = [444, 444, 444, 443, 443], [430, 447, 447, 447, 447]
+    for small, large in ((fewer, more), (more, fewer)):
+        curve = make(
+            (1_000, {"kr": result(*(right / 450 for right in small))}),
+            (16_000, {"kr": result(*(right / 450 for right in large))}),
+        )
+        assert choose(curve, Limits(num_parameters=20_000)).picked.size.num_parameters == 1_000
+        assert [entry.num_parameters for entry in curve.pareto] == [1_000]
+    curve = make((1_000, {"kr": result(0.7, 0.7, 0.7)}), (16_000, {"kr": result(0.8)}))
+    assert choose(curve, Limits(min_accuracy=0.7)).picked.size.num_parameters == 1_000
+    thirds = make((1_000, {"kr": result(0.0, 0.0, 1.0)}), (16_000, {"kr": result(0.8)}))
+    assert choose(thirds, Limits(min_accuracy=1 / 3)).picked.size.num_parameters == 1_000
+
+
 @pytest.mark.parametrize(
     ("limits", "picked", "runner_up"),
     [

@@ -89,6 +89,19 @@ def test_a_curve_written_before_sizes_fronts_and_budgets_is_read(tmp_path):
     assert written.sizes[0].size_of("kr").flops == 90
 
 
+def test_a_curve_with_means_that_were_not_rounded_is_read_as_one_of_today(tmp_path):
+    small = size("1/64", 6000, kr=result([0.7] * 3, [0.7] * 3))
+    large = size("1/16", 24_000, kr=result([0.7] * 2, [0.7] * 2))
+    today = curve(small, large)
+    content = today.model_dump(mode="json")
+    for name in ("val_accuracy", "test_accuracy"):
+        content["sizes"][0]["methods"]["kr"][name] = math.fsum([0.7] * 3) / 3
+    assert content["sizes"][0]["methods"]["kr"]["val_accuracy"] < 0.7, "as it was written"
+    content["pareto"].append({**content["pareto"][0], "capacity": "1/16"})
+    write_json(tmp_path / "curve.json", content)
+    assert read_curve(tmp_path) == today
+
+
 def test_what_ended_a_search_and_what_it_was_allowed_is_kept(tmp_path):
     budgets = Budgets(
         trials_per_size=8, num_final_seeds=5, max_wall_seconds=0.0, max_epochs=40,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,22 +111,30 @@ def _weights(delivery: Delivery) -> str:
 
 
 def _number(flag: str, text: str | None) -> float | None:
-    """Return a positive number, `k`, `M` and `G` allowed as in the table."""
+    value = _decimal(flag, text)
+    return None if value is None else float(value)
+
+
+def _count(flag: str, text: str | None) -> int | None:
+    value = _decimal(flag, text)
+    if value is not None and value < 1:
+        raise UserError(f"{flag}: expected at least 1 (got {text!r}).")
+    return None if value is None else int(value)
+
+
+def _decimal(flag: str, text: str | None) -> Decimal | None:
+    """Return a positive number exactly as written, `k`, `M` and `G` allowed as in the table."""
     if text is None:
         return None
     unit = _UNITS.get(text[-1:], 1)
     try:
-        value = float(text[:-1] if unit > 1 else text) * unit
-    except ValueError:
-        value = 0.0
-    if not 0.0 < value < float("inf"):
+        value = Decimal(text[:-1] if unit > 1 else text) * unit
+        fits = 0.0 < float(value) < float("inf")
+    except (ArithmeticError, ValueError):  # no number; one with too many digits; sNaN
+        fits = False
+    if not fits:
         raise UserError(f"{flag}: expected a positive number such as 20000 or 20k (got {text!r}).")
     return value
-
-
-def _count(flag: str, text: str | None) -> int | None:
-    value = _number(flag, text)
-    return None if value is None else int(value)
 
 
 def _share(flag: str, text: str | None) -> float | None:
@@ -133,8 +142,8 @@ def _share(flag: str, text: str | None) -> float | None:
         return None
     percent = text.endswith("%")
     try:
-        value = float(text.removesuffix("%")) / (100 if percent else 1)
-    except ValueError:
+        value = float(Decimal(text.removesuffix("%")) / (100 if percent else 1))
+    except (ArithmeticError, ValueError):
         value = -1.0
     if not 0.0 <= value <= 1.0:
         raise UserError(f"{flag}: expected a share such as 0.95, or 95% (got {text!r}).")

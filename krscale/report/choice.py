@@ -30,6 +30,12 @@ class Limits:
     latency_ms: float | None = None
     min_accuracy: float | None = None
 
+    def __post_init__(self) -> None:
+        for name, value in self.on_sizes.items():
+            least = "more than 0" if name == "latency_ms" else "at least 1"
+            if not (value > 0 if name == "latency_ms" else value >= 1):  # NaN is neither
+                raise UserError(f"a limit of {name}: expected {least} (got {value!r}).")
+
     @property
     def on_sizes(self) -> dict[str, float]:
         """The sizes that were limited, by the name of the size's field."""

@@ -169,8 +169,14 @@ _LIMITS = {
 def _limits(wanted: Mapping[str, Any]) -> Limits:
     given = {name: value for name, value in wanted.items() if name in _LIMITS}
     for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-            raise UserError(f"result: {name}: a number of at least 0 is wanted (got {value!r}).")
+        least = 1 if name in ("max_parameters", "max_flops") else 0
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
+            expected = f"a number of at least {least}"
+        elif name == "max_latency_ms" and value == 0:
+            expected = "a number above 0"
+        else:
+            continue
+        raise UserError(f"result: {name}: {expected} is wanted (got {value!r}).")
     limits = {_LIMITS[name]: value for name, value in given.items()}
     return Limits(**limits or {"num_parameters": _NO_LIMIT})
 

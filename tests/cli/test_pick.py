@@ -16,6 +16,7 @@ from running import environment, in_process
 from safetensors.torch import load_file
 
 import krscale.runs.refit
+from krscale.cli.pick import _count, _share
 from krscale.config import with_values
 from krscale.data import open_data, prepare_data
 from krscale.digests import digest_path
@@ -103,6 +104,16 @@ def test_json_alone_is_on_stdout_and_nothing_heavy_is_imported(run, tmp_path) ->
     assert provenance["data"]["fingerprint"] == read_curve(run).data["fingerprint"]
 
 
+@pytest.mark.parametrize(
+    ("text", "count"), [("1.009k", 1009), ("4.1k", 4100), ("2.0095k", 2009), ("8.2M", 8_200_000)]
+)
+def test_a_count_is_read_as_it_is_written(text, count) -> None:
+    assert _count("--max-params", text) == count
+    assert [_share("--min-accuracy", f"{n / 10:g}%") for n in range(1001)] == [
+        n / 1000 for n in range(1001)
+    ]
+
+
 class Watching(Progress):
     """Remembers the epochs of the training, and may end it as a kill would."""
 
@@ -178,6 +189,9 @@ def test_refit_learns_from_validation_too_and_survives_an_interruption(
         ([], "a limit is needed: --max-params"),
         (["--max-params", "many"], "--max-params: expected a positive number"),
         (["--max-params", "-5"], "--max-params: expected a positive number"),
+        (["--max-params", "0.5"], "--max-params: expected at least 1"),
+        (["--max-params", "1e999999999"], "--max-params: expected a positive number"),
+        (["--max-flops", "0.9"], "--max-flops: expected at least 1"),
         (["--max-flops", "nan"], "--max-flops: expected a positive number"),
         (["--min-accuracy", "95"], r"--min-accuracy: expected a share such as 0\.95, or 95%"),
         (["--max-params", "10"], r"none of 4 students .* picked with --max-params \d+"),

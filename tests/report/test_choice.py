@@ -78,6 +78,18 @@ def test_seeds_with_equally_many_right_answers_are_equally_good() -> None:
 
 
 @pytest.mark.parametrize(
+    "limits",
+    [
+        {"num_parameters": 0}, {"num_parameters": 0.5}, {"flops": -1}, {"latency_ms": 0.0},
+        {"latency_ms": float("nan")},
+    ],
+)  # fmt: skip
+def test_a_limit_that_no_student_can_be_within_is_refused(limits: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=f"a limit of {next(iter(limits))}: expected .* \\(got"):
+        Limits(**limits)
+
+
+@pytest.mark.parametrize(
     ("limits", "picked", "runner_up"),
     [
         (Limits(num_parameters=10_000), "kr at 1/40", "kr at 1/400"),

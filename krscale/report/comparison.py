@@ -16,11 +16,11 @@ from krscale.report.gains import gains_of_unlabelled
 from krscale.report.interval import half_width
 from krscale.report.result import Curve
 from krscale.report.table import (
-    accuracy_cells,
     front_of,
     new_table,
-    size_cells,
+    several_rows,
     stdout_is_ascii,
+    student_rows,
 )
 from krscale.showing import printable, spreadsheet_text
 
@@ -45,7 +45,7 @@ def comparison_table(curves: Sequence[Curve], *, ascii_only: bool | None = None)
         f"teacher of {curve.name}: {100 * curve.teacher['test_accuracy']:.1f} %" for curve in curves
     ]
     told = [*differences(curves), *gains_of_unlabelled(curves)]
-    notes = [*teachers, *told, "* Pareto front of its run, by validation"]
+    notes = [*teachers, *told, *several_rows(curves), "* Pareto front of its run, by validation"]
     table = new_table("test accuracy in %", "\n".join(notes), plain_text=plain_text)
     table.add_column("run", overflow="fold")
     for heading in ("size", "params", "FLOPs", "ms"):
@@ -53,10 +53,12 @@ def comparison_table(curves: Sequence[Curve], *, ascii_only: bool | None = None)
     for method in methods:
         table.add_column(method, justify="left", overflow="fold")
     for curve in curves:
-        for number, size in enumerate(curve.sizes):
-            name = Text(curve.name if number == 0 else "")
-            cells = accuracy_cells(size, methods, front_of(curve), plus_minus)
-            table.add_row(name, *size_cells(size), *cells)
+        front = front_of(curve)
+        rows = [
+            row for size in curve.sizes for row in student_rows(size, methods, front, plus_minus)
+        ]
+        for number, row in enumerate(rows):
+            table.add_row(Text(curve.name if number == 0 else ""), *row)
     return table
 
 

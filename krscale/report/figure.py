@@ -115,7 +115,12 @@ def label_sizes(axes: Axes, curves: Sequence[Curve], methods: Sequence[str]) -> 
     """
     axes.set_xscale("log")
     drawn = [x for curve in curves for m in curve.methods for x in plotted_sizes(curve, m, methods)]
-    sizes = {size.num_parameters: size.capacity for curve in curves for size in curve.sizes}
+    sizes = {
+        own.num_parameters: size.capacity
+        for curve in curves
+        for size in curve.sizes
+        for own, _ in size.by_student()
+    }
     ends = size_range(drawn or sizes)
     shown = marked(sizes, ends)
     alone = len(curves) == 1

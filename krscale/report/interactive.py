@@ -101,7 +101,12 @@ def _figure(curves: Sequence[Curve]) -> dict[str, Any]:
 
 def _size_axis(curves: Sequence[Curve], field: str, drawn: Sequence[float]) -> dict[str, Any]:
     """Return what of the horizontal axis depends on the kind of size, in plotly's words."""
-    sizes = {getattr(size, field): size.capacity for curve in curves for size in curve.sizes}
+    sizes = {
+        getattr(own, field): size.capacity
+        for curve in curves
+        for size in curve.sizes
+        for own, _ in size.by_student()
+    }
     ends = size_range(drawn or sizes)
     shown = marked(sizes, ends)
     number = (lambda x: f"{x:.2g}") if field == "latency_ms" else short_number

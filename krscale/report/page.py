@@ -24,8 +24,8 @@ from krscale.report.page_settings import convergence, other_settings, winning_se
 from krscale.report.rendering import Cell, Table, texts, write_rendered
 from krscale.report.reproduce import command_of
 from krscale.report.result import Curve
-from krscale.report.students import MethodResult
-from krscale.report.table import front_of, sampling, short_number
+from krscale.report.students import CurveSize, MethodResult
+from krscale.report.table import apart, front_of, sampling, several_rows, short_number
 
 CLOSE_ENOUGH = 0.01
 """A student this near to the best on validation counts as enough in the summary."""
@@ -94,6 +94,7 @@ def _content(run: ShownRun) -> dict[str, Any]:
         "answer": _answer(curve),
         "question": _question(run),
         "students": _students(curve),
+        "students_notes": several_rows([curve]),
         "front": _front(curve),
         "trials_title": FRONT_TITLE,
         "trials_caption": FRONT_CAPTION,
@@ -149,7 +150,7 @@ def _question(run: ShownRun) -> list[str]:
         counts.append(
             f"and {curve.num_unlabelled:,} without labels, for methods with a teacher only"
         )
-    sizes = [f"{r.capacity} ({short_number(r.num_parameters)} parameters)" for r in curve.sizes]
+    sizes = [f"{size.capacity} ({_parameters(size)} parameters)" for size in curve.sizes]
     lines = [
         f"Images: {data.get('source', 'unknown')}; {', '.join(counts) or 'number unknown'}.",
         f"Teacher: {teacher['model']} of width {teacher['width']}.",
@@ -173,6 +174,11 @@ def _question(run: ShownRun) -> list[str]:
     return [*lines, *(f"{name}: {_purpose(name)}" for name in curve.methods)]
 
 
+def _parameters(size: CurveSize) -> str:
+    counts = [short_number(own.num_parameters) for own, _ in size.by_student()]
+    return " to ".join(dict.fromkeys((counts[0], counts[-1])))
+
+
 def _purpose(method: str) -> str:
     base, *terms = method.split("+")
     if terms:
@@ -187,15 +193,17 @@ def _students(curve: Curve) -> Table:
     rows = []
     for size in curve.sizes:
         means = [r.test_accuracy for r in size.methods.values() if r.test_accuracy is not None]
-        sizes = (f"{size.num_parameters:,}", f"{size.flops:,}", f"{size.latency_ms:.2f}")
-        row = texts([size.capacity, *sizes], 1)
+        shown = {}
         for method in curve.methods:
             result = size.methods.get(method)
-            shown = _accuracy(result) if result else "-"
+            text = _accuracy(result) if result else "-"
             mark = "*" if (size.capacity, method) in front else ""
             is_best = bool(result and means and result.test_accuracy == max(means))
-            row.append(Cell(shown + mark, "best" if is_best else ""))
-        rows.append(row)
+            shown[method] = Cell(text + mark, "best" if is_best else "")
+        for own, cells in apart(size, shown):
+            sizes = (f"{own.num_parameters:,}", f"{own.flops:,}", f"{own.latency_ms:.2f}")
+            row = texts([size.capacity, *sizes], 1)
+            rows.append([*row, *(cell or Cell("") for cell in cells)])
     return Table(("size", "parameters", "FLOPs", "ms", *curve.methods), rows)
 
 

@@ -169,8 +169,24 @@ class CurveSize(Part):
 
     def size_of(self, method: str) -> Size:
         """Return the size of a method's winner: its own where it has one, else the size's."""
-        own = self.methods[method].size
-        return own or Size.model_validate(self.model_dump(include=set(Size.model_fields)))
+        return self.methods[method].size or self._configured
+
+    def by_student(self) -> list[tuple[Size, tuple[str, ...]]]:
+        """Return the sizes of its finished students, smallest first, with the methods of each.
+
+        One size, unless the architecture was searched; without a finished student that of the
+        ladder, of no method.
+        """
+        found: dict[Size, list[str]] = {}
+        for method, result in self.methods.items():
+            if result.test_accuracy is not None:
+                found.setdefault(self.size_of(method), []).append(method)
+        ordered = sorted(found, key=lambda own: (own.num_parameters, own.flops, own.latency_ms))
+        return [(own, tuple(found[own])) for own in ordered] or [(self._configured, ())]
+
+    @property
+    def _configured(self) -> Size:
+        return Size.model_validate(self.model_dump(include=set(Size.model_fields)))
 
 
 def _mean(values: Sequence[float]) -> float | None:

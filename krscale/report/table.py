@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from rich import box
 from rich.table import Table
@@ -11,7 +12,9 @@ from rich.text import Text
 
 from krscale.report.interval import half_width, sampling_half_width
 from krscale.report.result import Curve
-from krscale.report.students import CurveSize, MethodResult
+from krscale.report.students import CurveSize, MethodResult, Size
+
+T = TypeVar("T")
 
 _ASCII_HEAD = box.Box("    \n    \n -- \n" + "    \n" * 5, ascii=True)
 """`box.SIMPLE_HEAD` in ASCII; rich's own substitute adds borders that do not fit 60 columns."""
@@ -19,6 +22,8 @@ _ASCII_HEAD = box.Box("    \n    \n -- \n" + "    \n" * 5, ascii=True)
 
 def curve_table(curve: Curve, *, ascii_only: bool | None = None) -> Table:
     """Return the table: a row per size, test accuracy in percent for every method.
+
+    A size whose methods have students of different sizes has a row for each of these.
 
     Args:
         curve: The result of a search.
@@ -36,8 +41,8 @@ def curve_table(curve: Curve, *, ascii_only: bool | None = None) -> Table:
     for method in curve.methods:
         table.add_column(method, justify="left", overflow="fold")
     for size in curve.sizes:
-        cells = accuracy_cells(size, curve.methods, front_of(curve), plus_minus)
-        table.add_row(*size_cells(size), *cells)
+        for cells in student_rows(size, curve.methods, front_of(curve), plus_minus):
+            table.add_row(*cells)
     return table
 
 
@@ -67,14 +72,47 @@ def short_number(value: float) -> str:
     return f"{value:.0f}"
 
 
-def size_cells(size: CurveSize) -> list[Text]:
-    """Return the cells of a size's name and sizes."""
-    latency = f"{size.latency_ms:.2f}" if size.latency_ms < 100 else f"{size.latency_ms:.0f}"
-    sizes = (short_number(size.num_parameters), short_number(size.flops), latency)
-    return [Text(cell) for cell in (size.capacity, *sizes)]
+def student_rows(
+    size: CurveSize, methods: Sequence[str], front: set[tuple[str, str]], plus_minus: str
+) -> list[list[Text]]:
+    """Return a row for each size that students of one capacity have: theirs, and accuracies."""
+    accuracies = dict(zip(methods, _accuracy_cells(size, methods, front, plus_minus), strict=True))
+    rows = []
+    for own, cells in apart(size, accuracies):
+        latency = f"{own.latency_ms:.2f}" if own.latency_ms < 100 else f"{own.latency_ms:.0f}"
+        sizes = (short_number(own.num_parameters), short_number(own.flops), latency)
+        row = [Text(cell) for cell in (size.capacity, *sizes)]
+        rows.append([*row, *(cell or Text("") for cell in cells)])
+    return rows
 
 
-def accuracy_cells(
+def apart(size: CurveSize, cells: Mapping[str, T]) -> list[tuple[Size, list[T | None]]]:
+    """Spread a row's cells of methods, so that each is in the row of its own student's size.
+
+    Args:
+        size: Students of one capacity.
+        cells: A cell by method; those without a finished student go to the first row.
+
+    Returns:
+        A row for each size, None where a method has its cell in another row.
+    """
+    found = size.by_student()
+    trained = {method for _, here in found for method in here}
+    return [
+        (own, [cell if m in here or (not n and m not in trained) else None
+               for m, cell in cells.items()])
+        for n, (own, here) in enumerate(found)
+    ]  # fmt: skip
+
+
+def several_rows(curves: Sequence[Curve]) -> list[str]:
+    """Say why a size has several rows; nothing where none has."""
+    if all(len(size.by_student()) == 1 for curve in curves for size in curve.sizes):
+        return []
+    return ["size in several rows: the architecture was searched, students differ in size"]
+
+
+def _accuracy_cells(
     size: CurveSize, methods: Sequence[str], front: set[tuple[str, str]], plus_minus: str
 ) -> list[Text]:
     """Return a cell for each method: percent, interval, a mark on the front, bold the best."""
@@ -127,6 +165,7 @@ def _caption(curve: Curve, plus_minus: str) -> str:
     if reach := sampling(curve):
         reach = reach.replace("±", plus_minus)
         lines.append(f"{curve.data['num_test']:,} test images: {reach} on others like them")
+    lines += several_rows([curve])
     lines.append("* Pareto front: validation accuracy, parameters")
     if curve.num_unlabelled:
         lines.append(f"with a teacher: {curve.num_unlabelled:,} images without labels as well")

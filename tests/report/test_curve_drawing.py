@@ -8,7 +8,16 @@ import matplotlib.image
 import pytest
 from rich.console import Console
 
-from krscale.report import Curve, CurveSize, MethodResult, curve_table, draw_curve, find_pareto
+from krscale.report import (
+    Curve,
+    CurveSize,
+    MethodResult,
+    Size,
+    comparison_table,
+    curve_table,
+    draw_curve,
+    find_pareto,
+)
 from krscale.report.table import short_number
 
 ACCURACIES = {"plain": (0.612, 0.631, 0.598), "kd": (0.64, 0.652, 0.63), "kr": (0.68, 0.69, 0.671)}
@@ -89,6 +98,40 @@ def test_a_missing_or_failed_method_is_a_dash():
     )
     row = next(line for line in printed(broken, 80).splitlines() if "1/256" in line)
     assert row.split()[-1] == "-"
+
+
+def with_own_sizes(curve, **own):
+    size = curve.sizes[0]
+    methods = {
+        name: result.model_copy(update={"size": own.get(name)})
+        for name, result in size.methods.items()
+    }
+    return curve.model_copy(update={"sizes": (size.model_copy(update={"methods": methods}),)})
+
+
+def test_the_sizes_in_a_row_are_those_of_its_students():
+    deep = Size(width=3, num_parameters=46_900, flops=853_000, latency_ms=0.84)
+    curve = with_own_sizes(make_curve(num_sizes=1), kr=deep)
+
+    def rows(table):
+        console = Console(file=io.StringIO(), width=100, color_system=None)
+        console.print(table)
+        text = console.file.getvalue()
+        return [line.split() for line in text.splitlines() if "1/256" in line], text
+
+    found, text = rows(curve_table(curve, ascii_only=True))
+    assert found == [
+        ["1/256", "1.56k", "39k", "0.21", "61.4+-4.1", "64.1+-2.7"],
+        ["1/256", "46.9k", "853k", "0.84", "68.0+-2.4*"],
+    ]
+    assert "size in several rows: the architecture was searched" in text
+    compared, _ = rows(comparison_table([curve], ascii_only=True))
+    assert compared == [["digits", *found[0]], found[1]]
+
+    all_deep = with_own_sizes(make_curve(num_sizes=1), plain=deep, kd=deep, kr=deep)
+    found, text = rows(curve_table(all_deep, ascii_only=True))
+    assert [row[1:4] for row in found] == [["46.9k", "853k", "0.84"]]
+    assert "several rows" not in text
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from krscale.report import (
     FrontTrial,
     MethodResult,
     ShownRun,
+    Size,
     comparison_table,
     differences,
     draw_curves,
@@ -194,6 +195,22 @@ def test_convergence_of_the_search_and_of_the_trainings(tmp_path) -> None:
     picture = base64.b64decode(re.search(r"base64,([^\"]*)", section)[1])
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 5_000
+
+
+def test_sizes_of_searched_architectures_stand_beside_their_accuracies(tmp_path) -> None:
+    own = Size(width=3, num_parameters=46_900, flops=853_000, latency_ms=0.84)
+    first, second = make().sizes
+    methods = {**first.methods, "kr": first.methods["kr"].model_copy(update={"size": own})}
+    sizes = (first.model_copy(update={"methods": methods}), second)
+    write_page([ShownRun(make(sizes=sizes), PNG, None, {})], tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    assert rows_of(text, "Every student")[1:] == [
+        ["1/16", "2,965", "56,688", "0.20", "89.0 ± 12.7", ""],
+        ["1/16", "46,900", "853,000", "0.84", "", "95.0 ± 0.0*"],
+        ["1/4", "11,284", "219,360", "0.30", "96.0 ± 0.0*", "-"],
+    ]
+    assert "1/16 (2.96k to 46.9k parameters)" in text
+    assert "Size in several rows" in text
 
 
 def test_page_shows_the_front_of_a_search_with_several_objectives(tmp_path) -> None:

@@ -64,11 +64,11 @@ def run(options: argparse.Namespace) -> int:
     output = _output(options.output, paths, curves)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        _write_files(paths, curves, output)
+        shown = _write_files(paths, curves, output)
     except OSError as error:
         file = error.filename2 or error.filename or output  # the second is where it was moved
         raise UserError(f"{file}: cannot be written: {error.strerror or error}.") from None
-    _print(curves, output, as_json=options.json)
+    _print(shown, output, as_json=options.json)
     return 0
 
 
@@ -93,7 +93,7 @@ def _output(given: str | None, paths: Sequence[Path], curves: Sequence[Curve]) -
     return paths[0].parent / "reports" / name
 
 
-def _write_files(paths: Sequence[Path], curves: Sequence[Curve], output: Path) -> None:
+def _write_files(paths: Sequence[Path], curves: Sequence[Curve], output: Path) -> list[ShownRun]:
     from krscale.report import draw_curve, draw_curves, write_csv, write_interactive, write_page
 
     shown = []
@@ -109,6 +109,7 @@ def _write_files(paths: Sequence[Path], curves: Sequence[Curve], output: Path) -
     write_interactive(curves, output / INTERACTIVE_FILE)
     write_csv(curves, output / CSV_FILE)
     write_page(shown, output / PAGE_FILE, overlay)
+    return shown
 
 
 def _shown(path: Path, curve: Curve, figure: bytes) -> ShownRun:
@@ -166,16 +167,21 @@ def _content(curves: Sequence[Curve]) -> Any:
     return found[0] if len(found) == 1 else found
 
 
-def _print(curves: Sequence[Curve], output: Path, *, as_json: bool) -> None:
+def _print(shown: Sequence[ShownRun], output: Path, *, as_json: bool) -> None:
+    curves = [run.curve for run in shown]
     if as_json:
         show(json.dumps(_content(curves), indent=2))
         return
 
     from krscale.report import comparison_table, curve_table, front_headings, front_table
 
-    terminal().print(curve_table(curves[0]) if len(curves) == 1 else comparison_table(curves))
-    if len(curves) == 1 and front_headings(curves[0]):
-        terminal().print(front_table(curves[0]))
+    if len(curves) > 1:
+        experiments = [run.experiment for run in shown]
+        terminal().print(comparison_table(curves, experiments=experiments))
+    else:
+        terminal().print(curve_table(curves[0]))
+        if front_headings(curves[0]):
+            terminal().print(front_table(curves[0]))
     show(f"Page:   {output / PAGE_FILE} (one file; opens without a network)")
     show(f"CSV:    {output / CSV_FILE}")
     show(f"Figure: {output / FIGURE_FILE}, to explore in a browser: {output / INTERACTIVE_FILE}")

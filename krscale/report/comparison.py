@@ -11,14 +11,18 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from krscale.config import Experiment
 from krscale.files import write_text
 from krscale.report.gains import gains_of_unlabelled
 from krscale.report.interval import half_width
 from krscale.report.result import Curve
 from krscale.report.table import (
     front_of,
+    interval_notes,
     new_table,
+    seeds_of,
     several_rows,
+    span,
     stdout_is_ascii,
     student_rows,
 )
@@ -31,12 +35,18 @@ CSV_COLUMNS = (
 )  # fmt: skip
 
 
-def comparison_table(curves: Sequence[Curve], *, ascii_only: bool | None = None) -> Table:
+def comparison_table(
+    curves: Sequence[Curve],
+    *,
+    ascii_only: bool | None = None,
+    experiments: Sequence[Experiment | None] = (),
+) -> Table:
     """Return one table for several runs: a row per run and size, a column per method.
 
     Args:
         curves: Results of searches, in the order of the rows.
         ascii_only: Use no character outside ASCII; None decides by the encoding of stdout.
+        experiments: What was asked of each run, None where it is not known.
     """
     plain_text = stdout_is_ascii() if ascii_only is None else ascii_only
     plus_minus = "+-" if plain_text else "±"
@@ -44,8 +54,11 @@ def comparison_table(curves: Sequence[Curve], *, ascii_only: bool | None = None)
     teachers = [
         f"teacher of {curve.name}: {100 * curve.teacher['test_accuracy']:.1f} %" for curve in curves
     ]
-    told = [*differences(curves), *gains_of_unlabelled(curves)]
-    notes = [*teachers, *told, *several_rows(curves), "* Pareto front of its run, by validation"]
+    told = [*differences(curves, experiments), *gains_of_unlabelled(curves)]
+    notes = [
+        *interval_notes(curves, plus_minus), *teachers, *told, *several_rows(curves),
+        "* Pareto front of its run, by validation",
+    ]  # fmt: skip
     table = new_table("test accuracy in %", "\n".join(notes), plain_text=plain_text)
     table.add_column("run", overflow="fold")
     for heading in ("size", "params", "FLOPs", "ms"):
@@ -62,20 +75,46 @@ def comparison_table(curves: Sequence[Curve], *, ascii_only: bool | None = None)
     return table
 
 
-def differences(curves: Sequence[Curve]) -> list[str]:
-    """Return in words what makes the runs hard to compare; nothing when nothing does."""
+def differences(
+    curves: Sequence[Curve], experiments: Sequence[Experiment | None] = ()
+) -> list[str]:
+    """Return in words what makes the runs hard to compare; nothing when nothing does.
+
+    Args:
+        curves: Results of searches.
+        experiments: What was asked of each, None where it is not known; empty: of none.
+    """
+    asked = experiments or [None] * len(curves)
+    epochs = [None if given is None else str(given.train.num_epochs) for given in asked]
     found = []
     for what, values in (
         ("data", [curve.data.get("fingerprint") for curve in curves]),
         ("images without labels", [_unlabelled(curve) for curve in curves]),
         ("teachers", [curve.teacher.get("fingerprint") for curve in curves]),
         ("commits of krscale", [_short(curve.commit) for curve in curves]),
-        ("numbers of trials per student", [_budget(curve) for curve in curves]),
+        ("numbers of epochs per training", epochs),
+        ("numbers of trials per student", [_trials(curve) for curve in curves]),
+        ("numbers of seeds per student", [span(seeds_of(curve)) for curve in curves]),
+        ("budgets of the search", [_budget(curve) for curve in curves]),
     ):
-        if len(set(values)) > 1:
-            listed = ", ".join(f"{c.name} {v}" for c, v in zip(curves, values, strict=True))
+        unknown = [curve.name for curve, value in zip(curves, values, strict=True) if not value]
+        if len({value for value in values if value}) > 1:
+            listed = ", ".join(
+                f"{curve.name} {value or 'not known'}"
+                for curve, value in zip(curves, values, strict=True)
+            )
             found.append(f"different {what}: {listed}")
+        elif unknown and what in _NEEDED and len(curves) > 1:
+            found.append(f"not known whether the {what} differ: no fingerprint in {_and(unknown)}")
     return found
+
+
+_NEEDED = ("data", "teachers")
+"""Without these being the same, accuracies say nothing about methods."""
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def write_csv(curves: Sequence[Curve], path: Path) -> None:
@@ -112,6 +151,14 @@ def _short(commit: str) -> str:
     return found[:8] + dash + mark
 
 
+def _trials(curve: Curve) -> str:
+    return span({r.num_trials for size in curve.sizes for r in size.methods.values()})
+
+
 def _budget(curve: Curve) -> str:
-    counts = {r.num_trials for size in curve.sizes for r in size.methods.values()}
-    return "-".join(str(count) for count in sorted({min(counts), max(counts)})) if counts else "0"
+    """Return the limits of a search as its settings name them; trials and seeds stand apart."""
+    if curve.budgets is None:
+        return ""
+    limits = curve.budgets.model_dump(exclude={"trials_per_size", "num_final_seeds"})
+    given = [f"{name} {value:g}" for name, value in limits.items() if value]
+    return " and ".join(given) or "without limits"

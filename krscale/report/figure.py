@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from krscale.files import write_atomic
 from krscale.report.axes import accuracy_range, bars, finished, marked, percent, size_range
 from krscale.report.result import Curve
-from krscale.report.table import short_number
+from krscale.report.table import seeds_of, short_number, span
 
 # Okabe and Ito's palette: told apart with every common kind of colour blindness, and in print.
 _KNOWN = {"plain": ("#000000", "s"), "kd": ("#0072B2", "^"), "kr": ("#D55E00", "o")}
@@ -146,11 +146,10 @@ def _legend_title(curve: Curve) -> str:
 
 
 def _seeds(curve: Curve) -> str:
-    counts = {len(r.seeds) for size in curve.sizes for r in size.methods.values() if r.seeds}
-    if not counts or max(counts) < 2:
+    counts = seeds_of(curve)
+    if max(counts, default=0) < 2:
         return "one seed"
-    span = "-".join(str(n) for n in sorted({min(counts), max(counts)}))
-    return f"mean, 95 % interval, {span} seeds"
+    return f"mean, 95 % interval, {span(counts)} seeds"
 
 
 def styles_of(methods: Sequence[str]) -> dict[str, tuple[str, str]]:

@@ -73,6 +73,7 @@ def write_page(runs: Sequence[ShownRun], path: Path, overlay: bytes | None = Non
         overlay: A figure of all runs together, a PNG.
     """
     curves = [run.curve for run in runs]
+    experiments = [run.experiment for run in runs]
     names = ", ".join(curve.name for curve in curves)
     write_rendered(
         path,
@@ -80,7 +81,7 @@ def write_page(runs: Sequence[ShownRun], path: Path, overlay: bytes | None = Non
         title=f"Accuracy versus capacity: {names}",
         names=names,
         overlay=overlay,
-        differences=[*differences(curves), *gains_of_unlabelled(curves)],
+        differences=[*differences(curves, experiments), *gains_of_unlabelled(curves)],
         runs=[_content(run) for run in runs],
     )
 

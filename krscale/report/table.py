@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
 from rich import box
@@ -156,12 +156,27 @@ def sampling(curve: Curve) -> str:
     return " to ".join(dict.fromkeys(f"±{reach:.1f}" for reach in (reaches[0], reaches[-1])))
 
 
+def span(counts: Collection[int]) -> str:
+    """Return the least and the most: `5`, or `2-5`; `0` of none."""
+    ends = {min(counts, default=0), max(counts, default=0)}
+    return "-".join(str(count) for count in sorted(ends))
+
+
+def seeds_of(curve: Curve) -> set[int]:
+    """Return the numbers of seeds with which finished students were trained."""
+    return {len(r.seeds) for size in curve.sizes for r in size.methods.values() if r.seeds}
+
+
+def interval_notes(curves: Sequence[Curve], plus_minus: str) -> list[str]:
+    """Say what is shown behind the accuracies; nothing where there is one seed."""
+    counts = {count for curve in curves for count in seeds_of(curve)}
+    if max(counts, default=0) < 2:
+        return []
+    return [f"{plus_minus} 95 % interval over {span(counts)} seeds; bold: best of its size"]
+
+
 def _caption(curve: Curve, plus_minus: str) -> str:
-    counts = {len(r.seeds) for size in curve.sizes for r in size.methods.values() if r.seeds}
-    lines = []
-    if counts and max(counts) > 1:
-        seeds = "-".join(str(n) for n in sorted({min(counts), max(counts)}))
-        lines.append(f"{plus_minus} 95 % interval over {seeds} seeds; bold: best of its size")
+    lines = interval_notes([curve], plus_minus)
     if reach := sampling(curve):
         reach = reach.replace("±", plus_minus)
         lines.append(f"{curve.data['num_test']:,} test images: {reach} on others like them")

@@ -13,6 +13,7 @@ import pytest
 
 from krscale.config import Experiment, load
 from krscale.report import (
+    Budgets,
     Cost,
     Curve,
     CurveSize,
@@ -342,6 +343,38 @@ def test_several_runs_say_why_they_differ(tmp_path) -> None:
     assert "Run digits" in found.text
     assert "Run other" in found.text
     assert sum(tag == "img" for tag, _ in found.tags) == 3
+
+
+def test_runs_with_other_training_seeds_and_budgets_say_so() -> None:
+    budgets = {"trials_per_size": 6, "num_final_seeds": 2, "max_wall_seconds": 0.0,
+               "max_epochs": 0, "target_accuracy": 0.0}  # fmt: skip
+    sizes = tuple(
+        size.model_copy(update={"methods": {"plain": result(0.9, 0.9, 0.9, 0.9)}})
+        for size in make().sizes
+    )
+    longer = make("longer", sizes=sizes, budgets=Budgets(**{**budgets, "max_epochs": 40}))
+    short = make(budgets=Budgets(**budgets))
+    asked = [load(None, [f"train.num_epochs={epochs}"]) for epochs in (2, 12)]
+    lines = differences([short, longer], asked)
+    assert lines == [
+        "different numbers of epochs per training: digits 2, longer 12",
+        "different numbers of seeds per student: digits 2, longer 3",
+        "different budgets of the search: digits without limits, longer max_epochs 40",
+    ]
+    caption = str(comparison_table([short, longer], experiments=asked, ascii_only=True).caption)
+    assert "+- 95 % interval over 2-3 seeds; bold: best of its size" in caption
+    assert all(line in caption for line in lines)
+    assert differences([make(), make("old")], [None, asked[0]]) == []
+
+
+def test_data_without_a_fingerprint_are_not_known_to_be_the_same() -> None:
+    old, older = (make(name, data={"source": "x"}) for name in ("old", "older"))
+    said = "not known whether the data differ: no fingerprint in "
+    assert differences([old, older]) == [f"{said}old and older"]
+    assert differences([make(), old]) == [f"{said}old"]
+    assert differences([make(), old, make("c", data={"source": "x", "fingerprint": "d2"})]) == [
+        "different data: digits d1, old not known, c d2"
+    ]
 
 
 def test_table_of_several_runs_fits_a_terminal() -> None:

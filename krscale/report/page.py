@@ -81,6 +81,7 @@ def write_page(runs: Sequence[ShownRun], path: Path, overlay: bytes | None = Non
         title=f"Accuracy versus capacity: {names}",
         names=names,
         overlay=overlay,
+        same_trials=len({r.num_trials for c in curves for _, r in _cells(c)}) == 1,
         differences=[*differences(curves, experiments), *gains_of_unlabelled(curves)],
         runs=[_content(run) for run in runs],
     )
@@ -164,7 +165,7 @@ def _question(run: ShownRun) -> list[str]:
         lines.append(
             f"Budget: {search.trials_per_size} trials of up to {run.experiment.train.num_epochs} "
             "epochs for each way of training at each size; each winner was trained again with "
-            f"{search.num_final_seeds} fresh seeds, and these are what the figure shows."
+            f"{_fresh_seeds(curve, search.num_final_seeds)}, and these are what the figure shows."
         )
     if reach := sampling(curve):
         lines.append(
@@ -173,6 +174,25 @@ def _question(run: ShownRun) -> list[str]:
             "points (95 %)."
         )
     return [*lines, *(f"{name}: {_purpose(name)}" for name in curve.methods)]
+
+
+def _cells(curve: Curve) -> list[tuple[str, MethodResult]]:
+    """Return every student of a curve, finished or not: `kr at 1/16`, and what it reached."""
+    return [
+        (f"{method} at {size.capacity}", result)
+        for size in curve.sizes
+        for method, result in size.methods.items()
+    ]
+
+
+def _fresh_seeds(curve: Curve, planned: int) -> str:
+    """Return with how many seeds winners were trained, and with how many those with others."""
+    others = [(name, len(r.seeds)) for name, r in _cells(curve) if len(r.seeds) != planned]
+    text = f"{planned} fresh seeds"
+    if not others:
+        return text
+    listed = ", ".join(f"{name} with {count or 'none'}" for name, count in others)
+    return f"{text} ({listed})"
 
 
 def _parameters(size: CurveSize) -> str:

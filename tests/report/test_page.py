@@ -345,6 +345,25 @@ def test_several_runs_say_why_they_differ(tmp_path) -> None:
     assert sum(tag == "img" for tag, _ in found.tags) == 3
 
 
+def test_the_page_says_what_was_planned_only_where_it_was_done(tmp_path) -> None:
+    experiment = load(None, ["search.num_final_seeds=2"])
+    same = "Every size and way of training got the same number of trials."
+    found = page(tmp_path, ShownRun(make(), PNG, experiment, {})).text
+    assert same in found
+    assert "with 2 fresh seeds (kr at 1/4 with none), and these" in found
+    size = make().sizes[0]
+    fewer = result(0.9, 0.9).model_copy(update={"num_trials": 3})
+    for methods, said in (
+        (size.methods, "with 2 fresh seeds, and these"),
+        ({**size.methods, "kr": fewer}, "with 2 fresh seeds (kr at 1/16 with 1), and these"),
+    ):
+        curve = make(sizes=(size.model_copy(update={"methods": methods}),))
+        found = page(tmp_path, ShownRun(curve, PNG, experiment, {})).text
+        assert said in found
+        assert (same in found) == (methods is size.methods)
+    assert "best. All choices were made on validation images" in found
+
+
 def test_runs_with_other_training_seeds_and_budgets_say_so() -> None:
     budgets = {"trials_per_size": 6, "num_final_seeds": 2, "max_wall_seconds": 0.0,
                "max_epochs": 0, "target_accuracy": 0.0}  # fmt: skip

@@ -46,9 +46,16 @@ _FREE = {"options"}
 
 def _toml(value: Any) -> str:
     if isinstance(value, Mapping):
-        pairs = (f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items())
+        pairs = (f"{_toml(key)} = {_toml(item)}" for key, item in value.items())
         return "{" + ", ".join(pairs) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    # JSON's strings, numbers and booleans are TOML's.
-    return json.dumps(value)
+    # JSON's strings, numbers and booleans are TOML's, but for what JSON escapes as two surrogates.
+    return "".join(map(_escaped, json.dumps(value, ensure_ascii=False)))
+
+
+def _escaped(char: str) -> str:
+    """Escape what TOML forbids, or no page shows: DEL, the joiners inside of an emoji."""
+    if char.isprintable():
+        return char
+    return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"

@@ -437,6 +437,18 @@ SETTINGS = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["😀", "ü", "\x7f", "👨‍👩‍👧", "\U000e0041", 'a"\\b', "\t\u2028"])
+def test_command_gives_any_text_again(name) -> None:
+    source = Experiment().model_dump()
+    source["data"] |= {"source": "image_folder", "path": f"/data/{name}"}
+    source["student"]["options"] = {name: [name]}
+    experiment = Experiment.model_validate(source)
+    settings = settings_of(experiment)
+    assert all(setting.isprintable() for setting in settings)
+    assert load(None, settings).data.path == experiment.data.path
+    assert load(None, settings).student.options == {name: [name]}
+
+
 def test_command_gives_the_same_experiment_again() -> None:
     experiment = load(None, [*SETTINGS, "storage_path=/elsewhere", "tracking.enabled=false"])
     again = load(None, settings_of(experiment))

@@ -6,7 +6,8 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -74,12 +75,27 @@ def run(options: argparse.Namespace) -> int:
 
 def _told_apart(curves: Sequence[Curve]) -> list[Curve]:
     """Number runs of one name, which may come from several storages."""
+    taken = {curve.name for curve in curves}  # a number must not make the name of another run
     found: list[Curve] = []
     for curve in curves:
-        number = 1 + sum(curve.name == other.name for other in curves[: len(found)])
-        name = curve.name if number == 1 else f"{curve.name}-{number}"
+        name = curve.name
+        if any(name == other.name for other in found):
+            name = _free(name, taken)
+            taken.add(name)
         found.append(curve.model_copy(update={"name": name}))
     return found
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    return next(found for n in count(2) if (found := f"{name}-{n}") not in taken)
+
+
+def _figure_names(curves: Sequence[Curve]) -> list[str]:
+    """Return the file of each run's own figure, none of which is that of all runs together."""
+    if len(curves) == 1:
+        return [FIGURE_FILE]
+    names, together = [curve.name for curve in curves], Path(FIGURE_FILE).stem
+    return [f"{_free(name, names) if name == together else name}.png" for name in names]
 
 
 def _output(given: str | None, paths: Sequence[Path], curves: Sequence[Curve]) -> Path:
@@ -97,8 +113,8 @@ def _write_files(paths: Sequence[Path], curves: Sequence[Curve], output: Path) -
     from krscale.report import draw_curve, draw_curves, write_csv, write_interactive, write_page
 
     shown = []
-    for path, curve in zip(paths, curves, strict=True):
-        figure = output / (FIGURE_FILE if len(paths) == 1 else f"{curve.name}.png")
+    for path, curve, name in zip(paths, curves, _figure_names(curves), strict=True):
+        figure = output / name
         draw_curve(curve, figure)
         shown.append(_shown(path, curve, figure.read_bytes()))
     overlay = None

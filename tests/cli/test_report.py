@@ -8,6 +8,7 @@ import sys
 import pytest
 from running import bounded_memory, in_process
 
+from krscale.cli.report import _figure_names, _told_apart
 from krscale.files import read_json
 from krscale.report import Curve, CurveSize, MethodResult, find_pareto, write_curve
 
@@ -80,6 +81,26 @@ def test_several_runs_are_compared(storage, tmp_path, capsys):
     # Reports are no runs.
     assert main(["digitz"]) == 2
     assert "reports" not in capsys.readouterr().err
+
+
+def test_no_two_runs_have_one_name_or_one_figure():
+    class Named:
+        def __init__(self, name):
+            self.name = name
+
+        def model_copy(self, update):
+            return Named(**update)
+
+    def names(*given):
+        found = _told_apart([Named(name) for name in given])
+        return [curve.name for curve in found], _figure_names(found)
+
+    assert names("a", "a", "a-2")[0] == ["a", "a-3", "a-2"]
+    assert names("a-2", "a", "a", "a")[0] == ["a-2", "a", "a-3", "a-4"]
+    told, figures = names("curve", "other", "curve", "curve-2")
+    assert told == ["curve", "other", "curve-3", "curve-2"]
+    assert figures == ["curve-4.png", "other.png", "curve-3.png", "curve-2.png"]
+    assert names("digits")[1] == ["curve.png"]
 
 
 def test_experiment_of_another_version_is_told_on_the_page(storage, capsys):

@@ -20,9 +20,8 @@ from krscale.report.table import seeds_of, short_number, span
 
 # Okabe and Ito's palette: told apart with every common kind of colour blindness, and in print.
 _KNOWN = {"plain": ("#000000", "s"), "kd": ("#0072B2", "^"), "kr": ("#D55E00", "o")}
-_FURTHER = [
-    ("#009E73", "D"), ("#CC79A7", "v"), ("#56B4E9", "P"), ("#E69F00", "X"), ("#8C8C8C", "p"),
-]  # fmt: skip
+_COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C8C8C")
+_MARKERS = ("D", "v", "P", "X", "p", "<", ">", "*", "h", "d")
 STYLE: Any = {
     "font.size": 11.0,
     "axes.titlesize": 12.0,
@@ -155,8 +154,17 @@ def _seeds(curve: Curve) -> str:
 def styles_of(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Fixed colours for the three methods of every report, the rest of the palette for others."""
     others = [name for name in methods if name not in _KNOWN]
-    further = {name: _FURTHER[i % len(_FURTHER)] for i, name in enumerate(others)}
+    further = {name: _further(number) for number, name in enumerate(others)}
     return {name: _KNOWN.get(name) or further[name] for name in methods}
+
+
+def _further(number: int) -> tuple[str, str]:
+    """Return another colour for each of five and another marker for each of ten methods.
+
+    After ten the markers move on by one, so that no two of fifty have both in common.
+    """
+    moved = number + number // len(_MARKERS)
+    return _COLOURS[number % len(_COLOURS)], _MARKERS[moved % len(_MARKERS)]
 
 
 def shifted(size: int, method: str, methods: Sequence[str]) -> float:

@@ -31,7 +31,8 @@ _AXES = {
 """Field of a size -> its button, and the title of its axis."""
 _MARKERS = {
     "s": "square", "^": "triangle-up", "o": "circle", "D": "diamond", "v": "triangle-down",
-    "P": "cross", "X": "x", "p": "pentagon",
+    "P": "cross", "X": "x", "p": "pentagon", "<": "triangle-left", ">": "triangle-right",
+    "*": "star", "h": "hexagon", "d": "diamond-tall",
 }  # fmt: skip
 """Markers of the printed figure in plotly's words."""
 _DASHES = ("solid", "dash", "dot", "dashdot")

@@ -19,7 +19,7 @@ from krscale.report import (
     write_interactive,
     write_page,
 )
-from krscale.report.figure import draw_curve
+from krscale.report.figure import draw_curve, styles_of
 from krscale.report.interactive import _figure
 
 
@@ -66,6 +66,22 @@ def test_points_intervals_front_and_teacher_are_in_the_figure() -> None:
     assert [shape["y0"] for shape in figure["layout"]["shapes"]] == [98.9]
     assert figure["layout"]["xaxis"]["type"] == "log"
     assert "sparsity 0.312" in kr["text"][0]
+
+
+def test_no_two_methods_look_alike() -> None:
+    methods = ["plain", "kd", "kr", *(f"m{number}" for number in range(50))]
+    styles = styles_of(methods)
+    assert len(set(styles.values())) == len(methods)
+    assert len({marker for _, marker in list(styles.values())[:13]}) == 13
+    size = make().sizes[0]
+    result = size.methods["kr"]
+    sizes = (size.model_copy(update={"methods": dict.fromkeys(methods, result)}),)
+    drawn = _figure([make().model_copy(update={"sizes": sizes})])["data"]
+    looks = {
+        (trace["marker"]["color"], trace["marker"]["symbol"]) for trace in drawn if "line" in trace
+    }
+    assert len(looks) == len(methods)
+    plotly.graph_objects.Figure({"data": drawn})  # refuses a symbol that there is not
 
 
 def test_buttons_move_every_point_to_the_other_axes() -> None:

@@ -6,11 +6,13 @@ import copy
 import functools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -36,7 +38,8 @@ def count_flops(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
     """Return the floating-point operations of one forward pass over one image.
 
     A multiply-add counts as 2 FLOPs (papers that write "FLOPs" often count it as 1). Convolutions,
-    matrix products and attention count; norms, activations and pooling do not. Nothing is
+    products of matrices and vectors, attention and recurrent layers count; norms, activations and
+    pooling do not, nor does a product that is written as a multiplication and a sum. Nothing is
     computed: a copy of the network runs on the meta device. One that cannot run there, because it
     looks at values, runs where it is.
 
@@ -55,9 +58,60 @@ def count_flops(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
 
 def _count(model: nn.Module, input_shape: tuple[int, int, int], device: torch.device) -> int:
     image = torch.zeros(1, *input_shape, device=device)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping=_UNCOUNTED)
+    with torch.no_grad(), _plain_kernels(), counter:
         model.eval()(image)
     return int(counter.get_total_flops())
+
+
+@contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Take the products of attention and recurrent layers one by one, on every device.
+
+    The fused kernels that real devices have for them are no operations that torch counts, and
+    would count as nothing.
+    """
+    mha = torch.backends.mha
+    libraries: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
+    before = mha.get_fastpath_enabled(), [library.enabled for library in libraries]
+    try:
+        mha.set_fastpath_enabled(False)
+        for library in libraries:
+            # Not by `flags()`, which sets other things, too, and warns of those.
+            library.enabled = False
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        mha.set_fastpath_enabled(before[0])
+        for library, enabled in zip(libraries, before[1], strict=True):
+            library.enabled = enabled
+
+
+def _dot(a: Sequence[int], _b: Any, **_: Any) -> int:
+    return 2 * math.prod(a)  # of a matrix or a vector, with a vector
+
+
+def _addmv(_to: Any, a: Sequence[int], b: Any, **_: Any) -> int:
+    return _dot(a, b)
+
+
+def _addbmm(_to: Any, a: Sequence[int], b: Sequence[int], **_: Any) -> int:
+    return 2 * math.prod(a) * b[-1]
+
+
+def _bilinear(a: Sequence[int], weight: Sequence[int], _b: Any, *_: Any, **__: Any) -> int:
+    # [B, I] with [O, I, J], then the [B, O, J] that comes of it with [B, J].
+    return 2 * a[0] * (math.prod(weight) + weight[0] * weight[2])
+
+
+_UNCOUNTED = {
+    torch.ops.aten.mv: _dot,
+    torch.ops.aten.dot: _dot,
+    torch.ops.aten.addmv: _addmv,
+    torch.ops.aten.addbmm: _addbmm,
+    torch.ops.aten._trilinear: _bilinear,  # nothing but `nn.Bilinear` calls it
+}
+"""Products that `FlopCounterMode` has no formula for."""
 
 
 _DRAWS = {torch.ops.aten.normal_, torch.ops.aten.uniform_}

@@ -43,6 +43,67 @@ def test_flops_of_a_convolution_and_a_linear_layer_by_hand():
     assert count_flops(model, (3, 8, 8)) == convolution + 2 * 320 * 7
 
 
+def attention(network, x):
+    return network.layer(x, x, x, need_weights=False)[0]
+
+
+LAYERS = {  # of 16 tokens of 8 numbers: multiply-adds by hand
+    "encoder": (
+        lambda: nn.TransformerEncoderLayer(8, 2, 12, batch_first=True),
+        lambda network, x: network.layer(x),
+        16 * 8 * (24 + 8) + 2 * 16 * 16 * 8 + 2 * 16 * 8 * 12,
+    ),
+    "attention": (
+        lambda: nn.MultiheadAttention(8, 2, batch_first=True),
+        attention,
+        16 * 8 * (24 + 8) + 2 * 16 * 16 * 8,
+    ),
+    "sdpa": (
+        nn.Identity,
+        lambda network, x: nn.functional.scaled_dot_product_attention(x, x, x),
+        2 * 16 * 16 * 8,
+    ),
+    **{
+        kind.__name__: (
+            lambda kind=kind: kind(8, 5, batch_first=True),
+            lambda network, x: network.layer(x)[0],
+            gates * 16 * (8 + 5) * 5,
+        )
+        for kind, gates in ((nn.RNN, 1), (nn.GRU, 3), (nn.LSTM, 4))
+    },
+    "bilinear": (
+        lambda: nn.Bilinear(8, 8, 3),
+        lambda network, x: network.layer(x, x),
+        16 * (3 * 8 * 8 + 3 * 8),
+    ),
+    "vector": (nn.Identity, lambda network, x: x[0] @ x[0, 0], 16 * 8),
+    "dot": (nn.Identity, lambda network, x: x[0, 0] @ x[0, 1], 8),
+    "addmv": (nn.Identity, lambda network, x: torch.addmv(x[0, :, 0], x[0], x[0, 0]), 16 * 8),
+    "addbmm": (nn.Identity, lambda network, x: torch.addbmm(x[0], x, x[:, :8]), 16 * 8 * 8),
+}
+
+
+@pytest.mark.parametrize("looks", [False, True], ids=["meta", "real"])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_products_count_alike_wherever_the_network_runs(layer, looks):
+    build, call, multiply_adds = LAYERS[layer]
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.device = build(), nn.Parameter(torch.zeros(1))
+
+        def forward(self, image):
+            if looks:
+                image.sum().item()  # no meta tensor has a value
+            return call(self, image[:, 0])
+
+    flags = torch.backends
+    before = (flags.mha.get_fastpath_enabled(), flags.mkldnn.enabled, flags.cudnn.enabled)
+    assert count_flops(Net(), (1, 16, 8)) == 2 * multiply_adds
+    assert (flags.mha.get_fastpath_enabled(), flags.mkldnn.enabled, flags.cudnn.enabled) == before
+
+
 def test_flops_leave_the_network_as_it_is():
     model = resnet(10, 1, 2).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+
+from torch import nn
 
 from krscale.config import LadderStudent, is_share, parse_capacity
 from krscale.errors import UserError
@@ -101,18 +103,27 @@ def _resolve(networks: Networks, capacities: Iterable[str]) -> tuple[StudentSize
                 f"{teacher_parameters:,} parameters both come closest{among} to width {width} of "
                 f"{experiment.student.model!r}; leave one out, or take a larger teacher."
             )
-        student = on_meta(build, width)
-        flops = count_flops(student, input_shape(student, networks.image_shape))
-        sizes[width] = StudentSize(capacity, width, num_parameters(student), flops)
+        sizes[width] = _measured(capacity, width, build, networks)
     return tuple(sizes.values())
 
 
 def _own_size(networks: Networks, student: LadderStudent) -> StudentSize:
     """Return the size of a student of the user's own."""
     build = builder(student, networks, student_table(student))
-    network = on_meta(build, student.width)
-    flops = count_flops(network, input_shape(network, networks.image_shape))
-    return StudentSize(student.name, student.width, num_parameters(network), flops)
+    return _measured(student.name, student.width, build, networks)
+
+
+def _measured(
+    capacity: str, width: int, build: Callable[[int], nn.Module], networks: Networks
+) -> StudentSize:
+    """Return the size of a student, which is really built only where meta tensors do not do."""
+    student = on_meta(build, width)
+    try:
+        flops = count_flops(student, input_shape(student, networks.image_shape))
+    except Exception:  # noqa: BLE001 - it looks at values, or the real student says it better
+        student = build(width)
+        flops = count_flops(student, input_shape(student, networks.image_shape))
+    return StudentSize(capacity, width, num_parameters(student), flops)
 
 
 def _require_dial(networks: Networks) -> None:

@@ -61,3 +61,18 @@ def test_rungs_that_a_multiple_throws_together_are_refused() -> None:
         sizes_of(
             "student.width_multiple=16", "ladder.capacities=['1/20', '1/16']", "teacher.width=48"
         )
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        "student={{model='odd_networks:Net', options={{form='{}'}}}}",
+        "ladder.students=[{{name='own', model='odd_networks:Net', width=6, "
+        "options={{form='{}'}}}}]",
+    ],
+    ids=["share", "own"],
+)
+def test_a_student_that_looks_at_its_images_is_measured_without_meta_tensors(sizes: str) -> None:
+    shares = "ladder.capacities=['1/64']"
+    # Built on meta tensors, it fails there only when it runs.
+    assert sizes_of(shares, sizes.format("looks at images")) == sizes_of(shares, sizes.format(""))

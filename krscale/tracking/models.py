@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,10 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from krscale.files import new_folder
+from krscale.files import new_folder, sha256
+from krscale.tracking.refusals import Refused
 
 HASH_TAG = "krscale.sha256"
 """Of the ONNX file: tells whether a version is in the registry already."""
+MODEL_FILE = "model.onnx"
+"""As MLflow names it in the folder of a model."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ def save_onnx_model(
 ) -> None:
     """Write an ONNX file as a model that MLflow loads and serves; it holds no pickle.
 
+    The model holds the file itself, so that its digest is that of `HASH_TAG`.
+
     Args:
         onnx_file: Takes `images` `[B, C, H, W]` in 0..1, returns `logits` `[B, K]`.
         folder: Where to; replaced when it exists.
@@ -74,4 +80,26 @@ def save_onnx_model(
             # Named here, or MLflow would start the model to find out what it imports.
             pip_requirements=[f"{name}=={version(name)}" for name in ("onnxruntime", "numpy")],
             onnx_execution_providers=["CPUExecutionProvider"],
+            save_as_external_data=False,
         )
+        # MLflow writes its own bytes, which another version of ONNX may order otherwise.
+        shutil.copyfile(onnx_file, temporary / MODEL_FILE)
+
+
+def require_whole(folder: Path, digest: str) -> None:
+    """Refuse a saved model that is no longer the file that was exported.
+
+    Args:
+        folder: What `save_onnx_model` wrote.
+        digest: SHA-256 of the ONNX file.
+
+    Raises:
+        Refused: If its file is missing or another one.
+    """
+    file = folder / MODEL_FILE
+    if not file.is_file():
+        raise Refused(f"{file}: no such file")
+    if any(folder.glob("*.data")):
+        return  # saved by an older version, which put the weights beside the graph
+    if sha256(file) != digest:
+        raise Refused(f"{file} is not the file that was exported; pick the student again")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from krscale.tracking.address import Address
 from krscale.tracking.database import opening
 from krscale.tracking.datasets import tensor_schema
-from krscale.tracking.models import HASH_TAG
+from krscale.tracking.models import HASH_TAG, require_whole
 from krscale.tracking.moving import follow_artifacts
 from krscale.tracking.refusals import Gone, Refused, ServerAway, translated
 
@@ -209,10 +209,15 @@ class Server:
             run_id: The run it comes from.
             folder: The model as MLflow's flavours save it.
             wanted: Content of a `Registration`.
+
+        Raises:
+            Refused: If the model is gone, or no longer what was exported.
         """
         if not folder.is_dir():
             raise Refused(f"{folder}: no such folder")
         name, tags = wanted["name"], wanted["tags"]
+        # It may have waited for long, and would be registered under the digest of what it was.
+        require_whole(folder, tags[HASH_TAG])
         with self._request():
             version = self._find_version(name, tags[HASH_TAG])
             if version is None:

@@ -16,6 +16,8 @@ from krscale.tracking import HASH_TAG, Begun, Registration, reopen, save_onnx_mo
 FOLDER = "registered"
 SECONDS = 30.0
 """How long to wait for MLflow; what it does not have by then stays in the run's spool."""
+_SPLITS = {"train": "train", "val": "validation", "test": "test"}
+"""As a reader calls them."""
 
 
 def register(run_path: Path, delivery: Delivery, uri: str, warn: Callable[[str], None]) -> str:
@@ -94,5 +96,21 @@ def registration(experiment: str, delivery: Delivery, digest: str) -> Registrati
         name=re.sub(r"[/:]", "-", f"{experiment}-{origin['run']}"),
         alias=re.sub(r"[^\w-]", "-", f"size-{picked.size.capacity}"),
         tags={name: redact(str(value)) for name, value in tags.items()},
-        description=f"{picked.describe()}. Takes images in 0..1, returns logits.",
+        description=f"{_describe(delivery)}. Takes images in 0..1, returns logits.",
     )
+
+
+def _describe(delivery: Delivery) -> str:
+    """Say of these weights, not of their method's mean over the seeds, what they are."""
+    card, picked = delivery.card, delivery.choice.picked
+    origin = card.provenance
+    parts = [
+        f"{picked.name}, seed {origin['seed']}: {card.num_parameters:,} parameters, "
+        f"{card.flops:,} FLOPs, {picked.measure('latency_ms'):.3g} ms"
+    ]
+    if origin["trained_on"] != ["train"]:
+        parts.append(f"trained on {' and '.join(_SPLITS[s] for s in origin['trained_on'])}")
+    split = "test" if card.accuracy["val"] is None else "val"
+    if (accuracy := card.accuracy[split]) is not None:
+        parts.append(f"{100 * accuracy:.1f} % on {_SPLITS[split]}")
+    return "; ".join(parts)

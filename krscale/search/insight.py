@@ -52,9 +52,15 @@ def find_insight(run_path: Path) -> Insight:
         for key, study in present.items()
         if isinstance(key, TuningKey)
     ]
-    shares = {study.capacity for study in studies if is_share(study.capacity)}
-    studies.sort(key=lambda s: parse_capacity(s.capacity) if s.capacity in shares else 0.0)
+    # The journal knows of a student with a name no size, but a search begins with the largest.
+    begun = list(dict.fromkeys(study.capacity for study in studies))
+    studies.sort(key=lambda study: _rank(study.capacity, begun))
     return Insight(name=run_path.name, studies=tuple(studies))
+
+
+def _rank(capacity: str, begun: Sequence[str]) -> float:
+    """Return what the sizes of a search are sorted by, from the order in which it began them."""
+    return parse_capacity(capacity) if is_share(capacity) else -begun.index(capacity)
 
 
 def _study(study: TuningStudy, finals: optuna.Study | None) -> StudyInsight:

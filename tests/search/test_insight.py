@@ -5,6 +5,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from ladder_play import METHODS, Ladder, experiment, play_all
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -13,6 +14,8 @@ from running import in_process
 from krscale.files import read_json
 from krscale.search.insight import find_insight
 from krscale.search.insight_figure import draw_insight
+from krscale.search.space.space import load_space
+from krscale.setup.sizes import StudentSize
 
 main = in_process("insight")
 BEST_GRANULARITY = {"1/64": 2, "1/4": 5}
@@ -60,6 +63,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "found"
     write_journal(folder)
     return folder
+
+
+def test_students_with_names_come_smallest_first(tmp_path: Path) -> None:
+    sizes = [StudentSize(name, 2, number, 0) for name, number in
+             (("tiny", 10), ("medium", 200), ("large", 3_000))]  # fmt: skip
+    config = experiment(**{"search.trials_per_size": 1, "search.num_final_seeds": 1})
+    play_all(Ladder(tmp_path / "journal.log", config, load_space(config, 6), sizes))
+    found = find_insight(tmp_path)
+    for method in found.methods:
+        names = [study.capacity for study in found.of_method(method)]
+        assert names == ["tiny", "medium", "large"]
+    assert found.methods == list(METHODS)
 
 
 def test_what_won_and_what_mattered_at_each_size(run: Path) -> None:

@@ -30,6 +30,7 @@ from krscale.runs.weights import check_weights, rebuild_final
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.objectives import front
 from krscale.search.studies.retries import SEED
+from krscale.search.studies.study import FORBIDDEN
 from krscale.search.studies.trial_spec import TuningKey
 from krscale.setup.build import Assets, trial_experiment
 from krscale.setup.network_builder import build_student
@@ -87,7 +88,9 @@ def _cost(ladder: Ladder) -> Cost | None:
     spans = [
         (trial.datetime_start, trial.datetime_complete)
         for trial in trials
-        if trial.datetime_start is not None and trial.datetime_complete is not None
+        if trial.datetime_start is not None
+        and trial.datetime_complete is not None
+        and FORBIDDEN not in trial.user_attrs  # told off before it started
     ]
     if not spans:
         return None

@@ -7,18 +7,21 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from krscale.search.results import _cost
+from krscale.search.studies.study import FORBIDDEN
 
 START = datetime(2026, 1, 1)
 
 
-def trial(number: int, start: float | None, end: float | None, state: TrialState) -> FrozenTrial:
+def trial(
+    number: int, start: float | None, end: float | None, state: TrialState, **attrs: str
+) -> FrozenTrial:
     def at(seconds: float | None) -> datetime | None:
         return None if seconds is None else START + timedelta(seconds=seconds)
 
     return FrozenTrial(
         number=number, trial_id=number, state=state, datetime_start=at(start),
         datetime_complete=at(end), value=0.5 if state is TrialState.COMPLETE else None, params={},
-        distributions={}, user_attrs={}, system_attrs={}, intermediate_values={},
+        distributions={}, user_attrs=attrs, system_attrs={}, intermediate_values={},
     )  # fmt: skip
 
 
@@ -32,3 +35,14 @@ def test_cost_adds_trainings_and_spans_the_search() -> None:
     assert found is not None
     assert (found.num_trials, found.trial_seconds, found.wall_seconds) == (3, 13.5, 101.0)
     assert _cost(SimpleNamespace(optuna_studies={"c": empty})) is None
+
+
+def test_suggestions_that_broke_a_limit_are_no_trainings() -> None:
+    study = optuna.create_study()
+    study.add_trial(trial(0, 0.0, 1.0, TrialState.PRUNED, **{FORBIDDEN: "search.max_flops"}))
+    study.add_trial(trial(1, 2.0, 10.0, TrialState.COMPLETE))
+    study.add_trial(trial(2, 11.0, 19.0, TrialState.FAIL, **{FORBIDDEN: "another has won"}))
+    study.add_trial(trial(3, 12.0, 13.0, TrialState.FAIL, interrupted="the search was interrupted"))
+    found = _cost(SimpleNamespace(optuna_studies={"a": study}))
+    assert found is not None
+    assert (found.num_trials, found.trial_seconds, found.wall_seconds) == (2, 9.0, 11.0)

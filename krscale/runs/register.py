@@ -47,7 +47,8 @@ def register(run_path: Path, delivery: Delivery, uri: str, warn: Callable[[str],
     except UserError as error:
         return f"not registered: {error}"
     refused = tracker.num_refused
-    folder = run_path / FOLDER / delivery.folder.name
+    # One for each content: what waits for MLflow is not replaced by the next that is picked.
+    folder = run_path / FOLDER / f"{delivery.folder.name}-{onnx.sha256[:8]}"
     if not tracker.knows(picked.method):
         tracker.close(SECONDS)
         return (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Self, get_args
 
@@ -14,22 +13,17 @@ from krscale.config.fields import Count, Progress, check_number
 from krscale.config.methods import KRSettings
 from krscale.errors import UserError, unknown_name
 from krscale.knowledge.aggregation import split_taps
+from krscale.knowledge.batches import check_images, check_labels, differing_images
 from krscale.knowledge.measuring import (
     TeacherKnowledge,
-    alike,
-    are_others,
-    check_images,
-    check_labels,
     check_teacher,
-    differing_images,
     measure,
-    summary_of_weights,
     take_from_first_worker,
     without_parameters,
 )
-from krscale.knowledge.parameters import layers_by_tap, weight_histograms
 from krscale.knowledge.taps import TapOutputs
-from krscale.knowledge.where import cells_of, where_distributions, without_where
+from krscale.knowledge.weight_summary import alike, are_others, summary_of_weights
+from krscale.knowledge.where import where_distributions, without_where
 from krscale.kr_checks import (
     LoopWatch,
     check_apart,
@@ -37,27 +31,12 @@ from krscale.kr_checks import (
     check_outputs,
     checked_settings,
 )
+from krscale.kr_context import Tap, context_of
 from krscale.kr_state import MADE, MadeFor, check_finite, check_whole, with_former
-from krscale.methods import MethodContext
 from krscale.methods.kr import KR
 from krscale.models.tapped import TappedNetwork, check_network, device_of
 
 Reduction = Literal["mean", "none"]
-
-
-@dataclass(frozen=True)
-class Tap:
-    """One of the teacher's taps: its information gain, and the accuracy of its probe.
-
-    Attributes:
-        path: Its module path; the classifier's is empty.
-        information_gain: 0 for guessing by frequency, 1 for always right and sure.
-        accuracy: Of its probe, on images held out.
-    """
-
-    path: str
-    information_gain: float
-    accuracy: float
 
 
 class KRLoss(nn.Module):
@@ -114,7 +93,7 @@ class KRLoss(nn.Module):
         self.probes = without_parameters(knowledge.probes)
         self.register_buffer("information_gain", knowledge.information_gain)
         self.register_buffer("tap_accuracy", knowledge.accuracy)
-        self.context = _context(teacher, student, knowledge, settings, image_shape)
+        self.context = context_of(teacher, student, knowledge, settings, image_shape)
         self.method = KR(self.context, settings).float()  # whatever the default dtype is
         self._left_out: list[str] = []
         if settings.where_weight > 0.0:
@@ -428,41 +407,6 @@ class KRLoss(nn.Module):
 def _moved(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
     moved = fn(tensor)
     return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-
-def _context(
-    teacher: TappedNetwork,
-    student: TappedNetwork,
-    knowledge: TeacherKnowledge,
-    settings: KRSettings,
-    image_shape: tuple[int, ...],
-) -> MethodContext:
-    cells = tuple(cells_of(shape, image_shape) for shape in teacher.stage_shapes)
-    layers = layers_by_tap(teacher.network, teacher.paths)
-    histograms = None
-    if settings.parameter_weight > 0.0:  # all weights of the teacher once more in memory
-        with torch.no_grad():
-            histograms = weight_histograms(layers).cpu()
-    sizes = [float(sum(_numel(layer) for layer in of_tap)) for of_tap in layers]
-    return MethodContext(
-        num_classes=student.num_classes,
-        num_teacher_taps=len(teacher.paths) + 1,
-        stage_ends=teacher.stage_ends,
-        information_gain=knowledge.information_gain,
-        student_shapes=student.shapes,
-        student_layers=layers_by_tap(student.network, student.paths),
-        teacher_histograms=histograms,
-        teacher_layer_sizes=torch.tensor(sizes),
-        student_stage_shapes=student.stage_shapes,
-        teacher_shapes={"where": cells},
-        student_stage_ends=student.stage_ends,
-        student_image_shape=image_shape,
-    )
-
-
-def _numel(layer: nn.Module) -> int:
-    weight = layer.weight
-    return weight.numel() if isinstance(weight, Tensor) else 0
 
 
 def _weigh_again(loss: KRLoss, incompatible: Any) -> None:

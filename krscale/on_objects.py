@@ -18,11 +18,12 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subse
 from krscale.batch_norm import SingleValueError
 from krscale.config import DistillConfig, TrainConfig
 from krscale.errors import UserError, unknown_name
+from krscale.knowledge.batches import check_images, check_labels, first_images, read_pair
 from krscale.knowledge.features import FeatureKind
-from krscale.knowledge.measuring import check_images, check_labels, first_images, read_pair
 from krscale.knowledge.tap_search import evaluating
 from krscale.knowledge.taps import TapOutputs, TappedModel
-from krscale.kr import KRLoss, Tap
+from krscale.kr import KRLoss
+from krscale.kr_context import Tap
 from krscale.methods import (
     Batch,
     Learner,

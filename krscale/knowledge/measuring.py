@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from krscale.errors import UserError
+from krscale.knowledge.batches import check_images, check_labels, read_pair
 from krscale.knowledge.probes import Probes, are_bounded, fit_probe, information_gain, read_tap
 from krscale.knowledge.taps import TapOutputs
 
 HELD_OUT = 5
 """Every fifth image is held out of the fit where there is no validation data."""
 MIN_IMAGES = 20
-MAX_ALIKE = 1000
-"""Images at the beginning that are kept in memory at most, until one differs from the first."""
-_ROUNDING = 0.01
-"""Of a parameter's norm: bf16 changes its numbers by less, other weights by more."""
 
 
 @dataclass(frozen=True)
@@ -41,112 +37,6 @@ class TeacherKnowledge:
     accuracy: Tensor
     num_held_out: int
     bounded: bool = False
-
-
-def read_pair(batch: Any, where: str) -> tuple[Tensor, Tensor]:
-    """Return images and labels of a loader's batch.
-
-    Raises:
-        UserError: If the batch is not a sequence that begins with two tensors.
-    """
-    if isinstance(batch, (tuple, list)) and len(batch) >= 2:
-        images, labels = batch[0], batch[1]
-        if isinstance(images, Tensor) and isinstance(labels, Tensor):
-            return images, labels
-    raise UserError(
-        f"{where}: a batch must be (images, labels), two tensors, and is {type(batch).__name__}; "
-        "where it is a table, give ((batch['image'], batch['label']) for batch in loader)."
-    )
-
-
-def first_images(batches: Iterable[Any], where: str) -> tuple[Tensor, Iterator[Any]]:
-    """Return the images of the first batch, and all batches, the first included.
-
-    Raises:
-        UserError: If there is none, or it is not a batch of images.
-    """
-    if not isinstance(batches, Iterable):
-        raise UserError(
-            f"{where}: batches (images, labels) are needed, such as a DataLoader gives, not "
-            f"{type(batches).__name__}."
-        )
-    iterator = iter(batches)
-    batch = next(iterator, None)
-    if batch is None:
-        raise UserError(f"{where}: it gave no batch.")
-    images, _ = read_pair(batch, where)
-    check_images(images, None, where)
-    if not len(images):
-        raise UserError(f"{where}: its first batch has no image.")
-    return images, itertools.chain([batch], iterator)
-
-
-def differing_images(batches: Iterable[Any], where: str) -> tuple[Tensor, Iterator[Any]]:
-    """Return two images that differ, and all batches, those included that were read for them.
-
-    They are the first one and the first that differs from it. Where the first images are all alike,
-    two of those.
-
-    Raises:
-        UserError: If there is none, or a batch is not one of images like the first.
-    """
-    images, iterator = first_images(batches, where)
-    first, count, read = images[0], 0, list[Any]()
-    other: Tensor | None = None
-    for batch in iterator:
-        read.append(batch)
-        images, _ = read_pair(batch, where)
-        check_images(images, tuple(first.shape), where)
-        other = next((image for image in images if not torch.equal(image, first)), None)
-        count += len(images)
-        if other is not None or count >= MAX_ALIKE:
-            break
-    return torch.stack([first, first if other is None else other]), itertools.chain(read, iterator)
-
-
-def check_images(images: Tensor, shape: tuple[int, ...] | None, where: str) -> None:
-    """Refuse what is not a batch of images of this shape.
-
-    Args:
-        images: `[B, C, H, W]` is wanted.
-        shape: `(C, H, W)` of the first batch, None for the first batch itself.
-        where: For the message.
-    """
-    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
-        raise UserError(
-            f"{where}: images are [B, C, H, W] of floating point, normalised as your networks want "
-            f"them, not {_found(images)}."
-        )
-    if shape is not None and tuple(images.shape[1:]) != shape:
-        raise UserError(
-            f"{where}: images of {_size(images.shape[1:])}, but the first ones, to which probes "
-            f"and heads were fitted, are of {_size(shape)}."
-        )
-
-
-def check_labels(labels: Tensor, batch_size: int, num_classes: int, where: str) -> None:
-    """Refuse labels that are not one class of the network's for each image."""
-    whole = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.is_complex())
-    if not whole or labels.shape != (batch_size,):
-        raise UserError(
-            f"{where}: labels are one whole number for each of the {batch_size} images, not "
-            f"{_found(labels)}."
-        )
-    # A GPU would have to be waited for, and code that is compiled cannot read a value.
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and batch_size:
-        lowest, highest = (int(bound) for bound in labels.aminmax())
-        if lowest < 0 or highest >= num_classes:
-            wrong = lowest if lowest < 0 else highest
-            raise UserError(
-                f"{where}: label {wrong} is out of range: the networks have {num_classes} classes, "
-                f"so 0 to {num_classes - 1} is allowed."
-            )
-
-
-def _found(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"{value.dtype} of shape {list(value.shape)}"
-    return type(value).__name__
 
 
 def measure(
@@ -230,46 +120,6 @@ def take_from_first_worker(tensors: Iterable[Tensor], device: torch.device) -> N
         torch.distributed.broadcast(shared, src=0)
         with torch.no_grad():
             tensor.copy_(shared)
-
-
-@torch.no_grad()
-def summary_of_weights(network: nn.Module) -> list[list[float]]:
-    """Return two numbers for every parameter, by which `alike` tells other weights.
-
-    They are its norm, and its product with a fixed wave, which sees what a norm does not: classes
-    in another order. Unlike a hash they bear another precision or device.
-    """
-    found = []
-    for parameter in network.parameters():
-        if parameter.is_meta:  # its memory was given back; whoever runs it will be told
-            found.append([0.0, 0.0])
-            continue
-        values = parameter.detach().to("cpu", torch.float64).flatten()
-        wave = torch.arange(1, len(values) + 1, dtype=torch.float64).cos()
-        found.append([float(values.norm()), float(values @ wave)])
-    return found
-
-
-def alike(one: list[list[float]], other: list[list[float]]) -> bool:
-    """Return whether two summaries are of the same weights, but for rounding to bf16."""
-    if len(one) != len(other):
-        return False
-    pairs = zip(one, other, strict=True)
-    return all(
-        abs(a - b) <= _ROUNDING * max(first[0], second[0])
-        for first, second in pairs
-        for a, b in zip(first, second, strict=True)
-    )
-
-
-def are_others(one: list[list[float]], other: list[list[float]]) -> bool:
-    """Return whether two summaries of as many weights are of two trainings, not of one.
-
-    What rounding, averaging or folding does to weights is small beside them, or changes few.
-    """
-    pairs = [(a, b) for a, b in zip(one, other, strict=False) if min(a[0], b[0]) > 0.0]
-    changed = sum(abs(a[1] - b[1]) > 0.2 * max(a[0], b[0]) for a, b in pairs)
-    return len(one) == len(other) and changed > len(pairs) / 2
 
 
 def check_teacher(knowledge: TeacherKnowledge, names: tuple[str, ...]) -> None:
@@ -367,7 +217,3 @@ def _check_classes(
         )
     if num_classes - len(missing) < 2:
         raise UserError(f"{where}: all images are of class {int(labels[0])}; two are needed.")
-
-
-def _size(shape: Iterable[int]) -> str:
-    return "x".join(map(str, shape))

@@ -1,0 +1,49 @@
+"""Two numbers for every weight of a network, by which it is told from another one."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+_ROUNDING = 0.01
+"""Of a parameter's norm: bf16 changes its numbers by less, other weights by more."""
+
+
+@torch.no_grad()
+def summary_of_weights(network: nn.Module) -> list[list[float]]:
+    """Return two numbers for every parameter, by which `alike` tells other weights.
+
+    They are its norm, and its product with a fixed wave, which sees what a norm does not: classes
+    in another order. Unlike a hash they bear another precision or device.
+    """
+    found = []
+    for parameter in network.parameters():
+        if parameter.is_meta:  # its memory was given back; whoever runs it will be told
+            found.append([0.0, 0.0])
+            continue
+        values = parameter.detach().to("cpu", torch.float64).flatten()
+        wave = torch.arange(1, len(values) + 1, dtype=torch.float64).cos()
+        found.append([float(values.norm()), float(values @ wave)])
+    return found
+
+
+def alike(one: list[list[float]], other: list[list[float]]) -> bool:
+    """Return whether two summaries are of the same weights, but for rounding to bf16."""
+    if len(one) != len(other):
+        return False
+    pairs = zip(one, other, strict=True)
+    return all(
+        abs(a - b) <= _ROUNDING * max(first[0], second[0])
+        for first, second in pairs
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def are_others(one: list[list[float]], other: list[list[float]]) -> bool:
+    """Return whether two summaries of as many weights are of two trainings, not of one.
+
+    What rounding, averaging or folding does to weights is small beside them, or changes few.
+    """
+    pairs = [(a, b) for a, b in zip(one, other, strict=False) if min(a[0], b[0]) > 0.0]
+    changed = sum(abs(a[1] - b[1]) > 0.2 * max(a[0], b[0]) for a, b in pairs)
+    return len(one) == len(other) and changed > len(pairs) / 2

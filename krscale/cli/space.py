@@ -40,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
     experiment = load(options.experiment, [*options.set, space])
     # Torch and Optuna take seconds to import; a refused config must not wait for them.
     from krscale.search.space.check import check_space
+    from krscale.search.space.notes import notes_on_space
     from krscale.search.space.table import space_rows, space_tables
 
     found = check_space(experiment)
@@ -51,5 +52,8 @@ def run(options: argparse.Namespace) -> int:
     for table in space_tables(found, experiment):
         console.print(table)
         console.print()
+    planned = dict.fromkeys(found.by_method, experiment.search.trials_per_size)
+    for note in notes_on_space(found, planned):
+        show(note)
     show(f"{found.source}: nothing to object to")
     return 0

@@ -60,3 +60,14 @@ def test_a_refused_space_ends_with_2_and_a_line_for_each_mistake(
     assert len(lines) == 2
     assert "Did you mean 'distill.sparsity'" in lines[0]
     assert "above 0" in lines[1]
+
+
+def test_methods_without_a_table_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = tmp_path / "space.toml"
+    space.write_text('[common]\n"train.learning_rate" = "default"\n')
+    assert main(["check", str(space), "--set", "search.methods=['kd']"]) == 0
+    assert f"kd: only train.learning_rate is searched; {space} has no table [kd]" in (
+        capsys.readouterr().out
+    )

@@ -95,8 +95,9 @@ def renumbered(part: Written, names: Sequence[str]) -> Values:
     own = part.names
     if not own or own == tuple(names):
         return part.values
-    _refuse_repeated(own, part.place)
     _refuse_unnamed(part.values, own, part.place)
+    # Numbers that no image has may be called alike: lists of names are filled up with `unused`.
+    _refuse_repeated([own[number] for number in np.unique(part.values)], part.place)
     numbers = {name: number for number, name in enumerate(names)}
     found: Values = np.array([numbers.get(name, -1) for name in own], np.int64)[part.values]
     lacking = np.flatnonzero(found < 0)

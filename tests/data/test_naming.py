@@ -65,7 +65,7 @@ def test_splits_are_compared_by_name(train: Written, test: Written, expected: li
             "split bee, dog",
         ),
         (part([0, 1, 2], TRAIN), part([2], ("bee", "cat")), "image 0: the label 2 has no name"),
-        (part([0, 1, 2], TRAIN), part([0], ("bee", "bee")), "two numbers are named 'bee'"),
+        (part([0, 1, 2], TRAIN), part([0, 1], ("bee", "bee")), "two numbers are named 'bee'"),
         (
             part(["ant", "bee"]), part([0, 1]),
             r"image 0: the label 0 is a number, where those of train are text \(ant, bee\)",
@@ -180,3 +180,10 @@ def test_data_from_before_names_were_compared_are_prepared_anew(tmp_path: Path) 
 
     assert "labels" not in identity()
     assert identity("b", "a")["labels"] == "by name"
+
+
+def test_numbers_that_no_image_has_may_be_called_alike() -> None:
+    filled = part([0, 1], ("ant", "bee", "unused", "unused"))
+    assert read(part([0, 1], ("bee", "ant")), filled)[1] == ["ant", "bee"]
+    with pytest.raises(UserError, match="two numbers are named 'ant'"):
+        read(part([0, 1], ("ant", "bee")), part([0, 1], ("ant", "ant")))

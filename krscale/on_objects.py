@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subse
 
 from krscale.batch_norm import SingleValueError
 from krscale.config import DistillConfig, TrainConfig
+from krscale.config.training import refuse_long_warmup
 from krscale.errors import UserError, unknown_name
 from krscale.knowledge.batches import check_images, check_labels, first_images, read_pair
 from krscale.knowledge.features import FeatureKind
@@ -228,17 +229,17 @@ def _settings(method: str, given: Mapping[str, Any]) -> tuple[TrainConfig, Disti
             f"distill: method: {method!r} learns from features of the teacher, which are stored by "
             "a run (krscale tune, krscale distill); here a method on its taps or logits is needed."
         )
-    training = set(TrainConfig.model_fields) - NOT_HERE
+    of_training = set(TrainConfig.model_fields) - NOT_HERE
     own = {name.partition(".")[0] for name in method_settings(method)}
     for name in given:
-        if name not in training | own:
-            raise unknown_name("setting", name, training | own, f"distill, method {method}")
+        if name not in of_training | own:
+            raise unknown_name("setting", name, of_training | own, f"distill, method {method}")
     chosen = {name: value for name, value in given.items() if name in own}
-    rest = {name: value for name, value in given.items() if name in training}
-    return (
-        TrainConfig.from_keywords(rest, "distill"),
-        DistillConfig.from_keywords({"method": method, **chosen}, "distill"),
-    )
+    rest = {name: value for name, value in given.items() if name in of_training}
+    training = TrainConfig.from_keywords(rest, "distill")
+    if "warmup_epochs" in rest:
+        refuse_long_warmup(training, "distill")
+    return training, DistillConfig.from_keywords({"method": method, **chosen}, "distill")
 
 
 def _loaders(data: Any) -> tuple[Iterable[Any], Iterable[Any]]:

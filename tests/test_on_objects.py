@@ -209,6 +209,7 @@ def test_the_module_of_the_same_name_is_the_function_too(teacher: nn.Module) -> 
         ({"epochs": 3}, r"distill, method kr: unknown setting 'epochs'. Did you mean 'num_epochs'"),
         ({"kd_weight": 3.0}, "method kr: unknown setting 'kd_weight'"),
         ({"seed": 3}, "unknown setting 'seed'"),
+        ({"num_epochs": 1, "warmup_epochs": 3}, "distill: train.warmup_epochs: 3 are more than"),
         ({"num_epochs": 0}, r"distill: num_epochs: .*greater than or equal to 1 \(got 0\)"),
         ({"sparsity": 2.0}, "distill: sparsity: .*less than 1"),
         ({"granularity": 40}, "granularity 40 is out of range"),

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StrictBool
 
-from krscale.config.fields import Count, Names, PathText, Progress, Section, Seed
+from krscale.config.fields import Count, Names, PathText, Progress, Section, StrictInt
 
 _COLOUR = re.compile("#[0-9a-fA-F]{6}")
 
@@ -35,7 +35,7 @@ class GlyphsConfig(Section):
     """Strength of rotation, shear, stretching and bending; 1 is up to 30 degrees."""
     noise: Progress = 0.5
     """Strength of background texture and pixel noise; 1 hides most glyphs."""
-    seed: Seed = 0
+    seed: StrictInt = 0
     """Seed of every image, and of which faces are held out."""
 
 
@@ -85,7 +85,7 @@ class DataConfig(Section):
     """Images without labels, which students learn from the teacher alone: a folder of images at any
     depth, an image list, Parquet files, an array, or a saved Hugging Face data set; empty for
     none."""
-    seed: Seed = 0
+    seed: StrictInt = 0
     """Seed of the split into train, validation and test."""
     val_fraction: Annotated[float, Field(strict=True, gt=0.0, lt=0.5)] = 0.2
     """Share of the non-test images kept for validation; every selection uses it."""
@@ -119,7 +119,7 @@ NEWER_OF_VIEWS = ("resized_crop", "erasing", "mixup", "cutmix")
 class ViewsConfig(Section):
     """Seeded augmentation: the same (seed, sample, view) gives the same pixels everywhere."""
 
-    seed: Seed = 0
+    seed: StrictInt = 0
     """Seed of every random draw of the views."""
     num_views: Count = 4
     """Distinct views of a sample; epoch e trains on view `e mod num_views`."""

@@ -28,7 +28,7 @@ _SHARE = re.compile(r"[+-]?[0-9./]{1,60}([eE][+-]?[0-9]{1,3})?")
 """How a size is written, which is part of names and of paths."""
 StrictInt = Annotated[int, Field(strict=True)]
 Seed = Annotated[int, Field(strict=True, ge=-(2**62), le=2**62)]
-"""What torch takes, with room for what is added for final seeds."""
+"""Of a training: what torch takes, with room for what is added for final seeds."""
 Count = Annotated[int, Field(strict=True, ge=1)]
 Width = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 Side = Annotated[int, Field(strict=True, ge=1, le=16_384)]

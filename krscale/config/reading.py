@@ -15,7 +15,7 @@ from krscale.config.experiment import STORAGE_VARIABLE, Experiment
 from krscale.config.fields import plain_message
 from krscale.config.hints import expected_form, explain_item, explain_unknown, field_paths
 from krscale.config.ranges import SearchChoices, SearchRange, UsedWith
-from krscale.config.training import TrainConfig
+from krscale.config.training import refuse_long_warmup
 from krscale.errors import UserError, nearest
 from krscale.foreign import missing, regular, user_path
 from krscale.redaction import redact
@@ -53,17 +53,8 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Exper
     sources = {RENAMED.get(key, key) for key in given}
     experiment = validate(content, where, sources)
     if "train.num_epochs" not in sources or "train.warmup_epochs" in sources:
-        _refuse_long_warmup(experiment.train, where)  # not where a job is tried for a few epochs
+        refuse_long_warmup(experiment.train, where)  # not where a job is tried for a few epochs
     return experiment
-
-
-def _refuse_long_warmup(train: TrainConfig, where: str) -> None:
-    """Refuse a warm-up that the training ends before; older runs may have one, and are read."""
-    if train.warmup_epochs > train.num_epochs:
-        raise UserError(
-            f"{where}: train.warmup_epochs: {train.warmup_epochs:g} are more than "
-            f"train.num_epochs = {train.num_epochs}: the learning rate would never reach its peak."
-        )
 
 
 def validate(content: Mapping[str, Any], where: str, overridden: Iterable[str] = ()) -> Experiment:

@@ -11,8 +11,8 @@ from krscale.config.fields import (
     Positive,
     Progress,
     Section,
-    Seed,
     SomeNames,
+    StrictInt,
     Weight,
     refuse_repeats,
 )
@@ -104,7 +104,7 @@ class SearchConfig(Section):
     what the largest student takes and packs as many as fit; without a GPU it is 0. Where
     `train.num_workers` is 2 or more it is for each worker, and a whole number; `auto` is then 1,
     or 0 where the cluster has fewer GPUs than a trial has workers."""
-    seed: Seed = 0
+    seed: StrictInt = 0
     """Seed of the samplers."""
 
     @field_validator("gpus_per_trial")

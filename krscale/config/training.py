@@ -8,6 +8,7 @@ from pydantic import Field, StrictBool, ValidationInfo, field_validator, model_v
 
 from krscale.config.fields import Count, Positive, Section, Seed, Share, Weight
 from krscale.config.ranges import SearchRange
+from krscale.errors import UserError
 
 NO_CHANNELS_LAST_ON_CPU = (
     "true needs a GPU (train.device = 'cuda'): in this memory order, the gradient of a strided 1x1 "
@@ -150,3 +151,22 @@ class TrainConfig(Section):
         if value and info.data.get("device") == "cpu":
             raise ValueError(NO_CHANNELS_LAST_ON_CPU)
         return value
+
+
+def refuse_long_warmup(train: TrainConfig, where: str) -> None:
+    """Refuse a warm-up that the training ends before, where it is asked for.
+
+    The section itself takes one: runs of older versions may have it, and are read.
+
+    Args:
+        train: As it is asked for.
+        where: The file or function it was given to, for the message.
+
+    Raises:
+        UserError: Naming both numbers.
+    """
+    if train.warmup_epochs > train.num_epochs:
+        raise UserError(
+            f"{where}: train.warmup_epochs: {train.warmup_epochs:g} are more than "
+            f"train.num_epochs = {train.num_epochs}: the learning rate would never reach its peak."
+        )

@@ -12,7 +12,7 @@ import numpy as np
 
 from krscale.config import DataConfig
 from krscale.data.arrays import Arrays, as_text, source_data
-from krscale.data.own_files import own_splits
+from krscale.data.own_files import compared_by_name, own_splits
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.errors import UserError, unknown_name
 
@@ -70,7 +70,8 @@ class Function:
                 digest.update(repr(content).encode() if isinstance(content, list) else content.data)
         settings = self.config.files.model_dump(mode="json", include={"classes", "channels"})
         mapped = {"map_labels": True} if self.config.map_labels else {}
-        return {"content": digest.hexdigest(), **self._names(), **settings, **mapped}
+        known = compared_by_name(self.config)
+        return {"content": digest.hexdigest(), **self._names(), **settings, **mapped, **known}
 
     def _names(self) -> dict[str, Any]:
         """Return the names of the classes: of each split only where they differ.

@@ -77,10 +77,18 @@ def _settings(config: DataConfig) -> dict[str, Any]:
             del settings[name]
     if config.background != "ignore":
         settings["background"] = config.background
-    if settings["classes"] and config.source != "image_folder":
-        settings["labels"] = "by name"  # prepared before, names might stand for other numbers
+    if config.source != "image_folder":
+        settings |= compared_by_name(config)
     later = {"map_labels": config.map_labels, "skip_unreadable": config.skip_unreadable}
     return settings | {name: True for name, is_set in later.items() if is_set}
+
+
+def compared_by_name(config: DataConfig) -> dict[str, str]:
+    """Return what tells data whose given classes are compared by name.
+
+    From those prepared before that was so, in which a name might stand for another number.
+    """
+    return {"labels": "by name"} if config.files.classes else {}
 
 
 def own_splits(files: Mapping[SplitName, object]) -> tuple[SplitName, ...]:

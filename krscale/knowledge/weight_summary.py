@@ -18,7 +18,7 @@ def summary_of_weights(network: nn.Module) -> list[list[float]]:
     """
     found = []
     for parameter in network.parameters():
-        if parameter.is_meta:  # its memory was given back; whoever runs it will be told
+        if parameter.is_meta:  # its memory was freed; to run it fails by itself
             found.append([0.0, 0.0])
             continue
         values = parameter.detach().to("cpu", torch.float64).flatten()

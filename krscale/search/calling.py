@@ -9,6 +9,7 @@ from typing import Any
 from krscale.cluster.sending import check_sendable
 from krscale.config import Experiment, load, validate
 from krscale.config.flat import put_settings
+from krscale.config.training import refuse_long_warmup
 from krscale.data.given import given_folder, keep_given
 from krscale.data.pixels import Normalisation
 from krscale.errors import UserError
@@ -90,6 +91,8 @@ def search(
     check_sendable(builders)
     with available(builders):
         prepared, given = _with_data(content, networks.tables, data, normalisation)
+        if "train.warmup_epochs" in (settings or {}) or "warmup_epochs" in fields:
+            refuse_long_warmup(prepared.train, "search")
         curve, how_to_open = run_session(
             prepared, quiet=quiet, new_space=new_space, new_data=new_data
         )

@@ -90,7 +90,7 @@ def _cost(ladder: Ladder) -> Cost | None:
         for trial in trials
         if trial.datetime_start is not None
         and trial.datetime_complete is not None
-        and FORBIDDEN not in trial.user_attrs  # told off before it started
+        and FORBIDDEN not in trial.user_attrs  # a limit refused it before it began
     ]
     if not spans:
         return None

@@ -81,11 +81,13 @@ def _begin_momentum(optimiser: torch.optim.Optimizer, *_: Any) -> None:
     The fused SGD of torch 2.13 fails where some weights have a momentum and others none yet: those
     of blocks that the first step passed over, as stochastic depth does.
     """
-    for group in optimiser.param_groups:
-        for parameter in group["params"]:
-            state = optimiser.state[parameter]
-            if parameter.grad is not None and state.get("momentum_buffer") is None:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
+    weights = [weight for group in optimiser.param_groups for weight in group["params"]]
+    if len(optimiser.state) == len(weights):  # all have one, as after the first step of most
+        return
+    for weight in weights:
+        known = optimiser.state.get(weight, {}).get("momentum_buffer")
+        if weight.grad is not None and known is None:
+            optimiser.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
 
 
 def _refused(kind: Any, settings: TrainConfig, why: Exception | str) -> UserError:

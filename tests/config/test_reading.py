@@ -399,10 +399,16 @@ def test_switches_are_true_or_false(value: str) -> None:
         load(overrides=[f"views.flip={value}"])
 
 
-@pytest.mark.parametrize("section", ["data", "views", "teacher", "train", "search"])
-def test_seeds_are_those_that_torch_takes(section: str) -> None:
-    with pytest.raises(UserError, match=f"--set {section}.seed: "):
-        load(overrides=[f"{section}.seed={2**64}"])
+@pytest.mark.parametrize("section", ["teacher", "train"])
+def test_seeds_of_trainings_are_those_that_torch_takes(section: str) -> None:
+    for seed in (2**64, -(2**63) - 1):
+        with pytest.raises(UserError, match=f"--set {section}.seed: "):
+            load(overrides=[f"{section}.seed={seed}"])
+
+
+@pytest.mark.parametrize("section", ["data", "data.glyphs", "views", "search"])
+def test_seeds_that_are_hashed_have_no_bound(section: str) -> None:
+    load(overrides=[f"{section}.seed={2**64}"])
 
 
 def test_a_warm_up_that_never_ends() -> None:

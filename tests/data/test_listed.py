@@ -81,6 +81,12 @@ def write(path: Path, *lines: str) -> Path:
     return path
 
 
+def with_column(folder: Path, files: Sequence[str], name: str, words: Sequence[str]) -> Path:
+    """Write a list with one more column, of these words in turn."""
+    lines = map(",".join, zip(files, NAMES, cycle(words), strict=False))
+    return write(folder / "data/list.csv", f"path,label,{name}", *lines)
+
+
 class TestList:
     def test_paths_and_labels(self, tmp_path, files):
         lines = (f"{file},{name}" for file, name in zip(files, NAMES, strict=True))
@@ -133,9 +139,7 @@ class TestList:
     )
     def test_splits_of_which_some_are_not_known(self, tmp_path, files, name, words):
         """One word more once switched the refusal off."""
-        rows = zip(files, NAMES, cycle(words), strict=False)
-        lines = (",".join(row) for row in rows)
-        path = write(tmp_path / "data/list.csv", f"path,label,{name}", *lines)
+        path = with_column(tmp_path, files, name, words)
         with pytest.raises(UserError, match=rf"column '{name}' holds names of splits"):
             prepare("image_list", path, tmp_path / "cache")
 
@@ -148,9 +152,7 @@ class TestList:
         ],
     )
     def test_columns_of_other_words(self, tmp_path, files, name, words):
-        rows = zip(files, NAMES, cycle(words), strict=False)
-        lines = (",".join(row) for row in rows)
-        path = write(tmp_path / "data/list.csv", f"path,label,{name}", *lines)
+        path = with_column(tmp_path, files, name, words)
         assert prepare("image_list", path, tmp_path / "cache").classes == CLASSES
 
     @pytest.mark.parametrize(
@@ -165,8 +167,7 @@ class TestList:
     def test_a_column_that_says_of_each_row_whether_it_is_of_a_split(
         self, tmp_path, files, name, words
     ):
-        lines = [",".join(row) for row in zip(files, NAMES, cycle(words), strict=False)]
-        path = write(tmp_path / "data/list.csv", f"path,label,{name}", *lines)
+        path = with_column(tmp_path, files, name, words)
         with pytest.raises(UserError, match=rf"column '{name}' says of each row whether it is of"):
             prepare("image_list", path, tmp_path / "cache")
 
@@ -175,8 +176,7 @@ class TestList:
         [("is_valid", ("1", "1")), ("valid", ("1", "0")), ("train", ("1", "0")), ("is_red", "10")],
     )
     def test_other_columns_of_numbers(self, tmp_path, files, name, words):
-        lines = [",".join(row) for row in zip(files, NAMES, cycle(words), strict=False)]
-        path = write(tmp_path / "data/list.csv", f"path,label,{name}", *lines)
+        path = with_column(tmp_path, files, name, words)
         assert prepare("image_list", path, tmp_path / "cache").classes == CLASSES
 
     def test_classes_that_are_called_train_and_test(self, tmp_path, files):

@@ -169,7 +169,9 @@ def test_objects_name_the_classes_of_each_split(names: list[str], tmp_path: Path
     assert data.splits["val"].labels.tolist() == [1, 2]
 
 
-def test_data_from_before_names_were_compared_are_prepared_anew(tmp_path: Path) -> None:
+def test_data_from_before_names_were_compared_are_prepared_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Their folder would be found by its identity, and labels be what they were."""
     np.savez(tmp_path / "a.npz", x=np.zeros((4, 4, 4), np.uint8), y=[0, 1, 0, 1])
 
@@ -178,8 +180,15 @@ def test_data_from_before_names_were_compared_are_prepared_anew(tmp_path: Path) 
         found = DataConfig(source="numpy", path=str(tmp_path / "a.npz"), files=files)
         return dict(open_source(found).identity())
 
-    assert "labels" not in identity()
-    assert identity("b", "a")["labels"] == "by name"
+    def of_callable(*classes: str) -> dict[str, Any]:
+        config = DataConfig(source="own:images", files=FilesConfig(classes=classes))
+        return dict(Function(config).identity())
+
+    content = {"train": split(("a", "b"), [0, 1])}
+    monkeypatch.setattr("krscale.data.function._find", lambda _name: lambda: content)
+    for found in (identity, of_callable):
+        assert "labels" not in found()
+        assert found("b", "a")["labels"] == "by name"
 
 
 def test_numbers_that_no_image_has_may_be_called_alike() -> None:

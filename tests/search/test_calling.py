@@ -233,6 +233,7 @@ def test_an_experiment_is_changed_by_what_is_given_with_it(
         ({"num_trials": 0}, "search.trials_per_size"),
         ({"epochs": 3}, "unknown setting 'epochs'. Did you mean 'num_epochs'"),
         ({"optimizer": "adamw", "learning_rate": None}, "learning_rate"),
+        ({"num_epochs": 1, "warmup_epochs": 3}, "search: train.warmup_epochs: 3 are more than"),
         ({"students": {"1st": LikeResNet}}, "ladder.students"),
         ({"students": {"tiny": lambda: nn.Flatten()}}, "tiny"),
         ({"normalisation": None}, "normalisation=.mean, std."),

@@ -13,6 +13,7 @@ from krscale.parallel import Workers
 from krscale.report import read_curve
 from krscale.runs.folder import student_path
 from krscale.search import session
+from krscale.search.check import CheckedSearch
 from krscale.search.insight import find_insight
 from krscale.search.studies.objectives import front
 from krscale.search.studies.trial_spec import FinalKey, TuningKey
@@ -108,15 +109,18 @@ def test_a_search_with_two_objectives_is_extended(
     ladders: list[tuple[Ladder, list[Assignment]]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "space.toml").write_text(SPACE)
     settings = overrides(
         *SETTINGS, f"storage_path={tmp_path}", f"search.space={tmp_path / 'space.toml'}"
     )
+    notes = property(lambda checked: ["what to know of the space"])
+    monkeypatch.setattr(CheckedSearch, "notes", notes)
     assert run([*settings, "--json"]) == 0
     said = capsys.readouterr()
     first = json.loads(said.out)
-    assert "has no table" not in said.err  # plain training has no settings of its own
+    assert said.err.count("what to know of the space") == 1
     assert run([*settings, "--quiet", "--set", "search.trials_per_size=+3"]) == 0
     assert "The front of every study" in capsys.readouterr().out
 

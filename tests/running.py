@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,21 @@ def command(
         timeout=timeout,
         check=False,
     )
+
+
+@contextmanager
+def python(code: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """Run code in a process of its own, which does not outlive the block.
+
+    A process that a failed test leaves would fail whichever test comes next, too.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment(), text=True, **options
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def script(name: str) -> ModuleType:

@@ -4,40 +4,42 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 import threading
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from running import environment
+from running import python
 
 from krscale import interruption
 from krscale.interruption import own_exit_as_interrupt, received, stop_signals
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 NAMES = {signal.SIGINT: "", signal.SIGTERM: " by SIGTERM", signal.SIGHUP: " by SIGHUP"}
-WAITING = "def work(argv):\n    print('ready', flush=True)\n    time.sleep(60)\n"
+WAITING = "def work(argv):\n    print('ready', flush=True)\n    sleep(60)\n"
 CLEANING = (
     "def work(argv):\n"
-    "    try:\n        print('ready', flush=True)\n        time.sleep(60)\n"
-    "    finally:\n        print('cleaning', flush=True)\n        time.sleep({seconds})\n"
+    "    try:\n        print('ready', flush=True)\n        sleep(60)\n"
+    "    finally:\n        print('cleaning', flush=True)\n        sleep({seconds})\n"
     "        print('clean', flush=True)\n"
 )
 AFTERWARDS = (
-    "def ray_shuts_down():\n    print('leaving', flush=True)\n    time.sleep(60)\n"
+    "def ray_shuts_down():\n    print('leaving', flush=True)\n    sleep(60)\n"
     "atexit.register(ray_shuts_down)\n"
 )
 
 
-def start(work: str, before: str = "", **streams: int) -> "subprocess.Popen[str]":
+def start(
+    work: str, before: str = "", **streams: int
+) -> AbstractContextManager["subprocess.Popen[str]"]:
     """Start a command whose work is given."""
     code = (
-        "import atexit, signal, sys, time; from krscale.cli.common import run_command\n"
+        "import atexit, signal, sys; from naps import sleep\n"
+        "from krscale.cli.common import run_command\n"
         f"{before}{work}sys.exit(run_command(work, []))"
     )
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
-    return subprocess.Popen([sys.executable, "-c", code], env=environment(), text=True, **streams)
+    return python(code, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams})
 
 
 def wait_for(process: "subprocess.Popen[str]", line: str) -> None:
@@ -47,10 +49,10 @@ def wait_for(process: "subprocess.Popen[str]", line: str) -> None:
 
 @pytest.mark.parametrize("stop", CODES)
 def test_each_signal_ends_a_command_in_its_own_code(stop: signal.Signals) -> None:
-    process = start(WAITING)
-    wait_for(process, "ready")
-    process.send_signal(stop)
-    _, err = process.communicate(timeout=30)
+    with start(WAITING) as process:
+        wait_for(process, "ready")
+        process.send_signal(stop)
+        _, err = process.communicate(timeout=30)
     assert process.returncode == CODES[stop]
     assert err == f"krscale: interrupted{NAMES[stop]}; the same command again continues.\n"
 
@@ -59,12 +61,13 @@ def test_each_signal_ends_a_command_in_its_own_code(stop: signal.Signals) -> Non
 def test_what_was_begun_is_cleaned_up_though_the_same_signal_comes_twice(
     stop: signal.Signals,
 ) -> None:
-    process = start(CLEANING.format(seconds=0.5))
-    wait_for(process, "ready")
-    process.send_signal(stop)
-    wait_for(process, "cleaning")
-    process.send_signal(stop)  # as a closing terminal does, or a scheduler that signals the group
-    out, err = process.communicate(timeout=30)
+    with start(CLEANING.format(seconds=0.5)) as process:
+        wait_for(process, "ready")
+        process.send_signal(stop)
+        wait_for(process, "cleaning")
+        # As a closing terminal does, or a scheduler that signals the group.
+        process.send_signal(stop)
+        out, err = process.communicate(timeout=30)
     assert out == "clean\n"
     assert process.returncode == CODES[stop]
     assert "Traceback" not in err
@@ -72,13 +75,13 @@ def test_what_was_begun_is_cleaned_up_though_the_same_signal_comes_twice(
 
 @pytest.mark.parametrize("second", CODES)
 def test_a_second_request_ends_the_cleaning(second: signal.Signals) -> None:
-    process = start(CLEANING.format(seconds=60))
-    wait_for(process, "ready")
-    process.send_signal(signal.SIGTERM)
-    wait_for(process, "cleaning")
-    time.sleep(1.2 * interruption.SAME_REQUEST_SECONDS)
-    process.send_signal(second)
-    out, err = process.communicate(timeout=30)
+    with start(CLEANING.format(seconds=60)) as process:
+        wait_for(process, "ready")
+        process.send_signal(signal.SIGTERM)
+        wait_for(process, "cleaning")
+        time.sleep(1.2 * interruption.SAME_REQUEST_SECONDS)
+        process.send_signal(second)
+        out, err = process.communicate(timeout=30)
     assert (out, process.returncode) == ("", 143), "the first signal is the reason"
     assert err == "krscale: interrupted by SIGTERM; the same command again continues.\n"
 
@@ -87,12 +90,12 @@ def test_a_second_request_ends_the_cleaning(second: signal.Signals) -> None:
 def test_a_signal_while_the_process_leaves_ends_it_at_once_without_a_traceback(
     second: signal.Signals,
 ) -> None:
-    process = start(WAITING, AFTERWARDS)
-    wait_for(process, "ready")
-    process.send_signal(signal.SIGTERM)
-    wait_for(process, "leaving")
-    process.send_signal(second)
-    _, err = process.communicate(timeout=30)
+    with start(WAITING, AFTERWARDS) as process:
+        wait_for(process, "ready")
+        process.send_signal(signal.SIGTERM)
+        wait_for(process, "leaving")
+        process.send_signal(second)
+        _, err = process.communicate(timeout=30)
     assert process.returncode == 143
     assert err == "krscale: interrupted by SIGTERM; the same command again continues.\n"
 
@@ -109,13 +112,13 @@ def test_what_fails_because_of_the_signal_is_no_traceback(error: str) -> None:
     work = (
         "from krscale.errors import UserError\n"
         "def work(argv):\n"
-        "    try:\n        print('ready', flush=True)\n        time.sleep(60)\n"
+        "    try:\n        print('ready', flush=True)\n        sleep(60)\n"
         f"    except KeyboardInterrupt:\n        raise {error} from None\n"
     )
-    process = start(work)
-    wait_for(process, "ready")
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=30)
+    with start(work) as process:
+        wait_for(process, "ready")
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
     assert process.returncode == 143
     first, last = err.splitlines()
     assert first.startswith(f"krscale: while stopping: {error.partition('(')[0]}: ")
@@ -128,12 +131,12 @@ def test_a_signal_while_an_error_is_recorded_does_not_hide_it(ended: str) -> Non
     work = (
         "from krscale.errors import UserError\n"
         f"def work(argv):\n    try:\n        raise {ended}\n"
-        "    finally:\n        print('recording', flush=True)\n        time.sleep(60)\n"
+        "    finally:\n        print('recording', flush=True)\n        sleep(60)\n"
     )
-    process = start(work)
-    wait_for(process, "recording")
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=30)
+    with start(work) as process:
+        wait_for(process, "recording")
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
     assert process.returncode == 143
     first, last = err.splitlines()
     assert first.startswith(("krscale: error: it failed", "krscale: error: /a: the disk is full"))
@@ -143,10 +146,12 @@ def test_a_signal_while_an_error_is_recorded_does_not_hide_it(ended: str) -> Non
 def test_a_signal_that_is_ignored_from_the_start_stays_ignored() -> None:
     # As under `nohup`: the terminal closes, the search goes on.
     work = "def work(argv):\n    print('ready', flush=True)\n    return int(input())\n"
-    process = start(work, "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n", stdin=subprocess.PIPE)
-    wait_for(process, "ready")
-    process.send_signal(signal.SIGHUP)
-    _, err = process.communicate("7\n", timeout=30)
+    with start(
+        work, "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n", stdin=subprocess.PIPE
+    ) as process:
+        wait_for(process, "ready")
+        process.send_signal(signal.SIGHUP)
+        _, err = process.communicate("7\n", timeout=30)
     assert (process.returncode, err) == (7, "")
 
 
@@ -155,7 +160,7 @@ def test_a_closed_terminal_does_not_break_the_cleaning(tmp_path: Path) -> None:
     work = (
         "from pathlib import Path\n"
         "def work(argv):\n"
-        f"    try:\n        Path({str(ready)!r}).touch()\n        time.sleep(60)\n"
+        f"    try:\n        Path({str(ready)!r}).touch()\n        sleep(60)\n"
         "    finally:\n        print('x' * 100_000, flush=True)\n"
         "        print('x' * 100_000, file=sys.stderr, flush=True)\n"
         f"        Path({str(clean)!r}).touch()\n"
@@ -163,20 +168,18 @@ def test_a_closed_terminal_does_not_break_the_cleaning(tmp_path: Path) -> None:
     master, slave = pty.openpty()
     terminal = os.ttyname(slave)
     code = (
-        "import os, sys, time; from krscale.cli.common import run_command\n"
+        "import os, sys; from naps import sleep; from krscale.cli.common import run_command\n"
         # The first terminal that the leader of a session opens is its own.
         f"for each in (0, 1, 2): os.dup2(os.open({terminal!r}, os.O_RDWR), each)\n"
         f"{work}sys.exit(run_command(work, []))"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], env=environment(), start_new_session=True
-    )
-    deadline = time.monotonic() + 30
-    while not ready.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.close(slave)
-    os.close(master)  # the window: the kernel sends SIGHUP to what runs in it
-    assert process.wait(timeout=30) == 129
+    with python(code, start_new_session=True) as process:
+        deadline = time.monotonic() + 30
+        while not ready.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.close(slave)
+        os.close(master)  # the window: the kernel sends SIGHUP to what runs in it
+        assert process.wait(timeout=30) == 129
     assert clean.exists()
 
 
@@ -184,12 +187,11 @@ def test_a_closed_terminal_does_not_break_the_cleaning(tmp_path: Path) -> None:
 def test_a_stopped_command_leaves_before_an_exit_that_would_hang(hangs: bool, left: bool) -> None:
     exits = "atexit.register(print, 'libraries exit')\n"
     check = f"from krscale.interruption import leave_early_if\nhangs = lambda: {hangs}\n"
-    process = start(
-        WAITING.replace("    print", "    leave_early_if(hangs)\n    print"), exits + check
-    )
-    wait_for(process, "ready")
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=30)
+    work = WAITING.replace("    print", "    leave_early_if(hangs)\n    print")
+    with start(work, exits + check) as process:
+        wait_for(process, "ready")
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
     assert process.returncode == 143
     assert "interrupted by SIGTERM" in err, "nothing printed before is lost"
     assert ("libraries exit" in out) == left
@@ -201,7 +203,8 @@ def test_a_command_that_was_not_stopped_exits_as_ever() -> None:
         "from krscale.interruption import leave_early_if\n"
         "def work(argv):\n    leave_early_if(lambda: True)\n    return 0\n"
     )
-    out, _ = start(work, exits).communicate(timeout=30)
+    with start(work, exits) as process:
+        out, _ = process.communicate(timeout=30)
     assert out == "libraries exit\n"
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from running import python
 
 from krscale.cli.common import add_experiment_arguments, run_command
 from krscale.errors import UserError
@@ -37,18 +38,16 @@ def test_a_defect_keeps_its_traceback():
 
 def test_a_real_interrupt_is_one_line_and_130():
     code = (
-        "import signal, sys, time; from krscale.cli.common import run_command\n"
+        "import signal, sys; from krscale.cli.common import run_command; from naps import sleep\n"
         # A test run that was started in the background would hand on that SIGINT is ignored.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "def command(argv):\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "def command(argv):\n    print('ready', flush=True)\n    sleep(60)\n"
         "sys.exit(run_command(command, []))"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    with python(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert err == "krscale: interrupted; the same command again continues.\n"
 

@@ -66,6 +66,18 @@ def teach_heads(method: Method) -> None:
             raise RuntimeError("the step of KR to be timed teaches no heads")
 
 
+def leave_heads(method: Method) -> None:
+    """Take the weight of every head, as in the last part of a training.
+
+    Args:
+        method: Of the student; only KR has heads.
+    """
+    if isinstance(method, KR):
+        method.weigh(torch.zeros_like(method.information_gain))
+        if method.teaches_heads:
+            raise RuntimeError("the step of KR to be timed without heads teaches some")
+
+
 class _Silent:
     def phase(self, title: str) -> None:
         print(f"  preparing: {title}", flush=True)

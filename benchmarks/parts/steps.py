@@ -16,7 +16,7 @@ from krscale.setup.teacher import LoadedTeacher
 from krscale.training.loop import Training
 from parts.measuring import Clock, clock_for, interleave, ratio
 from parts.online import Online
-from parts.setting import Setting, teach_heads
+from parts.setting import Setting, leave_heads, teach_heads
 
 
 def measure_steps(setting: Setting, num_rounds: int) -> list[dict[str, Any]]:
@@ -29,18 +29,21 @@ def measure_steps(setting: Setting, num_rounds: int) -> list[dict[str, Any]]:
         epochs: dict[str, Callable[[], object]] = {
             name: training.run_epoch for name, training in trainings.items()
         }
-        stored = {name: epochs[name] for name in ("plain", "kd_store", "kr_store")}
-        online = {name: run for name, run in epochs.items() if name != "plain"}
+        stored = {name: run for name, run in epochs.items() if not name.endswith("online")}
+        online = {name: run for name, run in epochs.items() if name not in ("plain", "kr_late")}
         # The ratios near 1 need more rounds; the teacher makes its rounds long.
         near = interleave(stored, 2 * num_rounds, clock)
         far = interleave(online, num_rounds, clock)
         num_steps = trainings["plain"].loader.num_steps
+        early, late = (ratio(near, name, "plain") for name in ("kr_store", "kr_late"))
+        share = setting.experiment.distill.auxiliary_until
         rows.append(
             {
                 "student": f"resnet width {size.width} ({size.num_parameters:,} parameters)",
                 "r": round(setting.assets.teacher.flops / size.flops, 1),
                 "r_seconds": round(forward_ratio(trainings["plain"], teacher, clock), 1),
-                "kr_store_over_plain": ratio(near, "kr_store", "plain"),
+                "kr_store_over_plain": early,
+                "kr_training_over_plain": round(share * early + (1.0 - share) * late, 3),
                 "kd_store_over_plain": ratio(near, "kd_store", "plain"),
                 "online_kr_over_kr_store": ratio(far, "kr_online", "kr_store"),
                 "online_kd_over_kd_store": ratio(far, "kd_online", "kd_store"),
@@ -52,13 +55,13 @@ def measure_steps(setting: Setting, num_rounds: int) -> list[dict[str, Any]]:
 
 
 def _trainings(setting: Setting, size: StudentSize, teacher: LoadedTeacher) -> dict[str, Training]:
-    def training(method: str, *, online: bool = False) -> Training:
+    def training(method: str, *, online: bool = False, heads: bool = True) -> Training:
         experiment = setting.with_changes(f"distill.method={method}", "train.num_epochs=1000")
         built = build_training(
             experiment, setting.assets, size.width, Workers.alone(setting.device)
         )
         built._validate = dict  # type: ignore[method-assign]  # the steps alone are timed
-        teach_heads(built.learner.method)
+        (teach_heads if heads else leave_heads)(built.learner.method)
         if online:
             built.loader.store = None
             built.forward = Online(built.learner, teacher, last_tap_only=method == "kd")
@@ -68,6 +71,8 @@ def _trainings(setting: Setting, size: StudentSize, teacher: LoadedTeacher) -> d
         "plain": training("plain"),
         "kd_store": training("kd"),
         "kr_store": training("kr"),
+        # As it is after `auxiliary_until`.
+        "kr_late": training("kr", heads=False),
         "kd_online": training("kd", online=True),
         "kr_online": training("kr", online=True),
     }

@@ -44,6 +44,10 @@ def split_taps(granularity: int | str, num_taps: int, stage_ends: Sequence[int])
     Raises:
         UserError: If the granularity is neither in `1 .. num_taps` nor a level.
         KrscaleError: If `stage_ends` do not rise to `num_taps`.
+
+    Example:
+        >>> split_taps(2, 5, (1, 5)), split_taps("stage", 5, (1, 5))  # stages of 1 and 4 taps
+        (((0, 3), (3, 5)), ((0, 1), (1, 5)))
     """
     if isinstance(granularity, str):
         if granularity not in LEVELS:
@@ -70,6 +74,10 @@ def student_tap(group: int, num_groups: int, num_student_taps: int) -> int:
 
     Returns:
         The tap, counted from 1; `num_student_taps` is the student's classifier.
+
+    Example:
+        >>> [student_tap(group, 3, 5) for group in (1, 2, 3)]  # the last meets the classifier
+        [2, 4, 5]
     """
     return _ceil_share(group, num_groups, num_student_taps)
 
@@ -153,6 +161,11 @@ def tap_weights(information_gain: Tensor, groups: Groups) -> Tensor:
     Args:
         information_gain: `[D]`, not negative.
         groups: The groups of the `D` taps.
+
+    Example:
+        >>> tap_weights(torch.tensor([0.25, 0.75, 0.0, 0.0]), ((0, 2), (2, 4)))
+        tensor([[0.2500, 0.7500, 0.0000, 0.0000],
+                [0.0000, 0.0000, 0.0000, 1.0000]])
     """
     weights = torch.zeros(len(groups), information_gain.numel(), dtype=torch.float64)
     gains = information_gain.detach().double().cpu()
@@ -175,6 +188,13 @@ def group_weights(information_gain: Tensor, groups: Groups) -> Tensor:
     Args:
         information_gain: `[D]`, not negative.
         groups: The groups of the `D` taps.
+
+    Example:
+        >>> each = ((0, 1), (1, 2), (2, 3))
+        >>> group_weights(torch.tensor([0.2, 0.4, 0.8]), each)
+        tensor([0.2500, 0.5000, 1.0000])
+        >>> group_weights(torch.tensor([0.5, 0.25, 0.0]), each)  # an over-confident classifier
+        tensor([1.0000, 0.5000, 1.0000])
     """
     gains = information_gain.detach().double().cpu()
     means = torch.stack([gains[start:stop].mean() for start, stop in groups])
@@ -196,6 +216,12 @@ def joined_weights(information_gain: Tensor, groups: Groups, count: int) -> tupl
 
     Returns:
         `[G, D]` and `[G]`.
+
+    Example:
+        >>> each = ((0, 1), (1, 2), (2, 3), (3, 4))
+        >>> of_taps, of_groups = joined_weights(torch.tensor([0.2, 0.2, 0.0, 0.8]), each, 2)
+        >>> of_groups, of_taps[1]  # the second has the taps of the first two
+        (tensor([0.0000, 0.5000, 0.0000, 1.0000]), tensor([0.5000, 0.5000, 0.0000, 0.0000]))
     """
     joined = merge_groups(groups, count)
     ends = [stop for _, stop in groups]
@@ -219,6 +245,12 @@ def mix_taps(tap_logits: Tensor, weights: Tensor, temperature: float, mixing: st
 
     Raises:
         UserError: If `mixing` is neither.
+
+    Example:
+        >>> taps = torch.tensor([[[0.0, 0.0], [0.0, -1000.0]]])  # one tells nothing, one excludes
+        >>> weights = torch.tensor([[0.5, 0.5]])
+        >>> mix_taps(taps, weights, 1.0, "arithmetic"), mix_taps(taps, weights, 1.0, "geometric")
+        (tensor([[[0.7500, 0.2500]]]), tensor([[[1., 0.]]]))
     """
     if mixing not in MIXINGS:
         raise unknown_name("mixing", mixing, MIXINGS)

@@ -55,7 +55,18 @@ def stage_paths(model: nn.Module, taps: Sequence[str]) -> tuple[str, ...]:
 
 @torch.no_grad()
 def stage_shapes(model: nn.Module, paths: Sequence[str], image_shape: Sequence[int]) -> Shapes:
-    """Return the shape of each stage's output for one image, on whatever device the network is."""
+    """Return the shape of each stage's output for one image, on whatever device the network is.
+
+    Args:
+        model: The network; its train or eval mode is restored.
+        paths: Module paths of the blocks at which stages end.
+        image_shape: `(C, H, W)` as the network takes it.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.Flatten(), nn.Linear(36, 2))
+        >>> stage_shapes(network, ["0"], (1, 8, 8))
+        ((4, 3, 3),)
+    """
     was_training = model.training
     device = next(model.parameters()).device
     outputs = run_tapped(model.eval(), paths, torch.zeros(1, *image_shape, device=device))
@@ -90,7 +101,13 @@ def read_features(
 
 
 def feature_shapes(kind: FeatureKind, stages: Shapes, image_shape: Sequence[int] = ()) -> Shapes:
-    """Return the shapes of `read_features` for stages of the given shapes."""
+    """Return the shapes of `read_features` for stages of the given shapes.
+
+    Example:
+        >>> stages = ((4, 8, 8), (8, 4, 4))
+        >>> feature_shapes("pooled", stages), feature_shapes("attention", stages)
+        (((8,),), ((8, 8), (4, 4)))
+    """
     outputs = [torch.empty(1, *shape, device="meta") for shape in stages]
     return tuple(tuple(feature.shape[1:]) for feature in read_features(kind, outputs, image_shape))
 
@@ -106,13 +123,27 @@ def attention_map(stage: Tensor) -> Tensor:
 
     Returns:
         `[B, H, W]` fp32; zero where the stage is.
+
+    Raises:
+        UserError: If the stage has no positions.
+
+    Example:
+        >>> stage = torch.tensor([[2.0, 2.0], [-2.0, 2.0], [1.0, -2.0]]).view(1, 3, 1, 2)
+        >>> attention_map(stage), attention_map(10 * stage)  # of the energies 9 and 12
+        (tensor([[[0.6000, 0.8000]]]), tensor([[[0.6000, 0.8000]]]))
     """
     energy = _with_positions(stage, "an attention map").float().square().mean(dim=1)
     return directions(energy.flatten(1)).view_as(energy)
 
 
 def directions(vectors: Tensor) -> Tensor:
-    """Return vectors `[B, F]` divided by their norm."""
+    """Return vectors `[B, F]` divided by their norm; by `MIN_NORM` those that are shorter.
+
+    Example:
+        >>> directions(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
     return nn.functional.normalize(vectors, dim=1, eps=MIN_NORM)
 
 

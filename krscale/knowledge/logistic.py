@@ -93,6 +93,12 @@ def fit_logistic(
     Raises:
         KrscaleError: If `weight_decay` is not positive: there might be no optimum.
         UserError: If the gradient is still longer than `GRADIENT_TOLERANCE` after `max_steps`.
+
+    Example:
+        >>> inputs = torch.tensor([[-1.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
+        >>> decay = 1.0 / (1.0 + math.exp(2.0))  # with which the gradient is 0 at the weights -1, 1
+        >>> fit_logistic(inputs, torch.tensor([0, 1]), 2, decay)[:, 0].round(decimals=6)
+        tensor([-1.,  1.], dtype=torch.float64)
     """
     if not weight_decay > 0.0:
         raise KrscaleError(f"a logistic regression needs a weight decay above 0: {weight_decay}")

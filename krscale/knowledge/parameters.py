@@ -40,6 +40,12 @@ def layers_by_tap(model: nn.Module, paths: Sequence[str]) -> tuple[Layers, ...]:
     Args:
         model: The network, wrapped or not.
         paths: Module paths of its taps in depth order.
+
+    Example:
+        >>> first, second = nn.Conv2d(1, 2, 3), nn.Conv2d(2, 4, 3)
+        >>> network = nn.Sequential(first, nn.ReLU(), second, nn.Flatten(), nn.Linear(4, 3))
+        >>> [[type(layer).__name__ for layer in layers] for layers in layers_by_tap(network, ["1"])]
+        [['Conv2d'], ['Conv2d', 'Linear']]
     """
     modules = list(unwrapped(model).named_modules())
     ends: list[int] = []
@@ -63,6 +69,12 @@ def weight_histogram(layers: Sequence[nn.Module], num_bins: int = NUM_BINS) -> T
     Args:
         layers: Modules with a `weight`.
         num_bins: Centres of bins, evenly from -4 to 4 standard deviations.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> layer.weight.data = torch.tensor([[10.0, 30.0]])  # a deviation to each side of the mean
+        >>> weight_histogram([layer], num_bins=9).tolist()
+        [0.0, 0.0, 0.0, 0.5, 0.0, 0.5, 0.0, 0.0, 0.0]
     """
     return weight_histograms([layers], num_bins)[0]
 
@@ -70,7 +82,16 @@ def weight_histogram(layers: Sequence[nn.Module], num_bins: int = NUM_BINS) -> T
 def weight_histograms(
     layer_groups: Sequence[Sequence[nn.Module]], num_bins: int = NUM_BINS
 ) -> Tensor:
-    """Return `weight_histogram` of every group of layers at once, `[G, num_bins]` fp32."""
+    """Return `weight_histogram` of every group of layers at once, `[G, num_bins]` fp32.
+
+    A group without layers has zeros.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> layer.weight.data = torch.tensor([[10.0, 30.0]])
+        >>> weight_histograms([[layer], []], num_bins=3).tolist()  # centres at -4, 0 and 4
+        [[0.125, 0.75, 0.125], [0.0, 0.0, 0.0]]
+    """
     weights = [_weight(layer) for layers in layer_groups for layer in layers]
     if not weights:
         return torch.zeros(len(layer_groups), num_bins)
@@ -96,6 +117,10 @@ def mix_histograms(histograms: Tensor, sizes: Tensor, groups: Groups) -> Tensor:
         histograms: `[D, bins]`, by tap.
         sizes: `[D]`, number of weights by tap.
         groups: The groups of the `D` taps; one without weights gets zeros.
+
+    Example:
+        >>> mix_histograms(torch.eye(2), torch.tensor([30.0, 10.0]), ((0, 2),))
+        tensor([[0.7500, 0.2500]])
     """
     masses = histograms * sizes.unsqueeze(1)
     mixed = [
@@ -113,6 +138,13 @@ def histogram_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
     Args:
         student: `[..., bins]`, summing to 1.
         teacher: `[..., bins]`, summing to 1; gets no gradient.
+
+    Example:
+        >>> teacher = torch.tensor([0.25, 0.75, 0.0])
+        >>> students = torch.tensor([[0.0, 0.0, 1.0], [0.75, 0.25, 0.0], [0.25, 0.75, 0.0]])
+        >>> losses = histogram_cross_entropy(students, teacher)
+        >>> losses.argsort(), losses.isfinite().all()  # least where they agree
+        (tensor([2, 1, 0]), tensor(True))
     """
     return -(_smooth(teacher.detach()) * _smooth(student).log()).sum(dim=-1)
 

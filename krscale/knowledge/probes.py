@@ -61,6 +61,12 @@ def fit_probe(
 
     Raises:
         UserError: If there is no sample, a feature is not finite, or the optimum is not reached.
+
+    Example:
+        >>> features = torch.tensor([[-1.0, 7.0], [1.0, 7.0]])  # the second is constant
+        >>> probe = fit_probe(features, torch.tensor([0, 1]), num_classes=2)
+        >>> probe.weight[:, 1].abs(), (features @ probe.weight.T + probe.bias).argmax(dim=1)
+        (tensor([0., 0.]), tensor([0, 1]))
     """
     if features.shape[0] == 0:
         raise UserError("a probe cannot be fitted to 0 samples; the training split is empty.")
@@ -101,6 +107,11 @@ def read_tap(feature: Tensor, grid: int) -> Tensor:
     Args:
         feature: As a block gave it; one that was read already stays as it is.
         grid: So many cells by so many, or fewer (`fitting_grid`).
+
+    Example:
+        >>> block = torch.ones(2, 3, 8, 8)
+        >>> read_tap(block, 1).shape, read_tap(block, 4).shape
+        (torch.Size([2, 3]), torch.Size([2, 48]))
     """
     return pool(feature, fitting_grid(feature.shape[1:], grid))
 
@@ -159,6 +170,12 @@ def information_gain(tap_logits: Tensor, labels: Tensor) -> Tensor:
 
     Raises:
         UserError: If there is no sample.
+
+    Example:
+        >>> right = torch.tensor([[99.0, 0.0], [0.0, 99.0]])  # of samples of the classes 0 and 1
+        >>> tap_logits = torch.stack([0 * right, right, -right], dim=1)  # guessing, right, wrong
+        >>> information_gain(tap_logits, torch.tensor([0, 1])).round(decimals=4).abs()
+        tensor([0., 1., 0.])
     """
     num_samples, num_taps, num_classes = tap_logits.shape
     if num_samples == 0:

@@ -26,6 +26,14 @@ def recode_gap(gap: Tensor, sparsity: float) -> Tensor:
 
     Shape:
         `[..., K] -> [..., K]`, one sort whatever the number of classes.
+
+    Example:
+        >>> gap = torch.tensor([0.5, 0.1, -0.4, -0.2])
+        >>> recoded = recode_gap(gap, 0.4)  # drops at most 0.24 of each sign
+        >>> recoded.nonzero().flatten(), recoded.sum()
+        (tensor([0, 2]), tensor(0.))
+        >>> torch.allclose(recoded.norm(), gap.norm())
+        True
     """
     return recode(gap, sparsity)[0]
 
@@ -65,6 +73,11 @@ def recode(gap: Tensor, sparsity: float | Tensor) -> tuple[Tensor, Tensor]:
     Args:
         gap: `[..., K]`, differences of two distributions over `K` classes.
         sparsity: Share of each sign's mass to drop at most, in `[0, 1)`.
+
+    Example:
+        >>> gap = torch.tensor([0.5, 0.1, -0.3, -0.3])
+        >>> [recode(gap, sparsity)[1].item() for sparsity in (0.0, 0.6)]  # equals stay together
+        [4, 3]
     """
     gap = gap.detach().float()
     if not isinstance(sparsity, Tensor) and sparsity == 0.0:

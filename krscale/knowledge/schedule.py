@@ -32,6 +32,10 @@ def scheduled(value: float, schedule: str, progress: float) -> float:
 
     Raises:
         UserError: If the schedule is unknown.
+
+    Example:
+        >>> {name: scheduled(0.5, name, progress=0.25) for name in SCHEDULES}
+        {'constant': 0.5, 'rising': 0.125, 'falling': 0.375}
     """
     if schedule not in SCHEDULES:
         raise unknown_name("schedule", schedule, SCHEDULES)

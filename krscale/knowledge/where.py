@@ -86,7 +86,12 @@ def _grid_of(num_tokens: int, height: int, width: int) -> Cells:
 def token_grids(
     shapes: Sequence[Sequence[int]], image_shape: Sequence[int] = ()
 ) -> tuple[Cells | None, ...]:
-    """Return `positions_of` stages that give tokens; None of maps, whose shape shows them."""
+    """Return `positions_of` stages that give tokens; None of maps, whose shape shows them.
+
+    Example:
+        >>> token_grids([(8, 4, 4), (49, 8)], (3, 28, 28))
+        (None, (7, 7))
+    """
     return tuple(positions_of(s, image_shape) if len(s) == 2 else None for s in shapes)
 
 
@@ -94,6 +99,10 @@ def cells_of(shape: Sequence[int], image_shape: Sequence[int] = ()) -> Cells:
     """Return rows and columns of a stage's cells: `GRID` each, or as many positions as there are.
 
     `(0, 0)` where there are no positions; see `positions_of`.
+
+    Example:
+        >>> cells_of((8, 16, 3)), cells_of((8,))
+        ((4, 3), (0, 0))
     """
     rows, columns = positions_of(shape, image_shape) or (0, 0)
     return min(GRID, rows), min(GRID, columns)
@@ -108,6 +117,10 @@ def without_where(
         paths: Names of the stages.
         shapes: Of their outputs for one image.
         image_shape: `(C, H, W)` as the network takes it.
+
+    Example:
+        >>> without_where(["stem", "pool"], [(8, 4, 4), (8,)])
+        ("'pool' gives [8], which has no grid of positions: it teaches what, not where",)
     """
     size = "x".join(map(str, image_shape[1:]))
     return tuple(
@@ -126,6 +139,12 @@ def energy(stage: Tensor, cells: Cells, positions: Cells | None = None) -> Tenso
         stage: `[B, C, H, W]` or `[B, T, C]`.
         cells: Rows and columns, not more than there are positions.
         positions: Rows and columns of tokens.
+
+    Example:
+        >>> stage = torch.zeros(1, 2, 4, 4)
+        >>> stage[:, :, 0, 0] = 2.0  # 4 at one of a cell's four positions
+        >>> energy(stage, (2, 2))
+        tensor([[1., 0., 0., 0.]])
     """
     rows, columns = cells
     dim = 2 if stage.ndim == 3 else 1
@@ -163,7 +182,13 @@ class _MeanSquare(torch.autograd.Function):
 
 
 def shares_of(energies: Tensor) -> Tensor:
-    """Return energies `[..., P]` divided by their sum; evenly shared where there is none."""
+    """Return energies `[..., P]` divided by their sum; evenly shared where there is none.
+
+    Example:
+        >>> shares_of(torch.tensor([[3.0, 1.0], [0.0, 0.0]]))
+        tensor([[0.7500, 0.2500],
+                [0.5000, 0.5000]])
+    """
     total = energies.sum(dim=-1, keepdim=True)
     even = total <= LEAST
     return torch.where(even, 1.0 / energies.shape[-1], energies / total.masked_fill(even, 1.0))
@@ -207,6 +232,11 @@ def pair_stages(
         student: Shapes of the outputs of the student's stages for one image.
         teacher: Cells of every stage of the teacher.
         image_shape: `(C, H, W)` as the student takes it.
+
+    Example:
+        >>> pairs = pair_stages([(8, 8, 8), (16, 2, 2)], [(4, 4), (4, 4), (4, 4)])
+        >>> [(pair.student, pair.teacher, pair.cells) for pair in pairs]
+        [(0, 1, (4, 4)), (1, 2, (2, 2))]
     """
     pairs: list[WherePair] = []
     grids = token_grids(student, image_shape)

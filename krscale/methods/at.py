@@ -34,6 +34,11 @@ def at_loss(
         student_maps: One `[B, H, W]` for each pair of stages, of norm 1.
         teacher_maps: The same of the teacher; gets no gradient.
         reduction: What becomes of a stage's positions.
+
+    Example:
+        >>> here, there = torch.eye(4).view(4, 1, 2, 2)[:2]  # each active at one of four positions
+        >>> at_loss([here], [there], "sum"), at_loss([here], [there], "mean")
+        (tensor([1.]), tensor([0.5000]))
     """
     squares = [
         (student.float() - teacher.detach().float()).square().flatten(1)

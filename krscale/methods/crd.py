@@ -43,6 +43,14 @@ def crd_loss(
         teacher_embeddings: `[B, E]`. They come from a layer of the method's own, which learns.
         labels: `[B]` int64; samples of one's own class are no negatives.
         temperature: Of the similarities.
+
+    Example:
+        >>> student, teacher = torch.eye(2), 4.0 * torch.eye(2)  # of the same directions
+        >>> labels, swapped = torch.tensor([0, 1]), teacher.flip(0)
+        >>> crd_loss(student, teacher, labels, 0.1) < crd_loss(student, swapped, labels, 0.1)
+        tensor([True, True])
+        >>> crd_loss(student, teacher, torch.tensor([0, 0]), 0.1)  # one class: no negatives
+        tensor([0., 0.])
     """
     student, teacher = (
         directions(student_embeddings.float()),

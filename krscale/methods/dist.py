@@ -36,6 +36,14 @@ def dist_loss(
         temperature: Temperature of both distributions.
         inter_weight: Weight of the relation between classes, beta in the paper.
         intra_weight: Weight of the relation within a class, gamma in the paper.
+
+    Example:
+        >>> teacher = torch.tensor([[2.0, 0.0, -2.0], [0.0, 4.0, 0.0]])
+        >>> dist_loss(teacher + 8.0, teacher, 4.0, inter_weight=1.0, intra_weight=1.0)
+        tensor([0., 0.])
+        >>> intra = dist_loss(teacher.flip(0), teacher, 1.0, inter_weight=0.0, intra_weight=1.0)
+        >>> intra.round(decimals=4)  # in every class the two samples change places: 1 - (-1)
+        tensor([2., 2.])
     """
     student = (student_logits.float() / temperature).softmax(dim=-1)
     teacher = (teacher_logits.detach().float() / temperature).softmax(dim=-1)

@@ -35,6 +35,14 @@ def dkd_loss(
         temperature: Temperature of all distributions.
         target_weight: Weight of TCKD, alpha in the paper.
         nontarget_weight: Weight of NCKD, beta in the paper.
+
+    Example:
+        >>> from krscale.methods.kd import kd_loss
+        >>> student, teacher = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[2.0, 1.0, 0.0]])
+        >>> others = 1.0 - float(teacher.softmax(dim=1)[0, 0])  # of the teacher's mass
+        >>> decoupled = dkd_loss(student, teacher, torch.tensor([0]), 1.0, 1.0, others)
+        >>> torch.allclose(decoupled, kd_loss(student, teacher, 1.0))  # KD = TCKD + others * NCKD
+        True
     """
     student_binary, student_others = _decouple(student_logits.float() / temperature, labels)
     teacher = teacher_logits.detach().float() / temperature

@@ -21,13 +21,23 @@ def smoothed_cross_entropy(
     label_smoothing: float,
     mixture: Mixture | None = None,
 ) -> Tensor:
-    """Return the cross-entropy with `(1 - label_smoothing) * label + label_smoothing / K`, `[B]`.
+    """Return the cross-entropy with `(1 - label_smoothing) * label + label_smoothing / K`.
+
+    `[B]` fp32, one value for each sample.
 
     Args:
         student_logits: `[B, K]`.
         labels: `[B]` int64.
         label_smoothing: Share of every label that is spread over all classes.
         mixture: Of mixed images.
+
+    Example:
+        >>> sure = torch.tensor([[40.0, 0.0, 0.0, 0.0]])  # and right
+        >>> smoothed_cross_entropy(sure, torch.tensor([0]), label_smoothing=0.0).abs()
+        tensor([0.])
+        >>> smoothed = smoothed_cross_entropy(sure, torch.tensor([0]), label_smoothing=0.1)
+        >>> smoothed.round(decimals=4)  # being sure costs: 3 * 0.1 / 4 * 40
+        tensor([3.])
     """
     return label_cross_entropy(student_logits, labels, mixture, label_smoothing)
 

@@ -26,7 +26,7 @@ def standardised_kd_loss(
 
     Each sample's logits are brought to mean 0 and deviation 1 over the classes (`standardise`),
     which makes the temperature relative to each one's own spread. The gradient is the steeper the
-    smaller the student's spread, and stays finite where that is 0.
+    smaller the student's spread, and stays finite where that is 0. Logits in fp64 give fp64.
 
     With two classes only the order of the two logits is left: the loss is 0 where student and
     teacher agree on it and a constant where they do not, and it has no gradient. The student then
@@ -36,6 +36,13 @@ def standardised_kd_loss(
         student_logits: `[B, K]`.
         teacher_logits: `[B, K]`, up to an additive constant; gets no gradient.
         temperature: Temperature of both distributions after standardisation.
+
+    Example:
+        >>> near, far = torch.tensor([[0.1, 0.0]]), torch.tensor([[9.0, 0.0]])
+        >>> standardised_kd_loss(near, far, 2.0)  # of two classes only the order is left
+        tensor([0.])
+        >>> standardised_kd_loss(-near, far, 2.0) == standardised_kd_loss(-far, far, 2.0)
+        tensor([True])
     """
     return kd_loss(standardise(student_logits), standardise(teacher_logits), temperature)
 
@@ -64,6 +71,13 @@ def standardise(logits: Tensor) -> Tensor:
 
     Args:
         logits: `[B, K]`, K at least 2.
+
+    Example:
+        >>> logits = torch.tensor([[1.0, 2.0, 3.0], [10.0, 30.0, 50.0], [7.0, 7.0, 7.0]])
+        >>> standardise(logits).round(decimals=4)
+        tensor([[-1.,  0.,  1.],
+                [-1.,  0.,  1.],
+                [ 0.,  0.,  0.]])
     """
     logits = at_least_fp32(logits)
     centred = logits - logits.mean(dim=-1, keepdim=True)

@@ -31,6 +31,10 @@ def pkt_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     Args:
         student_features: `[B, F_S]`.
         teacher_features: `[B, F_T]`; gets no gradient.
+
+    Example:
+        >>> pkt_loss(4.0 * torch.eye(5)[:3], torch.eye(3))  # of another size, but lying alike
+        tensor([0., 0., 0.])
     """
     with without_autocast(student_features):
         p = _affinities(student_features.float())

@@ -28,7 +28,7 @@ _MAX_CHANNELS = 512
 
 
 def hcl_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
-    """Return the hierarchical context loss of each sample, `[B]`; 0 where the maps agree.
+    """Return the hierarchical context loss of each sample, `[B]` fp32; 0 where the maps agree.
 
     The sum over the pairs of maps of
 
@@ -41,6 +41,14 @@ def hcl_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> 
     Args:
         student_maps: `[B, C, H, W]` each, of the teacher's shapes.
         teacher_maps: `[B, C, H, W]` each; get no gradient.
+
+    Example:
+        >>> teacher = torch.zeros(1, 1, 2, 2)
+        >>> signs = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+        >>> hcl_loss([teacher + 1.0], [teacher])  # wrong at both levels
+        tensor([1.])
+        >>> hcl_loss([teacher + signs], [teacher])  # right in the mean: 1 / (1 + 1/2)
+        tensor([0.6667])
     """
     return torch.stack(
         [

@@ -24,7 +24,7 @@ def rkd_loss(
     distance_weight: float,
     angle_weight: float,
 ) -> Tensor:
-    """Return the weighted distance-wise and angle-wise loss of each sample, `[B]`; 0 at agreement.
+    """Return the weighted distance-wise and angle-wise loss, `[B]` fp32; 0 where both agree.
 
     As in the authors' code, with the Huber loss `h` (smooth L1) of student and teacher:
 
@@ -42,6 +42,12 @@ def rkd_loss(
         teacher_features: `[B, F_T]`; gets no gradient.
         distance_weight: Of the distances.
         angle_weight: Of the angles.
+
+    Example:
+        >>> teacher = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+        >>> student = torch.tensor([[1.0, 1.0], [1.0, 7.0], [-7.0, 1.0]])  # moved, turned, doubled
+        >>> rkd_loss(student, teacher, 1.0, 2.0).round(decimals=4)
+        tensor([0., 0., 0.])
     """
     with without_autocast(student_features):
         distances, directions = _relations(at_least_fp32(student_features))

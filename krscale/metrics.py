@@ -84,10 +84,20 @@ TEST_ACCURACY = metric_key("test", ACCURACY)
 
 
 def metrics_for(num_classes: int) -> list[Metric]:
-    """Return the metrics that say something where there are so many classes."""
+    """Return the metrics that say something where there are so many classes.
+
+    Example:
+        >>> [[metric.name for metric in metrics_for(classes)] for classes in (5, 6)]
+        [['accuracy', 'loss'], ['accuracy', 'loss', 'top5_accuracy']]
+    """
     return [metric for metric in METRICS.values() if num_classes >= metric.min_classes]
 
 
 def val_metrics() -> dict[str, Metric]:
-    """Return every metric by its name on the validation split, e.g. `val/accuracy`."""
+    """Return every metric by its name on the validation split, e.g. `val/accuracy`.
+
+    Example:
+        >>> {name: metric.direction for name, metric in val_metrics().items()}
+        {'val/accuracy': 'maximize', 'val/loss': 'minimize', 'val/top5_accuracy': 'maximize'}
+    """
     return {metric_key("val", metric): metric for metric in METRICS.values()}

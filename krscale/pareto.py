@@ -18,6 +18,11 @@ def pareto_front(points: Sequence[tuple[float, ...]], maximise: Sequence[bool]) 
 
     Raises:
         ValueError: If a point has another number of values than there are goals, or holds NaN.
+
+    Example:
+        >>> accuracy_and_size = [(0.90, 100), (0.95, 400), (0.89, 200), (0.90, 100)]
+        >>> pareto_front(accuracy_and_size, maximise=(True, False))  # of equal points all stay
+        [0, 1, 3]
     """
     for point in points:
         if len(point) != len(maximise) or any(math.isnan(value) for value in point):

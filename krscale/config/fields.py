@@ -52,6 +52,12 @@ def check_number(kind: Any, name: str, value: float, where: str) -> None:
 
     Raises:
         UserError: If it is not allowed.
+
+    Example:
+        >>> check_number(Share, "dropped", 0.5, "my_loss")
+        >>> check_number(Share, "dropped", 1.0, "my_loss")
+        Traceback (most recent call last):
+        krscale.errors.UserError: my_loss: dropped: input should be less than 1 (got 1.0).
     """
     try:
         _adapter(kind).validate_python(_plain(value))
@@ -86,6 +92,11 @@ def refuse_repeats(
 
     Raises:
         ValueError: Naming the two.
+
+    Example:
+        >>> refuse_repeats(["1/4", "1/8", "0.25"], identity=parse_capacity)
+        Traceback (most recent call last):
+        ValueError: '1/4' and '0.25' are the same; leave one out
     """
     seen: dict[Hashable, str] = {}
     for value in values:
@@ -174,6 +185,10 @@ def parse_capacity(text: str) -> float:
 
     Raises:
         ValueError: If the text is not a number or fraction in (0, 1].
+
+    Example:
+        >>> parse_capacity("1/16"), parse_capacity("0.05")
+        (0.0625, 0.05)
     """
     try:
         if not _SHARE.fullmatch(text):  # also because 1e9999999 takes minutes to be computed
@@ -187,11 +202,21 @@ def parse_capacity(text: str) -> float:
 
 
 def is_share(text: str) -> bool:
-    """Whether a size is written as a share of the teacher, and not the name of a student."""
+    """Whether a size is written as a share of the teacher, and not the name of a student.
+
+    Example:
+        >>> is_share("1/16"), is_share("small")
+        (True, False)
+    """
     return not text[:1].isalpha()
 
 
 def fingerprint(content: Any) -> str:
-    """Return 16 hexadecimal digits that identify JSON-serialisable content."""
+    """Return 16 hexadecimal digits that identify JSON-serialisable content.
+
+    Example:
+        >>> fingerprint({"a": 1, "b": [2, 3]}) == fingerprint({"b": [2, 3], "a": 1})
+        True
+    """
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -42,6 +42,13 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Exper
 
     Raises:
         UserError: If the file cannot be read, or any key or value is refused.
+
+    Example:
+        >>> load(overrides=["train.num_epochs=7", "name=first"]).train.num_epochs
+        7
+        >>> load(overrides=["train.epochs=7"])
+        Traceback (most recent call last):
+        krscale.errors.UserError: ... Did you mean 'train.num_epochs'? ...
     """
     file = _experiment_file(user_path(path, "EXPERIMENT.toml")) if path else None
     content: dict[str, Any] = read_toml(file) if file else {}
@@ -58,7 +65,22 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Exper
 
 
 def validate(content: Mapping[str, Any], where: str, overridden: Iterable[str] = ()) -> Experiment:
-    """Build the experiment from plain content, or raise one `UserError` naming every mistake."""
+    """Build the experiment from plain content.
+
+    Args:
+        content: Tables of fields, as TOML gives them.
+        where: The file, for errors.
+        overridden: Dotted paths of fields that were given by `--set`.
+
+    Raises:
+        UserError: Naming every mistake in a line of its own.
+
+    Example:
+        >>> validate({"train": {"num_epochs": 0, "learning_rate": -1.0}}, "my.toml")
+        Traceback (most recent call last):
+        krscale.errors.UserError: my.toml: train.num_epochs: ... (got 0).
+        my.toml: train.learning_rate: ... (got -1.0).
+    """
     content = _with_new_names(content, where)
     try:
         return Experiment.model_validate(content)
@@ -75,7 +97,11 @@ def validate(content: Mapping[str, Any], where: str, overridden: Iterable[str] =
 
 
 def with_values(experiment: Experiment, values: Mapping[str, Any], where: str) -> Experiment:
-    """Return a copy in which each dotted path of `values` has the given value, validated."""
+    """Return a copy in which each dotted path of `values` has the given value, validated.
+
+    Raises:
+        UserError: Naming `where` and every mistake.
+    """
     content = experiment.model_dump(mode="python")
     for dotted, value in values.items():
         _put(content, dotted, value, where)
@@ -83,13 +109,23 @@ def with_values(experiment: Experiment, values: Mapping[str, Any], where: str) -
 
 
 def search_ranges() -> dict[str, SearchRange | SearchChoices]:
-    """Return where fields are searched by default, by dotted path; of those that declare it."""
+    """Return where fields are searched by default, by dotted path; of those that declare it.
+
+    Example:
+        >>> search_ranges()["distill.temperature"].table()
+        {'type': 'float', 'low': 1.0, 'high': 8.0, 'log': True}
+    """
     declared = _declarations(Experiment, "")
     return {path: d for path, d in declared if isinstance(d, SearchRange | SearchChoices)}
 
 
 def used_with() -> dict[str, tuple[UsedWith, ...]]:
-    """Return what fields need another field to be, by dotted path; of those that declare it."""
+    """Return what fields need another field to be, by dotted path; of those that declare it.
+
+    Example:
+        >>> used_with()["distill.at_mean_weight"]
+        (UsedWith(field='at_reduction', values=('mean',)),)
+    """
     found: dict[str, tuple[UsedWith, ...]] = {}
     for path, declared in _declarations(Experiment, ""):
         if isinstance(declared, UsedWith):

@@ -32,6 +32,13 @@ def draw_integers(
 
     Returns:
         For each name `[B]` int64, uniform over `0 .. bound - 1`.
+
+    Example:
+        >>> samples = torch.arange(5)
+        >>> both = draw_integers(samples, seed=0, view=0, bounds={"flip": 2, "row": 9})
+        >>> alone = draw_integers(samples[3:], seed=0, view=0, bounds={"row": 9})
+        >>> torch.equal(alone["row"], both["row"][3:])
+        True
     """
     names = tuple(bounds)
     first_key, keys, outcomes = _keys(seed, view, names, tuple(bounds.values()), samples.device)

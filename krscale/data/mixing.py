@@ -35,6 +35,11 @@ def partners(samples: Tensor, view: int, policy: ViewsConfig, num_samples: int) 
         view: Number of the view.
         policy: The `views` section.
         num_samples: Samples of the split.
+
+    Example:
+        >>> samples = torch.arange(1000)
+        >>> bool((partners(samples, 0, ViewsConfig(), 1000) == samples).any())  # never itself
+        False
     """
     others = max(num_samples - 1, 1)  # a single sample is its own partner
     offset = draw_integers(samples, policy.seed, view, {"partner": others})["partner"] + 1
@@ -58,6 +63,13 @@ def mix(
     Returns:
         The mixed images `[B, C, H, W]` uint8, and the weight of each sample's own label, `[B]` fp32
         in (0, 1); its partner's label has the rest.
+
+    Example:
+        >>> black, white = (torch.full((64, 3, 8, 8), grey, dtype=torch.uint8) for grey in (0, 255))
+        >>> mixed, weights = mix(black, white, torch.arange(64), 0, ViewsConfig(cutmix=1.0))
+        >>> seen = (mixed == 0).float().mean(dim=(1, 2, 3))  # of each sample's own image
+        >>> torch.allclose(weights, seen)
+        True
     """
     height, width = images.shape[-2:]
     bounds = {"mix_kind": 2, "mixup": _OUTCOMES, "cutmix": _OUTCOMES}

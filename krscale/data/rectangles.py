@@ -33,6 +33,13 @@ def resized_crop(images: Tensor, draws: Mapping[str, Tensor], min_area: float) -
         images: `[B, C, H, W]` uint8.
         draws: `resized_size` below `NUM_SIZES`; `resized_row` and `resized_column` below `PLACES`.
         min_area: Smallest share of the image's area.
+
+    Example:
+        >>> image = torch.arange(0, 80, 10, dtype=torch.uint8).expand(1, 1, 8, 8)
+        >>> names = ("resized_size", "resized_row", "resized_column")
+        >>> cropped = resized_crop(image, dict.fromkeys(names, torch.tensor([0])), 0.25)
+        >>> cropped[0, 0, 0]  # five columns of the first corner
+        tensor([ 0,  4, 11, 17, 23, 29, 36, 40], dtype=torch.uint8)
     """
     height, width = images.shape[-2:]
     table = _sizes(height, width, (str(min_area), "1"), "0.75", images.device)
@@ -55,6 +62,14 @@ def erase(images: Tensor, draws: Mapping[str, Tensor], share: float) -> Tensor:
         draws: `erase`, `erase_row` and `erase_column` below `PLACES`, `erase_size` below
             `NUM_SIZES`, and `erase_colour_C` below 256 for every channel C.
         share: Of the images.
+
+    Example:
+        >>> zero = torch.tensor([0, 0])
+        >>> draws = {"erase_size": zero, "erase_row": zero, "erase_column": zero}
+        >>> draws |= {"erase": torch.tensor([0, PLACES - 1]), "erase_colour_0": zero + 7}
+        >>> images = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+        >>> erase(images, draws, share=0.5).amax(dim=(1, 2, 3))  # half of the images
+        tensor([7, 0], dtype=torch.uint8)
     """
     channels, height, width = images.shape[1:]
     table = _sizes(height, width, ("0.02", "0.33"), "0.3", images.device)
@@ -75,6 +90,12 @@ def covered(size: int, lengths: Tensor, place: Tensor) -> Tensor:
         size: Of a side of the image.
         lengths: `[B]` of the intervals, 1 to `size`.
         place: `[B]` below `PLACES`: where in the range that is left to it each begins.
+
+    Example:
+        >>> covered(6, torch.tensor([2, 2, 6]), torch.tensor([0, PLACES - 1, 0])).int()
+        tensor([[1, 1, 0, 0, 0, 0],
+                [0, 0, 0, 0, 1, 1],
+                [1, 1, 1, 1, 1, 1]], dtype=torch.int32)
     """
     first = _first(size, lengths, place)[:, None]
     at = torch.arange(size, device=lengths.device)

@@ -36,6 +36,12 @@ def stratify(
 
     Raises:
         UserError: If a class has fewer items than there are splits; names it.
+
+    Example:
+        >>> labels = np.repeat([0, 1], [97, 3])  # of the rare class every split gets one
+        >>> cut, proportional = stratify(labels, ["many", "rare"], [("test", 0.1), ("val", 0.1)], 0)
+        >>> {name: int(labels[rows].sum()) for name, rows in cut.items()}, proportional
+        ({'train': 1, 'test': 1, 'val': 1}, False)
     """
     cut = _proportional(labels, fractions, seed)
     if cut and all(_holds_all(labels[rows], len(classes)) for rows in cut.values()):

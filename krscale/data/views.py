@@ -48,6 +48,11 @@ def check_views(policy: ViewsConfig, image_shape: tuple[int, int, int]) -> None:
     Raises:
         UserError: If a displacement or the cutout covers a whole side, or jitter meets images
             that are not RGB, or CutMix images of one row or column.
+
+    Example:
+        >>> check_views(ViewsConfig(jitter=0.2), (1, 28, 28))
+        Traceback (most recent call last):
+        krscale.errors.UserError: views.jitter: needs RGB images, these have 1 channel(s); ...
     """
     channels, height, width = image_shape
     side = min(height, width)
@@ -80,7 +85,12 @@ def notes_on_views(policy: ViewsConfig, source: str) -> tuple[str, ...]:
 
 
 def view_of_epoch(epoch: int, policy: ViewsConfig) -> int:
-    """Return the number of the view that an epoch (counted from 0) trains on."""
+    """Return the number of the view that an epoch (counted from 0) trains on.
+
+    Example:
+        >>> [view_of_epoch(epoch, ViewsConfig(num_views=3)) for epoch in range(5)]
+        [0, 1, 2, 0, 1]
+    """
     return epoch % policy.num_views
 
 
@@ -95,6 +105,14 @@ def apply_views(images: Tensor, samples: Tensor, view: int, policy: ViewsConfig)
 
     Returns:
         `[B, C, H, W]` uint8.
+
+    Example:
+        >>> images = torch.arange(192).to(torch.uint8).view(3, 1, 8, 8)
+        >>> policy = ViewsConfig(shift=2, flip=True)
+        >>> views = apply_views(images, torch.arange(3), 0, policy)
+        >>> alone = apply_views(images[2:], torch.tensor([2]), 0, policy)
+        >>> torch.equal(views[2:], alone)  # whatever is beside it
+        True
     """
     rows = torch.arange(len(images), device=images.device)
     return _views(images, rows, samples, view, policy)
@@ -111,6 +129,13 @@ def gather_views(data: Tensor, samples: Tensor, view: int, policy: ViewsConfig) 
 
     Returns:
         `[B, C, H, W]` uint8.
+
+    Example:
+        >>> data, samples = torch.arange(192).to(torch.uint8).view(3, 1, 8, 8), torch.tensor([2, 0])
+        >>> policy = ViewsConfig(flip=True, crop_padding=2)
+        >>> views = apply_views(data[samples], samples, 5, policy)
+        >>> torch.equal(gather_views(data, samples, 5, policy), views)
+        True
     """
     return _views(data, samples, samples, view, policy)
 

@@ -77,6 +77,14 @@ def parse_method(name: str, where: str = "") -> tuple[type[Method], tuple[str, .
     Raises:
         UserError: If a part is unknown (names the nearest) or named twice, or if the method cannot
             be combined.
+
+    Example:
+        >>> method, terms = parse_method("kr+dkd+dist")
+        >>> method.__name__, terms
+        ('KR', ('dkd', 'dist'))
+        >>> parse_method("kd+dkd")
+        Traceback (most recent call last):
+        krscale.errors.UserError: method 'kd' cannot be combined with others ...; only kr can.
     """
     prefix = f"{where}: " if where else ""
     if not isinstance(name, str):
@@ -101,6 +109,10 @@ def takes_mixed_labels(name: str) -> bool:
 
     Raises:
         UserError: If the method is unknown.
+
+    Example:
+        >>> takes_mixed_labels("kr+kd"), takes_mixed_labels("kr+dkd")  # DKD needs the one class
+        (True, False)
     """
     method, terms = parse_method(name)
     return all(part.takes_mixed_labels for part in (method, *(POSTERIORS[t] for t in terms)))
@@ -111,6 +123,10 @@ def compares_samples(name: str) -> bool:
 
     Raises:
         UserError: If the method is unknown.
+
+    Example:
+        >>> compares_samples("kr"), compares_samples("kr+dist")
+        (False, True)
     """
     method, terms = parse_method(name)
     return any(part.compares_samples for part in (method, *(POSTERIORS[t] for t in terms)))
@@ -121,6 +137,10 @@ def reads_taps(name: str) -> bool:
 
     Raises:
         UserError: If the method is unknown.
+
+    Example:
+        >>> reads_taps("kr"), reads_taps("kd"), reads_taps("plain")
+        (True, False, False)
     """
     method, _ = parse_method(name)
     return method.needs_teacher and not issubclass(method, LogitMethod)
@@ -131,6 +151,10 @@ def takes_unlabelled(name: str) -> bool:
 
     Raises:
         UserError: If the method is unknown.
+
+    Example:
+        >>> takes_unlabelled("kd"), takes_unlabelled("plain")
+        (True, False)
     """
     method, terms = parse_method(name)
     return all(part.takes_unlabelled for part in (method, *(POSTERIORS[t] for t in terms)))
@@ -166,6 +190,12 @@ def method_settings(name: str) -> tuple[str, ...]:
 
     Raises:
         UserError: If the method is unknown.
+
+    Example:
+        >>> method_settings("dkd")
+        ('ce_weight', 'temperature', 'dkd_weight', 'dkd_target_weight', 'dkd_nontarget_weight')
+        >>> [name for name in method_settings("kr+dkd") if "dkd" in name]
+        ['posterior.dkd', 'dkd_target_weight', 'dkd_nontarget_weight']
     """
     method, terms = parse_method(name)
     names = [field for field in method.settings_class.model_fields if field != "posterior"]

@@ -67,6 +67,14 @@ def build_model(
     Raises:
         UserError: If the name is unknown, its module cannot be imported, an option is not
             accepted, building it fails, or what is built is not an `nn.Module`.
+
+    Example:
+        >>> size = {"num_classes": 10, "in_channels": 1, "width": 4}
+        >>> build_model("resnet", **size, options={"num_blocks": 1}).tap_paths
+        ('stages.0.0', 'stages.1.0')
+        >>> build_model("resnet", **size, options={"num_block": 1})
+        Traceback (most recent call last):
+        krscale.errors.UserError: model.options: ... 'num_block'. Did you mean 'num_blocks'? ...
     """
     dial = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
     if name in ZOO:

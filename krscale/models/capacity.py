@@ -24,12 +24,23 @@ MAX_WIDTH = 1 << 16
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Return the number of parameters; shared ones count once."""
+    """Return the number of parameters; shared ones count once.
+
+    Example:
+        >>> layer = nn.Linear(3, 2)
+        >>> num_parameters(nn.Sequential(layer, layer))  # one layer, used twice
+        8
+    """
     return sum(p.numel() for p in model.parameters())
 
 
 def num_bytes(model: nn.Module) -> int:
-    """Return the bytes of parameters and buffers in the precision they have; shared ones once."""
+    """Return the bytes of parameters and buffers in the precision they have; shared ones once.
+
+    Example:
+        >>> num_bytes(nn.Linear(3, 2)), num_bytes(nn.Linear(3, 2, dtype=torch.bfloat16))
+        (32, 16)
+    """
     tensors = [*model.parameters(), *model.buffers()]
     return sum(t.numel() * t.element_size() for t in tensors)
 
@@ -46,6 +57,11 @@ def count_flops(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
     Args:
         model: The network; left as it is.
         input_shape: `(C, H, W)` of one image.
+
+    Example:
+        >>> convolution = nn.Conv2d(3, 8, kernel_size=3, padding=1)
+        >>> count_flops(convolution, (3, 4, 4)) == 2 * (3 * 3 * 3) * 8 * (4 * 4)
+        True
     """
     own = next((p.device for p in model.parameters()), torch.device("cpu"))
     try:
@@ -167,6 +183,11 @@ def sizes_by_width(build: Callable[[int], nn.Module]) -> Callable[[int], int]:
     """Return the function from a width to its number of parameters; each network is built once.
 
     On the meta device, so that trying large ones costs neither memory nor time.
+
+    Example:
+        >>> size_at = sizes_by_width(lambda width: nn.Linear(width, width, bias=False))
+        >>> size_at(10), size_at(100_000)  # neither has storage
+        (100, 10000000000)
     """
     return functools.cache(lambda width: num_parameters(on_meta(build, width)))
 
@@ -182,6 +203,11 @@ def nearest_width(size_at: Callable[[int], int], target: float, multiple: int = 
 
     Raises:
         UserError: If the target is not positive, or no width up to `MAX_WIDTH` reaches it.
+
+    Example:
+        >>> size_at = sizes_by_width(lambda width: nn.Linear(width, width, bias=False))
+        >>> nearest_width(size_at, 1000), nearest_width(size_at, 1000, multiple=10)
+        (32, 30)
     """
     if not target > 0 or not math.isfinite(target):
         raise UserError(f"The wanted number of parameters must be positive (got {target}).")

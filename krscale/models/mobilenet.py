@@ -59,6 +59,11 @@ def mobilenet(
 
     Raises:
         UserError: If an argument is not a whole number in its range.
+
+    Example:
+        >>> network = mobilenet(10, 3, width=8)
+        >>> len(network.tap_paths), network.stage_ends  # the sixth tap is the classifier
+        (5, (2, 4, 6))
     """
     require_counts(
         "mobilenet",

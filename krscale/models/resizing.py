@@ -55,6 +55,12 @@ def resize(images: Tensor, size: Size, interpolation: str) -> Tensor:
 
     Returns:
         `[B, C, *size]`, of the precision of `images`. Cubic filters may pass the images' range.
+
+    Example:
+        >>> wide = torch.arange(4.0).expand(1, 1, 2, 4)
+        >>> resize(wide, (2, 2), "bilinear")  # of another shape: the middle is kept
+        tensor([[[[1., 2.],
+                  [1., 2.]]]])
     """
     rows, columns = resize_weights(tuple(images.shape[-2:]), size, interpolation, images.device)
     # Autocast would multiply in bf16: 8 bits of a pixel's 8 would be lost with it.
@@ -74,6 +80,12 @@ def resize_weights(
         new: Of the result.
         interpolation: One of `INTERPOLATIONS`.
         device: Where the weights are needed.
+
+    Example:
+        >>> rows, _ = resize_weights((4, 4), (2, 2), "bilinear", torch.device("cpu"))
+        >>> rows  # shrinking reads more than two pixels
+        tensor([[0.4286, 0.4286, 0.1429, 0.0000],
+                [0.0000, 0.1429, 0.4286, 0.4286]])
     """
     step = min(old[0] / new[0], old[1] / new[1])  # pixels of an image to one of the result
     rows, columns = (

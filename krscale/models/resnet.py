@@ -61,6 +61,11 @@ def resnet(
 
     Raises:
         UserError: If an argument is not a whole number in its range.
+
+    Example:
+        >>> network = resnet(10, 3, width=16, num_blocks=3)  # ResNet-20
+        >>> sum(parameter.numel() for parameter in network.parameters())
+        272474
     """
     stem_channels = width if stem_channels is None else stem_channels
     require_counts(

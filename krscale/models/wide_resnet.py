@@ -54,6 +54,11 @@ def wide_resnet(num_classes: int, in_channels: int, width: int, depth: int = 16)
     Raises:
         UserError: If an argument is not a whole number in its range, or no network has this
             depth.
+
+    Example:
+        >>> network = wide_resnet(100, 3, width=32, depth=40)  # WRN-40-2
+        >>> sum(parameter.numel() for parameter in network.parameters())
+        2255156
     """
     require_counts(
         "wide_resnet", num_classes=num_classes, in_channels=in_channels, width=width, depth=depth

@@ -23,6 +23,10 @@ class Limits:
         flops: Most operations of one forward of one image, 2 per multiply-add.
         latency_ms: Most milliseconds of one image on one CPU thread, as the search measured it.
         min_accuracy: Least validation accuracy, a share in [0, 1].
+
+    Example:
+        >>> Limits(num_parameters=20_000, min_accuracy=0.95).describe()
+        'at most 20,000 parameters and at least 95.0 % on validation'
     """
 
     num_parameters: int | None = None

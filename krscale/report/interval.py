@@ -16,6 +16,11 @@ def half_width(values: Sequence[float]) -> float | None:
 
     `t_{n-1, 0.975} * s / sqrt(n)` with the sample standard deviation `s`; in the unit of `values`.
     None for fewer than two values, which say nothing about their spread.
+
+    Example:
+        >>> half_width([0.95])
+        >>> round(half_width([0.95, 0.96]), 3), round(half_width([0.95, 0.96] * 5), 3)
+        (0.064, 0.004)
     """
     count = len(values)
     if count < 2:

@@ -65,7 +65,12 @@ def front_of(curve: Curve) -> set[tuple[str, str]]:
 
 
 def short_number(value: float) -> str:
-    """Return a count in at most five characters: `312`, `1.24k`, `39.6k`, `1.24M`."""
+    """Return a count in at most five characters: `312`, `1.24k`, `39.6k`, `1.24M`.
+
+    Example:
+        >>> [short_number(count) for count in (312, 1_240, 999_600)]
+        ['312', '1.24k', '1M']
+    """
     for divisor, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= 0.9995 * divisor:
             return f"{value / divisor:.3g}{suffix}"
@@ -157,7 +162,12 @@ def sampling(curve: Curve) -> str:
 
 
 def span(counts: Collection[int]) -> str:
-    """Return the least and the most: `5`, or `2-5`; `0` of none."""
+    """Return the least and the most: `5`, or `2-5`; `0` of none.
+
+    Example:
+        >>> span([5, 5]), span([5, 2, 3]), span([])
+        ('5', '2-5', '0')
+    """
     ends = {min(counts, default=0), max(counts, default=0)}
     return "-".join(str(count) for count in sorted(ends))
 

@@ -19,7 +19,12 @@ _RELATIVE = 0.02
 
 
 def encode(outputs: Tensor, layout: AnyLayout) -> Rows:
-    """Encode the teacher's outputs: `[B, D, K]` logits, or `[B, F]` features, fp32."""
+    """Encode the teacher's outputs: `[B, D, K]` logits, or `[B, F]` features, fp32.
+
+    Example:
+        >>> encode(torch.tensor([[1.0, 1e6]]), FeatureLayout(((2,),))).values.tolist()  # of fp16
+        [[1.0, 65504.0]]
+    """
     if isinstance(layout, WhereLayout):
         return where_rows.encode(outputs, layout)
     if isinstance(layout, FeatureLayout):
@@ -28,7 +33,13 @@ def encode(outputs: Tensor, layout: AnyLayout) -> Rows:
 
 
 def decode_features(rows: Rows, layout: FeatureLayout | WhereLayout) -> tuple[Tensor, ...]:
-    """Return the features `[B, *shape]`, one for each shape, fp32."""
+    """Return the features `[B, *shape]`, one for each shape, fp32.
+
+    Example:
+        >>> layout = FeatureLayout(((2,), (1, 2)))
+        >>> decode_features(encode(torch.arange(4.0)[None], layout), layout)
+        (tensor([[0., 1.]]), tensor([[[2., 3.]]]))
+    """
     if isinstance(layout, WhereLayout):
         return where_rows.decode(rows, layout)
     parts = _split(rows.values.float(), layout)
@@ -59,7 +70,13 @@ def lost(outputs: Tensor, rows: Rows, layout: AnyLayout) -> Tensor:
 
 
 def mean_lost(outputs: Tensor, layout: AnyLayout) -> Tensor:
-    """Return the mean of what encoding loses of each tap or feature, `[D]` fp32."""
+    """Return the mean of what encoding loses of each tap or feature, `[D]` fp32.
+
+    Example:
+        >>> features = torch.tensor([[1.0, 131008.0]])  # the second is twice what fp16 can hold
+        >>> mean_lost(features, FeatureLayout(((1,), (1,))))
+        tensor([0.0000, 0.5000])
+    """
     return lost(outputs, encode(outputs, layout), layout).mean(dim=0)
 
 

@@ -178,6 +178,12 @@ def read_layout(content: Mapping[str, Any]) -> AnyLayout:
 
     Raises:
         TypeError: If it is of no kind.
+
+    Example:
+        >>> from dataclasses import asdict
+        >>> layout = FeatureLayout(((64,), (8, 4, 4)))
+        >>> read_layout(asdict(layout)) == layout
+        True
     """
     if "where" in content:
         where = tuple(tuple(cells) for cells in content["where"])
@@ -193,6 +199,11 @@ def check_top_k(top_k: int, num_classes: int) -> None:
 
     Raises:
         UserError: If it exceeds the classes, or their numbers do not fit 16 bits.
+
+    Example:
+        >>> check_top_k(12, 10)
+        Traceback (most recent call last):
+        krscale.errors.UserError: store.top_k: 12 is more than the 10 classes. ...
     """
     if num_classes > MAX_CLASSES:
         raise UserError(f"a store can number {MAX_CLASSES} classes; the data has {num_classes}.")
@@ -208,5 +219,9 @@ def cheapest_top_k(top_k: int, num_classes: int) -> int:
 
     A kept class costs 4 bytes (number and probability) and the remaining mass 2; without numbers,
     every class costs 2.
+
+    Example:
+        >>> cheapest_top_k(4, 10), cheapest_top_k(5, 10)  # of 18, 22 and 20 bytes
+        (4, 10)
     """
     return num_classes if 4 * top_k + 2 >= 2 * num_classes else top_k

@@ -41,7 +41,14 @@ class Rows(NamedTuple):
 
 
 def encode(tap_logits: Tensor, layout: Layout) -> Rows:
-    """Encode the teacher's logits, `[B, D, K]` fp32."""
+    """Encode the teacher's logits, `[B, D, K]` fp32.
+
+    Example:
+        >>> logits = torch.zeros(2, 3, 10)  # two views, three taps, ten classes
+        >>> rows = encode(logits, Layout(3, 10, top_k=2, temperature=1.0))
+        >>> rows.values.shape, rows.codes.shape  # two probabilities and the rest; two classes
+        (torch.Size([2, 9]), torch.Size([2, 6]))
+    """
     if layout.is_rounded:
         return _round(tap_logits, layout)
     probabilities = torch.softmax(tap_logits / layout.temperature, dim=-1)
@@ -58,6 +65,12 @@ def decode(rows: Rows, layout: Layout) -> Tensor:
 
     `softmax(tap_logits / t)` is the teacher's distribution at any temperature `t`, as far as the
     layout has kept it.
+
+    Example:
+        >>> logits = torch.tensor([[[0.5, 0.25, 0.2, 0.05]]]).log()
+        >>> layout = Layout(1, 4, top_k=2, temperature=1.0)  # the rest is spread evenly
+        >>> decode(encode(logits, layout), layout).softmax(dim=-1).round(decimals=3)
+        tensor([[[0.5000, 0.2500, 0.1250, 0.1250]]])
     """
     values = _per_tap(rows.values, layout).float()
     if layout.is_rounded:
@@ -72,7 +85,14 @@ def decode(rows: Rows, layout: Layout) -> Tensor:
 
 
 def variation(tap_logits: Tensor, rows: Rows, layout: Layout) -> Tensor:
-    """Return what encoding lost: the total variation at the store's temperature, `[B, D]`."""
+    """Return what encoding lost: the total variation at the store's temperature, `[B, D]`.
+
+    Example:
+        >>> logits = torch.tensor([[[0.5, 0.25, 0.2, 0.05]]]).log()
+        >>> layout = Layout(1, 4, top_k=2, temperature=1.0)
+        >>> variation(logits, encode(logits, layout), layout).round(decimals=3)  # half of 2 * 0.075
+        tensor([[0.0750]])
+    """
     exact, kept = (
         torch.softmax(logits / layout.temperature, dim=-1)
         for logits in (tap_logits, decode(rows, layout))
@@ -87,6 +107,13 @@ def choose_layout(tap_logits: Tensor, temperature: float, max_error: float) -> L
         tap_logits: `[N, D, K]` fp32 of sampled rows.
         temperature: At which the error is measured.
         max_error: Largest mean total variation of any tap.
+
+    Example:
+        >>> even = torch.linspace(0.0, 3.0, 100).view(1, 1, 100)
+        >>> sure = 20.0 * torch.eye(100).view(100, 1, 100)
+        >>> layouts = [choose_layout(logits, 1.0, 0.04) for logits in (even, sure)]
+        >>> [(layout.top_k, layout.bits) for layout in layouts]  # all in 4 bits; the first alone
+        [(100, 4), (1, 16)]
     """
     _, num_taps, num_classes = tap_logits.shape
 
@@ -146,6 +173,12 @@ def pixel_sums(images: Tensor) -> Tensor:
 
     Args:
         images: `[B, C, H, W]` uint8.
+
+    Example:
+        >>> images = torch.tensor([[0, 1], [1, 0], [0, 1]], dtype=torch.uint8).view(3, 1, 1, 2)
+        >>> first, moved, same = pixel_sums(images).tolist()
+        >>> first == moved, first == same
+        (False, True)
     """
     pixels = images.flatten(1).long()
     weights = torch.arange(1, pixels.shape[1] + 1, device=images.device)

@@ -34,6 +34,11 @@ def check_optimiser(settings: TrainConfig) -> None:
 
     Raises:
         UserError: Naming the setting, what is allowed, and the nearest name.
+
+    Example:
+        >>> check_optimiser(TrainConfig(optimizer="sgd", optimizer_options={"nesterof": True}))
+        Traceback (most recent call last):
+        krscale.errors.UserError: ...: unknown option 'nesterof' of SGD. Did you mean 'nesterov'...
     """
     layer = nn.Linear(1, 1, device="meta").to_empty(device="cpu")  # draws no random numbers
     # Of modest size, as a rate that is too large is no mistake in the options.
@@ -57,6 +62,12 @@ def build_optimiser(learner: nn.Module, settings: TrainConfig) -> torch.optim.Op
 
     Raises:
         UserError: As `check_optimiser`.
+
+    Example:
+        >>> learner = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+        >>> optimiser = build_optimiser(learner, TrainConfig(weight_decay=0.01))
+        >>> [(group["weight_decay"], len(group["params"])) for group in optimiser.param_groups]
+        [(0.01, 1), (0.0, 3)]
     """
     decayed = [p for p in learner.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in learner.parameters() if p.requires_grad and p.ndim <= 1]
@@ -106,6 +117,12 @@ def learning_rate_factor(settings: TrainConfig, num_steps: int) -> Callable[[int
     Args:
         settings: Epochs, warm-up and the name of the schedule.
         num_steps: Steps of an epoch.
+
+    Example:
+        >>> settings = TrainConfig(num_epochs=4, warmup_epochs=2, schedule="linear")
+        >>> factor = learning_rate_factor(settings, num_steps=1)
+        >>> [round(factor(step), 2) for step in range(4)]
+        [0.33, 0.67, 1.0, 0.5]
     """
     total = max(1, settings.num_epochs * num_steps)
     warmup = min(total - 1, round(settings.warmup_epochs * num_steps))

@@ -51,6 +51,10 @@ def with_default_range(spec: Mapping[str, Any], dotted: str, where: str) -> Mapp
     Raises:
         UserError: If the field declares none (names the fields that do), or the table has further
             keys.
+
+    Example:
+        >>> with_default_range({"type": "default"}, "distill.temperature", "my.toml")
+        {'type': 'float', 'low': 1.0, 'high': 8.0, 'log': True}
     """
     if spec.get("type") != DEFAULT:
         return spec
@@ -81,6 +85,13 @@ def read_distribution(spec: Mapping[str, Any], num_taps: int, where: str) -> Bas
     Raises:
         UserError: On an unknown type or key, a missing bound, an empty or inverted range, `log`
             with a bound of zero or less, a step that does not lead from `low` to `high`.
+
+    Example:
+        >>> read_distribution({"type": "int", "low": 1, "high": "num_taps"}, 6, "my.toml")
+        IntDistribution(high=6, log=False, low=1, step=1)
+        >>> read_distribution({"type": "float", "low": 2, "high": 1}, 6, "my.toml")
+        Traceback (most recent call last):
+        krscale.errors.UserError: my.toml: the range is inverted: low = 2 is above high = 1.
     """
     if "type" not in spec:
         raise UserError(
@@ -114,6 +125,10 @@ def read_bound(value: Any, num_taps: int, where: str) -> float:
 
     Raises:
         UserError: If it is missing, no number, infinite, or another word than `num_taps`.
+
+    Example:
+        >>> read_bound(0.5, 6, "my.toml"), read_bound("num_taps", 6, "my.toml")
+        (0.5, 6)
     """
     if value == NUM_TAPS:
         return num_taps
@@ -125,7 +140,14 @@ def read_bound(value: Any, num_taps: int, where: str) -> float:
 
 
 def suggest(trial: optuna.trial.BaseTrial, name: str, distribution: BaseDistribution) -> Any:
-    """Ask a trial for the value of one parameter."""
+    """Ask a trial for the value of one parameter.
+
+    Example:
+        >>> rate = FloatDistribution(0.01, 1.0, log=True)
+        >>> trial = optuna.trial.FixedTrial({"train.learning_rate": 0.1})
+        >>> suggest(trial, "train.learning_rate", rate)
+        0.1
+    """
     if isinstance(distribution, CategoricalDistribution):
         return trial.suggest_categorical(name, distribution.choices)
     low_high = distribution.low, distribution.high  # type: ignore[attr-defined]
@@ -135,7 +157,13 @@ def suggest(trial: optuna.trial.BaseTrial, name: str, distribution: BaseDistribu
 
 
 def contains(distribution: BaseDistribution, value: Any) -> bool:
-    """Return whether the distribution can ever say this value."""
+    """Return whether the distribution can ever say this value.
+
+    Example:
+        >>> steps = IntDistribution(2, 10, step=2)
+        >>> contains(steps, 4), contains(steps, 5), contains(steps, "many")
+        (True, False, False)
+    """
     try:
         return bool(distribution._contains(distribution.to_internal_repr(value)))
     except (ValueError, TypeError):
@@ -143,7 +171,12 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
 
 
 def extremes(distribution: BaseDistribution) -> Sequence[Any]:
-    """Return the values that a config must accept for it to accept all: choices, or both ends."""
+    """Return the values that a config must accept for it to accept all: choices, or both ends.
+
+    Example:
+        >>> extremes(FloatDistribution(0.0, 0.5)), extremes(CategoricalDistribution("abc"))
+        ((0.0, 0.5), ('a', 'b', 'c'))
+    """
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices
     assert isinstance(distribution, FloatDistribution | IntDistribution)  # noqa: S101
@@ -151,7 +184,14 @@ def extremes(distribution: BaseDistribution) -> Sequence[Any]:
 
 
 def describe_range(distribution: BaseDistribution) -> str:
-    """Return the range as one reads it: `0.03 .. 0.5, log`, or the choices."""
+    """Return the range as one reads it: `0.03 .. 0.5, log`, or the choices.
+
+    Example:
+        >>> describe_range(FloatDistribution(0.03, 0.5, log=True))
+        '0.03 .. 0.5, log'
+        >>> describe_range(IntDistribution(2, 10, step=2))
+        '2 .. 10, step 2'
+    """
     if isinstance(distribution, CategoricalDistribution):
         return ", ".join(map(str, distribution.choices))
     assert isinstance(distribution, FloatDistribution | IntDistribution)  # noqa: S101

@@ -21,7 +21,12 @@ from krscale.search.studies.trial_spec import Assignment
 
 
 def directions(objectives: Sequence[str]) -> list[Direction]:
-    """Return the direction of each objective, as Optuna wants it."""
+    """Return the direction of each objective, as Optuna wants it.
+
+    Example:
+        >>> directions(["val/accuracy", "flops"])
+        ['maximize', 'minimize']
+    """
     return [objective_directions()[name] for name in objectives]
 
 
@@ -30,6 +35,11 @@ def check_objectives(objectives: Sequence[str], num_classes: int) -> None:
 
     Raises:
         UserError: Naming it.
+
+    Example:
+        >>> check_objectives(["val/top5_accuracy"], num_classes=5)
+        Traceback (most recent call last):
+        krscale.errors.UserError: ...: 'val/top5_accuracy' needs at least 6 classes; ...
     """
     for name in objectives:
         metric = val_metrics().get(name)
@@ -65,6 +75,12 @@ def merit(study: optuna.Study, trial: FrozenTrial) -> tuple[float, ...]:
 
     Accuracy counts first, the other objectives among equally accurate trials, the metrics that
     break ties last: the best trial is on the front.
+
+    Example:
+        >>> study = optuna.create_study(directions=directions(["val/accuracy", "flops"]))
+        >>> recorded = {"values": [0.9, 400.0], "user_attrs": {"val/loss": 0.5}}
+        >>> merit(study, optuna.trial.create_trial(**recorded))
+        (0.9, -400.0, -0.5)
     """
     gains = (v if more else -v for v, more in zip(trial.values, _maximise(study), strict=True))
     ties = [metric for metric in METRICS.values() if metric.breaks_ties]
@@ -78,6 +94,13 @@ def front(study: optuna.Study) -> list[FrozenTrial]:
 
     Of equal ones all stay. Suggestions that broke a limit carry Optuna's constraints and are never
     complete, so they are not among them.
+
+    Example:
+        >>> study = optuna.create_study(directions=directions(["val/accuracy", "flops"]))
+        >>> for values in ([0.8, 100.0], [0.9, 400.0], [0.7, 300.0]):
+        ...     study.add_trial(optuna.trial.create_trial(values=values))
+        >>> [trial.values for trial in front(study)]  # the first beats the third in both
+        [[0.9, 400.0], [0.8, 100.0]]
     """
     return sorted(study.best_trials, key=lambda trial: merit(study, trial), reverse=True)
 

@@ -66,7 +66,13 @@ def make_pruner(config: SearchConfig, num_epochs: int) -> BasePruner:
 
 
 def milestones(config: SearchConfig, num_epochs: int) -> tuple[int, ...]:
-    """Return the epochs at which early stopping decides; a report must not run past one."""
+    """Return the epochs at which early stopping decides; a report must not run past one.
+
+    Example:
+        >>> config = SearchConfig(early_stopping="asha", grace_epochs=2, reduction_factor=3)
+        >>> milestones(config, 27), milestones(config, 2)
+        ((2, 6, 18), ())
+    """
     if config.early_stopping == "none":
         return ()
     if config.early_stopping == "median":
@@ -84,6 +90,11 @@ def expected_share(config: SearchConfig, num_epochs: int) -> float:
 
     Each milestone of ASHA keeps one trial in `reduction_factor`; `median` stops half of the trials
     somewhere after their grace.
+
+    Example:
+        >>> config = SearchConfig(early_stopping="asha", grace_epochs=3, reduction_factor=3)
+        >>> round(expected_share(config, 27), 3)  # (3 + 6 / 3 + 18 / 9) / 27
+        0.259
     """
     grace = min(1.0, config.grace_epochs / num_epochs)
     if config.early_stopping == "none":

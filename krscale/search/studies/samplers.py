@@ -82,6 +82,10 @@ def num_startup(config: SearchConfig) -> int:
     """Return after how many trials of a study its past is worth learning from.
 
     Optuna's default of ten would be the whole of a small budget.
+
+    Example:
+        >>> [num_startup(SearchConfig(trials_per_size=number)) for number in (4, 20, 100)]
+        [3, 5, 10]
     """
     return min(10, max(3, config.trials_per_size // 4))
 
@@ -92,6 +96,12 @@ def grid(space: SearchSpace, method: str) -> dict[str, list[Any]]:
     Raises:
         UserError: If a field has no finite number of values, fields depend on each other, or the
             grid is beyond counting.
+
+    Example:
+        >>> fields = {"train.num_epochs": IntDistribution(2, 6, step=2)}
+        >>> fields["train.momentum"] = FloatDistribution(0.5, 0.9, step=0.2)
+        >>> grid(SearchSpace("my.toml", {"kd": fields}), "kd")
+        {'train.num_epochs': [2, 4, 6], 'train.momentum': [0.5, 0.7, 0.9]}
     """
     if space.is_conditional(method):
         raise UserError(
@@ -191,6 +201,12 @@ def num_planned(config: SearchConfig, space: SearchSpace, method: str) -> int:
 
     Raises:
         UserError: If the space is to be searched on a grid and cannot be.
+
+    Example:
+        >>> fields = {"train.num_epochs": IntDistribution(2, 6, step=2)}
+        >>> space = SearchSpace("my.toml", {"kd": fields})
+        >>> num_planned(SearchConfig(sampler="grid", trials_per_size=8), space, "kd")
+        3
     """
     if config.sampler != "grid":
         return config.trials_per_size

@@ -14,7 +14,7 @@ from krscale.runs.folder import find_run, storage_folder
 from krscale.showing import show, terminal
 
 if TYPE_CHECKING:
-    from krscale.runs.deliver import Delivery
+    from krscale.runs.deliver import Delivery, Order
 
 _UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
 
@@ -56,19 +56,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Choose, deliver, print."""
     from krscale.progress import Progress
-    from krscale.report import Limits
-    from krscale.runs.deliver import Order, choose_student, deliver
+    from krscale.runs.deliver import choose_student, deliver
     from krscale.runs.register import register
 
-    limits = Limits(
-        num_parameters=_count("--max-params", options.max_params),
-        flops=_count("--max-flops", options.max_flops),
-        latency_ms=_number("--max-latency-ms", options.max_latency_ms),
-        min_accuracy=_share("--min-accuracy", options.min_accuracy),
-    )
-    formats = tuple(part.strip() for part in options.format.split(",") if part.strip())
-    output = Path(options.output) if options.output else None
-    order = Order(limits, options.refit, formats, output)
+    order = _order(options)
     run_path = find_run(options.run, storage_folder(options.storage_path or load().storage_path))
     curve, choice = choose_student(run_path, order)
     if not options.json:
@@ -82,7 +73,29 @@ def run(options: argparse.Namespace) -> int:
             registered = register(run_path, delivery, options.uri, progress.note)
     if options.json:
         show(json.dumps({**delivery.content(), "registered": registered}, indent=2))
-        return 0
+    else:
+        _show_files(delivery, registered)
+    return 0
+
+
+def _order(options: argparse.Namespace) -> Order:
+    """Return what is asked for."""
+    from krscale.report import Limits
+    from krscale.runs.deliver import Order
+
+    limits = Limits(
+        num_parameters=_count("--max-params", options.max_params),
+        flops=_count("--max-flops", options.max_flops),
+        latency_ms=_number("--max-latency-ms", options.max_latency_ms),
+        min_accuracy=_share("--min-accuracy", options.min_accuracy),
+    )
+    formats = tuple(part.strip() for part in options.format.split(",") if part.strip())
+    output = Path(options.output) if options.output else None
+    return Order(limits, options.refit, formats, output)
+
+
+def _show_files(delivery: Delivery, registered: str) -> None:
+    """Show what was exported, and where it is."""
     from rich.table import Table
 
     show(_weights(delivery))
@@ -96,7 +109,6 @@ def run(options: argparse.Namespace) -> int:
     show(f"Folder: {delivery.folder}")
     if registered:
         show(f"MLflow: {registered}")
-    return 0
 
 
 def _weights(delivery: Delivery) -> str:

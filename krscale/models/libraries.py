@@ -137,41 +137,15 @@ def _hf(folder: str, where: str) -> Build:
         new_head: bool = False,
         **options: Any,
     ) -> nn.Module:
-        auto = transformers.AutoModelForImageClassification
-        with _explained("transformers", str(path), options, where):
-            config, unknown = transformers.AutoConfig.from_pretrained(
-                path,
-                local_files_only=True,
-                trust_remote_code=False,
-                return_unused_kwargs=True,
-                **options,
-            )
-        if option := next((name for name in options if name in unknown), None):
-            allowed = ("pretrained", "new_head", *config.to_dict())
-            raise unknown_name(f"option of hf:{path}", option, allowed, f"{where}.options")
+        config = _hf_config(transformers, path, options, where)
         _check_hf(config, path, num_classes, in_channels, pretrained and not new_head, where)
         if config.num_labels != num_classes:
             config.num_labels = num_classes
+        auto = transformers.AutoModelForImageClassification
         with _explained("transformers", str(path), options, where), _no_bars(transformers):
-            if fresh or not pretrained:
-                model: nn.Module = auto.from_config(config, trust_remote_code=False)
-                return model
-            _require_safetensors(path, where)
-            model, found = auto.from_pretrained(
-                path,
-                config=config,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=new_head,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-        if found["missing_keys"] and not new_head:  # transformers would fill them at random
-            raise UserError(
-                f"{where}.model: {path} lacks weights: {', '.join(sorted(found['missing_keys']))}. "
-                f"{where}.options = {{ new_head = true }} takes the others."
-            )
+            if not fresh and pretrained:
+                return _hf_pretrained(auto, path, config, new_head, where)
+            model: nn.Module = auto.from_config(config, trust_remote_code=False)
         return model
 
     return build
@@ -269,6 +243,44 @@ def _with_channels(model: nn.Module, in_channels: int, pretrained: bool, where: 
         bias=first.bias is not None,
     )
     model.get_submodule(parent).add_module(leaf, other)
+    return model
+
+
+def _hf_config(transformers: Any, path: Path, options: Mapping[str, Any], where: str) -> Any:
+    """Return the configuration of a folder, with options that are all its own."""
+    with _explained("transformers", str(path), options, where):
+        config, unknown = transformers.AutoConfig.from_pretrained(
+            path,
+            local_files_only=True,
+            trust_remote_code=False,
+            return_unused_kwargs=True,
+            **options,
+        )
+    if option := next((name for name in options if name in unknown), None):
+        allowed = ("pretrained", "new_head", *config.to_dict())
+        raise unknown_name(f"option of hf:{path}", option, allowed, f"{where}.options")
+    return config
+
+
+def _hf_pretrained(auto: Any, path: Path, config: Any, new_head: bool, where: str) -> nn.Module:
+    """Return the network with the weights of its folder, in fp32."""
+    _require_safetensors(path, where)
+    model: nn.Module
+    model, found = auto.from_pretrained(
+        path,
+        config=config,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=new_head,
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    if found["missing_keys"] and not new_head:  # transformers would fill them at random
+        raise UserError(
+            f"{where}.model: {path} lacks weights: {', '.join(sorted(found['missing_keys']))}. "
+            f"{where}.options = {{ new_head = true }} takes the others."
+        )
     return model
 
 

@@ -174,7 +174,7 @@ def _card(
     accuracy: dict[str, float | None],
     refitted: bool,
 ) -> StudentCard:
-    result = picked.result
+    """Return what the student is: network, inputs, accuracies, and where it comes from."""
     inputs = preprocessing_of_network(student).resolved(dataset.mean, dataset.std)
     return StudentCard(
         model=trial.any_student.model,
@@ -193,24 +193,37 @@ def _card(
         decoding=decoding_of(trial.data),
         accuracy=accuracy,
         output_key=trial.any_student.output_key,
-        provenance={
-            "krscale": version("krscale"),
-            "run": curve.name,
-            "commit": curve.commit,
-            "exported_by_commit": git_commit(),
-            "capacity": size.capacity,
-            "method": picked.method,
-            "settings": dict(result.best),
-            "seed": trial.train.seed,
-            "num_epochs": trial.train.num_epochs,
-            "trained_on": ["train", "val"] if refitted else ["train"],
-            "experiment": trial.fingerprint(),
-            "data": {"source": dataset.source, "fingerprint": dataset.fingerprint},
-            "teacher": dict(curve.teacher),
-            "over_seeds": {
-                "seeds": list(result.seeds),
-                "val_accuracies": list(result.val_accuracies),
-                "test_accuracies": list(result.test_accuracies),
-            },
-        },
+        provenance=_provenance(size, curve, trial, dataset, picked, refitted),
     )
+
+
+def _provenance(
+    size: StudentSize,
+    curve: Curve,
+    trial: Experiment,
+    dataset: Dataset,
+    picked: Candidate,
+    refitted: bool,
+) -> dict[str, Any]:
+    """Return where a student comes from: code, run, settings, data, teacher, and other seeds."""
+    result = picked.result
+    return {
+        "krscale": version("krscale"),
+        "run": curve.name,
+        "commit": curve.commit,
+        "exported_by_commit": git_commit(),
+        "capacity": size.capacity,
+        "method": picked.method,
+        "settings": dict(result.best),
+        "seed": trial.train.seed,
+        "num_epochs": trial.train.num_epochs,
+        "trained_on": ["train", "val"] if refitted else ["train"],
+        "experiment": trial.fingerprint(),
+        "data": {"source": dataset.source, "fingerprint": dataset.fingerprint},
+        "teacher": dict(curve.teacher),
+        "over_seeds": {
+            "seeds": list(result.seeds),
+            "val_accuracies": list(result.val_accuracies),
+            "test_accuracies": list(result.test_accuracies),
+        },
+    }

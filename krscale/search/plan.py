@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import torch
 
 from krscale.config import Experiment, TrainConfig
 from krscale.parallel import Workers
 from krscale.redaction import redact_all
-from krscale.search.check import check_search
-from krscale.setup.plan import describe
+from krscale.search.check import CheckedSearch, check_search
+from krscale.setup.plan import ExperimentPlan, describe
 from krscale.setup.prepare import pick_device
+from krscale.setup.sizes import StudentSize
 from krscale.training.precision import resolve_precision
 
 
@@ -20,69 +21,87 @@ def describe_plan(experiment: Experiment) -> str:
     """Return the resolved experiment, every size's model, and the planned work, as text."""
     plan = describe(experiment)
     experiment = plan.networks.experiment  # with the taps that were found
-    config, train = experiment.search, experiment.train
     said: list[str] = []
     checked = check_search(plan.networks, plan.sizes, said.append)
-    sizes, per_study = checked.sizes, checked.planned
-    num_studies = len(config.methods) * len(sizes)
-    num_trials = sum(per_study.values()) * len(sizes)
-    num_finals = num_studies * config.num_final_seeds
+    objectives = experiment.search.objectives
     lines = [json.dumps(redact_all(experiment.model_dump(mode="json")), indent=2), "", "Models:"]
-    lines.append(
-        f"  teacher          {experiment.teacher.model} width {experiment.teacher.width}: "
-        f"{plan.teacher_parameters:,} parameters, {plan.teacher_flops:,} FLOPs"
-    )
-    named = {student.name: student.model for student in experiment.ladder.students}
-    models = {s.capacity: named.get(s.capacity, experiment.student.model) for s in sizes}
-    for size in sizes:
-        share = size.num_parameters / plan.teacher_parameters
-        lines.append(
-            f"  size {size.capacity:<11} {models[size.capacity]} width {size.width}: "
-            f"{size.num_parameters:,} parameters (1/{1 / share:.0f}), {size.flops:,} FLOPs"
-        )
+    lines += _models(plan, checked.sizes)
     lines += [f"  {line}" for line in (*plan.networks.describe_inputs(), *said)]
-    if len(config.objectives) > 1:
-        lines += ["", f"Objectives of every study: {', '.join(config.objectives)}"]
-    lines += ["", "Search space:"]
-    for method, fields in checked.space.describe().items():
-        lines += [f"  {method}: {path} ~ {text}" for path, text in fields.items()]
-    lines += [f"  {note}" for note in checked.notes]
-    # A backward pass costs about twice the forward: three forwards a sample.
-    images = sum(
-        (num_tuned + config.num_final_seeds) * plan.num_images(method)
-        for method, num_tuned in per_study.items()
-    )
-    work = 3 * train.num_epochs * images * sum(r.flops for r in sizes)
-    num_stored = plan.num_train + plan.num_unlabelled
-    store = experiment.views.num_views * num_stored * plan.teacher_flops
-    lines += [
-        "",
-        "Planned work:",
-        f"  {_trials(per_study, len(sizes))} = {num_trials} trials, at most "
-        f"{train.num_epochs} epochs each; then {num_finals} final trainings of the winners",
-        f"  students: at most {work / 1e12:.2f} TFLOP; teacher's knowledge, once: "
-        f"{store / 1e12:.3f} TFLOP ({experiment.views.num_views} views of "
-        f"{num_stored:,} images)",
-        *_workers(experiment),
-        f"  precision: {_precision(train)}",
-        f"  run folder: {experiment.run_path}",
-    ]
+    if len(objectives) > 1:
+        lines += ["", f"Objectives of every study: {', '.join(objectives)}"]
+    lines += ["", "Search space:", *_space(checked)]
+    lines += ["", "Planned work:", _trials(experiment, checked), _work(plan, checked)]
+    lines += _workers(experiment)
+    lines += [f"  precision: {_precision(experiment.train)}"]
+    lines += [f"  run folder: {experiment.run_path}"]
     if plan.notes:
         lines += ["", "Data:", *(f"  {note}" for note in plan.notes)]
     return "\n".join(lines)
 
 
-def _trials(per_study: Mapping[str, int], num_sizes: int) -> str:
-    """Return the trials of all studies; by method where a grid makes them differ."""
+def _models(plan: ExperimentPlan, sizes: Sequence[StudentSize]) -> list[str]:
+    """Name the teacher and the students, with their sizes."""
+    experiment = plan.networks.experiment
+    lines = [
+        f"  teacher          {experiment.teacher.model} width {experiment.teacher.width}: "
+        f"{plan.teacher_parameters:,} parameters, {plan.teacher_flops:,} FLOPs"
+    ]
+    named = {student.name: student.model for student in experiment.ladder.students}
+    for size in sizes:
+        model = named.get(size.capacity, experiment.student.model)
+        share = size.num_parameters / plan.teacher_parameters
+        lines.append(
+            f"  size {size.capacity:<11} {model} width {size.width}: "
+            f"{size.num_parameters:,} parameters (1/{1 / share:.0f}), {size.flops:,} FLOPs"
+        )
+    return lines
+
+
+def _space(checked: CheckedSearch) -> list[str]:
+    """Write down the distribution of every field that is searched."""
+    fields = [
+        f"  {method}: {path} ~ {text}"
+        for method, found in checked.space.describe().items()
+        for path, text in found.items()
+    ]
+    return [*fields, *(f"  {note}" for note in checked.notes)]
+
+
+def _work(plan: ExperimentPlan, checked: CheckedSearch) -> str:
+    """Say how much is computed by the students at most, and by the teacher."""
+    experiment = plan.networks.experiment
+    images = sum(
+        (num_tuned + experiment.search.num_final_seeds) * plan.num_images(method)
+        for method, num_tuned in checked.planned.items()
+    )
+    # A backward pass costs about twice the forward: three forwards a sample.
+    work = 3 * experiment.train.num_epochs * images * sum(size.flops for size in checked.sizes)
+    num_views, num_stored = experiment.views.num_views, plan.num_train + plan.num_unlabelled
+    store = num_views * num_stored * plan.teacher_flops
+    return (
+        f"  students: at most {work / 1e12:.2f} TFLOP; teacher's knowledge, once: "
+        f"{store / 1e12:.3f} TFLOP ({num_views} views of {num_stored:,} images)"
+    )
+
+
+def _trials(experiment: Experiment, checked: CheckedSearch) -> str:
+    """Count trials and final trainings; by method where a grid makes the studies differ."""
+    num_sizes = len(checked.sizes)
     methods_by_count: dict[int, list[str]] = {}
-    for method, count in per_study.items():
+    for method, count in checked.planned.items():
         methods_by_count.setdefault(count, []).append(method)
     parts = [
         f"{len(methods) * num_sizes} studies x {count} trials"
         + (f" ({', '.join(methods)})" if len(methods_by_count) > 1 else "")
         for count, methods in methods_by_count.items()
     ]
-    return " + ".join(parts)
+    num_trials = sum(checked.planned.values()) * num_sizes
+    num_finals = len(experiment.search.methods) * num_sizes * experiment.search.num_final_seeds
+    return (
+        f"  {' + '.join(parts)} = {num_trials} trials, at most "
+        f"{experiment.train.num_epochs} epochs each; then {num_finals} final trainings of the "
+        "winners"
+    )
 
 
 def _workers(experiment: Experiment) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +44,7 @@ from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.opening import VERSION, trials_that_ran
 from krscale.search.studies.pruners import expected_share
 from krscale.search.studies.retries import SEED
+from krscale.search.studies.trial_spec import Listener
 from krscale.setup.network_builder import student_models
 from krscale.setup.prepare import Prepared, Setup, prepare_knowledge
 from krscale.setup.sizes import ladder_sizes
@@ -122,7 +124,8 @@ def _search(
     tracker: Tracker,
     progress: Progress,
 ) -> Curve:
-    space, sizes, size_resolver = checked.space, checked.sizes, checked.size_resolver
+    """Run the ladder to its end, and return its curve."""
+    sizes, size_resolver = checked.sizes, checked.size_resolver
     size_resolver.keep_latencies(experiment.run_path / LATENCY_FILE)
     # Measured now, before any trial competes for the cores.
     latencies = {size.capacity: size_resolver.latency_ms(size.capacity, {}) for size in sizes}
@@ -131,42 +134,77 @@ def _search(
     state = "FAIL"
     try:
         progress.phase("search")
-        journal = experiment.run_path / JOURNAL
-        refuse_lost_journal(experiment.run_path)
-        ladder = Ladder(
-            journal, experiment, space, sizes, [tracking, showing], size_resolver=size_resolver
-        )
-        # Sizes beyond a limit are not among them, and a grid may have fewer points than trials.
-        planned = {
-            (key.method, key.capacity): ladder.planned(key) + ladder.planned(key.finals)
-            for key in ladder.tuning
-        }
-        progress.plan(planned, {size.capacity: size.flops for size in sizes})
+        ladder = _open_ladder(experiment, checked, [tracking, showing], progress)
         showing.recall(ladder)
         for line in (*_lost_trials(ladder), *_lost_students(ladder), *tracking.recall(ladder)):
             progress.note(line)
         if not ladder.complete:
-            _say_small_grids(ladder, progress)
-            _set_aside(experiment.run_path / CURVE_FILE)
-            allocator.give_back()  # what teacher and store took is for the trials now
-            connect(experiment.cluster)
-            check_arrival(student_models(experiment), given())
-            students = partial(candidates, experiment, space, size_resolver, sizes[-1].capacity)
-            gpus = gpus_per_trial(experiment, prepared, students, progress.note)
-            resources = trial_resources(experiment.search, gpus)
-            progress.num_workers = num_slots(resources, experiment.train.most_workers)
-            run_search(ladder, prepared, resources, progress.note)
-            _say_what_ended(ladder, progress)
+            _train(experiment, prepared, checked, ladder, progress)
         progress.phase("test")
-        curve = collect(ladder, prepared)
-        tracking.on_curve(curve, ladder)
-        _, insight_files = record_insight(experiment.run_path)
-        for path in (*_write(curve, experiment.run_path), *insight_files):
-            tracking.log_artifact(path)
-        remember_budgets(experiment)
+        curve = _conclude(experiment, prepared, ladder, tracking)
         state = "COMPLETE"
     finally:
         tracking.close(state)
+    return curve
+
+
+def _open_ladder(
+    experiment: Experiment,
+    checked: CheckedSearch,
+    listeners: Sequence[Listener],
+    progress: Progress,
+) -> Ladder:
+    """Open the run's studies, as far as they are, and say what is planned."""
+    refuse_lost_journal(experiment.run_path)
+    ladder = Ladder(
+        experiment.run_path / JOURNAL,
+        experiment,
+        checked.space,
+        checked.sizes,
+        listeners,
+        size_resolver=checked.size_resolver,
+    )
+    # Sizes beyond a limit are not among them, and a grid may have fewer points than trials.
+    planned = {
+        (key.method, key.capacity): ladder.planned(key) + ladder.planned(key.finals)
+        for key in ladder.tuning
+    }
+    progress.plan(planned, {size.capacity: size.flops for size in checked.sizes})
+    return ladder
+
+
+def _train(
+    experiment: Experiment,
+    prepared: Prepared,
+    checked: CheckedSearch,
+    ladder: Ladder,
+    progress: Progress,
+) -> None:
+    """Run the trials that are left, on the cluster."""
+    _say_small_grids(ladder, progress)
+    _set_aside(experiment.run_path / CURVE_FILE)
+    allocator.give_back()  # what teacher and store took is for the trials now
+    connect(experiment.cluster)
+    check_arrival(student_models(experiment), given())
+    largest = checked.sizes[-1].capacity
+    students = partial(candidates, experiment, checked.space, checked.size_resolver, largest)
+    gpus = gpus_per_trial(experiment, prepared, students, progress.note)
+    resources = trial_resources(experiment.search, gpus)
+    progress.num_workers = num_slots(resources, experiment.train.most_workers)
+    run_search(ladder, prepared, resources, progress.note)
+    _say_what_ended(ladder, progress)
+
+
+def _conclude(
+    experiment: Experiment, prepared: Prepared, ladder: Ladder, tracking: TrackingListener
+) -> Curve:
+    """Test the final students, and record and write the curve."""
+    curve = collect(ladder, prepared)
+    tracking.on_curve(curve, ladder)
+    _, insight_files = record_insight(experiment.run_path)
+    for path in (*_write(curve, experiment.run_path), *insight_files):
+        tracking.log_artifact(path)
+    remember_budgets(experiment)
     return curve
 
 

@@ -19,6 +19,7 @@ FLOORS = (
     (
         "Ground: torch and the standard library",
         (
+            "choices",
             "errors",
             "lazy",
             "redaction",

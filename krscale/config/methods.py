@@ -13,6 +13,15 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import field_validator, model_validator
 
+from krscale.choices import (
+    ALIGNMENTS,
+    MIXINGS,
+    SCHEDULES,
+    Alignment,
+    Level,
+    Mixing,
+    Schedule,
+)
 from krscale.config.fields import (
     Count,
     PositiveShare,
@@ -24,11 +33,8 @@ from krscale.config.fields import (
 )
 from krscale.config.ranges import SearchChoices, SearchRange, UsedWith
 
-SparsitySchedule = Literal["constant", "rising", "falling"]
-Alignment = Literal["stage", "depth"]
 AuxiliarySchedule = Literal["constant", "falling", "coarsening"]
 WhereSchedule = Literal["constant", "falling"]
-Mixing = Literal["arithmetic", "geometric"]
 ATReduction = Literal["mean", "sum"]
 SettingsTable = Section | Mapping[str, Any]
 """Settings of several methods: a `DistillConfig`, or a plain table."""
@@ -209,15 +215,11 @@ class KRSettings(DistillationSettings):
 
     kr_weight: Annotated[Weight, SearchRange(0.3, 10.0, log=True)] = 1.0
     """Weight of the KR term."""
-    granularity: Annotated[
-        StrictInt | Literal["network", "stage", "layer"], SearchRange(1, "num_taps", type="int")
-    ] = "stage"
+    granularity: Annotated[StrictInt | Level, SearchRange(1, "num_taps", type="int")] = "stage"
     """Groups of taps: a number from 1 (the whole network) to the number of taps, or a level."""
     sparsity: Annotated[Share, SearchRange(0.0, 0.9)] = 0.3
     """Share of each sign's gap that the recoding penalty drops; 0 is ordinary distillation."""
-    sparsity_schedule: Annotated[SparsitySchedule, SearchChoices(get_args(SparsitySchedule))] = (
-        "constant"
-    )
+    sparsity_schedule: Annotated[Schedule, SearchChoices(SCHEDULES)] = "constant"
     """Sparsity over the training: the same, from 0 up to `sparsity`, or from it down to 0."""
     auxiliary_weight: Annotated[Weight, SearchRange(0.1, 2.0, log=True)] = 1.0
     """Factor of every group but the deepest."""
@@ -244,10 +246,10 @@ class KRSettings(DistillationSettings):
     is stored, and no trial of a search can have it: set it above 0 to search it."""
     where_schedule: Annotated[WhereSchedule, SearchChoices(get_args(WhereSchedule))] = "constant"
     """This weight over the training: the same, or falling linearly to 0 at `auxiliary_until`."""
-    alignment: Annotated[Alignment, SearchChoices(get_args(Alignment))] = "stage"
+    alignment: Annotated[Alignment, SearchChoices(ALIGNMENTS)] = "stage"
     """Where a group of the teacher's taps meets the student: at the end of the same stage, for
     networks of as many stages, or at the same relative depth."""
-    mixing: Annotated[Mixing, SearchChoices(get_args(Mixing))] = "arithmetic"
+    mixing: Annotated[Mixing, SearchChoices(MIXINGS)] = "arithmetic"
     """How the taps of a group are averaged: probabilities, or log-probabilities."""
     parameter_weight: Weight = 0.0
     """Weight of the data-free source: the distribution of the weights themselves."""

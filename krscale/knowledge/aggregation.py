@@ -14,20 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from krscale.choices import ALIGNMENTS, LEVELS, MIXINGS
 from krscale.errors import KrscaleError, UserError, unknown_name
 
 Groups = tuple[tuple[int, int], ...]
 """Half-open ranges of taps `(start, stop)`, contiguous and in depth order."""
-
-LEVELS = ("network", "stage", "layer")
-"""Granularities with a name: one group, the architecture's stages, every tap on its own."""
-
-MIXINGS = ("arithmetic", "geometric")
-"""Means over the taps of a group: of probabilities, or of log-probabilities."""
-
-
-ALIGNMENTS = ("stage", "depth")
-"""How groups of the teacher's taps meet the student's: stage by stage, or by relative depth."""
 
 
 def split_taps(granularity: int | str, num_taps: int, stage_ends: Sequence[int]) -> Groups:

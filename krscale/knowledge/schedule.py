@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+from krscale.choices import SCHEDULES
 from krscale.errors import unknown_name
-
-SCHEDULES = ("constant", "rising", "falling")
-"""The value throughout, from 0 up to it, or from it down to 0."""
 
 
 def share_left(progress: float, until: float) -> float:

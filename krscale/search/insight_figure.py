@@ -14,6 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from krscale.choices import LEVELS
 from krscale.files import write_atomic
 from krscale.report.figure import STYLE
 from krscale.report.findings import (
@@ -28,7 +29,6 @@ from krscale.search.insight import find_insight
 _Row = Callable[[Sequence[Axes], Sequence[StudyInsight]], None]
 SHOWN_RANGE = 0.05
 """Colours span so much below the best of a size; what is worse looks alike."""
-_LEVELS = ("network", "stage", "layer")
 
 
 def record_insight(run_path: Path) -> tuple[Insight, list[Path]]:
@@ -94,7 +94,7 @@ def _draw_settings(axes: Sequence[Axes], studies: Sequence[StudyInsight]) -> Non
         ax.set_xlim(-0.04, 1.0)
         ax.set_ylim(0.5, max([*y, 2]) + 0.5)
         if any(isinstance(s.granularity, str) for s in worst_first):
-            ax.set_yticks(range(1, 1 + len(_LEVELS)), _LEVELS)
+            ax.set_yticks(range(1, 1 + len(LEVELS)), LEVELS)
         else:
             ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_ylabel("granularity (groups of taps)")
@@ -107,7 +107,7 @@ def _draw_settings(axes: Sequence[Axes], studies: Sequence[StudyInsight]) -> Non
 def _height(granularity: int | str | None) -> int:
     """Levels stand in the order of their number of groups; a network as a whole is one."""
     if isinstance(granularity, str):
-        return 1 + _LEVELS.index(granularity)
+        return 1 + LEVELS.index(granularity)
     return 1 if granularity is None else granularity
 
 

@@ -69,25 +69,8 @@ def check_batch_norm(
     }
 
     def check(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
-        if inputs[0].numel() > inputs[0].shape[1]:
-            return
-        if norm.running_mean is None:
-            raise UserError(
-                f"{norms[norm]} keeps no running statistics, so it cannot judge a single image: "
-                "its maps are 1x1 there, and one value has no variance. Leave out "
-                "track_running_stats=False."
-            )
-        parts = (
-            f" and train.gradient_accumulation = {batches.num_parts}"
-            if batches.num_parts > 1
-            else ""
-        )
-        raise SingleValueError(
-            f"{norms[norm]} cannot be trained with train.global_batch_size = "
-            f"{batches.global_size}{parts}: {batches.num_samples} training images then give "
-            f"{'parts' if parts else 'batches'} of a single one, whose maps are 1x1 there, and one "
-            f"value has no variance. Use {'larger parts' if parts else '3 or more'}."
-        )
+        if inputs[0].numel() <= inputs[0].shape[1]:
+            raise _single_value(norm, norms[norm], batches)
 
     handles = [norm.register_forward_pre_hook(check) for norm in norms]
     try:
@@ -100,6 +83,23 @@ def check_batch_norm(
         model.train(was_training)
         for handle in handles:
             handle.remove()
+
+
+def _single_value(norm: _BatchNorm, named: str, batches: BatchSizes) -> UserError:
+    """Say why a batch norm cannot do with one value per channel."""
+    if norm.running_mean is None:
+        return UserError(
+            f"{named} keeps no running statistics, so it cannot judge a single image: its maps are "
+            "1x1 there, and one value has no variance. Leave out track_running_stats=False."
+        )
+    accumulated = f" and train.gradient_accumulation = {batches.num_parts}"
+    parts = accumulated if batches.num_parts > 1 else ""
+    return SingleValueError(
+        f"{named} cannot be trained with train.global_batch_size = {batches.global_size}{parts}: "
+        f"{batches.num_samples} training images then give {'parts' if parts else 'batches'} of a "
+        "single one, whose maps are 1x1 there, and one value has no variance. Use "
+        f"{'larger parts' if parts else '3 or more'}."
+    )
 
 
 @contextmanager

@@ -54,6 +54,10 @@ def share_of(num_samples: int, share: int, num_shares: int) -> tuple[int, int]:
 
     Raises:
         ValueError: If `share` is not one of `num_shares`, counted from 0.
+
+    Example:
+        >>> [share_of(10, share, 3) for share in range(3)]
+        [(0, 4), (4, 7), (7, 10)]
     """
     if not 0 <= share < num_shares:
         raise ValueError(f"share {share} is not one of {num_shares}")

@@ -84,6 +84,10 @@ def marked(sizes: Iterable[float], ends: tuple[float, float]) -> list[float]:
     Args:
         sizes: Sizes of students.
         ends: Of the axis, see `size_range`.
+
+    Example:
+        >>> marked([1000, 1050, 4000, 16000], ends=(900, 18000))  # the second has no room
+        [1000, 4000, 16000]
     """
     gap = _LABEL_SHARE * math.log(ends[1] / ends[0])
     shown: list[float] = []

@@ -21,6 +21,11 @@ def rounded_mean(mean: float) -> float:
 
     Seeds with equally many right answers are equally good, and those with 0.7 each have 0.7: an
     accuracy is a count over at most millions of images, so no true difference is this small.
+
+    Example:
+        >>> mean = (0.7 + 0.7 + 0.7) / 3
+        >>> mean == 0.7, rounded_mean(mean) == 0.7
+        (False, True)
     """
     return round(mean, 12)
 

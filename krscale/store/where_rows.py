@@ -32,7 +32,13 @@ def encode(shares: Tensor, layout: WhereLayout) -> Rows:
 
 
 def decode(rows: Rows, layout: WhereLayout) -> tuple[Tensor, ...]:
-    """Return the distributions, `[B, rows, columns]` fp32 each."""
+    """Return the distributions, `[B, rows, columns]` fp32 each.
+
+    Example:
+        >>> layout = WhereLayout(((1, 2), (0, 0)))  # two cells; a stage without positions
+        >>> decode(encode(torch.tensor([[0.9, 0.1]]), layout), layout)[0].round(decimals=2)
+        tensor([[[0.9200, 0.0800]]])
+    """
     squares = _kept_roots(rows, layout).square_()
     found = []
     for part, cells in zip(_split(squares, layout), layout.where, strict=True):

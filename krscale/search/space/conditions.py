@@ -29,7 +29,13 @@ from krscale.search.space.fields import needs_quotes, unquoted
 
 @dataclass(frozen=True)
 class Condition:
-    """What the other field must be: one of `choices`, or, without choices, within the range."""
+    """What the other field must be: one of `choices`, or, without choices, within the range.
+
+    Example:
+        >>> condition = Condition("distill.granularity", low=2)
+        >>> condition.holds({"distill.granularity": 3}), condition.holds({})  # not searched itself
+        (True, False)
+    """
 
     path: str
     choices: tuple[Any, ...] = ()
@@ -68,6 +74,11 @@ def read_conditions(spec: Any, num_taps: int, where: str) -> tuple[Condition, ..
 
     Raises:
         UserError: If it is not a table of lists and ranges.
+
+    Example:
+        >>> spec = {"distill.granularity": {"low": 2, "high": "num_taps"}}
+        >>> [str(condition) for condition in read_conditions(spec, 6, "my.toml")]
+        ['2 <= distill.granularity <= 6']
     """
     if not isinstance(spec, Mapping) or not spec:
         raise UserError(

@@ -39,7 +39,8 @@ def dist_loss(
 
     Example:
         >>> teacher = torch.tensor([[2.0, 0.0, -2.0], [0.0, 4.0, 0.0]])
-        >>> dist_loss(teacher + 8.0, teacher, 4.0, inter_weight=1.0, intra_weight=1.0)
+        >>> moved = dist_loss(teacher + 8.0, teacher, 4.0, inter_weight=1.0, intra_weight=1.0)
+        >>> moved.round(decimals=4).abs()
         tensor([0., 0.])
         >>> intra = dist_loss(teacher.flip(0), teacher, 1.0, inter_weight=0.0, intra_weight=1.0)
         >>> intra.round(decimals=4)  # in every class the two samples change places: 1 - (-1)

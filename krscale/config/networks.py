@@ -88,8 +88,8 @@ class ModelConfig(Section):
     options: dict[str, Any] = Field(default_factory=dict)
     """Further keyword arguments of the model, e.g. `{num_blocks = 2}`."""
     taps: Names = ()
-    """Module paths whose outputs are taps, in depth order; empty takes the model's own, or finds
-    them by running it."""
+    """Module paths whose outputs are taps, in depth order (another is refused); empty takes
+    the model's own, or finds them by running it."""
     stage_ends: tuple[Count, ...] = ()
     """For each stage the number of its last tap in `taps`, counted from 1; the classifier is the
     last one. Empty takes the model's own; of `taps` that are listed here, each is a stage."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from krscale.errors import UserError
 from krscale.knowledge.layouts import zeros
+from krscale.knowledge.tap_order import check_depth_order
 from krscale.knowledge.tap_search import FoundTaps, evaluating, find_taps
 from krscale.knowledge.taps import (
     LAYOUTS_ATTRIBUTE,
@@ -78,7 +79,7 @@ class TappedNetwork:
 
         Raises:
             UserError: If it does not run on the images or gives no finite logits; if taps do not
-                exist, none is found, or a layout cannot be told.
+                exist or are out of order, none is found, or a layout cannot be told.
         """
         check_network(network, where)
         if isinstance(paths, str):  # whose characters would be taken as paths
@@ -90,7 +91,9 @@ class TappedNetwork:
                 logits = _logits_for(inner, images)
                 _check_logits(inner, images, logits, where)
                 try:
-                    return cls._read(network, images, tuple(paths), where)
+                    read = cls._read(network, images, tuple(paths), where)
+                    check_depth_order(inner, read.paths, images.shape[1:], where)
+                    return read
                 except UserError as error:
                     if paths or not optional:
                         raise

@@ -22,8 +22,10 @@ from krscale.config import (
 from krscale.config.training import BatchSizes
 from krscale.knowledge.aggregation import split_taps
 from krscale.knowledge.features import Shapes, feature_shapes, stage_paths, stage_shapes
+from krscale.knowledge.tap_order import check_depth_order
 from krscale.knowledge.where import positions_of, without_where
 from krscale.methods import FeatureMethod, method_settings, parse_method
+from krscale.models import ZOO
 from krscale.models.capacity import count_flops, num_parameters
 from krscale.models.preprocessing import (
     DEFAULT,
@@ -157,6 +159,9 @@ class Networks:
         experiment, teacher = self.experiment, self.teacher
         if "granularity" in method_settings(experiment.distill.method):
             split_taps(experiment.distill.granularity, teacher.num_taps, teacher.stage_ends)
+        if experiment.teacher.model not in ZOO or experiment.teacher.taps:
+            network = shapes_only(experiment.teacher, self, "teacher", experiment.teacher.width)
+            check_depth_order(network, teacher.taps, teacher.image_shape, "teacher.taps")
         for student in students_of(experiment):
             self._check_student(student)
 
@@ -166,6 +171,7 @@ class Networks:
         student = shapes_only(config, self, where, width)
         taps, _ = resolve_taps(student, config.taps, f"{where}.taps")
         shape = input_shape(student, self.image_shape)
+        check_depth_order(student, taps, shape, f"{where}.taps")
         methods = (parse_method(name)[0] for name in methods_of(experiment))
         compared = [method for method in methods if issubclass(method, FeatureMethod)]
         if compared:

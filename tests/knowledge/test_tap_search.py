@@ -80,11 +80,11 @@ def test_channels_last_maps_are_turned(size: int) -> None:
     images = torch.randn(4, 1, size, size, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     network = ChannelsLast()
-    found = tapped(network, images, "layers.0", "layers.1", "stem")
-    assert [shape[0] for shape in found.shapes] == [6, 8, 6]  # at 12, 6 rows and columns, too
+    found = tapped(network, images, "stem", "layers.0", "layers.1")
+    assert [shape[0] for shape in found.shapes] == [6, 6, 8]  # at 12, 6 rows and columns, too
     assert tapped(network, images, "layers.2").shapes[0][0] == 8
     features = found(images).features
-    assert [feature.shape[1] for feature in features] == [6, 8, 6], "others' layouts stay known"
+    assert [feature.shape[1] for feature in features] == [6, 6, 8], "others' layouts stay known"
 
 
 class OneSize(nn.Module):

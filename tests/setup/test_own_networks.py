@@ -109,6 +109,14 @@ def test_settings_that_would_mean_nothing_are_refused(settings: list[str], messa
     assert message in refused(*settings)
 
 
+@pytest.mark.parametrize("network", ["teacher", "student"])
+def test_taps_out_of_depth_order_are_refused(network: str) -> None:
+    of_zoo, taps = f"{network}.model=resnet", ["stages.0.0", "stages.1.0"]
+    assert resolved(of_zoo, f"{network}.options={{}}", f"{network}.taps={taps}")
+    found = refused(of_zoo, f"{network}.options={{}}", f"{network}.taps={taps[::-1]}")
+    assert found.startswith(f"{network}.taps: tap 'stages.1.0' is named before 'stages.0.0'")
+
+
 def test_a_plan_refuses_it_too() -> None:
     with pytest.raises(UserError, match="student: the network gives 3 logits"):
         describe(experiment("student.model=odd_networks:Net", "student.options={form='three'}"))

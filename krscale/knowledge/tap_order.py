@@ -1,0 +1,79 @@
+"""The depth order of taps: that in which a network runs their blocks.
+
+Groups of taps are stretches of depth. Of taps in another order a group would be a mixture of depths
+and teach the student's tap at yet another one, and nothing else would tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from krscale.errors import UserError
+from krscale.knowledge.layouts import zeros
+from krscale.knowledge.modes import left_as_it_was
+from krscale.knowledge.taps import unwrapped
+
+
+def check_depth_order(
+    model: nn.Module, paths: Sequence[str], image_shape: Sequence[int], where: str
+) -> None:
+    """Refuse taps that are named in another order than that in which a network runs their blocks.
+
+    A block that runs several times counts where it runs last, as its last output is the tap's.
+
+    Args:
+        model: The network, wrapped or not; on meta tensors this computes nothing.
+        paths: Module paths of its taps, all of which exist.
+        image_shape: `(C, H, W)`.
+        where: What names the taps, for the message of an error.
+
+    Raises:
+        UserError: Naming two of them, and all in their order.
+
+    Example:
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> check_depth_order(network, ("1", "2"), (1, 2, 2), "teacher.taps")
+        >>> check_depth_order(network, ("2", "1"), (1, 2, 2), "teacher.taps")
+        Traceback (most recent call last):
+        krscale.errors.UserError: teacher.taps: tap '2' is named before '1', ... order: 1, 2.
+    """
+    if len(paths) < 2:
+        return
+    order = _order_of(unwrapped(model), paths, image_shape)
+    named = [path for path in paths if path in order]  # a black image may pass some by
+    moved = next(((a, b) for a, b in zip(named, order, strict=True) if a != b), None)
+    if moved is not None:
+        raise UserError(
+            f"{where}: tap {moved[0]!r} is named before {moved[1]!r}, which runs first. "
+            f"Taps are named in this order: {', '.join(order)}."
+        )
+
+
+@torch.no_grad()
+def _order_of(
+    network: nn.Module, paths: Sequence[str], image_shape: Sequence[int]
+) -> tuple[str, ...]:
+    ended: dict[str, None] = {}
+    handles = [
+        network.get_submodule(path).register_forward_hook(partial(_move_to_end, ended, path))
+        for path in paths
+    ]
+    try:
+        with left_as_it_was(network), torch.random.fork_rng(devices=[]):
+            network.eval()(zeros(network, image_shape))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(ended)
+
+
+def _move_to_end(
+    ended: dict[str, None], path: str, module: nn.Module, arguments: Any, output: Any
+) -> None:
+    ended.pop(path, None)
+    ended[path] = None

@@ -1,0 +1,65 @@
+"""Taps that are named in another order than the network runs them are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from foreign_networks import LikeResNet
+from torch import Tensor, nn
+
+from krscale.errors import UserError
+from krscale.knowledge.tap_order import check_depth_order
+from krscale.models.tapped import TappedNetwork
+
+SHAPE = (1, 12, 12)
+
+
+class Again(nn.Module):
+    """A network that runs its first block once more at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.middle = nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 3, padding=1)
+        self.head = nn.Linear(1, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = self.shared(self.middle(self.shared(images)))
+        logits: Tensor = self.head(found.mean(dim=(2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("network", "paths"),
+    [
+        (LikeResNet, ("layer1.0", "layer1.1", "layer2.0")),
+        (LikeResNet, ("layer2.0",)),
+        (LikeResNet, ("layer1.1", "layer1")),  # a part ends before the whole
+        (Again, ("middle", "shared")),
+    ],
+)
+def test_the_order_in_which_blocks_run_is_that_of_depth(
+    network: type[nn.Module], paths: tuple[str, ...]
+) -> None:
+    model = network()
+    model.train()
+    check_depth_order(model, paths, SHAPE, "teacher.taps")
+    assert model.training
+    if len(paths) > 1:
+        with pytest.raises(UserError) as caught:
+            check_depth_order(model, paths[::-1], SHAPE, "teacher.taps")
+        assert str(caught.value).startswith(f"teacher.taps: tap {paths[-1]!r} is named before ")
+        assert str(caught.value).endswith(f"in this order: {', '.join(paths)}.")
+
+
+def test_on_meta_tensors_nothing_is_computed() -> None:
+    with torch.device("meta"):
+        model = LikeResNet()
+    check_depth_order(model, ("layer1.0", "layer2.0"), SHAPE, "student.taps")
+    with pytest.raises(UserError, match=r"student\.taps: tap 'layer2\.0' is named before"):
+        check_depth_order(model, ("layer2.0", "layer1.0"), SHAPE, "student.taps")
+
+
+def test_networks_that_are_given_are_refused() -> None:
+    images = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(UserError, match=r"teacher: tap 'layer2\.0' is named before 'layer1\.0'"):
+        TappedNetwork.of(LikeResNet(), images, ("layer2.0", "layer1.0"), "teacher")

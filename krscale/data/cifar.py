@@ -66,6 +66,9 @@ class PythonVersion:
             )
         if not isinstance(labels, list) or not all(type(label) is int for label in labels):
             raise UserError(f"{where}: {self.label_key.decode()} is not a list of whole numbers.")
+        # Files are put one after another: labels that are missing in one would come from the next.
+        if len(images) != len(labels):
+            raise UserError(f"{where}: {len(images)} images, but {len(labels)} labels.")
         return Split(images.reshape(-1, *_SHAPE), np.array(labels, dtype=np.int64))
 
 

@@ -275,11 +275,14 @@ def test_binary_batch_of_a_wrong_length(tmp_path):
         open_cifar("cifar-10-binary", path).read(silent)
 
 
-def test_labels_and_images_of_different_number(tmp_path):
+@pytest.mark.parametrize("in_the_next", [20, 21])
+def test_labels_and_images_of_different_number(in_the_next, tmp_path):
+    """Files are put together, so labels that one lacks must not be taken from the next."""
     path = place("cifar-10-python", "folder", tmp_path)
-    write(path, {"test_batch": py2_pickle({**GOOD, b"labels": [0] * 19})})
-    with pytest.raises(UserError, match="test: 20 images need as many int64 labels"):
-        prepare_data(DataConfig(source="cifar10", path=str(path)), tmp_path / "cache")
+    write(path, {"data_batch_1": py2_pickle({**GOOD, b"labels": [0] * 19})})
+    write(path, {"data_batch_2": py2_pickle({**GOOD, b"labels": [0] * in_the_next})})
+    with pytest.raises(UserError, match="data_batch_1: 20 images, but 19 labels"):
+        open_cifar("cifar-10-python", path).read(silent)
 
 
 def test_class_names_that_are_no_names(tmp_path):

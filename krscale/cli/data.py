@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     from krscale.data.guessing import guess_source
     from krscale.progress import Progress
 
-    guessed = [] if is_experiment or not source else guess_source(source)
+    guessed = [] if is_experiment or not source else guess_source(source, _is_named(options.set))
     experiment = load(source if is_experiment else None, [*guessed, *options.set])
     with Progress(quiet=options.quiet, planned={}) as progress:
         progress.phase("data")
@@ -72,6 +72,11 @@ def run(options: argparse.Namespace) -> int:
     else:
         _show(found)
     return EXIT_REFUSED if found.problems else 0
+
+
+def _is_named(settings: list[str]) -> bool:
+    """Return whether the user says which source reads the path, so that none need be guessed."""
+    return any(setting.partition("=")[0].strip() == "data.source" for setting in settings)
 
 
 def _content(found: Check) -> dict[str, Any]:

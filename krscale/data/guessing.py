@@ -38,8 +38,12 @@ _COLUMNS = FilesConfig()
 _IDX = re.compile(r"[-.]idx[13][-.]ubyte")
 
 
-def guess_source(text: str) -> list[str]:
+def guess_source(text: str, is_named: bool = False) -> list[str]:
     """Return the settings of the source that reads a path, or that has a name.
+
+    Args:
+        text: What the user has named.
+        is_named: Whether other settings name the source, of whatever the path is.
 
     Raises:
         UserError: If there is no such path, and no source of this name.
@@ -54,7 +58,8 @@ def guess_source(text: str) -> list[str]:
             f"{text}: {missing(path, 'file or folder')}, and no source of this name.{hint} "
             f"Sources: {', '.join(SOURCES)}."
         )
-    return [f"data.source={kind_of(path)}", f"data.path={json.dumps(str(path.resolve()))}"]
+    found = [f"data.path={json.dumps(str(path.resolve()))}"]
+    return found if is_named else [f"data.source={kind_of(path)}", *found]
 
 
 def kind_of(path: Path) -> str:

@@ -154,6 +154,18 @@ def test_what_cannot_be_looked_at(tmp_path, capsys):
     assert "no folder of a class in it" in capsys.readouterr().err
 
 
+def test_a_source_that_is_named_need_not_be_guessed(tmp_path, capsys):
+    """As a list of images whose name says nothing, or an archive that was renamed."""
+    root = fill(tmp_path / "data")
+    rows = [f"{file.parent.name}/{file.name},{file.parent.name}" for file in root.glob("*/*.png")]
+    (root / "images.txt").write_text("\n".join(["path,label", *sorted(rows)]))
+    assert main(["data", "check", str(root / "images.txt")]) == 2
+    assert "no source reads such a file by itself" in capsys.readouterr().err
+    code, found = check(capsys, str(root / "images.txt"), "--set", "data.source=image_list")
+    assert (code, found["source"]) == (0, "image_list")
+    assert sum(sum(of_class.values()) for of_class in found["counts"].values()) == 36
+
+
 def test_images_without_labels_are_counted_and_compared(tmp_path, capsys):
     rng = np.random.default_rng(3)
     more = tmp_path / "more" / "deep"

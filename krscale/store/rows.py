@@ -159,6 +159,7 @@ def deviations(rows: Rows, tap_logits: Tensor, layout: Layout) -> tuple[Tensor, 
         then = decode(rows, layout) / layout.temperature
         steps = _per_tap(rows.values, layout).float() / (2**layout.bits - 1) / layout.temperature
         then, now = (x - x.amax(dim=-1, keepdim=True) for x in (then, now))
+        now = now.clamp_min(-_LARGEST / layout.temperature)  # no larger span is kept
         return (now - then).abs(), 0.5 * steps + _RELATIVE + _ABSOLUTE * then.abs()
     now = torch.softmax(now, dim=-1)
     if layout.is_truncated:

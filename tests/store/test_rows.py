@@ -164,6 +164,13 @@ class TestEveryLayout:
         differences, allowed = deviations(encode(logits, layout), logits + 5.0, layout)
         assert (differences <= allowed).all()
 
+    def test_nor_do_logits_whose_span_is_beyond_fp16(self, layout):
+        logits = _logits((4, 2, layout.num_classes))
+        logits[:, :, 1:] = torch.finfo(torch.float32).min  # classes that are masked out
+        logits[2:] = 1e6 * _logits((2, 2, layout.num_classes))
+        differences, allowed = deviations(encode(logits, layout), logits, layout)
+        assert (differences <= allowed).all()
+
     def test_another_teacher_deviates(self, layout):
         logits = _logits((32, 2, layout.num_classes))
         rows = encode(logits, layout)

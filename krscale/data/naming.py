@@ -54,6 +54,10 @@ def read_labels(
         UserError: If labels are no classes, or those of a split are none of train's.
     """
     train = parts["train"]
+    if not len(train.values) and (others := [n for n, part in parts.items() if len(part.values)]):
+        raise UserError(
+            f"{config.path or config.source}: images of {' and '.join(others)}, but none of train."
+        )
     names = train.names
     if not names and not train.is_text:
         names = next((part.names for part in parts.values() if part.names), ())

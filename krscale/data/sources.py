@@ -32,6 +32,8 @@ SOURCES: dict[str, Callable[[DataConfig], Source]] = {
 }
 """Sources by the name that `data.source` takes."""
 
+_SETS_IN_IDX = ("mnist", "fashionmnist", "kmnist", "emnist")
+
 
 def open_source(config: DataConfig) -> Source:
     """Return the source that `config` names.
@@ -41,6 +43,11 @@ def open_source(config: DataConfig) -> Source:
     """
     if ":" in config.source:
         return Function(config)
+    if config.source.lower().replace("_", "").replace("-", "") in _SETS_IN_IDX:
+        raise UserError(
+            f"data.source: the files of {config.source!r} are read by the source 'idx'; data.path "
+            "names their folder."
+        )
     if config.source not in SOURCES:
         error = unknown_name("source", config.source, SOURCES, "data.source")
         raise UserError(f"{error} Your own is written 'package.module:callable'.")

@@ -62,6 +62,17 @@ def test_a_refused_space_ends_with_2_and_a_line_for_each_mistake(
     assert "above 0" in lines[1]
 
 
+def test_an_experiment_in_place_of_a_space_is_said(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "mine"\n[teacher]\nwidth = 8\n[search]\nspace = "kr"\n')
+    assert main(["check", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{path}: this is an experiment and no search space: it has [teacher]." in line
+    assert "krscale space check SPACE --experiment" in line
+
+
 def test_methods_without_a_table_are_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -312,6 +312,12 @@ def test_unknown_source_names_the_nearest(tmp_path):
         prepare_data(DataConfig(source="digit"), tmp_path)
 
 
+@pytest.mark.parametrize("name", ["mnist", "Fashion-MNIST", "fashion_mnist", "emnist"])
+def test_a_data_set_that_has_another_sources_files_names_that(name, tmp_path):
+    with pytest.raises(UserError, match=rf"files of '{name}' are read by the source 'idx'"):
+        prepare_data(DataConfig(source=name), tmp_path)
+
+
 def test_embedded_source_refuses_a_path(tmp_path):
     with pytest.raises(UserError, match=r"data\.path: the source 'digits' reads no file"):
         prepare_data(DataConfig(path="/images"), tmp_path)

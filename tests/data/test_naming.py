@@ -80,6 +80,12 @@ def test_what_cannot_be_compared(train: Written, test: Written, message: str) ->
         read(train, test)
 
 
+def test_of_train_without_an_image_that_is_said() -> None:
+    empty = Written(np.zeros(0, np.int64), "image {}".format)
+    with pytest.raises(UserError, match=r"a\.npz: images of test, but none of train\."):
+        read(empty, part([0, 1]))
+
+
 class TestGivenClasses:
     def test_an_order_of_the_names_of_the_files(self) -> None:
         train, test = part([0, 1, 2], TRAIN), part([0, 1], ("bee", "cat"))

@@ -36,6 +36,8 @@ from krscale.search.space.fields import needs_quotes, own_value, unquoted
 from krscale.search.space.method_reader import Check, MethodReader
 
 COMMON = "common"
+_OF_EXPERIMENTS = ("data", "views", "teacher", "ladder", "search", "tracking")
+"""Tables that an experiment has and a space cannot have."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,11 @@ def read_tables(path: Path) -> dict[tuple[str, ...], tuple[str, Mapping[str, Any
         UserError: If one is no table of fields, or of no method, or two are of the same method.
     """
     content = read_toml(path)
+    if sections := [name for name in _OF_EXPERIMENTS if name in content]:
+        raise UserError(
+            f"{path}: this is an experiment and no search space: it has [{sections[0]}]. `krscale "
+            "space check SPACE --experiment EXPERIMENT.toml` checks a space against an experiment."
+        )
     names: dict[tuple[str, ...], str] = {}
     for table in content:
         _check_table(table, content[table], path)

@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from krscale.errors import UserError
+from krscale.knowledge.hooks import in_this_thread
 from krscale.knowledge.layouts import readable_modules
 from krscale.knowledge.modes import left_as_it_was
 from krscale.knowledge.taps import unwrapped
@@ -135,7 +136,7 @@ class _Search:
             raise UserError("taps are found with two images that differ; the loader gave no two.")
         seen: list[tuple[str, Any, Any]] = []
         handles = [
-            module.register_forward_hook(_noting(seen, name))
+            module.register_forward_hook(in_this_thread(_noting(seen, name)))
             for name, module in readable_modules(network)
             if name
         ]
@@ -220,9 +221,10 @@ class _Search:
         exchanged = self.outputs[name].flip(0)
         seen: list[tuple[str, Any, Any]] = []
         modules = dict(self.network.named_modules())
-        handles = [modules[name].register_forward_hook(_giving(exchanged))]
+        handles = [modules[name].register_forward_hook(in_this_thread(_giving(exchanged)))]
         if self.witness is not None:
-            handles.append(modules[self.witness].register_forward_hook(_noting(seen, "")))
+            hook = in_this_thread(_noting(seen, ""))
+            handles.append(modules[self.witness].register_forward_hook(hook))
         try:
             logits = self.read(self.network(self.images))
         finally:

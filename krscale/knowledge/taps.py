@@ -7,6 +7,7 @@ own classifier, whose output the network returns.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,9 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from krscale.errors import UserError, unknown_name
+from krscale.knowledge.hooks import in_this_thread
 from krscale.knowledge.layouts import (
     USUAL,
     LayerTrace,
+    Layout,
     TapShape,
     find_layouts,
     other_size,
@@ -98,7 +101,7 @@ def run_tapped(
     handles = []
     try:
         for path in dict.fromkeys((*paths, *stages)):
-            hook = partial(_record, outputs, path)
+            hook = in_this_thread(partial(_record, outputs, path))
             handles.append(network.get_submodule(path).register_forward_hook(hook))
         logits = model(images)
     finally:
@@ -138,45 +141,63 @@ def settle_layouts(
         UserError: If nothing tells where the channels of a tap are.
     """
     network = unwrapped(model)
-    setattr(network, LAYOUTS_ATTRIBUTE, {})
+    setattr(network, LAYOUTS_ATTRIBUTE, layouts_of(network, paths, image_shape, declared, where))
+
+
+def layouts_of(
+    network: nn.Module,
+    paths: Sequence[str],
+    image_shape: Sequence[int],
+    declared: str = "",
+    where: str = "model",
+) -> dict[str, Layout]:
+    """Return where the channels of a network's taps are, as `settle_layouts` finds it out.
+
+    The network keeps what it knows: another thread may be reading its taps.
+    """
     with LayerTrace(network, paths) as trace:
-        shapes = _shapes(model, paths, image_shape)
-    others = _shapes_reached(model, paths, other_size(image_shape))
+        shapes = _shapes(network, paths, image_shape)
+    others = _shapes_reached(network, paths, other_size(image_shape))
     taps = {
         path: TapShape(shape, others.get(path), trace.until[path]) for path, shape in shapes.items()
     }
-    setattr(network, LAYOUTS_ATTRIBUTE, find_layouts(network, taps, declared, where))
+    return find_layouts(network, taps, declared, where)
 
 
 @torch.no_grad()
 def _shapes(
-    model: nn.Module, paths: Sequence[str], image_shape: Sequence[int]
+    network: nn.Module, paths: Sequence[str], image_shape: Sequence[int]
 ) -> dict[str, tuple[int, ...]]:
-    with left_as_it_was(model), torch.random.fork_rng(devices=[]):
-        features = run_tapped(model.eval(), paths, zeros(model, image_shape)).features
-    return {path: tuple(f.shape) for path, f in zip(paths, features, strict=True)}
+    outputs: dict[str, Any] = {}
+    _run_black(network, paths, image_shape, outputs)
+    return {path: tuple(_tensor(outputs, path).shape) for path in paths}
 
 
 @torch.no_grad()
 def _shapes_reached(
-    model: nn.Module, paths: Sequence[str], image_shape: Sequence[int]
+    network: nn.Module, paths: Sequence[str], image_shape: Sequence[int]
 ) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the taps that run, though a later layer may want another size."""
     outputs: dict[str, Any] = {}
-    network = unwrapped(model)
-    handles = [
-        network.get_submodule(path).register_forward_hook(partial(_record, outputs, path))
-        for path in paths
-    ]
+    with suppress(Exception):  # many networks take images of one size only
+        _run_black(network, paths, image_shape, outputs)
+    return {path: tuple(_tensor(outputs, path).shape) for path in outputs}
+
+
+def _run_black(
+    network: nn.Module, paths: Sequence[str], image_shape: Sequence[int], outputs: dict[str, Any]
+) -> None:
+    """Run a network on black images; `outputs` gets what its blocks give, as far as it comes."""
+    handles = []
     try:
-        with left_as_it_was(model), torch.random.fork_rng(devices=[]):
-            model.eval()(zeros(model, image_shape))
-    except Exception:  # noqa: BLE001, S110 - many networks take images of one size only
-        pass
+        for path in paths:
+            hook = in_this_thread(partial(_record, outputs, path))
+            handles.append(network.get_submodule(path).register_forward_hook(hook))
+        with left_as_it_was(network), torch.random.fork_rng(devices=[]):
+            network.eval()(zeros(network, image_shape))
     finally:
         for handle in handles:
             handle.remove()
-    return {path: tuple(_tensor(outputs, path).shape) for path in outputs}
 
 
 def check_taps(model: nn.Module, paths: Sequence[str], where: str = "") -> None:

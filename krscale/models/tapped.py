@@ -17,8 +17,8 @@ from krscale.knowledge.taps import (
     LAYOUTS_ATTRIBUTE,
     TapOutputs,
     check_taps,
+    layouts_of,
     run_tapped,
-    settle_layouts,
     unwrapped,
 )
 from krscale.models.foreign import located
@@ -282,8 +282,5 @@ def _shapes(features: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
 
 def _settle(network: nn.Module, paths: tuple[str, ...], images: Tensor, where: str) -> None:
     """Find out where the channels of the taps are; other taps' layouts stay known."""
-    known = getattr(network, LAYOUTS_ATTRIBUTE, {})
-    try:
-        settle_layouts(network, paths, tuple(images.shape[1:]), where=where)
-    finally:
-        setattr(network, LAYOUTS_ATTRIBUTE, {**known, **getattr(network, LAYOUTS_ATTRIBUTE)})
+    found = layouts_of(network, paths, tuple(images.shape[1:]), where=where)
+    setattr(network, LAYOUTS_ATTRIBUTE, {**getattr(network, LAYOUTS_ATTRIBUTE, {}), **found})

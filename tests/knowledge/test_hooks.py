@@ -1,0 +1,65 @@
+"""A hook of one thread is called for nothing that another thread runs."""
+
+from __future__ import annotations
+
+from threading import Barrier, Thread
+
+import torch
+from torch import Tensor, nn
+
+from krscale.knowledge.hooks import in_this_thread
+from krscale.knowledge.taps import TapOutputs, run_tapped
+
+
+class Together(nn.Module):
+    """A network whose runs in two threads wait for each other at both ends of a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Linear(1, 1)
+        self.both = Barrier(2, timeout=30)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.both.wait()
+        features: Tensor = self.block(images)
+        self.both.wait()
+        return features
+
+
+def in_another_thread(call: object, *arguments: object) -> None:
+    thread = Thread(target=call, args=arguments)  # type: ignore[arg-type]
+    thread.start()
+    thread.join()
+
+
+def test_it_is_called_in_its_own_thread_alone() -> None:
+    network, seen = nn.Linear(1, 1), list[Tensor]()
+    network.register_forward_hook(in_this_thread(lambda *given: seen.append(given[-1])))
+    in_another_thread(network, torch.zeros(1))
+    assert not seen
+    network(torch.zeros(1))
+    assert len(seen) == 1
+
+
+def test_what_it_returns_takes_the_place_of_the_output() -> None:
+    network = nn.Linear(1, 1)
+    network.register_forward_hook(in_this_thread(lambda *given: torch.tensor([7.0])))
+    assert network(torch.zeros(1)).tolist() == [7.0]
+
+
+def test_two_threads_read_each_their_own_images() -> None:
+    network, found = Together(), dict[int, TapOutputs]()
+
+    def run(number: int) -> None:
+        images = torch.full((number, 1), float(number))
+        found[number] = run_tapped(network, ("block",), images)
+
+    threads = [Thread(target=run, args=(number,)) for number in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, outputs in found.items():
+        assert len(outputs.logits) == number
+        assert torch.equal(outputs.features[0], outputs.logits)
+    assert len(found) == 2

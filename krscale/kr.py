@@ -94,7 +94,8 @@ class KRLoss(nn.Module):
         self.register_buffer("information_gain", knowledge.information_gain)
         self.register_buffer("tap_accuracy", knowledge.accuracy)
         self.context = context_of(teacher, student, knowledge, settings, image_shape)
-        self.method = KR(self.context, settings).float()  # whatever the default dtype is
+        with torch.device("cpu"):  # whatever the default device and dtype are
+            self.method = KR(self.context, settings).float()
         self._left_out: list[str] = []
         if settings.where_weight > 0.0:
             for name, network in (("teacher", teacher), ("student", student)):

@@ -82,7 +82,8 @@ def _changed_by_training(network: nn.Module, image_shape: Sequence[int]) -> set[
     found = {name: value for name, value in network.named_buffers() if not is_lazy(value)}
     copies = {name: value.clone() for name, value in found.items()}
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(4, *image_shape, generator=generator).to(zeros(network, image_shape))
+    images = torch.randn(4, *image_shape, generator=generator, device="cpu")
+    images = images.to(zeros(network, image_shape))
     devices = [images.device] if images.device.type == "cuda" else []
     with evaluating(network), torch.random.fork_rng(devices):
         network.train()

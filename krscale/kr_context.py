@@ -61,7 +61,7 @@ def context_of(
         student_shapes=student.shapes,
         student_layers=layers_by_tap(student.network, student.paths),
         teacher_histograms=histograms,
-        teacher_layer_sizes=torch.tensor(sizes),
+        teacher_layer_sizes=torch.tensor(sizes, device="cpu"),
         student_stage_shapes=student.stage_shapes,
         teacher_shapes={"where": cells},
         student_stage_ends=student.stage_ends,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -1017,3 +1018,34 @@ def test_another_default_dtype(teacher: nn.Module, student: nn.Module, pairs: Pa
     finally:
         torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(found, expected)
+
+
+def test_another_default_device(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
+    """Nothing is left on it: what is drawn and fitted is made where the networks are."""
+    settings = {"where_weight": 1.0, "parameter_weight": 0.1}
+    expected = make(teacher, student, pairs, **settings)
+    with torch.device("meta"):
+        kr = make(teacher, student, pairs, **settings)
+        again = KRLoss.from_state(teacher, student, kr.state_dict())
+        losses = [each(*pairs[0]) for each in (kr, again)]
+    for loss in losses:
+        torch.testing.assert_close(loss, expected(*pairs[0]))
+
+
+@pytest.mark.usefixtures("process_group")
+def test_a_student_whose_weights_are_spread_over_workers(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    loss = make(teacher, student, pairs)(*pairs[0])
+    loss.backward()
+    expected = grads(student)
+    student.zero_grad()
+    fully_shard(student)
+    kr = make(teacher, student, pairs)
+    again = kr(*pairs[0])
+    again.backward()
+    torch.testing.assert_close(again, loss)
+    for found, gradient in zip(grads(student), expected, strict=True):
+        torch.testing.assert_close(found.full_tensor(), gradient)  # type: ignore[attr-defined]

@@ -158,8 +158,8 @@ def tap_weights(information_gain: Tensor, groups: Groups) -> Tensor:
         tensor([[0.2500, 0.7500, 0.0000, 0.0000],
                 [0.0000, 0.0000, 0.0000, 1.0000]])
     """
-    weights = torch.zeros(len(groups), information_gain.numel(), dtype=torch.float64)
     gains = information_gain.detach().double().cpu()
+    weights = gains.new_zeros(len(groups), len(gains))
     for row, (start, stop) in zip(weights, groups, strict=True):
         total = gains[start:stop].sum()
         if total > 0:

@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from krscale.errors import UserError
+from krscale.knowledge.hooks import in_this_thread
 
 Layout = Literal["channels_first", "channels_last"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -107,9 +108,9 @@ class LayerTrace:
 
     def __enter__(self) -> LayerTrace:
         for _, module in readable_modules(self.network):
-            self._handles.append(module.register_forward_hook(self._add))
+            self._handles.append(module.register_forward_hook(in_this_thread(self._add)))
         for path in self.paths:  # after the layers, one of which may be a tap itself
-            hook = partial(self._end, path)
+            hook = in_this_thread(partial(self._end, path))
             self._handles.append(self.network.get_submodule(path).register_forward_hook(hook))
         return self
 
@@ -247,4 +248,6 @@ def other_size(image_shape: Sequence[int]) -> tuple[int, int, int]:
 def zeros(model: nn.Module, image_shape: Sequence[int]) -> Tensor:
     """Return a batch of two black images, on the device and in the precision of a network."""
     weights = (p for p in model.parameters() if p.is_floating_point())
-    return next(weights, torch.empty(0)).new_zeros(BATCH, *image_shape)
+    like = next(weights, torch.empty(0))
+    # Not of the weight's own class: sharded over workers (DTensor), it would make such an image.
+    return torch.zeros(BATCH, *image_shape, dtype=like.dtype, device=like.device)

@@ -132,7 +132,8 @@ class Probes(nn.Module):
         super().__init__()
         self.grid = grid
         self.linears = nn.ModuleList(
-            nn.Linear(size, num_classes, dtype=torch.float32) for size in feature_sizes
+            nn.Linear(size, num_classes, device="cpu", dtype=torch.float32)
+            for size in feature_sizes
         )
         self.requires_grad_(False)
 

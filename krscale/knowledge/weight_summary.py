@@ -22,7 +22,7 @@ def summary_of_weights(network: nn.Module) -> list[list[float]]:
             found.append([0.0, 0.0])
             continue
         values = parameter.detach().to("cpu", torch.float64).flatten()
-        wave = torch.arange(1, len(values) + 1, dtype=torch.float64).cos()
+        wave = torch.arange(1, len(values) + 1, device="cpu", dtype=torch.float64).cos()
         found.append([float(values.norm()), float(values @ wave)])
     return found
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from krscale.errors import UserError
+from krscale.knowledge.hooks import in_this_thread
 from krscale.knowledge.layouts import (
     LayerTrace,
     TapShape,
@@ -75,7 +76,8 @@ def proposed_taps(model: nn.Module, image_shape: Sequence[int]) -> tuple[str, ..
     own: tuple[str, ...] | None = getattr(model, "tap_paths", None)
     if own is not None:
         return tuple(own)
-    images = torch.rand(2, *image_shape, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, *image_shape, generator=generator, device="cpu")
     return find_taps(model, images, lambda logits: logits).paths
 
 
@@ -92,7 +94,7 @@ def _run(
     """
     outputs: list[tuple[str, Any]] = []
     handles = [
-        module.register_forward_hook(partial(_record, outputs, path))
+        module.register_forward_hook(in_this_thread(partial(_record, outputs, path)))
         for path, module in _blocks_of(model)
     ]
     try:

@@ -159,11 +159,12 @@ def refuse_bounded(
     generator = torch.Generator().manual_seed(0)
     for _ in range(_DRAWS):
         drawn = {}
-        for name, weight in network.named_parameters():
-            if weight.is_floating_point():
-                first, second = torch.randn((2, *weight.shape), generator=generator).to(weight)
-                drawn[name] = 3.0 * first * weight.detach() + 0.1 * second
-        try:
+        try:  # weights that are spread over workers are not replaced by whole ones
+            for name, weight in network.named_parameters():
+                if weight.is_floating_point():
+                    both = torch.randn((2, *weight.shape), generator=generator, device="cpu")
+                    first, second = both.to(weight)
+                    drawn[name] = 3.0 * first * weight.detach() + 0.1 * second
             outputs = read(functional_call(network, drawn, (images,)))
         except Exception:  # noqa: BLE001 - it need not run with any weights; so nothing is shown
             return

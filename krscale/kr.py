@@ -241,7 +241,9 @@ class KRLoss(nn.Module):
 
     def student(self, images: Tensor) -> TapOutputs:
         """Run the student in its own mode: its logits, and the features of taps with a head."""
-        return self._networks[1].read(images, *self._reads)
+        student = self._networks[1]
+        self._watch.on_run(self.method, student.network)
+        return student.read(images, *self._reads)
 
     def teacher(self, images: Tensor) -> TapOutputs:
         """Run the teacher in eval mode without gradients: logits, and the features of its taps."""

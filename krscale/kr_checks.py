@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.func import functional_call
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from krscale.config.methods import KRSettings
@@ -22,6 +24,10 @@ from krscale.models.tapped import TappedNetwork
 _LOG = logging.getLogger(__name__)
 _LOSSES_UNTIL_HEADS_MOVE = 100
 """Losses after which an optimiser has made a step, also one that sums the gradients of many."""
+_AVERAGING = frozenset(
+    {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"}
+)
+"""Classes of networks that give all workers the same gradients."""
 _WEIGHTS = ("ce_weight", "kr_weight", "where_weight", "parameter_weight")
 
 
@@ -141,6 +147,17 @@ class LoopWatch:
         self._told_of_frozen = False
         self._num_losses = 0
         self._head_at_first = torch.zeros(0)
+        self._apart: tuple[str, ...] = ()
+
+    def on_run(self, method: KR, student: nn.Module) -> None:
+        """Look at a student that is about to be run, and at what it is run within.
+
+        Args:
+            method: Whose heads are to learn.
+            student: As its owner uses it, wrappers and all.
+        """
+        if not torch.compiler.is_compiling() and not self._num_losses:
+            self._apart = _not_averaged(method, student)
 
     def on_loss(self, method: KR, logits: Tensor) -> None:
         """Look at a loss that is about to be computed.
@@ -165,6 +182,8 @@ class LoopWatch:
             self._head_at_first = heads[-1].detach().cpu().clone() if heads else torch.zeros(0)
             if not self.told_of_epochs:
                 _warn_of_schedules(method)
+            if self._apart:
+                _warn_of_workers(self._apart)
         if self._num_losses == _LOSSES_UNTIL_HEADS_MOVE and self._stands_still(heads):
             _LOG.warning(
                 "KRLoss: its auxiliary heads have not changed in %d steps, so the student learns "
@@ -175,6 +194,40 @@ class LoopWatch:
 
     def _stands_still(self, heads: Sequence[Tensor]) -> bool:
         return bool(heads) and torch.equal(heads[-1].detach().cpu(), self._head_at_first)
+
+
+def _not_averaged(method: KR, student: nn.Module) -> tuple[str, ...]:
+    """Return what every worker would train for itself, as nothing averages its gradients.
+
+    A wrapper around both is seen while it runs.
+    """
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return ()
+    around: nn.Module | None = getattr(DistributedDataParallel, "_active_ddp_module", None)
+    held = set() if around is None else {id(weight) for weight in around.parameters()}
+    parts = {"the student": student, "its auxiliary heads": method.heads}
+    apart = {
+        name: part
+        for name, part in parts.items()
+        if any(weight.requires_grad and id(weight) not in held for weight in part.parameters())
+    }
+    kinds = {kind.__name__ for part in student.modules() for kind in type(part).__mro__}
+    if _AVERAGING & kinds:
+        apart.pop("the student", None)
+    if not method.teaches_heads:
+        apart.pop("its auxiliary heads", None)
+    return tuple(apart)
+
+
+def _warn_of_workers(apart: Sequence[str]) -> None:
+    """Warn of what the workers train apart, so that each has another student or other heads."""
+    _LOG.warning(
+        "KRLoss: there are %d workers, and no DistributedDataParallel averages the gradients of "
+        "%s, so that each worker trains its own. Wrap the student before KRLoss.from_networks and "
+        "the loss after it, and call the wrapped loss; unless your loop averages them itself.",
+        dist.get_world_size(),
+        " and ".join(apart),
+    )
 
 
 def _warn_of_schedules(method: KR) -> None:

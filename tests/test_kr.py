@@ -532,6 +532,75 @@ def test_heads_that_no_optimiser_has_are_said_once(
     assert not caplog.text or "heads have not changed in 100 steps" in caplog.text
 
 
+class Around(nn.Module):
+    """What a trainer wraps: the student and its loss within one module."""
+
+    def __init__(self, student: nn.Module, kr: KRLoss) -> None:
+        super().__init__()
+        self.student, self.kr = student, kr
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        loss: Tensor = self.kr(images, labels)
+        return loss
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize(
+    ("order", "apart"),
+    [
+        ("student first", ""),
+        ("around both", ""),
+        ("loss first", "the student"),
+        ("student alone", "its auxiliary heads"),
+        ("nothing", "the student and its auxiliary heads"),
+    ],
+)
+def test_workers_that_train_apart_are_said_once(
+    order: str, apart: str, teacher: nn.Module, student: nn.Module, pairs: Pairs,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    parallel = nn.parallel.DistributedDataParallel
+    run = parallel(student) if order in ("student first", "student alone") else student
+    kr = make(teacher, run, pairs)
+    kr.begin_epoch(0.0)
+    if order == "loss first":
+        parallel(student)
+    wrapped: nn.Module = kr
+    if order in ("student first", "loss first"):
+        wrapped = parallel(kr)
+    elif order == "around both":
+        wrapped = parallel(Around(student, kr))
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda *_: 2)
+    for _ in range(2):
+        wrapped(*pairs[0]).backward()
+    said = [record.getMessage() for record in caplog.records if "workers" in record.getMessage()]
+    assert len(said) == bool(apart)
+    assert not apart or f"averages the gradients of {apart}, so" in said[0]
+
+
+class Shared(LikeResNet):
+    """A network that another thread runs as well, on other images, before a run of it ends."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = super().forward(images)
+        other = Thread(target=super().forward, args=(torch.ones_like(images[:1]),))
+        other.start()
+        other.join()
+        return logits
+
+
+def test_threads_may_share_networks(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
+    """Several students of one teacher in a thread each, and a validation beside a training."""
+    alone = make(teacher, student.eval(), pairs, where_weight=1.0)
+    both = Shared(6), Shared(3).eval()
+    for shared, network in zip(both, (teacher, student), strict=True):
+        shared.load_state_dict(network.state_dict())
+    kr = make(*both, pairs, where_weight=1.0)
+    assert (kr.taps, kr.student_paths) == (alone.taps, alone.student_paths)
+    images, labels = pairs[0]
+    torch.testing.assert_close(kr(images, labels), alone(images, labels))
+
+
 def test_a_copy_learns_for_itself(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
     kr = make(teacher, student, pairs)
     twin = copy.deepcopy(kr)

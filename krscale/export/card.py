@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from krscale.config import as_record
@@ -78,7 +79,17 @@ class StudentCard:
         )
 
     def prepare(self, pixels: Tensor) -> Tensor:
-        """Return the input of the student for images `[B, *image_shape]` uint8."""
+        """Return the input of the student for images `[B, *image_shape]` uint8.
+
+        Raises:
+            UserError: If they are something else: what is in 0..1 already would be divided again.
+        """
+        if pixels.dtype != torch.uint8 or tuple(pixels.shape[1:]) != self.image_shape:
+            wanted = ", ".join(map(str, self.image_shape))
+            raise UserError(
+                f"the student's card prepares uint8 images [B, {wanted}] in 0..255, not "
+                f"{pixels.dtype} of shape {list(pixels.shape)}."
+            )
         return self.preprocessing.apply(pixels, self.mean, self.std)
 
     @property

@@ -101,8 +101,15 @@ class Student:
             raise RefusedError(f"{onnx}: cannot be read: {_reason(error)}.") from error
 
     def logits(self, pixels: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
-        """Return `[N, K]` for images as `load_pixels` returns them."""
-        images = np.stack(pixels).astype(np.float32) / 255
+        """Return `[N, K]` for images as `load_pixels` returns them.
+
+        Raises:
+            RefusedError: If they are no whole numbers in 0..255, which would be divided again.
+        """
+        stacked = np.stack(pixels)
+        if stacked.dtype != np.uint8:
+            raise RefusedError(f"pixels are uint8 in 0..255, not {stacked.dtype}.")
+        images = stacked.astype(np.float32) / 255
         found: npt.NDArray[np.float32] = self.session.run(None, {"images": images})[0]
         return found
 
@@ -232,6 +239,8 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in paths:
+        if path.is_symlink() and not path.exists():
+            raise RefusedError(f"{path}: a link to something that is not there.")
         if not path.exists():
             siblings = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
             raise RefusedError(f"{path}: no such file or folder{_nearest(path.name, siblings)}.")
@@ -296,6 +305,8 @@ def _read_list(path: Path, split: str | None) -> list[tuple[str, str]]:
             f"Wanted: {form}."
         )
     wanted = split or "test"
+    if not rows:
+        raise RefusedError(f"{path}: it has no line below that of the columns.")
     if "split" in columns:
         rows = [row for row in rows if row["split"] == wanted]
     if not rows:

@@ -160,6 +160,16 @@ def test_a_student_comes_back_as_a_module(original, exported) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["divided", "of another size", "one image"])
+def test_a_card_prepares_pixels_of_its_own_shape_alone(kind: str, original) -> None:
+    _, card, dataset = original
+    pixels = torch.tensor(dataset.split("val").images[:2])
+    wrong = {"divided": pixels / 255, "of another size": pixels[..., 1:], "one image": pixels[0]}
+    card.prepare(pixels)
+    with pytest.raises(UserError, match=r"prepares uint8 images \[B, "):
+        card.prepare(wrong[kind])
+
+
 @pytest.mark.parametrize("block", BLOCKS, ids=["onnx", "pt2", "module"])
 def test_examples_of_the_document_run(block: str, original, exported, tmp_path) -> None:
     student, card, dataset = original

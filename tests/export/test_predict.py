@@ -259,6 +259,7 @@ LISTS = {
     "short.csv": "path,label\na.png\n",
     "val.csv": "path,label,split\na.png,red disc,val\n",
     "bytes.csv": "\0\0",
+    "none.csv": "path,label\n",
 }
 
 
@@ -277,10 +278,12 @@ LISTS = {
         (["--accuracy", "val.csv"], "val.csv: no line of the split 'test'"),
         (["--accuracy", "other.csv", "--split", "test"], "other.csv: no column split"),
         (["--accuracy", "bytes.csv"], "bytes.csv: "),
+        (["--accuracy", "none.csv"], "none.csv: it has no line below that of the columns"),
         (["--accuracy", "held out", "--split", "val"], "are for a list of files"),
         (["a.png", "--root", "x"], "go with --accuracy"),
         (["aa.png"], "aa.png: no such file or folder (did you mean 'a.png'?)"),
         (["empty"], "empty: no image files there"),
+        (["gone.png"], "gone.png: a link to something that is not there."),
     ],
 )
 def test_what_cannot_be_used_is_one_line(
@@ -288,6 +291,7 @@ def test_what_cannot_be_used_is_one_line(
 ) -> None:
     folder = held_out.parent
     (folder / "empty").mkdir()
+    (folder / "gone.png").symlink_to("nowhere.png")
     for name in ("a.png", "b.png"):
         shutil.copy(next(held_out.rglob("*.png")), folder / name)
     for name, text in LISTS.items():
@@ -402,6 +406,14 @@ def test_an_export_that_is_not_whole_is_said(exported, tmp_path: Path) -> None:
         assert done.returncode == 2
         assert words in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_pixels_that_were_divided_already_are_refused(student, exported) -> None:
+    _, dataset, _, _ = student
+    exported_student, pixels = Student(exported[0]), dataset.split("val").images[:2]
+    assert exported_student.logits(list(pixels)).shape == (2, len(dataset.classes))
+    with pytest.raises(RefusedError, match=r"pixels are uint8 in 0\.\.255, not float32"):
+        exported_student.logits(list(pixels.astype(np.float32) / 255))
 
 
 def test_a_file_of_another_size_is_refused_where_none_was_scaled(tmp_path: Path) -> None:

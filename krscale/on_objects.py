@@ -6,6 +6,7 @@ For whoever has a teacher, a student and two loaders, and no loop: the training 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ NOT_HERE = frozenset(
 )
 """Settings of a run's training that loaders and networks decide here."""
 
+_LOG = logging.getLogger(__name__)
 OnEpoch = Callable[[dict[str, float]], bool | None]
 
 
@@ -198,18 +200,37 @@ class _TaughtBatches:
         self.batch_size = len(self.images)
         self.num_steps = len(loader)  # type: ignore[arg-type]  # `_loaders` has checked it
         self.num_samples = self.batch_size * self.num_steps
+        self._told_of_length = False
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield every batch, on the device."""
-        count = 0
+        count, num_batches = 0, 0
         for batch in self.loader:
             images, labels = _checked(batch, self.loss, "data[0]")
             images, labels = images.to(self.device), labels.long().to(self.device)
             samples = torch.arange(count, count + len(labels))
-            count += len(labels)
+            count, num_batches = count + len(labels), num_batches + 1
             tap_logits, where = self.loss.knowledge(images)
             features: dict[FeatureKind, tuple[Tensor, ...]] = {"where": where}
             yield Batch(images, labels, samples, tap_logits, len(labels), features)
+        self._check_length(num_batches)
+
+    def _check_length(self, num_batches: int) -> None:
+        """Refuse an epoch of no batch; warn, once, of another number of them than was said.
+
+        Every process of a DataLoader may end with a batch of its own that is not full.
+        """
+        if not num_batches:
+            raise UserError(_ran_dry("data[0]"))
+        spare = max(0, getattr(self.loader, "num_workers", 0) - 1)
+        if abs(num_batches - self.num_steps) > spare and not self._told_of_length:
+            self._told_of_length = True
+            _LOG.warning(
+                "distill: data[0]: it gave %d batches, and its length is %d: the learning rate "
+                "falls as if the latter were an epoch's. Let its __len__ be what it gives.",
+                num_batches,
+                self.num_steps,
+            )
 
 
 def _of_knowledge(method: str, settings: DistillConfig) -> dict[str, Any]:
@@ -298,6 +319,13 @@ def _rows(loader: Any) -> tuple[object, Sequence[int]]:
     return source, rows
 
 
+def _ran_dry(where: str) -> str:
+    return (
+        f"distill: {where}: it gave no batch when it was read again, as once every epoch; every "
+        "iter() of it must begin anew, as a DataLoader's does."
+    )
+
+
 def _checked(batch: Any, loss: KRLoss, where: str) -> tuple[Tensor, Tensor]:
     images, labels = read_pair(batch, where)
     check_images(images, loss.image_shape, where)
@@ -317,4 +345,6 @@ def _evaluate(student: nn.Module, loader: Iterable[Any], loss: KRLoss) -> dict[s
             sums = [float(metric.total(logits, labels.long().cpu())) for metric in metrics]
             totals += torch.tensor([*sums, float(len(labels))], dtype=torch.float64)
     *sums, count = totals.tolist()
+    if not count:
+        raise UserError(_ran_dry("data[1]"))
     return {f"val/{m.name}": total / count for m, total in zip(metrics, sums, strict=True)}

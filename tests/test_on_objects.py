@@ -57,6 +57,39 @@ def test_a_stream_that_knows_its_length_is_a_loader(teacher: nn.Module) -> None:
     assert len(distil(teacher, data=(loader, pairs(1))).curve) == 2
 
 
+class Counted:
+    """A loader that is read so often, and then gives nothing more; its length may be another."""
+
+    def __init__(self, times: int, length: int = 3) -> None:
+        self.times, self.length = times, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.times -= 1
+        return iter(pairs(0) if self.times >= 0 else [])
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_loader_that_runs_dry_is_said(number: int, teacher: nn.Module) -> None:
+    data: list[Any] = [pairs(0), pairs(1)]
+    data[number] = Counted(3 - number)  # read for the probes, for a first batch, for an epoch
+    words = rf"data\[{number}\]: it gave no batch when it was read again"
+    with pytest.raises(UserError, match=words):
+        distil(teacher, data=tuple(data))
+
+
+@pytest.mark.parametrize(("length", "said"), [(2, 1), (3, 0), (5, 1)])
+def test_a_length_that_is_not_true_is_said_once(
+    length: int, said: int, teacher: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    distil(teacher, data=(Counted(9, length), pairs(1)))
+    found = [record.getMessage() for record in caplog.records if "length" in record.getMessage()]
+    assert len(found) == said
+    assert not said or f"gave 3 batches, and its length is {length}" in found[0]
+
+
 @pytest.fixture(scope="module")
 def trained() -> nn.Module:
     torch.manual_seed(0)

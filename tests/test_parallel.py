@@ -112,6 +112,7 @@ def _work(rank, folder):
     results["kr"] = gradients_of_two(rank)
     results["parts"] = weights_after_an_epoch(workers, 3, Path(folder) / "cache")
     results["bf16"] = weights_after_an_epoch(workers, 1, Path(folder) / "cache", "bf16")
+    results["single"] = weights_after_an_epoch(workers, 41, Path(folder) / "cache", "bf16")
     results["teacher"] = teacher_after_an_epoch(workers, Path(folder) / "cache")
     torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()  # neither leaves while the other still talks to it
@@ -208,6 +209,11 @@ class TestTwoProcesses:
             torch.testing.assert_close(
                 found, value, rtol=0.02, atol=0.01, msg=lambda m, k=key: f"{k}: {m}"
             )
+
+    def test_more_parts_than_a_worker_has_samples_leave_batch_norm_finite(self, results):
+        for key, value in results[0]["single"].items():
+            assert value.isfinite().all(), key
+            assert torch.equal(value, results[1]["single"][key]), key
 
     @pytest.mark.parametrize("name", TRAININGS)
     def test_training_equals_one_process(self, results, name):

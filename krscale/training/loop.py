@@ -217,9 +217,10 @@ class Training:
         if number == 1:
             return [batch]
         shares = [share_of(size, part, number) for part in range(number)]
-        # Batch norm over all workers needs as many forwards of each of them, empty or not.
-        wanted = shares if self.workers.world_size > 1 else [s for s in shares if s[0] < s[1]]
-        return [batch.rows(*share) for share in wanted]
+        # Batch norm over all workers needs as many forwards of each of them, empty or not; but of a
+        # part that no worker has samples of, its statistics would be NaN.
+        largest_share = -(-batch.global_size // self.workers.world_size)
+        return [batch.rows(*share) for share in shares[:largest_share]]
 
     def _backward(self, batch: Batch, *, last: bool) -> LearnerOutput:
         """Add the gradients of one part of a batch; return what the learner made of it."""

@@ -17,7 +17,7 @@ from typing import Any
 from krscale.errors import StorageError, UserError
 from krscale.files import read_json, reading, write_json
 from krscale.storage.address import is_plain, place_of
-from krscale.storage.driver_lock import BEAT_SECONDS, DriverLock
+from krscale.storage.driver_lock import BEAT_SECONDS, DriverLock, Start
 from krscale.storage.objects import Objects
 from krscale.storage.run_files import (
     ARCHIVE,
@@ -117,7 +117,7 @@ def refresh(folder: Path) -> None:
     objects = Objects.open(place[0])
     last = DriverLock(objects, place[1], print).last()
     mirror = RunMirror(folder, objects, place[1], print)
-    if last is not None and last.number != mirror.number:
+    if last is not None and not mirror.is_of(last):
         folder.mkdir(parents=True, exist_ok=True)
         mirror.fetch()
 
@@ -135,6 +135,7 @@ class RunMirror:
         signs: Signs of workers on other machines: name -> a number that is another after each.
         discarded: Names of objects to delete once they are seen.
         number: Of the last start that this machine's folder is of; 0 for none.
+        token: Of that start; empty where an older version wrote no more than its number.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class RunMirror:
         self.lock = DriverLock(objects, run, say)
         self.signs: dict[str, int] = {}
         self.discarded: set[str] = set()
-        self.number, self.sent = self._read_record()
+        self.number, self.token, self.sent = self._read_record()
         self._problem: UserError | None = None
         self._stopped = threading.Event()
         self._sending = threading.Lock()
@@ -155,13 +156,20 @@ class RunMirror:
         before = self.lock.acquire()
         if before is None:
             self.sent = {}  # whatever it had, the storage has no run of this name any more
-        elif before.number != self.number:
+        elif not self.is_of(before):
             self.say(f"{self.run} was last run elsewhere ({before.who}); fetching it")
             self.fetch()
-        self.number = self.lock.start.number
+        self.number, self.token = self.lock.start.number, self.lock.start.token
         self._write_record()
         self.gather()
         self._thread.start()
+
+    def is_of(self, start: Start) -> bool:
+        """Return whether this machine's folder is of a start.
+
+        Numbers begin again at 1 where somebody has deleted the run in the storage.
+        """
+        return start.number == self.number and self.token in ("", start.token)
 
     def end(self) -> None:
         """Send what is left, and leave.
@@ -320,17 +328,18 @@ class RunMirror:
         else:
             (self.folder / name).unlink(missing_ok=True)
 
-    def _read_record(self) -> tuple[int, dict[str, Stamp]]:
+    def _read_record(self) -> tuple[int, str, dict[str, Stamp]]:
         path = self.folder / RECORD
         if not path.is_file():
-            return 0, {}
+            return 0, "", {}
         try:
             with reading(path):
                 content: dict[str, Any] = read_json(path)
                 sent = {str(name): (int(s[0]), int(s[1])) for name, s in content["sent"].items()}
-                return int(content["number"]), sent
+                return int(content["number"]), str(content.get("token", "")), sent
         except UserError:
-            return 0, {}
+            return 0, "", {}
 
     def _write_record(self) -> None:
-        write_json(self.folder / RECORD, {"number": self.number, "sent": self.sent})
+        content = {"number": self.number, "token": self.token, "sent": self.sent}
+        write_json(self.folder / RECORD, content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,23 @@ def test_a_run_goes_on_elsewhere(machine: Machine) -> None:
         assert (one / "journal.log").read_text() == "1\n2\n3\n"
         assert not (one / "students/a").exists()
         assert (one / ".owner").exists()
+
+
+def test_a_run_that_was_deleted_and_begun_elsewhere_is_fetched(
+    machine: Machine, tmp_path: Path
+) -> None:
+    one = write(machine("one") / "run")
+    with mirrored(one, say):
+        write(one, curve_dot_json="1")
+    shutil.rmtree(tmp_path / "bucket" / "run")
+    two = write(machine("two") / "run")
+    with mirrored(two, say):  # the first start of this run, too
+        write(two, curve_dot_json="2")
+    machine("one")
+    refresh(one)
+    assert (one / "curve.json").read_text() == "2"
+    with mirrored(one, say):
+        assert (one / "curve.json").read_text() == "2"
 
 
 def test_whoever_ran_last_keeps_what_could_not_be_sent(

@@ -39,6 +39,15 @@ def redact(text: str) -> str:
     return _SECRET_FIELD.sub(rf"\1{_HIDDEN}", text)
 
 
+def holds_userinfo(text: str) -> bool:
+    """Return whether a text holds `USER@` or `USER:PASSWORD@` as a URI has it before its host.
+
+    >>> holds_userinfo("s3://KEY:SEC/RET@bucket/x"), holds_userinfo("s3://bucket/you@home")
+    (True, False)
+    """
+    return any(pattern.search(text) for pattern in (_USERINFO, _ODD_USERINFO, _BARE_USERINFO))
+
+
 def may_name_a_secret(variable: str) -> bool:
     """Return whether an environment variable of this name may hold a secret.
 

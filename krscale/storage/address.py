@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from krscale.files import write_text
+from krscale.redaction import holds_userinfo
 
 CACHE_VARIABLE = "KRSCALE_CACHE_PATH"
 """Environment variable: where a machine keeps working folders, `~/.cache/krscale` without it."""
@@ -49,7 +50,8 @@ def checked_uri(uri: str) -> str:
     except ValueError as error:
         raise ValueError(f"not a URI ({error})") from None
     fields = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
-    if "@" in parts.netloc or any(_SECRET.search(name) for name in fields):
+    userinfo = "@" in parts.netloc + parts.query or holds_userinfo(uri)
+    if userinfo or any(_SECRET.search(name) for name in fields):
         raise ValueError(
             "a URI with credentials in it; they would be written down with the experiment. Set "
             "them in the environment of every machine instead (for s3: AWS_ACCESS_KEY_ID and "

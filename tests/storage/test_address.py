@@ -32,6 +32,8 @@ def test_uris_are_told_from_paths(uri: str) -> None:
         "s3://b/p?secret_key=S3CRET",
         "s3://b/p?access_token=S3CRET",
         "abfs://b/p?sig=S3CRET",
+        "s3://AKIA:half/S3CRET@b/p",
+        "s3://b/p?endpoint_override=AKIA:S3CRET@host:9000",
     ],
 )
 def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
@@ -52,6 +54,7 @@ def test_no_place(uri: str) -> None:
 def test_one_form() -> None:
     assert checked_uri("S3://bucket//a/") == checked_uri("s3://bucket/a") == "s3://bucket/a"
     assert checked_uri("s3://b/p/?region=eu") == "s3://b/p?region=eu"
+    assert checked_uri("hdfs://node:8020/you@home") == "hdfs://node:8020/you@home"
 
 
 def test_each_machine_has_its_own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,8 +214,11 @@ def _talking(uri: str, doing: str) -> Iterator[None]:
         yield
     except StorageError:
         raise
-    except (OSError, ValueError, ImportError) as error:
-        found = f"storage_path: {uri}: cannot {doing}: {_first_line(error)}."
+    except (OSError, ValueError, ImportError, NotImplementedError) as error:
+        # fsspec has file systems that can be read only: http, github, zip.
+        unable = isinstance(error, NotImplementedError)
+        why = "its file system cannot do that" if unable else _first_line(error)
+        found = f"storage_path: {uri}: cannot {doing}: {why}."
         raise StorageError(f"{found} {missing_credentials(uri)}".strip()) from None
 
 

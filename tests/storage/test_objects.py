@@ -132,6 +132,11 @@ def test_missing_credentials_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert missing_credentials("memory://b") == ""
 
 
+def test_a_file_system_that_cannot_be_written_is_refused() -> None:
+    with pytest.raises(StorageError, match=r"http://host/x: cannot write \.probe/probe: its file"):
+        probe("http://host/x")
+
+
 def test_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(StorageError, match=r"neither pyarrow nor fsspec .* foo://"):
         Objects.open("foo://bucket/x")

@@ -65,6 +65,8 @@ def fetched(path: Path | str, storage: str) -> Path:
 def publish(path: Path) -> None:
     """Send a finished folder of the cache, as far as the storage does not have it.
 
+    Others that it has, too, make room on this machine where there are more than it is to keep.
+
     Args:
         path: The folder; nothing is done where it lies in no working folder.
 
@@ -87,6 +89,7 @@ def publish(path: Path) -> None:
         content = {"files": {name: asdict(file) for name, file in files.items()}}
         objects.write(_index_key(key), (json.dumps(content, indent=1) + "\n").encode())
     _write_record(path, record, files)
+    make_room(0)  # what is made here takes room as what is fetched does
 
 
 def _fetch(path: Path, uri: str, key: str) -> bool:

@@ -113,6 +113,20 @@ def test_the_least_recently_opened_goes_and_none_that_is_open(
     assert (cache / "c").is_dir()
 
 
+def test_folders_that_are_made_here_make_room_too(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = machine("one") / "cache" / "stores"
+    limit_room(50e-9)  # three folders of 16 bytes
+    for name in "abcd":
+        publish(made(cache / name))
+        released(monkeypatch)
+    assert [(cache / name).is_dir() for name in "abcd"] == [False, True, True, True]
+    limit_room(1e-9)
+    publish(made(cache / "e"))
+    assert [path.name for path in cache.iterdir() if path.is_dir()] == ["e"]
+
+
 def test_what_the_storage_has_not_is_never_removed(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

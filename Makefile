@@ -62,8 +62,8 @@ audit: ## compare constraints.txt with the known advisories; fails where no data
 sbom: ## write build/sbom.json, a bill of materials (CycloneDX) of constraints.txt
 	@scripts/audit.sh sbom
 
-package: ## write build/job.zip, what a job needs of the last commit (0.8 MB); ARGS="my_models.py" adds files
-	@mkdir -p build && git archive --format=zip --output build/job.zip HEAD krscale jobs search_spaces $(ARGS)
+package: ## write build/job.zip, what a job needs of the last commit (0.8 MB); ARGS="my_models.py" adds committed files
+	@mkdir -p build && { git archive --format=zip --output build/job.part HEAD krscale jobs search_spaces $(ARGS) || { rm -f build/job.part; echo "make package: only what is committed can be packed" >&2; exit 2; }; } && mv build/job.part build/job.zip
 
 docs: ## build the documentation as a site, build/site; ARGS=serve shows it while you write
 	@scripts/docs.sh $(ARGS)

@@ -41,13 +41,31 @@ def test_an_upload_is_small_and_has_what_a_job_needs(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="an archive of the code, not a checkout")
 def test_the_archive_is_smaller_and_has_it_too(tmp_path: Path) -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    (command,) = [line for line in makefile.splitlines() if "git archive" in line]
-    script = command.partition("&& ")[2].replace("build/", f"{tmp_path}/").replace("$(ARGS)", "")
-    subprocess.run(["bash", "-c", script], cwd=ROOT, check=True)
+    subprocess.run(["bash", "-c", archiving(tmp_path, "")], cwd=ROOT, check=True)
     assert (tmp_path / "job.zip").stat().st_size < LIMIT_OF_ARCHIVE
     with ZipFile(tmp_path / "job.zip") as content:
         check_whole({f.filename: f.file_size for f in content.infolist() if not f.is_dir()})
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="an archive of the code, not a checkout")
+def test_a_file_that_is_not_committed_leaves_the_older_archive(tmp_path: Path) -> None:
+    (tmp_path / "job.zip").write_text("older")
+    script = archiving(tmp_path, "no_such_models.py")
+    ended = subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert "only what is committed can be packed" in ended.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["job.zip"]
+    assert (tmp_path / "job.zip").read_text() == "older"
+
+
+def archiving(folder: Path, arguments: str) -> str:
+    """Return the command of `make package` that writes into a folder."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (command,) = [line for line in makefile.splitlines() if "git archive" in line]
+    script = command.partition("&& ")[2].replace("build/", f"{folder}/")
+    return script.replace("$(ARGS)", arguments)
 
 
 def check_whole(found: Mapping[str, int]) -> None:

@@ -67,8 +67,9 @@ class TrainConfig(Section):
     optimizer_options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the optimiser, e.g. `{betas = [0.9, 0.99]}`."""
     schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up: to 0 along a cosine or a line, to a tenth at
-    one half of the training and again at three quarters, or not at all."""
+    """How the learning rate falls from the end of the warm-up to that of the training: to 0 along a
+    cosine or a line, to a tenth at one half of that way and again at three quarters, or not at
+    all."""
     ema_decay: Share = 0.0
     """Decay of an exponential moving average of the weights, e.g. 0.999, which is judged, kept and
     exported in place of the last weights; 0 keeps none."""

@@ -21,6 +21,7 @@ from urllib.parse import quote
 from urllib.request import ProxyHandler, build_opener
 
 from krscale.errors import UserError
+from krscale.storage.address import place_of
 from krscale.tracking.address import Address, charts_at
 
 _SECONDS_TO_END = 10.0
@@ -41,7 +42,10 @@ def check_database(address: Address) -> None:
     if file is None:
         return
     if not file.is_file():
-        raise UserError(f"there is no {file} yet; `krscale tune` (or `make run`) makes it.")
+        raise UserError(
+            f"there is no {file} yet; `krscale tune` (or `make run`) makes it"
+            + (", and `krscale sync RUN` from a run of another machine." if place_of(file) else ".")
+        )
     try:
         with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
             named = "select 1 from sqlite_master where name = 'experiments'"

@@ -67,6 +67,14 @@ def test_a_storage_without_a_database(tmp_path, capsys) -> None:
     assert list(tmp_path.iterdir()) == [], "nothing is made by looking"
 
 
+def test_a_machine_that_has_recorded_nothing_of_a_shared_storage(
+    tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setenv("KRSCALE_CACHE_PATH", str(tmp_path / "machine"))
+    error = refusal(capsys, "--storage-path", f"file://{tmp_path / 'bucket'}")
+    assert "krscale sync" in error
+
+
 @pytest.mark.parametrize("content", [None, b"no database at all, but long enough to be one" * 99])
 def test_what_is_not_mlflows_is_left_alone(tmp_path, capsys, content) -> None:
     file = tmp_path / "mlflow.db"

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from krscale.batch_norm import convert_batch_norm
 from krscale.config import DataConfig, TrainConfig, ViewsConfig, load
 from krscale.config.training import Precision
-from krscale.data import prepare_data
+from krscale.data import Split, prepare_data
 from krscale.data.loader import Loader
 from krscale.methods import MethodContext, build_method
 from krscale.methods.learner import Learner
 from krscale.parallel import Workers
 from krscale.setup.network_builder import build_teacher
 from krscale.setup.teacher_training import build_teacher_training
-from krscale.training.loop import Training
+from krscale.training.loop import Training, evaluate
 
 
 class WithoutNorm(nn.Module):
@@ -98,3 +100,17 @@ def teacher_after_an_epoch(workers: Workers, cache: Path) -> dict[str, Tensor]:
     metrics = training.run_epoch()
     numbers = {key: torch.tensor(metrics[key]) for key in ("train/loss", "val/accuracy")}
     return {**{k: v.clone() for k, v in training.student.state_dict().items()}, **numbers}
+
+
+def judged_without_running_statistics(
+    workers: Workers, cache: Path, order: Sequence[int] = range(17)
+) -> dict[str, float]:
+    """Judge a student whose batch norm has no running statistics on 17 images, in this order."""
+    dataset = prepare_data(DataConfig(max_images=113), cache)
+    val = dataset.split("val")
+    assert len(val.labels) == 17
+    torch.manual_seed(7)
+    student = WithNorm()
+    student.first[1] = nn.BatchNorm2d(4, track_running_stats=False)
+    split = Split(val.images[list(order)], val.labels[list(order)])
+    return evaluate(convert_batch_norm(student, workers), dataset, split, workers)

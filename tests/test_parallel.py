@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from accumulated_training import teacher_after_an_epoch, weights_after_an_epoch
+from accumulated_training import (
+    judged_without_running_statistics,
+    teacher_after_an_epoch,
+    weights_after_an_epoch,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from kr_on_workers import gradients_of_one, gradients_of_two
@@ -21,6 +25,7 @@ from torch.nn import functional as F
 
 from krscale.batch_norm import convert_batch_norm
 from krscale.parallel import Workers, share_of, sum_over_workers
+from krscale.training import loop
 
 WORLD_SIZE = 2
 # name: (norm, shape of the whole batch, samples on worker 0)
@@ -114,6 +119,8 @@ def _work(rank, folder):
     results["bf16"] = weights_after_an_epoch(workers, 1, Path(folder) / "cache", "bf16")
     results["single"] = weights_after_an_epoch(workers, 41, Path(folder) / "cache", "bf16")
     results["teacher"] = teacher_after_an_epoch(workers, Path(folder) / "cache")
+    loop.EVALUATION_BATCH_SIZE = 8  # the first worker has two batches, the second one
+    results["judged"] = judged_without_running_statistics(workers, Path(folder) / "cache")
     torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()  # neither leaves while the other still talks to it
     dist.destroy_process_group()
@@ -214,6 +221,15 @@ class TestTwoProcesses:
         for key, value in results[0]["single"].items():
             assert value.isfinite().all(), key
             assert torch.equal(value, results[1]["single"][key]), key
+
+    def test_a_norm_without_running_statistics_is_judged_on_uneven_shares(
+        self, results, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(loop, "EVALUATION_BATCH_SIZE", 16)
+        order = [*range(8), *range(9, 17), 8]  # as the two share them: 8 and 8, then 1
+        expected = judged_without_running_statistics(Workers.alone(), tmp_path, order)
+        for result in results:
+            assert result["judged"] == pytest.approx(expected, rel=1e-5)
 
     @pytest.mark.parametrize("name", TRAININGS)
     def test_training_equals_one_process(self, results, name):

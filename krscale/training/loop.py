@@ -17,7 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from krscale.batch_norm import check_batch_norm, convert_batch_norm, explain_single_values
+from krscale.batch_norm import (
+    SharedBatchNorm,
+    check_batch_norm,
+    convert_batch_norm,
+    explain_single_values,
+)
 from krscale.config import TrainConfig
 from krscale.config.training import NO_CHANNELS_LAST_ON_CPU
 from krscale.data import Dataset, Split
@@ -308,6 +313,21 @@ def fit_or_continue(
     return fit(training, keep) or metrics
 
 
+def _rows_to_judge(model: nn.Module, num_samples: int, workers: Workers) -> Iterator[slice]:
+    """Yield the batches of this worker's share of a split.
+
+    Where a norm takes its statistics from all workers in evaluation, too, each of them has as many
+    batches as the one of the largest share; then the last may be empty.
+    """
+    start, stop = share_of(num_samples, workers.rank, workers.world_size)
+    end = stop
+    if any(isinstance(m, SharedBatchNorm) and m.running_mean is None for m in model.modules()):
+        first, last = share_of(num_samples, 0, workers.world_size)
+        end = start + last - first
+    for first in range(start, end, EVALUATION_BATCH_SIZE):
+        yield slice(min(first, stop), min(first + EVALUATION_BATCH_SIZE, stop))
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -325,9 +345,7 @@ def evaluate(
     model.eval()
     metrics, prepared = metrics_for(dataset.num_classes), preprocessing_of_network(model)
     totals = torch.zeros(len(metrics) + 1, dtype=torch.float64, device=workers.device)
-    start, stop = share_of(len(split.labels), workers.rank, workers.world_size)
-    for first in range(start, stop, EVALUATION_BATCH_SIZE):
-        rows = slice(first, min(first + EVALUATION_BATCH_SIZE, stop))
+    for rows in _rows_to_judge(model, len(split.labels), workers):
         pixels = torch.tensor(split.images[rows], device=workers.device)
         labels = torch.tensor(split.labels[rows], device=workers.device)
         logits = model(prepared.apply(pixels, dataset.mean, dataset.std)).float()

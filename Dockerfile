@@ -1,7 +1,10 @@
 # The image of jobs/rayjob.yaml: krscale and Ray, pinned by constraints.txt.
 #
 #   docker build -t krscale:0.1.0 .
-#   docker run --rm --shm-size=2g -v "$PWD/runs:/storage" krscale:0.1.0 krscale tune jobs/digits.toml
+#   docker run --rm --shm-size=2g -v krscale-runs:/storage krscale:0.1.0 krscale tune jobs/digits.toml
+#
+# A volume by name belongs to the image's user; a folder of the host (-v "$PWD/runs:/storage") has to
+# be there before, writable by user 1000.
 #
 # pip's own settings choose where packages come from, and which build of torch it is, for CPUs or for
 # CUDA: --build-arg PIP_INDEX_URL=... or --build-arg PIP_EXTRA_INDEX_URL=...

@@ -75,6 +75,7 @@ POD = closed(
         volumes=listed(VOLUME),
         restartPolicy={"enum": ["Always", "OnFailure", "Never"]},
         serviceAccountName=NAME,
+        securityContext=closed(fsGroup=WHOLE, runAsUser=WHOLE, runAsGroup=WHOLE),
         imagePullSecrets=listed(closed(name=NAME)),
         nodeSelector=TEXTS,
         terminationGracePeriodSeconds={"type": "integer", "minimum": 0},

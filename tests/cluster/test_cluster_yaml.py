@@ -198,6 +198,10 @@ def test_rayjob_is_whole() -> None:
         assert mount["mountPath"] == storage
         assert mount["name"] in {volume["name"] for volume in pod["volumes"]}
         assert container["image"] == spec["submitterPodTemplate"]["spec"]["containers"][0]["image"]
+        # The claim is writable for the user of the image.
+        user = re.search(r"useradd .*--uid (\d+)", (ROOT / "Dockerfile").read_text("utf-8"))
+        assert user is not None
+        assert pod["securityContext"] == {"fsGroup": int(user[1])}
 
 
 def test_cluster_files_name_the_pinned_ray() -> None:

@@ -41,7 +41,7 @@ from krscale.search.results import collect
 from krscale.search.studies.extending import finished_budgets, remember_budgets
 from krscale.search.studies.journal import JOURNAL, refuse_lost_journal
 from krscale.search.studies.ladder import Ladder
-from krscale.search.studies.opening import VERSION, trials_that_ran
+from krscale.search.studies.opening import VERSION, last_trained, trials_that_ran
 from krscale.search.studies.pruners import expected_share
 from krscale.search.studies.retries import SEED
 from krscale.search.studies.trial_spec import Listener
@@ -239,22 +239,31 @@ def _lost_trials(ladder: Ladder) -> list[str]:
 
 
 def _lost_students(ladder: Ladder) -> list[str]:
-    """Have final students trained again whose weights are gone; say which, in a line."""
-    run_path, lost = ladder.run_path, []
+    """Have final students trained again whose weights are gone; say which, a line for each reason.
+
+    So are those that others have taken the place of: where a search space has come back, the
+    students of the other one were trained with the same seeds meanwhile.
+    """
+    run_path, last = ladder.run_path, last_trained(ladder.journal.storage)
+    gone, replaced = list[str](), list[str]()
     for key, study in ladder.finals.items():
-        paths = {
-            trial.number: student_path(
-                run_path, key.method, key.capacity, int(trial.user_attrs[SEED])
-            )
-            for trial in study.complete()
-        }
-        gone = {number: path for number, path in paths.items() if not path.is_file()}
-        if gone:
-            study.lose(gone)
-            lost += [str(path.relative_to(run_path)) for path in gone.values()]
-    if not lost:
-        return []
-    return [f"{run_path}: {', '.join(lost)} are gone; these students are trained again."]
+        lost = []
+        for trial in study.complete():
+            seed = int(trial.user_attrs[SEED])
+            path = student_path(run_path, key.method, key.capacity, seed)
+            is_kept = last[key, seed] == (study.optuna.study_name, trial.number)
+            if not (path.is_file() and is_kept):
+                lost.append(trial.number)
+                (replaced if path.is_file() else gone).append(str(path.relative_to(run_path)))
+        if lost:
+            study.lose(lost)
+    again = "these students are trained again."
+    reasons = {"are gone": gone, "are of another search space, which was searched since": replaced}
+    return [
+        f"{run_path}: {', '.join(paths)} {reason}; {again}"
+        for reason, paths in reasons.items()
+        if paths
+    ]
 
 
 def _write(curve: Curve, folder: Path) -> list[Path]:

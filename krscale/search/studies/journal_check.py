@@ -36,7 +36,7 @@ _NEEDED = {
 
 ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
     # of studies
-    "ended_by": str, "lost_students": list, "space": dict, "version": int,
+    "ended_by": str, "in_use": int, "lost_students": list, "space": dict, "version": int,
     # of trials
     "alone": bool, "continues": int, "epoch": (int, float), "error": str, "forbidden": str,
     "interrupted": (str, bool), "num_lost": int, "retry_of": int, "seed": int, "stopped": str,

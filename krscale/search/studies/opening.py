@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import optuna
@@ -25,11 +26,14 @@ from krscale.search.studies.objectives import directions
 from krscale.search.studies.pruners import make_pruner
 from krscale.search.studies.retries import SEED
 from krscale.search.studies.samplers import make_sampler
-from krscale.search.studies.study import FinalStudy, TuningStudy, counted
+from krscale.search.studies.study import FORBIDDEN, FinalStudy, TuningStudy, counted
 from krscale.search.studies.trial_spec import FinalKey, StudyKey, TuningKey, key_of
 
 _SPACE = "space"
 VERSION = "version"
+IN_USE = "in_use"
+"""User attribute of a study whose space came back after another: larger than the versions, and than
+this of the others, when it was last opened."""
 
 
 class StudyOpener:
@@ -81,16 +85,56 @@ class StudyOpener:
                 study.set_user_attr(VERSION, version)
                 return study
             if attrs.get(_SPACE) == described:
+                self._use(key, study)
                 return study
         raise AssertionError("unreachable")
 
+    def _use(self, key: StudyKey, study: optuna.Study) -> None:
+        """Note that a study goes on, where the one of another space was the last that did."""
+        versions = [other for _, other in _all_studies(self.storage, key)]
+        last = max(versions, key=_use_of)
+        if last.study_name != study.study_name:
+            study.set_user_attr(IN_USE, _use_of(last) + 1)
+
 
 def present_studies(storage: BaseStorage) -> dict[StudyKey, optuna.Study]:
-    """Return the studies of a journal; of one whose space has changed, the last that was begun."""
+    """Return the studies of a journal; of one whose space has changed, the last that was opened."""
     found: dict[StudyKey, optuna.Study] = {}
-    for name in optuna.get_all_study_names(storage):  # in the order in which they were created
-        found[key_of(name)] = optuna.load_study(study_name=name, storage=storage)
+    for key, study in _all_studies(storage):
+        if key not in found or _use_of(study) > _use_of(found[key]):
+            found[key] = study
     return found
+
+
+def last_trained(storage: BaseStorage) -> dict[tuple[StudyKey, int], tuple[str, int]]:
+    """Return which training was the last of each seed of all final studies: its study and number.
+
+    Its student is the one that is kept: settings that won before, and those of another space, were
+    trained with the same seeds.
+    """
+    found: dict[tuple[StudyKey, int], tuple[datetime, str, int]] = {}
+    for key, study in _all_studies(storage):
+        for trial in study.get_trials(deepcopy=False) if isinstance(key, FinalKey) else ():
+            if trial.datetime_start is None or FORBIDDEN in trial.user_attrs:
+                continue
+            place = key, int(trial.user_attrs[SEED])
+            this = trial.datetime_start, study.study_name, trial.number
+            found[place] = max(this, found.get(place, this))
+    return {place: (name, number) for place, (_, name, number) in found.items()}
+
+
+def _all_studies(
+    storage: BaseStorage, wanted: StudyKey | None = None
+) -> Iterator[tuple[StudyKey, optuna.Study]]:
+    for name in optuna.get_all_study_names(storage):  # in the order in which they were created
+        key = key_of(name)
+        if wanted in (None, key):
+            yield key, optuna.load_study(study_name=name, storage=storage)
+
+
+def _use_of(study: optuna.Study) -> int:
+    """Return a number that is the larger, the later a version of a study was last opened."""
+    return int(study.user_attrs.get(IN_USE, study.user_attrs.get(VERSION, 1)))
 
 
 def trials_that_ran(journal: Path) -> dict[str, int]:

@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from ladder_play import Assignment, experiment, ladder, play, play_all
+from ladder_play import Assignment, Ladder, experiment, ladder, play, play_all
 
 from krscale.config import Experiment, load
 from krscale.errors import UserError
 from krscale.files import write_json
-from krscale.runs.folder import SPACE, run_folder
+from krscale.runs.folder import SPACE, run_folder, student_path
+from krscale.search.insight import find_insight
+from krscale.search.session import _lost_students
 from krscale.search.space.space import load_space
 from krscale.search.studies.extending import load_or_extend, remember_budgets
 from krscale.search.studies.ladder import Next
@@ -249,6 +251,51 @@ def test_a_changed_space_is_said_and_gone_on_with_knowingly(tmp_path: Path) -> N
     assert not {a.name for a in played} & {a.name for a in former}, "MLflow tells them apart"
     back = experiment(**space_file(tmp_path, high=0.5))
     assert ladder(back.run_path, back).next() is Next.DONE, "the old space has had its trials"
+
+
+def keep_student(found: Ladder, trial: Assignment) -> None:
+    """Leave a file where the actor would keep the student of a final training."""
+    if isinstance(trial.key, FinalKey):
+        path = student_path(found.run_path, trial.key.method, trial.key.capacity, trial.seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(trial.name)
+
+
+def test_a_space_that_comes_back_has_its_own_students_and_settings(tmp_path: Path) -> None:
+    """The other space's were trained with the same seeds, into the same files."""
+
+    def search(high: float) -> tuple[Ladder, list[str], list[Assignment]]:
+        found = ladder(tmp_path / "one", experiment(**space_file(tmp_path, high)))
+        lines = _lost_students(found)
+        played = play_all(found)
+        for trial in played:
+            keep_student(found, trial)
+        return found, lines, played
+
+    def kept(found: Ladder) -> bool:
+        """Whether the students on the disk are those that the curve is made of."""
+        trials = [(key, trial) for key, study in found.finals.items() for trial in study.complete()]
+        return len(trials) == 2 * 2 * 2 and all(
+            student_path(
+                found.run_path, key.method, key.capacity, int(trial.user_attrs["seed"])
+            ).read_text()
+            == found.trial_name(key, trial.number)
+            for key, trial in trials
+        )
+
+    def insight_is_of(found: Ladder) -> bool:
+        said = find_insight(found.run_path).studies
+        best = {(one.method, one.capacity): one.best for one in said}
+        return all(best[k.method, k.capacity] == s.winner().params for k, s in found.tuning.items())
+
+    for high, num_finals in ((0.5, 8), (0.08, 4), (0.5, 4), (0.5, 0), (0.08, 4)):
+        found, lines, played = search(high)
+        assert sum(isinstance(trial.key, FinalKey) for trial in played) == num_finals
+        assert kept(found)
+        assert insight_is_of(found)
+        came_back = num_finals == 4 and all(isinstance(trial.key, FinalKey) for trial in played)
+        assert ["another search space" in line for line in lines] == [True] * came_back
+        assert not any("/kr/" in line for line in lines), "its space is as it was"
 
 
 HOLD = """

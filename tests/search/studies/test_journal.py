@@ -23,6 +23,7 @@ def study(journal: Journal) -> optuna.Study:
 
 def test_every_attribute_has_its_type() -> None:
     names = (opening._SPACE, opening.VERSION, pruners.STOPPED, transfer.TRANSFERRED_FROM)
+    names += (opening.IN_USE,)
     assert {*names, *(study_module.FORBIDDEN, study_module.LOST, study_module.ENDED_BY)} < {
         *ATTRIBUTES
     }

@@ -69,9 +69,10 @@ class Shared:
             dataset = find_data(experiment.data, cache)
             data = (*data, joined_path(dataset, cache))
             networks = Networks.resolve(experiment, dataset)
-            facts, teacher = find_teacher(networks.experiment, dataset)
+            _, teacher = find_teacher(networks.experiment, dataset)
             teachers = (teacher,)
-            recipe = StoreRecipe(networks, dataset, facts, teacher)
+            recipe = StoreRecipe.find(experiment)  # of images without labels, too
+            data = tuple(dict.fromkeys((*data, recipe.dataset.path)))
             kinds = recipe.of_features(methods_of(experiment)).values()
             stores = tuple(each.path for each in (recipe, *kinds))
         except UserError as error:

@@ -17,6 +17,7 @@ from krscale.methods.kd import KD
 from krscale.parallel import Workers
 from krscale.progress import Progress
 from krscale.runs.refit import refit
+from krscale.runs.verify_cache import Shared
 from krscale.search.results import _without_labels
 from krscale.setup import methods as setup_methods
 from krscale.setup.build import Assets, build_training
@@ -225,6 +226,19 @@ def test_a_refit_learns_from_train_validation_and_them(
         with Progress(quiet=True, planned={}) as progress:
             refit(given, found[1].dataset, 4, tmp_path, progress)
         assert learned[-1].num_train == number
+
+
+def test_what_a_run_rests_on_has_them(
+    root: Path, found: tuple[Prepared, Setup, list[str]], without: Prepared
+) -> None:
+    """So that `krscale verify` compares their images and store, and `krscale clean` keeps both."""
+    shared = Shared.of(experiment(root))
+    stores = (found[0].store_path, *found[0].feature_paths.values())
+    assert set(shared.stores) == set(map(Path, stores))
+    assert {Path(found[0].data_path), Path(found[0].taught_path)} < set(shared.data)
+    alone = Shared.of(experiment(root, unlabelled=False))
+    assert Path(without.store_path) in alone.stores
+    assert len(alone.data) == len(shared.data) - 1
 
 
 def test_the_curve_has_their_number_and_digest(

@@ -45,6 +45,16 @@ def is_pretrained(name: str, options: Mapping[str, Any]) -> bool:
     return any(options.get(name) for name in _WEIGHTS)
 
 
+def is_of_library(name: str) -> bool:
+    """Return whether a network is one of a library."""
+    return name.partition(":")[0] in LIBRARIES
+
+
+def reads_files(name: str, options: Mapping[str, Any]) -> bool:
+    """Return whether a library builds a network from files of the user's, which may change."""
+    return name.startswith("hf:") or bool(options.get("checkpoint_path"))
+
+
 def _timm(name: str, where: str) -> Build:
     """Return a function that builds the network `name` of the timm library.
 

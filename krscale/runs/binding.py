@@ -7,19 +7,20 @@ the run compares them, so that students of two data sets or two teachers never m
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from krscale.config import read_record
+from krscale.config import Experiment, LadderStudent, StudentConfig, read_record
 from krscale.data import SPLITS_FILE, Dataset, compare_counts, compare_lists
 from krscale.digests import check_file
 from krscale.errors import UserError
 from krscale.files import sha256, write_atomic, write_json
 from krscale.runs.aside import ORIGIN_FILE, being_put_aside, finish_putting_aside, put_aside
 from krscale.runs.older import data_of, has_results, is_of, no_store_is_of
-from krscale.setup.network_builder import student_table
+from krscale.setup.network_builder import student_table, students_of
 from krscale.setup.prepare import Setup
 from krscale.setup.teacher import WEIGHTS_FILE
 from krscale.setup.teacher_code import Code, compare_code, read_code, read_student_code
@@ -127,21 +128,61 @@ def bind_weights(folder: Path, teacher_path: Path) -> None:
         write_json(path, replace(bound, weights=weights).record())
 
 
+def check_networks(folder: Path, experiment: Experiment, dataset: Dataset, capacity: str) -> None:
+    """Refuse to train a student again where it, or its teacher, is not what the run had.
+
+    Args:
+        folder: The run folder; one that is older than the record is taken as it is.
+        experiment: Of the run.
+        dataset: Its data.
+        capacity: Size of the student.
+
+    Raises:
+        UserError: Naming what has changed.
+    """
+    path = folder / ORIGIN_FILE
+    if not path.exists():
+        return
+    before = read_record(path, Origin, "Restore it from a copy, or choose another name.")
+    students = [s for s in students_of(experiment) if getattr(s, "name", capacity) == capacity]
+    now = _with_networks(before, experiment, dataset, students)
+    tables = {"teacher", *map(student_table, students)}
+    given = {table: weights for table, weights in before.given.items() if table in tables}
+    if changes := _network_changes(replace(before, given=given), now):
+        raise UserError(
+            f"{folder}: {'; '.join(changes)} since the run began, so that another student would be "
+            "trained again: restore what has changed, or pick without --refit."
+        )
+
+
 def _origin(setup: Setup) -> Origin:
     content, experiment, dataset = setup.dataset.content(), setup.experiment, setup.dataset
-    students = experiment.ladder.students or (experiment.student,)
-    given = {"teacher": weights_identity(experiment, dataset)}
-    for student in experiment.ladder.students:
-        path = Path(student.weights).expanduser()
-        given[student_table(student)] = sha256(path) if path.is_file() else ""
-    return Origin(
+    origin = Origin(
         content.digest,
         content.images,
-        read_code(experiment, dataset),
-        {student_table(student): read_student_code(student, dataset) for student in students},
-        {table: weights for table, weights in given.items() if weights},
+        Code(),
         unlabelled=setup.taught.unlabelled,
         num_unlabelled=setup.taught.num_unlabelled,
+    )
+    return _with_networks(origin, experiment, dataset, students_of(experiment))
+
+
+def _with_networks(
+    origin: Origin,
+    experiment: Experiment,
+    dataset: Dataset,
+    students: Sequence[StudentConfig | LadderStudent],
+) -> Origin:
+    """Return a record with networks and given weights as they are now."""
+    given = {"teacher": weights_identity(experiment, dataset)}
+    for student in students:
+        path = Path(getattr(student, "weights", "")).expanduser()
+        given[student_table(student)] = sha256(path) if path.is_file() else ""
+    return replace(
+        origin,
+        code=read_code(experiment, dataset),
+        students={student_table(each): read_student_code(each, dataset) for each in students},
+        given={table: weights for table, weights in given.items() if weights},
     )
 
 

@@ -26,6 +26,7 @@ from krscale.metrics import ACCURACY
 from krscale.models.preprocessing import preprocessing_of_network
 from krscale.parallel import Workers
 from krscale.report import Candidate, Choice, Curve, Limits, choose, read_curve
+from krscale.runs.binding import check_networks
 from krscale.runs.folder import read_experiment
 from krscale.runs.origin import git_commit
 from krscale.runs.refit import refit
@@ -110,8 +111,8 @@ def deliver(
         reporter: Receives what is being done.
 
     Raises:
-        UserError: If data or weights are not those of the run any more, or an export is not the
-            student that the run trained.
+        UserError: If data or weights are not those of the run any more, nor the networks where the
+            student is trained again; or an export is not the student that the run trained.
     """
     picked = choice.picked
     experiment = with_values(
@@ -124,6 +125,7 @@ def deliver(
     trial, size = trial_of(experiment, picked, dataset)
     if order.refit:
         check_unlabelled(experiment, dataset, curve)
+        check_networks(run_path, experiment, dataset, picked.size.capacity)
     student, accuracy = _student(experiment, trial, dataset, size, picked, order, reporter)
     card = _card(student, size, curve, trial, dataset, picked, accuracy, order.refit)
     reporter.phase("export")

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from krscale.config import Experiment, StudentConfig, fingerprint, read_record
+from krscale.config import Experiment, ModelConfig, StudentConfig, fingerprint, read_record
 from krscale.config.networks import LadderStudent
 from krscale.files import write_json
-from krscale.models.given import is_given
+from krscale.models.libraries import is_of_library, reads_files
 from krscale.models.preprocessing import input_shape
 from krscale.setup.network_builder import Task, build_teacher, builder, shapes_only, student_table
 from krscale.setup.own_modules import find_sources, hash_source, is_own
@@ -71,7 +71,7 @@ def read_code(experiment: Experiment, task: Task) -> Code:
         return model
 
     empty = partial(shapes_only, teacher, task, "teacher", teacher.width)
-    return _read(teacher.model, empty, with_weights, task)
+    return _read(teacher, empty, with_weights, task)
 
 
 def read_student_code(config: StudentConfig | LadderStudent, task: Task) -> Code:
@@ -83,7 +83,7 @@ def read_student_code(config: StudentConfig | LadderStudent, task: Task) -> Code
     """
     where, width = student_table(config), config.width if isinstance(config, LadderStudent) else 1
     empty = partial(shapes_only, config, task, where, width)
-    return _read(config.model, empty, partial(builder(config, task, where), width), task)
+    return _read(config, empty, partial(builder(config, task, where), width), task)
 
 
 def compare_code(before: Code, now: Code) -> str:
@@ -141,24 +141,27 @@ def _agrees(folder: Path, code: Code, fits: Callable[[Path], bool]) -> bool:
 
 
 def _read(
-    name: str, empty: Callable[[], nn.Module], build: Callable[[], nn.Module], task: Task
+    config: ModelConfig, empty: Callable[[], nn.Module], build: Callable[[], nn.Module], task: Task
 ) -> Code:
     """Return the code of a network.
 
     Args:
-        name: As the experiment names it.
+        config: Names it.
         empty: Builds it to read shapes off.
         build: Builds it with its weights.
         task: What it is built for.
     """
+    name, options = config.model, config.options
     if ":" not in name:
         return Code()
     parts = {type(part).__module__ for part in empty().modules()}
     sources = find_sources({*parts, name.partition(":")[0]})
     known = {module: hash_source(text) for module, text in sources.items() if text is not None}
-    # The source of a library alone tells all: what it reads besides is its weights. A function that
-    # was given as an object need not be written in the modules of its network.
-    is_told = len(known) == len(sources) and not any(map(is_own, sources)) and not is_given(name)
+    # The source of a library tells all, unless it builds a network from files of the user's. That
+    # of other packages does not: where they are installed, their imports are not followed; and a
+    # function that was given as an object may be written elsewhere.
+    is_whole = len(known) == len(sources) and not any(map(is_own, sources))
+    is_told = is_whole and is_of_library(name) and not reads_files(name, options)
     return Code(dict(sorted(known.items())), () if is_told else _outputs(build, task))
 
 

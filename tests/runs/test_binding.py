@@ -20,7 +20,7 @@ from krscale.digests import digest_path
 from krscale.errors import UserError
 from krscale.runs import older
 from krscale.runs.aside import ORIGIN_FILE
-from krscale.runs.binding import bind, bind_weights
+from krscale.runs.binding import bind, bind_weights, check_networks
 from krscale.setup.prepare import Setup, prepare_knowledge
 from krscale.training.checkpoint import save_weights
 
@@ -341,6 +341,23 @@ def test_other_code_is_another_student(experiment: Experiment, folder: Path, net
         start(own, folder)
 
 
+@pytest.mark.parametrize("network_of", ["teacher", "student"])
+def test_a_student_is_not_trained_again_with_other_code(
+    experiment: Experiment, folder: Path, network: Path, network_of: str
+) -> None:
+    values = {f"{network_of}.model": "bound_net:Net", f"{network_of}.options": {}}
+    own = with_values(experiment, values, "test")
+    data = Setup.resolve(own, Silent()).dataset
+    check_networks(folder, own, data, "1/4")  # of a run that is older than the record
+    start(own, folder)
+    check_networks(folder, own, data, "1/4")
+    (network / "bound_parts.py").write_text(PARTS.format(factor=3))
+    again(network)
+    with pytest.raises(UserError, match=f"{network_of} has changed: module bound_parts") as error:
+        check_networks(folder, own, data, "1/4")
+    assert "pick without --refit" in str(error.value)
+
+
 def test_weights_that_are_given(
     experiment: Experiment, folder: Path, network: Path, tmp_path: Path
 ) -> None:
@@ -370,6 +387,13 @@ def test_weights_that_are_given(
             start(given, folder)
         record.unlink()
         assert start(given, folder) == ()
+        data = Setup.resolve(given, Silent()).dataset
+        check_networks(folder, given, data, "small")
+        save_weights(files[name], net(num_classes=3, in_channels=3, width=4))
+        with pytest.raises(UserError, match=f"the weights of {table} have changed"):
+            check_networks(folder, given, data, "small")
+        files[name].write_bytes(before)
+        record.unlink()
     (network / "bound_parts.py").write_text(PARTS.format(factor=3))
     again(network)
     with pytest.raises(UserError, match=r"the code of ladder\.students\.small has changed"):

@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from krscale.config import Experiment, with_values
+from krscale.config import Experiment, LadderStudent, with_values
 from krscale.data import Description
 from krscale.files import read_json
+from krscale.models import libraries
 from krscale.setup import teacher_code
-from krscale.setup.teacher_code import Code, compare_code, kept_folder, read_code
+from krscale.setup.teacher_code import Code, compare_code, kept_folder, read_code, read_student_code
 
 TASK = Description(10, (1, 8, 8), 1000)
 
@@ -142,6 +144,61 @@ def test_a_file_that_is_read_counts(read: Reader, tmp_path: Path) -> None:
     assert compare_code(before, read()) == ""
     (tmp_path / "own_pkg" / "factor.json").write_text("2.0")
     assert "a file that it reads" in compare_code(before, read())
+
+
+def test_what_is_imported_within_installed_code_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Imports are not followed there; what the network answers tells."""
+    package = tmp_path / "site-packages" / "installed_pkg"
+    package.mkdir(parents=True)
+    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (package / "__init__.py").write_text("")
+    text = NETWORK.format(top="from .parts import scale", within="x = scale(x)", noise="")
+    (package / "net.py").write_text(text)
+    (package / "factor.json").write_text("1.0")
+    values = {"teacher.model": "installed_pkg.net:Net", "teacher.options": {}}
+    found = []
+    for factor in (1, 1, 3):
+        (package / "parts.py").write_text(f"def scale(x):\n    return x * {factor}\n")
+        for name in [name for name in sys.modules if name.startswith("installed_pkg")]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+        found.append(read_code(with_values(Experiment(), values, "test"), TASK))
+    assert compare_code(found[0], found[1]) == ""
+    assert "answers otherwise" in compare_code(found[1], found[2])
+    assert found[1].key() == found[2].key(), "teachers that were kept are found"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "counts"),
+    [
+        ("hf:folder", {}, True),
+        ("timm:net", {"checkpoint_path": "file"}, True),
+        ("timm:net", {}, False),
+    ],
+)
+def test_the_files_that_a_library_builds_a_network_from_count(
+    monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, str], *, counts: bool
+) -> None:
+    value = 1.0
+
+    def builder(name: str, where: str) -> Callable[..., nn.Module]:
+        def build(num_classes: int, in_channels: int, fresh: bool, **options: str) -> nn.Module:
+            network = nn.Sequential(nn.Flatten(), nn.Linear(64 * in_channels, num_classes))
+            nn.init.constant_(network[1].weight, value)
+            return network
+
+        return build
+
+    for library in ("hf", "timm"):
+        monkeypatch.setitem(libraries.LIBRARIES, library, builder)
+    student = LadderStudent(name="small", model=name, options=options)
+    before = read_student_code(student, TASK)
+    assert compare_code(before, read_student_code(student, TASK)) == ""
+    value = 2.0
+    assert bool(compare_code(before, read_student_code(student, TASK))) == counts
 
 
 def test_a_network_that_answers_otherwise_each_time_is_the_same(read: Reader) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import re
 import sys
 import sysconfig
+import textwrap
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder
@@ -14,6 +16,8 @@ from importlib.util import resolve_name
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from torch import nn
 
 _STDLIB = Path(sysconfig.get_path("stdlib")).resolve()
 _SCRIPT = "__main__"
@@ -70,6 +74,26 @@ def hash_source(source: str) -> str:
     except (SyntaxError, ValueError, RecursionError):  # of a module that nobody has imported yet
         code = source
     return hashlib.sha256(code.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def hash_layers(network: nn.Module) -> str:
+    """Return a hash of a network's layers with their settings, as it prints them.
+
+    And of the source of those of its classes that a script or notebook defines, where it can be
+    had. What matters in training alone, such as dropout, is in no answer to fixed inputs.
+    """
+    printed = re.sub(r"\b0x[0-9a-fA-F]+", "", repr(network))  # addresses, of functions for example
+    kinds = {kind for part in network.modules() for kind in type(part).__mro__}
+    written = sorted(filter(None, (_class_source(k) for k in kinds if k.__module__ == _SCRIPT)))
+    content = "\0".join((printed, *map(hash_source, written)))
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _class_source(kind: type) -> str:
+    try:
+        return textwrap.dedent(inspect.getsource(kind))
+    except (OSError, TypeError):
+        return ""
 
 
 def _plain(node: Any) -> Any:

@@ -9,7 +9,7 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -22,10 +22,11 @@ from torch import nn
 from krscale.config import Experiment, ModelConfig, StudentConfig, fingerprint, read_record
 from krscale.config.networks import LadderStudent
 from krscale.files import write_json
+from krscale.models.given import is_given
 from krscale.models.libraries import is_of_library, reads_files
 from krscale.models.preprocessing import input_shape
 from krscale.setup.network_builder import Task, build_teacher, builder, shapes_only, student_table
-from krscale.setup.own_modules import find_sources, hash_source, is_own
+from krscale.setup.own_modules import find_sources, hash_layers, hash_source, is_own
 from krscale.setup.weights import from_file, load_teacher_weights
 from krscale.storage.folders import present
 
@@ -42,10 +43,13 @@ class Code:
         modules: Hash of the source of every module that it is written in.
         outputs: What it answers to fixed inputs, for what the source does not tell: files that it
             reads, modules without source. Empty where it answers otherwise each time.
+        layers: Hash of what a student that was given as an object is built of (`hash_layers`), for
+            what neither tells; empty for others.
     """
 
     modules: dict[str, str] = field(default_factory=dict)
     outputs: tuple[float, ...] = ()
+    layers: str = ""
 
     def key(self) -> dict[str, Any]:
         """Return what it adds to a teacher's fingerprint: nothing for networks of the zoo.
@@ -83,7 +87,8 @@ def read_student_code(config: StudentConfig | LadderStudent, task: Task) -> Code
     """
     where, width = student_table(config), config.width if isinstance(config, LadderStudent) else 1
     empty = partial(shapes_only, config, task, where, width)
-    return _read(config, empty, partial(builder(config, task, where), width), task)
+    code = _read(config, empty, partial(builder(config, task, where), width), task)
+    return replace(code, layers=hash_layers(empty())) if is_given(config.model) else code
 
 
 def compare_code(before: Code, now: Code) -> str:
@@ -92,6 +97,8 @@ def compare_code(before: Code, now: Code) -> str:
     other = [name for name in names if before.modules.get(name) != now.modules.get(name)]
     if other:
         return f"module{'s' * (len(other) > 1)} {', '.join(other)}"
+    if before.layers and now.layers and before.layers != now.layers:
+        return "its layers, their settings, or the code of its classes"
     if not before.outputs or not now.outputs:  # one of them has none that can be compared
         return ""
     scale = max(map(abs, (*before.outputs, *now.outputs)))

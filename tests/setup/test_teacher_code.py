@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import random
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from krscale.config import Experiment, LadderStudent, with_values
 from krscale.data import Description
 from krscale.files import read_json
 from krscale.models import libraries
+from krscale.models.given import available
 from krscale.setup import teacher_code
 from krscale.setup.teacher_code import Code, compare_code, kept_folder, read_code, read_student_code
 
@@ -199,6 +201,35 @@ def test_the_files_that_a_library_builds_a_network_from_count(
     assert compare_code(before, read_student_code(student, TASK)) == ""
     value = 2.0
     assert bool(compare_code(before, read_student_code(student, TASK))) == counts
+
+
+class Noisy(nn.Sequential):
+    """A student of a script."""
+
+
+def test_what_a_given_student_does_in_training_alone_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Noisy, "__module__", "__main__")
+    source = "class Noisy: {}"
+    monkeypatch.setattr(inspect, "getsource", lambda kind: source)
+    student = LadderStudent(name="small", model="object:student.small")
+
+    def read(probability: float) -> Code:
+        def build() -> nn.Module:
+            layers = nn.Flatten(), nn.Linear(64, 10), nn.Dropout(probability)
+            return Noisy(*layers)
+
+        with available({"object:student.small": build}):
+            return read_student_code(student, TASK)
+
+    before = read(0.1)
+    assert compare_code(before, read(0.1)) == ""
+    assert "layers" in compare_code(before, read(0.5))
+    assert before.outputs == read(0.5).outputs
+    assert compare_code(replace(before, layers=""), read(0.5)) == "", "of an older krscale"
+    source = "class Noisy: one = 1"
+    assert "classes" in compare_code(before, read(0.1))
 
 
 def test_a_network_that_answers_otherwise_each_time_is_the_same(read: Reader) -> None:

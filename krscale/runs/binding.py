@@ -18,9 +18,11 @@ from krscale.data import SPLITS_FILE, Dataset, compare_counts, compare_lists
 from krscale.digests import check_file
 from krscale.errors import UserError
 from krscale.files import sha256, write_atomic, write_json
+from krscale.models.preprocessing import Preprocessing
 from krscale.runs.aside import ORIGIN_FILE, being_put_aside, finish_putting_aside, put_aside
 from krscale.runs.older import data_of, has_results, is_of, no_store_is_of
 from krscale.setup.network_builder import student_table, students_of
+from krscale.setup.networks import student_preprocessing, teacher_preprocessing
 from krscale.setup.prepare import Setup
 from krscale.setup.teacher import WEIGHTS_FILE
 from krscale.setup.teacher_code import Code, compare_code, read_code, read_student_code
@@ -44,6 +46,8 @@ class Origin:
         students: Of the students' networks, by their table.
         given: Hash of the weights that networks are given, by their table.
         weights: Hash of the kept teacher's weights; empty until there are any.
+        inputs: How the images of networks are prepared, by their table: metadata of a network may
+            say it.
         unlabelled: Digest of the images without labels; empty where there are none.
         num_unlabelled: Their number.
     """
@@ -54,6 +58,7 @@ class Origin:
     students: dict[str, Code] = field(default_factory=dict)
     given: dict[str, str] = field(default_factory=dict)
     weights: str = ""
+    inputs: dict[str, Preprocessing] = field(default_factory=dict)
     unlabelled: str = ""
     num_unlabelled: int = 0
 
@@ -178,11 +183,14 @@ def _with_networks(
     for student in students:
         path = Path(getattr(student, "weights", "")).expanduser()
         given[student_table(student)] = sha256(path) if path.is_file() else ""
+    inputs = {"teacher": teacher_preprocessing(experiment, dataset)}
+    inputs |= {student_table(each): student_preprocessing(each, dataset) for each in students}
     return replace(
         origin,
         code=read_code(experiment, dataset),
         students={student_table(each): read_student_code(each, dataset) for each in students},
         given={table: weights for table, weights in given.items() if weights},
+        inputs=inputs,
     )
 
 
@@ -274,4 +282,11 @@ def _network_changes(before: Origin, now: Origin) -> list[str]:
         known = replace(old, outputs=()) if table in given else old
         if changed := compare_code(known, new):
             changes.append(f"the code of {table} has changed: {changed}")
+    for table in sorted(before.inputs.keys() & now.inputs.keys()):
+        was, is_now = before.inputs[table], now.inputs[table]
+        if was != is_now:
+            changes.append(
+                f"the images of {table} were prepared as {was.describe()}, and now as "
+                f"{is_now.describe()}"
+            )
     return [*changes, *(f"the weights of {table} have changed" for table in given)]

@@ -218,12 +218,9 @@ class Networks:
         if is_chosen(self.experiment.teacher) or found != DEFAULT:
             lines.append(f"teacher takes images as {found.describe()}")
         for config in students_of(self.experiment):
-            if may_differ(config):
-                where = student_table(config)
-                width = config.width if isinstance(config, LadderStudent) else 1
-                found = preprocessing_of_network(shapes_only(config, self, where, width))
-                if is_chosen(config) or found != DEFAULT:
-                    lines.append(f"{where} takes images as {found.describe()}")
+            found = student_preprocessing(config, self)
+            if is_chosen(config) or found != DEFAULT:
+                lines.append(f"{student_table(config)} takes images as {found.describe()}")
         return tuple(lines)
 
 
@@ -233,3 +230,11 @@ def teacher_preprocessing(experiment: Experiment, task: Task) -> Preprocessing:
         return DEFAULT
     teacher = experiment.teacher
     return preprocessing_of_network(shapes_only(teacher, task, "teacher", teacher.width))
+
+
+def student_preprocessing(config: StudentConfig | LadderStudent, task: Task) -> Preprocessing:
+    """Return how a student's images are prepared; it is built only where it must be asked."""
+    if not may_differ(config):
+        return DEFAULT
+    width = config.width if isinstance(config, LadderStudent) else 1
+    return preprocessing_of_network(shapes_only(config, task, student_table(config), width))

@@ -358,6 +358,40 @@ def test_a_student_is_not_trained_again_with_other_code(
     assert "pick without --refit" in str(error.value)
 
 
+def test_other_preprocessing_that_a_network_says_of_itself(
+    experiment: Experiment, folder: Path, network: Path
+) -> None:
+    """Its attribute may come from a file beside its weights, whose code and answers stay."""
+    source = (network / "bound_net.py").read_text()
+    said = """
+        self.preprocessing = {{"mean": [{0}, {0}, {0}], "std": [0.5, 0.5, 0.5]}}
+"""
+    net = source.replace("        super().__init__()\n", "        super().__init__()\n" + said)
+    (network / "bound_net.py").write_text(net.format(0.5))
+    again(network)
+    values = {
+        f"{name}.{key}": value
+        for name in ("teacher", "student")
+        for key, value in (("model", "bound_net:Net"), ("options", {}))
+    }
+    own = with_values(experiment, values, "test")
+    start(own, folder)
+    assert start(own, folder) == ()
+    (network / "bound_net.py").write_text(net.format(0.25))
+    again(network)
+    with pytest.raises(UserError) as error:
+        start(own, folder)
+    for table in ("teacher", "student"):
+        assert f"the images of {table} were prepared as" in str(error.value)
+    record = folder / ORIGIN_FILE
+    content = json.loads(record.read_text())
+    del content["sha256_of_above"], content["inputs"]
+    (network / "bound_net.py").write_text(net.format(0.5))
+    again(network)
+    record.write_text(json.dumps(content))
+    assert start(own, folder) == (), "an older krscale did not note it"
+
+
 def test_weights_that_are_given(
     experiment: Experiment, folder: Path, network: Path, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from threading import get_ident
 from typing import Any
@@ -11,6 +12,18 @@ import torch
 
 Hook = Callable[..., Any]
 """A forward hook of torch: it is called with the module, its arguments and its output."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The thread of hooks. A compiler that read its number would compile anew for another one."""
+
+    thread: int
+
+
+def this_thread() -> Owner | None:
+    """Return whose hooks are made here; None while a compiler reads this, which cannot ask."""
+    return None if torch.compiler.is_compiling() else Owner(get_ident())
 
 
 def in_this_thread(hook: Hook) -> Hook:
@@ -25,12 +38,11 @@ def in_this_thread(hook: Hook) -> Hook:
         >>> _ = linear(torch.zeros(1))
         called
     """
-    # A compiler can neither ask for the thread nor keep apart what it has traced in one.
-    owner = None if torch.compiler.is_compiling() else get_ident()
-    return partial(_call, owner, hook)
+    return partial(call_in, this_thread(), hook)
 
 
-def _call(owner: int | None, hook: Hook, module: Any, arguments: Any, output: Any) -> Any:
-    if owner is None or torch.compiler.is_compiling() or get_ident() == owner:
+def call_in(owner: Owner | None, hook: Hook, module: Any, arguments: Any, output: Any) -> Any:
+    """Call a hook in the thread of its owner; see `in_this_thread`."""
+    if owner is None or torch.compiler.is_compiling() or get_ident() == owner.thread:
         return hook(module, arguments, output)
     return None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from krscale.errors import UserError, unknown_name
-from krscale.knowledge.hooks import in_this_thread
+from krscale.knowledge.hooks import call_in, in_this_thread, this_thread
 from krscale.knowledge.layouts import (
     USUAL,
     LayerTrace,
@@ -99,9 +99,10 @@ def run_tapped(
     network = unwrapped(model)
     outputs: dict[str, Any] = {}
     handles = []
+    owner = this_thread()  # once: where this is compiled, it would be for each of the hooks
     try:
         for path in dict.fromkeys((*paths, *stages)):
-            hook = in_this_thread(partial(_record, outputs, path))
+            hook = partial(call_in, owner, partial(_record, outputs, path))
             handles.append(network.get_submodule(path).register_forward_hook(hook))
         logits = model(images)
     finally:

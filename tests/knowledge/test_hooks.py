@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from threading import Barrier, Thread
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -63,3 +64,26 @@ def test_two_threads_read_each_their_own_images() -> None:
         assert len(outputs.logits) == number
         assert torch.equal(outputs.features[0], outputs.logits)
     assert len(found) == 2
+
+
+def test_what_is_compiled_in_one_thread_serves_the_others() -> None:
+    network, images, found = nn.Linear(1, 1), torch.ones(2, 1), list[TapOutputs]()
+    compiled = torch.compile(nn.Sequential(network), backend="eager")
+
+    def run() -> None:
+        found.append(run_tapped(compiled, ("0",), images))
+
+    run()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        in_another_thread(run)
+    assert len(found) == 2
+    assert torch.equal(found[1].features[0], network(images))
+
+
+def test_hooks_are_not_compiled_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
+    network = nn.Sequential(*(nn.Linear(1, 1) for _ in range(12)))
+    paths = tuple(map(str, range(11)))
+    run = torch.compile(lambda images: run_tapped(network, paths, images), backend="eager")
+    with torch.no_grad():
+        assert len(run(torch.ones(2, 1)).features) == len(paths)
+    assert "recompile_limit" not in caplog.text

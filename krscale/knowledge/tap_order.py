@@ -11,17 +11,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from krscale.errors import UserError
-from krscale.knowledge.layouts import zeros
+from krscale.knowledge.hooks import in_this_thread
 from krscale.knowledge.modes import left_as_it_was
 from krscale.knowledge.taps import unwrapped
 
 
-def check_depth_order(
-    model: nn.Module, paths: Sequence[str], image_shape: Sequence[int], where: str
-) -> None:
+def check_depth_order(model: nn.Module, paths: Sequence[str], images: Tensor, where: str) -> None:
     """Refuse taps that are named in another order than that in which a network runs their blocks.
 
     A block that runs several times counts where it runs last, as its last output is the tap's.
@@ -29,7 +27,8 @@ def check_depth_order(
     Args:
         model: The network, wrapped or not; on meta tensors this computes nothing.
         paths: Module paths of its taps, all of which exist.
-        image_shape: `(C, H, W)`.
+        images: `[B, C, H, W]`, real ones if there are any: some networks take another way through
+            their blocks for black ones.
         where: What names the taps, for the message of an error.
 
     Raises:
@@ -37,15 +36,16 @@ def check_depth_order(
 
     Example:
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-        >>> check_depth_order(network, ("1", "2"), (1, 2, 2), "teacher.taps")
-        >>> check_depth_order(network, ("2", "1"), (1, 2, 2), "teacher.taps")
+        >>> images = torch.rand(2, 1, 2, 2)
+        >>> check_depth_order(network, ("1", "2"), images, "teacher.taps")
+        >>> check_depth_order(network, ("2", "1"), images, "teacher.taps")
         Traceback (most recent call last):
         krscale.errors.UserError: teacher.taps: tap '2' is named before '1', ... order: 1, 2.
     """
     if len(paths) < 2:
         return
-    order = _order_of(unwrapped(model), paths, image_shape)
-    named = [path for path in paths if path in order]  # a black image may pass some by
+    order = _order_of(unwrapped(model), paths, images)
+    named = [path for path in paths if path in order]  # images may pass some by
     moved = next(((a, b) for a, b in zip(named, order, strict=True) if a != b), None)
     if moved is not None:
         raise UserError(
@@ -55,17 +55,15 @@ def check_depth_order(
 
 
 @torch.no_grad()
-def _order_of(
-    network: nn.Module, paths: Sequence[str], image_shape: Sequence[int]
-) -> tuple[str, ...]:
+def _order_of(network: nn.Module, paths: Sequence[str], images: Tensor) -> tuple[str, ...]:
     ended: dict[str, None] = {}
-    handles = [
-        network.get_submodule(path).register_forward_hook(partial(_move_to_end, ended, path))
-        for path in paths
-    ]
+    handles = []
     try:
+        for path in paths:
+            hook = in_this_thread(partial(_move_to_end, ended, path))
+            handles.append(network.get_submodule(path).register_forward_hook(hook))
         with left_as_it_was(network), torch.random.fork_rng(devices=[]):
-            network.eval()(zeros(network, image_shape))
+            network.eval()(images)
     finally:
         for handle in handles:
             handle.remove()

@@ -92,7 +92,7 @@ class TappedNetwork:
                 _check_logits(inner, images, logits, where)
                 try:
                     read = cls._read(network, images, tuple(paths), where)
-                    check_depth_order(inner, read.paths, images.shape[1:], where)
+                    check_depth_order(inner, read.paths, images, where)
                     return read
                 except UserError as error:
                     if paths or not optional:

@@ -22,6 +22,7 @@ from krscale.config import (
 from krscale.config.training import BatchSizes
 from krscale.knowledge.aggregation import split_taps
 from krscale.knowledge.features import Shapes, feature_shapes, stage_paths, stage_shapes
+from krscale.knowledge.layouts import zeros
 from krscale.knowledge.tap_order import check_depth_order
 from krscale.knowledge.where import positions_of, without_where
 from krscale.methods import FeatureMethod, method_settings, parse_method
@@ -161,7 +162,8 @@ class Networks:
             split_taps(experiment.distill.granularity, teacher.num_taps, teacher.stage_ends)
         if experiment.teacher.model not in ZOO or experiment.teacher.taps:
             network = shapes_only(experiment.teacher, self, "teacher", experiment.teacher.width)
-            check_depth_order(network, teacher.taps, teacher.image_shape, "teacher.taps")
+            images = zeros(network, teacher.image_shape)
+            check_depth_order(network, teacher.taps, images, "teacher.taps")
         for student in students_of(experiment):
             self._check_student(student)
 
@@ -171,7 +173,7 @@ class Networks:
         student = shapes_only(config, self, where, width)
         taps, _ = resolve_taps(student, config.taps, f"{where}.taps")
         shape = input_shape(student, self.image_shape)
-        check_depth_order(student, taps, shape, f"{where}.taps")
+        check_depth_order(student, taps, zeros(student, shape), f"{where}.taps")
         methods = (parse_method(name)[0] for name in methods_of(experiment))
         compared = [method for method in methods if issubclass(method, FeatureMethod)]
         if compared:

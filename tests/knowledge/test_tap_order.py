@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from threading import Thread
+
 import pytest
 import torch
 from foreign_networks import LikeResNet
 from torch import Tensor, nn
 
 from krscale.errors import UserError
+from krscale.knowledge.layouts import zeros
 from krscale.knowledge.tap_order import check_depth_order
 from krscale.models.tapped import TappedNetwork
 
-SHAPE = (1, 12, 12)
+IMAGES = torch.randn(4, 1, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
 class Again(nn.Module):
@@ -42,11 +45,11 @@ def test_the_order_in_which_blocks_run_is_that_of_depth(
 ) -> None:
     model = network()
     model.train()
-    check_depth_order(model, paths, SHAPE, "teacher.taps")
+    check_depth_order(model, paths, IMAGES, "teacher.taps")
     assert model.training
     if len(paths) > 1:
         with pytest.raises(UserError) as caught:
-            check_depth_order(model, paths[::-1], SHAPE, "teacher.taps")
+            check_depth_order(model, paths[::-1], IMAGES, "teacher.taps")
         assert str(caught.value).startswith(f"teacher.taps: tap {paths[-1]!r} is named before ")
         assert str(caught.value).endswith(f"in this order: {', '.join(paths)}.")
 
@@ -54,12 +57,54 @@ def test_the_order_in_which_blocks_run_is_that_of_depth(
 def test_on_meta_tensors_nothing_is_computed() -> None:
     with torch.device("meta"):
         model = LikeResNet()
-    check_depth_order(model, ("layer1.0", "layer2.0"), SHAPE, "student.taps")
+    images = zeros(model, IMAGES.shape[1:])
+    check_depth_order(model, ("layer1.0", "layer2.0"), images, "student.taps")
     with pytest.raises(UserError, match=r"student\.taps: tap 'layer2\.0' is named before"):
-        check_depth_order(model, ("layer2.0", "layer1.0"), SHAPE, "student.taps")
+        check_depth_order(model, ("layer2.0", "layer1.0"), images, "student.taps")
+
+
+class EitherWay(nn.Module):
+    """A network that runs its blocks the other way round for black images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(1, 1, 3), nn.Tanh()) for _ in range(3))
+        self.head = nn.Linear(1, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = images
+        for block in self.blocks if images.any() else reversed(self.blocks):
+            features = block(features)
+        logits: Tensor = self.head(features.mean(dim=(2, 3)))
+        return logits
+
+
+def test_the_order_is_that_of_real_images() -> None:
+    for given in ((), ("blocks.0", "blocks.1")):
+        found = TappedNetwork.of(EitherWay(), IMAGES, given, "teacher")
+        assert found.paths == ("blocks.0", "blocks.1")
+
+
+class WithOther(nn.Module):
+    """A network that another thread runs as well, before the last of its own blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(nn.Conv2d(1, 1, 3) for _ in range(3)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.blocks[1](self.blocks[0](images))
+        other = Thread(target=self.blocks[0], args=(images,))
+        other.start()
+        other.join()
+        logits: Tensor = self.blocks[2](features).mean(dim=(2, 3))
+        return logits
+
+
+def test_what_another_thread_runs_does_not_count() -> None:
+    check_depth_order(WithOther(), ("blocks.0", "blocks.1"), IMAGES, "teacher.taps")
 
 
 def test_networks_that_are_given_are_refused() -> None:
-    images = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
     with pytest.raises(UserError, match=r"teacher: tap 'layer2\.0' is named before 'layer1\.0'"):
-        TappedNetwork.of(LikeResNet(), images, ("layer2.0", "layer1.0"), "teacher")
+        TappedNetwork.of(LikeResNet(), IMAGES, ("layer2.0", "layer1.0"), "teacher")

@@ -222,7 +222,7 @@ class _TaughtBatches:
         """
         if not num_batches:
             raise UserError(_ran_dry("data[0]"))
-        spare = max(0, getattr(self.loader, "num_workers", 0) - 1)
+        spare = max(0, (getattr(self.loader, "num_workers", 0) or 0) - 1)
         if abs(num_batches - self.num_steps) > spare and not self._told_of_length:
             self._told_of_length = True
             _LOG.warning(

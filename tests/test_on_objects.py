@@ -60,6 +60,8 @@ def test_a_stream_that_knows_its_length_is_a_loader(teacher: nn.Module) -> None:
 class Counted:
     """A loader that is read so often, and then gives nothing more; its length may be another."""
 
+    num_workers = None  # as loaders of other libraries have it
+
     def __init__(self, times: int, length: int = 3) -> None:
         self.times, self.length = times, length
 

@@ -224,7 +224,8 @@ def _warn_of_workers(apart: Sequence[str]) -> None:
     _LOG.warning(
         "KRLoss: there are %d workers, and no DistributedDataParallel averages the gradients of "
         "%s, so that each worker trains its own. Wrap the student before KRLoss.from_networks and "
-        "the loss after it, and call the wrapped loss; unless your loop averages them itself.",
+        "the loss after it, and call the wrapped loss; unless your loop averages them itself, or "
+        "what is around both does (FSDP, DeepSpeed).",
         dist.get_world_size(),
         " and ".join(apart),
     )

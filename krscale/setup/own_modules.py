@@ -82,11 +82,18 @@ def hash_layers(network: nn.Module) -> str:
     And of the source of those of its classes that a script or notebook defines, where it can be
     had. What matters in training alone, such as dropout, is in no answer to fixed inputs.
     """
-    printed = re.sub(r"\b0x[0-9a-fA-F]+", "", repr(network))  # addresses, of functions for example
+    printed = re.sub(r"\b0x[0-9a-fA-F]+", "", _printed(network))  # addresses, of functions, say
     kinds = {kind for part in network.modules() for kind in type(part).__mro__}
     written = sorted(filter(None, (_class_source(k) for k in kinds if k.__module__ == _SCRIPT)))
     content = "\0".join((printed, *map(hash_source, written)))
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _printed(network: nn.Module) -> str:
+    try:
+        return repr(network)
+    except Exception:  # noqa: BLE001 - it prints values, which a network of shapes alone has not
+        return "\0".join(f"{path}: {type(part)}" for path, part in network.named_modules())
 
 
 def _class_source(kind: type) -> str:

@@ -44,7 +44,7 @@ class Code:
         outputs: What it answers to fixed inputs, for what the source does not tell: files that it
             reads, modules without source. Empty where it answers otherwise each time.
         layers: Hash of what a student that was given as an object is built of (`hash_layers`), for
-            what neither tells; empty for others.
+            what neither tells; empty for others, and where it is another each time.
     """
 
     modules: dict[str, str] = field(default_factory=dict)
@@ -88,7 +88,10 @@ def read_student_code(config: StudentConfig | LadderStudent, task: Task) -> Code
     where, width = student_table(config), config.width if isinstance(config, LadderStudent) else 1
     empty = partial(shapes_only, config, task, where, width)
     code = _read(config, empty, partial(builder(config, task, where), width), task)
-    return replace(code, layers=hash_layers(empty())) if is_given(config.model) else code
+    if not is_given(config.model):
+        return code
+    layers, again = hash_layers(empty()), hash_layers(empty())
+    return replace(code, layers=layers if layers == again else "")
 
 
 def compare_code(before: Code, now: Code) -> str:

@@ -232,6 +232,25 @@ def test_what_a_given_student_does_in_training_alone_counts(
     assert "classes" in compare_code(before, read(0.1))
 
 
+class Printing(nn.Linear):
+    """A layer that prints what only a network with values has, or something else each time."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(64, 10)
+        self.what = what
+
+    def extra_repr(self) -> str:
+        return str(self.bias[0].item() if self.what == "a value" else random.random())
+
+
+@pytest.mark.parametrize("what", ["a value", "noise"])
+def test_a_given_student_may_print_anything(what: str) -> None:
+    student = LadderStudent(name="small", model="object:student.small")
+    with available({"object:student.small": lambda: nn.Sequential(nn.Flatten(), Printing(what))}):
+        codes = [read_student_code(student, TASK) for _ in range(2)]
+    assert compare_code(*codes) == ""
+
+
 def test_a_network_that_answers_otherwise_each_time_is_the_same(read: Reader) -> None:
     seeded, free = " + randn(4)", " + int.from_bytes(__import__('os').urandom(2))"
     assert read(noise=seeded).outputs, "random numbers are drawn from one seed"

@@ -144,9 +144,11 @@ class Student:
         """Return the share of files whose class is the label.
 
         Raises:
-            RefusedError: If labels are no class of the student.
+            RefusedError: If there is no file, or labels are no class of the student.
             UnreadableError: If a file cannot be read; the share would be that of other files.
         """
+        if not labelled:
+            raise RefusedError("no labelled file: an accuracy is that of one at least.")
         unknown = sorted({label for _, label in labelled} - set(self.classes))
         if unknown:
             listed = [repr(label) + _nearest(label, self.classes) for label in unknown]

@@ -416,6 +416,11 @@ def test_pixels_that_were_divided_already_are_refused(student, exported) -> None
         exported_student.logits(list(pixels.astype(np.float32) / 255))
 
 
+def test_no_file_has_no_accuracy(exported) -> None:
+    with pytest.raises(RefusedError, match="no labelled file"):
+        Student(exported[0]).accuracy([])
+
+
 def test_a_file_of_another_size_is_refused_where_none_was_scaled(tmp_path: Path) -> None:
     Image.new("RGB", (8, 9)).save(tmp_path / "small.png")
     preprocessing = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from collections import Counter
@@ -19,8 +20,10 @@ from ray_nodes import Commands, Node, fresh_machine, start_head, start_node
 from running import ROOT, overrides
 from s3_server import CREDENTIALS, SECRET, query, s3_server
 
+from krscale.errors import UserError
 from krscale.search.studies.retries import was_interrupted
 from krscale.storage.objects import Objects
+from krscale.training.checkpoint import read_note
 
 pytestmark = [pytest.mark.drill, pytest.mark.cluster, pytest.mark.timeout(1200)]
 
@@ -97,8 +100,12 @@ class Machines:
         return list(self.folder.glob(f"{name}/.cache/krscale/storages/*/{pattern}"))
 
     def trains(self, *names: str) -> bool:
-        """Whether one of the machines has kept the checkpoint of a trial."""
-        return any(self.kept(n, f"{NAME}/unfinished/*/*/*/manifest.json") for n in names)
+        """Whether one of the machines has kept the checkpoint of a trial's third epoch.
+
+        By then the storage has that of an earlier one, and the driver has heard of it.
+        """
+        found = [m for n in names for m in self.kept(n, f"{NAME}/unfinished/*/*/*/manifest.json")]
+        return any(_num_epochs(manifest.parent) >= 3 for manifest in found)
 
 
 @pytest.fixture
@@ -184,6 +191,12 @@ def _change_nodes(
     while job.poll() is None and not machines.kept("c", "cache/stores/*/manifest.json"):
         time.sleep(0.1)
     return joined - began, time.monotonic() - joined
+
+
+def _num_epochs(checkpoint: Path) -> int:
+    with suppress(UserError, OSError):  # it is being replaced
+        return len(json.loads(read_note(checkpoint)))
+    return 0
 
 
 def _holds_secret(path: Path) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import get_ident
 from typing import Any
 
 import torch
+from torch import nn
 
 Hook = Callable[..., Any]
 """A forward hook of torch: it is called with the module, its arguments and its output."""
@@ -24,6 +26,30 @@ class Owner:
 def this_thread() -> Owner | None:
     """Return whose hooks are made here; None while a compiler reads this, which cannot ask."""
     return None if torch.compiler.is_compiling() else Owner(get_ident())
+
+
+@contextmanager
+def hooked(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
+    """Let forward hooks be called in this thread while the block runs.
+
+    Args:
+        hooks: Modules, each with its hook; those of one module are called in this order.
+
+    Example:
+        >>> linear = nn.Linear(1, 1)
+        >>> with hooked([(linear, lambda *given: print("called"))]):
+        ...     _ = linear(torch.zeros(1))
+        called
+        >>> _ = linear(torch.zeros(1))
+    """
+    handles = []
+    try:
+        for module, hook in hooks:
+            handles.append(module.register_forward_hook(in_this_thread(hook)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def in_this_thread(hook: Hook) -> Hook:

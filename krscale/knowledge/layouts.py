@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 from typing import Any, Literal, get_args
 
 import torch
@@ -22,7 +21,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from krscale.errors import UserError
-from krscale.knowledge.hooks import in_this_thread
+from krscale.knowledge.hooks import Hook
 
 Layout = Literal["channels_first", "channels_last"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -90,7 +89,7 @@ def readable_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 class LayerTrace:
-    """Keeps what the layers of a network give while it runs within the `with` block.
+    """Keeps what the layers of a network give while it runs with these hooks.
 
     Attributes:
         until: By path, what had been given until that block ended, for the last time.
@@ -104,24 +103,15 @@ class LayerTrace:
         self.network, self.paths = network, tuple(paths)
         self.until: dict[str, frozenset[LayerOutput]] = {}
         self._given: set[LayerOutput] = set()
-        self._handles: list[Any] = []
 
-    def __enter__(self) -> LayerTrace:
-        for _, module in readable_modules(self.network):
-            self._handles.append(module.register_forward_hook(in_this_thread(self._add)))
-        for path in self.paths:  # after the layers, one of which may be a tap itself
-            hook = in_this_thread(partial(self._end, path))
-            self._handles.append(self.network.get_submodule(path).register_forward_hook(hook))
-        return self
+    def hooks(self) -> list[tuple[nn.Module, Hook]]:
+        """Return what to hook (`hooked`) while the network runs.
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
+        Layers come first, as one of them may be a tap itself.
+        """
+        layers = [(module, self._add) for _, module in readable_modules(self.network)]
+        ends = [(self.network.get_submodule(p), partial(self._end, p)) for p in self.paths]
+        return [*layers, *ends]
 
     def _add(self, module: nn.Module, arguments: Any, output: Any) -> None:
         channels = _channels_of(module, output) if isinstance(output, Tensor) else 0

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from krscale.errors import UserError
-from krscale.knowledge.hooks import in_this_thread
+from krscale.knowledge.hooks import hooked
 from krscale.knowledge.modes import left_as_it_was
 from krscale.knowledge.taps import unwrapped
 
@@ -57,16 +57,9 @@ def check_depth_order(model: nn.Module, paths: Sequence[str], images: Tensor, wh
 @torch.no_grad()
 def _order_of(network: nn.Module, paths: Sequence[str], images: Tensor) -> tuple[str, ...]:
     ended: dict[str, None] = {}
-    handles = []
-    try:
-        for path in paths:
-            hook = in_this_thread(partial(_move_to_end, ended, path))
-            handles.append(network.get_submodule(path).register_forward_hook(hook))
-        with left_as_it_was(network), torch.random.fork_rng(devices=[]):
-            network.eval()(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = [(network.get_submodule(path), partial(_move_to_end, ended, path)) for path in paths]
+    with hooked(hooks), left_as_it_was(network), torch.random.fork_rng(devices=[]):
+        network.eval()(images)
     return tuple(ended)
 
 

@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from krscale.errors import UserError
-from krscale.knowledge.hooks import in_this_thread
+from krscale.knowledge.hooks import hooked
 from krscale.knowledge.layouts import readable_modules
 from krscale.knowledge.modes import left_as_it_was
 from krscale.knowledge.taps import unwrapped
@@ -135,16 +135,9 @@ class _Search:
         if len(images) < 2 or torch.equal(images[0], images[1]):
             raise UserError("taps are found with two images that differ; the loader gave no two.")
         seen: list[tuple[str, Any, Any]] = []
-        handles = [
-            module.register_forward_hook(in_this_thread(_noting(seen, name)))
-            for name, module in readable_modules(network)
-            if name
-        ]
-        try:
+        modules = [(name, module) for name, module in readable_modules(network) if name]
+        with hooked((module, _noting(seen, name)) for name, module in modules):
             logits = read(network(images))
-        finally:
-            for handle in handles:
-                handle.remove()
         times = Counter(name for name, _, _ in seen)
         usable = [
             (name, original, copy)
@@ -221,15 +214,11 @@ class _Search:
         exchanged = self.outputs[name].flip(0)
         seen: list[tuple[str, Any, Any]] = []
         modules = dict(self.network.named_modules())
-        handles = [modules[name].register_forward_hook(in_this_thread(_giving(exchanged)))]
+        hooks = [(modules[name], _giving(exchanged))]
         if self.witness is not None:
-            hook = in_this_thread(_noting(seen, ""))
-            handles.append(modules[self.witness].register_forward_hook(hook))
-        try:
+            hooks.append((modules[self.witness], _noting(seen, "")))
+        with hooked(hooks):
             logits = self.read(self.network(self.images))
-        finally:
-            for handle in handles:
-                handle.remove()
         return seen[0][2] if seen else logits
 
     def distinct(self, names: list[str]) -> list[str]:

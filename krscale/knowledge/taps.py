@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from krscale.errors import UserError, unknown_name
-from krscale.knowledge.hooks import call_in, in_this_thread, this_thread
+from krscale.knowledge.hooks import call_in, hooked, this_thread
 from krscale.knowledge.layouts import (
     USUAL,
     LayerTrace,
@@ -156,7 +156,8 @@ def layouts_of(
 
     The network keeps what it knows: another thread may be reading its taps.
     """
-    with LayerTrace(network, paths) as trace:
+    trace = LayerTrace(network, paths)
+    with hooked(trace.hooks()):
         shapes = _shapes(network, paths, image_shape)
     others = _shapes_reached(network, paths, other_size(image_shape))
     taps = {
@@ -189,16 +190,9 @@ def _run_black(
     network: nn.Module, paths: Sequence[str], image_shape: Sequence[int], outputs: dict[str, Any]
 ) -> None:
     """Run a network on black images; `outputs` gets what its blocks give, as far as it comes."""
-    handles = []
-    try:
-        for path in paths:
-            hook = in_this_thread(partial(_record, outputs, path))
-            handles.append(network.get_submodule(path).register_forward_hook(hook))
-        with left_as_it_was(network), torch.random.fork_rng(devices=[]):
-            network.eval()(zeros(network, image_shape))
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = [(network.get_submodule(path), partial(_record, outputs, path)) for path in paths]
+    with hooked(hooks), left_as_it_was(network), torch.random.fork_rng(devices=[]):
+        network.eval()(zeros(network, image_shape))
 
 
 def check_taps(model: nn.Module, paths: Sequence[str], where: str = "") -> None:

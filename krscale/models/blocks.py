@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from krscale.errors import UserError
-from krscale.knowledge.hooks import in_this_thread
+from krscale.knowledge.hooks import hooked
 from krscale.knowledge.layouts import (
     LayerTrace,
     TapShape,
@@ -49,7 +49,8 @@ def list_blocks(model: nn.Module, image_shape: Sequence[int]) -> tuple[Block, ..
         image_shape: `(C, H, W)`.
     """
     paths = [path for path, _ in _blocks_of(model)]
-    with LayerTrace(model, paths) as trace:
+    trace = LayerTrace(model, paths)
+    with hooked(trace.hooks()):
         ran = _run(model, image_shape)
     reached = _run(model, other_size(image_shape), to_the_end=False)
     others = {path: tuple(output.shape) for path, output in reached}
@@ -93,19 +94,18 @@ def _run(
             of one size only.
     """
     outputs: list[tuple[str, Any]] = []
-    handles = [
-        module.register_forward_hook(in_this_thread(partial(_record, outputs, path)))
-        for path, module in _blocks_of(model)
-    ]
+    hooks = [(module, partial(_record, outputs, path)) for path, module in _blocks_of(model)]
     try:
-        with left_as_it_was(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with (
+            hooked(hooks),
+            left_as_it_was(model),
+            torch.no_grad(),
+            torch.random.fork_rng(devices=[]),
+        ):
             model.eval()(zeros(model, image_shape))
     except Exception:
         if to_the_end:
             raise
-    finally:
-        for handle in handles:
-            handle.remove()
     times: dict[str, int] = {}
     for path, _ in outputs:
         times[path] = times.get(path, 0) + 1

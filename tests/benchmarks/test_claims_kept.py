@@ -13,6 +13,7 @@ import pytest
 from benchmarks.claims_records import record
 from parts.claims import kept, searching
 from parts.claims.families import ABLATIONS, FAMILIES, KR, OPPONENTS, QUICK, Family
+from parts.claims.gathering import followers, gather
 from parts.claims.kept import Kept, find_kept
 from parts.claims.order import planned
 from parts.claims.plan import plan
@@ -160,6 +161,25 @@ def test_from_searches_to_the_page(
     assert claims.run(command) == 0
     assert searched == []
     assert searching.search is not search
+
+
+def test_winners_that_no_search_traced_are_trained_again_for_c1(
+    run: TaskRun, finished: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_run(run: TaskRun, family: Family, number: int, experiment: Any) -> Kept:
+        return played(dataclasses.replace(family, traced=family.name != KR), experiment.name)
+
+    monkeypatch.setattr(kept, "_of_run", of_run)
+    winners = next(family for family in FAMILIES if family.name == KR)
+    finished.add(run.experiment(winners).name)
+    families = followers(run)
+    again = [family for family in families if family.name.startswith("c1-winner-")]
+    assert [family.name for family in again] == ["c1-winner-1-100", "c1-winner-1-32"]
+    assert all("distill.granularity=3" in family.changes for family in again)
+    assert gather([run], "")["tasks"][0]["unfinished"][-2:] == ["c1 at 1/100", "c1 at 1/32"]
+    finished.update(run.experiment(family).name for family in families)
+    (task,) = gather([run], "")["tasks"]
+    assert list(task["C1"]["residual_by_depth"]) == list(SIZES)
 
 
 @pytest.fixture

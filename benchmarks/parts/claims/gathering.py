@@ -17,6 +17,7 @@ from parts.claims.families import (
     LAYER_WISE,
     Family,
     ablations,
+    again,
     partner,
 )
 from parts.claims.kept import BySeed, Kept, find_kept
@@ -132,17 +133,29 @@ def _plan(run: TaskRun) -> ExperimentPlan:
 def followers(run: TaskRun) -> list[Family]:
     """Return what is trained with the settings of KR's winners; none before KR has run.
 
-    Of its first search: a partner for C1 at every size, and KR without each of its parts.
+    Of its first search: a partner for C1 at every size, the winners themselves where they were not
+    traced, and KR without each of its parts.
     """
     if not run.task.in_parts:
         return []
-    return [family for _, family in _partners(run)] + [f for _, f in _ablations(run)]
+    partners = [family for _, family in _partners(run)]
+    return [*partners, *_untraced(run).values(), *(family for _, family in _ablations(run))]
 
 
 def _partners(run: TaskRun) -> list[tuple[str, Family]]:
     winners = _winners(run)
     num_taps = _plan(run).num_taps if winners else 0
     return [(r.capacity, partner(r.capacity, r.best[0], num_taps)) for r in winners]
+
+
+def _untraced(run: TaskRun) -> dict[str, Family]:
+    """Return, by size, what trains again the winners whose residuals were not kept."""
+    kept = find_kept(run, _kr())
+    return {
+        record.capacity: again(record.capacity, record.best[0])
+        for record in _winners(run)
+        if kept and record.capacity not in kept.residuals
+    }
 
 
 def _ablations(run: TaskRun) -> list[tuple[str, Family]]:
@@ -169,10 +182,11 @@ def _without_parts(run: TaskRun) -> dict[str, dict[str, Record]]:
 
 def _residuals(run: TaskRun) -> dict[str, dict[str, BySeed]]:
     """Return by size, kind and seed the residual at every depth."""
-    winners = find_kept(run, _kr()) if run.task.in_parts else None
+    untraced = _untraced(run)
     residuals = {}
     for capacity, other in _partners(run):
         kept = find_kept(run, other)
+        winners = find_kept(run, untraced.get(capacity, _kr()))
         if winners and kept:
             kinds = ("layer_wise", "aggregated")
             theirs, own = kinds if other.label == LAYER_WISE else kinds[::-1]

@@ -62,6 +62,7 @@ TASKS = (
             "train.num_epochs=30",
             *_ON_CPU,
         ),
+        in_parts=True,
     ),
     Task(
         "cifar10",

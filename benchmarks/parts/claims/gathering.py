@@ -88,7 +88,7 @@ def _gather_task(run: TaskRun) -> dict[str, Any]:
         "C2": speed_claim(sizes, steps_per_epoch(base, plan)),
         "C3": gain_claim(sizes),
         "C4": combination_claim(sizes),
-        "ablations": ablation_json(sizes, parts),
+        "ablations": ablation_json(_whole(run, sizes), parts),
     }
 
 
@@ -178,6 +178,15 @@ def _without_parts(run: TaskRun) -> dict[str, dict[str, Record]]:
         if kept := find_kept(run, family):
             found.setdefault(capacity, {})[family.label] = kept.records[0]
     return found
+
+
+def _whole(run: TaskRun, sizes: dict[str, dict[str, Record]]) -> dict[str, Record]:
+    """Return KR's winners by size: trained by the code that trained them without a part, if any."""
+    whole = {capacity: methods[KR] for capacity, methods in sizes.items() if KR in methods}
+    for capacity, family in (_untraced(run) if run.task.in_parts else {}).items():
+        if kept := find_kept(run, family):
+            whole[capacity] = kept.records[0]
+    return whole
 
 
 def _residuals(run: TaskRun) -> dict[str, dict[str, BySeed]]:

@@ -200,18 +200,18 @@ def spread_of(size: SizeRecords) -> Spread | None:
     return Spread.over([record.search_means for record in size.values()])
 
 
-def ablation_json(sizes: Mapping[str, SizeRecords], parts: Mapping[str, SizeRecords]) -> list[Json]:
+def ablation_json(winners: SizeRecords, parts: Mapping[str, SizeRecords]) -> list[Json]:
     """Return what KR loses without each of its parts.
 
     Args:
-        sizes: The tuned methods, by size.
+        winners: KR's, by size.
         parts: KR's winner without a part, by size and then the part's name.
     """
     return [
-        {"capacity": capacity, "part": name, **_gain(sizes[capacity][KR], without, None)}
+        {"capacity": capacity, "part": name, **_gain(winners[capacity], without, None)}
         for capacity, found in parts.items()
         for name, without in found.items()
-        if KR in sizes.get(capacity, {})
+        if capacity in winners
     ]
 
 

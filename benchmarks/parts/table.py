@@ -49,7 +49,8 @@ def _steps(result: Mapping[str, Any]) -> list[str]:
         goal, in_seconds = (0.9 * (3 + pair[r]) / 3 for r in ("r", "r_seconds"))
         lines.append(
             f"| {pair['student']} | {pair['r']} ({pair['r_seconds']}) | {pair['plain_ms']} "
-            f"| {pair['kr_store_over_plain']} | {pair.get('kr_training_over_plain', 'not measured')} "
+            f"| {pair['kr_store_over_plain']} "
+            f"| {pair.get('kr_training_over_plain', 'not measured')} "
             f"| {pair['kd_store_over_plain']} "
             f"| {pair['online_kr_over_kr_store']} ({goal:.1f}; {in_seconds:.1f}) "
             f"| {pair['online_kd_over_kd_store']} |"

@@ -70,6 +70,7 @@ class EitherWay(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(1, 1, 3), nn.Tanh()) for _ in range(3))
         self.head = nn.Linear(1, 2)
+        nn.init.constant_(self.head.bias, -3.0)  # logits that none takes for probabilities
 
     def forward(self, images: Tensor) -> Tensor:
         features = images

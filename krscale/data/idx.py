@@ -29,7 +29,8 @@ from krscale.foreign import parsing, read_bounded, regular
 _SPLITS: Mapping[str, SplitName] = {**OTHER_NAMES, "t10k": "test"}
 _NAME = re.compile(
     rf"(?:(?P<set>[^.].*)-)?(?P<split>{'|'.join(_SPLITS)})-"
-    r"(?P<kind>images(?=[-.]idx3)|labels(?=[-.]idx1))[-.]idx[13][-.]ubyte(?:\.gz)?"
+    r"(?P<kind>images(?=[-.]idx3)|labels(?=[-.]idx1))(?P<dash>[-.])idx[13](?P<dot>[-.])ubyte"
+    r"(?P<packed>\.gz)?"
 )
 """MNIST's names, and EMNIST's, which say before them which of its six sets they are of. Some copies
 have a dot where the originals have a dash."""
@@ -82,11 +83,11 @@ class Idx:
 
 def _find(path: Path) -> dict[SplitName, tuple[Path, Path]]:
     """Return images and labels of every split of one data set."""
-    sets = _sets(path.parent if path.is_file() else path)
+    named = _NAME.fullmatch(path.name) if path.is_file() else None
+    sets = _sets(path.parent if path.is_file() else path, named)
     if not sets and (path / INSIDE).is_dir():
         sets = _sets(path / INSIDE)
     if path.is_file():
-        named = _NAME.fullmatch(path.name)
         sets = {named["set"] or "": sets[named["set"] or ""]} if named else {}
     if not sets:
         raise UserError(f"data.path: {path}: no such files; expected {WANTED}.")
@@ -98,16 +99,31 @@ def _find(path: Path) -> dict[SplitName, tuple[Path, Path]]:
     return _pairs(path, *sets.values())
 
 
-def _sets(folder: Path) -> dict[str, dict[tuple[str, str], Path]]:
-    """Return the files of a folder: by data set, then by the word for the split, and their kind."""
+def _sets(
+    folder: Path, like: re.Match[str] | None = None
+) -> dict[str, dict[tuple[str, str], Path]]:
+    """Return the files of a folder: by data set, then by the word for the split, and their kind.
+
+    Args:
+        folder: Where they are.
+        like: The name of one of them. Of the same file twice, packed and plain, what is written
+            like it is taken; without it, the plain one.
+    """
     found: dict[str, dict[tuple[str, str], Path]] = {}
     with parsing(f"data.path: {folder}: cannot be listed"):
         files = sorted(file for file in folder.iterdir() if file.is_file())
-    for file in files:  # of the same file, plain comes before packed
-        if named := _NAME.fullmatch(file.name):
-            of_set = found.setdefault(named["set"] or "", {})
-            of_set.setdefault((named["split"], named["kind"]), file)
+    names = [(file, named) for file in files if (named := _NAME.fullmatch(file.name))]
+    if like:
+        names.sort(key=lambda pair: _form(pair[1]) != _form(like))  # the others stay in their order
+    for file, named in names:  # plain comes before packed
+        of_set = found.setdefault(named["set"] or "", {})
+        of_set.setdefault((named["split"], named["kind"]), file)
     return found
+
+
+def _form(named: re.Match[str]) -> tuple[str | None, ...]:
+    """Return how a name is written, whichever file it is of."""
+    return named["dash"], named["dot"], named["packed"]
 
 
 def _some(files: Mapping[tuple[str, str], Path]) -> Path:

@@ -337,6 +337,30 @@ class TestIdx:
         assert rows(found, ("test",)) == expected(images(seed=11, shape=(6, 5)), labels())
 
     @pytest.mark.parametrize(
+        "form",
+        ["{}-images-idx3-ubyte.gz {}-labels-idx1-ubyte.gz",
+         "{}-images.idx3-ubyte {}-labels.idx1-ubyte",
+         "{}-images-idx3-ubyte {}-labels-idx1-ubyte"],
+    )  # fmt: skip
+    @pytest.mark.parametrize("number", [0, 1])
+    def test_of_copies_that_are_written_otherwise_the_named_file_is_read(
+        self, tmp_path, form, number
+    ):
+        for other in ("-{}{}-ubyte", "-{}{}-ubyte.gz", ".{}{}-ubyte"):
+            for split in ("train", "t10k"):
+                idx(tmp_path / f"d/{split}-images{other.format('idx', 3)}", images(seed=7))
+                idx(tmp_path / f"d/{split}-labels{other.format('idx', 1)}", labels())
+        train, test = images(shape=(6, 5)), images(9, seed=3, shape=(6, 5))
+        for split, pixels in (("train", train), ("t10k", test)):
+            pictures, marks = form.format(split, split).split()
+            idx(tmp_path / "d" / pictures, pixels)
+            idx(tmp_path / "d" / marks, labels(len(pixels)))
+        named = tmp_path / "d" / form.format("t10k", "train").split()[number]
+        found = prepare("idx", named, tmp_path / "cache")
+        assert rows(found, ("test",)) == expected(test, labels(9))
+        assert rows(found, ("train", "val")) == expected(train, labels())
+
+    @pytest.mark.parametrize(
         "mapping", ["0 zero\n", "0 55296\n", "0 0\n", "0 99999999999\n", "nul\0", "\u00e9 1\n"]
     )
     def test_a_damaged_mapping(self, tmp_path, mapping):

@@ -205,11 +205,13 @@ def to_labels(
         labels = values.astype(np.int64)
     outside = np.flatnonzero((labels < 0) | (labels >= len(classes)))
     if len(outside):
-        raise _outside(values[outside[0]], classes, place(int(outside[0])), len(outside))
+        allowed = f"0..{len(classes) - 1}" if mapped is None else _some(np.unique(mapped))
+        where = place(int(outside[0]))
+        raise _outside(values[outside[0]], classes, allowed, where, len(outside))
     return labels
 
 
-def _outside(value: Any, classes: Sequence[str], where: str, count: int) -> UserError:
+def _outside(value: Any, classes: Sequence[str], numbers: str, where: str, count: int) -> UserError:
     allowed = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
     hint = ""
     if isinstance(value, str):
@@ -217,7 +219,7 @@ def _outside(value: Any, classes: Sequence[str], where: str, count: int) -> User
         guess = same or nearest(value, classes)
         hint = f" Did you mean {ascii(guess) if same else repr(guess)}?" if guess else ""
         value = ascii(value) if same else printable(value)
-    number = "" if isinstance(value, str) else f" (numbers 0..{len(classes) - 1})"
+    number = "" if isinstance(value, str) else f" (numbers {numbers})"
     more = f" and {count - 1} more" if count > 1 else ""
     return UserError(
         f"{where}: the label {value!s}{more} is outside the {len(classes)} classes{number}: "

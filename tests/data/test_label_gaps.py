@@ -102,3 +102,12 @@ def test_a_dry_run_looks_at_all_files(tmp_path):
     with pytest.raises(UserError, match=r"2 images cannot be read: .*row 5.*row 40"):
         describe(experiment)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_label_beside_mapped_ones_is_named_with_these(tmp_path):
+    gappy(tmp_path / "d", (1, 2, 5), "train-")
+    config = mapped(gappy(tmp_path / "d", (1, 2, 3), "test-")).model_copy(
+        update={"path": str(tmp_path / "d")}
+    )
+    with pytest.raises(UserError, match=r"the label 3 and 15 more .* \(numbers 1, 2, 5\): 1, 2, 5"):
+        prepare_data(config, tmp_path / "cache")

@@ -91,13 +91,23 @@ def test_the_page_says_what_is_unfinished_and_where_kr_loses(result: dict[str, A
     text = page(result, {})
     assert "**Unfinished.** Not measured yet: features (search 1)." in text
     assert "**Not measured:** cifar10; the data was not there." in text
-    assert "- at 1/32, `kd` is better than `kr` by +10.0 points" in text
+    assert "- at 1/32, `kd` is better than `kr` by +10.0 [+10.0 to +10.0] points." in text
     assert "| 1/4 | `kd` | +10.0 [+10.0 to +10.0] | holds | yes |" in text
     assert "| 1/4 | without sparsity | +0.7 [-0.8 to +2.1] | undecided |" in text
     assert "C3: holds at 1 of 2 sizes, does not hold at 1 of 2 sizes." in text
     assert "does not hold at 1 of 2 sizes; against 2 of 12 opponents |" in text
     assert "**41.0 ± 2.5**" not in text  # bold is the best of its size, which is KD here
     assert "**51.0 ± 2.5**" in text
+
+
+def test_a_loss_over_the_seeds_is_listed_though_searches_leave_it_undecided(
+    result: dict[str, Any],
+) -> None:
+    gain = result["tasks"][0]["C3"]["gain_over_each"][0]["gain"]["kd"]
+    gain["over_searches"] = {"mean": -0.1, "low": -0.25, "high": 0.05}
+    gain["verdict"] = "undecided"
+    line = "by +10.0 [+10.0 to +10.0] {-5.0 to +25.0} points; undecided over searches."
+    assert f"- at 1/32, `kd` is better than `kr` {line}" in page(result, {})
 
 
 def test_results_of_the_first_formulation_are_marked(result: dict[str, Any]) -> None:
@@ -140,4 +150,7 @@ def test_opponents_that_were_searched_once_are_named(result: dict[str, Any]) -> 
         for name in ("kr", "kd"):
             size["methods"][name]["searches"] *= 2
     # kd, the best opponent, has 0.51 and 0.71; plain has 0.31 at the first size.
-    assert "Searched once: `plain`. They are 20.0 to 20.0 points" in page(result, {})
+    text = page(result, {})
+    assert "Searched once: `plain`. They are 20.0 to 20.0 points" in text
+    assert "Searched once, of those with KR in them: `kr+kd`." in text
+    assert "Every method at every size, but for those named below: two independent searches" in text

@@ -154,6 +154,24 @@ def _searched_once(result: Json) -> list[str]:
     ]
 
 
+def _unless_named(result: Json) -> str:
+    """Return a restriction, where some methods have fewer searches than others."""
+    few = _searched_once(result) or _variants_searched_once(result)
+    return ", but for those named below" if few else ""
+
+
+def _variants_searched_once(result: Json) -> list[str]:
+    """Say which methods with KR in them have one search where others have more."""
+    once = dict.fromkeys(
+        name
+        for size in result["sizes"]
+        for name, entry in size["methods"].items()
+        if name not in OPPONENTS and len(entry["searches"]) < result["num_searches"]
+    )
+    names = ", ".join(f"`{name}`" for name in once)
+    return [f"Searched once, of those with KR in them: {names}."] if once else []
+
+
 def _beside(result: Json) -> str:
     """Return how many opponents stand behind a verdict, where it is not all of them."""
     num_measured = len(OPPONENTS) - len(_unmeasured(result))
@@ -173,7 +191,8 @@ def _task(result: Json) -> str:
         f"{_images(result)} Students are residual networks with "
         f"{task['student']['options']['num_blocks']} block(s) in each of three stages, trained for "
         f"{train['num_epochs']} epochs of {result['steps_per_epoch']} steps.",
-        f"Every method at every size: {number} of {search['trials_per_size']} trials (the first "
+        f"Every method at every size{_unless_named(result)}: {number} of "
+        f"{search['trials_per_size']} trials (the first "
         "with its defaults, then TPE; asynchronous halving from epoch "
         f"{search['grace_epochs']}), chosen by validation accuracy; each winner is trained again "
         f"with {search['num_final_seeds']} fresh seeds, and only these see the test split, once.",
@@ -186,7 +205,7 @@ def _task(result: Json) -> str:
             f"{teacher['num_parameters']:,} parameters, {as_share(teacher['test_accuracy'])} % on "
             f"test after {task['teacher']['num_epochs']} epochs. {result['published']}".strip()
         )
-    lines += _searched_once(result)
+    lines += _searched_once(result) + _variants_searched_once(result)
     if without := [f"`{name}`" for name in _unmeasured(result)]:
         lines.append(f"Opponents that were not measured on this task: {', '.join(without)}.")
     if len(found := result.get("teachers_test_accuracy", ())) > 1:

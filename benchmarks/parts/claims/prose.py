@@ -70,8 +70,7 @@ nothing was corrected for that.
 TRIED = """\
 ## What was tried and lost
 
-What was tried in the formulation and lost is in
-[knowledge-representing.md](knowledge-representing.md) and in the [log](log.md).
+What was tried in the formulation and lost is in the [log](log.md).
 """
 
 CIFAR = """\

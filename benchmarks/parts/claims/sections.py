@@ -220,29 +220,36 @@ def without_parts(result: Json) -> str:
 
 
 def losses(result: Json) -> str:
-    """Return the section on: Where KR loses beyond the intervals."""
-    lines = [
-        f"- at {entry['capacity']}, `{name}` is better than `kr` by "
-        f"{as_points(-gain['mean'])} points (interval {as_points(-gain['high'])} to "
-        f"{as_points(-gain['low'])})."
+    """Return the section on: Where KR loses beyond the interval over the seeds."""
+    lost = [
+        (entry["capacity"], f"`{name}` is better than `kr`", gain)
         for entry in result["C3"]["gain_over_each"]
         for name, gain in entry["gain"].items()
-        if gain["verdict"] == "does not hold"
     ]
-    lines += [
-        f"- at {entry['capacity']}, `{name}` alone is better than `kr+{name}` by "
-        f"{as_points(-entry['mean'])} points."
+    lost += [
+        (entry["capacity"], f"`{name}` alone is better than `kr+{name}`", entry)
         for name, found in result["C4"]["methods"].items()
         for entry in found["gain"]
-        if entry["verdict"] == "does not hold"
     ]
-    lines += [
-        f"- at {entry['capacity']}, KR without sparsity is better than with it by "
-        f"{as_points(-entry['accuracy_gained_by_sparsity']['mean'])} points."
+    lost += [
+        (entry["capacity"], "KR without sparsity is better than with it", gain)
         for entry in result["C2"]["sizes"]
-        if entry.get("accuracy_gained_by_sparsity", {}).get("verdict") == "does not hold"
+        if (gain := entry.get("accuracy_gained_by_sparsity"))
+    ]
+    lines = [
+        f"- at {capacity}, {what} by {as_interval(_turned(gain), as_points)} points"
+        + ("." if gain["verdict"] == "does not hold" else "; undecided over searches.")
+        for capacity, what, gain in lost
+        if gain["high"] is not None and gain["high"] < 0.0
     ]
     if not result["C3"]["gain_over_each"]:
         return "Not measured yet."
     head = "Beyond the interval over the seeds, on this task:"
     return "\n".join([head, "", *lines]) if lines else f"{head} nowhere."
+
+
+def _turned(gain: Json) -> Json:
+    """Return a difference with its intervals seen from the other side."""
+    turned = {"mean": -gain["mean"], "low": -gain["high"], "high": -gain["low"]}
+    over = gain.get("over_searches")
+    return {**turned, "over_searches": over and _turned(over)}

@@ -26,7 +26,7 @@ GRID = 4
 SMOOTHING = 0.01
 """Share of both distributions spread evenly before they are compared: cells can have no energy."""
 LEAST = 1e-12
-"""Energy of a stage below which it is active nowhere."""
+"""Energy of a stage below which it is active nowhere, which is the same as everywhere alike."""
 
 Cells = tuple[int, int]
 
@@ -252,7 +252,8 @@ class WhereLoss(nn.Module):
     """The divergence of the teacher's distribution over positions from the student's.
 
     Its gradient is that of the cross-entropy: the value is less by the entropy of the teacher's
-    distribution, so that it is 0 where both agree.
+    distribution, so that it is 0 where both agree. Where the student has fewer cells, each
+    meets the mean of those of the teacher that it overlaps: these are stored for all students.
 
     Args:
         pairs: The stages that are compared, at least one.
@@ -260,6 +261,7 @@ class WhereLoss(nn.Module):
 
     floor: Tensor
     absent: Tensor
+    least: Tensor
 
     def __init__(self, pairs: Sequence[WherePair]) -> None:
         super().__init__()
@@ -270,6 +272,8 @@ class WhereLoss(nn.Module):
         # All pairs are computed side by side, those of fewer cells with some that are not there.
         self.register_buffer("floor", there * (SMOOTHING / counts), persistent=False)
         self.register_buffer("absent", (~there).float(), persistent=False)
+        # Of a stage without energy this is what is left: even shares, as the teacher's has.
+        self.register_buffer("least", there * (LEAST / counts), persistent=False)
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """Return the mean divergence over the pairs, `[B]` fp32.
@@ -294,7 +298,8 @@ class WhereLoss(nn.Module):
 
     def _smooth(self, energies: Tensor) -> Tensor:
         """Return shares of `[B, M, P]`, so that no cell has none; cells that are not there do."""
-        total = energies.sum(dim=-1, keepdim=True).clamp_min(LEAST)
+        energies = energies + self.least
+        total = energies.sum(dim=-1, keepdim=True)
         smoothed: Tensor = (1.0 - SMOOTHING) * (energies / total) + self.floor
         return smoothed
 

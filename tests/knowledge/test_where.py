@@ -56,6 +56,26 @@ def test_neither_scale_nor_number_of_channels_changes_it(scale: float) -> None:
     torch.testing.assert_close(moved, expected.roll(1, dims=2), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("cells", [(4, 4), (2, 3)])
+def test_a_student_that_is_active_nowhere_is_compared_as_everywhere_alike(cells: Cells) -> None:
+    """Both cells of another pair, of which there are more, are beside it."""
+    rows, columns = cells
+    pairs = [WherePair(0, 0, cells), WherePair(1, 1, (4, 4))]
+    alike = torch.ones(1, 3, 8, 8)
+    taught = [torch.full((1, rows, columns), 1 / (rows * columns)), torch.full((1, 4, 4), 1 / 16)]
+    dead = torch.zeros(1, 3, rows, columns, requires_grad=True)
+    loss = WhereLoss(pairs)([dead, alike], taught)
+    torch.testing.assert_close(loss.detach(), torch.zeros(1), rtol=0.0, atol=1e-6)
+    loss.sum().backward()
+    assert dead.grad is not None
+    assert not dead.grad.any()
+    sure = torch.zeros(1, rows, columns)
+    sure[0, 0, 0] = 1.0
+    even = WhereLoss(pairs)([torch.ones(1, 3, rows, columns), alike], [sure, taught[1]])
+    found = WhereLoss(pairs)([dead, alike], [sure, taught[1]])
+    torch.testing.assert_close(found.detach(), even)
+
+
 def test_a_stage_that_is_active_nowhere_is_so_everywhere_alike() -> None:
     (found,) = where_distributions([torch.zeros(1, 3, 8, 8)])
     assert torch.equal(found, torch.full((1, 4, 4), 1 / 16))

@@ -202,7 +202,8 @@ class KR(Method):
         settings, count = self.settings, len(self.groups)
         factor, left = settings.auxiliary_weight, self._left()
         if settings.auxiliary_schedule == "coarsening":
-            count = 1 + math.ceil(left * (count - 1))
+            # What rounding leaves above a whole number is no group more.
+            count = 1 + math.ceil(round(left * (count - 1), 9))
         elif settings.auxiliary_schedule == "falling":
             factor *= left
         shares, weights = joined_weights(self.information_gain, self.groups, count)

@@ -267,6 +267,16 @@ def test_groups_coarsen_until_one_is_left(
     torch.testing.assert_close(method(student, batch)["kr"], want)
 
 
+def test_no_group_is_left_for_rounding_alone() -> None:
+    """At 11 of 30 with an end at 0.55 a third of three groups is left: one, not a hair more."""
+    method = make(granularity="layer", auxiliary_schedule="coarsening", auxiliary_until=0.55)
+    left = []
+    for epoch in (10, 11, 12):
+        method.begin_epoch(epoch / 30)
+        left.append(int((method.group_weights > 0).sum()))
+    assert left == [3, 2, 2]
+
+
 @pytest.mark.parametrize("changes", [{"auxiliary_schedule": "falling"}, {"auxiliary_weight": 0.0}])
 def test_heads_that_teach_nothing_are_not_computed(
     changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -171,8 +171,8 @@ class KR(Method):
 
     def begin_epoch(self, progress: float) -> None:
         """Set what this epoch has of all that changes over the training."""
-        self.progress, settings = progress, self.settings
-        sparsity = scheduled(settings.sparsity, settings.sparsity_schedule, progress)
+        self.progress, settings = float(progress), self.settings
+        sparsity = scheduled(settings.sparsity, settings.sparsity_schedule, self.progress)
         self.current_sparsity.fill_(sparsity)
         left = self._left() if settings.where_schedule == "falling" else 1.0
         self.current_where_weight.fill_(settings.where_weight * left)

@@ -275,6 +275,8 @@ def test_no_group_is_left_for_rounding_alone() -> None:
         method.begin_epoch(epoch / 30)
         left.append(int((method.group_weights > 0).sum()))
     assert left == [3, 2, 2]
+    method.begin_epoch(torch.tensor(11 / 30, dtype=torch.float64))  # `KRLoss` takes it, too
+    assert int((method.group_weights > 0).sum()) == 2
 
 
 @pytest.mark.parametrize("changes", [{"auxiliary_schedule": "falling"}, {"auxiliary_weight": 0.0}])

@@ -240,7 +240,8 @@ class KRSettings(DistillationSettings):
     """Auxiliary heads read a tap's means over so many times so many cells, not over all of it."""
     probe_grid: Count = 4
     """The teacher's probes read its taps on such a grid, too; 1 reads means over all positions.
-    Taps of many channels are read on a coarser grid: a probe reads 1024 numbers at most."""
+    Taps of many channels are read on a coarser grid: a probe reads 1024 numbers at most, or one
+    mean of each channel."""
     where_weight: Annotated[Weight, SearchChoices((0.0, 0.5, 1.0, 2.0, 4.0))] = 0.0
     """Weight of a second distribution: where in the image a stage is active. With 0 nothing of it
     is stored, and no trial of a search can have it: set it above 0 to search it."""

@@ -902,7 +902,13 @@ def test_two_images_that_differ_are_looked_for_in_further_batches(
     for size in (1, 2, 40):
         once = iter(list(zip(images.split(size), labels.split(size), strict=True)))
         found = make(teacher, student, once, granularity=2)
-        assert found.taps == expected.taps, "of all images, those that were looked at too"
+        # The size of a batch changes the order of sums: the last bit depends on the processor.
+        gains = [tap.information_gain for tap in expected.taps]
+        same = [
+            replace(tap, information_gain=gain) for tap, gain in zip(found.taps, gains, strict=True)
+        ]
+        assert same == list(expected.taps), "of all images, those that were looked at too"
+        assert [tap.information_gain for tap in found.taps] == pytest.approx(gains, abs=1e-6)
     alike = images[:1].expand(30, -1, -1, -1)
     with pytest.raises(UserError, match="teacher: taps are found with two images that differ"):
         make(teacher, student, [(alike, labels[:30])] * 40)

@@ -205,17 +205,21 @@ def append_whole(descriptor: int, content: bytes, path: Path) -> None:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, temporary: Path | None = None) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends without an exception.
 
     A `path` that exists is replaced in one step: a crash at any moment leaves the old folder or the
     new one under that name. (Where the file system cannot, it is moved aside first and deleted
     last, and a crash between the two leaves no folder under that name.)
 
+    Args:
+        path: The folder.
+        temporary: Where it is meanwhile, in the same folder; a new name by default.
+
     Raises:
         DiskFullError: If there is no room; nothing is left behind.
     """
-    temporary = _beside(path)
+    temporary = temporary or _beside(path)
     try:
         with _room_on_disk(path):
             temporary.mkdir(parents=True)

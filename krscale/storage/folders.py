@@ -6,6 +6,7 @@ Files go first, and then an index with the SHA-256 of each: a folder without an 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ from krscale.errors import StorageError
 from krscale.files import new_folder, read_json, reading, sha256, write_json
 from krscale.storage.address import here, is_plain, place_of
 from krscale.storage.objects import Objects
-from krscale.storage.room import hold, make_room, record_of
+from krscale.storage.room import fetch_lock, hold, make_room, record_of, unfetched
 
 _AT_ONCE = 8
 """Objects that are on their way at a time."""
@@ -32,6 +33,9 @@ class _File:
 def present(path: Path) -> bool:
     """Whether a folder of the cache is there; fetched first where another machine has sent it.
 
+    What this machine has begun to make and has not sent is replaced by what another has sent: a
+    store that was interrupted here stands half under its name.
+
     Args:
         path: The folder. In no working folder, it is looked for on the disk and nowhere else.
 
@@ -43,7 +47,7 @@ def present(path: Path) -> bool:
         return path.is_dir()
     path.parent.mkdir(parents=True, exist_ok=True)
     hold(path)  # before it is looked for: whoever makes room must not remove it in between
-    return path.is_dir() or _fetch(path, *place)
+    return _is_whole(path) or _fetch(path, *place) or path.is_dir()
 
 
 def fetched(path: Path | str, storage: str) -> Path:
@@ -98,11 +102,12 @@ def _fetch(path: Path, uri: str, key: str) -> bool:
     files = _index(objects, key)
     if files is None:
         return False
-    with FileLock(path.with_name(f".{path.name}.fetch")):
-        if path.is_dir():
+    with FileLock(fetch_lock(path)):
+        if _is_whole(path):
             return True
+        shutil.rmtree(unfetched(path), ignore_errors=True)
         make_room(sum(file.num_bytes for file in files.values()))
-        with new_folder(path) as folder:
+        with new_folder(path, unfetched(path)) as folder:
             for parent in {(folder / name).parent for name in files}:
                 parent.mkdir(parents=True, exist_ok=True)
             with ThreadPoolExecutor(_AT_ONCE) as threads:
@@ -118,6 +123,11 @@ def _fetch(path: Path, uri: str, key: str) -> bool:
                         )
         _write_record(path, record_of(path), files)
     return True
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a folder is what the storage has: it was sent from here, or fetched."""
+    return path.is_dir() and record_of(path).is_file()
 
 
 def _index_key(key: str) -> str:

@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from krscale.errors import UserError
 from krscale.files import read_json, reading
 from krscale.storage.address import storages_root
 
 DEFAULT_GB = 100.0
+_UNFETCHED = "unfetched"
 _limit = {"bytes": DEFAULT_GB * 1e9}
 _held: dict[tuple[int, str], int] = {}
 
@@ -26,6 +29,20 @@ def limit_room(gigabytes: float) -> None:
 def record_of(path: Path) -> Path:
     """Return the file beside a folder that says that the storage has it, and how large it is."""
     return path.with_name(f".{path.name}.sent")
+
+
+def fetch_lock(path: Path) -> Path:
+    """Return the lock that a process has while it fetches a folder."""
+    return path.with_name(f".{path.name}.fetch")
+
+
+def unfetched(path: Path) -> Path:
+    """Return where a folder is until all of it is fetched.
+
+    Not under a name that `krscale.leftovers` sweeps: whoever fetches has none of the locks of those
+    who make folders.
+    """
+    return path.with_name(f".{path.name}.{_UNFETCHED}")
 
 
 def hold(path: Path) -> None:
@@ -49,6 +66,7 @@ def make_room(num_bytes: int) -> None:
     Where all that is left is in use, nothing is refused: the machine then keeps more than it was
     told, since a trial cannot go on without.
     """
+    _sweep()
     kept = sorted(_kept(), key=lambda entry: entry[0])
     total = num_bytes + sum(size for _, size, _ in kept)
     for _, size, path in kept:
@@ -56,6 +74,14 @@ def make_room(num_bytes: int) -> None:
             return
         if _remove(path):
             total -= size
+
+
+def _sweep() -> None:
+    """Remove what processes that were killed have left of folders that they fetched."""
+    for part in storages_root().glob(f"*/cache/*/.*.{_UNFETCHED}"):
+        path = part.with_name(part.name[1:].removesuffix(f".{_UNFETCHED}"))
+        with suppress(Timeout, OSError), FileLock(fetch_lock(path), timeout=0):
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _use_file(path: Path) -> Path:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from krscale.errors import StorageError
+from krscale.leftovers import sweep_leftovers
 from krscale.storage import room
-from krscale.storage.folders import present, publish
+from krscale.storage.folders import fetched, present, publish
 from krscale.storage.objects import Objects
 from krscale.storage.room import limit_room
 
@@ -27,8 +30,6 @@ def made(path: Path, content: bytes = b"12345678") -> Path:
 
 def released(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if all processes that held folders had ended."""
-    import os
-
     for descriptor in room._held.values():
         os.close(descriptor)
     monkeypatch.setattr(room, "_held", {})
@@ -101,8 +102,6 @@ def test_the_least_recently_opened_goes_and_none_that_is_open(
     assert present(cache / "a")
     released(monkeypatch)
     assert present(cache / "b")  # held from here on
-    import os
-
     os.utime(cache / ".b.used", (1, 1))
     assert present(cache / "c")
     assert not (cache / "a").exists()
@@ -136,3 +135,58 @@ def test_what_the_storage_has_not_is_never_removed(
     limit_room(1e-9)
     assert present(own.with_name("a"))
     assert own.is_dir()
+
+
+def test_what_was_begun_here_is_replaced_by_what_another_has_sent(
+    machine: Machine, uri: str
+) -> None:
+    """A store that was interrupted stands half under its name; trials of others open it whole."""
+    half = made(machine("one") / "cache/stores/a", b"half")
+    assert present(half), "nobody has sent it: it is gone on with"
+    whole = made(machine("two") / "cache/stores/a")
+    publish(whole)
+    machine("one")
+    found = fetched(whole, uri)
+    assert found == half
+    assert (found / "whole.arrow").read_bytes() == b"12345678"
+    assert not [path for path in half.parent.iterdir() if path.name.endswith("unfetched")]
+
+
+def test_whoever_makes_a_folder_leaves_those_that_are_fetched(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that prepares other data sweeps what killed processes left; a fetch takes minutes."""
+    publish(made(machine("one") / "cache/data/a"))
+    folder, download = machine("two") / "cache/data/a", Objects.download
+
+    def swept(self: Objects, key: str, path: Path) -> str:
+        digest = download(self, key, path)
+        sweep_leftovers(folder.parent)
+        return digest
+
+    monkeypatch.setattr(Objects, "download", swept)
+    assert present(folder)
+    assert (folder / "whole.arrow").is_file()
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_what_a_killed_process_has_fetched_goes_with_the_next_fetch(
+    machine: Machine, name: str
+) -> None:
+    for each in "ab":
+        publish(made(machine("one") / "cache/data" / each))
+    cache = machine("two") / "cache/data"
+    made(room.unfetched(cache / "a"), b"half")
+    made(room.unfetched(machine("two") / "cache/stores/c"), b"half")
+    assert present(cache / name)
+    left = [path.name for path in cache.parent.rglob("*.unfetched")]
+    assert not left
+    assert (cache / name / "whole.arrow").read_bytes() == b"12345678"
+
+
+def test_a_folder_that_is_gone_is_fetched_again(machine: Machine) -> None:
+    folder = made(machine("one") / "cache/data/a")
+    publish(folder)
+    shutil.rmtree(folder)
+    assert present(folder)
+    assert (folder / "parts" / "0.arrow").is_file()

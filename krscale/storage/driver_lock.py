@@ -18,7 +18,7 @@ from typing import Any
 
 from krscale.errors import StorageError, UserError
 from krscale.files import read_json, write_json
-from krscale.storage.address import storages_root
+from krscale.storage.address import storages_root, working_folder
 from krscale.storage.objects import Objects
 
 LOCK_FILE = ".driver.json"
@@ -35,7 +35,7 @@ class Start:
     Attributes:
         number: Of the start; each has the next.
         token: Of this start alone.
-        machine: Where it runs (`machine_id`).
+        machine: Where it runs (`machine_id`), and in which of that machine's working folders.
         who: The same for people.
         beat: Signs of life so far.
         ended: Whether it has left.
@@ -79,7 +79,9 @@ class DriverLock:
         self.objects, self.run, self.say = objects, run, say
         self.sleep, self.clock = sleep, clock
         self.key = f"{run}/{LOCK_FILE}"
-        self.start = Start(0, uuid.uuid4().hex, machine_id(), _me())
+        # One storage may be named by several URIs: each has a folder, and a lock, of its own.
+        machine = f"{machine_id()}/{working_folder(objects.uri).name}"
+        self.start = Start(0, uuid.uuid4().hex, machine, _me())
 
     def acquire(self) -> Start | None:
         """Take the lock; return the start before this one, None for the first.

@@ -92,6 +92,16 @@ def gather(folder: Path) -> None:
         mirror.gather()
 
 
+def send(folder: Path) -> None:
+    """Send what has changed in a run folder now: a worker elsewhere is to go on from it.
+
+    Where that cannot be done the worker begins anew, and the folder is sent later.
+    """
+    if mirror := _active.get(str(folder)):
+        with suppress(StorageError, FileNotFoundError):
+            mirror.send()
+
+
 def sign_of(folder: Path, path: Path) -> int | None:
     """Return when a worker on another machine last gave a sign; None if it never did."""
     mirror = _active.get(str(folder))
@@ -117,7 +127,7 @@ def refresh(folder: Path) -> None:
     objects = Objects.open(place[0])
     last = DriverLock(objects, place[1], print).last()
     mirror = RunMirror(folder, objects, place[1], print)
-    if last is not None and not mirror.is_of(last):
+    if mirror.is_copy() if last is None else not mirror.is_of(last):
         folder.mkdir(parents=True, exist_ok=True)
         mirror.fetch()
 
@@ -154,7 +164,10 @@ class RunMirror:
     def begin(self) -> None:
         """Take the lock, bring the folder up to date, and keep the copy so from now on."""
         before = self.lock.acquire()
-        if before is None:
+        if before is None and self.is_copy():
+            self.say(f"{self.run} was put there by no driver; fetching it")
+            self.fetch()
+        elif before is None:
             self.sent = {}  # whatever it had, the storage has no run of this name any more
         elif not self.is_of(before):
             self.say(f"{self.run} was last run elsewhere ({before.who}); fetching it")
@@ -163,6 +176,14 @@ class RunMirror:
         self._write_record()
         self.gather()
         self._thread.start()
+
+    def is_copy(self) -> bool:
+        """Return whether the storage has a run that nobody ran there, and this machine has none.
+
+        Somebody has copied it to the storage.
+        """
+        start = len(self.run) + 1
+        return not self.number and any(is_sent(key[start:]) for key in self.objects.list(self.run))
 
     def is_of(self, start: Start) -> bool:
         """Return whether this machine's folder is of a start.
@@ -315,7 +336,7 @@ class RunMirror:
 
     def _bring(self, name: str) -> None:
         key = f"{self.run}/{name}"
-        if not name.startswith(f"{UNFINISHED}/"):
+        if not (name.startswith(f"{UNFINISHED}/") and name.endswith(ARCHIVE)):
             self.objects.download(key, self.folder / name)
         elif (content := self.objects.read(key)) is not None:
             path = self.folder / name.removesuffix(ARCHIVE)

@@ -11,9 +11,10 @@ import pytest
 
 from krscale.errors import StorageError, UserError
 from krscale.storage import driver_lock, run_mirror
+from krscale.storage.address import mark, working_folder
 from krscale.storage.objects import Objects
 from krscale.storage.run_files import rank, stamps
-from krscale.storage.run_mirror import discard, gather, mirrored, refresh, sign_of
+from krscale.storage.run_mirror import discard, gather, mirrored, refresh, send, sign_of
 from krscale.storage.trial_files import (
     bring_checkpoint,
     send_checkpoint,
@@ -82,6 +83,64 @@ def test_a_run_that_was_deleted_and_begun_elsewhere_is_fetched(
     assert (one / "curve.json").read_text() == "2"
     with mirrored(one, say):
         assert (one / "curve.json").read_text() == "2"
+
+
+def test_a_run_that_was_copied_to_the_storage_goes_on_there(
+    machine: Machine, tmp_path: Path
+) -> None:
+    """No driver has left its word there; a run of the same name took the place of the copy."""
+    files = {"experiment_dot_json": "{}", "journal_dot_log": "1\n2\n", "students__a": "w"}
+    unfinished = {"unfinished__kd__1__trial-7__state_dot_pt": "s"}
+    copied = write(tmp_path / "bucket" / "run", **files, **unfinished, _dot_owner="me")
+    one = machine("one") / "run"
+    refresh(one)
+    assert (one / "journal.log").read_text() == "1\n2\n"
+    two, lines = write(machine("two") / "run"), list[str]()
+    with mirrored(two, lines.append):
+        assert (two / "journal.log").read_text() == "1\n2\n"
+        assert (two / "students/a").read_text() == "w"
+        assert (two / "unfinished/kd/1/trial-7/state.pt").read_text() == "s"
+        assert not (two / ".owner").exists()
+        write(two, journal_dot_log="1\n2\n3\n")
+    assert "was put there by no driver" in lines[0]
+    assert (copied / "journal.log").read_text() == "1\n2\n3\n"
+
+
+def test_two_uris_of_one_storage_have_one_driver_at_a_time(
+    uri: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has a folder of its own on the machine, and so a lock of its own there."""
+    one = write(machine("one") / "run")
+    other = uri.replace("/bucket", "/./bucket")
+    mark(other)
+    two = write(working_folder(other) / "run")
+    with mirrored(one, say):
+        first = run_mirror._active[str(one)]
+
+        def beat(_seconds: float) -> None:
+            first.lock.beat()
+
+        monkeypatch.setattr(driver_lock.DriverLock.__init__, "__defaults__", (beat, time.monotonic))
+        with pytest.raises(UserError, match="is being run now by process"), mirrored(two, say):
+            pytest.fail("two drivers")
+
+
+def test_what_a_worker_elsewhere_is_to_go_on_from_is_sent_at_once(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = write(machine("one") / "run")
+    with mirrored(one, say):
+        write(one, unfinished__kd__1__trial__state_dot_pt="s")
+        write(one, unfinished__kd__1__trial__manifest_dot_json="m")
+        send(one)
+        elsewhere = machine("two") / "run/unfinished/kd/1/trial"
+        bring_checkpoint(elsewhere)
+        assert (elsewhere / "state.pt").read_text() == "s"
+        machine("one")
+        with monkeypatch.context() as broken:
+            broken.setattr(Objects, "write", _refuse)
+            send(write(one, journal_dot_log="1\n"))  # no error: it is sent later
+    send(one)  # of a run that nobody runs
 
 
 def test_whoever_ran_last_keeps_what_could_not_be_sent(

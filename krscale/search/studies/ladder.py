@@ -44,6 +44,7 @@ from krscale.search.studies.study import FinalStudy, Study, TuningStudy
 from krscale.search.studies.transfer import transfer
 from krscale.search.studies.trial_spec import Assignment, FinalKey, Listener, StudyKey, TuningKey
 from krscale.setup.sizes import StudentSize
+from krscale.storage.run_mirror import send
 
 MAX_FORBIDDEN = 50
 """Suggestions in a row that break a limit, after which a study is given up."""
@@ -328,6 +329,7 @@ class Ladder:
             listener.on_end(assignment, TrialState.FAIL, {}, cause.text)
         own = checkpoint_path(self.run_path, assignment.name)
         run_again(study.optuna, assignment.number, cause, has_checkpoint=own.exists())
+        send(self.run_path)  # the next worker may be on another machine
         study.recount()
 
     def _record(self, assignment: Assignment, trial: Trial, metrics: Mapping[str, float]) -> bool:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from krscale.cluster.meeting import Meeting
 from krscale.config import Experiment
-from krscale.errors import KrscaleError
 from krscale.models.given import Builder, keep
 from krscale.parallel import Workers
-from krscale.search.studies.checkpoints import go_on
 from krscale.setup.build import Assets, build_training, trial_experiment
 from krscale.setup.prepare import Prepared
 from krscale.training.loop import Training
@@ -75,17 +72,12 @@ class Rank:
         """Build the training of a trial; all workers do so at the same time."""
         self.training = build_trial(self.experiment, self.assets, config, self.workers)
 
-    def load(self, path: Path, epoch: int) -> None:
-        """Go on from the checkpoint that the first worker has read.
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from where the first worker is, which has read the checkpoint.
 
-        Raises:
-            KrscaleError: If it holds another epoch here, or cannot be read.
+        On a machine without its disk the file is elsewhere, or an older one, or not there yet.
         """
-        _, problem = go_on(self.training, path)
-        if not problem and self.training.epoch != epoch:
-            problem = f"{path}: it holds epoch {self.training.epoch}, not {epoch}"
-        if problem:
-            raise KrscaleError(problem)
+        self.training.load_state_dict(state)
 
     def run_epoch(self) -> None:
         """Train the next epoch; its metrics are those of the first worker."""

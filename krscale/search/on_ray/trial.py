@@ -132,7 +132,7 @@ class StudentTrial(tune.Trainable):
                     f"and starts from the beginning: {problem}"
                 )
             else:
-                self.group.together("load", before, self.training.epoch, own=_nothing)
+                self.group.together("load", self.training.state_dict(), own=_nothing)
         self.training.on_step = signs.give
         self.recalled = list(self.history)
         self.keeper = Keeper(checkpoint_path(path, config["name"]), search.checkpoint_seconds)

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from krscale.config.training import BatchSizes
 from krscale.errors import UserError
+from krscale.own_norms import refuse_own_norms
 from krscale.parallel import Workers, all_reduce
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -31,13 +32,25 @@ def convert_batch_norm(model: AnyModule, workers: Workers) -> AnyModule:
 
     Returns:
         `model`, changed in place; a new module when `model` itself is a batch norm.
+
+    Raises:
+        UserError: If a batch norm computes more than torch's (`refuse_own_norms`).
     """
     if workers.world_size == 1:
         return model
+    refuse_own_norms(model, "the network", known=SharedBatchNorm)
+    return _converted(model, workers, {})
+
+
+def _converted(model: AnyModule, workers: Workers, known: dict[nn.Module, nn.Module]) -> AnyModule:
+    """Convert, with what has taken the place of each norm: one may stand under several names."""
     if isinstance(model, _BatchNorm) and not isinstance(model, SharedBatchNorm):
-        return SharedBatchNorm(model, workers)  # type: ignore[return-value]
-    for name, child in model.named_children():
-        setattr(model, name, convert_batch_norm(child, workers))
+        if model not in known:
+            known[model] = SharedBatchNorm(model, workers)
+        return known[model]  # type: ignore[return-value]
+    for name, child in list(model._modules.items()):
+        if child is not None:
+            setattr(model, name, _converted(child, workers, known))
     return model
 
 

@@ -51,7 +51,10 @@ FLOORS = (
     ),
     (
         "First floor: learning in one process, without Ray, Optuna or MLflow",
-        ("parallel", "batch_norm", "data", "store", "training", "setup", "export", "on_objects"),
+        (
+            *("parallel", "batch_norm", "own_norms", "data", "store", "training", "setup"),
+            *("export", "on_objects"),
+        ),
     ),
     ("Second floor: many workers", ("cluster",)),
     ("Third floor: runs", ("time_left", "progress", "report", "tracking", "runs", "search")),

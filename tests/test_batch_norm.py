@@ -28,6 +28,15 @@ class TestConvertBatchNorm:
         assert convert_batch_norm(model, Workers.alone()) is model
         assert all(a is b for a, b in zip(model.modules(), before, strict=True))
 
+    def test_a_norm_under_two_names_stays_one(self):
+        model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+        model.add_module("again", model[1])
+        model.add_module("inside", nn.Sequential(model[1]))
+        converted = convert_batch_norm(model, Workers(1, 2))
+        norms = {converted[1], converted.again, converted.inside[0]}
+        assert len(norms) == 1
+        assert isinstance(norms.pop(), SharedBatchNorm)
+
     def test_keeps_parameters_mode_and_names(self):
         model = small_network().eval()
         parameters, names = dict(model.named_parameters()), list(model.state_dict())

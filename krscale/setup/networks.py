@@ -34,6 +34,7 @@ from krscale.models.preprocessing import (
     input_shape,
     preprocessing_of_network,
 )
+from krscale.own_norms import refuse_own_norms
 from krscale.setup.found_taps import with_found_taps
 from krscale.setup.inputs import is_chosen, may_differ
 from krscale.setup.methods import methods_of
@@ -115,6 +116,8 @@ class Networks:
             # Whole batches: `train.gradient_accumulation` is of students.
             batches = BatchSizes(task.num_train, experiment.train.global_batch_size)
             check_batch_norm(teacher, shape, batches, "teacher")
+            if experiment.teacher.num_workers > 1:
+                refuse_own_norms(teacher, "teacher")
         return cls(
             experiment,
             task.num_classes,
@@ -181,6 +184,8 @@ class Networks:
         for method in compared:
             method.check_shapes(own, feature_shapes(method.kind, teacher.stage_shapes))
         check_batch_norm(student, shape, experiment.train.batch_sizes(self.num_train), where)
+        if experiment.train.most_workers > 1:
+            refuse_own_norms(student, where)
 
     def compares_where(self, methods: Iterable[str]) -> bool:
         """Whether methods compare where stages are active, and the teacher has such stages."""

@@ -48,8 +48,10 @@ class EpochSums:
         self.counts[0] += _correct(output.logits.detach(), batch)
         self.counts[1] += (batch.labels != UNLABELLED).sum()
         self.counts[2] += len(batch.labels)
+        share = len(batch.labels) / batch.global_size  # of this worker
         for name, value in output.diagnostics.items():
-            self.diagnostics[name] = self.diagnostics.get(name, 0.0) + value.detach().double()
+            of_share = value.detach().double() * share
+            self.diagnostics[name] = self.diagnostics.get(name, 0.0) + of_share
         self.step += 1
 
     def metrics(self, epoch: int, num_steps: int) -> dict[str, float]:
@@ -60,22 +62,21 @@ class EpochSums:
             NoGradientError: If the first step of the training moved no weight.
         """
         diagnostics = [v.reshape(1) for _, v in sorted(self.diagnostics.items())]
-        ones = torch.ones(1, dtype=torch.float64, device=self.device)
-        gradient = self.has_gradient.to(ones).reshape(1)
-        packed = torch.cat([self.terms, self.counts, ones, gradient, *diagnostics])
+        gradient = self.has_gradient.to(self.counts).reshape(1)
+        packed = torch.cat([self.terms, self.counts, gradient, *diagnostics])
         values = sum_over_workers(packed).tolist()
         num_terms = len(self.names)
         # Judged on the sums over workers, so that every worker raises when one must.
         if not all(map(math.isfinite, values[:num_terms])):
             self._raise_non_finite(values[:num_terms], epoch, num_steps)
-        correct, num_labelled, count, world_size, moved = values[num_terms : num_terms + 5]
+        correct, num_labelled, count, moved = values[num_terms : num_terms + 4]
         require_gradient(moved=moved > 0.0)
         metrics = {f"train/{n}": v / count for n, v in zip(self.names, values, strict=False)}
         metrics[TRAIN_LOSS] = sum(values[:num_terms]) / count
         metrics[TRAIN_ACCURACY] = correct / max(num_labelled, 1.0)
-        rest = values[num_terms + 5 :]
+        rest = values[num_terms + 4 :]
         for name, value in zip(sorted(self.diagnostics), rest, strict=True):
-            metrics[name] = value / (self.step * world_size)
+            metrics[name] = value / self.step
         return metrics
 
     def _raise_non_finite(self, values: list[float], epoch: int, num_steps: int) -> NoReturn:

@@ -23,7 +23,8 @@ _MEMORY = re.compile(
 """Not the word OOM: Ray names it among the causes that the death of any worker may have."""
 _LOST_RANK = re.compile(r"\bLostRankError: ")
 """Of `group.py`, which Ray hands over as the error of a task, or of an actor's start."""
-_STORAGE_ERROR = re.compile(r"\b(?:DiskFullError|StorageError): (.+)")
+_NODE = re.compile(r"\(pid=\d+, ip=([^,)\s]+)")
+_STORAGE_ERROR = re.compile(r"^(?:[\w.]+\.)?(?:DiskFullError|StorageError): (.+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,22 @@ class TrialError:
 
 def _of_storage(error: BaseException | None, text: str, root: Path) -> StorageError | None:
     """Return what could not be written on a worker; None where something else failed."""
-    lines = _ending(text).splitlines()
+    # First, as it names the file: Ray's error of an actor that did not start has the number alone.
+    if named := _STORAGE_ERROR.search(_ending(text)):
+        return StorageError(_on_node(text) + named[1])
     for each in filter(None, (error, Exception(_ending(text)))):
         found, number = storage_error(each), error_number(each)
         if found and (number is None or is_of_storage(number, text, root)):
             return found
-    if lines and (named := _STORAGE_ERROR.search(lines[0])):
-        return StorageError(named[1])
     if isinstance(error, OutOfDiskError) or "OutOfDiskError" in text:
         return StorageError(SESSION_IS_FULL)
     return None
+
+
+def _on_node(text: str) -> str:
+    """Return which node an error is of, as the start of a sentence; its disk may be its own."""
+    found = _NODE.search(text)
+    return f"on the node {found[1]}: " if found and not found[1].startswith("127.") else ""
 
 
 def _ending(text: str) -> str:

@@ -172,3 +172,27 @@ def test_a_full_disk_without_a_name_counts_where_the_storage_is_full(
     monkeypatch.setattr(whose_storage, "_is_full", lambda root: True)
     assert judged(errno.ENOSPC, "", OWN)
     assert judged(errno.ENOSPC, "/home/me/table", OWN) is None
+
+
+STARTING = """Failure # 1 (occurred at 2026-11-28_15-56-03)
+The actor died because of an error raised in its creation task, ray::StudentTrial.__init__() \
+(pid=19863, ip={node}, actor_id=ef2470e9, repr=<StudentTrial object at 0x7ff2>)
+  File "krscale/files.py", line 148, in new_folder
+    temporary.mkdir(parents=True)
+OSError: [Errno 28] No space left on device: '/disk/cache/stores/.a.unfetched'
+  File "krscale/files.py", line 300, in _room_on_disk
+    raise found from error
+krscale.errors.DiskFullError: /disk/cache/stores/a: the disk is full. Free some space.
+"""
+
+
+@pytest.mark.parametrize(
+    ("node", "where"), [("192.0.2.2", "on the node 192.0.2.2: "), ("127.0.0.1", "")]
+)
+def test_a_full_disk_of_a_node_is_named_with_the_node(node: str, where: str) -> None:
+    """Its worker does not start, as it fetches data there; the driver's disk may have room."""
+    text = STARTING.format(node=node)
+    died = ActorDiedError(task_error(OSError(errno.ENOSPC, text)))
+    found = TrialError.of(died, text, Path("s3://bucket/runs"))
+    expected = f"{where}/disk/cache/stores/a: the disk is full. Free some space."
+    assert str(found.storage) == expected

@@ -123,9 +123,7 @@ def fit_on_workers(
     kept = find_kept(folder / TRAIN, "student" if section == "train" else section, note)
     if kept.metrics:
         on_epoch(kept.metrics)
-    use_gpu = _uses_gpu(experiment.train.device, num_workers)
-    each = {"CPU": 1.0, **({"GPU": 1.0} if use_gpu else {})}
-    require(each, experiment.cluster, f"{section}.num_workers", num_workers)
+    each = require_workers(experiment, section)
     queue = Queue(actor_options={"num_cpus": 0})  # workers may take every core there is
     stall_seconds = experiment.search.stall_seconds
     reader = ReportReader(queue, on_epoch, note, StallWatch(stall_seconds))
@@ -152,6 +150,28 @@ def fit_on_workers(
     metrics = _keep_weights(result, weights)
     kept.remove_unrecorded()
     return metrics
+
+
+def require_workers(
+    experiment: Experiment, section: Literal["train", "teacher"]
+) -> dict[str, float]:
+    """Wait until the connected cluster has the workers of one training, free or not.
+
+    Args:
+        experiment: The cluster and the device.
+        section: Whose `num_workers` are meant.
+
+    Returns:
+        What each of them takes of the cluster.
+
+    Raises:
+        UserError: If it stays too small; says what its nodes have.
+    """
+    num_workers = getattr(experiment, section).num_workers
+    use_gpu = _uses_gpu(experiment.train.device, num_workers)
+    each = {"CPU": 1.0, **({"GPU": 1.0} if use_gpu else {})}
+    require(each, experiment.cluster, f"{section}.num_workers", num_workers)
+    return each
 
 
 def _trainer(

@@ -15,7 +15,7 @@ from rich.table import Table
 from krscale.cluster.connect import connect
 from krscale.cluster.nodes import reach_storage
 from krscale.cluster.teacher import teach_on_workers
-from krscale.cluster.train import STUDENT_FILE, train_on_workers
+from krscale.cluster.train import STUDENT_FILE, require_workers, train_on_workers
 from krscale.cluster.worker_reports import OnEpoch
 from krscale.config import Experiment, read_record, with_values
 from krscale.config.records import Accuracy, NotNegative
@@ -112,6 +112,9 @@ def distil(
                 progress.note(line)
             has_ended = (folder / RESULT_FILE).exists()  # unless it was put aside
         if not has_ended:
+            if experiment.train.num_workers > 1:  # before a teacher is trained in vain
+                connect(experiment.cluster)
+                require_workers(experiment, "train")
             prepared = prepare_knowledge(setup, progress, train=teach_on_workers)
             bind_weights(folder, Path(prepared.teacher_path))
             dataset, size = setup.dataset, find_size(setup.networks)
@@ -202,7 +205,6 @@ def _train(
 ) -> dict[str, float]:
     if experiment.train.num_workers == 1:
         return _train_here(experiment, prepared, width, on_epoch)
-    connect(experiment.cluster)
     return train_on_workers(experiment, prepared, width, on_epoch, note)
 
 

@@ -32,6 +32,7 @@ from krscale.search.check import CheckedSearch, check_search
 from krscale.search.insight_figure import record_insight
 from krscale.search.on_ray.gpu_packing import candidates, gpus_per_trial
 from krscale.search.on_ray.group_resources import (
+    asks_for_more,
     refuse_shared_gpus,
     require_group,
     trial_resources,
@@ -106,7 +107,7 @@ def run_session(
                 warn=progress.note,
             )
             try:
-                if experiment.train.num_workers > 1 and not (folder / CURVE_FILE).exists():
+                if asks_for_more(experiment) and not (folder / CURVE_FILE).exists():
                     require_group(experiment)
                 prepared = prepare_knowledge(setup, progress, write_on_workers, teach_on_workers)
                 bind_weights(folder, Path(prepared.teacher_path))

@@ -59,8 +59,20 @@ def gpus_per_worker(experiment: Experiment) -> float:
     return 1.0 if enough or train.device == "cuda" else 0.0
 
 
+def asks_for_more(experiment: Experiment) -> bool:
+    """Return whether a trial asks for more than one core, which every cluster that trains has.
+
+    Example:
+        >>> asks_for_more(Experiment())
+        False
+    """
+    search = experiment.search
+    gpus = search.gpus_per_trial not in ("auto", 0.0)
+    return experiment.train.num_workers > 1 or search.cpus_per_trial > 1.0 or gpus
+
+
 def require_group(experiment: Experiment) -> None:
-    """Connect to the cluster, and wait until it has room for the workers of one trial.
+    """Connect to the cluster, and wait until it has room for one trial, with all its workers.
 
     Before the teacher is trained: a search that needs more than there is would train it in vain.
 

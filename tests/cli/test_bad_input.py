@@ -1,5 +1,6 @@
 """Every mistake a user can make at a command: one clear error, exit code 2, no traceback."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,10 @@ import torch
 from running import overrides
 
 from krscale.cli.app import main
+from krscale.cluster import train
 from krscale.errors import UserError
+from krscale.runs import distill
+from krscale.search.on_ray import group_resources
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -67,6 +71,41 @@ def test_workers_of_a_trial_that_would_share_a_gpu_are_refused_at_once(
     error = refuse(capsys, "tune", tmp_path, "train.num_workers=2", "search.gpus_per_trial=0.5")
     for part in ("search.gpus_per_trial", "a GPU of its own", "2 workers a trial", "0.5"):
         assert part in error
+
+
+@pytest.mark.parametrize(
+    ("command", "setting", "asked"),
+    [
+        (
+            "tune",
+            "search.cpus_per_trial=64",
+            "search.cpus_per_trial, search.gpus_per_trial: 64 CPU",
+        ),
+        ("tune", "search.gpus_per_trial=0.5", "gpus_per_trial: 1 CPU, 0.5 GPU"),
+        ("tune", "train.num_workers=64", "train.num_workers, search.cpus_per_trial"),
+        ("distill", "train.num_workers=64", "train.num_workers: 1 CPU, 64 times"),
+    ],
+)
+def test_more_than_the_cluster_has_is_refused_before_the_teacher_trains(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    setting: str,
+    asked: str,
+) -> None:
+    def require(each: Mapping[str, float], _: object, where: str, count: int = 1) -> None:
+        resources = ", ".join(f"{amount:g} {name}" for name, amount in each.items())
+        raise UserError(f"{where}: {resources}, {count} times: no room")
+
+    for module in (group_resources, train):
+        monkeypatch.setattr(module, "require", require)
+    for module in (group_resources, distill):
+        monkeypatch.setattr(module, "connect", lambda _config: None)
+    error = refuse(capsys, command, tmp_path, setting, "train.device=cpu", "tracking.enabled=false")
+    assert asked in error
+    assert "no room" in error
+    assert not (tmp_path / "cache" / "teachers").exists()
 
 
 def test_student_taps_are_refused_before_anything_trains(

@@ -7,7 +7,7 @@ import os
 import re
 from functools import cache
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from krscale.files import write_text
 from krscale.redaction import holds_userinfo
@@ -17,6 +17,7 @@ CACHE_VARIABLE = "KRSCALE_CACHE_PATH"
 MARKER = ".storage"
 """File in a working folder that holds the URI that it stands for."""
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_OF_NO_PATH = re.compile(r"[^A-Za-z0-9\-._~:/@!$&'()*+,;=%]")
 _SECRET = re.compile(r"(?i)token|passw|pwd|secret|key|sig|credential|auth")
 _known: dict[str, str] = {}
 
@@ -61,8 +62,12 @@ def checked_uri(uri: str) -> str:
         raise ValueError(f"{uri}: '#' and white space are not allowed in the URI of a storage")
     if not (parts.netloc or parts.path.strip("/")):
         raise ValueError(f"{uri}: names no bucket or folder; e.g. s3://bucket/prefix")
-    if ".." in unquote(parts.path).split("/"):
-        raise ValueError(f"{uri}: '..' is not allowed in the URI of a storage")
+    if {".", ".."} & set(unquote(parts.path).split("/")):
+        raise ValueError(f"{uri}: '.' and '..' are not allowed in the URI of a storage")
+    if other := _OF_NO_PATH.search(parts.path):
+        raise ValueError(
+            f"{uri}: {other[0]!r} is not allowed in a URI; it is written {quote(other[0])} there"
+        )
     path = re.sub("/+", "/", parts.path).rstrip("/")
     query = f"?{parts.query}" if parts.query else ""
     return f"{parts.scheme.lower()}://{parts.netloc}{path}{query}"

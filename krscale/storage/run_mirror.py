@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from krscale.errors import StorageError, UserError
 from krscale.files import read_json, reading, write_json
 from krscale.storage.address import is_plain, place_of
@@ -40,6 +42,9 @@ _MAX_SHARE = 0.1
 _AT_ONCE = 8
 RECORD = ".mirror.json"
 """File in a run folder: which start it is of, and what the storage has of it."""
+FETCHING = ".fetching.lock"
+"""File in a run folder that is locked while it is brought up to date: by a driver that begins, or
+by a command that reads the run. Both at once would mix what each removes and writes."""
 _DIGEST = ".digest.json"
 _STUDENTS = "students"
 _active: dict[str, RunMirror] = {}
@@ -125,11 +130,13 @@ def refresh(folder: Path) -> None:
     if place is None or str(folder) in _active:
         return
     objects = Objects.open(place[0])
-    last = DriverLock(objects, place[1], print).last()
-    mirror = RunMirror(folder, objects, place[1], print)
-    if mirror.is_copy() if last is None else not mirror.is_of(last):
-        folder.mkdir(parents=True, exist_ok=True)
-        mirror.fetch()
+    if RunMirror(folder, objects, place[1], print).is_current():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / FETCHING):
+        mirror = RunMirror(folder, objects, place[1], print)  # a driver may have begun here
+        if not mirror.is_current():
+            mirror.fetch()
 
 
 class RunMirror:
@@ -163,17 +170,18 @@ class RunMirror:
 
     def begin(self) -> None:
         """Take the lock, bring the folder up to date, and keep the copy so from now on."""
-        before = self.lock.acquire()
-        if before is None and self.is_copy():
-            self.say(f"{self.run} was put there by no driver; fetching it")
-            self.fetch()
-        elif before is None:
-            self.sent = {}  # whatever it had, the storage has no run of this name any more
-        elif not self.is_of(before):
-            self.say(f"{self.run} was last run elsewhere ({before.who}); fetching it")
-            self.fetch()
-        self.number, self.token = self.lock.start.number, self.lock.start.token
-        self._write_record()
+        with FileLock(self.folder / FETCHING):
+            before = self.lock.acquire()
+            if before is None and self.is_copy():
+                self.say(f"{self.run} was put there by no driver; fetching it")
+                self.fetch()
+            elif before is None:
+                self.sent = {}  # whatever it had, the storage has no run of this name any more
+            elif not self.is_of(before):
+                self.say(f"{self.run} was last run elsewhere ({before.who}); fetching it")
+                self.fetch()
+            self.number, self.token = self.lock.start.number, self.lock.start.token
+            self._write_record()
         self.gather()
         self._thread.start()
 
@@ -184,6 +192,11 @@ class RunMirror:
         """
         start = len(self.run) + 1
         return not self.number and any(is_sent(key[start:]) for key in self.objects.list(self.run))
+
+    def is_current(self) -> bool:
+        """Return whether this machine's folder is that of the last driver of any machine."""
+        last = self.lock.last()
+        return not self.is_copy() if last is None else self.is_of(last)
 
     def is_of(self, start: Start) -> bool:
         """Return whether this machine's folder is of a start.
@@ -240,7 +253,7 @@ class RunMirror:
         self.send()
         there = self.objects.list(f"{self.run}/{_STUDENTS}")
         keys = [key for key in there if is_plain(key) and key.endswith(_DIGEST)]
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
+        with self._sending, ThreadPoolExecutor(_AT_ONCE) as threads:
             list(threads.map(self._bring_student, keys))
 
     def fetch(self) -> None:

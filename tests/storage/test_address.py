@@ -51,6 +51,16 @@ def test_no_place(uri: str) -> None:
         checked_uri(uri)
 
 
+@pytest.mark.parametrize(
+    ("uri", "written"),
+    [("s3://b/é", "%C3%A9"), ("s3://b/a[1]", "%5B"), ("s3://b/a\\b", "%5C"), ("s3://b/./a", "'.'")],
+)
+def test_what_no_uri_has_is_refused_with_how_it_is_written(uri: str, written: str) -> None:
+    with pytest.raises(ValueError, match="not allowed") as caught:
+        checked_uri(uri)
+    assert written in str(caught.value)
+
+
 def test_one_form() -> None:
     assert checked_uri("S3://bucket//a/") == checked_uri("s3://bucket/a") == "s3://bucket/a"
     assert checked_uri("s3://b/p/?region=eu") == "s3://b/p?region=eu"

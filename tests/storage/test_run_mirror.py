@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -111,7 +112,7 @@ def test_two_uris_of_one_storage_have_one_driver_at_a_time(
 ) -> None:
     """Each has a folder of its own on the machine, and so a lock of its own there."""
     one = write(machine("one") / "run")
-    other = uri.replace("/bucket", "/./bucket")
+    other = f"{uri}?region=any"
     mark(other)
     two = write(working_folder(other) / "run")
     with mirrored(one, say):
@@ -141,6 +142,57 @@ def test_what_a_worker_elsewhere_is_to_go_on_from_is_sent_at_once(
             broken.setattr(Objects, "write", _refuse)
             send(write(one, journal_dot_log="1\n"))  # no error: it is sent later
     send(one)  # of a run that nobody runs
+
+
+def test_who_reads_a_run_waits_for_a_driver_that_fetches_it(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fetched, too: over what the driver had begun to write meanwhile."""
+    one = write(machine("one") / "run")
+    with mirrored(one, say):
+        write(one, journal_dot_log="1\n")
+    two, readers = write(machine("two") / "run"), list[threading.Thread]()
+    fetch = run_mirror.RunMirror.fetch
+
+    def fetch_while_somebody_reads(mirror: run_mirror.RunMirror) -> None:
+        assert not readers, "fetched once"
+        readers.append(threading.Thread(target=refresh, args=(two,)))
+        readers[0].start()
+        readers[0].join(0.5)  # time enough to fetch
+        fetch(mirror)
+
+    monkeypatch.setattr(run_mirror.RunMirror, "fetch", fetch_while_somebody_reads)
+    with mirrored(two, say):
+        write(two, journal_dot_log="1\n2\n", curve_dot_json="new")
+        readers[0].join()
+        assert (two / "journal.log").read_text() == "1\n2\n"
+        assert (two / "curve.json").exists()
+
+
+def test_nothing_is_sent_while_students_are_brought(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread would send back what has come, and write its record while that changes."""
+    one = write(machine("one") / "run")
+    with mirrored(one, say):
+        mirror = run_mirror._active[str(one)]
+        two = write(machine("two") / "run", students__s="w", students__s_dot_digest_dot_json="{}")
+        send_file(two / "students/s", two / "students/s.digest.json")
+        machine("one")
+        bring, threads = mirror._bring, list[threading.Thread]()
+
+        def send_meanwhile(name: str) -> None:
+            bring(name)
+            if not threads:
+                threads.append(threading.Thread(target=mirror.send))
+                threads[0].start()
+                threads[0].join(0.2)
+                assert threads[0].is_alive()
+
+        monkeypatch.setattr(mirror, "_bring", send_meanwhile)
+        gather(one)
+        threads[0].join()
+        assert (one / "students/s").read_text() == "w"
 
 
 def test_whoever_ran_last_keeps_what_could_not_be_sent(

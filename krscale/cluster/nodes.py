@@ -19,7 +19,7 @@ from krscale.cluster.address import PRIVATE, ray_address
 from krscale.cluster.connect import connect, is_private
 from krscale.config import Experiment
 from krscale.errors import UserError
-from krscale.storage.address import is_uri
+from krscale.storage.address import is_uri, mark
 from krscale.storage.opening import open_storage, probe
 
 _PACKAGES = ("krscale", "ray", "torch", "pyarrow")
@@ -131,6 +131,8 @@ def _problems(reference: Any, own: Mapping[str, str]) -> list[str]:
 def _look(storage: str, name: str) -> tuple[dict[str, str], str]:
     """Return, on a node, its versions and what is wrong with the storage there."""
     try:
+        if is_uri(storage):
+            mark(storage)
         probe(storage)
     except UserError as error:
         return _versions(), str(error)

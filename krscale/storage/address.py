@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
+from krscale.errors import StorageError
 from krscale.files import write_text
 from krscale.redaction import holds_userinfo
 
@@ -139,12 +140,23 @@ def is_plain(key: str) -> bool:
 
 
 def mark(storage: str) -> None:
-    """Make the working folder of a URI, with the file that says what it stands for."""
+    """Make the working folder of a URI, with the file that says what it stands for.
+
+    Raises:
+        StorageError: If this machine has no place for it; names the variable that gives another.
+    """
     folder = working_folder(storage)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     marker = folder / MARKER
-    if not marker.is_file() or marker.read_text(encoding="utf-8") != storage:
-        write_text(marker, storage)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not marker.is_file() or marker.read_text(encoding="utf-8") != storage:
+            write_text(marker, storage)
+    except (StorageError, OSError) as error:
+        why = str(error) if isinstance(error, StorageError) else error.strerror or str(error)
+        raise StorageError(
+            f"{folder}: what this machine has of {storage} cannot be kept there: "
+            f"{why.rstrip('.')}. {CACHE_VARIABLE} names another folder."
+        ) from None
 
 
 def storage_of(folder: Path) -> str:

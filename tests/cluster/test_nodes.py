@@ -131,6 +131,15 @@ def test_a_node_that_can_read_and_not_write(fake: FakeRay, tmp_path: Path) -> No
     assert line.startswith(start), line
 
 
+def test_a_node_without_a_place_for_what_it_fetches(fake: FakeRay, tmp_path: Path) -> None:
+    """Its first trial would find that out, when the teacher is trained."""
+    (tmp_path / "file").write_text("")
+    fake.on_other(lambda patch: patch.setenv(CACHE_VARIABLE, str(tmp_path / "file")))
+    (line,) = refused(f"file://{tmp_path}/bucket")
+    assert line.startswith(f"  10.0.0.2 (bbbbbbbb): {tmp_path}/file/storages/")
+    assert line.endswith(f"{CACHE_VARIABLE} names another folder.")
+
+
 def test_a_node_without_credentials_says_which_variables(fake: FakeRay) -> None:
     """moto asks for none, so that node finds no bucket as well."""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
+from krscale.errors import StorageError
 from krscale.storage.address import (
     CACHE_VARIABLE,
     checked_uri,
@@ -91,3 +94,18 @@ def test_a_working_folder_says_what_it_stands_for(
     assert storage_of(folder) == uri
     assert place_of(folder / "run" / "journal.log") == (uri, "run/journal.log")
     assert storage_of(tmp_path) == str(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOENT, errno.EROFS, errno.ENOSPC])
+def test_a_machine_without_a_place_for_it_says_which_variable_names_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), "/home/me")
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(StorageError, match=f"cannot be kept there: .*{CACHE_VARIABLE}") as caught:
+        mark("s3://bucket/a")
+    assert str(caught.value).startswith(f"{tmp_path}/storages/s3-bucket-a-")

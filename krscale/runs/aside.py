@@ -8,13 +8,13 @@ from pathlib import Path
 
 from krscale.errors import DamagedFileError
 from krscale.files import read_json, sync, write_atomic, write_json
-from krscale.storage.run_mirror import RECORD
+from krscale.storage.run_mirror import FETCHING, RECORD
 from krscale.storage.trial_files import HERE
 
 ORIGIN_FILE = "origin.json"
 EARLIER = "earlier"
 """Beginning of the names of folders, within a run folder, that hold what `--new-data` put aside."""
-KEPT = frozenset((".lock", ".owner", HERE, RECORD, "experiment.json", "environment.json"))
+KEPT = frozenset((".lock", ".owner", HERE, RECORD, FETCHING, "experiment.json", "environment.json"))
 """What stays when the rest of a run folder is put aside; the second two are copied, too."""
 _MARK = "being put aside in"
 """In place of the record while the rest is being moved: it matches no data."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from krscale.errors import StorageError, UserError
+from krscale.runs.aside import results_in
 from krscale.storage import driver_lock, run_mirror
 from krscale.storage.address import mark, working_folder
 from krscale.storage.objects import Objects
@@ -167,6 +168,14 @@ def test_who_reads_a_run_waits_for_a_driver_that_fetches_it(
         readers[0].join()
         assert (two / "journal.log").read_text() == "1\n2\n"
         assert (two / "curve.json").exists()
+
+
+def test_a_run_that_has_only_been_claimed_has_come_to_nothing(machine: Machine) -> None:
+    """What is kept of a run beside its results is left where the results are put aside."""
+    one = write(machine("one") / "run")
+    with mirrored(one, say):
+        assert results_in(one) == []
+    assert results_in(one) == []
 
 
 def test_nothing_is_sent_while_students_are_brought(

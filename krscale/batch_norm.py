@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from krscale.config.training import BatchSizes
 from krscale.errors import UserError
-from krscale.own_norms import refuse_own_norms
+from krscale.own_norms import modules_after, refuse_own_norms
 from krscale.parallel import Workers, all_reduce
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -34,7 +34,7 @@ def convert_batch_norm(model: AnyModule, workers: Workers) -> AnyModule:
         `model`, changed in place; a new module when `model` itself is a batch norm.
 
     Raises:
-        UserError: If a batch norm computes more than torch's (`refuse_own_norms`).
+        UserError: If a batch norm computes what none over all workers can (`refuse_own_norms`).
     """
     if workers.world_size == 1:
         return model
@@ -142,6 +142,9 @@ def explain_single_values(num_images: int, global_size: int) -> Iterator[None]:
 class SharedBatchNorm(_BatchNorm):
     """Batch norm over the samples of all workers; a worker may hold none.
 
+    The modules that a norm of a class of its own runs on its output, e.g. an activation, are run
+    here as well, under their names.
+
     With a single value per channel over all workers the variance is 0, where `nn.BatchNorm1d`
     raises: knowing it here would make every step wait for the device. `check_batch_norm` refuses it
     before the first step.
@@ -164,6 +167,9 @@ class SharedBatchNorm(_BatchNorm):
         self.running_mean, self.running_var = norm.running_mean, norm.running_var
         self.num_batches_tracked = norm.num_batches_tracked
         self.workers = workers
+        self.after = modules_after(norm) or ()
+        for name in self.after:
+            self.add_module(name, norm.get_submodule(name))
         self.train(norm.training)
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -174,8 +180,13 @@ class SharedBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise `[B, C, ...]` with the statistics of all workers, or the running ones."""
-        if not self.training and self.running_mean is not None:
-            return super().forward(input)
+        is_running = not self.training and self.running_mean is not None
+        output = super().forward(input) if is_running else self._over_all(input)
+        for name in self.after:
+            output = self.get_submodule(name)(output)
+        return output
+
+    def _over_all(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
         output, count, mean, variance = _NormOfAll.apply(  # type: ignore[no-untyped-call]
             input.float(), self.weight, self.bias, self.eps, self.workers

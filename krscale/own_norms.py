@@ -1,4 +1,4 @@
-"""Batch norms of a class of their own: what several workers would leave out of a network."""
+"""Batch norms of a class of their own: what a norm over several workers has to compute as well."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _SHAPES = {nn.BatchNorm1d: (4,), nn.BatchNorm2d: (4, 2, 3), nn.BatchNorm3d: (4, 
 def refuse_own_norms(
     model: nn.Module, where: str, known: type[nn.Module] = nn.SyncBatchNorm
 ) -> None:
-    """Refuse batch norms that compute more than torch's, for a training on several workers.
+    """Refuse batch norms that no norm over several workers can stand for.
 
-    There, one over the samples of all workers takes the place of each. That of timm's
-    `BatchNormAct2d`, which has the activation in it, would have none: another network is trained.
+    There, one over the samples of all workers takes the place of each, followed by the modules that
+    it has itself (`modules_after`). What computes anything else would be another network.
 
     Args:
         model: May be on meta tensors; nothing in it changes.
@@ -37,34 +37,54 @@ def refuse_own_norms(
     """
     for name, module in model.named_modules():
         is_norm = isinstance(module, _BatchNorm) and not isinstance(module, known)
-        if is_norm and _computes_more(module):
+        if is_norm and modules_after(module) is None:
             raise UserError(
                 f"{where}: batch norm {name!r} is of a class of its own, {type(module).__name__}, "
-                "and computes more than torch's. Over several workers that would be left out: "
-                "train on one (train.num_workers = 1, train.max_workers = 0; of a teacher "
-                "teacher.num_workers = 1), or use nn.BatchNorm modules."
+                "and computes more than torch's and its own modules after that. Over several "
+                "workers that would be left out: train on one (train.num_workers = 1, "
+                "train.max_workers = 0; of a teacher teacher.num_workers = 1), or use "
+                "nn.BatchNorm modules."
             )
 
 
 @torch.no_grad()
-def _computes_more(norm: _BatchNorm) -> bool:
-    """Whether a norm gives something else than torch's would with its weights and statistics."""
+def modules_after(norm: _BatchNorm) -> tuple[str, ...] | None:
+    """Return the names of a norm's own modules that it runs, in their order, on what torch's gives.
+
+    timm's `BatchNormAct2d` has a dropout and an activation in it. Found by running copies.
+
+    Returns:
+        Nothing where it computes what torch's does; None where it computes anything else.
+
+    Example:
+        >>> modules_after(nn.BatchNorm2d(2))
+        ()
+    """
     if type(norm).forward in _PLAIN:
-        return False
+        return ()
+    own = tuple(name for name, _ in norm.named_children())
+    return next((names for names in dict.fromkeys(((), own)) if _is_plain_and(norm, names)), None)
+
+
+def _is_plain_and(norm: _BatchNorm, names: tuple[str, ...]) -> bool:
+    """Whether a norm gives what torch's would with its weights, and modules of it after that."""
     spatial = next((shape for kind, shape in _SHAPES.items() if isinstance(norm, kind)), (4, 2, 3))
     samples, *others = spatial
     values = torch.linspace(-1.0, 1.0, samples * norm.num_features * torch.Size(others).numel())
     values = values.reshape(samples, norm.num_features, *others)
-    with torch.random.fork_rng(devices=[]):
-        for training in (False, True):
-            own, plain = _filled(norm).train(training), _filled(norm).train(training)
-            is_same = False
-            with suppress(Exception):  # whatever a module of somebody's own raises
-                expected = _BatchNorm.forward(plain, values)
-                is_same = torch.allclose(own(values), expected, atol=1e-5)
-            if not is_same:
-                return True
-    return False
+    for training in (False, True):
+        own, parts = _filled(norm).train(training), _filled(norm).train(training)
+        is_same = False
+        with suppress(Exception), torch.random.fork_rng(devices=[]):  # a module of somebody's own
+            torch.manual_seed(0)
+            expected = _BatchNorm.forward(parts, values)
+            for name in names:
+                expected = parts.get_submodule(name)(expected)
+            torch.manual_seed(0)
+            is_same = torch.allclose(own(values), expected, atol=1e-5)
+        if not is_same:
+            return False
+    return True
 
 
 def _filled(norm: _BatchNorm) -> _BatchNorm:

@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from krscale import batch_norm
 from krscale.batch_norm import SharedBatchNorm, convert_batch_norm
 from krscale.errors import UserError
 from krscale.methods.reviewkd import _BatchNorm
-from krscale.own_norms import refuse_own_norms
+from krscale.own_norms import modules_after, refuse_own_norms
 from krscale.parallel import Workers
 
 
 class WithActivation(nn.BatchNorm2d):
-    """As timm's `BatchNormAct2d`: the norm, then an activation."""
+    """As timm's `BatchNormAct2d`: the norm, then dropout and an activation."""
+
+    def __init__(self, num_features: int, act: nn.Module, drop: nn.Module) -> None:
+        super().__init__(num_features)
+        self.drop, self.act = drop, act
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(input)))
+
+
+class Doubled(nn.BatchNorm2d):
+    """Computes what none of its modules does."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features)
         self.act = nn.ReLU()
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.act(super().forward(input))
+        return 2.0 * self.act(super().forward(input))
 
 
 class InFp32(nn.BatchNorm2d):
@@ -47,7 +61,7 @@ class OfTwo(nn.BatchNorm2d):
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize("norm", [WithActivation, OfOneSample, OfTwo])
+@pytest.mark.parametrize("norm", [Doubled, OfOneSample, OfTwo])
 def test_what_computes_more_is_refused_by_name(norm: type[nn.Module], device: str) -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.Sequential(norm(3))).to(device)
     message = f"student: batch norm '1.0' is of a class of its own, {norm.__name__}, "
@@ -77,3 +91,57 @@ def test_what_computes_the_same_is_shared(norm: nn.Module) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     if not any(value.is_meta for value in state.values()):
         assert all(torch.equal(norm.state_dict()[name], value) for name, value in state.items())
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    ("act", "drop"),
+    [
+        (nn.ReLU(inplace=True), nn.Identity()),
+        (nn.Hardswish(), nn.Dropout2d(0.5)),
+        (nn.PReLU(3), nn.Identity()),
+    ],
+)
+def test_modules_in_a_norm_follow_the_shared_one(
+    act: nn.Module, drop: nn.Module, device: str
+) -> None:
+    norm = WithActivation(3, act, drop).to(device)
+    names = list(norm.state_dict())
+    assert modules_after(norm) == ("drop", "act")
+    shared = convert_batch_norm(norm, Workers(0, 2))
+    assert list(shared.state_dict()) == names
+    assert [shared.act, shared.drop] == [norm.act, norm.drop]
+
+
+@pytest.fixture
+def one_worker(monkeypatch: pytest.MonkeyPatch) -> Workers:
+    monkeypatch.setattr(batch_norm, "all_reduce", lambda tensor: tensor)  # the sum over one
+    return Workers.alone()
+
+
+def test_a_shared_norm_with_an_activation_gives_what_the_norm_gave(one_worker: Workers) -> None:
+    torch.manual_seed(0)
+    own = WithActivation(3, nn.PReLU(3), nn.Identity())
+    shared = SharedBatchNorm(copy.deepcopy(own), one_worker)
+    images = torch.randn(5, 3, 4, 4)
+    for training in (True, False):
+        own.train(training)
+        shared.train(training)
+        gradients = []
+        for norm in (own, shared):
+            given = images.clone().requires_grad_()
+            output = norm(given)
+            output.square().sum().backward()
+            gradients.append((output.detach(), given.grad, norm.act.weight.grad.clone()))
+        for expected, found in zip(*gradients, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_shared_norm_takes_an_activation_in_place(one_worker: Workers) -> None:
+    norm = WithActivation(2, nn.ReLU(inplace=True), nn.Identity())
+    shared = SharedBatchNorm(norm, one_worker)
+    given = torch.randn(4, 2, 3, 3, requires_grad=True)
+    output = shared(given)
+    output.sum().backward()
+    assert output.min() == 0.0
+    assert given.grad is not None

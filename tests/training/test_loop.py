@@ -95,14 +95,25 @@ def test_same_seed_same_weights(dataset: Dataset) -> None:
     )
 
 
+def dropping(dataset: Dataset) -> Training:
+    """Of a student that draws random numbers in every step, as those with dropout do."""
+    found = training(dataset, num_epochs=3)
+
+    def drop(classifier: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        return nn.functional.dropout(inputs[0], 0.5, classifier.training)
+
+    found.learner.student.classifier.register_forward_pre_hook(drop)
+    return found
+
+
 def test_going_on_from_a_state_equals_never_stopping(dataset: Dataset) -> None:
-    whole = training(dataset, num_epochs=3)
+    whole = dropping(dataset)
     fit(whole, lambda metrics: None)
-    cut = training(dataset, num_epochs=3)
+    cut = dropping(dataset)
     cut.run_epoch()
     state = cut.state_dict()
     torch.rand(3)  # the generator has moved on in the meantime
-    resumed = training(dataset, num_epochs=3)
+    resumed = dropping(dataset)
     resumed.load_state_dict(state)
     assert resumed.epoch == 1
     fit(resumed, lambda metrics: None)
@@ -315,6 +326,10 @@ def test_evaluate_against_a_loop_over_samples(dataset: Dataset, tmp_path: Path) 
     model = training(dataset).student.eval()
     split = dataset.split("val")
     found = evaluate(model, dataset, split, Workers.alone())
+    assert not model.training
+    assert evaluate(model.train(), dataset, split, Workers.alone()) == found
+    assert model.training, "as it came"
+    model.eval()
     correct, loss = 0, 0.0
     for image, label in zip(split.images, split.labels, strict=True):
         pixels = torch.tensor(image, dtype=torch.float64) / 255.0

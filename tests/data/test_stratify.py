@@ -32,7 +32,7 @@ def scikit_learns(labels: np.ndarray, fractions, seed: int) -> dict[str, np.ndar
     return {"train": left, **cut}
 
 
-@pytest.mark.parametrize("seed", [0, 1, 12345])
+@pytest.mark.parametrize("seed", [0, 12345, 2**32 - 1])
 @pytest.mark.parametrize("fractions", [BOTH, BOTH[:1], BOTH[1:]])
 @pytest.mark.parametrize("counts", [[20, 20, 20], [60, 30, 12], [178] * 10])
 def test_a_cut_that_was_right_stays_as_it_was(counts, fractions, seed):
@@ -73,6 +73,24 @@ def test_rare_classes_give_their_share():
     other, _ = stratify(labels, names(counts), BOTH, 1)
     assert all((cut[name] == again[name]).all() for name in cut)
     assert any((cut[name] != other[name]).any() for name in cut)
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1, 2**33 + 7, -1])
+def test_items_of_rare_classes_are_taken_as_they_are_drawn(seed):
+    """Item by item: another cut, of another version or machine, would put test into train."""
+    counts = [400, 4, 4]
+    labels = labels_of(counts)
+    drawn = np.random.RandomState(seed % 2**32).permutation(len(labels)).tolist()
+    expected = {"train": [], "val": [], "test": []}
+    for label, (num_test, num_val) in enumerate([(100, 60), (1, 1), (1, 1)]):
+        items = [item for item in drawn if labels[item] == label]
+        expected["test"] += items[:num_test]
+        expected["val"] += items[num_test : num_test + num_val]
+        expected["train"] += items[num_test + num_val :]
+    cut, _ = stratify(labels, names(counts), BOTH, seed)
+    assert {name: rows.tolist() for name, rows in cut.items()} == {
+        name: sorted(items) for name, items in expected.items()
+    }
 
 
 def test_more_classes_than_a_split_has_images():

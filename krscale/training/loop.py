@@ -186,6 +186,7 @@ class Training:
             "schedule": self.schedule.state_dict(),
             "epoch": self.epoch,
             "rng": torch.get_rng_state(),
+            **_device_rng(self.workers.device),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -197,6 +198,9 @@ class Training:
             self.average.load_state_dict(state["average"])
         self.epoch = int(state["epoch"])
         torch.set_rng_state(state["rng"])
+        # One of before has none, nor has one that was written where there was no GPU.
+        if self.workers.device.type == "cuda" and "device_rng" in state:
+            torch.cuda.set_rng_state(state["device_rng"].cpu(), self.workers.device)
 
     def _step(self, batch: Batch) -> tuple[LearnerOutput, Tensor]:
         """Train on one batch; return the learner's output, and its terms `[M, B]`, detached."""
@@ -263,6 +267,13 @@ class Training:
         metrics = {f"val/{name}": value for name, value in found.items()}
         require_finite(metrics, self.epoch)
         return metrics
+
+
+def _device_rng(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of a GPU's own random numbers, those of dropout there; nothing of a CPU."""
+    if device.type != "cuda":
+        return {}
+    return {"device_rng": torch.cuda.get_rng_state(device)}
 
 
 def _pass_over() -> None:

@@ -1,6 +1,7 @@
 """The loop: it learns, it reproduces, it goes on from a checkpoint, it names what is not finite."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,28 @@ def test_going_on_from_a_state_equals_never_stopping(dataset: Dataset) -> None:
     assert resumed.epoch == 1
     fit(resumed, lambda metrics: None)
     assert_same(weights(whole), weights(resumed))
+
+
+def test_the_random_numbers_of_a_gpu_go_on_too(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropout on a GPU draws from a generator of the GPU's own."""
+    found, gpu = training(dataset), torch.device("cuda", 1)
+    drawn = {gpu: torch.tensor([7, 8, 9], dtype=torch.uint8)}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: drawn[device].clone())
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state", lambda state, device: drawn.update({device: state})
+    )
+    on_cpu = found.state_dict()
+    found.workers = replace(found.workers, device=gpu)
+    kept = found.state_dict()
+    drawn[gpu] = torch.zeros(3, dtype=torch.uint8)
+    found.load_state_dict(on_cpu)
+    assert drawn[gpu].tolist() == [0, 0, 0]
+    found.load_state_dict(kept)
+    assert drawn[gpu].tolist() == [7, 8, 9]
+    found.workers = Workers.alone()
+    found.load_state_dict(kept)
 
 
 def first_step(dataset: Dataset, max_grad_norm: float) -> tuple[Tensor, Tensor]:

@@ -127,3 +127,22 @@ def test_two_runs_say_what_they_gave(tmp_path: Path) -> None:
 )
 def test_runs_that_differ_in_more_are_no_pair(other: Curve) -> None:
     assert gains_of_unlabelled([make(), other]) == []
+
+
+def test_runs_whose_data_or_teacher_is_not_known_are_no_pair() -> None:
+    """Of neither is it known that it is the same: curves of before have no fingerprints."""
+    for lacking in ("data", "teacher"):
+        curves = []
+        for curve in (make(), with_them()):
+            content = {**getattr(curve, lacking)}
+            del content["fingerprint"]
+            curves.append(curve.model_copy(update={lacking: content}))
+        assert gains_of_unlabelled(curves) == [], lacking
+
+
+def test_a_method_of_one_run_alone_is_not_compared() -> None:
+    less, more = make(), with_them()
+    (line,) = gains_of_unlabelled([less, more])
+    sizes = [s.model_copy(update={"methods": {**s.methods, "kd": result(0.9, 0.9)}})
+             for s in more.sizes]  # fmt: skip
+    assert gains_of_unlabelled([less, more.model_copy(update={"sizes": tuple(sizes)})]) == [line]

@@ -163,11 +163,17 @@ def test_a_student_with_only_its_classifier() -> None:
 
 def test_auxiliary_weight_zero_teaches_the_deepest_group_alone() -> None:
     student, batch = example()
-    terms = make(granularity="stage", auxiliary_weight=0.0)(student, batch)
+    alone = make(granularity="stage", auxiliary_weight=0.0)
+    terms = alone(student, batch)
     deepest = make(granularity="stage", auxiliary_weight=7.0)
     deepest.group_weights[:-1] = 0.0
     assert torch.equal(terms["kr"], deepest(student, batch)["kr"])
     assert not torch.equal(make(auxiliary_weight=1.0)(student, batch)["kr"], terms["kr"])
+    # Groups that teach nothing are not counted among those whose classes are active.
+    own, theirs = student.logits.detach(), batch.tap_logits[:, -1]
+    p, q = ((logits / alone.temperature).softmax(dim=-1) for logits in (own, theirs))
+    kept = recode(p - q, alone.settings.sparsity)[1].float().mean()
+    torch.testing.assert_close(alone.diagnostics()["kr/active_classes"], kept)
 
 
 def test_posterior_terms_are_those_of_their_methods() -> None:

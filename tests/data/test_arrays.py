@@ -226,6 +226,18 @@ def test_values_are_scaled_and_said():
         assert bool(notes) == bool(said)
 
 
+def test_arrays_of_several_pieces_are_converted_as_a_whole(monkeypatch: pytest.MonkeyPatch):
+    pixels = images()
+    assert len(pixels) % 7, "the last piece is smaller"
+    monkeypatch.setattr("krscale.data.arrays._CHUNK", 7)
+    for array in (pixels / 255, pixels.astype(np.uint16) * 257, pixels.astype(np.int64)):
+        assert np.array_equal(converted(train=array)[0]["train"], pixels)
+    broken = pixels.astype(np.float32)
+    broken[-1] += 0.5 - (pixels[-1] == 255)
+    with pytest.raises(UserError, match="some with a fraction"):
+        converted(train=broken)
+
+
 @pytest.mark.parametrize("swapped", [False, True])
 def test_the_scale_of_values_is_that_of_all_splits(swapped):
     pixels = images()

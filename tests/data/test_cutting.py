@@ -92,10 +92,11 @@ def test_copies_stay_together_where_krscale_cuts(prepare, form):
     assert "copies of others, pixel by pixel: 45 (" in notes[0]
 
 
-def test_memory_and_stream_are_cut_alike(prepare, tmp_path):
+def test_memory_and_stream_are_cut_alike(prepare, tmp_path, monkeypatch):
     first = prepare({"train": split_of(COPIED)})
     held = {name: (first.path / f"{name}.arrow").read_bytes() for name in SPLITS}
     first.path.rename(tmp_path / "elsewhere")
+    monkeypatch.setattr("krscale.data.decoding.PIECE_BYTES", 8 * 20)  # eight images at once
     second = prepare({"train": as_stream(split_of(COPIED))})
     assert {name: (second.path / f"{name}.arrow").read_bytes() for name in SPLITS} == held
 

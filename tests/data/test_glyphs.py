@@ -53,6 +53,14 @@ def test_an_image_depends_on_its_number_alone():
     assert torch.equal(render.images(some), whole[some])
 
 
+def test_images_do_not_depend_on_how_many_are_rendered_at_once(monkeypatch):
+    whole = read().splits
+    monkeypatch.setattr(glyphs_module, "_CHUNK", 25)
+    for name, split in read().splits.items():
+        assert np.array_equal(split.images, whole[name].images)
+        assert np.array_equal(split.labels, whole[name].labels)
+
+
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"warp": 0.4}, {"noise": 0.4}, {"split": 1}])
 def test_what_changes_every_image(changed):
     numbers = torch.arange(40)

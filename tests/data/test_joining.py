@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from krscale.config import DataConfig
-from krscale.data import prepare_data
-from krscale.data.joining import join_train_and_val
+from krscale.data import Split, prepare_data
+from krscale.data.joining import join_train_and_val, joined_splits
 from krscale.errors import UserError
 
 
@@ -48,3 +48,17 @@ def test_it_is_built_once_and_verified(prepared) -> None:
     (path / "train.arrow").write_bytes(content)
     with pytest.raises(UserError, match="damaged: "):
         again.verify()
+
+
+@pytest.mark.parametrize("rows", [None, np.array([1, 2, 5, 6, 7, 10, 11])])
+def test_some_images_of_the_second_split_follow_the_first(monkeypatch, tmp_path, rows) -> None:
+    monkeypatch.setattr("krscale.data.decoding.PIECE_BYTES", 3 * 20)  # three images at once
+    generator = np.random.default_rng(0)
+    first, second = (
+        Split(generator.integers(0, 256, (n, 1, 4, 5), np.uint8), generator.integers(0, 9, n))
+        for n in (4, 13)
+    )
+    joined = joined_splits(first, second, tmp_path / "images", rows)
+    taken = slice(None) if rows is None else rows
+    np.testing.assert_array_equal(joined.images, [*first.images, *second.images[taken]])
+    np.testing.assert_array_equal(joined.labels, [*first.labels, *second.labels[taken]])

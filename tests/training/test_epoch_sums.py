@@ -33,6 +33,10 @@ def test_images_without_a_label_do_not_count_in_the_accuracy_but_in_the_loss() -
     metrics = sums.metrics(0, 1)
     assert metrics["train/accuracy"] == 0.5
     assert metrics["train/ce"] == 1.0
+    one = EpochSums(torch.device("cpu"))
+    batch = Batch(logits, torch.tensor([0, *[UNLABELLED] * 3]), torch.arange(4), None, 4)
+    one.add(terms, LearnerOutput({"ce": terms[0]}, logits, {}), batch)
+    assert one.metrics(0, 1)["train/accuracy"] == 1.0
 
 
 def test_diagnostics_of_uneven_shares_are_those_of_the_whole_batch(

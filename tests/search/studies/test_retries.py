@@ -73,7 +73,19 @@ def test_how_often_a_trial_is_run_again() -> None:
         }
         assert why_given_up(trial, cause) == said[cause]
         study.tell(trial, 0.0)
-    assert not deserves_retry(attempt(study), Cause.WORKER, max_retries=0)
+    first = attempt(study)
+    assert not deserves_retry(first, Cause.WORKER, max_retries=0)
+    assert why_given_up(first, Cause.WORKER) == "its worker was lost"
+
+
+def test_a_trial_that_had_no_settings_yet_is_run_again() -> None:
+    study = optuna.create_study()
+    trial = study.ask()
+    trial.set_user_attr(SEED, 1007)
+    run_again(study, trial.number, Cause.SEARCH, has_checkpoint=False)
+    again = attempt(study)
+    assert (again.number, known(again)) == (1, {SEED: 1007})
+    assert again.user_attrs[RETRY_OF] == 0
 
 
 def test_a_process_that_ends_amid_it_leaves_one_more_attempt(

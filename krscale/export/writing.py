@@ -38,6 +38,11 @@ PIXEL_TOLERANCE = 3 / 255
 PREDICT, PREDICT_FILE = "predict", "predict.py"
 """The script that goes with every export, as a format and as a file."""
 TIMEOUT_SECONDS = 1800
+_OF_AN_EXPORT = frozenset(
+    (CARD_FILE, PREDICT_FILE, "__pycache__", *(known.file for known in FORMATS.values()))
+)
+"""What a folder with an export may hold: its files, and what Python makes beside `predict.py`."""
+_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -136,14 +141,23 @@ def check_target(folder: Path) -> None:
     """Refuse to replace anything but an earlier export.
 
     Raises:
-        UserError: If `folder` exists, is not empty and is not an export.
+        UserError: If `folder` exists and is no folder, or holds anything else: the run of `krscale
+            distill` has a file of the card's name, too, and users put files of their own there.
     """
-    if folder.is_file() or (
-        folder.is_dir() and any(folder.iterdir()) and not (folder / CARD_FILE).is_file()
-    ):
+    if not folder.exists():
+        return
+    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    others = [name for name in names if name not in _OF_AN_EXPORT]
+    if not folder.is_dir() or (names and not (folder / CARD_FILE).is_file()):
         raise UserError(
             f"{folder}: holds something that is not an export of krscale; it would be replaced. "
             "Choose another folder, or one that does not exist yet."
+        )
+    if others:
+        listed = ", ".join(others[:_LISTED]) + (", ..." if len(others) > _LISTED else "")
+        raise UserError(
+            f"{folder}: holds more than an export of krscale ({listed}); all of it would be "
+            "replaced. Move that elsewhere, or choose another folder."
         )
 
 

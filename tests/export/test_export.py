@@ -26,6 +26,7 @@ from krscale.export import (
     FORMATS,
     StudentCard,
     check_formats,
+    check_target,
     decoding_of,
     export_student,
     open_student,
@@ -267,6 +268,22 @@ def test_folder_of_something_else_is_not_replaced(original, tmp_path) -> None:
     with pytest.raises(UserError, match="not an export of krscale; it would be replaced"):
         export_student(student, card, dataset, tmp_path, ["safetensors"])
     assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", ".git", "experiment.json", "curve.csv"])
+def test_what_lies_beside_an_export_is_not_replaced(name, original, exported, tmp_path) -> None:
+    """The folder of a run of `krscale distill` has a `student.json`, too."""
+    student, card, dataset = original
+    folder = shutil.copytree(exported[0], tmp_path / "ship")
+    (folder / "__pycache__").mkdir()
+    check_target(folder)
+    (folder / name).write_text("mine")
+    with pytest.raises(UserError, match=rf"holds more than an export .*\({re.escape(name)}\)"):
+        export_student(student, card, dataset, folder, ["safetensors"])
+    assert (folder / name).read_text() == "mine"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="not an export of krscale; it would be replaced"):
+        check_target(tmp_path / "pipe")
 
 
 def test_broken_or_missing_card(exported, tmp_path) -> None:

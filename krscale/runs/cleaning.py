@@ -14,11 +14,14 @@ from krscale.data.given import given_folder
 from krscale.errors import UserError
 from krscale.leftovers import hidden_lock, unfinished_folders
 from krscale.runs.folder import EXPERIMENT_FILE, read_experiment
+from krscale.runs.origin import ENVIRONMENT_FILE
 from krscale.runs.verify_cache import Shared
 from krscale.runs.verify_files import folders_in
 
 RAY_TUNE = "tune"
 """Folder of a run in which Ray Tune keeps its own records; krscale reads none of them."""
+_OF_A_RUN = frozenset((EXPERIMENT_FILE, ENVIRONMENT_FILE, "curve.json", "journal.log"))
+"""What tells a run, also one whose experiment is lost: what it used is not known then."""
 _CACHED = ("data", "teachers", "stores")
 _OF_NO_RUN = "of no run that is here; the command that needs it makes it again"
 _TRAINED = "of no run that is here (`krscale teach` makes none); it would be trained again"
@@ -50,21 +53,24 @@ def find_unused(storage: Path) -> tuple[list[Unused], list[str]]:
     Args:
         storage: Folder of all runs.
     """
-    runs = [f for f in folders_in(storage) if (f / EXPERIMENT_FILE).is_file()]
+    runs = [f for f in folders_in(storage) if any(e.name in _OF_A_RUN for e in f.iterdir())]
     found = [
         Unused(run / RAY_TUNE, _size(run / RAY_TUNE), "Ray's own records", run / ".lock")
         for run in runs
         if (run / RAY_TUNE).is_dir() and not run.is_symlink() and not (run / RAY_TUNE).is_symlink()
     ]
     used: set[Path] = set()
+    notes: list[str] = []
     for run in runs:
         try:
             shared = Shared.of(read_experiment(run))
         except UserError as error:
             why = f"data, teachers and stores all stay, as those of {run} are not known: {error}"
             return found, [why]
+        if shared.note:
+            notes.append(f"more than {run} uses stays, as that is not known: {shared.note}")
         used.update(*(map(Path.resolve, each) for each in _folders(shared)))
-    return [*found, *_unused_cache(storage / "cache", used)], []
+    return [*found, *_unused_cache(storage / "cache", used)], notes
 
 
 def remove(unused: Iterable[Unused]) -> tuple[int, list[str]]:

@@ -60,7 +60,9 @@ def verify_run(folder: Path) -> tuple[list[Finding], str]:
     except UserError:
         return found, f"without {folder / EXPERIMENT_FILE}, data, teacher and stores are not found"
     shared = Shared.of(experiment)
-    return [*found, *_shared(shared, _bound_weights(folder))], shared.note
+    note = "the cache may hold what is of other runs only; all of it is compared: "
+    note = f"{note}{shared.note}" if shared.note else ""
+    return [*found, *_shared(shared, _bound_weights(folder))], note
 
 
 def _shared(shared: Shared, bound: str) -> Iterator[Finding]:

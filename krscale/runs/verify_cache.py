@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from krscale.config import Experiment, read_record
-from krscale.data import SPLITS_FILE, Dataset, SplitName, find_data
+from krscale.data import SPLITS_FILE, Dataset, SplitName, find_data, find_unlabelled
 from krscale.data.building import CONTENT_FILE
 from krscale.data.dataset import dataset_path, open_data, rebuild_data
 from krscale.data.given import given_folder, rebuild_given
@@ -43,7 +43,7 @@ class Shared:
         data: Of data sets.
         teachers: Of kept teachers.
         stores: Of stores.
-        note: Why these are all that the cache holds, where those of the run cannot be told.
+        note: Why some are all that the cache holds of their kind: which are the run's is not known.
     """
 
     given: tuple[Path, ...]
@@ -65,19 +65,18 @@ class Shared:
         path = Path(experiment.data.path)
         given = (path,) if path.parent == given_folder(cache) else ()
         try:
-            data = (dataset_path(experiment.data, cache),)
+            path = dataset_path(experiment.data, cache)
             dataset = find_data(experiment.data, cache)
-            data = (*data, joined_path(dataset, cache))
+            taught = find_unlabelled(experiment.data, dataset, cache) or dataset
+            data = tuple(dict.fromkeys((path, joined_path(dataset, cache), taught.path)))
             networks = Networks.resolve(experiment, dataset)
             _, teacher = find_teacher(networks.experiment, dataset)
             teachers = (teacher,)
             recipe = StoreRecipe.find(experiment)  # of images without labels, too
-            data = tuple(dict.fromkeys((*data, recipe.dataset.path)))
             kinds = recipe.of_features(methods_of(experiment)).values()
             stores = tuple(each.path for each in (recipe, *kinds))
         except UserError as error:
-            note = f"the cache may hold what is of other runs only; all of it is compared: {error}"
-            return cls(given, data, teachers, stores, note)
+            return cls(given, data, teachers, stores, note=str(error))
         return cls(given, data, teachers, stores)
 
 

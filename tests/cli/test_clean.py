@@ -10,6 +10,7 @@ from running import in_process
 
 from krscale.errors import UserError
 from krscale.runs import cleaning
+from krscale.runs.folder import read_experiment
 
 main = in_process("clean")
 NEEDED = ("data/a", "teachers/t1", "stores/s1", "given/g1")
@@ -108,6 +109,44 @@ def test_where_a_run_cannot_be_read_nothing_of_the_cache_goes(
     assert call(storage, "--yes") == 0
     assert before - files(storage) == {"run/tune/file"}
     assert "data, teachers and stores all stay" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("left", ["journal.log", "curve.json", "environment.json"])
+def test_a_run_whose_experiment_is_lost_keeps_what_it_may_use(
+    storage: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    left: str,
+) -> None:
+    monkeypatch.setattr(cleaning, "read_experiment", read_experiment)
+    (storage / "run" / "experiment.json").rename(storage / "run" / left)
+    before = files(storage)
+    assert call(storage, "--yes") == 0
+    assert before - files(storage) == {"run/tune/file"}
+    said = capsys.readouterr().err
+    assert "stores all stay" in said
+    assert "it has no experiment.json" in said
+
+
+def test_what_is_not_known_of_a_run_is_said(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = cleaning.Shared.of(None)  # type: ignore[arg-type]
+    unknown = SimpleNamespace(**{**vars(known), "note": "no module named 'my_net'"})
+    monkeypatch.setattr(cleaning.Shared, "of", lambda experiment: unknown)
+    assert call(storage) == 0
+    said = capsys.readouterr().err
+    assert f"more than {storage}/run uses stays, as that is not known: no module named" in said
+
+
+def test_the_home_of_a_user_is_found(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(storage.parent))
+    assert call(Path(f"~/{storage.name}")) == 0
+    assert "--yes does" in capsys.readouterr().out
+    assert call(Path("~nobody-at-all/runs")) == 2
+    assert "no such user" in capsys.readouterr().err
 
 
 def test_no_such_storage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

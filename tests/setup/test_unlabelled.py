@@ -241,6 +241,21 @@ def test_what_a_run_rests_on_has_them(
     assert len(alone.data) == len(shared.data) - 1
 
 
+def test_they_are_known_where_the_network_is_not(
+    root: Path, found: tuple[Prepared, Setup, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module of the user's own is not found from every folder; `krscale clean` took them then."""
+
+    def lost(*_: object) -> None:
+        raise UserError("student.model: no module 'my_net'")
+
+    monkeypatch.setattr("krscale.runs.verify_cache.Networks.resolve", lost)
+    shared = Shared.of(experiment(root))
+    assert {Path(found[0].data_path), Path(found[0].taught_path)} < set(shared.data)
+    assert Path(found[0].store_path) in shared.stores
+    assert shared.note == "student.model: no module 'my_net'"
+
+
 def test_the_curve_has_their_number_and_digest(
     found: tuple[Prepared, Setup, list[str]], without: Prepared
 ) -> None:

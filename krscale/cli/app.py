@@ -46,6 +46,13 @@ class _Parser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(unknown)}.{hint}")
         return options, unknown
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        # What argparse calls with the words of each argument. An empty one is mostly a variable of
+        # a shell that is not set, and would be taken for the default: another experiment or folder.
+        if action.nargs != argparse.PARSER and "" in arg_strings:
+            raise argparse.ArgumentError(action, "expected a value, got an empty text")
+        return super()._get_values(action, arg_strings)
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         # What argparse calls for each value. Its own message lists the choices without a hint.
         if action.choices is not None and value not in action.choices:

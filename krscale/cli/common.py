@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from krscale.allocator import keep_freed_memory
 from krscale.errors import UserError
@@ -39,6 +41,7 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
     # spin are several times slower than one, and on free cores sleeping costs little (docs/log.md).
     # OpenMP reads this when torch is loaded, which commands do later, when they know their work.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    _mend_streams()
     keep_freed_memory()
     with stop_signals():
         try:
@@ -52,7 +55,7 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
             if received() is not None:
                 return _interrupted(error)
             refused = error if isinstance(error, UserError) else missing_extra(error)
-            refused = refused or storage_error(error, denied=True)
+            refused = refused or storage_error(error, denied=True) or _without_folder(error)
             if refused:
                 _show(refused)
                 return EXIT_USER_ERROR
@@ -62,6 +65,30 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
                 return EXIT_CLOSED_PIPE
             raise
     return code
+
+
+def _without_folder(error: Exception) -> UserError | None:
+    """Return the error to show where the folder that the command was started in is gone."""
+    if isinstance(error, FileNotFoundError):
+        try:
+            Path.cwd()
+        except FileNotFoundError:
+            return UserError("the folder that you are in is not there any more; go to another one.")
+    return None
+
+
+def _mend_streams() -> None:
+    """Let what is closed be the null device, and escape what the encoding of a stream lacks.
+
+    Python has None for a stream that was closed before it started (`>&-`, some services), and the
+    next file that is opened gets its number, so that what a library prints would end in that file.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper) and mode == "w" and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _show(error: UserError | None) -> None:

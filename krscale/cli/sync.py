@@ -6,8 +6,8 @@ import argparse
 
 from krscale.cli.common import seconds
 from krscale.config import load
-from krscale.errors import DamagedFileError, UserError
-from krscale.runs.folder import find_run, last_start, storage_folder
+from krscale.errors import DamagedFileError
+from krscale.runs.folder import find_run, last_start, no_such_run, storage_folder
 from krscale.showing import show
 
 EXIT_UNSENT = 1
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     """Send, say what is left."""
     folder = find_run(options.run, storage_folder(options.storage_path or load().storage_path))
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such run.")
+        raise no_such_run(options.run, folder)
     from krscale.tracking import Begun, print_warning, sync  # MLflow takes seconds to import
 
     try:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from krscale.config import value_of
 from krscale.errors import UserError
 from krscale.showing import show, terminal
 
@@ -162,10 +162,7 @@ def _option(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not key.strip():
         raise UserError(f"--option {text}: expected KEY=VALUE, e.g. num_blocks=2.")
-    try:
-        return key.strip(), tomllib.loads(f"value = {value.strip()}")["value"]
-    except (ValueError, RecursionError):
-        return key.strip(), value.strip()
+    return key.strip(), value_of(value, key.strip(), "--option")
 
 
 def _check_numbers(options: argparse.Namespace) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from krscale.config import load, read_record
-from krscale.errors import UserError
-from krscale.runs.folder import find_run, storage_folder
+from krscale.runs.folder import find_run, no_such_run, storage_folder
 from krscale.showing import show
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     """Compare, print."""
     folder = find_run(options.run, storage_folder(options.storage_path or load().storage_path))
     if not folder.is_dir():
-        raise UserError(f"{options.run}: no such run in {folder.parent}.")
+        raise no_such_run(options.run, folder)
     from krscale.runs.verify import verify_run  # torch takes seconds to import
 
     found, note = verify_run(folder)

@@ -27,6 +27,7 @@ from krscale.config.reading import (
     search_ranges,
     used_with,
     validate,
+    value_of,
     with_values,
 )
 from krscale.config.records import as_record, read_record
@@ -73,5 +74,6 @@ __all__ = [
     "search_ranges",
     "used_with",
     "validate",
+    "value_of",
     "with_values",
 ]

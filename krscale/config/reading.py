@@ -50,6 +50,8 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Exper
         Traceback (most recent call last):
         krscale.errors.UserError: ... Did you mean 'train.num_epochs'? ...
     """
+    if path == "":  # of a variable that is not set; the default would be another experiment
+        raise UserError("EXPERIMENT.toml: expected a file, got an empty text.")
     file = _experiment_file(user_path(path, "EXPERIMENT.toml")) if path else None
     content: dict[str, Any] = read_toml(file) if file else {}
     where = str(path) if path else "defaults"
@@ -88,6 +90,8 @@ def validate(content: Mapping[str, Any], where: str, overridden: Iterable[str] =
         set_keys = set(overridden)
         by_field: dict[tuple[str, ...], list[Any]] = {}
         for found in error.errors(include_url=False):
+            if found["type"] == "default_factory_not_called":  # another field is wrong
+                continue
             by_field.setdefault(_field_of(found["loc"]), []).append(found)
         lines = [
             _explain(path, found, _place_of(path, content, where), set_keys)
@@ -196,17 +200,36 @@ def _assign(content: dict[str, Any], assignment: str) -> None:
     dotted, separator, text = assignment.partition("=")
     if not separator or not dotted.strip():
         raise UserError(f"--set {assignment}: expected key.path=value, e.g. train.num_epochs=20.")
-    dotted, text = dotted.strip(), text.strip()
-    try:
-        read = tomllib.loads(f"value = {text}")
-    except (ValueError, RecursionError):
-        read = {"value": text}
-    if len(read) > 1:
-        raise UserError(f"--set {dotted}: it takes one value; give every other key its own --set.")
-    value = read["value"]
+    dotted = dotted.strip()
+    value = value_of(text, dotted, "--set")
     dotted = RENAMED.get(dotted, dotted)
     for path, one in _by_field(dotted, value):
         _put(content, path, one, f"--set {assignment}")
+
+
+def value_of(text: str, name: str, flag: str) -> Any:
+    """Return what stands behind the `=` of `--set` and its like: TOML, or else the text itself.
+
+    Args:
+        text: As it was written.
+        name: What it is a value of.
+        flag: The option.
+
+    Raises:
+        UserError: If further keys follow in lines of their own, which would be dropped.
+
+    Example:
+        >>> value_of("[1, 2]", "key", "--set"), value_of("resnet", "key", "--set")
+        ([1, 2], 'resnet')
+    """
+    text = text.strip()
+    try:
+        read = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    if len(read) > 1:
+        raise UserError(f"{flag} {name}: it takes one value; give every other key its own {flag}.")
+    return read["value"]
 
 
 def _by_field(dotted: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -277,8 +300,11 @@ def _explain(path: tuple[str, ...], found: list[Any], where: str, overridden: se
         hint = explain_unknown(path)
         return f"{place}: unknown key {dotted!r}. {hint} Run with --dry-run to see every key."
     if not path:  # several sections do not go together
-        return f"{where}: {found[0]['msg'].removeprefix('Value error, ')}."
-    allowed = ", or ".join(_message(path, error, overridden=flag is not None) for error in found)
+        message = found[0]["msg"].removeprefix("Value error, ")
+        given = message.partition(":")[0] in overridden
+        return f"--set {message}." if given else f"{where}: {message}."
+    said = (_message(path, error, overridden=flag is not None) for error in found)
+    allowed = ", or ".join(dict.fromkeys(said))
     if dotted not in field_paths() and isinstance(found[0]["input"], Mapping):
         # Fields that do not go together: all values of their section would hide which.
         if flag is None and allowed.startswith(f"{dotted}."):

@@ -147,3 +147,23 @@ def test_a_command_gets_its_options_and_its_code_is_returned(capsys, monkeypatch
     monkeypatch.setattr(sync, "run", lambda options: seen.append(options) or 7)
     assert answer(capsys, "sync", "digits", "--timeout", "3") == (7, "", "")
     assert (seen[0].run, seen[0].timeout, seen[0].uri) == ("digits", 3.0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("tune", ""), "EXPERIMENT.toml"),
+        (("teach", "--", ""), "EXPERIMENT.toml"),
+        (("distill", "--set", ""), "--set"),
+        (("data", "check", ""), "SOURCE"),
+        (("pick", "digits", "--output="), "--output"),
+        (("report", "digits", ""), "RUN"),
+        (("verify", "digits", "--storage-path", ""), "--storage-path"),
+        (("ui", "--host", ""), "--host"),
+        (("space", "check", "kr", "--experiment", ""), "--experiment"),
+    ],
+)
+def test_an_empty_argument_is_not_taken_for_the_default(capsys, arguments, name):
+    code, _, err = answer(capsys, *arguments)
+    assert code == 2
+    assert f"argument {name}: expected a value, got an empty text" in err

@@ -3,9 +3,10 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from running import python
+from running import environment, python
 
 from krscale.cli.common import add_experiment_arguments, run_command
 from krscale.errors import UserError
@@ -65,6 +66,60 @@ def test_a_reader_that_went_away_is_no_traceback():
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+STREAMS = """
+import os, sys
+from pathlib import Path
+from krscale.cli.common import run_command
+from krscale.errors import UserError
+from krscale.showing import show
+def command(argv):
+    Path("made").write_text("mine")
+    with open("made", "a") as made:
+        os.write(1, b"of a library ")
+        show("caf\u00e9 \u00b1")
+        sys.stdin.isatty()
+    raise UserError("caf\u00e9")
+sys.exit(run_command(command, []))
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_no_traceback_and_no_file_of_ours(tmp_path, closed):
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'"{sys.executable}" -c "$1" {closed}', "sh", STREAMS],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+    assert (tmp_path / "made").read_text() == "mine"
+
+
+def test_what_an_encoding_lacks_is_escaped(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", STREAMS],
+        cwd=tmp_path,
+        env=environment(PYTHONIOENCODING="ascii"),
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (2, rb"krscale: error: caf\xe9" + b"\n")
+    assert done.stdout.endswith(rb"caf\xe9 \xb1" + b"\n")
+
+
+def test_a_folder_that_is_gone_is_said(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert run_command(lambda argv: len(str(Path.cwd())), []) == 2
+    assert "the folder that you are in is not there any more" in capsys.readouterr().err
 
 
 def test_the_arguments_of_experiments():

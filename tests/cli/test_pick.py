@@ -196,7 +196,7 @@ def test_refit_learns_from_validation_too_and_survives_an_interruption(
         (["--min-accuracy", "95"], r"--min-accuracy: expected a share such as 0\.95, or 95%"),
         (["--max-params", "10"], r"none of 4 students .* picked with --max-params \d+"),
         (["--max-params", "1M", "--format", "onx"], "--format: unknown format 'onx'"),
-        (["--max-params", "1M", "--format", ""], "--format: at least one format"),
+        (["--max-params", "1M", "--format", ","], "--format: at least one format"),
         (["--max-params", "1M", "--output", "."], "it would be replaced"),
     ],
 )

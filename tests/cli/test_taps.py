@@ -79,3 +79,8 @@ def test_mistakes_are_named(
 ) -> None:
     assert main(["taps", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_option_has_one_value(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["taps", "resnet", "--option", "num_blocks=1\nstem_channels=4"]) == 2
+    assert "--option num_blocks: it takes one value" in capsys.readouterr().err

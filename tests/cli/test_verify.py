@@ -331,6 +331,14 @@ def test_an_older_teacher_is_measured_without_being_vouched_for(storage: Path) -
 def test_where_there_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert in_process("verify")(["nosuch", "--storage-path", str(tmp_path)]) == 2
     assert "nosuch: no such run" in capsys.readouterr().err
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "experiment.json").touch()
+    for command in ("verify", "insight", "sync", "store"):
+        words = ["info"] if command == "store" else []
+        assert in_process(command)([*words, "digit", "--storage-path", str(tmp_path)]) == 2
+        assert (
+            f"digit: no such run in {tmp_path}. Did you mean 'digits'?" in capsys.readouterr().err
+        )
     assert in_process("verify")([str(tmp_path)]) == 2
     assert "not the folder of a run" in capsys.readouterr().err
 

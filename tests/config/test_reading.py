@@ -109,6 +109,12 @@ def test_every_field_path_can_be_overridden() -> None:
         ("train=3", ["--set train"]),
         ("train.num_epochs", ["expected key.path=value"]),
         ("train.num_epochs.x=3", ["--set train.num_epochs.x=3"]),
+        ("distill.capacity=smal", ["--set distill.capacity: 'smal' is no student"]),
+        ("data.files.num_channels=true", ["data.files.num_channels: expected 1 or 3 (got True)"]),
+        ("data.files.num_channels=1.0", ["expected 1 or 3 (got 1.0)"]),
+        ("data.files.num_channels=2", ["input should be 1 or 3 (got 2)"]),
+        ("train.optimizer_options=3", ["{betas = "]),
+        ("name.x=1", ["--set name.x: expected text in quotes (got {"]),
     ],
 )
 def test_mistakes_are_named(override: str, parts: list[str]) -> None:
@@ -443,3 +449,15 @@ def test_text_as_windows_writes_it(tmp_path: Path) -> None:
         file.write_text('name = "size"\n# Größe\n', encoding=encoding)
         with pytest.raises(UserError, match=said):
             load(file)
+
+
+@pytest.mark.parametrize("dotted", ["teacher.model", "student.model"])
+def test_what_follows_from_a_wrong_value_is_no_mistake_of_its_own(dotted: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(overrides=[f"{dotted}=3"])
+    assert str(caught.value) == f"--set {dotted}: expected text in quotes, e.g. '3' (got 3)."
+
+
+def test_an_empty_text_is_no_experiment() -> None:
+    with pytest.raises(UserError, match=r"EXPERIMENT\.toml: expected a file, got an empty text"):
+        load("")

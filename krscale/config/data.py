@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StrictBool
+from pydantic import AfterValidator, BeforeValidator, Field, StrictBool
 
 from krscale.config.fields import Count, Names, PathText, Progress, Section, StrictInt
 
@@ -15,6 +15,12 @@ _COLOUR = re.compile("#[0-9a-fA-F]{6}")
 def _background(value: str) -> str:
     if value not in ("white", "black", "ignore") and not _COLOUR.fullmatch(value):
         raise ValueError(f"{value!r} is not white, black, #rrggbb (e.g. '#808080') or ignore")
+    return value
+
+
+def _whole_number(value: Any) -> Any:
+    if type(value) is not int:  # `true` and 1.0 are equal to 1
+        raise ValueError("expected 1 or 3")
     return value
 
 
@@ -55,7 +61,7 @@ class FilesConfig(Section):
     classes: Names = ()
     """Names of the classes, in their order; empty takes all that are found: names sorted, numbers
     from 0. Where labels are numbers without these names, they are new names for 0, 1, ..."""
-    num_channels: Literal[1, 3] = 3
+    num_channels: Annotated[Literal[1, 3], BeforeValidator(_whole_number)] = 3
     """Encoded images are read as grey (1) or RGB (3)."""
     image_size: Annotated[int, Field(strict=True, ge=0, le=16_384)] = 0
     """Encoded images are scaled and cut to a square of so many pixels; 0 leaves them as they are,

@@ -57,7 +57,10 @@ def put_settings(
         *sections, name = path.split(".")
         table = content
         for section in sections:
-            table[section] = dict(table.get(section, {}))
+            inner = table.get(section, {})
+            if not isinstance(inner, Mapping):
+                raise UserError(f"search: {path}: {section!r} is a value, not a table of fields.")
+            table[section] = dict(inner)
             table = table[section]
         table[name] = value
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -86,7 +86,7 @@ def explain_unknown(path: Sequence[str]) -> str:
 def explain_item(path: Sequence[str], name: str) -> str:
     """Return the sentences on a key that a table of a list of tables does not have."""
     table = _table_of_list(path)
-    names = list(table.model_fields) if table else []
+    names = field_paths(table) if table else []
     if found := nearest_fields(name, names):
         return f"Did you mean {' or '.join(map(repr, found))}?"
     return f"Each table of {'.'.join(path)} has: {', '.join(names)}."
@@ -113,9 +113,13 @@ def expected_form(path: Sequence[str], kind: str, value: Any, *, overridden: boo
             "expected a number, without quotes" if isinstance(value, str) else "expected a number"
         )
     if kind == "string_type":
+        if isinstance(value, Mapping | Sequence):
+            return "expected text in quotes"
         return f"expected text in quotes, e.g. {str(value)!r}"
     if kind == "dict_type":
-        example = _written(path, "{num_blocks = 2}", overridden)
+        of_optimiser = path[-1] == "optimizer_options"
+        table = "{betas = [0.9, 0.99]}" if of_optimiser else "{num_blocks = 2}"
+        example = _written(path, table, overridden)
         return f"expected a table of names and values, e.g. {example}"
     if kind == "model_type":
         fields = _section(path).model_fields

@@ -43,10 +43,10 @@ def test_names_and_paths_go_to_their_sections() -> None:
         ({"train": {}}, {}, "unknown setting 'train'"),
         ({"train.num_epochs": 3}, {"num_epochs": 3}, "train.num_epochs is given twice"),
         ({"search.methods": ["kd"]}, {}, "search.methods is given twice"),
+        ({"search.methods.x": 1}, {}, "search.methods.x: 'methods' is a value, not a table"),
     ],
 )
 def test_what_is_wrong_is_said(settings: Any, fields: Any, said: str) -> None:
-    content: dict[str, Any] = {}
+    content: dict[str, Any] = {"search": {"methods": ("kd",)}}
     with pytest.raises(UserError, match=said):
         put_settings(content, {"search.methods": ("kr",)}, settings, fields)
-    assert content == {}

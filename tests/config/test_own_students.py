@@ -59,6 +59,8 @@ def test_without_it_the_sizes_are_shares() -> None:
         ("", "distill.capacity=small", r"'small' is no student .*allowed: a share such as"),
         ("", "ladder.students=['resnet']", r"expected a list of tables, each written \[\[ladder"),
         ("", "ladder.students=resnet", r"expected a list of tables"),
+        ("", "ladder.students=['a', 'b']", r"its keys below \(got 'a'\)"),
+        (SMALL + "preprocessing = {maen = 1}", "", r"table 1, .*mean 'preprocessing\.mean'"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, override: str, message: str) -> None:

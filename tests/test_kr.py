@@ -642,6 +642,8 @@ def test_data_parallel_alone(teacher: nn.Module, student: nn.Module, pairs: Pair
         ({"max_images": 10}, "it gave 40 images"),
         ({"max_images": 0}, "KRLoss: max_images: .*greater than or equal to 1"),
         ({"teacher_taps": "layer1.1"}, r"teacher: taps are a list of paths: \['layer1.1'\]"),
+        ({"teacher_taps": None}, r"teacher: taps are a list of paths, .*, not None"),
+        ({"student_taps": [1]}, r"student: taps are a list of paths, .*, not \[1\]"),
         ({"ce_weight": 0.0, "kr_weight": 0.0}, "all are 0, so nothing would be learnt"),
     ],
 )
@@ -1069,6 +1071,8 @@ def test_images_to_measure_on_are_of_several_classes(
     with pytest.raises(UserError, match="val_loader: all images are of class 0"):
         make(teacher, student, pairs, val_loader=by_class[:2])
     assert make(teacher, student, pairs, val_loader=by_class[1:]).information_gain.max() > 0.1
+    with pytest.raises(UserError, match=r"val_loader: batches .* are needed, .*, not int"):
+        make(teacher, student, pairs, val_loader=3)
 
 
 def test_a_teacher_whose_weights_are_loaded_later(

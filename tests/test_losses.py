@@ -245,6 +245,13 @@ def test_labels_out_of_range_are_refused(loss: Any, label: int) -> None:
         loss(logits, logits, torch.tensor([0, label]))
 
 
+@pytest.mark.parametrize("loss", [losses.dkd, losses.label_smoothing])
+def test_labels_are_asked_for_where_they_are_needed(loss: Any) -> None:
+    logits = torch.randn(2, 3)
+    with pytest.raises(UserError, match=rf"losses\.{loss.__name__}: labels are .*, not NoneType"):
+        loss(logits, logits, None)
+
+
 def test_one_class_is_refused() -> None:
     with pytest.raises(UserError, match=r"losses\.kd: logits are \[B, K\] of two classes or more"):
         losses.kd(torch.zeros(2, 1), torch.zeros(2, 1))

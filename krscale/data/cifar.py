@@ -24,6 +24,7 @@ from krscale.foreign import missing
 
 _SHAPE = (3, 32, 32)
 _NUM_VALUES = 3 * 32 * 32  # of one image, channel by channel, row by row
+_MOST_CLASSES = 2**16
 _MAX_FILE = 2**28
 """Bytes of one file; the largest that is distributed, of 50,000 images, has 155 million."""
 
@@ -66,6 +67,8 @@ class PythonVersion:
             )
         if not isinstance(labels, list) or not all(type(label) is int for label in labels):
             raise UserError(f"{where}: {self.label_key.decode()} is not a list of whole numbers.")
+        if wrong := [label for label in labels if not 0 <= label < _MOST_CLASSES]:
+            raise UserError(f"{where}: the label {wrong[0]} can be no class.")
         # Files are put one after another: labels that are missing in one would come from the next.
         if len(images) != len(labels):
             raise UserError(f"{where}: {len(images)} images, but {len(labels)} labels.")
@@ -142,6 +145,8 @@ class _Cifar:
         batches: list[Split] = []
         for name in (*version.train, version.test):
             batches.append(version.read_batch(files[name], f"{self.path}: {name}"))
+            if not len(batches[-1].images):
+                raise UserError(f"{self.path}: {name}: it holds no image.")
             report(len(batches), len(version.train) + 1)
         train = Split(
             np.concatenate([batch.images for batch in batches[:-1]]),

@@ -42,6 +42,7 @@ WANTED = (
 )
 _MAPPING, _MOST_OF_A_MAPPING = "mapping.txt", 2**20
 _RATIO = 1100  # deflate packs no more than 1032 bytes into one
+_GZIP = b"\x1f\x8b"
 _UINT8 = 8  # the code of the type in the third byte of a file
 
 
@@ -161,6 +162,11 @@ def _names(mapping: Path) -> list[str]:
     with parsing(f"{mapping}: not lines of a label and codes of characters"):
         text = read_bounded(mapping, _MOST_OF_A_MAPPING).decode("ascii")
         rows = [[int(word) for word in line.split()] for line in text.splitlines() if line.strip()]
+        labels = [label for label, *_ in rows]
+        if (
+            twice := next((label for label in labels if labels.count(label) > 1), None)
+        ) is not None:
+            raise ValueError(f"the label {twice} has two lines")
         named = {label: "".join(map(chr, codes)) for label, *codes in rows if 0 <= label < 256}
         if unseen := [label for label, name in named.items() if not name.isprintable()]:
             raise ValueError(f"the characters of {unseen[0]} cannot be printed")
@@ -186,6 +192,8 @@ def _read(path: Path, ndim: int) -> Array:
 
 def _shape(head: bytes, ndim: int, path: Path) -> list[int]:
     """Return the shape that a file says it has."""
+    if head.startswith(_GZIP):
+        raise UserError(f"{path}: it is packed by gzip; the name of such a file ends in .gz.")
     if len(head) < 4 + 4 * ndim or head[:2] != b"\0\0" or head[2] != _UINT8:
         raise UserError(f"{path}: not an IDX file of bytes.")
     if head[3] != ndim:

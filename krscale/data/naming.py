@@ -69,6 +69,11 @@ def read_labels(
         if given and numbers_are_names(values["train"], given):
             values = {split: _written_down(found) for split, found in values.items()}
     classes = find_classes(config, names, values["train"], train.place)
+    if blank := [number for number, name in enumerate(classes) if not same_look(name)]:
+        raise UserError(
+            f"{config.path or config.source}: the name of class {blank[0]} is empty "
+            f"({classes[blank[0]]!r}); data.files.classes names the classes."
+        )
     known = values["train"] if config.map_labels else None
     for split, part in parts.items():
         if train.is_text and not part.is_text:

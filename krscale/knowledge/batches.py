@@ -31,17 +31,22 @@ def read_pair(batch: Any, where: str) -> tuple[Tensor, Tensor]:
     )
 
 
+def check_iterable(batches: object, where: str) -> None:
+    """Refuse what gives no batches, such as a number or a data set in place of its loader."""
+    if not isinstance(batches, Iterable):
+        raise UserError(
+            f"{where}: batches (images, labels) are needed, such as a DataLoader gives, not "
+            f"{type(batches).__name__}."
+        )
+
+
 def first_images(batches: Iterable[Any], where: str) -> tuple[Tensor, Iterator[Any]]:
     """Return the images of the first batch, and all batches, the first included.
 
     Raises:
         UserError: If there is none, or it is not a batch of images.
     """
-    if not isinstance(batches, Iterable):
-        raise UserError(
-            f"{where}: batches (images, labels) are needed, such as a DataLoader gives, not "
-            f"{type(batches).__name__}."
-        )
+    check_iterable(batches, where)
     iterator = iter(batches)
     batch = next(iterator, None)
     if batch is None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from krscale.errors import UserError
-from krscale.knowledge.batches import check_images, check_labels, read_pair
+from krscale.knowledge.batches import check_images, check_iterable, check_labels, read_pair
 from krscale.knowledge.probes import Probes, are_bounded, fit_probe, information_gain, read_tap
 from krscale.knowledge.taps import TapOutputs
 
@@ -196,6 +196,7 @@ def _check_finite(images: Tensor, outputs: Iterable[Tensor], where: str) -> None
 
 
 def _pairs(batches: Iterable[Any], where: str) -> Iterator[tuple[Tensor, Tensor]]:
+    check_iterable(batches, where)
     for batch in batches:
         yield read_pair(batch, where)
 

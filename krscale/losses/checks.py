@@ -33,7 +33,13 @@ def check_floating(loss: str, *values: object) -> None:
 
 
 def check_logits(
-    loss: str, student: Tensor, teacher: Tensor, labels: object, lowest_label: int = 0
+    loss: str,
+    student: Tensor,
+    teacher: Tensor,
+    labels: object,
+    *,
+    lowest_label: int = 0,
+    needs_labels: bool = False,
 ) -> None:
     """Refuse logits that are not both `[B, K]`, probabilities, and labels of another batch.
 
@@ -51,7 +57,7 @@ def check_logits(
                 f"losses.{loss}: {name}_logits are probabilities (each row sums to 1), and logits "
                 "are needed: leave the softmax out, or give their logarithm."
             )
-    if labels is not None:
+    if labels is not None or needs_labels:
         check_labels(loss, labels, len(student))
         assert isinstance(labels, Tensor)  # noqa: S101 - that was checked
         _check_range(loss, labels, student.shape[1], lowest_label)

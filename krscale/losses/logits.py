@@ -93,7 +93,7 @@ def dkd(
         >>> dkd(student, teacher, torch.tensor([0, 1]), temperature=1.0)
         tensor([0.0000, 0.9213])
     """
-    check_logits("dkd", student_logits, teacher_logits, labels)
+    check_logits("dkd", student_logits, teacher_logits, labels, needs_labels=True)
     check_settings(
         "dkd",
         temperature=(Temperature, temperature),
@@ -259,6 +259,13 @@ def label_smoothing(
         >>> label_smoothing(torch.tensor([[2.0, 0.0]]), None, torch.tensor([0]))
         tensor([0.2269])
     """
-    check_logits("label_smoothing", student_logits, student_logits, labels, lowest_label=-1)
+    check_logits(
+        "label_smoothing",
+        student_logits,
+        student_logits,
+        labels,
+        lowest_label=-1,
+        needs_labels=True,
+    )
     check_settings("label_smoothing", label_smoothing=(Share, label_smoothing))
     return smoothed_cross_entropy(student_logits, labels, label_smoothing)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,8 +82,7 @@ class TappedNetwork:
                 exist or are out of order, none is found, or a layout cannot be told.
         """
         check_network(network, where)
-        if isinstance(paths, str):  # whose characters would be taken as paths
-            raise UserError(f"{where}: taps are a list of paths: [{paths!r}], not {paths!r}.")
+        check_paths(paths, where)
         inner = unwrapped(network)
         images = images[:2].to(device_of(inner))
         try:
@@ -284,3 +283,11 @@ def _settle(network: nn.Module, paths: tuple[str, ...], images: Tensor, where: s
     """Find out where the channels of the taps are; other taps' layouts stay known."""
     found = layouts_of(network, paths, tuple(images.shape[1:]), where=where)
     setattr(network, LAYOUTS_ATTRIBUTE, {**getattr(network, LAYOUTS_ATTRIBUTE, {}), **found})
+
+
+def check_paths(paths: object, where: str) -> None:
+    """Refuse what is no list of module paths; of a text each character would be taken for one."""
+    if isinstance(paths, str):
+        raise UserError(f"{where}: taps are a list of paths: [{paths!r}], not {paths!r}.")
+    if not isinstance(paths, Iterable) or not all(isinstance(path, str) for path in paths):
+        raise UserError(f"{where}: taps are a list of paths, such as ['layer1'], not {paths!r}.")

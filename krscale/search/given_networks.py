@@ -80,7 +80,7 @@ def read_students(students: Any) -> GivenNetworks:
     if not students:
         raise UserError("students: at least one is needed.")
     listed = [
-        {"name": str(name), **_student(value, str(name), builders)}
+        {**_student(value, str(name), builders), "name": str(name)}
         for name, value in students.items()
     ]
     return GivenNetworks({"ladder": {"students": listed}}, builders)
@@ -90,6 +90,9 @@ def _student(value: Any, name: str, builders: dict[str, Builder]) -> Table:
     if isinstance(value, StudentConfig):
         value = value.model_dump(exclude_unset=True)
     if isinstance(value, Mapping):
+        if value.get("name", name) != name:
+            other = value["name"]
+            raise UserError(f"students[{name!r}]: name: {other!r} is another one; give it once.")
         return dict(value)
     return _of_one_size(value, f"students[{name!r}]", name, builders)
 

@@ -373,7 +373,16 @@ class TestIdx:
         assert rows(found, ("train", "val")) == expected(train, labels())
 
     @pytest.mark.parametrize(
-        "mapping", ["0 zero\n", "0 55296\n", "0 0\n", "0 99999999999\n", "nul\0", "\u00e9 1\n"]
+        "mapping",
+        [
+            "0 65\n0 66\n",
+            "0 zero\n",
+            "0 55296\n",
+            "0 0\n",
+            "0 99999999999\n",
+            "nul\0",
+            "\u00e9 1\n",
+        ],
     )
     def test_a_damaged_mapping(self, tmp_path, mapping):
         for seed, split in enumerate(("train", "test")):
@@ -381,6 +390,14 @@ class TestIdx:
             idx(tmp_path / f"a-{split}-labels-idx1-ubyte", labels())
         (tmp_path / "a-mapping.txt").write_text(mapping)
         with pytest.raises(UserError, match=r"a-mapping\.txt: not lines of a label and codes"):
+            prepare("idx", tmp_path, tmp_path / "cache")
+
+    def test_a_packed_file_under_the_name_of_a_plain_one(self, tmp_path):
+        idx(tmp_path / "train-images-idx3-ubyte", images(shape=(6, 5)))
+        idx(tmp_path / "train-labels-idx1-ubyte", labels())
+        file = tmp_path / "train-images-idx3-ubyte"
+        file.write_bytes(gzip.compress(file.read_bytes()))
+        with pytest.raises(UserError, match=r"packed by gzip; the name of such a file ends in"):
             prepare("idx", tmp_path, tmp_path / "cache")
 
     def test_another_file_is_none_of_a_data_set(self, tmp_path):
@@ -400,7 +417,7 @@ class TestIdx:
         ("content", "message"),
         [(b"", "not an IDX file"), (b"\0\0\x08\x01\0\0\0\x05", "not an IDX file|1 axes"),
          (b"\0\0\x08\x03" + b"\0\0\0\x02" * 3 + b"1234567", "7 values, its head says"),
-         (b"\x1f\x8b\0\0", "not an IDX file")],
+         (b"\x1f\x8b\0\0", "packed by gzip")],
     )  # fmt: skip
     def test_what_is_refused(self, tmp_path, content, message):
         idx(tmp_path / "d/train-labels-idx1-ubyte", labels())
@@ -490,3 +507,14 @@ class TestFunction:
     def test_what_is_refused(self, tmp_path, name, message):
         with pytest.raises(UserError, match=message):
             prepare(name, "", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["", " ", "\u00a0"])
+def test_the_name_of_a_class_is_not_blank(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "some.npz"
+    np.savez(file, images=images(), labels=labels(), classes=np.array(["a", name, "c"]))
+    with pytest.raises(UserError, match=r"some\.npz: the name of class 1 is empty"):
+        prepare("numpy", file, tmp_path / "cache")
+    np.savez(file, images=images(), labels=labels())
+    with pytest.raises(UserError, match="the name of class 1 is empty"):
+        prepare("numpy", file, tmp_path / "cache", classes=("a", name, "c"))

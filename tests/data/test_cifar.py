@@ -259,6 +259,9 @@ GOOD = batch_10(1)
         (py2_pickle({**GOOD, b"data": b"bytes"}), "data is not a table of uint8"),
         (py2_pickle({**GOOD, b"data": GOOD[b"data"][:, :100]}), "100 values, expected 3072"),
         (py2_pickle({**GOOD, b"labels": [b"cat"] * 20}), "labels is not a list of whole numbers"),
+        (pickle.dumps({**GOOD, b"labels": [10**30] * 20}, 2), "the label 10{30} can be no class"),
+        (py2_pickle({**GOOD, b"labels": [70_000] * 20}), "the label 70000 can be no class"),
+        (py2_pickle({b"data": GOOD[b"data"][:0], b"labels": []}), "it holds no image"),
     ],
 )
 def test_damaged_batch_is_named(content, message, tmp_path):
@@ -272,6 +275,13 @@ def test_binary_batch_of_a_wrong_length(tmp_path):
     path = place("cifar-10-binary", "folder", tmp_path)
     write(path, {"test_batch.bin": b"\0" * 3074})
     with pytest.raises(UserError, match=r"test_batch\.bin: 3074 bytes are no whole number of 3073"):
+        open_cifar("cifar-10-binary", path).read(silent)
+
+
+def test_a_binary_batch_of_no_bytes(tmp_path):
+    path = place("cifar-10-binary", "folder", tmp_path)
+    write(path, {"data_batch_3.bin": b""})
+    with pytest.raises(UserError, match=r"data_batch_3\.bin: it holds no image"):
         open_cifar("cifar-10-binary", path).read(silent)
 
 

@@ -147,3 +147,10 @@ def test_what_cannot_be_copied_or_sent_is_refused_at_once() -> None:
     found = read_students({"tiny": lambda: LikeResNet(2 + lock.locked())})
     with pytest.raises(UserError, match=r"object|tiny.*cannot be sent to workers.*into a module"):
         check_sendable(found.builders)
+
+
+def test_a_student_has_one_name() -> None:
+    with pytest.raises(UserError, match=r"students\['a'\]: name: 'b' is another one"):
+        read_students({"a": {"name": "b", "model": "resnet"}})
+    found = read_students({"a": {"name": "a", "model": "resnet"}})
+    assert found.tables["ladder"]["students"] == [{"name": "a", "model": "resnet"}]

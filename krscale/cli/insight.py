@@ -8,7 +8,7 @@ import shlex
 import sys
 
 from krscale.config import load
-from krscale.runs.folder import find_run, no_such_run, storage_folder
+from krscale.runs.folder import find_run, storage_folder
 from krscale.showing import show, terminal
 
 DESCRIPTION = (
@@ -32,8 +32,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Compute, write, print."""
     folder = find_run(options.run, storage_folder(options.storage_path or load().storage_path))
-    if not folder.is_dir():
-        raise no_such_run(options.run, folder)
     # Optuna and matplotlib take seconds to import.
     from krscale.search.insight_figure import record_insight
     from krscale.search.insight_table import insight_tables

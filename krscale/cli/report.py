@@ -16,6 +16,7 @@ from krscale.errors import UserError
 from krscale.files import damaged, write_json
 from krscale.foreign import read_bounded, user_path
 from krscale.runs.folder import find_run, read_experiment, storage_folder
+from krscale.runs.kinds import require_search
 from krscale.runs.origin import read_environment
 from krscale.showing import show, terminal
 
@@ -59,6 +60,8 @@ def run(options: argparse.Namespace) -> int:
     paths = [find_run(name, storage) for name in options.runs]
     if len(set(paths)) < len(paths):
         raise UserError(f"the same run is named twice: {' '.join(options.runs)}.")
+    for path in paths:
+        require_search(path)
     from krscale.report import read_curve  # torch and matplotlib take seconds to import
 
     curves = _told_apart([read_curve(path) for path in paths])

@@ -13,7 +13,8 @@ from krscale.cli.common import positive
 from krscale.config import Experiment, load
 from krscale.errors import DamagedFileError, UserError
 from krscale.foreign import user_path
-from krscale.runs.folder import find_run, no_such_run, read_experiment, storage_folder
+from krscale.runs.folder import find_run, read_experiment, storage_folder
+from krscale.runs.kinds import require_run
 from krscale.showing import show, terminal
 
 if TYPE_CHECKING:
@@ -89,8 +90,7 @@ def find_experiment(name: str, storage_path: str | None, overrides: Sequence[str
     if overrides:
         raise UserError(f"--set {overrides[0]}: a run ({name}) is what it is; give a TOML file.")
     folder = find_run(name, storage_folder(storage_path or load().storage_path))
-    if not folder.is_dir():
-        raise no_such_run(name, folder)
+    require_run(folder)
     return read_experiment(folder)
 
 

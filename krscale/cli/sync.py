@@ -7,7 +7,8 @@ import argparse
 from krscale.cli.common import seconds
 from krscale.config import load
 from krscale.errors import DamagedFileError
-from krscale.runs.folder import find_run, last_start, no_such_run, storage_folder
+from krscale.runs.folder import find_run, last_start, storage_folder
+from krscale.runs.kinds import require_folder, require_run
 from krscale.showing import show
 
 EXIT_UNSENT = 1
@@ -36,9 +37,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Send, say what is left."""
     folder = find_run(options.run, storage_folder(options.storage_path or load().storage_path))
-    if not folder.is_dir():
-        raise no_such_run(options.run, folder)
-    from krscale.tracking import Begun, print_warning, sync  # MLflow takes seconds to import
+    require_folder(folder)
+    from krscale.tracking import Begun, has_record, print_warning, sync  # MLflow: seconds to import
+
+    if not has_record(folder):  # which tells that it is a run, whatever else is gone from it
+        require_run(folder)
 
     try:
         known = last_start(folder)

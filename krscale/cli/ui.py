@@ -8,6 +8,7 @@ import json
 from krscale.cli.common import add_experiment_arguments
 from krscale.config import load
 from krscale.errors import UserError
+from krscale.runs.folder import storage_folder
 from krscale.showing import show
 
 DESCRIPTION = (
@@ -45,6 +46,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check the database and the port, serve, print the address once there is an answer."""
+    if options.storage_path:
+        storage_folder(options.storage_path)
     given = {"storage_path": options.storage_path, "tracking.uri": options.uri}
     changes = [f"{key}={json.dumps(value)}" for key, value in given.items() if value]
     experiment = load(options.experiment, [*options.set, *changes])

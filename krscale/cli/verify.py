@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from krscale.config import load, read_record
-from krscale.runs.folder import find_run, no_such_run, storage_folder
+from krscale.runs.folder import find_run, storage_folder
+from krscale.runs.kinds import require_folder
 from krscale.showing import show
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Compare, print."""
     folder = find_run(options.run, storage_folder(options.storage_path or load().storage_path))
-    if not folder.is_dir():
-        raise no_such_run(options.run, folder)
+    require_folder(folder)
     from krscale.runs.verify import verify_run  # torch takes seconds to import
 
     found, note = verify_run(folder)

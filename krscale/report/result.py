@@ -14,9 +14,9 @@ from typing import Annotated, Any, NotRequired
 from pydantic import Field, field_validator
 from typing_extensions import TypedDict
 
-from krscale.config import RESERVED_NAMES, read_record
+from krscale.config import read_record
 from krscale.config.records import Accuracy, Count
-from krscale.errors import UserError, nearest
+from krscale.errors import UserError
 from krscale.files import damaged, write_json
 from krscale.pareto import pareto_front
 from krscale.report.students import CurveSize, Milliseconds, Part
@@ -146,11 +146,11 @@ def read_curve(run_path: Path) -> Curve:
     """Read the curve of a run.
 
     Raises:
-        UserError: If there is no such run, it has no curve yet, or its `curve.json` is not one.
+        UserError: If there is none yet, or its `curve.json` is not one.
     """
     path = run_path / CURVE_FILE
     if not path.is_file():
-        raise _no_curve(run_path)
+        raise UserError(f"{run_path}: no search has finished here: there is no {CURVE_FILE}.")
     rebuild = (
         f"It may be of another version of krscale. Delete it, and the command that ran the search "
         f"makes it again from {run_path / 'journal.log'}."
@@ -162,22 +162,3 @@ def read_curve(run_path: Path) -> Curve:
             raise damaged(path, f"{name[:80]!r} is no name of a run, size or method", rebuild)
     # Found anew: that of an older file was chosen by means which were not rounded.
     return curve.model_copy(update={"pareto": find_pareto(curve.sizes)})
-
-
-def _no_curve(run_path: Path) -> UserError:
-    """Say what is missing, and which runs beside it could be read instead."""
-    storage = run_path.parent
-    folders = sorted(p for p in storage.iterdir() if p.is_dir()) if storage.is_dir() else []
-    runs = [p for p in folders if p.name not in RESERVED_NAMES and not p.name.startswith(".")]
-    finished = [p.name for p in runs if (p / CURVE_FILE).is_file()]
-    unfinished = [p.name for p in runs if p.name not in finished]
-    if run_path.is_dir():
-        problem = f"{run_path}: no {CURVE_FILE} in this run; its search has not finished."
-    else:
-        guess = nearest(run_path.name, finished + unfinished)
-        hint = f" Did you mean {guess!r}?" if guess else ""
-        problem = f"{run_path}: no such run.{hint}"
-    return UserError(
-        f"{problem} Runs with a curve in {storage}: {', '.join(finished) or 'none'};"
-        f" without one: {', '.join(unfinished) or 'none'}."
-    )

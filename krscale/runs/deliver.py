@@ -28,6 +28,7 @@ from krscale.parallel import Workers
 from krscale.report import Candidate, Choice, Curve, Limits, choose, read_curve
 from krscale.runs.binding import check_networks
 from krscale.runs.folder import read_experiment
+from krscale.runs.kinds import require_search
 from krscale.runs.origin import git_commit
 from krscale.runs.refit import refit
 from krscale.runs.students import check_unlabelled, data_of_the_run, load_final, trial_of
@@ -92,6 +93,7 @@ def choose_student(run_path: Path, order: Order) -> tuple[Curve, Choice]:
             within the limits.
     """
     check_formats(order.formats)
+    require_search(run_path)
     curve = read_curve(run_path)
     choice = choose(curve, order.limits)
     check_target(_target(run_path, order, choice.picked))

@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Set
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from krscale.config import Experiment, TrackingConfig, as_record, validate
 from krscale.config.older import FORMER_OF_KR, MENDED, uses_mended_method, with_former_defaults
-from krscale.errors import UserError, nearest
+from krscale.errors import UserError
 from krscale.files import follow, read_json, reading, write_json, write_text
 from krscale.foreign import is_file, real, user_path
 from krscale.links import refuse_links
@@ -115,10 +115,17 @@ def storage_folder(storage: str) -> Path:
     """Return the folder of a storage that a user named: its own, or this machine's for a URI.
 
     Raises:
-        UserError: If it can be no path, or is a URI that cannot be a storage.
+        UserError: If it can be no path, is the folder of a run, or is a URI that cannot be a
+            storage.
     """
     if not is_uri(storage):
-        return user_path(storage, "--storage-path")
+        folder = user_path(storage, "--storage-path")
+        if is_file(folder / EXPERIMENT_FILE):
+            raise UserError(
+                f"--storage-path: {folder} is the folder of a run; its storage is "
+                f"{real(folder).parent}."
+            )
+        return folder
     try:
         uri = checked_uri(storage)
     except ValueError as error:
@@ -152,21 +159,6 @@ def _find_run(name: str, storage_path: Path) -> Path:
     if written.is_dir() or (len(written.parts) > 1 and written.parent.is_dir()):
         return real(written)
     return real(named)
-
-
-def no_such_run(name: str, folder: Path) -> UserError:
-    """Build the error for a run that is not there, with the nearest of those beside it.
-
-    Args:
-        name: As the user wrote it.
-        folder: Where it was looked for.
-    """
-    runs: list[str] = []
-    with suppress(OSError):
-        runs = [f.name for f in folder.parent.iterdir() if (f / EXPERIMENT_FILE).is_file()]
-    guess = nearest(folder.name, runs)
-    hint = f" Did you mean {guess!r}?" if guess else ""
-    return UserError(f"{name}: no such run in {folder.parent}.{hint}")
 
 
 def read_experiment(folder: Path) -> Experiment:

@@ -16,6 +16,7 @@ from krscale.runs.aside import EARLIER, ORIGIN_FILE
 from krscale.runs.binding import Origin
 from krscale.runs.distill import RESULT_FILE, read_result
 from krscale.runs.folder import EXPERIMENT_FILE, read_experiment, student_path
+from krscale.runs.kinds import require_run
 from krscale.runs.verify_cache import (
     Shared,
     look_at_data,
@@ -52,7 +53,7 @@ def verify_run(folder: Path) -> tuple[list[Finding], str]:
     if not (folder / EXPERIMENT_FILE).is_file():
         if (folder / CARD_FILE).is_file():
             return list(_exports([folder])), ""
-        read_experiment(folder)  # says that this is no run, before anything is searched for files
+        require_run(folder)  # says what this is, before anything is searched for files
     found = [*_records(folder), *_students(folder), *_checkpoints(folder)]
     found += _exports(path.parent for path in sorted((folder / "export").glob(f"*/{CARD_FILE}")))
     try:

@@ -25,6 +25,7 @@ from krscale.config import is_share, parse_capacity
 from krscale.errors import UserError
 from krscale.files import damaged
 from krscale.report.findings import NEAR, Importance, Insight, Setting, StudyInsight
+from krscale.runs.kinds import describe_folder, require_folder
 from krscale.search.studies.journal import JOURNAL, read_journal
 from krscale.search.studies.opening import present_studies
 from krscale.search.studies.study import FinalStudy, TuningStudy
@@ -39,11 +40,15 @@ def find_insight(run_path: Path) -> Insight:
     """Compute what a run's journal says of its settings.
 
     Raises:
-        UserError: If the folder holds no journal.
+        UserError: If the folder holds no journal; says what it holds.
     """
     journal = run_path / JOURNAL
     if not journal.is_file():
-        raise UserError(f"{run_path}: no search was run here: there is no {JOURNAL}.")
+        require_folder(run_path)
+        raise UserError(
+            f"{run_path}: no search was run here (there is no {JOURNAL}): "
+            f"{describe_folder(run_path)}."
+        )
     present = present_studies(read_journal(journal))
     if not present:
         raise damaged(journal, "it holds no study", "Restore it from a copy, or search again.")

@@ -212,9 +212,9 @@ def test_unknown_run_and_run_without_a_curve(run, capsys) -> None:
     storage = run.parent
     assert main(["tny", "--max-params", "1k", "--storage-path", str(storage)]) == 2
     assert "no such run. Did you mean 'tiny'?" in capsys.readouterr().err
-    (storage / "unfinished").mkdir(exist_ok=True)
-    assert main(["unfinished", "--max-params", "1k", "--storage-path", str(storage)]) == 2
-    assert "its search has not finished" in capsys.readouterr().err
+    (storage / "empty").mkdir(exist_ok=True)
+    assert main(["empty", "--max-params", "1k", "--storage-path", str(storage)]) == 2
+    assert "no curve.json here: it is empty." in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import pytest
 from running import bounded_memory, in_process
 
 from krscale.cli.report import _figure_names, _told_apart
-from krscale.files import read_json
+from krscale.config import load
+from krscale.files import read_json, write_json
 from krscale.report import Curve, CurveSize, MethodResult, find_pareto, write_curve
 
 main = in_process("report")
@@ -37,6 +38,9 @@ def storage(tmp_path, monkeypatch):
     )  # fmt: skip
     for name in ("digits", "other", "cache"):
         (tmp_path / name).mkdir()
+    experiment = load(None, ["name=other"]).model_dump(mode="json")
+    begun = {"experiment": experiment, "bound": {"space": {}}}
+    write_json(tmp_path / "other" / "experiment.json", begun)
     write_curve(curve, tmp_path / "digits")
     return tmp_path
 
@@ -170,7 +174,7 @@ def test_a_run_that_is_not_there_says_what_is(storage, capsys):
     assert err.startswith(f"krscale: error: {storage}/digitz: no such run. Did you mean 'digits'?")
     assert f"Runs with a curve in {storage}: digits; without one: other." in err
     assert main(["other"]) == 2
-    assert "its search has not finished" in capsys.readouterr().err
+    assert "its search has not begun its trials" in capsys.readouterr().err
 
 
 def test_a_figure_that_cannot_be_written_is_a_user_error(storage, capsys):

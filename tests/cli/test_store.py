@@ -227,7 +227,7 @@ def test_an_unfinished_store_is_told_apart(storage, capsys):
 
 def test_no_such_run(storage, capsys):
     assert run(storage, "check", name="smal") == 2
-    assert "no such run in" in capsys.readouterr().err
+    assert "smal: no such run. Did you mean 'small'?" in capsys.readouterr().err
 
 
 def test_a_finished_run_takes_no_overrides(storage, capsys):

@@ -336,11 +336,10 @@ def test_where_there_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
     for command in ("verify", "insight", "sync", "store"):
         words = ["info"] if command == "store" else []
         assert in_process(command)([*words, "digit", "--storage-path", str(tmp_path)]) == 2
-        assert (
-            f"digit: no such run in {tmp_path}. Did you mean 'digits'?" in capsys.readouterr().err
-        )
+        expected = f"{tmp_path / 'digit'}: no such run. Did you mean 'digits'?"
+        assert expected in capsys.readouterr().err
     assert in_process("verify")([str(tmp_path)]) == 2
-    assert "not the folder of a run" in capsys.readouterr().err
+    assert "it is the storage that runs are in; name one of them" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_run_is_not_searched(
@@ -348,6 +347,7 @@ def test_a_folder_that_is_no_run_is_not_searched(
 ) -> None:
     """`krscale verify /` read the names of all files of the machine."""
     monkeypatch.setattr(Path, "rglob", pytest.fail)
+    (tmp_path / "etc").mkdir()
     with pytest.raises(UserError, match="not the folder of a run"):
         verify_run(tmp_path)
 

@@ -172,20 +172,9 @@ def test_inconsistent_results_are_refused(change):
         MethodResult.model_validate(fields | change)
 
 
-def test_a_run_that_does_not_exist_says_which_do(tmp_path):
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "halfway").mkdir()
-    (tmp_path / "digits").mkdir()
-    write_curve(curve(size("1/4", 9, kr=result([0.5], [0.5]))), tmp_path / "digits")
-    with pytest.raises(UserError, match=r"no such run\. Did you mean 'digits'") as caught:
-        read_curve(tmp_path / "digit")
-    assert "Runs with a curve in" in str(caught.value)
-    assert ": digits; without one: halfway." in str(caught.value)
-    assert "cache" not in str(caught.value).removeprefix(str(tmp_path))
-    with pytest.raises(UserError, match="its search has not finished"):
-        read_curve(tmp_path / "halfway")
-    with pytest.raises(UserError, match=r"with a curve in .*: none; without one: none"):
-        read_curve(tmp_path / "nowhere" / "digits")
+def test_where_no_search_has_finished_there_is_no_curve(tmp_path):
+    with pytest.raises(UserError, match=r"no search has finished here: there is no curve\.json"):
+        read_curve(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"name": "x"}', '{"nam": 1}', "NaN"])

@@ -54,12 +54,14 @@ def run(options: argparse.Namespace) -> int:
         show(describe_plan(experiment))
         return 0
     # Ray, Optuna and MLflow take seconds to import; a refused config must not wait for them.
-    from krscale.search.calling import search
+    from krscale.search.result import SearchResult
+    from krscale.search.session import run_session
 
-    result = search(
+    # What `krscale.search` does with an experiment, but for its errors, which name arguments.
+    curve, how_to_open = run_session(
         experiment, quiet=options.quiet, new_space=options.new_space, new_data=options.new_data
     )
-    _show(result, as_json=options.json)
+    _show(SearchResult(curve, experiment, how_to_open), as_json=options.json)
     return 0
 
 

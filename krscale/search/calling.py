@@ -16,6 +16,7 @@ from krscale.errors import UserError
 from krscale.models.given import available
 from krscale.models.libraries import LIBRARIES
 from krscale.search.given_networks import GivenNetworks, Table, read_students, read_teacher
+from krscale.search.in_python import errors_in_python
 from krscale.search.result import SearchResult
 from krscale.search.session import run_session
 
@@ -79,24 +80,25 @@ def search(
         Traceback (most recent call last):
         krscale.errors.UserError: no.toml: no such file.
     """
-    _require(experiment, teacher=teacher, students=students, data=data)
-    networks = _networks(teacher, students)
-    content, builders = _with_networks(_content(experiment), networks), networks.builders
-    if experiment is None:
-        content.setdefault("name", "search")
-        content["search"] = {"methods": METHODS}
-    named = {"search.methods": _listed(methods), "search.trials_per_size": num_trials}
-    chosen = {path: value for path, value in named.items() if value is not None}
-    put_settings(content, chosen, settings or {}, fields)
-    check_sendable(builders)
-    with available(builders):
-        prepared, given = _with_data(content, networks.tables, data, normalisation)
-        if "train.warmup_epochs" in (settings or {}) or "warmup_epochs" in fields:
-            refuse_long_warmup(prepared.train, "search")
-        curve, how_to_open = run_session(
-            prepared, quiet=quiet, new_space=new_space, new_data=new_data
-        )
-    return SearchResult(curve, prepared, how_to_open, builders, given)
+    with errors_in_python():
+        _require(experiment, teacher=teacher, students=students, data=data)
+        networks = _networks(teacher, students)
+        content, builders = _with_networks(_content(experiment), networks), networks.builders
+        if experiment is None:
+            content.setdefault("name", "search")
+            content["search"] = {"methods": METHODS}
+        named = {"search.methods": _listed(methods), "search.trials_per_size": num_trials}
+        chosen = {path: value for path, value in named.items() if value is not None}
+        put_settings(content, chosen, settings or {}, fields)
+        check_sendable(builders)
+        with available(builders):
+            prepared, given = _with_data(content, networks.tables, data, normalisation)
+            if "train.warmup_epochs" in (settings or {}) or "warmup_epochs" in fields:
+                refuse_long_warmup(prepared.train, "search")
+            curve, how_to_open = run_session(
+                prepared, quiet=quiet, new_space=new_space, new_data=new_data
+            )
+        return SearchResult(curve, prepared, how_to_open, builders, given)
 
 
 def _require(experiment: Any, **given: Any) -> None:

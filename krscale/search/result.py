@@ -25,6 +25,7 @@ from krscale.runs.students import (
     takes_as_given,
     trial_of,
 )
+from krscale.search.in_python import errors_in_python
 from krscale.showing import terminal
 
 _AS_THEY_ARE = Normalisation((0.0,), (1.0,))
@@ -143,7 +144,8 @@ class SearchResult:
                 if method in s.methods
             )
             curve = curve.model_copy(update={"sizes": sizes})
-        return choose(curve, _limits(wanted)).picked
+        with errors_in_python():
+            return choose(curve, _limits(wanted)).picked
 
     def __str__(self) -> str:
         text = io.StringIO()

@@ -21,7 +21,8 @@ from krscale.knowledge.measuring import (
     take_from_first_worker,
     without_parameters,
 )
-from krscale.knowledge.taps import TapOutputs
+from krscale.knowledge.probes import read_tap
+from krscale.knowledge.taps import TapOutputs, pool
 from krscale.knowledge.weight_summary import alike, are_others, summary_of_weights
 from krscale.knowledge.where import where_distributions, without_where
 from krscale.kr_checks import (
@@ -29,6 +30,8 @@ from krscale.kr_checks import (
     check_apart,
     check_classes,
     check_outputs,
+    check_same_device,
+    check_shapes,
     checked_settings,
 )
 from krscale.kr_context import Tap, context_of
@@ -276,7 +279,9 @@ class KRLoss(nn.Module):
         check_outputs(student_outputs, teacher_outputs)
         logits = student_outputs.logits
         self._watch.on_loss(self.method, logits)
+        self._check_unchanged(student_outputs, teacher_outputs)
         check_labels(labels, len(logits), logits.shape[1], "KRLoss")
+        check_same_device(logits, teacher_outputs.logits, labels, self.information_gain)
         with torch.autocast(logits.device.type, enabled=False):
             tap_logits = self.probes(teacher_outputs).detach()
             self._check_stages(student_outputs, teacher_outputs)
@@ -355,6 +360,15 @@ class KRLoss(nn.Module):
                 "not fit it any more. Load its weights before KRLoss.from_networks."
             )
         self._is_of_teacher = True
+
+    def _check_unchanged(self, student: TapOutputs, teacher: TapOutputs) -> None:
+        """Refuse outputs of networks of which a part was replaced since the loss was made."""
+        teaching, learning = self._networks
+        heads = self.method.head_taps if self.method.teaches_heads else ()
+        read = partial(pool, grid=self.method.head_grid)
+        check_shapes("student", student, learning, heads, read)
+        taps = range(1, len(teaching.paths) + 1)
+        check_shapes("teacher", teacher, teaching, taps, partial(read_tap, grid=self.probes.grid))
 
     def _check_stages(self, student: TapOutputs, teacher: TapOutputs) -> None:
         for network, given in zip(self._networks, (teacher, student), strict=True):

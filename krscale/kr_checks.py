@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -134,6 +134,61 @@ def check_outputs(student: object, teacher: object) -> None:
             f"KRLoss: the student's outputs are of {sizes[0]} images and the teacher's of "
             f"{sizes[1]}; both must be of the same images."
         )
+
+
+def check_same_device(student: Tensor, teacher: Tensor, labels: Tensor, loss: Tensor) -> None:
+    """Refuse what is spread over several devices, between which nothing is copied here."""
+    named = {"the student's logits": student, "the teacher's": teacher, "labels": labels}
+    places = {name: tensor.device for name, tensor in (*named.items(), ("this loss", loss))}
+    if len(set(places.values())) > 1:
+        found = ", ".join(f"{name} on {device}" for name, device in places.items())
+        raise UserError(
+            f"KRLoss: all must be on one device: {found}. kr.to(device) moves the loss and the "
+            "teacher; the student and the batches are yours to move."
+        )
+
+
+def check_shapes(
+    name: str,
+    outputs: TapOutputs,
+    network: TappedNetwork,
+    taps: Collection[int],
+    read: Callable[[Tensor], Tensor],
+) -> None:
+    """Refuse outputs of a network that is another one than the loss was made for.
+
+    Args:
+        name: What the network is: `"student"`.
+        outputs: Of it.
+        network: As it was when the loss was made.
+        taps: Numbers of those that are read, from 1.
+        read: What makes of a tap's feature what is read of it.
+
+    Raises:
+        UserError: Naming the classifier or the tap, and both sizes.
+    """
+    where = f"KRLoss: the {name}'s"
+    since = "when this loss was made: it was replaced since"
+    anew = "Replace parts of a network before KRLoss.from_networks, or make a new loss."
+    num_classes = outputs.logits.shape[1]
+    if num_classes != network.num_classes:
+        raise UserError(
+            f"{where} classifier gives {num_classes} classes, and gave {network.num_classes} "
+            f"{since}. {anew}"
+        )
+    known = zip(network.paths, outputs.features, network.shapes, strict=False)
+    for number, (path, feature, before) in enumerate(known, start=1):
+        now = tuple(feature.shape[1:])
+        if number in taps and now != before and _size_read(now, read) != _size_read(before, read):
+            raise UserError(
+                f"{where} tap {path!r} gives {list(now)} for an image, and gave {list(before)} "
+                f"{since}. {anew}"
+            )
+
+
+def _size_read(shape: Sequence[int], read: Callable[[Tensor], Tensor]) -> int:
+    """Return how many numbers are read of a tap with features of this shape."""
+    return read(torch.empty(1, *shape, device="meta")).shape[1]
 
 
 class LoopWatch:

@@ -106,6 +106,85 @@ def test_the_loop_of_the_readme(teacher: nn.Module, student: nn.Module, pairs: P
     assert grads(teacher) == []
 
 
+class Doubled(nn.Module):
+    """A block with twice its channels."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([self.block(images)] * 2, dim=1)
+
+
+class Halved(Doubled):
+    """A block that takes what `Doubled` gives as before."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.block(images[:, : images.shape[1] // 2])
+
+
+def put(network: nn.Module, path: str, part: type[Doubled]) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(network.get_submodule(parent), name, part(network.get_submodule(path)))
+
+
+@pytest.mark.parametrize("granularity", [1, 3])
+@pytest.mark.parametrize("which", ["teacher", "student"])
+def test_a_classifier_that_was_replaced_is_named(
+    which: str, granularity: int, teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    kr = make(teacher, student, pairs, granularity=granularity)
+    network = teacher if which == "teacher" else student
+    network.fc = nn.Linear(network.fc.in_features, 5)
+    message = f"KRLoss: the {which}'s classifier gives 5 classes, and gave 3 when this loss was"
+    with pytest.raises(UserError, match=message):
+        kr(*pairs[0])
+
+
+@pytest.mark.parametrize("which", ["teacher", "student"])
+def test_a_tapped_block_that_was_replaced_is_named(
+    which: str, teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    kr = make(teacher, student, pairs, granularity=4, where_weight=0.0)
+    network, tapped = (
+        (teacher, kr._networks[0]) if which == "teacher" else (student, kr._networks[1])
+    )
+    first, second = tapped.paths[:2]
+    put(network, first, Doubled)
+    put(network, second, Halved)
+    shape = list(tapped.shapes[0])
+    wide = [2 * shape[0], *shape[1:]]
+    with pytest.raises(UserError) as caught:
+        kr(*pairs[0])
+    found = f"KRLoss: the {which}'s tap {first!r} gives {wide} for an image, and gave {shape} when"
+    assert str(caught.value).startswith(found)
+
+
+def test_a_block_that_no_head_reads_may_be_another(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    kr = make(teacher, student, pairs, granularity=1, where_weight=0.0)
+    expected = kr(*pairs[0])
+    first, second = kr.student_paths[:2]
+    put(student, first, Doubled)
+    put(student, second, Halved)
+    torch.testing.assert_close(kr(*pairs[0]), expected)
+
+
+def test_what_is_on_another_device_is_named(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    kr, (images, labels) = make(teacher, student, pairs), pairs[0]
+    with pytest.raises(
+        UserError, match=r"student's logits on cpu, .* labels on meta, this loss on"
+    ):
+        kr(images, labels.to("meta"))
+    there = replace(kr.student(images), logits=kr.student(images).logits.to("meta"))
+    with pytest.raises(UserError, match=r"student's logits on meta, the teacher's on cpu"):
+        kr.loss(there, kr.teacher(images), labels)
+
+
 def test_defaults_are_the_configs(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
     kr = KRLoss.from_networks(teacher, student, pairs)
     assert kr.settings == KRSettings()

@@ -66,6 +66,25 @@ def share_of(num_samples: int, share: int, num_shares: int) -> tuple[int, int]:
     return start, start + size + (share < larger)
 
 
+def num_parts_of(global_size: int, world_size: int, wanted: int) -> int:
+    """Return in how many parts all workers compute their shares of a batch, one after another.
+
+    Batch norm over all workers needs as many forwards of each of them. There are no more parts than
+    every worker has samples for: else the last one may be a single sample of one worker, which has
+    no variance. A batch with fewer samples than workers is computed whole.
+
+    Args:
+        global_size: Samples of the batch, over all workers.
+        world_size: Number of workers.
+        wanted: `train.gradient_accumulation`.
+
+    Example:
+        >>> num_parts_of(64, 2, 4), num_parts_of(9, 4, 4), num_parts_of(3, 4, 4)
+        (4, 2, 1)
+    """
+    return max(1, min(wanted, global_size // world_size))
+
+
 def sum_over_workers(tensor: Tensor) -> Tensor:
     """Return the sum of `tensor` over all workers, on every worker; without gradient.
 

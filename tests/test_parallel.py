@@ -24,7 +24,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from krscale.batch_norm import convert_batch_norm
-from krscale.parallel import Workers, share_of, sum_over_workers
+from krscale.config.training import BatchSizes
+from krscale.parallel import Workers, num_parts_of, share_of, sum_over_workers
 from krscale.training import loop
 
 WORLD_SIZE = 2
@@ -288,6 +289,31 @@ class TestShareOf:
     def test_unknown_rank(self, rank):
         with pytest.raises(ValueError, match=f"share {rank} is not one of 2"):
             share_of(4, rank, 2)
+
+
+class TestNumPartsOf:
+    @given(st.integers(1, 400), st.integers(1, 12), st.integers(1, 12))
+    def test_no_part_is_of_a_single_sample_where_one_worker_has_none_of_it(
+        self, batch_size, world_size, wanted
+    ):
+        """9 samples of 4 workers in 4 parts: the third held one sample, of the first worker."""
+        number = num_parts_of(batch_size, world_size, wanted)
+        assert 1 <= number <= wanted
+        parts = [0] * number
+        for rank in range(world_size):
+            start, stop = share_of(batch_size, rank, world_size)
+            for part in range(number):
+                first, last = share_of(stop - start, part, number)
+                parts[part] += last - first
+        assert sum(parts) == batch_size
+        # What is refused before the first step, whatever the number of workers.
+        if BatchSizes(batch_size, batch_size, wanted).smallest > 1:
+            assert min(parts) > 1
+        if batch_size >= world_size * wanted:
+            assert number == wanted
+
+    def test_a_worker_alone_has_as_many_parts_as_samples(self):
+        assert [num_parts_of(size, 1, 4) for size in (1, 3, 4, 64)] == [1, 3, 4, 4]
 
 
 def test_torchs_own_norm_of_all_workers_still_takes_no_tensors_on_the_cpu(results):

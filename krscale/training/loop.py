@@ -31,7 +31,7 @@ from krscale.methods.base import Batch
 from krscale.methods.learner import Learner, LearnerOutput
 from krscale.metrics import metrics_for
 from krscale.models.preprocessing import Preprocessing, preprocessing_of_network
-from krscale.parallel import Workers, share_of, sum_over_workers
+from krscale.parallel import Workers, num_parts_of, share_of, sum_over_workers
 from krscale.training.averaging import AveragedStudent
 from krscale.training.checkpoint import load_checkpoint, save_checkpoint
 from krscale.training.epoch_sums import EpochSums
@@ -222,14 +222,12 @@ class Training:
 
     def _parts(self, batch: Batch) -> list[Batch]:
         """Cut this worker's share of a batch into what is computed at once."""
-        size, number = len(batch.labels), self.settings.gradient_accumulation
+        wanted = self.settings.gradient_accumulation
+        number = num_parts_of(batch.global_size, self.workers.world_size, wanted)
         if number == 1:
             return [batch]
-        shares = [share_of(size, part, number) for part in range(number)]
-        # Batch norm over all workers needs as many forwards of each of them, empty or not; but of a
-        # part that no worker has samples of, its statistics would be NaN.
-        largest_share = -(-batch.global_size // self.workers.world_size)
-        return [batch.rows(*share) for share in shares[:largest_share]]
+        size = len(batch.labels)
+        return [batch.rows(*share_of(size, part, number)) for part in range(number)]
 
     def _backward(self, batch: Batch, *, last: bool) -> LearnerOutput:
         """Add the gradients of one part of a batch; return what the learner made of it."""

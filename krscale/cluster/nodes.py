@@ -20,6 +20,7 @@ from krscale.cluster.connect import connect, is_private
 from krscale.config import Experiment
 from krscale.errors import UserError
 from krscale.storage.address import is_uri, mark
+from krscale.storage.objects import Objects
 from krscale.storage.opening import open_storage, probe
 
 _PACKAGES = ("krscale", "ray", "torch", "pyarrow")
@@ -58,7 +59,8 @@ def reach_storage(experiment: Experiment, *, on_nodes: bool = True) -> None:
         if node["Alive"]
     }
     if is_uri(storage):
-        _check_nodes(nodes, storage, "")
+        with _object_to_find(storage) as name:
+            _check_nodes(nodes, storage, name)
     elif set(nodes) != {ray.get_runtime_context().get_node_id()}:
         with _file_to_find(storage) as name:
             _check_nodes(nodes, storage, name)
@@ -84,13 +86,24 @@ def _file_to_find(folder: str) -> Iterator[str]:
             (Path(folder) / name).unlink()
 
 
+@contextmanager
+def _object_to_find(storage: str) -> Iterator[str]:
+    """Make an object in a storage that is a URI; the value is its key."""
+    objects, key = Objects.open(storage), f".probe/{uuid.uuid4().hex}"
+    objects.write(key, b"")
+    try:
+        yield key
+    finally:
+        objects.delete(key)
+
+
 def _check_nodes(nodes: Mapping[str, str], storage: str, name: str) -> None:
     """Ask every node.
 
     Args:
         nodes: Id -> address.
         storage: A URI or a folder.
-        name: Of a file in that folder; empty if none can be made.
+        name: Of an object or a file that the command has made there; empty if none can be made.
 
     Raises:
         UserError: As `reach_storage`.
@@ -136,11 +149,26 @@ def _look(storage: str, name: str) -> tuple[dict[str, str], str]:
         probe(storage)
     except UserError as error:
         return _versions(), str(error)
-    return _versions(), _wrong_with_folder(Path(storage), name) if name else ""
+    if not name:
+        return _versions(), ""
+    wrong = _wrong_with_objects if is_uri(storage) else _wrong_with_folder
+    return _versions(), wrong(storage, name)
 
 
-def _wrong_with_folder(folder: Path, name: str) -> str:
+def _wrong_with_objects(storage: str, key: str) -> str:
+    """Return, on a node, what is wrong with a URI at which an object of that key is elsewhere."""
+    if Objects.open(storage).info(key) is not None:
+        return ""
+    return (
+        f"storage_path: {storage}: it is not the storage that the command writes to: every machine "
+        f"has its own. With several nodes it has to be one that all of them reach "
+        f"(s3://bucket/prefix), or a folder that they share"
+    )
+
+
+def _wrong_with_folder(storage: str, name: str) -> str:
     """Return, on a node, what is wrong with a folder that holds a file of that name elsewhere."""
+    folder = Path(storage)
     if not (folder / name).is_file():
         return (
             f"storage_path: {folder}: it is not the folder that the command writes to. With "

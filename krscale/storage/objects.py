@@ -69,6 +69,12 @@ class Objects:
             _OPENED[key] = cls(uri, *_resolve(uri))
         return _OPENED[key]  # type: ignore[return-value]
 
+    @property
+    def is_of_one_process(self) -> bool:
+        """Whether another process that opens this URI finds nothing of what is written here."""
+        # Of pyarrow, and of fsspec.
+        return self.filesystem.type_name in ("mock", "py::fsspec+memory")
+
     def path(self, key: str) -> str:
         """Return where the object of a key is, for the file system."""
         return f"{self.root}/{key}" if key else self.root

@@ -31,11 +31,17 @@ def probe(storage: str) -> None:
 
     Raises:
         StorageError: If one of it cannot be done; says what, and which credentials are missing. The
-            same words wherever it is the same: what differs from call to call is left out.
+            same words wherever it is the same: what differs from call to call is left out. Or if
+            no other process could see what is written.
     """
     if not is_uri(storage):
         return
     objects, name = Objects.open(storage), f"{os.getpid()}-{uuid.uuid4().hex}"
+    if objects.is_of_one_process:
+        raise StorageError(
+            f"storage_path: {storage}: it is in the memory of one process, where no worker finds "
+            "it, nor the next command. Use a folder, or a URI such as s3://bucket/prefix."
+        )
     key, content = f".probe/{name}", uuid.uuid4().bytes
     try:
         objects.write(key, content)

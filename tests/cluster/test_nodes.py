@@ -140,6 +140,26 @@ def test_a_node_without_a_place_for_what_it_fetches(fake: FakeRay, tmp_path: Pat
     assert line.endswith(f"{CACHE_VARIABLE} names another folder.")
 
 
+@pytest.mark.parametrize("scheme", ["file", "local"])
+def test_a_node_with_a_storage_of_its_own(fake: FakeRay, tmp_path: Path, scheme: str) -> None:
+    """Both machines have such a folder, in which each finds what it wrote itself."""
+    uri = f"{scheme}://{tmp_path}/bucket"
+
+    def elsewhere(patch: pytest.MonkeyPatch) -> None:
+        filesystem = objects.Objects.open(uri).filesystem
+        other = objects.Objects(uri, filesystem, str(tmp_path / "other"))
+        patch.setitem(objects._OPENED, (os.getpid(), uri), other)
+
+    fake.on_other(elsewhere)
+    (line,) = refused(uri)
+    assert line == (
+        f"  10.0.0.2 (bbbbbbbb): storage_path: {uri}: it is not the storage that the command "
+        f"writes to: every machine has its own. With several nodes it has to be one that all of "
+        f"them reach (s3://bucket/prefix), or a folder that they share"
+    )
+    assert not [path for path in (tmp_path / "bucket").rglob("*") if path.is_file()]
+
+
 def test_a_node_without_credentials_says_which_variables(fake: FakeRay) -> None:
     """moto asks for none, so that node finds no bucket as well."""
 

@@ -132,6 +132,13 @@ def test_missing_credentials_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert missing_credentials("memory://b") == ""
 
 
+@pytest.mark.parametrize("uri", ["memory://bucket", "memory://a/b", "mock://a/b"])
+def test_the_memory_of_one_process_is_no_storage(uri: str) -> None:
+    pytest.importorskip("fsspec")
+    with pytest.raises(StorageError, match=f"storage_path: {uri}: it is in the memory of one proc"):
+        probe(uri)
+
+
 def test_a_file_system_that_cannot_be_written_is_refused() -> None:
     with pytest.raises(StorageError, match=r"http://host/x: cannot write \.probe/probe: its file"):
         probe("http://host/x")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from krscale.config import Experiment
+from krscale.config import Experiment, SearchConfig
 from krscale.data import Dataset, prepare_unlabelled
 from krscale.data.joining import join_train_and_val
 from krscale.parallel import Workers
@@ -41,13 +41,13 @@ def refit(
         experiment: All settings of this one training.
         dataset: The data of the search.
         width: The student's capacity dial.
-        run_path: Folder of the run; trainings are kept in its `refit`, by fingerprint.
+        run_path: Folder of the run; trainings are kept in its `refit`.
         reporter: Receives what is being done.
 
     Returns:
         The file of the weights.
     """
-    folder = run_path / "refit" / experiment.fingerprint()
+    folder = _folder_of(experiment, run_path)
     weights, checkpoint = folder / WEIGHTS_FILE, folder / CHECKPOINT
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
@@ -64,6 +64,17 @@ def refit(
         shutil.rmtree(checkpoint, ignore_errors=True)
     check_weights(weights, rebuild_refit(folder))
     return weights
+
+
+def _folder_of(experiment: Experiment, run_path: Path) -> Path:
+    """Return where a training is kept: by its own settings, not by how long was searched for them.
+
+    One that an older krscale began is under the fingerprint of the whole experiment.
+    """
+    older = run_path / "refit" / experiment.fingerprint()
+    alone = SearchConfig(methods=(experiment.distill.method,))
+    own = experiment.model_copy(update={"search": alone})
+    return older if older.is_dir() else run_path / "refit" / own.fingerprint()
 
 
 def _assets(experiment: Experiment, dataset: Dataset, run_path: Path, reporter: Reporter) -> Assets:

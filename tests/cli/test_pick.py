@@ -167,6 +167,10 @@ def test_refit_learns_from_validation_too_and_survives_an_interruption(
                              (p / "val.arrow").exists()))  # fmt: skip
     assert sizes == [dataset.num_samples["train"] + dataset.num_samples["val"]]
     refit_again(run, tmp_path / "again", epochs=[])
+    content = json.loads((run / "experiment.json").read_text())
+    content["experiment"]["search"]["trials_per_size"] += 8  # as a search that goes on writes it
+    write_json(run / "experiment.json", content)
+    refit_again(run, tmp_path / "again", epochs=[])
 
     # The same from the start, killed after its first epoch, then started again.
     shutil.rmtree(run / "refit")

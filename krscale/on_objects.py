@@ -7,6 +7,7 @@ For whoever has a teacher, a student and two loaders, and no loop: the training 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,6 +82,24 @@ class Distilled:
         )
 
 
+@contextmanager
+def _in_own_names() -> Iterator[None]:
+    """Name settings as the arguments that they are here; a run has `train.optimizer`."""
+    try:
+        yield
+    except UserError as error:
+        text = _DOTTED.sub(r"\1", str(error))
+        if text == str(error):
+            raise
+        where = "" if text.startswith("distill") else "distill: "
+        raise type(error)(f"{where}{text}") from error
+
+
+_ARGUMENTS = (set(TrainConfig.model_fields) - NOT_HERE) | set(DistillConfig.model_fields)
+_DOTTED = re.compile(rf"\b(?:train|distill)\.({'|'.join(sorted(_ARGUMENTS))})\b")
+
+
+@_in_own_names()
 def distill(
     *,
     teacher: nn.Module,

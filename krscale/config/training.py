@@ -44,6 +44,25 @@ class BatchSizes(NamedTuple):
         return max(1, batch // self.num_parts)
 
 
+_WITH_OWN_RATE = frozenset(
+    {
+        *("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw"),
+        *("asgd", "nadam", "radam", "rmsprop", "rprop"),
+    }
+)
+"""Optimisers known to need another learning rate than SGD. Of any other name it is known only with
+torch whether it is one at all, which comes first (`krscale.training.optimisers`)."""
+
+
+def optimiser_key(name: str) -> str:
+    """Return what all ways to write an optimiser's name have in common.
+
+    >>> optimiser_key("AdamW"), optimiser_key("adam_w")
+    ('adamw', 'adamw')
+    """
+    return name.lower().replace("_", "")
+
+
 class TrainConfig(Section):
     """How one student is trained.
 
@@ -139,12 +158,19 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _own_learning_rate(self) -> TrainConfig:
-        if self.optimizer.lower() != "sgd" and "learning_rate" not in self.model_fields_set:
-            raise ValueError(
-                f"train.learning_rate must be given with train.optimizer = {self.optimizer!r}: the "
-                f"default is that of SGD; adamw often takes 0.001"
-            )
+        if optimiser_key(self.optimizer) in _WITH_OWN_RATE and (problem := self.missing_rate):
+            raise ValueError(problem)
         return self
+
+    @property
+    def missing_rate(self) -> str:
+        """What is wrong where the optimiser needs a learning rate of its own and none is given."""
+        if optimiser_key(self.optimizer) == "sgd" or "learning_rate" in self.model_fields_set:
+            return ""
+        return (
+            f"train.learning_rate must be given with train.optimizer = {self.optimizer!r}: the "
+            f"default is that of SGD; adamw often takes 0.001"
+        )
 
     @field_validator("channels_last")
     @classmethod

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from krscale.config import TrainConfig
+from krscale.config.training import optimiser_key
 from krscale.errors import UserError, nearest, unknown_name
 
 _UNFIT = {
@@ -40,6 +41,9 @@ def check_optimiser(settings: TrainConfig) -> None:
         Traceback (most recent call last):
         krscale.errors.UserError: ...: unknown option 'nesterof' of SGD. Did you mean 'nesterov'...
     """
+    _class_of(settings.optimizer)
+    if problem := settings.missing_rate:
+        raise UserError(f"{problem}.")
     layer = nn.Linear(1, 1, device="meta").to_empty(device="cpu")  # draws no random numbers
     # Of modest size, as a rate that is too large is no mistake in the options.
     rates = {"learning_rate": 1e-3, "weight_decay": min(settings.weight_decay, 0.1)}
@@ -76,6 +80,8 @@ def build_optimiser(learner: nn.Module, settings: TrainConfig) -> torch.optim.Op
         {"params": others, "weight_decay": 0.0},
     ]
     kind = _class_of(settings.optimizer)
+    if problem := settings.missing_rate:
+        raise UserError(f"{problem}.")
     options = _options(kind, settings)
     try:
         found: torch.optim.Optimizer = kind(groups, lr=settings.learning_rate, **options)
@@ -162,15 +168,6 @@ def _classes() -> dict[str, Any]:
         if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer)
     }
     return {name: found[name] for name in found if name not in (*_UNFIT, "optimizer")}
-
-
-def optimiser_key(name: str) -> str:
-    """Return what all ways to write an optimiser's name have in common.
-
-    >>> optimiser_key("AdamW"), optimiser_key("adam_w")
-    ('adamw', 'adamw')
-    """
-    return name.lower().replace("_", "")
 
 
 def _class_of(name: str) -> Any:

@@ -91,7 +91,7 @@ def test_every_option_that_an_error_names_has_its_argument() -> None:
     known = {"--set", "--new-data", "--new-space", "--max-params", "--max-flops",
              "--max-latency-ms", "--min-accuracy"}  # fmt: skip
     of_commands = {"--repair", "--refit", "--format", "--output", "--storage-path", "--address",
-                   "--head", "--untracked-files", "--experiment"}  # fmt: skip
+                   "--head", "--untracked-files", "--porcelain", "--experiment"}  # fmt: skip
     for place in REACHED:
         for path in [ROOT / place] if place.endswith(".py") else sorted((ROOT / place).rglob("*")):
             if path.suffix == ".py" and str(path.relative_to(ROOT)) not in OF_COMMANDS:

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -102,6 +103,20 @@ def test_other_optimisers_need_a_learning_rate() -> None:
     with pytest.raises(UserError, match=r"train\.learning_rate must be given"):
         load(None, ["train.optimizer=adamw"])
     assert load(None, ["train.optimizer=adamw", "train.learning_rate=1e-3"])
+
+
+@pytest.mark.parametrize("check", [check_optimiser, lambda s: build_optimiser(nn.Linear(1, 1), s)])
+def test_what_is_no_optimiser_is_said_before_its_learning_rate(
+    check: Callable[[TrainConfig], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"unknown optimizer 'adamm'\. Did you mean 'adam'"):
+        check(load(None, ["train.optimizer=adamm"]).train)
+    with pytest.raises(UserError, match="'lbfgs' cannot be used here: it evaluates"):
+        check(load(None, ["train.optimizer=lbfgs"]).train)
+    newer = type("Newer", (torch.optim.Adam,), {})
+    monkeypatch.setattr(torch.optim, "Newer", newer, raising=False)
+    with pytest.raises(UserError, match="learning_rate must be given with train"):
+        check(load(None, ["train.optimizer=newer"]).train)
 
 
 @pytest.mark.parametrize(

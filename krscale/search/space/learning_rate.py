@@ -8,9 +8,9 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from krscale.config import TrainConfig, search_ranges
+from krscale.config.training import optimiser_key
 from krscale.errors import UserError
 from krscale.search.space.conditions import Condition
-from krscale.training.optimisers import optimiser_key
 
 RATE, OPTIMISER = "train.learning_rate", "train.optimizer"
 

@@ -10,6 +10,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from krscale.config import Experiment, with_values
+from krscale.config.training import optimiser_key
 from krscale.errors import UserError
 from krscale.search.space.conditions import (
     Condition,
@@ -27,7 +28,6 @@ from krscale.search.space.distributions import (
 from krscale.search.space.fields import check_path, own_value
 from krscale.search.space.learning_rate import OPTIMISER, RATE, check_rates, range_of_rate
 from krscale.search.space.unused import Surroundings, check_used
-from krscale.training.optimisers import optimiser_key
 
 Check = Callable[[Experiment], None]
 """Refuses, with a `UserError`, an experiment that a trial could not run."""

@@ -1,8 +1,11 @@
 """Workers that die: killed by Ray's memory monitor, by a signal, again and again."""
 
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from threading import Event, Thread
+from typing import Any, Self
 
 import psutil
 import pytest
@@ -13,6 +16,7 @@ from optuna.trial import TrialState
 from running import here, overrides
 from safetensors.torch import load_file
 
+from krscale.config import Experiment
 from krscale.runs import distill
 from krscale.search.session import run_session
 
@@ -22,7 +26,49 @@ ROOM = 3 * 2**30
 """Bytes that trials may take before Ray's memory monitor kills one."""
 
 
-def test_a_student_that_grows_costs_one_trial(drill: Drill, tmp_path: Path) -> None:
+class MemoryOfOthers:
+    """Watches how much the memory of processes that are not of this test grows meanwhile.
+
+    Only what stays for a second counts: that of a process of the test that was killed is given back
+    while the process is gone already.
+    """
+
+    def __init__(self) -> None:
+        self.most_grown = 0
+        self._ended = Event()
+        self._at_first = self._now()
+        self._thread = Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        last = deque([0], maxlen=10)
+        while not self._ended.wait(0.1):
+            last.append(self._now() - self._at_first)
+            self.most_grown = max(self.most_grown, min(last))
+
+    def _now(self) -> int:
+        own, test = 0, psutil.Process()
+        for process in (test, *test.children(recursive=True)):
+            with suppress(psutil.Error):
+                memory = process.memory_info()
+                own += memory.rss - memory.shared
+        machine = psutil.virtual_memory()
+        return machine.total - machine.available - own
+
+
+def search_with_little_memory(folder: Path) -> Experiment | None:
+    """Run the search of a student that grows; return None where other processes grew as well.
+
+    Ray's memory monitor reads the memory of the whole machine, so that its limit says nothing of
+    these trials where others take of what is left to them.
+    """
     memory = psutil.virtual_memory()
     threshold = (memory.total - memory.available + ROOM) / memory.total
     if threshold > 0.97:
@@ -31,10 +77,19 @@ def test_a_student_that_grows_costs_one_trial(drill: Drill, tmp_path: Path) -> N
         "RAY_memory_usage_threshold": f"{threshold:.3f}",
         "RAY_memory_monitor_refresh_ms": "100",
     }
-    report = Report(drill, "a student that takes 100 MB more at every step, for ever")
-    experiment = fates(tmp_path, "grows", "calm")
-    with own_ray(2, **limits):
+    folder.mkdir()
+    experiment = fates(folder, "grows", "calm")
+    with MemoryOfOthers() as others, own_ray(2, **limits):
         run_session(experiment, quiet=True)
+    return experiment if others.most_grown < ROOM // 2 else None
+
+
+def test_a_student_that_grows_costs_one_trial(drill: Drill, tmp_path: Path) -> None:
+    report = Report(drill, "a student that takes 100 MB more at every step, for ever")
+    found = (search_with_little_memory(tmp_path / str(attempt)) for attempt in range(3))
+    experiment = next(filter(None, found), None)
+    if experiment is None:
+        pytest.skip("the memory of other processes grew during each of three searches")
     _, *others = attempts(experiment.run_path, "grows")
     report.must_hold("it is run once more, and no third time", len(others) == 1)
     report.must_hold("the second time alone", others and others[0].user_attrs.get("alone"))

@@ -16,7 +16,7 @@ from parts.claims.families import ABLATIONS, FAMILIES, KR, OPPONENTS, QUICK, Fam
 from parts.claims.gathering import followers, gather
 from parts.claims.kept import Kept, find_kept
 from parts.claims.order import planned
-from parts.claims.plan import plan
+from parts.claims.plan import _of_task, plan
 from parts.claims.tasks import TASKS, TaskRun
 from running import own_environment
 
@@ -129,6 +129,16 @@ def test_the_plan_says_what_each_search_costs(run: TaskRun) -> None:
     assert any(line.startswith("  kd: one training at each size") for line in lines)
     assert any("glyphs, baselines, search 1: plain, kd: 8 trials and 8 final" in s for s in lines)
     assert lines[-1].startswith("together: ")
+
+
+def test_the_plan_says_that_records_do_not_know_the_images_that_are_named(
+    run: TaskRun, tmp_path: Path
+) -> None:
+    """Other images than those of the records made `finished` of what nobody had searched."""
+    assert not any("images:" in line for line in _of_task(run, {}, 1.0, 1.0))
+    named = dataclasses.replace(run, data_path=str(tmp_path))
+    (line,) = [line for line in _of_task(named, {}, 1.0, 1.0) if "images:" in line]
+    assert f"{tmp_path}; records of finished searches do not say which images they are of" in line
 
 
 def test_from_searches_to_the_page(

@@ -57,6 +57,11 @@ def _of_task(run: TaskRun, seconds: StepSeconds, teacher: float, parts: float) -
     yield f"{run.task.title}: {run.num_searches} searches of a family at most" + (
         f"; left out: {', '.join(left_out)}" if left_out else ""
     )
+    if run.data_path:
+        yield (
+            f"  images: {run.data_path}; records of finished searches do not say which images they "
+            "are of, so that these are taken to be the same"
+        )
     yield f"  teacher: {teacher:.0f} CPU seconds; C1 and KR without each part: {parts:.0f}"
     for method, by_size in seconds.items():
         each = ", ".join(f"{found:.1f}" for found in by_size)

@@ -147,12 +147,10 @@ def _look(storage: str, name: str) -> tuple[dict[str, str], str]:
         if is_uri(storage):
             mark(storage)
         probe(storage)
+        wrong = _wrong_with_objects if is_uri(storage) else _wrong_with_folder
+        return _versions(), wrong(storage, name) if name else ""
     except UserError as error:
         return _versions(), str(error)
-    if not name:
-        return _versions(), ""
-    wrong = _wrong_with_objects if is_uri(storage) else _wrong_with_folder
-    return _versions(), wrong(storage, name)
 
 
 def _wrong_with_objects(storage: str, key: str) -> str:

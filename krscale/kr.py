@@ -136,8 +136,8 @@ class KRLoss(nn.Module):
                 DistributedDataParallel around either are looked through.
             train_loader: Batches `(images, labels)`, the images as both networks take them,
                 normalised. Read once, up to `max_images`.
-            val_loader: The same, to measure on what each tap of the teacher knows; without it
-                every fifth image of `train_loader` is held out of the fit.
+            val_loader: The same, to measure the information gain of the teacher's taps on; without
+                it every fifth image of `train_loader` is held out of the fit.
             teacher_taps: Module paths of the teacher's blocks in depth order; else its own
                 `tap_paths`, else they are found.
             student_taps: The same of the student. It needs none that can be read where nothing

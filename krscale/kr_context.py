@@ -1,4 +1,4 @@
-"""What a `KRLoss` knows of its two networks."""
+"""What a `KRLoss` has found out about its two networks."""
 
 from __future__ import annotations
 

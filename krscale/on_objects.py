@@ -64,7 +64,8 @@ class Distilled:
         accuracy: Of the student on validation, after the last epoch.
         teacher_accuracy: Of the teacher on the same images (the first `max_images`).
         num_parameters: Of the student.
-        taps: What each of the teacher's taps knows; of its classifier alone where it has no others.
+        taps: Information gain of each of the teacher's taps; of its classifier alone where it has
+            no others.
         curve: Metrics of every epoch: `epoch`, `train/loss`, `val/accuracy`, ...
     """
 

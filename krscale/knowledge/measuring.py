@@ -1,4 +1,4 @@
-"""What a teacher knows at each of its taps, measured on the batches of a data loader."""
+"""The information gain of each of a teacher's taps, measured on the batches of a data loader."""
 
 from __future__ import annotations
 

@@ -34,8 +34,8 @@ _SPLITS = ("train", "val", "test")
 _PURPOSES = {
     "plain": "learns from the labels alone; the other methods have to beat it.",
     "kd": "classic distillation: learns from the labels and from the teacher's probabilities.",
-    "kr": "Knowledge Representing: learns from the labels and from what the teacher knows at "
-    "several depths, leaving out the smallest differences.",
+    "kr": "Knowledge Representing: learns from the labels and from the teacher's distributions "
+    "over the classes at several depths, leaving out the smallest differences.",
 }
 
 

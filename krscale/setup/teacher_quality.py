@@ -24,7 +24,7 @@ from krscale.setup.inputs import is_foreign
 MIN_EPOCHS = 10
 """A teacher that is trained here for fewer epochs is not judged: it is a try."""
 NO_GAIN = 0.05
-"""Information gain below which a classifier knows next to nothing of the classes."""
+"""Information gain below which a classifier tells the classes hardly better than chance."""
 LEAST_TRIED, MOST_TRIED = 64, 256
 """Validation images that other ways to prepare them are tried on: other normalisations always,
 other sizes where a teacher looks poor. So few that it costs at most about a quarter of what filling
@@ -33,7 +33,7 @@ _GUESS = 0.01  # probability of guessing so well
 
 
 def describe_teacher(accuracy: float, gain: Sequence[float], taps: Sequence[str]) -> str:
-    """Say in one line how good a teacher is, and how much each of its taps knows."""
+    """Say in one line how good a teacher is, and the information gain of each of its taps."""
     names = (*taps, "classifier")
     gains = ", ".join(f"{name} {value:.2f}" for name, value in zip(names, gain, strict=True))
     return f"teacher: {accuracy:.2%} of validation right; information gain of its taps: {gains}"
@@ -51,7 +51,7 @@ def find_faults(
     Args:
         experiment: Names the teacher.
         dataset: Its validation split is what the teacher is judged by.
-        network: The teacher in eval mode, which knows its preprocessing.
+        network: The teacher in eval mode, with its preprocessing.
         tap_logits: `[N, D, K]` of the whole validation split, the classifier last.
         gain: Information gain of every tap.
     """
@@ -76,7 +76,7 @@ def find_faults(
             f"a linear probe of its tap {best + 1} gets {right[best].mean():.1%} right, more than "
             "its own classifier"
         )
-    # A classifier that knows more than every probe gets images of the size that it should.
+    # A classifier of more information gain than every probe gets images of the size that it should.
     suspect = bool(faults) or gain[-1] < max(gain) or len(gain) == 1
     rows = experiment.views.num_views * dataset.num_train
     number = min(MOST_TRIED, max(LEAST_TRIED, rows // 40))

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import copy
+from collections import OrderedDict
 from contextlib import suppress
+from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from krscale.errors import UserError
 
 _PLAIN = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
-_SHAPES = {nn.BatchNorm1d: (4,), nn.BatchNorm2d: (4, 2, 3), nn.BatchNorm3d: (4, 2, 3, 2)}
-"""Of what is normalised, without the channels."""
+_SHAPES_OF_OTHERS = ((4, 2, 3),)
+_SHAPES = {
+    nn.BatchNorm1d: ((4,), (4, 3)),
+    nn.BatchNorm2d: _SHAPES_OF_OTHERS,
+    nn.BatchNorm3d: ((4, 2, 3, 2),),
+}
+"""Of what is normalised, without the channels; the first that a norm takes is looked at."""
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def refuse_own_norms(
@@ -54,7 +61,8 @@ def modules_after(norm: _BatchNorm) -> tuple[str, ...] | None:
     timm's `BatchNormAct2d` has a dropout and an activation in it. Found by running copies.
 
     Returns:
-        Nothing where it computes what torch's does; None where it computes anything else.
+        Nothing where it computes what torch's does; None where it computes anything else, also
+        of its running statistics.
 
     Example:
         >>> modules_after(nn.BatchNorm2d(2))
@@ -68,23 +76,41 @@ def modules_after(norm: _BatchNorm) -> tuple[str, ...] | None:
 
 def _is_plain_and(norm: _BatchNorm, names: tuple[str, ...]) -> bool:
     """Whether a norm gives what torch's would with its weights, and modules of it after that."""
-    spatial = next((shape for kind, shape in _SHAPES.items() if isinstance(norm, kind)), (4, 2, 3))
-    samples, *others = spatial
-    values = torch.linspace(-1.0, 1.0, samples * norm.num_features * torch.Size(others).numel())
-    values = values.reshape(samples, norm.num_features, *others)
-    for training in (False, True):
-        own, parts = _filled(norm).train(training), _filled(norm).train(training)
-        is_same = False
+    values = _values_for(norm)
+    return values is not None and all(
+        _gives_the_same(norm, names, values, training) for training in (False, True)
+    )
+
+
+def _values_for(norm: _BatchNorm) -> Tensor | None:
+    """Return what can be normalised, from -1 to 1; None where the norm takes nothing alone."""
+    shapes = next((s for kind, s in _SHAPES.items() if isinstance(norm, kind)), _SHAPES_OF_OTHERS)
+    for samples, *others in shapes:
+        size = samples * norm.num_features * torch.Size(others).numel()
+        values = torch.linspace(-1.0, 1.0, size).reshape(samples, norm.num_features, *others)
         with suppress(Exception), torch.random.fork_rng(devices=[]):  # a module of somebody's own
-            torch.manual_seed(0)
-            expected = _BatchNorm.forward(parts, values)
-            for name in names:
-                expected = parts.get_submodule(name)(expected)
-            torch.manual_seed(0)
-            is_same = torch.allclose(own(values), expected, atol=1e-5)
-        if not is_same:
-            return False
-    return True
+            _filled(norm).train(False).forward(values)
+            return values
+    return None
+
+
+def _gives_the_same(
+    norm: _BatchNorm, names: tuple[str, ...], values: Tensor, training: bool
+) -> bool:
+    """Whether output and running statistics are those of torch's norm with modules after it."""
+    with suppress(Exception), torch.random.fork_rng(devices=[]):
+        own, parts = _filled(norm).train(training), _filled(norm).train(training)
+        torch.manual_seed(0)
+        expected = _BatchNorm.forward(parts, values)
+        for name in names:
+            expected = parts.get_submodule(name)(expected)
+        torch.manual_seed(0)
+        pairs = [(own.forward(values), expected)]
+        if parts.running_mean is not None and parts.running_var is not None:
+            pairs.append((own.running_mean, parts.running_mean))
+            pairs.append((own.running_var, parts.running_var))
+        return all(torch.allclose(found, wanted, atol=1e-5) for found, wanted in pairs)
+    return False
 
 
 def _filled(norm: _BatchNorm) -> _BatchNorm:
@@ -92,9 +118,31 @@ def _filled(norm: _BatchNorm) -> _BatchNorm:
 
     So an activation after it makes a difference, whichever it is.
     """
-    filled = copy.deepcopy(norm).to_empty(device="cpu").float()
-    for tensor in (*filled.parameters(), *filled.buffers()):
-        tensor.fill_(0.25)
-    if filled.affine:
+    filled = _copied(norm)
+    if filled.weight is not None:
         filled.weight.fill_(5.0)
     return filled
+
+
+def _copied(module: AnyModule) -> AnyModule:
+    """Return a copy with other tensors, and no hooks.
+
+    Not `copy.deepcopy`, which raises where a module keeps a lock, or an output with its gradient.
+    """
+    copied = module.__new__(type(module))
+    copied.__dict__.update(module.__dict__)
+    copied._forward_hooks, copied._forward_pre_hooks = OrderedDict(), OrderedDict()
+    copied._modules = {n: child and _copied(child) for n, child in module._modules.items()}
+    copied._parameters = {
+        n: None if old is None else nn.Parameter(_of_shape(old), old.requires_grad)
+        for n, old in module._parameters.items()
+    }
+    copied._buffers = {
+        n: None if old is None else _of_shape(old) for n, old in module._buffers.items()
+    }
+    return copied
+
+
+def _of_shape(old: Tensor) -> Tensor:
+    dtype = torch.float32 if old.is_floating_point() else old.dtype
+    return torch.empty(old.shape, dtype=dtype).fill_(0.25)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from threading import Lock
 
 import pytest
 import torch
@@ -53,6 +54,35 @@ class OfOneSample(nn.BatchNorm1d):
         return F.layer_norm(input, input.shape[1:]) if self.training else super().forward(input)
 
 
+class OfOwnStatistics(nn.BatchNorm2d):
+    """Gives what torch's does in training, and keeps biased variances for the evaluation."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        mean, variance = input.mean((0, 2, 3)), input.var((0, 2, 3), unbiased=False)
+        self.running_mean.lerp_(mean.detach(), 0.1)
+        self.running_var.lerp_(variance.detach(), 0.1)
+        return F.batch_norm(input, None, None, self.weight, self.bias, training=True)
+
+
+class OfPositions(nn.BatchNorm1d):
+    """Computes what torch's does, and takes `[B, C, L]` alone; keeps what cannot be copied."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.lock, self.last = Lock(), torch.zeros(1, requires_grad=True) * 2.0
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.ndim != 3:
+            raise ValueError("expected [B, C, L]")
+        with self.lock:
+            self.last = super().forward(input)
+        return self.last
+
+
 class OfTwo(nn.BatchNorm2d):
     """Takes another argument as well."""
 
@@ -61,7 +91,7 @@ class OfTwo(nn.BatchNorm2d):
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize("norm", [Doubled, OfOneSample, OfTwo])
+@pytest.mark.parametrize("norm", [Doubled, OfOneSample, OfOwnStatistics, OfTwo])
 def test_what_computes_more_is_refused_by_name(norm: type[nn.Module], device: str) -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.Sequential(norm(3))).to(device)
     message = f"student: batch norm '1.0' is of a class of its own, {norm.__name__}, "
@@ -75,6 +105,8 @@ def test_what_computes_more_is_refused_by_name(norm: type[nn.Module], device: st
     "norm",
     [
         InFp32(3),
+        OfPositions(3),
+        InFp32(3, affine=False),
         _BatchNorm(3),
         nn.SyncBatchNorm(3),
         nn.BatchNorm1d(3, affine=False),
@@ -111,6 +143,13 @@ def test_modules_in_a_norm_follow_the_shared_one(
     shared = convert_batch_norm(norm, Workers(0, 2))
     assert list(shared.state_dict()) == names
     assert [shared.act, shared.drop] == [norm.act, norm.drop]
+
+
+def test_what_a_user_hooked_to_a_norm_is_not_run() -> None:
+    norm, seen = InFp32(3), []
+    norm.register_forward_hook(lambda *_: seen.append(1))
+    assert modules_after(norm) == ()
+    assert not seen
 
 
 @pytest.fixture

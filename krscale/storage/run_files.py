@@ -17,11 +17,15 @@ from krscale.files import new_folder
 UNFINISHED = "unfinished"
 """Folder of checkpoints; each is one object, so that no half of one is ever there."""
 ARCHIVE = ".tar"
-_FIRST = ("experiment.json", "environment.json", "origin.json")
+ORIGIN = "origin.json"
+"""File of what a run is bound to: its data, and the weights of its teacher."""
+_FIRST = ("experiment.json", "environment.json", ORIGIN)
 _APPENDED = (".log", ".jsonl")
 _LOCAL = (".lock", ".sign")
 NOT_SENT = ("tune", "train")
 """Folders of Ray's own in a run."""
+_PICKED = ("export", "refit")
+"""Folders of a run that `krscale pick` makes folders in, also where the run only is read."""
 Stamp = tuple[int, int]
 """Size of a file and when it changed."""
 
@@ -53,6 +57,18 @@ def is_sent(name: str) -> bool:
     parts = name.split("/")
     hidden = any(part.startswith(".") for part in parts)
     return not (hidden or name.endswith(_LOCAL) or parts[-1] == "lock" or parts[0] in NOT_SENT)
+
+
+def picked_folder(name: str) -> str:
+    """Return the folder of an export or of a refit that a file of a run is in; empty if none.
+
+    Example:
+        >>> picked_folder("export/1-4-kr/student.onnx"), picked_folder("students/kr/1-4")
+        ('export/1-4-kr', '')
+    """
+    kind, _, rest = name.partition("/")
+    each, separator, _ = rest.partition("/")
+    return f"{kind}/{each}" if kind in _PICKED and separator else ""
 
 
 def stamps(folder: Path) -> dict[str, Stamp]:

@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from _thread import interrupt_main
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,10 +23,12 @@ from krscale.storage.driver_lock import BEAT_SECONDS, DriverLock, Start
 from krscale.storage.objects import Objects
 from krscale.storage.run_files import (
     ARCHIVE,
+    ORIGIN,
     UNFINISHED,
     Stamp,
     content_of,
     is_sent,
+    picked_folder,
     rank,
     stamps,
     unpack,
@@ -228,25 +230,28 @@ class RunMirror:
     def send(self) -> None:
         """Send what has changed, and delete what is gone; see `run_files` for the order."""
         with self._sending:
-            now = stamps(self.folder)
-            # Weights before their digest, whose name is longer.
-            changed = sorted(
-                (name for name, stamp in now.items() if self.sent.get(name) != stamp),
-                key=lambda name: (rank(name), name),
-            )
-            captured = {
-                name: content
-                for name in reversed(changed)
-                if rank(name) > 1 and (content := self._content(name)) is not None
-            }
-            for name in changed:
-                self._send_one(name, now[name], captured.get(name))
-            gone = self.sent.keys() - now.keys()
-            for name in gone:
-                self.objects.delete(f"{self.run}/{name}")
-                del self.sent[name]
-            if changed or gone:
-                self._write_record()
+            self._send()
+
+    def _send(self) -> None:
+        now = stamps(self.folder)
+        # Weights before their digest, whose name is longer.
+        changed = sorted(
+            (name for name, stamp in now.items() if self.sent.get(name) != stamp),
+            key=lambda name: (rank(name), name),
+        )
+        captured = {
+            name: content
+            for name in reversed(changed)
+            if rank(name) > 1 and (content := self._content(name)) is not None
+        }
+        for name in changed:
+            self._send_one(name, now[name], captured.get(name))
+        gone = self.sent.keys() - now.keys()
+        for name in gone:
+            self.objects.delete(f"{self.run}/{name}")
+            del self.sent[name]
+        if changed or gone:
+            self._write_record()
 
     def gather(self) -> None:
         """Bring students that other machines have sent since, after sending what is newer here."""
@@ -257,18 +262,33 @@ class RunMirror:
             list(threads.map(self._bring_student, keys))
 
     def fetch(self) -> None:
-        """Replace the folder by what the storage has of the run."""
+        """Replace the folder by what the storage has of the run, but for what was picked here."""
         with suppress(FileNotFoundError):
             (self.folder / RECORD).unlink()  # cut short, this folder is of no start
         start = len(self.run) + 1
         there = {key[start:] for key in self.objects.list(self.run) if is_plain(key)}
-        names = {name for name in there if is_sent(name)}
+        sent = {name for name in there if is_sent(name)}
+        picked = self._picked_here(sent)
+        names = {name for name in sent if picked_folder(name) not in picked}
         for name in stamps(self.folder).keys() - names:
-            self._remove(name)
+            if picked_folder(name) not in picked:
+                self._remove(name)
         for group in range(5, -1, -1):  # what refers first: all that it refers to was sent before
             with ThreadPoolExecutor(_AT_ONCE) as threads:
                 list(threads.map(self._bring, (n for n in names if rank(n) == group)))
         self.sent = {name: stamp for name, stamp in stamps(self.folder).items() if name in names}
+        self.sent |= dict.fromkeys(sent - names, (0, 0))  # replaced by what was picked here
+
+    def _picked_here(self, sent: Set[str]) -> set[str]:
+        """Return the exports and refits of this run that were made here and have not been sent.
+
+        Those of other data or of another teacher are of a run of this name that is gone.
+        """
+        origin = self.folder / ORIGIN
+        own = origin.read_bytes() if origin.is_file() else None
+        if own != self.objects.read(f"{self.run}/{ORIGIN}"):
+            return set()
+        return {picked_folder(name) for name in stamps(self.folder).keys() - sent} - {""}
 
     def _keep_up(self) -> None:
         """Look, send and give signs of life until the driver ends; in a thread."""
@@ -282,8 +302,12 @@ class RunMirror:
                 if now >= next_list:
                     next_list = now + LIST_SECONDS
                     self._look_at_workers()
-                if now >= next_send:
-                    self.send()
+                # Where another thread sends or brings, it is not waited for: signs of life are due.
+                if now >= next_send and self._sending.acquire(blocking=False):
+                    try:
+                        self._send()
+                    finally:
+                        self._sending.release()
                     took = time.monotonic() - now
                     next_send = now + took / _MAX_SHARE
                 told = False

@@ -108,6 +108,40 @@ def test_a_run_that_was_copied_to_the_storage_goes_on_there(
     assert (copied / "journal.log").read_text() == "1\n2\n3\n"
 
 
+def test_what_was_picked_where_a_run_is_only_read_stays(machine: Machine, tmp_path: Path) -> None:
+    """A refit takes hours; the next command that read the run deleted it, and every export."""
+    bucket = tmp_path / "bucket" / "run"
+    one = write(machine("one") / "run", experiment_dot_json="{}", origin_dot_json="data")
+    with mirrored(one, say):
+        write(one, export__a__card="1", export__a__pt2="1", export__b__card="1", students__s="w")
+    two = machine("two") / "run"
+    refresh(two)
+    assert (two / "export/b/card").is_file()
+    write(two, export__a__card="2", export__a__onnx="2", refit__f__weights="2", students__t="w")
+    refresh(two)
+    assert not (two / "students/t").exists()
+    assert {
+        name: (two / name).read_text() for name in stamps(two) if name.startswith("export")
+    } == {
+        **{"export/a/card": "2", "export/a/pt2": "1", "export/a/onnx": "2"},
+        "export/b/card": "1",
+    }
+    (two / "export/a/pt2").unlink()  # as an export without it, in the place of the other
+    with mirrored(two, say):
+        assert (two / "refit/f/weights").is_file()
+    assert sorted(stamps(bucket).keys() - {"export/b/card"}) == sorted(
+        ("experiment.json", "export/a/card", "export/a/onnx", "origin.json", "refit/f/weights")
+        + ("students/s",)
+    )
+    machine("one")
+    with mirrored(one, say):
+        write(one, origin_dot_json="other data")
+    machine("two")
+    write(two, refit__g__weights="2")
+    refresh(two)
+    assert not (two / "refit/g/weights").exists()
+
+
 def test_two_uris_of_one_storage_have_one_driver_at_a_time(
     uri: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +210,21 @@ def test_a_run_that_has_only_been_claimed_has_come_to_nothing(machine: Machine) 
     with mirrored(one, say):
         assert results_in(one) == []
     assert results_in(one) == []
+
+
+def test_a_driver_gives_signs_of_life_while_much_is_brought(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another driver took it for dead, as its thread waited to send."""
+    monkeypatch.setattr(run_mirror, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(run_mirror, "BEAT_SECONDS", 0.0)
+    one = write(machine("one") / "run", journal_dot_log="1\n")
+    with mirrored(one, say):
+        mirror, beats = run_mirror._active[str(one)], threading.Semaphore(0)
+        with mirror._sending:
+            monkeypatch.setattr(mirror.lock, "beat", beats.release)
+            for _ in range(3):  # one may be due before the thread looks for what to send
+                assert beats.acquire(timeout=30)
 
 
 def test_nothing_is_sent_while_students_are_brought(

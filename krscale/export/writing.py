@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from krscale.data import Dataset
+from krscale.data.walking import SYSTEM_FILES, SYSTEM_FOLDERS
 from krscale.errors import UserError
 from krscale.export.card import CARD_FILE, StudentCard, check_exported, read_card
 from krscale.export.formats import FORMATS, check_formats
@@ -38,11 +39,10 @@ PIXEL_TOLERANCE = 3 / 255
 PREDICT, PREDICT_FILE = "predict", "predict.py"
 """The script that goes with every export, as a format and as a file."""
 TIMEOUT_SECONDS = 1800
-_OF_AN_EXPORT = frozenset(
-    (CARD_FILE, PREDICT_FILE, "__pycache__", *(known.file for known in FORMATS.values()))
-)
-"""What a folder with an export may hold: its files, and what Python makes beside `predict.py`."""
+_OF_AN_EXPORT = frozenset((CARD_FILE, PREDICT_FILE, *(known.file for known in FORMATS.values())))
+"""What a folder with an export may hold, beside what systems and Python make in any folder."""
 _LISTED = 5
+_OF_MACOS = (".ds_store", "._")
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def check_target(folder: Path) -> None:
     if not folder.exists():
         return
     names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    others = [name for name in names if name not in _OF_AN_EXPORT]
+    others = [name for name in names if name not in _OF_AN_EXPORT and not _is_of_system(name)]
     if not folder.is_dir() or (names and not (folder / CARD_FILE).is_file()):
         raise UserError(
             f"{folder}: holds something that is not an export of krscale; it would be replaced. "
@@ -159,6 +159,12 @@ def check_target(folder: Path) -> None:
             f"{folder}: holds more than an export of krscale ({listed}); all of it would be "
             "replaced. Move that elsewhere, or choose another folder."
         )
+
+
+def _is_of_system(name: str) -> bool:
+    """Whether a system, or Python, and no user puts files or folders of this name there."""
+    lower = name.lower()
+    return lower in SYSTEM_FILES | SYSTEM_FOLDERS or lower.startswith(_OF_MACOS)
 
 
 @torch.inference_mode()

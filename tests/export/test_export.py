@@ -276,6 +276,8 @@ def test_what_lies_beside_an_export_is_not_replaced(name, original, exported, tm
     student, card, dataset = original
     folder = shutil.copytree(exported[0], tmp_path / "ship")
     (folder / "__pycache__").mkdir()
+    for left in (".DS_Store", "._student.onnx", "Thumbs.db", "desktop.ini"):  # no work of anyone's
+        (folder / left).write_text("")
     check_target(folder)
     (folder / name).write_text("mine")
     with pytest.raises(UserError, match=rf"holds more than an export .*\({re.escape(name)}\)"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -167,9 +167,12 @@ class SharedBatchNorm(_BatchNorm):
         self.running_mean, self.running_var = norm.running_mean, norm.running_var
         self.num_batches_tracked = norm.num_batches_tracked
         self.workers = workers
-        self.after = modules_after(norm) or ()
-        for name in self.after:
-            self.add_module(name, norm.get_submodule(name))
+        self._after = modules_after(norm) or ()
+        # All that it has, also what takes no part, so that the names in the state dict stay.
+        self._parameters.update(norm._parameters)
+        self._buffers.update(norm._buffers)
+        self._modules.update(norm._modules)
+        self._non_persistent_buffers_set |= norm._non_persistent_buffers_set
         self.train(norm.training)
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -182,8 +185,8 @@ class SharedBatchNorm(_BatchNorm):
         """Normalise `[B, C, ...]` with the statistics of all workers, or the running ones."""
         is_running = not self.training and self.running_mean is not None
         output = super().forward(input) if is_running else self._over_all(input)
-        for name in self.after:
-            output = self.get_submodule(name)(output)
+        for name in self._after:
+            output = cast(nn.Module, self._modules[name])(output)
         return output
 
     def _over_all(self, input: Tensor) -> Tensor:

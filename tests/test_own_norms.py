@@ -152,6 +152,29 @@ def test_what_a_user_hooked_to_a_norm_is_not_run() -> None:
     assert not seen
 
 
+class WithMore(nn.BatchNorm2d):
+    """Has what torch's does not have, under a name that the shared norm might have."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.register_buffer("calls", torch.zeros(1))
+        self.register_buffer("scratch", torch.zeros(1), persistent=False)
+        self.after, self.workers = nn.PReLU(), nn.Identity()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.after(super().forward(input))
+
+
+def test_a_shared_norm_has_all_that_the_norm_had(one_worker: Workers) -> None:
+    """Else the weights do not load into the network as it was, which is noticed last."""
+    norm = WithMore(3)
+    shared = convert_batch_norm(nn.Sequential(norm), Workers(0, 2))
+    names = [f"0.{name}" for name in norm.state_dict()]
+    assert list(shared.state_dict()) == names
+    output = SharedBatchNorm(norm.eval(), one_worker)(torch.full((1, 3, 1, 1), -4.0))
+    assert torch.allclose(output, torch.tensor(-1.0))
+
+
 @pytest.fixture
 def one_worker(monkeypatch: pytest.MonkeyPatch) -> Workers:
     monkeypatch.setattr(batch_norm, "all_reduce", lambda tensor: tensor)  # the sum over one

@@ -185,6 +185,16 @@ def test_what_is_on_another_device_is_named(
         kr.loss(there, kr.teacher(images), labels)
 
 
+def test_taps_that_can_be_read_once_are_those_that_were_given(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    """Of an iterator, the check of the paths left none, and others were found instead."""
+    chosen = [tap.path for tap in make(teacher, student, pairs).taps][1:-1]
+    found = make(teacher, student, pairs, teacher_taps=iter(chosen), student_taps=map(str, chosen))
+    assert [tap.path for tap in found.taps] == [*chosen, ""]
+    assert list(found.student_paths) == chosen
+
+
 def test_defaults_are_the_configs(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
     kr = KRLoss.from_networks(teacher, student, pairs)
     assert kr.settings == KRSettings()
@@ -722,7 +732,7 @@ def test_data_parallel_alone(teacher: nn.Module, student: nn.Module, pairs: Pair
         ({"max_images": 0}, "KRLoss: max_images: .*greater than or equal to 1"),
         ({"teacher_taps": "layer1.1"}, r"teacher: taps are a list of paths: \['layer1.1'\]"),
         ({"teacher_taps": None}, r"teacher: taps are a list of paths, .*, not None"),
-        ({"student_taps": [1]}, r"student: taps are a list of paths, .*, not \[1\]"),
+        ({"student_taps": iter([1])}, r"student: taps are a list of paths, .*, not \[1\]"),
         ({"ce_weight": 0.0, "kr_weight": 0.0}, "all are 0, so nothing would be learnt"),
     ],
 )

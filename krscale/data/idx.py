@@ -6,6 +6,7 @@ import gzip
 import math
 import re
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -162,11 +163,9 @@ def _names(mapping: Path) -> list[str]:
     with parsing(f"{mapping}: not lines of a label and codes of characters"):
         text = read_bounded(mapping, _MOST_OF_A_MAPPING).decode("ascii")
         rows = [[int(word) for word in line.split()] for line in text.splitlines() if line.strip()]
-        labels = [label for label, *_ in rows]
-        if (
-            twice := next((label for label in labels if labels.count(label) > 1), None)
-        ) is not None:
-            raise ValueError(f"the label {twice} has two lines")
+        counts = Counter(label for label, *_ in rows)
+        if twice := [label for label, count in counts.items() if count > 1]:
+            raise ValueError(f"the label {twice[0]} has two lines")
         named = {label: "".join(map(chr, codes)) for label, *codes in rows if 0 <= label < 256}
         if unseen := [label for label, name in named.items() if not name.isprintable()]:
             raise ValueError(f"the characters of {unseen[0]} cannot be printed")

@@ -82,7 +82,7 @@ class TappedNetwork:
                 exist or are out of order, none is found, or a layout cannot be told.
         """
         check_network(network, where)
-        check_paths(paths, where)
+        paths = checked_paths(paths, where)
         inner = unwrapped(network)
         images = images[:2].to(device_of(inner))
         try:
@@ -90,7 +90,7 @@ class TappedNetwork:
                 logits = _logits_for(inner, images)
                 _check_logits(inner, images, logits, where)
                 try:
-                    read = cls._read(network, images, tuple(paths), where)
+                    read = cls._read(network, images, paths, where)
                     check_depth_order(inner, read.paths, images, where)
                     return read
                 except UserError as error:
@@ -285,9 +285,16 @@ def _settle(network: nn.Module, paths: tuple[str, ...], images: Tensor, where: s
     setattr(network, LAYOUTS_ATTRIBUTE, {**getattr(network, LAYOUTS_ATTRIBUTE, {}), **found})
 
 
-def check_paths(paths: object, where: str) -> None:
-    """Refuse what is no list of module paths; of a text each character would be taken for one."""
+def checked_paths(paths: object, where: str) -> tuple[str, ...]:
+    """Return a list of module paths, which is read once: it may be one that ends, as of `map`.
+
+    Raises:
+        UserError: If it is none, such as a text, each character of which would be taken for a path.
+    """
     if isinstance(paths, str):
         raise UserError(f"{where}: taps are a list of paths: [{paths!r}], not {paths!r}.")
-    if not isinstance(paths, Iterable) or not all(isinstance(path, str) for path in paths):
-        raise UserError(f"{where}: taps are a list of paths, such as ['layer1'], not {paths!r}.")
+    listed = tuple(paths) if isinstance(paths, Iterable) else None
+    if listed is None or not all(isinstance(path, str) for path in listed):
+        shown = paths if listed is None else list(listed)
+        raise UserError(f"{where}: taps are a list of paths, such as ['layer1'], not {shown!r}.")
+    return listed

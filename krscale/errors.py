@@ -50,6 +50,19 @@ class NoGradientError(UserError):
     """A training cannot move its network, so that nothing would be learnt."""
 
 
+def reworded(error: UserError, text: str) -> UserError:
+    """Return an error with another text, of the same kind and with all else that it holds.
+
+    Example:
+        >>> reworded(DamagedFileError("--new-data"), "new_data=True")
+        DamagedFileError('new_data=True')
+    """
+    kind = type(error)
+    found = kind.__new__(kind, text)  # each kind takes other arguments besides
+    found.__dict__.update(error.__dict__)
+    return found
+
+
 def _writable(argument: object) -> object:
     if not isinstance(argument, str):
         return argument

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subse
 from krscale.batch_norm import SingleValueError
 from krscale.config import DistillConfig, TrainConfig
 from krscale.config.training import refuse_long_warmup
-from krscale.errors import UserError, unknown_name
+from krscale.errors import UserError, reworded, unknown_name
 from krscale.knowledge.batches import check_images, check_labels, first_images, read_pair
 from krscale.knowledge.features import FeatureKind
 from krscale.knowledge.tap_search import evaluating
@@ -93,7 +93,7 @@ def _in_own_names() -> Iterator[None]:
         if text == str(error):
             raise
         where = "" if text.startswith("distill") else "distill: "
-        raise type(error)(f"{where}{text}") from error
+        raise reworded(error, f"{where}{text}") from error
 
 
 _ARGUMENTS = (set(TrainConfig.model_fields) - NOT_HERE) | set(DistillConfig.model_fields)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from krscale.errors import UserError
+from krscale.errors import UserError, reworded
 
 _FLAGS = {"--new-data": "new_data=True", "--new-space": "new_space=True"}
 _NUMBERS = {
@@ -31,7 +31,7 @@ def errors_in_python() -> Iterator[None]:
     except UserError as error:
         if (text := in_python(str(error))) == str(error):
             raise
-        raise type(error)(text) from error
+        raise reworded(error, text) from error
 
 
 def in_python(text: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 import krscale
 from krscale.config import load
+from krscale.data.seen import Fault, UnreadableError
 from krscale.errors import DamagedFileError, UserError
 from krscale.search.in_python import errors_in_python, in_python
 
@@ -62,6 +63,10 @@ def test_an_error_stays_of_its_kind_and_others_pass() -> None:
     with pytest.raises(DamagedFileError, match=r"new_data=True$") as caught, errors_in_python():
         raise DamagedFileError("--new-data")
     assert isinstance(caught.value.__cause__, DamagedFileError)
+    fault = Fault("train", 3, "3.png", "damaged")
+    with pytest.raises(UnreadableError, match=r"^new_space=True$") as unread, errors_in_python():
+        raise UnreadableError("--new-space", [fault])
+    assert unread.value.faults == (fault,), "of an error that is made of more than its text"
     same = UserError("nothing of commands")
     with pytest.raises(UserError) as passed, errors_in_python():
         raise same

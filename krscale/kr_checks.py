@@ -182,7 +182,7 @@ def check_shapes(
         if number in taps and now != before and _size_read(now, read) != _size_read(before, read):
             raise UserError(
                 f"{where} tap {path!r} gives {list(now)} for an image, and gave {list(before)} "
-                f"{since}. {anew}"
+                f"{since}, or the images are of another size. {anew}"
             )
 
 

@@ -172,6 +172,16 @@ def test_a_block_that_no_head_reads_may_be_another(
     torch.testing.assert_close(kr(*pairs[0]), expected)
 
 
+def test_images_too_small_for_the_grids_are_said_to_be_of_another_size(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    """Outputs of other images, which `kr.student` and `kr.teacher` take, are no other network's."""
+    kr, (images, labels) = make(teacher, student, pairs), pairs[0]
+    small = images[..., :4, :4]
+    with pytest.raises(UserError, match="replaced since, or the images are of another size"):
+        kr.loss(kr.student(small), kr.teacher(small), labels)
+
+
 def test_what_is_on_another_device_is_named(
     teacher: nn.Module, student: nn.Module, pairs: Pairs
 ) -> None:

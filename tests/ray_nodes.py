@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,16 @@ _PORTS = (
     *("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port"),
     *("metrics-export-port", "node-manager-port", "object-manager-port"),
 )
+# Of what stands beside the home it sees nothing: the mounts are those of this process alone.
+_HIDE = """
+mount --bind "$1" /mnt
+mount -t tmpfs none "$(dirname "$1")"
+mkdir "$1"
+mount --move /mnt "$1"
+cd "$1"
+shift
+exec "$@"
+"""
 _HEAD_PORTS = ("port", "dashboard-port", "ray-client-server-port")
 
 
@@ -107,15 +118,20 @@ def fresh_machine(home: Path, temporary: Path, **variables: str) -> dict[str, st
     return found
 
 
-def start_head(commands: Commands, env: dict[str, str], home: Path, num_cpus: int) -> Node:
-    """Start a head with the README's commands; returns when it takes jobs."""
-    head = _start(
-        f"{commands.export}\n{commands.token}\nexec env {commands.start}",
-        env,
-        home,
-        num_cpus,
-        (*_HEAD_PORTS, *_PORTS),
-    )
+def start_head(
+    commands: Commands, env: dict[str, str], home: Path, num_cpus: int, before: Sequence[str] = ()
+) -> Node:
+    """Start a head with the README's commands; returns when it takes jobs.
+
+    Args:
+        commands: The README's.
+        env: Of its machine (`fresh_machine`).
+        home: Folder of the user there.
+        num_cpus: Its cores.
+        before: A command that runs the shell of the node, such as `hidden(home)`.
+    """
+    script = f"{commands.export}\n{commands.token}\nexec env {commands.start}"
+    head = _start([*before, "bash", "-c", script], env, home, num_cpus, (*_HEAD_PORTS, *_PORTS))
     try:
         _wait_until_up(head, home / ".ray" / "auth_token")
     except BaseException:
@@ -125,16 +141,17 @@ def start_head(commands: Commands, env: dict[str, str], home: Path, num_cpus: in
 
 
 def start_node(
-    commands: Commands, env: dict[str, str], home: Path, num_cpus: int, head: Node
-) -> Node:
-    """Let a node join; returns when it has."""
+    commands: Commands, env: dict[str, str], home: Path, num_cpus: int, head: Node,
+    before: Sequence[str] = (),
+) -> Node:  # fmt: skip
+    """Let a node join; returns when it has. The arguments are those of `start_head`."""
     address = f"127.0.0.1:{head.ports['port']}"
     # The nodes share this machine: each asks the kernel for ports of its workers.
     script = (
         f"{commands.export}\nexec ray start --address={address} --temp-dir={env['RAY_TMPDIR']} "
         f"--min-worker-port=0 --max-worker-port=0"
     )
-    node = _start(script, env, home, num_cpus, _PORTS)
+    node = _start([*before, "bash", "-c", script], env, home, num_cpus, _PORTS)
     deadline = time.monotonic() + 90
     while "Ray runtime started" not in node.log.read_text():
         if time.monotonic() > deadline or node.process.poll() is not None:
@@ -144,8 +161,20 @@ def start_node(
     return node
 
 
+def hidden(home: Path) -> list[str]:
+    """Return the beginning of a command that sees of the folder around `home` only `home`.
+
+    Empty where that cannot be had: it takes root and Linux.
+    """
+    with suppress(OSError):
+        found = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)
+        if found.returncode == 0:
+            return ["unshare", "--mount", "bash", "-ec", _HIDE, "bash", str(home)]
+    return []
+
+
 def _start(
-    script: str, env: dict[str, str], home: Path, num_cpus: int, options: tuple[str, ...]
+    words: list[str], env: dict[str, str], home: Path, num_cpus: int, options: tuple[str, ...]
 ) -> Node:
     ports = dict(zip(options, free_ports(len(options)), strict=True))
     own = [
@@ -155,7 +184,7 @@ def _start(
     log = home / "ray.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            ["bash", "-c", f"{script} {shlex.join(own)}"],
+            [*words[:-1], f"{words[-1]} {shlex.join(own)}"],
             env=env,
             cwd=home,
             stdout=output,

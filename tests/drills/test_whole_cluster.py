@@ -16,7 +16,7 @@ import pytest
 from drill_searches import Report, trials_of
 from drilling import Drill
 from optuna.trial import TrialState
-from ray_nodes import Commands, Node, fresh_machine, start_head, start_node
+from ray_nodes import Commands, Node, fresh_machine, hidden, start_head, start_node
 from running import ROOT, overrides
 from s3_server import CREDENTIALS, SECRET, query, s3_server
 
@@ -51,7 +51,10 @@ WORK_SECONDS = 30.0
 
 @dataclass
 class Machines:
-    """Machines of a test, each with a home and a temporary folder of its own, and an S3 server."""
+    """Machines of a test, each with a home and a temporary folder of its own, and an S3 server.
+
+    Nodes see the folders of no other machine, where this can be had.
+    """
 
     folder: Path
     where: str
@@ -69,11 +72,11 @@ class Machines:
         variables = {**CREDENTIALS, "AWS_ENDPOINT_URL": f"http://{self.where}"}
         env, home = self.environment(name, **variables), self.folder / name
         if not self.nodes:
-            self.nodes[name] = start_head(self.commands, env, home, num_cpus)
+            self.nodes[name] = start_head(self.commands, env, home, num_cpus, hidden(home))
             return
         self.copy_token(name)
         head = next(iter(self.nodes.values()))
-        self.nodes[name] = start_node(self.commands, env, home, num_cpus, head)
+        self.nodes[name] = start_node(self.commands, env, home, num_cpus, head, hidden(home))
 
     def copy_token(self, name: str) -> None:
         """Copy the token of the cluster to another machine."""
@@ -129,6 +132,8 @@ def test_a_submitted_search_outlives_its_nodes(
     """Fails if the job hangs or fails, or a trial is lost, doubled or begins anew."""
     report = Report(drill, "a node lost in the middle of a trial of two workers")
     drill.injected("a node that joins in the middle of a search")
+    if hidden(tmp_path):
+        drill.injected("machines of which none sees a file of another")
     log = tmp_path / "job.log"
     with machines.submit(log) as job:
         try:

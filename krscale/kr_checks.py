@@ -241,9 +241,9 @@ class LoopWatch:
                 _warn_of_workers(self._apart)
         if self._num_losses == _LOSSES_UNTIL_HEADS_MOVE and self._stands_still(heads):
             _LOG.warning(
-                "KRLoss: its auxiliary heads have not changed in %d steps, so the student learns "
-                "to suit heads that know nothing. Give the optimiser *kr.parameters() as well, or "
-                "choose granularity=1, which has none.",
+                "KRLoss: its auxiliary heads have not changed in %d steps, so the student is "
+                "fitted to heads that were never trained. Give the optimiser *kr.parameters() as "
+                "well, or choose granularity=1, which has none.",
                 self._num_losses,
             )
 

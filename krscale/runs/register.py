@@ -30,8 +30,8 @@ def register(run_path: Path, delivery: Delivery, uri: str, warn: Callable[[str],
         warn: Takes a line for the user, e.g. that MLflow is away.
 
     Returns:
-        What came of it, in one line for the user; empty for a run that MLflow was to know nothing
-        of. The student is exported already, so nothing here is an error.
+        What came of it, in one line for the user; empty for a run that MLflow was to hold
+        nothing of. The student is exported already, so nothing here is an error.
     """
     experiment = read_experiment(run_path)
     if not experiment.tracking.enabled:

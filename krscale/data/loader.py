@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from krscale.config import ViewsConfig
+from krscale.data.ahead import OfTeacher, ReadAhead, one_ahead
 from krscale.data.dataset import Dataset
 from krscale.data.mixing import mix, partners
 from krscale.data.views import apply_views, gather_views, view_of_epoch
@@ -24,6 +25,8 @@ from krscale.knowledge.features import FeatureKind
 from krscale.methods.base import UNLABELLED, Batch, Mixture
 from krscale.models.preprocessing import DEFAULT, Preprocessing
 from krscale.parallel import share_of
+
+_TAPS = "taps"
 
 
 class Stored(Protocol):
@@ -123,7 +126,8 @@ class Loader:
             epoch: Number of the epoch, from 0.
         """
         order = permutation(self.num_samples, self.seed, epoch)
-        make = partial(self._batch, order, view_of_epoch(epoch, self.views))
+        view = view_of_epoch(epoch, self.views)
+        make = partial(self._batch, order, view, self._of_teacher(order, view))
         if self.device.type == "cuda":
             use_gpu = partial(torch.cuda.set_device, self.device)  # each thread has its own
             with ThreadPoolExecutor(1, initializer=use_gpu) as pool:
@@ -132,11 +136,32 @@ class Loader:
             # The trial's cores are busy with the student; a thread beside it only gets in its way.
             yield from map(make, range(self.num_steps))
 
-    def _batch(self, order: Tensor, view: int, step: int) -> Batch:
+    def _samples(self, order: Tensor, step: int) -> tuple[Tensor, int]:
+        """Return this worker's samples of a step, and how many all workers have."""
         first, last = share_of(self.num_samples, step, self.num_steps)
-        of_all = order[first:last]
-        start, stop = share_of(len(of_all), self.rank, self.world_size)
-        on_host = of_all[start:stop]
+        start, stop = share_of(last - first, self.rank, self.world_size)
+        return order[first + start : first + stop], last - first
+
+    def _of_teacher(self, order: Tensor, view: int) -> Callable[[int], OfTeacher]:
+        """Return what gives the teacher's outputs for a step's samples."""
+        read = partial(self._read, view)
+        if self.device.type == "cuda":  # a thread reads beside the training
+            return lambda step: read(self._samples(order, step)[0])
+        return ReadAhead(read, lambda step: self._samples(order, step)[0], self.num_steps)
+
+    def _read(self, view: int, samples: Tensor) -> OfTeacher:
+        found: dict[str, tuple[Tensor, ...]] = {
+            kind: stored.features(view, samples, self.device)
+            for kind, stored in self.features.items()
+        }
+        if self.store is not None:
+            found[_TAPS] = (self.store.tap_logits(view, samples, self.device),)
+        return found
+
+    def _batch(
+        self, order: Tensor, view: int, of_teacher: Callable[[int], OfTeacher], step: int
+    ) -> Batch:
+        on_host, global_size = self._samples(order, step)
         samples = _copy(on_host, self.device)
         pixels = self._views(view, on_host, samples)
         labels = self.labels.index_select(0, samples)
@@ -148,19 +173,14 @@ class Loader:
             pixels, weights = mix(pixels, other_pixels, samples, view, self.views)
             labels, of_others = _labels_of_both(labels, self.labels.index_select(0, others))
             mixture = Mixture(of_others, weights)
-        tap_logits = None
-        if self.store is not None:
-            tap_logits = self.store.tap_logits(view, on_host, self.device)
+        taught = of_teacher(step)
         return Batch(
             images=self.preprocessing.apply(pixels, self.mean, self.std),
             labels=labels,
             samples=samples,
-            tap_logits=tap_logits,
-            global_size=len(of_all),
-            teacher_features={
-                kind: stored.features(view, on_host, self.device)
-                for kind, stored in self.features.items()
-            },
+            tap_logits=None if self.store is None else taught[_TAPS][0],
+            global_size=global_size,
+            teacher_features={kind: taught[kind] for kind in self.features},
             mixture=mixture,
         )
 
@@ -193,20 +213,6 @@ def permutation(num_samples: int, seed: int, epoch: int) -> Tensor:
     mixed = np.random.SeedSequence([seed % 2**64, epoch]).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(mixed[0]))
     return torch.randperm(num_samples, generator=generator)
-
-
-def one_ahead(
-    make: Callable[[int], Batch], num_steps: int, pool: ThreadPoolExecutor
-) -> Iterator[Batch]:
-    """Yield `make(0)`, ..., each made in `pool` while the one before is being used."""
-    if num_steps == 0:
-        return
-    pending = pool.submit(make, 0)
-    for step in range(1, num_steps + 1):
-        batch = pending.result()
-        if step < num_steps:
-            pending = pool.submit(make, step)
-        yield batch
 
 
 def _check_store(store: Stored | None, views: ViewsConfig, num_samples: int) -> None:

@@ -152,10 +152,11 @@ class KR(Method):
             "ce": self.ce_weight * label_cross_entropy(logits, labels, mixture),
             "kr": self.kr_weight * loss,
         }
-        classes = classes_of(labels, tap_logits[:, -1])
-        for method in cast(list[LogitMethod], self.posterior):
-            distilled = method.distillation(logits, tap_logits[:, -1], classes)
-            terms[method.term] = method.term_weight * distilled
+        if self.posterior:
+            classes = classes_of(labels, tap_logits[:, -1])
+            for method in cast(list[LogitMethod], self.posterior):
+                distilled = method.distillation(logits, tap_logits[:, -1], classes)
+                terms[method.term] = method.term_weight * distilled
         if self.where is not None and self.teaches_where:
             terms["where"] = self.current_where_weight * self.where(student.stages, where)
         if self.parameter_source is not None:

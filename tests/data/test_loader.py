@@ -1,6 +1,3 @@
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +9,7 @@ from hypothesis import strategies as st
 from krscale.config import ViewsConfig
 from krscale.data import Dataset, Split
 from krscale.data.arrow import write_split
-from krscale.data.loader import Loader, _fits, one_ahead, permutation
+from krscale.data.loader import Loader, _fits, permutation
 from krscale.data.mixing import partners
 from krscale.data.views import apply_views
 from krscale.errors import UserError
@@ -175,6 +172,13 @@ class TestEpoch:
                 assert torch.equal(second, batch.tap_logits[:, :, :1])
         assert next(_loader(dataset).epoch(0)).teacher_features == {}
 
+    def test_what_is_read_ahead_is_that_of_the_view(self, dataset):
+        loader = _loader(dataset, global_batch_size=4)
+        for epoch in (0, 1, 2):
+            for batch in loader.epoch(epoch):
+                want = (batch.samples * 10 + epoch % VIEWS.num_views).float()
+                assert torch.equal(batch.tap_logits[:, 0, 0], want)
+
     def test_views_recur_but_orders_do_not(self, dataset):
         loader = _loader(dataset, global_batch_size=NUM_SAMPLES)
         first, second, again = (next(loader.epoch(epoch)) for epoch in (0, 1, 3))
@@ -247,39 +251,6 @@ class TestPermutation:
         # Mean place of sample 0 over 400 orders of 11: 5 +- 0.16 (1 sigma).
         places = [permutation(11, 0, e).tolist().index(0) for e in range(400)]
         assert abs(np.mean(places) - 5) < 0.8
-
-
-class TestOneAhead:
-    def test_in_order_and_one_ahead(self):
-        made = []
-
-        def make(step):
-            made.append((step, threading.current_thread() is threading.main_thread()))
-            return step
-
-        with ThreadPoolExecutor(1) as pool:
-            seen = []
-            for step in one_ahead(make, 4, pool):
-                deadline = time.monotonic() + 10
-                while len(made) < min(step + 2, 4) and time.monotonic() < deadline:
-                    time.sleep(0.001)
-                assert len(made) == min(step + 2, 4)
-                seen.append(step)
-            assert list(one_ahead(make, 0, pool)) == []
-        assert seen == [0, 1, 2, 3]
-        assert made == [(step, False) for step in range(4)]
-
-    def test_errors_reach_the_caller(self):
-        def make(step):
-            if step == 2:
-                raise ValueError("broken row")
-            return step
-
-        with ThreadPoolExecutor(1) as pool:
-            batches = one_ahead(make, 4, pool)
-            assert [next(batches), next(batches)] == [0, 1]
-            with pytest.raises(ValueError, match="broken row"):
-                next(batches)
 
 
 class TestStoreMustFit:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from krscale.errors import DamagedFileError
 from krscale.files import read_json, sync, write_atomic, write_json
-from krscale.storage.run_mirror import FETCHING, RECORD
+from krscale.storage.run_copy import FETCHING, RECORD
 from krscale.storage.trial_files import HERE
 
 ORIGIN_FILE = "origin.json"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from krscale.storage import room
+from krscale.storage import driver_lock, room, run_mirror
 from krscale.storage.address import CACHE_VARIABLE, working_folder
 
 
@@ -28,3 +28,10 @@ def machine(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
 
     monkeypatch.setitem(room._limit, "bytes", room.DEFAULT_GB * 1e9)
     return on
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pauses; what the thread would do is done by the tests."""
+    monkeypatch.setattr(driver_lock, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(run_mirror, "LOOK_SECONDS", 1000.0)

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from run_folders import say, write
 
 from krscale.errors import StorageError, UserError
 from krscale.runs.aside import results_in
-from krscale.storage import driver_lock, run_mirror
+from krscale.storage import driver_lock, run_copy, run_mirror
 from krscale.storage.address import mark, working_folder
 from krscale.storage.objects import Objects
 from krscale.storage.run_files import rank, stamps
@@ -27,25 +28,7 @@ from krscale.storage.trial_files import (
 Machine = Callable[[str], Path]
 
 
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pauses; what the thread would do is done by the tests."""
-    monkeypatch.setattr(driver_lock, "SETTLE_SECONDS", 0.0)
-    monkeypatch.setattr(run_mirror, "LOOK_SECONDS", 1000.0)
-
-
-def write(folder: Path, **files: str) -> Path:
-    """Write files into a run folder; `__` is a slash, `_dot_` a dot."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        path = folder / name.replace("_dot_", ".").replace("__", "/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return folder
-
-
-def say(_line: str) -> None:
-    """To nobody."""
+pytestmark = pytest.mark.usefixtures("at_once")
 
 
 def test_a_run_goes_on_elsewhere(machine: Machine) -> None:
@@ -108,38 +91,6 @@ def test_a_run_that_was_copied_to_the_storage_goes_on_there(
     assert (copied / "journal.log").read_text() == "1\n2\n3\n"
 
 
-def test_what_was_picked_where_a_run_is_only_read_stays(machine: Machine, tmp_path: Path) -> None:
-    """A refit takes hours; the next command that read the run deleted it, and every export."""
-    bucket = tmp_path / "bucket" / "run"
-    one = write(machine("one") / "run", experiment_dot_json="{}", origin_dot_json="data")
-    with mirrored(one, say):
-        write(one, export__a__card="1", export__a__pt2="1", export__b__card="1", students__s="w")
-    two = machine("two") / "run"
-    refresh(two)
-    assert (two / "export/b/card").is_file()
-    write(two, export__a__card="2", export__a__onnx="2", refit__f__weights="2", students__t="w")
-    refresh(two)
-    assert not (two / "students/t").exists()
-    assert {
-        name: (two / name).read_text() for name in stamps(two) if name.startswith("export")
-    } == {
-        **{"export/a/card": "2", "export/a/pt2": "1", "export/a/onnx": "2"},
-        "export/b/card": "1",
-    }
-    (two / "export/a/pt2").unlink()  # as an export without it, in the place of the other
-    with mirrored(two, say):
-        assert (two / "refit/f/weights").is_file()
-    picked = {"export/a/card", "export/a/onnx", "export/b/card", "refit/f/weights"}
-    assert stamps(bucket).keys() == picked | {"experiment.json", "origin.json", "students/s"}
-    machine("one")
-    with mirrored(one, say):
-        write(one, origin_dot_json="other data")
-    machine("two")
-    write(two, refit__g__weights="2")
-    refresh(two)
-    assert not (two / "refit/g/weights").exists()
-
-
 def test_two_uris_of_one_storage_have_one_driver_at_a_time(
     uri: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,16 +136,16 @@ def test_who_reads_a_run_waits_for_a_driver_that_fetches_it(
     with mirrored(one, say):
         write(one, journal_dot_log="1\n")
     two, readers = write(machine("two") / "run"), list[threading.Thread]()
-    fetch = run_mirror.RunMirror.fetch
+    fetch = run_copy.RunCopy.fetch
 
-    def fetch_while_somebody_reads(mirror: run_mirror.RunMirror) -> None:
+    def fetch_while_somebody_reads(copy: run_copy.RunCopy) -> None:
         assert not readers, "fetched once"
         readers.append(threading.Thread(target=refresh, args=(two,)))
         readers[0].start()
         readers[0].join(0.5)  # time enough to fetch
-        fetch(mirror)
+        fetch(copy)
 
-    monkeypatch.setattr(run_mirror.RunMirror, "fetch", fetch_while_somebody_reads)
+    monkeypatch.setattr(run_copy.RunCopy, "fetch", fetch_while_somebody_reads)
     with mirrored(two, say):
         write(two, journal_dot_log="1\n2\n", curve_dot_json="new")
         readers[0].join()
@@ -219,36 +170,10 @@ def test_a_driver_gives_signs_of_life_while_much_is_brought(
     one = write(machine("one") / "run", journal_dot_log="1\n")
     with mirrored(one, say):
         mirror, beats = run_mirror._active[str(one)], threading.Semaphore(0)
-        with mirror._sending:
+        with mirror.copy._exchanging:
             monkeypatch.setattr(mirror.lock, "beat", beats.release)
             for _ in range(3):  # one may be due before the thread looks for what to send
                 assert beats.acquire(timeout=30)
-
-
-def test_nothing_is_sent_while_students_are_brought(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its thread would send back what has come, and write its record while that changes."""
-    one = write(machine("one") / "run")
-    with mirrored(one, say):
-        mirror = run_mirror._active[str(one)]
-        two = write(machine("two") / "run", students__s="w", students__s_dot_digest_dot_json="{}")
-        send_file(two / "students/s", two / "students/s.digest.json")
-        machine("one")
-        bring, threads = mirror._bring, list[threading.Thread]()
-
-        def send_meanwhile(name: str) -> None:
-            bring(name)
-            if not threads:
-                threads.append(threading.Thread(target=mirror.send))
-                threads[0].start()
-                threads[0].join(0.2)
-                assert threads[0].is_alive()
-
-        monkeypatch.setattr(mirror, "_bring", send_meanwhile)
-        gather(one)
-        threads[0].join()
-        assert (one / "students/s").read_text() == "w"
 
 
 def test_whoever_ran_last_keeps_what_could_not_be_sent(
@@ -273,51 +198,6 @@ def _cut_off(broken: pytest.MonkeyPatch, _written: Path) -> None:
 
 def _refuse(*_arguments: object) -> None:
     raise StorageError("no way there.")
-
-
-def test_what_refers_is_sent_after_what_it_refers_to(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, uri: str
-) -> None:
-    one, order = write(machine("one") / "run"), list[str]()
-    put = Objects._put
-
-    def noted(self: Objects, key: str, write_to: Callable[[object], object]) -> None:
-        order.append(key.removeprefix("run/"))
-        if key.endswith("seed-1"):  # the journal grows while weights are on their way
-            write(one, journal_dot_log="1\n2\n")
-        put(self, key, write_to)
-
-    with mirrored(one, say):
-        monkeypatch.setattr(Objects, "_put", noted)
-        write(
-            one,
-            journal_dot_log="1\n",
-            curve_dot_json="c",
-            students__seed_1="w",
-            tracking__state_dot_json="{}",
-            tracking__spool_dot_jsonl="1\n",
-            experiment_dot_json="{}",
-        )
-        (one / "students/seed_1").rename(one / "students/seed-1")
-        run_mirror._active[str(one)].send()
-        assert order == [
-            "experiment.json",
-            "students/seed-1",
-            "tracking/spool.jsonl",
-            "tracking/state.json",
-            "journal.log",
-            "curve.json",
-        ]
-        assert Objects.open(uri).read("run/journal.log") == b"1\n"  # as before the weights went
-
-
-def test_nothing_is_sent_twice(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = write(machine("one") / "run")
-    with mirrored(one, say):
-        write(one, journal_dot_log="1\n", students__a="w")
-    with mirrored(one, say), monkeypatch.context() as watched:
-        watched.setattr(Objects, "_put", _refuse)
-        gather(one)  # which sends first
 
 
 def test_one_driver_at_a_time(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

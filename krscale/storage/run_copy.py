@@ -1,0 +1,229 @@
+"""What a run folder and its copy in a storage exchange: what is newer here, and what is there."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Set
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from krscale.errors import StorageError, UserError
+from krscale.files import read_json, reading, write_json
+from krscale.storage.address import is_plain
+from krscale.storage.driver_lock import Start
+from krscale.storage.objects import Objects
+from krscale.storage.run_files import (
+    ARCHIVE,
+    ORIGIN,
+    UNFINISHED,
+    Stamp,
+    content_of,
+    is_sent,
+    picked_folder,
+    rank,
+    stamps,
+    unpack,
+)
+
+RECORD = ".mirror.json"
+"""File in a run folder: which start it is of, and what the storage has of it."""
+FETCHING = ".fetching.lock"
+"""File in a run folder that is locked while it is brought up to date: by a driver that begins, or
+by a command that reads the run. Both at once would mix what each removes and writes."""
+_AT_ONCE = 8
+_DIGEST = ".digest.json"
+_STUDENTS = "students"
+
+
+class RunCopy:
+    """The copy of a run in a storage, as this machine's folder of the run sees it.
+
+    Args:
+        folder: Of the run on this machine.
+        objects: Of the storage.
+        run: Key of the run in it.
+
+    Attributes:
+        number: Of the last start that this machine's folder is of; 0 for none.
+        token: Of that start; empty where an older version wrote no more than its number.
+        sent: What the storage has of this folder's files.
+    """
+
+    def __init__(self, folder: Path, objects: Objects, run: str) -> None:
+        self.folder, self.objects, self.run = folder, objects, run
+        self.number, self.token, self.sent = self._read_record()
+        self._exchanging = threading.Lock()
+
+    def is_there(self) -> bool:
+        """Return whether the storage has a run that nobody ran there, and this machine has none.
+
+        Somebody has copied it to the storage.
+        """
+        start = len(self.run) + 1
+        return not self.number and any(is_sent(key[start:]) for key in self.objects.list(self.run))
+
+    def is_current(self, last: Start | None) -> bool:
+        """Return whether this machine's folder is that of the last driver of any machine.
+
+        Args:
+            last: Its start; None where the storage has none.
+        """
+        return not self.is_there() if last is None else self.is_of(last)
+
+    def is_of(self, start: Start) -> bool:
+        """Return whether this machine's folder is of a start.
+
+        Numbers begin again at 1 where somebody has deleted the run in the storage.
+        """
+        return start.number == self.number and self.token in ("", start.token)
+
+    def begin(self, start: Start) -> None:
+        """Keep that this machine's folder is of a start from now on."""
+        self.number, self.token = start.number, start.token
+        self._write_record()
+
+    def send(self, *, wait: bool = True) -> bool:
+        """Send what has changed, and delete what is gone; see `run_files` for the order.
+
+        Args:
+            wait: For another thread that sends or brings; without, nothing is done beside it.
+
+        Returns:
+            Whether it was done.
+        """
+        if not self._exchanging.acquire(blocking=wait):
+            return False
+        try:
+            self._send()
+        finally:
+            self._exchanging.release()
+        return True
+
+    def gather(self) -> None:
+        """Bring students that other machines have sent since, after sending what is newer here."""
+        self.send()
+        there = self.objects.list(f"{self.run}/{_STUDENTS}")
+        keys = [key for key in there if is_plain(key) and key.endswith(_DIGEST)]
+        with self._exchanging, ThreadPoolExecutor(_AT_ONCE) as threads:
+            list(threads.map(self._bring_student, keys))
+
+    def fetch(self) -> None:
+        """Replace the folder by what the storage has of the run, but for what was picked here."""
+        with suppress(FileNotFoundError):
+            (self.folder / RECORD).unlink()  # cut short, this folder is of no start
+        start = len(self.run) + 1
+        there = {key[start:] for key in self.objects.list(self.run) if is_plain(key)}
+        sent = {name for name in there if is_sent(name)}
+        picked = self._picked_here(sent)
+        names = {name for name in sent if picked_folder(name) not in picked}
+        for name in stamps(self.folder).keys() - names:
+            if picked_folder(name) not in picked:
+                self._remove(name)
+        for group in range(5, -1, -1):  # what refers first: all that it refers to was sent before
+            with ThreadPoolExecutor(_AT_ONCE) as threads:
+                list(threads.map(self._bring, (n for n in names if rank(n) == group)))
+        self.sent = {name: stamp for name, stamp in stamps(self.folder).items() if name in names}
+        self.sent |= dict.fromkeys(sent - names, (0, 0))  # replaced by what was picked here
+
+    def _picked_here(self, sent: Set[str]) -> set[str]:
+        """Return the exports and refits of this run that were made here and have not been sent.
+
+        Those of other data or of another teacher are of a run of this name that is gone.
+        """
+        origin = self.folder / ORIGIN
+        own = origin.read_bytes() if origin.is_file() else None
+        if own != self.objects.read(f"{self.run}/{ORIGIN}"):
+            return set()
+        return {picked_folder(name) for name in stamps(self.folder).keys() - sent} - {""}
+
+    def _send(self) -> None:
+        now = stamps(self.folder)
+        # Weights before their digest, whose name is longer.
+        changed = sorted(
+            (name for name, stamp in now.items() if self.sent.get(name) != stamp),
+            key=lambda name: (rank(name), name),
+        )
+        captured = {
+            name: content
+            for name in reversed(changed)
+            if rank(name) > 1 and (content := self._content(name)) is not None
+        }
+        for name in changed:
+            self._send_one(name, now[name], captured.get(name))
+        gone = self.sent.keys() - now.keys()
+        for name in gone:
+            self.objects.delete(f"{self.run}/{name}")
+            del self.sent[name]
+        if changed or gone:
+            self._write_record()
+
+    def _content(self, name: str) -> bytes | None:
+        try:
+            return content_of(self.folder, name)
+        except FileNotFoundError:
+            return None  # removed since
+
+    def _send_one(self, name: str, stamp: Stamp, captured: bytes | None) -> None:
+        key, path = f"{self.run}/{name}", self.folder / name
+        if rank(name) > 1 or name.startswith(f"{UNFINISHED}/"):
+            content = captured if rank(name) > 1 else self._content(name)
+            if content is None:
+                return
+            if rank(name) < 2 and stamps(self.folder).get(name) != stamp:
+                return  # another checkpoint has taken its place; the next look sees it
+            self.objects.write(key, content)
+        else:
+            if name + _DIGEST in self.sent:
+                self.objects.delete(key + _DIGEST)  # of the file that is replaced
+                del self.sent[name + _DIGEST]
+            try:
+                self.objects.upload(key, path)
+            except StorageError:
+                if path.exists():
+                    raise
+                return
+        self.sent[name] = stamp
+
+    def _bring_student(self, key: str) -> None:
+        name = key[len(self.run) + 1 :]
+        path = self.folder / name
+        if path.is_file() and path.read_bytes() == self.objects.read(key):
+            return
+        for part in (name.removesuffix(_DIGEST), name):
+            self._bring(part)
+            stat = (self.folder / part).stat()
+            self.sent[part] = (stat.st_size, stat.st_mtime_ns)
+
+    def _bring(self, name: str) -> None:
+        key = f"{self.run}/{name}"
+        if not (name.startswith(f"{UNFINISHED}/") and name.endswith(ARCHIVE)):
+            self.objects.download(key, self.folder / name)
+        elif (content := self.objects.read(key)) is not None:
+            path = self.folder / name.removesuffix(ARCHIVE)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unpack(content, path, f"storage_path: {self.objects.uri}: {key}")
+
+    def _remove(self, name: str) -> None:
+        if name.startswith(f"{UNFINISHED}/"):
+            shutil.rmtree(self.folder / name.removesuffix(ARCHIVE), ignore_errors=True)
+        else:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def _read_record(self) -> tuple[int, str, dict[str, Stamp]]:
+        path = self.folder / RECORD
+        if not path.is_file():
+            return 0, "", {}
+        try:
+            with reading(path):
+                content: dict[str, Any] = read_json(path)
+                sent = {str(name): (int(s[0]), int(s[1])) for name, s in content["sent"].items()}
+                return int(content["number"]), str(content.get("token", "")), sent
+        except UserError:
+            return 0, "", {}
+
+    def _write_record(self) -> None:
+        content = {"number": self.number, "token": self.token, "sent": self.sent}
+        write_json(self.folder / RECORD, content)

@@ -26,7 +26,7 @@ from krscale.foreign import is_file, real
 from krscale.redaction import redact
 from krscale.storage.address import checked_uri, is_uri, working_folder
 
-_NEARLY_URI = re.compile(r"(s3|gs|gcs|hdfs|abfss?|az|wasbs?|file|http|https):(?!//)")
+_NEARLY_URI = re.compile(r"(?i)(s3|gs|gcs|hdfs|abfss?|az|wasbs?|file|memory|https?):(?!//)")
 STORAGE_VARIABLE = "KRSCALE_STORAGE_PATH"
 """Environment variable: the storage, where an experiment names none."""
 

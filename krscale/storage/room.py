@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -63,17 +64,25 @@ def hold(path: Path) -> None:
 def make_room(num_bytes: int) -> None:
     """Remove folders that the storage has and no process holds, until so much more fits.
 
-    Where all that is left is in use, nothing is refused: the machine then keeps more than it was
-    told, since a trial cannot go on without.
+    Into what the machine may keep, and onto its disk. Where all that is left is in use, nothing is
+    refused: the machine then keeps more than it was told, since a trial cannot go on without.
     """
     _sweep()
     kept = sorted(_kept(), key=lambda entry: entry[0])
-    total = num_bytes + sum(size for _, size, _ in kept)
+    above_limit = num_bytes + sum(size for _, size, _ in kept) - _limit["bytes"]
+    missing = max(above_limit, num_bytes - _free_bytes())
     for _, size, path in kept:
-        if total <= _limit["bytes"]:
+        if missing <= 0:
             return
         if _remove(path):
-            total -= size
+            missing -= size
+
+
+def _free_bytes() -> float:
+    """Return what the disk has left; without end where that is not known."""
+    with suppress(OSError):
+        return shutil.disk_usage(storages_root()).free
+    return math.inf
 
 
 def _sweep() -> None:

@@ -112,6 +112,23 @@ def test_the_least_recently_opened_goes_and_none_that_is_open(
     assert (cache / "c").is_dir()
 
 
+def test_what_a_full_disk_has_no_room_for_replaces_the_least_recently_opened(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, name in enumerate("abcd"):
+        publish(made(machine("one") / "cache/data" / name, b"x" * (500 + number)))
+    cache = machine("two") / "cache/data"
+    for number, name in enumerate("abc"):
+        assert present(cache / name)
+        os.utime(cache / f".{name}.used", (number, number))
+    released(monkeypatch)
+    whole = sum(file.stat().st_size for file in (cache / "c").rglob("*.arrow"))
+    usage = shutil._ntuple_diskusage(10**9, 10**9 - whole, whole)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+    assert present(cache / "d")  # two bytes larger than what is free, so that one must go
+    assert [(cache / name).is_dir() for name in "abc"] == [False, True, True]
+
+
 def test_folders_that_are_made_here_make_room_too(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

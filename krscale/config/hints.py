@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -109,6 +112,8 @@ def expected_form(path: Sequence[str], kind: str, value: Any, *, overridden: boo
     if kind == "bool_type":
         return "expected true or false"
     if kind == "float_type":
+        if isinstance(value, str) and (number := _as_number(value)):
+            return f"expected a number as TOML has it, e.g. {_written(path, number, overridden)}"
         return (
             "expected a number, without quotes" if isinstance(value, str) else "expected a number"
         )
@@ -125,6 +130,19 @@ def expected_form(path: Sequence[str], kind: str, value: Any, *, overridden: boo
         fields = _section(path).model_fields
         return f"{dotted} is a section, not a value; it has: {', '.join(fields)}"
     return None
+
+
+def _as_number(text: str) -> str:
+    """Return a number that other languages write so as TOML has it; empty for all else."""
+    written = text.replace(",", ".") if text.count(",") == 1 and "." not in text else text
+    try:
+        number = float(written)
+    except ValueError:
+        return ""
+    with suppress(tomllib.TOMLDecodeError):
+        tomllib.loads(f"x = {text}")
+        return ""  # it stood in quotes
+    return repr(number) if math.isfinite(number) else ""
 
 
 def _written(path: Sequence[str], value: str, overridden: bool) -> str:

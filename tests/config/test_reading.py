@@ -423,6 +423,21 @@ def test_a_warm_up_that_never_ends() -> None:
     assert load(overrides=["train.warmup_epochs=12"]).train.warmup_epochs == 12
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"), [(".1", "0.1"), ("1.", "1.0"), ("+.5", "0.5"), ("01", "1.0"), ("0,1", "0.1")]
+)
+def test_a_number_as_other_languages_write_it(text: str, meant: str, tmp_path: Path) -> None:
+    """TOML has a digit on both sides of the point; what has no quotes is not told to lose them."""
+    with pytest.raises(UserError, match=rf'e\.g\. --set "train\.learning_rate={meant}" \(got'):
+        load(overrides=[f"train.learning_rate={text}"])
+
+
+@pytest.mark.parametrize("text", ["'0.1'", '"1e-3"', "abc", ".inf", "1,000.5"])
+def test_what_is_no_number_at_all(text: str) -> None:
+    with pytest.raises(UserError, match=r"learning_rate: expected a number, without quotes"):
+        load(overrides=[f"train.learning_rate={text}"])
+
+
 def test_a_job_with_a_warm_up_is_tried_for_a_few_epochs(tmp_path: Path) -> None:
     file = tmp_path / "experiment.toml"
     file.write_text("[train]\nwarmup_epochs = 5\n")

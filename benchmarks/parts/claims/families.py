@@ -127,7 +127,7 @@ def is_layer_wise(best: Mapping[str, Any], num_taps: int) -> bool:
 
 CHEAP = ("glyphs",)
 """The tasks that have everything; what is not in doubt on photographs is left out there."""
-WHOLE = (*CHEAP, "fashion_mnist")
+WHOLE = (*CHEAP, "fashion_mnist", "cifar10")
 """The tasks on which every opponent is measured, and KR combined with others (C4)."""
 
 FAR_BEHIND = ("glyphs", "cifar10")

@@ -79,6 +79,7 @@ TASKS = (
         ),
         "With all 50,000 images, ResNet-20 (0.27M parameters) reaches 91.25 % on test (He et al., "
         "2016).",
+        in_parts=True,
     ),
 )
 """In the order in which they are measured."""

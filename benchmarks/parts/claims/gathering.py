@@ -67,8 +67,7 @@ def _gather_task(run: TaskRun) -> dict[str, Any]:
     sizes = by_size(records, capacities)
     residuals = _residuals(run)
     parts = _without_parts(run)
-    traced = capacities if run.task.in_parts else []
-    without = [f"c1 at {capacity}" for capacity in traced if capacity not in residuals]
+    without = [f"c1 at {capacity}" for capacity in capacities if capacity not in residuals]
     return {
         "name": run.task.name,
         "title": run.task.title,
@@ -136,8 +135,6 @@ def followers(run: TaskRun) -> list[Family]:
     Of its first search: a partner for C1 at every size, the winners themselves where they were not
     traced, and KR without each of its parts.
     """
-    if not run.task.in_parts:
-        return []
     partners = [family for _, family in _partners(run)]
     return [*partners, *_untraced(run).values(), *(family for _, family in _ablations(run))]
 
@@ -168,7 +165,7 @@ def _ablations(run: TaskRun) -> list[tuple[str, Family]]:
 
 
 def _winners(run: TaskRun) -> list[Record]:
-    kept = find_kept(run, _kr()) if run.task.in_parts else None
+    kept = find_kept(run, _kr())
     return [record for record in kept.records if record.test] if kept else []
 
 
@@ -183,7 +180,7 @@ def _without_parts(run: TaskRun) -> dict[str, dict[str, Record]]:
 def _whole(run: TaskRun, sizes: dict[str, dict[str, Record]]) -> dict[str, Record]:
     """Return KR's winners by size: trained by the code that trained them without a part, if any."""
     whole = {capacity: methods[KR] for capacity, methods in sizes.items() if KR in methods}
-    for capacity, family in (_untraced(run) if run.task.in_parts else {}).items():
+    for capacity, family in _untraced(run).items():
         if kept := find_kept(run, family):
             whole[capacity] = kept.records[0]
     return whole

@@ -68,7 +68,7 @@ def find_kept(run: TaskRun, family: Family, number: int = 0) -> Kept | None:
 def _of_run(run: TaskRun, family: Family, number: int, experiment: Experiment) -> Kept:
     curve, records = read_records(family, experiment)
     # Only the winners of KR's first search are taken apart.
-    traced = family.traced and run.task.in_parts and number == 0
+    traced = family.traced and number == 0
     return Kept(
         experiment.name,
         curve.commit,

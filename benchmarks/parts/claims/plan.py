@@ -12,7 +12,7 @@ from parts.claims.cost import (
     teacher_seconds,
     training_seconds,
 )
-from parts.claims.families import ABLATIONS, FAMILIES, KR, not_searched
+from parts.claims.families import ABLATIONS, FAMILIES, KR
 from parts.claims.order import planned
 from parts.claims.tasks import TaskRun
 
@@ -34,8 +34,7 @@ def plan(runs: Sequence[TaskRun], names: Sequence[str] = ()) -> Iterator[str]:
         wanted = dict.fromkeys((KR, *(m for family in families for m in family.methods)))
         seconds = training_seconds(experiment, wanted)
         teacher = teacher_seconds(experiment)
-        num_each = 1 + len(ABLATIONS) if run.task.in_parts else 0
-        parts = followers_cost(num_each, experiment, seconds[KR])
+        parts = followers_cost(1 + len(ABLATIONS), experiment, seconds[KR])
         hours += (teacher + parts) / 3600
         yield from _of_task(run, seconds, teacher, parts)
         for family in families:
@@ -53,10 +52,7 @@ def plan(runs: Sequence[TaskRun], names: Sequence[str] = ()) -> Iterator[str]:
 
 
 def _of_task(run: TaskRun, seconds: StepSeconds, teacher: float, parts: float) -> Iterator[str]:
-    left_out = not_searched(run.families)
-    yield f"{run.task.title}: {run.num_searches} searches of a family at most" + (
-        f"; left out: {', '.join(left_out)}" if left_out else ""
-    )
+    yield f"{run.task.title}: {run.num_searches} searches of a family at most"
     if run.data_path:
         yield (
             f"  images: {run.data_path}; records of finished searches do not say which images they "

@@ -33,7 +33,6 @@ class Task:
         job: Its file in `jobs/`.
         changes: What this benchmark has otherwise than the job.
         published: What others have measured on the data, and in what it differs.
-        in_parts: Whether KR's winners are trained without each of KR's parts, and for C1.
     """
 
     name: str
@@ -41,7 +40,6 @@ class Task:
     job: str
     changes: tuple[str, ...] = ()
     published: str = ""
-    in_parts: bool = False
 
     @property
     def path(self) -> Path:
@@ -50,7 +48,7 @@ class Task:
 
 
 TASKS = (
-    Task("glyphs", "Glyphs", "claims.toml", _WHERE, in_parts=True),
+    Task("glyphs", "Glyphs", "claims.toml", _WHERE),
     Task(
         "fashion_mnist",
         "Fashion-MNIST",
@@ -62,7 +60,6 @@ TASKS = (
             "train.num_epochs=30",
             *_ON_CPU,
         ),
-        in_parts=True,
     ),
     Task(
         "cifar10",
@@ -79,7 +76,6 @@ TASKS = (
         ),
         "With all 50,000 images, ResNet-20 (0.27M parameters) reaches 91.25 % on test (He et al., "
         "2016).",
-        in_parts=True,
     ),
 )
 """In the order in which they are measured."""

@@ -186,9 +186,15 @@ def test_winners_that_no_search_traced_are_trained_again_for_c1(
     again = [family for family in families if family.name.startswith("c1-winner-")]
     assert [family.name for family in again] == ["c1-winner-1-100", "c1-winner-1-32"]
     assert all("distill.granularity=3" in family.changes for family in again)
-    assert gather([run], "")["tasks"][0]["unfinished"][-2:] == ["c1 at 1/100", "c1 at 1/32"]
+    unfinished = gather([run], "")["tasks"][0]["unfinished"]
+    parts = [f"kr {name} at {capacity}" for capacity in SIZES for name in ABLATIONS]
+    assert [name for name in unfinished if " at " in name] == [
+        *(f"c1 at {capacity}" for capacity in SIZES),
+        *parts,
+    ]
     finished.update(run.experiment(family).name for family in families)
     (task,) = gather([run], "")["tasks"]
+    assert not any(" at " in name for name in task["unfinished"])
     assert list(task["C1"]["residual_by_depth"]) == list(SIZES)
 
 

@@ -68,6 +68,8 @@ def _gather_task(run: TaskRun) -> dict[str, Any]:
     residuals = _residuals(run)
     parts = _without_parts(run)
     without = [f"c1 at {capacity}" for capacity in capacities if capacity not in residuals]
+    missing = [pair for pair in _ablations(run) if not find_kept(run, pair[1])]
+    without += [f"kr {family.label} at {capacity}" for capacity, family in missing]
     return {
         "name": run.task.name,
         "title": run.task.title,

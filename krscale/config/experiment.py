@@ -26,7 +26,9 @@ from krscale.foreign import is_file, real
 from krscale.redaction import redact
 from krscale.storage.address import checked_uri, is_uri, working_folder
 
-_NEARLY_URI = re.compile(r"(?i)(s3|gs|gcs|hdfs|abfss?|az|wasbs?|file|memory|https?):(?!//)")
+_NEARLY_URI = re.compile(
+    r"(?i)(s3|gs|gcs|hdfs|abfss?|az|wasbs?|file|memory|https?):(?!//)|[a-z][a-z0-9+.-]+:/(?!/)"
+)
 STORAGE_VARIABLE = "KRSCALE_STORAGE_PATH"
 """Environment variable: the storage, where an experiment names none."""
 

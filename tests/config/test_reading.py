@@ -444,7 +444,7 @@ def test_a_job_with_a_warm_up_is_tried_for_a_few_epochs(tmp_path: Path) -> None:
     assert load(file, ["train.num_epochs=2"]).train.num_epochs == 2
 
 
-@pytest.mark.parametrize("value", ["", "s3:/bucket", "S3:bucket", "memory:/runs", " "])
+@pytest.mark.parametrize("value", ["", "s3:/bucket", "S3:bucket", "memory:/runs", "oss:/b", " "])
 def test_a_storage_that_names_nothing(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="--set storage_path: "):
         load(overrides=[f"storage_path='{value}'"])

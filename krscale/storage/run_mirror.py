@@ -1,4 +1,4 @@
-"""A driver beside a storage: it works in a folder, whose copy it keeps up with, and locks both."""
+"""The driver of a run in a storage: its lock, and the thread that sends what the run writes."""
 
 from __future__ import annotations
 

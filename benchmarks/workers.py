@@ -17,14 +17,20 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from parts.document import write_section
-from parts.measuring import ROOT, commit, machine, ratio
-from parts.worker_steps import TASK, by_ray_train, by_torchrun, prepared
+from parts.measuring import ROOT, commit, machine, ratio, ratio_interval
+from parts.worker_steps import (
+    STEPS_OF_A_TURN,
+    TASK,
+    by_ray_train,
+    by_torchrun,
+    in_turns_by_torchrun,
+    prepared,
+)
 
 from krscale.cluster.connect import connect
 from krscale.config import load
@@ -81,9 +87,10 @@ def measure_loop(storage: Path, changes: Sequence[str], width: int, rounds: int)
             seconds.setdefault(f"ray_train{end}", []).append(found)
             found = statistics.median(by_torchrun(*asked))
             seconds.setdefault(f"torchrun{end}", []).append(found)
-    return _milliseconds(seconds) | {
-        "ray_train_over_torchrun": ratio(seconds, "ray_train", "torchrun"),
-        "spare_core": ratio(seconds, "ray_train_spare_core", "torchrun_spare_core"),
+    return {
+        **_milliseconds(seconds),
+        **_ratio("ray_train_over_torchrun", seconds, "ray_train", "torchrun"),
+        **_ratio("spare_core", seconds, "ray_train_spare_core", "torchrun_spare_core"),
         "width": width,
     }
 
@@ -94,24 +101,19 @@ def measure_speedup(
     """Return how many times as fast two workers are as one, each with one thread.
 
     Beside it stands what the machine allows: two processes at once, each with a worker's share of
-    the batch, that exchange nothing.
+    the batch, that exchange nothing. All are timed in turns of a few steps by the same two
+    processes, since a machine that others share changes within a minute.
     """
     prepared(storage, changes)
-    seconds: dict[str, list[float]] = {"one": [], "two": [], "apart": []}
-    batch = load(None, list(changes)).train.global_batch_size
-    share = (*changes, f"train.global_batch_size={batch // WORKERS}")
-    for _ in range(rounds):
-        for name, number in (("one", 1), ("two", WORKERS)):
-            found = by_torchrun(number, str(storage), changes, width, 2)
-            seconds[name].append(statistics.median(found))
-        with ThreadPoolExecutor(WORKERS) as sides:
-            calls = [
-                sides.submit(by_torchrun, 1, str(storage), share, width, 2) for _ in range(WORKERS)
-            ]
-        seconds["apart"].append(max(statistics.median(call.result()) for call in calls))
-    return _milliseconds(seconds) | {
-        "speedup": ratio(seconds, "one", "two"),
-        "limit": ratio(seconds, "one", "apart"),
+    seconds = in_turns_by_torchrun(WORKERS, str(storage), changes, width, rounds)
+    of_a_step = {
+        name: [turn / STEPS_OF_A_TURN for turn in turns] for name, turns in seconds.items()
+    }
+    return {
+        **_milliseconds(of_a_step),
+        **_ratio("speedup", seconds, "one", "two"),
+        **_ratio("limit", seconds, "one", "apart"),
+        **_ratio("share_of_limit", seconds, "apart", "two"),
         "width": width,
     }
 
@@ -120,30 +122,24 @@ def workers_table(result: Mapping[str, Any]) -> str:
     """Return the results beside their goals; what was not measured is said to be so."""
     rows = []
     if loop := result.get("loop"):
-        rows.append(
+        rows += [
             f"| a step of two workers, Ray Train / torchrun (width {loop['width']}) "
-            f"| {loop['ray_train_over_torchrun']} | 1.02 |"
-        )
-        if "spare_core" in loop:
-            rows.append(
-                f"| the same with one worker, which leaves a core to Ray's own processes "
-                f"| {loop['spare_core']} | 1.02 |"
-            )
+            f"| {_shown(loop, 'ray_train_over_torchrun')} | 1.02 |",
+            f"| the same with one worker, which leaves a core to Ray's own processes "
+            f"| {_shown(loop, 'spare_core')} | 1.02 |",
+        ]
     if speedup := result.get("speedup"):
-        rows.append(
+        share = round(speedup["speedup"] / speedup["limit"], 3)
+        if "share_of_limit" in speedup:
+            share = _shown(speedup, "share_of_limit")
+        rows += [
             f"| one worker / two workers, a step of the same batch (width {speedup['width']}) "
-            f"| {speedup['speedup']} | 1.85 |"
-        )
-        if "limit" in speedup:
-            rows.append(
-                f"| the most this machine allows: two processes that exchange nothing "
-                f"| {speedup['limit']} | |"
-            )
-            share = round(speedup["speedup"] / speedup["limit"], 3)
-            rows.append(
-                f"| two workers' speed over the most this machine allows (1.85 of 2 is 0.925) "
-                f"| {share} | |"
-            )
+            f"| {_shown(speedup, 'speedup')} | 1.85 |",
+            f"| the most this machine allows: two processes that exchange nothing "
+            f"| {_shown(speedup, 'limit')} | |",
+            f"| two workers' speed over the most this machine allows (1.85 of 2 is 0.925) "
+            f"| {share} | |",
+        ]
     if starts := result.get("starts"):
         one, two = (starts["trial_start_s"][number] for number in ("1", "2"))
         rows.append(f"| seconds between two trials of a group of two workers | {two} | 0.5 |")
@@ -171,6 +167,16 @@ def workers_table(result: Mapping[str, Any]) -> str:
             f"Not measured: {', '.join(missing)}. `python benchmarks/workers.py` measures.",
         ]
     return "\n".join(lines).strip()
+
+
+def _ratio(name: str, seconds: Mapping[str, list[float]], over: str, under: str) -> dict[str, Any]:
+    interval = ratio_interval(seconds, over, under)
+    return {name: ratio(seconds, over, under), f"{name}_interval": interval}
+
+
+def _shown(part: Mapping[str, Any], name: str) -> str:
+    between = part.get(f"{name}_interval")  # results of before have none
+    return f"{part[name]}" if between is None else f"{part[name]} [{between[0]}, {between[1]}]"
 
 
 def _milliseconds(seconds: Mapping[str, list[float]]) -> dict[str, Any]:

@@ -38,13 +38,16 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Time every piece of work once per round, after one round that does not count.
 
-    In turns, so that whatever slows the machine for a while slows all of them.
+    In turns, so that whatever slows the machine for a while slows all of them; in another order
+    every round, so that none always follows the same one, nor whatever comes and goes at its pace.
     """
     seconds: dict[str, list[float]] = {name: [] for name in work}
+    names, generator = list(work), torch.Generator().manual_seed(0)
     for number in range(num_rounds + 1):
-        for name, run in work.items():
+        for place in torch.randperm(len(names), generator=generator).tolist():
+            name = names[place]
             started = clock()
-            run()
+            work[name]()
             if number > 0:
                 seconds[name].append(clock() - started)
     return seconds
@@ -52,8 +55,23 @@ def interleave(
 
 def ratio(seconds: Mapping[str, list[float]], over: str, under: str) -> float:
     """Return the median over rounds of the time of `over` divided by that of `under`."""
-    pairs = zip(seconds[over], seconds[under], strict=True)
-    return round(statistics.median(a / b for a, b in pairs), 3)
+    return round(statistics.median(_ratios(seconds, over, under)), 3)
+
+
+def ratio_interval(
+    seconds: Mapping[str, list[float]], over: str, under: str, draws: int = 2000
+) -> list[float]:
+    """Return the 95 % interval of `ratio`, by drawing as many rounds with replacement."""
+    ratios = torch.tensor(_ratios(seconds, over, under), dtype=torch.float64)
+    chosen = torch.randint(
+        len(ratios), (draws, len(ratios)), generator=torch.Generator().manual_seed(0)
+    )
+    medians = ratios[chosen].quantile(0.5, dim=1)
+    return [round(float(medians.quantile(share)), 3) for share in (0.025, 0.975)]
+
+
+def _ratios(seconds: Mapping[str, list[float]], over: str, under: str) -> list[float]:
+    return [a / b for a, b in zip(seconds[over], seconds[under], strict=True)]
 
 
 def machine(device: torch.device) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -14,13 +15,20 @@ from krscale.setup.networks import Networks
 from krscale.setup.sizes import StudentSize, ladder_sizes
 from krscale.setup.teacher import LoadedTeacher
 from krscale.training.loop import Training
-from parts.measuring import Clock, clock_for, interleave, ratio
+from parts.measuring import Clock, clock_for, interleave, ratio, ratio_interval
 from parts.online import Online
 from parts.setting import Setting, leave_heads, teach_heads
 
+ROUNDS_NEAR_ONE = 8
+"""How many rounds those of a store take for one of those that run the teacher."""
+
 
 def measure_steps(setting: Setting, num_rounds: int) -> list[dict[str, Any]]:
-    """Return one row per student size: ratios of the seconds of whole epochs of steps."""
+    """Return one row per student size: ratios of the seconds of epochs of a few steps.
+
+    `plain_again` is a second plain training: how far it is from 1 is how far the others can be
+    trusted.
+    """
     clock, _ = clock_for(setting.device)
     teacher = setting.teacher()
     rows = []
@@ -30,9 +38,9 @@ def measure_steps(setting: Setting, num_rounds: int) -> list[dict[str, Any]]:
             name: training.run_epoch for name, training in trainings.items()
         }
         stored = {name: run for name, run in epochs.items() if not name.endswith("online")}
-        online = {name: run for name, run in epochs.items() if name not in ("plain", "kr_late")}
+        online = {name: epochs[name] for name in ("kd_store", "kr_store", "kd_online", "kr_online")}
         # The ratios near 1 need more rounds; the teacher makes its rounds long.
-        near = interleave(stored, 2 * num_rounds, clock)
+        near = interleave(stored, ROUNDS_NEAR_ONE * num_rounds, clock)
         far = interleave(online, num_rounds, clock)
         num_steps = trainings["plain"].loader.num_steps
         early, late = (ratio(near, name, "plain") for name in ("kr_store", "kr_late"))
@@ -43,11 +51,14 @@ def measure_steps(setting: Setting, num_rounds: int) -> list[dict[str, Any]]:
                 "r": round(setting.assets.teacher.flops / size.flops, 1),
                 "r_seconds": round(forward_ratio(trainings["plain"], teacher, clock), 1),
                 "kr_store_over_plain": early,
+                "kr_interval": ratio_interval(near, "kr_store", "plain"),
+                "plain_again_over_plain": ratio(near, "plain_again", "plain"),
+                "plain_again_interval": ratio_interval(near, "plain_again", "plain"),
                 "kr_training_over_plain": round(share * early + (1.0 - share) * late, 3),
                 "kd_store_over_plain": ratio(near, "kd_store", "plain"),
                 "online_kr_over_kr_store": ratio(far, "kr_online", "kr_store"),
                 "online_kd_over_kd_store": ratio(far, "kd_online", "kd_store"),
-                "plain_ms": round(1e3 * min(near["plain"]) / num_steps, 2),
+                "plain_ms": round(1e3 * statistics.median(near["plain"]) / num_steps, 2),
             }
         )
         print(f"  {rows[-1]}", flush=True)
@@ -69,6 +80,7 @@ def _trainings(setting: Setting, size: StudentSize, teacher: LoadedTeacher) -> d
 
     return {
         "plain": training("plain"),
+        "plain_again": training("plain"),
         "kd_store": training("kd"),
         "kr_store": training("kr"),
         # As it is after `auxiliary_until`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -37,25 +37,32 @@ def _steps(result: Mapping[str, Any]) -> list[str]:
     lines = [
         f"Teacher: {result['teacher']}; r = teacher's / student's forward, in FLOPs (and seconds). "
         "A step of KR teaches every head; over a training, steps of its last part do not "
-        "(`distill.auxiliary_until`).",
+        "(`distill.auxiliary_until`). In brackets 95 % intervals of the median over rounds; the "
+        "same plain training a second time shows how far a ratio can be trusted.",
         "",
         "| student | r | plain ms | KR + store / plain (goal 1.05) | over a training "
-        "| KD + store / plain "
+        "| KD + store / plain | plain again / plain "
         "| online KR / KR + store (goal: 0.9 (3 + r) / 3; the same with r in seconds) "
         "| online KD / KD + store |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for pair in result["pairs"]:
         goal, in_seconds = (0.9 * (3 + pair[r]) / 3 for r in ("r", "r_seconds"))
         lines.append(
             f"| {pair['student']} | {pair['r']} ({pair['r_seconds']}) | {pair['plain_ms']} "
-            f"| {pair['kr_store_over_plain']} "
+            f"| {pair['kr_store_over_plain']}{_between(pair.get('kr_interval'))} "
             f"| {pair.get('kr_training_over_plain', 'not measured')} "
             f"| {pair['kd_store_over_plain']} "
+            f"| {pair.get('plain_again_over_plain', 'not measured')}"
+            f"{_between(pair.get('plain_again_interval'))} "
             f"| {pair['online_kr_over_kr_store']} ({goal:.1f}; {in_seconds:.1f}) "
             f"| {pair['online_kd_over_kd_store']} |"
         )
     return lines
+
+
+def _between(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f" [{interval[0]}, {interval[1]}]"
 
 
 def _options(result: Mapping[str, Any]) -> list[str]:

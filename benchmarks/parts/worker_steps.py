@@ -1,4 +1,4 @@
-"""One training that several workers share, started by torchrun or by Ray Train: seconds of a step.
+"""Seconds of a step that several workers share, started by torchrun or by Ray Train.
 
 Run as a script it is one worker of torchrun's.
 """
@@ -10,7 +10,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,12 @@ import torch.distributed as dist
 from krscale.config import load
 from krscale.parallel import Workers
 from krscale.setup.build import build_training
-from parts.measuring import ROOT
+from parts.measuring import ROOT, interleave
 from parts.setting import Setting
 
 TASK = (
     "data.glyphs.image_size=32",
-    "data.glyphs.num_train=2048",
+    "data.glyphs.num_train=1024",
     "data.glyphs.num_val=64",
     "data.glyphs.num_test=64",
     "teacher.width=8",
@@ -37,6 +39,7 @@ TASK = (
     "train.global_batch_size=512",
 )
 """Batches that fill two cores; the width of the student is given apart from it."""
+STEPS_OF_A_TURN = 2
 
 
 def seconds_of_steps(storage: str, changes: Sequence[str], width: int, epochs: int) -> list[float]:
@@ -62,13 +65,75 @@ def seconds_of_steps(storage: str, changes: Sequence[str], width: int, epochs: i
     return seconds[1:]
 
 
+def seconds_in_turns(
+    storage: str, changes: Sequence[str], width: int, rounds: int
+) -> dict[str, list[float]]:
+    """Return the seconds of a few steps, by who takes them; each several times, in turns.
+
+    `one`: the first worker alone, while the others wait; `two`: all workers, who share the batch;
+    `apart`: all workers at once, each with its share of the batch as a batch of its own, and
+    without exchange: the most that the machine allows.
+
+    Called by every worker of a process group. A turn ends when the last of them has ended.
+
+    Args:
+        storage: Of data, teacher and store, prepared before.
+        changes: Of the experiment.
+        width: Of the student.
+        rounds: How many times each is timed, after one time that does not count.
+    """
+    torch.set_num_threads(1)
+    workers, alone = Workers.from_environment(), Workers.alone()
+    setting = Setting(Path(storage), *changes)
+    batch = setting.experiment.train.global_batch_size
+    share = f"train.global_batch_size={batch // workers.world_size}"
+
+    def steps(of: Workers, *more: str, taken: bool = True) -> Callable[[], None]:
+        training = build_training(setting.with_changes(*more), setting.assets, width, of)
+        training.forward.train()
+        training.learner.method.begin_epoch(0.0)
+
+        def run() -> None:
+            if taken:
+                for batch in islice(training.loader.epoch(0), STEPS_OF_A_TURN):
+                    training._step(batch)
+            dist.barrier()
+
+        return run
+
+    work = {
+        "one": steps(alone, taken=workers.rank == 0),
+        "two": steps(workers),
+        "apart": steps(alone, share),
+    }
+    return interleave(work, rounds, time.perf_counter)
+
+
+def in_turns_by_torchrun(
+    num_workers: int, storage: str, changes: Sequence[str], width: int, rounds: int
+) -> dict[str, list[float]]:
+    """Return `seconds_in_turns` of the first worker that torchrun starts."""
+    found: dict[str, list[float]] = _torchrun(
+        num_workers, "seconds_in_turns", storage, list(changes), width, rounds
+    )
+    return found
+
+
 def by_torchrun(
     num_workers: int, storage: str, changes: Sequence[str], width: int, epochs: int
 ) -> list[float]:
     """Return `seconds_of_steps` of the first worker that torchrun starts."""
+    found: list[float] = _torchrun(
+        num_workers, "seconds_of_steps", storage, list(changes), width, epochs
+    )
+    return found
+
+
+def _torchrun(num_workers: int, *asked_for: Any) -> Any:
+    """Return what the first worker's call returns: the name of a function here, its arguments."""
     with tempfile.TemporaryDirectory() as folder:
         asked, answer = Path(folder) / "asked.json", Path(folder) / "answer.json"
-        asked.write_text(json.dumps([storage, list(changes), width, epochs]), encoding="utf-8")
+        asked.write_text(json.dumps(asked_for), encoding="utf-8")
         paths = os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT)])
         subprocess.run(
             [
@@ -79,8 +144,7 @@ def by_torchrun(
                  "GLOO_SOCKET_IFNAME": "lo"},
             check=True,
         )  # fmt: skip
-        found: list[float] = json.loads(answer.read_text(encoding="utf-8"))
-    return found
+        return json.loads(answer.read_text(encoding="utf-8"))
 
 
 def by_ray_train(
@@ -121,7 +185,9 @@ def main(words: Sequence[str]) -> None:
     asked, answer = map(Path, words)
     dist.init_process_group("gloo")
     try:
-        seconds = seconds_of_steps(*json.loads(asked.read_text(encoding="utf-8")))
+        name, *arguments = json.loads(asked.read_text(encoding="utf-8"))
+        functions = {f.__name__: f for f in (seconds_of_steps, seconds_in_turns)}
+        seconds = functions[name](*arguments)
         if dist.get_rank() == 0:
             answer.write_text(json.dumps(seconds), encoding="utf-8")
         dist.barrier()

@@ -12,7 +12,7 @@ import torch
 import workers
 from documents import ROOT
 from drilling import Drill
-from parts.worker_steps import TASK, by_torchrun, prepared, seconds_of_steps
+from parts.worker_steps import TASK, by_torchrun, in_turns_by_torchrun, prepared, seconds_of_steps
 
 from krscale.files import read_json
 
@@ -32,21 +32,21 @@ def test_seconds_are_of_the_epochs_after_the_first(tmp_path: Path) -> None:
 
 
 def test_ratios_are_of_what_ran_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    first = [[0.4, 0.4], [0.2, 0.2], [0.25, 0.25], [0.25, 0.25]]
-    seconds = iter([*first, [0.8, 0.9], [0.4, 0.5], [0.5, 0.5], [0.5, 0.5]])
+    seconds = {"one": [0.8, 1.6, 0.8], "two": [0.4, 1.0, 0.5], "apart": [0.4, 0.8, 0.4]}
+    asked: list[Any] = []
 
-    def run(num_workers: int, *arguments: Any) -> list[float]:
-        asked.append(num_workers)
-        return next(seconds)
+    def run(*arguments: Any) -> dict[str, list[float]]:
+        asked.append(arguments)
+        return seconds
 
-    monkeypatch.setattr(workers, "by_torchrun", run)
+    monkeypatch.setattr(workers, "in_turns_by_torchrun", run)
     monkeypatch.setattr(workers, "prepared", lambda *_: None)
-    found = workers.measure_speedup(tmp_path, TASK, 64, 2)
-    assert asked == [1, 2, 1, 1] * 2
-    assert found["limit"] == pytest.approx((0.4 / 0.25 + 0.85 / 0.5) / 2, abs=1e-3)
-    assert found["speedup"] == pytest.approx((2.0 + 0.85 / 0.45) / 2, abs=1e-3)
-    assert found["one_ms"] == [400.0, 850.0]
+    found = workers.measure_speedup(tmp_path, TASK, 64, 3)
+    assert asked == [(2, str(tmp_path), TASK, 64, 3)]
+    assert (found["limit"], found["speedup"], found["share_of_limit"]) == (2.0, 1.6, 0.8)
+    assert found["limit_interval"] == [2.0, 2.0]
+    assert found["speedup_interval"] == [1.6, 2.0]
+    assert found["one_ms"] == [400.0, 800.0, 400.0]
 
 
 def test_the_loop_is_timed_with_and_without_a_core_to_spare(
@@ -85,24 +85,35 @@ def test_the_table_has_goals_and_says_what_was_not_measured() -> None:
     assert table.startswith("Not measured: loop, speedup, starts, nodes.")
     found = {
         "machine": "two cores",
-        "loop": part(ray_train_over_torchrun=1.01, spare_core=0.99, width=64),
+        "loop": part(
+            ray_train_over_torchrun=1.01,
+            ray_train_over_torchrun_interval=[1.0, 1.03],
+            spare_core=0.99,
+            spare_core_interval=[0.98, 1.01],
+            width=64,
+        ),
         "starts": part(trial_start_s={"1": 0.02, "2": 0.07}),
         "nodes": part(over_one_node={"1": 1.0, "3": 2.9}, seconds_of_a_trial=2.0),
     }
     table = workers.workers_table(found)
-    assert "| a step of two workers, Ray Train / torchrun (width 64) | 1.01 | 1.02 |" in table
-    assert "leaves a core to Ray's own processes | 0.99 | 1.02 |" in table
+    assert (
+        "| a step of two workers, Ray Train / torchrun (width 64) | 1.01 [1.0, 1.03] | 1.02 |"
+        in table
+    )
+    assert "leaves a core to Ray's own processes | 0.99 [0.98, 1.01] | 1.02 |" in table
     assert "| seconds between two trials of a group of two workers | 0.07 | 0.5 |" in table
     assert "on 3 node(s) over one; trials that sleep for 2.0 s | 2.9 |" in table
     assert "Not measured: speedup." in table
 
 
 def test_the_share_of_what_the_machine_allows_stands_beside_the_speedup() -> None:
-    table = workers.workers_table(
-        {"machine": "m", "speedup": part(speedup=1.7, limit=1.8, width=8)}
-    )
-    assert "| 1.7 | 1.85 |" in table
-    assert "over the most this machine allows (1.85 of 2 is 0.925) | 0.944 | |" in table
+    found = part(
+        speedup=1.7, speedup_interval=[1.6, 1.8], limit=1.8, limit_interval=[1.7, 1.9],
+        share_of_limit=0.95, share_of_limit_interval=[0.93, 0.97], width=8,
+    )  # fmt: skip
+    table = workers.workers_table({"machine": "m", "speedup": found})
+    assert "| 1.7 [1.6, 1.8] | 1.85 |" in table
+    assert "allows (1.85 of 2 is 0.925) | 0.95 [0.93, 0.97] | |" in table
 
 
 def test_the_page_is_what_was_measured() -> None:
@@ -120,4 +131,8 @@ def test_two_workers_of_torchrun_take_the_same_steps(tmp_path: Path, drill: Dril
     prepared(tmp_path, changes)
     found = by_torchrun(2, str(tmp_path), changes, 4, 1)
     assert len(found) == 1
-    drill.held("one epoch of two workers was timed")
+    in_turns = in_turns_by_torchrun(2, str(tmp_path), changes, 4, 2)
+    assert {name: len(seconds) for name, seconds in in_turns.items()} == {
+        "one": 2, "two": 2, "apart": 2,
+    }  # fmt: skip
+    drill.held("one epoch of two workers was timed, and turns of one, two and two apart")

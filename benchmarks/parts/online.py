@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from krscale.methods.base import Batch
+from krscale.methods.batch import Batch
 from krscale.methods.learner import Learner, LearnerOutput
 from krscale.setup.teacher import LoadedTeacher
 

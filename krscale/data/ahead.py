@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from krscale.methods.base import Batch
+from krscale.methods.batch import Batch
 
 AHEAD_BYTES = 2**20
 """What is read and decoded at once of the teacher's outputs: some steps' on a CPU."""

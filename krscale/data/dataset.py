@@ -20,7 +20,7 @@ from krscale.digests import CheckedFile, FileDigest, read_digest
 from krscale.errors import UserError, unknown_name
 from krscale.files import damaged, read_json, reading, write_json
 from krscale.leftovers import hidden_lock, sweep_leftovers
-from krscale.methods.base import UNLABELLED
+from krscale.methods.batch import UNLABELLED
 from krscale.storage.folders import present, publish
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)

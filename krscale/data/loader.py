@@ -22,7 +22,7 @@ from krscale.data.mixing import mix, partners
 from krscale.data.views import apply_views, gather_views, view_of_epoch
 from krscale.errors import UserError
 from krscale.knowledge.features import FeatureKind
-from krscale.methods.base import UNLABELLED, Batch, Mixture
+from krscale.methods.batch import UNLABELLED, Batch, Mixture
 from krscale.models.preprocessing import DEFAULT, Preprocessing
 from krscale.parallel import share_of
 

@@ -27,7 +27,7 @@ from krscale.data.source import Place, Report, SourceData, SplitName
 from krscale.data.walking import Found, walk
 from krscale.errors import UserError
 from krscale.foreign import missing, parsing, regular
-from krscale.methods.base import UNLABELLED
+from krscale.methods.batch import UNLABELLED
 
 WANTED = (
     "a folder of images at any depth, a .csv, .tsv or .parquet list of paths, Parquet files with a "

@@ -9,7 +9,8 @@ from __future__ import annotations
 from krscale.config.methods import KRSettings, SettingsTable
 from krscale.errors import UserError, unknown_name
 from krscale.methods.at import AT
-from krscale.methods.base import Batch, LogitMethod, Method, MethodContext
+from krscale.methods.base import LogitMethod, Method, MethodContext
+from krscale.methods.batch import Batch
 from krscale.methods.crd import CRD
 from krscale.methods.dist import DIST
 from krscale.methods.dkd import DKD

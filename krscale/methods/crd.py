@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from krscale.config.methods import CRDSettings
 from krscale.knowledge.features import directions, feature_shapes
 from krscale.knowledge.taps import pool
-from krscale.methods.base import MethodContext, without_autocast
+from krscale.methods.base import MethodContext
 from krscale.methods.feature_method import FeatureMethod, shapes_of
+from krscale.methods.numerics import without_autocast
 
 _SMALL = 1e-7
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from krscale.config.methods import DKDSettings
-from krscale.methods.base import LogitMethod, MethodContext, kl_divergence
+from krscale.methods.base import LogitMethod, MethodContext
+from krscale.methods.numerics import kl_divergence
 
 
 def dkd_loss(

@@ -12,14 +12,8 @@ from krscale.config.methods import KDSettings
 from krscale.errors import KrscaleError
 from krscale.knowledge.features import FeatureKind, Shapes
 from krscale.knowledge.taps import TapOutputs
-from krscale.methods.base import (
-    Batch,
-    Method,
-    MethodContext,
-    classes_of,
-    label_cross_entropy,
-    teacher_knowledge,
-)
+from krscale.methods.base import Method, MethodContext
+from krscale.methods.batch import Batch, classes_of, label_cross_entropy, teacher_knowledge
 from krscale.methods.kd import kd_loss
 
 

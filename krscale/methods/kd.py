@@ -8,7 +8,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from krscale.config.methods import KDSettings
-from krscale.methods.base import LogitMethod, at_least_fp32, kl_divergence
+from krscale.methods.base import LogitMethod
+from krscale.methods.numerics import at_least_fp32, kl_divergence
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:

@@ -29,17 +29,8 @@ from krscale.knowledge.parameters import ParameterSource
 from krscale.knowledge.schedule import scheduled, share_left
 from krscale.knowledge.taps import TapOutputs, pool
 from krscale.knowledge.where import WhereLoss, pair_stages
-from krscale.methods.base import (
-    Batch,
-    LogitMethod,
-    Method,
-    MethodContext,
-    Mixture,
-    Reads,
-    classes_of,
-    label_cross_entropy,
-    teacher_knowledge,
-)
+from krscale.methods.base import LogitMethod, Method, MethodContext, Reads
+from krscale.methods.batch import Batch, Mixture, classes_of, label_cross_entropy, teacher_knowledge
 from krscale.methods.feature_method import teacher_features
 
 

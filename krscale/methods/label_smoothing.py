@@ -12,7 +12,8 @@ from torch import Tensor
 
 from krscale.config.methods import LabelSmoothingSettings
 from krscale.knowledge.taps import TapOutputs
-from krscale.methods.base import Batch, Method, MethodContext, Mixture, label_cross_entropy
+from krscale.methods.base import Method, MethodContext
+from krscale.methods.batch import Batch, Mixture, label_cross_entropy
 
 
 def smoothed_cross_entropy(

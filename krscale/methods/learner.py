@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from krscale.errors import KrscaleError
 from krscale.knowledge.taps import TappedModel
-from krscale.methods.base import Batch, Method
+from krscale.methods.base import Method
+from krscale.methods.batch import Batch
 
 
 class LearnerOutput(NamedTuple):

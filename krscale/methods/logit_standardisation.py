@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from krscale.config.methods import LogitStandardisationSettings
-from krscale.methods.base import LogitMethod, at_least_fp32
+from krscale.methods.base import LogitMethod
 from krscale.methods.kd import kd_loss
+from krscale.methods.numerics import at_least_fp32
 
 SMALL = 1e-7
 """Added to the deviation, as the authors' code does: logits that are all alike give zeros."""

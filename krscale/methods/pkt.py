@@ -14,8 +14,8 @@ from torch import Tensor
 from krscale.config.methods import PKTSettings
 from krscale.knowledge.features import directions
 from krscale.knowledge.taps import pool
-from krscale.methods.base import without_autocast
 from krscale.methods.feature_method import FeatureMethod
+from krscale.methods.numerics import without_autocast
 
 _SMALL = 1e-7
 

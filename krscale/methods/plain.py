@@ -6,7 +6,8 @@ from torch import Tensor
 
 from krscale.config.methods import PlainSettings
 from krscale.knowledge.taps import TapOutputs
-from krscale.methods.base import Batch, Method, MethodContext, label_cross_entropy
+from krscale.methods.base import Method, MethodContext
+from krscale.methods.batch import Batch, label_cross_entropy
 
 
 class Plain(Method):

@@ -20,8 +20,9 @@ from krscale.config.methods import ReviewKDSettings
 from krscale.knowledge.aggregation import student_tap
 from krscale.knowledge.features import Shapes, feature_shapes, read_features
 from krscale.knowledge.taps import pool
-from krscale.methods.base import MethodContext, at_least_fp32
+from krscale.methods.base import MethodContext
 from krscale.methods.feature_method import FeatureMethod, shapes_of
+from krscale.methods.numerics import at_least_fp32
 
 _LEVELS = (4, 2, 1)
 _MAX_CHANNELS = 512

@@ -14,8 +14,9 @@ from torch import Tensor
 from krscale.config.methods import RKDSettings
 from krscale.knowledge.features import MIN_NORM
 from krscale.knowledge.taps import pool
-from krscale.methods.base import MethodContext, at_least_fp32, without_autocast
+from krscale.methods.base import MethodContext
 from krscale.methods.feature_method import FeatureMethod
+from krscale.methods.numerics import at_least_fp32, without_autocast
 
 
 def rkd_loss(

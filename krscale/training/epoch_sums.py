@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from krscale.errors import NonFiniteError
-from krscale.methods.base import UNLABELLED, Batch
+from krscale.methods.batch import UNLABELLED, Batch
 from krscale.methods.learner import LearnerOutput
 from krscale.metrics import ACCURACY, TRAIN_ACCURACY, TRAIN_LOSS
 from krscale.parallel import sum_over_workers

@@ -27,7 +27,7 @@ from krscale.config import TrainConfig
 from krscale.config.training import NO_CHANNELS_LAST_ON_CPU
 from krscale.data import Dataset, Split
 from krscale.errors import UserError
-from krscale.methods.base import Batch
+from krscale.methods.batch import Batch
 from krscale.methods.learner import Learner, LearnerOutput
 from krscale.metrics import metrics_for
 from krscale.models.preprocessing import Preprocessing, preprocessing_of_network

@@ -26,7 +26,7 @@ from krscale.data.loader import Loader
 from krscale.data.unlabelled import read_unlabelled
 from krscale.data.unlabelled_sources import open_unlabelled
 from krscale.errors import UserError
-from krscale.methods.base import UNLABELLED
+from krscale.methods.batch import UNLABELLED
 
 NUM_TRAIN, NUM_UNLABELLED = 12, 9
 SHAPE = (3, 6, 6)

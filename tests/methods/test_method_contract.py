@@ -28,7 +28,7 @@ from krscale.methods import (
     takes_mixed_labels,
     takes_unlabelled,
 )
-from krscale.methods.base import UNLABELLED, Mixture
+from krscale.methods.batch import UNLABELLED, Mixture
 from krscale.methods.learner import LearnerOutput
 
 NUM_CLASSES, NUM_TAPS, PATHS = 6, 4, ("0", "1")

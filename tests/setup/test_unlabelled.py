@@ -12,7 +12,7 @@ from krscale.config import DataConfig, Experiment, load
 from krscale.data import Dataset, prepare_data
 from krscale.errors import UserError
 from krscale.methods import METHODS, takes_unlabelled
-from krscale.methods.base import UNLABELLED
+from krscale.methods.batch import UNLABELLED
 from krscale.methods.kd import KD
 from krscale.parallel import Workers
 from krscale.progress import Progress

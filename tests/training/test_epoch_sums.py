@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from krscale.errors import NonFiniteError
-from krscale.methods.base import UNLABELLED, Batch, Mixture
+from krscale.methods.batch import UNLABELLED, Batch, Mixture
 from krscale.methods.learner import LearnerOutput
 from krscale.training import epoch_sums
 from krscale.training.epoch_sums import EpochSums

@@ -16,7 +16,8 @@ from krscale.data.loader import Loader
 from krscale.errors import NoGradientError, NonFiniteError, UserError
 from krscale.knowledge.taps import TapOutputs
 from krscale.methods import MethodContext, build_method
-from krscale.methods.base import Batch, Method
+from krscale.methods.base import Method
+from krscale.methods.batch import Batch
 from krscale.methods.learner import Learner
 from krscale.models.resnet import resnet
 from krscale.parallel import Workers

@@ -25,8 +25,7 @@ from krscale.knowledge.batches import check_images, check_labels, first_images, 
 from krscale.knowledge.features import FeatureKind
 from krscale.knowledge.tap_search import evaluating
 from krscale.knowledge.taps import TapOutputs, TappedModel
-from krscale.kr import KRLoss
-from krscale.kr_context import Tap
+from krscale.kr import KRLoss, Tap
 from krscale.methods import (
     Batch,
     Learner,

@@ -47,7 +47,7 @@ FLOORS = (
     ),
     (
         "Settings and methods: the ground, and pydantic within config",
-        ("config", "methods", "losses", "kr_checks", "kr_context", "kr_state", "kr"),
+        ("config", "methods", "losses", "kr"),
     ),
     (
         "First floor: learning in one process, without Ray, Optuna or MLflow",

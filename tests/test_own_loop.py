@@ -62,7 +62,7 @@ def test_examples_that_need_torch_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compiled = []
-    # The example's compiler would take half a minute; what is compiled is tested in test_kr.py.
+    # The example's compiler would take half a minute; what is compiled is tested in tests/kr.
     monkeypatch.setattr(torch, "compile", lambda network: compiled.append(network) or network)
     names = given(tmp_path)
     for block in BLOCKS:

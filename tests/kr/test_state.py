@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from krscale import KRLoss
 from krscale.errors import UserError
-from krscale.kr_state import MadeFor, check_finite, check_whole, with_former
+from krscale.kr.state import MadeFor, check_finite, check_whole, with_former
 from krscale.models.tapped import TappedNetwork
 
 Networks = tuple[nn.Module, nn.Module]

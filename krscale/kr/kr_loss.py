@@ -1,4 +1,4 @@
-"""Knowledge Representing in a training loop of one's own: `KRLoss`."""
+"""`KRLoss`: the objective of a teacher and a student, for a training loop of one's own."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ from krscale.knowledge.probes import read_tap
 from krscale.knowledge.taps import TapOutputs, pool
 from krscale.knowledge.weight_summary import alike, are_others, summary_of_weights
 from krscale.knowledge.where import where_distributions, without_where
-from krscale.kr_checks import (
-    LoopWatch,
+from krscale.kr.checks import (
     check_apart,
     check_classes,
     check_outputs,
@@ -34,8 +33,9 @@ from krscale.kr_checks import (
     check_shapes,
     checked_settings,
 )
-from krscale.kr_context import Tap, context_of
-from krscale.kr_state import MADE, MadeFor, check_finite, check_whole, with_former
+from krscale.kr.context import Tap, context_of
+from krscale.kr.loop_watch import LoopWatch
+from krscale.kr.state import MADE, MadeFor, check_finite, check_whole, with_former
 from krscale.methods.kr import KR
 from krscale.models.tapped import TappedNetwork, check_network, device_of
 

@@ -1,16 +1,13 @@
-"""What a `KRLoss` refuses or warns of, so that it computes nothing else than was meant."""
+"""What a `KRLoss` refuses, so that it computes nothing else than was meant."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.func import functional_call
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from krscale.config.methods import KRSettings
@@ -18,16 +15,8 @@ from krscale.errors import UserError
 from krscale.knowledge.layouts import zeros
 from krscale.knowledge.tap_search import evaluating
 from krscale.knowledge.taps import TapOutputs, unwrapped
-from krscale.methods.kr import KR
 from krscale.models.tapped import TappedNetwork
 
-_LOG = logging.getLogger(__name__)
-_LOSSES_UNTIL_HEADS_MOVE = 100
-"""Losses after which an optimiser has made a step, also one that sums the gradients of many."""
-_AVERAGING = frozenset(
-    {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"}
-)
-"""Classes of networks that give all workers the same gradients."""
 _WEIGHTS = ("ce_weight", "kr_weight", "where_weight", "parameter_weight")
 
 
@@ -189,116 +178,3 @@ def check_shapes(
 def _size_read(shape: Sequence[int], read: Callable[[Tensor], Tensor]) -> int:
     """Return how many numbers are read of a tap with features of this shape."""
     return read(torch.empty(1, *shape, device="meta")).shape[1]
-
-
-class LoopWatch:
-    """Watches a loop of one's own for what is easily left out, and logs a warning of each once.
-
-    What is left out changes the training and breaks nothing, so that no error would ever tell.
-    """
-
-    def __init__(self) -> None:
-        self.told_of_epochs = False
-        self._told_of_frozen = False
-        self._num_losses = 0
-        self._head_at_first = torch.zeros(0)
-        self._apart: tuple[str, ...] = ()
-
-    def on_run(self, method: KR, student: nn.Module) -> None:
-        """Look at a student that is about to be run, and at what it is run within.
-
-        Args:
-            method: Whose heads are to learn.
-            student: As its owner uses it, wrappers and all.
-        """
-        if not torch.compiler.is_compiling() and not self._num_losses:
-            self._apart = _not_averaged(method, student)
-
-    def on_loss(self, method: KR, logits: Tensor) -> None:
-        """Look at a loss that is about to be computed.
-
-        Args:
-            method: Whose heads are to learn.
-            logits: Of the student; without a gradient nothing is being trained.
-        """
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            return
-        if not logits.requires_grad:
-            if not self._told_of_frozen:
-                self._told_of_frozen = True
-                _LOG.warning(
-                    "KRLoss: the student's logits have no gradient, so it learns nothing: all of "
-                    "its weights are frozen, or it was run under torch.no_grad()."
-                )
-            return
-        self._num_losses += 1
-        heads = list(method.heads.parameters()) if method.teaches_heads else []
-        if self._num_losses == 1:
-            self._head_at_first = heads[-1].detach().cpu().clone() if heads else torch.zeros(0)
-            if not self.told_of_epochs:
-                _warn_of_schedules(method)
-            if self._apart:
-                _warn_of_workers(self._apart)
-        if self._num_losses == _LOSSES_UNTIL_HEADS_MOVE and self._stands_still(heads):
-            _LOG.warning(
-                "KRLoss: its auxiliary heads have not changed in %d steps, so the student is "
-                "fitted to heads that were never trained. Give the optimiser *kr.parameters() as "
-                "well, or choose granularity=1, which has none.",
-                self._num_losses,
-            )
-
-    def _stands_still(self, heads: Sequence[Tensor]) -> bool:
-        return bool(heads) and torch.equal(heads[-1].detach().cpu(), self._head_at_first)
-
-
-def _not_averaged(method: KR, student: nn.Module) -> tuple[str, ...]:
-    """Return what every worker would train for itself, as nothing averages its gradients.
-
-    A wrapper around both is seen while it runs.
-    """
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return ()
-    around: nn.Module | None = getattr(DistributedDataParallel, "_active_ddp_module", None)
-    held = set() if around is None else {id(weight) for weight in around.parameters()}
-    parts = {"the student": student, "its auxiliary heads": method.heads}
-    apart = {
-        name: part
-        for name, part in parts.items()
-        if any(weight.requires_grad and id(weight) not in held for weight in part.parameters())
-    }
-    kinds = {kind.__name__ for part in student.modules() for kind in type(part).__mro__}
-    if _AVERAGING & kinds:
-        apart.pop("the student", None)
-    if not method.teaches_heads:
-        apart.pop("its auxiliary heads", None)
-    return tuple(apart)
-
-
-def _warn_of_workers(apart: Sequence[str]) -> None:
-    """Warn of what the workers train apart, so that each has another student or other heads."""
-    _LOG.warning(
-        "KRLoss: there are %d workers, and no DistributedDataParallel averages the gradients of "
-        "%s, so that each worker trains its own. Wrap the student before KRLoss.from_networks and "
-        "the loss after it, and call the wrapped loss; unless your loop averages them itself, or "
-        "what is around both does (FSDP, DeepSpeed).",
-        dist.get_world_size(),
-        " and ".join(apart),
-    )
-
-
-def _warn_of_schedules(method: KR) -> None:
-    """Warn of settings that change over the training, when nobody says how far that is."""
-    settings = method.settings
-    has_effect = {
-        "auxiliary_schedule": len(method.heads) > 0 and settings.auxiliary_weight > 0.0,
-        "where_schedule": method.where is not None,
-        "sparsity_schedule": settings.sparsity > 0.0,
-    }
-    given = {name: getattr(settings, name) for name, has in has_effect.items() if has}
-    changing = [f"{name}={value!r}" for name, value in given.items() if value != "constant"]
-    if changing:
-        _LOG.warning(
-            "KRLoss: %s: what changes over the training stays as in its first epoch. Before every "
-            "epoch call kr.begin_epoch(epoch / max(1, num_epochs - 1)), or choose 'constant'.",
-            ", ".join(changing),
-        )

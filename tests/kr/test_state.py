@@ -1,15 +1,19 @@
-"""The state of a KRLoss that is not whole: one error, which says what is wrong with it."""
+"""The state of a KRLoss: it comes back, and what is not whole or of something else is refused."""
 
 from __future__ import annotations
 
+import copy
+import io
 from typing import Any
 
 import pytest
 import torch
-from foreign_networks import LikeResNet
+from foreign_networks import LikeResNet, LikeViT
+from kr_losses import Pairs, make, make_pairs
 from torch import Tensor, nn
 
 from krscale import KRLoss
+from krscale.config.older import FORMER_OF_KR
 from krscale.errors import UserError
 from krscale.kr.state import MadeFor, check_finite, check_whole, with_former
 from krscale.models.tapped import TappedNetwork
@@ -107,3 +111,68 @@ def test_the_parts(networks: Networks, state: State) -> None:
     assert with_former({"settings": None}) == {"settings": None}
     assert with_former({"settings": {"probe_grid": 4}})["settings"]["probe_grid"] == 4
     assert with_former({"settings": {}})["settings"]["probe_grid"] == 1
+
+
+def test_state_comes_back(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
+    kr = make(teacher, student, pairs, sparsity=0.5)
+    with torch.no_grad():
+        next(kr.parameters()).add_(0.1)
+    file = io.BytesIO()
+    torch.save(kr.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    assert not any("layer" in name for name in state), "the networks are not in it"
+    other = make(teacher, student, make_pairs(seed=5), sparsity=0.5)  # fitted to other images
+    assert other(*pairs[0]) != kr(*pairs[0])
+    other.load_state_dict(state)
+    assert torch.equal(other(*pairs[0]), kr(*pairs[0]))
+    built = KRLoss.from_state(teacher, student, state)
+    assert torch.equal(built(*pairs[0]), kr(*pairs[0]))
+    assert built.settings == kr.settings
+    assert built.taps == kr.taps
+    # A state within another module's, as a Lightning checkpoint has it.
+    holder, holding = nn.ModuleDict({"kr": other}), nn.ModuleDict({"kr": kr})
+    holder.load_state_dict(holding.state_dict())
+
+
+def test_a_state_of_the_first_formulation_is_what_it_was(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    """Such a state lacks the settings that came later; they are then as KR was, not as it is."""
+    kr = make(teacher, student, pairs, **FORMER_OF_KR)
+    assert kr.probes.grid == 1
+    state = kr.state_dict()
+    for name in FORMER_OF_KR:
+        del state["_extra_state"]["settings"][name]
+    built = KRLoss.from_state(teacher, student, state)
+    assert torch.equal(built(*pairs[0]), kr(*pairs[0]))
+    assert built.settings == kr.settings
+    make(teacher, student, pairs, **FORMER_OF_KR).load_state_dict(state)
+    with pytest.raises(UserError, match="another settings"):
+        make(teacher, student, pairs).load_state_dict(state)
+
+
+def test_a_state_of_something_else_is_refused(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    state = make(teacher, student, pairs, sparsity=0.5).state_dict()
+    with pytest.raises(UserError, match=r"another settings.*from_state"):
+        make(teacher, student, pairs).load_state_dict(state)
+    with pytest.raises(UserError, match="not the state of a KRLoss"):
+        KRLoss.from_state(teacher, student, student.state_dict())
+    with pytest.raises(UserError, match="teacher: unknown tap"):
+        KRLoss.from_state(LikeViT(), student, state)
+
+
+def test_a_state_is_bound_to_the_weights_of_its_teacher(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    state = make(teacher, student, pairs).state_dict()
+    KRLoss.from_state(copy.deepcopy(teacher).to(torch.bfloat16), student.bfloat16(), state)
+    permuted = copy.deepcopy(teacher)
+    *_, last = (m for m in permuted.modules() if isinstance(m, nn.Linear))
+    with torch.no_grad():
+        last.weight.copy_(last.weight.roll(1, dims=0))
+    for other in (LikeResNet(6), permuted):
+        with pytest.raises(UserError, match="teacher with other weights"):
+            KRLoss.from_state(other, student, state)

@@ -27,7 +27,8 @@ from krscale.files import read_json, write_json
 from krscale.report import read_curve
 from krscale.report.findings import read_insight
 from krscale.runs.distill import StudentResult, read_result
-from krscale.runs.folder import last_start, read_experiment, run_folder
+from krscale.runs.experiment_file import last_start, read_experiment
+from krscale.runs.folder import run_folder
 from krscale.runs.origin import read_environment
 from krscale.search.insight import find_insight
 from krscale.search.studies.extending import finished_budgets

@@ -17,7 +17,8 @@ from krscale.config.older import (
 )
 from krscale.errors import UserError
 from krscale.files import write_json
-from krscale.runs.folder import read_experiment, run_folder
+from krscale.runs.experiment_file import read_experiment
+from krscale.runs.folder import run_folder
 
 SINCE = ("at_reduction", "at_mean_weight")
 """The settings that runs of commit 3afaaac do not have."""

@@ -7,7 +7,8 @@ import pytest
 
 from krscale.config import load
 from krscale.redaction import redact
-from krscale.runs.folder import read_experiment, run_folder
+from krscale.runs.experiment_file import read_experiment
+from krscale.runs.folder import run_folder
 from krscale.runs.origin import ray_job
 
 

@@ -15,7 +15,8 @@ from krscale.config import fingerprint, load
 from krscale.errors import UserError
 from krscale.files import damaged, write_json
 from krscale.foreign import read_bounded, user_path
-from krscale.runs.folder import find_run, read_experiment, storage_folder
+from krscale.runs.experiment_file import read_experiment
+from krscale.runs.folder import find_run, storage_folder
 from krscale.runs.kinds import require_search
 from krscale.runs.origin import read_environment
 from krscale.showing import show, terminal

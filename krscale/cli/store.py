@@ -13,7 +13,8 @@ from krscale.cli.common import positive
 from krscale.config import Experiment, load
 from krscale.errors import DamagedFileError, UserError
 from krscale.foreign import user_path
-from krscale.runs.folder import find_run, read_experiment, storage_folder
+from krscale.runs.experiment_file import read_experiment
+from krscale.runs.folder import find_run, storage_folder
 from krscale.runs.kinds import require_run
 from krscale.showing import show, terminal
 

@@ -7,7 +7,8 @@ import argparse
 from krscale.cli.common import seconds
 from krscale.config import load
 from krscale.errors import DamagedFileError
-from krscale.runs.folder import find_run, last_start, storage_folder
+from krscale.runs.experiment_file import last_start
+from krscale.runs.folder import find_run, storage_folder
 from krscale.runs.kinds import require_folder, require_run
 from krscale.showing import show
 

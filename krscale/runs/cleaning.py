@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from krscale.data.given import given_folder
 from krscale.errors import UserError
 from krscale.leftovers import hidden_lock, unfinished_folders
-from krscale.runs.folder import EXPERIMENT_FILE, read_experiment
+from krscale.runs.experiment_file import EXPERIMENT_FILE, read_experiment
 from krscale.runs.origin import ENVIRONMENT_FILE
 from krscale.runs.verify_cache import Shared
 from krscale.runs.verify_files import folders_in

@@ -27,7 +27,7 @@ from krscale.models.preprocessing import preprocessing_of_network
 from krscale.parallel import Workers
 from krscale.report import Candidate, Choice, Curve, Limits, choose, read_curve
 from krscale.runs.binding import check_networks
-from krscale.runs.folder import read_experiment
+from krscale.runs.experiment_file import read_experiment
 from krscale.runs.kinds import require_search
 from krscale.runs.origin import git_commit
 from krscale.runs.refit import refit

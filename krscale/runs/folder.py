@@ -1,11 +1,11 @@
-"""The folder of a run: which experiment it belongs to, and who is in it now."""
+"""The folder of a run: claimed by one process, found by its name, and where its students are."""
 
 from __future__ import annotations
 
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,49 +13,23 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from krscale.config import Experiment, TrackingConfig, as_record, validate
-from krscale.config.older import FORMER_OF_KR, MENDED, uses_mended_method, with_former_defaults
+from krscale.config import Experiment
 from krscale.errors import UserError
-from krscale.files import follow, read_json, reading, write_json, write_text
+from krscale.files import write_json, write_text
 from krscale.foreign import is_file, real, user_path
 from krscale.links import refuse_links
-from krscale.redaction import redact_all
-from krscale.runs.origin import ENVIRONMENT_FILE, environment, read_environment
+from krscale.runs.experiment_file import EXPERIMENT_FILE, Spent, check_or_write
+from krscale.runs.origin import ENVIRONMENT_FILE, environment
 from krscale.showing import show
-from krscale.storage.address import checked_uri, is_uri, mark, storage_of, working_folder
+from krscale.storage.address import checked_uri, is_uri, mark, working_folder
 from krscale.storage.run_mirror import mirrored, refresh
 
-EXPERIMENT_FILE = "experiment.json"
-UNBOUND = {"storage_path", "tracking", "cluster"}
-"""Fields that may differ between two starts of one run: where it is kept, shown and computed."""
-BUDGETS = frozenset({"search.trials_per_size", "search.num_final_seeds"})
-"""Fields that may grow in a run that has begun, or shrink to what has run."""
-FREE = (
-    "search.max_wall_seconds",
-    "search.max_epochs",
-    "search.target_accuracy",
-    "search.max_failures",
-    "search.max_retries",
-    "search.stall_seconds",
-    "search.checkpoint_seconds",
-    "search.gpus_per_trial",
-    "teacher.num_workers",
-)
-"""Fields that may differ between two starts: they end, protect or place a search, and change no
-trial."""
-SPACE = ("search.space", "space.")
-"""Where the search space is found among the fields of a run."""
-_BEGIN_ANEW = "Restore it from a copy; deleted, the command that began the run writes it again."
 _MARKS = (EXPERIMENT_FILE, "curve.json", "journal.log", "student.json", "tracking")
 """By one of these a folder is taken for that of a run, and is looked through for links."""
 
 
 def _print(line: str) -> None:
     show(line, file=sys.stderr)
-
-
-Spent = Callable[[Path], Mapping[str, int]]
-"""How much of each of `BUDGETS` a run has used."""
 
 
 @contextmanager
@@ -103,7 +77,7 @@ def run_folder(
         who = f"process {os.getpid()} on {platform.node()}, since {now}\n"
         write_text(owner, who)  # in the place of whatever stands there
         with mirrored(folder, say):
-            _check_or_write(folder, experiment, bound, spent, renewed)
+            check_or_write(folder, experiment, bound, spent, renewed)
             write_json(folder / ENVIRONMENT_FILE, environment())
             yield folder
     finally:
@@ -161,187 +135,6 @@ def _find_run(name: str, storage_path: Path) -> Path:
     return real(named)
 
 
-def read_experiment(folder: Path) -> Experiment:
-    """Return the experiment a run folder belongs to.
-
-    Its `storage_path` is where the folder is now, and what lies in the storage follows it, wherever
-    that was when the run was started.
-
-    Raises:
-        UserError: If the folder holds none, or one of another version of krscale, or damaged.
-    """
-    path = folder / EXPERIMENT_FILE
-    if not path.is_file():
-        raise UserError(f"{folder}: not the folder of a run: it has no {EXPERIMENT_FILE}.")
-    return validate(with_former_defaults(_stored(folder)["experiment"]), str(path))
-
-
-def last_start(folder: Path) -> tuple[TrackingConfig, Path] | None:
-    """Return where a run was recorded when it was last started, and where its storage was then.
-
-    Returns:
-        None for a folder that does not say it.
-
-    Raises:
-        DamagedFileError: If `experiment.json` is not what was written.
-    """
-    path = folder / EXPERIMENT_FILE
-    if not path.is_file():
-        return None
-    content = read_json(path, _BEGIN_ANEW)
-    storage = _storage_of(path, content)
-    with reading(path, _BEGIN_ANEW):
-        tracking = content["experiment"]["tracking"]
-    return as_record(path, tracking, TrackingConfig, _BEGIN_ANEW), storage
-
-
 def student_path(run_path: Path, method: str, capacity: str, seed: int) -> Path:
     """Return where the weights of a final student of a search are kept."""
     return run_path / "students" / method / capacity.replace("/", "-") / f"seed-{seed}.safetensors"
-
-
-def _check_or_write(
-    folder: Path,
-    experiment: Experiment,
-    bound: Mapping[str, Any],
-    spent: Spent,
-    renewed: tuple[str, ...],
-) -> None:
-    path = folder / EXPERIMENT_FILE
-    content = redact_all({"experiment": experiment.model_dump(mode="json"), "bound": dict(bound)})
-    if path.exists():
-        stored = _stored(folder)
-        begun_with = redact_all(_begun_with(folder, stored["experiment"]))
-        written = _flat(stored["experiment"], UNBOUND)
-        old = _flat(begun_with, UNBOUND) | _flat(redact_all(stored["bound"]), set())
-        new = _flat(content["experiment"], UNBOUND) | _flat(content["bound"], set())
-        changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
-        free = (*FREE, *renewed)
-        _refuse_changes(
-            folder,
-            old,
-            new,
-            [key for key in changed if not key.startswith(free) and key not in BUDGETS],
-            newer=old.keys() - written.keys(),
-        )
-        _refuse_less(folder, old, new, spent)
-    write_json(path, content)
-
-
-def _stored(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return `experiment` and `bound` of `experiment.json`, paths as they are where it is now."""
-    path = folder / EXPERIMENT_FILE
-    content = read_json(path, _BEGIN_ANEW)
-    before, now = _storage_of(path, content), folder.resolve().parent
-    with reading(path, _BEGIN_ANEW):
-        found = {name: dict(content[name]) for name in ("experiment", "bound")}
-    found = {name: _following(part, before, now) for name, part in found.items()}
-    found["experiment"]["storage_path"] = storage_of(now)
-    return found
-
-
-def _storage_of(path: Path, content: Any) -> Path:
-    with reading(path, _BEGIN_ANEW):
-        return Path(content["experiment"]["storage_path"])
-
-
-def _following(content: Any, before: Path, now: Path) -> Any:
-    """Return plain content, each absolute path in it that lay in a folder as it is now."""
-    if isinstance(content, str):
-        return str(follow(Path(content), before, now)) if content.startswith("/") else content
-    if isinstance(content, Mapping):
-        return {key: _following(value, before, now) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_following(item, before, now) for item in content]
-    return content
-
-
-def _begun_with(folder: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the experiment of a run that has begun, as this version of krscale understands it.
-
-    Fields that are newer than the run have today's defaults (CONTRIBUTING.md, Style), but for
-    those in `config/older.py`.
-    """
-    path = folder / EXPERIMENT_FILE
-    bound = {key: value for key, value in stored.items() if key not in UNBOUND}
-    try:
-        if uses_mended_method(bound):
-            raise UserError(f"{MENDED!r}, one of its methods, computed another loss then.")
-        return validate(with_former_defaults(bound), str(path)).model_dump(mode="json")
-    except UserError as error:
-        commit = read_environment(folder).get("commit", "unknown")
-        raise UserError(
-            f"{folder} was begun by another version of krscale (commit {commit}): {error} "
-            f"Continue it with that one, or choose another name (--set name=...)."
-        ) from None
-
-
-def _refuse_changes(
-    folder: Path,
-    old: Mapping[str, Any],
-    new: Mapping[str, Any],
-    changed: list[str],
-    newer: Set[str],
-) -> None:
-    if not changed:
-        return
-    lines = [_change(key, old.get(key), new.get(key)) for key in changed[:5]]
-    more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-    if all(key.startswith(SPACE) for key in changed):
-        raise UserError(
-            f"search.space: the space of {folder} has changed: {'; '.join(lines)}{more}. "
-            f"--new-space goes on knowingly: methods whose space has changed start anew, and what "
-            f"they tried before is kept but does not count. Or choose another name "
-            f"(--set name=...)."
-        )
-    raise UserError(
-        f"{folder} belongs to another experiment: {'; '.join(lines)}{more}. "
-        f"{_how_it_was_begun(old, changed, newer)}"
-        f"Choose another name (--set name=...), or remove the folder."
-    )
-
-
-def _how_it_was_begun(old: Mapping[str, Any], changed: list[str], newer: Set[str]) -> str:
-    """Return the options that continue a run which is older than some settings; empty if none is.
-
-    A setting of KR that the run has kept belongs to them: its default changed with the newer ones.
-    """
-    older = [key for key in changed if key in newer and not key.startswith(SPACE)]
-    if any(key.removeprefix("distill.") in FORMER_OF_KR for key in older):
-        older += [key for key in changed if key == "distill.kr_weight"]
-    if not older:
-        return ""
-    names = ", ".join(older)
-    options = " ".join(f"--set {key}={old[key]}" for key in older)
-    return f"The run is older than today's {names}: {options} goes on as it was begun. "
-
-
-def _change(key: str, before: Any, now: Any) -> str:
-    if key == "data.path" and all(Path(str(path)).parent.name == "given" for path in (before, now)):
-        return "the images that were given are others (new_data=True begins again)"
-    return f"{key} was {before!r}, is now {now!r}"
-
-
-def _refuse_less(
-    folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], spent: Spent
-) -> None:
-    smaller = [key for key in sorted(BUDGETS) if new[key] < old.get(key, new[key])]
-    used = spent(folder) if smaller else {}
-    for key in smaller:
-        if new[key] < used.get(key, 0):
-            raise UserError(
-                f"{key}: {used[key]} have run in {folder} already (got {new[key]}). Give at least "
-                f"so many, e.g. --set {key}={old[key]}, or choose another name (--set name=...)."
-            )
-
-
-def _flat(content: Mapping[str, Any], skip: set[str], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        if key in skip and not prefix:
-            continue
-        if isinstance(value, Mapping):
-            flat |= _flat(value, skip, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

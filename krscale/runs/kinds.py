@@ -11,7 +11,7 @@ from krscale.config import RESERVED_NAMES
 from krscale.errors import UserError, nearest
 from krscale.files import read_json, reading
 from krscale.report.result import CURVE_FILE
-from krscale.runs.folder import EXPERIMENT_FILE
+from krscale.runs.experiment_file import EXPERIMENT_FILE
 
 _JOURNAL = "journal.log"
 _STUDENT = "student.json"

@@ -10,7 +10,7 @@ from pathlib import Path
 from krscale.errors import UserError
 from krscale.redaction import redact
 from krscale.runs.deliver import Delivery
-from krscale.runs.folder import last_start, read_experiment
+from krscale.runs.experiment_file import last_start, read_experiment
 from krscale.tracking import HASH_TAG, Begun, Registration, reopen, save_onnx_model
 
 FOLDER = "registered"

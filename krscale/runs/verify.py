@@ -15,7 +15,8 @@ from krscale.report.result import CURVE_FILE
 from krscale.runs.aside import EARLIER, ORIGIN_FILE
 from krscale.runs.binding import Origin
 from krscale.runs.distill import RESULT_FILE, read_result
-from krscale.runs.folder import EXPERIMENT_FILE, read_experiment, student_path
+from krscale.runs.experiment_file import EXPERIMENT_FILE, read_experiment
+from krscale.runs.folder import student_path
 from krscale.runs.kinds import require_run
 from krscale.runs.verify_cache import (
     Shared,

@@ -26,7 +26,8 @@ from krscale.report import (
 )
 from krscale.report.result import CURVE_FILE
 from krscale.runs.binding import bind, bind_weights
-from krscale.runs.folder import SPACE, run_folder, student_path
+from krscale.runs.experiment_file import SPACE
+from krscale.runs.folder import run_folder, student_path
 from krscale.search.callbacks import ProgressListener, TrackingListener
 from krscale.search.check import CheckedSearch, check_search
 from krscale.search.insight_figure import record_insight

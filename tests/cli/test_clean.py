@@ -10,7 +10,7 @@ from running import in_process
 
 from krscale.errors import UserError
 from krscale.runs import cleaning
-from krscale.runs.folder import read_experiment
+from krscale.runs.experiment_file import read_experiment
 
 main = in_process("clean")
 NEEDED = ("data/a", "teachers/t1", "stores/s1", "given/g1")

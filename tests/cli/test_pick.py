@@ -25,7 +25,8 @@ from krscale.parallel import Workers
 from krscale.progress import Progress
 from krscale.report import Limits, MethodResult, Size, find_pareto, read_curve, write_curve
 from krscale.runs.deliver import Order, choose_student, deliver
-from krscale.runs.folder import read_experiment, student_path
+from krscale.runs.experiment_file import read_experiment
+from krscale.runs.folder import student_path
 from krscale.setup.network_builder import build_student
 from krscale.setup.networks import Networks
 from krscale.setup.sizes import find_size

@@ -34,7 +34,8 @@ from krscale.export import (
 from krscale.export.card import check_exported
 from krscale.files import write_json
 from krscale.report import read_curve
-from krscale.runs.folder import read_experiment, student_path
+from krscale.runs.experiment_file import read_experiment
+from krscale.runs.folder import student_path
 from krscale.setup.network_builder import build_student
 from krscale.training.checkpoint import load_weights
 

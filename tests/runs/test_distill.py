@@ -99,7 +99,7 @@ def _rewind(run: Path) -> None:
     """Put the checkpoint of the second epoch in place of the third's."""
     from krscale.parallel import Workers
     from krscale.progress import Progress
-    from krscale.runs.folder import read_experiment
+    from krscale.runs.experiment_file import read_experiment
     from krscale.setup.build import Assets, build_training
     from krscale.setup.prepare import prepare
     from krscale.setup.sizes import find_size

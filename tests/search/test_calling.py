@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 import krscale
 from krscale.config import load
 from krscale.errors import UserError
-from krscale.runs.folder import read_experiment
+from krscale.runs.experiment_file import read_experiment
 from krscale.search import session
 from krscale.search.calling import _listed
 from krscale.search.result import SearchResult

@@ -14,7 +14,8 @@ from krscale.errors import UserError
 from krscale.models.preprocessing import DEFAULT, Preprocessing, preprocessing_of_network
 from krscale.parallel import Workers
 from krscale.progress import Progress
-from krscale.runs.folder import read_experiment, run_folder
+from krscale.runs.experiment_file import read_experiment
+from krscale.runs.folder import run_folder
 from krscale.setup.build import Assets, build_training
 from krscale.setup.inputs import choose_preprocessing
 from krscale.setup.network_builder import build_student, build_teacher

@@ -14,7 +14,7 @@ from krscale.config import Experiment
 from krscale.errors import UserError
 from krscale.report import Curve, read_curve
 from krscale.report.result import CURVE_FILE
-from krscale.runs.folder import read_experiment
+from krscale.runs.experiment_file import read_experiment
 from krscale.search.space.space import load_space
 from krscale.search.studies.retries import SEED
 from krscale.search.studies.trial_spec import FinalKey

@@ -13,7 +13,7 @@ from pathlib import Path
 from krscale.config import RENAMED, Experiment, load, read_record
 from krscale.errors import UserError
 from krscale.files import reading, write_json
-from krscale.runs.folder import BUDGETS
+from krscale.runs.experiment_file import BUDGETS
 
 FINISHED_FILE = "finished.json"
 _GROWTH = re.compile(r"\s*(?P<field>[\w.]+)\s*=\s*\+\s*(?P<by>\d+)\s*")

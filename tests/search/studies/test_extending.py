@@ -11,7 +11,8 @@ from ladder_play import Assignment, Ladder, experiment, ladder, play, play_all
 from krscale.config import Experiment, load
 from krscale.errors import UserError
 from krscale.files import write_json
-from krscale.runs.folder import SPACE, run_folder, student_path
+from krscale.runs.experiment_file import SPACE
+from krscale.runs.folder import run_folder, student_path
 from krscale.search.insight import find_insight
 from krscale.search.session import _lost_students
 from krscale.search.space.space import load_space

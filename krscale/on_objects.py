@@ -6,7 +6,6 @@ For whoever has a teacher, a student and two loaders, and no loop: the training 
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,19 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
 
 from krscale.batch_norm import SingleValueError
 from krscale.config import DistillConfig, TrainConfig
 from krscale.config.training import refuse_long_warmup
 from krscale.errors import UserError, reworded, unknown_name
-from krscale.knowledge.batches import check_images, check_labels, first_images, read_pair
-from krscale.knowledge.features import FeatureKind
+from krscale.given_loaders import TaughtBatches, check_loaders, checked_pair, ran_dry
 from krscale.knowledge.tap_search import evaluating
 from krscale.knowledge.taps import TapOutputs, TappedModel
 from krscale.kr import KRLoss, Tap
 from krscale.methods import (
-    Batch,
     Learner,
     build_method,
     method_settings,
@@ -36,7 +32,6 @@ from krscale.methods import (
 )
 from krscale.metrics import VAL_ACCURACY, metrics_for
 from krscale.models.capacity import num_parameters
-from krscale.models.preprocessing import DEFAULT
 from krscale.models.tapped import device_of, logits_of
 from krscale.parallel import Workers
 from krscale.training.finite import require_finite
@@ -50,7 +45,6 @@ NOT_HERE = frozenset(
 )
 """Settings of a run's training that loaders and networks decide here."""
 
-_LOG = logging.getLogger(__name__)
 OnEpoch = Callable[[dict[str, float]], bool | None]
 
 
@@ -141,7 +135,7 @@ def distill(
         mode = "inference_mode" if torch.is_inference_mode_enabled() else "no_grad"
         raise UserError(f"distill: the student is to be trained, and torch.{mode}() is on here.")
     training_settings, method_config = _settings(method, settings)
-    train, val = _loaders(data)
+    train, val = check_loaders(data)
     loss = KRLoss.from_networks(
         teacher,
         student,
@@ -153,7 +147,7 @@ def distill(
         allow_poor_teacher=allow_poor_teacher,
         **_of_knowledge(method, method_config),
     )
-    batches = _TaughtBatches(train, loss, device_of(student))
+    batches = TaughtBatches(train, loss, device_of(student))
     chosen = build_method(method, loss.context, method_config)
     learner = Learner(student, (), chosen)
     learner.tapped = _Tapped(student, *chosen.reads(loss.student_paths, loss.student_stage_paths))
@@ -209,49 +203,6 @@ class _Tapped(TappedModel):
         return TapOutputs(logits_of(outputs.logits), outputs.features, outputs.stages)
 
 
-class _TaughtBatches:
-    """The batches of a loader with what the teacher says of them: what a training reads."""
-
-    def __init__(self, loader: Iterable[Any], loss: KRLoss, device: torch.device) -> None:
-        self.loader, self.loss, self.device = loader, loss, device
-        self.images, _ = first_images(loader, "data[0]")
-        self.preprocessing = DEFAULT  # the images come as the networks take them
-        self.batch_size = len(self.images)
-        self.num_steps = len(loader)  # type: ignore[arg-type]  # `_loaders` has checked it
-        self.num_samples = self.batch_size * self.num_steps
-        self._told_of_length = False
-
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield every batch, on the device."""
-        count, num_batches = 0, 0
-        for batch in self.loader:
-            images, labels = _checked(batch, self.loss, "data[0]")
-            images, labels = images.to(self.device), labels.long().to(self.device)
-            samples = torch.arange(count, count + len(labels))
-            count, num_batches = count + len(labels), num_batches + 1
-            tap_logits, where = self.loss.knowledge(images)
-            features: dict[FeatureKind, tuple[Tensor, ...]] = {"where": where}
-            yield Batch(images, labels, samples, tap_logits, len(labels), features)
-        self._check_length(num_batches)
-
-    def _check_length(self, num_batches: int) -> None:
-        """Refuse an epoch of no batch; warn, once, of another number of them than was said.
-
-        Every process of a DataLoader may end with a batch of its own that is not full.
-        """
-        if not num_batches:
-            raise UserError(_ran_dry("data[0]"))
-        spare = max(0, (getattr(self.loader, "num_workers", 0) or 0) - 1)
-        if abs(num_batches - self.num_steps) > spare and not self._told_of_length:
-            self._told_of_length = True
-            _LOG.warning(
-                "distill: data[0]: it gave %d batches, and its length is %d: the learning rate "
-                "falls as if the latter were an epoch's. Let its __len__ be what it gives.",
-                num_batches,
-                self.num_steps,
-            )
-
-
 def _of_knowledge(method: str, settings: DistillConfig) -> dict[str, Any]:
     """Return the settings that decide what is taken of the teacher, and read of the student."""
     if "kr_weight" in method_settings(method):
@@ -282,76 +233,6 @@ def _settings(method: str, given: Mapping[str, Any]) -> tuple[TrainConfig, Disti
     return training, DistillConfig.from_keywords({"method": method, **chosen}, "distill")
 
 
-def _loaders(data: Any) -> tuple[Iterable[Any], Iterable[Any]]:
-    if not isinstance(data, (tuple, list)) or len(data) != 2:
-        raise UserError("distill: data: two loaders are needed: (train_loader, val_loader).")
-    for number, loader in enumerate(data):
-        length = _length(loader)
-        if length is None and isinstance(loader, DataLoader):
-            raise UserError(
-                f"distill: data[{number}]: {type(loader).__name__} has no length, as its data set "
-                f"({type(loader.dataset).__name__}) has none; give that a __len__."
-            )
-        if length is None or iter(loader) is loader:
-            raise UserError(
-                f"distill: data[{number}]: {type(loader).__name__} has no length, or can be read "
-                "once only; give a DataLoader, or a list of batches."
-            )
-        if length == 0:
-            raise UserError(f"distill: data[{number}]: it has no batch.")
-    (trained, rows), (judged, others) = map(_rows, data)
-    shared = len(set(rows) & set(others)) if trained is judged else 0
-    if shared:
-        raise UserError(
-            f"distill: data: {shared:,} of {len(others):,} images or batches of validation are "
-            "trained on, so that its accuracy would say nothing of new ones; split them."
-        )
-    return data[0], data[1]
-
-
-def _length(loader: Any) -> int | None:
-    """Return how many batches a loader has; None where it does not know."""
-    try:
-        return len(loader)
-    except TypeError:  # every DataLoader has the method, whatever its data set has
-        return None
-
-
-def _rows(loader: Any) -> tuple[object, Sequence[int]]:
-    """Return what a loader reads, and which of its rows, as far as they are known.
-
-    Of a list of batches, where the images of each begin in memory: that of a part of it, or one
-    that was cut anew from the same tensor, shares these.
-    """
-    if isinstance(loader, (tuple, list)):
-        images = (read_pair(batch, "distill: data")[0] for batch in loader)
-        return None, [batch.data_ptr() for batch in images]
-    source, sampler = getattr(loader, "dataset", loader), getattr(loader, "sampler", None)
-    batches = getattr(loader, "batch_sampler", None)
-    if not hasattr(source, "__len__") or getattr(batches, "sampler", sampler) is not sampler:
-        return loader, ()
-    rows: Sequence[int] = range(len(source))
-    if not isinstance(sampler, (SequentialSampler, RandomSampler, type(None))):
-        rows = getattr(sampler, "indices", ())
-    while isinstance(source, Subset):
-        rows, source = [source.indices[row] for row in rows], source.dataset
-    return source, rows
-
-
-def _ran_dry(where: str) -> str:
-    return (
-        f"distill: {where}: it gave no batch when it was read again, as once every epoch; every "
-        "iter() of it must begin anew, as a DataLoader's does."
-    )
-
-
-def _checked(batch: Any, loss: KRLoss, where: str) -> tuple[Tensor, Tensor]:
-    images, labels = read_pair(batch, where)
-    check_images(images, loss.image_shape, where)
-    check_labels(labels, len(images), loss.context.num_classes, where)
-    return images, labels
-
-
 def _evaluate(student: nn.Module, loader: Iterable[Any], loss: KRLoss) -> dict[str, float]:
     """Return every metric of the student on a loader, as `val/NAME`."""
     device = device_of(student)
@@ -359,11 +240,11 @@ def _evaluate(student: nn.Module, loader: Iterable[Any], loss: KRLoss) -> dict[s
     totals = torch.zeros(len(metrics) + 1, dtype=torch.float64)
     with evaluating(student):
         for batch in loader:
-            images, labels = _checked(batch, loss, "data[1]")
+            images, labels = checked_pair(batch, loss, "data[1]")
             logits = logits_of(student(images.to(device))).float().cpu()
             sums = [float(metric.total(logits, labels.long().cpu())) for metric in metrics]
             totals += torch.tensor([*sums, float(len(labels))], dtype=torch.float64)
     *sums, count = totals.tolist()
     if not count:
-        raise UserError(_ran_dry("data[1]"))
+        raise UserError(ran_dry("data[1]"))
     return {f"val/{m.name}": total / count for m, total in zip(metrics, sums, strict=True)}

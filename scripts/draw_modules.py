@@ -53,7 +53,7 @@ FLOORS = (
         "First floor: learning in one process, without Ray, Optuna or MLflow",
         (
             *("parallel", "batch_norm", "own_norms", "data", "store", "training", "setup"),
-            *("export", "on_objects"),
+            *("export", "given_loaders", "on_objects"),
         ),
     ),
     ("Second floor: many workers", ("cluster",)),

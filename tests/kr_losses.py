@@ -1,4 +1,4 @@
-"""What tests of KRLoss share: images of three gratings, networks that learn them, losses."""
+"""Images of three gratings, networks that learn them, and losses of the two."""
 
 from __future__ import annotations
 

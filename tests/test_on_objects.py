@@ -11,97 +11,21 @@ import numpy as np
 import pytest
 import torch
 from foreign_networks import LikeResNet, WithObject
+from kr_losses import learn
+from kr_losses import make_pairs as pairs
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    IterableDataset,
-    Subset,
-    SubsetRandomSampler,
-    TensorDataset,
-    random_split,
-)
+from torch.utils.data import DataLoader, IterableDataset
 
 import krscale
 from krscale.errors import UserError
 
-Pairs = list[tuple[Tensor, Tensor]]
-
-
-def pairs(seed: int, count: int = 3) -> Pairs:
-    """Batches of noise with one of three gratings."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(40 * count) % 3
-    wave = torch.arange(12) * torch.tensor([1.0, 2.0, 3.0])[:, None]
-    images = torch.randn(40 * count, 1, 12, 12, generator=generator) * 0.5
-    images += wave.sin()[labels][:, None, None, :]
-    return list(zip(images.split(40), labels.split(40), strict=True))
-
-
-class Stream(IterableDataset[tuple[Tensor, Tensor]]):
-    """Images one after another."""
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in pairs(0):
-            yield from zip(images, labels, strict=True)
-
-
-class StreamWithLength(Stream):
-    def __len__(self) -> int:
-        return 120
-
-
-def test_a_stream_that_knows_its_length_is_a_loader(teacher: nn.Module) -> None:
-    loader = DataLoader(StreamWithLength(), batch_size=40)
-    assert len(distil(teacher, data=(loader, pairs(1))).curve) == 2
-
-
-class Counted:
-    """A loader that is read so often, and then gives nothing more; its length may be another."""
-
-    num_workers = None  # as loaders of other libraries have it
-
-    def __init__(self, times: int, length: int = 3) -> None:
-        self.times, self.length = times, length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        self.times -= 1
-        return iter(pairs(0) if self.times >= 0 else [])
-
-
-@pytest.mark.parametrize("number", [0, 1])
-def test_a_loader_that_runs_dry_is_said(number: int, teacher: nn.Module) -> None:
-    data: list[Any] = [pairs(0), pairs(1)]
-    data[number] = Counted(3 - number)  # read for the probes, for a first batch, for an epoch
-    words = rf"data\[{number}\]: it gave no batch when it was read again"
-    with pytest.raises(UserError, match=words):
-        distil(teacher, data=tuple(data))
-
-
-@pytest.mark.parametrize(("length", "said"), [(2, 1), (3, 0), (5, 1)])
-def test_a_length_that_is_not_true_is_said_once(
-    length: int, said: int, teacher: nn.Module, caplog: pytest.LogCaptureFixture
-) -> None:
-    distil(teacher, data=(Counted(9, length), pairs(1)))
-    found = [record.getMessage() for record in caplog.records if "length" in record.getMessage()]
-    assert len(found) == said
-    assert not said or f"gave 3 batches, and its length is {length}" in found[0]
+BATCHES = pairs(0)
 
 
 @pytest.fixture(scope="module")
 def trained() -> nn.Module:
     torch.manual_seed(0)
-    network = LikeResNet(6)
-    optimiser = torch.optim.Adam(network.parameters(), 0.02)
-    for images, labels in pairs(0) * 14:
-        optimiser.zero_grad()
-        cross_entropy(network(images), labels).backward()
-        optimiser.step()
-    return network
+    return learn(LikeResNet(6), pairs(0))
 
 
 @pytest.fixture
@@ -252,13 +176,7 @@ def test_the_module_of_the_same_name_is_the_function_too(teacher: nn.Module) -> 
         ({"optimizer": "lbfgs"}, "^distill: optimizer: 'lbfgs' cannot be used here: it evaluates"),
         ({"optimizer": "rprop", "learning_rate": 0.1}, "^distill: weight_decay: Rprop has none"),
         ({"data": pairs(0)}, "two loaders are needed"),
-        ({"data": (pairs(0), iter(pairs(1)))}, r"data\[1\]: list_iterator has no length"),
-        ({"data": (pairs(0), [])}, r"data\[1\]: it has no batch"),
-        ({"data": (3, pairs(1))}, r"data\[0\]: int has no length"),
-        (
-            {"data": (DataLoader(Stream(), batch_size=40), pairs(1))},
-            r"data\[0\]: DataLoader has no length, as its data set \(Stream\) has none",
-        ),
+        ({"data": (BATCHES, BATCHES)}, "of validation are trained on"),
         ({"method": None}, "distill: method: a text such as 'kr' is needed"),
         ({"on_epoch": 3}, "distill: on_epoch: a function is needed"),
         ({"max_images": "all"}, "KRLoss: max_images: "),
@@ -333,64 +251,52 @@ def test_images_that_are_no_numbers_are_said(value: float, teacher: nn.Module) -
             distil(teacher, data=(pairs(0), wrong), max_images=100)
 
 
-IMAGES = TensorDataset(*(torch.cat(parts) for parts in zip(*pairs(0), strict=True)))
-FIRST, LAST = Subset(IMAGES, range(90)), Subset(IMAGES, range(90, 120))
-
-
-def loader(images: Any, **options: Any) -> DataLoader[Any]:
-    return DataLoader(images, batch_size=40, **options)
-
-
-def of_rows(rows: range) -> DataLoader[Any]:
-    return loader(IMAGES, sampler=SubsetRandomSampler(rows))
-
-
-def cut(images: TensorDataset) -> Pairs:
-    return list(zip(*(tensor.split(40) for tensor in images.tensors), strict=True))
-
-
-class Own:
-    """A loader of one's own, of which nothing is known."""
+class StreamWithLength(IterableDataset[tuple[Tensor, Tensor]]):
+    """Images one after another, and how many there are."""
 
     def __len__(self) -> int:
-        return 3
+        return 120
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter(pairs(0))
-
-
-BATCHES, OWN = pairs(0), Own()
-SHARED = {
-    "the same list": (BATCHES, BATCHES),
-    "a part of the list": (BATCHES, BATCHES[:1]),
-    "other pairs of the same tensors": (BATCHES, [[images, labels] for images, labels in BATCHES]),
-    "cut anew from one tensor": (cut(IMAGES), cut(IMAGES)),
-    "two loaders of one set": (loader(IMAGES, shuffle=True), loader(IMAGES)),
-    "a part of the set": (loader(IMAGES), loader(LAST)),
-    "parts that overlap": (loader(FIRST), loader(Subset(IMAGES, range(80, 120)))),
-    "parts of parts": (loader(Subset(FIRST, range(50))), loader(Subset(IMAGES, range(49, 60)))),
-    "samplers": (of_rows(range(61)), of_rows(range(60, 120))),
-    "one of one's own": (OWN, OWN),
-    "batches of a set": (DataLoader(BATCHES, batch_size=None),) * 2,
-}  # fmt: skip
-APART = {
-    "lists": (BATCHES[:2], BATCHES[2:]),
-    "random_split": tuple(map(loader, random_split(IMAGES, [90, 30]))),
-    "samplers": (of_rows(range(60)), of_rows(range(60, 120))),
-    "samplers of batches": [
-        DataLoader(IMAGES, batch_sampler=BatchSampler(SubsetRandomSampler(rows), 30, False))
-        for rows in (range(60), range(60, 120))
-    ],
-    "others of one's own": (OWN, Own()),
-}  # fmt: skip
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in pairs(0):
+            yield from zip(images, labels, strict=True)
 
 
-@pytest.mark.parametrize("kind", SHARED)
-def test_images_that_are_trained_on_do_not_validate(kind: str, teacher: nn.Module) -> None:
-    with pytest.raises(UserError, match="of validation are trained on"):
-        distil(teacher, data=SHARED[kind])
+def test_a_stream_that_knows_its_length_is_a_loader(teacher: nn.Module) -> None:
+    loader = DataLoader(StreamWithLength(), batch_size=40)
+    assert len(distil(teacher, data=(loader, pairs(1))).curve) == 2
 
 
-@pytest.mark.parametrize("kind", APART)
-def test_parts_of_one_set_validate(kind: str, teacher: nn.Module) -> None:
-    assert 0.0 <= distil(teacher, data=APART[kind], num_epochs=1).accuracy <= 1.0
+class Counted:
+    """A loader that is read so often, and then gives nothing more; its length may be another."""
+
+    num_workers = None  # as loaders of other libraries have it
+
+    def __init__(self, times: int, length: int = 3) -> None:
+        self.times, self.length = times, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.times -= 1
+        return iter(pairs(0) if self.times >= 0 else [])
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_loader_that_runs_dry_is_said(number: int, teacher: nn.Module) -> None:
+    data: list[Any] = [pairs(0), pairs(1)]
+    data[number] = Counted(3 - number)  # read for the probes, for a first batch, for an epoch
+    words = rf"data\[{number}\]: it gave no batch when it was read again"
+    with pytest.raises(UserError, match=words):
+        distil(teacher, data=tuple(data))
+
+
+@pytest.mark.parametrize(("length", "said"), [(2, 1), (3, 0), (5, 1)])
+def test_a_length_that_is_not_true_is_said_once(
+    length: int, said: int, teacher: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    distil(teacher, data=(Counted(9, length), pairs(1)))
+    found = [record.getMessage() for record in caplog.records if "length" in record.getMessage()]
+    assert len(found) == said
+    assert not said or f"gave 3 batches, and its length is {length}" in found[0]

@@ -1,0 +1,145 @@
+"""Loaders that were given to `krscale.distill`: checked, and read with what the teacher says."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
+
+from krscale.errors import UserError
+from krscale.knowledge.batches import check_images, check_labels, first_images, read_pair
+from krscale.knowledge.features import FeatureKind
+from krscale.kr import KRLoss
+from krscale.methods import Batch
+from krscale.models.preprocessing import DEFAULT
+
+_LOG = logging.getLogger(__name__)
+
+
+def check_loaders(data: Any) -> tuple[Iterable[Any], Iterable[Any]]:
+    """Return two loaders, for training and validation, that can train and judge a student.
+
+    Raises:
+        UserError: If they are not two, one has no length or batch or can be read once only, or
+            images that are trained on are validated on.
+    """
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        raise UserError("distill: data: two loaders are needed: (train_loader, val_loader).")
+    for number, loader in enumerate(data):
+        length = _length(loader)
+        if length is None and isinstance(loader, DataLoader):
+            raise UserError(
+                f"distill: data[{number}]: {type(loader).__name__} has no length, as its data set "
+                f"({type(loader.dataset).__name__}) has none; give that a __len__."
+            )
+        if length is None or iter(loader) is loader:
+            raise UserError(
+                f"distill: data[{number}]: {type(loader).__name__} has no length, or can be read "
+                "once only; give a DataLoader, or a list of batches."
+            )
+        if length == 0:
+            raise UserError(f"distill: data[{number}]: it has no batch.")
+    (trained, rows), (judged, others) = map(_rows, data)
+    shared = len(set(rows) & set(others)) if trained is judged else 0
+    if shared:
+        raise UserError(
+            f"distill: data: {shared:,} of {len(others):,} images or batches of validation are "
+            "trained on, so that its accuracy would say nothing of new ones; split them."
+        )
+    return data[0], data[1]
+
+
+def _length(loader: Any) -> int | None:
+    """Return how many batches a loader has; None where it does not know."""
+    try:
+        return len(loader)
+    except TypeError:  # every DataLoader has the method, whatever its data set has
+        return None
+
+
+def _rows(loader: Any) -> tuple[object, Sequence[int]]:
+    """Return what a loader reads, and which of its rows, as far as they are known.
+
+    Of a list of batches, where the images of each begin in memory: that of a part of it, or one
+    that was cut anew from the same tensor, shares these.
+    """
+    if isinstance(loader, (tuple, list)):
+        images = (read_pair(batch, "distill: data")[0] for batch in loader)
+        return None, [batch.data_ptr() for batch in images]
+    source, sampler = getattr(loader, "dataset", loader), getattr(loader, "sampler", None)
+    batches = getattr(loader, "batch_sampler", None)
+    if not hasattr(source, "__len__") or getattr(batches, "sampler", sampler) is not sampler:
+        return loader, ()
+    rows: Sequence[int] = range(len(source))
+    if not isinstance(sampler, (SequentialSampler, RandomSampler, type(None))):
+        rows = getattr(sampler, "indices", ())
+    while isinstance(source, Subset):
+        rows, source = [source.indices[row] for row in rows], source.dataset
+    return source, rows
+
+
+class TaughtBatches:
+    """The batches of a loader with what the teacher says of them: what a training reads."""
+
+    def __init__(self, loader: Iterable[Any], loss: KRLoss, device: torch.device) -> None:
+        self.loader, self.loss, self.device = loader, loss, device
+        self.images, _ = first_images(loader, "data[0]")
+        self.preprocessing = DEFAULT  # the images come as the networks take them
+        self.batch_size = len(self.images)
+        self.num_steps = len(loader)  # type: ignore[arg-type]  # `check_loaders` has asked for it
+        self.num_samples = self.batch_size * self.num_steps
+        self._told_of_length = False
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield every batch, on the device."""
+        count, num_batches = 0, 0
+        for batch in self.loader:
+            images, labels = checked_pair(batch, self.loss, "data[0]")
+            images, labels = images.to(self.device), labels.long().to(self.device)
+            samples = torch.arange(count, count + len(labels))
+            count, num_batches = count + len(labels), num_batches + 1
+            tap_logits, where = self.loss.knowledge(images)
+            features: dict[FeatureKind, tuple[Tensor, ...]] = {"where": where}
+            yield Batch(images, labels, samples, tap_logits, len(labels), features)
+        self._check_length(num_batches)
+
+    def _check_length(self, num_batches: int) -> None:
+        """Refuse an epoch of no batch; warn, once, of another number of them than was said.
+
+        Every process of a DataLoader may end with a batch of its own that is not full.
+        """
+        if not num_batches:
+            raise UserError(ran_dry("data[0]"))
+        spare = max(0, (getattr(self.loader, "num_workers", 0) or 0) - 1)
+        if abs(num_batches - self.num_steps) > spare and not self._told_of_length:
+            self._told_of_length = True
+            _LOG.warning(
+                "distill: data[0]: it gave %d batches, and its length is %d: the learning rate "
+                "falls as if the latter were an epoch's. Let its __len__ be what it gives.",
+                num_batches,
+                self.num_steps,
+            )
+
+
+def checked_pair(batch: Any, loss: KRLoss, where: str) -> tuple[Tensor, Tensor]:
+    """Return images `[B, C, H, W]` and labels `[B]` of a batch.
+
+    Raises:
+        UserError: If they are not of the shape or the classes that the loss was made for.
+    """
+    images, labels = read_pair(batch, where)
+    check_images(images, loss.image_shape, where)
+    check_labels(labels, len(images), loss.context.num_classes, where)
+    return images, labels
+
+
+def ran_dry(where: str) -> str:
+    """Word that a loader gave nothing when it was read again."""
+    return (
+        f"distill: {where}: it gave no batch when it was read again, as once every epoch; every "
+        "iter() of it must begin anew, as a DataLoader's does."
+    )

@@ -49,7 +49,7 @@ def register(run_path: Path, delivery: Delivery, uri: str, warn: Callable[[str],
     refused = tracker.num_refused
     # One for each content: what waits for MLflow is not replaced by the next that is picked.
     folder = run_path / FOLDER / f"{delivery.folder.name}-{onnx.sha256[:8]}"
-    if not tracker.knows(picked.method):
+    if not tracker.has_run(picked.method):
         tracker.close(SECONDS)
         return (
             f"not registered: the record of this run in {run_path / 'tracking'} is lost. The "

@@ -25,6 +25,7 @@ from krscale.tracking.address import LOCAL_SERVER, charts_at, resolve_address
 from krscale.tracking.datasets import DatasetUsed
 from krscale.tracking.mending import mend_spool
 from krscale.tracking.models import Registration
+from krscale.tracking.recorded import Recorded
 from krscale.tracking.server import prepare_mlflow
 from krscale.tracking.spool import Event, Operation, Spool
 from krscale.tracking.system import PREFIX, SystemMonitor
@@ -76,9 +77,7 @@ class Tracker:
         storage = storage_path.resolve() if storage_path else run_path.parent
         self._address = resolve_address(uri, storage)
         self._run_path, self._folder, self._storage = run_path, run_path / FOLDER, storage
-        self._known: set[str] = set()
-        self._ended: set[str] = set()
-        self._points: dict[tuple[str, str, int], float] = {}
+        self._recorded = Recorded()
         self._writer: Writer | None = None
         self._monitor: SystemMonitor | None = None
         if not enabled:
@@ -90,7 +89,8 @@ class Tracker:
         say = self._say = warn or print_warning
         mended = mend_spool(self._folder / SPOOL_FILE, say)
         self._spool = Spool(self._folder / SPOOL_FILE)
-        self._recall()
+        for event, _ in self._spool.read(0):
+            self._recorded.note(event)
         self._writer = Writer(
             self._spool, self._folder, storage, self._address, experiment, say,
             on_end=self._let_go, mended=mended,
@@ -122,16 +122,14 @@ class Tracker:
             raise ValueError(f"a key is made of letters, digits and ._/=+:,- only: {key!r}")
         if parent is not None:
             self._check(parent)
-        self._known.add(key)
         content = {
             "name": printable(redact(name)), "parent": parent,
             "tags": _texts(tags), "params": _texts(params),
             "datasets": [dataset.content() for dataset in datasets],
         }  # fmt: skip
-        self._ended.discard(key)
         self._append("start", key, content, time_ms)
         if self._monitor and parent is None:
-            self._monitor.watch(key, first_step=self._next_system_step(key))
+            self._monitor.watch(key, first_step=self._recorded.next_step(key, PREFIX))
 
     def log_metrics(
         self, key: str, metrics: Mapping[str, float], step: int, *, time_ms: int | None = None
@@ -149,8 +147,8 @@ class Tracker:
             value = float(number)
             if not math.isfinite(value):
                 tags[f"krscale.nonfinite.{_named(name)}"] = f"{value} at step {step}"
-            elif self._points.get((key, name, step)) != value:
-                finite[_named(name)] = self._points[key, name, step] = value
+            elif not self._recorded.has_point(key, name, step, value):
+                finite[_named(name)] = value
         if finite or tags:
             content = {"metrics": finite, "step": int(step), "tags": tags}
             self._append("log", key, content, time_ms)
@@ -187,20 +185,16 @@ class Tracker:
 
     def has_run(self, key: str) -> bool:
         """Return whether a run of this key was started, here or by an earlier process."""
-        return key in self._known
+        return self._recorded.has_run(key)
 
     @property
     def enabled(self) -> bool:
         """Whether anything is recorded."""
         return self._writer is not None
 
-    def knows(self, key: str) -> bool:
-        """Whether a run was started with this key, now or by an earlier process."""
-        return key in self._known
-
     def has_ended(self, key: str) -> bool:
         """Whether the end of a run was recorded, and no new start since."""
-        return key in self._ended
+        return self._recorded.has_ended(key)
 
     @property
     def num_refused(self) -> int:
@@ -221,7 +215,6 @@ class Tracker:
             raise ValueError(f"unknown status {status!r}; allowed: {', '.join(_STATES)}")
         if self._monitor:
             self._monitor.leave(key)
-        self._note_end(key, _STATES[status])
         self._append("end", key, {"status": _STATES[status]}, time_ms)
 
     def how_to_open(self) -> tuple[str, str]:
@@ -282,35 +275,17 @@ class Tracker:
     def _append(
         self, op: Operation, key: str, content: dict[str, Any], time_ms: int | None = None
     ) -> None:
+        now = time.time_ns() // 1_000_000
+        event = Event(op, key, now if time_ms is None else time_ms, content)
+        self._recorded.note(event)
         if self._writer:
-            now = time.time_ns() // 1_000_000
-            self._spool.append(Event(op, key, now if time_ms is None else time_ms, content))
+            self._spool.append(event)
             self._writer.notify()
 
     def _check(self, key: str) -> None:
         # Without records nothing is known of the runs that an earlier process started.
-        if self._writer and key not in self._known:
+        if self._writer and not self._recorded.has_run(key):
             raise ValueError(f"no run was started with the key {key!r}")
-
-    def _next_system_step(self, key: str) -> int:
-        steps = (s for of, name, s in self._points if of == key and name.startswith(PREFIX))
-        return 1 + max(steps, default=-1)
-
-    def _recall(self) -> None:
-        """Learn from the spool which runs and points an earlier process recorded."""
-        for event, _ in self._spool.read(0):
-            if event.op == "start":
-                self._known.add(event.key)
-                self._ended.discard(event.key)
-            elif event.op == "end":
-                self._note_end(event.key, event.content["status"])
-            elif event.op == "log":
-                step = event.content["step"]
-                for name, value in event.content["metrics"].items():
-                    self._points[event.key, name, step] = value
-
-    def _note_end(self, key: str, status: str) -> None:
-        (self._ended.discard if status == "RUNNING" else self._ended.add)(key)
 
 
 def recording_seconds() -> float:

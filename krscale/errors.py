@@ -23,7 +23,8 @@ class KrscaleError(Exception):
     """
 
     def __init__(self, *arguments: object) -> None:
-        super().__init__(*map(_writable, arguments))
+        texts = (utf8_text(each) if isinstance(each, str) else each for each in arguments)
+        super().__init__(*texts)
 
 
 class UserError(KrscaleError):
@@ -63,10 +64,25 @@ def reworded(error: UserError, text: str) -> UserError:
     return found
 
 
-def _writable(argument: object) -> object:
-    if not isinstance(argument, str):
-        return argument
-    return argument.encode("utf-8", "backslashreplace").decode("utf-8")
+def utf8_text(text: str) -> str:
+    r"""Return text, such as a path, with the bytes that are no UTF-8 escaped.
+
+    Example:
+        >>> print(utf8_text("caf\udce9.png"))
+        caf\udce9.png
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of what an error says, or its kind where it says nothing.
+
+    Example:
+        >>> first_line(ValueError("no PNG\n(more)")), first_line(MemoryError())
+        ('no PNG', 'MemoryError')
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str | None:

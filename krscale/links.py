@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from krscale.errors import UserError
+from krscale.errors import UserError, utf8_text
 
 _LISTED = 3
 _OPTUNAS_LOCK = "journal.log.lock"
@@ -34,7 +34,9 @@ def refuse_links(folder: Path) -> None:
     found = sorted(_links(str(folder)))
     if not found:
         return
-    listed = "; ".join(f"{_shown(path)} -> {_shown(_target(path))}" for path in found[:_LISTED])
+    listed = "; ".join(
+        f"{utf8_text(path)} -> {utf8_text(_target(path))}" for path in found[:_LISTED]
+    )
     more = f"; and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
     one = len(found) == 1
     raise UserError(
@@ -65,7 +67,3 @@ def _target(path: str) -> str:
         return str(Path(path).readlink())
     except OSError:
         return "?"
-
-
-def _shown(path: str) -> str:
-    return path.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -18,6 +18,7 @@ _UNPRINTABLE = re.compile(
     # (which no file in UTF-8 can hold), and what is no character at all.
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
+_LONGEST = 60
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -59,9 +60,9 @@ def terminal(**options: Any) -> Console:
     return Plain(**{"markup": False, "emoji": False, "highlight": False, **options})
 
 
-def clipped(text: str, longest: int = 60) -> str:
-    """Return a name for a cell of a table, its end left out where it is long."""
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+def clipped(text: str) -> str:
+    """Return a name for a cell of a table, its end left out beyond 60 characters."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def spreadsheet_text(text: str) -> str:

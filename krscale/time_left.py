@@ -99,7 +99,7 @@ class _Studied:
 
 
 class TimeLeft:
-    """Keeps what it hears of trials, and estimates from it.
+    """Keeps what trials have taken so far, and estimates from it.
 
     Args:
         planned: Study -> number of trainings it will have, finals included.

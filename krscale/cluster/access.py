@@ -18,7 +18,7 @@ from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
 
 from krscale.cluster.token import check_client_port, check_token_file, refused
-from krscale.errors import UserError
+from krscale.errors import UserError, first_line
 
 CONNECT_SECONDS = 5.0
 """How long an address may take to answer; that of a head that has started answers at once."""
@@ -72,7 +72,7 @@ def check_answers(address: str, where: str) -> None:
         if found == address:
             found = canonicalize_bootstrap_address(address) or ""
     except (ConnectionError, ValueError, OSError) as error:
-        raise _no_cluster(address, where, _first_line(error)) from None
+        raise _no_cluster(address, where, first_line(error)) from None
     host, _, port = found.rpartition(":")
     if not host or not port.isdecimal():
         raise _no_cluster(address, where, "an address is HOST:PORT, or 'auto' on the head's node")
@@ -113,7 +113,7 @@ def joining(address: str, where: str) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         if "InvalidAuthToken" in f"{error} {error.__cause__}":
             raise refused(address, where) from None
-        raise _no_cluster(address, where, _first_line(error)) from None
+        raise _no_cluster(address, where, first_line(error)) from None
     finally:
         if given is None:
             del os.environ[name]
@@ -158,8 +158,3 @@ def _no_cluster(address: str, where: str, reason: str) -> UserError:
         f"(RAY_AUTH_MODE=token ray start --head), or leave cluster.address and RAY_ADDRESS empty "
         f"for a Ray of this run's own."
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

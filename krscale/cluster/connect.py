@@ -20,7 +20,7 @@ from krscale import allocator
 from krscale.cluster.access import check_answers, joining, use_own_token
 from krscale.cluster.address import PRIVATE, ray_address
 from krscale.config import ClusterConfig
-from krscale.errors import UserError
+from krscale.errors import UserError, first_line
 from krscale.interruption import leave_early_if, listen_again, own_exit_as_interrupt
 
 SETTINGS = {
@@ -116,7 +116,7 @@ def _starting() -> Iterator[None]:
         raise
     except Exception as error:
         # Ray raises bare exceptions here, and RuntimeError, ValueError and OSError.
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        cause = first_line(error)
         raise UserError(
             f"Ray could not be started on this machine: {cause} A machine that is short of memory "
             "or busy with other work may be the reason; the same command starts again."

@@ -12,8 +12,7 @@ import numpy.typing as npt
 from krscale.config import DataConfig
 from krscale.data.arrow import Labels
 from krscale.data.source import Place
-from krscale.data.walking import printable
-from krscale.errors import UserError, nearest
+from krscale.errors import UserError, nearest, utf8_text
 
 MAX_CLASSES = 2**16
 Values = npt.NDArray[Any]
@@ -158,9 +157,9 @@ def check_text(name: str, where: str) -> None:
     Raises:
         UserError: If it holds bytes that are no UTF-8.
     """
-    if printable(name) != name:
+    if utf8_text(name) != name:
         raise UserError(
-            f"data.path: {printable(where)}: the name of a class is not UTF-8: rename it."
+            f"data.path: {utf8_text(where)}: the name of a class is not UTF-8: rename it."
         )
 
 
@@ -218,7 +217,7 @@ def _outside(value: Any, classes: Sequence[str], numbers: str, where: str, count
         same = next((name for name in classes if same_look(name) == same_look(value)), None)
         guess = same or nearest(value, classes)
         hint = f" Did you mean {ascii(guess) if same else repr(guess)}?" if guess else ""
-        value = ascii(value) if same else printable(value)
+        value = ascii(value) if same else utf8_text(value)
     number = "" if isinstance(value, str) else f" (numbers {numbers})"
     more = f" and {count - 1} more" if count > 1 else ""
     return UserError(

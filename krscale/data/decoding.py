@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, ImageColor, ImageOps
 from krscale.config import FilesConfig
 from krscale.data.arrow import Images
 from krscale.data.seen import Fault, Seen
-from krscale.errors import UserError
+from krscale.errors import UserError, first_line
 from krscale.foreign import regular
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -109,7 +109,7 @@ class Decoder:
                     return Decoded(None, problem=_bomb(image, size))
                 return self._read(image)
         except _DAMAGE as error:
-            return Decoded(None, problem=_first_line(error))
+            return Decoded(None, problem=first_line(error))
 
     def first_shape(self, images: Iterator[Encoded], place: Place) -> tuple[int, ...]:
         """Return the shape of the first image that can be read.
@@ -261,7 +261,3 @@ def _orientation(image: Image.Image) -> int:
     except _DAMAGE:
         return 1
     return found if found in _TURNS else 1
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -16,8 +16,7 @@ import pyarrow as pa
 
 from krscale.data.own_files import OTHER_NAMES, SPLIT_NAMES
 from krscale.data.source import SplitName
-from krscale.data.walking import printable
-from krscale.errors import UserError
+from krscale.errors import UserError, utf8_text
 from krscale.foreign import parsing
 
 _WORDS = re.compile(r"[\W_]+|(?<=[a-z])(?=[A-Z])")
@@ -83,7 +82,7 @@ def _why(names: Mapping[str, SplitName], folders: Sequence[Path]) -> str:
             "they stand, they would be classes. Name them train, val and test, with a folder for "
             "each class in them."
         )
-    other = [printable(folder.name) for folder in folders if folder.name not in exact]
+    other = [utf8_text(folder.name) for folder in folders if folder.name not in exact]
     listed = ", ".join(other[:5]) + (", ..." if len(other) > 5 else "")
     verb, what = ("is", "it") if len(other) == 1 else ("are", "them")
     reason = f"{listed} {verb} not: move {what} out" if other else "none is named train"
@@ -107,7 +106,7 @@ def refuse_splits_within(folder: Path, inside: Sequence[str]) -> None:
         raise UserError(
             f"data.path: {folder}: its images are in folders named after splits "
             f"({', '.join(names)}), which would be put together and cut anew. krscale reads splits "
-            f"above classes: train/{printable(folder.name)}, and so on."
+            f"above classes: train/{utf8_text(folder.name)}, and so on."
         )
 
 
@@ -127,10 +126,10 @@ def refuse_one(root: Path, files: Sequence[str], whole: bool) -> None:
     if top in holding:
         return
     inside = sorted({Path(folder).relative_to(top).parts[0] for folder in holding})
-    listed = ", ".join(map(printable, inside[:5])) + (", ..." if len(inside) > 5 else "")
+    listed = ", ".join(map(utf8_text, inside[:5])) + (", ..." if len(inside) > 5 else "")
     what = f"give {top} as data.path" if whole else f"move them into {root}"
     raise UserError(
-        f"data.path: {root}: all images are in one folder, which is one class; {printable(top)} "
+        f"data.path: {root}: all images are in one folder, which is one class; {utf8_text(top)} "
         f"holds {len(inside)} ({listed}). If these are the classes, {what}."
     )
 
@@ -245,4 +244,4 @@ def named_alike(names: Sequence[str]) -> list[dict[str, SplitName]]:
 
 
 def _and(names: Sequence[str]) -> str:
-    return ", ".join(map(printable, names[:-1])) + f" and {printable(names[-1])}"
+    return ", ".join(map(utf8_text, names[:-1])) + f" and {utf8_text(names[-1])}"

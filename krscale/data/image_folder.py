@@ -22,8 +22,8 @@ from krscale.data.own_files import (
     splits_of_folders,
 )
 from krscale.data.source import Description, Report, SourceData, SplitName
-from krscale.data.walking import SYSTEM_FOLDERS, Found, is_hidden_folder, printable, walk
-from krscale.errors import UserError
+from krscale.data.walking import SYSTEM_FOLDERS, Found, is_hidden_folder, walk
+from krscale.errors import UserError, utf8_text
 from krscale.foreign import real
 
 SUFFIXES = frozenset(
@@ -104,7 +104,7 @@ class Names:
 
     def __call__(self, number: int) -> str:
         """Return the path of an image."""
-        return printable(self.files[number])
+        return utf8_text(self.files[number])
 
 
 def _folders(path: Path) -> tuple[Found, list[Path]]:
@@ -184,7 +184,7 @@ def _same_inside(where: Path, images: Sequence[tuple[str, str]]) -> tuple[str, .
     if len(shared) < _SHARED:
         return ()
     inside, above = (
-        ", ".join(map(printable, found[:5])) + (", ..." if len(found) > 5 else "")
+        ", ".join(map(utf8_text, found[:5])) + (", ..." if len(found) > 5 else "")
         for found in (shared, list(holding))
     )
     return (

@@ -15,8 +15,7 @@ import numpy as np
 from krscale.config import DataConfig, FilesConfig
 from krscale.data.arrow import Labels
 from krscale.data.source import SplitName
-from krscale.data.walking import printable
-from krscale.errors import UserError, unknown_name
+from krscale.errors import UserError, unknown_name, utf8_text
 from krscale.foreign import missing
 
 SPLIT_NAMES: dict[str, SplitName] = {
@@ -57,7 +56,7 @@ def files_identity(config: DataConfig, root: Path, files: Iterable[str]) -> dict
         try:
             facts = Path(file).stat()
         except OSError as error:
-            raise UserError(f"{printable(file)}: cannot be read ({error.strerror}).") from None
+            raise UserError(f"{utf8_text(file)}: cannot be read ({error.strerror}).") from None
         name = file.removeprefix(str(root))
         # A name may hold bytes that are no UTF-8; they come back as they are on the disk.
         digest.update(os.fsencode(f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\n"))

@@ -8,8 +8,8 @@ from pathlib import Path
 from krscale.data.hidden_splits import named_alike
 from krscale.data.own_files import OTHER_NAMES, SPLIT_NAMES
 from krscale.data.source import SplitName
-from krscale.data.walking import is_hidden_folder, printable
-from krscale.errors import UserError
+from krscale.data.walking import is_hidden_folder
+from krscale.errors import UserError, utf8_text
 
 WANTED = "a .parquet file, or a folder with such files"
 
@@ -30,8 +30,8 @@ def files_by_split(path: Path, files: Sequence[Path]) -> dict[SplitName, list[Pa
     if not files:
         raise UserError(f"data.path: {path}: no .parquet file in it; expected {WANTED}.")
     for file in files:
-        if printable(str(file)) != str(file):
-            raise UserError(f"{printable(str(file))}: the name is not UTF-8; rename it.")
+        if utf8_text(str(file)) != str(file):
+            raise UserError(f"{utf8_text(str(file))}: the name is not UTF-8; rename it.")
     names = {file: _split_of(file.relative_to(path)) for file in files}
     if not any(names.values()):
         names = _in_any_case(path, files)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from krscale.data.arrow_messages import decode_names, refuse_compressed
 from krscale.data.own_files import column_number
 from krscale.data.unpacking import refuse_rows
-from krscale.errors import UserError, unknown_name
+from krscale.errors import UserError, first_line, unknown_name
 from krscale.foreign import parsing, path_problem, read_bounded, regular
 
 INFO_FILE, STATE_FILE, SETS_FILE = "dataset_info.json", "state.json", "dataset_dict.json"
@@ -129,7 +129,7 @@ def _column(batch: Any, name: str, file: Path) -> Any:
     try:
         column.validate(full=True)  # where a value begins is a number in the file, taken as it is
     except pa.ArrowException as error:
-        raise UserError(f"{file}: column {name}: damaged ({_first_line(error)}).") from None
+        raise UserError(f"{file}: column {name}: damaged ({first_line(error)}).") from None
     return column
 
 
@@ -156,10 +156,6 @@ def _open(file: Path) -> Iterator[Any]:
             num_rows += len(batch)
             refuse_rows(str(file), source.size(), num_rows)
             yield batch
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def split_names(path: Path) -> list[str]:

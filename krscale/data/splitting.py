@@ -12,8 +12,7 @@ from krscale.data.arrow import Labels, Split
 from krscale.data.source import SourceData, SplitName
 from krscale.data.stratify import Rows, stratify
 from krscale.data.stream import Stream
-from krscale.data.walking import printable
-from krscale.errors import UserError
+from krscale.errors import UserError, utf8_text
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def check_source(source: str, data: SourceData) -> None:
     num_classes = len(data.classes)
     if num_classes < 2:
         raise UserError(f"{source}: at least two classes are needed (got {list(data.classes)}).")
-    odd = [ascii(name) for name in data.classes if printable(name) != name]
+    odd = [ascii(name) for name in data.classes if utf8_text(name) != name]
     if odd:
         raise UserError(f"{source}: names of classes that are not UTF-8: {', '.join(odd[:5])}.")
     if len(set(data.classes)) != num_classes:

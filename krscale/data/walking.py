@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from krscale.errors import UserError
+from krscale.errors import UserError, utf8_text
 
 SYSTEM_FOLDERS = frozenset(
     (
@@ -71,7 +71,7 @@ class Found:
         if not self.broken or skip:
             return
         first = "; ".join(
-            f"{printable(file)}: {what}" for file, what in sorted(self.broken)[:_LISTED]
+            f"{utf8_text(file)}: {what}" for file, what in sorted(self.broken)[:_LISTED]
         )
         more = "; ..." if len(self.broken) > _LISTED else ""
         raise UserError(
@@ -98,7 +98,7 @@ class Found:
             parts.append(_counted(names, "images outside the folders of classes"))
         notes = [f"{where}: passed over: {'; '.join(parts)}."] if parts else []
         if self.classes:
-            listed = ", ".join(f"{printable(name)!r} ({n})" for name, n in self.classes.items())
+            listed = ", ".join(f"{utf8_text(name)!r} ({n})" for name, n in self.classes.items())
             notes.append(
                 f"{where}: folders with images that are not classes, as their names begin with a "
                 f"dot: {listed}. Rename them if they should be."
@@ -133,7 +133,7 @@ def walk(
                     _sort_in(entry, found, folders, suffixes, hidden)
         except OSError as error:
             raise UserError(
-                f"data.path: {printable(folder)}: this folder cannot be read ({error.strerror})."
+                f"data.path: {utf8_text(folder)}: this folder cannot be read ({error.strerror})."
             ) from None
     return found
 
@@ -191,12 +191,7 @@ def _not_a_file(entry: os.DirEntry[str]) -> str | None:
     return "a link to nothing" if nothing else "a named pipe, a socket or a device"
 
 
-def printable(path: str) -> str:
-    """Return a path with the bytes that are no UTF-8 escaped, so that it can be written down."""
-    return path.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def _counted(names: Counter[str], kind: str) -> str:
-    most = ", ".join(f"{printable(name)} {n}" for name, n in names.most_common(_LISTED))
+    most = ", ".join(f"{utf8_text(name)} {n}" for name, n in names.most_common(_LISTED))
     more = ", ..." if len(names) > _LISTED else ""
     return f"{kind}: {names.total()} ({most}{more})"

@@ -88,19 +88,19 @@ class Format:
     write: Callable[[nn.Module, StudentCard, Path], None]
 
 
-def check_formats(names: Sequence[str], where: str = "--format") -> None:
+def check_formats(names: Sequence[str]) -> None:
     """Refuse formats that do not exist or cannot be written here, before any work is done.
 
     Raises:
         UserError: Naming the format, or the extra that brings what is missing.
     """
     if not names:
-        raise UserError(f"{where}: at least one format is needed. Allowed: {', '.join(FORMATS)}.")
+        raise UserError(f"--format: at least one format is needed. Allowed: {', '.join(FORMATS)}.")
     for name in names:
         if name not in FORMATS:
-            raise unknown_name("format", name, FORMATS, where)
+            raise unknown_name("format", name, FORMATS, "--format")
         for package in FORMATS[name].packages:
-            _import_extra(package, name, where)
+            _import_extra(package, name)
 
 
 def example_images(card: StudentCard) -> Tensor:
@@ -188,12 +188,12 @@ def _quiet_exporter() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _import_extra(package: str, name: str, where: str) -> Any:
+def _import_extra(package: str, name: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
         others = ",".join(key for key, value in FORMATS.items() if not value.packages)
         raise UserError(
-            f"{where}: {name} needs the package {package!r}, which cannot be imported ({error}). "
-            f"Install the extra krscale[export], or leave it out: {where} {others}."
+            f"--format: {name} needs the package {package!r}, which cannot be imported ({error}). "
+            f"Install the extra krscale[export], or leave it out: --format {others}."
         ) from error

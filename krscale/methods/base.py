@@ -1,7 +1,7 @@
 """What a method is: a small module that turns student outputs and a batch into loss terms.
 
 A method never sees the teacher, only its stored outputs for the batch (`Batch.tap_logits`).
-It may own trainable parts (heads, projections); they live in training only and are never exported.
+It may own trainable parts (heads, projections); they exist in training only and are never exported.
 """
 
 from __future__ import annotations

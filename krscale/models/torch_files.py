@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from krscale.errors import UserError
+from krscale.errors import UserError, first_line
 from krscale.models.file_kinds import kind_of_file
 from krscale.models.torch_rules import INERT, TensorsOnly
 from krscale.pickle_rules import RefusedError, UnknownObjectError
@@ -104,8 +104,7 @@ def _explained(path: Path, error: Exception) -> str:
         )
     if isinstance(error, RefusedError):
         return f"not a readable PyTorch file: it {error}."
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return f"not a readable PyTorch file: {reason}"
+    return f"not a readable PyTorch file: {first_line(error)}"
 
 
 def check_torch(path: Path) -> None:

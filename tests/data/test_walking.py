@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from krscale.data.walking import is_hidden_folder, printable, walk
+from krscale.data.walking import is_hidden_folder, walk
 from krscale.errors import UserError
 
 PNG = frozenset((".png",))
@@ -105,9 +105,3 @@ def test_a_folder_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(UserError, match=r"b: this folder cannot be read \(Permission denied\)"):
         walk(tmp_path, PNG)
-
-
-def test_names_that_are_no_text_can_be_written_down():
-    name = os.fsdecode(b"caf\xe9.png")
-    assert printable(name) == "caf\\udce9.png"
-    assert printable("café") == "café"

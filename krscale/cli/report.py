@@ -11,11 +11,14 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+
 from krscale.config import fingerprint, load
+from krscale.config.experiment import RunName
 from krscale.errors import UserError
 from krscale.files import damaged, write_json
 from krscale.foreign import read_bounded, user_path
-from krscale.runs.experiment_file import read_experiment
+from krscale.runs.experiment_file import EXPERIMENT_FILE, read_experiment
 from krscale.runs.folder import find_run, storage_folder
 from krscale.runs.kinds import require_search
 from krscale.runs.origin import read_environment
@@ -30,6 +33,7 @@ CSV_FILE = "curve.csv"
 PAGE_FILE = "report.html"
 JSON_FILE = "report.json"
 Found = TypeVar("Found")
+_OF_A_RUN = (EXPERIMENT_FILE, "curve.json")
 
 DESCRIPTION = (
     "Print test accuracy versus capacity of finished runs, and write the figure, "
@@ -65,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         require_search(path)
     from krscale.report import read_curve  # torch and matplotlib take seconds to import
 
-    curves = _told_apart([read_curve(path) for path in paths])
+    curves = _told_apart([_named(read_curve(path), path) for path in paths])
     output = _output(options.output, paths, curves)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -75,6 +79,18 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"{file}: cannot be written: {error.strerror or error}.") from None
     _print(shown, output, as_json=options.json)
     return 0
+
+
+def _named(curve: Curve, path: Path) -> Curve:
+    """Call a run as its folder is called, which may be a copy of another or renamed.
+
+    A folder whose name no run can have leaves the name that the run was begun with.
+    """
+    try:
+        name = TypeAdapter(RunName).validate_python(path.name)
+    except ValidationError:
+        return curve
+    return curve.model_copy(update={"name": name})
 
 
 def _told_apart(curves: Sequence[Curve]) -> list[Curve]:
@@ -104,7 +120,13 @@ def _figure_names(curves: Sequence[Curve]) -> list[str]:
 
 def _output(given: str | None, paths: Sequence[Path], curves: Sequence[Curve]) -> Path:
     if given:
-        return user_path(given, "--output").resolve()
+        folder = user_path(given, "--output").resolve()
+        if [folder] != list(paths) and any((folder / file).is_file() for file in _OF_A_RUN):
+            raise UserError(
+                f"--output: {folder} is the folder of a run, whose own figures would be replaced. "
+                f"Choose another folder."
+            )
+        return folder
     if len(paths) == 1:
         return paths[0]
     name = "+".join(curve.name for curve in curves)

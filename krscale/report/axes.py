@@ -78,6 +78,24 @@ def size_range(sizes: Iterable[float]) -> tuple[float, float]:
     return math.exp(low - room), math.exp(high + room)
 
 
+def names_of_sizes(curves: Sequence[Curve], field: str) -> dict[float, str]:
+    """Return what students of each size are called, as sizes are labelled on an axis.
+
+    Args:
+        curves: Results of searches.
+        field: Of a size: `num_parameters`, `flops` or `latency_ms`.
+
+    Returns:
+        Size -> name; those of equally large students together, such as `tiny, flat`.
+    """
+    found: dict[float, dict[str, None]] = {}
+    for curve in curves:
+        for size in curve.sizes:
+            for own, _ in size.by_student():
+                found.setdefault(getattr(own, field), {})[size.capacity] = None
+    return {value: ", ".join(names) for value, names in found.items()}
+
+
 def marked(sizes: Iterable[float], ends: tuple[float, float]) -> list[float]:
     """Return the sizes that are labelled on a logarithmic axis: all that have room for a label.
 

@@ -10,6 +10,7 @@ from krscale.errors import UserError
 from krscale.report.interval import half_width
 from krscale.report.result import Curve
 from krscale.report.students import CurveSize, MethodResult, rounded_mean
+from krscale.report.table import short_latency
 
 _SIZES = ("num_parameters", "flops", "latency_ms")
 
@@ -50,7 +51,7 @@ class Limits:
         """Return the limits in words: `at most 20,000 parameters and 95.0 % on validation`."""
         parts = [f"at most {_size(name, value)}" for name, value in self.on_sizes.items()]
         if self.min_accuracy is not None:
-            parts.append(f"at least {100 * self.min_accuracy:.1f} % on validation")
+            parts.append(f"at least {_percent(self.min_accuracy)} % on validation")
         return " and ".join(parts)
 
 
@@ -218,7 +219,14 @@ def _impossible(candidates: Sequence[Candidate], limits: Limits) -> UserError:
     )
 
 
+def _percent(share: float) -> str:
+    """Return a limit with a digit behind the point, and all that were given where it has more."""
+    exact = round(100 * share, 10)
+    shown = f"{exact:.1f}"
+    return shown if float(shown) == exact else f"{exact:.12g}"
+
+
 def _size(name: str, value: float) -> str:
     if name == "latency_ms":
-        return f"{value:.3g} ms"
+        return f"{short_latency(value)} ms"
     return f"{value:,.0f} " + ("parameters" if name == "num_parameters" else "FLOPs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -13,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from krscale.report.figure import STYLE, styles_of
 from krscale.report.findings import NEAR, Insight, StudyInsight
+from krscale.report.students import is_within
 
 
 def trials_needed(study: StudyInsight) -> int | None:
@@ -20,8 +22,8 @@ def trials_needed(study: StudyInsight) -> int | None:
     best = study.best_so_far
     if not best or best[-1] is None:
         return None
-    enough = best[-1] - NEAR
-    return next(n for n, value in enumerate(best, 1) if value is not None and value >= enough)
+    values = enumerate(best, 1)
+    return next(n for n, value in values if value is not None and is_within(value, best[-1], NEAR))
 
 
 def epochs_needed(study: StudyInsight) -> int | None:
@@ -29,7 +31,8 @@ def epochs_needed(study: StudyInsight) -> int | None:
     learning = study.learning
     if not learning:
         return None
-    below = [n for n, value in enumerate(learning, 1) if value < learning[-1] - NEAR]
+    end = learning[-1]
+    below = [n for n, value in enumerate(learning, 1) if not is_within(value, end, NEAR)]
     return max(below, default=0) + 1
 
 
@@ -62,8 +65,16 @@ def draw_convergence(insight: Insight) -> bytes | None:
             below[column].set_xlabel("epochs")
         above[0].set_ylabel("best so far (%)")
         below[0].set_ylabel("final trainings (%)")
-        handles, labels = above[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
+        # A method that was given up at one size may have lines at the others.
+        drawn: dict[str, Any] = {}
+        for ax in above:
+            handles, labels = ax.get_legend_handles_labels()
+            drawn.update(zip(labels, handles, strict=True))
+        methods = [method for method in insight.methods if method in drawn]
+        figure.legend(
+            [drawn[method] for method in methods], methods,
+            loc="outside upper right", ncols=len(methods), frameon=False,
+        )  # fmt: skip
         content = io.BytesIO()
         figure.savefig(content, format="png")
     return content.getvalue()

@@ -13,8 +13,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
+from krscale.config import is_share
 from krscale.files import write_atomic
-from krscale.report.axes import accuracy_range, bars, finished, marked, percent, size_range
+from krscale.report.axes import (
+    accuracy_range,
+    bars,
+    finished,
+    marked,
+    names_of_sizes,
+    percent,
+    size_range,
+)
 from krscale.report.result import Curve
 from krscale.report.table import seeds_of, short_number, span
 
@@ -114,21 +123,18 @@ def label_sizes(axes: Axes, curves: Sequence[Curve], methods: Sequence[str]) -> 
     """
     axes.set_xscale("log")
     drawn = [x for curve in curves for m in curve.methods for x in plotted_sizes(curve, m, methods)]
-    sizes = {
-        own.num_parameters: size.capacity
-        for curve in curves
-        for size in curve.sizes
-        for own, _ in size.by_student()
-    }
+    sizes = names_of_sizes(curves, "num_parameters")
     ends = size_range(drawn or sizes)
     shown = marked(sizes, ends)
     alone = len(curves) == 1
-    labels = [f"{short_number(x)}\n{sizes[int(x)]}" if alone else short_number(x) for x in shown]
+    labels = [f"{short_number(x)}\n{sizes[x]}" if alone else short_number(x) for x in shown]
     axes.set_xlim(*ends)
     axes.xaxis.set_major_locator(FixedLocator(shown))
     axes.xaxis.set_major_formatter(FixedFormatter(labels))
     axes.xaxis.set_minor_locator(NullLocator())
-    below = " (below: share of the teacher's)" if alone else ""
+    shares = all(is_share(size.capacity) for curve in curves for size in curve.sizes)
+    meaning = "share of the teacher's" if shares else "name"
+    below = f" (below: {meaning})" if alone else ""
     axes.set_xlabel(f"Student parameters{below}, log scale")
 
 

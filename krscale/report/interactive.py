@@ -14,13 +14,21 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from krscale.config import is_share
-from krscale.report.axes import accuracy_range, bars, finished, marked, percent, size_range
+from krscale.report.axes import (
+    accuracy_range,
+    bars,
+    finished,
+    marked,
+    names_of_sizes,
+    percent,
+    size_range,
+)
 from krscale.report.figure import shifted, styles_of
 from krscale.report.interval import half_width
 from krscale.report.rendering import write_rendered
 from krscale.report.result import Curve, ParetoEntry
 from krscale.report.students import CurveSize, MethodResult, Size
-from krscale.report.table import short_number
+from krscale.report.table import short_latency, short_number
 from krscale.showing import printable
 
 _AXES = {
@@ -35,7 +43,11 @@ _MARKERS = {
     "*": "star", "h": "hexagon", "d": "diamond-tall",
 }  # fmt: skip
 """Markers of the printed figure in plotly's words."""
-_DASHES = ("solid", "dash", "dot", "dashdot")
+_DASHES = (
+    "solid", "dash", "dot", "dashdot",
+    "16px,5px", "16px,4px,6px,4px", "11px,4px,2px,4px,2px,4px", "2px,8px",
+)  # fmt: skip
+"""A style for each run, begun anew after the last; lengths of dashes and gaps."""
 _BEHAVIOUR = {
     "displaylogo": False,
     "responsive": True,
@@ -73,6 +85,7 @@ def write_interactive(curves: Sequence[Curve], path: Path) -> None:
     unlabelled = [curve for curve in curves if curve.num_unlabelled]
     write_rendered(
         path, "curve.html.j2", title=title, chart=content, num_runs=len(curves),
+        shares=all(is_share(size.capacity) for curve in curves for size in curve.sizes),
         unlabelled=[(curve.name, f"{curve.num_unlabelled:,}") for curve in unlabelled],
     )  # fmt: skip
 
@@ -102,15 +115,10 @@ def _figure(curves: Sequence[Curve]) -> dict[str, Any]:
 
 def _size_axis(curves: Sequence[Curve], field: str, drawn: Sequence[float]) -> dict[str, Any]:
     """Return what of the horizontal axis depends on the kind of size, in plotly's words."""
-    sizes = {
-        getattr(own, field): size.capacity
-        for curve in curves
-        for size in curve.sizes
-        for own, _ in size.by_student()
-    }
+    sizes = names_of_sizes(curves, field)
     ends = size_range(drawn or sizes)
     shown = marked(sizes, ends)
-    number = (lambda x: f"{x:.2g}") if field == "latency_ms" else short_number
+    number = (lambda x: short_latency(x, 2)) if field == "latency_ms" else short_number
     return {
         "title": {"text": _AXES[field][1]},
         "range": [math.log10(end) for end in ends],
@@ -197,9 +205,11 @@ def _layout(
     curves: Sequence[Curve], sizes: dict[str, Any], buttons: list[dict[str, Any]]
 ) -> dict[str, Any]:
     names = ", ".join(_escaped(curve.name) for curve in curves)
-    teachers = {
-        100 * curve.teacher["test_accuracy"]: curve.teacher["num_parameters"] for curve in curves
-    }
+    teachers: dict[float, list[int]] = {}  # those of several runs may be equally accurate
+    for curve in curves:
+        sizes_of_equals = teachers.setdefault(100 * curve.teacher["test_accuracy"], [])
+        if curve.teacher["num_parameters"] not in sizes_of_equals:
+            sizes_of_equals.append(curve.teacher["num_parameters"])
     line = {"dash": "dash", "width": 1.5, "color": "#777777"}
     return {
         "plot_bgcolor": "#FFFFFF",
@@ -219,12 +229,12 @@ def _layout(
         ],
         "annotations": [
             {
-                # Teachers of several runs are often equally good: not one label on another.
+                # Teachers of several runs are often nearly as good: not one label on another.
                 "xref": "paper", "x": number % 2, "xanchor": ("left", "right")[number % 2],
                 "y": y, "yanchor": "bottom", "showarrow": False, "font": {"color": "#555555"},
-                "text": f"teacher: {short_number(size)} parameters, {y:.1f} %",
+                "text": f"teacher: {' and '.join(map(short_number, own))} parameters, {y:.1f} %",
             }
-            for number, (y, size) in enumerate(teachers.items())
+            for number, (y, own) in enumerate(teachers.items())
         ],
         "updatemenus": [
             {

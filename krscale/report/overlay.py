@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,7 +15,11 @@ from krscale.report.axes import accuracy_range, bars, finished, percent
 from krscale.report.figure import STYLE, label_sizes, plotted_sizes, styles_of
 from krscale.report.result import Curve
 
-_LINES = ("-", "--", ":", "-.")
+_LINES: Sequence[Any] = (
+    "-", "--", ":", "-.",
+    (0, (9, 3)), (0, (9, 2, 3, 2)), (0, (6, 2, 1, 2, 1, 2)), (0, (1, 4)),
+)  # fmt: skip
+"""A style for each run, begun anew after the last; lengths of dashes and gaps in line widths."""
 
 
 def draw_curves(curves: Sequence[Curve], path: Path) -> None:

@@ -24,7 +24,7 @@ from krscale.report.page_settings import convergence, other_settings, winning_se
 from krscale.report.rendering import Cell, Table, texts, write_rendered
 from krscale.report.reproduce import command_of
 from krscale.report.result import Curve
-from krscale.report.students import CurveSize, MethodResult
+from krscale.report.students import CurveSize, MethodResult, is_within
 from krscale.report.table import apart, front_of, sampling, several_rows, short_number
 
 CLOSE_ENOUGH = 0.01
@@ -119,7 +119,7 @@ def _answer(curve: Curve) -> str:
         return "No training of this search was finished."
     candidates = find_candidates(curve)
     best = max(candidates, key=lambda c: (c.val_accuracy, -c.measure("num_parameters")))
-    near = [c for c in candidates if c.val_accuracy >= best.val_accuracy - CLOSE_ENOUGH]
+    near = [c for c in candidates if is_within(c.val_accuracy, best.val_accuracy, CLOSE_ENOUGH)]
     small = min(near, key=lambda c: (c.measure("num_parameters"), -c.val_accuracy))
     teacher = curve.teacher
     text = (

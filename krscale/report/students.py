@@ -30,6 +30,24 @@ def rounded_mean(mean: float) -> float:
     return round(mean, 12)
 
 
+def is_within(accuracy: float, best: float, distance: float) -> bool:
+    """Return whether an accuracy is at most so far below the best, counted as people count.
+
+    One image of 200 is half a point, so distances of exactly that are common; what subtracting
+    floating-point numbers leaves in the last digits must not decide.
+
+    Args:
+        accuracy: A share.
+        best: A share.
+        distance: Difference of shares, itself included.
+
+    Example:
+        >>> 0.12 >= 0.13 - 0.01, is_within(0.12, 0.13, 0.01), is_within(0.119, 0.13, 0.01)
+        (False, True, False)
+    """
+    return rounded_mean(best - accuracy) <= distance
+
+
 class Part(BaseModel):
     """A part of `curve.json`: immutable, and closed to unknown keys."""
 

@@ -77,6 +77,19 @@ def short_number(value: float) -> str:
     return f"{value:.0f}"
 
 
+def short_latency(milliseconds: float, digits: int = 3) -> str:
+    """Return milliseconds with so many digits, more where there are more before the point.
+
+    Example:
+        >>> [short_latency(value) for value in (0.2517, 12.349, 1234.5)]
+        ['0.252', '12.3', '1234']
+        >>> short_latency(123.4, 2)
+        '123'
+    """
+    is_whole = milliseconds >= 10 ** (digits - 1)
+    return f"{milliseconds:.0f}" if is_whole else f"{milliseconds:.{digits}g}"
+
+
 def student_rows(
     size: CurveSize, methods: Sequence[str], front: set[tuple[str, str]], plus_minus: str
 ) -> list[list[Text]]:

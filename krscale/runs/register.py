@@ -9,6 +9,7 @@ from pathlib import Path
 
 from krscale.errors import UserError
 from krscale.redaction import redact
+from krscale.report.table import short_latency
 from krscale.runs.deliver import Delivery
 from krscale.runs.experiment_file import last_start, read_experiment
 from krscale.tracking import HASH_TAG, Begun, Registration, reopen, save_onnx_model
@@ -107,7 +108,7 @@ def _describe(delivery: Delivery) -> str:
     origin = card.provenance
     parts = [
         f"{picked.name}, seed {origin['seed']}: {card.num_parameters:,} parameters, "
-        f"{card.flops:,} FLOPs, {picked.measure('latency_ms'):.3g} ms"
+        f"{card.flops:,} FLOPs, {short_latency(picked.measure('latency_ms'))} ms"
     ]
     if origin["trained_on"] != ["train"]:
         parts.append(f"trained on {' and '.join(_SPLITS[s] for s in origin['trained_on'])}")

@@ -25,6 +25,7 @@ from krscale.config import is_share, parse_capacity
 from krscale.errors import UserError
 from krscale.files import damaged
 from krscale.report.findings import NEAR, Importance, Insight, Setting, StudyInsight
+from krscale.report.students import is_within
 from krscale.runs.kinds import describe_folder, require_folder
 from krscale.search.studies.journal import JOURNAL, read_journal
 from krscale.search.studies.opening import present_studies
@@ -33,7 +34,7 @@ from krscale.search.studies.trial_spec import FinalKey, TuningKey
 
 MIN_TRIALS = 8
 """Fewer complete trials than this, or than twice the settings, explain nothing."""
-_GRANULARITY, _SPARSITY = "distill.granularity", "distill.sparsity"
+GRANULARITY, SPARSITY = "distill.granularity", "distill.sparsity"
 
 
 def find_insight(run_path: Path) -> Insight:
@@ -138,7 +139,7 @@ def _searched(trials: Iterable[FrozenTrial]) -> tuple[set[str], set[str]]:
 
 
 def _near(complete: Sequence[FrozenTrial], best: float) -> dict[str, list[Any]]:
-    near = [trial for trial in complete if trial.values[0] >= best - NEAR]
+    near = [trial for trial in complete if is_within(trial.values[0], best, NEAR)]
     found: dict[str, list[Any]] = {}
     for name in sorted({name for trial in near for name in trial.params}):
         values = {trial.params[name] for trial in near if name in trial.params}
@@ -150,10 +151,10 @@ def _near(complete: Sequence[FrozenTrial], best: float) -> dict[str, list[Any]]:
 def _settings(complete: Iterable[FrozenTrial]) -> tuple[Setting, ...]:
     return tuple(
         Setting(
-            granularity=trial.params.get(_GRANULARITY),
-            sparsity=trial.params.get(_SPARSITY),
+            granularity=trial.params.get(GRANULARITY),
+            sparsity=trial.params.get(SPARSITY),
             val_accuracy=trial.values[0],
         )
         for trial in complete
-        if _GRANULARITY in trial.params or _SPARSITY in trial.params
+        if GRANULARITY in trial.params or SPARSITY in trial.params
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
@@ -21,10 +22,12 @@ from krscale.report.findings import (
     INSIGHT_FIGURE_FILE,
     NEAR,
     Insight,
+    Setting,
     StudyInsight,
     write_insight,
 )
-from krscale.search.insight import find_insight
+from krscale.report.students import is_within
+from krscale.search.insight import GRANULARITY, SPARSITY, find_insight
 
 _Row = Callable[[Sequence[Axes], Sequence[StudyInsight]], None]
 SHOWN_RANGE = 0.05
@@ -81,11 +84,12 @@ def _draw_settings(axes: Sequence[Axes], studies: Sequence[StudyInsight]) -> Non
             ax.set_axis_off()
             continue
         best = study.best_accuracy or 0.0
-        worst_first = sorted(study.settings, key=lambda s: s.val_accuracy)
+        worst_first = sorted(study.settings, key=partial(_rank, study))
         x = [s.sparsity if s.sparsity is not None else 0.0 for s in worst_first]
         y = [_height(s.granularity) for s in worst_first]
         behind = [100 * (s.val_accuracy - best) for s in worst_first]
-        rings = ["#000000" if b >= -100 * NEAR else "none" for b in behind]
+        near = [is_within(s.val_accuracy, best, NEAR) for s in worst_first]
+        rings = ["#000000" if is_near else "none" for is_near in near]
         ax.scatter(x, y, c=behind, cmap="viridis", norm=colours, s=42, edgecolors=rings)
         if worst_first:
             ax.scatter(x[-1:], y[-1:], marker="*", s=230, color="#D55E00", edgecolors="#000000")
@@ -102,6 +106,12 @@ def _draw_settings(axes: Sequence[Axes], studies: Sequence[StudyInsight]) -> Non
         ScalarMappable(colours, "viridis"), ax=list(axes), extend="min", pad=0.01,
         label="points behind\nthe best trial",
     )  # fmt: skip
+
+
+def _rank(study: StudyInsight, setting: Setting) -> tuple[float, bool]:
+    """Return what trials are sorted by; of equally accurate ones the winner is the last."""
+    won = study.best.get(GRANULARITY), study.best.get(SPARSITY)
+    return setting.val_accuracy, (setting.granularity, setting.sparsity) == won
 
 
 def _height(granularity: int | str | None) -> int:

@@ -67,8 +67,9 @@ class SearchResult:
         `size`, `method`, `num_parameters`, `flops`, `latency_ms`; `val_accuracy` and
         `test_accuracy`, means over the final seeds, and `test_accuracies`, one for each (shares;
         None and empty where no trial was finished); `num_trials`; `on_front`, whether no other
-        student has both fewer parameters and a better validation accuracy; and `settings`, those
-        of the best trial by dotted path. `pandas.DataFrame(result.rows)` is a table of them.
+        student is better in parameters or validation accuracy and as good in the other; and
+        `settings`, those of the best trial by dotted path. `pandas.DataFrame(result.rows)` is a
+        table of them.
         """
         front = front_of(self.curve)
         return [

@@ -87,6 +87,29 @@ def test_several_runs_are_compared(storage, tmp_path, capsys):
     assert "reports" not in capsys.readouterr().err
 
 
+def test_a_copy_is_called_as_its_folder_unless_no_run_can_be(storage, capsys):
+    for name in ("second", "my copy"):
+        shutil.copytree(storage / "digits", storage / name)
+    assert main(["digits", "second", str(storage / "my copy"), "--json"]) == 0
+    curves = json.loads(capsys.readouterr().out)
+    assert [curve["name"] for curve in curves] == ["digits", "second", "digits-2"]
+    assert main(["second"]) == 0
+    assert "second: test accuracy" in capsys.readouterr().out
+    assert "second,1/4," in (storage / "second" / "curve.csv").read_text()
+
+
+def test_figures_of_another_run_are_not_replaced(storage, capsys):
+    shutil.copytree(storage / "digits", storage / "second")
+    assert main(["second"]) == 0
+    before = {path: path.read_bytes() for path in storage.rglob("*.*") if path.is_file()}
+    for names in (["digits"], ["digits", "second"]):
+        for folder in ("second", "other"):
+            assert main([*names, "--output", str(storage / folder)]) == 2
+            assert f"--output: {storage / folder} is the folder" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in storage.rglob("*.*") if path.is_file()}
+    assert main(["second", "--output", str(storage / "second")]) == 0, "its own"
+
+
 def test_no_two_runs_have_one_name_or_one_figure():
     class Named:
         def __init__(self, name):

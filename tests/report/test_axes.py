@@ -3,11 +3,12 @@
 import math
 
 import matplotlib.figure
+import plotly.graph_objects
 import pytest
 
 from krscale.report import Curve, CurveSize, MethodResult, draw_curve, draw_curves, find_pareto
 from krscale.report.axes import accuracy_range, bars, finished, marked, size_range
-from krscale.report.interactive import _figure
+from krscale.report.interactive import _figure, write_interactive
 
 
 def result(*accuracies):
@@ -178,3 +179,34 @@ def test_students_are_ordered_by_their_own_size():
     curve = make({"kr": [(0.5,), (0.6,)]}, sizes=(4_000, 1_000))
     assert [size.num_parameters for size, _ in finished(curve, "kr")] == [1_000, 4_000]
     assert math.isclose(_figure([curve])["data"][0]["y"][0], 60.0)
+
+
+def test_equally_large_students_are_all_named_and_names_are_no_shares(drawn, tmp_path):
+    sizes = FOUR.sizes
+    named = tuple(
+        size.model_copy(update={"capacity": name, "num_parameters": count})
+        for size, name, count in zip(
+            sizes, ("deep", "flat", "big", "huge"), (1_000, 1_000, 9_000, 90_000), strict=True
+        )
+    )
+    curve = FOUR.model_copy(update={"sizes": named, "pareto": find_pareto(named)})
+    axes = drawn([curve])
+    shown = [text.get_text() for text in axes.get_xticklabels()]
+    assert shown == ["1k\ndeep, flat", "9k\nbig", "90k\nhuge"]
+    assert axes.get_xlabel() == "Student parameters (below: name), log scale"
+    layout = _figure([curve])["layout"]
+    assert layout["xaxis"]["ticktext"][0] == "1k<br>deep, flat"
+    for one, below in ((curve, "name"), (FOUR, "share of the teacher's parameters")):
+        write_interactive([one], tmp_path / "curve.html")
+        page = (tmp_path / "curve.html").read_text(encoding="utf-8")
+        assert f"Under each size stands the student's {below}." in page
+        assert page.count("Under each size stands") == 1
+
+
+def test_no_two_of_eight_runs_have_one_line_style(drawn):
+    curves = [make({"kr": [(0.9,), (0.95,)]}, name=f"run-{number}") for number in range(8)]
+    lines = [bars.lines[0] for bars in drawn(curves).containers]
+    assert len({(line._dash_pattern[0], str(line._dash_pattern[1])) for line in lines}) == 8
+    traces = [trace for trace in _figure(curves)["data"] if "line" in trace]
+    assert len({trace["line"]["dash"] for trace in traces}) == len(traces) == 8
+    plotly.graph_objects.Figure(_figure(curves))  # refuses dashes that plotly does not know

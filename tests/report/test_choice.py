@@ -226,3 +226,12 @@ def test_test_accuracies_change_nothing(curve: Curve, limits: Limits, random) ->
             return str(error)
 
     assert outcome(curve) == outcome(other)
+
+
+def test_limits_are_said_as_they_were_given() -> None:
+    slow = make((1_000, {"kr": result(0.9704)}), latency=lambda size: 1_234.5)
+    assert Limits(min_accuracy=0.95).describe() == "at least 95.0 % on validation"
+    assert Limits(min_accuracy=0.57).describe() == "at least 57.0 % on validation"
+    assert Limits(latency_ms=2_500.0).describe() == "at most 2500 ms"
+    with pytest.raises(UserError, match=r"has at least 97\.0435 % on .* 1234 ms; 97\.0 % on val"):
+        choose(slow, Limits(min_accuracy=0.970435))

@@ -97,6 +97,24 @@ def test_buttons_move_every_point_to_the_other_axes() -> None:
         assert places["x"][2] == pytest.approx(expected, rel=0.05), "the rings go with them"
 
 
+def test_equally_accurate_teachers_are_all_named() -> None:
+    first, same, larger = make("a"), make("b"), make("c")
+    larger = larger.model_copy(update={"teacher": {**larger.teacher, "num_parameters": 11_000_000}})
+    layout = _figure([first, same, larger])["layout"]
+    assert [note["text"] for note in layout["annotations"]] == [
+        "teacher: 696k and 11M parameters, 98.9 %"
+    ]
+
+
+def test_slow_students_have_whole_milliseconds_on_the_axis() -> None:
+    curve = make()
+    sizes = tuple(s.model_copy(update={"latency_ms": 6_172 * s.latency_ms}) for s in curve.sizes)
+    slow = curve.model_copy(update={"sizes": sizes, "pareto": find_pareto(sizes)})
+    buttons = _figure([slow])["layout"]["updatemenus"][0]["buttons"]
+    shown = {button["label"]: button["args"][1]["xaxis.ticktext"] for button in buttons}
+    assert shown["Latency"] == ["1234<br>1/16", "1852<br>1/4"]
+
+
 def test_a_name_cannot_break_out(tmp_path) -> None:
     evil = '</script><script>alert("x")</script>\x00\x1b\ud800'
     write_interactive([make(evil)], tmp_path / "curve.html")

@@ -10,6 +10,7 @@ import tomllib
 from html.parser import HTMLParser
 
 import pytest
+from matplotlib.figure import Figure
 
 from krscale.config import Experiment, load
 from krscale.report import (
@@ -29,6 +30,7 @@ from krscale.report import (
     write_page,
 )
 from krscale.report.findings import Importance, Insight, StudyInsight
+from krscale.report.page import _answer
 from krscale.report.reproduce import command_of, settings_of
 
 VOID = {"meta", "link", "img", "br"}
@@ -173,7 +175,7 @@ def test_a_run_without_insight_has_its_winners_and_says_how_to_know_more(tmp_pat
     assert WHERE not in page(tmp_path, ShownRun(make(sizes=sizes, pareto=()), PNG, None, {})).text
 
 
-def test_convergence_of_the_search_and_of_the_trainings(tmp_path) -> None:
+def test_convergence_of_the_search_and_of_the_trainings(tmp_path, monkeypatch) -> None:
     insight = Insight(
         name="digits",
         studies=(
@@ -185,6 +187,13 @@ def test_convergence_of_the_search_and_of_the_trainings(tmp_path) -> None:
             study("plain", "1/4", best_so_far=(None, None)),
         ),
     )  # fmt: skip
+    legends = []
+    legend = Figure.legend
+    monkeypatch.setattr(
+        Figure,
+        "legend",
+        lambda self, *given, **o: (legends.append(given), legend(self, *given, **o)),
+    )
     page(tmp_path, ShownRun(make(), PNG, None, {}, insight=insight))
     text = (tmp_path / "report.html").read_text()
     assert rows_of(text, LONG_ENOUGH) == [
@@ -196,6 +205,7 @@ def test_convergence_of_the_search_and_of_the_trainings(tmp_path) -> None:
     picture = base64.b64decode(re.search(r"base64,([^\"]*)", section)[1])
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 5_000
+    assert legends[0][1] == ["kr", "plain"], "plain has no line at the first size"
 
 
 def test_sizes_of_searched_architectures_stand_beside_their_accuracies(tmp_path) -> None:
@@ -461,3 +471,15 @@ def test_command_gives_the_same_experiment_again() -> None:
     assert settings_of(Experiment()) == []
     for setting in settings_of(experiment):
         tomllib.loads(f"value = {setting.partition('=')[2]}")
+
+
+def test_a_student_one_point_below_the_best_is_enough_whatever_rounding_leaves() -> None:
+    sizes = make().sizes
+    for best in range(1, 101):
+        accuracies = ((best - 1) / 100, best / 100)
+        found = tuple(
+            size.model_copy(update={"methods": {"plain": result(accuracy, 0.5)}})
+            for size, accuracy in zip(sizes, accuracies, strict=True)
+        )
+        answer = _answer(make(sizes=found, pareto=find_pareto(found)))
+        assert "smallest one within 1 percentage point of it" in answer, best

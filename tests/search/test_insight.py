@@ -6,12 +6,14 @@ from pathlib import Path
 import optuna
 import pytest
 from ladder_play import METHODS, Ladder, experiment, play_all
+from matplotlib.figure import Figure
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from running import in_process
 
 from krscale.files import read_json
+from krscale.report.convergence import trials_needed
 from krscale.search.insight import find_insight
 from krscale.search.insight_figure import draw_insight
 from krscale.search.space.space import load_space
@@ -160,3 +162,46 @@ def test_optuna_dashboard_opens_the_journal_as_it_is(run: Path) -> None:
     assert status[0].startswith("200")
     names = {study["study_name"] for study in json.loads(body)["study_summaries"]}
     assert names == {"kr@1/64", "kr@1/64 final", "kr@1/4", "kr@1/4 final"}
+
+
+def test_of_equally_accurate_trials_the_star_is_the_winner(tmp_path: Path, monkeypatch) -> None:
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal.log")))
+    study = optuna.create_study(storage=storage, study_name="kr@1/4", direction="maximize")
+    for granularity, sparsity, loss in ((1, 0.1, 0.3), (2, 0.4, 0.2), (3, 0.7, 0.5)):
+        study.enqueue_trial({"distill.granularity": granularity, "distill.sparsity": sparsity})
+        trial = study.ask()
+        trial.suggest_int("distill.granularity", 1, 3)
+        trial.suggest_float("distill.sparsity", 0.0, 0.9)
+        trial.set_user_attr("val/loss", loss)
+        study.tell(trial, 0.9)
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *given, **o: (figures.append(self), save(self, *given, **o))
+    )
+    insight = find_insight(tmp_path)
+    assert insight.studies[0].best == {"distill.granularity": 2, "distill.sparsity": 0.4}
+    assert draw_insight(insight, tmp_path / "insight.png")
+    star = figures[0].axes[0].collections[-1].get_offsets()
+    assert star.tolist() == [[0.4, 2.0]], "the trial that the table names"
+
+
+def test_half_a_point_below_the_best_is_near_it_whatever_rounding_leaves(tmp_path: Path) -> None:
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal.log")))
+    # Half a point is one of 200 images; these are the accuracies where floats disagree.
+    pairs = [(k - 1, k) for k in range(1, 201) if (k - 1) / 200 < k / 200 - 0.005][:4]
+    assert pairs
+    for number, pair in enumerate(pairs):
+        study = optuna.create_study(
+            storage=storage, study_name=f"kr@{1 + number}/200", direction="maximize"
+        )
+        for right in pair:
+            study.enqueue_trial({"distill.granularity": right})
+            trial = study.ask()
+            trial.suggest_int("distill.granularity", 0, 200)
+            study.tell(trial, right / 200)
+    studies = find_insight(tmp_path).studies
+    assert [study.near_best["distill.granularity"] for study in studies] == [
+        [less, more] for less, more in pairs
+    ]
+    assert {trials_needed(study) for study in studies} == {1}

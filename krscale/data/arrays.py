@@ -14,6 +14,7 @@ from krscale.data.arrow import Images, Split
 from krscale.data.classes import Values, alike
 from krscale.data.label_column import whole_numbers
 from krscale.data.naming import Written, read_labels
+from krscale.data.seen import nearly_black
 from krscale.data.source import Place, SourceData, SplitName
 from krscale.errors import UserError
 from krscale.foreign import parsing
@@ -146,7 +147,7 @@ def _conversion(arrays: Sequence[Array], where: str) -> tuple[Callable[[Array], 
     if kind == np.uint16 and most > 255:
         return (
             lambda part: part >> 8,
-            f"{where}: images are {found}; scaled from 0..65535 to 0..255.",
+            f"{where}: images are {found}; scaled from 0..65535 to 0..255.{nearly_black(most)}",
         )
     if kind.kind == "f" and least >= -ROUNDING and most <= 1 + ROUNDING:
         return (
@@ -201,7 +202,7 @@ def _text(label: Any, where: str) -> str:
         return as_text(label)
     if not isinstance(label, str):
         raise UserError(f"{where}: the label {label!r} is no text, where others are.")
-    return label
+    return str(label)  # NumPy's own text would be quoted as `np.str_('ant')`
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from krscale.errors import UserError
 
 _LISTED = 20  # files that a message names; `krscale data check` names all
-_DIM = 2**12
+DIM = 2**12
 """16-bit images none of whose values reaches this hold fewer bits, and are nearly black."""
 
 
@@ -124,12 +124,20 @@ class Seen:
                 "data.files.exif_orientation = true turns them."
             )
         if self.deep:
-            dim = f" None is brighter than {self.brightest}: all are nearly black."
             notes.append(
                 f"{where}: {self.deep} images have 16 bits a channel; their values 0..65535 are "
-                f"scaled to 0..255.{dim if self.brightest < _DIM else ''}"
+                f"scaled to 0..255.{nearly_black(self.brightest)}"
             )
         return tuple(notes)
+
+
+def nearly_black(brightest: float) -> str:
+    """Say that images of 16 bits hold fewer bits; nothing where their largest value is far above.
+
+    >>> nearly_black(65535), nearly_black(1023)
+    ('', ' None is brighter than 1023: all are nearly black.')
+    """
+    return f" None is brighter than {brightest:g}: all are nearly black." if brightest < DIM else ""
 
 
 def skipped_notes(where: str, faults: Sequence[Fault]) -> tuple[str, ...]:

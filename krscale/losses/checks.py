@@ -10,7 +10,7 @@ from torch import Tensor
 
 from krscale.config.fields import check_number
 from krscale.errors import UserError
-from krscale.models.outputs import sum_to_one
+from krscale.models.outputs import are_probabilities
 
 
 def check_settings(loss: str, **settings: tuple[Any, float]) -> None:
@@ -52,10 +52,10 @@ def check_logits(
         )
     check_same_shape(loss, student, teacher)
     for name, values in (("student", student), ("teacher", teacher)):
-        if _can_be_seen(values) and len(values) > 1 and sum_to_one(values):
+        if _can_be_seen(values) and len(values) > 1 and are_probabilities(values):
             raise UserError(
-                f"losses.{loss}: {name}_logits are probabilities (each row sums to 1), and logits "
-                "are needed: leave the softmax out, or give their logarithm."
+                f"losses.{loss}: {name}_logits are probabilities (each row sums to 1, or to 100), "
+                "and logits are needed: leave the softmax out, or give their logarithm."
             )
     if labels is not None or needs_labels:
         check_labels(loss, labels, len(student))

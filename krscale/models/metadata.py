@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from krscale.errors import UserError
+from krscale.errors import UserError, unknown_name
 from krscale.foreign import parsing, read_bounded
-from krscale.models.preprocessing import Numbers, Preprocessing
+from krscale.models.preprocessing import PRESETS, Numbers, Preprocessing, preset
 from krscale.models.resizing import INTERPOLATIONS, Size
 
 HF_FILE = "preprocessor_config.json"
@@ -24,6 +25,12 @@ _ATTRIBUTES = ("preprocessing", "pretrained_cfg", "default_cfg", "transforms")
 _FIELDS = (
     "mean", "std", "input_size", "crop_size", "pixel_range", "channel_order", "interpolation"
 )  # fmt: skip
+_NAMED = "normalisation"
+"""Mean and standard deviation by name, as in an experiment; no library writes it."""
+_OF_DATA = "data"
+_MISSPELT = 0.85
+"""Likeness from which a name is taken for another that was meant. timm writes `test_input_size` and
+others beside `input_size`, which are less like it."""
 _HF_STEPS = (
     "do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_flip_channel_order",
     "do_convert_rgb",
@@ -45,8 +52,8 @@ def preprocessing_of(
     Args:
         network: May have an attribute `pretrained_cfg` or `default_cfg` (timm's: `mean`, `std`,
             `input_size`, `interpolation`), `transforms` (torchvision's: `mean`, `std`,
-            `crop_size`, `interpolation`), or `preprocessing`, with any of these names; a mapping or
-            an object.
+            `crop_size`, `interpolation`), or `preprocessing`, with any of these names and those of
+            an experiment; a mapping or an object.
         folder: May hold the `preprocessor_config.json` of Hugging Face.
         interpolation: Taken in place of the network's own, which then is not read.
 
@@ -82,30 +89,71 @@ def _of_attribute(network: nn.Module | None, name: str, interpolation: str) -> P
     # A module is a part of the network, which does by itself what it says.
     if said is None or isinstance(said, nn.Module):
         return None
-    return _of_fields(said, f"{type(network).__name__}.{name}", interpolation)
+    where = f"{type(network).__name__}.{name}"
+    if name != _ATTRIBUTES[0]:
+        return _of_fields(said, where, interpolation)
+    if isinstance(said, Mapping):
+        _refuse_misspelt(said, where)
+    return _of_fields(said, where, interpolation, _field(said, _NAMED))
 
 
-def _of_fields(said: Any, where: str, interpolation: str) -> Preprocessing | None:
+def _refuse_misspelt(said: Mapping[str, Any], where: str) -> None:
+    """Refuse what a user's own network says by names that are not known, and would be passed over.
+
+    Other names beside known ones are passed over, as where it hands on what timm says.
+    """
+    known = (*_FIELDS, _NAMED)
+    others = [str(name) for name in said if name not in known]
+    for name in others:
+        if get_close_matches(name.lower(), known, n=1, cutoff=_MISSPELT):
+            raise unknown_name("name", name, known, where)
+    if others and len(others) == len(said):
+        raise unknown_name("name", others[0], known, where)
+
+
+def _of_fields(
+    said: Any, where: str, interpolation: str, normalisation: Any = None
+) -> Preprocessing | None:
     fields = {name: _field(said, name) for name in _FIELDS}
     size_name = "crop_size" if fields["input_size"] is None else "input_size"
     decisive = [fields[name] for name in _FIELDS if name != "interpolation"]
-    if all(value is None for value in decisive):
+    if all(value is None for value in (*decisive, normalisation)):
         return None
     mean, std = (_numbers(fields[name], f"{where}: {name}") for name in ("mean", "std"))
     if (mean is None) != (std is None):
         raise UserError(f"{where}: has one of mean and std; both are needed, or neither.")
+    pixel_range = str(fields["pixel_range"] or "0..1")
+    channel_order = str(fields["channel_order"] or "rgb").lower()
+    if normalisation is not None:
+        mean, std = _by_name(normalisation, mean, pixel_range, channel_order, where)
     try:
         return Preprocessing(
             mean,
             std,
-            str(fields["pixel_range"] or "0..1"),
-            str(fields["channel_order"] or "rgb").lower(),
+            pixel_range,
+            channel_order,
             _size(fields[size_name], f"{where}: {size_name}"),
             interpolation or _interpolation(fields["interpolation"], where),
         )
     except UserError as error:
         message = str(error)
         raise UserError(message if message.startswith(where) else f"{where}: {message}") from None
+
+
+def _by_name(
+    name: Any, mean: Numbers | None, pixel_range: str, channel_order: str, where: str
+) -> tuple[Numbers, Numbers] | tuple[None, None]:
+    """Return mean and standard deviation by name; None of both for the data's own.
+
+    Raises:
+        UserError: If there is no such name, or numbers are given as well.
+    """
+    allowed = (_OF_DATA, *PRESETS)
+    if name not in allowed:
+        raise unknown_name(_NAMED, str(name), allowed, where)
+    if mean is not None:
+        raise UserError(f"{where}: mean and std stand for {_NAMED} = {name!r}; give one of them.")
+    return (None, None) if name == _OF_DATA else preset(name, pixel_range, channel_order)
 
 
 def _of_hugging_face(path: Path, interpolation: str) -> Preprocessing:

@@ -1,8 +1,8 @@
 """What a network returns, read as logits: a tensor, or one among several under a name or position.
 
-Networks of other libraries return dictionaries, dataclasses, named tuples or tuples, some of them
-only while they train (auxiliary classifiers). The reader is a forward hook of the network itself,
-so that its modules, its state dict and the paths of its taps stay what they were.
+Networks of other libraries return dictionaries, dataclasses, other objects, named tuples or tuples,
+some of them only while they train (auxiliary classifiers). The reader is a forward hook of the
+network itself, so that its modules, its state dict and the paths of its taps stay what they were.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def find_logits(output: Any, key: str = "", where: str = "model") -> Tensor:
     train.
 
     Args:
-        output: A tensor, or a mapping, dataclass, named tuple, tuple or list that holds it.
+        output: A tensor, or a mapping, dataclass, named tuple, tuple, list or other object that
+            holds it.
         key: Name or position of the logits; empty takes `logits`, or the only tensor.
         where: The config table of the network, for errors.
 
@@ -69,7 +70,7 @@ def find_logits(output: Any, key: str = "", where: str = "model") -> Tensor:
     if found is None:
         raise UserError(
             f"{where}: the network returns {type(output).__name__}; allowed: a tensor of logits, "
-            "or a dictionary, dataclass, tuple or list that holds one."
+            "or a dictionary, dataclass, other object, tuple or list that holds one."
         )
     if key:
         if key in found:
@@ -101,6 +102,8 @@ def outputs_by_name(output: Any) -> dict[str, Tensor] | None:
         items = list(zip(output._fields, output, strict=True))
     elif isinstance(output, tuple | list):
         items = [(str(position), value) for position, value in enumerate(output)]
+    elif hasattr(output, "__dict__"):  # an object of a class of one's own, with attributes
+        items = list(vars(output).items())
     else:
         return None
     return {name: value for name, value in items if isinstance(value, Tensor)}
@@ -113,29 +116,35 @@ def without_positions(logits: Tensor) -> Tensor:
     return logits
 
 
-def sum_to_one(outputs: Tensor) -> bool:
-    """Whether outputs `[B, K]` are probabilities of classes, as after a softmax.
+def are_probabilities(outputs: Tensor) -> bool:
+    """Whether outputs `[B, K]` are probabilities of classes, as after a softmax, or per cent.
 
-    Taken for logits they would be nearly the same for all classes, and nothing would fail.
+    Taken for logits they would be nearly the same for all classes, or per cent next to certain of
+    one, and nothing would fail.
+
+    >>> logits = torch.tensor([[2.0, 0.0], [1.0, 3.0]])
+    >>> [are_probabilities(x) for x in (logits, logits.softmax(dim=1), 100 * logits.softmax(dim=1))]
+    [False, True, True]
     """
     wide = outputs.detach().float()
+    sums = wide.sum(dim=1)
     return (
         wide.shape[1] > 1
         and bool((wide >= 0.0).all())
-        and bool(((wide.sum(dim=1) - 1.0).abs() < _ROUNDING).all())
+        and any(bool(((sums / whole - 1.0).abs() < _ROUNDING).all()) for whole in (1.0, 100.0))
     )
 
 
 def refuse_probabilities(outputs: Tensor, where: str) -> None:
-    """Refuse a network that gives probabilities in place of logits, see `sum_to_one`.
+    """Refuse a network that gives probabilities in place of logits, see `are_probabilities`.
 
     Raises:
         UserError: Says what to do.
     """
-    if sum_to_one(outputs):
+    if are_probabilities(outputs):
         raise UserError(
-            f"{where}: in eval mode the network gives probabilities (each image's sum to 1), and "
-            "logits are needed: leave its softmax out, or return their logarithm."
+            f"{where}: in eval mode the network gives probabilities (each image's sum to 1, or to "
+            "100), and logits are needed: leave its softmax out, or return their logarithm."
         )
 
 

@@ -159,6 +159,18 @@ class Preprocessing:
 DEFAULT = Preprocessing()
 
 
+def preset(name: str, pixel_range: str, channel_order: str) -> tuple[Numbers, Numbers]:
+    """Return mean and standard deviation by a name of `PRESETS`, as the network takes its pixels.
+
+    >>> preset("half", "0..255", "rgb")
+    ((127.5,), (127.5,))
+    """
+    mean, std = PRESETS[name]
+    unit = 255.0 if pixel_range == "0..255" and name != "none" else 1.0
+    step = -1 if channel_order == "bgr" else 1
+    return tuple(m * unit for m in mean[::step]), tuple(s * unit for s in std[::step])
+
+
 def preprocessing_of_network(network: nn.Module) -> Preprocessing:
     """Return the preprocessing of a network that `set_preprocessing` gave it, or the default."""
     found = getattr(network, _ATTRIBUTE, DEFAULT)

@@ -12,7 +12,7 @@ from krscale.config import ModelConfig, PreprocessingConfig, TeacherConfig
 from krscale.models import ZOO, is_pretrained
 from krscale.models.libraries import LIBRARIES
 from krscale.models.metadata import own_preprocessing, preprocessing_of
-from krscale.models.preprocessing import DEFAULT, PRESETS, Numbers, Preprocessing
+from krscale.models.preprocessing import DEFAULT, Preprocessing, preset
 
 _FOLDER = "hf:"
 """Beginning of the names of networks whose folder holds their preprocessing."""
@@ -93,14 +93,6 @@ def _overridden(config: PreprocessingConfig, own: Preprocessing) -> Preprocessin
     elif config.normalisation == "data":
         fields |= {"mean": None, "std": None}
     elif config.normalisation != "auto":
-        mean, std = _preset(config.normalisation, fields["pixel_range"], fields["channel_order"])
+        mean, std = preset(config.normalisation, fields["pixel_range"], fields["channel_order"])
         fields |= {"mean": mean, "std": std}
     return Preprocessing(**fields)
-
-
-def _preset(name: str, pixel_range: str, channel_order: str) -> tuple[Numbers, Numbers]:
-    """Return mean and standard deviation by name, as the network takes its pixels."""
-    mean, std = PRESETS[name]
-    unit = 255.0 if pixel_range == "0..255" and name != "none" else 1.0
-    step = -1 if channel_order == "bgr" else 1
-    return tuple(m * unit for m in mean[::step]), tuple(s * unit for s in std[::step])

@@ -14,7 +14,7 @@ import pytest
 
 from krscale.config import DataConfig, FilesConfig
 from krscale.data import SPLITS, Dataset, prepare_data
-from krscale.data.arrays import Arrays, to_images
+from krscale.data.arrays import Arrays, source_data, to_images
 from krscale.data.guessing import guess_source
 from krscale.errors import UserError
 
@@ -276,6 +276,24 @@ def test_whole_numbers_up_to_one_are_said_to_be_dark():
         assert "from 0 to 1: all are nearly black" in notes[0]
         assert not converted(train=(images() % 3).astype(kind))[1]
         assert not converted(train=(images() % 2).astype(kind), test=images().astype(kind))[1]
+
+
+def test_sixteen_bits_that_hold_fewer_are_said_to_be_dark_as_in_files():
+    pixels = images().astype(np.uint16)
+    assert "None is brighter than" in converted(train=pixels * 15)[1][0]
+    assert converted(train=pixels * 257)[1][0].endswith("to 0..255.")
+    assert converted(train=pixels * 15, test=pixels * 257)[1][0].endswith("to 0..255.")
+
+
+def test_a_label_that_train_lacks_is_answered_with_the_plain_name():
+    pixels, names = images(), np.array(["ant", "bee"])
+    parts = {
+        split: Arrays(pixels, names[np.arange(len(pixels)) % 2], split)
+        for split in ("train", "test")
+    }
+    parts["test"].labels[0] = "be"
+    with pytest.raises(UserError, match=r"the label be is outside .* Did you mean 'bee'\?"):
+        source_data(parts, DataConfig(source="numpy"), "here")
 
 
 def test_channels_may_be_named():

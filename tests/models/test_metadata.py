@@ -35,6 +35,7 @@ class Filter(enum.Enum):
 TIMM = {
     "mean": IMAGENET[0], "std": IMAGENET[1], "input_size": (3, 224, 192), "interpolation": "bicubic"
 }  # fmt: skip
+OF_TIMM = Preprocessing(*IMAGENET, input_size=(224, 192), interpolation="bicubic")
 
 
 @pytest.mark.parametrize(
@@ -49,9 +50,7 @@ TIMM = {
     ],
 )  # fmt: skip
 def test_libraries_of_networks(attributes: dict[str, object]) -> None:
-    assert preprocessing_of(network(**attributes)) == Preprocessing(
-        *IMAGENET, input_size=(224, 192), interpolation="bicubic"
-    )
+    assert preprocessing_of(network(**attributes)) == OF_TIMM
 
 
 def test_ones_own_words() -> None:
@@ -149,6 +148,18 @@ def test_steps_that_are_not_known_are_refused(
         ),
         ({"crop_size": [96]}, Preprocessing(input_size=(96, 96))),
         ({"input_size": (3, 64, 48)}, Preprocessing(input_size=(64, 48))),
+        ({"normalisation": "half"}, Preprocessing((0.5,), (0.5,))),
+        (SimpleNamespace(normalisation="none"), Preprocessing((0.0,), (1.0,))),
+        ({"normalisation": "data", "input_size": 32}, Preprocessing(input_size=(32, 32))),
+        (
+            {"normalisation": "imagenet", "channel_order": "bgr"},
+            Preprocessing(*(numbers[::-1] for numbers in IMAGENET), channel_order="bgr"),
+        ),
+        (
+            {"normalisation": "half", "pixel_range": "0..255"},
+            Preprocessing((127.5,), (127.5,), "0..255"),
+        ),
+        ({**TIMM, "crop_pct": 0.9, "test_input_size": (3, 288, 288)}, OF_TIMM),
     ],
 )
 def test_one_word_of_ones_own_is_followed(said: object, expected: Preprocessing) -> None:
@@ -167,6 +178,11 @@ def test_one_word_of_ones_own_is_followed(said: object, expected: Preprocessing)
         ({"mean": (0.5, "half"), "std": 1}, "preprocessing: mean: "),
         ({"channel_order": "brg"}, "Identity.preprocessing: .*channel_order 'brg'"),
         ({"mean": 0.5, "std": 0}, "Identity.preprocessing: .*std positive"),
+        ({"normalisation": "haf"}, "Identity.preprocessing: unknown normalisation .*'half'"),
+        ({"normalisation": "half", "mean": 0.5, "std": 1}, "preprocessing: .*give one of them"),
+        ({"normalization": "half", "input_size": 32}, "preprocessing: .*mean 'normalisation'"),
+        ({"means": 0.5, "stds": 1, "input_size": 32}, "preprocessing: .*Did you mean 'mean'"),
+        ({"image_mean": 0.5, "image_std": 0.5}, "preprocessing: unknown name 'image_mean'"),
     ],
 )
 def test_words_of_ones_own_that_cannot_be_followed(said: object, words: str) -> None:

@@ -2,13 +2,14 @@ import copy
 import pickle
 from collections import namedtuple
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from krscale.errors import UserError
-from krscale.models.outputs import find_logits, read_logits, unwrap_all
+from krscale.models.outputs import find_logits, read_logits, refuse_probabilities, unwrap_all
 
 LOGITS, OTHER = torch.ones(2, 3), torch.zeros(2, 5)
 Named = namedtuple("Named", ["aux", "logits"])
@@ -42,6 +43,8 @@ class Wrapping(nn.Module):
         Named(OTHER, LOGITS),
         (LOGITS,),
         [None, LOGITS],
+        SimpleNamespace(logits=LOGITS, hidden=OTHER),
+        SimpleNamespace(scores=LOGITS, loss=None),
     ],
 )
 def test_logits_are_found_where_there_is_one_choice(output):
@@ -54,6 +57,7 @@ def test_logits_are_found_where_there_is_one_choice(output):
         ({"main": LOGITS, "logits": OTHER}, "main"),
         ((OTHER, LOGITS), "1"),
         (Output(None, OTHER, LOGITS), "hidden"),
+        (SimpleNamespace(main=LOGITS, logits=OTHER), "main"),
         (LOGITS, "0"),
     ],
 )
@@ -67,6 +71,7 @@ def test_the_key_decides(output, key):
         ((LOGITS, OTHER), "", ["teacher.output_key", "'0' [2, 3]", "'1' [2, 5]"]),
         ({"logit": LOGITS, "x": OTHER}, "logits", ["'logits'", "Did you mean 'logit'?"]),
         ({"a": 1}, "", ["no tensor at all"]),
+        (SimpleNamespace(a=LOGITS, b=OTHER), "", ["output_key", "'a' [2, 3]", "'b' [2, 5]"]),
         ("text", "", ["returns str", "allowed: a tensor"]),
         (None, "logits", ["returns NoneType"]),
     ],
@@ -98,6 +103,15 @@ def test_reading_changes_neither_names_nor_copies():
     images = torch.randn(2, 1, 2, 2)
     for same in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(same(images), model(images))
+
+
+@pytest.mark.parametrize("whole", [1.0, 100.0])
+def test_probabilities_and_per_cent_are_no_logits(whole):
+    given = whole * torch.tensor([[0.2, 0.8], [0.9, 0.1]])
+    with pytest.raises(UserError, match=r"teacher: .*probabilities .*sum to 1, or to 100"):
+        refuse_probabilities(given, "teacher")
+    refuse_probabilities(given.log(), "teacher")
+    refuse_probabilities(given + torch.tensor([[0.0], [0.1 * whole]]), "teacher")
 
 
 def pick_dict(logits, training):

@@ -27,6 +27,7 @@ from krscale.report import (
 from krscale.runs.folder import student_path
 from krscale.runs.origin import git_commit
 from krscale.runs.weights import check_weights, rebuild_final
+from krscale.search.studies.budgets import span_of
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.objectives import front
 from krscale.search.studies.retries import SEED
@@ -85,13 +86,8 @@ def _without_labels(assets: Assets) -> dict[str, Any]:
 def _cost(ladder: Ladder) -> Cost | None:
     studies = ladder.optuna_studies.values()
     trials = [trial for study in studies for trial in study.get_trials(deepcopy=False)]
-    spans = [
-        (trial.datetime_start, trial.datetime_complete)
-        for trial in trials
-        if trial.datetime_start is not None
-        and trial.datetime_complete is not None
-        and FORBIDDEN not in trial.user_attrs  # a limit refused it before it began
-    ]
+    ran = (trial for trial in trials if FORBIDDEN not in trial.user_attrs)  # others never began
+    spans = [span for trial in ran if (span := span_of(trial)) is not None]
     if not spans:
         return None
     wall = max(end for _, end in spans) - min(start for start, _ in spans)

@@ -35,6 +35,9 @@ class Budget:
         config: The limits; 0 is none.
         past: Trials of earlier starts that count.
         clock: Seconds; replaced in tests.
+        noted: Seconds that ended the search before; 0 if they never did. The times of its trials
+            come to less, since pauses between them are not among them: by these alone, the next
+            start would go on with a search that has finished.
     """
 
     def __init__(
@@ -42,15 +45,12 @@ class Budget:
         config: SearchConfig,
         past: Iterable[FrozenTrial],
         clock: Callable[[], float] = time.monotonic,
+        noted: float = 0.0,
     ) -> None:
         trials = list(past)
         self.config, self.clock = config, clock
         self.started = clock()
-        self.seconds_before = busy_seconds(
-            (trial.datetime_start, trial.datetime_complete)
-            for trial in trials
-            if trial.datetime_start is not None and trial.datetime_complete is not None
-        )
+        self.seconds_before = max(noted, busy_seconds(filter(None, map(span_of, trials))))
         self.num_epochs = sum(int(trial.user_attrs.get("epoch", 0)) for trial in trials)
 
     @property
@@ -78,9 +78,20 @@ def find_ending(study: TuningStudy, planned: int, budget: Budget) -> Ending | No
         return Ending("trials_per_size", f"all {planned} trials were started")
     if target and study.best >= target:
         return Ending("target_accuracy", f"search.target_accuracy = {target:g} was reached")
-    if study.given_up:
-        return Ending("size_limits", study.given_up)
+    if reason := study.given_up(planned):
+        return Ending("size_limits", reason)
     return budget.spent()
+
+
+def span_of(trial: FrozenTrial) -> Span | None:
+    """Return when a trial began and ended; None while it has not.
+
+    A trial during which the clock was put back, as at the end of summer time, since Optuna's times
+    are local, has taken no time, rather than less than none.
+    """
+    if trial.datetime_start is None or trial.datetime_complete is None:
+        return None
+    return trial.datetime_start, max(trial.datetime_start, trial.datetime_complete)
 
 
 def busy_seconds(spans: Iterable[Span]) -> float:

@@ -36,11 +36,12 @@ _NEEDED = {
 
 ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
     # of studies
-    "ended_by": str, "in_use": int, "lost_students": list, "space": dict, "version": int,
+    "ended_by": str, "given_up": dict, "in_use": int, "lost_students": list, "space": dict,
+    "spent_seconds": (int, float), "version": int,
     # of trials
     "alone": bool, "continues": int, "epoch": (int, float), "error": str, "forbidden": str,
     "interrupted": (str, bool), "num_lost": int, "retry_of": int, "seed": int, "stopped": str,
-    "transferred_from": str,
+    "training": int, "transferred_from": str,
 }  # fmt: skip
 """What krscale keeps with studies and trials, by name, and the type of each."""
 

@@ -26,7 +26,7 @@ from krscale.search.studies.budgets import Budget
 from krscale.search.studies.checkpoints import checkpoint_path, forget, kept_history, sweep
 from krscale.search.studies.journal import Journal
 from krscale.search.studies.objectives import trial_values
-from krscale.search.studies.opening import StudyOpener, trial_name
+from krscale.search.studies.opening import TRAINING, StudyOpener, num_trainings, trial_name
 from krscale.search.studies.pruners import STOPPED, Stop, find_stop
 from krscale.search.studies.retries import (
     ALONE,
@@ -101,8 +101,11 @@ class Ladder:
         for key, tuning in self.tuning.items():
             self.finals[key.finals] = opener.open_finals(tuning)
             self._recover(self.finals[key.finals])
+        self.num_trainings = num_trainings(self.journal.storage)
         tuned = [study.counted() for study in self.tuning.values()]
-        self.budget = Budget(self.config, (trial for trials in tuned for trial in trials), clock)
+        spent = max(study.spent_seconds for study in self.tuning.values())
+        past = (trial for trials in tuned for trial in trials)
+        self.budget = Budget(self.config, past, clock, spent)
         self.scheduler = StudyScheduler(experiment, self.tuning, self.finals, self.budget)
         sweep(self.run_path, {checkpoint_path(self.run_path, n) for n in self._continued()})
 
@@ -278,6 +281,8 @@ class Ladder:
         if isinstance(study, TuningStudy):
             return self._ask_tuning(study)
         trial = study.optuna.ask()  # an enqueued one; its student is allowed, as it was trained
+        self.num_trainings += 1
+        trial.set_user_attr(TRAINING, self.num_trainings)
         self.space.suggest(study.key.method, trial)
         return self._start(study, trial)
 
@@ -288,7 +293,8 @@ class Ladder:
         study.reopen()
         for _ in range(MAX_FORBIDDEN):
             if not study.num_waiting and is_used_up(study.optuna):
-                study.give_up("every other point of the grid breaks a limit of the student's size")
+                why = "every other point of the grid breaks a limit of the student's size"
+                study.give_up(why, planned)
                 return None
             trial = study.optuna.ask()
             values = self.space.suggest(key.method, trial)
@@ -296,7 +302,7 @@ class Ladder:
             if not excess:
                 return self._start(study, trial)
             study.forbid(trial, excess)
-        study.give_up("nearly every suggestion broke a limit of the student's size")
+        study.give_up("nearly every suggestion broke a limit of the student's size", planned)
         return None
 
     def _start(self, study: Study, trial: Trial) -> tuple[Assignment, Trial]:

@@ -18,6 +18,7 @@ import optuna
 from optuna.pruners import NopPruner
 from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial
 
 from krscale.config import Experiment
 from krscale.search.space.space import SearchSpace, defaults_within
@@ -31,6 +32,9 @@ from krscale.search.studies.trial_spec import FinalKey, StudyKey, TuningKey, key
 
 _SPACE = "space"
 VERSION = "version"
+TRAINING = "training"
+"""User attribute of a final training: how many of the run's had been started with it, by which one
+knows whose student was written last."""
 IN_USE = "in_use"
 """User attribute of a study whose space came back after another: larger than the versions, and than
 this of the others, when it was last opened."""
@@ -112,15 +116,29 @@ def last_trained(storage: BaseStorage) -> dict[tuple[StudyKey, int], tuple[str, 
     Its student is the one that is kept: settings that won before, and those of another space, were
     trained with the same seeds.
     """
-    found: dict[tuple[StudyKey, int], tuple[datetime, str, int]] = {}
+    found: dict[tuple[StudyKey, int], tuple[int, datetime, str, int]] = {}
+    for key, study, trial in _final_trainings(storage):
+        if trial.datetime_start is None or FORBIDDEN in trial.user_attrs:
+            continue
+        place, started = (key, int(trial.user_attrs[SEED])), trial.datetime_start
+        # Clocks are put back. Only journals that are older than the numbers are read by the time.
+        this = int(trial.user_attrs.get(TRAINING, 0)), started, study.study_name, trial.number
+        found[place] = max(this, found.get(place, this))
+    return {place: (name, number) for place, (_, _, name, number) in found.items()}
+
+
+def num_trainings(storage: BaseStorage) -> int:
+    """Return the largest number (`TRAINING`) of a final training in a journal; 0 without any."""
+    found = _final_trainings(storage)
+    return max((int(trial.user_attrs.get(TRAINING, 0)) for _, _, trial in found), default=0)
+
+
+def _final_trainings(
+    storage: BaseStorage,
+) -> Iterator[tuple[FinalKey, optuna.Study, FrozenTrial]]:
     for key, study in _all_studies(storage):
-        for trial in study.get_trials(deepcopy=False) if isinstance(key, FinalKey) else ():
-            if trial.datetime_start is None or FORBIDDEN in trial.user_attrs:
-                continue
-            place = key, int(trial.user_attrs[SEED])
-            this = trial.datetime_start, study.study_name, trial.number
-            found[place] = max(this, found.get(place, this))
-    return {place: (name, number) for place, (_, name, number) in found.items()}
+        if isinstance(key, FinalKey):
+            yield from ((key, study, trial) for trial in study.get_trials(deepcopy=False))
 
 
 def _all_studies(

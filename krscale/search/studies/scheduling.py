@@ -39,7 +39,7 @@ class StudyScheduler:
         """
         for key, study in self.tuning.items():
             if not study.num_running and (end := self.ending(study)):
-                study.end(end.name)
+                study.end(end.name, self.config.max_wall_seconds)
                 self._plan_finals(self.finals[key.finals])
         open_ones = [study for study in self.tuning.values() if self.ending(study) is None]
         may_start = [*open_ones, *filter(self._may_start, self.finals.values())]

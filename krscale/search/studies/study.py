@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -31,6 +32,13 @@ ENDINGS = (
 )  # fmt: skip
 """The settings of `search` that end a study, a grid that has fewer points than trials were planned,
 and the limits on its students all together."""
+_FULL = ("trials_per_size", "grid")
+"""Those of them that a larger budget takes back."""
+GIVEN_UP = "given_up"
+"""User attribute of a study that finds no student within the limits: why, and the trials that were
+planned then. Only a larger plan is a reason to look once more."""
+SPENT_SECONDS = "spent_seconds"
+"""User attribute of a study that `search.max_wall_seconds` ended: how many they were."""
 _RENAMED_ENDINGS = {"trials_per_rung": "trials_per_size"}
 """Journals hold the name that a setting had when they were written."""
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -109,13 +117,12 @@ class TuningStudy(Study):
 
     Attributes:
         best: Best validation accuracy of a complete trial, 0 before there is one.
-        given_up: Why it finds no student that is allowed; empty while it does.
         ended_by: What the journal says ended it, one of `ENDINGS`; empty while it goes on.
     """
 
     def __init__(self, key: TuningKey, study: optuna.Study) -> None:
         super().__init__(key, study)
-        self.given_up = ""
+        self._given_up: Mapping[str, Any] = study.user_attrs.get(GIVEN_UP, {})
         noted = study.user_attrs.get(ENDED_BY, "")
         noted = _RENAMED_ENDINGS.get(noted, noted)
         self.ended_by: str = noted if noted in ENDINGS else ""  # krscale wrote sentences once
@@ -136,14 +143,42 @@ class TuningStudy(Study):
         winner = self.winner()
         self.best = float(winner.values[0]) if winner else 0.0
 
-    def end(self, name: str) -> None:
-        """Note what ended the study, once: what would end it later is not what did."""
-        if not self.ended_by:
-            self._note(name)
+    def end(self, name: str, seconds: float) -> None:
+        """Note what ended the study, once: what would end it later is not what did.
 
-    def give_up(self, reason: str) -> None:
-        """Start no more trials, because no student that is allowed is found."""
-        self.given_up = reason
+        Args:
+            name: One of `ENDINGS`.
+            seconds: `search.max_wall_seconds`.
+        """
+        if self.ended_by and (self.ended_by not in _FULL or name in _FULL):
+            return
+        if name == "max_wall_seconds":
+            self.optuna.set_user_attr(SPENT_SECONDS, seconds)
+        self._note(name)
+
+    @property
+    def spent_seconds(self) -> float:
+        """The `search.max_wall_seconds` that have ended it; 0 if they never did."""
+        return float(self.optuna.user_attrs.get(SPENT_SECONDS, 0.0))
+
+    def give_up(self, reason: str, planned: int) -> None:
+        """Start no more trials, because no student that is allowed is found.
+
+        Args:
+            reason: In words.
+            planned: Trials that it is meant to have.
+        """
+        self._given_up = {"reason": reason, "planned": planned}
+        self.optuna.set_user_attr(GIVEN_UP, self._given_up)
+
+    def given_up(self, planned: int) -> str:
+        """Return why it finds no student that is allowed; empty while it does.
+
+        What was cut short and waits is run again all the same, since its student is allowed.
+        """
+        if self.num_waiting or planned > int(self._given_up.get("planned", 0)):
+            return ""
+        return str(self._given_up.get("reason", ""))
 
     def reopen(self) -> None:
         """Take back that the study has ended, because it goes on."""
@@ -165,6 +200,7 @@ class TuningStudy(Study):
             trial.set_constraint(limit, amount)
         trial.set_user_attr(FORBIDDEN, ", ".join(excess))
         self.optuna.tell(trial, state=TrialState.PRUNED)
+        self.num_waiting = len(self.waiting())  # it may have been one of them
 
     def winner(self) -> FrozenTrial | None:
         """Return the best complete trial by validation accuracy, then `merit`; None if none."""

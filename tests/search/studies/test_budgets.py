@@ -146,6 +146,42 @@ def test_only_time_with_running_trials_counts() -> None:
     assert busy_seconds(reversed(at)) == 13.0
 
 
+def test_a_search_that_its_time_has_ended_is_finished(tmp_path: Path) -> None:
+    """The times of its trials come to less: neither Ray's start nor a pause is among them."""
+    now = [0.0]
+    limited = {"search.max_wall_seconds": 20.0, "search.trials_per_size": 20}
+
+    def opened(**changes: object) -> Ladder:
+        return ladder(tmp_path, experiment(**{**limited, **changes}), clock=lambda: now[0])
+
+    found = opened()
+    now[0] += 8.0
+    simulate(found, 2, {"1/64": 1.0, "1/4": 1.0}, now)
+    before = {key: len(found.counted(key)) for key in found.studies}
+    for _ in range(2):
+        now[0] += 1000.0
+        again = opened()
+        assert again.next() is Next.DONE
+        assert {key: len(again.counted(key)) for key in again.studies} == before
+    longer = opened(**{"search.max_wall_seconds": 25.0})
+    assert isinstance(longer.next(), Assignment)
+    now[0] += 5.0
+    assert longer.budget.spent()
+
+
+def test_a_larger_plan_that_cannot_begin_is_said_to_be_ended_by_what_forbids_it(
+    tmp_path: Path,
+) -> None:
+    settings = {"search.methods": ["plain"], "search.max_epochs": 24, "search.num_final_seeds": 1}
+    settings["search.early_stopping"] = "none"
+    found = ladder(tmp_path, experiment(**settings, **{"search.trials_per_size": 3}))
+    play_all(found)
+    assert {study.ended_by for study in found.tuning.values()} == {"trials_per_size"}
+    more = ladder(tmp_path, experiment(**settings, **{"search.trials_per_size": 9}))
+    assert more.next() is Next.DONE
+    assert {study.ended_by for study in more.tuning.values()} == {"max_epochs"}
+
+
 @pytest.mark.parametrize("transfer", [True, False])
 def test_neighbours_lend_their_best_settings_within_the_budget(
     tmp_path: Path, transfer: bool

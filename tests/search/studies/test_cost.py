@@ -37,6 +37,15 @@ def test_cost_adds_trainings_and_spans_the_search() -> None:
     assert _cost(SimpleNamespace(optuna_studies={"c": empty})) is None
 
 
+def test_a_clock_that_is_put_back_takes_no_time_away() -> None:
+    """Fails if a search cannot say what it took, and so never ends."""
+    study = optuna.create_study()
+    study.add_trial(trial(0, 7200.0, 3700.0, TrialState.COMPLETE))
+    found = _cost(SimpleNamespace(optuna_studies={"a": study}))
+    assert found is not None
+    assert (found.num_trials, found.trial_seconds, found.wall_seconds) == (1, 0.0, 0.0)
+
+
 def test_suggestions_that_broke_a_limit_are_no_trainings() -> None:
     study = optuna.create_study()
     study.add_trial(trial(0, 0.0, 1.0, TrialState.PRUNED, **{FORBIDDEN: "search.max_flops"}))

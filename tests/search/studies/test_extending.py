@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
+import optuna
 import pytest
 from ladder_play import Assignment, Ladder, experiment, ladder, play, play_all
 
@@ -262,10 +264,26 @@ def keep_student(found: Ladder, trial: Assignment) -> None:
         path.write_text(trial.name)
 
 
-def test_a_space_that_comes_back_has_its_own_students_and_settings(tmp_path: Path) -> None:
-    """The other space's were trained with the same seeds, into the same files."""
+@pytest.mark.parametrize("days_back", [0, 1])
+def test_a_space_that_comes_back_has_its_own_students_and_settings(
+    days_back: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other space's were trained with the same seeds, into the same files.
+
+    So they are also where the clock is put back before every start.
+    """
+    offset = timedelta()
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return datetime.now(tz) + offset
+
+    monkeypatch.setattr(optuna.storages.journal._storage, "datetime", Clock)
 
     def search(high: float) -> tuple[Ladder, list[str], list[Assignment]]:
+        nonlocal offset
+        offset -= timedelta(days=days_back)
         found = ladder(tmp_path / "one", experiment(**space_file(tmp_path, high)))
         lines = _lost_students(found)
         played = play_all(found)

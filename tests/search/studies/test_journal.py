@@ -23,7 +23,7 @@ def study(journal: Journal) -> optuna.Study:
 
 def test_every_attribute_has_its_type() -> None:
     names = (opening._SPACE, opening.VERSION, pruners.STOPPED, transfer.TRANSFERRED_FROM)
-    names += (opening.IN_USE,)
+    names += (opening.IN_USE, opening.TRAINING, study_module.GIVEN_UP, study_module.SPENT_SECONDS)
     assert {*names, *(study_module.FORBIDDEN, study_module.LOST, study_module.ENDED_BY)} < {
         *ATTRIBUTES
     }

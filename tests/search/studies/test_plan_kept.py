@@ -14,6 +14,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from krscale.errors import KrscaleError, UserError
+from krscale.search.space.space import load_space
 from krscale.search.studies.pruners import STOPPED
 from krscale.search.studies.retries import Cause
 from krscale.search.studies.size_resolver import FixedSizeResolver
@@ -164,6 +165,81 @@ def test_a_grid_is_tried_point_by_point_and_never_twice(
         assert "every other point of the grid" in found.ended_by(key)
     else:
         assert ending == ("grid" if num_trials > 6 else "trials_per_size")
+
+
+class OnlySlowRates(FixedSizeResolver):
+    """Forbids nearly all that a sampler suggests."""
+
+    def excess(self, capacity: str, values: Mapping[str, Any]) -> dict[str, float]:
+        return {"slow": 1.0} if values["train.learning_rate"] > 0.0301 else {}
+
+
+def test_a_study_that_was_given_up_is_looked_at_again_for_a_larger_plan_only(
+    tmp_path: Path,
+) -> None:
+    sizes = OnlySlowRates({size.capacity: size for size in SIZES})
+
+    def opened(num_trials: int) -> Ladder:
+        config = experiment(**ONE, **{"search.trials_per_size": num_trials})
+        return ladder(tmp_path, config, size_resolver=sizes)
+
+    def num_asked(found: Ladder) -> list[int]:
+        return [len(study.trials) for study in found.optuna_studies.values()]
+
+    found = opened(3)
+    play_all(found)
+    assert {study.ended_by for study in found.tuning.values()} == {"size_limits"}
+    again = opened(3)
+    assert again.complete
+    assert again.next() is Next.DONE
+    assert num_asked(again) == num_asked(found)
+    assert "broke a limit" in again.ended_by(TuningKey("plain", "1/4"))
+    assert not opened(4).complete
+
+
+def test_what_ran_when_a_study_was_given_up_is_run_again_after_a_crash(tmp_path: Path) -> None:
+    class LargestAlone(FixedSizeResolver):
+        num_allowed = 2
+
+        def excess(self, capacity: str, values: Mapping[str, Any]) -> dict[str, float]:
+            self.num_allowed -= 1
+            return {} if self.num_allowed >= 0 else {"slow": 1.0}
+
+    sizes = LargestAlone({SIZES[0].capacity: SIZES[0]})
+    config, key = experiment(**ONE), TuningKey("plain", "1/64")
+
+    def opened() -> Ladder:
+        space = load_space(config, 6)
+        return Ladder(tmp_path / "journal.log", config, space, SIZES[:1], size_resolver=sizes)
+
+    found = opened()
+    play(found, next_of(found, key))
+    assert isinstance(found.next(), Assignment)
+    assert found.next() is Next.WAIT, "no other student is allowed"
+    sizes.num_allowed = 1  # the one that ran when the search was killed
+    after = opened()
+    played = play_all(after)
+    assert [trial.key == key for trial in played].count(True) == 1
+    assert len(after.counted(key)) == 2
+    assert after.tuning[key].ended_by == "size_limits"
+
+
+def test_a_point_of_a_grid_that_was_enqueued_and_is_forbidden_leaves_no_other_tried_twice(
+    tmp_path: Path,
+) -> None:
+    """The search died between asking for the point and telling that it is forbidden."""
+    settings = {**space_of(tmp_path, GRID), "search.sampler": "grid"}
+    config = experiment(**settings, **{"search.trials_per_size": 6})
+    sizes = OnlyMuchMomentum({size.capacity: size for size in SIZES})
+    found = ladder(tmp_path, config, size_resolver=sizes)
+    played = play_all(found)
+    key = TuningKey("plain", "1/4")
+    forbidden = next(t for t in found.optuna_studies[key].trials if "forbidden" in t.user_attrs)
+    found.optuna_studies[key].enqueue_trial(forbidden.params)
+    again = ladder(tmp_path, config, size_resolver=sizes)
+    played += play_all(again)
+    points = [tuple(sorted(a.values.items())) for a in played if a.key == key]
+    assert len(points) == len(set(points)) == 4
 
 
 def test_running_trials_of_a_grid_are_not_doubled(tmp_path: Path) -> None:

@@ -92,10 +92,12 @@ def weight_histograms(
         >>> weight_histograms([[layer], []], num_bins=3).tolist()  # centres at -4, 0 and 4
         [[0.125, 0.75, 0.125], [0.0, 0.0, 0.0]]
     """
-    weights = [_weight(layer) for layers in layer_groups for layer in layers]
+    # Each is read once: spectral norm takes a step whenever it computes one.
+    by_group = [[_weight(layer) for layer in layers] for layers in layer_groups]
+    weights = [weight for group in by_group for weight in group]
     if not weights:
         return torch.zeros(len(layer_groups), num_bins)
-    sizes = [sum(_weight(layer).numel() for layer in layers) for layers in layer_groups]
+    sizes = [sum(weight.numel() for weight in group) for group in by_group]
     device = weights[0].device
     values = torch.cat([_standardised(weight) for weight in weights])
     position = (values.clamp(-RANGE, RANGE) + RANGE) * ((num_bins - 1) / (2.0 * RANGE))

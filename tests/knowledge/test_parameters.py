@@ -227,3 +227,23 @@ def test_the_students_layers_stay_its_own() -> None:
 def test_without_layers_it_says_so() -> None:
     with pytest.raises(KrscaleError, match="no group"):
         ParameterSource(((0, 1),), torch.ones(1, 4), torch.ones(1), ((),), (1,))
+
+
+class Counting(nn.Module):
+    """Computes its weight whenever it is read, as layers with a parametrization do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_reads = 0
+
+    @property
+    def weight(self) -> Tensor:
+        self.num_reads += 1
+        return torch.ones(2, 3)
+
+
+def test_a_weight_is_computed_once() -> None:
+    """In training spectral norm takes a step of its iteration each time."""
+    layers = [Counting(), Counting()]
+    weight_histograms([layers[:1], layers[1:]], 5)
+    assert [layer.num_reads for layer in layers] == [1, 1]

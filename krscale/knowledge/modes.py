@@ -32,7 +32,7 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
-        _Kept(module, name, buffer, buffer.clone(), _writes(buffer))
+        _Kept(module, name, buffer, buffer.clone(), num_writes(buffer))
         for module, _ in modes
         for name, buffer in module._buffers.items()
         if buffer is not None and _can_be_kept(buffer)
@@ -71,7 +71,7 @@ class _Kept:
     @torch.no_grad()
     def put_back(self) -> None:
         self.module._buffers[self.name] = self.buffer
-        counted = self.num_writes >= 0 and _writes(self.buffer) == self.num_writes
+        counted = self.num_writes >= 0 and num_writes(self.buffer) == self.num_writes
         if counted and (self.buffer.numel() > _SMALL or _same(self.buffer, self.values)):
             return
         try:
@@ -88,7 +88,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
     )
 
 
-def _writes(tensor: Tensor) -> int:
+def num_writes(tensor: Tensor) -> int:
     """Return how often a tensor was written to; -1 where torch does not count it."""
     return -1 if tensor.is_inference() else tensor._version
 

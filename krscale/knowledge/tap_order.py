@@ -6,8 +6,10 @@ and teach the student's tap at yet another one, and nothing else would tell.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -15,14 +17,15 @@ from torch import Tensor, nn
 
 from krscale.errors import UserError
 from krscale.knowledge.hooks import hooked
-from krscale.knowledge.modes import left_as_it_was
+from krscale.knowledge.modes import left_as_it_was, num_writes
 from krscale.knowledge.taps import unwrapped
 
 
 def check_depth_order(model: nn.Module, paths: Sequence[str], images: Tensor, where: str) -> None:
     """Refuse taps that are named in another order than that in which a network runs their blocks.
 
-    A block that runs several times counts where it runs last, as its last output is the tap's.
+    A block that runs several times counts where it runs last, as its last output is the tap's. Nor
+    may a block write into what the one before it gave: after a run both would be read as one.
 
     Args:
         model: The network, wrapped or not; on meta tensors this computes nothing.
@@ -32,7 +35,7 @@ def check_depth_order(model: nn.Module, paths: Sequence[str], images: Tensor, wh
         where: What names the taps, for the message of an error.
 
     Raises:
-        UserError: Naming two of them, and all in their order.
+        UserError: Naming two of them, and all in their order; or a block and what it writes into.
 
     Example:
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -44,7 +47,9 @@ def check_depth_order(model: nn.Module, paths: Sequence[str], images: Tensor, wh
     """
     if len(paths) < 2:
         return
-    order = _order_of(unwrapped(model), paths, images)
+    ended = _run(unwrapped(model), paths, images)
+    _check_written(ended, where)
+    order = tuple(ended)
     named = [path for path in paths if path in order]  # images may pass some by
     moved = next(((a, b) for a, b in zip(named, order, strict=True) if a != b), None)
     if moved is not None:
@@ -54,17 +59,37 @@ def check_depth_order(model: nn.Module, paths: Sequence[str], images: Tensor, wh
         )
 
 
+@dataclass(frozen=True)
+class _Ended:
+    """What a block gave, and how often that had been written to when the block ended."""
+
+    output: Any
+    num_writes: int
+
+
 @torch.no_grad()
-def _order_of(network: nn.Module, paths: Sequence[str], images: Tensor) -> tuple[str, ...]:
-    ended: dict[str, None] = {}
+def _run(network: nn.Module, paths: Sequence[str], images: Tensor) -> dict[str, _Ended]:
+    """Return what the blocks gave, in the order in which they ended."""
+    ended: dict[str, _Ended] = {}
     hooks = [(network.get_submodule(path), partial(_move_to_end, ended, path)) for path in paths]
     with hooked(hooks), left_as_it_was(network), torch.random.fork_rng(devices=[]):
         network.eval()(images)
-    return tuple(ended)
+    return ended
 
 
 def _move_to_end(
-    ended: dict[str, None], path: str, module: nn.Module, arguments: Any, output: Any
+    ended: dict[str, _Ended], path: str, module: nn.Module, arguments: Any, output: Any
 ) -> None:
     ended.pop(path, None)
-    ended[path] = None
+    ended[path] = _Ended(output, num_writes(output) if isinstance(output, Tensor) else 0)
+
+
+def _check_written(ended: Mapping[str, _Ended], where: str) -> None:
+    """Refuse a block that hands on the tensor of another one, after it has written into it."""
+    for (path, first), (later, second) in combinations(ended.items(), 2):
+        if first.output is second.output and first.num_writes != second.num_writes:
+            raise UserError(
+                f"{where}: tap {later!r} writes into what {path!r} gives (x += ..., x.add_(...)), "
+                "so that both would be read as one. Let it make a new tensor, x = x + ..., or "
+                "name one of the two."
+            )

@@ -109,3 +109,25 @@ def test_what_another_thread_runs_does_not_count() -> None:
 def test_networks_that_are_given_are_refused() -> None:
     with pytest.raises(UserError, match=r"teacher: tap 'layer2\.0' is named before 'layer1\.0'"):
         TappedNetwork.of(LikeResNet(), IMAGES, ("layer2.0", "layer1.0"), "teacher")
+
+
+class Adding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.add_(self.conv(x).relu())
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_blocks_that_write_into_one_tensor_are_no_two_taps(device: str) -> None:
+    """After a run all of them seem to give what the last one does."""
+    stem, activation = nn.Conv2d(1, 1, 3, padding=1), nn.ReLU(inplace=True)
+    network = nn.Sequential(stem, Adding(), Adding(), activation, nn.Flatten(), nn.Linear(144, 2))
+    network, images = network.to(device), IMAGES.to(device)
+    with pytest.raises(UserError, match=r"teacher: tap '2' writes into what '1' gives"):
+        check_depth_order(network, ("1", "2"), images, "teacher")
+    check_depth_order(network, ("2", "4"), images, "teacher")
+    unchanged = nn.Sequential(stem, nn.Identity(), nn.Sequential(nn.Identity())).to(device)
+    check_depth_order(unchanged, ("0", "1", "2"), images, "teacher")

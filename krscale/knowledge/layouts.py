@@ -123,6 +123,30 @@ class LayerTrace:
         self.until[path] = frozenset(self._given)
 
 
+def check_rows(shapes: Mapping[str, Shape], where: str) -> None:
+    """Refuse taps whose first dimension are not the images.
+
+    Args:
+        shapes: Of what each tap gives for `BATCH` images, by path.
+        where: The config table of the network, for errors.
+
+    Raises:
+        UserError: Naming the tap.
+
+    Example:
+        >>> check_rows({"layers.0": (16, 2, 8)}, "teacher")
+        Traceback (most recent call last):
+        krscale.errors.UserError: teacher.taps: 'layers.0' gives [16, 2, 8] for 2 images, ...
+    """
+    for path, shape in shapes.items():
+        if shape[:1] != (BATCH,):
+            raise UserError(
+                f"{where}.taps: {path!r} gives {list(shape)} for {BATCH} images, and the images "
+                "must come first: [B, T, C], where layers were made with batch_first=True. Tap "
+                "another block."
+            )
+
+
 def find_layouts(
     model: nn.Module, taps: Mapping[str, TapShape], declared: str = "", where: str = "model"
 ) -> dict[str, Layout]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from krscale.errors import UserError
 from krscale.knowledge.batches import check_images, check_iterable, check_labels, read_pair
@@ -97,12 +98,40 @@ def _held_out(labels: Tensor) -> Tensor:
     return held
 
 
-def without_parameters(probes: Probes) -> Probes:
-    """Make the weights of probes buffers: in the state, but nothing for an optimiser to see."""
-    for linear in probes.linears:
-        for name, parameter in list(linear.named_parameters()):
-            delattr(linear, name)
-            linear.register_buffer(name, parameter.detach())
+class FixedLinear(nn.Module):
+    """A linear layer that stays as it is, under the same names in a state.
+
+    Its weights are buffers, so that no optimiser sees them. Nor is it an `nn.Linear`: what a loop
+    does to all of those (`module.apply(initialise)`, adapters, another precision) would change what
+    was fitted, and no number would tell.
+
+    Args:
+        linear: Whose weights it takes over.
+
+    Example:
+        >>> linear = nn.Linear(3, 2)
+        >>> fixed, images = FixedLinear(linear), torch.ones(1, 3)
+        >>> torch.equal(fixed(images), linear(images)), list(fixed.parameters())
+        (True, [])
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.register_buffer("weight", linear.weight.detach())
+        self.register_buffer("bias", linear.bias.detach())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return `[B, K]` of `[B, F]`."""
+        return F.linear(features, self.weight, self.bias)
+
+
+def fixed(probes: Probes) -> Probes:
+    """Return probes that nothing trains and nothing initialises again."""
+    linears = [cast(nn.Linear, linear) for linear in probes.linears]
+    probes.linears = nn.ModuleList(map(FixedLinear, linears))
     return probes
 
 

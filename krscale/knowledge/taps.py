@@ -23,6 +23,7 @@ from krscale.knowledge.layouts import (
     LayerTrace,
     Layout,
     TapShape,
+    check_rows,
     find_layouts,
     other_size,
     usual_layout,
@@ -44,11 +45,13 @@ class TapOutputs:
             as the block gave it, but for its layout (`settle_layouts`). The classifier is not among
             them.
         stages: The same of blocks at which stages end, where these are read as well.
+        paths: Module paths of the taps whose features these are; none where they are not known.
     """
 
     logits: Tensor
     features: tuple[Tensor, ...]
     stages: tuple[Tensor, ...] = ()
+    paths: tuple[str, ...] = ()
 
 
 class TappedModel(nn.Module):
@@ -98,11 +101,12 @@ def run_tapped(
     """
     network = unwrapped(model)
     outputs: dict[str, Any] = {}
+    skipped: set[str] = set()
     handles = []
     owner = this_thread()  # once: where this is compiled, it would be for each of the hooks
     try:
         for path in dict.fromkeys((*paths, *stages)):
-            hook = partial(call_in, owner, partial(_record, outputs, path))
+            hook = partial(call_in, owner, partial(_record, outputs, path, skipped=skipped))
             handles.append(network.get_submodule(path).register_forward_hook(hook))
         logits = model(images)
     finally:
@@ -116,7 +120,7 @@ def run_tapped(
         )
     layouts = getattr(network, LAYOUTS_ATTRIBUTE, {})
     collected: TapOutputs = _collect(logits, outputs, paths, stages, layouts)
-    _check_gradients(network, outputs)
+    _check_gradients(network, {path: outputs[path] for path in outputs if path not in skipped})
     return collected
 
 
@@ -139,7 +143,8 @@ def settle_layouts(
         where: The config table of the network, for errors.
 
     Raises:
-        UserError: If nothing tells where the channels of a tap are.
+        UserError: If nothing tells where the channels of a tap are, or its first dimension are not
+            the images.
     """
     network = unwrapped(model)
     setattr(network, LAYOUTS_ATTRIBUTE, layouts_of(network, paths, image_shape, declared, where))
@@ -158,7 +163,7 @@ def layouts_of(
     """
     trace = LayerTrace(network, paths)
     with hooked(trace.hooks()):
-        shapes = _shapes(network, paths, image_shape)
+        shapes = _shapes(network, paths, image_shape, where)
     others = _shapes_reached(network, paths, other_size(image_shape))
     taps = {
         path: TapShape(shape, others.get(path), trace.until[path]) for path, shape in shapes.items()
@@ -168,11 +173,13 @@ def layouts_of(
 
 @torch.no_grad()
 def _shapes(
-    network: nn.Module, paths: Sequence[str], image_shape: Sequence[int]
+    network: nn.Module, paths: Sequence[str], image_shape: Sequence[int], where: str
 ) -> dict[str, tuple[int, ...]]:
     outputs: dict[str, Any] = {}
     _run_black(network, paths, image_shape, outputs)
-    return {path: tuple(_tensor(outputs, path).shape) for path in paths}
+    shapes = {path: tuple(_tensor(outputs, path).shape) for path in paths}
+    check_rows(shapes, where)
+    return shapes
 
 
 @torch.no_grad()
@@ -266,9 +273,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _record(
-    outputs: dict[str, Any], path: str, module: nn.Module, arguments: Any, output: Any
+    outputs: dict[str, Any],
+    path: str,
+    module: nn.Module,
+    arguments: Any,
+    output: Any,
+    skipped: set[str] | None = None,
 ) -> None:
+    """Keep what a block gives; `skipped` gets those that hand on what they are given."""
     outputs[path] = output
+    if skipped is not None and not torch.compiler.is_compiling():
+        (skipped.add if any(given is output for given in arguments) else skipped.discard)(path)
 
 
 # Under torch.compile the network is traced, hooks included; nothing is gained by tracing this.
@@ -288,14 +303,14 @@ def _collect(
             return feature
         return usual_layout(feature, layouts.get(path, USUAL.get(feature.ndim, "")))
 
-    return TapOutputs(logits, tuple(map(read, paths)), tuple(map(read, stages)))
+    return TapOutputs(logits, tuple(map(read, paths)), tuple(map(read, stages)), tuple(paths))
 
 
 @torch._disable_dynamo  # type: ignore[attr-defined]
 def _check_gradients(network: nn.Module, outputs: dict[str, Any]) -> None:
     """Refuse blocks in training that hand on no gradient: what compares them would teach nothing.
 
-    A frozen block is none of them.
+    A frozen block is none of them, nor one that was left out, as stochastic depth does.
     """
     if not torch.is_grad_enabled():
         return

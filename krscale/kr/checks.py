@@ -154,7 +154,7 @@ def check_shapes(
         read: What makes of a tap's feature what is read of it.
 
     Raises:
-        UserError: Naming the classifier or the tap, and both sizes.
+        UserError: Naming the classifier or the tap, and both sizes; or if they are of other taps.
     """
     where = f"KRLoss: the {name}'s"
     since = "when this loss was made: it was replaced since"
@@ -165,8 +165,21 @@ def check_shapes(
             f"{where} classifier gives {num_classes} classes, and gave {network.num_classes} "
             f"{since}. {anew}"
         )
+    deepest = max((tap for tap in taps if tap <= len(network.paths)), default=0)
+    others = outputs.paths not in ((), network.paths) or len(outputs.features) < deepest
+    if deepest and others:
+        raise UserError(
+            f"{where} outputs are of other taps ({', '.join(outputs.paths) or 'none'}) than are "
+            f"read here ({', '.join(network.paths)}): take those of this loss's own "
+            f"kr.{name}(images)."
+        )
     known = zip(network.paths, outputs.features, network.shapes, strict=False)
     for number, (path, feature, before) in enumerate(known, start=1):
+        if number in taps and len(feature) != len(outputs.logits):
+            raise UserError(
+                f"{where} tap {path!r} gives {len(feature)} rows for {len(outputs.logits)} images: "
+                "it must give one for each, in training mode as well. Tap another block."
+            )
         now = tuple(feature.shape[1:])
         if number in taps and now != before and _size_read(now, read) != _size_read(before, read):
             raise UserError(

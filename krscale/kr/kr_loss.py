@@ -17,9 +17,9 @@ from krscale.knowledge.batches import check_images, check_labels, differing_imag
 from krscale.knowledge.measuring import (
     TeacherKnowledge,
     check_teacher,
+    fixed,
     measure,
     take_from_first_worker,
-    without_parameters,
 )
 from krscale.knowledge.probes import read_tap
 from krscale.knowledge.taps import TapOutputs, pool
@@ -93,7 +93,7 @@ class KRLoss(nn.Module):
         self._teacher_weights = summary_of_weights(teacher.network)
         self._is_of_teacher = False
         self.settings, self.image_shape, self.reduction = settings, image_shape, reduction
-        self.probes = without_parameters(knowledge.probes)
+        self.probes = fixed(knowledge.probes)
         self.register_buffer("information_gain", knowledge.information_gain)
         self.register_buffer("tap_accuracy", knowledge.accuracy)
         self.context = context_of(teacher, student, knowledge, settings, image_shape)
@@ -391,15 +391,25 @@ class KRLoss(nn.Module):
         }
 
     def set_extra_state(self, state: Any) -> None:
-        """Take over what `get_extra_state` returned.
+        """Take over what `get_extra_state` returned, which was checked before anything was."""
+        # The weights may have been loaded meanwhile.
+        self._teacher_weights = summary_of_weights(self._networks[0].network)
+        self._is_of_teacher = True
 
-        Raises:
-            UserError: If it is of other taps, other settings or another teacher.
-        """
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *rest: Any, **more: Any
+    ) -> None:
+        key = f"{prefix}_extra_state"
+        if key in state_dict:  # before any tensor is taken over: a refused state changes nothing
+            self._check_made(state_dict[key])
+        super()._load_from_state_dict(state_dict, prefix, *rest, **more)
+
+    def _check_made(self, state: Any) -> None:
+        """Refuse what `get_extra_state` returned of other taps, settings or of another teacher."""
         own = self.get_extra_state()
         given = with_former(state) if isinstance(state, Mapping) else {}
         weights = given.get("teacher_weights")
-        now = summary_of_weights(self._networks[0].network)  # it may have been loaded meanwhile
+        now = summary_of_weights(self._networks[0].network)
         if weights is not None and not alike(weights, now):
             raise UserError(
                 "KRLoss: the state is of a teacher with other weights, to whose taps the probes "
@@ -411,7 +421,6 @@ class KRLoss(nn.Module):
                     f"KRLoss: the state is of another {key.replace('_', ' ')} ({given.get(key)}) "
                     f"than this loss ({own[key]}); KRLoss.from_state takes the state's."
                 )
-        self._teacher_weights, self._is_of_teacher = now, True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Differences of large numbers: what is fitted stays in its precision, whatever a .to(bf16)

@@ -31,6 +31,7 @@ class LoopWatch:
         self.told_of_epochs = False
         self._told_of_frozen = False
         self._num_losses = 0
+        self._watched = -1
         self._head_at_first = torch.zeros(0)
         self._apart: tuple[str, ...] = ()
 
@@ -62,14 +63,15 @@ class LoopWatch:
                 )
             return
         self._num_losses += 1
-        heads = list(method.heads.parameters()) if method.teaches_heads else []
         if self._num_losses == 1:
-            self._head_at_first = heads[-1].detach().cpu().clone() if heads else torch.zeros(0)
+            if method.teaches_heads:  # not all of them may be taught, nor the last one
+                self._watched = int(method.group_weights[:-1].argmax())
+                self._head_at_first = self._head(method).clone()
             if not self.told_of_epochs:
                 _warn_of_schedules(method)
             if self._apart:
                 _warn_of_workers(self._apart)
-        if self._num_losses == _LOSSES_UNTIL_HEADS_MOVE and self._stands_still(heads):
+        if self._num_losses == _LOSSES_UNTIL_HEADS_MOVE and self._stands_still(method):
             _LOG.warning(
                 "KRLoss: its auxiliary heads have not changed in %d steps, so the student is "
                 "fitted to heads that were never trained. Give the optimiser *kr.parameters() as "
@@ -77,8 +79,13 @@ class LoopWatch:
                 self._num_losses,
             )
 
-    def _stands_still(self, heads: Sequence[Tensor]) -> bool:
-        return bool(heads) and torch.equal(heads[-1].detach().cpu(), self._head_at_first)
+    def _stands_still(self, method: KR) -> bool:
+        if self._watched < 0 or not method.teaches_heads:
+            return False
+        return torch.equal(self._head(method), self._head_at_first)
+
+    def _head(self, method: KR) -> Tensor:
+        return list(method.heads[self._watched].parameters())[-1].detach().cpu()
 
 
 def _not_averaged(method: KR, student: nn.Module) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from krscale.errors import UserError
 from krscale.knowledge.hooks import hooked
 from krscale.knowledge.layouts import (
+    BATCH,
     LayerTrace,
     TapShape,
     find_layouts,
@@ -42,7 +43,7 @@ class Block:
 
 
 def list_blocks(model: nn.Module, image_shape: Sequence[int]) -> tuple[Block, ...]:
-    """Return all blocks that run once and give one tensor, in the order in which they end.
+    """Return all blocks that run once and give a tensor of all images, in the order they end in.
 
     Args:
         model: The network; on meta tensors nothing is computed.
@@ -110,7 +111,9 @@ def _run(
     for path, _ in outputs:
         times[path] = times.get(path, 0) + 1
     single = ((path, _single(output)) for path, output in outputs if times[path] == 1)
-    return [(path, o) for path, o in single if o is not None and o.ndim in (2, 3, 4)]
+    found = [(path, o) for path, o in single if o is not None and o.ndim in (2, 3, 4)]
+    # Not tokens [T, B, C], nor windows in the place of images: these cannot be a tap.
+    return [(path, output) for path, output in found if len(output) == BATCH]
 
 
 def _blocks_of(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -159,7 +159,8 @@ class TappedNetwork:
             stages: Of those among its stages.
         """
         outputs = run_tapped(self.network, taps, images, stages)
-        return TapOutputs(logits_of(outputs.logits), outputs.features, outputs.stages)
+        logits = logits_of(outputs.logits)
+        return TapOutputs(logits, outputs.features, outputs.stages, outputs.paths)
 
     def check_trainable(self, images: Tensor, where: str = "student") -> None:
         """Refuse a network that would be trained on outputs which are no logits.

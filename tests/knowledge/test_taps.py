@@ -131,6 +131,25 @@ def test_a_block_that_would_teach_nothing_is_refused(
     assert len(tapped(images).features) == 2  # frozen
 
 
+def test_a_block_that_is_left_out_hands_on_what_it_gets(images: Tensor) -> None:
+    """As stochastic depth leaves it out, behind a stem that is not trained any more."""
+    network = Runs(lambda blocks, hidden: blocks[1](blocks[0](hidden)))
+    network.blocks = nn.Sequential(LeftOut(4), nn.Conv2d(4, 6, 3))
+    network.stem.requires_grad_(False)
+    tapped = TappedModel(network, PATHS)
+    outputs = tapped(images)
+    assert not outputs.features[1].requires_grad
+    assert outputs.logits.requires_grad
+
+
+class LeftOut(nn.Conv2d):
+    def __init__(self, size: int) -> None:
+        super().__init__(size, size, 3)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input
+
+
 @pytest.mark.parametrize("run", KEPT)
 def test_gradients_of_blocks_in_checkpoints(
     run: Callable[[nn.Module, Tensor], Tensor], images: Tensor

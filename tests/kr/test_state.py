@@ -80,6 +80,17 @@ def test_the_knowledge_of_a_teacher_is_finite(networks: Networks, state: State) 
             KRLoss.from_state(*networks, state).load_state_dict(damaged)
 
 
+def test_a_state_that_is_refused_changes_nothing(networks: Networks, state: State) -> None:
+    """The gains of another teacher would stay beside the probes of this one."""
+    kr = KRLoss.from_state(*networks, state)
+    for key, value in (("teacher_weights", {"other": [0.0, 0.0]}), ("student_taps", ["layer1.0"])):
+        zeros = {name: torch.zeros_like(v) for name, v in state.items() if name != "_extra_state"}
+        with pytest.raises(UserError, match="state is of a"):
+            kr.load_state_dict(changed({**state, **zeros}, key, value))
+    for name, tensor in kr.state_dict().items():
+        assert name == "_extra_state" or torch.equal(tensor, state[name])
+
+
 @pytest.mark.parametrize("key", list(MadeFor.model_fields))
 @pytest.mark.parametrize(
     "value", [None, 3, "layer1", [None], ["a", "b", "c"], [-1, 0, 0], [3], {"a": 1}, {1: 1}]

@@ -103,6 +103,9 @@ class Ladder:
             self._recover(self.finals[key.finals])
         self.num_trainings = num_trainings(self.journal.storage)
         tuned = [study.counted() for study in self.tuning.values()]
+        if any(study.is_new for study in self.tuning.values()):  # of another space than before
+            for study in self.tuning.values():
+                study.take_back_spent()
         spent = max(study.spent_seconds for study in self.tuning.values())
         past = (trial for trials in tuned for trial in trials)
         self.budget = Budget(self.config, past, clock, spent)

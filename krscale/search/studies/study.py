@@ -38,7 +38,8 @@ GIVEN_UP = "given_up"
 """User attribute of a study that finds no student within the limits: why, and the trials that were
 planned then. Only a larger plan is a reason to look once more."""
 SPENT_SECONDS = "spent_seconds"
-"""User attribute of a study that `search.max_wall_seconds` ended: how many they were."""
+"""User attribute of a study: the largest `search.max_wall_seconds` that have passed; 0 where a
+study of another space has come since."""
 _RENAMED_ENDINGS = {"trials_per_rung": "trials_per_size"}
 """Journals hold the name that a setting had when they were written."""
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -118,11 +119,14 @@ class TuningStudy(Study):
     Attributes:
         best: Best validation accuracy of a complete trial, 0 before there is one.
         ended_by: What the journal says ended it, one of `ENDINGS`; empty while it goes on.
+        spent_seconds: The `search.max_wall_seconds` that have passed by what the journal says; 0 if
+            none have.
     """
 
     def __init__(self, key: TuningKey, study: optuna.Study) -> None:
         super().__init__(key, study)
         self._given_up: Mapping[str, Any] = study.user_attrs.get(GIVEN_UP, {})
+        self.spent_seconds = float(study.user_attrs.get(SPENT_SECONDS, 0.0))
         noted = study.user_attrs.get(ENDED_BY, "")
         noted = _RENAMED_ENDINGS.get(noted, noted)
         self.ended_by: str = noted if noted in ENDINGS else ""  # krscale wrote sentences once
@@ -150,16 +154,25 @@ class TuningStudy(Study):
             name: One of `ENDINGS`.
             seconds: `search.max_wall_seconds`.
         """
+        if name == "max_wall_seconds" and self.spent_seconds < seconds:
+            self._note_spent(seconds)  # also where something else, or a smaller limit, had ended it
         if self.ended_by and (self.ended_by not in _FULL or name in _FULL):
             return
-        if name == "max_wall_seconds":
-            self.optuna.set_user_attr(SPENT_SECONDS, seconds)
         self._note(name)
 
     @property
-    def spent_seconds(self) -> float:
-        """The `search.max_wall_seconds` that have ended it; 0 if they never did."""
-        return float(self.optuna.user_attrs.get(SPENT_SECONDS, 0.0))
+    def is_new(self) -> bool:
+        """Whether none of its trials has begun, and nothing has kept them from it."""
+        begun = len(self.optuna.get_trials(deepcopy=False)) > self.num_waiting
+        return not (begun or self.ended_by or self.spent_seconds)
+
+    def take_back_spent(self) -> None:
+        """Take back that the time of the search has passed: a study has come that had none of it.
+
+        From then on the times of trials count, as in every search whose time never passed.
+        """
+        if self.spent_seconds:
+            self._note_spent(0.0)
 
     def give_up(self, reason: str, planned: int) -> None:
         """Start no more trials, because no student that is allowed is found.
@@ -184,6 +197,10 @@ class TuningStudy(Study):
         """Take back that the study has ended, because it goes on."""
         if self.ended_by:
             self._note("")
+
+    def _note_spent(self, seconds: float) -> None:
+        self.optuna.set_user_attr(SPENT_SECONDS, seconds)
+        self.spent_seconds = seconds
 
     def _note(self, name: str) -> None:
         self.optuna.set_user_attr(ENDED_BY, name)

@@ -169,6 +169,27 @@ def test_a_search_that_its_time_has_ended_is_finished(tmp_path: Path) -> None:
     assert longer.budget.spent()
 
 
+def test_time_that_passes_before_a_trial_begins_is_noted_all_the_same(tmp_path: Path) -> None:
+    """Ray takes seconds to start: each start would begin once more, and train nothing."""
+    now = [0.0]
+
+    def opened(seconds: float) -> Ladder:
+        config = experiment(**{"search.max_wall_seconds": seconds, "search.trials_per_size": 20})
+        return ladder(tmp_path, config, clock=lambda: now[0])
+
+    found = opened(20.0)
+    now[0] += 8.0
+    simulate(found, 2, {"1/64": 1.0, "1/4": 1.0}, now)
+    longer = opened(25.0)
+    assert not longer.complete
+    now[0] += 6.0
+    assert longer.next() is Next.DONE
+    again = opened(25.0)
+    assert again.complete
+    assert {study.ended_by for study in again.tuning.values()} == {"max_wall_seconds"}
+    assert not opened(50.0).complete
+
+
 def test_a_larger_plan_that_cannot_begin_is_said_to_be_ended_by_what_forbids_it(
     tmp_path: Path,
 ) -> None:

@@ -256,6 +256,35 @@ def test_a_changed_space_is_said_and_gone_on_with_knowingly(tmp_path: Path) -> N
     assert ladder(back.run_path, back).next() is Next.DONE, "the old space has had its trials"
 
 
+def test_a_changed_space_has_trials_though_the_time_of_the_former_one_has_passed(
+    tmp_path: Path,
+) -> None:
+    now = [0.0]
+
+    def opened(high: float) -> Ladder:
+        config = experiment(**space_file(tmp_path, high), **{"search.max_wall_seconds": 20.0})
+        return ladder(tmp_path / "one", config, clock=lambda: now[0])
+
+    def end(found: Ladder) -> None:
+        for _ in range(4):
+            upcoming = found.next()
+            assert isinstance(upcoming, Assignment)
+            play(found, upcoming)
+        now[0] += 20.0
+        play_all(found)
+        assert found.budget.spent()
+
+    end(opened(0.5))
+    assert opened(0.5).complete
+    for _ in range(2):  # killed with one trial begun, and then another
+        first = opened(0.08).next()
+        assert isinstance(first, Assignment)
+        assert first.key.method == "plain", "the space of kr is as it was"
+    end(opened(0.08))
+    assert opened(0.08).complete
+    assert opened(0.5).complete, "the time of the old space has passed"
+
+
 def keep_student(found: Ladder, trial: Assignment) -> None:
     """Leave a file where the actor would keep the student of a final training."""
     if isinstance(trial.key, FinalKey):

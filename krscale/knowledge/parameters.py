@@ -8,7 +8,7 @@ teacher's. It needs neither images nor a forward pass of the teacher.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,8 @@ def weight_histograms(
         [[0.125, 0.75, 0.125], [0.0, 0.0, 0.0]]
     """
     # Each is read once: spectral norm takes a step whenever it computes one.
-    by_group = [[_weight(layer) for layer in layers] for layers in layer_groups]
+    computed = {layer: _weight(layer) for layer in dict.fromkeys(chain(*layer_groups))}
+    by_group = [[computed[layer] for layer in layers] for layers in layer_groups]
     weights = [weight for group in by_group for weight in group]
     if not weights:
         return torch.zeros(len(layer_groups), num_bins)

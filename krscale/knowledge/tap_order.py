@@ -89,7 +89,7 @@ def _check_written(ended: Mapping[str, _Ended], where: str) -> None:
     for (path, first), (later, second) in combinations(ended.items(), 2):
         if first.output is second.output and first.num_writes != second.num_writes:
             raise UserError(
-                f"{where}: tap {later!r} writes into what {path!r} gives (x += ..., x.add_(...)), "
-                "so that both would be read as one. Let it make a new tensor, x = x + ..., or "
-                "name one of the two."
+                f"{where}: tap {later!r} gives the tensor that {path!r} gave, written into since "
+                "(x += ..., x.add_(...), inplace=True), so that both would be read as one. Let a "
+                "new tensor be made (x = x + ..., inplace=False), or name one of the two."
             )

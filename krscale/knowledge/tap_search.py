@@ -227,6 +227,7 @@ class _Search:
         kept: list[str] = []
         for name in ordered:
             if not any(self._are_one(name, other) for other in kept):
+                kept = [other for other in kept if not self._overwrites(name, other)]
                 kept.append(name)
         maps = [name for name in kept if self.outputs[name].ndim > 2]
         return maps or kept
@@ -235,6 +236,13 @@ class _Search:
         # Equal values are not enough: a fresh residual block may give what it gets.
         same = _same(self.outputs[first], self.outputs[second])
         return same and self.addresses[first] == self.addresses[second]
+
+    def _overwrites(self, later: str, first: str) -> bool:
+        """Whether a block wrote into what another one gave: both would be read as the later one."""
+        one, other = self.outputs[later], self.outputs[first]
+        alike = (one.shape, one.stride()) == (other.shape, other.stride())
+        in_place = self.addresses[later] == self.addresses[first]
+        return alike and in_place and not torch.equal(one, other)
 
 
 def _noting(seen: list[tuple[str, Any, Any]], name: str) -> Callable[..., None]:

@@ -165,7 +165,7 @@ def check_shapes(
             f"{where} classifier gives {num_classes} classes, and gave {network.num_classes} "
             f"{since}. {anew}"
         )
-    deepest = max((tap for tap in taps if tap <= len(network.paths)), default=0)
+    deepest = max([0, *(tap for tap in taps if tap <= len(network.paths))])
     others = outputs.paths not in ((), network.paths) or len(outputs.features) < deepest
     if deepest and others:
         raise UserError(

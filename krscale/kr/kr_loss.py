@@ -391,21 +391,29 @@ class KRLoss(nn.Module):
         }
 
     def set_extra_state(self, state: Any) -> None:
-        """Take over what `get_extra_state` returned, which was checked before anything was."""
-        # The weights may have been loaded meanwhile.
-        self._teacher_weights = summary_of_weights(self._networks[0].network)
+        """Take over what `get_extra_state` returned.
+
+        Raises:
+            UserError: If it is of other taps, other settings or another teacher.
+        """
+        self._teacher_weights = self._check_made(state)
         self._is_of_teacher = True
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *rest: Any, **more: Any
     ) -> None:
-        key = f"{prefix}_extra_state"
-        if key in state_dict:  # before any tensor is taken over: a refused state changes nothing
-            self._check_made(state_dict[key])
+        # Before any tensor is taken over: a refused state changes nothing.
+        own = {n.removeprefix(prefix): v for n, v in state_dict.items() if n.startswith(prefix)}
+        if "_extra_state" in own:
+            self._check_made(own["_extra_state"])
+        check_finite({name: value for name, value in own.items() if isinstance(value, Tensor)})
         super()._load_from_state_dict(state_dict, prefix, *rest, **more)
 
-    def _check_made(self, state: Any) -> None:
-        """Refuse what `get_extra_state` returned of other taps, settings or of another teacher."""
+    def _check_made(self, state: Any) -> list[list[float]]:
+        """Refuse what `get_extra_state` returned of other taps, settings or of another teacher.
+
+        Returns the summary of the teacher's weights, which may have been loaded meanwhile.
+        """
         own = self.get_extra_state()
         given = with_former(state) if isinstance(state, Mapping) else {}
         weights = given.get("teacher_weights")
@@ -421,6 +429,7 @@ class KRLoss(nn.Module):
                     f"KRLoss: the state is of another {key.replace('_', ' ')} ({given.get(key)}) "
                     f"than this loss ({own[key]}); KRLoss.from_state takes the state's."
                 )
+        return now
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Differences of large numbers: what is fitted stays in its precision, whatever a .to(bf16)

@@ -80,12 +80,14 @@ class LoopWatch:
             )
 
     def _stands_still(self, method: KR) -> bool:
-        if self._watched < 0 or not method.teaches_heads:
+        if not self._head_at_first.numel() or not method.teaches_heads:
             return False
         return torch.equal(self._head(method), self._head_at_first)
 
     def _head(self, method: KR) -> Tensor:
-        return list(method.heads[self._watched].parameters())[-1].detach().cpu()
+        # FSDP keeps the weights of many layers in one tensor, and these have none then.
+        weights = list(method.heads[self._watched].parameters())
+        return weights[-1].detach().cpu() if weights else torch.zeros(0)
 
 
 def _not_averaged(method: KR, student: nn.Module) -> tuple[str, ...]:

@@ -108,7 +108,8 @@ def _refuse_misspelt(said: Mapping[str, Any], where: str) -> None:
         if get_close_matches(name.lower(), known, n=1, cutoff=_MISSPELT):
             raise unknown_name("name", name, known, where)
     if others and len(others) == len(said):
-        raise unknown_name("name", others[0], known, where)
+        error = unknown_name("name", others[0], known, where)
+        raise UserError(f"{error} If it means something else, give the attribute another name.")
 
 
 def _of_fields(

@@ -102,8 +102,9 @@ def outputs_by_name(output: Any) -> dict[str, Tensor] | None:
         items = list(zip(output._fields, output, strict=True))
     elif isinstance(output, tuple | list):
         items = [(str(position), value) for position, value in enumerate(output)]
-    elif hasattr(output, "__dict__"):  # an object of a class of one's own, with attributes
-        items = list(vars(output).items())
+    elif hasattr(output, "__dict__") or hasattr(output, LOGITS):  # an object of one's own class
+        # A property, or what has a slot, is not in the dictionary.
+        items = [*getattr(output, "__dict__", {}).items(), (LOGITS, getattr(output, LOGITS, None))]
     else:
         return None
     return {name: value for name, value in items if isinstance(value, Tensor)}

@@ -126,8 +126,11 @@ def test_blocks_that_write_into_one_tensor_are_no_two_taps(device: str) -> None:
     stem, activation = nn.Conv2d(1, 1, 3, padding=1), nn.ReLU(inplace=True)
     network = nn.Sequential(stem, Adding(), Adding(), activation, nn.Flatten(), nn.Linear(144, 2))
     network, images = network.to(device), IMAGES.to(device)
-    with pytest.raises(UserError, match=r"teacher: tap '2' writes into what '1' gives"):
+    with pytest.raises(UserError, match=r"teacher: tap '2' gives the tensor that '1' gave, wr"):
         check_depth_order(network, ("1", "2"), images, "teacher")
+    between = nn.Sequential(stem, activation, nn.Dropout()).to(device)  # which gives what it gets
+    with pytest.raises(UserError, match=r"tap '2' gives the tensor that '0' gave.*inplace=True"):
+        check_depth_order(between, ("0", "2"), images, "teacher")
     check_depth_order(network, ("2", "4"), images, "teacher")
     unchanged = nn.Sequential(stem, nn.Identity(), nn.Sequential(nn.Identity())).to(device)
     check_depth_order(unchanged, ("0", "1", "2"), images, "teacher")

@@ -138,6 +138,38 @@ def test_many_blocks_are_thinned_out(images: Tensor) -> None:
     assert numbers[-1] == 38
 
 
+class Adding(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(size, size, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.add_(self.conv(x).relu())
+
+
+class InPlace(nn.Module):
+    """The blocks of a stage write into one tensor, of which the last content stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(1, 4, 3), Adding(4), Adding(4))
+        self.second = nn.Sequential(nn.Conv2d(4, 6, 3), Adding(6), Adding(6))
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.second(self.first(x)).mean(dim=(2, 3)))
+        return logits
+
+
+def test_of_blocks_that_write_into_one_tensor_the_last_is_found(images: Tensor) -> None:
+    torch.manual_seed(0)
+    network = InPlace()
+    found = tapped(network, images)
+    assert found.paths == ("first.2", "second.2")
+    with torch.no_grad():
+        torch.testing.assert_close(found(images).features[0], network.first(images))
+
+
 @pytest.mark.parametrize("num_taps", [1, 2, 3, 4, 12])
 def test_stages_of_one_shape_rise_to_the_classifier(num_taps: int) -> None:
     found = FoundTaps(tuple(map(str, range(num_taps))), ((4, 2),) * num_taps)

@@ -75,6 +75,20 @@ def test_heads_that_no_optimiser_has_are_said_once(
     assert not caplog.text or "heads have not changed in 100 steps" in caplog.text
 
 
+def test_heads_whose_weights_are_kept_elsewhere(
+    teacher: nn.Module, student: nn.Module, pairs: Pairs
+) -> None:
+    """As FSDP keeps them: in one tensor for many layers, which have no parameters then."""
+    kr = make(teacher, student, pairs)
+    for head in kr.method.heads:
+        for name, weight in list(head.named_parameters()):
+            delattr(head, name)
+            setattr(head, name, weight.detach().requires_grad_())
+    assert list(kr.parameters()) == []
+    for _ in range(101):
+        assert kr(*pairs[0]).isfinite()
+
+
 class Around(nn.Module):
     """What a trainer wraps: the student and its loss within one module."""
 

@@ -91,6 +91,30 @@ def test_a_state_that_is_refused_changes_nothing(networks: Networks, state: Stat
         assert name == "_extra_state" or torch.equal(tensor, state[name])
 
 
+@pytest.mark.parametrize("prefix", ["", "kr."])
+def test_a_state_that_is_not_finite_changes_nothing(
+    prefix: str, networks: Networks, state: State
+) -> None:
+    kr = KRLoss.from_state(*networks, state)
+    nan = torch.full_like(state["probes.linears.0.bias"], float("nan"))
+    zeros = {name: torch.zeros_like(v) for name, v in state.items() if name != "_extra_state"}
+    damaged = {**state, **zeros, "probes.linears.0.bias": nan}
+    within = {f"{prefix}{name}": value for name, value in damaged.items()}
+    with pytest.raises(UserError, match=r"probes\.linears\.0\.bias holds NaN"):
+        (nn.ModuleDict({"kr": kr}) if prefix else kr).load_state_dict(within)
+    for name, tensor in kr.state_dict().items():
+        assert name == "_extra_state" or torch.equal(tensor, state[name])
+
+
+def test_what_it_was_made_for_is_checked_by_itself(networks: Networks, state: State) -> None:
+    """A loader of one's own may set it, or rename what is loaded in a hook."""
+    kr = KRLoss.from_state(*networks, state)
+    kr.set_extra_state(state["_extra_state"])
+    for key, value in (("teacher_weights", [[0.0, 0.0]]), ("student_taps", ["layer1.0"])):
+        with pytest.raises(UserError, match="state is of a"):
+            kr.set_extra_state({**state["_extra_state"], key: value})
+
+
 @pytest.mark.parametrize("key", list(MadeFor.model_fields))
 @pytest.mark.parametrize(
     "value", [None, 3, "layer1", [None], ["a", "b", "c"], [-1, 0, 0], [3], {"a": 1}, {1: 1}]

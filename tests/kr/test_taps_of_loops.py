@@ -134,3 +134,12 @@ def test_heads_that_no_group_teaches_need_not_move(
         kr(*BATCH).backward()
         optimiser.step()
     assert caplog.messages == []
+
+
+def test_what_is_checked_is_read_by_the_compiler(
+    teacher: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    kr = make(teacher, LikeResNet(3), auxiliary_schedule="constant", sparsity_schedule="constant")
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(kr, backend="eager")(*BATCH), kr(*BATCH))
+    assert "incorrect arg" not in caplog.text

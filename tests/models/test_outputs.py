@@ -22,6 +22,24 @@ class Output:
     hidden: torch.Tensor
 
 
+class Computing:
+    """Has logits and no dictionary entry of that name."""
+
+    def __init__(self):
+        self.hidden, self.other = OTHER, OTHER
+
+    @property
+    def logits(self):
+        return LOGITS
+
+
+class Slotted:
+    __slots__ = ("hidden", "logits")
+
+    def __init__(self):
+        self.hidden, self.logits = OTHER, LOGITS
+
+
 class Wrapping(nn.Module):
     """A classifier whose output is made of its logits by a function."""
 
@@ -45,6 +63,8 @@ class Wrapping(nn.Module):
         [None, LOGITS],
         SimpleNamespace(logits=LOGITS, hidden=OTHER),
         SimpleNamespace(scores=LOGITS, loss=None),
+        Computing(),
+        Slotted(),
     ],
 )
 def test_logits_are_found_where_there_is_one_choice(output):

@@ -101,12 +101,12 @@ def run_tapped(
     """
     network = unwrapped(model)
     outputs: dict[str, Any] = {}
-    skipped: set[str] = set()
+    skipped: dict[str, bool] = {}
     handles = []
     owner = this_thread()  # once: where this is compiled, it would be for each of the hooks
     try:
         for path in dict.fromkeys((*paths, *stages)):
-            hook = partial(call_in, owner, partial(_record, outputs, path, skipped=skipped))
+            hook = partial(call_in, owner, partial(_record, outputs, skipped, path))
             handles.append(network.get_submodule(path).register_forward_hook(hook))
         logits = model(images)
     finally:
@@ -120,7 +120,7 @@ def run_tapped(
         )
     layouts = getattr(network, LAYOUTS_ATTRIBUTE, {})
     collected: TapOutputs = _collect(logits, outputs, paths, stages, layouts)
-    _check_gradients(network, {path: outputs[path] for path in outputs if path not in skipped})
+    _check_gradients(network, outputs, skipped)
     return collected
 
 
@@ -197,7 +197,7 @@ def _run_black(
     network: nn.Module, paths: Sequence[str], image_shape: Sequence[int], outputs: dict[str, Any]
 ) -> None:
     """Run a network on black images; `outputs` gets what its blocks give, as far as it comes."""
-    hooks = [(network.get_submodule(path), partial(_record, outputs, path)) for path in paths]
+    hooks = [(network.get_submodule(path), partial(_record, outputs, {}, path)) for path in paths]
     with hooked(hooks), left_as_it_was(network), torch.random.fork_rng(devices=[]):
         network.eval()(zeros(network, image_shape))
 
@@ -274,16 +274,15 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def _record(
     outputs: dict[str, Any],
+    skipped: dict[str, bool],
     path: str,
     module: nn.Module,
     arguments: Any,
     output: Any,
-    skipped: set[str] | None = None,
 ) -> None:
-    """Keep what a block gives; `skipped` gets those that hand on what they are given."""
+    """Keep what a block gives, and whether that is what it was given."""
     outputs[path] = output
-    if skipped is not None and not torch.compiler.is_compiling():
-        (skipped.add if any(given is output for given in arguments) else skipped.discard)(path)
+    skipped[path] = any(given is output for given in arguments)
 
 
 # Under torch.compile the network is traced, hooks included; nothing is gained by tracing this.
@@ -307,7 +306,9 @@ def _collect(
 
 
 @torch._disable_dynamo  # type: ignore[attr-defined]
-def _check_gradients(network: nn.Module, outputs: dict[str, Any]) -> None:
+def _check_gradients(
+    network: nn.Module, outputs: dict[str, Any], skipped: Mapping[str, bool]
+) -> None:
     """Refuse blocks in training that hand on no gradient: what compares them would teach nothing.
 
     A frozen block is none of them, nor one that was left out, as stochastic depth does.
@@ -315,9 +316,9 @@ def _check_gradients(network: nn.Module, outputs: dict[str, Any]) -> None:
     if not torch.is_grad_enabled():
         return
     for path in outputs:
-        if not _tensor(outputs, path).requires_grad and any(
-            parameter.requires_grad for parameter in network.get_submodule(path).parameters()
-        ):
+        if _tensor(outputs, path).requires_grad or skipped[path]:
+            continue
+        if any(parameter.requires_grad for parameter in network.get_submodule(path).parameters()):
             raise UserError(
                 f"tap {path!r}: this block was run without gradients, so the student would learn "
                 "nothing from it: its output is detached, it runs under torch.no_grad(), or it is "

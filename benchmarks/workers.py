@@ -129,16 +129,13 @@ def workers_table(result: Mapping[str, Any]) -> str:
             f"| {_shown(loop, 'spare_core')} | 1.02 |",
         ]
     if speedup := result.get("speedup"):
-        share = round(speedup["speedup"] / speedup["limit"], 3)
-        if "share_of_limit" in speedup:
-            share = _shown(speedup, "share_of_limit")
         rows += [
             f"| one worker / two workers, a step of the same batch (width {speedup['width']}) "
             f"| {_shown(speedup, 'speedup')} | 1.85 |",
             f"| the most this machine allows: two processes that exchange nothing "
             f"| {_shown(speedup, 'limit')} | |",
             f"| two workers' speed over the most this machine allows (1.85 of 2 is 0.925) "
-            f"| {share} | |",
+            f"| {_shown(speedup, 'share_of_limit')} | |",
         ]
     if starts := result.get("starts"):
         one, two = (starts["trial_start_s"][number] for number in ("1", "2"))

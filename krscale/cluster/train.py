@@ -271,7 +271,7 @@ def _worker(config: dict[str, Any]) -> tuple[str, str] | None:
             train.report(metrics)
             return
         with tempfile.TemporaryDirectory() as temporary:
-            note = json.dumps(metrics)  # for a driver that ends before it hears of them
+            note = json.dumps(metrics)  # for a driver that ends before it has them
             save_checkpoint(Path(temporary) / STATE, training.state_dict(), note)
             if training.finished:
                 save_weights(Path(temporary) / config["weights"], training.student)

@@ -1,4 +1,4 @@
-"""Who hears of trials: the tracker (MLflow) and the live view. Each turns events into its words."""
+"""What trials are reported to: the tracker (MLflow) and the live view, each in its own words."""
 
 from __future__ import annotations
 

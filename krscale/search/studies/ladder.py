@@ -171,8 +171,8 @@ class Ladder:
             trial.set_user_attr(name, value)
         if reason:
             trial.set_user_attr(STOPPED if state is TrialState.PRUNED else "error", redact(reason))
-        # The journal is written last: after a crash in between the trial is still RUNNING there, and
-        # the next start tells everyone how it ended. Were it first, the others would not be told.
+        # The journal is written last: after a crash in between the trial is RUNNING there, and the
+        # next start tells everyone how it ended. Were it first, the others would not be told.
         for listener in self.listeners:
             listener.on_end(assignment, state, metrics, reason)
         complete = state is TrialState.COMPLETE

@@ -164,3 +164,12 @@ def _make_database(folder: Path) -> None:
     Server(address, "krscale-template")
     with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
         database.execute("delete from experiments where name = 'krscale-template'")
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    """Let this process be the only worker of a process group."""
+    store = f"file://{tmp_path}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()

@@ -124,7 +124,7 @@ def _output(given: str | None, paths: Sequence[Path], curves: Sequence[Curve]) -
         if [folder] != list(paths) and any((folder / file).is_file() for file in _OF_A_RUN):
             raise UserError(
                 f"--output: {folder} is the folder of a run, whose own figures would be replaced. "
-                f"Choose another folder."
+                "Choose another folder."
             )
         return folder
     if len(paths) == 1:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -206,14 +205,6 @@ def test_compiled(net: Net, images: Tensor, wrap: str) -> None:
     for step in range(3):  # later calls must not see the first call's tensors
         assert_taps(tapped(images + step), net, images + step)
     assert num_hooks(net) == 0
-
-
-@pytest.fixture
-def process_group(tmp_path: Path) -> Iterator[None]:
-    store = f"file://{tmp_path}/store"
-    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.usefixtures("process_group")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from krscale.errors import UserError, unknown_name
+from krscale.knowledge.cells import cell_means
 from krscale.knowledge.hooks import call_in, hooked, this_thread
 from krscale.knowledge.layouts import (
     USUAL,
@@ -241,13 +242,7 @@ def pool(feature: Tensor, grid: int = 1) -> Tensor:
         if grid == 1:
             return feature.float().mean(dim=(2, 3))
         height, width = feature.shape[2:]
-        rows, columns = min(grid, height), min(grid, width)
-        if height % rows == 0 and width % columns == 0:
-            # The same means; its gradient is faster, and on GPUs the same in every run.
-            means = F.avg_pool2d(feature.float(), (height // rows, width // columns))
-        else:
-            means = F.adaptive_avg_pool2d(feature.float(), (rows, columns))
-        return means.flatten(1)
+        return cell_means(feature.float(), (min(grid, height), min(grid, width))).flatten(1)
     if feature.ndim == 3:
         if grid == 1:
             return feature.float().mean(dim=1)

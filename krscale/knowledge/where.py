@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from krscale.knowledge.aggregation import student_tap
+from krscale.knowledge.cells import Cells, cell_means
 
 GRID = 4
 """Rows and columns of cells at most."""
@@ -27,8 +28,6 @@ SMOOTHING = 0.01
 """Share of both distributions spread evenly before they are compared: cells can have no energy."""
 LEAST = 1e-12
 """Energy of a stage below which it is active nowhere, which is the same as everywhere alike."""
-
-Cells = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -146,19 +145,11 @@ def energy(stage: Tensor, cells: Cells, positions: Cells | None = None) -> Tenso
         >>> energy(stage, (2, 2))
         tensor([[1., 0., 0., 0.]])
     """
-    rows, columns = cells
     dim = 2 if stage.ndim == 3 else 1
     squares: Tensor = _MeanSquare.apply(stage.float(), dim)  # type: ignore[no-untyped-call]
     if positions is not None:
         squares = squares.reshape(len(stage), *positions)
-    height, width = squares.shape[1:]
-    if (height, width) == cells:
-        return squares.flatten(1)
-    if height % rows == 0 and width % columns == 0:
-        # The same means; its gradient is faster, and on GPUs the same in every run.
-        steps = (height // rows, width // columns)
-        return F.avg_pool2d(squares[:, None], steps).flatten(1)
-    return F.adaptive_avg_pool2d(squares[:, None], cells).flatten(1)
+    return cell_means(squares[:, None], cells).flatten(1)
 
 
 class _MeanSquare(torch.autograd.Function):
@@ -306,6 +297,4 @@ class WhereLoss(nn.Module):
 
 def _on_cells(distribution: Tensor, cells: Cells) -> Tensor:
     """Return a distribution `[B, rows, columns]` on coarser cells, flat."""
-    if tuple(distribution.shape[1:]) != cells:
-        distribution = F.adaptive_avg_pool2d(distribution[:, None], cells)
-    return distribution.flatten(1)
+    return cell_means(distribution[:, None], cells).flatten(1)

@@ -2,7 +2,7 @@
 
 Writes `benchmarks/results/workers.json` and its section of `docs/benchmarks.md`:
 
-    python benchmarks/workers.py [--parts loop,speedup,starts,nodes] [--tiny]
+    python benchmarks/workers.py [--parts loop,speedup,group_norm,starts,nodes] [--tiny]
 
 For a machine with two cores and nothing else to do: the load average stands beside each part.
 With `--tiny` it only prints.
@@ -38,6 +38,8 @@ from krscale.files import read_json, write_json
 
 RESULT = ROOT / "benchmarks" / "results" / "workers.json"
 WORKERS, NODES = 2, (1, 2, 3)
+PARTS = ("loop", "speedup", "group_norm", "starts", "nodes")
+GROUP_NORM = "student.model=parts.group_norm:group_norm_resnet"
 TINY = ("data.glyphs.num_train=64", "data.glyphs.image_size=8", "train.global_batch_size=32")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
@@ -137,6 +139,13 @@ def workers_table(result: Mapping[str, Any]) -> str:
             f"| two workers' speed over the most this machine allows (1.85 of 2 is 0.925) "
             f"| {_shown(speedup, 'share_of_limit')} | |",
         ]
+    if group_norm := result.get("group_norm"):
+        rows += [
+            f"| one worker / two workers with group norm, which needs no exchange within a step "
+            f"(width {group_norm['width']}) | {_shown(group_norm, 'speedup')} | 1.85 |",
+            f"| the most this machine allows with it | {_shown(group_norm, 'limit')} | |",
+            f"| two workers' speed over that | {_shown(group_norm, 'share_of_limit')} | |",
+        ]
     if starts := result.get("starts"):
         one, two = (starts["trial_start_s"][number] for number in ("1", "2"))
         rows.append(f"| seconds between two trials of a group of two workers | {two} | 0.5 |")
@@ -147,7 +156,7 @@ def workers_table(result: Mapping[str, Any]) -> str:
             f"{nodes['seconds_of_a_trial']} s | {times} | |"
             for number, times in nodes["over_one_node"].items()
         ]
-    missing = [name for name in ("loop", "speedup", "starts", "nodes") if name not in result]
+    missing = [name for name in PARTS if name not in result]
     lines = []
     if rows:
         lines += [f"On {result['machine']}.", "", "| measured | value | goal |", "|---|---|---|"]
@@ -192,6 +201,9 @@ def _parts(arguments: argparse.Namespace) -> dict[str, Callable[[], dict[str, An
     def speedup() -> dict[str, Any]:
         return measure_speedup(storage, changes, width, rounds)
 
+    def group_norm() -> dict[str, Any]:
+        return measure_speedup(storage, (*changes, GROUP_NORM), width, rounds)
+
     def starts() -> dict[str, Any]:
         from parts.worker_searches import measure_starts
 
@@ -202,12 +214,12 @@ def _parts(arguments: argparse.Namespace) -> dict[str, Callable[[], dict[str, An
 
         return measure_nodes(storage, 2 * trials, NODES[:2] if arguments.tiny else NODES)
 
-    return {part.__name__: part for part in (loop, speedup, starts, nodes)}
+    return {part.__name__: part for part in (loop, speedup, group_norm, starts, nodes)}
 
 
 def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--parts", default="loop,speedup,starts,nodes")
+    parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--rounds", type=int, default=3, help="in turns")
     parser.add_argument(
         "--width", type=int, default=64, help="of the student whose steps are timed"

@@ -82,7 +82,7 @@ def part(**found: Any) -> dict[str, Any]:
 
 def test_the_table_has_goals_and_says_what_was_not_measured() -> None:
     table = workers.workers_table({"machine": "two cores"})
-    assert table.startswith("Not measured: loop, speedup, starts, nodes.")
+    assert table.startswith("Not measured: loop, speedup, group_norm, starts, nodes.")
     found = {
         "machine": "two cores",
         "loop": part(
@@ -103,7 +103,7 @@ def test_the_table_has_goals_and_says_what_was_not_measured() -> None:
     assert "leaves a core to Ray's own processes | 0.99 [0.98, 1.01] | 1.02 |" in table
     assert "| seconds between two trials of a group of two workers | 0.07 | 0.5 |" in table
     assert "on 3 node(s) over one; trials that sleep for 2.0 s | 2.9 |" in table
-    assert "Not measured: speedup." in table
+    assert "Not measured: speedup, group_norm." in table
 
 
 def test_the_share_of_what_the_machine_allows_stands_beside_the_speedup() -> None:
@@ -114,6 +114,19 @@ def test_the_share_of_what_the_machine_allows_stands_beside_the_speedup() -> Non
     table = workers.workers_table({"machine": "m", "speedup": found})
     assert "| 1.7 [1.6, 1.8] | 1.85 |" in table
     assert "allows (1.85 of 2 is 0.925) | 0.95 [0.93, 0.97] | |" in table
+
+
+def test_a_student_without_batch_norm_is_timed_beside_the_one_with_it() -> None:
+    both = {
+        name: part(
+            speedup=speedup, speedup_interval=[1.6, 1.9], limit=1.9, limit_interval=[1.8, 2.0],
+            share_of_limit=0.95, share_of_limit_interval=[0.93, 0.97], width=8,
+        )
+        for name, speedup in (("speedup", 1.7), ("group_norm", 1.8))
+    }  # fmt: skip
+    table = workers.workers_table({"machine": "m", **both})
+    assert "a step of the same batch (width 8) | 1.7 [1.6, 1.9] | 1.85 |" in table
+    assert "no exchange within a step (width 8) | 1.8 [1.6, 1.9] | 1.85 |" in table
 
 
 def test_the_page_is_what_was_measured() -> None:
@@ -135,4 +148,6 @@ def test_two_workers_of_torchrun_take_the_same_steps(tmp_path: Path, drill: Dril
     assert {name: len(seconds) for name, seconds in in_turns.items()} == {
         "one": 2, "two": 2, "apart": 2,
     }  # fmt: skip
+    without = in_turns_by_torchrun(2, str(tmp_path), (*changes, workers.GROUP_NORM), 4, 1)
+    assert set(without) == {"one", "two", "apart"}
     drill.held("one epoch of two workers was timed, and turns of one, two and two apart")

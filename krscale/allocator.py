@@ -1,11 +1,11 @@
-"""The memory that a training step frees is kept for the next one, where glibc's malloc is in use.
+"""Keeping the memory that a training step frees for the next one, with glibc's malloc.
 
-By default malloc asks Linux for the memory of each large tensor and gives it back when the tensor
-is freed. Linux clears every page that it hands out, which on a virtual machine took half of the
-time of a step of a wide student (benchmarks/freed_memory.py).
+By default, malloc requests the memory of each large tensor from Linux and returns it when the
+tensor is freed. Linux clears every page that it hands out. On a virtual machine this took half of
+the time of a step of a wide student (benchmarks/freed_memory.py).
 
-It costs memory, up to 1.8 times as much for a wide student: the most that was ever in use stays
-with the process, with the gaps between tensors. Other allocators and systems are left as they are.
+Keeping it costs memory, up to 1.8 times as much for a wide student: the process retains the maximum
+that was ever in use, with gaps between the tensors. Other allocators and systems are not changed.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 VARIABLES = {
-    # No tensor gets a mapping of its own, which is undone when it is freed.
+    # No tensor gets its own memory mapping, which would be removed when the tensor is freed.
     "MALLOC_MMAP_MAX_": "0",
-    # What is free at the heap's end stays.
+    # Free memory at the end of the heap is kept.
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
     # One heap for all threads. The heap of a thread, such as the one in which Ray Train runs its
-    # loop, holds at most 64 MB; what is larger would be mapped whatever the first line says.
+    # loop, holds at most 64 MB; larger tensors would be mapped despite the first setting.
     "MALLOC_ARENA_MAX": "1",
 }
-"""What glibc reads when a process starts, and no other library at all."""
+"""Environment variables that glibc reads when a process starts; other libraries ignore them."""
 _PARAMETERS = {-4: 0, -1: -1, -8: 1}
-"""The same for `mallopt`: numbers of parameters, from glibc's malloc.h, and their values."""
+"""The same settings for `mallopt`: numbers of parameters from glibc's malloc.h, with values."""
 
 
 def set_by_user(environment: Mapping[str, str]) -> bool:
-    """Return whether an environment sets malloc to anything else than `VARIABLES` does.
+    """Return whether an environment sets malloc differently from `VARIABLES`.
 
-    A process of krscale's may have `VARIABLES` from the one that started it.
+    A process of krscale may have inherited `VARIABLES` from its parent process.
 
     Example:
         >>> set_by_user({"MALLOC_ARENA_MAX": "4"}), set_by_user(VARIABLES), set_by_user({})
@@ -47,9 +47,9 @@ def set_by_user(environment: Mapping[str, str]) -> bool:
 
 @contextmanager
 def set_for_children() -> Iterator[None]:
-    """Let processes that are started meanwhile keep what they free, unless the user has set malloc.
+    """Make processes started in this context keep freed memory, unless the user has set malloc.
 
-    The environment is as before afterwards: what else this process starts is not krscale's.
+    The environment is restored afterwards, as later child processes may not be krscale's.
     """
     if set_by_user(os.environ):
         yield
@@ -65,12 +65,12 @@ def set_for_children() -> Iterator[None]:
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep what it frees from now on.
+    """Make this process keep freed memory from now on.
 
-    Threads that have begun keep heaps of their own, as they were.
+    Threads that were started before keep their own heaps unchanged.
 
     Returns:
-        Whether malloc was told so: not where the user has set it, nor without glibc.
+        Whether malloc was set; False if the user has set it, and without glibc.
     """
     if set_by_user(os.environ):
         return False
@@ -81,7 +81,7 @@ def keep_freed_memory() -> bool:
 
 
 def give_back() -> None:
-    """Give back to the system what is free now, as after a teacher, before others need it."""
+    """Return free memory to the system, e.g. after training a teacher, for other processes."""
     trim = getattr(_libc(), "malloc_trim", None)
     if trim is not None:
         trim(0)

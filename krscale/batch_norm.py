@@ -1,4 +1,4 @@
-"""Batch norm over the whole batch of several workers, and batches that no norm can normalise."""
+"""Batch norm over the batches of all workers, and checks for batches that cannot be normalised."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 class SingleValueError(UserError):
-    """A norm meets a single value per channel in training; one value has no variance."""
+    """A norm gets a single value per channel in training; one value has no variance."""
 
 
 def convert_batch_norm(model: AnyModule, workers: Workers) -> AnyModule:
-    """Replace every batch norm in `model` by one whose statistics are those of all workers.
+    """Replace every batch norm in `model` by one with the statistics of all workers.
 
-    torch's own `SyncBatchNorm` (2.13) takes workers without samples, too, but in training no
-    tensors on the CPU, and on a GPU every forward waits for the device to tell which workers have
-    none. Which of the two is faster on GPUs has not been measured. Parameters, buffers and the
-    names in the state dict stay the same, so weights load into the unconverted model.
+    torch's own `SyncBatchNorm` (2.13) also accepts workers without samples, but in training no
+    tensors on the CPU, and on a GPU every forward synchronises to find the workers without any.
+    Which of the two is faster on GPUs has not been measured. Parameters, buffers and the names in
+    the state dict stay the same, so weights can be loaded into the unconverted model.
 
     Returns:
-        `model`, changed in place; a new module when `model` itself is a batch norm.
+        `model`, changed in place; a new module if `model` itself is a batch norm.
 
     Raises:
-        UserError: If a batch norm computes what none over all workers can (`refuse_own_norms`).
+        UserError: If a batch norm cannot be computed over all workers (`refuse_own_norms`).
     """
     if workers.world_size == 1:
         return model
@@ -43,7 +43,7 @@ def convert_batch_norm(model: AnyModule, workers: Workers) -> AnyModule:
 
 
 def _converted(model: AnyModule, workers: Workers, known: dict[nn.Module, nn.Module]) -> AnyModule:
-    """Convert, with what has taken the place of each norm: one may stand under several names."""
+    """Convert norms; `known` maps each to its replacement, as one may have several names."""
     if isinstance(model, _BatchNorm) and not isinstance(model, SharedBatchNorm):
         if model not in known:
             known[model] = SharedBatchNorm(model, workers)
@@ -59,21 +59,22 @@ def check_batch_norm(
 ) -> None:
     """Refuse a network that would normalise a single value per channel, whose variance is 0.
 
-    That takes a batch of one image and maps of 1x1. The shares of workers do not matter: batch norm
-    is over all of them. Without running statistics it happens in eval mode, too.
+    This happens with batches of one image and maps of 1x1. The shares of workers do not matter, as
+    batch norm is over all of them. Without running statistics it also happens in eval mode.
 
     Args:
-        model: Runs on an image of zeros in eval mode, if need be; nothing in it changes.
+        model: The network. If needed, it is run on an image of zeros in eval mode; it is not
+            changed.
         image_shape: `(C, H, W)`.
-        batches: Of the training.
-        where: What the network is.
+        batches: Batch sizes of the training.
+        where: The role of the network, for the error message.
 
     Raises:
-        SingleValueError: Naming the batch norm and the batch size.
-        UserError: If a batch norm cannot judge a single image.
+        SingleValueError: With the batch norm and the batch size.
+        UserError: If a batch norm cannot evaluate a single image.
     """
     was_training = model.training
-    model.train()  # a network may keep norms in eval mode: they are not trained
+    model.train()  # a network may keep norms in eval mode, which are not trained
     norms = {
         module: f"{where}: batch norm {name!r}"
         for name, module in model.named_modules()
@@ -99,7 +100,7 @@ def check_batch_norm(
 
 
 def _single_value(norm: _BatchNorm, named: str, batches: BatchSizes) -> UserError:
-    """Say why a batch norm cannot do with one value per channel."""
+    """Return the error for a batch norm that gets one value per channel."""
     if norm.running_mean is None:
         return UserError(
             f"{named} keeps no running statistics, so it cannot judge a single image: its maps are "
@@ -117,11 +118,11 @@ def _single_value(norm: _BatchNorm, named: str, batches: BatchSizes) -> UserErro
 
 @contextmanager
 def explain_single_values(num_images: int, global_size: int) -> Iterator[None]:
-    """Name the batch where a norm that `check_batch_norm` does not know meets a single value.
+    """Explain the error of a norm unknown to `check_batch_norm` that gets a single value.
 
     Args:
-        num_images: This worker's share of the batch.
-        global_size: The whole batch.
+        num_images: Size of this worker's share of the batch.
+        global_size: Size of the whole batch.
 
     Raises:
         SingleValueError: Instead of torch's error.
@@ -140,18 +141,18 @@ def explain_single_values(num_images: int, global_size: int) -> Iterator[None]:
 
 
 class SharedBatchNorm(_BatchNorm):
-    """Batch norm over the samples of all workers; a worker may hold none.
+    """Batch norm over the samples of all workers, some of which may have no samples.
 
-    The modules that a norm of a class of its own runs on its output, e.g. an activation, are run
-    here as well, under their names.
+    If the replaced norm has a class of its own that runs further modules on its output, e.g. an
+    activation, these are run here as well, under their names.
 
     With a single value per channel over all workers the variance is 0, where `nn.BatchNorm1d`
-    raises: knowing it here would make every step wait for the device. `check_batch_norm` refuses it
-    before the first step.
+    raises an error. Detecting it here would make every step synchronise; `check_batch_norm` refuses
+    it before the first step.
 
     Args:
         norm: The batch norm to replace; its parameters and buffers are taken over.
-        workers: All workers must reach every forward and backward together.
+        workers: The workers, which must all run every forward and backward together.
     """
 
     def __init__(self, norm: _BatchNorm, workers: Workers) -> None:
@@ -168,7 +169,7 @@ class SharedBatchNorm(_BatchNorm):
         self.num_batches_tracked = norm.num_batches_tracked
         self.workers = workers
         self._after = modules_after(norm) or ()
-        # All that it has, also what takes no part, so that the names in the state dict stay.
+        # Everything the norm has, even if unused, so that the names in the state dict stay.
         self._parameters.update(norm._parameters)
         self._buffers.update(norm._buffers)
         self._modules.update(norm._modules)
@@ -213,9 +214,9 @@ class SharedBatchNorm(_BatchNorm):
 
 
 class _NormOfAll(torch.autograd.Function):
-    """Normalise `[B, C, ...]` by all workers' samples, with torch's own kernels for what is local.
+    """Normalise `[B, C, ...]` over all workers' samples, with torch's own kernels for local parts.
 
-    Written in single operations it read and wrote the activations three times as often.
+    Composed of elementary operations, it would read and write the activations three times as often.
     """
 
     @staticmethod
@@ -223,7 +224,7 @@ class _NormOfAll(torch.autograd.Function):
         ctx: Any, values: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
         workers: Workers,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-        """Return the output, and the count, mean `[C]` and biased variance `[C]` of all."""
+        """Return the output, and the count, mean `[C]` and biased variance `[C]` over all."""
         count, mean, variance = _merged(*_own_statistics(values), workers)
         has_samples = values.numel() > 0
         output = _affine(values, mean, variance, weight, bias, eps) if has_samples else +values
@@ -234,12 +235,12 @@ class _NormOfAll(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        """One exchange: of the sums over samples that the mean and the variance are made of."""
+        """Return the gradients, after one exchange of the sums behind mean and variance."""
         values, weight, mean, variance, count = ctx.saved_tensors
         scale = mean.new_ones(mean.shape) if weight is None else weight
         of_scale = of_bias = torch.zeros_like(mean)
         if values.numel():
-            # As in evaluation, so that nothing is derived from the statistics of this worker.
+            # In evaluation mode, as the statistics do not depend on this worker alone.
             _, of_scale, of_bias = torch.ops.aten.native_batch_norm_backward(
                 gradient, values, scale, mean, variance, None, None, False, ctx.eps,
                 [False, True, True],
@@ -280,11 +281,11 @@ def _merged(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the count (scalar), mean `[C]` and biased variance `[C]` over all workers.
 
-    Merging means and squared deviations from them (Chan et al., 1979) loses no digits where sums of
-    squares would, and needs one exchange.
+    Merging means and squared deviations from them (Chan et al., 1979) keeps the precision that sums
+    of squares would lose, and needs one exchange.
     """
     own = torch.cat([mean.new_full((1,), float(count)), mean, variance * count])
-    # A sum of rows that are zero elsewhere.
+    # Each worker fills its own row; the others are 0, so that the sum has all rows.
     rows = own.new_zeros(workers.world_size, len(own))
     rows[workers.rank] = own
     rows = all_reduce(rows)

@@ -1,6 +1,7 @@
-"""Names that settings of KR are chosen from, each list written down once.
+"""The names that settings of KR are chosen from, each list defined once.
 
-The config, which knows no torch, allows them; the knowledge, which knows no pydantic, goes by them.
+The config, which does not import torch, validates settings with them; `krscale.knowledge`, which
+does not import pydantic, uses them.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from typing import Literal, get_args
 
 Level = Literal["network", "stage", "layer"]
 LEVELS: tuple[Level, ...] = get_args(Level)
-"""Granularities with a name: one group, the architecture's stages, every tap on its own. A network
-has the more groups the later its level stands here."""
+"""Granularities with a name: one group, the architecture's stages, every tap on its own. Later
+levels divide a network into more groups."""
 
 Mixing = Literal["arithmetic", "geometric"]
 MIXINGS: tuple[Mixing, ...] = get_args(Mixing)
@@ -18,9 +19,9 @@ MIXINGS: tuple[Mixing, ...] = get_args(Mixing)
 
 Alignment = Literal["stage", "depth"]
 ALIGNMENTS: tuple[Alignment, ...] = get_args(Alignment)
-"""How groups of the teacher's taps meet the student: stage by stage, or by relative depth."""
+"""How groups of the teacher's taps are matched to the student: by stage, or by relative depth."""
 
 Schedule = Literal["constant", "rising", "falling"]
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
-"""What a setting does over the training: the value throughout, from 0 up to it, or from it down to
-0."""
+"""How a setting changes over the training: constant, from 0 up to its value, or from its value down
+to 0."""

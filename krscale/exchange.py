@@ -1,4 +1,4 @@
-"""Two names of one folder exchange what they stand for, in one step, where the system can."""
+"""An atomic exchange of two paths, where the system supports it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _EXCHANGE = 2
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Let two paths that exist exchange their content, so that at no moment either is missing.
+    """Exchange the contents of two existing paths; neither is missing at any moment.
 
     Returns:
-        Whether it was done: Linux alone can, and not on every file system (NFS cannot).
+        Whether it was done: only Linux supports it, and not on every file system (not on NFS).
     """
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2

@@ -1,8 +1,8 @@
-"""Every metric that a network is judged by, one entry each: this is where a metric is added.
+"""Every metric that a network is evaluated by, one entry each; new metrics are added here.
 
-What is in `METRICS` is computed whenever a network is evaluated, recorded with every epoch of a
-trial as `val/NAME`, may be named in `search.objectives` as `val/NAME`, and is shown as its entry
-says. Importing this needs no torch: the config checks names with it.
+The entries of `METRICS` are computed whenever a network is evaluated, and recorded with every epoch
+of a trial as `val/NAME`. They may be named in `search.objectives` as `val/NAME`, and are displayed
+as their entry defines. Importing this module does not need torch: the config checks names with it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ Split = Literal["train", "val", "test"]
 
 @dataclass(frozen=True)
 class Metric:
-    """One way to judge predictions. A value is a mean over samples.
+    """A metric of predictions. Its value is a mean over samples.
 
     Attributes:
-        name: As in `val/NAME`.
-        direction: Which values are better.
-        total: Logits `[B, K]` in fp32 and labels `[B]` to the sum over the samples, a scalar.
-            Sums of batches and of workers are added in float64 and divided by all samples.
-        shown: As a percentage, or as the number it is.
+        name: `NAME` in `val/NAME`.
+        direction: Whether larger or smaller values are better.
+        total: Maps logits `[B, K]` in fp32 and labels `[B]` to the sum over the samples, a scalar.
+            Sums of batches and of workers are added in float64 and divided by the number of
+            samples.
+        shown: Whether it is displayed as a percentage or as a plain number.
         min_classes: With fewer classes it carries no information and is left out.
         breaks_ties: Whether it decides between trials that are equal in all objectives.
     """
@@ -40,11 +41,11 @@ class Metric:
     breaks_ties: bool = False
 
     def text(self, value: float) -> str:
-        """Return a value as one reads it, without a unit: `97.3` of 0.973 as a percentage."""
+        """Return a value as displayed, without unit: `97.3` for 0.973 as a percentage."""
         return f"{100 * value:.1f}" if self.shown == "percent" else f"{value:.4g}"
 
     def gain(self, value: float) -> float:
-        """Return the value, negated where less is better: larger gains are better."""
+        """Return the value, negated if smaller is better, so that larger gains are better."""
         return value if self.direction == "maximize" else -value
 
 
@@ -79,12 +80,12 @@ def metric_key(split: Split, metric: Metric) -> str:
 TRAIN_ACCURACY = metric_key("train", ACCURACY)
 TRAIN_LOSS = metric_key("train", LOSS)
 VAL_ACCURACY = metric_key("val", ACCURACY)
-"""What early stopping compares, winners are chosen by, and `search.objectives` begins with."""
+"""Early stopping and the choice of winners use it; it is first in `search.objectives`."""
 TEST_ACCURACY = metric_key("test", ACCURACY)
 
 
 def metrics_for(num_classes: int) -> list[Metric]:
-    """Return the metrics that say something where there are so many classes.
+    """Return the metrics that carry information with this number of classes.
 
     Example:
         >>> [[metric.name for metric in metrics_for(classes)] for classes in (5, 6)]

@@ -1,4 +1,4 @@
-"""Batch norms of a class of their own: what a norm over several workers has to compute as well."""
+"""Batch norms of custom classes, and the modules that a norm over several workers must also run."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ _SHAPES = {
     nn.BatchNorm2d: _SHAPES_OF_OTHERS,
     nn.BatchNorm3d: ((4, 2, 3, 2),),
 }
-"""Of what is normalised, without the channels; the first that a norm takes is looked at."""
+"""Shapes of test inputs, without the channels; the first that a norm accepts is used."""
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def refuse_own_norms(
     model: nn.Module, where: str, known: type[nn.Module] = nn.SyncBatchNorm
 ) -> None:
-    """Refuse batch norms that no norm over several workers can stand for.
+    """Refuse batch norms that cannot be replaced by a norm over several workers.
 
-    There, one over the samples of all workers takes the place of each, followed by the modules that
-    it has itself (`modules_after`). What computes anything else would be another network.
+    With several workers, each batch norm is replaced by one over the samples of all of them,
+    followed by its own submodules (`modules_after`). A norm that computes anything else would then
+    be another network.
 
     Args:
-        model: May be on meta tensors; nothing in it changes.
-        where: What the network is, for the message.
-        known: A class that is over the samples of all workers already.
+        model: The network, possibly on meta tensors; it is not changed.
+        where: The role of the network, for the error message.
+        known: A class whose norms are over the samples of all workers already.
 
     Raises:
-        UserError: Naming the first of them, and its class.
+        UserError: With the first such norm and its class.
 
     Example:
         >>> refuse_own_norms(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), "student")
@@ -56,13 +57,14 @@ def refuse_own_norms(
 
 @torch.no_grad()
 def modules_after(norm: _BatchNorm) -> tuple[str, ...] | None:
-    """Return the names of a norm's own modules that it runs, in their order, on what torch's gives.
+    """Return the names of a norm's submodules that it runs on the output of torch's norm, in order.
 
-    timm's `BatchNormAct2d` has a dropout and an activation in it. Found by running copies.
+    timm's `BatchNormAct2d`, for example, has a dropout and an activation. They are determined by
+    running copies.
 
     Returns:
-        Nothing where it computes what torch's does; None where it computes anything else, also
-        of its running statistics.
+        Empty if the norm computes the same as torch's; None if it computes anything else,
+        including its running statistics.
 
     Example:
         >>> modules_after(nn.BatchNorm2d(2))
@@ -75,7 +77,7 @@ def modules_after(norm: _BatchNorm) -> tuple[str, ...] | None:
 
 
 def _is_plain_and(norm: _BatchNorm, names: tuple[str, ...]) -> bool:
-    """Whether a norm gives what torch's would with its weights, and modules of it after that."""
+    """Return whether a norm gives the output of torch's norm followed by its named submodules."""
     values = _values_for(norm)
     return values is not None and all(
         _gives_the_same(norm, names, values, training) for training in (False, True)
@@ -83,7 +85,7 @@ def _is_plain_and(norm: _BatchNorm, names: tuple[str, ...]) -> bool:
 
 
 def _values_for(norm: _BatchNorm) -> Tensor | None:
-    """Return what can be normalised, from -1 to 1; None where the norm takes nothing alone."""
+    """Return a test input from -1 to 1; None if the norm accepts none."""
     shapes = next((s for kind, s in _SHAPES.items() if isinstance(norm, kind)), _SHAPES_OF_OTHERS)
     for samples, *others in shapes:
         size = samples * norm.num_features * torch.Size(others).numel()
@@ -97,7 +99,7 @@ def _values_for(norm: _BatchNorm) -> Tensor | None:
 def _gives_the_same(
     norm: _BatchNorm, names: tuple[str, ...], values: Tensor, training: bool
 ) -> bool:
-    """Whether output and running statistics are those of torch's norm with modules after it."""
+    """Return whether output and running statistics equal torch's norm with modules after it."""
     with suppress(Exception), torch.random.fork_rng(devices=[]):
         own, parts = _filled(norm).train(training), _filled(norm).train(training)
         torch.manual_seed(0)
@@ -121,9 +123,9 @@ def _are_alike(found: Tensor | None, wanted: Tensor | None) -> bool:
 
 
 def _filled(norm: _BatchNorm) -> _BatchNorm:
-    """Return a copy on the CPU, in fp32, that gives numbers from about -8 to 8.
+    """Return a copy on the CPU, in fp32, whose output ranges from about -8 to 8.
 
-    So an activation after it makes a difference, whichever it is.
+    With this range, any activation after it changes the output.
     """
     filled = _copied(norm)
     if filled.weight is not None:
@@ -132,9 +134,9 @@ def _filled(norm: _BatchNorm) -> _BatchNorm:
 
 
 def _copied(module: AnyModule) -> AnyModule:
-    """Return a copy with other tensors, and no hooks.
+    """Return a copy with other tensors and without hooks.
 
-    Not `copy.deepcopy`, which raises where a module keeps a lock, or an output with its gradient.
+    `copy.deepcopy` would raise an error if a module keeps a lock, or an output with its gradient.
     """
     copied = module.__new__(type(module))
     copied.__dict__.update(module.__dict__)

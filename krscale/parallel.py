@@ -1,7 +1,7 @@
-"""Several workers as one: shares of a batch, and sums.
+"""Several workers of one training: shares of a batch, and sums.
 
-Plain `torch.distributed`: whoever starts the workers (Ray Train, torchrun, a test) initialises the
-process group; without one, everything here is that of a single worker.
+It uses plain `torch.distributed`. The launcher of the workers (Ray Train, torchrun, a test)
+initialises the process group; without one, all functions behave as for a single worker.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Workers:
-    """This worker's place among the workers of one training.
+    """The rank and device of this worker in a training.
 
     Attributes:
         rank: This worker's number, from 0.
-        world_size: How many workers share the training.
-        device: Where this worker computes.
+        world_size: Number of workers that share the training.
+        device: Device on which this worker computes.
     """
 
     rank: int = 0
@@ -34,10 +34,10 @@ class Workers:
 
     @classmethod
     def from_environment(cls) -> Workers:
-        """Return this process's place in the process group; alone on the CPU without one.
+        """Return this process's rank in the process group; alone on the CPU without one.
 
-        With the nccl backend the device is the current GPU, which whoever started the worker has
-        chosen with `torch.cuda.set_device`.
+        With the nccl backend the device is the current GPU, which the launcher of the worker has
+        set with `torch.cuda.set_device`.
         """
         if not _is_distributed():
             return cls.alone()
@@ -49,8 +49,9 @@ class Workers:
 def share_of(num_samples: int, share: int, num_shares: int) -> tuple[int, int]:
     """Return the half-open range `(start, stop)` of samples in one of several even shares.
 
-    A worker takes such a share of a batch, and a step of an epoch. Shares are contiguous, cover
-    all samples, and differ by at most one; with fewer samples than shares, some are empty.
+    A worker takes such a share of a batch, and a step such a share of an epoch. Shares are
+    contiguous, cover all samples, and differ by at most one; with fewer samples than shares, some
+    are empty.
 
     Raises:
         ValueError: If `share` is not one of `num_shares`, counted from 0.
@@ -67,14 +68,14 @@ def share_of(num_samples: int, share: int, num_shares: int) -> tuple[int, int]:
 
 
 def num_parts_of(global_size: int, world_size: int, wanted: int) -> int:
-    """Return in how many parts all workers compute their shares of a batch, one after another.
+    """Return the number of parts in which all workers compute their shares of a batch in turn.
 
-    Batch norm over all workers needs as many forwards of each of them. There are no more parts than
-    every worker has samples for: else the last one may be a single sample of one worker, which has
-    no variance. A batch with fewer samples than workers is computed whole.
+    Batch norm over all workers needs the same number of forwards on each of them. There are at most
+    as many parts as every worker has samples: otherwise the last part could be a single sample of
+    one worker, which has no variance. A batch with fewer samples than workers is not divided.
 
     Args:
-        global_size: Samples of the batch, over all workers.
+        global_size: Number of samples of the batch, over all workers.
         world_size: Number of workers.
         wanted: `train.gradient_accumulation`.
 
@@ -86,7 +87,7 @@ def num_parts_of(global_size: int, world_size: int, wanted: int) -> int:
 
 
 def sum_over_workers(tensor: Tensor) -> Tensor:
-    """Return the sum of `tensor` over all workers, on every worker; without gradient.
+    """Return the sum of `tensor` over all workers, on all of them; without gradient.
 
     Every worker must call it with the same shape. A single worker gets its own tensor back.
     """
@@ -96,7 +97,7 @@ def sum_over_workers(tensor: Tensor) -> Tensor:
 
 
 def all_reduce(tensor: Tensor) -> Tensor:
-    """Return the sum of `tensor` over the process group, which must be there; without gradient."""
+    """Return the sum of `tensor` over the process group, which must exist; without gradient."""
     total = tensor.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
     return total

@@ -1,4 +1,4 @@
-"""The non-dominated front: what is worth keeping when several goals compete."""
+"""The Pareto front: the candidates that no other candidate dominates."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Sequence
 def pareto_front(points: Sequence[tuple[float, ...]], maximise: Sequence[bool]) -> list[int]:
     """Return the indices, in ascending order, of the points that no other point dominates.
 
-    A point dominates another when it is at least as good in every goal and better in one; equal
+    A point dominates another if it is at least as good in every goal and better in one. Equal
     points do not dominate each other, so all of them stay.
 
     Args:
         points: One tuple of values for each candidate, one value for each goal.
-        maximise: For each goal whether more is better.
+        maximise: For each goal, whether larger is better.
 
     Raises:
-        ValueError: If a point has another number of values than there are goals, or holds NaN.
+        ValueError: If the number of values of a point is not the number of goals, or one is NaN.
 
     Example:
         >>> accuracy_and_size = [(0.90, 100), (0.95, 400), (0.89, 200), (0.90, 100)]
@@ -32,8 +32,9 @@ def pareto_front(points: Sequence[tuple[float, ...]], maximise: Sequence[bool]) 
         for point in points
     ]
     front: list[int] = []
-    # Whatever dominates a point precedes it in lexicographic order, and whatever is dominated by
-    # a discarded point is dominated by the point that discarded it: the front so far suffices.
+    # A point that dominates another precedes it in lexicographic order. A point that is dominated
+    # by a discarded point is also dominated by the point that discarded it, so comparing with the
+    # front so far suffices.
     for index in sorted(range(len(costs)), key=costs.__getitem__):
         if not any(_dominates(costs[kept], costs[index]) for kept in front):
             front.append(index)

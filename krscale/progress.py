@@ -1,6 +1,6 @@
 """The live view of a search, on stderr, so that stdout holds results only.
 
-In a terminal: a table of sizes and methods that is redrawn in place. Elsewhere (a file, a job's
+In a terminal: a table of sizes and methods that is redrawn in place. Otherwise (a file, a job's
 log): plain lines, at most one every few seconds. Quiet: notes only.
 """
 
@@ -40,7 +40,7 @@ class _Cell:
     best: float | None = None
 
     def see(self, value: float | None) -> None:
-        """Keep the best validation accuracy; NaN is never the best."""
+        """Update the best validation accuracy; NaN is ignored."""
         if value is not None and value == value and (self.best is None or value > self.best):
             self.best = value
 
@@ -53,15 +53,15 @@ class _Cell:
 
 
 class Progress:
-    """Shows a search while it runs; a context manager.
+    """Shows the progress of a running search; a context manager.
 
     Args:
         quiet: Show notes only.
-        planned: Study -> number of trials it will have; empty shows phases only.
-        workload: What the trainings of every study are, from which the time left is estimated.
-        num_workers: Trials that can run at once; 0 when it is not known.
-        console: Where to draw; None takes stderr.
-        clock: Seconds; replaced in tests.
+        planned: Study -> number of its trials; if empty, only phases are shown.
+        workload: The trainings of every study, from which the remaining time is estimated.
+        num_workers: Number of trials that can run at once; 0 if unknown.
+        console: Console to draw on; None uses stderr.
+        clock: Returns seconds; replaced in tests.
 
     Every method may be called from any thread and returns at once.
     """
@@ -93,8 +93,8 @@ class Progress:
                 get_renderable=self.render,
                 refresh_per_second=_REFRESHES_PER_SECOND,
                 transient=True,
-                # Stdout is another terminal's line only when it is a terminal too; a pipe or file
-                # must receive every byte that is printed to it.
+                # Stdout may be redirected only if it is a terminal too; a pipe or file must get
+                # every byte that is printed to it.
                 redirect_stdout=sys.stdout.isatty(),
             )
 
@@ -115,10 +115,10 @@ class Progress:
             self._print(f"{self._counts()} in {duration(self._clock() - self._started)}")
 
     def plan(self, planned: Mapping[Study, int], costs: Mapping[str, float] | None = None) -> None:
-        """Begin anew with these studies; to be called before the first trial.
+        """Set the studies and reset all counts; to be called before the first trial.
 
         Args:
-            planned: Study -> number of trials it will have.
+            planned: Study -> number of its trials.
             costs: Capacity -> FLOPs of its student.
         """
         self._cells = {study: _Cell(count) for study, count in planned.items()}
@@ -126,9 +126,9 @@ class Progress:
         self._ended_here = 0
 
     def phase(self, title: str) -> None:
-        """A new part of the work begins: `"teacher"`, `"store"`, `"search"`.
+        """Begin a new part of the work: `"teacher"`, `"store"`, `"search"`.
 
-        Naming the current one again changes nothing.
+        The name of the current part has no effect.
         """
         with self._lock:
             if title == self._phase:
@@ -139,7 +139,7 @@ class Progress:
             self._last_line = self._clock()
 
     def advance(self, done: int, total: int) -> None:
-        """Of the current phase, `done` of `total` steps are done."""
+        """Report that `done` of `total` steps of the current phase are done."""
         with self._lock:
             self._step = (done, total)
         self._maybe_line(lambda: f"{self._phase} {done}/{total}")
@@ -153,13 +153,13 @@ class Progress:
         final: bool = False,
         epochs: float | None = None,
     ) -> None:
-        """A trial of an earlier start counts as done, after so many epochs where that is known."""
+        """Count a trial of an earlier start as done, with its number of epochs if known."""
         with self._lock:
             self._cells[study].end(state, value)
             self.time_left.restored(study, final=final, epochs=epochs)
 
     def trial_started(self, study: Study, name: str = "", *, final: bool = False) -> None:
-        """A trial runs; `final` where it trains a winner again."""
+        """Count a trial as running; `final` if it trains a winner again."""
         with self._lock:
             self._count_work(1)
             self._cells[study].running += 1
@@ -167,14 +167,14 @@ class Progress:
         self._maybe_line(self._summary)
 
     def trial_report(self, study: Study, epoch: int, value: float, name: str = "") -> None:
-        """A running trial has a validation accuracy (in [0, 1]) after an epoch."""
+        """Record the validation accuracy (in [0, 1]) of a running trial after an epoch."""
         with self._lock:
             self._cells[study].see(value)
             self.time_left.reported(study, name, epoch, self._clock())
         self._maybe_line(self._summary)
 
     def trial_ended(self, study: Study, state: str, value: float | None, name: str = "") -> None:
-        """A trial ended: `COMPLETE`, `PRUNED` or `FAIL`, with its validation accuracy if any."""
+        """Record the end of a trial: `COMPLETE`, `PRUNED` or `FAIL`, and any accuracy."""
         with self._lock:
             cell = self._cells[study]
             self._count_work(-1)
@@ -185,7 +185,7 @@ class Progress:
         self._maybe_line(self._summary)
 
     def trial_interrupted(self, study: Study, name: str = "") -> None:
-        """A trial was cut short and does not count: it will be run again."""
+        """Record that a trial was interrupted and does not count; it will be run again."""
         with self._lock:
             cell = self._cells[study]
             self._count_work(-1)
@@ -193,20 +193,20 @@ class Progress:
             self.time_left.ended(study, name, self._clock(), counts=False)
 
     def note(self, text: str) -> None:
-        """Show a line that stays, above the live view; also when quiet. Credentials are hidden."""
+        """Show a permanent line above the live view, even if quiet. Credentials are hidden."""
         self._print(redact(text))
 
     def seconds_left(self) -> float | None:
-        """Estimate the time left; None before enough is done, and when all is."""
+        """Estimate the remaining time; None before enough is done, and if nothing remains."""
         with self._lock:
             return self.time_left.seconds(self._clock(), self.num_workers)
 
     def worker_seconds(self) -> float:
-        """Time that workers have spent on trials here: ten workers for a minute are ten minutes."""
+        """Return the time workers spent on trials: ten workers for a minute give ten minutes."""
         return self._worker_seconds + self._running * (self._clock() - self._counted_until)
 
     def render(self) -> RenderableType:
-        """Return the live view as it is now."""
+        """Return the current live view."""
         with self._lock:
             parts: list[RenderableType] = [self._header()]
             if any(cell.done or cell.running for cell in self._cells.values()):
@@ -218,7 +218,7 @@ class Progress:
         return not self._quiet and self._live is None
 
     def _count_work(self, change: int) -> None:
-        """Add the time since the last change of the number of running trials."""
+        """Add the worker time since the number of running trials last changed, and change it."""
         self._worker_seconds, self._counted_until = self.worker_seconds(), self._clock()
         self._running = max(0, self._running + change)
 
@@ -276,7 +276,7 @@ class Progress:
         return "" if all_done else ", estimating the time left"
 
     def _cost(self) -> str:
-        """What waiting for the end costs: the workers' time, spent and still to spend."""
+        """Return the time of the workers, spent and remaining, as text."""
         more = self.time_left.worker_seconds(self._clock())
         text = f", about {duration(more)} more" if more is not None else ""
         return f"worker time {duration(self.worker_seconds())} spent{text}"
@@ -293,7 +293,7 @@ class Progress:
         return f"{self._counts()}, {busy} running, elapsed {elapsed}{self._left()}{self._best()}"
 
     def _best(self) -> str:
-        """The best validation accuracy of every size so far, and the method that reached it."""
+        """Return the best validation accuracy of every size so far, and its method, as text."""
         best: dict[str, tuple[float, str]] = {}
         for (method, capacity), cell in self._cells.items():
             if cell.best is not None:

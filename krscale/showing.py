@@ -1,8 +1,8 @@
-"""Text for people: names of strangers' files and classes cannot move a cursor or turn a line round.
+"""Safe output of text: names of foreign files and classes cannot control the terminal.
 
-A class may be called whatever the folder of its images is called: codes that a terminal obeys,
-characters that turn the direction of text, markup of the library that draws tables. All that is
-printed goes through here.
+A class may be named like any folder of images, so names may contain control codes of terminals,
+characters that change the direction of text, and markup of the library that draws tables. All
+printed text passes through this module.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _UNPRINTABLE = re.compile(
-    # Control characters but tab and newline, what turns the direction of text, halves of pairs
-    # (which no file in UTF-8 can hold), and what is no character at all.
+    # Control characters except tab and newline, characters that change the direction of text,
+    # surrogates (which no UTF-8 file can contain), and noncharacters.
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
 _LONGEST = 60
@@ -23,7 +23,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def printable(text: str) -> str:
-    r"""Replace what a page or a terminal should not get by the sign for an unknown character.
+    r"""Replace characters unsafe for a page or a terminal by the replacement character.
 
     Example:
         >>> printable("a\x1b[31mb")
@@ -33,26 +33,26 @@ def printable(text: str) -> str:
 
 
 def show(text: object = "", **options: Any) -> None:
-    """Print a text, `printable`.
+    """Print a text after `printable`.
 
     Args:
         text: What to print.
-        options: Of Python's `print`.
+        options: Keyword arguments of Python's `print`.
     """
     print(printable(str(text)), **options)
 
 
 def terminal(**options: Any) -> Console:
-    """Return rich's console for tables of names that are not ours.
+    """Return rich's console for tables that contain foreign names.
 
     Args:
-        options: Of `rich.console.Console`.
+        options: Keyword arguments of `rich.console.Console`.
     """
     from rich.console import Console
     from rich.text import Text
 
     class Plain(Console):
-        """Shows text as it is: without markup or emoji in it, and `printable`."""
+        """Shows text literally, without markup or emoji, and after `printable`."""
 
         def render_str(self, text: str, **styles: Any) -> Text:
             return super().render_str(printable(text), **styles)
@@ -61,12 +61,12 @@ def terminal(**options: Any) -> Console:
 
 
 def clipped(text: str) -> str:
-    """Return a name for a cell of a table, its end left out beyond 60 characters."""
+    """Return a name for a table cell, truncated to 60 characters."""
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def spreadsheet_text(text: str) -> str:
-    """Return text for a cell of a CSV file that no spreadsheet takes for a formula.
+    """Return text for a cell of a CSV file that no spreadsheet interprets as a formula.
 
     Example:
         >>> spreadsheet_text("=1+1"), spreadsheet_text("kr")

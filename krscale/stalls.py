@@ -1,4 +1,4 @@
-"""What makes no progress, a trial or one training: judged by the pace that was shown so far."""
+"""Detecting trials and trainings without progress, based on their pace so far."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 LEAST_SECONDS = 600.0
-"""Of `auto`: the first step of a compiled network takes minutes, and so may a busy storage."""
+"""For `auto`: the first step of a compiled network, or a busy storage, may take minutes."""
 TIMES_THE_LONGEST = 20.0
-"""Of `auto`: how much longer than the longest pause of any trial so far."""
+"""For `auto`: multiple of the longest pause of any trial so far."""
 LEAST_SECONDS_AT_THE_END = 120.0
-"""The same once `search.max_wall_seconds` have passed."""
+"""Replaces `LEAST_SECONDS` after `search.max_wall_seconds` have passed."""
 START_SECONDS = 600.0
-"""A worker's start (a process, its imports, the opening of the data) may take so long anyway."""
+"""Time allowed for the start of a worker in any case (a process, its imports, opening the data)."""
 SECONDS_BETWEEN = 5.0
-"""Signs, at most; on some storage every one is a request to a server."""
+"""Maximum time between signs; on some storage every sign is a request to a server."""
 SIGNS_PER_STALL = 4
-"""At least so many are left in the time after which a trial without one is ended."""
+"""Minimum number of signs within the time after which a trial without one is ended."""
 LONGEST_LOOK = 5.0
-"""What one look can add to a pause: a driver that was stopped itself has seen nothing meanwhile."""
+"""Maximum time that one look adds to a pause: a driver that was suspended itself saw no signs."""
 
 
 def seconds_between(stall_seconds: float | str) -> float:
-    """Return how often a trial leaves a sign, under `search.stall_seconds`.
+    """Return the seconds between two signs of a trial, given `search.stall_seconds`.
 
     Example:
         >>> seconds_between("auto"), seconds_between(8.0)
@@ -37,11 +37,11 @@ def seconds_between(stall_seconds: float | str) -> float:
 
 @dataclass(frozen=True)
 class Sign:
-    """What is seen of a trial that has a worker.
+    """The state of a trial that has a worker.
 
     Attributes:
-        started: Whether its worker has begun with it.
-        content: Anything that is another after each step.
+        started: Whether its worker has started the trial.
+        content: Any value that changes with each step.
     """
 
     started: bool
@@ -55,11 +55,11 @@ class _Pause:
 
 
 class StallWatch:
-    """Measures how long each trial has shown no progress.
+    """Measures how long each trial has made no progress.
 
     Args:
         stall_seconds: `search.stall_seconds`.
-        clock: Seconds; replaced in tests.
+        clock: Returns seconds; replaced in tests.
 
     Example:
         >>> now = 0.0
@@ -82,11 +82,11 @@ class StallWatch:
         self._looked_at = clock()
 
     def look(self, signs: Mapping[str, Sign], *, at_the_end: bool = False) -> dict[str, float]:
-        """Return the trials that hang, each with the seconds since its last sign.
+        """Return the trials that have stalled, each with the seconds since its last sign.
 
         Args:
-            signs: Trial -> what is seen of it now; trials without a worker are left out.
-            at_the_end: Whether the time of the whole search is up.
+            signs: Trial -> its current sign; trials without a worker are left out.
+            at_the_end: Whether the time of the whole search is over.
         """
         now = self.clock()
         passed, self._looked_at = min(now - self._looked_at, LONGEST_LOOK), now
@@ -108,7 +108,7 @@ class StallWatch:
         }
 
     def limit(self, *, at_the_end: bool = False) -> float:
-        """Return after how many seconds without a sign a trial is ended; infinity for never."""
+        """Return the seconds without a sign after which a trial is ended; infinity for never."""
         pace = TIMES_THE_LONGEST * self.longest
         limit = float("inf")
         if self.stall_seconds == "auto":
@@ -118,7 +118,7 @@ class StallWatch:
         return min(limit, max(LEAST_SECONDS_AT_THE_END, pace)) if at_the_end else limit
 
     def sentence(self, seconds: float, *, at_the_end: bool = False) -> str:
-        """Say why a trial was ended, as its error."""
+        """Return the error message of a trial that was ended."""
         setting = self.stall_seconds
         text = repr(setting) if isinstance(setting, str) else f"{setting:g}"
         rule = f"search.stall_seconds = {text}"

@@ -1,9 +1,9 @@
-"""How long a search will still take, from what its trainings took so far.
+"""An estimate of the remaining time of a search, from its trainings so far.
 
 Trainings differ: a large student takes longer than a small one, early stopping ends some before
-their last epoch, and the final trainings are whole. So the seconds of an epoch are measured for
-each method and size, and the trainings that remain are added up. What a worker needs to start does
-not count: it is paid once, and would make most searches look many times as long.
+their last epoch, and the final trainings are run to the end. The seconds of an epoch are therefore
+measured for each method and size, and the remaining trainings are added up. The start of a worker
+does not count: it occurs once, and would multiply the estimate for most searches.
 """
 
 from __future__ import annotations
@@ -13,33 +13,34 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 Study = tuple[str, str]
-"""The method and the capacity of a size, e.g. `("kr", "1/16")`."""
+"""The method and the capacity, e.g. `("kr", "1/16")`."""
 
 ENOUGH = 0.05
-"""Share of the work after which there is an estimate of the time left. The share is estimated, too:
-where early stopping ends most trials, a tenth of the work looks like less."""
+"""Share of the work after which an estimate is given. The share is an estimate, too: if early
+stopping ends most trials, a tenth of the work appears as less."""
 
 _SAME_REPORT = 0.05
-"""Seconds; epochs that arrive nearer to each other come in one report of a worker."""
+"""Seconds; epochs that arrive closer together come in the same report of a worker."""
 _EXPECTED_WEIGHT = 4.0
-"""How many trials `Workload.expected_share` counts for. The first ones alone would mislead: early
-stopping has nothing yet to compare them with."""
+"""Weight of `Workload.expected_share`, in trials. The first trials alone would mislead, as early
+stopping has nothing to compare them with yet."""
 _OWN_WEIGHT = 2.0
-"""How many epochs of a running trial its study's others count for."""
+"""Weight of the study's rate in the pace of a running trial, in epochs."""
 _COST_POWER = 0.5
-"""Where a size has not been seen, its seconds are taken to grow with this power of its FLOPs: it is
-0 where all time is overhead and 1 where none is."""
+"""For a size without measurements, seconds are assumed to grow with this power of its FLOPs: the
+exponent would be 0 if all time were overhead, and 1 if none were."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What the trainings of every study are.
+    """The trainings of every study.
 
     Attributes:
-        num_finals: Trainings of the winner with fresh seeds, which come last and are whole.
-        num_epochs: Of a whole training; 0 where it is not known.
-        expected_share: Share of their epochs that the other trainings are expected to get, on
-            average; less than 1 with early stopping.
+        num_finals: Number of final trainings of the winner with fresh seeds, which come last and
+            have all epochs.
+        num_epochs: Epochs of a whole training; 0 if unknown.
+        expected_share: Expected mean share of their epochs that the other trainings get; less than
+            1 with early stopping.
     """
 
     num_finals: int = 0
@@ -49,7 +50,7 @@ class Workload:
 
 @dataclass
 class _Trial:
-    """A trial that runs: when it started, and clock and epoch of its first and last report."""
+    """A running trial: its start, and clock and epoch of its first and last report."""
 
     final: bool
     started: float
@@ -59,37 +60,37 @@ class _Trial:
 
     @property
     def epochs(self) -> float:
-        """Epochs that are known to have ended."""
+        """Number of epochs that are known to have ended."""
         return self.last[1] if self.last else 0.0
 
     @property
     def pace(self) -> tuple[float, float]:
-        """Seconds between the first and the last report, and the epochs that ended in them."""
+        """Seconds between the first and the last report, and the number of epochs between them."""
         if self.first is None or self.last is None:
             return 0.0, 0.0
         return self.last[0] - self.first[0], self.last[1] - self.first[1]
 
 
 class _Studied:
-    """What is known of one study."""
+    """The progress of one study."""
 
     def __init__(self, planned: int) -> None:
         self.planned, self.done, self.finals_done, self.finals_begun = planned, 0, 0, False
         self.running: dict[str, list[_Trial]] = {}
         self.epochs = 0.0
-        """Of trials that ended here."""
+        """Epochs of trials that have ended."""
         self.between = [0.0, 0.0]
-        """Seconds between reports, and epochs that ended in them."""
+        """Seconds between reports, and the number of epochs between them."""
         self.whole = [0.0, 0.0, 0.0]
-        """Seconds, epochs and number of the trials on a worker that had run one before."""
+        """Seconds, epochs and number of the trials on workers that had run a trial before."""
 
     @property
     def trials(self) -> list[_Trial]:
-        """Those that run."""
+        """The running trials."""
         return [trial for trials in self.running.values() for trial in trials]
 
     def rate(self) -> float | None:
-        """Return the seconds of an epoch; None where none has been seen."""
+        """Return the seconds of an epoch; None without measurements."""
         paces = [self.between, *(trial.pace for trial in self.trials)]
         epochs = math.fsum(epochs for _, epochs in paces)
         if epochs > 0:
@@ -99,12 +100,12 @@ class _Studied:
 
 
 class TimeLeft:
-    """Keeps what trials have taken so far, and estimates from it.
+    """Records the durations of trials, and estimates the remaining time from them.
 
     Args:
-        planned: Study -> number of trainings it will have, finals included.
-        workload: What they are.
-        costs: Capacity -> FLOPs of its student, where they are known.
+        planned: Study -> number of its trainings, finals included.
+        workload: The trainings of every study.
+        costs: Capacity -> FLOPs of its student, if known.
     """
 
     def __init__(
@@ -119,13 +120,13 @@ class TimeLeft:
         self._shares = [0.0, 0.0]
 
     def restored(self, study: Study, *, final: bool, epochs: float | None) -> None:
-        """A trial of an earlier start is done; only how many epochs it had can be learned."""
+        """Count a trial of an earlier start; only its number of epochs is used."""
         self._count(self._studies[study], final=final)
         if epochs is not None and not final:
             self._see_share(epochs)
 
     def started(self, study: Study, name: str, now: float, *, final: bool) -> None:
-        """A trial was handed out; where more run than ever before, its worker starts first."""
+        """Record the start of a trial; if more run than before, it has to start a new worker."""
         found = self._studies[study]
         num_running = 1 + sum(len(each.trials) for each in self._studies.values())
         trial = _Trial(final, now, on_new_worker=num_running > self._most_running)
@@ -134,19 +135,19 @@ class TimeLeft:
         found.finals_begun |= final
 
     def reported(self, study: Study, name: str, epoch: float, now: float) -> None:
-        """A trial has ended an epoch; several may be told at once."""
+        """Record that a trial has ended an epoch; reports of several may arrive together."""
         trials = self._studies[study].running.get(name)
         if not trials or not self.workload.num_epochs:
             return
         trial = trials[0]
         if trial.first is None and trial.last and now - trial.last[0] >= _SAME_REPORT:
-            # Not from its start: until the first report its worker may have been starting, and an
-            # interrupted trial tells at once what it had done before.
+            # Not measured from its start: before the first report its worker may have been
+            # starting, and a resumed trial reports its earlier epochs immediately.
             trial.first = trial.last
         trial.last = (now, epoch)
 
     def ended(self, study: Study, name: str, now: float, *, counts: bool) -> None:
-        """A trial ended; one that does not count is run again."""
+        """Record the end of a trial; one that does not count will be run again."""
         found = self._studies[study]
         if not (trials := found.running.get(name)):
             return
@@ -166,22 +167,22 @@ class TimeLeft:
             self._see_share(epochs)
 
     def seconds(self, now: float, num_workers: int) -> float | None:
-        """Return the seconds left; None before enough is done, and when nothing is left.
+        """Return the remaining seconds; None before enough is done, and if nothing remains.
 
         Args:
-            now: The clock.
-            num_workers: Trials that run at once; 0 takes the most that have.
+            now: The current time of the clock.
+            num_workers: Number of trials that run at once; 0 uses the maximum so far.
         """
         total = self.worker_seconds(now)
         if total is None:
             return None
         rates = self._rates()
-        # With many workers the longest study decides: its finals wait for all its other trials.
+        # With many workers, the longest study decides: its finals must wait for its other trials.
         longest = max(self._longest_chain(study, now, rates) for study in self._studies)
         return max(total / max(1, num_workers or self._most_running), longest)
 
     def worker_seconds(self, now: float) -> float | None:
-        """Return the seconds left for a single worker; None as in `seconds`."""
+        """Return the remaining seconds of a single worker; None as in `seconds`."""
         rates = self._rates()
         if not rates or not any(each.done < each.planned for each in self._studies.values()):
             return None
@@ -205,27 +206,27 @@ class TimeLeft:
         self._shares[1] += 1
 
     def _share(self) -> float:
-        """Return the share of its epochs that a trial is expected to get, unless it is a final."""
+        """Return the expected share of its epochs that a trial gets, if it is not a final."""
         expected = self.workload.expected_share
         if expected >= 1.0 or not self.workload.num_epochs:
             return 1.0
         total, count = self._shares
         for each in self._studies.values():
-            for trial in each.trials:  # or those that end early would be over-represented
+            for trial in each.trials:  # otherwise trials that end early would be over-represented
                 if not trial.final:
                     total += max(expected, trial.epochs / self._num_epochs)
                     count += 1
         return (total + _EXPECTED_WEIGHT * expected) / (count + _EXPECTED_WEIGHT)
 
     def _rates(self) -> dict[Study, float]:
-        """Return the seconds of an epoch for every study; empty before any was seen."""
+        """Return the seconds of an epoch for every study; empty without any measurement."""
         seen = {study: rate for study, each in self._studies.items() if (rate := each.rate())}
         return {
             study: seen.get(study) or self._guess(study, seen) for study in self._studies if seen
         }
 
     def _guess(self, study: Study, seen: Mapping[Study, float]) -> float:
-        """Return what an epoch of a study may take, from the studies of the nearest size."""
+        """Return the estimated seconds of an epoch of a study, from those of the nearest size."""
 
         def distance(other: Study) -> float:
             pair = self.costs.get(study[1], 0.0), self.costs.get(other[1], 0.0)
@@ -239,7 +240,7 @@ class TimeLeft:
         )
 
     def _overhead(self, rates: Mapping[Study, float]) -> float:
-        """Return the seconds of a trial that are not its epochs, on a worker that runs already."""
+        """Return the seconds of a trial besides its epochs, on a worker that is running already."""
         seconds, trials = 0.0, 0.0
         for study, each in self._studies.items():
             spent, epochs, count = each.whole
@@ -247,7 +248,7 @@ class TimeLeft:
         return max(0.0, seconds / trials) if trials else 0.0
 
     def _left(self, study: Study, now: float, rates: Mapping[Study, float]) -> list[float]:
-        """Return the seconds of each training that a study still needs."""
+        """Return the remaining seconds of each training of a study."""
         each, rate, overhead = self._studies[study], rates[study], self._overhead(rates)
         share = self._share()
         finals = max(0, self.workload.num_finals - each.finals_done)
@@ -260,9 +261,9 @@ class TimeLeft:
                 tuned -= 1
             since = now - (trial.last[0] if trial.last else trial.started)
             if trial.last is None and trial.on_new_worker:
-                since = 0.0  # it may not have begun
+                since = 0.0  # its worker may still be starting
             reached = trial.epochs / self._num_epochs
-            # Halfway between here and its last epoch, once it has had more than most.
+            # Halfway to its last epoch, once it has exceeded the expected share.
             until = 1.0 if trial.final else max(share, (1.0 + reached) / 2)
             seconds, epochs = trial.pace
             own = (seconds + _OWN_WEIGHT * rate) / (epochs + _OWN_WEIGHT)
@@ -271,12 +272,12 @@ class TimeLeft:
         return left + [self._num_epochs * rate + overhead] * max(0, finals)
 
     def _longest_chain(self, study: Study, now: float, rates: Mapping[Study, float]) -> float:
-        """Return the seconds that a study needs however many workers there are."""
+        """Return the minimum seconds that a study needs with any number of workers."""
         each = self._studies[study]
         left = self._left(study, now, rates)
         chain = max(left, default=0.0)
         waits = left and self.workload.num_finals and not each.finals_begun
-        # Its last training is a final, and the longest of the others comes before.
+        # Its last training is a final, which waits for the longest of the others.
         return chain + (max(left[: -self.workload.num_finals], default=0.0) if waits else 0.0)
 
 

@@ -1,1 +1,1 @@
-"""Knowledge Representing: the paper's ideas, one a file, as pure functions on tensors."""
+"""Knowledge Representing: the paper's ideas as pure functions on tensors, one idea per file."""

@@ -1,8 +1,8 @@
-"""Aggregation: the teacher's taps gathered into groups, and each group's distribution.
+"""Aggregation: the groups of the teacher's taps, and the distribution of each group.
 
-Granularity is how finely the teacher's depth is cut: one group for the whole network, one for each
-stage, or one for each tap. A group's distribution is the mean of its taps', each tap weighted by
-its information gain on the labels.
+Granularity is how finely the teacher's depth is divided: one group for the whole network, one for
+each stage, or one for each tap. A group's distribution is the mean of those of its taps, each
+weighted by its information gain on the labels.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ Groups = tuple[tuple[int, int], ...]
 
 
 def split_taps(granularity: int | str, num_taps: int, stage_ends: Sequence[int]) -> Groups:
-    """Cut `num_taps` taps into contiguous groups.
+    """Divide `num_taps` taps into contiguous groups.
 
     A number `G` gives groups of near-equal length: group `g` of `G` ends at tap
     `ceil(g * num_taps / G)`, the same relative depth that `student_tap` uses.
 
     Args:
         granularity: The number of groups, or a level: `"network"`, `"stage"`, `"layer"`.
-        num_taps: Taps of the teacher, its classifier included.
+        num_taps: Number of the teacher's taps, its classifier included.
         stage_ends: For each stage the 1-based number of its last tap; the last is `num_taps`.
 
     Raises:
         UserError: If the granularity is neither in `1 .. num_taps` nor a level.
-        KrscaleError: If `stage_ends` do not rise to `num_taps`.
+        KrscaleError: If `stage_ends` do not increase up to `num_taps`.
 
     Example:
         >>> split_taps(2, 5, (1, 5)), split_taps("stage", 5, (1, 5))  # stages of 1 and 4 taps
@@ -60,8 +60,8 @@ def student_tap(group: int, num_groups: int, num_student_taps: int) -> int:
 
     Args:
         group: The group, counted from 1.
-        num_groups: Groups of the teacher's taps.
-        num_student_taps: Taps of the student, its classifier included.
+        num_groups: Number of groups of the teacher's taps.
+        num_student_taps: Number of the student's taps, its classifier included.
 
     Returns:
         The tap, counted from 1; `num_student_taps` is the student's classifier.
@@ -74,11 +74,11 @@ def student_tap(group: int, num_groups: int, num_student_taps: int) -> int:
 
 
 def merge_groups(groups: Groups, count: int) -> Groups:
-    """Return coarser groups of the same taps: neighbours joined to near-equally many each.
+    """Return `count` coarser groups of the same taps, joining near-equal numbers of neighbours.
 
     Args:
         groups: The groups.
-        count: How many are wanted, from 1 to as many as there are.
+        count: The number of groups to return, at most that of `groups`.
 
     Example:
         >>> merge_groups(((0, 2), (2, 4), (4, 6)), 2)
@@ -90,13 +90,13 @@ def merge_groups(groups: Groups, count: int) -> Groups:
 
 @dataclass(frozen=True)
 class Depths:
-    """Where teacher and student have their taps and stages, the classifier being the last tap.
+    """The depths of the taps and stages of teacher and student; the classifier is the last tap.
 
     Attributes:
         stage_ends: For each stage of the teacher the 1-based number of its last tap.
-        num_student_taps: Taps of the student.
+        num_student_taps: Number of the student's taps.
         student_stage_ends: For each stage of the student the 1-based number of its last tap; empty
-            where it is not known.
+            if unknown.
     """
 
     stage_ends: tuple[int, ...]
@@ -105,11 +105,12 @@ class Depths:
 
 
 def student_ends(groups: Groups, depths: Depths, alignment: str) -> tuple[int, ...]:
-    """Return for each group of the teacher's taps the student's tap, counted from 1, where it ends.
+    """Return for each group of the teacher's taps the student's tap, from 1, where the group ends.
 
-    With `"stage"` a group that ends with a stage meets the end of the student's same stage, and one
-    that ends within a stage the same relative depth within it. Networks with other numbers of
-    stages meet at the same relative depth of the whole, as they do with `"depth"`.
+    With `"stage"`, a group that ends with a stage is matched to the end of the student's same
+    stage, and one that ends within a stage to the same relative depth within the student's. If the
+    networks have different numbers of stages, groups are matched by relative depth of the whole
+    network, as with `"depth"`.
 
     Args:
         groups: The groups.
@@ -146,8 +147,8 @@ def student_ends(groups: Groups, depths: Depths, alignment: str) -> tuple[int, .
 def tap_weights(information_gain: Tensor, groups: Groups) -> Tensor:
     """Return the share of every tap in every group, `[G, D]`: rows sum to 1.
 
-    Within a group a tap weighs in proportion to its information gain. A group whose taps carry
-    nothing is represented by its deepest tap alone.
+    Within a group, a tap's share is proportional to its information gain. If no tap of a group has
+    any, the group is represented by its deepest tap alone.
 
     Args:
         information_gain: `[D]`, not negative.
@@ -170,11 +171,12 @@ def tap_weights(information_gain: Tensor, groups: Groups) -> Tensor:
 
 
 def group_weights(information_gain: Tensor, groups: Groups) -> Tensor:
-    """Return how much each group teaches, `[G]` in `[0, 1]`: its mean gain, the deepest group's 1.
+    """Return the weight of each group, `[G]` in `[0, 1]`: relative mean gain, 1 for the deepest.
 
-    Where a shallower group carries more information than the deepest (an over-confident teacher can
-    have a gain of 0 at its own classifier), the scale is the largest mean gain instead, so that no
-    weight exceeds 1 and none is divided by 0; the deepest group still has 1.
+    Mean gains are relative to the largest one, normally that of the deepest group. A shallower
+    group may have the largest one, since an over-confident teacher can have a gain of 0 at its own
+    classifier; no weight then exceeds 1 and nothing is divided by 0. The deepest group always has
+    the weight 1.
 
     Args:
         information_gain: `[D]`, not negative.
@@ -195,15 +197,15 @@ def group_weights(information_gain: Tensor, groups: Groups) -> Tensor:
 
 
 def joined_weights(information_gain: Tensor, groups: Groups, count: int) -> tuple[Tensor, Tensor]:
-    """Return `tap_weights` and `group_weights` while only `count` of the groups are left.
+    """Return `tap_weights` and `group_weights` after joining the groups to `count` groups.
 
-    A group that was joined to a deeper one has the weight 0, and the deeper one the taps of both:
-    the heads of the remaining groups stay as they are.
+    A group that was joined to a deeper one gets the weight 0, and the deeper one gets the taps of
+    both. The heads of the remaining groups do not change.
 
     Args:
         information_gain: `[D]`, not negative.
         groups: The `G` groups.
-        count: How many are left, from 1 to `G`.
+        count: The number of remaining groups, from 1 to `G`.
 
     Returns:
         `[G, D]` and `[G]`.
@@ -226,7 +228,7 @@ def joined_weights(information_gain: Tensor, groups: Groups, count: int) -> tupl
 
 
 def mix_taps(tap_logits: Tensor, weights: Tensor, temperature: float, mixing: str) -> Tensor:
-    """Return the distribution of each group, `[B, G, K]`, from ready `weights`: two operations.
+    """Return the distribution of each group, `[B, G, K]`, from precomputed weights.
 
     Args:
         tap_logits: `[B, D, K]`, up to an additive constant per tap.

@@ -1,4 +1,4 @@
-"""Batches of images and labels, as a data loader of anybody's gives them: read and checked."""
+"""Batches of images and labels from any data loader: reading and checks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from krscale.errors import UserError
 
 MAX_ALIKE = 1000
-"""Images at the beginning that are kept in memory at most, until one differs from the first."""
+"""Maximum number of images kept in memory until one is found that differs from the first."""
 
 
 def read_pair(batch: Any, where: str) -> tuple[Tensor, Tensor]:
-    """Return images and labels of a loader's batch.
+    """Return the images and labels of a loader's batch.
 
     Raises:
         UserError: If the batch is not a sequence that begins with two tensors.
@@ -32,7 +32,7 @@ def read_pair(batch: Any, where: str) -> tuple[Tensor, Tensor]:
 
 
 def check_iterable(batches: object, where: str) -> None:
-    """Refuse what gives no batches, such as a number or a data set in place of its loader."""
+    """Refuse objects that give no batches, such as a number, or a data set without a loader."""
     if not isinstance(batches, Iterable):
         raise UserError(
             f"{where}: batches (images, labels) are needed, such as a DataLoader gives, not "
@@ -44,7 +44,7 @@ def first_images(batches: Iterable[Any], where: str) -> tuple[Tensor, Iterator[A
     """Return the images of the first batch, and all batches, the first included.
 
     Raises:
-        UserError: If there is none, or it is not a batch of images.
+        UserError: If there is no batch, or the first is not a batch of images.
     """
     check_iterable(batches, where)
     iterator = iter(batches)
@@ -59,13 +59,13 @@ def first_images(batches: Iterable[Any], where: str) -> tuple[Tensor, Iterator[A
 
 
 def differing_images(batches: Iterable[Any], where: str) -> tuple[Tensor, Iterator[Any]]:
-    """Return two images that differ, and all batches, those included that were read for them.
+    """Return two differing images and all batches, including those that were read to find them.
 
-    They are the first one and the first that differs from it. Where the first images are all alike,
-    two of those.
+    The two images are the first one and the first that differs from it. If the first `MAX_ALIKE`
+    images are all equal, the first one is returned twice.
 
     Raises:
-        UserError: If there is none, or a batch is not one of images like the first.
+        UserError: If there is no batch, or a batch does not have images like the first.
     """
     images, iterator = first_images(batches, where)
     first, count, read = images[0], 0, list[Any]()
@@ -82,12 +82,12 @@ def differing_images(batches: Iterable[Any], where: str) -> tuple[Tensor, Iterat
 
 
 def check_images(images: Tensor, shape: tuple[int, ...] | None, where: str) -> None:
-    """Refuse what is not a batch of images of this shape.
+    """Refuse anything but a batch of images of this shape.
 
     Args:
-        images: `[B, C, H, W]` is wanted.
+        images: The value to check, which should be `[B, C, H, W]`.
         shape: `(C, H, W)` of the first batch, None for the first batch itself.
-        where: For the message.
+        where: Prefix of the error message.
     """
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
         raise UserError(
@@ -102,14 +102,14 @@ def check_images(images: Tensor, shape: tuple[int, ...] | None, where: str) -> N
 
 
 def check_labels(labels: Tensor, batch_size: int, num_classes: int, where: str) -> None:
-    """Refuse labels that are not one class of the network's for each image."""
+    """Refuse labels that are not one class of the network for each image."""
     whole = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.is_complex())
     if not whole or labels.shape != (batch_size,):
         raise UserError(
             f"{where}: labels are one whole number for each of the {batch_size} images, not "
             f"{_found(labels)}."
         )
-    # A GPU would have to be waited for, and code that is compiled cannot read a value.
+    # On a GPU the check would force a synchronisation, and compiled code cannot read a value.
     if labels.device.type == "cpu" and not torch.compiler.is_compiling() and batch_size:
         lowest, highest = (int(bound) for bound in labels.aminmax())
         if lowest < 0 or highest >= num_classes:

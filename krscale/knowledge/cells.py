@@ -1,4 +1,4 @@
-"""Means over the cells of a grid, as the heads of a student and its energies read a map."""
+"""Means over the cells of a grid, by which the student's heads and the energies read a map."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor
 Cells = tuple[int, int]
 """Rows and columns."""
 SMALL = 256
-"""Positions up to which a product is faster than torch's pooling on a CPU."""
+"""Number of positions up to which a product is faster than torch's pooling on a CPU."""
 
 
 def cell_means(maps: Tensor, cells: Cells) -> Tensor:
     """Return the mean over the positions of every cell, `[B, C, rows, columns]`.
 
-    Where the cells do not divide the map, neighbours overlap as in torch's adaptive pooling.
+    If the cells do not divide the map evenly, neighbours overlap as in torch's adaptive pooling.
 
     Args:
         maps: `[B, C, H, W]` fp32.
-        cells: Rows and columns, not more than `H` and `W`.
+        cells: Rows and columns, at most `H` and `W`.
 
     Example:
         >>> maps = torch.arange(16.0).view(1, 1, 4, 4)
@@ -34,12 +34,12 @@ def cell_means(maps: Tensor, cells: Cells) -> Tensor:
     if (height, width) == cells:
         return maps
     if _is_small_and_learns(maps) and not torch.compiler.is_compiling():
-        # The same means by a product: with the gradient it takes a third to a half of the time.
+        # The same means by a product: with the gradient, it takes a third to a half of the time.
         averaging = torch.frombuffer(_averaging(height, width, cells), dtype=torch.float32)
         means = maps.flatten(2) @ averaging.view(height * width, rows * columns).to(maps.dtype)
         return means.view(*maps.shape[:2], rows, columns)
     if height % rows == 0 and width % columns == 0:
-        # The same means; its gradient is faster, and on GPUs the same in every run.
+        # The same means; the gradient is faster, and deterministic on GPUs.
         return F.avg_pool2d(maps, (height // rows, width // columns))
     return F.adaptive_avg_pool2d(maps, cells)
 
@@ -51,10 +51,10 @@ def _is_small_and_learns(maps: Tensor) -> bool:
 
 @lru_cache(maxsize=64)
 def _averaging(height: int, width: int, cells: Cells) -> array[float]:
-    """Return `[H * W, rows * columns]`: what each position adds to the mean of each cell.
+    """Return `[H * W, rows * columns]`, the weight of each position in the mean of each cell.
 
-    Not as a tensor: one that is made where gradients are off, or within a transform of torch.func,
-    must not be met anywhere else.
+    The cache holds no tensor: one that was made without gradients or within a transform of
+    torch.func must not be used in another context.
     """
     of_rows, of_columns = _shares(height, cells[0]), _shares(width, cells[1])
     return array(
@@ -63,7 +63,7 @@ def _averaging(height: int, width: int, cells: Cells) -> array[float]:
 
 
 def _shares(length: int, parts: int) -> list[list[float]]:
-    """Return for each position of a row what it adds to the mean of each part."""
+    """Return the weight of each position of a row in the mean of each part."""
     bounds = [(part * length // parts, -(-(part + 1) * length // parts)) for part in range(parts)]
     return [
         [(start <= position < stop) / (stop - start) for start, stop in bounds]

@@ -1,9 +1,9 @@
 """Features: outputs of a network's stages beyond the distributions of its taps.
 
-Distributions at the taps are all that KR and the methods on logits need of a teacher. Methods that
-compare features need more of it: a vector, a map of where the network looks, or a whole feature
-map. Each of these is a *kind*, read here alike from a teacher, whose features are stored, and from
-a student.
+KR and the methods on logits need only the teacher's distributions at the taps. Methods that compare
+features need more: a vector, a map of where the network is active, or a whole feature map. Each of
+these is a *kind*. A kind is read in the same way from a teacher, whose features are stored, and
+from a student.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from krscale.knowledge.taps import TapOutputs, pool, run_tapped
 from krscale.knowledge.where import where_distributions
 
 FeatureKind = Literal["pooled", "attention", "map", "maps", "where"]
-"""What is read of the stages' outputs:
+"""What is read from the stages' outputs:
 
-- `pooled`: mean over positions of the deepest stage, `[B, C]`, what a linear classifier reads;
+- `pooled`: mean over positions of the deepest stage, `[B, C]`, the input of a linear classifier;
 - `attention`: `attention_map` of every stage, `[B, H, W]` each;
 - `map`: the whole output of the middle stage, `[B, C, H, W]`;
 - `maps`: the whole output of every stage, `[B, C, H, W]` each;
-- `where`: for KR, of every stage its distribution over cells, `[B, rows, columns]` each
+- `where`: for KR, the distribution over cells of every stage, `[B, rows, columns]` each
   (`krscale.knowledge.where`).
 """
 
 KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
 
 Shapes = tuple[tuple[int, ...], ...]
-"""Shapes of several features, without the batch."""
+"""Shapes of several features, without the batch dimension."""
 
 MIN_NORM = 1e-6
-"""Below it a vector has no direction; it becomes zero, with gradients that stay finite."""
+"""A vector with a smaller norm is divided by this instead, so that gradients stay finite."""
 
 
 def stage_paths(model: nn.Module, taps: Sequence[str]) -> tuple[str, ...]:
     """Return the module paths whose outputs are the features of a network's stages.
 
-    They are the network's own `stage_paths`; where it has none, or its taps were named by the
-    user, every tap is a stage.
+    These are the network's own `stage_paths`. If it has none, or if the user named its taps, every
+    tap is a stage.
 
     Args:
         model: The network.
@@ -55,10 +55,10 @@ def stage_paths(model: nn.Module, taps: Sequence[str]) -> tuple[str, ...]:
 
 @torch.no_grad()
 def stage_shapes(model: nn.Module, paths: Sequence[str], image_shape: Sequence[int]) -> Shapes:
-    """Return the shape of each stage's output for one image, on whatever device the network is.
+    """Return the shape of each stage's output for one image; the network stays on its device.
 
     Args:
-        model: The network; its train or eval mode is restored.
+        model: The network; its train or eval mode is restored afterwards.
         paths: Module paths of the blocks at which stages end.
         image_shape: `(C, H, W)` as the network takes it.
 
@@ -80,12 +80,12 @@ def read_features(
     """Return the features of a kind, fp32.
 
     Args:
-        kind: Which.
+        kind: The kind of features.
         stages: The output of every stage, shallow to deep.
-        image_shape: `(C, H, W)` as the network takes it: for `where`, of stages that give tokens.
+        image_shape: `(C, H, W)` as the network takes it; used by `where` for stages with tokens.
 
     Raises:
-        UserError: If there is no stage, or a stage has no positions where the kind needs them.
+        UserError: If there is no stage, or if the kind needs positions and a stage has none.
     """
     if not stages:
         raise UserError("a network without a tap but its classifier has no features; name taps.")
@@ -113,16 +113,16 @@ def feature_shapes(kind: FeatureKind, stages: Shapes, image_shape: Sequence[int]
 
 
 def attention_map(stage: Tensor) -> Tensor:
-    """Return where a stage is active: the mean over channels of the squares, of norm 1.
+    """Return the positions where a stage is active: mean squares over the channels, with norm 1.
 
     Source: Zagoruyko, Komodakis, Paying More Attention to Attention, ICLR 2017, arXiv 1612.03928,
-    section 3.1, with `F^2_sum`; the mean in place of the sum leaves the normalised map as it is.
+    section 3.1, with `F^2_sum`; a mean in place of the sum does not change the normalised map.
 
     Args:
         stage: `[B, C, H, W]`.
 
     Returns:
-        `[B, H, W]` fp32; zero where the stage is.
+        `[B, H, W]` fp32; zero if the stage is zero everywhere.
 
     Raises:
         UserError: If the stage has no positions.
@@ -137,7 +137,7 @@ def attention_map(stage: Tensor) -> Tensor:
 
 
 def directions(vectors: Tensor) -> Tensor:
-    """Return vectors `[B, F]` divided by their norm; by `MIN_NORM` those that are shorter.
+    """Return vectors `[B, F]` divided by their norm, or by `MIN_NORM` if that is larger.
 
     Example:
         >>> directions(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
@@ -148,7 +148,7 @@ def directions(vectors: Tensor) -> Tensor:
 
 
 class FeatureReader(nn.Module):
-    """`read_features` of a tapped network, side by side in one row, `[B, F]` fp32."""
+    """`read_features` of a tapped network, concatenated into one row per sample, `[B, F]` fp32."""
 
     def __init__(self, kind: FeatureKind, image_shape: Sequence[int] = ()) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Forward hooks that are called for what one thread runs, and for nothing else."""
+"""Forward hooks that are called only for runs in their own thread."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ Hook = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Owner:
-    """The thread of hooks. A compiler that read its number would compile anew for another one."""
+    """The thread that owns hooks; an object, as compiled code would recompile for each number."""
 
     thread: int
 
 
 def this_thread() -> Owner | None:
-    """Return whose hooks are made here; None while a compiler reads this, which cannot ask."""
+    """Return the owner of hooks made in this thread; None while compiling (it is unknown there)."""
     return None if torch.compiler.is_compiling() else Owner(get_ident())
 
 
 @contextmanager
 def hooked(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
-    """Let forward hooks be called in this thread while the block runs.
+    """Register forward hooks for this thread while the block runs.
 
     Args:
-        hooks: Modules, each with its hook; those of one module are called in this order.
+        hooks: Modules, each with its hook. Hooks of the same module are called in this order.
 
     Example:
         >>> linear = nn.Linear(1, 1)
@@ -53,10 +53,11 @@ def hooked(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
 
 
 def in_this_thread(hook: Hook) -> Hook:
-    """Return a forward hook that is called in this thread alone.
+    """Return a forward hook that is called only in this thread.
 
-    A network has its hooks whoever runs it. Several students of one teacher, each trained in a
-    thread of its own, or a validation beside the training, would read what others' images give.
+    Plain hooks of a network are called whichever thread runs it. If several students of one teacher
+    are trained in separate threads, or a validation runs during training, they would read outputs
+    for images of other threads.
 
     Example:
         >>> linear = torch.nn.Linear(1, 1)

@@ -1,10 +1,10 @@
-"""Where the channels of a tap are: in the second dimension, or in the last one.
+"""The axis of a tap's channels: the second dimension or the last one.
 
 Convolutional networks give `[B, C, H, W]`, some transformers `[B, H, W, C]`; tokens are
-`[B, T, C]`, rarely `[B, C, T]`. Means over the wrong axes look like features and teach nothing, so
-the layout is found out: the network says it, or it is run on images of two sizes (what changes is a
-position), or the outputs of its layers have as many channels and positions in one layout only.
-Where none of this decides, the user does.
+`[B, T, C]`, rarely `[B, C, T]`. Means over the wrong axes look like features but teach nothing, so
+the layout is determined in one of three ways. The network declares it, or it is run on images of
+two sizes (axes that change are positions), or the outputs of its layers match the channels and
+positions in one layout only. If none of these decides, the user must set the layout.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from krscale.knowledge.hooks import Hook
 Layout = Literal["channels_first", "channels_last"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 USUAL: dict[int, Layout] = {3: "channels_last", 4: "channels_first"}
-"""What needs no turning, by the number of dimensions."""
+"""The layouts that need no transposition, by the number of dimensions."""
 _ON_MAPS = (
     nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d, nn.FractionalMaxPool2d, nn.AdaptiveAvgPool2d,
     nn.AdaptiveMaxPool2d, nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle,
 )  # fmt: skip
 """Layers without channels of their own that take `[B, C, H, W]` only."""
 BATCH = 2
-"""Images that a network is run on to see its shapes."""
+"""Number of images that a network is run on to get its shapes."""
 
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class LayerOutput:
-    """How many numbers a layer gave for one image.
+    """The size of a layer's output for one image.
 
     Attributes:
-        channels: Along the axis of the layer's features.
-        positions: Along all its other axes.
-        mixes_either: Whether layers of this kind are used over positions as well, as those that mix
-            tokens are.
+        channels: Size of the axis of the layer's features.
+        positions: Product of the sizes of all its other axes.
+        mixes_either: Whether layers of this kind may also act over positions, as token-mixing
+            layers do.
     """
 
     channels: int
@@ -56,12 +56,12 @@ class LayerOutput:
 
 @dataclass(frozen=True)
 class TapShape:
-    """What running a network showed of one of its taps.
+    """The shapes that running a network gave for one of its taps.
 
     Attributes:
-        shape: Of the output, the batch included.
-        other: The same for images of another size; None where the network did not get there.
-        layers: Outputs of the network's layers until the tap's block ended.
+        shape: Shape of the output, with the batch dimension.
+        other: The same for images of another size; None if the network did not reach the tap.
+        layers: Outputs of the network's layers up to the end of the tap's block.
     """
 
     shape: Shape
@@ -70,7 +70,7 @@ class TapShape:
 
 
 def usual_layout(feature: Tensor, layout: str) -> Tensor:
-    """Return a feature as `[B, C, H, W]` or `[B, T, C]`, whatever its own layout is."""
+    """Return a feature as `[B, C, H, W]` or `[B, T, C]`, from either layout."""
     if feature.ndim not in USUAL or layout == USUAL[feature.ndim]:
         return feature
     if feature.ndim == 4:
@@ -79,9 +79,9 @@ def usual_layout(feature: Tensor, layout: str) -> Tensor:
 
 
 def readable_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield path and module of all whose output can be read; those of TorchScript take no hook.
+    """Yield path and module of all modules that accept hooks; those of TorchScript do not.
 
-    Such a part may stand in a network: transforms that were scripted, in front of it.
+    A network may contain such a part: scripted transforms in front of it.
     """
     for path, module in network.named_modules():
         if not isinstance(module, torch.jit.ScriptModule):
@@ -89,14 +89,14 @@ def readable_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 class LayerTrace:
-    """Keeps what the layers of a network give while it runs with these hooks.
+    """Records the outputs of a network's layers while it runs with these hooks.
 
     Attributes:
-        until: By path, what had been given until that block ended, for the last time.
+        until: By path, the outputs recorded until that block ended for the last time.
 
     Args:
-        network: Not wrapped.
-        paths: Blocks of it.
+        network: The network, not wrapped.
+        paths: Paths of blocks in it.
     """
 
     def __init__(self, network: nn.Module, paths: Sequence[str]) -> None:
@@ -105,9 +105,9 @@ class LayerTrace:
         self._given: set[LayerOutput] = set()
 
     def hooks(self) -> list[tuple[nn.Module, Hook]]:
-        """Return what to hook (`hooked`) while the network runs.
+        """Return the modules and hooks (for `hooked`) to be active while the network runs.
 
-        Layers come first, as one of them may be a tap itself.
+        Hooks of layers come first, since a layer may be a tap itself.
         """
         layers = [(module, self._add) for _, module in readable_modules(self.network)]
         ends = [(self.network.get_submodule(p), partial(self._end, p)) for p in self.paths]
@@ -124,14 +124,14 @@ class LayerTrace:
 
 
 def check_rows(shapes: Mapping[str, Shape], where: str) -> None:
-    """Refuse taps whose first dimension are not the images.
+    """Refuse taps whose first dimension is not the batch.
 
     Args:
-        shapes: Of what each tap gives for `BATCH` images, by path.
+        shapes: Shape of each tap's output for `BATCH` images, by path.
         where: The config table of the network, for errors.
 
     Raises:
-        UserError: Naming the tap.
+        UserError: With the name of the tap.
 
     Example:
         >>> check_rows({"layers.0": (16, 2, 8)}, "teacher")
@@ -154,12 +154,12 @@ def find_layouts(
 
     Args:
         model: The network.
-        taps: What was seen of each tap, by path.
-        declared: What the user says; empty finds it out.
+        taps: The shapes found for each tap, by path.
+        declared: The layout set by the user; if empty, it is determined automatically.
         where: The config table of the network, for errors.
 
     Raises:
-        UserError: If nothing decides; names the tap and the setting.
+        UserError: If the layout cannot be determined; the message names the tap and the setting.
     """
     found: dict[str, Layout] = {}
     for path, tap in taps.items():
@@ -185,7 +185,7 @@ def _known(name: Any) -> Layout | None:
 
 
 def _declared(model: nn.Module, path: str, ndim: int) -> Layout | None:
-    """Return what the block or the network says: `tap_layout`, or timm's `output_fmt`."""
+    """Return the layout declared by block or network: `tap_layout`, or timm's `output_fmt`."""
     for module in (model.get_submodule(path), model):
         if layout := _known(getattr(module, "tap_layout", "")):
             return layout
@@ -195,7 +195,7 @@ def _declared(model: nn.Module, path: str, ndim: int) -> Layout | None:
 
 
 def _by_change(shape: Shape, other: Shape) -> Layout | None:
-    """Return the layout that explains what changes with the size of the image."""
+    """Return the layout consistent with the axes that change with the image size."""
     if len(shape) != len(other):
         return None
     positions = {axis for axis in range(1, len(shape)) if shape[axis] != other[axis]}
@@ -210,10 +210,11 @@ def _by_change(shape: Shape, other: Shape) -> Layout | None:
 
 
 def _by_layers(tap: TapShape) -> Layout | None:
-    """Return the only layout in which outputs of layers have the tap's channels and positions.
+    """Return the only layout in which outputs of layers match the tap's channels and positions.
 
-    A layer that mixes tokens has them the other way round. So one layer of another layout than the
-    rest leaves it open, and so do layers that are used over either axis, without any other kind.
+    For a layer that mixes tokens, the two axes are swapped. The layout therefore stays undecided
+    if any layer matches the other layout, or if all matching layers are of kinds that may act over
+    either axis.
     """
     fitting = [(layer, layout) for layer in tap.layers for layout in _fitting(layer, tap.shape)]
     layouts = {layout for _, layout in fitting}
@@ -230,7 +231,7 @@ def _fitting(layer: LayerOutput, shape: Shape) -> list[Layout]:
 
 
 def _channels_of(module: nn.Module, output: Tensor) -> int:
-    """Return how many channels a layer gives, whichever axis they are on; 0 where it is unknown."""
+    """Return the number of channels of a layer's output, on whichever axis; 0 if unknown."""
     if isinstance(module, nn.Linear):
         return module.out_features
     if isinstance(module, _ConvNd):
@@ -241,27 +242,27 @@ def _channels_of(module: nn.Module, output: Tensor) -> int:
         return module.num_channels
     if isinstance(module, _ON_MAPS):
         return output.shape[1] if output.ndim == 4 else 0
-    normalised = getattr(module, "normalized_shape", ())  # norms of layers, by whatever class
+    normalised = getattr(module, "normalized_shape", ())  # layer norms of any class
     sides = (normalised,) if isinstance(normalised, int) else tuple(normalised)
     return int(sides[0]) if len(sides) == 1 else 0
 
 
 def _mixes_either(module: nn.Module) -> bool:
-    """Return whether layers of this kind are used over positions as well as over channels."""
+    """Return whether layers of this kind may act over positions as well as over channels."""
     if isinstance(module, nn.Conv1d):
         return module.kernel_size == (1,)
     return isinstance(module, nn.Linear)
 
 
 def other_size(image_shape: Sequence[int]) -> tuple[int, int, int]:
-    """Return an image shape of twice the height and width."""
+    """Return an image shape with twice the height and width."""
     channels, height, width = image_shape
     return channels, 2 * height, 2 * width
 
 
 def zeros(model: nn.Module, image_shape: Sequence[int]) -> Tensor:
-    """Return a batch of two black images, on the device and in the precision of a network."""
+    """Return a batch of two black images, with the device and precision of a network."""
     weights = (p for p in model.parameters() if p.is_floating_point())
     like = next(weights, torch.empty(0))
-    # Not of the weight's own class: sharded over workers (DTensor), it would make such an image.
+    # Not `new_zeros` of a weight: one sharded over workers (DTensor) would give sharded images.
     return torch.zeros(BATCH, *image_shape, dtype=like.dtype, device=like.device)

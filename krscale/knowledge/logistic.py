@@ -1,18 +1,19 @@
 """Multinomial logistic regression with an L2 penalty, solved in float64 to its one optimum.
 
-The objective is strictly convex, so its optimum depends on the data alone. The solver goes on until
-the gradient says that the optimum is reached, and not until rounding stops it: two processors that
-round differently end at the same weights.
+The objective is strictly convex, so its optimum depends on the data alone. The solver stops when
+the gradient shows that the optimum is reached, not when rounding prevents further progress. Two
+processors that round differently therefore reach the same weights.
 
-Newton's method; each step is solved by conjugate gradients, so that the Hessian is never stored.
-The preconditioner is the Hessian as it would be if a sample's class were independent of its
-features: then classes come apart, and all share the axes of the features' covariance. Weights that
-sum to 0 over the classes are enough, since the loss sees only differences; keeping every step among
-them spares conjugate gradients the one direction in which almost nothing curves.
+The solver is Newton's method. Each step is solved by conjugate gradients, so the Hessian is never
+stored. The preconditioner is the Hessian for the case that a sample's class is independent of its
+features: it then separates by class, and all classes share the axes of the features' covariance.
+Weights that sum to 0 over the classes are sufficient, since the loss depends only on differences.
+Restricting every step to them removes the one direction with almost no curvature from the conjugate
+gradients.
 
 Source: Lin, Weng and Keerthi, Trust region Newton method for large-scale logistic regression, JMLR
 2008 (Newton with conjugate gradients); Nocedal and Wright, Numerical Optimization, 2006, chapter 7
-(how exactly to solve each step).
+(the precision to which each step is solved).
 """
 
 from __future__ import annotations
@@ -26,24 +27,25 @@ from torch import Tensor
 from krscale.errors import KrscaleError, UserError
 
 GRADIENT_TOLERANCE = 1e-10
-"""Euclidean norm of the gradient at which the optimum counts as reached. The weights are then no
-farther from it than this divided by the weight decay: the objective is strongly convex in them."""
+"""Euclidean norm of the gradient at which the optimum counts as reached. The distance of the
+weights from it is then at most this value divided by the weight decay, as the objective is strongly
+convex in them."""
 BIAS_PENALTY = 1e-5
-"""Penalty of the biases, in samples. It alone decides what the loss leaves open (a constant added
-to all biases) or pulls to minus infinity (the bias of a class without samples)."""
+"""Penalty of the biases, in samples. It alone determines what the loss leaves undetermined (a
+constant added to all biases) or sends to minus infinity (the bias of a class without samples)."""
 MAX_CONJUGATE_STEPS = 1000
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """What is minimised over weights `[K, F + 1]`, the last column being the biases.
+    """The objective over weights `[K, F + 1]`, whose last column holds the biases.
 
     Attributes:
-        inputs: `[N, F + 1]` fp64, standardised features and a last column of ones.
+        inputs: `[N, F + 1]` fp64, standardised features and a final column of ones.
         labels: `[N, 1]` int64.
         penalty: `[F + 1]`, the factor of half the squared weights of each column.
         variances: `[F]`, eigenvalues of the features' covariance.
-        axes: `[F, F]`, its eigenvectors, one a column.
+        axes: `[F, F]`, the eigenvectors, one per column.
     """
 
     inputs: Tensor
@@ -84,15 +86,15 @@ def fit_logistic(
     `BIAS_PENALTY / N / 2` times the squared biases.
 
     Args:
-        inputs: `[N, F + 1]` fp64: standardised features, then a column of ones for the biases.
+        inputs: `[N, F + 1]` fp64: standardised features, and a final column of ones for the biases.
         labels: `[N]` int64.
         num_classes: `K`.
         weight_decay: More than 0.
-        max_steps: Newton steps at most.
+        max_steps: Maximum number of Newton steps.
 
     Raises:
-        KrscaleError: If `weight_decay` is not positive: there might be no optimum.
-        UserError: If the gradient is still longer than `GRADIENT_TOLERANCE` after `max_steps`.
+        KrscaleError: If `weight_decay` is not positive, as there might be no optimum.
+        UserError: If the norm of the gradient still exceeds `GRADIENT_TOLERANCE` after `max_steps`.
 
     Example:
         >>> inputs = torch.tensor([[-1.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
@@ -137,7 +139,7 @@ def _problem(inputs: Tensor, labels: Tensor, weight_decay: float) -> _Problem:
 def _newton_direction(problem: _Problem, gradient: Tensor, probabilities: Tensor) -> Tensor:
     """Return `-H^-1 g`, by conjugate gradients, to a tenth of the gradient's norm."""
     spread = (probabilities * (1.0 - probabilities)).mean(dim=0).unsqueeze(1)
-    # More is wasted while the Hessian still changes, and the last step needs no more.
+    # More precision is wasted while the Hessian still changes; the last step needs no more.
     goal = max(0.1 * float(gradient.norm()), 0.1 * GRADIENT_TOLERANCE)
     solution = torch.zeros_like(gradient)
     residual = -gradient
@@ -159,16 +161,16 @@ def _newton_direction(problem: _Problem, gradient: Tensor, probabilities: Tensor
 def _step(
     problem: _Problem, weights: Tensor, logits: Tensor, gradient: Tensor, direction: Tensor
 ) -> tuple[Tensor, Tensor] | None:
-    """Return weights and logits after the longest step of 1, 1/2, 1/4 ... that helps; or None."""
+    """Return weights and logits after the longest sufficient step of 1, 1/2, 1/4, ...; or None."""
     value = problem.value(weights, logits)
     slope = float((gradient * direction).sum())
     change = problem.inputs @ direction.T
     length = 1.0
     while length > 1e-10:
         moved, moved_logits = weights + length * direction, logits + length * change
-        # Near the optimum a step gains less than the value is rounded by.
+        # Near the optimum, the gain of a step is smaller than the rounding of the value.
         allowed = value + 1e-4 * length * slope + 1e-13 * abs(value)
         if problem.value(moved, moved_logits) <= allowed:
-            return moved, problem.inputs @ moved.T  # sums of changes would gather rounding
+            return moved, problem.inputs @ moved.T  # summed changes would accumulate rounding
         length /= 2.0
     return None

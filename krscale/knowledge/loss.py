@@ -1,8 +1,8 @@
 """The KR objective: the recoded cross-entropy of every group, weighted and summed.
 
-What is returned is less by the entropy of the targets: 0 where every group of the student gives the
-distribution of the teacher's, so that the value shows how far the student has come. The gradient is
-that of the cross-entropy.
+The entropy of the targets is subtracted from the value: it is 0 where every group of the student
+gives the teacher's distribution, so that it measures the remaining gap. The gradient is that of the
+cross-entropy.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ def kr_loss(
 ) -> Tensor:
     """Return `temperature^2 * sum_g weights_g * KL~(q_g, p_g)` for each sample, `[B]` fp32.
 
-    `KL~` is the cross-entropy with the recoded gradient, less the entropy of `q_g`. The square of
-    the temperature keeps the gradient's size when the temperature changes.
+    `KL~` is the cross-entropy with the recoded gradient, minus the entropy of `q_g`. The square of
+    the temperature keeps the scale of the gradient independent of the temperature.
 
     Args:
         group_logits: `[B, G, K]`, the student's logits for each group.
         soft_targets: `[B, G, K]`, the distributions of the teacher's groups; get no gradient.
-        weights: `[G]`, how much each group teaches.
-        temperature: Temperature of the student's distributions, the one of `soft_targets`.
-        sparsity: Share of each sign's gap to drop at most, in `[0, 1)`.
+        weights: `[G]`, the weight of each group.
+        temperature: Temperature of the student's distributions, the same as of `soft_targets`.
+        sparsity: Maximum share of each sign's gap to drop, in `[0, 1)`.
 
     Example:
         >>> teacher = torch.tensor([[[0.5, 0.25, 0.25]]])  # one sample, one group, three classes
@@ -53,7 +53,7 @@ def kr_terms(
 ) -> tuple[Tensor, Tensor]:
     """Return `kr_loss`, `[B]` fp32, and the active classes of every group, `[B, G]` int64.
 
-    The arguments are those of `kr_loss`. Active are the classes that have a gradient.
+    The arguments are those of `kr_loss`. A class is active if it has a gradient.
 
     Example:
         >>> teacher = torch.tensor([[[0.45, 0.35, 0.1, 0.1]]])  # the student is 0.25 for each
@@ -61,16 +61,16 @@ def kr_terms(
         >>> [kr_terms(student, teacher, weights, 1.0, share)[1].item() for share in (0.0, 0.4)]
         [4, 3]
 
-        Of the gaps -0.2, -0.1, 0.15 and 0.15 the second was dropped.
+        Of the gaps -0.2, -0.1, 0.15 and 0.15, the second was dropped.
     """
     with torch.no_grad():
         targets = soft_targets.float()
         log_probabilities = (group_logits.float() / temperature).log_softmax(dim=-1)
         recoded, active = recode(log_probabilities.exp() - targets, sparsity)
-        # xlogy in half of its time on a CPU; 0 where a target is 0.
+        # Takes half the time of xlogy on a CPU; 0 where a target is 0.
         logs = targets.clamp_min(torch.finfo(torch.float32).tiny).log()
         gaps = targets * (logs - log_probabilities)
-        # A student may exclude a class (a logit of -inf) that its teacher excludes as well.
+        # A student may exclude a class (with a logit of -inf) that its teacher excludes, too.
         divergences = gaps.masked_fill_(targets == 0.0, 0.0).sum(dim=-1)
         value = temperature**2 * (divergences * weights).sum(dim=-1)
         slopes = recoded * (temperature * weights).unsqueeze(-1)

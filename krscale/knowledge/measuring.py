@@ -17,19 +17,19 @@ from krscale.knowledge.probes import Probes, are_bounded, fit_probe, information
 from krscale.knowledge.taps import TapOutputs
 
 HELD_OUT = 5
-"""Every fifth image is held out of the fit where there is no validation data."""
+"""Every fifth image is held out of the fit if there is no validation data."""
 MIN_IMAGES = 20
 
 
 @dataclass(frozen=True)
 class TeacherKnowledge:
-    """The probes of a teacher and what they are worth.
+    """The probes of a teacher, and the measures of its taps.
 
     Attributes:
-        probes: Of every tap but the classifier.
+        probes: Probes of every tap except the classifier.
         information_gain: `[D]` fp32.
-        accuracy: `[D]` fp32, of each tap on the images held out.
-        num_held_out: How many these are.
+        accuracy: `[D]` fp32, accuracy of each tap on the held-out images.
+        num_held_out: Number of held-out images.
         bounded: Whether all outputs of the classifier lie between 0 and 1, as after a sigmoid.
     """
 
@@ -49,19 +49,19 @@ def measure(
     device: torch.device,
     grid: int = 1,
 ) -> TeacherKnowledge:
-    """Fit a probe to every tap of a teacher, and measure all taps on images held out.
+    """Fit a probe to every tap of a teacher, and measure all taps on held-out images.
 
     Args:
-        teacher: Runs it, without gradients.
+        teacher: Function that runs the teacher, without gradients.
         train: Batches of images and labels.
-        held_out: The same, to measure on; None holds a fifth of `train` out, of every class.
+        held_out: Batches to measure on; with None, a fifth of `train` is held out, of every class.
         image_shape: `(C, H, W)`.
-        max_images: Images to read at most, of each of the two.
-        device: Where the teacher is.
-        grid: On which its taps are read; 1 reads their means over all positions.
+        max_images: Maximum number of images to read, from `train` and from `held_out`.
+        device: Device of the teacher.
+        grid: Grid on which the teacher's taps are read; 1 reads their means over all positions.
 
     Raises:
-        UserError: If there are too few images, or classes among them have none.
+        UserError: If there are too few images, or if classes are missing.
     """
     read = partial(_read, teacher, grid, image_shape, max_images, device)
     outputs, labels, whole = read(train, "train_loader")
@@ -74,7 +74,7 @@ def measure(
         test, test_labels, all_held_out = read(held_out, "val_loader")
         _check_classes(test_labels, num_classes, max_images, "val_loader", all_held_out)
     _check_classes(labels, num_classes, max_images, "train_loader", whole)
-    # fp64, which Apple's GPUs do not have.
+    # The fit needs fp64, which Apple's GPUs do not have.
     home = torch.device("cpu") if device.type == "mps" else device
     probes = Probes([feature.shape[1] for feature in outputs.features], num_classes, grid)
     fitted = [fit_probe(f.to(home), labels.to(home), num_classes) for f in outputs.features]
@@ -89,8 +89,8 @@ def measure(
 def _held_out(labels: Tensor) -> Tensor:
     """Return which images are held out, `[N]` bool: every fifth, counted class by class.
 
-    Counted as they come, whole classes would be held out of a loader that takes the classes in
-    turn, and no probe would have seen them.
+    Counting in the order of the loader could hold out whole classes, if it cycles through them;
+    the probes would then be fitted without these classes.
     """
     by_class = labels.argsort(stable=True)
     held = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
@@ -99,14 +99,14 @@ def _held_out(labels: Tensor) -> Tensor:
 
 
 class FixedLinear(nn.Module):
-    """A linear layer that stays as it is, under the same names in a state.
+    """A linear layer that is never changed, with the same names in the state as `nn.Linear`.
 
-    Its weights are buffers, so that no optimiser sees them. Nor is it an `nn.Linear`: what a loop
-    does to all of those (`module.apply(initialise)`, adapters, another precision) would change what
-    was fitted, and no number would tell.
+    Its weights are buffers, so that optimisers do not get them. It is not an `nn.Linear` either:
+    code that changes all of those (`module.apply(initialise)`, adapters, another precision) would
+    change the fitted weights without any visible sign.
 
     Args:
-        linear: Whose weights it takes over.
+        linear: The layer whose weights are taken over.
 
     Example:
         >>> linear = nn.Linear(3, 2)
@@ -124,23 +124,23 @@ class FixedLinear(nn.Module):
         self.register_buffer("bias", linear.bias.detach())
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return `[B, K]` of `[B, F]`."""
+        """Return `[B, K]` for `[B, F]`."""
         return F.linear(features, self.weight, self.bias)
 
 
 def fixed(probes: Probes) -> Probes:
-    """Return probes that nothing trains and nothing initialises again."""
+    """Return probes that are neither trained nor initialised again."""
     linears = [cast(nn.Linear, linear) for linear in probes.linears]
     probes.linears = nn.ModuleList(map(FixedLinear, linears))
     return probes
 
 
 def take_from_first_worker(tensors: Iterable[Tensor], device: torch.device) -> None:
-    """Give every worker the first one's values: each has read other images.
+    """Copy the first worker's values to every worker, since each has read other images.
 
     Args:
         tensors: Changed in place.
-        device: Where the workers can exchange tensors.
+        device: Device on which the workers can exchange tensors.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
@@ -154,13 +154,13 @@ def take_from_first_worker(tensors: Iterable[Tensor], device: torch.device) -> N
 def check_teacher(knowledge: TeacherKnowledge, names: tuple[str, ...]) -> None:
     """Refuse a teacher whose classifier is worse than a probe on one of its earlier taps.
 
-    The classifier then does not fit these labels: the images were not prepared as when it was
-    trained, or its classes are in another order. A difference counts from three standard errors and
-    three points on.
+    The classifier then does not fit these labels: either the images were prepared differently when
+    it was trained, or its classes have another order. A difference counts if it exceeds both three
+    standard errors and three percentage points.
 
     Args:
-        knowledge: What was measured.
-        names: Of all taps but the classifier.
+        knowledge: The measures of the teacher's taps.
+        names: Names of all taps except the classifier.
 
     Raises:
         UserError: With both accuracies and the usual causes.
@@ -194,7 +194,7 @@ def _read(
     batches: Iterable[Any],
     where: str,
 ) -> tuple[TapOutputs, Tensor, bool]:
-    """Return pooled features and logits of the first images, their labels, and if that is all."""
+    """Return pooled features and logits of the first images, their labels, and if they are all."""
     logits: list[Tensor] = []
     features: list[tuple[Tensor, ...]] = []
     labels: list[Tensor] = []
@@ -237,7 +237,7 @@ def _rows(outputs: TapOutputs, rows: Tensor) -> TapOutputs:
 def _check_classes(
     labels: Tensor, num_classes: int, max_images: int, where: str, whole: bool
 ) -> None:
-    """Refuse images of one class, on which no tap tells anything, and a part that lacks classes."""
+    """Refuse images of a single class, which measure nothing, and partial reads lacking classes."""
     missing = (torch.bincount(labels, minlength=num_classes) == 0).nonzero().flatten().tolist()
     if missing and not whole:
         raise UserError(

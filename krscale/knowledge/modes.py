@@ -1,4 +1,4 @@
-"""Running a network to look at it: afterwards its modes and buffers are what they were."""
+"""Running a network for inspection, and restoring its modes and buffers afterwards."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 _SMALL = 1_000_000
-"""Values up to which a buffer is compared as well: what is written to `.data` is not counted."""
+"""Maximum size of buffers whose values are compared: writes to `.data` are not counted by torch."""
 
 
 @contextmanager
 def left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Put every module back into its own mode, and every buffer to its values.
+    """Restore the mode of every module and the values of every buffer after the block.
 
-    Modes are set by `train`, as some networks change their weights there: LoRA layers add what they
-    have learned for `eval()`, and take it off again. Buffers change without training, too:
-    observers of quantisation-aware training record what passes through them. Weights that a hook
-    computes (weight_norm of older torch, pruning) are plain attributes.
+    Modes are restored by `train`, since some networks change their weights there: LoRA layers merge
+    what they have learned for `eval()`, and remove it afterwards. Buffers can change without
+    training, too: observers of quantisation-aware training record the values that pass through
+    them. Weights that a hook computes (weight_norm of older torch versions, pruning) are plain
+    attributes; they are also restored.
 
     Example:
         >>> network = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout().eval())
@@ -48,9 +49,9 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:  # a module comes before its parts, whose modes may differ
             if module.training != mode:
-                with suppress(Exception):  # of networks that are not to be trained
+                with suppress(Exception):  # some networks refuse to be trained
                     module.train(mode)
-        for module, mode in modes:  # some set no flag in `train`, or others than those of its parts
+        for module, mode in modes:  # `train` may set no flag, or not those of all parts
             module.training = mode
         for module, name, value in computed:
             vars(module)[name] = value
@@ -60,7 +61,7 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Kept:
-    """A buffer of a module, its values, and how often it had been written to."""
+    """A buffer of a module, its values, and its number of writes at that time."""
 
     module: nn.Module
     name: str
@@ -78,7 +79,7 @@ class _Kept:
             if self.buffer.shape != self.values.shape:
                 self.buffer.resize_(self.values.shape)
             self.buffer.copy_(self.values)
-        except RuntimeError:  # of inference mode, or one whose values share their memory
+        except RuntimeError:  # an inference tensor, or one whose values share memory
             self.module._buffers[self.name] = self.values
 
 
@@ -89,7 +90,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def num_writes(tensor: Tensor) -> int:
-    """Return how often a tensor was written to; -1 where torch does not count it."""
+    """Return how often a tensor was written to; -1 if torch does not count it."""
     return -1 if tensor.is_inference() else tensor._version
 
 

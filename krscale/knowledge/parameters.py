@@ -1,8 +1,8 @@
-"""The data-free source: the distribution of the weights themselves.
+"""The data-free loss: the distribution of the weights themselves.
 
-The weights of each conv and linear layer are standardised, counted in soft bins, and the layers of
-a group mixed by their number of weights. The student's histogram of a group is drawn to the
-teacher's. It needs neither images nor a forward pass of the teacher.
+The weights of each conv and linear layer are standardised and counted in soft bins. The layers of a
+group are mixed in proportion to their numbers of weights. The loss pulls the student's histogram of
+a group towards the teacher's. It needs neither images nor a forward pass of the teacher.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from krscale.knowledge.aggregation import Groups
 from krscale.knowledge.taps import unwrapped
 
 NUM_BINS = 32
-"""Centres of the bins, evenly from `-RANGE` to `RANGE`."""
+"""Number of bins, whose centres are spaced evenly from `-RANGE` to `RANGE`."""
 
 RANGE = 4.0
-"""Standard deviations at which weights are clamped into the outermost bins."""
+"""Range in standard deviations; weights beyond it are counted in the outermost bins."""
 
 SMOOTHING = 0.01
-"""Share of every histogram spread evenly before it is compared: a small layer leaves bins empty."""
+"""Share of every histogram that is spread evenly before the comparison, as bins may be empty."""
 
 Layers = tuple[nn.Module, ...]
 
@@ -33,9 +33,9 @@ Layers = tuple[nn.Module, ...]
 def layers_by_tap(model: nn.Module, paths: Sequence[str]) -> tuple[Layers, ...]:
     """Return the conv and linear layers of each of the `D = len(paths) + 1` taps.
 
-    A tap has the layers up to the end of its block, in the order in which the network registers
-    them, that no earlier tap has; the last tap has the rest, the classifier's included. A tap may
-    have none.
+    A tap has the layers up to the end of its block that no earlier tap has, in the order in which
+    the network registers them. The last tap has the rest, the classifier included. A tap may have
+    no layers.
 
     Args:
         model: The network, wrapped or not.
@@ -63,12 +63,12 @@ def layers_by_tap(model: nn.Module, paths: Sequence[str]) -> tuple[Layers, ...]:
 def weight_histogram(layers: Sequence[nn.Module], num_bins: int = NUM_BINS) -> Tensor:
     """Return the distribution of the standardised weights of `layers`, `[num_bins]` fp32.
 
-    Each weight is shared by its two nearest bins in proportion to their nearness, so the histogram
-    is differentiable. It sums to 1, or to 0 when there are no layers.
+    Each weight is divided between its two nearest bins in proportion to their nearness, so the
+    histogram is differentiable. It sums to 1, or to 0 if there are no layers.
 
     Args:
         layers: Modules with a `weight`.
-        num_bins: Centres of bins, evenly from -4 to 4 standard deviations.
+        num_bins: Number of bins, with centres evenly from -4 to 4 standard deviations.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -92,7 +92,7 @@ def weight_histograms(
         >>> weight_histograms([[layer], []], num_bins=3).tolist()  # centres at -4, 0 and 4
         [[0.125, 0.75, 0.125], [0.0, 0.0, 0.0]]
     """
-    # Each is read once: spectral norm takes a step whenever it computes one.
+    # Read each weight once: spectral norm performs a power iteration for every read.
     computed = {layer: _weight(layer) for layer in dict.fromkeys(chain(*layer_groups))}
     by_group = [[computed[layer] for layer in layers] for layers in layer_groups]
     weights = [weight for group in by_group for weight in group]
@@ -102,7 +102,7 @@ def weight_histograms(
     device = weights[0].device
     values = torch.cat([_standardised(weight) for weight in weights])
     position = (values.clamp(-RANGE, RANGE) + RANGE) * ((num_bins - 1) / (2.0 * RANGE))
-    # A weight that is NaN must make the histogram NaN, not an index that does not exist.
+    # A NaN weight must make the histogram NaN; as an index it would be invalid.
     left = position.detach().nan_to_num(0.0).floor().clamp_max(num_bins - 2)
     share = position - left
     first_bins = torch.arange(len(sizes), device=device) * num_bins
@@ -114,12 +114,12 @@ def weight_histograms(
 
 
 def mix_histograms(histograms: Tensor, sizes: Tensor, groups: Groups) -> Tensor:
-    """Return the histogram of every group of taps, `[G, bins]`: taps mixed by number of weights.
+    """Return the histogram of every group, `[G, bins]`: taps mixed by their number of weights.
 
     Args:
         histograms: `[D, bins]`, by tap.
         sizes: `[D]`, number of weights by tap.
-        groups: The groups of the `D` taps; one without weights gets zeros.
+        groups: The groups of the `D` taps; a group without weights gets zeros.
 
     Example:
         >>> mix_histograms(torch.eye(2), torch.tensor([30.0, 10.0]), ((0, 2),))
@@ -136,7 +136,7 @@ def mix_histograms(histograms: Tensor, sizes: Tensor, groups: Groups) -> Tensor:
 def histogram_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the cross-entropy `-sum q log p` of two histograms, `[..., bins] -> [...]` fp32.
 
-    Both are smoothed alike, so the gradient to the student is zero where they agree.
+    Both are smoothed equally, so the gradient to the student is zero where they agree.
 
     Args:
         student: `[..., bins]`, summing to 1.
@@ -153,18 +153,18 @@ def histogram_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class ParameterSource(nn.Module):
-    """The loss that draws the student's weight histograms to the teacher's, group by group.
+    """The loss that pulls the student's weight histograms towards the teacher's, by group.
 
     Args:
         groups: Groups of the teacher's taps.
         teacher_histograms: `[D, bins]`, by tap.
         teacher_layer_sizes: `[D]`, number of weights by tap.
-        student_layers: The student's layers by tap. They stay the student's: none becomes a
-            submodule of this one.
-        student_ends: For each group the student's tap, counted from 1, where it ends.
+        student_layers: The student's layers by tap. They are not registered as submodules, and
+            remain the student's.
+        student_ends: For each group the student's tap, counted from 1, where the group ends.
 
     Raises:
-        UserError: If no group has weights on both sides.
+        UserError: If no group has weights in both networks.
     """
 
     targets: Tensor
@@ -187,7 +187,7 @@ class ParameterSource(nn.Module):
                 "student, so there are no weights to compare; set it to 0."
             )
         self.register_buffer("targets", targets[kept], persistent=False)
-        # A tuple hides the modules from nn.Module's registration.
+        # Inside a tuple, the modules are not registered as submodules.
         self.layers = tuple(layers[g] for g in kept)
 
     def forward(self) -> Tensor:
@@ -197,8 +197,8 @@ class ParameterSource(nn.Module):
 
 
 def _between(student_layers: Sequence[Layers], before: int, stop: int) -> Layers:
-    """Return the student's layers from where the group before ends to where a group ends."""
-    # With more groups than the student has taps, several groups share one tap.
+    """Return the student's layers between the end of the previous group and that of this one."""
+    # If there are more groups than student taps, several groups share a tap.
     start = min(before, stop - 1)
     return tuple(layer for layers in student_layers[start:stop] for layer in layers)
 

@@ -1,11 +1,11 @@
 """Probes: the class distribution at a tap, and the information gain it carries.
 
 A probe is a multinomial logistic regression from a tap's pooled feature to the classes, fitted once
-with the teacher frozen. It turns blocks of any width into distributions that can be compared.
+with the teacher frozen. It turns the outputs of blocks of any width into comparable distributions.
 
-It reads the means over the cells of a grid, as the student's heads do. The few channels of an early
-block tell the classes apart by where in the image they are active, which one mean over all
-positions does not keep.
+Like the student's heads, a probe reads the means over the cells of a grid. The few channels of an
+early block separate the classes by the positions at which they are active, which a single mean over
+all positions does not keep.
 
 Source: Alain and Bengio, Understanding intermediate layers using linear classifier probes, 2016,
 arXiv 1610.01644.
@@ -25,14 +25,14 @@ from krscale.knowledge.logistic import fit_logistic
 from krscale.knowledge.taps import TapOutputs, pool
 
 MAX_FEATURES = 1024
-"""Numbers that a probe reads at most: beyond it, a tap is read on a coarser grid. The time of a fit
-grows with the cube of them, and the many channels of a late block need no cells. Probes that were
-kept under another limit are not used (`krscale.setup.kept_probes`)."""
+"""Maximum number of values that a probe reads; a tap with more is read on a coarser grid. The time
+of a fit grows with the cube of this number, and the many channels of a late block need no cells.
+Cached probes that were fitted with another limit are not used (`krscale.setup.kept_probes`)."""
 
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """A fitted probe; the standardisation of the features is folded into it.
+    """A fitted probe; the standardisation of the features is folded into its weights.
 
     Attributes:
         weight: `[K, F]` fp32.
@@ -46,11 +46,11 @@ class LinearProbe:
 def fit_probe(
     features: Tensor, labels: Tensor, num_classes: int, *, weight_decay: float = 1e-3
 ) -> LinearProbe:
-    """Fit a probe to its one optimum in float64: it depends on the input, not on the processor.
+    """Fit a probe to its unique optimum in float64, so that it does not depend on the processor.
 
-    Features are standardised with their own statistics. A feature that is constant carries nothing
-    and gets the weight 0. When it stops, and how far from the optimum the weights may then be, is
-    stated in `krscale.knowledge.logistic`.
+    Features are standardised with their own statistics. A constant feature carries no information
+    and gets the weight 0. `krscale.knowledge.logistic` documents when the fit stops, and how far
+    from the optimum the weights may then be.
 
     Args:
         features: `[N, F]` pooled features of the training split.
@@ -60,7 +60,7 @@ def fit_probe(
             more than 0.
 
     Raises:
-        UserError: If there is no sample, a feature is not finite, or the optimum is not reached.
+        UserError: If there are no samples, a feature is not finite, or the optimum is not reached.
 
     Example:
         >>> features = torch.tensor([[-1.0, 7.0], [1.0, 7.0]])  # the second is constant
@@ -79,11 +79,11 @@ def fit_probe(
 
 
 def fitting_grid(shape: Sequence[int], grid: int) -> int:
-    """Return the finest grid, `grid` at most, on which a tap has `MAX_FEATURES` numbers or fewer.
+    """Return the finest grid, at most `grid`, on which a tap has at most `MAX_FEATURES` values.
 
     Args:
-        shape: Of the tap's feature for one image: `[C, H, W]`, `[T, C]` or `[C]`.
-        grid: The grid that is wanted.
+        shape: Shape of the tap's feature for one image: `[C, H, W]`, `[T, C]` or `[C]`.
+        grid: The maximum grid.
 
     Example:
         >>> fitting_grid((64, 8, 8), 4), fitting_grid((128, 8, 8), 4), fitting_grid((64, 2, 2), 4)
@@ -97,16 +97,16 @@ def fitting_grid(shape: Sequence[int], grid: int) -> int:
         cells = [min(side**2, shape[0]) for side in range(1, grid + 1)]
     else:
         return 1
-    # Where even one mean has more channels than that, it is still what is read.
+    # If the channels alone exceed the limit, the mean over all positions is still read.
     return max([1, *(side for side, n in enumerate(cells, 1) if n * channels <= MAX_FEATURES)])
 
 
 def read_tap(feature: Tensor, grid: int) -> Tensor:
-    """Return what a probe reads of a tap, `[B, F]` fp32: means over the cells of a grid.
+    """Return what a probe reads from a tap, `[B, F]` fp32: means over the cells of a grid.
 
     Args:
-        feature: As a block gave it; one that was read already stays as it is.
-        grid: So many cells by so many, or fewer (`fitting_grid`).
+        feature: Output of a block; a feature that was already pooled is returned unchanged.
+        grid: Number of cells in each direction, possibly reduced by `fitting_grid`.
 
     Example:
         >>> block = torch.ones(2, 3, 8, 8)
@@ -117,15 +117,15 @@ def read_tap(feature: Tensor, grid: int) -> Tensor:
 
 
 class Probes(nn.Module):
-    """The probes of all taps but the last, whose distribution is that of the network's own logits.
+    """The probes of all taps except the last, whose logits are the network's own.
 
     Attributes:
-        grid: On which they read the taps.
+        grid: Grid on which they read the taps.
 
     Args:
-        feature_sizes: Numbers that are read of each tap, in depth order (`D - 1` of them).
+        feature_sizes: Number of values read from each tap, in depth order (`D - 1` entries).
         num_classes: `K`.
-        grid: On which the taps are read; 1 reads their means over all positions.
+        grid: Grid on which the taps are read; 1 reads their means over all positions.
     """
 
     def __init__(self, feature_sizes: Sequence[int], num_classes: int, grid: int = 1) -> None:
@@ -138,7 +138,7 @@ class Probes(nn.Module):
         self.requires_grad_(False)
 
     def load(self, probes: Sequence[LinearProbe]) -> None:
-        """Take over fitted probes, in depth order."""
+        """Load fitted probes, in depth order."""
         for linear, probe in zip(self.linears, probes, strict=True):
             linear.load_state_dict({"weight": probe.weight, "bias": probe.bias})
 
@@ -146,13 +146,13 @@ class Probes(nn.Module):
         """Return the logits of every tap, `[B, D, K]` fp32; the last tap is the classifier.
 
         Raises:
-            KrscaleError: If `outputs` has another number of tap features than there are probes.
+            KrscaleError: If the number of tap features is not the number of probes.
         """
         if len(outputs.features) != len(self.linears):
             raise KrscaleError(
                 f"{len(self.linears)} probes cannot read {len(outputs.features)} tap features"
             )
-        # A probe's logits are differences of large numbers, more than bf16 can carry.
+        # Logits of probes are differences of large numbers, which need more precision than bf16.
         with torch.autocast(outputs.logits.device.type, enabled=False):
             pairs = zip(self.linears, outputs.features, strict=True)
             logits = [linear(read_tap(feature, self.grid)) for linear, feature in pairs]
@@ -160,17 +160,18 @@ class Probes(nn.Module):
 
 
 def information_gain(tap_logits: Tensor, labels: Tensor) -> Tensor:
-    """Return how much label information each tap carries, `[D]` fp32 in `[0, 1]`.
+    """Return the information on the labels that each tap carries, `[D]` fp32 in `[0, 1]`.
 
-    `I_d = max(0, 1 - CE_d / H(Y))`, with the entropy `H(Y)` of the labels' own frequencies: 0 for a
-    tap that does no better than guessing by frequency, 1 for one that is always right and sure.
+    `I_d = max(0, 1 - CE_d / H(Y))`, with the entropy `H(Y)` of the label frequencies. It is 0 for a
+    tap that is no better than guessing by frequency, and 1 for one that is always right with full
+    confidence.
 
     Args:
         tap_logits: `[N, D, K]` on held-out samples, at temperature 1.
         labels: `[N]` int64.
 
     Raises:
-        UserError: If there is no sample.
+        UserError: If there are no samples.
 
     Example:
         >>> right = torch.tensor([[99.0, 0.0], [0.0, 99.0]])  # of samples of the classes 0 and 1
@@ -198,12 +199,12 @@ def _standardise(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     All are fp64: `[N, F + 1]`, `[F]` and `[F]`; the inverse deviation of a constant feature is 0.
     """
     inputs = features.new_ones(len(features), features.shape[1] + 1, dtype=torch.float64)
-    standardised = inputs[:, :-1]  # a view: no second copy of what may be large
+    standardised = inputs[:, :-1]  # a view, as the features may be large
     standardised.copy_(features.detach())
     mean = standardised.mean(dim=0)
     standardised -= mean
     std = torch.linalg.vector_norm(standardised, dim=0) / math.sqrt(len(features))
-    # fp32 features that should be constant still differ in their last bits.
+    # Constant features in fp32 may still differ in their last bits.
     constant = std <= 1e-6 * mean.abs() + 1e-12
     inverse_std = torch.where(constant, 0.0, 1.0 / std.clamp_min(1e-12))
     standardised *= inverse_std
@@ -211,9 +212,9 @@ def _standardise(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def are_bounded(logits: Tensor) -> bool:
-    """Whether logits `[N, K]` are none, as all lie between 0 and 1: those after a sigmoid do.
+    """Return whether all logits `[N, K]` lie between 0 and 1, as after a sigmoid or a softmax.
 
-    Equal ones, such as the zeros of a fresh classifier, show nothing.
+    Equal logits, such as the zeros of a new classifier, do not count as bounded.
 
     Example:
         >>> are_bounded(torch.tensor([[0.1, 0.9]])), are_bounded(torch.zeros(2, 2))

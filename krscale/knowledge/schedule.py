@@ -1,4 +1,4 @@
-"""Schedules: a setting that changes from epoch to epoch."""
+"""Schedules: settings that change from epoch to epoch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from krscale.errors import unknown_name
 
 
 def share_left(progress: float, until: float) -> float:
-    """Return what is left of something that falls linearly from 1 to 0 and then stays there.
+    """Return the value of a factor that falls linearly from 1 to 0 and then stays at 0.
 
     Args:
         progress: 0 in the first epoch, 1 in the last.
-        until: Progress at which nothing is left, above 0.
+        until: Progress at which it reaches 0, more than 0.
 
     Example:
         >>> [share_left(progress, 0.5) for progress in (0.0, 0.25, 0.5, 1.0)]
@@ -21,10 +21,10 @@ def share_left(progress: float, until: float) -> float:
 
 
 def scheduled(value: float, schedule: str, progress: float) -> float:
-    """Return a setting's value at a point of the training; it changes linearly.
+    """Return the value of a setting at a point of the training; it changes linearly.
 
     Args:
-        value: The setting, and the largest value it takes.
+        value: The setting, which is the largest value it takes.
         schedule: One of `SCHEDULES`.
         progress: 0 in the first epoch, 1 in the last.
 

@@ -1,7 +1,7 @@
-"""The depth order of taps: that in which a network runs their blocks.
+"""The depth order of taps, which is the order in which a network runs their blocks.
 
-Groups of taps are stretches of depth. Of taps in another order a group would be a mixture of depths
-and teach the student's tap at yet another one, and nothing else would tell.
+Groups of taps are contiguous ranges of depth. With taps in another order, a group would mix depths
+and teach a student's tap of yet another depth, and no other check would detect it.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from krscale.knowledge.taps import unwrapped
 
 
 def check_depth_order(model: nn.Module, paths: Sequence[str], images: Tensor, where: str) -> None:
-    """Refuse taps that are named in another order than that in which a network runs their blocks.
+    """Refuse taps that are not named in the order in which the network runs their blocks.
 
-    A block that runs several times counts where it runs last, as its last output is the tap's. Nor
-    may a block write into what the one before it gave: after a run both would be read as one.
+    If a block runs several times, its last run counts, as the tap reads its last output. A block
+    must not write into the output of an earlier tap either: both would then be read with the same
+    values.
 
     Args:
-        model: The network, wrapped or not; on meta tensors this computes nothing.
+        model: The network, wrapped or not; on meta tensors nothing is computed.
         paths: Module paths of its taps, all of which exist.
-        images: `[B, C, H, W]`, real ones if there are any: some networks take another way through
-            their blocks for black ones.
-        where: What names the taps, for the message of an error.
+        images: `[B, C, H, W]`, real images if available: some networks run other blocks for black
+            ones.
+        where: Prefix of the error message that names the taps.
 
     Raises:
-        UserError: Naming two of them, and all in their order; or a block and what it writes into.
+        UserError: With two taps and the order of all; or with a block and what it writes into.
 
     Example:
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -50,7 +51,7 @@ def check_depth_order(model: nn.Module, paths: Sequence[str], images: Tensor, wh
     ended = _run(unwrapped(model), paths, images)
     _check_written(ended, where)
     order = tuple(ended)
-    named = [path for path in paths if path in order]  # images may pass some by
+    named = [path for path in paths if path in order]  # some blocks may not run for these images
     moved = next(((a, b) for a, b in zip(named, order, strict=True) if a != b), None)
     if moved is not None:
         raise UserError(
@@ -61,7 +62,7 @@ def check_depth_order(model: nn.Module, paths: Sequence[str], images: Tensor, wh
 
 @dataclass(frozen=True)
 class _Ended:
-    """What a block gave, and how often that had been written to when the block ended."""
+    """The output of a block, and its number of writes when the block ended."""
 
     output: Any
     num_writes: int
@@ -69,7 +70,7 @@ class _Ended:
 
 @torch.no_grad()
 def _run(network: nn.Module, paths: Sequence[str], images: Tensor) -> dict[str, _Ended]:
-    """Return what the blocks gave, in the order in which they ended."""
+    """Return the outputs of the blocks, in the order in which the blocks ended."""
     ended: dict[str, _Ended] = {}
     hooks = [(network.get_submodule(path), partial(_move_to_end, ended, path)) for path in paths]
     with hooked(hooks), left_as_it_was(network), torch.random.fork_rng(devices=[]):
@@ -85,7 +86,7 @@ def _move_to_end(
 
 
 def _check_written(ended: Mapping[str, _Ended], where: str) -> None:
-    """Refuse a block that hands on the tensor of another one, after it has written into it."""
+    """Refuse a block that returns the tensor of another block after writing into it."""
     for (path, first), (later, second) in combinations(ended.items(), 2):
         if first.output is second.output and first.num_writes != second.num_writes:
             raise UserError(

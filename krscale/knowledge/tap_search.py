@@ -1,11 +1,11 @@
-"""Finding the taps of a network that names none: the blocks that everything passes through.
+"""Finding the taps of a network that declares none: blocks through which all information passes.
 
-A tap must hold all that the rest of the network goes on with. That is not guessed from names: the
-network runs on two images, and once more for each candidate with the candidate's two outputs
-exchanged. If its logits are exchanged by that, everything the classifier learns of an image passes
-through this block; the inside of a residual block, an auxiliary classifier or a parallel branch
-fails the test. A student may have a classifier that still says the same of everything; then the
-last output that differs stands for the logits.
+A tap must contain everything that the rest of the network uses. This is tested rather than guessed
+from names: the network runs on two images, and once more for each candidate with the candidate's
+two outputs exchanged. If this exchanges the logits, everything the classifier gets from an image
+passes through the block. The inside of a residual block, an auxiliary classifier and a parallel
+branch fail this test. The classifier of a student may still give the same logits for every image;
+the last output that differs then takes the place of the logits.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from krscale.knowledge.modes import left_as_it_was
 from krscale.knowledge.taps import unwrapped
 
 MAX_TAPS = 16
-"""More blocks than these are thinned out evenly: every tap costs a probe."""
+"""Maximum number of taps, as every tap costs a probe; more blocks are thinned out evenly."""
 NUM_STAGES = 4
-"""Stages of a trunk whose blocks all have one shape, such as a transformer's."""
+"""Number of stages of a trunk whose blocks all have the same shape, such as a transformer's."""
 _TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class FoundTaps:
-    """The taps of a network, the classifier excluded.
+    """The taps of a network, without the classifier.
 
     Attributes:
         paths: Module paths in depth order.
-        shapes: Shape of each one's output for one image, as the block gives it.
+        shapes: Shape of each tap's output for one image, in the block's own layout.
     """
 
     paths: tuple[str, ...]
@@ -50,7 +50,7 @@ class FoundTaps:
     def stage_ends(self) -> tuple[int, ...]:
         """For each stage the 1-based number of its last tap; the classifier ends the last one.
 
-        A stage ends where the shape changes; a trunk of one shape is cut into `NUM_STAGES`.
+        A stage ends where the shape changes; a trunk of one shape is divided into `NUM_STAGES`.
         """
         last = len(self.paths) + 1
         changes = [i for i in range(1, len(self.shapes)) if self.shapes[i] != self.shapes[i - 1]]
@@ -62,8 +62,8 @@ class FoundTaps:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a network into eval mode without gradients, and leave it as it was."""
-    # A compiled network would be compiled for these few images.
+    """Put a network into eval mode without gradients, and restore it afterwards."""
+    # Otherwise a compiled network would be compiled for these few images.
     with left_as_it_was(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
         model.eval()
         yield
@@ -72,17 +72,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def find_taps(model: nn.Module, images: Tensor, read: Callable[[Any], Tensor]) -> FoundTaps:
     """Find the taps of a network by running it.
 
-    Blocks of a class that occurs more than once are taken as a whole; where there are none,
-    modules with children, or layers with all that follows them up to the next. The last of three
-    or more is left out, as the classifier reads it.
+    Blocks whose class occurs more than once come first, each as a whole. If fewer than two are
+    found, the candidates are modules with children, and then layers with everything that follows
+    them up to the next layer. If three or more are found, the last is left out, as it is the
+    classifier's input.
 
     Args:
         model: The network, wrapped or not.
         images: `[B, C, H, W]`, at least two that differ, on the network's device.
-        read: Takes the network's logits `[B, K]` out of what it returns.
+        read: Extracts the logits `[B, K]` from the network's output.
 
     Raises:
-        UserError: If nothing is found.
+        UserError: If no tap is found.
     """
     network = unwrapped(model)
     with evaluating(network):
@@ -107,17 +108,17 @@ def find_taps(model: nn.Module, images: Tensor, read: Callable[[Any], Tensor]) -
 
 @dataclass
 class _Search:
-    """What one run of a network showed, and the runs that test its blocks.
+    """The results of one run of a network, and further runs that test its blocks.
 
     Attributes:
         network: The network, in eval mode.
         images: Two images.
-        read: Takes the logits out of what the network returns.
+        read: Extracts the logits from the network's output.
         logits: `[2, K]`.
-        outputs: What could be a tap gave, in the order in which it ended.
-        addresses: Where these lie in memory.
+        outputs: Outputs of the modules that may be taps, in the order in which they ended.
+        addresses: Memory addresses of these outputs.
         witness: The module whose output must be exchanged; None for the logits.
-        tested: Whether everything passes through a block.
+        tested: Results of `is_passed_by_all` by module.
     """
 
     network: nn.Module
@@ -159,7 +160,7 @@ class _Search:
         )
 
     def repeated(self) -> list[str]:
-        """Return the blocks whose class occurs more than once, the outermost ones."""
+        """Return the outermost blocks whose class occurs more than once."""
         classes = {
             name: type(module)
             for name, module in self.network.named_modules()
@@ -184,7 +185,7 @@ class _Search:
         return [a for a in found if not any(b.startswith(f"{a}.") for b in found)]
 
     def layers(self) -> list[str]:
-        """Return the last module before every layer with a matrix of weights but the first."""
+        """Return the last module before every layer with a weight matrix, except the first."""
         modules = dict(self.network.named_modules())
         found: list[str] = []
         segment: str | None = None
@@ -200,7 +201,7 @@ class _Search:
         return [*found, segment] if segment is not None else found
 
     def is_passed_by_all(self, name: str) -> bool:
-        """Whether the logits follow when this block's two outputs are exchanged."""
+        """Return whether exchanging this block's two outputs also exchanges the logits."""
         if name not in self.tested:
             expected = self.logits if self.witness is None else self.outputs[self.witness]
             found = self._run_exchanging(name)
@@ -210,7 +211,7 @@ class _Search:
         return self.tested[name]
 
     def _run_exchanging(self, name: str) -> Tensor:
-        """Return what the witness gives when the two outputs of a block are exchanged."""
+        """Return the output of the witness when the two outputs of a block are exchanged."""
         exchanged = self.outputs[name].flip(0)
         seen: list[tuple[str, Any, Any]] = []
         modules = dict(self.network.named_modules())
@@ -222,7 +223,7 @@ class _Search:
         return seen[0][2] if seen else logits
 
     def distinct(self, names: list[str]) -> list[str]:
-        """Return the taps in depth order: no two of one output, no vectors where there are maps."""
+        """Return taps in depth order: without duplicate outputs, and maps only if there are any."""
         ordered = [name for name in self.outputs if name in names]
         kept: list[str] = []
         for name in ordered:
@@ -233,12 +234,12 @@ class _Search:
         return maps or kept
 
     def _are_one(self, first: str, second: str) -> bool:
-        # Equal values are not enough: a fresh residual block may give what it gets.
+        # Equal values are not enough: a new residual block may return its input.
         same = _same(self.outputs[first], self.outputs[second])
         return same and self.addresses[first] == self.addresses[second]
 
     def _overwrites(self, later: str, first: str) -> bool:
-        """Whether a block wrote into what another one gave: both would be read as the later one."""
+        """Return whether a block wrote into another's output, so that both would be read alike."""
         one, other = self.outputs[later], self.outputs[first]
         alike = (one.shape, one.stride()) == (other.shape, other.stride())
         in_place = self.addresses[later] == self.addresses[first]
@@ -248,14 +249,14 @@ class _Search:
 def _noting(seen: list[tuple[str, Any, Any]], name: str) -> Callable[..., None]:
     def hook(module: nn.Module, arguments: Any, output: Any) -> None:
         given = _single(output)
-        # A copy, as the next layer may work in place; the original, so that its address stays its.
+        # A copy, as the next layer may work in place. Keeping the original reserves its address.
         seen.append((name, given, None if given is None else given.clone()))
 
     return hook
 
 
 def _giving(feature: Tensor) -> Callable[..., Any]:
-    """Return a hook that puts a feature in the place of the block's own."""
+    """Return a hook that replaces the block's output by a feature."""
 
     def hook(module: nn.Module, arguments: Any, output: Any) -> Any:
         if isinstance(output, Tensor):
@@ -266,7 +267,7 @@ def _giving(feature: Tensor) -> Callable[..., Any]:
 
 
 def _single(output: Any) -> Tensor | None:
-    """Return a block's tensor; some give it as the only one in a tuple."""
+    """Return a block's tensor, which may be the only one in a tuple."""
     if type(output) in (tuple, list):
         tensors = [item for item in output if isinstance(item, Tensor)]
         return tensors[0] if len(tensors) == 1 else None
@@ -291,7 +292,7 @@ _LAYERS = (nn.Linear, nn.LayerNorm, nn.GroupNorm, _BatchNorm, _ConvNd)
 
 
 def _has_children(module: nn.Module) -> bool:
-    # A norm with an activation in it is a layer, as libraries have them.
+    # A norm layer that contains an activation counts as a layer; some libraries have such norms.
     return not isinstance(module, _LAYERS) and next(module.children(), None) is not None
 
 

@@ -1,7 +1,7 @@
 """Taps: the outputs of a network's blocks, read by module path.
 
-A network with taps `("layer1.0", "layer2.0")` has `D = 3` taps in depth order: those two, and its
-own classifier, whose output the network returns.
+A network with taps `("layer1.0", "layer2.0")` has `D = 3` taps in depth order: these two and its
+own classifier, whose output is the network's output.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from krscale.knowledge.layouts import (
 from krscale.knowledge.modes import left_as_it_was
 
 LAYOUTS_ATTRIBUTE = "krscale_tap_layouts"
-"""Where a network keeps the layouts of its taps, by path."""
+"""Attribute of a network that holds the layouts of its taps, by path."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class TapOutputs:
     Attributes:
         logits: `[B, K]`, the network's own output.
         features: One tensor per tap path in depth order: `[B, C, H, W]`, `[B, T, C]` or `[B, C]`,
-            as the block gave it, but for its layout (`settle_layouts`). The classifier is not among
-            them.
-        stages: The same of blocks at which stages end, where these are read as well.
-        paths: Module paths of the taps whose features these are; none where they are not known.
+            as the block returned it except for its layout (`settle_layouts`). The classifier is not
+            included.
+        stages: The same for blocks at which stages end, if these are read, too.
+        paths: Module paths of the taps in `features`; empty if unknown.
     """
 
     logits: Tensor
@@ -59,8 +59,8 @@ class TappedModel(nn.Module):
     """A network that also returns the outputs of the blocks at `paths`.
 
     The hooks exist only while `forward` runs, so the network can be copied, pickled, exported or
-    compiled as if it had never been tapped. Wrappers (`DistributedDataParallel`, `torch.compile`)
-    around `model` are looked through.
+    compiled as if it had no taps. `model` may be wrapped (`DistributedDataParallel`,
+    `torch.compile`); the paths are those within the wrapped network.
 
     Attributes:
         model: The network, a registered submodule: its weights are under `model.` in the state.
@@ -92,19 +92,18 @@ def run_tapped(
 ) -> TapOutputs:
     """Run `model` on `images` and return its logits and the outputs of the blocks at `paths`.
 
-    And of those at `stages`, which may be the same ones.
-
-    A block that runs several times in one forward gives its last output.
+    The outputs of the blocks at `stages`, which may be the same blocks, are returned as well. A
+    block that runs several times in one forward gives its last output.
 
     Raises:
-        UserError: If a tapped block did not run, or did not return a tensor; or the network is
-            compiled and its code has no taps.
+        UserError: If a tapped block did not run or did not return a tensor, or if the network is
+            compiled and its compiled code has no taps.
     """
     network = unwrapped(model)
     outputs: dict[str, Any] = {}
     skipped: dict[str, bool] = {}
     handles = []
-    owner = this_thread()  # once: where this is compiled, it would be for each of the hooks
+    owner = this_thread()  # once: compiled code would otherwise compute it for each hook
     try:
         for path in dict.fromkeys((*paths, *stages)):
             hook = partial(call_in, owner, partial(_record, outputs, skipped, path))
@@ -132,20 +131,20 @@ def settle_layouts(
     declared: str = "",
     where: str = "model",
 ) -> None:
-    """Find out where the channels of a network's taps are, and keep it with the network.
+    """Determine the channel axes of a network's taps, and store them with the network.
 
     From then on its taps are read as `[B, C, H, W]`, `[B, T, C]` or `[B, C]`.
 
     Args:
-        model: The network; on meta tensors this computes nothing.
+        model: The network; on meta tensors nothing is computed.
         paths: Module paths of its taps.
         image_shape: `(C, H, W)`.
-        declared: `"channels_first"` or `"channels_last"`; empty finds it out.
+        declared: `"channels_first"` or `"channels_last"`; if empty, it is determined automatically.
         where: The config table of the network, for errors.
 
     Raises:
-        UserError: If nothing tells where the channels of a tap are, or its first dimension are not
-            the images.
+        UserError: If the channels of a tap cannot be determined, or if its first dimension is not
+            the batch.
     """
     network = unwrapped(model)
     setattr(network, LAYOUTS_ATTRIBUTE, layouts_of(network, paths, image_shape, declared, where))
@@ -158,9 +157,9 @@ def layouts_of(
     declared: str = "",
     where: str = "model",
 ) -> dict[str, Layout]:
-    """Return where the channels of a network's taps are, as `settle_layouts` finds it out.
+    """Return the channel axes of a network's taps, determined as in `settle_layouts`.
 
-    The network keeps what it knows: another thread may be reading its taps.
+    The network's stored layouts are not changed, as another thread may be reading its taps.
     """
     trace = LayerTrace(network, paths)
     with hooked(trace.hooks()):
@@ -187,9 +186,9 @@ def _shapes(
 def _shapes_reached(
     network: nn.Module, paths: Sequence[str], image_shape: Sequence[int]
 ) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the taps that run, though a later layer may want another size."""
+    """Return the shapes of the taps that are reached, even if a later layer fails at this size."""
     outputs: dict[str, Any] = {}
-    with suppress(Exception):  # many networks take images of one size only
+    with suppress(Exception):  # many networks accept images of one size only
         _run_black(network, paths, image_shape, outputs)
     return {path: tuple(_tensor(outputs, path).shape) for path in outputs}
 
@@ -197,22 +196,22 @@ def _shapes_reached(
 def _run_black(
     network: nn.Module, paths: Sequence[str], image_shape: Sequence[int], outputs: dict[str, Any]
 ) -> None:
-    """Run a network on black images; `outputs` gets what its blocks give, as far as it comes."""
+    """Run a network on black images; add the outputs of its blocks to `outputs` as they end."""
     hooks = [(network.get_submodule(path), partial(_record, outputs, {}, path)) for path in paths]
     with hooked(hooks), left_as_it_was(network), torch.random.fork_rng(devices=[]):
         network.eval()(zeros(network, image_shape))
 
 
 def check_taps(model: nn.Module, paths: Sequence[str], where: str = "") -> None:
-    """Refuse tap paths that `model` does not have, or that are named twice.
+    """Refuse tap paths that do not exist in `model`, or that are named twice.
 
     Args:
         model: The network, wrapped or not.
         paths: Module paths such as `"layer1.0"`.
-        where: File and key of the paths, for the message.
+        where: File and key of the paths, for the error message.
 
     Raises:
-        UserError: Naming the path and the nearest one that exists.
+        UserError: With the path and the nearest one that exists.
     """
     prefix = f"{where}: " if where else ""
     network = unwrapped(model)
@@ -227,13 +226,13 @@ def check_taps(model: nn.Module, paths: Sequence[str], where: str = "") -> None:
 
 
 def pool(feature: Tensor, grid: int = 1) -> Tensor:
-    """Return one vector per sample, `[B, F]` fp32: means over positions of a tap's feature.
+    """Return one vector per sample, `[B, F]` fp32: means over the positions of a tap's feature.
 
     Args:
         feature: `[B, C, H, W]` (mean over height and width), `[B, T, C]` (mean over tokens), or
-            `[B, C]` (as it is).
-        grid: Cut an image into `grid x grid` cells, and tokens into `grid^2` runs, or as many as
-            there are, and take the mean of each: `F` is the number of cells times `C`.
+            `[B, C]` (unchanged).
+        grid: Divide an image into `grid x grid` cells, and tokens into `grid^2` runs, but not more
+            than there are positions, and average over each: `F` is the number of cells times `C`.
 
     Raises:
         UserError: If the feature has another number of dimensions.
@@ -275,14 +274,14 @@ def _record(
     arguments: Any,
     output: Any,
 ) -> None:
-    """Keep what a block gives, and whether that is what it was given."""
+    """Record the output of a block, and whether the block returned one of its inputs."""
     outputs[path] = output
     skipped[path] = any(given is output for given in arguments)
 
 
-# Under torch.compile the network is traced, hooks included; nothing is gained by tracing this.
-# `torch.compiler.disable` would import torch's compiler here, and not when this is first called: 2
-# seconds of a processor in every process that only rebuilds a network.
+# Under torch.compile the network is traced with its hooks; tracing this function gains nothing.
+# `torch.compiler.disable` would import torch's compiler when this module is imported, not when the
+# function is first called: 2 seconds of processor time in every process that rebuilds a network.
 @torch._disable_dynamo  # type: ignore[attr-defined]
 def _collect(
     logits: Tensor,
@@ -304,9 +303,9 @@ def _collect(
 def _check_gradients(
     network: nn.Module, outputs: dict[str, Any], skipped: Mapping[str, bool]
 ) -> None:
-    """Refuse blocks in training that hand on no gradient: what compares them would teach nothing.
+    """In training, refuse tapped blocks whose output has no gradient and would teach nothing.
 
-    A frozen block is none of them, nor one that was left out, as stochastic depth does.
+    Frozen blocks are allowed, and so are blocks that were skipped, as in stochastic depth.
     """
     if not torch.is_grad_enabled():
         return
@@ -325,7 +324,7 @@ def _check_gradients(
 
 def _tensor(outputs: dict[str, Any], path: str) -> Tensor:
     output = outputs.get(path)
-    if isinstance(output, tuple | list):  # e.g. the layers of transformers' encoders
+    if isinstance(output, tuple | list):  # e.g. the encoder layers of transformers
         tensors = [item for item in output if isinstance(item, Tensor)]
         output = tensors[0] if len(tensors) == 1 else output
     if isinstance(output, Mapping):

@@ -1,4 +1,4 @@
-"""Two numbers for every weight of a network, by which it is told from another one."""
+"""Two numbers for every parameter of a network, to distinguish it from other networks."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import torch
 from torch import nn
 
 _ROUNDING = 0.01
-"""Of a parameter's norm: bf16 changes its numbers by less, other weights by more."""
+"""Relative to the norm of a parameter: rounding to bf16 changes a number by less than this, other
+weights change it by more."""
 
 
 @torch.no_grad()
 def summary_of_weights(network: nn.Module) -> list[list[float]]:
-    """Return two numbers for every parameter, by which `alike` tells other weights.
+    """Return two numbers for every parameter, which `alike` compares.
 
-    They are its norm, and its product with a fixed wave, which sees what a norm does not: classes
-    in another order. Unlike a hash they bear another precision or device.
+    They are its norm, and its product with a fixed wave, which detects changes that a norm does
+    not: classes in another order. Unlike a hash, they tolerate another precision or device.
     """
     found = []
     for parameter in network.parameters():
-        if parameter.is_meta:  # its memory was freed; to run it fails by itself
+        if parameter.is_meta:  # its memory was freed; running it will fail anyway
             found.append([0.0, 0.0])
             continue
         values = parameter.detach().to("cpu", torch.float64).flatten()
@@ -28,7 +29,7 @@ def summary_of_weights(network: nn.Module) -> list[list[float]]:
 
 
 def alike(one: list[list[float]], other: list[list[float]]) -> bool:
-    """Return whether two summaries are of the same weights, but for rounding to bf16."""
+    """Return whether two summaries are of the same weights, apart from rounding to bf16."""
     if len(one) != len(other):
         return False
     pairs = zip(one, other, strict=True)
@@ -40,9 +41,9 @@ def alike(one: list[list[float]], other: list[list[float]]) -> bool:
 
 
 def are_others(one: list[list[float]], other: list[list[float]]) -> bool:
-    """Return whether two summaries of as many weights are of two trainings, not of one.
+    """Return whether two summaries of equal length are of two trainings, not of one.
 
-    What rounding, averaging or folding does to weights is small beside them, or changes few.
+    Rounding, averaging and folding change weights less than another training, or change only few.
     """
     pairs = [(a, b) for a, b in zip(one, other, strict=False) if min(a[0], b[0]) > 0.0]
     changed = sum(abs(a[1] - b[1]) > 0.2 * max(a[0], b[0]) for a, b in pairs)

@@ -1,8 +1,9 @@
 """Where a stage is active: a distribution over positions, beside the one over classes.
 
-The energy of a stage at a position is the mean over channels of the squares; divided by its sum
-over the positions it is a distribution that neither the number of channels nor the scale of the
-features changes. It is compared on a grid that both networks have, whatever their resolutions.
+The energy of a stage at a position is the mean of the squares over the channels. Divided by its sum
+over the positions, it is a distribution that depends neither on the number of channels nor on the
+scale of the features. It is compared on a grid available in both networks, whatever their
+resolutions.
 
 Source of the energies: Zagoruyko, Komodakis, Paying More Attention to Attention, ICLR 2017,
 arXiv 1612.03928, which compares maps of norm 1 by their squared distance.
@@ -23,22 +24,22 @@ from krscale.knowledge.aggregation import student_tap
 from krscale.knowledge.cells import Cells, cell_means
 
 GRID = 4
-"""Rows and columns of cells at most."""
+"""Maximum number of rows and of columns of cells."""
 SMOOTHING = 0.01
-"""Share of both distributions spread evenly before they are compared: cells can have no energy."""
+"""Share of both distributions that is spread evenly before the comparison, as cells may be 0."""
 LEAST = 1e-12
-"""Energy of a stage below which it is active nowhere, which is the same as everywhere alike."""
+"""Energy of a stage below which it counts as equally active everywhere."""
 
 
 @dataclass(frozen=True)
 class WherePair:
-    """A stage of the student and the teacher's that it is compared with.
+    """A stage of the student, and the stage of the teacher it is compared with.
 
     Attributes:
         student: Number of the student's stage, from 0.
-        teacher: Number among the teacher's stages that have a distribution, from 0.
-        cells: Rows and columns that both have.
-        positions: Rows and columns of the student's tokens; None of a map, which shows them.
+        teacher: Index among the teacher's stages that have a distribution, from 0.
+        cells: Rows and columns that both stages have.
+        positions: Rows and columns of the student's tokens; None for a map, whose shape gives them.
     """
 
     student: int
@@ -48,15 +49,15 @@ class WherePair:
 
 
 def positions_of(shape: Sequence[int], image_shape: Sequence[int] = ()) -> Cells | None:
-    """Return rows and columns of a stage's positions, or None where it has no grid of several.
+    """Return rows and columns of a stage's positions, or None if it has no grid of several.
 
-    Tokens are the positions row by row where they make a grid with the proportions of the image;
-    with a class token, or patches that do not fill the image, they do not.
+    Tokens are positions in row order if they form a grid with the proportions of the image. They do
+    not with a class token, or if the patches do not fill the image.
 
     Args:
-        shape: Of the stage's output for one image: `[C, H, W]`, `[T, C]` or `[C]`.
-        image_shape: `(C, H, W)` as the network takes it. Without it, no tokens have a grid: a
-            square number of them may be 4 rows of 9.
+        shape: Shape of the stage's output for one image: `[C, H, W]`, `[T, C]` or `[C]`.
+        image_shape: `(C, H, W)` as the network takes it. Without it, tokens never have a grid: even
+            a square number of them may be 4 rows of 9.
 
     Example:
         >>> positions_of((8, 4, 6)), positions_of((49, 8), (3, 28, 28))
@@ -74,7 +75,7 @@ def positions_of(shape: Sequence[int], image_shape: Sequence[int] = ()) -> Cells
 
 
 def _grid_of(num_tokens: int, height: int, width: int) -> Cells:
-    """Return rows and columns of tokens, as height to width; (0, 0) where they make none."""
+    """Return rows and columns of tokens, in the ratio of height to width; (0, 0) if impossible."""
     divisor = math.gcd(height, width)
     rows, columns = height // divisor, width // divisor
     times = math.isqrt(num_tokens // (rows * columns))
@@ -85,7 +86,7 @@ def _grid_of(num_tokens: int, height: int, width: int) -> Cells:
 def token_grids(
     shapes: Sequence[Sequence[int]], image_shape: Sequence[int] = ()
 ) -> tuple[Cells | None, ...]:
-    """Return `positions_of` stages that give tokens; None of maps, whose shape shows them.
+    """Return `positions_of` each stage with tokens; None for maps, whose shape gives them.
 
     Example:
         >>> token_grids([(8, 4, 4), (49, 8)], (3, 28, 28))
@@ -95,9 +96,9 @@ def token_grids(
 
 
 def cells_of(shape: Sequence[int], image_shape: Sequence[int] = ()) -> Cells:
-    """Return rows and columns of a stage's cells: `GRID` each, or as many positions as there are.
+    """Return rows and columns of a stage's cells: `GRID` each, or fewer if it has fewer positions.
 
-    `(0, 0)` where there are no positions; see `positions_of`.
+    `(0, 0)` if there are no positions; see `positions_of`.
 
     Example:
         >>> cells_of((8, 16, 3)), cells_of((8,))
@@ -110,11 +111,11 @@ def cells_of(shape: Sequence[int], image_shape: Sequence[int] = ()) -> Cells:
 def without_where(
     paths: Sequence[str], shapes: Sequence[Sequence[int]], image_shape: Sequence[int] = ()
 ) -> tuple[str, ...]:
-    """Return what is said of each stage that has no distribution over positions, a line each.
+    """Return a message for each stage that has no distribution over positions.
 
     Args:
         paths: Names of the stages.
-        shapes: Of their outputs for one image.
+        shapes: Shapes of their outputs for one image.
         image_shape: `(C, H, W)` as the network takes it.
 
     Example:
@@ -136,7 +137,7 @@ def energy(stage: Tensor, cells: Cells, positions: Cells | None = None) -> Tenso
 
     Args:
         stage: `[B, C, H, W]` or `[B, T, C]`.
-        cells: Rows and columns, not more than there are positions.
+        cells: Rows and columns, at most those of the positions.
         positions: Rows and columns of tokens.
 
     Example:
@@ -155,8 +156,8 @@ def energy(stage: Tensor, cells: Cells, positions: Cells | None = None) -> Tenso
 class _MeanSquare(torch.autograd.Function):
     """The mean of the squares over a dimension.
 
-    The gradient is one product: by torch's own way through the square and the mean it takes several
-    times as long, which at a small student's first stage would be a tenth of the step.
+    The gradient is one product. Torch's gradient of the square and the mean takes several times as
+    long, which at a small student's first stage would be a tenth of the step.
     """
 
     @staticmethod
@@ -173,7 +174,7 @@ class _MeanSquare(torch.autograd.Function):
 
 
 def shares_of(energies: Tensor) -> Tensor:
-    """Return energies `[..., P]` divided by their sum; evenly shared where there is none.
+    """Return energies `[..., P]` divided by their sum; equal shares if the sum is 0.
 
     Example:
         >>> shares_of(torch.tensor([[3.0, 1.0], [0.0, 0.0]]))
@@ -190,7 +191,7 @@ def where_distributions(
 ) -> tuple[Tensor, ...]:
     """Return the distribution over cells of every stage, `[B, rows, columns]` fp32.
 
-    A stage without positions has one of no cells, `[B, 0, 0]`.
+    For a stage without positions it has no cells, `[B, 0, 0]`.
 
     Args:
         stages: Outputs of the stages.
@@ -215,9 +216,10 @@ def where_distributions(
 def pair_stages(
     student: Sequence[Sequence[int]], teacher: Sequence[Cells], image_shape: Sequence[int] = ()
 ) -> tuple[WherePair, ...]:
-    """Return which stages are compared: those at the same relative depth, one to one if equal.
+    """Return the pairs of stages to compare: those at the same relative depth.
 
-    A pair of which one has no positions is left out.
+    With equally many stages, these are one to one. A pair is left out if either stage has no
+    positions.
 
     Args:
         student: Shapes of the outputs of the student's stages for one image.
@@ -242,12 +244,13 @@ def pair_stages(
 class WhereLoss(nn.Module):
     """The divergence of the teacher's distribution over positions from the student's.
 
-    Its gradient is that of the cross-entropy: the value is less by the entropy of the teacher's
-    distribution, so that it is 0 where both agree. Where the student has fewer cells, each
-    meets the mean of those of the teacher that it overlaps: these are stored for all students.
+    The value is the cross-entropy minus the entropy of the teacher's distribution, so it is 0 where
+    both agree; the gradient is that of the cross-entropy. Where the student has fewer cells, each
+    is compared with the mean of the teacher's cells that it overlaps: the teacher's cells are
+    stored once for all students.
 
     Args:
-        pairs: The stages that are compared, at least one.
+        pairs: The pairs of stages to compare, at least one.
     """
 
     floor: Tensor
@@ -260,10 +263,10 @@ class WhereLoss(nn.Module):
         counts = torch.tensor([math.prod(pair.cells) for pair in pairs]).view(-1, 1)
         self.num_cells = int(counts.max())
         there = torch.arange(self.num_cells) < counts
-        # All pairs are computed side by side, those of fewer cells with some that are not there.
+        # All pairs are computed together; those with fewer cells are padded with absent cells.
         self.register_buffer("floor", there * (SMOOTHING / counts), persistent=False)
         self.register_buffer("absent", (~there).float(), persistent=False)
-        # Of a stage without energy this is what is left: even shares, as the teacher's has.
+        # For a stage without energy only this remains: equal shares, as in the teacher's.
         self.register_buffer("least", there * (LEAST / counts), persistent=False)
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
@@ -288,7 +291,7 @@ class WhereLoss(nn.Module):
         return F.pad(energies, (0, missing)) if missing else energies
 
     def _smooth(self, energies: Tensor) -> Tensor:
-        """Return shares of `[B, M, P]`, so that no cell has none; cells that are not there do."""
+        """Return smoothed shares of `[B, M, P]`: above 0 for every cell, 0 for absent cells."""
         energies = energies + self.least
         total = energies.sum(dim=-1, keepdim=True)
         smoothed: Tensor = (1.0 - SMOOTHING) * (energies / total) + self.floor
@@ -296,5 +299,5 @@ class WhereLoss(nn.Module):
 
 
 def _on_cells(distribution: Tensor, cells: Cells) -> Tensor:
-    """Return a distribution `[B, rows, columns]` on coarser cells, flat."""
+    """Return a distribution `[B, rows, columns]` on coarser cells, flattened."""
     return cell_means(distribution[:, None], cells).flatten(1)

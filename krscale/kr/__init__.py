@@ -1,4 +1,4 @@
-"""Knowledge Representing in a training loop of one's own: `KRLoss`, and the parts of it."""
+"""Knowledge Representing for your own training loop: `KRLoss` and its parts."""
 
 from krscale.kr.context import Tap
 from krscale.kr.kr_loss import KRLoss

@@ -1,4 +1,4 @@
-"""What a `KRLoss` refuses, so that it computes nothing else than was meant."""
+"""Checks that make a `KRLoss` refuse wrong input instead of computing something unintended."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ _WEIGHTS = ("ce_weight", "kr_weight", "where_weight", "parameter_weight")
 
 
 def checked_settings(values: Mapping[str, Any]) -> KRSettings:
-    """Return the settings that keyword arguments name.
+    """Validate keyword arguments and return the settings.
 
     Raises:
-        UserError: If one is unknown or wrong, or nothing would be learnt with them.
+        UserError: If a setting is unknown or invalid, or if all weights are 0, so that nothing
+            would be learnt.
     """
     if "posterior" in values:
         raise UserError(
@@ -38,18 +39,20 @@ def checked_settings(values: Mapping[str, Any]) -> KRSettings:
 
 
 def check_apart(teacher: nn.Module, student: nn.Module, image_shape: Sequence[int]) -> None:
-    """Refuse a student whose training would change its teacher, as it has layers of it.
+    """Refuse a student that shares trained weights or changing buffers with its teacher.
 
-    Frozen weights may be shared, and buffers that no training changes, such as the mean of the
-    images; running statistics change in every step.
+    Training such a student would change the teacher. Frozen weights may be shared. So may buffers
+    that training does not change, such as the mean of the images. Running statistics may not: they
+    change in every step.
 
     Args:
         teacher: The teacher.
-        student: The student; it is run in training mode where they share buffers, on copies.
+        student: The student. If it shares buffers with the teacher, it is run once in training
+            mode, on copies of its buffers.
         image_shape: `(C, H, W)`.
 
     Raises:
-        UserError: Naming what they share.
+        UserError: With the names of the shared weights and buffers.
     """
     if unwrapped(teacher) is unwrapped(student):
         raise UserError("KRLoss: teacher and student are one and the same network.")
@@ -70,9 +73,9 @@ def check_apart(teacher: nn.Module, student: nn.Module, image_shape: Sequence[in
 
 
 def _changed_by_training(network: nn.Module, image_shape: Sequence[int]) -> set[str] | None:
-    """Return which buffers a step of training changes in place; None where it cannot be told.
+    """Return the buffers that a training step changes in place; None if this cannot be determined.
 
-    The network itself stays as it is: copies take the place of its buffers.
+    The network itself is not changed: the step runs on copies of its buffers.
     """
     found = {name: value for name, value in network.named_buffers() if not is_lazy(value)}
     copies = {name: value.clone() for name, value in found.items()}
@@ -86,21 +89,21 @@ def _changed_by_training(network: nn.Module, image_shape: Sequence[int]) -> set[
             functional_call(network, copies, (images,))
         except Exception:  # noqa: BLE001 - it may not train on such images; so nothing is shown
             return None
-    # What is written anew with the same values may be written with others in a later step.
+    # A buffer that was rewritten with equal values may get other values in a later step.
     return {
         name for name, copy in copies.items() if copy._version or not torch.equal(copy, found[name])
     }
 
 
 def _place(value: Tensor) -> tuple[torch.device, int] | None:
-    """Return where the values of a tensor are; None of one that has none, or none yet."""
+    """Return the device and address of a tensor's values; None if it is empty or uninitialised."""
     if is_lazy(value) or not value.numel():
         return None
     return value.device, value.data_ptr()
 
 
 def check_classes(teacher: TappedNetwork, student: TappedNetwork) -> None:
-    """Refuse networks of different numbers of classes."""
+    """Refuse networks with different numbers of classes."""
     if teacher.num_classes != student.num_classes:
         raise UserError(
             f"the teacher has {teacher.num_classes} classes and the student "
@@ -109,7 +112,7 @@ def check_classes(teacher: TappedNetwork, student: TappedNetwork) -> None:
 
 
 def check_outputs(student: object, teacher: object) -> None:
-    """Refuse what are not outputs of both networks for the same number of images."""
+    """Refuse arguments that are not outputs of both networks for the same number of images."""
     sizes = []
     for name, outputs in (("student", student), ("teacher", teacher)):
         if not isinstance(outputs, TapOutputs):
@@ -118,7 +121,7 @@ def check_outputs(student: object, teacher: object) -> None:
                 f"{type(outputs).__name__}."
             )
         sizes.append(len(outputs.logits))
-    if sizes[0] != sizes[1]:  # one image might be compared with each of the others
+    if sizes[0] != sizes[1]:  # broadcasting would compare one image with all the others
         raise UserError(
             f"KRLoss: the student's outputs are of {sizes[0]} images and the teacher's of "
             f"{sizes[1]}; both must be of the same images."
@@ -126,7 +129,7 @@ def check_outputs(student: object, teacher: object) -> None:
 
 
 def check_same_device(student: Tensor, teacher: Tensor, labels: Tensor, loss: Tensor) -> None:
-    """Refuse what is spread over several devices, between which nothing is copied here."""
+    """Refuse tensors on different devices; the loss copies nothing between devices."""
     named = {"the student's logits": student, "the teacher's": teacher, "labels": labels}
     places = {name: tensor.device for name, tensor in (*named.items(), ("this loss", loss))}
     if len(set(places.values())) > 1:
@@ -144,17 +147,18 @@ def check_shapes(
     taps: Collection[int],
     read: Callable[[Tensor], Tensor],
 ) -> None:
-    """Refuse outputs of a network that is another one than the loss was made for.
+    """Refuse outputs of a network other than the one that the loss was made for.
 
     Args:
-        name: What the network is: `"student"`.
-        outputs: Of it.
-        network: As it was when the loss was made.
-        taps: Numbers of those that are read, from 1.
-        read: What makes of a tap's feature what is read of it.
+        name: The role of the network: `"student"` or `"teacher"`.
+        outputs: Outputs of the network.
+        network: The network as it was when the loss was made.
+        taps: Numbers of the taps that are read, from 1.
+        read: Maps a tap's feature to the values that are read from it.
 
     Raises:
-        UserError: Naming the classifier or the tap, and both sizes; or if they are of other taps.
+        UserError: If the classifier or a tap changed its size (the message gives both sizes), or
+            if the outputs are of other taps.
     """
     where = f"KRLoss: the {name}'s"
     since = "when this loss was made: it was replaced since"
@@ -189,5 +193,5 @@ def check_shapes(
 
 
 def _size_read(shape: Sequence[int], read: Callable[[Tensor], Tensor]) -> int:
-    """Return how many numbers are read of a tap with features of this shape."""
+    """Return how many numbers are read from a tap with features of this shape."""
     return read(torch.empty(1, *shape, device="meta")).shape[1]

@@ -1,4 +1,4 @@
-"""What a `KRLoss` has found out about its two networks."""
+"""The context that `KRLoss` builds its method from: what it measured of its two networks."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ class Tap:
     """One of the teacher's taps: its information gain, and the accuracy of its probe.
 
     Attributes:
-        path: Its module path; the classifier's is empty.
-        information_gain: 0 for guessing by frequency, 1 for always right and sure.
-        accuracy: Of its probe, on images held out.
+        path: Module path of the tap; empty for the classifier.
+        information_gain: 0 for guessing by class frequency, 1 for always right with full
+            confidence.
+        accuracy: Accuracy of the tap's probe on held-out images.
     """
 
     path: str
@@ -37,19 +38,19 @@ def context_of(
     settings: KRSettings,
     image_shape: tuple[int, ...],
 ) -> MethodContext:
-    """Return what a method is built from: what is known of a teacher and a student.
+    """Return the context of a teacher and a student, from which a method is built.
 
     Args:
-        teacher: At its taps.
-        student: At its taps.
-        knowledge: What each tap of the teacher is worth.
-        settings: Of KR, which say what of the teacher is needed.
+        teacher: The teacher, read at its taps.
+        student: The student, read at its taps.
+        knowledge: Information gain and probe accuracy of each of the teacher's taps.
+        settings: KR's settings, which determine what is needed of the teacher.
         image_shape: `(C, H, W)`.
     """
     cells = tuple(cells_of(shape, image_shape) for shape in teacher.stage_shapes)
     layers = layers_by_tap(teacher.network, teacher.paths)
     histograms = None
-    if settings.parameter_weight > 0.0:  # all weights of the teacher once more in memory
+    if settings.parameter_weight > 0.0:  # needs a second copy of the teacher's weights in memory
         with torch.no_grad():
             histograms = weight_histograms(layers).cpu()
     sizes = [float(sum(_numel(layer) for layer in of_tap)) for of_tap in layers]

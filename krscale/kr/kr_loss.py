@@ -1,4 +1,4 @@
-"""`KRLoss`: the objective of a teacher and a student, for a training loop of one's own."""
+"""`KRLoss`: the KR objective of a teacher and a student, for your own training loop."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ Reduction = Literal["mean", "none"]
 class KRLoss(nn.Module):
     """The KR objective of a teacher and a student, as a module with the student's auxiliary heads.
 
-    Made by `from_networks`. Its parameters are the heads, to be trained beside the student; its
-    state holds probes, heads and what they were fitted to, and none of the two networks. The
-    teacher moves with it (`kr.to(device)`), is run in eval mode without gradients and is never
-    trained; the student stays its owner's.
+    Build it with `from_networks`. Its parameters are the heads, which are trained together with
+    the student. Its state holds the probes, the heads and what they were fitted to, but neither
+    network. `kr.to(device)` moves the teacher, too; the teacher runs in eval mode without gradients
+    and is never trained. The student remains yours to move and to train.
 
         kr = KRLoss.from_networks(teacher, student, train_loader)
         optimiser = torch.optim.SGD([*student.parameters(), *kr.parameters()], lr=0.1)
@@ -58,9 +58,9 @@ class KRLoss(nn.Module):
                 loss = kr(images, labels)
 
     Attributes:
-        settings: KR's own, as in the `[distill]` section of an experiment.
+        settings: KR's settings, as in the `[distill]` section of an experiment.
         image_shape: `(C, H, W)` of the images that probes and heads were fitted to.
-        context: What a method is built from, should another one be wanted.
+        context: The context a method is built from, in case you want to build another method.
 
     Example:
         >>> from krscale.models.resnet import resnet
@@ -88,7 +88,7 @@ class KRLoss(nn.Module):
         super().__init__()
         if reduction not in get_args(Reduction):
             raise unknown_name("reduction", str(reduction), get_args(Reduction), "KRLoss")
-        # A tuple hides the networks from parameters() and from the state.
+        # Inside a tuple, the networks appear neither in parameters() nor in the state.
         self._networks = (teacher, student)
         self._teacher_weights = summary_of_weights(teacher.network)
         self._is_of_teacher = False
@@ -97,7 +97,7 @@ class KRLoss(nn.Module):
         self.register_buffer("information_gain", knowledge.information_gain)
         self.register_buffer("tap_accuracy", knowledge.accuracy)
         self.context = context_of(teacher, student, knowledge, settings, image_shape)
-        with torch.device("cpu"):  # whatever the default device and dtype are
+        with torch.device("cpu"):  # independent of the default device and dtype
             self.method = KR(self.context, settings).float()
         self._left_out: list[str] = []
         if settings.where_weight > 0.0:
@@ -131,25 +131,26 @@ class KRLoss(nn.Module):
         """Find the taps of both networks, fit the teacher's probes once, build the student's heads.
 
         Args:
-            teacher: A trained classifier; it is put into eval mode.
-            student: The network to be trained, with as many classes. Wrappers of torch.compile and
-                DistributedDataParallel around either are looked through.
-            train_loader: Batches `(images, labels)`, the images as both networks take them,
+            teacher: A trained classifier. It is put into eval mode.
+            student: The network to train, with the same number of classes. Either network may be
+                wrapped by torch.compile or DistributedDataParallel.
+            train_loader: Batches `(images, labels)`, with images as both networks take them,
                 normalised. Read once, up to `max_images`.
-            val_loader: The same, to measure the information gain of the teacher's taps on; without
-                it every fifth image of `train_loader` is held out of the fit.
-            teacher_taps: Module paths of the teacher's blocks in depth order; else its own
-                `tap_paths`, else they are found.
-            student_taps: The same of the student. It needs none that can be read where nothing
-                reads them: with `granularity=1`, its own classifier learns from the one group.
-            reduction: `"mean"` over the samples, or `"none"`: `[B]`.
-            max_images: Images to fit to, and to measure on, at most.
-            allow_poor_teacher: Go on though the teacher's classifier is worse than a probe on one
-                of its own taps.
-            **settings: Of `krscale.config.methods.KRSettings`: `granularity`, `sparsity`,
+            val_loader: Further batches of the same form, on which the information gain of the
+                teacher's taps is measured. Without it, every fifth image of `train_loader` is held
+                out of the fit.
+            teacher_taps: Module paths of the teacher's blocks in depth order. Default: its own
+                `tap_paths`, or if it has none, blocks that are found automatically.
+            student_taps: The same for the student. The student needs no readable taps if nothing
+                reads them: with `granularity=1`, its own classifier learns from the only group.
+            reduction: `"mean"` over the samples, or `"none"` for one value per sample, `[B]`.
+            max_images: Maximum number of images to fit to, and to measure on.
+            allow_poor_teacher: Continue even if the teacher's classifier is worse than a probe on
+                one of its own taps.
+            **settings: Fields of `krscale.config.methods.KRSettings`: `granularity`, `sparsity`,
                 `temperature`, `kr_weight`, `ce_weight`, ...
 
-        With torch.distributed at work, all workers get the first one's probes and heads.
+        With torch.distributed, all workers take the probes and heads of the first worker.
 
         Raises:
             UserError: If settings, batches or networks do not fit together.
@@ -197,7 +198,7 @@ class KRLoss(nn.Module):
         state: Mapping[str, Any],
         reduction: Reduction = "mean",
     ) -> Self:
-        """Build the loss again from its `state_dict`, without any image: nothing is fitted.
+        """Rebuild the loss from its `state_dict`, without images and without fitting anything.
 
         Args:
             teacher: The same network, with the same weights.
@@ -206,8 +207,9 @@ class KRLoss(nn.Module):
             reduction: As in `from_networks`.
 
         Raises:
-            UserError: If the state is of something else, of other networks, or of a teacher with
-                other weights; if it is not whole, or what it keeps of the teacher is not finite.
+            UserError: If the state is not that of a KRLoss or is incomplete, if it was made for
+                other networks or a teacher with other weights, or if its values for the teacher
+                are not finite.
         """
         check_network(teacher, "teacher")
         check_network(student, "student")
@@ -243,7 +245,7 @@ class KRLoss(nn.Module):
         return self.loss(self.student(images), self.teacher(images), labels)
 
     def student(self, images: Tensor) -> TapOutputs:
-        """Run the student in its own mode: its logits, and the features of taps with a head."""
+        """Run the student in its current mode; return logits and the features that are read."""
         student = self._networks[1]
         self._watch.on_run(self.method, student.network)
         return student.read(images, *self._reads)
@@ -252,7 +254,7 @@ class KRLoss(nn.Module):
         """Run the teacher in eval mode without gradients: logits, and the features of its taps."""
         teacher = self._networks[0]
         self._check_same_teacher()
-        # By a .train() of whatever holds it, or of a part of it.
+        # Something that contains the teacher, or one of its parts, may have called .train().
         if any(module.training for module in teacher.network.modules()):
             teacher.network.eval()
         with torch.no_grad():
@@ -262,7 +264,7 @@ class KRLoss(nn.Module):
     def loss(
         self, student_outputs: TapOutputs, teacher_outputs: TapOutputs, labels: Tensor
     ) -> Tensor:
-        """Return the loss of outputs that you have already, from `student()` and `teacher()`."""
+        """Return the loss of outputs that `student()` and `teacher()` returned."""
         terms = self.terms(student_outputs, teacher_outputs, labels)
         total = torch.stack(list(terms.values())).sum(dim=0)
         return total if self.reduction == "none" else total.sum() / max(len(total), 1)
@@ -272,9 +274,9 @@ class KRLoss(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the weighted terms by name, `[B]` fp32 each; the loss is their sum.
 
-        `ce` is the cross-entropy with the labels. `kr` is 0 where the logits and every auxiliary
-        head give the distribution of their group of taps; heads that are not trained yet keep it
-        above 0 even for a copy of the teacher.
+        `ce` is the cross-entropy with the labels. `kr` is 0 if the logits and every auxiliary head
+        give the distribution of their group of taps. Untrained heads keep it above 0, even for a
+        copy of the teacher.
         """
         check_outputs(student_outputs, teacher_outputs)
         logits = student_outputs.logits
@@ -292,17 +294,17 @@ class KRLoss(nn.Module):
         return terms
 
     def shown(self) -> dict[str, Tensor]:
-        """Return the means of the last batch's terms, and how many classes had a gradient."""
+        """Return the means of the last batch's terms, and the number of classes with a gradient."""
         return dict(self._shown)
 
     def begin_epoch(self, progress: float) -> None:
-        """Say how far the training is: for `sparsity_schedule` and the other schedules.
+        """Set the progress of the training, for `sparsity_schedule` and the other schedules.
 
         Args:
             progress: 0 in the first epoch, 1 in the last: `epoch / max(1, num_epochs - 1)`.
 
         Raises:
-            UserError: If it is not a share, such as the number of an epoch.
+            UserError: If it is not between 0 and 1, such as the number of an epoch.
         """
         check_number(Progress, "progress", progress, "KRLoss.begin_epoch")
         self._watch.told_of_epochs = True
@@ -310,7 +312,10 @@ class KRLoss(nn.Module):
 
     @property
     def student_stage_paths(self) -> tuple[str, ...]:
-        """Where the student is read to compare positions; nowhere with `where_weight = 0`."""
+        """Module paths of the student's stages whose positions are compared.
+
+        Empty with `where_weight = 0`.
+        """
         return self._networks[1].stage_paths
 
     @property
@@ -323,9 +328,10 @@ class KRLoss(nn.Module):
         return self.knowledge(images)[0]
 
     def knowledge(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run the teacher once; return `tap_logits`, and its distributions over positions.
+        """Run the teacher once; return `tap_logits` and its distributions over positions.
 
-        The latter are `[B, rows, columns]` fp32 of every stage, and none with `where_weight = 0`.
+        There is one distribution `[B, rows, columns]` fp32 for every stage, and none with
+        `where_weight = 0`.
         """
         outputs = self.teacher(images)
         where = where_distributions(outputs.stages, self.image_shape)
@@ -339,17 +345,17 @@ class KRLoss(nn.Module):
         return tuple(Tap(path, *both) for path, both in zip(paths, numbers, strict=True))
 
     def extra_repr(self) -> str:
-        """Return the settings that matter most, taps with their gains, and what has no where."""
+        """Return the main settings, the taps with their gains, and where no positions are read."""
         taps = ", ".join(f"{t.path or 'classifier'} {t.information_gain:.2f}" for t in self.taps)
         settings = self.settings
         lines = [f"granularity={settings.granularity!r}, sparsity={settings.sparsity}"]
         return "\n".join([*lines, f"taps: {taps}", *self._left_out])
 
     def _check_same_teacher(self) -> None:
-        """Refuse, when it is first run, a teacher that got its weights after the probes' fit.
+        """On the teacher's first run, refuse weights loaded after the probes were fitted.
 
-        Not one whose weights were rounded, folded into other layers or averaged since: the probes
-        fit what it computes.
+        Weights that were rounded, folded into other layers or averaged since are accepted: the
+        probes still fit what the network computes.
         """
         if self._is_of_teacher or torch.compiler.is_compiling():
             return
@@ -362,7 +368,7 @@ class KRLoss(nn.Module):
         self._is_of_teacher = True
 
     def _check_unchanged(self, student: TapOutputs, teacher: TapOutputs) -> None:
-        """Refuse outputs of networks of which a part was replaced since the loss was made."""
+        """Refuse outputs of a network whose parts were replaced since the loss was made."""
         teaching, learning = self._networks
         heads = self.method.head_taps if self.method.teaches_heads else ()
         read = partial(pool, grid=self.method.head_grid)
@@ -391,10 +397,10 @@ class KRLoss(nn.Module):
         }
 
     def set_extra_state(self, state: Any) -> None:
-        """Take over what `get_extra_state` returned.
+        """Load what `get_extra_state` returned.
 
         Raises:
-            UserError: If it is of other taps, other settings or another teacher.
+            UserError: If it was made for other taps, other settings or another teacher.
         """
         self._teacher_weights = self._check_made(state)
         self._is_of_teacher = True
@@ -402,7 +408,7 @@ class KRLoss(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *rest: Any, **more: Any
     ) -> None:
-        # Before any tensor is taken over: a refused state changes nothing.
+        # Check before any tensor is loaded, so that a refused state changes nothing.
         own = {n.removeprefix(prefix): v for n, v in state_dict.items() if n.startswith(prefix)}
         if "_extra_state" in own:
             self._check_made(own["_extra_state"])
@@ -410,9 +416,11 @@ class KRLoss(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest, **more)
 
     def _check_made(self, state: Any) -> list[list[float]]:
-        """Refuse what `get_extra_state` returned of other taps, settings or of another teacher.
+        """Refuse an extra state of other taps, other settings or another teacher.
 
-        Returns the summary of the teacher's weights, which may have been loaded meanwhile.
+        Returns:
+            The summary of the teacher's current weights, which may have been loaded in the
+            meantime.
         """
         own = self.get_extra_state()
         given = with_former(state) if isinstance(state, Mapping) else {}
@@ -432,8 +440,8 @@ class KRLoss(nn.Module):
         return now
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Differences of large numbers: what is fitted stays in its precision, whatever a .to(bf16)
-        # makes of the networks.
+        # Logits of probes are differences of large numbers: precision is kept even if .to(bf16)
+        # converts the networks.
         super()._apply(partial(_moved, fn), recurse)  # type: ignore[no-untyped-call]
         self._networks[0].network._apply(fn)  # type: ignore[no-untyped-call]
         return self

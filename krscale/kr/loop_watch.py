@@ -1,4 +1,4 @@
-"""What a loop of one's own leaves out, of which a `KRLoss` warns: it breaks nothing by itself."""
+"""Warnings of a `KRLoss` about steps that a training loop leaves out without any error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from krscale.methods.kr import KR
 
 _LOG = logging.getLogger(__name__)
 _LOSSES_UNTIL_HEADS_MOVE = 100
-"""Losses after which an optimiser has made a step, also one that sums the gradients of many."""
+"""After so many losses, an optimiser has stepped even if it sums the gradients of many batches."""
 _AVERAGING = frozenset(
     {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"}
 )
@@ -22,9 +22,9 @@ _AVERAGING = frozenset(
 
 
 class LoopWatch:
-    """Watches a loop of one's own for what is easily left out, and logs a warning of each once.
+    """Detects steps that a training loop easily leaves out, and logs one warning for each.
 
-    What is left out changes the training and breaks nothing, so that no error would ever tell.
+    Leaving them out changes the training but raises no error.
     """
 
     def __init__(self) -> None:
@@ -36,21 +36,21 @@ class LoopWatch:
         self._apart: tuple[str, ...] = ()
 
     def on_run(self, method: KR, student: nn.Module) -> None:
-        """Look at a student that is about to be run, and at what it is run within.
+        """Inspect a student that is about to be run, and any wrapper around it.
 
         Args:
-            method: Whose heads are to learn.
-            student: As its owner uses it, wrappers and all.
+            method: The method whose heads are to be trained.
+            student: The student as the caller uses it, with its wrappers.
         """
         if not torch.compiler.is_compiling() and not self._num_losses:
             self._apart = _not_averaged(method, student)
 
     def on_loss(self, method: KR, logits: Tensor) -> None:
-        """Look at a loss that is about to be computed.
+        """Inspect a loss that is about to be computed.
 
         Args:
-            method: Whose heads are to learn.
-            logits: Of the student; without a gradient nothing is being trained.
+            method: The method whose heads are to be trained.
+            logits: The student's logits; without a gradient, nothing is being trained.
         """
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
@@ -64,7 +64,7 @@ class LoopWatch:
             return
         self._num_losses += 1
         if self._num_losses == 1:
-            if method.teaches_heads:  # not all of them may be taught, nor the last one
+            if method.teaches_heads:  # some heads may not be taught, such as the last
                 self._watched = int(method.group_weights[:-1].argmax())
                 self._head_at_first = self._head(method).clone()
             if not self.told_of_epochs:
@@ -85,15 +85,15 @@ class LoopWatch:
         return torch.equal(self._head(method), self._head_at_first)
 
     def _head(self, method: KR) -> Tensor:
-        # FSDP keeps the weights of many layers in one tensor, and these have none then.
+        # FSDP keeps the weights of many layers in one tensor, so that a head then has none.
         weights = list(method.heads[self._watched].parameters())
         return weights[-1].detach().cpu() if weights else torch.zeros(0)
 
 
 def _not_averaged(method: KR, student: nn.Module) -> tuple[str, ...]:
-    """Return what every worker would train for itself, as nothing averages its gradients.
+    """Return the parts that every worker would train separately, as no gradients are averaged.
 
-    A wrapper around both is seen while it runs.
+    A wrapper around both student and loss can be detected only while it runs.
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return ()
@@ -114,7 +114,7 @@ def _not_averaged(method: KR, student: nn.Module) -> tuple[str, ...]:
 
 
 def _warn_of_workers(apart: Sequence[str]) -> None:
-    """Warn of what the workers train apart, so that each has another student or other heads."""
+    """Warn of parts that the workers train separately, so that they differ between workers."""
     _LOG.warning(
         "KRLoss: there are %d workers, and no DistributedDataParallel averages the gradients of "
         "%s, so that each worker trains its own. Wrap the student before KRLoss.from_networks and "
@@ -126,7 +126,7 @@ def _warn_of_workers(apart: Sequence[str]) -> None:
 
 
 def _warn_of_schedules(method: KR) -> None:
-    """Warn of settings that change over the training, when nobody says how far that is."""
+    """Warn of settings that change over the training when `begin_epoch` was never called."""
     settings = method.settings
     has_effect = {
         "auxiliary_schedule": len(method.heads) > 0 and settings.auxiliary_weight > 0.0,

@@ -1,4 +1,4 @@
-"""The state of a `KRLoss`: what it was made for, and the refusal of one that is not whole."""
+"""The state of a `KRLoss`: what the loss was made for, and checks that the state is complete."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from krscale.models.tapped import TappedNetwork
 
 _OF_TEACHER = ("probes.", "information_gain", "tap_accuracy")
 _NAMED = 3
-"""Tensors that a message names, of many that are wrong."""
+"""How many wrong tensors an error message names."""
 
 
 class MadeFor(Section):
@@ -31,17 +31,17 @@ class MadeFor(Section):
     image_shape: tuple[Side, Side, Side]
     """`(C, H, W)` of the images that probes and heads were fitted to."""
     settings: dict[str, Any]
-    """All of KR's."""
+    """All of KR's settings."""
 
     @classmethod
     def of(cls, state: object) -> Self:
-        """Read what a whole state was made for.
+        """Read what the loss was made for from its complete state.
 
         Args:
             state: What `KRLoss.state_dict` returned.
 
         Raises:
-            UserError: If it is of something else, or says this in another form.
+            UserError: If it is not the state of a KRLoss, or has another form.
         """
         made = state.get("_extra_state") if isinstance(state, Mapping) else None
         if not isinstance(made, Mapping) or not set(MADE).issubset(made):
@@ -49,14 +49,14 @@ class MadeFor(Section):
         return cls.from_keywords(with_former({name: made[name] for name in MADE}), _WHERE)
 
     def knowledge(self, state: Mapping[str, Any], teacher: TappedNetwork) -> TeacherKnowledge:
-        """Return probes for a teacher, not loaded yet, and what each tap is worth by the state.
+        """Return unloaded probes for a teacher, and the measures of its taps from the state.
 
         Args:
-            state: Of which this was read.
-            teacher: Read at `teacher_taps`.
+            state: The state that this object was read from.
+            teacher: The teacher, read at `teacher_taps`.
 
         Raises:
-            UserError: If the state does not say what each tap is worth.
+            UserError: If the state lacks a measure of each tap.
         """
         grid = KRSettings.from_keywords(self.settings, _WHERE).probe_grid
         features = (torch.empty(1, *shape, device="meta") for shape in teacher.shapes)
@@ -72,7 +72,7 @@ _WHERE = "the state of a KRLoss"
 
 
 def with_former(made: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a loss was made for, settings that it lacks as KR was when it was made."""
+    """Return what a loss was made for; missing settings get the values KR used at that time."""
     settings = made.get("settings")
     if not isinstance(settings, Mapping):
         return dict(made)
@@ -80,14 +80,14 @@ def with_former(made: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_whole(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Refuse a state that has not the tensors of a loss.
+    """Refuse a state whose tensors are not those of the loss.
 
     Args:
-        state: Of a file.
-        own: Of the loss that was built for it.
+        state: The state from a file.
+        own: The state of the loss that was built for it.
 
     Raises:
-        UserError: Naming what is missing, what is of another shape and what does not belong there.
+        UserError: With the tensors that are missing, have another shape or do not belong there.
     """
     shapes = {name: value.shape for name, value in own.items() if isinstance(value, Tensor)}
     wrong = [f"{name} is missing" for name in shapes if name not in state]
@@ -103,12 +103,12 @@ def check_whole(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
 
 
 def check_finite(state: Mapping[str, Any]) -> None:
-    """Refuse knowledge of a teacher that holds NaN or infinity.
+    """Refuse knowledge of the teacher that contains NaN or infinity.
 
-    Heads may: they are the student's, whose training may have diverged.
+    Heads may contain them: they belong to the student, whose training may have diverged.
 
     Raises:
-        UserError: Naming the tensor.
+        UserError: With the name of the tensor.
     """
     for name, value in state.items():
         if name.startswith(_OF_TEACHER) and not bool(torch.isfinite(value).all()):

@@ -1,10 +1,10 @@
-"""The losses as pure functions, for a training loop of one's own.
+"""The losses as pure functions, for your own training loop.
 
-All are called alike, `loss(student, teacher, labels, *, settings)`, so that one can take another's
-place, and all return one number for each sample, `[B]` fp32, before any weight and without the
-labels' cross-entropy: `loss(...).mean()` is what is added to it. The teacher gets no gradient. A
-default is that of the experiment's setting of the same meaning (`krscale.config.methods`); the
-mathematics is that of `krscale.methods`, which trials use.
+All losses have the same signature, `loss(student, teacher, labels, *, settings)`, so that they are
+interchangeable. Each returns one number per sample, `[B]` fp32, before any weight and without the
+labels' cross-entropy; add `loss(...).mean()` to it. The teacher gets no gradient. The defaults are
+those of the corresponding settings of an experiment (`krscale.config.methods`); the mathematics is
+that of `krscale.methods`, which trials use.
 
 `krscale.KRLoss` does the rest of Knowledge Representing: taps, probes, groups, auxiliary heads.
 """

@@ -1,4 +1,4 @@
-"""What the losses refuse: settings, shapes and types that would give a loss of something else."""
+"""Checks of the losses: settings, shapes and types that would give an unintended loss."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from krscale.models.outputs import are_probabilities
 
 
 def check_settings(loss: str, **settings: tuple[Any, float]) -> None:
-    """Refuse settings that an experiment would refuse: kind and value by name."""
-    if torch.compiler.is_compiling():  # a compiler cannot follow the check
+    """Refuse settings that an experiment would refuse; each maps a name to its kind and value."""
+    if torch.compiler.is_compiling():  # the check cannot be compiled
         return
     for name, (kind, value) in settings.items():
         check_number(kind, name, value, f"losses.{loss}")
 
 
 def check_floating(loss: str, *values: object) -> None:
-    """Refuse what is not a tensor of floating point, such as classes in place of logits."""
+    """Refuse anything but floating-point tensors, such as class numbers in place of logits."""
     for value in values:
         if not isinstance(value, Tensor):
             raise UserError(f"losses.{loss}: a tensor is needed, not {type(value).__name__}.")
@@ -41,9 +41,10 @@ def check_logits(
     lowest_label: int = 0,
     needs_labels: bool = False,
 ) -> None:
-    """Refuse logits that are not both `[B, K]`, probabilities, and labels of another batch.
+    """Refuse logits of the wrong shape, probabilities, and labels of another batch.
 
-    Probabilities are seen on a CPU alone: a GPU would have to be waited for.
+    Both logits must be `[B, K]`. Probabilities are detected on a CPU only: on a GPU, the check
+    would force a synchronisation.
     """
     check_floating(loss, student, teacher)
     if student.ndim != 2 or student.shape[1] < 2:
@@ -64,7 +65,7 @@ def check_logits(
 
 
 def check_finite(loss: str, **logits: Tensor) -> None:
-    """Refuse infinite logits where a loss takes their mean; seen on a CPU alone."""
+    """Refuse infinite logits for a loss that takes their mean; checked on a CPU only."""
     for name, values in logits.items():
         if _can_be_seen(values) and bool(values.isinf().any()):
             raise UserError(
@@ -74,7 +75,7 @@ def check_finite(loss: str, **logits: Tensor) -> None:
 
 
 def _can_be_seen(values: Tensor) -> bool:
-    """Whether values can be looked at: a GPU would be waited for, a compiler cannot follow."""
+    """Return whether values can be inspected: on a CPU, and not while compiling."""
     return values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -104,9 +105,9 @@ def check_labels(loss: str, labels: object, batch_size: int) -> None:
 
 
 def check_same_shape(loss: str, student: Tensor, teacher: Tensor) -> None:
-    """Refuse tensors of two shapes."""
+    """Refuse tensors of different shapes."""
     check_floating(loss, student, teacher)
-    # Tensors of other shapes might be broadcast, and give a loss of something else.
+    # Otherwise the tensors might be broadcast and give an unintended loss.
     if student.shape != teacher.shape:
         raise UserError(
             f"losses.{loss}: student and teacher must be of one shape, but they are "
@@ -115,7 +116,7 @@ def check_same_shape(loss: str, student: Tensor, teacher: Tensor) -> None:
 
 
 def check_same_batch(loss: str, student: Tensor, teacher: Tensor) -> None:
-    """Refuse features that are not `[B, F]` of one batch; `F` may differ."""
+    """Refuse features that are not `[B, F]` with the same `B`; `F` may differ."""
     check_floating(loss, student, teacher)
     if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
         raise UserError(
@@ -142,7 +143,7 @@ def checked_stages(
     for own, theirs in zip(student, teacher, strict=True):
         check_floating(loss, own, theirs)
         one_size = own.shape[2:] == theirs.shape[2:]
-        # Another batch might be broadcast, and each sample be compared with the same one.
+        # Otherwise one sample might be broadcast, and all others compared with it.
         if own.ndim != 4 or theirs.ndim != 4 or len(own) != len(theirs) or not one_size:
             raise UserError(
                 f"losses.{loss}: maps [B, C, H, W] of one batch and size are needed, but they are "

@@ -1,4 +1,4 @@
-"""Losses of features: what lies before the logits, as `[B, F]` or as maps `[B, C, H, W]`."""
+"""Losses on features, the layers before the logits: `[B, F]` or maps `[B, C, H, W]`."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def attention_transfer(
     *,
     reduction: ATReduction = _AT.at_reduction,
 ) -> Tensor:
-    """Return how far the places differ where the stages of student and teacher are active.
+    """Return the difference between the positions at which student and teacher are active.
 
     Source: Zagoruyko, Komodakis, Paying More Attention to Attention, ICLR 2017, arXiv 1612.03928.
 
     Args:
         student_features: One `[B, C, H, W]` for each stage.
         teacher_features: One `[B, C', H, W]` for each of them.
-        labels: Not used; every loss takes them.
-        reduction: Over positions: `"mean"`, as in the authors' code (their weight is 1000), or
-            `"sum"`, half of it as in their equation.
+        labels: Not used; accepted so that all losses have the same signature.
+        reduction: Over positions: `"mean"`, as in the authors' code (with a weight of 1000), or
+            `"sum"`, half the sum of squares, after their equation.
 
     Returns:
         `[B]`; 0 where they agree.
@@ -77,7 +77,7 @@ def fitnet(
         student_features: `[B, C, H, W]`, the student's map after a regressor of yours, such as a
             1x1 convolution, that gives it the teacher's shape.
         teacher_features: `[B, C, H, W]`.
-        labels: Not used; every loss takes them.
+        labels: Not used; accepted so that all losses have the same signature.
 
     Returns:
         `[B]`; 0 where they agree.
@@ -91,18 +91,18 @@ def fitnet(
 
 
 def pkt(student_features: Tensor, teacher_features: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Return the divergence of which samples of the batch the two networks find alike.
+    """Return the divergence of the similarities between the samples in the two networks.
 
     Source: Passalis, Tefas, Learning Deep Representations with Probabilistic Knowledge Transfer,
     ECCV 2018, arXiv 1803.10837.
 
     Args:
-        student_features: `[B, F]`, what its classifier reads.
+        student_features: `[B, F]`, the input of the student's classifier.
         teacher_features: `[B, F']`.
-        labels: Not used; every loss takes them.
+        labels: Not used; accepted so that all losses have the same signature.
 
     Returns:
-        `[B]`; 0 where they agree. The samples are those of the batch at hand.
+        `[B]`; 0 where they agree. Only samples of the given batch are compared.
 
     Example:
         >>> teacher = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
@@ -128,12 +128,12 @@ def crd(
     1910.10699; the negatives are the samples of other classes in the batch, not a memory bank's.
 
     Args:
-        student_features: `[B, E]`, embeddings of what the classifier reads by a linear layer of
+        student_features: `[B, E]`, linear embeddings of the classifier's input, by a layer of
             yours; only their directions matter.
-        teacher_features: `[B, E]`, by another one. It learns, too: this loss alone gives its
-            second argument a gradient.
-        labels: `[B]` int64; samples of one's own class are no negatives.
-        temperature: Of the similarities.
+        teacher_features: `[B, E]`, embedded by another such layer. That layer learns, too: this
+            loss is the only one that gives its second argument a gradient.
+        labels: `[B]` int64; samples of the same class are not negatives.
+        temperature: Temperature of the similarities.
 
     Returns:
         `[B]`, never negative.
@@ -158,16 +158,16 @@ def reviewkd(
     """Return ReviewKD's hierarchical context loss: squared distances of maps, fine and coarse.
 
     Source: Chen, Liu, Zhao, Jia, Distilling Knowledge via Knowledge Review, CVPR 2021, arXiv
-    2104.09044; the attention-based fusion of the student's stages is a module of yours (or of
+    2104.09044. You supply the attention-based fusion of the student's stages (or use
     `distill.method = "reviewkd"`).
 
     Args:
         student_features: One `[B, C, H, W]` for each stage, of the teacher's shape.
         teacher_features: One `[B, C, H, W]` for each of them.
-        labels: Not used; every loss takes them.
+        labels: Not used; accepted so that all losses have the same signature.
 
     Returns:
-        `[B]`; 0 where they agree. The sum over the stages.
+        `[B]`, the sum over the stages; 0 where they agree.
 
     Example:
         >>> teacher = torch.ones(1, 3, 2, 2)
@@ -190,20 +190,20 @@ def rkd(
     distance_weight: float = _RKD.rkd_distance_weight,
     angle_weight: float = _RKD.rkd_angle_weight,
 ) -> Tensor:
-    """Return how far distances and angles between the samples of the batch are from the teacher's.
+    """Return how far the distances and angles between samples differ from the teacher's.
 
     Source: Park, Kim, Lu, Cho, Relational Knowledge Distillation, CVPR 2019, arXiv 1904.05068.
 
     Args:
-        student_features: `[B, F]`, what its classifier reads.
+        student_features: `[B, F]`, the input of the student's classifier.
         teacher_features: `[B, F']`.
-        labels: Not used; every loss takes them.
+        labels: Not used; accepted so that all losses have the same signature.
         distance_weight: Weight of the distances of pairs.
         angle_weight: Weight of the angles of triples.
 
     Returns:
-        `[B]`; 0 where they agree, whatever the scale. The samples are those of the batch at hand;
-        memory grows with the cube of their number.
+        `[B]`; 0 where they agree, whatever the scale. Only samples of the given batch are compared.
+        Memory grows with the cube of the batch size.
 
     Example:
         >>> teacher = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])

@@ -1,4 +1,4 @@
-"""Losses of logits: the student's `[B, K]` beside the teacher's or the labels."""
+"""Losses on logits: the student's `[B, K]` against the teacher's or the labels."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def kd(
     Args:
         student_logits: `[B, K]`.
         teacher_logits: `[B, K]`.
-        labels: Not used; every loss takes them.
+        labels: Not used; accepted so that all losses have the same signature.
         temperature: Temperature of both distributions.
 
     Returns:
@@ -71,17 +71,17 @@ def dkd(
     target_weight: float = _DKD.dkd_target_weight,
     nontarget_weight: float = _DKD.dkd_nontarget_weight,
 ) -> Tensor:
-    """Return decoupled KD: the label against the rest, and the rest among themselves.
+    """Return decoupled KD: the label against all other classes, and those among themselves.
 
     Source: Zhao, Cui, Song, Qiu, Liang, Decoupled Knowledge Distillation, CVPR 2022, arXiv
-    2203.08679. The authors warm it up over the first 20 epochs; multiply by what you like.
+    2203.08679. The authors warm it up over the first 20 epochs; for that, multiply it by a factor.
 
     Args:
         student_logits: `[B, K]`.
         teacher_logits: `[B, K]`.
         labels: `[B]` int64.
         temperature: Temperature of all distributions.
-        target_weight: Weight of the divergence between label and not label, alpha in the paper.
+        target_weight: Weight of the divergence of (label, not label), alpha in the paper.
         nontarget_weight: Weight of the divergence among the other classes, beta in the paper.
 
     Returns:
@@ -122,16 +122,16 @@ def dist(
     Args:
         student_logits: `[B, K]`.
         teacher_logits: `[B, K]`.
-        labels: Not used; every loss takes them.
+        labels: Not used; accepted so that all losses have the same signature.
         temperature: Temperature of both distributions.
         inter_weight: Weight of the relation between classes, beta in the paper.
         intra_weight: Weight of the relation within a class, gamma in the paper.
 
     Returns:
-        `[B]`; 0 where student and teacher agree. The second relation is one of the whole batch, so
-        every sample carries the same value of it. The gradient grows without bound as the student's
-        probabilities become alike: clip its norm (trials of krscale clip it at 2), above all where
-        the student begins with a classifier of zeros.
+        `[B]`; 0 where student and teacher agree. The second relation covers the whole batch, so
+        every sample has the same value of it. The gradient grows without bound as the student's
+        probabilities become equal: clip its norm (trials of krscale clip it at 2), especially if
+        the student's classifier is initialised with zeros.
 
     Example:
         >>> teacher = torch.tensor([[2.0, 0.0, -2.0], [0.0, 4.0, 0.0]])
@@ -155,21 +155,22 @@ def logit_standardisation(
     *,
     temperature: float = _STANDARDISED.temperature,
 ) -> Tensor:
-    """Return KD on logits brought to mean 0 and deviation 1: the student learns their shape alone.
+    """Return KD on logits with mean 0 and deviation 1, so that only their shape is learned.
 
     Source: Sun, Ren, Li, Wang, Cao, Logit Standardization in Knowledge Distillation, CVPR 2024,
     arXiv 2403.01427.
 
     Args:
-        student_logits: `[B, K]`, K at least 3: of two logits only the order is left.
+        student_logits: `[B, K]`, K at least 3: with two logits, only their order remains.
         teacher_logits: `[B, K]`.
-        labels: Not used; every loss takes them.
+        labels: Not used; accepted so that all losses have the same signature.
         temperature: Temperature of both distributions after standardisation.
 
     Returns:
-        `[B]`; 0 where one's logits are the other's times a positive number plus a constant. The
-        gradient grows without bound as the student's logits become alike: clip its norm (trials of
-        krscale clip it at 2), above all where the student begins with a classifier of zeros.
+        `[B]`; 0 where the student's logits are the teacher's times a positive number plus a
+        constant. The gradient grows without bound as the student's logits become equal: clip its
+        norm (trials of krscale clip it at 2), especially if the student's classifier is initialised
+        with zeros.
 
     Example:
         >>> teacher = torch.tensor([[2.0, 0.0, -2.0], [0.0, 4.0, 0.0]])
@@ -193,12 +194,12 @@ def kr(
     temperature: float = _KR.temperature,
     sparsity: float = _KR.sparsity,
 ) -> Tensor:
-    """Return KD whose gradient is recoded: only the classes with most of the gap are corrected.
+    """Return KD with a recoded gradient: only the classes with most of the gap are corrected.
 
-    The KR term for one group, the teacher's classifier (granularity 1 of a teacher without taps);
-    `krscale.KRLoss` does it for all groups. The value is `temperature^2 * KL(teacher || student)`,
-    as in `kd`; the gradient is `temperature * recode_gap(student - teacher)`, which for
-    `sparsity = 0` is the value's own.
+    This is the KR term for one group, the teacher's classifier (granularity 1 of a teacher without
+    taps); `krscale.KRLoss` computes it for all groups. The value is
+    `temperature^2 * KL(teacher || student)`, as in `kd`. The gradient is
+    `temperature * recode_gap(student - teacher)`, which for `sparsity = 0` is that of the value.
 
     Source of the idea: Liu, Wen, Gao, Tao, Chen, Osa, Kato, Knowledge Representing: Efficient,
     Sparse Representation of Prior Knowledge for Knowledge Distillation, CVPRW 2019, arXiv
@@ -207,9 +208,9 @@ def kr(
     Args:
         student_logits: `[B, K]`.
         teacher_logits: `[B, K]`.
-        labels: Not used; every loss takes them.
+        labels: Not used; accepted so that all losses have the same signature.
         temperature: Temperature of both distributions.
-        sparsity: Share of each sign's gap to drop at most, in `[0, 1)`.
+        sparsity: Maximum share of each sign's gap to drop, in `[0, 1)`.
 
     Returns:
         `[B]`; 0 where student and teacher agree.
@@ -238,17 +239,17 @@ def label_smoothing(
     *,
     label_smoothing: float = _SMOOTHING.label_smoothing,
 ) -> Tensor:
-    """Return the cross-entropy with smoothed labels: soft targets without a teacher, the control.
+    """Return the cross-entropy with smoothed labels, the control without a teacher.
 
-    It takes the place of the labels' cross-entropy, and is not added to it. It is 0 for a label of
-    -1, which stands for none.
+    It replaces the labels' cross-entropy rather than being added to it. It is 0 for a label of -1,
+    which means that the sample has none.
 
     Source: Szegedy, Vanhoucke, Ioffe, Shlens, Wojna, Rethinking the Inception Architecture for
     Computer Vision, CVPR 2016, arXiv 1512.00567.
 
     Args:
         student_logits: `[B, K]`.
-        teacher_logits: Not used, may be None; every loss takes them.
+        teacher_logits: Not used, may be None; accepted so that all losses have the same signature.
         labels: `[B]` int64.
         label_smoothing: Share of every label that is spread over all classes.
 

@@ -1,7 +1,7 @@
-"""The methods by name, and how one is built from settings.
+"""The methods by name, and the construction of one from settings.
 
 A name is a key of `METHODS`, or `kr+TERM[+TERM]`: KR combined with methods on the logits, each a
-key of `POSTERIORS` and weighted by `distill.posterior.TERM`.
+key of `POSTERIORS` with the weight `distill.posterior.TERM`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ METHODS: dict[str, type[Method]] = {
 POSTERIORS: dict[str, type[LogitMethod]] = {
     method.term: method for method in METHODS.values() if issubclass(method, LogitMethod)
 }
-"""Methods on the logits that KR can be combined with, by the name of their term."""
+"""Methods on the logits that can be combined with KR, by the name of their term."""
 
 
 def parse_method(name: str, where: str = "") -> tuple[type[Method], tuple[str, ...]]:
@@ -73,11 +73,11 @@ def parse_method(name: str, where: str = "") -> tuple[type[Method], tuple[str, .
 
     Args:
         name: A key of `METHODS`, or one that takes terms and those terms: `"kr+dkd+dist"`.
-        where: File and key of the name, for the message.
+        where: File and key of the name, for the error message.
 
     Raises:
-        UserError: If a part is unknown (names the nearest) or named twice, or if the method cannot
-            be combined.
+        UserError: If a part is unknown (the message names the nearest one) or is named twice, or
+            if the method cannot be combined.
 
     Example:
         >>> method, terms = parse_method("kr+dkd+dist")
@@ -106,7 +106,7 @@ def parse_method(name: str, where: str = "") -> tuple[type[Method], tuple[str, .
 
 
 def takes_mixed_labels(name: str) -> bool:
-    """Return whether a method, and all that it is combined with, can learn from mixed images.
+    """Return whether a method, with all methods it is combined with, accepts mixed images.
 
     Raises:
         UserError: If the method is unknown.
@@ -120,7 +120,7 @@ def takes_mixed_labels(name: str) -> bool:
 
 
 def compares_samples(name: str) -> bool:
-    """Return whether a method, or one that it is combined with, compares the samples of a batch.
+    """Return whether a method, or one it is combined with, compares the samples of a batch.
 
     Raises:
         UserError: If the method is unknown.
@@ -134,7 +134,7 @@ def compares_samples(name: str) -> bool:
 
 
 def reads_taps(name: str) -> bool:
-    """Return whether a method may read the taps of its student; those on logits do not.
+    """Return whether a method may read the taps of its student; methods on the logits do not.
 
     Raises:
         UserError: If the method is unknown.
@@ -148,7 +148,7 @@ def reads_taps(name: str) -> bool:
 
 
 def takes_unlabelled(name: str) -> bool:
-    """Return whether a method, and all that it is combined with, can learn from unlabelled images.
+    """Return whether a method, with all methods it is combined with, accepts unlabelled images.
 
     Raises:
         UserError: If the method is unknown.
@@ -162,14 +162,14 @@ def takes_unlabelled(name: str) -> bool:
 
 
 def build_method(name: str, context: MethodContext, settings: SettingsTable) -> Method:
-    """Build a method from its part of a table of settings.
+    """Build a method from its entries in a table of settings.
 
     Args:
         name: See `parse_method`.
-        context: What is known of teacher and student.
-        settings: A `DistillConfig`, or a table with the names of `method_settings(name)`, with dots
-            as nested tables. Others are passed over, so that one table serves every method; what it
-            lacks has its default. A term of weight 0 is left out.
+        context: The context of the teacher and the student.
+        settings: A `DistillConfig`, or a table with the names of `method_settings(name)`, where a
+            dot stands for a nested table. Other entries are ignored, so that one table serves every
+            method; missing entries have their defaults. A term of weight 0 is left out.
 
     Raises:
         UserError: If the method, or a term it is combined with, is unknown.
@@ -177,7 +177,7 @@ def build_method(name: str, context: MethodContext, settings: SettingsTable) -> 
     method, terms = parse_method(name)
     own = method.settings_class.of(settings)
     if not terms:
-        return method(context, own).float()  # whatever the default dtype is
+        return method(context, own).float()  # independent of the default dtype
     assert isinstance(own, KRSettings)  # noqa: S101  # parse_method refuses terms of any other
     weights = dict(own.posterior)
     combined = [_build_term(t, context, settings, weights[t]) for t in terms if weights[t] > 0.0]
@@ -185,7 +185,7 @@ def build_method(name: str, context: MethodContext, settings: SettingsTable) -> 
 
 
 def method_settings(name: str) -> tuple[str, ...]:
-    """Return the names of the settings a method uses, those of the terms it is combined with too.
+    """Return the names of the settings of a method and of the terms it is combined with.
 
     The weight of a term is `posterior.TERM`.
 

@@ -33,7 +33,7 @@ def at_loss(
     Args:
         student_maps: One `[B, H, W]` for each pair of stages, of norm 1.
         teacher_maps: The same of the teacher; gets no gradient.
-        reduction: What becomes of a stage's positions.
+        reduction: How the positions of a stage are reduced.
 
     Example:
         >>> here, there = torch.eye(4).view(4, 1, 2, 2)[:2]  # each active at one of four positions
@@ -52,10 +52,10 @@ def at_loss(
 class AT(FeatureMethod):
     """Labels, KD, and `at_loss` of every stage of the student with the teacher's.
 
-    A stage meets the teacher's at the same relative depth: with equally many stages, one to one.
-    Maps of unequal size are refused: the teacher's are stored as maps, so that they cannot be
-    pooled before the squares are taken, as published code does. Each reduction has a weight of its
-    own, because the sum is larger by the number of positions.
+    A stage is compared with the teacher's stage at the same relative depth; with equally many
+    stages, one to one. Maps of unequal size are refused: the teacher's are stored as attention
+    maps, so they cannot be pooled before the squares are taken, as published code does. Each
+    reduction has its own weight, because the sum is larger by the number of positions.
     """
 
     settings_class = ATSettings

@@ -1,7 +1,8 @@
-"""What a method is: a small module that turns student outputs and a batch into loss terms.
+"""The base of all methods: a small module that turns student outputs and a batch into loss terms.
 
-A method never sees the teacher, only its stored outputs for the batch (`Batch.tap_logits`).
-It may own trainable parts (heads, projections); they exist in training only and are never exported.
+A method has no access to the teacher, only to its stored outputs for the batch
+(`Batch.tap_logits`). It may own trainable parts (heads, projections); these exist only in training
+and are never exported.
 """
 
 from __future__ import annotations
@@ -23,23 +24,23 @@ from krscale.methods.batch import Batch, classes_of, label_cross_entropy, teache
 
 @dataclass(frozen=True)
 class MethodContext:
-    """What a method is built from, besides its settings.
+    """What a method is built from, in addition to its settings.
 
     Attributes:
         num_classes: `K`.
         num_teacher_taps: `D`, the classifier included.
         stage_ends: For each stage of the teacher the 1-based number of its last tap.
         information_gain: `[D]`, the information gain of each of the teacher's taps.
-        student_shapes: Shape of each of the student's tap features for one image, classifier
-            excluded.
+        student_shapes: Shape of each of the student's tap features for one image, without the
+            classifier.
         student_layers: The student's own conv and linear layers by tap, classifier included.
         teacher_histograms: `[D, bins]`, distribution of the teacher's weights by tap, or None.
         teacher_layer_sizes: `[D]`, number of those weights by tap.
         student_stage_shapes: Shape of the output of each of the student's stages.
         teacher_shapes: Shapes of the teacher's stored features, by kind.
         student_stage_ends: For each stage of the student the 1-based number of its last tap; empty
-            where it is not known.
-        student_image_shape: `(C, H, W)` as the student takes it; empty where it is not known.
+            if unknown.
+        student_image_shape: `(C, H, W)` as the student takes it; empty if unknown.
     """
 
     num_classes: int
@@ -63,13 +64,13 @@ class MethodContext:
 
     @classmethod
     def without_teacher(cls, num_classes: int) -> MethodContext:
-        """Return the context of a training that no teacher takes part in."""
+        """Return the context of a training without a teacher."""
         none = torch.zeros(0)
         return cls(num_classes, 0, (), none, (), (), None, none)
 
 
 class Reads(NamedTuple):
-    """At which blocks a student is read while it learns.
+    """The blocks at which a student is read in training.
 
     Attributes:
         taps: Module paths, for `TapOutputs.features`.
@@ -83,8 +84,8 @@ class Reads(NamedTuple):
 class Method(nn.Module, ABC):
     """Base of all methods; subclasses are registered in `krscale.methods.METHODS`.
 
-    The constructor of a registered method takes `(context: MethodContext, settings)`, the settings
-    being an instance of its `settings_class`.
+    The constructor of a registered method takes `(context: MethodContext, settings)`, where
+    `settings` is an instance of its `settings_class`.
     """
 
     settings_class: ClassVar[type[MethodSettings]]
@@ -92,24 +93,24 @@ class Method(nn.Module, ABC):
     needs_teacher: bool = True
     """Whether batches must carry `tap_logits`."""
     feature_kinds: frozenset[FeatureKind] = frozenset()
-    """What batches must carry of the teacher's features; as a rule the student is then read at its
-    stages instead of its taps (`reads`)."""
+    """Teacher features that batches must carry. The student is then normally read at its stages
+    instead of its taps (`reads`)."""
 
     takes_mixed_labels: bool = False
-    """Whether it is right for images that are made of two: its cross-entropy is
-    `label_cross_entropy` of the batch's mixture, and
-    nothing else in it needs to know *the* class of a sample. Mixed views are refused for others."""
+    """Whether the method is correct for images mixed from two. Its cross-entropy must be
+    `label_cross_entropy` of the batch's mixture, and nothing else in it may need *the* class of a
+    sample. For all other methods, mixed views are refused."""
 
     takes_unlabelled: bool = False
-    """Whether it is right for images whose label is `UNLABELLED`: its cross-entropy is
-    `label_cross_entropy`, which is 0 for them, and whatever else needs a class takes that of
-    `classes_of`. Methods without a teacher are given labelled images only; others that do not take
-    them are refused with `data.unlabelled`."""
+    """Whether the method is correct for images with the label `UNLABELLED`. Its cross-entropy must
+    be `label_cross_entropy`, which is 0 for them, and any other part that needs a class must take
+    it from `classes_of`. Methods without a teacher get labelled images only; other methods that do
+    not take unlabelled images are refused with `data.unlabelled`."""
 
     compares_samples: bool = False
-    """Whether the loss of a sample depends on which others are in its batch. With several workers
-    such a method meets the share of one worker at a time, so its result depends on their number,
-    and it is refused where that may change (`train.max_workers`)."""
+    """Whether the loss of a sample depends on the other samples of its batch. With several workers,
+    such a method computes the loss over one worker's share at a time. Its result then depends on
+    the number of workers, so it is refused where that may change (`train.max_workers`)."""
 
     @abstractmethod
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
@@ -121,33 +122,33 @@ class Method(nn.Module, ABC):
         """
 
     def reads(self, taps: Sequence[str], stages: Sequence[str]) -> Reads:
-        """Return at which blocks the student is to be read.
+        """Return the blocks at which the student is to be read.
 
         Args:
-            taps: Module paths of its taps.
-            stages: Module paths of blocks at which its stages end.
+            taps: Module paths of the student's taps.
+            stages: Module paths of the blocks at which its stages end.
         """
         if not self.needs_teacher:
             return Reads()
         return Reads(stages if self.feature_kinds else taps)
 
     def begin_epoch(self, progress: float) -> None:
-        """Called before every epoch with the progress of the training, for what changes over it.
+        """Update what changes over the training; called before every epoch.
 
         Args:
             progress: 0 in the first epoch, 1 in the last.
         """
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Return scalar tensors of the last forward worth logging; no gradient, no host sync."""
+        """Return scalars of the last forward to log; without gradient or host synchronisation."""
         return {}
 
 
 class LogitMethod(Method):
     """A method with the labels' cross-entropy and one term that reads only the logits.
 
-    Such a term is *posterior knowledge*: it needs the teacher's last tap alone, and KR can be
-    combined with it.
+    Such a term is *posterior knowledge*: it needs only the teacher's last tap, and can be combined
+    with KR.
 
     The weight of the term is its setting `TERM_weight`; in a combination with KR, `posterior.TERM`.
 
@@ -165,7 +166,7 @@ class LogitMethod(Method):
         self.term_weight: float = getattr(settings, f"{self.term}_weight")
 
     def reads(self, taps: Sequence[str], stages: Sequence[str]) -> Reads:
-        """Read no block: a student without any, or that leaves some out, learns as well."""
+        """Return no blocks, so that students without taps, or that skip blocks, can learn."""
         return Reads()
 
     @abstractmethod
@@ -177,7 +178,7 @@ class LogitMethod(Method):
         Args:
             student_logits: `[B, K]` fp32.
             teacher_logits: `[B, K]` fp32, up to an additive constant, without gradient.
-            labels: `[B]` int64; of an image without a label, the teacher's most likely class.
+            labels: `[B]` int64; for an image without a label, the teacher's most likely class.
         """
 
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:

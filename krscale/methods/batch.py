@@ -1,4 +1,4 @@
-"""What a method learns from: a batch of images, their labels, and what the teacher says of them."""
+"""What a method learns from: a batch of images, their labels, and the teacher's outputs."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from krscale.errors import KrscaleError
 from krscale.knowledge.features import FeatureKind
 
 UNLABELLED = -1
-"""The label of an image that has none (`data.unlabelled`): the teacher alone teaches it."""
+"""The label of an image that has none (`data.unlabelled`); it is learned from the teacher alone."""
 
 
 class Mixture(NamedTuple):
-    """The other half of the labels of mixed images (`views.mixup`, `views.cutmix`).
+    """The second label of each image that is mixed from two (`views.mixup`, `views.cutmix`).
 
     Attributes:
-        labels: `[B]` int64, of the images that were mixed in.
-        weights: `[B]` fp32 in (0, 1), of the samples' own labels; these have the rest.
+        labels: `[B]` int64, labels of the images that were mixed in.
+        weights: `[B]` fp32 in (0, 1), weights of the samples' own labels; `labels` have the rest.
     """
 
     labels: Tensor
@@ -34,17 +34,18 @@ class Batch:
     """One worker's share of a global batch, on the device.
 
     Attributes:
-        images: `[B, C, H, W]` fp32, the view prepared as the student takes it.
-        labels: `[B]` int64; `UNLABELLED` of images without one.
+        images: `[B, C, H, W]` fp32, the view as the student takes it.
+        labels: `[B]` int64; `UNLABELLED` for images without one.
         samples: `[B]` int64, index of each sample within its split.
         tap_logits: `[B, D, K]` fp32, finite: the teacher's logits at each tap in depth order, its
-            own classifier last: logits up to an additive constant per tap, so that
-            `softmax(tap_logits / temperature)` is `q_d` at any temperature. None when the method
+            own classifier last. They are defined up to an additive constant per tap, so that
+            `softmax(tap_logits / temperature)` is `q_d` at any temperature. None if the method
             needs no teacher.
         global_size: Samples of this batch over all workers.
-        teacher_features: What the method requires beyond `tap_logits`, by kind, without gradient:
-            one tensor `[B, ...]` for each shape of that kind (`krscale.knowledge.features`).
-        mixture: Where images are mixed, the labels and weights of the other ones; else None.
+        teacher_features: Teacher features that the method needs beyond `tap_logits`, by kind and
+            without gradient: one tensor `[B, ...]` for each shape of that kind
+            (`krscale.knowledge.features`).
+        mixture: Labels and weights of the images that were mixed in; None without mixing.
     """
 
     images: Tensor
@@ -56,7 +57,7 @@ class Batch:
     mixture: Mixture | None = None
 
     def rows(self, start: int, stop: int) -> Batch:
-        """Return some of the samples; the global batch stays what it is."""
+        """Return samples `start` to `stop`; `global_size` stays the same."""
         part, mixture = slice(start, stop), self.mixture
         return replace(
             self,
@@ -78,14 +79,14 @@ def label_cross_entropy(
     mixture: Mixture | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Return the cross-entropy with the labels, mixed where images are, `[B]` fp32.
+    """Return the cross-entropy with the labels, or with both labels of mixed images, `[B]` fp32.
 
-    It is 0, without gradient, for images whose label is `UNLABELLED`.
+    It is 0, without gradient, for images with the label `UNLABELLED`.
 
     Args:
         student_logits: `[B, K]`.
         labels: `[B]` int64.
-        mixture: Of the batch (`Batch.mixture`); without a label where `labels` has none.
+        mixture: `Batch.mixture`; its labels are `UNLABELLED` where `labels` are.
         label_smoothing: Share of every label that is spread over all classes.
     """
     logits = student_logits.float()
@@ -106,11 +107,11 @@ def label_cross_entropy(
 
 
 def classes_of(labels: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Return the class of every image, `[B]` int64: its label, else the teacher's most likely one.
+    """Return the class of every image, `[B]` int64: its label, or else the teacher's likeliest one.
 
     Args:
-        labels: `[B]` int64; `UNLABELLED` of images without one.
-        teacher_logits: `[B, K]`, of the teacher's classifier.
+        labels: `[B]` int64; `UNLABELLED` for images without one.
+        teacher_logits: `[B, K]`, logits of the teacher's classifier.
 
     Example:
         >>> classes_of(torch.tensor([2, -1]), torch.tensor([[5.0, 0.0, 0.0], [0.0, 3.0, 1.0]]))
@@ -123,7 +124,7 @@ def teacher_knowledge(batch: Batch) -> Tensor:
     """Return the teacher's tap logits for the batch, `[B, D, K]` fp32 without gradient.
 
     Raises:
-        KrscaleError: If the batch carries nothing of the teacher.
+        KrscaleError: If the batch carries no teacher outputs.
     """
     if batch.tap_logits is None:
         raise KrscaleError(

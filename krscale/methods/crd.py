@@ -2,11 +2,11 @@
 
 Source: Tian, Krishnan, Isola, Contrastive Representation Distillation, ICLR 2020, arXiv 1910.10699.
 
-What differs from the paper: the negatives are the samples of other classes in the batch (in each
-worker's share of it), not 16,384 drawn from a memory bank of the whole data set, which would be
-state that workers share. The objective is that of the authors' code, on these samples: the noise
-distribution is uniform over them, and the normaliser is exact instead of a constant estimated from
-the first batch.
+Differences from the paper: the negatives are the samples of other classes in the batch (in each
+worker's share of it), not 16,384 drawn from a memory bank of the whole data set, because workers
+would have to share that bank. The objective on these samples is that of the authors' code. The
+noise distribution is uniform over them, and the normaliser is exact instead of a constant estimated
+from the first batch.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def crd_loss(
         - log h_ii - sum_{j negative} log(1 - h_ij)
 
     once with the student's embedding of i and the teacher's of j, once the other way round. A
-    sample without negatives has nothing to be contrasted with: its loss is 0.
+    sample without negatives has a loss of 0.
 
     Args:
         student_embeddings: `[B, E]`; only their directions matter.
-        teacher_embeddings: `[B, E]`. They come from a layer of the method's own, which learns.
-        labels: `[B]` int64; samples of one's own class are no negatives.
-        temperature: Of the similarities.
+        teacher_embeddings: `[B, E]`, from a trained layer of the method.
+        labels: `[B]` int64; samples of the same class are not negatives.
+        temperature: Temperature of the similarities.
 
     Example:
         >>> student, teacher = torch.eye(2), 4.0 * torch.eye(2)  # of the same directions
@@ -64,10 +64,10 @@ def crd_loss(
 
 
 class CRD(FeatureMethod):
-    """Labels, KD, and `crd_loss` of linear embeddings of what the two classifiers read.
+    """Labels, KD, and `crd_loss` of linear embeddings of the two classifiers' inputs.
 
-    Both embeddings are trained; they exist in training only. Which samples are negatives of an
-    image without a label follows from the teacher's most likely class.
+    Both embeddings are trained, and exist in training only. For an image without a label, the
+    negatives are determined by the teacher's most likely class.
     """
 
     settings_class = CRDSettings
@@ -93,7 +93,7 @@ class CRD(FeatureMethod):
 
 
 def _contrast(similarities: Tensor, negatives: Tensor) -> Tensor:
-    """Return the loss of the anchors, the rows; their positives are on the diagonal."""
+    """Return the loss of the anchors, which are the rows; their positives are on the diagonal."""
     own = torch.eye(len(similarities), dtype=torch.bool, device=similarities.device)
     log_p = similarities.masked_fill(~(negatives | own), -torch.inf).log_softmax(dim=1)
     count = negatives.sum(dim=1)

@@ -13,7 +13,7 @@ from krscale.config.methods import DISTSettings
 from krscale.methods.base import LogitMethod, MethodContext
 
 MIN_NORM = 1e-6
-"""Below it a centred vector is rounding noise in fp32 and has no direction."""
+"""Minimum norm; a shorter centred vector is rounding noise in fp32 and has no direction."""
 
 
 def dist_loss(
@@ -25,10 +25,10 @@ def dist_loss(
 ) -> Tensor:
     """Return `temperature^2 * (inter_weight * inter + intra_weight * intra)`, `[B]` fp32.
 
-    `inter` is one minus the Pearson correlation, over the classes, of student and teacher
-    probabilities of each sample; `intra` that over the samples of the batch, mean over the classes,
-    so every sample carries the same value. Both are 0 where student and teacher agree. With several
-    workers `intra` is taken over each worker's share of the batch.
+    `inter` is one minus the Pearson correlation of student and teacher probabilities over the
+    classes, for each sample. `intra` is the same over the samples of the batch, averaged over the
+    classes, so every sample has the same value. Both are 0 where student and teacher agree. With
+    several workers, `intra` is computed over each worker's share of the batch.
 
     Args:
         student_logits: `[B, K]`.
@@ -82,8 +82,8 @@ class DIST(LogitMethod):
 def _uncorrelated(first: Tensor, second: Tensor, dim: int) -> Tensor:
     """Return one minus the Pearson correlation along `dim`.
 
-    Written as half the squared distance of the two standardised directions, which is the same
-    number, but exactly 0 with gradient 0 where the two agree, even when both are constant.
+    It is computed as half the squared distance of the two standardised directions. That is the same
+    number, but exactly 0 with gradient 0 where the two agree, even if both are constant.
     """
     distance: Tensor = _direction(first, dim) - _direction(second, dim)
     return 0.5 * distance.square().sum(dim=dim)

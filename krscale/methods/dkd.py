@@ -1,7 +1,7 @@
-"""Decoupled knowledge distillation: the target class and the other classes taught apart.
+"""Decoupled knowledge distillation: separate terms for the target class and the other classes.
 
 Source: Zhao, Cui, Song, Qiu, Liang, Decoupled Knowledge Distillation, CVPR 2022, arXiv 2203.08679.
-The authors also warm the term up over the first 20 epochs; here it has its full weight throughout.
+The authors warm the term up over the first 20 epochs; here it has its full weight throughout.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def dkd_loss(
 ) -> Tensor:
     """Return `temperature^2 * (target_weight * TCKD + nontarget_weight * NCKD)`, `[B]` fp32.
 
-    TCKD is the KL divergence of the two-class distributions (label, not label); NCKD that of the
+    TCKD is the KL divergence of the two-class distributions (label, not label). NCKD is that of the
     distributions over the other classes alone, each summing to 1. Both are 0 where student and
     teacher agree.
 
@@ -84,8 +84,8 @@ class DKD(LogitMethod):
 def _decouple(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return log-probabilities of (label, not label) `[B, 2]` and of the other classes `[B, K]`.
 
-    The label's own entry among the others is minus infinity. "Not label" is summed over the other
-    classes, because `log(1 - p)` loses everything when `p` rounds to 1.
+    Among the others, the label's own entry is minus infinity. "Not label" is summed over the other
+    classes, because `log(1 - p)` loses all precision when `p` rounds to 1.
     """
     is_label = F.one_hot(labels, logits.shape[-1]).bool()
     log_p = logits.log_softmax(dim=-1)

@@ -1,4 +1,4 @@
-"""What the methods that compare features have in common: labels, KD, and one term of their own."""
+"""The base of the methods that compare features: labels, KD, and one term of their own."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from krscale.methods.kd import kd_loss
 class FeatureMethod(Method):
     """Cross-entropy with the labels, KD with the teacher's classifier, and a term on features.
 
-    All of them are used with KD in practice, so the KD term is theirs, too; `kd_weight = 0` leaves
-    it out. The weight of the term on features is its setting `TERM_weight`.
+    In practice all of these methods are used with KD, so they include the KD term; `kd_weight = 0`
+    turns it off. The weight of the term on features is its setting `TERM_weight`.
 
     Attributes:
         term: Name of the term on features.
-        kind: What it needs of the teacher.
+        kind: The kind of teacher features it needs.
     """
 
     settings_class: ClassVar[type[KDSettings]]
@@ -44,14 +44,14 @@ class FeatureMethod(Method):
 
     @classmethod
     def check_shapes(cls, student: Shapes, teacher: Shapes) -> None:
-        """Refuse networks whose features cannot be compared; here, none.
+        """Refuse networks whose features cannot be compared; the base class accepts all.
 
         Args:
-            student: Of the output of each of the student's stages.
-            teacher: Of the teacher's features of this kind.
+            student: Shapes of the outputs of the student's stages.
+            teacher: Shapes of the teacher's features of this kind.
 
         Raises:
-            UserError: Naming both shapes.
+            UserError: With both shapes.
         """
 
     @abstractmethod
@@ -63,7 +63,7 @@ class FeatureMethod(Method):
         Args:
             student: Output of each of the student's stages, `[B, ...]`.
             teacher: The teacher's features of this kind, fp32 without gradient.
-            labels: `[B]` int64; of an image without a label, the teacher's most likely class.
+            labels: `[B]` int64; for an image without a label, the teacher's most likely class.
         """
 
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
@@ -85,7 +85,7 @@ def teacher_features(batch: Batch, kind: FeatureKind) -> list[Tensor]:
     """Return the teacher's features of a kind, fp32 without gradient.
 
     Raises:
-        KrscaleError: If the batch does not carry them.
+        KrscaleError: If they are not in the batch.
     """
     if kind not in batch.teacher_features:
         raise KrscaleError(
@@ -99,7 +99,7 @@ def shapes_of(shapes: Mapping[FeatureKind, Shapes], kind: FeatureKind) -> Shapes
     """Return the teacher's shapes of a kind.
 
     Raises:
-        KrscaleError: If they are not known.
+        KrscaleError: If they are unknown.
     """
     if kind not in shapes:
         raise KrscaleError(f"the shapes of the teacher's {kind} features are not given")

@@ -20,8 +20,8 @@ from krscale.methods.feature_method import FeatureMethod, shapes_of
 def hint_loss(regressed: Tensor, hint: Tensor) -> Tensor:
     """Return `1/2 * ||hint - regressed||^2 / n` for each sample, `[B]` fp32; 0 where they agree.
 
-    Equation 3 of the paper, divided by the number `n` of elements, so that one weight suits maps of
-    any size.
+    This is equation 3 of the paper divided by the number `n` of elements, so that one weight suits
+    maps of any size.
 
     Args:
         regressed: `[B, C, H, W]`, the student's map after the regressor.
@@ -37,9 +37,9 @@ def hint_loss(regressed: Tensor, hint: Tensor) -> Tensor:
 class FitNet(FeatureMethod):
     """Labels, KD, and `hint_loss` of the middle stages, through a 1x1 convolution.
 
-    The paper trains the lower half on the hint first and then the whole by KD; here, as in later
-    comparisons, all terms are learned together. Its regressor is a convolution as large as the
-    difference of the two maps; here maps of unequal size are refused, so that it is 1x1.
+    The paper first trains the lower half on the hint and then the whole network by KD. Here, as in
+    later comparisons, all terms are trained together. The paper's regressor is a convolution as
+    large as the difference of the two maps. Here maps of unequal size are refused, so it is 1x1.
     """
 
     settings_class = FitNetSettings

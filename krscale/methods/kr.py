@@ -1,4 +1,4 @@
-"""Knowledge Representing: groups of the teacher's taps teach, through a sparse gradient.
+"""Knowledge Representing: groups of the teacher's taps teach the student by a sparse gradient.
 
 Source of the idea: Liu, Wen, Gao, Tao, Chen, Osa, Kato, Knowledge Representing: Efficient, Sparse
 Representation of Prior Knowledge for Knowledge Distillation, CVPRW 2019, arXiv 1911.05329. The
@@ -35,17 +35,18 @@ from krscale.methods.feature_method import teacher_features
 
 
 class KR(Method):
-    """Cross-entropy with the labels, the KR objective, and what it is combined with.
+    """Cross-entropy with the labels, the KR objective, and the terms KR is combined with.
 
     The deepest group teaches the student's own logits. Every other group teaches an auxiliary
     linear head on the student's tap where the group ends, by stage or by relative depth; a head
-    that falls on the classifier reads the logits. Heads see where in the image a feature is: from
-    the mean over all of it, the few channels of a small student's early taps would have to separate
-    the classes. A second distribution, over positions, compares where stages are active.
+    that falls on the classifier reads the logits. Heads read means over the cells of a grid, not
+    over the whole image: the few channels of a small student's early taps could hardly separate the
+    classes without positions. A second distribution, over positions, compares where stages are
+    active.
 
     Args:
-        context: What is known of teacher and student.
-        settings: KR's own.
+        context: The context of the teacher and the student.
+        settings: KR's settings.
         combined: Methods on the logits to combine with, each with its weight.
     """
 
@@ -69,7 +70,7 @@ class KR(Method):
         self.temperature, self.mixing = settings.temperature, settings.mixing
         groups = split_taps(settings.granularity, context.num_teacher_taps, context.stage_ends)
         self.groups = groups
-        # Tensors, so that compiled code need not be compiled again for every epoch.
+        # Tensors, so that compiled code is not recompiled for every epoch.
         for name in ("current_sparsity", "current_where_weight"):
             self.register_buffer(name, torch.tensor(0.0), persistent=False)
         self.register_buffer("group_weights", torch.zeros(len(groups)), persistent=False)
@@ -99,11 +100,11 @@ class KR(Method):
         self.begin_epoch(0.0)
 
     def reads(self, taps: Sequence[str], stages: Sequence[str]) -> Reads:
-        """Read the taps where heads do, and the stages where their positions are compared."""
+        """Return the taps if there are heads, and the stages if positions are compared."""
         return Reads(taps if self.head_taps else (), () if self.where is None else stages)
 
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
-        """Return the terms `ce`, `kr`, and one for each further source."""
+        """Return the terms `ce`, `kr`, and one for each further loss."""
         tap_logits = teacher_knowledge(batch)
         where = () if self.where is None else teacher_features(batch, "where")
         return self.terms(student, tap_logits, batch.labels, batch.mixture, where)
@@ -121,9 +122,9 @@ class KR(Method):
         Args:
             student: Logits `[B, K]` and tap features of the student.
             tap_logits: `[B, D, K]` fp32 of the teacher, without gradient.
-            labels: `[B]` int64; `UNLABELLED` of images without one.
-            mixture: Of mixed images.
-            where: Distributions of the teacher's stages over positions.
+            labels: `[B]` int64; `UNLABELLED` for images without one.
+            mixture: `Batch.mixture`.
+            where: The teacher's distributions over positions, one for each stage.
         """
         logits = student.logits.float()
         taught = slice(None if self.teaches_heads else -1, None)
@@ -151,18 +152,18 @@ class KR(Method):
         if self.where is not None and self.teaches_where:
             terms["where"] = self.current_where_weight * self.where(student.stages, where)
         if self.parameter_source is not None:
-            # One scalar for the whole batch: every sample carries it, so that the mean does.
+            # One scalar for the whole batch: every sample gets it, so that their mean equals it.
             whole = self.parameter_weight * self.parameter_source()
             terms["parameter"] = whole.expand(logits.shape[0])
         return terms
 
     def weigh(self, information_gain: Tensor) -> None:
-        """Weigh taps and groups by the information gain `[D]` of the teacher's taps."""
+        """Compute the weights of taps and groups from the information gain `[D]` of the taps."""
         self.information_gain = information_gain.detach().cpu()
         self._weigh_groups()
 
     def begin_epoch(self, progress: float) -> None:
-        """Set what this epoch has of all that changes over the training."""
+        """Set the values for this epoch of all settings that change over the training."""
         self.progress, settings = float(progress), self.settings
         sparsity = scheduled(settings.sparsity, settings.sparsity_schedule, self.progress)
         self.current_sparsity.fill_(sparsity)
@@ -173,9 +174,9 @@ class KR(Method):
             self._weigh_groups()
 
     def group_logits(self, student: TapOutputs) -> Tensor:
-        """Return the student's logits for every group, `[B, G, K]` fp32; its own come last.
+        """Return the student's logits for every group, `[B, G, K]` fp32; its own logits come last.
 
-        Where no other group is taught, they alone, `[B, 1, K]`.
+        If no other group is taught, only its own logits, `[B, 1, K]`.
         """
         logits = student.logits.float()
         if not self.teaches_heads:
@@ -194,7 +195,7 @@ class KR(Method):
         settings, count = self.settings, len(self.groups)
         factor, left = settings.auxiliary_weight, self._left()
         if settings.auxiliary_schedule == "coarsening":
-            # What rounding leaves above a whole number is no group more.
+            # Rounding keeps tiny excesses over a whole number from adding a group.
             count = 1 + math.ceil(round(left * (count - 1), 9))
         elif settings.auxiliary_schedule == "falling":
             factor *= left
@@ -208,12 +209,12 @@ class KR(Method):
         return share_left(self.progress, self.settings.auxiliary_until)
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Return `kr/active_classes`: classes with a gradient, mean over samples and groups."""
+        """Return `kr/active_classes`: classes with a gradient, averaged over samples and groups."""
         return {"kr/active_classes": self._active_classes}
 
 
 def _where_loss(context: MethodContext) -> WhereLoss | None:
-    """Return what compares positions; None where nothing is stored, or no two stages have any."""
+    """Return the loss on positions; None if the teacher has none stored or no two stages match."""
     teacher = context.teacher_shapes.get("where", ())
     pairs = pair_stages(
         context.student_stage_shapes,

@@ -1,6 +1,6 @@
-"""Label smoothing: part of every label is spread over all classes; no teacher.
+"""Label smoothing: part of every label is spread over all classes, without a teacher.
 
-The control for every distillation method: soft targets without information on the classes.
+It is the control for every distillation method: soft targets without information on the classes.
 
 Source: Szegedy, Vanhoucke, Ioffe, Shlens, Wojna, Rethinking the Inception Architecture for Computer
 Vision, CVPR 2016, arXiv 1512.00567.
@@ -30,7 +30,7 @@ def smoothed_cross_entropy(
         student_logits: `[B, K]`.
         labels: `[B]` int64.
         label_smoothing: Share of every label that is spread over all classes.
-        mixture: Of mixed images.
+        mixture: `Batch.mixture`.
 
     Example:
         >>> sure = torch.tensor([[40.0, 0.0, 0.0, 0.0]])  # and right
@@ -44,7 +44,7 @@ def smoothed_cross_entropy(
 
 
 class LabelSmoothing(Method):
-    """`smoothed_cross_entropy`, and nothing else."""
+    """`smoothed_cross_entropy` as the only term."""
 
     settings_class = LabelSmoothingSettings
     needs_teacher = False

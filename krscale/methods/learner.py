@@ -1,4 +1,4 @@
-"""A student and the method it learns by, in one module, and what one step of learning gives."""
+"""A student and its method in one module, and the output of one training step."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from krscale.methods.batch import Batch
 
 
 class LearnerOutput(NamedTuple):
-    """What one step of learning gives.
+    """The output of one training step.
 
     Attributes:
-        terms: Weighted loss terms `{name: [B]}` fp32; the loss is the sum of all, over
-            `Batch.global_size`.
+        terms: Weighted loss terms `{name: [B]}` fp32; the loss is the sum of all of them, divided
+            by `Batch.global_size`.
         logits: `[B, K]` fp32, the student's.
         diagnostics: Scalars worth logging, without gradient.
     """
@@ -29,7 +29,7 @@ class LearnerOutput(NamedTuple):
     diagnostics: dict[str, Tensor]
 
     def detached(self) -> LearnerOutput:
-        """Return it without gradient, so that what led to it can be freed."""
+        """Return it without gradient, so that its graph can be freed."""
         return LearnerOutput(
             {name: term.detach() for name, term in self.terms.items()},
             self.logits.detach(),
@@ -38,9 +38,9 @@ class LearnerOutput(NamedTuple):
 
     @classmethod
     def joined(cls, parts: Sequence[LearnerOutput]) -> LearnerOutput:
-        """Return the output of a batch from those of its parts, in order.
+        """Return the output of a batch from the outputs of its parts, in order.
 
-        Diagnostics are the means over the parts, each with the weight of its samples.
+        Diagnostics are averaged over the parts, weighted by their numbers of samples.
         """
         first = parts[0]
         if len(parts) == 1:
@@ -63,16 +63,16 @@ class LearnerOutput(NamedTuple):
 
 
 class Learner(nn.Module):
-    """A student and the method it learns by, in one module.
+    """A student and its method, in one module.
 
-    One module because data-parallel training must see every trainable part, the student's and the
-    method's, in one forward.
+    They share a module because data-parallel training needs every trainable part, the student's and
+    the method's, in one forward.
 
     Args:
         student: The network that will be exported.
         tap_paths: Module paths of the student's taps, in depth order.
         method: The method, with its own trainable parts.
-        stage_paths: Module paths of the stages that the method reads beside the taps.
+        stage_paths: Module paths of the stages that the method reads in addition to the taps.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Learner(nn.Module):
         return self.tapped.model
 
     def forward(self, batch: Batch) -> LearnerOutput:
-        """Return the method's terms for `batch`; losses are computed outside any autocast."""
+        """Return the method's terms for `batch`; losses are computed without autocast."""
         if batch.mixture is not None and not self.method.takes_mixed_labels:
             raise KrscaleError(
                 "this method needs one class for every image, but the images of the batch are made "

@@ -1,4 +1,4 @@
-"""Logit standardisation: KD on z-scored logits, so that the student learns their shape alone.
+"""Logit standardisation: KD on z-scored logits, so that only their shape is learned.
 
 Source: Sun, Ren, Li, Wang, Cao, Logit Standardization in Knowledge Distillation, CVPR 2024,
 arXiv 2403.01427.
@@ -17,7 +17,7 @@ from krscale.methods.kd import kd_loss
 from krscale.methods.numerics import at_least_fp32
 
 SMALL = 1e-7
-"""Added to the deviation, as the authors' code does: logits that are all alike give zeros."""
+"""Added to the deviation, as in the authors' code: logits that are all equal give zeros."""
 
 
 def standardised_kd_loss(
@@ -25,11 +25,11 @@ def standardised_kd_loss(
 ) -> Tensor:
     """Return `kd_loss` of the standardised logits, `[B]` fp32; 0 where their shapes agree.
 
-    Each sample's logits are brought to mean 0 and deviation 1 over the classes (`standardise`),
-    which makes the temperature relative to each one's own spread. The gradient is the steeper the
-    smaller the student's spread, and stays finite where that is 0. Logits in fp64 give fp64.
+    Each sample's logits are scaled to mean 0 and deviation 1 over the classes (`standardise`), so
+    the temperature is relative to the spread of each sample. The gradient grows as the student's
+    spread shrinks, and stays finite where it is 0. Logits in fp64 give fp64.
 
-    With two classes only the order of the two logits is left: the loss is 0 where student and
+    With two classes, only the order of the two logits remains: the loss is 0 where student and
     teacher agree on it and a constant where they do not, and it has no gradient. The student then
     learns from the labels alone.
 
@@ -67,9 +67,9 @@ def standardise(logits: Tensor) -> Tensor:
     """Return the z-scores of every sample's logits, `[B, K]` fp32 (fp64 of fp64 logits).
 
     That is `(z - mean) / (SMALL + s)` with the unbiased deviation `s` (divided by K - 1), as in the
-    authors' code. Of two logits it is `-1/sqrt(2)` and `1/sqrt(2)` whatever their distance, and a
-    quotient of rounding errors where they are close; there it is taken from their order, and has
-    no gradient.
+    authors' code. For two logits it is `-1/sqrt(2)` and `1/sqrt(2)` whatever their distance, but a
+    quotient of rounding errors where they are close. For K = 2 it is therefore computed from their
+    order, and has no gradient.
 
     Args:
         logits: `[B, K]`, K at least 2.
@@ -85,6 +85,6 @@ def standardise(logits: Tensor) -> Tensor:
     centred = logits - logits.mean(dim=-1, keepdim=True)
     if logits.shape[-1] == 2:
         return centred.sign() / math.sqrt(2.0)
-    # Not `torch.std`, which warns of an empty batch.
+    # Not `torch.std`, which warns for an empty batch.
     norm: Tensor = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
     return centred / (SMALL + norm / math.sqrt(logits.shape[-1] - 1))

@@ -1,4 +1,4 @@
-"""What the losses of several methods compute with: enough precision, and the KL divergence."""
+"""Numerics shared by the losses: sufficient precision, and the KL divergence."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor
 
 
 def at_least_fp32(values: Tensor) -> Tensor:
-    """Return values in fp32, or in fp64 where they have that already."""
+    """Return values in fp32; fp64 values stay in fp64."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """Return a context in which products on the tensor's device keep its precision."""
-    if tensor.is_meta:  # for which torch has no autocast
+    """Return a context without autocast, in which matrix products keep the tensor's precision."""
+    if tensor.is_meta:  # torch has no autocast for meta tensors
         return nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)
 
 
 def kl_divergence(log_q: Tensor, log_p: Tensor) -> Tensor:
-    """Return `KL(q || p)` over the last dimension; classes that `q` excludes count nothing.
+    """Return `KL(q || p)` over the last dimension; classes that `q` excludes contribute 0.
 
     Args:
         log_q: `[..., K]` log-probabilities; minus infinity for an excluded class.

@@ -1,4 +1,4 @@
-"""Probabilistic knowledge transfer: the student learns which samples the teacher finds alike.
+"""Probabilistic knowledge transfer: the student learns the teacher's similarities between samples.
 
 Source: Passalis, Tefas, Learning Deep Representations with Probabilistic Knowledge Transfer,
 ECCV 2018, arXiv 1803.10837.
@@ -44,7 +44,7 @@ def pkt_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 
 
 class PKT(FeatureMethod):
-    """Labels, KD, and `pkt_loss` of what the two classifiers read."""
+    """Labels, KD, and `pkt_loss` of the two classifiers' inputs."""
 
     settings_class = PKTSettings
     term = "pkt"
@@ -60,9 +60,9 @@ class PKT(FeatureMethod):
 
 
 def _affinities(features: Tensor) -> Tensor:
-    """Return the share of every other sample in the affinities of a sample, `[B, B]`."""
+    """Return each sample's affinities to the others, divided by their sum, `[B, B]`."""
     unit = directions(features)
     own = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
     affinities = ((unit @ unit.T + 1.0) / 2.0).clamp_min(0.0).masked_fill(own, 0.0)
-    # A sample that is alone in its share has no others.
+    # The sum is 0 for a sample that is alone in its share.
     return affinities / affinities.sum(dim=1, keepdim=True).clamp_min(_SMALL)

@@ -11,9 +11,9 @@ from krscale.methods.batch import Batch, label_cross_entropy
 
 
 class Plain(Method):
-    """Cross-entropy with the labels at weight 1: another weight would only scale the step.
+    """Cross-entropy with the labels at weight 1; another weight would only scale the step.
 
-    It learns from labelled images alone: a label by the teacher would be a distillation.
+    It uses labelled images only: learning from labels that a teacher gives would be distillation.
     """
 
     settings_class = PlainSettings

@@ -3,9 +3,9 @@
 Source: Chen, Liu, Zhao, Jia, Distilling Knowledge via Knowledge Review, CVPR 2021, arXiv
 2104.09044. ("Knowledge review" has nothing to do with Knowledge Representing, KR.)
 
-What differs from the authors' code: maps are the stages' outputs after their activation, as of all
-methods on features here, not before it; and KD is another term, as of all of them (an option of
-theirs; `kd_weight = 0` leaves it out).
+Differences from the authors' code: maps are the stages' outputs after their activation, not before
+it, as for all feature methods here. KD is a further term, as for all of them (in the authors' code
+it is optional; `kd_weight = 0` turns it off).
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _MAX_CHANNELS = 512
 def hcl_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
     """Return the hierarchical context loss of each sample, `[B]` fp32; 0 where the maps agree.
 
-    The sum over the pairs of maps of
+    It is the sum over the pairs of maps of
 
         (d(s, t) + 1/2 d_4 + 1/4 d_2 + 1/8 d_1) / (1 + 1/2 + 1/4 + 1/8)
 
-    as in the authors' code: `d` is the mean of the squared differences, `d_l` that of both maps'
-    means over `l x l` cells. Levels that are no coarser than the map are left out, the others are
-    weighted 1/2, 1/4, ... in turn.
+    as in the authors' code: `d` is the mean of the squared differences, and `d_l` is the same after
+    both maps were averaged over `l x l` cells. Levels that are no coarser than the map are left
+    out; the remaining ones get the weights 1/2, 1/4, ... in order.
 
     Args:
         student_maps: `[B, C, H, W]` each, of the teacher's shapes.
@@ -62,9 +62,10 @@ def hcl_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> 
 class ReviewKD(FeatureMethod):
     """Labels, KD, and `hcl_loss` of the student's stages, fused from deep to shallow.
 
-    A stage meets the teacher's at the same relative depth, with equally many stages one to one;
-    what the classifiers read is one more, and the deepest. Maps may differ in size and channels.
-    The fusions are the student's side of the comparison, trained with it and then dropped.
+    A stage is compared with the teacher's stage at the same relative depth; with equally many
+    stages, one to one. The classifier's input counts as one more stage, the deepest. Maps may
+    differ in size and channels. The fusions belong to the student's side of the comparison; they
+    are trained with it and then dropped.
     """
 
     settings_class = ReviewKDSettings
@@ -91,7 +92,7 @@ class ReviewKD(FeatureMethod):
         feature_shapes("maps", student)
 
     def begin_epoch(self, progress: float) -> None:
-        """Take the share of the weight that the warm-up has reached."""
+        """Set the share of the weight that the warm-up has reached."""
         self.share = min(1.0, progress / self.warmup) if self.warmup else 1.0
 
     def compare(
@@ -118,7 +119,7 @@ class _Fusion(nn.Module):
     """Attention-based fusion of a stage with what was fused from the deeper ones.
 
     Args:
-        channels: Of the stage.
+        channels: Channels of the stage.
         width: Channels in which stages are fused, the same for all.
         wanted: `(C, H, W)` of the teacher's map.
         has_deeper: Whether there is a deeper stage.
@@ -148,9 +149,9 @@ class _Fusion(nn.Module):
 
 
 class _BatchNorm(nn.BatchNorm2d):
-    """Batch norm that leaves a single value per channel to the running statistics.
+    """Batch norm that uses the running statistics if there is only one value per channel.
 
-    The deepest map is 1x1, so that a batch of one image has no variance; none has a mean.
+    The deepest map is 1x1, so a batch with one image has no variance; an empty batch has no mean.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -182,5 +183,5 @@ def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _as_map(stage: Tensor) -> Tensor:
-    """Return what a classifier reads of a stage as a map, `[B, C, 1, 1]`."""
+    """Return the classifier's input at a stage as a map, `[B, C, 1, 1]`."""
     return pool(stage)[:, :, None, None]

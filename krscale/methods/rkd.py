@@ -1,4 +1,4 @@
-"""Relational knowledge distillation: the student learns how the teacher's embeddings lie.
+"""Relational knowledge distillation: the student learns distances and angles between embeddings.
 
 Source: Park, Kim, Lu, Cho, Relational Knowledge Distillation, CVPR 2019, arXiv 1904.05068.
 """
@@ -29,20 +29,21 @@ def rkd_loss(
 
     As in the authors' code, with the Huber loss `h` (smooth L1) of student and teacher:
 
-    - distances `|x_i - x_j|` are divided by the mean of those that are not 0; a sample i has the
-      mean of `h` over all j;
+    - distances `|x_i - x_j|` are divided by the mean of those that are not 0; the value of sample i
+      is the mean of `h` over all j;
     - the angle at i between j and k is `cos = u_ij . u_ik` with `u_ij = (x_j - x_i) / |x_j - x_i|`;
-      a sample i has the mean of `h` over all j and k.
+      the value of sample i is the mean of `h` over all j and k.
 
-    The mean over the samples is the authors' value for the batch. Samples at one place have neither
-    direction nor gradient, where the authors' grows without bound. With several workers the samples
-    are those of each worker's share of the batch. Memory grows with the cube of their number.
+    The mean over the samples is the authors' value for the batch. Coinciding samples have neither
+    direction nor gradient here; in the authors' code their gradient grows without bound. With
+    several workers, the samples are those of each worker's share of the batch. Memory grows with
+    the cube of their number.
 
     Args:
         student_features: `[B, F_S]`.
         teacher_features: `[B, F_T]`; gets no gradient.
-        distance_weight: Of the distances.
-        angle_weight: Of the angles.
+        distance_weight: Weight of the distances.
+        angle_weight: Weight of the angles.
 
     Example:
         >>> teacher = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
@@ -62,7 +63,7 @@ def rkd_loss(
 
 
 class RKD(FeatureMethod):
-    """Labels, KD, and `rkd_loss` of what the two classifiers read."""
+    """Labels, KD, and `rkd_loss` of the two classifiers' inputs."""
 
     settings_class = RKDSettings
     term = "rkd"
@@ -88,7 +89,7 @@ def _relations(features: Tensor) -> tuple[Tensor, Tensor]:
     between = features[None, :] - features[:, None]
     squares = between.square().sum(dim=2)
     apart = squares > MIN_NORM**2
-    # The root of 0 has no finite gradient: no 0 comes under it.
+    # The gradient of the root is not finite at 0, so zeros are replaced first.
     lengths = squares.where(apart, 1.0).sqrt()
     distances = lengths.where(apart, 0.0)
     mean = distances.sum() / apart.sum().clamp_min(1)

@@ -1,4 +1,4 @@
-"""The answer of a search: accuracy versus capacity, as data, as a table and as a figure."""
+"""The results of a search: accuracy versus capacity, as data, as a table and as a figure."""
 
 from typing import TYPE_CHECKING
 

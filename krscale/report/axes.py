@@ -1,6 +1,6 @@
-"""What the axes of the figures show: the range of the data, and marks that do not overlap.
+"""The axes of the figures: the range of the data, and labels that do not overlap.
 
-One rule for the picture and for the page to explore, so that both show the same.
+The printed figure and the interactive page use the same rules, so that both show the same range.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from krscale.report.result import Curve
 from krscale.report.students import CurveSize, MethodResult
 
 _PADDING = 0.06
-"""Share of the data's span that is left free on each side."""
+"""Share of the data's span that is left empty on each side."""
 _LEAST_POINTS = 0.5
-"""Percentage points left free on each side, however near to each other the accuracies are."""
+"""Minimum number of percentage points left empty on each side."""
 _LEAST_FACTOR = 1.15
-"""Factor left free on each side of the sizes, however near to each other they are."""
+"""Minimum factor left empty on each side of the sizes."""
 _LABEL_SHARE = 0.09
-"""Share of the axis that a label takes; nearer marks would print over each other."""
+"""Share of the axis that a label takes; labels closer than this would overlap."""
 
 
 def finished(curve: Curve, method: str) -> list[tuple[CurveSize, MethodResult]]:
-    """Return where a method has a finished student, smallest student first."""
+    """Return the sizes at which a method has a finished student, with results, smallest first."""
     found = [
         (size, result)
         for size in curve.sizes
@@ -40,7 +40,7 @@ def percent(result: MethodResult) -> float:
 def bars(results: Sequence[MethodResult]) -> tuple[list[float], list[float]]:
     """Return how far the 95 % intervals reach below and above the means, in percentage points.
 
-    They end at 0 and 100 %, where accuracies do; few seeds give wider intervals.
+    They are cut off at 0 and 100 %. Fewer seeds give wider intervals.
     """
     below, above = [], []
     for result in results:
@@ -51,10 +51,10 @@ def bars(results: Sequence[MethodResult]) -> tuple[list[float], list[float]]:
 
 
 def accuracy_range(curves: Sequence[Curve]) -> tuple[float, float]:
-    """Return the ends of an axis of test accuracy in percent.
+    """Return the limits of an axis of test accuracy in percent.
 
-    All means, their intervals and the teachers, and a little room around them; never below 0 or
-    above 100.
+    They include all means, their intervals and the teachers, with some margin, but do not exceed 0
+    and 100.
     """
     values = [100 * curve.teacher["test_accuracy"] for curve in curves]
     for curve in curves:
@@ -68,9 +68,9 @@ def accuracy_range(curves: Sequence[Curve]) -> tuple[float, float]:
 
 
 def size_range(sizes: Iterable[float]) -> tuple[float, float]:
-    """Return the ends of a logarithmic axis of sizes, in their unit, with room around them.
+    """Return the limits of a logarithmic axis of sizes, in their unit, with a margin.
 
-    Sizes that a logarithmic axis cannot show (0) are left out.
+    Sizes of 0, which a logarithmic axis cannot show, are ignored.
     """
     logs = [math.log(size) for size in sizes if size > 0]
     low, high = min(logs, default=0.0), max(logs, default=math.log(10.0))
@@ -79,14 +79,14 @@ def size_range(sizes: Iterable[float]) -> tuple[float, float]:
 
 
 def names_of_sizes(curves: Sequence[Curve], field: str) -> dict[float, str]:
-    """Return what students of each size are called, as sizes are labelled on an axis.
+    """Return the names of the students of each size, as labels of an axis.
 
     Args:
         curves: Results of searches.
-        field: Of a size: `num_parameters`, `flops` or `latency_ms`.
+        field: Field of a size: `num_parameters`, `flops` or `latency_ms`.
 
     Returns:
-        Size -> name; those of equally large students together, such as `tiny, flat`.
+        Size -> name; the names of students of equal size are joined, such as `tiny, flat`.
     """
     found: dict[float, dict[str, None]] = {}
     for curve in curves:
@@ -97,11 +97,11 @@ def names_of_sizes(curves: Sequence[Curve], field: str) -> dict[float, str]:
 
 
 def marked(sizes: Iterable[float], ends: tuple[float, float]) -> list[float]:
-    """Return the sizes that are labelled on a logarithmic axis: all that have room for a label.
+    """Return the sizes that are labelled on a logarithmic axis: all for which there is room.
 
     Args:
         sizes: Sizes of students.
-        ends: Of the axis, see `size_range`.
+        ends: Limits of the axis, see `size_range`.
 
     Example:
         >>> marked([1000, 1050, 4000, 16000], ends=(900, 18000))  # the second has no room

@@ -1,4 +1,4 @@
-"""Choosing a student of a finished search: by validation accuracy and size, never by test."""
+"""Choosing a student of a finished search by validation accuracy and size, never by test."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _SIZES = ("num_parameters", "flops", "latency_ms")
 
 @dataclass(frozen=True)
 class Limits:
-    """What the user asked for; None where nothing was asked.
+    """The limits that the user set; None for no limit.
 
     Attributes:
-        num_parameters: Most parameters of the student.
-        flops: Most operations of one forward of one image, 2 per multiply-add.
-        latency_ms: Most milliseconds of one image on one CPU thread, as the search measured it.
-        min_accuracy: Least validation accuracy, a share in [0, 1].
+        num_parameters: Maximum number of parameters of the student.
+        flops: Maximum number of operations of one forward of one image, 2 per multiply-add.
+        latency_ms: Maximum milliseconds for one image on one CPU thread, as measured by the search.
+        min_accuracy: Minimum validation accuracy, a share in [0, 1].
 
     Example:
         >>> Limits(num_parameters=20_000, min_accuracy=0.95).describe()
@@ -43,7 +43,7 @@ class Limits:
 
     @property
     def on_sizes(self) -> dict[str, float]:
-        """The sizes that were limited, by the name of the size's field."""
+        """The limits on sizes, by the name of the size's field."""
         found = {name: getattr(self, name) for name in _SIZES}
         return {name: value for name, value in found.items() if value is not None}
 
@@ -65,19 +65,19 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """Name for a reader: `kr at 1/16`."""
+        """Name in texts: `kr at 1/16`."""
         return f"{self.method} at {self.size.capacity}"
 
     @property
     def val_accuracy(self) -> float:
-        """Mean over the final seeds."""
+        """Mean validation accuracy over the final seeds."""
         if self.result.val_accuracy is None:
             raise ValueError(f"{self.name} has no finished training")
         return self.result.val_accuracy
 
     @property
     def best_seed(self) -> int:
-        """Position of the final training with the best validation accuracy; ties: the first."""
+        """Index of the final training with the best validation accuracy; the first of equals."""
         values = self.result.val_accuracies
         return max(range(len(values)), key=values.__getitem__)
 
@@ -91,7 +91,7 @@ class Candidate:
         return f"{self.name}: {sizes}; {100 * self.val_accuracy:.1f} % on validation"
 
     def facts(self) -> dict[str, Any]:
-        """Return what a program needs to know of it."""
+        """Return its size, method and accuracy for programs."""
         return {
             "capacity": self.size.capacity,
             "method": self.method,
@@ -102,12 +102,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was picked, and why.
+    """The chosen student, with reasons.
 
     Attributes:
-        picked: The student.
-        runner_up: The next best within the limits, if any.
-        reasons: Lines for a reader.
+        picked: The chosen student.
+        runner_up: The next best student within the limits, if any.
+        reasons: Lines of text.
     """
 
     picked: Candidate
@@ -118,14 +118,15 @@ class Choice:
 def choose(curve: Curve, limits: Limits) -> Choice:
     """Choose the best student within the limits.
 
-    With limits on sizes alone it is the most accurate on validation; of equals the smallest. With
-    `min_accuracy` it is the smallest that reaches it, by the size that was limited, or else by
-    parameters; of equals the most accurate. Either way no other student within the limits is
-    better in one of these and at least as good in the others: the choice is on the Pareto front.
+    With limits on sizes only, it is the most accurate on validation; of equally accurate students
+    the smallest. With `min_accuracy`, it is the smallest student that reaches it, by the size that
+    was limited or else by parameters; of equally small students the most accurate. In both cases,
+    no other student within the limits is better in one of these and at least as good in the others:
+    the choice is on the Pareto front.
 
     Raises:
-        UserError: If no limit is given, the search has no finished student, or none is within the
-            limits; names the nearest.
+        UserError: If no limit is given, if the search has no finished student, or if none is within
+            the limits (the message names the nearest).
     """
     candidates = find_candidates(curve)
     if not limits.on_sizes and limits.min_accuracy is None:
@@ -143,10 +144,10 @@ def choose(curve: Curve, limits: Limits) -> Choice:
 
 
 def find_candidates(curve: Curve) -> list[Candidate]:
-    """Return every student of the curve that was trained to the end.
+    """Return every student of the curve whose trainings are finished.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there is no such student.
     """
     found = [
         Candidate(size, method, result)
@@ -162,14 +163,14 @@ def find_candidates(curve: Curve) -> list[Candidate]:
 
 def _fits(candidate: Candidate, limits: Limits) -> bool:
     least = limits.min_accuracy
-    enough = least is None or candidate.val_accuracy >= rounded_mean(least)  # as the means are
+    enough = least is None or candidate.val_accuracy >= rounded_mean(least)  # rounded as the means
     return enough and all(
         candidate.measure(name) <= limit for name, limit in limits.on_sizes.items()
     )
 
 
 def _violation(candidate: Candidate, limits: Limits) -> float:
-    """Factor by which the worst limit is missed."""
+    """Return the factor by which the worst limit is exceeded."""
     factors = [candidate.measure(name) / limit for name, limit in limits.on_sizes.items()]
     if limits.min_accuracy:
         accuracy = candidate.val_accuracy
@@ -207,7 +208,7 @@ def _impossible(candidates: Sequence[Candidate], limits: Limits) -> UserError:
     options = {
         "num_parameters": f"--max-params {nearest.measure('num_parameters'):.0f}",
         "flops": f"--max-flops {nearest.measure('flops'):.0f}",
-        # Rounded outwards, so that what is shown is feasible when typed.
+        # Rounded up, so that the printed limit is satisfied when it is used.
         "latency_ms": f"--max-latency-ms {nearest.measure('latency_ms') + 5e-5:.4f}",
     }
     shown = [options[name] for name in limits.on_sizes]
@@ -220,7 +221,7 @@ def _impossible(candidates: Sequence[Candidate], limits: Limits) -> UserError:
 
 
 def _percent(share: float) -> str:
-    """Return a limit with a digit behind the point, and all that were given where it has more."""
+    """Return a limit with one decimal, or with all given decimals if it has more."""
     exact = round(100 * share, 10)
     shown = f"{exact:.1f}"
     return shown if float(shown) == exact else f"{exact:.12g}"

@@ -1,4 +1,4 @@
-"""Several searches beside each other: the table, CSV, and whether they can be compared at all."""
+"""Several searches side by side: the table, CSV, and differences that prevent a comparison."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def comparison_table(
 
     Args:
         curves: Results of searches, in the order of the rows.
-        ascii_only: Use no character outside ASCII; None decides by the encoding of stdout.
-        experiments: What was asked of each run, None where it is not known.
+        ascii_only: Use ASCII characters only; None decides by the encoding of stdout.
+        experiments: The experiment of each run, None if unknown.
     """
     plain_text = stdout_is_ascii() if ascii_only is None else ascii_only
     plus_minus = "+-" if plain_text else "±"
@@ -78,11 +78,11 @@ def comparison_table(
 def differences(
     curves: Sequence[Curve], experiments: Sequence[Experiment | None] = ()
 ) -> list[str]:
-    """Return in words what makes the runs hard to compare; nothing when nothing does.
+    """Return sentences on differences that make the runs hard to compare; empty if there are none.
 
     Args:
         curves: Results of searches.
-        experiments: What was asked of each, None where it is not known; empty: of none.
+        experiments: The experiment of each run, None if unknown; empty if all are unknown.
     """
     asked = experiments or [None] * len(curves)
     epochs = [None if given is None else str(given.train.num_epochs) for given in asked]
@@ -110,7 +110,7 @@ def differences(
 
 
 _NEEDED = ("data", "teachers")
-"""Without these being the same, accuracies say nothing about methods."""
+"""If these differ, accuracies cannot be used to compare methods."""
 
 
 def _and(names: Sequence[str]) -> str:
@@ -156,7 +156,7 @@ def _trials(curve: Curve) -> str:
 
 
 def _budget(curve: Curve) -> str:
-    """Return the limits of a search as its settings name them; trials and seeds stand apart."""
+    """Return the limits of a search under the names of its settings, without trials and seeds."""
     if curve.budgets is None:
         return ""
     limits = curve.budgets.model_dump(exclude={"trials_per_size", "num_final_seeds"})

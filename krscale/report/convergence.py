@@ -1,4 +1,4 @@
-"""Whether a search and its trainings were long enough: the best by trial, accuracy by epoch."""
+"""Whether a search and its trainings were long enough: best by trial, accuracy by epoch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from krscale.report.students import is_within
 
 
 def trials_needed(study: StudyInsight) -> int | None:
-    """Return after how many trials the best was within half a point of the best of all."""
+    """Return after how many trials the best was within half a point of the overall best."""
     best = study.best_so_far
     if not best or best[-1] is None:
         return None
@@ -27,7 +27,7 @@ def trials_needed(study: StudyInsight) -> int | None:
 
 
 def epochs_needed(study: StudyInsight) -> int | None:
-    """Return after how many epochs accuracy stayed within half a point of its end, or above."""
+    """Return after how many epochs accuracy stayed at most half a point below its final value."""
     learning = study.learning
     if not learning:
         return None
@@ -37,13 +37,14 @@ def epochs_needed(study: StudyInsight) -> int | None:
 
 
 def draw_convergence(insight: Insight) -> bytes | None:
-    """Draw what a search and its final trainings reached with how much, as a PNG.
+    """Draw the progress of a search over its trials and of its final trainings, as a PNG.
 
-    A column per size. Above, the best validation accuracy after each trial; below, that of the
-    final trainings after each epoch, a mean over their seeds. A line per method.
+    There is one column per size, and one line per method. The upper row shows the best validation
+    accuracy after each trial; the lower row shows that of the final trainings after each epoch, as
+    a mean over their seeds.
 
     Returns:
-        None where neither is known.
+        The PNG, or None if neither is known.
     """
     known = [study for study in insight.studies if study.best_so_far or study.learning]
     if not known:
@@ -65,7 +66,7 @@ def draw_convergence(insight: Insight) -> bytes | None:
             below[column].set_xlabel("epochs")
         above[0].set_ylabel("best so far (%)")
         below[0].set_ylabel("final trainings (%)")
-        # A method that was given up at one size may have lines at the others.
+        # A method that was abandoned at one size may have lines at the others.
         drawn: dict[str, Any] = {}
         for ax in above:
             handles, labels = ax.get_legend_handles_labels()

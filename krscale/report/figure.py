@@ -1,4 +1,4 @@
-"""The curve as a figure: test accuracy over the student's parameters."""
+"""The curve as a figure: test accuracy over the student's number of parameters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from krscale.report.axes import (
 from krscale.report.result import Curve
 from krscale.report.table import seeds_of, short_number, span
 
-# Okabe and Ito's palette: told apart with every common kind of colour blindness, and in print.
+# The palette of Okabe and Ito, distinguishable with every common colour blindness and in print.
 _KNOWN = {"plain": ("#000000", "s"), "kd": ("#0072B2", "^"), "kr": ("#D55E00", "o")}
 _COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C8C8C")
 _MARKERS = ("D", "v", "P", "X", "p", "<", ">", "*", "h", "d")
@@ -46,12 +46,12 @@ STYLE: Any = {
 def draw_curve(curve: Curve, path: Path) -> None:
     """Draw the figure and write it atomically.
 
-    One line per method (mean over seeds, 95 % intervals), the teacher as a dashed line, students
-    on the Pareto front ringed.
+    One line per method (mean over seeds, 95 % intervals), the teacher as a dashed line, rings
+    around students on the Pareto front.
 
     Args:
         curve: The result of a search.
-        path: Where to write; the suffix chooses the format (`.png`, `.pdf`, `.svg`).
+        path: Path of the file; its suffix determines the format (`.png`, `.pdf`, `.svg`).
     """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4.6), dpi=150, layout="constrained")
@@ -71,7 +71,7 @@ def _draw_methods(axes: Axes, curve: Curve) -> None:
         found = finished(curve, method)
         results = [result for _, result in found]
         colour, marker = styles[method]
-        # A marker at 100 % stands half above the axis, and is not cut.
+        # A marker at 100 % extends above the axis and must not be clipped.
         axes.errorbar(
             plotted_sizes(curve, method, curve.methods), [percent(result) for result in results],
             yerr=bars(results), color=colour, marker=marker, markersize=6, linewidth=1.6,
@@ -114,11 +114,11 @@ def _label(axes: Axes, curve: Curve) -> None:
 
 
 def label_sizes(axes: Axes, curves: Sequence[Curve], methods: Sequence[str]) -> None:
-    """Make the horizontal axis logarithmic, as long as the data, with a mark at each size.
+    """Make the horizontal axis logarithmic, with the range of the data and a label at each size.
 
     Args:
-        axes: Where the methods are drawn.
-        curves: Results of searches; of a single one, the shares of the teacher stand below.
+        axes: Axes on which the methods are drawn.
+        curves: Results of searches; for a single one, the shares of the teacher are added below.
         methods: All methods that are drawn.
     """
     axes.set_xscale("log")
@@ -139,7 +139,7 @@ def label_sizes(axes: Axes, curves: Sequence[Curve], methods: Sequence[str]) -> 
 
 
 def plotted_sizes(curve: Curve, method: str, methods: Sequence[str]) -> list[float]:
-    """Return where a method's finished students stand on the axis of parameters."""
+    """Return the positions of a method's finished students on the axis of parameters."""
     sizes = [size.size_of(method).num_parameters for size, _ in finished(curve, method)]
     return [shifted(size, method, methods) for size in sizes]
 
@@ -158,22 +158,23 @@ def _seeds(curve: Curve) -> str:
 
 
 def styles_of(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Fixed colours for the three methods of every report, the rest of the palette for others."""
+    """Return fixed colours for the three methods of every report, and further ones for others."""
     others = [name for name in methods if name not in _KNOWN]
     further = {name: _further(number) for number, name in enumerate(others)}
     return {name: _KNOWN.get(name) or further[name] for name in methods}
 
 
 def _further(number: int) -> tuple[str, str]:
-    """Return another colour for each of five and another marker for each of ten methods.
+    """Return one of five colours and one of ten markers for the method with this number.
 
-    After ten the markers move on by one, so that no two of fifty have both in common.
+    After every ten methods the markers are shifted by one, so that fifty methods differ in colour
+    or marker.
     """
     moved = number + number // len(_MARKERS)
     return _COLOURS[number % len(_COLOURS)], _MARKERS[moved % len(_MARKERS)]
 
 
 def shifted(size: int, method: str, methods: Sequence[str]) -> float:
-    """Move the methods apart by a few percent, so that their intervals do not hide each other."""
+    """Shift the methods by a few percent, so that their intervals do not cover each other."""
     offset = list(methods).index(method) - (len(methods) - 1) / 2
     return size * math.exp(0.035 * offset)

@@ -1,6 +1,7 @@
-"""What a search found out about its settings: `insight.json`, its shape, writing and reading.
+"""The results of a search on its settings: `insight.json`, its schema, writing and reading.
 
-`krscale.search.insight` finds it in the journal. Accuracies are shares in [0, 1], on validation.
+`krscale.search.insight` computes them from the journal. Accuracies are shares in [0, 1], on the
+validation split.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from krscale.files import write_json
 INSIGHT_FILE = "insight.json"
 INSIGHT_FIGURE_FILE = "insight.png"
 NEAR = 0.005
-"""A trial within half a point of the best is near it."""
+"""Maximum distance from the best accuracy that counts as near: half a percentage point."""
 
 
 class _Record(BaseModel):
@@ -28,10 +29,10 @@ class Importance(_Record):
     """How much each setting mattered in one study; `shares` add up to 1.
 
     Attributes:
-        shares: By setting, the largest first; empty where it cannot be said.
-        num_trials: Complete trials it rests on.
+        shares: By setting, the largest first; empty if unknown.
+        num_trials: Number of complete trials it is based on.
         left_out: Settings that were not searched in every trial, and have no share.
-        reason: Why it cannot be said; empty when it can.
+        reason: Why it is unknown; empty if it is known.
     """
 
     shares: dict[str, float]
@@ -41,7 +42,7 @@ class Importance(_Record):
 
 
 class Setting(_Record):
-    """What one complete trial was given of granularity and sparsity, and how good it was."""
+    """Granularity and sparsity of one complete trial, and its accuracy."""
 
     granularity: int | str | None
     sparsity: float | None
@@ -52,10 +53,10 @@ class StudyInsight(_Record):
     """One method at one size.
 
     Attributes:
-        near_best: Of the trials within half a point of the best, the values of each setting: lowest
+        near_best: Values of each setting among the trials within half a point of the best: lowest
             and highest number, or every choice.
-        settings: Granularity and sparsity of each complete trial; empty where neither is searched.
-        best_so_far: After each trial that counts, the best accuracy of a complete one until then.
+        settings: Granularity and sparsity of each complete trial; empty if neither is searched.
+        best_so_far: After each trial that counts, the best accuracy of a complete trial so far.
         learning: After each epoch of the final trainings, their mean accuracy.
     """
 
@@ -69,7 +70,7 @@ class StudyInsight(_Record):
     near_best: dict[str, list[Any]]
     importance: Importance
     settings: tuple[Setting, ...]
-    best_so_far: tuple[float | None, ...] = ()  # there is none in files of older versions
+    best_so_far: tuple[float | None, ...] = ()  # missing in files of older versions
     learning: tuple[float, ...] = ()
 
 
@@ -89,7 +90,7 @@ class Insight(_Record):
         return list(dict.fromkeys(study.method for study in self.studies))
 
     def study(self, method: str, capacity: str) -> StudyInsight | None:
-        """Return one study, if there is."""
+        """Return one study, or None."""
         found = (s for s in self.studies if (s.method, s.capacity) == (method, capacity))
         return next(found, None)
 
@@ -102,10 +103,10 @@ def write_insight(insight: Insight, folder: Path) -> Path:
 
 
 def read_insight(folder: Path) -> Insight | None:
-    """Read `insight.json`; None where there is none.
+    """Read `insight.json`; None if it does not exist.
 
     Raises:
-        UserError: If it is damaged, or of a version that knew more.
+        UserError: If it is damaged, or has fields of a newer version.
     """
     path = folder / INSIGHT_FILE
     if not path.is_file():

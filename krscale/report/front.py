@@ -1,7 +1,7 @@
-"""A search with several objectives: the trials that no other beats in all of them, as a table.
+"""The front of a search with several objectives: trials that no other beats in all, as a table.
 
-Such a trial was trained once and judged on validation; the first of each study is its winner, which
-the curve shows trained again with fresh seeds.
+Such a trial was trained once and evaluated on validation. The first of each study is its winner,
+which was trained again with fresh seeds and is shown by the curve.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _HEADINGS = {
 
 
 def front_headings(curve: Curve) -> list[str]:
-    """Return the headings of the columns; empty when the search had one objective."""
+    """Return the headings of the columns; empty if the search had a single objective."""
     names = next(
         (list(r.front[0].objectives) for size in curve.sizes for r in size.methods.values()
          if r.front), [],

@@ -1,4 +1,4 @@
-"""What images without labels gave: two runs that differ in them, student by student."""
+"""The gain from images without labels: two runs that differ in them, student by student."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from krscale.report.result import Curve
 
 
 def gains_of_unlabelled(curves: Sequence[Curve]) -> list[str]:
-    """Return in words how much better students are with images without labels, a line for a pair.
+    """Return sentences on the gain of students from images without labels, one for each pair.
 
-    Runs are a pair where they have one data set and one teacher, and one of them more images
-    without labels. What else differs between them is said by `differences`.
+    Two runs form a pair if they have the same data set and the same teacher, and one has more
+    images without labels. `differences` reports any other differences between them.
 
     Args:
         curves: Results of searches.
@@ -34,7 +34,7 @@ def gains_of_unlabelled(curves: Sequence[Curve]) -> list[str]:
 
 
 def _gains(less: Curve, more: Curve) -> Iterator[tuple[str, str]]:
-    """Yield each method of both runs, with the difference at each size of both."""
+    """Yield each method of both runs, with the differences at the sizes of both."""
     sizes = {size.capacity: size for size in less.sizes}
     for method in more.methods:
         found = []

@@ -1,7 +1,7 @@
-"""The curve as a figure to explore: one HTML file that opens without a network.
+"""The curve as an interactive figure: one HTML file that works offline.
 
-The page holds plotly.js itself (5 MB), so that it works from a disk, in a mail and as an artifact
-that MLflow shows.
+The page contains plotly.js (5 MB), so that it works from a disk, in a mail and as an artifact in
+MLflow.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ _AXES = {
     "flops": ("FLOPs", "FLOPs of one image (2 per multiply-add), log scale"),
     "latency_ms": ("Latency", "Milliseconds of one image on one CPU thread, log scale"),
 }
-"""Field of a size -> its button, and the title of its axis."""
+"""Field of a size -> label of its button, and title of its axis."""
 _MARKERS = {
     "s": "square", "^": "triangle-up", "o": "circle", "D": "diamond", "v": "triangle-down",
     "P": "cross", "X": "x", "p": "pentagon", "<": "triangle-left", ">": "triangle-right",
     "*": "star", "h": "hexagon", "d": "diamond-tall",
 }  # fmt: skip
-"""Markers of the printed figure in plotly's words."""
+"""Markers of the printed figure by plotly's names."""
 _DASHES = (
     "solid", "dash", "dot", "dashdot",
     "16px,5px", "16px,4px,6px,4px", "11px,4px,2px,4px,2px,4px", "2px,8px",
 )  # fmt: skip
-"""A style for each run, begun anew after the last; lengths of dashes and gaps."""
+"""Line styles of the runs, repeated after the last; lengths of dashes and gaps."""
 _BEHAVIOUR = {
     "displaylogo": False,
     "responsive": True,
-    # plotly resets to the first range, that of parameters, whatever the buttons have chosen since.
+    # plotly resets to the initial range, that of parameters, even if another button was chosen.
     "doubleClick": "autosize",
-    # plotly's own buttons would also upload the chart to its makers' servers.
+    # Among plotly's own buttons are two that upload the chart to its makers' servers.
     "modeBarButtonsToRemove": [
         "resetScale2d", "select2d", "lasso2d", "sendChartToCloud", "sendDataToCloud",
     ],
@@ -66,10 +66,10 @@ def write_interactive(curves: Sequence[Curve], path: Path) -> None:
     """Draw the methods of one run, or of several, and write the page atomically.
 
     Args:
-        curves: Results of searches; the line style tells several apart.
-        path: Where to write the HTML.
+        curves: Results of searches; several are distinguished by line style.
+        path: Path of the HTML file.
     """
-    import plotly.io  # takes a second; only those who draw pay for it
+    import plotly.io  # takes a second, so it is imported only for drawing
 
     chart = plotly.io.to_html(
         _figure(curves),
@@ -114,7 +114,7 @@ def _figure(curves: Sequence[Curve]) -> dict[str, Any]:
 
 
 def _size_axis(curves: Sequence[Curve], field: str, drawn: Sequence[float]) -> dict[str, Any]:
-    """Return what of the horizontal axis depends on the kind of size, in plotly's words."""
+    """Return the settings of the horizontal axis for one kind of size, as plotly takes them."""
     sizes = names_of_sizes(curves, field)
     ends = size_range(drawn or sizes)
     shown = marked(sizes, ends)
@@ -151,7 +151,7 @@ def _line(
             "thickness": 1.2,
             "width": 4,
         },
-        # A marker at 100 % stands half above the axis, and is not cut.
+        # A marker at 100 % extends above the axis and must not be clipped.
         "cliponaxis": False,
         "line": {"color": colour, "dash": dash, "width": 2},
         "marker": {"color": colour, "symbol": _MARKERS[marker], "size": 9},
@@ -181,7 +181,7 @@ def _places(points: Sequence[tuple[_Point, str]], axis: str, methods: Sequence[s
 
 
 def _details(size: CurveSize, own: Size, result: MethodResult) -> str:
-    """Return what a reader wants to know of one student."""
+    """Return the text that is shown for one student."""
     settings = [
         f"{name.rpartition('.')[2]} {value:.3g}" if isinstance(value, float) else
         f"{name.rpartition('.')[2]} {value}"
@@ -205,7 +205,7 @@ def _layout(
     curves: Sequence[Curve], sizes: dict[str, Any], buttons: list[dict[str, Any]]
 ) -> dict[str, Any]:
     names = ", ".join(_escaped(curve.name) for curve in curves)
-    teachers: dict[float, list[int]] = {}  # those of several runs may be equally accurate
+    teachers: dict[float, list[int]] = {}  # teachers of several runs may be equally accurate
     for curve in curves:
         sizes_of_equals = teachers.setdefault(100 * curve.teacher["test_accuracy"], [])
         if curve.teacher["num_parameters"] not in sizes_of_equals:
@@ -229,7 +229,7 @@ def _layout(
         ],
         "annotations": [
             {
-                # Teachers of several runs are often nearly as good: not one label on another.
+                # Teachers of several runs are often close; alternating sides separates labels.
                 "xref": "paper", "x": number % 2, "xanchor": ("left", "right")[number % 2],
                 "y": y, "yanchor": "bottom", "showarrow": False, "font": {"color": "#555555"},
                 "text": f"teacher: {' and '.join(map(short_number, own))} parameters, {y:.1f} %",
@@ -249,5 +249,5 @@ def _layout(
 
 
 def _escaped(text: str) -> str:
-    """Escape a text for plotly, which shows a few tags of HTML."""
+    """Escape a text for plotly, which interprets a few HTML tags."""
     return str(escape(printable(text)))

@@ -1,4 +1,4 @@
-"""How sure a mean over seeds is."""
+"""Confidence intervals of means over seeds, and of accuracies."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ CONFIDENCE = 0.95
 def half_width(values: Sequence[float]) -> float | None:
     """Return half the 95 % confidence interval of the mean (Student's t).
 
-    `t_{n-1, 0.975} * s / sqrt(n)` with the sample standard deviation `s`; in the unit of `values`.
-    None for fewer than two values, which say nothing about their spread.
+    `t_{n-1, 0.975} * s / sqrt(n)` with the sample standard deviation `s`, in the unit of `values`.
+    None for fewer than two values, whose spread is unknown.
 
     Example:
         >>> half_width([0.95])
@@ -30,15 +30,15 @@ def half_width(values: Sequence[float]) -> float | None:
 
 
 def sampling_half_width(accuracy: float, num_images: int) -> float:
-    """Return half the 95 % interval of an accuracy for the images that it was measured on.
+    """Return half the 95 % interval of an accuracy due to the sampling of test images.
 
-    Those are a sample: of all images like them the student gets another share right, which lies
-    within the interval. No number of seeds shows it, as all of them answer the same images. It is
-    Wilson's, which has a width where all answers are right as well.
+    The test images are a sample. On the whole population the student's share of right answers
+    differs, and lies within the interval. More seeds do not reveal this, as they all use the same
+    images. It is Wilson's interval, whose width is not 0 even if all answers are right.
 
     Args:
         accuracy: Share of right answers.
-        num_images: How many were answered, at least one.
+        num_images: Number of images, at least one.
 
     Example:
         >>> round(sampling_half_width(0.95, 450), 3), round(sampling_half_width(1.0, 450), 3)

@@ -19,15 +19,15 @@ _LINES: Sequence[Any] = (
     "-", "--", ":", "-.",
     (0, (9, 3)), (0, (9, 2, 3, 2)), (0, (6, 2, 1, 2, 1, 2)), (0, (1, 4)),
 )  # fmt: skip
-"""A style for each run, begun anew after the last; lengths of dashes and gaps in line widths."""
+"""Line styles of the runs, repeated after the last; dashes and gaps in units of line width."""
 
 
 def draw_curves(curves: Sequence[Curve], path: Path) -> None:
-    """Draw the methods of all runs over the student's parameters, and write it atomically.
+    """Draw the methods of all runs over the student's parameters, and write the file atomically.
 
     Args:
         curves: Results of searches.
-        path: Where to write; the suffix chooses the format (`.png`, `.pdf`, `.svg`).
+        path: Path of the file; its suffix determines the format (`.png`, `.pdf`, `.svg`).
     """
     methods = list(dict.fromkeys(name for curve in curves for name in curve.methods))
     styles = styles_of(methods)

@@ -1,7 +1,7 @@
-"""`report.html`: searches explained to someone who never saw krscale, in one file, offline.
+"""`report.html`: searches explained to readers who do not know krscale, in one file, offline.
 
-Plain HTML without scripts: every figure is inside, nothing is loaded from anywhere. What it says
-everywhere stands in `templates/`; this file has what differs from run to run.
+It is plain HTML without scripts: every figure is embedded, and nothing is loaded from elsewhere.
+The fixed text is in `templates/`; this module adds what differs from run to run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from krscale.report.students import CurveSize, MethodResult, is_within
 from krscale.report.table import apart, front_of, sampling, several_rows, short_number
 
 CLOSE_ENOUGH = 0.01
-"""A student this near to the best on validation counts as enough in the summary."""
+"""Maximum distance from the best validation accuracy for the smallest student of the summary."""
 
 _SPLITS = ("train", "val", "test")
 _PURPOSES = {
@@ -41,17 +41,17 @@ _PURPOSES = {
 
 @dataclass(frozen=True)
 class ShownRun:
-    """All that the page says of one run.
+    """The content of the page for one run.
 
     Attributes:
         curve: Its result.
         figure: Its figure, a PNG.
-        experiment: What was asked; None where it cannot be read.
-        environment: Versions, machine and command of its last start; empty where not kept.
+        experiment: Its experiment; None if it cannot be read.
+        environment: Versions, machine and command of its last start; empty if not recorded.
         problem: Why the experiment cannot be read.
-        insight: What its journal says of its settings; None where it cannot be read.
+        insight: Results on its settings from its journal; None if they cannot be read.
         insight_figure: The figure of the insight, a PNG.
-        insight_problem: Why there is no insight, or not all of it, and what makes it.
+        insight_problem: Why the insight is missing or incomplete, and how to create it.
     """
 
     curve: Curve
@@ -68,8 +68,8 @@ def write_page(runs: Sequence[ShownRun], path: Path, overlay: bytes | None = Non
     """Write the page atomically.
 
     Args:
-        runs: What to show, in this order.
-        path: Where to.
+        runs: The runs to show, in this order.
+        path: Path of the file.
         overlay: A figure of all runs together, a PNG.
     """
     curves = [run.curve for run in runs]
@@ -88,7 +88,7 @@ def write_page(runs: Sequence[ShownRun], path: Path, overlay: bytes | None = Non
 
 
 def _content(run: ShownRun) -> dict[str, Any]:
-    """Return what the page says of one run, as `run.html.j2` names it."""
+    """Return the values for one run, by their names in `run.html.j2`."""
     curve = run.curve
     return {
         "curve": curve,
@@ -177,7 +177,7 @@ def _question(run: ShownRun) -> list[str]:
 
 
 def _cells(curve: Curve) -> list[tuple[str, MethodResult]]:
-    """Return every student of a curve, finished or not: `kr at 1/16`, and what it reached."""
+    """Return every student of a curve, finished or not: `kr at 1/16`, and its result."""
     return [
         (f"{method} at {size.capacity}", result)
         for size in curve.sizes
@@ -186,7 +186,7 @@ def _cells(curve: Curve) -> list[tuple[str, MethodResult]]:
 
 
 def _fresh_seeds(curve: Curve, planned: int) -> str:
-    """Return with how many seeds winners were trained, and with how many those with others."""
+    """Return the planned number of seeds of the winners, and those students with another one."""
     others = [(name, len(r.seeds)) for name, r in _cells(curve) if len(r.seeds) != planned]
     text = f"{planned} fresh seeds"
     if not others:
@@ -275,7 +275,7 @@ def _cost(curve: Curve) -> str:
 
 
 def _made(run: ShownRun) -> list[tuple[str, list[str]]]:
-    """Return what the run was made of and with, by label."""
+    """Return fingerprints and versions of the run, by label."""
     curve, environment = run.curve, run.environment
     marks = {"data": curve.data.get("fingerprint"), "teacher": curve.teacher.get("fingerprint")}
     known = [f"{name} {mark}" for name, mark in marks.items() if mark]

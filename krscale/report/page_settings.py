@@ -1,4 +1,4 @@
-"""Sections of the page: which settings won where, and whether the search was long enough."""
+"""Sections of the page: the winning settings by size, and whether the search was long enough."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ _TEXTS = ("size", "method")
 
 @dataclass(frozen=True)
 class Convergence:
-    """Whether a search and its trainings were long enough: a PNG, and numbers."""
+    """Whether a search and its trainings were long enough, as a PNG and a table."""
 
     figure: bytes
     table: Table
 
 
 def winning_settings(curve: Curve, insight: Insight | None) -> Table | None:
-    """Return which granularity and sparsity won at which size; None where neither was searched.
+    """Return the winning granularity and sparsity at each size; None if neither was searched.
 
     Args:
         curve: The result.
-        insight: What is known of all trials; None where only the winners are known.
+        insight: Results on all trials; None if only the winners are known.
     """
     won = [(capacity, method, r) for capacity, method, r in _results(curve) if _varied(r)]
     if not won:
         return None
     rows = [_won(*entry, insight.study(entry[1], entry[0]) if insight else None) for entry in won]
-    most = max(len(row) for row in rows)  # a study that the insight does not know has fewer
+    most = max(len(row) for row in rows)  # a study without insight has fewer columns
     headings = next(list(row) for row in rows if len(row) == most)
     cells = [texts([row.get(name, "-") for name in headings], len(_TEXTS)) for row in rows]
     return Table(headings, cells, num_text=len(_TEXTS))
@@ -54,11 +54,11 @@ def other_settings(curve: Curve) -> Table:
 
 
 def convergence(curve: Curve, insight: Insight | None) -> Convergence | None:
-    """Return what more trials or more epochs might have gained; None where it is not known.
+    """Return whether more trials or epochs might have helped; None if unknown.
 
     Args:
         curve: The result.
-        insight: What is known of all trials.
+        insight: Results on all trials.
     """
     figure = draw_convergence(insight) if insight else None
     if insight is None or figure is None:

@@ -1,4 +1,4 @@
-"""Pages from the templates beside this file; every value in them is escaped."""
+"""Pages from the templates in this folder; every value in them is escaped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from krscale.showing import printable
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table; `kind` is `""` (a number), `"text"` (to the left) or `"best"` (bold)."""
+    """A cell; `kind` is `""` (a number), `"text"` (left-aligned) or `"best"` (bold)."""
 
     text: str
     kind: str = ""
@@ -26,7 +26,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a page; the first `num_text` headings stand to the left."""
+    """A table of a page; the first `num_text` headings are left-aligned."""
 
     headings: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -34,7 +34,7 @@ class Table:
 
 
 def texts(row: Sequence[str], num_text: int) -> list[Cell]:
-    """Return a row whose first `num_text` cells stand to the left."""
+    """Return a row whose first `num_text` cells are left-aligned."""
     return [Cell(text, "text" if i < num_text else "") for i, text in enumerate(row)]
 
 
@@ -42,9 +42,9 @@ def write_rendered(path: Path, template: str, **values: Any) -> None:
     """Fill a template and write it atomically.
 
     Args:
-        path: Where to.
-        template: Its name, e.g. `report.html.j2`.
-        values: What it names. All are escaped but `Markup`.
+        path: Path of the file.
+        template: Name of the template, e.g. `report.html.j2`.
+        values: Its variables. All are escaped except `Markup`.
     """
     text = _templates().get_template(template).render(values)
     write_text(path, text)

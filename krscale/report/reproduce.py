@@ -1,4 +1,4 @@
-"""The command that runs an experiment again: only what differs from the defaults."""
+"""The command that runs an experiment again, with the settings that differ from the defaults."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from krscale.config import Experiment
 
 _ELSEWHERE = {"storage_path", "tracking", "cluster"}
-"""Where a run is kept, shown and computed; no part of what it is."""
+"""Where a run is stored, tracked and computed; these do not affect its result."""
 
 
 def command_of(experiment: Experiment) -> str:
@@ -41,7 +41,7 @@ def _changes(given: Mapping[str, Any], default: Mapping[str, Any], prefix: str) 
 
 
 _FREE = {"options"}
-"""Fields that are open tables: replaced as a whole, not key by key."""
+"""Fields that are free-form tables: replaced as a whole, not key by key."""
 
 
 def _toml(value: Any) -> str:
@@ -50,12 +50,12 @@ def _toml(value: Any) -> str:
         return "{" + ", ".join(pairs) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    # JSON's strings, numbers and booleans are TOML's, but for what JSON escapes as two surrogates.
+    # JSON's strings, numbers and booleans are valid TOML, except for escaped surrogate pairs.
     return "".join(map(_escaped, json.dumps(value, ensure_ascii=False)))
 
 
 def _escaped(char: str) -> str:
-    """Escape what TOML forbids, or no page shows: DEL, the joiners inside of an emoji."""
+    """Escape what TOML forbids or a page does not show: DEL, the joiners inside an emoji."""
     if char.isprintable():
         return char
     return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"

@@ -1,7 +1,7 @@
-"""`curve.json`, the machine-readable result of a search: its shape, writing and reading.
+"""`curve.json`, the machine-readable result of a search: its schema, writing and reading.
 
-Accuracies are shares in [0, 1]. Selection uses validation accuracy only; test accuracies are there
-to be read.
+Accuracies are shares in [0, 1]. Selection uses validation accuracy only; test accuracies are only
+reported.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from krscale.report.students import CurveSize, Milliseconds, Part
 
 CURVE_FILE = "curve.json"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9._+/-]{0,199}")
-"""What a run, a size or a method is called; names of files are made of it."""
+"""Allowed names of runs, sizes and methods, since file names are made from them."""
 
 
 class TeacherRecord(TypedDict):
-    """The model the knowledge came from."""
+    """The teacher of a search."""
 
     model: str
     width: int
@@ -39,7 +39,7 @@ class TeacherRecord(TypedDict):
 
 
 class ParetoEntry(Part):
-    """A student that no other beats both in validation accuracy and in parameters."""
+    """A student that no other student beats in both validation accuracy and parameters."""
 
     capacity: str
     method: str
@@ -51,18 +51,18 @@ class ParetoEntry(Part):
 
 
 class Cost(Part):
-    """What a search took."""
+    """The cost of a search."""
 
     num_trials: Count
-    """Trainings that were started: tuning and final, early stopped and interrupted ones too."""
+    """Trainings that were started: tuning and final, including stopped and interrupted ones."""
     wall_seconds: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-    """From the first start to the last end, pauses included."""
+    """From the first start to the last end, including pauses."""
     trial_seconds: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-    """Sum over all trainings of how long each took."""
+    """Sum of the durations of all trainings."""
 
 
 class Budgets(Part):
-    """What a search was allowed, as in the config's `search`; 0 is no limit."""
+    """The budget of a search, as in the config's `search`; 0 means no limit."""
 
     trials_per_size: Count
     num_final_seeds: Count
@@ -72,24 +72,24 @@ class Budgets(Part):
 
 
 class Curve(Part):
-    """Accuracy versus capacity for every method, and where it came from."""
+    """Accuracy versus capacity for every method, with its provenance."""
 
     name: str
     """Name of the run."""
     commit: str
-    """Git commit of the code that ran, `-dirty` appended when the tree had changes."""
+    """Git commit of the code, with `-dirty` appended if the tree had changes."""
     data: dict[str, Any]
     """Source, fingerprint and sizes of the data."""
     teacher: TeacherRecord
-    """The model the knowledge came from."""
+    """The teacher of the search."""
     sizes: tuple[CurveSize, ...]
     """The ladder, as configured."""
     pareto: tuple[ParetoEntry, ...]
     """The front, smallest student first; see `find_pareto`."""
     cost: Cost | None = None
-    """None in curves of krscale before it was kept."""
+    """None in curves of older versions of krscale, which did not record it."""
     budgets: Budgets | None = None
-    """None in curves of krscale before they were kept."""
+    """None in curves of older versions of krscale, which did not record them."""
 
     @field_validator("data")
     @classmethod
@@ -103,7 +103,7 @@ class Curve(Part):
 
     @property
     def num_unlabelled(self) -> int:
-        """Images without labels that students of the teacher learned from."""
+        """Number of images without labels that students with a teacher learned from."""
         return int(self.data.get("num_unlabelled", 0))
 
     @property
@@ -115,8 +115,8 @@ class Curve(Part):
 def find_pareto(sizes: Sequence[CurveSize]) -> tuple[ParetoEntry, ...]:
     """Return the front over all sizes and methods, smallest student first.
 
-    A student is on the front when none has both at least its mean validation accuracy and at most
-    its parameters. The test accuracy is carried along, never consulted.
+    A student is on the front if no other has at least its mean validation accuracy and at most its
+    number of parameters, with one of the two better. The test accuracy is included but not used.
     """
     entries = [
         ParetoEntry(
@@ -146,7 +146,7 @@ def read_curve(run_path: Path) -> Curve:
     """Read the curve of a run.
 
     Raises:
-        UserError: If there is none yet, or its `curve.json` is not one.
+        UserError: If there is none yet, or its `curve.json` is invalid.
     """
     path = run_path / CURVE_FILE
     if not path.is_file():
@@ -160,5 +160,5 @@ def read_curve(run_path: Path) -> Curve:
     for name in (curve.name, *sizes, *(method for size in curve.sizes for method in size.methods)):
         if not _PLAIN_NAME.fullmatch(name) or ".." in name:
             raise damaged(path, f"{name[:80]!r} is no name of a run, size or method", rebuild)
-    # Found anew: that of an older file was chosen by means which were not rounded.
+    # Recomputed: older versions chose the front by means that were not rounded.
     return curve.model_copy(update={"pareto": find_pareto(curve.sizes)})

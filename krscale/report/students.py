@@ -1,4 +1,4 @@
-"""The students of a curve: what each method reached at each size. Parts of `curve.json`."""
+"""The students of a curve: the result of each method at each size. Parts of `curve.json`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from krscale.config.records import Accuracy, Count, NotNegative
 Milliseconds = NotNegative
 
 _RENAMED = {"rungs": "sizes", "trials_per_rung": "trials_per_size"}
-"""Names that fields, and settings that are values, had in older versions of krscale."""
+"""Former names of fields, and of settings that occur as values, in older versions of krscale."""
 
 
 def rounded_mean(mean: float) -> float:
-    """Return a mean accuracy without what adding floating-point numbers left in its last digits.
+    """Return a mean accuracy without floating-point errors in its last digits.
 
-    Seeds with equally many right answers are equally good, and those with 0.7 each have 0.7: an
-    accuracy is a count over at most millions of images, so no true difference is this small.
+    Three seeds with an accuracy of 0.7 must have a mean of 0.7, so that equally good results
+    compare as equal. An accuracy is a count over at most millions of images, so no true difference
+    is as small as the rounding.
 
     Example:
         >>> mean = (0.7 + 0.7 + 0.7) / 3
@@ -31,15 +32,15 @@ def rounded_mean(mean: float) -> float:
 
 
 def is_within(accuracy: float, best: float, distance: float) -> bool:
-    """Return whether an accuracy is at most so far below the best, counted as people count.
+    """Return whether an accuracy is at most `distance` below the best, in decimal arithmetic.
 
-    One image of 200 is half a point, so distances of exactly that are common; what subtracting
-    floating-point numbers leaves in the last digits must not decide.
+    One image of 200 is half a point, so differences of exactly that are common; floating-point
+    errors in the last digits must not decide.
 
     Args:
         accuracy: A share.
         best: A share.
-        distance: Difference of shares, itself included.
+        distance: Maximum difference of the shares, inclusive.
 
     Example:
         >>> 0.12 >= 0.13 - 0.01, is_within(0.12, 0.13, 0.01), is_within(0.119, 0.13, 0.01)
@@ -49,26 +50,26 @@ def is_within(accuracy: float, best: float, distance: float) -> bool:
 
 
 class Part(BaseModel):
-    """A part of `curve.json`: immutable, and closed to unknown keys."""
+    """A part of `curve.json`; immutable, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
     def _with_new_names(cls, content: Any) -> Any:
-        """Read curves that were written when fields had other names."""
+        """Accept the former names of fields in curves of older versions."""
         if not isinstance(content, dict):
             return content
         return {_RENAMED.get(name, name): value for name, value in content.items()}
 
 
 class Size(Part):
-    """How large a student is."""
+    """The size of a student."""
 
     width: Count
     """Its capacity dial."""
     num_parameters: Count
-    """Of the student alone."""
+    """Parameters of the student alone."""
     flops: Count
     """Operations of one forward pass of one image, two per multiply-add."""
     latency_ms: Milliseconds
@@ -76,21 +77,21 @@ class Size(Part):
 
 
 class FrontTrial(Part):
-    """A trial that no other of its study beats in all objectives."""
+    """A trial that no other trial of its study beats in all objectives."""
 
     number: Count
     """Its number in the study."""
     objectives: dict[str, float]
-    """What it reached, by objective; trained once, with the search's seed."""
+    """Its values, by objective; trained once, with the search's seed."""
     settings: dict[str, Any]
     """Dotted path of the experiment -> value."""
 
 
 class MethodResult(Part):
-    """What one method reached at one size: its winner, trained again with fresh seeds."""
+    """The result of one method at one size: its winner, trained again with fresh seeds."""
 
     test_accuracy: Accuracy | None
-    """Mean over the seeds; None when no trial of the method finished at this size."""
+    """Mean over the seeds; None if no trial of the method finished at this size."""
     test_accuracies: tuple[Accuracy, ...]
     """One per seed."""
     val_accuracy: Accuracy | None
@@ -100,7 +101,7 @@ class MethodResult(Part):
     seeds: tuple[int, ...]
     """Seeds of the final trainings, in the order of the accuracies."""
     num_trials: Count
-    """Trials of the search, of every state."""
+    """Number of trials of the search, in any state."""
     num_pruned: Count
     """Trials that early stopping ended."""
     num_failed: Count
@@ -108,17 +109,17 @@ class MethodResult(Part):
     best: dict[str, Any]
     """Settings of the winner: dotted path of the experiment -> value."""
     size: Size | None = None
-    """The winner's own, where the architecture was searched; None where it is the size's."""
+    """The winner's own size if the architecture was searched; None if it is that of the ladder."""
     ended_by: str | None = None
-    """The field of `search` that ended its tuning, e.g. `max_epochs`; `size_limits` where nearly
-    every suggestion was too large; None in curves of krscale before it was kept."""
+    """The field of `search` that ended its tuning, e.g. `max_epochs`; `size_limits` if nearly every
+    suggestion was too large; None in curves of older versions, which did not record it."""
     front: tuple[FrontTrial, ...] = ()
-    """Of a search with several objectives, the most accurate first: it is the winner."""
+    """The front of a search with several objectives, most accurate first: the winner."""
 
     @field_validator("test_accuracy", "val_accuracy")
     @classmethod
     def _rounded(cls, mean: float | None) -> float | None:
-        """Curves of krscale before means were rounded are read as those of today."""
+        """Round the means in curves of older versions of krscale, which did not."""
         return None if mean is None else rounded_mean(mean)
 
     @field_validator("ended_by")
@@ -141,7 +142,7 @@ class MethodResult(Part):
         ended_by: str | None = None,
         front: Sequence[FrontTrial] = (),
     ) -> MethodResult:
-        """Build the result from one accuracy per seed; the means are taken here."""
+        """Build the result from one accuracy per seed, computing the means."""
         return cls(
             test_accuracy=_mean(test_accuracies),
             test_accuracies=tuple(test_accuracies),
@@ -178,7 +179,7 @@ class CurveSize(Part):
     """One student size."""
 
     capacity: str
-    """Share of the teacher's parameters that was asked for, e.g. `"1/16"`."""
+    """Requested share of the teacher's parameters, e.g. `"1/16"`."""
     width: Count
     """The student's capacity dial."""
     num_parameters: Count
@@ -191,14 +192,14 @@ class CurveSize(Part):
     """Result by method name."""
 
     def size_of(self, method: str) -> Size:
-        """Return the size of a method's winner: its own where it has one, else the size's."""
+        """Return the size of a method's winner: its own if it has one, else that of the ladder."""
         return self.methods[method].size or self._configured
 
     def by_student(self) -> list[tuple[Size, tuple[str, ...]]]:
         """Return the sizes of its finished students, smallest first, with the methods of each.
 
-        One size, unless the architecture was searched; without a finished student that of the
-        ladder, of no method.
+        This is a single size unless the architecture was searched. Without a finished student, it
+        is the size of the ladder without methods.
         """
         found: dict[Size, list[str]] = {}
         for method, result in self.methods.items():

@@ -23,14 +23,14 @@ _ASCII_HEAD = box.Box("    \n    \n -- \n" + "    \n" * 5, ascii=True)
 def curve_table(curve: Curve, *, ascii_only: bool | None = None) -> Table:
     """Return the table: a row per size, test accuracy in percent for every method.
 
-    A size whose methods have students of different sizes has a row for each of these.
+    If students of one capacity differ in size, each of their sizes has its own row.
 
     Args:
         curve: The result of a search.
-        ascii_only: Use no character outside ASCII; None decides by the encoding of stdout.
+        ascii_only: Use ASCII characters only; None decides by the encoding of stdout.
 
-    The best mean of a row is bold, students on the Pareto front carry an asterisk, and several
-    seeds are shown with half their 95 % interval. Fits 60 columns with three methods.
+    The best mean of a row is bold, students on the Pareto front are marked with an asterisk, and
+    several seeds are shown with half their 95 % interval. Fits 60 columns with three methods.
     """
     plain_text = stdout_is_ascii() if ascii_only is None else ascii_only
     plus_minus = "+-" if plain_text else "±"
@@ -78,7 +78,7 @@ def short_number(value: float) -> str:
 
 
 def short_latency(milliseconds: float, digits: int = 3) -> str:
-    """Return milliseconds with so many digits, more where there are more before the point.
+    """Return milliseconds with this many digits, or with all digits before the point if more.
 
     Example:
         >>> [short_latency(value) for value in (0.2517, 12.349, 1234.5)]
@@ -93,7 +93,7 @@ def short_latency(milliseconds: float, digits: int = 3) -> str:
 def student_rows(
     size: CurveSize, methods: Sequence[str], front: set[tuple[str, str]], plus_minus: str
 ) -> list[list[Text]]:
-    """Return a row for each size that students of one capacity have: theirs, and accuracies."""
+    """Return a row for each size of the students of one capacity, with their accuracies."""
     accuracies = dict(zip(methods, _accuracy_cells(size, methods, front, plus_minus), strict=True))
     rows = []
     for own, cells in apart(size, accuracies):
@@ -105,14 +105,14 @@ def student_rows(
 
 
 def apart(size: CurveSize, cells: Mapping[str, T]) -> list[tuple[Size, list[T | None]]]:
-    """Spread a row's cells of methods, so that each is in the row of its own student's size.
+    """Distribute the methods' cells over rows, so that each is in the row of its student's size.
 
     Args:
         size: Students of one capacity.
-        cells: A cell by method; those without a finished student go to the first row.
+        cells: One cell per method; those without a finished student go to the first row.
 
     Returns:
-        A row for each size, None where a method has its cell in another row.
+        A row for each size, with None for methods whose cell is in another row.
     """
     found = size.by_student()
     trained = {method for _, here in found for method in here}
@@ -124,7 +124,7 @@ def apart(size: CurveSize, cells: Mapping[str, T]) -> list[tuple[Size, list[T | 
 
 
 def several_rows(curves: Sequence[Curve]) -> list[str]:
-    """Say why a size has several rows; nothing where none has."""
+    """Return a note on why a size has several rows; empty if none has."""
     if all(len(size.by_student()) == 1 for curve in curves for size in curve.sizes):
         return []
     return ["size in several rows: the architecture was searched, students differ in size"]
@@ -133,7 +133,7 @@ def several_rows(curves: Sequence[Curve]) -> list[str]:
 def _accuracy_cells(
     size: CurveSize, methods: Sequence[str], front: set[tuple[str, str]], plus_minus: str
 ) -> list[Text]:
-    """Return a cell for each method: percent, interval, a mark on the front, bold the best."""
+    """Return a cell for each method: percent, interval, a mark for the front; the best is bold."""
     means = [result.test_accuracy for result in size.methods.values()]
     best = max((mean for mean in means if mean is not None), default=None)
     cells = []
@@ -157,9 +157,9 @@ def _accuracy(result: MethodResult, plus_minus: str) -> str:
 
 
 def sampling(curve: Curve) -> str:
-    """Say how far the accuracies of a curve may be from those on other images: `±0.8 to ±2.2`.
+    """Return how far a curve's accuracies may be from those on other images: `±0.8 to ±2.2`.
 
-    Empty where it is not known on how many they were measured.
+    Empty if the number of test images is unknown.
     """
     means = [
         result.test_accuracy
@@ -175,7 +175,7 @@ def sampling(curve: Curve) -> str:
 
 
 def span(counts: Collection[int]) -> str:
-    """Return the least and the most: `5`, or `2-5`; `0` of none.
+    """Return the minimum and the maximum: `5`, or `2-5`; `0` if empty.
 
     Example:
         >>> span([5, 5]), span([5, 2, 3]), span([])
@@ -186,12 +186,12 @@ def span(counts: Collection[int]) -> str:
 
 
 def seeds_of(curve: Curve) -> set[int]:
-    """Return the numbers of seeds with which finished students were trained."""
+    """Return the numbers of seeds of finished students."""
     return {len(r.seeds) for size in curve.sizes for r in size.methods.values() if r.seeds}
 
 
 def interval_notes(curves: Sequence[Curve], plus_minus: str) -> list[str]:
-    """Say what is shown behind the accuracies; nothing where there is one seed."""
+    """Return a note that explains the intervals; empty with one seed."""
     counts = {count for curve in curves for count in seeds_of(curve)}
     if max(counts, default=0) < 2:
         return []
@@ -216,6 +216,6 @@ def _caption(curve: Curve, plus_minus: str) -> str:
 
 
 def stdout_is_ascii() -> bool:
-    """Whether stdout can show no more than ASCII."""
+    """Return whether stdout can show ASCII only."""
     encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower()
     return not encoding.startswith(("utf", "cp65001"))

@@ -1,1 +1,1 @@
-"""Learning in one process: the only training loop, its metrics, and its checkpoints."""
+"""Training in one process: the only training loop, its metrics, and its checkpoints."""

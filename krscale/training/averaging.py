@@ -1,4 +1,4 @@
-"""An exponential moving average of a student's weights, which is judged and kept in its place."""
+"""An exponential moving average of a student's weights, evaluated and saved in their place."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import nn
 
 
 class AveragedStudent:
-    """A copy of a student whose weights follow those in training.
+    """A copy of a student whose weights are a moving average of those in training.
 
     After update `n` they are `d * average + (1 - d) * weights` with
-    `d = min(decay, (1 + n) / (10 + n))`, so that the first, random weights are soon forgotten.
-    Running statistics are averaged likewise, counters are copied, and weights that stand under
-    several names follow once.
+    `d = min(decay, (1 + n) / (10 + n))`, so that the initial, random weights soon lose their
+    influence. Running statistics are averaged in the same way, counters are copied, and weights
+    with several names are updated once.
 
     Args:
-        student: In training.
-        decay: Weight of the past.
+        student: The student in training.
+        decay: Weight of the previous average.
     """
 
     def __init__(self, student: nn.Module, decay: float) -> None:
@@ -29,7 +29,7 @@ class AveragedStudent:
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
-        """Follow the weights that a step has changed."""
+        """Update the average with the weights after a step."""
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
         current = student.state_dict()
@@ -42,10 +42,10 @@ class AveragedStudent:
                 average.copy_(current[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a restart needs."""
+        """Return everything that a restart needs."""
         return {"model": self.model.state_dict(), "num_updates": self.num_updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self.model.load_state_dict(state["model"])
         self.num_updates = int(state["num_updates"])

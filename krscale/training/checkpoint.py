@@ -1,8 +1,9 @@
-"""Checkpoints of a run, and weights that travel: checksummed, atomic, free of code.
+"""Checkpoints of a run, and exported weights: checksummed, atomic, free of code.
 
-A checkpoint is a folder, because that is what Ray Train carries: `state.pt`, which holds tensors
-and plain values only, and `manifest.json` with its SHA-256. Weights that leave a run are one
-`.safetensors` file. `.pt` files are read without running code (`krscale.models.torch_files`).
+A checkpoint is a folder, because that is what Ray Train transfers: `state.pt`, which holds tensors
+and plain values only, and `manifest.json` with its SHA-256. Weights that are exported from a run
+are one `.safetensors` file. `.pt` files are read without running code
+(`krscale.models.torch_files`).
 """
 
 from __future__ import annotations
@@ -39,15 +40,15 @@ STATE = "state.pt"
 MANIFEST = "manifest.json"
 FORMAT = 1
 
-# One key, because safetensors writes several keys in no fixed order: equal weights and metadata
-# then give equal bytes, and a file of another program is not mistaken for one of ours.
+# Only one key, because safetensors writes several keys in no fixed order: equal weights and
+# metadata then give equal bytes, and files of other programs are not mistaken for ours.
 _METADATA_KEY = "krscale"
 _START_ANEW = "Use an older checkpoint, or delete this one to start anew."
 
 
 @dataclass(frozen=True)
 class _Manifest:
-    """What a checkpoint consists of: file -> its SHA-256; and a note that is read without them."""
+    """Files of a checkpoint with their SHA-256, and a note that can be read without them."""
 
     format: int
     files: dict[str, str]
@@ -60,14 +61,14 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], note: str = "") -> Non
     Args:
         path: Folder of the checkpoint.
         state: Tensors, numbers, strings and None in dicts, lists and tuples.
-        note: What `read_note` returns without reading the state.
+        note: Text that `read_note` returns without reading the state.
 
     Raises:
-        TypeError: If `state` holds anything else; it could not be read again without pickle.
+        TypeError: If `state` holds anything else, which could not be read back without pickle.
     """
     _refuse_objects(state, "state")
     with new_folder(path) as folder:
-        with (folder / STATE).open("wb") as file:  # given a path, torch hides why a write failed
+        with (folder / STATE).open("wb") as file:  # if given a path, torch hides why a write failed
             torch.save(dict(state), file)
         files = {STATE: sha256(folder / STATE)}
         noted = {"note": note} if note else {}
@@ -78,13 +79,13 @@ def read_note(path: Path) -> str:
     """Return the note of a checkpoint folder; empty if it has none.
 
     Raises:
-        UserError: If it is no checkpoint, or its manifest is not what was written.
+        UserError: If it is not a checkpoint, or its manifest is not as written.
     """
     return _read_manifest(path).note
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint folder, its tensors on `device`, after comparing its checksum.
+    """Read a checkpoint folder, with its tensors on `device`, after verifying its checksum.
 
     Raises:
         UserError: If the folder, a file or its content is missing or broken; names the file.
@@ -97,14 +98,14 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
 
 
 def check_checkpoint(path: Path, rebuild: str = _START_ANEW) -> None:
-    """Compare the files of a checkpoint folder with its checksums.
+    """Verify the files of a checkpoint folder against its checksums.
 
     Args:
         path: The folder.
-        rebuild: A sentence for the error: what can be done.
+        rebuild: A sentence for the error message on what the user can do.
 
     Raises:
-        UserError: As `load_checkpoint`.
+        UserError: As in `load_checkpoint`.
     """
     manifest = _read_manifest(path, rebuild)
     for name, expected in manifest.files.items():
@@ -122,11 +123,10 @@ def check_checkpoint(path: Path, rebuild: str = _START_ANEW) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """Read a `.pt` file that krscale wrote by itself, on the CPU, running no code.
+    """Read a `.pt` file that krscale wrote itself, on the CPU, without running code.
 
     Raises:
-        UserError: If it is missing, not what was written, unreadable or no dictionary; names the
-            file.
+        UserError: If it is missing, not as written, unreadable or not a dictionary; names the file.
     """
     if not path.is_file():
         raise DamagedFileError(f"{path}: this file is missing.")
@@ -146,14 +146,13 @@ def save_weights(
 ) -> None:
     """Write weights as safetensors, atomically; equal content gives equal bytes.
 
-    Whoever reads them compares them with the digest that is written beside them (see
-    `krscale.digests`).
+    Readers compare the file with the digest that is written next to it (see `krscale.digests`).
 
     Args:
         path: The file, ending in `.safetensors`.
         weights: A module, or its state dict.
-        metadata: JSON-serialisable facts kept in the file's header.
-        digest: Whether to write the digest; False where another record has it.
+        metadata: JSON-serialisable values that are stored in the file's header.
+        digest: Whether to write the digest; False if another record contains it.
     """
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
     # Cloned, because tied weights share storage, which safetensors refuses to write.
@@ -162,14 +161,14 @@ def save_weights(
         for name, tensor in state.items()
     }
     header = {_METADATA_KEY: json.dumps(dict(metadata or {}), sort_keys=True, allow_nan=False)}
-    digest_path(path).unlink(missing_ok=True)  # of a file that is replaced
+    digest_path(path).unlink(missing_ok=True)  # that of a file being replaced
     write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=header))
     if digest:
         write_digest(path)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Return the metadata of a `.safetensors` file; empty when krscale did not write it.
+    """Return the metadata of a `.safetensors` file; empty if krscale did not write it.
 
     Raises:
         UserError: If the file cannot be read.
@@ -189,12 +188,13 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def read_weights(path: Path, where: str = "") -> State:
-    """Read a state dict of safetensors or `torch.save`, on the CPU, running no code.
+    """Read a state dict of safetensors or `torch.save`, on the CPU, without running code.
 
-    What a file is its content says: `pytorch_model.bin` is as good a name as any.
+    The format is determined by the content of the file, not by its name: `pytorch_model.bin` may be
+    of either format.
 
-    The prefixes that DDP and torch.compile put before every key, and the dictionary that training
-    scripts wrap around a state dict, are taken off.
+    Removed are the prefixes that DDP and torch.compile add to every key, and the dictionary in
+    which training scripts wrap a state dict.
 
     Args:
         path: The file.
@@ -208,7 +208,7 @@ def read_weights(path: Path, where: str = "") -> State:
 
 
 def _read(path: Path, where: str, key: str) -> Unwrapped:
-    """Return the state dict of a file as it is, and what was chosen."""
+    """Return the state dict of a file with its prefixes, and which table was chosen."""
     prefix = f"{where}: " if where else ""
     check_exists(path, prefix)
     check_file(path)
@@ -225,20 +225,20 @@ def _read(path: Path, where: str, key: str) -> Unwrapped:
 
 
 def fit_weights(path: Path, model: nn.Module, where: str = "", key: str = "") -> Fitted:
-    """Read the weights of a file under the names of `model`, which is left as it is.
+    """Read the weights of a file under the names of `model`, which is not changed.
 
-    Names are freed of what wrappers put before them, and of any beginning without which they all
-    fit.
+    Prefixes that wrappers added to the names are removed, and so is any common prefix without which
+    all names match.
 
     Args:
         path: A file `read_weights` accepts.
-        model: Whose names and shapes they must have; it may be on meta tensors.
+        model: The network whose names and shapes they must have; it may be on meta tensors.
         where: The config key that named the file, for the error.
-        key: The table to take where there are several, or the beginning of names.
+        key: The table to take if there are several, or a prefix of names.
 
     Raises:
-        UserError: As `read_weights`, or if keys or shapes differ: names them, with both shapes; or
-            if a weight is not finite.
+        UserError: As in `read_weights`; if keys or shapes differ (the message names them, with both
+            shapes); or if a weight is not finite.
     """
     place = f"{where}: {path}" if where else str(path)
     read = _read(path, where, key)
@@ -252,7 +252,7 @@ def load_weights(path: Path, model: nn.Module, where: str = "", key: str = "") -
 
     Args:
         path: As for `fit_weights`.
-        model: Receives the weights, on its own device and in its own dtype.
+        model: Gets the weights, on its own device and in its own dtype.
         where: As for `fit_weights`.
         key: As for `fit_weights`.
 
@@ -265,7 +265,7 @@ def load_weights(path: Path, model: nn.Module, where: str = "", key: str = "") -
 
 
 def _refuse_objects(value: Any, place: str) -> None:
-    """Raise for anything that `torch.load(weights_only=True)` would not read back."""
+    """Refuse any value that `torch.load(weights_only=True)` would not read back."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             _refuse_objects(item, f"{place}[{key!r}]")
@@ -291,14 +291,14 @@ def _read_manifest(path: Path, rebuild: str = _START_ANEW) -> _Manifest:
 
 
 def check_exists(path: Path, prefix: str) -> None:
-    """Refuse a path under which there is no regular file; name the nearest there is.
+    """Refuse a path that is not a regular file; the message names the nearest file.
 
     Args:
         path: The file.
-        prefix: Of the error, e.g. `"teacher.weights: "`.
+        prefix: Prefix of the error message, e.g. `"teacher.weights: "`.
 
     Raises:
-        UserError: Says what there is.
+        UserError: With what was found instead.
     """
     if is_file(path):
         with parsing(f"{prefix}{path}: cannot be read"):

@@ -1,4 +1,4 @@
-"""What an epoch adds up to: its metrics, and which loss term was the first to break."""
+"""Sums over an epoch: its metrics, and the first loss term that was not finite."""
 
 from __future__ import annotations
 
@@ -31,42 +31,42 @@ class EpochSums:
         self.counts = torch.zeros(3, dtype=torch.float64, device=device)
         self.diagnostics: dict[str, Tensor] = {}
         self.first_bad = torch.zeros(0)
-        self.has_gradient = torch.ones((), device=device)  # what the first step of all found
+        self.has_gradient = torch.ones((), device=device)  # result of the training's first step
         self.step = 0
 
     def add(self, terms: Tensor, output: LearnerOutput, batch: Batch) -> None:
-        """Add one batch and what the learner made of it, with its terms as one tensor `[M, B]`."""
+        """Add one batch and the learner's output for it, with its terms as one tensor `[M, B]`."""
         sums = terms.sum(dim=1, dtype=torch.float64)
         if self.step == 0:
             self.names = list(output.terms)
             self.terms = torch.zeros_like(sums)
             self.first_bad = torch.full_like(sums, math.inf)
         self.terms += sums
-        # Once one term is not finite, the weights spoil every other; the earliest is the cause.
+        # Once one term is not finite, the weights break all others; the earliest is the cause.
         bad = torch.where(torch.isfinite(sums), math.inf, float(self.step))
         self.first_bad = torch.minimum(self.first_bad, bad)
         self.counts[0] += _correct(output.logits.detach(), batch)
         self.counts[1] += (batch.labels != UNLABELLED).sum()
         self.counts[2] += len(batch.labels)
-        share = len(batch.labels) / batch.global_size  # of this worker
+        share = len(batch.labels) / batch.global_size  # this worker's share
         for name, value in output.diagnostics.items():
             of_share = value.detach().double() * share
             self.diagnostics[name] = self.diagnostics.get(name, 0.0) + of_share
         self.step += 1
 
     def metrics(self, epoch: int, num_steps: int) -> dict[str, float]:
-        """Reduce over workers and return means; the epoch's only wait for the device.
+        """Reduce over workers and return means; the only synchronisation of the epoch.
 
         Raises:
             NonFiniteError: If a term became NaN or infinite; names the earliest one and its step.
-            NoGradientError: If the first step of the training moved no weight.
+            NoGradientError: If the first step of the training had no gradient.
         """
         diagnostics = [v.reshape(1) for _, v in sorted(self.diagnostics.items())]
         gradient = self.has_gradient.to(self.counts).reshape(1)
         packed = torch.cat([self.terms, self.counts, gradient, *diagnostics])
         values = sum_over_workers(packed).tolist()
         num_terms = len(self.names)
-        # Judged on the sums over workers, so that every worker raises when one must.
+        # Checks use the sums over workers, so that all workers raise together.
         if not all(map(math.isfinite, values[:num_terms])):
             self._raise_non_finite(values[:num_terms], epoch, num_steps)
         correct, num_labelled, count, moved = values[num_terms : num_terms + 4]
@@ -93,7 +93,7 @@ class EpochSums:
 
 
 def _correct(logits: Tensor, batch: Batch) -> Tensor:
-    """Return how many are right; of a mixed image the weight of the label that was found."""
+    """Return the number of correct predictions; for mixed images, the weights of found labels."""
     if batch.mixture is None:
         return ACCURACY.total(logits, batch.labels)
     found = logits.argmax(dim=1)

@@ -1,6 +1,6 @@
-"""What was trained must give numbers: the last step of an epoch may break weights unseen.
+"""Checks for NaN and infinity after an epoch, whose last step may break the weights unnoticed.
 
-The loss of a step is computed before its update, so that no loss tells of the last one.
+The loss of a step is computed before its update, so no loss reflects the last update.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ ADVICE = "A smaller learning rate or weight usually helps."
 
 
 def require_finite(metrics: Mapping[str, float], epoch: int) -> None:
-    """Refuse metrics, the same on all workers, of which one is no number.
+    """Refuse metrics, the same on all workers, if one is NaN or infinite.
 
     Raises:
-        NonFiniteError: Naming it.
+        NonFiniteError: With the name of the metric.
     """
     for name, value in metrics.items():
         if not math.isfinite(value):

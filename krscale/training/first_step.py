@@ -1,4 +1,4 @@
-"""A training must be able to move its network: else it ends as it began, and nobody is told."""
+"""Checks that a training can change its network, since it would otherwise fail silently."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _WEIGHTS = (
 
 
 def require_trainable(network: nn.Module) -> None:
-    """Refuse a network that has weights, none of which is to be trained.
+    """Refuse a network that has weights of which none is trainable.
 
     Raises:
-        NoGradientError: Says how many there are.
+        NoGradientError: With the number of weights.
 
     Example:
         >>> require_trainable(nn.Linear(2, 3).requires_grad_(False))
@@ -33,17 +33,17 @@ def require_trainable(network: nn.Module) -> None:
 
 
 def require_dependence(loss: Tensor) -> None:
-    """Refuse a loss (a scalar) that no weight has a part in.
+    """Refuse a loss (a scalar) that depends on no weight.
 
     Raises:
-        NoGradientError: In place of torch's own error.
+        NoGradientError: Instead of torch's own error.
     """
     if not loss.requires_grad:
         raise NoGradientError(f"the loss depends on no weight of this network. {_WEIGHTS}")
 
 
 def has_gradient(network: nn.Module) -> Tensor:
-    """Return whether any weight has a gradient other than 0 (a scalar), without waiting for it."""
+    """Return whether any weight has a nonzero gradient (a scalar), without synchronising."""
     gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
     if not gradients:
         return torch.tensor(False)
@@ -51,13 +51,13 @@ def has_gradient(network: nn.Module) -> Tensor:
 
 
 def require_gradient(*, moved: bool) -> None:
-    """Refuse a training whose first step found no gradient.
+    """Refuse a training whose first step had no gradient.
 
     Args:
-        moved: What `has_gradient` returned, of any worker.
+        moved: The result of `has_gradient`, of any worker.
 
     Raises:
-        NoGradientError: On every worker, as gradients are the same on all.
+        NoGradientError: On all workers, as gradients are the same on all.
     """
     if not moved:
         raise NoGradientError(

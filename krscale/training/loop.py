@@ -1,6 +1,6 @@
 """The only training loop. It imports neither methods nor Ray: a learner, batches, and a schedule.
 
-A `Training` advances epoch by epoch, so that whoever drives it (a Tune trial, a Train worker, the
+A `Training` advances epoch by epoch, so that its caller (a Tune trial, a Train worker, the
 teacher's own training) decides what happens between epochs: report, save, stop.
 """
 
@@ -44,12 +44,12 @@ EVALUATION_BATCH_SIZE = 1024
 
 
 class Batches(Protocol):
-    """What a training reads: a `Loader`, or anything like it.
+    """What a training reads: a `Loader`, or anything with the same interface.
 
     Attributes:
         images: `[N, C, H, W]`; only their shape is read.
-        preprocessing: From these to what the network takes.
-        num_samples: Of an epoch.
+        preprocessing: Converts these to the input of the network.
+        num_samples: Samples of an epoch.
         num_steps: Batches of an epoch.
     """
 
@@ -63,18 +63,18 @@ class Batches(Protocol):
 
 
 class Training:
-    """One student (or teacher) in training: model, optimiser, schedule and position.
+    """One student (or teacher) in training: model, optimiser, schedule and current epoch.
 
     Args:
         learner: The student and its method; trained in place.
         loader: Batches of the training split, this worker's share of each.
-        validation: Split on which every epoch ends, and its dataset for the normalisation; None
-            when there is none left to judge by, because the student learns from it too.
+        validation: Split that is evaluated after every epoch, and its dataset for the
+            normalisation; None if there is none, because the student learns from that split, too.
         settings: Optimiser, schedule, precision.
-        workers: This worker's place among all of them.
+        workers: This worker's rank among all of them.
 
     Attributes:
-        on_step: Called after every step and every batch that is judged; does nothing by default.
+        on_step: Called after every step and every evaluated batch; does nothing by default.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Training:
         self.precision = resolve_precision(settings.precision, workers)
         self.learner = convert_batch_norm(learner, workers).to(workers.device)
         if settings.channels_last:
-            if workers.device.type == "cpu":  # `auto` has found no GPU
+            if workers.device.type == "cpu":  # `auto` found no GPU
                 raise UserError(f"train.channels_last: {NO_CHANNELS_LAST_ON_CPU}.")
             self.learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward: nn.Module = self.learner
@@ -118,7 +118,7 @@ class Training:
 
     @property
     def student(self) -> nn.Module:
-        """The bare student, without heads or wrappers; averaged where `train.ema_decay` says so."""
+        """The bare student, without heads or wrappers; averaged if `train.ema_decay` is above 0."""
         return self.learner.student if self.average is None else self.average.model
 
     @property
@@ -131,14 +131,14 @@ class Training:
 
         Returns:
             Metrics over all workers: `train/<term>` and `train/loss` (means over samples),
-            `train/accuracy`, `val/<metric>` of every metric (`krscale/metrics.py`), the method's
-            diagnostics, and `epoch`;
-            where `train.precision` is `auto`, `train/bf16` as well: 1 if the epoch ran in bf16.
+            `train/accuracy`, `val/<metric>` for every metric (`krscale/metrics.py`), the method's
+            diagnostics, and `epoch`. If `train.precision` is `auto`, also `train/bf16`: 1 if the
+            epoch ran in bf16.
 
         Raises:
-            NonFiniteError: If a loss term became NaN or infinite, naming the earliest one; or if
-                what was trained gives no numbers on the validation split.
-            NoGradientError: If the first step moves no weight.
+            NonFiniteError: If a loss term became NaN or infinite (names the earliest one), or if
+                the trained network gives NaN or infinity on the validation split.
+            NoGradientError: If the first step has no gradient.
         """
         started = time.perf_counter()
         self.forward.train()
@@ -160,10 +160,10 @@ class Training:
         return metrics
 
     def rehearse(self) -> None:
-        """Take two steps and judge one batch, so that memory peaks as in a whole training.
+        """Take two steps and evaluate one batch, so that memory peaks as in a whole training.
 
-        Two, because the optimiser has its momentum only from the second on. The weights move: what
-        has rehearsed is thrown away.
+        Two steps are needed because the optimiser has no momentum before the second. The weights
+        change, so the training must be discarded afterwards.
         """
         self.forward.train()
         self.learner.method.begin_epoch(0.0)
@@ -177,7 +177,7 @@ class Training:
                 evaluate(self.student, dataset, first, self.workers)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a restart needs: weights, optimiser, schedule, position, RNG."""
+        """Return everything that a restart needs: weights, optimiser, schedule, epoch, RNG."""
         average = {} if self.average is None else {"average": self.average.state_dict()}
         return {
             **average,
@@ -190,7 +190,7 @@ class Training:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self.learner.load_state_dict(state["learner"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
@@ -198,7 +198,7 @@ class Training:
             self.average.load_state_dict(state["average"])
         self.epoch = int(state["epoch"])
         torch.set_rng_state(state["rng"])
-        # One of before has none, nor has one that was written where there was no GPU.
+        # States of older versions, or written on a machine without a GPU, do not have it.
         if self.workers.device.type == "cuda" and "device_rng" in state:
             torch.cuda.set_rng_state(state["device_rng"].cpu(), self.workers.device)
 
@@ -211,7 +211,7 @@ class Training:
         parts = self._parts(batch)
         outputs = [self._backward(part, last=part is parts[-1]) for part in parts]
         if self.settings.max_grad_norm > 0.0:
-            # Gradients are already those of the global batch, the same on every worker.
+            # Gradients are already those of the global batch, equal on all workers.
             nn.utils.clip_grad_norm_(self.learner.parameters(), self.settings.max_grad_norm)
         self.optimiser.step()
         self.schedule.step()
@@ -221,7 +221,7 @@ class Training:
         return output, torch.stack(list(output.terms.values()))
 
     def _parts(self, batch: Batch) -> list[Batch]:
-        """Cut this worker's share of a batch into what is computed at once."""
+        """Divide this worker's share of a batch into the parts that are computed in turn."""
         wanted = self.settings.gradient_accumulation
         number = num_parts_of(batch.global_size, self.workers.world_size, wanted)
         if number == 1:
@@ -230,20 +230,20 @@ class Training:
         return [batch.rows(*share_of(size, part, number)) for part in range(number)]
 
     def _backward(self, batch: Batch, *, last: bool) -> LearnerOutput:
-        """Add the gradients of one part of a batch; return what the learner made of it."""
+        """Add the gradients of one part of a batch; return the learner's output for it."""
         with nullcontext() if last else self._without_exchange():
             with self._autocast(), explain_single_values(len(batch.labels), batch.global_size):
                 output: LearnerOutput = self.forward(batch)
             terms = torch.stack(list(output.terms.values()))
-            # DistributedDataParallel averages gradients over workers; every sample must weigh
-            # 1 / global_size whatever share of the batch its worker holds.
+            # DistributedDataParallel averages gradients over workers; every sample must have the
+            # weight 1 / global_size, whatever share of the batch its worker holds.
             loss = terms.sum() * (self.workers.world_size / batch.global_size)
             require_dependence(loss)
             torch.autograd.backward(loss)
         return output.detached()
 
     def _without_exchange(self) -> AbstractContextManager[object]:
-        """Return a context in which gradients stay on each worker; the last part exchanges all."""
+        """Return a context without gradient exchange; the last part exchanges the sum of all."""
         if isinstance(self.forward, DistributedDataParallel):
             return self.forward.no_sync()
         return nullcontext()
@@ -268,7 +268,7 @@ class Training:
 
 
 def _device_rng(device: torch.device) -> dict[str, Tensor]:
-    """Return the state of a GPU's own random numbers, those of dropout there; nothing of a CPU."""
+    """Return the state of a GPU's random generator (used by its dropout); empty for a CPU."""
     if device.type != "cuda":
         return {}
     return {"device_rng": torch.cuda.get_rng_state(device)}
@@ -281,10 +281,10 @@ def _pass_over() -> None:
 def fit(
     training: Training, on_epoch: Callable[[dict[str, float]], bool | None]
 ) -> dict[str, float]:
-    """Run the epochs that remain; stop early when `on_epoch` returns True.
+    """Run the remaining epochs; stop early when `on_epoch` returns True.
 
     Returns:
-        The metrics of the last epoch run, or none when nothing remained.
+        The metrics of the last epoch that was run; empty if none remained.
     """
     metrics: dict[str, float] = {}
     while not training.finished:
@@ -297,13 +297,13 @@ def fit(
 def fit_or_continue(
     training: Training, path: Path, on_epoch: Callable[[dict[str, float]], None]
 ) -> dict[str, float]:
-    """Run all epochs, each kept as the checkpoint `path`; go on from there after an interruption.
+    """Run all epochs, saving each as the checkpoint `path`; resume from it after an interruption.
 
     Args:
-        training: Of all epochs that remain.
+        training: The training, with its remaining epochs.
         path: Folder of the checkpoint.
-        on_epoch: Called with the metrics of every epoch; again with those of the epoch that is gone
-            on from, since the process may have ended between the checkpoint and its call.
+        on_epoch: Called with the metrics of every epoch. On resuming, it is called again with those
+            of the checkpoint, since the process may have ended before its previous call.
 
     Returns:
         The metrics of the last epoch.
@@ -325,8 +325,8 @@ def fit_or_continue(
 def _rows_to_judge(model: nn.Module, num_samples: int, workers: Workers) -> Iterator[slice]:
     """Yield the batches of this worker's share of a split.
 
-    Where a norm takes its statistics from all workers in evaluation, too, each of them has as many
-    batches as the one of the largest share; then the last may be empty.
+    If a norm uses the statistics of all workers in evaluation, too, every worker gets as many
+    batches as the one with the largest share; its last batch may then be empty.
     """
     start, stop = share_of(num_samples, workers.rank, workers.world_size)
     end = stop
@@ -347,8 +347,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Return every metric (`krscale/metrics.py`) of a model on a split, over all workers.
 
-    Each is a mean over the samples, by its name. Images are prepared as the model takes them. It is
-    left in the mode (train or eval) it came in.
+    Each is a mean over the samples, under its name. Images are prepared as the model takes them.
+    The model's mode (train or eval) is restored.
     """
     was_training = model.training
     model.eval()

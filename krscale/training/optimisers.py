@@ -27,14 +27,14 @@ _SET_ELSEWHERE = {
     "maximize": "krscale itself, as every loss is minimised",
 }
 _IN_PLACE_OF_FUSED = ("dampening", "differentiable", "foreach", "fused")
-"""Options with which krscale's own `fused` does not go together."""
+"""Options that exclude krscale's own `fused`."""
 
 
 def check_optimiser(settings: TrainConfig) -> None:
-    """Refuse an optimiser or options of it that torch cannot step with, before anything trains.
+    """Refuse an optimiser or options that torch cannot step with, before any training starts.
 
     Raises:
-        UserError: Naming the setting, what is allowed, and the nearest name.
+        UserError: With the setting, what is allowed, and the nearest name.
 
     Example:
         >>> check_optimiser(TrainConfig(optimizer="sgd", optimizer_options={"nesterof": True}))
@@ -45,7 +45,7 @@ def check_optimiser(settings: TrainConfig) -> None:
     if problem := settings.missing_rate:
         raise UserError(f"{problem}.")
     layer = nn.Linear(1, 1, device="meta").to_empty(device="cpu")  # draws no random numbers
-    # Of modest size, as a rate that is too large is no mistake in the options.
+    # Moderate rates, since a rate that is too large is not an error in the options.
     rates = {"learning_rate": 1e-3, "weight_decay": min(settings.weight_decay, 0.1)}
     modest = settings.model_copy(update=rates)
     optimiser = build_optimiser(layer, modest)
@@ -53,7 +53,7 @@ def check_optimiser(settings: TrainConfig) -> None:
         for parameter in layer.parameters():
             parameter.grad = torch.ones_like(parameter)
             parameter.data.fill_(1.0)
-        for _ in range(2):  # the second one goes on from a state
+        for _ in range(2):  # the second step continues from a state
             optimiser.step()
     except Exception as error:
         raise _refused(type(optimiser), settings, error) from error
@@ -62,10 +62,10 @@ def check_optimiser(settings: TrainConfig) -> None:
 
 
 def build_optimiser(learner: nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
-    """Return the optimiser of a learner; norms and biases are not decayed (as timm does).
+    """Return the optimiser of a learner; norms and biases have no weight decay (as in timm).
 
     Raises:
-        UserError: As `check_optimiser`.
+        UserError: As in `check_optimiser`.
 
     Example:
         >>> learner = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
@@ -93,13 +93,13 @@ def build_optimiser(learner: nn.Module, settings: TrainConfig) -> torch.optim.Op
 
 
 def _begin_momentum(optimiser: torch.optim.Optimizer, *_: Any) -> None:
-    """Give weights that get their first gradient a momentum of 0, from which it becomes that.
+    """Give weights with their first gradient a momentum of 0, which becomes that gradient.
 
-    The fused SGD of torch 2.13 fails where some weights have a momentum and others none yet: those
-    of blocks that the first step passed over, as stochastic depth does.
+    The fused SGD of torch 2.13 fails if some weights have a momentum and others do not: those of
+    blocks that the first step skipped, as in stochastic depth.
     """
     weights = [weight for group in optimiser.param_groups for weight in group["params"]]
-    if len(optimiser.state) == len(weights):  # all have one, as after the first step of most
+    if len(optimiser.state) == len(weights):  # normally the case after the first step
         return
     for weight in weights:
         known = optimiser.state.get(weight, {}).get("momentum_buffer")
@@ -161,7 +161,7 @@ of the training (1)."""
 
 
 def _classes() -> dict[str, Any]:
-    """Return the classes of torch.optim by lower-case name, but for those that do not fit."""
+    """Return the usable classes of torch.optim by lower-case name."""
     found = {
         name.lower(): value
         for name, value in vars(torch.optim).items()
@@ -181,7 +181,7 @@ def _class_of(name: str) -> Any:
 
 
 def _options(kind: Any, settings: TrainConfig) -> dict[str, Any]:
-    """Return the keyword arguments of an optimiser beside parameters, rate and weight decay."""
+    """Return an optimiser's keyword arguments other than parameters, rate and weight decay."""
     known = inspect.signature(kind).parameters
     elsewhere = _SET_ELSEWHERE | ({"momentum": "train.momentum"} if kind is torch.optim.SGD else {})
     for name in settings.optimizer_options:
@@ -210,7 +210,7 @@ def _options(kind: Any, settings: TrainConfig) -> dict[str, Any]:
 
 
 def _own(kind: Any, settings: TrainConfig) -> dict[str, Any]:
-    """Return the options that krscale sets, of those that are not given."""
+    """Return the options that krscale sets unless the user gives them."""
     own: dict[str, Any] = {}
     if kind is torch.optim.SGD:
         own = {"momentum": settings.momentum, "nesterov": settings.momentum > 0.0}

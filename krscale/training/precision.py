@@ -1,7 +1,7 @@
-"""`train.precision = "auto"`: bf16 where the device computes it natively and faster, else fp32.
+"""`train.precision = "auto"`: bf16 if the device computes it natively and faster, else fp32.
 
-Decided where the training runs, whenever a training is built: a run may go on upon another machine,
-and a checkpoint holds fp32 weights, which either precision continues.
+It is resolved on the machine of the training whenever a training is built. A run may continue on
+another machine; a checkpoint holds fp32 weights, from which either precision can continue.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from krscale.parallel import Workers, sum_over_workers
 _WITHOUT_BF16 = {
     "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI",
 }  # fmt: skip
-"""Values of `ONEDNN_MAX_CPU_ISA` that keep oneDNN from the instructions for bf16."""
+"""Values of `ONEDNN_MAX_CPU_ISA` that keep oneDNN from using bf16 instructions."""
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Tell whether a device multiplies bf16 matrices with instructions of its own.
+    """Return whether a device has native instructions to multiply bf16 matrices.
 
-    On x86 those are AMX and AVX512_BF16. torch calls bf16 supported on every processor with AVX2,
-    where a training step takes several times as long as in fp32 (docs/log.md, 2026-11-26).
+    On x86 these are AMX and AVX512_BF16. torch reports bf16 as supported on every processor with
+    AVX2, where a training step takes several times as long as in fp32 (docs/log.md, 2026-11-26).
     """
     if device.type == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    # Older versions of torch do not tell; fp32 is right everywhere.
+    # Older versions of torch do not report it; fp32 works everywhere.
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     native = capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False)
     return bool(native) and not _is_onednn_limited()
 
 
 def resolve_precision(wanted: Precision, workers: Workers) -> Literal["fp32", "bf16"]:
-    """Return what a training computes in; `auto` is bf16 if every worker computes it natively.
+    """Return the precision of a training; `auto` is bf16 if every worker computes it natively.
 
-    Workers on unlike machines must agree, as they exchange tensors of one type. All of them call
-    this together.
+    Workers on different machines must agree, as they exchange tensors of one type. All of them must
+    call this together.
     """
     if wanted != "auto":
         return wanted
@@ -48,6 +48,6 @@ def resolve_precision(wanted: Precision, workers: Workers) -> Literal["fp32", "b
 
 
 def _is_onednn_limited() -> bool:
-    """Tell whether the user keeps oneDNN, which multiplies for torch on CPUs, from bf16."""
+    """Return whether the user keeps oneDNN, torch's CPU library for products, from using bf16."""
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
     return limit.upper() in _WITHOUT_BF16

@@ -1,8 +1,8 @@
 """krscale: which student size is enough, trained how, and how accurate will it be?
 
-On objects: `krscale.search` finds accuracy versus capacity, `krscale.distill` trains one student;
-`krscale.KRLoss` and `krscale.losses` are for a training loop of one's own. They are imported when
-they are first used, so that `import krscale` costs nothing.
+With Python objects: `krscale.search` finds accuracy versus capacity, `krscale.distill` trains one
+student; `krscale.KRLoss` and `krscale.losses` are for your own training loop. They are imported
+when they are first used, so that `import krscale` is fast.
 """
 
 TYPE_CHECKING = False
@@ -16,7 +16,7 @@ __all__ = ["KRLoss", "distill", "losses", "search"]
 
 
 def __getattr__(name: str) -> object:
-    # Not `from krscale import losses`, which would ask this function again.
+    # Not `from krscale import losses`, which would call this function again.
     import importlib
 
     if name in ("losses", "search"):

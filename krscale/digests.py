@@ -1,8 +1,9 @@
 """Digests of large files, by blocks: a block is compared before anything in it is used.
 
 A file `NAME` that is written once gets a `NAME.digest.json` beside it, with the SHA-256 of each of
-its blocks of 1 MiB. Opening a large file then costs nothing, and what is read is what was written.
-JSON needs none of this: `krscale.files.write_json` puts the checksum into the file itself.
+its blocks of 1 MiB. A large file can then be opened without reading it, and every block that is
+read is compared first. JSON files need no digest: `krscale.files.write_json` puts the checksum into
+the file itself.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from krscale.foreign import regular
 BLOCK_BYTES = 2**20
 SUFFIX = ".digest.json"
 _OTHER = "its content is not what was written (its SHA-256 is another)"
-# Blocks that this process has compared, by the state of the file: read again, they count as done.
+# Blocks that this process has compared, by the state of the file; they are not compared again.
 _compared: dict[tuple[int, ...], bytearray] = {}
 
 
 @dataclass(frozen=True)
 class FileDigest:
-    """What the content of a file was when it was written.
+    """The digest of a file when it was written.
 
     Attributes:
-        num_bytes: Its size.
-        block_bytes: Size of every block but the last.
+        num_bytes: Size of the file.
+        block_bytes: Size of every block except the last.
         blocks: SHA-256 of each block, in hexadecimal.
     """
 
@@ -42,7 +43,7 @@ class FileDigest:
 
     @classmethod
     def whole(cls, num_bytes: int, sha256: str) -> FileDigest:
-        """Return the digest of a file of which only the SHA-256 of all of it is known."""
+        """Return the digest of a file from the SHA-256 of the whole file, as a single block."""
         return cls(num_bytes, max(num_bytes, 1), (sha256,))
 
     @classmethod
@@ -73,10 +74,10 @@ def write_digest(path: Path) -> None:
 
 
 def read_digest(path: Path, rebuild: str = "") -> FileDigest | None:
-    """Return the digest that was written with a file; None where there is none.
+    """Return the digest that was written with a file; None if there is none.
 
     Args:
-        path: The file, not that of its digest.
+        path: The file itself, not its digest.
         rebuild: As for `read_json`.
 
     Raises:
@@ -95,13 +96,13 @@ def check_file(path: Path, rebuild: str = "") -> bool:
     """Compare a whole file with the digest that was written with it.
 
     Returns:
-        Whether there is a digest; what an older krscale wrote has none.
+        Whether there is a digest; files of an older krscale have none.
 
     Raises:
         DamagedFileError: If the file, or its digest, is not what was written.
     """
     digest = read_digest(path, rebuild)
-    if not rebuild:  # such as weights that a user names
+    if not rebuild:  # e.g. for weights that a user names
         rebuild = (
             f"Restore it from a copy; or, if it was replaced on purpose, delete {digest_path(path)}"
         )
@@ -111,13 +112,13 @@ def check_file(path: Path, rebuild: str = "") -> bool:
 
 
 def copy_checked(source: Path, target: Path) -> None:
-    """Copy a file, and its digest where it has one, after comparing them.
+    """Copy a file, and its digest if it has one, after comparing them.
 
     Raises:
         DamagedFileError: If the file is not what was written.
     """
     has_digest = check_file(source)
-    digest_path(target).unlink(missing_ok=True)  # of a file that is replaced
+    digest_path(target).unlink(missing_ok=True)  # that of the file that is replaced
     write_atomic(target, lambda temporary: _copy(source, temporary))
     if has_digest:
         write_atomic(digest_path(target), lambda path: _copy(digest_path(source), path))
@@ -128,7 +129,7 @@ class CheckedFile:
 
     Args:
         path: The file.
-        digest: Of the content that it must have.
+        digest: Digest of the content that it must have.
         rebuild: As for `read_json`.
 
     Raises:
@@ -143,7 +144,7 @@ class CheckedFile:
             raise self._damaged(f"it cannot be opened ({error.strerror or error})") from None
         if state.st_size != digest.num_bytes:
             raise self._damaged(f"it has {state.st_size} bytes, {digest.num_bytes} were written")
-        # A file that is written again has another state, whatever its name.
+        # A file that is written again has another state, even under the same name.
         number = hash(digest.blocks)
         key = (state.st_dev, state.st_ino, state.st_mtime_ns, state.st_ctime_ns, number)
         self._done = _compared.setdefault(key, bytearray(len(digest.blocks)))
@@ -157,20 +158,22 @@ class CheckedFile:
         return self._is_whole
 
     def check(self, start: int = 0, stop: int | None = None) -> None:
-        """Compare the blocks that hold the bytes from `start` to before `stop`, by default all.
+        """Compare the blocks of the bytes from `start` up to, but not including, `stop`.
+
+        The default is all blocks.
 
         Raises:
-            DamagedFileError: If one differs.
+            DamagedFileError: If a block differs.
         """
         stop = self.digest.num_bytes if stop is None else stop
         size = self.digest.block_bytes
         self.check_blocks(range(start // size, -(-stop // size)))
 
     def check_blocks(self, numbers: Iterable[int]) -> None:
-        """Compare those of the blocks that were not compared before.
+        """Compare the blocks that were not compared before.
 
         Raises:
-            DamagedFileError: If one differs.
+            DamagedFileError: If a block differs.
         """
         wanted = [number for number in numbers if not self._done[number]]
         if not wanted:
@@ -181,7 +184,7 @@ class CheckedFile:
                     self._check_block(file.fileno(), number)
         except DamagedFileError:
             raise
-        except OSError as error:  # a broken disk tells so itself
+        except OSError as error:  # e.g. a broken disk
             raise self._damaged(f"it cannot be read ({error.strerror or error})") from None
 
     def _check_block(self, descriptor: int, number: int) -> None:

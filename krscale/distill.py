@@ -8,7 +8,7 @@ from krscale.cli.app import main
 
 
 class _Callable(ModuleType):
-    """The function of the same name, for whoever has imported this module by its name."""
+    """Makes this module callable like the function `krscale.distill`, whose name it has."""
 
     def __call__(self, **arguments: Any) -> Any:
         from krscale.on_objects import distill

@@ -12,10 +12,10 @@ from collections.abc import Iterable
 
 
 class KrscaleError(Exception):
-    r"""Base of every error krscale raises on purpose.
+    r"""Base of every error that krscale raises on purpose.
 
-    It may quote names of files that are no UTF-8: these are escaped, so that every error can be
-    written down.
+    It may quote names of files that are not UTF-8: these are escaped, so that every message can be
+    printed and stored.
 
     Example:
         >>> print(KrscaleError("\udcff.png: not a readable image."))
@@ -32,15 +32,15 @@ class UserError(KrscaleError):
 
 
 class StorageError(UserError):
-    """A file cannot be written or read, whatever is in it; the message names it and the cause."""
+    """Storage fails to write or read a file; the message names the file and the cause."""
 
 
 class DiskFullError(StorageError):
-    """There is no room for a file; the message names it."""
+    """There is no space for a file; the message names it."""
 
 
 class DamagedFileError(UserError):
-    """A file that krscale wrote is not what was written; the message names it and the place."""
+    """A file of krscale is not what was written; the message names the file and the place."""
 
 
 class NonFiniteError(UserError):
@@ -48,24 +48,24 @@ class NonFiniteError(UserError):
 
 
 class NoGradientError(UserError):
-    """A training cannot move its network, so that nothing would be learnt."""
+    """A training cannot change the weights of its network, so that nothing would be learnt."""
 
 
 def reworded(error: UserError, text: str) -> UserError:
-    """Return an error with another text, of the same kind and with all else that it holds.
+    """Return a copy of an error with another text, of the same class and with all its attributes.
 
     Example:
         >>> reworded(DamagedFileError("--new-data"), "new_data=True")
         DamagedFileError('new_data=True')
     """
     kind = type(error)
-    found = kind.__new__(kind, text)  # each kind takes other arguments besides
+    found = kind.__new__(kind, text)  # constructors of subclasses may take other arguments
     found.__dict__.update(error.__dict__)
     return found
 
 
 def utf8_text(text: str) -> str:
-    r"""Return text, such as a path, with the bytes that are no UTF-8 escaped.
+    r"""Return text, such as a path, with the bytes that are not UTF-8 escaped.
 
     Example:
         >>> print(utf8_text("caf\udce9.png"))
@@ -75,7 +75,7 @@ def utf8_text(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    r"""Return the first line of what an error says, or its kind where it says nothing.
+    r"""Return the first line of an error's message, or the name of its class if it has none.
 
     Example:
         >>> first_line(ValueError("no PNG\n(more)")), first_line(MemoryError())
@@ -86,9 +86,9 @@ def first_line(error: BaseException) -> str:
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
-    """Return the member of `allowed` closest to `name`, or None when nothing resembles it.
+    """Return the member of `allowed` closest to `name`, or None if nothing resembles it.
 
-    Capitals tell names apart only where they are needed for it.
+    Case is ignored only if no name matches with it.
 
     >>> nearest("KD", ["kd", "kr"]), nearest("adamW", ["Adam", "AdamW"])
     ('kd', 'AdamW')

@@ -1,7 +1,7 @@
-"""Packages that not everybody installs, and the extra of krscale that brings each.
+"""Optional packages, and the extra of krscale that installs each.
 
 The core (`krscale.KRLoss`, `krscale.losses`) needs torch, numpy, pyarrow and pydantic. A command or
-a function that needs more fails on importing it; `missing_extra` says how to go on.
+a function that needs more fails when it imports it; `missing_extra` tells the user what to install.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "samplers": ("cmaes",),
     "system": ("psutil", "pynvml"),
 }  # fmt: skip
-"""Extra -> the packages it brings, by the name they are imported by."""
+"""Extra -> the packages that it installs, by the name they are imported by."""
 
 
 def missing_extra(error: BaseException) -> UserError | None:
-    """Return what to tell the user of a package that is not there, None for any other error."""
+    """Return the error for the user if a package is missing; None for any other error."""
     if not isinstance(error, ModuleNotFoundError) or not error.name:
         return None
     package = error.name.partition(".")[0]

@@ -1,6 +1,6 @@
-"""Writing files so that a crash, or a full disk, never leaves half of one under its real name.
+"""Writing files so that a crash, or a full disk, never leaves a partial file under its real name.
 
-And reading them again: whatever is wrong with a file that krscale wrote is a `DamagedFileError`.
+And reading them again: anything wrong with a file that krscale wrote is a `DamagedFileError`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from krscale.storage_errors import storage_error
 _OF_ITS_CONTENT = (
     LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError
 )  # fmt: skip
-"""What is raised where content is not as expected; torch raises a `RuntimeError` for a shape."""
+"""Exceptions raised for unexpected content; torch raises a `RuntimeError` for a wrong shape."""
 
 
 CHECKSUM = "sha256_of_above"
@@ -35,14 +35,14 @@ _LAST_LINE = re.compile(rb',\n  "([^"]*)": "([0-9a-f]{64})"\n\}\n\Z')
 _TAIL_BYTES = 128
 _MOST_JSON = 256 * 1024**2
 MOST_OF_A_LOG = 2 * 1024**3
-"""Bytes of a journal or a spool, which are read as a whole; a trial of 12 epochs takes 5 kB."""
+"""Most bytes of a journal or spool, which are read as a whole; a trial of 12 epochs takes 5 kB."""
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then fsync and rename it into place.
+    """Let `write` fill a temporary file beside `path`, then fsync it and rename it to `path`.
 
     Raises:
-        DiskFullError: If there is no room; nothing is left behind.
+        DiskFullError: If there is no space; nothing is left behind.
     """
     temporary = _beside(path)
     with _room_on_disk(path):
@@ -54,7 +54,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
             temporary.replace(path)
             sync(path.parent)
     finally:
-        with suppress(OSError):  # of a storage that has become read-only; why is said already
+        with suppress(OSError):  # the storage may have become read-only, which is reported already
             temporary.unlink(missing_ok=True)
 
 
@@ -70,14 +70,14 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any, *, checksum: bool = True) -> None:
     """Write JSON atomically, readable by people and stable under diff.
 
-    The last field of an object is the SHA-256 of all that stands above it, so that `read_json`
-    finds any byte that has changed since.
+    The last field of an object is the SHA-256 of everything above it, so that `read_json` detects
+    any byte that has changed since.
 
     Args:
         path: The file.
-        content: What JSON can hold.
-        checksum: False where the content was read from a file that has none: what nobody has
-            compared does not come to look as if somebody had.
+        content: JSON-serialisable content.
+        checksum: False if the content was read from a file without a checksum: adding one would
+            suggest that the content had been compared.
     """
     if isinstance(content, Mapping):
         content = {key: value for key, value in content.items() if key != CHECKSUM}
@@ -96,11 +96,11 @@ def read_json(path: Path, rebuild: str = "") -> Any:
 
     Args:
         path: The file.
-        rebuild: A sentence for the error: what can still be used, and what makes the file again.
+        rebuild: A sentence for the error: what can still be used, and how to recreate the file.
 
     Raises:
         DamagedFileError: If it is missing, not JSON, or not what was written; names the file and,
-            where it is not JSON, the line.
+            if it is not JSON, the line.
     """
     try:
         raw = read_bounded(path, _MOST_JSON)
@@ -126,14 +126,14 @@ def has_checksum(path: Path) -> bool:
 
 @contextmanager
 def reading(path: Path, rebuild: str = "") -> Iterator[None]:
-    """Turn what goes wrong while the content of a file is taken apart into one error.
+    """Turn any exception about the content of a file that is being read into one error.
 
     Args:
         path: The file, for the error.
         rebuild: As for `read_json`.
 
     Raises:
-        DamagedFileError: Instead of a `KeyError`, `TypeError`, `ValueError` and their like.
+        DamagedFileError: Instead of a `KeyError`, `TypeError`, `ValueError` or similar.
     """
     try:
         yield
@@ -144,18 +144,18 @@ def reading(path: Path, rebuild: str = "") -> Iterator[None]:
 
 
 def damaged(path: Path, place: str, rebuild: str = "") -> DamagedFileError:
-    """Build the error for a file that krscale wrote and that is something else now.
+    """Build the error for a file of krscale that is not what was written.
 
     Args:
         path: The file.
-        place: Where in it, and what is wrong there.
+        place: What is wrong, and where in the file.
         rebuild: As for `read_json`.
     """
     return DamagedFileError(_joined(f"{path}: damaged: {place}.", rebuild))
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged file to `NAME.damaged`, or `NAME.damaged-2` and so on; return that."""
+    """Rename a damaged file to `NAME.damaged`, `NAME.damaged-2` and so on; return the new path."""
     for number in itertools.count(1):
         aside = path.with_name(f"{path.name}.damaged" + (f"-{number}" if number > 1 else ""))
         if not aside.exists():
@@ -174,7 +174,7 @@ def follow(path: Path, before: Path, now: Path) -> Path:
 
     Returns:
         The same place within `now`, unless nothing is there and the old place still exists; `path`
-        itself where it was not in the folder.
+        itself if it was not in the folder.
     """
     if before == now or not path.is_relative_to(before):
         return path
@@ -183,19 +183,19 @@ def follow(path: Path, before: Path, now: Path) -> Path:
 
 
 def append_whole(descriptor: int, content: bytes, path: Path) -> None:
-    """Append to a file that is opened to append, all of the content or nothing.
+    """Append all of the content or nothing to a file that is open for appending.
 
     Args:
-        descriptor: Of the open file.
+        descriptor: Descriptor of the open file.
         content: What to append.
         path: The file, for the error.
 
     Raises:
-        OSError: If there is no room; the file is as it was.
+        OSError: If there is no space; the file is unchanged.
     """
     size, rest = os.fstat(descriptor).st_size, memoryview(content)
     try:
-        while rest:  # a disk that is nearly full takes a part, and refuses the next
+        while rest:  # a nearly full disk writes a part, and fails on the next write
             rest = rest[os.write(descriptor, rest) :]
     except OSError as error:
         with suppress(OSError):
@@ -209,15 +209,15 @@ def new_folder(path: Path, temporary: Path | None = None) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends without an exception.
 
     A `path` that exists is replaced in one step: a crash at any moment leaves the old folder or the
-    new one under that name. (Where the file system cannot, it is moved aside first and deleted
-    last, and a crash between the two leaves no folder under that name.)
+    new one under that name. (If the file system cannot do this, the old folder is moved aside first
+    and deleted last, and a crash in between may leave no folder under that name.)
 
     Args:
         path: The folder.
-        temporary: Where it is meanwhile, in the same folder; a new name by default.
+        temporary: The temporary folder, beside `path`; a new name by default.
 
     Raises:
-        DiskFullError: If there is no room; nothing is left behind.
+        DiskFullError: If there is no space; nothing is left behind.
     """
     temporary = temporary or _beside(path)
     try:
@@ -245,7 +245,7 @@ def sha256(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Return when a file, or what a folder holds by name, is on the disk."""
+    """Wait until a file, or the list of names in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -254,10 +254,10 @@ def sync(path: Path) -> None:
 
 
 def _beside(path: Path) -> Path:
-    """Return a name nobody else uses, in the same folder.
+    """Return an unused name in the same folder.
 
-    Not from `tempfile`, whose files only their owner may read: on the storage of a cluster, others
-    read what is written here, as far as the umask lets them.
+    `tempfile` is not used, because only the owner may read its files: on the storage of a cluster,
+    other users read what is written here, as far as the umask allows.
     """
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
@@ -273,7 +273,7 @@ def _room_on_disk(path: Path) -> Iterator[None]:
             raise found from error
         if isinstance(error, OSError) or os.statvfs(path.parent).f_bavail > 0:
             raise
-        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # torch does not tell
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # torch does not report it
         raise storage_error(full, path) or full from error
 
 
@@ -282,7 +282,7 @@ def _joined(problem: str, rebuild: str) -> str:
 
 
 def _checked(raw: bytes, content: Any) -> Any:
-    """Return the content of a JSON file without its checksum, after comparing that.
+    """Return the content of a JSON file without its checksum, after comparing the checksum.
 
     Raises:
         ValueError: If it differs, or the line that holds it is damaged itself.
@@ -308,7 +308,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Say what is wrong with a content, as the end of a sentence."""
+    """Return what is wrong with the content of a file, as the end of a sentence."""
     if isinstance(error, KeyError):
         return f"the field {error.args[0]!r} is missing" if error.args else "a field is missing"
     if isinstance(error, UnicodeDecodeError):

@@ -1,8 +1,8 @@
-"""Reading files that are not krscale's own: whatever is wrong with one is a `UserError`.
+"""Reading files that are not krscale's own: anything wrong with one is a `UserError`.
 
-Parsers of damaged files raise what they please: numpy a `TokenError` of Python's own grammar, Arrow
-a `UnicodeDecodeError` when a name is first looked at. And what is no regular file blocks for ever,
-or never ends, as soon as it is opened.
+Parsers raise many kinds of exceptions for damaged files: numpy a `TokenError` of Python's own
+grammar, Arrow a `UnicodeDecodeError` when a name is first accessed. And opening or reading a path
+that is not a regular file may block for ever, or never end.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _POINTER, _LONGEST_POINTER = b"version https://git-lfs.github.com/spec/", 1024
 def regular(path: Path) -> Path:
     """Return a path that is about to be opened, unless it is a named pipe, a device or a folder.
 
-    Nor is a pointer of Git LFS the file in whose place a clone without LFS leaves it.
+    Pointers of Git LFS are refused, too: a clone without LFS has them in place of the files.
 
     Args:
         path: The file, or a link to it.
 
     Raises:
-        OSError: If it is missing or no regular file; `strerror` says what it is.
+        OSError: If it is missing or not a regular file; `strerror` describes what it is.
 
     Example:
         >>> regular(Path("/dev/null"))
@@ -51,19 +51,19 @@ def regular(path: Path) -> Path:
 
 
 def is_pointer(path: Path) -> bool:
-    """Whether a regular file begins as the pointers of Git LFS do."""
+    """Whether a regular file begins like a pointer of Git LFS."""
     with path.open("rb") as file:
         return file.read(len(_POINTER)) == _POINTER
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """Return the content of a file that is read as a whole, if it is as long as such a file can be.
+    """Return the content of a file that is read as a whole, unless it is too long.
 
-    Another would fill the memory: a sparse file of a terabyte takes no room in an archive.
+    A longer file could fill the memory: a sparse file of a terabyte takes no space in an archive.
 
     Args:
         path: The file, or a link to it.
-        most: Bytes.
+        most: Largest number of bytes.
 
     Raises:
         OSError: As `regular`, or if it is longer.
@@ -75,7 +75,7 @@ def read_bounded(path: Path, most: int) -> bytes:
 
 
 def is_file(path: str | Path) -> bool:
-    """Whether there is a regular file, or a link to one; a name that can be none is no error."""
+    """Whether there is a regular file, or a link to one; False for an invalid name."""
     try:
         return Path(path).is_file()
     except (OSError, ValueError):
@@ -83,7 +83,7 @@ def is_file(path: str | Path) -> bool:
 
 
 def missing(path: Path, kind: str = "file") -> str:
-    """Say that there is nothing under a path, or that it is a link which leads nowhere.
+    """Return the words for a missing file, or for a link to something missing.
 
     Example:
         >>> missing(Path("/no/teacher.pt"))
@@ -96,13 +96,13 @@ def missing(path: Path, kind: str = "file") -> str:
 
 @contextmanager
 def parsing(problem: str, advice: str = "") -> Iterator[None]:
-    """Turn whatever a parser raises over the content of a file into one `UserError`.
+    """Turn any exception of a parser about the content of a file into one `UserError`.
 
-    For the calls of a parser alone, so that no mistake of krscale's own is taken for the file's.
+    Use it only around calls of a parser, so that a defect of krscale is not blamed on the file.
 
     Args:
         problem: What is wrong, and where, e.g. `"data.path: x.npz: not a readable .npz file"`.
-        advice: What to do about it, a sentence.
+        advice: A sentence on what to do about it.
 
     Raises:
         UserError: The problem, and the first line of the reason.
@@ -130,12 +130,12 @@ def reason_of(error: Exception) -> str:
 
 
 def real(path: Path) -> Path:
-    """Return where a path leads through all links; those in a circle stay as they are."""
+    """Return a path with all links resolved; circular links stay as they are."""
     return Path(os.path.realpath(path))
 
 
 def path_problem(text: str) -> str:
-    """Say why a text can be no path on this machine; nothing where it can.
+    """Return why a text cannot be a path on this machine; empty if it can.
 
     Example:
         >>> path_problem("~/images"), path_problem("a" * 300)
@@ -158,14 +158,14 @@ def path_problem(text: str) -> str:
 
 
 def user_path(text: str | Path, where: str) -> Path:
-    """Return what a user wrote as a path, `~` resolved.
+    """Return what a user wrote as a path, with `~` resolved.
 
     Args:
-        text: As it was written.
-        where: What it was written for, e.g. `"--output"`.
+        text: What the user wrote.
+        where: The option or argument, for the error, e.g. `"--output"`.
 
     Raises:
-        UserError: If it can be no path.
+        UserError: If it cannot be a path.
     """
     if problem := path_problem(str(text)):
         raise UserError(f"{where}: {str(text)[:100]!r} is no path: {problem}.")

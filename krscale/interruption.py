@@ -1,9 +1,9 @@
-"""How a command stops when it is told to: Ctrl-C, SIGTERM and SIGHUP end it in one way.
+"""How a command stops on a signal: Ctrl-C, SIGTERM and SIGHUP end it in the same way.
 
-SIGINT is what Ctrl-C sends, SIGTERM what job schedulers, `docker stop` and `ray job stop` send, and
-SIGHUP what is sent when a terminal closes. Each raises `KeyboardInterrupt` in the main thread, so
-that code which cleans up after Ctrl-C cleans up after all three. Which signal it was is kept here:
-Ray catches the exception inside its own calls and raises a new one.
+Ctrl-C sends SIGINT; job schedulers, `docker stop` and `ray job stop` send SIGTERM; a terminal that
+closes sends SIGHUP. Each raises `KeyboardInterrupt` in the main thread, so that code which cleans
+up after Ctrl-C cleans up after all three. This module stores which signal it was, because Ray
+catches the exception inside its own calls and raises a new one.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAME_REQUEST_SECONDS = 1.0
-"""A signal this soon after the first is the same request: a closing terminal sends SIGHUP twice,
-and a scheduler may reach the process itself and again through its group."""
+"""A signal this soon after the first counts as the same request: a closing terminal sends SIGHUP
+twice, and a scheduler may signal the process itself and also its group."""
 
 Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 class _Stop:
-    """Which signal this process has received; one for the process, as signals are."""
+    """Which signal this process has received; a single object, as signals are per process."""
 
     received: signal.Signals | None = None
     at = 0.0
@@ -43,10 +43,10 @@ _stop = _Stop()
 def stop_signals() -> Iterator[None]:
     """Let the three signals raise `KeyboardInterrupt` while the block runs.
 
-    A signal that this process was started to ignore stays ignored: `nohup` relies on it. Afterwards
-    the handlers are as before; but once a signal was received, a further one ends the process at
-    once, because what follows (Ray stops its processes, Python flushes) must not be a traceback.
-    Outside the main thread, where Python allows no handlers, nothing is changed.
+    A signal that was ignored when this process started stays ignored: `nohup` relies on it.
+    Afterwards the handlers are as before, unless a signal was received: then a further one ends the
+    process immediately, so that it cannot cause a traceback while Ray stops its processes and
+    Python flushes. Outside the main thread, where Python allows no handlers, nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -67,7 +67,7 @@ def stop_signals() -> Iterator[None]:
 def listen_again() -> None:
     """Install the handlers again after a library has installed its own, as `ray.init` does.
 
-    Without `stop_signals` around it, and outside the main thread, it does nothing.
+    Outside a `stop_signals` block, and outside the main thread, it does nothing.
     """
     if threading.current_thread() is threading.main_thread():
         for each in _stop.listening:
@@ -75,29 +75,29 @@ def listen_again() -> None:
 
 
 def received() -> signal.Signals | None:
-    """Return the first signal that told this process to stop, None while there was none."""
+    """Return the first signal that told this process to stop; None if there was none."""
     return _stop.received
 
 
 def exit_code() -> int:
-    """Return what shells expect of a process that a signal ended: 130, 143 or 129."""
+    """Return the exit code that shells expect after a signal: 130, 143 or 129."""
     return 128 + (_stop.received or signal.SIGINT)
 
 
 def leave_early_if(hangs: Callable[[], bool]) -> None:
-    """Let a stopped command skip the exit of its libraries where that would hang.
+    """Let a stopped command skip the exit handlers of its libraries if these would hang.
 
     Args:
-        hangs: Called when the process exits after a signal; whether the libraries' own exit would
-            wait for something that is gone.
+        hangs: Called when the process exits after a signal; returns whether the exit handlers of
+            libraries would wait for something that is gone.
     """
     _stop.hangs = hangs
 
 
 def watch_exit() -> None:
-    """Watch over the exit of this process; call it last, when all work is recorded."""
+    """Let `leave_early_if` act when this process exits; call it last, when all work is recorded."""
     if _stop.received is not None and _stop.hangs is not None:
-        atexit.register(_leave_early, _stop.hangs)  # what is registered last runs first
+        atexit.register(_leave_early, _stop.hangs)  # the last registered handler runs first
 
 
 def _leave_early(hangs: Callable[[], bool]) -> None:
@@ -111,10 +111,10 @@ def _leave_early(hangs: Callable[[], bool]) -> None:
 
 @contextmanager
 def own_exit_as_interrupt() -> Iterator[None]:
-    """Turn the `SystemExit` that Ray's own SIGTERM handler raises into what ours would.
+    """Turn the `SystemExit` of Ray's own SIGTERM handler into the `KeyboardInterrupt` of ours.
 
-    `ray.init` installs that handler before its work and leaves it, so that a SIGTERM in between
-    does not come here.
+    `ray.init` installs its handler before its work and leaves it installed, so that a SIGTERM
+    before `listen_again` does not reach our handler.
     """
     try:
         yield
@@ -138,9 +138,9 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 
 def _leave_the_terminal() -> None:
-    """Write nothing more to a terminal that has gone: every print would be an error.
+    """Redirect output from a closed terminal to the null device: every print would be an error.
 
-    One that has hung up no longer answers `isatty`, but is still a character device.
+    For a terminal that has hung up, `isatty` is False, but it is still a character device.
     """
     for descriptor in (1, 2):
         with suppress(OSError):

@@ -1,7 +1,7 @@
 """Names of a package that are imported when they are first used (PEP 562).
 
 `python -m krscale.report` imports the package `krscale.report` before it runs the command. If the
-package imported all that it offers, even `--help` would wait for torch, matplotlib and plotly.
+package imported all that it exports, even `--help` would wait for torch, matplotlib and plotly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def lazily(package: str, names: Mapping[str, Sequence[str]]) -> Callable[[str], 
 
     Args:
         package: The package, `__name__` of the caller.
-        names: Module of the package -> the names that the package offers from it.
+        names: Module of the package -> the names that the package exports from it.
 
     Returns:
         A function from a name to its value; it raises `AttributeError` for other names.

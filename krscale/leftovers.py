@@ -1,4 +1,4 @@
-"""What a killed process leaves of a folder that it was writing: swept by the next start."""
+"""Unfinished files and folders of killed processes, which the next start removes."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?:[0-9a-f]{32}|[a-z0-9_]{8})")
-"""Names of `files.new_folder` and `write_atomic`, and of folders that `tempfile` makes there."""
+"""Temporary names of `files.new_folder` and `write_atomic`, and of folders made by `tempfile`."""
 _UNFINISHED = ".unfinished"
 
 
 def hidden_lock(path: Path) -> Path:
-    """Return the lock of a folder whose lock is a hidden file beside it."""
+    """Return the lock file of a folder, if it is a hidden file beside it."""
     return path.with_name(f".{path.name}.lock")
 
 
 def unfinished_folder(path: Path) -> Path:
-    """Return where the checkpoints of a long training are until its result is in a folder.
+    """Return the folder for the checkpoints of a long training whose result will be in `path`.
 
-    It has the lock of that folder, and stays when its writer ends: the next start goes on from it.
+    It shares the lock of `path`, and stays when its writer ends: the next start continues from it.
     """
     return path.with_name(f".{path.name}{_UNFINISHED}")
 
 
 def unfinished_folders(parent: Path) -> dict[Path, Path]:
-    """Return the folders of `unfinished_folder` in a folder, each with what it was to become."""
+    """Return the folders of `unfinished_folder` in `parent`, each with the folder of its result."""
     return {
         path: parent / path.name.removeprefix(".").removesuffix(_UNFINISHED)
         for path in sorted(parent.glob(f".*{_UNFINISHED}"))
@@ -38,12 +38,12 @@ def unfinished_folders(parent: Path) -> dict[Path, Path]:
 
 
 def sweep_leftovers(folder: Path, lock_of: Callable[[Path], Path] = hidden_lock) -> None:
-    """Remove unfinished files and folders whose writers are gone; those of running ones stay.
+    """Remove unfinished files and folders whose writers have ended; those of running ones stay.
 
     Args:
-        folder: What holds them, and what they were to become.
-        lock_of: From what is written to the lock that its writer holds meanwhile. The system
-            releases the lock of a process that ends in any way.
+        folder: The folder that holds them, and the finished ones.
+        lock_of: Returns, for the path that is being written, the lock that its writer holds
+            meanwhile. The system releases the locks of a process however it ends.
     """
     for path in folder.glob(".*"):
         found = _TEMPORARY.fullmatch(path.name)

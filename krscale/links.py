@@ -1,7 +1,7 @@
 """Links in the folder of a run: none is followed, neither to read, nor to write, nor to delete.
 
-krscale makes none there. What is written through one would end up, or empty a file, wherever
-whoever made the link wants; so a run folder that holds one is refused before anything is opened.
+krscale makes none there. Writing through a link would create, overwrite or empty a file wherever
+the maker of the link wants; so a run folder with a link is refused before anything is opened.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from krscale.errors import UserError, utf8_text
 
 _LISTED = 3
 _OPTUNAS_LOCK = "journal.log.lock"
-"""A link by which Optuna locks a journal; it is made and removed, never followed."""
+"""A link with which Optuna locks a journal; Optuna makes and removes it, but never follows it."""
 
 
 def refuse_links(folder: Path) -> None:
     """Refuse a run folder that holds links to files or folders.
 
-    The folder itself may be reached by a link, as a storage on another disk often is.
+    The folder itself may be reached through a link, as a storage on another disk often is.
 
     Args:
-        folder: Of a run; it need not exist.
+        folder: The folder of a run; it need not exist.
 
     Raises:
         UserError: Naming the first links, and where they lead.
@@ -58,7 +58,7 @@ def _links(root: str) -> list[str]:
                     elif entry.is_dir(follow_symlinks=False):
                         folders.append(entry.path)
         except (FileNotFoundError, NotADirectoryError, PermissionError):
-            continue  # removed by another process meanwhile, or nothing that can be opened
+            continue  # removed by another process meanwhile, or it cannot be opened
     return found
 
 

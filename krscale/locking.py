@@ -1,4 +1,4 @@
-"""Locks of what runs share: one process makes it, and what is whole can be used read-only."""
+"""Locks of what runs share: one process makes it; when finished, it can be used read-only."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def locked(
     waiting: Callable[[], None] = lambda: None,
     wait_seconds: float = _FOR_EVER,
 ) -> Iterator[None]:
-    """Hold a lock while something is found or made, once among all processes.
+    """Hold a lock while something is found or made, by one process at a time.
 
-    A storage that cannot be written refuses the file of the lock, too; what is whole there is used
-    without one.
+    On a storage that cannot be written, the lock file cannot be made either; what is finished there
+    is used without a lock.
 
     Args:
-        path: The file of the lock.
-        is_whole: Whether nothing is left to make; asked where the storage cannot be written.
-        waiting: Called again and again while another process holds the lock.
-        wait_seconds: Between two calls; without a number it is not called.
+        path: The lock file.
+        is_whole: Returns whether nothing is left to make; called if the storage cannot be written.
+        waiting: Called repeatedly while another process holds the lock.
+        wait_seconds: Time between two calls of `waiting`; by default, it is not called.
 
     Raises:
         OSError: If the lock cannot be made, and something is left to make.
@@ -44,7 +44,7 @@ def locked(
         try:
             lock.acquire(timeout=wait_seconds)
             break
-        except Timeout:  # an `OSError` without a number
+        except Timeout:  # is an `OSError`, too, without a number
             waiting()
         except OSError as error:
             if error.errno not in _NOT_WRITABLE or not is_whole():

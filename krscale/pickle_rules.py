@@ -1,4 +1,4 @@
-"""What a reader of pickles makes of the names in them (`plain_pickle.py`), or refuses of them."""
+"""Rules by which a reader of pickles (`plain_pickle.py`) replaces or refuses the names in them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 
 class RefusedError(ValueError):
-    """What a pickle holds, or asks for, that is not read; the message goes on after "it"."""
+    """A pickle holds or asks for something that is not read; the message continues after "it"."""
 
 
 class UnknownObjectError(RefusedError):
-    """What would be an object of some class, or the call of a function."""
+    """A pickle asks for an object of some class, or for the call of a function."""
 
 
 @dataclass(frozen=True)
 class Global:
-    """The name of what a pickle would import. It is never imported."""
+    """The name of something that a pickle asks to import. It is never imported."""
 
     module: str
     name: str
@@ -26,37 +26,37 @@ class Global:
 
 
 class Rules:
-    """What a reader makes of globals; this one refuses every one.
+    """How a reader replaces globals and objects; this base class refuses all of them.
 
-    Each method returns what stands in the place of the object. They must not call anything that
-    the file names, and must not make more than the file has bytes for.
+    Each method returns the replacement of the object. It must not call anything that the file
+    names, and must not make more than the file has bytes for.
     """
 
     def find(self, found: Global) -> object:
-        """Return what stands for a global that was named.
+        """Return the replacement of a global.
 
         Raises:
-            RefusedError: If the file has no business with it.
+            RefusedError: If the global is not allowed.
         """
         raise UnknownObjectError(f"asks for {found}")
 
     def call(self, function: object, arguments: tuple[Any, ...]) -> object:
-        """Return what stands for the result of a call."""
+        """Return the replacement of the result of a call."""
         raise UnknownObjectError(f"calls {kind_of(function)}")
 
     def new(self, kind: object, arguments: tuple[Any, ...]) -> object:
-        """Return what stands for a new object of a class."""
+        """Return the replacement of a new object of a class."""
         raise UnknownObjectError(f"makes {kind_of(kind)}")
 
     def build(self, value: object, state: object) -> None:
-        """Take the state of an object that `call` or `new` has returned."""
+        """Set the state of an object that `call` or `new` has returned."""
         raise UnknownObjectError(f"sets the state of {kind_of(value)}")
 
     def persistent(self, name: object) -> object:
-        """Return what stands for an object that is kept beside the pickle."""
+        """Return the replacement of an object that is stored outside the pickle."""
         raise UnknownObjectError("refers to objects outside of it")
 
 
 def kind_of(value: object) -> str:
-    """Word what a value is, for errors."""
+    """Return words for the kind of a value, for errors."""
     return str(value) if isinstance(value, Global) else f"a {type(value).__name__}"

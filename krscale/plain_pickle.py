@@ -1,13 +1,13 @@
-"""Pickles read as what they are, a list of opcodes, into bytes, numbers, text, lists and dicts.
+"""Reading pickles as lists of opcodes, into bytes, numbers, text, lists and dicts.
 
-A pickle is a program that makes objects. Python's own reader carries it out: even where only a few
-classes are allowed, the file decides what these are called with, and forged arguments of numpy's
-constructors turn bytes of the file into pointers. Here nothing is carried out. Opcodes that make
-plain values make them; a global stays a name (`Global`), and what is done with it is put to `Rules`
-of the reader's own, which build the few things that they expect and refuse all else.
+A pickle is a program that makes objects. Python's own reader executes it: even if only a few
+classes are allowed, the file decides the arguments of their calls, and forged arguments of numpy's
+constructors turn bytes of the file into pointers. This module executes nothing. Opcodes for plain
+values make these; a global stays a name (`Global`), and every use of it is passed to the `Rules`
+given by the caller, which build the few things that they expect and refuse everything else.
 
-What a file can cost is bounded by its length: every opcode makes at most one small value, no opcode
-copies what another has made, and numbers of any length are refused (`MAX_NUMBER`).
+The cost of a file is bounded by its length: every opcode makes at most one small value, no opcode
+copies what another has made, and numbers above a length are refused (`MAX_NUMBER`).
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _MAX_DIGITS = 160
 _MAX_OPCODES = 2_000_000
 """A CIFAR-100 file of 50,000 images has 300,000."""
 _MAX_OPEN = 100
-"""Containers that are open within each other; a state dict has about ten."""
+"""Most nested open containers; a state dict has about ten."""
 _MAX_LINE = 2**28
-_MAX_KEY = 2**31  # whole numbers as keys: larger ones can be chosen so that all have one hash
+_MAX_KEY = 2**31  # limit of integer keys: larger ones can be chosen to have the same hash
 _RUN = 4096
 _LARGE = 2**16
 _MISSING, _NONE = object(), type(None)
@@ -42,18 +42,18 @@ Content = bytes | mmap
 
 
 def read_plain(content: Content, rules: Rules, start: int = 0) -> tuple[Any, int]:
-    """Read one pickle of any protocol, carrying out nothing.
+    """Read one pickle of any protocol, without executing anything.
 
     Args:
-        content: The file.
-        rules: What becomes of globals.
+        content: Content of the file.
+        rules: How globals are replaced.
         start: Where the pickle begins.
 
     Returns:
-        What it holds, and where it ends. Strings of Python 2 are bytes.
+        Its value, and where it ends. Strings of Python 2 are bytes.
 
     Raises:
-        RefusedError: If it is damaged, or holds anything but plain values and what `rules` take.
+        RefusedError: If it is damaged, or holds anything but plain values and what `rules` accept.
 
     Example:
         >>> import pickle
@@ -79,7 +79,7 @@ class _Reader:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """Read opcodes until the one that ends the pickle."""
+        """Read opcodes up to the one that ends the pickle."""
         content, count = self.content, 0
         while (code := content[self.at]) != _STOP:
             count += 1
@@ -101,7 +101,7 @@ class _Reader:
         return self.stack[0]
 
     def _small_numbers(self) -> int:
-        """Read the run of one-byte numbers that begins here; labels are long lists of these."""
+        """Read the series of one-byte numbers that begins here; labels are long lists of these."""
         at, content = self.at, self.content
         if content[at + 1] != _BININT1:
             self.stack.append(content[at])
@@ -117,7 +117,7 @@ class _Reader:
         return count - 1
 
     def _small_texts(self, code: int) -> int:
-        """Read the run of short strings that begins here, each kept or not; names of files."""
+        """Read the series of short strings that begins here, memoized or not, e.g. file names."""
         content, memo, at, count = self.content, self.memo, self.at, 0
         while True:
             end = at + 1 + content[at]
@@ -139,7 +139,7 @@ class _Reader:
             at = end + 1
 
     def _take(self, size: int) -> bytes:
-        """Return the bytes that come next."""
+        """Return the next `size` bytes."""
         found = self.content[self.at : self.at + size]
         if len(found) < size:
             raise IndexError
@@ -147,17 +147,17 @@ class _Reader:
         return found
 
     def _sized(self, width: int) -> bytes:
-        """Return text that has the number of its bytes before it."""
+        """Return text that follows the number of its bytes."""
         size = int.from_bytes(self._take(width), "little")
         if size > len(self.content):
             raise IndexError
         return self._take(size)
 
     def _sized_bytes(self, width: int) -> bytes | memoryview:
-        """Return bytes that have their number before them; many of them, such as images, in place.
+        """Return bytes that follow their number; large ones, such as images, without a copy.
 
-        A piece of a mapped file is copied, because a view of it would keep the file from being
-        closed.
+        A piece of a mapped file is always copied, because a view of it would prevent closing the
+        file.
         """
         size = int.from_bytes(self._take(width), "little")
         if size < _LARGE or isinstance(self.content, mmap) or self.at + size > len(self.content):
@@ -174,7 +174,7 @@ class _Reader:
         return found
 
     def _marked(self) -> list[Any]:
-        """Return what was read since the last mark."""
+        """Return the values read since the last mark."""
         found, self.stack = self.stack, self.below.pop()
         return found
 
@@ -273,12 +273,12 @@ def _long(content: bytes) -> int:
 
 
 def _digits(line: bytes) -> int | bool:
-    """Read a whole number that is text; `00` and `01` are no and yes."""
+    """Read an integer written as text; `00` and `01` are False and True."""
     return line == b"01" if line in (b"00", b"01") else int(line)
 
 
 def _quoted(line: bytes) -> bytes:
-    """Read a string of Python 2 as it stood in its source."""
+    """Read a string of Python 2, written as in source code."""
     if len(line) < 2 or line[0] != line[-1] or line[:1] not in (b"'", b'"'):
         raise RefusedError("has a string without quotes")
     return codecs.escape_decode(line[1:-1])[0]
@@ -303,7 +303,7 @@ def _unicode(width: int) -> _Step:
 _Step = Callable[[_Reader], object]
 _STEPS: dict[int, _Step] = {
     ord("\x80"): _Reader._protocol,
-    ord("\x95"): lambda r: r._take(8),  # a frame: how much the writer held in memory
+    ord("\x95"): lambda r: r._take(8),  # the size of a frame, which is not needed
     ord("N"): lambda r: r._push(None),
     ord("\x88"): lambda r: r._push(True),
     ord("\x89"): lambda r: r._push(False),
@@ -354,4 +354,4 @@ _STEPS: dict[int, _Step] = {
     ord("b"): _Reader._build,
     ord("Q"): _Reader._persistent,
 }
-"""What is done at each opcode; others (`pickletools`) are refused."""
+"""What is done for each opcode; others (`pickletools`) are refused."""

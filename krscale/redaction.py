@@ -1,4 +1,4 @@
-"""Keeping credentials out of whatever is stored or shown."""
+"""Removing credentials from everything that is stored or shown."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 _HIDDEN = "***"
 _USERINFO = re.compile(r"(?<=://)[^/\s'\"]*@")
 _ODD_USERINFO = re.compile(r"(?<=://)[^/\s:@]*:(?!\d+(?:[/?#]|$))[^\s@\"]*@(?:[^\s/@\"]*@)*")
-"""A password may hold a slash or a quote, though it should be written in percents there."""
+"""A password may hold a slash or a quote, though these should be percent-encoded in a URI."""
 _BARE_USERINFO = re.compile(
     r"(?<![^\s'\"=(])[^\s:/@'\"=(]+(?::(?!//)[^\s@'\"=]*)?@"
     r"(?=(?:[\w-]+\.[\w.-]+|localhost|\[[\da-f:]+\]):\d{1,5}(?!\w)|[\w-]+:\d{4,5}(?!\w))"
 )
-"""Before `HOST:PORT` without a scheme: an address of Ray, also as Ray's own errors quote it."""
+"""Credentials before `HOST:PORT` without a scheme: an address of Ray, also quoted in its errors."""
 _SECRET_FIELD = re.compile(
     r"(?i)([?&;#][^=&;\s]*(?:token|passw|pwd|secret|key|sig|credential|auth)[^=&;\s]*=)[^&;\s'\"]+"
 )
@@ -25,13 +25,13 @@ _SECRET_NAME = re.compile(
 )
 _PART_OF_SECRET_NAME = re.compile(r"(?i)token|passw|secret|key|credential|auth")
 _SHORTEST_SECRET = 4
-"""Shorter ones would blank out ordinary letters of every text."""
+"""Shorter secrets are not replaced, because they occur in ordinary text."""
 _SHORTEST_BY_NAME = 8
-"""The same where only the name of a variable suggests that it holds a secret."""
+"""The same if only the name of a variable suggests that it holds a secret."""
 
 
 def redact(text: str) -> str:
-    """Return the text without credentials: of URIs, and of secret environment variables."""
+    """Return the text without credentials in URIs and values of secret environment variables."""
     for secret in _secrets():
         text = text.replace(secret, _HIDDEN)
     for pattern in (_USERINFO, _ODD_USERINFO, _BARE_USERINFO):
@@ -40,7 +40,7 @@ def redact(text: str) -> str:
 
 
 def holds_userinfo(text: str) -> bool:
-    """Return whether a text holds `USER@` or `USER:PASSWORD@` as a URI has it before its host.
+    """Return whether a text holds `USER@` or `USER:PASSWORD@` before a host, as in a URI.
 
     >>> holds_userinfo("s3://KEY:SEC/RET@bucket/x"), holds_userinfo("s3://bucket/you@home")
     (True, False)
@@ -51,7 +51,7 @@ def holds_userinfo(text: str) -> bool:
 def may_name_a_secret(variable: str) -> bool:
     """Return whether an environment variable of this name may hold a secret.
 
-    Wider than what `redact` hides: nothing is lost where such a variable is merely not passed on.
+    This covers more than `redact` hides, because it does no harm not to pass on a variable.
 
     >>> may_name_a_secret("AWS_ACCESS_KEY_ID"), may_name_a_secret("RAY_TRAIN_V2_ENABLED")
     (True, False)
@@ -60,7 +60,7 @@ def may_name_a_secret(variable: str) -> bool:
 
 
 def redact_all(content: Any) -> Any:
-    """Return plain content, as of JSON or TOML, with every text in it redacted."""
+    """Return plain content, as in JSON or TOML, with every text in it redacted."""
     if isinstance(content, str):
         return redact(content)
     if isinstance(content, Mapping):
@@ -77,7 +77,7 @@ def _secrets() -> list[str]:
     found += [
         value
         for name, value in os.environ.items()
-        # A file that holds the secret is none itself.
+        # A path of a file that holds the secret is not a secret itself.
         if len(value) >= _SHORTEST_BY_NAME
         and _SECRET_NAME.search(name)
         and not value.startswith(("/", "~"))

@@ -1,4 +1,4 @@
-"""`python -m krscale.space_door`: `krscale space` by an older name that scripts use."""
+"""`python -m krscale.space_door`: `krscale space` under an older name, for existing scripts."""
 
 import sys
 

@@ -1,7 +1,8 @@
-"""Storage that cannot be written: full, read-only, failing. One error, whoever raised it first.
+"""Storage that cannot be written: full, read-only, failing. One error for those of all libraries.
 
 Python raises an `OSError`, torch a `RuntimeError`, safetensors and SQLite errors of their own, and
-Ray Tune the text of a traceback; what they have in common is the number of the system's error.
+Ray Tune an error with the text of a traceback; what they have in common is the system's error
+number.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _CANNOT_WRITE = {
     errno.ESTALE: "the network storage has lost this file (stale file handle)",
 }
 OF_A_NAME = frozenset((errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP))
-"""Of these, errors are as often a mistake of a program as a fault of its storage."""
+"""Errors that are as often a mistake of a program as a fault of its storage."""
 _DENIED = dict.fromkeys((errno.EACCES, errno.EPERM), "permission denied")
 _NUMBER = re.compile(r"\b(?:os error|[Ee]rrno) (\d+)\b")
 _OF_SQLITE = (
@@ -41,11 +42,11 @@ _OF_SQLITE = (
 def storage_error(
     error: BaseException, path: object = "", *, denied: bool = False
 ) -> StorageError | None:
-    """Return the error to show where storage could not be written; None if something else failed.
+    """Return the error to show if storage could not be written; None if something else failed.
 
     Args:
-        error: What was raised; what it was raised from is looked at as well.
-        path: The file, where the caller has a better name for it than the error.
+        error: The exception; those that it was raised from are examined as well.
+        path: The file, if the caller has a better name for it than the error.
         denied: Whether a lack of permission counts, too.
 
     Example:
@@ -67,9 +68,9 @@ is kept: free some space and start again.
 
 
 def error_number(error: BaseException) -> int | None:
-    """Return the number for which `storage_error` takes an error for one of the storage.
+    """Return the system's error number by which `storage_error` would recognise an error.
 
-    None where it is a `StorageError`, which says so itself, or none.
+    It is None for a `StorageError`, which needs no number, and for other errors.
     """
     for cause in _chain(error):
         if isinstance(cause, StorageError):
@@ -80,14 +81,14 @@ def error_number(error: BaseException) -> int | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what it was raised from, as a traceback shows it."""
+    """Yield an error and the errors that it was raised from, as in a traceback."""
     following: Any = error
     seen: set[int] = set()
     while isinstance(following, BaseException) and id(following) not in seen:
         seen.add(id(following))
         of_ray = getattr(following, "cause", None)  # a `RayTaskError` keeps it there
         if isinstance(of_ray, BaseException):
-            # First, since Ray's own may be of the same class, with a traceback for its message.
+            # First, because Ray's error may have the same class, with a traceback as its message.
             yield of_ray
         yield following
         context = None if following.__suppress_context__ else following.__context__
@@ -95,7 +96,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _file_of(error: BaseException) -> Any:
-    """Return the file that an error names; of a move, where to."""
+    """Return the file that an error names; for a move, the target."""
     return getattr(error, "filename2", None) or getattr(error, "filename", None) or ""
 
 

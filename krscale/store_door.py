@@ -1,4 +1,4 @@
-"""`python -m krscale.store_door`: `krscale store` by an older name that scripts use."""
+"""`python -m krscale.store_door`: `krscale store` under an older name, for existing scripts."""
 
 import sys
 

@@ -34,10 +34,10 @@ COMMANDS = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that names the nearest valid command or option; commands' parsers are of it too."""
+    """A parser that suggests the nearest valid command or option; also used for each command."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse; a parser inside another one answers for its own options, with its own usage."""
+        """Parse; a command's parser reports its own unknown options, with its own usage."""
         options, unknown = super().parse_known_args(args, namespace)
         if unknown:
             first = unknown[0].partition("=")[0]
@@ -47,14 +47,14 @@ class _Parser(argparse.ArgumentParser):
         return options, unknown
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        # What argparse calls with the words of each argument. An empty one is mostly a variable of
-        # a shell that is not set, and would be taken for the default: another experiment or folder.
+        # argparse calls this with the words of each argument. An empty word is usually an unset
+        # shell variable, and would be taken for the default: another experiment or folder.
         if action.nargs != argparse.PARSER and "" in arg_strings:
             raise argparse.ArgumentError(action, "expected a value, got an empty text")
         return super()._get_values(action, arg_strings)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        # What argparse calls for each value. Its own message lists the choices without a hint.
+        # argparse calls this for each value. Its own message lists the choices without a hint.
         if action.choices is not None and value not in action.choices:
             allowed = [str(choice) for choice in action.choices]
             problem = f"unknown {str(action.metavar).lower()} {str(value)!r}."
@@ -65,8 +65,8 @@ class _Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `krscale`, with a parser for each command.
 
-    Commands import torch, Ray and MLflow when they run, so that `--help` and a wrong argument are
-    answered at once.
+    Commands import torch, Ray and MLflow when they run, so that the reply to `--help` and to a
+    wrong argument is immediate.
     """
     parser = _Parser(
         prog="krscale",

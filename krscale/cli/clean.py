@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _agreed(question: str) -> bool:
-    """Ask; without a terminal nobody can agree."""
+    """Ask the question; without a terminal the answer is no."""
     if not sys.stdin.isatty():
         show(f"{question} --yes does; nobody can be asked here.")
         return False

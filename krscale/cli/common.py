@@ -32,14 +32,14 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
         argv: Arguments without the program's name.
 
     Returns:
-        What the function returned; 2 after a `UserError`, or where a package of an extra is
-        missing or storage cannot be written, printed on stderr; 130 after Ctrl-C, 143
-        after SIGTERM, 129 after SIGHUP; 141 when whoever read stdout went away. Any other exception
-        is a defect of krscale and passes with its traceback.
+        What the function returned; 2 after a `UserError`, a missing package of an extra or a
+        failure to write to storage, with the error printed on stderr; 130 after Ctrl-C, 143 after
+        SIGTERM, 129 after SIGHUP; 141 when the reader of stdout closed it. Any other exception is
+        a defect of krscale and is passed on with its traceback.
     """
-    # Threads that wait for each other sleep instead of spinning: beside a busy neighbour two that
-    # spin are several times slower than one, and on free cores sleeping costs little (docs/log.md).
-    # OpenMP reads this when torch is loaded, which commands do later, when they know their work.
+    # Threads that wait for each other sleep instead of spinning: next to another busy process, two
+    # spinning threads are several times slower than one, and on free cores sleeping costs little
+    # (docs/log.md). OpenMP reads this when torch is loaded, which commands do later.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     _mend_streams()
     keep_freed_memory()
@@ -48,7 +48,7 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
             code = function(argv)
             sys.stdout.flush()
         except KeyboardInterrupt as stop:
-            with suppress(OSError):  # of a terminal that has gone
+            with suppress(OSError):  # the terminal may be closed
                 _show(_hidden_by(stop))
             return _interrupted()
         except Exception as error:
@@ -68,7 +68,7 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
 
 
 def _without_folder(error: Exception) -> UserError | None:
-    """Return the error to show where the folder that the command was started in is gone."""
+    """Return the error to show if the current folder was deleted, else None."""
     if isinstance(error, FileNotFoundError):
         try:
             Path.cwd()
@@ -78,10 +78,10 @@ def _without_folder(error: Exception) -> UserError | None:
 
 
 def _mend_streams() -> None:
-    """Let what is closed be the null device, and escape what the encoding of a stream lacks.
+    """Open closed streams on the null device, and escape characters that a stream cannot encode.
 
-    Python has None for a stream that was closed before it started (`>&-`, some services), and the
-    next file that is opened gets its number, so that what a library prints would end in that file.
+    Python sets a stream to None if it was closed before it started (`>&-`, some services). The
+    next file that is opened then gets its number, and a library's output would end up in that file.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
@@ -92,13 +92,13 @@ def _mend_streams() -> None:
 
 
 def _show(error: UserError | None) -> None:
-    """Print an error on stderr, each of its lines as one."""
+    """Print an error on stderr, with each of its lines as an error of its own."""
     for line in redact(str(error)).splitlines() if error else ():
         show(f"krscale: error: {line}", file=sys.stderr)
 
 
 def _hidden_by(stop: KeyboardInterrupt) -> UserError | None:
-    """Return what had ended the command's work before a signal came, while it cleaned up."""
+    """Return the error that had ended the command before a signal interrupted its clean-up."""
     following: BaseException | None = stop
     while following is not None:
         if isinstance(following, UserError):
@@ -108,13 +108,13 @@ def _hidden_by(stop: KeyboardInterrupt) -> UserError | None:
 
 
 def _in_a_line(error: Exception) -> str:
-    """Return what an error says; of a whole traceback, as Tune's errors hold, what it ends with."""
+    """Return the first line of an error, or the last of a traceback, which Tune's errors hold."""
     lines = str(error).strip().splitlines() or [""]
     return lines[-1] if lines[0].startswith("Traceback") else lines[0]
 
 
 def _interrupted(error: Exception | None = None) -> int:
-    """Say how to go on, and what else went wrong on the way out: often only what was cut short."""
+    """Print how to go on, and an error raised while stopping, which is often only a consequence."""
     stopped_by = received() or signal.SIGINT
     by = "" if stopped_by is signal.SIGINT else f" by {stopped_by.name}"
     with suppress(OSError):
@@ -154,7 +154,7 @@ def add_new_data_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def seconds(text: str) -> float:
-    """Read how long to wait, as the type of an argument."""
+    """Parse a time to wait, as the type of an argument."""
     number = float(text)
     if not 0.0 <= number <= _LONGEST_WAIT:
         raise argparse.ArgumentTypeError(f"must be from 0 to {_LONGEST_WAIT:,} (got {text})")
@@ -162,7 +162,7 @@ def seconds(text: str) -> float:
 
 
 def positive(text: str) -> int:
-    """Read a whole number of at least 1, as the type of an argument."""
+    """Parse a whole number of at least 1, as the type of an argument."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1 (got {number})")

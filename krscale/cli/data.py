@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from krscale.data.check import Check
 
 EXIT_REFUSED = 1
-_LISTED = 10  # groups of copies, and sizes of files, that are shown as text; --json has all
+_LISTED = 10  # groups of copies, and image sizes, that are shown as text; --json has all
 _ROWS = 60  # classes that the table shows
 
 DESCRIPTION = "Images: what a source of them holds."
@@ -53,10 +53,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Look, print."""
+    """Check the source and print the result."""
     source = options.source or ""
     is_experiment = source.endswith(".toml")
-    load(source if is_experiment else None, options.set)  # a wrong field is answered at once
+    load(source if is_experiment else None, options.set)  # refuses a wrong field at once
     from krscale.data.check import check_data
     from krscale.data.guessing import guess_source
     from krscale.progress import Progress
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _is_named(settings: list[str]) -> bool:
-    """Return whether the user says which source reads the path, so that none need be guessed."""
+    """Return whether the user names the source that reads the path, so that it is not guessed."""
     return any(setting.partition("=")[0].strip() == "data.source" for setting in settings)
 
 
@@ -133,7 +133,7 @@ def _table(found: Check) -> Table:
 
 
 def _groups(found: Check, kind: str) -> tuple[str, ...]:
-    """Say where copies are: those of a kind, or those of none."""
+    """Return lines with the places of copies: those of one kind, or those of no kind."""
     chosen = [
         group
         for group in found.copies

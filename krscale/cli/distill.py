@@ -21,8 +21,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Call one function."""
-    # Imported here, so that --help and wrong arguments are answered at once.
+    """Train the student."""
+    # Imported here, so that --help and wrong arguments need not wait for it.
     from krscale.config import load
 
     experiment = load(options.experiment, options.set)

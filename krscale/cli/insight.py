@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compute, write, print."""
+    """Compute the insight, write its files and print it."""
     folder = find_run(options.run, storage_folder(options.storage_path or load().storage_path))
     # Optuna and matplotlib take seconds to import.
     from krscale.search.insight_figure import record_insight

@@ -54,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Choose, deliver, print."""
+    """Choose a student, export it and print the result."""
     from krscale.progress import Progress
     from krscale.runs.deliver import choose_student, deliver
     from krscale.runs.register import register
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _order(options: argparse.Namespace) -> Order:
-    """Return what is asked for."""
+    """Return the order that the options describe."""
     from krscale.report import Limits
     from krscale.runs.deliver import Order
 
@@ -112,7 +112,7 @@ def _show_files(delivery: Delivery, registered: str) -> None:
 
 
 def _weights(delivery: Delivery) -> str:
-    """Say which training the files hold, and how it stands to the mean that the table shows."""
+    """Describe which training the files hold, and its accuracy beside the mean of the table."""
     result, val = delivery.choice.picked.result, delivery.card.accuracy["val"]
     test = f"{delivery.card.test_accuracy:.2%} on test"
     mean = f"the table's mean over {len(result.seeds)} seeds is {result.test_accuracy:.2%}"
@@ -135,14 +135,14 @@ def _count(flag: str, text: str | None) -> int | None:
 
 
 def _decimal(flag: str, text: str | None) -> Decimal | None:
-    """Return a positive number exactly as written, `k`, `M` and `G` allowed as in the table."""
+    """Return a positive number exactly as written; `k`, `M` and `G` are allowed as in the table."""
     if text is None:
         return None
     unit = _UNITS.get(text[-1:], 1)
     try:
         value = Decimal(text[:-1] if unit > 1 else text) * unit
         fits = 0.0 < float(value) < float("inf")
-    except (ArithmeticError, ValueError):  # no number; one with too many digits; sNaN
+    except (ArithmeticError, ValueError):  # not a number, too many digits, or sNaN
         fits = False
     if not fits:
         raise UserError(f"{flag}: expected a positive number such as 20000 or 20k (got {text!r}).")

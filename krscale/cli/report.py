@@ -40,7 +40,7 @@ DESCRIPTION = (
     f"{CSV_FILE} and {PAGE_FILE}, which explains it to anyone. Several runs are compared."
 )
 _MOST_OF_A_FIGURE = 64 * 1024**2
-_LONGEST = 200  # characters of the name of a folder, of 255 that there may be
+_LONGEST = 200  # characters of the name of a folder; file systems allow 255
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Read, write, print."""
+    """Read the runs, write the files and print the tables."""
     storage = storage_folder(options.storage_path or load().storage_path)
     paths = [find_run(name, storage) for name in options.runs]
     if len(set(paths)) < len(paths):
@@ -75,16 +75,16 @@ def run(options: argparse.Namespace) -> int:
         output.mkdir(parents=True, exist_ok=True)
         shown = _write_files(paths, curves, output)
     except OSError as error:
-        file = error.filename2 or error.filename or output  # the second is where it was moved
+        file = error.filename2 or error.filename or output  # filename2 is the target of a move
         raise UserError(f"{file}: cannot be written: {error.strerror or error}.") from None
     _print(shown, output, as_json=options.json)
     return 0
 
 
 def _named(curve: Curve, path: Path) -> Curve:
-    """Call a run as its folder is called, which may be a copy of another or renamed.
+    """Name a curve after its folder, which may have been renamed or be a copy of another.
 
-    A folder whose name no run can have leaves the name that the run was begun with.
+    If the folder's name is not valid for a run, the curve keeps the name that the run began with.
     """
     try:
         name = TypeAdapter(RunName).validate_python(path.name)
@@ -94,8 +94,8 @@ def _named(curve: Curve, path: Path) -> Curve:
 
 
 def _told_apart(curves: Sequence[Curve]) -> list[Curve]:
-    """Number runs of one name, which may come from several storages."""
-    taken = {curve.name for curve in curves}  # a number must not make the name of another run
+    """Number runs with the same name, which may come from several storages."""
+    taken = {curve.name for curve in curves}  # a numbered name must not be that of another run
     found: list[Curve] = []
     for curve in curves:
         name = curve.name
@@ -111,7 +111,7 @@ def _free(name: str, taken: Collection[str]) -> str:
 
 
 def _figure_names(curves: Sequence[Curve]) -> list[str]:
-    """Return the file of each run's own figure, none of which is that of all runs together."""
+    """Return the file of each run's own figure; none is the name of the figure of all runs."""
     if len(curves) == 1:
         return [FIGURE_FILE]
     names, together = [curve.name for curve in curves], Path(FIGURE_FILE).stem
@@ -130,7 +130,7 @@ def _output(given: str | None, paths: Sequence[Path], curves: Sequence[Curve]) -
     if len(paths) == 1:
         return paths[0]
     name = "+".join(curve.name for curve in curves)
-    if len(name) > _LONGEST:  # told apart from others that begin alike
+    if len(name) > _LONGEST:  # the fingerprint keeps it apart from names with the same beginning
         name = f"{name[:_LONGEST]}-{fingerprint(name)}"
     return paths[0].parent / "reports" / name
 
@@ -163,7 +163,7 @@ def _shown(path: Path, curve: Curve, figure: bytes) -> ShownRun:
     insight, insight_problem = _or_problem(read_insight, path)
     drawn, figure_problem = _or_problem(_figure_of_insight, path) if insight else (None, "")
     for passed_over in filter(None, (environment_problem, figure_problem)):
-        show(f"krscale: {passed_over}", file=sys.stderr)  # the page does without
+        show(f"krscale: {passed_over}", file=sys.stderr)  # the page leaves it out
     return ShownRun(
         curve,
         figure,
@@ -184,7 +184,7 @@ def _figure_of_insight(path: Path) -> bytes | None:
     figure = path / INSIGHT_FIGURE_FILE
     try:
         return read_bounded(figure, _MOST_OF_A_FIGURE)
-    except FileNotFoundError:  # drawn where there is something to draw
+    except FileNotFoundError:  # it is only drawn if there is something to draw
         return None
     except OSError as error:
         reason = f"it cannot be read ({error.strerror or error})"
@@ -192,10 +192,10 @@ def _figure_of_insight(path: Path) -> bytes | None:
 
 
 def _or_problem(read: Callable[[Path], Found], path: Path) -> tuple[Found | None, str]:
-    """Read a file of a run, or say why not.
+    """Read a file of a run, or return why it cannot be read.
 
-    The curve of an older krscale can be read though other files have keys unknown today; the page
-    says so.
+    The curve of an older krscale can be read even where other files have keys that are unknown
+    today; the page states the reason.
     """
     try:
         return read(path), ""
@@ -204,7 +204,7 @@ def _or_problem(read: Callable[[Path], Found], path: Path) -> tuple[Found | None
 
 
 def _content(curves: Sequence[Curve]) -> Any:
-    """One curve as `curve.json` has it; several as a list of them."""
+    """Return one curve as in `curve.json`, or several as a list."""
     found = [curve.model_dump(mode="json") for curve in curves]
     return found[0] if len(found) == 1 else found
 

@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check, print."""
+    """Check the space and print it."""
     space = f"search.space={json.dumps(options.space)}"
     experiment = load(options.experiment, [*options.set, space])
     # Torch and Optuna take seconds to import; a refused config must not wait for them.

@@ -60,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Find the experiment, call one function."""
+    """Find the experiment, and check or describe its stores."""
     experiment = find_experiment(options.run, options.storage_path, options.set)
     from krscale.setup.methods import methods_of
     from krscale.setup.recipe import StoreRecipe  # torch takes seconds to import
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
 def find_experiment(name: str, storage_path: str | None, overrides: Sequence[str]) -> Experiment:
     """Return the experiment of a run's name or folder, or of a TOML file.
 
-    A run's folder says where its storage is now, whatever the storage was called at its start.
+    For a run, the storage is where its folder is now, even if it was elsewhere when the run began.
     """
     written = user_path(name, "RUN")
     if written.suffix == ".toml" or written.is_file():
@@ -96,16 +96,16 @@ def find_experiment(name: str, storage_path: str | None, overrides: Sequence[str
 
 
 def check(recipes: Sequence[StoreRecipe], options: argparse.Namespace) -> None:
-    """Rebuild what is broken where the option is given, then compare with the present.
+    """Rebuild broken shards if `--repair` is given, then compare with the teacher's outputs now.
 
     Args:
-        recipes: Of the distributions, and of every kind of features that the run needs.
-        options: Of the command line.
+        recipes: Those of the distributions, and of every kind of features that the run needs.
+        options: Options of the command line.
     """
     from krscale.store import StoreCheckError
 
     try:
-        recipes[0].dataset.verify()  # all recipes are of one
+        recipes[0].dataset.verify()  # all recipes have the same data set
     except DamagedFileError as error:
         raise StoreCheckError(str(error)) from None
     found = [_check_one(recipe, options) for recipe in recipes]
@@ -139,7 +139,7 @@ def _check_one(recipe: StoreRecipe, options: argparse.Namespace) -> dict[str, An
 
 
 def _by_kind(recipes: Sequence[StoreRecipe], found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Join what was found: the distributions' store, and beneath it those of features by kind."""
+    """Join the findings: those of the distributions' store, and in it those of features by kind."""
     features = {str(recipe.kind): part for recipe, part in zip(recipes, found, strict=True)}
     whole = features.pop("None")
     return whole | ({"features": features} if features else {})

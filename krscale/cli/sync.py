@@ -36,17 +36,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Send, say what is left."""
+    """Send the events and print how many are left."""
     folder = find_run(options.run, storage_folder(options.storage_path or load().storage_path))
     require_folder(folder)
     from krscale.tracking import Begun, has_record, print_warning, sync  # MLflow: seconds to import
 
-    if not has_record(folder):  # which tells that it is a run, whatever else is gone from it
+    if not has_record(folder):  # a record shows that it is a run, whatever else is missing
         require_run(folder)
 
     try:
         known = last_start(folder)
-    except DamagedFileError as error:  # what was recorded may say enough
+    except DamagedFileError as error:  # the record may be enough
         print_warning(str(error))
         known = None
     begun = Begun(*known) if known else None

@@ -66,7 +66,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Call one function, print."""
+    """List the blocks and print them."""
     if options.model.endswith(".toml"):
         _refuse_beside_experiment(options)
         blocks, proposed, gains = _of_experiment(options)
@@ -89,10 +89,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _of_network(options: argparse.Namespace) -> tuple[Sequence[Block], Sequence[str]]:
-    """Build the network that is named, and list its blocks and proposed taps."""
+    """Build the named network, and list its blocks and proposed taps."""
     arguments = dict(_option(text) for text in options.option)
     _check_numbers(options)
-    # Imported here, so that --help and wrong arguments are answered at once.
+    # Imported here, so that --help and wrong arguments need not wait for it.
     from functools import partial
 
     from krscale.models import build_model

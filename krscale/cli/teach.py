@@ -20,8 +20,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Call one function, print."""
-    # Imported here, so that --help and wrong arguments are answered at once.
+    """Prepare data, teacher and knowledge, and print a summary."""
+    # Imported here, so that --help and wrong arguments need not wait for it.
     from krscale.config import load
 
     experiment = load(options.experiment, options.set)
@@ -32,8 +32,8 @@ def run(options: argparse.Namespace) -> int:
     from krscale.setup.prepare import Setup, pick_device, prepare_knowledge
 
     with Progress(quiet=options.quiet, planned={}) as progress:
-        pick_device(experiment.train.device)  # a GPU that is not there is refused before the work
-        reach_storage(experiment, on_nodes=False)  # for those that write the store: store_shards
+        pick_device(experiment.train.device)  # refuses a missing GPU before the work
+        reach_storage(experiment, on_nodes=False)  # store_shards checks the nodes that write
         setup = Setup.resolve(experiment, progress)
         if not options.quiet:
             progress.note(setup.dataset.summary())

@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prepare the data, call one function, print."""
+    """Prepare the data, try the candidates and print the result."""
     from krscale.config import load
 
     experiment = load(options.experiment, options.set)
@@ -71,12 +71,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def as_content(tried: Tried, dataset: Dataset, order: str) -> dict[str, Any]:
-    """Return what was found as JSON-serialisable content; `changes` are what to set.
+    """Return the result as JSON-serialisable content; `changes` holds the settings to change.
 
     Args:
-        tried: What was found.
-        dataset: What the teacher was asked about.
-        order: Where the order of the classes can be set.
+        tried: The candidates that were tried.
+        dataset: The data that they were tried on.
+        order: The setting that holds the order of the classes, or `OUTPUTS`.
     """
     from krscale.setup.candidates import as_settings
 
@@ -85,7 +85,7 @@ def as_content(tried: Tried, dataset: Dataset, order: str) -> dict[str, Any]:
     if best is not tried.configured:
         changes["teacher.preprocessing"] = as_settings(best.preprocessing, dataset.image_shape)
     if tried.reordered is not None:
-        # The list says which of our classes each of the teacher's outputs stands for.
+        # For each of the teacher's outputs, the class of the data that it stands for.
         of_output = {output: name for name, output in zip(dataset.classes, best.order, strict=True)}
         changes[order] = [of_output[number] for number in range(len(of_output))]
     return {

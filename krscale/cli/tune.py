@@ -43,8 +43,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Call one function, print."""
-    # Imported here, so that --help and wrong arguments are answered at once.
+    """Run the search, or print its plan, and show the result."""
+    # Imported here, so that --help and wrong arguments need not wait for it.
     from krscale.search.studies.extending import load_or_extend
 
     experiment = load_or_extend(options.experiment, options.set)
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     from krscale.search.result import SearchResult
     from krscale.search.session import run_session
 
-    # What `krscale.search` does with an experiment, but for its errors, which name arguments.
+    # `krscale.search` does the same with an experiment, except that its errors name arguments.
     curve, how_to_open = run_session(
         experiment, quiet=options.quiet, new_space=options.new_space, new_data=options.new_data
     )
@@ -85,7 +85,7 @@ def _show(result: SearchResult, *, as_json: bool) -> None:
 def next_steps(
     curve: Curve, experiment: Experiment, how_to_open: tuple[str, str]
 ) -> list[tuple[str, str]]:
-    """Return what a user can do with a finished search: command, and what it is good for."""
+    """Return what a user can do with a finished search: commands and their purposes."""
     run = shlex.quote(str(experiment.run_path))
     steps = [(f"krscale report {run}", "a page that explains it to anyone: report.html")]
     if curve.pareto:
@@ -96,7 +96,7 @@ def next_steps(
     command, address = how_to_open
     seen = "all trials, and the curves overlaid"
     if command:
-        # `make ui` serves the storage that is the default where it is called.
+        # `make ui` serves the default storage of the shell that it is called from.
         known = not experiment.tracking.uri and experiment.storage_path == Experiment().storage_path
         steps.append((f"make ui, or {command}" if known else command, f"{seen}: {address}"))
     elif address:

@@ -45,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check the database and the port, serve, print the address once there is an answer."""
+    """Check the database and the port, serve, and print the address once the server answers."""
     if options.storage_path:
         storage_folder(options.storage_path)
     given = {"storage_path": options.storage_path, "tracking.uri": options.uri}
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     check_database(address)
     check_port(options.host, options.port)
     show("Starting MLflow; Ctrl-C ends it.", flush=True)
-    # Below what the server prints: the address that it names opens on a page for language models.
+    # Printed below the server's output, whose address opens on a page for language models.
     return serve(
         address,
         options.host,

@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compare, print."""
+    """Compare the files and print the findings."""
     folder = find_run(options.run, storage_folder(options.storage_path or load().storage_path))
     require_folder(folder)
     from krscale.runs.verify import verify_run  # torch takes seconds to import
@@ -72,7 +72,7 @@ def _journal(folder: Path) -> list[Finding]:
 
 
 def _record(folder: Path) -> list[Finding]:
-    """Compare what was kept for MLflow."""
+    """Compare the files that were kept for MLflow."""
     from krscale.runs.verify_files import look
     from krscale.tracking.mending import check_spool
     from krscale.tracking.position import STATE_FILE, State

@@ -2,8 +2,8 @@
 
 One frozen object holds the whole experiment. It is read from TOML (`load`), changed by dotted
 overrides (`--set train.num_epochs=20`), refused as a whole when any key is unknown or any value
-out of range, and hashed (`Experiment.fingerprint`) to tell one run from another. This package
-imports neither torch nor Ray, so that `--help` and a refused config answer at once.
+is out of range, and hashed (`Experiment.fingerprint`) to tell one run from another. This package
+imports neither torch nor Ray, so that `--help` and the refusal of a config are immediate.
 """
 
 from krscale.config.data import DataConfig, FilesConfig, GlyphsConfig, ViewsConfig

@@ -1,4 +1,4 @@
-"""What a student learns from: the `[distill]` section, the settings of all methods in one table."""
+"""The `[distill]` section: the method, and the settings of all methods in one table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class MethodChoice(Section):
     """Which method, and for which student."""
 
     method: str = "kr"
-    """A registered method, or KR with methods on the logits: `kr+dkd`, `kr+dist+kd`."""
+    """A registered method, or KR combined with methods on the logits: `kr+dkd`, `kr+dist+kd`."""
     capacity: str = "1/16"
     """Size of the student that `krscale distill` trains, as a share of the teacher's parameters; or
     the name of one of `[[ladder.students]]`."""
@@ -53,7 +53,7 @@ class DistillConfig(
     KDSettings,
     MethodChoice,
 ):
-    """What the student learns from: the method, and the settings of all methods (`methods.py`).
+    """The method, and the settings of all methods (`methods.py`).
 
     The fields of the last base come first in files and listings.
     """

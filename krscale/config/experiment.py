@@ -30,19 +30,19 @@ _NEARLY_URI = re.compile(
     r"(?i)(s3|gs|gcs|hdfs|abfss?|az|wasbs?|file|memory|https?):(?!//)|[a-z][a-z0-9+.-]+:/(?!/)"
 )
 STORAGE_VARIABLE = "KRSCALE_STORAGE_PATH"
-"""Environment variable: the storage, where an experiment names none."""
+"""Environment variable with the storage to use where an experiment names none."""
 
 
 def _default_storage() -> str:
-    return os.environ.get(STORAGE_VARIABLE) or "runs"  # compose files set it to nothing
+    return os.environ.get(STORAGE_VARIABLE) or "runs"  # compose files set it to an empty string
 
 
 RESERVED_NAMES = frozenset({"cache", "mlartifacts", "mlflow.db", "mlruns", "reports"})
-"""What a storage holds beside the runs; no run can be called so."""
+"""Names of what a storage holds besides the runs; a run cannot have one of them."""
 
 
 def _free(name: str) -> str:
-    # Some file systems do not tell capitals; SQLite and its locks add an ending to the name.
+    # Some file systems ignore case; SQLite and its locks append a suffix to the name.
     lower = name.lower()
     if lower in RESERVED_NAMES or lower.startswith(("mlflow.db.", "mlflow.db-")):
         raise ValueError(
@@ -52,25 +52,25 @@ def _free(name: str) -> str:
     return name
 
 
-# Where folders are shared with Windows, a dot at the end is dropped: `cache.` is `cache` there.
+# Folders shared with Windows lose a dot at the end of a name: `cache.` is `cache` there.
 RunName = Annotated[
     str,
     Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_-])?$", max_length=100),
     AfterValidator(_free),
 ]
-"""What a run can be called."""
+"""A valid name of a run."""
 
 
 class Experiment(Section):
     """Everything that determines a run."""
 
     name: RunName = "digits"
-    """Name of the run; its folder is `storage_path/name`: letters, digits, `.`, `_` and `-`, the
-    first a letter or digit, the last no dot. Not `cache`, `mlartifacts`, `mlflow.db`, `mlruns` or
-    `reports`, which lie there as well."""
+    """Name of the run; its folder is `storage_path/name`. Letters, digits, `.`, `_` and `-`; the
+    first is a letter or digit, the last is not a dot. Not `cache`, `mlartifacts`, `mlflow.db`,
+    `mlruns` or `reports`, which are in the same folder."""
     storage_path: PathText = Field(default_factory=_default_storage)
-    """Folder of all runs, data, teachers and stores, which all machines see; or a URI, such as
-    `s3://bucket/prefix`, where they share no disk. Default `$KRSCALE_STORAGE_PATH` or `runs`."""
+    """Folder of all runs, data, teachers and stores, which all machines can access; or a URI, such
+    as `s3://bucket/prefix`, where they share no disk. Default `$KRSCALE_STORAGE_PATH` or `runs`."""
     data: DataConfig = DataConfig()
     views: ViewsConfig = ViewsConfig()
     teacher: TeacherConfig = TeacherConfig()
@@ -104,7 +104,7 @@ class Experiment(Section):
             return checked_uri(storage_path)
         if _NEARLY_URI.match(storage_path):
             raise ValueError("a URI has two slashes, such as s3://bucket/prefix")
-        # Workers have working directories of their own.
+        # Workers have other working directories.
         path = real(Path(storage_path).expanduser())
         for part in (path, *path.parents):
             if is_file(part):
@@ -119,22 +119,22 @@ class Experiment(Section):
 
     @property
     def any_student(self) -> LadderStudent | StudentConfig:
-        """The student that `distill.capacity` names, or the one with a capacity dial."""
+        """The student that `distill.capacity` names, or the one with adjustable capacity."""
         return self.own_student or self.student
 
     @property
     def sizes(self) -> tuple[str, ...]:
-        """What the sizes of the ladder are called: names of its students, or shares."""
+        """Names of the sizes of the ladder: the names of its students, or shares."""
         return tuple(s.name for s in self.ladder.students) or self.ladder.capacities
 
     @property
     def storage_folder(self) -> Path:
-        """The storage, or the folder that stands for it on this machine where it is a URI."""
+        """The storage; where it is a URI, the local folder used for it on this machine."""
         return working_folder(self.storage_path)
 
     @property
     def run_path(self) -> Path:
-        """Absolute folder of this run; of a storage that is a URI, in this machine's own folder."""
+        """Absolute folder of this run; where the storage is a URI, in its local folder."""
         return self.storage_folder / self.name
 
     @property
@@ -143,16 +143,16 @@ class Experiment(Section):
         return self.storage_folder / "cache"
 
     def without_credentials(self) -> Experiment:
-        """Return it as workers get it, which record nothing and join no cluster.
+        """Return the experiment for workers, which record nothing and join no cluster.
 
-        What they are given may be written down: Ray keeps the parameters of trials on disk.
+        Credentials are removed because Ray keeps the parameters of trials on disk.
         """
         tracking = self.tracking.model_copy(update={"uri": redact(self.tracking.uri)})
         cluster = self.cluster.model_copy(update={"address": redact(self.cluster.address)})
         return self.model_copy(update={"tracking": tracking, "cluster": cluster})
 
     def fingerprint(self) -> str:
-        """Hash of every field that changes results; not of where they are kept or how shown."""
+        """Hash of every field that changes results; not of where they are kept or displayed."""
         content = self.model_dump(mode="json", exclude={"storage_path", "tracking", "cluster"})
         return fingerprint(_without_newer_defaults(content))
 
@@ -176,8 +176,8 @@ _NEWER = (
     "train.max_workers",
     *(f"train.{name}" for name in ("ema_decay", "optimizer", "optimizer_options", "schedule")),
 )
-"""Fields that came after fingerprints had been written down: left out where they are as they are by
-default, so that what was kept under a fingerprint is found again."""
+"""Fields that were added after fingerprints were first stored. A fingerprint leaves them out where
+they have their default, so that what was kept under it is found again."""
 
 
 def _without_newer_defaults(content: dict[str, Any]) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def _without_newer_defaults(content: dict[str, Any]) -> dict[str, Any]:
             del table[name]
     distill = content["distill"]
     for name, former in FORMER_OF_KR.items():
-        # Their defaults are others than what was done before.
+        # Their defaults differ from what was done before they existed.
         if distill[name] == former or not uses_kr(content):
             del distill[name]
     if not uses_kr(content) and distill["kr_weight"] == default["distill"]["kr_weight"]:

@@ -1,4 +1,4 @@
-"""What the sections of an experiment are made of: kinds of values, and a closed, frozen table."""
+"""Building blocks of the sections of an experiment: value types, and a closed, frozen table."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from krscale.errors import UserError, unknown_name
 from krscale.foreign import path_problem
 
 _SHARE = re.compile(r"[+-]?[0-9./]{1,60}([eE][+-]?[0-9]{1,3})?")
-"""How a size is written, which is part of names and of paths."""
+"""Format of a size, which is part of names and of paths."""
 StrictInt = Annotated[int, Field(strict=True)]
 Seed = Annotated[int, Field(strict=True, ge=-(2**62), le=2**62)]
-"""Of a training: what torch takes, with room for what is added for final seeds."""
+"""Seed of a training: what torch accepts, with room for what is added for final seeds."""
 Count = Annotated[int, Field(strict=True, ge=1)]
 Width = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 Side = Annotated[int, Field(strict=True, ge=1, le=16_384)]
@@ -38,7 +38,7 @@ PositiveShare = Annotated[float, Field(strict=True, gt=0.0, le=1.0, allow_inf_na
 Progress = Annotated[float, Field(strict=True, ge=0.0, le=1.0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(strict=True, gt=0.0, allow_inf_nan=False)]
 Temperature = Annotated[float, Field(strict=True, ge=0.001, le=1000.0, allow_inf_nan=False)]
-"""Beyond, its square or what it divides leaves the range of numbers."""
+"""Beyond these limits its square, or a number divided by it, leaves the range of floats."""
 
 
 def check_number(kind: Any, name: str, value: float, where: str) -> None:
@@ -67,7 +67,7 @@ def check_number(kind: Any, name: str, value: float, where: str) -> None:
 
 
 def plain_message(message: str) -> str:
-    """Return what pydantic says of a value as the rest of a line that names it.
+    """Return pydantic's message about a value, worded to follow the name of the value.
 
     >>> plain_message("Value error, At least one is needed")
     'at least one is needed'
@@ -88,7 +88,7 @@ def refuse_repeats(
 
     Args:
         values: What a user listed.
-        identity: Equal for values that mean the same, such as `"1/4"` and `"0.25"`.
+        identity: Returns equal results for values that mean the same, such as `"1/4"` and `"0.25"`.
 
     Raises:
         ValueError: Naming the two.
@@ -125,7 +125,7 @@ def _a_path(text: str) -> str:
 
 
 PathText = Annotated[str, AfterValidator(_a_path)]
-"""A path as a user writes it, `~` for the home; it need not exist."""
+"""A path as a user writes it, with `~` for the home directory; it need not exist."""
 Names = Annotated[tuple[str, ...], AfterValidator(_distinct)]
 """A list of different names; it may be empty."""
 SomeNames = Annotated[Names, AfterValidator(_not_empty)]
@@ -133,7 +133,7 @@ SomeNames = Annotated[Names, AfterValidator(_not_empty)]
 
 
 def _plain(value: Any) -> Any:
-    """Return what means a number or a text, of numpy or of pathlib, as one of Python's."""
+    """Return values of numpy and pathlib as plain Python numbers and strings."""
     if isinstance(value, PurePath):
         return str(value)
     if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0:
@@ -157,10 +157,10 @@ class Section(BaseModel):
 
     @classmethod
     def from_keywords(cls, values: Mapping[str, Any], where: str) -> Self:
-        """Return the settings that keyword arguments name, the rest at their defaults.
+        """Return the settings that keyword arguments name, with defaults for the rest.
 
         Args:
-            values: As they were given.
+            values: The keyword arguments.
             where: The function that takes them, for the message.
 
         Raises:
@@ -181,7 +181,7 @@ class Section(BaseModel):
 
 
 def parse_capacity(text: str) -> float:
-    """Return the share a capacity names: `"1/16"` is 0.0625.
+    """Return the share that a capacity stands for: `"1/16"` is 0.0625.
 
     Raises:
         ValueError: If the text is not a number or fraction in (0, 1].
@@ -191,7 +191,7 @@ def parse_capacity(text: str) -> float:
         (0.0625, 0.05)
     """
     try:
-        if not _SHARE.fullmatch(text):  # also because 1e9999999 takes minutes to be computed
+        if not _SHARE.fullmatch(text):  # also because 1e9999999 would take minutes to compute
             raise ValueError
         share = float(Fraction(text))
     except (ValueError, ArithmeticError):
@@ -202,7 +202,7 @@ def parse_capacity(text: str) -> float:
 
 
 def is_share(text: str) -> bool:
-    """Whether a size is written as a share of the teacher, and not the name of a student.
+    """Whether a size is written as a share of the teacher and not as the name of a student.
 
     Example:
         >>> is_share("1/16"), is_share("small")

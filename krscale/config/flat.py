@@ -1,4 +1,4 @@
-"""Settings by keyword: those of some sections by their own name, all by their dotted path."""
+"""Settings by keyword: those of some sections by field name, all of them by dotted path."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NOT_HERE = frozenset(
         "search.trials_per_size",
     }
 )
-"""What `krscale.search` has arguments of its own for."""
+"""Fields for which `krscale.search` has arguments of its own."""
 
 
 def put_settings(
@@ -31,12 +31,12 @@ def put_settings(
 
     Args:
         content: Changed in place.
-        named: By dotted path; what the function has arguments for.
-        settings: By dotted path.
-        fields: By their own name.
+        named: Fields that the function has arguments for, by dotted path.
+        settings: Fields by dotted path.
+        fields: Fields by field name.
 
     Raises:
-        UserError: If a name is unknown, is that of two fields, or is given twice.
+        UserError: If a name is unknown, belongs to two fields, or is given twice.
     """
     if not isinstance(settings, Mapping) or not all(isinstance(path, str) for path in settings):
         raise UserError(

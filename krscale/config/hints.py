@@ -1,4 +1,4 @@
-"""What an error about a field suggests: the name that was meant, and a value of the right form."""
+"""Suggestions in errors about a field: the name that was meant, and a value of the right form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from krscale.config.experiment import Experiment
 
 _TYPO_RATIO, _SIMILAR_RATIO = 0.9, 0.75
-"""Share of letters that two names have in common where one is a slip of the other, or may be."""
+"""Share of letters in common from which one name is, or may be, a misspelling of the other."""
 _OTHER_NAMES = {
     "optim": "optimizer",
     "optimiser": "optimizer",
@@ -35,9 +35,9 @@ _OTHER_NAMES = {
     "dataset": "source",
     "output_dir": "storage_path",
 }
-"""What other programs call a field: no letters tell that they mean the same."""
+"""Names that other programs have for a field and that are spelt too differently to be matched."""
 _MAX_SUGGESTIONS = 3
-"""More suggestions than this are a list, and no help."""
+"""More suggestions than this would not help."""
 
 
 def field_paths(model: type[BaseModel] = Experiment, prefix: str = "") -> list[str]:
@@ -54,9 +54,9 @@ def field_paths(model: type[BaseModel] = Experiment, prefix: str = "") -> list[s
 def nearest_fields(dotted: str, allowed: Iterable[str]) -> list[str]:
     """Return the fields that a wrong name most likely stands for; empty when none resembles it.
 
-    A slip or a shorter form of a name of the same section comes first (`train.epochs`), then the
-    same name in other sections (`search.num_epochs`), then what resembles it, here before there.
-    What all names of a section have in common, its own name, makes none of them alike.
+    A misspelling or a shorter form of a name in the same section comes first (`train.epochs`), then
+    the same name in other sections (`search.num_epochs`), then similar names, those of the same
+    section first. Only field names are compared, not the names of sections.
 
     Args:
         dotted: What the user wrote, e.g. `train.optimizer`.
@@ -76,7 +76,7 @@ def nearest_fields(dotted: str, allowed: Iterable[str]) -> list[str]:
 
 
 def explain_unknown(path: Sequence[str]) -> str:
-    """Return the sentences on a key that does not exist: what was meant, or what there is."""
+    """Return a sentence on a key that does not exist: what was meant, or which keys exist."""
     dotted, section = ".".join(path), _section(path[:-1])
     prefix = "".join(f"{name}." for name in path[:-1])
     here = [f"{prefix}{name}" for name in section.model_fields]
@@ -87,7 +87,7 @@ def explain_unknown(path: Sequence[str]) -> str:
 
 
 def explain_item(path: Sequence[str], name: str) -> str:
-    """Return the sentences on a key that a table of a list of tables does not have."""
+    """Return a sentence on an unknown key in a table of a list of tables."""
     table = _table_of_list(path)
     names = field_paths(table) if table else []
     if found := nearest_fields(name, names):
@@ -96,13 +96,13 @@ def explain_item(path: Sequence[str], name: str) -> str:
 
 
 def expected_form(path: Sequence[str], kind: str, value: Any, *, overridden: bool) -> str | None:
-    """Return what a value of another form should look like; None where pydantic's words do.
+    """Return what a value of the wrong form should look like; None to use pydantic's message.
 
     Args:
         path: The field.
         kind: Pydantic's name of the error.
         value: What was given.
-        overridden: Whether it came with `--set`, not from a file.
+        overridden: Whether the value came from `--set` and not from a file.
     """
     dotted = ".".join(path)
     if _table_of_list(path) and kind in ("tuple_type", "model_type"):
@@ -133,7 +133,7 @@ def expected_form(path: Sequence[str], kind: str, value: Any, *, overridden: boo
 
 
 def _as_number(text: str) -> str:
-    """Return a number that other languages write so as TOML has it; empty for all else."""
+    """Return a number in another notation, such as `0,5`, as TOML writes it; else an empty text."""
     written = text.replace(",", ".") if text.count(",") == 1 and "." not in text else text
     try:
         number = float(written)
@@ -141,7 +141,7 @@ def _as_number(text: str) -> str:
         return ""
     with suppress(tomllib.TOMLDecodeError):
         tomllib.loads(f"x = {text}")
-        return ""  # it stood in quotes
+        return ""  # valid TOML: it was given in quotes
     return repr(number) if math.isfinite(number) else ""
 
 
@@ -158,7 +158,7 @@ def _section(path: Sequence[str]) -> type[BaseModel]:
 
 
 def _table_of_list(path: Sequence[str]) -> type[BaseModel] | None:
-    """Return what the tables of a list of tables are; None for any other field."""
+    """Return the type of the tables in a list of tables; None for any other field."""
     field = _section(path[:-1]).model_fields.get(path[-1]) if path else None
     parts = get_args(field.annotation) if field else ()
     return next((found for part in parts if (found := _as_section(part))), None)
@@ -170,7 +170,7 @@ def _as_section(annotation: Any) -> type[BaseModel] | None:
 
 
 def _as_list(path: Sequence[str], value: Any) -> str:
-    """Return what was given as a list, or the field's default where that cannot be said."""
+    """Return the given value as a list, or the field's default where that is not possible."""
     field = _section(path[:-1]).model_fields[path[-1]]
     parts = value.strip("[]() ").split(",") if isinstance(value, str) else []
     items = [item for part in parts if (item := part.strip(" '\""))] or list(field.default)

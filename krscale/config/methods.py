@@ -1,9 +1,9 @@
-"""The settings of every method: type, allowed values, default, meaning, and where each is searched.
+"""The settings of every method: type, allowed values, default, meaning and search range.
 
-One frozen class for each method. A method's constructor takes an instance of its class, and the
-`[distill]` section of an experiment is all of them together (`DistillConfig`), so this is the only
-place where a setting is written down. A setting that methods share is a field of one class, from
-which theirs inherit.
+There is one frozen class for each method. A method's constructor takes an instance of its class,
+and the `[distill]` section of an experiment combines all of them (`DistillConfig`), so this is the
+only place where a setting is defined. A setting that methods share is a field of one class, from
+which their classes inherit.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class MethodSettings(Section):
     @model_validator(mode="before")
     @classmethod
     def _used(cls, given: Any) -> Any:
-        """Refuse a setting that is set, but not used, because of another one's default."""
+        """Refuse a setting that is given but not used because of the default of another one."""
         for name in given if isinstance(given, dict) else ():
             field = cls.model_fields.get(name)
             needed = [m for m in field.metadata if isinstance(m, UsedWith)] if field else []
@@ -65,8 +65,8 @@ class MethodSettings(Section):
         """Return this method's part of the settings of all methods.
 
         Args:
-            settings: What this method does not have is passed over, what they do not have keeps
-                its default.
+            settings: Settings that this method does not have are ignored; settings that are missing
+                keep their defaults.
             **changes: Values that replace those of `settings`.
 
         Raises:
@@ -78,7 +78,7 @@ class MethodSettings(Section):
 
 
 class PlainSettings(MethodSettings):
-    """Plain training has none."""
+    """Plain training has no settings."""
 
 
 class LabelSmoothingSettings(MethodSettings):
@@ -89,7 +89,7 @@ class LabelSmoothingSettings(MethodSettings):
 
 
 class DistillationSettings(MethodSettings):
-    """What all methods with a teacher share."""
+    """Settings that all methods with a teacher share."""
 
     ce_weight: Annotated[Weight, SearchRange(0.0, 1.0)] = 0.5
     """Weight of the cross-entropy with the labels."""
@@ -110,7 +110,7 @@ class DKDSettings(DistillationSettings):
     dkd_weight: Annotated[Weight, SearchRange(0.1, 3.0, log=True)] = 1.0
     """Weight of the DKD term as a whole."""
     dkd_target_weight: Weight = 1.0
-    """Weight within DKD of the divergence between label and not label."""
+    """Weight within DKD of the divergence between the labelled class and all others together."""
     dkd_nontarget_weight: Annotated[Weight, SearchRange(1.0, 16.0, log=True)] = 8.0
     """Weight within DKD of the divergence among the other classes."""
 
@@ -144,13 +144,13 @@ class ATSettings(KDSettings):
     """Settings of attention transfer."""
 
     at_reduction: Annotated[ATReduction, SearchChoices(get_args(ATReduction))] = "mean"
-    """Over a stage's positions: their mean, as in the authors' code, or half their sum, as in their
-    equation, by which stages of many positions weigh more."""
+    """Reduction over a stage's positions: the mean, as in the authors' code, or half the sum, as in
+    their equation, which gives stages with many positions more weight."""
     at_mean_weight: Annotated[
         Weight, SearchRange(3.0, 3000.0, log=True), UsedWith("at_reduction", ("mean",))
     ] = 100.0
-    """Weight of the attention transfer term with the mean. The authors' is 1000, on maps of 32x32
-    positions and fewer; small images want less."""
+    """Weight of the attention transfer term with the mean. The authors use 1000, on maps of at most
+    32x32 positions; small images need less."""
     at_weight: Annotated[
         Weight, SearchRange(0.3, 300.0, log=True), UsedWith("at_reduction", ("sum",))
     ] = 10.0
@@ -161,7 +161,7 @@ class PKTSettings(KDSettings):
     """Settings of PKT."""
 
     pkt_weight: Annotated[Weight, SearchRange(3.0, 3000.0, log=True)] = 100.0
-    """Weight of the PKT term: which samples are alike to the classifier."""
+    """Weight of the PKT term: which samples are similar in the classifier's input."""
 
 
 class CRDSettings(KDSettings):
@@ -179,11 +179,11 @@ class ReviewKDSettings(KDSettings):
     """Settings of ReviewKD."""
 
     reviewkd_weight: Annotated[Weight, SearchRange(0.3, 30.0, log=True)] = 5.0
-    """Weight of the ReviewKD term: the maps of all stages. The authors' is 0.6 to 8, by the pair of
-    networks, most often 5."""
+    """Weight of the ReviewKD term: the maps of all stages. The authors use 0.6 to 8, depending on
+    the pair of networks, most often 5."""
     reviewkd_warmup: Share = 0.08
     """Share of the training over which this weight rises linearly, from 0 in the first epoch. The
-    authors' is 20 of 240 epochs."""
+    authors use 20 of 240 epochs."""
 
 
 class RKDSettings(KDSettings):
@@ -192,9 +192,11 @@ class RKDSettings(KDSettings):
     rkd_weight: Annotated[Weight, SearchRange(0.03, 3.0, log=True)] = 1.0
     """Weight of the RKD term as a whole: relations between the images of a batch."""
     rkd_distance_weight: Weight = 25.0
-    """Weight within RKD of the distances of pairs; the authors' for classification."""
+    """Weight within RKD of the distances of pairs; the default is the authors' for
+    classification."""
     rkd_angle_weight: Weight = 50.0
-    """Weight within RKD of the angles of triples; the authors' for classification."""
+    """Weight within RKD of the angles of triples; the default is the authors' for
+    classification."""
 
 
 class PosteriorConfig(Section):
@@ -211,51 +213,53 @@ class PosteriorConfig(Section):
 
 
 class KRSettings(DistillationSettings):
-    """Settings of Knowledge Representing, and of what it is combined with."""
+    """Settings of Knowledge Representing (KR), and of its combinations with other methods."""
 
     kr_weight: Annotated[Weight, SearchRange(0.3, 10.0, log=True)] = 1.0
     """Weight of the KR term."""
     granularity: Annotated[StrictInt | Level, SearchRange(1, "num_taps", type="int")] = "stage"
-    """Groups of taps: a number from 1 (the whole network) to the number of taps, or a level."""
+    """Number of groups of taps, from 1 (the whole network) to the number of taps; or a level."""
     sparsity: Annotated[Share, SearchRange(0.0, 0.9)] = 0.3
     """Share of each sign's gap that the recoding penalty drops; 0 is ordinary distillation."""
     sparsity_schedule: Annotated[Schedule, SearchChoices(SCHEDULES)] = "constant"
-    """Sparsity over the training: the same, from 0 up to `sparsity`, or from it down to 0."""
+    """Sparsity over the training: constant, rising from 0 to `sparsity`, or falling from it to
+    0."""
     auxiliary_weight: Annotated[Weight, SearchRange(0.1, 2.0, log=True)] = 1.0
-    """Factor of every group but the deepest."""
+    """Factor of every group except the deepest."""
     auxiliary_schedule: Annotated[AuxiliarySchedule, SearchChoices(get_args(AuxiliarySchedule))] = (
         "falling"
     )
-    """What becomes of these groups: they stay, their factor falls linearly to 0, or groups are
-    joined until a single one is left. From `auxiliary_until` on the classifier is taught alone."""
+    """What happens to these groups: they stay, their factor falls linearly to 0, or groups are
+    merged until one is left. From `auxiliary_until` on, only the classifier is taught."""
     auxiliary_until: Annotated[
         PositiveShare,
         SearchRange(0.4, 1.0),
         UsedWith("auxiliary_schedule", ("falling", "coarsening")),
         UsedWith("where_schedule", ("falling",)),
     ] = 0.7
-    """Share of the training after which nothing but the classifier is taught, where that falls or
-    coarsens."""
+    """Share of the training after which only the classifier is taught, if a schedule is `falling`
+    or `coarsening`."""
     head_grid: Count = 4
-    """Auxiliary heads read a tap's means over so many times so many cells, not over all of it."""
+    """Auxiliary heads read a tap's means over the cells of a grid with this many rows and columns,
+    not over the whole map."""
     probe_grid: Count = 4
-    """The teacher's probes read its taps on such a grid, too; 1 reads means over all positions.
-    Taps of many channels are read on a coarser grid: a probe reads 1024 numbers at most, or one
-    mean of each channel."""
+    """The same for the teacher's probes and taps; 1 reads means over all positions. Taps with many
+    channels are read on a coarser grid: a probe reads at most 1024 numbers, or one mean of each
+    channel."""
     where_weight: Annotated[Weight, SearchChoices((0.0, 0.5, 1.0, 2.0, 4.0))] = 0.0
-    """Weight of a second distribution: where in the image a stage is active. With 0 nothing of it
-    is stored, and no trial of a search can have it: set it above 0 to search it."""
+    """Weight of a second distribution: where in the image a stage is active. With 0 it is not
+    stored, and no trial of a search can use it: set it above 0 to search it."""
     where_schedule: Annotated[WhereSchedule, SearchChoices(get_args(WhereSchedule))] = "constant"
     """This weight over the training: the same, or falling linearly to 0 at `auxiliary_until`."""
     alignment: Annotated[Alignment, SearchChoices(ALIGNMENTS)] = "stage"
-    """Where a group of the teacher's taps meets the student: at the end of the same stage, for
-    networks of as many stages, or at the same relative depth."""
+    """Where in the student a group of the teacher's taps is matched: at the end of the same stage,
+    for networks with the same number of stages, or at the same relative depth."""
     mixing: Annotated[Mixing, SearchChoices(MIXINGS)] = "arithmetic"
-    """How the taps of a group are averaged: probabilities, or log-probabilities."""
+    """How the taps of a group are averaged: as probabilities, or as log-probabilities."""
     parameter_weight: Weight = 0.0
     """Weight of the data-free source: the distribution of the weights themselves."""
     posterior: PosteriorConfig = PosteriorConfig()
-    """What a combined method such as `kr+dkd` weighs its terms with."""
+    """Weights of the terms of a combined method such as `kr+dkd`."""
 
     @field_validator("granularity")
     @classmethod

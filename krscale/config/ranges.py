@@ -1,7 +1,8 @@
-"""What a field declares beside its type: where it is searched by default, and when it is used.
+"""What a field declares besides its type: where it is searched by default, and when it is used.
 
 `Annotated[Weight, SearchRange(0.3, 10.0, log=True)]`: the range is what `"default"` stands for in a
-search space. It lies within what the field allows, and is no limit: a space may give its own.
+search space. It lies within the values that the field allows, and is not a limit: a search space
+may give another range.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ class SearchRange:
     Attributes:
         low: Smallest value.
         high: Largest value; `"num_taps"` is the number of the teacher's taps.
-        log: Whether a search draws evenly on a logarithmic scale.
-        type: Whether the values are whole numbers.
+        log: Whether a search draws uniformly on a logarithmic scale.
+        type: `"int"` for whole numbers.
     """
 
     low: float
@@ -28,7 +29,7 @@ class SearchRange:
     type: Literal["float", "int"] = "float"
 
     def table(self) -> Mapping[str, Any]:
-        """Return it as a search space writes it."""
+        """Return the range as a table of a search space."""
         return {"type": self.type, "low": self.low, "high": self.high, "log": self.log}
 
 
@@ -43,19 +44,19 @@ class SearchChoices:
     choices: tuple[Any, ...]
 
     def table(self) -> Mapping[str, Any]:
-        """Return it as a search space writes it."""
+        """Return the list as a table of a search space."""
         return {"type": "categorical", "choices": list(self.choices)}
 
 
 @dataclass(frozen=True)
 class UsedWith:
-    """Another field of the same section must have a value for this one to matter.
+    """Another field of the same section must have one of some values for this one to be used.
 
-    Where a field declares several of these, one that holds is enough.
+    Where a field declares several of these, it is enough that one holds.
 
     Attributes:
         field: Name of the other field.
-        values: What it must be; one of these.
+        values: The values, of which it must have one.
     """
 
     field: str

@@ -1,4 +1,4 @@
-"""Reading an experiment from TOML and overrides; every mistake in one line of its own."""
+"""Reading an experiment from TOML and overrides; every mistake is reported on its own line."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from krscale.foreign import missing, regular, user_path
 from krscale.redaction import redact
 
 RENAMED = {"search.trials_per_rung": "search.trials_per_size"}
-"""Dotted paths of older experiments and commands, and what they are called now; both are read."""
+"""Dotted paths of older experiments and commands, and their names now; both are accepted."""
 _KEY_OF_MANY = re.compile(
     r"""(?:^|[\[{,])[ \t]*+(?:(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){100}""",
     re.MULTILINE,
 )
-"""`tomllib` takes memory by the square of a key's parts, 20 GB for one of 200 kB."""
+"""A key of many parts: `tomllib` needs memory quadratic in their number, 20 GB for 200 kB."""
 _MOST_BYTES = 4 * 1024**2
 _DESCRIPTOR = re.compile(r"(/dev|/proc/(self|\d+))/fd/\d+")  # bash and zsh
 
@@ -35,8 +35,8 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Exper
     """Read an experiment from TOML and apply `key.path=value` overrides.
 
     Args:
-        path: A TOML file; one that ships with krscale, as `jobs/NAME.toml` from anywhere; or None
-            for the embedded default (the digits experiment).
+        path: A TOML file; `jobs/NAME.toml`, in any working directory, for a job that ships with
+            krscale; or None for the embedded default (the digits experiment).
         overrides: Assignments such as `"train.num_epochs=20"`; values are TOML, and a bare word
             is a string.
 
@@ -50,7 +50,7 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Exper
         Traceback (most recent call last):
         krscale.errors.UserError: ... Did you mean 'train.num_epochs'? ...
     """
-    if path == "":  # of a variable that is not set; the default would be another experiment
+    if path == "":  # a shell variable that is not set; the default would be another experiment
         raise UserError("EXPERIMENT.toml: expected a file, got an empty text.")
     file = _experiment_file(user_path(path, "EXPERIMENT.toml")) if path else None
     content: dict[str, Any] = read_toml(file) if file else {}
@@ -62,7 +62,7 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Exper
     sources = {RENAMED.get(key, key) for key in given}
     experiment = validate(content, where, sources)
     if "train.num_epochs" not in sources or "train.warmup_epochs" in sources:
-        refuse_long_warmup(experiment.train, where)  # not where a job is tried for a few epochs
+        refuse_long_warmup(experiment.train, where)  # not if --set only lowers the epochs
     return experiment
 
 
@@ -75,7 +75,7 @@ def validate(content: Mapping[str, Any], where: str, overridden: Iterable[str] =
         overridden: Dotted paths of fields that were given by `--set`.
 
     Raises:
-        UserError: Naming every mistake in a line of its own.
+        UserError: Naming every mistake on its own line.
 
     Example:
         >>> validate({"train": {"num_epochs": 0, "learning_rate": -1.0}}, "my.toml")
@@ -90,7 +90,7 @@ def validate(content: Mapping[str, Any], where: str, overridden: Iterable[str] =
         set_keys = set(overridden)
         by_field: dict[tuple[str, ...], list[Any]] = {}
         for found in error.errors(include_url=False):
-            if found["type"] == "default_factory_not_called":  # another field is wrong
+            if found["type"] == "default_factory_not_called":  # only because another field is wrong
                 continue
             by_field.setdefault(_field_of(found["loc"]), []).append(found)
         lines = [
@@ -101,7 +101,7 @@ def validate(content: Mapping[str, Any], where: str, overridden: Iterable[str] =
 
 
 def with_values(experiment: Experiment, values: Mapping[str, Any], where: str) -> Experiment:
-    """Return a copy in which each dotted path of `values` has the given value, validated.
+    """Return a validated copy in which each dotted path of `values` has the given value.
 
     Raises:
         UserError: Naming `where` and every mistake.
@@ -113,7 +113,7 @@ def with_values(experiment: Experiment, values: Mapping[str, Any], where: str) -
 
 
 def search_ranges() -> dict[str, SearchRange | SearchChoices]:
-    """Return where fields are searched by default, by dotted path; of those that declare it.
+    """Return the default search ranges by dotted path, for the fields that declare one.
 
     Example:
         >>> search_ranges()["distill.temperature"].table()
@@ -124,7 +124,7 @@ def search_ranges() -> dict[str, SearchRange | SearchChoices]:
 
 
 def used_with() -> dict[str, tuple[UsedWith, ...]]:
-    """Return what fields need another field to be, by dotted path; of those that declare it.
+    """Return the `UsedWith` conditions by dotted path, for the fields that declare any.
 
     Example:
         >>> used_with()["distill.at_mean_weight"]
@@ -138,7 +138,7 @@ def used_with() -> dict[str, tuple[UsedWith, ...]]:
 
 
 def _experiment_file(path: Path) -> Path:
-    """Return the file itself, or the job of this name that ships with krscale."""
+    """Return the path itself, or the job of this name that ships with krscale."""
     if path.exists() or path.parent.is_dir() or path.parent != Path("jobs"):
         return path
     package = Path(__file__).parents[1]
@@ -158,12 +158,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         guess = nearest(path.name, set(siblings) - {path.name})
         hint = f" Did you mean {path.parent / guess}?" if guess else ""
         raise UserError(f"{path}: {missing(path)}.{hint}") from None
-    except (OSError, ValueError, RecursionError) as error:  # of text, TOML or a number too long
+    except (OSError, ValueError, RecursionError) as error:  # bad text or TOML, or a too long number
         raise UserError(f"{path}: not a readable TOML file: {error}") from None
 
 
 def _text(content: bytes) -> str:
-    """Return the text of a file in UTF-8, with or without the mark that Windows puts before it."""
+    """Return the text of a UTF-8 file, with or without a byte order mark (as Windows writes it)."""
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError("it is text in UTF-16; save it as UTF-8")
     try:
@@ -174,10 +174,11 @@ def _text(content: bytes) -> str:
 
 
 def _bounded(path: Path) -> bytes:
-    """Return the content of a file a user names, if it is as long as an experiment can be.
+    """Return the content of a file that a user names; raise if it is too long for an experiment.
 
-    A named pipe that nobody writes to would be waited for, and `/dev/zero` would fill the memory.
-    What a shell gives as a file, `<(...)` or standard input, is a pipe with somebody at its end.
+    Only regular files are read: opening a named pipe without a writer would block, and `/dev/zero`
+    would fill the memory. The exceptions are `<(...)` and standard input, whose pipes a shell
+    connects to a writer.
     """
     of_a_shell = path == Path("/dev/stdin") or _DESCRIPTOR.fullmatch(path.as_posix())
     with (path if of_a_shell else regular(path)).open("rb") as file:
@@ -188,7 +189,7 @@ def _bounded(path: Path) -> bytes:
 
 
 def _declarations(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any]]:
-    """Yield what fields declare beside their type, with the field's dotted path."""
+    """Yield what fields declare besides their type, with the field's dotted path."""
     for name, field in model.model_fields.items():
         annotation = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -208,15 +209,15 @@ def _assign(content: dict[str, Any], assignment: str) -> None:
 
 
 def value_of(text: str, name: str, flag: str) -> Any:
-    """Return what stands behind the `=` of `--set` and its like: TOML, or else the text itself.
+    """Return the value after the `=` of `--set` and similar options: TOML, or else the text itself.
 
     Args:
-        text: As it was written.
-        name: What it is a value of.
+        text: The text after the `=`.
+        name: The name before the `=`.
         flag: The option.
 
     Raises:
-        UserError: If further keys follow in lines of their own, which would be dropped.
+        UserError: If further keys follow on lines of their own, which would be dropped.
 
     Example:
         >>> value_of("[1, 2]", "key", "--set"), value_of("resnet", "key", "--set")
@@ -233,7 +234,7 @@ def value_of(text: str, name: str, flag: str) -> Any:
 
 
 def _by_field(dotted: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield a value with its path; of a table for a section each field, the others stay."""
+    """Yield a value with its path; for a section, each field of the table, so that others stay."""
     is_section = any(path.startswith(f"{dotted}.") for path in field_paths())
     if not (is_section and isinstance(value, Mapping)):
         yield dotted, value
@@ -248,7 +249,7 @@ def _with_new_names(content: Mapping[str, Any], where: str) -> Mapping[str, Any]
     """Return the content with the keys of `RENAMED` under their new names.
 
     Raises:
-        UserError: If a field stands there under both names.
+        UserError: If a field is given under both names.
     """
     for old, new in RENAMED.items():
         section, _, old_key = old.partition(".")
@@ -275,7 +276,7 @@ def _put(content: dict[str, Any], dotted: str, value: Any, where: str) -> None:
 
 
 def _place_of(path: tuple[str, ...], content: Mapping[str, Any], where: str) -> str:
-    """Return where a value comes from: the environment gives the storage that nothing else does."""
+    """Return where a value comes from: `where`, or the environment for a storage not given."""
     own = path != ("storage_path",) or "storage_path" in content
     return where if own else f"${STORAGE_VARIABLE}"
 
@@ -288,10 +289,10 @@ def _field_of(location: Sequence[int | str]) -> tuple[str, ...]:
 
 
 def _explain(path: tuple[str, ...], found: list[Any], where: str, overridden: set[str]) -> str:
-    """One line for one field: the place, what is allowed, what was given, the nearest name."""
+    """Return a line for one field: the place, what is allowed, what was given, the nearest name."""
     dotted = ".".join(path)
     flags = [key for key in sorted(overridden) if _one_within(key, dotted)]
-    # What is wrong with a section as a whole may come from any of its fields.
+    # An error of a section as a whole may come from any of its fields.
     flag = flags[0] if len(flags) == 1 else next((key for key in flags if key == dotted), None)
     place = f"--set {flag}" if flag else f"{where}: {dotted}"
     if within := _within_list(path, found[0]["loc"]):
@@ -299,14 +300,14 @@ def _explain(path: tuple[str, ...], found: list[Any], where: str, overridden: se
     if found[0]["type"] == "extra_forbidden":
         hint = explain_unknown(path)
         return f"{place}: unknown key {dotted!r}. {hint} Run with --dry-run to see every key."
-    if not path:  # several sections do not go together
+    if not path:  # several sections contradict each other
         message = found[0]["msg"].removeprefix("Value error, ")
         given = message.partition(":")[0] in overridden
         return f"--set {message}." if given else f"{where}: {message}."
     said = (_message(path, error, overridden=flag is not None) for error in found)
     allowed = ", or ".join(dict.fromkeys(said))
     if dotted not in field_paths() and isinstance(found[0]["input"], Mapping):
-        # Fields that do not go together: all values of their section would hide which.
+        # Fields that contradict each other: showing all values of their section would hide which.
         if flag is None and allowed.startswith(f"{dotted}."):
             place = where
         return f"{place}: {allowed.removeprefix(f'{flag}: ')}."
@@ -314,7 +315,7 @@ def _explain(path: tuple[str, ...], found: list[Any], where: str, overridden: se
 
 
 def _within_list(path: tuple[str, ...], location: Sequence[int | str]) -> str:
-    """Return the place of a mistake below a list of tables, e.g. `table 2, model`; or nothing."""
+    """Return the place of a mistake in a list of tables, e.g. `table 2, model`; else empty."""
     rest = location[len(path) :]
     if len(rest) < 2 or not isinstance(rest[0], int) or not isinstance(rest[1], str):
         return ""
@@ -329,7 +330,7 @@ def _explain_item(path: tuple[str, ...], within: str, error: Any) -> str:
 
 
 def _one_within(first: str, second: str) -> bool:
-    """Whether two dotted names are the same, or one is a part of the other."""
+    """Whether two dotted names are equal, or one is a section that contains the other."""
     return f"{first}.".startswith(f"{second}.") or f"{second}.".startswith(f"{first}.")
 
 

@@ -1,4 +1,4 @@
-"""Reading files that krscale wrote as what they were: a dataclass, a model, a mapping."""
+"""Reading JSON files that krscale wrote back into a dataclass, a pydantic model or a mapping."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from krscale.files import damaged, read_json
 T = TypeVar("T")
 
 Accuracy = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
-"""A share as a record has it, in 0..1; of the samples that are right, or of information."""
+"""A share in a record, in 0..1: of samples that are classified correctly, or of information."""
 NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(strict=True, ge=0)]
-"""How many, in a record."""
+"""A number of things in a record."""
 
 
 def read_record(path: Path, kind: type[T], rebuild: str = "") -> T:
-    """Read a JSON file as a value of a type, every field checked.
+    """Read a JSON file as a value of a type, and check every field.
 
     Args:
         path: The file.
         kind: A dataclass, a pydantic model, or e.g. `dict[str, float]`.
-        rebuild: A sentence for the error: what can still be used, and what makes the file again.
+        rebuild: A sentence for the error: what can still be used, and how to recreate the file.
 
     Raises:
-        DamagedFileError: If it is missing, not JSON, or of another content; names file and key.
+        DamagedFileError: If it is missing, not JSON, or does not have the type; names file and key.
     """
     return as_record(path, read_json(path, rebuild), kind, rebuild)
 
 
 def as_record(path: Path, content: Any, kind: type[T], rebuild: str = "") -> T:
-    """Return the content of a file as a value of a type; arguments as of `read_record`.
+    """Return the content of a file as a value of a type; arguments as for `read_record`.
 
     Raises:
-        DamagedFileError: Naming the first field that is missing or of another type.
+        DamagedFileError: Naming the first field that is missing or has the wrong type.
     """
-    # JSON knows no tuples: in strict mode only pydantic's JSON reader takes a list for one. Models
-    # say themselves how strict they are.
+    # JSON has no tuples: in strict mode only pydantic's JSON reader accepts a list for one. Models
+    # define their own strictness.
     strict = None if isinstance(kind, type) and issubclass(kind, BaseModel) else True
     try:
         found: T = TypeAdapter(kind).validate_json(json.dumps(content), strict=strict)

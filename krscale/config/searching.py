@@ -23,87 +23,89 @@ _SIZES = ("num_parameters", "flops", "latency_ms")
 
 
 def objective_directions() -> dict[str, Direction]:
-    """Return what a search can improve, and in which direction: metrics, and sizes of students."""
+    """Return the possible objectives (metrics and sizes of students) and their directions."""
     metrics = {name: metric.direction for name, metric in val_metrics().items()}
     return {**metrics, **dict.fromkeys(_SIZES, "minimize")}
 
 
 def method_identity(name: str) -> tuple[str, ...]:
-    """Return what two names of one method have in common: `kr+kd+dkd` is `kr+dkd+kd`."""
+    """Return a key that is equal for names of the same method: `kr+kd+dkd` is `kr+dkd+kd`."""
     base, *terms = name.split("+")
     return (base, *sorted(terms))
 
 
 class SearchConfig(Section):
-    """The search: one study per (method, size), all with the same budget."""
+    """The search: one study for each method and size, all with the same budget."""
 
     space: str = "kr"
-    """A space shipped in `search_spaces/` (by name) or the path of a TOML file."""
+    """A search space shipped in `search_spaces/` (by name) or the path of a TOML file."""
     methods: SomeNames = ("plain", "kd", "kr")
     """Methods that are tuned and compared, each with the same number of trials; see
     `distill.method` for their names."""
     trials_per_size: Count = 8
     """Trials of every method at every size."""
     num_final_seeds: Count = 5
-    """Fresh seeds with which each winner is trained again; only these are tested."""
+    """Number of new seeds with which each winner is trained again; only these students are
+    tested."""
     sampler: Literal["tpe", "gp", "cmaes", "nsgaii", "random", "grid"] = "tpe"
-    """Optuna sampler of every study; `tpe` draws every tenth trial at random, `grid`
-    needs choices, whole numbers or steps, `cmaes` the extra `krscale[samplers]`."""
+    """Optuna sampler of every study; `tpe` draws every tenth trial at random, `grid` needs choices,
+    whole numbers or steps, `cmaes` needs the extra `krscale[samplers]`."""
     early_stopping: Literal["asha", "median", "none"] = "asha"
     """Early stopping within a size; trials of different sizes are never compared. `median` stops
-    what is worse than the median of the trials that ended, at the same epoch. Where hundreds of
-    trials of a few epochs look for the last half point, `none` finds it sooner
+    trials that are worse than the median of the finished trials at the same epoch. Where hundreds
+    of trials of a few epochs search for the last half point of accuracy, `none` finds it sooner
     (docs/benchmarks.md)."""
     objectives: SomeNames = (VAL_ACCURACY,)
-    """What a study improves: `val/accuracy` (more is better), and after it any of `num_parameters`,
-    `flops` and `latency_ms` (less is better), which differ where the space varies `student.*`, or
-    another metric such as `val/loss`. With several, every study looks for the front of trials that
-    no other beats in all of them; the most accurate one on validation is trained again. Needs
-    `early_stopping = "none"`."""
+    """What a study optimises: first `val/accuracy` (more is better), then any of `num_parameters`,
+    `flops` and `latency_ms` (less is better), which vary where the space varies `student.*`, or
+    another metric such as `val/loss`. With several objectives, every study searches for the front
+    of trials that no other trial beats in all of them; the trial with the best validation accuracy
+    is trained again. Two or more objectives need `early_stopping = "none"`."""
     transfer: StrictBool = False
-    """Try the best settings of the next smaller and the next larger size of a method early on. At
-    8 trials a size that cost accuracy where it was measured (docs/benchmarks.md)."""
+    """Try the best settings of a method's next smaller and next larger size early in a study. With
+    8 trials per size, this reduced accuracy where it was measured (docs/benchmarks.md)."""
     max_wall_seconds: Weight = 0.0
-    """Once trials have run for so long, over all starts of the run, none is started any more; 0 is
-    no limit. Winners are trained again with fresh seeds after that."""
+    """No trial is started once trials have run for this long, over all starts of the run; 0 is no
+    limit. Afterwards, the winners are still trained again with new seeds."""
     max_epochs: Annotated[int, Field(strict=True, ge=0)] = 0
-    """Once all trials together have trained so many epochs, none is started any more; 0 is no
-    limit. The final trainings of the winners do not count."""
+    """No trial is started once all trials together have trained this many epochs; 0 is no limit.
+    The final trainings of the winners do not count."""
     target_accuracy: Progress = 0.0
-    """A study with a trial of this validation accuracy starts no more; 0 is no target."""
+    """A study starts no more trials once one reaches this validation accuracy; 0 is no target."""
     grace_epochs: Count = 4
-    """Epochs that every trial gets before it may be stopped."""
+    """Epochs that every trial trains before it may be stopped."""
     reduction_factor: Annotated[int, Field(strict=True, ge=2)] = 2
     """ASHA keeps one trial in this many at each of its milestones."""
     max_parameters: Annotated[int, Field(strict=True, ge=0)] = 0
-    """Larger students are never trained; 0 is no limit. Sizes beyond it are left out, and where a
-    space varies the architecture, so is every suggestion beyond it."""
+    """Students with more parameters are never trained; 0 is no limit. Larger sizes are left out,
+    and so is every larger suggestion where a space varies the architecture."""
     max_flops: Annotated[int, Field(strict=True, ge=0)] = 0
-    """The same for FLOPs of one image, 2 per multiply-add."""
+    """The same for FLOPs per image, 2 per multiply-add."""
     max_latency_ms: Weight = 0.0
-    """The same for milliseconds of one image on one CPU thread of the machine that runs the search,
+    """The same for milliseconds per image on one CPU thread of the machine that runs the search,
     measured on the untrained student."""
     max_failures: Count = 16
-    """Failed trials after which the search gives up."""
+    """Number of failed trials after which the search gives up."""
     max_retries: Annotated[int, Field(strict=True, ge=0)] = 3
-    """How often a trial is run again whose worker or node was lost, from its last checkpoint."""
+    """How often a trial whose worker or node was lost is continued from its last checkpoint."""
     stall_seconds: Literal["auto", "off"] | Weight = "auto"
-    """A trial that shows no progress for so long (no step, no batch of validation) is ended and has
+    """A trial without progress for this long (no step, no validation batch) is ended and counts as
     failed; its worker is replaced. `auto` is 20 times the longest pause of any trial of the search
-    so far, and at least 600; `off`, or 0, waits for ever. Once `max_wall_seconds` have passed, it
-    is 20 times that pause, and at least 120, in any case. Several workers of `krscale distill` are
-    ended likewise, and start again from their last epoch, 3 times at most."""
+    so far, and at least 600; `off` or 0 waits for ever. Once `max_wall_seconds` have passed, it is
+    always 20 times that pause, and at least 120. Several workers of `krscale distill` are ended in
+    the same way, and start again from their last epoch, at most 3 times."""
     checkpoint_seconds: Weight = 5.0
-    """A running trial keeps a checkpoint at most this often, and never spends more than a fiftieth
-    of its time on them; what is killed loses no more than the time since."""
+    """Shortest time between two checkpoints of a running trial, which spends at most a fiftieth of
+    its time on them; a killed trial loses the training since its last checkpoint."""
     cpus_per_trial: Positive = 1.0
     """CPU cores reserved for a trial, or for each of its workers where `train.num_workers` is 2 or
-    more; the threads of a worker are set to the same number."""
+    more; each worker uses the same number of threads."""
     gpus_per_trial: Literal["auto"] | Weight = "auto"
-    """GPUs reserved for a trial; fractions pack several on one, 0 reserves none. `auto` measures
-    what the largest student takes and packs as many as fit; without a GPU it is 0. Where
-    `train.num_workers` is 2 or more it is for each worker, and a whole number; `auto` is then 1,
-    or 0 where the cluster has fewer GPUs than a trial has workers."""
+    """GPUs reserved for a trial; with fractions, several trials share a GPU; 0 reserves none.
+    `auto` measures the memory of the largest student and puts as many trials on a GPU as fit;
+    without a GPU it is 0. Where `train.num_workers` is 2 or more, the number is for each worker and
+    must be whole; `auto` is then 1, or 0 where the cluster has fewer GPUs than a trial has
+    workers."""
     seed: StrictInt = 0
     """Seed of the samplers."""
 
@@ -136,7 +138,7 @@ class SearchConfig(Section):
                 raise ValueError(f"no objective {name!r}{hint} Allowed: {', '.join(allowed)}")
         if objectives[0] != VAL_ACCURACY:
             raise ValueError(f"{VAL_ACCURACY!r} comes first")
-        # Fields above this one are known here, unless they were refused themselves.
+        # `info.data` has the fields above this one, except those that were refused themselves.
         sampler, stopping = info.data.get("sampler"), info.data.get("early_stopping")
         if len(objectives) > 1 and sampler == "cmaes":
             raise ValueError(
@@ -159,22 +161,23 @@ class TrackingConfig(Section):
     experiment: str = "krscale"
     """Name of the MLflow experiment."""
     enabled: StrictBool = True
-    """False records nothing in MLflow; the run folder is complete without it."""
+    """Whether to record in MLflow; the run folder is complete without it."""
     system_metrics: StrictBool = False
-    """Record how busy the machine is on which the command was started (processors, memory, disk,
-    network, GPUs), every 10 seconds; needs the extra `krscale[system]`."""
+    """Record the load of the machine on which the command was started (processors, memory, disk,
+    network, GPUs) every 10 seconds; needs the extra `krscale[system]`."""
 
 
 class ClusterConfig(Section):
     """The Ray cluster."""
 
     address: str = ""
-    """`local` starts a private Ray; empty follows Ray's own rule (`RAY_ADDRESS`, else start)."""
+    """`local` starts a private Ray; empty follows Ray's own rule: connect to `RAY_ADDRESS`, or else
+    start one."""
     num_cpus: Annotated[int, Field(strict=True, ge=0)] = 0
-    """Cores of a Ray started here; 0 lets Ray count them."""
+    """Cores of a Ray that krscale starts; 0 lets Ray count them."""
     wait_seconds: Positive = 60.0
-    """How long to wait for the workers that were asked for before giving up."""
+    """How long to wait for the requested workers before giving up."""
     cache_gb: Positive = 100.0
     """Where `storage_path` is a URI: how many gigabytes of data and stores a machine keeps in its
-    own folder (`$KRSCALE_CACHE_PATH` or `~/.cache/krscale`). The least recently opened go first,
-    none that is in use."""
+    own folder (`$KRSCALE_CACHE_PATH` or `~/.cache/krscale`). The least recently opened ones are
+    removed first; those in use are kept."""

@@ -24,9 +24,9 @@ class BatchSizes(NamedTuple):
     """The sizes of the batches that an epoch is cut into.
 
     Attributes:
-        num_samples: Of the epoch.
-        global_size: Samples of a batch at most, over all workers.
-        num_parts: In which a batch is computed (`train.gradient_accumulation`).
+        num_samples: Samples of the epoch.
+        global_size: Largest number of samples in a batch, over all workers.
+        num_parts: Parts in which a batch is computed (`train.gradient_accumulation`).
     """
 
     num_samples: int
@@ -35,7 +35,7 @@ class BatchSizes(NamedTuple):
 
     @property
     def smallest(self) -> int:
-        """Samples of the smallest part of a batch; an epoch is shared evenly over its steps.
+        """Samples of the smallest part of a batch; the steps of an epoch share it evenly.
 
         >>> BatchSizes(101, 25).smallest, BatchSizes(101, 25, num_parts=4).smallest
         (20, 5)
@@ -50,12 +50,12 @@ _WITH_OWN_RATE = frozenset(
         *("asgd", "nadam", "radam", "rmsprop", "rprop"),
     }
 )
-"""Optimisers known to need another learning rate than SGD. Of any other name it is known only with
-torch whether it is one at all, which comes first (`krscale.training.optimisers`)."""
+"""Optimisers known to need another learning rate than SGD. Whether any other name is an optimiser
+has to be checked first, and needs torch (`krscale.training.optimisers`)."""
 
 
 def optimiser_key(name: str) -> str:
-    """Return what all ways to write an optimiser's name have in common.
+    """Return a key that is equal for all spellings of an optimiser's name.
 
     >>> optimiser_key("AdamW"), optimiser_key("adam_w")
     ('adamw', 'adamw')
@@ -66,68 +66,69 @@ def optimiser_key(name: str) -> str:
 class TrainConfig(Section):
     """How one student is trained.
 
-    A search may vary these per size, but what its trials share: epochs, workers, device, seed.
+    A search may vary these per size, except what its trials share: epochs, workers, device, seed.
     """
 
     num_epochs: Count = 12
     """Epochs of a full training."""
     global_batch_size: Count = 64
-    """Samples of one optimiser step at most, over all workers; an epoch is shared evenly over its
-    steps."""
+    """Largest number of samples in one optimiser step, over all workers; the steps of an epoch
+    share its samples evenly."""
     gradient_accumulation: Count = 1
-    """Parts, one after another, in which a student's worker computes its share of a batch, for less
-    memory. The step is that of the whole batch; only batch norm, and methods that compare the
-    samples of a batch (`dist`, `pkt`, `crd`, `rkd`), meet a part at a time."""
+    """Number of parts in which a student's worker computes its share of a batch, one after another,
+    to save memory. The step is that of the whole batch; only batch norm, and methods that compare
+    the samples of a batch (`dist`, `pkt`, `crd`, `rkd`), are computed on one part at a time."""
     learning_rate: Annotated[Positive, SearchRange(0.03, 0.5, log=True)] = 0.1
-    """Peak learning rate, after a linear warm-up. The default is that of SGD: other optimisers need
-    one that is given, and a search looks from 0.3 times to 5 times of it."""
+    """Peak learning rate, after a linear warm-up. The default is for SGD: with other optimisers it
+    must be given, and a search tries 0.3 to 5 times the given rate."""
     optimizer: str = "sgd"
-    """`sgd` (with Nesterov momentum), `adamw`, or another class of `torch.optim` by its name."""
+    """`sgd` (with Nesterov momentum), `adamw`, or the name of another class of `torch.optim`."""
     optimizer_options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the optimiser, e.g. `{betas = [0.9, 0.99]}`."""
     schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
-    """How the learning rate falls from the end of the warm-up to that of the training: to 0 along a
-    cosine or a line, to a tenth at one half of that way and again at three quarters, or not at
-    all."""
+    """How the learning rate falls from the end of the warm-up to the end of the training: to 0
+    along a cosine or a line; `step` divides it by 10 after one half and again after three quarters
+    of that time; `constant` keeps it."""
     ema_decay: Share = 0.0
-    """Decay of an exponential moving average of the weights, e.g. 0.999, which is judged, kept and
-    exported in place of the last weights; 0 keeps none."""
+    """Decay of an exponential moving average of the weights, e.g. 0.999, which is evaluated, saved
+    and exported in place of the last weights; 0 uses no average."""
     momentum: Share = 0.9
     """Momentum of SGD; other optimisers have theirs in `optimizer_options`."""
     weight_decay: Annotated[Weight, SearchRange(1e-5, 5e-3, log=True)] = 5e-4
     """Weight decay, not applied to norms and biases."""
     max_grad_norm: Weight = 2.0
-    """Longer gradients are shortened to this norm, over all weights together; 0 sets no limit."""
+    """Gradients are clipped to this norm, over all weights together; 0 sets no limit."""
     warmup_epochs: Weight = 1.0
     """Epochs of linear warm-up."""
     seed: Seed = 0
     """Seed of the student's initialisation and sample order."""
     num_workers: Count = 1
-    """Workers that share one training, of `distill` or of each trial of a search. The result is
-    that of one worker but for rounding, which grows with the number of steps; only methods that
-    compare the samples of a batch (`dist`, `pkt`, `crd`, `rkd`) meet a worker's share at a time."""
+    """Workers that share one training, in `distill` or in each trial of a search. The result is
+    that of one worker except for rounding, which grows with the number of steps; only methods that
+    compare the samples of a batch (`dist`, `pkt`, `crd`, `rkd`) use each worker's share alone."""
     max_workers: Annotated[int, Field(strict=True, ge=0)] = 0
-    """Most workers of a trial of a search. Where it is more than `num_workers`, each trial takes as
-    many of the cluster's free places as there are between the two when it starts, and again after a
-    worker was lost; 0 leaves it at `num_workers`. Not for methods that compare the samples of a
-    batch, whose result depends on the number of workers."""
+    """Largest number of workers of a trial of a search. Where it is more than `num_workers`, each
+    trial takes as many free places of the cluster as there are, between the two numbers, when it
+    starts and again after it has lost a worker; 0 keeps `num_workers`. Not for methods that compare
+    the samples of a batch, whose result depends on the number of workers."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where students train; `auto` takes a GPU when the worker has one."""
     precision: Precision = "fp32"
     """`bf16` trains under autocast; losses are always computed in fp32. `auto` is `bf16` where the
-    device that trains has instructions for it (AMX or AVX512_BF16, GPUs from Ampere on), else
+    training device has instructions for it (AMX or AVX512_BF16, GPUs from Ampere on), else
     `fp32`."""
     compile: StrictBool = False
     """Compile the student with torch.compile."""
     channels_last: StrictBool = False
     """Keep images and weights in channels-last memory order; on GPUs only."""
     gpu_share_for_images: Share = 0.1
-    """Share of a GPU's memory that the training images of one student may take; when they are more,
-    they stay in mapped pages on the host. Several trials may share a GPU, each with its copy."""
+    """Share of a GPU's memory that the training images of one student may take; if they need more,
+    they stay in mapped pages on the host. Several trials may share a GPU, each with its own
+    copy."""
 
     @property
     def most_workers(self) -> int:
-        """Workers that a trial of a search has at most.
+        """Largest number of workers of a trial of a search.
 
         >>> TrainConfig(num_workers=2).most_workers, TrainConfig(max_workers=4).most_workers
         (2, 4)
@@ -135,7 +136,7 @@ class TrainConfig(Section):
         return max(self.num_workers, self.max_workers)
 
     def batch_sizes(self, num_samples: int) -> BatchSizes:
-        """Return the sizes of the batches that an epoch of so many samples is cut into."""
+        """Return the sizes of the batches that an epoch of this many samples is cut into."""
         return BatchSizes(num_samples, self.global_batch_size, self.gradient_accumulation)
 
     @model_validator(mode="after")
@@ -164,7 +165,7 @@ class TrainConfig(Section):
 
     @property
     def missing_rate(self) -> str:
-        """What is wrong where the optimiser needs a learning rate of its own and none is given."""
+        """The problem if the optimiser needs a learning rate and none is given; else empty."""
         if optimiser_key(self.optimizer) == "sgd" or "learning_rate" in self.model_fields_set:
             return ""
         return (
@@ -181,12 +182,12 @@ class TrainConfig(Section):
 
 
 def refuse_long_warmup(train: TrainConfig, where: str) -> None:
-    """Refuse a warm-up that the training ends before, where it is asked for.
+    """Refuse a warm-up that is longer than the training, where a user gives one.
 
-    The section itself takes one: runs of older versions may have it, and are read.
+    The section itself accepts it, because stored runs of older versions may have it.
 
     Args:
-        train: As it is asked for.
+        train: The section, as the user gives it.
         where: The file or function it was given to, for the message.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A student to take away: alone, in formats that run without krscale, each one proven."""
+"""Exporting a student: alone, in formats that run without krscale, each of them checked."""
 
 from krscale.export.card import CARD_FILE, StudentCard, read_card
 from krscale.export.formats import FORMATS, check_formats

@@ -1,4 +1,4 @@
-"""`student.json`, the card that goes with every export: what it is and how to feed it."""
+"""`student.json`, the card of every export: what the student is and how to prepare its input."""
 
 from __future__ import annotations
 
@@ -30,21 +30,24 @@ class StudentCard:
 
     Attributes:
         model: Name of the architecture, as in an experiment.
-        width: Its capacity dial.
+        width: Capacity dial of the architecture.
         options: Further arguments of the architecture.
-        num_parameters: Of the student, without heads.
-        flops: Of one forward of one image, 2 per multiply-add.
+        num_parameters: Parameters of the student, without heads.
+        flops: FLOPs of one forward of one image, 2 per multiply-add.
         classes: Name of each class, in the order of the logits.
         image_shape: `(C, H, W)`.
-        mean: Mean of each channel as the student takes them, in units of `pixel_range`.
+        mean: Mean of each channel in the student's order of channels, in units of `pixel_range`.
         std: Standard deviation of each channel, likewise.
-        accuracy: `val` and `test`, shares in [0, 1]; `val` is None when validation was trained on.
+        accuracy: `val` and `test`, shares in [0, 1]; `val` is None if the student was trained on
+            validation images.
         provenance: Run, commit, fingerprints, method, settings, seed.
-        output_key: Which of several outputs of the architecture are the logits; empty finds them.
-        pixel_range: What pixels are before they are normalised, `0..1` or `0..255`.
-        channel_order: Of what the student takes, `rgb` or `bgr`; `image_shape` is red first.
-        input_size: Height and width that the student takes; None is that of `image_shape`.
-        interpolation: How images are scaled to it.
+        output_key: Which of several outputs of the architecture are the logits; empty to find them
+            automatically.
+        pixel_range: Range of pixels before they are normalised, `0..1` or `0..255`.
+        channel_order: Order of channels of the student's input, `rgb` or `bgr`; images of
+            `image_shape` are red first.
+        input_size: Height and width of the student's input; None for those of `image_shape`.
+        interpolation: How images are scaled to `input_size`.
         decoding: How image files become pixels of `image_shape` (`krscale.export.raw_files`).
     """
 
@@ -68,7 +71,7 @@ class StudentCard:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """From the pixels of an image of `image_shape` to the input of the student."""
+        """The steps from the pixels of an image of `image_shape` to the input of the student."""
         return Preprocessing(
             self.mean,
             self.std,
@@ -82,7 +85,7 @@ class StudentCard:
         """Return the input of the student for images `[B, *image_shape]` uint8.
 
         Raises:
-            UserError: If they are something else: what is in 0..1 already would be divided again.
+            UserError: If they have another type or shape: images in 0..1 would be divided again.
         """
         if pixels.dtype != torch.uint8 or tuple(pixels.shape[1:]) != self.image_shape:
             wanted = ", ".join(map(str, self.image_shape))
@@ -94,7 +97,7 @@ class StudentCard:
 
     @property
     def test_accuracy(self) -> float:
-        """The test accuracy that every exported file must reach again."""
+        """The test accuracy that every exported file must reproduce."""
         value = self.accuracy["test"]
         if value is None:
             raise ValueError("a card without a test accuracy cannot be checked")
@@ -105,7 +108,7 @@ class StudentCard:
         return (self.image_shape, self.classes) == (dataset.image_shape, dataset.classes)
 
     def content(self) -> dict[str, Any]:
-        """Return the card as JSON-serialisable content, ordered for a reader."""
+        """Return the card as JSON-serialisable content, in an order for readers."""
         return {
             "format": FORMAT,
             "architecture": {
@@ -137,7 +140,7 @@ class StudentCard:
         }
 
     def _safetensors_input(self) -> str:
-        """Say in a formula what the bare weights take."""
+        """Return a formula for the input of the bare weights."""
         steps = "pixels"
         if self.channel_order == "bgr":
             steps += " in order blue, green, red"
@@ -149,7 +152,7 @@ class StudentCard:
 
 
 def exported_files(folder: Path) -> dict[str, FileDigest]:
-    """Return what the files of an export must be, by their names; none while it is written.
+    """Return the digests of the files of an export, by their names; none while it is written.
 
     Raises:
         DamagedFileError: If its card is not what was written.
@@ -162,7 +165,7 @@ def exported_files(folder: Path) -> dict[str, FileDigest]:
 
 
 def _digest(folder: Path, file: Mapping[str, Any]) -> FileDigest:
-    """Return what a file must be; an older krscale did not note the size of its script."""
+    """Return the digest of a file; an older krscale did not store the size of its script."""
     path = folder / str(file["file"])
     now = path.stat().st_size if path.is_file() else 0
     known = min(now, _MOST_OF_A_SCRIPT) if path.suffix == ".py" else now
@@ -171,14 +174,14 @@ def _digest(folder: Path, file: Mapping[str, Any]) -> FileDigest:
 
 
 def check_exported(folder: Path, name: str = "") -> None:
-    """Compare files of an export with the hashes that its card has of them.
+    """Compare files of an export with their hashes in the card.
 
     Args:
         folder: The export.
-        name: Of one file; empty compares all of them.
+        name: Name of one file; empty compares all of them.
 
     Raises:
-        DamagedFileError: For the first that is not what was exported; names it.
+        DamagedFileError: For the first file that is not what was exported; names it.
     """
     for file, digest in exported_files(folder).items():
         if name in ("", file):
@@ -189,7 +192,7 @@ def read_card(folder: Path) -> StudentCard:
     """Read the card of an export.
 
     Raises:
-        UserError: If the folder holds none, or one of another version.
+        UserError: If the folder has no card, or one of another version.
     """
     path = folder / CARD_FILE
     if not path.is_file():

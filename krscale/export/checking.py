@@ -1,8 +1,8 @@
-"""`python -m krscale.export.checking FOLDER DATA REFERENCE RAW FORMAT...`: what a stranger gets.
+"""`python -m krscale.export.checking FOLDER DATA REFERENCE RAW FORMAT...`: checking an export.
 
-Run in a process of its own, so that nothing of the exporting one can help: every file is loaded as
-its user would load it, compared with the original's logits, and tested; and the script beside them
-starts from the image files themselves. Prints one line of JSON.
+It runs in a process of its own, so that no state of the exporting process can hide a fault. Every
+file is loaded as a user would load it, compared with the original's logits, and tested. The script
+in the export is tested from the image files themselves. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _check(predict: Predict, images: Images, expected: Logits, test: Split) -> dict[str, Any]:
-    # One image alone as well: a graph that froze the batch it was traced with fails here.
+    # Also a single image: a graph with the fixed batch size of its tracing fails here.
     alone = np.abs(predict(images[:1]) - expected[:1]).max()
     difference = max(float(alone), float(np.abs(_in_batches(predict, images) - expected).max()))
     correct = (_in_batches(predict, test.images).argmax(axis=1) == test.labels).mean()
@@ -64,7 +64,7 @@ def _check(predict: Predict, images: Images, expected: Logits, test: Split) -> d
 def _check_raw(
     folder: Path, raw: dict[str, list[str]], test: Split, formats: Sequence[str]
 ) -> dict[str, Any]:
-    """Read files as the script of the export does, and let it classify them."""
+    """Read the files with the script of the export, and classify them."""
     spec = importlib.util.spec_from_file_location("predict", folder / PREDICT_FILE)
     if spec is None or spec.loader is None:
         raise ImportError(f"{PREDICT_FILE} cannot be loaded")
@@ -138,7 +138,7 @@ OPENERS: dict[str, Callable[[Path], Predict]] = {
     "onnx": _open_onnx,
     "pt2": _open_pt2,
 }
-"""Formats by name, each with the way a user loads it."""
+"""Formats by name, each with a function that loads it as a user would."""
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The formats a student leaves in, and what each needs.
+"""The formats that a student is exported to, and what each needs.
 
-The graphs (ONNX and torch.export) take float32 images `[B, C, H, W]` in 0..1, which is what every
-image library hands out (torchvision's `ToTensor`, PIL divided by 255), and return logits `[B, K]`.
-The student's own preprocessing (size, order of channels, mean and standard deviation) is inside the
-graph: nobody can apply the wrong one, or forget it.
+The graphs (ONNX and torch.export) take float32 images `[B, C, H, W]` in 0..1, as image libraries
+give them (torchvision's `ToTensor`, PIL divided by 255), and return logits `[B, K]`. The student's
+own preprocessing (size, order of channels, mean and standard deviation) is inside the graph, so
+that it cannot be forgotten or replaced by a wrong one.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from krscale.training.checkpoint import save_weights
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 OPSET = 18
-"""The oldest opset that torch writes without converting, hence what most runtimes read."""
+"""The oldest opset that torch writes without converting, and so the one most runtimes support."""
 _METADATA = "krscale"
 
 
 class PreparedStudent(nn.Module):
-    """A student behind its own preprocessing.
+    """A student with its own preprocessing in front of it.
 
     Args:
-        student: Takes images as `card` says.
-        card: What it is.
+        student: Takes images as described in `card`.
+        card: The card of the student.
     """
 
     mean: Tensor
@@ -79,7 +79,7 @@ class Format:
 
     Attributes:
         file: Name of the file.
-        packages: What writing and checking it needs beyond krscale's own dependencies.
+        packages: Packages for writing and checking it, besides krscale's own dependencies.
         write: Writes the student with its card to a path.
     """
 
@@ -92,7 +92,7 @@ def check_formats(names: Sequence[str]) -> None:
     """Refuse formats that do not exist or cannot be written here, before any work is done.
 
     Raises:
-        UserError: Naming the format, or the extra that brings what is missing.
+        UserError: Naming the format, or the extra that installs what is missing.
     """
     if not names:
         raise UserError(f"--format: at least one format is needed. Allowed: {', '.join(FORMATS)}.")
@@ -109,7 +109,7 @@ def example_images(card: StudentCard) -> Tensor:
 
 
 def _write_safetensors(student: nn.Module, card: StudentCard, path: Path) -> None:
-    save_weights(path, student, card.content(), digest=False)  # its card has that
+    save_weights(path, student, card.content(), digest=False)  # the card has it
 
 
 def _write_pt2(student: nn.Module, card: StudentCard, path: Path) -> None:
@@ -146,20 +146,20 @@ FORMATS: Mapping[str, Format] = {
 
 
 def _trace(student: nn.Module, card: StudentCard, name: str) -> ExportedProgram:
-    """Record the student with its preprocessing, for any size of batch."""
+    """Trace the student with its preprocessing, for any batch size."""
     model = PreparedStudent(student, card).eval()
     with _explained(name), _quiet_exporter():
         shapes = {INPUT: {0: Dim(BATCH)}}
         program = torch.export.export(model, (example_images(card),), dynamic_shapes=shapes)
     for node in program.graph.nodes:
-        # Where krscale lies on the exporting machine is nobody's business.
+        # Stack traces would reveal paths of the exporting machine.
         node.meta.pop("stack_trace", None)
     return program
 
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Turn whatever the exporter raises into what the user can act on."""
+    """Turn any exception of the exporter into an error that the user can act on."""
     try:
         yield
     except UserError:
@@ -175,7 +175,7 @@ def _explained(name: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Silence the exporter's own messages: absent torchvision, its own deprecations."""
+    """Silence the exporter's own messages about missing torchvision and about deprecations."""
     logger = logging.getLogger("torch.onnx._internal.exporter")
     level = logger.level
     logger.setLevel(logging.ERROR)

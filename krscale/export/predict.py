@@ -1,16 +1,16 @@
 """Classify image files with the student in `student.onnx`; needs onnxruntime, Pillow and numpy.
 
     python predict.py IMAGE_OR_FOLDER ...       prints file, class and probability as CSV
-    python predict.py --accuracy FOLDER         a folder for each class: prints how many are right
+    python predict.py --accuracy FOLDER         one folder per class: prints the share that is right
     python predict.py --accuracy splits.csv --split test --root FOLDER
                                                 the same for files in a list: path, label, split
 
-Everything between a file and the input of the network is in `student.json` and in the graph. This
-file lies beside both; copy all three together.
+All preprocessing between a file and the input of the network is in `student.json` and in the graph.
+This file is in the same folder as both; copy all three together.
 
 Exit code 0: done. 1: some files cannot be read; they are named on stderr, and the others are
-classified, but no accuracy is printed, which would be that of other files. 2: something given
-cannot be used.
+classified, but no accuracy is printed, because it would be that of other files. 2: an argument or
+a file of the export cannot be used.
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ SYSTEM_FOLDERS = (
     "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found",
     "__pycache__",
 )  # fmt: skip
-"""Folders, in lower case, whose files were no data of the student either."""
+"""Folders, in lower case, whose files krscale also ignores when it reads the student's data."""
 BATCH_SIZE = 64
 EXIT_UNREADABLE, EXIT_REFUSED, EXIT_PIPE = 1, 2, 141
 _LISTED = 20
-_MOST_ONNX = 2**31  # of protobuf
+_MOST_ONNX = 2**31  # limit of protobuf
 _MOST_CARD = 2**26
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
-"""What a terminal obeys, or what turns the direction of its text."""
+"""Control characters of terminals, and characters that change the direction of text."""
 
 Labelled = tuple[Path, str]
 
 
 class RefusedError(Exception):
-    """What the user gave cannot be used; the message says what and why."""
+    """An argument or a file cannot be used; the message names it and the reason."""
 
 
 class UnreadableError(Exception):
-    """Image files that cannot be read; the message names them, a line each."""
+    """Image files cannot be read; the message names them, one per line."""
 
 
 class Student:
@@ -87,7 +87,7 @@ class Student:
         if onnx.stat().st_size > _MOST_ONNX:
             raise RefusedError(f"{onnx}: damaged: larger than a file of ONNX can be.")
         found = hashlib.sha256(onnx.read_bytes()).hexdigest()
-        if hashes.get(onnx.name, found) != found:  # without one while the export is being written
+        if hashes.get(onnx.name, found) != found:  # there is no hash while the export is written
             raise RefusedError(f"{onnx}: damaged: it is not the file that was exported.")
         try:
             import onnxruntime
@@ -97,14 +97,14 @@ class Student:
             )
         except ImportError as error:
             raise RefusedError(f"onnxruntime cannot be imported: {_reason(error)}.") from error
-        except Exception as error:  # it has many classes of its own
+        except Exception as error:  # onnxruntime has many exception classes of its own
             raise RefusedError(f"{onnx}: cannot be read: {_reason(error)}.") from error
 
     def logits(self, pixels: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
         """Return `[N, K]` for images as `load_pixels` returns them.
 
         Raises:
-            RefusedError: If they are no whole numbers in 0..255, which would be divided again.
+            RefusedError: If they are not uint8: pixels in 0..1 would be divided by 255 again.
         """
         stacked = np.stack(pixels)
         if stacked.dtype != np.uint8:
@@ -114,10 +114,10 @@ class Student:
         return found
 
     def predict(self, files: Sequence[Path]) -> Iterator[tuple[Path, str, float]]:
-        """Yield each file with its class and the probability of it.
+        """Yield each file with its class and its probability.
 
         Raises:
-            UnreadableError: After all others, if files cannot be read; names all of them.
+            UnreadableError: After all other files, if some cannot be read; names up to 20 of them.
         """
         failed: list[str] = []
         for start in range(0, len(files), BATCH_SIZE):
@@ -141,10 +141,10 @@ class Student:
             raise UnreadableError(listed if len(failed) > 1 else failed[0])
 
     def accuracy(self, labelled: Sequence[Labelled]) -> float:
-        """Return the share of files whose class is the label.
+        """Return the share of files whose predicted class is the label.
 
         Raises:
-            RefusedError: If there is no file, or labels are no class of the student.
+            RefusedError: If there is no file, or some labels are not classes of the student.
             UnreadableError: If a file cannot be read; the share would be that of other files.
         """
         if not labelled:
@@ -166,10 +166,10 @@ def load_pixels(file: Path, preprocessing: dict[str, Any]) -> npt.NDArray[np.uin
 
     Args:
         file: PNG, JPEG, WebP, BMP, GIF, TIFF or PPM.
-        preprocessing: Of the card.
+        preprocessing: `preprocessing` of the card.
 
     Raises:
-        UnreadableError: If it is not there, damaged, no such image, or of another size.
+        UnreadableError: If it is missing, damaged, of another format or of another size.
     """
     channels, height, width = preprocessing["image_shape"]
     decoding = preprocessing["decoding"]
@@ -177,13 +177,13 @@ def load_pixels(file: Path, preprocessing: dict[str, Any]) -> npt.NDArray[np.uin
         with Image.open(_regular(file), formats=FORMATS) as opened:
             image = _flat(opened, decoding["background"])
             image = image.convert("L" if channels == 1 else "RGB")
-            if decoding.get("exif_orientation"):  # not in cards of before
+            if decoding.get("exif_orientation"):  # older cards do not have it
                 image = _upright(image, opened)
         if decoding["scaled"]:
             image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
     except UnidentifiedImageError as error:
         raise UnreadableError(f"{file}: not one of {', '.join(FORMATS)}.") from error
-    except Exception as error:  # a damaged file raises almost anything
+    except Exception as error:  # Pillow raises many kinds of exceptions for damaged files
         raise UnreadableError(f"{file}: {_reason(error)}.") from error
     if image.size != (width, height):
         raise UnreadableError(
@@ -193,7 +193,7 @@ def load_pixels(file: Path, preprocessing: dict[str, Any]) -> npt.NDArray[np.uin
 
 
 def _flat(image: Image.Image, background: str) -> Image.Image:
-    """Return an image of 8 bits a channel, what is transparent laid on the background."""
+    """Return an image of 8 bits per channel, with transparent parts put on the background."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         values = np.asarray(image).astype(np.int64)  # the upper eight bits are kept
         flat = Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
@@ -207,9 +207,9 @@ def _flat(image: Image.Image, background: str) -> Image.Image:
         return image
     key, tiles = image.info.get("transparency"), getattr(image, "tile", ())
     kept = tiles[0][3] if tiles and image.format == "PNG" else ""
-    if isinstance(key, int) and kept in ("L;2", "L;4"):  # it counts levels, which Pillow spreads
+    if isinstance(key, int) and kept in ("L;2", "L;4"):  # Pillow scales the levels, not the key
         image.info["transparency"] = key * (85 if kept == "L;2" else 17)
-    elif key is not None and kept == "RGB;16B":  # of which Pillow reads the upper bytes only
+    elif key is not None and kept == "RGB;16B":  # Pillow reads only the upper bytes of pixels
         del image.info["transparency"]
         return image
     layer = image.convert("RGBA")
@@ -220,7 +220,7 @@ def _flat(image: Image.Image, background: str) -> Image.Image:
 
 
 def _upright(image: Image.Image, opened: Image.Image) -> Image.Image:
-    """Return an image turned as the EXIF data of its file say; damaged ones say nothing."""
+    """Return an image rotated according to the EXIF data of its file; damaged data are ignored."""
     try:
         orientation = opened.getexif().get(0x0112, 1)
     except Exception:  # noqa: BLE001 - of damaged files Pillow raises almost anything
@@ -234,7 +234,7 @@ def _upright(image: Image.Image, opened: Image.Image) -> Image.Image:
 
 
 def find_files(paths: Iterable[Path]) -> list[Path]:
-    """Return the files, and the image files in folders, sorted; hidden ones are left out there.
+    """Return the files, and the image files in folders, sorted, without hidden ones in folders.
 
     Raises:
         RefusedError: If a path does not exist, or a folder has no images.
@@ -255,7 +255,7 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def _all_inside(folder: Path) -> Iterator[Path]:
-    """Yield what is in a folder; links to folders are followed there and not below, as for data."""
+    """Yield the contents of a folder; as for data, links in it are followed, but none deeper."""
     yield from folder.rglob("*")
     for link in folder.iterdir():
         around = (folder, *folder.resolve().parents)
@@ -264,12 +264,12 @@ def _all_inside(folder: Path) -> Iterator[Path]:
 
 
 def find_labelled(path: Path, split: str | None, root: Path | None) -> list[Labelled]:
-    """Return files with their labels: of a list, or of a folder with a folder for each class.
+    """Return files with their labels: from a list, or from a folder with one folder per class.
 
     Args:
         path: The list or folder.
-        split: Of a list that has splits; None takes `test`.
-        root: Where the paths of a list begin; None: here.
+        split: Split to take from a list with splits; None takes `test`.
+        root: Folder that the paths of a list are relative to; None for the working directory.
 
     Raises:
         RefusedError: If it is neither, or something in it has no label.
@@ -289,7 +289,7 @@ def find_labelled(path: Path, split: str | None, root: Path | None) -> list[Labe
 
 
 def _read_list(path: Path, split: str | None) -> list[tuple[str, str]]:
-    """Return path and label of the lines of a split, or of all lines where there are no splits."""
+    """Return path and label of the lines of a split, or of all lines if there are no splits."""
     form = "a CSV list with the columns path and label, and split where it has several"
     if path.suffix.lower() in SUFFIXES:
         raise RefusedError(f"{path}: an image; --accuracy takes a folder or {form}.")
@@ -319,7 +319,7 @@ def _read_list(path: Path, split: str | None) -> list[tuple[str, str]]:
             f"{path}: a line without path or label: {','.join(map(str, short.values()))}."
         )
     labels = [row["label"] for row in rows]
-    if all(re.fullmatch(r"[0-9]+\.0+", label) for label in labels):  # as the data read them
+    if all(re.fullmatch(r"[0-9]+\.0+", label) for label in labels):  # as krscale reads such labels
         labels = [label.partition(".")[0] for label in labels]
     return [(row["path"], label) for row, label in zip(rows, labels, strict=True)]
 
@@ -331,7 +331,7 @@ def _is_image(path: Path, folder: Path) -> bool:
 
 
 def _read_card(path: Path) -> dict[str, Any]:
-    """Return the content of `student.json`, unless it is not what its last line has a hash of."""
+    """Return the content of `student.json`, after comparing it with the hash in its last line."""
     if path.stat().st_size > _MOST_CARD:
         raise ValueError("damaged: larger than any that was exported")
     text = _regular(path).read_bytes()
@@ -343,7 +343,7 @@ def _read_card(path: Path) -> dict[str, Any]:
 
 
 def _regular(path: Path) -> Path:
-    """Return a path that is about to be opened, unless it is a pipe or a device: it never ends."""
+    """Return a path that is about to be opened; refuse pipes and devices, which may never end."""
     if path.exists() and not path.is_file() and not path.is_dir():
         raise OSError("it is a named pipe, a socket or a device")
     return path
@@ -380,10 +380,10 @@ def _run(options: argparse.Namespace) -> None:
         raise RefusedError("--split and --root go with --accuracy and a list of files.")
     files = find_files(options.paths)
     read_by_people = sys.stdout.isatty()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names that are no UTF-8 go out as they are
+    if isinstance(sys.stdout, io.TextIOWrapper):  # writes names that are not UTF-8 unchanged
         sys.stdout.reconfigure(errors="surrogateescape")
     lines = csv.writer(sys.stdout, lineterminator="\n")
-    # Only what ends lines is quoted by itself, and a reader takes a carriage return for an end.
+    # The default quotes the terminator "\n" alone; readers also take "\r" for the end of a line.
     quoted = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_ALL)
     lines.writerow(("file", "class", "probability"))
     for file, name, probability in student.predict(files):
@@ -399,7 +399,7 @@ def _printable(text: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Classify, or count what is right."""
+    """Classify the files, or compute their accuracy."""
     parser = argparse.ArgumentParser(description="Classify image files with the exported student.")
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH")
     parser.add_argument("--accuracy", action="store_true", help="count how many are right")
@@ -414,7 +414,7 @@ def main(arguments: Sequence[str]) -> int:
             code = EXIT_REFUSED if isinstance(error, RefusedError) else EXIT_UNREADABLE
             message = f"{Path(__file__).name}: {error}"
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read it has seen enough
+    except BrokenPipeError:  # the reader of stdout has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
     if message:

@@ -1,4 +1,4 @@
-"""The image files of the test split, as they lie on the disk: what the user of an export has."""
+"""The original image files of the test split, which are what the user of an export has."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from krscale.data import Dataset
 from krscale.data.content import SPLITS_FILE, read_split_list
 
 DECODED = ("image_folder", "image_list", "parquet", "hf_disk")
-"""Sources whose images are files, or were; `data.files` says how they are read."""
+"""Sources whose images are, or were, files; they are read according to `data.files`."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ def decoding_of(config: DataConfig) -> dict[str, Any]:
 def find_raw_files(
     dataset: Dataset, config: DataConfig, note: Callable[[str], None]
 ) -> RawFiles | None:
-    """Return the files of the test split, or None where its images are no files of their own.
+    """Return the files of the test split, or None if its images are not single files.
 
     Args:
-        dataset: Its folder lists which image is in which split.
-        config: Where the source is.
-        note: Is told when files are gone.
+        dataset: The data set, whose folder has the list of the images of each split.
+        config: Has the path of the source.
+        note: Receives a line for the user if files are missing.
     """
     listed = dataset.path / SPLITS_FILE
     if not listed.is_file():

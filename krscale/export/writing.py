@@ -1,4 +1,4 @@
-"""Writing an export: all files or none, each reloaded in a fresh process before it counts."""
+"""Writing an export: all files or none, each loaded and checked in a fresh process first."""
 
 from __future__ import annotations
 
@@ -33,31 +33,31 @@ NUM_COMPARED = 512
 TOLERANCE = 1e-4
 """Largest difference of a logit, as a share of the largest logit (at least of 1)."""
 ACCURACY_TOLERANCE = 1e-3
-"""Share of the test images whose answer may flip where two logits tie to within rounding."""
+"""Share of the test images whose class may change where two logits are equal up to rounding."""
 PIXEL_TOLERANCE = 3 / 255
-"""Largest difference of a pixel read from its file again: another decoder may round otherwise."""
+"""Largest difference of a pixel that is read from its file again: decoders round differently."""
 PREDICT, PREDICT_FILE = "predict", "predict.py"
-"""The script that goes with every export, as a format and as a file."""
+"""The script in every export: its name as a format, and its file name."""
 TIMEOUT_SECONDS = 1800
 _OF_AN_EXPORT = frozenset((CARD_FILE, PREDICT_FILE, *(known.file for known in FORMATS.values())))
-"""What a folder with an export may hold, beside what systems and Python make in any folder."""
+"""Files that an export may hold, besides those that systems and Python create in any folder."""
 _LISTED = 5
 _OF_MACOS = (".ds_store", "._")
 
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """One file of an export and what a fresh process found in it.
+    """One file of an export, with what a fresh process measured on it.
 
     Attributes:
         file: Name of the file.
         format: Its format.
         num_bytes: Its size.
         sha256: Hash of its content.
-        max_difference: Largest difference of a logit from the original's, on validation images; of
+        max_difference: Largest difference of a logit from the original's, on validation images; for
             the script, of a pixel (1 is white) in the files of the test split.
-        num_compared: How many images that was measured on.
-        test_accuracy: Recomputed with this file on the whole test split.
+        num_compared: Number of images on which the difference was measured.
+        test_accuracy: Accuracy of this file, computed on the whole test split.
     """
 
     file: str
@@ -77,16 +77,16 @@ def export_student(
     formats: Sequence[str],
     raw: RawFiles | None = None,
 ) -> tuple[ExportedFile, ...]:
-    """Write a student into `folder` and prove every file; nothing is left there otherwise.
+    """Write a student into `folder` and check every file; if a check fails, nothing is left there.
 
     Args:
         student: The student without heads, on the CPU; put into eval mode.
-        card: What it is.
-        dataset: Validation images to compare on, test images to count on.
-        folder: Where to; an earlier export there is replaced when the new one is proven.
+        card: The card of the student.
+        dataset: Data whose validation images the logits are compared on, and whose test images the
+            accuracy is measured on.
+        folder: The target; an earlier export there is replaced after the new one was checked.
         formats: Names of `FORMATS`.
-        raw: The files of the test split, from which the script is proven; None where there are
-            none.
+        raw: The files of the test split, on which the script is checked; None if there are none.
 
     Raises:
         UserError: If a format cannot be written here, `folder` holds something else, or a file
@@ -141,8 +141,9 @@ def check_target(folder: Path) -> None:
     """Refuse to replace anything but an earlier export.
 
     Raises:
-        UserError: If `folder` exists and is no folder, or holds anything else: the run of `krscale
-            distill` has a file of the card's name, too, and users put files of their own there.
+        UserError: If `folder` exists and is not a folder, or holds anything else. The card alone
+            does not prove an export: a run of `krscale distill` has a file of the same name, and
+            users may add files of their own.
     """
     if not folder.exists():
         return
@@ -162,14 +163,14 @@ def check_target(folder: Path) -> None:
 
 
 def _is_of_system(name: str) -> bool:
-    """Whether a system, or Python, and no user puts files or folders of this name there."""
+    """Whether files or folders of this name are created by a system or Python, not by users."""
     lower = name.lower()
     return lower in SYSTEM_FILES | SYSTEM_FOLDERS or lower.startswith(_OF_MACOS)
 
 
 @torch.inference_mode()
 def _reference(student: nn.Module, dataset: Dataset) -> Tensor:
-    """Logits `[N, K]` of the original on the first validation images."""
+    """Return logits `[N, K]` of the original on the first validation images."""
     preprocessing = preprocessing_of_network(student)
     pixels = torch.tensor(dataset.split("val").images[:NUM_COMPARED])
     logits: Tensor = student(preprocessing.apply(pixels, dataset.mean, dataset.std))
@@ -184,14 +185,14 @@ def _check_in_fresh_process(
     formats: Sequence[str],
     raw: RawFiles | None,
 ) -> dict[str, Any]:
-    """Return by format what `krscale.export.checking` finds in the files of `folder`."""
+    """Return what `krscale.export.checking` measures on the files of `folder`, by format."""
     with tempfile.TemporaryDirectory(prefix="krscale-export-") as scratch:
         reference = Path(scratch) / "reference.safetensors"
         save_file({"logits": _reference(student, dataset).contiguous()}, reference)
         files = Path(scratch) / "raw.json"
         write_json(files, asdict(raw) if raw else {})
         command = [sys.executable, "-m", "krscale.export.checking", str(folder), str(dataset.path)]
-        # A network of the user's own must be found there, too.
+        # The process must also find networks of the user's own.
         path = os.pathsep.join(part or str(Path.cwd()) for part in sys.path)
         done = subprocess.run(  # noqa: S603
             [*command, str(reference), str(files), *formats],
@@ -209,7 +210,7 @@ def _check_in_fresh_process(
 
 
 def _proven(folder: Path, name: str, found: dict[str, Any], card: StudentCard) -> ExportedFile:
-    """Return the file with its findings, or raise when they differ from the original's."""
+    """Return the file with its measurements, or raise if they differ from the original's."""
     allowed = TOLERANCE * max(1.0, found["largest_logit"])
     difference, accuracy = found["max_difference"], found["test_accuracy"]
     if name == PREDICT and difference > PIXEL_TOLERANCE:

@@ -1,1 +1,1 @@
-"""Runs: the run folder, one distilled student, a student trained again, exported or registered."""
+"""Runs: run folders, training one student, and refitting, exporting or registering a winner."""

@@ -1,4 +1,4 @@
-"""What `--new-data` puts aside: all that a run folder holds moves into a folder within it."""
+"""How `--new-data` puts results aside: it moves them into a folder within the run folder."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from krscale.storage.trial_files import HERE
 
 ORIGIN_FILE = "origin.json"
 EARLIER = "earlier"
-"""Beginning of the names of folders, within a run folder, that hold what `--new-data` put aside."""
+"""Prefix of the names of folders, within a run folder, that hold what `--new-data` put aside."""
 KEPT = frozenset((".lock", ".owner", HERE, RECORD, FETCHING, "experiment.json", "environment.json"))
-"""What stays when the rest of a run folder is put aside; the second two are copied, too."""
+"""What stays when the rest of a run folder is put aside; the last two are also copied."""
 _MARK = "being put aside in"
-"""In place of the record while the rest is being moved: it matches no data."""
+"""Key of the content that replaces the record while the rest is being moved; it matches no data."""
 
 
 def put_aside(folder: Path) -> Path:
-    """Move what a run has come to into a folder within its own, and return that.
+    """Move the results of a run into a folder within its own, and return that folder.
 
-    The record of the run is copied first, and says from then on that the rest is being moved; so
-    what is left of a run is never taken for the whole, cut short at any moment.
+    The record of the run is copied first, then replaced by a mark that the rest is being moved.
+    After an interruption at any moment, the rest of the run is therefore never taken for a whole
+    run.
 
     Args:
         folder: The run folder; the caller writes its new record.
@@ -41,7 +42,7 @@ def put_aside(folder: Path) -> Path:
 
 
 def finish_putting_aside(folder: Path) -> Path | None:
-    """Go on where `put_aside` was cut short; return where the rest is now, None if it was not."""
+    """Finish an interrupted `put_aside` and return its folder; None if none was interrupted."""
     name = being_put_aside(folder)
     if not name:
         return None
@@ -50,18 +51,18 @@ def finish_putting_aside(folder: Path) -> Path | None:
 
 
 def being_put_aside(folder: Path) -> str:
-    """Return the name of the folder that the rest of a run is being moved to, else nothing."""
+    """Return the name of the folder that the rest of a run is being moved to, else empty."""
     record = folder / ORIGIN_FILE
     try:
         content = read_json(record) if record.exists() else None
-    except DamagedFileError:  # whoever reads the record says so, and what to do
+    except DamagedFileError:  # code that reads the record reports it, with advice
         return ""
     name = content.get(_MARK) if isinstance(content, dict) else None
     return name if isinstance(name, str) and Path(name).name == name else ""
 
 
 def results_in(folder: Path) -> list[str]:
-    """Return the names of what a run has come to, none if it has only been claimed."""
+    """Return the names of the results of a run; none if its folder was only claimed."""
     names = (entry.name for entry in folder.iterdir())
     return sorted(
         name

@@ -1,7 +1,7 @@
 """What a run folder is bound to besides its settings: its data, networks' code, teacher's weights.
 
-All of it is in `origin.json`, and which image is in which split in `splits.csv`. Another start of
-the run compares them, so that students of two data sets or two teachers never meet in one study.
+All of it is in `origin.json`, and the split of each image is in `splits.csv`. Every later start of
+the run compares them, so that a study never mixes students of two data sets or two teachers.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ _WAYS_ON = (
 
 @dataclass(frozen=True)
 class Origin:
-    """What a run was begun with.
+    """What a run began with.
 
     Attributes:
         data: Digest of the content of its data.
         images: Number of images of each class.
-        code: Of the teacher's network; see `Code`.
-        students: Of the students' networks, by their table.
+        code: Code of the teacher's network; see `Code`.
+        students: Code of the students' networks, by their table.
         given: Hash of the weights that networks are given, by their table.
         weights: Hash of the kept teacher's weights; empty until there are any.
-        inputs: How the images of networks are prepared, by their table: metadata of a network may
-            say it.
+        inputs: How the images of networks are prepared, by their table: it may come from metadata
+            of the network.
         unlabelled: Digest of the images without labels; empty where there are none.
-        num_unlabelled: Their number.
+        num_unlabelled: Number of images without labels.
     """
 
     data: str
@@ -63,7 +63,7 @@ class Origin:
     num_unlabelled: int = 0
 
     def record(self) -> dict[str, Any]:
-        """Return what `origin.json` holds; of images without labels, where there are some."""
+        """Return the content of `origin.json`; images without labels only where there are some."""
         content = asdict(self)
         if not self.unlabelled:
             del content["unlabelled"], content["num_unlabelled"]
@@ -73,19 +73,19 @@ class Origin:
 def bind(folder: Path, setup: Setup, *, new_data: bool = False) -> tuple[str, ...]:
     """Bind a run folder to data and networks' code, or check that they are those of the run.
 
-    Called before anything is trained, since a changed teacher would be. A folder that is older
-    than this record gets it now, unless what it names is other data.
+    Called before anything is trained, because a changed teacher would be trained. A folder that is
+    older than this record gets one now, unless it names other data.
 
     Args:
         folder: The run folder, claimed by this process.
         setup: What the run is started with.
-        new_data: Put the results so far aside where the folder is bound to something else.
+        new_data: Put the results so far aside if the folder is bound to something else.
 
     Returns:
-        What the user should know, a sentence each.
+        Notes for the user, one sentence each.
 
     Raises:
-        UserError: If the data or the code is another; says what has changed.
+        UserError: If the data or the code has changed; names the changes.
     """
     now = _origin(setup)
     if aside := finish_putting_aside(folder):
@@ -106,11 +106,11 @@ def bind_weights(folder: Path, teacher_path: Path) -> None:
     """Bind a run folder to its teacher's weights, or check that they are those of the run.
 
     Args:
-        folder: The run folder; one that is older than the record is left as it is.
+        folder: The run folder; a folder that is older than the record is left as it is.
         teacher_path: Folder of the kept teacher.
 
     Raises:
-        UserError: If they are others.
+        UserError: If the weights differ from those of the run.
     """
     path = folder / ORIGIN_FILE
     if not path.exists():
@@ -134,12 +134,12 @@ def bind_weights(folder: Path, teacher_path: Path) -> None:
 
 
 def check_networks(folder: Path, experiment: Experiment, dataset: Dataset, capacity: str) -> None:
-    """Refuse to train a student again where it, or its teacher, is not what the run had.
+    """Refuse to train a student again if its network or its teacher has changed since the run.
 
     Args:
-        folder: The run folder; one that is older than the record is taken as it is.
-        experiment: Of the run.
-        dataset: Its data.
+        folder: The run folder; a folder that is older than the record is not checked.
+        experiment: The experiment of the run.
+        dataset: The data of the run.
         capacity: Size of the student.
 
     Raises:
@@ -178,7 +178,7 @@ def _with_networks(
     dataset: Dataset,
     students: Sequence[StudentConfig | LadderStudent],
 ) -> Origin:
-    """Return a record with networks and given weights as they are now."""
+    """Return the record with the networks and given weights as they are now."""
     given = {"teacher": weights_identity(experiment, dataset)}
     for student in students:
         path = Path(getattr(student, "weights", "")).expanduser()
@@ -195,7 +195,7 @@ def _with_networks(
 
 
 def _write(folder: Path, origin: Origin, dataset: Dataset) -> None:
-    """Write the record and, where it is missing, which image is in which split."""
+    """Write the record and, where it is missing, the list of the images of each split."""
     write_json(folder / ORIGIN_FILE, origin.record())
     listed = dataset.path / SPLITS_FILE
     if listed.is_file() and not (folder / SPLITS_FILE).is_file():
@@ -227,9 +227,9 @@ class _Compared:
     """How a run folder differs from what it is started with now.
 
     Attributes:
-        changes: What has changed, in words; empty where nothing has.
-        notes: What the user should know where nothing has.
-        weights: Hash of the teacher's weights that it is bound to.
+        changes: What has changed, in words; empty if nothing has.
+        notes: Notes for the user if nothing has changed.
+        weights: Hash of the teacher's weights that the folder is bound to.
     """
 
     changes: str = ""
@@ -252,9 +252,10 @@ def _compare(folder: Path, now: Origin, setup: Setup, new_data: bool) -> _Compar
 
 
 def _compare_older(folder: Path, setup: Setup, new_data: bool) -> _Compared:
-    """Compare a run without a record by what else tells its data.
+    """Compare a run without a record by other traces of its data.
 
-    Where nothing does, it goes on, which is said; with `new_data` it is taken to be of other data.
+    Without any trace, the run goes on and the user gets a note; with `new_data`, the run is taken
+    to be of other data.
     """
     known, dataset = data_of(folder), setup.dataset
     if not all(is_of(dataset, fingerprint) for fingerprint in known):
@@ -278,7 +279,7 @@ def _network_changes(before: Origin, now: Origin) -> list[str]:
     tables = before.given.keys() | now.given.keys()
     given = sorted(name for name in tables if before.given.get(name) != now.given.get(name))
     for table, (old, new) in sorted(codes.items()):
-        # Other weights answer otherwise, which the last line of this says.
+        # Changed weights change the outputs; the last line of this function reports the weights.
         known = replace(old, outputs=()) if table in given else old
         if changed := compare_code(known, new):
             changes.append(f"the code of {table} has changed: {changed}")

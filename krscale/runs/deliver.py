@@ -1,4 +1,4 @@
-"""From a finished search to a student to take away: choose, train again if asked, export."""
+"""From a finished search to an exported student: choose, train again if asked, export."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class Order:
     """What the user wants.
 
     Attributes:
-        limits: Which student.
+        limits: Limits by which the student is chosen.
         refit: Whether to train it again on train and validation.
-        formats: Names of the formats it leaves in.
-        output: The folder it leaves in; None for one in the run's `export`.
+        formats: Names of the formats to export.
+        output: The folder to export to; None for a folder in the run's `export`.
     """
 
     limits: Limits
@@ -61,10 +61,10 @@ class Delivery:
     """A student that was chosen and exported.
 
     Attributes:
-        choice: Which, and why.
-        card: What it is.
-        folder: Where it is.
-        files: The files, as a fresh process found them.
+        choice: Which student was chosen, and why.
+        card: Description of the student.
+        folder: The folder of the export.
+        files: The files, with what a fresh process measured on them.
     """
 
     choice: Choice
@@ -73,7 +73,7 @@ class Delivery:
     files: tuple[ExportedFile, ...]
 
     def content(self) -> dict[str, Any]:
-        """Return all of it as JSON-serialisable content."""
+        """Return everything as JSON-serialisable content."""
         other = self.choice.runner_up
         return {
             "picked": self.choice.picked.facts(),
@@ -86,11 +86,11 @@ class Delivery:
 
 
 def choose_student(run_path: Path, order: Order) -> tuple[Curve, Choice]:
-    """Choose from a run's curve, having refused whatever would fail later.
+    """Choose from a run's curve, after refusing whatever would fail later.
 
     Raises:
-        UserError: If the run has no curve, the formats or the folder cannot be, or no student is
-            within the limits.
+        UserError: If the run has no curve, the formats or the folder cannot be used, or no student
+            is within the limits.
     """
     check_formats(order.formats)
     require_search(run_path)
@@ -108,13 +108,13 @@ def deliver(
     Args:
         run_path: Folder of the run; it may have been moved together with the cache beside it.
         curve: The run's curve.
-        choice: What was chosen from it.
+        choice: The choice from the curve.
         order: What the user wants.
-        reporter: Receives what is being done.
+        reporter: Receives the progress.
 
     Raises:
-        UserError: If data or weights are not those of the run any more, nor the networks where the
-            student is trained again; or an export is not the student that the run trained.
+        UserError: If data or weights are no longer those of the run; if the networks are not, and
+            the student is trained again; or if an exported file differs from the run's student.
     """
     picked = choice.picked
     experiment = with_values(
@@ -153,7 +153,7 @@ def _student(
     order: Order,
     reporter: Reporter,
 ) -> tuple[nn.Module, dict[str, float | None]]:
-    """Return the student and its accuracies: those of the table, or of its refit."""
+    """Return the student and its accuracies: those of the table, or those of its refit."""
     if not order.refit:
         place = picked.best_seed
         student = load_final(experiment, trial, dataset, size.width, picked)
@@ -178,7 +178,7 @@ def _card(
     accuracy: dict[str, float | None],
     refitted: bool,
 ) -> StudentCard:
-    """Return what the student is: network, inputs, accuracies, and where it comes from."""
+    """Return the card of the student: network, inputs, accuracies and provenance."""
     inputs = preprocessing_of_network(student).resolved(dataset.mean, dataset.std)
     return StudentCard(
         model=trial.any_student.model,

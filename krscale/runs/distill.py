@@ -52,16 +52,16 @@ class StudentResult:
     Attributes:
         name: Name of the run.
         commit: Commit of krscale.
-        method: What it learned by.
-        capacity: Share of the teacher's parameters that was asked for.
-        width: Its dial.
-        num_parameters: Without heads.
-        flops: Of one forward of one image.
-        latency_ms: Of one image on one CPU thread.
+        method: Method of the training.
+        capacity: Requested share of the teacher's parameters, or name of the student.
+        width: Capacity dial of the network.
+        num_parameters: Parameters without heads.
+        flops: FLOPs of one forward of one image.
+        latency_ms: Milliseconds of one image on one CPU thread.
         num_workers: Workers that trained it.
-        val_accuracy: At the last epoch.
-        test_accuracy: Read once, at the end.
-        teacher_val_accuracy: The teacher's, for comparison.
+        val_accuracy: Validation accuracy at the last epoch.
+        test_accuracy: Test accuracy, measured once, at the end.
+        teacher_val_accuracy: Validation accuracy of the teacher, for comparison.
         weights: Path of the weights.
     """
 
@@ -83,7 +83,7 @@ class StudentResult:
 def distil(
     experiment: Experiment, *, as_json: bool, quiet: bool, new_data: bool = False
 ) -> StudentResult:
-    """Train one student, or continue or show the one that this experiment already trained.
+    """Train one student; or continue it, or show its result if this experiment already trained it.
 
     Args:
         experiment: What to train.
@@ -140,7 +140,7 @@ def _refuse_varying_workers(experiment: Experiment) -> None:
 
 
 def read_result(folder: Path) -> StudentResult:
-    """Read what became of the student of a run folder.
+    """Read the result of the student of a run folder.
 
     Raises:
         DamagedFileError: If `student.json` is not what was written.
@@ -148,7 +148,7 @@ def read_result(folder: Path) -> StudentResult:
     path = folder / RESULT_FILE
     rebuild = "Delete it; the same command trains what is missing and tests the student again."
     result = read_record(path, StudentResult, rebuild)
-    # The folder may have been moved since.
+    # The folder may have been moved since it was written.
     return replace(result, weights=str(folder / STUDENT_FILE))
 
 
@@ -209,7 +209,7 @@ def _train(
 
 
 def _end_badly(tracker: Tracker, error: BaseException) -> None:
-    """End the run as failed, with the reason, so that MLflow does not show it running."""
+    """End the run as failed, with the reason, so that MLflow does not show it as running."""
     if not tracker.has_run("student"):
         return
     stopped = isinstance(error, KeyboardInterrupt)
@@ -226,7 +226,7 @@ def _start_record(
         "krscale.method": experiment.distill.method,
         "krscale.size": size.capacity,
         **origin_tags(experiment, prepared),
-        "krscale.error": "",  # of an earlier start that was cut short
+        "krscale.error": "",  # clears that of an earlier start that was interrupted
     }
     data = open_data(Path(prepared.data_path))
     datasets = datasets_used(data, experiment.data, prepared.taught)
@@ -242,7 +242,7 @@ def _start_record(
 
 
 def _record_late(experiment: Experiment, result: StudentResult, progress: Progress) -> None:
-    """Record a student that ended while nothing was recorded, from what its folder has of it."""
+    """Record a student that ended while nothing was recorded, from the result in its folder."""
     with Tracker(
         experiment.tracking.uri,
         experiment.tracking.experiment,
@@ -282,7 +282,7 @@ def _params(experiment: Experiment) -> dict[str, Any]:
 def _train_here(
     experiment: Experiment, prepared: Prepared, width: int, on_epoch: OnEpoch
 ) -> dict[str, float]:
-    """Train in this process; every epoch is kept, and a training cut short goes on from there."""
+    """Train in this process; each epoch is kept, and an interrupted training continues from it."""
     workers = Workers.alone(pick_device(experiment.train.device))
     training = build_training(experiment, Assets.open(prepared), width, workers)
     metrics = fit_or_continue(training, experiment.run_path / CHECKPOINT, on_epoch)

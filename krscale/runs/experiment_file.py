@@ -1,4 +1,4 @@
-"""The experiment that a run folder keeps: read, and compared with that of another start."""
+"""The experiment in a run folder: reading it, and comparing it with that of another start."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXPERIMENT_FILE = "experiment.json"
 UNBOUND = {"storage_path", "tracking", "cluster"}
 """Fields that may differ between two starts of one run: where it is kept, shown and computed."""
 BUDGETS = frozenset({"search.trials_per_size", "search.num_final_seeds"})
-"""Fields that may grow in a run that has begun, or shrink to what has run."""
+"""Fields that may grow in a run that has begun, or shrink to no less than what has run."""
 FREE = (
     "search.max_wall_seconds",
     "search.max_epochs",
@@ -30,10 +30,10 @@ FREE = (
     "search.gpus_per_trial",
     "teacher.num_workers",
 )
-"""Fields that may differ between two starts: they end, protect or place a search, and change no
-trial."""
+"""Fields that may differ between two starts: they end, protect or place a search, and do not change
+any trial."""
 SPACE = ("search.space", "space.")
-"""Where the search space is found among the fields of a run."""
+"""Names, or prefixes of names, of the fields of a run that hold the search space."""
 _BEGIN_ANEW = "Restore it from a copy; deleted, the command that began the run writes it again."
 
 Spent = Callable[[Path], Mapping[str, int]]
@@ -41,13 +41,14 @@ Spent = Callable[[Path], Mapping[str, int]]
 
 
 def read_experiment(folder: Path) -> Experiment:
-    """Return the experiment a run folder belongs to.
+    """Return the experiment of a run folder.
 
-    Its `storage_path` is where the folder is now, and what lies in the storage follows it, wherever
-    that was when the run was started.
+    Its `storage_path` is where the folder is now, and paths within the storage are adapted to it,
+    wherever the storage was when the run was started.
 
     Raises:
-        UserError: If the folder holds none, or one of another version of krscale, or damaged.
+        UserError: If the folder has no experiment, or one that is damaged or of an incompatible
+            version of krscale.
     """
     path = folder / EXPERIMENT_FILE
     if not path.is_file():
@@ -59,7 +60,7 @@ def last_start(folder: Path) -> tuple[TrackingConfig, Path] | None:
     """Return where a run was recorded when it was last started, and where its storage was then.
 
     Returns:
-        None for a folder that does not say it.
+        Both, or None for a folder without an experiment.
 
     Raises:
         DamagedFileError: If `experiment.json` is not what was written.
@@ -81,18 +82,18 @@ def check_or_write(
     spent: Spent,
     renewed: tuple[str, ...],
 ) -> None:
-    """Keep the experiment of a start, once it is that of the run, if there is one already.
+    """Write the experiment of a start, after comparing it with that of the run if there is one.
 
     Args:
-        folder: Of the run, claimed by this process.
+        folder: Folder of the run, claimed by this process.
         experiment: The resolved experiment.
         bound: What else must be the same in every start of the run.
-        spent: Asked when a budget is smaller than before.
-        renewed: Fields, by the beginning of their dotted name, that may differ knowingly.
+        spent: Called when a budget is smaller than before.
+        renewed: Prefixes of the dotted names of fields that the user allows to differ.
 
     Raises:
-        UserError: If it is another experiment, naming every field that differs; or if a budget is
-            smaller than what has run.
+        UserError: If it is another experiment, naming fields that differ; or if a budget is smaller
+            than what has run.
     """
     path = folder / EXPERIMENT_FILE
     content = redact_all({"experiment": experiment.model_dump(mode="json"), "bound": dict(bound)})
@@ -116,7 +117,7 @@ def check_or_write(
 
 
 def _stored(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return `experiment` and `bound` of `experiment.json`, paths as they are where it is now."""
+    """Return `experiment` and `bound` of `experiment.json`, with paths in the storage of now."""
     path = folder / EXPERIMENT_FILE
     content = read_json(path, _BEGIN_ANEW)
     before, now = _storage_of(path, content), folder.resolve().parent
@@ -133,7 +134,7 @@ def _storage_of(path: Path, content: Any) -> Path:
 
 
 def _following(content: Any, before: Path, now: Path) -> Any:
-    """Return plain content, each absolute path in it that lay in a folder as it is now."""
+    """Return plain content with each absolute path in the folder `before` moved to `now`."""
     if isinstance(content, str):
         return str(follow(Path(content), before, now)) if content.startswith("/") else content
     if isinstance(content, Mapping):
@@ -144,10 +145,10 @@ def _following(content: Any, before: Path, now: Path) -> Any:
 
 
 def _begun_with(folder: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the experiment of a run that has begun, as this version of krscale understands it.
+    """Return the experiment of a run that has begun, as this version of krscale interprets it.
 
-    Fields that are newer than the run have today's defaults (CONTRIBUTING.md, Style), but for
-    those in `config/older.py`.
+    Fields that are newer than the run have today's defaults (CONTRIBUTING.md, Style), except those
+    in `config/older.py`.
     """
     path = folder / EXPERIMENT_FILE
     bound = {key: value for key, value in stored.items() if key not in UNBOUND}
@@ -191,7 +192,8 @@ def _refuse_changes(
 def _how_it_was_begun(old: Mapping[str, Any], changed: list[str], newer: Set[str]) -> str:
     """Return the options that continue a run which is older than some settings; empty if none is.
 
-    A setting of KR that the run has kept belongs to them: its default changed with the newer ones.
+    They include `distill.kr_weight`, which the run has stored, because its default changed when the
+    newer settings of KR were added.
     """
     older = [key for key in changed if key in newer and not key.startswith(SPACE)]
     if any(key.removeprefix("distill.") in FORMER_OF_KR for key in older):

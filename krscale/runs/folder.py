@@ -1,4 +1,4 @@
-"""The folder of a run: claimed by one process, found by its name, and where its students are."""
+"""The folder of a run: claiming it for one process, finding it by name, paths of its students."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from krscale.storage.address import checked_uri, is_uri, mark, working_folder
 from krscale.storage.run_mirror import mirrored, refresh
 
 _MARKS = (EXPERIMENT_FILE, "curve.json", "journal.log", "student.json", "tracking")
-"""By one of these a folder is taken for that of a run, and is looked through for links."""
+"""A folder with one of these files is taken for that of a run, and is searched for links."""
 
 
 def _print(line: str) -> None:
@@ -41,21 +41,21 @@ def run_folder(
     renewed: tuple[str, ...] = (),
     say: Callable[[str], None] = _print,
 ) -> Iterator[Path]:
-    """Claim the run's folder for this process; create it or check that it belongs to this run.
+    """Claim the run's folder for this process: create it, or check that it belongs to this run.
 
     Args:
         experiment: The resolved experiment.
         bound: What else must be the same in every start of the run, e.g. the search space.
-        spent: Asked when a budget is smaller than before.
-        renewed: Fields, by the beginning of their dotted name, that may differ knowingly.
-        say: Takes a line for the user, of a storage that is a URI.
+        spent: Called when a budget is smaller than before.
+        renewed: Prefixes of the dotted names of fields that the user allows to differ.
+        say: Receives lines for the user about a storage that is a URI.
 
     Yields:
         The folder.
 
     Raises:
-        UserError: If another process is in it, it holds links, or it belongs to another experiment;
-            names every field that differs.
+        UserError: If another process has claimed it, if it holds links, or if it belongs to another
+            experiment; names fields that differ.
     """
     folder = experiment.run_path
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def run_folder(
     try:
         now = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
         who = f"process {os.getpid()} on {platform.node()}, since {now}\n"
-        write_text(owner, who)  # in the place of whatever stands there
+        write_text(owner, who)  # replaces whatever is there
         with mirrored(folder, say):
             check_or_write(folder, experiment, bound, spent, renewed)
             write_json(folder / ENVIRONMENT_FILE, environment())
@@ -86,10 +86,10 @@ def run_folder(
 
 
 def storage_folder(storage: str) -> Path:
-    """Return the folder of a storage that a user named: its own, or this machine's for a URI.
+    """Return the folder of a storage that a user named; for a URI, its local folder.
 
     Raises:
-        UserError: If it can be no path, is the folder of a run, or is a URI that cannot be a
+        UserError: If it is not a valid path, is the folder of a run, or is a URI that cannot be a
             storage.
     """
     if not is_uri(storage):
@@ -109,13 +109,13 @@ def storage_folder(storage: str) -> Path:
 
 
 def find_run(name: str, storage_path: Path) -> Path:
-    """Return the absolute folder of a run: as written where that is a path, else by its name.
+    """Return the absolute folder of a run: the path if `name` is one, else the run of this name.
 
-    A mistyped path is a path too, so that an error tells what there is beside it. A folder that has
-    a run's name and is none, such as the images that the run is about, does not hide the run.
+    A mistyped path counts as a path, so that the error can name the runs beside it. A folder that
+    has a run's name but is not a run, such as a folder of its images, does not hide the run.
 
     Raises:
-        UserError: If it is the folder of a run, and holds links.
+        UserError: If it is the folder of a run and holds links.
     """
     folder = _find_run(name, storage_path)
     refresh(folder)
@@ -136,5 +136,5 @@ def _find_run(name: str, storage_path: Path) -> Path:
 
 
 def student_path(run_path: Path, method: str, capacity: str, seed: int) -> Path:
-    """Return where the weights of a final student of a search are kept."""
+    """Return the path of the weights of a final student of a search."""
     return run_path / "students" / method / capacity.replace("/", "-") / f"seed-{seed}.safetensors"

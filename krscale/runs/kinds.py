@@ -1,4 +1,4 @@
-"""What a folder is that a user named as a run, where a command needs one of another kind."""
+"""Telling what kind of folder a user named, where a command needs that of a run or a search."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from krscale.runs.experiment_file import EXPERIMENT_FILE
 
 _JOURNAL = "journal.log"
 _STUDENT = "student.json"
-"""The result of a single run; and the card of an exported student, which is in no run folder."""
+"""The result of `krscale distill`; in a folder that is not a run's, the card of an exported
+student."""
 _CACHED = ("data", "teachers", "stores")
 _RESERVED = {
     "mlartifacts": "what MLflow keeps of the runs; `krscale ui` shows it",
@@ -26,10 +27,10 @@ _MOST_NAMED = 20
 
 
 def require_folder(folder: Path) -> None:
-    """Refuse what is no folder, naming the runs beside it.
+    """Refuse a path that is not a folder, naming the runs beside it.
 
     Raises:
-        UserError: With the run that was meant, where a name is near.
+        UserError: With the run that was probably meant, if a name is similar.
     """
     if folder.is_dir():
         return
@@ -40,7 +41,7 @@ def require_folder(folder: Path) -> None:
 
 
 def require_run(folder: Path) -> None:
-    """Refuse what is no folder of a run, saying what it is.
+    """Refuse a path that is not the folder of a run, saying what it is.
 
     Raises:
         UserError: If no command has begun a run in it.
@@ -51,7 +52,7 @@ def require_run(folder: Path) -> None:
 
 
 def require_search(folder: Path) -> None:
-    """Refuse what is no run with a curve, saying what it is and what can be done with it.
+    """Refuse a path that is not a run with a curve, saying what it is and what can be done with it.
 
     Raises:
         UserError: If no search has finished in it.
@@ -63,10 +64,10 @@ def require_search(folder: Path) -> None:
 
 
 def describe_folder(folder: Path) -> str:
-    """Say what a folder is that no search has finished in, and what can be done with it.
+    """Describe a folder without a finished search, and what can be done with it.
 
     Args:
-        folder: One that exists.
+        folder: An existing folder.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -121,7 +122,7 @@ def _is_cache(folder: Path) -> bool:
 
 
 def _storage_of(folder: Path) -> Path:
-    """Return the storage whose runs are named: the nearest that holds some, if any does."""
+    """Return the storage whose runs an error lists: from `folder` upwards, the first with runs."""
     around = (folder, *folder.parents[:3])
     return next((each for each in around if any(_runs_in(each))), folder.parent)
 
@@ -145,6 +146,6 @@ def _runs_in(storage: Path) -> tuple[list[str], list[str]]:
 
 
 def _folders_in(storage: Path) -> Iterator[str]:
-    with suppress(OSError):  # none, or one that nobody may read
+    with suppress(OSError):  # the folder is missing or may not be read
         names = sorted(path.name for path in storage.iterdir() if path.is_dir())
         yield from (n for n in names if n not in RESERVED_NAMES and not n.startswith("."))

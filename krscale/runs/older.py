@@ -1,4 +1,4 @@
-"""What run folders tell of their data that krscale wrote before it kept a record of it."""
+"""Traces of the data in run folders from before krscale kept a record of it."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _TAG = "krscale.data"
 
 
 def data_of(folder: Path) -> set[str]:
-    """Return the fingerprints of the data that a run folder names: its result and what it recorded.
+    """Return the fingerprints of data in a run folder: in its result and in its MLflow records.
 
-    What cannot be read of either is passed over: whoever needs it says so.
+    What cannot be read is ignored here; the code that needs it reports it.
     """
     found: set[str] = set()
     if (folder / CURVE_FILE).is_file():
-        with suppress(UserError):  # a damaged result is written again
+        with suppress(UserError):  # a damaged result will be written again
             found.add(str(read_curve(folder).data.get("fingerprint") or ""))
     return (found | _recorded(folder / _SPOOL)) - {""}
 
 
 def has_results(folder: Path) -> bool:
-    """Whether a run has come to anything; of what there is, its split list tells nothing."""
+    """Whether a run has any results; its list of splits is not one."""
     return bool(set(results_in(folder)) - {SPLITS_FILE})
 
 
@@ -39,8 +39,8 @@ def is_of(dataset: Dataset, known: str) -> bool:
     """Whether a fingerprint is that of a data set, or of an earlier one with the same images.
 
     Args:
-        dataset: As it is now.
-        known: Of this or an older krscale, where it was the hash of the files' times, too.
+        dataset: The data set as it is now.
+        known: A fingerprint of this or an older krscale, which also hashed the files' times.
     """
     if known in (dataset.fingerprint, dataset.identity):
         return True
@@ -48,15 +48,15 @@ def is_of(dataset: Dataset, known: str) -> bool:
     before = dataset.path.with_name(f"{source}-{known}")
     try:
         return before.is_dir() and open_data(before).content() == dataset.content()
-    except UserError:  # of another version, or damaged: it tells nothing
+    except UserError:  # of another version, or damaged: it cannot be compared
         return False
 
 
 def no_store_is_of(dataset: Dataset, stores: Path) -> bool:
-    """Whether there are kept stores, but none of this data: a run that had one had other images."""
+    """Whether stores are kept, but none of this data: a run that had one had other images."""
     known: set[str] = set()
     for manifest in stores.glob("*/manifest.json"):
-        with suppress(UserError, LookupError, TypeError):  # whoever needs the store says so
+        with suppress(UserError, LookupError, TypeError):  # reported when it is needed
             known.add(str(read_json(manifest)["plan"]["key"]["data"]))
     return bool(known) and not any(is_of(dataset, name) for name in known)
 

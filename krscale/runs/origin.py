@@ -1,4 +1,4 @@
-"""What made a run: versions, machine, commit and command, and the tags of its results."""
+"""The origin of a run: versions, machine, commit and command, and the tags of its results."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def environment() -> dict[str, Any]:
 def git_commit() -> str:
     """Return the commit of krscale's own source, or `unknown` outside git.
 
-    `-dirty` is appended where the package or its search spaces differ from it; what lies beside
-    them, results above all, changes no run.
+    `-dirty` is appended if the package or its search spaces differ from the commit. Other files,
+    such as results, do not change a run.
     """
     git = shutil.which("git")
     root = Path(__file__).resolve().parents[2]
@@ -57,14 +57,14 @@ def git_commit() -> str:
 
 
 def ray_job() -> str:
-    """Return the id under which `ray job submit` knows this process; empty outside a job."""
-    # What Ray's supervisor gives the entry point, and Ray itself reads in `ray.init`.
+    """Return the id that `ray job submit` gave this process; empty outside a job."""
+    # Ray's supervisor sets this variable for the entry point, and `ray.init` reads it.
     config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     return str(config.get("metadata", {}).get("job_submission_id", ""))
 
 
 def origin_tags(experiment: Experiment, prepared: Prepared) -> dict[str, str]:
-    """Return what a result comes from, as tags: code, job, experiment, data, teacher, store."""
+    """Return the origin of a result as tags: code, job, experiment, data, teacher, store."""
     commit, _, dirty = git_commit().partition("-")
     job, unlabelled = ray_job(), prepared.taught_path
     return {
@@ -81,7 +81,7 @@ def origin_tags(experiment: Experiment, prepared: Prepared) -> dict[str, str]:
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
-    """Return what `environment` found at the run's last start; empty when it was not kept."""
+    """Return what `environment` returned at the run's last start; empty if it was not kept."""
     path = folder / ENVIRONMENT_FILE
     if not path.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""A chosen student trained once more, on train and validation together."""
+"""Training a chosen student once more, on train and validation together."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def refit(
 ) -> Path:
     """Train a student on train and validation, or find or continue an earlier such training.
 
-    Images without labels are learned from as in the search, but for copies of validation images.
+    Images without labels are used as in the search, except copies of validation images.
 
-    The teacher stays the one of the search: it has seen train alone, and its knowledge of the
-    validation images is computed now. Nothing is left to judge the epochs by, so there are as
-    many as the search had.
+    The teacher is that of the search: it was trained on train alone, and its knowledge of the
+    validation images is computed now. No images are left to compare epochs on, so their number is
+    that of the search.
 
     Args:
         experiment: All settings of this one training.
         dataset: The data of the search.
         width: The student's capacity dial.
         run_path: Folder of the run; trainings are kept in its `refit`.
-        reporter: Receives what is being done.
+        reporter: Receives the progress.
 
     Returns:
         The file of the weights.
@@ -67,9 +67,9 @@ def refit(
 
 
 def _folder_of(experiment: Experiment, run_path: Path) -> Path:
-    """Return where a training is kept: by its own settings, not by how long was searched for them.
+    """Return the folder of a training, which depends on its own settings, not on the search's.
 
-    One that an older krscale began is under the fingerprint of the whole experiment.
+    A training that an older krscale began is under the fingerprint of the whole experiment.
     """
     older = run_path / "refit" / experiment.fingerprint()
     alone = SearchConfig(methods=(experiment.distill.method,))
@@ -81,7 +81,7 @@ def _assets(experiment: Experiment, dataset: Dataset, run_path: Path, reporter: 
     device = pick_device(experiment.train.device)
     reporter.phase("teacher")
     facts, teacher_path = prepare_teacher(experiment, dataset, device, reporter.advance)
-    bind_weights(run_path, teacher_path)  # another one would teach other students than the run's
+    bind_weights(run_path, teacher_path)  # refuses another teacher than that of the run
     joined = join_train_and_val(dataset, experiment.cache_path)
     taught = prepare_unlabelled(experiment.data, joined, experiment.cache_path)
     reporter.phase("store")

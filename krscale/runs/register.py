@@ -1,4 +1,4 @@
-"""A student that was picked, registered in MLflow beside the run that it comes from."""
+"""Registering a picked student in MLflow, beside the run that it comes from."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from krscale.tracking import HASH_TAG, Begun, Registration, reopen, save_onnx_mo
 
 FOLDER = "registered"
 SECONDS = 30.0
-"""How long to wait for MLflow; what it does not have by then stays in the run's spool."""
+"""How long to wait for MLflow; what it has not received by then stays in the run's spool."""
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
-"""As a reader calls them."""
+"""Names of the splits in descriptions."""
 
 
 def register(run_path: Path, delivery: Delivery, uri: str, warn: Callable[[str], None]) -> str:
@@ -27,12 +27,12 @@ def register(run_path: Path, delivery: Delivery, uri: str, warn: Callable[[str],
     Args:
         run_path: Folder of the run.
         delivery: What was exported.
-        uri: Where to; empty takes where the run was recorded.
-        warn: Takes a line for the user, e.g. that MLflow is away.
+        uri: Where to register it; if empty, where the run was recorded.
+        warn: Receives lines for the user, e.g. that MLflow cannot be reached.
 
     Returns:
-        What came of it, in one line for the user; empty for a run that MLflow was to hold
-        nothing of. The student is exported already, so nothing here is an error.
+        The outcome in one line for the user; empty for a run with tracking disabled. The student is
+        already exported, so a failure to register it is not an error.
     """
     experiment = read_experiment(run_path)
     if not experiment.tracking.enabled:
@@ -48,7 +48,8 @@ def register(run_path: Path, delivery: Delivery, uri: str, warn: Callable[[str],
     except UserError as error:
         return f"not registered: {error}"
     refused = tracker.num_refused
-    # One for each content: what waits for MLflow is not replaced by the next that is picked.
+    # One folder for each content, so that the next pick does not replace one that is still waiting
+    # for MLflow.
     folder = run_path / FOLDER / f"{delivery.folder.name}-{onnx.sha256[:8]}"
     if not tracker.has_run(picked.method):
         tracker.close(SECONDS)
@@ -71,7 +72,7 @@ def register(run_path: Path, delivery: Delivery, uri: str, warn: Callable[[str],
 
 
 def registration(experiment: str, delivery: Delivery, digest: str) -> Registration:
-    """Return under which names and tags a student is registered.
+    """Return the names and tags under which a student is registered.
 
     Args:
         experiment: Name of the MLflow experiment.
@@ -103,7 +104,7 @@ def registration(experiment: str, delivery: Delivery, digest: str) -> Registrati
 
 
 def _describe(delivery: Delivery) -> str:
-    """Say of these weights, not of their method's mean over the seeds, what they are."""
+    """Describe these weights, not the mean of their method over the seeds."""
     card, picked = delivery.card, delivery.choice.picked
     origin = card.provenance
     parts = [

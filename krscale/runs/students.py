@@ -1,4 +1,4 @@
-"""The final students of a finished search, built and loaded again."""
+"""Building and loading the final students of a finished search again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def data_of_the_run(experiment: Experiment, curve: Curve, reporter: Reporter) ->
     """Return the data that a curve was measured on.
 
     Raises:
-        UserError: If they are other data now.
+        UserError: If the data has changed since.
     """
     dataset = prepare_data(experiment.data, experiment.cache_path, reporter.advance, reporter.note)
     expected = curve.data.get("fingerprint", "none")
@@ -39,7 +39,7 @@ def data_of_the_run(experiment: Experiment, curve: Curve, reporter: Reporter) ->
 
 
 def check_unlabelled(experiment: Experiment, dataset: Dataset, curve: Curve) -> None:
-    """Refuse a refit with other images without labels than those of the run."""
+    """Refuse a refit if the images without labels are not those of the run."""
     taught = prepare_unlabelled(experiment.data, dataset, experiment.cache_path)
     if taught.unlabelled != curve.data.get("unlabelled", ""):
         raise UserError(
@@ -51,7 +51,7 @@ def check_unlabelled(experiment: Experiment, dataset: Dataset, curve: Curve) -> 
 def trial_of(
     experiment: Experiment, picked: Candidate, dataset: Dataset
 ) -> tuple[Experiment, StudentSize]:
-    """Return the experiment of a winner's best final training, and the size that it trained."""
+    """Return the experiment of a winner's best final training, and the size of its student."""
     trial = trial_experiment(
         experiment,
         picked.method,
@@ -67,11 +67,11 @@ def load_final(
     """Return the student of a winner's best final training.
 
     Args:
-        experiment: Of the run.
-        trial: Of the training; see `trial_of`.
-        dataset: Of the run.
+        experiment: The experiment of the run.
+        trial: The experiment of the training; see `trial_of`.
+        dataset: The data of the run.
         width: The student's capacity dial.
-        picked: Which winner.
+        picked: The winner.
     """
     student = build_student(trial, dataset, width, fresh=True)
     seed = picked.result.seeds[picked.best_seed]
@@ -82,13 +82,13 @@ def load_final(
 
 
 class FromPixels(nn.Module):
-    """A student behind its preprocessing: it takes images in 0..1, or as they were normalised.
+    """A student with its preprocessing, which takes images in 0..1 or normalised images.
 
     Args:
-        student: Has its preprocessing on it.
-        dataset: What it was trained on.
-        mean: Of what images are normalised by, of each channel or one for all.
-        std: Likewise.
+        student: The student, with its preprocessing attached.
+        dataset: The data that it was trained on.
+        mean: Mean by which the images are normalised, for each channel or one for all.
+        std: Standard deviation, likewise.
     """
 
     mean: Tensor
@@ -118,7 +118,7 @@ class FromPixels(nn.Module):
 def takes_as_given(
     student: nn.Module, dataset: Dataset, mean: Sequence[float], std: Sequence[float]
 ) -> bool:
-    """Whether a student's own preprocessing is this normalisation, so that it needs no other."""
+    """Whether a student's own preprocessing is this normalisation, so that it needs no wrapper."""
     own = preprocessing_of_network(student)
     given = Preprocessing(mean=tuple(mean), std=tuple(std))
     return own.resolved(dataset.mean, dataset.std) == given.resolved(dataset.mean, dataset.std)

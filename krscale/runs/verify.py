@@ -1,4 +1,4 @@
-"""All that a run rests on, and all that came of it, compared with what was written."""
+"""Comparing all files that a run uses, and all that it has written, with what was written."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def verify_run(folder: Path) -> tuple[list[Finding], str]:
     """Compare every file of a run, and of the data, teacher and stores that it uses.
 
     Args:
-        folder: Of the run; or of an export, of which then nothing else is known.
+        folder: Folder of the run; or of an export, of which only its own files are compared.
 
     Returns:
-        A finding for each file, and what the user should know of what was compared, or nothing.
+        A finding for each file, and a note for the user on what was compared, or an empty text.
 
     Raises:
         UserError: If it is neither.
@@ -54,7 +54,7 @@ def verify_run(folder: Path) -> tuple[list[Finding], str]:
     if not (folder / EXPERIMENT_FILE).is_file():
         if (folder / CARD_FILE).is_file():
             return list(_exports([folder])), ""
-        require_run(folder)  # says what this is, before anything is searched for files
+        require_run(folder)  # refuses the folder, and describes it, before its files are searched
     found = [*_records(folder), *_students(folder), *_checkpoints(folder)]
     found += _exports(path.parent for path in sorted((folder / "export").glob(f"*/{CARD_FILE}")))
     try:
@@ -79,7 +79,7 @@ def _shared(shared: Shared, bound: str) -> Iterator[Finding]:
 
 
 def _records(folder: Path) -> Iterator[Finding]:
-    """Yield the JSON files of a run folder; what an older result was replaced by is not read."""
+    """Yield findings on the JSON files of a run folder, without digests and replaced results."""
     for path in sorted(folder.glob("*.json")):
         if path.name.endswith((".before.json", ".digest.json")):
             continue
@@ -93,7 +93,7 @@ def _an_object(name: str, folder: Path) -> object:
 
 
 def _students(folder: Path) -> Iterator[Finding]:
-    """Yield the weights of students, those among them that a result has and the disk has not."""
+    """Yield findings on the weights of students, including missing ones that a result names."""
     finals = {*(folder / "students").rglob("*.safetensors"), *_finals_of_the_curve(folder)}
     for path in sorted(finals):
         yield look_at_binary(path, rebuild_final(path))
@@ -107,7 +107,7 @@ def _students(folder: Path) -> Iterator[Finding]:
 def _finals_of_the_curve(folder: Path) -> set[Path]:
     try:
         curve = read_curve(folder)
-    except UserError:  # none yet, or damaged, which is a finding of its own
+    except UserError:  # there is none yet, or it is damaged, which is a finding of its own
         return set()
     return {
         student_path(folder, method, size.capacity, seed)
@@ -138,7 +138,7 @@ def _exports(folders: Iterator[Path] | list[Path]) -> Iterator[Finding]:
         yield look_at_json(card, EXPORT_AGAIN, partial(read_card, folder))
         try:
             names = list(exported_files(folder))
-        except UserError as error:  # said above
+        except UserError as error:  # reported above
             for path in sorted(folder.iterdir()):
                 if path != card:
                     yield Finding(path, "unverifiable", f"{path}: its hash is in {error}")
@@ -153,7 +153,7 @@ def _exports(folders: Iterator[Path] | list[Path]) -> Iterator[Finding]:
 
 
 def _bound_weights(folder: Path) -> str:
-    """Return the hash of the teacher's weights that a run is bound to, empty if it is of none."""
+    """Return the hash of the teacher's weights that a run is bound to; empty if there is none."""
     try:
         return read_record(folder / ORIGIN_FILE, Origin).weights
     except UserError:

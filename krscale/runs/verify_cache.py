@@ -1,4 +1,4 @@
-"""What a run takes from its storage's cache, compared with its records: data, teacher, stores."""
+"""Comparing what a run uses of its storage's cache with its records: data, teacher, stores."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from krscale.store.shard import ShardFile, is_named_by_checksum
 
 @dataclass(frozen=True)
 class Shared:
-    """The folders in the cache that a run rests on.
+    """The folders in the cache that a run uses.
 
     Attributes:
-        given: Of images that were given as objects.
-        data: Of data sets.
-        teachers: Of kept teachers.
-        stores: Of stores.
-        note: Why some are all that the cache holds of their kind: which are the run's is not known.
+        given: Folders of images that were given as objects.
+        data: Folders of data sets.
+        teachers: Folders of kept teachers.
+        stores: Folders of stores.
+        note: Why some fields hold all folders of their kind: it is not known which are the run's.
     """
 
     given: tuple[Path, ...]
@@ -56,7 +56,8 @@ class Shared:
     def of(cls, experiment: Experiment) -> Shared:
         """Find the folders of an experiment; nothing is built.
 
-        What is damaged may be what tells them: then all folders of its kind are named.
+        A damaged file may be needed to find some folders: then all folders of their kind are
+        returned.
         """
         cache = experiment.cache_path
         data, teachers, stores = (
@@ -72,7 +73,7 @@ class Shared:
             networks = Networks.resolve(experiment, dataset)
             _, teacher = find_teacher(networks.experiment, dataset)
             teachers = (teacher,)
-            recipe = StoreRecipe.find(experiment)  # of images without labels, too
+            recipe = StoreRecipe.find(experiment)  # covers images without labels, too
             kinds = recipe.of_features(methods_of(experiment)).values()
             stores = tuple(each.path for each in (recipe, *kinds))
         except UserError as error:
@@ -81,13 +82,13 @@ class Shared:
 
 
 def look_at_given(folder: Path) -> Iterator[Finding]:
-    """Yield the arrays of images that were given as objects."""
+    """Yield findings on the arrays of images that were given as objects."""
     for path in sorted(folder.glob("*.npy")):
         yield look_at_binary(path, rebuild_given(folder))
 
 
 def look_at_data(folder: Path) -> Iterator[Finding]:
-    """Yield the files of a data set."""
+    """Yield findings on the files of a data set."""
     again = rebuild_data(folder)
     yield look_at_json(folder / "manifest.json", again, lambda: open_data(folder))
     if (folder / CONTENT_FILE).exists():
@@ -98,7 +99,7 @@ def look_at_data(folder: Path) -> Iterator[Finding]:
         yield look_at_binary(folder / SPLITS_FILE, again)
     try:
         dataset = open_data(folder)
-    except UserError:  # said above; what each file has beside it still tells
+    except UserError:  # reported above; the files can still be compared with their own digests
         for path in sorted(folder.glob("*.arrow")):
             yield look_at_binary(path, again)
         return
@@ -115,11 +116,11 @@ def _look_at_split(dataset: Dataset, name: SplitName, again: str) -> Finding:
 
 
 def look_at_teacher(folder: Path, bound: str = "") -> Iterator[Finding]:
-    """Yield the files of a kept teacher.
+    """Yield findings on the files of a kept teacher.
 
     Args:
-        folder: Of the teacher.
-        bound: Hash of the weights that the run is bound to; it stands in for a digest.
+        folder: Folder of the teacher.
+        bound: Hash of the weights that the run is bound to; used if they have no digest.
     """
     again, weights = rebuild_teacher(folder), folder / WEIGHTS_FILE
     found = look_at_binary(weights, again)
@@ -137,7 +138,7 @@ def look_at_teacher(folder: Path, bound: str = "") -> Iterator[Finding]:
 
 
 def look_at_store(folder: Path) -> Iterator[Finding]:
-    """Yield the files of a store; what an unfinished one lacks is no damage."""
+    """Yield findings on the files of a store; what an unfinished store lacks is no damage."""
     again = f"Delete the folder {folder}; `krscale teach` builds the store anew."
     if (folder / PLAN).is_file():
         yield look_at_json(folder / PLAN, again, lambda: read_plan(folder))
@@ -148,7 +149,7 @@ def look_at_store(folder: Path) -> Iterator[Finding]:
     yield look_at_json(folder / MANIFEST, again, lambda: read_manifest(folder))
     try:
         manifest = read_manifest(folder)
-    except UserError:  # said above
+    except UserError:  # reported above
         yield from _look_at_names(folder, again)
         return
     for shard in manifest.shards if manifest else ():
@@ -161,7 +162,7 @@ def look_at_store(folder: Path) -> Iterator[Finding]:
 
 
 def _look_at_names(folder: Path, again: str) -> Iterator[Finding]:
-    """Compare shards with the checksum in their names, where there is no manifest to be had."""
+    """Compare shards with the checksum in their names, where there is no readable manifest."""
     for path in sorted(folder.glob("view-*/shard-*.arrow")):
 
         def compare(path: Path = path) -> bool:

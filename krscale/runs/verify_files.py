@@ -1,4 +1,4 @@
-"""One file compared with what was written, as a line of `krscale verify`."""
+"""Comparing one file with what was written, for a line of `krscale verify`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ State = Literal["ok", "damaged", "unverifiable"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of a file.
+    """The result of comparing a file.
 
     Attributes:
-        path: The file, or the folder of a checkpoint.
-        state: `ok`: what was written; `damaged`: missing or something else; `unverifiable`: of an
+        path: The file.
+        state: `ok`: as it was written; `damaged`: missing or changed; `unverifiable`: written by an
             older krscale, which kept no checksum of it.
-        message: What is wrong, and what makes the file again; empty where it is `ok`.
+        message: What is wrong, and how to recreate the file; empty if it is `ok`.
     """
 
     path: Path
@@ -31,12 +31,12 @@ class Finding:
 
 
 def look(path: Path, compare: Callable[[], bool], again: str) -> Finding:
-    """Return what comparing a file gives.
+    """Compare a file and return the finding.
 
     Args:
         path: The file.
-        compare: Returns whether there was anything to compare it with; raises where it differs.
-        again: What makes the file again, a sentence.
+        compare: Returns whether there was anything to compare it with; raises if it differs.
+        again: A sentence on how to recreate the file.
     """
     try:
         if compare():
@@ -52,8 +52,8 @@ def look_at_json(path: Path, again: str, read: Callable[[], object] | None = Non
 
     Args:
         path: The file.
-        again: What makes the file again, a sentence.
-        read: Reads it as the program does, to refuse values that cannot be.
+        again: A sentence on how to recreate the file.
+        read: Reads it as the program does, to refuse invalid values.
     """
 
     def compare() -> bool:
@@ -73,12 +73,12 @@ def look_at_binary(path: Path, again: str) -> Finding:
 
 
 def missing(path: Path, again: str) -> Finding:
-    """Return the finding for a file that must be there."""
+    """Return the finding for a required file that is missing."""
     return Finding(path, "damaged", f"{path}: this file is missing. {again}")
 
 
 def folders_in(parent: Path) -> Iterator[Path]:
-    """Yield the folders in a folder, but for those that are being written."""
+    """Yield the folders in a folder, except those that are being written."""
     if parent.is_dir():
         entries = (entry for entry in parent.iterdir() if entry.is_dir())
         yield from sorted(entry for entry in entries if not entry.name.startswith("."))

@@ -1,4 +1,4 @@
-"""The teacher's knowledge on disk: written once, memory-mapped by every trial, verifiable."""
+"""The teacher's knowledge on disk: written once, memory-mapped by every trial, with checksums."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Building a store: once, by one process, in shards, continued where it was interrupted."""
+"""Building a store: once, by one process, in shards; an interrupted build is continued."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SAMPLED_ROWS = 256
 WAIT_SECONDS = 0.5
 
 Report = Callable[[int, int], None]
-"""Called with (views of samples done, all of them)."""
+"""Called with (number of views of samples done, number of all)."""
 
 
 def prepare_store(
@@ -62,12 +62,12 @@ def prepare_store(
 ) -> Path:
     """Find the store of `spec`, or build it, or continue a build that was interrupted.
 
-    Of several processes that need the same store one builds it; the others wait, reporting its
-    progress. A finished store is compared with its checksums, and no teacher is loaded.
+    If several processes need the same store, one builds it; the others wait and report its
+    progress. A finished store is compared with its checksums without loading the teacher.
 
     Args:
         spec: What the store is made of.
-        report: Called with the views of samples done and all of them.
+        report: Called with the number of views of samples done and of all.
         repair: Rebuild the broken shards of a finished store instead of refusing it.
         write: Writes the given shards by calling `write_shards` elsewhere, e.g. on several
             workers at once; None writes them here, one after another.
@@ -117,13 +117,13 @@ def prepare_store(
 def write_shards(spec: StoreSpec, shards: Sequence[ShardId], report: Report) -> None:
     """Write some shards of a store whose build was begun; for the `write` of `prepare_store`.
 
-    Workers may do so at the same time for different shards, while the process that called
+    Workers may write different shards at the same time, while the process that called
     `prepare_store` holds the lock.
 
     Args:
         spec: What the store is made of.
-        shards: Which shards.
-        report: Called with the views of samples done and those of `shards`, after every batch.
+        shards: The shards to write.
+        report: Called with the number of views of samples done and of all, after every batch.
 
     Raises:
         UserError: If no build was begun, or the disk is full.
@@ -136,7 +136,7 @@ def plan_of_build(path: Path) -> StorePlan:
     """Return the plan of a store whose build was begun, for `make_shard`.
 
     Raises:
-        UserError: If none was.
+        UserError: If no build was begun.
     """
     manifest = read_manifest(path)
     plan = manifest.plan if manifest else read_plan(path)
@@ -146,12 +146,12 @@ def plan_of_build(path: Path) -> StorePlan:
 
 
 def make_shard(spec: StoreSpec, plan: StorePlan, shard: ShardId) -> ShardBytes:
-    """Return a shard for `keep_shard`, made on a machine that does not have the store's folder.
+    """Make a shard for `keep_shard` on a machine that does not have the store's folder.
 
     Args:
         spec: What the store is made of; nothing is written to its path.
-        plan: What `plan_of_build` returned where the folder is.
-        shard: Which shard.
+        plan: What `plan_of_build` returned on the machine with the folder.
+        shard: The shard to make.
     """
     with TemporaryDirectory() as folder:
         path = Path(folder)
@@ -167,7 +167,7 @@ def _is_finished(path: Path) -> bool:
 
 
 def _is_sound(path: Path, manifest: Manifest, key: Mapping[str, str], repair: bool) -> bool:
-    """Whether a finished store can be used as it is; raises when it may not be touched."""
+    """Whether a finished store can be used as it is; raises if it is of another key or broken."""
     check_key(path, manifest.plan.key, key)
     broken = broken_shards(path, manifest, checksums=True)
     if broken and not repair:
@@ -184,9 +184,9 @@ def _begin(path: Path, key: Mapping[str, str]) -> StorePlan | None:
 
 
 def _plan(teacher: TeacherInference, spec: StoreSpec) -> StorePlan:
-    """Choose the layout, unless it is given, by what encoding costs sampled rows of view 0.
+    """Choose the layout, unless it is given, by the encoding error on sampled rows of view 0.
 
-    A layout that was chosen already needs one row only, which tells how many taps there are.
+    If the layout follows from the settings, one row is enough, to find the number of taps.
     """
     settings, num_classes = spec.settings, spec.dataset.num_classes
     num_samples = spec.dataset.num_samples["train"]
@@ -252,7 +252,7 @@ def _write(
     shards: Sequence[ShardId],
     report: Report,
 ) -> None:
-    """Write the shards one after another; whole ones count as done from the start."""
+    """Write the shards one after another; all other shards count as done from the start."""
     total = plan.num_views * plan.num_samples
     done = total - sum(stop - start for start, stop in map(plan.range_of, shards))
 
@@ -270,7 +270,7 @@ def _write(
 def _compute_shard(
     plan: StorePlan, teacher: TeacherInference, shard: ShardId, report_rows: Callable[[int], None]
 ) -> tuple[Rows, torch.Tensor, torch.Tensor]:
-    """Return the rows of a shard, the check sums of their pixels, and what encoding lost."""
+    """Return the rows of a shard, the check sums of their pixels, and the encoding error."""
     start, stop = plan.range_of(shard)
     samples = torch.arange(start, stop)
     parts: list[tuple[torch.Tensor, ...]] = []
@@ -283,6 +283,7 @@ def _compute_shard(
         parts.append(tuple(tensor for tensor in tensors if tensor is not None))
         num_done += len(batch.pixels)
         report_rows(num_done)
-    # Kept on the device until the shard is whole: a GPU then waits for the host once per shard.
+    # Kept on the device until the shard is complete, so that a GPU waits for the host once per
+    # shard.
     pixels, values, *codes = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
     return Rows(values, codes[0] if codes else None), pixels, cost.cpu()

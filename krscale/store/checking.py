@@ -1,4 +1,4 @@
-"""Checking a store against the present: a sample of its rows is computed again by the teacher."""
+"""Checking a store: the teacher computes a sample of its rows again, and they are compared."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from krscale.store.spec import StoreSpec
 from krscale.store.teacher_inference import TeacherInference
 
 _OF_BF16 = 4.0
-"""How many times more another device's arithmetic may change where it has 8 bits, and not TF32's 11
-(an estimate: 8 in place of 2 %)."""
+"""Factor of the allowed difference where the arithmetic has the 8 bits of bf16, and not the 11 of
+TF32 (an estimate: 8 % in place of 2 %)."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """A store that passed.
+    """The result for a store that passed.
 
     Attributes:
         num_shards: Shards whose checksum was compared.
         num_rows: Rows whose pixels and content were computed again.
         max_difference: Largest difference found: of a probability, of a log-probability where
-            logits are rounded, or of a feature's number; what rounding explains is allowed.
+            logits are rounded, or of a number of a feature; rounding errors are allowed.
     """
 
     num_shards: int
@@ -36,7 +36,7 @@ class Check:
 
 
 def check_store(spec: StoreSpec, num_rows: int = 512) -> Check:
-    """Compare every checksum, then compute rows again that are spread over all views and samples.
+    """Compare every checksum, then compute rows spread over all views and samples again.
 
     Args:
         spec: What the store is made of.
@@ -52,7 +52,7 @@ def check_store(spec: StoreSpec, num_rows: int = 512) -> Check:
     per_view = min(max(1, num_rows // store.num_views), store.num_samples)
     largest = 0.0
     for view in range(store.num_views):
-        # Each view starts elsewhere, so that together they reach more samples.
+        # Each view starts at another sample, so that together they cover more samples.
         first = view * store.num_samples // (per_view * store.num_views)
         samples = first + torch.arange(per_view) * store.num_samples // per_view
         largest = max(largest, _check_rows(store, teacher, view, samples))
@@ -60,7 +60,7 @@ def check_store(spec: StoreSpec, num_rows: int = 512) -> Check:
 
 
 def _check_rows(store: MappedStore, teacher: TeacherInference, view: int, samples: Tensor) -> float:
-    """Return the largest difference that is allowed; raise for the first row that differs."""
+    """Return the largest difference; raise if one is not allowed, naming the first such row."""
     batches = list(teacher.batches(view, samples))
     sums = torch.cat([pixel_sums(batch.pixels) for batch in batches]).cpu()
     sums &= 2**store.manifest.plan.layout.pixel_bits - 1  # as many bits as are kept
@@ -76,7 +76,7 @@ def _check_rows(store: MappedStore, teacher: TeacherInference, view: int, sample
     differences, allowed = deviations(store.gather(view, samples), outputs, layout)
     if teacher.precision == "bf16":
         allowed = _OF_BF16 * allowed
-    # Written so that NaN does not pass.
+    # In this form the comparison refuses NaN, too.
     fits = (differences <= allowed).flatten(1).all(dim=1)
     changed, largest = samples[~fits].tolist(), float(differences.max())
     if changed:

@@ -1,6 +1,6 @@
 """Encoding the teacher's outputs into rows, by the kind of the store.
 
-Distributions over the classes, features, or distributions over positions.
+The kinds are distributions over the classes, features, and distributions over positions.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from krscale.store import where_rows
 from krscale.store.layout import AnyLayout, FeatureLayout, Layout, WhereLayout
 from krscale.store.rows import Rows
 
-_LARGEST = 65504.0  # of fp16
-# What fp16 and another device's arithmetic may change, as a share of a feature's largest number.
+_LARGEST = 65504.0  # largest fp16
+# Change due to fp16 and another device's arithmetic, as a share of a feature's largest number.
 _RELATIVE = 0.02
 
 
@@ -49,10 +49,10 @@ def decode_features(rows: Rows, layout: FeatureLayout | WhereLayout) -> tuple[Te
 
 
 def lost(outputs: Tensor, rows: Rows, layout: AnyLayout) -> Tensor:
-    """Return what encoding lost of each tap or feature, `[B, D]`.
+    """Return the encoding error of each tap or feature, `[B, D]`.
 
-    Of distributions it is the total variation, of those over the classes at the store's
-    temperature; of features the length of the difference, as a share of the feature's.
+    For distributions it is the total variation, for those over the classes at the store's
+    temperature; for features it is the norm of the difference, as a share of the feature's norm.
     """
     if isinstance(layout, WhereLayout):
         return where_rows.variation(outputs, rows, layout)
@@ -70,7 +70,7 @@ def lost(outputs: Tensor, rows: Rows, layout: AnyLayout) -> Tensor:
 
 
 def mean_lost(outputs: Tensor, layout: AnyLayout) -> Tensor:
-    """Return the mean of what encoding loses of each tap or feature, `[D]` fp32.
+    """Return the mean encoding error of each tap or feature, `[D]` fp32.
 
     Example:
         >>> features = torch.tensor([[1.0, 131008.0]])  # the second is twice what fp16 can hold
@@ -84,7 +84,8 @@ def deviations(rows: Rows, outputs: Tensor, layout: AnyLayout) -> tuple[Tensor, 
     """Compare stored rows with the teacher's outputs now.
 
     Returns:
-        Differences of all that was stored, and how large each may be, `[B, ...]` both.
+        The differences of all stored numbers, and the largest that is allowed for each, `[B, ...]`
+        both.
     """
     if isinstance(layout, WhereLayout):
         return where_rows.deviations(rows, outputs, layout)

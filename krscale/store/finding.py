@@ -1,4 +1,4 @@
-"""Finding the store of a key among all stores, and saying how the nearest one differs."""
+"""Finding the store of a key; if there is none, the error tells how the nearest store differs."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def find_store(path: Path, key: Mapping[str, str]) -> Manifest:
     """Return the manifest of the finished store at `path`.
 
     Args:
-        path: Where the store would be; its neighbours are the other stores of a storage.
+        path: Where the store would be, beside the other stores of a storage.
         key: Fingerprints that it must have been built from.
 
     Raises:
-        UserError: If it has another key, is unfinished or is missing; in the last case the
-            neighbour of its kind that shares most fingerprints is named, and those that differ.
+        UserError: If it has another key, is unfinished or is missing. If it is missing, the error
+            names the store of its kind that shares most fingerprints, and those that differ.
     """
     present(path)
     manifest = read_manifest(path)
@@ -37,7 +37,7 @@ def find_store(path: Path, key: Mapping[str, str]) -> Manifest:
     if read_plan(path) is not None:
         raise UserError(f"{path}: this store is not finished; `krscale teach` continues it.")
     missing = f"{path}: no such store; `krscale teach` builds it."
-    # Of distributions, or of features: all else may differ.
+    # Stores of the same kind (distributions or features); everything else may differ.
     others = {
         at: other
         for at, other in _neighbours(path).items()

@@ -1,4 +1,4 @@
-"""A row of a store: all classes or the most probable ones, in how many bits; or features."""
+"""Layouts of the rows of a store: all or the most probable classes, in some bits; or features."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from krscale.errors import UserError
 EXACT_BITS = 16
 ROUNDED_BITS = (3, 4, 5, 6, 8)
 MAX_CLASSES = 2**16
-# Up to this many classes are all kept exactly unless fewer are configured: 24 bytes a tap.
+# Up to this many classes are all kept exactly unless fewer are configured: 24 bytes per tap.
 FEW_CLASSES = 12
-# Of each cell of a distribution over positions.
+# Bits of each cell of a distribution over positions.
 WHERE_BITS = 3
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a row holds of each tap: one of three things.
+    """What a row holds for each tap: one of three things.
 
     - every class, exactly (`top_k == num_classes`, 16 bits): probabilities in fp16;
     - the top k (`top_k < num_classes`): their classes in uint16 and probabilities in fp16, and the
@@ -32,9 +32,9 @@ class Layout:
         num_taps: `D`.
         num_classes: `K`.
         top_k: Classes kept per tap.
-        temperature: At which probabilities are stored and errors are measured.
-        bits: Of a number.
-        pixel_bits: Of the check sum of a view's pixels.
+        temperature: Temperature at which probabilities are stored and errors are measured.
+        bits: Bits of a number.
+        pixel_bits: Bits of the check sum of a view's pixels.
     """
 
     num_taps: int
@@ -56,29 +56,29 @@ class Layout:
 
     @property
     def num_values(self) -> int:
-        """Numbers in fp16 per tap: probabilities and the remaining mass, or one distance."""
+        """Number of fp16 values per tap: probabilities and the remaining mass, or one distance."""
         if self.is_rounded:
             return 1
         return self.top_k + 1 if self.is_truncated else self.num_classes
 
     @property
     def advice(self) -> str:
-        """How the user makes the store smaller."""
+        """How the user can make the store smaller."""
         return "keep fewer views (views.num_views) or classes (store.top_k, store.max_error)"
 
     @property
     def codes_per_word(self) -> int:
-        """Rounded logits that share 32 bits."""
+        """Number of rounded logits in 32 bits."""
         return 32 // self.bits
 
     @property
     def num_words(self) -> int:
-        """32-bit words of a row of rounded logits, all taps together."""
+        """Number of 32-bit words in a row of rounded logits, all taps together."""
         return -(-self.num_taps * self.num_classes // self.codes_per_word)
 
     @property
     def bytes_per_row(self) -> int:
-        """Bytes of one view of one sample: all taps, and the check sum of its pixels."""
+        """Bytes of one view of one sample: all taps and the check sum of its pixels."""
         if self.is_rounded:
             codes = 4 * self.num_words
         else:
@@ -87,7 +87,7 @@ class Layout:
 
     @property
     def bytes_per_view_and_tap(self) -> float:
-        """Bytes of a row, shared out over its taps."""
+        """Bytes of a row per tap."""
         return self.bytes_per_row / self.num_taps
 
 
@@ -96,7 +96,7 @@ class FeatureLayout:
     """A row of features: all their numbers in fp16, one feature after another.
 
     Attributes:
-        shapes: Of the features.
+        shapes: Shapes of the features.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -109,22 +109,22 @@ class FeatureLayout:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Numbers in each feature."""
+        """Number of values in each feature."""
         return tuple(math.prod(shape) for shape in self.shapes)
 
     @property
     def bytes_per_row(self) -> int:
-        """Bytes of one view of one sample, and the check sum of its pixels."""
+        """Bytes of one view of one sample and the check sum of its pixels."""
         return 2 * sum(self.sizes) + 4
 
     @property
     def bytes_per_view_and_tap(self) -> float:
-        """Bytes of a row, shared out over its features."""
+        """Bytes of a row per feature."""
         return self.bytes_per_row / self.num_taps
 
     @property
     def advice(self) -> str:
-        """How the user makes the store smaller."""
+        """How the user can make the store smaller."""
         return "keep fewer views (views.num_views), or leave methods on features out"
 
 
@@ -133,7 +133,7 @@ class WhereLayout:
     """A row of distributions over the cells of stages: a few bits for each cell.
 
     Attributes:
-        where: Rows and columns of every stage's cells; `(0, 0)` of one without.
+        where: Rows and columns of every stage's cells; `(0, 0)` for a stage without positions.
     """
 
     where: tuple[tuple[int, int], ...]
@@ -141,7 +141,7 @@ class WhereLayout:
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of the distributions."""
+        """Shapes of the distributions."""
         return self.where
 
     @property
@@ -151,22 +151,22 @@ class WhereLayout:
 
     @property
     def num_words(self) -> int:
-        """16-bit words of a row, all stages together: `WHERE_BITS` of them for 16 cells."""
+        """Number of 16-bit words in a row, all stages together: `WHERE_BITS` words for 16 cells."""
         return WHERE_BITS * -(-sum(map(math.prod, self.where)) // 16)
 
     @property
     def bytes_per_row(self) -> int:
-        """Bytes of one view of one sample, and a short check sum of its pixels."""
+        """Bytes of one view of one sample and a short check sum of its pixels."""
         return 2 * self.num_words + self.pixel_bits // 8
 
     @property
     def bytes_per_view_and_tap(self) -> float:
-        """Bytes of a row, shared out over its stages."""
+        """Bytes of a row per stage."""
         return self.bytes_per_row / self.num_taps
 
     @property
     def advice(self) -> str:
-        """How the user makes the store smaller."""
+        """How the user can make the store smaller."""
         return "keep fewer views (views.num_views), or set distill.where_weight to 0"
 
 
@@ -177,7 +177,7 @@ def read_layout(content: Mapping[str, Any]) -> AnyLayout:
     """Return the layout that `dataclasses.asdict` wrote.
 
     Raises:
-        TypeError: If it is of no kind.
+        TypeError: If it is not a known layout.
 
     Example:
         >>> from dataclasses import asdict
@@ -198,7 +198,7 @@ def check_top_k(top_k: int, num_classes: int) -> None:
     """Refuse a `top_k` that a store of these classes cannot have.
 
     Raises:
-        UserError: If it exceeds the classes, or their numbers do not fit 16 bits.
+        UserError: If it exceeds the number of classes, or class numbers do not fit in 16 bits.
 
     Example:
         >>> check_top_k(12, 10)
@@ -215,10 +215,10 @@ def check_top_k(top_k: int, num_classes: int) -> None:
 
 
 def cheapest_top_k(top_k: int, num_classes: int) -> int:
-    """Return `top_k`, or `num_classes` where keeping every class takes no more room.
+    """Return `top_k`, or `num_classes` if keeping every class takes no more space.
 
-    A kept class costs 4 bytes (number and probability) and the remaining mass 2; without numbers,
-    every class costs 2.
+    A kept class takes 4 bytes (number and probability) and the remaining mass 2; without numbers,
+    every class takes 2.
 
     Example:
         >>> cheapest_top_k(4, 10), cheapest_top_k(5, 10)  # of 18, 22 and 20 bytes

@@ -1,4 +1,4 @@
-"""What a store is: the plan it is built by, and the manifest that makes it a store.
+"""The plan by which a store is built, and the manifest of a finished store.
 
 `plan.json` is written before the first shard and `manifest.json` after the last: a folder with
 only the first is an unfinished store, which the next build continues.
@@ -27,12 +27,12 @@ _REBUILD = "Delete the folder of the store; `krscale teach` builds it anew."
 
 
 class StoreCheckError(UserError):
-    """A store that is not what was written, or that teacher and views no longer agree with."""
+    """A store is not what was written, or teacher and views no longer give its content."""
 
 
 @dataclass(frozen=True)
 class StorePlan:
-    """All that is decided before the first shard is written.
+    """Everything that is decided before the first shard is written.
 
     Attributes:
         key: Fingerprints of what the content depends on: teacher, data, views, taps, ...
@@ -40,10 +40,10 @@ class StorePlan:
         num_samples: `N`, the training samples.
         shard_rows: Samples of a shard.
         layout: What a row holds.
-        sample_error: What encoding cost at each tap, on sampled rows: the mean total variation, or
-            the mean relative error of features.
-        num_sampled: How many rows that was measured on.
-        precision: Of the teacher's forward.
+        sample_error: Encoding error at each tap, on sampled rows: the mean total variation, or the
+            mean relative error of features.
+        num_sampled: Number of rows on which the error was measured.
+        precision: Precision of the teacher's forward.
     """
 
     key: Mapping[str, str]
@@ -81,8 +81,8 @@ class Manifest:
     """A finished store.
 
     Attributes:
-        plan: What it was built by.
-        encoding_error: The same over all rows.
+        plan: The plan it was built by.
+        encoding_error: The same as `plan.sample_error`, over all rows.
         shards: The files, in the order of `StorePlan.shards`.
     """
 
@@ -102,7 +102,7 @@ def write_plan(path: Path, plan: StorePlan) -> None:
 
 
 def read_plan(path: Path) -> StorePlan | None:
-    """Return the plan of an unfinished store, or None when none was begun.
+    """Return the plan of an unfinished store, or None if none was begun.
 
     Raises:
         UserError: If the plan cannot be read.
@@ -120,13 +120,13 @@ def write_manifest(path: Path, plan: StorePlan, files: Mapping[ShardId, ShardFil
     error = tuple(total / num_rows for total in sums)
     content = {"format": FORMAT, "bytes_per_view_and_tap": plan.layout.bytes_per_view_and_tap}
     content |= asdict(Manifest(plan, error, shards))
-    before = path / MANIFEST  # of a store that is repaired: its plan is what the new one has
+    before = path / MANIFEST  # exists if a store is repaired, whose plan the new manifest has
     write_json(before, content, checksum=not before.exists() or has_checksum(before))
     (path / PLAN).unlink(missing_ok=True)
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """Return the manifest of the store at `path`, or None when it is not finished.
+    """Return the manifest of the store at `path`, or None if it is not finished.
 
     Raises:
         UserError: If the manifest cannot be read.
@@ -146,7 +146,7 @@ def read_manifest(path: Path) -> Manifest | None:
 
 
 def check_key(path: Path, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
-    """Refuse a store of another key.
+    """Refuse a store with another key.
 
     Raises:
         UserError: Naming every fingerprint that differs, with both values.
@@ -164,7 +164,7 @@ def differing(found: Mapping[str, str], expected: Mapping[str, str]) -> list[str
 
 
 def difference(found: Mapping[str, str], expected: Mapping[str, str]) -> str:
-    """Word how two keys differ: a line for every fingerprint, with both values."""
+    """Describe how two keys differ: a line for every fingerprint that does, with both values."""
     names = differing(found, expected)
     lines = [
         f"{name}: the store has {found.get(name, 'none')}, this run {expected.get(name, 'none')}"
@@ -178,8 +178,8 @@ def broken_shards(path: Path, manifest: Manifest, *, checksums: bool) -> list[Sh
 
     Args:
         path: Folder of the store.
-        manifest: Of the store.
-        checksums: Whether to read every file; otherwise sizes alone are compared.
+        manifest: Manifest of the store.
+        checksums: Whether to read every file; otherwise only sizes are compared.
     """
     broken = []
     for shard, expected in zip(manifest.plan.shards, manifest.shards, strict=True):
@@ -198,7 +198,7 @@ def check_shard(path: Path, shard: ShardFile) -> None:
 
     Args:
         path: Folder of the store.
-        shard: Of its manifest.
+        shard: Entry of its manifest.
 
     Raises:
         StoreCheckError: If it is missing or not what was written; names the file.
@@ -212,7 +212,7 @@ def check_shard(path: Path, shard: ShardFile) -> None:
 
 
 def broken_error(path: Path, shards: Iterable[ShardId]) -> StoreCheckError:
-    """Build the error for shards that do not match their checksum."""
+    """Build the error for shards that are missing or do not match their checksum."""
     names = [shard.stem for shard in shards]
     listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return StoreCheckError(
@@ -247,7 +247,7 @@ def _plan(file: Path, content: Mapping[str, Any]) -> StorePlan:
 
 @dataclass(frozen=True)
 class _PlanFields:
-    """A plan as JSON has it, but for its layout."""
+    """A plan as in JSON, without its layout."""
 
     key: dict[str, str]
     num_views: int

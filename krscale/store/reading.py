@@ -1,4 +1,4 @@
-"""Reading a store: one gather of mapped rows per batch, for all taps at once."""
+"""Reading a store: one gather of memory-mapped rows per batch, for all taps at once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from krscale.store.shard import Shard, read_shard
 
 @dataclass
 class MappedStore:
-    """A store on disk, memory-mapped: processes on a machine share its pages.
+    """A store on disk, memory-mapped, so that processes on a machine share its pages.
 
     Attributes:
         path: Folder of the store.
@@ -38,13 +38,14 @@ class MappedStore:
 
     path: Path
     manifest: Manifest
-    # Shards of one view by number: an epoch reads one only, and every mapping holds a file open.
+    # Shards of one view by number: an epoch reads only one view, and every mapping keeps a file
+    # open.
     _view: int = field(default=-1, init=False, repr=False)
     _shards: dict[int, Shard] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def open(cls, path: Path, key: Mapping[str, str] | None = None) -> Self:
-        """Open a finished store; missing or truncated shards are found.
+        """Open a finished store, and refuse missing or truncated shards.
 
         A shard is compared with its checksum when it is first read, so opening costs nothing.
 
@@ -124,11 +125,11 @@ class MappedStore:
         }
 
     def _content(self) -> dict[str, Any]:
-        """Return what is special to the kind of the store, for `info`."""
+        """Return the facts that are specific to the kind of the store, for `info`."""
         raise NotImplementedError
 
     def _moved(self, view: int, samples: Tensor, device: torch.device | None) -> Rows:
-        """Gather the rows of the samples, and copy them to the device."""
+        """Gather the rows of the samples and copy them to the device."""
         rows = self.gather(view, samples)
         device = device or samples.device
         if device.type == "cuda":
@@ -142,7 +143,7 @@ class MappedStore:
         return rows
 
     def _mapped(self, view: int, rows: npt.NDArray[np.int64]) -> dict[int, Shard]:
-        """Return shards of a view by number, those of the rows among them, all of them checked."""
+        """Return shards of a view by number, all checked, including those that hold the rows."""
         plan = self.manifest.plan
         if not 0 <= view < plan.num_views:
             raise IndexError(f"view {view} is not one of the {plan.num_views} that are stored")
@@ -180,17 +181,17 @@ class KnowledgeStore(MappedStore):
 
     @property
     def num_classes(self) -> int:
-        """Classes of a distribution."""
+        """Number of classes of a distribution."""
         return self.layout.num_classes
 
     @property
     def top_k(self) -> int:
-        """Classes kept per tap."""
+        """Number of classes kept per tap."""
         return self.layout.top_k
 
     @property
     def temperature(self) -> float:
-        """At which the probabilities were stored."""
+        """Temperature at which the probabilities were stored."""
         return self.layout.temperature
 
     def tap_logits(self, view: int, samples: Tensor, device: torch.device | None = None) -> Tensor:
@@ -198,13 +199,13 @@ class KnowledgeStore(MappedStore):
 
         Args:
             view: Number of the view, from 0 to `num_views - 1`.
-            samples: `[B]` int64, indices into the training split; a GPU need not be waited for
-                when they are on the CPU.
-            device: Where the result goes; None is the device of `samples`.
+            samples: `[B]` int64, indices into the training split; on the CPU, they can be read
+                without waiting for a GPU.
+            device: Device of the result; None for the device of `samples`.
 
         Returns:
-            `[B, D, K]` fp32: logits up to a constant per tap, the mass of the classes that were
-            not kept spread evenly over them.
+            `[B, D, K]` fp32: logits up to a constant per tap, with the mass of the classes that
+            were not kept spread evenly over them.
 
         Raises:
             IndexError: If the view or a sample is not stored.
@@ -217,7 +218,7 @@ class KnowledgeStore(MappedStore):
 
 
 class FeatureStore(MappedStore):
-    """Features of one kind of the teacher's stages."""
+    """Features of one kind, of the teacher's stages."""
 
     @property
     def layout(self) -> FeatureLayout | WhereLayout:
@@ -243,9 +244,9 @@ class FeatureStore(MappedStore):
 def _take(
     shards: Mapping[int, npt.NDArray[Any]], rows: npt.NDArray[np.int64], shard_rows: int
 ) -> npt.NDArray[Any]:
-    """Gather rows `[B, F]` of the concatenation of `shards`, each `[rows, F]`, without making it.
+    """Gather rows `[B, F]` of `shards`, each `[rows, F]`, as if they were concatenated.
 
-    The loop is over the shards that hold a row, never over rows.
+    The loop is over the shards that hold a row, not over rows.
     """
     if shards.keys() == {0}:
         return shards[0].take(rows, axis=0)

@@ -1,4 +1,4 @@
-"""Rows of the store: encoding the teacher's outputs for a view into few bytes, and back."""
+"""Rows of the store: encoding the teacher's outputs for a view into few bytes, and decoding."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from torch import Tensor
 
 from krscale.store.layout import MAX_CLASSES, ROUNDED_BITS, Layout, cheapest_top_k
 
-# Half of the smallest fp16: a probability that was stored as 0 is somewhere below it.
+# Half of the smallest fp16: a probability that was stored as 0 is below it.
 _SMALLEST = 2.0**-25
-_LARGEST = 65504.0  # of fp16
-# What fp16 and another device's arithmetic (TF32 convolutions: 1 %) may change.
+_LARGEST = 65504.0  # largest fp16
+# Changes due to fp16 and another device's arithmetic (TF32 convolutions: 1 %).
 _ABSOLUTE, _RELATIVE = 1e-3, 0.02
 
 
 class Rows(NamedTuple):
-    """Encoded rows, as they stand in a shard.
+    """Encoded rows, as they are stored in a shard.
 
     Attributes:
         values: `[B, D * num_values]` fp16; or `[B, num_words]`, the bits of uint16 as int16.
-        codes: None when every class is kept exactly. The classes kept, `[B, D * top_k]`, the bits
-            of uint16 as int16; or rounded logits, `[B, num_words]`, the bits of uint32 as int32
-            (torch computes little in unsigned types).
+        codes: The kept classes, `[B, D * top_k]`, the bits of uint16 as int16; or rounded logits,
+            `[B, num_words]`, the bits of uint32 as int32 (torch has few operations on unsigned
+            types); or None if every class is kept exactly, and for features and positions.
     """
 
     values: Tensor
     codes: Tensor | None
 
     def to(self, device: torch.device) -> Rows:
-        """Copy to a device; from page-locked memory without waiting."""
+        """Copy to a device; copies from page-locked memory do not wait."""
         codes = self.codes if self.codes is None else self.codes.to(device, non_blocking=True)
         return Rows(self.values.to(device, non_blocking=True), codes)
 
     def pin_memory(self) -> Rows:
-        """Copy to page-locked memory, from which a GPU reads without waiting."""
+        """Copy to page-locked memory, from which a GPU copies without waiting."""
         codes = self.codes if self.codes is None else self.codes.pin_memory()
         return Rows(self.values.pin_memory(), codes)
 
@@ -63,8 +63,8 @@ def encode(tap_logits: Tensor, layout: Layout) -> Rows:
 def decode(rows: Rows, layout: Layout) -> Tensor:
     """Return `tap_logits` `[B, D, K]` fp32: logits up to a constant per tap.
 
-    `softmax(tap_logits / t)` is the teacher's distribution at any temperature `t`, as far as the
-    layout has kept it.
+    `softmax(tap_logits / t)` is the teacher's distribution at any temperature `t`, up to the
+    encoding error.
 
     Example:
         >>> logits = torch.tensor([[[0.5, 0.25, 0.2, 0.05]]]).log()
@@ -85,7 +85,7 @@ def decode(rows: Rows, layout: Layout) -> Tensor:
 
 
 def variation(tap_logits: Tensor, rows: Rows, layout: Layout) -> Tensor:
-    """Return what encoding lost: the total variation at the store's temperature, `[B, D]`.
+    """Return the encoding error: the total variation at the store's temperature, `[B, D]`.
 
     Example:
         >>> logits = torch.tensor([[[0.5, 0.25, 0.2, 0.05]]]).log()
@@ -101,11 +101,11 @@ def variation(tap_logits: Tensor, rows: Rows, layout: Layout) -> Tensor:
 
 
 def choose_layout(tap_logits: Tensor, temperature: float, max_error: float) -> Layout:
-    """Return the layout that takes least room and of which no tap loses more than `max_error`.
+    """Return the smallest layout in which no tap has an error above `max_error`.
 
     Args:
         tap_logits: `[N, D, K]` fp32 of sampled rows.
-        temperature: At which the error is measured.
+        temperature: Temperature at which the error is measured.
         max_error: Largest mean total variation of any tap.
 
     Example:
@@ -124,7 +124,7 @@ def choose_layout(tap_logits: Tensor, temperature: float, max_error: float) -> L
         return Layout(num_taps, num_classes, top_k, temperature)
 
     low, high = 1, num_classes
-    # The tail only becomes evener as its largest entries are kept, so the error falls with k.
+    # With larger k, the largest entries leave the tail, which becomes more even: the error falls.
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if error(truncated(middle)) <= max_error else (middle + 1, high)
@@ -132,12 +132,12 @@ def choose_layout(tap_logits: Tensor, temperature: float, max_error: float) -> L
     for bits in ROUNDED_BITS:
         rounded = Layout(num_taps, num_classes, num_classes, temperature, bits)
         if rounded.bytes_per_row < chosen.bytes_per_row and error(rounded) <= max_error:
-            return rounded  # more bits take more room
+            return rounded  # more bits take more space
     return chosen
 
 
 def mean_error(tap_logits: Tensor, layout: Layout) -> Tensor:
-    """Return the mean of what encoding `[N, D, K]` loses at each tap, `[D]` fp32."""
+    """Return the mean error of encoding `[N, D, K]` at each tap, `[D]` fp32."""
     return variation(tap_logits, encode(tap_logits, layout), layout).mean(dim=0)
 
 
@@ -145,21 +145,22 @@ def deviations(rows: Rows, tap_logits: Tensor, layout: Layout) -> tuple[Tensor, 
     """Compare stored rows with the teacher's outputs now.
 
     Args:
-        rows: What was stored.
+        rows: The stored rows.
         tap_logits: `[B, D, K]`, the teacher's logits for the same views.
-        layout: Of the rows.
+        layout: Layout of the rows.
 
     Returns:
-        Differences of all that was stored (probabilities, or log-probabilities up to a constant),
-        and how large rounding and another device's arithmetic may make each, `[B, ...]` both.
-        Which of two equally probable classes was kept last is left to chance.
+        The differences of all stored numbers (probabilities, or log-probabilities up to a
+        constant), and how large rounding and another device's arithmetic may make each, `[B, ...]`
+        both. Which classes were kept is not compared, as chance decides between equally probable
+        ones.
     """
     now = tap_logits / layout.temperature
     if layout.is_rounded:
         then = decode(rows, layout) / layout.temperature
         steps = _per_tap(rows.values, layout).float() / (2**layout.bits - 1) / layout.temperature
         then, now = (x - x.amax(dim=-1, keepdim=True) for x in (then, now))
-        now = now.clamp_min(-_LARGEST / layout.temperature)  # no larger span is kept
+        now = now.clamp_min(-_LARGEST / layout.temperature)  # larger spans are cut off
         return (now - then).abs(), 0.5 * steps + _RELATIVE + _ABSOLUTE * then.abs()
     now = torch.softmax(now, dim=-1)
     if layout.is_truncated:
@@ -183,7 +184,8 @@ def pixel_sums(images: Tensor) -> Tensor:
     """
     pixels = images.flatten(1).long()
     weights = torch.arange(1, pixels.shape[1] + 1, device=images.device)
-    # splitmix64 (Steele et al., 2014) makes the weights unrelated, so that moved pixels show.
+    # splitmix64 (Steele et al., 2014) makes the weights unrelated, so that moving pixels changes
+    # the sum.
     weights = weights * 0x1E3779B97F4A7C15
     weights = (weights ^ (weights >> 30)) * 0x3F58476D1CE4E5B9
     weights = (weights ^ (weights >> 27)) * 0x14D049BB133111EB
@@ -197,7 +199,7 @@ def _round(tap_logits: Tensor, layout: Layout) -> Rows:
     top = tap_logits.amax(dim=-1, keepdim=True)
     span = (top - tap_logits.amin(dim=-1, keepdim=True)).clamp(1e-6, _LARGEST)
     levels = ((tap_logits - top) * (largest / span)).round_() + largest
-    # Room for the last word's codes, and for a span beyond fp16.
+    # The padding completes the last word; the clamp below is for spans beyond fp16.
     num_codes = layout.num_taps * layout.num_classes
     padding = layout.num_words * layout.codes_per_word - num_codes
     codes = torch.nn.functional.pad(levels.clamp_min_(0).long().flatten(1), (0, padding))
@@ -207,7 +209,7 @@ def _round(tap_logits: Tensor, layout: Layout) -> Rows:
 
 
 def _levels(rows: Rows, layout: Layout) -> Tensor:
-    """Unpack rounded logits, `[B, D, K]` fp32, counted in steps."""
+    """Unpack rounded logits, `[B, D, K]` fp32, in numbers of steps."""
     assert rows.codes is not None  # noqa: S101 - rounded rows have them
     shifts = _shifts(layout, rows.codes.device).int()
     codes = (rows.codes[:, :, None] >> shifts).bitwise_and_(2**layout.bits - 1)

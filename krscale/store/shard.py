@@ -1,8 +1,8 @@
 """Shards: the Arrow files of a store, each whole or absent.
 
 The rows of one view of consecutive samples are one Arrow IPC file. It is written in one piece and
-its name ends in its checksum, so that an interrupted build can tell which shards are whole without
-any other record.
+its name ends in its checksum, so that the continuation of an interrupted build can tell which
+shards are whole without any other record.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NAMED_DIGITS = 16
 
 
 class ShardId(NamedTuple):
-    """Which shard: a view, and a number among the shards of every view."""
+    """Identity of a shard: its view, and its number among the shards of that view."""
 
     view: int
     number: int
@@ -49,7 +49,7 @@ class ShardFile:
 
     Attributes:
         file: Path within the store.
-        sha256: Of the file.
+        sha256: SHA-256 of the file.
         num_bytes: Size of the file.
     """
 
@@ -59,11 +59,11 @@ class ShardFile:
 
 
 class ShardBytes(NamedTuple):
-    """A whole shard on its way from another machine.
+    """A whole shard, to be sent from another machine.
 
     Attributes:
         file: Path within the store.
-        content: Of the file.
+        content: Content of the file.
     """
 
     file: str
@@ -79,7 +79,7 @@ class Shard:
             of distributions over positions, as in `Rows`.
         codes: `[rows, ...]` int16 or int32, as in `Rows`, or None.
         pixels: `[rows]` uint32 or uint16, check sum of each sample's pixels in this view.
-        error: Summed over the rows, what encoding lost at each tap, `[D]`.
+        error: `[D]`, encoding error at each tap, summed over the rows.
     """
 
     values: npt.NDArray[np.float16] | npt.NDArray[np.int16]
@@ -100,11 +100,11 @@ def write_shard(
 
     Args:
         path: Folder of the store.
-        shard: Which shard.
-        layout: Of the rows.
+        shard: The shard to write.
+        layout: Layout of the rows.
         rows: The encoded rows, on the CPU.
         pixels: `[rows]` int64, check sums below 2^32.
-        error: `[D]` fp64, what encoding lost, summed over the rows.
+        error: `[D]` fp64, encoding error at each tap, summed over the rows.
 
     Raises:
         DiskFullError: If the disk is full; nothing of the shard is left.
@@ -126,7 +126,7 @@ def write_shard(
 
 
 def keep_shard(path: Path, made: ShardBytes) -> None:
-    """Write a shard that another machine has made into the store at `path`.
+    """Write a shard from another machine into the store at `path`.
 
     Raises:
         DiskFullError: If the disk is full; nothing of the shard is left.
@@ -142,7 +142,7 @@ def read_shard(file: Path) -> Shard:
     """
     with parsing(f"{file}: not a readable shard of a store"):
         batch = pa.ipc.open_file(pa.memory_map(str(regular(file)))).get_batch(0)
-        batch.validate()  # that there are as many bytes as rows
+        batch.validate()  # checks that the buffers are large enough for the rows
         facts = json.loads(batch.schema.metadata[_FACTS])
         codes = [_matrix(batch, name) for name in _CODES if name in batch.schema.names]
         [values] = [_matrix(batch, name) for name in _VALUES if name in batch.schema.names]
@@ -157,8 +157,8 @@ def read_shard(file: Path) -> Shard:
 def whole_shards(path: Path, shards: Iterable[ShardId]) -> dict[ShardId, ShardFile]:
     """Return those of `shards` that exist and match the checksum in their name.
 
-    All other files in their folders, broken or left behind by a process that died, are removed;
-    call it only while holding the store's lock.
+    All other files in their folders, which are broken or left by a process that died, are removed.
+    Call this only while holding the store's lock.
     """
     wanted = set(shards)
     found: dict[ShardId, ShardFile] = {}
@@ -179,7 +179,7 @@ def whole_shards(path: Path, shards: Iterable[ShardId]) -> dict[ShardId, ShardFi
 
 
 def _remove(path: Path) -> None:
-    """Remove what stands in the place of a shard, and is no file."""
+    """Remove something in the place of a shard that is not a file."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -196,7 +196,7 @@ def _is_named(file: Path, digest: str) -> bool:
 
 
 def count_shards(path: Path) -> int:
-    """Return how many shards stand in the folder of a store, whole or not."""
+    """Return the number of shards in the folder of a store, whole or not."""
     return sum(1 for _ in path.glob("view-*/shard-*.arrow"))
 
 
@@ -208,7 +208,7 @@ def _parse(view: int, file: Path) -> ShardId | None:
 
 
 def _columns(layout: AnyLayout, rows: Rows) -> dict[str, Any]:
-    """Name and shape the columns as other programs would like to find them."""
+    """Return the columns with names and shapes that are easy to use for other programs."""
     if isinstance(layout, WhereLayout):
         return {"where": _tensors(rows.values.numpy().view(np.uint16))}
     if isinstance(layout, FeatureLayout):

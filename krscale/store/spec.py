@@ -1,4 +1,4 @@
-"""What a store is made of: its folder, its key, and all that its content depends on."""
+"""What a store is made of: its folder, its key, and everything that its content depends on."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from krscale.knowledge.taps import TappedModel
 from krscale.store.layout import FeatureLayout, WhereLayout
 
 OpenTeacher = Callable[[], tuple[TappedModel, nn.Module]]
-"""Loads the tapped teacher and what reads it on the device: its probes (`TapOutputs -> [B, D, K]`),
-or a reader of features (`TapOutputs -> [B, F]`)."""
+"""Loads onto the device the tapped teacher and a module that reads it: its probes
+(`TapOutputs -> [B, D, K]`), or a reader of features (`TapOutputs -> [B, F]`)."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class StoreSpec:
     """One store of the teacher's knowledge.
 
     Attributes:
-        path: Its folder.
-        key: Fingerprints of all that its content depends on.
-        dataset: Whose training split is stored.
+        path: Folder of the store.
+        key: Fingerprints of everything that its content depends on.
+        dataset: Data set whose training split is stored.
         views: The view policy; every view of every sample is stored.
         settings: Temperature, truncation, size of shards.
-        open_teacher: Loads the teacher and what reads it; called only when it has to run.
-        device: Where the teacher runs.
-        layout: Of the features that are stored; None stores distributions, and chooses how.
+        open_teacher: Loads the teacher and its reader; called only if the teacher has to run.
+        device: Device on which the teacher runs.
+        layout: Layout of the stored features; None stores distributions, and chooses their layout.
     """
 
     path: Path
@@ -45,5 +45,5 @@ class StoreSpec:
 
     @property
     def num_rows(self) -> int:
-        """Views of samples in the whole store."""
+        """Number of views of samples in the whole store."""
         return self.views.num_views * self.dataset.num_samples["train"]

@@ -1,4 +1,4 @@
-"""The teacher's outputs for views of the training split: the only place where it runs."""
+"""Running the teacher on views of the training split, for stores and their checks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from krscale.store.manifest import ForwardPrecision
 from krscale.store.spec import StoreSpec
 
 BATCH_SIZE = 256
-# Moved to the device at once: with a copy before every batch, a GPU would wait for the host.
+# Batches moved to the device at once: a copy before every batch would make a GPU wait for the host.
 _MOVED_BATCHES = 8
 
 
@@ -38,7 +38,7 @@ class TeacherInference:
 
     Args:
         spec: What the store is made of; its `open_teacher` is called once.
-        precision: Of the forward of network and probes; outputs are fp32 in any case.
+        precision: Precision of the forward of network and probes; outputs are always fp32.
     """
 
     def __init__(self, spec: StoreSpec, precision: ForwardPrecision = "fp32") -> None:

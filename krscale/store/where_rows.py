@@ -1,7 +1,7 @@
-"""Rows of distributions over positions: three bits a cell, and back.
+"""Rows of distributions over positions: encoding into three bits per cell, and decoding.
 
-What is kept is the square root of a cell's share of its stage's largest, in even steps: small
-shares, of which there are many, keep more of their precision than they would as they are.
+A row holds the square root of the ratio of each cell's share to the largest share of its stage, in
+even steps: small shares, which are many, lose less precision than without the root.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from krscale.store.rows import Rows
 
 _LARGEST = 2**WHERE_BITS - 1
 _PACKED = 16  # cells in three words of 16 bits
-# What another device's arithmetic (TF32 convolutions: 1 %) may change.
+# Changes due to another device's arithmetic (TF32 convolutions: 1 %).
 _TOLERANCE = 0.03
 
 
@@ -48,7 +48,7 @@ def decode(rows: Rows, layout: WhereLayout) -> tuple[Tensor, ...]:
 
 
 def variation(shares: Tensor, rows: Rows, layout: WhereLayout) -> Tensor:
-    """Return the total variation that encoding cost each stage, `[B, stages]`."""
+    """Return the encoding error of each stage, the total variation, `[B, stages]`."""
     pairs = zip(_split(shares, layout), decode(rows, layout), strict=True)
     return torch.stack(
         [0.5 * (exact - kept.flatten(1)).abs().sum(dim=1) for exact, kept in pairs], dim=1
@@ -56,13 +56,13 @@ def variation(shares: Tensor, rows: Rows, layout: WhereLayout) -> Tensor:
 
 
 def deviations(rows: Rows, shares: Tensor, layout: WhereLayout) -> tuple[Tensor, Tensor]:
-    """Compare stored rows with the teacher's distributions now, `[B, P]`, as roots of shares."""
+    """Compare stored rows with the teacher's distributions now, `[B, P]`, by roots of shares."""
     difference = (_roots(shares, layout) - _kept_roots(rows, layout)).abs()
     return difference, torch.full_like(difference, 0.5 / _LARGEST + _TOLERANCE)
 
 
 def _roots(shares: Tensor, layout: WhereLayout) -> Tensor:
-    """Return the root of each cell's share of its stage's largest, in [0, 1]."""
+    """Return the root of the ratio of each cell's share to its stage's largest, in [0, 1]."""
     tiny = torch.finfo(torch.float32).tiny
     parts = [part / _largest(part).clamp_min(tiny) for part in _split(shares, layout)]
     return torch.cat(parts, dim=1).sqrt_()

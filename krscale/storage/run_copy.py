@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Set
+from collections.abc import Callable, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -18,9 +18,10 @@ from krscale.storage.objects import Objects
 from krscale.storage.run_files import (
     ARCHIVE,
     ORIGIN,
-    UNFINISHED,
     Stamp,
+    archive_of,
     content_of,
+    is_archive,
     is_sent,
     picked_folder,
     rank,
@@ -50,11 +51,14 @@ class RunCopy:
         number: Of the last start that this machine's folder is of; 0 for none.
         token: Of that start; empty where an older version wrote no more than its number.
         sent: What the storage has of this folder's files.
+        before_each: Called before each object is sent, brought or deleted, also by several threads
+            at once.
     """
 
     def __init__(self, folder: Path, objects: Objects, run: str) -> None:
         self.folder, self.objects, self.run = folder, objects, run
         self.number, self.token, self.sent = self._read_record()
+        self.before_each: Callable[[], None] = _pass_over
         self._exchanging = threading.Lock()
 
     def is_there(self) -> bool:
@@ -118,7 +122,12 @@ class RunCopy:
         there = {key[start:] for key in self.objects.list(self.run) if is_plain(key)}
         sent = {name for name in there if is_sent(name)}
         picked = self._picked_here(sent)
-        names = {name for name in sent if picked_folder(name) not in picked}
+        names = {
+            name
+            for name in sent
+            # A checkpoint may be there as files, too: of an older krscale, or copied by hand.
+            if picked_folder(name) not in picked and archive_of(name) not in sent
+        }
         for name in stamps(self.folder).keys() - names:
             if picked_folder(name) not in picked:
                 self._remove(name)
@@ -126,7 +135,8 @@ class RunCopy:
             with ThreadPoolExecutor(_AT_ONCE) as threads:
                 list(threads.map(self._bring, (n for n in names if rank(n) == group)))
         self.sent = {name: stamp for name, stamp in stamps(self.folder).items() if name in names}
-        self.sent |= dict.fromkeys(sent - names, (0, 0))  # replaced by what was picked here
+        # The rest is deleted there: replaced by what was picked here, or files of a checkpoint.
+        self.sent |= dict.fromkeys(sent - self.sent.keys(), (0, 0))
 
     def _picked_here(self, sent: Set[str]) -> set[str]:
         """Return the exports and refits of this run that were made here and have not been sent.
@@ -155,6 +165,7 @@ class RunCopy:
             self._send_one(name, now[name], captured.get(name))
         gone = self.sent.keys() - now.keys()
         for name in gone:
+            self.before_each()
             self.objects.delete(f"{self.run}/{name}")
             del self.sent[name]
         if changed or gone:
@@ -167,8 +178,9 @@ class RunCopy:
             return None  # removed since
 
     def _send_one(self, name: str, stamp: Stamp, captured: bytes | None) -> None:
+        self.before_each()
         key, path = f"{self.run}/{name}", self.folder / name
-        if rank(name) > 1 or name.startswith(f"{UNFINISHED}/"):
+        if rank(name) > 1 or is_archive(name):
             content = captured if rank(name) > 1 else self._content(name)
             if content is None:
                 return
@@ -198,8 +210,9 @@ class RunCopy:
             self.sent[part] = (stat.st_size, stat.st_mtime_ns)
 
     def _bring(self, name: str) -> None:
+        self.before_each()
         key = f"{self.run}/{name}"
-        if not (name.startswith(f"{UNFINISHED}/") and name.endswith(ARCHIVE)):
+        if not is_archive(name):
             self.objects.download(key, self.folder / name)
         elif (content := self.objects.read(key)) is not None:
             path = self.folder / name.removesuffix(ARCHIVE)
@@ -207,7 +220,7 @@ class RunCopy:
             unpack(content, path, f"storage_path: {self.objects.uri}: {key}")
 
     def _remove(self, name: str) -> None:
-        if name.startswith(f"{UNFINISHED}/"):
+        if is_archive(name):
             shutil.rmtree(self.folder / name.removesuffix(ARCHIVE), ignore_errors=True)
         else:
             (self.folder / name).unlink(missing_ok=True)
@@ -227,3 +240,7 @@ class RunCopy:
     def _write_record(self) -> None:
         content = {"number": self.number, "token": self.token, "sent": self.sent}
         write_json(self.folder / RECORD, content)
+
+
+def _pass_over() -> None:
+    """Do nothing."""

@@ -15,8 +15,11 @@ from krscale.errors import StorageError
 from krscale.files import new_folder
 
 UNFINISHED = "unfinished"
-"""Folder of checkpoints; each is one object, so that no half of one is ever there."""
+"""Folder of checkpoints of trials."""
+CHECKPOINT = "checkpoint"
+"""Folder of the checkpoint of a single training, in its run or in that of a refit."""
 ARCHIVE = ".tar"
+"""Of the object of a checkpoint: one for all its files, so that no half of one is ever there."""
 ORIGIN = "origin.json"
 """File of what a run is bound to: its data, and the weights of its teacher."""
 _FIRST = ("experiment.json", "environment.json", ORIGIN)
@@ -40,6 +43,8 @@ def rank(name: str) -> int:
         [5, 4, 3, 2, 1, 0]
     """
     folder, _, rest = name.partition("/")
+    if is_archive(name):
+        return 1
     if not rest:
         return 0 if name in _FIRST else 4 if name == "journal.log" else 5
     if folder == "tracking":
@@ -57,6 +62,34 @@ def is_sent(name: str) -> bool:
     parts = name.split("/")
     hidden = any(part.startswith(".") for part in parts)
     return not (hidden or name.endswith(_LOCAL) or parts[-1] == "lock" or parts[0] in NOT_SENT)
+
+
+def is_archive(name: str) -> bool:
+    """Whether an object is a whole checkpoint.
+
+    Example:
+        >>> is_archive("unfinished/kr/1-4/trial-7.tar"), is_archive("checkpoint.tar")
+        (True, True)
+        >>> is_archive("refit/5f0c/checkpoint.tar"), is_archive("students/kr/checkpoint.tar")
+        (True, False)
+    """
+    if not name.endswith(ARCHIVE):
+        return False
+    folder, *within = name.removesuffix(ARCHIVE).split("/")
+    if folder == "refit":
+        return within[1:] == [CHECKPOINT]
+    return bool(within) if folder == UNFINISHED else folder == CHECKPOINT and not within
+
+
+def archive_of(name: str) -> str:
+    """Return the object of the checkpoint that a file of a run is in; empty if it is in none.
+
+    Example:
+        >>> archive_of("checkpoint/state.pt"), archive_of("student.safetensors")
+        ('checkpoint.tar', '')
+    """
+    archive = name.rpartition("/")[0] + ARCHIVE
+    return archive if is_archive(archive) else ""
 
 
 def picked_folder(name: str) -> str:
@@ -82,10 +115,10 @@ def stamps(folder: Path) -> dict[str, Stamp]:
             stat = path.stat()
         except FileNotFoundError:
             continue  # removed meanwhile
-        if name.startswith(f"{UNFINISHED}/"):
+        if archive := archive_of(name):
             if path.name != "manifest.json":
                 continue  # the checkpoint goes as one
-            name = path.parent.relative_to(folder).as_posix() + ARCHIVE
+            name = archive
         found[name] = (stat.st_size, stat.st_mtime_ns)
     return found
 
@@ -103,7 +136,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def content_of(folder: Path, name: str) -> bytes:
     """Return what the object of a name gets: of a file that is appended to, whole lines only."""
-    if name.startswith(f"{UNFINISHED}/"):
+    if is_archive(name):
         return pack(folder / name.removesuffix(ARCHIVE))
     content = (folder / name).read_bytes()
     return content[: content.rfind(b"\n") + 1] if name.endswith(_APPENDED) else content

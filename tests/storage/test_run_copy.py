@@ -115,6 +115,64 @@ def test_what_refers_is_sent_after_what_it_refers_to(
         assert Objects.open(uri).read("run/journal.log") == b"1\n"  # as before the weights went
 
 
+def test_half_of_a_checkpoint_is_never_in_the_storage(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a single training: the next driver found a state that its manifest did not know."""
+    one, put, left = write(machine("one") / "run"), Objects._put, [1]
+
+    def put_once(self: Objects, key: str, write_to: Callable[[object], object]) -> None:
+        if not left:
+            raise StorageError("cut off.")
+        left.pop()
+        put(self, key, write_to)
+
+    with mirrored(one, say):
+        copy = run_mirror._active[str(one)].copy
+        _checkpoints(one, "first")
+        copy.send()
+        _checkpoints(one, "second")
+        with monkeypatch.context() as broken:
+            broken.setattr(Objects, "_put", put_once)
+            with pytest.raises(StorageError, match="cut off"):
+                copy.send()
+        two = machine("two") / "run"
+        refresh(two)
+        for folder in ("checkpoint", "refit/5f0c/checkpoint"):
+            state, manifest = two / folder / "state.pt", two / folder / "manifest.json"
+            assert state.read_text() == manifest.read_text()
+
+
+def _checkpoints(run: Path, text: str) -> None:
+    """Write that of the run and that of a refit."""
+    write(run, checkpoint__state_dot_pt=text, checkpoint__manifest_dot_json=text)
+    write(
+        run,
+        refit__5f0c__checkpoint__state_dot_pt=text,
+        refit__5f0c__checkpoint__manifest_dot_json=text,
+    )
+
+
+def test_a_checkpoint_that_is_there_as_files_becomes_one_object(
+    machine: Machine, tmp_path: Path, uri: str
+) -> None:
+    """As an older krscale has sent it, or somebody has copied it."""
+    bucket = write(tmp_path / "bucket" / "run", experiment_dot_json="{}")
+    _checkpoints(bucket, "old")
+    one = write(machine("one") / "run")
+    with mirrored(one, say):
+        assert (one / "checkpoint/state.pt").read_text() == "old"
+        _checkpoints(one, "new")
+    names = {key for key in Objects.open(uri).list("run") if "checkpoint" in key}
+    assert names == {"run/checkpoint.tar", "run/refit/5f0c/checkpoint.tar"}
+    _checkpoints(bucket, "older still")  # beside the object
+    two = write(machine("two") / "run")
+    with mirrored(two, say):
+        assert (two / "checkpoint/state.pt").read_text() == "new"
+        assert (two / "refit/5f0c/checkpoint/manifest.json").read_text() == "new"
+    assert {key for key in Objects.open(uri).list("run") if "checkpoint" in key} == names
+
+
 def test_nothing_is_sent_twice(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     one = write(machine("one") / "run")
     with mirrored(one, say):

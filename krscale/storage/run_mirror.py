@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import threading
 import time
@@ -83,7 +84,7 @@ def send(folder: Path) -> None:
     Where that cannot be done the worker begins anew, and the folder is sent later.
     """
     if mirror := _active.get(str(folder)):
-        with suppress(StorageError, FileNotFoundError):
+        with suppress(UserError, FileNotFoundError):  # of another driver, its thread tells
             mirror.copy.send()
 
 
@@ -138,6 +139,8 @@ class RunMirror:
         self.signs: dict[str, int] = {}
         self.discarded: set[str] = set()
         self._problem: UserError | None = None
+        self._giving_sign, self._next_sign = threading.Lock(), math.inf
+        copy.before_each = self._give_sign  # all of them together may take minutes
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._keep_up, name="run mirror", daemon=True)
 
@@ -146,6 +149,7 @@ class RunMirror:
         copy = self.copy
         with FileLock(copy.folder / FETCHING):
             before = self.lock.acquire()
+            self._next_sign = time.monotonic() + BEAT_SECONDS
             if before is None and copy.is_there():
                 self.say(f"{copy.run} was put there by no driver; fetching it")
                 copy.fetch()
@@ -163,6 +167,7 @@ class RunMirror:
 
         Raises:
             StorageError: If that cannot be done; says where everything is.
+            UserError: If another driver has taken over.
         """
         self._stopped.set()
         self._thread.join()
@@ -180,13 +185,11 @@ class RunMirror:
 
     def _keep_up(self) -> None:
         """Look, send and give signs of life until the driver ends; in a thread."""
-        next_beat, next_list, next_send, told = time.monotonic() + BEAT_SECONDS, 0.0, 0.0, False
+        next_list, next_send, told = 0.0, 0.0, False
         while not self._stopped.wait(LOOK_SECONDS):
             try:
+                self._give_sign()
                 now = time.monotonic()
-                if now >= next_beat:
-                    next_beat = now + BEAT_SECONDS
-                    self.lock.beat()
                 if now >= next_list:
                     next_list = now + LIST_SECONDS
                     self._look_at_workers()
@@ -207,6 +210,21 @@ class RunMirror:
                 self.say(str(error))
                 interrupt_main()
                 return
+
+    def _give_sign(self) -> None:
+        """Give a sign of life if one is due.
+
+        It stays due until it could be given: whoever was cut off from the storage for long finds
+        out that another driver has taken over before it sends anything.
+
+        Raises:
+            UserError: If another driver has taken over.
+        """
+        with self._giving_sign:
+            if time.monotonic() < self._next_sign:
+                return
+            self.lock.beat()
+            self._next_sign = time.monotonic() + BEAT_SECONDS
 
     def _look_at_workers(self) -> None:
         start = len(self.copy.run) + 1

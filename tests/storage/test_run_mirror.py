@@ -176,6 +176,49 @@ def test_a_driver_gives_signs_of_life_while_much_is_brought(
                 assert beats.acquire(timeout=30)
 
 
+def test_a_driver_gives_signs_of_life_between_objects(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole run takes minutes to send or to bring, and another driver took it for dead."""
+    monkeypatch.setattr(run_mirror, "BEAT_SECONDS", 0.0)
+    beats = list[str]()
+    monkeypatch.setattr(driver_lock.DriverLock, "beat", lambda lock: beats.append(lock.run))
+    one = write(machine("one") / "run")
+    with mirrored(one, say):
+        write(one, experiment_dot_json="{}", journal_dot_log="1\n", students__a="w")
+        run_mirror._active[str(one)].copy.send()
+        assert len(beats) == 3
+        (one / "students/a").unlink()
+        run_mirror._active[str(one)].copy.send()
+        assert len(beats) == 4
+    with mirrored(write(machine("two") / "run"), say):
+        assert len(beats) == 6
+
+
+def test_who_was_cut_off_sends_nothing_over_what_its_successor_has_sent(
+    machine: Machine, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its next sign of life would have told it, ten seconds later."""
+    one, objects = write(machine("one") / "run"), Objects.open(uri)
+
+    def drive() -> None:
+        with mirrored(one, say):
+            mirror = run_mirror._active[str(one)]
+            write(one, journal_dot_log="of the first\n")
+            mirror._next_sign = 0.0
+            with monkeypatch.context() as broken:
+                broken.setattr(Objects, "read", _refuse)
+                with pytest.raises(StorageError):
+                    mirror.copy.send()
+            driver_lock.DriverLock(objects, "run", say).acquire()
+            objects.write("run/journal.log", b"of the second\n")
+            mirror.copy.send()
+
+    with pytest.raises(UserError, match="is being run now"):
+        drive()
+    assert objects.read("run/journal.log") == b"of the second\n"
+
+
 def test_whoever_ran_last_keeps_what_could_not_be_sent(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,9 @@ from krscale.tracking.spool import Event, Spool
 REFUSED_FILE = "refused.jsonl"
 """What MLflow did not take, a line each, beside the record."""
 _BATCH_EVENTS = 1000
+_BATCH_SECONDS = 5.0
+"""After so long a batch ends: a slow server, or one that fails now and then, keeps what it has got.
+Of a batch that is cut short all is sent once more."""
 _GATHER_SECONDS = 0.2
 """How long to wait after a first event, so that those close behind travel in one request."""
 _FIRST_PAUSE = 1.0
@@ -201,7 +204,7 @@ class Writer:
         if self._unasked:
             self._compare(server)
             self._unasked = False
-        position = self._state.position
+        position, until = self._state.position, time.monotonic() + _BATCH_SECONDS
         waiting: dict[str, list[Event]] = {}
         try:
             for event, end in self._spool.read(position, _BATCH_EVENTS):
@@ -211,6 +214,8 @@ class Writer:
                     continue
                 self._send_logs(server, event.key, waiting.pop(event.key, []))
                 self._send(server, event)
+                if time.monotonic() >= until:
+                    break
             for key, events in waiting.items():
                 self._send_logs(server, key, events)
             self._state.position = position

@@ -7,6 +7,7 @@ import pytest
 
 from krscale.errors import DiskFullError
 from krscale.tracking.address import resolve_address
+from krscale.tracking.refusals import ServerAway
 from krscale.tracking.spool import Event, Spool
 from krscale.tracking.writer import Writer
 
@@ -48,4 +49,57 @@ def test_it_does_not_end_before_the_tracker_is_closed(
     spool.append(EVENT)
     assert writer.close(20.0) == 2, "nothing is lost"
     assert ended == ["ended"]
+    spool.close()
+
+
+class _Flaky:
+    """A server that has no answer to every seventh request."""
+
+    identity = "1@0"
+
+    def __init__(self) -> None:
+        self.num_requests, self.ended = 0, set[str]()
+
+    def _request(self) -> None:
+        self.num_requests += 1
+        if self.num_requests % 7 == 0:
+            raise ServerAway("502 Bad Gateway")
+
+    def find_run(self, key: str, spool: str) -> str | None:
+        self._request()
+        return None
+
+    def create_run(self, key: str, *rest: object) -> str:
+        self._request()
+        return key
+
+    def log(self, *rest: object) -> None:
+        self._request()
+
+    def set_status(self, run_id: str, status: str, ms: int) -> None:
+        self._request()
+        if status != "RUNNING":
+            self.ended.add(run_id)
+
+
+def test_a_server_that_fails_now_and_then_gets_all_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each failure sent the whole batch again, which met the next one: nothing was ever sent."""
+    server = _Flaky()
+    monkeypatch.setattr(Writer, "_connect", lambda writer: server)
+    for name in ("_BATCH_SECONDS", "_FIRST_PAUSE", "_LONGEST_PAUSE"):
+        monkeypatch.setattr(f"krscale.tracking.writer.{name}", 0.0)
+    spool, keys = Spool(tmp_path / "spool.jsonl"), [f"kr/{number}" for number in range(20)]
+    for key in keys:
+        content = {"name": key, "parent": None, "tags": {}, "params": {"a": "1"}}
+        spool.append(Event("start", key, 1, content))
+        spool.append(Event("log", key, 2, {"metrics": {"a": 1.0}, "step": 1, "tags": {}}))
+        spool.append(Event("end", key, 3, {"status": "COMPLETE"}))
+    writer = Writer(
+        spool, tmp_path, tmp_path, resolve_address("http://127.0.0.1:9", tmp_path), "exp",
+        lambda line: None, lambda: None,
+    )  # fmt: skip
+    assert writer.close(30.0) == 0
+    assert server.ended == set(keys)
     spool.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from krscale.errors import UserError
@@ -66,7 +67,8 @@ class SystemMonitor:
     def _run(self) -> None:
         while not self._closed.wait(self._interval):
             sample = self._sample()
-            with self._changing:
+            # Of a full disk, which the run meets as well, and says so.
+            with suppress(OSError), self._changing:
                 for key, step in self._next_step.items():
                     self._log(key, sample, step)
                     self._next_step[key] = step + 1

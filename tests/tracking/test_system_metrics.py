@@ -1,13 +1,16 @@
 """How busy the machine is, recorded for the runs of a search, and only for those."""
 
+import errno
 import os
 import sys
+import threading
 import time
 
 import pytest
 
 from krscale.errors import UserError
 from krscale.tracking import Tracker
+from krscale.tracking.system import SystemMonitor
 
 
 def record(storage, tracker: Tracker) -> None:
@@ -62,3 +65,21 @@ def test_what_is_missing_is_named_before_anything_is_recorded(storage, monkeypat
     with pytest.raises(UserError, match=r"tracking\.system_metrics: .*psutil.*krscale\[system\]"):
         Tracker("", "digits", storage / "run", system_metrics=True)
     assert not (storage / "run").exists()
+
+
+def test_a_full_disk_is_left_to_the_run(monkeypatch):
+    """The thread ended with a traceback, and nothing was measured after some room was made."""
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.01")
+    steps, logged = list[int](), threading.Event()
+
+    def log(key: str, metrics: dict[str, float], step: int) -> None:
+        steps.append(step)
+        if len(steps) < 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        logged.set()
+
+    monitor = SystemMonitor(log)
+    monitor.watch("kr", first_step=5)
+    assert logged.wait(30)
+    monitor.close()
+    assert steps[:3] == [5, 5, 5]

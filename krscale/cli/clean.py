@@ -36,7 +36,8 @@ def run(options: argparse.Namespace) -> int:
     storage = storage_folder(options.storage_path or load().storage_path)
     if not storage.is_dir():
         raise UserError(f"{storage}: no such folder; --storage-path names that of all runs.")
-    from krscale.runs.cleaning import find_unused, remove  # torch takes seconds to import
+    # Here, as torch takes seconds to import.
+    from krscale.runs.cleaning import find_unused, remove, still_unused
 
     unused, notes = find_unused(storage)
     for note in notes:
@@ -50,7 +51,9 @@ def run(options: argparse.Namespace) -> int:
     if not (options.yes or _agreed(f"Remove {len(unused)} folders, {total / 1e6:,.1f} MB?")):
         show("Nothing was removed.")
         return 0
-    freed, kept = remove(unused)
+    agreed, taken = (unused, []) if options.yes else still_unused(storage, unused)
+    freed, kept = remove(agreed)
+    kept += taken
     for line in kept:
         show(f"krscale: {line}", file=sys.stderr)
     show(f"{freed / 1e6:,.1f} MB freed.")

@@ -73,6 +73,22 @@ def find_unused(storage: Path) -> tuple[list[Unused], list[str]]:
     return [*found, *_unused_cache(storage / "cache", used)], notes
 
 
+def still_unused(storage: Path, unused: Iterable[Unused]) -> tuple[list[Unused], list[str]]:
+    """Return what of it still no run needs: one may have begun while the user was asked.
+
+    Args:
+        storage: Folder of all runs.
+        unused: What was found before.
+
+    Returns:
+        What may go, and a line for each that stays.
+    """
+    now = {each.path for each in find_unused(storage)[0]}
+    listed = [each for each in unused if each.path.exists()]
+    stays = [f"{u.path}: stays, a run has begun to use it" for u in listed if u.path not in now]
+    return [each for each in listed if each.path in now], stays
+
+
 def remove(unused: Iterable[Unused]) -> tuple[int, list[str]]:
     """Remove folders; one that a process works on stays.
 

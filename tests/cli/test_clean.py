@@ -82,6 +82,28 @@ def test_it_asks(
     assert before - files(storage) == (GO if goes else set())
 
 
+def test_what_a_run_has_begun_to_use_while_it_asked_stays(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A search that was started meanwhile, in another terminal, lost its data and its teacher."""
+    before, typed = files(storage), io.StringIO("y\n")
+    known = cleaning.Shared.of(None)  # type: ignore[arg-type]
+    begun = SimpleNamespace(**{**vars(known), "data": (storage / "cache/data/b",)})
+
+    def begin() -> bool:
+        (storage / "other").mkdir()
+        (storage / "other/experiment.json").touch()
+        monkeypatch.setattr(cleaning, "read_experiment", lambda folder: folder.name)
+        monkeypatch.setattr(cleaning.Shared, "of", {"run": known, "other": begun}.__getitem__)
+        return True
+
+    monkeypatch.setattr(typed, "isatty", begin)
+    monkeypatch.setattr("sys.stdin", typed)
+    assert call(storage) == 1
+    assert before - files(storage) == GO - {"cache/data/b/file"}
+    assert "cache/data/b: stays, a run has begun to use it" in capsys.readouterr().err
+
+
 def test_what_a_process_works_on_stays(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cache = storage / "cache"
     locks = ("data/.b.lock", "teachers/t2.lock", "teachers/t3.lock", "stores/.s2.lock")

@@ -35,7 +35,9 @@ def run(options: argparse.Namespace) -> int:
 
     storage = storage_folder(options.storage_path or load().storage_path)
     if not storage.is_dir():
-        raise UserError(f"{storage}: no such folder; --storage-path names that of all runs.")
+        raise UserError(
+            f"{storage}: no such folder; name the folder of all runs with --storage-path."
+        )
     # Here, as torch takes seconds to import.
     from krscale.runs.cleaning import find_unused, remove, still_unused
 
@@ -63,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
 def _agreed(question: str) -> bool:
     """Ask the question; without a terminal the answer is no."""
     if not sys.stdin.isatty():
-        show(f"{question} --yes does; nobody can be asked here.")
+        show(f"{question} There is no terminal to ask on; --yes removes them.")
         return False
     show(f"{question} [y/N] ", end="", flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")

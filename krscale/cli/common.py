@@ -73,7 +73,7 @@ def _without_folder(error: Exception) -> UserError | None:
         try:
             Path.cwd()
         except FileNotFoundError:
-            return UserError("the folder that you are in is not there any more; go to another one.")
+            return UserError("the current folder does not exist any more; change to another one.")
     return None
 
 

@@ -89,7 +89,7 @@ def find_experiment(name: str, storage_path: str | None, overrides: Sequence[str
         place = [f"storage_path={json.dumps(storage_path)}"] if storage_path else []
         return load(written, [*overrides, *place])
     if overrides:
-        raise UserError(f"--set {overrides[0]}: a run ({name}) is what it is; give a TOML file.")
+        raise UserError(f"--set changes a TOML file; {name} is a run, whose settings are fixed.")
     folder = find_run(name, storage_folder(storage_path or load().storage_path))
     require_run(folder)
     return read_experiment(folder)

@@ -52,8 +52,8 @@ def run(options: argparse.Namespace) -> int:
     begun = Begun(*known) if known else None
     unsent = sync(folder, options.uri, begun=begun, timeout=options.timeout)
     if unsent:
-        unknown = f"MLflow is not known to have {unsent} events"
-        show(f"{folder}: {unknown}; the same command again goes on.")
+        unknown = f"MLflow has not confirmed {unsent} events"
+        show(f"{folder}: {unknown}; run the same command again to send them.")
         return EXIT_UNSENT
     show(f"{folder}: MLflow has every event.")
     return 0

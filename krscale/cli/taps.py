@@ -155,7 +155,9 @@ def _refuse_beside_experiment(options: argparse.Namespace) -> None:
     for name in _DEFAULTS:
         if getattr(options, name) is not None:
             flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag}: the experiment {options.model} says this; use --set.")
+            raise UserError(
+                f"{flag}: {options.model} is an experiment, which has this as a setting; use --set."
+            )
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -131,19 +131,20 @@ def _show(tried: Tried, content: dict[str, Any], dataset: Dataset) -> None:
         )
     terminal().print(table)
     more = len(tried.candidates) - len(shown)
-    show(f"Of {content['num_images']} validation images; {more} ways that are worse left out.")
+    show(f"Measured on {content['num_images']} validation images; {more} worse ways are not shown.")
     for size, reason in tried.refused.items():
         show(f"It does not take images of {size} ({reason}).")
     if not content["changes"]:
         show("The teacher is best as the experiment has it, or nearly so.")
         return
-    show("Clearly better, as a part of the experiment file:")
+    show("Clearly better with these lines in the experiment file:")
     for section, value in content["changes"].items():
         if isinstance(value, dict):
             show(f"\n[{section}]")
             show("\n".join(f"{name} = {json.dumps(part)}" for name, part in value.items()))
         elif section == OUTPUTS:
-            show(f"\nIts classifier has to be rewritten: the outputs stand for {', '.join(value)}")
+            order = ", ".join(value)
+            show(f"\nChange the order of its outputs, which is now that of these classes: {order}")
         else:
             table_name, _, name = section.rpartition(".")
             show(f"\n[{table_name}]\n{name} = {json.dumps(value, ensure_ascii=False)}")

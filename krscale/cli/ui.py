@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
 
     address = resolve_address(experiment.tracking.uri, experiment.storage_folder)
     if address.artifact_root is None:
-        raise UserError(f"the runs are recorded on a server of its own; open {address.shown}")
+        raise UserError(f"the runs are recorded on an MLflow server; open it at {address.shown}")
     check_database(address)
     check_port(options.host, options.port)
     show("Starting MLflow; Ctrl-C ends it.", flush=True)

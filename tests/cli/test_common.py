@@ -119,7 +119,7 @@ def test_a_folder_that_is_gone_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     folder.rmdir()
     assert run_command(lambda argv: len(str(Path.cwd())), []) == 2
-    assert "the folder that you are in is not there any more" in capsys.readouterr().err
+    assert "the current folder does not exist any more" in capsys.readouterr().err
 
 
 def test_the_arguments_of_experiments():

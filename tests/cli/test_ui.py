@@ -97,7 +97,7 @@ def test_what_is_not_mlflows_is_left_alone(tmp_path, capsys, content) -> None:
 )
 def test_a_server_elsewhere_is_named_without_its_password(storage, capsys, arguments) -> None:
     error = refusal(capsys, "--storage-path", str(storage), *arguments)
-    assert error.startswith("the runs are recorded on a server of its own; open http://")
+    assert error.startswith("the runs are recorded on an MLflow server; open it at http://")
     assert error.endswith("mlflow.example:8080")
     assert "password" not in error
 

@@ -41,7 +41,7 @@ def test_events_reach_the_place_that_is_given_and_only_once(run, storage, by_key
 def test_what_stays_unsent_is_said_and_is_exit_code_1(run, capsys):
     assert main([str(run), "--timeout", "2"]) == 1
     out, err = capsys.readouterr()
-    assert f"{run}: MLflow is not known to have 3 events; the same command again goes on." in out
+    assert f"{run}: MLflow has not confirmed 3 events; run the same command again to send them." in out
     assert "cannot be used" in err
 
 
@@ -136,7 +136,7 @@ class TestWhatIsGoneFromMlflow:
         assert main([str(run), "--timeout", "2"]) == 1
         out, err = capsys.readouterr()
         assert "its experiment 'digits' is deleted; restore it there" in err
-        assert "MLflow is not known to have 7 events" in out
+        assert "MLflow has not confirmed 7 events" in out
         with closing(sqlite3.connect(run.parent / "mlflow.db")) as database, database:
             for table in ("tags", "params", "latest_metrics", "metrics", "runs"):
                 database.execute(f"delete from {table}")
@@ -174,4 +174,4 @@ class TestWhatIsGoneFromMlflow:
         state = State.load(folder, print)
         state.model_copy(update={"position": (folder / "spool.jsonl").stat().st_size}).write(folder)
         assert main([str(storage / "run"), "--timeout", "2"]) == 1
-        assert "MLflow is not known to have 1 events" in capsys.readouterr().out
+        assert "MLflow has not confirmed 1 events" in capsys.readouterr().out

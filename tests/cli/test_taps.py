@@ -55,7 +55,7 @@ def test_a_teacher_that_is_yet_to_be_trained_has_no_gains(
     assert main(["taps", str(file), "--quiet"]) == 2
     assert "this teacher was never prepared; `krscale teach` does so" in capsys.readouterr().err
     assert main(["taps", str(file), "--width", "3"]) == 2
-    assert f"--width: {file} is an experiment, which has this as a setting" in capsys.readouterr().err
+    assert f"--width: {file} is an experiment, which has this" in capsys.readouterr().err
     assert main(["taps", "resnet", "--set", "teacher.width=3"]) == 2
     assert "give EXPERIMENT.toml" in capsys.readouterr().err
 

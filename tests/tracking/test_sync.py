@@ -41,7 +41,7 @@ def test_events_reach_the_place_that_is_given_and_only_once(run, storage, by_key
 def test_what_stays_unsent_is_said_and_is_exit_code_1(run, capsys):
     assert main([str(run), "--timeout", "2"]) == 1
     out, err = capsys.readouterr()
-    assert f"{run}: MLflow has not confirmed 3 events; run the same command again to send them." in out
+    assert f"{run}: MLflow has not confirmed 3 events; run the same command again" in out
     assert "cannot be used" in err
 
 

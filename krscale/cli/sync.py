@@ -17,7 +17,7 @@ EXIT_UNSENT = 1
 DESCRIPTION = (
     "Send MLflow what a run recorded while MLflow was away, and again what is gone from it: "
     "deleted runs, experiments or databases. Nothing that it already has is recorded twice. Exit "
-    "code 1: MLflow is not known to have all."
+    "code 1: MLflow has not confirmed all of it."
 )
 
 

@@ -26,7 +26,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     check = commands.add_parser(
         "check",
-        help="try the usual preprocessings and class orders on validation, and say which fits",        description="Run the teacher on validation images with the usual normalisations, pixel "
+        help="try the usual preprocessings and class orders on validation, and say which fits",
+        description="Run the teacher on validation images with the usual normalisations, pixel "
         "ranges, orders of channels, input sizes and orders of the classes. Exit code 0: it is "
         "best as the experiment has it; 1: another way is clearly better, and is printed.",
     )
@@ -35,7 +36,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--images",
         type=positive,
         default=0,
-        metavar="N",        help="validation images to use (512, or ten for each class where that is more)",
+        metavar="N",
+        help="validation images to use (512, or ten for each class where that is more)",
     )
     check.add_argument("--json", action="store_true", help="print the result as JSON")
     check.add_argument("--quiet", action="store_true", help="no progress on stderr")

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 EXIT_DAMAGED = 1
 _SENT_AGAIN = "Delete it; MLflow is told again what the run recorded, and keeps what it has."
 
-DESCRIPTION = (    "Read every file that a run uses or has written: data, teacher, stores, records, students, "
+DESCRIPTION = (
+    "Read every file that a run uses or has written: data, teacher, stores, records, students, "
     "checkpoints, exports. Each must be, byte for byte, what was written. Exit code 0: all are; 1: "
     "files are damaged, which are listed with what makes them again; 2: there is no such run. "
     "Files of an older krscale that have no checksum are named and are no error."

@@ -166,7 +166,7 @@ def test_the_home_of_a_user_is_found(
 ) -> None:
     monkeypatch.setenv("HOME", str(storage.parent))
     assert call(Path(f"~/{storage.name}")) == 0
-    assert "--yes does" in capsys.readouterr().out
+    assert "--yes removes them" in capsys.readouterr().out
     assert call(Path("~nobody-at-all/runs")) == 2
     assert "no such user" in capsys.readouterr().err
 

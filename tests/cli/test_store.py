@@ -232,4 +232,4 @@ def test_no_such_run(storage, capsys):
 
 def test_a_finished_run_takes_no_overrides(storage, capsys):
     assert run(storage, "info", "--set", "views.shift=0") == 2
-    assert "give a TOML file" in capsys.readouterr().err
+    assert "a run, whose settings are fixed" in capsys.readouterr().err

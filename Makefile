@@ -1,4 +1,5 @@
-# The front command: `make run`, `make test`. Each target sets up all it needs; nothing else is global.
+# The commands of the project, such as `make run` and `make test`. Each target sets up all that it needs;
+# nothing is installed system-wide.
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -7,15 +8,15 @@
 PY := .venv/bin/python
 PORT ?= 5000
 RUN ?= runs/digits
-# Files stay whole, as a cluster or a search is often shared by the tests of one. Three processes keep
-# two cores busy, since a test of a cluster waits for Ray's processes for much of its time.
+# All tests of a file run in one process, as they often share a cluster or a search. Three processes keep
+# two cores busy, since a test of a cluster spends much of its time waiting for Ray's processes.
 TEST_PROCESSES = --numprocesses 3 --dist loadfile --no-loadscope-reorder
-# Drills wait for most of their time: for starts, for what must not happen, for a server that is away.
-# A process that is done takes tests of another.
+# Drills spend most of their time waiting: for starts, for what must not happen, for an absent server.
+# A process that has finished its tests takes some of another.
 DRILL_PROCESSES = --numprocesses 3 --dist worksteal
 export PYTHON
-# Compiled modules are kept (in __pycache__, until `make clean`), whatever the shell says: without them
-# each of the test processes compiles all tests, and each command that a test starts all of krscale.
+# Compiled modules are kept (in __pycache__, until `make clean`), whatever the shell sets. Without them,
+# each test process compiles all tests, and each command that a test starts compiles all of krscale.
 unexport PYTHONDONTWRITEBYTECODE
 
 help: ## show this list
@@ -27,16 +28,16 @@ run: setup ## distil the ladder of the embedded example; ARGS="..." goes to krsc
 test: setup-dev ## run the tests; ARGS="..." goes to pytest, e.g. ARGS="-m 'not cluster'"
 	@$(PY) -m pytest $(TEST_PROCESSES) $(ARGS)
 
-test-processors: setup-dev ## run the tests that compute as other processors would (minutes)
+test-processors: setup-dev ## run the numerical tests with the instructions of other processors (minutes)
 	@$(PY) scripts/processors.py $(TEST_PROCESSES) $(ARGS)
 
-test-browser: setup-dev ## look at MLflow in a real Chromium (Debian: chromium, chromium-driver)
+test-browser: setup-dev ## run the tests that open MLflow in a real Chromium (Debian: chromium, chromium-driver)
 	@$(PY) -m pytest -m browser $(ARGS)
 
-screenshots: setup-dev ## curve.html and report.html of a finished run as docs/images; RUN=runs/digits
+screenshots: setup-dev ## write curve.html and report.html of a finished run as images into docs/images; RUN=runs/digits
 	@$(PY) scripts/screenshots.py $(RUN)
 
-drills: setup-dev ## kill, damage and overload searches, and see what holds (up to an hour); ARGS="..." goes to pytest
+drills: setup-dev ## kill, damage and overload searches, and check that they survive (up to an hour); ARGS="..." goes to pytest
 	@rm -f build/drills.jsonl
 	@$(PY) -m pytest $(DRILL_PROCESSES) -m drill --drill-record build/drills.jsonl $(ARGS); ended=$$?; \
 		$(PY) scripts/write_reliability.py build/drills.jsonl && exit $$ended
@@ -46,7 +47,7 @@ test-drills: drills
 test-wheel: setup-dev ## install the wheel in fresh environments of Python 3.11 to 3.14, and use it (minutes)
 	@$(PY) scripts/try_wheel.py
 
-check: setup-dev ## formatting, lint, types, the direction of imports, files
+check: setup-dev ## check formatting, lint, types, the direction of imports, files
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
@@ -56,19 +57,19 @@ check: setup-dev ## formatting, lint, types, the direction of imports, files
 ui: setup ## open the MLflow UI of the local runs, on this machine only; PORT=5000
 	@$(PY) -m krscale ui --port $(PORT)
 
-audit: ## compare constraints.txt with the known advisories; fails where no database can be asked
+audit: ## compare constraints.txt with the known advisories; fails if no database can be reached
 	@scripts/audit.sh audit
 
 sbom: ## write build/sbom.json, a bill of materials (CycloneDX) of constraints.txt
 	@scripts/audit.sh sbom
 
-package: ## write build/job.zip, what a job needs of the last commit (0.8 MB); ARGS="my_models.py" adds committed files
+package: ## write build/job.zip, with what a job needs from the last commit (0.8 MB); ARGS="my_models.py" adds committed files
 	@mkdir -p build && { git archive --format=zip --output build/job.part HEAD krscale jobs search_spaces $(ARGS) || { rm -f build/job.part; echo "make package: only what is committed can be packed" >&2; exit 2; }; } && mv build/job.part build/job.zip
 
 docs: ## build the documentation as a site, build/site; ARGS=serve shows it while you write
 	@scripts/docs.sh $(ARGS)
 
-bench: setup ## run every program in benchmarks/ but those that take hours or install peers; ARGS="..." goes to each
+bench: setup ## run every program in benchmarks/, except those that take hours, install peers or need a GPU; ARGS="..." goes to each
 	@set -e; for file in benchmarks/[a-z]*.py; do \
 		case "$$file" in benchmarks/claims.py|benchmarks/own_folder.py|benchmarks/gpu_check.py) continue;; esac; \
 		echo "$$file"; $(PY) "$$file" $(ARGS); \
@@ -77,19 +78,19 @@ bench: setup ## run every program in benchmarks/ but those that take hours or in
 bench-%: setup ## run one of them: make bench-step runs benchmarks/step.py
 	@$(PY) benchmarks/$(subst -,_,$*).py $(ARGS)
 
-gpu-check: setup ## look at the GPU of this machine: numerics, speed, memory (2 where there is none)
+gpu-check: setup ## check the GPU of this machine: numerics, speed, memory (exit code 2 if there is none)
 	@$(PY) benchmarks/gpu_check.py $(ARGS)
 
 claims: setup ## measure the paper's claims (hours; ARGS=--quick: minutes, ARGS=--dry-run: the plan)
 	@$(PY) benchmarks/claims.py $(ARGS)
 
-setup: ## create .venv with what a run needs (done by every target)
+setup: ## create .venv with what a run needs (other targets do this first)
 	@scripts/setup.sh
 
-setup-dev: ## the same with the tools of tests and checks
+setup-dev: ## the same, with the tools of tests and checks
 	@scripts/setup.sh dev
 
-constraints: setup-dev ## write constraints.txt from what .venv holds
+constraints: setup-dev ## write constraints.txt from the packages in .venv
 	@scripts/lock.sh
 
 clean: ## remove caches and build leftovers; .venv and runs stay

@@ -76,9 +76,9 @@ def _rows(loader: Any) -> tuple[object, Sequence[int]]:
         return loader, ()
     rows: Sequence[int] = range(len(source))
     if not isinstance(sampler, (SequentialSampler, RandomSampler, type(None))):
-        rows = getattr(sampler, "indices", ())
+        rows = [int(row) for row in getattr(sampler, "indices", ())]  # which may be a tensor
     while isinstance(source, Subset):
-        rows, source = [source.indices[row] for row in rows], source.dataset
+        rows, source = [int(source.indices[row]) for row in rows], source.dataset
     return source, rows
 
 

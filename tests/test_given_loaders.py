@@ -53,13 +53,14 @@ def test_what_cannot_be_read_in_every_epoch_is_refused(data: Any, said: str) -> 
 
 IMAGES = TensorDataset(*(torch.cat(parts) for parts in zip(*pairs(0), strict=True)))
 FIRST, LAST = Subset(IMAGES, range(90)), Subset(IMAGES, range(90, 120))
+LAST_BY_TENSOR = Subset(IMAGES, torch.arange(60, 120))
 
 
 def loader(images: Any, **options: Any) -> DataLoader[Any]:
     return DataLoader(images, batch_size=40, **options)
 
 
-def of_rows(rows: range) -> DataLoader[Any]:
+def of_rows(rows: Any) -> DataLoader[Any]:
     return loader(IMAGES, sampler=SubsetRandomSampler(rows))
 
 
@@ -87,7 +88,9 @@ SHARED = {
     "a part of the set": (loader(IMAGES), loader(LAST)),
     "parts that overlap": (loader(FIRST), loader(Subset(IMAGES, range(80, 120)))),
     "parts of parts": (loader(Subset(FIRST, range(50))), loader(Subset(IMAGES, range(49, 60)))),
+    "parts by tensors": (loader(Subset(IMAGES, torch.arange(61))), loader(LAST_BY_TENSOR)),
     "samplers": (of_rows(range(61)), of_rows(range(60, 120))),
+    "samplers of tensors": (of_rows(torch.arange(61)), of_rows(torch.arange(60, 120))),
     "one of one's own": (OWN, OWN),
     "batches of a set": (DataLoader(BATCHES, batch_size=None),) * 2,
 }  # fmt: skip

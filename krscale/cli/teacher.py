@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 EXIT_DIFFERENT = 1
 OUTPUTS = "outputs"
 """In place of a setting, where the data fix the order of classes: what each output stands for."""
+_FIXED = ("digits", "glyphs", "cifar10", "cifar100")
+"""Sources whose classes have one order, which no setting changes."""
 _SHOWN = 8
 
 DESCRIPTION = "Check a teacher that was trained elsewhere before it teaches."
@@ -61,8 +63,8 @@ def run(options: argparse.Namespace) -> int:
         network = foreign_teacher(experiment, dataset, device)
         number = options.images or max(512, 10 * dataset.num_classes)
         tried = try_candidates(network, dataset, max(2, number))
-    has_names = bool(experiment.data.path) and not dataset.source.startswith("cifar")
-    content = as_content(tried, dataset, "data.files.classes" if has_names else OUTPUTS)
+    order = OUTPUTS if dataset.source in _FIXED else "data.files.classes"
+    content = as_content(tried, dataset, order)
     if options.json:
         show(json.dumps(content, indent=2))
     else:

@@ -201,8 +201,8 @@ class LadderStudent(ModelConfig):
     width: Width = 1
     """The capacity dial, for networks that have one."""
     weights: PathText = ""
-    """A state dict that it starts from (as `teacher.weights`); empty starts from what it is built
-    with."""
+    """A state dict that it starts from (as `teacher.weights`); empty, or `own`, starts from what it
+    is built with."""
     weights_key: str = ""
     """Which weights of the file, where there are several (as `teacher.weights_key`)."""
 

@@ -49,13 +49,20 @@ class GivenData:
     is_float: bool
 
 
-def keep_given(data: Any, normalisation: Normalisation | None, folder: Path) -> GivenData:
+def keep_given(
+    data: Any,
+    normalisation: Normalisation | None,
+    folder: Path,
+    files: Mapping[str, Any] | None = None,
+) -> GivenData:
     """Read all images and write them below a folder, once for each content.
 
     Args:
         data: As `WANTED` says; every image is read once.
         normalisation: What the images were normalised by; None where they were not.
         folder: Where folders named by their content are made.
+        files: Settings of `data.files` that were given besides; classes are compared by name with
+            those that the data say, as of any files.
 
     Raises:
         UserError: If they are no images and labels, or differ from one reading to the next.
@@ -72,8 +79,12 @@ def keep_given(data: Any, normalisation: Normalisation | None, folder: Path) -> 
     arrays: dict[str, Any] = {}
     for split, items in found.items():
         arrays |= {f"{split}_images": items.images, f"{split}_labels": labels[split]}
+    files = files or {}
+    if classes and ("classes" in files or len(np.unique(labels["train"])) < len(classes)):
+        # As files have them: `data.map_labels` leaves out those of which there is no image.
+        arrays["classes"], classes = np.array(classes), ()
     path = _written(arrays, folder)
-    files = {"channels": channels, "classes": classes}
+    files = {"channels": channels, "classes": classes, **files}
     return GivenData({"source": "numpy", "path": str(path), "files": files}, kinds.pop())
 
 
@@ -118,8 +129,19 @@ def _by_split(data: Any) -> dict[SplitName, Any]:
             raise UserError(f"data: no training images. Wanted: {WANTED}.")
         return found
     if isinstance(data, tuple | list) and len(data) in (2, 3) and not _is_array(data[0]):
-        return dict(zip(_ORDER, data, strict=False))
+        splits = dict(zip(_ORDER, data, strict=False))
+        if isinstance(data, list) and all(map(_is_pair_of_arrays, data)):
+            raise UserError(
+                f"data: a list of {len(data)} pairs (images, labels) may be batches of training "
+                f"images, or {' and '.join(splits)}: give {{'train': [...]}}, or a dictionary with "
+                "a pair for each split."
+            )
+        return splits
     return {"train": data}
+
+
+def _is_pair_of_arrays(part: Any) -> bool:
+    return isinstance(part, tuple | list) and len(part) == 2 and _is_array(part[0])
 
 
 def _place(split: SplitName) -> Place:

@@ -16,7 +16,9 @@ from krscale.data.pixels import Array, Normalisation, Pixels, sizes, to_pixels
 from krscale.errors import UserError
 
 _IMAGES, _LABELS = ("image", "images", "img", "pixel_values"), ("label", "labels")
-_NUM_READ_TWICE = 4
+_NUM_READ_TWICE = 32
+"""A flip of every second image is missed by four of them once in sixteen times."""
+_BATCH_AXES = 4
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def read_items(part: Any, where: str, normalisation: Normalisation | None) -> It
     labels: list[Any] = []
     for entry in _entries(part, where):
         image, label = _pair(entry, where)
-        found, is_batch = to_pixels(image, where, normalisation), _is_batch(label)
+        found = to_pixels(image, where, normalisation)
+        is_batch = _is_batch(label) and not _is_one_image(found.values, label)
         if is_batch and len(found.values) != len(label):
             raise UserError(f"{where}: {len(found.values)} images, but {len(label)} labels.")
         pixels.append(found if is_batch else _one(found))
@@ -134,6 +137,11 @@ def _pair(entry: Any, where: str) -> tuple[Any, Any]:
 
 def _is_batch(label: Any) -> bool:
     return not isinstance(label, str | bytes) and np.ndim(_scalar(label)) > 0
+
+
+def _is_one_image(values: Array, label: Any) -> bool:
+    """Whether a label in a list of its own, as data sets of MedMNIST give it, is of one image."""
+    return len(label) == 1 and values.ndim < _BATCH_AXES and len(values) != 1
 
 
 def _scalar(label: Any) -> Any:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from krscale.config import DataConfig
 from krscale.data.decoding import Encoded
 from krscale.data.encoded import Part, encoded_data
-from krscale.data.hidden_splits import may_hold_splits, refuse_split_column
+from krscale.data.hidden_splits import may_hold_splits, refuse_split_column, refuse_unread
 from krscale.data.label_column import label_values
 from krscale.data.own_files import (
     OTHER_NAMES,
@@ -44,7 +44,7 @@ class HfDisk:
     def __init__(self, config: DataConfig) -> None:
         self.config = config
         self.path = existing_path(config, WANTED)
-        self.notes: tuple[str, ...] = ()
+        self.others: tuple[str, ...] = ()
         self.splits = self.find_splits()
 
     @property
@@ -79,11 +79,14 @@ class HfDisk:
 
     def read(self, report: Report) -> SourceData:
         """Return the labels, and streams that decode the images."""
+        refuse_unread({name: name for name in self.others}, self.splits, str(self.path))
         label, image = self.label_column(), self.image_column()
         if len(self.splits) == 1:
             self._refuse_splits({image, label})
         parts = {split: _part(saved, image, label) for split, saved in self.splits.items()}
-        return encoded_data(parts, self.config, report, self.notes)
+        listed = ", ".join(self.others)
+        notes = (f"{self.path}: splits that were passed over: {listed}.",) if listed else ()
+        return encoded_data(parts, self.config, report, notes)
 
     def _refuse_splits(self, used: Collection[str]) -> None:
         saved = self.splits["train"]
@@ -113,9 +116,7 @@ class HfDisk:
         names = split_names(self.path / SETS_FILE)
         known = {name: OTHER_NAMES[name.lower()] for name in names if name.lower() in OTHER_NAMES}
         refuse_two_names(known, str(self.path))
-        other = [name for name in names if name.lower() not in OTHER_NAMES]
-        if other:
-            self.notes = (f"{self.path}: splits that were passed over: {', '.join(other)}.",)
+        self.others = tuple(name for name in names if name.lower() not in OTHER_NAMES)
         if "train" not in known.values():
             raise UserError(
                 f"data.path: {self.path}: no split named train (there are: {', '.join(names)})."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,22 @@ def refuse_half(
             are named alike but for a split, as `seg_train` and `seg_test`.
     """
     for names in named_alike([folder.name for folder in folders]):
-        if all(holds_folders_only(path / name) for name in names):
+        deep = [name for name in names if holds_folders_only(path / name)]
+        if len(deep) == len(names):
             raise UserError(f"data.path: {path}: {_why(names, folders)}")
+        if any(names[name] == "train" for name in deep):
+            raise UserError(f"data.path: {path}: {_why_some(list(names), deep)}")
+
+
+def _why_some(names: Sequence[str], deep: Sequence[str]) -> str:
+    """Word that of folders that are named alike only some hold folders: these are no classes."""
+    flat = ", ".join(utf8_text(name) for name in names if name not in deep)
+    return (
+        f"{_and(names)} are named after splits, but only {', '.join(map(utf8_text, deep))} has "
+        f"folders of classes, and {flat} has none: as they stand, they would be classes. Give each "
+        "split a folder for each class, or move it out (data.unlabelled takes images without "
+        "labels)."
+    )
 
 
 def _why(names: Mapping[str, SplitName], folders: Sequence[Path]) -> str:
@@ -108,6 +122,31 @@ def refuse_splits_within(folder: Path, inside: Sequence[str]) -> None:
             f"({', '.join(names)}), which would be put together and cut anew. krscale reads splits "
             f"above classes: train/{utf8_text(folder.name)}, and so on."
         )
+
+
+def refuse_unread(words: Mapping[str, str], own: Collection[str], where: str) -> None:
+    """Refuse what is passed over and holds a split by its name, which would be cut anew.
+
+    Args:
+        words: Name of each thing that is passed over, and what in it may be the name of a split.
+        own: Splits that the source has; what is named after one of these is passed over.
+        where: The source, in words.
+
+    Raises:
+        UserError: Naming the first.
+
+    Example:
+        >>> refuse_unread({"ids": "", "x_dev": "dev"}, ["train"], "a.npz")
+        Traceback (most recent call last):
+        krscale.errors.UserError: data.path: a.npz: x_dev is named after the split val, but by ...
+    """
+    for name, word in words.items():
+        if (meant := _meant(word)) is not None and meant not in own:
+            raise UserError(
+                f"data.path: {where}: {utf8_text(name)} is named after the split {meant}, but by a "
+                f"word that is not read, so that {meant} would be cut from train. Write one of "
+                f"{', '.join(SPLIT_NAMES)} in its place, or leave it out."
+            )
 
 
 def refuse_one(root: Path, files: Sequence[str], whole: bool) -> None:

@@ -51,7 +51,8 @@ def join_train_and_val(dataset: Dataset, cache: Path) -> Dataset:
 
 def joined_path(dataset: Dataset, cache: Path) -> Path:
     """Return the folder that `join_train_and_val` builds or reuses; it need not exist."""
-    return cache / "data" / f"{dataset.source}-{fingerprint(_identity(dataset))}"
+    name = dataset.source.replace(":", ".")  # of a callable: as data sets are called
+    return cache / "data" / f"{name}-{fingerprint(_identity(dataset))}"
 
 
 def _identity(dataset: Dataset) -> dict[str, Any]:

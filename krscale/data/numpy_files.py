@@ -13,6 +13,7 @@ import numpy as np
 
 from krscale.config import DataConfig
 from krscale.data.arrays import Array, Arrays, as_text, source_data
+from krscale.data.hidden_splits import refuse_unread
 from krscale.data.own_files import OTHER_NAMES, existing_path, files_identity, own_splits
 from krscale.data.source import Description, Report, SourceData, SplitName
 from krscale.data.unpacking import refuse_bomb
@@ -30,11 +31,16 @@ WANTED = (
 
 
 class NumpyFiles:
-    """Arrays of images and labels, by their names."""
+    """Arrays of images and labels, by their names.
+
+    Of a file that is named, the images or labels that belong to it are read, too; other arrays
+    beside it are passed over, which is said.
+    """
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
         self.path = existing_path(config, WANTED)
+        self.beside: tuple[str, ...] = ()
         self.names = self.find_arrays()
         self.splits = self.find_splits()
 
@@ -57,16 +63,19 @@ class NumpyFiles:
 
     def read(self, report: Report) -> SourceData:
         """Return the arrays."""
-        found: dict[SplitName, Arrays] = {}
         classes = [name for name in self.names if name in _CLASSES]
+        used = {*classes[:1], *(name for pair in self.splits.values() for name in pair)}
+        passed = [name for name in self.names if name not in used]
+        words = {name: _rest(name) for name in passed}
+        refuse_unread(words, self.splits, str(self.path))
+        found: dict[SplitName, Arrays] = {}
         names = self._class_names(classes[0]) if classes else ()
         for number, (split, (images, labels)) in enumerate(self.splits.items(), start=1):
             where = f"{self.path}: {images}" if self.path.is_file() else str(self.names[images])
             found[split] = Arrays(self.read_array(images), self.read_array(labels), where, names)
             report(number, len(self.splits))
-        used = {*classes[:1], *(name for pair in self.splits.values() for name in pair)}
-        passed = [name for name in self.names if name not in used]
         data = source_data(found, self.config, str(self.path))
+        passed += self.beside
         listed = ", ".join(passed[:10]) + (", ..." if len(passed) > 10 else "")
         notes = (f"{self.path}: arrays that were passed over: {listed}.",) if passed else ()
         return replace(data, notes=(*notes, *data.notes))
@@ -89,7 +98,9 @@ class NumpyFiles:
             other = "images" if kind == "labels" else "labels"
             wanted = {name: file for name, file in beside.items() if _key(name) == (split, other)}
             classes = {name: file for name, file in beside.items() if name in _CLASSES}
-            return {self.path.stem: self.path, **wanted, **classes}
+            found = {self.path.stem: self.path, **wanted, **classes}
+            self.beside = tuple(name for name in beside if _key(name)[1] and name not in found)
+            return found
         with (
             parsing(f"{self.path}: not a readable .npz file"),
             zipfile.ZipFile(regular(self.path)) as archive,
@@ -190,10 +201,21 @@ def holds_images(name: str) -> bool:
 
 def _key(name: str) -> tuple[SplitName | None, str]:
     """Return the split in the name of an array, and whether it is of images or labels."""
-    words = name.lower().replace("-", "_").split("_")
+    words = _words(name)
     word = next((word for word in words if word in OTHER_NAMES), "")
     rest = [other for other in words if other != word]
     for kind, allowed in (("images", _IMAGES), ("labels", _LABELS)):
         if len(rest) == 1 and rest[0] in allowed:
             return OTHER_NAMES.get(word), kind
     return OTHER_NAMES.get(word), ""
+
+
+def _rest(name: str) -> str:
+    """Return what the name of an array says besides images or labels; empty without either."""
+    words = _words(name)
+    rest = [word for word in words if word not in (*_IMAGES, *_LABELS)]
+    return "_".join(rest) if len(rest) < len(words) else ""
+
+
+def _words(name: str) -> list[str]:
+    return name.lower().replace("-", "_").split("_")

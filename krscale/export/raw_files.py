@@ -29,7 +29,8 @@ def decoding_of(config: DataConfig) -> dict[str, Any]:
     Images that never were files are taken from files in the usual way: transparency on white, and
     scaled and cut to their size.
     """
-    if config.source not in DECODED:
+    is_raw = config.source == "parquet" and bool(config.files.raw_shape)
+    if config.source not in DECODED or is_raw:
         return _decoding(config, scaled=True)
     return _decoding(config, scaled=bool(config.files.image_size))
 

@@ -97,14 +97,23 @@ def check_trainable(model: nn.Module, image_shape: Sequence[int], where: str) ->
 
 
 def check_weights_are_finite(model: nn.Module, where: str) -> None:
-    """Refuse a network with NaN or infinity in its weights.
+    """Refuse a network with NaN or infinity in its weights, or whose state is not of tensors alone.
 
     Raises:
-        UserError: Naming the tensors.
+        UserError: Naming them.
     """
+    state = model.state_dict()
+    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if others:
+        listed = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        raise UserError(
+            f"{where}: the state of the network holds what is no tensor: {listed}; that of a "
+            "quantised network does, for example. It cannot be kept: give the network as it was "
+            "before, or let get_extra_state return a tensor."
+        )
     found = [
         name
-        for name, value in model.state_dict().items()
+        for name, value in state.items()
         if value.is_floating_point() and not value.is_meta and not bool(value.isfinite().all())
     ]
     if found:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from krscale.cluster.sending import check_sendable
-from krscale.config import Experiment, load, validate
+from krscale.config import Experiment, PreprocessingConfig, load, validate, with_values
 from krscale.config.flat import put_settings
 from krscale.config.training import refuse_long_warmup
+from krscale.data import describe_data
 from krscale.data.given import given_folder, keep_given
 from krscale.data.pixels import Normalisation
 from krscale.errors import UserError
+from krscale.models import ZOO
 from krscale.models.given import available
 from krscale.models.libraries import LIBRARIES
 from krscale.search.given_networks import GivenNetworks, Table, read_students, read_teacher
 from krscale.search.in_python import errors_in_python
 from krscale.search.result import SearchResult
 from krscale.search.session import run_session
+from krscale.setup.networks import teacher_preprocessing
 
 METHODS = ("plain", "kr")
 
@@ -92,7 +95,7 @@ def search(
         put_settings(content, chosen, settings or {}, fields)
         check_sendable(builders)
         with available(builders):
-            prepared, given = _with_data(content, networks.tables, data, normalisation)
+            prepared, given = _with_data(content, networks.tables, data, normalisation, settings)
             if "train.warmup_epochs" in (settings or {}) or "warmup_epochs" in fields:
                 refuse_long_warmup(prepared.train, "search")
             curve, how_to_open = run_session(
@@ -143,7 +146,11 @@ def _with_networks(content: Table, networks: GivenNetworks) -> Table:
 
 
 def _with_data(
-    content: Table, sections: Iterable[str], data: Any, normalisation: Any
+    content: Table,
+    sections: Collection[str],
+    data: Any,
+    normalisation: Any,
+    settings: Mapping[str, Any] | None,
 ) -> tuple[Experiment, Normalisation]:
     """Return the experiment with its data, and how images that were given are normalised.
 
@@ -152,6 +159,7 @@ def _with_data(
         sections: Those whose networks were given.
         data: As of `search`.
         normalisation: Likewise.
+        settings: Likewise; those of `data.files` hold for images that are given, too.
     """
     known = None if normalisation is None else Normalisation.of(normalisation)
     plain = Normalisation((0.0,), (1.0,))
@@ -165,13 +173,19 @@ def _with_data(
             content = {**content, "data": {**content.get("data", {}), "source": data}}
         return validate(content, "search"), plain
     checked = validate(content, "search")  # before all images are read
-    given = keep_given(data, known, given_folder(checked.cache_path))
+    start = "data.files."
+    chosen = {k.removeprefix(start): v for k, v in (settings or {}).items() if k.startswith(start)}
+    given = keep_given(data, known, given_folder(checked.cache_path), chosen)
     own = content.get("data", {})
     files = {**own.get("files", {}), **given.table["files"]}
     content = {**content, "data": {**own, **given.table, "files": files}}
-    if given.is_float:
-        content |= {name: _taking(content[name], known) for name in sections if name in content}
-    return validate(content, "search"), known or plain
+    if not given.is_float:
+        return validate(content, "search"), plain
+    content |= {name: _taking(content[name], known) for name in sections if name in content}
+    experiment = validate(content, "search")
+    if "teacher" in sections and not _names_numbers(checked.teacher.preprocessing):
+        experiment = _as_given(experiment)
+    return experiment, known or plain
 
 
 def _taking(table: Table, normalisation: Normalisation | None) -> Table:
@@ -187,7 +201,36 @@ def _taking(table: Table, normalisation: Normalisation | None) -> Table:
     how: Table = {"normalisation": "none"}
     if normalisation is not None:
         how = {"mean": normalisation.mean, "std": normalisation.std}
-    return {"preprocessing": how, **table}
+    own = table.get("preprocessing", {})
+    if not isinstance(own, Mapping) or own.keys() - {"input_size", "interpolation"}:
+        return table
+    return {**table, "preprocessing": {**how, **own}}
+
+
+def _names_numbers(preprocessing: PreprocessingConfig) -> bool:
+    """Whether more is said of a network's images than their size."""
+    return bool(preprocessing.model_fields_set - {"input_size", "interpolation"})
+
+
+def _as_given(experiment: Experiment) -> Experiment:
+    """Return an experiment whose teacher takes images as they were given, whatever it says itself.
+
+    Networks of timm say a size, trained or not, to which the images would be scaled, and others may
+    say a range or an order of channels; the loaders have brought all of these about.
+    """
+    model, own = experiment.teacher.model, experiment.teacher.preprocessing
+    if model in ZOO or model.partition(":")[0] in LIBRARIES:
+        return experiment
+    task = describe_data(experiment.data, experiment.cache_path)
+    said, size = teacher_preprocessing(experiment, task), task.image_shape[1:]
+    values: Table = {}
+    if said.pixel_range != "0..1":
+        values["teacher.preprocessing.pixel_range"] = "0..1"
+    if said.channel_order != "rgb":
+        values["teacher.preprocessing.channel_order"] = "rgb"
+    if not own.input_size and said.input_size not in (None, size):
+        values["teacher.preprocessing.input_size"] = size
+    return with_values(experiment, values, "search") if values else experiment
 
 
 def _listed(methods: Any) -> tuple[str, ...] | None:

@@ -19,7 +19,7 @@ from krscale.config import Experiment, fingerprint
 from krscale.data import Dataset
 from krscale.digests import check_file
 from krscale.errors import DamagedFileError, UserError
-from krscale.files import has_checksum, new_folder, write_json
+from krscale.files import has_checksum, new_folder, sha256, write_json
 from krscale.knowledge.parameters import layers_by_tap, weight_histogram
 from krscale.knowledge.probes import Probes, information_gain
 from krscale.knowledge.taps import TappedModel
@@ -279,7 +279,9 @@ def _make_teacher(
     )
     save_weights(folder / WEIGHTS_FILE, model.cpu())
     save_probes(folder, probes)
-    write_json(folder / FACTS_FILE, asdict(facts))
+    # Trained again, elsewhere or on a GPU, it says something else than what stores hold of it.
+    made = {"key": key, "weights": sha256(folder / WEIGHTS_FILE)}
+    write_json(folder / FACTS_FILE, asdict(replace(facts, fingerprint=fingerprint(made))))
 
 
 def _measured(

@@ -19,7 +19,8 @@ class TeacherFacts:
     A file with a value that cannot be, such as an accuracy above 1, is refused when it is read.
 
     Attributes:
-        fingerprint: Identifies weights, probes and taps.
+        fingerprint: Of all that it is made from, and of its weights, so that stores of a teacher
+            that is made again are its own; without the weights in what an older krscale kept.
         data_fingerprint: Of the data its probes were fitted on.
         model: Name of the architecture.
         width: Its capacity dial.

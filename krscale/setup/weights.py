@@ -59,7 +59,7 @@ def _check_student(student: StudentConfig | LadderStudent, networks: Networks) -
     if not isinstance(student, LadderStudent):
         return notes
     _refuse_idle_key(weights, student.weights_key, where)
-    if not weights:
+    if not from_file(student):
         return notes
     network = shapes_only(student, networks, where, width)
     return fit_weights(_path(weights), network, f"{where}.weights", student.weights_key).notes
@@ -116,7 +116,7 @@ def load_student_weights(experiment: Experiment, student: nn.Module) -> None:
         UserError: If they do not fit, or are not finite.
     """
     own = experiment.own_student
-    if own is not None and own.weights:
+    if own is not None and from_file(own):
         where = f"{student_table(own)}.weights"
         load_weights(_path(own.weights), student, where, own.weights_key)
 

@@ -134,6 +134,20 @@ class TestNumpy:
         with pytest.raises(UserError, match=message):
             prepare("numpy", tmp_path / "a.npz", tmp_path / "cache")
 
+    @pytest.mark.parametrize("names", [("x_dev", "y_dev"), ("data_holdout",), ("Tst-X", "Tst-Y")])
+    def test_splits_by_a_word_that_is_not_read(self, tmp_path, names):
+        split = "val" if "dev" in names[0] else "test"
+        arrays = {name: images(6) if name == names[0] else labels(6) for name in names}
+        train = {"x_train": images(), "y_train": labels()}
+        np.savez(tmp_path / "a.npz", **train, **arrays)
+        with pytest.raises(UserError, match=f"{names[0]} is named after the split {split}, but by"):
+            prepare("numpy", tmp_path / "a.npz", tmp_path / "cache")
+        other = images(6, seed=9)
+        own = {f"x_{split}": other, f"y_{split}": labels(6)}
+        np.savez(tmp_path / "b.npz", **train, **arrays, **own)
+        found = prepare("numpy", tmp_path / "b.npz", tmp_path / "cache")
+        assert rows(found, (split,)) == expected(other, labels(6))
+
     def test_the_file_that_is_named_is_read(self, tmp_path):
         for name, array in (("images", images()), ("data", images(seed=5)), ("labels", labels())):
             np.save(tmp_path / f"{name}.npy", array)
@@ -141,6 +155,16 @@ class TestNumpy:
             prepare("numpy", tmp_path, tmp_path / "cache")
         found = prepare("numpy", tmp_path / "images.npy", tmp_path / "cache")
         assert rows(found) == expected(images(), labels())
+
+    def test_splits_beside_the_file_that_is_named_are_said(self, tmp_path):
+        for split, num in (("train", NUM), ("test", 6)):
+            np.save(tmp_path / f"x_{split}.npy", images(num, seed=num))
+            np.save(tmp_path / f"y_{split}.npy", labels(num))
+        notes: list[str] = []
+        config = DataConfig(source="numpy", path=str(tmp_path / "x_train.npy"))
+        found = prepare_data(config, tmp_path / "cache", note=notes.append)
+        assert rows(found) == expected(images(seed=NUM), labels())
+        assert any("arrays that were passed over: x_test, y_test." in note for note in notes)
 
     def test_gaps(self, tmp_path):
         np.savez(tmp_path / "a.npz", images=images(), labels=np.array([0, 3, 10])[labels()])

@@ -49,11 +49,21 @@ class Random(Dataset[Any]):
         return torch.rand(3, 5, 4), int(LABELS[number])
 
 
+class RandomLater(Random):
+    def __getitem__(self, number: int) -> Any:
+        image, label = super().__getitem__(number)
+        return image if number == 20 else torch.zeros_like(image), label
+
+
 def of(dataset: Any) -> Any:
     """Loaders do not show the shape of what they load otherwise."""
     return [(images, labels) for images, labels in DataLoader(dataset, batch_size=7)]
 
 
+NAMES = {
+    image.numpy().tobytes(): OfImages.classes[int(label)]
+    for image, label in zip(PIXELS, LABELS, strict=True)
+}
 FLOATS = TensorDataset(PIXELS / 255, LABELS)
 TABLES = [{"image": image, "label": label} for image, label in zip(PIXELS, LABELS, strict=True)]
 SAME = {
@@ -70,6 +80,10 @@ SAME = {
     "Pillow": OfImages(),
     "subset": Subset(OfImages(), range(30)),
     "streamed": Streamed(),
+    "labels in lists": [(image, [int(label)]) for image, label in zip(PIXELS, LABELS, strict=True)],
+    "Pillow, labels in arrays": [
+        (image, np.array([label])) for image, label in (OfImages()[number] for number in range(30))
+    ],
     "tables": TABLES,
 }
 
@@ -157,6 +171,7 @@ WRONG = (PIXELS / 255 - 0.5) / 0.1
         ((PIXELS, LABELS / 2), None, "labels of type float"),
         (Random(), None, "image 0 differs from one reading to the next"),
         (DataLoader(Random(), 4), None, "differs from one reading"),
+        (RandomLater(), None, "image 20 differs from one reading to the next"),
         ({"train": [], "val": []}, None, "data: train: there are no images"),
         ({"val": (PIXELS, LABELS)}, None, "no training images"),
         ({"training": 3}, None, "unknown split 'training'. Did you mean 'train'"),
@@ -168,6 +183,8 @@ WRONG = (PIXELS / 255 - 0.5) / 0.1
             r"\[3, 5, 4\] and \[3, 4, 4\]; all must have one size",
         ),
         ([(PIXELS, LABELS), FLOATS], None, "some splits are floats"),
+        (of(FLOATS)[:2], None, "a list of 2 pairs .* may be batches .*, or train and val: give"),
+        ([[PIXELS, LABELS]] * 3, None, "or train and val and test: give {'train'"),
         ([[(PIXELS, LABELS), (PIXELS / 255, LABELS)], FLOATS], None, "some images are floats"),
         ({"train": [(Image.new("RGBA", (4, 4)), 0)]}, None, "mode RGBA; convert them"),
     ],
@@ -176,6 +193,35 @@ def test_what_is_wrong_is_said(data: Any, normalisation: Any, said: str, tmp_pat
     with pytest.raises(UserError, match=said):
         read(data, tmp_path, normalisation)
     assert not list(tmp_path.iterdir())
+
+
+def names_of(dataset: Any) -> dict[bytes, str]:
+    """Return the class of every training image by its pixels."""
+    train = dataset.split("train")
+    pairs = zip(train.images, train.labels, strict=True)
+    return {image.tobytes(): dataset.classes[label] for image, label in pairs}
+
+
+def test_classes_without_an_image_are_refused_or_left_out(tmp_path: Path) -> None:
+    """As those of files: a part of a data set may have fewer classes than it names."""
+    part = Subset(OfImages(), [number for number in range(30) if LABELS[number] != 1])
+    given = keep_given(part, None, tmp_path / "given")
+    with pytest.raises(UserError, match=r"1 of 3 classes have no training image: bee\. data\.map"):
+        prepare_data(DataConfig(**given.table), tmp_path)
+    found = prepare_data(DataConfig(**given.table, map_labels=True), tmp_path)
+    assert found.classes == ("ant", "cow")
+    assert names_of(found).items() <= NAMES.items()
+
+
+def test_classes_that_are_set_reorder_names_or_name_numbers(tmp_path: Path) -> None:
+    order = ("cow", "ant", "bee")
+    given = keep_given(OfImages(), None, tmp_path / "given", {"classes": order})
+    found = prepare_data(DataConfig(**given.table), tmp_path)
+    assert found.classes == order
+    assert names_of(found).items() <= NAMES.items()
+    new = keep_given((PIXELS, LABELS), None, tmp_path / "given", {"classes": OfImages.classes})
+    found = prepare_data(DataConfig(**new.table), tmp_path)
+    assert names_of(found).items() <= NAMES.items()
 
 
 @pytest.mark.parametrize("name", ["train_images", "train_labels"])

@@ -335,6 +335,20 @@ def test_classes_whose_names_hold_such_words(tmp_path, names, inside):
     assert prepare(tmp_path / "data", tmp_path / "cache").classes == tuple(sorted(names))
 
 
+@pytest.mark.parametrize(
+    ("names", "flat"),
+    [(("train", "test", "sample"), "test"), (("train", "dev"), "dev"),
+     (("seg_train", "seg_test"), "seg_test")],
+)  # fmt: skip
+def test_images_without_labels_beside_a_split_are_no_class(tmp_path, names, flat):
+    """As where labels of the test images are not given away."""
+    for number, name in enumerate(names):
+        classes = ("",) if name == flat else CLASSES
+        fill(tmp_path / "data" / name, classes=classes, seed=5000 * number)
+    with pytest.raises(UserError, match=f"but only .*train has folders of classes, and {flat} has"):
+        prepare(tmp_path / "data", tmp_path / "cache")
+
+
 def test_classes_that_are_called_like_splits_may_hold_images(tmp_path):
     for number, name in enumerate(("toy_train", "toy_test")):
         fill(tmp_path / "data" / name, classes=("",), num_images=20, seed=5000 * number)

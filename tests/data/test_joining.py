@@ -1,11 +1,13 @@
 """Train and validation as one split."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from krscale.config import DataConfig
 from krscale.data import Split, prepare_data
-from krscale.data.joining import join_train_and_val, joined_splits
+from krscale.data.joining import join_train_and_val, joined_path, joined_splits
 from krscale.errors import UserError
 
 
@@ -34,6 +36,12 @@ def test_statistics_stay_and_the_fingerprint_does_not(prepared) -> None:
     assert (joined.mean, joined.std) == (dataset.mean, dataset.std)
     assert (joined.classes, joined.image_shape) == (dataset.classes, dataset.image_shape)
     assert joined.fingerprint != dataset.fingerprint
+
+
+def test_a_folder_of_the_images_of_a_callable_can_be_called_so_everywhere(prepared) -> None:
+    dataset, cache = prepared
+    own = replace(dataset, source="own.module:images")
+    assert joined_path(own, cache).name.startswith("own.module.images-")
 
 
 def test_it_is_built_once_and_verified(prepared) -> None:

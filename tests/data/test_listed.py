@@ -366,6 +366,7 @@ class TestHfDisk:
             ('{"splits": "train"}', "it does not list splits"),
             ('{"splits": [3]}', "it does not list splits"),
             ('{"splits": ["val"]}', "no split named train"),
+            ('{"splits": ["train", "dev"]}', "dev is named after the split val, but by a word"),
         ],
     )
     def test_splits_that_are_refused(self, tmp_path, content, message):

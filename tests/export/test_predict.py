@@ -20,7 +20,7 @@ from PIL import Image
 from pngs import GREY, RGB, png
 from running import check_exports_here, environment
 
-from krscale.config import Experiment, load
+from krscale.config import Experiment, load, with_values
 from krscale.data import Dataset, prepare_data, walking
 from krscale.data.content import SPLITS_FILE
 from krscale.data.decoding import Decoder
@@ -465,6 +465,10 @@ def test_images_that_are_no_files_have_none(tmp_path: Path) -> None:
     experiment: Experiment = load(None, [f"storage_path={tmp_path}"])
     dataset: Dataset = prepare_data(experiment.data, experiment.cache_path)
     assert find_raw_files(dataset, experiment.data, pytest.fail) is None
+    raw = with_values(experiment, {"data.source": "parquet", "data.path": "a.parquet"}, "test")
+    assert decoding_of(raw.data)["scaled"] is False
+    raw = with_values(raw, {"data.files.raw_shape": (3, 8, 8)}, "test")
+    assert decoding_of(raw.data)["scaled"] is True
     assert decoding_of(experiment.data)["scaled"] is True
     assert json.dumps(decoding_of(experiment.data))
 

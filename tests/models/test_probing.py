@@ -81,3 +81,14 @@ def test_weights_that_are_not_finite_are_named():
     nn.init.constant_(model.bias, float("inf"))
     with pytest.raises(UserError, match="teacher: the weights hold NaN or infinity: bias"):
         check_weights_are_finite(model, "teacher")
+
+
+def test_a_state_that_is_not_of_tensors_alone_is_refused():
+    """As of quantised networks, whose packed weights no file of tensors could hold."""
+
+    class Packed(nn.Linear):
+        def get_extra_state(self):
+            return {"scale": 0.5}
+
+    with pytest.raises(UserError, match=r"teacher: the state .* no tensor: 0\._extra_state; that"):
+        check_weights_are_finite(nn.Sequential(Packed(2, 2)), "teacher")

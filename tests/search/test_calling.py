@@ -20,11 +20,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import krscale
-from krscale.config import load
+from krscale.config import PreprocessingConfig, load
 from krscale.errors import UserError
+from krscale.models.given import available
 from krscale.runs.experiment_file import read_experiment
 from krscale.search import session
-from krscale.search.calling import _listed
+from krscale.search.calling import _listed, _with_data
+from krscale.search.given_networks import read_teacher
 from krscale.search.result import SearchResult
 
 SETTINGS: dict[str, Any] = {
@@ -294,3 +296,37 @@ def test_the_package_of_the_same_name_is_the_function() -> None:
     assert krscale.search is package
     assert "teacher" in inspect.signature(krscale.search).parameters
     assert load().name == "digits"
+
+
+def test_settings_of_the_data_hold_for_images_that_are_given(tmp_path: Path) -> None:
+    """Fails if classes are called 0, 1, 2 in everything that a student is delivered with."""
+    names = ["ant", "bee", "cat"]
+    content = {"storage_path": str(tmp_path), "data": {"files": {"classes": names}}}
+    images, labels = torch.rand(30, 1, 4, 4), torch.arange(30) % 3
+    found, _ = _with_data(content, (), (images, labels), None, {"data.files.classes": names})
+    assert found.data.files.classes == tuple(names)
+    others, _ = _with_data(content, (), (images, labels), None, {})
+    assert others.data.files.classes == (), "those of an experiment are of its own data"
+
+
+def test_a_teacher_takes_images_as_they_are_given_whatever_it_says(tmp_path: Path) -> None:
+    """Networks of timm name the size of other images, trained or not."""
+    says = copy.deepcopy(TRAINED)
+    of_others = {"input_size": (1, 24, 24), "mean": 0.1, "std": 0.2, "pixel_range": "0..255"}
+    says.pretrained_cfg = of_others  # type: ignore[assignment]
+
+    def taken(network: nn.Module, **preprocessing: Any) -> PreprocessingConfig:
+        networks = read_teacher(network)
+        teacher = {**networks.tables["teacher"], "preprocessing": preprocessing}
+        content = {"storage_path": str(tmp_path), "teacher": teacher}
+        with available(networks.builders):
+            found, _ = _with_data(content, {"teacher": {}}, gratings(0, 60), (MEAN, STD), None)
+        return found.teacher.preprocessing
+
+    as_given = PreprocessingConfig(mean=(MEAN,), std=(STD,))
+    assert taken(TRAINED) == as_given
+    pinned = {"pixel_range": "0..1", "input_size": (12, 12)}
+    assert taken(says) == as_given.model_copy(update=pinned)
+    larger = {"pixel_range": "0..1", "input_size": (24, 24)}
+    assert taken(says, input_size=(24, 24)) == as_given.model_copy(update=larger)
+    assert taken(says, normalisation="half") == PreprocessingConfig(normalisation="half")

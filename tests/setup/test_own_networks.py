@@ -9,7 +9,7 @@ import torch
 from odd_networks import Net
 from safetensors.torch import save_file
 
-from krscale.config import Experiment, load
+from krscale.config import Experiment, load, with_values
 from krscale.data import open_data
 from krscale.errors import UserError
 from krscale.parallel import Workers
@@ -20,7 +20,7 @@ from krscale.setup.plan import describe
 from krscale.setup.prepare import Prepared, prepare
 from krscale.setup.sizes import ladder_sizes
 from krscale.setup.teacher import open_teacher
-from krscale.setup.weights import check_weights
+from krscale.setup.weights import check_weights, load_student_weights
 
 OWN = ("teacher.model=odd_networks:Net", "teacher.options={}", "teacher.width=300")
 LADDER = (
@@ -203,6 +203,11 @@ def test_a_student_that_loads_weights_is_noted(tmp_path: Path) -> None:
         assert f"({where}.preprocessing)" in notes[0]
     replaced = f"{{{student}, options={options}, weights='{tmp_path / 'net.safetensors'}'}}"
     assert resolved(f"ladder.students=[{replaced}]")[1] == ()
+    kept = f"{{{student}, options={options}, weights='own'}}"
+    networks, notes = resolved(f"ladder.students=[{kept}]")
+    assert notes == ()
+    chosen = with_values(networks.experiment, {"distill.capacity": "loads"}, "test")
+    load_student_weights(chosen, Net(10))  # there is no file to read
 
 
 def test_what_was_dropped_of_weights_is_noted(tmp_path: Path) -> None:

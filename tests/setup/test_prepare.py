@@ -1,7 +1,9 @@
 """From a config to a training: where the gains come from, and which term is not finite."""
 
 import resource
+import shutil
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -15,11 +17,13 @@ from krscale.knowledge.taps import TappedModel
 from krscale.knowledge.where import where_distributions
 from krscale.parallel import Workers
 from krscale.progress import Progress
+from krscale.setup import teacher as teacher_module
 from krscale.setup.build import Assets, build_training
 from krscale.setup.networks import Networks
 from krscale.setup.prepare import Prepared, prepare
 from krscale.setup.tap_reading import read_logits
 from krscale.setup.teacher import open_teacher, prepare_teacher
+from krscale.store import KnowledgeStore
 from krscale.training.loop import Training
 
 SETTINGS = (
@@ -151,3 +155,39 @@ def test_stages_of_one_position_are_named_before_anything_is_stored() -> None:
     off = networks.with_values({"distill.where_weight": 0.0}, "test")
     assert not off.describe_where()
     assert not off.compares_where(("kr",))
+
+
+def test_a_teacher_that_is_made_again_teaches_by_stores_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if students learn what a teacher of before had said."""
+    torch.set_num_threads(1)
+    small = ("teacher.width=2", "teacher.num_epochs=1", "views.num_views=1", "distill.method=kd")
+    experiment = load(None, [*small, "search.methods=['kd']", f"storage_path={tmp_path}"])
+
+    def made() -> Prepared:
+        with Progress(quiet=True, planned={}) as progress:
+            return prepare(experiment, progress)
+
+    before = made()
+    shutil.rmtree(before.teacher_path)
+    assert made() == before, "with the same weights it is the same teacher"
+    train = teacher_module.train_teacher
+
+    def train_elsewhere(*arguments: Any) -> None:
+        train(*arguments)
+        with torch.no_grad():
+            for weight in arguments[-1].parameters():
+                weight.mul_(1.01)
+
+    shutil.rmtree(before.teacher_path)
+    monkeypatch.setattr(teacher_module, "train_teacher", train_elsewhere)
+    after = made()
+    assert after.teacher_path == before.teacher_path
+    assert after.store_path != before.store_path
+    samples = torch.arange(8)
+    then, now = (
+        KnowledgeStore.open(Path(each.store_path)).tap_logits(0, samples)
+        for each in (before, after)
+    )
+    assert not torch.equal(then, now)

@@ -137,6 +137,16 @@ def test_the_command_finds_the_order_of_the_classes(folder: Path, capsys) -> Non
     assert "classes reordered" in out
 
 
+def test_a_callable_of_ones_own_takes_the_order_as_a_setting(folder: Path, capsys) -> None:
+    fixed = ("data.source=", "data.path=")
+    given = [one for one in settings(folder, "swapped") if not one.startswith(fixed)]
+    given.append("data.source=own_teacher:images")
+    arguments = [part for one in given for part in ("--set", one)]
+    assert in_process("teacher")(["check", *arguments, "--quiet", "--json"]) == 1
+    changes = json.loads(capsys.readouterr().out)["changes"]
+    assert changes["data.files.classes"] == [own_teacher.NAMES[number] for number in SWAPPED]
+
+
 def test_the_command_is_content_with_what_is_right(folder: Path, capsys) -> None:
     arguments = ["check", *[part for one in settings(folder) for part in ("--set", one)]]
     assert in_process("teacher")([*arguments, "--quiet"]) == 0

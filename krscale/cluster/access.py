@@ -1,7 +1,7 @@
-"""What stands between krscale and a Ray cluster: its address, and its token.
+"""Check the address of a Ray cluster and the token before a run joins it.
 
-Ray itself waits many minutes for an address where nothing answers, and calls a missing token a
-failed connection. Both are found out here, within seconds and by name.
+Ray itself waits many minutes for an address where nothing answers, and reports a missing token as a
+failed connection. The checks here find both within seconds and name the cause.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from krscale.cluster.token import check_client_port, check_token_file, refused
 from krscale.errors import UserError, first_line
 
 CONNECT_SECONDS = 5.0
-"""How long an address may take to answer; that of a head that has started answers at once."""
+"""Limit for an address to answer; a head that has started answers at once."""
 _POLL_SECONDS = 0.2
 _NUM_ATTEMPTS = 3
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""What a client of gRPC sends first: HTTP/2's preface and an empty frame of settings."""
+"""The first bytes that a gRPC client sends: the HTTP/2 preface and an empty settings frame."""
 _SETTINGS_FRAME = 4
 _DASHBOARD_PORT = 8265
 _DASHBOARD = (
@@ -35,15 +35,15 @@ _DASHBOARD = (
 
 
 def use_own_token() -> None:
-    """Give the Ray that is started next a token of its own, which ends with this process.
+    """Give the Ray that is started next its own token, which ends with this process.
 
-    Ray would write one to ~/.ray/auth_token, readable by every user of the machine; and because of
-    that file a later `ray start` would demand a token that nobody has heard of. The processes of
-    this Ray inherit it through the environment, which other users cannot read. A mode or a token
-    that the user has set is left alone.
+    Otherwise Ray would write a token to ~/.ray/auth_token, readable by every user of the machine,
+    and because of that file a later `ray start` would demand a token that no user has set. The
+    processes of this Ray inherit the token through the environment, which other users cannot read.
+    A mode or a token that the user has set is not changed.
 
     Raises:
-        UserError: If the user's `RAY_AUTH_TOKEN_PATH` names a file that holds none.
+        UserError: If the user's `RAY_AUTH_TOKEN_PATH` names a file without a token.
     """
     names = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     mode = os.environ.get("RAY_AUTH_MODE", "token").lower()
@@ -59,11 +59,11 @@ def check_answers(address: str, where: str) -> None:
     """Make sure that a Ray cluster answers at an address, within `CONNECT_SECONDS`.
 
     Args:
-        address: As Ray takes it: `HOST:PORT`, `auto`, or `ray://HOST:PORT`.
-        where: What gave it, for the error: `cluster.address` or `RAY_ADDRESS`.
+        address: In Ray's notation: `HOST:PORT`, `auto`, or `ray://HOST:PORT`.
+        where: Source of the address, for the error: `cluster.address` or `RAY_ADDRESS`.
 
     Raises:
-        UserError: If the address is none, nothing listens there, or something else than Ray does.
+        UserError: If the address is invalid, or nothing or something other than Ray listens there.
     """
     if address.startswith(("http://", "https://")):
         raise UserError(f"{where}: {address!r} is no address of a Ray cluster: {_DASHBOARD}.")
@@ -88,18 +88,18 @@ def check_answers(address: str, where: str) -> None:
 
 @contextmanager
 def joining(address: str, where: str) -> Iterator[None]:
-    """Join a cluster in this block: a few attempts, and errors that say what is missing.
+    """Join a cluster in this block, with few attempts and errors that name the cause.
 
     Args:
-        address: Of the cluster; for the errors.
-        where: What gave it.
+        address: Address of the cluster, for the errors.
+        where: Source of the address, for the errors.
 
     Raises:
-        UserError: If the cluster demands a token that is missing here or is another, or it cannot
-            be joined for another reason.
+        UserError: If the cluster demands a token and the local one is missing or wrong, or if the
+            cluster cannot be joined for another reason.
     """
     check_token_file()
-    name = "RAY_gcs_server_port_wait_time_s"  # how often Ray asks for the head; 20 times unless set
+    name = "RAY_gcs_server_port_wait_time_s"  # Ray's number of attempts; by default 20
     given = os.environ.get(name)
     os.environ[name] = given or str(_NUM_ATTEMPTS)
     try:
@@ -120,7 +120,7 @@ def joining(address: str, where: str) -> Iterator[None]:
 
 
 def _greet(host: str, port: int) -> bool:
-    """Connect; return whether what listens speaks gRPC, as Ray's head does.
+    """Connect; return whether the listener speaks gRPC, as Ray's head does.
 
     Raises:
         OSError: If nothing answers in time.

@@ -1,4 +1,4 @@
-"""Joining or starting Ray, and checking whether it can ever give what a run needs."""
+"""Join or start Ray, and check whether it can ever provide what a run needs."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ from krscale.interruption import leave_early_if, listen_again, own_exit_as_inter
 SETTINGS = {
     # Our listeners record trials; Tune need not write copies of every result.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # Our own live view takes the place of Tune's tables.
+    # Our own live view replaces Tune's tables.
     "RAY_AIR_NEW_OUTPUT": "0",
-    # The journal is the only truth; Tune's snapshot is never read.
+    # Only the journal counts; Tune's snapshot is never read.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-    # Ctrl-C must reach our own code, which leaves the journal as it is; Tune would end the trials.
+    # Ctrl-C must reach our own code, which keeps the journal unchanged; Tune would end the trials.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # A report of Ray Train waits for the controller's poll, every 2 s by default.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    # A Ray started here would start idle workers beside those that actors bring up for themselves:
-    # twice the imports on the same cores, most of a second of every start.
+    # A Ray started here would start idle workers in addition to those that actors start themselves:
+    # twice the imports on the same cores, which takes most of a second at every start.
     "RAY_prestart_worker_first_driver": "0",
-    # On a machine that is busy, Ray's first process was there after more than the 30 s it is given.
+    # On a busy machine, Ray's first process took longer to start than the default limit of 30 s.
     "RAY_gcs_server_port_wait_time_s": "120",
-    # Trials without a GPU must not have CUDA_VISIBLE_DEVICES emptied behind the user's back.
+    # Ray must not empty the CUDA_VISIBLE_DEVICES of trials without a GPU.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Threads of a trial that wait for each other sleep (see `cli.common.run_command`).
+    # Threads of a trial sleep while they wait for each other (see `cli.common.run_command`).
     "OMP_WAIT_POLICY": "passive",
 }
 WORKERS_TOO = ("OMP_WAIT_POLICY", *allocator.VARIABLES)
-"""Settings of this process that its workers on a cluster need when they start. Those of a private
-Ray inherit the whole environment."""
+"""Settings of this process that its workers on a cluster need when they start. The workers of a
+private Ray inherit the whole environment."""
 POLL_SECONDS = 1.0
 DYING_SECONDS = 0.5
-"""What Ray's processes, told to end together with this one, may need for it."""
+"""Limit for Ray's processes to end, if they are told to end together with this process."""
 
 _ONE_MACHINE = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
 
@@ -60,8 +60,8 @@ def connect(config: ClusterConfig) -> None:
     """Join the cluster that `cluster.address` or `RAY_ADDRESS` names, or start a private one.
 
     Raises:
-        UserError: If no cluster answers at that address, it demands a token that is not here, or
-            Ray cannot be started on this machine.
+        UserError: If no cluster answers at that address, if it demands a token that is missing or
+            wrong, or if Ray cannot be started on this machine.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -89,12 +89,12 @@ def _connect(config: ClusterConfig) -> None:
 
 @contextmanager
 def _own_process_groups() -> Iterator[None]:
-    """Let Ray start each of its processes in a process group of its own.
+    """Let Ray start each of its processes in a separate process group.
 
     A signal to this process's group (a closed terminal, `timeout`, a batch system) then reaches
-    this process alone, which records what it has and ends Ray. Were Ray's processes to end first,
-    Ray would end this one with them, in the middle of that; Ray has no option for it. On Linux they
-    still end with this process, however it ends.
+    only this process, which records its results and ends Ray. If Ray's processes ended first, Ray
+    would end this process before it has recorded them; Ray has no option against this. On Linux,
+    Ray's processes still end with this process, however it ends.
     """
     if os.name != "posix":
         yield
@@ -109,13 +109,13 @@ def _own_process_groups() -> Iterator[None]:
 
 @contextmanager
 def _starting() -> Iterator[None]:
-    """Turn what `ray.init` raises, when Ray's processes do not come up, into one error."""
+    """Turn any exception of `ray.init`, when Ray's processes do not start, into one error."""
     try:
         yield
     except (KeyboardInterrupt, UserError):
         raise
     except Exception as error:
-        # Ray raises bare exceptions here, and RuntimeError, ValueError and OSError.
+        # Ray raises bare exceptions here, as well as RuntimeError, ValueError and OSError.
         cause = first_line(error)
         raise UserError(
             f"Ray could not be started on this machine: {cause} A machine that is short of memory "
@@ -125,12 +125,11 @@ def _starting() -> Iterator[None]:
 
 @contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Let Ray start its processes so that they listen on 127.0.0.1, and not on all addresses.
+    """Let Ray's processes listen on 127.0.0.1 only, not on all addresses.
 
-    Nobody else is to join a private Ray. It is the way in which Ray starts by itself on Windows and
-    macOS; there is a variable for it, which Ray reads when it is imported, and its processes read,
-    too. With `ray.init(_node_ip_address="127.0.0.1")` it takes the machine's own address all the
-    same.
+    No other machine should join a private Ray. On Windows and macOS Ray does this by default. It is
+    controlled by a variable that Ray reads when it is imported and that its processes read, too.
+    `ray.init(_node_ip_address="127.0.0.1")` does not help: Ray uses the machine's own address.
     """
     given, elsewhere = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(_ONE_MACHINE)
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -148,8 +147,8 @@ def _on_loopback() -> Iterator[None]:
 def _head_is_gone() -> bool:
     """Return whether processes of the private Ray have died.
 
-    A signal to all processes of a job or container ends them as well. Ray then waits at exit for a
-    minute for the answer of a process that is gone, with Python's lock held, and exits with 1.
+    A signal to all processes of a job or container also ends Ray's processes. At exit, Ray then
+    holds Python's lock, waits a minute for an answer from an ended process, and exits with 1.
     """
     node: Any = ray._private.worker._global_node  # None after `ray.shutdown`
     if node is None:
@@ -163,7 +162,7 @@ def _head_is_gone() -> bool:
 
 
 def _init(address: str, **options: Any) -> None:
-    """Call `ray.init`, which replaces the handlers of signals by its own."""
+    """Call `ray.init`, then restore our signal handlers, which it replaces by its own."""
     try:
         with own_exit_as_interrupt():
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
@@ -172,7 +171,7 @@ def _init(address: str, **options: Any) -> None:
 
 
 def _worker_variables() -> dict[str, str]:
-    """Return what workers get of this process's environment; Ray refuses what a job sets itself."""
+    """Return the variables to pass on to workers; Ray refuses those that a job sets itself."""
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     given = (job.get("runtime_env") or {}).get("env_vars") or {}
     names = [name for name in WORKERS_TOO if name in os.environ and name not in given]
@@ -182,18 +181,18 @@ def _worker_variables() -> dict[str, str]:
 def require(
     resources: Mapping[str, float], config: ClusterConfig, where: str, num_slots_needed: int = 1
 ) -> None:
-    """Wait until the cluster has these resources, free or not; give up with one error.
+    """Wait until the cluster has these resources, free or not; raise an error if it never does.
 
-    A cluster that grows is asked to: nodes join for what is waiting.
+    A cluster that can grow is asked to: nodes join for requests that are waiting.
 
     Args:
-        resources: What one worker or trial reserves, on one node, e.g. `{"CPU": 4.0}`.
+        resources: Resources that one worker or trial reserves on one node, e.g. `{"CPU": 4.0}`.
         config: How long to wait (`cluster.wait_seconds`) for nodes that are still joining.
-        where: The config key that asked for so much.
-        num_slots_needed: How many of them must run at the same time.
+        where: The config key that requires these resources.
+        num_slots_needed: How many workers or trials must run at the same time.
 
     Raises:
-        UserError: If the cluster stays too small; says what its nodes have.
+        UserError: If the cluster stays too small, with the resources of its nodes.
     """
     if num_slots(resources) >= num_slots_needed:
         return
@@ -217,7 +216,7 @@ def require(
 
 @contextmanager
 def _asked_for(resources: Mapping[str, float], count: int) -> Iterator[None]:
-    """Let an autoscaler see the demand; given up at the end, whether nodes came or not."""
+    """Show the demand to an autoscaler; withdraw it at the end, whether nodes came or not."""
     demand = placement_group([dict(resources)] * count, strategy="PACK")
     try:
         yield
@@ -226,7 +225,7 @@ def _asked_for(resources: Mapping[str, float], count: int) -> Iterator[None]:
 
 
 def describe_nodes(names: Iterable[str]) -> str:
-    """Say what the nodes have of the resources, alike ones together."""
+    """Describe the nodes by these resources, and count equal nodes together."""
     nodes = Counter(
         " and ".join(f"{entry['Resources'].get(name, 0.0):g} {name}" for name in names)
         for entry in ray.nodes()  # type: ignore[no-untyped-call]
@@ -238,13 +237,13 @@ def describe_nodes(names: Iterable[str]) -> str:
 
 
 def num_slots(resources: Mapping[str, float], num_workers: int = 1) -> int:
-    """Return how many trials with these resources fit into the connected cluster as it is now.
+    """Return how many trials with these resources fit into the connected cluster at present.
 
-    Counted node by node: a worker cannot use the halves of two nodes.
+    Each node is counted separately, since a worker cannot use parts of two nodes.
 
     Args:
-        resources: What one worker reserves.
-        num_workers: Workers of a trial, which may be on several nodes.
+        resources: Resources that one worker reserves.
+        num_workers: Number of workers of a trial; they may be on several nodes.
     """
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
     # Ray counts in ten-thousandths; a quotient of floats may fall just short of a whole number.
@@ -256,10 +255,10 @@ def num_slots(resources: Mapping[str, float], num_workers: int = 1) -> int:
 
 
 def is_private() -> bool:
-    """Return whether the Ray that this process has joined was started by it, on this machine."""
+    """Return whether this process started, on this machine, the Ray that it is connected to."""
     return _private
 
 
 def can_grow() -> bool:
-    """Return whether nodes may join: not in a private Ray of one node, started by `connect`."""
+    """Return whether nodes may join: not in a private, one-node Ray started by `connect`."""
     return not _private

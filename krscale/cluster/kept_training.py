@@ -1,7 +1,8 @@
-"""From where a training of several workers goes on, if it was begun before.
+"""Find where a training on several workers continues, if it was begun before.
 
-Ray Train keeps a record of its checkpoints and writes it in place. A machine that fails meanwhile
-leaves half a record beside whole checkpoints; the training then goes on from the newest of them.
+Ray Train keeps a record of its checkpoints and rewrites it in place. If the machine fails while it
+writes, the record is incomplete but the checkpoints are whole; the training then continues from the
+newest of them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from krscale.training.checkpoint import check_checkpoint, read_note
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray Train's own record of the checkpoints that it keeps."""
 STATE = "state"
-"""Folder of krscale's checkpoint within Ray Train's."""
+"""Folder of krscale's checkpoint within Ray Train's checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,10 @@ class KeptTraining:
     """What is kept of a training that was begun before.
 
     Attributes:
-        checkpoint: The one that workers are to go on from, where Ray Train has no record of it;
-            None where its record says from where, or nothing is kept.
-        unrecorded: All checkpoints that Ray Train has no record of, and so never removes.
-        metrics: Of the last epoch that is kept. The driver may have ended before it noted them.
+        checkpoint: The checkpoint that workers continue from if Ray Train has no record of it. None
+            if Ray Train's record names one, or if nothing is kept.
+        unrecorded: All checkpoints that Ray Train has no record of and therefore never removes.
+        metrics: Metrics of the last kept epoch. The driver may have ended before it recorded them.
     """
 
     checkpoint: Path | None = None
@@ -39,29 +40,29 @@ class KeptTraining:
     metrics: dict[str, float] = field(default_factory=dict)
 
     def remove_unrecorded(self) -> None:
-        """Remove them, when the training has ended."""
+        """Remove the unrecorded checkpoints; called when the training has ended."""
         for path in self.unrecorded:
-            if path.is_dir():  # a Ray that outlives its driver may have been removing it
+            if path.is_dir():  # a Ray that outlived its driver may have removed it
                 shutil.rmtree(path)
 
 
 def find_kept(folder: Path, what: str, note: Callable[[str], None]) -> KeptTraining:
-    """Compare the checkpoint that a training goes on from with its checksums.
+    """Verify, by its checksums, the checkpoint that a training continues from.
 
-    On workers, what is wrong with it would be found by each group that Ray starts, one by one.
+    Without this check, each group of workers that Ray starts would find the same problem again.
 
     Args:
-        folder: Of Ray Train; it need not exist.
-        what: Is trained.
-        note: Prints a line for the user: that the record is lost.
+        folder: Ray Train's folder; it need not exist.
+        what: What is trained, for the messages.
+        note: Prints a line for the user if the record cannot be read.
 
     Raises:
-        UserError: Naming the file that is damaged, and what to do.
+        UserError: With the name of the damaged file or missing checkpoint, and what to do.
     """
     snapshot, present = folder / SNAPSHOT, _checkpoints(folder)
     rebuild = f"Delete the folder {folder}: the same command then trains the {what} from the start."
     if place_of(folder) is not None:
-        present = []  # this is a copy, and objects are there whole or not at all
+        present = []  # a local copy of objects, which are never incomplete
     if not snapshot.exists():
         newest = _newest_whole(present)
         return KeptTraining(newest, tuple(present), _metrics(newest))
@@ -88,10 +89,10 @@ def find_kept(folder: Path, what: str, note: Callable[[str], None]) -> KeptTrain
 
 
 def _recorded(snapshot: Path) -> tuple[list[str], str]:
-    """Return the names of all checkpoints of the record, and of the latest, empty if there is none.
+    """Return the names of all checkpoints of the record, and of the latest (empty if none).
 
     Raises:
-        ValueError, LookupError, TypeError, RecursionError: If it is not Ray Train's.
+        ValueError, LookupError, TypeError, RecursionError: If it is not a record of Ray Train.
     """
     kept = json.loads(snapshot.read_bytes())
     latest = kept["latest_checkpoint_result"] or {}
@@ -102,23 +103,24 @@ def _recorded(snapshot: Path) -> tuple[list[str], str]:
 
 
 def _metrics(checkpoint: Path | None) -> dict[str, float]:
-    """Return the metrics in the note of a whole checkpoint; those of an older krscale have none."""
+    """Return the metrics in a checkpoint's note; a checkpoint of an older krscale has none."""
     found = json.loads(read_note(checkpoint / STATE) or "{}") if checkpoint else {}
     return {str(name): float(value) for name, value in found.items()}
 
 
 def _newest_whole(checkpoints: Iterable[Path]) -> Path | None:
-    """Return the newest checkpoint that is what was written.
+    """Return the newest checkpoint that passes its checksums.
 
-    Not that of a last epoch, which has the weights beside it: no epoch would be left to report.
+    The checkpoint of the last epoch, which also holds the weights, is not used: no epoch would be
+    left to report.
     """
-    for path in sorted(checkpoints, reverse=True):  # their names are their times
+    for path in sorted(checkpoints, reverse=True):  # named by time
         if any(path.glob("*.safetensors")):
             continue
         try:
             check_checkpoint(path / STATE)
         except UserError:
-            continue  # of an epoch that was being reported
+            continue  # written while the training was interrupted
         return path
     return None
 

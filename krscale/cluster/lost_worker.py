@@ -1,4 +1,4 @@
-"""Why a worker is gone, in one sentence: Ray's own words fill a page."""
+"""Describe in one sentence why a worker was lost; Ray's own text fills a page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ray.exceptions import (
 from krscale.errors import StorageError, UserError
 
 LOST = (RayActorError, WorkerCrashedError, NodeDiedError)
-"""The process of a worker has ended, and nobody raised an exception there."""
+"""The process of a worker ended without raising an exception."""
 _ENDED_BY_RAY = re.compile(r"running low on memory\. Memory on the node .*? was (.+?) used / (\S+)")
 _NODE_IS_GONE = re.compile(r"because its node has died|NodeDiedError")
 SESSION_IS_FULL = (
@@ -25,7 +25,7 @@ SESSION_IS_FULL = (
 
 
 def ended_for_memory(text: str) -> str:
-    """Return what Ray's memory monitor did, as half a sentence; empty if it did nothing.
+    """Describe what Ray's memory monitor did, as half a sentence; empty if it did nothing.
 
     Example:
         >>> ended_for_memory("the node running low on memory. Memory on the node (IP: 192.0.2.2, "
@@ -39,7 +39,7 @@ def ended_for_memory(text: str) -> str:
 
 
 def cause_of_loss(text: str) -> str:
-    """Return how the process of a worker ended, as half a sentence, from what Ray says of it."""
+    """Describe how the process of a worker ended, as half a sentence, based on Ray's text."""
     if _NODE_IS_GONE.search(text):
         return "its node is gone"
     return (
@@ -49,11 +49,11 @@ def cause_of_loss(text: str) -> str:
 
 
 def lost_worker(error: BaseException, work: str) -> UserError | None:
-    """Return the error for work that was given to a worker which is gone; None for other errors.
+    """Return the error for work that was lost with its worker; None for other errors.
 
     Args:
         error: What Ray raised.
-        work: What the worker did, for the message.
+        work: The worker's task, for the message.
 
     Example:
         >>> print(lost_worker(WorkerCrashedError(), "writing the store"))

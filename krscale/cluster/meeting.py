@@ -1,7 +1,7 @@
-"""Where the workers of one training meet: on the address that they are told, and on no other.
+"""Let the workers of one training meet on the address that they are given, and on no other.
 
-torch lets the store by which workers find each other listen on all addresses of the first worker's
-machine, and asks nobody for a password. It takes a socket that listens already.
+By default, torch's store, through which workers find each other, listens on all addresses of the
+first worker's machine, without a password. But torch accepts a socket that already listens.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from krscale.parallel import Workers
 
 
 def listening_socket(host_name: str, port: int = 0) -> socket.socket:
-    """Return a socket that listens on one address, on a free port unless one is named."""
+    """Return a socket that listens on one address; port 0 takes a free port."""
     family, *_, where = socket.getaddrinfo(host_name, port, type=socket.SOCK_STREAM)[0]
     return socket.create_server(where[:2], family=family)
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """Where a group of workers meets, and how they compute.
+    """Where a group of workers meets, and on which devices they compute.
 
     Attributes:
         host: Address of the first worker's machine.
-        port: Where its store listens.
-        num_workers: Of the group.
+        port: Port on which the first worker's store listens.
+        num_workers: Number of workers in the group.
         on_gpu: Whether each has a GPU of its own.
     """
 
@@ -41,14 +41,14 @@ class Meeting:
     on_gpu: bool
 
     def join(self, rank: int, server: socket.socket | None = None) -> Workers:
-        """Make this process one of the group; returns when all have joined.
+        """Add this process to the group; return when all workers have joined.
 
         Args:
-            rank: This worker's number; each worker has another.
-            server: What the first worker listens with; the others have none.
+            rank: This worker's number, unique in the group.
+            server: Listening socket of the first worker; None for the others.
 
         Raises:
-            UserError: If a GPU was reserved for this worker, and torch sees none.
+            UserError: If a GPU was reserved for this worker but torch finds none.
         """
         device = torch.device("cpu")
         if self.on_gpu:

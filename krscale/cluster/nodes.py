@@ -1,4 +1,4 @@
-"""Whether every node of a cluster can work with the storage and has these versions: asked first."""
+"""Check that every node of a cluster can use the storage and has the same package versions."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from krscale.storage.opening import open_storage, probe
 
 _PACKAGES = ("krscale", "ray", "torch", "pyarrow")
 PROBE_SECONDS = 120.0
-"""For a node to start a worker, import and answer."""
+"""Limit for a node to start a worker, import the packages and answer."""
 
 
 def reach_storage(experiment: Experiment, *, on_nodes: bool = True) -> None:
     """Refuse a storage that this machine or a node of the cluster cannot read and write.
 
-    A folder is looked for on the other nodes of a cluster, which are to share it; a cluster whose
-    only node is this machine is not asked.
+    A folder must be shared: the other nodes of the cluster look for it. A cluster whose only
+    node is this machine is not checked.
 
     Args:
-        experiment: Its storage, and the cluster that it runs on.
-        on_nodes: Whether other nodes are to work; else a folder concerns this machine alone, and no
-            cluster is asked about it.
+        experiment: Names the storage, and the cluster to run on.
+        on_nodes: Whether other nodes take part. If not, only this machine uses a folder,
+            and the cluster is not checked for it.
 
     Raises:
-        UserError: Listing nodes, each with what is wrong there.
+        UserError: With a list of nodes and the problem on each.
     """
     storage, cache_gb = experiment.storage_path, experiment.cluster.cache_gb
     if is_uri(storage):
@@ -68,9 +68,9 @@ def reach_storage(experiment: Experiment, *, on_nodes: bool = True) -> None:
 
 @contextmanager
 def _file_to_find(folder: str) -> Iterator[str]:
-    """Make a file in a storage that is a folder; the value is its name, empty if that cannot be.
+    """Make a file in a storage folder; yield its name, or an empty name if that fails.
 
-    What is wrong with the folder here is said by whatever works there.
+    The code that later uses the folder reports the error on this machine.
     """
     name = f".probe-{uuid.uuid4().hex}"
     try:
@@ -88,7 +88,7 @@ def _file_to_find(folder: str) -> Iterator[str]:
 
 @contextmanager
 def _object_to_find(storage: str) -> Iterator[str]:
-    """Make an object in a storage that is a URI; the value is its key."""
+    """Make an object in a URI storage; yield its key."""
     objects, key = Objects.open(storage), f".probe/{uuid.uuid4().hex}"
     objects.write(key, b"")
     try:
@@ -98,15 +98,15 @@ def _object_to_find(storage: str) -> Iterator[str]:
 
 
 def _check_nodes(nodes: Mapping[str, str], storage: str, name: str) -> None:
-    """Ask every node.
+    """Check every node.
 
     Args:
         nodes: Id -> address.
         storage: A URI or a folder.
-        name: Of an object or a file that the command has made there; empty if none can be made.
+        name: Name of an object or file that the command made there; empty if it could not make one.
 
     Raises:
-        UserError: As `reach_storage`.
+        UserError: As for `reach_storage`.
     """
     own = _versions()
     task = ray.remote(_look)
@@ -129,7 +129,7 @@ def _check_nodes(nodes: Mapping[str, str], storage: str, name: str) -> None:
 
 
 def _problems(reference: Any, own: Mapping[str, str]) -> list[str]:
-    """Return what is wrong with a node, a sentence each."""
+    """Return the problems of a node, one sentence each."""
     try:
         found, problem = ray.get(reference, timeout=0)
     except ray.exceptions.GetTimeoutError:
@@ -142,7 +142,7 @@ def _problems(reference: Any, own: Mapping[str, str]) -> list[str]:
 
 
 def _look(storage: str, name: str) -> tuple[dict[str, str], str]:
-    """Return, on a node, its versions and what is wrong with the storage there."""
+    """Return, on a node, its versions and the problem with the storage there, or no problem."""
     try:
         if is_uri(storage):
             mark(storage)
@@ -154,7 +154,7 @@ def _look(storage: str, name: str) -> tuple[dict[str, str], str]:
 
 
 def _wrong_with_objects(storage: str, key: str) -> str:
-    """Return, on a node, what is wrong with a URI at which an object of that key is elsewhere."""
+    """Return, on a node, the problem if a URI lacks an object that the command has made."""
     if Objects.open(storage).info(key) is not None:
         return ""
     return (
@@ -165,7 +165,7 @@ def _wrong_with_objects(storage: str, key: str) -> str:
 
 
 def _wrong_with_folder(storage: str, name: str) -> str:
-    """Return, on a node, what is wrong with a folder that holds a file of that name elsewhere."""
+    """Return, on a node, the problem with a storage folder in which the command made a file."""
     folder = Path(storage)
     if not (folder / name).is_file():
         return (

@@ -1,6 +1,7 @@
-"""Where the workers of Ray Train meet: on the address that they are told, and on no other.
+"""Let the workers of Ray Train meet on the address that they are given, and on no other.
 
-What `meeting.py` does, for workers that Ray Train sets up: neither it nor torch has a setting.
+Does what `meeting.py` does, for workers that Ray Train sets up. Neither Ray Train nor torch has a
+setting for it.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from krscale.cluster.meeting import listening_socket
 
 
 def store_on_one_address(host_name: str, port: int, *, is_master: bool, **options: Any) -> TCPStore:
-    """Return torch's store; its server listens on the address that all workers connect to.
+    """Return torch's store, whose server listens only on the address that all workers connect to.
 
     Args:
         host_name: Name or address of the first worker's machine.
-        port: Where the server listens.
-        is_master: Whether the server is this process.
-        options: Of `TCPStore`.
+        port: Port on which the server listens.
+        is_master: Whether this process is the server.
+        options: Further arguments of `TCPStore`.
     """
     if is_master:
         # torch closes it.
@@ -31,22 +32,22 @@ def store_on_one_address(host_name: str, port: int, *, is_master: bool, **option
 
 
 def listen_on_one_address() -> None:
-    """Let torch make its stores so in this process from now on."""
+    """Let torch make its stores with `store_on_one_address` in this process from now on."""
     module = import_module("torch.distributed.rendezvous")  # as an attribute it is a function
     setattr(module, "TCPStore", store_on_one_address)  # noqa: B010 - a type
 
 
 class OneAddress(TorchConfig):
-    """Ray Train's setting up of torch, whose store listens on one address."""
+    """Ray Train's torch configuration, with a store that listens on one address."""
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
-        """What sets up the workers."""
+        """The backend that sets up the workers."""
         return _Backend
 
 
 class _Backend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        """Run on the controller when a group of workers has started."""
+        """Prepare a group of workers; runs on the controller when the group has started."""
         worker_group.execute(listen_on_one_address)
         super().on_start(worker_group, backend_config)

@@ -1,7 +1,7 @@
-"""Whether networks that were given as objects can be sent to workers: asked before they are.
+"""Check, before a run starts, whether networks given as objects can be sent to workers.
 
-Ray pickles them by value where they are of `__main__` (a script, a notebook) or without a name, and
-by the name of their module otherwise.
+Ray pickles a network by value if it is of `__main__` (a script, a notebook) or has no name, and
+otherwise by the name of its module.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _WAY_ON = (
 
 
 def check_sendable(builders: Mapping[str, Builder]) -> None:
-    """Refuse what cannot be pickled; needs no Ray that runs.
+    """Refuse networks that cannot be pickled. Ray need not be running.
 
     Raises:
-        UserError: Naming the network.
+        UserError: With the name of the network.
     """
     for name, builder in builders.items():
         try:
@@ -44,12 +44,12 @@ def check_arrival(
     """Refuse networks that a worker of the connected Ray cannot import or read, before any trial.
 
     Args:
-        models: Names of models; those of the zoo and of libraries are not looked at.
-        builders: What builds those that were given as objects.
-        where: The config table that names them.
+        models: Names of models; those of the zoo and of libraries are not checked.
+        builders: Builders of the networks that were given as objects.
+        where: The config table that names the models.
 
     Raises:
-        UserError: Naming the network and what the worker lacks.
+        UserError: With the name of the network and what the worker lacks.
     """
     own = {name for name in models if ":" in name and name.partition(":")[0] not in LIBRARIES}
     for name in sorted(own):
@@ -72,8 +72,8 @@ def _check(name: str, builder: Builder | None, where: str) -> None:
 
 
 def _read(name: str, content: bytes, where: str) -> None:
-    """Do what a trial will do, in a worker."""
-    builder = cloudpickle.loads(content)  # what this process has pickled itself
+    """Load or import the network in a worker, as a trial will."""
+    builder = cloudpickle.loads(content)  # pickled by krscale's own driver
     if builder is None:
         import_callable(name, where)
 

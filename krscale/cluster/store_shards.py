@@ -1,9 +1,10 @@
-"""Shards of a store written by all workers of a Ray cluster at once.
+"""Let all workers of a Ray cluster write shards of a store at once.
 
-Every shard is one task that loads the teacher, runs it and writes the file: a worker that dies
-costs its shard, not the build, and a slow node holds up nobody. The process that wants the store
-holds its lock and names what is missing (see `prepare_store`). Where the storage is a URI, nodes
-have no folder in common: shards come back to that process, which keeps them and sends the whole.
+Each shard is one task that loads the teacher, runs it and writes the file. If a worker dies, only
+its shard is lost, and a slow node delays no other. The process that wants the store holds its lock
+and determines the missing shards (see `prepare_store`). If the storage is a URI, nodes have no
+common folder: workers return the shards to that process, which keeps them and uploads the whole
+store.
 """
 
 from __future__ import annotations
@@ -37,22 +38,22 @@ from krscale.store import (
 
 POLL_SECONDS = 0.5
 WORTH_FLOPS = 3e12
-"""Work of the teacher, about a minute of one core, below which workers are not started.
+"""Work of the teacher, about a minute of one core, below which no workers are started.
 
-An estimate (docs/log.md): starting them takes 3 to 5 s, and on the smallest cluster, two cores,
-they save at most what a second thread of one process wastes, about 10 %."""
+An estimate (docs/log.md): starting workers takes 3 to 5 s. On the smallest cluster, two cores, they
+save at most what a second thread of one process wastes, about 10 %."""
 
 
 def write_on_workers(recipe: StoreRecipe, report: Report, shards: Sequence[ShardId]) -> None:
-    """Write shards of a store that was begun, on several workers where that is faster.
+    """Write shards of a store that was begun, on several workers if that is faster.
 
-    Joins or starts Ray only when the work is worth it; a cluster of one core leaves the shards to
-    this process. The files are the same either way.
+    Joins or starts Ray only if there is enough work. On a cluster of one core, this process writes
+    the shards. The files are the same either way.
 
     Args:
         recipe: What the store is built from.
-        report: Called with the views of samples done and all of them.
-        shards: Which shards.
+        report: Called with the number of sample views that are done and their total.
+        shards: The shards to write.
 
     Raises:
         UserError: If a worker's disk is full, or the cluster cannot be reached.
@@ -100,7 +101,7 @@ def _write_all(
     except RayError as error:
         raise lost_worker(error, "writing the teacher's store") or error from error
     finally:
-        # Whoever builds the store next must find nobody else writing.
+        # The next process that builds the store must be its only writer.
         for left in pending:
             ray.cancel(left, force=True)
 
@@ -108,7 +109,7 @@ def _write_all(
 def _write_one(
     shared: tuple[StoreRecipe, StorePlan | None], shard: ShardId, own: Mapping[str, Builder]
 ) -> ShardBytes | None:
-    """Write one shard, in a worker; with a plan return it instead, as the folder is elsewhere."""
+    """Write one shard in a worker; with a plan, whose folder is elsewhere, return it instead."""
     torch.set_num_threads(1)
     recipe, plan = shared
     spec = recipe.here().spec(pick_device(recipe.experiment.train.device))

@@ -1,4 +1,4 @@
-"""A teacher's own training over several workers (`teacher.num_workers`)."""
+"""Train a teacher on several workers (`teacher.num_workers`)."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ from krscale.training.loop import Training
 def teach_on_workers(
     experiment: Experiment, dataset: Dataset, reporter: Reporter, folder: Path, model: nn.Module
 ) -> None:
-    """Train a teacher with Ray Train, on the cluster that is joined or started here.
+    """Train a teacher with Ray Train, on a cluster that this function joins or starts.
 
     Args:
-        experiment: All settings; `teacher.num_workers` workers are used.
-        dataset: Its data, on storage that all workers see.
-        reporter: Gets the epochs that are done.
-        folder: Keeps an unfinished training, which goes on from its last epoch. Of a storage that
-            is a URI, one driver at a time trains in it.
-        model: Gets the trained weights.
+        experiment: All settings; `teacher.num_workers` is the number of workers.
+        dataset: The teacher's data, on storage that all workers can read.
+        reporter: Receives the number of finished epochs.
+        folder: Keeps an unfinished training, which continues after its last epoch. On a URI
+            storage, only one driver at a time trains in it.
+        model: Receives the trained weights.
 
     Raises:
         UserError: If the cluster can never give so many workers, or the training fails for a
-            reason that the user can mend.
+            reason that the user can fix.
     """
     connect(experiment.cluster)
     reach_storage(experiment)
@@ -66,7 +66,7 @@ def teach_on_workers(
 def _teacher(
     experiment: Experiment, dataset: Dataset, builders: Mapping[str, Builder], workers: Workers
 ) -> Training:
-    """Build the training, in a worker."""
+    """Build the training in a worker."""
     keep(builders)
     storage = experiment.storage_path
     if is_uri(storage):

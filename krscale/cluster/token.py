@@ -1,4 +1,4 @@
-"""The token that a Ray cluster may demand: which one is here, and why it was refused."""
+"""The token that a Ray cluster may demand: find the local one, and explain a refusal."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _GET = (
     "(chmod 600)"
 )
 _ANY_CALL = "/ray.rpc.RayletDriver/ClusterInfo"
-"""Of the server for `ray://`: the token is looked at before the call is."""
+"""A call of the server for `ray://`, which checks the token before the call itself."""
 
 
 def check_token_file() -> None:
-    """Make sure that the file named by `RAY_AUTH_TOKEN_PATH`, where Ray would read it, can be read.
+    """Make sure that the file named by `RAY_AUTH_TOKEN_PATH` is readable, if Ray would read it.
 
     Raises:
-        UserError: If it cannot, or is empty.
+        UserError: If it is missing, unreadable or empty.
     """
     try:
         _has_token()
@@ -42,10 +42,11 @@ def check_token_file() -> None:
 
 
 def _has_token() -> bool:
-    """Return whether there is a token here, demanded or not.
+    """Return whether a token is set on this machine, whether or not it is demanded.
 
-    Ray keeps the token that it has looked for, and from then on this process demands it of whoever
-    calls: also of a cluster without tokens, which then takes it for dead and ends its actors.
+    Ray caches a token that it has read. From then on, this process would demand the token from all
+    callers, including a cluster without tokens, which would then consider this process dead and end
+    its actors. So the cache is reset.
     """
     loader = AuthenticationTokenLoader.instance()
     try:
@@ -55,11 +56,11 @@ def _has_token() -> bool:
 
 
 def refused(address: str, where: str) -> UserError:
-    """Return the error for a cluster that demands a token: which of mode and token is missing.
+    """Return the error for a cluster that demands a token: whether mode or token is missing.
 
     Args:
-        address: Of the cluster.
-        where: What gave it: `cluster.address` or `RAY_ADDRESS`.
+        address: Address of the cluster.
+        where: Source of the address: `cluster.address` or `RAY_ADDRESS`.
     """
     start = f"{where}: the Ray cluster at {address!r} demands a token"
     if not _has_token():
@@ -79,21 +80,21 @@ def refused(address: str, where: str) -> UserError:
 
 
 def check_client_port(address: str, where: str, timeout: float) -> None:
-    """Make sure that the server for `ray://` takes the token of here, if it demands one.
+    """Make sure that the server for `ray://` accepts the local token, if it demands one.
 
-    Ray itself would go on asking for half a minute and then report a timeout.
+    Ray itself would retry for half a minute and then report a timeout.
 
     Args:
         address: `ray://HOST:PORT`.
-        where: What gave it, for the error.
-        timeout: Seconds that an answer may take; no answer is no error here.
+        where: Source of the address, for the error.
+        timeout: Seconds to wait for an answer; a missing answer is no error here.
 
     Raises:
-        UserError: If the token is missing or another.
+        UserError: If the token is missing or wrong.
     """
     with init_grpc_channel(address.removeprefix("ray://")) as channel:
         error = channel.unary_unary(_ANY_CALL).future(b"", timeout=timeout).exception()
-    # Ray's own error is that of a token that is to be sent, and is not there.
+    # Ray raises its own error if a token should be sent but there is none.
     if isinstance(error, AuthenticationError):
         raise refused(address, where)
     if error is not None and error.code().name == "UNAUTHENTICATED":

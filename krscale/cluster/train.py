@@ -1,10 +1,10 @@
-"""One training over many workers: the only importer of ray.train.
+"""One training on several workers; the only module that imports ray.train.
 
-Every worker builds the same training for its own rank; gradients, batch-norm statistics and
-metrics are those of the global batch, so that a step is the same on one worker and on many but for
-rounding, which grows: weights were up to 0.039 apart after several epochs. After every epoch all
-workers report and the first one's checkpoint is kept; when a worker dies, Ray starts the group
-again from there.
+Every worker builds the same training for its own rank. Gradients, batch-norm statistics and metrics
+are those of the global batch, so a step is the same on one worker and on many except for rounding.
+Rounding differences grow: weights were up to 0.039 apart after several epochs. After every epoch
+all workers report, and the first worker's checkpoint is kept. If a worker dies, Ray starts the
+group again from that checkpoint.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ray import train
 from ray.train import TrainingFailedError
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from krscale.cluster.connect import require
 from krscale.cluster.kept_training import STATE, find_kept
@@ -47,7 +48,7 @@ from krscale.training.loop import Training, fit
 
 STUDENT_FILE = "student.safetensors"
 TRAIN = "train"
-"""Folder of Ray Train in the run's; a name of its own would be another training."""
+"""Ray Train's folder within the run folder; another name would be another training."""
 MAX_FAILURES = 3  # restarts of the worker group before the run is given up
 
 _UNUSED = (
@@ -65,12 +66,12 @@ def train_on_workers(
 ) -> dict[str, float]:
     """Train one student with Ray Train.
 
-    The run folder keeps its weights, `student.safetensors`. An unfinished training in it is
-    continued from its last epoch.
+    The weights are kept in the run folder as `student.safetensors`. An unfinished training in that
+    folder continues after its last epoch.
 
     Args:
-        experiment: All settings; `train.num_workers` workers are used.
-        prepared: Data, teacher and store, on storage that all workers see.
+        experiment: All settings; `train.num_workers` is the number of workers.
+        prepared: Data, teacher and store, on storage that all workers can read.
         width: The student's capacity dial.
         on_epoch: As for `fit_on_workers`.
         note: As for `fit_on_workers`.
@@ -79,7 +80,7 @@ def train_on_workers(
         The metrics of the last epoch, over all workers.
 
     Raises:
-        UserError: As `fit_on_workers`.
+        UserError: As for `fit_on_workers`.
     """
     build = partial(_student, experiment.without_credentials(), prepared, width)
     weights = experiment.run_path / STUDENT_FILE
@@ -98,25 +99,26 @@ def fit_on_workers(
     on_epoch: OnEpoch,
     note: Callable[[str], None],
 ) -> dict[str, float]:
-    """Train one network with Ray Train; an unfinished training goes on from its last epoch.
+    """Train one network with Ray Train; an unfinished training continues after its last epoch.
 
     Args:
         build: Called by each worker; picklable.
         experiment: The cluster and the device.
-        section: Whose `num_workers` are used.
-        weights: File of what was trained; Ray Train has a folder beside it.
-        on_epoch: Called on the driver with the metrics of every epoch; again with those of the
-            epoch that an unfinished training goes on from.
-        note: Prints a line for the user: that a training which hung was ended, or that Ray Train's
-            record of an unfinished one is lost.
+        section: The section whose `num_workers` is used.
+        weights: File for the trained weights; Ray Train's folder is beside it.
+        on_epoch: Called on the driver with the metrics of every epoch, including those of the epoch
+            that an unfinished training continues after.
+        note: Prints a line for the user if a stalled training was ended, or if Ray Train's record
+            of an unfinished training cannot be read.
 
     Returns:
         The metrics of the last epoch, over all workers.
 
     Raises:
-        UserError: If the cluster can never give so many workers, or what one of them found cannot
-            be trained: a loss that is not finite, a setting that does not fit; if workers are lost,
-            or make no progress for `search.stall_seconds`, more than `MAX_FAILURES` times.
+        UserError: If the cluster can never provide so many workers; if a worker finds that it
+            cannot train (a loss that is not finite, a setting that does not fit); or if workers are
+            lost, or make no progress for `search.stall_seconds`, more than `MAX_FAILURES` times.
+        Exception: Any exception of `on_epoch`, raised once the weights are kept.
     """
     folder, num_workers = weights.parent, getattr(experiment, section).num_workers
     bring_all(folder / TRAIN)
@@ -124,7 +126,7 @@ def fit_on_workers(
     if kept.metrics:
         on_epoch(kept.metrics)
     each = require_workers(experiment, section)
-    queue = Queue(actor_options={"num_cpus": 0})  # workers may take every core there is
+    queue = _queue_beside_this_process()
     stall_seconds = experiment.search.stall_seconds
     reader = ReportReader(queue, on_epoch, note, StallWatch(stall_seconds))
     reader.start()
@@ -149,7 +151,17 @@ def fit_on_workers(
         queue.shutdown()
     metrics = _keep_weights(result, weights)
     kept.remove_unrecorded()
+    if reader.error is not None:
+        raise reader.error
     return metrics
+
+
+def _queue_beside_this_process() -> Queue:
+    """Return a queue on this node; if another node held it and died, the training would be lost."""
+    node = ray.get_runtime_context().get_node_id()
+    place = NodeAffinitySchedulingStrategy(node, soft=False)
+    # The queue reserves no core, since workers may take all of them.
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": place})
 
 
 def require_workers(
@@ -159,13 +171,13 @@ def require_workers(
 
     Args:
         experiment: The cluster and the device.
-        section: Whose `num_workers` are meant.
+        section: The section whose `num_workers` counts.
 
     Returns:
-        What each of them takes of the cluster.
+        The resources that each worker reserves.
 
     Raises:
-        UserError: If it stays too small; says what its nodes have.
+        UserError: If the cluster stays too small, with the resources of its nodes.
     """
     num_workers = getattr(experiment, section).num_workers
     use_gpu = _uses_gpu(experiment.train.device, num_workers)
@@ -177,13 +189,13 @@ def require_workers(
 def _trainer(
     config: dict[str, Any], folder: Path, num_workers: int, each: dict[str, float]
 ) -> TorchTrainer:
-    """Return Ray Train, which keeps its checkpoints in `folder`.
+    """Return Ray Train's trainer, which keeps its checkpoints in `folder`.
 
     Args:
-        config: What `_worker` takes.
-        folder: Of the run, or of the teacher.
-        num_workers: To start.
-        each: What each of them takes of the cluster.
+        config: Argument of `_worker`.
+        folder: Folder of the run, or of the teacher.
+        num_workers: Number of workers to start.
+        each: Resources that each worker reserves.
     """
     path, filesystem = place_for_ray(folder)
     use_gpu = "GPU" in each
@@ -206,7 +218,7 @@ def _trainer(
 
 
 def _keep_weights(result: train.Result, weights: Path) -> dict[str, float]:
-    """Copy what was trained out of the last checkpoint; return the metrics of that epoch."""
+    """Copy the trained weights from the last checkpoint; return the metrics of that epoch."""
     broke: tuple[str, str] | None = getattr(result, "return_value", None)
     if broke is not None:
         kind, text = broke
@@ -219,18 +231,20 @@ def _keep_weights(result: train.Result, weights: Path) -> dict[str, float]:
 
 
 class _Trainer(TorchTrainer):
-    """Leaves Ctrl-C to the command, which cleans up; Ray would end the process by itself."""
+    """Leaves Ctrl-C to the command, which cleans up; Ray would end the process at once."""
 
     def _register_sigint_handler(self, controller: Any) -> None:
-        """Register none."""
+        """Register no handler."""
 
 
 def _user_error(error: TrainingFailedError, why_ended: str = "") -> UserError | None:
-    """Return what made workers fail, if it is not a defect: the user's mistake, storage, a loss.
+    """Return the error of workers that failed for a reason other than a defect; else None.
+
+    Such reasons are a mistake of the user, the storage, or a lost worker.
 
     Args:
-        error: What Ray raised.
-        why_ended: Why they were ended from here (`ReportReader.why_ended`).
+        error: The error that Ray raised.
+        why_ended: Why the report reader ended the workers (`ReportReader.why_ended`).
     """
     failed = f"the training failed {MAX_FAILURES + 1} times"
     if why_ended:
@@ -246,13 +260,13 @@ def _user_error(error: TrainingFailedError, why_ended: str = "") -> UserError | 
 
 
 def _worker(config: dict[str, Any]) -> tuple[str, str] | None:
-    """The training of one rank, in a Ray Train worker.
+    """Train one rank in a Ray Train worker.
 
     Returns:
-        What broke, by the name of its error and in words, if a loss was not finite, no rank
-        could read the checkpoint or the network cannot be shared: all ranks find it at the same
-        point and end together. As an exception it would make Ray start the group again, only to
-        find the same.
+        The error's class name and text, if a loss was not finite, if no rank could read the
+        checkpoint, or if the network cannot be shared; otherwise None. All ranks find such an error
+        at the same point and end together. If it were raised, Ray would start the group again, only
+        to meet the same error.
     """
     torch.set_num_threads(1)
     workers = Workers.from_environment()
@@ -271,7 +285,7 @@ def _worker(config: dict[str, Any]) -> tuple[str, str] | None:
             train.report(metrics)
             return
         with tempfile.TemporaryDirectory() as temporary:
-            note = json.dumps(metrics)  # for a driver that ends before it has them
+            note = json.dumps(metrics)  # for a driver that ends before it receives them
             save_checkpoint(Path(temporary) / STATE, training.state_dict(), note)
             if training.finished:
                 save_weights(Path(temporary) / config["weights"], training.student)
@@ -291,10 +305,10 @@ def _worker(config: dict[str, Any]) -> tuple[str, str] | None:
 
 
 def _go_on(training: Training, checkpoint: train.Checkpoint) -> str:
-    """Load a checkpoint on this rank; return what is wrong with it if no rank can read it.
+    """Load a checkpoint on this rank; return the error if no rank can read it, else an empty text.
 
     Raises:
-        UserError: If other ranks can.
+        UserError: If this rank cannot read it but others can.
     """
     problem: UserError | None = None
     with checkpoint.as_directory() as path:

@@ -1,8 +1,8 @@
-"""What workers report to the driver of one training, and how a training that hangs is ended.
+"""Reports from workers to the driver of one training, and the ending of a stalled training.
 
-Every worker reports its steps, with one message in a few seconds. Where none comes from any worker
-for `search.stall_seconds`, all of them are ended. Ray Train then starts them again from the last
-epoch, as it does for a worker that was killed, and as often.
+Every worker reports its steps, with one message every few seconds. If no worker sends a message for
+`search.stall_seconds`, the driver ends all workers. Ray Train then starts them again from the last
+epoch, under the same limit as for a worker that was killed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from krscale.stalls import Sign, StallWatch, seconds_between
 OnEpoch = Callable[[dict[str, float]], None]
 
 CHECK_SECONDS = 1.0
-"""Between two checks, where nothing is reported."""
+"""Interval between two checks if no reports arrive."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class StepReport:
     """A worker has begun, or has made a step.
 
     Attributes:
-        rank: The worker's.
+        rank: Rank of the worker.
         worker: Handle of its actor.
-        started: Whether it has made a step.
+        started: Whether the worker has made a step.
     """
 
     rank: int
@@ -42,17 +42,17 @@ class StepReport:
 
 @dataclass(frozen=True)
 class WorkersLost:
-    """A worker has failed, and all of them are started again, or none."""
+    """A worker has failed; Ray Train starts all workers again, or none."""
 
 
 class StepReporter:
-    """Reports a worker's steps to the driver; made where the worker begins.
+    """Reports a worker's steps to the driver; created when the worker begins.
 
     Args:
-        send: Sends a message to the driver and does not wait for it.
-        rank: The worker's.
+        send: Sends a message to the driver without waiting for it.
+        rank: Rank of the worker.
         stall_seconds: `search.stall_seconds`.
-        clock: Seconds; replaced in tests.
+        clock: Returns the time in seconds; replaced in tests.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class StepReporter:
         send(StepReport(rank, worker, started=False))
 
     def step(self) -> None:
-        """Report a step; cheap enough for every one."""
+        """Report a step; cheap enough to call after every step."""
         now = self.clock()
         if now >= self.next_at:
             self.next_at = now + self.seconds
@@ -77,7 +77,7 @@ class StepReporter:
 
 
 class EpochReporter(UserCallback):
-    """Sends every epoch's metrics from Ray Train's controller, another process, to the driver."""
+    """Sends every epoch's metrics to the driver from Ray Train's controller, another process."""
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
@@ -85,28 +85,29 @@ class EpochReporter(UserCallback):
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
-        """All workers reported the same sums; the first one's are passed on."""
+        """Pass on the first worker's metrics; all workers report the same sums."""
         self.queue.put(dict(metrics[0]))
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """From here to the first message of a new worker, no time counts."""
+        """Report the failure; no time counts from here to the first message of a new worker."""
         self.queue.put(WorkersLost())
 
 
 class ReportReader(threading.Thread):
-    """Passes epochs on, and ends the workers of a training that hangs.
+    """Passes epochs on, and ends the workers of a training that has stalled.
 
-    A training without workers waits for them, however long.
+    A training that has no workers waits for them without a time limit.
 
     Args:
-        queue: What `StepReporter` and `EpochReporter` write to; None ends the reader.
+        queue: The queue that `StepReporter` and `EpochReporter` write to; None ends the reader.
         on_epoch: Called with the metrics of every epoch.
         note: Prints a line for the user.
-        watch: Judges the pauses.
+        watch: Decides which pauses are too long.
 
     Attributes:
-        why_ended: Why the workers that are gone were ended here, in a sentence; empty where they
-            were not.
+        why_ended: Why this reader ended the latest workers, as a sentence; empty if it did not.
+        error: The first exception of `on_epoch`, which is then not called again. The code that
+            waits for the training raises it.
     """
 
     def __init__(
@@ -115,12 +116,13 @@ class ReportReader(threading.Thread):
         super().__init__(daemon=True)
         self.queue, self.on_epoch, self.note, self.watch = queue, on_epoch, note, watch
         self.why_ended = ""
+        self.error: Exception | None = None
         self._workers: dict[int, Any] = {}
         self._any_step = False
         self._num_read = 0
 
     def run(self) -> None:
-        """Read until None comes."""
+        """Read messages until None arrives."""
         while True:
             try:
                 message = self.queue.get(timeout=CHECK_SECONDS)
@@ -133,7 +135,7 @@ class ReportReader(threading.Thread):
             self.check()
 
     def take(self, message: StepReport | WorkersLost | dict[str, float]) -> None:
-        """Take one message."""
+        """Handle one message."""
         self._num_read += 1
         if isinstance(message, StepReport):
             self._workers[message.rank] = message.worker
@@ -141,11 +143,14 @@ class ReportReader(threading.Thread):
             self.why_ended = ""
         elif isinstance(message, WorkersLost):
             self._begin_anew()
-        else:
-            self.on_epoch(message)
+        elif self.error is None:
+            try:
+                self.on_epoch(message)
+            except Exception as error:  # noqa: BLE001 - nobody would hear of it in this thread
+                self.error = error
 
     def check(self) -> None:
-        """End all workers if none has reported anything for too long."""
+        """End all workers if none has sent a report for too long."""
         signs = {"training": Sign(self._any_step, self._num_read)} if self._workers else {}
         for seconds in self.watch.look(signs).values():
             self.why_ended = self.watch.sentence(seconds)
@@ -160,4 +165,4 @@ class ReportReader(threading.Thread):
     def _begin_anew(self) -> None:
         self._workers.clear()
         self._any_step = False
-        self.watch.look({})  # what comes before the next worker is no pause
+        self.watch.look({})  # the time until the next worker starts is no pause

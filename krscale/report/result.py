@@ -58,7 +58,8 @@ class Cost(Part):
     wall_seconds: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
     """From the first start to the last end, including pauses."""
     trial_seconds: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-    """Sum of the durations of all trainings."""
+    """Sum of the durations of all trainings, without those that were running when the search was
+    interrupted, whose ends are unknown."""
 
 
 class Budgets(Part):

@@ -1,7 +1,8 @@
 """The search over a ladder of student sizes; and `krscale.search(...)`, which runs one.
 
-The function has the name of this package, which Python puts in its place once anything of it is
-imported. So the package can be called, and is what `krscale.search` is from the start.
+The function has the same name as this package, and Python replaces the function by the package once
+any module of it is imported. So the package itself is callable, and `krscale.search` is the package
+from the start.
 """
 
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 
 class _Callable(ModuleType):
-    """This package, which does what `krscale.search.calling.search` does."""
+    """This package as a callable; a call runs `krscale.search.calling.search`."""
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         return _function()(*arguments, **keywords)

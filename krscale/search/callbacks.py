@@ -1,4 +1,4 @@
-"""What trials are reported to: the tracker (MLflow) and the live view, each in its own words."""
+"""Listeners that pass on the events of trials to the tracker (MLflow) and to the live view."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from krscale.setup.sizes import StudentSize
 from krscale.tracking import Tracker, datasets_used
 
 MICROSECONDS = 1000
-"""Per millisecond: MLflow's steps are whole numbers, so latency is an axis in microseconds."""
+"""Factor from milliseconds: MLflow needs integer steps, so latency is plotted in microseconds."""
 _AXES = {"": "num_parameters", "_by_flops": "flops", "_by_latency": "latency_ms"}
-"""What a chart's key ends with, and the size that is its step."""
+"""Suffix of a chart's key -> the size that is used as its step."""
 
 
 class TrackingListener:
@@ -70,10 +70,10 @@ class TrackingListener:
             )
 
     def recall(self, ladder: Ladder) -> list[str]:
-        """Record trials that ended while nothing was recorded, from what the journal has of them.
+        """Record trials that ended while nothing was recorded, from the journal.
 
         Returns:
-            What the user is to know of it, a line each.
+            Notes for the user, one line each.
         """
         if not self.tracker.enabled:
             return []
@@ -101,6 +101,8 @@ class TrackingListener:
             self.tracker.log_metrics(assignment.name, point, step=epoch, time_ms=end)
         attrs = trial.user_attrs
         metrics = {name: value for name, value in attrs.items() if isinstance(value, float)}
+        if trial.last_step is not None:  # an interrupted trial has no other metrics
+            metrics.setdefault("epoch", float(trial.last_step))
         step = int(metrics.get("epoch", 0))
         self.tracker.log_metrics(assignment.name, metrics, step=step, time_ms=end)
         self.tracker.set_tags(assignment.name, {"krscale.recorded": "later, from the journal"})
@@ -111,7 +113,7 @@ class TrackingListener:
         self._end(assignment, trial.state, metrics, reason, end)
 
     def on_start(self, assignment: Assignment) -> None:
-        """Start the child run, with what was suggested and how large the student is."""
+        """Start the child run, with the suggested values and the student's size."""
         self._start(assignment)
 
     def _start(self, assignment: Assignment, time_ms: int | None = None) -> None:
@@ -142,7 +144,7 @@ class TrackingListener:
         latency = assignment.latency_ms
         if latency is None and size == self.sizes[key.capacity]:
             latency = self.latencies[key.capacity]
-        if latency is not None:  # of an architecture of its own it is measured only where asked for
+        if latency is not None:  # a searched architecture's is measured only on demand
             sizes["size/latency_ms"] = latency
         self.tracker.log_metrics(assignment.name, sizes, step=0, time_ms=time_ms)
 
@@ -153,7 +155,7 @@ class TrackingListener:
     def on_end(
         self, assignment: Assignment, state: TrialState, metrics: Mapping[str, float], reason: str
     ) -> None:
-        """End the child run in the state that Optuna has, with the budget it reached and why."""
+        """End the child run in the state that Optuna has; record the epochs reached, and why."""
         self._end(assignment, state, metrics, reason)
 
     def _end(
@@ -194,7 +196,7 @@ class TrackingListener:
             self.tracker.log_metrics(name, {TEST_ACCURACY: accuracy}, step=step)
 
     def _log_points(self, size: CurveSize, method: str, result: MethodResult) -> None:
-        """Log one student of the curve: one key per axis for all methods, step = the size."""
+        """Log one student of the curve: for all methods one key per axis, with the size as step."""
         if result.test_accuracy is None or result.val_accuracy is None:
             return
         own = size.size_of(method)
@@ -208,7 +210,7 @@ class TrackingListener:
         self.tracker.log_metrics(method, sizes, step=own.num_parameters)
 
     def _log_front(self, ladder: Ladder, capacity: str, method: str, result: MethodResult) -> None:
-        """Log the trials that no other beats: as a curve by every objective, and by a tag."""
+        """Log the trials that no other beats, as one curve per objective, and tag them."""
         if not result.front:
             return
         for found in result.front:
@@ -223,7 +225,7 @@ class TrackingListener:
             self.tracker.set_tags(ladder.trial_name(key, trial.number), tag)
 
     def _log_best(self, curve: Curve, method: str) -> None:
-        """Log one number a run, for MLflow's table: the student that is best on validation."""
+        """Log one value per run for MLflow's table: the student that is best on validation."""
         results = [r.methods[method] for r in curve.sizes if method in r.methods]
         finished = [r for r in results if r.val_accuracy is not None]
         if not finished:
@@ -237,12 +239,12 @@ class TrackingListener:
         self.tracker.log_metrics(method, found, step=0)
 
     def log_artifact(self, path: Path) -> None:
-        """Keep a file with every method's run."""
+        """Store a file with every method's run."""
         for method in self.experiment.search.methods:
             self.tracker.log_artifact(method, path)
 
     def close(self, state: str) -> None:
-        """End the methods' runs; of a search that failed, as far as the disk allows."""
+        """End the methods' runs; after a failed search, errors of the disk are ignored."""
         with suppress(*(() if state == "COMPLETE" else (OSError,))):
             for method in self.experiment.search.methods:
                 self.tracker.end_run(method, state)
@@ -255,7 +257,7 @@ class ProgressListener:
         self.progress = progress
 
     def recall(self, ladder: Ladder) -> None:
-        """Show what earlier starts of this run have already done."""
+        """Show the trials of earlier starts of this run."""
         for key, study in ladder.studies.items():
             final = isinstance(key, FinalKey)
             for trial in study.counted():
@@ -265,12 +267,12 @@ class ProgressListener:
                 )
 
     def on_start(self, assignment: Assignment) -> None:
-        """A trial is running."""
+        """Show a trial that starts."""
         name, final = assignment.name, isinstance(assignment.key, FinalKey)
         self.progress.trial_started(_cell(assignment), name, final=final)
 
     def on_epoch(self, assignment: Assignment, metrics: Mapping[str, float]) -> None:
-        """A trial has a new validation accuracy."""
+        """Show a trial's new validation accuracy."""
         self.progress.trial_report(
             _cell(assignment), int(metrics["epoch"]), metrics[VAL_ACCURACY], assignment.name
         )
@@ -278,10 +280,10 @@ class ProgressListener:
     def on_end(
         self, assignment: Assignment, state: TrialState, metrics: Mapping[str, float], reason: str
     ) -> None:
-        """A trial ended; an error is shown at once."""
+        """Show a trial that ended; print an error at once."""
         if reason.startswith(INTERRUPTED):
             self.progress.trial_interrupted(_cell(assignment), assignment.name)
-            return  # it is run again
+            return  # the trial is run again
         accuracy = metrics.get(VAL_ACCURACY)
         self.progress.trial_ended(_cell(assignment), state.name, accuracy, assignment.name)
         if state is TrialState.FAIL and reason:
@@ -289,7 +291,7 @@ class ProgressListener:
 
 
 def run_name(assignment: Assignment) -> str:
-    """Return a name that reads in a list of runs: `kr G=3 s=0.3 cap=1/16`."""
+    """Return a readable name for a list of runs: `kr G=3 s=0.3 cap=1/16`."""
     values = assignment.values
     parts = [assignment.key.method]
     if "distill.granularity" in values:
@@ -303,7 +305,7 @@ def run_name(assignment: Assignment) -> str:
 
 
 def _milliseconds(moment: datetime | None) -> int | None:
-    """Return a time of the journal, local and without a zone, in milliseconds since 1970."""
+    """Convert a time of the journal, local and without a zone, to milliseconds since 1970."""
     return None if moment is None else round(1000 * moment.timestamp())
 
 

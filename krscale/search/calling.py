@@ -1,4 +1,4 @@
-"""`krscale.search`: a whole search from objects, from an experiment, or from both."""
+"""`krscale.search`: run a whole search from objects, from an experiment, or from both."""
 
 from __future__ import annotations
 
@@ -41,41 +41,45 @@ def search(
     settings: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> SearchResult:
-    """Find how accurate students of several sizes become, each method tuned alike, on Ray.
+    """Find how accurate students of several sizes become, with equal tuning per method, on Ray.
 
-    The same call again continues a search that was interrupted, and returns the result of one that
-    has finished at once: a run is known by `name` and `storage_path`.
+    The same call again continues an interrupted search, and returns the result of a finished one at
+    once. A run is identified by `name` and `storage_path`.
 
     Args:
-        experiment: An experiment or the path of its TOML file, what follows changes it. None
-            begins with the defaults of all settings; then teacher, students and data are needed.
+        experiment: An experiment or the path of its TOML file; the other arguments override it.
+            None starts from the defaults of all settings, and then requires teacher, students and
+            data.
         teacher: A trained classifier: an `nn.Module`, a callable that returns it, or text:
-            `"package.module:callable"`, `"timm:NAME"`, ... which keeps the weights that it is
-            built with. The name of a zoo network is trained here.
-        students: A callable from a width to an `nn.Module` (or the name of a model with a width):
+            `"package.module:callable"`, `"timm:NAME"`, ... Such a teacher keeps the weights that it
+            is built with. A zoo network, given by name, is trained by the search.
+        students: A callable from a width to an `nn.Module` (or the name of a model with a width);
             sizes are then shares of the teacher, `capacities=("1/64", "1/16")`. Or a mapping of
             names to callables or text, one for each size. Or a `LadderConfig`.
         data: `(train, val)`, `(train, val, test)`, a dictionary of these, or training images
-            alone; what is missing is cut from training. Each is a data set of `(image, label)`, a
-            loader, batches, or `(images, labels)` as arrays; images without random augmentation.
-            Or text: the name of a source, or `"package.module:callable"`.
-        normalisation: `(mean, std)` where the images are normalised. It is undone to keep them as
-            8-bit pixels, and done again for the networks, which take images as they are given.
-        methods: To be compared; None takes those of the experiment, or `("plain", "kr")`.
-        num_trials: Of every method at every size; None takes that of the experiment, 8 by default.
+            alone; missing splits are cut from the training images. Each is a data set of
+            `(image, label)`, a loader, batches, or `(images, labels)` as arrays, with images
+            without random augmentation. Or text: the name of a source, or
+            `"package.module:callable"`.
+        normalisation: `(mean, std)` if the images are normalised. It is undone to store the images
+            as 8-bit pixels, and applied again for the networks, which take images as given.
+        methods: Methods to compare; None takes those of the experiment, or `("plain", "kr")`.
+        num_trials: Trials of every method at every size; None takes the experiment's number, 8 by
+            default.
         quiet: Show no live view on stderr.
-        new_space: Go on though the search space has changed; such methods start anew.
-        new_data: Where data or teacher have changed, put the results so far aside and begin again.
-        settings: Any others by their dotted path, `{"views.flip": True}`, as with `--set`.
+        new_space: Continue although the search space has changed; methods whose space changed start
+            anew.
+        new_data: If data or teacher have changed, set the existing results aside and start again.
+        settings: Any other settings by dotted path, `{"views.flip": True}`, as with `--set`.
         **fields: Settings by their own name: `name`, `storage_path`, `capacities`, and those of
             `[train]` (`num_epochs`, ...), `[distill]` (`granularity`, ...) and `[search]`
             (`sampler`, ...).
 
     Returns:
-        The curve with its students.
+        The curve and its students.
 
     Raises:
-        UserError: If anything does not fit together; nearly all before the first training.
+        UserError: If arguments do not fit together; nearly always raised before the first training.
 
     Example:
         >>> import krscale
@@ -119,7 +123,7 @@ def _require(experiment: Any, **given: Any) -> None:
 
 
 def _content(experiment: Experiment | str | Path | None) -> Table:
-    """Return what an experiment says, as its file would; defaults are left out."""
+    """Return the settings of an experiment as in its file, without defaults."""
     if experiment is None:
         return {}
     found = experiment if isinstance(experiment, Experiment) else load(experiment)
@@ -127,7 +131,7 @@ def _content(experiment: Experiment | str | Path | None) -> Table:
 
 
 def _networks(teacher: Any, students: Any) -> GivenNetworks:
-    """Return what was given of teacher and students together."""
+    """Combine the given teacher and students."""
     taught = GivenNetworks() if teacher is None else read_teacher(teacher)
     learning = GivenNetworks() if students is None else read_students(students)
     return GivenNetworks(
@@ -136,7 +140,7 @@ def _networks(teacher: Any, students: Any) -> GivenNetworks:
 
 
 def _with_networks(content: Table, networks: GivenNetworks) -> Table:
-    """Return the content with teacher and students in place of its own."""
+    """Return the content with the given teacher and students in place of its own."""
     tables = networks.tables
     content = {**content, **tables}
     if "student" in tables and "ladder" not in tables:  # one student with a width
@@ -152,14 +156,14 @@ def _with_data(
     normalisation: Any,
     settings: Mapping[str, Any] | None,
 ) -> tuple[Experiment, Normalisation]:
-    """Return the experiment with its data, and how images that were given are normalised.
+    """Return the experiment with its data, and the normalisation of the given images.
 
     Args:
-        content: Of the experiment, without data that are given as objects.
-        sections: Those whose networks were given.
-        data: As of `search`.
-        normalisation: Likewise.
-        settings: Likewise; those of `data.files` hold for images that are given, too.
+        content: Content of the experiment, without data that are given as objects.
+        sections: Sections whose networks were given.
+        data: As for `search`.
+        normalisation: As for `search`.
+        settings: As for `search`; those of `data.files` apply to given images, too.
     """
     known = None if normalisation is None else Normalisation.of(normalisation)
     plain = Normalisation((0.0,), (1.0,))
@@ -189,9 +193,9 @@ def _with_data(
 
 
 def _taking(table: Table, normalisation: Normalisation | None) -> Table:
-    """Return a section whose networks take images as they were given, unless it says otherwise.
+    """Return a section whose networks take images as given, unless it has other preprocessing.
 
-    Networks of libraries say themselves what they were trained with.
+    Networks of libraries define their preprocessing themselves.
     """
     if "students" in table:
         return {**table, "students": [_taking(one, normalisation) for one in table["students"]]}
@@ -234,7 +238,7 @@ def _as_given(experiment: Experiment) -> Experiment:
 
 
 def _listed(methods: Any) -> tuple[str, ...] | None:
-    """Return methods as they are compared; a set, which has another order each time, by name."""
+    """Return the methods in order; a set, whose order varies between runs, is sorted by name."""
     if methods is None or isinstance(methods, str):
         return methods if methods is None else (methods,)
     if not isinstance(methods, Iterable):

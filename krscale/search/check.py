@@ -1,4 +1,4 @@
-"""What a search is refused for before the teacher trains; the same for `tune` and `--dry-run`."""
+"""Check a search before the teacher trains; used by `tune` and by `--dry-run`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from krscale.setup.sizes import StudentSize
 
 @dataclass(frozen=True)
 class CheckedSearch:
-    """What a search is made of, nothing of which is refused.
+    """The parts of a search that has passed all checks.
 
     Attributes:
-        space: What is varied.
-        sizes: Those of the ladder that no limit forbids.
-        size_resolver: How large students are.
-        planned: Trials of each study, by method.
+        space: The search space.
+        sizes: Sizes of the ladder that no limit forbids.
+        size_resolver: Computes how large students are.
+        planned: Number of trials of each study, by method.
     """
 
     space: SearchSpace
@@ -33,7 +33,7 @@ class CheckedSearch:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know of the space, a line each."""
+        """Notes on the space for the user, one line each."""
         return notes_on_space(self.space, self.planned)
 
 
@@ -43,18 +43,18 @@ def check_search(
     """Check objectives, limits, space and sampler of a search.
 
     Args:
-        networks: Of the experiment, resolved for its data.
-        sizes: Of the ladder.
-        say: Takes a line for the user.
+        networks: Networks of the experiment, resolved for its data.
+        sizes: Sizes of the ladder.
+        say: Prints a line for the user.
 
     Raises:
-        UserError: If no size is left, or the space cannot be searched, or not with this sampler.
+        UserError: If no size is left, or if the space cannot be searched at all or by this sampler.
     """
     config, size_resolver = networks.experiment.search, StudentSizeResolver(networks)
     check_objectives(config.objectives, networks.num_classes)
     space = fitting_space(networks)
     check_sampler(config, space)
-    # Last, as a limit on latency takes seconds to be measured.
+    # Checked last, because measuring latency for a limit takes seconds.
     allowed = size_resolver.allowed(sizes, say)
     planned = {method: num_planned(config, space, method) for method in config.methods}
     return CheckedSearch(space, allowed, size_resolver, planned)

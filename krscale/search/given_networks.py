@@ -1,4 +1,4 @@
-"""Teacher and students that were given as objects or text: the tables of an experiment for them."""
+"""Turn a teacher and students given as objects or text into the tables of an experiment."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Table = dict[str, Any]
 
 @dataclass(frozen=True)
 class GivenNetworks:
-    """What was given, as an experiment has it.
+    """Given networks in the form that an experiment uses.
 
     Attributes:
         tables: Sections of an experiment, by name.
-        builders: What builds the networks that are named `object:NAME` there.
+        builders: Builders of the networks that are named `object:NAME` there.
     """
 
     tables: Table = field(default_factory=dict)
@@ -41,7 +41,7 @@ def read_teacher(teacher: Any) -> GivenNetworks:
             `TeacherConfig`, or a mapping of its fields.
 
     Raises:
-        UserError: If it is none of them, or cannot be copied.
+        UserError: If it is none of these, or cannot be copied.
     """
     if isinstance(teacher, TeacherConfig):
         return GivenNetworks({"teacher": teacher.model_dump(exclude_unset=True)})
@@ -60,7 +60,7 @@ def read_teacher(teacher: Any) -> GivenNetworks:
 
 
 def read_students(students: Any) -> GivenNetworks:
-    """Return the sections `student` and `ladder`, as far as they follow.
+    """Return the sections `student` and `ladder`, or the one of them that the students determine.
 
     Args:
         students: A callable from a width to a network, or the name of a model with a width; a
@@ -68,7 +68,7 @@ def read_students(students: Any) -> GivenNetworks:
             `StudentConfig` or `LadderConfig`.
 
     Raises:
-        UserError: If it is none of them.
+        UserError: If it is none of these.
     """
     if isinstance(students, LadderConfig):
         return GivenNetworks({"ladder": students.model_dump(exclude_unset=True)})
@@ -116,7 +116,7 @@ def _of_one_size(value: Any, where: str, role: str, builders: dict[str, Builder]
 
 
 def _table(value: Any, where: str, builders: dict[str, Builder], role: str = "") -> Table:
-    """Return the fields of a model, and note what builds it where it has no name."""
+    """Return the fields of a model; if it has no importable name, add its builder to `builders`."""
     if isinstance(value, str):
         return {"model": value} if value in ZOO else {"model": value, "options": {}}
     if isinstance(value, nn.Module):
@@ -137,7 +137,7 @@ def _table(value: Any, where: str, builders: dict[str, Builder], role: str = "")
 
 
 def _importable(value: Callable[..., Any]) -> str:
-    """Return `package.module:callable` where that leads to this very object; else nothing."""
+    """Return `package.module:callable` if it leads to this very object; else an empty text."""
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
     if not module or module == "__main__" or not name.isidentifier() or _only_width(value):
         return ""
@@ -149,7 +149,7 @@ def _importable(value: Callable[..., Any]) -> str:
 
 
 def _only_width(value: Callable[..., Any]) -> str:
-    """Return the one argument that a callable needs, where its name is none that krscale fills."""
+    """Return the only required argument of a callable, if krscale has no value for its name."""
     parameters = _parameters(value).values()
     known = set(_flat(ALIASES.values()))
     needed = [p for p in parameters if p.default is p.empty and p.kind not in _VARIABLE]
@@ -160,7 +160,7 @@ def _only_width(value: Callable[..., Any]) -> str:
 
 
 def _parameters(value: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters of a callable; none where it does not say them."""
+    """Return the parameters of a callable; none if it has no readable signature."""
     try:
         return inspect.signature(value).parameters
     except (TypeError, ValueError):
@@ -180,7 +180,7 @@ def _flat(groups: Iterable[Iterable[str]]) -> Iterable[str]:
 
 @dataclass(frozen=True)
 class _ByWidth:
-    """A callable whose only argument is the width, under a name of its own."""
+    """A callable whose only argument is the width, under a name that krscale does not use."""
 
     build: Callable[[int], nn.Module]
 
@@ -190,7 +190,7 @@ class _ByWidth:
 
 @dataclass(frozen=True)
 class _WithoutWidth:
-    """A callable that has a width of its own; it gets classes and channels alone."""
+    """A callable with its own default width; it receives only classes and channels."""
 
     build: Callable[..., nn.Module]
 

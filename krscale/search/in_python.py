@@ -1,4 +1,4 @@
-"""Errors for whoever calls from Python: arguments in the place of a command's options."""
+"""Error texts for callers from Python: they name arguments instead of command-line options."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OPTION = re.compile(rf"({'|'.join(_FLAGS)})\b|({'|'.join(_NUMBERS)}) ([\d.]+\d|
 
 @contextmanager
 def errors_in_python() -> Iterator[None]:
-    """Name arguments, and no options of commands, in the `UserError`s of what is run within."""
+    """Make each `UserError` of this block name arguments instead of command-line options."""
     try:
         yield
     except UserError as error:
@@ -35,9 +35,9 @@ def errors_in_python() -> Iterator[None]:
 
 
 def in_python(text: str) -> str:
-    """Return a text for people with what a caller writes where it names options.
+    """Replace the options that a message names by the arguments that a Python caller writes.
 
-    Whole commands, which stand between backticks, stay as they are.
+    Whole commands, which are between backticks, stay unchanged.
 
     Example:
         >>> in_python("Choose another name (--set name=...), or go on with --new-data.")
@@ -64,7 +64,7 @@ def _argument(found: re.Match[str]) -> str:
 
 
 def _settings(found: re.Match[str]) -> str:
-    """Return what stands for one `--set`, or for several that follow each other."""
+    """Return the arguments for one `--set`, or for several in a row."""
     given = dict(re.findall(_SET, found[0]))
     own = [f"{name}={_value(given.pop(name))}" for name in _OWN_NAMES if name in given]
     table = ", ".join(f"{path!r}: {_value(text)}" for path, text in given.items())
@@ -72,7 +72,7 @@ def _settings(found: re.Match[str]) -> str:
 
 
 def _value(text: str) -> str:
-    """Return a value that is written as `--set` takes it as Python writes it."""
+    """Convert a value from the syntax of `--set` to Python syntax."""
     if text in ("true", "false"):
         return text.title()
     try:

@@ -1,10 +1,10 @@
-"""What a search found out about its settings, from the journal alone: nothing is run again.
+"""Analyse what a search found out about its settings, from the journal alone, without new trials.
 
-Three questions. *Which settings mattered?* Per method and size, the share of the variance of
-validation accuracy that each setting explains (functional ANOVA over a random forest: Hutter, Hoos
-and Leyton-Brown, ICML 2014, as Optuna implements it). *Which granularity and sparsity win at which
-capacity?* Every trial that ran to its end, and the range of those that came near the best: trials
-have one seed each, so that the best alone says little. *Was it long enough?* The best after each
+There are three questions. *Which settings mattered?* Per method and size, the share of the variance
+of validation accuracy that each setting explains (functional ANOVA over a random forest: Hutter,
+Hoos and Leyton-Brown, ICML 2014, as implemented in Optuna). *Which granularity and sparsity win at
+which capacity?* Every trial that ran to its end, and the range of those near the best; trials have
+one seed each, so the best alone means little. *Was the search long enough?* The best after each
 trial, and the final trainings after each epoch.
 """
 
@@ -33,15 +33,15 @@ from krscale.search.studies.study import FinalStudy, TuningStudy
 from krscale.search.studies.trial_spec import FinalKey, TuningKey
 
 MIN_TRIALS = 8
-"""Fewer complete trials than this, or than twice the settings, explain nothing."""
+"""With fewer complete trials than this, or than twice the settings, importance is not computed."""
 GRANULARITY, SPARSITY = "distill.granularity", "distill.sparsity"
 
 
 def find_insight(run_path: Path) -> Insight:
-    """Compute what a run's journal says of its settings.
+    """Analyse the settings of a run from its journal.
 
     Raises:
-        UserError: If the folder holds no journal; says what it holds.
+        UserError: If the folder contains no journal, with a description of what it contains.
     """
     journal = run_path / JOURNAL
     if not journal.is_file():
@@ -58,14 +58,14 @@ def find_insight(run_path: Path) -> Insight:
         for key, study in present.items()
         if isinstance(key, TuningKey)
     ]
-    # The journal knows of a student with a name no size, but a search begins with the largest.
+    # The journal has no sizes for students with a name, but a search begins with the largest.
     begun = list(dict.fromkeys(study.capacity for study in studies))
     studies.sort(key=lambda study: _rank(study.capacity, begun))
     return Insight(name=run_path.name, studies=tuple(studies))
 
 
 def _rank(capacity: str, begun: Sequence[str]) -> float:
-    """Return what the sizes of a search are sorted by, from the order in which it began them."""
+    """Return a sorting key for sizes; `begun` is the order in which the search began them."""
     return parse_capacity(capacity) if is_share(capacity) else -begun.index(capacity)
 
 
@@ -90,7 +90,7 @@ def _study(study: TuningStudy, finals: optuna.Study | None) -> StudyInsight:
 
 
 def _best_so_far(trials: Iterable[FrozenTrial]) -> tuple[float | None, ...]:
-    # In the order in which they ended: that is what a shorter search would have known.
+    # In the order in which they ended, so that it shows the result of a shorter search.
     ended = sorted(trials, key=lambda trial: trial.datetime_complete or datetime.max)
     values = [t.values[0] if t.state is TrialState.COMPLETE else -math.inf for t in ended]
     best = itertools.accumulate(values, max)
@@ -98,7 +98,7 @@ def _best_so_far(trials: Iterable[FrozenTrial]) -> tuple[float | None, ...]:
 
 
 def _learning(finals: Iterable[FrozenTrial]) -> tuple[float, ...]:
-    """Return the mean over the trainings that ran to their end, by epoch."""
+    """Return the mean accuracy over the trainings that ran to their end, by epoch."""
     whole = [t.intermediate_values for t in finals if t.state is TrialState.COMPLETE]
     epochs = sorted(set.intersection(*map(set, whole))) if whole else []
     return tuple(statistics.fmean(values[epoch] for values in whole) for epoch in epochs)
@@ -119,10 +119,10 @@ def _importance(study: optuna.Study, complete: Sequence[FrozenTrial]) -> Importa
     varied = [name for name in sorted(everywhere) if len({t.params[name] for t in complete}) > 1]
     if not varied:
         return unknown("every trial had the same settings")
-    # It brings scikit-learn, a second of every start that a search of few trials has no use for.
+    # The import loads scikit-learn, which takes a second; a search of few trials does not need it.
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
-    # Of a search with several objectives, the first is accuracy.
+    # With several objectives, the first is accuracy.
     found = get_param_importances(
         study,
         evaluator=FanovaImportanceEvaluator(seed=0),
@@ -133,7 +133,7 @@ def _importance(study: optuna.Study, complete: Sequence[FrozenTrial]) -> Importa
 
 
 def _searched(trials: Iterable[FrozenTrial]) -> tuple[set[str], set[str]]:
-    """Return the settings that all trials have, and those that any has."""
+    """Return the settings that all trials have, and the settings that at least one trial has."""
     names = [set(trial.params) for trial in trials]
     return set.intersection(*names) if names else set(), set().union(*names)
 

@@ -1,4 +1,4 @@
-"""Insight as a figure: per size, what granularity and sparsity were worth, and what mattered."""
+"""Insight as a figure: per size, which granularity and sparsity won, and what mattered."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from krscale.search.insight import GRANULARITY, SPARSITY, find_insight
 
 _Row = Callable[[Sequence[Axes], Sequence[StudyInsight]], None]
 SHOWN_RANGE = 0.05
-"""Colours span so much below the best of a size; what is worse looks alike."""
+"""Range of the colours below the best of a size; all worse values share one colour."""
 
 
 def record_insight(run_path: Path) -> tuple[Insight, list[Path]]:
-    """Compute a run's insight, write data and figure into its folder; return it and the files."""
+    """Compute a run's insight and write data and figure to its folder; return insight and files."""
     insight = find_insight(run_path)
     files = [write_insight(insight, run_path)]
     if draw_insight(insight, run_path / INSIGHT_FIGURE_FILE):
@@ -46,13 +46,13 @@ def record_insight(run_path: Path) -> tuple[Insight, list[Path]]:
 def draw_insight(insight: Insight, path: Path) -> bool:
     """Draw the figure and write it atomically.
 
-    A column per size. A row for each method that varies granularity or sparsity: every complete
-    trial by its sparsity and granularity, coloured by how far it stayed behind the best of its
-    size, those near the best ringed and the best as a star. Below it, where there were trials
-    enough to say it, how much each setting mattered.
+    There is a column per size, and a row for each method that varies granularity or sparsity. Every
+    complete trial is a point at its sparsity and granularity, coloured by how far it is behind the
+    best of its size. Trials near the best have a ring, and the best is a star. If there were enough
+    trials, a second row shows how much each setting mattered.
 
     Returns:
-        False, with nothing written, when no method varied either.
+        False if no method varied granularity or sparsity; then nothing is written.
     """
     methods = [m for m in insight.methods if any(s.settings for s in insight.of_method(m))]
     if not methods:
@@ -109,13 +109,13 @@ def _draw_settings(axes: Sequence[Axes], studies: Sequence[StudyInsight]) -> Non
 
 
 def _rank(study: StudyInsight, setting: Setting) -> tuple[float, bool]:
-    """Return what trials are sorted by; of equally accurate ones the winner is the last."""
+    """Return a sorting key; among equally accurate trials, the winner comes last."""
     won = study.best.get(GRANULARITY), study.best.get(SPARSITY)
     return setting.val_accuracy, (setting.granularity, setting.sparsity) == won
 
 
 def _height(granularity: int | str | None) -> int:
-    """Levels stand in the order of their number of groups; a network as a whole is one."""
+    """Return a height: levels by their number of groups; no granularity counts as one group."""
     if isinstance(granularity, str):
         return 1 + LEVELS.index(granularity)
     return 1 if granularity is None else granularity

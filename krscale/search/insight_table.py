@@ -1,4 +1,4 @@
-"""Insight in a terminal: per method and size, what was best, what came near it, what mattered."""
+"""Insight in a terminal: per method and size, the best, what came near it, and what mattered."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from krscale.report.findings import Insight, StudyInsight
 
 
 def insight_tables(insight: Insight) -> list[Table]:
-    """Return a table per method: a line per size and setting."""
+    """Return one table per method, with a row for each size and setting."""
     return [_table(method, insight.of_method(method)) for method in insight.methods]
 
 

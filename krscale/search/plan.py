@@ -1,4 +1,4 @@
-"""`--dry-run`: what a search would do, said without doing any of it."""
+"""`--dry-run`: describe what a search would do, without doing any of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from krscale.training.precision import resolve_precision
 def describe_plan(experiment: Experiment) -> str:
     """Return the resolved experiment, every size's model, and the planned work, as text."""
     plan = describe(experiment)
-    experiment = plan.networks.experiment  # with the taps that were found
+    experiment = plan.networks.experiment  # with the taps that resolving found
     said: list[str] = []
     checked = check_search(plan.networks, plan.sizes, said.append)
     objectives = experiment.search.objectives
@@ -40,7 +40,7 @@ def describe_plan(experiment: Experiment) -> str:
 
 
 def _models(plan: ExperimentPlan, sizes: Sequence[StudentSize]) -> list[str]:
-    """Name the teacher and the students, with their sizes."""
+    """Describe the teacher and the students, with their sizes."""
     experiment = plan.networks.experiment
     lines = [
         f"  teacher          {experiment.teacher.model} width {experiment.teacher.width}: "
@@ -58,7 +58,7 @@ def _models(plan: ExperimentPlan, sizes: Sequence[StudentSize]) -> list[str]:
 
 
 def _space(checked: CheckedSearch) -> list[str]:
-    """Write down the distribution of every field that is searched."""
+    """Describe the distribution of every field that is searched."""
     fields = [
         f"  {method}: {path} ~ {text}"
         for method, found in checked.space.describe().items()
@@ -68,7 +68,7 @@ def _space(checked: CheckedSearch) -> list[str]:
 
 
 def _work(plan: ExperimentPlan, checked: CheckedSearch) -> str:
-    """Say how much is computed by the students at most, and by the teacher."""
+    """Estimate the computation of the students, at most, and of the teacher."""
     experiment = plan.networks.experiment
     images = sum(
         (num_tuned + experiment.search.num_final_seeds) * plan.num_images(method)
@@ -85,7 +85,7 @@ def _work(plan: ExperimentPlan, checked: CheckedSearch) -> str:
 
 
 def _trials(experiment: Experiment, checked: CheckedSearch) -> str:
-    """Count trials and final trainings; by method where a grid makes the studies differ."""
+    """Count trials and final trainings, by method if a grid makes the studies differ."""
     num_sizes = len(checked.sizes)
     methods_by_count: dict[int, list[str]] = {}
     for method, count in checked.planned.items():
@@ -105,7 +105,7 @@ def _trials(experiment: Experiment, checked: CheckedSearch) -> str:
 
 
 def _workers(experiment: Experiment) -> list[str]:
-    """Say what a trial takes of the cluster, where it has several workers."""
+    """Describe what a trial reserves on the cluster, if it has several workers."""
     train, cpus = experiment.train, experiment.search.cpus_per_trial
     if train.most_workers == 1:
         return []
@@ -118,7 +118,7 @@ def _workers(experiment: Experiment) -> list[str]:
 
 
 def _precision(train: TrainConfig) -> str:
-    """Return what students train in, as far as this machine can tell."""
+    """Return the precision of training, as far as this machine can determine it."""
     if train.precision != "auto":
         return train.precision
     if train.device == "cuda" and not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""What a search gave: the curve, as rows and as a table, and its students."""
+"""The result of a search: the curve, as rows and as a table, and its students."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ _AS_THEY_ARE = Normalisation((0.0,), (1.0,))
 
 @dataclass(frozen=True, repr=False)
 class SearchResult:
-    """What a search gave; `print(result)` shows the table of accuracy versus capacity.
+    """The result of a search; `print(result)` shows the table of accuracy versus capacity.
 
     Attributes:
-        curve: All of it, as `curve.json` in the run folder has it.
-        experiment: Every setting, those that were given and the others.
-        how_to_open: A command and an address that show all trials in MLflow; empty where nothing
-            was recorded.
-        builders: What builds networks that were given as objects.
-        normalisation: What the images that were given are normalised by.
+        curve: The complete result, as in `curve.json` in the run folder.
+        experiment: All settings, given ones and defaults.
+        how_to_open: A command and an address that show all trials in MLflow; empty if nothing was
+            recorded.
+        builders: Builders of the networks that were given as objects.
+        normalisation: The normalisation of the given images.
     """
 
     curve: Curve
@@ -57,19 +57,19 @@ class SearchResult:
 
     @property
     def teacher_accuracy(self) -> float:
-        """Of the teacher, on test."""
+        """Test accuracy of the teacher."""
         return self.curve.teacher["test_accuracy"]
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """One row for each size and method, the smallest size first, as plain values.
+        """One row for each size and method, from the smallest size, as plain values.
 
-        `size`, `method`, `num_parameters`, `flops`, `latency_ms`; `val_accuracy` and
-        `test_accuracy`, means over the final seeds, and `test_accuracies`, one for each (shares;
-        None and empty where no trial was finished); `num_trials`; `on_front`, whether no other
-        student is better in parameters or validation accuracy and as good in the other; and
-        `settings`, those of the best trial by dotted path. `pandas.DataFrame(result.rows)` is a
-        table of them.
+        The keys are `size`, `method`, `num_parameters`, `flops`, `latency_ms`; `val_accuracy` and
+        `test_accuracy`, means over the final seeds, and `test_accuracies`, one for each seed
+        (shares; None and empty if no trial was finished); `num_trials`; `on_front`, whether no
+        other student is better in parameters or validation accuracy and at least as good in the
+        other; and `settings`, those of the best trial by dotted path. The rows make a table with
+        `pandas.DataFrame(result.rows)`.
         """
         front = front_of(self.curve)
         return [
@@ -89,15 +89,15 @@ class SearchResult:
         ]
 
     def best(self, **wanted: Any) -> dict[str, Any]:
-        """Return the row of the student with the best validation accuracy; of equals the smallest.
+        """Return the row of the student with the best validation accuracy; on a tie the smallest.
 
         Args:
             **wanted: `size` and `method`, as in the rows; `max_parameters`, `max_flops`,
-                `max_latency_ms`: most that it may have; `min_accuracy`: the smallest student with
-                this validation accuracy is wanted.
+                `max_latency_ms`: upper limits; `min_accuracy`: return the smallest student with at
+                least this validation accuracy.
 
         Raises:
-            UserError: If there is none such; names the nearest.
+            UserError: If no student fits, with the nearest ones.
         """
         picked = self._pick(wanted)
         place = picked.size.capacity, picked.method
@@ -106,15 +106,15 @@ class SearchResult:
     def load_student(self, **wanted: Any) -> nn.Module:
         """Return the trained student of `best(**wanted)`, in eval mode, on the CPU.
 
-        It takes images as they were given to the search: floats as the loaders gave them, where
-        those gave floats; otherwise, and where data were named, `[B, C, H, W]` in 0..1. Of the
-        final seeds it is the one with the best validation accuracy.
+        The student takes images as they were given to the search: floats as the loaders gave them,
+        if they gave floats; otherwise, or if the data were named, `[B, C, H, W]` in 0..1. Among the
+        final seeds, the one with the best validation accuracy is loaded.
 
         Args:
             **wanted: As for `best`.
 
         Raises:
-            UserError: As `best`, or if data or weights are not those of the run any more.
+            UserError: As for `best`, or if data or weights are no longer those of the run.
         """
         picked = self._pick(wanted)
         given = self.normalisation

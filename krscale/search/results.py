@@ -1,7 +1,8 @@
-"""From finished studies to the curve. The test split is opened here, once, at the very end."""
+"""Turn finished studies into the curve; the test split is used here, once, at the very end."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from krscale.config import Experiment
 from krscale.data import Split
+from krscale.errors import UserError
 from krscale.metrics import ACCURACY, VAL_ACCURACY
 from krscale.parallel import Workers
 from krscale.report import (
@@ -30,7 +32,7 @@ from krscale.runs.weights import check_weights, rebuild_final
 from krscale.search.studies.budgets import span_of
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.objectives import front
-from krscale.search.studies.retries import SEED
+from krscale.search.studies.retries import INTERRUPTED, SEED, Cause
 from krscale.search.studies.study import FORBIDDEN
 from krscale.search.studies.trial_spec import TuningKey
 from krscale.setup.build import Assets, trial_experiment
@@ -48,8 +50,12 @@ def collect(ladder: Ladder, prepared: Prepared) -> Curve:
 
     Args:
         ladder: A complete search.
-        prepared: Where data and teacher are.
+        prepared: Paths of data and teacher.
+
+    Raises:
+        UserError: If there is no student to test because every trial failed, with the first error.
     """
+    _refuse_if_all_failed(ladder)
     experiment = ladder.experiment
     gather(ladder.run_path)
     assets = Assets.open(prepared)
@@ -75,8 +81,24 @@ def collect(ladder: Ladder, prepared: Prepared) -> Curve:
     )
 
 
+def _refuse_if_all_failed(ladder: Ladder) -> None:
+    """Raise, at every start, the error that `run_search` raised when the last trial failed."""
+    if any(study.winner() for study in ladder.tuning.values()):
+        return
+    ended = (trial for key in ladder.tuning for trial in ladder.counted(key))
+    failed = [trial for trial in ended if trial.state is TrialState.FAIL]
+    if not failed:  # no student was allowed
+        return
+    first = min(failed, key=lambda trial: trial.datetime_complete or datetime.max)
+    raise UserError(
+        f"search: every trial failed. The first error was:\n{first.user_attrs.get('error', '')}\n"
+        f"Once its cause is gone, more trials (--set search.trials_per_size=...) go on here. Or "
+        f"choose another name (--set name=...)."
+    )
+
+
 def _without_labels(assets: Assets) -> dict[str, Any]:
-    """Return number and digest of the images without labels; nothing where there are none."""
+    """Return number and digest of the images without labels; empty if there are none."""
     taught = assets.taught
     if taught is None:
         return {}
@@ -86,15 +108,20 @@ def _without_labels(assets: Assets) -> dict[str, Any]:
 def _cost(ladder: Ladder) -> Cost | None:
     studies = ladder.optuna_studies.values()
     trials = [trial for study in studies for trial in study.get_trials(deepcopy=False)]
-    ran = (trial for trial in trials if FORBIDDEN not in trial.user_attrs)  # others never began
-    spans = [span for trial in ran if (span := span_of(trial)) is not None]
+    ran = (trial for trial in trials if FORBIDDEN not in trial.user_attrs)  # the others never ran
+    spans = [(trial, span) for trial in ran if (span := span_of(trial)) is not None]
     if not spans:
         return None
-    wall = max(end for _, end in spans) - min(start for start, _ in spans)
+    wall = max(end for _, (_, end) in spans) - min(start for _, (start, _) in spans)
     return Cost(
         num_trials=len(spans),
         wall_seconds=wall.total_seconds(),
-        trial_seconds=sum((end - start).total_seconds() for start, end in spans),
+        # Trials cut short by the end of a search are recorded at the next start: duration unknown.
+        trial_seconds=sum(
+            (end - start).total_seconds()
+            for trial, (start, end) in spans
+            if trial.user_attrs.get(INTERRUPTED) != Cause.SEARCH.value
+        ),
     )
 
 
@@ -142,7 +169,7 @@ def _method(
 
 
 def _own_size(ladder: Ladder, size: StudentSize, best: dict[str, Any]) -> Size | None:
-    """Return the size of a winner whose architecture was searched, at the size of its size."""
+    """Return the own size of a winner whose architecture was searched; None if it has none."""
     own = ladder.size_resolver.size(size.capacity, best)
     if own == size:
         return None

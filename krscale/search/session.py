@@ -1,4 +1,4 @@
-"""A whole search from config to curve: prepare, search, test once, record, show."""
+"""Run a whole search from config to curve: prepare, search, test once, record, show."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ from krscale.search.on_ray.group_resources import (
 )
 from krscale.search.on_ray.run import run_search
 from krscale.search.results import collect
-from krscale.search.studies.extending import finished_budgets, remember_budgets
+from krscale.search.studies.extending import finished_trials, remember_budgets
 from krscale.search.studies.journal import JOURNAL, refuse_lost_journal
 from krscale.search.studies.ladder import Ladder
-from krscale.search.studies.opening import VERSION, last_trained, trials_that_ran
+from krscale.search.studies.opening import last_trained, trials_that_ran
 from krscale.search.studies.pruners import expected_share
 from krscale.search.studies.retries import SEED
 from krscale.search.studies.trial_spec import Listener
@@ -70,14 +70,14 @@ def run_session(
     Args:
         experiment: The resolved experiment.
         quiet: Show no live view on stderr.
-        new_space: Go on with a run whose search space was another; see `studies.py`.
-        new_data: Put the results of other data, or of another teacher, aside and begin again.
+        new_space: Continue a run whose search space was different; see `studies/opening.py`.
+        new_data: Set the results of other data, or of another teacher, aside and start again.
 
     Returns:
-        The curve; and how to look at all trials: a command and an address, empty where there is
+        The curve; and a command and an address that show all trials, both empty if there are
         none.
     """
-    # Optuna would note every study that is opened, between the lines of the live view.
+    # Optuna would log every study that is opened, between the lines of the live view.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     refuse_shared_gpus(experiment)
     planned, workload = _planned(experiment), _workload(experiment)
@@ -126,10 +126,10 @@ def _search(
     tracker: Tracker,
     progress: Progress,
 ) -> Curve:
-    """Run the ladder to its end, and return its curve."""
+    """Run the ladder to its end and return its curve."""
     sizes, size_resolver = checked.sizes, checked.size_resolver
     size_resolver.keep_latencies(experiment.run_path / LATENCY_FILE)
-    # Measured now, before any trial competes for the cores.
+    # Measured now, before trials compete for the cores.
     latencies = {size.capacity: size_resolver.latency_ms(size.capacity, {}) for size in sizes}
     tracking = TrackingListener(tracker, experiment, prepared, sizes, latencies)
     showing = ProgressListener(progress)
@@ -156,7 +156,7 @@ def _open_ladder(
     listeners: Sequence[Listener],
     progress: Progress,
 ) -> Ladder:
-    """Open the run's studies, as far as they are, and say what is planned."""
+    """Open the run's studies, as far as they exist, and show the plan."""
     refuse_lost_journal(experiment.run_path)
     ladder = Ladder(
         experiment.run_path / JOURNAL,
@@ -166,7 +166,7 @@ def _open_ladder(
         listeners,
         size_resolver=checked.size_resolver,
     )
-    # Sizes beyond a limit are not among them, and a grid may have fewer points than trials.
+    # Sizes beyond a limit are not included, and a grid may have fewer points than trials.
     planned = {
         (key.method, key.capacity): ladder.planned(key) + ladder.planned(key.finals)
         for key in ladder.tuning
@@ -182,10 +182,10 @@ def _train(
     ladder: Ladder,
     progress: Progress,
 ) -> None:
-    """Run the trials that are left, on the cluster."""
+    """Run the remaining trials on the cluster."""
     _say_small_grids(ladder, progress)
     _set_aside(experiment.run_path / CURVE_FILE)
-    allocator.give_back()  # what teacher and store took is for the trials now
+    allocator.give_back()  # frees the memory of teacher and store for the trials
     connect(experiment.cluster)
     check_arrival(student_models(experiment), given())
     largest = checked.sizes[-1].capacity
@@ -206,32 +206,28 @@ def _conclude(
     _, insight_files = record_insight(experiment.run_path)
     for path in (*_write(curve, experiment.run_path), *insight_files):
         tracking.log_artifact(path)
-    remember_budgets(experiment)
+    tuned = ladder.tuning.values()
+    remember_budgets(experiment, {study.optuna.study_name: study.num_counted for study in tuned})
     return curve
 
 
 def _renewed(experiment: Experiment, new_space: bool, new_data: bool) -> tuple[str, ...]:
-    """Return the fields of the run that may be others than before; `bind` compares the images."""
+    """Return the fields that may differ from the earlier run; `bind` compares the images."""
     kept = Path(experiment.data.path).parent == given_folder(experiment.cache_path)
     return (*(SPACE if new_space else ()), *(("data.path",) if new_data and kept else ()))
 
 
 def _lost_trials(ladder: Ladder) -> list[str]:
-    """Say which studies have fewer trials than when their search finished, in a line for the user.
+    """Return a line for the user about studies with fewer trials than when their search finished.
 
-    A journal that was cut at the end of a line is whole in itself; only what the run folder
-    remembers tells that there was more.
+    A journal that was cut at the end of a line passes all checks of its own. Only the record in the
+    run folder shows that there were more trials.
     """
-    budgets = finished_budgets(ladder.run_path)
-    if budgets is None:
-        return []
-    before = budgets["search.trials_per_size"]
-    lost = []
+    before, lost = finished_trials(ladder.run_path), []
     for key, study in ladder.tuning.items():
-        found, wanted = study.num_counted, min(before, ladder.planned(key))
-        same_space = study.optuna.user_attrs.get(VERSION, 1) == 1
-        if not study.ended_by and found < wanted and same_space:
-            lost.append(f"{key.name} ({found} of {wanted})")
+        wanted = min(before.get(study.optuna.study_name, 0), ladder.planned(key))
+        if study.num_counted < wanted:
+            lost.append(f"{key.name} ({study.num_counted} of {wanted})")
     if not lost:
         return []
     return [
@@ -241,10 +237,10 @@ def _lost_trials(ladder: Ladder) -> list[str]:
 
 
 def _lost_students(ladder: Ladder) -> list[str]:
-    """Have final students trained again whose weights are gone; say which, a line for each reason.
+    """Mark final students whose weights are gone, to train them again; return a line per reason.
 
-    So are those that others have taken the place of: where a search space has come back, the
-    students of the other one were trained with the same seeds meanwhile.
+    Students that were replaced are also trained again: if an earlier search space is used again,
+    the students of the other space were trained with the same seeds in the meantime.
     """
     run_path, last = ladder.run_path, last_trained(ladder.journal.storage)
     gone, replaced = list[str](), list[str]()
@@ -269,7 +265,7 @@ def _lost_students(ladder: Ladder) -> list[str]:
 
 
 def _write(curve: Curve, folder: Path) -> list[Path]:
-    """Write the result as data, as a picture and as a figure to explore; return the files."""
+    """Write the result as data, as a picture and as an interactive figure; return the files."""
     figure, interactive = folder / "curve.png", folder / "curve.html"
     draw_curve(curve, figure)
     write_interactive([curve], interactive)
@@ -277,13 +273,13 @@ def _write(curve: Curve, folder: Path) -> list[Path]:
 
 
 def _set_aside(curve: Path) -> None:
-    """A search that goes on replaces its students; the old curve would no longer be theirs."""
+    """Rename an old curve: a search that continues replaces the students that it describes."""
     if curve.exists():
         curve.replace(curve.with_name(f"{curve.stem}.before.json"))
 
 
 def _say_small_grids(ladder: Ladder, progress: Progress) -> None:
-    """Say, before anything trains, which methods will have fewer trials than were asked for."""
+    """Note, before anything trains, which methods will have fewer trials than requested."""
     wanted = ladder.config.trials_per_size
     planned = {key.method: ladder.planned(key) for key in ladder.tuning}
     smaller = [f"{count} points for {name}" for name, count in planned.items() if count < wanted]
@@ -295,7 +291,7 @@ def _say_small_grids(ladder: Ladder, progress: Progress) -> None:
 
 
 def _say_what_ended(ladder: Ladder, progress: Progress) -> None:
-    """Say what ended studies that had fewer trials than planned; the journal has it, too."""
+    """Note why studies ended with fewer trials than planned; the journal contains it, too."""
     reasons: dict[str, list[str]] = {}
     for key in ladder.tuning:
         if len(ladder.counted(key)) < ladder.planned(key):

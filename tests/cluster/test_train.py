@@ -1,8 +1,10 @@
 """What workers of Ray Train raise, as the command that waits for them sees it."""
 
 import errno
+import queue
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -10,10 +12,12 @@ import torch.distributed as dist
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor, nn
 
 from krscale.cluster import train
-from krscale.cluster.train import _user_error, _worker
+from krscale.cluster.train import _user_error, _worker, fit_on_workers
+from krscale.config import load
 from krscale.errors import DiskFullError
 
 
@@ -54,6 +58,47 @@ def test_workers_that_were_ended_since_they_hung_are_one_sentence() -> None:
 )
 def test_a_defect_is_none(error: Exception) -> None:
     assert _user_error(error) is None  # type: ignore[arg-type]
+
+
+def test_the_queue_is_on_this_node_and_what_its_reader_met_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere a node that is lost takes it along, and the training can never go on."""
+    options: dict[str, object] = {}
+
+    class Queue(queue.Queue[object]):
+        def __init__(self, actor_options: dict[str, object]) -> None:
+            super().__init__()
+            options.update(actor_options)
+
+        def shutdown(self, immediate: bool = False) -> None: ...
+
+    class Trainer:
+        def __init__(self, config: dict[str, Queue], *_: object) -> None:
+            self.queue = config["queue"]
+
+        def fit(self) -> None:
+            self.queue.put({"epoch": 1.0})
+
+    def refuse(metrics: dict[str, float]) -> None:
+        raise full
+
+    full = DiskFullError(f"{tmp_path}: the disk is full")
+    kept: list[Path] = []
+    context = SimpleNamespace(get_node_id=lambda: "5e" * 28)
+    monkeypatch.setattr(train.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(train, "Queue", Queue)
+    monkeypatch.setattr(train, "_trainer", Trainer)
+    monkeypatch.setattr(train, "require_workers", lambda *_: {})
+    monkeypatch.setattr(train, "_keep_weights", lambda result, weights: kept.append(weights))
+    weights = tmp_path / "student.safetensors"
+    with pytest.raises(DiskFullError) as raised:
+        fit_on_workers(cast(Any, None), load(None, []), "train", weights, refuse, print)
+    assert raised.value is full
+    assert kept == [weights], "nothing of the training is lost"
+    place = options["scheduling_strategy"]
+    assert isinstance(place, NodeAffinitySchedulingStrategy)
+    assert (place.node_id, place.soft, options["num_cpus"]) == ("5e" * 28, False, 0)
 
 
 class WithUnused(nn.Module):

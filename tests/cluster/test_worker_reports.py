@@ -83,6 +83,24 @@ def test_the_reader_runs_until_none_comes() -> None:
     assert epochs == [{"epoch": 1.0}]
 
 
+def test_what_goes_wrong_with_an_epoch_is_kept_and_the_reader_reads_on(watched: Watched) -> None:
+    """As the end of a thread it would be a traceback beside a command that succeeds."""
+    full = OSError(28, "No space left on device")
+
+    def refuse(metrics: dict[str, float]) -> None:
+        watched.epochs.append(metrics)
+        raise full
+
+    watched.reader.on_epoch = refuse
+    watched.reader.take(StepReport(0, "worker 0", started=True))
+    for epoch in (1.0, 2.0):
+        watched.reader.take({"epoch": epoch})
+    assert watched.reader.error is full
+    assert watched.epochs == [{"epoch": 1.0}], "not once more: an epoch would be missing between"
+    watched.check(20)
+    assert watched.killed == ["worker 0"], "who hangs is still ended"
+
+
 def test_before_its_first_step_a_worker_may_take_long(watched: Watched) -> None:
     """It builds the network and opens the data, and `stall_seconds` may be shorter than that."""
     watched.reader.take(StepReport(0, "worker 0", started=False))

@@ -161,4 +161,5 @@ def test_a_search_that_was_interrupted_and_went_on_unrecorded(storage: Path) -> 
     assert [e["content"]["tags"]["krscale.error"] for e in interrupted] == [
         "interrupted: the search was interrupted"
     ]
+    assert interrupted[0]["content"]["tags"]["krscale.budget"] == "1 of 2 epochs"
     assert TrialState.FAIL.name in states

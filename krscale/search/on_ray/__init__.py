@@ -1,1 +1,1 @@
-"""The studies on Ray Tune: searcher, scheduler, trials, and how many run at once."""
+"""The studies on Ray Tune: searcher, scheduler, trials, and the number of concurrent trials."""

@@ -1,8 +1,8 @@
-"""How many trials share a GPU: measured on the largest student before the search, then reserved.
+"""Decide how many trials share a GPU, by measuring the largest student before the search.
 
-Ray hands out shares of a GPU, but knows nothing of its memory. So the largest student takes a few
-steps on a GPU of the cluster, in a process of its own, with every method and the ends of its search
-space; what that process held at its peak is what a trial needs. The driver may have no GPU.
+Ray assigns shares of a GPU but does not track its memory. So the largest student takes a few steps
+on a GPU of the cluster, in its own process, with every method and the ends of its search space. The
+peak memory of that process is what a trial needs. The driver may have no GPU.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ PACKING_FILE = "packing.json"
 def candidates(
     experiment: Experiment, space: SearchSpace, size_resolver: SizeResolver, capacity: str
 ) -> list[ProbeCandidate]:
-    """Return students of a size that between them use every method and both ends of every field.
+    """Return students of one size that together use every method and both ends of every field.
 
-    What a limit forbids is left out, as it is in the search.
+    Students beyond a limit are left out, as in the search.
     """
     found = []
     named = {"distill.capacity": capacity} if experiment.ladder.students else {}
@@ -69,19 +69,19 @@ def gpus_per_trial(
 ) -> float:
     """Return the GPUs that Ray reserves for each worker of a trial, on the connected Ray.
 
-    Several workers have whole GPUs (`group_resources.py`). For one worker, a number in
-    `search.gpus_per_trial` is taken as it is. With `auto`, a worker with a GPU measures; the result
-    is printed, and kept as `packing.json` in the run folder.
+    If trials have several workers, each gets whole GPUs (`group_resources.py`). For one worker, a
+    number in `search.gpus_per_trial` is used unchanged. With `auto`, a worker with a GPU measures
+    the memory. The result is printed, and kept as `packing.json` in the run folder.
 
     Args:
         experiment: The search.
-        prepared: Data, teacher and store, on storage that all workers see.
-        students: Called for what to try, when there is a GPU.
-        say: Receives one line with what was found.
+        prepared: Data, teacher and store, on storage that all workers can read.
+        students: Returns the students to try; called if there is a GPU.
+        say: Prints a line for the user with the result.
         read: As for `probe`.
 
     Raises:
-        UserError: As `probe`, or if `train.device` asks for a GPU and the cluster has none.
+        UserError: As for `probe`, or if `train.device` requires a GPU and the cluster has none.
     """
     config = experiment.search
     if experiment.train.most_workers > 1:
@@ -91,7 +91,7 @@ def gpus_per_trial(
     if not has_gpus(experiment):
         return 0.0
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.empty_cache()  # the teacher was trained in this process, maybe on the same GPU
+        torch.cuda.empty_cache()  # this process may have trained the teacher on the same GPU
     memory = _probe_on_worker(experiment, prepared, students(), read)
     if memory is None:
         say("search.gpus_per_trial: Ray has GPUs, but torch sees none; trials run on CPUs.")
@@ -109,7 +109,7 @@ def gpus_per_trial(
 
 
 def _corners(space: SearchSpace, method: str) -> Iterator[dict[str, Any]]:
-    """Yield settings in which every field has each of its extreme values, conditions followed."""
+    """Yield settings that together use each extreme value of each field, if its conditions hold."""
     ends = {path: extremes(found) for path, found in space.by_method[method].items()}
     for number in range(max(map(len, ends.values()), default=0)):
         values: dict[str, Any] = {}
@@ -120,7 +120,7 @@ def _corners(space: SearchSpace, method: str) -> Iterator[dict[str, Any]]:
 
 
 def _cpus_per_gpu() -> float:
-    """Cores for each GPU, of the machine that has most of them."""
+    """Return the cores per GPU of the machine that has the most."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     return max(
         (float(node.get("CPU", 0.0)) / node["GPU"] for node in nodes if node.get("GPU")),
@@ -140,7 +140,7 @@ def _probe_on_worker(
     read: MemoryReader,
 ) -> GpuMemory | None:
     require({"GPU": 1.0}, experiment.cluster, "search.gpus_per_trial")
-    # The process ends with its task, and gives back what it took of the GPU.
+    # The process ends with its task, which frees its GPU memory.
     task: Any = ray.remote(num_cpus=0, num_gpus=1, max_calls=1)(_probe_here)
     own = given(student_models(experiment))
     try:

@@ -1,15 +1,15 @@
-"""The workers of one place of the cluster: they train one trial after another, together.
+"""The workers of one place of the cluster, which train one trial after another together.
 
 A trial's actor (`trial.py`) is the first worker. The others are actors that it starts once, in the
-placement group that Tune has reserved for the trial, so that Tune counts them all and none outlives
-it. Whatever the first worker does with a training, it has the others do by a call at the same time:
-build it, load it, run an epoch. Between calls they wait, so that Tune may stop a trial after any
-epoch and no worker is left inside an exchange.
+placement group that Tune has reserved for the trial, so Tune counts them all and none outlives it.
+For each operation of the first worker on a training (build it, load it, run an epoch), it calls the
+same operation on the others at the same time. Between calls the others wait, so Tune may stop a
+trial after any epoch without leaving a worker inside an exchange.
 
-What one worker meets (an exception, the end of its process) would leave the others waiting for it.
-So while the first does its part, a thread watches the calls of the others; when one fails, all are
-ended, which breaks the connections the first may be waiting on. Tune then ends the trial and
-the place with it, and starts both again as it does for a single worker.
+If one worker fails (an exception, the end of its process), the others would wait for it. So while
+the first worker does its part, a thread watches the calls to the others. When one fails, the thread
+ends all of them, which breaks the connections that the first worker may be waiting on. Tune then
+ends the trial and the place, and starts both again as it does for a single worker.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError, UnserializableException
 from ray.util import get_current_placement_group, get_node_ip_address
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -37,43 +37,43 @@ from krscale.setup.prepare import Prepared, pick_device
 Found = TypeVar("Found")
 
 OTHERS_SECONDS = 2.0
-"""After one worker has failed, what is heard of the others for so long is compared with it: one may
-have been killed, and the others only have lost their connection to it."""
+"""Time after the failure of one worker in which errors of the others are collected and compared
+with it: one worker may have been killed, and the others have only lost their connection to it."""
 UNSTUCK_SECONDS = 10.0
-"""After all others were ended, the first worker's own exchange must end within this time."""
+"""Limit for the first worker's own exchange to end, after all other workers were ended."""
 
 _LOST_CONNECTION = re.compile(r"gloo|nccl|TCPStore|connection (closed|reset)", re.IGNORECASE)
 
 
 class LostRankError(Exception):
-    """A worker of a group is gone; no fault of the trial (see `trial_error.py`)."""
+    """A worker of a group was lost, by no fault of the trial (see `trial_error.py`)."""
 
 
 class Group:
-    """The first worker's view of its group.
+    """The first worker's handle of its group.
 
     Args:
-        ranks: Handles of the other workers, by rank; none for a worker alone.
-        workers: The first worker's place.
+        ranks: Handles of the other workers, by rank; empty for a worker alone.
+        workers: The first worker's place in the group.
     """
 
     def __init__(self, ranks: Sequence[Any], workers: Workers) -> None:
         self.ranks, self.workers = list(ranks), workers
 
     def together(self, method: str, *arguments: Any, own: Callable[[], Found]) -> Found:
-        """Call a method of every other worker while this one does its own part.
+        """Call a method of every other worker while this worker does its own part.
 
         Args:
-            method: Of `Rank`.
-            arguments: Of the method, the same for all.
-            own: This worker's part.
+            method: Name of a method of `Rank`.
+            arguments: Arguments of the method, the same for all workers.
+            own: Does this worker's part.
 
         Returns:
-            What `own` returned, when all are done.
+            The result of `own`, once all workers are done.
 
         Raises:
-            LostRankError: If a worker is gone.
-            Exception: What a worker raised; where several did, the one that made the others fail.
+            LostRankError: If a worker is lost.
+            Exception: The exception of a worker; if several failed, the one that caused the others.
         """
         if not self.ranks:
             return own()
@@ -87,7 +87,7 @@ class Group:
             found = own()
         except Exception as error:
             watch.own_is_over.set()
-            watch.join(OTHERS_SECONDS + 1.0)  # those still waiting for this worker never end
+            watch.join(OTHERS_SECONDS + 1.0)  # calls that wait for this worker never end
             cause = first_cause(error, watch.failures)
             if cause is error:
                 raise
@@ -105,7 +105,7 @@ class Group:
 
 
 class _Watch(threading.Thread):
-    """Waits for calls of other workers; ends all when one fails."""
+    """Waits for calls to other workers; ends all workers if one call fails."""
 
     def __init__(self, calls: Sequence[Any], end: Callable[[], None]) -> None:
         super().__init__(daemon=True)
@@ -130,19 +130,20 @@ class _Watch(threading.Thread):
             return
         self.end()
         if not self.own_is_over.wait(UNSTUCK_SECONDS):
-            os._exit(1)  # nothing else ends an exchange of nccl; Tune sees a lost worker
+            os._exit(1)  # nothing else ends an exchange of nccl; Tune finds a lost worker
 
 
 def first_cause(own: Exception | None, failures: Mapping[int, Exception]) -> Exception:
-    """Return what made the workers of a group fail, of all that they met.
+    """Return the error that made the workers of a group fail.
 
     Args:
-        own: What the first worker met.
-        failures: Rank -> what another met, as Ray hands it over.
+        own: Error of the first worker.
+        failures: Rank -> error of another worker, as Ray returns it.
     """
     for rank, failure in failures.items():
-        if getattr(failure, "actor_init_failed", False):
-            return KrscaleError(str(failure))  # an exception of its own, as this worker would raise
+        raised_one = isinstance(failure, UnserializableException)  # of a class that Ray cannot read
+        if raised_one or getattr(failure, "actor_init_failed", False):
+            return KrscaleError(str(failure))  # the worker's own exception
         if not isinstance(failure, RayTaskError):
             return _lost(rank, failure)
     raised = {0: own, **{rank: getattr(each, "cause", None) for rank, each in failures.items()}}
@@ -150,7 +151,7 @@ def first_cause(own: Exception | None, failures: Mapping[int, Exception]) -> Exc
     for error in found.values():
         if isinstance(error, KrscaleError) or not _LOST_CONNECTION.search(str(error)):
             return error
-    # Nothing but connections that broke: a network, or a worker that Ray does not miss yet.
+    # Only broken connections: by the network, or by a worker whose loss Ray has not noticed yet.
     rank, error = next(iter(found.items()))
     return _lost(rank, error)
 
@@ -162,10 +163,10 @@ def _lost(rank: int, error: BaseException) -> LostRankError:
 def start_group(
     experiment: Experiment, prepared: Prepared, builders: Mapping[str, Builder]
 ) -> Group:
-    """Start the other workers of this process's place, if trials have more than one.
+    """Start the other workers of this process's place, if trials have several workers.
 
     Args:
-        experiment: The search. The group has as many workers as Tune has reserved places for the
+        experiment: The search. The group has as many workers as Tune has reserved places for this
             trial: `train.num_workers`, or up to `train.max_workers`.
         prepared: As for `Rank`.
         builders: As for `Rank`.
@@ -173,7 +174,7 @@ def start_group(
     alone = Group((), Workers.alone(pick_device(experiment.train.device)))
     if experiment.train.most_workers == 1:
         return alone
-    placement: Any = get_current_placement_group()  # Tune's, of this trial
+    placement: Any = get_current_placement_group()  # reserved by Tune for this trial
     bundles = placement.bundle_specs
     num_workers = len(bundles)
     if num_workers == 1:

@@ -1,4 +1,4 @@
-"""What the workers of trials take of the cluster, and whether it can ever give that."""
+"""Resources that the workers of trials reserve, and whether the cluster can ever provide them."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from krscale.errors import UserError
 
 
 def trial_resources(config: SearchConfig, gpus_per_trial: float) -> dict[str, float]:
-    """Return what Ray reserves for a trial: for each of its workers, where it has several."""
+    """Return the resources of a trial; if it has several workers, those of each worker."""
     resources = {"CPU": config.cpus_per_trial, "GPU": gpus_per_trial}
     return {name: amount for name, amount in resources.items() if amount}
 
 
 def has_gpus(experiment: Experiment) -> bool:
-    """Return whether trials are to run on GPUs; those asked for by name may still have to join."""
+    """Return whether trials run on GPUs; GPUs demanded by `train.device` may still have to join."""
     if experiment.train.device == "auto":
         return _num_gpus() > 0
     return experiment.train.device == "cuda"
 
 
 def refuse_shared_gpus(experiment: Experiment) -> None:
-    """Refuse workers of one trial that would share a GPU: what exchanges between GPUs cannot.
+    """Refuse workers of one trial that would share a GPU, over which they cannot communicate.
 
     Raises:
-        UserError: Saying what is allowed.
+        UserError: With the allowed values.
     """
     gpus, train = experiment.search.gpus_per_trial, experiment.train
     if train.most_workers == 1 or gpus == "auto":
@@ -43,13 +43,13 @@ def refuse_shared_gpus(experiment: Experiment) -> None:
 
 
 def gpus_per_worker(experiment: Experiment) -> float:
-    """Return the GPUs of each worker, where trials have several: whole ones, or none.
+    """Return the GPUs of each worker, for trials with several workers: whole GPUs, or none.
 
-    With `search.gpus_per_trial = "auto"` it is one, unless the connected cluster has fewer than a
-    trial has workers: then all train on CPUs, as with `krscale distill`.
+    With `search.gpus_per_trial = "auto"` it is one, unless the connected cluster has fewer GPUs
+    than a trial has workers: then all train on CPUs, as with `krscale distill`.
 
     Raises:
-        UserError: As `refuse_shared_gpus`.
+        UserError: As for `refuse_shared_gpus`.
     """
     refuse_shared_gpus(experiment)
     gpus, train = experiment.search.gpus_per_trial, experiment.train
@@ -60,7 +60,7 @@ def gpus_per_worker(experiment: Experiment) -> float:
 
 
 def asks_for_more(experiment: Experiment) -> bool:
-    """Return whether a trial asks for more than one core, which every cluster that trains has.
+    """Return whether a trial requires more than the one core that every cluster has.
 
     Example:
         >>> asks_for_more(Experiment())
@@ -72,12 +72,13 @@ def asks_for_more(experiment: Experiment) -> bool:
 
 
 def require_group(experiment: Experiment) -> None:
-    """Connect to the cluster, and wait until it has room for one trial, with all its workers.
+    """Connect to the cluster and wait until it has room for one trial with all its workers.
 
-    Before the teacher is trained: a search that needs more than there is would train it in vain.
+    Called before the teacher is trained: a search that needs more than the cluster has would train
+    it in vain.
 
     Raises:
-        UserError: As `require_workers` and `gpus_per_worker`.
+        UserError: As for `require_workers` and `gpus_per_worker`.
     """
     connect(experiment.cluster)
     require_workers(experiment, trial_resources(experiment.search, gpus_per_worker(experiment)))
@@ -88,10 +89,10 @@ def require_workers(experiment: Experiment, resources: Mapping[str, float]) -> N
 
     Args:
         experiment: The search.
-        resources: What each worker reserves.
+        resources: Resources that each worker reserves.
 
     Raises:
-        UserError: If it stays too small; says what its nodes have.
+        UserError: If the cluster stays too small, with the resources of its nodes.
     """
     where = "search.cpus_per_trial, search.gpus_per_trial"
     num_workers = experiment.train.num_workers

@@ -1,24 +1,26 @@
-"""Workers whose process is gone: one kind of error for Tune, whatever Ray calls it.
+"""Convert the errors of lost workers, which Ray raises in several types, to one type for Tune.
 
-Tune takes an actor's death for its trial's failure only where Ray raises a `RayActorError`. For
-what Ray's memory monitor has killed it raises an `OutOfMemoryError`, for a full disk an
-`OutOfDiskError`, for a lost owner an `OwnerDiedError`: none of them is one, and each ends Tune with
-all its trials.
+Tune treats an actor's death as the failure of its trial only if Ray raises a `RayActorError`. But
+Ray raises an `OutOfMemoryError` if its memory monitor killed the actor, an `OutOfDiskError` if a
+disk is full, and an `OwnerDiedError` if the owner is lost. None of these is a `RayActorError`, so
+each ends Tune with all its trials. The same happens for an exception of a user's code that cannot
+be pickled and read again.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError, UnserializableException
 
 
 def end_only_their_trials(actor_manager: Any) -> None:
     """Let Tune's manager of actors treat every error of an actor as the failure of its trial.
 
     Args:
-        actor_manager: Of one Tune controller (`ray.air.execution._internal.RayActorManager`),
-            changed in place; a second call changes nothing.
+        actor_manager: The manager of one Tune controller
+            (`ray.air.execution._internal.RayActorManager`). It is changed in place; a second call
+            changes nothing.
     """
     failed = actor_manager._actor_task_failed
     if hasattr(failed, "of_tune"):
@@ -32,7 +34,7 @@ def end_only_their_trials(actor_manager: Any) -> None:
 
 
 def as_actor_error(error: Exception) -> RayActorError | RayTaskError:
-    """Return an error as Tune can handle it: its own kinds as they are, others by name.
+    """Return an error of a type that Tune can handle; the text names any other type.
 
     Example:
         >>> from ray.exceptions import OutOfMemoryError
@@ -41,4 +43,6 @@ def as_actor_error(error: Exception) -> RayActorError | RayTaskError:
     """
     if isinstance(error, RayActorError | RayTaskError):
         return error
+    if isinstance(error, UnserializableException):  # raised by a worker that is still alive
+        return RayTaskError("a trial", str(error), error)  # type: ignore[no-untyped-call]
     return RayActorError(error_msg=f"{type(error).__name__}: {error}")

@@ -1,8 +1,8 @@
-"""Withdraws trials that wait for more workers than are left, where fewer could train them.
+"""Withdraw trials that wait for more workers than are left, if fewer workers could train them.
 
-A trial whose workers may vary in number is handed out for those that have no trial. A node that is
-lost is missed by Ray some seconds later than its workers are: a trial that is handed out in between
-would wait for a node to join, beside workers that have nothing to do.
+A trial with a variable number of workers is handed out for all workers that have no trial. When a
+node is lost, Ray removes the node some seconds later than its workers. A trial that is handed out
+in between would wait for a node to join, while other workers are idle.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from krscale.search.on_ray.stalled_trials import live_actors
 
 
 class TrialSource(Protocol):
-    """What hands trials out."""
+    """The object that hands trials out."""
 
     def oversized(self) -> list[str]:
         """Return Tune's ids of the trials that wait for more workers than are left."""
@@ -26,10 +26,10 @@ class TrialSource(Protocol):
 
 
 class OversizedTrials(tune.Callback):
-    """Looks at the waiting trials from between Tune's steps.
+    """Checks the waiting trials between Tune's steps.
 
     Args:
-        searcher: Returns which trials are too large, and withdraws one.
+        searcher: Returns the trials that are too large, and withdraws one of them.
     """
 
     def __init__(self, searcher: TrialSource) -> None:
@@ -37,11 +37,11 @@ class OversizedTrials(tune.Callback):
         self.controller: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its callbacks for `Tuner.restore`, which krscale never calls."""
+        """Return nothing; Tune pickles callbacks for `Tuner.restore`, which krscale never calls."""
         return {}
 
     def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
-        """Withdraw one that waits in vain; a worker that has started waits for nothing."""
+        """Withdraw one trial that waits in vain; a trial with a started worker does not wait."""
         if self.controller is None:
             return
         in_vain = set(self.searcher.oversized())
@@ -51,7 +51,7 @@ class OversizedTrials(tune.Callback):
         for trial in trials:
             if trial.trial_id in in_vain and trial.trial_id not in actors:
                 self.searcher.withdraw(trial.trial_id)
-                if trial in self.controller._staged_trials:  # for which Tune would keep a worker
+                if trial in self.controller._staged_trials:  # else Tune keeps a worker for it
                     self.controller._unstage_trial_with_resources(trial)
                 self.controller.stop_trial(trial)
                 return

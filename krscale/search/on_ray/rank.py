@@ -1,4 +1,4 @@
-"""What each worker of a trial does, whether it is the only one or one of a group."""
+"""The work of each worker of a trial, whether it is the only one or one of a group."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from krscale.training.loop import Training
 
 
 def use_threads(cpus: float) -> None:
-    """Let torch use as many threads as the worker has cores, one where it shares a core."""
+    """Let torch use as many threads as the worker has cores; one if it shares a core."""
     torch.set_num_threads(max(1, int(cpus)))
-    # torch's second pool, as large as the machine, is left out as well. It can be set only before
-    # the first work, which in a fresh actor is now.
+    # torch's second pool, otherwise as large as the machine, is reduced as well. This is possible
+    # only before the first work, which is now in a fresh actor.
     with suppress(RuntimeError):
         torch.set_num_interop_threads(1)
 
@@ -33,9 +33,9 @@ def build_trial(
 
     Args:
         experiment: The search.
-        assets: What the worker keeps open.
-        config: The trial, as the searcher suggested it (`run.py`).
-        workers: The worker's place.
+        assets: The assets that the worker keeps open.
+        config: The trial, as the searcher suggested it (`searcher.py`).
+        workers: The worker's place in the group.
     """
     values = {**config["values"], "distill.capacity": str(config["capacity"])}
     own = trial_experiment(experiment, str(config["method"]), values, int(config["seed"]))
@@ -43,14 +43,14 @@ def build_trial(
 
 
 class Rank:
-    """A worker of a group other than the first, which calls these methods one by one.
+    """A worker of a group other than the first, which calls these methods one after another.
 
-    The first worker does the same at the same time, in its own process. Between two calls this
-    one waits, so that a trial can be stopped after any of them.
+    The first worker does the same at the same time in its own process. Between two calls this
+    worker waits, so a trial can be stopped after any of them.
 
     Args:
         experiment: The search.
-        prepared: Data, teacher and store, on storage that all workers see.
+        prepared: Data, teacher and store, on storage that all workers can read.
         builders: Networks that were given as objects.
     """
 
@@ -65,7 +65,7 @@ class Rank:
         self.experiment, self.assets = experiment, Assets.open(prepared)
 
     def join(self, meeting: Meeting, rank: int) -> None:
-        """Meet the other workers; returns when all have come."""
+        """Join the other workers; return when all have joined."""
         self.workers = meeting.join(rank)
 
     def build(self, config: Mapping[str, Any]) -> None:
@@ -73,12 +73,12 @@ class Rank:
         self.training = build_trial(self.experiment, self.assets, config, self.workers)
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from where the first worker is, which has read the checkpoint.
+        """Continue from the state of the first worker, which has read the checkpoint.
 
-        On a machine without its disk the file is elsewhere, or an older one, or not there yet.
+        On a machine without that worker's disk, the file may be elsewhere, older or missing.
         """
         self.training.load_state_dict(state)
 
     def run_epoch(self) -> None:
-        """Train the next epoch; its metrics are those of the first worker."""
+        """Train the next epoch; the first worker returns its metrics."""
         self.training.run_epoch()

@@ -1,9 +1,9 @@
-"""The search on Ray: one Tuner for the whole ladder, fed by the ladder's own studies.
+"""The search on Ray: one Tuner for the whole ladder, with trials from the ladder's own studies.
 
-Only this folder imports ray.tune. `LadderSearcher` hands out what `Ladder.next` says;
-`LadderScheduler` asks the ladder whether a trial should stop. Tune keeps actors, resources and
-failures; every decision and every record is the journal's (see `ladder.py`). A new start is a new
-Tuner: nothing of Tune's own state is ever restored.
+Only this folder imports ray.tune. `LadderSearcher` hands out the trials of `Ladder.next`;
+`LadderScheduler` asks the ladder whether a trial should stop. Tune manages actors, resources and
+failures; the ladder makes every decision and records it in the journal (see `ladder.py`). A new
+start makes a new Tuner: Tune's own state is never restored.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from krscale.setup.prepare import Prepared
 from krscale.storage_errors import storage_error
 
 NO_LIMIT = 1_000_000
-"""Of Tune's own; without a number it keeps no more than one trial waiting (see `slots.py`)."""
+"""Value for Tune's own limit; without it, Tune keeps at most one trial waiting (`slots.py`)."""
 
 
 class LadderScheduler(FIFOScheduler):
-    """Runs trials as they come and stops one when its study says so."""
+    """Runs trials in the order they are handed out and stops a trial if its study decides so."""
 
     def __init__(
         self,
@@ -56,40 +56,52 @@ class LadderScheduler(FIFOScheduler):
         self.searcher, self.stalled, self.watching = searcher, stalled, watching
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
-        """Called before the trial has a worker."""
+        """Prepare the controller; called before the trial has a worker."""
         for watch in (self.stalled, *self.watching):
             watch.controller = tune_controller
         end_only_their_trials(tune_controller._actor_manager)
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
-        """Name none: Tune then gives free workers to trials in the order they were handed out.
+        """Choose none: Tune then gives free workers to trials in the order they were handed out.
 
-        A trial that is named gets the worker that has just become free, whether or not one of its
-        own is starting, which then is thrown away (see `slots.py`).
+        A chosen trial would get the worker that has just become free, even if its own worker is
+        already starting, which Tune would then discard (see `slots.py`).
         """
         return None
 
     def on_trial_result(
         self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]
     ) -> str:
-        """Report the epochs of this step; STOP a pruned trial."""
+        """Report the epochs of this step; return STOP for a pruned trial."""
         stop = self.searcher.on_report(trial.trial_id, result)
         return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
 
     def on_trial_complete(
         self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]
     ) -> None:
-        """Report the epochs of a trial's last step, which Tune sends here alone.
+        """Report the epochs of a trial's last step, which Tune sends only to this method.
 
-        A trial that we stopped comes by as well, with the step that was already reported.
+        Tune also calls it for a trial that we stopped, with the step that was already reported.
         """
         running = self.searcher.trials[trial.trial_id]
         if not running.pruned:
-            self.searcher.on_report(trial.trial_id, result)
-            running.pruned = False  # it has run to its end: there is nothing left to stop
+            with self.searcher.keeping_own_errors():
+                self.searcher.on_report(trial.trial_id, result)
+            running.pruned = False  # the trial has run to its end, so it was not stopped
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
-        """Keep the error for the study, the tracker and the final message."""
+        """Keep the error for the study, the tracker and the final message.
+
+        Raises:
+            Exception: If the error is not the trial's, but the driver's own or one of its storage.
+                It ends Tune; in the journal the trial stays RUNNING.
+        """
+        if self.searcher.own_error is not None:
+            raise self.searcher.own_error
+        if trial in tune_controller._staged_trials:
+            # It failed while Tune assigned it a worker that had trained others. Tune would leave it
+            # staged and keep one more idle worker, for which trials of other sizes would wait.
+            tune_controller._unstage_trial_with_resources(trial)
         if reason := self.stalled.ended.pop(trial.trial_id, ""):
             self.searcher.errors[trial.trial_id] = TrialError(reason, None)
             return
@@ -98,12 +110,12 @@ class LadderScheduler(FIFOScheduler):
         storage = Path(self.searcher.ladder.experiment.storage_path)
         error = TrialError.of(_exception(trial), text, storage)
         if error.storage:
-            raise error.storage  # ends Tune; in the journal the trial goes on running
+            raise error.storage
         self.searcher.errors[trial.trial_id] = error
 
 
 class _Starts(tune.Callback):
-    """Notes which trials have a worker."""
+    """Records which trials have a worker."""
 
     def __init__(self, searcher: LadderSearcher) -> None:
         self.searcher = searcher
@@ -111,14 +123,14 @@ class _Starts(tune.Callback):
     def on_trial_start(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
-        """Called for a worker that is used again, too."""
+        """Mark a trial as begun; Tune also calls this for a worker that is reused."""
         self.searcher.trials[trial.trial_id].begun = True
 
 
 def _exception(trial: TuneTrial) -> BaseException | None:
-    """Return what Tune has just written down of a trial's error, in this process.
+    """Return the exception of a trial that Tune has just written, in this process.
 
-    `Trial.get_pickled_error` looks into the run's storage, where Tune copies it only later.
+    `Trial.get_pickled_error` reads the run's storage, to which Tune copies it only later.
     """
     path = trial.pickled_error_file
     found: BaseException | None = cloudpickle.loads(Path(path).read_bytes()) if path else None
@@ -131,20 +143,20 @@ def run_search(
     resources: Mapping[str, float],
     say: Callable[[str], None] = print,
 ) -> None:
-    """Run every trial that the journal still misses, on the connected Ray.
+    """Run every trial that the journal does not have yet, on the connected Ray.
 
     Args:
-        ladder: The studies; complete afterwards.
-        prepared: Data, teacher and store, on storage that all workers see.
-        resources: What Ray reserves for each worker of a trial (see `gpu_packing.py`).
-        say: Takes a line for the user.
+        ladder: The studies; they are complete afterwards.
+        prepared: Data, teacher and store, on storage that all workers can read.
+        resources: Resources that Ray reserves for each worker of a trial (see `gpu_packing.py`).
+        say: Prints a line for the user.
 
     Raises:
-        UserError: If the cluster can never give what a trial needs, or so many trials failed that
-            the search gave up; quotes the first error.
+        UserError: If the cluster can never provide what a trial needs, or if so many trials failed
+            that the search gave up, with the first error.
     """
     experiment, config = ladder.experiment, ladder.config
-    # Its errors reach the user through the listeners, one line each, not once more in a frame.
+    # Listeners show Tune's errors to the user, one line each; Tune need not print them again.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     require_workers(experiment, resources)
     searched = [fields.get("train.channels_last") for fields in ladder.space.by_method.values()]
@@ -164,9 +176,9 @@ def run_search(
     try:
         with no_secrets_forwarded():
             tuner.fit()
-    except BaseException as error:  # Ctrl-C and the like above all
+    except BaseException as error:  # above all Ctrl-C
         full = storage_error(error)
-        with suppress(OSError, StorageError):  # what cannot be told now, the next start tells
+        with suppress(OSError, StorageError):  # the next start reports what cannot be reported now
             searcher.leave()
         if full:
             raise StorageError(
@@ -183,7 +195,7 @@ def _tuner(
     resources: Mapping[str, float],
     say: Callable[[str], None],
 ) -> tune.Tuner:
-    """Return Ray Tune, set up so that the ladder alone decides what runs, stops and counts."""
+    """Return Ray Tune, configured so that only the ladder decides what runs, stops and counts."""
     ladder = searcher.ladder
     experiment, num_workers = ladder.experiment, ladder.experiment.train.num_workers
     stalled = StalledTrials(ladder, searcher.trials.items)

@@ -1,8 +1,9 @@
-"""Tune's view of the ladder: what it hands out, and how trials end."""
+"""Tune's interface to the ladder: which trials it hands out, and how they end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from krscale.search.studies.retries import Cause
 from krscale.search.studies.trial_spec import Assignment
 
 NUM_WORKERS = "num_workers"
-"""Of a trial, in the config that Tune hands on."""
+"""Key of a trial's number of workers, in the config that Tune passes on."""
 
 
 @dataclass
@@ -32,17 +33,22 @@ class Running:
 
     @property
     def name(self) -> str:
-        """Of the trial, as in the journal."""
+        """Name of the trial, as in the journal."""
         return self.assignment.name
 
     @property
     def num_epochs(self) -> int:
-        """Reported so far."""
+        """Number of epochs reported so far."""
         return int(self.metrics.get("epoch", 0))
 
 
 class LadderSearcher(Searcher):
-    """Tune's view of the ladder: suggests assignments and receives how trials end."""
+    """Tune's interface to the ladder: suggests assignments and receives the results of trials.
+
+    Attributes:
+        own_error: An exception raised here, in the driver, at the end of a trial. Tune treats it as
+            a failure of that trial and reports it back; the exception then ends the search.
+    """
 
     def __init__(
         self,
@@ -57,15 +63,25 @@ class LadderSearcher(Searcher):
         self.slots = slots
         self.say = say
         self.trials: dict[str, Running] = {}
-        self.errors: dict[str, TrialError] = {}  # by trial; from the scheduler, which sees more
+        self.errors: dict[str, TrialError] = {}  # by trial; set by the scheduler
         self.first_error = ""
+        self.own_error: Exception | None = None
+
+    @contextmanager
+    def keeping_own_errors(self) -> Iterator[None]:
+        """Keep an exception of this block as `own_error`, and raise it."""
+        try:
+            yield
+        except Exception as error:
+            self.own_error = error
+            raise
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its searcher for `Tuner.restore`, which krscale never calls."""
+        """Return nothing; Tune pickles it for `Tuner.restore`, which krscale never calls."""
         return {}
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
-        """Say that the limit is kept here: `slots` knows it, and it changes with the cluster."""
+        """Return True: the limit is kept here, by `slots`, since it changes with the cluster."""
         return True
 
     def suggest(self, trial_id: str) -> Any:
@@ -95,12 +111,12 @@ class LadderSearcher(Searcher):
         }
 
     def sizes(self, *, begun: bool) -> list[int]:
-        """Return the workers of each trial that has them, or that waits for them."""
+        """Return the number of workers of each trial that has them, or that waits for them."""
         found = self.trials.values()
         return [running.num_workers for running in found if running.begun is begun]
 
     def oversized(self) -> list[str]:
-        """Return the trials that wait for more workers than are left, though fewer would do."""
+        """Return the trials that wait for more workers than are left, if fewer would be enough."""
         begun = self.sizes(begun=True)
         waiting = {name: each.num_workers for name, each in self.trials.items() if not each.begun}
         found = []
@@ -118,12 +134,12 @@ class LadderSearcher(Searcher):
 
     @property
     def num_begun(self) -> int:
-        """Trials that have a worker."""
+        """Number of trials that have a worker."""
         return sum(running.begun for running in self.trials.values())
 
     @property
     def gave_up(self) -> bool:
-        """Whether so many trials failed that going on is pointless."""
+        """Whether so many trials failed that the search gives up."""
         return self.ladder.num_failed >= self.ladder.config.max_failures
 
     def on_report(self, trial_id: str, result: Mapping[str, Any]) -> bool:
@@ -139,19 +155,23 @@ class LadderSearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell the ladder: PRUNED if it was stopped, COMPLETE after its last epoch, else FAIL."""
+        """Tell the ladder: PRUNED if stopped, COMPLETE after the last epoch, otherwise FAIL."""
         running = self.trials.pop(trial_id, None)
         if running is None:  # withdrawn
             return
-        if error:
-            self._on_error(running, self.errors.pop(trial_id))
-            return
+        with self.keeping_own_errors():
+            if error:
+                self._on_error(running, self.errors.pop(trial_id))
+            else:
+                self._on_end(running)
+
+    def _on_end(self, running: Running) -> None:
         if running.pruned:
             state = TrialState.PRUNED
         elif running.metrics.get("epoch") == self.ladder.experiment.train.num_epochs:
             state = TrialState.COMPLETE
         else:
-            # Left as it is, its study would wait for it without end.
+            # Without an error, its study would wait for it forever.
             planned = self.ladder.experiment.train.num_epochs
             text = f"it ended after {running.num_epochs} of {planned} epochs"
             self._on_error(running, TrialError(text, None))
@@ -159,7 +179,7 @@ class LadderSearcher(Searcher):
         self.ladder.finish(running.assignment, state, running.metrics)
 
     def leave(self) -> None:
-        """Tell the ladder that nobody waits for the running trials any longer."""
+        """Tell the ladder that the running trials are abandoned."""
         for running in self.trials.values():
             self.ladder.leave(running.assignment, running.metrics)
 
@@ -173,10 +193,10 @@ class LadderSearcher(Searcher):
             self.first_error = error.text if error.cause is None else error.sentence
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the journal is the state."""
+        """Do nothing: the journal holds the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """See `save`."""
+        """Do nothing, as in `save`."""
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """See `save`."""
+        """Do nothing, as in `save`."""

@@ -1,13 +1,13 @@
-"""How many trials may be handed out: one for every place of the cluster, and none waiting.
+"""How many trials may be handed out: one for every place of the cluster, and none in advance.
 
-Left to itself, Tune keeps one trial waiting and, while that trial's worker is starting, gives it
-the worker of any trial that ends; the worker that was starting is thrown away. Where trials end
-sooner than a worker starts (some seconds), no second worker ever comes up. With a trial for every
-place, a worker whose trial ends is given a new one, and the others come up. And none is asked
-for before it can run, since trials asked for later know more.
+By default, Tune keeps one trial waiting. While that trial's worker is starting, Tune gives the
+trial the worker of any trial that ends, and discards the starting worker. If trials end sooner than
+a worker starts (some seconds), no second worker ever comes up. With one trial for every place, a
+worker whose trial ends gets a new one, and the other workers come up. No trial is asked for before
+it can run, because the settings of a later trial are based on more results.
 
-Where the number of a trial's workers may vary (`train.max_workers`), a trial is handed out for
-the workers that have no trial yet, as many as it may have.
+If the number of a trial's workers may vary (`train.max_workers`), a trial gets the workers that
+have no trial yet, up to its maximum.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from collections.abc import Callable, Collection, Mapping
 from krscale.cluster.connect import can_grow, num_slots
 
 REFRESH_SECONDS = 1.0
-"""Between two looks at the cluster."""
+"""Interval between two look-ups of the cluster's places."""
 
 
 class Slots:
-    """The places of the connected cluster, looked up again as nodes come and go.
+    """The places of the connected cluster, updated as nodes join and leave.
 
     Args:
-        resources: What a worker of a trial reserves.
-        num_workers: Workers of a trial, the least where it varies.
-        most_workers: The most; as many as the least if it does not vary.
-        clock: Seconds.
+        resources: Resources that one worker of a trial reserves.
+        num_workers: Number of workers of a trial; the minimum if it varies.
+        most_workers: The maximum; equal to the minimum if it does not vary.
+        clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -44,14 +44,14 @@ class Slots:
         self._num_slots, self._looked_at = 0, float("-inf")
 
     def next_size(self, begun: Collection[int], waiting: Collection[int]) -> int:
-        """Return how many workers one more trial may have; 0 where none may be handed out.
+        """Return how many workers one more trial may have; 0 if none may be handed out.
 
-        Where it varies, a cluster that grows is asked for the least number only, and only where
-        nothing else is there to train.
+        If the number varies, a cluster that can grow is asked only for the minimum, and only if no
+        other trial is running or waiting.
 
         Args:
-            begun: Workers of each trial that is on them and has not ended.
-            waiting: Workers of each trial that was handed out and has none yet.
+            begun: Number of workers of each trial that is running.
+            waiting: Number of workers of each trial that was handed out and has no workers yet.
         """
         if not self._varies:
             return self._num_workers if self.has_room(len(begun), len(waiting)) else 0
@@ -61,14 +61,14 @@ class Slots:
         return 0 if begun or waiting else self._num_workers
 
     def oversized(self, size: int, begun: Collection[int], waiting: Collection[int]) -> bool:
-        """Whether a trial that waits for so many workers could have fewer now, and not as many.
+        """Return whether a waiting trial could start now with fewer workers, but not with its own.
 
-        It was handed out for workers that have gone since, with their node.
+        It was handed out for workers that have since been lost with their node.
 
         Args:
-            size: Workers that it waits for.
+            size: Number of workers that the trial waits for.
             begun: As in `next_size`.
-            waiting: As in `next_size`; of the others.
+            waiting: As in `next_size`, for the other trials.
         """
         if not self._varies:
             return False
@@ -78,11 +78,11 @@ class Slots:
     def has_room(self, num_begun: int, num_waiting: int) -> bool:
         """Return whether one more trial may be handed out.
 
-        A cluster that can grow does so for what waits for a place, so there one trial may.
+        A cluster that can grow does so for waiting trials, so one trial may wait there.
 
         Args:
-            num_begun: Trials on a worker that have not ended.
-            num_waiting: Trials that were handed out and have no worker yet.
+            num_begun: Number of trials on a worker that have not ended.
+            num_waiting: Number of trials that were handed out and have no worker yet.
         """
         if num_begun + num_waiting < max(1, self._current()):
             return True

@@ -1,4 +1,4 @@
-"""Ends trials that make no progress, by ending the worker: Tune then takes another one."""
+"""End trials that make no progress by ending their worker; Tune then starts another worker."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from krscale.stalls import Sign, StallWatch
 from krscale.storage.run_mirror import sign_of
 
 LOOK_SECONDS = 1.0
-"""Between two looks."""
+"""Interval between two checks."""
 
 
 class Handed(Protocol):
-    """A trial that was handed out: its name, and how many epochs it has reported."""
+    """A trial that was handed out: its name and the number of epochs it has reported."""
 
     @property
     def name(self) -> str:
-        """Of the trial, as in the journal."""
+        """Name of the trial, as in the journal."""
 
     @property
     def num_epochs(self) -> int:
-        """Reported so far."""
+        """Number of epochs reported so far."""
 
 
 class StalledTrials(tune.Callback):
-    """Looks at the running trials from between Tune's steps.
+    """Checks the running trials between Tune's steps.
 
     Args:
-        ladder: Its run folder holds the signs, its budget the time of the search.
+        ladder: The ladder; its run folder contains the signs, its budget the time of the search.
         running: Returns the trials that were handed out, by Tune's id.
 
     Attributes:
-        ended: Tune's id -> why it was ended, in a sentence.
+        ended: Tune's id -> why the trial was ended, in a sentence.
     """
 
     def __init__(self, ladder: Ladder, running: Callable[[], Iterable[tuple[str, Handed]]]) -> None:
@@ -51,11 +51,11 @@ class StalledTrials(tune.Callback):
         self._next_look = float("-inf")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its callbacks for `Tuner.restore`, which krscale never calls."""
+        """Return nothing; Tune pickles callbacks for `Tuner.restore`, which krscale never calls."""
         return {}
 
     def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
-        """Look, if it is time to, and end the workers of trials that hang."""
+        """Check the trials, if it is time to, and end the workers of those that hang."""
         if self.controller is None or time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + LOOK_SECONDS
@@ -81,7 +81,7 @@ class StalledTrials(tune.Callback):
 
 
 def live_actors(controller: Any) -> dict[str, Any]:
-    """Return the actors of the trials that have one, by the trial's id; those starting, too."""
+    """Return the actors by trial id, for trials that have one, including actors still starting."""
     live = controller._actor_manager._live_actors_to_ray_actors_resources
     return {
         trial.trial_id: live[tracked][0]

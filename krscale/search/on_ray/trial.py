@@ -1,7 +1,7 @@
-"""What runs inside a Tune actor: one student after another, on assets opened once.
+"""The code inside a Tune actor: it trains one student after another, on assets opened once.
 
-The actor is reused, so that a trial costs neither a process start nor an import of torch. It
-trains on mapped data and the mapped store; the teacher's network is never loaded here. Where
+The actor is reused, so a trial needs neither a process start nor an import of torch. It trains on
+memory-mapped data and the memory-mapped store; the teacher's network is never loaded here. If
 `train.num_workers` is 2 or more, the actor is the first worker of a group (`group.py`).
 """
 
@@ -32,7 +32,7 @@ from krscale.training.checkpoint import save_weights
 from krscale.training.loop import Training
 
 REPORT_SECONDS = 0.5
-"""Epochs shorter than this are reported together: a report costs the driver milliseconds."""
+"""Shorter epochs are reported together, because a report costs the driver milliseconds."""
 
 
 class StudentTrial(tune.Trainable):
@@ -45,7 +45,7 @@ class StudentTrial(tune.Trainable):
     history: History
     recalled: History
     note: str
-    """What the user is to know, told with the next result."""
+    """A note for the user, sent with the next result."""
 
     def setup(  # type: ignore[override]
         self,
@@ -54,7 +54,7 @@ class StudentTrial(tune.Trainable):
         prepared: Prepared,
         given: Mapping[str, Builder] | None = None,
     ) -> None:
-        """Open the shared assets and start the group, once per actor, and start the first trial."""
+        """Open shared assets and start the group, once per actor; then start the first trial."""
         keep(given or {})
         use_threads(experiment.search.cpus_per_trial)
         self.experiment = experiment
@@ -70,7 +70,7 @@ class StudentTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Run epochs for at least `REPORT_SECONDS`, or up to the next early-stopping milestone.
 
-        A trial that goes on from a checkpoint reports the epochs it holds first, all at once.
+        A trial that continues from a checkpoint first reports its epochs, all at once.
         """
         if self.recalled:
             history, self.recalled = self.recalled, []
@@ -100,15 +100,15 @@ class StudentTrial(tune.Trainable):
         }
 
     def cleanup(self) -> None:
-        """Called when Tune has no more trials for this actor."""
+        """End the group; Tune calls this if it has no more trials for this actor."""
         self.group.end()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Tune asks for one when it pauses; krscale never pauses a trial."""
+        """Raise an error; Tune would call this to pause a trial, which krscale never does."""
         raise NotImplementedError("krscale keeps its own checkpoints")
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        """See `save_checkpoint`."""
+        """Raise an error, as in `save_checkpoint`."""
         raise NotImplementedError("krscale keeps its own checkpoints")
 
     def _begin(self, config: dict[str, Any]) -> None:
@@ -145,4 +145,4 @@ class StudentTrial(tune.Trainable):
 
 
 def _nothing() -> None:
-    """The first worker has done its part before it calls the others."""
+    """Do nothing: the first worker has done its part before it calls the others."""

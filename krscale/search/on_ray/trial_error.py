@@ -1,4 +1,4 @@
-"""What Ray says of a trial that died: its user's mistake, its memory, or its worker."""
+"""Classify the error of a failed trial: the user's mistake, its memory, its worker or storage."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _MEMORY = re.compile(
     r"|can't allocate memory|DefaultCPUAllocator"  # torch's on the CPU is a RuntimeError
     r"|running low on memory"  # Ray's memory monitor
 )
-"""Not the word OOM: Ray names it among the causes that the death of any worker may have."""
+"""The word OOM is not included: Ray names it among the possible causes for any worker's death."""
 _LOST_RANK = re.compile(r"\bLostRankError: ")
-"""Of `group.py`, which Ray hands over as the error of a task, or of an actor's start."""
+"""The error of `group.py`, which Ray passes on as the error of a task or of an actor's start."""
 _NODE = re.compile(r"\(pid=\d+, ip=([^,)\s]+)")
 _STORAGE_ERROR = re.compile(r"^(?:[\w.]+\.)?(?:DiskFullError|StorageError): (.+)", re.MULTILINE)
 
@@ -32,9 +32,10 @@ class TrialError:
     """A trial's error.
 
     Attributes:
-        text: All of it, with its traceback.
-        cause: Why it is no fault of the trial itself; None if it is.
-        storage: What could not be written: nothing can go on then; None for all other errors.
+        text: The whole error, with its traceback.
+        cause: The cause, if the error is no fault of the trial itself; else None.
+        storage: The error of storage that could not be written, after which the search cannot
+            continue; None for all other errors.
     """
 
     text: str
@@ -43,18 +44,18 @@ class TrialError:
 
     @classmethod
     def of(cls, error: BaseException | None, text: str, storage: Path) -> TrialError:
-        """Judge an error by its exception, or by its text where Ray kept no more.
+        """Classify an error by its exception, or by its text if Ray kept nothing else.
 
         Args:
             error: The exception.
-            text: It with its traceback.
-            storage: Folder of the run's storage; what cannot be written elsewhere is the trial's.
+            text: The exception with its traceback.
+            storage: Folder of the run's storage; a failure to write elsewhere is the trial's own.
         """
         if found := _of_storage(error, text, storage):
             return cls(text, None, found)
         if isinstance(error, OutOfMemoryError) or _MEMORY.search(_ending(text)):
             return cls(text, Cause.MEMORY)
-        # An exception in an actor's first trial comes as the actor's death, but is the trial's own.
+        # Ray reports an exception in an actor's first trial as its death; it is the trial's own.
         if isinstance(error, LOST) and not getattr(error, "actor_init_failed", False):
             return cls(text, Cause.WORKER)
         if _LOST_RANK.search(_ending(text)):
@@ -63,9 +64,9 @@ class TrialError:
 
     @property
     def sentence(self) -> str:
-        """Why the trial ended: the line that names its exception, or why its worker is gone.
+        """Why the trial ended: the line with its exception, or why its worker is gone.
 
-        Ray's own words of a worker that died fill a page.
+        Ray's own text for a worker that died fills a page.
         """
         if self.cause is Cause.MEMORY and (sentence := ended_for_memory(self.text)):
             return sentence
@@ -76,8 +77,8 @@ class TrialError:
 
 
 def _of_storage(error: BaseException | None, text: str, root: Path) -> StorageError | None:
-    """Return what could not be written on a worker; None where something else failed."""
-    # First, as it names the file: Ray's error of an actor that did not start has the number alone.
+    """Return the error of storage that a worker could not write; None for other errors."""
+    # First, since it names the file: Ray's error of an actor that did not start has only a number.
     if named := _STORAGE_ERROR.search(_ending(text)):
         return StorageError(_on_node(text) + named[1])
     for each in filter(None, (error, Exception(_ending(text)))):
@@ -90,13 +91,13 @@ def _of_storage(error: BaseException | None, text: str, root: Path) -> StorageEr
 
 
 def _on_node(text: str) -> str:
-    """Return which node an error is of, as the start of a sentence; its disk may be its own."""
+    """Return the node of an error, as the start of a sentence: each node may have its own disk."""
     found = _NODE.search(text)
     return f"on the node {found[1]}: " if found and not found[1].startswith("127.") else ""
 
 
 def _ending(text: str) -> str:
-    """The last exception: its line, and those of its message that follow it."""
+    """Return the last exception: its line, and the lines of its message that follow it."""
     lines = [line for line in text.splitlines() if line.strip()]
     traceback = [i for i, line in enumerate(lines) if line.startswith("  File ")]
     return "\n".join(lines[traceback[-1] + 1 :] if traceback else lines)

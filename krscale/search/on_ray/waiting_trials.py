@@ -1,4 +1,4 @@
-"""Says so when no trial runs because Ray has no room for one, as after the loss of a node."""
+"""Inform the user if no trial runs because Ray has no room for one, as after the loss of a node."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ray.tune.experiment import Trial as TuneTrial
 from krscale.cluster.connect import describe_nodes
 
 WAIT_SECONDS = 60.0
-"""After so long without a trial on a worker, it is said, once until the next trial begins."""
+"""Time without a trial on a worker until a line is printed, once until the next trial begins."""
 
 
 class WaitingTrials(tune.Callback):
-    """Looks at the search from between Tune's steps.
+    """Checks the search between Tune's steps.
 
     Args:
-        resources: What each worker of a trial reserves.
-        num_workers: Workers of a trial.
+        resources: Resources that each worker of a trial reserves.
+        num_workers: Number of workers of a trial.
         is_running: Returns whether any trial has a worker.
-        say: Takes a line for the user.
-        clock: Seconds; replaced in tests.
+        say: Prints a line for the user.
+        clock: Returns the time in seconds; replaced in tests.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class WaitingTrials(tune.Callback):
         self._since, self._said = clock(), False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its callbacks for `Tuner.restore`, which krscale never calls."""
+        """Return nothing; Tune pickles callbacks for `Tuner.restore`, which krscale never calls."""
         return {}
 
     def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
-        """Note when a trial last had a worker; speak up when that is long ago."""
+        """Record when a trial last had a worker; print a line if that was too long ago."""
         if self.controller is None or self.is_running() or not _without_room(self.controller):
             self._since, self._said = self.clock(), False
         elif not self._said and self.clock() - self._since >= WAIT_SECONDS:
@@ -65,6 +65,6 @@ class WaitingTrials(tune.Callback):
 
 
 def _without_room(controller: Any) -> bool:
-    """Return whether Tune has asked Ray for room that it has not got yet."""
+    """Return whether Tune has asked Ray for room that it has not received yet."""
     staged = controller._actor_manager._resource_manager._request_to_staged_pgs
     return any(staged.values())

@@ -1,7 +1,7 @@
-"""Whether an error of a trial tells of the run's storage, or of its student's own code.
+"""Decide whether an error of a trial comes from the run's storage or from its student's own code.
 
-A student is code of the user's own: it may open what is a folder, or fill a disk of its own. Such
-an error is its trial's; only one of the run's storage stops the search.
+A student is the user's code: it may open a folder as a file, or fill a disk of its own. Such an
+error concerns only its trial; only an error of the run's storage stops the search.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _LITTLE = 2**20
 
 
 def is_of_storage(number: int, text: str, root: Path) -> bool:
-    """Whether a system's error is one of the run's storage.
+    """Return whether a system error comes from the run's storage.
 
-    It is if it names a file there, or was raised in krscale's own code. A mistake about a name (a
-    folder that is opened as a file) has to be both. An error for want of room that names no file is
-    one of the storage where that has no room left.
+    It does if it names a file there or was raised in krscale's own code. An error about a name (a
+    folder opened as a file) must satisfy both. An error for lack of space that names no file comes
+    from the storage if the storage has no space left.
 
     Args:
-        number: The system's, `OSError.errno`.
+        number: The system's error number, `OSError.errno`.
         text: The error with its traceback.
         root: Folder of the storage.
 
@@ -45,7 +45,7 @@ def is_of_storage(number: int, text: str, root: Path) -> bool:
 
 
 def _in_krscale(text: str) -> bool:
-    """Whether the last code that is no library's is krscale's own; also without a traceback."""
+    """Return whether the last code outside libraries is krscale's own; True without a traceback."""
     for file in reversed(_FRAME.findall(text)):
         _, found, inner = file.rpartition("/krscale/")
         if found and (_PACKAGE / inner).is_file():

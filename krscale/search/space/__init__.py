@@ -1,1 +1,1 @@
-"""What a search varies: TOML files read into Optuna's distributions, and checked."""
+"""Search spaces: TOML files that are read into Optuna's distributions, and checked."""

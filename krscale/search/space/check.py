@@ -1,4 +1,4 @@
-"""A search space against the networks it is for, before anything trains and without a disk."""
+"""Check a search space against its networks, before anything trains and without disk access."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ SHAPING: dict[str, Any] = {
     "distill": {"method", "granularity"},
     "train": {"global_batch_size", "gradient_accumulation"},
 }
-"""All that `Networks.check` reads of what a space can change."""
+"""All settings a space can change that `Networks.check` reads."""
 
 
 def fitting_space(networks: Networks) -> SearchSpace:
-    """Read the experiment's space; every extreme value must give networks that can be built.
+    """Read the experiment's space and check that every extreme value gives networks that build.
 
     Args:
-        networks: Of the experiment, which names the space and the methods.
+        networks: Networks of the experiment, which names the space and the methods.
 
     Raises:
-        UserError: One line for every mistake.
+        UserError: With one line for each mistake.
     """
     networks.check()  # a mistake of the experiment itself is reported once
     fitting: set[str] = set()
@@ -47,7 +47,7 @@ def fitting_space(networks: Networks) -> SearchSpace:
                 "distill.where_weight is 0 in this experiment, so that nothing is stored that "
                 "trials could compare: set it (--set distill.where_weight=1), or leave it out."
             )
-        # Most fields do not shape networks, and building one takes a tenth of a second.
+        # Most fields do not affect networks, and building one takes a tenth of a second.
         shaping = fingerprint(changed.model_dump(mode="json", include=SHAPING))
         if shaping not in fitting:
             networks.of(changed).check()
@@ -59,13 +59,13 @@ def fitting_space(networks: Networks) -> SearchSpace:
 
 
 def _refuse_channels_last(experiment: Experiment) -> None:
-    """Refuse `train.channels_last` where trials are sure to train on CPUs.
+    """Refuse `train.channels_last` if trials are certain to train on CPUs.
 
-    A cluster that is joined tells only then whether it has GPUs (`run_search`); a private Ray has
-    those of this machine.
+    The GPUs of a cluster are only known once it is joined (`run_search` checks them); a private Ray
+    has those of this machine.
 
     Raises:
-        UserError: If trials may not have this order.
+        UserError: If trials cannot use this memory layout.
     """
     train = experiment.train
     if not train.channels_last or train.device != "auto":
@@ -78,7 +78,7 @@ def _refuse_channels_last(experiment: Experiment) -> None:
 
 
 def _refuse_student_fields(experiment: Experiment, space: SearchSpace) -> None:
-    """Refuse to search the student where every size has one of its own."""
+    """Refuse to search fields of the student if every size has its own student."""
     if not experiment.ladder.students:
         return
     for method, fields in space.describe().items():
@@ -91,10 +91,10 @@ def _refuse_student_fields(experiment: Experiment, space: SearchSpace) -> None:
 
 
 def check_space(experiment: Experiment) -> SearchSpace:
-    """Read the experiment's space for its methods and for all that the file has a table of.
+    """Read the experiment's space for its methods and for all methods with a table in the file.
 
     Raises:
-        UserError: One line for every mistake.
+        UserError: With one line for each mistake.
     """
     tables = read_tables(find_space(experiment.search.space))
     methods: dict[tuple[str, ...], str] = {}

@@ -1,10 +1,11 @@
-"""When a field is searched: a condition on another field of the same method.
+"""Conditions under which a field is searched; each is on another field of the same method.
 
 { type = "float", low = 0.1, high = 2.0, when = { "distill.granularity" = { low = 2 } } }
 { type = "int", low = 2, high = 6, when = { "student.model" = ["mobilenet"] } }
 
-A list of values, or a range of which either end may be left out. Where the condition does not hold,
-or the other field is itself not searched in that trial, the experiment's own value stays.
+A condition is a list of values, or a range of which either end may be omitted. If the condition
+does not hold, or the other field is itself not searched in that trial, the experiment's own value
+is used.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from krscale.search.space.fields import needs_quotes, unquoted
 
 @dataclass(frozen=True)
 class Condition:
-    """What the other field must be: one of `choices`, or, without choices, within the range.
+    """Requirement on the other field: one of `choices`, or, without choices, within the range.
 
     Example:
         >>> condition = Condition("distill.granularity", low=2)
@@ -43,7 +44,7 @@ class Condition:
     high: float = math.inf
 
     def holds(self, values: Mapping[str, Any]) -> bool:
-        """Return whether it holds for what a trial has been given so far."""
+        """Return whether it holds for the values that a trial has been given so far."""
         return self.path in values and self.allows(values[self.path])
 
     def allows(self, value: Any) -> bool:
@@ -63,7 +64,7 @@ class Condition:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether values are the same; floats but for rounding: three steps of 0.1 are not 0.3."""
+    """Return whether values are equal, floats up to rounding: three steps of 0.1 are not 0.3."""
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
     return bool(one == other)
@@ -94,15 +95,15 @@ def read_conditions(spec: Any, num_taps: int, where: str) -> tuple[Condition, ..
 
 
 def allowed_values(conditions: Iterable[Condition], other: BaseDistribution) -> list[Any]:
-    """Return values that a field takes and for which all conditions on it hold.
+    """Return values that a field can take and for which all conditions on it hold.
 
     Args:
-        conditions: On that one field.
-        other: Its distribution.
+        conditions: Conditions on that one field.
+        other: Distribution of that field.
 
     Returns:
-        Of choices, and of conditions that list values, all of them; of a range both ends. Empty
-        where they never hold together.
+        All such values, if the field has choices or a condition lists values; for a range, both
+        ends. Empty if the conditions never hold together.
     """
     conditions = list(conditions)
     listed = [condition.choices for condition in conditions if condition.choices]
@@ -127,7 +128,7 @@ def allowed_values(conditions: Iterable[Condition], other: BaseDistribution) -> 
 
 
 def _steps_near(value: float, other: FloatDistribution | IntDistribution) -> list[float]:
-    """Return what a range takes at a value, or just below and above it, ascending."""
+    """Return the values that a range can take at, just below and just above a value, ascending."""
     if other.step is None:
         return [value]
     number = math.floor((value - other.low) / other.step)
@@ -135,7 +136,7 @@ def _steps_near(value: float, other: FloatDistribution | IntDistribution) -> lis
 
 
 def _is_taken(value: Any, other: BaseDistribution) -> bool:
-    """Return whether a trial can have exactly this value; a list means no other."""
+    """Return whether a trial can have exactly this value; a listed value matches no other."""
     if not contains(other, value):
         return False
     if isinstance(other, FloatDistribution) and other.step is not None:
@@ -149,8 +150,8 @@ def check_condition(
     """Refuse a condition on a field that is not searched, or that can never hold.
 
     Args:
-        condition: Of one field.
-        distributions: All fields of the same method.
+        condition: Condition of one field.
+        distributions: Distributions of all fields of the same method.
         where: File and field, for errors.
     """
     if condition.path not in distributions:
@@ -181,10 +182,10 @@ def check_condition(
 
 
 def in_order(conditions: Mapping[str, tuple[Condition, ...]], where: str) -> list[str]:
-    """Return all fields, each after those that its conditions speak of.
+    """Return all fields, each after the fields that its conditions refer to.
 
     Raises:
-        UserError: If conditions go in a circle; names it.
+        UserError: If conditions form a circle, with its fields.
     """
     others = {path: [c.path for c in found] for path, found in conditions.items()}
     try:

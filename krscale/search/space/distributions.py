@@ -1,10 +1,10 @@
-"""One field of a search space: its distribution, read in Optuna's words and checked.
+"""One field of a search space: its distribution, in Optuna's terms, read and checked.
 
 { type = "float", low = 0.02, high = 0.5, log = true }
 { type = "int", low = 1, high = "num_taps" }
 { type = "categorical", choices = ["arithmetic", "geometric"] }
-"default"                        # the range that the field declares itself
-{ type = "default" }             # the same, where a condition is to be added
+"default"                        # the range that the field itself declares
+{ type = "default" }             # the same, for use with a condition
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from krscale.errors import UserError, nearest, unknown_name
 from krscale.foreign import reason_of
 
 DEFAULT = "default"
-"""What a space may write, alone or as a type, for the range that a field declares itself."""
+"""Keyword of a space, alone or as a type, for the range that a field itself declares."""
 NUM_TAPS = "num_taps"
-"""What a space may write for the number of the teacher's taps."""
+"""Keyword of a space for the number of the teacher's taps."""
 
 _MOST_INT = 2**53
-"""Up to which samplers, which reckon in floats, tell one whole number from the next."""
+"""Largest integer that samplers, which compute in floats, distinguish from the next."""
 _TYPES: Mapping[str, tuple[type[BaseDistribution], frozenset[str]]] = {
     "float": (FloatDistribution, frozenset({"low", "high", "log", "step"})),
     "int": (IntDistribution, frozenset({"low", "high", "log", "step"})),
@@ -41,7 +41,7 @@ _TYPES: Mapping[str, tuple[type[BaseDistribution], frozenset[str]]] = {
 
 
 def with_default_range(spec: Mapping[str, Any], dotted: str, where: str) -> Mapping[str, Any]:
-    """Return a field's table, with the range that the field declares where it names `"default"`.
+    """Return a field's table, with `"default"` replaced by the range that the field declares.
 
     Args:
         spec: The table, without its condition.
@@ -49,8 +49,8 @@ def with_default_range(spec: Mapping[str, Any], dotted: str, where: str) -> Mapp
         where: File and field, for errors.
 
     Raises:
-        UserError: If the field declares none (names the fields that do), or the table has further
-            keys.
+        UserError: If the field declares no range (the error names the fields that do), or if the
+            table has further keys.
 
     Example:
         >>> with_default_range({"type": "default"}, "distill.temperature", "my.toml")
@@ -79,7 +79,7 @@ def read_distribution(spec: Mapping[str, Any], num_taps: int, where: str) -> Bas
 
     Args:
         spec: The table, without its condition.
-        num_taps: The teacher's taps, for `"num_taps"` as a bound.
+        num_taps: Number of the teacher's taps, for `"num_taps"` as a bound.
         where: File and field, for errors.
 
     Raises:
@@ -113,7 +113,7 @@ def read_distribution(spec: Mapping[str, Any], num_taps: int, where: str) -> Bas
         _check_range(arguments, kind, where)
     try:
         with warnings.catch_warnings():
-            # Optuna would cut a range that its step does not divide, and warn.
+            # Optuna would shorten a range that is not a multiple of its step, and warn.
             warnings.simplefilter("error", UserWarning)
             return kind(**arguments)
     except (TypeError, ValueError, ArithmeticError, UserWarning) as error:
@@ -124,7 +124,7 @@ def read_bound(value: Any, num_taps: int, where: str) -> float:
     """Return a bound as a number.
 
     Raises:
-        UserError: If it is missing, no number, infinite, or another word than `num_taps`.
+        UserError: If it is missing, infinite, or neither a number nor `"num_taps"`.
 
     Example:
         >>> read_bound(0.5, 6, "my.toml"), read_bound("num_taps", 6, "my.toml")
@@ -157,7 +157,7 @@ def suggest(trial: optuna.trial.BaseTrial, name: str, distribution: BaseDistribu
 
 
 def contains(distribution: BaseDistribution, value: Any) -> bool:
-    """Return whether the distribution can ever say this value.
+    """Return whether the distribution can ever produce this value.
 
     Example:
         >>> steps = IntDistribution(2, 10, step=2)
@@ -171,7 +171,7 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
 
 
 def extremes(distribution: BaseDistribution) -> Sequence[Any]:
-    """Return the values that a config must accept for it to accept all: choices, or both ends.
+    """Return values such that a config that accepts them accepts all: choices, or both ends.
 
     Example:
         >>> extremes(FloatDistribution(0.0, 0.5)), extremes(CategoricalDistribution("abc"))
@@ -184,7 +184,7 @@ def extremes(distribution: BaseDistribution) -> Sequence[Any]:
 
 
 def describe_range(distribution: BaseDistribution) -> str:
-    """Return the range as one reads it: `0.03 .. 0.5, log`, or the choices.
+    """Return the range in readable form: `0.03 .. 0.5, log`, or the choices.
 
     Example:
         >>> describe_range(FloatDistribution(0.03, 0.5, log=True))
@@ -211,7 +211,7 @@ def _check_choices(arguments: Mapping[str, Any], where: str) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value is a finite number that a float can hold; TOML has longer ones."""
+    """Return whether a value is a number that a finite float can hold; TOML allows longer ones."""
     return (
         isinstance(value, int | float)
         and not isinstance(value, bool)

@@ -10,9 +10,9 @@ from krscale.errors import UserError
 from krscale.methods import METHODS, method_settings
 
 SEARCHABLE = ("train.", "distill.", "student.")
-"""Fields a trial may change: all others decide data, teacher or store, which trials share."""
+"""Fields that a trial may change. All others determine data, teacher or store, shared by trials."""
 OPEN = "student.options"
-"""A table whose keys the networks themselves know."""
+"""A table whose keys only the networks themselves define."""
 DECIDED: Mapping[str, str] = {
     "train.num_epochs": "early stopping compares trials of the same length",
     "train.num_workers": "the places of the cluster are cut for it, once for all trials",
@@ -24,11 +24,11 @@ DECIDED: Mapping[str, str] = {
     "distill.probe_grid": "all trials share the store of what the probes read",
     "student.taps": "a list is no choice; a search has one",
 }
-"""Fields of these tables that the search itself decides, and how."""
+"""Fields of these tables that the search itself decides -> how it does."""
 
 
 def own_value(content: Mapping[str, Any], dotted: str) -> Any:
-    """Return an experiment's own value of a field, None where an open table does not have it."""
+    """Return an experiment's own value of a field; None if an open table does not contain it."""
     value: Any = content
     for name in dotted.split("."):
         if not isinstance(value, Mapping) or name not in value:
@@ -38,7 +38,7 @@ def own_value(content: Mapping[str, Any], dotted: str) -> Any:
 
 
 def unquoted(key: str, value: Any) -> str:
-    """Return the field that a key without quotes stands for; empty where it is none.
+    """Return the field that a key without quotes stands for; empty if it stands for none.
 
     TOML reads `distill.sparsity = "default"` as a table `distill` with a key `sparsity`.
     """
@@ -50,7 +50,7 @@ def unquoted(key: str, value: Any) -> str:
     dotted = key
     while isinstance(value, Mapping) and value:
         if (dotted in known and dotted != OPEN) or dotted.startswith(f"{OPEN}."):
-            break  # what follows are the words of its range
+            break  # the rest is the range of the field
         name, value = next(iter(value.items()))
         dotted = f"{dotted}.{name}"
     return dotted
@@ -65,15 +65,15 @@ def needs_quotes(dotted: str, where: str) -> UserError:
 
 
 def check_path(dotted: str, method: str, where: str) -> None:
-    """Refuse a field that no search, or no search of this method, may vary.
+    """Refuse a field that no search may vary, or no search of this method.
 
     Args:
         dotted: Path of the field.
-        method: By name.
+        method: Name of the method.
         where: File and field, for errors.
 
     Raises:
-        UserError: Saying why, with the nearest field, or the fields that there are.
+        UserError: With the reason, and the nearest field or the existing fields.
     """
     allowed = [
         name for name in field_paths() if name.startswith(SEARCHABLE) and name not in DECIDED

@@ -1,4 +1,4 @@
-"""The learning rate in a search space: its range follows from the optimiser."""
+"""The learning rate in a search space: its range depends on the optimiser."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ RATE, OPTIMISER = "train.learning_rate", "train.optimizer"
 
 
 def range_of_rate(train: TrainConfig) -> dict[str, Any]:
-    """Return what to search of the learning rate of an optimiser whose range nobody declared.
+    """Return the learning rates to search for an optimiser without a declared range.
 
-    It is as wide around the experiment's own rate as SGD's is around its default.
+    The range is as wide around the experiment's own rate as SGD's range is around its default.
     """
     if _is_sgd(train.optimizer):
         return {}
@@ -35,20 +35,20 @@ def check_rates(
     *,
     is_declared: bool,
 ) -> None:
-    """Refuse optimisers to choose from that would be trained with the default rate, SGD's.
+    """Refuse a choice of optimisers that would be trained with the default rate, which is SGD's.
 
-    The config demands a rate with every other optimiser. A space cannot tell whether the experiment
-    gave one or has the default, so a rate that equals the default counts as none.
+    The config demands a rate with every other optimiser. A space cannot distinguish a rate that the
+    experiment gave from the default, so a rate that equals the default counts as not given.
 
     Args:
-        train: Of the experiment.
-        distributions: All fields of a method.
-        conditions: When each is searched.
+        train: The experiment's `train` section.
+        distributions: Distributions of all fields of a method.
+        conditions: Conditions under which each field is searched.
         where: File and field, for the error.
         is_declared: Whether the rate has the range that the field declares, which is SGD's.
 
     Raises:
-        UserError: Naming the optimisers, and how they get a rate.
+        UserError: With the names of the optimisers, and how to give them a rate.
     """
     optimisers = distributions.get(OPTIMISER)
     given = not _is_sgd(train.optimizer) or train.learning_rate != _default()

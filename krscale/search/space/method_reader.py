@@ -1,4 +1,4 @@
-"""The fields of one method in a search space: read, and tried on the experiment."""
+"""Read the fields of one method in a search space, and try them on the experiment."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ from krscale.search.space.learning_rate import OPTIMISER, RATE, check_rates, ran
 from krscale.search.space.unused import Surroundings, check_used
 
 Check = Callable[[Experiment], None]
-"""Refuses, with a `UserError`, an experiment that a trial could not run."""
+"""Raises a `UserError` for an experiment that a trial could not run."""
 _TRIED_WITH: Mapping[str, str] = {
     RATE: OPTIMISER,
     "train.momentum": OPTIMISER,
     "train.weight_decay": OPTIMISER,
     "train.gradient_accumulation": "train.global_batch_size",
 }
-"""Fields that are refused or taken together with another one, with all values of which they are
-tried where that is searched, too."""
+"""Fields whose validity depends on another field. If that field is searched, too, they are tried
+with all of its values."""
 
 
 @dataclass
 class MethodReader:
-    """Reads the fields of one method; keeps every mistake, so that all are told at once.
+    """Reads the fields of one method and collects all mistakes, so that they are reported together.
 
     Attributes:
         path: File of the space.
-        table_of: Name of the table that a field stands in.
-        method: By name.
-        experiment: Its own values are the centre.
-        num_taps: The teacher's taps.
-        check: Tried on the experiment with each field's extreme values.
-        distributions: What was read, in the order in which trials are asked.
-        conditions: When each of them is searched.
+        table_of: Field -> name of the table that contains it.
+        method: Name of the method.
+        experiment: The experiment; its own values are the centre.
+        num_taps: Number of the teacher's taps.
+        check: Called on the experiment with each field's extreme values.
+        distributions: Distributions that were read, in the order in which trials ask for them.
+        conditions: Conditions under which each field is searched.
         mistakes: One line each.
-        refused: The fields that they are of.
+        refused: The fields with mistakes.
     """
 
     path: Path
@@ -70,9 +70,9 @@ class MethodReader:
     refused: set[str] = field(default_factory=set)
 
     def read(self, fields: Mapping[str, Any]) -> None:
-        """Fill `distributions`, in the order in which they are asked, and `conditions`.
+        """Fill `distributions`, in the order in which trials ask for them, and `conditions`.
 
-        A later step is left out when an earlier one found a mistake, so that one fault is told
+        If one step finds a mistake, the later steps are skipped, so that each fault is reported
         once.
         """
         self._each(fields, self._read_field)
@@ -123,7 +123,7 @@ class MethodReader:
             self.check(changed)
         except UserError as error:
             text = str(error)
-            if text.startswith(f"{where}: "):  # the config names the field itself
+            if text.startswith(f"{where}: "):  # the error of the config already names the field
                 raise
             others = [f"{path} = {v!r}" for path, v in values.items() if path != dotted]
             beside = f" with {' and '.join(others)}" if others else ""
@@ -132,7 +132,7 @@ class MethodReader:
         return changed
 
     def _surroundings(self, dotted: str) -> list[dict[str, Any]]:
-        """Return the values of other fields with which each value of this one is tried."""
+        """Return the values of other fields with which to try each value of this field."""
         required, other = self._required(dotted), _TRIED_WITH.get(dotted, "")
         if other not in self.distributions or other in self.refused:
             return [required]
@@ -140,7 +140,7 @@ class MethodReader:
         needed = [condition for condition in self.conditions[dotted] if condition.path == other]
         allowed = allowed_values(needed, self.distributions[other])
         found = [beside | {other: value} for value in allowed]
-        stays = other not in required and bool(self.conditions[other])  # as the experiment has it
+        stays = other not in required and bool(self.conditions[other])  # at its own value
         return [*([required] if stays else []), *found]
 
     def _check_rates(self, dotted: str, fields: Mapping[str, Any]) -> None:
@@ -155,10 +155,10 @@ class MethodReader:
         )
 
     def _required(self, dotted: str) -> dict[str, Any]:
-        """Return values of other fields with which this one is searched.
+        """Return values of other fields that satisfy the conditions of this field.
 
         Raises:
-            UserError: If there are none, as conditions exclude each other.
+            UserError: If there are none, because conditions exclude each other.
         """
         needed: dict[str, list[Condition]] = {}
         waiting = [dotted]
@@ -202,13 +202,13 @@ class MethodReader:
 
 
 def _meaning(experiment: Experiment, dotted: str) -> Any:
-    """Return what the experiment makes of a field; equal for two ways to write the same."""
+    """Return the config's value of a field; it is equal for two spellings of the same value."""
     value = own_value(experiment.model_dump(mode="python"), dotted)
     return optimiser_key(value) if dotted == OPTIMISER else value
 
 
 def _refuse_same(choices: Sequence[tuple[Any, Any]], where: str) -> None:
-    """Refuse two choices, each with the value that the config makes of it, that are one."""
+    """Refuse two choices that the config reads as one value; each is a pair (choice, value)."""
     for position, (written, value) in enumerate(choices):
         for earlier, other in choices[:position]:
             if value == other:

@@ -1,4 +1,4 @@
-"""What a user should know of a space that is no mistake: methods that it hardly varies."""
+"""Notes for the user on a valid space: methods that it varies little or not at all."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def notes_on_space(space: SearchSpace, planned: Mapping[str, int]) -> list[str]:
     """Return a line for every method that is searched less than others, or not at all.
 
     Args:
-        space: As it was read.
-        planned: Trials of a study, by method.
+        space: The space.
+        planned: Number of trials of a study, by method.
     """
     return [note for method in space.by_method if (note := _note(space, method, planned[method]))]
 
@@ -40,5 +40,5 @@ def _note(space: SearchSpace, method: str, num_trials: int) -> str:
 
 
 def _header(method: str) -> str:
-    """Return how TOML writes a table."""
+    """Return the header of a table in TOML."""
     return f'["{method}"]' if "+" in method else f"[{method}]"

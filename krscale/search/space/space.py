@@ -1,4 +1,4 @@
-"""A search space: which fields a search varies, in Optuna's words, checked before anything runs.
+"""A search space: the fields that a search varies, in Optuna's terms, checked before any run.
 
 [common]                          # for every method
 "train.learning_rate" = { type = "float", low = 0.02, high = 0.5, log = true }
@@ -12,8 +12,8 @@
 ["kr+dkd"]                        # for one combination; adds to [kr] or overrides it
 "distill.posterior.dkd" = { type = "float", low = 0.1, high = 2.0, log = true }
 
-`distributions.py` has the words of one field, `conditions.py` those of `when`; `method_reader.py`
-reads and tries the fields of one method.
+`distributions.py` reads the distribution of one field, and `conditions.py` its `when`.
+`method_reader.py` reads and tries the fields of one method.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from krscale.search.space.method_reader import Check, MethodReader
 
 COMMON = "common"
 _OF_EXPERIMENTS = ("data", "views", "teacher", "ladder", "search", "tracking")
-"""Tables that an experiment has and a space cannot have."""
+"""Tables of an experiment that a space must not have."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class SearchSpace:
     """The distributions of every method, by dotted path of the config.
 
     Attributes:
-        source: The file.
-        by_method: Every field's distribution; a field comes after those its conditions speak of.
-        conditions: By method and field; a field without an entry is always searched.
-        tables: Methods for which the file has a table, by name.
+        source: Path of the file.
+        by_method: Every field's distribution; a field comes after those its conditions refer to.
+        conditions: Conditions by method and field; a field without an entry is always searched.
+        tables: Names of the methods for which the file has a table.
     """
 
     source: str
@@ -57,7 +57,7 @@ class SearchSpace:
     tables: frozenset[str] = frozenset()
 
     def suggest(self, method: str, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
-        """Ask a trial for a value of every field that is searched in it, conditions followed."""
+        """Ask a trial for a value of every field whose conditions hold in it."""
         values: dict[str, Any] = {}
         for path, distribution in self.by_method[method].items():
             if all(condition.holds(values) for condition in self.conditions_of(method, path)):
@@ -65,7 +65,7 @@ class SearchSpace:
         return values
 
     def conditions_of(self, method: str, path: str) -> tuple[Condition, ...]:
-        """Return what must hold for a field to be searched."""
+        """Return the conditions that must hold for a field to be searched."""
         return self.conditions.get(method, {}).get(path, ())
 
     def is_conditional(self, method: str) -> bool:
@@ -73,7 +73,7 @@ class SearchSpace:
         return any(self.conditions.get(method, {}).values())
 
     def fingerprint(self) -> str:
-        """Identify the space, to refuse continuing a study whose space has changed."""
+        """Return a fingerprint, by which a study with another space is not continued."""
         return fingerprint(self.describe())
 
     def describe(self) -> dict[str, dict[str, str]]:
@@ -89,10 +89,10 @@ class SearchSpace:
 
 
 def find_space(name: str) -> Path:
-    """Return the file of a space: a path, or the name of one that ships with krscale.
+    """Return the file of a space, given by its path or by the name of a space shipped with krscale.
 
     Raises:
-        UserError: If neither exists; names the nearest shipped space.
+        UserError: If neither exists, with the nearest shipped space.
     """
     path = user_path(name, "search.space")
     if name.endswith(".toml") and path.exists():
@@ -119,12 +119,12 @@ def load_space(
 
     Args:
         experiment: Names the space and the methods; its own values are the centre.
-        num_taps: The teacher's taps, for `"num_taps"` as a bound.
-        check: Tried on the experiment with each field's extreme values in turn, e.g. whether its
-            networks can be built; beyond what the config itself refuses.
+        num_taps: Number of the teacher's taps, for `"num_taps"` as a bound.
+        check: Called on the experiment with each field's extreme values in turn, in addition to the
+            checks of the config; e.g. whether the networks can be built.
 
     Raises:
-        UserError: One line for every mistake: file, table, key and what is allowed.
+        UserError: With one line for each mistake: file, table, key and what is allowed.
     """
     path = find_space(experiment.search.space)
     tables = read_tables(path)
@@ -149,7 +149,7 @@ def load_space(
 def defaults_within(
     experiment: Experiment, distributions: Mapping[str, BaseDistribution]
 ) -> dict[str, Any]:
-    """Return the experiment's own values of the searched fields, where the space contains them."""
+    """Return the experiment's own values of the searched fields, if the space contains them."""
     content = experiment.model_dump(mode="python")
     own = {dotted: own_value(content, dotted) for dotted in distributions}
     return {
@@ -160,10 +160,10 @@ def defaults_within(
 
 
 def read_tables(path: Path) -> dict[tuple[str, ...], tuple[str, Mapping[str, Any]]]:
-    """Return the tables of a space, with their names, by what these mean (`method_identity`).
+    """Return the tables of a space, with their names, by method (`method_identity`).
 
     Raises:
-        UserError: If one is no table of fields, or of no method, or two are of the same method.
+        UserError: If one is not a table of fields or names no method, or two name the same method.
     """
     content = read_toml(path)
     if sections := [name for name in _OF_EXPERIMENTS if name in content]:

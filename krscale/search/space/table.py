@@ -1,4 +1,4 @@
-"""A search space as one reads it: per method the fields, their ranges, when they are searched."""
+"""A search space in readable form: per method the fields, their ranges and their conditions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OUTSIDE = " (outside)"
 def space_rows(space: SearchSpace, experiment: Experiment) -> list[dict[str, Any]]:
     """Return one row per method and field: its type, range, condition and the experiment's value.
 
-    `inside` says whether the space contains the experiment's own value, which is then tried first.
+    `inside` is whether the space contains the experiment's own value, which is then tried first.
     """
     content = experiment.model_dump(mode="json")
     return [
@@ -37,7 +37,7 @@ def space_rows(space: SearchSpace, experiment: Experiment) -> list[dict[str, Any
 
 
 def space_tables(space: SearchSpace, experiment: Experiment) -> list[Table]:
-    """Return a table per method; `(outside)`: the space does not contain the own value."""
+    """Return one table per method; `(outside)` marks an own value that the space lacks."""
     tables: dict[str, Table] = {}
     for row in space_rows(space, experiment):
         if row["method"] not in tables:

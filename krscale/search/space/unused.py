@@ -25,17 +25,17 @@ IDLE_WITH: Mapping[str, tuple[tuple[str, tuple[Any, ...]], ...]] = {
     "distill.sparsity_schedule": (("distill.sparsity", (0.0,)),),
     "distill.where_schedule": (("distill.where_weight", (0.0,)),),
 }
-"""What makes a field idle: another one and its values. `UsedWith` says what a field needs of one
-that has few values; these have many, of which only some leave nothing to do."""
+"""Other fields and their values with which a field is not used. `UsedWith` covers fields that
+depend on one with few values; the fields here have many, only some of which make others unused."""
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a field meets: the fields of the same method, and the experiment's own values.
+    """The context of a field: the other fields of its method, and the experiment's own values.
 
     Attributes:
-        distributions: All that are searched.
-        conditions: When each is searched.
+        distributions: Distributions of all fields that are searched.
+        conditions: Conditions under which each field is searched.
         content: The experiment, as plain tables.
     """
 
@@ -44,7 +44,7 @@ class Surroundings:
     content: Mapping[str, Any]
 
     def values_beside(self, dotted: str, other: str) -> list[Any]:
-        """Return what the other field may be in trials that search this one: choices, or ends."""
+        """Return values of the other field in trials that search this one: choices, or ends."""
         own, found = own_value(self.content, other), []
         needed = [c for c in self.conditions[dotted] if c.path == other]
         if other in self.distributions:
@@ -68,11 +68,11 @@ def check_used(dotted: str, around: Surroundings, where: str) -> None:
 
     Args:
         dotted: Path of the field.
-        around: What it meets.
+        around: The context of the field.
         where: File and field, for the error.
 
     Raises:
-        UserError: Naming the other field, and what it must be.
+        UserError: With the name of the other field and its required value.
     """
     section = dotted.rpartition(".")[0]
     needed = used_with().get(dotted, ())

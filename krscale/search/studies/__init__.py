@@ -1,1 +1,1 @@
-"""One Optuna study for each method and size: which trial comes next, which ends, which won."""
+"""One Optuna study per method and size: which trial comes next, which ends, which won."""

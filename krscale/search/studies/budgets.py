@@ -1,4 +1,4 @@
-"""What ends a search before every study has had its planned trials."""
+"""Limits that end a search before every study has had its planned trials."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Ending:
 
     Attributes:
         name: One of `study.ENDINGS`, for the journal, `curve.json` and MLflow.
-        text: The same in the user's words.
+        text: The same as text for the user.
     """
 
     name: str
@@ -29,15 +29,15 @@ class Ending:
 
 
 class Budget:
-    """What tuning may cost, over all starts of a run, and what it has cost.
+    """The limits on the cost of tuning, over all starts of a run, and the cost so far.
 
     Args:
-        config: The limits; 0 is none.
+        config: The limits; 0 means none.
         past: Trials of earlier starts that count.
-        clock: Seconds; replaced in tests.
-        noted: Seconds that ended the search before; 0 if they never did. The times of its trials
-            come to less, since pauses between them are not among them: by these alone, the next
-            start would go on with a search that has finished.
+        clock: Returns the time in seconds; replaced in tests.
+        noted: Recorded time in seconds that ended the search before; 0 if time never did. The times
+            of its trials add up to less, since they exclude the pauses between trials: with these
+            alone, the next start would continue a finished search.
     """
 
     def __init__(
@@ -70,12 +70,14 @@ class Budget:
 
 
 def find_ending(study: TuningStudy, planned: int, budget: Budget) -> Ending | None:
-    """Return why a tuning study starts no more trials; None while it does."""
+    """Return why a tuning study starts no more trials; None if it starts more."""
     target = budget.config.target_accuracy
     if study.num_started >= planned < budget.config.trials_per_size:
         return Ending("grid", f"all {planned} points of the grid were started")
     if study.num_started >= planned:
         return Ending("trials_per_size", f"all {planned} trials were started")
+    if study.num_cut_short and not study.ended_by:
+        return None  # started before a limit was reached: uninterrupted, they would have ended
     if target and study.best >= target:
         return Ending("target_accuracy", f"search.target_accuracy = {target:g} was reached")
     if reason := study.given_up(planned):
@@ -84,10 +86,10 @@ def find_ending(study: TuningStudy, planned: int, budget: Budget) -> Ending | No
 
 
 def span_of(trial: FrozenTrial) -> Span | None:
-    """Return when a trial began and ended; None while it has not.
+    """Return when a trial began and ended; None if it has not ended.
 
-    A trial during which the clock was put back, as at the end of summer time, since Optuna's times
-    are local, has taken no time, rather than less than none.
+    Optuna's times are local, so the clock may be set back during a trial, as at the end of summer
+    time. Such a trial counts as having taken no time, not a negative time.
     """
     if trial.datetime_start is None or trial.datetime_complete is None:
         return None

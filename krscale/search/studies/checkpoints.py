@@ -1,8 +1,8 @@
-"""Checkpoints of trials that have not ended, so that an interrupted one goes on where it was.
+"""Checkpoints of unfinished trials, from which interrupted trials continue.
 
-Each attempt writes its own folder, `unfinished/<trial name>` in the run's: a worker of a search
-that was killed may still write there while the next start already trains. The ladder removes a
-folder when nothing can go on from it any more.
+Each attempt writes its own folder, `unfinished/<trial name>` in the run folder, because a worker of
+a killed search may still write its checkpoint while the next start already trains. The ladder
+removes a folder once no trial can continue from it.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def checkpoint_path(run_path: Path, trial_name: str) -> Path:
 
 
 def sign_path(run_path: Path, trial_name: str) -> Path:
-    """Return the file that tells of a trial's progress (`signs.py`), beside its checkpoint."""
+    """Return the file with a trial's signs of progress (`signs.py`), beside its checkpoint."""
     checkpoint = checkpoint_path(run_path, trial_name)
     return checkpoint.with_name(f"{checkpoint.name}.sign")
 
 
 def sweep(run_path: Path, needed: Collection[Path]) -> None:
-    """Remove every checkpoint but those that a waiting trial goes on from."""
+    """Remove all checkpoints except those that a waiting trial continues from."""
     root = run_path / "unfinished"
     for folder in root.glob("*/*/*"):
         if folder not in needed:
@@ -49,7 +49,7 @@ def sweep(run_path: Path, needed: Collection[Path]) -> None:
 
 
 def forget(run_path: Path, *trial_names: str) -> None:
-    """Remove the checkpoints of trials; an empty name is none."""
+    """Remove the checkpoints of trials; empty names are ignored."""
     for name in filter(None, trial_names):
         _remove(run_path, checkpoint_path(run_path, name))
         _remove(run_path, sign_path(run_path, name))
@@ -64,12 +64,12 @@ def _remove(run_path: Path, path: Path) -> None:
 
 
 class Keeper:
-    """Keeps one trial's checkpoint, at a bounded cost.
+    """Writes one trial's checkpoints, at a bounded cost.
 
     Args:
-        path: Its folder.
-        min_seconds: Least time between two checkpoints, and before the first.
-        clock: Seconds; replaced in tests.
+        path: Folder of the checkpoint.
+        min_seconds: Minimum time between two checkpoints, and before the first.
+        clock: Returns the time in seconds; replaced in tests.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Keeper:
         self.next_at = clock() + min_seconds
 
     def keep(self, training: Training, history: History) -> None:
-        """Write the training as it stands between two epochs, if it is time to."""
+        """Write the state of a training between two epochs, if a checkpoint is due."""
         started = self.clock()
         if started < self.next_at or training.finished:
             return
@@ -91,9 +91,9 @@ class Keeper:
 
 
 def kept_history(path: Path) -> History:
-    """Return the metrics of the epochs that a checkpoint holds, without reading its weights.
+    """Return the metrics of the epochs in a checkpoint, without reading its weights.
 
-    None of a checkpoint that cannot be read: the trial then starts from its beginning.
+    Empty if the checkpoint cannot be read: the trial then starts from its beginning.
     """
     try:
         bring_checkpoint(path)
@@ -107,10 +107,10 @@ def go_on(training: Training, path: Path) -> tuple[History, str]:
     """Load a checkpoint into a fresh training.
 
     Returns:
-        The metrics of the epochs it has run, and an empty text. For a checkpoint that cannot be
-        read, because it is damaged or its writer died or still writes: no epochs, and why. The
-        training may hold half of it then, and is to be built again; it starts from its beginning,
-        with the same result.
+        The metrics of the epochs in the checkpoint, and an empty text. If it cannot be read,
+        because it is damaged, or because its writer died or still writes: no epochs, and the
+        reason. The training may then be partly loaded and must be built again; it starts from its
+        beginning, with the same result.
     """
     try:
         bring_checkpoint(path)

@@ -1,7 +1,7 @@
-"""CMA-ES as Optuna has it, but for its state, which is read as numbers.
+"""Optuna's CMA-ES, except that its state is read as plain numbers.
 
 Optuna keeps the state of the search as a pickle in the journal of a study and unpickles it at the
-next trial: whoever has written a run folder could have any code run by who continues it.
+next trial. So anyone who wrote a run folder could run any code on the machine that continues it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MIN_POPULATION, _MAX_POPULATION = 4, 100_000  # CMA-ES has 4 + 3 ln(dimensions)
 
 
 class PlainCmaEs(optuna.samplers.CmaEsSampler):
-    """Optuna's CMA-ES; the optimiser in a journal is built from numbers."""
+    """Optuna's CMA-ES, with the optimiser of a journal rebuilt from numbers."""
 
     def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> Any:
         for trial in reversed(completed_trials):
@@ -40,7 +40,7 @@ class PlainCmaEs(optuna.samplers.CmaEsSampler):
 
 
 def read_cma(content: bytes) -> Any:
-    """Return the optimiser that `pickle.dumps` has written, built from the numbers in it.
+    """Return the optimiser that `pickle.dumps` has written, rebuilt from the numbers in it.
 
     Args:
         content: A pickle of a `cmaes.CMA`.
@@ -62,21 +62,21 @@ def read_cma(content: bytes) -> Any:
     )
     pattern = optimiser.__getstate__()
     _check(values, pattern, num_dims)
-    # Copies, because those read are of the bytes themselves, and are not to be written to.
+    # Copied, because the arrays that were read are views of the bytes and must not be written to.
     state = {n: v.copy() if isinstance(v, np.ndarray) else v for n, v in values.items()}
     optimiser.__setstate__(state)
     return optimiser
 
 
 class _State:
-    """What stands for the optimiser while its pickle is read."""
+    """Placeholder for the optimiser while its pickle is read."""
 
     def __init__(self) -> None:
         self.values: Mapping[str, Any] = {}
 
 
 class _CmaOnly(NumbersOnly):
-    """Takes the optimiser beside numbers and arrays of them."""
+    """Accepts the optimiser in addition to numbers and arrays of numbers."""
 
     def find(self, found: Global) -> object:
         return found if found == _CMA else super().find(found)
@@ -104,7 +104,7 @@ def _restored(parts: Mapping[str, Any], key: str, number: int) -> Any:
 
 
 def _check(values: Mapping[str, Any], pattern: Mapping[str, Any], num_dims: int) -> None:
-    """Refuse values that are not like those of a new optimiser of the same size."""
+    """Refuse values whose form differs from those of a new optimiser of the same size."""
     optional = {"_D": (num_dims,), "_B": (num_dims, num_dims), "_bounds": (num_dims, 2)}
     if values.keys() != pattern.keys():
         raise RefusedError(f"has other values: {', '.join(sorted(map(str, values))[:50])}")

@@ -1,12 +1,12 @@
-"""The file that all studies of a run are written to: Optuna's journal, by one writer.
+"""The file that all studies of a run are written to: Optuna's journal, with a single writer.
 
-The run folder belongs to one process (`provenance.run_folder`), which makes two things simple.
-What a killed process left behind, its lock and half a line, is cleared away at once instead of
-after Optuna's half a minute, or never. And not every value needs to reach the disk before training
-goes on: what was written survives the death of the process; the disk is waited for where a trial
-ends (`sync`).
+The run folder belongs to one process (`runs.folder.run_folder`), which has two benefits. The lock
+and the partial line of a killed process are removed at once; Optuna itself would wait half a minute
+for the lock, and never remove the line. And not every value must reach the disk before training
+continues: written values survive the death of the process, and only the end of a trial waits for
+the disk (`sync`).
 
-Every line carries a checksum of itself, which Optuna ignores (`journal_check.py`).
+Every line contains its own checksum, which Optuna ignores (`journal_check.py`).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _MOST_OF_A_LINE = 1024**2
 
 
 class Journal:
-    """Optuna's storage in a file of its own.
+    """Optuna's storage in one file.
 
     Args:
-        path: The file; continued when it exists. A last line that a crash cut short is dropped.
+        path: The file; continued if it exists. A last line that a crash cut off is removed.
 
     Raises:
-        DamagedFileError: If a line before the last one is not what was written.
+        DamagedFileError: If a line before the last one is not as it was written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,25 +46,25 @@ class Journal:
         self.storage = open_checked(path, _Backend(path))
 
     def sync(self) -> None:
-        """Wait until all that was written is on the disk."""
+        """Wait until everything that was written is on the disk."""
         with self.path.open("ab") as file:
             os.fsync(file.fileno())
 
 
 def read_journal(path: Path) -> JournalStorage:
-    """Open a journal to read it, while a search may be writing it.
+    """Open a journal for reading, while a search may be writing to it.
 
     Raises:
-        DamagedFileError: If a line is not what was written.
+        DamagedFileError: If a line is not as it was written.
     """
     return open_checked(path, JournalFileBackend(str(path)))
 
 
 def refuse_lost_journal(run_path: Path) -> None:
-    """Refuse to search anew where an earlier search has left results, but no journal.
+    """Refuse to start a search anew if an earlier search has left results but no journal.
 
     Raises:
-        DamagedFileError: Naming what was left.
+        DamagedFileError: With the names of the remaining results.
     """
     path = run_path / JOURNAL
     if path.is_file():
@@ -90,10 +90,10 @@ class _Backend(JournalFileBackend):
         self._path = path
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append one JSON document a line, in one write.
+        """Append one JSON document per line, in one write.
 
         Raises:
-            OSError: If the disk is full; nothing of the lines is left.
+            OSError: If the disk is full; then no part of the lines remains.
         """
         lines = b"".join(encode_line(log) for log in logs)
         self._symlink_lock.acquire()
@@ -105,9 +105,9 @@ class _Backend(JournalFileBackend):
 
 
 def _clear_away(path: Path) -> None:
-    """Remove what a process left that died while it wrote."""
+    """Remove the lock and partial line of a process that died while it wrote."""
     path.with_name(path.name + ".lock").unlink(missing_ok=True)
-    if not path.is_file() or path.stat().st_size > MOST_OF_A_LOG:  # refused where it is opened
+    if not path.is_file() or path.stat().st_size > MOST_OF_A_LOG:  # refused when it is opened
         return
     with path.open("rb+") as file:
         content = file.read()

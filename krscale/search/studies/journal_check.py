@@ -1,7 +1,7 @@
-"""Whether a journal is what was written: each line by its checksum, all together by replaying them.
+"""Check that a journal is as it was written: each line by its checksum, all lines by a replay.
 
-Optuna drops what it cannot place, a value of a trial that does not exist for example, without a
-word. A search that went on from there would have lost trials and not know it.
+Optuna silently drops entries that it cannot assign, for example a value of a trial that does not
+exist. A search that continued from there would have lost trials without an error.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NEEDED = {
     _CREATE_STUDY: ("study_name", "directions"), _DELETE_STUDY: ("study_id",),
     _CREATE_TRIAL: ("study_id",), _END_TRIAL: ("trial_id",),
 }  # fmt: skip
-"""What is read here of an entry, by its kind."""
+"""Fields of an entry that are read here, by its kind."""
 
 ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
     # of studies
@@ -43,7 +43,7 @@ ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
     "interrupted": (str, bool), "num_lost": int, "retry_of": int, "seed": int, "stopped": str,
     "training": int, "transferred_from": str,
 }  # fmt: skip
-"""What krscale keeps with studies and trials, by name, and the type of each."""
+"""User attributes that krscale keeps with studies and trials, and their types."""
 
 
 def _is_number(value: object) -> bool:
@@ -70,28 +70,28 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "value": (lambda value: value is None or _is_number(value), "a number"),
     "values": (lambda value: value is None or _are_numbers(value), "numbers"),
 }
-"""What Optuna reads of an entry and takes as it is, which of it is right, and in words."""
+"""Fields that Optuna reads without checks -> a check of the value, and its description."""
 
 
 def encode_line(log: dict[str, Any]) -> bytes:
-    """Return an entry of the journal as its line, with the checksum that `open_checked` reads."""
+    """Return an entry of the journal as a line, with the checksum that `open_checked` verifies."""
     text = json.dumps(log, separators=(",", ":")).encode()
     return b'%s,"crc":%d}\n' % (text[:-1], zlib.crc32(text))
 
 
 def open_checked(path: Path, backend: BaseJournalBackend) -> JournalStorage:
-    """Open a journal, unless Optuna could not read it or would read it as something else.
+    """Open a journal, unless Optuna could not read it or would misread it.
 
-    Lines of older versions of krscale, and of other programs, have no checksum; they must be
+    Lines of older versions of krscale, and of other programs, have no checksum; they must still be
     entries that fit together.
 
     Args:
-        path: The journal. A last line without an end is not looked at: it is being written, or its
+        path: The journal. A last line without a line break is ignored: it is being written, or its
             writer died.
-        backend: Optuna's way to the file.
+        backend: Optuna's backend for the file.
 
     Raises:
-        DamagedFileError: Names the first line that is damaged, and what can still be used.
+        DamagedFileError: With the first damaged line, and the part that can still be used.
     """
     entries = _check_lines(path)
     try:
@@ -99,7 +99,7 @@ def open_checked(path: Path, backend: BaseJournalBackend) -> JournalStorage:
     except Exception as error:
         first = _first_refused(entries)
         if not _replay(entries[: first + 1]):
-            raise  # not of what the file holds
+            raise  # the content of the file is not the cause
         reason = _worded(error)
         raise _damage(path, first + 1, entries[:first], len(entries), reason) from None
 
@@ -108,13 +108,13 @@ def check_journal(path: Path) -> None:
     """Compare every line of a journal with its checksum, without opening it.
 
     Raises:
-        DamagedFileError: As `open_checked`.
+        DamagedFileError: As for `open_checked`.
     """
     _check_lines(path)
 
 
 def _check_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the entries of a journal, each checked by itself and for what it refers to."""
+    """Return the entries of a journal; each is checked on its own and for what it refers to."""
     try:
         lines = read_bounded(path, MOST_OF_A_LOG).split(b"\n")[:-1]
     except OSError as error:
@@ -132,7 +132,7 @@ def _check_lines(path: Path) -> list[dict[str, Any]]:
             raise _damage(path, number, entries, len(lines), _worded(error)) from None
         entries.append(entry)
         begun.add(entry, number)
-    for name, study in begun.names.items():  # another program's may be there until it is deleted
+    for name, study in begun.names.items():  # a deleted study may be another program's
         try:
             key_of(name)
         except ValueError as error:
@@ -142,13 +142,13 @@ def _check_lines(path: Path) -> list[dict[str, Any]]:
 
 
 class _Begun:
-    """The studies and trials that the entries so far have begun.
+    """The studies and trials that the entries so far have created.
 
     Attributes:
-        names: Number of each study that is not deleted, by its name.
-        lines: Line of the journal that begins a study, by its number.
-        num_objectives: Of each study, by its number.
-        studies: Number of the study of each trial, by the trial's number.
+        names: Name of each study that is not deleted -> its number.
+        lines: Number of a study -> line of the journal that creates it.
+        num_objectives: Number of a study -> number of its objectives.
+        studies: Number of a trial -> number of its study.
     """
 
     def __init__(self) -> None:
@@ -158,7 +158,7 @@ class _Begun:
         self.studies: list[int] = []
 
     def add(self, entry: dict[str, Any], line: int) -> None:
-        """Note what an entry, which `check` has let pass, begins or ends."""
+        """Record what an entry, which has passed `check`, creates or deletes."""
         kind = entry["op_code"]
         if kind == _CREATE_STUDY and entry["study_name"] not in self.names:
             self.names[entry["study_name"]] = len(self.lines)
@@ -170,10 +170,10 @@ class _Begun:
             self.studies.append(entry["study_id"])
 
     def check(self, entry: dict[str, Any]) -> None:
-        """Refuse an entry of a study or trial that no line before it began, or of another shape.
+        """Refuse an entry of a study or trial that no earlier line created, or of the wrong shape.
 
         Raises:
-            ValueError: Says what is wrong with it.
+            ValueError: With the reason.
         """
         for name, begun in (("study_id", self.lines), ("trial_id", self.studies)):
             if name not in entry:
@@ -199,11 +199,11 @@ class _Lines(BaseJournalBackend):
         self.entries = entries
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """Yield the entries from a number on."""
+        """Yield the entries from a given number on."""
         yield from self.entries[log_number_from:]
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Nothing is written."""
+        """Not supported: nothing is written."""
         raise NotImplementedError
 
 
@@ -211,7 +211,7 @@ def _decode(line: bytes) -> dict[str, Any]:
     """Return the entry of a line.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not an entry.
         KeyError: If it has no kind.
     """
     found = _CHECKSUM.search(line)
@@ -226,7 +226,7 @@ def _decode(line: bytes) -> dict[str, Any]:
 
 
 def _check_fields(entry: dict[str, Any]) -> None:
-    """Refuse an entry whose fields are not what Optuna and krscale take them for."""
+    """Refuse an entry whose fields do not have the types that Optuna and krscale expect."""
     for field, (is_right, expected) in _FIELDS.items():
         if field in entry and not is_right(entry[field]):
             raise ValueError(f"{field} = {entry[field]!r} is not {expected}")
@@ -237,14 +237,14 @@ def _check_fields(entry: dict[str, Any]) -> None:
 
 
 def _check_attributes(entry: dict[str, Any]) -> None:
-    """Refuse what krscale has not written: a count that is a table, a note that is a number."""
+    """Refuse attributes that krscale has not written, such as a table in place of a count."""
     for field in ("user_attr", "user_attrs"):
         kept = entry.get(field, {})
         if not isinstance(kept, dict):
             raise ValueError(f"its {field} is no table")
         for name, value in kept.items():
             expected = ATTRIBUTES.get(name, (int, float) if "/" in name else object)
-            # True is an int to Python, and no count.
+            # In Python, True is an int, but it is not a count.
             if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
                 raise ValueError(f"{name} = {value!r} is not what krscale keeps there")
 
@@ -260,7 +260,7 @@ def _replay(entries: Sequence[dict[str, Any]]) -> str:
 
 def _first_refused(entries: Sequence[dict[str, Any]]) -> int:
     """Return the index of the entry that Optuna cannot read."""
-    low, high = 0, len(entries)  # it reads `low` entries, and not `high`
+    low, high = 0, len(entries)  # Optuna can read `low` entries, but not `high`
     while high - low > 1:
         middle = (low + high) // 2
         if _replay(entries[:middle]):

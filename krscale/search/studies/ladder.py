@@ -1,10 +1,10 @@
-"""The ladder search: one Optuna study per (method, size), asked and told by us. No Ray here.
+"""The ladder search: one Optuna study per (method, size), with ask and tell, and without Ray.
 
-The journal is the only truth. Every start continues it: trials that were running when the last
-process died are told FAIL (`interrupted`), run again from their last checkpoint (`retry_of`, see
-`retries.py`), and the count of trials comes out exact. Early stopping reads the values in the
-journal, so its memory survives a restart as well, and it sees one study, hence one method at one
-capacity, at a time.
+Only the journal holds state. Every start continues it: trials that were running when the last
+process died are told FAIL (`interrupted`) and run again from their last checkpoint (`retry_of`, see
+`retries.py`), so the number of trials is exact. Early stopping reads its values from the journal,
+so it survives a restart as well. It compares trials within one study, that is, of one method at one
+capacity.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from krscale.search.studies.retries import (
     SEED,
     Cause,
     deserves_retry,
+    epochs_reached,
     run_again,
     why_given_up,
 )
@@ -47,28 +48,28 @@ from krscale.setup.sizes import StudentSize
 from krscale.storage.run_mirror import send
 
 MAX_FORBIDDEN = 50
-"""Suggestions in a row that break a limit, after which a study is given up."""
+"""Number of consecutive suggestions that break a limit after which a study is given up."""
 
 
 class Next(Enum):
-    """What `Ladder.next` says when there is no trial to start."""
+    """Results of `Ladder.next` if there is no trial to start."""
 
     WAIT = "a running trial must end first"
     DONE = "every study is complete"
 
 
 class Ladder:
-    """All studies of a search, with equal budgets, and which trial comes next.
+    """All studies of a search, with equal budgets; decides which trial comes next.
 
     Args:
-        journal: File of Optuna's journal; continued when it exists.
+        journal: File of Optuna's journal; continued if it exists.
         experiment: The search's settings; its own values are each study's first trial.
-        space: Distributions of every method.
+        space: The search space, with the distributions of every method.
         sizes: The student sizes.
-        listeners: Told of every event, in order.
-        size_resolver: How large a student is, and whether it is allowed; None takes every size as
-            it is.
-        clock: Seconds; replaced in tests.
+        listeners: Called for every event, in order.
+        size_resolver: Computes how large a student is and whether it is allowed; None uses every
+            size unchanged and allows it.
+        clock: Returns the time in seconds; replaced in tests.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Ladder:
         self.running: dict[str, tuple[Assignment, Trial]] = {}
         self.parked: list[tuple[Assignment, Trial]] = []
         self.stops: dict[str, Stop] = {}
+        self.recalled: dict[str, int] = {}  # epochs of earlier attempts, by trial
         self.num_failed = 0
         self.run_path = journal.parent
         self.journal = Journal(journal)
@@ -103,18 +105,21 @@ class Ladder:
             self._recover(self.finals[key.finals])
         self.num_trainings = num_trainings(self.journal.storage)
         tuned = [study.counted() for study in self.tuning.values()]
-        if any(study.is_new for study in self.tuning.values()):  # of another space than before
+        if any(study.is_new for study in self.tuning.values()):  # the space has changed
             for study in self.tuning.values():
                 study.take_back_spent()
         spent = max(study.spent_seconds for study in self.tuning.values())
         past = (trial for trials in tuned for trial in trials)
         self.budget = Budget(self.config, past, clock, spent)
+        for study in self.tuning.values():
+            begun = (epochs_reached(study.optuna, trial.number) for trial in study.waiting())
+            self.budget.num_epochs += sum(begun)
         self.scheduler = StudyScheduler(experiment, self.tuning, self.finals, self.budget)
         sweep(self.run_path, {checkpoint_path(self.run_path, n) for n in self._continued()})
 
     @property
     def studies(self) -> dict[StudyKey, Study]:
-        """All studies: those that tune, then the final trainings."""
+        """All studies: the tuning studies, then the final trainings."""
         return dict([*self.tuning.items(), *self.finals.items()])
 
     @property
@@ -123,11 +128,11 @@ class Ladder:
         return {key: study.optuna for key, study in self.studies.items()}
 
     def next(self) -> Assignment | Next:
-        """Hand out the next trial: the study furthest behind first, larger students before smaller.
+        """Hand out the next trial: from the study furthest behind, larger students first.
 
-        Large students first keeps the tail of the search short; even progress lets every study
-        learn from its own trials. A study that waits for its last trials holds up no other. Trials
-        that must run alone come when nothing else is left to start, one at a time.
+        Large students go first to keep the end of the search short. Even progress lets every study
+        learn from its own trials. A study that waits for its last trials does not delay others.
+        Trials that must run alone come last, one at a time.
         """
         if any(assignment.alone for assignment, _ in self.running.values()):
             return Next.WAIT
@@ -147,7 +152,7 @@ class Ladder:
         single = self._record(assignment, trial, metrics)
         if isinstance(study, FinalStudy):
             return False
-        self.budget.num_epochs += 1
+        self.budget.num_epochs += int(metrics["epoch"]) > self.recalled[assignment.name]
         stop = find_stop(trial, self.experiment.train.num_epochs) if single else None
         if stop:
             self.stops[assignment.name] = stop
@@ -162,7 +167,8 @@ class Ladder:
     ) -> None:
         """Tell the study how a trial ended, with its last metrics.
 
-        Why it failed is `error`; why it was stopped is known since its last report.
+        If it failed, `error` is the reason. If it was stopped, the reason is known since its last
+        report.
         """
         study, (_, trial) = self._study(assignment.key), self.running.pop(assignment.name)
         stop = self.stops.pop(assignment.name, None)
@@ -171,8 +177,8 @@ class Ladder:
             trial.set_user_attr(name, value)
         if reason:
             trial.set_user_attr(STOPPED if state is TrialState.PRUNED else "error", redact(reason))
-        # The journal is written last: after a crash in between the trial is RUNNING there, and the
-        # next start tells everyone how it ended. Were it first, the others would not be told.
+        # The journal is written last: after a crash in between, the trial is still RUNNING there,
+        # and the next start informs all listeners. If it were first, they would miss the end.
         for listener in self.listeners:
             listener.on_end(assignment, state, metrics, reason)
         complete = state is TrialState.COMPLETE
@@ -183,7 +189,7 @@ class Ladder:
         study.num_running -= 1
         study.recount()
         if isinstance(assignment.key, TuningKey):
-            self.finals[assignment.key.finals].recount()  # the winner may be another now
+            self.finals[assignment.key.finals].recount()  # the winner may have changed
         forget(self.run_path, assignment.name, assignment.continues)
         self.num_failed += state is TrialState.FAIL
         if self.complete:
@@ -192,13 +198,13 @@ class Ladder:
     def interrupt(
         self, assignment: Assignment, cause: Cause, metrics: Mapping[str, float], error: str
     ) -> None:
-        """A trial was cut short: run it again if its cause and its past allow, else it is FAIL.
+        """Run an interrupted trial again if its cause and its past allow it; otherwise it is FAIL.
 
         Args:
             assignment: The trial.
-            cause: What cut it short.
-            metrics: Its last ones, empty before its first epoch.
-            error: Why, in a sentence.
+            cause: What interrupted it.
+            metrics: The trial's last metrics, empty before its first epoch.
+            error: The reason, in a sentence.
         """
         _, trial = self.running[assignment.name]
         if not deserves_retry(trial, cause, self.config.max_retries):
@@ -209,18 +215,19 @@ class Ladder:
         del self.running[assignment.name]
         study = self._study(assignment.key)
         study.num_running -= 1
-        if isinstance(study, TuningStudy):
-            self.budget.num_epochs -= int(metrics.get("epoch", 0))  # its next attempt recalls them
+        counted = max(int(metrics.get("epoch", 0)), epochs_reached(study.optuna, trial.number))
         self._run_again(study, assignment, cause)
+        if isinstance(study, TuningStudy):  # unrecorded epochs will be counted again
+            self.budget.num_epochs += epochs_reached(study.optuna, trial.number) - counted
 
     def leave(self, assignment: Assignment, metrics: Mapping[str, float]) -> None:
-        """The search stops while a trial runs: listeners are told, so that nobody shows it running.
+        """Tell listeners that the search stops while a trial runs, so that none shows it running.
 
-        The journal still has it RUNNING, by which the next start knows that it is to be run again.
+        The journal still has the trial RUNNING, so the next start runs it again.
 
         Args:
             assignment: The trial.
-            metrics: Its last ones, empty before its first epoch.
+            metrics: The trial's last metrics, empty before its first epoch.
         """
         for listener in self.listeners:
             listener.on_end(assignment, TrialState.FAIL, metrics, Cause.SEARCH.text)
@@ -231,28 +238,28 @@ class Ladder:
         return not self.running and not self.parked and self.scheduler.furthest_behind() is None
 
     def planned(self, key: StudyKey) -> int:
-        """Number of trials a study is meant to have."""
+        """Return the planned number of trials of a study."""
         return self._study(key).planned(self.config)
 
     def ended_by(self, key: TuningKey) -> str:
-        """Return why a tuning study starts no more trials; empty while it does."""
+        """Return why a tuning study starts no more trials; empty if it starts more."""
         ending = self.scheduler.ending(self.tuning[key])
         return ending.text if ending else ""
 
     def counted(self, key: StudyKey) -> list[FrozenTrial]:
-        """Ended trials that count towards the plan: all but the interrupted ones."""
+        """Return ended trials that count towards the plan: all but the interrupted ones."""
         return self._study(key).counted()
 
     def winner(self, method: str, capacity: str) -> FrozenTrial | None:
-        """Best complete trial by validation accuracy, then by validation loss; None if none."""
+        """Return the best complete trial by validation accuracy, then `merit`; None without one."""
         return self.tuning[TuningKey(method, capacity)].winner()
 
     def trial_name(self, key: StudyKey, number: int) -> str:
-        """Name of a trial, as in `Assignment.name`."""
+        """Return the name of a trial, as in `Assignment.name`."""
         return trial_name(self._study(key).optuna, key, number)
 
     def assignment(self, key: StudyKey, trial: Trial | FrozenTrial) -> Assignment:
-        """Return a trial of a study, also an ended one, as it is or was handed out."""
+        """Return the assignment of a trial, running or ended, as it is handed out."""
         attrs, values = trial.user_attrs, dict(trial.params)
         continues = attrs.get(CONTINUES)
         return Assignment(
@@ -275,15 +282,15 @@ class Ladder:
         ]
 
     def _study(self, key: StudyKey) -> Study:
-        """Return one study; `studies` would build the dictionary of all for it."""
+        """Return one study; `studies` would build a dictionary of all studies for it."""
         return self.tuning[key] if isinstance(key, TuningKey) else self.finals[cast(FinalKey, key)]
 
     def _ask(self, study: Study) -> tuple[Assignment, Trial] | None:
-        """Ask a study for its next trial; None if it finds no student that is allowed."""
+        """Ask a study for its next trial; None if it finds no allowed student."""
         study.require_room(self.config)
         if isinstance(study, TuningStudy):
             return self._ask_tuning(study)
-        trial = study.optuna.ask()  # an enqueued one; its student is allowed, as it was trained
+        trial = study.optuna.ask()  # enqueued; its student is allowed, since it was trained
         self.num_trainings += 1
         trial.set_user_attr(TRAINING, self.num_trainings)
         self.space.suggest(study.key.method, trial)
@@ -315,6 +322,8 @@ class Ladder:
 
     def _hand_out(self, assignment: Assignment, trial: Trial) -> Assignment:
         self.running[assignment.name] = assignment, trial
+        study = self._study(assignment.key).optuna
+        self.recalled[assignment.name] = epochs_reached(study, trial.number)
         for listener in self.listeners:
             listener.on_start(assignment)
         return assignment
@@ -324,7 +333,7 @@ class Ladder:
         return self.size_resolver.latency_ms(key.capacity, values) if wanted else None
 
     def _recover(self, study: Study) -> None:
-        """Run trials again that died with the last process."""
+        """Run trials again that were running when the last process died."""
         for orphan in study.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             assignment = self.assignment(study.key, Trial(study.optuna, orphan._trial_id))
             for listener in self.listeners:
@@ -332,17 +341,17 @@ class Ladder:
             self._run_again(study, assignment, Cause.SEARCH)
 
     def _run_again(self, study: Study, assignment: Assignment, cause: Cause) -> None:
-        # Listeners hear before the journal, as in `finish`.
-        self._catch_up(study, assignment)
+        # Listeners are called before the journal is written, as in `finish`.
+        reached = {"epoch": float(self._catch_up(study, assignment))}
         for listener in self.listeners:
-            listener.on_end(assignment, TrialState.FAIL, {}, cause.text)
+            listener.on_end(assignment, TrialState.FAIL, reached, cause.text)
         own = checkpoint_path(self.run_path, assignment.name)
         run_again(study.optuna, assignment.number, cause, has_checkpoint=own.exists())
         send(self.run_path)  # the next worker may be on another machine
         study.recount()
 
     def _record(self, assignment: Assignment, trial: Trial, metrics: Mapping[str, float]) -> bool:
-        """Tell everyone of an epoch; return whether Optuna keeps it: with one objective it does."""
+        """Report an epoch; return whether Optuna keeps it: it does only with one objective."""
         for listener in self.listeners:
             listener.on_epoch(assignment, metrics)
         single = len(self._study(assignment.key).objectives(self.config)) == 1
@@ -350,20 +359,26 @@ class Ladder:
             trial.report(metrics[VAL_ACCURACY], int(metrics["epoch"]))
         return single
 
-    def _catch_up(self, study: Study, assignment: Assignment) -> None:
-        """Record the epochs that a trial had kept, but of which nobody heard any more.
+    def _catch_up(self, study: Study, assignment: Assignment) -> int:
+        """Record the epochs that a trial's worker kept in its checkpoint but did not report.
 
-        A worker keeps its checkpoint first and reports then. Who has heard of an epoch before takes
-        it as the same.
+        A worker first writes its checkpoint and then reports. A listener that already has an epoch
+        records the same values again.
+
+        Returns:
+            The last known epoch of the trial; 0 without any.
         """
         frozen = study.optuna.get_trials(deepcopy=False)[assignment.number]
         recorded, trial = frozen.intermediate_values, Trial(study.optuna, frozen._trial_id)
+        reached = max(recorded, default=0)
         for metrics in kept_history(checkpoint_path(self.run_path, assignment.name)):
             if int(metrics["epoch"]) not in recorded:
                 self._record(assignment, trial, metrics)
+            reached = max(reached, int(metrics["epoch"]))
+        return reached
 
     def _continued(self) -> list[str]:
-        """Return the names of interrupted trials from which a waiting one goes on."""
+        """Return the names of interrupted trials from which a waiting trial continues."""
         return [
             self.trial_name(key, int(trial.user_attrs[CONTINUES]))
             for key, study in self.studies.items()

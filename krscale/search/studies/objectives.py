@@ -1,9 +1,8 @@
-"""What a search improves: the objectives of its studies, and the values of a trial.
+"""The objectives of a search's studies, and the values of a trial.
 
 An objective is a metric on the validation split (`krscale/metrics.py`), or a size of the student,
-which is known before it trains. Optuna neither keeps the epochs of trials with several objectives
-nor stops such trials early; the ladder counts epochs by itself, and the config refuses early
-stopping.
+which is known before it trains. For trials with several objectives, Optuna neither keeps epochs nor
+stops early; the ladder counts epochs itself, and the config refuses early stopping.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from krscale.search.studies.trial_spec import Assignment
 
 
 def directions(objectives: Sequence[str]) -> list[Direction]:
-    """Return the direction of each objective, as Optuna wants it.
+    """Return the direction of each objective, in Optuna's terms.
 
     Example:
         >>> directions(["val/accuracy", "flops"])
@@ -31,10 +30,10 @@ def directions(objectives: Sequence[str]) -> list[Direction]:
 
 
 def check_objectives(objectives: Sequence[str], num_classes: int) -> None:
-    """Refuse an objective that says nothing of so few classes.
+    """Refuse an objective that is meaningless for so few classes.
 
     Raises:
-        UserError: Naming it.
+        UserError: With the name of the objective.
 
     Example:
         >>> check_objectives(["val/top5_accuracy"], num_classes=5)
@@ -56,9 +55,9 @@ def trial_values(
     """Return the values of a trial that ran to its end, in the order of the objectives.
 
     Args:
-        objectives: By name.
-        assignment: The trial, with the size of its student.
-        metrics: Its last ones.
+        objectives: Names of the objectives.
+        assignment: The trial, which contains the size of its student.
+        metrics: The trial's last metrics.
     """
     known: dict[str, float] = {
         **metrics,
@@ -71,10 +70,10 @@ def trial_values(
 
 
 def merit(study: optuna.Study, trial: FrozenTrial) -> tuple[float, ...]:
-    """Return what the best complete trial of a study has most of.
+    """Return the sorting key by which the best complete trial of a study is the largest.
 
-    Accuracy counts first, the other objectives among equally accurate trials, the metrics that
-    break ties last: the best trial is on the front.
+    Accuracy comes first, then the other objectives, then the metrics that break ties. The best
+    trial is on the front.
 
     Example:
         >>> study = optuna.create_study(directions=directions(["val/accuracy", "flops"]))
@@ -90,10 +89,10 @@ def merit(study: optuna.Study, trial: FrozenTrial) -> tuple[float, ...]:
 
 
 def front(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the complete trials that no other beats in all objectives, the most accurate first.
+    """Return the complete trials that no other beats in all objectives, from the most accurate.
 
-    Of equal ones all stay. Suggestions that broke a limit carry Optuna's constraints and are never
-    complete, so they are not among them.
+    Equal trials are all kept. Suggestions that broke a limit have Optuna constraints and are never
+    complete, so they are not included.
 
     Example:
         >>> study = optuna.create_study(directions=directions(["val/accuracy", "flops"]))

@@ -1,9 +1,9 @@
-"""Opening studies in the journal: new ones, known ones, and a new one where the space has changed.
+"""Open studies in the journal: new ones, existing ones, and a new one if the space has changed.
 
-Optuna cannot continue a study whose choices have changed, and trials of two spaces are not of one
-search. A method whose space has changed (`--new-space`) gets a new study, `kr@1/16 #2`, with a
-budget of its own; the old one stays in the journal, to be looked at, and is continued if the old
-space comes back.
+Optuna cannot continue a study whose choices have changed, and trials of two spaces do not belong to
+one search. A method whose space has changed (`--new-space`) gets a new study, `kr@1/16 #2`, with
+its own budget. The old study stays in the journal, where it can be viewed, and is continued if the
+old space is used again.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from krscale.search.studies.trial_spec import FinalKey, StudyKey, TuningKey, key
 _SPACE = "space"
 VERSION = "version"
 TRAINING = "training"
-"""User attribute of a final training: how many of the run's had been started with it, by which one
-knows whose student was written last."""
+"""User attribute of a final training: the number of final trainings started in the run, including
+this one. It shows which training wrote a student last."""
 IN_USE = "in_use"
-"""User attribute of a study whose space came back after another: larger than the versions, and than
-this of the others, when it was last opened."""
+"""User attribute of a study whose space is used again after another one: a number larger than all
+versions, and than this attribute of the other studies, when the study was last opened."""
 
 
 class StudyOpener:
     """Opens or creates the studies of one search.
 
     Args:
-        storage: Of the journal.
+        storage: Storage of the journal.
         experiment: The search's settings; its own values are each study's first trial.
-        space: Distributions of every method.
+        space: The search space, with the distributions of every method.
     """
 
     def __init__(self, storage: BaseStorage, experiment: Experiment, space: SearchSpace) -> None:
@@ -58,7 +58,7 @@ class StudyOpener:
         config = self.experiment.search
         study = self._find(key, TuningStudy.objectives(config))
         num_trials = len(study.get_trials(deepcopy=False))
-        # Restarts must not draw the first start's random numbers again.
+        # A restart must not draw the random numbers of the first start again.
         seed = zlib.crc32(f"{config.seed}/{key.name}/{num_trials}".encode())
         study.pruner = make_pruner(config, self.experiment.train.num_epochs)
         study.sampler = make_sampler(config, self.space, key.method, seed)
@@ -67,7 +67,7 @@ class StudyOpener:
         return TuningStudy(key, study)
 
     def open_finals(self, tuning: TuningStudy) -> FinalStudy:
-        """Return the final trainings of a study's winner; all of them are enqueued, none drawn."""
+        """Return the final trainings of a study's winner; all are enqueued, none is sampled."""
         key = FinalKey(tuning.key.method, tuning.key.capacity)
         study = self._find(key, FinalStudy.objectives(self.experiment.search))
         study.sampler, study.pruner = RandomSampler(), NopPruner()
@@ -94,7 +94,7 @@ class StudyOpener:
         raise AssertionError("unreachable")
 
     def _use(self, key: StudyKey, study: optuna.Study) -> None:
-        """Note that a study goes on, where the one of another space was the last that did."""
+        """Record that this study is in use, if the study of another space was the last in use."""
         versions = [other for _, other in _all_studies(self.storage, key)]
         last = max(versions, key=_use_of)
         if last.study_name != study.study_name:
@@ -102,7 +102,7 @@ class StudyOpener:
 
 
 def present_studies(storage: BaseStorage) -> dict[StudyKey, optuna.Study]:
-    """Return the studies of a journal; of one whose space has changed, the last that was opened."""
+    """Return the studies of a journal; if a space has changed, only the study last opened."""
     found: dict[StudyKey, optuna.Study] = {}
     for key, study in _all_studies(storage):
         if key not in found or _use_of(study) > _use_of(found[key]):
@@ -111,17 +111,17 @@ def present_studies(storage: BaseStorage) -> dict[StudyKey, optuna.Study]:
 
 
 def last_trained(storage: BaseStorage) -> dict[tuple[StudyKey, int], tuple[str, int]]:
-    """Return which training was the last of each seed of all final studies: its study and number.
+    """Return the last training of each seed of all final studies: its study and number.
 
-    Its student is the one that is kept: settings that won before, and those of another space, were
-    trained with the same seeds.
+    Only its student is kept: settings that won before, and those of another space, were trained
+    with the same seeds.
     """
     found: dict[tuple[StudyKey, int], tuple[int, datetime, str, int]] = {}
     for key, study, trial in _final_trainings(storage):
         if trial.datetime_start is None or FORBIDDEN in trial.user_attrs:
             continue
         place, started = (key, int(trial.user_attrs[SEED])), trial.datetime_start
-        # Clocks are put back. Only journals that are older than the numbers are read by the time.
+        # Clocks can be set back, so time only decides in journals older than these numbers.
         this = int(trial.user_attrs.get(TRAINING, 0)), started, study.study_name, trial.number
         found[place] = max(this, found.get(place, this))
     return {place: (name, number) for place, (_, _, name, number) in found.items()}
@@ -151,12 +151,12 @@ def _all_studies(
 
 
 def _use_of(study: optuna.Study) -> int:
-    """Return a number that is the larger, the later a version of a study was last opened."""
+    """Return a number that is larger the later a version of a study was last opened."""
     return int(study.user_attrs.get(IN_USE, study.user_attrs.get(VERSION, 1)))
 
 
 def trials_that_ran(journal: Path) -> dict[str, int]:
-    """Return how much of each budget (`provenance.BUDGETS`) the studies of a journal have used."""
+    """Return how much of each budget (`experiment_file.BUDGETS`) a journal's studies have used."""
     used = {"search.trials_per_size": 0, "search.num_final_seeds": 0}
     if not journal.exists():
         return used

@@ -1,7 +1,7 @@
 """Early stopping: which trials are stopped, at which epoch, and why.
 
-The rules are Optuna's, by the names of `search.early_stopping`; this file alone chooses them, asks
-them, and puts their verdict into words. A trial is compared with trials of its own study, that is,
+The rules are Optuna's, by the names of `search.early_stopping`. Only this file chooses them, asks
+them, and puts their decision into words. A trial is compared with trials of its own study, that is,
 of one method at one size.
 """
 
@@ -32,11 +32,11 @@ class Stop:
 
     Attributes:
         rule: The value of `search.early_stopping`.
-        epoch: The last one that it trained.
-        num_epochs: Those of a full training.
-        value: Its validation accuracy that was compared.
-        threshold: The least that was needed.
-        competitors: In words, where the threshold comes from.
+        epoch: The last epoch that the trial trained.
+        num_epochs: Number of epochs of a full training.
+        value: The trial's validation accuracy that was compared.
+        threshold: The lowest accuracy that would have been enough.
+        competitors: Where the threshold comes from, in words.
     """
 
     rule: str
@@ -48,7 +48,7 @@ class Stop:
 
     @property
     def text(self) -> str:
-        """The same as one line."""
+        """The reason as one line."""
         return (
             f"{self.rule} stopped it after epoch {self.epoch} of {self.num_epochs}: validation "
             f"accuracy {_percent(self.value)} is below {_percent(self.threshold)}, "
@@ -57,7 +57,7 @@ class Stop:
 
 
 def make_pruner(config: SearchConfig, num_epochs: int) -> BasePruner:
-    """Return the early stopping of one study, of the kind `search.early_stopping` names."""
+    """Return the pruner of one study, of the kind in `search.early_stopping`."""
     if config.early_stopping == "none" or config.grace_epochs >= num_epochs:
         return NopPruner()
     if config.early_stopping == "median":
@@ -66,7 +66,7 @@ def make_pruner(config: SearchConfig, num_epochs: int) -> BasePruner:
 
 
 def milestones(config: SearchConfig, num_epochs: int) -> tuple[int, ...]:
-    """Return the epochs at which early stopping decides; a report must not run past one.
+    """Return the epochs at which early stopping decides; a report must not go past one.
 
     Example:
         >>> config = SearchConfig(early_stopping="asha", grace_epochs=2, reduction_factor=3)
@@ -86,10 +86,10 @@ def milestones(config: SearchConfig, num_epochs: int) -> tuple[int, ...]:
 
 
 def expected_share(config: SearchConfig, num_epochs: int) -> float:
-    """Return the share of its epochs that a trial may be expected to get, on average.
+    """Return the share of its epochs that a trial is expected to train, on average.
 
-    Each milestone of ASHA keeps one trial in `reduction_factor`; `median` stops half of the trials
-    somewhere after their grace.
+    Each milestone of ASHA keeps one trial in `reduction_factor`. The rule `median` stops half of
+    the trials at some point after their grace epochs.
 
     Example:
         >>> config = SearchConfig(early_stopping="asha", grace_epochs=3, reduction_factor=3)
@@ -112,11 +112,11 @@ def expected_share(config: SearchConfig, num_epochs: int) -> float:
 
 
 def find_stop(trial: Trial, num_epochs: int) -> Stop | None:
-    """Return why a trial should stop now, after what it has reported; None while it goes on.
+    """Return why a trial should stop now, after its reports so far; None if it continues.
 
     Args:
-        trial: A running trial of a study with one objective, whose pruner `make_pruner` made.
-        num_epochs: Those of a full training.
+        trial: A running trial of a study with one objective and a pruner made by `make_pruner`.
+        num_epochs: Number of epochs of a full training.
     """
     if not trial.should_prune():
         return None
@@ -127,9 +127,9 @@ def find_stop(trial: Trial, num_epochs: int) -> Stop | None:
 
 
 class _Explaining(BasePruner):
-    """One of Optuna's pruners, and why it stops what it stops.
+    """One of Optuna's pruners, with an explanation of its decisions.
 
-    Interrupted trials are hidden from it: each is run again, and would be compared with itself.
+    Interrupted trials are hidden from it: each is run again and would be compared with itself.
     """
 
     rule: str
@@ -141,7 +141,7 @@ class _Explaining(BasePruner):
         return self.pruner.prune(cast(optuna.Study, _WithoutInterrupted(study)), trial)
 
     def explain(self, study: optuna.Study, trial: FrozenTrial, num_epochs: int) -> Stop:
-        """Return why `prune` has just answered yes."""
+        """Return why `prune` has just returned True."""
         others = [
             other
             for other in study.get_trials(deepcopy=False)
@@ -155,11 +155,11 @@ class _Explaining(BasePruner):
     def compared(
         self, trial: FrozenTrial, others: Sequence[FrozenTrial]
     ) -> tuple[float, float, str]:
-        """Return the trial's value, the threshold it missed, and where that comes from."""
+        """Return the trial's value, the threshold it missed, and the origin of the threshold."""
 
 
 class _SuccessiveHalving(_Explaining):
-    """ASHA: at each milestone, one trial in `reduction_factor` of those that came so far goes on.
+    """ASHA: each milestone lets one in `reduction_factor` of the trials that reached it continue.
 
     Li et al., *A System for Massively Parallel Hyperparameter Tuning*, MLSys 2020.
     """
@@ -177,7 +177,7 @@ class _SuccessiveHalving(_Explaining):
     def compared(
         self, trial: FrozenTrial, others: Sequence[FrozenTrial]
     ) -> tuple[float, float, str]:
-        # Optuna notes the value of each trial at each milestone; the last one stopped this trial.
+        # Optuna records each trial's value at each milestone; the last one stopped this trial.
         reached = [name for name in trial.system_attrs if name.startswith("completed_rung_")]
         milestone = max(reached, key=lambda name: int(name.rpartition("_")[2]))
         value = float(trial.system_attrs[milestone])
@@ -190,7 +190,7 @@ class _SuccessiveHalving(_Explaining):
 
 
 class _Median(_Explaining):
-    """Stops what never was as good as the median, at the same epoch, of the trials that ended."""
+    """Stops a trial whose best value is below the median of the complete trials at that epoch."""
 
     rule = "median"
 
@@ -210,7 +210,7 @@ class _Median(_Explaining):
 
 
 class _WithoutInterrupted:
-    """A study as pruners see it."""
+    """The view of a study for pruners, without interrupted trials."""
 
     def __init__(self, study: optuna.Study) -> None:
         self._study = study

@@ -1,10 +1,10 @@
-"""Trials that were cut short by no fault of their own: told FAIL, not counted, run again.
+"""Trials that were interrupted by no fault of their own: told FAIL, not counted, and run again.
 
-Four things cut a trial short. The search itself died: its trials are run again however often that
-happens. A worker or node was lost: again, up to `search.max_retries` times. The memory did not
-suffice: again once, alone on a machine. The cluster has become too small for the workers that a
-waiting trial was to have: again, with fewer. What a user's code raises, and a loss that is not
-finite, would only happen again; those trials are FAIL and count.
+There are four causes. The search itself died: its trials are run again, however often that happens.
+A worker or node was lost: again, up to `search.max_retries` times. There was not enough memory:
+again once, alone on a machine. The cluster has become too small for the workers that a waiting
+trial needs: again, with fewer. An exception in a user's code, or a loss that is not finite, would
+only happen again; those trials are FAIL and count.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from krscale.search.studies.samplers import grid_point
 
 INTERRUPTED = "interrupted"
-"""User attribute of a trial that was cut short; such trials do not count."""
+"""User attribute of a trial that was interrupted; such trials do not count."""
 RETRY_OF = "retry_of"
 CONTINUES = "continues"
 ALONE = "alone"
@@ -28,7 +28,7 @@ _INHERITED = (SEED, CONTINUES, ALONE, NUM_LOST, "transferred_from")
 
 
 class Cause(Enum):
-    """Why a trial was cut short."""
+    """Why a trial was interrupted."""
 
     SEARCH = "the search was interrupted"
     WORKER = "its worker was lost"
@@ -37,12 +37,12 @@ class Cause(Enum):
 
     @property
     def text(self) -> str:
-        """What listeners are told."""
+        """The reason that listeners receive."""
         return f"{INTERRUPTED}: {self.value}"
 
 
 def deserves_retry(trial: FrozenTrial | Trial, cause: Cause, max_retries: int) -> bool:
-    """Return whether a trial that was cut short is run again, or is FAIL like any other."""
+    """Return whether an interrupted trial is run again; otherwise it is FAIL like any other."""
     if cause is Cause.WORKER:
         return int(trial.user_attrs.get(NUM_LOST, 0)) < max_retries
     if cause is Cause.MEMORY:
@@ -51,7 +51,7 @@ def deserves_retry(trial: FrozenTrial | Trial, cause: Cause, max_retries: int) -
 
 
 def why_given_up(trial: FrozenTrial | Trial, cause: Cause) -> str:
-    """Return why a trial that was cut short is not run again, as the start of a sentence."""
+    """Return why an interrupted trial is not run again, as the start of a sentence."""
     if cause is Cause.WORKER:
         times = 1 + int(trial.user_attrs.get(NUM_LOST, 0))
         return f"{cause.value} {times} times" if times > 1 else cause.value
@@ -64,9 +64,9 @@ def run_again(study: optuna.Study, number: int, cause: Cause, *, has_checkpoint:
     Args:
         study: The trial's study.
         number: The trial's number in it.
-        cause: Why it was cut short.
-        has_checkpoint: Whether it left one; the next attempt goes on from there, or else from the
-            one that this attempt itself went on from.
+        cause: Why it was interrupted.
+        has_checkpoint: Whether it left a checkpoint, from which the next attempt continues.
+            Otherwise, it continues from the checkpoint that this attempt itself continued from.
     """
     trials = study.get_trials(deepcopy=False)
     frozen = trials[number]
@@ -78,20 +78,34 @@ def run_again(study: optuna.Study, number: int, cause: Cause, *, has_checkpoint:
         attrs[NUM_LOST] = int(attrs.get(NUM_LOST, 0)) + 1
     if cause is Cause.MEMORY:
         attrs[ALONE] = True
-    # It may have been cut short before it had asked for all that it was to have.
+    # It may have been interrupted before it had asked for all of its settings.
     given = frozen.system_attrs.get("fixed_params", {})
     params = {**grid_point(study, frozen), **given, **frozen.params}
-    # Enqueued first, and only once: a crash in between leaves the trial RUNNING, and the next start
-    # comes here again.
+    # Enqueued first, and only once: after a crash in between, the trial is still RUNNING, and the
+    # next start calls this function again.
     if not any(trial.user_attrs.get(RETRY_OF) == number for trial in trials):
         if params:
             study.enqueue_trial(params, user_attrs=attrs)
-        else:  # nothing was decided; with settings, even none, a grid would give it no point
+        else:  # nothing sampled; a grid gives points only without settings
             study.add_trial(create_trial(state=TrialState.WAITING, user_attrs=attrs))
     Trial(study, frozen._trial_id).set_user_attr(INTERRUPTED, cause.value)
     study.tell(number, state=TrialState.FAIL)
 
 
+def epochs_reached(study: optuna.Study, number: int) -> int:
+    """Return the last epoch that a trial, or an earlier attempt of it, has reported; 0 before any.
+
+    In a study with several objectives it stays 0, because Optuna keeps no epochs for it.
+    """
+    trials = study.get_trials(deepcopy=False)
+    attempt = trials[number]
+    reached = attempt.last_step or 0
+    while 0 <= (earlier := int(attempt.user_attrs.get(RETRY_OF, -1))) < attempt.number:
+        attempt = trials[earlier]
+        reached = max(reached, attempt.last_step or 0)
+    return reached
+
+
 def was_interrupted(trial: FrozenTrial) -> bool:
-    """Return whether a trial was cut short and does not count."""
+    """Return whether a trial was interrupted and does not count."""
     return bool(trial.user_attrs.get(INTERRUPTED))

@@ -1,4 +1,4 @@
-"""Optuna's samplers by the names of `search.sampler`: where the next trial is looked for."""
+"""Optuna's samplers, by the names of `search.sampler`; they choose the settings of each trial."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from krscale.search.space.space import SearchSpace
 from krscale.search.studies.cmaes_state import PlainCmaEs
 
 EXPLORE_EVERY = 10
-"""One in so many trials of TPE is drawn at random."""
+"""One in this many trials of TPE is drawn at random."""
 _MAX_GRID = 1_000_000
 _MAX_POPULATION = 50
-"""Optuna's own for NSGA-II; a small budget needs several generations of a smaller one."""
+"""Optuna's own value for NSGA-II; a small budget needs several generations of fewer trials."""
 
 
 def make_sampler(config: SearchConfig, space: SearchSpace, method: str, seed: int) -> BaseSampler:
-    """Return a new sampler of the kind `search.sampler` names, for one study of a method.
+    """Return a new sampler, of the kind in `search.sampler`, for one study of a method.
 
-    A pruned trial is known to TPE, which ranks it below every trial that ended; the others learn
-    from complete trials alone. So none takes the accuracy of a training that was cut short for one
-    that was reached.
+    TPE uses pruned trials and ranks them below every trial that ended; the other samplers learn
+    only from complete trials. So none of them takes the accuracy of a pruned training for a final
+    one.
 
     Raises:
         UserError: If the kind needs a package that is not installed, or cannot search this space.
@@ -69,19 +69,19 @@ def check_sampler(config: SearchConfig, space: SearchSpace) -> None:
     """Refuse a sampler that cannot search a space, before the teacher trains.
 
     Raises:
-        UserError: If it needs a package that is not installed, or a grid that there is not.
+        UserError: If it needs a package that is not installed, or if the space has no grid.
     """
     for method in config.methods:
         if config.sampler == "grid":
-            grid(space, method)  # Optuna would write down every point of it
+            grid(space, method)  # Optuna's sampler would list all of its points
         else:
             make_sampler(config, space, method, seed=0)
 
 
 def num_startup(config: SearchConfig) -> int:
-    """Return after how many trials of a study its past is worth learning from.
+    """Return the number of trials of a study after which a sampler should learn from them.
 
-    Optuna's default of ten would be the whole of a small budget.
+    Optuna's default of ten would take up the whole of a small budget.
 
     Example:
         >>> [num_startup(SearchConfig(trials_per_size=number)) for number in (4, 20, 100)]
@@ -94,8 +94,8 @@ def grid(space: SearchSpace, method: str) -> dict[str, list[Any]]:
     """Return the values of every field of a method.
 
     Raises:
-        UserError: If a field has no finite number of values, fields depend on each other, or the
-            grid is beyond counting.
+        UserError: If a field has no finite number of values, if fields depend on each other, or if
+            the grid has too many points.
 
     Example:
         >>> fields = {"train.num_epochs": IntDistribution(2, 6, step=2)}
@@ -133,12 +133,12 @@ def grid(space: SearchSpace, method: str) -> dict[str, list[Any]]:
 
 
 class _ExploringTPE(optuna.samplers.TPESampler):
-    """Optuna's TPE, with a trial at random now and then.
+    """Optuna's TPE, with one random trial at regular intervals.
 
-    TPE alone settles: of long studies a few never came near the best, and looked again and again
-    where random search had long left (`docs/log.md`, 2026-11-25). Trials at random are a way out
-    of any corner, and what Hyperband with TPE does for the same reason (Falkner, Klein and Hutter,
-    *BOHB*, ICML 2018), with a larger share of them.
+    TPE alone can get stuck: a few of many long studies never came near the best, and kept trying
+    what random search had long left (`docs/log.md`, 2026-11-25). Random trials are a way out of any
+    such region. Hyperband with TPE uses them for the same reason (Falkner, Klein and Hutter,
+    *BOHB*, ICML 2018), with a larger share.
     """
 
     def __init__(self, *, seed: int, **options: Any) -> None:
@@ -153,7 +153,7 @@ class _ExploringTPE(optuna.samplers.TPESampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         if _explores(trial):
-            return {}  # so every parameter is asked for by itself, below
+            return {}  # then every parameter is sampled independently, below
         return super().sample_relative(study, trial, search_space)
 
     def sample_independent(
@@ -173,21 +173,21 @@ def _explores(trial: FrozenTrial) -> bool:
 
 
 class _Grid(optuna.samplers.GridSampler):
-    """Optuna's grid, for studies that are asked and told."""
+    """Optuna's grid, for studies run with ask and tell."""
 
     def after_trial(self, *_: Any) -> None:
-        """Optuna would stop its own loop here; the ladder knows how many points there are."""
+        """Do nothing; Optuna would stop its own loop here, but the ladder counts the points."""
 
 
 def num_grid_points(study: optuna.Study) -> int | None:
-    """Return how many trials a study's grid has; None when it is not searched on a grid."""
+    """Return how many trials a study's grid has; None if it is not searched on a grid."""
     if not isinstance(study.sampler, _Grid):
         return None
     return math.prod(map(len, study.sampler._search_space.values()))
 
 
 def grid_point(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
-    """Return the point of the grid that a trial was given; nothing where it was given none."""
+    """Return the point of the grid that a trial was given; empty if it was given none."""
     number = trial.system_attrs.get("grid_id")
     if number is None or not isinstance(study.sampler, _Grid):
         return {}
@@ -197,10 +197,10 @@ def grid_point(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
 
 
 def num_planned(config: SearchConfig, space: SearchSpace, method: str) -> int:
-    """Return how many trials each study of a method is meant to have: a grid may have fewer points.
+    """Return the planned trials of each study of a method: a grid may have fewer points.
 
     Raises:
-        UserError: If the space is to be searched on a grid and cannot be.
+        UserError: If the space should be searched on a grid but cannot be.
 
     Example:
         >>> fields = {"train.num_epochs": IntDistribution(2, 6, step=2)}
@@ -215,9 +215,9 @@ def num_planned(config: SearchConfig, space: SearchSpace, method: str) -> int:
 
 
 def is_used_up(study: optuna.Study) -> bool:
-    """Return whether a study is searched on a grid of which every point has been asked for.
+    """Return whether a study is searched on a grid whose points have all been asked for.
 
-    Optuna's sampler would go on with points that were tried before.
+    Optuna's sampler would then repeat points.
     """
     if not isinstance(study.sampler, _Grid):
         return False

@@ -1,7 +1,7 @@
-"""Signs of progress: a file per trial whose time changes at its steps, on the run's own storage.
+"""Signs of progress: one file per trial in the run's storage, whose time changes as it makes steps.
 
-An epoch may take hours, so that nothing is heard of a trial in between. What its worker leaves here
-tells a trial that computes from one that hangs, without a message to the driver.
+An epoch may take hours, during which a trial sends no reports. The sign that its worker leaves here
+shows, without a message to the driver, whether the trial still computes or hangs.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from krscale.storage.trial_files import send_sign
 
 
 class Signs:
-    """What a trial's worker leaves of its progress.
+    """Writes the signs of progress of one trial, in its worker.
 
     Args:
-        path: The file (`checkpoints.sign_path`); made at once.
-        seconds: Between two signs.
-        clock: Seconds; replaced in tests.
+        path: The file (`checkpoints.sign_path`); created at once.
+        seconds: Interval between two signs.
+        clock: Returns the time in seconds; replaced in tests.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Signs:
         self.give()
 
     def give(self) -> None:
-        """Say that a step was made; cheap enough for every step."""
+        """Record that a step was made; cheap enough to call at every step."""
         now = self.clock()
         if now < self.next_at:
             return
@@ -48,16 +48,16 @@ class Signs:
                 os.utime(descriptor)
             finally:
                 os.close(descriptor)
-        if self.given:  # a trial is begun by being here, and short ones need no more
+        if self.given:  # the first sign need not be sent; short trials need no more
             send_sign(self.path)
         self.given = True
 
 
 def last_sign(path: Path) -> int | None:
-    """Return a number that is another after every sign; None before the first.
+    """Return a number that changes with every sign; None before the first.
 
-    The file is opened, since a network file system looks for changes then, and answers from what it
-    has seen up to a minute ago otherwise.
+    The file is opened because a network file system then checks for changes; otherwise, its answer
+    may be up to a minute old.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)

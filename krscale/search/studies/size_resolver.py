@@ -1,4 +1,4 @@
-"""How large the student of a trial is, and whether a limit forbids it, before anything trains."""
+"""Compute the size of a trial's student, and whether a limit forbids it, before anything trains."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from krscale.setup.sizes import MAX_ROUNDING, StudentSize, nearest_size, roundin
 
 
 class SizeResolver(Protocol):
-    """What the ladder asks about students."""
+    """Interface through which the ladder gets the sizes of students."""
 
     def size(self, capacity: str, values: Mapping[str, Any]) -> StudentSize:
         """Return the size of a student with these settings."""
 
     def excess(self, capacity: str, values: Mapping[str, Any]) -> dict[str, float]:
-        """Return by how much (a share of the limit) it is beyond each limit that it breaks."""
+        """Return how far the student exceeds each broken limit, as a share of the limit."""
 
     def latency_ms(self, capacity: str, values: Mapping[str, Any]) -> float:
-        """Return the milliseconds of one image through an untrained student on one CPU thread."""
+        """Return the milliseconds for one image in an untrained student on one CPU thread."""
 
 
 class FixedSizeResolver:
-    """Every size as it is, without limits."""
+    """Resolver that returns every size unchanged, without limits."""
 
     def __init__(self, sizes: Mapping[str, StudentSize]) -> None:
         self.sizes = sizes
@@ -42,21 +42,21 @@ class FixedSizeResolver:
         return self.sizes[capacity]
 
     def excess(self, capacity: str, values: Mapping[str, Any]) -> dict[str, float]:
-        """Return nothing: all are allowed."""
+        """Return an empty mapping: every student is allowed."""
         del capacity, values
         return {}
 
     def latency_ms(self, capacity: str, values: Mapping[str, Any]) -> float:
-        """Nothing is built here, so nothing can be measured."""
+        """Raise an error: no student is built here, so nothing can be measured."""
         raise NotImplementedError(f"the latency at {capacity} with {values} is not known")
 
 
 class StudentSizeResolver:
-    """Students as the experiment builds them, their architecture varied by a trial.
+    """Resolver for students as the experiment builds them, with architectures that trials vary.
 
-    A trial that changes the architecture gets the width at which that architecture comes closest
-    to its size's share of the teacher: a size stays a size, whatever is searched at it. Sizes are
-    found on meta tensors; latency is measured on an untrained student, on this machine, once.
+    A trial that changes the architecture gets the width at which that architecture comes closest to
+    the size's share of the teacher, so a size keeps its meaning for every architecture. Sizes are
+    computed on meta tensors. Latency is measured once, on an untrained student on this machine.
     """
 
     def __init__(self, networks: Networks) -> None:
@@ -67,9 +67,9 @@ class StudentSizeResolver:
         self._file: Path | None = None
 
     def keep_latencies(self, path: Path) -> None:
-        """Keep what is measured in a file; what it holds of earlier starts is not measured again.
+        """Keep measured latencies in a file; those of earlier starts are not measured again.
 
-        Measured twice, one student would stand at two places on every axis of latency.
+        Two measurements of one student would put it at two places on every axis of latency.
         """
         if path.exists():
             rebuild = "Delete it: latencies are measured again, and may differ from the first ones."
@@ -90,12 +90,12 @@ class StudentSizeResolver:
         return self._sizes[key]
 
     def excess(self, capacity: str, values: Mapping[str, Any]) -> dict[str, float]:
-        """Return by how much (a share of the limit) it is beyond each limit that it breaks."""
+        """Return how far the student exceeds each broken limit, as a share of the limit."""
         limits = self.experiment.search
         size = self.size(capacity, values)
         rounded = self._roundings[self._student(capacity, values)[0]]
         found: dict[str, tuple[float, float]] = {
-            # A size stays a size; an architecture may be too thin for so coarse a multiple.
+            # Some architectures are too thin to reach their size with so coarse a multiple.
             "student.width_multiple": (rounded, MAX_ROUNDING),
             "search.max_parameters": (size.num_parameters, limits.max_parameters),
             "search.max_flops": (size.flops, limits.max_flops),
@@ -112,7 +112,7 @@ class StudentSizeResolver:
     def allowed(
         self, sizes: Iterable[StudentSize], say: Callable[[str], None]
     ) -> tuple[StudentSize, ...]:
-        """Return the sizes that no limit forbids, and say of the others why they are left out.
+        """Return the sizes that no limit forbids, and print why the others are left out.
 
         Raises:
             UserError: If none is left.
@@ -135,11 +135,11 @@ class StudentSizeResolver:
         return tuple(kept)
 
     def latency_ms(self, capacity: str, values: Mapping[str, Any]) -> float:
-        """Return the milliseconds of one image through an untrained student on one CPU thread."""
+        """Return the milliseconds for one image in an untrained student on one CPU thread."""
         key, networks = self._student(capacity, values)
         size = self.size(capacity, values)
         if size == self.size(capacity, {}):
-            key = capacity  # the experiment's own student, its settings spelled out
+            key = capacity  # the experiment's own student, with explicit settings
         if key not in self._latencies:
             student = networks.build_student(size.width)
             self._latencies[key] = latency_ms(student, input_shape(student, networks.image_shape))

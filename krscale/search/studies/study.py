@@ -1,7 +1,7 @@
-"""One study of the ladder with its trials counted: what ended, what counts, who won.
+"""One study of the ladder and its trial counts: what ended, what counts, and which trial won.
 
 Counts are kept in memory, because choosing among many studies for every trial must not read the
-journal; the journal has one writer (`journal.py`), so they stay true.
+journal. The journal has one writer (`journal.py`), so the counts stay correct.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ from krscale.config import SearchConfig
 from krscale.errors import KrscaleError
 from krscale.metrics import VAL_ACCURACY
 from krscale.search.studies.objectives import merit
-from krscale.search.studies.retries import SEED, was_interrupted
+from krscale.search.studies.retries import RETRY_OF, SEED, was_interrupted
 from krscale.search.studies.samplers import num_grid_points
 from krscale.search.studies.trial_spec import FinalKey, StudyKey, TuningKey
 
 FORBIDDEN = "forbidden"
-"""User attribute of a suggestion that broke a limit and was never trained: what it broke."""
+"""User attribute of a suggestion that broke limits and was never trained: the limits."""
 LOST = "lost_students"
-"""User attribute of a final study: numbers of complete trainings whose student is gone."""
+"""User attribute of a final study: numbers of complete trainings whose student is missing."""
 ENDED_BY = "ended_by"
-"""User attribute of a study: which of `ENDINGS` ended its tuning; empty while it goes on."""
+"""User attribute of a study: which of `ENDINGS` ended its tuning; empty while it continues."""
 ENDINGS = (
     "trials_per_size", "grid", "target_accuracy", "max_wall_seconds", "max_epochs", "size_limits",
 )  # fmt: skip
-"""The settings of `search` that end a study, a grid that has fewer points than trials were planned,
-and the limits on its students all together."""
+"""The settings of `search` that end a study; a grid with fewer points than the planned trials; and
+the limits on students, all under one name."""
 _FULL = ("trials_per_size", "grid")
-"""Those of them that a larger budget takes back."""
+"""The endings that a larger budget revokes."""
 GIVEN_UP = "given_up"
-"""User attribute of a study that finds no student within the limits: why, and the trials that were
-planned then. Only a larger plan is a reason to look once more."""
+"""User attribute of a study that finds no student within the limits: the reason, and the number of
+planned trials. Only a larger plan makes it try again."""
 SPENT_SECONDS = "spent_seconds"
-"""User attribute of a study: the largest `search.max_wall_seconds` that have passed; 0 where a
-study of another space has come since."""
+"""User attribute of a study: the largest `search.max_wall_seconds` that have passed; 0 if a study
+of another space has been added since."""
 _RENAMED_ENDINGS = {"trials_per_rung": "trials_per_size"}
-"""Journals hold the name that a setting had when they were written."""
+"""Journals contain the name that a setting had when they were written."""
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 def counted(study: optuna.Study) -> list[FrozenTrial]:
-    """Return ended trials that count: not the interrupted ones, nor forbidden suggestions."""
+    """Return ended trials that count: not interrupted ones, nor forbidden suggestions."""
     ended = study.get_trials(deepcopy=False, states=_ENDED)
     return [t for t in ended if not was_interrupted(t) and FORBIDDEN not in t.user_attrs]
 
@@ -55,9 +55,10 @@ class Study(ABC):
     """One Optuna study of the ladder and its counts.
 
     Attributes:
-        num_counted: Ended trials that count towards the plan.
-        num_waiting: Trials that are enqueued.
-        num_running: Trials that were handed out and have not ended.
+        num_counted: Number of ended trials that count towards the plan.
+        num_waiting: Number of enqueued trials.
+        num_cut_short: Number of enqueued trials that were interrupted and are run again.
+        num_running: Number of trials that were handed out and have not ended.
     """
 
     def __init__(self, key: StudyKey, study: optuna.Study) -> None:
@@ -68,24 +69,24 @@ class Study(ABC):
     @staticmethod
     @abstractmethod
     def objectives(config: SearchConfig) -> Sequence[str]:
-        """Return what its trials improve."""
+        """Return the objectives of its trials."""
 
     @abstractmethod
     def planned(self, config: SearchConfig) -> int:
-        """Return how many trials it is meant to have."""
+        """Return the planned number of its trials."""
 
     def recount(self) -> None:
         """Read the counts from the journal."""
-        self.num_waiting = len(self.waiting())
+        self._count_waiting()
         self.num_counted = len(self.counted())
 
     @property
     def num_started(self) -> int:
-        """Trials that count or will."""
+        """Number of trials that count, or will once they end."""
         return self.num_counted + self.num_running
 
     def require_room(self, config: SearchConfig) -> None:
-        """Refuse to start a trial beyond the plan; counted from the study, not from memory.
+        """Refuse to start a trial beyond the plan; counts the study's trials, not those in memory.
 
         Raises:
             KrscaleError: If as many trials as planned have been started; a defect of krscale.
@@ -100,27 +101,31 @@ class Study(ABC):
             )
 
     def _is_of_plan(self, trial: FrozenTrial) -> bool:
-        """Return whether a trial was started and counts, or will when it has ended."""
+        """Return whether a trial was started and counts, or will once it ends."""
         started = trial.state is not TrialState.WAITING
         return started and not was_interrupted(trial) and FORBIDDEN not in trial.user_attrs
 
     def counted(self) -> list[FrozenTrial]:
-        """Return ended trials that count, see `counted`."""
+        """Return ended trials that count; see the function `counted`."""
         return counted(self.optuna)
 
     def waiting(self) -> list[FrozenTrial]:
         """Return enqueued trials."""
         return list(self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
+    def _count_waiting(self) -> None:
+        waiting = self.waiting()
+        self.num_waiting = len(waiting)
+        self.num_cut_short = sum(RETRY_OF in trial.user_attrs for trial in waiting)
+
 
 class TuningStudy(Study):
     """The trials that search the settings of a method at a size.
 
     Attributes:
-        best: Best validation accuracy of a complete trial, 0 before there is one.
-        ended_by: What the journal says ended it, one of `ENDINGS`; empty while it goes on.
-        spent_seconds: The `search.max_wall_seconds` that have passed by what the journal says; 0 if
-            none have.
+        best: Best validation accuracy of a complete trial; 0 before there is one.
+        ended_by: The recorded ending, one of `ENDINGS`; empty while the study continues.
+        spent_seconds: The recorded `search.max_wall_seconds` that have passed; 0 if none have.
     """
 
     def __init__(self, key: TuningKey, study: optuna.Study) -> None:
@@ -129,11 +134,11 @@ class TuningStudy(Study):
         self.spent_seconds = float(study.user_attrs.get(SPENT_SECONDS, 0.0))
         noted = study.user_attrs.get(ENDED_BY, "")
         noted = _RENAMED_ENDINGS.get(noted, noted)
-        self.ended_by: str = noted if noted in ENDINGS else ""  # krscale wrote sentences once
+        self.ended_by: str = noted if noted in ENDINGS else ""  # older journals: sentences
 
     @staticmethod
     def objectives(config: SearchConfig) -> Sequence[str]:
-        """Return those of the search."""
+        """Return the objectives of the search."""
         return config.objectives
 
     def planned(self, config: SearchConfig) -> int:
@@ -148,53 +153,53 @@ class TuningStudy(Study):
         self.best = float(winner.values[0]) if winner else 0.0
 
     def end(self, name: str, seconds: float) -> None:
-        """Note what ended the study, once: what would end it later is not what did.
+        """Record what ended the study; a later reason only replaces an ending in `_FULL`.
 
         Args:
             name: One of `ENDINGS`.
-            seconds: `search.max_wall_seconds`.
+            seconds: Value of `search.max_wall_seconds`.
         """
         if name == "max_wall_seconds" and self.spent_seconds < seconds:
-            self._note_spent(seconds)  # also where something else, or a smaller limit, had ended it
+            self._note_spent(seconds)  # even if another reason or a smaller limit ended it
         if self.ended_by and (self.ended_by not in _FULL or name in _FULL):
             return
         self._note(name)
 
     @property
     def is_new(self) -> bool:
-        """Whether none of its trials has begun, and nothing has kept them from it."""
+        """Whether none of its trials has begun and nothing has prevented them."""
         begun = len(self.optuna.get_trials(deepcopy=False)) > self.num_waiting
         return not (begun or self.ended_by or self.spent_seconds)
 
     def take_back_spent(self) -> None:
-        """Take back that the time of the search has passed: a study has come that had none of it.
+        """Revoke that the time of the search has passed, because a study without any was added.
 
-        From then on the times of trials count, as in every search whose time never passed.
+        From then on, the times of trials count, as in a search whose time has never passed.
         """
         if self.spent_seconds:
             self._note_spent(0.0)
 
     def give_up(self, reason: str, planned: int) -> None:
-        """Start no more trials, because no student that is allowed is found.
+        """Start no more trials, because no allowed student is found.
 
         Args:
-            reason: In words.
-            planned: Trials that it is meant to have.
+            reason: The reason, in words.
+            planned: Planned number of trials.
         """
         self._given_up = {"reason": reason, "planned": planned}
         self.optuna.set_user_attr(GIVEN_UP, self._given_up)
 
     def given_up(self, planned: int) -> str:
-        """Return why it finds no student that is allowed; empty while it does.
+        """Return why the study finds no allowed student; empty while it finds one.
 
-        What was cut short and waits is run again all the same, since its student is allowed.
+        An interrupted trial that waits is run again in any case, since its student is allowed.
         """
         if self.num_waiting or planned > int(self._given_up.get("planned", 0)):
             return ""
         return str(self._given_up.get("reason", ""))
 
     def reopen(self) -> None:
-        """Take back that the study has ended, because it goes on."""
+        """Revoke that the study has ended, because it continues."""
         if self.ended_by:
             self._note("")
 
@@ -207,20 +212,20 @@ class TuningStudy(Study):
         self.ended_by = name
 
     def forbid(self, trial: Trial, excess: Mapping[str, float]) -> None:
-        """Tell a suggestion off that breaks limits: known to samplers, not part of the budget.
+        """Reject a suggestion that breaks limits: samplers learn of it, the budget excludes it.
 
         Args:
-            trial: As it was asked for.
-            excess: By how much it is beyond each limit.
+            trial: The suggestion.
+            excess: Limit -> how far the suggestion exceeds it.
         """
         for limit, amount in excess.items():
             trial.set_constraint(limit, amount)
         trial.set_user_attr(FORBIDDEN, ", ".join(excess))
         self.optuna.tell(trial, state=TrialState.PRUNED)
-        self.num_waiting = len(self.waiting())  # it may have been one of them
+        self._count_waiting()  # the suggestion may have been enqueued
 
     def winner(self) -> FrozenTrial | None:
-        """Return the best complete trial by validation accuracy, then `merit`; None if none."""
+        """Return the best complete trial by validation accuracy, then `merit`; None without one."""
         complete = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if not complete:
             return None
@@ -236,7 +241,7 @@ class FinalStudy(Study):
 
     @staticmethod
     def objectives(config: SearchConfig) -> Sequence[str]:
-        """Return the accuracy: finals only show how accurate the winner becomes."""
+        """Return only accuracy: finals just measure how accurate the winner becomes."""
         del config
         return (VAL_ACCURACY,)
 
@@ -251,7 +256,7 @@ class FinalStudy(Study):
         return super()._is_of_plan(trial)
 
     def counted(self) -> list[FrozenTrial]:
-        """Return ended trainings of the present winner's settings, but for those that were lost."""
+        """Return ended trainings of the present winner's settings, except those that were lost."""
         winner = self.tuning.winner()
         return [
             trial
@@ -263,11 +268,11 @@ class FinalStudy(Study):
 
     @property
     def lost(self) -> frozenset[int]:
-        """Numbers of trainings whose student is gone; they do not count, and are run again."""
+        """Numbers of trainings whose student is missing; they do not count and are run again."""
         return frozenset(self.optuna.user_attrs.get(LOST, ()))
 
     def lose(self, numbers: Iterable[int]) -> None:
-        """Note in the journal that the students of some trainings are gone."""
+        """Record in the journal that the students of some trainings are missing."""
         self.optuna.set_user_attr(LOST, sorted(self.lost.union(numbers)))
         self.recount()
 
@@ -286,9 +291,9 @@ class FinalStudy(Study):
         return sorted(done, key=lambda trial: int(trial.user_attrs[SEED]))
 
     def plan(self, seeds: list[int]) -> None:
-        """Enqueue the winner with each seed that it has not been trained with; safe to repeat.
+        """Enqueue the winner with each seed it has not been trained with; safe to repeat.
 
-        What waits for a former winner is taken off the queue.
+        Enqueued trainings of a former winner are removed.
         """
         winner = self.tuning.winner()
         if winner is None:

@@ -1,7 +1,7 @@
-"""The best settings of neighbouring sizes, tried early: what suits a student often suits the next.
+"""Try the best settings of neighbouring sizes early: they often suit the next size, too.
 
-They are trials of the study's own budget, like any other; a study that has had its first half is
-left to its own sampler.
+These trials are part of the study's budget, like any other. After the first half of its trials, a
+study uses only its own sampler.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from krscale.search.studies.study import TuningStudy
 from krscale.search.studies.trial_spec import TuningKey
 
 TRANSFERRED_FROM = "transferred_from"
-"""User attribute: the trial whose settings these were, e.g. `kr@1/16 trial 5`."""
+"""User attribute: the trial that the settings come from, e.g. `kr@1/16 trial 5`."""
 
 
 def transfer(
@@ -22,14 +22,14 @@ def transfer(
     num_planned: int,
     num_startup: int,
 ) -> None:
-    """Enqueue the winners of the neighbouring sizes in one study, each neighbour's once.
+    """Enqueue the winners of the neighbouring sizes in one study, once for each neighbour.
 
     Args:
         key: The study that gets the next trial.
         studies: All tuning studies.
-        capacities: The sizes, smallest first.
-        num_planned: Trials of a study.
-        num_startup: Ended trials without which a neighbour's best means little.
+        capacities: The sizes, from the smallest.
+        num_planned: Planned trials of a study.
+        num_startup: Number of ended trials below which a neighbour's best means little.
     """
     study = studies[key]
     if study.num_waiting or not 0 < study.num_started < max(2, num_planned // 2):

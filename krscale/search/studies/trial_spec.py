@@ -1,4 +1,4 @@
-"""The names of studies, what one trial is, and the interface of listeners to trials."""
+"""The names of studies, the specification of one trial, and the interface of trial listeners."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from krscale.config.fields import is_share, parse_capacity
 from krscale.setup.sizes import StudentSize
 
-if TYPE_CHECKING:  # workers import this file, and have no use for Optuna
+if TYPE_CHECKING:  # workers import this file but do not need Optuna
     from optuna.trial import TrialState
 
 _STUDY_NAME = re.compile(r"([^@\s]+)@(\S+)( final)?(?: #[0-9]+)?")
@@ -44,7 +44,7 @@ class TuningKey(StudyKey):
 
     @property
     def finals(self) -> FinalKey:
-        """The final trainings of its winner."""
+        """The key of the final trainings of its winner."""
         return FinalKey(self.method, self.capacity)
 
 
@@ -61,15 +61,15 @@ class FinalKey(StudyKey):
 
     @property
     def tuning(self) -> TuningKey:
-        """The study whose winner is trained."""
+        """The key of the study whose winner is trained."""
         return TuningKey(self.method, self.capacity)
 
 
 def key_of(study_name: str) -> StudyKey:
-    """Return the key of an Optuna study, whichever version of it this is (`kr@1/16 final #2`).
+    """Return the key of an Optuna study, of any version of the study (`kr@1/16 final #2`).
 
     Raises:
-        ValueError: If krscale gives no study such a name.
+        ValueError: If no study of krscale can have this name.
 
     Example:
         >>> key_of("kr@1/16 final #2")
@@ -89,16 +89,16 @@ class Assignment:
     """One trial to run: dotted config values for one student.
 
     Attributes:
-        key: The study it belongs to.
-        number: Its number in that study.
-        name: Its stable name, usable as a path: `kr/1-16/trial-7`, `kr/1-16/final-0`.
+        key: The study that the trial belongs to.
+        number: The trial's number in that study.
+        name: The trial's stable name, usable as a path: `kr/1-16/trial-7`, `kr/1-16/final-0`.
         size: The student's size.
         values: Dotted path of the experiment -> value.
-        seed: Of the student's initialisation and sample order.
-        continues: Name of the interrupted trial whose checkpoint it goes on from; empty starts
-            from the beginning.
-        alone: Whether it runs while no other does, because it ran out of memory beside others.
-        latency_ms: Of its student before training; None unless it is an objective.
+        seed: Seed of the student's initialisation and sample order.
+        continues: Name of the interrupted trial whose checkpoint it continues from; if empty, it
+            starts from the beginning.
+        alone: Whether it runs without other trials, because it ran out of memory beside others.
+        latency_ms: Latency of its student before training; None unless it is an objective.
     """
 
     key: StudyKey
@@ -113,7 +113,7 @@ class Assignment:
 
 
 class Listener(Protocol):
-    """Who is told what happens to trials: progress, tracking."""
+    """Interface for progress and tracking, which are called when something happens to a trial."""
 
     def on_start(self, assignment: Assignment) -> None:
         """A trial was handed out."""
@@ -126,5 +126,5 @@ class Listener(Protocol):
     ) -> None:
         """A trial ended: COMPLETE, PRUNED (then with why it was stopped) or FAIL (with the error).
 
-        A trial that was cut short and is run again is FAIL; its text begins with `INTERRUPTED`.
+        A trial that was interrupted and is run again is FAIL; its reason begins with `INTERRUPTED`.
         """

@@ -9,9 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayTaskError,
+    UnserializableException,
+)
 
-from krscale.errors import NonFiniteError
+from krscale.errors import KrscaleError, NonFiniteError
 from krscale.parallel import Workers
 from krscale.search.on_ray import group
 from krscale.search.on_ray.group import Group, LostRankError, first_cause
@@ -47,6 +53,14 @@ def test_what_made_the_others_fail_is_the_error_of_the_trial(
     own: Exception | None, others: dict[int, Exception], expected: Exception
 ) -> None:
     assert first_cause(own, others) is expected
+
+
+def test_an_exception_that_ray_cannot_read_is_an_error_of_the_trial() -> None:
+    """Fails if its worker counts as lost, which is there and has said what happened."""
+    unread = UnserializableException("  File 'net.py', line 1\nOwnError: 3 is not 4")
+    found = first_cause(BROKEN, {1: raised(BROKEN), 2: unread})
+    assert isinstance(found, KrscaleError)
+    assert str(found).endswith("OwnError: 3 is not 4")
 
 
 @pytest.mark.parametrize(

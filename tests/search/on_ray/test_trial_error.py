@@ -15,6 +15,7 @@ from ray.exceptions import (
     RayActorError,
     RayError,
     RayTaskError,
+    UnserializableException,
     WorkerCrashedError,
 )
 
@@ -121,6 +122,23 @@ def test_the_sentence_names_the_exception() -> None:
     found = TrialError.of(error, str(error), STORAGE)
     assert found.sentence == "NonFiniteError: loss term 'ce' is not finite"
     assert "run_epoch" in found.text
+
+
+class TwoValuesError(Exception):
+    """As many have it: what is unpickled gets one argument, the message."""
+
+    def __init__(self, expected: int, found: int) -> None:
+        super().__init__(f"expected {expected}, found {found}")
+
+
+def test_an_exception_that_ray_cannot_read_again_is_the_trials_own() -> None:
+    """Fails if it counts as a lost worker: run again three times, its cause never said."""
+    arrived = RayError.from_bytes(task_error(TwoValuesError(3, 4)).to_bytes())
+    assert isinstance(arrived, UnserializableException)
+    error = as_actor_error(arrived)
+    found = TrialError.of(error, f"Failure # 1 (occurred at now)\n{error}\n", STORAGE)
+    assert found.cause is None
+    assert found.sentence == "TwoValuesError: expected 3, found 4"
 
 
 OWN = 'File "/home/me/student.py", line 3, in forward'

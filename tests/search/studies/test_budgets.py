@@ -11,6 +11,7 @@ from ladder_play import Assignment, Ladder, Next, experiment, ladder, play, play
 from optuna.trial import TrialState
 
 from krscale.search.studies.budgets import busy_seconds
+from krscale.search.studies.retries import Cause
 from krscale.search.studies.transfer import TRANSFERRED_FROM
 from krscale.search.studies.trial_spec import FinalKey, TuningKey
 
@@ -87,6 +88,38 @@ def test_epochs_are_a_budget_over_all_starts(tmp_path: Path) -> None:
     assert "max_epochs" in again.ended_by(tuned[0])
     more = ladder(tmp_path, experiment(**settings, **{"search.max_epochs": 40}))
     assert not more.complete
+
+
+@pytest.mark.parametrize(
+    ("lost", "objectives"),
+    [("worker", ()), ("driver", ()), ("worker", ("flops",))],  # Optuna keeps epochs of one alone
+)
+def test_a_study_whose_winner_is_trained_again_starts_no_more(
+    tmp_path: Path, lost: str, objectives: tuple[str, ...]
+) -> None:
+    """A trial of another study is cut short: its epochs are not to be spent once more."""
+    settings = {"search.methods": ["plain"], "search.early_stopping": "none"}
+    settings["search.objectives"] = ["val/accuracy", *objectives]
+    config = experiment(**settings, **{"search.trials_per_size": 20, "search.max_epochs": 8})
+    found = ladder(tmp_path, config)
+    large, small = next_assignment(found), next_assignment(found)
+    play(found, large)
+    metrics = {"val/accuracy": 0.5, "val/loss": 0.5}
+    for epoch in range(1, 5):
+        found.report(small, metrics | {"epoch": float(epoch)})
+    assert isinstance(next_assignment(found).key, FinalKey)
+    if lost == "worker":
+        found.interrupt(small, Cause.WORKER, metrics | {"epoch": 4.0}, "gone")
+    else:
+        found = ladder(tmp_path, config)
+    started = [next_assignment(found) for _ in range(2)]
+    assert large.key not in [assignment.key for assignment in started]
+    assert (started[0].key, started[0].values) == (small.key, small.values)
+    if not objectives:
+        assert found.budget.num_epochs == 8
+        assert isinstance(started[1].key, FinalKey)
+        play(found, started[0])
+        assert found.budget.num_epochs == 8, "recalled, or trained in place of what was lost"
 
 
 def test_a_study_that_reached_the_target_starts_no_more(tmp_path: Path) -> None:
@@ -201,6 +234,45 @@ def test_a_larger_plan_that_cannot_begin_is_said_to_be_ended_by_what_forbids_it(
     more = ladder(tmp_path, experiment(**settings, **{"search.trials_per_size": 9}))
     assert more.next() is Next.DONE
     assert {study.ended_by for study in more.tuning.values()} == {"max_epochs"}
+
+
+@pytest.mark.parametrize("lost", ["driver", "worker"])
+@pytest.mark.parametrize(
+    "limit",
+    [{"search.max_wall_seconds": 10.0}, {"search.max_epochs": 12}, {"search.target_accuracy": 0.5}],
+)
+def test_what_ran_when_a_limit_was_reached_is_run_to_its_end(
+    tmp_path: Path, limit: dict[str, object], lost: str
+) -> None:
+    """Fails if the trial is lost: the limit lets none begin, but this one had begun."""
+    now = [0.0]
+    settings = {"search.methods": ["plain"], "search.early_stopping": "none", **limit}
+    config = experiment(**settings, **{"search.trials_per_size": 20})
+    found = ladder(tmp_path, config, clock=lambda: now[0])
+    running, *others = (next_assignment(found) for _ in range(4))
+    now[0] += 11.0
+    for assignment in others:
+        play(found, assignment)
+    final = next_assignment(found)
+    assert isinstance(final.key, FinalKey), "of the other size, which has ended"
+    if lost == "worker":
+        found.interrupt(running, Cause.WORKER, {}, "gone")
+        play(found, final)
+    else:
+        found = ladder(tmp_path, config, clock=lambda: now[0])
+    tuned = [a for a in play_all(found) if isinstance(a.key, TuningKey)]
+    assert [(a.key, a.values) for a in tuned] == [(running.key, running.values)]
+    for size in ("1/4", "1/64"):
+        assert len(found.counted(TuningKey("plain", size))) == 2
+        assert len(found.finals[FinalKey("plain", size)].complete()) == 2
+    name = next(iter(limit)).removeprefix("search.")
+    assert {study.ended_by for study in found.tuning.values()} == {name}
+
+
+def next_assignment(found: Ladder) -> Assignment:
+    upcoming = found.next()
+    assert isinstance(upcoming, Assignment)
+    return upcoming
 
 
 @pytest.mark.parametrize("transfer", [True, False])

@@ -7,6 +7,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from krscale.search.results import _cost
+from krscale.search.studies.retries import Cause
 from krscale.search.studies.study import FORBIDDEN
 
 START = datetime(2026, 1, 1)
@@ -51,7 +52,19 @@ def test_suggestions_that_broke_a_limit_are_no_trainings() -> None:
     study.add_trial(trial(0, 0.0, 1.0, TrialState.PRUNED, **{FORBIDDEN: "search.max_flops"}))
     study.add_trial(trial(1, 2.0, 10.0, TrialState.COMPLETE))
     study.add_trial(trial(2, 11.0, 19.0, TrialState.FAIL, **{FORBIDDEN: "another has won"}))
-    study.add_trial(trial(3, 12.0, 13.0, TrialState.FAIL, interrupted="the search was interrupted"))
+    study.add_trial(trial(3, 12.0, 13.0, TrialState.FAIL, interrupted="its worker was lost"))
     found = _cost(SimpleNamespace(optuna_studies={"a": study}))
     assert found is not None
     assert (found.num_trials, found.trial_seconds, found.wall_seconds) == (2, 9.0, 11.0)
+
+
+def test_the_pause_after_a_killed_search_is_no_training() -> None:
+    """What ran then is told to have ended when the next start comes, days later."""
+    study = optuna.create_study()
+    study.add_trial(trial(0, 0.0, 10.0, TrialState.COMPLETE))
+    cut_short = {"interrupted": Cause.SEARCH.value}
+    study.add_trial(trial(1, 5.0, 90_000.0, TrialState.FAIL, **cut_short))
+    study.add_trial(trial(2, 90_001.0, 90_007.0, TrialState.COMPLETE))
+    found = _cost(SimpleNamespace(optuna_studies={"a": study}))
+    assert found is not None
+    assert (found.num_trials, found.trial_seconds, found.wall_seconds) == (3, 16.0, 90_007.0)

@@ -16,7 +16,7 @@ from krscale.files import write_json
 from krscale.runs.experiment_file import SPACE
 from krscale.runs.folder import run_folder, student_path
 from krscale.search.insight import find_insight
-from krscale.search.session import _lost_students
+from krscale.search.session import _lost_students, _lost_trials
 from krscale.search.space.space import load_space
 from krscale.search.studies.extending import load_or_extend, remember_budgets
 from krscale.search.studies.ladder import Next
@@ -82,8 +82,29 @@ def finished(folder: Path, **changes: object) -> Experiment:
     config = experiment(**changes, storage_path=str(folder), name="one")
     with run_folder(config, {}):
         play_all(ladder(config.run_path, config))
-        remember_budgets(config)
+        remember_budgets(config, {})
     return config
+
+
+def test_a_search_that_went_on_and_was_killed_has_lost_no_trials(tmp_path: Path) -> None:
+    """A limit had ended it before its plan was full, and was raised: that is no loss."""
+    settings = {**ONE, "search.early_stopping": "none", "search.trials_per_size": 5}
+    limited = experiment(**settings, **{"search.max_epochs": 16}, storage_path=str(tmp_path))
+    found = ladder(limited.run_path, limited)
+    play_all(found)
+    before = {study.optuna.study_name: study.num_counted for study in found.tuning.values()}
+    assert before == {"plain@1/4": 2, "plain@1/64": 2}
+    remember_budgets(limited, before)
+
+    raised = experiment(**settings, **{"search.max_epochs": 99}, storage_path=str(tmp_path))
+    going_on = ladder(limited.run_path, raised)
+    assert isinstance(going_on.next(), Assignment)
+    del going_on  # killed
+    assert _lost_trials(ladder(limited.run_path, raised)) == []
+
+    remember_budgets(limited, {**before, "plain@1/64": 4})
+    (line,) = _lost_trials(ladder(limited.run_path, raised))
+    assert "holds fewer trials than when its search finished: plain@1/64 (2 of 4)." in line
 
 
 def extend(folder: Path, *overrides: str) -> Experiment:
@@ -98,7 +119,7 @@ def test_additions_count_from_the_finished_budget_so_a_crash_adds_nothing_twice(
     first = extend(tmp_path, "search.trials_per_size=+8")
     assert first.search.trials_per_size == 13
     assert extend(tmp_path, "search.trials_per_size=+8") == first, "the same command after a crash"
-    remember_budgets(first)
+    remember_budgets(first, {})
     assert extend(tmp_path, "search.trials_per_size=+8").search.trials_per_size == 21
 
 

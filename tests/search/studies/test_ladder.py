@@ -301,6 +301,7 @@ class Spooled:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.heard = set(path.read_text().splitlines()) if path.exists() else set()
+        self.reached: list[float] = []
 
     def on_start(self, assignment: Assignment) -> None: ...
 
@@ -311,7 +312,10 @@ class Spooled:
             with self.path.open("a") as file:
                 file.write(f"{line}\n")
 
-    def on_end(self, *_: object) -> None: ...
+    def on_end(
+        self, assignment: Assignment, state: TrialState, metrics: Mapping[str, float], reason: str
+    ) -> None:
+        self.reached.append(metrics["epoch"])
 
 
 @pytest.mark.parametrize("lost", ["driver", "worker"])
@@ -327,7 +331,8 @@ def test_an_epoch_that_was_kept_and_not_yet_reported_is_recorded_once(
         "train.num_epochs": 6,
     }
     spool = tmp_path / "spool"
-    found = ladder(tmp_path, experiment(**settings), (Spooled(spool),))
+    spooled = Spooled(spool)
+    found = ladder(tmp_path, experiment(**settings), (spooled,))
     first = found.next()
     assert isinstance(first, Assignment)
     history = [
@@ -341,7 +346,9 @@ def test_an_epoch_that_was_kept_and_not_yet_reported_is_recorded_once(
     if lost == "worker":
         found.interrupt(first, Cause.WORKER, history[1], "killed")
     else:
-        found = ladder(tmp_path, experiment(**settings), (Spooled(spool),))
+        spooled = Spooled(spool)
+        found = ladder(tmp_path, experiment(**settings), (spooled,))
+    assert spooled.reached == [4.0], "of which MLflow says how far the attempt came"
     again = next_of(found, first.key)
     assert again.continues == first.name
     wanted = [f"{first.name} {epoch} {epoch / 8:g}" for epoch in range(1, 5)]

@@ -14,6 +14,7 @@ from krscale.search.studies.retries import (
     SEED,
     Cause,
     deserves_retry,
+    epochs_reached,
     run_again,
     was_interrupted,
     why_given_up,
@@ -76,6 +77,23 @@ def test_how_often_a_trial_is_run_again() -> None:
     first = attempt(study)
     assert not deserves_retry(first, Cause.WORKER, max_retries=0)
     assert why_given_up(first, Cause.WORKER) == "its worker was lost"
+
+
+def test_epochs_that_any_attempt_reached() -> None:
+    study = optuna.create_study()
+    first = attempt(study)
+    for epoch in (1, 2, 3):
+        first.report(0.5, epoch)
+    run_again(study, first.number, Cause.WORKER, has_checkpoint=False)
+    second = attempt(study)
+    assert epochs_reached(study, second.number) == 3
+    second.report(0.5, 1)
+    run_again(study, second.number, Cause.SEARCH, has_checkpoint=False)
+    assert [epochs_reached(study, number) for number in range(3)] == [3, 3, 3]
+    third = attempt(study)
+    third.report(0.5, 4)
+    other = attempt(study)
+    assert [epochs_reached(study, t.number) for t in (third, other)] == [4, 0]
 
 
 def test_a_trial_that_had_no_settings_yet_is_run_again() -> None:

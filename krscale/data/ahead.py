@@ -1,4 +1,4 @@
-"""Batches before they are used: made beside the training, or read for several steps at once."""
+"""Prepare batches before they are used: in a thread, or by reading several steps at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from krscale.methods.batch import Batch
 
 AHEAD_BYTES = 2**20
-"""What is read and decoded at once of the teacher's outputs: some steps' on a CPU."""
+"""Bytes of the teacher's outputs that are read and decoded at once: a few steps' on a CPU."""
 OfTeacher = Mapping[str, tuple[Tensor, ...]]
 """The teacher's outputs for some samples, `[B, ...]` each, by kind."""
 
@@ -20,7 +20,7 @@ OfTeacher = Mapping[str, tuple[Tensor, ...]]
 def one_ahead(
     make: Callable[[int], Batch], num_steps: int, pool: ThreadPoolExecutor
 ) -> Iterator[Batch]:
-    """Yield `make(0)`, ..., each made in `pool` while the one before is being used."""
+    """Yield `make(0)`, ..., each made in `pool` while the previous one is in use."""
     if num_steps == 0:
         return
     pending = pool.submit(make, 0)
@@ -32,10 +32,10 @@ def one_ahead(
 
 
 class ReadAhead:
-    """Reads what the teacher gave for several steps at once, in the order of the steps.
+    """Reads the teacher's outputs for several steps at once, in the order of the steps.
 
-    On a CPU, gathering and decoding a batch takes as long as its operations need to start, whatever
-    the number of rows: one by one, that was 3 % of a small student's step.
+    On a CPU, the time to gather and decode a batch is the start-up time of its operations, whatever
+    the number of rows. Batch by batch, this took 3 % of a small student's step.
 
     Args:
         read: Returns the teacher's outputs for samples.
@@ -48,10 +48,10 @@ class ReadAhead:
     ) -> None:
         self.read, self.samples, self.num_steps = read, samples, num_steps
         self._known: dict[int, OfTeacher] = {}
-        self._num_rows = 0  # known when a first step was read
+        self._num_rows = 0  # set once the first step has been read
 
     def __call__(self, step: int) -> OfTeacher:
-        """Return what was read of a step's samples; each step is asked for once."""
+        """Return the teacher's outputs for a step's samples; request each step only once."""
         if step not in self._known:
             parts = self._parts_from(step)
             found = self.read(torch.cat(parts))
@@ -64,7 +64,7 @@ class ReadAhead:
         return self._known.pop(step)
 
     def _parts_from(self, step: int) -> list[Tensor]:
-        """Return the samples of a step, and of those after it for whose rows there is room."""
+        """Return the samples of a step, and of the following steps whose rows still fit."""
         parts = [self.samples(step)]
         num_rows = len(parts[0])
         for later in range(step + 1, self.num_steps):

@@ -1,4 +1,4 @@
-"""Images and labels that are arrays already: of NumPy files, IDX files, or a function."""
+"""Images and labels that are already arrays: from NumPy files, IDX files or a function."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from krscale.foreign import parsing
 Array = npt.NDArray[Any]
 CHANNELS = (1, 3)
 ROUNDING = 0.004
-"""How far floats in 0..1 may be outside by rounding: one step of 8 bits."""
-_CHUNK = 4096  # images that are converted at once: a float array is four times the pixels
+"""How far floats may lie outside 0..1 because of rounding: one step of 8 bits."""
+_CHUNK = 4096  # images that are converted at once: a float array takes four times the memory
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Arrays:
     Attributes:
         images: `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`.
         labels: `[N]` or `[N, 1]`.
-        where: What they were read from, in words.
-        names: What comes with them as names of the numbers from 0; empty where there are none.
+        where: Description of what they were read from.
+        names: Class names that come with them, for the numbers from 0; empty if there are none.
     """
 
     images: Array
@@ -49,10 +49,10 @@ def source_data(splits: Mapping[SplitName, Arrays], config: DataConfig, where: s
     Args:
         splits: At least `"train"`.
         config: The data section.
-        where: The source, in words.
+        where: Description of the source, for messages.
 
     Raises:
-        UserError: If they are no images and labels.
+        UserError: If they are not images and labels.
     """
     places: dict[SplitName, Place] = {n: _Rows(arrays.where) for n, arrays in splits.items()}
     classes, labels = read_labels(
@@ -73,19 +73,19 @@ def source_data(splits: Mapping[SplitName, Arrays], config: DataConfig, where: s
 def to_images(
     splits: Mapping[SplitName, Arrays], channels: str, where: str
 ) -> tuple[dict[SplitName, Images], tuple[str, ...]]:
-    """Return the images of all splits as uint8 `[N, C, H, W]`, and what was done to their values.
+    """Return the images of all splits as uint8 `[N, C, H, W]`, and notes on their conversion.
 
-    Values are converted alike in all splits: what they mean is read off the least and the largest
-    of all of them, since the images of one split may be darker than those of another.
+    All splits are converted in the same way. The value range is taken from the minimum and maximum
+    over all splits, since the images of one split may be darker than those of another.
 
     Args:
         splits: Images `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`: uint8, other whole numbers or
             floats in 0..255, floats in 0..1, or uint16.
-        channels: `"first"`, `"last"`, or `"auto"`, which goes by the axis that is 1 or 3 long.
-        where: The source, in words.
+        channels: `"first"`, `"last"`, or `"auto"`, which selects the axis of length 1 or 3.
+        where: Description of the source, for messages.
 
     Raises:
-        UserError: If shape or values are of no images, or splits differ in type.
+        UserError: If shape or values are not those of images, or splits differ in type.
     """
     found = {n: _four_axes(arrays.images, channels, arrays.where) for n, arrays in splits.items()}
     types = {name: array.dtype for name, array in found.items()}
@@ -136,8 +136,8 @@ def _channels_first(array: Array, channels: str, where: str) -> Array:
 
 
 def _conversion(arrays: Sequence[Array], where: str) -> tuple[Callable[[Array], Array], str]:
-    """Return how the values of all splits become 0..255, and a sentence on it."""
-    kind = arrays[0].dtype.newbyteorder("=")  # another order of bytes is no other type
+    """Return the function that maps the values of all splits to 0..255, and a note about it."""
+    kind = arrays[0].dtype.newbyteorder("=")  # byte order does not matter
     if kind.kind not in "uif":
         raise UserError(f"{where}: images of type {kind}; expected numbers, best uint8.")
     filled = [array for array in arrays if array.size]
@@ -157,7 +157,7 @@ def _conversion(arrays: Sequence[Array], where: str) -> tuple[Callable[[Array], 
     if least >= 0 and most <= 255 and (kind.kind != "f" or all(map(_whole, arrays))):
         dark = "all are nearly black. Where 1 is to be white, give floats, or 0 and 255"
         return lambda part: part, (f"{where}: images are {found}: {dark}." if most <= 1 else "")
-    if least >= 0 and 16 < most <= 255:  # what was divided by its spread is far from that
+    if least >= 0 and 16 < most <= 255:  # standardised images never reach such values
         raise UserError(
             f"{where}: images are {found}, some with a fraction, as scaling leaves them; whole "
             "numbers in 0..255 are read. Round them: numpy.rint(images).astype('uint8')."
@@ -193,7 +193,7 @@ def _labels(arrays: Arrays) -> Values:
 
 
 def as_text(value: Any) -> str:
-    """Return a label or a name as text: byte strings hold UTF-8, and are not shown as `b'ant'`."""
+    """Return a label or a name as text: byte strings are decoded as UTF-8."""
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
@@ -202,12 +202,12 @@ def _text(label: Any, where: str) -> str:
         return as_text(label)
     if not isinstance(label, str):
         raise UserError(f"{where}: the label {label!r} is no text, where others are.")
-    return str(label)  # NumPy's own text would be quoted as `np.str_('ant')`
+    return str(label)  # the repr of NumPy's text is `np.str_('ant')`
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Words where an image of an array is."""
+    """Describes where an image of an array is."""
 
     where: str
 

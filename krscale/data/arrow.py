@@ -49,15 +49,15 @@ class Split:
         return from_dlpack(self.images), from_dlpack(self.labels)
 
     def check(self, rows: npt.NDArray[np.int64] | None = None) -> None:
-        """Compare the images of some rows with what was written, unless they were compared before.
+        """Compare the images of some rows with what was written, unless that was done before.
 
-        A split that was read whole, or was never on disk, has nothing left to compare.
+        Does nothing if the split was already compared whole, or was never on disk.
 
         Args:
             rows: `[B]` numbers of images; None checks all of them.
 
         Raises:
-            DamagedFileError: If one is not what was written; names the file.
+            DamagedFileError: If an image is not what was written; the message names the file.
         """
         if self._unread is not None:
             self._unread.check(rows)
@@ -65,7 +65,7 @@ class Split:
 
 @dataclass(frozen=True)
 class _Unread:
-    """Where the images of a split lie in its file, and which blocks of that were compared."""
+    """Position of a split's images in its file, and which blocks of the file were compared."""
 
     file: CheckedFile
     start: int
@@ -88,10 +88,11 @@ class _Unread:
 def write_split(path: Path, split: Split) -> None:
     """Write a split as an Arrow IPC file of one record batch.
 
-    Columns: `image`, Arrow's canonical fixed-shape tensor of uint8 `[C, H, W]`, and `label`,
-    int64. One batch keeps each column contiguous, which is what lets `read_split` map it.
+    Columns: `image`, Arrow's canonical fixed-shape tensor of uint8 `[C, H, W]`, and `label`, int64.
+    With a single batch, each column is contiguous, so that `read_split` can map it.
     """
-    # Flat in between: an axis of one has any stride, which Arrow would write down as an order.
+    # Flatten and reshape: an axis of length 1 may have any stride, and Arrow would store it as a
+    # dimension order.
     images = np.ascontiguousarray(split.images).reshape(-1).reshape(split.images.shape)
     columns = {"image": pa.FixedShapeTensorArray.from_numpy_ndarray(images), "label": split.labels}
     table = pa.table(columns)
@@ -104,19 +105,19 @@ def read_split(path: Path, file: CheckedFile | None = None) -> Split:
 
     Args:
         path: The file.
-        file: The same with its digest. All but the images is compared now, and images when
-            `Split.check` is asked for them; None compares nothing.
+        file: The same file with its digest. Everything but the images is compared now; images are
+            compared by `Split.check`. None compares nothing.
 
     Raises:
         UserError: If the file is missing or damaged.
     """
-    if file is not None:  # what Arrow finds the columns by
+    if file is not None:  # the parts from which Arrow locates the columns
         file.check(0, 1)
         file.check(file.digest.num_bytes - 1)
     with parsing(f"{path}: not a readable split", "Delete its folder; it will be built again."):
         source = pa.memory_map(str(regular(path)))
         batch = pa.ipc.open_file(source).get_batch(0)
-        batch.validate()  # that there are as many bytes as rows
+        batch.validate()  # checks that the bytes match the rows
         images = batch.column("image").to_numpy_ndarray()
         labels = batch.column("label").to_numpy()
     unread = None

@@ -1,4 +1,4 @@
-"""What an Arrow stream or schema says, looked at before anything is read by it."""
+"""Checks of an Arrow stream or schema before its contents are read."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _HEADER_TYPE, _HEADER, _DATA, _COMPRESSION = 1, 2, 1, 3
 
 
 def refuse_compressed(source: Any, where: str) -> None:
-    """Refuse a stream with compressed batches: one of a few bytes can unpack to all the memory.
+    """Refuse compressed batches: a few bytes can unpack to more than the memory holds.
 
     Args:
         source: An opened `pyarrow.MemoryMappedFile`; it is left at its beginning.
-        where: The file, for errors.
+        where: The file, for error messages.
 
     Raises:
-        UserError: If one is compressed; `save_to_disk` compresses none.
+        UserError: If a batch is compressed; `save_to_disk` never compresses them.
     """
     try:
         messages = pa.ipc.MessageReader.open_stream(source)
@@ -42,13 +42,13 @@ def refuse_compressed(source: Any, where: str) -> None:
 
 
 def decode_names(fields: Iterable[Any]) -> None:
-    """Look at the names of columns, and of fields within them, which are decoded only then.
+    """Decode the names of columns and of their nested fields: Arrow decodes names only on access.
 
     Args:
         fields: A `pyarrow.Schema`, or the type of a struct.
 
     Raises:
-        UnicodeDecodeError: If one is no text.
+        UnicodeDecodeError: If a name is not valid text.
     """
     for field in fields:
         str(field.name)
@@ -57,7 +57,7 @@ def decode_names(fields: Iterable[Any]) -> None:
 
 
 def _is_compressed(message: bytes) -> bool:
-    """Whether the metadata of a message, a FlatBuffer, is of a batch with compressed buffers."""
+    """Whether a message's metadata (a FlatBuffer) describes a batch with compressed buffers."""
     (root,) = struct.unpack_from("<I", message, 0)
     kind, header = _field(message, root, _HEADER_TYPE), _field(message, root, _HEADER)
     if not kind or not header:
@@ -71,7 +71,7 @@ def _is_compressed(message: bytes) -> bool:
 
 
 def _field(message: bytes, table: int, number: int) -> int:
-    """Return where a field of a table begins, 0 where the table lacks it."""
+    """Return the offset of a field of a table, 0 if the table lacks it."""
     (back,) = struct.unpack_from("<i", message, table)
     (size,) = struct.unpack_from("<H", message, table - back)
     if 4 + 2 * number >= size:

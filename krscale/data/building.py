@@ -1,4 +1,4 @@
-"""Building the folder of a data set: the source is read, cut, and written with what is known."""
+"""Build the folder of a data set: read the source, cut it into splits and write them."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from krscale.files import new_folder, sha256, write_json
 
 CONTENT_FILE = "content.json"
 FORMAT = 1
-"""Version of the files below; a change of it, or of how images are cut, builds data anew."""
+"""Version of the files below; changing it, or how images are cut, makes krscale rebuild data."""
 
 
 def build_data(
     path: Path, config: DataConfig, source: Source, identity: dict[str, Any], report: Report
 ) -> list[str]:
-    """Build the folder and return what the user should know of its content."""
+    """Build the folder and return notes for the user about its content."""
     data = source.read(report)
     check_source(config.source, data)
     data = limit_images(data, config)
-    # Beside the data, since a temporary folder of the system may itself be memory.
+    # Placed beside the data, since the system's temporary folder may be held in memory.
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
         data, cut, skipped = _cut(data, config, Path(scratch))
         train = cut.splits["train"]
@@ -44,7 +44,7 @@ def build_data(
         identity = identity | ({"rules": cut.rules} if cut.rules else {})
         facts = {
             "source": config.source,
-            # Files that were copied, or only touched, are the same images.
+            # Copying files or changing only their times leaves the fingerprint as it is.
             "fingerprint": fingerprint(content.digest if paths else identity),
             "identity": identity,
             "classes": data.classes,
@@ -61,10 +61,10 @@ def build_data(
 def _cut(
     data: SourceData, config: DataConfig, scratch: Path
 ) -> tuple[SourceData, Cut, tuple[Fault, ...]]:
-    """Cut the splits; where that is allowed, once more without the images that cannot be read.
+    """Cut the splits; if images cannot be read and may be skipped, cut again without them.
 
     Returns:
-        The source as it was cut, its splits, and what was left out.
+        The source as it was cut, its splits, and the images that were left out.
     """
     where, skipped = config.path or config.source, tuple[Fault, ...]()
     try:
@@ -90,15 +90,16 @@ def write_data(
     content: Content | None = None,
     paths: Paths | None = None,
 ) -> None:
-    """Write the folder of a data set, whole or not at all.
+    """Write the folder of a data set atomically.
 
     Args:
         path: The folder.
         splits: Its splits.
-        facts: What the manifest says of them; `identity` determines the fingerprint, unless that
-            is among them.
-        content: Of the splits; None leaves it to whoever asks for it.
-        paths: Where each image was found; None where there are no files.
+        facts: Contents of the manifest. `identity` determines the fingerprint, unless `facts`
+            contains one.
+        content: Content of the splits. With None it is not written; `Dataset.content` computes it
+            on demand.
+        paths: Where each image was found; None if there are no files.
     """
     with new_folder(path) as folder:
         for name, split in splits.items():
@@ -126,7 +127,7 @@ def content_record(content: Content) -> dict[str, Any]:
 
 
 def _paths(data: SourceData, cut: Cut, root: Path) -> Paths | None:
-    """Return where each image is, from the folder of the source on; None if it has no files."""
+    """Return each image's path relative to the source's folder; None if it has no files."""
     if not data.places:
         return None
     start = f"{root if root.is_dir() else root.parent}{os.sep}"

@@ -1,4 +1,4 @@
-"""Looking at all images of a source before anything is built: what it holds, and what is wrong."""
+"""Check all images of a source before anything is built: its contents and its problems."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Group:
     """Images with the same pixels.
 
     Attributes:
-        places: Where each is, in words.
+        places: Description of where each image is.
         labels: The class of each.
         splits: The split of the source that each is in.
     """
@@ -39,7 +39,7 @@ class Group:
 
     @property
     def across(self) -> bool:
-        """Whether they are in several splits of the user's own."""
+        """Whether the images are in several splits that the user defined."""
         return len(set(self.splits)) > 1
 
     @property
@@ -57,18 +57,19 @@ class Check:
         path: What it reads; empty for embedded sources.
         classes: Names of the classes.
         image_shape: `(C, H, W)` of the first image that can be read.
-        counts: Readable images by split, then class; under the splits of the source, where the
-            missing ones cannot be cut.
-        modes: How the files keep colours, and how many do; empty where nothing is decoded.
-        sizes: Height and width of the images in the files, as `HxW`, and how many have them.
-        unreadable: Images that cannot be read, all of them.
-        misfits: Images of another size than the first, all of them.
+        counts: Readable images by split, then class. If the missing splits cannot be cut, these are
+            the splits of the source.
+        modes: Colour modes of the files, with the number of files; empty if nothing is decoded.
+        sizes: Height and width of the images in the files, as `HxW`, with the number of images.
+        unreadable: All images that cannot be read.
+        misfits: All images whose size differs from that of the first.
         copies: Images with the same pixels.
         too_small: Classes with too few different images for a share in every split.
-        notes: What else the user should know, e.g. what was passed over.
-        problems: Why `teach` and `tune` would refuse it; nothing where they would not.
+        notes: What else the user should know, e.g. which files were skipped.
+        problems: Why `teach` and `tune` would refuse it; empty if they would not.
         unlabelled: Path of the images without labels; empty where there are none.
-        num_unlabelled: Those that can be read and are no copies of training images.
+        num_unlabelled: Number of images without labels that can be read and are not copies of
+            training images.
     """
 
     source: str
@@ -93,7 +94,7 @@ class Check:
         return sum(sum(of_class.values()) for of_class in self.counts.values())
 
     def summary(self) -> str:
-        """Say in one line what there is."""
+        """Return a one-line summary."""
         where = self.path or self.source
         parts = [describe(where, self.classes, self.image_shape, self.counts)]
         num_copies = sum(len(group.places) - 1 for group in self.copies)
@@ -112,14 +113,14 @@ class Check:
 
 
 def check_data(config: DataConfig, report: Report = lambda done, total: None) -> Check:
-    """Read every image of a source once and say what is there; nothing is written.
+    """Read every image of a source once and return what it holds; write nothing.
 
     Args:
         config: The source, and how it would be cut.
-        report: Called with the images done and all images.
+        report: Called with the number of images done and the number of all images.
 
     Raises:
-        UserError: If there is nothing to look at: no such path, labels that are no classes.
+        UserError: If nothing can be checked: the path does not exist, or labels are not classes.
     """
     data = open_source(config).read(report)
     for name, split in data.splits.items():
@@ -168,7 +169,7 @@ def _readable(pixels: Digests, name: str, left_out: set[tuple[str, int]]) -> Dig
 
 
 def _groups(data: SourceData, pixels: Mapping[SplitName, Digests], seen: Seen) -> Iterator[Group]:
-    """Yield the images that have copies; those with a fault are left out, as they are all black."""
+    """Yield groups of copies, without faulty images, which are all black."""
     faulty = {(fault.split, fault.number) for fault in (*seen.unreadable, *seen.misfits)}
     whole = np.concatenate(list(pixels.values()))
     names = [name for name, found in pixels.items() for _ in range(len(found))]
@@ -195,7 +196,8 @@ def _cut(
 ) -> tuple[dict[str, dict[str, int]], dict[str, int], str, dict[SplitName, tuple[SplitName, Rows]]]:
     """Return counts by split and class, classes that are too small, and why it cannot be cut.
 
-    And which images of the source each split has; those of the source, where it cannot be cut.
+    Also return which images of the source each split has; if it cannot be cut, the splits are those
+    of the source.
     """
     groups = None if config.allow_duplicates else groups_of_copies(pixels["train"])
     counts: dict[str, dict[str, int]] = {}

@@ -23,10 +23,10 @@ from krscale.files import sha256
 from krscale.foreign import missing
 
 _SHAPE = (3, 32, 32)
-_NUM_VALUES = 3 * 32 * 32  # of one image, channel by channel, row by row
+_NUM_VALUES = 3 * 32 * 32  # values of one image, channel by channel, row by row
 _MOST_CLASSES = 2**16
 _MAX_FILE = 2**28
-"""Bytes of one file; the largest that is distributed, of 50,000 images, has 155 million."""
+"""Maximum bytes of one file; the largest distributed one, with 50,000 images, has 155 million."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class PythonVersion:
             raise UserError(f"{where}: {self.label_key.decode()} is not a list of whole numbers.")
         if wrong := [label for label in labels if not 0 <= label < _MOST_CLASSES]:
             raise UserError(f"{where}: the label {wrong[0]} can be no class.")
-        # Files are put one after another: labels that are missing in one would come from the next.
+        # Files are concatenated: labels missing in one would be taken from the next.
         if len(images) != len(labels):
             raise UserError(f"{where}: {len(images)} images, but {len(labels)} labels.")
         return Split(images.reshape(-1, *_SHAPE), np.array(labels, dtype=np.int64))
@@ -112,7 +112,7 @@ Version = PythonVersion | BinaryVersion
 
 
 class _Cifar:
-    """What the two data sets have in common."""
+    """Code shared by the two data sets."""
 
     own_splits: ClassVar[tuple[SplitName, ...]] = ("test",)
     archives: ClassVar[tuple[str, ...]]
@@ -249,7 +249,7 @@ def _read_file(path: Path) -> bytes:
 
 
 def _bounded(path: Path, most: int) -> Path:
-    """Return a file that is about to be read as a whole, unless the source has none so large."""
+    """Return a file that will be read whole; refuse one larger than any file of the source."""
     size = path.stat().st_size
     if size > most:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Classes of one's own files: their names, and labels as indices into them."""
+"""Classes of the user's own files: their names, and labels as indices into them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from krscale.errors import UserError, nearest, utf8_text
 
 MAX_CLASSES = 2**16
 Values = npt.NDArray[Any]
-"""Labels as they are written: `[N]` whole numbers, or `[N]` names as objects."""
+"""Labels as they are stored: `[N]` whole numbers, or `[N]` names as objects."""
 
 
 def find_classes(
@@ -24,18 +24,18 @@ def find_classes(
 ) -> tuple[str, ...]:
     """Return the names of the classes: `data.files.classes`, else those of the files, else labels.
 
-    Names that files give to their numbers are taken alike from all sources: each must have a
-    training image, and each number a name.
+    Names that files give to their numbers are treated in the same way for all sources: each name
+    must have a training image, and each number a name.
 
     Args:
         config: The data section.
-        names: What the files call the numbers from 0; empty where they do not. Where labels are
-            text, they are the classes in this order.
-        values: Labels of the training images as they are written.
-        place: Words where each of them is.
+        names: Names that the files give to the numbers from 0; empty if they give none. If labels
+            are text, these are the classes in this order.
+        values: Labels of the training images as they are stored.
+        place: Describes where each of them is.
 
     Raises:
-        UserError: If labels are no classes, or names and labels do not fit.
+        UserError: If labels are not classes, or names and labels do not match.
     """
     given, mapped = config.files.classes, config.map_labels
     if given or not names:
@@ -58,12 +58,12 @@ def find_classes(
         )
     if values.dtype == object:
         return tuple(name for name in names if name not in absent)
-    class_names((), values, place, mapped)  # refuses what can be no class
+    class_names((), values, place, mapped)  # refuses labels that cannot be classes
     return tuple(names[number] for number in np.unique(values) if number >= 0)
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return names in a line, at most ten of them."""
+    """Return at most ten of the names in one line."""
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
@@ -74,13 +74,13 @@ def class_names(
 
     Args:
         given: `data.files.classes`.
-        found: Labels of the training images as they are written.
-        place: Words where each of them is.
-        map_labels: Whether numbers are classes as they come, and not indices from 0.
+        found: Labels of the training images as they are stored.
+        place: Describes where each of them is.
+        map_labels: Whether the numbers that occur are the classes, instead of indices from 0.
 
     Raises:
-        UserError: If numbers leave some out without `map_labels`, or are too large to be classes,
-            or names are empty or differ only in what nobody sees.
+        UserError: If numbers have gaps without `map_labels` or are too large to be classes, or if
+            names are empty or differ only invisibly.
     """
     if map_labels and found.dtype != object:
         return _mapped_names(given, found, place)
@@ -131,7 +131,7 @@ def _some(numbers: Values) -> str:
 
 def _check_names(names: Sequence[str], found: Values, place: Place) -> None:
     by_look: dict[str, str] = {}
-    written = found.tolist()  # numpy compares text without zeros at its end
+    written = found.tolist()  # numpy ignores trailing zeros when it compares text
     for name in names:
         where = place(written.index(name))
         check_text(name, where)
@@ -147,15 +147,15 @@ def _check_names(names: Sequence[str], found: Values, place: Place) -> None:
 
 
 def same_look(name: str) -> str:
-    """Return what is seen of a name: without spaces at its ends, in one Unicode form."""
+    """Return a name without spaces at its ends and in one Unicode form, for comparison."""
     return unicodedata.normalize("NFC", name).strip()
 
 
 def check_text(name: str, where: str) -> None:
-    """Refuse the name of a class that cannot be written down.
+    """Refuse the name of a class that cannot be written as UTF-8.
 
     Raises:
-        UserError: If it holds bytes that are no UTF-8.
+        UserError: If it holds bytes that are not UTF-8.
     """
     if utf8_text(name) != name:
         raise UserError(
@@ -164,9 +164,9 @@ def check_text(name: str, where: str) -> None:
 
 
 def alike(classes: Sequence[str], where: str) -> tuple[str, ...]:
-    """Say which names of classes differ in case only, in one line, or nothing.
+    """Return a line that lists class names that differ only in case; empty if there are none.
 
-    They are not refused: letters are classes of their own.
+    They are not refused, and names of a single letter are not listed: those are separate classes.
     """
     by_case: dict[str, list[str]] = {}
     for name in classes:
@@ -184,14 +184,14 @@ def to_labels(
     """Return `values` as indices into the classes.
 
     Args:
-        values: Labels as they are written.
+        values: Labels as they are stored.
         classes: Names of the classes.
-        place: Words where each of them is.
-        mapped: With `data.map_labels`, the labels of the training images: the i-th smallest number
+        place: Describes where each of them is.
+        mapped: With `data.map_labels`, the labels of the training images; the i-th smallest number
             is class i.
 
     Raises:
-        UserError: Naming the first image whose label is outside the classes.
+        UserError: If a label is outside the classes; the message names the first such image.
     """
     if values.dtype == object:
         numbers = {name: number for number, name in enumerate(classes)}

@@ -1,4 +1,4 @@
-"""What a data set holds, image by image: one digest for all of it, and which split has which."""
+"""Content of a data set, image by image: one digest of all of it, and the split of each image."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from krscale.files import damaged, write_atomic
 from krscale.foreign import regular
 
 SPLITS_FILE = "splits.csv"
-"""Which image is in which split: a line each, beside the splits and in every run folder."""
+"""List of the split of each image, one per line; kept beside the splits and in each run folder."""
 _HEADER = ("path", "label", "split", "pixels")
-_LISTED = 5  # classes that a message names
+_LISTED = 5  # maximum number of classes that a message names
 
 Paths = Mapping[SplitName, Sequence[str]]
-"""Where each image of each split is, in the order of the split."""
+"""Path of each image of each split, in the order of the split."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Content:
     """All images of a data set, by the digests of their pixels.
 
     Attributes:
-        classes: Their names.
-        pixels: `[N]` of each split.
-        labels: `[N]` of each split.
+        classes: Names of the classes.
+        pixels: Digests `[N]` of each split.
+        labels: Labels `[N]` of each split.
         image_shape: `(C, H, W)` of every image.
     """
 
@@ -51,7 +51,7 @@ class Content:
         splits: Mapping[SplitName, Split],
         pixels: Mapping[SplitName, Digests] | None = None,
     ) -> Content:
-        """Describe splits; where the digests of their images are not known, read all of them."""
+        """Describe splits; read all their images if the digests are not given."""
         if pixels is None:
             pixels = {name: digests(split.images) for name, split in splits.items()}
         labels = {name: np.asarray(split.labels) for name, split in splits.items()}
@@ -59,7 +59,7 @@ class Content:
 
     @property
     def digest(self) -> str:
-        """32 hexadecimal digits; equal where all splits hold equal images in equal order."""
+        """32 hexadecimal digits; equal if all splits hold equal images in equal order."""
         found = hashlib.sha256("\0".join((*self.classes, str(self.image_shape))).encode())
         for name in sorted(self.pixels):
             found.update(f"\0{name} {len(self.pixels[name])}\0".encode())
@@ -69,12 +69,13 @@ class Content:
 
 
 def write_split_list(path: Path, content: Content, paths: Paths) -> None:
-    """Write which image is in which split, a line for each."""
+    """Write the split of each image, one line per image."""
 
     def write(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8", newline="") as file:
             rows = csv.writer(file, lineterminator="\n")
-            # Only what ends lines is quoted by itself, and a reader takes either for an end.
+            # Of line ends, csv.writer by itself quotes only its own terminator, but a reader also
+            # ends lines at "\r".
             quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
             rows.writerow(_HEADER)
             for name, pixels in content.pixels.items():
@@ -100,7 +101,7 @@ def read_split_list(path: Path) -> Iterator[Line]:
     """Yield the lines of a list of `write_split_list`.
 
     Raises:
-        DamagedFileError: If it is another file.
+        DamagedFileError: If it is not such a list.
     """
     check_file(path)
     with regular(path).open(encoding="utf-8", newline="") as file:
@@ -116,7 +117,7 @@ def read_split_list(path: Path) -> Iterator[Line]:
 
 @dataclass
 class Difference:
-    """How the images of two split lists differ: classes, each with a number of images."""
+    """How the images of two split lists differ: numbers of images by class."""
 
     removed: Counter[str] = field(default_factory=Counter)
     added: Counter[str] = field(default_factory=Counter)
@@ -125,7 +126,7 @@ class Difference:
     moved: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
-        """Say it in one phrase."""
+        """Return the differences as one phrase."""
         parts = [
             _counted(self.removed, "removed"),
             _counted(self.added, "added"),
@@ -139,8 +140,8 @@ class Difference:
 def compare_lists(before: Path, now: Path) -> Difference:
     """Return how the images of two split lists differ.
 
-    An image is told by its pixels and label, so that a file that was renamed is no other image;
-    of those that are left over, files of one path are one image that has changed.
+    Images are identified by pixels and label, so that a renamed file is still the same image. Among
+    the remaining files, two with the same path count as one image that has changed.
     """
     old, new = _by_image(before), _by_image(now)
     gone: dict[str, Line] = {}
@@ -153,7 +154,7 @@ def compare_lists(before: Path, now: Path) -> Difference:
         if moved := kept - both.total():
             found.moved[image[0]] += moved
         present = {line.path for line in was} & {line.path for line in now_is}
-        # Of copies, those whose path is on both sides are the ones that are still there.
+        # Among copies, those whose path is in both lists count as still present.
         ordered = (
             sorted(lines, key=lambda line: line.path not in present) for lines in (was, now_is)
         )
@@ -172,7 +173,7 @@ def compare_lists(before: Path, now: Path) -> Difference:
 
 
 def compare_counts(before: Mapping[str, int], now: Mapping[str, int]) -> str:
-    """Say how the numbers of images of each class differ, where no list tells more."""
+    """Return how the numbers of images per class differ, for use where no split list exists."""
     difference = Counter(dict(now))
     difference.subtract(before)
     found = Difference(removed=-difference, added=+difference)

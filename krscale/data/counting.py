@@ -1,4 +1,4 @@
-"""How many images of which class there are, counted and in words."""
+"""Count the images of each class, and summarise the counts."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Counts = Mapping[str, Mapping[str, int]]
 
 
 def count(classes: Sequence[str], labels: Labels) -> dict[str, int]:
-    """Return the number of images of each class; those without a label (below 0) are in none."""
+    """Return the number of images of each class; skip those without a label (below 0)."""
     counts = np.bincount(labels[labels >= 0], minlength=len(classes))
     return {name: int(number) for name, number in zip(classes, counts, strict=True)}
 
 
 def describe(where: str, classes: Sequence[str], shape: Sequence[int], counts: Counts) -> str:
-    """Say in one line how many images of how many classes the splits have.
+    """Return a one-line summary of the numbers of images and classes of the splits.
 
     Args:
-        where: What was read.
+        where: Name of what was read.
         classes: Names of the classes.
         shape: `(C, H, W)`.
-        counts: Of each split.
+        counts: Counts of each split.
     """
     by_split = {name: sum(of_class.values()) for name, of_class in counts.items()}
     by_class = [sum(found.get(name, 0) for found in counts.values()) for name in classes]
@@ -41,6 +41,6 @@ def describe(where: str, classes: Sequence[str], shape: Sequence[int], counts: C
 def describe_counts(
     where: str, classes: Sequence[str], shape: Sequence[int], labels: Mapping[SplitName, Labels]
 ) -> str:
-    """Say the same of labels; arguments as of `describe`."""
+    """Return the same summary for labels; the arguments are as for `describe`."""
     counts: dict[str, dict[str, int]] = {n: count(classes, y) for n, y in labels.items()}
     return describe(where, classes, shape, counts)

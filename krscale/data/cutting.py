@@ -1,4 +1,4 @@
-"""From the images of a source to train, validation and test, none of which share an image."""
+"""Cut the images of a source into train, validation and test splits that share no image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from krscale.data.stratify import Rows
 from krscale.data.stream import Stream, spill
 from krscale.errors import UserError
 
-_LISTED = 3  # pairs of copies, and classes, that a message names
+_LISTED = 3  # maximum number of pairs of copies, and of classes, that a message names
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,9 @@ class Cut:
         splits: All three.
         rows: Which images of the source each of them has.
         pixels: Digests of their images.
-        rules: What was done unlike `cut_rows` does it at first; part of the data set's identity.
-        notes: What the user should know of it, a sentence each.
+        rules: How the cut differs from the first result of `cut_rows`; part of the data set's
+            identity.
+        notes: What the user should know about it, one sentence each.
     """
 
     splits: dict[SplitName, Split]
@@ -44,16 +45,16 @@ class Cut:
 def cut_splits(data: SourceData, config: DataConfig, scratch: Path) -> Cut:
     """Return all three splits: those of the source, and the missing ones cut from its train.
 
-    Images with the same pixels are in one split: where krscale cuts, copies stay together.
+    Wherever krscale makes the cut, images with the same pixels are put into the same split.
 
     Args:
-        data: Of the source.
+        data: Data of the source.
         config: Fractions and seed of the cuts, and whether splits may share images.
         scratch: Folder for images that are streamed; the splits are mapped from it.
 
     Raises:
-        UserError: If images cannot be read, a class has too few to be in every split, or two
-            splits of the user's own share some.
+        UserError: If images cannot be read, a class has too few to be in every split, or two splits
+            that the user defined share images.
     """
     cut = cut_rows(data, config)
     splits = _read(data, cut, scratch)
@@ -110,7 +111,7 @@ def _recut(
     new: Mapping[SplitName, Rows],
     scratch: Path,
 ) -> dict[SplitName, Split]:
-    """Put images that have been cut one way into splits cut another way."""
+    """Rearrange images that were cut in one way into splits that are cut in another way."""
     num_images = sum(len(rows) for rows in old.values())
     part, place = np.empty(num_images, np.int64), np.empty(num_images, np.int64)
     for number, rows in enumerate(old.values()):
@@ -158,7 +159,7 @@ def _count_copies(config: DataConfig, groups: Rows, labels: Labels) -> str:
 def _refusal(
     data: SourceData, config: DataConfig, cut: RowCut, shared: Sequence[Shared]
 ) -> UserError:
-    """Name the first images that two splits of the user's own share."""
+    """Return an error that names the first images that two splits of the user share."""
     pairs, root = [], f"{Path(config.path).expanduser()}{os.sep}"
     for found in shared:
         for numbers in zip(found.first[:_LISTED], found.second[:_LISTED], strict=True):
@@ -181,7 +182,7 @@ def _refusal(
 def _absent_classes(
     data: SourceData, config: DataConfig, splits: Mapping[SplitName, Split]
 ) -> tuple[str, ...]:
-    """Say which classes a split of the source lacks; accuracy there is about the others."""
+    """Return notes on the classes that a split of the source lacks; its accuracy ignores them."""
     notes = []
     for name in data.splits:
         present = np.bincount(splits[name].labels, minlength=len(data.classes))

@@ -1,4 +1,4 @@
-"""A data set on disk: built once, named by its fingerprint, memory-mapped by everyone."""
+"""A data set on disk: built once, named by its fingerprint, memory-mapped by all processes."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ class Dataset:
 
     Attributes:
         path: Its folder.
-        fingerprint: Hash of what determines images and splits; of the content itself where it was
-            read from files of the user's own.
+        fingerprint: Hash of what determines images and splits; for the user's own files, a hash of
+            the content itself.
         source: Name of the source.
         classes: Name of each class; a label is an index into them.
         image_shape: `(C, H, W)` of every image.
         mean: Mean of each channel over the training images, pixels in 0..1.
         std: Standard deviation of each channel, likewise.
-        num_samples: Images of each split that it has.
+        num_samples: Number of images of each split that it has.
         sha256: Hash of the file of each split.
-        identity: Hash of the files and settings it was built from; data sets that krscale built
-            earlier have it as their fingerprint, and their runs know them by it.
-        num_unlabelled: Images at the end of train that have no label (`data.unlabelled`).
-        unlabelled: Digest of these; empty where there are none.
+        identity: Hash of the files and settings it was built from. Data sets built by older
+            versions of krscale use it as their fingerprint, and so do their runs.
+        num_unlabelled: Number of images at the end of train that have no label (`data.unlabelled`).
+        unlabelled: Digest of these; empty if there are none.
     """
 
     path: Path
@@ -72,7 +72,7 @@ class Dataset:
 
     @property
     def num_train(self) -> int:
-        """Images of the training split."""
+        """Number of images in the training split."""
         return self.num_samples["train"]
 
     def split(self, name: SplitName, *, lazily: bool = False) -> Split:
@@ -80,13 +80,12 @@ class Dataset:
 
         Args:
             name: Which split.
-            lazily: Leave it to the caller to ask `Split.check` for the images that are read, so
-                that opening a large split costs nothing; otherwise all of them are compared with
-                what was written, now. Labels always are.
+            lazily: Do not compare images with what was written, so that opening a large split costs
+                nothing; the caller then calls `Split.check` for the images it reads. Otherwise all
+                images are compared now. Labels always are.
 
         Raises:
-            UserError: If there is no such split, or its file does not hold what the manifest
-                says.
+            UserError: If there is no such split, or its file does not match the manifest.
         """
         if name not in self.num_samples:
             raise unknown_name("split", name, self.num_samples, str(self.path))
@@ -98,7 +97,7 @@ class Dataset:
                 f"{path}: holds images of shape {list(split.images.shape)}, its manifest says "
                 f"{list(expected)}. Delete {self.path}; it will be built again."
             )
-        # Images without labels come last in train, and have none of the classes.
+        # Images without labels come last in train; their label is UNLABELLED.
         num_labelled = len(split.labels) - (self.num_unlabelled if name == "train" else 0)
         rebuild = rebuild_data(self.path)
         _check_labels(path, split.labels[:num_labelled], self.num_classes, rebuild)
@@ -109,7 +108,7 @@ class Dataset:
         return split
 
     def content(self) -> DatasetContent:
-        """Return what the data set holds; read from its images where it is older than the record.
+        """Return what the data set holds; if no record was written, read it from the images.
 
         Raises:
             DamagedFileError: If the record is not what was written.
@@ -120,13 +119,13 @@ class Dataset:
             record = content_record(found)
             try:
                 write_json(file, record)
-            except OSError:  # a cache that others have prepared may not be written to
+            except OSError:  # a cache prepared by other users may be read-only
                 return DatasetContent(**record)
         rebuild = f"Delete it; it is written again from the images in {self.path}."
         return read_record(file, DatasetContent, rebuild)
 
     def summary(self) -> str:
-        """Say in one line how many images of how many classes there are."""
+        """Return a one-line summary of the numbers of images and classes."""
         labels = {name: self.split(name, lazily=True).labels for name in self.names}
         return describe_counts(self.source, self.classes, self.image_shape, labels)
 
@@ -134,15 +133,16 @@ class Dataset:
         """Compare every split with what was written.
 
         Raises:
-            DamagedFileError: For the first one that is something else; names its file.
+            DamagedFileError: If a split is not what was written; the message names its file.
         """
         for name in self.names:
             self.split(name)
 
     def _checked(self, name: SplitName) -> CheckedFile | None:
-        """Return the file of a split with its digest; None where there is no record of it.
+        """Return the file of a split with its digest; None if no digest was recorded.
 
-        One of an older krscale has only that of the whole file, in the manifest.
+        For data sets of older versions of krscale, only the digest of the whole file is known, from
+        the manifest.
         """
         path, rebuild = self.path / f"{name}.arrow", rebuild_data(self.path)
         digest = read_digest(path, rebuild)
@@ -154,10 +154,10 @@ class Dataset:
 
 @dataclass(frozen=True)
 class DatasetContent:
-    """What a data set holds, in a form that can be kept and compared.
+    """What a data set holds, in a form that can be stored and compared.
 
     Attributes:
-        digest: Of the pixels and labels of all images; see `Content.digest`.
+        digest: Digest of the pixels and labels of all images; see `Content.digest`.
         images: Number of images of each class in all splits.
     """
 
@@ -172,14 +172,14 @@ def prepare_data(
 
     Args:
         config: Source, options and fractions of the splits.
-        cache: Folder of what runs share; data sets live in `cache/data`.
-        report: Called with the items done and all items while the source is read.
-        note: Called, when the data set is built, with what the user should know of it: files that
-            were passed over, copies of images.
+        cache: Folder that runs share; data sets are in `cache/data`.
+        report: Called with the number of items done and of all items while the source is read.
+        note: Called while the data set is built, with what the user should know about it, such as
+            skipped files or copies of images.
 
     Raises:
-        UserError: If the source is unknown or refuses its options, or its images cannot be
-            learned from (see `check_source`), or not be cut (see `cut_splits`).
+        UserError: If the source is unknown or refuses its options, or its images are unsuitable for
+            learning (see `check_source`) or cannot be cut (see `cut_splits`).
     """
     source = open_source(config)
     identity = _identity(config, source)
@@ -215,7 +215,7 @@ def dataset_path(config: DataConfig, cache: Path) -> Path:
 
 
 def _path(config: DataConfig, identity: Mapping[str, Any], cache: Path) -> Path:
-    name = config.source.replace(":", ".")  # of a callable: a folder cannot be called so everywhere
+    name = config.source.replace(":", ".")  # file systems may not allow colons
     return cache / "data" / f"{name}-{fingerprint(identity)}"
 
 
@@ -242,19 +242,19 @@ def open_data(path: Path) -> Dataset:
 
 
 def rebuild_data(path: Path) -> str:
-    """Say how the folder of a data set that is damaged comes back."""
+    """Return advice on how to rebuild the damaged folder of a data set."""
     return f"Delete the folder {path}; the data is prepared again by whatever needs it."
 
 
 def _check_labels(path: Path, labels: Labels, num_classes: int, rebuild: str) -> None:
-    """Refuse labels that are no classes."""
+    """Refuse labels that are not classes."""
     if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
         wrong = int(labels.min() if labels.min() < 0 else labels.max())
         raise damaged(path, f"label {wrong} is none of the {num_classes} classes", rebuild)
 
 
 def _identity(config: DataConfig, source: Source) -> dict[str, Any]:
-    """What determines images and splits; fractions only where they are used."""
+    """Return what determines images and splits; fractions only if they are used."""
     identity: dict[str, Any] = {"format": FORMAT, "source": config.source}
     identity["images"] = dict(source.identity())
     fractions = {"test": config.test_fraction, "val": config.val_fraction}
@@ -270,7 +270,7 @@ def _identity(config: DataConfig, source: Source) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Manifest:
-    """What `manifest.json` says, besides what a reader of it does not need."""
+    """The fields of `manifest.json` that readers need."""
 
     fingerprint: str
     source: str
@@ -288,4 +288,4 @@ _FIELDS = tuple(_Manifest.__dataclass_fields__)
 
 
 def _silent(_done: int, _all: int) -> None:
-    """Report to nobody."""
+    """Report nothing."""

@@ -1,4 +1,4 @@
-"""Image files as pixels: one shape for all, and a clear word about those that do not fit."""
+"""Decode image files to pixels of one shape, and report the images that do not fit."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ from krscale.foreign import regular
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 PIECE_BYTES = 2**23
-"""Pixels that are decoded before they are written: enough to keep all cores busy."""
+"""Bytes of pixels that are decoded before they are written: enough to keep all cores busy."""
 IGNORED = "ignore"
-"""The `data.background` that takes colours as they are, however transparent."""
+"""The value of `data.background` that takes colours as they are and ignores transparency."""
 _LARGE, _RATIO = 2**25, 200
-"""Pixels of an image that may be in a file of any size, and how many to a byte of larger ones."""
+"""Pixels allowed in a file of any size, and pixels allowed per byte in images with more."""
 _MISSING = "no image (null)"
 _DAMAGE = (
     OSError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
     RuntimeError, EOFError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
-"""What Pillow stumbles over in the heads of damaged files, besides what it refuses in words."""
+"""Exceptions that Pillow raises on damaged headers, in addition to its own error messages."""
 _MODES = {1: "L", 3: "RGB"}
 _LEVELS = {"L;2": 85, "L;4": 17}
-"""Steps between the levels of grey that Pillow makes of 2 and 4 bits; a key counts the levels."""
+"""Steps between the grey values that Pillow reads from 2 and 4 bits; a key is a level number."""
 _DEEP_GREY = ("PNG", "PPM")
-"""Formats of which Pillow gives 16 bits as 32; no file of theirs has more."""
+"""Formats whose 16 bits Pillow returns as 32; no file of these formats has more than 16."""
 _DEEP_COLOUR = "RGB;16B"
-"""Pillow keeps the upper bytes of these, so their key of three times 16 bits finds no pixel."""
+"""Pillow keeps the upper bytes of these, so a key of three times 16 bits matches no pixel."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-"""What brings an image upright, by its orientation (Exif 2.32, tag 0x0112)."""
+"""The operation that turns an image upright, by its orientation (Exif 2.32, tag 0x0112)."""
 
 Encoded = bytes | str | None
-"""What an image file holds, or its path; None for a row without an image."""
+"""Contents of an image file, or its path; None for a row without an image."""
 Place = Callable[[int], str]
-"""Words where the image of a number is."""
+"""Describes where the image with a given number is."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class Decoded:
     """One image.
 
     Attributes:
-        pixels: uint8 `[C, H, W]`; None where it cannot be read.
-        mode: As the file has it, in Pillow's words.
+        pixels: uint8 `[C, H, W]`; None if it cannot be read.
+        mode: Pillow's name for the colour mode of the file.
         size: `(H, W)` as the file has it.
-        transparent: Whether it was laid on the background.
-        brightest: Largest value of 16 bits; None where there are 8.
-        keyed: Whether the file names a transparent colour that cannot be found.
-        orientation: How its EXIF data say that it is to be turned, 1 to 8; 1 for not at all.
+        transparent: Whether it was composited on the background.
+        brightest: Largest 16-bit value; None for images of 8 bits.
+        keyed: Whether the file names a transparent colour that cannot be matched.
+        orientation: Orientation from its EXIF data, 1 to 8; 1 if it is upright.
         problem: Why it cannot be read.
     """
 
@@ -80,12 +80,12 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Turns files into pixels.
+    """Decodes files to pixels.
 
     Attributes:
         config: Channels and size that are wanted.
         background: A colour, or `"ignore"`; see `data.background`.
-        seen: Is told what every image is.
+        seen: Records the properties and faults of all images.
     """
 
     config: FilesConfig
@@ -93,7 +93,7 @@ class Decoder:
     seen: Seen = field(default_factory=Seen)
 
     def decode(self, encoded: Encoded) -> Decoded:
-        """Return one image."""
+        """Decode one image."""
         if encoded is None:
             return Decoded(None, problem=_MISSING)
         try:
@@ -115,7 +115,7 @@ class Decoder:
         """Return the shape of the first image that can be read.
 
         Raises:
-            UserError: If none can.
+            UserError: If none can be read.
         """
         problems = []
         for encoded in images:
@@ -137,8 +137,8 @@ class Decoder:
     ) -> Iterator[Images]:
         """Decode batch by batch on all cores: uint8 `[n, C, H, W]` for each.
 
-        An image that cannot be read, or is not of `shape`, is black; `seen` has it as a fault, and
-        refuses them all together at the end.
+        An image that cannot be read, or is not of `shape`, becomes black and is added to `seen` as
+        a fault, so that all faults can be reported together at the end.
         """
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             start = 0
@@ -163,7 +163,7 @@ class Decoder:
         transparent = keyed = False
         if mode.startswith("I;16") or (mode == "I" and image.format in _DEEP_GREY):
             image, brightest, transparent = self._from_16_bits(image)
-        elif mode[0] in "IF":  # Pillow's names for 32 bits; cutting them down loses nearly all
+        elif mode[0] in "IF":  # Pillow's modes of 32 bits; 8 bits would lose nearly all
             return Decoded(None, mode, size, problem=f"32 bits a channel (mode {mode})")
         elif self.background != IGNORED and image.has_transparency_data:
             keyed = not _scale_key(image)
@@ -179,7 +179,7 @@ class Decoder:
         return Decoded(array, mode, size, transparent, brightest, keyed, orientation)
 
     def _from_16_bits(self, image: Image.Image) -> tuple[Image.Image, int, bool]:
-        """Return the upper eight bits, which is what Pillow takes of colours with 16 bits."""
+        """Return the upper eight bits, as Pillow does for colours with 16 bits."""
         values = np.asarray(image).astype(np.int64)
         clear = np.zeros(values.shape, bool)
         if self.background != IGNORED and "transparency" in image.info:
@@ -218,7 +218,7 @@ def piece_size(shape: Sequence[int]) -> int:
 
 
 def _fault(found: Decoded, shape: Sequence[int]) -> str:
-    """Say what is wrong with an image; nothing where all is well."""
+    """Return what is wrong with an image; empty if nothing is."""
     if found.pixels is None:
         return _unreadable(found.problem)
     if found.pixels.shape != tuple(shape):
@@ -239,9 +239,9 @@ def _bomb(image: Image.Image, size: int) -> str:
 
 
 def _scale_key(image: Image.Image) -> bool:
-    """Bring the transparent level of a PNG to the levels that Pillow reads; False if it cannot be.
+    """Scale the transparent level of a PNG to Pillow's values; return False if that is impossible.
 
-    Called before the pixels are read, after which Pillow no longer tells how they were kept.
+    Call this before the pixels are read: afterwards, Pillow no longer provides the storage mode.
     """
     key = image.info.get("transparency")
     tiles = getattr(image, "tile", ()) if image.format == "PNG" else ()
@@ -255,7 +255,7 @@ def _scale_key(image: Image.Image) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return how an image that has been read is to be turned; damaged EXIF data say nothing."""
+    """Return the EXIF orientation of an image that was read; 1 if its EXIF data are damaged."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
     except _DAMAGE:

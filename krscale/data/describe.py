@@ -1,4 +1,4 @@
-"""What a data set would be, without writing it: for `--dry-run`."""
+"""Describe a data set without writing it, for `--dry-run`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from krscale.data.unlabelled_sources import open_unlabelled
 def describe_data(config: DataConfig, cache: Path) -> Description:
     """Return the sizes of a data set: from the cache, else from the source's settings or images.
 
-    Nothing is written. Copies of images are not looked for, since that takes decoding all of them.
+    Nothing is written. Copies of images are not detected, since that needs all images decoded.
     """
     path = dataset_path(config, cache)
     if path.is_dir():
@@ -40,12 +40,12 @@ def describe_data(config: DataConfig, cache: Path) -> Description:
 def describe_unlabelled(config: DataConfig, shape: tuple[int, ...], cache: Path) -> int:
     """Return the number of images without labels; nothing is written.
 
-    Before they are prepared, copies of training images are counted as well.
+    If they are not prepared yet, the number includes copies of training images.
 
     Args:
         config: The data section.
         shape: `(C, H, W)` of the labelled images.
-        cache: Folder of what runs share.
+        cache: Folder that runs share.
 
     Raises:
         UserError: If they cannot be read.

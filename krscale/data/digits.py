@@ -25,7 +25,7 @@ class Digits:
         refuse_path("digits", config)
 
     def identity(self) -> Mapping[str, Any]:
-        """Return nothing: there is only one set of digits."""
+        """Return nothing: the digits have no settings."""
         return {}
 
     def describe(self) -> Description | None:
@@ -34,7 +34,7 @@ class Digits:
 
     def read(self, report: Report) -> SourceData:
         """Return the digits as grey images `[1797, 1, 8, 8]`."""
-        from sklearn.datasets import load_digits  # its import takes longer than a finished cache
+        from sklearn.datasets import load_digits  # slower to import than a cache to open
 
         digits = load_digits()
         levels = digits.images.astype(np.int64)

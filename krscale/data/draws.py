@@ -21,8 +21,8 @@ def draw_integers(
 ) -> dict[str, Tensor]:
     """Draw one integer for each sample and each name.
 
-    A draw depends on its name, not on which others are drawn beside it: switching one operation
-    on leaves the draws of the others as they were.
+    A draw depends on its name, not on which others are drawn with it: enabling one operation does
+    not change the draws of the others.
 
     Args:
         samples: `[B]` int64, indices below 2**32.
@@ -50,8 +50,8 @@ def draw_integers(
 def _mix(values: Tensor) -> Tensor:
     """Hash 32-bit values held in int64, in place: every output bit depends on every input bit.
 
-    The finaliser of Chris Wellons' hash prospector with multipliers below 2**30, so that no
-    product leaves the range of int64 and nothing rests on how a device overflows.
+    The finaliser of Chris Wellons' hash prospector with multipliers below 2**30, so that no product
+    exceeds the range of int64 and the result does not depend on how a device handles overflow.
     """
     values.bitwise_xor_(values >> 15).mul_(0x2C1B3C6D).bitwise_and_(_LOW_32_BITS)
     values.bitwise_xor_(values >> 12).mul_(0x297A2D39).bitwise_and_(_LOW_32_BITS)

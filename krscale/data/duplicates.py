@@ -1,4 +1,4 @@
-"""Images of which two splits hold a copy: what is learned must not be judged by."""
+"""Find images that occur in two splits: a test must not use images that were trained on."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from krscale.data.source import SplitName
 from krscale.data.stream import Stream
 
 Digests = npt.NDArray[np.uint64]
-_DIGEST_BYTES = 8  # two of a million images are taken for one with a chance of 1 in 37 million
+_DIGEST_BYTES = 8  # the chance that any two of a million images collide is 1 in 37 million
 
 
 def digests(images: Images) -> Digests:
     """Return a hash of the pixels of each image `[N, C, H, W]`: `[N]`."""
     found = bytearray()
-    for image in images:  # one at a time: all of them may be more than the memory holds
+    for image in images:  # one at a time: all of them may exceed the memory
         found += blake2b(np.ascontiguousarray(image).data, digest_size=_DIGEST_BYTES).digest()
     return np.frombuffer(bytes(found), np.uint64)
 
@@ -40,7 +40,8 @@ class Shared:
 
     Attributes:
         names: The two splits.
-        first: `[n]`, for each such image of the second split one of the first with its pixels.
+        first: `[n]`, for each such image of the second split, one of the first with the same
+            pixels.
         second: `[n]`, the images of the second split.
     """
 
@@ -53,7 +54,7 @@ class Shared:
 
 
 def shared_images(splits: Mapping[SplitName, Digests]) -> list[Shared]:
-    """Return what any two splits share; pairs that share nothing are left out."""
+    """Return what each two splits share; pairs that share nothing are left out."""
     found = []
     for one, other in combinations(splits, 2):
         known, index = np.unique(splits[one], return_index=True)

@@ -1,4 +1,4 @@
-"""Images that are files, or the bytes of files, as the data of a source: decoded piece by piece."""
+"""Source data from image files or their bytes, decoded piece by piece."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from krscale.data.stream import Stream
 from krscale.errors import UserError
 
 Batches = Callable[[int], Iterator[Sequence[Encoded]]]
-"""Yields all images of a split in order, so many at a time."""
+"""Yields all images of a split in order, the given number at a time."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,12 @@ class Part:
     """One split as it was found.
 
     Attributes:
-        values: Labels as they are written.
+        values: Labels as they are stored.
         batches: The images.
-        place: Words where an image is.
-        label_place: Words where a label is; None where that is the same.
-        names: What the files of this split call the numbers from 0; empty where they do not.
+        place: Describes where an image is.
+        label_place: Describes where a label is; None if that is the same.
+        names: Names that the files of this split give to the numbers from 0; empty if they give
+            none.
     """
 
     values: Values
@@ -45,7 +46,7 @@ class Part:
 
     @property
     def labelled_at(self) -> Place:
-        """Words where a label is."""
+        """Describes where a label is."""
         return self.label_place or self.place
 
 
@@ -55,16 +56,16 @@ def encoded_data(
     report: Report,
     notes: Sequence[str] = (),
 ) -> SourceData:
-    """Return files as the data of a source; nothing but the first is decoded here.
+    """Return files as the data of a source; only the first image is decoded here.
 
     Args:
         parts: At least `"train"`.
         config: The data section.
-        report: Called with the images done and all images while they are read.
-        notes: What the user should know of the files.
+        report: Called with the number of images done and of all images while they are read.
+        notes: What the user should know about the files.
 
     Raises:
-        UserError: If labels are no classes, or no image can be read.
+        UserError: If labels are not classes, or no image can be read.
     """
     train = parts["train"]
     if not len(train.values):
@@ -74,7 +75,7 @@ def encoded_data(
     )
     kept = taken(labels["train"], classes, len(parts), config)
     if kept is not None:
-        # Here, and not once the images are decoded: of a large data set that takes long.
+        # Limit now rather than after decoding, which takes long for a large data set.
         notes = (*notes, limit_note(len(train.values), config))
         labels["train"] = labels["train"][kept]
         parts = {**parts, "train": _only(train, kept)}
@@ -89,13 +90,13 @@ def encoded_streams(
     config: DataConfig,
     report: Report,
 ) -> tuple[dict[SplitName, Stream], Seen]:
-    """Return streams that decode the images of files, and what they will meet with.
+    """Return streams that decode image files, and the record that they fill while decoding.
 
     Args:
-        labels: `[N]` of each split.
-        parts: Its images; at least `"train"`, the first of which gives the shape.
+        labels: Labels `[N]` of each split.
+        parts: Images of each split; at least `"train"`, whose first image determines the shape.
         config: The data section.
-        report: Called with the images done and all images while they are read.
+        report: Called with the number of images done and of all images while they are read.
 
     Raises:
         UserError: If no image of train can be read.
@@ -124,7 +125,7 @@ def encoded_streams(
 
 
 def _only(part: Part, kept: Rows) -> Part:
-    """Return the images of ascending numbers."""
+    """Return the part with only the images of the given numbers, which are ascending."""
 
     def batches(size: int) -> Iterator[Sequence[Encoded]]:
         start = 0
@@ -139,7 +140,7 @@ def _only(part: Part, kept: Rows) -> Part:
 
 
 def of_files(files: Sequence[str | None]) -> Batches:
-    """Return the batches of files that are named."""
+    """Return batches of the named files."""
 
     def batches(size: int) -> Iterator[Sequence[Encoded]]:
         return (files[start : start + size] for start in range(0, len(files), size))

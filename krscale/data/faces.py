@@ -36,8 +36,8 @@ class FaceSet:
 
     Attributes:
         families: Faces by family.
-        only_ascii: Whether only ASCII letters and digits are characters of all of them; the
-            Computer Modern faces keep other shapes at other codes.
+        only_ascii: Whether only ASCII letters and digits are common to all of them; the Computer
+            Modern faces have other shapes at the other codes.
     """
 
     families: Mapping[str, tuple[str, ...]]
@@ -49,10 +49,10 @@ FACE_SETS = (
     FaceSet({**_DEJAVU, **_STIX}),
     FaceSet(_DEJAVU),
 )
-"""From many faces with few common characters to few faces with many."""
+"""Ordered from many faces with few common characters to few faces with many."""
 
 FIRST_CHARACTERS = "0123456789ABCDEFGHJKLMNPQRSTUVWXYZabdefghnqrt"
-"""The first 45 classes: digits and letters whose shapes differ even when size is taken away."""
+"""The first 45 classes: digits and letters whose shapes differ even at equal size."""
 
 _SAME_SHAPE = 0.9  # correlation above which two characters count as one
 _SHAPE_SIDE = 24  # pixels at which shapes are compared
@@ -108,7 +108,7 @@ def _distinct(number: int) -> str:
     shapes -= shapes.mean(axis=2, keepdims=True)
     shapes /= np.linalg.norm(shapes, axis=2, keepdims=True)
     likeness = (shapes @ shapes.transpose(0, 2, 1)).max(axis=0)
-    kept = list(range(len(FIRST_CHARACTERS)))  # chosen by eye: E and F are alike only in numbers
+    kept = list(range(len(FIRST_CHARACTERS)))  # chosen by eye: E and F only correlate
     for index in range(len(kept), len(candidates)):
         if likeness[index, kept].max() < _SAME_SHAPE:
             kept.append(index)
@@ -134,8 +134,8 @@ def _rank(character: str) -> int:
 
 
 def _open(face: str) -> Any:
-    """Open a face of matplotlib's."""
-    import matplotlib  # here, because only a first rendering needs it
+    """Open one of matplotlib's faces."""
+    import matplotlib  # imported here, because only the first rendering needs it
     from matplotlib.ft2font import FT2Font
 
     return FT2Font(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"))
@@ -157,7 +157,7 @@ def _draw(font: Any, character: str, side: int) -> Shapes:
     """Draw one character so that its longer side has at most `side` pixels."""
     from matplotlib.ft2font import LoadFlags
 
-    points = _UNITS * (side - 2) / _longer_side(font, character)  # 2 pixels for soft edges
+    points = _UNITS * (side - 2) / _longer_side(font, character)  # leaves 2 pixels for soft edges
     font.set_size(points, 72)
     font.set_text(character, 0, flags=LoadFlags.NO_HINTING)
     font.draw_glyphs_to_bitmap(antialiased=True)

@@ -26,8 +26,8 @@ _SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 class Function:
     """What a callable returns: `(images, labels[, class_names])`, or a dictionary of splits.
 
-    It is called without arguments, or with `data.path` where that is set, at every start: only what
-    it returns tells whether the images are the same.
+    It is called at every start, without arguments or with `data.path` if that is set: only its
+    result shows whether the images are the same.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -74,9 +74,9 @@ class Function:
         return {"content": digest.hexdigest(), **self._names(), **settings, **mapped, **known}
 
     def _names(self) -> dict[str, Any]:
-        """Return the names of the classes: of each split only where they differ.
+        """Return the names of the classes; per split only if they differ.
 
-        So that data sets of before, when there was one list for all, are found.
+        This keeps the identity of data sets built when there was one list for all splits.
         """
         of_splits = {split: arrays.names for split, arrays in self.found.items() if arrays.names}
         names = next(iter(of_splits.values()), ())
@@ -84,7 +84,7 @@ class Function:
         return {"names": names} | ({"names_of_splits": of_splits} if differ else {})
 
     def describe(self) -> Description | None:
-        """Return None: the arrays are there."""
+        """Return None: the arrays are already available."""
         return None
 
     def read(self, report: Report) -> SourceData:
@@ -102,7 +102,7 @@ def _find(name: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # the module is the user's: anything may be wrong
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
         raise UserError(
             f"data.source: {name!r}: cannot import {module_name!r} "
             f"({type(error).__name__}: {error}). It must be importable where krscale runs: "
@@ -133,7 +133,7 @@ def _names(found: Any, where: str) -> tuple[str, ...]:
 
 
 def _array(value: Any, where: str) -> np.ndarray[Any, Any]:
-    """Return an array of what NumPy can take for one: lists, and tensors on the CPU, too."""
+    """Convert anything that NumPy can convert, including lists and CPU tensors, to an array."""
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:

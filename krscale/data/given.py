@@ -1,6 +1,6 @@
-"""Images that were given as objects: read once, and kept as files that the source `numpy` reads.
+"""Images given as objects: read once and stored as files for the source `numpy`.
 
-So a run on objects is like any other: its data are found again, compared and counted.
+This way, the data of a run on objects can be found again, compared and counted as for any run.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _ORDER: tuple[SplitName, ...] = ("train", "val", "test")
 
 
 def given_folder(cache: Path) -> Path:
-    """Return the folder of all images that were given as objects."""
+    """Return the folder for all images that were given as objects."""
     return cache / "given"
 
 
 @dataclass(frozen=True)
 class GivenData:
-    """Data that were given as objects, as files.
+    """Data that were given as objects, stored as files.
 
     Attributes:
-        table: The section `data` of an experiment that reads them.
-        is_float: Whether images were floats, which networks take as they are; whole numbers have
-            to be normalised first.
+        table: The `data` section of an experiment that reads these files.
+        is_float: Whether images were floats, which networks take as they are. Whole numbers must be
+            normalised first.
     """
 
     table: dict[str, Any]
@@ -55,17 +55,17 @@ def keep_given(
     folder: Path,
     files: Mapping[str, Any] | None = None,
 ) -> GivenData:
-    """Read all images and write them below a folder, once for each content.
+    """Read all images and write them below a folder, unless equal content is already there.
 
     Args:
-        data: As `WANTED` says; every image is read once.
-        normalisation: What the images were normalised by; None where they were not.
-        folder: Where folders named by their content are made.
-        files: Settings of `data.files` that were given besides; classes are compared by name with
-            those that the data say, as of any files.
+        data: One of the forms listed in `WANTED`; every image is read once.
+        normalisation: Normalisation that was applied to the images; None if there was none.
+        folder: Folder in which a folder named by the content is created.
+        files: Additional settings of `data.files`. Their classes are compared by name with those of
+            the data, as for any files.
 
     Raises:
-        UserError: If they are no images and labels, or differ from one reading to the next.
+        UserError: If the data are not images and labels, or differ from one reading to the next.
     """
     found = {
         split: read_items(part, f"data: {split}", normalisation)
@@ -81,7 +81,7 @@ def keep_given(
         arrays |= {f"{split}_images": items.images, f"{split}_labels": labels[split]}
     files = files or {}
     if classes and ("classes" in files or len(np.unique(labels["train"])) < len(classes)):
-        # As files have them: `data.map_labels` leaves out those of which there is no image.
+        # Written as a file: `data.map_labels` then leaves out classes without an image.
         arrays["classes"], classes = np.array(classes), ()
     path = _written(arrays, folder)
     files = {"channels": channels, "classes": classes, **files}
@@ -93,8 +93,9 @@ def _classes_and_labels(
 ) -> tuple[tuple[str, ...], dict[SplitName, Array]]:
     """Return the names of the classes, and the labels of each split as numbers of these.
 
-    As text where the names are numbers (folders `0`, `1`, `10`, `2`): `data.files.classes` takes
-    such names by what they say, and 2 would be class `2` instead of the third.
+    If the names are numbers (folders `0`, `1`, `10`, `2`), labels are returned as text:
+    `data.files.classes` matches such names by value, so that label 2 would become class `2` instead
+    of the third class.
     """
     names = found["train"].classes
     names = names or next((items.classes for items in found.values() if items.classes), ())
@@ -116,7 +117,7 @@ def _classes_and_labels(
 
 
 def _by_split(data: Any) -> dict[SplitName, Any]:
-    """Return the parts of what was given, by split."""
+    """Return the given data by split."""
     if isinstance(data, Mapping):
         found: dict[SplitName, Any] = {}
         for name, part in data.items():
@@ -153,10 +154,10 @@ def _is_array(value: Any) -> bool:
 
 
 def _written(arrays: Mapping[str, Any], folder: Path) -> Path:
-    """Write arrays into a folder named by their content, unless it is there.
+    """Write arrays into a folder named by their content, unless it exists.
 
     Raises:
-        DamagedFileError: If what is there is not what was written.
+        DamagedFileError: If the existing files are not what was written.
     """
     digest = hashlib.sha256()
     for name, array in arrays.items():
@@ -174,5 +175,5 @@ def _written(arrays: Mapping[str, Any], folder: Path) -> Path:
 
 
 def rebuild_given(folder: Path) -> str:
-    """Say how images that were given as objects, and are damaged where they are kept, come back."""
+    """Return advice on how to restore damaged files of images that were given as objects."""
     return f"Delete the folder {folder}; the call that was given the images writes it again."

@@ -1,4 +1,4 @@
-"""One split as other people's code gives it: a data set, a loader, batches or two arrays."""
+"""Read one split from an object: a data set, a loader, batches or two arrays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from krscale.errors import UserError
 
 _IMAGES, _LABELS = ("image", "images", "img", "pixel_values"), ("label", "labels")
 _NUM_READ_TWICE = 32
-"""A flip of every second image is missed by four of them once in sixteen times."""
+"""Images that are read twice: with only four, a random flip would go unnoticed once in 16 times."""
 _BATCH_AXES = 4
 
 
@@ -28,9 +28,9 @@ class Items:
     Attributes:
         images: `[N, ...]` uint8.
         labels: `[N]`, whole numbers or text.
-        classes: Names of the classes, where the data set says them.
-        is_float: As of `Pixels`.
-        channels_first: Likewise.
+        classes: Names of the classes; empty if the data set does not provide them.
+        is_float: As in `Pixels`.
+        channels_first: As in `Pixels`.
     """
 
     images: Array
@@ -46,11 +46,11 @@ def read_items(part: Any, where: str, normalisation: Normalisation | None) -> It
     Args:
         part: A data set of `(image, label)`, a loader of batches, any iterable of either, or
             `(images, labels)`, two arrays. Samples and batches may be dictionaries.
-        where: For messages.
-        normalisation: What the images were normalised by.
+        where: Description of the split, for messages.
+        normalisation: Normalisation that was applied to the images.
 
     Raises:
-        UserError: If it is none of them, or differs from one reading to the next.
+        UserError: If it is none of these, or differs from one reading to the next.
     """
     _refuse_random(part, where, normalisation)
     pixels: list[Pixels] = []
@@ -69,7 +69,7 @@ def read_items(part: Any, where: str, normalisation: Normalisation | None) -> It
     if len(set(shapes)) > 1:
         raise UserError(f"{where}: images of {sizes(shapes)}; all must have one size.")
     images, known = np.concatenate([found.values for found in pixels]), _label_array(labels, where)
-    if isinstance(part, DataLoader) and _in_order(part) is part:  # its order may be another one
+    if isinstance(part, DataLoader) and _in_order(part) is part:  # its order may vary
         order = np.lexsort((known, digests(images)))
         images, known = images[order], known[order]
     if len({found.is_float for found in pixels}) > 1:
@@ -86,7 +86,7 @@ def _entries(part: Any, where: str) -> Iterator[Any]:
     elif isinstance(part, DataLoader):
         yield from _in_order(part)
     elif _is_indexed(part):
-        # Data sets need not be iterable, nor end by themselves where they seem to be.
+        # Data sets need not be iterable, and those that appear to be may never end.
         yield from (part[number] for number in range(len(part)))
     elif isinstance(part, Iterable) and not isinstance(part, str | bytes | Mapping):
         yield from part
@@ -104,7 +104,7 @@ def _is_indexed(part: Any) -> bool:
 
 
 def _in_order(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """Return a loader that reads all of a data set in its order; itself where that is not known."""
+    """Return a loader that reads a data set in order; the given one if its sampler is unusual."""
     usual = type(loader.sampler) is SequentialSampler or (
         type(loader.sampler) is RandomSampler
         and not loader.sampler.replacement
@@ -140,7 +140,7 @@ def _is_batch(label: Any) -> bool:
 
 
 def _is_one_image(values: Array, label: Any) -> bool:
-    """Whether a label in a list of its own, as data sets of MedMNIST give it, is of one image."""
+    """Whether a label in a list of length 1, as MedMNIST data sets return it, is of one image."""
     return len(label) == 1 and values.ndim < _BATCH_AXES and len(values) != 1
 
 
@@ -157,7 +157,7 @@ def _one(pixels: Pixels) -> Pixels:
 
 
 def _label_array(labels: list[Any], where: str) -> Array:
-    """Return labels as whole numbers or text; what else they are is refused."""
+    """Return labels as whole numbers or text; refuse anything else."""
     try:
         found = np.asarray(labels)
     except ValueError:
@@ -173,7 +173,7 @@ def _label_array(labels: list[Any], where: str) -> Array:
 
 
 def _classes(part: Any) -> tuple[str, ...]:
-    """Return the names of the classes that a data set says; those within loaders and subsets."""
+    """Return the class names of a data set, also if it is inside loaders or subsets."""
     while part is not None:
         names = getattr(part, "classes", None)
         if isinstance(names, tuple | list) and names:

@@ -1,7 +1,7 @@
 """The source `glyphs`: characters of many type faces, warped and noisy, with whole faces held out.
 
-Of each family of faces one is kept for validation and one for test, so that there is a real gap
-between training and test.
+One face of each family is kept for validation and one for test, so that training and test really
+differ.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from krscale.errors import UserError
 
 _SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 _CHUNK = 512  # images rendered at once
-_PIXELS_PER_PROCESS = 20_000_000  # fewer are rendered sooner than a process starts
+_PIXELS_PER_PROCESS = 20_000_000  # rendering fewer takes less time than starting a process
 Task = tuple[int, int, int]
-"""Number of a renderer, and the numbers of its images from start to stop."""
+"""Number of a renderer, and start and stop of the numbers of its images."""
 
 
 class Glyphs:
@@ -45,7 +45,7 @@ class Glyphs:
             )
 
     def identity(self) -> Mapping[str, Any]:
-        """Return the settings, and the versions of what draws the characters."""
+        """Return the settings, and the versions of the libraries that draw the characters."""
         from matplotlib import __version__, ft2font
 
         return {
@@ -79,7 +79,7 @@ class Glyphs:
 
 
 def hold_out(face_set: FaceSet, seed: int) -> dict[SplitName, tuple[str, ...]]:
-    """Share the faces among the splits: of each family one for validation and one for test."""
+    """Divide the faces among the splits: one of each family for validation and one for test."""
     faces: dict[SplitName, list[str]] = {name: [] for name in _SPLITS}
     for family in face_set.families.values():
         val, test, *train = sorted(
@@ -127,11 +127,11 @@ def _render_tasks(
         yield from executor.map(_render_task, tasks)
 
 
-_renderers: Sequence[Renderer] = ()  # of a rendering process, sent once when it starts
+_renderers: Sequence[Renderer] = ()  # renderers of a rendering process, sent once when it starts
 
 
 def _start_process(renderers: Sequence[Renderer]) -> None:
-    global _renderers  # the executor offers an initialiser no other place to leave things
+    global _renderers  # an initialiser can store objects only in globals
     _renderers = renderers
     torch.set_num_threads(1)
 
@@ -143,7 +143,7 @@ def _render_task(task: Task) -> Shapes:
 
 
 def _num_cores() -> int:
-    """Cores this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

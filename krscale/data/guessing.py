@@ -1,4 +1,4 @@
-"""Which source reads what a user has named: a path, or an embedded source."""
+"""Find the source for what a user named: a path, or an embedded source."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CIFAR = {
     "cifar100": ("cifar-100-", "fine_label_names.txt", Cifar100.folders),
     "cifar10": ("cifar-10-", "batches.meta", Cifar10.folders),
 }
-"""What names of archives of these sources begin with, a file in them, and the folders in them."""
+"""For each source: the start of its archives' names, a file in them, and the folders in them."""
 _BY_SUFFIX = {
     ".csv": "image_list",
     ".tsv": "image_list",
@@ -39,14 +39,14 @@ _IDX = re.compile(r"[-.]idx[13][-.]ubyte")
 
 
 def guess_source(text: str, is_named: bool = False) -> list[str]:
-    """Return the settings of the source that reads a path, or that has a name.
+    """Return the settings of the source that reads a path or has a name.
 
     Args:
-        text: What the user has named.
-        is_named: Whether other settings name the source, of whatever the path is.
+        text: What the user named.
+        is_named: Whether other settings already name the source, whatever the path is.
 
     Raises:
-        UserError: If there is no such path, and no source of this name.
+        UserError: If there is neither such a path nor a source of this name.
     """
     path = user_path(text, "SOURCE")
     if (text in SOURCES or ":" in text) and not path.exists():
@@ -63,10 +63,10 @@ def guess_source(text: str, is_named: bool = False) -> list[str]:
 
 
 def kind_of(path: Path) -> str:
-    """Return the source that reads a path, by the names of files.
+    """Return the source that reads a path, judged by file names.
 
     Raises:
-        UserError: If none reads such a file.
+        UserError: If no source reads such a file.
     """
     if not path.is_dir():
         with parsing(f"{path}: cannot be read"):
@@ -74,7 +74,7 @@ def kind_of(path: Path) -> str:
     names = [path.name] if path.is_file() else [entry.name for entry in path.iterdir()]
     if source := _cifar(path, names):
         return source
-    kept = path / INSIDE  # as torchvision keeps them
+    kept = path / INSIDE  # torchvision's layout
     inside = [entry.name for entry in kept.iterdir()] if kept.is_dir() else []
     if any(_IDX.search(name) for name in (*names, *inside)):
         return "idx"
@@ -86,16 +86,16 @@ def kind_of(path: Path) -> str:
     arrays = [name for name in names if name.endswith(".npy")]
     if any(holds_images(Path(name).stem) for name in arrays) or (arrays and not _images(path)):
         return "numpy"
-    # As the hub of Hugging Face has them: `data/train-0.parquet`, `default/train/0000.parquet`.
+    # Layouts of the Hugging Face hub: `data/train-0.parquet`, `default/train/0000.parquet`.
     if any(any(path.glob(f"{depth}*.parquet")) for depth in ("", "*/", "*/*/")):
         return "parquet"
     return "image_folder"
 
 
 def _cifar(path: Path, names: Sequence[str]) -> str:
-    """Return the source that reads what the authors of CIFAR distribute, if a path is that.
+    """Return the source of the CIFAR authors' distribution, or "" if the path is not that.
 
-    Others call folders of images after it, and lists.
+    A name alone is not enough: folders of images and lists are often named after CIFAR, too.
     """
     for source, (start, inside, folders) in _CIFAR.items():
         if path.name in folders or any(n in folders or n.startswith(inside) for n in names):
@@ -108,9 +108,9 @@ def _cifar(path: Path, names: Sequence[str]) -> str:
 
 
 def _images(path: Path) -> bool:
-    """Whether a folder holds images, or folders that may.
+    """Whether a folder holds images, or folders that may hold them.
 
-    An array beside them is something else, as the mean of all images is.
+    An array beside them is then not the data; it may be the mean of all images.
     """
     return any(
         not is_hidden_folder(entry.name) if entry.is_dir() else entry.suffix.lower() in SUFFIXES
@@ -119,8 +119,8 @@ def _images(path: Path) -> bool:
 
 
 def _is_list(path: Path) -> bool:
-    """Whether a Parquet file names images, and holds none; one that cannot be read is no list."""
-    with suppress(UserError), parsing("no columns"):  # whoever reads it says what is wrong
+    """Whether a Parquet file names images and holds none; False if it cannot be read."""
+    with suppress(UserError), parsing("no columns"):  # the source that reads it reports the error
         schema = pq.read_schema(regular(path))
         names = set(schema.names)
         return (
@@ -141,7 +141,7 @@ def _may_be_images(kind: Any) -> bool:
 
 
 def _by_content(path: Path) -> str:
-    """Return the source of a file whose name says nothing, as that of a Parquet file may."""
+    """Return the source of a file with an unknown suffix; only Parquet is recognised by content."""
     with parsing(f"{path}: cannot be read"), path.open("rb") as file:
         if file.read(4) == b"PAR1":
             return "parquet"

@@ -1,4 +1,4 @@
-"""The source `hf_disk`: what `save_to_disk` of Hugging Face's datasets has left, read as Arrow."""
+"""The source `hf_disk`: output of `save_to_disk` of Hugging Face's datasets, read as Arrow."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class HfDisk:
         return own(self.splits)
 
     def identity(self) -> Mapping[str, Any]:
-        """Return settings, and name, size and time of every file, of images outside, too."""
+        """Return settings, and name, size and time of every file, including images outside."""
         files: list[str] = []
         image = self.image_column()
         for saved in self.splits.values():
@@ -63,11 +63,12 @@ class HfDisk:
         return files_identity(self.config, self.path, files) | self._names_of_splits()
 
     def _names_of_splits(self) -> dict[str, Any]:
-        """Return what splits call their labels, where they differ.
+        """Return the label names of each split, if they differ.
 
-        So that data sets from before labels were compared by name are found only where they do not.
+        Data sets built before labels were compared by name are thus reused only if the names do not
+        differ.
         """
-        if len(self.splits) == 1:  # of images without labels, perhaps
+        if len(self.splits) == 1:  # there may be no labels
             return {}
         label = self.label_column()
         names = {split: saved.names(label) for split, saved in self.splits.items()}
@@ -143,12 +144,12 @@ def _part(saved: Saved, image: str, label: str) -> Part:
 def encoded_rows(
     saved: Saved, name: str, place: ImageLocations
 ) -> Callable[[int], Iterator[Sequence[Encoded]]]:
-    """Return the images of a column, so many at a time.
+    """Return the images of a column, in batches of the requested size.
 
     Args:
         saved: The split.
-        name: Of the column.
-        place: Words where an image is.
+        name: Name of the column.
+        place: Describes where an image is.
     """
 
     def batches(size: int) -> Iterator[Sequence[Encoded]]:
@@ -164,7 +165,7 @@ def encoded_rows(
 
 
 def _image(row: Any, folder: Path, place: ImageLocations, number: int) -> Encoded:
-    """Return the bytes of an image, or the path that stands for them; None where there is none.
+    """Return the bytes of an image, or its path if it has no bytes; None if there is no image.
 
     Raises:
         UserError: If the column holds something else.

@@ -1,7 +1,7 @@
-"""Splits that images have under names which their source does not read.
+"""Detect splits whose names the source does not read.
 
-Each would be read without an error, with splits for classes, or with the images
-of one's own test split among those that are trained on.
+Such data would be read without an error, but with splits as classes, or with the images of the
+user's test split used for training.
 """
 
 from __future__ import annotations
@@ -34,39 +34,39 @@ _HIDDEN: dict[str, SplitName] = {
     "holdout": "test",
     "heldout": "test",
 }
-"""Names of splits that krscale knows for what they are; it reads only those of `OTHER_NAMES`."""
+"""Names of splits that krscale recognises; it reads only those of `OTHER_NAMES`."""
 _SPLIT = re.compile(rf"({'|'.join(_HIDDEN)})(set|data|images|imgs)?[0-9]*")
 _COUNTING = re.compile("[0-9]+|of")
 """Words that number the parts of a split: `train-00000-of-00002`."""
 
 SUSPECTED = frozenset(("split", "splits", "set", "subset", "partition", "phase", "usage"))
-"""Names of columns, in lower case, in which tables of images keep splits."""
+"""Names of columns, in lower case, that hold splits in tables of images."""
 _FLAG = re.compile(rf"(is|in)({'|'.join(_HIDDEN)})(set|data|split|image|img|sample)?")
-"""Names of columns that say yes or no to one split: `is_valid`, `isTrain`, `is_training_image`."""
+"""Names of yes-or-no columns for one split: `is_valid`, `isTrain`, `is_training_image`."""
 _ANSWERS = dict.fromkeys(("true", "yes", "1", "t", "y"), True)
 _ANSWERS |= dict.fromkeys(("false", "no", "0", "f", "n"), False)
 
 
 def may_hold_splits(column: str) -> bool:
-    """Whether a column is called as those that tell of each row which split it is in."""
+    """Whether a column has a name that is usual for columns that hold the split of each row."""
     return column.lower() in SUSPECTED or _FLAG.fullmatch(_whole(column)) is not None
 
 
 def refuse_half(
     path: Path, folders: Sequence[Path], holds_folders_only: Callable[[Path], bool]
 ) -> None:
-    """Refuse folders of which some are splits: all would be taken for classes.
+    """Refuse folders if only some of them are splits: all would be read as classes.
 
-    A class may be called train, and another test: they hold images, where splits hold folders.
+    Classes may be called train and test, too, but then they hold images; splits hold folders.
 
     Args:
-        path: What holds the folders.
-        folders: Of which not all are named `train`, `val` or `test`.
-        holds_folders_only: Says of a folder whether it holds folders and no image.
+        path: The parent of the folders.
+        folders: The folders, not all of which are named `train`, `val` or `test`.
+        holds_folders_only: Returns whether a folder holds folders and no image.
 
     Raises:
-        UserError: Naming those that are not, unless what is missing is train. Or naming those that
-            are named alike but for a split, as `seg_train` and `seg_test`.
+        UserError: If folders whose names differ only in the split, such as `seg_train` and
+            `seg_test`, all hold only folders, or if the train folder does.
     """
     for names in named_alike([folder.name for folder in folders]):
         deep = [name for name in names if holds_folders_only(path / name)]
@@ -77,7 +77,7 @@ def refuse_half(
 
 
 def _why_some(names: Sequence[str], deep: Sequence[str]) -> str:
-    """Word that of folders that are named alike only some hold folders: these are no classes."""
+    """Return the message for folders named after splits of which only some hold folders."""
     flat = ", ".join(utf8_text(name) for name in names if name not in deep)
     return (
         f"{_and(names)} are named after splits, but only {', '.join(map(utf8_text, deep))} has "
@@ -107,14 +107,14 @@ def _why(names: Mapping[str, SplitName], folders: Sequence[Path]) -> str:
 
 
 def refuse_splits_within(folder: Path, inside: Sequence[str]) -> None:
-    """Refuse a class whose images are in folders of splits: they would be cut anew.
+    """Refuse a class with its images in folders of splits, which would be ignored and cut anew.
 
     Args:
-        folder: Of the class.
+        folder: Folder of the class.
         inside: Names of the folders in it that hold images.
 
     Raises:
-        UserError: Naming them.
+        UserError: If there are such folders; the message names them.
     """
     for names in named_alike(inside):
         raise UserError(
@@ -125,15 +125,15 @@ def refuse_splits_within(folder: Path, inside: Sequence[str]) -> None:
 
 
 def refuse_unread(words: Mapping[str, str], own: Collection[str], where: str) -> None:
-    """Refuse what is passed over and holds a split by its name, which would be cut anew.
+    """Refuse data that would be skipped although its name means a split, which would be cut anew.
 
     Args:
-        words: Name of each thing that is passed over, and what in it may be the name of a split.
-        own: Splits that the source has; what is named after one of these is passed over.
-        where: The source, in words.
+        words: Name of each skipped item, and the part of it that may be the name of a split.
+        own: Splits that the source has; items named after one of these may be skipped.
+        where: Description of the source.
 
     Raises:
-        UserError: Naming the first.
+        UserError: If there is such an item; the message names the first.
 
     Example:
         >>> refuse_unread({"ids": "", "x_dev": "dev"}, ["train"], "a.npz")
@@ -150,15 +150,15 @@ def refuse_unread(words: Mapping[str, str], own: Collection[str], where: str) ->
 
 
 def refuse_one(root: Path, files: Sequence[str], whole: bool) -> None:
-    """Refuse a folder that is the only class, and holds the folders that are meant.
+    """Refuse a folder that is the only class and contains folders that are probably the classes.
 
     Args:
-        root: What holds the folder.
+        root: The parent of the folder.
         files: Paths of all images.
         whole: Whether `root` is `data.path`, and not one of its splits.
 
     Raises:
-        UserError: Saying where the folders are, if there are any.
+        UserError: If there are such folders; the message says where they are.
     """
     holding = {file.rpartition(os.sep)[0] for file in files}
     top = os.path.commonpath(holding)
@@ -176,16 +176,16 @@ def refuse_one(root: Path, files: Sequence[str], whole: bool) -> None:
 def refuse_split_column(
     names: Iterable[str], batches: Callable[[str], Iterable[Any]], where: str, advice: str
 ) -> None:
-    """Refuse a table of which a column holds names of splits: they would be cut anew.
+    """Refuse a table with a column of split names: the splits would be ignored and cut anew.
 
     Args:
-        names: Of the columns that may be one.
-        batches: Yields the values of a column of text, or nothing where it is none.
-        where: The table, in words.
-        advice: What to do about it, a sentence that takes the name of the column for `{}`.
+        names: Names of the columns to examine.
+        batches: Yields the values of a column in batches.
+        where: Description of the table.
+        advice: A sentence on what to do about it, with `{}` for the name of the column.
 
     Raises:
-        UserError: Naming the column.
+        UserError: If there is such a column; the message names it.
     """
     for name in names:
         if _FLAG.fullmatch(_whole(name)) and _answers_both(batches(name), where, name):
@@ -203,10 +203,11 @@ def refuse_split_column(
 
 
 def _splits_in(batches: Iterable[Any], where: str, name: str) -> dict[str, SplitName]:
-    """Return the words of a column that name splits, and which.
+    """Return the words of a column that name splits, and the splits they name.
 
-    Nothing if it holds other words, too: a class may be called train. But in a column that is named
-    after splits, train and one more are enough, whatever else stands there.
+    The result is empty if the column holds other words, too: a class may be called train. In a
+    column whose name suggests splits, however, other words are ignored if one of the words means
+    train.
     """
     suspected = name.lower() in SUSPECTED
     found: dict[str, SplitName] = {}
@@ -216,7 +217,7 @@ def _splits_in(batches: Iterable[Any], where: str, name: str) -> dict[str, Split
             return {}
         with parsing(f"{where}: column {name!r}: damaged"):
             words = column.unique().to_pylist()
-        for word in filter(None, words):  # a row of no split is none of another kind
+        for word in filter(None, words):  # rows without a split are ignored
             meant = _meant(word)
             others |= meant is None and bool(word.strip())
             if meant is not None:
@@ -227,7 +228,7 @@ def _splits_in(batches: Iterable[Any], where: str, name: str) -> dict[str, Split
 
 
 def _answers_both(batches: Iterable[Any], where: str, name: str) -> bool:
-    """Whether a column holds yes and no, however it writes them, and nothing else."""
+    """Whether a column holds both yes and no, in any spelling, and nothing else."""
     found: set[bool | None] = set()
     for column in batches:
         with parsing(f"{where}: column {name!r}: damaged"):
@@ -241,7 +242,7 @@ def _answers_both(batches: Iterable[Any], where: str, name: str) -> bool:
 
 
 def _meant(word: str) -> SplitName | None:
-    """Return the split that a word names as it stands: `Public Test`, `hold-out`, `train_set`."""
+    """Return the split that a word or phrase names: `Public Test`, `hold-out`, `train_set`."""
     named = _SPLIT.fullmatch(_whole(word))
     return _HIDDEN[named[1]] if named else None
 
@@ -251,7 +252,7 @@ def _whole(name: str) -> str:
 
 
 def _is_text(kind: Any) -> bool:
-    """Whether an Arrow type is of text, be it by numbers into a dictionary."""
+    """Whether an Arrow type is text, also if it is dictionary-encoded."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
@@ -259,10 +260,10 @@ def _is_text(kind: Any) -> bool:
 
 
 def named_alike(names: Sequence[str]) -> list[dict[str, SplitName]]:
-    """Return the names that differ in a word for a split and numbers alone, and which split it is.
+    """Group the names that differ only in a word for a split and in numbers; map each to its split.
 
     Args:
-        names: Of files or folders, or paths.
+        names: Names of files or folders, or paths.
 
     Example:
         >>> named_alike(["seg_train", "seg_test", "drug_test", "cats"])

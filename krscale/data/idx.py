@@ -33,22 +33,24 @@ _NAME = re.compile(
     r"(?P<kind>images(?=[-.]idx3)|labels(?=[-.]idx1))(?P<dash>[-.])idx[13](?P<dot>[-.])ubyte"
     r"(?P<packed>\.gz)?"
 )
-"""MNIST's names, and EMNIST's, which say before them which of its six sets they are of. Some copies
-have a dot where the originals have a dash."""
+"""Names of files of MNIST, and of EMNIST, which start with the name of one of its six sets.
+
+Some copies have a dot where the originals have a dash.
+"""
 INSIDE = "raw"
-"""The folder in which torchvision keeps the files, in another that is named after the data set."""
+"""The folder of torchvision's files, inside a folder named after the data set."""
 WANTED = (
     "a folder with train-images-idx3-ubyte and train-labels-idx1-ubyte (t10k-... likewise; a name "
     "may stand before, as in emnist-letters-train-...), with or without .gz, or one of these files"
 )
 _MAPPING, _MOST_OF_A_MAPPING = "mapping.txt", 2**20
-_RATIO = 1100  # deflate packs no more than 1032 bytes into one
+_RATIO = 1100  # deflate compresses by a factor of at most 1032
 _GZIP = b"\x1f\x8b"
-_UINT8 = 8  # the code of the type in the third byte of a file
+_UINT8 = 8  # type code in the third byte of a file
 
 
 class Idx:
-    """Arrays of bytes with their shape before them, as LeCun, Cortes and Burges published MNIST."""
+    """Arrays of bytes preceded by their shape: LeCun, Cortes and Burges' format of MNIST."""
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
@@ -70,7 +72,7 @@ class Idx:
         return files_identity(self.config, root, files)
 
     def describe(self) -> Description | None:
-        """Return None: reading takes no longer."""
+        """Return None: reading takes no longer than describing."""
         return None
 
     def read(self, report: Report) -> SourceData:
@@ -104,19 +106,19 @@ def _find(path: Path) -> dict[SplitName, tuple[Path, Path]]:
 def _sets(
     folder: Path, like: re.Match[str] | None = None
 ) -> dict[str, dict[tuple[str, str], Path]]:
-    """Return the files of a folder: by data set, then by the word for the split, and their kind.
+    """Return the files of a folder, by data set, then by the word for the split and the kind.
 
     Args:
-        folder: Where they are.
-        like: The name of one of them. Of the same file twice, packed and plain, what is written
-            like it is taken; without it, the plain one.
+        folder: The folder.
+        like: The name of one of the files. If a file exists both packed and plain, the one written
+            like this name is taken; without a name, the plain one.
     """
     found: dict[str, dict[tuple[str, str], Path]] = {}
     with parsing(f"data.path: {folder}: cannot be listed"):
         files = sorted(file for file in folder.iterdir() if file.is_file())
     names = [(file, named) for file in files if (named := _NAME.fullmatch(file.name))]
     if like:
-        names.sort(key=lambda pair: _form(pair[1]) != _form(like))  # the others stay in their order
+        names.sort(key=lambda pair: _form(pair[1]) != _form(like))  # a stable sort
     for file, named in names:  # plain comes before packed
         of_set = found.setdefault(named["set"] or "", {})
         of_set.setdefault((named["split"], named["kind"]), file)
@@ -124,12 +126,12 @@ def _sets(
 
 
 def _form(named: re.Match[str]) -> tuple[str | None, ...]:
-    """Return how a name is written, whichever file it is of."""
+    """Return how a name is written: its dashes and dots, and whether it is packed."""
     return named["dash"], named["dot"], named["packed"]
 
 
 def _some(files: Mapping[tuple[str, str], Path]) -> Path:
-    """Return the file that stands for a data set: its training images, if there are any."""
+    """Return the file that represents a data set: its training images, if there are any."""
     return files.get(("train", "images"), next(iter(files.values())))
 
 
@@ -148,16 +150,16 @@ def _pairs(path: Path, files: Mapping[tuple[str, str], Path]) -> dict[SplitName,
 
 
 def _mapping(train: Path) -> Path | None:
-    """Return the file that names the classes, as each data set of EMNIST has one."""
+    """Return the file with the class names; each data set of EMNIST has one."""
     named = _NAME.fullmatch(train.name)
     file = train.with_name(f"{named['set']}-{_MAPPING}") if named and named["set"] else None
     return file if file and file.is_file() else None
 
 
 def _names(mapping: Path) -> list[str]:
-    """Return names of the numbers from 0: the characters whose codes stand behind each number.
+    """Return names of the numbers from 0: the characters whose codes follow each number.
 
-    Two characters are one class where upper and lower case are: `1 65 97` is `Aa`. A number
+    If upper and lower case form one class, it has two characters: `1 65 97` is `Aa`. A number
     without a line (EMNIST's letters begin with 1) is its own name.
     """
     with parsing(f"{mapping}: not lines of a label and codes of characters"):
@@ -181,7 +183,7 @@ def _read(path: Path, ndim: int) -> Array:
             num_values = math.prod(shape)
             if packed:
                 refuse_bomb(str(path), size, num_values)
-            # One byte more than there should be says whether there are more.
+            # Reading one byte more than expected shows whether there are more.
             content = file.read(min(num_values, size * (_RATIO if packed else 1)) + 1)
         if len(content) == num_values:
             return np.frombuffer(content, np.uint8).reshape(shape)
@@ -190,7 +192,7 @@ def _read(path: Path, ndim: int) -> Array:
 
 
 def _shape(head: bytes, ndim: int, path: Path) -> list[int]:
-    """Return the shape that a file says it has."""
+    """Return the shape in the header of a file."""
     if head.startswith(_GZIP):
         raise UserError(f"{path}: it is packed by gzip; the name of such a file ends in .gz.")
     if len(head) < 4 + 4 * ndim or head[:2] != b"\0\0" or head[2] != _UINT8:

@@ -33,15 +33,14 @@ SUFFIXES = frozenset(
     )
 )  # fmt: skip
 WANTED = "CLASS/IMAGE.png in it, or train/CLASS/IMAGE.png (and val/..., test/...)"
-_SHARED = 2  # names; one (`images`) says nothing
+_SHARED = 2  # minimum number of shared names; a single one (`images`) means nothing
 
 
 class ImageFolder:
-    """Image files, whose folder is their class.
+    """Image files whose folder is their class.
 
-    Files of other types, hidden ones and those of systems are passed over and counted. Where every
-    folder is named after a split, classes are the folders in these, and no image crosses from one
-    split to another.
+    Files of other types, hidden files and system files are skipped and counted. If every folder is
+    named after a split, the classes are the folders inside these, and images stay in their split.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -98,7 +97,7 @@ class ImageFolder:
 
 @dataclass(frozen=True)
 class Names:
-    """Words where an image is: its path, in characters that can be written down."""
+    """Describes where an image is: its path, in characters that can be encoded."""
 
     files: Sequence[str]
 
@@ -120,7 +119,7 @@ def _folders(path: Path) -> tuple[Found, list[Path]]:
             if num_images := _num_images(entry):
                 found.classes[entry.name] = num_images
         elif entry.is_symlink() and real(path).is_relative_to(real(entry)):
-            found.links.append(str(entry))  # it holds this folder, and so its images once more
+            found.links.append(str(entry))  # it contains this folder
         elif entry.is_dir():
             check_text(entry.name, str(entry))
             folders.append(entry)
@@ -137,12 +136,12 @@ def _holds_folders_only(folder: Path) -> bool:
 
 
 def _num_images(entry: Path) -> int:
-    """Return the number of images in a folder that is passed over, at every depth."""
+    """Return the number of images in a skipped folder, at every depth."""
     if not entry.is_dir() or entry.name.lower() in SYSTEM_FOLDERS:
         return 0
     try:
         return len(walk(entry, SUFFIXES).files)
-    except UserError:  # it cannot be looked into
+    except UserError:  # it cannot be listed
         return 0
 
 
@@ -150,7 +149,7 @@ def _images(root: Path, seen: Found) -> list[tuple[str, str]]:
     """Return class and path of every image below `root`, sorted; the rest is added to `seen`.
 
     Raises:
-        UserError: If there is no class, or one without an image.
+        UserError: If there is no class, or a class without images.
     """
     beside, folders = _folders(root)
     seen.add(beside)
@@ -171,10 +170,10 @@ def _images(root: Path, seen: Found) -> list[tuple[str, str]]:
 
 
 def _same_inside(where: Path, images: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-    """Say that all classes hold folders of the same names, which may be the classes that are meant.
+    """Return a note if all classes hold folders of the same names: these may be the real classes.
 
-    As in data of several domains (`photo/dog`, `sketch/dog`). It is no error: in `dog/left` and
-    `cat/left` the class is above the side that was photographed.
+    This occurs in data of several domains (`photo/dog`, `sketch/dog`). It is not an error: in
+    `dog/left` and `cat/left`, the class is above the side that was photographed.
     """
     holding: dict[str, set[str]] = {}
     for label, file in images:

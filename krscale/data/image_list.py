@@ -32,7 +32,7 @@ from krscale.files import sha256
 from krscale.foreign import is_file, parsing, path_problem
 
 WANTED = "a .csv or .parquet file with a column of paths and one of labels"
-_MAX_BYTES = 4 * 2**30  # a hundred million paths; it is read into memory
+_MAX_BYTES = 4 * 2**30  # enough for a hundred million paths; the list is read into memory
 
 
 class ImageList:
@@ -87,7 +87,7 @@ class ImageList:
 
     @cached_property
     def table(self) -> Any:
-        """Return the list, whose CSV form holds text but for columns of whole numbers."""
+        """Return the list; columns of a CSV file are text, except columns of whole numbers."""
         with parsing(f"{self.path}: not a readable list"):
             if self.path.suffix.lower() == ".parquet":
                 refuse_large_table(self.path, pq.read_metadata(self.path))
@@ -95,7 +95,7 @@ class ImageList:
             text = read_text(self.path)
         # `01` is a name, and so is `NA`: only columns of plain whole numbers are numbers.
         label, classes = self.settings.label_column, self.settings.classes
-        floats = not any(name.endswith(".0") for name in classes)  # as which they are then meant
+        floats = not any(name.endswith(".0") for name in classes)  # otherwise such labels are names
         columns = [
             _numbers(column, floats=floats and name == label)
             for name, column in zip(text.column_names, text.columns, strict=True)
@@ -104,7 +104,7 @@ class ImageList:
 
     @cached_property
     def files(self) -> list[str | None]:
-        """Return the path of every row, None where it has none."""
+        """Return the path of every row, None if it has none."""
         name, root = self.settings.path_column, self.path.parent
         paths = self._column(name, "path_column").to_pylist()
         for row, path in enumerate(paths):
@@ -113,7 +113,7 @@ class ImageList:
         return [_file(root, path) if path else None for path in paths]
 
     def identity(self) -> Mapping[str, Any]:
-        """Return settings, hash of the list, and name, size and time of every file there is."""
+        """Return settings, hash of the list, and name, size and time of every existing file."""
         content = sha256(self.path)
         there = (file for file in sorted(set(filter(None, self.files))) if is_file(file))
         return {"list": content, **files_identity(self.config, self.path.parent, there)}
@@ -141,7 +141,7 @@ class ImageList:
         return encoded_data(parts, self.config, report)
 
     def place(self, row: int) -> str:
-        """Word where the image of a row is: its path, or the row where it has none."""
+        """Describe where the image of a row is: its path, or the row if it has none."""
         return self.files[row] or self._place(self.settings.path_column)(row)
 
     def _column(self, name: str, field: str) -> Any:
@@ -158,12 +158,12 @@ class ImageList:
 
 
 def _file(root: Path, path: str) -> str:
-    """Return where the image of a row is; whether it can be there is said where it is read."""
+    """Return the path of a row's image; an impossible path is reported when it is read."""
     return str(root / path) if path_problem(path) else str(root / Path(path).expanduser())
 
 
 class _Rows:
-    """Words where a value of the list is: rows are counted from 1, as of the lines below a head."""
+    """Describes where a value of the list is: rows are counted from 1, below the header."""
 
     def __init__(self, path: Path, column: str, rows: Sequence[int]) -> None:
         self.path, self.column, self.rows = path, column, rows
@@ -173,9 +173,9 @@ class _Rows:
 
 
 def _checked(table: Any) -> Any:
-    """Return a table whose values have been looked at; text that is none is refused.
+    """Return a table after validating its values; invalid text is refused.
 
-    Arrow takes where a value begins, and what is text, from the file as it is.
+    Arrow takes the offsets of values, and their text, from the file unchecked.
     """
     table.validate(full=True)
     return table
@@ -185,9 +185,9 @@ def _numbers(column: Any, *, floats: bool) -> Any:
     """Return a column of text as whole numbers if it holds nothing else.
 
     Args:
-        column: Of text.
-        floats: Whether `1.0` is a whole number, too: pandas writes it so where labels once had
-            gaps, and in Parquet it is one.
+        column: A column of text.
+        floats: Whether `1.0` is a whole number, too: pandas writes whole numbers this way if the
+            column once had gaps, and the reader of Parquet labels accepts them.
     """
     plain = r"(0|-?[1-9][0-9]{0,17})"
     if floats and _all_match(column, rf"^{plain}\.0+$"):

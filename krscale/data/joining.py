@@ -1,4 +1,4 @@
-"""Train and validation as one split, for a student that has been chosen and learns once more."""
+"""Join train and validation into one split, on which a chosen student is trained again."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from krscale.storage.folders import present, publish
 def join_train_and_val(dataset: Dataset, cache: Path) -> Dataset:
     """Return a data set whose only split, `train`, is train followed by validation.
 
-    It is built once under `cache`, as any data set. Mean and standard deviation stay those of
-    `dataset`, which its teacher was trained with; training images keep their number, hence their
-    views, as long as these are not mixed: partners are drawn from all that is trained on.
+    It is built once under `cache`, like any data set. Mean and standard deviation stay those of
+    `dataset`, with which its teacher was trained. Training images keep their numbers and thus their
+    views, unless views are mixed: partners are drawn from all images that are trained on.
     """
     identity, path = _identity(dataset), joined_path(dataset, cache)
     if not present(path):
@@ -40,7 +40,8 @@ def join_train_and_val(dataset: Dataset, cache: Path) -> Dataset:
                     "mean": dataset.mean,
                     "std": dataset.std,
                 }
-                # Beside the data: images may not fit in memory, nor in a temporary folder there.
+                # Placed beside the data: the images may not fit into memory, where the system's
+                # temporary folder may be held.
                 with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
                     parts = dataset.split("train"), dataset.split("val")
                     joined = joined_splits(*parts, Path(scratch) / "images")
@@ -51,7 +52,7 @@ def join_train_and_val(dataset: Dataset, cache: Path) -> Dataset:
 
 def joined_path(dataset: Dataset, cache: Path) -> Path:
     """Return the folder that `join_train_and_val` builds or reuses; it need not exist."""
-    name = dataset.source.replace(":", ".")  # of a callable: as data sets are called
+    name = dataset.source.replace(":", ".")  # callables contain a colon; as for other data sets
     return cache / "data" / f"{name}-{fingerprint(_identity(dataset))}"
 
 
@@ -63,16 +64,16 @@ def joined_splits(first: Split, second: Split, scratch: Path, rows: Rows | None 
     """Return the images of one split followed by those of another.
 
     Args:
-        first: At least one image.
-        second: Of the same shape.
-        scratch: File that the images are written to, and mapped from.
-        rows: Which images of the second, ascending; None takes all.
+        first: A split with at least one image.
+        second: A split of the same image shape.
+        scratch: File that the images are written to and mapped from.
+        rows: Numbers of the images of the second to take, ascending; None takes all.
     """
     rows = np.arange(len(second)) if rows is None else rows
     shape = (len(first) + len(rows), *first.image_shape)
     images = np.memmap(scratch, dtype=np.uint8, mode="w+", shape=shape)
     images[: len(first)], size = first.images, piece_size(shape[1:])
-    for start in range(0, len(rows), size):  # picked rows are copied: not all of them at once
+    for start in range(0, len(rows), size):  # indexing copies rows, so take a piece at a time
         piece = rows[start : start + size]
         at = len(first) + start
         images[at : at + len(piece)] = second.images[piece]

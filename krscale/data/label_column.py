@@ -1,4 +1,4 @@
-"""Labels of a column or an array: any kind of whole number, or text."""
+"""Read labels from a column or an array: whole numbers of any type, or text."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ _LARGEST = 2**63 - 1
 def label_values(column: Any, place: Place) -> Values:
     """Return a column's labels: `[N]` int64, or `[N]` names as objects.
 
-    Whole numbers may be of any width, signed or not, decimals or floats without a fraction (what
-    pandas makes of a column that once had gaps), or truth values (0 and 1). Dictionary-encoded
-    columns hold what their dictionary holds.
+    Whole numbers may be integers of any width, signed or not, decimals or floats without a fraction
+    (which pandas makes of a column that once had gaps), or truth values (0 and 1).
+    Dictionary-encoded columns are decoded first.
 
     Args:
         column: An Arrow array.
-        place: Words where the value of a number is.
+        place: Describes where the value with a given number is.
 
     Raises:
-        UserError: If a label is missing, or is not a whole number or text; names the first.
+        UserError: If a label is missing, or is not a whole number or text; the message names the
+            first.
     """
     while pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
@@ -50,14 +51,15 @@ def label_values(column: Any, place: Place) -> Values:
 
 
 def whole_numbers(values: Values, place: Place) -> Values:
-    """Return an array's labels, numbers or truth values of any type, as `[N]` int64.
+    """Return an array's labels, which may be numbers or truth values of any type, as `[N]` int64.
 
     Args:
         values: `[N]`.
-        place: Words where the value of a number is.
+        place: Describes where the value with a given number is.
 
     Raises:
-        UserError: If one is missing (NaN), has a fraction or is too large; names the first.
+        UserError: If a label is missing (NaN), has a fraction or is too large; the message names
+            the first.
     """
     if values.dtype.kind == "f":
         return _without_fraction(values, place)

@@ -1,4 +1,4 @@
-"""A source with fewer training images: for a first look at a large data set."""
+"""Limit the number of training images of a source, for a first look at a large data set."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Counts = npt.NDArray[np.int64]
 
 
 def limit_images(data: SourceData, config: DataConfig) -> SourceData:
-    """Return a source with at most `data.max_images` training images; 0 leaves it as it is.
+    """Return a source with at most `data.max_images` training images; 0 changes nothing.
 
     Args:
-        data: Of the source, its labels checked (`check_source`).
+        data: Data of the source, after `check_source`.
         config: The data section.
 
     Raises:
-        UserError: If so few images cannot hold every class in every split.
+        UserError: If so few images cannot provide every class to every split.
     """
     train = data.splits["train"]
     kept = taken(train.labels, data.classes, len(data.splits), config)
@@ -46,16 +46,16 @@ def taken(
 ) -> Rows | None:
     """Return the numbers of the training images that `data.max_images` takes; None for all.
 
-    Every class keeps its share of the images, and at least as many as there are splits to cut.
+    Every class keeps its share of the images, and at least one image for each split that is cut.
 
     Args:
-        labels: `[N]` of the source's training images.
+        labels: Labels `[N]` of the source's training images.
         classes: Names of the classes.
-        num_splits: Splits that the source has itself.
+        num_splits: Number of splits that the source itself provides.
         config: The data section.
 
     Raises:
-        UserError: If so few images cannot hold every class in every split.
+        UserError: If so few images cannot provide every class to every split.
     """
     if not 0 < config.max_images < len(labels):
         return None
@@ -72,7 +72,7 @@ def taken(
 
 
 def limit_note(num_images: int, config: DataConfig) -> str:
-    """Say how many images are taken."""
+    """Return a note on how many images are taken."""
     return (
         f"{config.path or config.source}: {config.max_images:,} of {num_images:,} training images "
         "are taken (data.max_images)."
@@ -80,10 +80,10 @@ def limit_note(num_images: int, config: DataConfig) -> str:
 
 
 def _shares(counts: Counts, total: int, least: Counts) -> Counts:
-    """Return how many images of each class are taken: `total` in all, by largest remainders."""
+    """Return how many images of each class to take, `total` overall, by largest remainders."""
     exact = total * counts / counts.sum()
     shares = np.maximum(np.floor(exact).astype(np.int64), least)
-    # What the least of rare classes takes beyond their share comes from the others.
+    # If the minimum gives rare classes more than their share, the others give up as many.
     while (left := int(total - shares.sum())) != 0:
         gap = exact - shares if left > 0 else shares - exact
         movable = shares < counts if left > 0 else shares > least
@@ -94,7 +94,7 @@ def _shares(counts: Counts, total: int, least: Counts) -> Counts:
 
 def _draw(labels: Labels, shares: Counts, seed: int) -> Rows:
     """Return the numbers of the images taken, ascending."""
-    # RandomState: its draws are promised never to change.
+    # RandomState, because NumPy guarantees that its draws never change.
     order = np.random.RandomState(seed % 2**32).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     counts = np.bincount(labels, minlength=len(shares))

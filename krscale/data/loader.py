@@ -1,4 +1,4 @@
-"""Batches of the training split: one permutation for all workers, no work per sample in Python.
+"""Batches of the training split: one permutation for all workers, no Python code per sample.
 
 Images stay where they are cheapest to gather from: mapped pages on the CPU, which all trials of a
 machine share, or the GPU's own memory when they fit.
@@ -30,26 +30,26 @@ _TAPS = "taps"
 
 
 class Stored(Protocol):
-    """What the loader needs of any store of the teacher, which stands a floor above it."""
+    """What the loader needs of a store of the teacher's outputs, which is in a layer above it."""
 
     @property
     def num_views(self) -> int:
-        """Views of every sample."""
+        """Number of views of every sample."""
 
     @property
     def num_samples(self) -> int:
-        """Samples of the training split."""
+        """Number of samples of the training split."""
 
 
 class Knowledge(Stored, Protocol):
-    """What it needs of a `KnowledgeStore`."""
+    """What the loader needs of a `KnowledgeStore`."""
 
     def tap_logits(self, view: int, samples: Tensor, device: torch.device | None = None) -> Tensor:
         """Return `[B, D, K]` on `device` for samples `[B]` on the CPU."""
 
 
 class Features(Stored, Protocol):
-    """What it needs of a `FeatureStore`."""
+    """What the loader needs of a `FeatureStore`."""
 
     def features(
         self, view: int, samples: Tensor, device: torch.device | None = None
@@ -61,29 +61,29 @@ class Loader:
     """Shuffled, augmented batches of the training split, with the teacher's outputs for them.
 
     The order of the samples depends on (seed, epoch) alone, and every worker takes an even,
-    contiguous share of each global batch: together they see exactly what one would. An epoch is
-    shared evenly over its steps: cutting full batches would leave a last one of a few images, which
-    spoils the statistics of batch norm and takes a whole step (docs/log.md).
+    contiguous share of each global batch: together, the workers get exactly the batches of a single
+    one. An epoch is divided evenly into steps: cutting full batches would leave a last batch of a
+    few images, which distorts the statistics of batch norm and takes a whole step (docs/log.md).
 
     Attributes:
-        num_steps: Global batches of an epoch; their sizes differ by at most one sample.
+        num_steps: Number of global batches of an epoch; their sizes differ by at most one sample.
 
     Args:
-        dataset: Its training split is loaded.
+        dataset: The data set whose training split is loaded.
         views: The view policy; epoch e trains on view `e mod num_views`.
-        global_batch_size: Samples of a step over all workers, at most.
+        global_batch_size: Maximum number of samples of a step over all workers.
         seed: Seed of the sample order.
-        device: Where batches go.
+        device: Device that batches are put on.
         store: The teacher's knowledge; None leaves `Batch.tap_logits` None.
         features: Stores of the teacher's features by kind, for `Batch.teacher_features`.
         rank: This worker's number.
-        world_size: How many workers share each batch.
-        gpu_share_for_images: Share of a GPU's memory that images may take; when all of them are
-            more, batches are gathered from mapped pages on the host.
-        preprocessing: Of the network that learns.
+        world_size: Number of workers that share each batch.
+        gpu_share_for_images: Share of a GPU's memory that images may take. If all images need more,
+            batches are gathered from mapped pages on the host.
+        preprocessing: Preprocessing of the network that is trained.
 
     Raises:
-        UserError: If the store holds other views or samples than would be loaded.
+        UserError: If the store's numbers of views or samples differ from those to be loaded.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Loader:
         self.num_steps = -(-self.num_samples // global_batch_size)
         fits = _fits(images, self.device, gpu_share_for_images)
         if fits and self.device.type != "cpu":
-            self.split.check()  # all of them are read now
+            self.split.check()  # all images are read now
         self.images = images.to(self.device) if fits else images
         self.labels = labels.to(self.device)
         self.features = dict(features or {})
@@ -120,7 +120,7 @@ class Loader:
             _check_store(stored, views, self.num_samples)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield this worker's share of every batch; a share may hold no sample.
+        """Yield this worker's share of every batch; a share may be empty.
 
         Args:
             epoch: Number of the epoch, from 0.
@@ -129,23 +129,24 @@ class Loader:
         view = view_of_epoch(epoch, self.views)
         make = partial(self._batch, order, view, self._of_teacher(order, view))
         if self.device.type == "cuda":
-            use_gpu = partial(torch.cuda.set_device, self.device)  # each thread has its own
+            use_gpu = partial(torch.cuda.set_device, self.device)  # set per thread
             with ThreadPoolExecutor(1, initializer=use_gpu) as pool:
                 yield from one_ahead(make, self.num_steps, pool)
         else:
-            # The trial's cores are busy with the student; a thread beside it only gets in its way.
+            # The student keeps all of the trial's cores busy; a further thread would only slow it
+            # down.
             yield from map(make, range(self.num_steps))
 
     def _samples(self, order: Tensor, step: int) -> tuple[Tensor, int]:
-        """Return this worker's samples of a step, and how many all workers have."""
+        """Return this worker's samples of a step, and the number of samples of all workers."""
         first, last = share_of(self.num_samples, step, self.num_steps)
         start, stop = share_of(last - first, self.rank, self.world_size)
         return order[first + start : first + stop], last - first
 
     def _of_teacher(self, order: Tensor, view: int) -> Callable[[int], OfTeacher]:
-        """Return what gives the teacher's outputs for a step's samples."""
+        """Return a function that returns the teacher's outputs for a step's samples."""
         read = partial(self._read, view)
-        if self.device.type == "cuda":  # a thread reads beside the training
+        if self.device.type == "cuda":  # the loader's thread reads while training runs
             return lambda step: read(self._samples(order, step)[0])
         return ReadAhead(read, lambda step: self._samples(order, step)[0], self.num_steps)
 
@@ -194,7 +195,7 @@ class Loader:
 
 
 def _labels_of_both(own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the labels of mixed images: of one whose parts do not both have one, none."""
+    """Return the labels of mixed images; UNLABELLED if one of the two parts has no label."""
     missing = (own == UNLABELLED) | (other == UNLABELLED)
     return own.masked_fill(missing, UNLABELLED), other.masked_fill(missing, UNLABELLED)
 
@@ -202,14 +203,15 @@ def _labels_of_both(own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 def permutation(num_samples: int, seed: int, epoch: int) -> Tensor:
     """Return the order of the samples in an epoch, `[N]` int64 on the CPU.
 
-    It depends on nothing else, and torch's own random state is not touched.
+    It depends on nothing else, and leaves torch's random state unchanged.
 
     Example:
         >>> order = permutation(100, seed=0, epoch=1)
         >>> torch.equal(order, permutation(100, 0, 1)), torch.equal(order, permutation(100, 1, 0))
         (True, False)
     """
-    # Mixed, so that neighbouring seeds do not share the orders of neighbouring epochs.
+    # Hash seed and epoch, so that neighbouring seeds do not share the orders of neighbouring
+    # epochs.
     mixed = np.random.SeedSequence([seed % 2**64, epoch]).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(mixed[0]))
     return torch.randperm(num_samples, generator=generator)
@@ -231,7 +233,7 @@ def _check_store(store: Stored | None, views: ViewsConfig, num_samples: int) -> 
 
 
 def _with_index(device: torch.device) -> torch.device:
-    """Name the GPU that `cuda` means, so that devices can be compared."""
+    """Return the device with its index if it is plain `cuda`, so that devices can be compared."""
     if device == torch.device("cuda"):
         return torch.device("cuda", torch.cuda.current_device())
     return device
@@ -245,7 +247,7 @@ def _fits(images: Tensor, device: torch.device, share: float) -> bool:
 
 
 def _copy(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy to the device; a GPU reads page-locked memory without the host waiting for it."""
+    """Copy to the device; for a GPU, from page-locked memory, so that the host need not wait."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

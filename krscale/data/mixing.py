@@ -1,8 +1,8 @@
-"""Mixup and CutMix: a view that is made of two images, and whose label is made of their labels.
+"""Mixup and CutMix: views made of two images, with labels made of the two labels.
 
-The partner of a sample is drawn from the whole training split by its number, so it depends on
-(seed, sample, view) as the pixels do, and not on the other samples of the batch. The teacher that
-fills the store therefore sees what the student will see, image by image (Beyer et al., Knowledge
+The partner of a sample is drawn from the whole training split by its number, so that it depends on
+(seed, sample, view), as the pixels do, and not on the other samples of the batch. The teacher that
+fills the store therefore gets the same mixed images as the student (Beyer et al., Knowledge
 distillation: A good teacher is patient and consistent, CVPR 2022, arXiv 2106.05237).
 
 Sources: Zhang, Cisse, Dauphin, Lopez-Paz, mixup: Beyond Empirical Risk Minimization, ICLR 2018,
@@ -24,7 +24,7 @@ from krscale.data.rectangles import PLACES, covered
 
 _ONE = 256  # weights of mixup are multiples of 1 / _ONE
 _OUTCOMES = 1 << 30
-_TERMS = 120  # of a power series whose terms halve
+_TERMS = 120  # terms of a power series, each about half of the one before
 
 
 def partners(samples: Tensor, view: int, policy: ViewsConfig, num_samples: int) -> Tensor:
@@ -34,7 +34,7 @@ def partners(samples: Tensor, view: int, policy: ViewsConfig, num_samples: int) 
         samples: `[B]` int64, index of each image within its split.
         view: Number of the view.
         policy: The `views` section.
-        num_samples: Samples of the split.
+        num_samples: Number of samples of the split.
 
     Example:
         >>> samples = torch.arange(1000)
@@ -51,18 +51,18 @@ def mix(
 ) -> tuple[Tensor, Tensor]:
     """Mix the views of samples with those of their partners.
 
-    Where both kinds are switched on, each takes half of the views.
+    If both kinds are enabled, each is used for half of the views.
 
     Args:
         images: `[B, C, H, W]` uint8, views of the samples.
         others: `[B, C, H, W]` uint8, the same view of their partners.
         samples: `[B]` int64: the key of the random draws.
         view: Number of the view.
-        policy: The `views` section; `policy.mixes`.
+        policy: The `views` section, with `policy.mixes` true.
 
     Returns:
         The mixed images `[B, C, H, W]` uint8, and the weight of each sample's own label, `[B]` fp32
-        in (0, 1); its partner's label has the rest.
+        in (0, 1); its partner's label has the remaining weight.
 
     Example:
         >>> black, white = (torch.full((64, 3, 8, 8), grey, dtype=torch.uint8) for grey in (0, 255))
@@ -105,10 +105,11 @@ def _shares(draw: Tensor, alpha: float) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _thresholds(alpha: float, device: torch.device) -> Tensor:
-    """Return `[254]`, how many draws fall below each boundary between weights, at 1.5 to 254.5.
+    """Return `[254]`, the number of draws below each boundary between weights, at 1.5 to 254.5.
 
-    In decimal arithmetic, which rounds alike on every machine: the integral of the density from 0
-    to x <= 1/2 by the power series of `(1 - x) ** (alpha - 1)`; the other half is its mirror image.
+    This uses decimal arithmetic, which rounds identically on every machine. The density is
+    integrated from 0 to x <= 1/2 by the power series of `(1 - x) ** (alpha - 1)`; the other half is
+    its mirror image.
     """
     with localcontext(prec=50):
         a = Decimal(str(alpha))
@@ -131,9 +132,10 @@ def _integral(x: Decimal, alpha: Decimal, terms: list[Decimal]) -> Decimal:
 
 @lru_cache(maxsize=32)
 def _pasted(height: int, width: int, device: torch.device) -> Tensor:
-    """Height and width `[256, 2]` of what is pasted, by the share in 1/256 that is kept.
+    """Return height and width `[256, 2]` of the pasted part, by the share kept, in units of 1/256.
 
-    It has the image's aspect, and is never as long as a side: something of both images is seen.
+    The part has the image's aspect ratio and is always smaller than the image, so that both images
+    stay visible.
     """
     sides = [
         [

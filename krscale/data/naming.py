@@ -1,7 +1,7 @@
-"""Labels of all splits as indices into the classes of train, whatever each split calls its own.
+"""Map the labels of all splits to the classes of train, even if splits number them differently.
 
-Files name classes split by split and file by file: number 0 may be `ant` in one and `bee` in
-another. Numbers are compared by these names wherever there are any, never by themselves.
+Each split and each file may name its classes: number 0 may be `ant` in one and `bee` in another. If
+there are names, labels are compared by name and never by number.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from krscale.errors import UserError
 
 @dataclass(frozen=True)
 class Written:
-    """Labels of one split, or of one file of it, as they are written.
+    """Labels of one split, or of one of its files, as they are stored.
 
     Attributes:
         values: Whole numbers, or text.
-        place: Words where each of them is.
-        names: What its own files call the numbers from 0; empty where they do not.
+        place: Describes where each of them is.
+        names: Names that its own files give to the numbers from 0; empty if they give none.
     """
 
     values: Values
@@ -44,14 +44,15 @@ def read_labels(
 ) -> tuple[tuple[str, ...], dict[SplitName, Labels]]:
     """Return the names of the classes, and the labels of every split as indices into them.
 
-    A split without names of its own has those of train, and train without any those of the others.
+    A split without names uses those of train; if train has none, the names of another split are
+    used.
 
     Args:
         parts: At least `"train"`.
         config: The data section.
 
     Raises:
-        UserError: If labels are no classes, or those of a split are none of train's.
+        UserError: If labels are not classes, or a split has labels that are not among train's.
     """
     train = parts["train"]
     if not len(train.values) and (others := [n for n, part in parts.items() if len(part.values)]):
@@ -84,11 +85,11 @@ def read_labels(
 
 
 def joined(parts: Sequence[Written], place: Place) -> Written:
-    """Return the labels of several files as those of one, with the names of all of them.
+    """Join the labels of several files, with the names of all of them.
 
     Args:
-        parts: All of them numbers, or all of them text.
-        place: Words where each of all values is.
+        parts: The labels of each file: all numbers, or all text.
+        place: Describes where each of the joined values is.
     """
     names = tuple(dict.fromkeys(name for part in parts for name in part.names))
     values = [part.values if part.is_text else renumbered(part, names) for part in parts]
@@ -96,16 +97,16 @@ def joined(parts: Sequence[Written], place: Place) -> Written:
 
 
 def renumbered(part: Written, names: Sequence[str]) -> Values:
-    """Return numbers that have names of their own as numbers of the same among `names`.
+    """Convert numbers with their own names to the indices of these names in `names`.
 
     Raises:
-        UserError: Naming the first label whose name is not there.
+        UserError: If a label's name is not in `names`; the message gives the first such label.
     """
     own = part.names
     if not own or own == tuple(names):
         return part.values
     _refuse_unnamed(part.values, own, part.place)
-    # Numbers that no image has may be called alike: lists of names are filled up with `unused`.
+    # Numbers without images may share a name: some lists of names are padded with `unused`.
     _refuse_repeated([own[number] for number in np.unique(part.values)], part.place)
     numbers = {name: number for number, name in enumerate(names)}
     found: Values = np.array([numbers.get(name, -1) for name in own], np.int64)[part.values]
@@ -121,27 +122,27 @@ def renumbered(part: Written, names: Sequence[str]) -> Values:
 
 
 def named(part: Written, names: Sequence[str]) -> Values:
-    """Return numbers as the names that they have.
+    """Convert numbers to their names.
 
     Raises:
-        UserError: Naming the first number without one.
+        UserError: If a number has no name; the message gives the first such number.
     """
     _refuse_unnamed(part.values, names, part.place)
     return np.array(names, dtype=object)[part.values]
 
 
 def numbers_are_names(numbers: Values, names: Sequence[str]) -> bool:
-    """Whether each number, written down, is itself one of the names: 3 of `0, 1, 10, 11, 2, 3`."""
+    """Whether each number, as text, is one of the names: 3 of `0, 1, 10, 11, 2, 3`."""
     return {str(number) for number in np.unique(numbers)} <= set(names)
 
 
 def _given_by_name(config: DataConfig, names: Sequence[str], train: Written) -> bool:
-    """Whether `data.files.classes` holds the names that labels have already, in whatever order.
+    """Whether `data.files.classes` holds the existing names of the labels, in any order.
 
-    Other names are new ones for the numbers, in their order.
+    Otherwise its names are new names for the numbers, in their order.
 
     Raises:
-        UserError: If it holds some of them, and at other places: it may mean both.
+        UserError: If it holds some of them at other positions, which is ambiguous.
     """
     given = config.files.classes
     if not given or not names:
@@ -156,16 +157,16 @@ def _given_by_name(config: DataConfig, names: Sequence[str], train: Written) -> 
 
 
 def _refuse_moved(config: DataConfig, names: Sequence[str], renamed: Sequence[str]) -> None:
-    """Refuse new names of which one, but for its case, is that of another class.
+    """Refuse new names if one of them equals, ignoring case, the existing name of another class.
 
     Args:
         config: The data section.
-        names: What the files call the numbers.
-        renamed: Those of them that have new names, in this order.
+        names: Names that the files give to the numbers.
+        renamed: Those of `names` that get new names, in the order of the new names.
     """
     given = config.files.classes
     places = {name: place for place, name in enumerate(given)}
-    own = set(names)  # which may be `A` and `a`
+    own = set(names)  # which may include both `A` and `a`
     alike = {_look(name): place for name, place in places.items() if name not in own}
     for place, name in enumerate(renamed):
         if place < len(given) and _look(given[place]) == _look(name):
@@ -199,9 +200,9 @@ def _written_down(values: Values) -> Values:
 
 
 def _as_numbers(part: Written, names: Sequence[str]) -> Values:
-    """Return the numbers that train has for the same classes.
+    """Return labels as train's numbers for the same classes.
 
-    Text that is no name of train's is left as it is, since it may be one of the classes.
+    Text that is not among train's names is returned unchanged, since it may be one of the classes.
     """
     if not part.is_text:
         return renumbered(part, names)
@@ -213,7 +214,7 @@ def _as_numbers(part: Written, names: Sequence[str]) -> Values:
 def _refuse_unknown_numbers(
     values: Values, classes: Sequence[str], part: Written, split: SplitName
 ) -> None:
-    """Refuse numbers, where labels of train are text, that no class is called by."""
+    """Refuse numbers that are not names of classes if the labels of train are text."""
     known = set(classes)
     first = next((row for row, value in enumerate(values) if value not in known), None)
     if first is not None and values[first] == str(part.values[first]):

@@ -31,10 +31,10 @@ WANTED = (
 
 
 class NumpyFiles:
-    """Arrays of images and labels, by their names.
+    """Arrays of images and labels, identified by their names.
 
-    Of a file that is named, the images or labels that belong to it are read, too; other arrays
-    beside it are passed over, which is said.
+    If a single file is named, the matching file of labels or images is read, too; other arrays
+    beside it are skipped and listed in a note.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -88,11 +88,11 @@ class NumpyFiles:
             return tuple(as_text(found) for found in array.ravel().tolist())
 
     def find_arrays(self) -> dict[str, Path]:
-        """Return the name of every array and its file."""
+        """Return the file of every array by name."""
         if self.path.is_dir():
             return {file.stem: file for file in sorted(self.path.glob("*.npy"))}
         if self.path.suffix == ".npy":
-            # `images.npy` stands beside `labels.npy`, `x_train.npy` beside `y_train.npy`.
+            # `images.npy` belongs to `labels.npy`, `x_train.npy` to `y_train.npy`.
             split, kind = _key(self.path.stem)
             beside = {file.stem: file for file in sorted(self.path.parent.glob("*.npy"))}
             other = "images" if kind == "labels" else "labels"
@@ -108,11 +108,11 @@ class NumpyFiles:
             return {name.removesuffix(".npy"): self.path for name in archive.namelist()}
 
     def read_array(self, name: str) -> Array:
-        """Return an array, mapped where it is a file of its own; nothing is unpickled."""
+        """Return an array, memory-mapped if it has its own file; nothing is unpickled."""
         file = self.names[name]
         with parsing(f"{file}: {name}: not a readable array"):
             if file.suffix == ".npy":
-                check_file(regular(file))  # where krscale wrote it: images given as objects
+                check_file(regular(file))  # applies to files of krscale: images given as objects
                 with file.open("rb") as opened:
                     _head(opened)
                 array: Array = np.load(file, mmap_mode="r", allow_pickle=False)
@@ -121,7 +121,7 @@ class NumpyFiles:
 
 
 def _read_packed(path: Path, name: str) -> Array:
-    """Return an array of an `.npz` file, after comparing what it unpacks to with its own head."""
+    """Return an array of an `.npz` file, after comparing its unpacked size with its header."""
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         info = archive.getinfo(name if name in names else f"{name}.npy")
@@ -136,14 +136,14 @@ def _read_packed(path: Path, name: str) -> Array:
 
 
 def _with_bytes(array: Array) -> Array:
-    """Refuse items of no bytes, of which an empty file can have any number."""
+    """Refuse items of zero bytes, of which an empty file could have any number."""
     if not array.dtype.itemsize and array.size:
         raise ValueError(f"{array.size} items of type {array.dtype}, which have no bytes")
     return array
 
 
 def _head(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Read the shape and type of an array, at the beginning of its file."""
+    """Read the shape and type of an array from the beginning of its file."""
     version = np.lib.format.read_magic(member)
     if version == (1, 0):
         shape, _, kind = np.lib.format.read_array_header_1_0(member)
@@ -163,10 +163,10 @@ def _by_split(names: Mapping[str, Path], where: str) -> dict[SplitName, tuple[st
     """Return the names of images and labels of every split.
 
     Raises:
-        UserError: If there are none, or images without labels.
+        UserError: If there are none, or if images or labels are missing for a split.
     """
     known = {name: _key(name) for name in names if _key(name)[1]}
-    if any(split for split, _ in known.values()):  # `images` beside `train_images` is another thing
+    if any(split for split, _ in known.values()):  # then `images` is not a split
         known = {name: key for name, key in known.items() if key[0]}
     found: dict[tuple[SplitName | None, str], str] = {}
     for name, (split, kind) in known.items():
@@ -195,12 +195,12 @@ def _by_split(names: Mapping[str, Path], where: str) -> dict[SplitName, tuple[st
 
 
 def holds_images(name: str) -> bool:
-    """Whether an array of this name is of images."""
+    """Whether an array with this name holds images."""
     return _key(name)[1] == "images"
 
 
 def _key(name: str) -> tuple[SplitName | None, str]:
-    """Return the split in the name of an array, and whether it is of images or labels."""
+    """Return the split that an array's name contains, and whether it holds images or labels."""
     words = _words(name)
     word = next((word for word in words if word in OTHER_NAMES), "")
     rest = [other for other in words if other != word]
@@ -211,7 +211,7 @@ def _key(name: str) -> tuple[SplitName | None, str]:
 
 
 def _rest(name: str) -> str:
-    """Return what the name of an array says besides images or labels; empty without either."""
+    """Return an array's name without its word for images or labels; empty if it has none."""
     words = _words(name)
     rest = [word for word in words if word not in (*_IMAGES, *_LABELS)]
     return "_".join(rest) if len(rest) < len(words) else ""

@@ -1,4 +1,4 @@
-"""What the sources of one's own files share: files by split, and where an image is."""
+"""Code shared by sources of the user's own files: files by split, and where an image is."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ SPLIT_NAMES: dict[str, SplitName] = {
     "validation": "val",
     "test": "test",
 }
-"""Names of folders, or first words of file names, that say which split is in them."""
+"""Names of folders, or first words of file names, that denote a split."""
 OTHER_NAMES: dict[str, SplitName] = {**SPLIT_NAMES, "training": "train", "testing": "test"}
-"""Read in any case, but only where no name is one of `SPLIT_NAMES` as it is written there."""
+"""Matched in any case, but only if no name is in `SPLIT_NAMES` exactly."""
 
 
 def existing_path(config: DataConfig, wanted: str) -> Path:
-    """Return `data.path`, or say what it should be.
+    """Return `data.path`, or raise an error that says what is expected.
 
     Raises:
         UserError: If it is empty or does not exist.
@@ -48,8 +48,8 @@ def existing_path(config: DataConfig, wanted: str) -> Path:
 def files_identity(config: DataConfig, root: Path, files: Iterable[str]) -> dict[str, Any]:
     """Return what determines the images: settings, and name, size and time of every file.
 
-    Content is not read, since that would take as long as preparing the data: a file that changes
-    without a new size or time of change is not noticed.
+    File contents are not read, since that would take as long as preparing the data. A change that
+    alters neither size nor modification time of a file is thus not detected.
     """
     digest, num_files = hashlib.sha256(), 0
     for file in files:
@@ -58,17 +58,17 @@ def files_identity(config: DataConfig, root: Path, files: Iterable[str]) -> dict
         except OSError as error:
             raise UserError(f"{utf8_text(file)}: cannot be read ({error.strerror}).") from None
         name = file.removeprefix(str(root))
-        # A name may hold bytes that are no UTF-8; they come back as they are on the disk.
+        # A name may hold bytes that are not UTF-8; fsencode restores the bytes on disk.
         digest.update(os.fsencode(f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\n"))
         num_files += 1
     return {"files": digest.hexdigest(), "num_files": num_files, **_settings(config)}
 
 
 def _settings(config: DataConfig) -> dict[str, Any]:
-    """Return what changes the images that are read from files.
+    """Return the settings that affect the images that are read from files.
 
-    Fields that came later are left out where they say what krscale did before there were any, so
-    that data sets which are older are found.
+    Fields that were added later are left out if their value gives the earlier behaviour, so that
+    older data sets are still found.
     """
     settings = config.files.model_dump(mode="json")
     for name in ("path_column", "split_column", "channels", "exif_orientation"):
@@ -83,20 +83,20 @@ def _settings(config: DataConfig) -> dict[str, Any]:
 
 
 def compared_by_name(config: DataConfig) -> dict[str, str]:
-    """Return what tells data whose given classes are compared by name.
+    """Return an entry that marks data whose given classes are compared by name.
 
-    From those prepared before that was so, in which a name might stand for another number.
+    In data prepared by older versions, a name might stand for another number.
     """
     return {"labels": "by name"} if config.files.classes else {}
 
 
 def own_splits(files: Mapping[SplitName, object]) -> tuple[SplitName, ...]:
-    """Return the splits that need not be cut from the training images."""
+    """Return the splits that are not cut from the training images."""
     return tuple(name for name in files if name != "train")
 
 
 def splits_of_folders(names: Sequence[str], where: str) -> dict[str, SplitName]:
-    """Return the split that each folder is named after; nothing unless all of them are.
+    """Return the split that each folder is named after; empty unless all folders are.
 
     Raises:
         UserError: If two are named after the same split.
@@ -113,14 +113,14 @@ def splits_of_folders(names: Sequence[str], where: str) -> dict[str, SplitName]:
 
 
 def refuse_two_names(splits: Mapping[str, SplitName], where: str) -> None:
-    """Refuse names of which two mean the same split: the images of one would be lost.
+    """Refuse two names for the same split: the images of one would be lost.
 
     Args:
-        splits: Of every name of a folder, a file or an array.
-        where: What holds them, in words.
+        splits: The split of each name of a folder, a file or an array.
+        where: Description of what contains them.
 
     Raises:
-        UserError: Naming these.
+        UserError: If there are such names; the message lists them.
     """
     for split in dict.fromkeys(splits.values()):
         same = [name for name, meant in splits.items() if meant == split]
@@ -133,10 +133,11 @@ def refuse_two_names(splits: Mapping[str, SplitName], where: str) -> None:
 
 
 def column_number(names: Sequence[str], name: str, where: str) -> int:
-    """Return which column has a name.
+    """Return the index of the column with a name.
 
     Raises:
-        UserError: If none has it, or several have, of which one would be taken unseen.
+        UserError: If no column has the name, or if several have it, since one would be picked
+            silently.
     """
     found = [number for number, other in enumerate(names) if other == name]
     if not found:
@@ -148,13 +149,13 @@ def column_number(names: Sequence[str], name: str, where: str) -> int:
 
 @dataclass(frozen=True)
 class ImageLocations:
-    """Where the values of a column are, split by split.
+    """Describes where the values of a column of one split are.
 
     Attributes:
-        files: In order.
-        num_rows: Rows of each.
-        column: Its name.
-        start: Row at which the first file begins.
+        files: Files of the split, in order.
+        num_rows: Number of rows of each file.
+        column: Name of the column.
+        start: Number, within the first file, of the first row that is described.
     """
 
     files: Sequence[Path]
@@ -167,7 +168,7 @@ class ImageLocations:
         return np.cumsum(self.num_rows, dtype=np.int64)
 
     def __call__(self, number: int) -> str:
-        """Word where a value is: file, column and row, all as other programs count them."""
+        """Describe where a value is by file, column and row, with rows counted from 0 per file."""
         file = int(np.searchsorted(self._ends, number, side="right"))
         row = number - int(self._ends[file] - self.num_rows[file]) + (0 if file else self.start)
         return f"{self.files[file]}: column {self.column!r}: row {row}"

@@ -44,9 +44,9 @@ _LABEL_ROWS = 65_536
 class Parquet:
     """Images in Parquet files.
 
-    A folder may hold several; where the names of all begin with a split (`train-00000.parquet`, or
-    a folder `train`), they are those splits, else all are training images, from which the other
-    splits are cut.
+    A folder may hold several. If the names of all files begin with a split (`train-00000.parquet`,
+    or a folder `train`), they are those splits. Otherwise all are training images, from which the
+    other splits are cut.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -64,7 +64,7 @@ class Parquet:
         return own_splits(self.files)
 
     def find_splits(self, files: Sequence[Path]) -> dict[SplitName, list[Path]]:
-        """Return the files of each split; of a single file, `data.path` itself."""
+        """Return the files of each split; `data.path` itself if it is a file."""
         return files_by_split(self.path, files)
 
     def identity(self) -> Mapping[str, Any]:
@@ -74,9 +74,10 @@ class Parquet:
         return identity | self._names_of_files(files)
 
     def _names_of_files(self, files: Sequence[Path]) -> dict[str, Any]:
-        """Return what files call their labels, where they differ.
+        """Return the label names of each file, if they differ.
 
-        So that data from before labels were compared by name are found only where they do not.
+        Data built before labels were compared by name are thus reused only if the names do not
+        differ.
         """
         if len(files) == 1:
             return {}
@@ -110,7 +111,7 @@ class Parquet:
         locations: Mapping[SplitName, ImageLocations],
         report: Report,
     ) -> tuple[dict[SplitName, Stream], Seen | None]:
-        """Return streams that read the images, and what they will meet with where they decode."""
+        """Return streams that read the images, and the record they fill if they decode."""
         decoder = Decoder(self.settings, self.config.background)
         shape = self._shape(locations["train"], decoder)
         total, done = sum(len(of_split) for of_split in labels.values()), 0
@@ -132,7 +133,7 @@ class Parquet:
         return streams, None if self.settings.raw_shape else decoder.seen
 
     def _labels(self, files: Sequence[Path]) -> tuple[Written, ImageLocations]:
-        """Return the labels of all rows as they are written, and where the rows are."""
+        """Return the labels of all rows as they are stored, and the locations of the rows."""
         name = self.settings.label_column
         parts: list[Written] = []
         for file in files:
@@ -163,7 +164,7 @@ class Parquet:
         )
 
     def _shape(self, locations: ImageLocations, decoder: Decoder) -> tuple[int, ...]:
-        """Return `(C, H, W)`, that of the first image unless it is given."""
+        """Return `(C, H, W)`: the one that is set, or that of the first image."""
         column = self._first_column(locations)
         if self.settings.raw_shape:
             refuse_encoded(column, locations(0))
@@ -220,25 +221,25 @@ class Parquet:
 
 
 def hugging_face_names(file: Path, column: str) -> tuple[str, ...]:
-    """Return the names of classes that Hugging Face's datasets write into a file, or nothing."""
-    with suppress(UserError), parsing("no names"):  # whoever reads its rows says what is wrong
+    """Return the class names that Hugging Face's datasets wrote into a file; empty if none."""
+    with suppress(UserError), parsing("no names"):  # reading the rows reports what is wrong
         content = json.loads((pq.read_schema(regular(file)).metadata or {})[b"huggingface"])
         names = content["info"]["features"][column]["names"]
-        if isinstance(names, Mapping):  # by their numbers, as cards of data sets have them
+        if isinstance(names, Mapping):  # keyed by number, as in data set cards
             names = [names[str(number)] for number in range(len(names))]
         return tuple(map(str, names))
     return ()
 
 
 def refuse_large_table(file: Path, metadata: Any) -> None:
-    """Refuse a Parquet file that unpacks to far more than its size, or has more rows than bytes.
+    """Refuse a Parquet file that unpacks to far more than its size, or has too many rows for it.
 
     Args:
         file: The file.
         metadata: Its `pyarrow.parquet.FileMetaData`.
 
     Raises:
-        UserError: If it does.
+        UserError: If the file is refused.
     """
     size = file.stat().st_size
     refuse_rows(str(file), size, metadata.num_rows)
@@ -254,7 +255,7 @@ def _batches(file: Path, name: str, field: str, size: int) -> Iterator[Any]:
     """
     problem = f"{file}: not a readable Parquet file"
     with parsing(problem):
-        # Mapped and not read ahead: a row group may be larger than the memory.
+        # Memory-mapped without read-ahead: a row group may be larger than the memory.
         parquet = pq.ParquetFile(regular(file), memory_map=True, pre_buffer=False)
     with parquet:
         with parsing(problem):
@@ -271,7 +272,7 @@ def _batches(file: Path, name: str, field: str, size: int) -> Iterator[Any]:
 
 
 def _encoded(column: Any, locations: ImageLocations, start: int) -> list[bytes | None]:
-    """Return the bytes of every image of a column, None where a row has none.
+    """Return the bytes of every image of a column, None for rows without an image.
 
     Raises:
         UserError: If the column holds something else.

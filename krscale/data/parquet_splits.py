@@ -1,4 +1,4 @@
-"""Which Parquet files of a folder are which split, by their names."""
+"""Assign the Parquet files of a folder to splits by their names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WANTED = "a .parquet file, or a folder with such files"
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a folder holds no data: by the rule of Hadoop, Spark and Arrow, `_temporary` too."""
+    """Whether a folder holds no data; includes `_temporary`, as for Hadoop, Spark and Arrow."""
     return is_hidden_folder(name) or (name.startswith("_") and "=" not in name)
 
 
@@ -64,14 +64,14 @@ def _refuse_alike(path: Path, files: Sequence[Path]) -> None:
 
 
 def _split_of(file: Path, table: Mapping[str, SplitName] = SPLIT_NAMES) -> SplitName | None:
-    # A folder may be named as a file: Spark writes `train.parquet/part-00000.parquet`.
+    # A folder may be named like a file: Spark writes `train.parquet/part-00000.parquet`.
     folders = [part.removesuffix(".parquet") for part in file.parts[:-1]]
     words = [*folders, file.stem, file.stem.split("-")[0], file.stem.split("_")[0]]
     return next((table[word] for word in words if word in table), None)
 
 
 def _in_any_case(path: Path, files: Sequence[Path]) -> dict[Path, SplitName | None]:
-    """Return the split of each file where all are named after one in any case, else no split."""
+    """Return the split of each file if all are named after one in any case, else None for each."""
     names = {
         file: _split_of(Path(str(file.relative_to(path)).lower()), OTHER_NAMES) for file in files
     }

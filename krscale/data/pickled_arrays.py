@@ -1,8 +1,8 @@
-"""Arrays of numbers in pickles: recognised by the words numpy writes, and built from the bytes.
+"""Read arrays of numbers from pickles: match what numpy writes, and build them from the bytes.
 
-numpy's constructors are never called with what a file says. The name of a type is one of a fixed
-list, the state of an array must be of the exact form that numpy writes, and its bytes must be as
-many as its shape says.
+numpy's constructors are never called with arguments from a file. The name of a type must be in a
+fixed list, the state of an array must have the exact form that numpy writes, and the number of
+bytes must match the shape.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ _FROM_BUFFER, _SCALAR, _NDARRAY, _DTYPE = "_frombuffer", "scalar", "ndarray", "d
 _KNOWN = {
     ("numpy", "ndarray"): _NDARRAY,
     ("numpy", "dtype"): _DTYPE,
-    ("_codecs", "encode"): _ENCODE,  # how Python 3 writes bytes into protocols 0 to 2
+    ("_codecs", "encode"): _ENCODE,  # Python 3's form of bytes in protocols 0 to 2
     ("__builtin__", "bytes"): _BYTES,
     ("builtins", "bytes"): _BYTES,
 }
-for _numpy in ("numpy.core", "numpy._core"):  # before numpy 2, and since
+for _numpy in ("numpy.core", "numpy._core"):  # before numpy 2, and from numpy 2 on
     _KNOWN[f"{_numpy}.multiarray", "_reconstruct"] = _RECONSTRUCT
     _KNOWN[f"{_numpy}.multiarray", "scalar"] = _SCALAR
     _KNOWN[f"{_numpy}.numeric", "_frombuffer"] = _FROM_BUFFER
 _TYPES = frozenset(("b1", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8"))
 _ORDERS = frozenset(("|", "<", ">", "="))
 _MAX_AXES = 8
-_VERSION = 3  # of the state of a dtype
+_VERSION = 3  # version of the state of a dtype
 _PLAIN = (None, None, None, -1, -1, 0)  # no fields, no text, no flags
 
 
 @dataclass
 class _Type:
-    """A type of numbers; its order of bytes comes with its state."""
+    """A type of numbers; its byte order is set with its state."""
 
     name: str
     order: str = ""
@@ -53,18 +53,18 @@ class _Type:
 
 @dataclass
 class _Array:
-    """An array, empty until its state comes."""
+    """An array, empty until its state is set."""
 
     values: npt.NDArray[Any] | None = None
 
 
 class NumbersOnly(Rules):
-    """Takes arrays of numbers and bytes, and nothing else.
+    """Accepts arrays of numbers and bytes, and nothing else.
 
     Args:
-        num_bytes: How long the file is: no more text is turned into bytes than it can hold.
-        purpose: What the file is for, in errors.
-        scalars: Whether single numbers of numpy are read, too.
+        num_bytes: Size of the file; no more text than this is converted to bytes.
+        purpose: What the file is for, for error messages.
+        scalars: Whether numpy's scalars are accepted, too.
     """
 
     def __init__(self, num_bytes: int, purpose: str, scalars: bool = False) -> None:
@@ -72,14 +72,14 @@ class NumbersOnly(Rules):
         self.unknown = () if scalars else (_SCALAR,)
 
     def find(self, found: Global) -> object:
-        """Return the word for what numpy or bytes are made with."""
+        """Return the internal name of a function or type that builds numpy's arrays or bytes."""
         word = _KNOWN.get((found.module, found.name))
         if word is None or word in self.unknown:
             raise RefusedError(f"asks for {found}, which no {self.purpose} needs")
         return Global(found.module, word)
 
     def call(self, function: object, arguments: tuple[Any, ...]) -> object:
-        """Return an array or a type that waits for its state, or bytes."""
+        """Return bytes, a number, or an array or type whose state may follow."""
         match _word(function), arguments:
             case "_reconstruct", (Global(name="ndarray"), (0,), b"b" | "b"):
                 return _Array()
@@ -101,7 +101,7 @@ class NumbersOnly(Rules):
         raise RefusedError(f"calls {_word(function) or 'something'} in a way numpy does not write")
 
     def build(self, value: object, state: object) -> None:
-        """Fill an array, or say in which order the bytes of a number stand."""
+        """Fill an array, or set the byte order of a type."""
         match value, state:
             case _Type(order=""), (int() as version, (bytes() | str()) as order, *rest):
                 if version != _VERSION or tuple(rest) != _PLAIN or _text(order) not in _ORDERS:
@@ -136,7 +136,7 @@ def read_numbers(content: bytes, where: str) -> Any:
         where: Name of the file, used in errors.
 
     Returns:
-        What it holds. Arrays are read-only; they are found as values of the outermost dictionary.
+        The contents. Arrays are read-only; they may only be values of the outermost dictionary.
 
     Raises:
         UserError: If the pickle is damaged or asks for anything else.
@@ -155,7 +155,7 @@ def read_numbers(content: bytes, where: str) -> Any:
 
 
 def finished(found: Any) -> Any:
-    """Return what was read with the arrays themselves as values of the outermost dictionary.
+    """Replace placeholders in the outermost dictionary, or the value itself, by their arrays.
 
     Raises:
         RefusedError: If an array has no state.
@@ -176,7 +176,7 @@ def _array(value: Any) -> Any:
 def _filled(
     shape: tuple[Any, ...], kind: _Type, fortran: bool, content: bytes | memoryview
 ) -> npt.NDArray[Any]:
-    """Return an array on the bytes themselves, which must be as many as its shape says."""
+    """Return an array that shares the memory of the bytes, whose number must match the shape."""
     made = kind.made()
     if len(shape) > _MAX_AXES or not all(type(size) is int and size >= 0 for size in shape):
         raise RefusedError("has an array whose shape is none")

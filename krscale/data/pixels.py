@@ -1,4 +1,4 @@
-"""Single images and batches, as other people's data sets give them, to 8-bit pixels."""
+"""Convert single images and batches from the user's data sets to 8-bit pixels."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Normalisation:
-    """What images were normalised by: `(pixels - mean) / std`, pixels in 0..1.
+    """Normalisation that was applied to images: `(pixels - mean) / std`, with pixels in 0..1.
 
     Attributes:
-        mean: Of each channel, or one number for all.
-        std: Likewise.
+        mean: Mean of each channel, or one number for all.
+        std: Standard deviation, likewise.
     """
 
     mean: tuple[float, ...]
@@ -33,7 +33,7 @@ class Normalisation:
         """Read `(mean, std)`.
 
         Raises:
-            UserError: If it is no such pair.
+            UserError: If it is not such a pair.
         """
         try:
             mean, std = (tuple(map(float, np.atleast_1d(np.asarray(part)))) for part in given)
@@ -52,7 +52,7 @@ class Normalisation:
 
         Args:
             images: `[..., C, H, W]`, or `[..., H, W]` with one number for all channels.
-            where: For the message.
+            where: Description of the images, for messages.
         """
         if len(self.mean) == 1:
             scaled: Array = images * np.float32(self.std[0]) + np.float32(self.mean[0])
@@ -87,12 +87,13 @@ def to_pixels(images: Any, where: str, normalisation: Normalisation | None) -> P
     """Return one image, or a batch of them, as 8-bit pixels.
 
     Args:
-        images: A tensor, an array or an image of Pillow.
-        where: For messages.
-        normalisation: What floats were normalised by.
+        images: A tensor, an array or a Pillow image.
+        where: Description of the images, for messages.
+        normalisation: Normalisation that was applied to floats.
 
     Raises:
-        UserError: If it is none of them, or its values are neither 0..255 nor floats in 0..1.
+        UserError: If `images` is none of these, or its values are neither 0..255 nor floats in
+            0..1.
     """
     array, channels_first = _array(images, where)
     if array.dtype.kind == "f":
@@ -119,7 +120,7 @@ def _array(images: Any, where: str) -> tuple[Array, bool]:
         if tensor.is_floating_point():
             tensor = tensor.float()  # NumPy has no bfloat16
         return tensor.numpy(), True
-    if hasattr(images, "getbands"):  # of Pillow, which need not be installed
+    if hasattr(images, "getbands"):  # a Pillow image; Pillow need not be installed
         images = images.convert({"1": "L", "P": "RGB"}.get(images.mode, images.mode))
         if images.mode not in ("L", "RGB"):
             raise UserError(f"{where}: images of Pillow's mode {images.mode}; convert them to RGB.")
@@ -139,7 +140,7 @@ def _from_floats(array: Array, where: str, normalisation: Normalisation | None) 
         else normalisation.undone(array.astype(np.float32), where)
     )
     least, most = (float(pixels.min()), float(pixels.max())) if pixels.size else (0.0, 0.0)
-    if not (least >= -ROUNDING and most <= 1 + ROUNDING):  # of NaN as well
+    if not (least >= -ROUNDING and most <= 1 + ROUNDING):  # also true for NaN
         found = f"{where}: images are floats from {array.min():.3g} to {array.max():.3g}"
         if normalisation is None:
             raise UserError(
@@ -155,5 +156,5 @@ def _from_floats(array: Array, where: str, normalisation: Normalisation | None) 
 
 
 def sizes(shapes: Sequence[tuple[int, ...]]) -> str:
-    """Return shapes in words, each once."""
+    """Return a text that lists each shape once."""
     return " and ".join(dict.fromkeys(str(list(shape)) for shape in shapes))

@@ -15,10 +15,10 @@ from krscale.errors import UserError
 
 
 def checked_shape(settings: FilesConfig, width: int) -> tuple[int, ...]:
-    """Return `data.files.raw_shape`, if it can be that of images of so many bytes.
+    """Return `data.files.raw_shape` if it matches images of `width` bytes.
 
     Raises:
-        UserError: If it cannot.
+        UserError: If it does not match or is not supported.
     """
     shape = settings.raw_shape
     if len(shape) != 3 or int(np.prod(shape)) != width:
@@ -41,13 +41,13 @@ def checked_shape(settings: FilesConfig, width: int) -> tuple[int, ...]:
 def raw_images(
     column: Any, shape: tuple[int, ...], locations: ImageLocations, start: int
 ) -> Images:
-    """Return a column's images `[n, *shape]`, on its own memory.
+    """Return a column's images `[n, *shape]`, sharing its memory.
 
     Args:
         column: An Arrow array of fixed-size binary.
         shape: `[C, H, W]`.
-        locations: Words where an image is.
-        start: Number of the first of these in its split.
+        locations: Describes where an image is.
+        start: Number of the column's first image in its split.
 
     Raises:
         UserError: If a row has no image, or the column is of another type.
@@ -60,7 +60,7 @@ def raw_images(
 
 
 def refuse_encoded(column: Any, where: str) -> None:
-    """Refuse a column that is not of raw pixels, though their shape is set."""
+    """Refuse a column that does not hold raw pixels although `raw_shape` is set."""
     if not pa.types.is_fixed_size_binary(column.type):
         raise UserError(
             f"{where}: data.files.raw_shape is set, but the column is of type {column.type}; "

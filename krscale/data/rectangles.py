@@ -1,7 +1,8 @@
 """Random rectangles within an image: a crop scaled back to its size, and a part painted over.
 
-All arithmetic is on integers, as everywhere in views. What needs roots and powers, the sizes a
-rectangle may have, is tabled once in decimal arithmetic, which rounds alike on every machine.
+All arithmetic is on integers, as everywhere in views. The possible sizes of a rectangle, which need
+roots and powers, are tabulated once in decimal arithmetic, which rounds identically on every
+machine.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import torch
 from torch import Tensor
 
 PLACES = 1 << 16
-"""Outcomes of a draw that says where in its range something lies, or whether it happens."""
+"""Outcomes of a draw that determines a position in a range, or whether something happens."""
 
 _AREAS, _ASPECTS = 64, 32
 NUM_SIZES = _AREAS * _ASPECTS
-"""Sizes that a rectangle may have, each as likely as the others."""
+"""Number of sizes that a rectangle may have, all equally likely."""
 
 _PIXEL = 256  # positions between pixels are multiples of 1 / _PIXEL
 
@@ -26,8 +27,8 @@ _PIXEL = 256  # positions between pixels are multiples of 1 / _PIXEL
 def resized_crop(images: Tensor, draws: Mapping[str, Tensor], min_area: float) -> Tensor:
     """Cut a rectangle from each image and scale it to the image's size, bilinearly.
 
-    Its area is uniform from `min_area` to 1 of the image's, its aspect, relative to the image's,
-    log-uniform from 3/4 to 4/3.
+    Its area is uniform from `min_area` to 1, as a share of the image's. Its aspect ratio, relative
+    to the image's, is log-uniform from 3/4 to 4/3.
 
     Args:
         images: `[B, C, H, W]` uint8.
@@ -54,14 +55,14 @@ def resized_crop(images: Tensor, draws: Mapping[str, Tensor], min_area: float) -
 def erase(images: Tensor, draws: Mapping[str, Tensor], share: float) -> Tensor:
     """Paint a rectangle of one random colour over a share of the images.
 
-    Its area is uniform from 2 % to 33 % of the image's, its aspect, relative to the image's,
-    log-uniform from 0.3 to 1 / 0.3.
+    Its area is uniform from 2 % to 33 % of the image's. Its aspect ratio, relative to the image's,
+    is log-uniform from 0.3 to 1 / 0.3.
 
     Args:
         images: `[B, C, H, W]` uint8.
         draws: `erase`, `erase_row` and `erase_column` below `PLACES`, `erase_size` below
             `NUM_SIZES`, and `erase_colour_C` below 256 for every channel C.
-        share: Of the images.
+        share: Share of the images that are painted over.
 
     Example:
         >>> zero = torch.tensor([0, 0])
@@ -84,12 +85,12 @@ def erase(images: Tensor, draws: Mapping[str, Tensor], share: float) -> Tensor:
 
 
 def covered(size: int, lengths: Tensor, place: Tensor) -> Tensor:
-    """Return which of `size` coordinates intervals within them cover, `[B, size]` bool.
+    """Return which of `size` coordinates each interval covers, `[B, size]` bool.
 
     Args:
-        size: Of a side of the image.
-        lengths: `[B]` of the intervals, 1 to `size`.
-        place: `[B]` below `PLACES`: where in the range that is left to it each begins.
+        size: Length of a side of the image.
+        lengths: Lengths `[B]` of the intervals, 1 to `size`.
+        place: `[B]` below `PLACES`: where each begins within the range that its length permits.
 
     Example:
         >>> covered(6, torch.tensor([2, 2, 6]), torch.tensor([0, PLACES - 1, 0])).int()
@@ -107,7 +108,7 @@ def _first(size: int, lengths: Tensor, place: Tensor) -> Tensor:
 
 
 def _between(size: int, lengths: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Which two coordinates each of `size` reads, and the share of the second, `[B, size]` each."""
+    """Return the two coordinates each output reads and the second's share, `[B, size]` each."""
     centres = 2 * torch.arange(size, device=lengths.device) + 1
     at = centres * lengths[:, None] * _PIXEL // (2 * size) - _PIXEL // 2
     last = lengths[:, None] - 1
@@ -118,7 +119,7 @@ def _between(size: int, lengths: Tensor, place: Tensor) -> tuple[Tensor, Tensor,
 
 
 def _blend(images: Tensor, axis: int, read: tuple[Tensor, Tensor], share: Tensor) -> Tensor:
-    """Read two coordinates of an axis for each of its places, and mix them; int32, times 256."""
+    """Read two coordinates for each position of an axis and blend them; int32, times 256."""
     shape = [len(images), 1, 1, 1]
     shape[axis] = -1
     low, high = (
@@ -132,14 +133,14 @@ def _blend(images: Tensor, axis: int, read: tuple[Tensor, Tensor], share: Tensor
 def _sizes(
     height: int, width: int, areas: tuple[str, str], aspect: str, device: torch.device
 ) -> Tensor:
-    """Return heights and widths `[NUM_SIZES, 2]`: every area with every aspect.
+    """Return heights and widths `[NUM_SIZES, 2]`: every area with every aspect ratio.
 
-    Aspects go from `aspect` to its inverse; a side longer than the image's is cut to it.
+    Aspect ratios go from `aspect` to its inverse; sides are limited to those of the image.
     """
     with localcontext(prec=30):
         low, high = map(Decimal, areas)
         roots = [(low + (high - low) * i / (_AREAS - 1)).sqrt() for i in range(_AREAS)]
-        # The square root of the aspect, from aspect ** 0.5 to aspect ** -0.5.
+        # The square root of the aspect ratio, from aspect ** 0.5 to aspect ** -0.5.
         logarithm = Decimal(aspect).ln() / 2
         ratios = [
             (logarithm * (1 - Decimal(2 * i) / (_ASPECTS - 1))).exp() for i in range(_ASPECTS)

@@ -1,4 +1,4 @@
-"""Rendering characters: warped, noisy, on textured backgrounds; a pure function of their number."""
+"""Render warped, noisy characters on textured backgrounds, as a pure function of their number."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from krscale.data.faces import Shapes
 
 RENDERING = 1
 """Version of the pixels; raise it with every change that alters them."""
-_STEPS = 1 << 20  # outcomes of a draw that stands for a real number
+_STEPS = 1 << 20  # outcomes of a draw that represents a real number
 _COARSE = 4  # bends and textures are drawn on a grid of this side, then interpolated
 _NUM_TONES = 1 << 10  # a pixel's noise is the sum of three draws with this many outcomes
 
 
 @dataclass(frozen=True)
 class Renderer:
-    """Renders any images of a split; what a process needs to know.
+    """Renders any images of a split; holds all that a rendering process needs.
 
     Attributes:
         config: The `data.glyphs` section.
@@ -35,7 +35,7 @@ class Renderer:
     shapes: Shapes
 
     def labels(self, numbers: Tensor) -> Tensor:
-        """Return the classes of images: all classes in turn."""
+        """Return the classes of images: the classes take turns."""
         return numbers % self.config.num_classes
 
     def images(self, numbers: Tensor) -> Tensor:
@@ -45,8 +45,8 @@ class Renderer:
             numbers: `[B]` int64.
 
         Returns:
-            `[B, 1, S, S]` uint8. Computed in float64, so that rounding differs between machines
-            in practically no pixel.
+            `[B, 1, S, S]` uint8. Computed in float64, so that practically no pixel differs between
+            machines through rounding.
         """
         size = self.config.image_size
         draws = self._draw_reals(numbers)
@@ -65,13 +65,13 @@ class Renderer:
         return draw_integers(numbers, self.config.seed, self.split, bounds)
 
     def _draw_reals(self, numbers: Tensor) -> dict[str, Tensor]:
-        """Numbers in [0, 1), `[B, 1, 1, 1]` each."""
+        """Draw numbers in [0, 1), `[B, 1, 1, 1]` each."""
         names = ("angle", "shear", "stretch", "size", "right", "down", "contrast", "dark")
         draws = self._draw(numbers, dict.fromkeys((*names, "polarity"), _STEPS))
         return {name: draw.double().view(-1, 1, 1, 1) / _STEPS for name, draw in draws.items()}
 
     def _ink(self, numbers: Tensor, draws: dict[str, Tensor], side: int) -> Tensor:
-        """Ink of each glyph in 0..1 after the warp, `[B, 1, side, side]`."""
+        """Return the ink of each glyph in 0..1 after the warp, `[B, 1, side, side]`."""
         face = self._draw(numbers, {"face": len(self.shapes)})["face"]
         shapes = torch.from_numpy(self.shapes[face.numpy(), self.labels(numbers).numpy()])
         warp = self.config.warp
@@ -94,7 +94,7 @@ class Renderer:
         return self._coarse(numbers, size, ("texture",))
 
     def _coarse(self, numbers: Tensor, size: int, names: tuple[str, ...]) -> Tensor:
-        """Smooth random fields in [-1, 1), `[B, names, size, size]`."""
+        """Return smooth random fields in [-1, 1), `[B, names, size, size]`."""
         cells = _COARSE * _COARSE
         places = numbers[:, None] * cells + torch.arange(cells)
         draws = self._draw(places.view(-1), dict.fromkeys(names, _STEPS))
@@ -104,7 +104,7 @@ class Renderer:
         return smooth
 
     def _pixel_noise(self, numbers: Tensor, size: int) -> Tensor:
-        """Nearly normal noise of unit variance, `[B, 1, size, size]`."""
+        """Return nearly normal noise of unit variance, `[B, 1, size, size]`."""
         pixels = size * size
         places = numbers[:, None] * pixels + torch.arange(pixels)
         draw = self._draw(places.view(-1), {"noise": _NUM_TONES**3})["noise"]

@@ -1,4 +1,4 @@
-"""One split as `save_to_disk` of Hugging Face's datasets leaves it: its files and their rows."""
+"""One split written by `save_to_disk` of Hugging Face's datasets: its files and their rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Saved:
     Attributes:
         folder: Its folder.
         files: Its Arrow files, in order.
-        features: Name of every column and what it holds.
+        features: Feature description of every column, by name.
     """
 
     folder: Path
@@ -38,7 +38,7 @@ class Saved:
 
     @classmethod
     def open(cls, folder: Path) -> Saved:
-        """Read what is written about a split.
+        """Read the files that describe a split.
 
         Raises:
             UserError: If it is not what `save_to_disk` writes.
@@ -72,9 +72,9 @@ class Saved:
         """Return the name of a column: as set, or the only one of its kind.
 
         Args:
-            name: What the setting says.
-            field: The setting, for errors.
-            default: What it says where nothing was set.
+            name: Value of the setting.
+            field: Name of the setting, for error messages.
+            default: Default value of the setting.
             kind: The feature, e.g. `"Image"`.
         """
         if name in self.features:
@@ -87,10 +87,10 @@ class Saved:
         raise unknown_name("column", name, self.features, f"{self.folder}: data.files.{field}")
 
     def names(self, column: str) -> tuple[str, ...]:
-        """Return what the numbers of a column are called, from 0; nothing where they are not.
+        """Return the names of a column's numbers from 0; empty if they have none.
 
         Raises:
-            UserError: If that is no list of text.
+            UserError: If the names are not a list of text.
         """
         feature = self.features.get(column)
         names = (feature.get("names") if isinstance(feature, dict) else None) or []
@@ -104,7 +104,7 @@ class Saved:
         return [sum(len(batch) for batch in _open(file)) for file in self.files]
 
     def batches(self, name: str, size: int) -> Iterator[Any]:
-        """Yield a column, so many rows at a time."""
+        """Yield a column, at most `size` rows at a time."""
         for file in self.files:
             for batch in _open(file):
                 column = _column(batch, name, file)
@@ -112,7 +112,7 @@ class Saved:
                     yield column.slice(start, size)
 
     def outside(self, name: str) -> Iterator[str]:
-        """Yield the files of images that a column has by their paths only."""
+        """Yield the files of images that a column refers to by path only."""
         for column in self.batches(name, TEXT_ROWS):
             kind = column.type
             if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
@@ -127,19 +127,19 @@ class Saved:
 def _column(batch: Any, name: str, file: Path) -> Any:
     column = batch.column(column_number(batch.schema.names, name, str(file)))
     try:
-        column.validate(full=True)  # where a value begins is a number in the file, taken as it is
+        column.validate(full=True)  # Arrow takes the offsets of values from the file unchecked
     except pa.ArrowException as error:
         raise UserError(f"{file}: column {name}: damaged ({first_line(error)}).") from None
     return column
 
 
 def outside_file(folder: Path, path: object) -> str:
-    """Return the file of an image that a row names; paths are of the folder of the split."""
+    """Return the path of an image that a row names, relative to the folder of the split."""
     return str(folder / str(path))
 
 
 def _open(file: Path) -> Iterator[Any]:
-    """Yield the record batches of a file, which is mapped, and in Arrow's stream format."""
+    """Yield the record batches of a memory-mapped file in Arrow's stream format."""
     problem, num_rows = f"{file}: not a readable Arrow file", 0
     with parsing(problem):
         source = pa.memory_map(str(regular(file)))

@@ -1,4 +1,4 @@
-"""What a source has met with while its images were decoded, and what is wrong with some of them."""
+"""Record the properties and the faults of a source's images while they are decoded."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from krscale.errors import UserError
 
-_LISTED = 20  # files that a message names; `krscale data check` names all
+_LISTED = 20  # maximum number of files in a message; `krscale data check` names all
 DIM = 2**12
-"""16-bit images none of whose values reaches this hold fewer bits, and are nearly black."""
+"""If no value of 16-bit images reaches this, they use fewer bits and come out nearly black."""
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Fault:
     """An image that cannot be used.
 
     Attributes:
-        split: Of the source.
-        number: In its split.
-        where: Its place, in words.
+        split: Split of the source.
+        number: Number of the image in its split.
+        where: Description of where it is.
         what: What is wrong with it.
     """
 
@@ -30,7 +30,7 @@ class Fault:
     what: str
 
     def __str__(self) -> str:
-        """Say both."""
+        """Return place and problem."""
         return f"{self.where}: {self.what}"
 
 
@@ -38,8 +38,8 @@ class UnreadableError(UserError):
     """Images of a source cannot be read.
 
     Args:
-        message: For the user; names them.
-        faults: All of them.
+        message: Message for the user, which names them.
+        faults: All faults.
     """
 
     def __init__(self, message: str, faults: Sequence[Fault]) -> None:
@@ -49,20 +49,20 @@ class UnreadableError(UserError):
 
 @dataclass
 class Seen:
-    """What decoding has met with.
+    """Properties and faults of the images that were decoded.
 
     Attributes:
-        modes: Pillow's names of how files keep colours, and how many do.
-        sizes: Height and width, and how many have them.
-        transparent: Images that were laid on the background.
-        keyed: Images that name a transparent colour which cannot be found in them.
-        turned: Images that were turned as their EXIF data say.
-        as_stored: Images that were not, though theirs say so.
-        deep: Images of 16 bits a channel.
+        modes: Colour modes of files, by Pillow's names, with the number of files.
+        sizes: Height and width, with the number of images.
+        transparent: Number of images that were composited on the background.
+        keyed: Number of images with a transparent colour that cannot be matched.
+        turned: Number of images that were turned according to their EXIF data.
+        as_stored: Number of images that were not turned although their EXIF data ask for it.
+        deep: Number of images of 16 bits a channel.
         brightest: The largest value of these.
         unreadable: Images that cannot be read.
         misfits: Images of another size than the first.
-        left_out: Split and number of images that are known not to be readable.
+        left_out: Split and number of images that are known to be unreadable.
     """
 
     modes: Counter[str] = field(default_factory=Counter)
@@ -78,7 +78,7 @@ class Seen:
     left_out: set[tuple[str, int]] = field(default_factory=set)
 
     def forget(self) -> None:
-        """Forget all but what is left out: the images will be read once more, and counted then."""
+        """Reset everything but `left_out`, before the images are read and counted again."""
         for name, value in vars(Seen(left_out=self.left_out)).items():
             setattr(self, name, value)
 
@@ -103,7 +103,7 @@ class Seen:
             )
 
     def notes(self, where: str, background: str) -> tuple[str, ...]:
-        """Say what was done to images, a sentence each."""
+        """Return notes on what was done to images, one sentence each."""
         notes = []
         if self.transparent:
             notes.append(
@@ -132,7 +132,7 @@ class Seen:
 
 
 def nearly_black(brightest: float) -> str:
-    """Say that images of 16 bits hold fewer bits; nothing where their largest value is far above.
+    """Return a note that 16-bit images use fewer bits; empty if their largest value is not low.
 
     >>> nearly_black(65535), nearly_black(1023)
     ('', ' None is brighter than 1023: all are nearly black.')
@@ -141,7 +141,7 @@ def nearly_black(brightest: float) -> str:
 
 
 def skipped_notes(where: str, faults: Sequence[Fault]) -> tuple[str, ...]:
-    """Say which images were left out, in one line, or nothing."""
+    """Return one line on the images that were left out; empty if there are none."""
     if not faults:
         return ()
     return (f"{where}: {_listed(faults, 'image', 'left out')}",)

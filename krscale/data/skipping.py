@@ -1,4 +1,4 @@
-"""A source without some of its images: those that cannot be read, or are more than wanted."""
+"""Remove images from a source: unreadable ones, or those that exceed a limit."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Kept = npt.NDArray[np.int64]
 
 
 def without(data: SourceData, faults: Sequence[Fault]) -> SourceData:
-    """Return a source without the images that have a fault; what it has seen so far is forgotten.
+    """Return a source without the images that have a fault, and reset its record of decoding.
 
     Args:
-        data: Of the source.
-        faults: Of its images.
+        data: Data of the source.
+        faults: Faults of its images.
     """
     splits, places = dict(data.splits), dict(data.places)
     for name, split in data.splits.items():
@@ -40,7 +40,7 @@ def without(data: SourceData, faults: Sequence[Fault]) -> SourceData:
 
 @dataclass(frozen=True)
 class Renumbered:
-    """Words where an image is that had another number before."""
+    """Describes where an image is after images were renumbered."""
 
     place: Place
     kept: Kept
@@ -51,7 +51,7 @@ class Renumbered:
 
 
 def keep(split: Split | Stream, kept: Kept) -> Split | Stream:
-    """Return the images of ascending numbers; of a stream the others are read and dropped."""
+    """Keep the images with the given ascending numbers; a stream reads and drops the others."""
     if isinstance(split, Split):
         return Split(split.images[kept], split.labels[kept])
 

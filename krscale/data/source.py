@@ -1,4 +1,4 @@
-"""What a source of images is."""
+"""The protocol of a source of images, and what a source returns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Report = Callable[[int, int], None]
 Note = Callable[[str], None]
 """Called with a sentence that the user should read once."""
 Place = Callable[[int], str]
-"""Words where the image of a number is."""
+"""Describes where the image with a given number is."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class SourceData:
 
     Attributes:
         classes: Name of each class; a label is an index into them.
-        splits: `"train"`, and those splits the source fixes itself; streams where all images may
-            be more than the memory holds.
-        places: Where the images of a split are, in words; of none, they are numbered.
-        notes: What the user should know of the files, a sentence each.
-        published: Whether authors have published these splits, or krscale has drawn them: images
-            that two of them share are mentioned, since the user cannot move them. They are refused
-            in files of the user's own.
-        seen: What decoding meets with, filled while the streams are read; None where nothing is
-            decoded.
+        splits: `"train"`, and the splits that the source itself defines; streams if all images may
+            not fit in memory.
+        places: Describes where the images of a split are; without an entry, images are described by
+            number.
+        notes: What the user should know about the files, one sentence each.
+        published: Whether the splits were published by the authors of the data or drawn by krscale.
+            Images that two such splits share are only noted, since the user cannot move them; in
+            the user's own files they are refused.
+        seen: Record of decoding, filled while the streams are read; None if nothing is decoded.
     """
 
     classes: tuple[str, ...]
@@ -46,7 +46,7 @@ class SourceData:
     seen: Seen | None = None
 
     def place(self, name: SplitName, number: int) -> str:
-        """Word where an image of a split is."""
+        """Describe where an image of a split is."""
         return self.places[name](number) if name in self.places else f"image {number}"
 
 
@@ -57,8 +57,8 @@ class Description:
     Attributes:
         num_classes: Number of classes `K`.
         image_shape: `(C, H, W)`.
-        num_train: Images of the training split.
-        notes: What the user should know of the files, a sentence each.
+        num_train: Number of images in the training split.
+        notes: What the user should know about the files, one sentence each.
     """
 
     num_classes: int
@@ -76,14 +76,14 @@ class Source(Protocol):
 
     @property
     def own_splits(self) -> tuple[SplitName, ...]:
-        """Splits the source fixes itself; the others are cut from its training images."""
+        """Splits that the source itself defines; the others are cut from its training images."""
         ...
 
     def identity(self) -> Mapping[str, Any]:
         """Return what determines the images, JSON-serialisable: options, hashes of files.
 
-        Two sources of equal identity must read equal images. It is asked for at every start, so
-        it must be far cheaper than `read`.
+        Two sources of equal identity must read equal images. This is called at every start, so it
+        must be far cheaper than `read`.
         """
         ...
 
@@ -97,7 +97,7 @@ class Source(Protocol):
 
 
 def refuse_path(source: str, config: DataConfig) -> None:
-    """Raise when `path` is set for a source that reads no file."""
+    """Refuse `path` for a source that reads no file."""
     if config.path:
         raise UserError(
             f"data.path: the source {source!r} reads no file (got {config.path!r}); leave it empty."

@@ -30,7 +30,7 @@ SOURCES: dict[str, Callable[[DataConfig], Source]] = {
     "numpy": NumpyFiles,
     "parquet": Parquet,
 }
-"""Sources by the name that `data.source` takes."""
+"""Sources by the value of `data.source`."""
 
 _SETS_IN_IDX = ("mnist", "fashionmnist", "kmnist", "emnist")
 

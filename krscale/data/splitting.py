@@ -1,4 +1,4 @@
-"""Cutting images into train, validation and test, and refusing images that cannot be learned."""
+"""Cut images into train, validation and test, and refuse images that cannot be learned from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class RowCut:
     """Which images each split gets.
 
     Attributes:
-        rows: For every split the split of the source it is from, and which of its images.
+        rows: For every split, the source's split that it comes from, and the numbers of its images
+            there.
         proportional: Whether the cut is scikit-learn's; see `stratify`.
     """
 
@@ -28,25 +29,25 @@ class RowCut:
     proportional: bool
 
     def of(self, origin: SplitName) -> dict[SplitName, Rows]:
-        """Return the splits that are from one split of the source."""
+        """Return the splits that come from one split of the source."""
         return {name: rows for name, (whose, rows) in self.rows.items() if whose == origin}
 
     @property
     def rules(self) -> dict[str, str]:
-        """What was done unlike scikit-learn does it, for the identity of the data set."""
+        """How the cut differs from scikit-learn's, for the identity of the data set."""
         return {} if self.proportional else {"classes": "each in every split"}
 
 
 def cut_rows(data: SourceData, config: DataConfig, groups: Rows | None = None) -> RowCut:
-    """Return for every split the split of the source it is from, and which of its images.
+    """Return for every split the source's split that it comes from, and its images there.
 
     Cuts are stratified by class and determined by `config.seed`; images keep their order.
 
     Args:
-        data: Of the source; only labels are read.
+        data: Data of the source; only labels are read.
         config: Fractions and seed.
-        groups: For each image of the source's train the number of the first image of its group;
-            a group is cut as one image with the label of its first. None: each is a group.
+        groups: For each image of the source's train, the number of the first image of its group. A
+            group is cut as one image with the label of its first. None makes each image a group.
 
     Raises:
         UserError: If a class has too few images to be in every split.
@@ -115,10 +116,10 @@ def _check_split(where: str, split: Split | Stream, num_classes: int) -> None:
 
 
 def check_labels(where: str, labels: Labels, num_classes: int) -> None:
-    """Refuse labels that are of no class.
+    """Refuse labels that are outside the classes.
 
     Raises:
-        UserError: Naming the first.
+        UserError: If there are such labels; the message names the first.
     """
     outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(outside):
@@ -153,12 +154,12 @@ def _check_same_shape(source: str, splits: Mapping[SplitName, Split | Stream]) -
 def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel, with pixels in 0..1.
 
-    Computed from exact counts of the 256 levels, so that it does not depend on the machine. A
+    They are computed from exact counts of the 256 levels and thus do not depend on the machine. A
     constant channel gets the deviation of one level (1/255), which keeps `normalise` finite.
     """
     num_channels = split.images.shape[1]
     counts = np.zeros((num_channels, 256), dtype=np.int64)
-    # numpy counts in int64: eight bytes for each of a chunk's.
+    # NumPy counts in int64, which takes eight bytes per byte of a chunk.
     chunk_size = max(1, 2**21 // int(np.prod(split.image_shape[1:])))
     for start in range(0, len(split), chunk_size):
         chunk = split.images[start : start + chunk_size]

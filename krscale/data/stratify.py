@@ -1,4 +1,4 @@
-"""Sharing labelled items among splits, so that every split holds every class."""
+"""Divide labelled items among splits so that every split holds every class."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from krscale.errors import UserError
 
 Rows = npt.NDArray[np.int64]
 Fractions = Sequence[tuple[SplitName, float]]
-"""Splits in the order in which they are cut, each with its share of what the one before left."""
-_LISTED = 10  # classes that a message names
+"""Splits in the order in which they are cut, each with its share of what the previous one left."""
+_LISTED = 10  # maximum number of classes that a message names
 
 
 def stratify(
@@ -22,20 +22,20 @@ def stratify(
 ) -> tuple[dict[SplitName, Rows], bool]:
     """Cut splits from items; those that remain are `train`.
 
-    scikit-learn's stratified cut is taken wherever it gives every class to every split. Where it
-    leaves one out, or refuses, each class gives the rounded share of its own items, at least one.
+    scikit-learn's stratified cut is used if it gives every class to every split. If it leaves a
+    class out or fails, each class contributes the rounded share of its own items, at least one.
 
     Args:
         labels: `[N]` indices into the classes.
-        classes: Their names.
-        fractions: What to cut.
-        seed: Of the draws.
+        classes: Names of the classes.
+        fractions: Splits to cut, with their shares.
+        seed: Seed of the draws.
 
     Returns:
         The items of each split, ascending, and whether scikit-learn's cut was taken.
 
     Raises:
-        UserError: If a class has fewer items than there are splits; names it.
+        UserError: If a class has fewer items than there are splits; the message names it.
 
     Example:
         >>> labels = np.repeat([0, 1], [97, 3])  # of the rare class every split gets one
@@ -51,8 +51,8 @@ def stratify(
 
 
 def _proportional(labels: Labels, fractions: Fractions, seed: int) -> dict[SplitName, Rows] | None:
-    """Return scikit-learn's stratified cut; None where it refuses."""
-    from sklearn.model_selection import train_test_split  # slow to import, needed once
+    """Return scikit-learn's stratified cut; None if it fails."""
+    from sklearn.model_selection import train_test_split  # slow to import and rarely needed
 
     left = np.arange(len(labels))
     cut: dict[SplitName, Rows] = {}
@@ -71,11 +71,11 @@ def _proportional(labels: Labels, fractions: Fractions, seed: int) -> dict[Split
 def _class_by_class(
     labels: Labels, num_classes: int, fractions: Fractions, seed: int
 ) -> dict[SplitName, Rows]:
-    # RandomState, as scikit-learn does: its draws are promised never to change.
+    # RandomState, as in scikit-learn, because NumPy guarantees that its draws never change.
     order = np.random.RandomState(seed % 2**32).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     counts = np.bincount(labels, minlength=num_classes)
-    number = np.empty(len(labels), np.int64)  # of an item within its class, in drawn order
+    number = np.empty(len(labels), np.int64)  # number of an item within its class, in drawn order
     number[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
     first = np.zeros(num_classes, np.int64)
     cut: dict[SplitName, Rows] = {}

@@ -19,12 +19,12 @@ Part = TypeVar("Part", bound=str)
 
 @dataclass(frozen=True)
 class Stream:
-    """Labelled images of one split, known by their labels before any is decoded.
+    """Labelled images of one split, whose labels are available before any image is decoded.
 
     Attributes:
         labels: `[N]` int64, indices into the classes.
         image_shape: `(C, H, W)` of every image.
-        pieces: Starts reading: uint8 `[n, C, H, W]` at a time, in the order of the labels.
+        pieces: Starts reading and yields uint8 `[n, C, H, W]`, in the order of the labels.
     """
 
     labels: Labels
@@ -55,15 +55,16 @@ class Stream:
 def spill(
     stream: Stream, rows: Mapping[Part, npt.NDArray[np.int64]], folder: Path
 ) -> dict[Part, Split]:
-    """Read a stream once and leave each part of it in a file of its own.
+    """Read a stream once and write each part of it to its own file.
 
     Args:
         stream: What to read.
-        rows: Name of a part -> its places in the stream, ascending.
-        folder: Where the files go; the splits are mapped from them, so it must outlive these.
+        rows: Numbers of the images of each part in the stream, ascending, by name of the part.
+        folder: Folder for the files. The splits are mapped from them, so it must outlive the
+            splits.
 
     Returns:
-        The parts, in pages that the kernel may drop: none of them is held in memory.
+        The parts, memory-mapped, so that the kernel may drop their pages.
 
     Raises:
         UserError: If the stream does not hold as many images as labels.

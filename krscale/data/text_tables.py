@@ -1,4 +1,4 @@
-"""Lists of images as text: CSV, and TSV with or without quotation marks."""
+"""Read lists of images as text: CSV, and TSV with or without quotation marks."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _QUOTED = r'^"([^"]|"")*"$'
 def read_text(path: Path) -> Any:
     """Return a table whose columns are all text.
 
-    Quotation marks are those of CSV. In a `.tsv` they are that only where each field that begins
-    with one is quoted as a whole, as programs write it; else they are text, as IANA has it for
-    tab-separated values: `"big` would take the rows that follow into one field.
+    In CSV, quotation marks quote fields. In a `.tsv` they do so only if each field that begins with
+    one is quoted as a whole, as programs write it. Otherwise they are text, as IANA defines
+    tab-separated values: an unclosed `"big` would merge the following rows into one field.
 
     Raises:
-        UserError: If it is UTF-16.
-        pyarrow.ArrowException: If it is no such table.
+        UserError: If the file is UTF-16.
+        pyarrow.ArrowException: If it is not such a table.
     """
     with regular(path).open("rb") as file:
         if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
@@ -44,22 +44,22 @@ def read_text(path: Path) -> Any:
 
 
 _MARKS = frozenset(",;\t|")
-"""What separates columns."""
+"""Characters that separate columns."""
 
 
 def refuse_line_breaks(labels: Values, place: Place) -> None:
-    """Refuse labels that hold the end of a line: a quotation mark before them has no other.
+    """Refuse labels that contain a line break because a quotation mark was not closed.
 
     Args:
         labels: `[N]`, text or numbers.
-        place: Words where each of them is.
+        place: Describes where each of them is.
 
     Raises:
-        UserError: Naming the first of them.
+        UserError: If there are such labels; the message names the first.
     """
     if labels.dtype != object:
         return
-    # A label of two lines holds what separates columns only where it has swallowed rows.
+    # A label of two lines contains a separator of columns only if it has absorbed rows.
     swallowed = (row for row, label in enumerate(labels) if "\n" in label and _MARKS & set(label))
     first = next(swallowed, None)
     if first is not None:
@@ -82,7 +82,7 @@ def _read(path: Path, options: Any) -> Any:
 
 
 def _is_quoted(table: Any) -> bool:
-    """Whether fields begin with a quotation mark, and all of these end with one that closes it."""
+    """Whether some fields begin with a quotation mark, and each of these is closed at its end."""
     names = [name for name in table.column_names if name.startswith('"')]
     if not all(re.match(_QUOTED, name) for name in names):
         return False

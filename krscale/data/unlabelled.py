@@ -1,7 +1,7 @@
-"""The images of methods with a teacher: training images, and after them those without labels.
+"""Images for methods with a teacher: training images, followed by those without labels.
 
-It is a data set of its own, whose only split is `train`, so that whatever reads a training split
-reads it, too. The labelled data stay as they are: the teacher trains on them alone.
+They form a separate data set whose only split is `train`, so that all code that reads a training
+split can read it. The labelled data are not changed: the teacher trains on them alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from krscale.errors import UserError
 from krscale.leftovers import hidden_lock, sweep_leftovers
 from krscale.storage.folders import present, publish
 
-_LISTED = 3  # pairs of copies that a message names
+_LISTED = 3  # maximum number of pairs of copies that a message names
 _NAME = "unlabelled"
 
 
@@ -43,21 +43,21 @@ def prepare_unlabelled(
     report: Report | None = None,
     note: Note | None = None,
 ) -> Dataset:
-    """Return the images of methods with a teacher: `dataset` itself without `data.unlabelled`.
+    """Return the images for methods with a teacher: `dataset` itself without `data.unlabelled`.
 
-    Otherwise its train followed by the unlabelled images, built once under `cache`. Copies of
-    training images are left out: they are learned from with their labels.
+    Otherwise return its train followed by the unlabelled images, built once under `cache`. Copies
+    of training images are left out, since training uses them with their labels.
 
     Args:
         config: The data section.
         dataset: The labelled images, prepared.
-        cache: Folder of what runs share.
-        report: Called with the images done and all images while they are read.
-        note: Called, when it is built, with what the user should know.
+        cache: Folder that runs share.
+        report: Called with the number of images done and of all images while they are read.
+        note: Called while the data set is built, with what the user should know.
 
     Raises:
-        UserError: If the images cannot be read, are of another shape, or are copies of those of
-            validation or test (unless `data.allow_duplicates`).
+        UserError: If the images cannot be read, are of another shape, or are copies of validation
+            or test images (unless `data.allow_duplicates`).
     """
     if not config.unlabelled:
         return dataset
@@ -78,7 +78,7 @@ def prepare_unlabelled(
 
 
 def find_unlabelled(config: DataConfig, dataset: Dataset, cache: Path) -> Dataset | None:
-    """Return what `prepare_unlabelled` left under `cache`; None where it was never prepared."""
+    """Return what `prepare_unlabelled` built under `cache`; None if it was never prepared."""
     if not config.unlabelled:
         return dataset
     source = open_unlabelled(config, dataset.image_shape[0])
@@ -88,12 +88,12 @@ def find_unlabelled(config: DataConfig, dataset: Dataset, cache: Path) -> Datase
 
 @dataclass(frozen=True)
 class Unlabelled:
-    """Images without labels, read.
+    """Images without labels that have been read.
 
     Attributes:
-        data: What their source says of them.
-        split: Those that can be read; mapped from a folder of the caller's.
-        skipped: Those that were left out as they cannot be.
+        data: Data of their source.
+        split: The readable images, mapped from the caller's folder.
+        skipped: The images that were left out because they cannot be read.
     """
 
     data: SourceData
@@ -101,7 +101,7 @@ class Unlabelled:
     skipped: tuple[Fault, ...]
 
     def notes(self, config: DataConfig) -> tuple[str, ...]:
-        """Say what was done to them, a sentence each."""
+        """Return notes on what was done to them, one sentence each."""
         where, seen = config.unlabelled, self.data.seen
         of_seen = seen.notes(where, config.background) if seen else ()
         return (*self.data.notes, *skipped_notes(where, self.skipped), *of_seen)
@@ -113,14 +113,14 @@ def read_unlabelled(
     """Read all unlabelled images.
 
     Args:
-        source: Of `open_unlabelled`.
+        source: A source from `open_unlabelled`.
         config: The data section.
         shape: `(C, H, W)` of the labelled images.
-        report: Called with the images done and all images.
+        report: Called with the number of images done and of all images.
         to: Folder that images are written to; the split is mapped from it.
 
     Raises:
-        UserError: If some cannot be read, or are of another shape.
+        UserError: If images cannot be read, or are of another shape.
     """
     data, skipped = source.read(report), tuple[Fault, ...]()
     check_shape(data, config, shape)
@@ -142,7 +142,7 @@ def check_shape(data: SourceData, config: DataConfig, shape: tuple[int, ...]) ->
     """Refuse images of another shape than the labelled ones.
 
     Raises:
-        UserError: Naming both shapes.
+        UserError: If the shapes differ; the message names both.
     """
     found = data.splits["train"].image_shape
     if found != shape:
@@ -161,8 +161,8 @@ class Copies:
     """Which unlabelled images are also among the labelled ones.
 
     Attributes:
-        of_train: Numbers of those that train has, `[n]`.
-        judged: Of those that validation or test have, by split.
+        of_train: Numbers of those that are also in train, `[n]`.
+        judged: Numbers of those that are also in validation or test, by split.
     """
 
     of_train: Rows
@@ -176,12 +176,12 @@ class Copies:
         return cls(of_train, {name: numbers for name, numbers in found.items() if len(numbers)})
 
     def renumbered(self, numbers: Rows) -> Copies:
-        """Return the same of images that have other numbers: the i-th has `numbers[i]`."""
+        """Return the same copies with other image numbers: the i-th image becomes `numbers[i]`."""
         judged = {name: numbers[found] for name, found in self.judged.items()}
         return Copies(numbers[self.of_train], judged)
 
     def problem(self, config: DataConfig, data: SourceData) -> str:
-        """Say why they are refused; nothing where they are not."""
+        """Return why they are refused; empty if they are not."""
         if not self.judged or config.allow_duplicates:
             return ""
         pairs = [
@@ -199,7 +199,7 @@ class Copies:
         )
 
     def notes(self, config: DataConfig) -> tuple[str, ...]:
-        """Say what is learned from although it is judged by, and what was left out."""
+        """Return notes on copies of validation or test images, and on what was left out."""
         lines = [
             f"{config.unlabelled}: unlabelled images that are also in {name}, pixel by pixel: "
             f"{len(numbers)}."
@@ -221,8 +221,8 @@ def _build(
     identity: dict[str, Any],
     report: Report,
 ) -> list[str]:
-    """Build the folder and return what the user should know of its content."""
-    # Beside the data, since a temporary folder of the system may itself be memory.
+    """Build the folder and return notes for the user about its content."""
+    # Placed beside the data, since the system's temporary folder may be held in memory.
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
         found = read_unlabelled(source, config, dataset.image_shape, report, Path(scratch))
         pixels = digests(found.split.images)
@@ -246,7 +246,7 @@ def _build(
         notes = [*found.notes(config), *copies.notes(config)]
         facts = {
             "source": dataset.source,
-            # Files that were copied, or only touched, are the same images.
+            # Copying files or changing only their times leaves the fingerprint as it is.
             "fingerprint": fingerprint({"of": dataset.fingerprint, _NAME: content.digest}),
             "identity": identity,
             "classes": dataset.classes,
@@ -272,7 +272,7 @@ def _read(data: SourceData, config: DataConfig, to: Path) -> Split:
 
 
 def _identity(config: DataConfig, dataset: Dataset, source: UnlabelledSource) -> dict[str, Any]:
-    """What determines the images; the labelled ones by their content."""
+    """Return what determines the images; for labelled ones, this is their content."""
     identity = {"format": FORMAT, "of": dataset.fingerprint, _NAME: dict(source.identity())}
     return identity | ({"allow_duplicates": True} if config.allow_duplicates else {})
 
@@ -283,4 +283,4 @@ def _path(dataset: Dataset, identity: Mapping[str, Any], cache: Path) -> Path:
 
 
 def _silent(_done: int, _all: int) -> None:
-    """Report to nobody."""
+    """Report nothing."""

@@ -1,4 +1,4 @@
-"""Looking at images without labels before anything is built."""
+"""Check images without labels before anything is built."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from krscale.errors import UserError
 
 @dataclass(frozen=True)
 class UnlabelledCheck:
-    """What there is of images without labels.
+    """Result of checking images without labels.
 
     Attributes:
-        num_images: Those that can be read and are no copies of training images.
+        num_images: Number of images that can be read and are not copies of training images.
         notes: What the user should know.
-        problems: Why they would be refused.
+        problems: Why the images would be refused.
     """
 
     num_images: int = 0
@@ -35,16 +35,16 @@ class UnlabelledCheck:
 def check_unlabelled(
     config: DataConfig, shape: tuple[int, ...], known: Mapping[SplitName, Digests], report: Report
 ) -> UnlabelledCheck:
-    """Read every image without a label once; nothing is written.
+    """Read every image without a label once; write nothing.
 
     Args:
         config: The data section.
         shape: `(C, H, W)` of the labelled images.
-        known: Digests of these, by split.
-        report: Called with the images done and all images.
+        known: Digests of the labelled images, by split.
+        report: Called with the number of images done and of all images.
 
     Raises:
-        UserError: If there is nothing to look at.
+        UserError: If there is nothing to check.
     """
     if not config.unlabelled:
         return UnlabelledCheck()
@@ -64,7 +64,7 @@ def check_unlabelled(
             refuse()
         except UserError as error:
             problems.append(str(error))
-    # Those with a fault are all black, and no copies of one another.
+    # Images with a fault are all black and must not count as copies of one another.
     kept = np.setdiff1d(np.arange(len(pixels)), sorted(faulty))
     copies = Copies.find(known, pixels[kept]).renumbered(kept)
     if problem := copies.problem(config, data):

@@ -1,4 +1,4 @@
-"""Images without labels, read by the readers of labelled ones, which are asked for images only."""
+"""Read images without labels, with the readers of labelled data, which then read only images."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ class UnlabelledSource(Protocol):
 
 
 def open_unlabelled(config: DataConfig, num_channels: int) -> UnlabelledSource:
-    """Return the source of what `data.unlabelled` names.
+    """Return the source for the path in `data.unlabelled`.
 
     Args:
         config: The data section; `unlabelled` is not empty.
-        num_channels: Of the labelled images, 1 or 3; files are read with as many.
+        num_channels: Channels of the labelled images, 1 or 3; files are read with as many.
 
     Raises:
-        UserError: If there is nothing there, or it is of no kind that can be read.
+        UserError: If the path does not exist, or no source can read it.
     """
     path = Path(config.unlabelled).expanduser()
     if not path.exists():
@@ -72,7 +72,7 @@ def open_unlabelled(config: DataConfig, num_channels: int) -> UnlabelledSource:
 
 
 class _Folder:
-    """Image files of a folder, at any depth; its folders mean nothing."""
+    """Image files of a folder, at any depth; the names of folders are ignored."""
 
     def __init__(self, config: DataConfig) -> None:
         self.config, self.path = config, existing_path(config, WANTED)
@@ -100,7 +100,7 @@ class _Folder:
 
 
 class _List(ImageList):
-    """The paths of a list; all of its rows, whatever else stands in them."""
+    """All rows of a list of paths, whatever its other columns hold."""
 
     def read(self, report: Report) -> SourceData:
         files = self.files
@@ -109,7 +109,7 @@ class _List(ImageList):
 
 
 class _Parquet(Parquet):
-    """The column of images of Parquet files, whatever the files are called."""
+    """The column of images of Parquet files, whatever the names of the files."""
 
     def find_splits(self, files: Sequence[Path]) -> dict[SplitName, list[Path]]:
         if self.path.is_file():
@@ -193,7 +193,7 @@ _KINDS: dict[str, Callable[[DataConfig], UnlabelledSource]] = {
 
 
 def _kind(path: Path, config: DataConfig) -> str:
-    """Return the source that reads a path; of Parquet, by its columns."""
+    """Return the source that reads a path; for a Parquet file, its columns decide."""
     if path.is_file() and path.suffix.lower() in SUFFIXES:
         raise UserError(f"data.unlabelled: {path}: one image; expected {WANTED}.")
     kind = kind_of(path)
@@ -238,7 +238,7 @@ def _num_rows(file: Path) -> int:
 
 @contextmanager
 def _names_the_setting() -> Iterator[None]:
-    """Name `data.unlabelled` where a reader names the setting of labelled images."""
+    """Replace `data.path` by `data.unlabelled` in the error messages of readers."""
     try:
         yield
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Archives and compressed files, with a bound on what they unpack to.
+"""Read archives and compressed files, with a bound on their unpacked size.
 
 A few kilobytes can unpack to a hundred gigabytes. Nothing is written to disk here, so that names
 and links within an archive have no effect.
@@ -19,7 +19,7 @@ from krscale.foreign import parsing, regular
 
 _SMALL = 2**28
 _RATIO = 200
-"""More than images are packed by: where they are not all alike, 2 to 20."""
+"""A factor that exceeds the compression of images, which is 2 to 20 unless all are alike."""
 _MANY_ROWS = 2**20
 _BLOCK = 2**20
 _MAX_MEMBERS = 10_000
@@ -27,15 +27,15 @@ _OPENERS: Mapping[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xf
 
 
 def refuse_bomb(where: str, packed: int, unpacked: int) -> None:
-    """Refuse what unpacks to far more than any images do.
+    """Refuse a file that unpacks to far more than image files do.
 
     Args:
-        where: The file, for errors.
+        where: The file, for error messages.
         packed: Bytes in the file.
-        unpacked: Bytes that it says it unpacks to.
+        unpacked: Unpacked size in bytes, according to the file.
 
     Raises:
-        UserError: If it is large and more than 200 times as large as the file.
+        UserError: If the unpacked size is large and more than 200 times that of the file.
 
     Example:
         >>> refuse_bomb("images.npz", packed=11_000_000, unpacked=55_000_000)
@@ -48,17 +48,18 @@ def refuse_bomb(where: str, packed: int, unpacked: int) -> None:
 
 
 def refuse_rows(where: str, num_bytes: int, num_rows: int) -> None:
-    """Refuse a table of millions of rows that has less than a byte for each.
+    """Refuse a table of millions of rows with less than one byte per row.
 
-    A run of equal values takes a few bytes, whatever its length; read, each takes eight or more.
+    A run of equal values takes a few bytes whatever its length, but eight or more bytes per value
+    once it is read.
 
     Args:
-        where: The file, for errors.
-        num_bytes: Its size.
-        num_rows: Rows that it says it has.
+        where: The file, for error messages.
+        num_bytes: Size of the file.
+        num_rows: Number of rows, according to the file.
 
     Raises:
-        UserError: If no images, labels or paths can be so many.
+        UserError: If there are too many rows for images, labels or paths.
 
     Example:
         >>> refuse_rows("train.parquet", num_bytes=11_000_000, num_rows=60_000)
@@ -71,15 +72,15 @@ def refuse_rows(where: str, num_bytes: int, num_rows: int) -> None:
 
 
 def read_members(path: Path, wanted: set[str], max_bytes: int) -> dict[str, bytes]:
-    """Return the content of files in a tar archive, found by name in any folder of it.
+    """Return the contents of files in a tar archive, found by name in any of its folders.
 
     Args:
         path: The archive, compressed or not. Links in it are not followed.
         wanted: Names of the files, without folders.
-        max_bytes: What a file of it, and twice what all of it together, may unpack to.
+        max_bytes: Maximum unpacked size of one file; the whole archive may have twice as much.
 
     Raises:
-        UserError: If the archive is damaged, or larger than that.
+        UserError: If the archive is damaged or too large.
     """
     files: dict[str, bytes] = {}
     with parsing(f"data.path: {path}: not a readable archive"), _opened(path) as raw:

@@ -1,13 +1,13 @@
 """Views: seeded augmentation, computed in batches on the device, the same on every machine.
 
 A view of an image is a pure function of (seed, sample, view number). All pixel arithmetic is on
-integers, so the teacher need run only once for each view, on any machine, and students see the
-very same pixels. The operations, in this order: flip, crop, resized crop, shift, jitter, cutout,
+integers, so the teacher need run only once for each view, on any machine, and students get exactly
+the same pixels. The operations, in this order: flip, crop, resized crop, shift, jitter, cutout,
 erasing. Two images are mixed after all of these (`krscale.data.mixing`).
 
 Pixels move by copying whole blocks of memory: in a flat batch, a shift of an image by (rows,
-columns) is a shift of its bytes by `rows * W + columns`. What this drags in from neighbouring
-rows and images lies outside the image and is blanked.
+columns) is a shift of its bytes by `rows * W + columns`. Pixels that this brings in from
+neighbouring rows and images lie outside the image and are blanked.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def check_views(policy: ViewsConfig, image_shape: tuple[int, int, int]) -> None:
         image_shape: `(C, H, W)`.
 
     Raises:
-        UserError: If a displacement or the cutout covers a whole side, or jitter meets images
-            that are not RGB, or CutMix images of one row or column.
+        UserError: If a displacement or the cutout covers a whole side, if jitter is set for images
+            that are not RGB, or CutMix for images of one row or column.
 
     Example:
         >>> check_views(ViewsConfig(jitter=0.2), (1, 28, 28))
@@ -75,7 +75,7 @@ def check_views(policy: ViewsConfig, image_shape: tuple[int, int, int]) -> None:
 
 
 def notes_on_views(policy: ViewsConfig, source: str) -> tuple[str, ...]:
-    """Say what in a policy does not suit the task of a source (`data.source`), as far as known."""
+    """Return notes on settings that are known not to suit the task of a source (`data.source`)."""
     if policy.flip and source in _CHARACTERS:
         return (
             f"views.flip mirrors half of the views, and a mirrored character of {source} is "
@@ -98,7 +98,7 @@ def apply_views(images: Tensor, samples: Tensor, view: int, policy: ViewsConfig)
     """Return one view of each image, not mixed with another.
 
     Args:
-        images: `[B, C, H, W]` uint8; left as they are.
+        images: `[B, C, H, W]` uint8; not modified.
         samples: `[B]` int64, index of each image within its split, the key of its random draws.
         view: Number of the view.
         policy: The `views` section.
@@ -141,7 +141,7 @@ def gather_views(data: Tensor, samples: Tensor, view: int, policy: ViewsConfig) 
 
 
 def _views(data: Tensor, rows: Tensor, samples: Tensor, view: int, policy: ViewsConfig) -> Tensor:
-    """Views of `data[rows]`, drawn for `samples`."""
+    """Return views of `data[rows]`, drawn for `samples`."""
     bounds = _bounds(policy, *data.shape[-3:])
     if not bounds or not len(rows):
         return data.index_select(0, rows)
@@ -161,7 +161,7 @@ def _views(data: Tensor, rows: Tensor, samples: Tensor, view: int, policy: Views
 
 
 def _bounds(policy: ViewsConfig, channels: int, height: int, width: int) -> dict[str, int]:
-    """Number of outcomes of every draw that the policy needs."""
+    """Return the number of outcomes of every draw that the policy needs."""
     bounds: dict[str, int] = {}
     if policy.flip:
         bounds["flip"] = 2
@@ -183,13 +183,13 @@ def _bounds(policy: ViewsConfig, channels: int, height: int, width: int) -> dict
 
 
 def _flip_and_crop(data: Tensor, rows: Tensor, draws: dict[str, Tensor], padding: int) -> Tensor:
-    """Gather `data[rows]`; mirror those that drew it; cut each from its zero-padded self."""
+    """Gather `data[rows]`, mirror those that drew it, and crop each from its zero-padded image."""
     flip, crop_row = draws.get("flip"), draws.get("crop_row")
     if flip is None and crop_row is None:
         return data.index_select(0, rows)
     num_images, (channels, height, width) = len(rows), data.shape[1:]
     size = channels * height * width
-    guard = padding * (width + 1)  # the farthest that a displaced image reaches past the batch
+    guard = padding * (width + 1)  # how far a displaced image can reach past the batch
     num_copies = 1 if flip is None else 2
     buffer = data.new_empty(guard + num_copies * num_images * size + guard)
     copies = buffer[guard : len(buffer) - guard].view(-1, channels, height, width)
@@ -219,7 +219,7 @@ def _shift(images: Tensor, row_draw: Tensor, column_draw: Tensor, reach: int) ->
 
 
 def _displaced(size: int, displacement: Tensor) -> Tensor:
-    """Coordinates `[B, size]` that each output coordinate reads."""
+    """Return the coordinates `[B, size]` that each output coordinate reads."""
     read = _coordinates(size, displacement.device) + displacement[:, None]
     return read.clamp_(0, size - 1)
 
@@ -254,7 +254,7 @@ def _jitter(images: Tensor, draws: dict[str, Tensor], reach: int) -> Tensor:
 
 
 def _cut_out(images: Tensor, row: Tensor, column: Tensor, side: int) -> Tensor:
-    """Blank a square around each drawn centre, as far as it lies in the image; in place."""
+    """Blank a square around each drawn centre, as far as it lies in the image, in place."""
     height, width = images.shape[-2:]
     by_row, by_column = _outside(height, width, side, images.device)
     images &= by_row.index_select(0, row) | by_column.index_select(0, column)
@@ -263,9 +263,9 @@ def _cut_out(images: Tensor, row: Tensor, column: Tensor, side: int) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _inside(height: int, width: int, padding: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Masks `[2 padding + 1, 1, H, W]` by row draw and by column draw: 255 inside, 0 outside.
+    """Return masks `[2 padding + 1, 1, H, W]` by row and by column draw: 255 inside, 0 outside.
 
-    Whole images, not rows: looking one up is one copy of contiguous memory.
+    The masks are whole images instead of rows, so that a look-up copies contiguous memory.
     """
     return (
         _expand(_reads_inside(height, padding, device)[:, :, None], height, width),
@@ -280,7 +280,7 @@ def _reads_inside(size: int, padding: int, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _outside(height: int, width: int, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Masks `[H, 1, H, W]` and `[W, 1, H, W]` by a square's centre: 0 in its rows or columns."""
+    """Return masks `[H, 1, H, W]`, `[W, 1, H, W]` by square centre: 0 in its rows or columns."""
     return (
         _expand(_beyond(height, side, device)[:, :, None], height, width),
         _expand(_beyond(width, side, device)[:, None, :], height, width),

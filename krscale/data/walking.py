@@ -1,4 +1,4 @@
-"""Which files of a folder are data, at every depth, and what is passed over."""
+"""Find the data files of a folder at every depth, and record what is skipped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from krscale.errors import UserError, utf8_text
 
 SYSTEM_FOLDERS = frozenset(
     (
-        "__macosx",  # beside the content of archives that macOS packs
+        "__macosx",  # added by macOS to archives
         "@eadir",  # thumbnails and indices of Synology
         "#recycle",  # bins of network drives and of Windows
         "$recycle.bin",
@@ -21,23 +21,23 @@ SYSTEM_FOLDERS = frozenset(
         "__pycache__",
     )
 )
-"""Folders, in lower case, that systems leave among the files of their users."""
+"""Folders, in lower case, that systems create among the user's files."""
 SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini", "icon\r"))
-_LISTED = 5  # files or kinds of files that a message names
+_LISTED = 5  # maximum number of files, or kinds of files, that a message names
 
 
 @dataclass
 class Found:
-    """What a walk has seen.
+    """What a walk has found.
 
     Attributes:
-        files: Data files, as text: a `Path` each would be the larger part of a walk.
-        hidden: Folders and files that are hidden or a system's own, by name.
-        others: Files that are not data, by suffix.
+        files: Data files, as text: creating a `Path` for each would take most of a walk's time.
+        hidden: Hidden or system folders and files, counted by name.
+        others: Files that are not data, counted by suffix.
         links: Links to folders, which are not followed.
-        broken: Data files by name that are no files: their path, and what they are.
-        outside: Data files where none belong.
-        classes: Hidden folders that hold data files where folders of classes belong, and how many.
+        broken: Entries named like data files that are not files: their paths, and what they are.
+        outside: Data files outside the folders of classes.
+        classes: Number of data files in each hidden folder that lies among folders of classes.
     """
 
     files: list[str] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Found:
     classes: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Found) -> None:
-        """Take over what another walk has seen."""
+        """Add what another walk has found."""
         self.files += other.files
         self.hidden += other.hidden
         self.others += other.others
@@ -59,14 +59,14 @@ class Found:
         self.classes += other.classes
 
     def check(self, where: Path, *, skip: bool = False) -> None:
-        """Refuse data files that cannot be opened, or would never end.
+        """Refuse data files that cannot be opened or are not regular files, such as pipes.
 
         Args:
-            where: What was walked.
-            skip: Whether they are passed over instead, as `data.skip_unreadable` has it.
+            where: Folder that was walked.
+            skip: Whether to skip them instead (`data.skip_unreadable`).
 
         Raises:
-            UserError: Naming the first of them.
+            UserError: If there are such files; the message names the first.
         """
         if not self.broken or skip:
             return
@@ -81,7 +81,7 @@ class Found:
         )
 
     def notes(self, where: Path) -> tuple[str, ...]:
-        """Say what was passed over: in one line, and one more where it looks like classes."""
+        """Return a line on what was skipped, and one more if hidden folders may be classes."""
         parts = []
         if self.hidden:
             parts.append(_counted(self.hidden, "hidden or system folders and files"))
@@ -107,7 +107,7 @@ class Found:
 
 
 def is_hidden_folder(name: str) -> bool:
-    """Whether a folder is hidden or a system's own: `.cache`, `__MACOSX`."""
+    """Whether a folder is hidden or a system folder: `.cache`, `__MACOSX`."""
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
@@ -117,9 +117,9 @@ def walk(
     """Find the data files below a folder, in no order.
 
     Args:
-        root: Where to start; it may itself be hidden, or a link.
-        suffixes: Of data files, in lower case; `.png` finds `A.PNG`.
-        hidden: Whether a folder of this name is passed over with all that is in it.
+        root: Folder to start from; it may itself be hidden, or a link.
+        suffixes: Suffixes of data files, in lower case; `.png` also matches `A.PNG`.
+        hidden: Returns whether a folder with this name is skipped with all its contents.
 
     Raises:
         UserError: If a folder cannot be read.
@@ -152,7 +152,7 @@ def _sort_in(
         else:
             folders.append(entry.path)
     elif name.startswith(".") or name.lower() in SYSTEM_FILES:
-        # `._x.png` is what macOS keeps beside `x.png` on file systems of others.
+        # `._x.png` is written by macOS beside `x.png` on foreign file systems.
         found.hidden["._*" if name.startswith("._") else name] += 1
     elif (suffix := _suffix(name)) not in suffixes:
         if _is_folder(entry):
@@ -166,7 +166,7 @@ def _sort_in(
 
 
 def _suffix(name: str) -> str:
-    """What `Path.suffix` is, without a `Path` for each of a million files."""
+    """Return what `Path.suffix` would, without creating a `Path` for each of a million files."""
     _, dot, end = name.rpartition(".")
     return f".{end.lower()}" if dot else ""
 
@@ -174,12 +174,12 @@ def _suffix(name: str) -> str:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link in a circle leads to no folder
+    except OSError:  # e.g. circular links
         return False
 
 
 def _not_a_file(entry: os.DirEntry[str]) -> str | None:
-    """Say what an entry is, unless it is a regular file or a link to one."""
+    """Return what an entry is, or None if it is a regular file or a link to one."""
     try:
         if entry.is_file():
             return None

@@ -1,4 +1,4 @@
-"""The networks: a small zoo with one capacity dial each, and any network of the user's own."""
+"""The networks: a small zoo with one capacity dial per network, and any network of the user."""
 
 from __future__ import annotations
 
@@ -49,24 +49,25 @@ def build_model(
 
     Args:
         name: A name of `ZOO`; `timm:NAME`, `torchvision:NAME` or `hf:FOLDER` for a network of these
-            libraries; or `package.module:callable` for one of the user's own, which takes any of
-            the three numbers below by keyword, under any usual name; `object:NAME` for one that
-            was given to `krscale.search`.
-        num_classes: Logits `K`.
+            libraries; `package.module:callable` for one of the user's own, which takes any of the
+            three numbers below by keyword, under any usual name; or `object:NAME` for one that was
+            given to `krscale.search`.
+        num_classes: Number of logits `K`.
         in_channels: Channels of the images.
         width: The capacity dial, for networks that have one.
-        options: Further keyword arguments of the network.
-        output_key: Which of several outputs are the logits; empty finds them by itself.
-        fresh: Load no pretrained weights, because others will take their place.
-        where: The config table the name came from, e.g. `"teacher"`; used in errors.
+        options: Further keyword arguments for building the network.
+        output_key: Name of the logits among several outputs; empty detects them.
+        fresh: Whether to load no pretrained weights, because other weights will replace them.
+        where: The config table that the name is from, e.g. `"teacher"`; used in error messages.
 
     Returns:
-        The network, mapping images `[B, in_channels, H, W]` to logits `[B, K]`, whatever it
-        returned by itself; without wrappers for compilation or data-parallel training.
+        The network, which maps images `[B, in_channels, H, W]` to logits `[B, K]` even if it
+        originally returned something else. Wrappers for compilation or data-parallel training are
+        removed.
 
     Raises:
         UserError: If the name is unknown, its module cannot be imported, an option is not
-            accepted, building it fails, or what is built is not an `nn.Module`.
+            accepted, building it fails, or the result is not an `nn.Module`.
 
     Example:
         >>> size = {"num_classes": 10, "in_channels": 1, "width": 4}
@@ -86,9 +87,9 @@ def build_model(
         arguments = arguments_for(ZOO[name], name, dial, options, where)
         try:
             return ZOO[name](**arguments)
-        except torch.OutOfMemoryError:  # of a GPU that others use too: a trial may have it later
+        except torch.OutOfMemoryError:  # the GPU may be shared: a trial may succeed later
             raise
-        except RuntimeError as error:  # torch's, of a machine without so much memory
+        except RuntimeError as error:  # raised by torch if the machine has too little memory
             raise UserError(
                 f"{where}.model: {name} cannot be built with {_written(arguments)}: "
                 f"{reason_of(error)}."
@@ -117,7 +118,7 @@ def build_model(
 
 
 def _refuse_lazy(model: nn.Module, name: str, where: str) -> None:
-    """Refuse layers that have no weights until they first run: these could not be drawn again."""
+    """Refuse layers without weights before their first run: they could not be initialised again."""
     weights = [*model.named_parameters(), *model.named_buffers()]
     lazy = dict.fromkeys(path.rpartition(".")[0] for path, value in weights if is_lazy(value))
     if not lazy:

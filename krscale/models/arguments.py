@@ -1,7 +1,7 @@
-"""Which arguments a callable that builds a network gets: what it calls the number of classes, etc.
+"""Find the arguments for a callable that builds a network, such as its name for `num_classes`.
 
-Networks of other people take the same few numbers under other names. They are found by the
-callable's signature, never by position, so that nothing lands in the wrong place.
+The user's networks take the same few numbers under other names. The names are found in the
+callable's signature, and arguments are never passed by position, so that none can be mixed up.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     ),
     "width": ("width",),
 }  # fmt: skip
-"""What krscale sets, and the names that callables have for it; the first that is there is used.
+"""Arguments that krscale sets, with the names that callables use; the first match is used.
 
 `channels` and `num_channels` are not among them: they often mean the width of a layer.
 """
@@ -40,22 +40,22 @@ def arguments_for(
 ) -> dict[str, Any]:
     """Return the keyword arguments to build a network with, checked before anything runs.
 
-    A callable gets of the number of classes, the channels and the width what it takes, under its
-    own names; one that takes any keyword (`**kwargs`) gets all of them.
+    Of the number of classes, the channels and the width, a callable gets those that it takes, under
+    its own names; a callable that takes any keyword (`**kwargs`) gets all of them.
 
     Args:
         build: The callable.
-        name: As the user wrote it, for errors.
+        name: Name as the user wrote it, for error messages.
         dial: Values of the keys of `ALIASES`.
         options: The user's own arguments.
-        where: The config table of the network, for errors.
+        where: The config table of the network, for error messages.
 
     Raises:
         UserError: If an option is unknown or set by krscale, or an argument is missing.
     """
     try:
         parameters = inspect.signature(build).parameters
-    except ValueError:  # a callable written in C may have no signature; the call then decides
+    except ValueError:  # callables written in C may have no signature
         return {**dial, **options}
     kinds = {parameter.kind for parameter in parameters.values()}
     takes_any = inspect.Parameter.VAR_KEYWORD in kinds
@@ -82,9 +82,9 @@ def arguments_for(
 
 
 def call_with(build: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """Call a builder; one that takes any keyword may hand on what its network does not take.
+    """Call a builder; retry if it passes on a number that its network does not take.
 
-    Then the number that krscale adds by itself, and that nobody takes, is left out.
+    A builder that takes any keyword may do this. The number that krscale added is then left out.
     """
     try:
         return build(**arguments)

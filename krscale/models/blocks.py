@@ -1,4 +1,4 @@
-"""The blocks of a network: what can be a tap, with shapes, in the order in which they run."""
+"""The blocks of a network that can be taps, with shapes, in the order in which they run."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ class Block:
     Attributes:
         path: Module path.
         kind: Name of its class.
-        shape: Of its output for one image, as the block gives it.
-        layout: Where its channels are; empty where it has no positions, `?` where nothing tells.
+        shape: Shape of its output for one image, as the block returns it.
+        layout: Where its channels are; empty if it has no positions, `?` if this cannot be
+            determined.
     """
 
     path: str
@@ -43,10 +44,10 @@ class Block:
 
 
 def list_blocks(model: nn.Module, image_shape: Sequence[int]) -> tuple[Block, ...]:
-    """Return all blocks that run once and give a tensor of all images, in the order they end in.
+    """Return all blocks that run once and return one tensor for all images, in order of completion.
 
     Args:
-        model: The network; on meta tensors nothing is computed.
+        model: The network; if it is on meta tensors, nothing is computed.
         image_shape: `(C, H, W)`.
     """
     paths = [path for path, _ in _blocks_of(model)]
@@ -66,14 +67,14 @@ def list_blocks(model: nn.Module, image_shape: Sequence[int]) -> tuple[Block, ..
 
 
 def proposed_taps(model: nn.Module, image_shape: Sequence[int]) -> tuple[str, ...]:
-    """Return the taps that a network names itself, or those that are found by running it.
+    """Return the taps that a network defines, or those that are found by running it.
 
     Args:
-        model: On a device that computes.
+        model: The network, on a real device.
         image_shape: `(C, H, W)`.
 
     Raises:
-        UserError: If none is found.
+        UserError: If no tap is found.
     """
     own: tuple[str, ...] | None = getattr(model, "tap_paths", None)
     if own is not None:
@@ -86,13 +87,13 @@ def proposed_taps(model: nn.Module, image_shape: Sequence[int]) -> tuple[str, ..
 def _run(
     model: nn.Module, image_shape: Sequence[int], *, to_the_end: bool = True
 ) -> list[tuple[str, Tensor]]:
-    """Return what the blocks give that have parts and run once, in the order in which they end.
+    """Return the outputs of blocks with submodules that run once, in order of completion.
 
     Args:
         model: The network.
         image_shape: `(C, H, W)`.
-        to_the_end: Raise what stops it; else return what was reached, as many networks take images
-            of one size only.
+        to_the_end: Whether to raise an error that stops the run. Otherwise return what was reached,
+            since many networks take images of one size only.
     """
     outputs: list[tuple[str, Any]] = []
     hooks = [(module, partial(_record, outputs, path)) for path, module in _blocks_of(model)]
@@ -112,12 +113,12 @@ def _run(
         times[path] = times.get(path, 0) + 1
     single = ((path, _single(output)) for path, output in outputs if times[path] == 1)
     found = [(path, o) for path, o in single if o is not None and o.ndim in (2, 3, 4)]
-    # Not tokens [T, B, C], nor windows in the place of images: these cannot be a tap.
+    # Exclude tokens [T, B, C], and windows in place of images: these cannot be a tap.
     return [(path, output) for path, output in found if len(output) == BATCH]
 
 
 def _blocks_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the modules that have parts, by path."""
+    """Return the modules that have submodules, with their paths."""
     named = readable_modules(model)
     return [
         (path, module) for path, module in named if path and any(True for _ in module.children())

@@ -1,7 +1,7 @@
-"""Networks that share weights with one that was built before.
+"""Refuse networks that share weights with one that was built before.
 
-A function that returns the same network again, or builds a new one around the same layers, hands
-each training the weights that the one before has left. Nothing of a result would show it.
+If a function returns the same network again, or builds a new one around the same layers, each
+training starts with the weights that the previous one left. The results would not show it.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from torch import Tensor, nn
 from krscale.errors import UserError
 
 _seen: dict[int, weakref.ref[Tensor]] = {}
-"""What a training changes in the networks that were built in this process, by the tensor's id."""
+"""Tensors that training changes in the networks built in this process, by the tensor's id."""
 
 
 def refuse_built_before(network: nn.Module, name: str, where: str) -> None:
-    """Refuse a network of which a part belongs to one that this was called with before.
+    """Refuse a network that shares a part with one that was passed to this function before.
 
-    What no training changes may be shared: frozen weights, and constants kept as buffers.
+    Parts that training does not change may be shared: frozen weights, and constants in buffers.
 
     Args:
-        network: As it was built.
-        name: Of what built it.
+        network: The network as it was built.
+        name: Name of the callable that built it.
         where: The config table of the network, for the message.
 
     Raises:
-        UserError: Naming a weight.
+        UserError: If there is a shared part; the message names a weight.
     """
     changed = dict(_changed_by_training(network))
     for path, tensor in changed.items():
@@ -54,5 +54,5 @@ def _changed_by_training(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _forget(key: int, gone: weakref.ref[Tensor]) -> None:
-    if _seen.get(key) is gone:  # another tensor may have its id by now
+    if _seen.get(key) is gone:  # another tensor may have the same id by now
         del _seen[key]

@@ -1,4 +1,4 @@
-"""How large a network is: parameters, FLOPs, bytes, latency; and the width for a given size."""
+"""Measure a network: parameters, FLOPs, bytes, latency; and find the width for a given size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from krscale.errors import UserError
 from krscale.knowledge.modes import left_as_it_was
 
 MAX_WIDTH = 1 << 16
-"""Widths beyond this are not tried: no network of the zoo is that large."""
+"""Larger widths are not tried: no network of the zoo is that large."""
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -35,7 +35,7 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def num_bytes(model: nn.Module) -> int:
-    """Return the bytes of parameters and buffers in the precision they have; shared ones once.
+    """Return the bytes of parameters and buffers in their precision; shared ones count once.
 
     Example:
         >>> num_bytes(nn.Linear(3, 2)), num_bytes(nn.Linear(3, 2, dtype=torch.bfloat16))
@@ -49,13 +49,13 @@ def count_flops(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
     """Return the floating-point operations of one forward pass over one image.
 
     A multiply-add counts as 2 FLOPs (papers that write "FLOPs" often count it as 1). Convolutions,
-    products of matrices and vectors, attention and recurrent layers count; norms, activations and
+    products of matrices and vectors, attention and recurrent layers count. Norms, activations and
     pooling do not, nor does a product that is written as a multiplication and a sum. Nothing is
-    computed: a copy of the network runs on the meta device. One that cannot run there, because it
-    looks at values, runs where it is.
+    computed, since a copy of the network runs on the meta device. If it cannot run there, because
+    it depends on values, it runs on its own device.
 
     Args:
-        model: The network; left as it is.
+        model: The network; not modified.
         input_shape: `(C, H, W)` of one image.
 
     Example:
@@ -82,10 +82,9 @@ def _count(model: nn.Module, input_shape: tuple[int, int, int], device: torch.de
 
 @contextmanager
 def _plain_kernels() -> Iterator[None]:
-    """Take the products of attention and recurrent layers one by one, on every device.
+    """Run attention and recurrent layers as separate products on every device.
 
-    The fused kernels that real devices have for them are no operations that torch counts, and
-    would count as nothing.
+    Real devices use fused kernels for them, which torch's counter does not count.
     """
     mha = torch.backends.mha
     libraries: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
@@ -93,7 +92,7 @@ def _plain_kernels() -> Iterator[None]:
     try:
         mha.set_fastpath_enabled(False)
         for library in libraries:
-            # Not by `flags()`, which sets other things, too, and warns of those.
+            # Not with `flags()`, which also sets other options and warns about them.
             library.enabled = False
         with sdpa_kernel(SDPBackend.MATH):
             yield
@@ -104,7 +103,7 @@ def _plain_kernels() -> Iterator[None]:
 
 
 def _dot(a: Sequence[int], _b: Any, **_: Any) -> int:
-    return 2 * math.prod(a)  # of a matrix or a vector, with a vector
+    return 2 * math.prod(a)  # product of a matrix or a vector with a vector
 
 
 def _addmv(_to: Any, a: Sequence[int], b: Any, **_: Any) -> int:
@@ -116,7 +115,7 @@ def _addbmm(_to: Any, a: Sequence[int], b: Sequence[int], **_: Any) -> int:
 
 
 def _bilinear(a: Sequence[int], weight: Sequence[int], _b: Any, *_: Any, **__: Any) -> int:
-    # [B, I] with [O, I, J], then the [B, O, J] that comes of it with [B, J].
+    # The product of [B, I] and [O, I, J], then of the resulting [B, O, J] and [B, J].
     return 2 * a[0] * (math.prod(weight) + weight[0] * weight[2])
 
 
@@ -125,16 +124,16 @@ _UNCOUNTED = {
     torch.ops.aten.dot: _dot,
     torch.ops.aten.addmv: _addmv,
     torch.ops.aten.addbmm: _addbmm,
-    torch.ops.aten._trilinear: _bilinear,  # nothing but `nn.Bilinear` calls it
+    torch.ops.aten._trilinear: _bilinear,  # called only by `nn.Bilinear`
 }
-"""Products that `FlopCounterMode` has no formula for."""
+"""Products for which `FlopCounterMode` has no formula."""
 
 
 _DRAWS = {torch.ops.aten.normal_, torch.ops.aten.uniform_}
 
 
 class _WithoutDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Leaves out the random numbers of weights that have no storage: half of the time to build."""
+    """Skips random numbers for weights without storage, which take half of the time to build."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -145,10 +144,10 @@ class _WithoutDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def on_meta(build: Callable[[int], nn.Module], width: int) -> nn.Module:
-    """Return a network on meta tensors, or on the CPU where its constructor looks at values."""
+    """Return a network on meta tensors, or on the CPU if its constructor depends on values."""
     try:
         with torch.device("meta"), _WithoutDraws(), warnings.catch_warnings():  # type: ignore[no-untyped-call]
-            warnings.simplefilter("ignore", UserWarning)  # weights copied to nowhere
+            warnings.simplefilter("ignore", UserWarning)  # e.g. weights copied to meta tensors
             return build(width)
     except Exception:  # noqa: BLE001 - whatever it is, the real build says it better
         return build(width)
@@ -157,15 +156,15 @@ def on_meta(build: Callable[[int], nn.Module], width: int) -> nn.Module:
 def latency_ms(model: nn.Module, input_shape: tuple[int, int, int], num_threads: int = 1) -> float:
     """Return the median milliseconds of one forward pass over one image.
 
-    Measured in inference mode on the device the network is on; meaningful only beside figures
-    taken on the same, otherwise idle machine.
+    It is measured in inference mode on the network's device. Compare it only with values measured
+    on the same machine while it is otherwise idle.
 
     Args:
         model: The network; its train or eval mode is restored.
         input_shape: `(C, H, W)` of one image.
-        num_threads: Threads torch may use meanwhile.
+        num_threads: Number of threads that torch may use.
     """
-    from torch.utils import benchmark  # a fifth of a second, which most processes need not pay
+    from torch.utils import benchmark  # importing takes 0.2 s, which most processes can avoid
 
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
@@ -180,9 +179,9 @@ def latency_ms(model: nn.Module, input_shape: tuple[int, int, int], num_threads:
 
 
 def sizes_by_width(build: Callable[[int], nn.Module]) -> Callable[[int], int]:
-    """Return the function from a width to its number of parameters; each network is built once.
+    """Return a function that maps a width to the number of parameters and builds each network once.
 
-    On the meta device, so that trying large ones costs neither memory nor time.
+    Networks are built on the meta device, so that large ones cost neither memory nor time.
 
     Example:
         >>> size_at = sizes_by_width(lambda width: nn.Linear(width, width, bias=False))
@@ -196,10 +195,10 @@ def nearest_width(size_at: Callable[[int], int], target: float, multiple: int = 
     """Return the width whose number of parameters is nearest to `target` on a log scale.
 
     Args:
-        size_at: What `sizes_by_width` returned; it must not fall as the width grows.
-        target: Wanted number of parameters. One below the smallest network gives the least width:
-            compare `num_parameters` with the target where the distance matters.
-        multiple: Only multiples of it are tried.
+        size_at: What `sizes_by_width` returned; it must not decrease with the width.
+        target: Wanted number of parameters. A target below the smallest network gives the smallest
+            width: compare `num_parameters` with the target if the distance matters.
+        multiple: Only multiples of this are tried.
 
     Raises:
         UserError: If the target is not positive, or no width up to `MAX_WIDTH` reaches it.

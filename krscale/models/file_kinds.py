@@ -1,4 +1,4 @@
-"""What a file is that was named as weights and holds none, for the error that says so."""
+"""Identify a file that was given as weights but holds none, for the error message."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _MEMBERS: Mapping[str, str] = {
     ".pth": "an archive; unpack it first",
     ".safetensors": "an archive; unpack it first",
 }
-"""By how a name in a zip archive ends."""
+"""Kinds of zip archives, by the ending of a name in them."""
 
 
 def kind_of_file(path: Path) -> str:
-    """Return what a file is that is no checkpoint of PyTorch's, and what to do; empty if unknown.
+    """Return what a file is that is not a PyTorch checkpoint, and what to do; empty if unknown.
 
     Args:
         path: A regular file.
@@ -63,7 +63,7 @@ def _kind_of_archive(path: Path) -> str:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as one of safetensors: the length of a header, and JSON."""
+    """Whether a file begins like a safetensors file: the length of a header, then JSON."""
     with path.open("rb") as file:
         first = file.read(9)
     length = int.from_bytes(first[:8], "little")

@@ -1,4 +1,4 @@
-"""A callable of the user's own, `package.module:callable`: found, and its mistakes located."""
+"""Import a callable of the user's own, `package.module:callable`, and locate its errors."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def import_callable(name: str, where: str) -> Callable[..., Any]:
 
 @contextmanager
 def _with_values() -> Iterator[None]:
-    """Let tensors that a module makes when it is imported have values, also among meta tensors."""
+    """Give tensors that a module creates on import values, even if the default device is meta."""
     if torch.empty(0).device.type != "meta":
         yield
         return
@@ -61,8 +61,8 @@ def _with_values() -> Iterator[None]:
 def located(error: BaseException) -> str:
     """Return an error as `Type: message (file, line N)`, the line in the user's own code.
 
-    The place is the last one outside of installed packages and krscale; where there is none, there
-    is no place.
+    The place is the last one outside of installed packages and krscale. It is omitted if there is
+    none.
     """
     message = str(error).strip().splitlines() or [""]
     text = f"{type(error).__name__}: {message[0]}".rstrip(": ")
@@ -87,7 +87,7 @@ def _import_error(name: str, module_name: str, error: Exception, where: str) -> 
 
 
 def _is_users(filename: str) -> bool:
-    """Whether a file is neither installed, nor Python's or krscale's own."""
+    """Whether a file belongs neither to an installed package nor to Python or krscale."""
     path = Path(filename)
     if not path.is_absolute() or not path.exists():  # "<frozen importlib>", "<string>"
         return False

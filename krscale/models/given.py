@@ -1,8 +1,8 @@
-"""Networks that were given as objects, for which an experiment has no importable name.
+"""Networks that were given as objects and thus have no importable name.
 
-`object:NAME` stands for such a network where `package.module:callable` would stand. What builds it
-is kept in this process while it is needed, and is handed to workers as it is; it is never written
-to a file.
+`object:NAME` takes the place of `package.module:callable` for such a network. Its builder is kept
+in this process while it is needed and is passed to workers unchanged; it is never written to a
+file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from krscale.errors import UserError
 from krscale.models.outputs import refuse_programs, unwrap_all
 
 KIND = "object"
-"""Beginning of the names, before the colon."""
+"""The part of the names before the colon."""
 
 Builder = Callable[..., nn.Module]
 
@@ -26,11 +26,11 @@ _given: dict[str, Builder] = {}
 
 
 class Copies:
-    """Builds copies of a network that is there already, with its weights, on the CPU.
+    """Builds copies of an existing network, with its weights, on the CPU.
 
     Args:
-        network: Copied at once, so that what becomes of it later changes nothing.
-        where: What it was given as, for the message.
+        network: The network. It is copied immediately, so that later changes to it have no effect.
+        where: The argument it was given as, for error messages.
 
     Raises:
         UserError: If it cannot be copied.
@@ -55,10 +55,10 @@ class Copies:
 
 @contextmanager
 def available(builders: Mapping[str, Builder]) -> Iterator[None]:
-    """Let `object:NAME` be built while the block runs.
+    """Make `object:NAME` available to build while the block runs.
 
     Args:
-        builders: What builds each of them, by the whole name.
+        builders: The builder of each network, by its whole name.
     """
     before = dict(_given)
     _given.update(builders)
@@ -70,12 +70,12 @@ def available(builders: Mapping[str, Builder]) -> Iterator[None]:
 
 
 def keep(builders: Mapping[str, Builder]) -> None:
-    """Let `object:NAME` be built from now on: in a worker, which has no other task."""
+    """Make `object:NAME` available permanently, for use in a worker, which has only one task."""
     _given.update(builders)
 
 
 def given(names: Iterable[str] | None = None) -> dict[str, Builder]:
-    """Return what builds the networks that were given; of these names only, where there are any."""
+    """Return the builders of the networks that were given; only of `names` unless that is None."""
     return {name: _given[name] for name in (_given if names is None else names) if name in _given}
 
 
@@ -85,14 +85,14 @@ def is_given(name: str) -> bool:
 
 
 def find_given(name: str, where: str) -> Callable[..., Any]:
-    """Return what builds a network.
+    """Return the builder of a network.
 
     Args:
-        name: Such as `object:student.MyNet`.
+        name: A name such as `object:student.MyNet`.
         where: The config table of the network, for the message.
 
     Raises:
-        UserError: If this process was not given it.
+        UserError: If the network was not given to this process.
     """
     if name in _given:
         return _given[name]

@@ -1,7 +1,7 @@
 """Networks of other libraries: `timm:NAME`, `torchvision:NAME` and `hf:FOLDER`.
 
-Pretrained weights are loaded only where a network is built for use. On meta tensors, where only
-shapes are wanted, and for students that get their weights from a file, none are.
+Pretrained weights are loaded only if a network is built for use. They are not loaded on meta
+tensors, where only shapes are needed, or for students that get their weights from a file.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from krscale.models.torch_files import only_weights, refuse_foreign
 Build = Callable[..., nn.Module]
 """Builds a network from `num_classes`, `in_channels`, `fresh` and its options."""
 _WEIGHTS = ("pretrained", "weights", "checkpoint_path")
-"""Options by which a network is built with weights: of timm, torchvision, and often one's own."""
+"""Options that load weights, in timm, torchvision and often in the user's own networks."""
 
 
 def library_builder(name: str, where: str) -> Build | None:
-    """Return what builds a network of another library; None for names of another kind.
+    """Return the builder of a network of another library; None for other kinds of names.
 
     Raises:
         UserError: If the library is missing, or has no such network.
@@ -46,20 +46,20 @@ def is_pretrained(name: str, options: Mapping[str, Any]) -> bool:
 
 
 def is_of_library(name: str) -> bool:
-    """Return whether a network is one of a library."""
+    """Return whether a network is from a library."""
     return name.partition(":")[0] in LIBRARIES
 
 
 def reads_files(name: str, options: Mapping[str, Any]) -> bool:
-    """Return whether a library builds a network from files of the user's, which may change."""
+    """Return whether a library builds a network from the user's files, which may change."""
     return name.startswith("hf:") or bool(options.get("checkpoint_path"))
 
 
 def _timm(name: str, where: str) -> Build:
     """Return a function that builds the network `name` of the timm library.
 
-    Options go to `timm.create_model`, e.g. `{pretrained = true, drop_rate = 0.1}`. Weights come by
-    `pretrained` or by `checkpoint_path`.
+    Options go to `timm.create_model`, e.g. `{pretrained = true, drop_rate = 0.1}`. Weights are
+    loaded by `pretrained` or by `checkpoint_path`.
     """
     timm = _import_library("timm", "vision", "timm:NAME", where)
     if not timm.is_model(name):
@@ -85,8 +85,8 @@ def _timm(name: str, where: str) -> Build:
 def _torchvision(name: str, where: str) -> Build:
     """Return a function that builds the classifier `name` of torchvision.
 
-    Options go to torchvision's builder; `pretrained = true` stands for its default weights, whose
-    head is left out where it knows other classes.
+    Options go to torchvision's builder; `pretrained = true` loads its default weights, without
+    those of the head if its number of classes differs.
     """
     models = _import_library("torchvision", "vision", "torchvision:NAME", where).models
     known = models.list_models(module=models)
@@ -105,10 +105,10 @@ def _torchvision(name: str, where: str) -> Build:
             if chosen and not fresh:
                 state = models.get_model_weights(name)[chosen].get_state_dict(check_hash=True)
                 _load_all_but_head(model, state, f"torchvision:{name}", where)
-        if chosen:  # how its images were prepared (`krscale.models.metadata`)
+        if chosen:  # how its training images were prepared (`krscale.models.metadata`)
             shown = models.get_model_weights(name)[chosen].transforms()
             names = ("mean", "std", "crop_size", "interpolation")
-            # As they are, a module, they would become a part of the network.
+            # As a module, the transforms would become a part of the network.
             said = {key: getattr(shown, key, None) for key in names}
             model.transforms = said  # type: ignore[assignment]
         return _with_channels(model, in_channels, chosen is not None, where)
@@ -117,19 +117,19 @@ def _torchvision(name: str, where: str) -> Build:
 
 
 def _of_inception(pretrained: bool) -> dict[str, Any]:
-    """Return what torchvision's builder would set for these weights, and no auxiliary classifiers.
+    """Return the options that torchvision sets for these weights, without auxiliary classifiers.
 
-    Nothing here trains those, so they would be parameters that only count.
+    Nothing here trains these, so they would only add to the number of parameters.
     """
     normalised_otherwise = {"transform_input": True} if pretrained else {}
     return {"init_weights": not pretrained, "aux_logits": False, **normalised_otherwise}
 
 
 def _hf(folder: str, where: str) -> Build:
-    """Return a function that builds the image classifier in a folder of transformers.
+    """Return a function that builds the image classifier in a folder that transformers wrote.
 
     The folder holds `config.json` and `model.safetensors`, as `save_pretrained` writes them.
-    Nothing is downloaded, and no code of the folder runs.
+    Nothing is downloaded, and no code from the folder runs.
     """
     path = user_path(folder, f"{where}.model")
     if not (path / "config.json").is_file():
@@ -166,14 +166,14 @@ LIBRARIES: dict[str, Callable[[str, str], Build]] = {
     "torchvision": _torchvision,
     "hf": _hf,
 }
-"""Libraries by the word before the colon."""
+"""Libraries by the part of the name before the colon."""
 
 
 def _import_library(package: str, extra: str, form: str, where: str) -> Any:
     try:
         return importlib.import_module(package)
     except (ImportError, RuntimeError, AttributeError) as error:
-        # RuntimeError, AttributeError: a torchvision that was built for another torch.
+        # RuntimeError, AttributeError: a torchvision that was built for another version of torch.
         raise UserError(
             f"{where}.model: models written '{form}' need {package}, which cannot be imported "
             f"({type(error).__name__}: {error}). Install it with pip install 'krscale[{extra}]'"
@@ -187,7 +187,7 @@ def _import_library(package: str, extra: str, form: str, where: str) -> Any:
 
 @contextmanager
 def _no_bars(transformers: Any) -> Iterator[None]:
-    """Keep transformers from drawing a bar for every network that is built."""
+    """Keep transformers from showing a progress bar for every network that is built."""
     logging = transformers.utils.logging
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -199,7 +199,7 @@ def _no_bars(transformers: Any) -> Iterator[None]:
 
 
 class _explained:  # noqa: N801 - reads as a statement where it is used
-    """Turn whatever a library raises while it builds a network into what the user can act on."""
+    """Turn errors that a library raises while building a network into a helpful `UserError`."""
 
     def __init__(self, library: str, name: str, options: Mapping[str, Any], where: str) -> None:
         self.text = f"{where}.options: {library} cannot build {name!r} with {sorted(options)}"
@@ -217,7 +217,7 @@ class _explained:  # noqa: N801 - reads as a statement where it is used
 def _load_all_but_head(
     model: nn.Module, state: Mapping[str, torch.Tensor], name: str, where: str
 ) -> None:
-    """Load weights; tensors whose first dimension counts classes are left out where it differs."""
+    """Load weights, except tensors that differ only in the first dimension, the classes."""
     own = model.state_dict()
     misfits = [key for key in own if key not in state or state[key].shape != own[key].shape]
     strange = [
@@ -232,7 +232,7 @@ def _load_all_but_head(
 
 
 def _with_channels(model: nn.Module, in_channels: int, pretrained: bool, where: str) -> nn.Module:
-    """Give a network whose first convolution reads 3 channels one that reads `in_channels`."""
+    """Replace a network's first convolution, of 3 channels, by one that takes `in_channels`."""
     if in_channels == 3:
         return model
     convolutions = (pair for pair in model.named_modules() if isinstance(pair[1], nn.Conv2d))
@@ -257,7 +257,7 @@ def _with_channels(model: nn.Module, in_channels: int, pretrained: bool, where: 
 
 
 def _hf_config(transformers: Any, path: Path, options: Mapping[str, Any], where: str) -> Any:
-    """Return the configuration of a folder, with options that are all its own."""
+    """Return the configuration of a folder with the options applied; refuse unknown ones."""
     with _explained("transformers", str(path), options, where):
         config, unknown = transformers.AutoConfig.from_pretrained(
             path,
@@ -286,7 +286,7 @@ def _hf_pretrained(auto: Any, path: Path, config: Any, new_head: bool, where: st
         dtype=torch.float32,
         output_loading_info=True,
     )
-    if found["missing_keys"] and not new_head:  # transformers would fill them at random
+    if found["missing_keys"] and not new_head:  # transformers would initialise them randomly
         raise UserError(
             f"{where}.model: {path} lacks weights: {', '.join(sorted(found['missing_keys']))}. "
             f"{where}.options = {{ new_head = true }} takes the others."

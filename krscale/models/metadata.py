@@ -1,6 +1,6 @@
-"""What a network says of its own preprocessing: the metadata of timm, torchvision, Hugging Face.
+"""Read a network's own preprocessing from metadata of timm, torchvision or Hugging Face.
 
-Only attributes and files are read, so that none of these libraries is needed.
+It reads only attributes and files, and thus needs none of these libraries.
 """
 
 from __future__ import annotations
@@ -21,47 +21,47 @@ from krscale.models.resizing import INTERPOLATIONS, Size
 HF_FILE = "preprocessor_config.json"
 _MOST_BYTES = 16 * 1024**2
 _ATTRIBUTES = ("preprocessing", "pretrained_cfg", "default_cfg", "transforms")
-"""Where networks keep it: one's own, timm's two names, and torchvision's presets of weights."""
+"""Attributes that hold it: the user's own, timm's two names, and torchvision's weight presets."""
 _FIELDS = (
     "mean", "std", "input_size", "crop_size", "pixel_range", "channel_order", "interpolation"
 )  # fmt: skip
 _NAMED = "normalisation"
-"""Mean and standard deviation by name, as in an experiment; no library writes it."""
+"""Mean and standard deviation by name, as in an experiment; not used by any library."""
 _OF_DATA = "data"
 _MISSPELT = 0.85
-"""Likeness from which a name is taken for another that was meant. timm writes `test_input_size` and
-others beside `input_size`, which are less like it."""
+"""Similarity from which a name counts as misspelt. timm also writes names such as
+`test_input_size`, which are less similar to `input_size` than this."""
 _HF_STEPS = (
     "do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_flip_channel_order",
     "do_convert_rgb",
 )  # fmt: skip
-"""Steps of Hugging Face's processors that are followed; `do_convert_rgb` concerns files only."""
+"""Supported steps of Hugging Face's processors; `do_convert_rgb` concerns files only."""
 _SET_YOURSELF = (
     "Delete the file, and set normalisation (or mean and std), pixel_range, channel_order and "
     "input_size yourself in [teacher.preprocessing] or [student.preprocessing]."
 )
 _PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-"""Numbers of Pillow's filters, which Hugging Face writes down."""
+"""Pillow's numbers of filters, which Hugging Face stores."""
 
 
 def preprocessing_of(
     network: nn.Module | None, folder: Path | None = None, interpolation: str = ""
 ) -> Preprocessing | None:
-    """Return what a network, or the folder it came from, says of its preprocessing.
+    """Return the preprocessing that a network, or the folder it came from, specifies.
 
     Args:
-        network: May have an attribute `pretrained_cfg` or `default_cfg` (timm's: `mean`, `std`,
-            `input_size`, `interpolation`), `transforms` (torchvision's: `mean`, `std`,
-            `crop_size`, `interpolation`), or `preprocessing`, with any of these names and those of
-            an experiment; a mapping or an object.
-        folder: May hold the `preprocessor_config.json` of Hugging Face.
-        interpolation: Taken in place of the network's own, which then is not read.
+        network: A network that may have an attribute `pretrained_cfg` or `default_cfg` (timm's:
+            `mean`, `std`, `input_size`, `interpolation`), `transforms` (torchvision's: `mean`,
+            `std`, `crop_size`, `interpolation`), or `preprocessing`, with any of these names and
+            those of an experiment; each is a mapping or an object.
+        folder: A folder that may hold Hugging Face's `preprocessor_config.json`.
+        interpolation: Used instead of the network's own, which is then not read.
 
     Returns:
-        None where neither says anything.
+        The preprocessing; None if neither specifies one.
 
     Raises:
-        UserError: If what is said cannot be followed.
+        UserError: If the specification is not supported.
     """
     if folder is not None and (folder / HF_FILE).is_file():
         return _of_hugging_face(folder / HF_FILE, interpolation)
@@ -70,14 +70,14 @@ def preprocessing_of(
 
 
 def own_preprocessing(network: nn.Module | None, interpolation: str = "") -> Preprocessing | None:
-    """Return what a network of the user's says by its attribute `preprocessing`.
+    """Return the preprocessing in the attribute `preprocessing` of the user's network.
 
     Args:
-        network: With or without weights.
+        network: The network, with or without weights.
         interpolation: As for `preprocessing_of`.
 
     Raises:
-        UserError: If what is said cannot be followed.
+        UserError: If the specification is not supported.
     """
     return _of_attribute(network, _ATTRIBUTES[0], interpolation)
 
@@ -86,7 +86,7 @@ def _of_attribute(network: nn.Module | None, name: str, interpolation: str) -> P
     said = getattr(network, name, None)
     if isinstance(said, Preprocessing):
         return said
-    # A module is a part of the network, which does by itself what it says.
+    # A module is part of the network, which applies it by itself.
     if said is None or isinstance(said, nn.Module):
         return None
     where = f"{type(network).__name__}.{name}"
@@ -98,9 +98,10 @@ def _of_attribute(network: nn.Module | None, name: str, interpolation: str) -> P
 
 
 def _refuse_misspelt(said: Mapping[str, Any], where: str) -> None:
-    """Refuse what a user's own network says by names that are not known, and would be passed over.
+    """Refuse misspelt names in the specification of the user's own network.
 
-    Other names beside known ones are passed over, as where it hands on what timm says.
+    Otherwise they would be ignored. Other names beside known ones are ignored, for instance if the
+    user passes on timm's metadata.
     """
     known = (*_FIELDS, _NAMED)
     others = [str(name) for name in said if name not in known]
@@ -144,7 +145,7 @@ def _of_fields(
 def _by_name(
     name: Any, mean: Numbers | None, pixel_range: str, channel_order: str, where: str
 ) -> tuple[Numbers, Numbers] | tuple[None, None]:
-    """Return mean and standard deviation by name; None of both for the data's own.
+    """Return mean and standard deviation by name; None for both selects the data's own.
 
     Raises:
         UserError: If there is no such name, or numbers are given as well.
@@ -161,7 +162,7 @@ def _of_hugging_face(path: Path, interpolation: str) -> Preprocessing:
     """Read the configuration of a Hugging Face image processor.
 
     Raises:
-        UserError: If it is not JSON, or has a step that is not known here, or lacks its numbers.
+        UserError: If it is not JSON, has an unsupported step, or lacks the numbers of a step.
     """
     with parsing(f"{path}: not readable"):
         said = json.loads(read_bounded(path, _MOST_BYTES))
@@ -205,7 +206,8 @@ def _check_rescaling(said: Mapping[str, Any], path: Path) -> None:
 
 
 def _hugging_face_numbers(said: Mapping[str, Any], path: Path) -> tuple[Numbers, Numbers]:
-    # Processors of MobileViT have numbers, but no such step; they do not write that down.
+    # Processors of MobileViT have these numbers but no normalisation, which their files do not
+    # show.
     kind = str(said.get("image_processor_type") or said.get("feature_extractor_type") or "")
     if not said.get("do_normalize", not kind.startswith("MobileViT")):
         return (0.0,), (1.0,)
@@ -227,7 +229,7 @@ def _hugging_face_numbers(said: Mapping[str, Any], path: Path) -> tuple[Numbers,
 
 
 def _hugging_face_size(said: Mapping[str, Any], path: Path) -> Size | None:
-    """Return what comes out of scaling and cutting; None where neither is done."""
+    """Return the size after scaling and cropping; None if neither is done."""
     scales, cuts = said.get("do_resize", True), said.get("do_center_crop")
     if not scales and not cuts:
         return None
@@ -262,7 +264,7 @@ def _size(value: Any, where: str) -> Size | None:
     """Read `224`, `[224]`, `(3, 224, 224)`, `{"height": 224, "width": 224}` or `shortest_edge`.
 
     Raises:
-        UserError: If it is anything else, e.g. only the longest edge, or the channels come last.
+        UserError: If it is anything else, e.g. only the longest edge, or has the channels last.
     """
     if value is None or (isinstance(value, Mapping | list | tuple) and not value):
         return None
@@ -283,10 +285,10 @@ def _size(value: Any, where: str) -> Size | None:
 
 
 def _interpolation(value: Any, where: str) -> str:
-    """Read a name, or an enumeration of torchvision, whose value is the name.
+    """Read a name, or a member of torchvision's enumeration, whose value is the name.
 
     Raises:
-        UserError: If it is another filter than those known here.
+        UserError: If the filter is not supported.
     """
     name = str(getattr(value, "value", value) or "bilinear").lower()
     if name not in INTERPOLATIONS:

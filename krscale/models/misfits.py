@@ -1,4 +1,4 @@
-"""How the weights of a file differ from what a model has, for the one error that lists it."""
+"""Compare the weights of a file with a model's, and raise one error that lists all differences."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from krscale.errors import UserError, nearest
 
 _LISTED = 8
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""What weights are kept in. Shorter numbers mean something only with the scales they have."""
+"""Types of weights. Smaller types are meaningful only together with their scales."""
 
 
 def refuse_misfits(
     state: Mapping[str, Tensor], expected: Mapping[str, Tensor], model: nn.Module, place: str
 ) -> None:
-    """Refuse weights that are not exactly a model's.
+    """Refuse weights that do not exactly match a model.
 
     Args:
-        state: Under the model's names.
+        state: The weights, under the model's names.
         expected: The model's state dict.
-        model: Named in the error.
+        model: The model, which the error names.
         place: The file, and the config key that named it.
 
     Raises:
-        UserError: Naming what is missing, unexpected or of another shape; a head of another number
-            of classes is named as that. Or of other numbers: copied into floating point, those of
-            a quantised network would be other weights.
+        UserError: If weights are missing, unexpected or of another shape; the message lists them,
+            and names a head with another number of classes as such. Also if their type of numbers
+            differs: copied into floating point, those of a quantised network would be other
+            weights.
     """
     problems = differences(state, expected)
     if not problems:
@@ -40,7 +41,7 @@ def refuse_misfits(
 
 
 def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """One line for each kind of mismatch between a file's keys and a model's."""
+    """Return one line for each kind of mismatch between a file's keys and a model's."""
     shapes = [
         f"{key} has shape {list(state[key].shape)}, the model {list(expected[key].shape)}"
         for key in expected
@@ -62,7 +63,7 @@ def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 
 
 def _other_numbers(given: Tensor, own: Tensor) -> bool:
-    """Whether numbers cannot be copied as they are, but for their precision."""
+    """Whether copying would change the numbers in more than their precision."""
     if own.is_floating_point():
         return given.dtype not in _FLOATING
     if own.is_complex():
@@ -77,13 +78,13 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def shorten(lines: list[str]) -> list[str]:
-    """Return the first of many lines, and how many more there are."""
+    """Return the first lines, and the number of further ones."""
     rest = len(lines) - _LISTED
     return lines[:_LISTED] + ([f"... and {rest} more"] if rest > 0 else [])
 
 
 def _other_head(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """Return what to say where nothing but the number of classes differs; empty otherwise."""
+    """Return a message if only the number of classes differs; empty otherwise."""
     if state.keys() != expected.keys() or any(
         _other_numbers(state[key], expected[key]) for key in expected
     ):
@@ -102,7 +103,7 @@ def _other_head(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 
 
 def _with_guess(keys: Iterable[str], others: list[str]) -> list[str]:
-    # Looking for the nearest name takes long in a big file, and only the first keys are shown.
+    # Finding the nearest name is slow in a large file, and only the first keys are shown.
     named = list(keys)
     guesses = [nearest(key, others) for key in named[:_LISTED]]
     hints = [f"{k} (nearest: {g})" if g else k for k, g in zip(named, guesses, strict=False)]

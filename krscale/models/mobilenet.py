@@ -46,12 +46,12 @@ def mobilenet(
     the stages are those of `resnet` (the paper's start by reducing 224 pixels to 56).
 
     Args:
-        num_classes: Logits `K`.
+        num_classes: Number of logits `K`.
         in_channels: Channels of the images.
         width: Channels of the first stage; each further stage doubles them and halves the
             resolution.
-        num_blocks: Inverted residuals in each stage.
-        num_stages: Stages.
+        num_blocks: Number of inverted residuals in each stage.
+        num_stages: Number of stages.
         expansion: Channels inside a block, as a multiple of those entering it.
 
     Returns:

@@ -1,8 +1,8 @@
-"""What a network returns, read as logits: a tensor, or one among several under a name or position.
+"""Read logits from what a network returns: a tensor, or one of several by name or position.
 
 Networks of other libraries return dictionaries, dataclasses, other objects, named tuples or tuples,
-some of them only while they train (auxiliary classifiers). The reader is a forward hook of the
-network itself, so that its modules, its state dict and the paths of its taps stay what they were.
+some of them only in train mode (auxiliary classifiers). The reader is a forward hook of the network
+itself, so that its modules, its state dict and the paths of its taps do not change.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from krscale.knowledge.probes import are_bounded
 from krscale.knowledge.taps import unwrapped
 from krscale.models.foreign import located
 
-_AGAIN, _ALONE = 1e-3, 0.05  # other kernels run for one image, in bf16 with other roundings
+_AGAIN, _ALONE = 1e-3, 0.05  # one image may use other kernels, which round differently in bf16
 _COPIES, _DRAWS = 4, 3
-_ROUNDING = 0.01  # of the sum of many probabilities in bf16
+_ROUNDING = 0.01  # rounding error of the sum of many probabilities in bf16
 LOGITS = "logits"
-"""The tensor of this name is taken without being asked for."""
+"""The tensor of this name is used by default."""
 
 
 class LogitsReader:
-    """A forward hook that replaces what a network returns by its logits.
+    """A forward hook that replaces a network's output by its logits.
 
     Args:
-        key: Name or position of the logits among several outputs; empty takes `logits`, or the
-            only tensor there is.
-        where: The config table of the network, for errors.
+        key: Name or position of the logits among several outputs; empty takes `logits`, or the only
+            tensor.
+        where: The config table of the network, for error messages.
     """
 
     def __init__(self, key: str, where: str) -> None:
@@ -45,24 +45,25 @@ class LogitsReader:
 
 
 def read_logits(model: nn.Module, key: str, where: str) -> None:
-    """Make a network return its logits and nothing else, in train and in eval mode."""
+    """Make a network return only its logits, in train and in eval mode."""
     model.register_forward_hook(LogitsReader(key, where))
 
 
 def find_logits(output: Any, key: str = "", where: str = "model") -> Tensor:
     """Return the logits among what a network returned.
 
-    A tensor is taken as it is, whatever the key: some networks return a tuple only while they
-    train.
+    A tensor is returned unchanged, whatever the key: some networks return a tuple only in train
+    mode.
 
     Args:
         output: A tensor, or a mapping, dataclass, named tuple, tuple, list or other object that
             holds it.
         key: Name or position of the logits; empty takes `logits`, or the only tensor.
-        where: The config table of the network, for errors.
+        where: The config table of the network, for error messages.
 
     Raises:
-        UserError: If there is no such output, or none can be told apart; lists what there is.
+        UserError: If there is no such output, or the choice is ambiguous; the message lists the
+            outputs.
     """
     if isinstance(output, Tensor):
         return output
@@ -93,7 +94,7 @@ def find_logits(output: Any, key: str = "", where: str = "model") -> Tensor:
 
 
 def outputs_by_name(output: Any) -> dict[str, Tensor] | None:
-    """Return the tensors of an output by name, or by position; None where it holds no outputs."""
+    """Return the tensors of an output by name or position; None if its type is not supported."""
     if isinstance(output, Mapping):
         items = [(str(name), value) for name, value in output.items()]
     elif dataclasses.is_dataclass(output) and not isinstance(output, type):
@@ -102,8 +103,8 @@ def outputs_by_name(output: Any) -> dict[str, Tensor] | None:
         items = list(zip(output._fields, output, strict=True))
     elif isinstance(output, tuple | list):
         items = [(str(position), value) for position, value in enumerate(output)]
-    elif hasattr(output, "__dict__") or hasattr(output, LOGITS):  # an object of one's own class
-        # A property, or what has a slot, is not in the dictionary.
+    elif hasattr(output, "__dict__") or hasattr(output, LOGITS):  # an object of another class
+        # A property or a slot is not in `__dict__`.
         items = [*getattr(output, "__dict__", {}).items(), (LOGITS, getattr(output, LOGITS, None))]
     else:
         return None
@@ -111,17 +112,17 @@ def outputs_by_name(output: Any) -> dict[str, Tensor] | None:
 
 
 def without_positions(logits: Tensor) -> Tensor:
-    """Return `[B, K, 1, 1]` as `[B, K]`; anything else as it is."""
+    """Return `[B, K, 1, 1]` as `[B, K]`; return anything else unchanged."""
     if logits.ndim > 2 and all(size == 1 for size in logits.shape[2:]):
         return logits.flatten(1)
     return logits
 
 
 def are_probabilities(outputs: Tensor) -> bool:
-    """Whether outputs `[B, K]` are probabilities of classes, as after a softmax, or per cent.
+    """Whether outputs `[B, K]` are class probabilities, as after a softmax, or percentages.
 
-    Taken for logits they would be nearly the same for all classes, or per cent next to certain of
-    one, and nothing would fail.
+    Read as logits, probabilities would mean nearly equal classes, and percentages near certainty of
+    one class, but nothing would fail.
 
     >>> logits = torch.tensor([[2.0, 0.0], [1.0, 3.0]])
     >>> [are_probabilities(x) for x in (logits, logits.softmax(dim=1), 100 * logits.softmax(dim=1))]
@@ -137,10 +138,10 @@ def are_probabilities(outputs: Tensor) -> bool:
 
 
 def refuse_probabilities(outputs: Tensor, where: str) -> None:
-    """Refuse a network that gives probabilities in place of logits, see `are_probabilities`.
+    """Refuse a network that returns probabilities instead of logits, see `are_probabilities`.
 
     Raises:
-        UserError: Says what to do.
+        UserError: If it is refused; the message says what to do.
     """
     if are_probabilities(outputs):
         raise UserError(
@@ -152,24 +153,24 @@ def refuse_probabilities(outputs: Tensor, where: str) -> None:
 def refuse_bounded(
     network: nn.Module, read: Callable[[Any], Tensor], images: Tensor, where: str
 ) -> None:
-    """Refuse a network to be trained whose outputs lie between 0 and 1 whatever its weights are.
+    """Refuse a network to train if its outputs are between 0 and 1 whatever its weights are.
 
-    As after a sigmoid: a fresh network's outputs would not show it, so weights are drawn that give
-    logits far beyond, had it any.
+    This is the case after a sigmoid. A new network's outputs would not show it, so weights are
+    drawn with which actual logits would be far outside this range.
 
     Args:
-        network: In eval mode; it is left as it is.
-        read: Returns the logits within what it returns.
-        images: A few.
-        where: What it is, for the error.
+        network: The network in eval mode; not modified.
+        read: Returns the logits within its output.
+        images: A few images.
+        where: The role of the network, for the error message.
 
     Raises:
-        UserError: Says what to do.
+        UserError: If it is refused; the message says what to do.
     """
     generator = torch.Generator().manual_seed(0)
     for _ in range(_DRAWS):
         drawn = {}
-        try:  # weights that are spread over workers are not replaced by whole ones
+        try:  # weights sharded over workers cannot be replaced by whole ones
             for name, weight in network.named_parameters():
                 if weight.is_floating_point():
                     both = torch.randn((2, *weight.shape), generator=generator, device="cpu")
@@ -187,21 +188,21 @@ def refuse_bounded(
 
 
 def check_steady(run: Callable[[Tensor], Tensor], images: Tensor, where: str) -> None:
-    """Refuse a network in eval mode whose logits for an image depend on more than the image.
+    """Refuse a network in eval mode whose logits for an image do not depend on the image alone.
 
-    What it teaches would not be what it is, nor what was measured of it what is delivered.
+    With such a network, neither what it teaches nor what is measured would match later outputs.
 
     Args:
-        run: Returns its logits, `[B, K]`.
-        images: A few.
-        where: What the network is, for errors.
+        run: Returns the network's logits, `[B, K]`.
+        images: A few images.
+        where: The role of the network, for error messages.
 
     Raises:
-        UserError: If they are others when it is run again, or for an image by itself; or if the
-            images are others after it.
+        UserError: If the logits differ when the network is run again, or for a single image; or if
+            the network changes the images.
     """
     with torch.random.fork_rng(devices=[]):
-        several = images.repeat(_COPIES, 1, 1, 1)  # dropout may miss a few
+        several = images.repeat(_COPIES, 1, 1, 1)  # dropout may not affect just a few images
         given = several.clone()
         first = run(several)
         if not torch.equal(given.nan_to_num(), several.nan_to_num()):
@@ -239,18 +240,18 @@ def check_steady(run: Callable[[Tensor], Tensor], images: Tensor, where: str) ->
 
 
 def _differ(one: Tensor, other: Tensor, share: float) -> bool:
-    """Whether finite outputs differ by more than a share of the largest."""
+    """Whether outputs differ by more than a share of the largest; False if not finite."""
     return float((one - other).abs().max()) > share * float(one.abs().max())
 
 
 def refuse_programs(network: nn.Module, where: str) -> None:
-    """Refuse what was made of a network and has no blocks any more, or none that take a hook.
+    """Refuse programs made of a network, which have no blocks, or none that accept hooks.
 
     Raises:
-        UserError: Says what to give.
+        UserError: If it is refused; the message says what to give.
     """
     exported = any(
-        isinstance(module, torch.fx.GraphModule) and "eval" in vars(module)  # which it refuses
+        isinstance(module, torch.fx.GraphModule) and "eval" in vars(module)  # they refuse it
         for module in network.modules()
     )
     if exported or isinstance(network, torch.jit.ScriptModule):
@@ -261,13 +262,13 @@ def refuse_programs(network: nn.Module, where: str) -> None:
 
 
 def unwrap_all(model: nn.Module) -> nn.Module:
-    """Return a network without torch.compile and data-parallel wrappers, its parts likewise.
+    """Remove torch.compile and data-parallel wrappers from a network and its submodules.
 
-    The student is compiled where `train.compile` says so; the teacher runs once and gains nothing.
+    The student is compiled if `train.compile` is set; the teacher runs once and would not benefit.
     """
     model = unwrapped(model)
     for parent in list(model.modules()):
-        parent._compiled_call_impl = None  # what `module.compile()` leaves behind
+        parent._compiled_call_impl = None  # set by `module.compile()`
         for name, child in list(parent._modules.items()):
             if child is not None and (bare := unwrapped(child)) is not child:
                 parent._modules[name] = bare

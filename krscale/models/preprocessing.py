@@ -1,8 +1,8 @@
-"""Preprocessing: how the pixels of a view become the input of a network.
+"""Preprocessing: convert the pixels of a view to the input of a network.
 
-It belongs to a network: a teacher and its students may differ in it, and see the same view of the
-same image nevertheless. The view is made once, at the size of the data; then each network's own
-scaling, order of channels and normalisation is applied to the batch, on the device.
+It belongs to a network: a teacher and its students may use different preprocessing, but still get
+the same view of the same image. The view is made once, at the size of the data. Then each network's
+own scaling, channel order and normalisation are applied to the batch, on the device.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ PRESETS: dict[str, tuple[Numbers, Numbers]] = {
     "half": ((0.5,), (0.5,)),
     "none": ((0.0,), (1.0,)),
 }
-"""Mean and standard deviation by name, red first, of pixels in 0..1. `none` leaves pixels as they
-are, in whatever range the network takes."""
+"""Mean and standard deviation by name, red first, for pixels in 0..1. `none` leaves pixels
+unchanged, whatever range the network takes."""
 PIXEL_RANGES = {"0..1": 255.0, "0..255": 1.0}
-"""Ranges that networks take pixels in, and what 0..255 is divided by to come there."""
+"""Ranges of pixels that networks take, with the divisor that maps 0..255 to each."""
 CHANNEL_ORDERS = ("rgb", "bgr")
 _ATTRIBUTE = "krscale_preprocessing"
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From the pixels of a view to the input of a network.
+    """Converts the pixels of a view to the input of a network.
 
-    The default is the normalisation by the data's own mean and standard deviation.
+    The default is normalisation by the data's own mean and standard deviation.
 
     Attributes:
-        mean: Of each channel in the order that the network takes them, or one for all, in units of
+        mean: Mean of each channel in the network's order, or one for all, in units of
             `pixel_range`; None takes the data's own.
         std: Standard deviation, likewise; None together with `mean`.
         pixel_range: A name of `PIXEL_RANGES`.
         channel_order: `"rgb"` or `"bgr"`.
-        input_size: Height and width that the view is scaled and cut to; None leaves it as it is.
-        interpolation: How it is scaled (`krscale.models.resizing.INTERPOLATIONS`).
+        input_size: Height and width that the view is scaled and cropped to; None keeps its size.
+        interpolation: Filter for scaling (`krscale.models.resizing.INTERPOLATIONS`).
     """
 
     mean: Numbers | None = None
@@ -73,14 +73,15 @@ class Preprocessing:
             )
 
     def check_channels(self, num_channels: int, where: str) -> None:
-        """Refuse numbers of another count of channels than the images have.
+        """Refuse numbers for more or fewer channels than the images have.
 
         Args:
-            num_channels: Of the images.
-            where: Whose preprocessing it is, for the message.
+            num_channels: Number of channels of the images.
+            where: Name of the preprocessing, for error messages.
 
         Raises:
-            UserError: Naming both counts, or the order that images of one channel do not have.
+            UserError: If the counts differ (the message gives both), or if the order is BGR for
+                images that do not have 3 channels.
         """
         for name, numbers in (("mean", self.mean), ("std", self.std)):
             if numbers is not None and len(numbers) not in (1, num_channels):
@@ -96,11 +97,11 @@ class Preprocessing:
             )
 
     def resolved(self, mean: Sequence[float], std: Sequence[float]) -> Preprocessing:
-        """Return the same with all numbers written out.
+        """Return the same preprocessing with all numbers filled in.
 
         Args:
-            mean: Of each channel of the data, red first, pixels in 0..1.
-            std: Likewise.
+            mean: Mean of each channel of the data, red first, for pixels in 0..1.
+            std: Standard deviation, likewise.
         """
         unit = 255.0 / PIXEL_RANGES[self.pixel_range]
         step = -1 if self.channel_order == "bgr" else 1
@@ -113,7 +114,7 @@ class Preprocessing:
         return replace(self, mean=numbers(self.mean, mean), std=numbers(self.std, std))
 
     def input_shape(self, image_shape: Sequence[int]) -> tuple[int, int, int]:
-        """Return `(C, H, W)` of what the network gets for images of a shape."""
+        """Return the shape `(C, H, W)` of the network's input for images of a shape."""
         channels, height, width = image_shape
         return (channels, *(self.input_size or (height, width)))
 
@@ -122,8 +123,8 @@ class Preprocessing:
 
         Args:
             pixels: `[B, C, H, W]` uint8, views at the size of the data.
-            mean: Of each channel of the data, pixels in 0..1.
-            std: Likewise.
+            mean: Mean of each channel of the data, for pixels in 0..1.
+            std: Standard deviation, likewise.
         """
         if self == DEFAULT:
             return normalise(pixels, mean, std)
@@ -132,7 +133,7 @@ class Preprocessing:
         return _affine(whole.arranged(pixels), whole.mean or (), whole.std or (), divisor)
 
     def arranged(self, pixels: Tensor) -> Tensor:
-        """Return pixels in the network's order of channels and size, fp32, in the range they have.
+        """Return pixels in the network's channel order and size, fp32, in their original range.
 
         Args:
             pixels: `[B, C, H, W]`, uint8 or floating point.
@@ -146,7 +147,7 @@ class Preprocessing:
         return resize(images, self.input_size, self.interpolation)
 
     def describe(self) -> str:
-        """Return it in words, for one line."""
+        """Return a one-line description."""
         size = "the data's size"
         if self.input_size is not None:
             size = "x".join(str(side) for side in self.input_size) + f" ({self.interpolation})"
@@ -160,7 +161,7 @@ DEFAULT = Preprocessing()
 
 
 def preset(name: str, pixel_range: str, channel_order: str) -> tuple[Numbers, Numbers]:
-    """Return mean and standard deviation by a name of `PRESETS`, as the network takes its pixels.
+    """Return mean and std of a name in `PRESETS`, for the network's pixel range and order.
 
     >>> preset("half", "0..255", "rgb")
     ((127.5,), (127.5,))
@@ -172,18 +173,18 @@ def preset(name: str, pixel_range: str, channel_order: str) -> tuple[Numbers, Nu
 
 
 def preprocessing_of_network(network: nn.Module) -> Preprocessing:
-    """Return the preprocessing of a network that `set_preprocessing` gave it, or the default."""
+    """Return the preprocessing that `set_preprocessing` stored on a network, or the default."""
     found = getattr(network, _ATTRIBUTE, DEFAULT)
     return found if isinstance(found, Preprocessing) else DEFAULT
 
 
 def set_preprocessing(network: nn.Module, preprocessing: Preprocessing) -> None:
-    """Keep on a network how its images are prepared, for whoever feeds it."""
+    """Store on a network how its images are to be preprocessed."""
     setattr(network, _ATTRIBUTE, preprocessing)
 
 
 def input_shape(network: nn.Module, image_shape: Sequence[int]) -> tuple[int, int, int]:
-    """Return `(C, H, W)` of what a network gets for images of a shape."""
+    """Return the shape `(C, H, W)` of a network's input for images of a shape."""
     return preprocessing_of_network(network).input_shape(image_shape)
 
 
@@ -192,14 +193,14 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
     Args:
         images: `[B, C, H, W]` uint8.
-        mean: Of each channel, pixels in 0..1.
-        std: Of each channel, likewise.
+        mean: Mean of each channel, for pixels in 0..1.
+        std: Standard deviation of each channel, likewise.
     """
     return _affine(images.to(torch.float32), mean, std, PIXEL_RANGES["0..1"])
 
 
 def _affine(images: Tensor, mean: Sequence[float], std: Sequence[float], divisor: float) -> Tensor:
-    """Return `(images / divisor - mean) / std`; `images` are changed in place."""
+    """Return `(images / divisor - mean) / std`; change `images` in place."""
     scale, offset = _scale_and_offset(tuple(mean), tuple(std), divisor, images.device)
     return images.mul_(scale).sub_(offset)
 

@@ -1,4 +1,4 @@
-"""One forward pass before anything trains: does a network run on these images, and give logits?"""
+"""Check by a forward pass before training that a network runs on the images and returns logits."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from krscale.models.outputs import LogitsReader, check_steady, refuse_bounded, r
 from krscale.models.preprocessing import input_shape
 
 BATCH = 2
-"""Images of the pass; batch norm in train mode needs more than one."""
+"""Number of images of the pass; batch norm in train mode needs more than one."""
 
 
 def build_for_shapes(build: Callable[[], nn.Module], image_shape: Sequence[int]) -> nn.Module:
-    """Return a network to read shapes off: on meta tensors where it can be built and run there.
+    """Return a network for reading shapes: on meta tensors if it can be built and run there.
 
-    Networks that look at values while they are built or run cannot; they are built on the CPU.
+    Networks that depend on values while they are built or run cannot; they are built on the CPU.
 
     Args:
-        build: Builds it.
+        build: Builds the network.
         image_shape: `(C, H, W)`.
     """
     try:
         with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # e.g. weights copied to nowhere
+            warnings.simplefilter("error", UserWarning)  # e.g. weights copied to meta tensors
             model = build()
         _run(model, input_shape(model, image_shape))
     except Exception:  # noqa: BLE001 - whatever it is, the real build says it better
@@ -49,17 +49,17 @@ def check_network(
     *,
     trained_here: bool = True,
 ) -> None:
-    """Run a network once in eval and once in train mode; nothing in it changes.
+    """Run a network once in eval and once in train mode, without changing it.
 
     Args:
-        model: On any device, also on meta.
-        num_classes: Logits `K` that it must give.
+        model: The network on any device, including meta.
+        num_classes: Number of logits `K` that it must return.
         image_shape: `(C, H, W)`.
-        where: The config table of the network, for errors.
-        trained_here: False leaves out train mode, which some networks have no use for.
+        where: The config table of the network, for error messages.
+        trained_here: Whether to check train mode, too; some networks are never trained here.
 
     Raises:
-        UserError: If it does not run, or gives anything but finite logits `[B, K]`.
+        UserError: If it does not run, or returns anything but finite logits `[B, K]`.
     """
     image_shape = input_shape(model, image_shape)
     for training in (False, True)[: 1 + trained_here]:
@@ -69,12 +69,12 @@ def check_network(
 
 
 def check_built(model: nn.Module, image_shape: Sequence[int], where: str) -> None:
-    """Refuse a network whose weights are not finite, or whose outputs are no steady logits.
+    """Refuse a network with non-finite weights, or whose outputs are not reproducible logits.
 
     Args:
-        model: With values.
+        model: The network, whose weights have values.
         image_shape: `(C, H, W)` of the data.
-        where: The config table of the network, for errors.
+        where: The config table of the network, for error messages.
     """
     check_weights_are_finite(model, where)
     shape = input_shape(model, image_shape)
@@ -84,12 +84,12 @@ def check_built(model: nn.Module, image_shape: Sequence[int], where: str) -> Non
 
 
 def check_trainable(model: nn.Module, image_shape: Sequence[int], where: str) -> None:
-    """Refuse a network that would be trained on outputs which are no logits, see `refuse_bounded`.
+    """Refuse to train a network whose outputs are not logits, see `refuse_bounded`.
 
     Args:
-        model: With values.
+        model: The network, whose weights have values.
         image_shape: `(C, H, W)` of the data.
-        where: The config table of the network, for errors.
+        where: The config table of the network, for error messages.
     """
     with evaluating(model):
         images = _ramp(model, input_shape(model, image_shape))
@@ -97,10 +97,10 @@ def check_trainable(model: nn.Module, image_shape: Sequence[int], where: str) ->
 
 
 def check_weights_are_finite(model: nn.Module, where: str) -> None:
-    """Refuse a network with NaN or infinity in its weights, or whose state is not of tensors alone.
+    """Refuse a network with NaN or infinity in its weights, or with a state of more than tensors.
 
     Raises:
-        UserError: Naming them.
+        UserError: If there are such entries; the message names them.
     """
     state = model.state_dict()
     others = [name for name, value in state.items() if not isinstance(value, Tensor)]
@@ -144,7 +144,7 @@ def _run_explained(
 
 
 def _ramp(model: nn.Module, image_shape: Sequence[int]) -> Tensor:
-    """Return `BATCH` images of pixels from -1 to 1, on a network's device."""
+    """Return `BATCH` images with pixels from -1 to 1, on a network's device."""
     tensors = [*model.parameters(), *model.buffers()]
     device = tensors[0].device if tensors else torch.device("cpu")
     shape = (BATCH, *image_shape)
@@ -152,7 +152,7 @@ def _ramp(model: nn.Module, image_shape: Sequence[int]) -> Tensor:
 
 
 def _run(model: nn.Module, image_shape: Sequence[int], training: bool = False) -> Any:
-    """Return the output for a ramp of pixels; nothing changes, random numbers neither."""
+    """Return the output for a ramp of pixels; change neither the network nor the random state."""
     images = _ramp(model, image_shape)
     running = model if images.is_meta or not training else copy.deepcopy(model)
     with left_as_it_was(running), torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -183,7 +183,7 @@ def _check_logits(logits: Tensor, num_classes: int, image_shape: Sequence[int], 
 def _check_key(
     model: nn.Module, image_shape: Sequence[int], where: str, trained_here: bool
 ) -> None:
-    """Refuse a key where the network returns a tensor in both modes: it would mean nothing."""
+    """Refuse a key if the network returns a tensor in all modes: it would have no effect."""
     readers = [hook for hook in model._forward_hooks.values() if isinstance(hook, LogitsReader)]
     if not any(reader.key for reader in readers):
         return

@@ -1,8 +1,8 @@
-"""Resizing as two matrix products: the filters of Pillow, the same on every device and in graphs.
+"""Resize with Pillow's filters as two matrix products, identical on every device and in graphs.
 
-A row of a resized image is a weighted mean of rows of the image, and a column of columns. The
-weights depend on the sizes alone. Shrinking widens the filter, so that nothing aliases, as Pillow
-does and as `interpolate(..., antialias=True)` does.
+A row of a resized image is a weighted mean of rows of the image, and a column is one of columns.
+The weights depend only on the sizes. Shrinking widens the filter to prevent aliasing, as in Pillow
+and in `interpolate(..., antialias=True)`.
 """
 
 from __future__ import annotations
@@ -42,19 +42,20 @@ _FILTERS: dict[str, tuple[Callable[[float], float], float]] = {
 }
 """Filters by name, each with its reach in pixels of the smaller image."""
 INTERPOLATIONS = ("nearest", *_FILTERS)
-"""Names that `resize` knows."""
+"""Names that `resize` accepts."""
 
 
 def resize(images: Tensor, size: Size, interpolation: str) -> Tensor:
-    """Scale images until they cover a size, and cut what is over evenly from both sides.
+    """Scale images until they cover a size, and crop the excess evenly from both sides.
 
     Args:
         images: `[B, C, H, W]` floating point.
-        size: Height and width of the result; of another shape than the images, these are cut.
+        size: Height and width of the result. If its aspect ratio differs from that of the images,
+            these are cropped.
         interpolation: One of `INTERPOLATIONS`.
 
     Returns:
-        `[B, C, *size]`, of the precision of `images`. Cubic filters may pass the images' range.
+        `[B, C, *size]`, in the precision of `images`. Cubic filters may exceed the images' range.
 
     Example:
         >>> wide = torch.arange(4.0).expand(1, 1, 2, 4)
@@ -63,7 +64,7 @@ def resize(images: Tensor, size: Size, interpolation: str) -> Tensor:
                   [1., 2.]]]])
     """
     rows, columns = resize_weights(tuple(images.shape[-2:]), size, interpolation, images.device)
-    # Autocast would multiply in bf16: 8 bits of a pixel's 8 would be lost with it.
+    # Autocast would multiply in bf16, whose 8 bits are too few for weighted sums of 8-bit pixels.
     with torch.autocast(images.device.type, enabled=False):
         scaled: Tensor = rows.to(images.dtype) @ images @ columns.to(images.dtype)
     return scaled
@@ -73,13 +74,13 @@ def resize(images: Tensor, size: Size, interpolation: str) -> Tensor:
 def resize_weights(
     old: Size, new: Size, interpolation: str, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return `[new height, old height]` and `[old width, new width]` of `rows @ image @ columns`.
+    """Return the weights of `rows @ image @ columns`: `[new H, old H]` and `[old W, new W]`.
 
     Args:
         old: Height and width of the images.
-        new: Of the result.
+        new: Height and width of the result.
         interpolation: One of `INTERPOLATIONS`.
-        device: Where the weights are needed.
+        device: Device for the weights.
 
     Example:
         >>> rows, _ = resize_weights((4, 4), (2, 2), "bilinear", torch.device("cpu"))
@@ -87,7 +88,7 @@ def resize_weights(
         tensor([[0.4286, 0.4286, 0.1429, 0.0000],
                 [0.0000, 0.1429, 0.4286, 0.4286]])
     """
-    step = min(old[0] / new[0], old[1] / new[1])  # pixels of an image to one of the result
+    step = min(old[0] / new[0], old[1] / new[1])  # pixels of an image per pixel of the result
     rows, columns = (
         _weights(before, after, step, interpolation) for before, after in zip(old, new, strict=True)
     )
@@ -95,7 +96,7 @@ def resize_weights(
 
 
 def _weights(before: int, after: int, step: float, interpolation: str) -> Tensor:
-    """Weights of one side, `[after, before]` fp64."""
+    """Return the weights of one side, `[after, before]` fp64."""
     first = (before - after * step) / 2  # where the part that is kept begins
     weights = torch.zeros(after, before, dtype=torch.float64)
     for place in range(after):

@@ -43,16 +43,16 @@ def resnet(
     """Build the residual network of He et al. for small images (CIFAR style).
 
     Source: He, Zhang, Ren, Sun, *Deep Residual Learning for Image Recognition*, CVPR 2016,
-    section 4.2, with projection shortcuts. The stem keeps the resolution, so images of 8 to 64
-    pixels suit it.
+    section 4.2, with projection shortcuts. The stem keeps the resolution, so it suits images of 8
+    to 64 pixels.
 
     Args:
-        num_classes: Logits `K`.
+        num_classes: Number of logits `K`.
         in_channels: Channels of the images.
         width: Channels of the first stage; each further stage doubles them and halves the
             resolution. The number of parameters grows with its square.
-        num_blocks: Basic blocks in each stage.
-        num_stages: Stages.
+        num_blocks: Number of basic blocks in each stage.
+        num_stages: Number of stages.
         stem_channels: Channels of the stem; None gives it the width of the first stage. ResNet32x4
             and ResNet8x4 of the distillation literature have width 64 and a stem of 32.
 

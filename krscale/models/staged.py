@@ -1,4 +1,4 @@
-"""What the networks of the zoo have in common: stages of blocks between a stem and a classifier."""
+"""Code shared by the networks of the zoo: stages of blocks between a stem and a classifier."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from krscale.errors import UserError
 
 _MOST = {"num_blocks": 1_000, "num_stages": 10, "depth": 6_004, "expansion": 1_000}
 _MOST_CHANNELS = 1_000_000
-"""More would be built for hours, or have sizes that no memory has."""
+"""Larger networks would take hours to build or exceed any memory."""
 
 
 class StagedNetwork(nn.Module):
     """A stem, stages of blocks, a last layer, global mean pooling and a linear classifier.
 
     Attributes:
-        tap_paths: Every block in depth order but the last, whose read-out the classifier is.
+        tap_paths: Every block in depth order except the last, whose output the classifier reads.
         stage_ends: For each stage the 1-based number of its last tap, the classifier included:
             3 stages of 2 blocks have D = 6 taps and end at taps 2, 4 and 6.
-        stage_paths: The module at whose output each stage is complete; for the deepest it is what
-            the classifier pools.
+        stage_paths: The module whose output completes each stage; for the deepest stage, this is
+            the output that the classifier pools.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ def build_stages(
         block: Builds a block from (channels in, channels out, stride).
         in_channels: Channels of the stem.
         stage_widths: Channels of each stage.
-        num_blocks: Blocks in each stage.
+        num_blocks: Number of blocks in each stage.
     """
     stages: list[list[nn.Module]] = []
     channels = in_channels
@@ -81,10 +81,11 @@ def build_stages(
 
 
 def require_counts(model: str, **counts: object) -> None:
-    """Refuse any argument that is not a whole number from 1 to the most a network can have.
+    """Refuse any argument that is not a whole number from 1 to its maximum.
 
     Raises:
-        UserError: Naming the network, the argument, the value and what is allowed.
+        UserError: If there is one; the message names the network, the argument, its value and the
+            allowed range.
     """
     for name, value in counts.items():
         most = _MOST.get(name, _MOST_CHANNELS)

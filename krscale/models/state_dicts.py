@@ -1,7 +1,7 @@
-"""Weights of other programs: which table of a file they are, which prefix to drop, what is left.
+"""Read weights of other programs: select the table in a file and drop prefixes of names.
 
-Pure functions on dictionaries of tensors. Nothing is guessed in silence: what was chosen or dropped
-is returned as a note, and where two choices fit, the user decides.
+These are pure functions on dictionaries of tensors. Nothing is guessed silently: what was chosen or
+dropped is returned as a note, and if two choices fit, the user must decide.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from krscale.models.misfits import refuse_misfits, shorten
 from krscale.models.torch_rules import Kept
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "model_state", "weights")
-"""Keys under which training scripts keep a state dict."""
+"""Keys under which training scripts store a state dict."""
 NOISE = ("_orig_mod.", "module.")
-"""What torch.compile and data-parallel wrappers put into names, wherever they stood."""
+"""Parts that torch.compile and data-parallel wrappers insert at any level of names."""
 _COUNTERS = ("n_averaged", "total_ops", "total_params")
-"""What averaging of weights, and counting of operations, leave among them."""
-_BATCHES = "num_batches_tracked"  # not before PyTorch 0.4.1, which loads states without it as well
+"""Entries that weight averaging and operation counters leave among the weights."""
+_BATCHES = "num_batches_tracked"  # optional in PyTorch: absent before 0.4.1
 
 State = dict[str, Tensor]
 
@@ -33,8 +33,8 @@ class Fitted:
     """A state dict under a model's own names.
 
     Attributes:
-        state: Name -> tensor, exactly the model's names and shapes.
-        notes: What was chosen or dropped on the way, for the user.
+        state: Tensors by name, with exactly the model's names and shapes.
+        notes: Notes for the user on what was chosen or dropped.
     """
 
     state: State
@@ -43,12 +43,12 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Unwrapped:
-    """A state dict as it stands in a file.
+    """A state dict as it is stored in a file.
 
     Attributes:
-        state: Name -> tensor.
-        notes: What was chosen, where there were several, for the user.
-        key: What is left of the user's key: the beginning of names to take, empty for all.
+        state: Tensors by name.
+        notes: Notes for the user on what was chosen among several tables.
+        key: The rest of the user's key: the prefix of names to take, empty for all.
     """
 
     state: State
@@ -57,14 +57,14 @@ class Unwrapped:
 
 
 def unwrap(content: Any, place: str, key: str = "", where: str = "") -> Unwrapped:
-    """Return the state dict within the content of a file, and what is left of the key.
+    """Return the state dict within the content of a file, and the rest of the key.
 
     Args:
-        content: What the file holds.
-        place: The file, and the config key that named it, for errors.
-        key: The table to take, e.g. `model_ema`; or the beginning of names in the only usual one;
-            or both, `model_ema.backbone`. Empty takes all of the only usual table.
-        where: The config table of the network, e.g. `"teacher"`; empty where there is none.
+        content: Content of the file.
+        place: The file, and the config key that named it, for error messages.
+        key: The table to take, e.g. `model_ema`; or a prefix of names in the only usual table; or
+            both, `model_ema.backbone`. Empty takes all of the only usual table.
+        where: The config table of the network, e.g. `"teacher"`; empty if there is none.
 
     Raises:
         UserError: If there is no state dict, or several and no key, or nothing under the key.
@@ -108,19 +108,19 @@ def _usual(
 def fit(state: Mapping[str, Tensor], model: nn.Module, place: str, key: str = "") -> Fitted:
     """Return a state dict under the model's own names.
 
-    Names that do not fit are tried without what wrappers put into them, then without the one
-    beginning that makes every name of the model fit.
+    If names do not match, the parts inserted by wrappers are dropped, then the one prefix without
+    which every name of the model is found.
 
     Args:
-        state: As it was read.
-        model: Whose names and shapes it must have.
+        state: The state dict as it was read.
+        model: The model whose names and shapes it must have.
         place: The file, and the config key that named it.
-        key: The beginning of the names to take; the others are left out.
+        key: Prefix of the names to take; the others are left out.
 
     Raises:
-        UserError: If it does not fit: every name and shape; a head of another number of classes is
-            named as that. If no name begins with the key, or two are one name without what
-            wrappers put into them, and hold different weights.
+        UserError: If the weights do not fit (the message lists names and shapes, and names a head
+            with another number of classes as such), if no name begins with the key, or if two names
+            are equal without the parts inserted by wrappers but hold different weights.
     """
     if key:
         return _fit_under(state, model, place, key.rstrip("."))
@@ -154,7 +154,7 @@ def refuse_non_finite(state: Mapping[str, Tensor], place: str) -> None:
     """Refuse weights with NaN or infinity.
 
     Raises:
-        UserError: Naming the tensors.
+        UserError: If there are such weights; the message names the tensors.
     """
     found = [
         name
@@ -169,10 +169,10 @@ def refuse_non_finite(state: Mapping[str, Tensor], place: str) -> None:
 
 
 def without_noise(state: Mapping[str, Tensor], place: str) -> State:
-    """Return a state dict without what torch.compile and data-parallel wrappers put into names.
+    """Return a state dict whose names lack the parts that compile and parallel wrappers insert.
 
     Raises:
-        UserError: If two names are the same then, and their weights are not.
+        UserError: If two names become equal but their weights differ.
     """
     found: State = {}
     origins: dict[str, str] = {}
@@ -209,9 +209,9 @@ def _nothing_under(
 
 
 def _under(state: Mapping[str, Tensor], key: str, place: str) -> tuple[State, list[str]]:
-    """Return what begins with a key, without it, and the other names.
+    """Return the entries whose names begin with a key, without that prefix, and the other names.
 
-    Names are taken as they are where some begin with the key, else without wrappers in them.
+    Names are compared unchanged if some begin with the key, else without the parts of wrappers.
     """
     prefix, bare_prefix = f"{key}.", _without_noise(f"{key}.")
     part = {name: value for name, value in state.items() if name.startswith(prefix)}
@@ -263,7 +263,7 @@ def _last(name: str) -> str:
 
 
 def _prefixes(state: Mapping[str, Tensor], own: Mapping[str, str]) -> list[str]:
-    """Return the beginnings under which the state dict has every name of the model."""
+    """Return the prefixes under which the state dict has every name of the model."""
     first = next(iter(own), "")
     candidates = [k[: len(k) - len(first)] for k in state if k == first or k.endswith(f".{first}")]
     return [p for p in dict.fromkeys(candidates) if all(p + name in state for name in own)]

@@ -1,4 +1,4 @@
-"""A network of anybody's with its taps: how it is run, what it returns, how its features lie."""
+"""Any network with its taps: run it and read its logits and features."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ from krscale.models.outputs import (
 
 @dataclass(frozen=True)
 class TappedNetwork:
-    """A network, the module paths of its taps, and what follows from running it once.
+    """A network, the module paths of its taps, and properties found by running it once.
 
     Attributes:
-        network: As its owner uses it; wrappers and all.
+        network: The network as the caller uses it, with its wrappers.
         paths: Module paths of the taps in depth order, the classifier excluded.
         stage_ends: For each stage the 1-based number of its last tap.
-        shapes: Shape of each tap's feature for one image, `[C, H, W]` where it is a map.
-        num_classes: `K`.
-        stage_paths: Module paths of the blocks at which stages end, where positions are compared.
-        stage_shapes: Shape of what each of these gives for one image.
-        missing: Why it has no taps, where it may do without.
+        shapes: Shape of each tap's feature for one image, `[C, H, W]` if it is a map.
+        num_classes: Number of classes `K`.
+        stage_paths: Module paths of the blocks that end stages, at which positions are compared.
+        stage_shapes: Shape of the output of each of these for one image.
+        missing: Why it has no taps, if it does not need any.
     """
 
     network: nn.Module
@@ -67,19 +67,20 @@ class TappedNetwork:
         *,
         optional: bool = False,
     ) -> TappedNetwork:
-        """Take the given taps, the network's own (`tap_paths`), or those that `find_taps` finds.
+        """Use the given taps, the network's own (`tap_paths`), or those that `find_taps` finds.
 
         Args:
-            network: Left in the modes that its modules have.
-            images: `[B, C, H, W]` real images, at least two that differ where taps are to be found.
+            network: The network; the modes of its modules are kept.
+            images: `[B, C, H, W]` real images; if taps are to be found, at least two different
+                ones.
             paths: Module paths in depth order.
-            where: What the network is, for the message of an error: `"teacher"`.
-            optional: Whether nothing must be read at its taps: where none is given, and none can be
-                found or read, it has none, and `missing` says why.
+            where: The role of the network, for error messages: `"teacher"`.
+            optional: Whether the taps may be missing: if none is given, and none can be found or
+                read, the result has no taps and `missing` gives the reason.
 
         Raises:
-            UserError: If it does not run on the images or gives no finite logits; if taps do not
-                exist or are out of order, none is found, or a layout cannot be told.
+            UserError: If it does not run on the images or returns no finite logits; if taps do not
+                exist or are out of order, none is found, or a layout cannot be determined.
         """
         check_network(network, where)
         paths = checked_paths(paths, where)
@@ -104,16 +105,16 @@ class TappedNetwork:
     def by_shape(
         cls, network: nn.Module, image_shape: Sequence[int], paths: Sequence[str], where: str
     ) -> TappedNetwork:
-        """Take taps that are known already, without any image.
+        """Use taps that are already known, without any image.
 
-        What the network gives is not judged: of a black image it is NaN where a network divides
-        each image by its own deviation.
+        The network's output is not checked: for a black image it is NaN if the network divides each
+        image by its own standard deviation.
 
         Args:
-            network: Left in the modes that its modules have.
+            network: The network; the modes of its modules are kept.
             image_shape: `(C, H, W)`.
-            paths: Module paths in depth order; none where `of` left them out.
-            where: What the network is, for the message of an error.
+            paths: Module paths in depth order; none if `of` found none.
+            where: The role of the network, for error messages.
 
         Raises:
             UserError: If it does not run on images of this shape, or has no such taps.
@@ -147,46 +148,46 @@ class TappedNetwork:
         return cls(network, paths, ends, shapes, num_classes, stages, _shapes(read.stages))
 
     def __call__(self, images: Tensor) -> TapOutputs:
-        """Run the network once, in whatever modes it is, and read all of its taps and stages."""
+        """Run the network once in its current modes, and read all of its taps and stages."""
         return self.read(images, self.paths, self.stage_paths)
 
     def read(self, images: Tensor, taps: Sequence[str], stages: Sequence[str] = ()) -> TapOutputs:
-        """Run the network once, in whatever modes it is, and read some of its blocks.
+        """Run the network once in its current modes, and read some of its blocks.
 
         Args:
             images: `[B, C, H, W]`.
-            taps: Module paths of those among its taps.
-            stages: Of those among its stages.
+            taps: Module paths of the taps to read.
+            stages: Module paths of the stages to read.
         """
         outputs = run_tapped(self.network, taps, images, stages)
         logits = logits_of(outputs.logits)
         return TapOutputs(logits, outputs.features, outputs.stages, outputs.paths)
 
     def check_trainable(self, images: Tensor, where: str = "student") -> None:
-        """Refuse a network that would be trained on outputs which are no logits.
+        """Refuse to train a network whose outputs are not logits.
 
         Args:
             images: `[B, C, H, W]`.
-            where: What the network is, for the error.
+            where: The role of the network, for the error message.
         """
         inner = unwrapped(self.network)
         with evaluating(inner):
             refuse_bounded(inner, logits_of, images[:2].to(device_of(inner)), where)
 
     def without_stages(self) -> TappedNetwork:
-        """Return the same network, read at its taps alone."""
+        """Return the same network, read only at its taps."""
         return replace(self, stage_paths=(), stage_shapes=())
 
 
 def check_network(network: Any, where: str) -> None:
-    """Refuse what is no network, or one without values.
+    """Refuse an object that is not a network, or a network whose weights have no values.
 
     Args:
-        network: What a user gave.
-        where: What it should be, for the message: `"teacher"`.
+        network: The object that the user gave.
+        where: Its role, for error messages: `"teacher"`.
 
     Raises:
-        UserError: Says what it is.
+        UserError: If it is refused; the message says what it is.
 
     Example:
         >>> check_network("resnet", "teacher")
@@ -198,18 +199,18 @@ def check_network(network: Any, where: str) -> None:
             f"{where}: a torch.nn.Module is needed, and this is {type(network).__name__}."
         )
     refuse_programs(network, where)
-    if device_of(network).type == "meta":  # some may be: accelerate brings those back
+    if device_of(network).type == "meta":  # single weights may be on meta: accelerate restores them
         raise UserError(f"{where}: its weights have no values: they are on the device 'meta'.")
 
 
 def device_of(network: nn.Module) -> torch.device:
-    """Return the device of a network's first parameter, the CPU where it has none."""
+    """Return the device of a network's first parameter, the CPU if it has none."""
     parameter = next(unwrapped(network).parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
 
 
 def logits_of(output: Any) -> Tensor:
-    """Return the logits `[B, K]` within what a network returns."""
+    """Return the logits `[B, K]` within a network's output."""
     try:
         logits = without_positions(find_logits(output))
     except UserError:
@@ -229,7 +230,7 @@ def _placed(error: UserError, where: str) -> UserError:
 
 
 def _logits_for(network: nn.Module, images: Tensor) -> Tensor:
-    """Return the logits of images; refuse a network that does not run on them, or gives none."""
+    """Return the logits of images; refuse a network that does not run on them or returns none."""
     try:
         output = network(images)
     except UserError:
@@ -243,7 +244,7 @@ def _logits_for(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def _check_logits(network: nn.Module, images: Tensor, logits: Tensor, where: str) -> None:
-    """Refuse what are no logits of these images."""
+    """Refuse outputs that are not valid logits of these images."""
     check_steady(lambda some: logits_of(network(some)), images, where)
     refuse_probabilities(logits, where)
     if not bool(logits.isfinite().all()):
@@ -256,7 +257,7 @@ def _check_logits(network: nn.Module, images: Tensor, logits: Tensor, where: str
 def _taps_of(
     network: nn.Module, images: Tensor, given: tuple[str, ...], where: str
 ) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
-    """Return the taps, and the last tap of each stage where the network itself says it."""
+    """Return the taps, and the last tap of each stage if the network itself defines it."""
     own: tuple[str, ...] | None = getattr(network, "tap_paths", None)
     if own is None and not given:
         return find_taps(network, images, logits_of).paths, None
@@ -268,7 +269,7 @@ def _taps_of(
 
 
 def _stages_of(network: nn.Module, paths: tuple[str, ...], ends: Sequence[int]) -> tuple[str, ...]:
-    """Return where the network itself says that its stages end, or the last tap of each stage."""
+    """Return the ends of stages that the network itself defines, or the last tap of each stage."""
     own: tuple[str, ...] | None = getattr(network, "stage_paths", None)
     if own is not None and paths == tuple(getattr(network, "tap_paths", ())):
         return tuple(own)
@@ -281,16 +282,17 @@ def _shapes(features: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
 
 
 def _settle(network: nn.Module, paths: tuple[str, ...], images: Tensor, where: str) -> None:
-    """Find out where the channels of the taps are; other taps' layouts stay known."""
+    """Determine the layouts of the taps and store them; keep known layouts of other taps."""
     found = layouts_of(network, paths, tuple(images.shape[1:]), where=where)
     setattr(network, LAYOUTS_ATTRIBUTE, {**getattr(network, LAYOUTS_ATTRIBUTE, {}), **found})
 
 
 def checked_paths(paths: object, where: str) -> tuple[str, ...]:
-    """Return a list of module paths, which is read once: it may be one that ends, as of `map`.
+    """Return module paths as a tuple; read them only once, since they may be an iterator.
 
     Raises:
-        UserError: If it is none, such as a text, each character of which would be taken for a path.
+        UserError: If it is not a list of paths, e.g. a string, whose characters would be read as
+            paths.
     """
     if isinstance(paths, str):
         raise UserError(f"{where}: taps are a list of paths: [{paths!r}], not {paths!r}.")

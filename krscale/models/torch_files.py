@@ -1,9 +1,9 @@
-"""`.pt` files of others: looked through before torch reads them.
+"""Read `.pt` files of unknown origin, after checking them before torch reads them.
 
-`torch.load(weights_only=True)` runs no code of a file, but it calls some thirty functions with what
-the file says, and makes storages of the sizes it says. So the opcodes of the pickle in it are read
-before (`krscale.plain_pickle`): a few functions that make tensors, each with arguments in the form
-that torch writes, sizes that the file has bytes for, and nothing else.
+`torch.load(weights_only=True)` runs no code from a file, but it calls some thirty functions with
+arguments from the file, and allocates storages of the sizes given there. So the opcodes of its
+pickle are read first (`krscale.plain_pickle`). They may contain only a few functions that build
+tensors, with arguments in the form that torch writes, and sizes for which the file has bytes.
 """
 
 from __future__ import annotations
@@ -31,26 +31,28 @@ _LOADING = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
 _ZIP = b"PK\x03\x04"
 _MAX_PICKLE = 2**28
 _MAX_RECORDS = 1_000_000
-_BEFORE = 3  # pickles of the older format: a number, a version and a system
+_BEFORE = 3  # pickles before the data in the older format: a number, a version and a system
 _DAMAGE = (OSError, ValueError, RuntimeError, NotImplementedError, KeyError, zipfile.BadZipFile)
 
 
 def read_torch(path: Path, prefix: str = "", device: torch.device | str = "cpu") -> Any:
-    """Return what a file of `torch.save` holds: tensors and plain values, running no code.
+    """Return the tensors and plain values in a file of `torch.save`, without running code from it.
 
     Args:
-        path: The file, in torch's format or the one before 1.6.
-        prefix: What errors begin with, e.g. the setting that named the file.
-        device: Where the tensors will be.
+        path: The file, in torch's current format or that of versions before 1.6.
+        prefix: Beginning of error messages, e.g. the setting that named the file.
+        device: Device for the tensors.
 
     Raises:
-        UserError: If it holds anything else, is damaged, or says it is larger than it is.
+        UserError: If it holds anything else, is damaged, or declares more bytes than it has.
     """
     refuse_foreign(path, prefix)
     with _worded(path, prefix), warnings.catch_warnings():
-        # A newer pickle protocol warns that it may fail; whether it does is known in a moment.
+        # For a newer pickle protocol, torch warns that loading may fail; if it does, an error
+        # follows.
         warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
-        # Command line arguments, which training scripts like to keep; a class without code.
+        # Namespace: command line arguments, which training scripts often store; a class without
+        # code.
         with torch.serialization.safe_globals([argparse.Namespace, *INERT]):
             return torch.load(path, map_location=device, weights_only=True)
 
@@ -71,7 +73,7 @@ def refuse_foreign(path: Path, prefix: str = "") -> None:
 
 @contextmanager
 def only_weights() -> Iterator[None]:
-    """Have `torch.load` read weights alone, whatever a library that calls it asks for."""
+    """Make `torch.load` read only weights, whatever arguments a library calls it with."""
     before = {name: os.environ.pop(name, None) for name in _LOADING}
     os.environ[_LOADING[0]] = "1"
     try:
@@ -86,7 +88,7 @@ def only_weights() -> Iterator[None]:
 
 @contextmanager
 def _worded(path: Path, prefix: str) -> Iterator[None]:
-    """Turn what is wrong with a file into one error."""
+    """Turn any error of a file into one `UserError`."""
     try:
         yield
     except Exception as error:
@@ -111,7 +113,7 @@ def check_torch(path: Path) -> None:
     """Refuse a file that torch should not read, see `read_torch`.
 
     Raises:
-        RefusedError: Says what was found.
+        RefusedError: If it is refused; the message says what was found.
     """
     size = path.stat().st_size
     if not size:
@@ -140,10 +142,10 @@ def _check_zip(path: Path, size: int) -> None:
 
 
 def _records(path: Path, size: int) -> tuple[bytes, dict[str, int]]:
-    """Return the pickle in an archive, and name and size of every other part.
+    """Return the pickle in an archive, and the size of every part by name.
 
-    Torch reads the archive in its own way, so that a file could be one thing to it and another to
-    `zipfile`: what both find must be the same.
+    Torch has its own reader of archives, which could read a file differently from `zipfile`: both
+    must find the same parts.
     """
     with zipfile.ZipFile(path) as archive:
         found = archive.infolist()
@@ -163,8 +165,8 @@ def _records(path: Path, size: int) -> tuple[bytes, dict[str, int]]:
 
 
 def _record_size(reader: Any, name: str) -> int:
-    """Return how many bytes torch finds in a part of an archive."""
-    if hasattr(reader, "get_record_size"):  # not in every torch that krscale takes: 2.11 has none
+    """Return the number of bytes that torch finds in a part of an archive."""
+    if hasattr(reader, "get_record_size"):  # missing in some versions, such as torch 2.11
         size: int = reader.get_record_size(name)
         return size
     return len(reader.get_record(name))  # reads the part

@@ -1,4 +1,4 @@
-"""What the pickle in a `.pt` file may hold: tensors, as torch writes them, and plain values."""
+"""Rules for the pickle in a `.pt` file: only tensors as torch writes them, and plain values."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _KEPT = {
     *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
     *(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str")),
 }  # fmt: skip
-"""What training scripts keep beside weights: numbers of numpy's, paths, dates, and what a
-defaultdict begins with. None is made: `torch.load` is given `Kept` for each."""
+"""Types that training scripts store beside weights: numpy's scalars and arrays, paths, dates, and
+factories of a defaultdict. No such object is built: `torch.load` gets `Kept` for each one."""
 _FACTORIES = frozenset(name for name in _KEPT if name.startswith("builtins."))
 _KNOWN = {_NAMESPACE, *_SUBCLASSES, *_KEPT}
 _MAX_AXES = 64
@@ -45,9 +45,9 @@ class Storage:
     """The bytes of tensors.
 
     Attributes:
-        key: Under which name they are kept.
+        key: Name under which they are stored.
         item_size: Bytes of an element.
-        num_bytes: Bytes of all.
+        num_bytes: Bytes of all elements.
     """
 
     key: str
@@ -56,19 +56,19 @@ class Storage:
 
 
 class _Tensor:
-    """Stands for a tensor."""
+    """Placeholder for a tensor."""
 
 
 class _Namespace:
-    """Stands for the arguments of a command."""
+    """Placeholder for the arguments of a command."""
 
 
 class _Other:
-    """Stands for a set, a device, a complex number."""
+    """Placeholder for a set, a device or a complex number."""
 
 
 class Kept:
-    """Stands for an object beside the weights, of which nothing is made, whatever a file says."""
+    """Placeholder for an object beside the weights, which is never built, whatever a file asks."""
 
     def __init__(self, *_: object) -> None: ...
 
@@ -76,7 +76,7 @@ class Kept:
 
 
 def _kept_table(*_: object) -> dict[object, object]:
-    """Stand for a new defaultdict."""
+    """Return an empty dictionary in place of a new defaultdict."""
     return {}
 
 
@@ -84,17 +84,17 @@ INERT: tuple[tuple[Callable[..., object], str], ...] = (
     *((Kept, name) for name in sorted(_KEPT)),
     (_kept_table, "collections.defaultdict"),
 )
-"""What `torch.load` makes of names that are none of torch's: pairs for its `safe_globals`."""
+"""What `torch.load` builds for names that are not torch's: pairs for its `safe_globals`."""
 
 
 class TensorsOnly(Rules):
-    """Takes what torch writes of tensors, of ordered dictionaries and of command line arguments.
+    """Accepts what torch writes for tensors, dictionaries and command line arguments.
 
     Args:
-        num_bytes: How long the file is.
+        num_bytes: Size of the file.
 
     Attributes:
-        storages: Of all tensors that were found, by key.
+        storages: Storages of all tensors that were found, by key.
     """
 
     def __init__(self, num_bytes: int) -> None:
@@ -120,7 +120,7 @@ class TensorsOnly(Rules):
         }
 
     def find(self, found: Global) -> object:
-        """Return a name that is known, as Python 3 has it."""
+        """Return a known name in its Python 3 form; refuse others."""
         name = str(found).replace("__builtin__.", "builtins.")
         if name in _DTYPES:
             return _DTYPES[name]
@@ -141,13 +141,13 @@ class TensorsOnly(Rules):
             raise RefusedError(f"calls {function} in a way torch does not write") from None
 
     def new(self, kind: object, arguments: tuple[Any, ...]) -> object:
-        """Return what stands for command line arguments."""
+        """Return a placeholder for command line arguments."""
         if str(kind) == _NAMESPACE and not arguments:
             return _Namespace()
         return super().new(kind, arguments)
 
     def build(self, value: object, state: object) -> None:
-        """Take attributes of command line arguments, and the versions in a state dict."""
+        """Accept attributes of command line arguments, and the versions in a state dict."""
         names = set(state) if isinstance(state, dict) else {None}
         if type(value) is dict and names == {"_metadata"}:
             return
@@ -158,7 +158,7 @@ class TensorsOnly(Rules):
         super().build(value, state)
 
     def persistent(self, name: object) -> object:
-        """Return the storage that a tensor names."""
+        """Return the storage that a tensor refers to."""
         match name:
             case (("storage" | b"storage"), Global() as kind, key, _, int() as numel, *rest):
                 if str(kind) in _STORAGES and rest in ([], [None]) and numel >= 0:
@@ -190,7 +190,7 @@ class TensorsOnly(Rules):
         return self._view(storage, dtype.itemsize, offset, size, stride)
 
     def _view(self, storage: Storage, item: int, offset: Any, size: Any, stride: Any) -> _Tensor:
-        """Check that a tensor is within its storage, and that tensors do not show it too often."""
+        """Check that a tensor is within its storage, and that all tensors are not too large."""
         _whole((offset,))
         _whole(size)
         _whole(stride)
@@ -231,7 +231,7 @@ class TensorsOnly(Rules):
         return b"" if isinstance(text, bytes) else self._encoded(text, encoding)
 
     def _table(self, items: Any = ()) -> dict[object, object]:
-        """Take what Python 3 writes, a dictionary or nothing, or the pairs of Python 2."""
+        """Accept a dictionary or nothing, as Python 3 writes it, or the pairs of Python 2."""
         if type(items) is not dict and not all(
             isinstance(pair, list | tuple) and len(pair) == len(("key", "value"))
             and type(pair[0]) in (str, bytes) for pair in items
@@ -265,7 +265,7 @@ class TensorsOnly(Rules):
 
 
 def _plain(grad: Any, hooks: Any, metadata: Any) -> None:
-    """Refuse hooks, which torch never writes, and what a tensor does not have."""
+    """Refuse hooks, which torch never writes, and unknown metadata."""
     known = metadata is None or (isinstance(metadata, dict) and set(metadata) <= {"conj", "neg"})
     if type(grad) is not bool or not known or (hooks is not None and hooks != {}):
         raise TypeError

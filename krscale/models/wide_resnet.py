@@ -1,4 +1,4 @@
-"""Wide residual network: pre-activation blocks, the depth given, one dial for the width."""
+"""Wide residual network: pre-activation blocks, a given depth, and one dial for the width."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def wide_resnet(num_classes: int, in_channels: int, width: int, depth: int = 16)
     Source: Zagoruyko, Komodakis, *Wide Residual Networks*, BMVC 2016.
 
     Args:
-        num_classes: Logits `K`.
+        num_classes: Number of logits `K`.
         in_channels: Channels of the images.
         width: Channels of the first of three stages; each further stage doubles them and halves
             the resolution. It is 16 times the paper's widening factor: WRN-40-2 has width 32.
-        depth: Convolutions on the longest path: 10, 16, 22, 28, 40, ...
+        depth: Number of convolutions on the longest path: 10, 16, 22, 28, 40, ...
 
     Returns:
         A network with `D = (depth - 4) / 2` taps.

@@ -1,1 +1,1 @@
-"""From an experiment to what runs: networks, sizes, teacher and store, each resolved once."""
+"""Resolve an experiment to its networks, sizes, teacher and store, each only once."""

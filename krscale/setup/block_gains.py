@@ -1,4 +1,4 @@
-"""The information gain of every block of a teacher, to choose its taps by."""
+"""Measure the information gain of every block of a teacher, as a basis for choosing its taps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from krscale.setup.tap_reading import fit_probes, read_logits
 from krscale.setup.teacher import find_teacher, foreign_teacher, open_teacher
 
 _AT_ONCE = 4
-"""Blocks whose features of all training images are held in memory together."""
+"""Number of blocks whose features of all training images are held in memory together."""
 
 
 def measure_blocks(
@@ -28,19 +28,19 @@ def measure_blocks(
     device: torch.device,
     report: Callable[[int, int], None],
 ) -> tuple[tuple[Block, ...], dict[str, float]]:
-    """Return the blocks of an experiment's teacher, and the gain of each that can be a tap.
+    """Return the blocks of an experiment's teacher, and the gain of each possible tap.
 
-    A linear probe is fitted to each on the training images and measured on validation, as for taps.
+    As for taps, a linear probe of each is fitted on the training images and measured on validation.
 
     Args:
-        experiment: Names a teacher that comes with weights, or that was prepared before.
+        experiment: An experiment whose teacher comes with weights or was prepared before.
         dataset: Its data.
-        device: Where the teacher runs.
-        report: Gets how many blocks are done, and how many there are.
+        device: Device that the teacher runs on.
+        report: Called with the number of blocks done and of all blocks.
 
     Returns:
-        All blocks, and the information gain by path; the classifier's path is empty. A block whose
-        channels nothing tells from its positions has none.
+        All blocks, and the information gain by path; the classifier's path is empty. A block has
+        none if its channels cannot be distinguished from its positions.
 
     Raises:
         UserError: If the teacher would have to be trained first.

@@ -1,6 +1,6 @@
-"""From a trial's settings to its training: student, method, loader and optimiser.
+"""Build a trial's training from its settings: student, method, loader and optimiser.
 
-A worker opens the assets once and builds as many trainings from them as it is given trials.
+A worker opens the assets once and builds the trainings of all its trials from them.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from krscale.training.loop import Training
 
 @dataclass(frozen=True)
 class Assets:
-    """What a worker keeps open over all its trials: mapped data, mapped store, facts.
+    """What a worker keeps open for all its trials: mapped data, mapped store and teacher facts.
 
-    `validation` is None when students learn from it, too. `taught` is what students of a teacher
-    learn from; other than `dataset` where there are images without labels.
+    `validation` is None if students are trained on it, too. `taught` is the data for students of a
+    teacher; it differs from `dataset` if there are images without labels.
     """
 
     dataset: Dataset
@@ -48,7 +48,7 @@ class Assets:
 
     @classmethod
     def open(cls, prepared: Prepared) -> Assets:
-        """Map data and stores, on whichever machine; the teacher's network is not loaded."""
+        """Map data and stores on this machine, without loading the teacher's network."""
         prepared = prepared.here()
         dataset = open_data(Path(prepared.data_path))
         store = KnowledgeStore.open(Path(prepared.store_path))
@@ -57,19 +57,19 @@ class Assets:
         return cls(dataset, val, store, prepared.teacher, features, prepared.taught)
 
     def data_for(self, method: Method) -> Dataset:
-        """Return what a method learns from: without a teacher, images without labels are none."""
+        """Return the data that a method learns from: without a teacher, only images with labels."""
         return self.taught if self.taught is not None and method.needs_teacher else self.dataset
 
 
 def open_features(paths: Mapping[FeatureKind, str]) -> dict[FeatureKind, FeatureStore]:
-    """Map the stores of features that `prepare_features` prepared."""
+    """Map the feature stores that `prepare_features` prepared."""
     return {kind: FeatureStore.open(Path(path)) for kind, path in paths.items()}
 
 
 def trial_experiment(
     experiment: Experiment, method: str, values: dict[str, Any], seed: int
 ) -> Experiment:
-    """Return the experiment of one trial: the search's own, with what was suggested."""
+    """Return the experiment of one trial: the search's experiment with the suggested values."""
     fixed = {"distill.method": method, "train.seed": seed}
     return with_values(experiment, {**values, **fixed}, f"trial of {method}")
 
@@ -83,7 +83,7 @@ def build_training(
         experiment: All settings of this trial.
         assets: The opened data and store.
         width: The student's capacity dial.
-        workers: This worker's place.
+        workers: This worker's rank and device, and the number of workers.
     """
     settings = experiment.train
     torch.manual_seed(settings.seed)

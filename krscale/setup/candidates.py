@@ -1,7 +1,7 @@
-"""The usual ways to prepare images, tried on a network: which one was it trained with?
+"""Try the usual kinds of preprocessing on a network to find the one it was trained with.
 
-A network that was trained elsewhere is silent about a wrong preprocessing: it answers, only worse.
-What it was trained with is what it is best with.
+A network that was trained elsewhere gives no error with the wrong preprocessing, only worse
+results. The preprocessing that it was trained with gives the best ones.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from krscale.models.metadata import preprocessing_of
 from krscale.models.preprocessing import PRESETS, Preprocessing, preprocessing_of_network
 
 SIDES = (32, 64, 96, 128, 224)
-"""Sizes that networks are commonly trained at; those far from the data's own are not tried."""
+"""Sizes at which networks are commonly trained; those far from the data's own are not tried."""
 NEAREST = 0.05
-"""Share of the images by which one way must be better than another to count as another way."""
+"""Share of the images by which a candidate must be better to count as different."""
 SURE = 1e-3
-"""Probability of a difference by chance below which it counts."""
+"""A difference counts if its probability by chance is below this."""
 IMAGES_PER_CLASS = 6
-"""Fewer images of a class say nothing of the order of the classes."""
+"""With fewer images per class, the order of the classes cannot be determined."""
 _CAFFE = ((103.939, 116.779, 123.68), (1.0,))
 _BATCH_SIZE = 128
 _FEW = 4
@@ -37,16 +37,16 @@ Classes = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One way to prepare images, and what a network makes of them.
+    """One kind of preprocessing, and a network's results with it.
 
     Attributes:
-        name: Of its normalisation.
-        preprocessing: All of it.
-        accuracy: Share of the images that are right.
-        reordered: The same with the classes in the order that suits best; that order is found on
-            one half of the images and counted on the other.
-        order: Our class -> the class of the network, as found on all images.
-        answers: The class that the network says of each image.
+        name: Name of its normalisation.
+        preprocessing: The complete preprocessing.
+        accuracy: Share of the images that are classified correctly.
+        reordered: The same with the best order of classes, which is found on one half of the images
+            and evaluated on the other.
+        order: The network's class for each of our classes, as found on all images.
+        answers: The class that the network predicts for each image.
     """
 
     name: str
@@ -59,13 +59,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Tried:
-    """What was tried, the best first.
+    """The candidates that were tried, the best first.
 
     Attributes:
-        candidates: All that the network could answer.
-        configured: The one that the experiment has now.
-        refused: Sizes that the network does not take, with its reason.
-        labels: Of the images.
+        candidates: All candidates with which the network ran.
+        configured: The current preprocessing of the experiment.
+        refused: Sizes that the network does not take, with its error message.
+        labels: Labels of the images.
     """
 
     candidates: tuple[Candidate, ...]
@@ -83,7 +83,7 @@ class Tried:
 
     @property
     def reordered(self) -> Candidate | None:
-        """The best with another order of classes, where only that makes it right."""
+        """The best candidate with reordered classes, if reordering is clearly better; else None."""
         found = max(self.candidates, key=lambda candidate: candidate.reordered)
         if found.reordered < self.best.accuracy + NEAREST:
             return None
@@ -97,19 +97,20 @@ class Tried:
 def try_candidates(
     network: nn.Module, dataset: Dataset, num_images: int, *, other_sizes: bool = True
 ) -> Tried:
-    """Ask a network about validation images in every usual way.
+    """Evaluate a network on validation images with all usual kinds of preprocessing.
 
-    First all normalisations at the sizes that are likely, then the best few at others, then all
-    again at the size that turned out best.
+    First try all normalisations at the likely sizes, then the best few at other sizes, then all of
+    them at the best size.
 
     Args:
-        network: Trained, on its device, with the experiment's preprocessing; left in eval mode.
-        dataset: Its validation split is asked about.
-        num_images: At most so many images, spread over the split.
+        network: The trained network on its device, with the experiment's preprocessing; left in
+            eval mode.
+        dataset: The data set whose validation split is used.
+        num_images: Maximum number of images, which are spread over the split.
         other_sizes: Whether to try other input sizes than the experiment's, too.
 
     Raises:
-        UserError: If the network can be asked in none of them.
+        UserError: If the network runs with none of them.
     """
     trial = _Trial(network.eval(), dataset, num_images)
     own = trial.configured
@@ -128,7 +129,7 @@ def try_candidates(
     height, width = dataset.image_shape[1:]
     for side in SIDES:
         if min(height, width) > 2 * side or 8 * max(height, width) < side:
-            continue  # nobody takes images so much smaller, or larger, than the network's
+            continue  # images are never so much smaller or larger than a network's size
         trial.ask(few, (side, side))
     size = trial.best()[0].preprocessing.input_size
     trial.ask(_normalisations(own, said, trial.num_channels), size)
@@ -136,13 +137,13 @@ def try_candidates(
 
 
 def is_better(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> bool:
-    """Return whether answers are right more often than others, clearly and not by chance.
+    """Return whether predictions are clearly more accurate than others, and not by chance.
 
     Args:
-        one: `[N]`, whether each answer is right.
-        other: `[N]`, of the same images.
+        one: `[N]`, whether each prediction is correct.
+        other: `[N]`, the same for the other predictions on the same images.
     """
-    # Half a second, which most processes need not pay.
+    # This import takes half a second, which most processes can avoid.
     from scipy.stats import binomtest  # type: ignore[import-untyped]
 
     won, lost = int((one & ~other).sum()), int((other & ~one).sum())
@@ -152,13 +153,13 @@ def is_better(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> bool:
 
 
 def as_settings(preprocessing: Preprocessing, image_shape: Sequence[int]) -> dict[str, Any]:
-    """Return the fields of `[teacher.preprocessing]` that mean it, as TOML has them.
+    """Return the fields of `[teacher.preprocessing]` that select it, with TOML types.
 
-    Every field is there: one that is left out is what the network's metadata say.
+    All fields are included: any other would be taken from the network's metadata.
 
     Args:
-        preprocessing: Of a candidate.
-        image_shape: `(C, H, W)` of the data, whose size is meant where it has none of its own.
+        preprocessing: Preprocessing of a candidate.
+        image_shape: `(C, H, W)` of the data, whose size is used if the preprocessing has none.
     """
     name = _preset_name(preprocessing)
     numbers = {"mean": list(preprocessing.mean or ()), "std": list(preprocessing.std or ())}
@@ -172,7 +173,7 @@ def as_settings(preprocessing: Preprocessing, image_shape: Sequence[int]) -> dic
 
 
 def _preset_name(preprocessing: Preprocessing) -> str | None:
-    """Return the name under which an experiment has these numbers; None where it has none."""
+    """Return the name of a preset with these numbers; None if there is none."""
     if preprocessing.mean is None or preprocessing.std is None:
         return "data"
     step = -1 if preprocessing.channel_order == "bgr" else 1
@@ -187,7 +188,7 @@ def _preset_name(preprocessing: Preprocessing) -> str | None:
 
 
 class _Trial:
-    """One network, asked about the same images again and again."""
+    """One network, evaluated repeatedly on the same images."""
 
     def __init__(self, network: nn.Module, dataset: Dataset, num_images: int) -> None:
         self.network, self.dataset = network, dataset
@@ -198,7 +199,7 @@ class _Trial:
         self.refused: dict[str, str] = {}
 
     def ask(self, named: Sequence[tuple[str, Preprocessing]], size: tuple[int, int] | None) -> None:
-        """Ask with each normalisation at a size, unless that has been asked."""
+        """Evaluate each normalisation at a size, unless that was done before."""
         if size == self.dataset.image_shape[1:]:
             size = None
         for name, preprocessing in named:
@@ -207,7 +208,7 @@ class _Trial:
                 self._ask(name, sized)
 
     def best(self, number: int = 1) -> list[Candidate]:
-        """Return the candidates that are right most often, in whatever order of classes."""
+        """Return the most accurate candidates, with the classes in any order."""
         found = list(self.found.values())
         found.sort(key=lambda one: -max(one.accuracy, one.reordered - NEAREST))
         return found[:number]
@@ -226,7 +227,7 @@ class _Trial:
         try:
             answers = self._answers(preprocessing)
         except (RuntimeError, ValueError, AssertionError) as error:
-            # A network of a fixed size says so in words of its own.
+            # Networks of a fixed size raise different errors.
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             self.refused.setdefault(size_name(preprocessing, self.dataset), reason)
             return
@@ -252,14 +253,14 @@ class _Trial:
 
 
 def size_name(preprocessing: Preprocessing, dataset: Dataset) -> str:
-    """Return the size of a network's images, e.g. `32x32`."""
+    """Return the size of a network's input images, e.g. `32x32`."""
     return "x".join(str(side) for side in preprocessing.input_shape(dataset.image_shape)[1:])
 
 
 def _normalisations(
     own: Preprocessing, said: Preprocessing | None, num_channels: int
 ) -> list[tuple[str, Preprocessing]]:
-    """Return the usual normalisations by name, those that are likely first."""
+    """Return the usual normalisations by name, the likely ones first."""
     named = [("as set", own)]
     if said is not None:
         named.append(("its metadata", said))
@@ -287,7 +288,7 @@ def _fits(preprocessing: Preprocessing, num_channels: int) -> bool:
 def _reordered(
     answers: Classes, labels: Classes, num_classes: int
 ) -> tuple[float, tuple[int, ...]]:
-    """Return the accuracy with the classes in the order that suits best, and that order."""
+    """Return the accuracy with the best order of classes, and that order."""
     even = np.arange(len(labels)) % 2 == 0
     right = np.zeros(len(labels), bool)
     for half in (even, ~even):
@@ -297,13 +298,13 @@ def _reordered(
 
 
 def _order(answers: Classes, labels: Classes, num_classes: int) -> tuple[int, ...]:
-    """Return for each of our classes the network's own that it stands for most often."""
+    """Return for each of our classes the network's class that matches it most often."""
     from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
     table = np.zeros((num_classes, num_classes), np.int64)
     inside = answers < num_classes
     np.add.at(table, (labels[inside], answers[inside]), 1)
-    # A class that was never seen keeps its number where that is free.
+    # A class without correct matches keeps its number if that is free.
     table = table * 2 * num_classes + np.eye(num_classes, dtype=np.int64)
     _, columns = linear_sum_assignment(table, maximize=True)
     return tuple(int(column) for column in columns)

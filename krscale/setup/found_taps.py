@@ -1,4 +1,4 @@
-"""Taps of an experiment's networks that name none, found once by running them."""
+"""Find the taps of networks that define none, once per experiment, by running them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from krscale.setup.methods import methods_of
 from krscale.setup.network_builder import Task, builder, shapes_only, student_table, students_of
 
 SEARCHED_WIDTH = 4
-"""Of a student that is looked at by running it: at width 1 much of it may give zeros only."""
+"""Width of a student that is run to find taps: at width 1, many layers may output only zeros."""
 _NUM_SEEDS = 8
-"""Initial weights that are tried, until a network tells two images apart."""
+"""Maximum number of seeds to try until a network's logits differ between two images."""
 
 
 def with_found_taps(experiment: Experiment, task: Task) -> Experiment:
-    """Return an experiment that lists the taps of every network that would name none.
+    """Return the experiment with the found taps of every network that defines none.
 
-    Students that no method of it reads at a tap may have none that can be found, and list none.
+    If no method reads taps of students, students need none; the taps of those without any stay
+    empty.
 
     Raises:
         UserError: If a network cannot be built, or nothing is found.
@@ -54,7 +55,7 @@ def with_found_taps(experiment: Experiment, task: Task) -> Experiment:
 
 
 def describe_taps(before: Experiment, now: Experiment) -> tuple[str, ...]:
-    """Return which taps were found, a line for each network that had none."""
+    """Return one line with the found taps for each network that had none."""
     lines = []
     students = zip(students_of(before), students_of(now), strict=True)
     for old, new in ((before.teacher, now.teacher), *students):
@@ -70,7 +71,7 @@ def describe_taps(before: Experiment, now: Experiment) -> tuple[str, ...]:
 def _find_taps(
     config: ModelConfig, task: Task, where: str, width: int, *, optional: bool = False
 ) -> dict[str, Any]:
-    """Return `taps` and `stage_ends` of a network that has none, found by running it."""
+    """Find `taps` and `stage_ends` of a network that has none, by running it."""
     if config.model in ZOO or config.taps:
         return {}
     if getattr(shapes_only(config, task, where, width), "tap_paths", None) is not None:
@@ -92,10 +93,10 @@ def _find_taps(
 def _responding(
     build: Callable[[int], nn.Module], width: int, task: Task
 ) -> tuple[nn.Module, Tensor]:
-    """Return a network and two images with different logits, the same at every start.
+    """Return a network and two images with different logits, reproducibly.
 
-    With some initial weights a narrow network gives zeros, whatever the image, and then nothing
-    shows what passes through its blocks.
+    With some initial weights, a narrow network returns zeros for every image, so that the flow
+    through its blocks cannot be observed.
     """
     for seed in range(_NUM_SEEDS):
         with torch.random.fork_rng(devices=[]):

@@ -1,6 +1,6 @@
-"""The memory that a trial takes of a GPU: measured on candidates, and how many trials that allows.
+"""Measure the GPU memory of a trial on candidates, and how many trials a GPU can hold.
 
-Without Ray, so that a GPU can be looked at wherever torch runs (`benchmarks/gpu_check.py`).
+It does not use Ray, so that it works wherever torch runs (`benchmarks/gpu_check.py`).
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from krscale.setup.build import Assets, build_training, trial_experiment
 from krscale.setup.prepare import Prepared, pick_device
 
 SPARE_SHARE = 0.1
-"""Of a GPU's memory left free: allocators fragment, and a probe of a few steps sees not all."""
+"""Share of GPU memory to keep free: allocators fragment, and a few steps do not show the peak."""
 _SMALLEST_SHARE = 10_000
-"""Ray counts GPUs in ten-thousandths."""
+"""Ray counts GPUs in units of 1/10,000."""
 
 
 @dataclass(frozen=True)
 class GpuMemory:
-    """A GPU and what one process took of it.
+    """A GPU and the memory that one process used.
 
     Attributes:
-        name: What the GPU is called.
-        total_bytes: Its memory.
-        peak_bytes: The most the process held: tensors, the allocator's cache, and CUDA's context
+        name: Name of the GPU.
+        total_bytes: Memory of the GPU.
+        peak_bytes: Peak memory of the process: tensors, the allocator's cache, and CUDA's context
             with its kernels.
     """
 
@@ -41,7 +41,7 @@ class GpuMemory:
 
 @dataclass(frozen=True)
 class ProbeCandidate:
-    """A student that a trial might train, and the settings it would have."""
+    """A student that a trial might train, with its settings."""
 
     method: str
     width: int
@@ -52,12 +52,12 @@ MemoryReader = Callable[[torch.device], GpuMemory | None]
 
 
 def trials_per_gpu(memory: GpuMemory, cpus_per_gpu: float, cpus_per_trial: float) -> int:
-    """Return how many trials share a GPU: as many as its memory holds and its cores can feed.
+    """Return how many trials share a GPU, as limited by its memory and the CPU cores.
 
     Args:
-        memory: What one trial takes, and of how much.
-        cpus_per_gpu: Cores of the GPU's machine, for each of its GPUs.
-        cpus_per_trial: Cores of a trial.
+        memory: Peak memory of one trial, and total memory of the GPU.
+        cpus_per_gpu: Cores of the machine per GPU.
+        cpus_per_trial: Cores per trial.
     """
     in_memory = int(memory.total_bytes * (1.0 - SPARE_SHARE) // memory.peak_bytes)
     on_cores = int(cpus_per_gpu / cpus_per_trial + 1e-6)
@@ -65,18 +65,18 @@ def trials_per_gpu(memory: GpuMemory, cpus_per_gpu: float, cpus_per_trial: float
 
 
 def gpu_share(num_trials: int) -> float:
-    """Return the share with which so many trials fit one GPU, rounded down to what Ray can count.
+    """Return the GPU share per trial, rounded down to a multiple of Ray's smallest unit.
 
-    A seventh rounded to the nearest ten-thousandth, as Ray does, would leave room for six.
+    1/7 rounded to the nearest 1/10,000, as Ray does, would leave room for only six trials.
     """
     return _SMALLEST_SHARE // num_trials / _SMALLEST_SHARE
 
 
 def read_memory(device: torch.device) -> GpuMemory | None:
-    """Return what this process has taken of a GPU at its peak; None on the CPU.
+    """Return this process's peak use of GPU memory; None on the CPU.
 
-    What other processes hold on that GPU counts as well: CUDA tells them apart for nobody. So the
-    estimate is too large on a GPU that is shared, never too small.
+    Memory of other processes on that GPU counts as well, since CUDA does not report it separately.
+    On a shared GPU, the estimate is thus too large, but never too small.
     """
     if device.type != "cuda":
         return None
@@ -93,16 +93,16 @@ def probe(
     students: Sequence[ProbeCandidate],
     read: MemoryReader = read_memory,
 ) -> GpuMemory | None:
-    """Train every candidate for two steps, one after another as in a trial's actor.
+    """Train every candidate for two steps, one after another, as in a trial's actor.
 
     Args:
         experiment: The search.
         prepared: Data, teacher and store.
-        students: What to train.
-        read: Returns what this process has taken of the device.
+        students: Candidates to train.
+        read: Returns this process's peak memory on the device.
 
     Returns:
-        The memory at its peak, or None where this process has no GPU.
+        The peak memory, or None if this process has no GPU.
 
     Raises:
         UserError: If a student does not fit the GPU at all, or `train.device` asks for a GPU that
@@ -116,7 +116,7 @@ def probe(
         own = trial_experiment(
             experiment, student.method, dict(student.values), experiment.train.seed
         )
-        # Compiled code takes no more memory, and minutes to make.
+        # Compiled code needs no more memory, but takes minutes to compile.
         own = with_values(own, {"train.compile": False}, "probe")
         try:
             build_training(own, assets, student.width, Workers.alone(device)).rehearse()

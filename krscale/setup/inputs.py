@@ -1,4 +1,4 @@
-"""How a network's images are prepared: as the experiment says, else as the network says."""
+"""Choose a network's preprocessing: from the experiment, else from the network's metadata."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from krscale.models.metadata import own_preprocessing, preprocessing_of
 from krscale.models.preprocessing import DEFAULT, Preprocessing, preset
 
 _FOLDER = "hf:"
-"""Beginning of the names of networks whose folder holds their preprocessing."""
+"""Prefix of the names of networks whose folder holds their preprocessing."""
 
 
 def is_foreign(teacher: TeacherConfig) -> bool:
-    """Return whether a teacher comes trained: nothing adapts it to what it is shown here."""
+    """Return whether a teacher comes trained, and thus cannot adapt to its preprocessing here."""
     return bool(teacher.weights)
 
 
 def starts_with_weights(config: ModelConfig) -> bool:
-    """Return whether a network begins with weights that were trained with some preprocessing."""
+    """Return whether a network starts with weights that were trained with some preprocessing."""
     given = bool(getattr(config, "weights", ""))
     return given or is_pretrained(config.model, config.options)
 
 
 def is_own(config: ModelConfig) -> bool:
-    """Return whether a network is the user's, of neither krscale nor a library."""
+    """Return whether a network is the user's own, neither krscale's nor a library's."""
     return config.model not in ZOO and config.model.partition(":")[0] not in LIBRARIES
 
 
@@ -39,19 +39,20 @@ def choose_preprocessing(
 ) -> Preprocessing:
     """Return the preprocessing of a network.
 
-    What the experiment leaves open is taken from the metadata of a network that comes with weights,
-    or from the attribute `preprocessing` of a network of the user's, which may load weights itself;
-    and from the data otherwise: a network that is trained here learns whatever it is shown. One
-    that comes with weights and is trained on keeps the data's size, which decides what it costs.
+    Whatever the experiment does not set is taken from the metadata of a network that comes with
+    weights, or from the attribute `preprocessing` of the user's own network, which may load weights
+    itself. Otherwise it is taken from the data, since a network that is trained here adapts to any
+    preprocessing. A network that comes with weights and is trained further uses the data's size,
+    which determines its cost.
 
     Args:
-        config: The section of the network.
-        network: With or without weights; asked for its metadata.
-        num_channels: Of the images.
-        where: The section's name, for the message of an error.
+        config: The config section of the network.
+        network: The network, with or without weights, for its metadata.
+        num_channels: Number of channels of the images.
+        where: The section's name, for error messages.
 
     Raises:
-        UserError: If it does not fit the images.
+        UserError: If the preprocessing does not fit the images.
     """
     said = None
     given = config.preprocessing.interpolation.replace("auto", "")
@@ -69,17 +70,17 @@ def choose_preprocessing(
 
 
 def may_differ(config: ModelConfig) -> bool:
-    """Return whether the preprocessing may be another than the default; no network is built."""
+    """Return whether the preprocessing may differ from the default, without building a network."""
     return is_own(config) or is_chosen(config)
 
 
 def is_chosen(config: ModelConfig) -> bool:
-    """Return whether weights or the experiment have a say in the preprocessing."""
+    """Return whether weights or the experiment affect the preprocessing."""
     return starts_with_weights(config) or config.preprocessing != PreprocessingConfig()
 
 
 def _overridden(config: PreprocessingConfig, own: Preprocessing) -> Preprocessing:
-    """Return a network's own preprocessing with what the experiment says in its place."""
+    """Return a network's own preprocessing, overridden by the experiment's settings."""
     changes: dict[str, Any] = {
         name: getattr(config, name)
         for name in ("pixel_range", "channel_order", "interpolation")

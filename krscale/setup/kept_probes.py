@@ -1,8 +1,8 @@
-"""The probes of a kept teacher: one set for each grid on which its taps were ever read.
+"""Probes stored with a teacher: one set for each grid on which its taps have been read.
 
-Those that read means over all positions are made with the teacher, since its own measures rest on
-them. Those of a grid lie beside them in files of their own and come when an experiment first asks
-for that grid: neither the teacher nor what was stored of it before is touched.
+Probes that read means over all positions are made with the teacher, since its own measures depend
+on them. Probes of a grid are stored beside them in separate files, when an experiment first needs
+that grid. Neither the teacher nor earlier files are changed.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from krscale.training.checkpoint import read_tensors
 
 PROBES_FILE = "probes.pt"
 _UNNAMED_LIMIT = 1024
-"""`MAX_FEATURES` of probes that are kept by their grid alone; any other one is named with it."""
+"""`MAX_FEATURES` of probes whose files are named by the grid alone; other limits are added."""
 
 
 @dataclass(frozen=True)
 class _Gains:
-    """What is kept of a grid beside its probes.
+    """What is stored for a grid beside its probes.
 
     Attributes:
-        information_gain: One per tap, from the validation split.
+        information_gain: Gain of each tap, from the validation split.
     """
 
     information_gain: tuple[Accuracy, ...]
@@ -46,8 +46,8 @@ class _Gains:
 def probe_grid(experiment: Experiment) -> int:
     """Return the grid on which an experiment's probes read the teacher's taps.
 
-    Without a method that learns from taps other than the classifier, the probes do not matter, and
-    the ones that every teacher has will do.
+    If no method learns from taps other than the classifier, the probes do not matter, and this is
+    1, the grid of the probes that every teacher has.
     """
     methods = methods_of(experiment)
     used = any("probe_grid" in method_settings(name) for name in methods)
@@ -55,10 +55,10 @@ def probe_grid(experiment: Experiment) -> int:
 
 
 def grid_name(grid: int) -> str:
-    """Return how probes on a grid of more than one cell are told from those on others.
+    """Return the part of file names that identifies a grid of more than one cell.
 
-    On which grid each tap is read follows from the one that is wanted and from how many numbers a
-    probe may read; both are part of it.
+    The grid of each tap follows from the requested grid and from the limit on the numbers that a
+    probe reads, so the name contains both.
 
     Example:
         >>> grid_name(4)
@@ -69,17 +69,17 @@ def grid_name(grid: int) -> str:
 
 
 def probes_file(folder: Path, grid: int) -> Path:
-    """Return the file of a kept teacher's probes."""
+    """Return the file of a stored teacher's probes."""
     return folder / (PROBES_FILE if grid == 1 else f"probes-grid-{grid_name(grid)}.pt")
 
 
 def gains_file(folder: Path, grid: int) -> Path:
-    """Return the file that has the gains of probes on a grid of more than one cell."""
+    """Return the file with the gains of probes on a grid of more than one cell."""
     return folder / f"gains-grid-{grid_name(grid)}.json"
 
 
 def save_probes(folder: Path, probes: Probes) -> None:
-    """Keep probes, with a digest beside them."""
+    """Save probes, with a digest beside them."""
     content = {
         "feature_sizes": [linear.in_features for linear in probes.linears],
         "probes": {name: value.cpu() for name, value in probes.state_dict().items()},
@@ -98,10 +98,10 @@ def load_probes(folder: Path, num_classes: int, grid: int, rebuild: str) -> Prob
     """Load probes, frozen.
 
     Args:
-        folder: Of the teacher.
-        num_classes: `K`.
-        grid: On which they read the taps.
-        rebuild: A sentence for the error: what makes the file again.
+        folder: Folder of the teacher.
+        num_classes: Number of classes `K`.
+        grid: Grid on which they read the taps.
+        rebuild: A sentence for the error on how to rebuild the file.
 
     Raises:
         DamagedFileError: If the file is missing, or not what was written.
@@ -118,14 +118,14 @@ def load_probes(folder: Path, num_classes: int, grid: int, rebuild: str) -> Prob
 def make_probes(
     tapped: TappedModel, dataset: Dataset, device: torch.device, folder: Path, grid: int
 ) -> None:
-    """Fit the probes of a grid and keep them and their gains; what is there already stays.
+    """Fit the probes of a grid and save them with their gains, unless they exist.
 
     Args:
         tapped: The teacher in eval mode, on the device.
         dataset: Its data.
-        device: Where it is.
-        folder: Of the teacher; no other process writes there.
-        grid: More than 1.
+        device: Device of the teacher.
+        folder: Folder of the teacher; no other process may write there.
+        grid: The grid, more than 1.
     """
     if gains_file(folder, grid).is_file():
         return
@@ -133,7 +133,7 @@ def make_probes(
     logits = read_logits(tapped, probes, dataset, "val", device)
     gain = information_gain(logits, torch.tensor(dataset.split("val").labels, device=device))
     save_probes(folder, probes)
-    # Last: where it is, the probes are whole.
+    # Written last: if this file exists, the probes are complete.
     write_json(gains_file(folder, grid), {"information_gain": gain.tolist()})
 
 

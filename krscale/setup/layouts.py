@@ -1,4 +1,4 @@
-"""What an experiment says of a network's taps: their stages, and the layouts of what they give."""
+"""Apply an experiment's settings for a network's taps: their stages and layouts."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from krscale.knowledge.taps import LAYOUTS_ATTRIBUTE, settle_layouts
 def settle_taps(
     network: nn.Module, config: ModelConfig, image_shape: Sequence[int], where: str
 ) -> None:
-    """Make a network's taps give channels where everyone expects them.
+    """Determine the layouts of a network's taps, so that channels are read from the right axis.
 
-    A network that does not run, or has no such taps, is left as it is: what checks it says why.
+    A network that does not run, or has no such taps, is not changed: `check_network` reports it.
 
     Args:
-        network: Just built.
-        config: Names its taps, or leaves them to the network.
+        network: A network that was just built.
+        config: The network's section, which lists its taps or leaves them to the network.
         image_shape: `(C, H, W)`.
         where: The config table of the network.
 
     Raises:
-        UserError: If nothing tells where the channels of a tap are.
+        UserError: If the channels of a tap cannot be located.
     """
     own = (*getattr(network, "tap_paths", ()), *getattr(network, "stage_paths", ()))
     paths = tuple(dict.fromkeys(config.taps or own))
@@ -50,20 +50,20 @@ def settle_taps(
 
 
 def declare_stages(network: nn.Module, taps: tuple[str, ...], stage_ends: tuple[int, ...]) -> None:
-    """Let a network name the taps and stages that an experiment lists for it.
+    """Set the taps and stages that an experiment lists for a network as the network's own.
 
     Args:
-        network: Just built.
+        network: A network that was just built.
         taps: Module paths in depth order, without the classifier.
         stage_ends: For each stage the 1-based number of its last tap, the classifier being last.
     """
     # The features of the last stage are those of its last tap before the classifier, if it has any.
     last_taps = dict.fromkeys(taps[min(end, len(taps)) - 1] for end in stage_ends)
-    # Set past nn.Module, whose __setattr__ is a network's own to change.
+    # Set in __dict__, because a network may override __setattr__.
     network.__dict__.update(tap_paths=taps, stage_ends=stage_ends, stage_paths=tuple(last_taps))
 
 
 @lru_cache(maxsize=64)
 def _known(*key: object) -> dict[str, str]:
-    """Return what was found out of an architecture, to be filled the first time."""
+    """Return the cached layouts of an architecture; the caller fills them the first time."""
     return {}

@@ -1,4 +1,4 @@
-"""The methods of an experiment: their names checked, and what they need of the teacher."""
+"""Check the names of an experiment's methods, and find what they need of the teacher."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from krscale.methods import (
 
 
 def methods_of(experiment: Experiment) -> tuple[str, ...]:
-    """Return every method of an experiment, once."""
+    """Return every method of an experiment once."""
     return tuple(dict.fromkeys((*experiment.search.methods, experiment.distill.method)))
 
 
 def needed_kinds(methods: Iterable[str]) -> list[FeatureKind]:
-    """Return the kinds of features that methods learn from."""
+    """Return the kinds of features from which methods learn."""
     needed = {kind for name in methods for kind in parse_method(name)[0].feature_kinds}
     return [kind for kind in KINDS if kind in needed]
 
 
 def check_methods(experiment: Experiment) -> None:
-    """Refuse method names that nobody registered, before anything is prepared.
+    """Refuse unknown or unsuitable methods before anything is prepared.
 
-    And those that need one class for every image, where views are made of two; those with a
-    teacher that need a label for every image, where some have none; and a term whose warm-up would
-    be the whole training.
+    Methods are unsuitable if they need one class per image but views are mixed from two images, or
+    if they have a teacher and need a label for every image but some images have none. A term whose
+    warm-up would take the whole training is refused, too.
     """
     for where, names in (
         ("search.methods", experiment.search.methods),
@@ -60,12 +60,12 @@ def check_methods(experiment: Experiment) -> None:
 
 
 def describe_taught(experiment: Experiment, num_labelled: int, num_unlabelled: int) -> str:
-    """Return which methods learn from images without labels, and their steps; empty without them.
+    """Return which methods use images without labels, and their steps; empty without such images.
 
     Args:
-        experiment: Its methods and batches.
-        num_labelled: Training images with a label.
-        num_unlabelled: Those without.
+        experiment: The experiment, for its methods and batch size.
+        num_labelled: Number of training images with a label.
+        num_unlabelled: Number of those without.
     """
     if not num_unlabelled:
         return ""

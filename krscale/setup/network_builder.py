@@ -1,4 +1,4 @@
-"""Building the networks that an experiment names, with the preprocessing and taps it gives them."""
+"""Build the networks that an experiment names, with their preprocessing and taps."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class Task(Protocol):
 
     @property
     def num_train(self) -> int:
-        """Images of the training split."""
+        """Number of images in the training split."""
 
 
 def build_teacher(experiment: Experiment, task: Task, *, fresh: bool = False) -> nn.Module:
-    """Build the teacher's network, with the weights that it is built with.
+    """Build the teacher's network, with the weights that its builder gives it.
 
     Args:
-        experiment: Names the teacher.
-        task: What it must fit.
-        fresh: Load no pretrained weights, because others take their place.
+        experiment: The experiment that names the teacher.
+        task: The data that it must fit.
+        fresh: Whether to load no pretrained weights, because other weights will replace them.
     """
     return builder(experiment.teacher, task, "teacher", fresh=fresh)(experiment.teacher.width)
 
@@ -50,32 +50,32 @@ def build_teacher(experiment: Experiment, task: Task, *, fresh: bool = False) ->
 def build_student(
     experiment: Experiment, task: Task, width: int, *, fresh: bool = False
 ) -> nn.Module:
-    """Build the student that an experiment trains, with the weights that it is built with.
+    """Build the student that an experiment trains, with the weights that its builder gives it.
 
     Args:
-        experiment: Names the student.
-        task: What it must fit.
+        experiment: The experiment that names the student.
+        task: The data that it must fit.
         width: Its capacity dial.
-        fresh: Load no pretrained weights, because others take their place.
+        fresh: Whether to load no pretrained weights, because other weights will replace them.
     """
     config = experiment.any_student
     return builder(config, task, student_table(config), fresh=fresh)(width)
 
 
 def student_models(experiment: Experiment) -> tuple[str, ...]:
-    """Return what an experiment's students are called: zoo names, `package.module:callable`, ..."""
+    """Return the models of an experiment's students: zoo names, `package.module:callable`, ..."""
     return tuple(student.model for student in students_of(experiment))
 
 
 def student_table(config: StudentConfig | LadderStudent) -> str:
-    """Return how errors call the table of a student."""
+    """Return the name of a student's config table for error messages."""
     return f"ladder.students.{config.name}" if isinstance(config, LadderStudent) else "student"
 
 
 def builder(
     config: ModelConfig, task: Task, where: str, *, fresh: bool = False
 ) -> Callable[[int], nn.Module]:
-    """Return a function from a width to a network of this kind, with its preprocessing."""
+    """Return a function that builds such a network, with its preprocessing, for a given width."""
 
     def build(width: int) -> nn.Module:
         network = build_model(
@@ -107,10 +107,10 @@ def builder(
 
 
 def shapes_only(config: ModelConfig, task: Task, where: str, width: int) -> nn.Module:
-    """Return a network to read shapes off, on meta tensors if possible, proven to give logits.
+    """Return a network for reading shapes, on meta tensors if possible, after checking its logits.
 
     Raises:
-        UserError: If it cannot be built, does not run on these images, or gives no logits.
+        UserError: If it cannot be built, does not run on these images, or returns no logits.
     """
     build = partial(builder(config, task, where), width)
     if config.model in ZOO:
@@ -123,7 +123,7 @@ def shapes_only(config: ModelConfig, task: Task, where: str, width: int) -> nn.M
 
 
 def _is_trained(config: ModelConfig) -> bool:
-    """Whether a network is trained here: all are, but for a teacher that comes with weights."""
+    """Whether a network is trained here: all are, except a teacher that comes with weights."""
     return not (isinstance(config, TeacherConfig) and config.weights)
 
 
@@ -134,8 +134,8 @@ def resolve_taps(
 
     Args:
         model: The network.
-        paths: As the experiment lists them; empty where the network names its own.
-        where: The setting, for the message of an error.
+        paths: Tap paths that the experiment lists; empty if the network defines its own.
+        where: The setting, for error messages.
 
     Raises:
         UserError: If a path does not exist.
@@ -148,5 +148,5 @@ def resolve_taps(
 
 
 def students_of(experiment: Experiment) -> Sequence[StudentConfig | LadderStudent]:
-    """Return the students of the ladder, or the one whose width makes the sizes."""
+    """Return the students of the ladder, or the one student whose width determines its sizes."""
     return experiment.ladder.students or (experiment.student,)

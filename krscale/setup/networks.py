@@ -1,4 +1,4 @@
-"""Teacher and student of an experiment, resolved once on meta tensors and handed down.
+"""Teacher and student of an experiment, resolved once on meta tensors and passed on.
 
 Nothing is allocated and nothing is trained: taps, stages, shapes and sizes follow from the
 architectures alone.
@@ -50,17 +50,17 @@ from krscale.setup.network_builder import (
 
 @dataclass(frozen=True)
 class TeacherNetwork:
-    """What follows from the teacher's architecture.
+    """Properties that follow from the teacher's architecture.
 
     Attributes:
         taps: Module paths of its taps, the classifier excluded.
         stage_ends: For each stage the 1-based number of its last tap.
         stage_paths: Module paths of its stages.
         stage_shapes: Shape of the output of each stage for one image.
-        num_parameters: All of its parameters.
-        flops: Of one forward of one image, 2 per multiply-add.
-        preprocessing: From the pixels of a view to its input.
-        image_shape: `(C, H, W)` as it takes the images.
+        num_parameters: Number of all its parameters.
+        flops: FLOPs of one forward pass of one image, 2 per multiply-add.
+        preprocessing: Conversion of the pixels of a view to its input.
+        image_shape: `(C, H, W)` of its input.
     """
 
     taps: tuple[str, ...]
@@ -74,7 +74,7 @@ class TeacherNetwork:
 
     @property
     def num_taps(self) -> int:
-        """`D`, the classifier included."""
+        """Number of taps `D`, the classifier included."""
         return len(self.taps) + 1
 
 
@@ -83,11 +83,11 @@ class Networks:
     """The networks of an experiment for one task.
 
     Attributes:
-        experiment: Names teacher, student and methods.
-        num_classes: `K`.
+        experiment: The experiment, which names teacher, student and methods.
+        num_classes: Number of classes `K`.
         image_shape: `(C, H, W)`.
-        num_train: Images of the training split.
-        teacher: What follows from the teacher's architecture.
+        num_train: Number of images in the training split.
+        teacher: Properties that follow from the teacher's architecture.
     """
 
     experiment: Experiment
@@ -98,10 +98,10 @@ class Networks:
 
     @classmethod
     def resolve(cls, experiment: Experiment, task: Task) -> Networks:
-        """Build the teacher once on meta tensors and read off what follows from it.
+        """Build the teacher once on meta tensors and determine its properties.
 
-        The experiment of what is returned lists the taps of networks that name none themselves;
-        these are found by running the networks.
+        The returned experiment lists the taps of networks that define none; these are found by
+        running the networks.
 
         Raises:
             UserError: If the teacher cannot be built or trained, its taps do not exist, or none is
@@ -112,8 +112,8 @@ class Networks:
         taps, stage_ends = resolve_taps(teacher, experiment.teacher.taps, "teacher.taps")
         stages = stage_paths(teacher, taps)
         shape = input_shape(teacher, task.image_shape)
-        if not experiment.teacher.weights:  # it will be trained
-            # Whole batches: `train.gradient_accumulation` is of students.
+        if not experiment.teacher.weights:  # the teacher will be trained
+            # Full batches: `train.gradient_accumulation` applies to students only.
             batches = BatchSizes(task.num_train, experiment.train.global_batch_size)
             check_batch_norm(teacher, shape, batches, "teacher")
             if experiment.teacher.num_workers > 1:
@@ -136,16 +136,16 @@ class Networks:
         )
 
     def with_values(self, values: Mapping[str, Any], where: str) -> Networks:
-        """Return the networks of the experiment with other values, the teacher resolved as it is.
+        """Return the networks of the experiment with other values, without resolving it again.
 
         Args:
-            values: Dotted path of the experiment -> value.
-            where: Where the values come from, for the message of an error.
+            values: Values by dotted path of the setting.
+            where: Where the values come from, for error messages.
         """
         return self.of(with_values(self.experiment, values, where))
 
     def of(self, experiment: Experiment) -> Networks:
-        """Return the networks of a variant; the teacher is resolved again only where it differs."""
+        """Return the networks of a variant; resolve the teacher again only if it differs."""
         if experiment.teacher != self.experiment.teacher:
             return Networks.resolve(experiment, self)
         return replace(self, experiment=experiment)
@@ -158,7 +158,8 @@ class Networks:
         """Refuse taps, granularities and features that do not fit, before anything trains.
 
         Raises:
-            UserError: Naming the setting, or the method and both shapes.
+            UserError: If something does not fit; the message names the setting, or the method and
+                both shapes.
         """
         experiment, teacher = self.experiment, self.teacher
         if "granularity" in method_settings(experiment.distill.method):
@@ -197,7 +198,7 @@ class Networks:
         )
 
     def describe_where(self) -> tuple[str, ...]:
-        """Return which stages are not compared by where they are active, a line each."""
+        """Return one line for each stage whose active positions are not compared."""
         experiment, teacher = self.experiment, self.teacher
         used = any("where_weight" in method_settings(name) for name in methods_of(experiment))
         if not used or not experiment.distill.where_weight:
@@ -216,9 +217,9 @@ class Networks:
         )
 
     def describe_inputs(self) -> tuple[str, ...]:
-        """Return how the images of each network are prepared, a line each, where there is a choice.
+        """Return one line on the preprocessing of each network for which there is a choice.
 
-        Networks that are trained here with nothing said of it take the data as it is.
+        Networks that are trained here without such settings use the default.
         """
         lines = []
         found = self.teacher.preprocessing
@@ -232,7 +233,7 @@ class Networks:
 
 
 def teacher_preprocessing(experiment: Experiment, task: Task) -> Preprocessing:
-    """Return how the teacher's images are prepared; it is built only where it must be asked."""
+    """Return the teacher's preprocessing; build the teacher only if necessary."""
     if not may_differ(experiment.teacher):
         return DEFAULT
     teacher = experiment.teacher
@@ -240,7 +241,7 @@ def teacher_preprocessing(experiment: Experiment, task: Task) -> Preprocessing:
 
 
 def student_preprocessing(config: StudentConfig | LadderStudent, task: Task) -> Preprocessing:
-    """Return how a student's images are prepared; it is built only where it must be asked."""
+    """Return a student's preprocessing; build the student only if necessary."""
     if not may_differ(config):
         return DEFAULT
     width = config.width if isinstance(config, LadderStudent) else 1

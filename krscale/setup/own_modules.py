@@ -1,4 +1,4 @@
-"""The modules that a network of the user's own is written in, read off their source."""
+"""Find the modules in which the user's own network is written, from their source."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from torch import nn
 
 _STDLIB = Path(sysconfig.get_path("stdlib")).resolve()
 _SCRIPT = "__main__"
-"""A script or notebook, most of which is not the network: its source is not looked at."""
+"""A script or notebook. Most of it is not the network, so its source is ignored."""
 _INSTALLED = frozenset(("site-packages", "dist-packages"))
 
 
 def find_sources(names: Iterable[str]) -> dict[str, str | None]:
-    """Return the source of modules, and of the user's own modules that these import.
+    """Return the source of modules and of the user's own modules that they import.
 
-    Imports are read off the source, those within functions too, since a constant that a module has
-    imported does not tell where it is from. What is found is not imported. Modules of torch and of
-    krscale are left out: their versions are recorded with every run.
+    Imports are read from the source, including those inside functions, since an imported constant
+    does not show which module it is from. Modules that are found are not imported. Modules of torch
+    and of krscale are left out: their versions are recorded with every run.
 
     Args:
-        names: Dotted names of modules; only those of the user's own are followed.
+        names: Dotted names of modules; imports are followed only for the user's own.
 
     Returns:
-        The source by name; None where it cannot be had.
+        The source by name; None if it is not available.
     """
     found: dict[str, str | None] = {}
     waiting = list(names)
@@ -55,7 +55,7 @@ def find_sources(names: Iterable[str]) -> dict[str, str | None]:
 
 
 def is_own(name: str) -> bool:
-    """Whether a module is the user's own: neither of a library nor of Python, torch or krscale."""
+    """Whether a module is the user's own, i.e. not from a library, Python, torch or krscale."""
     if _is_ours(name) or name == _SCRIPT:
         return False
     spec, module = _spec(name), sys.modules.get(name)
@@ -68,21 +68,21 @@ def is_own(name: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def hash_source(source: str) -> str:
-    """Return a hash of code: comments and layout make it no other; texts within it do."""
+    """Return a hash of code that ignores comments and layout, but not strings."""
     try:
         code = repr(_plain(ast.parse(source)))
-    except (SyntaxError, ValueError, RecursionError):  # of a module that nobody has imported yet
+    except (SyntaxError, ValueError, RecursionError):  # e.g. of a module never imported
         code = source
     return hashlib.sha256(code.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def hash_layers(network: nn.Module) -> str:
-    """Return a hash of a network's layers with their settings, as it prints them.
+    """Return a hash of a network's layers and their settings, as its `repr` shows them.
 
-    And of the source of those of its classes that a script or notebook defines, where it can be
-    had. What matters in training alone, such as dropout, is in no answer to fixed inputs.
+    The hash includes the source of classes that a script or notebook defines, if it is available.
+    Outputs for fixed inputs do not show what matters only in training, such as dropout.
     """
-    printed = re.sub(r"\b0x[0-9a-fA-F]+", "", _printed(network))  # addresses, of functions, say
+    printed = re.sub(r"\b0x[0-9a-fA-F]+", "", _printed(network))  # addresses, e.g. of functions
     kinds = {kind for part in network.modules() for kind in type(part).__mro__}
     written = sorted(filter(None, (_class_source(k) for k in kinds if k.__module__ == _SCRIPT)))
     content = "\0".join((printed, *map(hash_source, written)))
@@ -104,9 +104,9 @@ def _class_source(kind: type) -> str:
 
 
 def _plain(node: Any) -> Any:
-    """Return a tree of code as nested tuples that are the same in every version of Python.
+    """Return a syntax tree as nested tuples that are equal in every version of Python.
 
-    `ast.dump` is not: later versions have fields that are mostly empty, or leave empty ones out.
+    `ast.dump` differs: later versions have more fields, mostly empty, or omit empty ones.
     """
     if isinstance(node, ast.AST):
         fields = ((name, value) for name, value in ast.iter_fields(node) if name != "type_ignores")
@@ -122,7 +122,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _spec(name: str) -> ModuleSpec | None:
-    """Return where a module is, without importing it or its packages."""
+    """Return a module's spec without importing it or its packages."""
     module = sys.modules.get(name)
     if module is not None:
         return getattr(module, "__spec__", None)
@@ -157,7 +157,7 @@ def _source(name: str, module: ModuleType | None, spec: ModuleSpec | None) -> st
 
 
 def _imported(name: str, source: str | None, spec: ModuleSpec | None) -> Iterator[str]:
-    """Yield the names that a module imports, of modules or of what may be one within a package."""
+    """Yield the names that a module imports: modules, and names that may be submodules."""
     try:
         nodes = list(ast.walk(ast.parse(source or "")))
     except (SyntaxError, ValueError, RecursionError):
@@ -179,7 +179,7 @@ def _imported(name: str, source: str | None, spec: ModuleSpec | None) -> Iterato
 
 
 def _homes(module: ModuleType | None) -> Iterator[str]:
-    """Yield the modules of what a module holds: it may have come without an import statement."""
+    """Yield the modules of a module's values, which may be set without an import statement."""
     for value in list(vars(module).values()) if module is not None else ():
         name = value.__name__ if isinstance(value, ModuleType) else _module_of(value)
         if name in sys.modules:

@@ -1,4 +1,4 @@
-"""What an experiment would build, known without building it."""
+"""Determine what an experiment would build, without building it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ class ExperimentPlan:
 
     Attributes:
         networks: Teacher and student, resolved for the data.
-        sizes: The ladder.
-        notes: On the data: what there is, and e.g. what was passed over; taps that were found.
-        num_unlabelled: Images without labels, which students of the teacher learn from, too.
+        sizes: Sizes of the ladder.
+        notes: Notes on the data, such as skipped files, and on taps that were found.
+        num_unlabelled: Number of images without labels, from which students of the teacher learn,
+            too.
     """
 
     networks: Networks
@@ -37,37 +38,37 @@ class ExperimentPlan:
 
     @property
     def num_train(self) -> int:
-        """Labelled images of the training split."""
+        """Number of labelled images in the training split."""
         return self.networks.num_train
 
     def num_images(self, method: str) -> int:
-        """Return how many images a method learns from."""
+        """Return the number of images that a method learns from."""
         needs_teacher = parse_method(method)[0].needs_teacher
         return self.num_train + (self.num_unlabelled if needs_teacher else 0)
 
     @property
     def num_taps(self) -> int:
-        """The teacher's taps, its classifier included."""
+        """Number of the teacher's taps, its classifier included."""
         return self.networks.teacher.num_taps
 
     @property
     def teacher_parameters(self) -> int:
-        """Parameters of the teacher."""
+        """Number of parameters of the teacher."""
         return self.networks.teacher.num_parameters
 
     @property
     def teacher_flops(self) -> int:
-        """Of one forward of one image, 2 per multiply-add."""
+        """FLOPs of one forward pass of one image, 2 per multiply-add."""
         return self.networks.teacher.flops
 
 
 def describe(experiment: Experiment) -> ExperimentPlan:
-    """Resolve an experiment without touching the disk; networks are built on meta tensors.
+    """Resolve an experiment without writing to disk; networks are built on meta tensors.
 
-    Files of images that were never prepared are all looked at.
+    Images that were never prepared are all read.
 
     Raises:
-        UserError: For whatever `tune` would refuse before it trains.
+        UserError: For everything that `tune` would refuse before training.
     """
     check_methods(experiment)
     check_optimiser(experiment.train)
@@ -89,7 +90,7 @@ def describe(experiment: Experiment) -> ExperimentPlan:
 
 
 def _look(experiment: Experiment) -> tuple[str, ...]:
-    """Say what files hold, unless they were prepared, and so looked at, before."""
+    """Return a summary and notes on image files, unless they were prepared and thus read before."""
     data, path = experiment.data, dataset_path(experiment.data, experiment.cache_path)
     if path.is_dir():
         taught = find_unlabelled(data, open_data(path), experiment.cache_path)

@@ -1,7 +1,7 @@
 """Data, networks, teacher and stores of an experiment, prepared once and shared by all trials.
 
-What `prepare` returns is small and picklable and holds paths, so that any worker that sees the
-same storage can open it (`build.py`) and never loads the teacher.
+The result of `prepare` is small, picklable and holds paths, so that any worker with access to the
+same storage can open it (`build.py`) without loading the teacher.
 """
 
 from __future__ import annotations
@@ -40,28 +40,28 @@ from krscale.training.optimisers import check_optimiser
 
 
 class Reporter(Protocol):
-    """Where `prepare` reports its progress."""
+    """Receives the progress of `prepare`."""
 
     def phase(self, title: str) -> None:
-        """A new piece of work begins."""
+        """Report that a new phase of work begins."""
 
     def advance(self, done: int, total: int) -> None:
-        """So much of it is done."""
+        """Report how much of the phase is done."""
 
     def note(self, text: str) -> None:
-        """Show what the user should read once."""
+        """Show a note that the user should read once."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """An experiment with its data and networks, resolved once and handed down.
+    """An experiment with its data and networks, resolved once and passed on.
 
     Attributes:
-        experiment: All settings, with the taps of networks that name none.
+        experiment: All settings, including the found taps of networks that define none.
         dataset: Its labelled data, on disk.
         networks: Teacher and student, resolved for this data.
-        taught: What students of a teacher learn from: its training images, and after them those
-            without labels; `dataset` where there are none.
+        taught: Data for students of a teacher: the training images, followed by those without
+            labels; `dataset` if there are none.
     """
 
     experiment: Experiment
@@ -71,7 +71,7 @@ class Setup:
 
     @classmethod
     def resolve(cls, experiment: Experiment, reporter: Reporter) -> Setup:
-        """Prepare the data and resolve the networks; refuse what does not fit together.
+        """Prepare the data and resolve the networks; refuse settings that do not fit together.
 
         Raises:
             UserError: If methods, views, networks or taps are refused.
@@ -105,11 +105,12 @@ class Setup:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What all trials share, as paths and facts.
+    """Paths and facts that all trials share.
 
     `feature_paths` are the stores of the features that the experiment's methods need, by kind.
-    `taught_path` is the data that the stores are of; empty where that is `data_path`. `storage` is
-    what the paths are of, and `cache_gb` what a machine that it is no folder of may keep of it.
+    `taught_path` is the data of the stores; empty if that is `data_path`. `storage` is the storage
+    that the paths are in, and `cache_gb` the size of the cache on a machine where it is not a
+    folder.
     """
 
     data_path: str
@@ -122,13 +123,13 @@ class Prepared:
     cache_gb: float = DEFAULT_GB
 
     def here(self) -> Prepared:
-        """Return the same with paths of this machine, and what they name there, fetched if need be.
+        """Return the same with paths on this machine, after fetching missing files.
 
-        On a storage that all machines see, that is what it is already. The teacher is left where
-        it is: no trial loads it.
+        If the storage is a folder that all machines share, nothing changes. The teacher is not
+        fetched, since no trial loads it.
 
         Raises:
-            UserError: If the storage cannot be read, or has lost it.
+            UserError: If the storage cannot be read or no longer has the files.
         """
         if not is_uri(self.storage):
             return self
@@ -147,14 +148,14 @@ class Prepared:
 
     @property
     def taught(self) -> Dataset | None:
-        """What the stores are of, where that is not the labelled data alone."""
+        """The data of the stores; None if that is the labelled data alone."""
         return open_data(Path(self.taught_path)) if self.taught_path else None
 
     def params(self, method: str) -> dict[str, int]:
-        """Return what MLflow is told of a method's images; nothing where all have labels.
+        """Return the MLflow parameters on a method's images; empty if all images have labels.
 
         Args:
-            method: By name; without a teacher it learns from none that has no label.
+            method: Name of the method. Without a teacher, it uses no images without labels.
         """
         taught = self.taught
         if taught is None:
@@ -166,8 +167,8 @@ class Prepared:
 WriteShards = Callable[[StoreRecipe, Report, Sequence[ShardId]], None]
 """Writes the missing shards of a store, e.g. on the workers of a cluster."""
 TrainTeacher = Callable[[Experiment, Dataset, Reporter, Path, nn.Module], None]
-"""Trains a teacher's fresh network in place, on `teacher.num_workers` workers; what it keeps of an
-unfinished training is in the folder."""
+"""Trains a teacher's new network in place, on `teacher.num_workers` workers; the folder holds the
+state of an unfinished training."""
 
 
 def prepare(
@@ -176,15 +177,15 @@ def prepare(
     write: WriteShards | None = None,
     train: TrainTeacher | None = None,
 ) -> Prepared:
-    """Prepare data, teacher and stores; each is found in the cache or made once and kept.
+    """Prepare data, teacher and stores; each is found in the cache, or made once and stored there.
 
     Args:
         experiment: What to prepare.
-        reporter: Gets the progress.
-        write: Who writes the shards of the store; None writes them in this process.
-        train: Who trains a teacher of several workers; without it one is refused.
+        reporter: Receives the progress.
+        write: Writes the shards of the store; None writes them in this process.
+        train: Trains a teacher on several workers; with None, such a teacher is refused.
     """
-    pick_device(experiment.train.device)  # a GPU that is not there is refused before the work
+    pick_device(experiment.train.device)  # refuses a missing GPU before any work
     return prepare_knowledge(Setup.resolve(experiment, reporter), reporter, write, train)
 
 
@@ -194,7 +195,7 @@ def prepare_knowledge(
     write: WriteShards | None = None,
     train: TrainTeacher | None = None,
 ) -> Prepared:
-    """Prepare teacher and stores of what was resolved; see `prepare`."""
+    """Prepare the teacher and stores of a resolved setup; see `prepare`."""
     experiment, dataset = setup.experiment, setup.dataset
     device = pick_device(experiment.train.device)
     reporter.phase("teacher")
@@ -235,10 +236,10 @@ def prepare_features(
     """Find or build the stores of features that methods need, and return their paths.
 
     Args:
-        recipe: Of the store of distributions.
-        methods: By name.
-        device: Where the teacher runs.
-        reporter: Gets the progress.
+        recipe: Recipe of the store of distributions.
+        methods: Names of the methods.
+        device: Device that the teacher runs on.
+        reporter: Receives the progress.
         write: As for `prepare`.
     """
     paths: dict[FeatureKind, str] = {}
@@ -260,7 +261,7 @@ def _prepare_store(
 
 
 def _fallback(experiment: Experiment, path: Path) -> str:
-    """Say that the teacher runs in fp32 though bf16 was asked for; nothing where it does not."""
+    """Return a note if the teacher runs in fp32 although bf16 was requested; else empty."""
     manifest = read_manifest(path)
     asked = experiment.store.teacher_precision
     if manifest is None or manifest.plan.precision == asked:
@@ -273,7 +274,7 @@ def _fallback(experiment: Experiment, path: Path) -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """Resolve `auto`, and refuse a GPU that is not there."""
+    """Resolve `auto`, and refuse a GPU that is not available."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():

@@ -1,6 +1,7 @@
-"""Which stores an experiment needs, in a form that travels to any worker that sees the storage.
+"""The stores that an experiment needs, in a form that can be sent to workers.
 
-A recipe holds paths and settings only; the teacher's network is loaded where it runs.
+A recipe holds only paths and settings, for workers with access to the storage. The teacher's
+network is loaded where it runs.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ class StoreRecipe:
     """One store of an experiment; picklable.
 
     Attributes:
-        networks: Of the experiment, with its view policy and store settings.
-        dataset: The prepared data whose training split is stored: with images without labels,
-            `Setup.taught`.
+        networks: Networks of the experiment, with its view policy and store settings.
+        dataset: The prepared data whose training split is stored; `Setup.taught` if there are
+            images without labels.
         teacher: Facts of the prepared teacher.
-        teacher_path: Its folder.
-        kind: Of the features that are stored; None stores the taps' distributions.
+        teacher_path: Folder of the teacher.
+        kind: Kind of the features that are stored; None stores the taps' distributions.
     """
 
     networks: Networks
@@ -59,7 +60,7 @@ class StoreRecipe:
 
     @classmethod
     def find(cls, experiment: Experiment) -> StoreRecipe:
-        """Look up what an earlier start prepared; nothing is built or trained.
+        """Look up what an earlier start prepared, without building or training anything.
 
         Raises:
             UserError: If data or teacher of this experiment are not in its storage.
@@ -77,16 +78,16 @@ class StoreRecipe:
 
     @property
     def experiment(self) -> Experiment:
-        """Whose store it is."""
+        """The experiment that the store belongs to."""
         return self.networks.experiment
 
     def here(self) -> StoreRecipe:
-        """Return the same with data and teacher of this machine, fetched if need be.
+        """Return the same with data and teacher on this machine, after fetching missing files.
 
-        On a storage that all machines see, that is what it is already.
+        If the storage is a folder that all machines share, nothing changes.
 
         Raises:
-            UserError: If the storage cannot be read, or has lost them.
+            UserError: If the storage cannot be read or no longer has the files.
         """
         storage = self.experiment.storage_path
         if not is_uri(storage):
@@ -96,15 +97,15 @@ class StoreRecipe:
         return replace(self, dataset=dataset, teacher_path=fetched(self.teacher_path, storage))
 
     def without_credentials(self) -> StoreRecipe:
-        """Return the same without credentials, as it is handed to workers."""
+        """Return the same without credentials, for workers."""
         networks = replace(self.networks, experiment=self.experiment.without_credentials())
         return replace(self, networks=networks)
 
     def of_features(self, methods: Iterable[str]) -> dict[FeatureKind, StoreRecipe]:
-        """Return the recipes of the further stores that methods need, by kind.
+        """Return the recipes of the additional stores that methods need, by kind.
 
-        Each kind has a store of its own: a method that is added to a search costs the features it
-        needs, and nothing that is there is built again.
+        Each kind has its own store: adding a method to a search builds only the features that it
+        needs, and no existing store is rebuilt.
         """
         kinds = needed_kinds(methods)
         if self.networks.compares_where(methods):
@@ -125,14 +126,16 @@ class StoreRecipe:
             if self.kind == "where":
                 shape = network.image_shape
                 content += [feature_shapes("where", network.stage_shapes, shape), WHERE_BITS]
-                # Of a square image they follow from the shapes, and its stores are found again.
+                # For square images, the grids follow from the shapes; leaving them out keeps
+                # earlier keys valid.
                 grids = token_grids(network.stage_shapes, shape) if shape[1] != shape[2] else ()
                 content += [grids] if any(grids) else []
             return shared | {"features": fingerprint(content)}
         grid = probe_grid(self.experiment)
         return shared | {
             "taps": fingerprint(self.teacher.taps),
-            # Stores of before read the means over all positions, and are found again.
+            # Earlier stores used means over all positions; leaving out grid 1 keeps their keys
+            # valid.
             **({"probes": f"grid {grid}x{grid_name(grid)}"} if grid > 1 else {}),
             "store": fingerprint(self.experiment.store.identity()),
         }
@@ -144,11 +147,11 @@ class StoreRecipe:
 
     @property
     def num_rows(self) -> int:
-        """Views of samples in the whole store."""
+        """Number of views of samples in the whole store."""
         return self.experiment.views.num_views * self.dataset.num_samples["train"]
 
     def spec(self, device: torch.device) -> StoreSpec:
-        """Return what the store is made of, the teacher on this device."""
+        """Return the specification of the store, with the teacher on this device."""
         layout: FeatureLayout | WhereLayout | None = None
         if self.kind is not None:
             network = self.networks.teacher

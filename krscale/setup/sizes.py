@@ -1,4 +1,4 @@
-"""The sizes of the ladder: shares of the teacher's parameters, and the widths they lead to."""
+"""Resolve the sizes of the ladder: shares of the teacher's parameters to widths."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from krscale.setup.network_builder import builder, student_table
 from krscale.setup.networks import Networks
 
 MAX_ROUNDING = 2.0
-"""How many times larger `student.width_multiple` may make a student, or smaller."""
+"""Maximum factor by which `student.width_multiple` may make a student larger or smaller."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class StudentSize:
     Attributes:
         capacity: The share of the teacher's parameters as the user wrote it, e.g. `"1/16"`; or the
             name of a student of `[[ladder.students]]`.
-        width: The dial that comes closest to it, of the multiples of `student.width_multiple`.
-        num_parameters: Of the student without heads.
-        flops: Of one forward of one image, 2 per multiply-add.
+        width: The multiple of `student.width_multiple` that comes closest to it.
+        num_parameters: Number of parameters of the student without heads.
+        flops: FLOPs of one forward pass of one image, 2 per multiply-add.
     """
 
     capacity: str
@@ -47,7 +47,7 @@ def ladder_sizes(networks: Networks) -> tuple[StudentSize, ...]:
     """Resolve every capacity of the ladder, smallest first.
 
     Raises:
-        UserError: If two capacities end at the same width, or `student.width_multiple` is too
+        UserError: If two capacities lead to the same width, or `student.width_multiple` is too
             coarse for one.
     """
     experiment = networks.experiment
@@ -72,14 +72,14 @@ def find_size(networks: Networks) -> StudentSize:
 
 
 def nearest_size(networks: Networks) -> StudentSize:
-    """Resolve `distill.capacity`, however far `student.width_multiple` takes it from there."""
+    """Resolve `distill.capacity`, however far off `student.width_multiple` makes it."""
     if (student := networks.experiment.own_student) is not None:
         return _own_size(networks, student)
     return _resolve(networks, (networks.experiment.distill.capacity,))[0]
 
 
 def rounding(networks: Networks, size: StudentSize) -> float:
-    """Return how many times larger or smaller `student.width_multiple` makes a size; at least 1."""
+    """Return the factor by which `student.width_multiple` changes a size, at least 1."""
     if networks.experiment.student.width_multiple == 1 or not is_share(size.capacity):
         return 1.0
     ratio = size.num_parameters / _free(networks, size).num_parameters
@@ -108,7 +108,7 @@ def _resolve(networks: Networks, capacities: Iterable[str]) -> tuple[StudentSize
 
 
 def _own_size(networks: Networks, student: LadderStudent) -> StudentSize:
-    """Return the size of a student of the user's own."""
+    """Return the size of a student that the user defined."""
     build = builder(student, networks, student_table(student))
     return _measured(student.name, student.width, build, networks)
 
@@ -116,7 +116,7 @@ def _own_size(networks: Networks, student: LadderStudent) -> StudentSize:
 def _measured(
     capacity: str, width: int, build: Callable[[int], nn.Module], networks: Networks
 ) -> StudentSize:
-    """Return the size of a student, which is really built only where meta tensors do not do."""
+    """Return the size of a student; build it with values only if meta tensors are not enough."""
     student = on_meta(build, width)
     try:
         flops = count_flops(student, input_shape(student, networks.image_shape))
@@ -127,7 +127,7 @@ def _measured(
 
 
 def _require_dial(networks: Networks) -> None:
-    """Refuse a student that is equally large at every width: it cannot have the ladder's sizes."""
+    """Refuse a student that has the same size at every width: it cannot have the ladder's sizes."""
     student = networks.experiment.student
     if student.model in ZOO:
         return
@@ -141,13 +141,13 @@ def _require_dial(networks: Networks) -> None:
 
 
 def _free(networks: Networks, size: StudentSize) -> StudentSize:
-    """Return the size as it would be without a multiple."""
+    """Return the size without a width multiple."""
     free = networks.with_values({"student.width_multiple": 1}, "student")
     return _resolve(free, (size.capacity,))[0]
 
 
 def _require_near(networks: Networks, size: StudentSize) -> None:
-    """Refuse a multiple so coarse that the size would be another size than the one requested."""
+    """Refuse a multiple so coarse that the size would differ too much from the requested one."""
     if rounding(networks, size) > MAX_ROUNDING:
         free, multiple = _free(networks, size), networks.experiment.student.width_multiple
         raise UserError(

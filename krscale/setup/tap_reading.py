@@ -1,4 +1,4 @@
-"""What a network gives at its taps for a whole split, and the linear probes that read it."""
+"""Read a network's taps for a whole split, and fit linear probes to them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from krscale.models.preprocessing import preprocessing_of_network
 
 PROBE_BATCH_SIZE = 512
 MAX_NUMBERS = 2**23
-"""Numbers held at once to fit probes on a grid: 8,192 images of 1,024 numbers, minutes on a
-processor. Where a tap would have more, probes are fitted to fewer images, evenly spread over the
+"""Maximum count of numbers held at once to fit probes on a grid: 8,192 images of 1,024 numbers,
+minutes on a CPU. If a tap has more, probes are fitted to fewer images, evenly spread over the
 training split."""
 
 Rows = npt.NDArray[np.int64]
@@ -34,14 +34,14 @@ def read_taps(
     grid: int = 1,
     rows: Rows | None = None,
 ) -> TapOutputs:
-    """Return what probes read of a split, `[N, F]` of every tap, and logits `[N, K]`.
+    """Return what probes read for a split: `[N, F]` for every tap, and logits `[N, K]`.
 
     Args:
         tapped: The network in eval mode.
-        dataset: Its images are read without augmentation.
-        split: Which.
-        device: Where the network is.
-        grid: On which the taps are read.
+        dataset: The data set, whose images are read without augmentation.
+        split: Name of the split.
+        device: Device of the network.
+        grid: Grid on which the taps are read.
         rows: Images to read, in ascending order; None reads all.
     """
     logits: list[Tensor] = []
@@ -61,7 +61,7 @@ def read_logits(
 ) -> Tensor:
     """Return the logits of every tap for a split, `[N, D, K]` fp32, batch by batch.
 
-    The same as `probes(read_taps(...))`, whose features need not fit into memory.
+    The result is that of `probes(read_taps(...))`, but the features need not fit into memory.
     """
     logits = []
     for outputs in _outputs(tapped, dataset, split, device, None):
@@ -76,13 +76,13 @@ def fit_probes(
 ) -> Probes:
     """Return probes fitted on the training split to every tap of a network in eval mode.
 
-    On a grid, taps are read and fitted a few at a time, so that `MAX_NUMBERS` are held at most.
+    On a grid, taps are read and fitted a few at a time, so that at most `MAX_NUMBERS` are held.
 
     Args:
         tapped: The network.
         dataset: Its data.
-        device: Where the network is.
-        grid: On which the taps are read; 1 reads their means over all positions.
+        device: Device of the network.
+        grid: Grid on which the taps are read; 1 reads their means over all positions.
     """
     labels, num_classes = dataset.split("train").labels, len(dataset.classes)
     sizes = _sizes(tapped, dataset, device, grid)
@@ -118,13 +118,13 @@ def _outputs(
 
 
 def _sizes(tapped: TappedModel, dataset: Dataset, device: torch.device, grid: int) -> list[int]:
-    """Return how many numbers are read of every tap."""
+    """Return how many numbers are read from every tap."""
     one = read_taps(tapped, dataset, "train", device, grid=grid, rows=np.arange(1))
     return [feature.shape[1] for feature in one.features]
 
 
 def _groups(paths: Sequence[str], sizes: Sequence[int], num_rows: int) -> list[tuple[str, ...]]:
-    """Cut the taps into groups that are read at once, of `MAX_NUMBERS` numbers at most."""
+    """Divide the taps into groups that are read at once, with at most `MAX_NUMBERS` numbers."""
     groups: list[tuple[str, ...]] = []
     held = 0
     for path, size in zip(paths, sizes, strict=True):

@@ -1,7 +1,7 @@
-"""The teacher: loaded from a file or trained once, its probes fitted, its facts kept.
+"""Load a teacher from a file or train it once, fit its probes and store its facts.
 
-Everything lives in `cache/teachers/<fingerprint>/`, so that the next experiment with the same
-data and the same settings finds it there.
+Everything is stored in `cache/teachers/<fingerprint>/`, where the next experiment with the same
+data and the same settings finds it.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ from krscale.training.loop import evaluate
 
 WEIGHTS_FILE = "teacher.safetensors"
 TrainOnWorkers = Callable[[Path, nn.Module], None]
-"""Trains a teacher on several workers, in place; what it keeps meanwhile is in the folder."""
-FORMAT = 1  # raised whenever a kept teacher or probe of an older krscale must not be reused
+"""Trains a teacher on several workers, in place; the folder holds its intermediate state."""
+FORMAT = 1  # raise it whenever teachers or probes stored by older versions must not be reused
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,14 @@ def prepare_teacher(
     report: Callable[[int, int], None],
     on_workers: TrainOnWorkers | None = None,
 ) -> tuple[TeacherFacts, Path]:
-    """Find the teacher in the cache, or load / train it, fit its probes and keep it.
+    """Find the teacher in the cache, or load / train it, fit its probes and store it.
 
     Args:
-        experiment: Which teacher, which data.
+        experiment: The experiment, which names teacher and data.
         dataset: The prepared data.
-        device: Where to train.
-        report: Called with (epochs done, epochs planned) while training.
-        on_workers: Trains where `teacher.num_workers` is 2 or more.
+        device: Device for training.
+        report: Called with (epochs done, epochs planned) during training.
+        on_workers: Trains the teacher if `teacher.num_workers` is 2 or more.
 
     Returns:
         The facts, and the folder that `open_teacher` reads.
@@ -130,7 +130,7 @@ def _lock_of(folder: Path) -> Path:
 
 
 def find_teacher(experiment: Experiment, dataset: Dataset) -> tuple[TeacherFacts, Path]:
-    """Return the facts and folder of a teacher that an earlier `prepare_teacher` kept.
+    """Return the facts and folder of a teacher that an earlier `prepare_teacher` stored.
 
     Raises:
         UserError: If there is none.
@@ -145,7 +145,7 @@ def open_teacher(experiment: Experiment, dataset: Dataset, folder: Path) -> Load
     """Load a prepared teacher and its probes, frozen.
 
     Args:
-        experiment: Names the teacher, and the grid of the probes.
+        experiment: The experiment, which names the teacher and the grid of the probes.
         dataset: Its data.
         folder: As `prepare_teacher` returned it.
     """
@@ -160,7 +160,7 @@ def open_teacher(experiment: Experiment, dataset: Dataset, folder: Path) -> Load
 def _open_network(
     experiment: Experiment, dataset: Dataset, folder: Path, facts: TeacherFacts
 ) -> TappedModel:
-    """Load a kept teacher's network, frozen."""
+    """Load a stored teacher's network, frozen."""
     model = build_teacher(experiment, dataset, fresh=True)
     check_file(folder / WEIGHTS_FILE, rebuild_teacher(folder))
     load_weights(folder / WEIGHTS_FILE, model, where=str(folder))
@@ -176,11 +176,11 @@ def _on_grid(experiment: Experiment, facts: TeacherFacts, folder: Path) -> Teach
 
 
 def foreign_teacher(experiment: Experiment, dataset: Dataset, device: torch.device) -> nn.Module:
-    """Return a teacher that comes trained, as it is, in eval mode on the device.
+    """Return a teacher that comes trained, in eval mode on the device.
 
     Raises:
-        UserError: If the experiment trains its teacher, the weights do not fit, or what it gives
-            is no logits of each image.
+        UserError: If the experiment trains its teacher, the weights do not fit, or its outputs are
+            not valid logits.
     """
     if not is_foreign(experiment.teacher):
         raise UserError(
@@ -195,7 +195,7 @@ def foreign_teacher(experiment: Experiment, dataset: Dataset, device: torch.devi
 
 
 def _folder(experiment: Experiment, dataset: Dataset) -> tuple[Path, Code]:
-    """Return where the teacher of an experiment is kept, or will be, and its code."""
+    """Return the folder where an experiment's teacher is or will be stored, and its code."""
     teachers, content = experiment.cache_path / "teachers", _content(experiment, dataset)
     code = read_code(experiment, dataset)
 
@@ -209,22 +209,22 @@ def _folder(experiment: Experiment, dataset: Dataset) -> tuple[Path, Code]:
 
 
 def _fits(experiment: Experiment, dataset: Dataset, folder: Path) -> bool:
-    """Whether a kept teacher's weights do in today's code what they did when it was kept."""
+    """Whether a stored teacher still has its accuracy with the current code."""
     try:
         facts = read_facts(folder)
         model = _open_network(experiment, dataset, folder, facts).model
     except DamagedFileError:
         raise
-    except UserError:  # its weights do not fit the network
+    except UserError:  # the weights do not fit the network
         return False
     val = dataset.split("val")
     found = evaluate(model, dataset, val, Workers.alone(torch.device("cpu")))[ACCURACY.name]
-    # One image may fall on the other side on another processor.
+    # A single prediction may change on another processor.
     return abs(found - facts.val_accuracy) * len(val) < 1.5
 
 
 def _content(experiment: Experiment, dataset: Dataset) -> dict[str, Any]:
-    """Return what a kept teacher depends on, but for the code of its network."""
+    """Return what a stored teacher depends on, except the code of its network."""
     content = experiment.teacher.identity() | {"format": FORMAT}
     preprocessing = teacher_preprocessing(experiment, dataset)
     if preprocessing != DEFAULT:
@@ -279,7 +279,8 @@ def _make_teacher(
     )
     save_weights(folder / WEIGHTS_FILE, model.cpu())
     save_probes(folder, probes)
-    # Trained again, elsewhere or on a GPU, it says something else than what stores hold of it.
+    # Training again, on another machine or a GPU, gives other outputs than those in existing
+    # stores.
     made = {"key": key, "weights": sha256(folder / WEIGHTS_FILE)}
     write_json(folder / FACTS_FILE, asdict(replace(facts, fingerprint=fingerprint(made))))
 
@@ -287,7 +288,7 @@ def _make_teacher(
 def _measured(
     experiment: Experiment, dataset: Dataset, device: torch.device, folder: Path
 ) -> TeacherFacts:
-    """Measure a teacher that an older krscale kept without its faults, and keep them, too."""
+    """Find the faults of a teacher that an older version stored without them, and add them."""
     facts = read_facts(folder)
     tapped = _open_network(experiment, dataset, folder, facts).to(device)
     num_classes, rebuild = len(dataset.classes), rebuild_teacher(folder)

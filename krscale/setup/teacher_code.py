@@ -1,6 +1,6 @@
-"""Which code networks of the user's own are made of, so that a changed one is another network.
+"""Identify the code of the user's own networks, so that a changed network counts as another one.
 
-Networks of krscale's own zoo are not looked at: `teacher.FORMAT` tells their versions apart.
+The code of krscale's zoo is not examined: `teacher.FORMAT` distinguishes its versions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from krscale.storage.folders import present
 
 CODE_FILE = "code.json"
 _NUM_PROBED, _SEED = 4, 0
-_TOLERANCE = 0.002  # of the largest output: processors round differently by far less
+_TOLERANCE = 0.002  # share of the largest output; rounding on other processors differs by far less
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,12 @@ class Code:
     """The code of a network.
 
     Attributes:
-        modules: Hash of the source of every module that it is written in.
-        outputs: What it answers to fixed inputs, for what the source does not tell: files that it
-            reads, modules without source. Empty where it answers otherwise each time.
-        layers: Hash of what a student that was given as an object is built of (`hash_layers`), for
-            what neither tells; empty for others, and where it is another each time.
+        modules: Hash of the source of every module in which it is written.
+        outputs: Its outputs for fixed inputs, which show what the source does not: files that it
+            reads, modules without source. Empty if they differ each time.
+        layers: Hash of the layers of a student that was given as an object (`hash_layers`), for
+            changes that neither of the others shows; empty for other networks, and if it differs
+            each time.
     """
 
     modules: dict[str, str] = field(default_factory=dict)
@@ -52,19 +53,19 @@ class Code:
     layers: str = ""
 
     def key(self) -> dict[str, Any]:
-        """Return what it adds to a teacher's fingerprint: nothing for networks of the zoo.
+        """Return what the code adds to a teacher's fingerprint: nothing for networks of the zoo.
 
-        The outputs are not in it, as other processors round them otherwise; see `kept_folder`.
+        The outputs are not included, since other processors round differently; see `kept_folder`.
         """
         return {"code": fingerprint(self.modules)} if self.modules or self.outputs else {}
 
 
 def read_code(experiment: Experiment, task: Task) -> Code:
-    """Return the code of an experiment's teacher as it is now.
+    """Return the current code of an experiment's teacher.
 
     Args:
-        experiment: Names the teacher.
-        task: What it is built for.
+        experiment: The experiment that names the teacher.
+        task: The data that it is built for.
     """
     teacher = experiment.teacher
 
@@ -82,8 +83,8 @@ def read_student_code(config: StudentConfig | LadderStudent, task: Task) -> Code
     """Return the code of a student.
 
     Args:
-        config: Names it.
-        task: What it is built for.
+        config: The config table that names the network.
+        task: The data that it is built for.
     """
     where, width = student_table(config), config.width if isinstance(config, LadderStudent) else 1
     empty = partial(shapes_only, config, task, where, width)
@@ -95,14 +96,14 @@ def read_student_code(config: StudentConfig | LadderStudent, task: Task) -> Code
 
 
 def compare_code(before: Code, now: Code) -> str:
-    """Return which modules differ, as the end of a sentence; empty where none does."""
+    """Return which parts differ, as the end of a sentence; empty if none does."""
     names = sorted(before.modules.keys() | now.modules.keys())
     other = [name for name in names if before.modules.get(name) != now.modules.get(name)]
     if other:
         return f"module{'s' * (len(other) > 1)} {', '.join(other)}"
     if before.layers and now.layers and before.layers != now.layers:
         return "its layers, their settings, or the code of its classes"
-    if not before.outputs or not now.outputs:  # one of them has none that can be compared
+    if not before.outputs or not now.outputs:  # no comparable outputs
         return ""
     scale = max(map(abs, (*before.outputs, *now.outputs)))
     pairs = zip(before.outputs, now.outputs, strict=False)
@@ -118,16 +119,17 @@ def compare_code(before: Code, now: Code) -> str:
 def kept_folder(
     plain: Path, coded: Callable[[int], Path], code: Code, fits: Callable[[Path], bool]
 ) -> Path:
-    """Return the folder of a kept teacher, or where it is to be kept.
+    """Return the folder of a stored teacher, or the one in which to store it.
 
-    Teachers with the same source may differ in a file that they read: these are numbered, and the
-    one whose record agrees with the code as it is now is taken.
+    Teachers with the same source may differ in a file that they read. Their folders are numbered,
+    and the one whose record agrees with the current code is used.
 
     Args:
-        plain: Where a krscale that did not look at code kept it.
-        coded: From a number, 0 first, to where it is kept since.
-        code: As it is now.
-        fits: Whether the teacher in a folder still does what it did; asked once of an older one.
+        plain: Folder used by versions of krscale that did not examine code.
+        coded: Maps a number, from 0, to the folder used since then.
+        code: The current code.
+        fits: Returns whether the teacher in a folder still gives the same results; called once for
+            an older one.
     """
     if not code.key():
         return plain
@@ -140,7 +142,7 @@ def kept_folder(
 
 
 def _agrees(folder: Path, code: Code, fits: Callable[[Path], bool]) -> bool:
-    """Whether a kept teacher is of this code; one without a record gets it if it is."""
+    """Whether a stored teacher has this code; if it has no record but fits, the record is added."""
     record = folder / CODE_FILE
     if not record.exists():
         if not fits(folder):
@@ -156,10 +158,10 @@ def _read(
     """Return the code of a network.
 
     Args:
-        config: Names it.
-        empty: Builds it to read shapes off.
-        build: Builds it with its weights.
-        task: What it is built for.
+        config: The config table that names the network.
+        empty: Builds the network for reading shapes.
+        build: Builds the network with its weights.
+        task: The data that it is built for.
     """
     name, options = config.model, config.options
     if ":" not in name:
@@ -167,16 +169,16 @@ def _read(
     parts = {type(part).__module__ for part in empty().modules()}
     sources = find_sources({*parts, name.partition(":")[0]})
     known = {module: hash_source(text) for module, text in sources.items() if text is not None}
-    # The source of a library tells all, unless it builds a network from files of the user's. That
-    # of other packages does not: where they are installed, their imports are not followed; and a
-    # function that was given as an object may be written elsewhere.
+    # A library's source determines the network, unless it is built from the user's files. The
+    # source of other packages does not: imports of installed packages are not followed, and a
+    # function that was given as an object may be defined elsewhere.
     is_whole = len(known) == len(sources) and not any(map(is_own, sources))
     is_told = is_whole and is_of_library(name) and not reads_files(name, options)
     return Code(dict(sorted(known.items())), () if is_told else _outputs(build, task))
 
 
 def _outputs(build: Callable[[], nn.Module], task: Task) -> tuple[float, ...]:
-    """Return what a network answers, or nothing if that is not the same twice, or not finite."""
+    """Return a network's outputs; empty if they are not reproducible or not finite."""
     first, second = _probe(build, task), _probe(build, task)
     if not all(map(math.isfinite, (*first, *second))) or compare_code(
         Code({}, first), Code({}, second)
@@ -195,7 +197,7 @@ def _probe(build: Callable[[], nn.Module], task: Task) -> tuple[float, ...]:
 
 @contextmanager
 def _same_chance() -> Iterator[None]:
-    """Draw the same random numbers each time, and leave the generators as they were."""
+    """Draw the same random numbers each time, and restore the generators afterwards."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     try:
         with torch.random.fork_rng():

@@ -1,4 +1,4 @@
-"""What is kept of a teacher beside its weights, for those who need not load it."""
+"""Facts that are stored beside a teacher's weights, for use without loading the teacher."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ FACTS_FILE = "facts.json"
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """What other modules need of a teacher, without loading it.
+    """Facts on a teacher that other modules need without loading it.
 
-    A file with a value that cannot be, such as an accuracy above 1, is refused when it is read.
+    A file with an impossible value, such as an accuracy above 1, is refused when it is read.
 
     Attributes:
-        fingerprint: Of all that it is made from, and of its weights, so that stores of a teacher
-            that is made again are its own; without the weights in what an older krscale kept.
-        data_fingerprint: Of the data its probes were fitted on.
+        fingerprint: Fingerprint of all that it is made from and of its weights, so that a teacher
+            that is made again gets its own stores. Older versions did not include the weights.
+        data_fingerprint: Fingerprint of the data on which its probes were fitted.
         model: Name of the architecture.
         width: Its capacity dial.
-        num_parameters: Trainable and fixed parameters.
-        flops: Of one forward of one image, 2 per multiply-add.
-        val_accuracy: Share of the validation split it gets right.
+        num_parameters: Number of trainable and fixed parameters.
+        flops: FLOPs of one forward pass of one image, 2 per multiply-add.
+        val_accuracy: Share of the validation split that it classifies correctly.
         taps: Module paths of its taps; the classifier is a further, last tap.
         stage_ends: Number of the last tap of every stage.
-        information_gain: One per tap, from the validation split; of probes on the experiment's
-            grid where `prepare_teacher` or `find_teacher` returns it.
-        layer_sizes: Parameters of the layers of every tap.
+        information_gain: Gain of each tap, from the validation split. If returned by
+            `prepare_teacher` or `find_teacher`, it is that of probes on the experiment's grid.
+        layer_sizes: Number of parameters of the layers of every tap.
         histograms: `[D][bins]`, distribution of the weights of every tap.
-        faults: What spoke against it when it was measured, a phrase each; None in what an older
-            krscale kept without measuring it, until `prepare_teacher` does.
+        faults: Faults that were found when it was measured, one phrase each. None if an older
+            version stored it without measuring them, until `prepare_teacher` does so.
     """
 
     fingerprint: str
@@ -53,10 +53,10 @@ class TeacherFacts:
 
 
 def read_facts(folder: Path) -> TeacherFacts:
-    """Read what is kept of a teacher beside its weights.
+    """Read the facts that are stored beside a teacher's weights.
 
     Raises:
-        DamagedFileError: If it is not what was written, or cannot be.
+        DamagedFileError: If the file is not what was written, or has impossible values.
     """
     path, rebuild = folder / FACTS_FILE, rebuild_teacher(folder)
     facts = read_record(path, TeacherFacts, rebuild)
@@ -69,5 +69,5 @@ def read_facts(folder: Path) -> TeacherFacts:
 
 
 def rebuild_teacher(folder: Path) -> str:
-    """Say how the folder of a teacher that is damaged comes back."""
+    """Return advice on how to rebuild the damaged folder of a teacher."""
     return f"Delete the folder {folder}; `krscale teach` makes the teacher again."

@@ -1,8 +1,8 @@
-"""Whether a teacher is fit to teach: measured on validation before it does.
+"""Measure on validation images whether a teacher is fit to teach.
 
-A teacher that is fed other pixels than it was trained with still answers, and its students learn
-what it says. It shows in numbers: it is no better than guessing, or its classifier makes less of
-its last blocks than a linear probe does, or another preprocessing makes it better.
+A teacher with the wrong preprocessing raises no error, and its students learn from its outputs. But
+the fault can be measured: the teacher is no better than guessing, or its classifier is less
+accurate than a linear probe on one of its taps, or it is better with another preprocessing.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from krscale.setup.candidates import Tried, as_settings, is_better, try_candidat
 from krscale.setup.inputs import is_foreign
 
 MIN_EPOCHS = 10
-"""A teacher that is trained here for fewer epochs is not judged: it is a try."""
+"""A teacher that is trained here for fewer epochs is not judged: it is only a trial run."""
 NO_GAIN = 0.05
-"""Information gain below which a classifier tells the classes hardly better than chance."""
+"""Information gain below which a classifier is hardly better than chance."""
 LEAST_TRIED, MOST_TRIED = 64, 256
-"""Validation images that other ways to prepare them are tried on: other normalisations always,
-other sizes where a teacher looks poor. So few that it costs at most about a quarter of what filling
-the store does."""
-_GUESS = 0.01  # probability of guessing so well
+"""Number of validation images on which other preprocessing is tried: other normalisations always,
+other sizes if a teacher seems poor. So few that this costs at most about a quarter of filling the
+store."""
+_GUESS = 0.01  # probability of guessing so well by chance
 
 
 def describe_teacher(accuracy: float, gain: Sequence[float], taps: Sequence[str]) -> str:
-    """Say in one line how good a teacher is, and the information gain of each of its taps."""
+    """Return one line with a teacher's accuracy and the information gain of each of its taps."""
     names = (*taps, "classifier")
     gains = ", ".join(f"{name} {value:.2f}" for name, value in zip(names, gain, strict=True))
     return f"teacher: {accuracy:.2%} of validation right; information gain of its taps: {gains}"
@@ -46,13 +46,13 @@ def find_faults(
     tap_logits: Tensor,
     gain: Sequence[float],
 ) -> tuple[str, ...]:
-    """Return what speaks against a teacher, a phrase each; nothing of one that is fit to teach.
+    """Return the faults of a teacher, one phrase each; empty if it is fit to teach.
 
     Args:
-        experiment: Names the teacher.
-        dataset: Its validation split is what the teacher is judged by.
+        experiment: The experiment that names the teacher.
+        dataset: The data set, on whose validation split the teacher is judged.
         network: The teacher in eval mode, with its preprocessing.
-        tap_logits: `[N, D, K]` of the whole validation split, the classifier last.
+        tap_logits: `[N, D, K]` for the whole validation split, the classifier last.
         gain: Information gain of every tap.
     """
     labels = torch.tensor(dataset.split("val").labels, device=tap_logits.device)
@@ -76,7 +76,7 @@ def find_faults(
             f"a linear probe of its tap {best + 1} gets {right[best].mean():.1%} right, more than "
             "its own classifier"
         )
-    # A classifier of more information gain than every probe gets images of the size that it should.
+    # If the classifier has more information gain than every probe, the input size is right.
     suspect = bool(faults) or gain[-1] < max(gain) or len(gain) == 1
     rows = experiment.views.num_views * dataset.num_train
     number = min(MOST_TRIED, max(LEAST_TRIED, rows // 40))
@@ -87,10 +87,11 @@ def find_faults(
 def require_fit(
     experiment: Experiment, faults: Sequence[str], accuracy: float, gain: Sequence[float]
 ) -> None:
-    """Refuse a teacher that something speaks against, unless it is allowed.
+    """Refuse a teacher with faults, unless `teacher.allow_poor` is set.
 
     Raises:
-        UserError: Saying what was measured, the likely causes, and the ways on.
+        UserError: If it has faults; the message gives the measurements, the likely causes, and what
+            to do.
     """
     if not faults or experiment.teacher.allow_poor:
         return
@@ -109,8 +110,8 @@ def require_fit(
 
 
 def _is_guessing(right: np.ndarray, labels: np.ndarray, gain: float) -> bool:
-    """Whether answers are not surely better than always the most frequent class."""
-    # Half a second, which most processes need not pay.
+    """Whether predictions are not significantly better than the most frequent class."""
+    # This import takes half a second, which most processes can avoid.
     from scipy.stats import binomtest  # type: ignore[import-untyped]
 
     if gain >= NO_GAIN:
@@ -121,7 +122,7 @@ def _is_guessing(right: np.ndarray, labels: np.ndarray, gain: float) -> bool:
 
 
 def _better_ways(tried: Tried, dataset: Dataset) -> list[str]:
-    """Say which other way of preparing images is clearly better, or which order of classes."""
+    """Return which other preprocessing, or order of classes, is clearly better."""
     faults = []
     if tried.configured is not None and tried.best is not tried.configured:
         found = as_settings(tried.best.preprocessing, dataset.image_shape)

@@ -1,4 +1,4 @@
-"""Training a teacher that comes without weights."""
+"""Train a teacher that comes without weights."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def train_teacher(
     report: Callable[[int, int], None],
     model: nn.Module,
 ) -> None:
-    """Train a teacher by plain cross-entropy, as its experiment says.
+    """Train a teacher by plain cross-entropy, with its experiment's settings.
 
     Args:
-        experiment: `[teacher]`, the views and the batch size.
+        experiment: Provides `[teacher]`, the views and the batch size.
         dataset: Its data.
-        device: Where to train.
-        report: Gets the epochs that are done, and how many there are.
-        model: With fresh weights, which are changed.
+        device: Device for training.
+        report: Called with the number of epochs done and of all epochs.
+        model: The network with new weights; it is trained in place.
 
     Raises:
         NonFiniteError: If the loss becomes NaN or infinite.
@@ -47,10 +47,10 @@ def train_teacher(
 
 @contextmanager
 def naming_rate(experiment: Experiment) -> Iterator[None]:
-    """Let a loss that is not finite name the teacher and its learning rate.
+    """Add the teacher and its learning rate to the error of a non-finite loss.
 
     Raises:
-        NonFiniteError: In the place of the loop's own.
+        NonFiniteError: In place of the loop's own error.
     """
     try:
         yield
@@ -67,8 +67,8 @@ def build_teacher_training(
     Args:
         experiment: As for `train_teacher`.
         dataset: Its data.
-        model: With fresh weights, the same on every worker.
-        workers: This worker's place.
+        model: The network with new weights, equal on every worker.
+        workers: This worker's rank and device, and the number of workers.
     """
     config = experiment.teacher
     settings = TrainConfig(
@@ -77,7 +77,7 @@ def build_teacher_training(
         weight_decay=config.weight_decay,
         global_batch_size=experiment.train.global_batch_size,
         seed=config.seed,
-        max_grad_norm=0.0,  # cross-entropy alone needs none, and kept teachers had none
+        max_grad_norm=0.0,  # plain cross-entropy needs no clipping; stored teachers had none
     )
     context = MethodContext.without_teacher(len(dataset.classes))
     learner = Learner(model, (), build_method("plain", context, {}))

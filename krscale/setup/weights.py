@@ -1,4 +1,4 @@
-"""Weights that networks come with: checked before anything trains, loaded, and told apart."""
+"""Check, load and identify the weights that networks come with, before anything trains."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from krscale.setup.networks import Networks
 from krscale.training.checkpoint import check_exists, fit_weights, load_weights
 
 OWN = "own"
-"""In place of a file: the weights that the model is built with."""
+"""Value in place of a file: use the weights that the model is built with."""
 
 
 def check_weights(networks: Networks) -> tuple[str, ...]:
     """Refuse weights of teacher and students that do not fit, before anything trains.
 
     Returns:
-        Notes on what was chosen of a file, or dropped.
+        Notes on what was chosen from a file or dropped.
 
     Raises:
-        UserError: Naming the file, and all that does not fit.
+        UserError: If weights do not fit; the message names the file and all that does not fit.
     """
     experiment = networks.experiment
     notes = _check_teacher(experiment.teacher, networks)
@@ -93,12 +93,12 @@ def _check_teacher(teacher: TeacherConfig, networks: Networks) -> tuple[str, ...
 
 
 def from_file(config: TeacherConfig | StudentConfig | LadderStudent) -> bool:
-    """Return whether the weights of a network are read from a file, in place of all others."""
+    """Return whether the weights of a network are read from a file."""
     return getattr(config, "weights", "") not in ("", OWN)
 
 
 def load_teacher_weights(experiment: Experiment, model: nn.Module) -> None:
-    """Load the weights that an experiment names into its teacher; its own stay as they are.
+    """Load the weights that an experiment names into its teacher; `own` keeps the teacher's.
 
     Raises:
         UserError: If they do not fit, or are not finite.
@@ -110,7 +110,7 @@ def load_teacher_weights(experiment: Experiment, model: nn.Module) -> None:
 
 
 def load_student_weights(experiment: Experiment, student: nn.Module) -> None:
-    """Load the weights that a student of the user's own starts from, if any.
+    """Load the initial weights of a student that the user defined, if any.
 
     Raises:
         UserError: If they do not fit, or are not finite.
@@ -122,10 +122,10 @@ def load_student_weights(experiment: Experiment, student: nn.Module) -> None:
 
 
 def weights_identity(experiment: Experiment, task: Task) -> str:
-    """Return what identifies the weights that the teacher comes with; empty where it has none.
+    """Return a hash of the weights that the teacher comes with; empty if it has none.
 
     Raises:
-        UserError: If the file is not there.
+        UserError: If the file does not exist.
     """
     teacher = experiment.teacher
     if teacher.weights == OWN or (
@@ -140,7 +140,7 @@ def weights_identity(experiment: Experiment, task: Task) -> str:
 
 
 def _refuse_to_train_anew(teacher: TeacherConfig) -> None:
-    """Refuse to train a teacher that has been trained on these classes, unless that is said."""
+    """Refuse to train a teacher that was already trained on these classes, unless requested."""
     options = teacher.options
     known = teacher.model.startswith("hf:") and is_pretrained(teacher.model, options)
     if known and not options.get("new_head"):
@@ -154,7 +154,7 @@ def _refuse_to_train_anew(teacher: TeacherConfig) -> None:
 def _note_on_own_weights(
     config: ModelConfig, networks: Networks, where: str, width: int
 ) -> tuple[str, ...]:
-    """Say that a callable loads weights, which a training would change: the seed changes none."""
+    """Return a note if a callable seems to load weights, since the seed does not change them."""
     if not is_own(config):
         return ()
     first, second = (_built(config, networks, where, width, seed) for seed in (0, 1))
@@ -174,9 +174,9 @@ def _path(weights: str) -> Path:
 
 
 def _built(config: ModelConfig, task: Task, where: str, width: int, seed: int = 0) -> nn.Module:
-    """Return a network as it is built, fresh weights drawn from a seed.
+    """Return a network as it is built, with new weights drawn from a seed.
 
-    Weights of libraries that are downloaded are left out: they are finite.
+    Weights that libraries download are left out: they are known to be finite.
     """
     of_library = config.model.partition(":")[0] in ("timm", "torchvision")
     downloaded = of_library and not config.options.get("checkpoint_path")

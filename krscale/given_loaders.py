@@ -1,4 +1,4 @@
-"""Loaders that were given to `krscale.distill`: checked, and read with what the teacher says."""
+"""Check loaders that were given to `krscale.distill`, and read them with the teacher's outputs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _LOG = logging.getLogger(__name__)
 
 
 def check_loaders(data: Any) -> tuple[Iterable[Any], Iterable[Any]]:
-    """Return two loaders, for training and validation, that can train and judge a student.
+    """Return the loaders for training and validation after checking them.
 
     Raises:
-        UserError: If they are not two, one has no length or batch or can be read once only, or
-            images that are trained on are validated on.
+        UserError: If they are not two, if one has no length, no batch or can be read only once, or
+            if both contain the same images.
     """
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         raise UserError("distill: data: two loaders are needed: (train_loader, val_loader).")
@@ -54,18 +54,18 @@ def check_loaders(data: Any) -> tuple[Iterable[Any], Iterable[Any]]:
 
 
 def _length(loader: Any) -> int | None:
-    """Return how many batches a loader has; None where it does not know."""
+    """Return the number of batches of a loader; None if it has no length."""
     try:
         return len(loader)
-    except TypeError:  # every DataLoader has the method, whatever its data set has
+    except TypeError:  # every DataLoader has `__len__`, even if its data set has none
         return None
 
 
 def _rows(loader: Any) -> tuple[object, Sequence[int]]:
-    """Return what a loader reads, and which of its rows, as far as they are known.
+    """Return the data that a loader reads, and the rows that it reads, as far as they are known.
 
-    Of a list of batches, where the images of each begin in memory: that of a part of it, or one
-    that was cut anew from the same tensor, shares these.
+    For a list of batches, the rows are the memory addresses of each batch's images. A part of the
+    list, or another list of batches cut from the same tensor, has addresses in common with it.
     """
     if isinstance(loader, (tuple, list)):
         images = (read_pair(batch, "distill: data")[0] for batch in loader)
@@ -83,19 +83,19 @@ def _rows(loader: Any) -> tuple[object, Sequence[int]]:
 
 
 class TaughtBatches:
-    """The batches of a loader with what the teacher says of them: what a training reads."""
+    """The batches of a loader with the teacher's outputs, in the form that a training reads."""
 
     def __init__(self, loader: Iterable[Any], loss: KRLoss, device: torch.device) -> None:
         self.loader, self.loss, self.device = loader, loss, device
         self.images, _ = first_images(loader, "data[0]")
-        self.preprocessing = DEFAULT  # the images come as the networks take them
+        self.preprocessing = DEFAULT  # the loader already preprocesses the images
         self.batch_size = len(self.images)
         self.num_steps = len(loader)  # type: ignore[arg-type]  # `check_loaders` has asked for it
         self.num_samples = self.batch_size * self.num_steps
         self._told_of_length = False
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield every batch, on the device."""
+        """Yield every batch on the device."""
         count, num_batches = 0, 0
         for batch in self.loader:
             images, labels = checked_pair(batch, self.loss, "data[0]")
@@ -108,9 +108,9 @@ class TaughtBatches:
         self._check_length(num_batches)
 
     def _check_length(self, num_batches: int) -> None:
-        """Refuse an epoch of no batch; warn, once, of another number of them than was said.
+        """Refuse an epoch without batches; warn once if their number is not the loader's length.
 
-        Every process of a DataLoader may end with a batch of its own that is not full.
+        Each worker process of a DataLoader may end with a partial batch.
         """
         if not num_batches:
             raise UserError(ran_dry("data[0]"))
@@ -129,7 +129,7 @@ def checked_pair(batch: Any, loss: KRLoss, where: str) -> tuple[Tensor, Tensor]:
     """Return images `[B, C, H, W]` and labels `[B]` of a batch.
 
     Raises:
-        UserError: If they are not of the shape or the classes that the loss was made for.
+        UserError: If they do not have the shape or the classes that the loss was made for.
     """
     images, labels = read_pair(batch, where)
     check_images(images, loss.image_shape, where)
@@ -138,7 +138,7 @@ def checked_pair(batch: Any, loss: KRLoss, where: str) -> tuple[Tensor, Tensor]:
 
 
 def ran_dry(where: str) -> str:
-    """Word that a loader gave nothing when it was read again."""
+    """Return the error message for a loader that was empty when it was read again."""
     return (
         f"distill: {where}: it gave no batch when it was read again, as once every epoch; every "
         "iter() of it must begin anew, as a DataLoader's does."

@@ -1,7 +1,8 @@
 """`krscale.distill`: one student distilled in one process, from objects instead of files.
 
-For whoever has a teacher, a student and two loaders, and no loop: the training is that of a trial
-(`krscale.training`), but the teacher runs on every batch, since nothing is stored.
+Use it if you have a teacher, a student and two loaders, but no training loop. The training is that
+of a trial (`krscale.training`), but the teacher runs on every batch, since its outputs are not
+stored.
 """
 
 from __future__ import annotations
@@ -43,22 +44,23 @@ NOT_HERE = frozenset(
         *("device", "seed", "gpu_share_for_images"),
     }
 )
-"""Settings of a run's training that loaders and networks decide here."""
+"""Settings of a run's training that are determined by loaders and networks here."""
 
 OnEpoch = Callable[[dict[str, float]], bool | None]
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """What a distillation gave.
+    """Result of a distillation.
 
     Attributes:
-        student: Trained, in eval mode; a copy with averaged weights where `ema_decay` is set.
-        accuracy: Of the student on validation, after the last epoch.
-        teacher_accuracy: Of the teacher on the same images (the first `max_images`).
-        num_parameters: Of the student.
-        taps: Information gain of each of the teacher's taps; of its classifier alone where it has
-            no others.
+        student: The trained student in eval mode; a copy with averaged weights if `ema_decay` is
+            set.
+        accuracy: Accuracy of the student on validation after the last epoch.
+        teacher_accuracy: Accuracy of the teacher on the same images (the first `max_images`).
+        num_parameters: Number of parameters of the student.
+        taps: Information gain of each of the teacher's taps; only of its classifier if it has no
+            others.
         curve: Metrics of every epoch: `epoch`, `train/loss`, `val/accuracy`, ...
     """
 
@@ -78,7 +80,7 @@ class Distilled:
 
 @contextmanager
 def _in_own_names() -> Iterator[None]:
-    """Name settings as the arguments that they are here; a run has `train.optimizer`."""
+    """Rename settings in errors to the arguments used here; a run has e.g. `train.optimizer`."""
     try:
         yield
     except UserError as error:
@@ -107,27 +109,28 @@ def distill(
     allow_poor_teacher: bool = False,
     **settings: Any,
 ) -> Distilled:
-    """Distil a teacher into a student, on the device where the student is.
+    """Distil a teacher into a student, on the student's device.
 
     Args:
-        teacher: A trained classifier; it moves to the student's device and into eval mode.
-        student: Trained in place.
-        data: Two loaders of `(images, labels)`, for training and validation, the images prepared
-            as both networks take them. Both have a length and can be read again and again.
-        method: A method that needs no features of the teacher: `kr`, `kd`, `dkd`, `kr+dkd`,
+        teacher: A trained classifier. It is moved to the student's device and put into eval mode.
+        student: The network to train, in place.
+        data: Two loaders of `(images, labels)`, for training and validation, with images as both
+            networks take them. Both must have a length and be readable repeatedly.
+        method: A method that does not need the teacher's features: `kr`, `kd`, `dkd`, `kr+dkd`,
             `plain`, ...
         on_epoch: Called with the metrics of every epoch; returning True ends the training.
-        teacher_taps: As in `KRLoss.from_networks`, like the next three.
-        student_taps: Module paths of the student's blocks. Where the method reads none of them, as
-            methods on logits do, a student needs none that can be found.
-        max_images: To fit probes to, and to measure the teacher on, at most.
-        allow_poor_teacher: Go on though the teacher's classifier is worse than a probe on a tap.
-        **settings: Of the method (`granularity`, `sparsity`, ...) and of the training
+        teacher_taps: As in `KRLoss.from_networks`, as are the next three.
+        student_taps: Module paths of the student's blocks. If the method does not read them, such
+            as methods on logits, the student needs no taps.
+        max_images: Maximum number of images to fit probes to, and to measure the teacher on.
+        allow_poor_teacher: Continue even if the teacher's classifier is worse than a probe on one
+            of its taps.
+        **settings: Settings of the method (`granularity`, `sparsity`, ...) and of the training
             (`num_epochs`, `learning_rate`, `optimizer`, ...), as in `[distill]` and `[train]`.
 
     Raises:
-        UserError: If anything does not fit together, before the training.
-        NonFiniteError: If a term of the loss, or what is measured of the student, is no number.
+        UserError: If anything does not fit together; raised before the training.
+        NonFiniteError: If a term of the loss, or a metric of the student, is NaN or infinite.
     """
     if not callable(on_epoch):
         raise UserError(f"distill: on_epoch: a function is needed (got {on_epoch!r}).")
@@ -169,7 +172,7 @@ def distill(
 def _train(
     training: Training, val: Iterable[Any], loss: KRLoss, on_epoch: OnEpoch
 ) -> tuple[dict[str, float], ...]:
-    """Train to the end, or until `on_epoch` ends it; return the metrics of every epoch."""
+    """Train until the end or until `on_epoch` returns True; return the metrics of every epoch."""
     curve: list[dict[str, float]] = []
     while not training.finished:
         metrics = training.run_epoch()
@@ -183,7 +186,7 @@ def _train(
 
 @contextmanager
 def _explained_by_loader() -> Iterator[None]:
-    """Name the loader where a norm meets a single value: it alone decides how batches are cut."""
+    """Blame the loader if a norm gets a single value, since it alone determines the batches."""
     try:
         yield
     except SingleValueError:
@@ -196,7 +199,7 @@ def _explained_by_loader() -> Iterator[None]:
 
 
 class _Tapped(TappedModel):
-    """A student whose logits are within whatever it returns."""
+    """A student whose logits are extracted from its output."""
 
     def forward(self, images: Tensor) -> TapOutputs:
         outputs = super().forward(images)
@@ -204,12 +207,12 @@ class _Tapped(TappedModel):
 
 
 def _of_knowledge(method: str, settings: DistillConfig) -> dict[str, Any]:
-    """Return the settings that decide what is taken of the teacher, and read of the student."""
+    """Return the settings that determine what is read from teacher and student."""
     if "kr_weight" in method_settings(method):
         names = ("granularity", "parameter_weight", "probe_grid", "where_weight")
         return {name: getattr(settings, name) for name in names}
     little = {"probe_grid": 1, "where_weight": 0.0}
-    # The taps of the teacher are still measured where they are found: they tell a poor one.
+    # The teacher's taps are still measured if they are found, to detect a poor teacher.
     return little if reads_taps(method) else little | {"granularity": 1, "kr_weight": 0.0}
 
 

@@ -1,4 +1,4 @@
-"""Images: where they come from, how they are kept, and how they are varied."""
+"""Image data: sources, storage and augmentation."""
 
 from typing import TYPE_CHECKING
 

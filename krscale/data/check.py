@@ -67,7 +67,7 @@ class Check:
         too_small: Classes with too few different images for a share in every split.
         notes: What else the user should know, e.g. which files were skipped.
         problems: Why `teach` and `tune` would refuse it; empty if they would not.
-        unlabelled: Path of the images without labels; empty where there are none.
+        unlabelled: Path of the images without labels; empty if there are none.
         num_unlabelled: Number of images without labels that can be read and are not copies of
             training images.
     """

@@ -132,7 +132,7 @@ class Seen:
 
 
 def nearly_black(brightest: float) -> str:
-    """Return a note that 16-bit images use fewer bits; empty if their largest value is not low.
+    """Return a note that 16-bit images use fewer bits; empty if their largest value is high enough.
 
     >>> nearly_black(65535), nearly_black(1023)
     ('', ' None is brighter than 1023: all are nearly black.')

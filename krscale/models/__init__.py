@@ -1,4 +1,4 @@
-"""The networks: a small zoo with one capacity dial per network, and any network of the user."""
+"""The networks: a small zoo with one capacity dial per network, and the user's own."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def build_model(
         in_channels: Channels of the images.
         width: The capacity dial, for networks that have one.
         options: Further keyword arguments for building the network.
-        output_key: Name of the logits among several outputs; empty detects them.
+        output_key: Name or position of the logits among several outputs; empty detects them.
         fresh: Whether to load no pretrained weights, because other weights will replace them.
         where: The config table that the name is from, e.g. `"teacher"`; used in error messages.
 

@@ -202,7 +202,7 @@ def check_steady(run: Callable[[Tensor], Tensor], images: Tensor, where: str) ->
             the network changes the images.
     """
     with torch.random.fork_rng(devices=[]):
-        several = images.repeat(_COPIES, 1, 1, 1)  # dropout may not affect just a few images
+        several = images.repeat(_COPIES, 1, 1, 1)  # dropout may not change all images
         given = several.clone()
         first = run(several)
         if not torch.equal(given.nan_to_num(), several.nan_to_num()):
@@ -251,7 +251,7 @@ def refuse_programs(network: nn.Module, where: str) -> None:
         UserError: If it is refused; the message says what to give.
     """
     exported = any(
-        isinstance(module, torch.fx.GraphModule) and "eval" in vars(module)  # they refuse it
+        isinstance(module, torch.fx.GraphModule) and "eval" in vars(module)  # made to refuse it
         for module in network.modules()
     )
     if exported or isinstance(network, torch.jit.ScriptModule):

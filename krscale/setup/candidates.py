@@ -155,7 +155,7 @@ def is_better(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> bool:
 def as_settings(preprocessing: Preprocessing, image_shape: Sequence[int]) -> dict[str, Any]:
     """Return the fields of `[teacher.preprocessing]` that select it, with TOML types.
 
-    All fields are included: any other would be taken from the network's metadata.
+    All fields are included, since omitted ones would be taken from the network's metadata.
 
     Args:
         preprocessing: Preprocessing of a candidate.

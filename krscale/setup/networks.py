@@ -136,7 +136,7 @@ class Networks:
         )
 
     def with_values(self, values: Mapping[str, Any], where: str) -> Networks:
-        """Return the networks of the experiment with other values, without resolving it again.
+        """Return the networks of the experiment with other values; see `of` for the teacher.
 
         Args:
             values: Values by dotted path of the setting.

@@ -109,7 +109,7 @@ class Prepared:
 
     `feature_paths` are the stores of the features that the experiment's methods need, by kind.
     `taught_path` is the data of the stores; empty if that is `data_path`. `storage` is the storage
-    that the paths are in, and `cache_gb` the size of the cache on a machine where it is not a
+    that the paths are in, and `cache_gb` the maximum size of a machine's cache of it if it is not a
     folder.
     """
 

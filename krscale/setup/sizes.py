@@ -1,4 +1,4 @@
-"""Resolve the sizes of the ladder: shares of the teacher's parameters to widths."""
+"""Resolve the ladder's capacities, shares of the teacher's parameters, to widths and sizes."""
 
 from __future__ import annotations
 

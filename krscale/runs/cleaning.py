@@ -1,4 +1,4 @@
-"""What lies in a storage and no run needs: found, and removed once the user has agreed."""
+"""Find what no run in a storage needs, and remove it once the user has agreed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from krscale.runs.verify_files import folders_in
 RAY_TUNE = "tune"
 """Folder of a run in which Ray Tune keeps its own records; krscale reads none of them."""
 _OF_A_RUN = frozenset((EXPERIMENT_FILE, ENVIRONMENT_FILE, "curve.json", "journal.log"))
-"""What tells a run, also one whose experiment is lost: what it used is not known then."""
+"""Any of these files marks a run, even if its experiment is lost; what it used is then unknown."""
 _CACHED = ("data", "teachers", "stores")
 _OF_NO_RUN = "of no run that is here; the command that needs it makes it again"
 _TRAINED = "of no run that is here (`krscale teach` makes none); it would be trained again"
@@ -30,13 +30,13 @@ _UNFINISHED = "a teacher of no run that is here, half trained; its training woul
 
 @dataclass(frozen=True)
 class Unused:
-    """A folder that may go.
+    """A folder that may be removed.
 
     Attributes:
         path: The folder.
-        num_bytes: What its files take.
+        num_bytes: Total size of its files.
         reason: Why no run needs it, and what makes it again.
-        lock: What a process holds that writes or reads it.
+        lock: Lock that a process holds while it writes or reads the folder.
     """
 
     path: Path
@@ -46,9 +46,9 @@ class Unused:
 
 
 def find_unused(storage: Path) -> tuple[list[Unused], list[str]]:
-    """Return what no run of a storage needs, and why some of it is not looked at.
+    """Return the folders that no run of a storage needs, and why some were not examined.
 
-    Folders of runs, their students, records and exports are never among it.
+    Folders of runs, their students, records and exports are never returned.
 
     Args:
         storage: Folder of all runs.
@@ -74,14 +74,14 @@ def find_unused(storage: Path) -> tuple[list[Unused], list[str]]:
 
 
 def still_unused(storage: Path, unused: Iterable[Unused]) -> tuple[list[Unused], list[str]]:
-    """Return what of it still no run needs: one may have begun while the user was asked.
+    """Return which folders are still unused: a run may have begun while the user was asked.
 
     Args:
         storage: Folder of all runs.
-        unused: What was found before.
+        unused: The folders that were found before.
 
     Returns:
-        What may go, and a line for each that stays.
+        The folders that may be removed, and a line for each that is kept.
     """
     now = {each.path for each in find_unused(storage)[0]}
     listed = [each for each in unused if each.path.exists()]
@@ -90,10 +90,10 @@ def still_unused(storage: Path, unused: Iterable[Unused]) -> tuple[list[Unused],
 
 
 def remove(unused: Iterable[Unused]) -> tuple[int, list[str]]:
-    """Remove folders; one that a process works on stays.
+    """Remove folders, except those that a process is using.
 
     Returns:
-        The bytes that were freed, and a line for each that stays.
+        The number of bytes freed, and a line for each folder that is kept.
     """
     freed, kept = 0, []
     for each in unused:

@@ -1,6 +1,6 @@
-"""A storage that is no shared disk: a URI, and on every machine a working folder in its place.
+"""A storage that is not a shared disk: a URI, with a local working folder on every machine.
 
-Whatever reads or writes files does so in the working folder, as on a shared disk; the functions of
-this folder bring what is missing there and send what others need. For a path that lies in no
+Files are read and written in the working folder, as on a shared disk. The functions of this package
+fetch files that are missing there and send files that other machines need. For a path outside every
 working folder they do nothing.
 """

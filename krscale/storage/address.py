@@ -14,9 +14,9 @@ from krscale.files import write_text
 from krscale.redaction import holds_userinfo
 
 CACHE_VARIABLE = "KRSCALE_CACHE_PATH"
-"""Environment variable: where a machine keeps working folders, `~/.cache/krscale` without it."""
+"""Environment variable: where a machine keeps working folders; default `~/.cache/krscale`."""
 MARKER = ".storage"
-"""File in a working folder that holds the URI that it stands for."""
+"""File in a working folder that contains the URI of its storage."""
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _OF_NO_PATH = re.compile(r"[^A-Za-z0-9\-._~:/@!$&'()*+,;=%]")
 _SECRET = re.compile(r"(?i)token|passw|pwd|secret|key|sig|credential|auth")
@@ -34,14 +34,14 @@ def is_uri(text: str) -> bool:
 
 
 def checked_uri(uri: str) -> str:
-    """Return the URI of a storage in its one form.
+    """Return the normalised URI of a storage.
 
     Args:
-        uri: As a user writes it, e.g. `s3://bucket/prefix`.
+        uri: As the user wrote it, e.g. `s3://bucket/prefix`.
 
     Raises:
-        ValueError: If it holds credentials, names no place, or cannot be split. The text repeats
-            nothing that may be a secret.
+        ValueError: If it contains credentials, names no bucket or folder, has characters that are
+            not allowed, or cannot be parsed. The message repeats nothing that may be a secret.
 
     Example:
         >>> checked_uri("s3://bucket/runs/")
@@ -75,10 +75,10 @@ def checked_uri(uri: str) -> str:
 
 
 def working_folder(storage: str) -> Path:
-    """Return the folder in which a storage is worked with on this machine.
+    """Return the working folder of a storage on this machine.
 
     Args:
-        storage: An absolute path, which is that folder; or a URI.
+        storage: An absolute path, which is returned unchanged, or a URI.
     """
     if not is_uri(storage):
         return Path(storage)
@@ -88,20 +88,20 @@ def working_folder(storage: str) -> Path:
 
 
 def storages_root() -> Path:
-    """Return what holds the working folders of this machine."""
+    """Return the folder that contains this machine's working folders."""
     general = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "krscale"
     base = Path(os.environ.get(CACHE_VARIABLE) or general).expanduser()
     return Path(os.path.realpath(base)) / "storages"
 
 
 def place_of(path: Path) -> tuple[str, str] | None:
-    """Return the URI of the storage whose working folder holds a path, and the key in it.
+    """Return the URI of the storage whose working folder contains a path, and the path's key.
 
     Args:
         path: Absolute; it need not exist.
 
     Returns:
-        None for a path that lies in no working folder.
+        None for a path outside every working folder.
     """
     root = f"{storages_root()}{os.sep}"
     text = str(path)
@@ -113,10 +113,10 @@ def place_of(path: Path) -> tuple[str, str] | None:
 
 
 def here(path: Path | str, storage: str) -> Path:
-    """Return where a path of another machine's working folder is on this one.
+    """Return the path on this machine for a path in another machine's working folder.
 
     Args:
-        path: Of a working folder of `storage`, whichever machine's; others are returned as is.
+        path: In any machine's working folder of `storage`; other paths are returned unchanged.
         storage: The path or URI of the storage.
     """
     path = Path(path)
@@ -130,7 +130,7 @@ def here(path: Path | str, storage: str) -> Path:
 
 
 def is_plain(key: str) -> bool:
-    """Whether a key that somebody else may have written stays in the folder that it is joined to.
+    """Whether a key from an untrusted source stays in the folder that it is joined to.
 
     Example:
         >>> is_plain("students/kr/seed-1.safetensors"), is_plain("../x"), is_plain("/etc/x")
@@ -140,10 +140,11 @@ def is_plain(key: str) -> bool:
 
 
 def mark(storage: str) -> None:
-    """Make the working folder of a URI, with the file that says what it stands for.
+    """Create the working folder of a URI, with the marker file that contains the URI.
 
     Raises:
-        StorageError: If this machine has no place for it; names the variable that gives another.
+        StorageError: If this machine cannot write it; the message names the variable that sets
+            another folder.
     """
     folder = working_folder(storage)
     marker = folder / MARKER
@@ -160,7 +161,7 @@ def mark(storage: str) -> None:
 
 
 def storage_of(folder: Path) -> str:
-    """Return the storage that a folder is: the URI that it stands for, or its own path."""
+    """Return the URI of the storage whose working folder this is, or else the folder's path."""
     found = place_of(folder / MARKER)
     return found[0] if found and found[1] == MARKER else str(folder)
 

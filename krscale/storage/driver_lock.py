@@ -1,7 +1,7 @@
-"""The lock of a run in a storage: one driver at a time, and each start of one has a number.
+"""The lock of a run in a storage: one driver at a time, and every start has a number.
 
-pyarrow offers no write that fails where an object exists. So a driver writes itself down, waits,
-and looks whether it still stands there; and it looks again at each of its signs of life.
+pyarrow has no write that fails if an object exists. So a driver writes its record, waits, and
+checks that the record is still its own. It checks again at every heartbeat.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from krscale.storage.objects import Objects
 LOCK_FILE = ".driver.json"
 BEAT_SECONDS = 10.0
 EXPIRE_SECONDS = 45.0
-"""Without a sign of life for so long, a driver is taken to be gone."""
+"""A driver without a heartbeat for this long is considered dead."""
 SETTLE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class Start:
-    """One start of a driver, as the storage keeps it.
+    """One start of a driver, as recorded in the storage.
 
     Attributes:
-        number: Of the start; each has the next.
-        token: Of this start alone.
-        machine: Where it runs (`machine_id`), and in which of that machine's working folders.
-        who: The same for people.
-        beat: Signs of life so far.
-        ended: Whether it has left.
+        number: One more than the number of the previous start.
+        token: Unique to this start.
+        machine: The machine (`machine_id`) and the name of its working folder.
+        who: The driver's process and machine in readable form.
+        beat: Number of heartbeats so far.
+        ended: Whether the driver has released the lock.
     """
 
     number: int
@@ -50,7 +50,7 @@ class Start:
 
 
 def machine_id() -> str:
-    """Return what tells this machine's working folders from another's; made once."""
+    """Return the identifier of this machine's working folders; it is created once."""
     file = storages_root() / ".machine"
     if not file.is_file():
         write_json(file, {"machine": uuid.uuid4().hex})
@@ -79,15 +79,15 @@ class DriverLock:
         self.objects, self.run, self.say = objects, run, say
         self.sleep, self.clock = sleep, clock
         self.key = f"{run}/{LOCK_FILE}"
-        # One storage may be named by several URIs: each has a folder, and a lock, of its own.
+        # Several URIs may name the same storage: each has its own folder and lock.
         machine = f"{machine_id()}/{working_folder(objects.uri).name}"
         self.start = Start(0, uuid.uuid4().hex, machine, _me())
 
     def acquire(self) -> Start | None:
-        """Take the lock; return the start before this one, None for the first.
+        """Acquire the lock; return the previous start, or None if this is the first.
 
-        Whoever calls holds the lock of this machine's folder of the run, so a driver of this
-        machine that has not left is dead.
+        The caller holds the lock of this machine's folder of the run, so a driver of this machine
+        that has not released the lock is dead.
 
         Raises:
             UserError: If another driver runs the run.
@@ -109,10 +109,10 @@ class DriverLock:
         return self._read()
 
     def beat(self) -> None:
-        """Give a sign of life.
+        """Write a heartbeat.
 
         Raises:
-            UserError: If another driver has taken over meanwhile.
+            UserError: If another driver has taken over.
         """
         now = self._read()
         if now is None or now.token != self.start.token:
@@ -121,14 +121,14 @@ class DriverLock:
         self._write()
 
     def release(self) -> None:
-        """Say that this driver is done; nothing is done where another has taken over."""
+        """Record that this driver has ended, unless another has taken over."""
         now = self._read()
         if now is not None and now.token == self.start.token:
             self.start = replace(self.start, ended=True)
             self._write()
 
     def _refuse_living(self, before: Start) -> None:
-        """Return once the driver before is taken to be gone."""
+        """Wait until the previous driver has ended or is considered dead; raise if it is alive."""
         left = EXPIRE_SECONDS - self._age()
         if left > 0:
             self.say(
@@ -145,7 +145,7 @@ class DriverLock:
                 raise self._taken(now)
 
     def _age(self) -> float:
-        """Return how long ago the storage was last told of the driver before, by its own clock."""
+        """Return the seconds since the last driver's last write, by the storage's clock."""
         told, key = self.objects.info(self.key), f"{self.run}/.clock-{self.start.token}"
         self.objects.write(key, b"1")
         now = self.objects.info(key)

@@ -1,6 +1,7 @@
-"""Folders of the cache: sent once they are finished, fetched by each machine that needs them.
+"""Cache folders: sent when they are finished, and fetched by each machine that needs them.
 
-Files go first, and then an index with the SHA-256 of each: a folder without an index is not there.
+The files are sent first, then an index with the SHA-256 of each. A folder without an index counts
+as missing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from krscale.storage.objects import Objects
 from krscale.storage.room import fetch_lock, hold, make_room, record_of, unfetched
 
 _AT_ONCE = 8
-"""Objects that are on their way at a time."""
+"""Number of objects that are transferred at the same time."""
 
 
 @dataclass(frozen=True)
@@ -31,34 +32,34 @@ class _File:
 
 
 def present(path: Path) -> bool:
-    """Whether a folder of the cache is there; fetched first where another machine has sent it.
+    """Whether a cache folder is present; it is fetched first if another machine has sent it.
 
-    What this machine has begun to make and has not sent is replaced by what another has sent: a
-    store that was interrupted here stands half under its name.
+    A folder that this machine began to make and has not sent is replaced by one that another
+    machine has sent: an interrupted store is incomplete but already has its final name.
 
     Args:
-        path: The folder. In no working folder, it is looked for on the disk and nowhere else.
+        path: The folder. Outside every working folder, only the disk is checked.
 
     Raises:
-        StorageError: If the storage cannot be read, or what it has is not what was sent.
+        StorageError: If the storage cannot be read, or its content is not what was sent.
     """
     place = place_of(path)
     if place is None:
         return path.is_dir()
     path.parent.mkdir(parents=True, exist_ok=True)
-    hold(path)  # before it is looked for: whoever makes room must not remove it in between
+    hold(path)  # before the check: a process that makes room must not remove it in between
     return _is_whole(path) or _fetch(path, *place) or path.is_dir()
 
 
 def fetched(path: Path | str, storage: str) -> Path:
-    """Return where a folder of the cache is on this machine, fetched if need be.
+    """Return the path of a cache folder on this machine; it is fetched if it is missing.
 
     Args:
-        path: As the machine names it that has made it.
+        path: Its path on the machine that made it.
         storage: The URI of the storage.
 
     Raises:
-        StorageError: If the storage cannot be read, or has lost it.
+        StorageError: If the storage cannot be read, or no longer has the folder.
     """
     found = here(path, storage)
     if not present(found):
@@ -67,12 +68,12 @@ def fetched(path: Path | str, storage: str) -> Path:
 
 
 def publish(path: Path) -> None:
-    """Send a finished folder of the cache, as far as the storage does not have it.
+    """Send those files of a finished cache folder that the storage does not have.
 
-    Others that it has, too, make room on this machine where there are more than it is to keep.
+    Other folders that the storage has are removed here if this machine exceeds its limit.
 
     Args:
-        path: The folder; nothing is done where it lies in no working folder.
+        path: The folder; nothing is done if it is outside every working folder.
 
     Raises:
         StorageError: If the storage cannot be written.
@@ -93,11 +94,11 @@ def publish(path: Path) -> None:
         content = {"files": {name: asdict(file) for name, file in files.items()}}
         objects.write(_index_key(key), (json.dumps(content, indent=1) + "\n").encode())
     _write_record(path, record, files)
-    make_room(0)  # what is made here takes room as what is fetched does
+    make_room(0)  # folders made here count towards the limit, as fetched ones do
 
 
 def _fetch(path: Path, uri: str, key: str) -> bool:
-    """Fetch a folder unless another process of this machine does so; whether it is there now."""
+    """Fetch a folder unless another process here has done so; return whether it is present."""
     objects = Objects.open(uri)
     files = _index(objects, key)
     if files is None:
@@ -126,7 +127,7 @@ def _fetch(path: Path, uri: str, key: str) -> bool:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a folder is what the storage has: it was sent from here, or fetched."""
+    """Whether a folder matches the storage: it was sent from here, or fetched."""
     return path.is_dir() and record_of(path).is_file()
 
 
@@ -135,7 +136,7 @@ def _index_key(key: str) -> str:
 
 
 def _index(objects: Objects, key: str) -> dict[str, _File] | None:
-    """Return what the storage has of a folder; None if it is not there."""
+    """Return the storage's index of a folder; None if there is none."""
     content = objects.read(_index_key(key))
     if content is None:
         return None
@@ -152,7 +153,7 @@ def _index(objects: Objects, key: str) -> dict[str, _File] | None:
 
 
 def _files(path: Path, record: Path) -> dict[str, _File]:
-    """Return the files of a folder; those that have not changed since are not read again."""
+    """Return the files of a folder; those unchanged since the record are not read again."""
     known = _read_record(record)
     found = {}
     for name, file in sorted(_listed(path)):

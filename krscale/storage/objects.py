@@ -1,6 +1,6 @@
-"""Objects of a storage by key: read, written, listed and deleted, whole or not at all.
+"""Read, write, list and delete objects of a storage by key, whole or not at all.
 
-The only importer of pyarrow.fs. Whatever goes wrong is a `StorageError` without credentials in it.
+Only this module imports pyarrow.fs. Every failure is a `StorageError` without credentials in it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _CREDENTIALS = {
     "abfs": ("AZURE_STORAGE_KEY",),
     "abfss": ("AZURE_STORAGE_KEY",),
 }
-"""What names credentials in the environment, by scheme; a role of the machine needs none of it."""
+"""Environment variables with credentials, by scheme; a machine with a role needs none of them."""
 _OPENED: dict[tuple[int, str], Objects] = {}
 
 
 @dataclass(frozen=True)
 class Info:
-    """What a listing says of an object.
+    """What a listing contains about an object.
 
     Attributes:
         num_bytes: Its size.
@@ -48,8 +48,8 @@ class Objects:
     """The objects of one storage.
 
     Args:
-        uri: As the user named it, for errors.
-        filesystem: Of `pyarrow.fs`.
+        uri: As the user named it, for error messages.
+        filesystem: A file system of `pyarrow.fs`.
         root: Path of the storage in it.
     """
 
@@ -59,10 +59,10 @@ class Objects:
 
     @classmethod
     def open(cls, uri: str) -> Self:
-        """Return the objects of a URI; opened once in each process.
+        """Return the objects of a URI; it is opened once per process.
 
         Raises:
-            StorageError: If no file system resolves it, or none can be reached.
+            StorageError: If there is no file system for it, or it cannot be reached.
         """
         key = (os.getpid(), uri)
         if key not in _OPENED:
@@ -71,12 +71,12 @@ class Objects:
 
     @property
     def is_of_one_process(self) -> bool:
-        """Whether another process that opens this URI finds nothing of what is written here."""
-        # Of pyarrow, and of fsspec.
+        """Whether other processes that open this URI find nothing of what is written here."""
+        # In-memory file systems of pyarrow and of fsspec.
         return self.filesystem.type_name in ("mock", "py::fsspec+memory")
 
     def path(self, key: str) -> str:
-        """Return where the object of a key is, for the file system."""
+        """Return the path of a key's object in the file system."""
         return f"{self.root}/{key}" if key else self.root
 
     def read(self, key: str) -> bytes | None:
@@ -89,7 +89,7 @@ class Objects:
                 return None
 
     def write(self, key: str, content: bytes) -> None:
-        """Write an object, in the place of an older one."""
+        """Write an object; an older one is replaced."""
         self._put(key, lambda stream: stream.write(content))
 
     def upload(self, key: str, path: Path) -> str:
@@ -127,13 +127,13 @@ class Objects:
         return digest.hexdigest()
 
     def info(self, key: str) -> Info | None:
-        """Return what is known of an object; None if there is none."""
+        """Return size and time of an object; None if there is none."""
         with _talking(self.uri, f"look for {key}"):
             found = self.filesystem.get_file_info(self.path(key))
         return _info(found) if found.is_file else None
 
     def list(self, prefix: str) -> dict[str, Info]:
-        """Return all objects under a prefix that ends where a folder would, by key."""
+        """Return all objects in a folder and its subfolders, by key."""
         from pyarrow import fs
 
         start = len(self.root) + 1
@@ -143,7 +143,7 @@ class Objects:
         return {each.path[start:]: _info(each) for each in found if each.is_file}
 
     def delete(self, key: str) -> None:
-        """Delete an object; one that is not there is none."""
+        """Delete an object if it exists."""
         with _talking(self.uri, f"delete {key}"), suppress(FileNotFoundError):
             self.filesystem.delete_file(self.path(key))
 
@@ -165,10 +165,10 @@ class Objects:
             write(stream)
         except BaseException:
             with suppress(Exception):
-                stream.close()  # raises where a part was refused: nothing was put there then
-                self.filesystem.delete_file(path)  # half of it
+                stream.close()  # raises if a part was refused; then nothing was stored
+                self.filesystem.delete_file(path)  # an incomplete object
             raise
-        # Where this fails nothing was put there, and an older object is still whole.
+        # If this fails, nothing was stored, and an older object is unchanged.
         stream.close()
 
 
@@ -177,12 +177,12 @@ def _info(found: Any) -> Info:
 
 
 def _resolve(uri: str) -> tuple[Any, str]:
-    """Return the file system of a URI and the path in it; fsspec's where pyarrow has none."""
+    """Return the file system of a URI and the path in it; fsspec's if pyarrow has none."""
     from pyarrow import ArrowInvalid, fs
 
     asked = uri
     if uri.startswith("s3://") and "allow_delayed_open" not in uri:
-        # An object of up to 10 MB is one request, then, and not three.
+        # An object of up to 10 MB then takes one request instead of three.
         asked += ("&" if "?" in uri else "?") + "allow_delayed_open=true"
     with _talking(uri, "reach it"):
         try:
@@ -201,10 +201,10 @@ def _resolve(uri: str) -> tuple[Any, str]:
 
 
 def place_for_ray(folder: Path) -> tuple[str, Any]:
-    """Return where Ray keeps what belongs to a folder, for its `storage_path`.
+    """Return the `storage_path` with which Ray keeps its files of a folder.
 
     Returns:
-        A path and the file system that it is of: None for the machines' own.
+        A path and its file system, which is None for the machine's own.
     """
     place = place_of(folder)
     if place is None:
@@ -215,13 +215,13 @@ def place_for_ray(folder: Path) -> tuple[str, Any]:
 
 @contextmanager
 def _talking(uri: str, doing: str) -> Iterator[None]:
-    """Turn what a file system raises into one error."""
+    """Convert the errors of a file system to `StorageError`."""
     try:
         yield
     except StorageError:
         raise
     except (OSError, ValueError, ImportError, NotImplementedError) as error:
-        # fsspec has file systems that can be read only: http, github, zip.
+        # Some file systems of fsspec are read-only: http, github, zip.
         unable = isinstance(error, NotImplementedError)
         why = "its file system cannot do that" if unable else _first_line(error)
         found = f"storage_path: {uri}: cannot {doing}: {why}."
@@ -229,7 +229,7 @@ def _talking(uri: str, doing: str) -> Iterator[None]:
 
 
 def missing_credentials(uri: str) -> str:
-    """Say which variables with credentials are not set; empty where all are, or none is known.
+    """Return a sentence on credential variables that are not set; empty if there are none.
 
     Example:
         >>> missing_credentials("file:///mnt/runs")

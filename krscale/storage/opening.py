@@ -1,4 +1,4 @@
-"""Opening a storage: can this machine reach it, write to it and read what it wrote?"""
+"""Open a storage, and check that this machine can write to it and read what it wrote."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _REQUEST = re.compile(r" \(Request ID: [^)]*\)")
 
 
 def open_storage(storage: str, cache_gb: float) -> None:
-    """Let this process work with a storage; nothing is done for one that is a folder.
+    """Prepare this process for a storage; nothing is done if it is a folder.
 
     Args:
         storage: Its path or URI.
-        cache_gb: What this machine may keep of data and stores (`cluster.cache_gb`).
+        cache_gb: How much data and stores this machine may keep, in GB (`cluster.cache_gb`).
     """
     if is_uri(storage):
         limit_room(cache_gb)
@@ -30,9 +30,9 @@ def probe(storage: str) -> None:
     """Write, read, list and delete an object of a storage that is a URI.
 
     Raises:
-        StorageError: If one of it cannot be done; says what, and which credentials are missing. The
-            same words wherever it is the same: what differs from call to call is left out. Or if
-            no other process could see what is written.
+        StorageError: If one of these fails, or if no other process could see what is written. The
+            message names the failed step and missing credentials. It omits what differs between
+            calls, so that the same problem gives the same message everywhere.
     """
     if not is_uri(storage):
         return

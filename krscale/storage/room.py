@@ -1,4 +1,4 @@
-"""How much of storages a machine keeps: the least recently opened folders go, none that is open."""
+"""Limit what a machine keeps of storages: unused folders go, least recently opened first."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ _held: dict[tuple[int, str], int] = {}
 
 
 def limit_room(gigabytes: float) -> None:
-    """Set how much this process lets its machine keep, as `cluster.cache_gb` says."""
+    """Set how much this process lets its machine keep (`cluster.cache_gb`)."""
     _limit["bytes"] = gigabytes * 1e9
 
 
 def record_of(path: Path) -> Path:
-    """Return the file beside a folder that says that the storage has it, and how large it is."""
+    """Return the file beside a folder that records that the storage has it, and its size."""
     return path.with_name(f".{path.name}.sent")
 
 
 def fetch_lock(path: Path) -> Path:
-    """Return the lock that a process has while it fetches a folder."""
+    """Return the lock that a process holds while it fetches a folder."""
     return path.with_name(f".{path.name}.fetch")
 
 
 def unfetched(path: Path) -> Path:
-    """Return where a folder is until all of it is fetched.
+    """Return the path of a folder while it is being fetched.
 
-    Not under a name that `krscale.leftovers` sweeps: whoever fetches has none of the locks of those
-    who make folders.
+    `krscale.leftovers` does not remove this name: a process that fetches a folder does not hold
+    the lock of a process that makes it.
     """
     return path.with_name(f".{path.name}.{_UNFETCHED}")
 
@@ -62,10 +62,10 @@ def hold(path: Path) -> None:
 
 
 def make_room(num_bytes: int) -> None:
-    """Remove folders that the storage has and no process holds, until so much more fits.
+    """Remove folders that the storage has and no process holds, until `num_bytes` more fit.
 
-    Into what the machine may keep, and onto its disk. Where all that is left is in use, nothing is
-    refused: the machine then keeps more than it was told, since a trial cannot go on without.
+    They must fit both within the limit and onto the disk. If all remaining folders are in use, the
+    machine exceeds its limit without an error, since a trial needs the new folder to continue.
     """
     _sweep()
     kept = sorted(_kept(), key=lambda entry: entry[0])
@@ -79,14 +79,14 @@ def make_room(num_bytes: int) -> None:
 
 
 def _free_bytes() -> float:
-    """Return what the disk has left; without end where that is not known."""
+    """Return the free space of the disk in bytes; infinity if it is unknown."""
     with suppress(OSError):
         return shutil.disk_usage(storages_root()).free
     return math.inf
 
 
 def _sweep() -> None:
-    """Remove what processes that were killed have left of folders that they fetched."""
+    """Remove partly fetched folders of processes that were killed."""
     for part in storages_root().glob(f"*/cache/*/.*.{_UNFETCHED}"):
         path = part.with_name(part.name[1:].removesuffix(f".{_UNFETCHED}"))
         with suppress(Timeout, OSError), FileLock(fetch_lock(path), timeout=0):
@@ -98,7 +98,7 @@ def _use_file(path: Path) -> Path:
 
 
 def _kept() -> Iterator[tuple[float, int, Path]]:
-    """Yield, of each folder that the storage has, too: when it was opened, its size, its path."""
+    """Yield each folder that the storage has as well: its time of opening, size and path."""
     for record in storages_root().glob("*/cache/*/.*.sent"):
         path = record.with_name(record.name[1:].removesuffix(".sent"))
         with suppress(OSError, UserError), reading(record):
@@ -115,7 +115,7 @@ def _remove(path: Path) -> bool:
     except BlockingIOError:
         return False
     else:
-        # Renamed first: half a folder under its name would be taken for all of it.
+        # Renamed first: half a folder under its own name would count as complete.
         doomed = path.with_name(f".{path.name}.going")
         shutil.rmtree(doomed, ignore_errors=True)
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""What a run folder and its copy in a storage exchange: what is newer here, and what is there."""
+"""Transfer of files between a run folder and its copy in a storage."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from krscale.storage.run_files import (
 )
 
 RECORD = ".mirror.json"
-"""File in a run folder: which start it is of, and what the storage has of it."""
+"""File in a run folder: the start that the folder belongs to, and the files the storage has."""
 FETCHING = ".fetching.lock"
-"""File in a run folder that is locked while it is brought up to date: by a driver that begins, or
-by a command that reads the run. Both at once would mix what each removes and writes."""
+"""File in a run folder that is locked while the folder is updated: by a driver that starts, or by a
+command that reads the run. Both at once would mix what each removes and writes."""
 _AT_ONCE = 8
 _DIGEST = ".digest.json"
 _STUDENTS = "students"
 
 
 class RunCopy:
-    """The copy of a run in a storage, as this machine's folder of the run sees it.
+    """The copy of a run in a storage, in relation to this machine's folder of the run.
 
     Args:
         folder: Of the run on this machine.
@@ -48,11 +48,11 @@ class RunCopy:
         run: Key of the run in it.
 
     Attributes:
-        number: Of the last start that this machine's folder is of; 0 for none.
-        token: Of that start; empty where an older version wrote no more than its number.
-        sent: What the storage has of this folder's files.
-        before_each: Called before each object is sent, brought or deleted, also by several threads
-            at once.
+        number: Number of the start that this machine's folder belongs to; 0 for none.
+        token: Token of that start; empty if an older version wrote only the number.
+        sent: Files of this folder that the storage has, with their stamps.
+        before_each: Called before each object is sent, fetched or deleted, possibly by several
+            threads at once.
     """
 
     def __init__(self, folder: Path, objects: Objects, run: str) -> None:
@@ -62,38 +62,38 @@ class RunCopy:
         self._exchanging = threading.Lock()
 
     def is_there(self) -> bool:
-        """Return whether the storage has a run that nobody ran there, and this machine has none.
+        """Return whether the storage has a run although this machine's folder is of no start.
 
-        Somebody has copied it to the storage.
+        If no driver has run it there either, somebody has copied it to the storage.
         """
         start = len(self.run) + 1
         return not self.number and any(is_sent(key[start:]) for key in self.objects.list(self.run))
 
     def is_current(self, last: Start | None) -> bool:
-        """Return whether this machine's folder is that of the last driver of any machine.
+        """Return whether this machine's folder belongs to the run's last start.
 
         Args:
-            last: Its start; None where the storage has none.
+            last: The last start on any machine; None if the storage has none.
         """
         return not self.is_there() if last is None else self.is_of(last)
 
     def is_of(self, start: Start) -> bool:
-        """Return whether this machine's folder is of a start.
+        """Return whether this machine's folder belongs to a start.
 
-        Numbers begin again at 1 where somebody has deleted the run in the storage.
+        Numbers begin again at 1 if somebody has deleted the run in the storage.
         """
         return start.number == self.number and self.token in ("", start.token)
 
     def begin(self, start: Start) -> None:
-        """Keep that this machine's folder is of a start from now on."""
+        """Record that this machine's folder belongs to a start from now on."""
         self.number, self.token = start.number, start.token
         self._write_record()
 
     def send(self, *, wait: bool = True) -> bool:
-        """Send what has changed, and delete what is gone; see `run_files` for the order.
+        """Send changed files, and delete those that are gone; see `run_files` for the order.
 
         Args:
-            wait: For another thread that sends or brings; without, nothing is done beside it.
+            wait: Whether to wait for another thread that is transferring; else nothing is done.
 
         Returns:
             Whether it was done.
@@ -107,7 +107,7 @@ class RunCopy:
         return True
 
     def gather(self) -> None:
-        """Bring students that other machines have sent since, after sending what is newer here."""
+        """Send changed files, then fetch students that other machines have sent."""
         self.send()
         there = self.objects.list(f"{self.run}/{_STUDENTS}")
         keys = [key for key in there if is_plain(key) and key.endswith(_DIGEST)]
@@ -115,9 +115,9 @@ class RunCopy:
             list(threads.map(self._bring_student, keys))
 
     def fetch(self) -> None:
-        """Replace the folder by what the storage has of the run, but for what was picked here."""
+        """Replace the folder with the storage's copy of the run, but keep what was picked here."""
         with suppress(FileNotFoundError):
-            (self.folder / RECORD).unlink()  # cut short, this folder is of no start
+            (self.folder / RECORD).unlink()  # if interrupted, the folder belongs to no start
         start = len(self.run) + 1
         there = {key[start:] for key in self.objects.list(self.run) if is_plain(key)}
         sent = {name for name in there if is_sent(name)}
@@ -125,23 +125,23 @@ class RunCopy:
         names = {
             name
             for name in sent
-            # A checkpoint may be there as files, too: of an older krscale, or copied by hand.
+            # A checkpoint may also be there as files: of an older krscale, or copied by hand.
             if picked_folder(name) not in picked and archive_of(name) not in sent
         }
         for name in stamps(self.folder).keys() - names:
             if picked_folder(name) not in picked:
                 self._remove(name)
-        for group in range(5, -1, -1):  # what refers first: all that it refers to was sent before
+        for group in range(5, -1, -1):  # referring files first: what they refer to was sent before
             with ThreadPoolExecutor(_AT_ONCE) as threads:
                 list(threads.map(self._bring, (n for n in names if rank(n) == group)))
         self.sent = {name: stamp for name, stamp in stamps(self.folder).items() if name in names}
-        # The rest is deleted there: replaced by what was picked here, or files of a checkpoint.
+        # The next send deletes the rest there: replaced by picks made here, or checkpoint files.
         self.sent |= dict.fromkeys(sent - self.sent.keys(), (0, 0))
 
     def _picked_here(self, sent: Set[str]) -> set[str]:
         """Return the exports and refits of this run that were made here and have not been sent.
 
-        Those of other data or of another teacher are of a run of this name that is gone.
+        Those of other data or of another teacher belong to a former run of this name.
         """
         origin = self.folder / ORIGIN
         own = origin.read_bytes() if origin.is_file() else None
@@ -151,7 +151,7 @@ class RunCopy:
 
     def _send(self) -> None:
         now = stamps(self.folder)
-        # Weights before their digest, whose name is longer.
+        # Weights are sent before their digest, whose name is longer.
         changed = sorted(
             (name for name, stamp in now.items() if self.sent.get(name) != stamp),
             key=lambda name: (rank(name), name),
@@ -185,7 +185,7 @@ class RunCopy:
             if content is None:
                 return
             if rank(name) < 2 and stamps(self.folder).get(name) != stamp:
-                return  # another checkpoint has taken its place; the next look sees it
+                return  # replaced by another checkpoint, which the next call sends
             self.objects.write(key, content)
         else:
             if name + _DIGEST in self.sent:

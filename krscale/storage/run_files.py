@@ -1,7 +1,7 @@
-"""The files of a run: which of them a storage gets, in which order, and in which form.
+"""The files of a run: which of them are sent to a storage, in which order, and in which form.
 
-What refers comes after what it refers to, and is read before that is sent: at each moment the
-storage holds what a crash on a disk could have left.
+A file is sent after the files that it refers to, but read before they are sent. So at each moment
+the storage holds a state that a crash could have left on a disk.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from krscale.files import new_folder
 UNFINISHED = "unfinished"
 """Folder of checkpoints of trials."""
 CHECKPOINT = "checkpoint"
-"""Folder of the checkpoint of a single training, in its run or in that of a refit."""
+"""Folder of the checkpoint of a single training, in the folder of its run or of a refit."""
 ARCHIVE = ".tar"
-"""Of the object of a checkpoint: one for all its files, so that no half of one is ever there."""
+"""Suffix of a checkpoint's object: one for all its files, so that it is never incomplete."""
 ORIGIN = "origin.json"
-"""File of what a run is bound to: its data, and the weights of its teacher."""
+"""File that records what a run is bound to: its data, and the weights of its teacher."""
 _FIRST = ("experiment.json", "environment.json", ORIGIN)
 _APPENDED = (".log", ".jsonl")
 _LOCAL = (".lock", ".sign")
 NOT_SENT = ("tune", "train")
-"""Folders of Ray's own in a run."""
+"""Ray's own folders in a run."""
 _PICKED = ("export", "refit")
-"""Folders of a run that `krscale pick` makes folders in, also where the run only is read."""
+"""Folders of a run in which `krscale pick` makes folders, even where the run is only read."""
 Stamp = tuple[int, int]
-"""Size of a file and when it changed."""
+"""Size of a file, and its time of modification in nanoseconds."""
 
 
 def rank(name: str) -> int:
-    """Return which files are sent before others; from 2 on, they are read before any is sent.
+    """Return the place of a file in the order; from 2 on, files are read before any is sent.
 
     Example:
         >>> names = ["curve.json", "journal.log", "tracking/state.json", "tracking/spool.jsonl",
@@ -82,7 +82,7 @@ def is_archive(name: str) -> bool:
 
 
 def archive_of(name: str) -> str:
-    """Return the object of the checkpoint that a file of a run is in; empty if it is in none.
+    """Return the name of the archive that contains a file of a run; empty if there is none.
 
     Example:
         >>> archive_of("checkpoint/state.pt"), archive_of("student.safetensors")
@@ -105,7 +105,7 @@ def picked_folder(name: str) -> str:
 
 
 def stamps(folder: Path) -> dict[str, Stamp]:
-    """Return the files of a run that a storage gets, by the name of their object."""
+    """Return the stamps of the files of a run that are sent, by the name of their object."""
     found = {}
     for path in _walk(folder):
         name = path.relative_to(folder).as_posix()
@@ -117,7 +117,7 @@ def stamps(folder: Path) -> dict[str, Stamp]:
             continue  # removed meanwhile
         if archive := archive_of(name):
             if path.name != "manifest.json":
-                continue  # the checkpoint goes as one
+                continue  # the checkpoint is sent as one object
             name = archive
         found[name] = (stat.st_size, stat.st_mtime_ns)
     return found
@@ -135,7 +135,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def content_of(folder: Path, name: str) -> bytes:
-    """Return what the object of a name gets: of a file that is appended to, whole lines only."""
+    """Return the content of the object of a name: only whole lines of a file that grows."""
     if is_archive(name):
         return pack(folder / name.removesuffix(ARCHIVE))
     content = (folder / name).read_bytes()
@@ -156,7 +156,7 @@ def unpack(content: bytes, path: Path, where: str) -> None:
     """Write the files of an archive as a folder, whole or not at all.
 
     Raises:
-        StorageError: If it is no archive of plain files.
+        StorageError: If it is not an archive of plain files.
     """
     try:
         with tarfile.open(fileobj=io.BytesIO(content)) as archive, new_folder(path) as folder:

@@ -23,21 +23,21 @@ from krscale.storage.run_files import ARCHIVE, UNFINISHED
 from krscale.storage.trial_files import HERE
 
 LOOK_SECONDS = 2.0
-"""Between two looks for files that have changed."""
+"""Time between two checks for changed files."""
 LIST_SECONDS = 5.0
-"""Between two lists of what workers on other machines have sent."""
+"""Time between two listings of what workers on other machines have sent."""
 _MAX_SHARE = 0.1
-"""Share of the time that sending may take while the search runs."""
+"""Maximum share of the time that sending takes while the search runs."""
 _active: dict[str, RunMirror] = {}
 
 
 @contextmanager
 def mirrored(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Keep a run folder and its copy in the storage alike while this process is its driver.
+    """Keep a run folder and its copy in the storage the same while this process is its driver.
 
     Args:
-        folder: Of the run; whoever calls holds its lock on this machine. Nothing is done for one
-            in no working folder.
+        folder: Of the run; the caller holds its lock on this machine. Nothing is done for a folder
+            outside every working folder.
         say: Takes a line for the user.
 
     Raises:
@@ -67,42 +67,42 @@ def mirrored(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
             except UserError as error:
                 if not failed:
                     raise
-                say(str(error))  # what ended the run is the error
+                say(str(error))  # the error that ended the run is raised
     finally:
         os.close(here)
 
 
 def gather(folder: Path) -> None:
-    """Bring the students of a run that workers on other machines have sent."""
+    """Fetch the students of a run that workers on other machines have sent."""
     if mirror := _active.get(str(folder)):
         mirror.copy.gather()
 
 
 def send(folder: Path) -> None:
-    """Send what has changed in a run folder now: a worker elsewhere is to go on from it.
+    """Send changed files of a run folder now, as a worker on another machine continues from them.
 
-    Where that cannot be done the worker begins anew, and the folder is sent later.
+    If this fails, the worker starts from the beginning, and the files are sent later.
     """
     if mirror := _active.get(str(folder)):
-        with suppress(UserError, FileNotFoundError):  # of another driver, its thread tells
+        with suppress(UserError, FileNotFoundError):  # the mirror's thread reports another driver
             mirror.copy.send()
 
 
 def sign_of(folder: Path, path: Path) -> int | None:
-    """Return when a worker on another machine last gave a sign; None if it never did."""
+    """Return the time of the last sign from a worker on another machine; None if there is none."""
     mirror = _active.get(str(folder))
     return mirror.signs.get(path.relative_to(folder).as_posix()) if mirror else None
 
 
 def discard(folder: Path, path: Path) -> None:
-    """Let what a worker has sent of a trial be deleted in the storage, soon."""
+    """Mark the objects that a worker has sent of a trial for deletion in the storage."""
     if mirror := _active.get(str(folder)):
         name = path.relative_to(folder).as_posix()
         mirror.discarded |= {name, name + ARCHIVE}
 
 
 def refresh(folder: Path) -> None:
-    """Bring a run folder up to date for reading, unless its last driver ran on this machine.
+    """Update a run folder for reading, unless its last driver ran on this machine.
 
     Raises:
         StorageError: If the storage cannot be read.
@@ -116,21 +116,21 @@ def refresh(folder: Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / FETCHING):
-        copy = RunCopy(folder, objects, run)  # a driver may have begun here
+        copy = RunCopy(folder, objects, run)  # a driver may have started here meanwhile
         if not copy.is_current(lock.last()):
             copy.fetch()
 
 
 class RunMirror:
-    """A driver's lock of a run, and the thread that keeps the run's copy up with its folder.
+    """A driver's lock of a run, and the thread that keeps the run's copy up to date.
 
     Args:
         copy: Of the run.
         say: Takes a line for the user.
 
     Attributes:
-        signs: Signs of workers on other machines: name -> a number that is another after each.
-        discarded: Names of objects to delete once they are seen.
+        signs: Signs from workers on other machines: name -> a number that changes with each sign.
+        discarded: Names of objects to delete once they are listed.
     """
 
     def __init__(self, copy: RunCopy, say: Callable[[str], None]) -> None:
@@ -140,12 +140,12 @@ class RunMirror:
         self.discarded: set[str] = set()
         self._problem: UserError | None = None
         self._giving_sign, self._next_sign = threading.Lock(), math.inf
-        copy.before_each = self._give_sign  # all of them together may take minutes
+        copy.before_each = self._give_sign  # transferring all objects may take minutes
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._keep_up, name="run mirror", daemon=True)
 
     def begin(self) -> None:
-        """Take the lock, bring the folder up to date, and keep the copy so from now on."""
+        """Acquire the lock, update the folder, and keep the copy up to date from now on."""
         copy = self.copy
         with FileLock(copy.folder / FETCHING):
             before = self.lock.acquire()
@@ -154,7 +154,7 @@ class RunMirror:
                 self.say(f"{copy.run} was put there by no driver; fetching it")
                 copy.fetch()
             elif before is None:
-                copy.sent = {}  # whatever it had, the storage has no run of this name any more
+                copy.sent = {}  # the storage has no run of this name (any more)
             elif not copy.is_of(before):
                 self.say(f"{copy.run} was last run elsewhere ({before.who}); fetching it")
                 copy.fetch()
@@ -163,10 +163,10 @@ class RunMirror:
         self._thread.start()
 
     def end(self) -> None:
-        """Send what is left, and leave.
+        """Send what is left, and release the lock.
 
         Raises:
-            StorageError: If that cannot be done; says where everything is.
+            StorageError: If that fails; the message says where the files are.
             UserError: If another driver has taken over.
         """
         self._stopped.set()
@@ -184,7 +184,7 @@ class RunMirror:
             ) from None
 
     def _keep_up(self) -> None:
-        """Look, send and give signs of life until the driver ends; in a thread."""
+        """Check, send and write heartbeats until the driver ends; runs in a thread."""
         next_list, next_send, told = 0.0, 0.0, False
         while not self._stopped.wait(LOOK_SECONDS):
             try:
@@ -193,7 +193,7 @@ class RunMirror:
                 if now >= next_list:
                     next_list = now + LIST_SECONDS
                     self._look_at_workers()
-                # Where another thread sends or brings, it is not waited for: signs of life are due.
+                # Do not wait for another thread that is transferring: heartbeats are due.
                 if now >= next_send and self.copy.send(wait=False):
                     took = time.monotonic() - now
                     next_send = now + took / _MAX_SHARE
@@ -212,10 +212,10 @@ class RunMirror:
                 return
 
     def _give_sign(self) -> None:
-        """Give a sign of life if one is due.
+        """Write a heartbeat if one is due.
 
-        It stays due until it could be given: whoever was cut off from the storage for long finds
-        out that another driver has taken over before it sends anything.
+        It stays due until it is written. So a driver that was cut off from the storage for long
+        finds out that another driver has taken over before it sends anything.
 
         Raises:
             UserError: If another driver has taken over.

@@ -1,6 +1,7 @@
-"""What a trial leaves: sent by its worker where the driver is on another machine, else by that.
+"""Files of a trial: sent by its worker if the driver is on another machine, else by the driver.
 
-Every function takes a path in the folder of a run; for one of no URI it does nothing.
+Every function takes a path in the folder of a run. For one outside every working folder, nothing is
+sent or fetched.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from krscale.storage.objects import Objects
 from krscale.storage.run_files import ARCHIVE, pack, unpack
 
 HERE = ".driver-here"
-"""File in the folder of a run that its driver keeps locked."""
+"""File in the folder of a run that the run's driver keeps locked."""
 
 
 def send_file(*paths: Path) -> None:
@@ -35,7 +36,7 @@ def send_checkpoint(path: Path) -> None:
 
 
 def bring_checkpoint(path: Path) -> None:
-    """Fetch the folder of a checkpoint, unless it is here or nowhere."""
+    """Fetch the folder of a checkpoint if it is not here and the storage has it."""
     place = place_of(path)
     if place is None or path.is_dir():
         return
@@ -46,7 +47,7 @@ def bring_checkpoint(path: Path) -> None:
 
 
 def bring_all(path: Path) -> None:
-    """Replace a folder by what others have put there, if they have put anything."""
+    """Replace a folder with what other machines have sent of it, if anything."""
     place = place_of(path)
     if place is None:
         return
@@ -59,7 +60,7 @@ def bring_all(path: Path) -> None:
 
 
 def remove_all(path: Path) -> None:
-    """Remove a folder, and what others have put there."""
+    """Remove a folder, and what other machines have sent of it."""
     shutil.rmtree(path, ignore_errors=True)
     if place := place_of(path):
         objects = Objects.open(place[0])
@@ -68,14 +69,14 @@ def remove_all(path: Path) -> None:
 
 
 def send_sign(path: Path) -> None:
-    """Tell the driver's machine of a sign of progress; one that does not get there is none."""
+    """Send a sign of progress to the driver's machine; a failure is ignored."""
     if place := _elsewhere(path):
         with suppress(StorageError):
             Objects.open(place[0]).write(place[1], b"1")
 
 
 def _elsewhere(path: Path) -> tuple[str, str] | None:
-    """Return the place of a file of a run whose driver is on another machine."""
+    """Return the place of a file of a run; None unless the driver is on another machine."""
     place = place_of(path)
     if place is None:
         return None

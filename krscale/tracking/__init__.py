@@ -1,4 +1,4 @@
-"""Recording runs in MLflow without ever making training wait, lose or double one."""
+"""Record runs in MLflow: training never waits, and no run is lost or recorded twice."""
 
 from krscale.redaction import redact
 from krscale.tracking.datasets import DatasetUsed, datasets_used

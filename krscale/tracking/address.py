@@ -1,4 +1,4 @@
-"""Where MLflow is: checking a tracking URI before anything runs, and keeping its secrets."""
+"""The address of MLflow: check a tracking URI before anything runs, and keep its secrets."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from krscale.foreign import user_path
 from krscale.redaction import redact
 
 LOCAL_SERVER = "http://127.0.0.1:5000"
-"""Where `mlflow ui` and `make ui` are found unless they are told another port."""
+"""Default address of `mlflow ui` and `make ui`."""
 DATABASE = "mlflow.db"
-"""In the storage, where no URI is configured."""
+"""Name of the database in the storage if no URI is configured."""
 _WHERE = "tracking.uri"
 _SERVERS = ("http", "https")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -29,8 +29,8 @@ class Address:
     """A tracking URI that has been checked.
 
     Attributes:
-        uri: What MLflow is given; may hold credentials, so it is never printed or stored.
-        artifact_root: Where artifacts of a new experiment go when no server decides it.
+        uri: Passed to MLflow; it may contain credentials, so it is never printed or stored.
+        artifact_root: Folder for artifacts of a new experiment; None if a server decides it.
     """
 
     uri: str
@@ -43,12 +43,12 @@ class Address:
 
     @property
     def database_file(self) -> Path | None:
-        """The SQLite file, when it is one."""
+        """The SQLite file, if the URI names one."""
         return _sqlite_file(self.uri) if self.uri.startswith("sqlite") else None
 
 
 def resolve_address(uri: str, storage_path: Path) -> Address:
-    """Check a tracking URI; an empty one is a SQLite file beside the runs.
+    """Check a tracking URI; an empty one stands for a SQLite file beside the runs.
 
     Args:
         uri: As configured.
@@ -79,7 +79,7 @@ def resolve_address(uri: str, storage_path: Path) -> Address:
 
 
 def sqlite_uri(file: Path, query: str = "") -> str:
-    """Return the URI with which SQLAlchemy, and so MLflow, opens this very file.
+    """Return the URI with which SQLAlchemy, and therefore MLflow, opens exactly this file.
 
     Args:
         file: Absolute path of the database.
@@ -89,10 +89,10 @@ def sqlite_uri(file: Path, query: str = "") -> str:
         UserError: If no URI names it.
     """
     quoted = str(file).replace("%", "%25").replace("?", "%3F")
-    # MLflow makes the folder of what it finds behind `sqlite:///`, without reading the percents.
+    # MLflow creates the parent folder of the path after `sqlite:///` without decoding percents.
     driver = "sqlite" if quoted == str(file) else "sqlite+pysqlite"
     end = f"?{query}" if query else ""
-    # SQLAlchemy 2.0 reads no percents either.
+    # SQLAlchemy 2.0 does not decode percents either.
     for path in (quoted, str(file)):
         uri = f"{driver}:///{path}{end}"
         if make_url(uri).database == str(file):
@@ -104,11 +104,11 @@ def sqlite_uri(file: Path, query: str = "") -> str:
 
 
 def follow_uri(uri: str, before: Path, now: Path) -> str:
-    """Return a tracking URI after the storage was moved; only that of a file in it changes.
+    """Return a tracking URI after the storage was moved; only the URI of a file in it changes.
 
     Args:
-        uri: As it was.
-        before: The storage at that time.
+        uri: The URI before the move.
+        before: The storage's path before the move.
         now: Where the storage is.
     """
     file = _sqlite_file(uri) if uri.startswith("sqlite") else None
@@ -118,10 +118,10 @@ def follow_uri(uri: str, before: Path, now: Path) -> str:
 
 
 def charts_at(server: str, experiment_id: str) -> str:
-    """Return the address that opens an experiment on the curves of its searches.
+    """Return the address that shows an experiment with the curves of its searches.
 
-    Without `workflowType` MLflow 3 opens a page for language models, which is empty for us. Without
-    the filter it draws what is among the newest hundred runs, and one search has more trials.
+    Without `workflowType` MLflow 3 opens a page for language models, which is empty here. Without
+    the filter it draws only the newest hundred runs, and one search has more trials.
 
     Args:
         server: Where MLflow is, e.g. `http://127.0.0.1:5000`.
@@ -164,7 +164,7 @@ def _checked_database(uri: str, kind: str) -> str:
         raise UserError(f"{_WHERE}: {uri!r} names no file, so nothing would be kept.")
     if file.is_dir() or not _can_write(file):
         raise UserError(f"{_WHERE}: {file} cannot be written as a database file.")
-    # Relative to where the driver started; workers and jobs change directory.
+    # Resolved against the driver's working directory; workers and jobs change theirs.
     return sqlite_uri(file, uri.partition("?")[2])
 
 

@@ -1,4 +1,4 @@
-"""What MLflow has of a record, compared with what it was sent."""
+"""Compare what MLflow has of a record with what was sent to it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def lacking(
     events: Iterable[Event],
     refused: Set[Point] = frozenset(),
 ) -> tuple[list[str], list[str]]:
-    """Return the runs that MLflow has no more, and those of which it lacks values.
+    """Return the runs that MLflow no longer has, and those of which it lacks values.
 
     Args:
-        runs: Those that it was sent: key -> MLflow's id.
-        there: Those that it has: id -> the last values, as MLflow shows them.
-        events: All that was recorded.
-        refused: What MLflow did not take of it, and would not take again.
+        runs: Runs that were sent: key -> MLflow's id.
+        there: Runs that MLflow has: id -> their latest values, as MLflow shows them.
+        events: Everything that was recorded.
+        refused: Points that MLflow has refused, and would refuse again.
 
     Example:
         >>> point = Event("log", "kr", 0, {"metrics": {"loss": 0.5}, "step": 1, "tags": {}})
@@ -48,9 +48,9 @@ def lacking(
 
 
 def refused_points(path: Path) -> set[Point]:
-    """Return the points that MLflow has refused, as the record of refusals has them.
+    """Return the points that MLflow has refused, from the record of refusals.
 
-    A line that cannot be read is passed over: its points are sent again, and refused again.
+    Unreadable lines are skipped: their points are sent again, and refused again.
 
     Args:
         path: `refused.jsonl`.

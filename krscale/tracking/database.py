@@ -1,7 +1,7 @@
-"""MLflow's SQLite database: made whole or not at all, by one process at a time.
+"""Create MLflow's SQLite database completely or not at all, by one process at a time.
 
-MLflow fills a new database by some forty migrations, which SQLite does not undo. A process that is
-killed among them would leave a file with which no MLflow can begin.
+MLflow fills a new database by some forty migrations, which SQLite does not undo. A process killed
+during these would leave a file that MLflow cannot open.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from krscale.tracking.address import sqlite_uri
 
 _SECONDS_TO_WAIT = 120.0
 _SIDES = ("", "-journal", "-wal", "-shm")
-"""Ends of the names of the files that SQLite keeps for one database."""
+"""Suffixes of the files that SQLite keeps for one database."""
 
 
 @contextmanager
 def opening(database: Path | None) -> Iterator[None]:
-    """Let one process at a time open a database, and make it where there is none.
+    """Let one process at a time open a database; create it if there is none.
 
     Args:
-        database: Its file; None where a server keeps the runs.
+        database: Its file; None if a server keeps the runs.
 
     Raises:
-        filelock.Timeout: If another process opens it for very long.
+        filelock.Timeout: If another process takes very long to open it.
     """
     if database is None:
         yield
@@ -41,9 +41,9 @@ def opening(database: Path | None) -> Iterator[None]:
 
 
 def _make(database: Path) -> None:
-    """Fill a database under another name, then give it its own.
+    """Fill a database under a temporary name, then rename it.
 
-    The name is always the same, so that the next process removes what a killed one has left.
+    The temporary name is always the same, so that the next process removes what a killed one left.
     """
     from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore

@@ -1,4 +1,4 @@
-"""What a run learned from and was tested on, in MLflow's words for a dataset."""
+"""The data that a run learned from and was tested on, in MLflow's format for datasets."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class DatasetUsed:
 
     Attributes:
         name: Name of the source.
-        digest: Fingerprint of the data, and the split: MLflow keeps what has one name and digest
-            as one data set.
-        context: What it was used for: `train`, `val`, `test` or `unlabelled`.
-        source: JSON: the settings it was read with.
-        profile: JSON: how many images of how many classes.
+        digest: Fingerprint of the data, and the split: MLflow treats entries with the same name and
+            digest as one data set.
+        context: Its use: `train`, `val`, `test` or `unlabelled`.
+        source: JSON of the settings it was read with.
+        profile: JSON of the number of images and of classes.
         image_shape: `(C, H, W)`.
     """
 
@@ -36,7 +36,7 @@ class DatasetUsed:
     image_shape: tuple[int, int, int]
 
     def content(self) -> dict[str, Any]:
-        """Return it for the spool."""
+        """Return the fields for the spool."""
         return asdict(self)
 
 
@@ -48,7 +48,7 @@ def datasets_used(
     Args:
         dataset: The prepared data.
         config: What it was prepared from.
-        taught: What students of a teacher learn from, where that is more than train.
+        taught: What students of a teacher learn from, if it is more than train.
     """
     source = config.model_dump(mode="json", exclude_defaults=True) | {"source": dataset.source}
     used = [

@@ -1,6 +1,6 @@
-"""Damaged files of a run's record: set aside and said, never an end of the training.
+"""Damaged files of a run's record: they are set aside and reported, and never end the training.
 
-What can be read of a spool stays; MLflow is told all of it again and recognises what it has.
+Readable events of a spool are kept; all of them are sent again, and MLflow recognises what it has.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Record = TypeVar("Record", bound=BaseModel)
 
 
 class _Content(BaseModel):
-    """What an operation needs; further fields are of other versions of krscale."""
+    """Fields that an operation needs; other fields belong to other versions of krscale."""
 
     model_config = ConfigDict(strict=True)
 
@@ -76,13 +76,13 @@ _GOES_ON = (
 
 
 def read_or_set_aside(path: Path, kind: type[Record], say: Say, lost: str) -> Record | None:
-    """Read a small file of the record; None when there is none, or a damaged one.
+    """Read a small file of the record; return None if it is missing or damaged.
 
     Args:
-        path: The file; renamed to `NAME.damaged` when it cannot be read.
-        kind: What it holds.
+        path: The file; renamed to `NAME.damaged` if it cannot be read.
+        kind: The model of its content.
         say: Takes a line for the user.
-        lost: What follows from its loss, as a sentence.
+        lost: The consequence of its loss, as a sentence.
     """
     if not os.path.lexists(path):
         return None
@@ -94,22 +94,22 @@ def read_or_set_aside(path: Path, kind: type[Record], say: Say, lost: str) -> Re
 
 
 def make_room(path: Path, say: Say, lost: str) -> None:
-    """Set aside what stands in the place of a file and is none: a named pipe blocks who opens it.
+    """Set aside whatever is at a path and is not a file: opening a named pipe would block.
 
     Args:
         path: The file that is about to be written; it need not exist.
         say: Takes a line for the user.
-        lost: What follows from its loss, as a sentence.
+        lost: The consequence of its loss, as a sentence.
     """
     if os.path.lexists(path) and not is_file(path):
         say(f"{path}: damaged: it is no file. It was set aside as {set_aside(path).name}. {lost}")
 
 
 def mend_spool(path: Path, say: Say) -> bool:
-    """Take unreadable lines out of a spool; the file as it was stays beside it.
+    """Remove unreadable lines from a spool; the original file is kept beside it.
 
     Args:
-        path: The spool; it need not exist. A last line without an end is left to `Spool`.
+        path: The spool; it need not exist. An incomplete last line is left to `Spool`.
         say: Takes a line for the user.
 
     Returns:
@@ -149,7 +149,7 @@ def mend_spool(path: Path, say: Say) -> bool:
 
 
 def check_spool(path: Path) -> None:
-    """Refuse a spool of which a line is not what was written; a last one without an end may be.
+    """Refuse a spool with a line that is not what was written, except an incomplete last line.
 
     Raises:
         DamagedFileError: Naming the first such line.
@@ -163,7 +163,7 @@ def check_spool(path: Path) -> None:
 
 
 def _lines(path: Path) -> tuple[list[bytes], list[str]]:
-    """Return the lines of a spool that end, and why each is no event: empty where it is one."""
+    """Return the complete lines of a spool, and why each is not an event; empty if it is one."""
     lines = read_bounded(path, MOST_OF_A_LOG).split(b"\n")[:-1]
     reasons = [_problem(line) for line in lines]
     if lines and not reasons[0] and json.loads(lines[0])["op"] != "spool":
@@ -172,7 +172,7 @@ def _lines(path: Path) -> tuple[list[bytes], list[str]]:
 
 
 def _unreadable(path: Path) -> str:
-    """Say why a path can be no spool, whatever it holds; empty if it can."""
+    """Return why a path cannot be a spool, regardless of its content; empty if it can."""
     if not is_file(path):
         return "it is no file"
     size = path.stat().st_size
@@ -180,7 +180,7 @@ def _unreadable(path: Path) -> str:
 
 
 def _problem(line: bytes) -> str:
-    """Say why a line is no event; empty if it is one."""
+    """Return why a line is not an event; empty if it is one."""
     try:
         event = _EVENT.validate_json(without_checksum(line), strict=True)
         kind = _CONTENTS.get(event.op)

@@ -1,4 +1,4 @@
-"""A student as a model of MLflow's registry: what is saved, and under which names it goes in."""
+"""A student as a model of MLflow's registry: what is saved, and under which names."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from krscale.files import new_folder, sha256
 from krscale.tracking.refusals import Refused
 
 HASH_TAG = "krscale.sha256"
-"""Of the ONNX file: tells whether a version is in the registry already."""
+"""Tag with the digest of the ONNX file: shows whether a version is in the registry already."""
 MODEL_FILE = "model.onnx"
-"""As MLflow names it in the folder of a model."""
+"""MLflow's name for the file in the folder of a model."""
 
 
 @dataclass(frozen=True)
 class Registration:
-    """What the registry is told of a student.
+    """The registry's entry for a student.
 
     Attributes:
         name: Name of the registered model: all students of a run are versions of it.
-        alias: Name of this version: its size. A later student of the size takes it over.
+        alias: Name of this version: its size. A later student of this size replaces it.
         tags: Tag -> text of the version; `HASH_TAG` among them.
         description: A line for a reader.
     """
@@ -39,31 +39,31 @@ class Registration:
 
     @property
     def uri(self) -> str:
-        """What `mlflow.pyfunc.load_model` takes."""
+        """The URI for `mlflow.pyfunc.load_model`."""
         return f"models:/{self.name}@{self.alias}"
 
     def content(self) -> dict[str, Any]:
-        """Return it for the spool."""
+        """Return the fields for the spool."""
         return asdict(self) | {"tags": dict(self.tags)}
 
 
 def save_onnx_model(
     onnx_file: Path, folder: Path, image_shape: Sequence[int], num_classes: int
 ) -> None:
-    """Write an ONNX file as a model that MLflow loads and serves; it holds no pickle.
+    """Write an ONNX file as a model that MLflow can load and serve; it contains no pickle.
 
-    The model holds the file itself, so that its digest is that of `HASH_TAG`.
+    The model contains the file itself, so that its digest is that of `HASH_TAG`.
 
     Args:
         onnx_file: Takes `images` `[B, C, H, W]` in 0..1, returns `logits` `[B, K]`.
-        folder: Where to; replaced when it exists.
+        folder: The folder to write; replaced if it exists.
         image_shape: `(C, H, W)`.
         num_classes: `K`.
     """
     import onnx
 
     with new_folder(folder) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MLflow's about its own type hints
+        warnings.simplefilter("ignore")  # MLflow's warnings about its own type hints
         import mlflow.onnx
         from mlflow.models import ModelSignature
         from mlflow.types.schema import Schema, TensorSpec
@@ -77,12 +77,12 @@ def save_onnx_model(
                 Schema([TensorSpec(kind, (-1, num_classes), "logits")]),
             ),
             input_example={"images": np.zeros((1, *image_shape), np.float32)},
-            # Named here, or MLflow would start the model to find out what it imports.
+            # Without these, MLflow would start the model to find out what it imports.
             pip_requirements=[f"{name}=={version(name)}" for name in ("onnxruntime", "numpy")],
             onnx_execution_providers=["CPUExecutionProvider"],
             save_as_external_data=False,
         )
-        # MLflow writes its own bytes, which another version of ONNX may order otherwise.
+        # MLflow writes the model anew, and another version of ONNX may order its bytes differently.
         shutil.copyfile(onnx_file, temporary / MODEL_FILE)
 
 
@@ -94,7 +94,7 @@ def require_whole(folder: Path, digest: str) -> None:
         digest: SHA-256 of the ONNX file.
 
     Raises:
-        Refused: If its file is missing or another one.
+        Refused: If its file is missing or has changed.
     """
     file = folder / MODEL_FILE
     if not file.is_file():

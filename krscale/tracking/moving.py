@@ -1,8 +1,8 @@
-"""A storage that was moved or copied: its MLflow database finds its artifacts where they are now.
+"""Update the paths of artifacts in MLflow's database after the storage was moved or copied.
 
-MLflow keeps the folder of every artifact as an absolute path, of experiments, runs, models and
-versions. In a database that was moved with its storage they would still name the old folder, which
-MLflow would make again.
+MLflow stores the artifact folders of experiments, runs, models and versions as absolute paths. In a
+database that was moved with its storage they would still name the old folder, and MLflow would
+create it again.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _COLUMNS = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
-"""Where MLflow keeps folders of artifacts: table and column."""
+"""Tables and columns in which MLflow keeps folders of artifacts."""
 _TIMEOUT = 60.0
 
 
 def follow_artifacts(database: Path, root: Path) -> list[Path]:
-    """Rewrite where the artifacts of a moved database are; an unmoved one is only read.
+    """Rewrite the artifact folders in a moved database; a database that was not moved is only read.
 
     Args:
         database: A SQLite file of MLflow in the storage; it need not exist.
@@ -35,7 +35,7 @@ def follow_artifacts(database: Path, root: Path) -> list[Path]:
         The former folders of all artifacts, which nothing refers to any more.
 
     Raises:
-        sqlite3.Error: If the file is no database, or is in use for very long.
+        sqlite3.Error: If the file is not a database, or is in use for very long.
     """
     if not database.is_file() or not database.is_relative_to(root.parent):
         return []
@@ -87,7 +87,7 @@ def _replace(
     connection: sqlite3.Connection, table: str, column: str, before: str, now: str
 ) -> None:
     for start, end in ((f"{before}/", f"{now}/"), (before, now)):
-        whole = start == before  # else it would also be the beginning of another folder's name
+        whole = start == before  # a prefix without "/" could begin another folder's name
         condition = f"{column} = ?" if whole else f"substr({column}, 1, {len(start)}) = ?"
         connection.execute(
             f"update {table} set {column} = ? || substr({column}, {len(start) + 1}) "  # noqa: S608

@@ -1,4 +1,4 @@
-"""How far a record has been sent to MLflow, and to which of them: a file beside the record."""
+"""How far a record has been sent, and to which MLflow: a file beside the record."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ STATE_FILE = "state.json"
 
 
 class State(BaseModel):
-    """How far a spool has been sent, and to where; losing it costs time, never a run."""
+    """How far a spool has been sent, and where to; its loss costs time but loses no run."""
 
     model_config = ConfigDict(extra="forbid")
 
     uri: str
-    """Where to, without credentials."""
+    """Tracking URI, without credentials."""
     experiment: str
     """Name of the experiment."""
     identity: str = ""
-    """What tells it from another of that name, in a database that was made anew."""
+    """Distinguishes the experiment from one of the same name in a recreated database."""
     position: int = 0
     """Bytes of the spool that MLflow has."""
     runs: dict[str, str] = {}
@@ -33,9 +33,9 @@ class State(BaseModel):
     refused: int = 0
     """Events that MLflow did not accept."""
     storage: str = ""
-    """The storage at that time: what `uri` names in it is elsewhere once it has been moved."""
+    """The storage at that time; if it was moved since, a file in it that `uri` names has moved."""
     checksum: str = ""
-    """Of all the rest; empty in the files of older versions."""
+    """Checksum of all other fields; empty in the files of older versions."""
 
     @model_validator(mode="after")
     def _as_written(self) -> State:
@@ -52,16 +52,16 @@ class State(BaseModel):
 
     @classmethod
     def load(cls, folder: Path, say: Callable[[str], None]) -> State | None:
-        """Read the state of a record; None when there is none, or a damaged one, which is said."""
+        """Read the state of a record; None if it is missing or damaged, which is reported."""
         lost = "MLflow is told everything again, and recognises what it has."
         return read_or_set_aside(folder / STATE_FILE, cls, say, lost)
 
     def followed(self, storage: Path, before: Path | None = None) -> State:
-        """Return the state as it reads where the storage is now.
+        """Return the state adapted to the storage's present path.
 
         Args:
-            storage: Where that is.
-            before: Where it was, for a state that does not say it.
+            storage: The present path.
+            before: The former path, for a state without one.
         """
         was = Path(self.storage) if self.storage else before
         uri = follow_uri(self.uri, was, storage) if was else self.uri

@@ -1,4 +1,4 @@
-"""What a record holds so far: the runs that were started and ended, and the points of metrics."""
+"""What a record contains so far: runs that were started and ended, and points of metrics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from krscale.tracking.spool import Event
 
 
 class Recorded:
-    """The runs and points of one record, by this process and those before it."""
+    """The runs and points of one record, from this process and earlier ones."""
 
     def __init__(self) -> None:
         self._started: set[str] = set()
@@ -14,7 +14,7 @@ class Recorded:
         self._points: dict[tuple[str, str, int], float] = {}
 
     def note(self, event: Event) -> None:
-        """Take in what an event records."""
+        """Take an event into account."""
         if event.op == "start":
             self._started.add(event.key)
             self._ended.discard(event.key)
@@ -40,6 +40,6 @@ class Recorded:
         return self._points.get((key, metric, step)) == value
 
     def next_step(self, key: str, prefix: str) -> int:
-        """Return the step after all points of the metrics of a run that begin so; 0 without any."""
+        """Return the step after the last point of a run's metrics with a prefix; 0 without any."""
         steps = (s for of, name, s in self._points if of == key and name.startswith(prefix))
         return 1 + max(steps, default=-1)

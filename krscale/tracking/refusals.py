@@ -1,4 +1,4 @@
-"""What MLflow's errors mean: to be asked again later, or refused for good."""
+"""What MLflow's errors mean: the request can be repeated later, or is refused for good."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from krscale.redaction import redact
 
 _HALF_MADE = re.compile(r"\b(table|index) \w+ already exists|duplicate column name")
-"""What a migration says in a database where an earlier one was cut off."""
+"""Error of a migration in a database where an earlier migration was interrupted."""
 _REFUSALS = frozenset(
     {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS",
      "INVALID_STATE", "BAD_REQUEST"}
@@ -26,14 +26,14 @@ class Refused(Exception):  # noqa: N818
 
 
 class Gone(Refused):
-    """What a request is for is not in MLflow."""
+    """The object of a request is not in MLflow."""
 
 
 @contextmanager
 def translated(
     shown: str, *, connecting: bool = False, internal_is_refusal: bool = False
 ) -> Iterator[None]:
-    """Turn whatever MLflow raises into `ServerAway` or `Refused`, without credentials."""
+    """Convert every error of MLflow to `ServerAway` or `Refused`, without credentials."""
     from mlflow.exceptions import MlflowException, RestException
 
     try:
@@ -51,14 +51,14 @@ def translated(
     except OSError as error:
         raise ServerAway(_reason(error, shown)) from None
     except Exception as error:  # noqa: BLE001 - raised again, as one of the two
-        # MLflow's stores leak errors of their drivers. One that comes with a request is tied to
-        # that request; repeating it for ever would hold up everything behind it.
+        # MLflow's stores leak errors of their drivers. An error of a request is taken to be caused
+        # by that request; repeating it for ever would block everything behind it.
         kind = ServerAway if connecting else Refused
         raise kind(f"{type(error).__name__}: {_reason(error, shown)}") from None
 
 
 def _reason(error: Exception, shown: str) -> str:
-    """One short line, with the cause at the bottom of a chain of HTTP errors."""
+    """Return one short line, with the root cause of a chain of HTTP errors."""
     text = redact(str(error))
     if "out-of-date database schema" in text:
         return (

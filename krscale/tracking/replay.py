@@ -1,4 +1,4 @@
-"""Going on where a run was recorded: its spool sent again, or a model of it registered."""
+"""Continue the record of a run: send its spool again, or register a model of it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from krscale.tracking.tracker import FOLDER, SPOOL_FILE, Tracker, print_warning
 
 @dataclass(frozen=True)
 class Begun:
-    """What a run folder says of its last start.
+    """What a run folder records about its last start.
 
     Attributes:
-        tracking: Where it was to be recorded; credentials are not kept.
-        storage: Where its storage was then.
+        tracking: Its settings of tracking; credentials are not kept.
+        storage: The path of its storage at that time.
     """
 
     tracking: TrackingConfig
@@ -46,14 +46,14 @@ def sync(
 
     Args:
         run_path: The run's folder.
-        uri: Where to; empty takes where the run was recorded.
+        uri: Tracking URI; empty takes the one that the run was recorded with.
         storage_path: The folder of all runs; None takes the parent of `run_path`.
-        begun: What the run folder says of its last start, if it does.
+        begun: What the run folder records about its last start, if anything.
         timeout: Seconds after which to give up.
         warn: Takes one line for the user; None prints to stderr.
 
     Returns:
-        Events that MLflow is not known to have, all of them where it did not answer.
+        Number of events that MLflow is not known to have; all of them if it did not answer.
 
     Raises:
         UserError: If the run recorded nothing, is being recorded now, or its URI held credentials,
@@ -75,7 +75,7 @@ def reopen(
     begun: Begun | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> Tracker:
-    """Return a tracker that goes on where a run was recorded; arguments as of `sync`.
+    """Return a tracker that continues the record of a run; arguments as for `sync`.
 
     Raises:
         UserError: If the run recorded nothing, is being recorded now, or its URI held credentials,

@@ -1,4 +1,4 @@
-"""What krscale asks of MLflow."""
+"""The requests that krscale makes to MLflow."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ KEY_TAG = "krscale.key"
 SPOOL_TAG = "krscale.spool"
 
 _DEFAULTS = {
-    # Our own writer backs off and repeats; MLflow's default would hold one call for four minutes.
+    # krscale's writer backs off and repeats; MLflow's default would block one call for 4 minutes.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    # What goes wrong is told once, by us; logs and bars would tear the live view apart.
+    # krscale reports each problem once; MLflow's logs and bars would disrupt the live view.
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # Nothing leaves the machine unless the user says so.
+    # Nothing leaves the machine unless the user allows it.
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
 
 class Server:
-    """A connection to MLflow and one experiment in it; `prepare_mlflow` comes first.
+    """A connection to MLflow and one experiment in it; call `prepare_mlflow` first.
 
     Args:
         address: Where MLflow is.
         experiment: Name of the experiment; created when missing.
 
     Raises:
-        ServerAway: If MLflow cannot be reached, or will not give the experiment.
+        ServerAway: If MLflow cannot be reached, or does not return the experiment.
     """
 
     def __init__(self, address: Address, experiment: str) -> None:
-        # Over HTTP an internal error may be a broken connection; of a database it never is.
+        # Over HTTP an internal error may be a broken connection; from a database it never is.
         self._translate = partial(
             translated, address.shown, internal_is_refusal=address.artifact_root is not None
         )
@@ -64,16 +64,16 @@ class Server:
             self._client = MlflowClient(address.uri)
             found = self._open_experiment(experiment, address.artifact_root)
         self.experiment, self.experiment_id = experiment, str(found.experiment_id)
-        # The id alone would not tell a new database from the one it replaced.
+        # The id alone would not distinguish a new database from the one it replaced.
         self.identity = f"{found.experiment_id}@{found.creation_time}"
 
     @contextmanager
     def _request(self) -> Iterator[None]:
-        """Translate what goes wrong with a request.
+        """Translate the errors of a request.
 
-        All requests for a deleted experiment are refused, though it can be restored, and a server
-        without its database refuses every request: MLflow then counts as away, and what was
-        refused is sent when it is back.
+        MLflow refuses all requests for a deleted experiment, though it can be restored, and a
+        server without its database refuses every request. In both cases MLflow counts as away, and
+        refused requests are sent when it is back.
         """
         try:
             with self._translate():
@@ -95,7 +95,7 @@ class Server:
             raise ServerAway(_deleted(self.experiment))
 
     def is_deleted(self, run_id: str) -> bool:
-        """Whether a run is in MLflow's bin, or gone."""
+        """Whether a run is deleted in MLflow, or gone."""
         try:
             with self._translate():
                 found = self._client.get_run(run_id)
@@ -167,7 +167,7 @@ class Server:
             )
 
     def log_datasets(self, run_id: str, datasets: Sequence[Mapping[str, Any]]) -> None:
-        """Say what a run uses; saying it again changes nothing.
+        """Log the datasets of a run; logging them again changes nothing.
 
         Args:
             run_id: The run.
@@ -203,7 +203,7 @@ class Server:
                 self._client.log_artifact(run_id, str(path), artifact_path or None)
 
     def register(self, run_id: str, folder: Path, wanted: Mapping[str, Any]) -> None:
-        """Put a model into the registry; one that is there already only gets its alias.
+        """Put a model into the registry; a model that is there already only gets its alias.
 
         Args:
             run_id: The run it comes from.
@@ -211,12 +211,12 @@ class Server:
             wanted: Content of a `Registration`.
 
         Raises:
-            Refused: If the model is gone, or no longer what was exported.
+            Refused: If the model is gone, or is no longer the exported one.
         """
         if not folder.is_dir():
             raise Refused(f"{folder}: no such folder")
         name, tags = wanted["name"], wanted["tags"]
-        # It may have waited for long, and would be registered under the digest of what it was.
+        # It may have changed while it waited, and would be registered under its former digest.
         require_whole(folder, tags[HASH_TAG])
         with self._request():
             version = self._find_version(name, tags[HASH_TAG])
@@ -269,14 +269,14 @@ def _deleted(name: str) -> str:
 
 
 def prepare_mlflow(address: Address) -> None:
-    """Import MLflow with quiet, quick defaults where the user set none.
+    """Import MLflow with quiet, quick defaults for what the user has not set.
 
-    To be called from the main thread: two threads that import the same large packages (pandas,
-    SQLAlchemy) at once can meet half-initialised modules.
+    Call it from the main thread: if two threads import the same large packages (pandas, SQLAlchemy)
+    at once, they can get half-initialised modules.
     """
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
-    # A deprecation between MLflow and its own dependency is nothing a user of krscale can act on.
+    # A user of krscale can do nothing about a deprecation between MLflow and its own dependency.
     warnings.filterwarnings("ignore", message=".*noload.*", category=DeprecationWarning)
     import mlflow.tracking
 
@@ -289,7 +289,7 @@ def prepare_mlflow(address: Address) -> None:
 
 
 def longest_value(kind: Kind) -> int | None:
-    """Return how many characters MLflow keeps of a parameter or tag; None where it cuts nothing."""
+    """Return how many characters MLflow keeps of a parameter or tag; None if it cuts nothing."""
     from mlflow.environment_variables import MLFLOW_TRUNCATE_LONG_VALUES
     from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 

@@ -1,6 +1,6 @@
-"""MLflow's own server, started for whoever wants to look, and ended with the command.
+"""Run MLflow's own server for viewing, until the command ends.
 
-One worker and no job runner: 6 s and 0.5 GB instead of 25 s and 2 GB.
+One worker and no job runner take 6 s and 0.5 GB instead of 25 s and 2 GB.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from krscale.tracking.address import Address, charts_at
 
 _SECONDS_TO_END = 10.0
 _SECONDS_BETWEEN_LOOKS = 0.2
-_open = build_opener(ProxyHandler({})).open  # our own server, whatever proxy leads elsewhere
+_open = build_opener(ProxyHandler({})).open  # the server is local: no proxy is used
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - names, nothing is bound here
-"""Hosts that are no address to open -> the address of this machine for itself."""
+"""Hosts that cannot be opened as an address -> this machine's loopback address."""
 
 
 def check_database(address: Address) -> None:
-    """Refuse a SQLite file that holds no runs: MLflow would create it, or add its tables to it.
+    """Refuse a SQLite file without runs: MLflow would create it, or add its tables to it.
 
     Raises:
         UserError: If there is no such file, or it is not MLflow's.
@@ -60,7 +60,7 @@ def check_port(host: str, port: int) -> None:
     """Refuse a port that nobody can listen on.
 
     Raises:
-        UserError: If the host is not this machine's, or the port is in use or reserved.
+        UserError: If the host does not belong to this machine, or the port is in use or reserved.
     """
     problem = _listening_error(host, port)
     if problem is None:
@@ -80,25 +80,25 @@ def check_port(host: str, port: int) -> None:
 def serve(
     address: Address, host: str, port: int, experiment: str, tell: Callable[[str], None]
 ) -> int:
-    """Run MLflow's server until it ends or this process is told to end; leave nothing running.
+    """Run MLflow's server until it ends or this process gets a signal; leave nothing running.
 
-    Ctrl-C, SIGTERM and SIGHUP end the server with all its processes. To be called from the main
-    thread, which alone can hear of them.
+    Ctrl-C, SIGTERM and SIGHUP end the server with all its processes. Call it from the main thread,
+    which alone can handle signals.
 
     Args:
         address: The database that is served.
         host: Where to listen.
         port: Where to listen.
         experiment: MLflow's experiment with the searches.
-        tell: Given the address that opens on the curves, once the server answers.
+        tell: Called with the address of the curves once the server answers.
 
     Returns:
-        The exit code for the command: 0 after Ctrl-C, 128 and its number after another signal,
-        otherwise the server's own.
+        The exit code for the command: 0 after Ctrl-C, 128 plus the number of another signal, or
+        else the server's own exit code.
     """
     with _told_to_end() as signals:
-        # A session of its own, so that all its processes can be reached, and Ctrl-C reaches them
-        # through us alone.
+        # In a separate session: all its processes can be signalled, and Ctrl-C reaches them only
+        # through this process.
         process = subprocess.Popen(  # noqa: S603 - our own interpreter
             [
                 sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port),
@@ -118,13 +118,13 @@ def serve(
             _end(process)
     if signals:
         return 0 if signals[0] == signal.SIGINT else 128 + signals[0]
-    # A signal's number is negative there.
+    # `Popen` returns the number of a signal as a negative code.
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
 @contextmanager
 def _told_to_end() -> Iterator[list[int]]:
-    """Collect the signals that end a program, instead of ending at once."""
+    """Collect the signals that would end the program, instead of ending at once."""
     found: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -141,18 +141,18 @@ def _told_to_end() -> Iterator[list[int]]:
 
 def _environment(address: Address) -> dict[str, str]:
     changes = {
-        # Not as arguments: everyone on a machine can read those, and a URI may hold a password.
+        # Not as arguments: every user of a machine can read those, and a URI may hold a password.
         "MLFLOW_BACKEND_STORE_URI": address.uri,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     if address.artifact_root is not None:
         changes["MLFLOW_ARTIFACTS_DESTINATION"] = str(address.artifact_root)
-    # Nothing leaves the machine unless the user says so.
+    # Nothing leaves the machine unless the user allows it.
     return {"MLFLOW_DISABLE_TELEMETRY": "true", **os.environ, **changes}
 
 
 def _listening_error(host: str, port: int) -> OSError | None:
-    """Return why nobody could listen there now; None where one could."""
+    """Return the error of listening there now; None if it is possible."""
     try:
         kind, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(kind) as probe:
@@ -177,7 +177,7 @@ def _answers(url: str) -> bool:
 
 
 def _experiment_id(url: str, experiment: str) -> str:
-    """Return MLflow's number of an experiment; empty where there is none."""
+    """Return MLflow's number of an experiment; empty if there is none."""
     query = f"{url}/api/2.0/mlflow/experiments/get-by-name?experiment_name={quote(experiment)}"
     try:
         with _open(query, timeout=30) as answer:
@@ -187,13 +187,13 @@ def _experiment_id(url: str, experiment: str) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it started; what does not end by itself is killed."""
+    """End a process and all that it started; kill those that do not end by themselves."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         deadline = time.monotonic() + _SECONDS_TO_END
         while time.monotonic() < deadline:
-            process.poll()  # or it would stay as a zombie, which counts as a member of its group
+            process.poll()  # else it would become a zombie, which is a member of its group
             if not _group_lives(process.pid):
                 return
             time.sleep(0.05)
@@ -202,6 +202,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _group_lives(group: int) -> bool:
     try:
         os.killpg(group, 0)
-    except (ProcessLookupError, PermissionError):  # the latter of zombies, on some systems
+    except (ProcessLookupError, PermissionError):  # some systems raise the latter for zombies
         return False
     return True

@@ -1,8 +1,8 @@
-"""The write-ahead spool: every event is on disk before anything else happens to it.
+"""The write-ahead spool: every event is written to disk before it is processed.
 
-An event is one line of JSON in an append-only file that is never rewritten; its position is the
-number of bytes before it, and its line ends in a checksum. The first line names the spool, so that
-runs in MLflow can be told apart from those of another run folder with the same keys.
+An event is one line of JSON in an append-only file. Its position is the number of bytes before it,
+and its line ends in a checksum. The first line names the spool, which distinguishes runs in MLflow
+from those of another run folder with the same keys.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Event:
         op: `start` (name, parent, tags, params), `log` (metrics, step, tags), `artifact` (path,
             to), `model` (path, registration) or `end` (status).
         key: The run it belongs to.
-        time_ms: When it happened, milliseconds since 1970. Sending an event again with the same
-            time is recognised by MLflow, so a repetition after a crash doubles nothing.
+        time_ms: Its time in milliseconds since 1970. MLflow recognises an event that is sent again
+            with the same time, so a repetition after a crash duplicates nothing.
         content: What belongs to the operation; JSON-serialisable and finite.
     """
 
@@ -44,13 +44,13 @@ class Event:
 
 
 def encode_event(event: Event) -> bytes:
-    """Return an event as its line, with the checksum that `without_checksum` compares."""
+    """Return the line of an event, with the checksum that `without_checksum` compares."""
     text = json.dumps(asdict(event), allow_nan=False, separators=(",", ":")).encode()
     return b'%s,"crc":%d}\n' % (text[:-1], zlib.crc32(text))
 
 
 def without_checksum(line: bytes) -> bytes:
-    """Return the JSON of a line, without its end; lines of older versions have no checksum.
+    """Return the JSON of a line without its checksum; lines of older versions have none.
 
     Raises:
         ValueError: If the line is not what was written.
@@ -68,7 +68,7 @@ class Spool:
     """An append-only file of events; appending is safe from any thread.
 
     Args:
-        path: The file; created when missing. A last line that a crash cut short is dropped.
+        path: The file; created if missing. An incomplete last line, left by a crash, is dropped.
     """
 
     def __init__(self, path: Path) -> None:
@@ -84,7 +84,7 @@ class Spool:
 
     @property
     def size(self) -> int:
-        """Bytes written; the position behind the last event."""
+        """Bytes written, which is the position after the last event."""
         return self._size
 
     def append(self, event: Event) -> None:
@@ -99,7 +99,7 @@ class Spool:
             self._size += len(line)
 
     def read(self, position: int, count: int | None = None) -> Iterator[tuple[Event, int]]:
-        """Yield events from a position on, each with the position behind it.
+        """Yield events from a position on, each with the position after it.
 
         Args:
             position: Where to start; 0 or a position that was yielded before.

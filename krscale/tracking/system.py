@@ -1,4 +1,4 @@
-"""How busy a machine is, in MLflow's words: the metrics of its tab "System metrics"."""
+"""How busy a machine is: the metrics of MLflow's tab "System metrics"."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from krscale.errors import UserError
 
 PREFIX = "system/"
 _SECONDS = 10.0
-"""MLflow's own interval, unless `MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL` says another."""
+"""MLflow's default interval; `MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL` sets another."""
 
 
 class _Collector(Protocol):
-    """What MLflow's collectors, which have no types, can do."""
+    """Interface of MLflow's collectors, which have no types."""
 
     def collect_metrics(self) -> None: ...
     def aggregate_metrics(self) -> dict[str, float]: ...
@@ -23,16 +23,16 @@ class _Collector(Protocol):
 
 
 class SystemMonitor:
-    """Samples the machine it runs on from a thread of its own, for the runs that it watches.
+    """Samples this machine in a separate thread, for the runs that it watches.
 
-    MLflow's collectors measure, and give the names. MLflow's own monitor is not used: it talks to
-    the server itself, asks it for the run before each sample, and ends when there is no answer.
+    MLflow's collectors measure, and name the metrics. MLflow's own monitor is not used: it connects
+    to the server itself, requests the run before each sample, and ends if there is no answer.
 
     Args:
         log: Takes a run's key, metrics and their step; called from the thread.
 
     Raises:
-        UserError: If what measures is not installed.
+        UserError: If a package that the collectors need is not installed.
     """
 
     def __init__(self, log: Callable[[str, dict[str, float], int], None]) -> None:
@@ -47,19 +47,19 @@ class SystemMonitor:
         self._thread = threading.Thread(target=self._run, name="krscale-system", daemon=True)
 
     def watch(self, key: str, first_step: int) -> None:
-        """Log every sample from now on for this run, too."""
+        """Log every sample from now on for this run as well."""
         with self._changing:
             self._next_step[key] = first_step
         if self._thread.ident is None:
             self._thread.start()
 
     def leave(self, key: str) -> None:
-        """Log no more for this run."""
+        """Stop logging for this run."""
         with self._changing:
             self._next_step.pop(key, None)
 
     def close(self) -> None:
-        """End the thread; nothing is logged after it."""
+        """End the thread; nothing is logged afterwards."""
         self._closed.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -67,7 +67,7 @@ class SystemMonitor:
     def _run(self) -> None:
         while not self._closed.wait(self._interval):
             sample = self._sample()
-            # Of a full disk, which the run meets as well, and says so.
+            # A full disk; the run gets the same error, and reports it.
             with suppress(OSError), self._changing:
                 for key, step in self._next_step.items():
                     self._log(key, sample, step)

@@ -1,4 +1,4 @@
-"""What the driver of a search uses: calls that return at once, and a spool behind them."""
+"""The driver's interface to MLflow: calls that return at once and write to a spool."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ _STATES = {
 class Tracker:
     """Records runs in MLflow; every call returns at once and survives a crash.
 
-    Events go to `run_path/tracking/spool.jsonl` first; one thread sends them to MLflow. A second
-    `Tracker` on the same folder, after the first was closed or killed, continues: what was not
+    Events are written to `run_path/tracking/spool.jsonl`, and one thread sends them to MLflow. A
+    new `Tracker` on the same folder, after the first was closed or killed, continues: what was not
     sent is sent, and a key keeps its one MLflow run.
 
     Args:
         uri: An MLflow tracking URI; empty uses `storage_path/mlflow.db` and artifacts beside it.
-        experiment: Name of the MLflow experiment; created when missing.
+        experiment: Name of the MLflow experiment; created if missing.
         run_path: The run's folder.
         storage_path: The folder of all runs; None takes the parent of `run_path`.
-        enabled: False accepts every call and records nothing.
-        system_metrics: Records for runs without a parent how busy this machine is.
+        enabled: If False, every call is accepted and nothing is recorded.
+        system_metrics: Whether to record how busy this machine is, for runs without a parent.
         warn: Takes one line for the user, from any thread; None prints to stderr.
 
     Raises:
-        UserError: If the URI cannot work, another process records this run, or its folder holds
+        UserError: If the URI cannot work, another process records this run, or its folder contains
             links.
     """
 
@@ -107,7 +107,7 @@ class Tracker:
         *,
         time_ms: int | None = None,
     ) -> None:
-        """Create the run of a key, or set it running again when it exists.
+        """Create the run of a key, or set it running again if it exists.
 
         Args:
             key: Stable name within this folder: `"kr"`, `"kr/1-16/trial-7"`.
@@ -115,8 +115,8 @@ class Tracker:
             parent: Key of the parent run, started before.
             tags: Tag -> value.
             params: Parameter -> value; MLflow keeps the first value of each for ever.
-            datasets: What it learns from and is tested on.
-            time_ms: When, in milliseconds since 1970; None is now.
+            datasets: The data that it learns from and is tested on.
+            time_ms: Time in milliseconds since 1970; None is now.
         """
         if not _KEY.fullmatch(key):
             raise ValueError(f"a key is made of letters, digits and ._/=+:,- only: {key!r}")
@@ -136,9 +136,9 @@ class Tracker:
     ) -> None:
         """Record values at a step; for a curve the step is the number of parameters.
 
-        A point that was recorded before with the same value is not recorded twice. NaN and
-        infinity would spoil every chart of the metric: they become the tag
-        `krscale.nonfinite.METRIC`, which says the value and the step.
+        A point that was recorded before with the same value is not recorded twice. NaN and infinity
+        would spoil every chart of the metric: they are recorded as the tag
+        `krscale.nonfinite.METRIC`, with the value and the step.
         """
         self._check(key)
         finite: dict[str, float] = {}
@@ -159,12 +159,12 @@ class Tracker:
         self._append("log", key, {"metrics": {}, "step": 0, "tags": _texts(tags)})
 
     def log_artifact(self, key: str, path: Path, artifact_path: str = "") -> None:
-        """Upload a file or folder; it is read when it is sent, so leave it where it is.
+        """Upload a file or folder; it is read when it is sent, so do not move it before.
 
         Args:
             key: The run.
-            path: What to upload, in the run's folder, with which it may move; anything else counts
-                as refused.
+            path: The file or folder, within the run's folder, with which it may move; any other is
+                counted as refused.
             artifact_path: Folder among the run's artifacts; empty for its root.
         """
         self._check(key)
@@ -175,8 +175,8 @@ class Tracker:
 
         Args:
             key: The run it comes from.
-            folder: What `save_onnx_model` wrote in the run's folder; read when it is sent, so leave
-                it where it is.
+            folder: What `save_onnx_model` wrote in the run's folder; it is read when it is sent, so
+                do not move it before.
             registration: Under which name, alias and tags.
         """
         self._check(key)
@@ -198,7 +198,7 @@ class Tracker:
 
     @property
     def num_refused(self) -> int:
-        """How much MLflow has refused, in all starts of this run."""
+        """How many items MLflow has refused, in all starts of this run."""
         return self._writer.refused if self._writer else 0
 
     def end_run(self, key: str, status: str = "COMPLETE", *, time_ms: int | None = None) -> None:
@@ -207,8 +207,8 @@ class Tracker:
         Args:
             key: The run.
             status: `COMPLETE` or `FINISHED`, `PRUNED` (MLflow: KILLED), `FAIL` (MLflow: FAILED),
-                or `RUNNING` to take an end back. The tag `krscale.state` says which.
-            time_ms: When, in milliseconds since 1970; None is now.
+                or `RUNNING` to revoke an end. The tag `krscale.state` contains it.
+            time_ms: Time in milliseconds since 1970; None is now.
         """
         self._check(key)
         if status not in _STATES:
@@ -218,11 +218,11 @@ class Tracker:
         self._append("end", key, {"status": _STATES[status]}, time_ms)
 
     def how_to_open(self) -> tuple[str, str]:
-        """Return what a user types and then opens to see the curves, without credentials.
+        """Return the command and the address with which a user sees the curves.
 
         Returns:
-            The command that serves the runs, empty where a server does so already; and the address
-            of their charts.
+            The command that serves the runs, empty if a server does so already; and the address of
+            their charts. Neither contains credentials.
         """
         experiment = self._writer.experiment_id if self._writer else ""
         if self._address.artifact_root is None:
@@ -232,15 +232,15 @@ class Tracker:
         return command, charts_at(LOCAL_SERVER, experiment)
 
     def connect(self) -> None:
-        """Compare MLflow with what it was sent, and send it again where runs or values are gone."""
+        """Compare MLflow with what was sent; send all of it again if runs or values are missing."""
         if self._writer:
             self._writer.connect()
 
     def close(self, timeout: float = 30.0) -> int:
-        """Send what is left, for at most `timeout` seconds.
+        """Send the remaining events, for at most `timeout` seconds.
 
         Returns:
-            Events that MLflow does not have yet; they stay in the spool. 0 when all are sent.
+            Number of events that MLflow does not have yet; they stay in the spool.
         """
         if self._monitor:
             self._monitor.close()
@@ -258,16 +258,16 @@ class Tracker:
         self.close()
 
     def _stored(self, path: Path) -> str:
-        """Inside the storage a path is kept relative to the run's folder, so that it may move."""
+        """Return a path for the spool; in the storage it is relative to the run, which may move."""
         file = path.resolve()
         inside = file.is_relative_to(self._storage)
         return os.path.relpath(file, self._run_path) if inside else str(file)
 
     def _let_go(self) -> None:
-        """Free the folder; only when the thread has ended, so that no two writers meet."""
+        """Release the folder; only when the thread has ended, so that there is one writer."""
         try:
             self._spool.close()
-        except OSError as error:  # of a disk that fails; what is lost, the next start sends again
+        except OSError as error:  # a failing disk; the next start sends lost events again
             self._say(f"{self._spool.path}: {error.strerror}")
         finally:
             self._lock.release()
@@ -283,15 +283,15 @@ class Tracker:
             self._writer.notify()
 
     def _check(self, key: str) -> None:
-        # Without records nothing is known of the runs that an earlier process started.
+        # Without a record, the runs that an earlier process started are unknown.
         if self._writer and not self._recorded.has_run(key):
             raise ValueError(f"no run was started with the key {key!r}")
 
 
 def recording_seconds() -> float:
-    """Return how long the end of a command may wait for MLflow; short once it was told to stop.
+    """Return how long a command may wait for MLflow at its end; shorter after a signal to stop.
 
-    Whoever sends SIGTERM sends SIGKILL soon after. What is not sent stays in the spool.
+    SIGTERM is usually followed by SIGKILL. Events that are not sent stay in the spool.
     """
     return 60.0 if received() is None else 10.0
 
@@ -325,5 +325,5 @@ def _named(name: str) -> str:
 
 
 def print_warning(line: str) -> None:
-    """Say a line to the user of a library, on stderr."""
+    """Print a line for the user of a library on stderr."""
     show(f"krscale: {line}", file=sys.stderr, flush=True)

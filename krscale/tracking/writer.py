@@ -1,4 +1,4 @@
-"""The one thread that talks to MLflow: reads the spool, sends it in batches, remembers how far."""
+"""The only thread that connects to MLflow: it sends the spool in batches and keeps the position."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from krscale.tracking.server import Kind, Server, longest_value
 from krscale.tracking.spool import Event, Spool
 
 REFUSED_FILE = "refused.jsonl"
-"""What MLflow did not take, a line each, beside the record."""
+"""File beside the record with a line for each refusal by MLflow."""
 _BATCH_EVENTS = 1000
 _BATCH_SECONDS = 5.0
-"""After so long a batch ends: a slow server, or one that fails now and then, keeps what it has got.
-Of a batch that is cut short all is sent once more."""
+"""Time after which a batch ends: then what a slow or unreliable server has got is not sent again.
+All events of an interrupted batch are sent once more."""
 _GATHER_SECONDS = 0.2
-"""How long to wait after a first event, so that those close behind travel in one request."""
+"""Time to wait after a first event, so that events soon after it are sent in one request."""
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 30.0
 _STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "RUNNING": "RUNNING"}
@@ -38,8 +38,8 @@ class Writer:
     """Sends a spool to MLflow from its own thread.
 
     Args:
-        spool: What to send.
-        folder: Where the position and refused events are kept.
+        spool: The events to send.
+        folder: Folder of the position and of refused events.
         storage: Folder of all runs.
         address: Where MLflow is.
         experiment: Name of the experiment.
@@ -65,7 +65,7 @@ class Writer:
         self._state = State(uri=address.shown, experiment=experiment, storage=str(storage))
         kept = State.load(folder, warn)
         kept = kept.followed(storage) if kept else None
-        # Another server or experiment gets the whole story from the beginning.
+        # Another server or experiment gets all events from the beginning.
         if kept and (kept.uri, kept.experiment) == (address.shown, experiment):
             here = not mended and spool.is_boundary(kept.position)
             self._state = kept if here else kept.model_copy(update={"position": 0})
@@ -81,24 +81,24 @@ class Writer:
         self._thread.start()
 
     def connect(self) -> None:
-        """Let the thread ask MLflow whether it has what was sent, even if there is nothing new."""
+        """Let the thread check that MLflow has what was sent, even if there is nothing new."""
         with self._changed:
             self._unasked = True
             self._changed.notify()
 
     def notify(self) -> None:
-        """Say that the spool has grown."""
+        """Tell the thread that the spool has grown."""
         with self._changed:
             self._changed.notify()
 
     @property
     def experiment_id(self) -> str:
-        """MLflow's number of the experiment; empty before it answered for the first time."""
+        """MLflow's number of the experiment; empty until MLflow has answered once."""
         return self._state.identity.partition("@")[0]
 
     @property
     def refused(self) -> int:
-        """Number of things that MLflow has not accepted."""
+        """Number of items that MLflow has not accepted."""
         return self._state.refused
 
     def pending(self) -> int:
@@ -107,9 +107,9 @@ class Writer:
         return sum(1 for event, _ in self._spool.read(start) if event.op != "spool")
 
     def close(self, timeout: float) -> int:
-        """Send what is left for at most `timeout` seconds; return the events still unsent.
+        """Send what is left for at most `timeout` seconds; return the number of unsent events.
 
-        A server that was away already is asked once more, not for the whole time.
+        A server that was away already is tried once more, not for the whole time.
         """
         with self._changed:
             self._deadline = time.monotonic() + timeout
@@ -146,7 +146,7 @@ class Writer:
                 self._away, pause = False, _FIRST_PAUSE
 
     def _wait_for_events(self) -> bool:
-        """Block until there is something to send; False when closed and sent, or out of time."""
+        """Block until there is something to send; False if closed and sent, or out of time."""
         with self._changed:
             while self._deadline is None and not self._has_work():
                 self._changed.wait()
@@ -185,7 +185,7 @@ class Writer:
         return server
 
     def _compare(self, server: Server) -> None:
-        """Go back to the beginning where MLflow lacks runs, or values, that it was sent."""
+        """Restart from the beginning if MLflow lacks runs or values that were sent to it."""
         there = server.runs_of(self._spool.id)
         events = (event for event, _ in self._spool.read(0))
         refused = refused_points(self._folder / REFUSED_FILE)
@@ -247,7 +247,7 @@ class Writer:
             )
         else:
             server.set_status(run_id, "RUNNING", event.time_ms)
-            # The parent may have been deleted there, and made again.
+            # The parent may have been deleted in MLflow and created again.
             parent = self._state.runs.get(content["parent"] or "")
             above = {"mlflow.parentRunId": parent} if parent else {}
             self._log(server, key, run_id, "tags", [*content["tags"].items(), *above.items()])
@@ -281,14 +281,14 @@ class Writer:
     def _log(
         self, server: Server, key: str, run_id: str, kind: Kind, items: Sequence[tuple[Any, ...]]
     ) -> None:
-        """Log the items; of a batch that is refused, all but the items that are at fault."""
+        """Log the items; of a refused batch, log all but the items at fault."""
         if not items:
             return
         self._tell_cut(key, kind, items)
         try:
             server.log(run_id, kind, items)
         except Refused as reason:
-            if server.is_deleted(run_id):  # restored, it lacks them and gets them
+            if server.is_deleted(run_id):  # if it is restored, they are sent again
                 self._refuse(key, f"{kind} of a deleted run", items, str(reason))
                 return
             if len(items) == 1:
@@ -299,7 +299,7 @@ class Writer:
             self._log(server, key, run_id, kind, items[half:])
 
     def _tell_cut(self, key: str, kind: Kind, items: Sequence[tuple[Any, ...]]) -> None:
-        """Say once that MLflow cuts long values; it does so without a word."""
+        """Warn once that MLflow cuts long values; MLflow itself gives no warning."""
         limit = None if self._told_cut else longest_value(kind)
         if limit is None:
             return
@@ -320,7 +320,7 @@ class Writer:
             raise Refused(f"the run {key} was not created") from None
 
     def _file(self, path: str) -> Path:
-        """Return what an event names; a record that names a file elsewhere is not krscale's own."""
+        """Return the file that an event names; krscale's own records name files of the run only."""
         folder = self._folder.parent
         if problem := path_problem(path):
             raise Refused(f"{path[:100]!r}: {problem}")
